@@ -1,0 +1,1 @@
+"""A plan made real: process groups, MM-SP attention, sharding, launch and profile."""

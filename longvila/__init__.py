@@ -1,0 +1,1 @@
+"""LongVILA: the model, its data and its training; knows nothing of plans."""
