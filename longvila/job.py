@@ -1,0 +1,26 @@
+"""What a job is given: its settings, how it is split, and where it computes.
+
+A job is a module with `main(job: Job) -> None`, started by dotted name (`longvila.train`, `longvila.generate`).
+Settings come from `--config file.yaml` and `--set key=value` and are checked by the job's own strict reader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from longvila.sharding import OneProcess, Sharding
+
+
+class JobError(ValueError):
+    """A setting, checkpoint or data file that a job cannot use; the message holds the fix, on one line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    config: Mapping[str, Any] = field(default_factory=dict)
+    sharding: Sharding = field(default_factory=OneProcess)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))

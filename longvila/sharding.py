@@ -1,0 +1,132 @@
+"""How one job is split over processes: the protocol that `longvila` asks for, and its one-process default.
+
+    every rank knows the token ids (8 bytes a token), but decodes, encodes and attends only to its share
+
+    frames --own_frames--> tower, projector --exchange_embeddings--> tokens of this rank --> LLM --> token_mean
+
+A batch is one packed row: documents laid end to end, told apart by `document_L`; labels are already shifted, so
+that cutting the row anywhere loses no target. Shape legend: L tokens of the row, S tokens of this rank,
+V vision tokens, N embeddings encoded here, F frames, D model width, C H W a picture.
+The executor brings the implementation for many ranks; nothing here knows of plans or process groups.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+IGNORE = -100
+"""The label of a token that no loss is taken from (the convention of torch's cross entropy)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One packed row as every rank of a context group knows it; only `pixels_FCHW` differs by rank."""
+
+    input_ids_L: Tensor  # int64; a vision token holds any valid id, its embedding is replaced
+    labels_L: Tensor  # int64, shifted: labels_L[i] is the target of position i, or IGNORE
+    positions_L: Tensor  # int64, restarts at 0 in every document (rotary positions)
+    document_L: Tensor  # int64, which document a token is of; attention never crosses it
+    vision_at_V: Tensor  # int64, ascending: where in the row the vision tokens stand, frame by frame
+    frames: int  # F of the whole row; V = F x tokens per frame
+    pixels_FCHW: Tensor  # only the frames that `own_frames(frames)` gives to this rank, possibly none
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalBatch:
+    """What one rank keeps of a batch. A padded place has label IGNORE."""
+
+    input_ids_S: Tensor
+    labels_S: Tensor
+    positions_S: Tensor
+    vision_S: Tensor  # bool: this token's embedding comes from the tower
+    attention: dict[str, Any] = field(default_factory=dict)  # keyword arguments for the attention function
+
+
+class Sharding(Protocol):
+    """What a job asks of the way it is split. Implementations are collective: every rank calls the same methods."""
+
+    attention: str
+    """Value for `attn_implementation` of the language model."""
+    data_index: int
+    """Which data replica this process is part of; it reads samples data_index, data_index + data_count, …"""
+    data_count: int
+    rank: int
+    world: int
+
+    def own_frames(self, frames: int) -> range:
+        """The frames of a row of `frames` frames that this process decodes and encodes (may be empty)."""
+
+    def shard_batch(self, batch: Batch) -> LocalBatch:
+        """The tokens that this process computes on."""
+
+    def exchange_embeddings(self, own_ND: Tensor, batch: Batch) -> Tensor:
+        """Embeddings of the own frames -> those of the vision tokens of this rank, in local order, differentiable."""
+
+    def token_mean(self, loss_sum: Tensor, step_label_tokens: float) -> Tensor:
+        """Local sum of token losses -> a scalar whose gradients, after `wrap`'s reduction, are those of the mean."""
+
+    def total(self, value: float) -> float:
+        """The sum of a number over the data replicas and token shards (a loss sum, a count), same on every rank."""
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Shard parameters, gradients and optimizer state as the plan says; gradients are summed, not averaged."""
+
+    def cache(self) -> Any:
+        """An empty key-value cache for generation, as `past_key_values` of a Hugging Face model."""
+
+    def decode_attention(self) -> dict[str, Any]:
+        """Keyword arguments of the attention function for a step of one new token."""
+
+    def agree(self, token: int) -> int:
+        """One answer for all: the token (or stop) that the first rank of the context group chose."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneProcess:
+    """The whole job in this process."""
+
+    attention: str = "sdpa"
+    data_index: int = 0
+    data_count: int = 1
+    rank: int = 0
+    world: int = 1
+
+    def own_frames(self, frames: int) -> range:
+        return range(frames)
+
+    def shard_batch(self, batch: Batch) -> LocalBatch:
+        vision_S = torch.zeros(batch.input_ids_L.shape, dtype=torch.bool, device=batch.input_ids_L.device)
+        vision_S[batch.vision_at_V] = True
+        return LocalBatch(
+            input_ids_S=batch.input_ids_L,
+            labels_S=batch.labels_L,
+            positions_S=batch.positions_L,
+            vision_S=vision_S,
+        )
+
+    def exchange_embeddings(self, own_ND: Tensor, batch: Batch) -> Tensor:
+        return own_ND
+
+    def token_mean(self, loss_sum: Tensor, step_label_tokens: float) -> Tensor:
+        return loss_sum / step_label_tokens
+
+    def total(self, value: float) -> float:
+        return value
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        return model
+
+    def cache(self) -> Any:
+        from transformers import DynamicCache
+
+        return DynamicCache()
+
+    def decode_attention(self) -> dict[str, Any]:
+        return {}
+
+    def agree(self, token: int) -> int:
+        return token
