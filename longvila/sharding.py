@@ -49,13 +49,22 @@ class LocalBatch:
 class Sharding(Protocol):
     """What a job asks of the way it is split. Implementations are collective: every rank calls the same methods."""
 
-    attention: str
-    """Value for `attn_implementation` of the language model."""
-    data_index: int
-    """Which data replica this process is part of; it reads samples data_index, data_index + data_count, …"""
-    data_count: int
-    rank: int
-    world: int
+    @property
+    def attention(self) -> str:
+        """Value for `attn_implementation` of the language model."""
+
+    @property
+    def data_index(self) -> int:
+        """Which data replica this process is part of; it reads samples data_index, data_index + data_count, …"""
+
+    @property
+    def data_count(self) -> int: ...
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def world(self) -> int: ...
 
     def own_frames(self, frames: int) -> range:
         """The frames of a row of `frames` frames that this process decodes and encodes (may be empty)."""
