@@ -81,11 +81,17 @@ class Sharding(Protocol):
     def total(self, value: float) -> float:
         """The sum of a number over the data replicas and token shards (a loss sum, a count), same on every rank."""
 
+    def most(self, value: int) -> int:
+        """The largest of a whole number over all processes: how often everyone calls a sharded module."""
+
     def wrap(self, model: nn.Module) -> nn.Module:
         """Shard parameters, gradients and optimizer state as the plan says; gradients are summed, not averaged."""
 
     def cache(self) -> Any:
         """An empty key-value cache for generation, as `past_key_values` of a Hugging Face model."""
+
+    def from_last_token(self, hidden_SD: Tensor, batch: Batch) -> Tensor:
+        """The row's last token's vector [D], the same on every rank, from the rank that computed it (no gradient)."""
 
     def decode_attention(self) -> dict[str, Any]:
         """Keyword arguments of the attention function for a step of one new token."""
@@ -126,6 +132,9 @@ class OneProcess:
     def total(self, value: float) -> float:
         return value
 
+    def most(self, value: int) -> int:
+        return value
+
     def wrap(self, model: nn.Module) -> nn.Module:
         return model
 
@@ -133,6 +142,9 @@ class OneProcess:
         from transformers import DynamicCache
 
         return DynamicCache()
+
+    def from_last_token(self, hidden_SD: Tensor, batch: Batch) -> Tensor:
+        return hidden_SD[-1]
 
     def decode_attention(self) -> dict[str, Any]:
         return {}
