@@ -1,0 +1,151 @@
+"""A decoder-only language model, optionally behind a vision tower and projector, as the numbers that cost depends on.
+
+    frames -> tower (ViT) -> projector -> tokens_per_frame embeddings each -> language model -> logits
+
+Loads a preset (`longvila-8b`) or a Hugging Face `config.json` (or its folder); see `huggingface.py`.
+Parameter counts are exact for the listed architectures: weights and biases, norms included.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from cost_models import strict
+from cost_models.errors import InputError
+
+LayerKind = Literal["attention"]
+_PRESETS = Path(__file__).parent / "presets" / "models"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vision:
+    """A ViT tower and the projector behind it (pre-norm blocks, biases everywhere, as SigLIP)."""
+
+    layers: int
+    hidden: int
+    ffn: int
+    heads: int
+    patches: int  # tokens per frame inside the tower
+    patch_size: int
+    tokens_per_frame: int  # after the projector's downsampling
+    projector_in: int  # width of a downsampled patch: hidden x merged patches
+    projector_hidden: int
+    gated: bool = False
+
+    def __post_init__(self) -> None:
+        _positive("vision", self)
+        if self.hidden % self.heads:
+            raise InputError(f"vision.hidden={self.hidden} is not a multiple of vision.heads={self.heads}")
+
+    @property
+    def tower_params(self) -> int:
+        h, matrices = self.hidden, 3 if self.gated else 2
+        block = 4 * (h * h + h) + matrices * h * self.ffn + (matrices - 1) * self.ffn + h + 4 * h
+        embedding = 3 * self.patch_size**2 * h + h + self.patches * h
+        return self.layers * block + embedding + 2 * h
+
+    def projector_params(self, out: int) -> int:
+        inside, mid = self.projector_in, self.projector_hidden
+        return 2 * inside + inside * mid + mid + mid * out + out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """
+    >>> model = Model.load("longvila-8b")
+    >>> model.llm_params, model.heads, model.vision.tokens_per_frame
+    (8030261248, 32, 196)
+    """
+
+    name: str
+    layers: int
+    hidden: int
+    ffn: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    gated: bool = True  # SwiGLU: three MLP matrices instead of two
+    tied_embeddings: bool = False
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    vision: Vision | None = None
+    layer_kinds: tuple[LayerKind, ...] = ()
+
+    def __post_init__(self) -> None:
+        _positive("model", self)
+        if not self.layer_kinds:
+            object.__setattr__(self, "layer_kinds", ("attention",) * self.layers)
+        if len(self.layer_kinds) != self.layers:
+            raise InputError(f"layer_kinds names {len(self.layer_kinds)} layers of {self.layers}")
+        if self.heads % self.kv_heads:
+            raise InputError(f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}")
+
+    @classmethod
+    def load(cls, name: str) -> Model:
+        """A preset by name, or a `config.json` (or the folder that holds one) of a Hugging Face model."""
+        if name in cls.presets():
+            data = yaml.safe_load((_PRESETS / f"{name}.yaml").read_text(encoding="utf-8"))
+            return strict.read(cls, {"name": name, **data}, f"preset {name}")
+        path = Path(name)
+        if path.is_dir():
+            path = path / "config.json"
+        if not path.is_file():
+            raise InputError(
+                f"--model {name!r} is neither a preset nor a config.json or its folder; "
+                + strict.nearest(name, cls.presets())
+            )
+        from cost_models.huggingface import read_config
+
+        return read_config(path)
+
+    @staticmethod
+    def presets() -> list[str]:
+        return sorted(path.stem for path in _PRESETS.glob("*.yaml"))
+
+    @cached_property
+    def layer_params(self) -> int:
+        """Weights of one decoder layer."""
+        return self.layer_matmul_params + self.layer_small_params
+
+    @cached_property
+    def layer_matmul_params(self) -> int:
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return self.hidden * (2 * q + 2 * kv) + (3 if self.gated else 2) * self.hidden * self.ffn
+
+    @cached_property
+    def layer_small_params(self) -> int:
+        bias = (self.heads + 2 * self.kv_heads) * self.head_dim if self.qkv_bias else 0
+        return 2 * self.hidden + bias + (2 * self.head_dim if self.qk_norm else 0)
+
+    @cached_property
+    def embedding_params(self) -> int:
+        return self.vocab * self.hidden
+
+    @cached_property
+    def head_params(self) -> int:
+        """Weights of the output head that are not the embedding's."""
+        return 0 if self.tied_embeddings else self.vocab * self.hidden
+
+    @cached_property
+    def llm_params(self) -> int:
+        return self.layers * self.layer_params + self.embedding_params + self.head_params + self.hidden
+
+    @cached_property
+    def vision_params(self) -> int:
+        return self.vision.tower_params + self.vision.projector_params(self.hidden) if self.vision else 0
+
+    @cached_property
+    def params(self) -> int:
+        return self.llm_params + self.vision_params
+
+
+def _positive(where: str, value: object) -> None:
+    for name, number in vars(value).items():
+        if isinstance(number, int) and not isinstance(number, bool) and not 1 <= number <= 2**31:
+            raise InputError(f"{where}.{name}={number} must be from 1 to 2^31")

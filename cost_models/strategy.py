@@ -1,0 +1,142 @@
+"""The parallel layout of a step as one frozen value: degrees, sharding, and a policy for every layer.
+
+    ranks = pipeline x data x ring x ulysses x tensor      context = ring x ulysses
+    shard divides data x context (FSDP/ZeRO: how many ranks share one copy); replicate = data x context / shard
+
+The order of ranks is one reshaped array, `rank_grid`: tensor varies fastest, then ulysses, ring, data, pipeline.
+Checks against a model (heads, layers) are in `check`; what an executor can run is the executor's business.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cost_models.errors import InputError
+from cost_models.model import Model
+
+Recompute = Literal["none", "mlp", "all_but_attention", "full", "core_attention"]
+Offload = Literal["none", "activations"]
+RingKind = Literal["zigzag", "contiguous", "striped", "all_gather", "double"]
+Schedule = Literal["1f1b", "interleaved", "gpipe"]
+RECOMPUTES: tuple[Recompute, ...] = get_args(Recompute)
+AXES = ("pipeline", "data", "ring", "ulysses", "tensor")
+"""Axes of the device mesh, slowest first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerRange:
+    """`count` layers in a row that keep the same activations."""
+
+    recompute: Recompute = "none"
+    offload: Offload = "none"
+    count: int
+
+    def __post_init__(self) -> None:
+        if self.recompute not in RECOMPUTES:
+            raise InputError(f"recompute={self.recompute!r} is unknown; legal: {', '.join(RECOMPUTES)}")
+        if self.offload not in get_args(Offload):
+            raise InputError(f"offload={self.offload!r} is unknown; legal: {', '.join(get_args(Offload))}")
+        if self.count < 1:
+            raise InputError(f"a layer range of {self.count} layers; at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strategy:
+    data: int = 1
+    ring: int = 1
+    ulysses: int = 1
+    tensor: int = 1
+    pipeline: int = 1
+    schedule: Schedule = "1f1b"
+    virtual: int = 1  # model chunks per pipeline stage (interleaved schedule)
+    shard: int = 1
+    zero: int = 3
+    microbatches: int = 1  # per data replica and optimizer step
+    layers: tuple[LayerRange, ...] = ()  # () = keep everything in every layer
+    ring_kind: RingKind = "zigzag"
+    grad_ring_dtype: Literal["fp32", "bf16"] = "fp32"
+    loss_chunk_tokens: int | None = 1024  # None = all logits at once
+
+    def __post_init__(self) -> None:
+        for name in (*AXES, "virtual", "shard", "microbatches"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)} must be at least 1")
+        for name, legal in (("ring_kind", RingKind), ("schedule", Schedule)):
+            if getattr(self, name) not in get_args(legal):
+                raise InputError(f"{name}={getattr(self, name)!r} is unknown; legal: {', '.join(get_args(legal))}")
+        if self.zero not in (0, 1, 2, 3):
+            raise InputError(f"zero={self.zero} is unknown; legal: 0, 1, 2, 3")
+        if (self.data * self.context) % self.shard:
+            raise InputError(f"shard={self.shard} does not divide data x context = {self.data * self.context}")
+        if self.loss_chunk_tokens is not None and self.loss_chunk_tokens < 1:
+            raise InputError(f"loss_chunk_tokens={self.loss_chunk_tokens} must be at least 1 (or none)")
+
+    @property
+    def context(self) -> int:
+        return self.ring * self.ulysses
+
+    @property
+    def ranks(self) -> int:
+        return self.pipeline * self.data * self.context * self.tensor
+
+    @property
+    def replicate(self) -> int:
+        return self.data * self.context // self.shard
+
+    def layer_ranges(self, layers: int) -> tuple[LayerRange, ...]:
+        """The ranges for a model of `layers` layers; an empty `layers` keeps everything everywhere."""
+        ranges = self.layers or (LayerRange(count=layers),)
+        if sum(part.count for part in ranges) != layers:
+            raise InputError(f"layer ranges cover {sum(p.count for p in ranges)} layers; the model has {layers}")
+        return ranges
+
+    def check(self, model: Model) -> None:
+        """Refuse a layout that this model cannot have."""
+        if self.ulysses * self.tensor > model.heads:
+            most = model.heads // self.tensor
+            raise InputError(f"ulysses={self.ulysses} exceeds the model's {model.heads} query heads; at most {most}")
+        if model.heads % self.tensor:
+            raise InputError(f"tensor={self.tensor} does not divide the model's {model.heads} query heads")
+        if self.pipeline * self.virtual > model.layers:
+            raise InputError(f"pipeline={self.pipeline} x virtual={self.virtual} exceeds the {model.layers} layers")
+        self.layer_ranges(model.layers)
+
+    def describe(self) -> str:
+        """
+        >>> Strategy(ring=32, ulysses=8, shard=256).describe()
+        'data 1 × ring 32 × ulysses 8, zero-3 over 256'
+        """
+        parts = [f"{name} {getattr(self, name)}" for name in ("pipeline", "tensor") if getattr(self, name) > 1]
+        parts += [f"data {self.data}", f"ring {self.ring}", f"ulysses {self.ulysses}"]
+        tail = f", zero-{self.zero} over {self.shard}" if self.shard > 1 else ", unsharded"
+        return " × ".join(parts) + tail
+
+
+def rank_grid(strategy: Strategy) -> NDArray[np.int64]:
+    """Ranks as an array of shape (pipeline, data, ring, ulysses, tensor)."""
+    return np.arange(strategy.ranks).reshape([getattr(strategy, axis) for axis in AXES])
+
+
+def rank_groups(strategy: Strategy, axis: str) -> NDArray[np.int64]:
+    """Groups of one axis, shape (groups, members); also `context`, `shard` and `replicate`.
+
+    Members of a shard group are neighbours in (data, ring, ulysses) order, so that a small shard stays in a node.
+
+    >>> rank_groups(Strategy(ring=2, ulysses=2), "ring").tolist()
+    [[0, 2], [1, 3]]
+    """
+    grid = rank_grid(strategy)
+    if axis == "context":
+        moved = np.moveaxis(grid, 4, 2).reshape(-1, strategy.context)
+        return np.ascontiguousarray(moved)
+    if axis in ("shard", "replicate"):
+        flat = np.moveaxis(grid, 4, 1).reshape(-1, strategy.replicate, strategy.shard)
+        if axis == "replicate":
+            flat = np.swapaxes(flat, 1, 2)
+        return np.ascontiguousarray(flat.reshape(-1, flat.shape[-1]))
+    position = AXES.index(axis)
+    return np.ascontiguousarray(np.moveaxis(grid, position, -1).reshape(-1, grid.shape[position]))

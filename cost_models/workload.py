@@ -1,0 +1,90 @@
+"""What is computed in one step: the model, the tokens of a row, how many rows, and with which numeric types.
+
+    --ctx alone          : context_tokens of text, as in the published headline
+    --frames N           : N x tokens_per_frame vision tokens; the rest of context_tokens (or text_tokens) is text
+    lengths              : a histogram ((tokens, count), …) of documents packed into rows of context_tokens
+
+`train` is forward, backward and optimizer on global_batch rows; `prefill` is forward of global_batch prompts into a
+KV cache; `decode` is one new token for each of global_batch sequences with context_tokens in the cache.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from cost_models.errors import InputError
+from cost_models.model import Model
+from cost_models.units import show_tokens
+
+Dtype = Literal["fp64", "fp32", "bf16", "fp16", "fp8"]
+DTYPE_BYTES: dict[str, int] = {"fp64": 8, "fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
+Mode = Literal["train", "prefill", "decode"]
+Part = Literal["llm", "projector", "tower"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """`param`: gathered weights and activations; `master`: the sharded copy that the optimizer updates."""
+
+    param: Dtype = "bf16"
+    master: Dtype = "fp32"
+    grad: Dtype = "fp32"
+    reduce: Dtype = "fp32"
+    optimizer: Dtype = "fp32"
+
+
+@dataclass(frozen=True)
+class Workload:
+    model: Model
+    context_tokens: int = field(default=0, kw_only=True)
+    frames: int = field(default=0, kw_only=True)
+    text_tokens: int | None = field(default=None, kw_only=True)
+    lengths: tuple[tuple[int, int], ...] = field(default=(), kw_only=True)
+    global_batch: int = field(default=1, kw_only=True)
+    mode: Mode = field(default="train", kw_only=True)
+    precision: Precision = field(default_factory=Precision, kw_only=True)
+    optimizer: Literal["adamw", "sgd"] = field(default="adamw", kw_only=True)
+    trainable: tuple[Part, ...] = field(default=("llm", "projector", "tower"), kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(Mode):
+            raise InputError(f"mode={self.mode!r} is unknown; legal: {', '.join(get_args(Mode))}")
+        if self.frames < 0 or self.global_batch < 1:
+            raise InputError(f"frames={self.frames} must be at least 0 and batch={self.global_batch} at least 1")
+        if self.frames and self.model.vision is None:
+            raise InputError(f"frames={self.frames}, but {self.model.name} has no vision tower; legal: 0")
+        if not self.context_tokens:
+            object.__setattr__(self, "context_tokens", self.vision_tokens + (self.text_tokens or 0))
+        if self.context_tokens < 1:
+            raise InputError(f"context_tokens={self.context_tokens} must be at least 1")
+        text = self.context_tokens - self.vision_tokens
+        if text < 0 or (self.text_tokens is not None and self.text_tokens != text):
+            raise InputError(
+                f"{self.frames} frames are {self.vision_tokens} tokens and text is {self.text_tokens or 0}: "
+                f"that is not a context of {self.context_tokens}; give a context of at least {self.vision_tokens}"
+            )
+        object.__setattr__(self, "text_tokens", text)
+        if any(tokens < 1 or count < 1 or tokens > self.context_tokens for tokens, count in self.lengths):
+            raise InputError(f"lengths must be (tokens from 1 to {self.context_tokens}, count from 1)")
+
+    @property
+    def vision_tokens(self) -> int:
+        return self.frames * self.model.vision.tokens_per_frame if self.model.vision else 0
+
+    @property
+    def attended_fraction(self) -> float:
+        """Share of the full row's causal pairs that packed documents leave: sum(n l^2) / (sum(n l) x context)."""
+        if not self.lengths:
+            return 1.0
+        pairs = sum(count * tokens**2 for tokens, count in self.lengths)
+        return pairs / (sum(count * tokens for tokens, count in self.lengths) * self.context_tokens)
+
+    def describe(self) -> str:
+        tokens = f"{show_tokens(self.context_tokens)} tokens"
+        if self.frames:
+            mix = f"{self.frames} frames × {self.model.vision.tokens_per_frame}" if self.model.vision else ""
+            tokens += f" ({mix} + {show_tokens(self.text_tokens or 0)} text)"
+        else:
+            tokens += " of text"
+        return f"{self.model.name}, {self.mode}, {tokens}, batch {self.global_batch}"
