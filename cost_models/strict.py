@@ -32,7 +32,9 @@ def read_text(path: str | Path, what: str) -> str:
         if not file.is_file():
             raise InputError(f"{what} {str(path)!r}: no such file")
         if file.stat().st_size > MAX_FILE_BYTES:
-            raise InputError(f"{what} {str(path)!r} has {file.stat().st_size:,} bytes; at most {MAX_FILE_BYTES:,} are read")
+            raise InputError(
+                f"{what} {str(path)!r} has {file.stat().st_size:,} bytes; at most {MAX_FILE_BYTES:,} are read"
+            )
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{what} {str(path)!r} cannot be read: {error}") from error

@@ -30,7 +30,9 @@ def parse_tokens(text: str, name: str = "--ctx") -> int:
         raise InputError(f"{name} {text!r} is not {legal}")
     suffix = match[2]
     if suffix == "m":
-        raise InputError(f"{name} {text!r}: lower-case m means milli; write {text.strip()[:-1]}M for 1048576s of tokens")
+        raise InputError(
+            f"{name} {text!r}: lower-case m means milli; write {text.strip()[:-1]}M for 1048576s of tokens"
+        )
     if suffix not in ("", "K", "k", "M"):
         raise InputError(f"{name} {text!r}: unit {suffix!r} is unknown; give {legal}")
     value = float(match[1]) * {"": 1, "K": 1024, "k": 1024, "M": 2**20}[suffix]
@@ -42,7 +44,9 @@ def parse_tokens(text: str, name: str = "--ctx") -> int:
 def _parse(text: object, units: dict[str, float] | dict[str, int], name: str, example: str) -> float:
     match = _NUMBER.match(text) if isinstance(text, str) else None
     if match is None or match[2] not in units:
-        raise InputError(f"{name}: {text!r} is not a number with one of the units {', '.join(units)} (as in {example!r})")
+        raise InputError(
+            f"{name}: {text!r} is not a number with one of the units {', '.join(units)} (as in {example!r})"
+        )
     value = float(match[1]) * units[match[2]]
     if not math.isfinite(value):
         raise InputError(f"{name}: {text!r} is not finite")

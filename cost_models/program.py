@@ -1,0 +1,89 @@
+"""A step as a list of segments that every rank runs: the one description that `price` folds and `simulate` plays.
+
+    step = microbatches x [ prologue · layers forward · head and loss · layers backward ] · epilogue
+
+A segment is a run of phases in order. Weights of a segment are gathered ahead of it and gradients scattered after
+it, on the sharding stream, beside the phases. All sizes are per rank; a number may be a numpy array over candidates.
+
+    Compute   seconds on the compute stream
+    Exchange  a blocking collective over one axis; `bytes` is the buffer that one rank contributes (all_to_all,
+              all_reduce: the whole local buffer; all_gather, reduce_scatter: the full, unsharded buffer; send: sent)
+    Ring      attention in `pieces` blocks; while block i computes, the next block's bytes are in flight
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Number = float | NDArray[np.float64]
+Op = Literal["all_to_all", "all_gather", "reduce_scatter", "all_reduce", "send"]
+Axis = Literal["ulysses", "ring", "context", "shard", "replicate", "tensor", "pipeline"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    part: str  # "attention", "matmul", "memory_bound", "vision", "loss", "optimizer", "recompute"
+    seconds: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exchange:
+    part: str  # "all_to_all", "embeddings", "tensor", "pipeline", "gradients"
+    axis: Axis
+    op: Op
+    bytes: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ring:
+    """`pieces` blocks of attention in a row: the first (own, causal) block, then one per hop.
+
+    Hop i (of `pieces` - 1) is sent while block i computes; block i + 1 starts when both are done. Backward adds the
+    gradient hops: `gradient_bytes` more in each hop, needed one block later.
+    """
+
+    part: str  # "attention" or "recompute"
+    pieces: Any
+    first_s: Any
+    piece_s: Any
+    hop_bytes: Any
+    gradient_bytes: Any = 0.0
+
+
+Phase = Compute | Exchange | Ring
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """`repeat` equal pieces of work in a row, each with its own weights to gather and gradients to scatter."""
+
+    name: str  # "vision forward", "layer forward", "layer backward mlp", …
+    phases: tuple[Phase, ...]
+    repeat: Any = 1
+    gather_bytes: Any = 0.0  # full weights gathered over `shard` before each of the repeats
+    scatter_bytes: Any = 0.0  # full gradients reduce-scattered over `shard` after each
+    replicate_bytes: Any = 0.0  # gradient shard all-reduced over `replicate` after each
+    offload_bytes: Any = 0.0  # to or from host memory beside each
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepProgram:
+    """One optimizer step of one rank."""
+
+    microbatch: tuple[Segment, ...]  # run `microbatches` times
+    epilogue: tuple[Segment, ...]  # run once
+    microbatches: Any
+    pipeline: Any = 1  # stages; the bubble is (pipeline - 1) / virtual microbatches
+    virtual: Any = 1
+
+    def segments(self) -> Iterator[tuple[Segment, Any]]:
+        """Every segment with how often a step runs it (repeats included)."""
+        for segment in self.microbatch:
+            yield segment, self.microbatches * segment.repeat
+        for segment in self.epilogue:
+            yield segment, segment.repeat
