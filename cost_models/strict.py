@@ -123,7 +123,7 @@ def _tuple(args: tuple[Any, ...], data: object, where: str) -> tuple[Any, ...]:
 def _scalar(hint: Any, data: object, where: str) -> Any:
     if isinstance(data, str) and hint in (int, float):
         name = where.rsplit(".", 1)[-1]
-        if name.endswith("_bytes_per_s"):
+        if name.endswith("bytes_per_s"):
             data = parse_rate(data, where)
         elif name.endswith("_bytes"):
             data = parse_bytes(data, where)
