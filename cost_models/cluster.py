@@ -13,18 +13,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from cost_models import strict
 from cost_models.device import Device
 from cost_models.errors import InputError
+from cost_models.strict import plain
 
 _PRESETS = Path(__file__).parent / "presets" / "clusters"
 MAX_GPUS = 2**20
@@ -141,9 +141,9 @@ class Cluster:
             raise InputError("a cluster needs at least one node and nodes_per_domain of at least 1")
         if self.gpus < 1 or self.gpus > MAX_GPUS:
             raise InputError(f"the cluster has {self.gpus} free GPUs; from 1 to {MAX_GPUS} can be planned")
-        if self.slots > 1 and any(run.node.nics.count == len(run.node.missing_nics) for run in self.runs):
-            if self.nodes_per_domain < self.slots:
-                raise InputError("a node without a working NIC cannot be part of a cluster of several nodes")
+        cut_off = any(run.node.nics.count == len(run.node.missing_nics) for run in self.runs)
+        if cut_off and self.nodes_per_domain < self.slots:
+            raise InputError("a node without a working NIC cannot be part of a cluster of several nodes")
 
     @classmethod
     def load(cls, name: str, *, nodes: int | None = None, gpus: int | None = None) -> Cluster:
@@ -200,7 +200,7 @@ class Cluster:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that `from_dict` reads back, devices by value."""
-        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
+        return plain(self)  # type: ignore[no-any-return]
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str = "cluster") -> Cluster:

@@ -31,10 +31,9 @@ def read_text(path: str | Path, what: str) -> str:
     try:
         if not file.is_file():
             raise InputError(f"{what} {str(path)!r}: no such file")
-        if file.stat().st_size > MAX_FILE_BYTES:
-            raise InputError(
-                f"{what} {str(path)!r} has {file.stat().st_size:,} bytes; at most {MAX_FILE_BYTES:,} are read"
-            )
+        size = file.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise InputError(f"{what} {str(path)!r} has {size:,} bytes; at most {MAX_FILE_BYTES:,} are read")
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{what} {str(path)!r} cannot be read: {error}") from error
@@ -82,6 +81,17 @@ def read(cls: type[T], data: object, where: str) -> T:
         return cls(**values)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
+
+
+def plain(value: object) -> Any:
+    """The inverse of `read`: dataclasses, tuples and mappings as dicts and lists that JSON and YAML can write."""
+    if is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value) if field.init}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [plain(item) for item in value]
+    return value
 
 
 def _show(data: object) -> str:

@@ -30,9 +30,7 @@ def parse_tokens(text: str, name: str = "--ctx") -> int:
         raise InputError(f"{name} {text!r} is not {legal}")
     suffix = match[2]
     if suffix == "m":
-        raise InputError(
-            f"{name} {text!r}: lower-case m means milli; write {text.strip()[:-1]}M for 1048576s of tokens"
-        )
+        raise InputError(f"{name} {text!r}: lower-case m is milli; write {text.strip()[:-1]}M (M = 1048576 tokens)")
     if suffix not in ("", "K", "k", "M"):
         raise InputError(f"{name} {text!r}: unit {suffix!r} is unknown; give {legal}")
     value = float(match[1]) * {"": 1, "K": 1024, "k": 1024, "M": 2**20}[suffix]
