@@ -1,0 +1,219 @@
+"""MM-SP attention: heads are exchanged inside the ulysses group, keys and values go round the ring.
+
+    q k v (B, H|K, S, D) --one all-to-all--> (B, Hu|Ku, T = S*U, D) --ring--> out --all-to-all--> (B, S, H, D)
+
+Bytes a rank sends, b a number's: all-to-all (U-1)/U * S*D*b*(2H + 2K') forward and the same backward (K' from
+`heads`); the ring's in `ring`. A Hugging Face model reaches this by attn_implementation="mm_sp" and the keyword
+argument `mm_sp`, which the model passes down unread: groups and layout are arguments, nothing is looked up.
+Saved for backward: q, k, v after the exchange, out, lse. Leaves out: dropout, windows, soft caps (refused).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from cost_models.errors import InputError
+from executor.exchange import Exchange
+from executor.heads import HeadSplit, Share
+from executor.layout import Layout, Tile
+from executor.ring import RingWork, ring_backward, ring_forward
+
+NAME = "mm_sp"
+_REFUSED = ("sliding_window", "softcap", "position_bias", "s_aux")
+
+
+class Attend(Protocol):
+    """What the keyword argument `mm_sp` of a model call is: attention of this rank's tokens with all others."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """q (B, H, S, D), k and v (B, K, S', D) -> (B, S, H, D)."""
+
+
+class Kept:
+    """Holds one layer's attention result between its forward and its recomputation, which then takes it from here."""
+
+    def __init__(self) -> None:
+        self._result: tuple[Tensor, Tensor] | None = None
+
+    def put(self, out: Tensor, lse: Tensor) -> None:
+        self._result = (out.detach(), lse.detach())
+
+    def take(self) -> tuple[Tensor, Tensor] | None:
+        result, self._result = self._result, None
+        return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class MmSp:
+    """Attention over one packed row that lies on ring x ulysses ranks; the same for all layers."""
+
+    ulysses: Exchange
+    ring: Exchange
+    tiles: tuple[tuple[Tile, ...], ...]  # against the block of each ring rank
+    grad_ring_dtype: torch.dtype = torch.float32
+    kept: Kept | None = None  # set by recompute "all_but_attention", anew for every layer
+
+    @classmethod
+    def over(
+        cls,
+        layout: Layout,
+        edges: tuple[int, ...],
+        *,
+        ulysses: Exchange,
+        ring: Exchange,
+        grad_ring_dtype: torch.dtype = torch.float32,
+    ) -> MmSp:
+        """For a row with document `edges` (see `layout.document_edges`)."""
+        tiles = tuple(layout.tiles(ring.index, block, edges) for block in range(ring.size))
+        return cls(ulysses=ulysses, ring=ring, tiles=tiles, grad_ring_dtype=grad_ring_dtype)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        split = HeadSplit(q_heads=q.shape[1], kv_heads=k.shape[1], ulysses=self.ulysses.size)
+        work = RingWork(
+            exchange=self.ring,
+            tiles=self.tiles,
+            runs=split.runs(self.ulysses.index),
+            scale=scale,
+            grad_dtype=self.grad_ring_dtype,
+        )
+        q_BHTD, kv_BHTD = _GatherRow.apply(q, k, v, split, self.ulysses)
+        out_BHTD = _Ring.apply(q_BHTD, kv_BHTD, work, self.kept)
+        return _ScatterRow.apply(out_BHTD, split, self.ulysses)
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    mm_sp: Attend | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """What Hugging Face models call: query (B, H, S, D), key and value (B, K, S', D) -> ((B, S, H, D), None)."""
+    if mm_sp is None:
+        raise InputError('attention "mm_sp" needs the keyword argument mm_sp: pass **local.attention to the model')
+    refused = [name for name in _REFUSED if kwargs.get(name) is not None]
+    if dropout or refused or attention_mask is not None:
+        what = f"dropout={dropout}" if dropout else ", ".join(refused) or "an attention mask"
+        raise InputError(f'attention "mm_sp" does not do {what}; switch it off in the model\'s config')
+    return mm_sp.attend(query, key, value, scaling or query.shape[-1] ** -0.5), None
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    """Causality and documents are in the layout."""
+
+
+def register() -> None:
+    """Make attn_implementation="mm_sp" known to transformers."""
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, _no_mask)
+
+
+class _Ring(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, kv, work, kept):
+        result = kept.take() if kept else None
+        out, lse = result or ring_forward(q, kv, work)
+        if kept and not result:
+            kept.put(out, lse)
+        ctx.work = work
+        ctx.save_for_backward(q, kv, out, lse)
+        return out
+
+    @staticmethod
+    def backward(ctx, dout):
+        dq, dkv = ring_backward(dout, *ctx.saved_tensors, ctx.work)
+        return dq, dkv, None, None
+
+
+class _GatherRow(torch.autograd.Function):
+    """All heads of some tokens -> some heads of all tokens of the ring block; q (B, Hu, T, D), kv (2, B, Ku, T, D)."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, split, exchange):
+        ctx.split, ctx.exchange = split, exchange
+        if exchange.size == 1:
+            return q.contiguous(), torch.stack((k, v))
+        own, sent = split.shares[exchange.index], []
+        for share in split.shares:
+            kv_heads = slice(share.kv_start, share.kv_stop)
+            sent += [q[:, share.q_start : share.q_stop], k[:, kv_heads], v[:, kv_heads]]
+        rows_HBSD = torch.cat([part.transpose(0, 1) for part in sent])
+        rows_HBSD = exchange.all_to_all(rows_HBSD, _rows_of_all(split), [_rows(own)] * exchange.size)
+        rows_UHBSD = rows_HBSD.unflatten(0, (exchange.size, _rows(own)))
+        q_UHBSD, kv_UHBSD = rows_UHBSD.split((own.q_heads, 2 * own.kv_heads), dim=1)
+        kv_2BHUSD = kv_UHBSD.unflatten(1, (2, own.kv_heads)).permute(1, 3, 2, 0, 4, 5)
+        return _join(q_UHBSD.permute(2, 1, 0, 3, 4)), _join(kv_2BHUSD)
+
+    @staticmethod
+    def backward(ctx, dq, dkv):
+        split, exchange = ctx.split, ctx.exchange
+        if exchange.size == 1:
+            return dq, dkv[0], dkv[1], None, None
+        own = split.shares[exchange.index]
+        dq_UHBSD = dq.unflatten(2, (exchange.size, -1)).permute(2, 1, 0, 3, 4)
+        dkv_UHBSD = dkv.unflatten(3, (exchange.size, -1)).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)
+        rows_HBSD = torch.cat((dq_UHBSD, dkv_UHBSD), dim=1).flatten(0, 1)
+        rows_HBSD = exchange.all_to_all(rows_HBSD, [_rows(own)] * exchange.size, _rows_of_all(split))
+        return (*_sum_heads(rows_HBSD, split), None, None)
+
+
+class _ScatterRow(torch.autograd.Function):
+    """Back again: (B, Hu, T, D) -> (B, S, H, D)."""
+
+    @staticmethod
+    def forward(ctx, out, split, exchange):
+        ctx.split, ctx.exchange = split, exchange
+        if exchange.size == 1:
+            return out.transpose(1, 2)
+        own = split.shares[exchange.index].q_heads
+        rows_HBSD = out.unflatten(2, (exchange.size, -1)).permute(2, 1, 0, 3, 4).flatten(0, 1)
+        counts = [share.q_heads for share in split.shares]
+        return exchange.all_to_all(rows_HBSD, [own] * exchange.size, counts).permute(1, 2, 0, 3)
+
+    @staticmethod
+    def backward(ctx, dout):
+        split, exchange = ctx.split, ctx.exchange
+        if exchange.size == 1:
+            return dout.transpose(1, 2), None, None
+        own = split.shares[exchange.index].q_heads
+        counts = [share.q_heads for share in split.shares]
+        rows_HBSD = exchange.all_to_all(dout.permute(2, 0, 1, 3).contiguous(), counts, [own] * exchange.size)
+        return _join(rows_HBSD.unflatten(0, (exchange.size, own)).permute(2, 1, 0, 3, 4)), None, None
+
+
+def _rows(share: Share) -> int:
+    return share.q_heads + 2 * share.kv_heads
+
+
+def _rows_of_all(split: HeadSplit) -> list[int]:
+    return [_rows(share) for share in split.shares]
+
+
+def _join(x: Tensor) -> Tensor:
+    """(…, U, S, D) -> (…, T, D), contiguous."""
+    return x.flatten(-3, -2).contiguous()
+
+
+def _sum_heads(rows_HBSD: Tensor, split: HeadSplit) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients from all ulysses ranks -> those of q, k, v; a KV head that several ranks read is summed."""
+    parts = rows_HBSD.split(
+        [count for share in split.shares for count in (share.q_heads, share.kv_heads, share.kv_heads)]
+    )
+    dq = torch.cat(parts[0::3]).transpose(0, 1)
+    wide = torch.promote_types(rows_HBSD.dtype, torch.float32)
+    dkv = rows_HBSD.new_zeros((2, split.kv_heads, *rows_HBSD.shape[1:]), dtype=wide)
+    for share, dk, dv in zip(split.shares, parts[1::3], parts[2::3], strict=True):
+        dkv[0, share.kv_start : share.kv_stop] += dk
+        dkv[1, share.kv_start : share.kv_stop] += dv
+    dk, dv = dkv.to(rows_HBSD.dtype).transpose(1, 2)
+    return dq, dk, dv

@@ -1,0 +1,179 @@
+"""What the algorithms of this package need of communication, over a process group or between threads of one process.
+
+    all_to_all   rows to every member, counts may differ        ulysses heads, embeddings
+    shift        one buffer to the next member of a ring        keys, values and their gradients
+    all_gather   equal buffers from everybody, stacked          decoding
+
+A shift is started, then waited for: what is computed between the two hides it. Members must call the same methods in
+the same order. `GroupExchange` is a process group (gloo, NCCL); `local_exchanges` joins threads of one process, with
+which the whole attention is tested without any; a group of one is the identity and sends nothing.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class Pending(Protocol):
+    """A shift under way."""
+
+    def wait(self) -> Tensor:
+        """The buffer from the previous member; the sent one may be reused from here on."""
+
+
+class Exchange(Protocol):
+    """The members of one group, seen from one of them."""
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def index(self) -> int: ...
+
+    def all_to_all(self, rows: Tensor, send: Sequence[int], receive: Sequence[int]) -> Tensor:
+        """Rows (sum(send), …), ordered by member, in exchange for (sum(receive), …), ordered by member."""
+
+    def start_shift(self, buffer: Tensor) -> Pending:
+        """Send a contiguous buffer to member index + 1 and take one like it from index - 1, in a circle."""
+
+    def all_gather(self, buffer: Tensor) -> Tensor:
+        """(size, *buffer.shape), in member order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alone:
+    """A group of one."""
+
+    size: int = 1
+    index: int = 0
+
+    def all_to_all(self, rows: Tensor, send: Sequence[int], receive: Sequence[int]) -> Tensor:
+        return rows
+
+    def start_shift(self, buffer: Tensor) -> Pending:
+        return _Arrived(buffer)
+
+    def all_gather(self, buffer: Tensor) -> Tensor:
+        return buffer.unsqueeze(0)
+
+
+@dataclass(frozen=True)
+class _Arrived:
+    buffer: Tensor
+
+    def wait(self) -> Tensor:
+        return self.buffer
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupExchange:
+    """Over a process group; `ranks` are the members' global ranks in the plan's order, which the group keeps."""
+
+    group: dist.ProcessGroup
+    ranks: tuple[int, ...]
+    index: int
+
+    @property
+    def size(self) -> int:
+        return len(self.ranks)
+
+    def all_to_all(self, rows: Tensor, send: Sequence[int], receive: Sequence[int]) -> Tensor:
+        received = rows.new_empty((sum(receive), *rows.shape[1:]))
+        dist.all_to_all_single(received, rows.contiguous(), list(receive), list(send), group=self.group)
+        return received
+
+    def start_shift(self, buffer: Tensor) -> Pending:
+        received = torch.empty_like(buffer)
+        following, previous = self.ranks[(self.index + 1) % self.size], self.ranks[self.index - 1]
+        operations = [
+            dist.P2POp(dist.isend, buffer, following, group=self.group),
+            dist.P2POp(dist.irecv, received, previous, group=self.group),
+        ]
+        return _InFlight(tuple(dist.batch_isend_irecv(operations)), buffer, received)
+
+    def all_gather(self, buffer: Tensor) -> Tensor:
+        gathered = buffer.new_empty((self.size, *buffer.shape))
+        dist.all_gather_into_tensor(gathered, buffer.contiguous(), group=self.group)
+        return gathered
+
+
+@dataclass(frozen=True)
+class _InFlight:
+    works: tuple[dist.Work, ...]
+    sent: Tensor  # kept alive until it is sent
+    received: Tensor
+
+    def wait(self) -> Tensor:
+        for work in self.works:
+            work.wait()
+        return self.received
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalExchange:
+    """Between threads of one process; `boxes[sender][receiver]` holds what is on its way."""
+
+    boxes: Sequence[Sequence[queue.SimpleQueue[Tensor]]] = field(repr=False)
+    index: int
+    timeout_s: float = 30.0
+
+    @property
+    def size(self) -> int:
+        return len(self.boxes)
+
+    def all_to_all(self, rows: Tensor, send: Sequence[int], receive: Sequence[int]) -> Tensor:
+        for member, piece in enumerate(rows.split(list(send))):
+            self.boxes[self.index][member].put(piece.clone())
+        received = torch.cat([self._take(member) for member in range(self.size)])
+        assert received.shape[0] == sum(receive)
+        return received
+
+    def start_shift(self, buffer: Tensor) -> Pending:
+        self.boxes[self.index][(self.index + 1) % self.size].put(buffer.clone())
+        return _InBox(self, (self.index - 1) % self.size)
+
+    def all_gather(self, buffer: Tensor) -> Tensor:
+        for member in range(self.size):
+            self.boxes[self.index][member].put(buffer.clone())
+        return torch.stack([self._take(member) for member in range(self.size)])
+
+    def _take(self, sender: int) -> Tensor:
+        return self.boxes[sender][self.index].get(timeout=self.timeout_s)
+
+
+@dataclass(frozen=True)
+class _InBox:
+    exchange: LocalExchange
+    sender: int
+
+    def wait(self) -> Tensor:
+        return self.exchange._take(self.sender)
+
+
+def local_exchanges(size: int) -> list[LocalExchange]:
+    """A group of `size` threads, one exchange for each."""
+    boxes = [[queue.SimpleQueue() for _ in range(size)] for _ in range(size)]
+    return [LocalExchange(boxes=boxes, index=index) for index in range(size)]
+
+
+class _AllToAll(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows, exchange, send, receive):
+        ctx.exchange, ctx.send, ctx.receive = exchange, send, receive
+        return exchange.all_to_all(rows, send, receive)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return ctx.exchange.all_to_all(grad.contiguous(), ctx.receive, ctx.send), None, None, None
+
+
+def all_to_all(rows: Tensor, exchange: Exchange, send: Sequence[int], receive: Sequence[int]) -> Tensor:
+    """`exchange.all_to_all` with its gradient: the same exchange backwards. All members or none must need it."""
+    return _AllToAll.apply(rows, exchange, tuple(send), tuple(receive))

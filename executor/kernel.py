@@ -1,0 +1,127 @@
+"""Attention of one block of queries with one block of keys, and its gradient from the whole row's result.
+
+    out = softmax(scale * q k^T) v        lse = log sum exp(scale * q k^T), natural log, per query
+
+`backward` takes the *global* out and lse, so that gradients of blocks add up to those of the row. Kernels: flash-attn
+on CUDA if installed, else torch's own flash kernel on CUDA, else torch's flash kernel for CPU (also under fake
+tensors). Tensors are BHSD with D the head dim; K divides H (grouped queries, head h reads h * K // H).
+Causal blocks are square: with Sq != Skv the kernels disagree on where the diagonal lies.
+Leaves out: dropout, additive masks, windows.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cost_models.errors import InputError
+
+
+class BlockOut(NamedTuple):
+    out: Tensor  # (B, H, Sq, D), dtype of q
+    lse: Tensor  # (B, H, Sq), float32, or float64 for float64 inputs
+
+
+class BlockGrad(NamedTuple):
+    dq: Tensor
+    dk: Tensor
+    dv: Tensor
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float) -> BlockOut:
+    """Attention of q (B, H, Sq, D) with k, v (B, K, Skv, D); no row of queries or keys may be empty."""
+    assert not causal or q.shape[2] == k.shape[2]
+    if q.device.type != "cuda":
+        return BlockOut(*torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale))
+    _check_cuda(q)
+    if _has_flash_attn():
+        return _flash_attn_forward(q, k, v, causal, scale)
+    result = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, False, scale=scale)
+    return BlockOut(result[0], result[1])
+
+
+def backward(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *, causal: bool, scale: float
+) -> BlockGrad:
+    """This block's part of the gradients of q, k, v; `out` and `lse` are those over all keys of the row."""
+    if q.device.type == "cuda":
+        _check_cuda(q)
+        if _has_flash_attn():
+            return _flash_attn_backward(dout, q, k, v, out, lse, causal, scale)
+        return _aten_cuda_backward(dout, q, k, v, out, lse, causal, scale)
+    op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    return BlockGrad(*op(dout, q, k, v, out, lse, 0.0, causal, scale=scale))
+
+
+def _aten_cuda_backward(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float
+) -> BlockGrad:
+    """Dense inputs: no cumulative lengths; without dropout the random state is not read."""
+    no_state = torch.zeros((), dtype=torch.int64, device=q.device)
+    op = torch.ops.aten._scaled_dot_product_flash_attention_backward
+    lengths = (None, None, q.shape[2], k.shape[2])
+    grads = op(dout, q, k, v, out, lse.contiguous(), *lengths, 0.0, causal, no_state, no_state, scale=scale)
+    return BlockGrad(*grads)
+
+
+def _flash_attn_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> BlockOut:
+    from flash_attn.flash_attn_interface import _flash_attn_forward as op
+
+    q_BSHD, k_BSHD, v_BSHD = (x.transpose(1, 2) for x in (q, k, v))
+    out, lse, *_ = op(
+        q_BSHD,
+        k_BSHD,
+        v_BSHD,
+        dropout_p=0.0,
+        softmax_scale=scale,
+        causal=causal,
+        window_size_left=-1,
+        window_size_right=-1,
+        softcap=0.0,
+        alibi_slopes=None,
+        return_softmax=False,
+    )
+    return BlockOut(out.transpose(1, 2), lse)
+
+
+def _flash_attn_backward(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float
+) -> BlockGrad:
+    from flash_attn.flash_attn_interface import _flash_attn_backward as op
+
+    dout, q, k, v, out = (x.transpose(1, 2).contiguous() for x in (dout, q, k, v, out))
+    dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    op(
+        dout,
+        q,
+        k,
+        v,
+        out,
+        lse.contiguous(),
+        dq,
+        dk,
+        dv,
+        dropout_p=0.0,
+        softmax_scale=scale,
+        causal=causal,
+        window_size_left=-1,
+        window_size_right=-1,
+        softcap=0.0,
+        alibi_slopes=None,
+        deterministic=False,
+    )
+    return BlockGrad(dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2))
+
+
+def _check_cuda(q: Tensor) -> None:
+    if q.dtype not in (torch.float16, torch.bfloat16):
+        raise InputError(f"attention in {q.dtype} has no kernel on CUDA; use bfloat16 or float16")
+
+
+@cache
+def _has_flash_attn() -> bool:
+    return importlib.util.find_spec("flash_attn") is not None

@@ -1,0 +1,184 @@
+"""MM-SP attention of many ranks (threads of one process) equals dense attention, forward and gradients, in float64."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from cost_models.errors import InputError
+from executor.attention import Kept, MmSp, attention
+from executor.exchange import Alone, local_exchanges
+from executor.layout import Layout, document_edges
+
+DIM = 4
+
+
+def dense(q, k, v, document_L, scale):
+    """Reference: causal inside each document, all scores at once; (B, H, L, D) -> (B, L, H, D)."""
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    allowed = (document_L[:, None] == document_L[None]).tril()
+    scores = (q @ k.transpose(-1, -2) * scale).masked_fill(~allowed, -torch.inf)
+    return (scores.softmax(-1) @ v).transpose(1, 2)
+
+
+def row(tokens, heads, kv_heads, dtype=torch.float64, batch=1):
+    generator = torch.Generator().manual_seed(tokens * 100 + heads)
+    shapes = [(batch, heads, tokens, DIM), *[(batch, kv_heads, tokens, DIM)] * 2, (batch, tokens, heads, DIM)]
+    return [torch.randn(shape, generator=generator, dtype=dtype) for shape in shapes]
+
+
+def on_threads(layout, work):
+    """work(ulysses exchange, ring exchange) on ulysses x ring threads; results by (ring, ulysses)."""
+    ulysses = [local_exchanges(layout.ulysses) for _ in range(layout.ring)]
+    rings = [local_exchanges(layout.ring) for _ in range(layout.ulysses)]
+    places = [(r, u) for r in range(layout.ring) for u in range(layout.ulysses)]
+    with ThreadPoolExecutor(len(places)) as pool:
+        futures = {(r, u): pool.submit(work, ulysses[r][u], rings[u][r]) for r, u in places}
+        return {place: future.result(60) for place, future in futures.items()}
+
+
+def sharded(layout, q, k, v, dout, document_L, kept=False, recompute=False):
+    """Forward and gradients of all ranks, put back into row order; padding holds noise that must not matter."""
+    edges = document_edges(document_L, layout.padded_tokens)
+
+    def cut(x_L, index_S, axis):
+        noise = torch.full((1,), 7.0, dtype=x_L.dtype).expand(*x_L.shape[:axis], 1, *x_L.shape[axis + 1 :])
+        padded = torch.cat([x_L, *[noise] * (layout.padded_tokens - layout.tokens)], axis)
+        return padded.index_select(axis, index_S)
+
+    def work(ulysses, ring):
+        index_S = layout.index(ring.index, ulysses.index)
+        call = MmSp.over(layout, edges, ulysses=ulysses, ring=ring)
+        leaves = [cut(x, index_S, 2).requires_grad_() for x in (q, k, v)]
+        out_S = call.attend(*leaves, 0.3)
+        real = (index_S < layout.tokens)[None, :, None, None]
+        grads = torch.autograd.grad((out_S * cut(dout, index_S, 1) * real).sum(), leaves)
+        return index_S, [out_S.detach().transpose(1, 2), *grads]
+
+    results = list(on_threads(layout, work).values())
+    order = torch.cat([index_S for index_S, _ in results]).argsort()[: layout.tokens]
+    return [torch.cat(parts, 2)[:, :, order] for parts in zip(*(values for _, values in results), strict=True)]
+
+
+CASES = [
+    # tokens, query heads, KV heads, ulysses, ring, kind, documents' lengths
+    (16, 4, 2, 1, 1, "zigzag", [16]),
+    (32, 4, 4, 2, 1, "zigzag", [32]),
+    (32, 4, 2, 1, 2, "zigzag", [32]),
+    (48, 4, 2, 2, 3, "zigzag", [48]),
+    (64, 8, 2, 4, 2, "zigzag", [64]),
+    (64, 8, 8, 2, 4, "zigzag", [64]),
+    (40, 4, 1, 4, 1, "zigzag", [40]),  # one KV head for four ranks
+    (37, 7, 7, 2, 2, "zigzag", [37]),  # heads and tokens that do not divide
+    (37, 7, 1, 4, 2, "zigzag", [37]),
+    (50, 28, 4, 8, 1, "zigzag", [50]),  # Qwen2-7B
+    (50, 12, 2, 8, 1, "zigzag", [50]),  # Qwen2-1.5B
+    (50, 28, 4, 6, 1, "zigzag", [50]),  # a rank reads two KV heads unevenly
+    (29, 6, 3, 3, 3, "zigzag", [29]),
+    (45, 4, 2, 2, 3, "zigzag", [5, 1, 17, 20, 2]),
+    (45, 4, 2, 1, 5, "zigzag", [30, 15]),
+    (45, 5, 5, 3, 2, "zigzag", [11, 12, 13, 9]),
+    (3, 4, 2, 2, 3, "zigzag", [2, 1]),  # more padding than tokens
+    (1, 2, 1, 2, 4, "zigzag", [1]),
+    (48, 4, 2, 2, 3, "contiguous", [48]),
+    (45, 4, 2, 2, 4, "contiguous", [5, 1, 17, 20, 2]),
+    (37, 7, 7, 4, 2, "contiguous", [37]),
+]
+
+
+@pytest.mark.parametrize(("tokens", "heads", "kv_heads", "ulysses", "ring", "kind", "documents"), CASES)
+def test_equals_dense_attention(tokens, heads, kv_heads, ulysses, ring, kind, documents):
+    document_L = torch.repeat_interleave(torch.arange(len(documents)), torch.tensor(documents))
+    q, k, v, dout = row(tokens, heads, kv_heads)
+    layout = Layout(tokens=tokens, ulysses=ulysses, ring=ring, kind=kind)
+    leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+    expected_out = dense(*leaves, document_L, 0.3)
+    expected = [expected_out.detach().transpose(1, 2), *torch.autograd.grad((expected_out * dout).sum(), leaves)]
+    for name, got, want in zip(
+        ("out", "dq", "dk", "dv"), sharded(layout, q, k, v, dout, document_L), expected, strict=True
+    ):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_batch_of_rows_with_the_same_documents():
+    document_L = torch.zeros(24, dtype=torch.int64)
+    q, k, v, dout = row(24, 4, 2, batch=3)
+    got = sharded(Layout(tokens=24, ulysses=2, ring=2), q, k, v, dout, document_L)
+    torch.testing.assert_close(got[0].transpose(1, 2), dense(q, k, v, document_L, 0.3), rtol=0, atol=1e-10)
+
+
+def test_ring_error_in_bfloat16_does_not_grow_with_the_ring():
+    """The kernel rounds each block's result once more; merging and gradient sums are in float32.
+
+    Two independent roundings of one size are sqrt(2) of one; partial results kept in bfloat16 would be far above.
+    """
+    document_L = torch.zeros(128, dtype=torch.int64)
+    inputs = [x.to(torch.bfloat16) for x in row(128, 4, 2)]
+    exact = sharded(Layout(tokens=128), *(x.double() for x in inputs), document_L)
+    errors = {}
+    for ring in (1, 4, 16):
+        got = sharded(Layout(tokens=128, ring=ring), *inputs, document_L)
+        assert all(x.dtype == torch.bfloat16 for x in got)
+        errors[ring] = [((x.double() - y).norm() / y.norm()).item() for x, y in zip(got, exact, strict=True)]
+    for ring in (4, 16):
+        assert all(many < 2**0.5 * one for one, many in zip(errors[1], errors[ring], strict=True)), errors
+
+
+@pytest.mark.parametrize(("ulysses", "ring", "kind"), [(1, 4, "zigzag"), (4, 2, "zigzag"), (2, 3, "contiguous")])
+def test_bytes_on_the_wire_are_the_formulas(ulysses, ring, kind):
+    tokens, heads, kv_heads, number = 48, 8, 2, 8
+    lock, sent = threading.Lock(), {"ring": 0, "ulysses": 0}
+
+    class Counting:
+        def __init__(self, name, inner):
+            self.name, self.inner, self.size, self.index = name, inner, inner.size, inner.index
+
+        def count(self, numbers):
+            with lock:
+                sent[self.name] += numbers * number
+
+        def start_shift(self, buffer):
+            self.count(buffer.numel())
+            return self.inner.start_shift(buffer)
+
+        def all_to_all(self, rows, send, receive):
+            self.count((sum(send) - send[self.index]) * rows[0].numel())
+            return self.inner.all_to_all(rows, send, receive)
+
+    layout = Layout(tokens=tokens, ulysses=ulysses, ring=ring, kind=kind)
+    q, k, v, _ = row(tokens, heads, kv_heads)
+
+    def work(u, r):
+        call = MmSp.over(layout, (0, tokens), ulysses=Counting("ulysses", u), ring=Counting("ring", r))
+        index_S = layout.index(r.index, u.index)
+        leaves = [x[:, :, index_S].requires_grad_() for x in (q, k, v)]
+        torch.autograd.grad(call.attend(*leaves, 0.3).sum(), leaves)
+
+    on_threads(layout, work)
+    s, sent_kv = layout.rank_tokens, max(kv_heads, ulysses)  # K' after the repetition
+    per_rank_ring = (ring - 1) * 2 * s * sent_kv * DIM * number * 3  # forward, backward kv, backward dkv
+    per_rank_ulysses = s * DIM * number * (2 * heads + 2 * sent_kv) * (ulysses - 1) / ulysses * 2
+    assert sent == {"ring": per_rank_ring * ulysses * ring, "ulysses": per_rank_ulysses * ulysses * ring}
+
+
+def test_kept_result_is_taken_once():
+    kept = Kept()
+    assert kept.take() is None
+    kept.put(torch.ones(1), torch.zeros(1))
+    assert kept.take() == (torch.ones(1), torch.zeros(1))
+    assert kept.take() is None
+
+
+def test_what_cannot_be_done_is_refused():
+    q, k, v, _ = row(4, 2, 1)
+    call = MmSp.over(Layout(tokens=4), (0, 4), ulysses=Alone(), ring=Alone())
+    module = torch.nn.Module()
+    with pytest.raises(InputError, match="needs the keyword argument mm_sp"):
+        attention(module, q, k, v, None)
+    with pytest.raises(InputError, match="does not do sliding_window"):
+        attention(module, q, k, v, None, mm_sp=call, sliding_window=8)
+    with pytest.raises(InputError, match=r"does not do dropout=0\.1"):
+        attention(module, q, k, v, None, mm_sp=call, dropout=0.1)
+    with pytest.raises(InputError, match="ulysses=4 exceeds the model's 2 query heads; at most 2"):
+        MmSp.over(Layout(tokens=4), (0, 4), ulysses=local_exchanges(4)[0], ring=Alone()).attend(q, k, v, 1.0)

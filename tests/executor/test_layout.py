@@ -1,0 +1,121 @@
+"""Every causal pair of a document is in exactly one tile, for any ulysses, ring, length and packing."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cost_models.errors import InputError
+from executor.heads import HeadSplit
+from executor.layout import Layout, document_edges
+
+
+def _coverage(layout: Layout, edges: tuple[int, ...]) -> torch.Tensor:
+    """How often each (query, key) pair of the padded row is computed, built from what the ranks hold."""
+    seen = torch.zeros(layout.padded_tokens, layout.padded_tokens, dtype=torch.int64)
+    blocks = [torch.cat([layout.index(r, u) for u in range(layout.ulysses)]) for r in range(layout.ring)]
+    for q, kv in itertools.product(range(layout.ring), repeat=2):
+        for tile in layout.tiles(q, kv, edges):
+            rows, columns = blocks[q][slice(*tile.q)], blocks[kv][slice(*tile.kv)]
+            ones = torch.ones(len(rows), len(columns), dtype=torch.int64)
+            seen[rows[:, None], columns[None]] += ones.tril() if tile.causal else ones
+    return seen
+
+
+def _expected(edges: tuple[int, ...]) -> torch.Tensor:
+    document = torch.repeat_interleave(torch.arange(len(edges) - 1), torch.tensor(edges).diff())
+    return (document[:, None] == document[None]).long().tril()
+
+
+@given(
+    tokens=st.integers(1, 70),
+    ulysses=st.integers(1, 5),
+    ring=st.integers(1, 6),
+    kind=st.sampled_from(["zigzag", "contiguous"]),
+    cuts=st.sets(st.integers(1, 69), max_size=5),
+)
+def test_every_causal_pair_of_a_document_exactly_once(tokens, ulysses, ring, kind, cuts):
+    layout = Layout(tokens=tokens, ulysses=ulysses, ring=ring, kind=kind)
+    document_L = torch.bucketize(torch.arange(tokens), torch.tensor(sorted(cuts), dtype=torch.int64), right=True)
+    edges = document_edges(document_L, layout.padded_tokens)
+    assert torch.equal(_coverage(layout, edges), _expected(edges))
+
+
+@given(tokens=st.integers(1, 200), ulysses=st.integers(1, 6), ring=st.integers(1, 6), kind=st.booleans())
+def test_every_token_has_one_owner_and_ascends(tokens, ulysses, ring, kind):
+    layout = Layout(tokens=tokens, ulysses=ulysses, ring=ring, kind="zigzag" if kind else "contiguous")
+    held = []
+    for r, u in itertools.product(range(ring), range(ulysses)):
+        index_S = layout.index(r, u)
+        assert index_S.shape == (layout.rank_tokens,)
+        assert (index_S.diff() > 0).all()
+        assert (layout.owner(index_S) == r * ulysses + u).all()
+        assert layout.real_tokens(r, u) == int((index_S < tokens).sum())
+        held.append(index_S)
+    assert torch.equal(torch.cat(held).sort().values, torch.arange(layout.padded_tokens))
+    assert layout.padded_tokens - tokens < 2 * ring * ulysses
+
+
+def test_zigzag_work_is_equal_and_needs_one_tile_per_hop():
+    layout = Layout(tokens=64, ring=4, ulysses=2)
+    for q in range(4):
+        tiles = [layout.tiles(q, kv, (0, 64)) for kv in range(4)]
+        assert [len(tile) for tile in tiles] == [1, 1, 1, 1]
+        areas = [(t.q.stop - t.q.start) * (t.kv.stop - t.kv.start) for (t,) in tiles]
+        assert areas == [16 * 16 if kv == q else 16 * 8 for kv in range(4)]
+
+
+def test_contiguous_skips_the_future():
+    layout = Layout(tokens=64, ring=4, kind="contiguous")
+    assert [len(layout.tiles(1, kv, (0, 64))) for kv in range(4)] == [1, 1, 0, 0]
+
+
+def test_padding_is_a_document_of_its_own():
+    assert document_edges(torch.tensor([0, 0, 1]), 8) == (0, 2, 3, 8)
+    assert document_edges(torch.tensor([5]), 1) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "ulysses", "lengths", "sent"),
+    [
+        (28, 4, 8, [4, 3] * 4, 8),  # Qwen2-7B
+        (12, 2, 8, [2] * 4 + [1] * 4, 8),  # Qwen2-1.5B
+        (32, 8, 8, [4] * 8, 8),  # Llama-3-8B: no repetition
+        (32, 8, 32, [1] * 32, 32),
+        (32, 8, 2, [16] * 2, 8),
+        (7, 7, 2, [4, 3], 7),
+        (7, 7, 4, [2, 2, 2, 1], 7),
+    ],
+)
+def test_known_head_splits(heads, kv_heads, ulysses, lengths, sent):
+    split = HeadSplit(q_heads=heads, kv_heads=kv_heads, ulysses=ulysses)
+    assert [share.q_heads for share in split.shares] == lengths
+    assert split.sent_kv_heads == sent
+
+
+@given(kv_heads=st.integers(1, 8), group=st.integers(1, 8), data=st.data())
+def test_heads_are_tiled_and_each_query_meets_its_own_kv(kv_heads, group, data):
+    heads = kv_heads * group
+    ulysses = data.draw(st.integers(1, heads))
+    split = HeadSplit(q_heads=heads, kv_heads=kv_heads, ulysses=ulysses)
+    met = []
+    for index, share in enumerate(split.shares):
+        assert 1 <= share.q_heads <= -(-heads // ulysses)
+        for run in split.runs(index):
+            per_kv = (run.q_stop - run.q_start) // (run.kv_stop - run.kv_start)
+            met += [
+                (share.q_start + q, share.kv_start + run.kv_start + (q - run.q_start) // per_kv)
+                for q in range(run.q_start, run.q_stop)
+            ]
+    assert met == [(q, q // group) for q in range(heads)]
+
+
+def test_wrong_degrees_name_the_legal_values():
+    with pytest.raises(InputError, match="ulysses=64 exceeds the model's 32 query heads; at most 32"):
+        HeadSplit(q_heads=32, kv_heads=8, ulysses=64)
+    with pytest.raises(InputError, match="'spiral' is not one of zigzag, contiguous"):
+        Layout(tokens=4, kind="spiral")
+    with pytest.raises(InputError, match="ring=0 must be at least 1"):
+        Layout(tokens=4, ring=0)
