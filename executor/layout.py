@@ -20,10 +20,13 @@ from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from cost_models.errors import InputError
+
+Places = NDArray[np.int64]
+"""Positions in a row. Plain arrays, not tensors: a step on fake tensors still has to know them."""
 
 RING_LAYOUTS = ("zigzag", "contiguous")
 
@@ -94,7 +97,7 @@ class Layout:
         last = 2 * self.ring - 1 - ring_index
         return (Span(ring_index * chunk, (ring_index + 1) * chunk), Span(last * chunk, (last + 1) * chunk))
 
-    def index(self, ring_index: int, ulysses_index: int, device: torch.device | None = None) -> Tensor:
+    def index(self, ring_index: int, ulysses_index: int) -> Places:
         """Positions in the padded row of a rank's tokens, ascending, int64 (S,); places >= `tokens` are padding."""
         start = ulysses_index * self.rank_tokens
         pieces = []
@@ -102,18 +105,18 @@ class Layout:
             length = segment.stop - segment.start
             low, high = max(0, start), min(length, start + self.rank_tokens)
             if low < high:
-                pieces.append(torch.arange(segment.start + low, segment.start + high, device=device))
+                pieces.append(np.arange(segment.start + low, segment.start + high))
             start -= length
-        return torch.cat(pieces)
+        return np.concatenate(pieces)
 
-    def owner(self, positions: Tensor) -> Tensor:
+    def owner(self, positions: Places) -> Places:
         """Which rank holds each position of the row, as ring_index * ulysses + ulysses_index."""
         if self.kind == "contiguous" or self.ring == 1:
             return positions // self.rank_tokens
         size = self.block_tokens // 2
         chunk = positions // size
         late = chunk >= self.ring
-        ring_index = torch.where(late, 2 * self.ring - 1 - chunk, chunk)
+        ring_index = np.where(late, 2 * self.ring - 1 - chunk, chunk)
         in_block = positions % size + late * size
         return ring_index * self.ulysses + in_block // self.rank_tokens
 
@@ -148,14 +151,14 @@ class Layout:
         )
 
 
-def document_edges(document_L: Tensor, padded_tokens: int) -> tuple[int, ...]:
+def document_edges(document_L: Places, padded_tokens: int) -> tuple[int, ...]:
     """Where documents start and the row ends, with the padding as a last document: (0, …, tokens, padded_tokens).
 
-    >>> document_edges(torch.tensor([4, 4, 7]), 4)
+    >>> document_edges(np.array([4, 4, 7]), 4)
     (0, 2, 3, 4)
     """
-    tokens = document_L.numel()
-    starts = (document_L[1:] != document_L[:-1]).nonzero().flatten() + 1
+    tokens = len(document_L)
+    starts = np.flatnonzero(np.diff(document_L)) + 1
     edges = [0, *starts.tolist(), tokens]
     return tuple(edges) if padded_tokens == tokens else (*edges, padded_tokens)
 

@@ -40,7 +40,7 @@ def on_threads(layout, work):
 
 def sharded(layout, q, k, v, dout, document_L, kept=False, recompute=False):
     """Forward and gradients of all ranks, put back into row order; padding holds noise that must not matter."""
-    edges = document_edges(document_L, layout.padded_tokens)
+    edges = document_edges(document_L.numpy(), layout.padded_tokens)
 
     def cut(x_L, index_S, axis):
         noise = torch.full((1,), 7.0, dtype=x_L.dtype).expand(*x_L.shape[:axis], 1, *x_L.shape[axis + 1 :])
@@ -48,7 +48,7 @@ def sharded(layout, q, k, v, dout, document_L, kept=False, recompute=False):
         return padded.index_select(axis, index_S)
 
     def work(ulysses, ring):
-        index_S = layout.index(ring.index, ulysses.index)
+        index_S = torch.from_numpy(layout.index(ring.index, ulysses.index))
         call = MmSp.over(layout, edges, ulysses=ulysses, ring=ring)
         leaves = [cut(x, index_S, 2).requires_grad_() for x in (q, k, v)]
         out_S = call.attend(*leaves, 0.3)
@@ -151,7 +151,7 @@ def test_bytes_on_the_wire_are_the_formulas(ulysses, ring, kind):
 
     def work(u, r):
         call = MmSp.over(layout, (0, tokens), ulysses=Counting("ulysses", u), ring=Counting("ring", r))
-        index_S = layout.index(r.index, u.index)
+        index_S = torch.from_numpy(layout.index(r.index, u.index))
         leaves = [x[:, :, index_S].requires_grad_() for x in (q, k, v)]
         torch.autograd.grad(call.attend(*leaves, 0.3).sum(), leaves)
 

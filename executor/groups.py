@@ -1,0 +1,154 @@
+"""Process groups exactly as a plan lists them, and this rank's place in each.
+
+    {"ulysses": [[0, 1], [2, 3]], "ring": [[0, 2], [1, 3]], "context": [[0, 1, 2, 3]], …}
+                       rank 2 -> ulysses (2, 3) index 0, ring (0, 2) index 1, context (0, 1, 2, 3) index 2
+
+Every rank creates every group in one order (axes sorted as below, lists as given), as collectives demand. The lists
+decide: no rank order is assumed, neither here nor by those who use the result. The ring index is the rank's place in
+its ring list, the ulysses index that in its ulysses list. Leaves out: `init_process_group` and its time limit
+(the launcher's), tensor and pipeline axes (the executor runs plans where they are 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+
+from cost_models.errors import InputError
+from executor.exchange import Alone, Exchange, GroupExchange
+
+RankLists = Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """This rank's group along one axis; `group` is None where the rank is alone and nothing is ever sent."""
+
+    name: str
+    ranks: tuple[int, ...]
+    index: int
+    group: dist.ProcessGroup | None
+
+    @property
+    def size(self) -> int:
+        return len(self.ranks)
+
+    def exchange(self) -> Exchange:
+        if self.group is None or self.size == 1:
+            return Alone()
+        return GroupExchange(group=self.group, ranks=self.ranks, index=self.index)
+
+    def reduce(self, value: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
+        """In place, the same on every member."""
+        if self.size > 1:
+            dist.all_reduce(value, operation, group=self.group)
+        return value
+
+    def broadcast(self, value: Tensor, member: int = 0) -> Tensor:
+        """In place, the value of that member."""
+        if self.size > 1:
+            dist.broadcast(value, src=self.ranks[member], group=self.group)
+        return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Groups:
+    """All of this rank's groups; `places[i]` is the (ring index, ulysses index) of member i of the context group."""
+
+    ulysses: Axis
+    ring: Axis
+    context: Axis
+    data: Axis
+    shard: Axis
+    replicate: Axis
+    places: tuple[tuple[int, int], ...]
+    mesh_ranks: tuple[tuple[int, ...], ...]  # [replica][shard]: the ranks that this rank's parameters lie on
+
+    def mesh(self, device_type: str) -> DeviceMesh:
+        """The (replicate, shard) mesh of parameters, gradients and optimizer state, on the groups made here.
+
+        One axis (shard) if nothing is replicated.
+        """
+        assert self.replicate.group is not None and self.shard.group is not None
+        if self.replicate.size == 1:
+            return DeviceMesh.from_group(self.shard.group, device_type, mesh_dim_names=("shard",))
+        return DeviceMesh.from_group(
+            [self.replicate.group, self.shard.group],
+            device_type,
+            mesh=torch.tensor(self.mesh_ranks),
+            mesh_dim_names=("replicate", "shard"),
+        )
+
+
+AXES = ("ulysses", "ring", "context", "data", "shard", "replicate")
+_MESH_AXES = ("shard", "replicate")  # a device mesh wants a group also where it has one member
+
+
+def make_groups(lists: Mapping[str, RankLists], rank: int) -> Groups:
+    """Collective over all processes: the groups of a plan. `lists` maps each of `AXES` to lists of global ranks."""
+    world = dist.get_world_size()
+    _check(lists, world)
+    axes: dict[str, Axis] = {}
+    for name in AXES:
+        for ranks in lists[name]:
+            group = None
+            if len(ranks) > 1 or name in _MESH_AXES:
+                group = dist.new_group(list(ranks), group_desc=name, sort_ranks=False)
+            if rank in ranks:
+                axes[name] = Axis(name=name, ranks=tuple(ranks), index=list(ranks).index(rank), group=group)
+    assert {field.name for field in fields(Groups)} >= set(axes)
+    return Groups(
+        **axes,
+        places=tuple((_index(lists["ring"], r), _index(lists["ulysses"], r)) for r in axes["context"].ranks),
+        mesh_ranks=tuple(_list_of(lists["shard"], r) for r in axes["replicate"].ranks),
+    )
+
+
+def one_rank_each(world: int) -> list[list[int]]:
+    """The lists of an axis of degree 1.
+
+    >>> one_rank_each(2)
+    [[0], [1]]
+    """
+    return [[rank] for rank in range(world)]
+
+
+def _check(lists: Mapping[str, RankLists], world: int) -> None:
+    for name in AXES:
+        if name not in lists:
+            raise InputError(f"the plan lists no groups for axis {name!r}; it needs {', '.join(AXES)}")
+    for name, groups in lists.items():
+        if sorted(rank for ranks in groups for rank in ranks) != list(range(world)):
+            raise InputError(f"groups of axis {name!r} do not hold each of the {world} ranks once: {list(groups)}")
+        if name not in AXES and any(len(ranks) > 1 for ranks in groups):
+            raise InputError(f"axis {name!r} has more than one rank; the executor runs {', '.join(AXES)} only")
+    for context in lists["context"]:
+        _check_context(context, lists)
+
+
+def _check_context(context: Sequence[int], lists: Mapping[str, RankLists]) -> None:
+    """A context group is a full grid: rings across, ulysses groups along."""
+    rings, ulysses = ({_list_of(lists[name], rank) for rank in context} for name in ("ring", "ulysses"))
+    places = {(_index(lists["ring"], rank), _index(lists["ulysses"], rank)) for rank in context}
+    sizes = {len(ring) for ring in rings}, {len(ranks) for ranks in ulysses}
+    inside = all(set(ranks) <= set(context) for ranks in rings | ulysses)
+    full = len(places) == len(context) == max(sizes[0]) * max(sizes[1])
+    aligned = all(len({_index(lists["ring"], rank) for rank in ranks}) == 1 for ranks in ulysses)
+    if not (inside and full and aligned and len(sizes[0]) == len(sizes[1]) == 1):
+        raise InputError(
+            f"context group {list(context)} is not a grid of its ring groups {sorted(rings)} and ulysses groups "
+            f"{sorted(ulysses)}: member (ring i, ulysses j) must exist once and share i with its ulysses group"
+        )
+
+
+def _list_of(groups: RankLists, rank: int) -> tuple[int, ...]:
+    return next(tuple(ranks) for ranks in groups if rank in ranks)
+
+
+def _index(groups: RankLists, rank: int) -> int:
+    return _list_of(groups, rank).index(rank)

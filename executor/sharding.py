@@ -1,0 +1,184 @@
+"""The job as a plan splits it: `longvila`'s `Sharding` protocol over process groups.
+
+    row of L tokens -> padded -> this rank's S = L' / (ring * ulysses) tokens      (layout)
+    frames -> own frames -> tower -> all-to-all-v -> own vision tokens             (embeddings)
+    local loss sum / label tokens of the whole step, gradients SUMMED over data and context = one process's gradients
+
+Parameters lie by FSDP2 on the plan's (replicate, shard) mesh, one unit per decoder layer, per vision layer and for
+the rest. ZeRO 3: parameters are freed after a unit's forward. ZeRO 1 and 2: kept until its backward; FSDP2 shards
+gradients as they are reduced, so 1 runs as 2: the same bytes on the wire, no more memory. ZeRO 0, or shard = 1: every
+rank holds all, gradients are summed by all-reduce over the replicate group. Leaves out: tensor, pipeline, offload.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from cost_models.errors import InputError
+from executor import attention, embeddings
+from executor.attention import MmSp
+from executor.decode import DecodeStep, ShardedCache
+from executor.groups import Groups
+from executor.layout import Layout, Places, document_edges
+from executor.recompute import apply_recompute
+from longvila.sharding import IGNORE, Batch, LocalBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """Of FSDP2: what parameters are gathered and computed in, and what gradients are summed in; None keeps theirs."""
+
+    param: torch.dtype | None = None
+    reduce: torch.dtype | None = None
+
+
+@dataclass(kw_only=True)
+class ContextSharding:
+    """One rank's view of a plan. `recompute` is (policy, number of layers) per range, or empty for none."""
+
+    groups: Groups
+    device: torch.device
+    ring_layout: str = "zigzag"
+    zero: int = 3
+    recompute: tuple[tuple[str, int], ...] = ()
+    precision: Precision = field(default_factory=Precision)
+    grad_ring_dtype: torch.dtype = torch.float32
+    attention: str = attention.NAME
+    _row_tokens: int = field(default=0, init=False)  # of the row cut last: the cache asks at its prefill
+
+    def __post_init__(self) -> None:
+        if self.zero not in (0, 1, 2, 3):
+            raise InputError(f"zero={self.zero} is not one of 0, 1, 2, 3")
+        if self.zero == 0 and self.groups.shard.size > 1:
+            raise InputError(f"zero=0 shards nothing, but shard={self.groups.shard.size}; use shard=1 or zero 1, 2, 3")
+        attention.register()
+
+    @property
+    def data_index(self) -> int:
+        return self.groups.data.index
+
+    @property
+    def data_count(self) -> int:
+        return self.groups.data.size
+
+    @property
+    def rank(self) -> int:
+        return dist.get_rank()
+
+    @property
+    def world(self) -> int:
+        return dist.get_world_size()
+
+    def layout(self, tokens: int) -> Layout:
+        """How a row of so many tokens lies on this rank's context group."""
+        ulysses, ring = self.groups.ulysses.size, self.groups.ring.size
+        return Layout(tokens=tokens, ulysses=ulysses, ring=ring, kind=self.ring_layout)
+
+    def own_frames(self, frames: int) -> range:
+        return embeddings.own_frames(frames, self.groups.context.size, self.groups.context.index)
+
+    def shard_batch(self, batch: Batch) -> LocalBatch:
+        layout = self.layout(batch.input_ids_L.shape[0])
+        self._row_tokens = layout.tokens
+        index_S = layout.index(*self._place)
+        device = batch.input_ids_L.device
+        take_S = torch.from_numpy(np.minimum(index_S, layout.tokens - 1)).to(device)
+        pad_S = torch.from_numpy(index_S >= layout.tokens).to(device)
+        vision_S, _ = embeddings.vision_of(index_S, _places(batch.vision_at_V))
+        call = MmSp.over(
+            layout,
+            document_edges(_places(batch.document_L), layout.padded_tokens),
+            ulysses=self.groups.ulysses.exchange(),
+            ring=self.groups.ring.exchange(),
+            grad_ring_dtype=self.grad_ring_dtype,
+        )
+        return LocalBatch(
+            input_ids_S=batch.input_ids_L[take_S].masked_fill(pad_S, 0),
+            labels_S=batch.labels_L[take_S].masked_fill(pad_S, IGNORE),
+            positions_S=batch.positions_L[take_S].masked_fill(pad_S, 0),
+            vision_S=torch.from_numpy(vision_S).to(device),
+            attention={"mm_sp": call},
+        )
+
+    def exchange_embeddings(self, own_ND: Tensor, batch: Batch) -> Tensor:
+        way = embeddings.route(
+            vision_at=_places(batch.vision_at_V),
+            frames=batch.frames,
+            layout=self.layout(batch.input_ids_L.shape[0]),
+            places=self.groups.places,
+            index=self.groups.context.index,
+        )
+        return embeddings.exchange_embeddings(own_ND, way, self.groups.context.exchange())
+
+    def token_mean(self, loss_sum: Tensor, step_label_tokens: float) -> Tensor:
+        return loss_sum / step_label_tokens
+
+    def total(self, value: float) -> float:
+        result = torch.tensor(value, dtype=torch.float64, device=self.device)
+        self.groups.context.reduce(result, dist.ReduceOp.SUM)
+        return self.groups.data.reduce(result, dist.ReduceOp.SUM).item()
+
+    def most(self, value: int) -> int:
+        result = torch.tensor(value, device=self.device)
+        self.groups.context.reduce(result, dist.ReduceOp.MAX)
+        return int(self.groups.data.reduce(result, dist.ReduceOp.MAX).item())
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        decoders = [block for block in blocks if _is_decoder(block)]
+        policies = [policy for policy, count in self.recompute for _ in range(count)]
+        apply_recompute(decoders, policies or ["none"] * len(decoders))
+        precision = MixedPrecisionPolicy(param_dtype=self.precision.param, reduce_dtype=self.precision.reduce)
+        mesh = self.groups.mesh(self.device.type)
+        for block in blocks:
+            fully_shard(block, mesh=mesh, reshard_after_forward=self.zero == 3, mp_policy=precision)
+        # The rest is needed again as soon as the backward pass starts.
+        fully_shard(model, mesh=mesh, reshard_after_forward=False, mp_policy=precision)
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.set_gradient_divide_factor(1.0)
+                # As a plain sum: gloo has no scaled one, and a sum needs no scale.
+                module.set_force_sum_reduction_for_comms(True)
+        return model
+
+    def cache(self) -> ShardedCache:
+        return ShardedCache(self._prefill_counts, self.groups.context.index)
+
+    def from_last_token(self, hidden_SD: Tensor, batch: Batch) -> Tensor:
+        layout = self.layout(batch.input_ids_L.shape[0])
+        owner = int(layout.owner(np.array([layout.tokens - 1]))[0])
+        place = divmod(owner, layout.ulysses)
+        last_D = hidden_SD[layout.real_tokens(*place) - 1].detach().clone()
+        return self.groups.context.broadcast(last_D, self.groups.places.index(place))
+
+    def decode_attention(self) -> dict[str, Any]:
+        return {"mm_sp": DecodeStep(context=self.groups.context.exchange())}
+
+    def agree(self, token: int) -> int:
+        return int(self.groups.context.broadcast(torch.tensor(token, device=self.device)).item())
+
+    @property
+    def _place(self) -> tuple[int, int]:
+        return self.groups.places[self.groups.context.index]
+
+    def _prefill_counts(self) -> tuple[int, ...]:
+        if not self._row_tokens:
+            raise InputError("the cache is filled by a row that shard_batch cut; cut one first")
+        layout = self.layout(self._row_tokens)
+        return tuple(layout.real_tokens(*place) for place in self.groups.places)
+
+
+def _places(tensor: Tensor) -> Places:
+    return tensor.cpu().numpy() if tensor.device.type != "cpu" else tensor.numpy()
+
+
+def _is_decoder(block: nn.Module) -> bool:
+    return bool(getattr(getattr(block, "self_attn", None), "is_causal", False))

@@ -1,0 +1,159 @@
+"""A small LongVILA, rows for it, and one step of it in one process and over groups: what the sharding tests compare."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from executor.groups import make_groups
+from executor.sharding import ContextSharding, Precision
+from longvila.config import LongVilaConfig
+from longvila.model import LongVilaForConditionalGeneration
+from longvila.sharding import IGNORE, Batch, OneProcess
+
+TOKENS_PER_FRAME = 4
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 4,
+}
+LLM = {
+    "llama": {"num_attention_heads": 8, "num_key_value_heads": 2, "hidden_size": 32},
+    "qwen2": {"num_attention_heads": 6, "num_key_value_heads": 2, "hidden_size": 24},  # 6 heads: uneven on 4 ranks
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """`frames` holds, for each row of the step, the frames of each of its documents."""
+
+    data: int = 1
+    ring: int = 1
+    ulysses: int = 1
+    shard: int = 0  # 0: all ranks
+    zero: int = 3
+    kind: str = "zigzag"
+    recompute: tuple[tuple[str, int], ...] = ()
+    dtype: str = "float64"
+    llm: str = "llama"
+    frames: tuple[tuple[int, ...], ...] = ((5,), (2, 0, 1))
+    reverse: bool = False  # lists in another order than the ranks'
+
+
+def rank_lists(case: Case) -> dict[str, list[list[int]]]:
+    """Groups as a plan lists them, from the grid (data, ring, ulysses)."""
+    ranks = np.arange(case.data * case.ring * case.ulysses)
+    grid = (ranks[::-1] if case.reverse else ranks).reshape(case.data, case.ring, case.ulysses)
+    shard = case.shard or ranks.size
+    over = grid.reshape(-1, shard)
+    return {
+        "ulysses": grid.reshape(-1, case.ulysses).tolist(),
+        "ring": grid.transpose(0, 2, 1).reshape(-1, case.ring).tolist(),
+        "context": grid.reshape(case.data, -1).tolist(),
+        "data": grid.reshape(case.data, -1).T.tolist(),
+        "shard": over.tolist(),
+        "replicate": over.T.tolist(),
+    }
+
+
+def make_sharding(case: Case) -> ContextSharding:
+    return ContextSharding(
+        groups=make_groups(rank_lists(case), dist.get_rank()),
+        device=torch.device("cpu"),
+        ring_layout=case.kind,
+        zero=case.zero,
+        recompute=case.recompute,
+        precision=Precision(),
+    )
+
+
+def make_model(case: Case, attention: str) -> LongVilaForConditionalGeneration:
+    llm = {"model_type": case.llm, "vocab_size": 64, "intermediate_size": 40, "num_hidden_layers": 2, **LLM[case.llm]}
+    config = LongVilaConfig(llm=llm, vision=VISION, vision_select_layer=-1, tokenizer="byte", loss_chunk_tokens=7)
+    torch.manual_seed(0)
+    model = LongVilaForConditionalGeneration(config, attention=attention).to(getattr(torch, case.dtype))
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.15)
+    return model
+
+
+def make_rows(case: Case) -> list[tuple[Batch, Tensor]]:
+    """(batch without pixels, pixels of all its frames) for every row of the step; rows differ in length."""
+    rows = []
+    for number, frames in enumerate(case.frames):
+        generator = torch.Generator().manual_seed(number)
+        vision, document, positions = [], [], []
+        for which, count in enumerate(frames):
+            text = 6 + 3 * which + number
+            vision += [*[False] * 2, *[True] * (count * TOKENS_PER_FRAME), *[False] * text]
+            length = len(vision) - len(document)
+            document += [which] * length
+            positions += range(length)
+        ids = torch.randint(0, 64, (len(vision),), generator=generator)
+        labels = ids.roll(-1)
+        ends = torch.tensor([*np.diff(document).astype(bool), True])
+        labels[ends | torch.tensor(vision)] = IGNORE
+        pixels = torch.randn(sum(frames), 3, 16, 16, generator=generator, dtype=getattr(torch, case.dtype))
+        batch = Batch(
+            input_ids_L=ids,
+            labels_L=labels,
+            positions_L=torch.tensor(positions),
+            document_L=torch.tensor(document),
+            vision_at_V=torch.tensor(vision).nonzero().flatten(),
+            frames=sum(frames),
+            pixels_FCHW=pixels[:0],
+        )
+        rows.append((batch, pixels))
+    return rows
+
+
+def with_own_frames(batch: Batch, pixels: Tensor, sharding: OneProcess | ContextSharding) -> Batch:
+    own = sharding.own_frames(batch.frames)
+    fields = {name: getattr(batch, name) for name in batch.__dataclass_fields__}
+    return Batch(**(fields | {"pixels_FCHW": pixels[own.start : own.stop]}))
+
+
+def step(model: nn.Module, rows: list[tuple[Batch, Tensor]], sharding: OneProcess | ContextSharding) -> float:
+    """Backward of all rows of this replica; the mean loss of the step."""
+    labels = sum(int((batch.labels_L != IGNORE).sum()) for batch, _ in rows)
+    loss = 0.0
+    model.train()
+    for batch, pixels in rows[sharding.data_index :: sharding.data_count]:
+        loss_sum = model(with_own_frames(batch, pixels, sharding), sharding)
+        sharding.token_mean(loss_sum, labels).backward()
+        loss += loss_sum.item()
+    return sharding.total(loss) / labels
+
+
+def whole_grads(model: nn.Module) -> dict[str, Tensor]:
+    """Every gradient in full, collected over the ranks if it is sharded."""
+    grads = {}
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, f"no gradient: {name}"
+        grad = parameter.grad
+        grads[name] = grad.full_tensor() if hasattr(grad, "full_tensor") else grad
+    return grads
+
+
+def assert_same_step(case: Case, tolerance: float) -> None:
+    """Loss and every gradient of the sharded step equal one process's, relative to their norm."""
+    rows = make_rows(case)
+    alone = make_model(case, "sdpa")
+    expected_loss = step(alone, rows, OneProcess())
+    expected = whole_grads(alone)
+    sharding = make_sharding(case)
+    model = sharding.wrap(make_model(case, sharding.attention))
+    loss = step(model, rows, sharding)
+    assert abs(loss - expected_loss) <= tolerance * abs(expected_loss), f"{case}: loss {loss} for {expected_loss}"
+    got = whole_grads(model)
+    assert got.keys() == expected.keys()
+    # A gradient that is zero in exact arithmetic (a key's bias) is compared with the largest of its kind.
+    largest = max(grad.norm().item() for grad in expected.values())
+    for name, want in expected.items():
+        error = (got[name] - want).norm().item()
+        assert error <= tolerance * max(want.norm().item(), 1e-3 * largest), f"{case}: {name} off by {error}"
