@@ -1,0 +1,80 @@
+"""A model ready to run, from a preset, a YAML file, or a released folder; and the writer of its text.
+
+    config --build--> (random from the seed | empty) --sharding.wrap--> --(weights: each process its shard)--> model
+
+Random parameters are the same on every process, since all draw from one seed before they are sharded. Weights are
+read after sharding, into memory that is only then taken. Precisions: fp32, bf16 (parameters and computation; the
+optimizer keeps float32 masters), fp64 for exact comparisons. Buffers (rotary frequencies) always keep theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from longvila.config import LongVilaConfig, load_config, with_rope_theta
+from longvila.job import Job, JobError
+from longvila.model import LongVilaForConditionalGeneration
+from longvila.tokens import ByteTokenizer, FolderTokenizer, Tokenizer, Writer
+from longvila.weights import empty_model, load_weights, materialise, read_config
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+PARTS = ("projector", "llm", "tower")
+
+
+def model_config(model: str, weights: str | None, rope_theta: float | None) -> LongVilaConfig:
+    """The configuration that the weights folder describes, else the named preset's."""
+    if weights is not None:
+        return with_rope_theta(read_config(Path(weights)), rope_theta)
+    return load_config(model, rope_theta)
+
+
+def precision(name: str) -> torch.dtype:
+    if name not in PRECISIONS:
+        raise JobError(f"settings: precision {name!r} is none of {', '.join(PRECISIONS)}")
+    return PRECISIONS[name]
+
+
+def build_model(
+    config: LongVilaConfig, job: Job, *, dtype: torch.dtype, seed: int, weights: str | None, trained: Sequence[str]
+) -> nn.Module:
+    """The wrapped model on the job's device, with only the `trained` parts (projector, llm, tower) taking gradients."""
+    for part in trained:
+        if part not in PARTS:
+            raise JobError(f"settings: trained part {part!r} is none of {', '.join(PARTS)}")
+    if weights is None:
+        torch.manual_seed(seed)
+        model = LongVilaForConditionalGeneration(config, job.sharding.attention)
+    else:
+        model = empty_model(config, job.sharding.attention)
+    for part in PARTS:
+        for parameter in getattr(model, part).parameters():
+            parameter.requires_grad_(part in trained)
+            parameter.data = parameter.data.to(dtype)
+    if weights is None:
+        return job.sharding.wrap(model.to(job.device))
+    wrapped = job.sharding.wrap(model)
+    materialise(model, job.device)
+    model.llm.tie_weights()
+    load_weights(model, Path(weights))
+    return wrapped
+
+
+def build_writer(config: LongVilaConfig, weights: str | None) -> Writer:
+    """The text side of the model; a preset that wants a tokenizer folder has one only with weights."""
+    tokenizer: Tokenizer
+    if config.tokenizer == "byte":
+        tokenizer = ByteTokenizer()
+    elif weights is None:
+        raise JobError("settings: this model's tokenizer comes with its weights: set weights to a released folder")
+    else:
+        tokenizer = FolderTokenizer(Path(weights) / "llm")
+    return Writer(
+        tokenizer=tokenizer,
+        chat=config.chat,
+        tokens_per_frame=config.tokens_per_frame,
+        frame_separator=config.frame_separator,
+    )

@@ -1,0 +1,105 @@
+"""Checkpoints of a run: parameters, optimizer, place in the data; whole or absent, readable under another sharding.
+
+    run/checkpoints/step-000020.partial/ --all ranks write, rank 0 marks and renames--> run/checkpoints/step-000020/
+                                                                                         *.distcp + complete.json
+
+Written by `torch.distributed.checkpoint`, every tensor under its parameter's plain name, so any process count and
+any shard degree reads it. `complete.json` is the marker: a folder without it does not count. It also holds the model
+and the settings that a resumed run must share. Leaves out asynchronous writing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.api import CheckpointException
+
+from longvila.dataset import Cursor
+from longvila.job import JobError
+from longvila.optimizer import Optimizer
+from longvila.weights import plain_parameters
+
+FORMAT = 1
+MARKER = "complete.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Marker:
+    """What `complete.json` says."""
+
+    step: int  # optimizer steps done
+    cursor: Cursor
+    model: Mapping[str, Any]
+    settings: Mapping[str, Any]  # those that the losses after a resume depend on
+
+
+def save(folder: Path, model: nn.Module, optimizer: Optimizer, marker: Marker, *, rank: int, keep: int) -> None:
+    """Collective. Writes beside, then renames; older checkpoints beyond `keep` go last."""
+    target = folder / f"step-{marker.step:06d}"
+    partial = target.with_suffix(".partial")
+    if rank == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    state_dict_saver.save(
+        _tensors(model, optimizer), checkpoint_id=str(partial)
+    )  # returns when every process has written
+    if rank == 0:
+        (partial / MARKER).write_text(json.dumps({"format": FORMAT, **dataclasses.asdict(marker)}, indent=2))
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+        for old in complete(folder)[:-keep]:
+            shutil.rmtree(old)
+
+
+def load(path: Path, model: nn.Module, optimizer: Optimizer | None) -> None:
+    """Collective. Fills the parameters, and the optimizer where one is given."""
+    tensors = _tensors(model, optimizer)
+    try:
+        state_dict_loader.load(tensors, checkpoint_id=str(path), no_dist=not dist.is_initialized())
+    except (CheckpointException, RuntimeError, KeyError, ValueError, OSError) as fault:
+        raise JobError(f"checkpoint {path} cannot be read: {' '.join(str(fault).split())[:300]}") from None
+    if optimizer is not None:
+        torch.set_rng_state(tensors["rng"])
+
+
+def read_marker(path: Path) -> Marker:
+    try:
+        content = json.loads((path / MARKER).read_text(encoding="utf-8"))
+    except OSError:
+        raise JobError(f"checkpoint {path} is not complete: it has no {MARKER}") from None
+    if content.pop("format", None) != FORMAT:
+        raise JobError(f"checkpoint {path} is of another format version; this one reads {FORMAT}")
+    return Marker(**{**content, "cursor": Cursor(**content["cursor"])})
+
+
+def complete(folder: Path) -> list[Path]:
+    """Complete checkpoints of a run, oldest first."""
+    found = (path.parent for path in folder.glob(f"step-*/{MARKER}"))
+    return sorted(path for path in found if path.suffix != ".partial")
+
+
+def latest(folder: Path) -> Path:
+    """A checkpoint itself, or the newest complete one of a run or of its checkpoint folder."""
+    if (folder / MARKER).is_file():
+        return folder
+    found = complete(folder) or complete(folder / "checkpoints")
+    if not found:
+        raise JobError(f"checkpoint: {folder} holds no complete checkpoint")
+    return found[-1]
+
+
+def _tensors(model: nn.Module, optimizer: Optimizer | None) -> dict[str, Any]:
+    parameters: dict[str, Tensor] = {name: p.detach() for name, p in plain_parameters(model).items()}
+    if optimizer is None:
+        return {"model": parameters}
+    return {"model": parameters, "optimizer": optimizer.state(), "rng": torch.get_rng_state()}

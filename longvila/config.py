@@ -1,0 +1,109 @@
+"""What a LongVILA is made of: vision tower, downsampling projector, language model, and how text is written for it.
+
+    image_size 384, patch 14 -> 27x27 patches -> 2x2 downsample (27 padded to 28) -> 14x14 = 196 tokens a frame
+
+Read from a preset (`tiny`, `longvila-8b`, `longvila-7b`, `longvila-1.5b`), from a YAML file of the same keys, or from
+a released folder (see `weights.py`). `llm` holds the keys of any Hugging Face causal LM config, `vision` those of
+`SiglipVisionConfig`. `vision_select_layer` counts as Hugging Face's `hidden_states` do: -1 is the output of the last
+layer before the final norm, -2 that of the layer before; layers that no output comes from are not built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import AutoConfig, PretrainedConfig, SiglipVisionConfig
+
+from longvila.job import JobError
+from longvila.settings import read_settings
+
+TOKENIZERS = ("byte", "folder")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongVilaConfig:
+    llm: Mapping[str, Any]
+    vision: Mapping[str, Any]
+    vision_select_layer: int = -2
+    tokenizer: str = "folder"  # byte | folder (the `llm` folder of the weights)
+    chat: str = "chatml"  # how turns are written, see tokens.CHATS
+    frame_separator: str = "\n"  # text after the tokens of each frame
+    loss_chunk_tokens: int = 4096  # tokens whose logits exist at one time
+    frames_per_chunk: int | None = None  # frames that go through the tower at one time; None: all
+
+    def __post_init__(self) -> None:
+        if "model_type" not in self.llm:
+            raise JobError("model: llm has no model_type (for example llama or qwen2)")
+        if self.tokenizer not in TOKENIZERS:
+            raise JobError(f"model: tokenizer {self.tokenizer!r} is none of {', '.join(TOKENIZERS)}")
+        layers = int(self.vision.get("num_hidden_layers", 12))
+        if not -layers <= self.vision_select_layer <= -1:
+            raise JobError(f"model: vision_select_layer {self.vision_select_layer} is not within -{layers} … -1")
+        for name in ("loss_chunk_tokens", "frames_per_chunk"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise JobError(f"model: {name} {value} must be at least 1")
+
+    @property
+    def image_size(self) -> int:
+        return int(self.vision["image_size"])
+
+    @property
+    def tokens_per_frame(self) -> int:
+        side = self.image_size // int(self.vision["patch_size"])
+        return ((side + 1) // 2) ** 2
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.llm_config().vocab_size)
+
+    def llm_config(self) -> PretrainedConfig:
+        given = dict(self.llm)
+        return AutoConfig.for_model(given.pop("model_type"), **given)
+
+    def vision_config(self) -> SiglipVisionConfig:
+        """The tower as built: only the layers up to the selected one, no pooling head."""
+        given = dict(self.vision)
+        given["num_hidden_layers"] = int(given.get("num_hidden_layers", 12)) + 1 + self.vision_select_layer
+        given["vision_use_head"] = False
+        return SiglipVisionConfig(**given)
+
+
+def presets() -> tuple[str, ...]:
+    folder = resources.files("longvila") / "presets"
+    return tuple(sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")))
+
+
+def load_config(name: str, rope_theta: float | None = None) -> LongVilaConfig:
+    """A preset by name or a YAML file by path; `rope_theta` replaces the language model's rotary base (stage 4)."""
+    if name in presets():
+        text = (resources.files("longvila") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
+    elif Path(name).is_file():
+        text = Path(name).read_text(encoding="utf-8")
+    else:
+        raise JobError(f"model: {name!r} is neither a preset ({', '.join(presets())}) nor a YAML file")
+    try:
+        given = yaml.safe_load(text)
+    except yaml.YAMLError as fault:
+        raise JobError(f"model: {name} is not YAML: {' '.join(str(fault).split())}") from None
+    if not isinstance(given, Mapping):
+        raise JobError(f"model: {name} holds no mapping of settings")
+    return with_rope_theta(read_settings(LongVilaConfig, given, f"model {name}"), rope_theta)
+
+
+def with_rope_theta(config: LongVilaConfig, rope_theta: float | None) -> LongVilaConfig:
+    """The same model with another rotary base, the knob that context extension turns."""
+    if rope_theta is None:
+        return config
+    if rope_theta <= 0:
+        raise JobError(f"settings: rope_theta {rope_theta} must be positive")
+    llm = dict(config.llm)
+    llm.pop("rope_theta", None)
+    rope = {"rope_type": "default", **dict(llm.get("rope_parameters") or {}), "rope_theta": rope_theta}
+    fields = {name: getattr(config, name) for name in config.__dataclass_fields__}
+    return LongVilaConfig(**{**fields, "llm": {**llm, "rope_parameters": rope}})

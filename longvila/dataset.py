@@ -1,0 +1,275 @@
+"""VILA-format conversations to packed rows, the same rows for every process count.
+
+    JSON/JSONL + media folder --read_samples--> samples --order(seed, epoch)--> documents --pack <= max_tokens--> rows
+    step t = the next `rows_per_step` rows of the world; replica i computes rows[i::data_count]
+
+A line is `{"id", "video"|"image": path or list, "conversations": [{"from": "human"|"gpt", "value"}, …]}`; a sample
+without media is text. Every process knows every row (ids cost 8 bytes a token) and where the data stands (`Cursor`),
+so a run goes on under another process count with the same steps. Faults name file and line before the first step.
+Leaves out weighting of several data sets and reading over a network.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from longvila.job import JobError
+from longvila.processor import Clip, Frames, choose_frames, decode, open_clip
+from longvila.sharding import IGNORE, Batch, Sharding
+from longvila.tokens import ROLES, Rendered, Turn, Writer, media_tags
+
+KEYS = ("id", "video", "image", "conversations")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    where: str  # file:line, for messages
+    name: str
+    images: tuple[Path, ...]
+    videos: tuple[Path, ...]
+    turns: tuple[Turn, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """Frames of a video: a number, or a rate with a cap."""
+
+    frames: int | None = 8
+    fps: float | None = None
+    max_frames: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    text: Rendered
+    media: tuple[Frames, ...]  # in the order of their vision tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    documents: tuple[Document, ...]
+
+    @property
+    def label_tokens(self) -> int:
+        return sum(label != IGNORE for document in self.documents for label in document.text.labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cursor:
+    """Where reading stands: the next sample is number `position` of epoch `epoch`'s order."""
+
+    epoch: int = 0
+    position: int = 0
+
+
+# What a replica computes when a step's rows do not divide: it joins every collective and adds nothing.
+IDLE_ROW = Row(documents=(Document(text=Rendered(input_ids=(0,), labels=(IGNORE,), vision_at=()), media=()),))
+
+
+def read_samples(files: Sequence[Path], media_folder: Path, *, prompts: bool = False) -> tuple[Sample, ...]:
+    """All samples of the files; as `prompts`, a last answer is dropped and none needed."""
+    samples = tuple(_sample(entry, where, media_folder, prompts) for file in files for where, entry in _entries(file))
+    if not samples:
+        raise JobError(f"data: {', '.join(map(str, files)) or 'no file'} holds no samples")
+    return samples
+
+
+def _entries(file: Path) -> Iterator[tuple[str, Any]]:
+    """(file:line, parsed) of a JSON list or of JSON lines; in a list, the place in it stands for the line."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as fault:
+        raise JobError(
+            f"data: cannot read {file} ({getattr(fault, 'strerror', None) or fault.__class__.__name__})"
+        ) from None
+    if text.lstrip().startswith("["):
+        try:
+            entries = json.loads(text)
+        except json.JSONDecodeError as fault:
+            raise JobError(f"{file}:{fault.lineno}: broken JSON ({fault.msg})") from None
+        for place, entry in enumerate(entries, start=1):
+            yield f"{file}: sample {place}", entry
+        return
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                yield f"{file}:{number}", json.loads(line)
+            except json.JSONDecodeError as fault:
+                raise JobError(f"{file}:{number}: broken JSON ({fault.msg} at column {fault.colno})") from None
+
+
+def _sample(entry: Any, where: str, folder: Path, prompt: bool) -> Sample:
+    if not isinstance(entry, dict):
+        raise JobError(f"{where}: a sample is an object with {', '.join(KEYS)}")
+    for key in entry:
+        if key not in KEYS:
+            raise JobError(f"{where}: unknown key {key!r}; known: {', '.join(KEYS)}")
+    conversation = entry.get("conversations")
+    if not isinstance(conversation, list) or not conversation:
+        raise JobError(f"{where}: conversations must be a list of turns")
+    turns = tuple(_turn(turn, place, where) for place, turn in enumerate(conversation))
+    if prompt and turns[-1].role == "gpt":
+        turns = turns[:-1]
+    elif not prompt and turns[-1].role != "gpt":
+        raise JobError(f"{where}: the last turn must be from gpt: nothing else is learned")
+    images, videos = (_media(entry.get(kind), kind, where, folder) for kind in ("image", "video"))
+    tags = media_tags(turns)
+    counts = tags.count("<image>"), tags.count("<video>")
+    if tags and counts != (len(images), len(videos)):
+        raise JobError(
+            f"{where}: the human turns hold {counts[0]} <image> and {counts[1]} <video>, "
+            f"the sample {len(images)} and {len(videos)} files"
+        )
+    return Sample(where=where, name=str(entry.get("id", where)), images=images, videos=videos, turns=turns)
+
+
+def _turn(turn: Any, place: int, where: str) -> Turn:
+    if not isinstance(turn, dict) or set(turn) != {"from", "value"} or not isinstance(turn["value"], str):
+        raise JobError(f'{where}: turn {place + 1} is not {{"from": …, "value": text}}')
+    role = turn["from"]
+    if role not in ROLES:
+        raise JobError(f"{where}: turn {place + 1} is from {role!r}; legal: {', '.join(ROLES)}")
+    if role != ROLES[place % 2]:
+        raise JobError(f"{where}: turn {place + 1} is from {role!r}; turns alternate and human begins")
+    return Turn(role=role, text=turn["value"])
+
+
+def _media(given: Any, kind: str, where: str, folder: Path) -> tuple[Path, ...]:
+    if given is None:
+        return ()
+    names = given if isinstance(given, list) else [given]
+    for name in names:
+        if not isinstance(name, str):
+            raise JobError(f"{where}: {kind} must be a path or a list of paths, not {name!r}")
+        if not (folder / name).is_file():
+            raise JobError(f"{where}: {kind} {name!r} is not in {folder}")
+    return tuple(folder / name for name in names)
+
+
+class Documents:
+    """Samples made into documents; remembers each file's index, so that it is read through once."""
+
+    def __init__(self, writer: Writer, sampling: Sampling) -> None:
+        self._writer = writer
+        self._sampling = sampling
+        self._clips: dict[Path, Clip] = {}
+
+    def make(self, sample: Sample, *, prompt: bool = False) -> Document:
+        images = iter([choose_frames(self._clip(path), frames=1) for path in sample.images])
+        sampling = self._sampling
+        videos = iter(
+            choose_frames(self._clip(path), sampling.frames, sampling.fps, sampling.max_frames)
+            for path in sample.videos
+        )
+        tags = media_tags(sample.turns)
+        media = tuple(next(images if tag == "<image>" else videos) for tag in tags) if tags else (*images, *videos)
+        rendered = self._writer.document(sample.turns, [len(m.times) for m in media], prompt=prompt)
+        return Document(text=rendered, media=media)
+
+    def _clip(self, path: Path) -> Clip:
+        if path not in self._clips:
+            self._clips[path] = open_clip(path)
+        return self._clips[path]
+
+
+class Rows:
+    """The endless sequence of packed rows of a data set."""
+
+    def __init__(
+        self, samples: Sequence[Sample], documents: Documents, *, max_tokens: int, pack: bool, seed: int, shuffle: bool
+    ) -> None:
+        self._samples = samples
+        self._documents = documents
+        self._max_tokens = max_tokens
+        self._pack = pack
+        self._seed = seed
+        self._shuffle = shuffle
+
+    def step(self, cursor: Cursor, rows: int) -> tuple[list[Row], Cursor]:
+        """The next `rows` rows of the world and where the step after goes on."""
+        taken = []
+        for _ in range(rows):
+            row, cursor = self._row(cursor)
+            taken.append(row)
+        return taken, cursor
+
+    def _order(self, epoch: int) -> list[int]:
+        if not self._shuffle:
+            return list(range(len(self._samples)))
+        return [int(i) for i in np.random.default_rng([self._seed, epoch]).permutation(len(self._samples))]
+
+    def _row(self, cursor: Cursor) -> tuple[Row, Cursor]:
+        """A row ends when the next sample does not fit, when the epoch ends, or after one sample unless packing."""
+        order, tokens = self._order(cursor.epoch), 0
+        taken: list[Document] = []
+        position = cursor.position
+        while position < len(order) and (self._pack or not taken):
+            sample = self._samples[order[position]]
+            document = self._documents.make(sample)
+            length = len(document.text.input_ids)
+            if length > self._max_tokens:
+                raise JobError(
+                    f"{sample.where}: sample {sample.name!r} has {length} tokens, max_tokens is {self._max_tokens}: "
+                    "raise max_tokens or take fewer frames"
+                )
+            if tokens + length > self._max_tokens:
+                break
+            taken.append(document)
+            tokens += length
+            position += 1
+        done = position == len(order)
+        after = Cursor(epoch=cursor.epoch + 1) if done else Cursor(epoch=cursor.epoch, position=position)
+        return Row(documents=tuple(taken)), after
+
+
+def own_rows(rows: Sequence[Row], data_index: int, data_count: int) -> list[Row]:
+    """This replica's rows, as many as every other's: idle rows fill up."""
+    each = -(-len(rows) // data_count)
+    own = list(rows[data_index::data_count])
+    return own + [IDLE_ROW] * (each - len(own))
+
+
+def row_batch(row: Row, sharding: Sharding, image_size: int, device: torch.device, dtype: torch.dtype) -> Batch:
+    """The row as tensors, with the pixels of this process's frames only."""
+    ids: list[int] = []
+    labels: list[int] = []
+    positions: list[int] = []
+    document_of: list[int] = []
+    vision_at: list[int] = []
+    for number, document in enumerate(row.documents):
+        text, start = document.text, len(ids)
+        ids.extend(text.input_ids)
+        labels.extend(text.labels)
+        positions.extend(range(len(text.input_ids)))
+        document_of.extend([number] * len(text.input_ids))
+        vision_at.extend(start + at for at in text.vision_at)
+    media = [frames for document in row.documents for frames in document.media]
+    total = sum(len(frames.times) for frames in media)
+    own = sharding.own_frames(total)
+    pixels, start = [torch.zeros(0, 3, image_size, image_size)], 0
+    for frames in media:
+        count = len(frames.times)
+        mine = range(max(own.start, start) - start, min(own.stop, start + count) - start)
+        if len(mine):
+            pixels.append(decode(frames, mine, image_size))
+        start += count
+
+    def column(values: list[int]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=device)
+
+    return Batch(
+        input_ids_L=column(ids),
+        labels_L=column(labels),
+        positions_L=column(positions),
+        document_L=column(document_of),
+        vision_at_V=column(vision_at),
+        frames=total,
+        pixels_FCHW=torch.cat(pixels).to(device=device, dtype=dtype),
+    )

@@ -1,0 +1,184 @@
+"""LongVILA: frames and text in, the summed token loss or the next token's logits out, over any sharding.
+
+    own frames -> tower (SigLIP) -> projector (2x2 downsample, MLP) --exchange_embeddings--> vision tokens of this rank
+    own tokens -> embedding table ------------------------------------------------------\\-> LLM -> head -> loss sum
+
+`model(batch, sharding)` gives the local loss SUM (float32; float64 for float64 models), to be scaled by
+`sharding.token_mean`; with `cache=` it prefills the cache and gives the row's last logits; with a `NextToken` it
+decodes one step. Everything runs inside `forward`, so that a sharded root gathers its parameters once; the modules
+that are called by themselves, each once per layer, are `layers()`.
+No shape depends on data, so a step also runs on fake tensors: the loss therefore visits unlabelled tokens too.
+Leaves out S2/dynamic tiling and pooled features. Shapes: L row, S local tokens, N own vision tokens, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModelForCausalLM, SiglipVisionModel
+
+from longvila.config import LongVilaConfig
+from longvila.sharding import IGNORE, Batch, LocalBatch, OneProcess, Sharding
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextToken:
+    """One token to decode, known to every rank of the context group."""
+
+    token: int
+    position: int
+
+
+class Downsample(nn.Module):
+    """Patches [F, h*w, C] -> [F, ceil(h/2)*ceil(w/2), 4C]; odd sides are padded with zeros at the end.
+
+    Channels are (row in the pair, column in the pair, C). Tokens run down the columns first: the released projector
+    was trained on this transposed order, so the weights need it.
+    """
+
+    def forward(self, patches_FPC: Tensor) -> Tensor:
+        frames, patches, width = patches_FPC.shape
+        side = round(patches**0.5)
+        grid = patches_FPC.view(frames, side, side, width)
+        if side % 2:
+            grid = F.pad(grid, (0, 0, 0, 1, 0, 1))
+        half = grid.shape[1] // 2
+        pairs = grid.view(frames, half, 2, half, 2, width)
+        return pairs.permute(0, 3, 1, 2, 4, 5).reshape(frames, half * half, 4 * width)
+
+
+class Projector(nn.Module):
+    """`mlp_downsample`: 2x2 patches to channels, norm, linear, GELU, linear; parameters named as released."""
+
+    def __init__(self, vision_width: int, llm_width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            Downsample(),
+            nn.LayerNorm(4 * vision_width),
+            nn.Linear(4 * vision_width, llm_width),
+            nn.GELU(),
+            nn.Linear(llm_width, llm_width),
+        )
+
+    def forward(self, patches_FPC: Tensor) -> Tensor:
+        embeddings: Tensor = self.layers(patches_FPC)
+        return embeddings
+
+
+class LongVilaForConditionalGeneration(nn.Module):
+    """The three parts `tower`, `projector`, `llm` (a Hugging Face causal LM with `model` and an output embedding)."""
+
+    def __init__(self, config: LongVilaConfig, attention: str = "sdpa") -> None:
+        super().__init__()
+        self.config = config
+        vision_config = config.vision_config()
+        vision_config._attn_implementation = "sdpa"
+        self.tower = SiglipVisionModel(vision_config)
+        # The selected layer's output is taken before the final norm, which is thus no part of the model.
+        self.tower.post_layernorm = nn.Identity()  # type: ignore[assignment]
+        llm_config = config.llm_config()
+        self.llm = AutoModelForCausalLM.from_config(llm_config, attn_implementation=attention)  # type: ignore[no-untyped-call]
+        self.projector = Projector(vision_config.hidden_size, llm_config.hidden_size)
+
+    def layers(self) -> list[nn.Module]:
+        """The repeated blocks, in the order of their first use: what a sharding or a recompute policy wraps."""
+        return [*self.tower.encoder.layers, *self.llm.model.layers]
+
+    def forward(self, given: Batch | NextToken, sharding: Sharding | None = None, *, cache: Any = None) -> Tensor:
+        sharding = sharding or OneProcess()
+        if isinstance(given, NextToken):
+            return self._decode(given, sharding, cache)
+        local = sharding.shard_batch(given)
+        hidden_SD = self._hidden(given, local, sharding, cache)
+        if cache is None:
+            return self._loss_sum(hidden_SD, local.labels_S)
+        return self._logits(sharding.from_last_token(hidden_SD, given))
+
+    def encode_frames(self, pixels_FCHW: Tensor, sharding: Sharding) -> Tensor:
+        """Frames of this process -> [F * tokens per frame, D]; every process calls the tower equally often.
+
+        A process without frames encodes an empty picture and adds 0 x its sum, so that it joins the collectives of
+        a sharded tower and its gradient is exactly zero.
+        """
+        frames = pixels_FCHW.shape[0]
+        size = self.config.frames_per_chunk
+        calls = 1 if size is None else sharding.most(max(1, -(-frames // size)))
+        chunks = [pixels_FCHW] if size is None or frames == 0 else list(torch.split(pixels_FCHW, size))
+        tower_grad = torch.is_grad_enabled() and any(p.requires_grad for p in self.tower.parameters())
+        real, idle = [], pixels_FCHW.new_zeros(())
+        for call in range(calls):
+            chunk = chunks[call] if call < len(chunks) else pixels_FCHW[:0]
+            blank = chunk.shape[0] == 0
+            if blank:
+                chunk = pixels_FCHW.new_zeros(1, *pixels_FCHW.shape[1:])
+            if tower_grad and calls > 1:
+                embedded: Tensor = checkpoint(self._embed, chunk, use_reentrant=False)
+            else:
+                embedded = self._embed(chunk)
+            if blank:
+                idle = idle.to(embedded.dtype) + 0.0 * embedded.sum()
+            else:
+                real.append(embedded.flatten(0, 1))
+        if not real:
+            return embedded.new_zeros(0, embedded.shape[-1]) + idle
+        return torch.cat(real) + idle.to(real[0].dtype)
+
+    def _embed(self, pixels_FCHW: Tensor) -> Tensor:
+        patches_FPC: Tensor = self.tower(pixel_values=pixels_FCHW).last_hidden_state
+        embeddings_FPD: Tensor = self.projector(patches_FPC)
+        return embeddings_FPD
+
+    def _hidden(self, batch: Batch, local: LocalBatch, sharding: Sharding, cache: Any) -> Tensor:
+        own_ND = self.encode_frames(batch.pixels_FCHW, sharding)
+        vision_VD = sharding.exchange_embeddings(own_ND, batch)
+        text_SD = self.llm.get_input_embeddings()(local.input_ids_S)
+        # An empty exchange still carries the zero gradient of the dummy frame into the graph.
+        inputs_SD = text_SD.masked_scatter(local.vision_S[:, None], vision_VD.to(text_SD.dtype))
+        inputs_SD = inputs_SD + 0.0 * vision_VD.sum().to(inputs_SD.dtype)
+        # use_cache=False keeps past_key_values None: with a cache object Hugging Face no longer reads the packed
+        # documents off the restarting positions, and they would see each other.
+        output = self.llm.model(
+            inputs_embeds=inputs_SD[None],
+            position_ids=local.positions_S[None],
+            past_key_values=cache,
+            use_cache=cache is not None,
+            **local.attention,
+        )
+        hidden_SD: Tensor = output.last_hidden_state[0]
+        return hidden_SD
+
+    def _decode(self, given: NextToken, sharding: Sharding, cache: Any) -> Tensor:
+        table = self.llm.get_input_embeddings()
+        device = table.weight.device
+        output = self.llm.model(
+            inputs_embeds=table(torch.tensor([[given.token]], device=device)),
+            position_ids=torch.tensor([[given.position]], device=device),
+            past_key_values=cache,
+            use_cache=True,
+            **sharding.decode_attention(),
+        )
+        return self._logits(output.last_hidden_state[0, -1])
+
+    def _logits(self, hidden_D: Tensor) -> Tensor:
+        return _wide(self.llm.get_output_embeddings()(hidden_D))
+
+    def _loss_sum(self, hidden_SD: Tensor, labels_S: Tensor) -> Tensor:
+        size = self.config.loss_chunk_tokens
+        total = torch.zeros((), dtype=_wide(hidden_SD[:0]).dtype, device=hidden_SD.device)
+        for hidden, labels in zip(torch.split(hidden_SD, size), torch.split(labels_S, size), strict=True):
+            total = total + checkpoint(self._chunk_loss, hidden, labels, use_reentrant=False)
+        return total
+
+    def _chunk_loss(self, hidden_SD: Tensor, labels_S: Tensor) -> Tensor:
+        logits = _wide(self.llm.get_output_embeddings()(hidden_SD))
+        return F.cross_entropy(logits, labels_S, ignore_index=IGNORE, reduction="sum")
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """Float64 stays; everything else becomes float32, where sums over a vocabulary keep their digits."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -1,0 +1,295 @@
+"""The training job: rows in, checkpoints and a line of metrics per step out, the same losses under any sharding.
+
+    for each step: rows of the world -> own rows -> [decode ahead] -> loss sum -> token_mean -> backward -> AdamW
+
+The loss of a step is the mean over the label tokens of all its rows; every process counts them itself, since every
+process knows all rows. Settings are `TrainSettings`. Files in the run folder: `metrics.jsonl` (step, loss, tokens,
+seconds, grad_norm, lr, peak memory in bytes), `checkpoints/`. Leaves out evaluation while training.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import resource
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
+
+from longvila import checkpoint
+from longvila.assemble import PARTS, build_model, build_writer, model_config, precision
+from longvila.config import LongVilaConfig
+from longvila.dataset import Cursor, Documents, Row, Rows, Sampling, own_rows, read_samples, row_batch
+from longvila.job import Job, JobError
+from longvila.optimizer import SCHEDULES, Optimizer, learning_rate
+from longvila.settings import read_settings
+from longvila.sharding import Batch
+from longvila.weights import plain_parameters, save_weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    data: tuple[str, ...]  # JSON or JSONL files
+    media: str | None = None  # folder of the clips; default: the first data file's
+    model: str = "tiny"  # preset or YAML file; not read when weights are given
+    weights: str | None = None  # released folder to start from
+    run: str = "runs/train"
+    steps: int = 100  # optimizer steps of the whole run
+    rows_per_step: int = 1  # rows of the world per step, over all replicas and accumulation
+    max_tokens: int = 4096  # of a row
+    pack: bool = True  # several samples in a row
+    shuffle: bool = True
+    seed: int = 0
+    frames: int = 8  # per video, spread evenly
+    fps: float | None = None  # instead of frames
+    max_frames: int | None = None  # cap for fps
+    lr: float = 1e-3
+    schedule: str = "constant"
+    warmup: float = 0.0  # fraction of the steps
+    weight_decay: float = 0.0
+    betas: tuple[float, ...] = (0.9, 0.95)
+    eps: float = 1e-8
+    clip: float | None = 1.0  # largest gradient norm
+    precision: str = "fp32"
+    trained: tuple[str, ...] = PARTS
+    rope_theta: float | None = None
+    checkpoint_every: int | None = None  # steps; one is also written at the end
+    keep_checkpoints: int = 2
+    resume: str | None = None  # latest | a checkpoint folder
+    export: str | None = None  # new folder for the weights at the end
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "rows_per_step", "max_tokens", "frames", "keep_checkpoints"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("max_frames", "checkpoint_every"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, name, value, "at least 1")
+        for name in ("lr", "eps", "clip", "fps"):
+            value = getattr(self, name)
+            _require(value is None or 0 < value < math.inf, name, value, "positive")
+        _require(self.schedule in SCHEDULES, "schedule", self.schedule, f"one of {', '.join(SCHEDULES)}")
+        _require(0 <= self.warmup <= 1, "warmup", self.warmup, "a fraction of the steps, 0 … 1")
+        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "at least 0")
+        _require(len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "betas", self.betas, "two in 0 … 1")
+        _require(bool(self.trained), "trained", self.trained, f"some of {', '.join(PARTS)}")
+        _require(self.max_frames is None or self.fps is not None, "max_frames", self.max_frames, "used with fps only")
+
+    def lasting(self) -> dict[str, Any]:
+        """What must not change over a resume, for the losses to go on as they would have."""
+        free = ("media", "run", "weights", "model", "checkpoint_every", "keep_checkpoints", "resume", "export", "data")
+        kept = {k: v for k, v in dataclasses.asdict(self).items() if k not in (*free, "steps")}
+        return _plain({**kept, **({"steps": self.steps} if self.schedule == "cosine" else {})})
+
+
+def _require(holds: bool, name: str, value: object, legal: str) -> None:
+    if not holds:
+        raise JobError(f"settings: {name} {value!r} must be {legal}")
+
+
+def main(job: Job) -> None:
+    settings = read_settings(TrainSettings, job.config, "settings")
+    files = [Path(file) for file in settings.data]
+    samples = read_samples(files, Path(settings.media) if settings.media else files[0].parent)
+    resume = _resume_from(settings)
+    config = model_config(settings.model, settings.weights, settings.rope_theta)
+    writer = build_writer(config, settings.weights)
+    sampling = Sampling(frames=settings.frames, fps=settings.fps, max_frames=settings.max_frames)
+    rows = Rows(
+        samples,
+        Documents(writer, sampling),
+        max_tokens=settings.max_tokens,
+        pack=settings.pack,
+        seed=settings.seed,
+        shuffle=settings.shuffle,
+    )
+    dtype = precision(settings.precision)
+    marker = None if resume is None else _matching_marker(resume, config, settings)
+    model = build_model(
+        config, job, dtype=dtype, seed=settings.seed, weights=settings.weights, trained=settings.trained
+    )
+    optimizer = Optimizer(
+        plain_parameters(model),
+        betas=(settings.betas[0], settings.betas[1]),
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+    )
+    run = _Run(job=job, settings=settings, config=config, rows=rows, model=model, optimizer=optimizer, dtype=dtype)
+    if resume is not None:
+        checkpoint.load(resume, model, optimizer)
+    run.go(0 if marker is None else marker.step, Cursor() if marker is None else marker.cursor)
+    if settings.export is not None:
+        source = Path(settings.weights) if settings.weights else None
+        save_weights(model, Path(settings.export), job.sharding, source)  # type: ignore[arg-type]
+
+
+def _resume_from(settings: TrainSettings) -> Path | None:
+    folder = Path(settings.run) / "checkpoints"
+    if settings.resume is None:
+        if checkpoint.complete(folder):
+            raise JobError(f"settings: {settings.run} holds checkpoints: set resume to latest, or run to a new folder")
+        return None
+    return checkpoint.latest(folder if settings.resume == "latest" else Path(settings.resume))
+
+
+def _matching_marker(path: Path, config: LongVilaConfig, settings: TrainSettings) -> checkpoint.Marker:
+    """The checkpoint's marker, if a run with these settings may go on from it."""
+    marker = checkpoint.read_marker(path)
+    for what, then, now in (
+        ("model", marker.model, model_fingerprint(config)),
+        ("setting", marker.settings, settings.lasting()),
+    ):
+        for key in sorted({*then, *now}):
+            if then.get(key) != now.get(key):
+                raise JobError(f"resume: {what} {key} is {now.get(key)!r}, {path} was trained with {then.get(key)!r}")
+    if marker.step >= settings.steps:
+        raise JobError(f"resume: {path} has done {marker.step} steps, steps is {settings.steps}: raise steps")
+    return marker
+
+
+def model_fingerprint(config: LongVilaConfig) -> dict[str, Any]:
+    """The model as plain JSON values."""
+    return _plain(dataclasses.asdict(config))
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """As JSON gives them back: tuples become lists."""
+    plain: dict[str, Any] = json.loads(json.dumps(values))
+    return plain
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    job: Job
+    settings: TrainSettings
+    config: LongVilaConfig
+    rows: Rows
+    model: nn.Module
+    optimizer: Optimizer
+    dtype: torch.dtype
+
+    def go(self, step: int, cursor: Cursor) -> None:
+        settings, rank = self.settings, self.job.sharding.rank
+        folder = Path(settings.run)
+        if rank == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            _forget_after(folder / "metrics.jsonl", step)
+        self.model.train()
+        with _Report(settings, step, shown=rank == 0) as report:
+            for done in range(step + 1, settings.steps + 1):
+                began_s = time.perf_counter()
+                rows, cursor = self.rows.step(cursor, settings.rows_per_step)
+                metrics = self._step(done, rows)
+                metrics["seconds"] = time.perf_counter() - began_s
+                report.show(metrics)
+                if (settings.checkpoint_every and done % settings.checkpoint_every == 0) or done == settings.steps:
+                    self._save(folder / "checkpoints", done, cursor)
+
+    def _step(self, step: int, rows: Sequence[Row]) -> dict[str, Any]:
+        settings, sharding = self.settings, self.job.sharding
+        labels = sum(row.label_tokens for row in rows)
+        loss_sum = 0.0
+        for batch in self._batches(own_rows(rows, sharding.data_index, sharding.data_count)):
+            loss = self.model(batch, sharding)
+            sharding.token_mean(loss, labels).backward()  # type: ignore[no-untyped-call]
+            loss_sum += float(loss.detach())
+        loss_mean = sharding.total(loss_sum) / labels
+        lr = learning_rate(
+            step - 1,
+            steps=settings.steps,
+            peak=settings.lr,
+            schedule=settings.schedule,
+            warmup_steps=round(settings.warmup * settings.steps),
+        )
+        norm = self.optimizer.step(lr, settings.clip)
+        if not (math.isfinite(loss_mean) and math.isfinite(norm)):
+            raise JobError(f"step {step}: loss {loss_mean}, gradient norm {norm}: lower lr or resume from a checkpoint")
+        tokens = sum(len(document.text.input_ids) for row in rows for document in row.documents)
+        peak = peak_memory_bytes(self.job.device)
+        return {
+            "step": step, "loss": loss_mean, "tokens": tokens, "label_tokens": labels, "grad_norm": norm, "lr": lr,
+            "peak_memory_bytes": peak,
+        }  # fmt: skip
+
+    def _batches(self, rows: Sequence[Row]) -> Iterator[Batch]:
+        """The rows as batches, the next one decoded while this one computes."""
+        size, device = self.config.image_size, self.job.device
+        with ThreadPoolExecutor(1) as ahead:
+            pending = None
+            for row in [*rows, None]:
+                ready = pending
+                if row is not None:
+                    pending = ahead.submit(row_batch, row, self.job.sharding, size, device, self.dtype)
+                if ready is not None:
+                    yield ready.result()
+
+    def _save(self, folder: Path, step: int, cursor: Cursor) -> None:
+        marker = checkpoint.Marker(
+            step=step, cursor=cursor, model=model_fingerprint(self.config), settings=self.settings.lasting()
+        )
+        checkpoint.save(
+            folder,
+            self.model,
+            self.optimizer,
+            marker,
+            rank=self.job.sharding.rank,
+            keep=self.settings.keep_checkpoints,
+        )
+
+
+class _Report:
+    """A line of metrics per step in the run folder, and a progress bar (or plain lines where there is no terminal)."""
+
+    def __init__(self, settings: TrainSettings, step: int, *, shown: bool) -> None:
+        self._shown = shown
+        self._path = Path(settings.run) / "metrics.jsonl"
+        self._steps = settings.steps
+        columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[state]}"))
+        console = Console(stderr=True)
+        self._bar = Progress(
+            *columns, TimeRemainingColumn(), console=console, disable=not shown or not sys.stderr.isatty()
+        )
+        self._task = self._bar.add_task("train", total=settings.steps, completed=step, state="")
+
+    def __enter__(self) -> _Report:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def show(self, metrics: dict[str, Any]) -> None:
+        if not self._shown:
+            return
+        with self._path.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(metrics) + "\n")
+        rate = metrics["tokens"] / metrics["seconds"]
+        state = f"loss {metrics['loss']:.4f}  {rate:,.0f} tokens/s  gradient norm {metrics['grad_norm']:.3f}"
+        self._bar.update(self._task, completed=metrics["step"], state=state)
+        if self._bar.disable:
+            print(f"step {metrics['step']}/{self._steps}  {state}", file=sys.stderr, flush=True)
+
+
+def _forget_after(path: Path, step: int) -> None:
+    """Drop the metrics of steps that a resumed run does again."""
+    if path.is_file():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        path.write_text("".join(kept), encoding="utf-8")
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory that this process has held: the allocator's on an accelerator, resident on a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,236 @@
+"""The released folder layout, read and written: `llm/`, `vision_tower/`, `mm_projector/`, each with its own config.
+
+    folder/config.json  llm/{config.json, *.safetensors, tokenizer}  vision_tower/…  mm_projector/…
+
+Only safetensors: a pickled `.bin` can run code when it is read, so it is refused. Names must match exactly; what the
+model does not build (the tower's pooling head, final norm, and layers past the selected one) is left unread.
+A sharded parameter reads only its own region of the file, so no process ever holds more than one tensor beyond its
+shard. Writing gathers a tensor at a time on every process, keeps it on the first, and appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from longvila.config import LongVilaConfig
+from longvila.job import JobError
+from longvila.model import LongVilaForConditionalGeneration
+from longvila.settings import read_settings
+from longvila.sharding import Sharding
+
+PARTS = {"llm": "llm", "vision_tower": "tower", "mm_projector": "projector"}
+FILE_BYTES = 4 * 10**9  # a safetensors file of a part holds at most this much
+OWN_KEYS = ("tokenizer", "chat", "frame_separator", "loss_chunk_tokens", "frames_per_chunk")
+
+
+def read_config(folder: Path) -> LongVilaConfig:
+    """The model that a released folder describes."""
+    if not folder.is_dir():
+        raise JobError(f"weights: {folder} is not a folder")
+    llm, vision, projector = (_read_json(folder / part / "config.json") for part in PARTS)
+    kind = projector.get("mm_projector_type")
+    if kind != "mlp_downsample":
+        raise JobError(f"weights: {folder}/mm_projector is a {kind!r} projector; legal: mlp_downsample")
+    top = _read_json(folder / "config.json")
+    given = {
+        "chat": "llama3" if llm.get("model_type") == "llama" else "chatml",
+        **{key: value for key, value in top.get("longvila", {}).items() if key in OWN_KEYS},
+        "llm": {key: value for key, value in llm.items() if key not in ("torch_dtype", "dtype")},
+        "vision": {key: value for key, value in vision.items() if key not in ("torch_dtype", "dtype", "model_type")},
+        "vision_select_layer": top.get("mm_vision_select_layer", -2),
+    }
+    return read_settings(LongVilaConfig, given, f"weights {folder}")
+
+
+def empty_model(config: LongVilaConfig, attention: str) -> LongVilaForConditionalGeneration:
+    """The model with parameters on the meta device (no memory) and its true buffers."""
+    try:
+        with init_empty_weights(include_buffers=False):
+            return LongVilaForConditionalGeneration(config, attention)
+    except (StrictDataclassError, ValueError, KeyError, TypeError) as fault:
+        raise JobError(f"model: cannot be built ({' '.join(str(fault).split())[:300]})") from None
+
+
+def materialise(model: nn.Module, device: torch.device) -> None:
+    """Give every parameter its memory (a shard where it is sharded) without touching the buffers' values."""
+    buffers = {name: buffer.to(device) for name, buffer in model.named_buffers()}
+    model.to_empty(device=device)
+    for name, buffer in model.named_buffers():
+        buffer.copy_(buffers[name])
+
+
+def load_weights(model: LongVilaForConditionalGeneration, folder: Path) -> None:
+    for part, attribute in PARTS.items():
+        module = getattr(model, attribute)
+        wanted = plain_parameters(module)
+        tied = _tied_names(module) - set(wanted)
+        files = _tensor_files(folder / part)
+        found = {_own_name(name): name for name in files}
+        layers = len(model.tower.encoder.layers)
+        extra = [n for n in found if n not in wanted and n not in tied and not _unbuilt(part, n, layers)]
+        missing = [name for name in wanted if name not in found]
+        if missing or extra:
+            raise JobError(f"weights: {folder / part}: {_list('missing', missing)}{_list('unexpected', extra)}")
+        for file in sorted(set(files.values())):
+            with safe_open(str(file), framework="pt") as reader:
+                for own, name in found.items():
+                    if own in wanted and files[name] == file:
+                        _copy(wanted[own], reader.get_slice(name), f"weights: {folder / part}: {name}")
+
+
+def save_weights(
+    model: LongVilaForConditionalGeneration, folder: Path, sharding: Sharding, tokenizer_from: Path | None = None
+) -> None:
+    """Write the released layout to a new folder; collective, the first process writes."""
+    first, partial = sharding.rank == 0, folder.with_name(folder.name + ".partial")
+    if first:
+        if folder.exists():
+            raise JobError(f"export: {folder} exists already; name a new folder")
+        shutil.rmtree(partial, ignore_errors=True)
+    for part, attribute in PARTS.items():
+        if first:
+            (partial / part).mkdir(parents=True)
+        _save_part(getattr(model, attribute), partial / part, first, "vision_model." if part == "vision_tower" else "")
+    if not first:
+        return
+    config = model.config
+    model.llm.config.save_pretrained(partial / "llm")
+    config.vision_config().save_pretrained(partial / "vision_tower")
+    projector = {"mm_projector_type": "mlp_downsample", "model_type": "v2l_projector"}
+    (partial / "mm_projector" / "config.json").write_text(json.dumps(projector, indent=2))
+    own = {key: getattr(config, key) for key in OWN_KEYS}
+    top = {"model_type": "llava_" + model.llm.config.model_type, "mm_vision_select_layer": -1, "longvila": own}
+    (partial / "config.json").write_text(json.dumps(top, indent=2))
+    if tokenizer_from is not None:
+        for file in (tokenizer_from / "llm").iterdir():
+            if file.suffix not in (".safetensors", ".bin") and not (partial / "llm" / file.name).exists():
+                shutil.copy(file, partial / "llm" / file.name)
+    partial.rename(folder)
+
+
+def plain_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters by the name they have without wrappers (recompute, compile)."""
+    return {re.sub(r"(_checkpoint_wrapped_module|_orig_mod)\.", "", n): p for n, p in module.named_parameters()}
+
+
+def _save_part(module: nn.Module, folder: Path, first: bool, prefix: str) -> None:
+    files: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, parameter in plain_parameters(module).items():
+        value = parameter.detach()
+        full = value.full_tensor() if isinstance(value, DTensor) else value
+        if not first:
+            continue
+        if size and size + full.nbytes > FILE_BYTES:
+            files.append({})
+            size = 0
+        files[-1][prefix + name] = full.cpu().contiguous()
+        size += full.nbytes
+    if not first:
+        return
+    if len(files) == 1:
+        save_file(files[0], folder / "model.safetensors", metadata={"format": "pt"})
+        return
+    index = {}
+    for number, tensors in enumerate(files, start=1):
+        name = f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        save_file(tensors, folder / name, metadata={"format": "pt"})
+        index.update(dict.fromkeys(tensors, name))
+    total = sum(t.nbytes for tensors in files for t in tensors.values())
+    text = json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=2)
+    (folder / "model.safetensors.index.json").write_text(text)
+
+
+def _tensor_files(folder: Path) -> dict[str, Path]:
+    """Tensor name -> the safetensors file that holds it."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        files = {name: folder / file for name, file in _read_json(index).get("weight_map", {}).items()}
+        for file in set(files.values()):
+            if not file.is_file() or file.parent != folder:
+                raise JobError(f"weights: {index} names {file.name}, which is not in {folder}")
+        return files
+    names: dict[str, Path] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(str(file), framework="pt") as reader:
+                names.update(dict.fromkeys(reader.keys(), file))
+        except SafetensorError as fault:
+            raise JobError(f"weights: {file} is not a safetensors file ({fault})") from None
+    if not names:
+        pickled = sorted(p.name for p in folder.glob("*") if p.suffix in (".bin", ".pt", ".pth"))
+        if pickled:
+            raise JobError(
+                f"weights: {folder / pickled[0]} is a pickle, which can run code when read; convert it to safetensors"
+            )
+        raise JobError(f"weights: {folder} holds no .safetensors file")
+    return names
+
+
+def _own_name(name: str) -> str:
+    return name.removeprefix("vision_model.")
+
+
+def _unbuilt(part: str, name: str, layers: int) -> bool:
+    """What released files hold and the model has no use for."""
+    if name.endswith(("rotary_emb.inv_freq", "position_ids")):
+        return True
+    layer = re.match(r"encoder\.layers\.(\d+)\.", name)
+    late = layer is not None and int(layer.group(1)) >= layers
+    return part == "vision_tower" and (late or name.startswith(("head.", "post_layernorm.")))
+
+
+def _tied_names(module: nn.Module) -> set[str]:
+    every = {re.sub(r"(_checkpoint_wrapped_module|_orig_mod)\.", "", n) for n, _ in _all_parameters(module)}
+    if getattr(getattr(module, "config", None), "tie_word_embeddings", False):
+        every.add("lm_head.weight")
+    return every
+
+
+def _all_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return list(module.named_parameters(remove_duplicate=False))
+
+
+@torch.no_grad()
+def _copy(parameter: nn.Parameter, stored: Any, where: str) -> None:
+    """Read this process's region of a stored tensor into its parameter."""
+    if list(stored.get_shape()) != list(parameter.shape):
+        raise JobError(f"{where} has shape {list(stored.get_shape())}, the model wants {list(parameter.shape)}")
+    local, region = parameter.data, tuple(slice(0, size) for size in parameter.shape)
+    if isinstance(local, DTensor):
+        shape, start = compute_local_shape_and_global_offset(local.shape, local.device_mesh, local.placements)
+        region = tuple(slice(at, at + size) for at, size in zip(start, shape, strict=True))
+        local = local.to_local()
+    if local.numel():
+        local.copy_(stored[region] if region else stored[:])
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as fault:
+        raise JobError(f"weights: cannot read {path} ({getattr(fault, 'strerror', None) or 'not JSON'})") from None
+    if not isinstance(content, Mapping):
+        raise JobError(f"weights: {path} is not a JSON object")
+    return content
+
+
+def _list(what: str, names: list[str]) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{what} {', '.join(names[:3])}{more}; "
