@@ -1,1 +1,41 @@
-"""Hardware, model, workload and strategy as data, and what a piece of work costs on them. No torch."""
+"""Hardware, model, workload and strategy as data, and what a piece of work costs on them. No torch.
+
+Each name is imported when it is first used, so that a command pays only for what it touches.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cost_models.cluster import Cluster as Cluster
+    from cost_models.cost import StepCost as StepCost
+    from cost_models.errors import InputError as InputError
+    from cost_models.model import Model as Model
+    from cost_models.placement import Placement as Placement
+    from cost_models.price import price as price
+    from cost_models.profile import Profile as Profile
+    from cost_models.strategy import LayerRange as LayerRange
+    from cost_models.strategy import Strategy as Strategy
+    from cost_models.workload import Workload as Workload
+
+_HOMES = {
+    "Cluster": "cluster",
+    "InputError": "errors",
+    "LayerRange": "strategy",
+    "Model": "model",
+    "Placement": "placement",
+    "Profile": "profile",
+    "StepCost": "cost",
+    "Strategy": "strategy",
+    "Workload": "workload",
+    "price": "price",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'cost_models' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"cost_models.{_HOMES[name]}"), name)

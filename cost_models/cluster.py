@@ -28,7 +28,6 @@ from cost_models.strict import plain
 
 _PRESETS = Path(__file__).parent / "presets" / "clusters"
 MAX_GPUS = 2**20
-LinkKind = Literal["nvlink2", "nvlink3", "nvlink4", "nvlink5", "pcie3", "pcie4", "pcie5", "xgmi", "memory"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +39,7 @@ class ScaleUp:
     """
 
     kind: Literal["switch", "pairs", "pcie", "memory"]
-    link: LinkKind
+    link: str  # a link of `collectives.LINKS`: its measured curve, scaled to bytes_per_s
     bytes_per_s: float  # of one GPU, one way
     latency_s: float
     pcie_bytes_per_s: float = 0.0  # beyond the pair, for kind = pairs

@@ -39,7 +39,7 @@ def local_cluster(processes: int | None) -> Cluster:
     node = Node(
         device=device,
         gpus=count,
-        scale_up=ScaleUp(kind="memory", link="memory", bytes_per_s=1e9, latency_s=1e-4),
+        scale_up=ScaleUp(kind="memory", link="shared-memory", bytes_per_s=1e9, latency_s=1e-4),
         nics=Nics(count=1, bytes_per_s=1e9, latency_s=1e-4),
         host_memory_bytes=memory,
         host_link_bytes_per_s=5e9,
@@ -67,7 +67,7 @@ def _nvidia_gpus() -> list[str]:
 
 def _gpu_node(found: list[str], wanted: int | None) -> Cluster:
     name, mib = (part.strip() for part in found[0].rsplit(",", 1))
-    matches = [preset for preset in Device.presets() if all(w in name.lower() for w in preset.split("-")[:1])]
+    matches = [preset for preset in Device.names() if all(w in name.lower() for w in preset.split("-")[:1])]
     if not matches or len(set(found)) > 1:
         raise InputError(f"--cluster local: GPUs {sorted(set(found))} match no preset; describe them in a cluster file")
     count = len(found) if wanted is None else wanted
@@ -78,7 +78,7 @@ def _gpu_node(found: list[str], wanted: int | None) -> Cluster:
     node = Node(
         device=device,
         gpus=count,
-        scale_up=ScaleUp(kind="pcie", link="pcie4", bytes_per_s=20e9, latency_s=1e-5),
+        scale_up=ScaleUp(kind="pcie", link="pcie4", bytes_per_s=32e9, latency_s=1e-5),
         nics=Nics(count=1, bytes_per_s=1e9, latency_s=3e-5),
         host_memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         host_link_bytes_per_s=20e9,

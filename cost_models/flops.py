@@ -1,0 +1,76 @@
+"""FLOP of a step: the model's (the numerator of MFU) and the executed ones (recompute counted, causal once).
+
+    matmul weight  2 per token forward, 4 backward          attention, causal  4 D H pairs forward, 2.5 x backward
+    pairs = L (L + 1) / 2 for each row; packed documents see only their own
+
+MFU here: matmul weights (embedding lookup not counted, output head counted) and causal attention with the backward
+counted as twice the forward (the usual convention); the executed count takes the kernel's 2.5 x.
+"""
+
+from __future__ import annotations
+
+from cost_models.strategy import Strategy
+from cost_models.workload import Workload
+
+
+def model_flops(workload: Workload) -> float:
+    """The whole step over all ranks, without recompute."""
+    weights, attention = _llm(workload)
+    passes = 3 if workload.mode == "train" else 1
+    tower = _tower(workload) * (3 if _trains_tower(workload) else 1)
+    return passes * (weights + attention) + tower
+
+
+def executed_flops(workload: Workload, strategy: Strategy) -> float:
+    """With recompute, and attention's backward at 2.5 times its forward."""
+    weights, attention = _llm(workload)
+    if workload.mode != "train":
+        return model_flops(workload)
+    model = workload.model
+    layers = model.layers
+    head = 2.0 * model.vocab * model.hidden * _tokens(workload)
+    body = weights - head
+    mlp = 2.0 * (3 if model.gated else 2) * model.hidden * model.ffn * _tokens(workload)
+    total = 3 * weights + 3.5 * attention + (head if strategy.loss_chunk_tokens else 0.0)
+    for part in strategy.layer_ranges(layers):
+        share = part.count / layers
+        if part.recompute == "full":
+            total += share * (body + attention)
+        elif part.recompute == "all_but_attention":
+            total += share * body
+        elif part.recompute == "mlp":
+            total += part.count * mlp * (2 / 3 if model.gated else 1 / 2)
+        elif part.recompute == "core_attention":
+            total += share * attention
+    return total + _tower(workload) * (3 if _trains_tower(workload) else 1)
+
+
+def _tokens(workload: Workload) -> float:
+    return float(workload.global_batch * (1 if workload.mode == "decode" else workload.context_tokens))
+
+
+def _llm(workload: Workload) -> tuple[float, float]:
+    """(matmul weights, attention) of one forward pass."""
+    model, context = workload.model, float(workload.context_tokens)
+    body = 2.0 * model.layers * model.layer_matmul_params * _tokens(workload)
+    head_tokens = _tokens(workload) if workload.mode == "train" else float(workload.global_batch)
+    head = 2.0 * model.vocab * model.hidden * head_tokens
+    pairs = context if workload.mode == "decode" else context * (context + 1) / 2 * workload.attended_fraction
+    attention = 4.0 * model.heads * model.head_dim * pairs * model.layers * workload.global_batch
+    return body + head, attention
+
+
+def _trains_tower(workload: Workload) -> bool:
+    return workload.mode == "train" and "tower" in workload.trainable
+
+
+def _tower(workload: Workload) -> float:
+    """Tower and projector forward over all frames."""
+    vision = workload.model.vision
+    if vision is None or not workload.frames:
+        return 0.0
+    frames = float(workload.frames * workload.global_batch)
+    block = 4 * vision.hidden**2 + (3 if vision.gated else 2) * vision.hidden * vision.ffn
+    tower = vision.layers * (2.0 * block * vision.patches + 4.0 * vision.patches**2 * vision.hidden)
+    projector = vision.projector_in * vision.projector_hidden + vision.projector_hidden * workload.model.hidden
+    return frames * (tower + 2.0 * projector * vision.tokens_per_frame)

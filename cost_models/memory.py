@@ -1,0 +1,168 @@
+"""Peak memory of the busiest rank by component, at the moment when the backward pass has just begun.
+
+    parameters + gradients + optimizer     ZeRO: over `shard` ranks (gradients from ZeRO-2, weights from ZeRO-3)
+    gathered      whole weights in the parameter dtype: the root, and two layers in flight (all layers below ZeRO-3)
+    activations   what each layer keeps until its backward pass, by recompute policy
+    working       the largest transient of one layer: what is recomputed, attention's ring buffers, whole gradients
+    logits        one chunk of the loss, or all of it        vision   the tower's activations for the own frames
+    communication, reserve   library buffers, CUDA context, allocator slack: named estimates below
+
+What one decoder layer keeps per token in unfused Hugging Face code (h hidden, q/k widths, f ffn, b bytes):
+    norms   2 x (4 h fp32 copy + b h normalised + b h output)      attention  b (q + 2 k') + b q out + b q + 4 H lse
+    MLP     b f x 4 (gate, its activation, up, their product)      mlp drops the last row, full keeps b h
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from cost_models.device import Device
+from cost_models.shape import Shape
+from cost_models.step import trained_params
+from cost_models.strategy import LayerRange
+from cost_models.workload import DTYPE_BYTES
+
+CONTEXT_BYTES = {"gpu": 640 * 2**20, "cpu": 450 * 2**20}
+"""CUDA context and cuBLAS workspaces; on a CPU the interpreter with its libraries. Estimates."""
+GROUP_BYTES = {"gpu": 192 * 2**20, "cpu": 2**20}
+"""Buffers of one process group of more than one rank (NCCL channels; gloo's pairs). Estimates."""
+SLACK = 0.03
+"""Share of the dynamic memory lost to fragmentation. Estimate."""
+
+
+def memory(shape: Shape, activations: Any, again: Any, device: Device) -> dict[str, Any]:
+    """Components in bytes. `activations`: kept by all layers together; `again`: recomputed by one."""
+    kind = "cpu" if device.architecture == "cpu" else "gpu"
+    parts = {
+        **_states(shape),
+        "gathered": _gathered(shape),
+        "activations": np.asarray(activations) * _microbatches_in_flight(shape),
+        "working": working(shape) + again,
+        "logits": _logits(shape),
+        "vision": _vision(shape),
+        "cache": _cache(shape),
+        "communication": _communication(shape, GROUP_BYTES[kind]),
+    }
+    dynamic = sum(parts[name] for name in ("gathered", "activations", "working", "logits", "vision"))
+    parts["reserve"] = CONTEXT_BYTES[kind] + SLACK * dynamic
+    return parts
+
+
+def kept(shape: Shape, part: LayerRange | str, offload: str = "none") -> Any:
+    """Bytes that one layer keeps from its forward to its backward pass under a recompute policy."""
+    recompute = part if isinstance(part, str) else part.recompute
+    offload = offload if isinstance(part, str) else part.offload
+    if shape.workload.mode != "train":
+        return 0 * shape.tokens
+    model, width, tokens = shape.workload.model, shape.width, shape.tokens
+    exchanged = shape.ring_tokens * shape.rows * model.head_dim * width
+    queries, kv = exchanged * shape.heads, exchanged * 2 * shape.kv_heads
+    lse = shape.ring_tokens * shape.rows * shape.heads * 4
+    boundary = 0 if offload == "activations" else tokens * model.hidden * width
+    if recompute == "full":
+        return boundary
+    if recompute == "all_but_attention":
+        return boundary + queries + lse
+    norms = 2 * tokens * model.hidden * (4 + 2 * width)
+    out = np.where(np.asarray(shape.degrees.ulysses) > 1, tokens * shape.q_width * width, 0)
+    attention = queries + kv + queries + lse + out
+    mlp = tokens * shape.ffn * width * (4 if model.gated else 2)
+    dropped = {"none": 0, "core_attention": 0, "mlp": mlp}
+    return norms + attention + mlp - dropped[recompute]
+
+
+def recomputed(shape: Shape, recompute: str) -> Any:
+    """Bytes that come back to life in the backward pass of one layer under a policy."""
+    if recompute in ("none", "core_attention"):
+        return 0 * shape.tokens
+    return kept(shape, "none") - kept(shape, recompute)
+
+
+def working(shape: Shape) -> Any:
+    """Transients of one layer: gradients of its widest tensors, attention's in-flight KV and dKV, whole gradients."""
+    model, width, tokens = shape.workload.model, shape.width, shape.tokens
+    exchanged = shape.ring_tokens * shape.rows * model.head_dim
+    kv, ring = exchanged * 2 * shape.kv_heads, np.asarray(shape.degrees.ring) > 1
+    if shape.workload.mode != "train":
+        attention = exchanged * shape.heads * width * 2 + np.where(ring, kv * width * 2, 0)
+        mlp = tokens * shape.ffn * width * (3 if model.gated else 2)
+        return np.maximum(attention, mlp) + tokens * model.hidden * width * 2
+    gradient_bytes = DTYPE_BYTES[shape.degrees.grad_ring_dtype]
+    attention = exchanged * shape.heads * width * 3 + kv * width
+    attention = attention + np.where(ring, kv * (2 * width + 2 * gradient_bytes), 0)
+    mlp = tokens * shape.ffn * width * (3 if model.gated else 2)
+    whole = shape.layer_params * (width + DTYPE_BYTES[shape.workload.precision.reduce])
+    return np.maximum(attention, mlp) + tokens * model.hidden * (4 + width) + whole
+
+
+def _states(shape: Shape) -> dict[str, Any]:
+    precision, zero, stages = shape.workload.precision, np.asarray(shape.degrees.zero), shape.degrees.pipeline
+    model, shard = shape.workload.model, shape.degrees.shard
+    total = (model.layers * shape.layer_params) / stages + shape.root_params + model.vision_params
+    trained = np.minimum(trained_params(shape), total)
+    if shape.workload.mode != "train":
+        width = shape.width
+        resident = np.where(zero == 3, total * width / shard, total * width)
+        return {"parameters": resident, "gradients": 0.0 * resident, "optimizer": 0.0 * resident}
+    master, param = DTYPE_BYTES[precision.master], DTYPE_BYTES[precision.param]
+    states = {"adamw": 2, "sgd": 1}[shape.workload.optimizer] * DTYPE_BYTES[precision.optimizer]
+    own = np.where(zero >= 1, shard, 1)
+    copy = np.where((zero < 3) & ((own > 1) | (master != param)), total * param, 0)
+    return {
+        "parameters": total * master / own + copy,
+        "gradients": trained * DTYPE_BYTES[precision.grad] / np.where(zero >= 2, shard, 1),
+        "optimizer": trained * states / own,
+    }
+
+
+def _gathered(shape: Shape) -> Any:
+    """ZeRO-3: the root and two layers whole at once. Below, whole weights are resident and counted there."""
+    whole = (shape.root_params + 2 * shape.layer_params) * shape.width
+    sharded = (np.asarray(shape.degrees.zero) == 3) & (np.asarray(shape.degrees.shard) > 1)
+    unsharded_cast = (np.asarray(shape.degrees.zero) == 3) & (shape.workload.mode == "train")
+    return np.where(sharded | unsharded_cast, whole, 0)
+
+
+def _microbatches_in_flight(shape: Shape) -> Any:
+    """1F1B: the first stage holds up to `pipeline` microbatches of its share of the layers."""
+    stages = np.asarray(shape.degrees.pipeline)
+    return np.minimum(stages, shape.degrees.microbatches) / stages
+
+
+def _logits(shape: Shape) -> Any:
+    """Logits in the parameter dtype, in fp32, and their gradient; for one chunk or for all tokens of the rank."""
+    vocab = shape.workload.model.vocab // shape.degrees.tensor
+    if shape.workload.mode != "train":
+        return np.maximum(shape.rows, 1) * vocab * shape.width
+    chunk = shape.degrees.loss_chunk_tokens
+    tokens = shape.tokens if chunk is None else np.minimum(shape.tokens, chunk)
+    head = shape.workload.model.hidden * vocab * (shape.width + DTYPE_BYTES[shape.workload.precision.reduce])
+    return tokens * vocab * (2 * shape.width + 8) + head * (1 if shape.trains("llm") else 0)
+
+
+def _vision(shape: Shape) -> Any:
+    """Pictures, and what the tower keeps per patch and layer: b (16 h + 4 f); one layer's worth without training."""
+    vision, width = shape.workload.model.vision, shape.width
+    if vision is None or shape.workload.frames == 0:
+        return 0 * shape.tokens
+    patches = np.maximum(shape.frames, 1) * vision.patches
+    layer = patches * (16 * vision.hidden + 4 * vision.ffn) * width
+    pixels = patches * 3 * vision.patch_size**2 * width
+    embeddings = 2 * np.maximum(shape.frames, 1) * vision.tokens_per_frame * shape.workload.model.hidden * width
+    kept_layers = vision.layers if shape.trains("tower") else 1
+    return pixels + embeddings + layer * kept_layers
+
+
+def _cache(shape: Shape) -> Any:
+    if shape.workload.mode == "train":
+        return 0 * shape.tokens
+    tokens = shape.rows * (shape.ring_tokens // shape.degrees.ulysses)
+    return tokens * 2 * shape.kv_width * shape.width * shape.workload.model.layers // shape.degrees.pipeline
+
+
+def _communication(shape: Shape, group_bytes: int) -> Any:
+    degrees = shape.degrees
+    axes = (degrees.ulysses, degrees.ring, degrees.shard, degrees.replicate, degrees.tensor, degrees.pipeline)
+    return sum(np.where(np.asarray(size) > 1, group_bytes, 0) for size in axes)

@@ -1,0 +1,230 @@
+"""The closed-form cost of a strategy on a placement: every segment of the step folded to named seconds and bytes.
+
+    segment = compute + all-to-all + exposed ring + what sharding cannot hide behind these
+    ring    = max(0, hop - first) + (P - 2) max(0, hop + gradient hop - piece) + last gradient hop
+    step    = microbatches x segments + pipeline bubble + optimizer
+
+Gathers and scatters run beside their segment and share the NICs with a ring that leaves the domain. The same
+functions take arrays of candidates (`fold_segment`), so that the planner's columns and `price` cannot disagree.
+Where the ring's exposed time comes from: `_ring`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cost_models import flops, memory
+from cost_models.cluster import Cluster
+from cost_models.cluster_kernels import kernels_of
+from cost_models.cost import MEMORY, SECONDS, StepCost
+from cost_models.kernels import OPS, Kernels
+from cost_models.paths import Paths, domain_link, paths_of
+from cost_models.placement import Placement
+from cost_models.profile import Profile
+from cost_models.program import Compute, Exchange, Ring, Segment, StepProgram
+from cost_models.shape import Shape
+from cost_models.step import step_program
+from cost_models.strategy import Strategy
+from cost_models.workload import Workload
+
+_COMPUTE = {"recompute": "recompute", "vision": "vision", "optimizer": "optimizer"}
+_EXCHANGE = {"all_to_all": "all_to_all", "embeddings": "vision", "tensor": "tensor", "pipeline": "pipeline"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folded:
+    """One segment (or a sum of them): exposed seconds by part, communication hidden behind compute."""
+
+    seconds: dict[str, Any]
+    hidden_s: dict[str, Any]
+
+    def plus(self, other: Folded, times: Any = 1) -> Folded:
+        return Folded(
+            seconds=_add(self.seconds, other.seconds, times), hidden_s=_add(self.hidden_s, other.hidden_s, times)
+        )
+
+    @property
+    def total_s(self) -> Any:
+        return sum(self.seconds.values())
+
+
+NOTHING = Folded(seconds={}, hidden_s={})
+
+
+def _add(left: Mapping[str, Any], right: Mapping[str, Any], times: Any) -> dict[str, Any]:
+    return {**left, **{name: left.get(name, 0.0) + value * times for name, value in right.items()}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What a price needs beside the strategy: read once for a cluster, a set of devices and a placement."""
+
+    kernels: Kernels
+    paths: Paths
+
+
+def setting(cluster: Cluster, strategy: Strategy, placement: Placement, profile: Profile | None) -> Setting:
+    """Kernels of the devices in use and the paths of every axis."""
+    samples = profile.samples if profile else ()
+    runs = [cluster.runs[i] for i in np.unique(cluster.run_of_slot[placement.slot_of_rank])]
+    slowest = min((run.node.scale_up for run in runs), key=lambda link: link.bytes_per_s)
+    inside = domain_link(slowest, samples)
+    return Setting(
+        kernels=kernels_of((run.node.device for run in runs), samples),
+        paths=paths_of(cluster, strategy, placement, inside, samples),
+    )
+
+
+def price(
+    cluster: Cluster,
+    workload: Workload,
+    strategy: Strategy,
+    placement: Placement | None = None,
+    profile: Profile | None = None,
+) -> StepCost:
+    """Time, memory and bytes of one step by part. Raises InputError for a strategy that cannot exist here.
+
+    >>> from cost_models import Cluster, Model, Strategy, Workload
+    >>> work = Workload(Model.load("longvila-8b"), context_tokens=2 * 2**20)
+    >>> cost = price(Cluster.load("dgx-h100", nodes=32), work, Strategy(ring=32, ulysses=8, shard=256))
+    >>> cost.fits, 0.3 < cost.mfu < 0.7
+    (True, True)
+    """
+    strategy.check(workload.model)
+    placement = placement or Placement.in_order(cluster, strategy.ranks)
+    placement.check(cluster, strategy.ranks)
+    shape, here = Shape(workload, strategy), setting(cluster, strategy, placement, profile)
+    ranges = strategy.layer_ranges(workload.model.layers)
+    program = step_program(shape, here.kernels, ranges)
+    folded = fold(program, here.paths)
+    kept = sum(memory.kept(shape, part) * part.count for part in ranges) / strategy.pipeline
+    again = max(memory.recomputed(shape, part.recompute) for part in ranges)
+    used = np.unique(cluster.run_of_slot[placement.slot_of_rank])
+    devices = [cluster.runs[index].node.device for index in used]
+    parts = memory.memory(shape, kept, again, devices[0])
+    cost = StepCost(
+        seconds={name: float(folded.seconds.get(name, 0.0)) for name in SECONDS},
+        memory={name: round(float(parts[name])) for name in MEMORY},
+        sent_bytes={name: float(value) for name, value in sent_bytes(program, strategy).items()},
+        hidden_s={name: float(value) for name, value in folded.hidden_s.items()},
+        capacity_bytes=min(device.memory_bytes for device in devices),
+        model_flops=flops.model_flops(workload),
+        executed_flops=flops.executed_flops(workload, strategy),
+        peak_flops=strategy.ranks * float(np.mean([device.peak("bf16") for device in devices])),
+        tokens=workload.global_batch * (1 if workload.mode == "decode" else workload.context_tokens),
+        ranks=strategy.ranks,
+        estimates=estimates(here, cluster, strategy),
+    )
+    _refuse_above_peak(cost)
+    return cost
+
+
+def fold(program: StepProgram, paths: Paths) -> Folded:
+    """The whole step of one rank."""
+    total = NOTHING
+    for segment, times in program.segments():
+        total = total.plus(fold_segment(segment, paths), times)
+    micro = NOTHING
+    for segment in program.microbatch:
+        micro = micro.plus(fold_segment(segment, paths), segment.repeat)
+    bubble = micro.total_s * (np.asarray(program.pipeline) - 1) / program.virtual
+    return total.plus(Folded(seconds={"pipeline": bubble}, hidden_s={}))
+
+
+def fold_segment(segment: Segment, paths: Paths) -> Folded:
+    """One repeat of a segment."""
+    seconds: dict[str, Any] = {}
+    hidden: dict[str, Any] = {}
+    busy: Any = 0.0
+    for phase in segment.phases:
+        if isinstance(phase, Compute):
+            seconds = _add(seconds, {_COMPUTE.get(phase.part, "compute"): phase.seconds}, 1)
+        elif isinstance(phase, Exchange):
+            spent = paths.exchange_s(phase.axis, phase.op, phase.bytes)
+            seconds = _add(seconds, {_EXCHANGE.get(phase.part, "sharding"): spent}, 1)
+        else:
+            computed, exposed, sent = _ring(phase, paths)
+            part = "recompute" if phase.part == "recompute" else "compute"
+            seconds = _add(seconds, {part: computed, "ring": exposed}, 1)
+            hidden = _add(hidden, {"ring": sent - exposed}, 1)
+            busy = busy + np.where(paths.crosses("ring") & paths.crosses("shard"), sent, 0.0)
+    duration = sum(seconds.values())
+    sharding = _sharding_s(segment, paths)
+    exposed = np.maximum(0.0, sharding + busy - duration)
+    exposed = np.minimum(exposed, sharding)
+    offload = np.maximum(0.0, segment.offload_bytes / paths.host_bytes_per_s - duration)
+    seconds = _add(seconds, {"sharding": exposed, "offload": offload}, 1)
+    return Folded(seconds=seconds, hidden_s=_add(hidden, {"sharding": sharding - exposed}, 1))
+
+
+def _ring(ring: Ring, paths: Paths) -> tuple[Any, Any, Any]:
+    """(compute, exposed, sent) seconds: hop i hides behind block i, gradient hop i behind block i + 1."""
+    hops = np.asarray(ring.pieces) - 1
+    hop = paths.exchange_s("ring", "send", ring.hop_bytes)
+    both = paths.exchange_s("ring", "send", ring.hop_bytes + ring.gradient_bytes)
+    gradient = np.where(np.asarray(ring.gradient_bytes) > 0, paths.exchange_s("ring", "send", ring.gradient_bytes), 0.0)
+    computed = ring.first_s + hops * ring.piece_s
+    exposed = np.maximum(0.0, hop - ring.first_s) + np.maximum(hops - 1, 0) * np.maximum(0.0, both - ring.piece_s)
+    exposed = np.where(hops > 0, exposed + gradient, 0.0)
+    sent = np.where(hops > 0, hop + np.maximum(hops - 1, 0) * both + gradient, 0.0)
+    return computed, exposed, sent
+
+
+def _sharding_s(segment: Segment, paths: Paths) -> Any:
+    """Seconds on the sharding stream for one repeat."""
+    total: Any = 0.0
+    for axis, op, size in (
+        ("shard", "all_gather", segment.gather_bytes),
+        ("shard", "reduce_scatter", segment.scatter_bytes),
+        ("replicate", "all_reduce", segment.replicate_bytes),
+    ):
+        total = total + np.where(np.asarray(size) > 0, paths.exchange_s(axis, op, size), 0.0)  # type: ignore[arg-type]
+    return total
+
+
+def sent_bytes(program: StepProgram, strategy: Strategy) -> dict[str, Any]:
+    """Bytes that one rank sends in a step, by axis and operation (its own part stays at home)."""
+    sizes = {axis: getattr(strategy, axis) for axis in ("ulysses", "ring", "context", "shard", "replicate")}
+    sizes |= {"tensor": strategy.tensor, "pipeline": strategy.pipeline}
+    sent: dict[str, Any] = {}
+
+    def count(axis: str, op: str, size: Any, times: Any) -> None:
+        ranks = sizes[axis]
+        share = 1.0 if op == "send" else (ranks - 1) / ranks * (2 if op == "all_reduce" else 1)
+        if ranks > 1 and np.any(np.asarray(size) > 0):
+            sent[f"{axis} {op}"] = sent.get(f"{axis} {op}", 0.0) + share * size * times
+
+    for segment, times in program.segments():
+        count("shard", "all_gather", segment.gather_bytes, times)
+        count("shard", "reduce_scatter", segment.scatter_bytes, times)
+        count("replicate", "all_reduce", segment.replicate_bytes, times)
+        for phase in segment.phases:
+            if isinstance(phase, Exchange):
+                count(phase.axis, phase.op, phase.bytes, times)
+            elif isinstance(phase, Ring):
+                hops = phase.pieces - 1
+                count("ring", "send", (phase.hop_bytes + phase.gradient_bytes) * hops, times)
+    return sent
+
+
+def estimates(here: Setting, cluster: Cluster, strategy: Strategy) -> tuple[str, ...]:
+    """What no measurement backs, in words."""
+    found = [f"{op}: {here.kernels.source(op)}" for op in OPS if here.kernels.is_estimate(op)]
+    inside = here.paths.inside
+    if strategy.ranks > 1 and inside.is_estimate("all_to_all"):
+        found.append(f"links inside a node: {inside.source('all_to_all')}")
+    if any(np.any(here.paths.crosses(axis)) for axis in here.paths.axes):
+        found.append(here.paths.network_source)
+    found.append("memory: reserve and communication buffers are estimates; the rest is counted tensor by tensor")
+    return (*found, *cluster.notes)
+
+
+def _refuse_above_peak(cost: StepCost) -> None:
+    if cost.executed_flops > cost.step_s * cost.peak_flops:
+        raise AssertionError(
+            f"{cost.executed_flops:.3g} FLOP in {cost.step_s:.3g} s is above the peak of {cost.peak_flops:.3g} FLOP/s"
+        )

@@ -1,0 +1,147 @@
+"""The sizes of one rank's work that every cost is made of: tokens, heads and bytes, for one or many candidates.
+
+Takes a `Strategy`, or a `Degrees` of numpy arrays with the same names (one entry per candidate): every number below
+is then an array of the same length. Tokens are rounded up as the executor pads them.
+
+    S = tokens per rank and microbatch = rows x ceil(L / (2 R U)) x 2        N = S x U: tokens per rank in the ring
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from cost_models.errors import InputError
+from cost_models.heads import HeadSplit
+from cost_models.workload import DTYPE_BYTES, Workload
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Degrees:
+    """Candidates side by side: one array entry each. Categories (ring kind, dtypes) are those of the whole batch."""
+
+    data: Any
+    ring: Any
+    ulysses: Any
+    shard: Any
+    zero: Any
+    microbatches: Any
+    tensor: Any = 1
+    pipeline: Any = 1
+    virtual: Any = 1
+    ring_kind: str = "zigzag"
+    grad_ring_dtype: str = "fp32"
+    loss_chunk_tokens: int | None = 1024
+
+    @property
+    def context(self) -> Any:
+        return self.ring * self.ulysses
+
+    @property
+    def replicate(self) -> Any:
+        return self.data * self.context // self.shard
+
+
+def _by_degree(function: Callable[[int], int], degrees: Any) -> Any:
+    """`function` of each integer in a scalar or array."""
+    if np.ndim(degrees) == 0:
+        return function(int(degrees))
+    values, where = np.unique(degrees, return_inverse=True)
+    return np.array([function(int(value)) for value in values])[where]
+
+
+@dataclass(frozen=True, eq=False)
+class Shape:
+    workload: Workload
+    degrees: Any
+
+    @cached_property
+    def rows(self) -> Any:
+        """Rows of one microbatch on one data replica."""
+        batch, parts = self.workload.global_batch, self.degrees.data * self.degrees.microbatches
+        if np.any(batch % parts):
+            raise InputError(f"data x microbatches = {parts} does not divide the global batch of {batch}")
+        return batch // parts
+
+    @cached_property
+    def ring_tokens(self) -> Any:
+        """Tokens of one row on one ring position, all ulysses ranks together (even: two zigzag chunks)."""
+        unit = 2 * self.degrees.ring * self.degrees.ulysses
+        if self.workload.mode == "decode":
+            return -(-self.workload.context_tokens // self.degrees.context) * self.degrees.ulysses
+        alone = self.degrees.context == 1
+        padded = np.where(alone, self.workload.context_tokens, -(-self.workload.context_tokens // unit) * unit)
+        return padded // self.degrees.ring
+
+    @cached_property
+    def tokens(self) -> Any:
+        """S: tokens of one rank in one microbatch (outside attention); in decode, one new token for each row."""
+        if self.workload.mode == "decode":
+            return self.rows
+        return self.rows * self.ring_tokens // self.degrees.ulysses
+
+    def _split(self, ulysses: int) -> HeadSplit:
+        model, tensor = self.workload.model, int(np.max(self.degrees.tensor))
+        return HeadSplit(q_heads=model.heads // tensor, kv_heads=max(1, model.kv_heads // tensor), ulysses=ulysses)
+
+    @cached_property
+    def heads(self) -> Any:
+        """Query heads of one rank inside the exchange (the most of any rank)."""
+        return _by_degree(lambda u: max(share.q_heads for share in self._split(u).shares), self.degrees.ulysses)
+
+    @cached_property
+    def kv_heads(self) -> Any:
+        """KV heads of one rank inside the exchange (the most of any rank)."""
+        return _by_degree(lambda u: max(share.kv_heads for share in self._split(u).shares), self.degrees.ulysses)
+
+    @cached_property
+    def sent_kv_heads(self) -> Any:
+        """K': KV heads that the exchange carries, repetition included."""
+        return _by_degree(lambda u: self._split(u).sent_kv_heads, self.degrees.ulysses)
+
+    @cached_property
+    def width(self) -> int:
+        """Bytes of an activation or gathered weight."""
+        return DTYPE_BYTES[self.workload.precision.param]
+
+    @cached_property
+    def q_width(self) -> Any:
+        """Query columns of one rank outside the exchange."""
+        return self.workload.model.heads // self.degrees.tensor * self.workload.model.head_dim
+
+    @cached_property
+    def kv_width(self) -> Any:
+        heads = np.maximum(1, self.workload.model.kv_heads // self.degrees.tensor)
+        return heads * self.workload.model.head_dim
+
+    @cached_property
+    def sent_kv_width(self) -> Any:
+        return self.sent_kv_heads * self.workload.model.head_dim
+
+    @cached_property
+    def ffn(self) -> Any:
+        return self.workload.model.ffn // self.degrees.tensor
+
+    @cached_property
+    def layer_params(self) -> Any:
+        """Weights of one layer on one rank before sharding."""
+        model = self.workload.model
+        return model.layer_matmul_params // self.degrees.tensor + model.layer_small_params
+
+    @cached_property
+    def root_params(self) -> Any:
+        """Embedding, final norm and output head."""
+        model = self.workload.model
+        return (model.embedding_params + model.head_params) // self.degrees.tensor + model.hidden
+
+    @cached_property
+    def frames(self) -> Any:
+        """Frames that one rank encodes in a microbatch (the most of any rank)."""
+        return -(-self.workload.frames // self.degrees.context) * self.rows
+
+    def trains(self, part: str) -> bool:
+        return self.workload.mode == "train" and part in self.workload.trainable

@@ -1,0 +1,174 @@
+"""A whole step as a program: vision, embedding exchange, layers forward, head and loss, layers backward, optimizer.
+
+    train    microbatches x [vision · embed · layers forward · loss · layers backward · vision backward] · optimizer
+    prefill  [vision · embed · layers forward · logits of the last token]
+    decode   [embed · layers forward of one token against the sharded cache, merged by log-sum-exp · logits]
+
+Weights are gathered per layer in the parameter dtype and again for the backward pass with ZeRO-3; gradients are
+reduce-scattered per layer and microbatch in the reduce dtype. Left out: data loading and video decoding (host side).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from cost_models import layer, vision
+from cost_models.kernels import Kernels
+from cost_models.program import Compute, Exchange, Segment, StepProgram
+from cost_models.shape import Shape
+from cost_models.strategy import LayerRange
+from cost_models.workload import DTYPE_BYTES
+
+OPTIMIZER_BYTES = {"adamw": 7 * 4, "sgd": 3 * 4}
+"""Traffic per parameter of a fused fp32 update: read weight, gradient and states, write weight and states."""
+
+
+def step_program(shape: Shape, kernels: Kernels, ranges: tuple[LayerRange, ...]) -> StepProgram:
+    """The step for `ranges` of layers (all layers of the model; a pipeline stage holds an equal share of each)."""
+    if shape.workload.mode == "decode":
+        return _decode(shape, kernels)
+    stages = shape.degrees.pipeline
+    forward = [forward_segment(shape, kernels, repeat=part.count / stages, offload=part.offload) for part in ranges]
+    segments = [*vision.forward(shape, kernels), embed(shape, kernels), *forward, head(shape, kernels)]
+    epilogue: tuple[Segment, ...] = ()
+    if shape.workload.mode == "train":
+        segments += [
+            backward_segment(shape, kernels, part.recompute, repeat=part.count / stages, offload=part.offload)
+            for part in reversed(ranges)
+        ]
+        segments += vision.backward(shape, kernels)
+        epilogue = (update(shape, kernels),)
+    return StepProgram(
+        microbatch=tuple(segments),
+        epilogue=epilogue,
+        microbatches=shape.degrees.microbatches,
+        pipeline=stages,
+        virtual=shape.degrees.virtual,
+    )
+
+
+def forward_segment(shape: Shape, kernels: Kernels, *, repeat: Any, offload: str = "none") -> Segment:
+    phases = layer.forward(shape, kernels)
+    if np.any(np.asarray(shape.degrees.pipeline) > 1):
+        phases = (*phases, _to_next_stage(shape))
+    return Segment(
+        name="layer forward",
+        phases=phases,
+        repeat=repeat,
+        gather_bytes=shape.layer_params * shape.width,
+        offload_bytes=_offloaded(shape, offload),
+    )
+
+
+def backward_segment(shape: Shape, kernels: Kernels, recompute: str, *, repeat: Any, offload: str = "none") -> Segment:
+    trained = shape.trains("llm")
+    reduce = DTYPE_BYTES[shape.workload.precision.reduce]
+    again = np.where(np.asarray(shape.degrees.zero) == 3, shape.layer_params * shape.width, 0)
+    gradient = shape.layer_params * reduce if trained else 0.0
+    return Segment(
+        name=f"layer backward {recompute}",
+        phases=layer.backward(shape, kernels, recompute),
+        repeat=repeat,
+        gather_bytes=again,
+        scatter_bytes=gradient,
+        replicate_bytes=gradient / shape.degrees.shard,
+        offload_bytes=_offloaded(shape, offload),
+    )
+
+
+def _offloaded(shape: Shape, offload: str) -> Any:
+    """A layer's input (the residual stream) to host memory and back."""
+    return shape.tokens * shape.workload.model.hidden * shape.width if offload == "activations" else 0.0
+
+
+def _to_next_stage(shape: Shape) -> Exchange:
+    moved = shape.tokens * shape.workload.model.hidden * shape.width
+    layers = shape.workload.model.layers / (shape.degrees.pipeline * shape.degrees.virtual)
+    return Exchange(part="pipeline", axis="pipeline", op="send", bytes=moved / layers)
+
+
+def embed(shape: Shape, kernels: Kernels) -> Segment:
+    """Embedding rows of this rank's tokens; the root's weights (embedding, norm, head) are gathered here, once."""
+    moved = 2 * shape.tokens * shape.workload.model.hidden * shape.width
+    seconds = kernels.memory_bound_s(moved, 2)
+    return Segment(
+        name="embed",
+        phases=(Compute(part="memory_bound", seconds=seconds),),
+        gather_bytes=shape.root_params * shape.width,
+    )
+
+
+def head(shape: Shape, kernels: Kernels) -> Segment:
+    """Logits and cross entropy with their backward pass, in chunks that are computed again; else the last token's."""
+    model, dtype = shape.workload.model, shape.workload.precision.param
+    vocab = model.vocab // shape.degrees.tensor
+    if shape.workload.mode != "train":
+        seconds = kernels.gemm_s(np.maximum(shape.rows, 1), vocab, model.hidden, dtype)
+        return Segment(name="logits", phases=(Compute(part="loss", seconds=seconds),))
+    chunk = shape.degrees.loss_chunk_tokens
+    tokens = shape.tokens if chunk is None else np.minimum(shape.tokens, chunk)
+    chunks = shape.tokens / tokens
+    product = kernels.gemm_s(tokens, vocab, model.hidden, dtype)
+    forwards = 1 if chunk is None else 2
+    both = forwards * product + layer.matmul_s(shape, kernels, tokens, vocab, model.hidden, grad=True)
+    softmax = kernels.memory_bound_s(tokens * vocab * (forwards * (shape.width + 12) + 8 + 2 * shape.width), 8)
+    reduce = DTYPE_BYTES[shape.workload.precision.reduce]
+    gradient = shape.root_params * reduce if shape.trains("llm") else 0.0
+    return Segment(
+        name="head and loss",
+        phases=(Compute(part="loss", seconds=chunks * (both + softmax)),),
+        scatter_bytes=gradient,
+        replicate_bytes=gradient / shape.degrees.shard,
+    )
+
+
+def update(shape: Shape, kernels: Kernels) -> Segment:
+    """Gradient norm and optimizer on this rank's shard (on everything without sharding)."""
+    parts = np.where(np.asarray(shape.degrees.zero) == 0, 1, shape.degrees.shard)
+    params = trained_params(shape) / shape.degrees.pipeline / parts
+    norm = kernels.memory_bound_s(params * 4, 2)
+    step = kernels.memory_bound_s(params * OPTIMIZER_BYTES[shape.workload.optimizer], 4)
+    exchange = Exchange(part="gradients", axis="shard", op="all_reduce", bytes=4.0)
+    return Segment(name="optimizer", phases=(Compute(part="optimizer", seconds=norm + step), exchange))
+
+
+def trained_params(shape: Shape) -> Any:
+    """Weights of one rank before sharding that have gradients."""
+    model = shape.workload.model
+    total = np.asarray(0)
+    if shape.trains("llm"):
+        total = model.layers * shape.layer_params + shape.root_params
+    if model.vision is not None:
+        total = total + (model.vision.tower_params if shape.trains("tower") else 0)
+        total = total + (model.vision.projector_params(model.hidden) if shape.trains("projector") else 0)
+    return total
+
+
+def _decode(shape: Shape, kernels: Kernels) -> StepProgram:
+    model, width, dtype = shape.workload.model, shape.width, shape.workload.precision.param
+    rows, cached = shape.rows, shape.rows * (shape.ring_tokens // shape.degrees.ulysses)
+    widths = ((shape.q_width, model.hidden), (shape.kv_width, model.hidden), (shape.kv_width, model.hidden))
+    shapes = (*widths, (model.hidden, shape.q_width), (shape.ffn, model.hidden), (model.hidden, shape.ffn))
+    products = sum(kernels.gemm_s(np.maximum(rows, 1), n, k, dtype) for n, k in shapes)
+    if model.gated:
+        products = products + kernels.gemm_s(np.maximum(rows, 1), shape.ffn, model.hidden, dtype)
+    cache = kernels.memory_bound_s(cached * 2 * shape.kv_width * width, 1)
+    small = kernels.memory_bound_s(2 * _token_bytes(shape), 28)
+    merge = rows * (shape.q_width + model.heads) * 4 * shape.degrees.context
+    phases = (
+        Compute(part="matmul", seconds=products),
+        Compute(part="attention", seconds=cache),
+        Exchange(part="all_to_all", axis="context", op="all_gather", bytes=merge),
+        Compute(part="memory_bound", seconds=small),
+    )
+    one = Segment(
+        name="layer decode", phases=phases, repeat=model.layers, gather_bytes=shape.layer_params * shape.width
+    )
+    segments = (embed(shape, kernels), one, head(shape, kernels))
+    return StepProgram(microbatch=segments, epilogue=(), microbatches=shape.degrees.microbatches)
+
+
+def _token_bytes(shape: Shape) -> Any:
+    return shape.tokens * shape.workload.model.hidden * (28 + 5 * shape.width)

@@ -1,0 +1,125 @@
+"""The vision side of a step: a rank's own frames through the ViT tower and projector, then to their tokens' owners.
+
+Frames are dealt whole, so the busiest rank has ceil(frames / context): the imbalance is in the price. The exchange
+moves every embedding once, tokens x hidden bytes over the context group, forward and (if anything behind it trains)
+backward. The tower attends within a frame, without mask. A rank without frames runs one dummy frame.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from cost_models.kernels import Kernels
+from cost_models.model import Vision
+from cost_models.program import Compute, Exchange, Segment
+from cost_models.shape import Shape
+from cost_models.workload import DTYPE_BYTES
+
+
+def forward(shape: Shape, kernels: Kernels) -> list[Segment]:
+    """Tower layers, projector and exchange; nothing for a step without frames."""
+    vision = shape.workload.model.vision
+    if vision is None or shape.workload.frames == 0:
+        return []
+    return [
+        Segment(
+            name="vision forward",
+            phases=(Compute(part="vision", seconds=_block_s(shape, vision, kernels, grad=False)),),
+            repeat=vision.layers,
+            gather_bytes=_block_params(vision) * shape.width,
+        ),
+        Segment(
+            name="projector and exchange",
+            phases=(
+                Compute(part="vision", seconds=_projector_s(shape, vision, kernels, grad=False)),
+                _exchange(shape, vision),
+            ),
+            gather_bytes=_edge_params(shape, vision) * shape.width,
+        ),
+    ]
+
+
+def backward(shape: Shape, kernels: Kernels) -> list[Segment]:
+    """The same in reverse for the parts that train."""
+    vision = shape.workload.model.vision
+    if vision is None or shape.workload.frames == 0 or not (shape.trains("projector") or shape.trains("tower")):
+        return []
+    reduce = DTYPE_BYTES[shape.workload.precision.reduce]
+    edge = _edge_params(shape, vision) * reduce
+    segments = [
+        Segment(
+            name="projector backward",
+            phases=(
+                _exchange(shape, vision),
+                Compute(part="vision", seconds=_projector_s(shape, vision, kernels, grad=True)),
+            ),
+            scatter_bytes=edge,
+            replicate_bytes=edge / shape.degrees.shard,
+        )
+    ]
+    if shape.trains("tower"):
+        block = _block_params(vision)
+        segments.append(
+            Segment(
+                name="vision backward",
+                phases=(Compute(part="vision", seconds=_block_s(shape, vision, kernels, grad=True)),),
+                repeat=vision.layers,
+                gather_bytes=np.where(np.asarray(shape.degrees.zero) == 3, block * shape.width, 0),
+                scatter_bytes=block * reduce,
+                replicate_bytes=block * reduce / shape.degrees.shard,
+            )
+        )
+    return segments
+
+
+def _block_params(vision: Vision) -> float:
+    return vision.tower_params / vision.layers
+
+
+def _edge_params(shape: Shape, vision: Vision) -> float:
+    return float(vision.projector_params(shape.workload.model.hidden))
+
+
+def _frames(shape: Shape) -> Any:
+    return np.maximum(shape.frames, 1)
+
+
+def _exchange(shape: Shape, vision: Vision) -> Exchange:
+    """Embeddings of the own frames to the ranks that own their tokens."""
+    moved = _frames(shape) * vision.tokens_per_frame * shape.workload.model.hidden * shape.width
+    return Exchange(part="embeddings", axis="context", op="all_to_all", bytes=moved)
+
+
+def _block_s(shape: Shape, vision: Vision, kernels: Kernels, grad: bool) -> Any:
+    dtype, frames = shape.workload.precision.param, _frames(shape)
+    tokens, hidden = frames * vision.patches, vision.hidden
+    products = [(hidden, hidden)] * 4 + [(vision.ffn, hidden)] * (2 if vision.gated else 1) + [(hidden, vision.ffn)]
+    seconds = sum(_product_s(kernels, tokens, n, k, dtype, grad) for n, k in products)
+    attention = kernels.attention_s(
+        vision.patches,
+        vision.patches,
+        vision.heads,
+        vision.heads,
+        hidden // vision.heads,
+        causal=False,
+        backward=grad,
+        batch=frames,
+        dtype=dtype,
+    )
+    moved = tokens * shape.width * (16 * hidden + 4 * vision.ffn) * (2 if grad else 1)
+    return seconds + attention + kernels.memory_bound_s(moved, 10)
+
+
+def _projector_s(shape: Shape, vision: Vision, kernels: Kernels, grad: bool) -> Any:
+    dtype, tokens = shape.workload.precision.param, _frames(shape) * vision.tokens_per_frame
+    out = shape.workload.model.hidden
+    shapes = ((vision.projector_hidden, vision.projector_in), (out, vision.projector_hidden))
+    return sum(_product_s(kernels, tokens, n, k, dtype, grad) for n, k in shapes)
+
+
+def _product_s(kernels: Kernels, m: Any, n: Any, k: Any, dtype: str, grad: bool) -> Any:
+    if not grad:
+        return kernels.gemm_s(m, n, k, dtype)
+    return kernels.gemm_s(m, k, n, dtype) + kernels.gemm_s(k, n, m, dtype)
