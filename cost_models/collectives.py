@@ -1,0 +1,175 @@
+"""Time of one collective inside a scale-up domain (NVLink, NVSwitch, PCIe of a node), by link, ranks and bytes.
+
+`bytes_per_rank` is what each rank puts on the wire, the number that the byte formulas of the step use; `wire_bytes`
+turns a buffer into it (B the buffer in bytes as NCCL's tests count it, n ranks):
+    all_to_all  B·(n−1)/n  (B: one rank's whole send buffer)     all_reduce  2·B·(n−1)/n  (ring)
+    all_gather, reduce_scatter  B·(n−1)/n  (B: the full tensor)  send_recv   B
+Measured tables (2, 4, 8 ranks; 512 B to 512 MiB) are read in log-log; below them the latency holds, above them the
+rate. More than 8 ranks keep the rate of 8 and add latency as from 4 to 8. An unmeasured link keeps its relative's
+latency and scales what is above it by the data sheets' one-way rates. Left out: contention with other traffic,
+copy-engine paths, links that differ inside the domain (those belong to the topology).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from cost_models.curves.grid import LogGrid, unpack
+from cost_models.curves.packed import FOLDER
+from cost_models.curves.samples import Correction, Sample
+from cost_models.device import Device
+from cost_models.errors import InputError
+
+OPS = ("all_to_all", "all_gather", "reduce_scatter", "all_reduce", "send_recv")
+MOST_MEASURED = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """One kind of scale-up link; `bytes_per_s` is one-way per GPU, by data sheet."""
+
+    bytes_per_s: float
+    measured_as: str  # the link whose packed table is read
+    source: str
+
+
+LINKS: Mapping[str, Link] = MappingProxyType(
+    {
+        "nvlink3": Link(bytes_per_s=300e9, measured_as="nvlink3", source="A100 SXM4, NCCL 2.27, NVSwitch"),
+        "nvlink4": Link(bytes_per_s=450e9, measured_as="nvlink4", source="H100 SXM, NCCL 2.27 and 2.29, NVSwitch"),
+        "nvlink5": Link(bytes_per_s=900e9, measured_as="nvlink5", source="B200 SXM, NCCL 2.28 and 2.29, NVSwitch"),
+        "pcie4": Link(bytes_per_s=32e9, measured_as="pcie4", source="A100 PCIe, SimuMax's fit of latency and rate"),
+        "pcie5": Link(bytes_per_s=64e9, measured_as="pcie4", source="PCIe 5.0 x16"),
+        "nvlink3-a800": Link(bytes_per_s=200e9, measured_as="nvlink3", source="A800: NVLink cut to 400 GB/s both ways"),
+        "nvlink4-h800": Link(bytes_per_s=200e9, measured_as="nvlink4", source="H800: NVLink cut to 400 GB/s both ways"),
+        "nvlink4-bridge": Link(bytes_per_s=300e9, measured_as="nvlink4", source="H100 NVL bridge, pairs (from memory)"),
+        "nvlink3-bridge": Link(
+            bytes_per_s=300e9, measured_as="nvlink3", source="A100 PCIe bridge, pairs (from memory)"
+        ),
+        "xgmi-mi300x": Link(bytes_per_s=448e9, measured_as="nvlink4", source="MI300X: 7 links of 64 GB/s one way"),
+        "shared-memory": Link(bytes_per_s=1e9, measured_as="pcie4", source="gloo on one host: order of magnitude only"),
+    }
+)
+
+
+class Collectives:
+    """Collective times over one kind of link.
+
+    >>> nvlink = Collectives.of("nvlink4")
+    >>> 400e9 < wire_bytes("all_reduce", 8, 2**29) / nvlink.intra_s("all_reduce", 8, wire_bytes("all_reduce", 8, 2**29))
+    True
+    >>> nvlink.intra_s("all_to_all", 1, 0)
+    0.0
+    """
+
+    def __init__(self, name: str, link: Link) -> None:
+        self.name = name
+        self.link = link
+        self._tables = {op: _tables()[f"{link.measured_as}_{op}"] for op in OPS}
+        self._slower = LINKS[link.measured_as].bytes_per_s / link.bytes_per_s
+        self._corrections: Mapping[tuple[str, int], Correction] = {}
+
+    @classmethod
+    def of(cls, link: str | Device, samples: Sequence[Sample] = (), bytes_per_s: float | None = None) -> Collectives:
+        """By link kind, by device, or by a device preset's name; `samples` of this path replace the tables.
+
+        `bytes_per_s` is the one-way rate of this cluster's link where it differs from the data sheet's.
+        """
+        name = link.link if isinstance(link, Device) else link
+        if name not in LINKS and name in Device.names():
+            name = Device.load(name).link
+        if name not in LINKS:
+            raise InputError(f"link={name!r}; legal: {', '.join(LINKS)}, or a device: {', '.join(Device.names())}")
+        known = LINKS[name]
+        collectives = cls(name, known if bytes_per_s is None else replace(known, bytes_per_s=bytes_per_s))
+        rows = [sample for sample in samples if sample.op in OPS and sample.path in ("", name)]
+        corrections = {}
+        for op, ranks in sorted({(row.op, row.ranks) for row in rows}):
+            mine = [row for row in rows if (row.op, row.ranks) == (op, ranks)]
+            base = [float(collectives.intra_s(op, ranks, row.bytes)) for row in mine]
+            measured = [row.median_s for row in mine]
+            corrections[op, ranks] = Correction(work=[row.bytes for row in mine], base_s=base, measured_s=measured)
+        collectives._corrections = corrections
+        return collectives
+
+    def intra_s(self, op: str, ranks: int, bytes_per_rank: Any) -> Any:
+        """Seconds of `op` over `ranks` ranks when each sends `bytes_per_rank` bytes (a number or an array)."""
+        self._check(op, ranks)
+        many = isinstance(bytes_per_rank, np.ndarray)
+        if ranks == 1:
+            return np.zeros(bytes_per_rank.shape) if many else 0.0
+        grid = self._tables[op]
+        table_ranks = min(ranks, MOST_MEASURED)
+        buffer_bytes = bytes_per_rank / wire_bytes(op, table_ranks, 1.0)
+        seconds: Any
+        if many:
+            seconds, (_, read_many_at) = grid.read_many(table_ranks, np.maximum(buffer_bytes, 1.0))
+            seconds = seconds * np.maximum(buffer_bytes / read_many_at, 1.0)
+        else:
+            seconds, (_, read_at) = grid.read(table_ranks, buffer_bytes)
+            seconds *= max(buffer_bytes / read_at, 1.0)
+        latency_s = grid.read(table_ranks, 1.0)[0]
+        seconds = latency_s + (seconds - latency_s) * self._slower
+        if ranks > MOST_MEASURED and op != "send_recv":
+            step_s = max(latency_s - grid.read(MOST_MEASURED / 2, 1.0)[0], 0.0)
+            seconds = seconds + step_s * (ranks - MOST_MEASURED) / (MOST_MEASURED / 2)
+        correction = self._nearest(op, ranks)
+        if correction is None:
+            return seconds
+        return seconds * correction.factor(np.maximum(bytes_per_rank, 1.0) if many else max(bytes_per_rank, 1.0))
+
+    def source(self, op: str) -> str:
+        """Where the times of `op` come from, in words."""
+        self._check(op, 2)
+        if any(key[0] == op for key in self._corrections):
+            return "measured: profile of this cluster"
+        relative = LINKS[self.link.measured_as]
+        if self.is_estimate(op):
+            return f"estimate: {self.link.source}, scaled from {self.link.measured_as} ({relative.source})"
+        if op == "send_recv" and self.name.startswith("nvlink"):
+            return f"measured: {self.link.source}, as an all-to-all of 2 ranks"
+        return f"measured: {self.link.source}"
+
+    def is_estimate(self, op: str, ranks: int = 2) -> bool:
+        """True where no measurement of this link (or its profile) backs `op` over that many ranks."""
+        self._check(op, ranks)
+        if any(key[0] == op for key in self._corrections):
+            return False
+        return self.link.measured_as != self.name or ranks > MOST_MEASURED
+
+    def _nearest(self, op: str, ranks: int) -> Correction | None:
+        """The samples of this op at the nearest number of ranks."""
+        keys = [key for key in self._corrections if key[0] == op]
+        return self._corrections[min(keys, key=lambda key: abs(math.log(key[1] / ranks)))] if keys else None
+
+    def _check(self, op: str, ranks: int) -> None:
+        if op not in OPS:
+            raise InputError(f"collective={op!r}; legal: {', '.join(OPS)}")
+        if ranks < 1:
+            raise InputError(f"{op}: ranks={ranks} must be at least 1")
+
+
+def wire_bytes(op: str, ranks: int, buffer_bytes: Any) -> Any:
+    """Bytes that each rank sends for a buffer, by the table in this module's docstring.
+
+    >>> wire_bytes("all_reduce", 4, 1000), wire_bytes("all_gather", 4, 1000), wire_bytes("send_recv", 2, 1000)
+    (1500.0, 750.0, 1000)
+    """
+    if op == "send_recv":
+        return buffer_bytes
+    return buffer_bytes * ((2.0 if op == "all_reduce" else 1.0) * (ranks - 1) / ranks)
+
+
+@cache
+def _tables() -> Mapping[str, LogGrid]:
+    """link_op -> seconds by (ranks, buffer bytes)."""
+    arrays = unpack(FOLDER / "links.npz")
+    axes = [arrays["ranks"], arrays["buffer_bytes"]]
+    return {name: LogGrid(axes, table) for name, table in arrays.items() if name not in ("ranks", "buffer_bytes")}

@@ -1,0 +1,85 @@
+"""Measured samples (a user's profile) laid over a curve: times move to the samples, the curve's form carries on.
+
+    t(work) = base(work) × exp(c(log work)),   c = piecewise linear through log(measured / base), held beyond the ends
+
+`work` is what an operation grows with: FLOPs, or bytes. Samples of equal work are merged by their median and made
+rising first, so that a noisy sample cannot make more work cheaper. Few samples are enough: 5 to 30 per operation.
+Shapes by op: gemm (m, n, k); attention_forward and attention_backward (batch, q, kv, heads, kv_heads, head_dim,
+causal); memory_bound () with `bytes` moved; collectives () with `ranks`, `path` (a link) and `bytes` (wire bytes per
+rank).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cost_models.errors import InputError
+
+SHAPE_LENGTHS = {"gemm": 3, "attention_forward": 7, "attention_backward": 7, "memory_bound": 0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One measured median."""
+
+    op: str
+    median_s: float
+    shape: tuple[int, ...] = ()
+    dtype: str = "bf16"
+    ranks: int = 1
+    path: str = ""
+    bytes: float = 0.0
+    iqr_s: float = 0.0  # spread of the repetitions, for the reader
+
+    def __post_init__(self) -> None:
+        if not self.median_s > 0:
+            raise InputError(f"sample {self.op} {self.shape}: median_s={self.median_s} must be above 0")
+        expected = SHAPE_LENGTHS.get(self.op)
+        if expected is not None and len(self.shape) != expected:
+            raise InputError(
+                f"sample {self.op}: shape {self.shape} has {len(self.shape)} numbers; {expected} are needed"
+            )
+        if (self.op == "memory_bound" or expected is None) and self.bytes <= 0:
+            raise InputError(f"sample {self.op}: bytes={self.bytes} must be above 0")
+
+
+class Correction:
+    """The factor exp(c(log work)).
+
+    >>> c = Correction(work=[1.0, 4.0], base_s=[1.0, 2.0], measured_s=[2.0, 4.0])
+    >>> round(c.factor(2.0), 6)
+    2.0
+    """
+
+    def __init__(
+        self,
+        *,
+        work: Sequence[float],
+        base_s: Sequence[float],
+        measured_s: Sequence[float],
+        keep_order: bool = True,  # more work never takes less time; False where the values are ratios
+    ) -> None:
+        logs = np.log(np.array([work, base_s, measured_s], np.float64))
+        self._work = np.unique(logs[0])
+        merged = np.array([[np.median(row[logs[0] == w]) for row in logs[1:]] for w in self._work]).T
+        measured = merged[1]
+        if keep_order:
+            measured = np.minimum.accumulate(measured[::-1])[::-1] / 2 + np.maximum.accumulate(measured) / 2
+        self._shift = measured - merged[0]
+        self._x, self._y = self._work.tolist(), self._shift.tolist()
+
+    def factor(self, work: Any) -> Any:
+        """At one amount of work (float), or many (array)."""
+        if isinstance(work, np.ndarray):
+            return np.exp(np.interp(np.log(work), self._work, self._shift))
+        x, xs, ys = float(np.log(work)), self._x, self._y
+        i = bisect_right(xs, x)
+        if i == 0 or i == len(xs):
+            return float(np.exp(ys[0] if i == 0 else ys[-1]))
+        share = (x - xs[i - 1]) / (xs[i] - xs[i - 1])
+        return float(np.exp(ys[i - 1] * (1 - share) + ys[i] * share))

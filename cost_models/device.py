@@ -1,0 +1,105 @@
+"""One accelerator as data: memory, peaks by dtype, link, and from which data sheet each number is.
+
+A preset is a YAML file in `presets/devices/`, its name the file's stem. Peaks are dense (no structured sparsity), in
+FLOP/s at the boost clock of the data sheet; memory is the physical amount, in bytes; its bandwidth in bytes/s. What the
+context, the allocator and fragmentation take away is the memory model's business; how much of a peak a kernel reaches
+is `kernels.py`'s. Left out: MIG slices, clocks under a power cap (give a profile).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import yaml
+
+from cost_models.errors import InputError
+
+FOLDER = Path(__file__).parent / "presets" / "devices"
+DTYPES = ("bf16", "fp16", "fp32", "fp8")
+ARCHITECTURES = ("ampere", "ada", "hopper", "blackwell", "cdna3", "cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """Data-sheet facts of one accelerator.
+
+    >>> Device.load("h100-sxm-80gb").peak_flops["bf16"] / 1e12
+    989.4
+    """
+
+    name: str
+    architecture: str
+    memory_bytes: int
+    memory_bytes_per_s: float
+    peak_flops: Mapping[str, float]
+    sms: int | None
+    clock_hz: float | None
+    link: str  # what joins it to its neighbours in a node: a link of `collectives.LINKS`
+    source: str
+
+    @classmethod
+    def load(cls, name: str) -> Device:
+        """The preset `name`; an unknown name is an InputError that lists the legal ones."""
+        return _read(name)
+
+    @staticmethod
+    def names() -> tuple[str, ...]:
+        """Every preset, sorted."""
+        return tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
+
+    def peak(self, dtype: str) -> float:
+        """Dense peak of `dtype` in FLOP/s; a dtype that the hardware lacks is an InputError."""
+        if dtype not in self.peak_flops:
+            raise InputError(f"{self.name} has no {dtype} peak; it has {', '.join(self.peak_flops)}")
+        return self.peak_flops[dtype]
+
+    def __post_init__(self) -> None:
+        if self.architecture not in ARCHITECTURES:
+            raise InputError(f"{self.name}: architecture={self.architecture!r}; legal: {', '.join(ARCHITECTURES)}")
+        for field in ("memory_bytes", "memory_bytes_per_s"):
+            if getattr(self, field) <= 0:
+                raise InputError(f"{self.name}: {field}={getattr(self, field)} must be above 0")
+        for dtype, flops in self.peak_flops.items():
+            if dtype not in DTYPES or flops <= 0:
+                raise InputError(f"{self.name}: peak {dtype}={flops}; legal: {', '.join(DTYPES)}, above 0")
+        if "bf16" not in self.peak_flops:
+            raise InputError(f"{self.name}: peak_flops has no bf16, which every curve is scaled by")
+
+
+@cache
+def _read(name: str) -> Device:
+    path = FOLDER / f"{name}.yaml"
+    if name not in Device.names():
+        near = difflib.get_close_matches(name, Device.names(), n=1)
+        hint = f"; nearest: {near[0]}" if near else ""
+        raise InputError(f"device={name!r} is unknown{hint}; legal: {', '.join(Device.names())}")
+    return from_mapping(yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)), name)
+
+
+def from_mapping(raw: Mapping[str, Any], name: str) -> Device:
+    """A device from the preset's keys (sizes in GB, TB/s and TFLOP/s, as data sheets print them)."""
+    legal = ("architecture", "memory_gib", "memory_tb_per_s", "peak_tflops", "sms", "clock_mhz", "link", "source")
+    for key in raw:
+        if key not in legal:
+            raise InputError(f"device {name}: unknown key {key!r}; legal: {', '.join(legal)}")
+    for key in legal:
+        if key not in raw:
+            raise InputError(f"device {name}: key {key!r} is missing")
+    clock_mhz = raw["clock_mhz"]
+    return Device(
+        name=name,
+        architecture=raw["architecture"],
+        memory_bytes=int(raw["memory_gib"] * 2**30),
+        memory_bytes_per_s=raw["memory_tb_per_s"] * 1e12,
+        peak_flops=MappingProxyType({dtype: float(v) * 1e12 for dtype, v in raw["peak_tflops"].items()}),
+        sms=raw["sms"],
+        clock_hz=None if clock_mhz is None else clock_mhz * 1e6,
+        link=raw["link"],
+        source=raw["source"],
+    )

@@ -1,0 +1,154 @@
+"""Attention curves: a forward table over (tokens, batch, heads, group) and a closed form for the backward.
+
+    forward   t = launch + 2·B·H·S²·D / (peak·e) · (1 + S0/S) · (1 + U0/U),   U = B·H·⌈S/128⌉ / SMs
+              times exp(deviation), a penalised grid: least squares on the rows plus λ · (second differences)²
+    backward  t = launch + 5·B·H·S²·D / (peak·e) · (1 + L0/L) · (1 + U0/U),   L = mean keys per query (S/2 if causal)
+
+Forward rows are causal prefill of equal lengths; how other shapes map onto them is in `kernels.py`. `group` is query
+heads per KV head. Left out: sliding windows, unequal head dims (MLA), dropout, deterministic backward.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+from scipy.optimize import least_squares
+from scipy.sparse.linalg import spsolve
+
+from cost_models.curves.grid import Floats, LogGrid
+from cost_models.device import Device
+from cost_models.fit.monotone import rising
+
+QUERY_TILE = 128
+KNOTS = (
+    np.array([512.0, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 10240, 12288, 16384]),
+    2.0 ** np.arange(9),
+    np.array([1.0, 2, 4, 8, 16, 32, 64]),
+    np.array([1.0, 2, 4, 8, 64]),
+)
+SMOOTHNESS = 0.03
+BELOW_TOKENS = (64.0, 128.0, 256.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """The fitted closed form; `parameters` are logs of launch, slowness, S0, U0."""
+
+    parameters: Floats
+    sms: int
+    peak_flops: float
+    head_dim: float
+    passes: float  # 1 forward, 2.5 backward
+
+    def seconds(self, units: Floats, keys: Floats, pairs: Floats) -> Floats:
+        """units: query tiles per SM; keys: mean keys per query; pairs: query-key pairs over batch and heads."""
+        launch, slow, half_keys, half_units = np.exp(self.parameters)
+        work = 4 * self.passes * pairs * self.head_dim / self.peak_flops * (1 + slow)
+        return np.asarray(launch + work * (1 + half_keys / keys) * (1 + half_units / units))
+
+
+def shapes(batch: Floats, tokens: Floats, heads: Floats, causal: Floats, sms: int) -> tuple[Floats, Floats, Floats]:
+    """Units, mean keys and pairs of square attention."""
+    keys = np.where(causal > 0, (tokens + 1) / 2, tokens)
+    units = batch * heads * np.ceil(tokens / QUERY_TILE) / sms
+    return units, keys, batch * heads * tokens * keys
+
+
+def fit_form(
+    shape: tuple[Floats, Floats, Floats], seconds: Floats, head_dim: float, device: Device, passes: float
+) -> Form:
+    """Least squares of log time; the start values are typical of flash kernels and hold what the rows leave open."""
+    start = np.log(np.array([1e-5, 0.3, 100.0, 0.3]))
+    assert device.sms is not None
+    sms, peak = device.sms, device.peak("bf16")
+
+    def form(parameters: Floats) -> Form:
+        return Form(parameters=parameters, sms=sms, peak_flops=peak, head_dim=head_dim, passes=passes)
+
+    def residual(parameters: Floats) -> Floats:
+        misfit = np.log(form(parameters).seconds(*shape)) - np.log(seconds)
+        return np.concatenate([misfit, 0.03 * (parameters - start)])
+
+    bounds = (np.log([1e-7, 1e-3, 1e-2, 1e-3]), np.log([1e-3, 100.0, 1e4, 100.0]))
+    return form(least_squares(residual, start, bounds=bounds, loss="soft_l1", f_scale=0.1, max_nfev=200).x)
+
+
+def _corners(rows: Floats) -> sparse.csr_matrix:
+    """Multilinear weights of every row on the cells of KNOTS."""
+    count = len(rows)
+    batch, tokens, heads, kv = rows[:, :4].T
+    columns, weights = np.zeros((count, 1), int), np.ones((count, 1))
+    for axis, value in zip(KNOTS, (tokens, batch, heads, heads / kv), strict=True):
+        clamped = np.clip(value, axis[0], axis[-1])
+        low = np.clip(np.searchsorted(axis, clamped, side="right") - 1, 0, len(axis) - 2)
+        high = (np.log(clamped) - np.log(axis[low])) / (np.log(axis[low + 1]) - np.log(axis[low]))
+        columns = np.hstack([columns * len(axis) + low[:, None], columns * len(axis) + low[:, None] + 1])
+        weights = np.hstack([weights * (1 - high)[:, None], weights * high[:, None]])
+    index = np.repeat(np.arange(count), columns.shape[1])
+    size = int(np.prod([len(axis) for axis in KNOTS]))
+    return sparse.csr_matrix((weights.ravel(), (index, columns.ravel())), shape=(count, size))
+
+
+def _roughness() -> sparse.csr_matrix:
+    """Second differences along every axis of KNOTS, in knots."""
+    blocks = []
+    lengths = [len(axis) for axis in KNOTS]
+    for i, length in enumerate(lengths):
+        second = sparse.diags([1.0, -2.0, 1.0], [0, 1, 2], shape=(length - 2, length))
+        before, after = sparse.identity(int(np.prod(lengths[:i]))), sparse.identity(int(np.prod(lengths[i + 1 :])))
+        blocks.append(sparse.kron(sparse.kron(before, second), after))
+    return sparse.csr_matrix(sparse.vstack(blocks))
+
+
+def forward_table(rows: Floats, device: Device) -> LogGrid:
+    """The packed forward table of one head dim: form × penalised deviation, rising in tokens, batch and heads."""
+    assert device.sms is not None
+    batch, tokens, heads = rows[:, 0], rows[:, 1], rows[:, 2]
+    shape = shapes(batch, tokens, heads, np.ones(len(rows)), device.sms)
+    form = fit_form(shape, rows[:, 5], rows[0, 4], device, passes=1.0)
+    corners, rough = _corners(rows), _roughness()
+    target = np.log(rows[:, 5]) - np.log(form.seconds(*shape))
+    ridge = 1e-4 * sparse.identity(corners.shape[1])
+    normal = corners.T @ corners + SMOOTHNESS * rough.T @ rough + ridge
+    cells = np.asarray(spsolve(normal.tocsc(), corners.T @ target)).reshape([len(axis) for axis in KNOTS])
+    axes = [np.concatenate([BELOW_TOKENS, KNOTS[0]]), *KNOTS[1:]]
+    mesh = np.meshgrid(*axes, indexing="ij")
+    grid_shape = shapes(mesh[1], mesh[0], mesh[2], np.ones(mesh[0].shape), device.sms)
+    deviation = LogGrid(KNOTS, cells).read_many(*mesh)[0]
+    log_s = np.log(form.seconds(*grid_shape)) + np.log(deviation)
+    log_s = np.maximum(log_s, np.log(4 * grid_shape[2] * rows[0, 4] / device.peak("bf16")))
+    return LogGrid(axes, rising(log_s, (0, 1, 2)))
+
+
+def left_out_heads(rows: Floats, device: Device) -> Floats:
+    """Signed relative errors of every row whose head count was left out whole, inner head counts only."""
+    errors = []
+    for heads in np.unique(rows[:, 2])[1:-1]:
+        out = rows[:, 2] == heads
+        batch, tokens, _, kv = rows[out, :4].T
+        predicted = forward_table(rows[~out], device).read_many(tokens, batch, rows[out, 2], heads / kv)[0]
+        errors.append(predicted / rows[out, 5] - 1)
+    return np.concatenate(errors)
+
+
+def fit_backward(rows: Floats, device: Device) -> Form:
+    """The backward's closed form from rows batch, tokens, heads, kv heads, head dim, causal, seconds."""
+    assert device.sms is not None
+    shape = shapes(rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 5], device.sms)
+    return fit_form(shape, rows[:, 6], rows[0, 4], device, passes=2.5)
+
+
+def left_out_backward(rows: Floats, device: Device) -> Floats:
+    """Signed relative errors of the backward, one (heads, kv heads, causal) family left out at a time."""
+    assert device.sms is not None
+    family = rows[:, [2, 3, 5]]
+    errors = []
+    for one in np.unique(family, axis=0):
+        out = (family == one).all(axis=1)
+        held = rows[out]
+        form = fit_backward(rows[~out], device)
+        shape = shapes(held[:, 0], held[:, 1], held[:, 2], held[:, 5], device.sms)
+        errors.append(form.seconds(*shape) / held[:, 6] - 1)
+    return np.concatenate(errors)

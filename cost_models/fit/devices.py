@@ -1,0 +1,236 @@
+"""All packed arrays of one measured device, and the error of each operation on families left out.
+
+What is fitted to what, by device:
+            gemm, prefill     training forward and backward                       memory-bound
+    A100    vLLM 0.14         FlashAttention-2 labels (pair of both), SimuMax      Vidur additions
+    H100    vLLM 0.19 (FA3)   FA3 labels, cuDNN on H200 (same die and clock)       Vidur additions
+    B200    vLLM 0.19         cuDNN on GB200 (same die, other clock: by share)     cuDNN's norms on GB200
+Left out: SimuMax's B200 attention rows (an older kernel, 30% slower than cuDNN's), sglang's grid (kept as a check).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cost_models.curves.grid import Floats
+from cost_models.curves.packed import DeviceCurves
+from cost_models.device import Device
+from cost_models.fit import attention, gemm, memory, rows
+from cost_models.kernels import Kernels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Which files make the curves of one device."""
+
+    device: str
+    gemm_file: str
+    prefill_file: str
+    training_device: str  # whose peak the training rows are shares of
+    memory_device: str
+    sources: dict[str, tuple[str, tuple[str, ...]]]  # op -> (words, presets that were measured)
+
+
+RECIPES = (
+    Recipe(
+        device="a100-sxm-80gb",
+        gemm_file="kernels_gemm_a100_vllm0.14.csv",
+        prefill_file="kernels_attnfwd_a100_vllm0.14.csv",
+        training_device="a100-sxm-80gb",
+        memory_device="a100-sxm-80gb",
+        sources={
+            "gemm": ("A100-SXM4-80GB, vLLM 0.14 grid (AIConfigurator, Apache-2.0)", ("a100-sxm-80gb",)),
+            "attention_forward": (
+                "A100-SXM4-80GB, vLLM 0.14 grid, moved to FlashAttention-2 labels (BSD-3) and SimuMax rows",
+                ("a100-sxm-80gb",),
+            ),
+            "attention_backward": (
+                "A100-SXM4-80GB FlashAttention-2 forward+backward labels (BSD-3), A100-PCIe SimuMax rows (Apache-2.0)",
+                ("a100-sxm-80gb", "a100-pcie-80gb"),
+            ),
+            "memory_bound": ("A100 residual additions (Vidur, MIT)", ("a100-sxm-80gb",)),
+        },
+    ),
+    Recipe(
+        device="h100-sxm-80gb",
+        gemm_file="kernels_gemm_h100_vllm0.19.csv",
+        prefill_file="kernels_attnfwd_h100_vllm0.19.csv",
+        training_device="h100-sxm-80gb",
+        memory_device="h100-sxm-80gb",
+        sources={
+            "gemm": ("H100 80GB HBM3, vLLM 0.19 grid (AIConfigurator, Apache-2.0)", ("h100-sxm-80gb",)),
+            "attention_forward": (
+                "H100 80GB HBM3, vLLM 0.19 grid, moved to FlashAttention-3 labels (BSD-3) and cuDNN on H200",
+                ("h100-sxm-80gb",),
+            ),
+            "attention_backward": (
+                "cuDNN on H200, same die and clock as H100 SXM (cudnn-frontend, MIT)",
+                ("h100-sxm-80gb", "h200-sxm-141gb"),
+            ),
+            "memory_bound": ("H100 residual additions (Vidur, MIT)", ("h100-sxm-80gb",)),
+        },
+    ),
+    Recipe(
+        device="b200-sxm-180gb",
+        gemm_file="kernels_gemm_b200_vllm0.19.csv",
+        prefill_file="kernels_attnfwd_b200_vllm0.19.csv",
+        training_device="gb200",
+        memory_device="gb200",
+        sources={
+            "gemm": ("B200, vLLM 0.19 grid (AIConfigurator, Apache-2.0)", ("b200-sxm-180gb",)),
+            "attention_forward": (
+                "B200, vLLM 0.19 flashinfer grid, moved to cuDNN on GB200 (cudnn-frontend, MIT)",
+                ("b200-sxm-180gb", "gb200"),
+            ),
+            "attention_backward": ("cuDNN on GB200, by share of peak (cudnn-frontend, MIT)", ("gb200",)),
+            "memory_bound": ("compiled RMSNorm on GB200 (cudnn-frontend, MIT)", ("gb200",)),
+        },
+    ),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Rows of contiguous training kernels at head dim 128: batch, tokens, heads, kv heads, dim, causal, seconds."""
+
+    forward: Floats
+    backward: Floats
+
+
+def training_rows(folder: Path, recipe: Recipe) -> Training:
+    """The rows that RECIPES' table names."""
+    if recipe.device == "b200-sxm-180gb":
+        parts = [rows.cudnn_attention(folder, "NVIDIA GB200", part) for part in ("fwd", "bwd")]
+    elif recipe.device == "h100-sxm-80gb":
+        parts = [rows.cudnn_attention(folder, "NVIDIA H200", part) for part in ("fwd", "bwd")]
+        labels = rows.flash_labels(folder, "flash3", "FlashAttention-3")
+        labels[:, 6] = _seconds(labels, 4.0)
+        parts[0] = np.vstack([parts[0], labels])
+    else:
+        parts = [rows.simumax_attention(folder, "A100-PCIe-80GB", part) for part in ("fwd", "bwd")]
+        many = parts[0][:, 2] >= 32
+        share = float(np.median(parts[0][many, 6] / (parts[0][many, 6] + parts[1][many, 6])))
+        labels = rows.flash_labels(folder, "flash2_a100", "FlashAttention-2")
+        both_s = _seconds(labels, 14.0)
+        parts = [
+            np.vstack([part, np.column_stack([labels[:, :6], both_s * s])])
+            for part, s in zip(parts, (share, 1 - share), strict=True)
+        ]
+    forward, backward = (part[part[:, 4] == 128] for part in parts)
+    return Training(forward=forward, backward=backward)
+
+
+def _seconds(labels: Floats, flops_per_pair: float) -> Floats:
+    """Printed TFLOP/s to seconds; causal counts half of the pairs."""
+    batch, tokens, heads, _, dim, causal, tflops = labels.T
+    return np.asarray(flops_per_pair * batch * heads * tokens**2 * dim / np.where(causal > 0, 2, 1) / (tflops * 1e12))
+
+
+def head_dims(folder: Path, device: str, measured: list[int]) -> Floats:
+    """Rows (dim, table, forward ratio, backward ratio): time over head dim 128's at equal FLOPs, by printed labels."""
+    paired = rows.flash_labels(
+        folder, "flash2_a100" if device.startswith("a100") else "flash2_h100", "FlashAttention-2"
+    )
+    newest = "FlashAttention-2" if device.startswith("a100") else "FlashAttention-3"
+    forward = rows.flash_labels(folder, "flash3", newest)
+    pair_64 = _ratio(paired, 64)
+    forward_64 = pair_64 if device.startswith("a100") else _ratio(forward, 64)
+    ratios = {64: (forward_64, pair_64), 128: (1.0, 1.0), 256: (_ratio(forward, 256), 1.0)}
+    return np.array([[d, d if d in measured else 128, 1.0 if d in measured else f, b] for d, (f, b) in ratios.items()])
+
+
+def _ratio(labels: Floats, dim: int) -> float:
+    """Median over lengths and masks of rate at head dim 128 / rate at `dim`."""
+    rates = {(row[1], row[5], row[4]): row[6] for row in labels}
+    found = [rates[s, c, 128] / rate for (s, c, d), rate in rates.items() if d == dim and (s, c, 128) in rates]
+    return float(np.median(found))
+
+
+def contiguous(forward: Floats, kernels: Kernels) -> tuple[Floats, float]:
+    """(keys, log ratio) of training kernels over the paged table by mean keys per query, and full over causal."""
+    ratio, keys = training_ratios(forward, kernels)
+    causal = forward[:, 5] > 0
+    knots = np.unique(np.round(np.log2(keys[causal])))
+    medians = np.array([np.median(ratio[causal & (np.round(np.log2(keys)) == knot)]) for knot in knots])
+    full = ratio[~causal] - np.interp(np.log2(keys[~causal]), knots, medians)
+    return np.array([2.0**knots, medians]), float(np.exp(np.median(full))) if len(full) else 1.0
+
+
+def training_ratios(forward: Floats, kernels: Kernels) -> tuple[Floats, Floats]:
+    """log(measured / predicted) of training rows, and their mean keys per query."""
+    predicted = [
+        kernels.attention_s(int(s), int(s), int(h), int(kv), int(d), bool(causal), batch=b)
+        for b, s, h, kv, d, causal, _ in forward
+    ]
+    keys = np.where(forward[:, 5] > 0, (forward[:, 1] + 1) / 2, forward[:, 1])
+    return np.log(forward[:, 6] / np.array(predicted)), keys
+
+
+def fit(folder: Path, recipe: Recipe) -> dict[str, Any]:
+    """Every packed array of one device."""
+    device = Device.load(recipe.device)
+    arrays: dict[str, Any] = {}
+    _add_grid(arrays, "gemm", gemm.table(rows.gemm(folder, recipe.gemm_file), device))
+    prefill = rows.attention_forward(folder, recipe.prefill_file)
+    dims = [int(d) for d in np.unique(prefill[:, 4])]
+    for dim in dims:
+        _add_grid(arrays, f"attention_{dim}", attention.forward_table(prefill[prefill[:, 4] == dim], device))
+    arrays["head_dims"] = head_dims(folder, recipe.device, dims)
+    training_device = Device.load(recipe.training_device)
+    training = training_rows(folder, recipe)
+    arrays["backward"] = np.exp(attention.fit_backward(training.backward, training_device).parameters)
+    memory_device = Device.load(recipe.memory_device)
+    arrays["memory_bound"] = memory.fit(memory_rows(folder, recipe), memory_device)
+    arrays["contiguous"], arrays["full_over_causal"] = np.array([[1.0], [0.0]]), np.array(1.0)
+    kernels = Kernels(training_device, device, DeviceCurves(recipe.device, arrays))
+    keys, full = contiguous(training.forward, kernels)
+    arrays["contiguous"], arrays["full_over_causal"] = keys, np.array(full)
+    return arrays
+
+
+def memory_rows(folder: Path, recipe: Recipe) -> Floats:
+    """bytes, seconds of the memory-bound rows of a recipe."""
+    if recipe.memory_device == "gb200":
+        return memory.norms(folder, "NVIDIA GB200")
+    return memory.additions(folder, recipe.memory_device[:4])
+
+
+def _add_grid(arrays: dict[str, Any], name: str, grid: Any) -> None:
+    for i, axis in enumerate(grid.axes):
+        arrays[f"{name}_axis{i}"] = axis
+    arrays[name] = grid.log_s.astype(np.float32)
+
+
+def left_out(folder: Path, recipe: Recipe, arrays: dict[str, Any]) -> dict[str, Floats]:
+    """Signed relative errors by operation, whole families left out."""
+    device, training_device = Device.load(recipe.device), Device.load(recipe.training_device)
+    training = training_rows(folder, recipe)
+    prefill = rows.attention_forward(folder, recipe.prefill_file)
+    errors = {"gemm, n and k": gemm.left_out(rows.gemm(folder, recipe.gemm_file), device)}
+    for dim in np.unique(prefill[:, 4]):
+        found = attention.left_out_heads(prefill[prefill[:, 4] == dim], device)
+        errors[f"attention prefill {int(dim)}, heads"] = found
+    errors["attention training, heads and mask"] = _left_out_training(training.forward, recipe, arrays)
+    errors["attention backward, heads and mask"] = attention.left_out_backward(training.backward, training_device)
+    errors["memory-bound, sizes"] = memory.errors(memory_rows(folder, recipe), Device.load(recipe.memory_device))
+    return errors
+
+
+def _left_out_training(forward: Floats, recipe: Recipe, arrays: dict[str, Any]) -> Floats:
+    bare = {**arrays, "contiguous": np.array([[1.0], [0.0]]), "full_over_causal": np.array(1.0)}
+    family = forward[:, [2, 3, 5]]
+    errors = []
+    for one in np.unique(family, axis=0):
+        out = (family == one).all(axis=1)
+        if not (forward[~out, 5] > 0).any():
+            continue
+        base, device = Device.load(recipe.device), Device.load(recipe.training_device)
+        keys, full = contiguous(forward[~out], Kernels(device, base, DeviceCurves(recipe.device, bare)))
+        refit = {**bare, "contiguous": keys, "full_over_causal": np.array(full)}
+        ratio, _ = training_ratios(forward[out], Kernels(device, base, DeviceCurves(recipe.device, refit)))
+        errors.append(np.exp(-ratio) - 1)
+    return np.concatenate(errors)

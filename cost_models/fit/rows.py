@@ -1,0 +1,102 @@
+"""The measured rows that curves are fitted to, as arrays in SI units.
+
+    GEMM         m, n, k, seconds
+    prefill      batch, tokens, heads, kv heads, head dim, seconds
+    training     batch, tokens, heads, kv heads, head dim, causal (0 or 1), seconds
+    collectives  ranks, wire bytes per rank, seconds
+
+Files are those of the top-level `measurements/` folder. Rows that failed, other dtypes and sliding windows are dropped.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from cost_models.curves.grid import Floats
+from cost_models.errors import InputError
+
+DEFAULT_FOLDER = Path(__file__).parents[2] / "measurements"
+
+
+def read_rows(folder: Path, file: str) -> Iterator[dict[str, str]]:
+    """The rows of one CSV file as dictionaries of text."""
+    path = folder / file
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; --measurements must name the folder that holds {file}")
+    with path.open(newline="") as handle:
+        yield from csv.DictReader(handle)
+
+
+def gemm(folder: Path, file: str) -> Floats:
+    """bf16 matrix products: m, n, k, seconds."""
+    columns = ("m", "n", "k", "latency_ms")
+    rows = [[float(row[c]) for c in columns] for row in read_rows(folder, file)]
+    return np.array(rows) * [1, 1, 1, 1e-3]
+
+
+def attention_forward(folder: Path, file: str) -> Floats:
+    """Causal prefill: batch, tokens, heads, kv heads, head dim, seconds; equal shapes averaged (median)."""
+    columns = ("batch_size", "isl", "num_heads", "num_key_value_heads", "head_dim", "latency_ms")
+    rows = np.array([[float(row[c]) for c in columns] for row in read_rows(folder, file)]) * [1, 1, 1, 1, 1, 1e-3]
+    shapes, inverse = np.unique(rows[:, :5], axis=0, return_inverse=True)
+    seconds = np.array([np.median(rows[inverse == i, 5]) for i in range(len(shapes))])
+    return np.column_stack([shapes, seconds])
+
+
+def cudnn_attention(folder: Path, gpu: str, part: str) -> Floats:
+    """cuDNN bf16 rows with equal qk and v head dims, no window, not deterministic: …, causal, seconds."""
+    rows = []
+    for row in read_rows(folder, "kernels_sdpa_fwdbwd_cudnn.csv"):
+        wanted = row["gpu_name"] == gpu and row["profile_pass"] == part and row["data_type"] == "bfloat16"
+        plain = row["success"] == "True" and not row["sliding_window_size"] and row["deterministic_bwd"] == "False"
+        if wanted and plain and row["head_dim_qk"] == row["head_dim_vo"]:
+            columns = ("batch_size", "q_seqlen", "num_q_heads", "num_kv_heads", "head_dim_qk", "time_ms")
+            values = [float(row[c]) for c in columns]
+            rows.append([*values[:5], float(row["attn_mask"] == "top_left"), values[5] * 1e-3])
+    return np.array(rows)
+
+
+def simumax_attention(folder: Path, gpu: str, part: str) -> Floats:
+    """SimuMax's causal rows (`part` fwd or bwd): batch, tokens, heads, kv heads, head dim, causal, seconds.
+
+    It counts a causal kernel's FLOPs as if unmasked (rates up to 1.19 of the peak say so): 4·B·H·S²·D, 10· in backward.
+    """
+    rows = []
+    for row in read_rows(folder, "kernels_simumax_efficiency.csv"):
+        if row["gpu"] != gpu or row["op"] != f"sdp_{part}":
+            continue
+        shape = dict(part.strip().split("=") for part in row["shape"].split(";"))
+        if shape["qk_head_dim"] != shape["v_head_dim"]:
+            continue
+        batch, tokens, heads, kv, dim = (
+            float(shape[key]) for key in ("batch", "seq_len", "head_num", "kv_head_num", "qk_head_dim")
+        )
+        flops = (4 if part == "fwd" else 10) * batch * heads * tokens**2 * dim
+        rows.append([batch, tokens, heads, kv, dim, 1.0, flops / (float(row["measured_tflops"]) * 1e12)])
+    return np.array(rows)
+
+
+def flash_labels(folder: Path, path_part: str, impl: str) -> Floats:
+    """FlashAttention's printed bars: batch, tokens, heads, kv heads, head dim, causal, TFLOP/s (last column a rate)."""
+    rows = []
+    for row in read_rows(folder, "kernels_flash_attention_plots.csv"):
+        if path_part in row["source_path"] and row["impl"] == impl and row["outcome"] == "ok" and row["tflops"]:
+            heads = float(row["heads"])
+            shape = [float(row["batch"]), float(row["seq_len"]), heads, heads, float(row["head_dim"])]
+            rows.append([*shape, float(row["causal"]), float(row["tflops"])])
+    return np.array(rows)
+
+
+def collectives(folder: Path, device: str, op: str) -> Floats:
+    """NCCL half-precision rows in one node: ranks, wire bytes per rank, seconds (median over NCCL versions)."""
+    found: dict[tuple[int, float], list[float]] = {}
+    for row in read_rows(folder, "kernels_comm_aiconfigurator.csv"):
+        if row["device"] == device and row["op"] == op and row["nccl_dtype"] == "half":
+            ranks, buffer_bytes = int(row["num_gpus"]), float(row["bytes"])
+            wire = buffer_bytes * (ranks - 1) / ranks * (2 if op == "all_reduce" else 1)
+            found.setdefault((ranks, wire), []).append(float(row["latency_ms"]) * 1e-3)
+    return np.array([[ranks, wire, np.median(seconds)] for (ranks, wire), seconds in sorted(found.items())])

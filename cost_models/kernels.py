@@ -1,0 +1,282 @@
+"""How long one kernel takes on a device: matrix products, attention, memory-bound operations. Seconds.
+
+    measured device     table in log-log, its edge efficiency held beyond (long sequences run at the plateau)
+    another device      launch + (t − launch) · (c⁴·peak ratio + b⁴·bandwidth ratio) / (c⁴ + b⁴),
+                        c, b: FLOPs and bytes over the measured device's peaks (roofline form, flagged as an estimate)
+    CPU                 launch + FLOPs / (share of peak) or bytes / bandwidth, the larger; a profile replaces the shares
+    with samples        any of these × exp(interpolated log(measured / predicted)), see curves/samples.py
+
+Times never fall below FLOPs / peak. Arguments are numbers or arrays that broadcast; a number gives a float.
+Left out: launch gaps of an eager framework, power throttling over minutes, strided or batched products.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from cost_models.curves.packed import BASES, DeviceCurves, device_curves
+from cost_models.curves.samples import Correction, Sample
+from cost_models.device import Device
+from cost_models.errors import InputError
+
+OPS = ("gemm", "attention_forward", "attention_backward", "memory_bound")
+DTYPE_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp8": 1}
+QUERY_TILE = 128
+HEAD_DIM_TILE = 32
+GENERIC_SHARE = {"gemm": 0.9, "attention_forward": 0.7, "attention_backward": 0.6, "memory_bound": 0.7}
+"""Share of peak where nothing was measured: a matrix product on 2 CPU cores and one attention reached about these."""
+GENERIC_LAUNCH_S = 5e-6
+
+
+class Kernels:
+    """Kernel times of one device.
+
+    >>> kernels = Kernels.of("h100-sxm-80gb")
+    >>> 0.5 < 2 * 8192**3 / kernels.gemm_s(8192, 8192, 8192) / 989.4e12 < 1
+    True
+    >>> kernels.is_estimate("gemm"), Kernels.of("l20").is_estimate("gemm")
+    (False, True)
+    """
+
+    def __init__(self, device: Device, base: Device, curves: DeviceCurves | None) -> None:
+        self.device = device
+        self.base = base
+        self._curves = curves
+        self._corrections: Mapping[str, Correction] = {}
+        self._profiled: Mapping[str, int] = {}
+        if curves is not None:
+            self._gemm = curves.gemm
+            self._dims = curves.head_dims
+            self._tables = {t: curves.attention_forward(t) for t in {table for _, table, _, _ in self._dims}}
+            self._full_over_causal, self._contiguous = curves.full_over_causal, curves.contiguous
+            self._floor_s = math.exp(min(float(t.log_s.min()) for t in self._tables.values()))
+
+    @classmethod
+    def of(cls, device: Device | str, samples: Sequence[Sample] = ()) -> Kernels:
+        """Curves of `device` (a Device or a preset's name), moved onto `samples` where there are any."""
+        device = Device.load(device) if isinstance(device, str) else device
+        name = BASES.get(device.architecture)
+        kernels = cls(device, Device.load(name), device_curves(name)) if name else cls(device, device, None)
+        corrections, profiled = {}, {}
+        for op in OPS:
+            rows = [sample for sample in samples if sample.op == op]
+            if rows:
+                corrections[op] = kernels._correction(op, rows)
+                profiled[op] = len(rows)
+        kernels._corrections, kernels._profiled = corrections, profiled
+        return kernels
+
+    def gemm_s(self, m: Any, n: Any, k: Any, dtype: str = "bf16") -> Any:
+        """C[m,n] = A[m,k] B[k,n]."""
+        larger = _larger(m, n, k)
+        flops = 2.0 * m * n * k
+        moved = (m * k + n * k + m * n) * float(DTYPE_BYTES[_known(dtype)])
+        if self._curves is None:
+            seconds = self._generic("gemm", flops, moved, dtype, larger)
+        else:
+            read: Any = self._gemm.read if larger is max else self._gemm.read_many
+            seconds, (cm, cn, ck) = read(m, n, k)
+            seconds = self._scaled(seconds * (flops / (2.0 * cm * cn * ck)), flops, moved, dtype)
+        return larger(self._corrected("gemm", seconds, flops), flops / self.device.peak(dtype))
+
+    def attention_s(
+        self,
+        q_tokens: Any,
+        kv_tokens: Any,
+        heads: Any,
+        kv_heads: Any,
+        head_dim: int,
+        causal: bool,
+        backward: bool = False,
+        batch: Any = 1,
+        dtype: str = "bf16",
+        paged: bool = False,
+    ) -> Any:
+        """One fused attention: `q_tokens` queries on `kv_tokens` keys, `batch` times `heads` query heads.
+
+        `paged`: the serving kernel that reads a paged cache (forward only); else the contiguous kernel of training.
+
+        Causal is aligned at the end (the last query sees every key), as flash-attn does; the head dim is padded to the
+        kernel's tile. The backward is that of the kernel alone: recomputing the scores is in it, the forward is not.
+        """
+        larger = _larger(q_tokens, kv_tokens, heads, kv_heads, batch)
+        pairs = attention_pairs(q_tokens, kv_tokens, causal)
+        passes = 2.5 if backward else 1.0
+        padded = -(-head_dim // HEAD_DIM_TILE) * HEAD_DIM_TILE
+        flops = 4.0 * passes * batch * heads * pairs * padded
+        size = float(DTYPE_BYTES[_known(dtype)])
+        moved = batch * (2 * q_tokens * heads + 2 * kv_tokens * kv_heads) * head_dim * size * (2 if backward else 1)
+        op = "attention_backward" if backward else "attention_forward"
+        if self._curves is None:
+            seconds = self._generic(op, flops, moved, dtype, larger)
+        else:
+            shape = (q_tokens, kv_tokens, heads, heads / kv_heads, batch, pairs)
+            seconds = self._backward(shape, padded, larger) if backward else self._forward(shape, padded, paged, larger)
+            seconds = self._scaled(seconds, flops, moved, dtype)
+            seconds = larger(seconds, moved / self.device.memory_bytes_per_s)
+        return larger(self._corrected(op, seconds, flops), flops / self.device.peak(dtype))
+
+    def memory_bound_s(self, bytes_moved: Any, launches: Any = 1) -> Any:
+        """Norms, activations, residuals, optimizer: `bytes_moved` to and from memory in `launches` kernels."""
+        if self._curves is None:
+            launch_s, share = GENERIC_LAUNCH_S, GENERIC_SHARE["memory_bound"]
+        else:
+            launch_s, share = self._curves.memory_bound
+        seconds = launches * launch_s + bytes_moved / (self.device.memory_bytes_per_s * share)
+        return self._corrected("memory_bound", seconds, bytes_moved)
+
+    def source(self, op: str) -> str:
+        """Where the curve of `op` comes from, in words."""
+        if _op(op) in self._profiled:
+            return f"measured: profile of this cluster, {self._profiled[op]} samples"
+        if self._curves is None:
+            share = GENERIC_SHARE[op]
+            return f"estimate: {share:.0%} of the peak of {self.device.name} ({self.device.source}); profile it"
+        facts = self._curves.facts[op]
+        if self.is_estimate(op):
+            words = f"estimate: {self.device.name} scaled from {self.base.name} by data sheet"
+            return f"{words} ({self.device.source}); {facts['source']}"
+        return f"measured: {facts['source']}"
+
+    def is_estimate(self, op: str) -> bool:
+        """True where no measurement of this device (or its profile) backs `op`."""
+        if _op(op) in self._profiled:
+            return False
+        return self._curves is None or self.device.name not in self._curves.facts[op]["measured_on"]
+
+    def _forward(self, shape: tuple[Any, ...], padded: int, paged: bool, larger: Any) -> Any:
+        """Map any shape onto square causal prefill of the same FLOPs, query tiles and keys per query."""
+        q, kv, heads, group, batch, pairs = shape
+        smaller = min if larger is max else np.minimum
+        square = larger(2.0 * pairs / q - 1.0, 1.0)  # the causal square with as many keys per query
+        longest = self._tables[self._dims[0][1]].axes[0][-1]
+        tokens = smaller(square, float(longest))
+        copies = batch * q / tokens
+        rows = larger(copies, 1.0)
+        columns = heads * smaller(copies, 1.0)
+        work = batch * heads * pairs
+        share = larger(2.0 * pairs / (q * kv) - 1.0, 0.0)  # 0: causal square, 1: unmasked
+        factor = self._full_over_causal**share
+        if not paged:
+            factor = factor * self._contiguous.factor(larger(pairs / q, 1.0))
+        logs = 0.0
+        for table, weight, scale in self._around(padded, forward=True):
+            grid = self._tables[table]
+            read = grid.read if larger is max else grid.read_many
+            seconds, (ct, cb, ch, _) = read(tokens, rows, columns, group)
+            at_dim = seconds * scale * work / (cb * ch * ct * (ct + 1) / 2.0)
+            logs = logs + weight * (math.log(at_dim) if larger is max else np.log(at_dim))
+        found = math.exp(logs) if larger is max else np.exp(logs)
+        return larger(found * factor, self._floor_s)
+
+    def _backward(self, shape: tuple[Any, ...], padded: int, larger: Any) -> Any:
+        assert self._curves is not None and self.base.sms is not None
+        q, _, heads, _, batch, pairs = shape
+        launch_s, slow, half_keys, half_units = self._curves.backward
+        keys = pairs / q
+        units = batch * heads * larger(q / QUERY_TILE, 1.0) / self.base.sms
+        logs = 0.0
+        for table, weight, scale in self._around(padded, forward=False):
+            logs += weight * math.log(scale * table)
+        work = 10.0 * batch * heads * pairs * math.exp(logs) / self.base.peak("bf16") * (1 + slow)
+        return launch_s + work * (1 + half_keys / keys) * (1 + half_units / units)
+
+    def _around(self, padded: int, forward: bool) -> list[tuple[int, float, float]]:
+        """(table, weight, time over the table's) of the known head dims on both sides of `padded`."""
+        dims = self._dims
+        above = [row for row in dims if row[0] >= padded] or [dims[-1]]
+        below = [row for row in dims if row[0] <= padded] or [dims[0]]
+        pair = [below[-1], above[0]]
+        if pair[0][0] == pair[1][0]:
+            weights = [1.0]
+        else:
+            high = math.log(padded / pair[0][0]) / math.log(pair[1][0] / pair[0][0])
+            weights = [1.0 - high, high]
+        return [
+            (table, weight, (fwd if forward else bwd) * padded / table)
+            for (_, table, fwd, bwd), weight in zip(pair, weights, strict=False)
+        ]
+
+    def _scaled(self, base_s: Any, flops: Any, moved: Any, dtype: str) -> Any:
+        """A measured device's time carried to this device and dtype by the roofline form."""
+        base = self.base
+        by_flops = base.peak("bf16") / self.device.peak(dtype)
+        by_bytes = base.memory_bytes_per_s / self.device.memory_bytes_per_s
+        if by_flops == 1.0 and by_bytes == 1.0:
+            return base_s
+        assert self._curves is not None
+        launch_s = self._curves.memory_bound[0]
+        compute, memory = (flops / base.peak("bf16")) ** 4, (moved / base.memory_bytes_per_s) ** 4
+        ratio = (compute * by_flops + memory * by_bytes) / (compute + memory)
+        variable = base_s - launch_s
+        return (
+            launch_s + np.maximum(variable, 0.0) * ratio
+            if isinstance(ratio, np.ndarray)
+            else (launch_s + max(variable, 0.0) * ratio)
+        )
+
+    def _generic(self, op: str, flops: Any, moved: Any, dtype: str, larger: Any) -> Any:
+        compute = flops / (self.device.peak(dtype) * GENERIC_SHARE[op])
+        memory = moved / (self.device.memory_bytes_per_s * GENERIC_SHARE["memory_bound"])
+        return GENERIC_LAUNCH_S + larger(compute, memory)
+
+    def _corrected(self, op: str, seconds: Any, work: Any) -> Any:
+        correction = self._corrections.get(op)
+        return seconds if correction is None else seconds * correction.factor(work)
+
+    def _correction(self, op: str, rows: Sequence[Sample]) -> Correction:
+        """Predict every sample with the bare curve and keep the ratios."""
+        work, base_s = [], []
+        for row in rows:
+            if op == "gemm":
+                m, n, k = row.shape
+                work.append(2.0 * m * n * k)
+                base_s.append(float(self.gemm_s(m, n, k, row.dtype)))
+            elif op == "memory_bound":
+                work.append(float(row.bytes))
+                base_s.append(float(self.memory_bound_s(row.bytes)))
+            else:
+                batch, q, kv, heads, kv_heads, dim, causal = row.shape
+                backward = op == "attention_backward"
+                padded = -(-dim // HEAD_DIM_TILE) * HEAD_DIM_TILE
+                passes = 2.5 if backward else 1.0
+                work.append(4.0 * passes * batch * heads * attention_pairs(q, kv, bool(causal)) * padded)
+                seconds = self.attention_s(q, kv, heads, kv_heads, dim, bool(causal), backward, batch, row.dtype)
+                base_s.append(float(seconds))
+        return Correction(work=work, base_s=base_s, measured_s=[row.median_s for row in rows])
+
+
+def attention_pairs(q_tokens: Any, kv_tokens: Any, causal: bool) -> Any:
+    """Query-key pairs of one head; causal is aligned at the end.
+
+    >>> attention_pairs(4, 4, True), attention_pairs(2, 4, True), attention_pairs(4, 2, True)
+    (10.0, 7.0, 3.0)
+    """
+    if not causal:
+        return q_tokens * kv_tokens * 1.0
+    seen = np.minimum(q_tokens, kv_tokens) if isinstance(q_tokens + kv_tokens, np.ndarray) else min(q_tokens, kv_tokens)
+    return seen * (kv_tokens - (seen - 1) / 2.0)
+
+
+def _larger(*values: Any) -> Any:
+    """`max` for numbers, `np.maximum` if any value is an array."""
+    for value in values:
+        if isinstance(value, np.ndarray):
+            return np.maximum
+    return max
+
+
+def _known(dtype: str) -> str:
+    if dtype not in DTYPE_BYTES:
+        raise InputError(f"dtype={dtype!r}; legal: {', '.join(DTYPE_BYTES)}")
+    return dtype
+
+
+def _op(op: str) -> str:
+    if op not in OPS:
+        raise InputError(f"op={op!r}; legal: {', '.join(OPS)}")
+    return op
