@@ -1,0 +1,190 @@
+"""A plan: the cluster, the workload, the chosen layout with its groups and places, and why it was chosen.
+
+    plan.json  one object, one key a line; same input, same bytes (no clock, no solver time)
+
+Everything that an executor needs is explicit: the rank lists of every group, rank -> (slot, GPU), frames per rank.
+Reading checks the schema, the cluster's digest and that the lists are those of the degrees; nothing is trusted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cost_models import strict
+from cost_models.cluster import Cluster
+from cost_models.cost import StepCost
+from cost_models.errors import InputError
+from cost_models.placement import Placement
+from cost_models.strategy import AXES, Strategy, rank_groups
+from cost_models.workload import Workload
+from planner.files import write_whole
+
+VERSION = 1
+GROUP_AXES = (*AXES, "context", "shard", "replicate")
+SCHEMA = Path(__file__).parent / "schemas" / "plan.schema.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulated:
+    """What the simulator found for one layout."""
+
+    step_s: float
+    seconds: Mapping[str, float]  # by part, along the slowest rank
+    busiest_links: tuple[tuple[str, float], ...]  # (name, share of the step that it is busy)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alternative:
+    """A layout that lost, and why."""
+
+    strategy: Strategy
+    step_s: float
+    memory_bytes: int
+    simulated_s: float | None
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Plan:
+    cluster: Cluster
+    workload: Workload
+    strategy: Strategy
+    placement: Placement
+    cost: StepCost
+    simulated: Simulated
+    objective: Literal["time", "memory", "gpu-hours"]
+    chosen_by: Literal["model", "simulator"]
+    alternatives: tuple[Alternative, ...]
+    bound: float  # no layout can cost less, in the objective's unit, by the closed form
+    gap: float  # (best priced - bound) / best priced
+    reproducible: bool = True
+    profile_digest: str | None = None
+    fixed: Mapping[str, str] | None = None  # what the user pinned
+
+    @cached_property
+    def groups(self) -> dict[str, NDArray[np.int64]]:
+        """Rank lists of every group, one group a row."""
+        return {axis: rank_groups(self.strategy, axis) for axis in GROUP_AXES}
+
+    @cached_property
+    def frames(self) -> list[tuple[int, int]]:
+        """[first, last + 1) frame of each rank: whole frames spread evenly over the context group."""
+        context, frames = self.strategy.context, self.workload.frames
+        spans = np.zeros((self.strategy.ranks, 2), dtype=np.int64)
+        for index, ranks in enumerate(self.groups["context"].T):
+            spans[ranks] = index * frames // context, (index + 1) * frames // context
+        return [(int(first), int(stop)) for first, stop in spans]
+
+    def to_dict(self) -> dict[str, Any]:
+        cost = self.cost
+        return {
+            "version": VERSION,
+            "objective": self.objective,
+            "fixed": dict(sorted((self.fixed or {}).items())),
+            "profile": self.profile_digest,
+            "cluster": {"digest": self.cluster.digest, **self.cluster.to_dict()},
+            "workload": strict.plain(self.workload),
+            "strategy": strict.plain(self.strategy),
+            "memory": {"capacity_bytes": cost.capacity_bytes, "parts": dict(cost.memory)},
+            "priced": {"step_s": cost.step_s, **_rest(cost)},
+            "simulated": strict.plain(self.simulated),
+            "chosen_by": self.chosen_by,
+            "alternatives": strict.plain(self.alternatives),
+            "bound": self.bound,
+            "gap": self.gap,
+            "reproducible": self.reproducible,
+            "ranks": np.stack([self.placement.slot_of_rank, self.placement.gpu_of_rank], axis=1).tolist(),
+            "frames": self.frames,
+            "groups": {axis: groups.tolist() for axis, groups in self.groups.items()},
+        }
+
+    def to_json(self) -> str:
+        """One top-level key a line, compact inside, stable bytes."""
+        lines = [
+            f" {json.dumps(key)}: {json.dumps(value, separators=(', ', ': '))}" for key, value in self.to_dict().items()
+        ]
+        return "{\n" + ",\n".join(lines) + "\n}\n"
+
+    def save(self, path: str | Path, flag: str = "-o") -> None:
+        write_whole(path, self.to_json(), flag)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """A plan file, checked; anything wrong is an InputError that names the key."""
+        return from_dict(strict.read_json(path, "plan"), str(path))
+
+
+_PRICED = ("seconds", "hidden_s", "sent_bytes", "model_flops", "executed_flops", "peak_flops", "tokens", "estimates")
+
+
+def _rest(cost: StepCost) -> dict[str, Any]:
+    return {name: strict.plain(getattr(cost, name)) for name in _PRICED}
+
+
+def from_dict(data: Mapping[str, Any], where: str) -> Plan:
+    """Check schema and consistency, then build the plan."""
+    _check_schema(data, where)
+    described = dict(data["cluster"])
+    digest = described.pop("digest")
+    cluster = Cluster.from_dict(described, f"{where}: cluster")
+    if cluster.digest != digest:
+        raise InputError(f"{where}: cluster does not have the digest that the plan states; the file was changed")
+    workload = strict.read(Workload, data["workload"], f"{where}: workload")
+    strategy = strict.read(Strategy, data["strategy"], f"{where}: strategy")
+    strategy.check(workload.model)
+    places = np.array(data["ranks"], dtype=np.int64).reshape(-1, 2)
+    placement = Placement(slot_of_rank=places[:, 0], gpu_of_rank=places[:, 1])
+    placement.check(cluster, strategy.ranks)
+    priced = data["priced"]
+    cost = StepCost(
+        memory=data["memory"]["parts"],
+        capacity_bytes=data["memory"]["capacity_bytes"],
+        ranks=strategy.ranks,
+        **{name: tuple(priced[name]) if name == "estimates" else priced[name] for name in _PRICED},
+    )
+    plan = Plan(
+        cluster=cluster,
+        workload=workload,
+        strategy=strategy,
+        placement=placement,
+        cost=cost,
+        simulated=strict.read(Simulated, data["simulated"], f"{where}: simulated"),
+        alternatives=tuple(
+            strict.read(Alternative, item, f"{where}: alternatives[{i}]") for i, item in enumerate(data["alternatives"])
+        ),
+        profile_digest=data["profile"],
+        **{name: data[name] for name in ("objective", "chosen_by", "bound", "gap", "reproducible", "fixed")},
+    )
+    _check_lists(plan, data, where)
+    return plan
+
+
+def _check_schema(data: Mapping[str, Any], where: str) -> None:
+    version = data.get("version")
+    if version != VERSION:
+        raise InputError(f"{where}: plan version {version!r} is not {VERSION}; plan again with this release")
+    import jsonschema
+
+    validator = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text(encoding="utf-8")))
+    error = jsonschema.exceptions.best_match(validator.iter_errors(data))
+    if error is not None:
+        key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path)
+        message = error.message if len(error.message) < 160 else error.message[:157] + "..."
+        raise InputError(f"{where}{key or ''}: {message}")
+
+
+def _check_lists(plan: Plan, data: Mapping[str, Any], where: str) -> None:
+    """The explicit lists must be the ones that the degrees give: an executor builds exactly these."""
+    for axis, groups in plan.groups.items():
+        if data["groups"].get(axis) != groups.tolist():
+            raise InputError(f"{where}: groups.{axis} is not what the degrees {plan.strategy.describe()} give")
+    if [tuple(span) for span in data["frames"]] != plan.frames:
+        raise InputError(f"{where}: frames are not spread evenly over the context group")
