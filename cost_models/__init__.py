@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from cost_models.errors import InputError as InputError
     from cost_models.model import Model as Model
     from cost_models.placement import Placement as Placement
-    from cost_models.price import price as price
+    from cost_models.pricing import price as price
     from cost_models.profile import Profile as Profile
     from cost_models.strategy import LayerRange as LayerRange
     from cost_models.strategy import Strategy as Strategy
@@ -30,7 +30,7 @@ _HOMES = {
     "StepCost": "cost",
     "Strategy": "strategy",
     "Workload": "workload",
-    "price": "price",
+    "price": "pricing",
 }
 __all__ = sorted(_HOMES)
 
