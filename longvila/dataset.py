@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from longvila.job import JobError
-from longvila.processor import Clip, Frames, choose_frames, decode, open_clip
+from longvila.processor import Clip, FrameCache, Frames, choose_frames, decode, open_clip
 from longvila.sharding import IGNORE, Batch, Sharding
 from longvila.tokens import ROLES, Rendered, Turn, Writer, media_tags
 
@@ -236,7 +236,14 @@ def own_rows(rows: Sequence[Row], data_index: int, data_count: int) -> list[Row]
     return own + [IDLE_ROW] * (each - len(own))
 
 
-def row_batch(row: Row, sharding: Sharding, image_size: int, device: torch.device, dtype: torch.dtype) -> Batch:
+def row_batch(
+    row: Row,
+    sharding: Sharding,
+    image_size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    cache: FrameCache | None = None,
+) -> Batch:
     """The row as tensors, with the pixels of this process's frames only."""
     ids: list[int] = []
     labels: list[int] = []
@@ -258,7 +265,7 @@ def row_batch(row: Row, sharding: Sharding, image_size: int, device: torch.devic
         count = len(frames.times)
         mine = range(max(own.start, start) - start, min(own.stop, start + count) - start)
         if len(mine):
-            pixels.append(decode(frames, mine, image_size))
+            pixels.append(decode(frames, mine, image_size, cache))
         start += count
 
     def column(values: list[int]) -> torch.Tensor:

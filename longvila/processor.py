@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import bisect
 import math
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,15 +94,45 @@ def choose_frames(
     return Frames(clip=clip, times=tuple(chosen))
 
 
-def decode(frames: Frames, own: range, size: int) -> Tensor:
+class FrameCache:
+    """Decoded pictures of clips seen before, least recently used ones dropped beyond `limit_bytes`."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._held_bytes = 0
+        self._pictures: OrderedDict[tuple[Path, int, int], np.ndarray] = OrderedDict()
+
+    def get(self, path: Path, time: int, size: int) -> np.ndarray | None:
+        picture = self._pictures.get((path, time, size))
+        if picture is not None:
+            self._pictures.move_to_end((path, time, size))
+        return picture
+
+    def put(self, path: Path, time: int, picture: np.ndarray) -> None:
+        key = (path, time, picture.shape[0])
+        if key in self._pictures or picture.nbytes > self._limit_bytes:
+            return
+        self._pictures[key] = picture
+        self._held_bytes += picture.nbytes
+        while self._held_bytes > self._limit_bytes:
+            self._held_bytes -= self._pictures.popitem(last=False)[1].nbytes
+
+
+def decode(frames: Frames, own: range, size: int, cache: FrameCache | None = None) -> Tensor:
     """Frames `own` (positions in `frames.times`) as float32 [len(own), 3, size, size] in -1 … 1."""
+    cache = cache or FrameCache(0)
+    path, wanted = frames.clip.path, [frames.times[i] for i in own]
+    held = [cache.get(path, time, size) for time in wanted]
+    missing = [time for time, picture in zip(wanted, held, strict=True) if picture is None]
     pixels_FHWC = np.empty((len(own), size, size, 3), dtype=np.uint8)
-    wanted = [frames.times[i] for i in own]
     try:
-        for place, picture in enumerate(_pictures(frames.clip, wanted, size)):
-            pixels_FHWC[place] = picture
+        decoded = _pictures(frames.clip, missing, size)
+        for place, picture in enumerate(held):
+            pixels_FHWC[place] = next(decoded) if picture is None else picture
+            if picture is None:
+                cache.put(path, wanted[place], pixels_FHWC[place].copy())
     except av.FFmpegError as fault:
-        raise JobError(f"{frames.clip.path}: cannot be decoded ({fault.strerror})") from None
+        raise JobError(f"{path}: cannot be decoded ({fault.strerror})") from None
     return torch.from_numpy(pixels_FHWC).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
 
 

@@ -32,6 +32,7 @@ from longvila.config import LongVilaConfig
 from longvila.dataset import Cursor, Documents, Row, Rows, Sampling, own_rows, read_samples, row_batch
 from longvila.job import Job, JobError
 from longvila.optimizer import SCHEDULES, Optimizer, learning_rate
+from longvila.processor import FrameCache
 from longvila.settings import read_settings
 from longvila.sharding import Batch
 from longvila.weights import plain_parameters, save_weights
@@ -53,6 +54,7 @@ class TrainSettings:
     frames: int = 8  # per video, spread evenly
     fps: float | None = None  # instead of frames
     max_frames: int | None = None  # cap for fps
+    frame_cache_bytes: int = 64 * 2**20  # decoded frames kept for the next epoch
     lr: float = 1e-3
     schedule: str = "constant"
     warmup: float = 0.0  # fraction of the steps
@@ -71,6 +73,7 @@ class TrainSettings:
     def __post_init__(self) -> None:
         for name in ("steps", "rows_per_step", "max_tokens", "frames", "keep_checkpoints"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        _require(self.frame_cache_bytes >= 0, "frame_cache_bytes", self.frame_cache_bytes, "at least 0")
         for name in ("max_frames", "checkpoint_every"):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, value, "at least 1")
@@ -86,7 +89,18 @@ class TrainSettings:
 
     def lasting(self) -> dict[str, Any]:
         """What must not change over a resume, for the losses to go on as they would have."""
-        free = ("media", "run", "weights", "model", "checkpoint_every", "keep_checkpoints", "resume", "export", "data")
+        free = (
+            "media",
+            "run",
+            "weights",
+            "model",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "resume",
+            "export",
+            "data",
+            "frame_cache_bytes",
+        )
         kept = {k: v for k, v in dataclasses.asdict(self).items() if k not in (*free, "steps")}
         return _plain({**kept, **({"steps": self.steps} if self.schedule == "cosine" else {})})
 
@@ -123,7 +137,16 @@ def main(job: Job) -> None:
         eps=settings.eps,
         weight_decay=settings.weight_decay,
     )
-    run = _Run(job=job, settings=settings, config=config, rows=rows, model=model, optimizer=optimizer, dtype=dtype)
+    run = _Run(
+        job=job,
+        settings=settings,
+        config=config,
+        rows=rows,
+        model=model,
+        optimizer=optimizer,
+        dtype=dtype,
+        frames=FrameCache(settings.frame_cache_bytes),
+    )
     if resume is not None:
         checkpoint.load(resume, model, optimizer)
     run.go(0 if marker is None else marker.step, Cursor() if marker is None else marker.cursor)
@@ -176,6 +199,7 @@ class _Run:
     model: nn.Module
     optimizer: Optimizer
     dtype: torch.dtype
+    frames: FrameCache
 
     def go(self, step: int, cursor: Cursor) -> None:
         settings, rank = self.settings, self.job.sharding.rank
@@ -228,7 +252,7 @@ class _Run:
             for row in [*rows, None]:
                 ready = pending
                 if row is not None:
-                    pending = ahead.submit(row_batch, row, self.job.sharding, size, device, self.dtype)
+                    pending = ahead.submit(row_batch, row, self.job.sharding, size, device, self.dtype, self.frames)
                 if ready is not None:
                     yield ready.result()
 
