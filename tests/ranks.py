@@ -3,20 +3,23 @@
     results = run_ranks(check, 4, "float64")        # every rank calls check("float64") inside an initialised group
 
 One process per rank, one thread each; rendezvous through a file, so parallel test runs never meet. The function is
-a top-level one of an importable module (pickled by name). The first rank that fails decides: its traceback is the
-message of `RankFailure`, the others are killed. Nothing is left running, also at the time limit.
+a top-level one of an importable module (pickled by name). On Linux a host process imports that module once and forks
+the ranks: imports are most of the time. The first rank that fails decides: its traceback is the message of
+`RankFailure`, the others are killed. Nothing is left running, also at the time limit.
 """
 
 from __future__ import annotations
 
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -31,54 +34,75 @@ class RankFailure(AssertionError):
 def run_ranks(function: Callable[..., Any], ranks: int, *args: Any, timeout_s: float = 120.0) -> list[Any]:
     """What `function(*args)` returned on each of `ranks` processes, in rank order; picklable values only."""
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
-        Path(folder, "job").write_bytes(pickle.dumps((function, args)))
+        Path(folder, "job").write_bytes(pickle.dumps((function, args, ranks, timeout_s)))
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
             "OMP_NUM_THREADS": "1",
             "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0",
         }
-        command = [sys.executable, "-P", str(Path(__file__).resolve()), folder, str(ranks), str(timeout_s)]
-        processes = [
-            subprocess.Popen([*command, str(rank)], env=environment, cwd=ROOT, stdin=subprocess.DEVNULL)
-            for rank in range(ranks)
+        command = [sys.executable, "-P", str(Path(__file__).resolve()), folder]
+        of_host = [list(range(ranks))] if sys.platform == "linux" else [[rank] for rank in range(ranks)]
+        hosts = [
+            subprocess.Popen(
+                [*command, *map(str, own)], env=environment, cwd=ROOT, stdin=subprocess.DEVNULL, start_new_session=True
+            )
+            for own in of_host
         ]
         try:
-            _wait(processes, Path(folder), time.monotonic() + timeout_s)
+            _wait(hosts, Path(folder), time.monotonic() + timeout_s)
         finally:
-            for process in processes:
-                process.kill()
-                process.wait()
+            for host in hosts:
+                with suppress(ProcessLookupError):
+                    os.killpg(host.pid, signal.SIGKILL)
+                host.wait()
         return [pickle.loads(Path(folder, f"result{rank}").read_bytes()) for rank in range(ranks)]
 
 
-def _wait(processes: list[subprocess.Popen[bytes]], folder: Path, deadline_s: float) -> None:
+def _wait(hosts: Sequence[subprocess.Popen[bytes]], folder: Path, deadline_s: float) -> None:
     while True:
-        codes = [process.poll() for process in processes]
+        codes = [host.poll() for host in hosts]
         if all(code == 0 for code in codes):
             return
         if any(code not in (None, 0) for code in codes):
-            raise RankFailure(_first_failure(codes, folder))
+            raise RankFailure(_first_failure(folder))
         if time.monotonic() > deadline_s:
-            running = [rank for rank, code in enumerate(codes) if code is None]
-            raise RankFailure(f"ranks {running} did not end in time")
+            raise RankFailure("the ranks did not end in time")
         time.sleep(0.02)
 
 
-def _first_failure(codes: list[int | None], folder: Path) -> str:
+def _first_failure(folder: Path) -> str:
     reports = sorted(folder.glob("error*"), key=lambda path: path.stat().st_mtime_ns)
-    if reports:
-        return f"rank {reports[0].name.removeprefix('error')} failed first:\n{reports[0].read_text()}"
-    rank = next(rank for rank, code in enumerate(codes) if code not in (None, 0))
-    return f"rank {rank} died with exit code {codes[rank]}"
+    if not reports:
+        return "the ranks' host process died before it could say why"
+    return f"rank {reports[0].name.removeprefix('error')} failed first:\n{reports[0].read_text()}"
 
 
-def _child(folder: Path, ranks: int, timeout_s: float, rank: int) -> None:
+def _host(folder: Path, own: Sequence[int]) -> int:
+    """Import once, fork the ranks, wait for the first failure or for all; 0 if all did well."""
+    function, args, ranks, timeout_s = pickle.loads((folder / "job").read_bytes())
+    children = {}
+    for rank in own:
+        if (pid := os.fork()) == 0:
+            os._exit(_rank(folder, rank, ranks, timeout_s, function, args))
+        children[pid] = rank
+    while children:
+        pid, status = os.wait()
+        rank, code = children.pop(pid), os.waitstatus_to_exitcode(status)
+        if code:
+            if not list(folder.glob("error*")):
+                _report(folder, rank, f"it died with exit code {code}")
+            return 1
+    return 0
+
+
+def _rank(
+    folder: Path, rank: int, ranks: int, timeout_s: float, function: Callable[..., Any], args: Sequence[Any]
+) -> int:
     import torch
     import torch.distributed as dist
 
     torch.set_num_threads(1)
     try:
-        function, args = pickle.loads((folder / "job").read_bytes())
         dist.init_process_group(
             "gloo",
             init_method=f"file://{folder}/store",
@@ -91,11 +115,16 @@ def _child(folder: Path, ranks: int, timeout_s: float, rank: int) -> None:
         (folder / f"result{rank}").write_bytes(pickle.dumps(result))
         dist.destroy_process_group()
     except BaseException:
-        partial = folder / f"partial{rank}"
-        partial.write_text(traceback.format_exc())
-        partial.rename(folder / f"error{rank}")
-        raise SystemExit(1) from None
+        _report(folder, rank, traceback.format_exc())
+        return 1
+    return 0
+
+
+def _report(folder: Path, rank: int, text: str) -> None:
+    partial = folder / f"partial{rank}"
+    partial.write_text(text)
+    partial.rename(folder / f"error{rank}")
 
 
 if __name__ == "__main__":
-    _child(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]))
+    sys.exit(_host(Path(sys.argv[1]), [int(rank) for rank in sys.argv[2:]]))
