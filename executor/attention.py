@@ -120,7 +120,7 @@ def register() -> None:
 
 class _Ring(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, kv, work, kept):
+    def forward(ctx: Any, q: Tensor, kv: Tensor, work: RingWork, kept: Kept | None) -> Tensor:
         result = kept.take() if kept else None
         out, lse = result or ring_forward(q, kv, work)
         if kept and not result:
@@ -130,8 +130,9 @@ class _Ring(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx, dout):
-        dq, dkv = ring_backward(dout, *ctx.saved_tensors, ctx.work)
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        q, kv, out, lse = ctx.saved_tensors
+        dq, dkv = ring_backward(dout, q, kv, out, lse, ctx.work)
         return dq, dkv, None, None
 
 
@@ -139,7 +140,9 @@ class _GatherRow(torch.autograd.Function):
     """All heads of some tokens -> some heads of all tokens of the ring block; q (B, Hu, T, D), kv (2, B, Ku, T, D)."""
 
     @staticmethod
-    def forward(ctx, q, k, v, split, exchange):
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, split: HeadSplit, exchange: Exchange
+    ) -> tuple[Tensor, Tensor]:
         ctx.split, ctx.exchange = split, exchange
         if exchange.size == 1:
             return q.contiguous(), torch.stack((k, v))
@@ -155,7 +158,7 @@ class _GatherRow(torch.autograd.Function):
         return _join(q_UHBSD.permute(2, 1, 0, 3, 4)), _join(kv_2BHUSD)
 
     @staticmethod
-    def backward(ctx, dq, dkv):
+    def backward(ctx: Any, dq: Tensor, dkv: Tensor) -> tuple[Tensor | None, ...]:
         split, exchange = ctx.split, ctx.exchange
         if exchange.size == 1:
             return dq, dkv[0], dkv[1], None, None
@@ -171,7 +174,7 @@ class _ScatterRow(torch.autograd.Function):
     """Back again: (B, Hu, T, D) -> (B, S, H, D)."""
 
     @staticmethod
-    def forward(ctx, out, split, exchange):
+    def forward(ctx: Any, out: Tensor, split: HeadSplit, exchange: Exchange) -> Tensor:
         ctx.split, ctx.exchange = split, exchange
         if exchange.size == 1:
             return out.transpose(1, 2)
@@ -181,7 +184,7 @@ class _ScatterRow(torch.autograd.Function):
         return exchange.all_to_all(rows_HBSD, [own] * exchange.size, counts).permute(1, 2, 0, 3)
 
     @staticmethod
-    def backward(ctx, dout):
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         split, exchange = ctx.split, ctx.exchange
         if exchange.size == 1:
             return dout.transpose(1, 2), None, None

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,8 +71,7 @@ class ShardedLayer(DynamicLayer):
         if owner == self._member:
             self._append(key_states, value_states)
         self._counts[owner] += 1
-        self._view()
-        return self.keys, self.values
+        return self._view()
 
     def get_seq_length(self) -> int:
         """Tokens of the whole row so far, over all ranks."""
@@ -90,20 +90,24 @@ class ShardedLayer(DynamicLayer):
         return key_states, value_states
 
     def _append(self, key_states: Tensor, value_states: Tensor) -> None:
-        own = self._counts[self._member]
-        if own == self._store.shape[3]:
-            spare = list(self._store.shape)
-            spare[3] = max(_SPARE, own // 8)
-            self._store = torch.cat((self._store, self._store.new_empty(spare)), dim=3)
-        self._store[0, :, :, own] = key_states[:, :, 0]
-        self._store[1, :, :, own] = value_states[:, :, 0]
+        own, store = self._counts[self._member], self._store
+        assert store is not None
+        if own == store.shape[3]:
+            batch, heads, dim = store.shape[1], store.shape[2], store.shape[4]
+            spare = store.new_empty((2, batch, heads, max(_SPARE, own // 8), dim))
+            self._store = store = torch.cat((store, spare), dim=3)
+        store[:, :, :, own] = torch.stack((key_states[:, :, 0], value_states[:, :, 0]))
 
-    def _view(self) -> None:
-        self.keys, self.values = self._store[:, :, :, : self._counts[self._member]]
+    def _view(self) -> tuple[Tensor, Tensor]:
+        assert self._store is not None
+        keys, values = self._store[:, :, :, : self._counts[self._member]]
+        self.keys, self.values = keys, values
+        return keys, values
 
 
 class ShardedCache(Cache):
     """What `past_key_values` of a Hugging Face model is while it generates over a context group."""
 
     def __init__(self, counts: Callable[[], tuple[int, ...]], member: int) -> None:
-        super().__init__(layer_class_to_replicate=partial(ShardedLayer, counts, member))
+        new_layer: Any = partial(ShardedLayer, counts, member)  # called as a class is, one for each layer
+        super().__init__(layer_class_to_replicate=new_layer)

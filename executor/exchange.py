@@ -14,7 +14,7 @@ from __future__ import annotations
 import queue
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -159,18 +159,18 @@ class _InBox:
 
 def local_exchanges(size: int) -> list[LocalExchange]:
     """A group of `size` threads, one exchange for each."""
-    boxes = [[queue.SimpleQueue() for _ in range(size)] for _ in range(size)]
+    boxes: list[list[queue.SimpleQueue[Tensor]]] = [[queue.SimpleQueue() for _ in range(size)] for _ in range(size)]
     return [LocalExchange(boxes=boxes, index=index) for index in range(size)]
 
 
 class _AllToAll(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rows, exchange, send, receive):
+    def forward(ctx: Any, rows: Tensor, exchange: Exchange, send: tuple[int, ...], receive: tuple[int, ...]) -> Tensor:
         ctx.exchange, ctx.send, ctx.receive = exchange, send, receive
         return exchange.all_to_all(rows, send, receive)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return ctx.exchange.all_to_all(grad.contiguous(), ctx.receive, ctx.send), None, None, None
 
 

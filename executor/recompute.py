@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 from torch import nn
-from torch.distributed._composable import checkpoint as checkpoint_module
+from torch.distributed._composable.checkpoint_activation import checkpoint as checkpoint_module
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -43,7 +43,8 @@ def apply_recompute(layers: Sequence[nn.Module], policies: Sequence[str]) -> Non
             checkpoint_module(_mlp(layer))
         else:
             layer.gradient_checkpointing = True
-            layer._gradient_checkpointing_func = _full if policy == "full" else _all_but_attention
+            again: Any = _full if policy == "full" else _all_but_attention
+            layer._gradient_checkpointing_func = again
 
 
 def _mlp(layer: nn.Module) -> nn.Module:
