@@ -1,0 +1,125 @@
+"""Recompute policies: the gradients of none, and exactly the work that each says is done again."""
+
+from collections import Counter
+
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from cost_models.errors import InputError
+from executor import attention, ring
+from executor.attention import MmSp
+from executor.exchange import Alone
+from executor.layout import Layout
+from executor.recompute import POLICIES, apply_recompute
+
+LAYERS, TOKENS = 3, 12
+
+
+def _model(policies):
+    attention.register()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    model = LlamaForCausalLM._from_config(config, attn_implementation="mm_sp").double().train()
+    apply_recompute(model.model.layers, policies)
+    return model
+
+
+def _step(model, monkeypatch):
+    """Gradients, and how often the forward kernel and each MLP's activation ran."""
+    runs = Counter()
+    kernel_forward = ring.kernel.forward
+
+    def counted(*args, **kwargs):
+        runs["attention"] += 1
+        return kernel_forward(*args, **kwargs)
+
+    monkeypatch.setattr(ring.kernel, "forward", counted)
+    for layer in model.model.layers:
+        layer.mlp.act_fn.register_forward_hook(lambda *_: runs.update(["mlp"]))
+        layer.self_attn.q_proj.register_forward_hook(lambda *_: runs.update(["projection"]))
+    call = MmSp.over(Layout(tokens=TOKENS), (0, 5, TOKENS), ulysses=Alone(), ring=Alone())
+    ids = torch.arange(TOKENS)[None] * 5 % 32
+    positions = torch.cat((torch.arange(5), torch.arange(TOKENS - 5)))[None]
+    out = model(input_ids=ids, position_ids=positions, use_cache=False, mm_sp=call).logits
+    (out**2).mean().backward()
+    monkeypatch.undo()
+    return {name: parameter.grad for name, parameter in model.named_parameters()}, runs
+
+
+@pytest.mark.parametrize(
+    ("policies", "again"),
+    [
+        (("none",) * 3, {"attention": 0, "mlp": 0, "projection": 0}),
+        (("mlp",) * 3, {"attention": 0, "mlp": 3, "projection": 0}),
+        (("all_but_attention",) * 3, {"attention": 0, "mlp": 3, "projection": 3}),
+        (("full",) * 3, {"attention": 6, "mlp": 3, "projection": 3}),  # two documents: two kernels a layer
+        (("none", "all_but_attention", "mlp"), {"attention": 0, "mlp": 2, "projection": 1}),
+    ],
+)
+def test_same_gradients_and_only_the_named_work_again(policies, again, monkeypatch):
+    want, once = _step(_model(("none",) * LAYERS), monkeypatch)
+    model = _model(policies)
+    names = [name for name, _ in model.named_parameters()]
+    got, runs = _step(model, monkeypatch)
+    assert list(got) == names, "policies leave parameter names alone"
+    for name in names:
+        assert torch.equal(got[name], want[name]), name
+    assert {what: runs[what] - once[what] for what in again} == again
+
+
+def _saved_bytes(policy, tokens):
+    """Bytes that autograd and the policy hold between forward and backward of one layer stack, inputs included."""
+    model = _model((policy,) * LAYERS)
+    call = MmSp.over(Layout(tokens=tokens), (0, tokens), ulysses=Alone(), ring=Alone())
+    held: dict[int, tuple[int, object]] = {}
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            for tensor in torch.utils._pytree.tree_leaves(out):
+                if isinstance(tensor, torch.Tensor):
+                    storage = tensor.untyped_storage()
+                    held[storage._cdata] = (storage.nbytes(), torch.multiprocessing.reductions.StorageWeakRef(storage))
+            return out
+
+    with Watch():
+        out = model.model(inputs_embeds=torch.randn(1, tokens, 16).double(), use_cache=False, mm_sp=call)
+    alive = sum(size for key, (size, reference) in held.items() if not reference.expired() and key not in parameters)
+    del out
+    return alive
+
+
+def test_memory_kept_falls_from_policy_to_policy():
+    """all_but_attention keeps (hidden + out + lse) where full keeps hidden: 16 + 16 + 4 numbers a token against 16."""
+    tokens = 512
+    kept = {policy: _saved_bytes(policy, tokens) for policy in POLICIES}
+    assert kept["none"] > kept["mlp"] > kept["all_but_attention"] > kept["full"]
+    assert kept["all_but_attention"] - kept["full"] == LAYERS * tokens * (16 + 4) * 8
+
+
+def test_wrong_policies_are_named():
+    layers = _model(("none",) * LAYERS).model.layers
+    with pytest.raises(InputError, match="names 2 layers, the model has 3"):
+        apply_recompute(layers, ("full", "full"))
+    with pytest.raises(InputError, match="'some' is not one of none, mlp, all_but_attention, full"):
+        apply_recompute(layers, ("some",) * LAYERS)
+    with pytest.raises(InputError, match="needs a Hugging Face decoder layer, not Linear"):
+        apply_recompute([nn.Linear(1, 1)], ("full",))
+    apply_recompute(layers, ("all_but_attention",) * LAYERS)
+    model = LlamaForCausalLM._from_config(
+        LlamaConfig(num_hidden_layers=1, hidden_size=8, intermediate_size=8, num_attention_heads=2, vocab_size=8),
+        attn_implementation="sdpa",
+    ).train()
+    apply_recompute(model.model.layers, ("all_but_attention",))
+    with pytest.raises(InputError, match="use 'full' with any other"):
+        model(input_ids=torch.zeros(1, 4, dtype=torch.int64), use_cache=False)
