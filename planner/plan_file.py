@@ -143,12 +143,13 @@ def from_dict(data: Mapping[str, Any], where: str) -> Plan:
     places = np.array(data["ranks"], dtype=np.int64).reshape(-1, 2)
     placement = Placement(slot_of_rank=places[:, 0], gpu_of_rank=places[:, 1])
     placement.check(cluster, strategy.ranks)
-    priced = data["priced"]
+    priced = {**data["priced"], "estimates": tuple(data["priced"]["estimates"])}
+    stated: dict[str, Any] = {name: priced[name] for name in _PRICED}
     cost = StepCost(
         memory=data["memory"]["parts"],
         capacity_bytes=data["memory"]["capacity_bytes"],
         ranks=strategy.ranks,
-        **{name: tuple(priced[name]) if name == "estimates" else priced[name] for name in _PRICED},
+        **stated,
     )
     plan = Plan(
         cluster=cluster,

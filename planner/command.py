@@ -1,0 +1,211 @@
+"""The `plan` command: reads the question, answers on the screen, writes plan.json.
+
+    plan --gpus 256 --ctx 2M      plan price      plan simulate      plan show      plan check
+
+Heavy imports wait until a subcommand needs them. A user's mistake ends with one line and exit code 2.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cost_models.errors import InputError
+from planner import options
+
+EXAMPLES = """\b
+Examples:
+  plan --gpus 256 --ctx 2M
+  plan --gpus 64 --ctx 512K --model longvila-7b --frames 2048 --batch 4
+  plan --gpus 256 --ctx 2M --fix ulysses=8,recompute=full --explain
+  plan --cluster my-cluster.yaml --ctx 1M --objective gpu-hours -o big.json
+  plan --cluster local --gpus 4 --model longvila-tiny --ctx 2K --profile profile.json
+  plan price --gpus 256 --ctx 2M --strategy ring=32,ulysses=8
+  plan simulate plan.json --trace trace.json
+"""
+
+
+@click.group(invoke_without_command=True, epilog=EXAMPLES, context_settings={"max_content_width": 110})
+@options.shared
+@click.option("--fix", metavar="NAME=VALUE,…", help="Pin choices: data, ring, ulysses, shard, zero, recompute, …")
+@click.option("--objective", default="time", show_default=True, metavar="time|memory|gpu-hours",
+              help="What to minimise.")  # fmt: skip
+@click.option("-o", "--output", metavar="FILE", help="Where to write the plan [default: plan.json; none with --json].")
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON and nothing else.")
+@click.option("--explain", is_flag=True, help="Show every number as a sum of its parts, and where it comes from.")
+@click.pass_context
+def cli(context: click.Context, /, **given: Any) -> None:
+    """Choose the parallel layout of a long-context step: degrees, placement, sharding, recompute.
+
+    Answers without GPUs: a cost model prices every layout, an integer program proves the best one, and a
+    discrete-event simulation on the cluster's topology verifies it. With --ctx alone all tokens are text.
+    """
+    if context.invoked_subcommand is None:
+        _plan(given)
+    elif any(context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE for name in given):
+        raise InputError(f"options before {context.invoked_subcommand!r} would be ignored; put them after it")
+
+
+def _plan(given: dict[str, Any]) -> None:
+    from planner.files import check_target
+
+    if given["objective"] not in ("time", "memory", "gpu-hours"):
+        raise InputError(f"--objective {given['objective']!r} is unknown; legal: time, memory, gpu-hours")
+    fixed = options.pins(given["fix"])
+    output = given["output"] or (None if given["as_json"] else "plan.json")
+    if output is not None:
+        check_target(output, "-o")
+    asked = options.question(given)
+    from planner.planning import plan
+
+    with _Progress() as progress:
+        found = plan(
+            asked.cluster, asked.workload, fixed=fixed, objective=given["objective"], profile=asked.profile,
+            on_step=progress.show,
+        )  # fmt: skip
+    if output is not None:
+        found.save(output)
+    if given["as_json"]:
+        click.echo(found.to_json(), nl=False)
+        return
+    from planner import report
+
+    report.show(report.plan_lines(found, explain=given["explain"]))
+    if output is not None:
+        report.show([f"Wrote {output}. Next: executor launch {output}"])
+
+
+@cli.command()
+@options.shared
+@click.option("--strategy", required=True, metavar="NAME=VALUE,…",
+              help="The layout: data, ring, ulysses, shard, zero, recompute, tensor, pipeline, …")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def price(strategy: str, as_json: bool, **given: Any) -> None:
+    """Price one given layout, without search: time, memory and bytes by part."""
+    asked = options.question(given)
+    fixed = options.pins(strategy, "--strategy")
+    layout = options.strategy_of(fixed, asked.workload.model.layers)
+    from cost_models.pricing import price as price_layout
+    from planner import report
+
+    cost = price_layout(asked.cluster, asked.workload, layout, profile=asked.profile)
+    if as_json:
+        click.echo(json.dumps(report.cost_dict(cost), indent=1))
+        return
+    report.show([asked.workload.describe(), report.cluster_line(asked.cluster), layout.describe()])
+    report.show(report.cost_lines(cost, simulated=None))
+    report.show(report.explanation(cost))
+
+
+@cli.command()
+@click.argument("plan_file", metavar="PLAN")
+@click.option("--trace", metavar="FILE", help="Write a trace that Perfetto (ui.perfetto.dev) opens.")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def simulate(plan_file: str, trace: str | None, as_json: bool) -> None:
+    """Play a plan's step as discrete events on the cluster's topology."""
+    from planner import report
+    from planner.files import check_target
+    from planner.plan_file import Plan
+    from planner.simulation import simulate as play
+
+    if trace is not None:
+        check_target(trace, "--trace")
+    plan = Plan.load(plan_file)
+    with _Progress() as progress:
+        progress.show("simulating")
+        found = play(plan.cluster, plan.workload, plan.strategy, plan.placement, trace=trace is not None)
+    if trace is not None and found.trace is not None:
+        found.trace.write(trace)
+    if as_json:
+        click.echo(json.dumps(report.simulation_dict(found), indent=1))
+    else:
+        report.show(report.simulation_lines(plan, found))
+        report.show([f"Wrote {trace}"] if trace else [])
+
+
+@cli.command()
+@click.argument("plan_file", metavar="PLAN")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@click.option("--explain", is_flag=True, help="Show every number as a sum of its parts.")
+def show(plan_file: str, as_json: bool, explain: bool) -> None:
+    """Show a plan as when it was made."""
+    from planner import report
+    from planner.plan_file import Plan
+
+    plan = Plan.load(plan_file)
+    if as_json:
+        click.echo(plan.to_json(), nl=False)
+    else:
+        report.show(report.plan_lines(plan, explain=explain))
+
+
+@cli.command()
+@click.argument("plan_file", metavar="PLAN")
+def check(plan_file: str) -> None:
+    """Check a plan file: schema, group lists, placement, and that this release prices it the same."""
+    from cost_models.pricing import price as price_layout
+    from planner.plan_file import Plan
+
+    plan = Plan.load(plan_file)
+    if plan.profile_digest is not None:
+        click.echo(f"{plan_file}: lists and placement are consistent; its price rests on a profile and is not repeated")
+        return
+    cost = price_layout(plan.cluster, plan.workload, plan.strategy, plan.placement)
+    if abs(cost.step_s / plan.cost.step_s - 1) > 1e-9 or dict(cost.memory) != dict(plan.cost.memory):
+        raise InputError(
+            f"{plan_file}: states {plan.cost.step_s:.6g} s and {plan.cost.memory_bytes} bytes, this release prices "
+            f"{cost.step_s:.6g} s and {cost.memory_bytes} bytes; plan again"
+        )
+    click.echo(f"{plan_file}: consistent; {plan.strategy.describe()}, {cost.step_s:.4g} s a step")
+
+
+class _Progress:
+    """A spinner on a terminal's stderr, for what takes longer than a glance; nothing otherwise."""
+
+    def __enter__(self) -> _Progress:
+        self.status: Any = None
+        if sys.stderr.isatty():
+            from rich.console import Console
+
+            self.status = Console(stderr=True).status("planning")
+            self.status.start()
+        return self
+
+    def show(self, what: str) -> None:
+        if self.status is not None:
+            self.status.update(what)
+
+    def __exit__(self, *exc: object) -> None:
+        if self.status is not None:
+            self.status.stop()
+
+
+def main() -> None:
+    """Console entry: one line on stderr and exit code 2 for a user's mistake."""
+    try:
+        cli.main(prog_name="plan", standalone_mode=False)
+    except InputError as error:
+        _fail(str(error), getattr(error, "remedies", ()))
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        _fail(" ".join(error.format_message().split()) + "; see plan --help")
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+
+
+def _fail(message: str, remedies: tuple[str, ...] = ()) -> None:
+    click.echo(f"plan: {message}", err=True)
+    for remedy in remedies:
+        click.echo(f"  - {remedy}", err=True)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    sys.argv[0] = Path(sys.argv[0]).name
+    main()

@@ -1,0 +1,152 @@
+"""What the user typed -> cluster, workload, pins: the options that `plan` and its subcommands share.
+
+Every fault is one line that names the flag, the value and the legal values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+import click
+
+from cost_models import strict
+from cost_models.cluster import Cluster
+from cost_models.errors import InputError
+from cost_models.model import Model
+from cost_models.profile import Profile
+from cost_models.strategy import RECOMPUTES, LayerRange, Strategy
+from cost_models.units import parse_tokens
+from cost_models.workload import Precision, Workload
+
+F = TypeVar("F", bound=Callable[..., Any])
+PINS = (*(field.name for field in fields(Strategy) if field.name != "layers"), "recompute")
+
+_OPTIONS = (
+    click.option("--gpus", metavar="N", help="GPUs to plan for: whole nodes of the preset, or part of one node."),
+    click.option("--ctx", metavar="TOKENS", help="Context length: 8192, 128K, 2M (K = 1024, M = 1048576)."),
+    click.option("--model", "model", default="longvila-8b", show_default=True, metavar="NAME|PATH",
+                 help="A preset, or a Hugging Face config.json or its folder."),
+    click.option("--cluster", "cluster", default="dgx-h100", show_default=True, metavar="NAME|FILE",
+                 help="A preset, a YAML file, or `local` for this machine."),
+    click.option("--mode", default="train", show_default=True, metavar="train|prefill|decode",
+                 help="What a step does."),
+    click.option("--batch", default="1", show_default=True, metavar="N", help="Rows of one optimizer step."),
+    click.option("--frames", default="0", metavar="N", help="Video frames of a row; the rest of --ctx is text."),
+    click.option("--precision", default=None, metavar="bf16|fp16|fp32",
+                 help="Weights and activations (default bf16 over fp32 masters; fp32 on a CPU)."),
+    click.option("--profile", "profile", default=None, metavar="FILE",
+                 help="profile.json that `executor profile` measured; replaces the built-in curves."),
+)  # fmt: skip
+
+
+def shared(command: F) -> F:
+    """Adds the options that describe cluster and workload."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is to be planned."""
+
+    cluster: Cluster
+    workload: Workload
+    profile: Profile | None
+
+
+def question(given: Mapping[str, Any]) -> Question:
+    """Reads the shared options."""
+    frames = whole(given["frames"], "--frames", least=0)
+    batch = whole(given["batch"], "--batch")
+    gpus = whole(given["gpus"], "--gpus") if given["gpus"] is not None else None
+    if given["ctx"] is None and not frames:
+        raise InputError("--ctx is missing: give the context length, such as 128K or 2M (or --frames N)")
+    tokens = parse_tokens(given["ctx"]) if given["ctx"] is not None else 0
+    model = Model.load(given["model"])
+    cluster = load_cluster(given["cluster"], gpus)
+    mode = given["mode"]
+    if mode not in ("train", "prefill", "decode"):
+        raise InputError(f"--mode {mode!r} is unknown; {strict.nearest(mode, ('train', 'prefill', 'decode'))}")
+    workload = Workload(
+        model,
+        context_tokens=tokens,
+        frames=frames,
+        global_batch=batch,
+        mode=mode,
+        precision=precision(given["precision"], cluster),
+    )
+    return Question(
+        cluster=cluster,
+        workload=workload,
+        profile=Profile.load(given["profile"]) if given["profile"] else None,
+    )
+
+
+def load_cluster(name: str, gpus: int | None) -> Cluster:
+    if gpus is None and name in Cluster.presets() and name != "local":
+        raise InputError(f"--gpus is missing: how many GPUs of {name} shall be planned for? (such as 8 or 256)")
+    return Cluster.load(name, gpus=gpus)
+
+
+def precision(name: str | None, cluster: Cluster) -> Precision:
+    """Mixed precision over fp32 masters; CPUs compute in fp32."""
+    on_cpu = any(run.node.device.architecture == "cpu" for run in cluster.runs)
+    chosen = name or ("fp32" if on_cpu else "bf16")
+    if chosen not in ("bf16", "fp16", "fp32"):
+        raise InputError(f"--precision {chosen!r} is unknown; legal: bf16, fp16, fp32")
+    return Precision(param=chosen)  # type: ignore[arg-type]
+
+
+def whole(text: object, flag: str, least: int = 1) -> int:
+    """A whole number of at least `least`."""
+    try:
+        value = int(str(text))
+    except ValueError:
+        value = least - 1
+    if value < least or value > 2**31:
+        raise InputError(f"{flag} {str(text)!r} is not a whole number of at least {least}")
+    return value
+
+
+def pins(text: str | None, flag: str = "--fix") -> dict[str, Any]:
+    """`ulysses=8,recompute=full` -> {"ulysses": 8, "recompute": "full"}.
+
+    >>> pins("ulysses=8,recompute=full,loss_chunk_tokens=none")
+    {'ulysses': 8, 'recompute': 'full', 'loss_chunk_tokens': None}
+    """
+    fixed: dict[str, Any] = {}
+    for item in filter(None, (part.strip() for part in (text or "").split(","))):
+        name, equals, value = (part.strip() for part in item.partition("="))
+        if not equals or not value:
+            raise InputError(f"{flag} {item!r} is not name=value (as in ulysses=8,recompute=full)")
+        if name not in PINS:
+            raise InputError(f"{flag} {name!r} is unknown; {strict.nearest(name, PINS)}")
+        if name in fixed:
+            raise InputError(f"{flag} {name!r} is given twice")
+        fixed[name] = _pin(name, value, flag)
+    return fixed
+
+
+def _pin(name: str, value: str, flag: str) -> Any:
+    if name in ("ring_kind", "schedule", "grad_ring_dtype"):
+        return value
+    if name == "recompute":
+        if value not in RECOMPUTES:
+            raise InputError(f"{flag} recompute={value!r} is unknown; {strict.nearest(value, RECOMPUTES)}")
+        return value
+    if name == "loss_chunk_tokens" and value == "none":
+        return None
+    return whole(value, f"{flag} {name}=", least=0 if name == "zero" else 1)
+
+
+def strategy_of(fixed: Mapping[str, Any], layers: int) -> Strategy:
+    """A whole strategy from pins: what is not given is 1; shard defaults to all ranks, zero to 3."""
+    given = dict(fixed)
+    recompute = given.pop("recompute", "none")
+    ranks = given.get("data", 1) * given.get("ring", 1) * given.get("ulysses", 1)
+    given.setdefault("shard", ranks)
+    given.setdefault("zero", 3 if given["shard"] > 1 else 0)
+    return Strategy(layers=(LayerRange(recompute=recompute, count=layers),), **given)

@@ -1,0 +1,106 @@
+"""From a cluster and a workload to a plan: solve, simulate the best few, choose, and say why.
+
+    solve (prune, integer program, price)  ->  best few layouts  ->  simulate each  ->  the plan
+
+The closed form ranks; the simulator decides between the best few when time is what counts. Where it reverses the
+order, the plan says `chosen_by: simulator` and keeps both numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+from cost_models.cluster import Cluster
+from cost_models.profile import Profile
+from cost_models.units import show_bytes, show_seconds
+from cost_models.workload import Workload
+from planner.plan_file import Alternative, Plan, Simulated
+from planner.simulation import Simulation, simulate
+from planner.solve import Choice, solve
+
+Objective = Literal["time", "memory", "gpu-hours"]
+SIMULATED = 3
+"""How many of the best priced layouts are simulated."""
+CLOSE = 1.1
+"""A layout priced above this multiple of the best is not simulated: closed form and events never differed so much."""
+
+
+def plan(
+    cluster: Cluster,
+    workload: Workload,
+    *,
+    fixed: Mapping[str, object] | None = None,
+    objective: Objective = "time",
+    profile: Profile | None = None,
+    on_step: Callable[[str], None] = lambda what: None,
+) -> Plan:
+    """The best plan found, with a proven bound; NothingFits (an InputError) says what would fit instead."""
+    on_step("searching layouts")
+    solution = solve(cluster, workload, fixed=fixed or {}, objective=objective, profile=profile)
+    first = solution.best[0]
+    near = [first]
+    if objective != "memory":
+        near += [other for other in solution.best[1:SIMULATED] if other.cost.step_s < first.cost.step_s * CLOSE]
+    simulated: dict[int, Simulation] = {}
+    for index, choice in enumerate(near):
+        on_step(f"simulating {choice.strategy.describe()}")
+        simulated[index] = simulate(cluster, workload, choice.strategy, choice.placement, profile=profile)
+    paid = [choice.strategy.ranks if objective == "gpu-hours" else 1 for choice in near]
+    winner = min(simulated, key=lambda i: (simulated[i].step_s * paid[i], i))
+    chosen = near[winner]
+    others = [(i, choice) for i, choice in enumerate(solution.best) if choice is not chosen]
+    alternatives = [
+        _alternative(choice, simulated.get(i), _why(choice, chosen, simulated.get(i), simulated[winner]))
+        for i, choice in others
+    ]
+    alternatives += [_alternative(choice, None, choice.reason) for choice in solution.lost]
+    return Plan(
+        cluster=cluster,
+        workload=workload,
+        strategy=chosen.strategy,
+        placement=chosen.placement,
+        cost=chosen.cost,
+        simulated=summary(simulated[winner]),
+        objective=objective,
+        chosen_by="model" if winner == 0 else "simulator",
+        alternatives=tuple(alternatives),
+        bound=solution.bound,
+        gap=solution.gap,
+        reproducible=solution.reproducible,
+        profile_digest=profile.digest if profile else None,
+        fixed={name: str(value) for name, value in (fixed or {}).items()},
+    )
+
+
+def summary(simulation: Simulation) -> Simulated:
+    """What a plan keeps of a simulation."""
+    links = tuple((link.name, round(link.utilisation, 6)) for link in simulation.busiest_links[:5])
+    return Simulated(step_s=simulation.step_s, seconds=dict(simulation.seconds), busiest_links=links)
+
+
+def _alternative(choice: Choice, simulation: Simulation | None, reason: str) -> Alternative:
+    return Alternative(
+        strategy=choice.strategy,
+        step_s=choice.cost.step_s,
+        memory_bytes=choice.cost.memory_bytes,
+        simulated_s=simulation.step_s if simulation else None,
+        reason=reason,
+    )
+
+
+def _why(choice: Choice, chosen: Choice, simulation: Simulation | None, best: Simulation) -> str:
+    """The part that costs a runner-up most against the chosen plan, in a few words."""
+    if choice.cost.step_s < chosen.cost.step_s and simulation:
+        return f"priced faster, but simulated {show_seconds(simulation.step_s - best.step_s)} slower"
+    more = {name: value - chosen.cost.seconds.get(name, 0.0) for name, value in choice.cost.seconds.items()}
+    part = max(more, key=lambda name: more[name])
+    slower = choice.cost.step_s - chosen.cost.step_s
+    if slower > 0 and more[part] > 0:
+        return f"{show_seconds(slower)} slower: {part.replace('_', '-')} {show_seconds(more[part])} more"
+    extra = choice.cost.memory_bytes - chosen.cost.memory_bytes
+    if extra > 0:
+        return f"as fast, but {show_bytes(extra)} more memory"
+    if choice.strategy.ranks > chosen.strategy.ranks:
+        return f"as fast, but needs {choice.strategy.ranks - chosen.strategy.ranks} GPUs more"
+    return choice.reason or "as good; lost the tie on degrees"

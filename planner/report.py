@@ -1,0 +1,206 @@
+"""What a person reads: plans, prices and simulations as plain lines that fit a terminal and can be pasted in a chat.
+
+Every total stands above the parts that it is the sum of; what no measurement backs is listed as an estimate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+
+from cost_models import strict
+from cost_models.cluster import Cluster
+from cost_models.cost import StepCost
+from cost_models.placement import Placement
+from cost_models.strategy import Strategy, rank_groups
+from cost_models.units import show_bytes, show_rate, show_seconds
+
+if TYPE_CHECKING:
+    from planner.plan_file import Alternative, Plan, Simulated
+    from planner.simulation import Simulation
+
+PARTS = {
+    "compute": "compute",
+    "recompute": "recompute",
+    "all_to_all": "exposed all-to-all",
+    "ring": "exposed ring",
+    "sharding": "exposed sharding",
+    "vision": "vision",
+    "tensor": "tensor parallel",
+    "pipeline": "pipeline",
+    "offload": "exposed offload",
+    "optimizer": "optimizer",
+}
+
+
+def show(lines: Iterable[str]) -> None:
+    for line in lines:
+        click.echo(line)
+
+
+def plan_lines(plan: Plan, explain: bool = False) -> list[str]:
+    """The answer of `plan`."""
+    lines = [
+        plan.workload.describe(),
+        cluster_line(plan.cluster),
+        "",
+        _title("Plan      ") + f"{plan.strategy.describe()}",
+        f"          {placement_line(plan.cluster, plan.strategy, plan.placement)}",
+        f"          {layers_line(plan.strategy, plan.workload.model.layers)}",
+        *cost_lines(plan.cost, plan.simulated),
+        "",
+        *_alternatives(plan.alternatives, everything=explain),
+        f"Chosen by the {plan.chosen_by}; {_bound(plan)}.",
+        *_estimates(plan.cost, brief=not explain),
+    ]
+    return lines + (explanation(plan.cost, plan.simulated) if explain else [])
+
+
+def cluster_line(cluster: Cluster) -> str:
+    """
+    >>> cluster_line(Cluster.load("dgx-h100", nodes=2))
+    'dgx-h100: 2 nodes × 8 h100-sxm-80gb, switch 450 GB/s, 8 NICs of 50 GB/s; 16 GPUs'
+    """
+    runs = []
+    for run in cluster.runs:
+        node = run.node
+        missing = f" ({len(node.missing_nics)} missing)" if node.missing_nics else ""
+        runs.append(
+            f"{run.count} node{'s' if run.count > 1 else ''} × {node.gpus} {node.device.name}, "
+            f"{node.scale_up.kind} {show_rate(node.scale_up.bytes_per_s)}, "
+            f"{node.nics.count} NIC{'s' if node.nics.count != 1 else ''} of {show_rate(node.nics.bytes_per_s)}{missing}"
+        )
+    more = f" + {len(runs) - 4} more kinds of run" if len(runs) > 4 else ""
+    return f"{cluster.name}: {' + '.join(runs[:4])}{more}; {cluster.gpus} GPUs"
+
+
+def placement_line(cluster: Cluster, strategy: Strategy, placement: Placement) -> str:
+    """How each axis lies: inside a scale-up domain, or across how many."""
+    domain = cluster.domain_of_slot[placement.slot_of_rank]
+    one = "node" if cluster.nodes_per_domain == 1 else "NVLink domain"
+    words = []
+    for axis in ("tensor", "ulysses", "ring", "data", "pipeline"):
+        if getattr(strategy, axis) == 1:
+            continue
+        spans = np.sort(domain[rank_groups(strategy, axis)], axis=1)
+        most = int((1 + (np.diff(spans, axis=1) != 0).sum(axis=1)).max())
+        words.append(f"{axis} inside a {one}" if most == 1 else f"{axis} across {most} {one}s")
+    used, free = len(np.unique(placement.slot_of_rank)), cluster.gpus - strategy.ranks
+    tail = f"{strategy.ranks} GPUs on {used} node{'s' if used > 1 else ''}"
+    return "; ".join([*words, tail + (f", {free} left free" if free else "")])
+
+
+def layers_line(strategy: Strategy, layers: int) -> str:
+    parts = []
+    for part in strategy.layer_ranges(layers):
+        offload = " + offload" if part.offload != "none" else ""
+        parts.append(f"{part.count} × {part.recompute.replace('_', '-')}{offload}")
+    plain = parts == [f"{layers} × none"]
+    return "no recompute" if plain else f"recompute by layer: {', '.join(parts)}"
+
+
+def cost_lines(cost: StepCost, simulated: Simulated | None) -> list[str]:
+    """Time and memory, each with its parts."""
+    beside = f", simulated {show_seconds(simulated.step_s)}" if simulated else ""
+    rate = f"{cost.tokens_per_s_per_gpu:,.0f} tokens/s/GPU"
+    mfu = f"MFU {cost.mfu:.1%} (6 × weights + causal attention, no recompute, over the dense peak)"
+    over = "" if cost.fits else "  DOES NOT FIT"
+    seconds = {PARTS[name]: value for name, value in cost.seconds.items() if value > 0 or name in ("compute", "ring")}
+    memory = {name: value for name, value in cost.memory.items() if value > 0}
+    return [
+        _title("Step      ") + f"{show_seconds(cost.step_s)} priced{beside} · {rate} · {mfu}",
+        *_wrap([f"{name} {show_seconds(value)}" for name, value in seconds.items()]),
+        _title("Memory    ") + f"{show_bytes(cost.memory_bytes)} of {show_bytes(cost.capacity_bytes)} per GPU{over}",
+        *_wrap([f"{name} {show_bytes(value)}" for name, value in memory.items()]),
+    ]
+
+
+def _wrap(items: list[str], width: int = 104) -> list[str]:
+    """Items joined by ` + `, on indented lines of at most `width` characters."""
+    lines, line = [], "          "
+    for index, item in enumerate(items):
+        piece = item + (" + " if index < len(items) - 1 else "")
+        if len(line) + len(piece.rstrip()) > width and line.strip():
+            lines.append(line.rstrip())
+            line = "          "
+        line += piece
+    return [*lines, line.rstrip()]
+
+
+def _alternatives(alternatives: tuple[Alternative, ...], everything: bool) -> list[str]:
+    shown = alternatives if everything else alternatives[:5]
+    if not shown:
+        return ["No other layout was in reach."]
+    rows = [("Runners-up", "priced", "simulated", "memory", "why it lost")]
+    for other in shown:
+        simulated = show_seconds(other.simulated_s) if other.simulated_s is not None else "-"
+        name = other.strategy.describe()
+        rows.append((name, show_seconds(other.step_s), simulated, show_bytes(other.memory_bytes), other.reason))
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[4]]) for row in rows]
+    return [_title(lines[0]), *lines[1:]]
+
+
+def _bound(plan: Plan) -> str:
+    if plan.objective == "time":
+        proven = f"no layout can be priced below {show_seconds(plan.bound)} (gap {plan.gap:.2%})"
+    else:
+        unit = "bytes" if plan.objective == "memory" else "GPU-seconds"
+        proven = f"no layout can be priced below {plan.bound:.4g} {unit} (gap {plan.gap:.2%})"
+    return proven if plan.reproducible else proven + "; stopped at the time limit: not reproducible"
+
+
+def _estimates(cost: StepCost, brief: bool) -> list[str]:
+    if not cost.estimates:
+        return []
+    if brief:
+        return ["Estimates, not measured: " + "; ".join(text.split(":")[0] for text in cost.estimates) + " (--explain)"]
+    return ["Estimates, not measured:", *(f"  - {text}" for text in cost.estimates)]
+
+
+def explanation(cost: StepCost, simulated: Simulated | None = None) -> list[str]:
+    """Hidden communication, bytes, FLOP, links: what the totals rest on."""
+    gib = {name: f"{show_bytes(value)}" for name, value in cost.sent_bytes.items()}
+    lines = [_title("Sent by a rank in one step"), *(f"  {name.ljust(24)} {value}" for name, value in gib.items())]
+    lines += [_title("Hidden behind compute")]
+    lines += [f"  {name.ljust(24)} {show_seconds(value)}" for name, value in cost.hidden_s.items() if value > 0]
+    peak, reached = cost.peak_flops / cost.ranks, cost.executed_flops / cost.peak_flops / cost.step_s
+    lines += [
+        _title("FLOP of a step"),
+        f"  model                    {cost.model_flops:.4g}   MFU = model / (step x {cost.ranks} x {peak:.4g} FLOP/s)",
+        f"  executed                 {cost.executed_flops:.4g}   {reached:.1%} of peak",
+    ]
+    if simulated is not None:
+        lines += [_title("Simulated, along the slowest rank")]
+        lines += [f"  {n.ljust(24)} {show_seconds(v)}" for n, v in simulated.seconds.items() if v > 0]
+        lines += [_title("Busiest links")]
+        lines += [f"  {name.ljust(24)} busy {share:.1%} of the step" for name, share in simulated.busiest_links]
+    return lines
+
+
+def simulation_lines(plan: Plan, found: Simulation) -> list[str]:
+    lines = [
+        plan.workload.describe(),
+        f"{plan.strategy.describe()} on {cluster_line(plan.cluster)}",
+        _title("Step      ") + f"{show_seconds(found.step_s)} simulated, {show_seconds(plan.cost.step_s)} priced",
+        *_wrap([f"{PARTS.get(n, n)} {show_seconds(v)}" for n, v in found.seconds.items() if v > 0]),
+    ]
+    lines += [f"  {link.name.ljust(24)} busy {link.utilisation:.1%} of the step" for link in found.busiest_links[:8]]
+    return lines
+
+
+def simulation_dict(found: Simulation) -> dict[str, Any]:
+    links = [strict.plain(link) for link in found.busiest_links]
+    return {"step_s": found.step_s, "seconds": dict(found.seconds), "busiest_links": links}
+
+
+def cost_dict(cost: StepCost) -> Mapping[str, Any]:
+    derived = {"step_s": cost.step_s, "memory_bytes": cost.memory_bytes, "fits": cost.fits, "mfu": cost.mfu}
+    return {**derived, "tokens_per_s_per_gpu": cost.tokens_per_s_per_gpu, **strict.plain(cost)}
+
+
+def _title(text: str) -> str:
+    return click.style(text, bold=True)
