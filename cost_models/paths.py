@@ -14,7 +14,7 @@ ranks of a NIC (or leaf) send at the same time, per byte of one rank's buffer:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -81,7 +81,7 @@ class Paths:
         else:
             rounds = 2 if op == "all_reduce" else 1
             crossing = rounds * (size * path.gather_s_per_byte + path.hops_out * path.latency_s)
-        seconds = np.maximum(inside, np.where(np.asarray(path.latency_s) > 0, crossing, 0.0))
+        seconds = np.maximum(inside, np.where(np.asarray(path.hops_out) > 0, crossing, 0.0))
         return np.where(np.asarray(path.ranks) > 1, seconds, 0.0)
 
     def inside_s(self, op: Op, path: Path, size: Any) -> Any:
@@ -105,7 +105,7 @@ class Paths:
 
     def crosses(self, axis: str) -> Any:
         """Whether anything of this axis leaves its scale-up domain (and so shares the NICs)."""
-        return np.asarray(self.axes[axis].latency_s) > 0
+        return np.asarray(self.axes[axis].hops_out) > 0
 
 
 def paths_of(
@@ -116,10 +116,23 @@ def paths_of(
     samples: tuple[Sample, ...] = (),
 ) -> Paths:
     """Read every axis off an explicit placement; O(ranks)."""
-    place = _Place(cluster, placement, network(samples))
-    axes = {axis: place.path(rank_groups(strategy, axis)) for axis in PRICED_AXES}
+    slots, gpus = placement.slot_of_rank[None, :], placement.gpu_of_rank[None, :]
+    several = axis_paths(cluster, strategy, slots, gpus, samples)
+    axes = {name: Path(**{f.name: getattr(path, f.name)[0].item() for f in fields(Path)}) for name, path in several}
     host = min(run.node.host_link_bytes_per_s for run in cluster.runs)
     return Paths(axes=axes, inside=inside, host_bytes_per_s=host, network_source=network_source(samples))
+
+
+def axis_paths(
+    cluster: Cluster,
+    strategy: Strategy,
+    slots: NDArray[np.int64],
+    gpus: NDArray[np.int64],
+    samples: tuple[Sample, ...] = (),
+) -> list[tuple[str, Path]]:
+    """Every axis of several placements of one strategy: slots and GPUs (placements, ranks) -> arrays (placements,)."""
+    place = _Place(cluster, slots, gpus, network(samples))
+    return [(axis, place.path(rank_groups(strategy, axis))) for axis in PRICED_AXES]
 
 
 def network_source(samples: tuple[Sample, ...]) -> str:
@@ -130,91 +143,107 @@ def network_source(samples: tuple[Sample, ...]) -> str:
 
 
 class _Place:
-    """Domains, NICs and leaves of all ranks as arrays, and the loads that a pattern puts on them."""
+    """Domains, NICs and leaves of all ranks of several placements (first axis), and the loads of a pattern on them."""
 
-    def __init__(self, cluster: Cluster, placement: Placement, measured: tuple[float, float] | None) -> None:
-        slot = placement.slot_of_rank
-        self.cluster = cluster
-        self.domain = cluster.domain_of_slot[slot]
-        self.leaf = cluster.leaf_of_slot[slot]
-        most = max(run.node.nics.count for run in cluster.runs)
-        self.nic = np.zeros(len(slot), dtype=np.int64)
-        self.rate = np.zeros(len(slot))
-        latency = 0.0
-        for index in np.unique(cluster.run_of_slot[slot]):
-            node = cluster.runs[index].node
-            mine = cluster.run_of_slot[slot] == index
-            nic = node.nic_of_gpu(node.gpus)[placement.gpu_of_rank[mine]]
-            self.nic[mine] = slot[mine] * max(most, 1) + nic
-            self.rate[mine] = measured[0] if measured else node.nics.bytes_per_s * NIC_EFFICIENCY
-            latency = max(latency, measured[1] if measured else node.nics.latency_s)
+    def __init__(
+        self,
+        cluster: Cluster,
+        slot: NDArray[np.int64],
+        gpu: NDArray[np.int64],
+        measured: tuple[float, float] | None,
+    ) -> None:
+        self.cluster, self.several = cluster, len(slot)
+        self.domain, self.leaf = cluster.domain_of_slot[slot], cluster.leaf_of_slot[slot]
+        runs = cluster.runs
+        most_gpus, most_nics = max(r.node.gpus for r in runs), max(1, *(r.node.nics.count for r in runs))
+        nic = np.zeros((len(runs), most_gpus), dtype=np.int64)
+        for index, run in enumerate(runs):
+            nic[index, : run.node.gpus] = np.maximum(run.node.nic_of_gpu(run.node.gpus), 0)
+        rate = np.array([measured[0] if measured else r.node.nics.bytes_per_s * NIC_EFFICIENCY for r in runs])
+        latency = np.array([measured[1] if measured else r.node.nics.latency_s for r in runs])
+        run_of_rank = cluster.run_of_slot[slot]
+        self.nics = cluster.slots * most_nics
+        self.nic = slot * most_nics + nic[run_of_rank, gpu]
+        self.rate = rate[run_of_rank]
         fabric = cluster.fabric
-        self.latency_s = latency + fabric.hop_latency_s
+        self.latency_s = latency[run_of_rank].max(axis=1) + fabric.hop_latency_s
         self.spine_latency_s = self.latency_s + fabric.spine_hops * fabric.hop_latency_s
-        self.uplink = self._uplinks()
-
-    def _uplinks(self) -> NDArray[np.float64]:
-        """Rate of each leaf's uplinks: what its nodes can send over the oversubscription."""
-        cluster = self.cluster
-        rates = np.array(
-            [r.node.nics.bytes_per_s * (r.node.nics.count - len(r.node.missing_nics)) for r in cluster.runs]
-        )
-        per_leaf = np.bincount(cluster.leaf_of_slot, weights=rates[cluster.run_of_slot])
-        return per_leaf * NIC_EFFICIENCY / cluster.fabric.oversubscription
+        self.uplink = uplinks(cluster)
 
     def path(self, groups: NDArray[np.int64]) -> Path:
         """Prices of one axis whose groups (shape groups x members) all act at once."""
         members = groups.shape[1]
-        domain = self.domain[groups]
+        ones, zeros = np.ones(self.several, dtype=np.int64), np.zeros(self.several)
+        alone = Path(
+            ranks=ones,
+            local=ones,
+            all_to_all_s_per_byte=zeros,
+            send_s_per_byte=zeros,
+            gather_s_per_byte=zeros,
+            latency_s=zeros,
+            hops_out=0 * ones,
+        )
+        if members == 1:
+            return alone
+        domain, leaf = self.domain[:, groups], self.leaf[:, groups]
         local = _local_members(domain)
-        if members == 1 or bool(np.all(local == members)):
-            return Path(ranks=members, local=int(local.max()))
-        flat = groups.ravel()
-        leaf = self.leaf[groups]
-        spine = bool(np.any(leaf != leaf[:, :1]))
-        following = np.roll(domain, -1, axis=1) != domain
-        ring_up = (np.roll(leaf, -1, axis=1) != leaf) * 1.0
-        out = (members - local) / members
-        up = (members - _local_members(leaf)) / members
-        visits = int(following.sum(axis=1).max())
+        following = np.roll(domain, -1, axis=2) != domain
+        if not following.any():
+            return replace(alone, ranks=members * ones, local=members * ones)
+        near = np.maximum(local, _local_members(leaf))
+        hops_out = following.sum(axis=2).max(axis=1)
+        crosses = hops_out > 0
+        spine = (near < members).any(axis=(1, 2))
+        passed = (members - 1) / members
+        enters, climbs = passed * (local < members) / local, passed * (near < members) / near
+        ring_up = following & (np.roll(leaf, -1, axis=2) != leaf)
         return Path(
-            ranks=members,
-            local=int(local.max()),
-            all_to_all_s_per_byte=max(self._nic(flat, out), self._leaf(flat, up)),
-            send_s_per_byte=max(self._nic(flat, following * 1.0), self._leaf(flat, ring_up)),
-            gather_s_per_byte=self._gather(groups, domain, leaf),
-            latency_s=self.spine_latency_s if spine else self.latency_s,
-            hops_out=visits,
+            ranks=members * ones,
+            local=local.max(axis=(1, 2)),
+            all_to_all_s_per_byte=self._most(groups, (members - local) / members, (members - near) / members),
+            send_s_per_byte=self._most(groups, following, ring_up),
+            gather_s_per_byte=self._most(groups, enters, climbs),
+            latency_s=np.where(crosses, np.where(spine, self.spine_latency_s, self.latency_s), 0.0),
+            hops_out=hops_out,
         )
 
-    def _nic(self, ranks: NDArray[np.int64], share: NDArray[np.float64]) -> float:
-        load = np.bincount(self.nic[ranks], weights=share.ravel() / self.rate[ranks])
-        return float(load.max())
-
-    def _leaf(self, ranks: NDArray[np.int64], share: NDArray[np.float64]) -> float:
-        load = np.bincount(self.leaf[ranks], weights=share.ravel())
-        return float((load / self.uplink[: len(load)]).max())
-
-    def _gather(self, groups: NDArray[np.int64], domain: NDArray[np.int64], leaf: NDArray[np.int64]) -> float:
-        """Each group enters each domain once with (P-1)/P of the buffer, over all NICs of its members there."""
-        members = groups.shape[1]
+    def _most(self, groups: NDArray[np.int64], out: NDArray[Any], up: NDArray[Any]) -> NDArray[np.float64]:
+        """Seconds per byte on the busiest NIC or leaf uplink: `out`, `up` = share of a buffer that a member sends."""
         flat = groups.ravel()
-        row = np.repeat(np.arange(len(groups)), members)
-        key = row * (int(self.domain.max()) + 1) + domain.ravel()
-        _, piece, count = np.unique(key, return_inverse=True, return_counts=True)
-        share = (members - 1) / members / count[piece]
-        leaf_key = row * (int(self.leaf.max()) + 1) + leaf.ravel()
-        _, leaf_piece, leaf_count = np.unique(leaf_key, return_inverse=True, return_counts=True)
-        many = np.any(leaf != leaf[:, :1], axis=1).repeat(members)
-        leaf_share = np.where(many, (members - 1) / members / leaf_count[leaf_piece], 0.0)
-        return max(self._nic(flat, share), self._leaf(flat, leaf_share))
+        shape = (self.several, flat.size)
+        nic = self._sum(self.nic[:, flat], out.reshape(shape) / self.rate[:, flat], self.nics)
+        if not up.any():
+            return nic.max(axis=1)
+        leaf = self._sum(self.leaf[:, flat], up.reshape(shape) * 1.0, len(self.uplink)) / self.uplink
+        return np.maximum(nic.max(axis=1), leaf.max(axis=1))
+
+    def _sum(self, where: NDArray[np.int64], what: NDArray[np.float64], bins: int) -> NDArray[np.float64]:
+        key = where + np.arange(self.several)[:, None] * bins
+        return np.bincount(key.ravel(), weights=what.ravel(), minlength=self.several * bins).reshape(-1, bins)
+
+
+def uplinks(cluster: Cluster) -> NDArray[np.float64]:
+    """Rate of each leaf's uplinks: what its nodes can send over the oversubscription."""
+    rates = np.array([r.node.nics.bytes_per_s * (r.node.nics.count - len(r.node.missing_nics)) for r in cluster.runs])
+    per_leaf = np.bincount(cluster.leaf_of_slot, weights=rates[cluster.run_of_slot])
+    return per_leaf * NIC_EFFICIENCY / cluster.fabric.oversubscription
 
 
 def _local_members(place: NDArray[np.int64]) -> NDArray[np.int64]:
-    """For each member of each group, how many members share its place; shape as the input."""
-    groups, members = place.shape
-    if members == 1:
-        return np.ones_like(place)
-    key = np.arange(groups)[:, None] * (int(place.max()) + 1) + place
-    _, where, count = np.unique(key, return_inverse=True, return_counts=True)
-    return count[where].reshape(place.shape)
+    """For each member (last axis) of each group, how many members of its group share its place; shape as the input."""
+    if np.any(place[..., 1:] < place[..., :-1]):
+        order = np.argsort(place, axis=-1, kind="stable")
+        counted = _run_lengths(np.take_along_axis(place, order, axis=-1))
+        back = np.empty_like(counted)
+        np.put_along_axis(back, order, counted, axis=-1)
+        return back
+    return _run_lengths(place)
+
+
+def _run_lengths(place: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Length of the run of equal neighbours (last axis) that each entry is in."""
+    starts = np.ones(place.shape, dtype=bool)
+    np.not_equal(place[..., 1:], place[..., :-1], out=starts[..., 1:])
+    first = np.flatnonzero(starts)
+    lengths = np.diff(first, append=place.size)
+    return np.repeat(lengths, lengths).reshape(place.shape)
