@@ -1,0 +1,186 @@
+"""Ten strategies whose bytes, memory and times are worked out here by hand, from the formulas of their sources.
+
+bytes      Ulysses: (U-1)/U of Q, K, V and of the output, forward and backward (DeepSpeed-Ulysses, arXiv 2309.14509,
+           section 3.1); ring: R-1 hops of KV, backward KV and dKV (Ring Attention, arXiv 2310.01889); ZeRO-3: two
+           gathers of the weights and one reduce-scatter (ZeRO, arXiv 1910.02054, section 7.2)
+memory     states: ZeRO, section 3.1 (here fp32 master, gradient, two Adam moments: 16 bytes a weight)
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from cost_models import Cluster, InputError, LayerRange, Model, Placement, Strategy, Workload, price
+from cost_models.flops import executed_flops, model_flops
+from cost_models.kernels import Kernels
+from cost_models.paths import domain_link, paths_of
+
+MODEL = Model.load("llama-3-8b")
+P_LAYER, P_ROOT, LAYERS = 218_112_000, 1_050_677_248, 32
+FULL = (LayerRange(recompute="full", count=32),)
+KEEP_ATTENTION = (LayerRange(recompute="all_but_attention", count=32),)
+
+# (strategy, GPUs, context, batch, K' of Llama-3-8B's 8 KV heads at that ulysses degree)
+TEN = [
+    (Strategy(ring=32, ulysses=8, shard=256), 256, 2**21, 1, 8),
+    (Strategy(ring=64, ulysses=4, shard=256), 256, 2**21, 1, 8),
+    (Strategy(ring=16, ulysses=16, shard=256), 256, 2**21, 1, 16),
+    (Strategy(ring=8, ulysses=32, shard=256), 256, 2**21, 1, 32),
+    (Strategy(ring=256, shard=256), 256, 2**21, 1, 8),
+    (Strategy(ulysses=8, shard=8), 8, 2**16, 1, 8),
+    (Strategy(ring=8, shard=8, zero=2), 8, 2**16, 1, 8),
+    (Strategy(data=4, ring=2, ulysses=8, shard=64, microbatches=2), 64, 2**17, 8, 8),
+    (Strategy(data=8, ulysses=8, shard=8, layers=FULL), 64, 2**17, 8, 8),
+    (Strategy(ring=4, ulysses=8, shard=32, layers=KEEP_ATTENTION), 32, 2**19, 1, 8),
+]
+
+
+def case(index):
+    strategy, gpus, context, batch, kv = TEN[index]
+    work = Workload(MODEL, context_tokens=context, global_batch=batch)
+    return strategy, Cluster.load("dgx-h100", gpus=gpus), work, kv
+
+
+@pytest.mark.parametrize("index", range(10))
+def test_bytes_sent_follow_the_published_formulas(index):
+    strategy, cluster, work, kv = case(index)
+    cost = price(cluster, work, strategy)
+    tokens = work.context_tokens // strategy.context  # per rank and row
+    rows = work.global_batch // strategy.data
+    policy = strategy.layer_ranges(32)[0].recompute
+    u, r = strategy.ulysses, strategy.ring
+    qkv, out = (32 + 2 * kv) * 128 * 2, 32 * 128 * 2
+    extra = {"none": 0, "full": qkv + out, "all_but_attention": qkv + out}[policy]
+    expected = rows * 32 * (u - 1) / u * tokens * (2 * (qkv + out) + extra)
+    assert cost.sent_bytes.get("ulysses all_to_all", 0.0) == pytest.approx(expected, rel=1e-12)
+    hops = 1 + 1 + (1 if policy == "full" else 0)  # KV forward, KV backward, KV of the recomputed forward
+    ring = rows * 32 * (r - 1) * tokens * 2 * kv * 128 * (2 * hops + 4)  # bf16 KV, fp32 dKV
+    assert cost.sent_bytes.get("ring send", 0.0) == pytest.approx(ring, rel=1e-12)
+    share = (strategy.shard - 1) / strategy.shard * strategy.microbatches
+    gathers = 2 if strategy.zero == 3 else 1
+    assert cost.sent_bytes["shard all_gather"] == pytest.approx(
+        share * 2 * (32 * P_LAYER * gathers + P_ROOT), rel=1e-9
+    )
+    assert cost.sent_bytes["shard reduce_scatter"] == pytest.approx(share * 4 * (32 * P_LAYER + P_ROOT), rel=1e-9)
+
+
+@pytest.mark.parametrize("index", range(10))
+def test_memory_counts_states_activations_and_logits(index):
+    strategy, cluster, work, kv = case(index)
+    cost = price(cluster, work, strategy)
+    params = 32 * P_LAYER + P_ROOT
+    copy = 2 * params if strategy.zero == 2 else 0
+    assert cost.memory["parameters"] == pytest.approx(4 * params / strategy.shard + copy, abs=1)
+    assert cost.memory["gradients"] == pytest.approx(4 * params / strategy.shard, abs=1)
+    assert cost.memory["optimizer"] == pytest.approx(8 * params / strategy.shard, abs=1)
+    tokens = work.context_tokens // strategy.context * (work.global_batch // strategy.data // strategy.microbatches)
+    kept_kv = 2 * max(kv, 8) * 128 * 2  # K and V of all heads that the exchange carries
+    attention = 4096 * 2 * 2 + kept_kv + 4 * 32 + (4096 * 2 if strategy.ulysses > 1 else 0)
+    by_policy = {
+        "none": 2 * 4096 * (4 + 2 + 2) + attention + 4 * 14336 * 2,
+        "full": 2 * 4096,
+        "all_but_attention": 2 * 4096 + 2 * 4096 + 4 * 32,
+    }
+    kept = by_policy[strategy.layer_ranges(32)[0].recompute]
+    assert cost.memory["activations"] == pytest.approx(32 * tokens * kept, rel=1e-9)
+    chunk = min(1024, tokens)  # logits and their gradient in bf16, twice in fp32; the head's whole gradient
+    assert cost.memory["logits"] == pytest.approx(chunk * 128256 * 12 + 4096 * 128256 * 6, abs=1)
+
+
+@pytest.mark.parametrize("index", [0, 1, 2, 4])
+def test_exposed_ring_is_what_a_block_cannot_hide(index):
+    strategy, cluster, work, kv = case(index)
+    cost = price(cluster, work, strategy)
+    kernels, here = Kernels.of("h100-sxm-80gb"), Placement.in_order(cluster, strategy.ranks)
+    paths = paths_of(cluster, strategy, here, domain_link(cluster.node(0).scale_up))
+    row = work.context_tokens // strategy.ring
+    shape = {"heads": 32 // strategy.ulysses, "kv_heads": max(1, 8 // strategy.ulysses), "head_dim": 128}
+    hop_bytes = work.context_tokens // strategy.context * 2 * kv * 128
+
+    def exposed(backward: bool) -> float:
+        first = kernels.attention_s(row, row, causal=True, backward=backward, **shape)
+        piece = kernels.attention_s(row, row // 2, causal=False, backward=backward, **shape)
+        hop = float(paths.exchange_s("ring", "send", 2 * hop_bytes))
+        both = float(paths.exchange_s("ring", "send", 6 * hop_bytes)) if backward else hop
+        last = float(paths.exchange_s("ring", "send", 4 * hop_bytes)) if backward else 0.0
+        return max(0.0, hop - first) + (strategy.ring - 2) * max(0.0, both - piece) + last
+
+    assert cost.seconds["ring"] == pytest.approx(32 * (exposed(False) + exposed(True)), rel=1e-9)
+
+
+def test_two_nodes_bytes_on_every_link_by_hand():
+    """2 x 8 GPUs, ulysses 8 inside, ring 2 across: every NIC carries its own rank's hops, nothing else of attention."""
+    cluster = Cluster.load("dgx-h100", nodes=2)
+    strategy = Strategy(ring=2, ulysses=8, shard=16)
+    paths = paths_of(cluster, strategy, Placement.in_order(cluster, 16), domain_link(cluster.node(0).scale_up))
+    nic = 50e9 * 0.92
+    assert paths.axes["ulysses"].latency_s == 0 and paths.axes["ulysses"].local == 8
+    assert paths.axes["ring"].send_s_per_byte == pytest.approx(1 / nic)
+    assert paths.axes["shard"].gather_s_per_byte == pytest.approx(15 / 16 / 8 / nic)  # in at 8 NICs at once
+    assert paths.axes["context"].all_to_all_s_per_byte == pytest.approx(8 / 16 / nic)  # half of the peers are away
+    swapped = Strategy(ring=8, ulysses=2, shard=16)  # ring of 8 with a step of 2 ranks: four hops inside, one out
+    far = paths_of(cluster, swapped, Placement.in_order(cluster, 16), domain_link(cluster.node(0).scale_up))
+    assert far.axes["ring"].send_s_per_byte == pytest.approx(1 / nic)
+    order = np.arange(16).reshape(2, 8).T.ravel()  # neighbours of the ulysses pairs on different nodes
+    place = Placement(slot_of_rank=order // 8, gpu_of_rank=order % 8)
+    across = paths_of(cluster, swapped, place, domain_link(cluster.node(0).scale_up))
+    assert across.axes["ulysses"].all_to_all_s_per_byte == pytest.approx(1 / 2 / nic)
+
+
+def test_shared_missing_and_oversubscribed_network_links_cost_more():
+    cluster = Cluster.load("dgx-h100", nodes=4)
+    strategy = Strategy(ring=4, ulysses=8, shard=32)
+    broken = cluster.override({1: replace(cluster.node(1), missing_nics=(3,))})
+    thin = replace(cluster, fabric=replace(cluster.fabric, nodes_per_leaf=2, oversubscription=4.0))
+
+    def send(one: Cluster) -> float:
+        place = Placement.in_order(one, 32)
+        return float(paths_of(one, strategy, place, domain_link(one.node(0).scale_up)).axes["ring"].send_s_per_byte)
+
+    assert send(broken) == pytest.approx(2 * send(cluster))  # two GPUs on one card
+    assert send(thin) == pytest.approx(2 * send(cluster))  # 16 NICs of a leaf over 4, 8 flows of a leaf's ring go up
+
+
+def test_headline_fits_without_recompute():
+    """LongVILA, abstract: 8B, 2M tokens, 256 GPUs of 80 GB, no recompute."""
+    work = Workload(Model.load("longvila-8b"), context_tokens=2 * 2**20)
+    cost = price(Cluster.load("dgx-h100", gpus=256), work, Strategy(ring=32, ulysses=8, shard=256))
+    assert cost.fits
+    assert sum(cost.memory.values()) == cost.memory_bytes
+    assert sum(cost.seconds.values()) == cost.step_s
+    half = price(Cluster.load("dgx-h100", gpus=128), work, Strategy(ring=16, ulysses=8, shard=128))
+    assert not half.fits
+
+
+def test_flops_by_hand():
+    work = Workload(MODEL, context_tokens=4096)
+    weights = 2 * 4096 * (32 * P_LAYER - 32 * 2 * 4096 + 128256 * 4096)
+    attention = 4 * 32 * 128 * (4096 * 4097 / 2) * 32
+    assert model_flops(work) == pytest.approx(3 * (weights + attention), rel=1e-12)
+    full = Strategy(layers=FULL, loss_chunk_tokens=None)
+    head = 2 * 4096 * 128256 * 4096
+    assert executed_flops(work, full) == pytest.approx(4 * weights - head + 4.5 * attention, rel=1e-12)
+
+
+def test_packed_documents_cost_less_attention():
+    whole = Workload(MODEL, context_tokens=2**17)
+    packed = Workload(MODEL, context_tokens=2**17, lengths=((2**13, 16),))
+    cluster, strategy = Cluster.load("dgx-h100", gpus=8), Strategy(ulysses=8, shard=8)
+    assert packed.attended_fraction == pytest.approx(1 / 16)
+    assert price(cluster, packed, strategy).step_s < price(cluster, whole, strategy).step_s
+
+
+@pytest.mark.parametrize(
+    ("strategy", "message"),
+    [
+        (Strategy(ulysses=64, shard=64), "ulysses=64 exceeds the model's 32 query heads; at most 32"),
+        (Strategy(ring=64, ulysses=8, shard=512), "512 ranks on 256 free GPUs"),
+        (Strategy(data=3, ring=8, shard=24), "does not divide the global batch of 1"),
+        (Strategy(ring=8, shard=8, layers=(LayerRange(count=3),)), "layer ranges cover 3 layers; the model has 32"),
+    ],
+)
+def test_impossible_strategies_are_refused(strategy, message):
+    work = Workload(MODEL, context_tokens=2**20)
+    with pytest.raises(InputError, match=message):
+        price(Cluster.load("dgx-h100", gpus=256), work, strategy)
