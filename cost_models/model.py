@@ -24,7 +24,7 @@ _PRESETS = Path(__file__).parent / "presets" / "models"
 
 @dataclass(frozen=True, kw_only=True)
 class Vision:
-    """A ViT tower and the projector behind it (pre-norm blocks, biases everywhere, as SigLIP)."""
+    """A ViT tower and the projector behind it (pre-norm blocks, biases everywhere, as SigLIP), no final norm."""
 
     layers: int
     hidden: int
@@ -47,7 +47,7 @@ class Vision:
         h, matrices = self.hidden, 3 if self.gated else 2
         block = 4 * (h * h + h) + matrices * h * self.ffn + (matrices - 1) * self.ffn + h + 4 * h
         embedding = 3 * self.patch_size**2 * h + h + self.patches * h
-        return self.layers * block + embedding + 2 * h
+        return self.layers * block + embedding
 
     def projector_params(self, out: int) -> int:
         inside, mid = self.projector_in, self.projector_hidden

@@ -101,6 +101,8 @@ def _show(data: object) -> str:
 
 def _value(hint: Any, data: object, where: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return data
     if origin in (typing.Union, types.UnionType):
         if data is None and type(None) in args:
             return None

@@ -1,0 +1,102 @@
+"""Clusters from presets and files: sizes, overrides, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+
+from cost_models import Cluster, InputError, Placement
+from cost_models.cluster import MAX_GPUS
+
+RUN = """
+base: dgx-h100
+nodes:
+  - {count: 3}
+  - {count: 1, device: a100-sxm-80gb, gpus: 4}
+overrides:
+  - {slots: [1], missing_nics: [2]}
+  - {slots: [0-1], gpus: 7}
+"""
+
+
+def load(tmp_path, text, **size):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    return Cluster.load(str(path), **size)
+
+
+@pytest.mark.parametrize("name", Cluster.presets())
+def test_every_preset_loads_and_round_trips(name):
+    cluster = Cluster.load(name)
+    assert Cluster.from_dict(json.loads(json.dumps(cluster.to_dict()))) == cluster
+    assert len(cluster.digest) == 64
+
+
+def test_sizes():
+    assert Cluster.load("dgx-h100", gpus=256).slots == 32
+    assert Cluster.load("dgx-h100", gpus=3).gpus == 3
+    assert Cluster.load("gb200-nvl72", gpus=144).domain_of_slot.max() == 1
+    assert Cluster.load("dgx-h100", gpus=2**17).gpus == 2**17
+
+
+def test_a_file_builds_on_a_preset_with_runs_and_overrides(tmp_path):
+    cluster = load(tmp_path, RUN)
+    assert cluster.gpus_of_slot.tolist() == [7, 7, 8, 4]
+    assert cluster.node(1).missing_nics == (2,)
+    assert [cluster.node(slot).device.name for slot in range(4)] == ["h100-sxm-80gb"] * 3 + ["a100-sxm-80gb"]
+    assert load(tmp_path, RUN, gpus=18).gpus_of_slot.tolist() == [7, 7, 4]  # the last node is used in part
+
+
+def test_a_missing_card_is_shared_with_its_neighbour(tmp_path):
+    node = load(tmp_path, RUN).node(1)
+    assert node.nic_of_gpu(8).tolist() == [0, 1, 3, 3, 4, 5, 6, 7]
+    assert Cluster.load("aws-p4d").node(0).nic_of_gpu(8).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nodes: [", "is not valid YAML"),
+        ("base: dgx-h10", "is no preset; did you mean dgx-h100"),
+        ("base: dgx-h100\nfabrik: {}", "fabrik is unknown; did you mean fabric"),
+        ("base: dgx-h100\nnodes: [{count: 2, gpu: 8}]", r"nodes\[0\].gpu is unknown; did you mean gpus"),
+        ("base: dgx-h100\nnodes: [{count: 0}]", "count=0 nodes; at least 1"),
+        ("base: dgx-h100\nnodes: [{device: h900}]", "device='h900' is unknown"),
+        ("base: dgx-h100\nfabric: {nodes_per_leaf: 2, oversubscription: 0.5}", "oversubscription >= 1"),
+        ("base: dgx-h100\nnodes: [{count: 2}]\noverrides: [{slots: [5], gpus: 1}]", "5 is not within 0 to 1"),
+        ("base: dgx-h100\nnodes: [{count: 2}]\noverrides: [{slots: [1], missing_nics: [9]}]", "NICs 0 to 7"),
+        ("base: dgx-h100\nnodes: [{host_memory_bytes: 2 XB}]", "not a number with one of the units"),
+        ("a: &a [1]\nb: *a", "YAML aliases are not allowed"),
+        ("base: dgx-h100\nnodes: [{scale_up: {kind: switch, link: x, bytes_per_s: -3, latency_s: 0}}]", "positive"),
+    ],
+)  # fmt: skip
+def test_faults_in_a_file_name_the_key_and_the_legal_values(tmp_path, text, message):
+    with pytest.raises(InputError, match=message):
+        load(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ({"gpus": 100}, "legal: 1 to 8, or a multiple of 8 .nearest: 96 or 104"),
+        ({"gpus": 0}, "--gpus 0 must be from 1"),
+        ({"nodes": 2, "gpus": 24}, "--nodes 2 of 8 GPUs are 16, not --gpus 24"),
+        ({"gpus": MAX_GPUS + 8}, "must be from 1 to"),
+    ],
+)
+def test_counts_that_the_nodes_cannot_give_are_refused(size, message):
+    with pytest.raises(InputError, match=message):
+        Cluster.load("dgx-h100", **size)
+
+
+def test_placements_are_checked():
+    cluster = Cluster.load("dgx-h100", nodes=2)
+    Placement.in_order(cluster, 16).check(cluster, 16)
+    twice = Placement(slot_of_rank=np.zeros(2, int), gpu_of_rank=np.zeros(2, int))
+    with pytest.raises(InputError, match="two ranks on one GPU"):
+        twice.check(cluster, 2)
+    with pytest.raises(InputError, match="17 ranks on 16 free GPUs"):
+        Placement.in_order(cluster, 17)
+    away = Placement(slot_of_rank=np.array([0, 2]), gpu_of_rank=np.array([0, 0]))
+    with pytest.raises(InputError, match="slots outside 0 to 1"):
+        away.check(cluster, 2)
