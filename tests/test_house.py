@@ -1,0 +1,83 @@
+"""The house rules that a machine can check: import arrows, no torch where none belongs, files and modules described."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("cost_models", "planner", "executor", "longvila")
+MAY_IMPORT = {
+    "cost_models": {"cost_models"},
+    "planner": {"planner", "cost_models"},
+    "executor": {"executor", "planner", "cost_models", "longvila"},
+    "longvila": {"longvila"},
+}
+
+
+def modules(package):
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def imported(path):
+    """Top-level names of everything a module imports, at any depth of its code."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module.partition(".")[0]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_follow_the_arrows(package):
+    for path in modules(package):
+        ours = set(imported(path)) & set(PACKAGES)
+        assert ours <= MAY_IMPORT[package], f"{path.relative_to(ROOT)} imports {sorted(ours - MAY_IMPORT[package])}"
+
+
+@pytest.mark.parametrize("package", ["cost_models", "planner"])
+def test_no_torch_in_the_planning_half(package):
+    for path in modules(package):
+        assert not {"torch", "transformers"} & set(imported(path)), path
+
+
+def test_planning_works_with_torch_blocked_and_stays_light():
+    code = """
+import sys
+for name in ("torch", "transformers", "numba", "scipy.sparse"):
+    sys.modules[name] = None
+from cost_models import Cluster, Model, Strategy, Workload, price
+import planner, planner.command
+from planner import plan, simulate
+work = Workload(Model.load("longvila-8b"), context_tokens=2**17)
+found = plan(Cluster.load("dgx-h100", nodes=1), work)
+assert found.cost.fits and found.simulated.step_s > 0
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_longvila_works_without_the_other_packages():
+    code = """
+import sys
+for name in ("cost_models", "planner", "executor"):
+    sys.modules[name] = None
+import longvila.train, longvila.generate
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_module_says_what_it_is(package):
+    for path in modules(package):
+        assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path
+
+
+def test_functions_stay_readable():
+    for package in PACKAGES:
+        for path in modules(package):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                    length = (node.end_lineno or 0) - node.lineno + 1
+                    assert length <= 80, f"{path.relative_to(ROOT)}: {node.name} has {length} lines"
