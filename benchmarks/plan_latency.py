@@ -1,0 +1,58 @@
+"""How fast `plan` answers: the whole command against only importing what it stands on, in one run.
+
+    python benchmarks/plan_latency.py [--runs 20] [--seed 0]
+
+Random GPU counts (8 to 16,384) and contexts (8K to 4M); each question is asked once as a process of its own, next to
+`python -c "import numpy, networkx, pulp, highspy, click, rich.console, yaml"`. Prints both medians and the median of
+the pairwise ratios; the target is a ratio of at most 3. No result is cached: every question is new to its process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+IMPORTS = "import numpy, networkx, pulp, highspy, click, rich.console, yaml"
+TARGET = 3.0
+
+
+def seconds(command: list[str]) -> tuple[float, int]:
+    start = time.perf_counter()
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+    return time.perf_counter() - start, done.returncode
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    choose = random.Random(asked.seed)
+    plan = [sys.executable, "-m", "planner.command"]
+    output = str(Path(tempfile.mkdtemp()) / "plan.json")
+    seconds([sys.executable, "-c", IMPORTS])  # warm the file cache for both sides
+    seconds([*plan, "--gpus", "8", "--ctx", "8K", "-o", output])
+    ratios, ours, theirs = [], [], []
+    print(f"{'GPUs':>7} {'tokens':>9} {'plan s':>8} {'import s':>9} {'ratio':>6}  answer")
+    for _ in range(asked.runs):
+        gpus = 8 * round(2 ** choose.uniform(0, 11))
+        context = 1024 * round(2 ** choose.uniform(3, 12))
+        mine, code = seconds([*plan, "--gpus", str(gpus), "--ctx", str(context), "-o", output])
+        base, _ = seconds([sys.executable, "-c", IMPORTS])
+        ours.append(mine)
+        theirs.append(base)
+        ratios.append(mine / base)
+        answer = {0: "plan", 2: "nothing fits"}.get(code, f"exit code {code}")
+        print(f"{gpus:>7} {context:>9} {mine:>8.3f} {base:>9.3f} {mine / base:>6.2f}  {answer}", flush=True)
+    print(f"\nmedian plan {statistics.median(ours):.3f} s, median imports {statistics.median(theirs):.3f} s")
+    print(f"median ratio {statistics.median(ratios):.2f} (target at most {TARGET:g}), worst {max(ratios):.2f}")
+
+
+if __name__ == "__main__":
+    main()
