@@ -138,11 +138,14 @@ def _check_context(context: Sequence[int], lists: Mapping[str, RankLists]) -> No
     sizes = {len(ring) for ring in rings}, {len(ranks) for ranks in ulysses}
     inside = all(set(ranks) <= set(context) for ranks in rings | ulysses)
     full = len(places) == len(context) == max(sizes[0]) * max(sizes[1])
-    aligned = all(len({_index(lists["ring"], rank) for rank in ranks}) == 1 for ranks in ulysses)
+    aligned = all(len({_index(lists["ring"], rank) for rank in ranks}) == 1 for ranks in ulysses) and all(
+        len({_index(lists["ulysses"], rank) for rank in ranks}) == 1 for ranks in rings
+    )
     if not (inside and full and aligned and len(sizes[0]) == len(sizes[1]) == 1):
         raise InputError(
             f"context group {list(context)} is not a grid of its ring groups {sorted(rings)} and ulysses groups "
-            f"{sorted(ulysses)}: member (ring i, ulysses j) must exist once and share i with its ulysses group"
+            f"{sorted(ulysses)}: member (ring i, ulysses j) must exist once, with i in all its ulysses group and j in "
+            "all its ring"
         )
 
 

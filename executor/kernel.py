@@ -60,12 +60,12 @@ def backward(
 def _aten_cuda_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float
 ) -> BlockGrad:
-    """Dense inputs: no cumulative lengths; without dropout the random state is not read."""
-    no_state = torch.zeros((), dtype=torch.int64, device=q.device)
+    """Dense inputs have no cumulative lengths; the random state is only looked at with dropout."""
+    seed = torch.zeros(2, dtype=torch.uint64, device=q.device)
+    offset = torch.zeros((), dtype=torch.uint64, device=q.device)
     op = torch.ops.aten._scaled_dot_product_flash_attention_backward
     lengths = (None, None, q.shape[2], k.shape[2])
-    grads = op(dout, q, k, v, out, lse.contiguous(), *lengths, 0.0, causal, no_state, no_state, scale=scale)
-    return BlockGrad(*grads)
+    return BlockGrad(*op(dout, q, k, v, out, lse.contiguous(), *lengths, 0.0, causal, seed, offset, scale=scale))
 
 
 def _flash_attn_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> BlockOut:

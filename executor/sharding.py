@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -177,7 +178,9 @@ class ContextSharding:
 
 
 def _places(tensor: Tensor) -> Places:
-    return tensor.cpu().numpy() if tensor.device.type != "cpu" else tensor.numpy()
+    """The numbers of an integer tensor, also while a step runs on fake tensors: which token is where stays real."""
+    with unset_fake_temporarily():
+        return tensor.cpu().numpy()
 
 
 def _is_decoder(block: nn.Module) -> bool:

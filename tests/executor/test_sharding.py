@@ -1,6 +1,12 @@
 """A sharded step over real gloo ranks is one process's step: loss and every gradient of tower, projector and LLM."""
 
+from types import SimpleNamespace
 
+import pytest
+import torch
+
+from cost_models.errors import InputError
+from executor.sharding import ContextSharding
 from tests.executor.sharded_step import Case, assert_same_step
 from tests.ranks import run_ranks
 
@@ -26,6 +32,13 @@ FOUR_RANKS = [
 ]
 
 
+EIGHT_RANKS = [
+    Case(ulysses=2, ring=4, dtype="float32", frames=((5, 4), (3,))),
+    Case(ulysses=4, ring=2, llm="qwen2", frames=((7,),)),
+    Case(data=2, ulysses=2, ring=2, shard=4, reverse=True),
+]
+
+
 def _check(cases: list[Case]) -> None:
     for case in cases:
         assert_same_step(case, EXACT if case.dtype == "float64" else SINGLE)
@@ -33,3 +46,15 @@ def _check(cases: list[Case]) -> None:
 
 def test_four_ranks_equal_one():
     run_ranks(_check, 4, FOUR_RANKS)
+
+
+def test_eight_ranks_equal_one():
+    run_ranks(_check, 8, EIGHT_RANKS)
+
+
+def test_wrong_settings_are_named():
+    groups = SimpleNamespace(shard=SimpleNamespace(size=4))
+    with pytest.raises(InputError, match="zero=5 is not one of 0, 1, 2, 3"):
+        ContextSharding(groups=groups, device=torch.device("cpu"), zero=5)
+    with pytest.raises(InputError, match="zero=0 shards nothing, but shard=4; use shard=1 or zero 1, 2, 3"):
+        ContextSharding(groups=groups, device=torch.device("cpu"), zero=0)

@@ -1,0 +1,87 @@
+"""Groups follow a plan's lists in whatever order they are, on every rank alike; wrong lists are named."""
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from cost_models.errors import InputError
+from executor.exchange import Alone, all_to_all
+from executor.groups import AXES, make_groups, one_rank_each
+from tests.executor.sharded_step import Case, rank_lists
+from tests.ranks import run_ranks
+
+SHUFFLED = {
+    "ulysses": [[3, 0], [1, 2]],
+    "ring": [[3, 1], [0, 2]],
+    "context": [[2, 0, 3, 1]],
+    "data": [[0], [1], [2], [3]],
+    "shard": [[2, 0], [3, 1]],
+    "replicate": [[2, 3], [0, 1]],
+    "tensor": [[0], [1], [2], [3]],
+}
+
+
+def _collectives():
+    """What each collective of the groups gives this rank, with every rank sending its own number."""
+    groups = make_groups(SHUFFLED, dist.get_rank())
+    own = torch.tensor([float(dist.get_rank())], requires_grad=True)
+    ulysses, ring = groups.ulysses.exchange(), groups.ring.exchange()
+    both = all_to_all(own.expand(2), ulysses, [1, 1], [1, 1])
+    (both * torch.tensor([1.0, 10.0])).sum().backward()
+    mesh = groups.mesh("cpu")
+    return {
+        "from ulysses": both.tolist(),
+        "gradient": own.grad.tolist(),
+        "from ring": ring.start_shift(own.detach()).wait().tolist(),
+        "gathered": groups.context.exchange().all_gather(own.detach()).flatten().tolist(),
+        "places": groups.places,
+        "first of context": groups.context.broadcast(own.detach().clone()).tolist(),
+        "largest of ring": groups.ring.reduce(own.detach().clone(), dist.ReduceOp.MAX).tolist(),
+        "mesh": (mesh.mesh.tolist(), mesh.get_coordinate()),
+        "alone": groups.data.exchange() == Alone(),
+    }
+
+
+def test_the_lists_decide():
+    for rank, got in enumerate(run_ranks(_collectives, 4)):
+        ulysses = next(ranks for ranks in SHUFFLED["ulysses"] if rank in ranks)
+        ring = next(ranks for ranks in SHUFFLED["ring"] if rank in ranks)
+        assert got == {
+            "from ulysses": ulysses,
+            "gradient": [2.0 if ulysses[0] == rank else 20.0],
+            "from ring": [ring[ring.index(rank) - 1]],
+            "gathered": [2, 0, 3, 1],
+            "places": ((1, 1), (0, 1), (0, 0), (1, 0)),
+            "first of context": [2],
+            "largest of ring": [max(ring)],
+            "mesh": ([[2, 0], [3, 1]], {2: (0, 0), 0: (0, 1), 3: (1, 0), 1: (1, 1)}[rank]),
+            "alone": True,
+        }
+
+
+@pytest.fixture
+def four_ranks(monkeypatch):
+    monkeypatch.setattr(dist, "get_world_size", lambda: 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ring": None}, "no groups for axis 'ring'"),
+        ({"data": [[0], [1], [2]]}, "axis 'data' do not hold each of the 4 ranks once"),
+        ({"shard": [[0, 1], [1, 2, 3]]}, "axis 'shard' do not hold each of the 4 ranks once"),
+        ({"tensor": [[0, 1], [2, 3]]}, "axis 'tensor' has more than one rank"),
+        ({"ring": [[3, 0], [1, 2]]}, "not a grid of its ring groups"),
+        ({"ring": [[3, 2], [0, 1]]}, "not a grid of its ring groups"),
+        ({"context": [[0, 1], [2, 3]], "data": [[0, 2], [1, 3]]}, "not a grid of its ring groups"),
+    ],
+)
+def test_wrong_lists_are_named(four_ranks, change, message):
+    lists = {name: ranks for name, ranks in (SHUFFLED | change).items() if ranks is not None}
+    with pytest.raises(InputError, match=message):
+        make_groups(lists, 0)
+
+
+def test_lists_of_the_grid():
+    assert set(rank_lists(Case(ulysses=2, ring=2))) == set(AXES)
+    assert one_rank_each(3) == [[0], [1], [2]]

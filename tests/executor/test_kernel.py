@@ -1,0 +1,66 @@
+"""One block's kernel: GQA and unequal lengths against plain arithmetic, gradients of blocks add up, fake tensors."""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from cost_models.errors import InputError
+from executor import kernel
+
+
+def _fake_block(dtype, device):
+    return [torch.empty(shape, dtype=dtype, device=device) for shape in ((2, 4, 6, 8), (2, 2, 10, 8), (2, 2, 10, 8))]
+
+
+def _block(queries=6, keys=10):
+    generator = torch.Generator().manual_seed(1)
+    shapes = [(2, 4, queries, 8), (2, 2, keys, 8), (2, 2, keys, 8)]
+    return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+
+
+def _plain(q, k, v, causal):
+    k, v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
+    scores = 0.2 * q @ k.transpose(-1, -2)
+    if causal:
+        scores = scores.masked_fill(~torch.ones(scores.shape[-2:], dtype=torch.bool).tril(), -torch.inf)
+    return scores.softmax(-1) @ v, scores.logsumexp(-1)
+
+
+@pytest.mark.parametrize(("causal", "keys"), [(True, 6), (False, 10), (False, 1)])
+def test_forward_and_natural_logarithm(causal, keys):
+    q, k, v = _block(keys=keys)
+    got, want = kernel.forward(q, k, v, causal=causal, scale=0.2), _plain(q, k, v, causal)
+    torch.testing.assert_close(got.out, want[0], rtol=0, atol=1e-12)
+    torch.testing.assert_close(got.lse, want[1], rtol=0, atol=1e-12)
+
+
+def test_gradients_of_two_blocks_add_up_to_those_of_the_row():
+    q, k, v = (x.requires_grad_() for x in _block())
+    out, lse = _plain(q, k, v, False)
+    dout = torch.randn_like(out)
+    want = torch.autograd.grad((out * dout).sum(), (q, k, v))
+    parts = [
+        kernel.backward(dout, q, k[:, :, cut], v[:, :, cut], out, lse, causal=False, scale=0.2)
+        for cut in (slice(0, 3), slice(3, 10))
+    ]
+    torch.testing.assert_close(parts[0].dq + parts[1].dq, want[0], rtol=0, atol=1e-12)
+    torch.testing.assert_close(torch.cat([part.dk for part in parts], 2), want[1], rtol=0, atol=1e-12)
+    torch.testing.assert_close(torch.cat([part.dv for part in parts], 2), want[2], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_shapes_and_dtypes_on_fake_tensors(device):
+    """Also the arguments of the CUDA op that torch ships, without a GPU; its arithmetic is not run here."""
+    with FakeTensorMode():
+        q, k, v = _fake_block(torch.bfloat16, device)
+        block = kernel.forward(q, k, v, causal=False, scale=0.2)
+        grads = kernel.backward(torch.empty_like(q), q, k, v, block.out, block.lse, causal=False, scale=0.2)
+    assert block.out.shape == q.shape and block.out.dtype == torch.bfloat16
+    assert block.lse.shape == q.shape[:3] and block.lse.dtype == torch.float32
+    assert [grad.shape for grad in grads] == [q.shape, k.shape, v.shape]
+    assert {grad.device.type for grad in grads} == {device}
+
+
+def test_no_kernel_for_single_precision_on_cuda_is_said():
+    with FakeTensorMode(), pytest.raises(InputError, match=r"torch\.float32 has no kernel on CUDA; use bfloat16"):
+        kernel.forward(*_fake_block(torch.float32, "cuda"), causal=False, scale=0.2)
