@@ -14,7 +14,7 @@ ranks of a NIC (or leaf) send at the same time, per byte of one rank's buffer:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,17 @@ def link_rates(cluster: Cluster, samples: Sequence[Sample] = ()) -> list[tuple[f
     return rates
 
 
-PRICED_AXES = ("ulysses", "ring", "context", "shard", "replicate", "tensor", "pipeline")
+AXIS_PATTERNS = {
+    "ulysses": ("all_to_all",),
+    "ring": ("send",),
+    "context": ("all_to_all", "gather"),
+    "shard": ("gather",),
+    "replicate": ("gather",),
+    "tensor": ("gather",),
+    "pipeline": ("send",),
+}
+"""The axes that are priced, with the patterns that a step sends over them; the others of a path stay unread (nan)."""
+PRICED_AXES = tuple(AXIS_PATTERNS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +142,7 @@ def axis_paths(
 ) -> list[tuple[str, Path]]:
     """Every axis of several placements of one strategy: slots and GPUs (placements, ranks) -> arrays (placements,)."""
     place = _Place(cluster, slots, gpus, network(samples))
-    return [(axis, place.path(rank_groups(strategy, axis))) for axis in PRICED_AXES]
+    return [(axis, place.path(rank_groups(strategy, axis), patterns)) for axis, patterns in AXIS_PATTERNS.items()]
 
 
 def network_source(samples: tuple[Sample, ...]) -> str:
@@ -170,62 +180,67 @@ class _Place:
         self.spine_latency_s = self.latency_s + fabric.spine_hops * fabric.hop_latency_s
         self.uplink = uplinks(cluster)
 
-    def path(self, groups: NDArray[np.int64]) -> Path:
-        """Prices of one axis whose groups (shape groups x members) all act at once."""
+    def path(self, groups: NDArray[np.int64], patterns: Sequence[str]) -> Path:
+        """Prices of one axis whose groups (shape groups x members) all act at once, for `patterns` of traffic."""
         members = groups.shape[1]
         ones, zeros = np.ones(self.several, dtype=np.int64), np.zeros(self.several)
-        alone = Path(
-            ranks=ones,
-            local=ones,
-            all_to_all_s_per_byte=zeros,
-            send_s_per_byte=zeros,
-            gather_s_per_byte=zeros,
-            latency_s=zeros,
-            hops_out=0 * ones,
-        )
+        costs = {f"{pattern}_s_per_byte": zeros for pattern in ("all_to_all", "send", "gather")}
         if members == 1:
-            return alone
+            return Path(ranks=ones, local=ones, latency_s=zeros, hops_out=0 * ones, **costs)
         domain, leaf = self.domain[:, groups], self.leaf[:, groups]
-        local = _local_members(domain)
         following = np.roll(domain, -1, axis=2) != domain
         if not following.any():
-            return replace(alone, ranks=members * ones, local=members * ones)
+            return Path(ranks=members * ones, local=members * ones, latency_s=zeros, hops_out=0 * ones, **costs)
+        local = _local_members(domain)
         near = np.maximum(local, _local_members(leaf))
         hops_out = following.sum(axis=2).max(axis=1)
-        crosses = hops_out > 0
         spine = (near < members).any(axis=(1, 2))
-        passed = (members - 1) / members
-        enters, climbs = passed * (local < members) / local, passed * (near < members) / near
-        ring_up = following & (np.roll(leaf, -1, axis=2) != leaf)
+        for pattern in ("all_to_all", "send", "gather"):
+            name, read = f"{pattern}_s_per_byte", pattern in patterns
+            costs[name] = (
+                self._most(groups, *_shares(pattern, local, near, following, leaf)) if read else zeros + np.nan
+            )
         return Path(
             ranks=members * ones,
             local=local.max(axis=(1, 2)),
-            all_to_all_s_per_byte=self._most(groups, (members - local) / members, (members - near) / members),
-            send_s_per_byte=self._most(groups, following, ring_up),
-            gather_s_per_byte=self._most(groups, enters, climbs),
-            latency_s=np.where(crosses, np.where(spine, self.spine_latency_s, self.latency_s), 0.0),
+            latency_s=np.where(hops_out > 0, np.where(spine, self.spine_latency_s, self.latency_s), 0.0),
             hops_out=hops_out,
+            **costs,
         )
 
     def _most(self, groups: NDArray[np.int64], out: NDArray[Any], up: NDArray[Any]) -> NDArray[np.float64]:
         """Seconds per byte on the busiest NIC or leaf uplink: `out`, `up` = share of a buffer that a member sends."""
         flat = groups.ravel()
         shape = (self.several, flat.size)
-        nic = self._sum(self.nic[:, flat], out.reshape(shape) / self.rate[:, flat], self.nics)
-        if not up.any():
-            return nic.max(axis=1)
-        leaf = self._sum(self.leaf[:, flat], up.reshape(shape) * 1.0, len(self.uplink)) / self.uplink
-        return np.maximum(nic.max(axis=1), leaf.max(axis=1))
+        busiest: NDArray[np.float64]
+        busiest = self._sum(self.nic[:, flat], out.reshape(shape) / self.rate[:, flat], self.nics).max(axis=1)
+        if up.any():
+            leaf = self._sum(self.leaf[:, flat], up.reshape(shape) * 1.0, len(self.uplink)) / self.uplink
+            busiest = np.maximum(busiest, leaf.max(axis=1))
+        return busiest
 
-    def _sum(self, where: NDArray[np.int64], what: NDArray[np.float64], bins: int) -> NDArray[np.float64]:
+    def _sum(self, where: NDArray[np.int64], what: NDArray[Any], bins: int) -> NDArray[Any]:
         key = where + np.arange(self.several)[:, None] * bins
         return np.bincount(key.ravel(), weights=what.ravel(), minlength=self.several * bins).reshape(-1, bins)
+
+
+def _shares(
+    pattern: str, local: NDArray[Any], near: NDArray[Any], following: NDArray[Any], leaf: NDArray[Any]
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Shares of a buffer that each member sends out of its domain and out of its leaf."""
+    members = local.shape[-1]
+    if pattern == "all_to_all":
+        return (members - local) / members, (members - near) / members
+    if pattern == "send":
+        return following, following & (np.roll(leaf, -1, axis=2) != leaf)
+    passed = (members - 1) / members
+    return passed * (local < members) / local, passed * (near < members) / near
 
 
 def uplinks(cluster: Cluster) -> NDArray[np.float64]:
     """Rate of each leaf's uplinks: what its nodes can send over the oversubscription."""
     rates = np.array([r.node.nics.bytes_per_s * (r.node.nics.count - len(r.node.missing_nics)) for r in cluster.runs])
-    per_leaf = np.bincount(cluster.leaf_of_slot, weights=rates[cluster.run_of_slot])
+    per_leaf: Any = np.bincount(cluster.leaf_of_slot, weights=rates[cluster.run_of_slot])
     return per_leaf * NIC_EFFICIENCY / cluster.fabric.oversubscription
 
 
