@@ -139,10 +139,11 @@ def axis_paths(
     slots: NDArray[np.int64],
     gpus: NDArray[np.int64],
     samples: tuple[Sample, ...] = (),
+    axes: Sequence[str] = tuple(AXIS_PATTERNS),
 ) -> list[tuple[str, Path]]:
-    """Every axis of several placements of one strategy: slots and GPUs (placements, ranks) -> arrays (placements,)."""
+    """Axes of several placements of one strategy: slots and GPUs (placements, ranks) -> arrays (placements,)."""
     place = _Place(cluster, slots, gpus, network(samples))
-    return [(axis, place.path(rank_groups(strategy, axis), patterns)) for axis, patterns in AXIS_PATTERNS.items()]
+    return [(axis, place.path(rank_groups(strategy, axis), AXIS_PATTERNS[axis])) for axis in axes]
 
 
 def network_source(samples: tuple[Sample, ...]) -> str:
@@ -241,7 +242,8 @@ def uplinks(cluster: Cluster) -> NDArray[np.float64]:
     """Rate of each leaf's uplinks: what its nodes can send over the oversubscription."""
     rates = np.array([r.node.nics.bytes_per_s * (r.node.nics.count - len(r.node.missing_nics)) for r in cluster.runs])
     per_leaf: Any = np.bincount(cluster.leaf_of_slot, weights=rates[cluster.run_of_slot])
-    return per_leaf * NIC_EFFICIENCY / cluster.fabric.oversubscription
+    rate: NDArray[np.float64] = per_leaf * NIC_EFFICIENCY / cluster.fabric.oversubscription
+    return rate
 
 
 def _local_members(place: NDArray[np.int64]) -> NDArray[np.int64]:
