@@ -1,0 +1,194 @@
+"""A step program written out for playing: which collectives run on which stream, segment after segment.
+
+    instance k = 0, 1, …: every repeat of every segment of every microbatch, then the epilogue's
+    Ring of P pieces  ->  rounds of (compute s, bytes sent beside it):
+        (first, hop) · (piece, hop) · (P - 3) x (piece, hop + gradient) · (piece, gradient) · (0, gradient)
+
+A gradient hop is sent one block after the block that made it, so the last one has nothing to hide behind. What needs
+no partner (a group of one) is dropped. A fractional repeat (layers that pipeline stages do not divide) becomes one
+more instance with everything scaled. Units: seconds and bytes of one rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from cost_models.program import Axis, Compute, Exchange, Op, Phase, Ring, Segment, StepProgram
+from cost_models.strategy import Strategy
+
+Stream = Literal["main", "sharding", "copy"]
+
+
+class Use(NamedTuple):
+    """A collective on one stream: flows of its own."""
+
+    stream: Stream
+    axis: Axis
+    op: Op
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    part: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Send:
+    """A collective: `use` indexes Script.uses, behind them host memory out (-2) and in (-1)."""
+
+    part: str
+    use: int
+    bytes: float
+    stream: Stream
+
+
+class Round(NamedTuple):
+    times: int
+    seconds: float
+    bytes: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rounds:
+    part: str
+    use: int
+    rounds: tuple[Round, ...]
+
+
+Action = Work | Send | Rounds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """One instance of a segment."""
+
+    name: str
+    actions: tuple[Action, ...]
+    gather: Send | None
+    reduce: tuple[Send, ...]  # after it: reduce-scatter, then all-reduce over the replicas
+    offload: Send | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Script:
+    uses: tuple[Use, ...]
+    cycle: tuple[Piece, ...]  # one microbatch
+    run_end: tuple[int, ...]  # for each of the cycle: the last of the equal ones in a row
+    cycles: int
+    epilogue: tuple[Piece, ...]
+    bubble_cycles: float  # microbatches' worth of pipeline bubble
+    parts: tuple[str, ...] = field(default=())
+
+    @property
+    def main_end(self) -> int:
+        """The first instance of the epilogue."""
+        return len(self.cycle) * self.cycles
+
+    @property
+    def end(self) -> int:
+        return self.main_end + len(self.epilogue)
+
+    def piece(self, k: int) -> Piece:
+        if k < self.main_end:
+            return self.cycle[k % len(self.cycle)]
+        return self.epilogue[k - self.main_end]
+
+
+WAITING, RING, SHARDING, OFFLOAD, BUBBLE = "waiting", "ring", "sharding", "offload", "bubble"
+
+
+def write_script(program: StepProgram, strategy: Strategy) -> Script:
+    writer = _Writer(strategy)
+    cycle = writer.pieces(program.microbatch)
+    epilogue = writer.pieces(program.epilogue)
+    ends = list(range(len(cycle)))
+    for k in range(len(cycle) - 2, -1, -1):
+        if cycle[k] is cycle[k + 1]:
+            ends[k] = ends[k + 1]
+    actions = [action for piece in (*cycle, *epilogue) for action in piece.actions]
+    parts = dict.fromkeys((*(action.part for action in actions), WAITING, RING, SHARDING, OFFLOAD, BUBBLE))
+    return Script(
+        uses=tuple(writer.uses),
+        cycle=tuple(cycle),
+        run_end=tuple(ends),
+        cycles=int(program.microbatches),
+        epilogue=tuple(epilogue),
+        bubble_cycles=float((program.pipeline - 1) / program.virtual),
+        parts=tuple(parts),
+    )
+
+
+class _Writer:
+    def __init__(self, strategy: Strategy) -> None:
+        self.strategy = strategy
+        self.uses: list[Use] = []
+
+    def pieces(self, segments: Iterable[Segment]) -> list[Piece]:
+        found: list[Piece] = []
+        for segment in segments:
+            whole, rest = divmod(float(segment.repeat), 1.0)
+            if whole:
+                found += [self._piece(segment, 1.0)] * int(whole)
+            if rest > 1e-9:
+                found.append(self._piece(segment, rest))
+        return found
+
+    def _piece(self, segment: Segment, scale: float) -> Piece:
+        actions = [action for phase in segment.phases if (action := self._action(phase, scale)) is not None]
+        gather = self._send("sharding", SHARDING, "shard", "all_gather", segment.gather_bytes * scale)
+        scatter = self._send("sharding", SHARDING, "shard", "reduce_scatter", segment.scatter_bytes * scale)
+        replicate = self._send("sharding", SHARDING, "replicate", "all_reduce", segment.replicate_bytes * scale)
+        offload = None
+        if segment.offload_bytes > 0:
+            way = -1 if "backward" in segment.name else -2
+            offload = Send(part=OFFLOAD, use=way, bytes=float(segment.offload_bytes * scale), stream="copy")
+        return Piece(
+            name=segment.name,
+            actions=tuple(actions),
+            gather=gather,
+            reduce=tuple(send for send in (scatter, replicate) if send is not None),
+            offload=offload,
+        )
+
+    def _action(self, phase: Phase, scale: float) -> Action | None:
+        if isinstance(phase, Compute):
+            seconds = float(phase.seconds) * scale
+            return Work(part=phase.part, seconds=seconds) if seconds > 0 else None
+        if isinstance(phase, Exchange):
+            return self._send("main", phase.part, phase.axis, phase.op, phase.bytes * scale)
+        use = self._use("main", "ring", "send")
+        rounds = ring_rounds(phase, scale)
+        if use is None:
+            return Work(part=phase.part, seconds=sum(r.times * r.seconds for r in rounds))
+        return Rounds(part=phase.part, use=use, rounds=rounds)
+
+    def _send(self, stream: Stream, part: str, axis: Axis, op: Op, size: float) -> Send | None:
+        use = self._use(stream, axis, op) if size > 0 else None
+        return None if use is None else Send(part=part, use=use, bytes=float(size), stream=stream)
+
+    def _use(self, stream: Stream, axis: Axis, op: Op) -> int | None:
+        if getattr(self.strategy, axis) == 1:
+            return None
+        use = Use(stream, axis, op)
+        if use not in self.uses:
+            self.uses.append(use)
+        return self.uses.index(use)
+
+
+def ring_rounds(ring: Ring, scale: float = 1.0) -> tuple[Round, ...]:
+    """Rounds that end when both their block and their bytes are done; equal neighbours are one with a count."""
+    pieces, hop, gradient = int(ring.pieces), float(ring.hop_bytes) * scale, float(ring.gradient_bytes) * scale
+    first, piece = float(ring.first_s) * scale, float(ring.piece_s) * scale
+    if pieces == 1:
+        return (Round(1, first, 0.0),)
+    rounds = [Round(1, first, hop)]
+    if pieces > 2:
+        rounds += [Round(1, piece, hop)] if gradient else []
+        rounds.append(Round(pieces - 2 - (gradient > 0), piece, hop + gradient))
+    rounds.append(Round(1, piece, gradient if pieces > 2 else 0.0))
+    if gradient:
+        rounds.append(Round(1, 0.0, gradient))
+    return tuple(r for r in rounds if r.times)

@@ -1,0 +1,242 @@
+"""The time of one step by discrete events on the real topology: what `price` cannot see is who waits for whom.
+
+    step_program (price's own) > script > flows of every collective on the links > classes of equal ranks > playback
+
+`seconds` are the parts, as `price` names them, of the rank that ends last (of those, the one that waited least); they
+add up to `step_s`. `waiting` is time lost to slower ranks of a group. A pipeline is played as its stages in step, every
+microbatch through all of them, and its bubble of (stages - 1) / virtual microbatches is added. Links carry what they
+really reach, as in `price`. A device that is slower than another one is so by one factor, its compute seconds over the
+slowest's. Left out: memory over time, host-side stalls, kernels slowed down by communication beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from cost_models.cluster import Cluster
+from cost_models.cluster_kernels import kernels_of
+from cost_models.kernels import Kernels
+from cost_models.paths import link_rates
+from cost_models.placement import Placement
+from cost_models.profile import Profile
+from cost_models.profile import network as measured_network
+from cost_models.program import Compute, Ring, StepProgram
+from cost_models.shape import Shape
+from cost_models.step import step_program
+from cost_models.strategy import Strategy, rank_groups
+from cost_models.workload import Workload
+from planner.flows import Pattern, pattern
+from planner.folding import Partition, equitable, singletons
+from planner.network import Network, network
+from planner.playback import Playback
+from planner.script import BUBBLE, WAITING, Script, write_script
+from planner.steady import Jumper
+from planner.topology import Floats, Topology
+from planner.trace import Place, Span, Trace
+
+COMPUTED = ("attention", "matmul", "memory_bound", "loss", "vision", "optimizer", "recompute")
+"""Parts of a program that are computation; everything else that a main stream spends time on is exposed."""
+PRICED_AS = {
+    "attention": "compute",
+    "matmul": "compute",
+    "memory_bound": "compute",
+    "loss": "compute",
+    "embeddings": "vision",
+    "gradients": "sharding",
+    BUBBLE: "pipeline",
+}
+BUSIEST = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinkUse:
+    """A link, one of `alike` that carry the same."""
+
+    name: str
+    alike: int
+    bytes: float
+    utilisation: float  # of the step's time at full rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulation:
+    step_s: float
+    seconds: Mapping[str, float]  # by part as in StepCost, and `waiting`; of the slowest rank; sums to step_s
+    exposed_s: Mapping[str, float]  # of these, what is not computation, by kind
+    slowest_rank: int
+    busiest_links: tuple[LinkUse, ...]
+    sent_bytes: float  # all flows of all ranks
+    events: int
+    ranks: int
+    classes: int  # of ranks that behave alike
+    flow_classes: int
+    jumps: int  # over repeated rounds, layers, microbatches
+    trace: Trace | None = None
+
+
+def simulate(
+    cluster: Cluster,
+    workload: Workload,
+    strategy: Strategy,
+    placement: Placement | None = None,
+    *,
+    profile: Profile | None = None,
+    fold: bool = True,
+    trace: bool = False,
+) -> Simulation:
+    """One step of `workload` under `strategy`. `fold=False` plays every rank, flow and repeat; `trace` keeps spans.
+
+    >>> from cost_models import Model
+    >>> cluster, model = Cluster.load("dgx-h100", nodes=2), Model.load("longvila-8b")
+    >>> found = simulate(cluster, Workload(model, context_tokens=2**17), Strategy(ring=2, ulysses=8, shard=16))
+    >>> found.classes, abs(sum(found.seconds.values()) - found.step_s) < 1e-9
+    (1, True)
+    """
+    strategy.check(workload.model)
+    placement = placement or Placement.in_order(cluster, strategy.ranks)
+    placement.check(cluster, strategy.ranks)
+    samples = profile.samples if profile else ()
+    run_of_rank = cluster.run_of_slot[placement.slot_of_rank]
+    used = np.unique(run_of_rank).tolist()
+    devices = {index: cluster.runs[index].node.device for index in used}
+    shape, ranges = Shape(workload, strategy), strategy.layer_ranges(workload.model.layers)
+    program = step_program(shape, kernels_of(devices.values(), samples), ranges)
+    factor = np.ones(len(cluster.runs))
+    if any(device != devices[used[0]] for device in devices.values()):
+        for index, device in devices.items():
+            alone = step_program(shape, Kernels.of(device, samples), ranges)
+            factor[index] = compute_s(alone) / compute_s(program)
+    return play(
+        program,
+        reached(cluster, profile),
+        strategy,
+        placement,
+        compute_scale=factor[run_of_rank],
+        fold=fold,
+        trace=trace,
+    )
+
+
+def compute_s(program: StepProgram) -> float:
+    """Seconds that one rank computes in a step."""
+    total = 0.0
+    for segment, times in program.segments():
+        for phase in segment.phases:
+            if isinstance(phase, Compute):
+                total += float(phase.seconds * times)
+            elif isinstance(phase, Ring):
+                total += float((phase.first_s + (phase.pieces - 1) * phase.piece_s) * times)
+    return total
+
+
+def reached(cluster: Cluster, profile: Profile | None = None) -> Cluster:
+    """The same cluster with the rates that large messages really reach on its links, measured where there are any."""
+    samples = profile.samples if profile else ()
+    pair = measured_network(samples)
+    runs = []
+    for run, (inside, outside) in zip(cluster.runs, link_rates(cluster, samples), strict=True):
+        rate, latency = pair or (outside, run.node.nics.latency_s)
+        nics = replace(run.node.nics, bytes_per_s=rate, latency_s=latency)
+        scale_up = replace(run.node.scale_up, bytes_per_s=inside)
+        runs.append(replace(run, node=replace(run.node, nics=nics, scale_up=scale_up)))
+    return replace(cluster, runs=tuple(runs))
+
+
+def play(
+    program: StepProgram,
+    cluster: Cluster,
+    strategy: Strategy,
+    placement: Placement | None = None,
+    *,
+    compute_scale: Floats | None = None,
+    fold: bool = True,
+    trace: bool = False,
+) -> Simulation:
+    """Play `program`. `compute_scale` (per rank) stretches compute; `fold=False` plays every rank, flow and repeat."""
+    placement = placement or Placement.in_order(cluster, strategy.ranks)
+    placement.check(cluster, strategy.ranks)
+    scale = np.ones(strategy.ranks) if compute_scale is None else np.asarray(compute_scale, dtype=np.float64)
+    script = write_script(program, strategy)
+    topology = Topology(cluster, placement)
+    patterns = _patterns(topology, script, strategy)
+    partition = equitable(topology, patterns, scale) if fold else singletons(strategy.ranks)
+    folded = network(topology, partition, patterns)
+    spans: list[Span] | None = [] if trace else None
+    playback = Playback(script, folded, scale[partition.representative], spans=spans)
+    jumper = Jumper(segments=not trace)
+    playback.play(jumper if fold else None)
+    made = None if spans is None else Trace(spans=tuple(spans), places=_places(topology, partition))
+    return _result(playback, folded, script, jumper.jumps, made)
+
+
+def _patterns(topology: Topology, script: Script, strategy: Strategy) -> list[Pattern]:
+    """The pattern of each use; the same axis and operation on two streams share one."""
+    made: dict[tuple[str, str], Pattern] = {}
+    for use in script.uses:
+        like = ("all_gather" if use.op == "reduce_scatter" else use.op, use.axis)
+        if like not in made:
+            made[like] = pattern(topology, rank_groups(strategy, use.axis), like[0])
+    return [made["all_gather" if use.op == "reduce_scatter" else use.op, use.axis] for use in script.uses]
+
+
+def _places(topology: Topology, partition: Partition) -> tuple[Place, ...]:
+    found = zip(partition.representative.tolist(), partition.size.tolist(), strict=True)
+    return tuple(
+        Place(rank=rank, ranks=size, slot=int(topology.slot[rank]), gpu=int(topology.gpu[rank])) for rank, size in found
+    )
+
+
+def _result(playback: Playback, folded: Network, script: Script, jumps: int, trace: Trace | None) -> Simulation:
+    ended = np.array([rank.ended for rank in playback.ranks])
+    bubble = np.array([rank.main_ended for rank in playback.ranks]) * script.bubble_cycles / script.cycles
+    playback.parts[:, playback.column[BUBBLE]] += bubble
+    late = ended + bubble
+    last = np.flatnonzero(late >= late.max() * (1 - 1e-12))
+    slowest = int(last[playback.parts[last, playback.column[WAITING]].argmin()])
+    spent = {part: float(playback.parts[slowest, i]) for part, i in playback.column.items()}
+    step_s = float(late.max())
+    return Simulation(
+        step_s=step_s,
+        seconds=_as_priced(spent),
+        exposed_s={part: value for part, value in spent.items() if part not in COMPUTED and value > 0},
+        slowest_rank=int(folded.partition.representative[slowest]),
+        busiest_links=_busiest(folded, playback.flows.carried, step_s),
+        sent_bytes=float(playback.flows.carried @ folded.copies),
+        events=playback.events,
+        ranks=int(folded.partition.size.sum()),
+        classes=folded.partition.classes,
+        flow_classes=folded.sharing.flows,
+        jumps=jumps,
+        trace=trace,
+    )
+
+
+def _as_priced(spent: Mapping[str, float]) -> dict[str, float]:
+    """Under the names of StepCost; only what took time."""
+    seconds: dict[str, float] = {}
+    for part, value in spent.items():
+        if value > 0:
+            name = PRICED_AS.get(part, part)
+            seconds[name] = seconds.get(name, 0.0) + value
+    return seconds
+
+
+def _busiest(folded: Network, carried: Floats, step_s: float) -> tuple[LinkUse, ...]:
+    sharing = folded.sharing
+    load = np.bincount(sharing.link, sharing.count * carried[sharing.flow], len(sharing.capacity))
+    used = load / (sharing.capacity * step_s)
+    order = sorted(
+        np.flatnonzero(load > 0).tolist(), key=lambda link: (-round(float(used[link]), 9), folded.link_names[link])
+    )
+    return tuple(
+        LinkUse(
+            name=folded.link_names[link],
+            alike=int(folded.link_copies[link]),
+            bytes=float(load[link]),
+            utilisation=float(used[link]),
+        )
+        for link in order[:BUSIEST]
+    )
