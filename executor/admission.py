@@ -1,0 +1,100 @@
+"""Whether a plan can run here: what the executor can run at all, and what this host has, every difference named.
+
+    device kind · GPU model · number of GPUs or cores · free memory for the ranks of the host · library versions
+
+`refuse` raises one InputError that lists all differences, so that a user sees the whole distance at once. Speeds are
+not compared (`executor profile` measures them). Memory: the plan's peak of the worst rank, times ranks on a CPU host.
+"""
+
+from __future__ import annotations
+
+from cost_models.errors import InputError
+from cost_models.units import show_bytes
+from executor.binding import gpus_needed, is_model
+from executor.discovery import Host
+from planner.plan_file import Plan
+
+RING_KINDS = ("zigzag", "contiguous")
+RECOMPUTES = ("none", "mlp", "all_but_attention", "full")
+LEAST_TORCH = (2, 8)
+
+
+def refuse(plan: Plan, host: Host, slot: int, ranks: int) -> None:
+    """Raise if the plan cannot run, or its slot with `ranks` ranks not on this host."""
+    found = [*unsupported(plan), *differences(plan, host, slot, ranks)]
+    if found:
+        raise InputError(f"this plan does not run on {host.name}: " + "; ".join(found))
+
+
+def unsupported(plan: Plan) -> list[str]:
+    """What the plan asks for that the executor does not do."""
+    strategy, precision, found = plan.strategy, plan.workload.precision, []
+    for axis in ("tensor", "pipeline"):
+        if getattr(strategy, axis) > 1:
+            found.append(f"{axis}={getattr(strategy, axis)} is priced but not executed; plan with {axis}=1")
+    if strategy.ring_kind not in RING_KINDS:
+        found.append(f"ring_kind={strategy.ring_kind} is not executed; legal: {', '.join(RING_KINDS)}")
+    if strategy.zero == 0 and strategy.shard > 1:
+        found.append(f"zero=0 shards nothing, but shard={strategy.shard}; plan with zero 1, 2 or 3")
+    for part in strategy.layers:
+        if part.recompute not in RECOMPUTES:
+            found.append(f"recompute={part.recompute} is not executed; legal: {', '.join(RECOMPUTES)}")
+        if part.offload != "none":
+            found.append(f"offload={part.offload} is not executed; plan with offload=none")
+    stored = {precision.master, precision.grad, precision.optimizer}
+    if stored not in ({"fp32"}, {"fp64"}):
+        found.append(
+            f"precision master={precision.master} grad={precision.grad} optimizer={precision.optimizer} is not "
+            "executed; legal: all three fp32, or all three fp64"
+        )
+    for name in ("param", "reduce"):
+        if getattr(precision, name) == "fp8":
+            found.append(f"precision {name}=fp8 is not executed; legal: fp64, fp32, bf16, fp16")
+    if plan.workload.optimizer != "adamw":
+        found.append(f"optimizer={plan.workload.optimizer} is not executed; legal: adamw")
+    return list(dict.fromkeys(found))
+
+
+def differences(plan: Plan, host: Host, slot: int, ranks: int) -> list[str]:
+    """What the plan's slot has and this host lacks, one text each."""
+    node = plan.cluster.node(slot)
+    found = _versions(host)
+    if node.device.architecture == "cpu":
+        if host.cores != node.cpus:
+            found.append(f"cores: the plan was made for {node.cpus}, {host.cores} are here; plan again here")
+        need = plan.cost.memory_bytes * ranks
+        if need > host.free_bytes:
+            found.append(
+                f"memory: {ranks} ranks need {show_bytes(need)}, {show_bytes(host.free_bytes)} are free; "
+                "plan fewer ranks or a shorter context"
+            )
+        return found
+    if not host.gpus:
+        found.append(
+            f"device: the plan was made for {node.device.name}, no NVIDIA GPU is here; "
+            "for CPU processes plan with --cluster local"
+        )
+        return found
+    need = gpus_needed(plan, slot)
+    if len(host.gpus) < need:
+        found.append(f"GPUs: the plan needs {need} on this host, {len(host.gpus)} are here")
+    other = {gpu.name for gpu in host.gpus if not is_model(node.device, gpu.name)}
+    if other:
+        found.append(f"device: the plan was made for {node.device.name}, here is {', '.join(sorted(other))}")
+    for index, gpu in enumerate(host.gpus[:need]):
+        if gpu.free_bytes < plan.cost.memory_bytes:
+            free, planned = show_bytes(gpu.free_bytes), show_bytes(plan.cost.memory_bytes)
+            found.append(f"memory: GPU {index} has {free} free, the plan needs {planned}")
+    return found
+
+
+def _versions(host: Host) -> list[str]:
+    installed = host.versions.get("torch")
+    least = ".".join(map(str, LEAST_TORCH))
+    if installed is None:
+        return [f"torch is not installed; at least {least} is needed: pip install 'mmsp[executor]'"]
+    if tuple(int(part) for part in installed.split(".")[:2]) < LEAST_TORCH:
+        return [f"torch {installed} is too old; at least {least} is needed"]
+    if "transformers" not in host.versions:
+        return ["transformers is not installed: pip install 'mmsp[executor]'"]
+    return []

@@ -1,0 +1,88 @@
+"""The `executor` command: launch a plan, profile this machine, check a plan's memory.
+
+    executor launch plan.json --config train.yaml       executor profile -o profile.json       executor check plan.json
+
+A user's mistake is one line on standard error and exit code 2; nothing is half-written. Torch is imported by the
+processes that need it, not here.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cost_models.errors import InputError
+
+
+class _Group(click.Group):
+    """Every InputError of a subcommand becomes one line and exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except InputError as error:
+            click.echo(f"error: {' '.join(str(error).split())}", err=True)
+            ctx.exit(2)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="mmsp", prog_name="executor")
+def main() -> None:
+    """Make a plan real: launch it, measure this machine, or check a plan's memory."""
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip()) if text else ()
+
+
+def _node_rank(text: str | None) -> int | None:
+    if text is None or text == "auto":
+        return None if text is None else -1
+    if not text.isdigit():
+        raise InputError(f"--node-rank {text!r} is neither a number nor auto")
+    return int(text)
+
+
+@main.command()
+@click.argument("plan", type=click.Path(path_type=Path))
+@click.option("--job", default="longvila.train", show_default=True, help="Module with main(job), by dotted name.")
+@click.option("--config", help="YAML file with the job's settings.")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="One setting; wins over --config.")
+@click.option("--run-dir", type=click.Path(path_type=Path), help="Folder for logs.  [default: runs/launch]")
+@click.option("--dry-run", is_flag=True, help="Show processes, groups, places and settings; start nothing.")
+@click.option("--slurm", type=click.Path(path_type=Path), help="Write a batch script to this file; start nothing.")
+@click.option("--hosts", help="Hosts in slot order: h1,h2,…")
+@click.option("--node-rank", help="Start the ranks of this host of --hosts: its number, or auto (by name).")
+@click.option("--port", type=click.IntRange(1, 65535), help="Where the ranks meet.  [default: a free one, or 29400]")
+@click.option("--backend", type=click.Choice(["gloo", "nccl"]), help="Refuse the plan if it needs the other one.")
+@click.option("--timeout", "timeout_s", default=600.0, show_default=True, type=click.FloatRange(5, 86400),
+              help="Seconds for the ranks to meet, and for one collective.")  # fmt: skip
+def launch(
+    plan: Path, dry_run: bool, slurm: Path | None, hosts: str | None, node_rank: str | None, **rest: Any
+) -> None:
+    """Run PLAN: start its ranks here, or print how to start them on several hosts."""
+    from executor import launch as launching
+    from executor import preview
+
+    request = launching.Request(plan=plan, hosts=_names(hosts), node_rank=_node_rank(node_rank), **rest)
+    prepared = launching.prepare(request)
+    for note in prepared.settings.notes:
+        click.echo(f"note: {note}", err=True)
+    if slurm is not None:
+        from executor import slurm as batch
+
+        batch.write(prepared, slurm)
+        click.echo(f"wrote {slurm}: submit it with `sbatch {slurm}`")
+    elif dry_run:
+        click.echo(preview.describe(prepared))
+    elif prepared.host is None:
+        click.echo(preview.start_lines(prepared))
+    else:
+        sys.exit(launching.run(prepared, sys.stdout, sys.stderr))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""What a launch would do, as text: places, processes, groups, settings, and the lines that start several hosts.
+
+    plan      longvila-tiny, train, 512 tokens …           rank 0   slot 0 on host-a   CPU process 0   frames 0 … 3
+    ulysses   [0 1] [2 3]                                  torchrun --nnodes 2 --node-rank 0 … -m executor.elastic …
+
+Every value that came from a user or a file is quoted for the shell where a line is meant to be run. Long lists are
+cut in the middle, and say so.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from cost_models.units import show_bytes, show_seconds
+
+if TYPE_CHECKING:
+    from executor.launch import Launch
+
+_MOST_LINES = 64
+_AXES = ("ulysses", "ring", "context", "data", "shard", "replicate")
+DEFAULT_PORT = 29400
+
+
+def describe(launch: Launch) -> str:
+    """Everything that `--dry-run` shows."""
+    plan, cost, seats = launch.plan, launch.plan.cost, launch.binding.seats
+    kind = "CPU process" if launch.backend == "gloo" else "GPU"
+    where = f"{len(launch.binding.host_of_slot)} host(s), {launch.backend}"
+    lines = [
+        f"plan       {plan.workload.describe()}",
+        f"layout     {plan.strategy.describe()}, {where}",
+        f"predicted  {show_seconds(cost.step_s)} a step, {show_bytes(cost.memory_bytes)} on the fullest rank",
+        f"here       {launch.here.describe()}",
+        f"job        {launch.request.job}",
+        f"settings   {json.dumps(dict(launch.settings.values), default=str)}",
+        f"run dir    {launch.folder.path}",
+    ]
+    lines += [f"note       {note}" for note in launch.settings.notes]
+    threads = max(1, launch.here.cores // max(len(launch.seats), 1))
+    lines.append(f"each rank  OMP_NUM_THREADS={threads}, log {launch.folder.log(0).with_name('rank-N.log')}")
+    lines += [f"{axis:<10} {_lists(plan.groups[axis].tolist())}" for axis in _AXES]
+    frames = plan.frames
+    places = [
+        f"rank {seat.rank:<5} slot {seat.slot} on {seat.host}, {kind} {seat.gpu}"
+        + (f", frames {frames[seat.rank][0]} … {frames[seat.rank][1] - 1}" if _has_frames(frames[seat.rank]) else "")
+        for seat in seats
+    ]
+    lines += _cut(places)
+    if launch.host is None:
+        lines.append(start_lines(launch))
+    return "\n".join(lines)
+
+
+def start_lines(launch: Launch) -> str:
+    """One torchrun line per host, and the same without torchrun."""
+    hosts, plan = launch.binding.hosts, launch.plan
+    lines = [f"This plan runs on {len(hosts)} hosts. On each host run its line:"]
+    if any(name.startswith("HOST") for name in hosts) and not launch.request.hosts:
+        lines.append("(HOST0, … stand for host names: give them with --hosts h1,h2,…)")
+    shown = []
+    for number, host in enumerate(hosts):
+        torchrun = [
+            "torchrun",
+            f"--nnodes={len(hosts)}",
+            f"--node-rank={number}",
+            f"--nproc-per-node={len(launch.binding.on(host))}",
+            f"--master-addr={launch.binding.first_host}",
+            f"--master-port={launch.request.port or DEFAULT_PORT}",
+            "--module",
+            "executor.elastic",
+            *job_arguments(launch),
+            f"--host={host}",
+            f"--hosts={','.join(hosts)}",
+        ]
+        shown.append(f"{host}:  {shlex.join(torchrun)}")
+    lines += _cut(shown)
+    mine = ["executor", "launch", *job_arguments(launch), f"--hosts={','.join(hosts)}", "--node-rank=auto"]
+    lines.append(f"or, the same line on every host:  {shlex.join(mine)}")
+    assert plan.strategy.ranks == len(launch.binding.seats)
+    return "\n".join(lines)
+
+
+def job_arguments(launch: Launch) -> list[str]:
+    """The launch's own arguments, as its command line had them."""
+    request = launch.request
+    found = [str(request.plan), f"--job={request.job}"]
+    found += [f"--config={request.config}"] if request.config else []
+    found += [f"--set={text}" for text in request.sets]
+    return [*found, f"--timeout={request.timeout_s:g}"]
+
+
+def _has_frames(span: tuple[int, int]) -> bool:
+    return span[1] > span[0]
+
+
+def _lists(groups: Sequence[Sequence[int]]) -> str:
+    def show(ranks: Sequence[int]) -> str:
+        shown = [str(rank) for rank in (ranks if len(ranks) <= 12 else [*ranks[:6], "…", *ranks[-3:]])]
+        return "[" + " ".join(shown) + "]"
+
+    more = f" … {len(groups)} groups in all" if len(groups) > 8 else ""
+    return " ".join(show(ranks) for ranks in groups[:8]) + more
+
+
+def _cut(lines: Sequence[str]) -> list[str]:
+    if len(lines) <= _MOST_LINES:
+        return list(lines)
+    half = _MOST_LINES // 2
+    return [*lines[:half], f"… {len(lines) - 2 * half} more …", *lines[-half:]]

@@ -1,0 +1,137 @@
+"""A job's settings: the config file, then `--set key=value`, then what the plan decides; conflicts are refused.
+
+    rows_per_step = global batch        precision = the stored dtype       trained = trainable parts
+    max_tokens    = context tokens (shorter rows are allowed, longer ones are not)        model = the plan's
+
+A setting that says otherwise than the plan is an error that names both, because a run that is not the planned one
+makes every prediction worthless; the one exception is precision=fp64, which runs wider than planned and says so.
+Recompute, degrees, loss chunks and frames per rank come from the plan alone and are no settings. YAML is read safely:
+no tags, no aliases, bounded size. Which settings a job of one's own has is its own business.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from cost_models import strict
+from cost_models.errors import InputError
+from planner.plan_file import Plan
+
+MAX_CONFIG_BYTES = 2**20
+JOB = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
+_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the job is given, and what a user should know about it."""
+
+    values: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+def check_job(name: str) -> str:
+    """A dotted module name, never a path or an expression."""
+    if len(name) > 200 or not JOB.fullmatch(name):
+        raise InputError(f"--job {name!r} is not a dotted module name such as longvila.train")
+    return name
+
+
+def merge(plan: Plan, job: str, config: str | None, sets: Sequence[str]) -> Settings:
+    """The settings of one launch."""
+    given = {**(_config(config) if config else {}), **dict(_assignment(text) for text in sets)}
+    if job == "longvila.train":
+        return _train(plan, given)
+    if job == "longvila.generate":
+        return _precision(plan, given)
+    return Settings(values=given)
+
+
+def _train(plan: Plan, given: Mapping[str, Any]) -> Settings:
+    work = plan.workload
+    if work.mode != "train":
+        raise InputError(f"the plan is for mode={work.mode}; longvila.train needs one for train")
+    if "weights" not in given:
+        given = {"model": _preset(plan), **given}
+    settings = _precision(plan, given)
+    values, notes = dict(settings.values), list(settings.notes)
+    _decided(values, "rows_per_step", work.global_batch, f"the plan's global batch is {work.global_batch}")
+    trained = values.setdefault("trained", list(work.trainable))
+    if not isinstance(trained, list) or sorted(map(str, trained)) != sorted(work.trainable):
+        raise InputError(f"trained={trained} conflicts with the plan, which trains {', '.join(work.trainable)}")
+    tokens = values.setdefault("max_tokens", work.context_tokens)
+    if isinstance(tokens, int) and tokens > work.context_tokens:
+        raise InputError(
+            f"max_tokens={tokens} conflicts with the plan's context of {work.context_tokens}; plan with --ctx {tokens}"
+        )
+    if tokens != work.context_tokens:
+        notes.append(f"rows of at most {tokens} tokens; the plan's prediction is for {work.context_tokens}")
+    planned, rows = plan.strategy.microbatches, work.global_batch // plan.strategy.data
+    if rows > planned:
+        notes.append(f"rows run one by one: {rows} microbatches a step where the plan has {planned}")
+    return Settings(values=values, notes=tuple(notes))
+
+
+def _precision(plan: Plan, given: Mapping[str, Any]) -> Settings:
+    stored = plan.workload.precision.master if plan.workload.mode == "train" else plan.workload.precision.param
+    if given.get("precision") == "fp64" and stored != "fp64":
+        note = f"computes in fp64, wider than the plan's {stored}: twice the memory, other times"
+        return Settings(values=dict(given), notes=(note,))
+    values = dict(given)
+    _decided(values, "precision", stored, f"the plan stores parameters in {stored}")
+    return Settings(values=values)
+
+
+def _decided(values: dict[str, Any], key: str, planned: Any, why: str) -> None:
+    if values.setdefault(key, planned) != planned:
+        raise InputError(f"{key}={values[key]} conflicts with the plan: {why}; drop the setting or plan again")
+
+
+def _preset(plan: Plan) -> str:
+    name = plan.workload.model.name
+    return "tiny" if name == "longvila-tiny" else name
+
+
+def _config(path: str) -> dict[str, Any]:
+    text = strict.read_text(path, "--config")
+    if len(text) > MAX_CONFIG_BYTES:
+        raise InputError(f"--config {path!r} has {len(text):,} characters; at most {MAX_CONFIG_BYTES:,} are read")
+    values = _yaml(text, f"--config {path!r}")
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise InputError(f"--config {path!r} must hold settings as `key: value` lines")
+    return values
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not _KEY.fullmatch(key):
+        raise InputError(f"--set {text!r} is not key=value")
+    return key, _yaml(value, f"--set {key}")
+
+
+def _yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_NoAliases)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise InputError(f"{where} is not valid YAML: {' '.join(str(error).split())[:200]}") from None
+
+
+class _NoAliases(yaml.SafeLoader):
+    """Aliases are refused: a few lines of them can unfold to gigabytes. A key given twice is refused too."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not read; write the value out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.YAMLError(f"the key {twice[0]} is given twice")
+        return super().construct_mapping(node, deep)

@@ -1,0 +1,65 @@
+"""A Slurm batch script for a plan: one task per host, each starting its own ranks; hosts are bound to slots by name.
+
+    #SBATCH --nodes --ntasks-per-node=1 --gpus-per-node      srun executor launch plan.json --hosts … --node-rank=auto
+
+Nothing of the plan or the command line is ever interpreted by the shell: every value is quoted, and a value with a
+line break or control character is refused. Slurm's own node order is only a list of names here. Leaves out site
+settings (account, partition, time): pass them to `sbatch`.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cost_models.errors import InputError
+from executor.binding import gpus_needed, used_slots
+from executor.preview import DEFAULT_PORT, job_arguments
+from planner.files import write_whole
+
+if TYPE_CHECKING:
+    from executor.launch import Launch
+
+
+def script(launch: Launch) -> str:
+    """The text of the batch script."""
+    plan, slots = launch.plan, used_slots(launch.plan)
+    gpus = max(gpus_needed(plan, slot) for slot in slots)
+    run_dir = _printable(str(launch.folder.path), "--run-dir")
+    own = [_printable(text, "the command line") for text in job_arguments(launch)]
+    if launch.request.run_dir is not None:
+        own.append(f"--run-dir={run_dir}")
+    own.append(f"--port={launch.request.port or DEFAULT_PORT}")
+    directives = [
+        "--job-name=mmsp",
+        f"--nodes={len(slots)}",
+        "--ntasks-per-node=1",
+        *([f"--gpus-per-node={gpus}"] if launch.backend == "nccl" else []),
+        "--exclusive",
+        "--output=slurm-%j.log",
+    ]
+    return "\n".join(
+        [
+            "#!/bin/bash",
+            *(f"#SBATCH {directive}" for directive in directives),
+            f"# {plan.workload.describe()}: {plan.strategy.describe()}",
+            "set -euo pipefail",
+            'hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | paste -sd, -)',
+            "# One task per host; the first that fails ends all.",
+            'srun --kill-on-bad-exit=1 executor launch --hosts="$hosts" --node-rank=auto \\',
+            f"  {shlex.join(own)}",
+            "",
+        ]
+    )
+
+
+def write(launch: Launch, target: Path) -> None:
+    """Write the script, whole or not at all."""
+    write_whole(target, script(launch), "--slurm")
+
+
+def _printable(text: str, where: str) -> str:
+    if not text.isprintable():
+        raise InputError(f"{where} holds a line break or control character, which a batch script cannot: {text!r}")
+    return text
