@@ -1,0 +1,226 @@
+"""The training job on the example clips: settings, steps, resume, checkpoints, and the answers that it learned."""
+
+import json
+import math
+
+import pytest
+import torch
+import yaml
+
+from longvila import checkpoint, generate, train
+from longvila.job import Job, JobError
+from longvila.optimizer import Optimizer, learning_rate
+from tests.longvila.clips import EXAMPLES, MEDIA
+
+CLIPS = str(EXAMPLES / "clips.jsonl")
+
+
+def settings(run, **changes):
+    base = {"data": [CLIPS], "media": str(MEDIA), "run": str(run), "steps": 4, "frames": 2, "max_tokens": 256}
+    return {**base, **changes}
+
+
+def metrics(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(run):
+    return [line["loss"] for line in metrics(run)]
+
+
+def run_job(run, **changes):
+    train.main(Job(config=settings(run, **changes)))
+    return losses(run)
+
+
+def test_metrics_hold_what_they_promise(tmp_path):
+    run_job(tmp_path, steps=3, rows_per_step=2)
+    lines = metrics(tmp_path)
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    for line in lines:
+        assert 0 < line["loss"] < 10 and line["grad_norm"] > 0 and line["seconds"] > 0
+        assert line["tokens"] > line["label_tokens"] > 0
+        assert line["peak_memory_bytes"] > 10**8  # torch alone is resident in more
+    assert lines[0]["loss"] == pytest.approx(math.log(264), rel=0.05)  # an untrained model knows nothing of 264 ids
+
+
+def test_accumulated_rows_are_the_mean_over_the_step(tmp_path):
+    """Seven samples in one row or in seven: the same tokens, so the same first loss and norm."""
+    one = {"steps": 1, "precision": "fp64"}
+    run_job(tmp_path / "packed", max_tokens=2048, rows_per_step=1, **one)
+    run_job(tmp_path / "apart", pack=False, rows_per_step=7, **one)
+    (packed,), (apart,) = metrics(tmp_path / "packed"), metrics(tmp_path / "apart")
+    assert packed["loss"] == pytest.approx(apart["loss"], rel=1e-12)
+    assert packed["grad_norm"] == pytest.approx(apart["grad_norm"], rel=1e-9)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp64", 1e-12), ("fp32", 1e-6), ("bf16", 1e-6)])
+def test_a_resumed_run_has_the_losses_of_an_unbroken_one(tmp_path, precision, tolerance):
+    same = {"precision": precision, "schedule": "cosine", "warmup": 0.3, "steps": 6, "weight_decay": 0.1}
+    whole = run_job(tmp_path / "whole", checkpoint_every=3, **same)
+    broken = tmp_path / "broken"
+    run_job(broken, checkpoint_every=3, **same)
+    # as a run killed in step 5 leaves it: metrics past the checkpoint, the last checkpoint half-written
+    last = broken / "checkpoints/step-000006"
+    last.rename(last.with_suffix(".partial"))
+    resumed = run_job(broken, resume="latest", **same)
+    assert len(resumed) == 6
+    assert resumed == pytest.approx(whole, rel=tolerance)
+    assert not list((broken / "checkpoints").glob("*.partial"))
+
+
+def test_checkpoints_are_kept_to_the_number(tmp_path):
+    run_job(tmp_path, steps=4, checkpoint_every=1, keep_checkpoints=2)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step-000003", "step-000004"]
+
+
+def test_a_resume_that_does_not_match_says_what_differs(tmp_path):
+    run_job(tmp_path, steps=1)
+    for change, message in (
+        ({"seed": 7}, "setting seed is 7, .* trained with 0"),
+        ({"frames": 3}, "setting frames is 3, .* trained with 2"),
+        ({"rope_theta": 5e5}, "model llm is .*500000.*trained with"),
+        ({"steps": 1}, "has done 1 steps, steps is 1: raise steps"),
+    ):
+        with pytest.raises(JobError, match=message):
+            run_job(tmp_path, **{"steps": 2, "resume": "latest", **change})
+    with pytest.raises(JobError, match="holds checkpoints: set resume to latest"):
+        run_job(tmp_path, steps=2)
+    with pytest.raises(JobError, match="holds no complete checkpoint"):
+        run_job(tmp_path / "new", resume="latest")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stepz": 3}, r"unknown setting 'stepz' \(did you mean 'steps'\?\); known: data, media"),
+        ({"steps": "many"}, "steps: 'many' is not a whole number"),
+        ({"steps": 0}, "steps 0 must be at least 1"),
+        ({"pack": 1}, "pack: 1 is neither true nor false"),
+        ({"data": "clips.jsonl"}, "data: 'clips.jsonl' is not a list"),
+        ({"lr": -1}, "lr -1.0 must be positive"),
+        ({"schedule": "linear"}, "schedule 'linear' must be one of constant, cosine"),
+        ({"precision": "fp8"}, "precision 'fp8' is none of fp32, bf16, fp64"),
+        ({"trained": ["head"]}, "trained part 'head' is none of projector, llm, tower"),
+        ({"model": "huge"}, "neither a preset"),
+        ({"model": "longvila-8b"}, "tokenizer comes with its weights"),
+        ({"max_frames": 3}, "max_frames 3 must be used with fps only"),
+        ({"max_tokens": 20}, "raise max_tokens or take fewer frames"),
+    ],
+)
+def test_wrong_settings_are_refused_and_nothing_is_written(tmp_path, change, message):
+    with pytest.raises(JobError, match=message) as fault:
+        run_job(tmp_path / "run", **change)
+    assert "\n" not in str(fault.value)
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+def test_settings_need_data():
+    with pytest.raises(JobError, match="missing setting 'data'"):
+        train.main(Job(config={}))
+
+
+def test_parts_that_are_not_trained_stay(tmp_path):
+    run_job(tmp_path / "a", steps=2, trained=["projector"], export=str(tmp_path / "weights"))
+    model_settings = {"steps": 1, "weights": str(tmp_path / "weights"), "export": str(tmp_path / "again")}
+    run_job(tmp_path / "b", **model_settings, trained=["llm", "tower"])
+    from safetensors.torch import load_file
+
+    def part(folder, name):
+        return load_file(tmp_path / folder / name / "model.safetensors")
+
+    torch.manual_seed(0)
+    from longvila.config import load_config
+    from longvila.model import LongVilaForConditionalGeneration
+
+    start = LongVilaForConditionalGeneration(load_config("tiny"))
+    assert torch.equal(part("weights", "llm")["model.norm.weight"], start.llm.model.norm.weight)
+    assert not torch.equal(part("weights", "mm_projector")["layers.2.weight"], start.projector.layers[2].weight)
+    for name, value in part("again", "mm_projector").items():
+        assert torch.equal(value, part("weights", "mm_projector")[name])
+    assert not torch.equal(part("again", "llm")["lm_head.weight"], part("weights", "llm")["lm_head.weight"])
+
+
+def test_the_example_is_learned_and_answered_word_for_word(tmp_path, capsys):
+    """The example's own settings in fewer steps; its answers come back from the checkpoint and from exported weights."""
+    config = yaml.safe_load((EXAMPLES / "train.yaml").read_text())
+    config |= {"data": [CLIPS], "media": str(MEDIA), "run": str(tmp_path / "run"), "frames": 3, "steps": 80}
+    train.main(Job(config={**config, "export": str(tmp_path / "weights")}))
+    assert losses(tmp_path / "run")[-1] < 0.1
+    wanted = [json.loads(line)["conversations"][-1]["value"] for line in open(CLIPS)]
+    asked = {"questions": CLIPS, "media": str(MEDIA), "frames": 3}
+    for source in ({"checkpoint": str(tmp_path / "run")}, {"weights": str(tmp_path / "weights")}):
+        capsys.readouterr()
+        generate.main(Job(config={**asked, **source, "answers": str(tmp_path / "answers.jsonl")}))
+        assert capsys.readouterr().out.splitlines() == wanted
+        assert [json.loads(line)["answer"] for line in open(tmp_path / "answers.jsonl")] == wanted
+    one = {"checkpoint": str(tmp_path / "run"), "video": str(MEDIA / "rabbit.mp4"), "frames": 3}
+    generate.main(Job(config={**one, "question": "<video>\nWhat does the rabbit do?"}))
+    assert capsys.readouterr().out.strip() == wanted[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, "set checkpoint to a run or weights"),
+        ({"checkpoint": "gone"}, "set question, or questions"),
+        ({"checkpoint": "gone", "question": "q"}, "holds no complete checkpoint"),
+        ({"weights": "gone", "question": "q"}, "gone is not a folder"),
+        ({"checkpoint": "gone", "question": "q", "video": "gone.mp4"}, "gone.mp4: no such file"),
+        ({"checkpoint": "gone", "question": "q", "max_new_tokens": 0}, "max_new_tokens 0 must be at least 1"),
+    ],
+)
+def test_wrong_questions_are_refused(change, message):
+    with pytest.raises(JobError, match=message):
+        generate.main(Job(config=change))
+
+
+def test_learning_rate_rises_then_follows_its_schedule():
+    def rates(**how):
+        return [learning_rate(step, steps=10, peak=2.0, **how) for step in range(10)]
+
+    assert rates(schedule="constant", warmup_steps=4) == [0.5, 1.0, 1.5, 2.0, *[2.0] * 6]
+    cosine = rates(schedule="cosine", warmup_steps=0)
+    assert cosine[0] == 2.0 and cosine[5] == pytest.approx(1.0) and cosine == sorted(cosine, reverse=True)
+
+
+def test_optimizer_equals_torch_adamw_and_clips():
+    torch.manual_seed(0)
+    ours, theirs = torch.nn.Linear(5, 3), torch.nn.Linear(5, 3)
+    theirs.load_state_dict(ours.state_dict())
+    optimizer = Optimizer(dict(ours.named_parameters()), betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    groups = [{"params": [theirs.weight], "weight_decay": 0.1}, {"params": [theirs.bias], "weight_decay": 0.0}]
+    reference = torch.optim.AdamW(groups, lr=0.01, betas=(0.9, 0.95))
+    for step in range(4):
+        inputs = torch.randn(7, 5) * 10**step
+        ours(inputs).square().sum().backward()
+        theirs(inputs).square().sum().backward()
+        expected = torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+        assert optimizer.step(0.01, 1.0) == pytest.approx(float(expected), rel=1e-6)
+        reference.step()
+        reference.zero_grad()
+        torch.testing.assert_close(ours.weight, theirs.weight, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(ours.bias, theirs.bias, rtol=1e-5, atol=1e-6)
+    assert ours.weight.grad is None
+
+
+def test_half_precision_parameters_follow_float32_masters():
+    """A step far below bf16's resolution is not lost: after many, the parameter has moved."""
+    layer = torch.nn.Linear(1, 1, bias=False).to(torch.bfloat16)
+    torch.nn.init.ones_(layer.weight)
+    optimizer = Optimizer(dict(layer.named_parameters()), betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
+    for _ in range(64):
+        layer.weight.grad = torch.ones_like(layer.weight)
+        optimizer.step(1e-4, None)  # bf16 next below 1 is 1 - 2**-8
+    assert float(layer.weight) == pytest.approx(1 - 64e-4, abs=2**-9)
+
+
+def test_a_checkpoint_without_its_marker_does_not_count(tmp_path):
+    run_job(tmp_path, steps=1)
+    path = checkpoint.latest(tmp_path)
+    (path / "complete.json").unlink()
+    with pytest.raises(JobError, match="holds no complete checkpoint"):
+        checkpoint.latest(tmp_path)
+    with pytest.raises(JobError, match="is not complete"):
+        checkpoint.read_marker(path)
