@@ -7,6 +7,7 @@ import torch
 
 from cost_models.errors import InputError
 from executor.sharding import ContextSharding
+from longvila.sharding import IGNORE, Batch
 from tests.executor.sharded_step import Case, assert_same_step
 from tests.ranks import run_ranks
 
@@ -50,6 +51,35 @@ def test_four_ranks_equal_one():
 
 def test_eight_ranks_equal_one():
     run_ranks(_check, 8, EIGHT_RANKS)
+
+
+def test_padding_has_no_label_and_no_picture():
+    """A row of 5 on ring 2 x ulysses 2 is padded to 8; the last token's label is a real one here."""
+    batch = Batch(
+        input_ids_L=torch.arange(10, 15),
+        labels_L=torch.arange(20, 25),
+        positions_L=torch.arange(5),
+        document_L=torch.zeros(5, dtype=torch.int64),
+        vision_at_V=torch.tensor([3, 4]),
+        frames=1,
+        pixels_FCHW=torch.zeros(1, 3, 2, 2),
+    )
+    want = {  # (ring, ulysses): tokens of the row, 5 and above being padding
+        (0, 0): [0, 1],
+        (0, 1): [6, 7],
+        (1, 0): [2, 3],
+        (1, 1): [4, 5],
+    }
+    for member, (place, tokens) in enumerate(want.items()):
+        exchange = SimpleNamespace(size=2, exchange=lambda place=place: SimpleNamespace(size=2, index=place[0]))
+        groups = SimpleNamespace(
+            shard=exchange, ulysses=exchange, ring=exchange, places=tuple(want), context=SimpleNamespace(index=member)
+        )
+        local = ContextSharding(groups=groups, device=torch.device("cpu")).shard_batch(batch)
+        assert local.input_ids_S.tolist() == [10 + token if token < 5 else 0 for token in tokens]
+        assert local.labels_S.tolist() == [20 + token if token < 5 else IGNORE for token in tokens]
+        assert local.positions_S.tolist() == [token if token < 5 else 0 for token in tokens]
+        assert local.vision_S.tolist() == [token in (3, 4) for token in tokens]
 
 
 def test_wrong_settings_are_named():
