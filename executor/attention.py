@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from cost_models.errors import InputError
+from cost_models.heads import HeadSplit, Share
 from executor.exchange import Exchange
-from executor.heads import HeadSplit, Share
 from executor.layout import Layout, Tile
 from executor.ring import RingWork, ring_backward, ring_forward
 

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cost_models.heads import Run
 from executor import kernel
 from executor.exchange import Exchange
-from executor.heads import Run
 from executor.layout import Tile
 
 

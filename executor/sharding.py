@@ -24,6 +24,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cost_models.errors import InputError
+from cost_models.heads import HeadSplit
 from executor import attention, embeddings
 from executor.attention import MmSp
 from executor.decode import DecodeStep, ShardedCache
@@ -135,6 +136,8 @@ class ContextSharding:
     def wrap(self, model: nn.Module) -> nn.Module:
         blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
         decoders = [block for block in blocks if _is_decoder(block)]
+        for decoder in decoders:
+            _check_heads(decoder, self.groups.ulysses.size)
         policies = [policy for policy, count in self.recompute for _ in range(count)]
         apply_recompute(decoders, policies or ["none"] * len(decoders))
         precision = MixedPrecisionPolicy(param_dtype=self.precision.param, reduce_dtype=self.precision.reduce)
@@ -185,3 +188,10 @@ def _places(tensor: Tensor) -> Places:
 
 def _is_decoder(block: nn.Module) -> bool:
     return bool(getattr(getattr(block, "self_attn", None), "is_causal", False))
+
+
+def _check_heads(decoder: nn.Module, ulysses: int) -> None:
+    """Degrees that the model's heads do not allow are refused here, before anything is loaded or sent."""
+    config = getattr(decoder.self_attn, "config", None)
+    if config is not None:
+        HeadSplit(q_heads=config.num_attention_heads, kv_heads=config.num_key_value_heads, ulysses=ulysses)

@@ -8,7 +8,7 @@ import torch
 from cost_models.errors import InputError
 from executor.sharding import ContextSharding
 from longvila.sharding import IGNORE, Batch
-from tests.executor.sharded_step import Case, assert_same_step
+from tests.executor.sharded_step import Case, assert_same_step, make_model
 from tests.ranks import run_ranks
 
 EXACT, SINGLE = 1e-9, 1e-5
@@ -88,3 +88,10 @@ def test_wrong_settings_are_named():
         ContextSharding(groups=groups, device=torch.device("cpu"), zero=5)
     with pytest.raises(InputError, match="zero=0 shards nothing, but shard=4; use shard=1 or zero 1, 2, 3"):
         ContextSharding(groups=groups, device=torch.device("cpu"), zero=0)
+
+
+def test_more_ulysses_ranks_than_heads_are_refused_before_anything_is_sent():
+    groups = SimpleNamespace(shard=SimpleNamespace(size=1), ulysses=SimpleNamespace(size=16))
+    sharding = ContextSharding(groups=groups, device=torch.device("cpu"))
+    with pytest.raises(InputError, match="ulysses=16 exceeds the model's 8 query heads; at most 8"):
+        sharding.wrap(make_model(Case(), "mm_sp"))
