@@ -1,13 +1,15 @@
 """How long one kernel takes on a device: matrix products, attention, memory-bound operations. Seconds.
 
-    measured device     table in log-log, its edge efficiency held beyond (long sequences run at the plateau)
+    measured device     GEMM and paged prefill: a table in log-log, its edge efficiency held beyond; training attention:
+                        a closed form whose efficiency rises with keys per query and tiles per SM to a plateau
     another device      launch + (t − launch) · (c⁴·peak ratio + b⁴·bandwidth ratio) / (c⁴ + b⁴),
                         c, b: FLOPs and bytes over the measured device's peaks (roofline form, flagged as an estimate)
     CPU                 launch + FLOPs / (share of peak) or bytes / bandwidth, the larger; a profile replaces the shares
+    clock               GEMM grids are timed in bursts; × held, one constant per device, is what a busy one reaches
     with samples        any of these × exp(interpolated log(measured / predicted)), see curves/samples.py
 
 Times never fall below FLOPs / peak. Arguments are numbers or arrays that broadcast; a number gives a float.
-Left out: launch gaps of an eager framework, power throttling over minutes, strided or batched products.
+Left out: launch gaps of an eager framework, strided or batched products.
 """
 
 from __future__ import annotations
@@ -18,15 +20,17 @@ from typing import Any
 
 import numpy as np
 
-from cost_models.curves.packed import BASES, DeviceCurves, device_curves
+from cost_models.curves.packed import BASES, DeviceCurves, HeadDim, device_curves
 from cost_models.curves.samples import Correction, Sample
 from cost_models.device import Device
 from cost_models.errors import InputError
 
+CLOCKS = ("held", "burst")
 OPS = ("gemm", "attention_forward", "attention_backward", "memory_bound")
 DTYPE_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp8": 1}
 QUERY_TILE = 128
 HEAD_DIM_TILE = 32
+MOST_HEAD_DIM = 512
 GENERIC_SHARE = {"gemm": 0.9, "attention_forward": 0.7, "attention_backward": 0.6, "memory_bound": 0.7}
 """Share of peak where nothing was measured: a matrix product on 2 CPU cores and one attention reached about these."""
 GENERIC_LAUNCH_S = 5e-6
@@ -42,7 +46,9 @@ class Kernels:
     (False, True)
     """
 
-    def __init__(self, device: Device, base: Device, curves: DeviceCurves | None) -> None:
+    def __init__(self, device: Device, base: Device, curves: DeviceCurves | None, clock: str = "held") -> None:
+        if clock not in CLOCKS:
+            raise InputError(f"clock={clock!r}; legal: {', '.join(CLOCKS)}")
         self.device = device
         self.base = base
         self._curves = curves
@@ -50,17 +56,28 @@ class Kernels:
         self._profiled: Mapping[str, int] = {}
         if curves is not None:
             self._gemm = curves.gemm
+            self._held = curves.held if clock == "held" else 1.0
             self._dims = curves.head_dims
-            self._tables = {t: curves.attention_forward(t) for t in {table for _, table, _, _ in self._dims}}
-            self._full_over_causal, self._contiguous = curves.full_over_causal, curves.contiguous
-            self._floor_s = math.exp(min(float(t.log_s.min()) for t in self._tables.values()))
+            self._tables = {t: curves.attention_paged(t) for t in {near.table for near in self._dims}}
+            self._longest = float(next(iter(self._tables.values())).axes[0][-1])
+            self._floor_s = math.exp(min(float(table.log_s.min()) for table in self._tables.values()))
+            self._forward, self._backward = curves.forward, curves.backward
+            pads = range(HEAD_DIM_TILE, MOST_HEAD_DIM + 1, HEAD_DIM_TILE)
+            self._widths = (
+                {d: math.prod(near.forward**weight for near, weight in _beside(self._dims, d)) for d in pads},
+                {d: math.prod(near.backward**weight for near, weight in _beside(self._dims, d)) for d in pads},
+            )
 
     @classmethod
-    def of(cls, device: Device | str, samples: Sequence[Sample] = ()) -> Kernels:
-        """Curves of `device` (a Device or a preset's name), moved onto `samples` where there are any."""
+    def of(cls, device: Device | str, samples: Sequence[Sample] = (), clock: str = "held") -> Kernels:
+        """Curves of `device` (a Device or a preset's name), moved onto `samples` where there are any.
+
+        `clock`: "held", what a busy device keeps under its power limit; "burst", as the GEMM grids were timed.
+        """
         device = Device.load(device) if isinstance(device, str) else device
         name = BASES.get(device.architecture)
-        kernels = cls(device, Device.load(name), device_curves(name)) if name else cls(device, device, None)
+        base, curves = (Device.load(name), device_curves(name)) if name else (device, None)
+        kernels = cls(device, base, curves, clock)
         corrections, profiled = {}, {}
         for op in OPS:
             rows = [sample for sample in samples if sample.op == op]
@@ -80,7 +97,7 @@ class Kernels:
         else:
             read: Any = self._gemm.read if larger is max else self._gemm.read_many
             seconds, (cm, cn, ck) = read(m, n, k)
-            seconds = self._scaled(seconds * (flops / (2.0 * cm * cn * ck)), flops, moved, dtype)
+            seconds = self._scaled(seconds * self._held * (flops / (2.0 * cm * cn * ck)), flops, moved, dtype)
         return larger(self._corrected("gemm", seconds, flops), flops / self.device.peak(dtype))
 
     def attention_s(
@@ -106,7 +123,7 @@ class Kernels:
         larger = _larger(q_tokens, kv_tokens, heads, kv_heads, batch)
         pairs = attention_pairs(q_tokens, kv_tokens, causal)
         passes = 2.5 if backward else 1.0
-        padded = -(-head_dim // HEAD_DIM_TILE) * HEAD_DIM_TILE
+        padded = self._padded(head_dim)
         flops = 4.0 * passes * batch * heads * pairs * padded
         size = float(DTYPE_BYTES[_known(dtype)])
         moved = batch * (2 * q_tokens * heads + 2 * kv_tokens * kv_heads) * head_dim * size * (2 if backward else 1)
@@ -115,7 +132,8 @@ class Kernels:
             seconds = self._generic(op, flops, moved, dtype, larger)
         else:
             shape = (q_tokens, kv_tokens, heads, heads / kv_heads, batch, pairs)
-            seconds = self._backward(shape, padded, larger) if backward else self._forward(shape, padded, paged, larger)
+            paged = paged and not backward
+            seconds = self._paged(shape, padded, larger) if paged else self._training(shape, padded, backward, larger)
             seconds = self._scaled(seconds, flops, moved, dtype)
             seconds = larger(seconds, moved / self.device.memory_bytes_per_s)
         return larger(self._corrected(op, seconds, flops), flops / self.device.peak(dtype))
@@ -137,6 +155,8 @@ class Kernels:
             share = GENERIC_SHARE[op]
             return f"estimate: {share:.0%} of the peak of {self.device.name} ({self.device.source}); profile it"
         facts = self._curves.facts[op]
+        if self.is_estimate(op) and self.device.name == self.base.name:
+            return f"estimate: {facts['source']}"
         if self.is_estimate(op):
             words = f"estimate: {self.device.name} scaled from {self.base.name} by data sheet"
             return f"{words} ({self.device.source}); {facts['source']}"
@@ -148,58 +168,36 @@ class Kernels:
             return False
         return self._curves is None or self.device.name not in self._curves.facts[op]["measured_on"]
 
-    def _forward(self, shape: tuple[Any, ...], padded: int, paged: bool, larger: Any) -> Any:
+    def _training(self, shape: tuple[Any, ...], padded: int, backward: bool, larger: Any) -> Any:
+        """The closed form of contiguous kernels (fit/attention.py)."""
+        assert self._curves is not None and self.base.sms is not None
+        q, kv, heads, _, batch, pairs = shape
+        launch_s, slow, half_keys, half_units, unmasked = self._backward if backward else self._forward
+        keys = larger(pairs / larger(q, 1.0), 0.5)
+        units = batch * heads * larger(q / QUERY_TILE, 1.0) / self.base.sms
+        width = padded * self._widths[backward][padded]
+        flops = (10.0 if backward else 4.0) * batch * heads * pairs * width
+        work = flops / self.base.peak("bf16") * (1 + slow) * unmasked ** _unmasked_share(q, kv, pairs, larger)
+        return launch_s + work * (1 + half_keys / keys) * (1 + half_units / units)
+
+    def _paged(self, shape: tuple[Any, ...], padded: int, larger: Any) -> Any:
         """Map any shape onto square causal prefill of the same FLOPs, query tiles and keys per query."""
         q, kv, heads, group, batch, pairs = shape
         smaller = min if larger is max else np.minimum
-        square = larger(2.0 * pairs / q - 1.0, 1.0)  # the causal square with as many keys per query
-        longest = self._tables[self._dims[0][1]].axes[0][-1]
-        tokens = smaller(square, float(longest))
+        square = larger(2.0 * pairs / larger(q, 1.0) - 1.0, 1.0)  # the causal square with as many keys per query
+        tokens = smaller(square, self._longest)
         copies = batch * q / tokens
-        rows = larger(copies, 1.0)
         columns = heads * smaller(copies, 1.0)
         work = batch * heads * pairs
-        share = larger(2.0 * pairs / (q * kv) - 1.0, 0.0)  # 0: causal square, 1: unmasked
-        factor = self._full_over_causal**share
-        if not paged:
-            factor = factor * self._contiguous.factor(larger(pairs / q, 1.0))
         logs = 0.0
-        for table, weight, scale in self._around(padded, forward=True):
-            grid = self._tables[table]
-            read = grid.read if larger is max else grid.read_many
-            seconds, (ct, cb, ch, _) = read(tokens, rows, columns, group)
-            at_dim = seconds * scale * work / (cb * ch * ct * (ct + 1) / 2.0)
+        for near, weight in _beside(self._dims, padded):
+            grid = self._tables[near.table]
+            read: Any = grid.read if larger is max else grid.read_many
+            seconds, (ct, cb, ch, _) = read(tokens, larger(copies, 1.0), columns, group)
+            at_dim = seconds * near.paged * padded / near.table / (cb * ch * ct * (ct + 1) / 2.0)
             logs = logs + weight * (math.log(at_dim) if larger is max else np.log(at_dim))
-        found = math.exp(logs) if larger is max else np.exp(logs)
-        return larger(found * factor, self._floor_s)
-
-    def _backward(self, shape: tuple[Any, ...], padded: int, larger: Any) -> Any:
-        assert self._curves is not None and self.base.sms is not None
-        q, _, heads, _, batch, pairs = shape
-        launch_s, slow, half_keys, half_units = self._curves.backward
-        keys = pairs / q
-        units = batch * heads * larger(q / QUERY_TILE, 1.0) / self.base.sms
-        logs = 0.0
-        for table, weight, scale in self._around(padded, forward=False):
-            logs += weight * math.log(scale * table)
-        work = 10.0 * batch * heads * pairs * math.exp(logs) / self.base.peak("bf16") * (1 + slow)
-        return launch_s + work * (1 + half_keys / keys) * (1 + half_units / units)
-
-    def _around(self, padded: int, forward: bool) -> list[tuple[int, float, float]]:
-        """(table, weight, time over the table's) of the known head dims on both sides of `padded`."""
-        dims = self._dims
-        above = [row for row in dims if row[0] >= padded] or [dims[-1]]
-        below = [row for row in dims if row[0] <= padded] or [dims[0]]
-        pair = [below[-1], above[0]]
-        if pair[0][0] == pair[1][0]:
-            weights = [1.0]
-        else:
-            high = math.log(padded / pair[0][0]) / math.log(pair[1][0] / pair[0][0])
-            weights = [1.0 - high, high]
-        return [
-            (table, weight, (fwd if forward else bwd) * padded / table)
-            for (_, table, fwd, bwd), weight in zip(pair, weights, strict=False)
-        ]
+        found = work * (math.exp(logs) if larger is max else np.exp(logs))
+        return larger(found * self._forward[4] ** _unmasked_share(q, kv, pairs, larger), self._floor_s)
 
     def _scaled(self, base_s: Any, flops: Any, moved: Any, dtype: str) -> Any:
         """A measured device's time carried to this device and dtype by the roofline form."""
@@ -218,6 +216,12 @@ class Kernels:
             if isinstance(ratio, np.ndarray)
             else (launch_s + max(variable, 0.0) * ratio)
         )
+
+    def _padded(self, head_dim: int) -> int:
+        """The head dim that the kernel really works on; CPU kernels do not pad."""
+        if not 0 < head_dim <= MOST_HEAD_DIM:
+            raise InputError(f"head_dim={head_dim}; legal: 1 to {MOST_HEAD_DIM}")
+        return head_dim if self._curves is None else -(-head_dim // HEAD_DIM_TILE) * HEAD_DIM_TILE
 
     def _generic(self, op: str, flops: Any, moved: Any, dtype: str, larger: Any) -> Any:
         compute = flops / (self.device.peak(dtype) * GENERIC_SHARE[op])
@@ -242,7 +246,7 @@ class Kernels:
             else:
                 batch, q, kv, heads, kv_heads, dim, causal = row.shape
                 backward = op == "attention_backward"
-                padded = -(-dim // HEAD_DIM_TILE) * HEAD_DIM_TILE
+                padded = self._padded(dim)
                 passes = 2.5 if backward else 1.0
                 work.append(4.0 * passes * batch * heads * attention_pairs(q, kv, bool(causal)) * padded)
                 seconds = self.attention_s(q, kv, heads, kv_heads, dim, bool(causal), backward, batch, row.dtype)
@@ -260,6 +264,22 @@ def attention_pairs(q_tokens: Any, kv_tokens: Any, causal: bool) -> Any:
         return q_tokens * kv_tokens * 1.0
     seen = np.minimum(q_tokens, kv_tokens) if isinstance(q_tokens + kv_tokens, np.ndarray) else min(q_tokens, kv_tokens)
     return seen * (kv_tokens - (seen - 1) / 2.0)
+
+
+def _unmasked_share(q_tokens: Any, kv_tokens: Any, pairs: Any, larger: Any) -> Any:
+    """0 for a causal square, 1 where every query sees every key."""
+    return larger(2.0 * pairs / larger(q_tokens * kv_tokens, 1.0) - 1.0, 0.0)
+
+
+def _beside(dims: Sequence[HeadDim], padded: int) -> list[tuple[HeadDim, float]]:
+    """The known head dims beside `padded` and their weights in log."""
+    below = [row for row in dims if row.dim <= padded] or [dims[0]]
+    above = [row for row in dims if row.dim >= padded] or [dims[-1]]
+    low, high = below[-1], above[0]
+    if low.dim == high.dim:
+        return [(low, 1.0)]
+    share = math.log(padded / low.dim) / math.log(high.dim / low.dim)
+    return [(low, 1.0 - share), (high, share)]
 
 
 def _larger(*values: Any) -> Any:

@@ -9,6 +9,7 @@ reading that rises too. The scalar path is plain Python, because one numpy call 
 from __future__ import annotations
 
 import io
+import json
 import math
 import zipfile
 from bisect import bisect_right
@@ -16,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -45,28 +47,26 @@ class LogGrid:
 
     def read(self, *point: float) -> tuple[float, tuple[float, ...]]:
         """Seconds at one point clamped into the grid, and that clamped point."""
-        corners = [(0, 1.0)]
-        clamped = []
+        corners, shares, clamped = [0], [], []
         for value, (knots, logs, stride) in zip(point, self._knots, strict=True):
-            last = len(knots) - 1
-            if value <= knots[0] or last == 0:
-                clamped.append(knots[0])
-                continue
-            if value >= knots[last]:
-                clamped.append(knots[last])
-                corners = [(base + last * stride, w) for base, w in corners]
-                continue
-            clamped.append(value)
             i = bisect_right(knots, value) - 1
-            high = (math.log(value) - logs[i]) / (logs[i + 1] - logs[i])
-            offset = i * stride
-            if high == 0.0:
-                corners = [(base + offset, w) for base, w in corners]
-                continue
-            low = 1.0 - high
-            corners = [c for base, w in corners for c in ((base + offset, w * low), (base + offset + stride, w * high))]
+            if i < 0:
+                clamped.append(knots[0])
+            elif i >= len(knots) - 1:
+                clamped.append(knots[-1])
+                corners = [c + (len(knots) - 1) * stride for c in corners]
+            else:
+                clamped.append(value)
+                corners = [c + i * stride for c in corners]
+                if value > knots[i]:
+                    shares.append((math.log(value) - logs[i]) / (logs[i + 1] - logs[i]))
+                    corners += [c + stride for c in corners]
         flat = self._flat
-        return math.exp(sum([w * flat[i] for i, w in corners])), tuple(clamped)
+        found = [flat[c] for c in corners]
+        for share in reversed(shares):  # the upper half of the list belongs to the axis that was split last
+            half = len(found) // 2
+            found = [a + (b - a) * share for a, b in zip(found[:half], found[half:], strict=True)]
+        return math.exp(found[0]), tuple(clamped)
 
     def read_many(self, *point: npt.ArrayLike) -> tuple[Floats, list[Floats]]:
         """The same for arrays that broadcast together."""
@@ -89,18 +89,35 @@ class LogGrid:
         return np.exp(total), clamped
 
 
-def pack(path: Path, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
-    """Write arrays as .npz with the same bytes for the same input (fixed names' order and dates)."""
+def pack(path: Path, arrays: Mapping[str, npt.ArrayLike]) -> None:
+    """Write arrays in float32, the same bytes for the same input: one flat body and a JSON index of names and shapes.
+
+    One body, because reading a dozen small members of an archive takes longer than reading one large one.
+    """
+    index: dict[str, list[int]] = {}
+    parts = []
+    for name in sorted(arrays):
+        array = np.asarray(arrays[name], np.float32)
+        index[name] = list(array.shape)
+        parts.append(array.ravel())
+    text = np.frombuffer(json.dumps(index).encode(), np.uint8)
     with zipfile.ZipFile(path, "w") as archive:
-        for name in sorted(arrays):
-            body = io.BytesIO()
-            np.lib.format.write_array(body, np.asarray(arrays[name], order="C"), allow_pickle=False)
+        members: dict[str, npt.NDArray[Any]] = {"index": text, "body": np.concatenate(parts)}
+        for name, member in members.items():
+            data = io.BytesIO()
+            np.lib.format.write_array(data, member, allow_pickle=False)
             info = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
             info.compress_type = zipfile.ZIP_DEFLATED
-            archive.writestr(info, body.getvalue(), compresslevel=9)
+            archive.writestr(info, data.getvalue(), compresslevel=9)
 
 
-def unpack(path: Path) -> dict[str, npt.NDArray[np.generic]]:
+def unpack(path: Path) -> dict[str, Floats]:
     """Read what `pack` wrote; nothing in it can be a pickle."""
     with np.load(path, allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
+        index, body = json.loads(archive["index"].tobytes()), archive["body"]
+    arrays, at = {}, 0
+    for name, shape in index.items():
+        size = math.prod(shape)
+        arrays[name] = body[at : at + size].reshape(shape).astype(np.float64)
+        at += size
+    return arrays

@@ -1,6 +1,6 @@
 """The packed curves of the devices that were measured, and which of them a device is scaled from.
 
-One .npz per measured architecture (tables of log-seconds in float32) and one .json beside it with the source of each
+One .npz per measured architecture (tables of log-seconds) and one .json beside it with the source of each
 operation, the presets that it was measured on, and the error on shape families left out of the fit. Read once, kept.
 """
 
@@ -13,10 +13,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cost_models.curves.grid import LogGrid, unpack
-from cost_models.curves.samples import Correction
 
 FOLDER = Path(__file__).parent
 BASES = {
@@ -27,6 +24,17 @@ BASES = {
     "blackwell": "b200-sxm-180gb",
 }
 """Architecture -> the measured device that its members are scaled from. A CPU has none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadDim:
+    """How attention at one head dim is read: time at equal FLOPs over that of another head dim."""
+
+    dim: int
+    table: int  # the head dim of the paged table to read
+    paged: float  # over that table's
+    forward: float  # training kernels: over head dim 128's
+    backward: float
 
 
 @dataclass(frozen=True)
@@ -41,33 +49,32 @@ class DeviceCurves:
         """Seconds by (m, n, k)."""
         return self._grid("gemm", 3)
 
-    def attention_forward(self, table: int) -> LogGrid:
+    def attention_paged(self, table: int) -> LogGrid:
         """Seconds of causal prefill by (tokens, batch, heads, group), for one measured head dim."""
         return self._grid(f"attention_{table}", 4)
 
     @property
-    def head_dims(self) -> list[tuple[int, int, float, float]]:
-        """(head dim, the table it is read from, forward and backward time at equal FLOPs over that table's)."""
-        return [(int(d), int(t), float(f), float(b)) for d, t, f, b in self.arrays["head_dims"]]
+    def head_dims(self) -> list[HeadDim]:
+        """The head dims whose time is known, smallest first."""
+        return [
+            HeadDim(dim=int(row[0]), table=int(row[1]), paged=row[2], forward=row[3], backward=row[4])
+            for row in self.arrays["head_dims"].tolist()
+        ]
 
     @property
-    def backward(self) -> tuple[float, float, float, float]:
-        """launch_s, slowness over peak, half-keys, half-units of the closed form (see fit/attention.py)."""
-        launch_s, slow, keys, units = self.arrays["backward"].tolist()
-        return launch_s, slow, keys, units
+    def forward(self) -> tuple[float, ...]:
+        """launch_s, slowness over peak, half-keys, half-units, unmasked ratio of the closed form (fit/attention.py)."""
+        return tuple(self.arrays["forward"].tolist())
 
     @property
-    def full_over_causal(self) -> float:
-        """Unmasked time over causal time at the same pairs and keys per query."""
-        return float(self.arrays["full_over_causal"])
+    def backward(self) -> tuple[float, ...]:
+        """The same for the backward."""
+        return tuple(self.arrays["backward"].tolist())
 
-    @cached_property
-    def contiguous(self) -> Correction:
-        """By mean keys per query: a training kernel's time over that of the paged prefill the tables hold."""
-        keys, log_ratio = self.arrays["contiguous"]
-        return Correction(
-            work=keys.tolist(), base_s=[1.0] * len(keys), measured_s=np.exp(log_ratio).tolist(), keep_order=False
-        )
+    @property
+    def held(self) -> float:
+        """GEMM time at the clock that a busy device holds, over the time in short bursts that the table has."""
+        return float(self.arrays["held"])
 
     @property
     def memory_bound(self) -> tuple[float, float]:
@@ -83,7 +90,7 @@ class DeviceCurves:
 
     def _grid(self, name: str, axes: int) -> LogGrid:
         axis_arrays = [self.arrays[f"{name}_axis{i}"] for i in range(axes)]
-        return LogGrid(axis_arrays, np.asarray(self.arrays[name], np.float64))
+        return LogGrid(axis_arrays, self.arrays[name])
 
 
 @cache

@@ -11,6 +11,7 @@ rank).
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,20 +57,11 @@ class Correction:
     2.0
     """
 
-    def __init__(
-        self,
-        *,
-        work: Sequence[float],
-        base_s: Sequence[float],
-        measured_s: Sequence[float],
-        keep_order: bool = True,  # more work never takes less time; False where the values are ratios
-    ) -> None:
+    def __init__(self, *, work: Sequence[float], base_s: Sequence[float], measured_s: Sequence[float]) -> None:
         logs = np.log(np.array([work, base_s, measured_s], np.float64))
         self._work = np.unique(logs[0])
         merged = np.array([[np.median(row[logs[0] == w]) for row in logs[1:]] for w in self._work]).T
-        measured = merged[1]
-        if keep_order:
-            measured = np.minimum.accumulate(measured[::-1])[::-1] / 2 + np.maximum.accumulate(measured) / 2
+        measured = np.minimum.accumulate(merged[1][::-1])[::-1] / 2 + np.maximum.accumulate(merged[1]) / 2
         self._shift = measured - merged[0]
         self._x, self._y = self._work.tolist(), self._shift.tolist()
 
@@ -77,9 +69,9 @@ class Correction:
         """At one amount of work (float), or many (array)."""
         if isinstance(work, np.ndarray):
             return np.exp(np.interp(np.log(work), self._work, self._shift))
-        x, xs, ys = float(np.log(work)), self._x, self._y
+        x, xs, ys = math.log(work), self._x, self._y
         i = bisect_right(xs, x)
         if i == 0 or i == len(xs):
-            return float(np.exp(ys[0] if i == 0 else ys[-1]))
+            return math.exp(ys[0] if i == 0 else ys[-1])
         share = (x - xs[i - 1]) / (xs[i] - xs[i - 1])
-        return float(np.exp(ys[i - 1] * (1 - share) + ys[i] * share))
+        return math.exp(ys[i - 1] * (1 - share) + ys[i] * share)

@@ -1,6 +1,6 @@
 """`python -m cost_models.fit`: fit the device and link curves, pack them, print the error on families left out.
 
-    measurements/*.csv -> cost_models/curves/<device>.npz, <device>.json (sources, errors), links.npz
+    measurements/*.csv -> cost_models/curves/<device>.npz, <device>.json (sources, errors), links.*, checks.json
 Same input, same bytes. `--no-check` keeps the packed errors and skips the left-out fits (a minute).
 """
 
@@ -19,7 +19,7 @@ from rich.table import Table
 from cost_models.curves.grid import Floats, pack
 from cost_models.curves.packed import FOLDER
 from cost_models.errors import InputError
-from cost_models.fit import devices, links
+from cost_models.fit import checks, devices, links
 from cost_models.fit.rows import DEFAULT_FOLDER
 
 
@@ -40,7 +40,7 @@ def fit_device(measurements: Path, out: Path, recipe: devices.Recipe, check: boo
     pack(out / f"{recipe.device}.npz", arrays)
     facts_path = out / f"{recipe.device}.json"
     if check:
-        errors = {name: summary(e) for name, e in devices.left_out(measurements, recipe, arrays).items()}
+        errors = {name: summary(e) for name, e in devices.left_out(measurements, recipe).items()}
     else:
         errors = json.loads(facts_path.read_text())["left_out"] if facts_path.is_file() else {}
     facts: dict[str, Any] = {
@@ -62,6 +62,14 @@ def fit_links(measurements: Path, out: Path) -> dict[str, dict[str, dict[str, fl
     return errors
 
 
+def other_rows(errors: dict[str, dict[str, float]]) -> Table:
+    """Rows that shaped no curve, against the packed curves."""
+    shown = Table("rows that shaped no curve", "rows", "median", "p90", "bias", title="against other set-ups")
+    for name, e in errors.items():
+        shown.add_row(name, str(e["rows"]), f"{e['median']:.1%}", f"{e['p90']:.1%}", f"{e['bias']:+.1%}")
+    return shown
+
+
 @click.command()
 @click.option(
     "--measurements", type=click.Path(path_type=Path), default=DEFAULT_FOLDER, help="Folder of measured rows."
@@ -77,6 +85,7 @@ def main(measurements: Path, out: Path, check: bool) -> None:
         found = fit_links(measurements, out)
         for recipe in track(devices.RECIPES, "fitting", console=console, transient=True):
             found[recipe.device] = fit_device(measurements, out, recipe, check)
+        others = {name: summary(e) for name, e in checks.errors(measurements).items()} if check else {}
     except InputError as error:
         raise click.UsageError(str(error)) from error
     for curve, families in found.items():
@@ -84,6 +93,9 @@ def main(measurements: Path, out: Path, check: bool) -> None:
             cells = (f"{e['median']:.1%}", f"{e['p90']:.1%}", f"{e['bias']:+.1%}")
             shown.add_row(curve, name, str(e["rows"]), *cells)
     console.print(shown)
+    if others:
+        console.print(other_rows(others))
+        (out / "checks.json").write_text(json.dumps(others, indent=1, sort_keys=True) + "\n")
     size = sum(path.stat().st_size for path in out.glob("*.npz")) + sum(p.stat().st_size for p in out.glob("*.json"))
     console.print(f"packed {size / 1000:.0f} kB in {out}")
 

@@ -1,11 +1,13 @@
-"""Attention curves: a forward table over (tokens, batch, heads, group) and a closed form for the backward.
+"""Attention curves: closed forms for training's forward and backward, a table for the paged prefill of serving.
 
-    forward   t = launch + 2·B·H·S²·D / (peak·e) · (1 + S0/S) · (1 + U0/U),   U = B·H·⌈S/128⌉ / SMs
-              times exp(deviation), a penalised grid: least squares on the rows plus λ · (second differences)²
-    backward  t = launch + 5·B·H·S²·D / (peak·e) · (1 + L0/L) · (1 + U0/U),   L = mean keys per query (S/2 if causal)
-
-Forward rows are causal prefill of equal lengths; how other shapes map onto them is in `kernels.py`. `group` is query
-heads per KV head. Left out: sliding windows, unequal head dims (MLA), dropout, deterministic backward.
+    form   t = launch + 4·p·pairs·D / peak · (1 + slow) · (1 + L0/L) · (1 + U0/U) · unmasked
+           p: 1 forward, 2.5 backward · L: mean keys per query (S/2 if causal) · U = B·H·⌈S/128⌉ / SMs
+           unmasked: below 1 where every query sees every key, since no tile is half empty; 1 if causal
+    table  form × exp(deviation), a penalised grid over (tokens, batch, heads, group): least squares on the rows
+           plus λ · (second differences)²
+The table's rows are causal and of equal lengths; how other shapes map onto them is in `kernels.py`. `group` is query
+heads per KV head. Where the rows hold one mask only, UNMASKED_PRIOR decides. Left out: sliding windows, unequal head
+dims (MLA), dropout, the deterministic backward.
 """
 
 from __future__ import annotations
@@ -25,16 +27,18 @@ QUERY_TILE = 128
 KNOTS = (
     np.array([512.0, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 10240, 12288, 16384]),
     2.0 ** np.arange(9),
-    np.array([1.0, 2, 4, 8, 16, 32, 64]),
+    np.array([1.0, 2, 4, 8, 16, 32, 48, 64]),
     np.array([1.0, 2, 4, 8, 64]),
 )
-SMOOTHNESS = 0.03
+SMOOTHNESS = 0.15
+UNMASKED_PRIOR = 0.95
+UNMASKED_WEIGHT = 1.0
 BELOW_TOKENS = (64.0, 128.0, 256.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """The fitted closed form; `parameters` are logs of launch, slowness, S0, U0."""
+    """The fitted closed form; `parameters` are logs of launch, slowness, L0, U0 and the unmasked ratio."""
 
     parameters: Floats
     sms: int
@@ -42,25 +46,25 @@ class Form:
     head_dim: float
     passes: float  # 1 forward, 2.5 backward
 
-    def seconds(self, units: Floats, keys: Floats, pairs: Floats) -> Floats:
+    def seconds(self, units: Floats, keys: Floats, pairs: Floats, causal: Floats) -> Floats:
         """units: query tiles per SM; keys: mean keys per query; pairs: query-key pairs over batch and heads."""
-        launch, slow, half_keys, half_units = np.exp(self.parameters)
+        launch, slow, half_keys, half_units, unmasked = np.exp(self.parameters)
         work = 4 * self.passes * pairs * self.head_dim / self.peak_flops * (1 + slow)
+        work = work * np.where(causal > 0, 1.0, unmasked)
         return np.asarray(launch + work * (1 + half_keys / keys) * (1 + half_units / units))
 
 
-def shapes(batch: Floats, tokens: Floats, heads: Floats, causal: Floats, sms: int) -> tuple[Floats, Floats, Floats]:
-    """Units, mean keys and pairs of square attention."""
+def shapes(batch: Floats, tokens: Floats, heads: Floats, causal: Floats, sms: int) -> tuple[Floats, ...]:
+    """Units, mean keys, pairs and the mask of square attention."""
     keys = np.where(causal > 0, (tokens + 1) / 2, tokens)
     units = batch * heads * np.ceil(tokens / QUERY_TILE) / sms
-    return units, keys, batch * heads * tokens * keys
+    return units, keys, batch * heads * tokens * keys, causal
 
 
-def fit_form(
-    shape: tuple[Floats, Floats, Floats], seconds: Floats, head_dim: float, device: Device, passes: float
-) -> Form:
+def fit_form(shape: tuple[Floats, ...], seconds: Floats, head_dim: float, device: Device, passes: float) -> Form:
     """Least squares of log time; the start values are typical of flash kernels and hold what the rows leave open."""
-    start = np.log(np.array([1e-5, 0.3, 100.0, 0.3]))
+    start = np.log(np.array([3e-6, 0.3, 100.0, 0.3, UNMASKED_PRIOR]))
+    weights = np.array([0.03, 0.03, 0.03, 0.03, UNMASKED_WEIGHT])
     assert device.sms is not None
     sms, peak = device.sms, device.peak("bf16")
 
@@ -69,9 +73,9 @@ def fit_form(
 
     def residual(parameters: Floats) -> Floats:
         misfit = np.log(form(parameters).seconds(*shape)) - np.log(seconds)
-        return np.concatenate([misfit, 0.03 * (parameters - start)])
+        return np.concatenate([misfit, weights * (parameters - start)])
 
-    bounds = (np.log([1e-7, 1e-3, 1e-2, 1e-3]), np.log([1e-3, 100.0, 1e4, 100.0]))
+    bounds = (np.log([1e-7, 1e-3, 1e-2, 1e-3, 0.8]), np.log([2e-5, 100.0, 1e4, 100.0, 1.01]))
     return form(least_squares(residual, start, bounds=bounds, loss="soft_l1", f_scale=0.1, max_nfev=200).x)
 
 
@@ -133,22 +137,22 @@ def left_out_heads(rows: Floats, device: Device) -> Floats:
     return np.concatenate(errors)
 
 
-def fit_backward(rows: Floats, device: Device) -> Form:
-    """The backward's closed form from rows batch, tokens, heads, kv heads, head dim, causal, seconds."""
+def fit_training(rows: Floats, device: Device, passes: float) -> Form:
+    """The closed form from rows batch, tokens, heads, kv heads, head dim, causal, seconds."""
     assert device.sms is not None
     shape = shapes(rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 5], device.sms)
-    return fit_form(shape, rows[:, 6], rows[0, 4], device, passes=2.5)
+    return fit_form(shape, rows[:, 6], rows[0, 4], device, passes)
 
 
-def left_out_backward(rows: Floats, device: Device) -> Floats:
-    """Signed relative errors of the backward, one (heads, kv heads, causal) family left out at a time."""
+def left_out_training(rows: Floats, device: Device, passes: float) -> Floats:
+    """Signed relative errors of the closed form, one (heads, kv heads, mask) family left out at a time."""
     assert device.sms is not None
     family = rows[:, [2, 3, 5]]
     errors = []
     for one in np.unique(family, axis=0):
         out = (family == one).all(axis=1)
         held = rows[out]
-        form = fit_backward(rows[~out], device)
+        form = fit_training(rows[~out], device, passes)
         shape = shapes(held[:, 0], held[:, 1], held[:, 2], held[:, 5], device.sms)
         errors.append(form.seconds(*shape) / held[:, 6] - 1)
     return np.concatenate(errors)

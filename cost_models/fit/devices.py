@@ -1,11 +1,13 @@
 """All packed arrays of one measured device, and the error of each operation on families left out.
 
 What is fitted to what, by device:
-            gemm, prefill     training forward and backward                       memory-bound
-    A100    vLLM 0.14         FlashAttention-2 labels (pair of both), SimuMax      Vidur additions
-    H100    vLLM 0.19 (FA3)   FA3 labels, cuDNN on H200 (same die and clock)       Vidur additions
-    B200    vLLM 0.19         cuDNN on GB200 (same die, other clock: by share)     cuDNN's norms on GB200
-Left out: SimuMax's B200 attention rows (an older kernel, 30% slower than cuDNN's), sglang's grid (kept as a check).
+            gemm, paged prefill   training attention, forward and backward            memory-bound
+    A100    vLLM 0.14             FlashAttention-2 labels of the pair, SimuMax         Vidur additions
+    H100    vLLM 0.19 (FA3)       FA3 labels (forward), cuDNN on H200 (same die)       Vidur additions, norms on H200
+    B200    vLLM 0.19             cuDNN on GB200 (same die, other clock: by share)     cuDNN's norms on GB200
+The clock that a busy device holds: Vidur's projections (A100, H100), SimuMax's matmuls (B200), one constant each.
+The A100 pair is split by the forward's share of the pair in SimuMax's rows of many heads. Left out: SimuMax's B200
+attention rows (an older kernel, 30% slower than cuDNN's), sglang's grid, digitised plots.
 """
 
 from __future__ import annotations
@@ -19,8 +21,11 @@ import numpy as np
 from cost_models.curves.grid import Floats
 from cost_models.curves.packed import DeviceCurves
 from cost_models.device import Device
-from cost_models.fit import attention, gemm, memory, rows
+from cost_models.fit import attention, checks, gemm, memory, rows
 from cost_models.kernels import Kernels
+
+LONG_S = 256e-6
+"""Products this long wait for nothing but the clock; shorter ones of other set-ups differ by launches and caches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +36,6 @@ class Recipe:
     gemm_file: str
     prefill_file: str
     training_device: str  # whose peak the training rows are shares of
-    memory_device: str
     sources: dict[str, tuple[str, tuple[str, ...]]]  # op -> (words, presets that were measured)
 
 
@@ -41,11 +45,10 @@ RECIPES = (
         gemm_file="kernels_gemm_a100_vllm0.14.csv",
         prefill_file="kernels_attnfwd_a100_vllm0.14.csv",
         training_device="a100-sxm-80gb",
-        memory_device="a100-sxm-80gb",
         sources={
             "gemm": ("A100-SXM4-80GB, vLLM 0.14 grid (AIConfigurator, Apache-2.0)", ("a100-sxm-80gb",)),
             "attention_forward": (
-                "A100-SXM4-80GB, vLLM 0.14 grid, moved to FlashAttention-2 labels (BSD-3) and SimuMax rows",
+                "A100-SXM4-80GB, FlashAttention-2 pair labels (BSD-3), A100-PCIe SimuMax rows; paged: vLLM 0.14 grid",
                 ("a100-sxm-80gb",),
             ),
             "attention_backward": (
@@ -60,18 +63,20 @@ RECIPES = (
         gemm_file="kernels_gemm_h100_vllm0.19.csv",
         prefill_file="kernels_attnfwd_h100_vllm0.19.csv",
         training_device="h100-sxm-80gb",
-        memory_device="h100-sxm-80gb",
         sources={
             "gemm": ("H100 80GB HBM3, vLLM 0.19 grid (AIConfigurator, Apache-2.0)", ("h100-sxm-80gb",)),
             "attention_forward": (
-                "H100 80GB HBM3, vLLM 0.19 grid, moved to FlashAttention-3 labels (BSD-3) and cuDNN on H200",
-                ("h100-sxm-80gb",),
+                "H100 SXM5 FlashAttention-3 labels (BSD-3), cuDNN on H200 (MIT); paged: vLLM 0.19 grid (FA3)",
+                ("h100-sxm-80gb", "h200-sxm-141gb"),
             ),
             "attention_backward": (
                 "cuDNN on H200, same die and clock as H100 SXM (cudnn-frontend, MIT)",
                 ("h100-sxm-80gb", "h200-sxm-141gb"),
             ),
-            "memory_bound": ("H100 residual additions (Vidur, MIT)", ("h100-sxm-80gb",)),
+            "memory_bound": (
+                "H100 residual additions (Vidur, MIT), cuDNN's RMSNorm on H200 (MIT)",
+                ("h100-sxm-80gb", "h200-sxm-141gb"),
+            ),
         },
     ),
     Recipe(
@@ -79,15 +84,14 @@ RECIPES = (
         gemm_file="kernels_gemm_b200_vllm0.19.csv",
         prefill_file="kernels_attnfwd_b200_vllm0.19.csv",
         training_device="gb200",
-        memory_device="gb200",
         sources={
             "gemm": ("B200, vLLM 0.19 grid (AIConfigurator, Apache-2.0)", ("b200-sxm-180gb",)),
             "attention_forward": (
-                "B200, vLLM 0.19 flashinfer grid, moved to cuDNN on GB200 (cudnn-frontend, MIT)",
-                ("b200-sxm-180gb", "gb200"),
+                "cuDNN on GB200, by share of peak (cudnn-frontend, MIT); paged: B200, vLLM 0.19 grid (flashinfer)",
+                ("gb200",),
             ),
             "attention_backward": ("cuDNN on GB200, by share of peak (cudnn-frontend, MIT)", ("gb200",)),
-            "memory_bound": ("compiled RMSNorm on GB200 (cudnn-frontend, MIT)", ("gb200",)),
+            "memory_bound": ("cuDNN's RMSNorm on GB200 (cudnn-frontend, MIT)", ("gb200",)),
         },
     ),
 )
@@ -131,7 +135,7 @@ def _seconds(labels: Floats, flops_per_pair: float) -> Floats:
 
 
 def head_dims(folder: Path, device: str, measured: list[int]) -> Floats:
-    """Rows (dim, table, forward ratio, backward ratio): time over head dim 128's at equal FLOPs, by printed labels."""
+    """Rows of `packed.HeadDim`: times over head dim 128's at equal FLOPs, by printed labels."""
     paired = rows.flash_labels(
         folder, "flash2_a100" if device.startswith("a100") else "flash2_h100", "FlashAttention-2"
     )
@@ -140,7 +144,9 @@ def head_dims(folder: Path, device: str, measured: list[int]) -> Floats:
     pair_64 = _ratio(paired, 64)
     forward_64 = pair_64 if device.startswith("a100") else _ratio(forward, 64)
     ratios = {64: (forward_64, pair_64), 128: (1.0, 1.0), 256: (_ratio(forward, 256), 1.0)}
-    return np.array([[d, d if d in measured else 128, 1.0 if d in measured else f, b] for d, (f, b) in ratios.items()])
+    return np.array(
+        [[d, d if d in measured else 128, 1.0 if d in measured else f, f, b] for d, (f, b) in ratios.items()]
+    )
 
 
 def _ratio(labels: Floats, dim: int) -> float:
@@ -148,26 +154,6 @@ def _ratio(labels: Floats, dim: int) -> float:
     rates = {(row[1], row[5], row[4]): row[6] for row in labels}
     found = [rates[s, c, 128] / rate for (s, c, d), rate in rates.items() if d == dim and (s, c, 128) in rates]
     return float(np.median(found))
-
-
-def contiguous(forward: Floats, kernels: Kernels) -> tuple[Floats, float]:
-    """(keys, log ratio) of training kernels over the paged table by mean keys per query, and full over causal."""
-    ratio, keys = training_ratios(forward, kernels)
-    causal = forward[:, 5] > 0
-    knots = np.unique(np.round(np.log2(keys[causal])))
-    medians = np.array([np.median(ratio[causal & (np.round(np.log2(keys)) == knot)]) for knot in knots])
-    full = ratio[~causal] - np.interp(np.log2(keys[~causal]), knots, medians)
-    return np.array([2.0**knots, medians]), float(np.exp(np.median(full))) if len(full) else 1.0
-
-
-def training_ratios(forward: Floats, kernels: Kernels) -> tuple[Floats, Floats]:
-    """log(measured / predicted) of training rows, and their mean keys per query."""
-    predicted = [
-        kernels.attention_s(int(s), int(s), int(h), int(kv), int(d), bool(causal), batch=b)
-        for b, s, h, kv, d, causal, _ in forward
-    ]
-    keys = np.where(forward[:, 5] > 0, (forward[:, 1] + 1) / 2, forward[:, 1])
-    return np.log(forward[:, 6] / np.array(predicted)), keys
 
 
 def fit(folder: Path, recipe: Recipe) -> dict[str, Any]:
@@ -182,30 +168,39 @@ def fit(folder: Path, recipe: Recipe) -> dict[str, Any]:
     arrays["head_dims"] = head_dims(folder, recipe.device, dims)
     training_device = Device.load(recipe.training_device)
     training = training_rows(folder, recipe)
-    arrays["backward"] = np.exp(attention.fit_backward(training.backward, training_device).parameters)
-    memory_device = Device.load(recipe.memory_device)
-    arrays["memory_bound"] = memory.fit(memory_rows(folder, recipe), memory_device)
-    arrays["contiguous"], arrays["full_over_causal"] = np.array([[1.0], [0.0]]), np.array(1.0)
-    kernels = Kernels(training_device, device, DeviceCurves(recipe.device, arrays))
-    keys, full = contiguous(training.forward, kernels)
-    arrays["contiguous"], arrays["full_over_causal"] = keys, np.array(full)
+    arrays["forward"] = np.exp(attention.fit_training(training.forward, training_device, 1.0).parameters)
+    arrays["backward"] = np.exp(attention.fit_training(training.backward, training_device, 2.5).parameters)
+    arrays["memory_bound"] = memory.fit(memory_rows(folder, recipe))
+    arrays["held"] = np.array(1.0)
+    arrays["held"] = np.array(held(folder, Kernels(device, device, DeviceCurves(recipe.device, arrays))))
     return arrays
 
 
+def held(folder: Path, burst: Kernels) -> float:
+    """Median of measured over predicted of long GEMMs in a busy device: one constant, the clock it keeps."""
+    name = burst.device.name
+    busy = checks.vidur(folder, name[:4], burst) if name[:4] in ("a100", "h100") else checks.simumax(folder, burst)
+    pairs = np.array([pair for pair in busy if pair[0] >= LONG_S])
+    return float(np.median(pairs[:, 1] / pairs[:, 0]))
+
+
 def memory_rows(folder: Path, recipe: Recipe) -> Floats:
-    """bytes, seconds of the memory-bound rows of a recipe."""
-    if recipe.memory_device == "gb200":
-        return memory.norms(folder, "NVIDIA GB200")
-    return memory.additions(folder, recipe.memory_device[:4])
+    """Ideal seconds and seconds of the memory-bound rows of a recipe."""
+    if recipe.device == "b200-sxm-180gb":
+        return memory.norms(folder, "NVIDIA GB200", Device.load("gb200"))
+    added = memory.additions(folder, recipe.device[:4], Device.load(recipe.device))
+    if recipe.device == "a100-sxm-80gb":
+        return added
+    return np.vstack([added, memory.norms(folder, "NVIDIA H200", Device.load("h200-sxm-141gb"))])
 
 
 def _add_grid(arrays: dict[str, Any], name: str, grid: Any) -> None:
     for i, axis in enumerate(grid.axes):
         arrays[f"{name}_axis{i}"] = axis
-    arrays[name] = grid.log_s.astype(np.float32)
+    arrays[name] = grid.log_s
 
 
-def left_out(folder: Path, recipe: Recipe, arrays: dict[str, Any]) -> dict[str, Floats]:
+def left_out(folder: Path, recipe: Recipe) -> dict[str, Floats]:
     """Signed relative errors by operation, whole families left out."""
     device, training_device = Device.load(recipe.device), Device.load(recipe.training_device)
     training = training_rows(folder, recipe)
@@ -214,23 +209,7 @@ def left_out(folder: Path, recipe: Recipe, arrays: dict[str, Any]) -> dict[str, 
     for dim in np.unique(prefill[:, 4]):
         found = attention.left_out_heads(prefill[prefill[:, 4] == dim], device)
         errors[f"attention prefill {int(dim)}, heads"] = found
-    errors["attention training, heads and mask"] = _left_out_training(training.forward, recipe, arrays)
-    errors["attention backward, heads and mask"] = attention.left_out_backward(training.backward, training_device)
-    errors["memory-bound, sizes"] = memory.errors(memory_rows(folder, recipe), Device.load(recipe.memory_device))
+    for name, found, passes in (("forward", training.forward, 1.0), ("backward", training.backward, 2.5)):
+        errors[f"attention {name}, heads and mask"] = attention.left_out_training(found, training_device, passes)
+    errors["memory-bound, sizes"] = memory.left_out(memory_rows(folder, recipe))
     return errors
-
-
-def _left_out_training(forward: Floats, recipe: Recipe, arrays: dict[str, Any]) -> Floats:
-    bare = {**arrays, "contiguous": np.array([[1.0], [0.0]]), "full_over_causal": np.array(1.0)}
-    family = forward[:, [2, 3, 5]]
-    errors = []
-    for one in np.unique(family, axis=0):
-        out = (family == one).all(axis=1)
-        if not (forward[~out, 5] > 0).any():
-            continue
-        base, device = Device.load(recipe.device), Device.load(recipe.training_device)
-        keys, full = contiguous(forward[~out], Kernels(device, base, DeviceCurves(recipe.device, bare)))
-        refit = {**bare, "contiguous": keys, "full_over_causal": np.array(full)}
-        ratio, _ = training_ratios(forward[out], Kernels(device, base, DeviceCurves(recipe.device, refit)))
-        errors.append(np.exp(-ratio) - 1)
-    return np.concatenate(errors)

@@ -1,8 +1,9 @@
-"""Memory-bound operations: launch latency and the reached share of the memory bandwidth of a device.
+"""Memory-bound operations: launch latency and the reached share of the memory bandwidth.
 
-    t = launch + bytes / (bandwidth · share)
-Fitted to residual additions (A100, H100: Vidur; reads two tensors, writes one) and to compiled RMSNorm forward (GB200:
-cuDNN's benchmark; reads one, writes one). Left out: what the L2 cache saves when a tensor was just written.
+    t = launch + ideal / share,   ideal = bytes / data-sheet bandwidth of the device that was timed
+Rows: residual additions (A100, H100: Vidur; read two tensors, write one) of at least 80 MB, since smaller ones live in
+the L2 cache that a training step's tensors do not fit in, and cuDNN's RMSNorm forward (H200, GB200; reads one, writes
+one; torch's compiled kernel scatters by 40% at equal bytes). Left out: what the L2 saves when a tensor is fresh.
 """
 
 from __future__ import annotations
@@ -16,53 +17,50 @@ from cost_models.curves.grid import Floats
 from cost_models.device import Device
 from cost_models.fit.rows import read_rows
 
+BEYOND_L2_BYTES = 80e6
+LAUNCH_PRIOR_S = 2e-6
 
-def additions(folder: Path, gpu: str) -> Floats:
-    """bytes, seconds of residual additions of at least 512 tokens (below, the printed microseconds are too coarse)."""
+
+def additions(folder: Path, gpu: str, device: Device) -> Floats:
+    """Ideal seconds, seconds of Vidur's residual additions on `gpu`."""
     rows = []
     for row in read_rows(folder, "kernels_layerops_vidur.csv"):
-        if row["gpu"] == gpu and row["op"] == "add" and float(row["num_tokens"]) >= 512:
-            rows.append([3 * 2 * float(row["num_tokens"]) * float(row["hidden"]), float(row["median_ms"]) * 1e-3])
+        moved = 3 * 2 * float(row["num_tokens"]) * float(row["hidden"])
+        if row["gpu"] == gpu and row["op"] == "add" and moved >= BEYOND_L2_BYTES:
+            rows.append([moved / device.memory_bytes_per_s, float(row["median_ms"]) * 1e-3])
     return np.array(rows)
 
 
-def norms(folder: Path, gpu: str) -> Floats:
-    """bytes, seconds of RMSNorm forward, compiled by torch."""
+def norms(folder: Path, gpu: str, device: Device) -> Floats:
+    """Ideal seconds, seconds of cuDNN's RMSNorm forward on `gpu`."""
     rows = []
     for row in read_rows(folder, "kernels_norms_cudnn.csv"):
-        wanted = row["gpu_name"] == gpu and row["backend"] == "torch_compile" and row["norm_type"] == "rms_norm"
+        wanted = row["gpu_name"] == gpu and row["backend"] == "cudnn" and row["norm_type"] == "rms_norm"
         if wanted and row["success"] == "True":
-            rows.append([2 * 2 * float(row["N"]) * float(row["C"]), float(row["fwd_time_ms"]) * 1e-3])
+            moved = 2 * 2 * float(row["N"]) * float(row["C"])
+            rows.append([moved / device.memory_bytes_per_s, float(row["fwd_time_ms"]) * 1e-3])
     return np.array(rows)
 
 
-def fit(rows: Floats, device: Device) -> Floats:
-    """launch_s and share, by least squares of log time with bounds (0.5–20 us, 0.2–1)."""
-
-    def seconds(parameters: Floats) -> Floats:
-        launch_s, share = np.exp(parameters)
-        return np.asarray(launch_s + rows[:, 0] / (device.memory_bytes_per_s * share))
-
-    start = np.log([2e-6, 0.8])
+def fit(rows: Floats) -> Floats:
+    """launch_s and share by least squares of log time; where all rows are long, LAUNCH_PRIOR_S decides the launch."""
+    start = np.log([LAUNCH_PRIOR_S, 0.8])
 
     def residual(parameters: Floats) -> Floats:
-        return np.asarray(np.log(seconds(parameters) / rows[:, 1]))
+        launch_s, share = np.exp(parameters)
+        misfit = np.log((launch_s + rows[:, 0] / share) / rows[:, 1])
+        return np.append(misfit, 0.1 * (parameters[0] - start[0]))
 
-    found = least_squares(
-        residual,
-        start,
-        bounds=(np.log([5e-7, 0.2]), np.log([2e-5, 1.0])),
-        loss="soft_l1",
-        f_scale=0.1,
-    )
+    bounds = (np.log([5e-7, 0.2]), np.log([2e-5, 1.0]))
+    found = least_squares(residual, start, bounds=bounds, loss="soft_l1", f_scale=0.1)
     return np.asarray(np.exp(found.x))
 
 
-def errors(rows: Floats, device: Device) -> Floats:
-    """Signed relative errors with one size family (equal bytes) left out at a time."""
-    found = []
+def left_out(rows: Floats) -> Floats:
+    """Signed relative errors with one size (equal ideal seconds) left out at a time."""
+    errors = []
     for size in np.unique(rows[:, 0]):
         out = rows[:, 0] == size
-        launch_s, share = fit(rows[~out], device)
-        found.append((launch_s + rows[out, 0] / (device.memory_bytes_per_s * share)) / rows[out, 1] - 1)
-    return np.concatenate(found)
+        launch_s, share = fit(rows[~out])
+        errors.append((launch_s + rows[out, 0] / share) / rows[out, 1] - 1)
+    return np.concatenate(errors)
