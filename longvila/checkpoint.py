@@ -13,13 +13,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
@@ -50,9 +51,8 @@ def save(folder: Path, model: nn.Module, optimizer: Optimizer, marker: Marker, *
     if rank == 0:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-    state_dict_saver.save(
-        _tensors(model, optimizer), checkpoint_id=str(partial)
-    )  # returns when every process has written
+    with _quiet():  # returns when every process has written
+        state_dict_saver.save(_tensors(model, optimizer), checkpoint_id=str(partial))
     if rank == 0:
         (partial / MARKER).write_text(json.dumps({"format": FORMAT, **dataclasses.asdict(marker)}, indent=2))
         shutil.rmtree(target, ignore_errors=True)
@@ -65,7 +65,8 @@ def load(path: Path, model: nn.Module, optimizer: Optimizer | None) -> None:
     """Collective. Fills the parameters, and the optimizer where one is given."""
     tensors = _tensors(model, optimizer)
     try:
-        state_dict_loader.load(tensors, checkpoint_id=str(path), no_dist=not dist.is_initialized())
+        with _quiet():
+            state_dict_loader.load(tensors, checkpoint_id=str(path))
     except (CheckpointException, RuntimeError, KeyError, ValueError, OSError) as fault:
         raise JobError(f"checkpoint {path} cannot be read: {' '.join(str(fault).split())[:300]}") from None
     if optimizer is not None:
@@ -96,6 +97,14 @@ def latest(folder: Path) -> Path:
     if not found:
         raise JobError(f"checkpoint: {folder} holds no complete checkpoint")
     return found[-1]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's notice that a process without a group saves or loads alone."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+        yield
 
 
 def _tensors(model: nn.Module, optimizer: Optimizer | None) -> dict[str, Any]:

@@ -82,7 +82,7 @@ class LongVilaForConditionalGeneration(nn.Module):
         # The selected layer's output is taken before the final norm, which is thus no part of the model.
         self.tower.post_layernorm = nn.Identity()  # type: ignore[assignment]
         llm_config = config.llm_config()
-        self.llm = AutoModelForCausalLM.from_config(llm_config, attn_implementation=attention)  # type: ignore[no-untyped-call]
+        self.llm = AutoModelForCausalLM.from_config(llm_config, attn_implementation=attention)
         self.projector = Projector(vision_config.hidden_size, llm_config.hidden_size)
 
     def layers(self) -> list[nn.Module]:

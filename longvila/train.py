@@ -224,7 +224,7 @@ class _Run:
         loss_sum = 0.0
         for batch in self._batches(own_rows(rows, sharding.data_index, sharding.data_count)):
             loss = self.model(batch, sharding)
-            sharding.token_mean(loss, labels).backward()  # type: ignore[no-untyped-call]
+            sharding.token_mean(loss, labels).backward()
             loss_sum += float(loss.detach())
         loss_mean = sharding.total(loss_sum) / labels
         lr = learning_rate(
