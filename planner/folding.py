@@ -48,7 +48,7 @@ def equitable(topology: Topology, patterns: Sequence[Pattern], scale: Floats) ->
     crosses = crosses_leaves(topology, patterns)
     node_kind = _first_equal(topology.nodes)[topology.run]
     with np.errstate(over="ignore"):
-        start = mix(node_kind.astype(np.uint64)) + mix(_bits(scale))
+        start = mix(node_kind.astype(np.uint64) * np.uint64(2) + topology.reaches_nic_across) + mix(_bits(scale))
         for i, pattern in enumerate(patterns):
             if pattern.delay_s is not None:
                 start = start + mix(_bits(pattern.delay_s) + np.uint64(i))[pattern.group_of_rank]

@@ -192,7 +192,7 @@ class _LinkClasses:
             around = np.repeat(_sums(t.slot, colour, t.cluster.slots), per_slot)
         with np.errstate(over="ignore"):
             whole = mix(_sums(of_rank, colour, units)) + mix(around)
-            if kind not in (LEAF_UP, LEAF_DOWN, NIC_OUT, NIC_IN):
+            if kind not in (LEAF_UP, LEAF_DOWN, NIC_OUT, NIC_IN) and t.reaches_nic_across.any():
                 whole = whole + mix(_sums(t.nic_switch, mix(colour), units))
             if self.partition.classes == t.ranks:
                 whole = np.arange(units, dtype=np.uint64)

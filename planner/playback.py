@@ -78,8 +78,9 @@ class Mark:
 class Playback:
     """One run; `play` returns when every rank has ended. `scale` multiplies compute seconds of a rank class."""
 
-    def __init__(self, script: Script, network: Network, scale: Floats, *, spans: list[Span] | None = None) -> None:
-        self.script, self.network, self.scale, self.spans = script, network, scale, spans
+    def __init__(self, script: Script, network: Network, scale: Floats) -> None:
+        self.script, self.network, self.scale = script, network, scale
+        self.spans: list[Span] | None = None  # a list collects what the streams do
         self.now, self.events, self.serial = 0.0, 0, 0
         self.flows = Flows(network.sharing)
         classes = network.partition.classes

@@ -35,7 +35,7 @@ from planner.playback import Playback
 from planner.script import BUBBLE, WAITING, Script, write_script
 from planner.steady import Jumper
 from planner.topology import Floats, Topology
-from planner.trace import Place, Span, Trace
+from planner.trace import Place, Trace
 
 COMPUTED = ("attention", "matmul", "memory_bound", "loss", "vision", "optimizer", "recompute")
 """Parts of a program that are computation; everything else that a main stream spends time on is exposed."""
@@ -155,7 +155,27 @@ def play(
     fold: bool = True,
     trace: bool = False,
 ) -> Simulation:
-    """Play `program`. `compute_scale` (per rank) stretches compute; `fold=False` plays every rank, flow and repeat."""
+    """Play `program` on links at their stated rates. `compute_scale` (per rank) stretches computation."""
+    playback, topology = prepare(program, cluster, strategy, placement, compute_scale=compute_scale, fold=fold)
+    playback.spans = [] if trace else None
+    jumper = Jumper(segments=not trace)
+    playback.play(jumper if fold else None)
+    made = None
+    if playback.spans is not None:
+        made = Trace(spans=tuple(playback.spans), places=_places(topology, playback.network.partition))
+    return _result(playback, jumper.jumps, made)
+
+
+def prepare(
+    program: StepProgram,
+    cluster: Cluster,
+    strategy: Strategy,
+    placement: Placement | None = None,
+    *,
+    compute_scale: Floats | None = None,
+    fold: bool = True,
+) -> tuple[Playback, Topology]:
+    """Everything set up, nothing played: classes of ranks (each its own without `fold`), their flows and links."""
     placement = placement or Placement.in_order(cluster, strategy.ranks)
     placement.check(cluster, strategy.ranks)
     scale = np.ones(strategy.ranks) if compute_scale is None else np.asarray(compute_scale, dtype=np.float64)
@@ -164,12 +184,7 @@ def play(
     patterns = _patterns(topology, script, strategy)
     partition = equitable(topology, patterns, scale) if fold else singletons(strategy.ranks)
     folded = network(topology, partition, patterns)
-    spans: list[Span] | None = [] if trace else None
-    playback = Playback(script, folded, scale[partition.representative], spans=spans)
-    jumper = Jumper(segments=not trace)
-    playback.play(jumper if fold else None)
-    made = None if spans is None else Trace(spans=tuple(spans), places=_places(topology, partition))
-    return _result(playback, folded, script, jumper.jumps, made)
+    return Playback(script, folded, scale[partition.representative]), topology
 
 
 def _patterns(topology: Topology, script: Script, strategy: Strategy) -> list[Pattern]:
@@ -189,7 +204,8 @@ def _places(topology: Topology, partition: Partition) -> tuple[Place, ...]:
     )
 
 
-def _result(playback: Playback, folded: Network, script: Script, jumps: int, trace: Trace | None) -> Simulation:
+def _result(playback: Playback, jumps: int, trace: Trace | None) -> Simulation:
+    script, folded = playback.script, playback.network
     ended = np.array([rank.ended for rank in playback.ranks])
     bubble = np.array([rank.main_ended for rank in playback.ranks]) * script.bubble_cycles / script.cycles
     playback.parts[:, playback.column[BUBBLE]] += bubble

@@ -150,13 +150,25 @@ def repeats(before: State, now: State) -> int:
             most = min(most, int((time - now.now) / period * (1 - 1e-9)))
         elif abs((time - now.now) - (time_before - before.now)) > tolerance:
             return 0
+    waited = np.where(now.since != before.since, (now.now - now.since) - (before.now - before.since), 0.0)
+    if np.abs(waited).max() > tolerance:
+        return 0
     for key, (began, done, count) in now.rounds.items():
+        if not _as_long_ago(before, now, before.rounds[key][0], began, tolerance):
+            return 0
+        if not _as_long_ago(before, now, before.round_began[key], now.round_began[key], tolerance):
+            return 0
         began_before, done_before, _ = before.rounds[key]
         if began == began_before and done > done_before:
             most = min(most, (count - 1 - done) // (done - done_before))
         elif done != done_before:
             return 0
     return min(most, _flow_repeats(before, now))
+
+
+def _as_long_ago(before: State, now: State, then: float, time: float, tolerance: float) -> bool:
+    """Whether something began as long before `now` as its like did a period earlier, or is still the same."""
+    return then == time or abs((now.now - time) - (before.now - then)) <= tolerance
 
 
 def _flow_repeats(before: State, now: State) -> int:

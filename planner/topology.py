@@ -112,6 +112,8 @@ class Topology:
         self.pair = np.where(self.in_pairs, self.place - self.gpu % 2, self.place)
         self.through_host = feature([not node.scale_up.peer_to_peer for node in self.nodes]) > 0
         self.crosses_switch = feature([node.scale_up.cross_bytes_per_s for node in self.nodes]) > 0
+        several = bool((self.domain != self.domain[0]).any())
+        self.reaches_nic_across = self.crosses_switch & (self.switch != self.nic_switch) & several
 
     def rate(self, kind: int, unit: Ints) -> Floats:
         """Bytes/s of links of one kind."""

@@ -1,0 +1,88 @@
+"""Small clusters and programs for the simulator's tests: every rate and size is made up, round, and easy on the eye."""
+
+from dataclasses import replace
+
+from cost_models.cluster import Cluster, Fabric, Nics, Node, NodeRun, ScaleUp
+from cost_models.device import Device
+from cost_models.program import Compute, Exchange, Ring, Segment, StepProgram
+
+GB = 1e9
+
+
+def node(gpus: int = 4, cards: int = 4, **changes: object) -> Node:
+    """`gpus` on a switch of 100 GB/s, NICs of 10 GB/s, 2 and 5 microseconds."""
+    made = Node(
+        device=Device.load("h100-sxm-80gb"),
+        gpus=gpus,
+        scale_up=ScaleUp(kind="switch", link="nvlink4", bytes_per_s=100 * GB, latency_s=2e-6),
+        nics=Nics(count=cards, bytes_per_s=10 * GB, latency_s=5e-6),
+        host_memory_bytes=2**40,
+        host_link_bytes_per_s=20 * GB,
+    )
+    return replace(made, **changes)
+
+
+def cluster(*nodes: Node, leaf: int = 64, oversubscription: float = 1.0, domain: int = 1) -> Cluster:
+    fabric = Fabric(nodes_per_leaf=leaf, oversubscription=oversubscription, hop_latency_s=1e-6)
+    runs = tuple(NodeRun(count=1, node=one) for one in nodes)
+    return Cluster(name="test", runs=runs, fabric=fabric, nodes_per_domain=domain)
+
+
+PCIE = ScaleUp(
+    kind="pcie", link="pcie4", bytes_per_s=20 * GB, latency_s=8e-6, gpus_per_switch=2, cross_bytes_per_s=25 * GB
+)
+PAIRS = replace(PCIE, kind="pairs", bytes_per_s=100 * GB, pcie_bytes_per_s=20 * GB)
+STAGED = replace(PCIE, peer_to_peer=False)
+DEGRADED = Nics(count=4, bytes_per_s=3 * GB, latency_s=5e-6)
+
+
+def layers(
+    ring: int,
+    repeat: int,
+    *,
+    compute_s: float = 1e-3,
+    block_s: float = 4e-4,
+    exchange: float = 4e6,
+    hop: float = 3e6,
+    gradient: float = 0.0,
+    gather: float = 0.0,
+    scatter: float = 0.0,
+    replicate: float = 0.0,
+    offload: float = 0.0,
+    name: str = "layer forward",
+) -> Segment:
+    """A layer with both exchanges and a ring."""
+    phases = (
+        Compute(part="matmul", seconds=compute_s),
+        Exchange(part="all_to_all", axis="ulysses", op="all_to_all", bytes=exchange),
+        Ring(
+            part="attention",
+            pieces=ring,
+            first_s=0.6 * block_s,
+            piece_s=block_s,
+            hop_bytes=hop,
+            gradient_bytes=gradient,
+        ),
+        Exchange(part="all_to_all", axis="ulysses", op="all_to_all", bytes=exchange / 2),
+        Compute(part="memory_bound", seconds=compute_s / 2),
+    )
+    return Segment(
+        name=name,
+        phases=phases,
+        repeat=repeat,
+        gather_bytes=gather,
+        scatter_bytes=scatter,
+        replicate_bytes=replicate,
+        offload_bytes=offload,
+    )
+
+
+def step(*segments: Segment, microbatches: int = 1, **more: object) -> StepProgram:
+    update = Segment(
+        name="optimizer",
+        phases=(
+            Compute(part="optimizer", seconds=3e-4),
+            Exchange(part="gradients", axis="shard", op="all_reduce", bytes=4.0),
+        ),
+    )
+    return StepProgram(microbatch=segments, epilogue=(update,), microbatches=microbatches, **more)

@@ -1,0 +1,225 @@
+"""Folded equals unfolded: random clusters, layouts, placements and programs, rank by rank and link by link."""
+
+from collections import defaultdict
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cost_models.cluster import Cluster
+from cost_models.placement import Placement
+from cost_models.program import Compute, Segment, StepProgram
+from cost_models.strategy import Strategy, rank_groups
+from planner.flows import pattern
+from planner.folding import equitable
+from planner.simulation import play, prepare
+from planner.steady import Jumper
+from planner.topology import Topology
+from tests.planner.clusters import DEGRADED, GB, PAIRS, PCIE, STAGED, cluster, layers, node, step
+
+NODES = (
+    node(4, 4),
+    node(4, 2),
+    node(4, 4, nics=DEGRADED),
+    node(4, 4, missing_nics=(1,)),
+    node(3, 4),
+    node(4, 1, scale_up=PCIE),
+    node(4, 2, scale_up=PAIRS),
+    node(4, 1, scale_up=STAGED),
+)
+
+
+@st.composite
+def clusters(draw: st.DrawFn) -> Cluster:
+    kind = draw(st.sampled_from(("uniform", "uniform", "one odd", "any")))
+    count = draw(st.integers(1, 4))
+    first = draw(st.sampled_from(NODES))
+    nodes = [first] * count
+    if kind == "one odd":
+        nodes[draw(st.integers(0, count - 1))] = draw(st.sampled_from(NODES))
+    elif kind == "any":
+        nodes = [draw(st.sampled_from(NODES)) for _ in range(count)]
+    leaf, oversubscription = draw(st.sampled_from((1, 2, 64))), draw(st.sampled_from((1.0, 3.0)))
+    return cluster(*nodes, leaf=leaf, oversubscription=oversubscription, domain=draw(st.sampled_from((1, 1, 2))))
+
+
+@st.composite
+def layouts(draw: st.DrawFn, gpus: int) -> Strategy:
+    """Degrees whose product is at most `gpus`, hybrid shards among them."""
+    ring = draw(st.integers(1, min(gpus, 7)))
+    ulysses = draw(st.sampled_from([u for u in (1, 2, 3, 4, 6, 8) if ring * u <= gpus]))
+    data = draw(st.integers(1, max(1, min(3, gpus // (ring * ulysses)))))
+    all_ranks = data * ring * ulysses
+    shard = draw(st.sampled_from([n for n in range(1, all_ranks + 1) if all_ranks % n == 0]))
+    return Strategy(data=data, ring=ring, ulysses=ulysses, shard=shard)
+
+
+@st.composite
+def programs(draw: st.DrawFn, ring: int) -> StepProgram:
+    size = st.sampled_from((0.0, 1e5, 3e6, 2e7))
+    some = st.integers(1, 6)
+    seconds = st.sampled_from((1e-4, 1e-3, 7e-3))
+
+    def one(name: str, gradient: float) -> Segment:
+        return layers(
+            ring,
+            draw(some),
+            compute_s=draw(seconds),
+            block_s=draw(seconds),
+            exchange=draw(size),
+            hop=draw(size),
+            gradient=gradient,
+            gather=draw(size),
+            scatter=draw(size),
+            replicate=draw(size),
+            offload=draw(size),
+            name=name,
+        )
+
+    segments = [one("layer forward", 0.0), one("other forward", 0.0), one("layer backward", draw(size))]
+    if draw(st.booleans()):
+        segments.insert(1, loss(draw(st.sampled_from((1e6, 3e7, 4e8)))))
+    return step(*segments[: draw(st.integers(1, 4))], microbatches=draw(st.integers(1, 4)))
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[StepProgram, Cluster, Strategy, Placement, np.ndarray]:
+    where = draw(clusters())
+    layout = draw(layouts(where.gpus))
+    placement = Placement.in_order(where, layout.ranks)
+    if draw(st.booleans()) and draw(st.booleans()):
+        everywhere = Placement.in_order(where, where.gpus)
+        chosen = np.array(draw(st.permutations(range(where.gpus)))[: layout.ranks])
+        placement = Placement(slot_of_rank=everywhere.slot_of_rank[chosen], gpu_of_rank=everywhere.gpu_of_rank[chosen])
+    slow = draw(st.sampled_from((1.0, 1.0, 1.3)))
+    scale = np.where(placement.slot_of_rank == 0, slow, 1.0)
+    return draw(programs(layout.ring)), where, layout, placement, scale
+
+
+def played(case: tuple, fold: bool) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
+    """Per rank: end and parts; per link that the folded run names: bytes."""
+    program, where, layout, placement, scale = case
+    playback, _ = prepare(program, where, layout, placement, compute_scale=scale, fold=fold)
+    playback.play(Jumper() if fold else None)
+    network = playback.network
+    ended = np.array([rank.ended for rank in playback.ranks])[network.partition.class_of_rank]
+    load = np.bincount(
+        network.sharing.link,
+        network.sharing.count * playback.flows.carried[network.sharing.flow],
+        len(network.sharing.capacity),
+    )
+    return ended, playback.parts[network.partition.class_of_rank], dict(zip(network.link_names, load, strict=True))
+
+
+def assert_equal(case: tuple) -> None:
+    folded, unfolded = played(case, True), played(case, False)
+    assert folded[0] == pytest.approx(unfolded[0], rel=1e-9)
+    assert folded[1] == pytest.approx(unfolded[1], rel=1e-9, abs=1e-9 * float(unfolded[0].max()))
+    for name, load in folded[2].items():
+        assert load == pytest.approx(unfolded[2][name], rel=1e-9, abs=1e-6), name
+
+
+@given(cases())
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+def test_folded_equals_unfolded(case: tuple) -> None:
+    assert_equal(case)
+
+
+def loss(scatter: float) -> Segment:
+    phases = (Compute(part="loss", seconds=2e-3),)
+    return Segment(name="head and loss", phases=phases, scatter_bytes=scatter, replicate_bytes=scatter / 8)
+
+
+UNEVEN = step(
+    layers(4, 6, gather=3e6, hop=9e6),
+    loss(1e8),
+    layers(4, 9, gather=6e6, scatter=1.2e7, replicate=1e6, gradient=6e6, name="layer backward"),
+    microbatches=3,
+)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        Strategy(ring=4, ulysses=4, shard=16),
+        Strategy(data=2, ring=4, ulysses=2, shard=4),
+        Strategy(data=4, ring=4, ulysses=1, shard=2),
+        Strategy(data=1, ring=4, ulysses=4, shard=4),
+    ],
+)
+@pytest.mark.parametrize("odd", [None, DEGRADED])
+def test_backlog_on_the_sharding_stream(layout: Strategy, odd: object) -> None:
+    """A reduction still queued from another kind of segment is part of the state: no jump may pass over it."""
+    nodes = [node(), node(nics=odd) if odd else node(), node(), node()]
+    where = cluster(*nodes, leaf=2, oversubscription=2.0)
+    placement = Placement.in_order(where, layout.ranks)
+    assert_equal((UNEVEN, where, layout, placement, np.ones(layout.ranks)))
+
+
+def classes(where: Cluster, layout: Strategy) -> int:
+    topology = Topology(where, Placement.in_order(where, layout.ranks))
+    uses = (("ulysses", "all_to_all"), ("ring", "send"), ("shard", "all_gather"))
+    patterns = [pattern(topology, rank_groups(layout, axis), op) for axis, op in uses]  # type: ignore[arg-type]
+    return equitable(topology, patterns, np.ones(layout.ranks)).classes
+
+
+def test_uniform_cluster_has_one_class() -> None:
+    assert classes(cluster(*[node()] * 8), Strategy(ring=8, ulysses=4, shard=32)) == 1
+    assert classes(Cluster.load("dgx-h100", nodes=64), Strategy(data=4, ring=16, ulysses=8, shard=512)) == 1
+
+
+def test_ring_inside_nodes_has_a_class_for_each_place_in_the_node() -> None:
+    assert classes(cluster(*[node()] * 4), Strategy(ring=16, ulysses=1, shard=16)) == 4
+
+
+def test_oversubscribed_leaves_make_a_class_for_each_place_in_the_leaf() -> None:
+    assert classes(cluster(*[node()] * 8, leaf=4, oversubscription=2.0), Strategy(ring=8, ulysses=4, shard=32)) == 4
+
+
+def test_degraded_node_makes_classes_by_distance_in_the_ring() -> None:
+    nodes = [node()] * 7 + [node(nics=DEGRADED)]
+    assert classes(cluster(*nodes), Strategy(ring=8, ulysses=4, shard=32)) == 8
+
+
+def test_classes_are_equitable_by_count() -> None:
+    """Every link of a class carries the same number of flows of a class: counts are whole numbers."""
+    nodes = [node(), node(nics=DEGRADED), node(), node(missing_nics=(0,))]
+    where = cluster(*nodes, leaf=2, oversubscription=2.0)
+    playback, _ = prepare(UNEVEN, where, Strategy(ring=4, ulysses=4, shard=16))
+    count = playback.network.sharing.count
+    assert count == pytest.approx(np.round(count), abs=1e-12)
+
+
+def test_unfolded_keeps_every_rank_flow_and_link_apart() -> None:
+    layout = Strategy(ring=4, ulysses=4, shard=16)
+    playback, topology = prepare(UNEVEN, cluster(*[node()] * 4), layout, fold=False)
+    network = playback.network
+    assert network.partition.classes == 16
+    assert (network.copies == 1).all()
+    assert (network.link_copies == 1).all()
+    assert (network.sharing.count == 1).all()
+    crossed: dict[str, int] = defaultdict(int)
+    ranks = np.arange(16)
+    source, to = (grid.ravel() for grid in np.meshgrid(ranks, ranks))
+    pairs = (source != to) & (source // 4 == to // 4)
+    routes = topology.routes(source[pairs], to[pairs])
+    for flow in range(int(pairs.sum())):
+        for name in topology.link_names(routes, flow):
+            crossed[name] += 1
+    all_to_all = playback.network.collectives[playback.script.uses.index(("main", "ulysses", "all_to_all"))]
+    flows = np.concatenate([batch.flows for group in all_to_all.batches for batch in group])
+    assert len(flows) == 48
+    mine = np.isin(network.sharing.flow, flows)
+    found = np.bincount(network.sharing.link[mine], minlength=len(network.link_names))
+    assert {name: n for name, n in zip(network.link_names, found.tolist(), strict=True) if n} == dict(crossed)
+
+
+def test_jumps_shorten_a_long_run() -> None:
+    program = step(layers(4, 200, hop=9e6, gather=1e6), microbatches=50)
+    where, layout = cluster(*[node()] * 4), Strategy(ring=4, ulysses=4, shard=16)
+    short = play(step(layers(4, 20, hop=9e6, gather=1e6), microbatches=5), where, layout)
+    long = play(program, where, layout)
+    assert long.events < 2 * short.events
+    assert long.step_s > 90 * short.step_s
+    assert long.sent_bytes > GB
