@@ -48,6 +48,23 @@ def test_gradients_of_two_blocks_add_up_to_those_of_the_row():
     torch.testing.assert_close(torch.cat([part.dv for part in parts], 2), want[2], rtol=0, atol=1e-12)
 
 
+@pytest.fixture
+def eight_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(8)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_fewer_key_heads_than_threads_give_the_same_gradients(eight_threads):
+    q, k, v = (x.requires_grad_() for x in _block())
+    out, lse = _plain(q, k, v, False)
+    dout = torch.randn_like(out)
+    got = kernel.backward(dout, q, k, v, out, lse, causal=False, scale=0.2)
+    for grad, want in zip(got, torch.autograd.grad((out * dout).sum(), (q, k, v)), strict=True):
+        torch.testing.assert_close(grad, want, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_shapes_and_dtypes_on_fake_tensors(device):
     """Also the arguments of the CUDA op that torch ships, without a GPU; its arithmetic is not run here."""
