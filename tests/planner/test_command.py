@@ -1,0 +1,188 @@
+"""The `plan` command as a user types it: answers, files, and one clear line for every mistake."""
+
+import json
+import sys
+
+import pytest
+
+from planner import command, options
+from planner.plan_file import Plan
+
+SMALL = ["--gpus", "8", "--ctx", "32K"]
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    """Runs `plan ARGS` in an empty folder -> (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["plan", *words])
+        code = 0
+        try:
+            command.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return call
+
+
+def test_a_plan_is_shown_written_and_read_back(run, tmp_path):
+    code, out, err = run(*SMALL)
+    assert (code, err) == (0, "")
+    for word in ("Plan ", "Step ", "Memory ", "MFU", "tokens/s/GPU", "simulated", "Runners-up", "gap", "Estimates"):
+        assert word in out, word
+    assert out.endswith("Wrote plan.json. Next: executor launch plan.json\n")
+    plan = Plan.load(tmp_path / "plan.json")
+    assert plan.to_json() == (tmp_path / "plan.json").read_text()
+    code, shown, _ = run("show", "plan.json")
+    assert code == 0
+    assert out.startswith(shown)
+    code, checked, _ = run("check", "plan.json")
+    assert code == 0
+    assert "consistent" in checked
+
+
+def test_same_question_same_bytes(run, tmp_path):
+    run(*SMALL, "-o", "a.json")
+    run(*SMALL, "-o", "b.json")
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+
+
+def test_json_is_the_plan_and_writes_nothing(run, tmp_path):
+    code, out, _ = run(*SMALL, "--json")
+    assert code == 0
+    plan = json.loads(out)
+    assert plan["version"] == 1
+    assert sorted(rank for group in plan["groups"]["context"] for rank in group) == list(range(len(plan["ranks"])))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pins_hold_and_explain_adds_up(run, tmp_path):
+    code, out, _ = run(*SMALL, "--fix", "ulysses=2,recompute=full", "--explain")
+    assert code == 0
+    plan = Plan.load(tmp_path / "plan.json")
+    assert plan.strategy.ulysses == 2
+    assert {part.recompute for part in plan.strategy.layer_ranges(32)} == {"full"}
+    assert plan.fixed == {"ulysses": "2", "recompute": "full"}
+    assert "Sent by a rank in one step" in out
+    assert "FLOP of a step" in out
+    assert sum(plan.cost.seconds.values()) == pytest.approx(plan.cost.step_s, rel=1e-12)
+
+
+@pytest.mark.parametrize("mode", ["prefill", "decode"])
+def test_serving_modes(run, mode):
+    code, out, _ = run(*SMALL, "--mode", mode)
+    assert code == 0
+    assert f"longvila-8b, {mode}" in out
+
+
+def test_frames_are_told_apart_from_text(run):
+    code, out, _ = run("--gpus", "8", "--frames", "64", "--ctx", "16K")
+    assert code == 0
+    assert "64 frames × 196" in out
+    assert "vision" in out
+
+
+def test_one_strategy_is_priced(run):
+    code, out, _ = run("price", *SMALL, "--strategy", "ring=2,ulysses=4")
+    assert code == 0
+    assert "data 1 × ring 2 × ulysses 4, zero-3 over 8" in out
+    code, out, _ = run("price", *SMALL, "--strategy", "ring=2,ulysses=4", "--json")
+    cost = json.loads(out)
+    assert cost["step_s"] == pytest.approx(sum(cost["seconds"].values()))
+
+
+def test_a_plan_is_simulated_with_a_trace(run, tmp_path):
+    run(*SMALL)
+    code, out, _ = run("simulate", "plan.json", "--trace", "trace.json")
+    assert code == 0
+    assert "simulated" in out
+    assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+
+
+MISTAKES = [
+    (["--gpus", "100", "--ctx", "2M"], "--gpus 100: nodes of dgx-h100 have 8 GPUs; legal: 1 to 8, or a multiple of 8"),
+    (["--gpus", "0", "--ctx", "2M"], "--gpus '0' is not a whole number of at least 1"),
+    (["--gpus", "8", "--ctx", "0"], "--ctx '0' is not a whole number of tokens"),
+    (["--gpus", "8", "--ctx", "2m"], "lower-case m is milli; write 2M"),
+    (["--gpus", "8", "--ctx", "many"], "--ctx 'many' is not a positive number of tokens"),
+    (["--gpus", "8"], "--ctx is missing"),
+    (["--ctx", "8K"], "--gpus is missing"),
+    ([*SMALL, "--model", "longvila-9b"], "did you mean longvila-8b"),
+    ([*SMALL, "--cluster", "nowhere.yaml"], "is neither a preset nor a YAML file"),
+    ([*SMALL, "--mode", "trian"], "did you mean train"),
+    ([*SMALL, "--objective", "joy"], "legal: time, memory, gpu-hours"),
+    ([*SMALL, "--fix", "ulyses=8"], "did you mean ulysses"),
+    ([*SMALL, "--fix", "ulysses"], "is not name=value"),
+    ([*SMALL, "--fix", "ulysses=64"], "at most 32"),
+    ([*SMALL, "--fix", "recompute=some"], "recompute='some' is unknown"),
+    ([*SMALL, "--batch", "-1"], "--batch '-1' is not a whole number"),
+    ([*SMALL, "--precision", "int4"], "legal: bf16, fp16, fp32"),
+    ([*SMALL, "-o", "missing/plan.json"], "the folder 'missing' is not there"),
+    ([*SMALL, "--profile", "none.json"], "no such file"),
+    (["--gpu", "8", "--ctx", "8K"], "No such option '--gpu'"),
+    (["simulate", "none.json"], "no such file"),
+    (["price", *SMALL, "--strategy", "ring=16"], "16 ranks on 8 free GPUs"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), MISTAKES, ids=[" ".join(words[-2:]) for words, _ in MISTAKES])
+def test_mistakes_get_one_line_and_exit_code_2(run, tmp_path, words, message):
+    code, out, err = run(*words)
+    assert code == 2
+    assert out == ""
+    assert message in err
+    assert err.startswith("plan: ")
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_would_fit_is_told(run, tmp_path):
+    code, out, err = run("--gpus", "8", "--ctx", "4M")
+    assert code == 2
+    assert out == ""
+    first, *remedies = err.splitlines()
+    assert first.startswith("plan: ")
+    assert any("GPUs" in line for line in remedies)
+    assert any("context" in line for line in remedies)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("cut", [1, 100, 4000])
+def test_a_truncated_plan_is_refused(run, tmp_path, cut):
+    run(*SMALL)
+    whole = (tmp_path / "plan.json").read_text()
+    (tmp_path / "plan.json").write_text(whole[:-cut])
+    code, _, err = run("show", "plan.json")
+    assert code == 2
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda plan: plan.update(version=2), "plan version 2 is not 1"),
+        (lambda plan: plan.update(extra=1), "extra"),
+        (lambda plan: plan["strategy"].update(ulyses=8), "ulyses is unknown"),
+        (lambda plan: plan["groups"]["ring"].reverse(), "groups.ring is not what the degrees"),
+        (lambda plan: plan["ranks"].__setitem__(0, plan["ranks"][1]), "two ranks on one GPU"),
+        (lambda plan: plan["cluster"].update(name="other"), "does not have the digest"),
+        (lambda plan: plan["memory"]["parts"].update(parameters=-1), "minimum"),
+    ],
+)
+def test_a_changed_plan_is_refused_by_key(run, tmp_path, change, message):
+    run("--gpus", "8", "--ctx", "32K", "--fix", "ring=4,ulysses=2")
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    change(plan)
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    code, _, err = run("show", "plan.json")
+    assert code == 2
+    assert message in err
+
+
+def test_pins_are_parsed_strictly():
+    assert options.pins(None) == {}
+    assert options.pins("zero=2, shard=8") == {"zero": 2, "shard": 8}
