@@ -31,7 +31,7 @@ class RankFailure(AssertionError):
     """A rank raised, died or did not end in time; the message names it and holds its traceback."""
 
 
-def run_ranks(function: Callable[..., Any], ranks: int, *args: Any, timeout_s: float = 120.0) -> list[Any]:
+def run_ranks(function: Callable[..., Any], ranks: int, *args: Any, timeout_s: float = 300.0) -> list[Any]:
     """What `function(*args)` returned on each of `ranks` processes, in rank order; picklable values only."""
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
         Path(folder, "job").write_bytes(pickle.dumps((function, args, ranks, timeout_s)))

@@ -8,7 +8,7 @@ import torch
 
 from cost_models.errors import InputError
 from executor.attention import Kept, MmSp, attention
-from executor.exchange import Alone, local_exchanges
+from executor.exchange import Alone, LocalExchange, local_exchanges
 from executor.layout import Layout, document_edges
 
 DIM = 4
@@ -160,6 +160,37 @@ def test_bytes_on_the_wire_are_the_formulas(ulysses, ring, kind):
     per_rank_ring = (ring - 1) * 2 * s * sent_kv * DIM * number * 3  # forward, backward kv, backward dkv
     per_rank_ulysses = s * DIM * number * (2 * heads + 2 * sent_kv) * (ulysses - 1) / ulysses * 2
     assert sent == {"ring": per_rank_ring * ulysses * ring, "ulysses": per_rank_ulysses * ulysses * ring}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "asked", "on_the_way"),
+    [
+        (torch.bfloat16, torch.float32, torch.float32),
+        (torch.bfloat16, torch.bfloat16, torch.bfloat16),
+        (torch.float32, torch.bfloat16, torch.float32),  # never narrower than the inputs
+    ],
+)
+def test_gradients_travel_the_ring_in_the_dtype_asked_for(inputs, asked, on_the_way):
+    lock, seen = threading.Lock(), []
+
+    class Watching(LocalExchange):
+        def start_shift(self, buffer):
+            with lock:
+                seen.append(buffer.dtype)
+            return super().start_shift(buffer)
+
+    layout = Layout(tokens=12, ring=3)
+    q, k, v, _ = row(12, 4, 2, dtype=inputs)
+
+    def work(u, r):
+        ring = Watching(boxes=r.boxes, index=r.index)
+        call = MmSp.over(layout, (0, 12), ulysses=u, ring=ring, grad_ring_dtype=asked)
+        leaves = [x[:, :, torch.from_numpy(layout.index(r.index, 0))].requires_grad_() for x in (q, k, v)]
+        torch.autograd.grad(call.attend(*leaves, 0.3).float().sum(), leaves)
+
+    on_threads(layout, work)
+    keys_twice, gradients = 2 * 2 * 3, 2 * 3  # hops x ranks
+    assert sorted(map(str, seen)) == sorted(map(str, [inputs] * keys_twice + [on_the_way] * gradients))
 
 
 def test_kept_result_is_taken_once():
