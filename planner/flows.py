@@ -14,7 +14,7 @@ Left out: trees, in-switch reduction.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -59,14 +59,21 @@ def pattern(topology: Topology, groups: Ints, op: Op) -> Pattern:
         hop = Hops(to=_next(topology, groups), share=np.ones(topology.ranks))
         longest = topology.latency_s(np.arange(topology.ranks), hop.to)[groups].max(axis=1)
         return Pattern(op=op, groups=groups, group_of_rank=group_of_rank, hops=(hop,), delay_s=longest)
-    passes = (2 if op == "all_reduce" else 1) * (members - 1) / members
+    passes = (members - 1) / members
     hops = _rings(topology, groups, group_of_rank)
     delay = np.zeros(count)
     for hop in hops:
         latency = topology.latency_s(np.arange(topology.ranks), hop.to)
         delay += np.bincount(group_of_rank, hop.share * latency, count) * passes
     scaled = tuple(Hops(to=hop.to, share=hop.share * passes) for hop in hops)
-    return Pattern(op=op, groups=groups, group_of_rank=group_of_rank, hops=scaled, delay_s=delay)
+    once = Pattern(op=op, groups=groups, group_of_rank=group_of_rank, hops=scaled, delay_s=delay)
+    return twice(once) if op == "all_reduce" else once
+
+
+def twice(once: Pattern) -> Pattern:
+    """The all_reduce over the groups of an all_gather."""
+    hops = tuple(Hops(to=hop.to, share=hop.share * 2) for hop in once.hops)
+    return replace(once, op="all_reduce", hops=hops, delay_s=None if once.delay_s is None else once.delay_s * 2)
 
 
 def _next(topology: Topology, groups: Ints) -> Ints:

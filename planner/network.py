@@ -16,7 +16,7 @@ import numpy as np
 from planner.flows import Pattern
 from planner.folding import Bags, Hashes, Partition, mix
 from planner.maxmin import Sharing
-from planner.topology import LEAF_DOWN, LEAF_UP, NIC_IN, NIC_OUT, OF_GPU, Floats, Ints, Routes, Topology
+from planner.topology import KINDS, LEAF_DOWN, LEAF_UP, NIC_IN, NIC_OUT, OF_GPU, Floats, Ints, Routes, Topology
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -156,7 +156,7 @@ def _links(table: _Table) -> tuple[Sharing, Floats, tuple[str, ...]]:
         first += len(copies)
     flows, links, crossings = np.concatenate(flow), np.concatenate(link), np.concatenate(crossing)
     used, number = np.unique(links, return_inverse=True)
-    capacity, copies, names = classes.describe(used, links, number)
+    capacity, copies, names = classes.describe(used)
     sharing = Sharing(flow=flows, link=number, count=crossings / copies[number], capacity=capacity, flows=first)
     return sharing, copies, names
 
@@ -166,22 +166,24 @@ class _LinkClasses:
 
     def __init__(self, topology: Topology, partition: Partition) -> None:
         self.topology, self.partition = topology, partition
-        self.known: dict[int, tuple[Ints, Ints]] = {}
-        self.unit_of_link: dict[int, int] = {}
+        self.known: dict[int, tuple[Ints, Ints, Ints]] = {}
 
-    def of_kind(self, kind: int) -> tuple[Ints, Ints]:
-        """(class of each unit, units in each class) of one kind of link."""
+    def of_kind(self, kind: int) -> tuple[Ints, Ints, Ints]:
+        """(class of each unit, units in each class, lowest unit of each class) of one kind of link."""
         family = 0 if kind in OF_GPU else kind - kind % 2
         if family not in self.known:
             self.known[family] = self._gpu_units() if kind in OF_GPU else self._shared_units(kind)
         return self.known[family]
 
-    def _gpu_units(self) -> tuple[Ints, Ints]:
-        of_unit = np.full(int(self.topology.place.max()) + 1, -1)
-        of_unit[self.topology.place] = self.partition.class_of_rank
-        return of_unit, self.partition.size
+    def _gpu_units(self) -> tuple[Ints, Ints, Ints]:
+        place, of_rank = self.topology.place, self.partition.class_of_rank
+        of_unit = np.full(int(place.max()) + 1, -1)
+        of_unit[place] = of_rank
+        lowest = np.full(self.partition.classes, len(of_unit))
+        np.minimum.at(lowest, of_rank, place)
+        return of_unit, self.partition.size, lowest
 
-    def _shared_units(self, kind: int) -> tuple[Ints, Ints]:
+    def _shared_units(self, kind: int) -> tuple[Ints, Ints, Ints]:
         t = self.topology
         colour = mix(self.partition.class_of_rank.astype(np.uint64))
         if kind in (LEAF_UP, LEAF_DOWN):
@@ -196,27 +198,24 @@ class _LinkClasses:
                 whole = whole + mix(_sums(t.nic_switch, mix(colour), units))
             if self.partition.classes == t.ranks:
                 whole = np.arange(units, dtype=np.uint64)
-        _, of_unit, size = np.unique(whole, return_inverse=True, return_counts=True)
-        return of_unit, size
+        _, lowest, of_unit, size = np.unique(whole, return_index=True, return_inverse=True, return_counts=True)
+        return of_unit, size, lowest
 
     def number(self, kind: int, unit: Ints) -> Ints:
         """A number for the class of each unit; unique over kinds."""
-        of_unit, _ = self.of_kind(kind)
-        found = of_unit[unit] * 16 + kind
-        fresh, first = np.unique(found, return_index=True)
-        for number, at in zip(fresh.tolist(), unit[first].tolist(), strict=True):
-            self.unit_of_link.setdefault(number, at)
-        return np.asarray(found, dtype=np.int64)
+        return np.asarray(self.of_kind(kind)[0][unit] * len(KINDS) + kind, dtype=np.int64)
 
-    def describe(self, used: Ints, links: Ints, number: Ints) -> tuple[Floats, Floats, tuple[str, ...]]:
+    def describe(self, used: Ints) -> tuple[Floats, Floats, tuple[str, ...]]:
         """Rate, number of links and a name for each class in `used`."""
-        kinds, which = used % 16, used // 16
-        units = np.array([self.unit_of_link[link] for link in used.tolist()], dtype=np.int64)
+        which, kinds = np.divmod(used, len(KINDS))
+        units = np.empty(len(used), dtype=np.int64)
         rate, copies = np.empty(len(used)), np.empty(len(used))
         for kind in np.unique(kinds).tolist():
             these = kinds == kind
+            _, size, lowest = self.of_kind(kind)
+            units[these] = lowest[which[these]]
+            copies[these] = size[which[these]]
             rate[these] = self.topology.rate(kind, units[these])
-            copies[these] = self.of_kind(kind)[1][which[these]]
         names = tuple(self.topology.link_name(k, u) for k, u in zip(kinds.tolist(), units.tolist(), strict=True))
         return rate, copies, names
 

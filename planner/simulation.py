@@ -28,7 +28,7 @@ from cost_models.shape import Shape
 from cost_models.step import step_program
 from cost_models.strategy import Strategy, rank_groups
 from cost_models.workload import Workload
-from planner.flows import Pattern, pattern
+from planner.flows import Pattern, pattern, twice
 from planner.folding import Partition, equitable, singletons
 from planner.network import Network, network
 from planner.playback import Playback
@@ -181,20 +181,22 @@ def prepare(
     scale = np.ones(strategy.ranks) if compute_scale is None else np.asarray(compute_scale, dtype=np.float64)
     script = write_script(program, strategy)
     topology = Topology(cluster, placement)
-    patterns = _patterns(topology, script, strategy)
-    partition = equitable(topology, patterns, scale) if fold else singletons(strategy.ranks)
+    patterns, different = _patterns(topology, script, strategy)
+    partition = equitable(topology, different, scale) if fold else singletons(strategy.ranks)
     folded = network(topology, partition, patterns)
     return Playback(script, folded, scale[partition.representative]), topology
 
 
-def _patterns(topology: Topology, script: Script, strategy: Strategy) -> list[Pattern]:
-    """The pattern of each use; the same axis and operation on two streams share one."""
+def _patterns(topology: Topology, script: Script, strategy: Strategy) -> tuple[list[Pattern], list[Pattern]]:
+    """The pattern of each use, and those among them that differ by more than how often a ring goes round."""
     made: dict[tuple[str, str], Pattern] = {}
+    uses = []
     for use in script.uses:
-        like = ("all_gather" if use.op == "reduce_scatter" else use.op, use.axis)
-        if like not in made:
-            made[like] = pattern(topology, rank_groups(strategy, use.axis), like[0])
-    return [made["all_gather" if use.op == "reduce_scatter" else use.op, use.axis] for use in script.uses]
+        op = "all_gather" if use.op in ("reduce_scatter", "all_reduce") else use.op
+        if (use.axis, op) not in made:
+            made[use.axis, op] = pattern(topology, rank_groups(strategy, use.axis), op)
+        uses.append(twice(made[use.axis, op]) if use.op == "all_reduce" else made[use.axis, op])
+    return uses, list(made.values())
 
 
 def _places(topology: Topology, partition: Partition) -> tuple[Place, ...]:
