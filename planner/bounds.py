@@ -1,0 +1,158 @@
+"""What a layout costs at the very least, whichever GPUs it lies on: prices with optimistic paths.
+
+    inside     a group of P <= D (the largest domain's GPUs) may lie inside one, if the domains hold all such groups
+               (a gather is then counted as free)
+    crossing   otherwise it visits at least ceil(P / D) domains:  all-to-all (1 - 1 / visits) of a rank's buffer out,
+               a ring at least one hop out of every domain visited, a gather (P - 1) / P of the buffer into each
+
+A domain sends at most what all its NICs do, a rank at most what one NIC does; sums over domains give the mean load as
+a bound on the largest. Ranges of rings: the work of the largest ring with the hops of the smallest. Units: seconds.
+Left out: leaf uplinks (free here); that ulysses and ring cannot both stay inside where their product exceeds D.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, reduce
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cost_models.cluster import Cluster
+from cost_models.cluster_kernels import SlowestKernels
+from cost_models.curves.samples import Sample
+from cost_models.device import Device
+from cost_models.kernels import Kernels
+from cost_models.paths import NIC_EFFICIENCY, Path, Paths, domain_link
+from cost_models.profile import network
+from cost_models.program import Op
+
+_Ints = NDArray[np.int64]
+
+
+class FastestKernels(SlowestKernels):
+    """The same calls as `Kernels`, each answered by the fastest of several devices."""
+
+    def _slowest(self, call: Callable[[Kernels], Any]) -> Any:
+        return reduce(np.minimum, (call(kernels) for kernels in self.each))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reach:
+    """The best that any part of a cluster offers."""
+
+    cluster: Cluster
+    samples: tuple[Sample, ...] = ()
+
+    @cached_property
+    def domain_gpus(self) -> _Ints:
+        """Free GPUs of each scale-up domain."""
+        return np.bincount(self.cluster.domain_of_slot, weights=self.cluster.gpus_of_slot).astype(np.int64)
+
+    @cached_property
+    def leaf_gpus(self) -> int:
+        return int(np.bincount(self.cluster.leaf_of_slot, weights=self.cluster.gpus_of_slot).max())
+
+    @cached_property
+    def nic_bytes_per_s(self) -> float:
+        measured = network(self.samples)
+        return max(measured[0] if measured else r.node.nics.bytes_per_s * NIC_EFFICIENCY for r in self.cluster.runs)
+
+    @cached_property
+    def domain_bytes_per_s(self) -> float:
+        """What the NICs of the best domain send together."""
+        alive = np.array([r.node.nics.count - len(r.node.missing_nics) for r in self.cluster.runs])
+        per_slot = alive[self.cluster.run_of_slot] * self.nic_bytes_per_s
+        return max(float(np.bincount(self.cluster.domain_of_slot, weights=per_slot).max()), 1.0)
+
+    @cached_property
+    def latency_s(self) -> float:
+        measured = network(self.samples)
+        nic = min(measured[1] if measured else run.node.nics.latency_s for run in self.cluster.runs)
+        return nic + self.cluster.fabric.hop_latency_s
+
+    def whole_groups(self, members: _Ints) -> _Ints:
+        """How many groups of so many members the domains hold without splitting any."""
+        sizes, counts = np.unique(self.domain_gpus, return_counts=True)
+        distinct, where = np.unique(members, return_inverse=True)
+        held = np.array([int((sizes // max(int(size), 1) * counts).sum()) for size in distinct])
+        return held[where].reshape(members.shape)
+
+    def devices(self) -> list[tuple[int, list[Device]]]:
+        """(ranks that need it, devices): a layout of more ranks uses at least one of these devices."""
+        gpus: dict[str, int] = {}
+        device: dict[str, Device] = {}
+        for run in self.cluster.runs:
+            gpus[run.node.device.name] = gpus.get(run.node.device.name, 0) + run.count * run.node.gpus
+            device[run.node.device.name] = run.node.device
+        order = sorted(device.values(), key=lambda known: -known.peak("bf16"))
+        above, found = 0, []
+        for index, known in enumerate(order):
+            found.append((above, order[index:]))
+            above += gpus[known.name]
+        return found
+
+    def paths(self, sizes: dict[str, Any], ranks: Any) -> FloorPaths:
+        """Optimistic paths of groups of `sizes` in layouts of so many `ranks`."""
+        fastest = max((run.node.scale_up for run in self.cluster.runs), key=lambda link: link.bytes_per_s)
+        host = max(run.node.host_link_bytes_per_s for run in self.cluster.runs)
+        axes = {axis: self._path(np.asarray(size), np.asarray(ranks)) for axis, size in sizes.items()}
+        none = Path(ranks=1, local=1)
+        axes |= {axis: none for axis in ("context", "tensor", "pipeline") if axis not in axes}
+        return FloorPaths(
+            axes=axes,
+            inside=domain_link(fastest, self.samples),
+            host_bytes_per_s=host,
+            network_source="bound",
+        )
+
+    def _path(self, members: _Ints, ranks: _Ints) -> Path:
+        most = int(self.domain_gpus.max())
+        domains = len(self.domain_gpus)
+        groups = ranks // members
+        forced = (members > most) | (groups > self.whole_groups(members))
+        visits = np.maximum(2, -(-members // most))
+        each = np.where(members > most, np.ceil(groups * visits / domains), 1.0)  # groups that meet in one domain
+        many = np.where(members > most, np.maximum(ranks / domains, 1.0) * (1 - most / members), 0.0)
+        nic, domain = self.nic_bytes_per_s, self.domain_bytes_per_s
+        spine = self.cluster.fabric.spine_hops * self.cluster.fabric.hop_latency_s
+        return Path(
+            ranks=members,
+            local=np.where(forced, 1, np.minimum(members, most)),
+            all_to_all_s_per_byte=np.maximum((1 - 1 / visits) / nic, many / domain),
+            send_s_per_byte=np.maximum(1.0 / nic, each / domain),
+            gather_s_per_byte=(members - 1) / members * np.maximum(each, 1.0) / domain,
+            latency_s=self.latency_s + np.where(members > self.leaf_gpus, spine, 0.0),
+            hops_out=np.where(forced, visits, 0),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FloorPaths(Paths):
+    """Every exchange at its least: inside a domain or across domains, whichever is cheaper, unless it must cross."""
+
+    axes: dict[str, Path] = field(default_factory=dict)
+
+    def exchange_s(self, axis: str, op: Op, size: Any) -> Any:
+        path = self.axes[axis]
+        if np.all(np.asarray(path.ranks) == 1):
+            return 0.0
+        if op == "all_to_all":
+            crossing = size * path.all_to_all_s_per_byte + path.latency_s
+        elif op == "send":
+            crossing = size * path.send_s_per_byte + path.latency_s
+        else:
+            rounds = 2 if op == "all_reduce" else 1
+            crossing = rounds * (size * path.gather_s_per_byte + np.maximum(path.hops_out, 2) * path.latency_s)
+            return np.where(np.asarray(path.hops_out) > 0, crossing, 0.0)
+        within = np.minimum(self.inside_s(op, path, size), crossing)
+        seconds = np.where(np.asarray(path.hops_out) > 0, crossing, within)
+        return np.where(np.asarray(path.ranks) > 1, seconds, 0.0)
+
+
+def fastest(devices: Sequence[Device], samples: Sequence[Sample]) -> Kernels:
+    """Kernels at least as fast as those of any of the devices."""
+    each = [Kernels.of(device, samples) for device in devices]
+    return each[0] if len(each) == 1 else FastestKernels(each)

@@ -1,0 +1,192 @@
+"""Price many layouts side by side: what the integer program's columns are made of.
+
+    step_s  = other_s + sum over policies of layers x layer_s[policy]           (linear in the layer counts)
+    memory  = base + sum of layers x kept[policy] + the largest transient of a policy in use
+
+Built from the same segments, paths and memory functions as `pricing.price`, over numpy arrays: one entry for each
+layout and placement. Times in seconds per step, memory in bytes per GPU. Left out: what a policy costs in bytes sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cost_models import memory
+from cost_models.device import Device
+from cost_models.kernels import Kernels
+from cost_models.paths import Paths
+from cost_models.pricing import fold, fold_segment
+from cost_models.program import Exchange, Phase, Ring, Segment
+from cost_models.shape import Degrees, Shape
+from cost_models.step import backward_segment, forward_segment, step_program
+from cost_models.strategy import Recompute, Strategy
+from cost_models.workload import Workload
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Columns:
+    """Prices of layouts side by side; the policy is the last axis of the three-way arrays."""
+
+    policies: tuple[Recompute, ...]
+    layers: int
+    other_s: Floats
+    layer_s: Floats  # (..., policies), of one layer in every microbatch
+    base_bytes: Floats
+    kept_bytes: Floats  # (..., policies), of one layer
+    again_bytes: Floats  # (..., policies), transient while a layer of that policy is recomputed
+
+    def take(self, where: Any) -> Columns:
+        """Some of the columns, by index or mask."""
+        return Columns(
+            policies=self.policies,
+            layers=self.layers,
+            other_s=self.other_s[where],
+            layer_s=self.layer_s[where],
+            base_bytes=self.base_bytes[where],
+            kept_bytes=self.kept_bytes[where],
+            again_bytes=self.again_bytes[where],
+        )
+
+    def least_bytes(self) -> Floats:
+        """The least memory that any choice of policies for the layers needs."""
+        least: Floats = (self.base_bytes[..., None] + self.layers * self.kept_bytes + self.again_bytes).min(axis=-1)
+        return least
+
+    def relaxed_s(self, capacity_bytes: Any) -> Floats:
+        """A lower bound on the step: fractional layers, no transients; infinite where nothing fits.
+
+        The optimum of that relaxation mixes at most two policies, so all pairs are tried.
+        """
+        room = (capacity_bytes - self.base_bytes)[..., None, None] / self.layers
+        kept, seconds = self.kept_bytes, self.layer_s
+        kept_a, kept_b = kept[..., :, None], kept[..., None, :]
+        share = np.clip(_divide(room - kept_b, kept_a - kept_b), 0.0, 1.0)  # of policy a, the hungrier one
+        possible = (kept_b <= room) & (kept_a >= kept_b)
+        share = np.where(kept_a <= room, 1.0, share)
+        mixed = share * seconds[..., :, None] + (1 - share) * seconds[..., None, :]
+        best = np.where(possible, mixed, np.inf).min(axis=(-1, -2))
+        relaxed: Floats = self.other_s + self.layers * best
+        return np.where(self.least_bytes() <= capacity_bytes, relaxed, np.inf)
+
+    def mixed(self, capacity_bytes: Any) -> tuple[Floats, NDArray[np.int64]]:
+        """A good whole-layer answer for each column: seconds (infinite if none) and layers (columns, policies).
+
+        Tries every pair of policies with as many layers of the hungrier one as fit, transients counted.
+        """
+        count = len(self.policies)
+        best = np.full(self.other_s.shape, np.inf)
+        layers = np.zeros((*self.other_s.shape, count), dtype=np.int64)
+        for a in range(count):
+            for b in range(count):
+                many = self._most_layers(a, b, capacity_bytes)
+                seconds = self.other_s + many * self.layer_s[..., a] + (self.layers - many) * self.layer_s[..., b]
+                seconds = np.where(many >= 0, seconds, np.inf)
+                better = seconds < best
+                best = np.where(better, seconds, best)
+                chosen = np.zeros_like(layers)
+                chosen[..., a] += many
+                chosen[..., b] += self.layers - many
+                layers = np.where(better[..., None], chosen, layers)
+        return best, layers
+
+    def _most_layers(self, a: int, b: int, capacity_bytes: Any) -> NDArray[np.int64]:
+        """Most layers of policy a beside policy b that fit; -1 if no number does."""
+        again, total = np.maximum(self.again_bytes[..., a], self.again_bytes[..., b]), self.layers
+        room = capacity_bytes - self.base_bytes - again - total * self.kept_bytes[..., b]
+        extra = self.kept_bytes[..., a] - self.kept_bytes[..., b]
+        many = np.where(extra > 0, np.floor(_divide(room, extra)), np.where(room >= 0, total, -1.0))
+        many = np.where((room < 0) & (extra >= 0), -1.0, np.minimum(many, total))
+        alone = capacity_bytes - self.base_bytes - self.again_bytes[..., a] - total * self.kept_bytes[..., a]
+        return np.where(alone >= 0, total, many).astype(np.int64)
+
+    def seconds_of(self, layers: NDArray[np.int64]) -> Floats:
+        """Step seconds of whole-layer counts (columns, policies)."""
+        seconds: Floats = self.other_s + (layers * self.layer_s).sum(axis=-1)
+        return seconds
+
+    def bytes_of(self, layers: NDArray[np.int64]) -> Floats:
+        """Memory of whole-layer counts (columns, policies)."""
+        again = np.where(layers > 0, self.again_bytes, 0.0).max(axis=-1)
+        used: Floats = self.base_bytes + (layers * self.kept_bytes).sum(axis=-1) + again
+        return used
+
+
+def columns(
+    workload: Workload,
+    degrees: Degrees | Strategy,
+    kernels: Kernels,
+    paths: Paths,
+    policies: Sequence[Recompute],
+    device: Device,
+    least_ring: Any = None,
+    quick: bool = False,
+) -> Columns:
+    """Price `degrees` under `paths`. `least_ring`: count only so many ring pieces (a bound over a range of rings).
+
+    `quick` takes every policy's time as that of the first, which must be the fastest: a bound at a third of the work.
+    """
+    shape = Shape(workload, degrees)
+    shape_of = np.broadcast_shapes(
+        *(np.shape(getattr(degrees, n)) for n in ("data", "ring", "ulysses", "shard", "zero"))
+    )
+    repeats = np.asarray(degrees.microbatches + (degrees.pipeline - 1) / degrees.virtual)
+
+    def seconds(segment: Segment) -> Any:
+        return repeats * fold_segment(_with_ring(segment, least_ring, degrees), paths).total_s
+
+    def full(value: Any) -> Floats:
+        return np.broadcast_to(np.asarray(value, dtype=np.float64), shape_of)
+
+    program = step_program(shape, kernels, ())
+    micro = tuple(_with_ring(segment, least_ring, degrees) for segment in program.microbatch)
+    program = replace(program, microbatch=micro)
+    forward: Any = 0.0
+    if workload.mode != "decode":
+        forward = seconds(forward_segment(shape, kernels, repeat=1)) / degrees.pipeline
+    each: list[Floats] = []
+    kept: list[Floats] = []
+    again: list[Floats] = []
+    base = sum(memory.memory(shape, 0, 0, device).values())
+    layer_s = forward
+    for policy in policies:
+        if workload.mode == "train" and not (quick and each):
+            layer_s = forward + seconds(backward_segment(shape, kernels, policy, repeat=1)) / degrees.pipeline
+        each.append(full(layer_s))
+        held = memory.memory(shape, memory.kept(shape, policy) / degrees.pipeline, 0, device)
+        kept.append(full(sum(held.values()) - base))
+        transient = memory.memory(shape, 0, memory.recomputed(shape, policy), device)
+        again.append(full(sum(transient.values()) - base))
+    return Columns(
+        policies=tuple(policies),
+        layers=workload.model.layers,
+        other_s=full(fold(program, paths).total_s),
+        layer_s=np.stack(each, axis=-1),
+        base_bytes=full(base),
+        kept_bytes=np.stack(kept, axis=-1),
+        again_bytes=np.stack(again, axis=-1),
+    )
+
+
+def _with_ring(segment: Segment, least_ring: Any, degrees: Degrees | Strategy) -> Segment:
+    """The segment with fewer ring pieces, and a merge over fewer ranks: least work anywhere in a range of rings."""
+    if least_ring is None:
+        return segment
+    phases: list[Phase] = []
+    for phase in segment.phases:
+        if isinstance(phase, Ring):
+            phase = replace(phase, pieces=least_ring)
+        elif isinstance(phase, Exchange) and phase.axis == "context" and phase.op == "all_gather":
+            phase = replace(phase, bytes=phase.bytes * (least_ring / degrees.ring))
+        phases.append(phase)
+    return replace(segment, phases=tuple(phases))
+
+
+def _divide(above: Any, below: Any) -> Any:
+    return np.divide(above, below, out=np.zeros(np.broadcast(above, below).shape), where=np.asarray(below) != 0)

@@ -1,0 +1,218 @@
+"""Branch and bound over ring degrees: which layouts could still beat the best one found.
+
+    a node is a family (data, microbatches, ulysses) with rings first … last, and every way to shard beside each other
+    its bound is priced with the work of `last`, the hops of `first` and optimistic paths (see bounds.py)
+
+Small spaces are single rings from the start; large ones start as ranges that grow geometrically and are split where
+their bound is below the incumbent. Values are the objective's: seconds, bytes, or GPU-hours. Left out: nothing is
+dropped silently; what was not split or priced in time stays in `least_open`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cost_models.curves.samples import Sample
+from cost_models.kernels import Kernels
+from cost_models.memory import GROUP_BYTES
+from cost_models.shape import Degrees
+from planner.bounds import Reach, fastest
+from planner.candidates import Columns, columns
+from planner.space import SHARDINGS, Space
+
+Objective = Literal["time", "memory", "gpu-hours"]
+SINGLE_ROWS = 1500
+"""Spaces of up to so many layouts (without sharding) are listed ring by ring."""
+GROWTH = 1.3
+"""Ratio of neighbouring breakpoints of the first ranges."""
+PIECES = 8
+"""Into so many ranges one is split."""
+_Ints = NDArray[np.int64]
+_Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Nodes:
+    """Layouts side by side; the second axis of shard, zero and bound is the sharding."""
+
+    family: _Ints
+    first: _Ints
+    last: _Ints
+    shard: _Ints
+    zero: _Ints
+    bound: _Floats  # infinite where the sharding is not legal or cannot fit
+    least_bytes: _Floats
+
+    @property
+    def single(self) -> NDArray[np.bool_]:
+        alone: NDArray[np.bool_] = self.first == self.last
+        return alone
+
+    def take(self, where: Any) -> Nodes:
+        return Nodes(**{name: value[where] for name, value in vars(self).items()})
+
+    def join(self, other: Nodes) -> Nodes:
+        mine, theirs = vars(self), vars(other)
+        return Nodes(**{name: np.concatenate([mine[name], theirs[name]]) for name in mine})
+
+
+class Floors:
+    """Bounds of nodes in one space."""
+
+    def __init__(self, space: Space, objective: Objective, samples: tuple[Sample, ...]) -> None:
+        self.space, self.objective, self.samples = space, objective, samples
+        self.reach = Reach(cluster=space.cluster, samples=samples)
+        self.families = space.families
+        self.data = np.array([family.data for family in self.families])
+        self.microbatches = np.array([family.microbatches for family in self.families])
+        self.ulysses = np.array([family.ulysses for family in self.families])
+        self._kernels: dict[int, Kernels] = {}
+
+    @cached_property
+    def capacities(self) -> list[tuple[int, int]]:
+        """(GPUs with at least this memory, bytes), most memory first."""
+        gpus: dict[int, int] = {}
+        for run in self.space.cluster.runs:
+            memory = run.node.device.memory_bytes
+            gpus[memory] = gpus.get(memory, 0) + run.count * run.node.gpus
+        sizes = sorted(gpus, reverse=True)
+        return [(sum(gpus[other] for other in sizes if other >= size), size) for size in sizes]
+
+    def capacity_bytes(self, ranks: _Ints) -> _Floats:
+        """The most that the smallest GPU of so many can have."""
+        room = np.zeros(ranks.shape)
+        for gpus, size in self.capacities:
+            room = np.where((room == 0) & (ranks <= gpus), size, room)
+        return room
+
+    def start(self) -> Nodes:
+        """Every layout of a small space; ranges and single rings between them of a large one."""
+        total = sum(family.most_ring - family.first_ring + 1 for family in self.families)
+        found: list[tuple[int, int, int]] = []
+        for index, family in enumerate(self.families):
+            first, most = family.first_ring, family.most_ring
+            if total <= SINGLE_ROWS:
+                cuts: Sequence[int] = range(first, most + 1)
+            else:
+                cuts = _breakpoints(first, most)
+            found += _between(index, cuts)
+        return self.nodes(found)
+
+    def split(self, nodes: Nodes) -> Nodes:
+        """Ranges as shorter ranges and the single rings between them."""
+        found: list[tuple[int, int, int]] = []
+        for family, first, last in zip(nodes.family, nodes.first, nodes.last, strict=True):
+            step = max(1, (int(last) - int(first)) // PIECES)
+            cuts = sorted({*range(int(first), int(last) + 1, step), int(last)})
+            found += _between(int(family), cuts)
+        return self.nodes(found)
+
+    def nodes(self, ranges: list[tuple[int, int, int]], quick: bool = True) -> Nodes:
+        """Price (family, first ring, last ring) at their least; `quick` leaves out what recomputing costs."""
+        table = np.array(ranges, dtype=np.int64).reshape(-1, 3)
+        family, first, last = table[:, 0], table[:, 1], table[:, 2]
+        context = last * self.ulysses[family]
+        shard, zero, legal = self.space.shards(self.data[family], context)
+        bound, least = np.full(shard.shape, np.inf), np.full(shard.shape, np.inf)
+        model_parallel = self.space.base.tensor * self.space.base.pipeline
+        ranks = self.data[family] * self.ulysses[family] * first * model_parallel
+        tiers = self.reach.devices()
+        for index, (above, _) in enumerate(tiers):
+            below = tiers[index + 1][0] if index + 1 < len(tiers) else np.inf
+            mine = np.flatnonzero((ranks > above) & (ranks <= below))
+            if len(mine):
+                bound[mine], least[mine] = self._floor(index, table[mine], shard[mine], zero[mine], quick)
+        bound[~legal], least[~legal] = np.inf, np.inf
+        return Nodes(family=family, first=first, last=last, shard=shard, zero=zero, bound=bound, least_bytes=least)
+
+    def degrees(self, family: _Ints, ring: _Ints, shard: _Ints, zero: _Ints) -> Degrees:
+        """The layouts as one batch; `ring` and the family broadcast against the shardings."""
+        base = self.space.base
+        return Degrees(
+            data=self.data[family],
+            ring=ring,
+            ulysses=self.ulysses[family],
+            shard=shard,
+            zero=zero,
+            microbatches=self.microbatches[family],
+            tensor=base.tensor,
+            pipeline=base.pipeline,
+            virtual=base.virtual,
+            ring_kind=base.ring_kind,
+            grad_ring_dtype=base.grad_ring_dtype,
+            loss_chunk_tokens=base.loss_chunk_tokens,
+        )
+
+    def weight(self, ranks: Any) -> Any:
+        """From seconds to the objective's unit."""
+        return ranks / 3600.0 if self.objective == "gpu-hours" else ranks * 0.0 + 1.0
+
+    def _floor(self, tier: int, table: _Ints, shard: _Ints, zero: _Ints, quick: bool) -> tuple[_Floats, _Floats]:
+        """(bound, least bytes) of nodes that need a device of this tier."""
+        family, first, last = table[:, 0], table[:, 1], table[:, 2]
+        ranks = self.data[family] * self.ulysses[family] * first
+        degrees = self.degrees(family[:, None], last[:, None], shard, zero)
+        if tier not in self._kernels:
+            self._kernels[tier] = fastest(self.reach.devices()[tier][1], self.samples)
+        kernels, single = self._kernels[tier], first == last
+        context = (self.ulysses[family] * first)[:, None]
+        share = np.stack(
+            [_least_shard(name, ranks, context[:, 0], shard[:, i]) for i, (name, _) in enumerate(SHARDINGS)], axis=1
+        )
+        share = np.where(single[:, None], shard, share)
+        sizes = {
+            "ulysses": self.ulysses[family][:, None],
+            "ring": first[:, None],
+            "shard": share,
+            "replicate": np.where(single[:, None], ranks[:, None] // shard, np.maximum(1, ranks[:, None] // shard)),
+        }
+        paths = self.reach.paths(sizes, ranks[:, None])
+        policies = self.space.policies
+        workload = self.space.workload
+        priced = columns(workload, degrees, kernels, paths, policies, kernels.device, first[:, None], quick)
+        model_parallel = self.space.base.tensor * self.space.base.pipeline
+        room = self.capacity_bytes(ranks * model_parallel)[:, None]
+        spare = np.where(single, 0, 2 * GROUP_BYTES["gpu"])[:, None]  # a range may hold groups of one rank
+        priced = _lighter(priced, spare)
+        least = priced.least_bytes()
+        if self.objective == "memory":
+            return np.where(least <= room, least, np.inf), least
+        seconds: _Floats = priced.relaxed_s(room) * self.weight((ranks * model_parallel)[:, None])
+        return seconds, least
+
+
+def _lighter(priced: Columns, spare_bytes: Any) -> Columns:
+    return Columns(**{**vars(priced), "base_bytes": priced.base_bytes - spare_bytes})
+
+
+def _least_shard(name: str, ranks: _Ints, context: _Ints, at_last: _Ints) -> _Ints:
+    """The smallest shard group anywhere in a range of rings."""
+    return {"ranks": ranks, "context": context, "domain": np.ones_like(ranks), "one": np.ones_like(ranks)}[name]
+
+
+def _breakpoints(first: int, most: int) -> list[int]:
+    """Rings 1 to 4, powers of two, the largest and its halves, and a geometric sequence between them."""
+    cuts = {first, most, most // 2, most // 4, *range(1, 5)}
+    power = 1
+    while power <= most:
+        cuts.add(power)
+        power *= 2
+    ring = 4.0
+    while ring < most:
+        cuts.add(round(ring))
+        ring *= GROWTH
+    return sorted(cut for cut in cuts if first <= cut <= most)
+
+
+def _between(family: int, cuts: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Single rings at the cuts and the ranges between them."""
+    found = [(family, cut, cut) for cut in cuts]
+    found += [(family, a + 1, b - 1) for a, b in itertools.pairwise(cuts) if b - a > 1]
+    return found

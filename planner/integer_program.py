@@ -1,0 +1,142 @@
+"""The choice among priced columns as one mixed-integer program (PuLP, solved by HiGHS).
+
+    minimise    sum over columns c of  weight_c (other_c x_c + sum over policies p of layer_cp n_cp)
+    subject to  sum x_c = 1                              x binary: one layout on one placement
+                sum_p n_cp = layers x_c                  n integer: layers that recompute by policy p
+                n_cp <= layers u_cp,  t_c >= again_cp u_cp          u binary: the policy is in use
+                base_c x_c + sum_p kept_cp n_cp + t_c <= capacity_c x_c
+
+Seconds and GiB. `memory` as objective: the left side of the last row first, then seconds at that memory. Gap 0, one
+thread, fixed seed: the same columns give the same answer. Left out: what the columns leave out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pulp
+from numpy.typing import NDArray
+
+from planner.candidates import Columns
+
+GIB = 2.0**30
+ROUNDING_BYTES = 6.0
+"""`price` rounds each of 11 memory parts to whole bytes: their sum may be this much above the exact one."""
+HAIR = 1e-9
+"""Relative slack of the second stage of the memory objective."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    column: int
+    layers: tuple[int, ...]  # by policy of the columns
+    value: float  # weighted seconds, or bytes
+    bound: float  # no feasible answer among the columns is below it
+    optimal: bool  # proven; false at the time limit
+
+
+class _Model:
+    """The program and its variables."""
+
+    def __init__(self, columns: Columns, capacity_bytes: NDArray[np.float64], weight: NDArray[np.float64]) -> None:
+        self.columns, self.count = columns, len(columns.other_s)
+        self.problem = pulp.LpProblem("layout", pulp.LpMinimize)
+        policies = range(len(columns.policies))
+        self.x = [pulp.LpVariable(f"x_{c}", cat=pulp.LpBinary) for c in range(self.count)]
+        self.n = [
+            [pulp.LpVariable(f"n_{c}_{p}", 0, columns.layers, cat=pulp.LpInteger) for p in policies]
+            for c in range(self.count)
+        ]
+        self.seconds: list[tuple[Any, float]] = []
+        self.gib: list[tuple[Any, float]] = []
+        self.problem += pulp.lpSum(self.x) == 1, "one_column"
+        for c in range(self.count):
+            self._column(c, float(capacity_bytes[c]))
+            terms = [(self.x[c], float(columns.other_s[c] * weight[c]))]
+            terms += [(self.n[c][p], float(columns.layer_s[c, p] * weight[c])) for p in policies]
+            self.seconds += terms
+
+    def _column(self, c: int, capacity_bytes: float) -> None:
+        columns, problem, x, n = self.columns, self.problem, self.x[c], self.n[c]
+        policies = range(len(columns.policies))
+        problem += pulp.lpSum(n) == columns.layers * x, f"layers_{c}"
+        terms = [(x, float(columns.base_bytes[c]) / GIB)]
+        terms += [(n[p], float(columns.kept_bytes[c, p]) / GIB) for p in policies]
+        again = [float(columns.again_bytes[c, p]) / GIB for p in policies]
+        if max(again) > 0:
+            transient = pulp.LpVariable(f"t_{c}", 0)
+            terms.append((transient, 1.0))
+            for p in (p for p in policies if again[p] > 0):
+                used = pulp.LpVariable(f"u_{c}_{p}", cat=pulp.LpBinary)
+                problem += n[p] <= columns.layers * used, f"used_{c}_{p}"
+                problem += transient >= again[p] * used, f"transient_{c}_{p}"
+        self.gib += terms
+        room = (capacity_bytes - ROUNDING_BYTES) / GIB
+        problem += pulp.LpAffineExpression([(x, terms[0][1] - room), *terms[1:]]) <= 0, f"memory_{c}"
+
+    def minimise(self, objective: list[tuple[Any, float]], time_limit_s: float) -> tuple[float, bool] | None:
+        """(bound, proven), or None if nothing is feasible."""
+        self.problem.setObjective(pulp.LpAffineExpression(objective))
+        solver = pulp.HiGHS(
+            msg=False,
+            threads=1,
+            gapRel=0.0,
+            timeLimit=time_limit_s,
+            random_seed=0,
+            mip_abs_gap=0.0,
+            mip_feasibility_tolerance=1e-9,
+            primal_feasibility_tolerance=1e-9,
+        )
+        self.problem.solve(solver)
+        if self.problem.sol_status not in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible):
+            return None
+        info = self.problem.solverModel.getInfo()
+        proven = self.problem.sol_status == pulp.LpSolutionOptimal
+        return float(info.mip_dual_bound), proven
+
+    def chosen(self) -> tuple[int, NDArray[np.int64]]:
+        column = max(range(self.count), key=lambda c: self.x[c].value() or 0.0)
+        return column, np.array([round(layers.value() or 0.0) for layers in self.n[column]], dtype=np.int64)
+
+
+def choose(
+    columns: Columns,
+    capacity_bytes: NDArray[np.float64],
+    weight: NDArray[np.float64],
+    *,
+    memory_first: bool = False,
+    time_limit_s: float = 10.0,
+) -> Answer | None:
+    """The best column with its layers by policy, or None if no column fits its capacity."""
+    model = _Model(columns, capacity_bytes, weight)
+    scale = max(
+        1e-30, float(np.min(columns.other_s * weight + columns.layers * np.min(columns.layer_s, axis=1) * weight))
+    )
+    seconds = [(variable, value / scale) for variable, value in model.seconds]
+    solved = model.minimise(model.gib if memory_first else seconds, time_limit_s)
+    if solved is None:
+        return None
+    bound, proven = solved
+    if memory_first:
+        column, layers = model.chosen()
+        least = float(columns.take(np.array([column])).bytes_of(layers[None])[0])
+        model.problem += pulp.LpAffineExpression(model.gib) <= least / GIB * (1 + HAIR), "least_memory"
+        proven = (model.minimise(seconds, time_limit_s) or (0.0, False))[1] and proven
+        bound *= GIB
+    else:
+        bound *= scale
+    column, layers = model.chosen()
+    one = columns.take(np.array([column]))
+    used = float(one.bytes_of(layers[None])[0])
+    value = used if memory_first else float(one.seconds_of(layers[None])[0] * weight[column])
+    if used > capacity_bytes[column] or int(layers.sum()) != columns.layers:
+        raise AssertionError(f"the program's answer {layers} of column {column} needs {used} bytes")
+    return Answer(
+        column=column,
+        layers=tuple(int(count) for count in layers),
+        value=value,
+        bound=min(bound, value),
+        optimal=proven,
+    )

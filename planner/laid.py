@@ -1,0 +1,214 @@
+"""Layouts on explicit placements, priced exactly: the columns of the integer program.
+
+    layout (family, ring, shard, zero) -> placements -> paths of every axis -> seconds and bytes by policy
+
+Placements that no axis can tell apart are one column. Columns that use the same kinds of nodes are priced in one go,
+by the same functions as `pricing.price`, and so agree with it. Units: seconds, bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cost_models.cluster_kernels import kernels_of
+from cost_models.kernels import Kernels
+from cost_models.paths import AXIS_PATTERNS, Path, Paths, axis_paths, domain_link
+from cost_models.placement import Placement
+from cost_models.strategy import LayerRange, Recompute, Strategy
+from planner.candidates import Columns, columns
+from planner.floors import Floors
+from planner.placing import Placer
+
+_Ints = NDArray[np.int64]
+_FIELDS = ("ranks", "local", "all_to_all_s_per_byte", "send_s_per_byte", "gather_s_per_byte", "latency_s", "hops_out")
+_SHARDED = ("shard", "replicate")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Layout:
+    """Degrees without layers: one row of the space."""
+
+    family: int
+    strategy: Strategy
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Laid:
+    """Priced columns: entry i is `layouts[i]` on `placements[i]`."""
+
+    layouts: list[Layout]
+    placements: list[Placement]
+    prices: Columns
+    capacity_bytes: NDArray[np.float64]
+    crossing: NDArray[np.float64]  # load on the busiest NIC, summed over axes (seconds per byte): breaks ties
+    complete: bool  # every placement of every layout is here
+
+    def take(self, where: _Ints) -> Laid:
+        return replace(
+            self,
+            layouts=[self.layouts[i] for i in where],
+            placements=[self.placements[i] for i in where],
+            prices=self.prices.take(where),
+            capacity_bytes=self.capacity_bytes[where],
+            crossing=self.crossing[where],
+        )
+
+    def strategy(self, column: int, layers: Sequence[int]) -> Strategy:
+        """The layout with its layers; those that recompute most come first, so that the last ones are freed first."""
+        ranges = [
+            LayerRange(recompute=policy, count=count)
+            for policy, count in zip(self.prices.policies, layers, strict=True)
+            if count
+        ]
+        return replace(self.layouts[column].strategy, layers=tuple(reversed(ranges)))
+
+    def tie_key(self, column: int) -> tuple[Any, ...]:
+        """Order of equally good columns: less crossing, more ulysses, then the smaller degrees."""
+        one = self.layouts[column].strategy
+        degrees = (one.data, one.ring, one.microbatches, -one.shard, -one.zero)
+        return (float(f"{self.crossing[column]:.9e}"), -one.ulysses, *degrees)
+
+
+class Layer:
+    """Lays layouts on one cluster and prices them."""
+
+    def __init__(self, floors: Floors) -> None:
+        self.floors, self.cluster = floors, floors.space.cluster
+        self.placer = Placer(self.cluster)
+        self._kernels: dict[tuple[int, ...], Kernels] = {}
+
+    def lay(self, layouts: Sequence[Layout]) -> Laid:
+        """Every layout on every placement that is worth it."""
+        found: list[tuple[Layout, Placement]] = []
+        features: list[NDArray[np.float64]] = []
+        used: list[tuple[int, ...]] = []
+        complete = True
+        shared: dict[tuple[int, int], Any] = {}
+        for layout in layouts:
+            strategy = layout.strategy
+            key = (layout.family, strategy.ring)
+            if key not in shared:
+                shared[key] = self._place(strategy)
+            layings, common, runs = shared[key]
+            complete &= layings.complete
+            if not len(layings.slots):
+                continue
+            table = self._features(strategy, layings, common)
+            marked = np.concatenate([table, runs], axis=1)
+            _, first = np.unique(marked, axis=0, return_index=True)
+            for index in np.sort(first):
+                placement = Placement(slot_of_rank=layings.slots[index], gpu_of_rank=layings.gpus[index])
+                found.append((layout, placement))
+                used.append(tuple(np.flatnonzero(runs[index]).tolist()))
+                features.append(table[index])
+        return self._price(found, features, used, complete)
+
+    def _place(self, strategy: Strategy) -> tuple[Any, dict[str, Path], NDArray[np.bool_]]:
+        """Placements, paths of the axes that sharding does not move, and the runs of nodes in use."""
+        layings = self.placer.layings(strategy)
+        axes = tuple(axis for axis in AXIS_PATTERNS if axis not in _SHARDED)
+        slots = layings.slots
+        runs = np.zeros((len(slots), len(self.cluster.runs)), dtype=bool)
+        if not len(slots):
+            return layings, {}, runs
+        runs[np.arange(len(slots))[:, None], self.cluster.run_of_slot[slots]] = True
+        paths = axis_paths(self.cluster, strategy, slots, layings.gpus, self.floors.samples, axes)
+        return layings, dict(paths), runs
+
+    def _features(self, strategy: Strategy, layings: Any, common: dict[str, Path]) -> NDArray[np.float64]:
+        """All path numbers of all axes, (placements, axes x fields)."""
+        paths = dict(common)
+        more = axis_paths(self.cluster, strategy, layings.slots, layings.gpus, self.floors.samples, _SHARDED)
+        paths.update(more)
+        rows = [getattr(paths[axis], name) for axis in AXIS_PATTERNS for name in _FIELDS]
+        return np.nan_to_num(np.stack(rows, axis=1).astype(np.float64))
+
+    def _price(
+        self,
+        found: list[tuple[Layout, Placement]],
+        features: list[NDArray[np.float64]],
+        used: list[tuple[int, ...]],
+        complete: bool,
+    ) -> Laid:
+        count, policies = len(found), self.floors.space.policies
+        table = np.array(features).reshape(count, len(AXIS_PATTERNS), len(_FIELDS))
+        prices: list[tuple[_Ints, Columns]] = []
+        capacity = np.zeros(count)
+        for runs in sorted(set(used)):
+            mine = np.array([i for i in range(count) if used[i] == runs], dtype=np.int64)
+            nodes = [self.cluster.runs[run].node for run in runs]
+            capacity[mine] = min(node.device.memory_bytes for node in nodes)
+            if runs not in self._kernels:
+                self._kernels[runs] = kernels_of((node.device for node in nodes), self.floors.samples)
+            paths = self._paths(table[mine], min((n.scale_up for n in nodes), key=lambda link: link.bytes_per_s))
+            layouts = [found[i][0] for i in mine]
+            degrees = self.floors.degrees(
+                np.array([layout.family for layout in layouts]),
+                np.array([layout.strategy.ring for layout in layouts]),
+                np.array([layout.strategy.shard for layout in layouts]),
+                np.array([layout.strategy.zero for layout in layouts]),
+            )
+            workload = self.floors.space.workload
+            priced = columns(workload, degrees, self._kernels[runs], paths, policies, nodes[0].device)
+            prices.append((mine, priced))
+        crossing = table[:, :, 2:5].max(axis=2).sum(axis=1) if count else np.zeros(0)
+        return Laid(
+            layouts=[layout for layout, _ in found],
+            placements=[placement for _, placement in found],
+            prices=_joined(prices, count, policies, self.floors.space.workload.model.layers),
+            capacity_bytes=capacity,
+            crossing=crossing,
+            complete=complete,
+        )
+
+    def _paths(self, table: NDArray[np.float64], scale_up: Any) -> Paths:
+        axes = {
+            axis: Path(
+                **{
+                    name: table[:, a, f].astype(np.int64) if name in ("ranks", "local", "hops_out") else table[:, a, f]
+                    for f, name in enumerate(_FIELDS)
+                }
+            )
+            for a, axis in enumerate(AXIS_PATTERNS)
+        }
+        host = min(run.node.host_link_bytes_per_s for run in self.cluster.runs)
+        inside = domain_link(scale_up, self.floors.samples)
+        return Paths(axes=axes, inside=inside, host_bytes_per_s=host, network_source="")
+
+
+def _joined(parts: list[tuple[_Ints, Columns]], count: int, policies: tuple[Recompute, ...], layers: int) -> Columns:
+    """Columns of several groups in the order of their indices."""
+    arrays = {}
+    for name, shape in (
+        ("other_s", ()),
+        ("layer_s", (len(policies),)),
+        ("base_bytes", ()),
+        ("kept_bytes", (len(policies),)),
+        ("again_bytes", (len(policies),)),
+    ):
+        arrays[name] = np.zeros((count, *shape))
+        for where, part in parts:
+            arrays[name][where] = getattr(part, name)
+    return Columns(policies=policies, layers=layers, **arrays)
+
+
+def join(left: Laid | None, right: Laid) -> Laid:
+    """Columns of both, in order."""
+    if left is None:
+        return right
+    count = len(left.layouts)
+    total = count + len(right.layouts)
+    parts = [(np.arange(count), left.prices), (np.arange(count, total), right.prices)]
+    return Laid(
+        layouts=left.layouts + right.layouts,
+        placements=left.placements + right.placements,
+        prices=_joined(parts, total, left.prices.policies, left.prices.layers),
+        capacity_bytes=np.concatenate([left.capacity_bytes, right.capacity_bytes]),
+        crossing=np.concatenate([left.crossing, right.crossing]),
+        complete=left.complete and right.complete,
+    )

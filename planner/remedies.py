@@ -1,0 +1,140 @@
+"""What would make a workload fit, found by pricing: more GPUs, recompute, offload, a shorter context, other pins.
+
+Every remedy is tried: the space is bounded again with one thing changed, and the memory of a layout does not depend on
+where its ranks lie, so what fits there fits. GPU counts and contexts are found by bisection. Bytes per GPU.
+Left out: combinations of remedies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from cost_models import memory
+from cost_models.cluster import MAX_GPUS, Cluster, NodeRun
+from cost_models.curves.samples import Sample
+from cost_models.errors import InputError
+from cost_models.shape import Shape
+from cost_models.strategy import LayerRange
+from cost_models.units import show_bytes, show_tokens
+from planner.floors import Floors
+from planner.space import Space
+
+CONTEXT_STEP = 1024
+"""Contexts are offered in whole K tokens."""
+
+
+class NothingFits(InputError):
+    """No layout has the memory; `remedies` says what would, each with its number."""
+
+    def __init__(self, message: str, found: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.remedies = found
+
+
+def remedies(space: Space, samples: tuple[Sample, ...]) -> tuple[str, tuple[str, ...]]:
+    """(what is wrong, what would fit)."""
+    least, room = _least(space, samples)
+    workload, cluster = space.workload, space.cluster
+    pinned = ", ".join(f"{name}={value}" for name, value in space.pins.items())
+    words = f"nothing fits: {workload.describe()} needs at least {show_bytes(least)} per GPU of {show_bytes(room)}"
+    words += f" on {cluster.gpus} GPUs" + (f" with {pinned}" if pinned else "")
+    found = tuple(_tried(space, samples))
+    return words + ("; " + "; ".join(found) if found else ""), found
+
+
+def _tried(space: Space, samples: tuple[Sample, ...]) -> Iterator[str]:
+    for name in space.pins:
+        looser = replace(space, pins={pin: value for pin, value in space.pins.items() if pin != name})
+        least, room = _least(looser, samples)
+        if least <= room:
+            yield f"without {name}={space.pins[name]} it fits: {show_bytes(least)}"
+    offloaded = _offloaded(space, samples)
+    if offloaded is not None:
+        yield f"recompute=full with activations offloaded to the host fits: {show_bytes(offloaded)}"
+    gpus = _more_gpus(space, samples)
+    if gpus is not None:
+        yield f"{gpus - space.cluster.gpus} GPUs more ({gpus}) fit"
+    context = _shorter(space, samples)
+    if context is not None:
+        yield f"a context of at most {show_tokens(context)} ({context} tokens) fits"
+
+
+def _least(space: Space, samples: tuple[Sample, ...]) -> tuple[float, float]:
+    """(least memory of any layout, memory of the largest GPU), bytes; the least that fits if any does."""
+    floors = Floors(space, "memory", samples)
+    nodes = floors.start()
+    single = nodes.take(nodes.single)
+    room = float(max(run.node.device.memory_bytes for run in space.cluster.runs))
+    fitting = single.bound.min(initial=np.inf)
+    return (float(fitting), room) if np.isfinite(fitting) else (float(single.least_bytes.min(initial=np.inf)), room)
+
+
+def _fits(space: Space, samples: tuple[Sample, ...]) -> bool:
+    try:
+        return bool(np.isfinite(Floors(space, "memory", samples).start().bound).any())
+    except InputError:
+        return False
+
+
+def _grown(cluster: Cluster, nodes: int) -> Cluster:
+    """The cluster with so many more nodes of its last kind."""
+    last = cluster.runs[-1]
+    return replace(cluster, runs=(*cluster.runs[:-1], NodeRun(count=last.count + nodes, node=last.node)))
+
+
+def _more_gpus(space: Space, samples: tuple[Sample, ...]) -> int | None:
+    each = space.cluster.runs[-1].node.gpus
+    most = (min(MAX_GPUS, 16 * space.cluster.gpus + 64) - space.cluster.gpus) // max(each, 1)
+
+    def fits(nodes: int) -> bool:
+        return _fits(replace(space, cluster=_grown(space.cluster, nodes)), samples)
+
+    if each == 0 or most < 1 or not fits(most):
+        return None
+    low, high = 0, most
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return _grown(space.cluster, high).gpus
+
+
+def _shorter(space: Space, samples: tuple[Sample, ...]) -> int | None:
+    """The longest context that fits, in whole K tokens."""
+    workload = space.workload
+    fewest = -(-max(workload.vision_tokens, 1) // CONTEXT_STEP)
+
+    def fits(thousands: int) -> bool:
+        shorter = replace(workload, context_tokens=thousands * CONTEXT_STEP, text_tokens=None, lengths=())
+        return _fits(replace(space, workload=shorter), samples)
+
+    low, high = fewest, workload.context_tokens // CONTEXT_STEP
+    if high <= low or not fits(low):
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low * CONTEXT_STEP
+
+
+def _offloaded(space: Space, samples: tuple[Sample, ...]) -> int | None:
+    """Least memory with every layer recomputed and its input on the host, over the layouts; None if above the room."""
+    if space.workload.mode != "train" or space.pins.get("recompute", "full") != "full":
+        return None
+    floors = Floors(space, "memory", samples)
+    single = floors.start()
+    single = single.take(single.single)
+    degrees: Any = floors.degrees(single.family[:, None], single.first[:, None], single.shard, single.zero)
+    shape = Shape(space.workload, degrees)
+    part = LayerRange(recompute="full", offload="activations", count=1)
+    layers = space.workload.model.layers / space.base.pipeline
+    device = space.cluster.runs[0].node.device
+    kept = memory.kept(shape, part) * layers
+    parts = memory.memory(shape, kept, memory.recomputed(shape, "full"), device)
+    used = np.where(np.isfinite(single.least_bytes), sum(parts.values()), np.inf)
+    least = float(used.min(initial=np.inf))
+    room = max(run.node.device.memory_bytes for run in space.cluster.runs)
+    return round(least) if least <= room else None
