@@ -178,6 +178,11 @@ def _listen(master: str, port: int | None, alone: bool) -> socket.socket:
     return listener
 
 
+def rank_environment(threads: int) -> dict[str, str]:
+    """Threads that sleep while they wait: ranks share cores, and one that spins takes its neighbour's time."""
+    return {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"}
+
+
 @contextmanager
 def _started(
     folder: RunFolder, spec: Spec, ranks: Sequence[int], listener: socket.socket | None
@@ -185,7 +190,7 @@ def _started(
     """The ranks' processes; all of them are ended on the way out."""
     forked = sys.platform == "linux" and spec.backend == "gloo"
     descriptor = listener.fileno() if listener else -1
-    environment = os.environ | {"OMP_NUM_THREADS": str(spec.threads), "PYTHONUNBUFFERED": "1"}
+    environment = os.environ | rank_environment(spec.threads)
     if spec.master.startswith("127."):
         environment["GLOO_SOCKET_IFNAME"] = "lo" if sys.platform == "linux" else "lo0"
     processes: list[subprocess.Popen[bytes]] = []

@@ -43,7 +43,7 @@ def script(launch: Launch) -> str:
         [
             "#!/bin/bash",
             *(f"#SBATCH {directive}" for directive in directives),
-            f"# {plan.workload.describe()}: {plan.strategy.describe()}",
+            f"# {_printable(plan.workload.describe(), 'the plan')}: {plan.strategy.describe()}",
             "set -euo pipefail",
             'hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | paste -sd, -)',
             "# One task per host; the first that fails ends all.",
