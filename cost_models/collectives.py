@@ -87,6 +87,8 @@ class Collectives:
             name = Device.load(name).link
         if name not in LINKS:
             raise InputError(f"link={name!r}; legal: {', '.join(LINKS)}, or a device: {', '.join(Device.names())}")
+        if bytes_per_s is not None and bytes_per_s <= 0:
+            raise InputError(f"link {name}: bytes_per_s={bytes_per_s} must be above 0")
         known = LINKS[name]
         collectives = cls(name, known if bytes_per_s is None else replace(known, bytes_per_s=bytes_per_s))
         rows = [sample for sample in samples if sample.op in OPS and sample.path in ("", name)]
@@ -142,7 +144,7 @@ class Collectives:
         self._check(op, ranks)
         if any(key[0] == op for key in self._corrections):
             return False
-        return self.link.measured_as != self.name or ranks > MOST_MEASURED
+        return self.link != LINKS[self.link.measured_as] or ranks > MOST_MEASURED
 
     def _nearest(self, op: str, ranks: int) -> Correction | None:
         """The samples of this op at the nearest number of ranks."""

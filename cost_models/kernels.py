@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ from cost_models.device import Device
 from cost_models.errors import InputError
 
 CLOCKS = ("held", "burst")
+ATTENTION_KERNELS = ("newest", "fa2")
+FA2_ARCHITECTURES = ("ampere", "ada", "hopper")
 OPS = ("gemm", "attention_forward", "attention_backward", "memory_bound")
 DTYPE_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp8": 1}
 QUERY_TILE = 128
@@ -46,9 +49,18 @@ class Kernels:
     (False, True)
     """
 
-    def __init__(self, device: Device, base: Device, curves: DeviceCurves | None, clock: str = "held") -> None:
+    def __init__(
+        self, device: Device, base: Device, curves: DeviceCurves | None, clock: str = "held", attention: str = "newest"
+    ) -> None:
         if clock not in CLOCKS:
             raise InputError(f"clock={clock!r}; legal: {', '.join(CLOCKS)}")
+        if attention not in ATTENTION_KERNELS:
+            raise InputError(f"attention={attention!r}; legal: {', '.join(ATTENTION_KERNELS)}")
+        if attention == "fa2" and device.architecture not in FA2_ARCHITECTURES:
+            known = ", ".join(FA2_ARCHITECTURES)
+            raise InputError(
+                f"attention='fa2' has no measurement for {device.architecture} ({device.name}); for: {known}"
+            )
         self.device = device
         self.base = base
         self._curves = curves
@@ -61,23 +73,31 @@ class Kernels:
             self._tables = {t: curves.attention_paged(t) for t in {near.table for near in self._dims}}
             self._longest = float(next(iter(self._tables.values())).axes[0][-1])
             self._floor_s = math.exp(min(float(table.log_s.min()) for table in self._tables.values()))
-            self._forward, self._backward = curves.forward, curves.backward
+            self._forward, self._backward = (curves.training(part, attention) for part in ("forward", "backward"))
+            ratio = attrgetter("forward_fa2" if attention == "fa2" else "forward")
             pads = range(HEAD_DIM_TILE, MOST_HEAD_DIM + 1, HEAD_DIM_TILE)
             self._widths = (
-                {d: math.prod(near.forward**weight for near, weight in _beside(self._dims, d)) for d in pads},
+                {d: math.prod(ratio(near) ** weight for near, weight in _beside(self._dims, d)) for d in pads},
                 {d: math.prod(near.backward**weight for near, weight in _beside(self._dims, d)) for d in pads},
             )
 
     @classmethod
-    def of(cls, device: Device | str, samples: Sequence[Sample] = (), clock: str = "held") -> Kernels:
+    def of(
+        cls,
+        device: Device | str,
+        samples: Sequence[Sample] = (),
+        clock: str = "held",
+        attention: str = "newest",
+    ) -> Kernels:
         """Curves of `device` (a Device or a preset's name), moved onto `samples` where there are any.
 
         `clock`: "held", what a busy device keeps under its power limit; "burst", as the GEMM grids were timed.
+        `attention`: training's kernel, "newest" (FlashAttention-3 or cuDNN on Hopper) or "fa2" (FlashAttention-2).
         """
         device = Device.load(device) if isinstance(device, str) else device
         name = BASES.get(device.architecture)
         base, curves = (Device.load(name), device_curves(name)) if name else (device, None)
-        kernels = cls(device, base, curves, clock)
+        kernels = cls(device, base, curves, clock, attention)
         corrections, profiled = {}, {}
         for op in OPS:
             rows = [sample for sample in samples if sample.op == op]

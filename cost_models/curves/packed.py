@@ -34,6 +34,7 @@ class HeadDim:
     table: int  # the head dim of the paged table to read
     paged: float  # over that table's
     forward: float  # training kernels: over head dim 128's
+    forward_fa2: float
     backward: float
 
 
@@ -57,19 +58,16 @@ class DeviceCurves:
     def head_dims(self) -> list[HeadDim]:
         """The head dims whose time is known, smallest first."""
         return [
-            HeadDim(dim=int(row[0]), table=int(row[1]), paged=row[2], forward=row[3], backward=row[4])
+            HeadDim(
+                dim=int(row[0]), table=int(row[1]), paged=row[2], forward=row[3], forward_fa2=row[4], backward=row[5]
+            )
             for row in self.arrays["head_dims"].tolist()
         ]
 
-    @property
-    def forward(self) -> tuple[float, ...]:
+    def training(self, part: str, kernel: str) -> tuple[float, ...]:
         """launch_s, slowness over peak, half-keys, half-units, unmasked ratio of the closed form (fit/attention.py)."""
-        return tuple(self.arrays["forward"].tolist())
-
-    @property
-    def backward(self) -> tuple[float, ...]:
-        """The same for the backward."""
-        return tuple(self.arrays["backward"].tolist())
+        name = f"{part}_fa2" if kernel == "fa2" and f"{part}_fa2" in self.arrays else part
+        return tuple(self.arrays[name].tolist())
 
     @property
     def held(self) -> float:

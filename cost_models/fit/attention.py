@@ -127,12 +127,12 @@ def forward_table(rows: Floats, device: Device) -> LogGrid:
 
 
 def left_out_heads(rows: Floats, device: Device) -> Floats:
-    """Signed relative errors of every row whose head count was left out whole, inner head counts only."""
+    """Signed relative errors of rows whose head count was left out whole (every third at once), inner ones only."""
     errors = []
-    for heads in np.unique(rows[:, 2])[1:-1]:
-        out = rows[:, 2] == heads
-        batch, tokens, _, kv = rows[out, :4].T
-        predicted = forward_table(rows[~out], device).read_many(tokens, batch, rows[out, 2], heads / kv)[0]
+    for first in range(3):
+        out = np.isin(rows[:, 2], np.unique(rows[:, 2])[1:-1][first::3])
+        batch, tokens, heads, kv = rows[out, :4].T
+        predicted = forward_table(rows[~out], device).read_many(tokens, batch, heads, heads / kv)[0]
         errors.append(predicted / rows[out, 5] - 1)
     return np.concatenate(errors)
 

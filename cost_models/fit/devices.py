@@ -7,7 +7,8 @@ What is fitted to what, by device:
     B200    vLLM 0.19             cuDNN on GB200 (same die, other clock: by share)     cuDNN's norms on GB200
 The clock that a busy device holds: Vidur's projections (A100, H100), SimuMax's matmuls (B200), one constant each.
 The A100 pair is split by the forward's share of the pair in SimuMax's rows of many heads. Left out: SimuMax's B200
-attention rows (an older kernel, 30% slower than cuDNN's), sglang's grid, digitised plots.
+attention rows (an older kernel, 30% slower than cuDNN's), sglang's grid, digitised plots. H100 also
+has FlashAttention-2, a second training kernel.
 """
 
 from __future__ import annotations
@@ -128,6 +129,16 @@ def training_rows(folder: Path, recipe: Recipe) -> Training:
     return Training(forward=forward, backward=backward)
 
 
+def flash_2_rows(folder: Path) -> Training:
+    """FlashAttention-2 on H100: the forward's labels, and the pair's less the forward's of the same shape."""
+    forward = rows.flash_labels(folder, "flash3", "FlashAttention-2")
+    pair = rows.flash_labels(folder, "flash2_h100", "FlashAttention-2")
+    forward[:, 6], pair[:, 6] = _seconds(forward, 4.0), _seconds(pair, 14.0)
+    forward, pair = forward[forward[:, 4] == 128], pair[pair[:, 4] == 128]
+    assert (forward[:, :6] == pair[:, :6]).all(), "the two plots hold different shapes"
+    return Training(forward=forward, backward=np.column_stack([pair[:, :6], pair[:, 6] - forward[:, 6]]))
+
+
 def _seconds(labels: Floats, flops_per_pair: float) -> Floats:
     """Printed TFLOP/s to seconds; causal counts half of the pairs."""
     batch, tokens, heads, _, dim, causal, tflops = labels.T
@@ -143,10 +154,11 @@ def head_dims(folder: Path, device: str, measured: list[int]) -> Floats:
     forward = rows.flash_labels(folder, "flash3", newest)
     pair_64 = _ratio(paired, 64)
     forward_64 = pair_64 if device.startswith("a100") else _ratio(forward, 64)
-    ratios = {64: (forward_64, pair_64), 128: (1.0, 1.0), 256: (_ratio(forward, 256), 1.0)}
-    return np.array(
-        [[d, d if d in measured else 128, 1.0 if d in measured else f, f, b] for d, (f, b) in ratios.items()]
-    )
+    older = rows.flash_labels(folder, "flash3", "FlashAttention-2")
+    older_64 = pair_64 if device.startswith("a100") else _ratio(older, 64)
+    ratios = {64: (forward_64, older_64, pair_64), 128: (1.0, 1.0, 1.0)}
+    ratios[256] = (_ratio(forward, 256), _ratio(older, 256), 1.0)
+    return np.array([[d, d if d in measured else 128, 1.0 if d in measured else r[0], *r] for d, r in ratios.items()])
 
 
 def _ratio(labels: Floats, dim: int) -> float:
@@ -170,6 +182,10 @@ def fit(folder: Path, recipe: Recipe) -> dict[str, Any]:
     training = training_rows(folder, recipe)
     arrays["forward"] = np.exp(attention.fit_training(training.forward, training_device, 1.0).parameters)
     arrays["backward"] = np.exp(attention.fit_training(training.backward, training_device, 2.5).parameters)
+    if recipe.device == "h100-sxm-80gb":
+        older = flash_2_rows(folder)
+        arrays["forward_fa2"] = np.exp(attention.fit_training(older.forward, device, 1.0).parameters)
+        arrays["backward_fa2"] = np.exp(attention.fit_training(older.backward, device, 2.5).parameters)
     arrays["memory_bound"] = memory.fit(memory_rows(folder, recipe))
     arrays["held"] = np.array(1.0)
     arrays["held"] = np.array(held(folder, Kernels(device, device, DeviceCurves(recipe.device, arrays))))
@@ -209,7 +225,11 @@ def left_out(folder: Path, recipe: Recipe) -> dict[str, Floats]:
     for dim in np.unique(prefill[:, 4]):
         found = attention.left_out_heads(prefill[prefill[:, 4] == dim], device)
         errors[f"attention prefill {int(dim)}, heads"] = found
-    for name, found, passes in (("forward", training.forward, 1.0), ("backward", training.backward, 2.5)):
+    parts = [("forward", training.forward, 1.0), ("backward", training.backward, 2.5)]
+    if recipe.device == "h100-sxm-80gb":
+        older = flash_2_rows(folder)
+        parts += [("forward FA2", older.forward, 1.0), ("backward FA2", older.backward, 2.5)]
+    for name, found, passes in parts:
         errors[f"attention {name}, heads and mask"] = attention.left_out_training(found, training_device, passes)
     errors["memory-bound, sizes"] = memory.left_out(memory_rows(folder, recipe))
     return errors

@@ -87,6 +87,14 @@ def test_what_was_not_measured_says_so_and_scales_by_rate() -> None:
     assert h800.intra_s("all_to_all", 8, 0) == h100.intra_s("all_to_all", 8, 0)
 
 
+def test_a_cluster_may_state_its_own_rate() -> None:
+    ours, halved = Collectives.of("nvlink4"), Collectives.of("nvlink4", bytes_per_s=225e9)
+    assert halved.intra_s("all_gather", 8, 1e9) == pytest.approx(2 * ours.intra_s("all_gather", 8, 1e9), rel=0.02)
+    assert halved.is_estimate("all_gather") and not ours.is_estimate("all_gather")
+    with pytest.raises(InputError, match="bytes_per_s=0 must be above 0"):
+        Collectives.of("nvlink4", bytes_per_s=0)
+
+
 def test_more_than_eight_ranks_add_latency_and_keep_the_rate() -> None:
     nvl72 = Collectives.of("nvlink5")
     assert nvl72.intra_s("all_gather", 72, 0) > nvl72.intra_s("all_gather", 8, 0)
