@@ -14,7 +14,7 @@ from cost_models.errors import InputError
 _BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _BYTES |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _RATES = {"B/s": 1.0, "MB/s": 1e6, "GB/s": 1e9, "TB/s": 1e12, "Mbit/s": 1e6 / 8, "Gbit/s": 1e9 / 8, "Tbit/s": 1e12 / 8}
-_SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+_PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 _NUMBER = re.compile(r"\s*([0-9]{1,18}(?:\.[0-9]{1,9})?(?:[eE][+-]?[0-9]{1,2})?)\s*([A-Za-z/]*)\s*\Z")
 
 
@@ -39,13 +39,15 @@ def parse_tokens(text: str, name: str = "--ctx") -> int:
     return int(value)
 
 
-def _parse(text: object, units: dict[str, float] | dict[str, int], name: str, example: str) -> float:
+def _parse(
+    text: object, units: dict[str, float] | dict[str, int], name: str, example: str, divide: bool = False
+) -> float:
     match = _NUMBER.match(text) if isinstance(text, str) else None
     if match is None or match[2] not in units:
         raise InputError(
             f"{name}: {text!r} is not a number with one of the units {', '.join(units)} (as in {example!r})"
         )
-    value = float(match[1]) * units[match[2]]
+    value = float(match[1]) / units[match[2]] if divide else float(match[1]) * units[match[2]]
     if not math.isfinite(value):
         raise InputError(f"{name}: {text!r} is not finite")
     return value
@@ -72,7 +74,7 @@ def parse_seconds(text: object, name: str) -> float:
     >>> parse_seconds("5 us", "latency")
     5e-06
     """
-    return _parse(text, _SECONDS, name, "5 us")
+    return _parse(text, _PER_SECOND, name, "5 us", divide=True)
 
 
 def show_tokens(tokens: float) -> str:
