@@ -2,7 +2,7 @@
 
     step i on ring rank r: attend to block j = (r - i) mod R, while block j - 1 is on its way from rank r - 1
 
-    merge      lse' = log(exp lse + exp lse_b)        out' = out + (out_b - out) * exp(lse_b - lse')
+    merge      lse' = log(exp lse + exp lse_b)        out' = out + (out_b - out) * sigmoid(lse_b - lse)
     backward   blocks are recomputed from the saved global out and lse; dK, dV of block j start at rank j + 1, gather
                what ranks j + 1, …, j - 1 add, and come home in R - 1 hops: the own part never leaves
 
@@ -82,7 +82,7 @@ def ring_backward(
 
 @dataclass(frozen=True)
 class _Merged:
-    """The result so far of every query; a query that has seen nothing has lse -inf and out 0."""
+    """The result so far of every query; the own block comes first and gives each at least itself."""
 
     out: Tensor
     lse: Tensor
@@ -90,8 +90,8 @@ class _Merged:
     @classmethod
     def empty(cls, q: Tensor, *, widen: bool) -> _Merged:
         wide = torch.promote_types(q.dtype, torch.float32)
-        out = torch.zeros(q.shape, dtype=wide if widen else q.dtype, device=q.device)
-        return cls(out, torch.full(q.shape[:-1], -torch.inf, dtype=wide, device=q.device))
+        out = torch.empty(q.shape, dtype=wide if widen else q.dtype, device=q.device)
+        return cls(out, torch.empty(q.shape[:-1], dtype=wide, device=q.device))
 
     def add(self, heads: slice, queries: slice, block: kernel.BlockOut, first: bool) -> None:
         out, lse = self.out[:, heads, queries], self.lse[:, heads, queries]
@@ -99,10 +99,9 @@ class _Merged:
             out.copy_(block.out)
             lse.copy_(block.lse)
             return
-        merged = torch.logaddexp(lse, block.lse)
-        out.mul_((lse - merged).exp_().unsqueeze(-1))
-        out.add_(block.out * (block.lse - merged).exp_().unsqueeze(-1))
-        lse.copy_(merged)
+        weight = torch.sigmoid(block.lse - lse)
+        out.lerp_(block.out.to(out.dtype), weight.unsqueeze(-1))
+        lse.copy_(torch.logaddexp(lse, block.lse))
 
 
 def _attend(q: Tensor, kv: Tensor, tile: Tile, run: Run, scale: float, into: _Merged) -> None:
@@ -110,7 +109,7 @@ def _attend(q: Tensor, kv: Tensor, tile: Tile, run: Run, scale: float, into: _Me
     queries, keys = slice(*tile.q), slice(*tile.kv)
     k, v = kv[:, :, kv_heads, keys]
     block = kernel.forward(q[:, heads, queries], k, v, causal=tile.causal, scale=scale)
-    # Causal tiles are those of the own block, which comes first and gives every query at least itself.
+    # Causal tiles are those of the own block.
     into.add(heads, queries, block, first=tile.causal)
 
 

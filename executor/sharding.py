@@ -140,7 +140,11 @@ class ContextSharding:
             _check_heads(decoder, self.groups.ulysses.size)
         policies = [policy for policy, count in self.recompute for _ in range(count)]
         apply_recompute(decoders, policies or ["none"] * len(decoders))
-        precision = MixedPrecisionPolicy(param_dtype=self.precision.param, reduce_dtype=self.precision.reduce)
+        # Inputs follow the parameters' dtype from the embeddings on. FSDP2's own casting would walk, and copy, every
+        # dataclass that is handed to a layer.
+        precision = MixedPrecisionPolicy(
+            param_dtype=self.precision.param, reduce_dtype=self.precision.reduce, cast_forward_inputs=False
+        )
         mesh = self.groups.mesh(self.device.type)
         for block in blocks:
             fully_shard(block, mesh=mesh, reshard_after_forward=self.zero == 3, mp_policy=precision)

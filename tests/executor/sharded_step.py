@@ -40,6 +40,7 @@ class Case:
     kind: str = "zigzag"
     recompute: tuple[tuple[str, int], ...] = ()
     dtype: str = "float64"
+    param: str | None = None  # what parameters are computed in, if not in `dtype`
     llm: str = "llama"
     frames: tuple[tuple[int, ...], ...] = ((5,), (2, 0, 1))
     reverse: bool = False  # lists in another order than the ranks'
@@ -68,7 +69,7 @@ def make_sharding(case: Case) -> ContextSharding:
         ring_layout=case.kind,
         zero=case.zero,
         recompute=case.recompute,
-        precision=Precision(),
+        precision=Precision(param=getattr(torch, case.param), reduce=torch.float32) if case.param else Precision(),
     )
 
 

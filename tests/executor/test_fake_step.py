@@ -8,7 +8,14 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from tests.executor.sharded_step import Case, make_model, make_rows, make_sharding, with_own_frames
 
-CASE = Case(ring=4, ulysses=2, recompute=(("all_but_attention", 1), ("none", 1)), frames=((40, 60),), dtype="float32")
+CASE = Case(
+    ring=4,
+    ulysses=2,
+    recompute=(("all_but_attention", 1), ("none", 1)),
+    frames=((40, 60),),
+    dtype="float32",
+    param="bfloat16",
+)
 
 
 @pytest.fixture
