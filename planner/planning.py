@@ -49,11 +49,12 @@ def plan(
     paid = [choice.strategy.ranks if objective == "gpu-hours" else 1 for choice in near]
     winner = min(simulated, key=lambda i: (simulated[i].step_s * paid[i], i))
     chosen = near[winner]
-    others = [(i, choice) for i, choice in enumerate(solution.best) if choice is not chosen]
-    alternatives = [
-        _alternative(choice, simulated.get(i), _why(choice, chosen, simulated.get(i), simulated[winner]))
-        for i, choice in others
-    ]
+    values = {i: simulation.step_s * paid[i] for i, simulation in simulated.items()}
+    alternatives = []
+    for i, choice in enumerate(solution.best):
+        if choice is not chosen:
+            pair = (values[i], values[winner]) if i in values else None
+            alternatives.append(_alternative(choice, simulated.get(i), _why(choice, chosen, pair, objective)))
     alternatives += [_alternative(choice, None, choice.reason) for choice in solution.lost]
     return Plan(
         cluster=cluster,
@@ -89,18 +90,25 @@ def _alternative(choice: Choice, simulation: Simulation | None, reason: str) -> 
     )
 
 
-def _why(choice: Choice, chosen: Choice, simulation: Simulation | None, best: Simulation) -> str:
-    """The part that costs a runner-up most against the chosen plan, in a few words."""
-    if choice.cost.step_s < chosen.cost.step_s and simulation:
-        return f"priced faster, but simulated {show_seconds(simulation.step_s - best.step_s)} slower"
-    more = {name: value - chosen.cost.seconds.get(name, 0.0) for name, value in choice.cost.seconds.items()}
+def _why(choice: Choice, chosen: Choice, simulated: tuple[float, float] | None, objective: Objective) -> str:
+    """Why a runner-up lost, in the objective's own terms; `simulated`: its value there and the chosen one's."""
+    mine, best = choice.cost, chosen.cost
+    value = {"time": mine.step_s, "memory": float(mine.memory_bytes), "gpu-hours": mine.gpu_hours}[objective]
+    least = {"time": best.step_s, "memory": float(best.memory_bytes), "gpu-hours": best.gpu_hours}[objective]
+    if value < least and simulated:
+        return f"priced better, but simulated {simulated[0] / simulated[1] - 1:.1%} worse"
+    if objective == "memory" and value > least:
+        return f"{show_bytes(value - least)} more memory"
+    if objective == "gpu-hours" and value > least:
+        return f"{value / least - 1:.1%} more GPU-hours on {choice.strategy.ranks} GPUs"
+    more = {name: seconds - best.seconds.get(name, 0.0) for name, seconds in mine.seconds.items()}
     part = max(more, key=lambda name: more[name])
-    slower = choice.cost.step_s - chosen.cost.step_s
+    slower = mine.step_s - best.step_s
     if slower > 0 and more[part] > 0:
         return f"{show_seconds(slower)} slower: {part.replace('_', '-')} {show_seconds(more[part])} more"
-    extra = choice.cost.memory_bytes - chosen.cost.memory_bytes
+    extra = mine.memory_bytes - best.memory_bytes
     if extra > 0:
-        return f"as fast, but {show_bytes(extra)} more memory"
+        return f"as good, but {show_bytes(extra)} more memory"
     if choice.strategy.ranks > chosen.strategy.ranks:
-        return f"as fast, but needs {choice.strategy.ranks - chosen.strategy.ranks} GPUs more"
+        return f"as good, but needs {choice.strategy.ranks - chosen.strategy.ranks} GPUs more"
     return choice.reason or "as good; lost the tie on degrees"

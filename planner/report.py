@@ -80,14 +80,14 @@ def cluster_line(cluster: Cluster) -> str:
 def placement_line(cluster: Cluster, strategy: Strategy, placement: Placement) -> str:
     """How each axis lies: inside a scale-up domain, or across how many."""
     domain = cluster.domain_of_slot[placement.slot_of_rank]
-    one = "node" if cluster.nodes_per_domain == 1 else "NVLink domain"
+    place = "node" if cluster.nodes_per_domain == 1 else "NVLink domain"
     words = []
     for axis in ("tensor", "ulysses", "ring", "data", "pipeline"):
         if getattr(strategy, axis) == 1:
             continue
         spans = np.sort(domain[rank_groups(strategy, axis)], axis=1)
         most = int((1 + (np.diff(spans, axis=1) != 0).sum(axis=1)).max())
-        words.append(f"{axis} inside a {one}" if most == 1 else f"{axis} across {most} {one}s")
+        words.append(f"{axis} inside one {place}" if most == 1 else f"{axis} across {most} {place}s")
     used, free = len(np.unique(placement.slot_of_rank)), cluster.gpus - strategy.ranks
     tail = f"{strategy.ranks} GPUs on {used} node{'s' if used > 1 else ''}"
     return "; ".join([*words, tail + (f", {free} left free" if free else "")])
@@ -145,11 +145,8 @@ def _alternatives(alternatives: tuple[Alternative, ...], everything: bool) -> li
 
 
 def _bound(plan: Plan) -> str:
-    if plan.objective == "time":
-        proven = f"no layout can be priced below {show_seconds(plan.bound)} (gap {plan.gap:.2%})"
-    else:
-        unit = "bytes" if plan.objective == "memory" else "GPU-seconds"
-        proven = f"no layout can be priced below {plan.bound:.4g} {unit} (gap {plan.gap:.2%})"
+    shown = {"time": show_seconds, "memory": show_bytes, "gpu-hours": "{:.4g} GPU-hours".format}[plan.objective]
+    proven = f"no layout can be priced below {shown(plan.bound)} (gap {plan.gap:.2%})"
     return proven if plan.reproducible else proven + "; stopped at the time limit: not reproducible"
 
 
