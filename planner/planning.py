@@ -38,20 +38,19 @@ def plan(
     """The best plan found, with a proven bound; NothingFits (an InputError) says what would fit instead."""
     on_step("searching layouts")
     solution = solve(cluster, workload, fixed=fixed or {}, objective=objective, profile=profile)
-    first = solution.best[0]
-    near = [first]
-    if objective != "memory":
-        near += [other for other in solution.best[1:SIMULATED] if other.cost.step_s < first.cost.step_s * CLOSE]
+    best = solution.best
+    most = best[0].cost.step_s * CLOSE
+    near = [i for i, choice in enumerate(best[:SIMULATED]) if i == 0 or choice.cost.step_s < most]
     simulated: dict[int, Simulation] = {}
-    for index, choice in enumerate(near):
-        on_step(f"simulating {choice.strategy.describe()}")
-        simulated[index] = simulate(cluster, workload, choice.strategy, choice.placement, profile=profile)
-    paid = [choice.strategy.ranks if objective == "gpu-hours" else 1 for choice in near]
-    winner = min(simulated, key=lambda i: (simulated[i].step_s * paid[i], i))
-    chosen = near[winner]
+    for i in near if objective != "memory" else near[:1]:
+        on_step(f"simulating {best[i].strategy.describe()}")
+        simulated[i] = simulate(cluster, workload, best[i].strategy, best[i].placement, profile=profile)
+    paid = [choice.strategy.ranks if objective == "gpu-hours" else 1 for choice in best]
     values = {i: simulation.step_s * paid[i] for i, simulation in simulated.items()}
+    winner = min(values, key=lambda i: (values[i], i))
+    chosen = best[winner]
     alternatives = []
-    for i, choice in enumerate(solution.best):
+    for i, choice in enumerate(best):
         if choice is not chosen:
             pair = (values[i], values[winner]) if i in values else None
             alternatives.append(_alternative(choice, simulated.get(i), _why(choice, chosen, pair, objective)))
