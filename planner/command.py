@@ -104,8 +104,9 @@ def price(strategy: str, as_json: bool, **given: Any) -> None:
 @cli.command()
 @click.argument("plan_file", metavar="PLAN")
 @click.option("--trace", metavar="FILE", help="Write a trace that Perfetto (ui.perfetto.dev) opens.")
+@click.option("--profile", "profile", metavar="FILE", help="The profile that the plan was made with, if any.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def simulate(plan_file: str, trace: str | None, as_json: bool) -> None:
+def simulate(plan_file: str, trace: str | None, profile: str | None, as_json: bool) -> None:
     """Play a plan's step as discrete events on the cluster's topology."""
     from planner import report
     from planner.files import check_target
@@ -115,9 +116,12 @@ def simulate(plan_file: str, trace: str | None, as_json: bool) -> None:
     if trace is not None:
         check_target(trace, "--trace")
     plan = Plan.load(plan_file)
+    measured = options.profile_of(plan, profile)
     with _Progress() as progress:
         progress.show("simulating")
-        found = play(plan.cluster, plan.workload, plan.strategy, plan.placement, trace=trace is not None)
+        found = play(
+            plan.cluster, plan.workload, plan.strategy, plan.placement, profile=measured, trace=trace is not None
+        )
     if trace is not None and found.trace is not None:
         found.trace.write(trace)
     if as_json:
@@ -145,16 +149,15 @@ def show(plan_file: str, as_json: bool, explain: bool) -> None:
 
 @cli.command()
 @click.argument("plan_file", metavar="PLAN")
-def check(plan_file: str) -> None:
+@click.option("--profile", "profile", metavar="FILE", help="The profile that the plan was made with, if any.")
+def check(plan_file: str, profile: str | None) -> None:
     """Check a plan file: schema, group lists, placement, and that this release prices it the same."""
     from cost_models.pricing import price as price_layout
     from planner.plan_file import Plan
 
     plan = Plan.load(plan_file)
-    if plan.profile_digest is not None:
-        click.echo(f"{plan_file}: lists and placement are consistent; its price rests on a profile and is not repeated")
-        return
-    cost = price_layout(plan.cluster, plan.workload, plan.strategy, plan.placement)
+    measured = options.profile_of(plan, profile)
+    cost = price_layout(plan.cluster, plan.workload, plan.strategy, plan.placement, measured)
     if abs(cost.step_s / plan.cost.step_s - 1) > 1e-9 or dict(cost.memory) != dict(plan.cost.memory):
         raise InputError(
             f"{plan_file}: states {plan.cost.step_s:.6g} s and {plan.cost.memory_bytes} bytes, this release prices "

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -19,6 +19,9 @@ from cost_models.profile import Profile
 from cost_models.strategy import RECOMPUTES, LayerRange, Strategy
 from cost_models.units import parse_tokens
 from cost_models.workload import Precision, Workload
+
+if TYPE_CHECKING:
+    from planner.plan_file import Plan
 
 F = TypeVar("F", bound=Callable[..., Any])
 PINS = (*(field.name for field in fields(Strategy) if field.name != "layers"), "recompute")
@@ -83,6 +86,20 @@ def question(given: Mapping[str, Any]) -> Question:
         workload=workload,
         profile=Profile.load(given["profile"]) if given["profile"] else None,
     )
+
+
+def profile_of(plan: Plan, path: str | None) -> Profile | None:
+    """The profile that a plan was made with, checked by its digest; a plan without one takes none."""
+    if plan.profile_digest is None:
+        if path is not None:
+            raise InputError(f"--profile {path!r}: the plan was made without a profile; leave it out")
+        return None
+    if path is None:
+        raise InputError("--profile is missing: the plan was made with a profile; give that file")
+    profile = Profile.load(path)
+    if profile.digest != plan.profile_digest:
+        raise InputError(f"--profile {path!r} is not the one that the plan was made with; plan again with it")
+    return profile
 
 
 def load_cluster(name: str, gpus: int | None) -> Cluster:
