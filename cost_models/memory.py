@@ -143,12 +143,15 @@ def _logits(shape: Shape) -> Any:
 
 
 def _vision(shape: Shape) -> Any:
-    """Pictures, and what the tower keeps per patch and layer: b (16 h + 4 f); one layer's worth without training."""
+    """Pictures, and what the tower keeps per patch and layer: b (8 h + 2 f); one layer's worth without training.
+
+    Per layer: 2 residuals, 2 normalised, q, k, v, attention's output (8 h); GELU's input and output (2 f).
+    """
     vision, width = shape.workload.model.vision, shape.width
     if vision is None or shape.workload.frames == 0:
         return 0 * shape.tokens
     patches = np.maximum(shape.frames, 1) * vision.patches
-    layer = patches * (16 * vision.hidden + 4 * vision.ffn) * width
+    layer = patches * (8 * vision.hidden + 2 * vision.ffn) * width
     pixels = patches * 3 * vision.patch_size**2 * width
     embeddings = 2 * np.maximum(shape.frames, 1) * vision.tokens_per_frame * shape.workload.model.hidden * width
     kept_layers = vision.layers if shape.trains("tower") else 1
