@@ -84,5 +84,19 @@ def launch(
         sys.exit(launching.run(prepared, sys.stdout, sys.stderr))
 
 
+@main.command()
+@click.argument("plan", type=click.Path(path_type=Path))
+@click.option("--rank", default=0, show_default=True, help="Whose memory to count.")
+@click.option("--json", "as_json", is_flag=True, help="Print the components as JSON.")
+def check(plan: Path, rank: int, as_json: bool) -> None:
+    """Count the memory of PLAN on its real step with fake tensors, component by component. Needs no GPU."""
+    from planner.plan_file import Plan
+
+    loaded = Plan.load(plan)
+    from executor import checked
+
+    click.echo(checked.run(loaded, rank, as_json))
+
+
 if __name__ == "__main__":
     main()

@@ -1,0 +1,199 @@
+"""`executor check`: the memory of a plan, counted on its real step, without a GPU and without allocating it.
+
+    model of the plan on fake tensors -> the executor's sharding on a fake process group -> forward, backward, optimizer
+    every storage is counted by what made it (`footprint`), and laid beside the plan, component by component
+
+One rank of any plan runs at full shape in this process: same groups, FSDP2 units, recompute policies and attention as
+a launch; collectives copy nothing, and attention goes through the CPU kernel's shapes. Two microbatches at most: the
+second only finds the gradients of the first. Bytes. Leaves out what the plan names as estimates (process groups'
+buffers, CUDA context, allocator slack) and the optimizer's transients.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from cost_models.errors import InputError
+from executor.admission import unsupported
+from executor.footprint import Footprint
+from executor.worker import make_sharding
+from longvila.config import LongVilaConfig, load_config
+from longvila.optimizer import Optimizer
+from longvila.sharding import Batch, Sharding
+from longvila.weights import empty_model, materialise, plain_parameters
+from planner.plan_file import Plan
+
+TRANSIENT = ("gathered", "working", "logits")
+KEPT = ("parameters", "gradients", "optimizer", "activations", "vision")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Component:
+    name: str
+    planned_bytes: int
+    counted_bytes: int
+
+    @property
+    def difference(self) -> float:
+        """(planned - counted) / counted; 0 if both are nothing."""
+        if self.counted_bytes == 0:
+            return 0.0 if self.planned_bytes == 0 else float("inf")
+        return self.planned_bytes / self.counted_bytes - 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    rank: int
+    components: tuple[Component, ...]
+    not_counted: tuple[tuple[str, int], ...]  # planned parts that no tensor shows
+
+
+def check(plan: Plan, rank: int, tell: Callable[[str], None] = lambda _: None) -> Checked:
+    """Count one rank of a training plan; `tell` hears what is being done. Needs no process group to exist yet."""
+    problems = unsupported(plan)
+    if plan.workload.mode != "train":
+        problems.append(f"mode={plan.workload.mode} is not checked; legal: train")
+    if not 0 <= rank < plan.strategy.ranks:
+        problems.append(f"--rank {rank}: the plan has ranks 0 to {plan.strategy.ranks - 1}")
+    if plan.workload.global_batch < plan.strategy.data:
+        problems.append(f"a global batch of {plan.workload.global_batch} leaves replicas idle")
+    if problems:
+        raise InputError("this plan cannot be checked: " + "; ".join(problems))
+    config = model_config(plan)
+    # The fake process group replaces gloo or NCCL: same calls, no peers, no bytes.
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=plan.strategy.ranks)
+    try:
+        return _count(plan, rank, config, tell)
+    finally:
+        dist.destroy_process_group()
+
+
+def model_config(plan: Plan) -> LongVilaConfig:
+    """The plan's model as longvila builds it; a model without a preset there is an InputError."""
+    model = plan.workload.model
+    name = "tiny" if model.name == "longvila-tiny" else model.name
+    if model.vision is None or not name.startswith(("longvila-", "tiny")):
+        raise InputError(f"model {model.name!r} has no preset in longvila; plan one of its presets to check it")
+    config = load_config(name)
+    llm = config.llm_config()
+    built = (llm.num_hidden_layers, llm.hidden_size, llm.num_attention_heads, llm.intermediate_size, llm.vocab_size)
+    if built != (model.layers, model.hidden, model.heads, model.ffn, model.vocab):
+        raise InputError(f"model {model.name!r} of the plan is not longvila's preset of that name; plan again")
+    return config
+
+
+def row(plan: Plan, config: LongVilaConfig, sharding: Sharding) -> Batch:
+    """One row of the workload: whole frames first, then text; pixels of the own frames on fake tensors."""
+    work, tokens = plan.workload, plan.workload.context_tokens
+    dtype, size = torch.float32, config.image_size
+    zeros = torch.zeros(tokens, dtype=torch.int64)
+    return Batch(
+        input_ids_L=zeros,
+        labels_L=zeros,
+        positions_L=torch.arange(tokens),
+        document_L=zeros,
+        vision_at_V=torch.arange(work.frames * config.tokens_per_frame),
+        frames=work.frames,
+        pixels_FCHW=torch.empty(len(sharding.own_frames(work.frames)), 3, size, size, dtype=dtype, device="meta"),
+    )
+
+
+def _count(plan: Plan, rank: int, config: LongVilaConfig, tell: Callable[[str], None]) -> Checked:
+    sharding = make_sharding(plan, rank, torch.device("cpu"))
+    model = empty_model(config, sharding.attention)
+    for part in ("llm", "projector", "tower"):
+        getattr(model, part).requires_grad_(part in plan.workload.trainable)
+        if plan.workload.precision.master == "fp64":
+            getattr(model, part).double()
+    wrapped, batch = sharding.wrap(model), row(plan, config, sharding)
+    footprint = Footprint("gathered")
+    with FakeTensorMode(allow_non_fake_inputs=True), footprint, footprint.following_resizes():
+        materialise(wrapped, torch.device("cpu"))
+        for parameter in wrapped.parameters():
+            footprint.mark(parameter, "parameters")
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(lambda p: footprint.mark(p.grad, "gradients"))
+        _label_phases(wrapped, footprint)
+        wrapped.train()
+        batch = _with_pixels(batch)
+        footprint.mark(batch.pixels_FCHW, "vision")
+        tell("forward")
+        footprint.reset_peak()
+        footprint.phase = "gathered"
+        loss = wrapped(batch, sharding)
+        after, highest = Counter(footprint.live), [Counter(footprint.peak)]
+        tell("backward")
+        footprint.phase = "working"
+        footprint.reset_peak()
+        sharding.token_mean(loss, float(plan.workload.context_tokens)).backward()
+        highest.append(Counter(footprint.peak))
+        del loss
+        tell("optimizer")
+        states = _with_optimizer(wrapped, footprint)
+    components = _components(plan, states, after, highest)
+    return Checked(rank=rank, components=components, not_counted=_not_counted(plan))
+
+
+def _with_pixels(batch: Batch) -> Batch:
+    """The same row with its frames as fake tensors, which count; made inside the mode."""
+    pixels = torch.empty(batch.pixels_FCHW.shape, dtype=batch.pixels_FCHW.dtype)
+    fields = {name: getattr(batch, name) for name in batch.__dataclass_fields__}
+    return Batch(**{**fields, "pixels_FCHW": pixels})
+
+
+def _label_phases(model: Any, footprint: Footprint) -> None:
+    """What is made while the tower runs is vision's, then the decoder layers', then the head's."""
+
+    def phase(name: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            if footprint.phase != "working":  # backward recomputes through the same modules
+                footprint.phase = name
+
+        return hook
+
+    layers: Sequence[nn.Module] = model.llm.model.layers
+    model.tower.register_forward_pre_hook(phase("vision"))
+    model.llm.get_input_embeddings().register_forward_pre_hook(phase("activations"))
+    layers[-1].register_forward_hook(phase("logits"))
+
+
+def _with_optimizer(model: nn.Module, footprint: Footprint) -> Counter[str]:
+    """What is alive once the optimizer has its state."""
+    optimizer = Optimizer(plain_parameters(model), betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
+    for kind, tensors in optimizer.state().items():
+        for tensor in tensors.values():
+            if kind != "step":
+                footprint.mark(tensor, "optimizer")
+    return Counter(footprint.live)
+
+
+def _components(
+    plan: Plan, states: Counter[str], after: Counter[str], peaks: Sequence[Counter[str]]
+) -> tuple[Component, ...]:
+    """Kept components as they stand between forward and backward; the rest at the highest moment beside them."""
+    counted = {name: states[name] for name in ("parameters", "gradients", "optimizer")}
+    counted |= {name: after[name] for name in ("activations", "vision")}
+    resident = counted["parameters"] + counted["activations"] + counted["vision"]
+    highest = max(sum(peak.values()) - peak["gradients"] for peak in peaks)
+    planned = plan.cost.memory
+    rows = [Component(name=name, planned_bytes=planned.get(name, 0), counted_bytes=counted[name]) for name in KEPT]
+    transient = sum(planned.get(name, 0) for name in TRANSIENT)
+    rows.append(
+        Component(name=" + ".join(TRANSIENT), planned_bytes=transient, counted_bytes=max(0, highest - resident))
+    )
+    total = sum(part.planned_bytes for part in rows), sum(part.counted_bytes for part in rows)
+    return (*rows, Component(name="total of these", planned_bytes=total[0], counted_bytes=total[1]))
+
+
+def _not_counted(plan: Plan) -> tuple[tuple[str, int], ...]:
+    shown = {*KEPT, *TRANSIENT}
+    return tuple((name, size) for name, size in plan.cost.memory.items() if name not in shown and size)
