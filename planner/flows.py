@@ -1,14 +1,15 @@
 """The flows that a collective really sends, as arrays over all ranks: who sends to whom which share of the bytes.
 
-    all_to_all                    to each other member directly, 1/P each
+    all_to_all                    to each other member directly, 1/P each, every pair a flow of its own
     send                          to the next member of the group, all of it; the last sends to the first
     all_gather, reduce_scatter    rings over all members; each hop carries (P - 1)/P of the buffer
     all_reduce                    the same twice: 2 (P - 1)/P
 
 The rings of a group enter each scale-up domain once per channel: as many channels as the domain with the fewest NICs
 in the group has, each entering at the first GPU of another NIC and leaving at the GPU before it. A channel carries
-1/channels of the buffer; channels between the same two GPUs are one flow. A ring's flows start after the latency of
-P - 1 steps (2 (P - 1) for all_reduce): the mean hop times the steps; those of a send after the group's longest hop.
+1/channels of the buffer. The hops of a ring (and of a round of sends) go at one pace, that of the slowest: they are
+one flow that crosses the links of all hops, a link as often as hops do. It starts after the latency of P - 1 steps
+(2 (P - 1) for all_reduce), the mean hop times the steps; a send after the group's longest hop.
 Left out: trees, in-switch reduction.
 """
 
@@ -24,10 +25,10 @@ from planner.topology import Floats, Ints, Topology
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Hops:
-    """At most one flow out of each rank: to rank `to`, `share` of the collective's bytes (0 = none)."""
+    """Hops out of each rank: `count` of them (over channels) to rank `to`; 0 = none."""
 
     to: Ints  # (ranks,)
-    share: Floats  # (ranks,)
+    count: Ints  # (ranks,)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,9 +38,10 @@ class Pattern:
     op: Op
     groups: Ints  # (groups, members): rank
     group_of_rank: Ints  # (ranks,)
-    hops: tuple[Hops, ...]
+    hops: tuple[Hops, ...] = ()
+    hop_share: Floats  # (groups,): share of the bytes that one hop of one channel carries
     each_share: float = 0.0  # all_to_all: to every other member
-    delay_s: Floats | None = None  # (groups,) before the flows start; None = each flow's own latency
+    delay_s: Floats  # (groups,) before the hops start; each pair of an all_to_all has its own route's
 
     @property
     def members(self) -> int:
@@ -51,29 +53,28 @@ def pattern(topology: Topology, groups: Ints, op: Op) -> Pattern:
     count, members = groups.shape
     group_of_rank = np.empty(topology.ranks, dtype=np.int64)
     group_of_rank[groups.ravel()] = np.repeat(np.arange(count), members)
+    nothing = np.zeros(count)
+    made = Pattern(op=op, groups=groups, group_of_rank=group_of_rank, hop_share=nothing, delay_s=nothing)
     if members == 1:
-        return Pattern(op=op, groups=groups, group_of_rank=group_of_rank, hops=())
+        return made
     if op == "all_to_all":
-        return Pattern(op=op, groups=groups, group_of_rank=group_of_rank, hops=(), each_share=1 / members)
+        return replace(made, each_share=1 / members)
     if op == "send":
-        hop = Hops(to=_next(topology, groups), share=np.ones(topology.ranks))
+        hop = Hops(to=_next(topology, groups), count=np.ones(topology.ranks, dtype=np.int64))
         longest = topology.latency_s(np.arange(topology.ranks), hop.to)[groups].max(axis=1)
-        return Pattern(op=op, groups=groups, group_of_rank=group_of_rank, hops=(hop,), delay_s=longest)
-    passes = (members - 1) / members
-    hops = _rings(topology, groups, group_of_rank)
+        return replace(made, hops=(hop,), hop_share=np.ones(count), delay_s=longest)
+    hops, channels = _rings(topology, group_of_rank)
+    share = (members - 1) / members / channels
     delay = np.zeros(count)
     for hop in hops:
-        latency = topology.latency_s(np.arange(topology.ranks), hop.to)
-        delay += np.bincount(group_of_rank, hop.share * latency, count) * passes
-    scaled = tuple(Hops(to=hop.to, share=hop.share * passes) for hop in hops)
-    once = Pattern(op=op, groups=groups, group_of_rank=group_of_rank, hops=scaled, delay_s=delay)
+        delay += np.bincount(group_of_rank, hop.count * topology.latency_s(np.arange(topology.ranks), hop.to), count)
+    once = replace(made, hops=hops, hop_share=share, delay_s=delay * share)
     return twice(once) if op == "all_reduce" else once
 
 
 def twice(once: Pattern) -> Pattern:
     """The all_reduce over the groups of an all_gather."""
-    hops = tuple(Hops(to=hop.to, share=hop.share * 2) for hop in once.hops)
-    return replace(once, op="all_reduce", hops=hops, delay_s=None if once.delay_s is None else once.delay_s * 2)
+    return replace(once, op="all_reduce", hop_share=once.hop_share * 2, delay_s=once.delay_s * 2)
 
 
 def _next(topology: Topology, groups: Ints) -> Ints:
@@ -82,25 +83,25 @@ def _next(topology: Topology, groups: Ints) -> Ints:
     return to
 
 
-def _rings(topology: Topology, groups: Ints, group_of_rank: Ints) -> tuple[Hops, ...]:
-    """Hops inside domains and between them; `share` = of one pass of the whole buffer over all channels."""
+def _rings(topology: Topology, group_of_rank: Ints) -> tuple[tuple[Hops, ...], Ints]:
+    """Hops inside domains and between them, and the channels of each group."""
     block = _Blocks(topology, group_of_rank)
     channels = block.channels
     inside = np.empty(topology.ranks, dtype=np.int64)
     inside[block.order] = block.order[block.after]
-    leaves = np.zeros(topology.ranks)
+    leaves = np.zeros(topology.ranks, dtype=np.int64)
     between = np.arange(topology.ranks)
+    several = block.next != np.arange(len(block.next))
     for channel in range(int(channels.max())):
         entry, leave = block.ends(channel)
-        exits, entered, used = block.order[leave], block.order[entry[block.next]], channel < channels[block.group]
-        several = used & (block.next != np.arange(len(block.next)))
-        leaves[exits[several]] += 1.0
-        between[exits[several]] = entered[several]
-    own = channels[group_of_rank]
+        used = several & (channel < channels[block.group])
+        exits = block.order[leave][used]
+        leaves[exits] += 1
+        between[exits] = block.order[entry[block.next]][used]
     alone = inside == np.arange(topology.ranks)
-    within = Hops(to=inside, share=np.where(alone, 0.0, (own - leaves) / own))
-    across = Hops(to=between, share=leaves / own)
-    return tuple(hop for hop in (within, across) if hop.share.any())
+    within = Hops(to=inside, count=np.where(alone, 0, channels[group_of_rank] - leaves))
+    across = Hops(to=between, count=leaves)
+    return tuple(hop for hop in (within, across) if hop.count.any()), channels
 
 
 class _Blocks:

@@ -1,13 +1,12 @@
 """Which ranks behave alike: the coarsest partition found that is equitable for groups, flows and links.
 
-    colour(rank) <- mix(colour, colours it meets: in its NIC, PCIe switch, node, domain, leaf (as multisets),
-                        the next and the previous rank of each hop, the members of each group by how near they are)
+    start:  the node, how long it computes, how many hops leave it and reach it, of what kind, and with what delay
+    colour(rank) <- mix(colour, as multisets the colours in its NIC, PCIe switch, node, leaf and in each of its groups)
 
-repeated until no class splits (colour refinement). Ranks of one class then send the same flows to the same classes
-over links that carry the same classes of flows: one rank of each class stands for all, exactly. Colours are 64-bit
-mixed sums, so multisets compare by one number. First all ranks of equal nodes start in one colour; if that splits for
-several rounds (a ring cut by oversubscribed leaves), nodes start coloured by their position in the leaf: finer, and
-sooner stable. `singletons` is the partition that folds nothing.
+repeated until no class splits (colour refinement). Ranks of one class then load the same links in the same way for
+groups of the same classes: one rank of each class stands for all, exactly. Who the next one in a ring is does not
+matter, as all hops of a ring are one flow; in an all_to_all every pair is a flow, so there colours are counted by how
+near the members are. Colours are 64-bit mixed sums: multisets compare by one number. `singletons` folds nothing.
 """
 
 from __future__ import annotations
@@ -22,8 +21,6 @@ from planner.flows import Pattern
 from planner.topology import Floats, Ints, Topology
 
 Hashes = NDArray[np.uint64]
-PATIENCE = 3
-"""Rounds after which a partition that still splits is started again from positions in the leaf."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,22 +41,57 @@ def singletons(ranks: int) -> Partition:
 
 def equitable(topology: Topology, patterns: Sequence[Pattern], scale: Floats) -> Partition:
     """The classes of ranks; `scale` (per rank) is what else tells ranks apart: how long they compute."""
-    neighbours = _Neighbours(topology, patterns)
-    crosses = crosses_leaves(topology, patterns)
+    bags = _bags(topology, patterns)
+    partition = _partition(_start(topology, patterns, scale))
+    while True:
+        colour = mix(partition.class_of_rank.astype(np.uint64))
+        with np.errstate(over="ignore"):
+            total = mix(colour)
+            for i, bag in enumerate(bags):
+                total = total + mix(bag.sums(colour) + np.uint64(i))
+        finer = _partition(total)
+        if finer.classes == partition.classes:
+            return finer
+        partition = finer
+
+
+def _start(topology: Topology, patterns: Sequence[Pattern], scale: Floats) -> Hashes:
+    """What tells ranks apart whoever their partners are."""
     node_kind = _first_equal(topology.nodes)[topology.run]
+    parts = [node_kind * 2 + topology.reaches_nic_across, _bits(scale)]
+    if crosses_leaves(topology, patterns):
+        parts.append(_bits(topology.leaf_rate)[topology.leaf])
+    here = np.arange(topology.ranks)
+    for pattern in patterns:
+        parts += [_bits(pattern.delay_s)[pattern.group_of_rank], _bits(pattern.hop_share)[pattern.group_of_rank]]
+        for hop in pattern.hops:
+            like = np.where(hop.count > 0, topology.nearness(here, hop.to) + 32 * hop.count, 0)
+            if not topology.leaves_limit:
+                like &= ~16  # whether leaves differ is then in the delay alone
+            arriving = np.zeros_like(like)
+            sending = hop.count > 0
+            arriving[hop.to[sending]] = like[sending]
+            parts += [like, arriving]
+    colour = np.zeros(topology.ranks, dtype=np.uint64)
     with np.errstate(over="ignore"):
-        start = mix(node_kind.astype(np.uint64) * np.uint64(2) + topology.reaches_nic_across) + mix(_bits(scale))
-        for i, pattern in enumerate(patterns):
-            if pattern.delay_s is not None:
-                start = start + mix(_bits(pattern.delay_s) + np.uint64(i))[pattern.group_of_rank]
-        if crosses:
-            start = start + mix(_bits(topology.leaf_rate) + np.uint64(len(patterns)))[topology.leaf]
-    found = _refine(neighbours, start, PATIENCE if crosses else topology.ranks + 1)
-    if found is None:
-        place = topology.slot % topology.cluster.fabric.nodes_per_leaf
-        found = _refine(neighbours, start + mix(place.astype(np.uint64) + np.uint64(1)), topology.ranks + 1)
-        assert found is not None
-    return found
+        for i, part in enumerate(parts):
+            if (part != part[0]).any():
+                colour = colour + mix(part.astype(np.uint64, copy=False) + mix(np.array([i], dtype=np.uint64)))
+    return colour
+
+
+def _bags(topology: Topology, patterns: Sequence[Pattern]) -> list[Bags]:
+    """Everything that ranks meet in, each once, without those that hold one rank each."""
+    bags = [topology.nic, topology.nic_switch, topology.switch, topology.slot]
+    if crosses_leaves(topology, patterns):
+        bags.append(topology.leaf)
+    near = [topology.pair, topology.switch, topology.slot, topology.domain, topology.leaf]
+    for pattern in patterns:
+        bags.append(pattern.group_of_rank)
+        if pattern.each_share:
+            bags += [level * len(pattern.groups) + pattern.group_of_rank for level in near]
+    different = {bag.tobytes(): bag for bag in bags}.values()
+    return [made for made in (Bags(bag) for bag in different) if made.size.max() > 1]
 
 
 def crosses_leaves(topology: Topology, patterns: Sequence[Pattern]) -> bool:
@@ -69,7 +101,7 @@ def crosses_leaves(topology: Topology, patterns: Sequence[Pattern]) -> bool:
     leaf, outside = topology.leaf, topology.domain
     for pattern in patterns:
         for hop in pattern.hops:
-            if np.any((hop.share > 0) & (leaf != leaf[hop.to]) & (outside != outside[hop.to])):
+            if np.any((hop.count > 0) & (leaf != leaf[hop.to]) & (outside != outside[hop.to])):
                 return True
         if pattern.each_share and np.any(leaf[pattern.groups] != leaf[pattern.groups[:, :1]]):
             return True
@@ -78,17 +110,6 @@ def crosses_leaves(topology: Topology, patterns: Sequence[Pattern]) -> bool:
 
 def _bits(value: Floats) -> Hashes:
     return np.ascontiguousarray(value, dtype=np.float64).view(np.uint64)
-
-
-def _refine(neighbours: _Neighbours, colour: Hashes, rounds: int) -> Partition | None:
-    """Split until stable, or None if `rounds` were not enough."""
-    partition = _partition(colour)
-    for _ in range(rounds):
-        finer = _partition(neighbours.mixed(mix(partition.class_of_rank.astype(np.uint64))))
-        if finer.classes == partition.classes:
-            return finer
-        partition = finer
-    return None
 
 
 def _partition(colour: Hashes) -> Partition:
@@ -137,59 +158,3 @@ class Bags:
         back = np.empty_like(spread)
         back[self.order] = spread
         return back
-
-
-class _Neighbours:
-    """Everything that a rank's colour depends on."""
-
-    def __init__(self, topology: Topology, patterns: Sequence[Pattern]) -> None:
-        self.topology = topology
-        near = [topology.pair, topology.switch, topology.slot, topology.domain, topology.leaf]
-        bags = [topology.nic, topology.nic_switch, topology.switch, topology.slot]
-        if crosses_leaves(topology, patterns):
-            bags.append(topology.leaf)
-        keys: dict[bytes, Pattern] = {}
-        for pattern in patterns:
-            if pattern.members > 1:
-                keys.setdefault(pattern.groups.tobytes(), pattern)
-            if pattern.each_share:
-                wide = [level * len(pattern.groups) + pattern.group_of_rank for level in near]
-                bags += wide
-        bags += [pattern.group_of_rank for pattern in keys.values()]
-        made = [Bags(bag) for bag in _distinct(bags)]
-        self.bags = [bag for bag in made if bag.size.max() > 1]
-        self.hops = [(hop.to, hop.share, *self._hop(hop.to, hop.share)) for p in patterns for hop in p.hops]
-
-    def _hop(self, to: Ints, share: Floats) -> tuple[Hashes, Ints]:
-        """What a hop is like beside the colours of its ends: its share and how far it goes; who sends here."""
-        t, here = self.topology, np.arange(self.topology.ranks)
-        far = [level[to] != level for level in (t.pair, t.switch, t.slot, t.domain)]
-        if t.leaves_limit:
-            far.append(t.leaf[to] != t.leaf)
-        code = sum((bits.astype(np.uint64) << np.uint64(i) for i, bits in enumerate(far)), np.zeros(len(to), np.uint64))
-        source = here.copy()
-        source[to[share > 0]] = here[share > 0]
-        return mix(code) + mix(share.view(np.uint64)), source
-
-    def mixed(self, colour: Hashes) -> Hashes:
-        """One round."""
-        with np.errstate(over="ignore"):
-            total = mix(colour)
-            for i, bag in enumerate(self.bags):
-                total = total + mix(bag.sums(colour) + np.uint64(i))
-            for i, (to, share, like, source) in enumerate(self.hops):
-                tag = np.uint64(1000 + 2 * i)
-                sent = mix(colour[to] + like + tag)
-                arrived = mix(colour[source] + like[source] + tag + np.uint64(1))
-                total = (
-                    total + np.where(share > 0, sent, np.uint64(0)) + np.where(source != np.arange(len(to)), arrived, 0)
-                )
-            return total
-
-
-def _distinct(bags: Sequence[Ints]) -> list[Ints]:
-    """Without bags that say the same."""
-    seen: dict[bytes, Ints] = {}
-    for bag in bags:
-        seen.setdefault(bag.tobytes(), bag)
-    return list(seen.values())

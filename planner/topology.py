@@ -31,6 +31,8 @@ KINDS = (
 GPU_OUT, GPU_IN, PCIE_OUT, PCIE_IN, HOST_OUT, HOST_IN, NIC_OUT, NIC_IN, SWITCH_OUT, SWITCH_IN, LEAF_UP, LEAF_DOWN = (
     range(len(KINDS))
 )
+LEAVING_STEPS = 7
+"""Steps of a route on the sender's side, up to its leaf; the rest belong to the receiver."""
 OF_GPU = frozenset((GPU_OUT, GPU_IN, PCIE_OUT, PCIE_IN, HOST_OUT, HOST_IN))
 
 
@@ -39,6 +41,7 @@ class Routes:
     """Flows' links in order: `kind[i]` and `unit[:, i]`, unit -1 where a flow does not take step i."""
 
     kind: tuple[int, ...]
+    arriving: tuple[bool, ...]  # whether step i is a link of the receiver's side
     unit: Ints  # (flows, steps)
     latency_s: Floats  # (flows,)
 
@@ -144,10 +147,10 @@ class Topology:
             (PCIE_OUT, pcie | out_bus, self.place[source]),
             (HOST_OUT, host, self.place[source]),
             (SWITCH_OUT, cross | out_cross, self.switch[source]),
-            (SWITCH_IN, cross, self.switch[to]),
             (SWITCH_IN, out_cross, self.nic_switch[source]),
             (NIC_OUT, network, self.nic[source]),
             (LEAF_UP, up, self.leaf[source]),
+            (SWITCH_IN, cross, self.switch[to]),
             (LEAF_DOWN, up, self.leaf[to]),
             (NIC_IN, network, self.nic[to]),
             (SWITCH_OUT, in_cross, self.nic_switch[to]),
@@ -156,9 +159,19 @@ class Topology:
             (PCIE_IN, pcie | in_bus, self.place[to]),
             (GPU_IN, ~network & ~pcie, self.place[to]),
         )
-        used = [(kind, np.where(mask, unit, -1)) for kind, mask, unit in steps if mask.any()]
-        unit = np.stack([unit for _, unit in used], axis=1) if used else np.zeros((len(source), 0), dtype=np.int64)
-        return Routes(kind=tuple(k for k, _ in used), unit=unit, latency_s=self.latency_s(source, to))
+        used = [(i, kind, np.where(mask, unit, -1)) for i, (kind, mask, unit) in enumerate(steps) if mask.any()]
+        units = [unit for _, _, unit in used]
+        return Routes(
+            kind=tuple(kind for _, kind, _ in used),
+            arriving=tuple(i >= LEAVING_STEPS for i, _, _ in used),
+            unit=np.stack(units, axis=1) if used else np.zeros((len(source), 0), dtype=np.int64),
+            latency_s=self.latency_s(source, to),
+        )
+
+    def nearness(self, source: Ints, to: Ints) -> Ints:
+        """A number that tells routes of different kinds apart: what the two ranks share."""
+        levels = [self.pair, self.switch, self.slot, self.domain, self.leaf]
+        return sum(((level[source] != level[to]).astype(np.int64) << i for i, level in enumerate(levels)), source * 0)
 
     def latency_s(self, source: Ints, to: Ints) -> Floats:
         """Seconds before the first byte of a flow arrives."""
@@ -173,7 +186,9 @@ class Topology:
         """Between a rank's GPU and its host's memory."""
         kinds = (HOST_IN, PCIE_IN) if inwards else (PCIE_OUT, HOST_OUT)
         unit = [np.where(self.on_pcie[ranks] | (k in (HOST_IN, HOST_OUT)), self.place[ranks], -1) for k in kinds]
-        return Routes(kind=kinds, unit=np.stack(unit, axis=1), latency_s=np.zeros(len(ranks)))
+        return Routes(
+            kind=kinds, arriving=(inwards, inwards), unit=np.stack(unit, axis=1), latency_s=np.zeros(len(ranks))
+        )
 
     def link_name(self, kind: int, unit: int) -> str:
         if kind in (LEAF_UP, LEAF_DOWN):

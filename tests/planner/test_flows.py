@@ -22,9 +22,10 @@ def sent(topology: Topology, found: Pattern) -> tuple[np.ndarray, np.ndarray]:
     """Shares that each rank sends in all, and those that leave each domain."""
     share, leaving = np.zeros(topology.ranks), np.zeros(int(topology.domain.max()) + 1)
     for hop in found.hops:
-        share += hop.share
+        sends = hop.count * found.hop_share[found.group_of_rank]
+        share += sends
         outside = topology.domain != topology.domain[hop.to]
-        np.add.at(leaving, topology.domain[outside], hop.share[outside])
+        np.add.at(leaving, topology.domain[outside], sends[outside])
     return share, leaving
 
 
@@ -36,7 +37,9 @@ def test_ring_over_two_nodes_enters_each_once_per_nic() -> None:
     assert leaving == pytest.approx([7 / 8, 7 / 8], rel=1e-12)
     inside, across = found.hops
     assert inside.to.tolist() == [1, 2, 3, 0, 5, 6, 7, 4]
-    assert across.share == pytest.approx(np.full(8, 7 / 8 / 4), rel=1e-12)
+    assert inside.count.tolist() == [3] * 8
+    assert across.count.tolist() == [1] * 8
+    assert found.hop_share == pytest.approx([7 / 8 / 4], rel=1e-12)
     assert sorted(across.to.tolist()) == list(range(8))
 
 
@@ -60,7 +63,7 @@ def test_all_reduce_sends_twice() -> None:
 def test_channels_are_those_of_the_domain_with_the_fewest_nics() -> None:
     topology, found = made(cluster(node(), node(cards=1)), Strategy(ring=8, shard=8), "shard", "all_gather")
     across = found.hops[1]
-    assert np.flatnonzero(across.share).tolist() == [3, 7]
+    assert np.flatnonzero(across.count).tolist() == [3, 7]
     assert across.to[[3, 7]].tolist() == [4, 0]
     assert sent(topology, found)[1] == pytest.approx([7 / 8, 7 / 8], rel=1e-12)
 
@@ -68,7 +71,7 @@ def test_channels_are_those_of_the_domain_with_the_fewest_nics() -> None:
 def test_missing_nic_leaves_three_channels_on_three_nics() -> None:
     topology, found = made(cluster(node(missing_nics=(1,)), node()), Strategy(ring=8, shard=8), "shard", "all_gather")
     across = found.hops[1]
-    leaving = np.flatnonzero(across.share)
+    leaving = np.flatnonzero(across.count)
     out = [topology.nic[rank] for rank in leaving if topology.slot[rank] == 0]
     entered = [topology.nic[to] for to in across.to[leaving] if topology.slot[to] == 0]
     assert len(set(out)) == len(out) == 3

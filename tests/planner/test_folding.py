@@ -169,17 +169,23 @@ def test_uniform_cluster_has_one_class() -> None:
     assert classes(Cluster.load("dgx-h100", nodes=64), Strategy(data=4, ring=16, ulysses=8, shard=512)) == 1
 
 
-def test_ring_inside_nodes_has_a_class_for_each_place_in_the_node() -> None:
-    assert classes(cluster(*[node()] * 4), Strategy(ring=16, ulysses=1, shard=16)) == 4
+def test_ring_inside_nodes_has_classes_by_where_its_hops_go() -> None:
+    """In each node: the first rank is reached from outside, the last one sends outside, two do neither."""
+    assert classes(cluster(*[node()] * 4), Strategy(ring=16, ulysses=1, shard=16)) == 3
 
 
-def test_oversubscribed_leaves_make_a_class_for_each_place_in_the_leaf() -> None:
-    assert classes(cluster(*[node()] * 8, leaf=4, oversubscription=2.0), Strategy(ring=8, ulysses=4, shard=32)) == 4
+def test_oversubscribed_leaves_make_classes_by_where_the_ring_crosses_them() -> None:
+    assert classes(cluster(*[node()] * 8, leaf=4, oversubscription=2.0), Strategy(ring=8, ulysses=4, shard=32)) == 3
 
 
-def test_degraded_node_makes_classes_by_distance_in_the_ring() -> None:
+def test_degraded_node_is_a_class_of_its_own() -> None:
     nodes = [node()] * 7 + [node(nics=DEGRADED)]
-    assert classes(cluster(*nodes), Strategy(ring=8, ulysses=4, shard=32)) == 8
+    assert classes(cluster(*nodes), Strategy(ring=8, ulysses=4, shard=32)) == 2
+
+
+def test_shared_nic_tells_its_two_users_and_their_rings_from_the_others() -> None:
+    nodes = [node()] * 7 + [node(missing_nics=(1,))]
+    assert classes(cluster(*nodes), Strategy(ring=8, ulysses=4, shard=4)) == 4
 
 
 def test_classes_are_equitable_by_count() -> None:
@@ -196,9 +202,8 @@ def test_unfolded_keeps_every_rank_flow_and_link_apart() -> None:
     playback, topology = prepare(UNEVEN, cluster(*[node()] * 4), layout, fold=False)
     network = playback.network
     assert network.partition.classes == 16
-    assert (network.copies == 1).all()
     assert (network.link_copies == 1).all()
-    assert (network.sharing.count == 1).all()
+    assert len(set(network.link_names)) == len(network.link_names)
     crossed: dict[str, int] = defaultdict(int)
     ranks = np.arange(16)
     source, to = (grid.ravel() for grid in np.meshgrid(ranks, ranks))
@@ -211,8 +216,30 @@ def test_unfolded_keeps_every_rank_flow_and_link_apart() -> None:
     flows = np.concatenate([batch.flows for group in all_to_all.batches for batch in group])
     assert len(flows) == 48
     mine = np.isin(network.sharing.flow, flows)
-    found = np.bincount(network.sharing.link[mine], minlength=len(network.link_names))
+    found = np.bincount(network.sharing.link[mine], network.sharing.count[mine], len(network.link_names))
     assert {name: n for name, n in zip(network.link_names, found.tolist(), strict=True) if n} == dict(crossed)
+
+
+def test_flow_of_a_ring_crosses_the_links_of_all_its_hops() -> None:
+    """Counted again from the hops themselves, rank by rank and channel by channel."""
+    layout, where = (
+        Strategy(ring=4, ulysses=4, shard=16),
+        cluster(node(), node(cards=2), node(missing_nics=(2,)), node()),
+    )
+    playback, topology = prepare(UNEVEN, where, layout, fold=False)
+    network, use = playback.network, playback.script.uses.index(("sharding", "shard", "all_gather"))
+    found = pattern(topology, rank_groups(layout, "shard"), "all_gather")
+    crossed: dict[str, int] = defaultdict(int)
+    for hop in found.hops:
+        routes = topology.routes(np.arange(16), hop.to)
+        for rank in np.flatnonzero(hop.count).tolist():
+            for name in topology.link_names(routes, rank):
+                crossed[name] += int(hop.count[rank])
+    (flow,) = network.collectives[use].batches[0][0].flows.tolist()
+    mine = network.sharing.flow == flow
+    counts = np.bincount(network.sharing.link[mine], network.sharing.count[mine], len(network.link_names))
+    assert {name: n for name, n in zip(network.link_names, counts.tolist(), strict=True) if n} == dict(crossed)
+    assert network.copies[flow] == sum(int(hop.count.sum()) for hop in found.hops) == 16 * 2
 
 
 def test_jumps_shorten_a_long_run() -> None:

@@ -1,0 +1,79 @@
+"""Classes of links from classes of ranks: a GPU's links go with its rank, shared ones with all the ranks they serve.
+
+    NIC, PCIe switch: the multisets of classes on the unit and in its slot (a switch also: whose NIC hangs on it)
+    leaf:             the multiset of classes in the leaf
+
+With single ranks as classes every link is its own class. A class is named after its lowest unit.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from planner.folding import Hashes, Partition, mix
+from planner.topology import KINDS, LEAF_DOWN, LEAF_UP, NIC_IN, NIC_OUT, OF_GPU, Floats, Ints, Topology
+
+
+class LinkClasses:
+    """Classes of links from classes of ranks: a GPU's links go with its rank, other units with all ranks they serve."""
+
+    def __init__(self, topology: Topology, partition: Partition) -> None:
+        self.topology, self.partition = topology, partition
+        self.known: dict[int, tuple[Ints, Ints, Ints]] = {}
+
+    def of_kind(self, kind: int) -> tuple[Ints, Ints, Ints]:
+        """(class of each unit, units in each class, lowest unit of each class) of one kind of link."""
+        family = 0 if kind in OF_GPU else kind - kind % 2
+        if family not in self.known:
+            self.known[family] = self._gpu_units() if kind in OF_GPU else self._shared_units(kind)
+        return self.known[family]
+
+    def _gpu_units(self) -> tuple[Ints, Ints, Ints]:
+        place, of_rank = self.topology.place, self.partition.class_of_rank
+        of_unit = np.full(int(place.max()) + 1, -1)
+        of_unit[place] = of_rank
+        lowest = np.full(self.partition.classes, len(of_unit))
+        np.minimum.at(lowest, of_rank, place)
+        return of_unit, self.partition.size, lowest
+
+    def _shared_units(self, kind: int) -> tuple[Ints, Ints, Ints]:
+        t = self.topology
+        colour = mix(self.partition.class_of_rank.astype(np.uint64))
+        if kind in (LEAF_UP, LEAF_DOWN):
+            units, of_rank, around = len(t.leaf_rate), t.leaf, np.zeros(len(t.leaf_rate), dtype=np.uint64)
+        else:
+            per_slot = t.per_slot(kind)
+            units, of_rank = t.cluster.slots * per_slot, t.nic if kind in (NIC_OUT, NIC_IN) else t.switch
+            around = np.repeat(_sums(t.slot, colour, t.cluster.slots), per_slot)
+        with np.errstate(over="ignore"):
+            whole = mix(_sums(of_rank, colour, units)) + mix(around)
+            if kind not in (LEAF_UP, LEAF_DOWN, NIC_OUT, NIC_IN) and t.reaches_nic_across.any():
+                whole = whole + mix(_sums(t.nic_switch, mix(colour), units))
+            if self.partition.classes == t.ranks:
+                whole = np.arange(units, dtype=np.uint64)
+        _, lowest, of_unit, size = np.unique(whole, return_index=True, return_inverse=True, return_counts=True)
+        return of_unit, size, lowest
+
+    def number(self, kind: int, unit: Ints) -> Ints:
+        """A number for the class of each unit; unique over kinds."""
+        return np.asarray(self.of_kind(kind)[0][unit] * len(KINDS) + kind, dtype=np.int64)
+
+    def describe(self, used: Ints) -> tuple[Floats, Floats, tuple[str, ...]]:
+        """Rate, number of links and a name for each class in `used`."""
+        which, kinds = np.divmod(used, len(KINDS))
+        units = np.empty(len(used), dtype=np.int64)
+        rate, copies = np.empty(len(used)), np.empty(len(used))
+        for kind in np.unique(kinds).tolist():
+            these = kinds == kind
+            _, size, lowest = self.of_kind(kind)
+            units[these] = lowest[which[these]]
+            copies[these] = size[which[these]]
+            rate[these] = self.topology.rate(kind, units[these])
+        names = tuple(self.topology.link_name(k, u) for k, u in zip(kinds.tolist(), units.tolist(), strict=True))
+        return rate, copies, names
+
+
+def _sums(bag: Ints, value: Hashes, bags: int) -> Hashes:
+    total = np.zeros(bags, dtype=np.uint64)
+    np.add.at(total, bag, value)
+    return total
