@@ -25,11 +25,11 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float
 PARTS = ("projector", "llm", "tower")
 
 
-def model_config(model: str, weights: str | None, rope_theta: float | None) -> LongVilaConfig:
+def model_config(model: str | None, weights: str | None, rope_theta: float | None) -> LongVilaConfig:
     """The configuration that the weights folder describes, else the named preset's."""
     if weights is not None:
         return with_rope_theta(read_config(Path(weights)), rope_theta)
-    return load_config(model, rope_theta)
+    return load_config(model or "tiny", rope_theta)
 
 
 def precision(name: str) -> torch.dtype:
@@ -39,13 +39,24 @@ def precision(name: str) -> torch.dtype:
 
 
 def build_model(
-    config: LongVilaConfig, job: Job, *, dtype: torch.dtype, seed: int, weights: str | None, trained: Sequence[str]
+    config: LongVilaConfig,
+    job: Job,
+    *,
+    dtype: torch.dtype,
+    seed: int,
+    weights: str | None,
+    trained: Sequence[str],
+    filled: bool = True,
 ) -> nn.Module:
-    """The wrapped model on the job's device, with only the `trained` parts (projector, llm, tower) taking gradients."""
+    """The wrapped model on the job's device, with only the `trained` parts (projector, llm, tower) taking gradients.
+
+    Not `filled`, its parameters have memory but no values yet, for a checkpoint to be read into.
+    """
     for part in trained:
         if part not in PARTS:
             raise JobError(f"settings: trained part {part!r} is none of {', '.join(PARTS)}")
-    if weights is None:
+    random = filled and weights is None
+    if random:
         torch.manual_seed(seed)
         model = LongVilaForConditionalGeneration(config, job.sharding.attention)
     else:
@@ -54,12 +65,13 @@ def build_model(
         for parameter in getattr(model, part).parameters():
             parameter.requires_grad_(part in trained)
             parameter.data = parameter.data.to(dtype)
-    if weights is None:
+    if random:
         return job.sharding.wrap(model.to(job.device))
     wrapped = job.sharding.wrap(model)
     materialise(model, job.device)
     model.llm.tie_weights()
-    load_weights(model, Path(weights))
+    if filled and weights is not None:
+        load_weights(model, Path(weights))
     return wrapped
 
 

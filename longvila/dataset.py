@@ -259,14 +259,7 @@ def row_batch(
         vision_at.extend(start + at for at in text.vision_at)
     media = [frames for document in row.documents for frames in document.media]
     total = sum(len(frames.times) for frames in media)
-    own = sharding.own_frames(total)
-    pixels, start = [torch.zeros(0, 3, image_size, image_size)], 0
-    for frames in media:
-        count = len(frames.times)
-        mine = range(max(own.start, start) - start, min(own.stop, start + count) - start)
-        if len(mine):
-            pixels.append(decode(frames, mine, image_size, cache))
-        start += count
+    pixels_FCHW = _own_pixels(media, sharding.own_frames(total), image_size, cache)
 
     def column(values: list[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int64, device=device)
@@ -278,5 +271,17 @@ def row_batch(
         document_L=column(document_of),
         vision_at_V=column(vision_at),
         frames=total,
-        pixels_FCHW=torch.cat(pixels).to(device=device, dtype=dtype),
+        pixels_FCHW=pixels_FCHW.to(device=device, dtype=dtype),
     )
+
+
+def _own_pixels(media: Sequence[Frames], own: range, size: int, cache: FrameCache | None) -> torch.Tensor:
+    """Frames `own` of all media laid end to end, [len(own), 3, size, size]; no other frame is decoded for itself."""
+    pixels, start = [torch.zeros(0, 3, size, size)], 0
+    for frames in media:
+        count = len(frames.times)
+        mine = range(max(own.start, start) - start, min(own.stop, start + count) - start)
+        if len(mine):
+            pixels.append(decode(frames, mine, size, cache))
+        start += count
+    return torch.cat(pixels)

@@ -66,8 +66,7 @@ def main(job: Job) -> None:
     config, trained = _model_config(settings)
     writer = build_writer(config, settings.weights)
     dtype = precision(settings.precision)
-    weights = settings.weights if trained is None else None
-    model = build_model(config, job, dtype=dtype, seed=0, weights=weights, trained=("llm",))
+    model = build_model(config, job, dtype=dtype, seed=0, weights=settings.weights, trained=(), filled=trained is None)
     if trained is not None:
         checkpoint.load(trained, model, optimizer=None)
     model.eval()
@@ -104,7 +103,7 @@ def greedy(model: nn.Module, prompt: Batch, sharding: Sharding, *, stop_id: int,
 def _model_config(settings: GenerateSettings) -> tuple[LongVilaConfig, Path | None]:
     """The model's configuration and, unless its weights are a released folder, the checkpoint to read."""
     if settings.checkpoint is None:
-        return model_config("", settings.weights, settings.rope_theta), None
+        return model_config(None, settings.weights, settings.rope_theta), None
     path = checkpoint.latest(Path(settings.checkpoint))
     given = checkpoint.read_marker(path).model
     return read_settings(LongVilaConfig, given, f"checkpoint {path}"), path

@@ -29,12 +29,13 @@ from torch import nn
 from longvila import checkpoint
 from longvila.assemble import PARTS, build_model, build_writer, model_config, precision
 from longvila.config import LongVilaConfig
-from longvila.dataset import Cursor, Documents, Row, Rows, Sampling, own_rows, read_samples, row_batch
+from longvila.dataset import Cursor, Documents, Row, Rows, Sample, Sampling, own_rows, read_samples, row_batch
 from longvila.job import Job, JobError
 from longvila.optimizer import SCHEDULES, Optimizer, learning_rate
 from longvila.processor import FrameCache
 from longvila.settings import read_settings
 from longvila.sharding import Batch
+from longvila.tokens import Writer
 from longvila.weights import plain_parameters, save_weights
 
 
@@ -115,10 +116,24 @@ def main(job: Job) -> None:
     files = [Path(file) for file in settings.data]
     samples = read_samples(files, Path(settings.media) if settings.media else files[0].parent)
     resume = _resume_from(settings)
+    if settings.export is not None and Path(settings.export).exists():
+        raise JobError(f"settings: export {settings.export} exists already; name a new folder")
     config = model_config(settings.model, settings.weights, settings.rope_theta)
-    writer = build_writer(config, settings.weights)
+    rows = _rows(settings, samples, build_writer(config, settings.weights))
+    marker = None if resume is None else _matching_marker(resume, config, settings)
+    model, optimizer = _build(job, settings, config, filled=resume is None)
+    run = _Run(job=job, settings=settings, config=config, rows=rows, model=model, optimizer=optimizer)
+    if resume is not None:
+        checkpoint.load(resume, model, optimizer)
+    run.go(0 if marker is None else marker.step, Cursor() if marker is None else marker.cursor)
+    if settings.export is not None:
+        source = Path(settings.weights) if settings.weights else None
+        save_weights(model, Path(settings.export), job.sharding, source)  # type: ignore[arg-type]
+
+
+def _rows(settings: TrainSettings, samples: Sequence[Sample], writer: Writer) -> Rows:
     sampling = Sampling(frames=settings.frames, fps=settings.fps, max_frames=settings.max_frames)
-    rows = Rows(
+    return Rows(
         samples,
         Documents(writer, sampling),
         max_tokens=settings.max_tokens,
@@ -126,10 +141,17 @@ def main(job: Job) -> None:
         seed=settings.seed,
         shuffle=settings.shuffle,
     )
-    dtype = precision(settings.precision)
-    marker = None if resume is None else _matching_marker(resume, config, settings)
+
+
+def _build(job: Job, settings: TrainSettings, config: LongVilaConfig, *, filled: bool) -> tuple[nn.Module, Optimizer]:
     model = build_model(
-        config, job, dtype=dtype, seed=settings.seed, weights=settings.weights, trained=settings.trained
+        config,
+        job,
+        dtype=precision(settings.precision),
+        seed=settings.seed,
+        weights=settings.weights,
+        trained=settings.trained,
+        filled=filled,
     )
     optimizer = Optimizer(
         plain_parameters(model),
@@ -137,22 +159,7 @@ def main(job: Job) -> None:
         eps=settings.eps,
         weight_decay=settings.weight_decay,
     )
-    run = _Run(
-        job=job,
-        settings=settings,
-        config=config,
-        rows=rows,
-        model=model,
-        optimizer=optimizer,
-        dtype=dtype,
-        frames=FrameCache(settings.frame_cache_bytes),
-    )
-    if resume is not None:
-        checkpoint.load(resume, model, optimizer)
-    run.go(0 if marker is None else marker.step, Cursor() if marker is None else marker.cursor)
-    if settings.export is not None:
-        source = Path(settings.weights) if settings.weights else None
-        save_weights(model, Path(settings.export), job.sharding, source)  # type: ignore[arg-type]
+    return model, optimizer
 
 
 def _resume_from(settings: TrainSettings) -> Path | None:
@@ -198,8 +205,6 @@ class _Run:
     rows: Rows
     model: nn.Module
     optimizer: Optimizer
-    dtype: torch.dtype
-    frames: FrameCache
 
     def go(self, step: int, cursor: Cursor) -> None:
         settings, rank = self.settings, self.job.sharding.rank
@@ -208,21 +213,22 @@ class _Run:
             folder.mkdir(parents=True, exist_ok=True)
             _forget_after(folder / "metrics.jsonl", step)
         self.model.train()
+        frames = FrameCache(settings.frame_cache_bytes)
         with _Report(settings, step, shown=rank == 0) as report:
             for done in range(step + 1, settings.steps + 1):
                 began_s = time.perf_counter()
                 rows, cursor = self.rows.step(cursor, settings.rows_per_step)
-                metrics = self._step(done, rows)
+                metrics = self._step(done, rows, frames)
                 metrics["seconds"] = time.perf_counter() - began_s
                 report.show(metrics)
                 if (settings.checkpoint_every and done % settings.checkpoint_every == 0) or done == settings.steps:
                     self._save(folder / "checkpoints", done, cursor)
 
-    def _step(self, step: int, rows: Sequence[Row]) -> dict[str, Any]:
+    def _step(self, step: int, rows: Sequence[Row], frames: FrameCache) -> dict[str, Any]:
         settings, sharding = self.settings, self.job.sharding
         labels = sum(row.label_tokens for row in rows)
         loss_sum = 0.0
-        for batch in self._batches(own_rows(rows, sharding.data_index, sharding.data_count)):
+        for batch in self._batches(own_rows(rows, sharding.data_index, sharding.data_count), frames):
             loss = self.model(batch, sharding)
             sharding.token_mean(loss, labels).backward()
             loss_sum += float(loss.detach())
@@ -244,15 +250,15 @@ class _Run:
             "peak_memory_bytes": peak,
         }  # fmt: skip
 
-    def _batches(self, rows: Sequence[Row]) -> Iterator[Batch]:
+    def _batches(self, rows: Sequence[Row], frames: FrameCache) -> Iterator[Batch]:
         """The rows as batches, the next one decoded while this one computes."""
-        size, device = self.config.image_size, self.job.device
+        size, device, dtype = self.config.image_size, self.job.device, precision(self.settings.precision)
         with ThreadPoolExecutor(1) as ahead:
             pending = None
             for row in [*rows, None]:
                 ready = pending
                 if row is not None:
-                    pending = ahead.submit(row_batch, row, self.job.sharding, size, device, self.dtype, self.frames)
+                    pending = ahead.submit(row_batch, row, self.job.sharding, size, device, dtype, frames)
                 if ready is not None:
                     yield ready.result()
 

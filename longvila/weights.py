@@ -195,14 +195,9 @@ def _unbuilt(part: str, name: str, layers: int) -> bool:
 
 
 def _tied_names(module: nn.Module) -> set[str]:
-    every = {re.sub(r"(_checkpoint_wrapped_module|_orig_mod)\.", "", n) for n, _ in _all_parameters(module)}
-    if getattr(getattr(module, "config", None), "tie_word_embeddings", False):
-        every.add("lm_head.weight")
-    return every
-
-
-def _all_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return list(module.named_parameters(remove_duplicate=False))
+    """The second name of a tensor that two places share: files may hold it and need not."""
+    tied = getattr(getattr(module, "config", None), "tie_word_embeddings", False)
+    return {"lm_head.weight"} if tied else set()
 
 
 @torch.no_grad()

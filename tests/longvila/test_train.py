@@ -57,7 +57,7 @@ def test_accumulated_rows_are_the_mean_over_the_step(tmp_path):
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp64", 1e-12), ("fp32", 1e-6), ("bf16", 1e-6)])
 def test_a_resumed_run_has_the_losses_of_an_unbroken_one(tmp_path, precision, tolerance):
-    same = {"precision": precision, "schedule": "cosine", "warmup": 0.3, "steps": 4, "weight_decay": 0.1}
+    same = {"precision": precision, "schedule": "cosine", "warmup": 0.3, "steps": 4, "weight_decay": 0.1, "frames": 1}
     whole = run_job(tmp_path / "whole", checkpoint_every=2, **same)
     broken = tmp_path / "broken"
     run_job(broken, checkpoint_every=2, **same)
@@ -80,7 +80,7 @@ def test_a_resume_that_does_not_match_says_what_differs(tmp_path):
     run_job(tmp_path, steps=1)
     for change, message in (
         ({"seed": 7}, "setting seed is 7, .* trained with 0"),
-        ({"frames": 2}, "setting frames is 3, .* trained with 2"),
+        ({"frames": 3}, "setting frames is 3, .* trained with 2"),
         ({"rope_theta": 5e5}, "model llm is .*500000.*trained with"),
         ({"steps": 1}, "has done 1 steps, steps is 1: raise steps"),
     ):
@@ -140,13 +140,15 @@ def test_parts_that_are_not_trained_stay(tmp_path):
     assert not torch.equal(part("weights", "mm_projector")["layers.2.weight"], start.projector.layers[2].weight)
     for name, value in part("again", "mm_projector").items():
         assert torch.equal(value, part("weights", "mm_projector")[name])
+    with pytest.raises(JobError, match="again exists already; name a new folder"):
+        run_job(tmp_path / "c", **model_settings)
     assert not torch.equal(part("again", "llm")["lm_head.weight"], part("weights", "llm")["lm_head.weight"])
 
 
 def test_the_example_is_learned_and_answered_word_for_word(tmp_path, capsys):
     """The example's settings, fewer steps and frames; answers come back from checkpoint and exported weights."""
     config = yaml.safe_load((EXAMPLES / "train.yaml").read_text())
-    config |= {"data": [CLIPS], "media": str(MEDIA), "run": str(tmp_path / "run"), "frames": 2, "steps": 70}
+    config |= {"data": [CLIPS], "media": str(MEDIA), "run": str(tmp_path / "run"), "frames": 2, "steps": 90}
     train.main(Job(config={**config, "export": str(tmp_path / "weights")}))
     assert losses(tmp_path / "run")[-1] < 0.1
     wanted = [json.loads(line)["conversations"][-1]["value"] for line in Path(CLIPS).read_text().splitlines()]

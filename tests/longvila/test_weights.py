@@ -50,7 +50,7 @@ def test_round_trip_is_bit_exact_and_needs_no_preset(folder):
     assert same(original, back)
     batch = dataclasses.replace(batch_of(), pixels_FCHW=batch_of().pixels_FCHW.float())
     assert torch.equal(original(batch), back(batch))
-    config = model_config("", str(folder), None)
+    config = model_config(None, str(folder), None)
     assert build_writer(config, str(folder)).stop_id == 259
     assert not list(folder.parent.glob("*.partial"))
 
