@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cost_models.cluster import Cluster
 from cost_models.placement import Placement
-from cost_models.program import Compute, Segment, StepProgram
+from cost_models.program import Compute, Exchange, Segment, StepProgram
 from cost_models.strategy import Strategy, rank_groups
 from planner.flows import pattern
 from planner.folding import equitable
@@ -50,9 +50,12 @@ def layouts(draw: st.DrawFn, gpus: int) -> Strategy:
     ring = draw(st.integers(1, min(gpus, 7)))
     ulysses = draw(st.sampled_from([u for u in (1, 2, 3, 4, 6, 8) if ring * u <= gpus]))
     data = draw(st.integers(1, max(1, min(3, gpus // (ring * ulysses)))))
-    all_ranks = data * ring * ulysses
-    shard = draw(st.sampled_from([n for n in range(1, all_ranks + 1) if all_ranks % n == 0]))
-    return Strategy(data=data, ring=ring, ulysses=ulysses, shard=shard)
+    room = gpus // (data * ring * ulysses)
+    tensor = draw(st.sampled_from([t for t in (1, 1, 2, 3) if t <= room]))
+    pipeline = draw(st.sampled_from([p for p in (1, 1, 2) if p <= room // tensor]))
+    shared = data * ring * ulysses
+    shard = draw(st.sampled_from([n for n in range(1, shared + 1) if shared % n == 0]))
+    return Strategy(data=data, ring=ring, ulysses=ulysses, tensor=tensor, pipeline=pipeline, shard=shard)
 
 
 @st.composite
@@ -79,8 +82,10 @@ def programs(draw: st.DrawFn, ring: int) -> StepProgram:
 
     segments = [one("layer forward", 0.0), one("other forward", 0.0), one("layer backward", draw(size))]
     if draw(st.booleans()):
+        segments.insert(0, embeddings(draw(size), draw(size)))
+    if draw(st.booleans()):
         segments.insert(1, loss(draw(st.sampled_from((1e6, 3e7, 4e8)))))
-    return step(*segments[: draw(st.integers(1, 4))], microbatches=draw(st.integers(1, 4)))
+    return step(*segments[: draw(st.integers(1, 5))], microbatches=draw(st.integers(1, 4)))
 
 
 @st.composite
@@ -124,6 +129,18 @@ def assert_equal(case: tuple) -> None:
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 def test_folded_equals_unfolded(case: tuple) -> None:
     assert_equal(case)
+
+
+def embeddings(shared: float, sent: float) -> Segment:
+    """Exchanges over the axes that a layer does not use."""
+    phases = (
+        Compute(part="vision", seconds=5e-4),
+        Exchange(part="embeddings", axis="context", op="all_to_all", bytes=shared),
+        Exchange(part="tensor", axis="tensor", op="all_gather", bytes=shared),
+        Exchange(part="pipeline", axis="pipeline", op="send", bytes=sent),
+        Exchange(part="gradients", axis="replicate", op="all_reduce", bytes=sent),
+    )
+    return Segment(name="vision forward", phases=phases, repeat=2, gather_bytes=shared)
 
 
 def loss(scatter: float) -> Segment:
