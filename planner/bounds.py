@@ -1,10 +1,10 @@
 """What a layout costs at the very least, whichever GPUs it lies on: prices with optimistic paths.
 
     inside     a group of P <= D (the largest domain's GPUs) may lie inside one, if the domains hold all such groups
-               (a gather is then counted as free)
     crossing   otherwise it visits at least ceil(P / D) domains:  all-to-all (1 - 1 / visits) of a rank's buffer out,
                a ring at least one hop out of every domain visited, a gather (P - 1) / P of the buffer into each
 
+Sharding and replication pull against each other (`_crowded`): what lies together for one is apart for the other.
 A domain sends at most what all its NICs do, a rank at most what one NIC does; sums over domains give the mean load as
 a bound on the largest. Ranges of rings: the work of the largest ring with the hops of the smallest. Units: seconds.
 Left out: leaf uplinks (free here); that ulysses and ring cannot both stay inside where their product exceeds D.
@@ -13,7 +13,7 @@ Left out: leaf uplinks (free here); that ulysses and ring cannot both stay insid
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 from typing import Any
 
@@ -37,6 +37,9 @@ class FastestKernels(SlowestKernels):
 
     def _slowest(self, call: Callable[[Kernels], Any]) -> Any:
         return reduce(np.minimum, (call(kernels) for kernels in self.each))
+
+    def framework_s(self, unit: str) -> float:
+        return min(kernels.framework_s(unit) for kernels in self.each)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,18 +98,26 @@ class Reach:
         return found
 
     def paths(self, sizes: dict[str, Any], ranks: Any) -> FloorPaths:
-        """Optimistic paths of groups of `sizes` in layouts of so many `ranks`."""
+        """Optimistic paths of groups of `sizes` in layouts of so many `ranks`, for every crowding (last axis)."""
         fastest = max((run.node.scale_up for run in self.cluster.runs), key=lambda link: link.bytes_per_s)
         host = max(run.node.host_link_bytes_per_s for run in self.cluster.runs)
         axes = {axis: self._path(np.asarray(size), np.asarray(ranks)) for axis, size in sizes.items()}
+        axes["shard"], axes["replicate"] = self._crowded(axes["shard"], axes["replicate"])
         none = Path(ranks=1, local=1)
-        axes |= {axis: none for axis in ("context", "tensor", "pipeline") if axis not in axes}
+        axes |= dict.fromkeys(("context", "tensor", "pipeline"), none)
         return FloorPaths(
             axes=axes,
             inside=domain_link(fastest, self.samples),
             host_bytes_per_s=host,
             network_source="bound",
         )
+
+    @cached_property
+    def crowdings(self) -> tuple[_Ints, _Ints]:
+        """(fewest, most) of ranges of shard groups that may meet in one domain: 1, 2-3, 4-7, …, up to D."""
+        most = int(self.domain_gpus.max())
+        first = 2 ** np.arange(most.bit_length())
+        return first, np.minimum(2 * first - 1, most)
 
     def _path(self, members: _Ints, ranks: _Ints) -> Path:
         most = int(self.domain_gpus.max())
@@ -128,6 +139,33 @@ class Reach:
             hops_out=np.where(forced, visits, 0),
         )
 
+    def _crowded(self, shard: Path, replicate: Path) -> tuple[Path, Path]:
+        """The two sharding axes for each range of a, the most shard groups that meet in any one domain, of m ranks.
+
+        No replicate group has more than a members in a domain, so it visits P / a of them. Replicate groups in that
+        domain number at least m / a, so its at most m NICs carry 1 / a of a buffer or more; shard groups that cross
+        load them with a / m. A shard group of Z lies inside only if Z + a - 1 <= D, a replicate group of P if P <= a.
+        """
+        most = int(self.domain_gpus.max())
+        fewest, largest = self.crowdings
+        crossing_shard = (shard.ranks > 1) & (shard.ranks + fewest - 1 > most)
+        crossing_replicate = (replicate.ranks > 1) & (replicate.ranks > largest)
+        visits = -(-replicate.ranks // largest)
+        shard_load = (shard.ranks - 1) / shard.ranks * fewest / (most * self.nic_bytes_per_s)
+        replicate_load = (replicate.ranks - 1) / replicate.ranks / (largest * self.nic_bytes_per_s)
+        return (
+            replace(
+                shard,
+                gather_s_per_byte=np.maximum(shard.gather_s_per_byte, shard_load),
+                hops_out=np.where(crossing_shard, np.maximum(shard.hops_out, 2), shard.hops_out),
+            ),
+            replace(
+                replicate,
+                gather_s_per_byte=np.maximum(replicate.gather_s_per_byte, replicate_load),
+                hops_out=np.where(crossing_replicate, np.maximum(replicate.hops_out, visits), replicate.hops_out),
+            ),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class FloorPaths(Paths):
@@ -146,7 +184,6 @@ class FloorPaths(Paths):
         else:
             rounds = 2 if op == "all_reduce" else 1
             crossing = rounds * (size * path.gather_s_per_byte + np.maximum(path.hops_out, 2) * path.latency_s)
-            return np.where(np.asarray(path.hops_out) > 0, crossing, 0.0)
         within = np.minimum(self.inside_s(op, path, size), crossing)
         seconds = np.where(np.asarray(path.hops_out) > 0, crossing, within)
         return np.where(np.asarray(path.ranks) > 1, seconds, 0.0)

@@ -26,6 +26,7 @@ from cost_models.shape import Degrees, Shape
 from cost_models.step import backward_segment, forward_segment, step_program
 from cost_models.strategy import Recompute, Strategy
 from cost_models.workload import Workload
+from planner.remembered import RememberedKernels, RememberedPaths
 
 Floats = NDArray[np.float64]
 
@@ -132,9 +133,10 @@ def columns(
 
     `quick` takes every policy's time as that of the first, which must be the fastest: a bound at a third of the work.
     """
-    shape = Shape(workload, degrees)
+    shape, kernels, paths = Shape(workload, degrees), RememberedKernels(kernels), RememberedPaths.of(paths)
     shape_of = np.broadcast_shapes(
-        *(np.shape(getattr(degrees, n)) for n in ("data", "ring", "ulysses", "shard", "zero"))
+        *(np.shape(getattr(degrees, name)) for name in ("data", "ring", "ulysses", "shard", "zero")),
+        *(np.shape(path.gather_s_per_byte) for path in paths.axes.values()),
     )
     repeats = np.asarray(degrees.microbatches + (degrees.pipeline - 1) / degrees.virtual)
 

@@ -24,7 +24,7 @@ from cost_models.kernels import Kernels
 from cost_models.memory import GROUP_BYTES
 from cost_models.shape import Degrees
 from planner.bounds import Reach, fastest
-from planner.candidates import Columns, columns
+from planner.candidates import columns
 from planner.space import SHARDINGS, Space
 
 Objective = Literal["time", "memory", "gpu-hours"]
@@ -158,41 +158,35 @@ class Floors:
         """(bound, least bytes) of nodes that need a device of this tier."""
         family, first, last = table[:, 0], table[:, 1], table[:, 2]
         ranks = self.data[family] * self.ulysses[family] * first
-        degrees = self.degrees(family[:, None], last[:, None], shard, zero)
+        degrees = self.degrees(
+            family[:, None, None], last[:, None, None], shard[:, :, None], zero[:, :, None]
+        )  # layouts x shardings x crowdings of a domain
         if tier not in self._kernels:
             self._kernels[tier] = fastest(self.reach.devices()[tier][1], self.samples)
         kernels, single = self._kernels[tier], first == last
-        context = (self.ulysses[family] * first)[:, None]
-        share = np.stack(
-            [_least_shard(name, ranks, context[:, 0], shard[:, i]) for i, (name, _) in enumerate(SHARDINGS)], axis=1
-        )
+        context = self.ulysses[family] * first
+        share = np.stack([_least_shard(name, ranks, context) for name, _ in SHARDINGS], axis=1)
         share = np.where(single[:, None], shard, share)
         sizes = {
-            "ulysses": self.ulysses[family][:, None],
-            "ring": first[:, None],
-            "shard": share,
-            "replicate": np.where(single[:, None], ranks[:, None] // shard, np.maximum(1, ranks[:, None] // shard)),
+            "ulysses": self.ulysses[family][:, None, None],
+            "ring": first[:, None, None],
+            "shard": share[:, :, None],
+            "replicate": np.maximum(1, ranks[:, None] // shard)[:, :, None],
         }
-        paths = self.reach.paths(sizes, ranks[:, None])
-        policies = self.space.policies
-        workload = self.space.workload
-        priced = columns(workload, degrees, kernels, paths, policies, kernels.device, first[:, None], quick)
+        paths = self.reach.paths(sizes, ranks[:, None, None])
+        workload, policies = self.space.workload, self.space.policies
+        priced = columns(workload, degrees, kernels, paths, policies, kernels.device, first[:, None, None], quick)
         model_parallel = self.space.base.tensor * self.space.base.pipeline
         room = self.capacity_bytes(ranks * model_parallel)[:, None]
         spare = np.where(single, 0, 2 * GROUP_BYTES["gpu"])[:, None]  # a range may hold groups of one rank
-        priced = _lighter(priced, spare)
-        least = priced.least_bytes()
+        least = priced.least_bytes().min(axis=-1) - spare
         if self.objective == "memory":
             return np.where(least <= room, least, np.inf), least
-        seconds: _Floats = priced.relaxed_s(room) * self.weight((ranks * model_parallel)[:, None])
-        return seconds, least
+        seconds = priced.relaxed_s((room + spare)[:, :, None]).min(axis=-1)
+        return seconds * self.weight((ranks * model_parallel)[:, None]), least
 
 
-def _lighter(priced: Columns, spare_bytes: Any) -> Columns:
-    return Columns(**{**vars(priced), "base_bytes": priced.base_bytes - spare_bytes})
-
-
-def _least_shard(name: str, ranks: _Ints, context: _Ints, at_last: _Ints) -> _Ints:
+def _least_shard(name: str, ranks: _Ints, context: _Ints) -> _Ints:
     """The smallest shard group anywhere in a range of rings."""
     return {"ranks": ranks, "context": context, "domain": np.ones_like(ranks), "one": np.ones_like(ranks)}[name]
 

@@ -46,7 +46,7 @@ class Laid:
     prices: Columns
     capacity_bytes: NDArray[np.float64]
     crossing: NDArray[np.float64]  # load on the busiest NIC, summed over axes (seconds per byte): breaks ties
-    complete: bool  # every placement of every layout is here
+    complete: list[Layout]  # of these every placement was priced
 
     def take(self, where: _Ints) -> Laid:
         return replace(
@@ -87,7 +87,7 @@ class Layer:
         found: list[tuple[Layout, Placement]] = []
         features: list[NDArray[np.float64]] = []
         used: list[tuple[int, ...]] = []
-        complete = True
+        complete: list[Layout] = []
         shared: dict[tuple[int, int], Any] = {}
         for layout in layouts:
             strategy = layout.strategy
@@ -95,7 +95,8 @@ class Layer:
             if key not in shared:
                 shared[key] = self._place(strategy)
             layings, common, runs = shared[key]
-            complete &= layings.complete
+            if layings.complete:
+                complete.append(layout)
             if not len(layings.slots):
                 continue
             table = self._features(strategy, layings, common)
@@ -133,7 +134,7 @@ class Layer:
         found: list[tuple[Layout, Placement]],
         features: list[NDArray[np.float64]],
         used: list[tuple[int, ...]],
-        complete: bool,
+        complete: list[Layout],
     ) -> Laid:
         count, policies = len(found), self.floors.space.policies
         table = np.array(features).reshape(count, len(AXIS_PATTERNS), len(_FIELDS))
@@ -210,5 +211,5 @@ def join(left: Laid | None, right: Laid) -> Laid:
         prices=_joined(parts, total, left.prices.policies, left.prices.layers),
         capacity_bytes=np.concatenate([left.capacity_bytes, right.capacity_bytes]),
         crossing=np.concatenate([left.crossing, right.crossing]),
-        complete=left.complete and right.complete,
+        complete=left.complete + right.complete,
     )

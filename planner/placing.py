@@ -27,6 +27,8 @@ COMPLETE_RANKS = 10
 COMPLETE_PLACEMENTS = 6000
 """Nor are those with more placements than this."""
 MOST_TIERS = 12
+MANY_RANKS = 2048
+"""Beyond so many ranks only ulysses or the ring is tried innermost."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,7 +57,7 @@ class Placer:
                 return Layings(slots=listed[0], gpus=listed[1], complete=True)
         found: dict[bytes, tuple[_Ints, _Ints]] = {}
         for slots in self.tiers:
-            for block in _blocks(strategy):
+            for block in _blocks(strategy, self.cluster):
                 fill = self._fill(slots, block, strategy.ranks)
                 if fill is None:
                     continue
@@ -145,11 +147,12 @@ def _leaf_tour(cluster: Cluster, slots: _Ints) -> _Ints:
     return slots[np.lexsort((slots, domain, -by_domain[domain], leaf, -by_leaf[leaf]))]
 
 
-def _blocks(strategy: Strategy) -> list[int]:
-    """Blocks of ranks that may be kept whole in a domain: 1 (fill everything), ulysses, ring, data."""
+def _blocks(strategy: Strategy, cluster: Cluster) -> list[int]:
+    """Blocks of ranks that may be kept whole in a domain: 1 (fill everything), ulysses, ring, context."""
     inner = strategy.tensor
     sizes = {1, inner * strategy.ulysses, inner * strategy.ring, inner * strategy.context}
-    return sorted(sizes)
+    free = np.unique(np.bincount(cluster.domain_of_slot, weights=cluster.gpus_of_slot)).astype(np.int64)
+    return sorted(size for size in sizes if size == 1 or (size <= free.max() and np.any(free % size)))
 
 
 def _orders(strategy: Strategy, block: int) -> Iterator[_Ints]:
@@ -157,19 +160,20 @@ def _orders(strategy: Strategy, block: int) -> Iterator[_Ints]:
     grid = rank_grid(strategy)
     pipeline, data, ring, ulysses, tensor = (AXES.index(name) for name in AXES)
     seen: set[bytes] = set()
-    for axes in (
+    usual = (
         (pipeline, data, ring, ulysses, tensor),
         (pipeline, data, ulysses, ring, tensor),
         (pipeline, ring, ulysses, data, tensor),
         (pipeline, ring, data, ulysses, tensor),
         (pipeline, ulysses, data, ring, tensor),
         (pipeline, ulysses, ring, data, tensor),
-    ):
+    )
+    for axes in usual[: 2 if strategy.ranks > MANY_RANKS else None]:
         order = np.ascontiguousarray(np.transpose(grid, axes)).ravel()
         if order.tobytes() not in seen:
             seen.add(order.tobytes())
             yield order
-    if block == 1:
+    if block == 1 and strategy.ranks <= MANY_RANKS:
         yield from _boxes(strategy, seen)
 
 
@@ -177,8 +181,6 @@ def _boxes(strategy: Strategy, seen: set[bytes]) -> Iterator[_Ints]:
     """Boxes of a ulysses ranks x b ring ranks as neighbours, for a and b that divide the degrees."""
     grid = rank_grid(strategy)
     p, d, r, u, t = grid.shape
-    if r * u > 4096:
-        return
     for a in (x for x in range(2, u) if u % x == 0):
         for b in (x for x in range(2, min(r, 64) + 1) if r % x == 0):
             split = grid.reshape(p, d, r // b, b, u // a, a, t)

@@ -4,7 +4,8 @@
     2  lay and price the most promising layouts: the incumbent
     3  split every range, then price every layout, whose bound is below the incumbent, in ascending order
 
-What a budget left undone is in `open_bound`, so that the reported bound stays valid. Budgets count work (rows, ranks),
+What a budget left undone, and layouts of which only families of placements were priced, are in `open_bound`: the
+reported bound holds for every placement. Budgets count work (rows, ranks),
 not seconds: the same input gives the same answer. Left out: no clock is read here.
 """
 
@@ -27,6 +28,7 @@ MOST_ROWS = 12_000
 MOST_LAID_RANKS = 3_000_000
 """Ranks of all placements that are read: what remains stays in the bound."""
 FIRST_BATCH = 6
+_Key = tuple[int, int, int, int]  # family, ring, shard, zero
 EQUAL = 1e-12
 """Relative difference below which two values are the same."""
 
@@ -39,7 +41,7 @@ class Found:
     value: NDArray[np.float64]  # of each column with its best two-policy mix; infinite if nothing fits
     layers: NDArray[np.int64]  # of that mix
     bound: NDArray[np.float64]  # of each column, layers relaxed
-    open_bound: float  # of everything that was neither priced nor proven worse; infinite if nothing is left
+    open_bound: float  # of everything of which not every placement was priced; infinite if nothing is left
     considered: int  # layouts in the space, sharding counted
     pruned: int  # of these, never laid out
 
@@ -53,7 +55,8 @@ class Search:
         self.space, self.floors = space, floors
         self.layer = Layer(floors)
         self.laid: Laid | None = None
-        self.done: set[tuple[int, int, int, int]] = set()
+        self.done: set[_Key] = set()
+        self.complete: set[_Key] = set()  # every placement of these was priced
         self.incumbent = np.inf
         self.laid_ranks = 0
 
@@ -70,9 +73,9 @@ class Search:
             nodes = nodes.take(~open_ranges).join(parts)
             self._lay_best(parts, FIRST_BATCH)
         nodes = self._refine(nodes)
-        left = self._lay_all(nodes)
+        self._lay_all(nodes)
         self._lay_runners(nodes, runners)
-        return self._found(nodes, left)
+        return self._found(self._open_bound(nodes))
 
     def _limit(self) -> float:
         return self.incumbent * (1 + EQUAL)
@@ -97,18 +100,20 @@ class Search:
         picked = [entry for entry in self._entries(nodes)[: 4 * count] if entry[0] < self._limit()]
         self._lay(nodes, picked[:count])
 
-    def _lay_all(self, nodes: Nodes) -> float:
-        """Price everything that could still win; the least bound of what the budget left undone."""
+    def _lay_all(self, nodes: Nodes) -> None:
+        """Price everything that could still win, as far as the budget goes."""
         entries = [e for e in self._entries(nodes) if e[0] < self._limit() and self._key(nodes, e) not in self.done]
         size, at = FIRST_BATCH, 0
-        while at < len(entries) and entries[at][0] < self._limit():
-            if self.laid_ranks > MOST_LAID_RANKS:
-                return entries[at][0]
+        while at < len(entries) and entries[at][0] < self._limit() and self.laid_ranks <= MOST_LAID_RANKS:
             batch = [entry for entry in entries[at : at + size] if entry[0] < self._limit()]
             self._lay(nodes, batch)
             at, size = at + size, min(64, 2 * size)
-        ranges = nodes.bound[~nodes.single].min(initial=np.inf)
-        return float(ranges) if ranges < self._limit() else np.inf
+
+    def _open_bound(self, nodes: Nodes) -> float:
+        """The least bound of ranges left, layouts not laid out, and layouts of which only families were priced."""
+        ranges = float(nodes.bound[~nodes.single].min(initial=np.inf))
+        unproven = (e[0] for e in self._entries(nodes) if self._key(nodes, e) not in self.complete)
+        return min(ranges, next(unproven, np.inf))
 
     def _lay_runners(self, nodes: Nodes, count: int) -> None:
         seen: set[int] = set()
@@ -121,7 +126,7 @@ class Search:
         if self.laid_ranks <= MOST_LAID_RANKS:
             self._lay(nodes, picked)
 
-    def _key(self, nodes: Nodes, entry: tuple[float, int, int]) -> tuple[int, int, int, int]:
+    def _key(self, nodes: Nodes, entry: tuple[float, int, int]) -> _Key:
         _, row, column = entry
         ring, shard, zero = nodes.first[row], nodes.shard[row, column], nodes.zero[row, column]
         return int(nodes.family[row]), int(ring), int(shard), int(zero)
@@ -136,6 +141,9 @@ class Search:
         if not layouts:
             return
         laid = self.layer.lay(layouts)
+        self.complete.update(
+            (one.family, one.strategy.ring, one.strategy.shard, one.strategy.zero) for one in laid.complete
+        )
         self.laid_ranks += sum(len(placement.slot_of_rank) for placement in laid.placements)
         self.laid = join(self.laid, laid)
         if len(laid.layouts):
@@ -168,7 +176,7 @@ class Search:
     def _weight(self, laid: Laid) -> Any:
         return self.floors.weight(np.array([layout.strategy.ranks for layout in laid.layouts], dtype=np.float64))
 
-    def _found(self, nodes: Nodes, left: float) -> Found:
+    def _found(self, left: float) -> Found:
         if self.laid is None:
             self.laid = self.layer.lay([])
         value, layers = self._values(self.laid)

@@ -1,0 +1,102 @@
+"""The planner's answer by enumeration: every layout on every placement of a small cluster, priced one by one.
+
+Shares nothing with the search: strategies and placements are listed here from their definition, and each is priced by
+`cost_models.price`. Placements that give equal path numbers are priced once. Layer mixes are listed completely.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import fields, replace
+
+import numpy as np
+
+from cost_models import Cluster, LayerRange, Placement, Strategy, Workload, price
+from cost_models.paths import axis_paths
+
+POLICIES = ("none", "mlp", "all_but_attention", "full")
+
+
+def best_value(cluster: Cluster, workload: Workload, objective: str = "time") -> float | None:
+    """Least seconds, GPU-hours or bytes of anything that fits; None if nothing does.
+
+    Where seconds count, a layout that fits without recompute is not tried with it: recompute only adds work.
+    """
+    best = None
+    listed: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    mixes = [tuple(mix) for mix in layer_mixes(workload.model.layers)] if workload.mode == "train" else [()]
+    for strategy in strategies(cluster, workload):
+        if strategy.ranks not in listed:
+            listed[strategy.ranks] = placements(cluster, strategy.ranks)
+        for placement in distinct_placements(cluster, strategy, *listed[strategy.ranks]):
+            for mix in mixes:
+                cost = price(cluster, workload, replace(strategy, layers=mix), placement)
+                if cost.fits:
+                    value = {"time": cost.step_s, "gpu-hours": cost.gpu_hours, "memory": cost.memory_bytes}[objective]
+                    best = value if best is None else min(best, value)
+                    if mix == mixes[0] and objective != "memory":
+                        break
+    return best
+
+
+def layer_mixes(layers: int) -> Iterator[tuple[LayerRange, ...]]:
+    """Every number of layers of each policy, all without recompute first."""
+    for counts in itertools.product(range(layers, -1, -1), repeat=len(POLICIES)):
+        if sum(counts) == layers:
+            yield tuple(LayerRange(recompute=p, count=n) for p, n in zip(POLICIES, counts, strict=True) if n)
+
+
+def strategies(cluster: Cluster, workload: Workload) -> Iterator[Strategy]:
+    """All degrees with at least two tokens a rank; shards over all ranks, a domain's worth, the context or nothing."""
+    domain = int(np.bincount(cluster.domain_of_slot, weights=cluster.gpus_of_slot).max())
+    heads, batch = workload.model.heads, workload.global_batch
+    for data, ring, ulysses in itertools.product(range(1, cluster.gpus + 1), repeat=3):
+        ranks = data * ring * ulysses
+        allowed = ulysses <= heads and (ulysses <= domain or heads % ulysses == 0)
+        if ranks > cluster.gpus or not allowed or batch % data:
+            continue
+        if ring > 1 and 2 * ring * ulysses > workload.context_tokens + 1:
+            continue
+        near = max(d for d in range(1, min(domain, ranks) + 1) if ranks % d == 0)
+        for micro in range(1, batch // data + 1):
+            if (batch // data) % micro or (workload.mode != "train" and micro > 1):
+                continue
+            for shard in {ranks, near, ring * ulysses, 1}:
+                for zero in (3, 2) if shard > 1 else (0,):
+                    yield Strategy(data=data, ring=ring, ulysses=ulysses, shard=shard, zero=zero, microbatches=micro)
+
+
+def distinct_placements(
+    cluster: Cluster, strategy: Strategy, slots: np.ndarray, gpus: np.ndarray
+) -> Iterator[Placement]:
+    """One of all placements that share their path numbers and the kinds of nodes in use."""
+    rows = [cluster.run_of_slot[slots] == run for run in range(len(cluster.runs))]
+    numbers = [row.any(axis=1).astype(float) for row in rows]
+    for _, path in axis_paths(cluster, strategy, slots, gpus):
+        numbers += [np.nan_to_num(getattr(path, field.name).astype(float)) for field in fields(path)]
+    _, first = np.unique(np.stack(numbers, axis=1), axis=0, return_index=True)
+    for index in first:
+        yield Placement(slot_of_rank=slots[index], gpu_of_rank=gpus[index])
+
+
+def placements(cluster: Cluster, ranks: int) -> tuple[np.ndarray, np.ndarray]:
+    """Slots and GPUs of every assignment of ranks to (slot, NIC); GPUs behind one NIC are the same to every price."""
+    places: dict[tuple[int, int], list[int]] = {}
+    for slot in range(cluster.slots):
+        node = cluster.node(slot)
+        for gpu, nic in enumerate(node.nic_of_gpu(node.gpus)):
+            places.setdefault((slot, int(nic)), []).append(gpu)
+
+    def assign(left: int, used: dict[tuple[int, int], int]) -> Iterator[list[tuple[int, int]]]:
+        if left == 0:
+            yield []
+            return
+        for place, gpus in places.items():
+            taken = used.get(place, 0)
+            if taken < len(gpus):
+                for rest in assign(left - 1, {**used, place: taken + 1}):
+                    yield [(place[0], gpus[taken]), *rest]
+
+    pairs = np.array(list(assign(ranks, {})))
+    return pairs[:, :, 0], pairs[:, :, 1]
