@@ -4,12 +4,14 @@ import dataclasses
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from longvila.config import LongVilaConfig, load_config, presets
 from longvila.job import JobError
 from longvila.model import LongVilaForConditionalGeneration, NextToken, Projector
 from longvila.sharding import IGNORE, Batch, OneProcess
+from longvila.weights import empty_model, materialise
 
 
 def model_of(seed=0, **changes):
@@ -133,6 +135,17 @@ def test_text_alone_gives_the_tower_a_gradient_of_exactly_zero():
 def plain_text_loss(model, batch):
     logits = model.llm(input_ids=batch.input_ids_L[None], use_cache=False).logits[0]
     return F.cross_entropy(logits, batch.labels_L, ignore_index=IGNORE, reduction="sum")
+
+
+def test_a_step_runs_on_fake_tensors():
+    """No shape depends on data, so memory can be counted at full size without the memory."""
+    model = empty_model(dataclasses.replace(load_config("tiny"), frames_per_chunk=3), "sdpa")
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        materialise(model, torch.device("cpu"))
+        batch = batch_of(lengths=(500,), frames=8)
+        pixels = torch.empty(batch.pixels_FCHW.shape)
+        model(dataclasses.replace(batch, pixels_FCHW=pixels)).backward()
+    assert {type(p.grad).__name__ for p in model.parameters()} == {"FakeTensor"}
 
 
 def test_projector_is_the_released_one():
