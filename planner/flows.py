@@ -8,9 +8,8 @@
 The rings of a group enter each scale-up domain once per channel: as many channels as the domain with the fewest NICs
 in the group has, each entering at the first GPU of another NIC and leaving at the GPU before it. A channel carries
 1/channels of the buffer. The hops of a ring (and of a round of sends) go at one pace, that of the slowest: they are
-one flow that crosses the links of all hops, a link as often as hops do. It starts after the latency of P - 1 steps
-(2 (P - 1) for all_reduce), the mean hop times the steps; a send after the group's longest hop.
-Left out: trees, in-switch reduction.
+one flow that crosses the links of all hops, a link as often as hops do. It starts after the latency of its P - 1 steps
+(mean hop; all_reduce: twice), a send after the group's longest hop. Left out: trees, in-switch reduction.
 """
 
 from __future__ import annotations

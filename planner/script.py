@@ -12,7 +12,8 @@ more instance with everything scaled. Units: seconds and bytes of one rank.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 from cost_models.program import Axis, Compute, Exchange, Op, Phase, Ring, Segment, StepProgram
@@ -80,14 +81,14 @@ class Script:
     cycles: int
     epilogue: tuple[Piece, ...]
     bubble_cycles: float  # microbatches' worth of pipeline bubble
-    parts: tuple[str, ...] = field(default=())
+    parts: tuple[str, ...]  # everything that a main stream can spend time on
 
-    @property
+    @cached_property
     def main_end(self) -> int:
         """The first instance of the epilogue."""
         return len(self.cycle) * self.cycles
 
-    @property
+    @cached_property
     def end(self) -> int:
         return self.main_end + len(self.epilogue)
 

@@ -98,26 +98,26 @@ def simulate(
     strategy.check(workload.model)
     placement = placement or Placement.in_order(cluster, strategy.ranks)
     placement.check(cluster, strategy.ranks)
+    program, scale = _program(cluster, workload, strategy, placement, profile)
+    links = reached(cluster, profile)
+    return play(program, links, strategy, placement, compute_scale=scale, fold=fold, trace=trace)
+
+
+def _program(
+    cluster: Cluster, workload: Workload, strategy: Strategy, placement: Placement, profile: Profile | None
+) -> tuple[StepProgram, Floats]:
+    """The step at the slowest device's pace, and for each rank its own computation over that."""
     samples = profile.samples if profile else ()
     run_of_rank = cluster.run_of_slot[placement.slot_of_rank]
-    used = np.unique(run_of_rank).tolist()
-    devices = {index: cluster.runs[index].node.device for index in used}
+    devices = {index: cluster.runs[index].node.device for index in np.unique(run_of_rank).tolist()}
     shape, ranges = Shape(workload, strategy), strategy.layer_ranges(workload.model.layers)
     program = step_program(shape, kernels_of(devices.values(), samples), ranges)
     factor = np.ones(len(cluster.runs))
-    if any(device != devices[used[0]] for device in devices.values()):
+    first = next(iter(devices.values()))
+    if any(device != first for device in devices.values()):
         for index, device in devices.items():
-            alone = step_program(shape, Kernels.of(device, samples), ranges)
-            factor[index] = compute_s(alone) / compute_s(program)
-    return play(
-        program,
-        reached(cluster, profile),
-        strategy,
-        placement,
-        compute_scale=factor[run_of_rank],
-        fold=fold,
-        trace=trace,
-    )
+            factor[index] = compute_s(step_program(shape, Kernels.of(device, samples), ranges)) / compute_s(program)
+    return program, factor[run_of_rank]
 
 
 def compute_s(program: StepProgram) -> float:
