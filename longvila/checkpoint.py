@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 
+from longvila.checkpoint_index import IndexReader
 from longvila.dataset import Cursor
 from longvila.job import JobError
 from longvila.optimizer import Optimizer
@@ -66,7 +67,7 @@ def load(path: Path, model: nn.Module, optimizer: Optimizer | None) -> None:
     tensors = _tensors(model, optimizer)
     try:
         with _quiet():
-            state_dict_loader.load(tensors, checkpoint_id=str(path))
+            state_dict_loader.load(tensors, storage_reader=IndexReader(path))
     except (CheckpointException, RuntimeError, KeyError, ValueError, OSError) as fault:
         raise JobError(f"checkpoint {path} cannot be read: {' '.join(str(fault).split())[:300]}") from None
     if optimizer is not None:
