@@ -36,6 +36,9 @@ class SlowestKernels(Kernels):
     def memory_bound_s(self, bytes_moved: Any, launches: Any = 1) -> Any:
         return self._slowest(lambda kernels: kernels.memory_bound_s(bytes_moved, launches))
 
+    def framework_s(self, unit: str) -> float:
+        return max(kernels.framework_s(unit) for kernels in self.each)
+
     def source(self, op: str) -> str:
         return "; ".join(dict.fromkeys(kernels.source(op) for kernels in self.each))
 

@@ -17,12 +17,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from cost_models.curves.packed import BASES, DeviceCurves, HeadDim, device_curves
-from cost_models.curves.samples import Correction, Sample
+from cost_models.curves.samples import FRAMEWORK, Correction, Sample
 from cost_models.device import Device
 from cost_models.errors import InputError
 
@@ -48,6 +49,8 @@ class Kernels:
     >>> kernels.is_estimate("gemm"), Kernels.of("l20").is_estimate("gemm")
     (False, True)
     """
+
+    _framework: Mapping[str, float] = MappingProxyType({})  # by unit, from a profile
 
     def __init__(
         self, device: Device, base: Device, curves: DeviceCurves | None, clock: str = "held", attention: str = "newest"
@@ -105,6 +108,7 @@ class Kernels:
                 corrections[op] = kernels._correction(op, rows)
                 profiled[op] = len(rows)
         kernels._corrections, kernels._profiled = corrections, profiled
+        kernels._framework = {sample.op: sample.median_s for sample in samples if sample.op in FRAMEWORK}
         return kernels
 
     def gemm_s(self, m: Any, n: Any, k: Any, dtype: str = "bf16") -> Any:
@@ -166,6 +170,11 @@ class Kernels:
             launch_s, share = self._curves.memory_bound
         seconds = launches * launch_s + bytes_moved / (self.device.memory_bytes_per_s * share)
         return self._corrected("memory_bound", seconds, bytes_moved)
+
+    def framework_s(self, unit: str) -> float:
+        """Host time of a layer, microbatch or step beyond its kernels: a CPU profile's; elsewhere kernels hide it."""
+        assert unit in FRAMEWORK
+        return self._framework.get(unit, 0.0)
 
     def source(self, op: str) -> str:
         """Where the curve of `op` comes from, in words."""

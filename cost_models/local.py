@@ -16,6 +16,8 @@ from cost_models.device import Device
 from cost_models.errors import InputError
 
 MAX_PROCESSES = 64
+PRESET_CORES = 2
+"""Cores of the machine whose peaks the cpu preset states."""
 
 
 def local_cluster(processes: int | None) -> Cluster:
@@ -29,7 +31,7 @@ def local_cluster(processes: int | None) -> Cluster:
         raise InputError(f"--gpus {count}: on this machine's CPU from 1 to {MAX_PROCESSES} processes can be planned")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     cpu = Device.load("cpu")
-    share = min(1.0, cores / count)
+    share = cores / (PRESET_CORES * count)
     device = replace(
         cpu,
         memory_bytes=memory // count,

@@ -22,6 +22,7 @@ from cost_models.cluster import Cluster
 from cost_models.cluster_kernels import kernels_of
 from cost_models.cost import MEMORY, SECONDS, StepCost
 from cost_models.kernels import OPS, Kernels
+from cost_models.load import samples_for
 from cost_models.paths import Paths, domain_link, paths_of
 from cost_models.placement import Placement
 from cost_models.profile import Profile
@@ -69,7 +70,7 @@ class Setting:
 
 def setting(cluster: Cluster, strategy: Strategy, placement: Placement, profile: Profile | None) -> Setting:
     """Kernels of the devices in use and the paths of every axis."""
-    samples = profile.samples if profile else ()
+    samples = samples_for(profile, cluster)
     runs = [cluster.runs[i] for i in np.unique(cluster.run_of_slot[placement.slot_of_rank])]
     slowest = min((run.node.scale_up for run in runs), key=lambda link: link.bytes_per_s)
     inside = domain_link(slowest, samples)

@@ -21,6 +21,8 @@ from cost_models.shape import Shape
 from cost_models.strategy import LayerRange
 from cost_models.workload import DTYPE_BYTES
 
+FORWARD_SHARE = 1 / 3
+"""Of a layer's host time, as of its matrix products."""
 OPTIMIZER_BYTES = {"adamw": 7 * 4, "sgd": 3 * 4}
 """Traffic per parameter of a fused fp32 update: read weight, gradient and states, write weight and states."""
 
@@ -50,7 +52,7 @@ def step_program(shape: Shape, kernels: Kernels, ranges: tuple[LayerRange, ...])
 
 
 def forward_segment(shape: Shape, kernels: Kernels, *, repeat: Any, offload: str = "none") -> Segment:
-    phases = layer.forward(shape, kernels)
+    phases = (*layer.forward(shape, kernels), _framework(kernels, "framework_layer", FORWARD_SHARE))
     if np.any(np.asarray(shape.degrees.pipeline) > 1):
         phases = (*phases, _to_next_stage(shape))
     return Segment(
@@ -64,12 +66,13 @@ def forward_segment(shape: Shape, kernels: Kernels, *, repeat: Any, offload: str
 
 def backward_segment(shape: Shape, kernels: Kernels, recompute: str, *, repeat: Any, offload: str = "none") -> Segment:
     trained = shape.trains("llm")
+    host_share = 1 - FORWARD_SHARE + (FORWARD_SHARE if recompute in ("full", "all_but_attention") else 0.0)
     reduce = DTYPE_BYTES[shape.workload.precision.reduce]
     again = np.where(np.asarray(shape.degrees.zero) == 3, shape.layer_params * shape.width, 0)
     gradient = shape.layer_params * reduce if trained else 0.0
     return Segment(
         name=f"layer backward {recompute}",
-        phases=layer.backward(shape, kernels, recompute),
+        phases=(*layer.backward(shape, kernels, recompute), _framework(kernels, "framework_layer", host_share)),
         repeat=repeat,
         gather_bytes=again,
         scatter_bytes=gradient,
@@ -95,7 +98,7 @@ def embed(shape: Shape, kernels: Kernels) -> Segment:
     seconds = kernels.memory_bound_s(moved, 2)
     return Segment(
         name="embed",
-        phases=(Compute(part="memory_bound", seconds=seconds),),
+        phases=(Compute(part="memory_bound", seconds=seconds), _framework(kernels, "framework_microbatch")),
         gather_bytes=shape.root_params * shape.width,
     )
 
@@ -131,7 +134,15 @@ def update(shape: Shape, kernels: Kernels) -> Segment:
     norm = kernels.memory_bound_s(params * 4, 2)
     step = kernels.memory_bound_s(params * OPTIMIZER_BYTES[shape.workload.optimizer], 4)
     exchange = Exchange(part="gradients", axis="shard", op="all_reduce", bytes=4.0)
-    return Segment(name="optimizer", phases=(Compute(part="optimizer", seconds=norm + step), exchange))
+    return Segment(
+        name="optimizer",
+        phases=(Compute(part="optimizer", seconds=norm + step), _framework(kernels, "framework_step"), exchange),
+    )
+
+
+def _framework(kernels: Kernels, unit: str, share: float = 1.0) -> Compute:
+    """Host time that no kernel explains; nothing unless a profile of CPU processes has it."""
+    return Compute(part="memory_bound", seconds=share * kernels.framework_s(unit))
 
 
 def trained_params(shape: Shape) -> Any:

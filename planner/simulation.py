@@ -19,6 +19,7 @@ import numpy as np
 from cost_models.cluster import Cluster
 from cost_models.cluster_kernels import kernels_of
 from cost_models.kernels import Kernels
+from cost_models.load import samples_for
 from cost_models.paths import link_rates
 from cost_models.placement import Placement
 from cost_models.profile import Profile
@@ -107,7 +108,7 @@ def _program(
     cluster: Cluster, workload: Workload, strategy: Strategy, placement: Placement, profile: Profile | None
 ) -> tuple[StepProgram, Floats]:
     """The step at the slowest device's pace, and for each rank its own computation over that."""
-    samples = profile.samples if profile else ()
+    samples = samples_for(profile, cluster)
     run_of_rank = cluster.run_of_slot[placement.slot_of_rank]
     devices = {index: cluster.runs[index].node.device for index in np.unique(run_of_rank).tolist()}
     shape, ranges = Shape(workload, strategy), strategy.layer_ranges(workload.model.layers)
@@ -134,7 +135,7 @@ def compute_s(program: StepProgram) -> float:
 
 def reached(cluster: Cluster, profile: Profile | None = None) -> Cluster:
     """The same cluster with the rates that large messages really reach on its links, measured where there are any."""
-    samples = profile.samples if profile else ()
+    samples = samples_for(profile, cluster)
     pair = measured_network(samples)
     runs = []
     for run, (inside, outside) in zip(cluster.runs, link_rates(cluster, samples), strict=True):

@@ -17,6 +17,7 @@ import numpy as np
 
 from cost_models.cluster import Cluster
 from cost_models.cost import StepCost
+from cost_models.load import samples_for
 from cost_models.placement import Placement
 from cost_models.pricing import price
 from cost_models.profile import Profile
@@ -74,7 +75,7 @@ def solve(
     (256, True)
     """
     space = Space(cluster=cluster, workload=workload, pins=dict(fixed or {}))
-    samples = profile.samples if profile else ()
+    samples = samples_for(profile, cluster)
     found = Search(space, Floors(space, objective, samples)).run(runners=keep + 1)
     if not np.isfinite(found.incumbent):
         raise NothingFits(*remedies(space, samples))

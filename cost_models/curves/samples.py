@@ -21,7 +21,14 @@ import numpy as np
 
 from cost_models.errors import InputError
 
-SHAPE_LENGTHS = {"gemm": 3, "attention_forward": 7, "attention_backward": 7, "memory_bound": 0}
+FRAMEWORK = ("framework_layer", "framework_microbatch", "framework_step")
+"""Host time that no kernel explains (Python, autograd, sharding's bookkeeping), forward and backward together."""
+SHAPE_LENGTHS = {
+    **dict.fromkeys((*FRAMEWORK, "memory_bound"), 0),
+    "gemm": 3,
+    "attention_forward": 7,
+    "attention_backward": 7,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
