@@ -98,5 +98,17 @@ def check(plan: Path, rank: int, as_json: bool) -> None:
     click.echo(checked.run(loaded, rank, as_json))
 
 
+@main.command("profile")
+@click.option("-o", "--output", default="profile.json", show_default=True, type=click.Path(path_type=Path))
+@click.option("--ranks", type=int, help="Processes that measure.  [default: all GPUs, or twice the CPU cores]")
+@click.option("--quick", is_flag=True, help="Shorter windows: under a minute on a laptop.")
+def profile_command(output: Path, ranks: int | None, quick: bool) -> None:
+    """Measure kernels, collectives and framework time here, and write a profile for `plan --profile`."""
+    from executor import profiling
+
+    found = profiling.profile(output, ranks, quick)
+    click.echo(f"wrote {output}: {len(found.samples)} samples of {found.machine}")
+
+
 if __name__ == "__main__":
     main()

@@ -1,0 +1,182 @@
+"""The job behind `executor profile`: what every rank measures, so that kernels are timed under a real load.
+
+    for each load r = 1, 2, 4, …:  ranks 0 … r-1 run the same call at once, cores / r threads each; the others wait
+    time of a call = window / calls, all ranks from one barrier, mean over ranks; median and IQR over the windows
+
+A window holds many calls: processes that share cores are switched every few milliseconds, which one short call would
+not see. Collectives run over as many groups of their size as the load has. The last part are real steps of the tiny
+model with few tokens (`framework.py` of `cost_models` says what they are for). Seconds and bytes; fp32 on CPU, bf16 on
+CUDA. Leaves out: links between hosts.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from cost_models.collectives import wire_bytes
+from cost_models.curves.samples import Sample
+from executor import kernel
+from executor.framework_steps import context_groups, framework_samples
+from longvila.job import Job
+
+GEMMS = ((64, 128, 128), (256, 128, 128), (256, 256, 128), (1024, 128, 128), (128, 128, 1024), (1024, 256, 128),
+         (2048, 264, 128), (4096, 256, 256), (1024, 1024, 1024))  # fmt: skip
+GPU_GEMMS = ((256, 1024, 1024), (1024, 4096, 4096), (4096, 4096, 4096), (8192, 14336, 4096), (8192, 128256, 4096))
+ATTENTIONS = ((128, 8, 4, 16), (256, 8, 4, 16), (512, 8, 4, 16), (1024, 8, 4, 16), (2048, 8, 4, 16))
+GPU_ATTENTIONS = ((1024, 32, 8, 128), (4096, 32, 8, 128), (16384, 32, 8, 128), (32768, 8, 2, 128))
+MOVED = (2**12, 2**15, 2**18, 2**20, 2**22, 2**24)
+BUFFERS = (2**10, 2**14, 2**18, 2**21)
+COLLECTIVES = ("all_to_all", "all_gather", "reduce_scatter", "all_reduce", "send_recv")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Length:
+    """How long: seconds of a window, windows of a sample, and the loads."""
+
+    window_s: float
+    windows: int
+    loads: tuple[int, ...]
+
+
+class Bench:
+    """One load: `ranks` processes of `group` measure together."""
+
+    def __init__(self, length: Length, ranks: int, group: dist.ProcessGroup, device: torch.device, path: str) -> None:
+        self.length, self.ranks, self.group, self.device, self.path = length, ranks, group, device, path
+        self.dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+        self.samples: list[Sample] = []
+
+    def add(self, call: Callable[[], Any], **sample: Any) -> None:
+        """Time a call that all ranks make and keep the sample; `ranks` is the load unless the sample says otherwise."""
+        call()
+        count = self._calls(call)
+        windows = [self.window_s(call, count) for _ in range(self.length.windows)]
+        low, middle, high = np.percentile(windows, [25, 50, 75])
+        name = "fp32" if self.dtype == torch.float32 else "bf16"
+        made = Sample(median_s=float(middle), iqr_s=float(high - low), **{"ranks": self.ranks, "dtype": name, **sample})
+        self.samples.append(made)
+
+    def _calls(self, call: Callable[[], Any]) -> int:
+        """Calls that fill a window: the same number on every rank."""
+        one_s = max(self.window_s(call, 2), 1e-7)
+        return max(1, min(20000, round(self.length.window_s / one_s)))
+
+    def window_s(self, call: Callable[[], Any], count: int) -> float:
+        """Seconds of one call, mean over ranks."""
+        self.barrier()
+        began_s = time.perf_counter()
+        for _ in range(count):
+            call()
+        self.synchronize()
+        own = torch.tensor((time.perf_counter() - began_s) / count, dtype=torch.float64, device=self.device)
+        dist.all_reduce(own, group=self.group)
+        return float(own) / self.ranks
+
+    def barrier(self) -> None:
+        dist.barrier(group=self.group)
+
+    def synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def random(self, *shape: int) -> Tensor:
+        return torch.randn(shape, device=self.device).to(self.dtype)
+
+    def gemms(self) -> None:
+        for m, n, k in GEMMS if self.device.type == "cpu" else GPU_GEMMS:
+            a, b = self.random(m, k), self.random(k, n)
+            self.add(lambda a=a, b=b: a @ b, op="gemm", shape=(m, n, k))  # type: ignore[misc]
+
+    def attention(self) -> None:
+        for tokens, heads, kv_heads, dim in ATTENTIONS if self.device.type == "cpu" else GPU_ATTENTIONS:
+            q, k = self.random(1, heads, tokens, dim), self.random(1, kv_heads, tokens, dim)
+            shape = (1, tokens, tokens, heads, kv_heads, dim, 1)
+
+            def forward(q: Tensor = q, k: Tensor = k, scale: float = dim**-0.5) -> kernel.BlockOut:
+                return kernel.forward(q, k, k, causal=True, scale=scale)
+
+            done = forward()
+
+            def backward(
+                q: Tensor = q, k: Tensor = k, done: kernel.BlockOut = done, scale: float = dim**-0.5
+            ) -> kernel.BlockGrad:
+                return kernel.backward(q, q, k, k, done.out, done.lse, causal=True, scale=scale)
+
+            self.add(forward, op="attention_forward", shape=shape)
+            self.add(backward, op="attention_backward", shape=shape)
+
+    def memory_bound(self) -> None:
+        width = self.dtype.itemsize
+        for moved in MOVED if self.device.type == "cpu" else (*MOVED, 2**27, 2**30):
+            a = self.random(max(1, moved // (3 * width)))
+            self.add(lambda a=a: torch.add(a, a), op="memory_bound", bytes=float(moved))  # type: ignore[misc]
+
+    def collectives(self, groups: Sequence[tuple[tuple[int, ...], dist.ProcessGroup]], rank: int) -> None:
+        """Every group of one size at once."""
+        ranks, group = next((ranks, group) for ranks, group in groups if rank in ranks)
+        members, index = len(ranks), ranks.index(rank)
+        for size in BUFFERS if self.device.type == "cpu" else (*BUFFERS, 2**24, 2**27):
+            count = max(members, size // self.dtype.itemsize // members * members)
+            whole = torch.zeros(count, dtype=self.dtype, device=self.device)
+            other, part = torch.empty_like(whole), torch.zeros(count // members, dtype=self.dtype, device=self.device)
+            following, previous = ranks[(index + 1) % members], ranks[index - 1]
+
+            def shift(whole: Tensor = whole, other: Tensor = other, to: int = following, by: int = previous) -> None:
+                sends = [dist.P2POp(dist.isend, whole, to, group), dist.P2POp(dist.irecv, other, by, group)]
+                for work in dist.batch_isend_irecv(sends):
+                    work.wait()
+
+            calls: dict[str, Callable[[], Any]] = {
+                "all_to_all": lambda o=other, w=whole: dist.all_to_all_single(o, w, group=group),  # type: ignore[misc]
+                "all_gather": lambda w=whole, p=part: dist.all_gather_into_tensor(w, p, group=group),  # type: ignore[misc]
+                "reduce_scatter": lambda w=whole, p=part: dist.reduce_scatter_tensor(p, w, group=group),  # type: ignore[misc]
+                "all_reduce": lambda w=whole: dist.all_reduce(w, group=group),  # type: ignore[misc]
+                "send_recv": shift,
+            }
+            for op in COLLECTIVES:
+                wire = float(wire_bytes(op, members, count * self.dtype.itemsize))
+                self.add(calls[op], op=op, ranks=members, path=self.path, bytes=wire, shape=(self.ranks,))
+
+
+def main(job: Job) -> None:
+    """Settings: out (a file for the samples), window_s, windows, loads (divisors of the world), cores, path."""
+    given, rank, world = job.config, dist.get_rank(), dist.get_world_size()
+    length = Length(window_s=given["window_s"], windows=given["windows"], loads=tuple(given["loads"]))
+    groups = {size: _tiles(world, size) for size in length.loads}
+    contexts = {size: context_groups(world, size, rank) for size in length.loads}
+    samples: list[Sample] = []
+    for load in length.loads:
+        if rank < load:
+            torch.set_num_threads(max(1, given["cores"] // load))
+            group = next(group for ranks, group in groups[load] if rank in ranks)
+            bench = Bench(length, load, group, job.device, given["path"])
+            bench.gemms()
+            bench.attention()
+            bench.memory_bound()
+            for size in length.loads:
+                if 1 < size <= load and load % size == 0:
+                    bench.collectives(groups[size], rank)
+            if job.device.type == "cpu":
+                bench.samples += framework_samples(bench, contexts[load])
+            samples += bench.samples
+        dist.barrier()
+        if rank == 0:
+            print(f"measured with {load} of {world} ranks at once: {len(samples)} samples", flush=True)
+    if rank == 0:
+        Path(given["out"]).write_text(json.dumps([asdict(sample) for sample in samples]), encoding="utf-8")
+
+
+def _tiles(world: int, size: int) -> list[tuple[tuple[int, ...], dist.ProcessGroup]]:
+    """Groups of neighbours; every rank makes all of them."""
+    tiles = [tuple(range(start, start + size)) for start in range(0, world, size)]
+    return [(ranks, dist.new_group(list(ranks))) for ranks in tiles]
