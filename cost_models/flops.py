@@ -65,9 +65,9 @@ def _trains_tower(workload: Workload) -> bool:
 
 
 def _tower(workload: Workload) -> float:
-    """Tower and projector forward over all frames."""
+    """Tower and projector forward over all frames; a decode step finds them in the cache."""
     vision = workload.model.vision
-    if vision is None or not workload.frames:
+    if vision is None or not workload.frames or workload.mode == "decode":
         return 0.0
     frames = float(workload.frames * workload.global_batch)
     block = 4 * vision.hidden**2 + (3 if vision.gated else 2) * vision.hidden * vision.ffn

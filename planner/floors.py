@@ -20,12 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.curves.samples import Sample
+from cost_models.errors import InputError
 from cost_models.kernels import Kernels
 from cost_models.memory import GROUP_BYTES
 from cost_models.shape import Degrees
 from planner.bounds import Reach, fastest
 from planner.candidates import columns
-from planner.space import SHARDINGS, Space
+from planner.space import SHARDINGS, Space, divisors
 
 Objective = Literal["time", "memory", "gpu-hours"]
 SINGLE_ROWS = 1500
@@ -103,7 +104,16 @@ class Floors:
             else:
                 cuts = _breakpoints(first, most)
             found += _between(index, cuts)
-        return self.nodes(found)
+        nodes = self.nodes(found)
+        if total <= SINGLE_ROWS and np.isinf(nodes.least_bytes).all():
+            ranks = self.data[nodes.family] * self.ulysses[nodes.family] * nodes.first
+            legal = sorted({divisor for count in np.unique(ranks) for divisor in divisors(int(count))})
+            shard = self.space.pins.get("shard", 1)
+            raise InputError(
+                f"shard={shard} with these pins is not possible: it divides data x context; "
+                f"legal: {', '.join(map(str, legal))}"
+            )
+        return nodes
 
     def split(self, nodes: Nodes) -> Nodes:
         """Ranges as shorter ranges and the single rings between them."""
@@ -120,6 +130,7 @@ class Floors:
         family, first, last = table[:, 0], table[:, 1], table[:, 2]
         context = last * self.ulysses[family]
         shard, zero, legal = self.space.shards(self.data[family], context)
+        legal |= self._in_range(family, first, last)
         bound, least = np.full(shard.shape, np.inf), np.full(shard.shape, np.inf)
         model_parallel = self.space.base.tensor * self.space.base.pipeline
         ranks = self.data[family] * self.ulysses[family] * first * model_parallel
@@ -131,6 +142,15 @@ class Floors:
                 bound[mine], least[mine] = self._floor(index, table[mine], shard[mine], zero[mine], quick)
         bound[~legal], least[~legal] = np.inf, np.inf
         return Nodes(family=family, first=first, last=last, shard=shard, zero=zero, bound=bound, least_bytes=least)
+
+    def _in_range(self, family: _Ints, first: _Ints, last: _Ints) -> NDArray[np.bool_]:
+        """Shardings that some ring of a range may have where the last one does not."""
+        possible = np.ones((len(family), len(SHARDINGS)), dtype=bool)
+        if "zero" in self.space.pins or "shard" in self.space.pins:
+            possible[:, 1::2] = False
+        whole = [name == "context" for name, _ in SHARDINGS]
+        possible[:, whole] &= (self.data[family] > 1)[:, None]
+        return possible & (first < last)[:, None]
 
     def degrees(self, family: _Ints, ring: _Ints, shard: _Ints, zero: _Ints) -> Degrees:
         """The layouts as one batch; `ring` and the family broadcast against the shardings."""
@@ -166,7 +186,7 @@ class Floors:
         kernels, single = self._kernels[tier], first == last
         context = self.ulysses[family] * first
         share = np.stack([_least_shard(name, ranks, context) for name, _ in SHARDINGS], axis=1)
-        share = np.where(single[:, None], shard, share)
+        share = np.where(single[:, None] | ("shard" in self.space.pins), shard, share)
         sizes = {
             "ulysses": self.ulysses[family][:, None, None],
             "ring": first[:, None, None],

@@ -57,6 +57,8 @@ class Space:
             raise InputError(f"recompute={self.pins['recompute']!r} is unknown; legal: {', '.join(RECOMPUTES)}")
         if self.workload.mode != "train" and self.pins.get("recompute", "none") != "none":
             raise InputError(f"recompute={self.pins['recompute']} without training; legal: none")
+        if self.pins.get("shard", 1) > self.replica_gpus:
+            raise InputError(f"shard={self.pins['shard']} exceeds the GPUs; legal: 1 to {self.replica_gpus}")
         self.base.check(self.workload.model)
 
     @cached_property

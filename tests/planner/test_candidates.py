@@ -1,0 +1,149 @@
+"""Columns agree with the price of the same strategy, and their relaxation and mixes with enumeration."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from cost_models import Cluster, LayerRange, Model, Placement, Workload, price
+from planner.candidates import Columns
+from planner.floors import Floors
+from planner.laid import Laid, Layer, Layout
+from planner.space import Space
+
+WORK = Workload(Model.load("longvila-1.5b"), context_tokens=2**17, global_batch=4, frames=256)
+
+
+def laid(nodes: int = 2, work: Workload = WORK, **pins: int) -> Laid:
+    """The layouts of a few pinned degrees on all their placements."""
+    floors = Floors(Space(cluster=Cluster.load("dgx-h100", nodes=nodes), workload=work, pins=pins), "time", ())
+    nodes_found = floors.start()
+    layouts = []
+    for i in np.flatnonzero(nodes_found.single):
+        for column in np.flatnonzero(np.isfinite(nodes_found.bound[i])):
+            family = int(nodes_found.family[i])
+            strategy = replace(
+                floors.space.base,
+                data=int(floors.data[family]),
+                microbatches=int(floors.microbatches[family]),
+                ulysses=int(floors.ulysses[family]),
+                ring=int(nodes_found.first[i]),
+                shard=int(nodes_found.shard[i, column]),
+                zero=int(nodes_found.zero[i, column]),
+            )
+            layouts.append(Layout(family=family, strategy=strategy))
+    return Layer(floors).lay(layouts)
+
+
+@pytest.mark.parametrize("mode", ["train", "prefill", "decode"])
+@pytest.mark.parametrize(
+    "pins", [{"ring": 4, "ulysses": 4}, {"ring": 3, "ulysses": 2, "data": 2}, {"ring": 1, "ulysses": 12}]
+)
+def test_columns_are_the_price(mode: str, pins: dict[str, int]) -> None:
+    work = replace(WORK, mode=mode)
+    found = laid(work=work, **pins)
+    assert len(found.layouts) > 1
+    cluster = Cluster.load("dgx-h100", nodes=2)
+    layers = work.model.layers
+    for index in range(len(found.layouts)):
+        for policy in range(len(found.prices.policies)):
+            counts = np.zeros(len(found.prices.policies), dtype=np.int64)
+            counts[policy] += layers - 3
+            counts[0] += 3
+            cost = price(cluster, work, found.strategy(index, counts), found.placements[index])
+            one = found.prices.take(np.array([index]))
+            assert one.seconds_of(counts[None])[0] == pytest.approx(cost.step_s, rel=1e-12)
+            assert one.bytes_of(counts[None])[0] == pytest.approx(cost.memory_bytes, abs=6)
+            assert found.capacity_bytes[index] == cost.capacity_bytes
+
+
+def test_bounds_hold_for_every_placement_priced() -> None:
+    cluster = Cluster.load("dgx-h100", nodes=2)
+    floors = Floors(Space(cluster=cluster, workload=WORK, pins={"ring": 4, "data": 1}), "time", ())
+    nodes = floors.start()
+    lowest = {
+        (int(floors.ulysses[f]), int(s), int(z)): b
+        for f, ss, zs, bs in zip(nodes.family, nodes.shard, nodes.zero, nodes.bound, strict=True)
+        for s, z, b in zip(ss, zs, bs, strict=True)
+        if floors.microbatches[f] == 1 and np.isfinite(b)
+    }
+    found = laid(ring=4, data=1, microbatches=1)
+    seconds = found.prices.relaxed_s(found.capacity_bytes)
+    for layout, value in zip(found.layouts, seconds, strict=True):
+        one = layout.strategy
+        assert lowest[one.ulysses, one.shard, one.zero] <= value * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_bounds_hold_for_shuffled_placements(seed: int) -> None:
+    """No order of ranks over the GPUs beats the bound."""
+    cluster = Cluster.load("dgx-h100", nodes=3)
+    rng = np.random.default_rng(seed)
+    floors = Floors(Space(cluster=cluster, workload=WORK, pins={}), "time", ())
+    nodes = floors.start()
+    usable = np.argwhere(np.isfinite(nodes.bound) & nodes.single[:, None])
+    for row, column in usable[rng.choice(len(usable), 25)]:
+        family = int(nodes.family[row])
+        strategy = replace(
+            floors.space.base,
+            data=int(floors.data[family]),
+            microbatches=int(floors.microbatches[family]),
+            ulysses=int(floors.ulysses[family]),
+            ring=int(nodes.first[row]),
+            shard=int(nodes.shard[row, column]),
+            zero=int(nodes.zero[row, column]),
+            layers=(LayerRange(recompute="none", count=WORK.model.layers),),
+        )
+        chosen = rng.permutation(cluster.gpus)[: strategy.ranks]
+        placement = Placement(slot_of_rank=chosen // 8, gpu_of_rank=chosen % 8)
+        assert nodes.bound[row, column] <= price(cluster, WORK, strategy, placement).step_s * (1 + 1e-12)
+
+
+def test_a_range_of_rings_is_bounded_by_each_of_them() -> None:
+    floors = Floors(Space(cluster=Cluster.load("dgx-h100", nodes=8), workload=WORK, pins={}), "time", ())
+    for family in range(0, len(floors.families), 7):
+        most = floors.families[family].most_ring
+        if most < 5:
+            continue
+        whole = floors.nodes([(family, 3, most)])
+        each = floors.nodes([(family, ring, ring) for ring in range(3, most + 1)])
+        assert whole.bound.min() <= each.bound.min() * (1 + 1e-12)
+        assert whole.least_bytes.min() <= each.least_bytes.min()
+
+
+def made(seed: int, layers: int = 6) -> tuple[Columns, float]:
+    rng = np.random.default_rng(seed)
+    kept = np.sort(rng.uniform(1, 10, 4))[::-1]
+    columns = Columns(
+        policies=("none", "mlp", "all_but_attention", "full"),
+        layers=layers,
+        other_s=rng.uniform(1, 2, 1),
+        layer_s=np.sort(rng.uniform(1, 2, (1, 4))),
+        base_bytes=rng.uniform(1, 5, 1),
+        kept_bytes=kept[None],
+        again_bytes=(kept[0] - kept)[None],
+    )
+    return columns, float(columns.base_bytes[0] + layers * kept.mean())
+
+
+def enumerated(columns: Columns, capacity: float) -> float:
+    best = np.inf
+    for counts in itertools.product(range(columns.layers + 1), repeat=4):
+        layers = np.array([counts])
+        if layers.sum() == columns.layers and columns.bytes_of(layers)[0] <= capacity:
+            best = min(best, float(columns.seconds_of(layers)[0]))
+    return best
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_relaxation_below_and_mix_above_the_best_integers(seed: int) -> None:
+    columns, capacity = made(seed)
+    best = enumerated(columns, capacity)
+    value, layers = columns.mixed(np.array([capacity]))
+    assert columns.relaxed_s(np.array([capacity]))[0] <= best * (1 + 1e-12)
+    assert value[0] >= best * (1 - 1e-12)
+    if np.isfinite(value[0]):
+        assert layers.sum() == columns.layers
+        assert columns.bytes_of(layers)[0] <= capacity
+        assert columns.seconds_of(layers)[0] == pytest.approx(value[0])

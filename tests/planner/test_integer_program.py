@@ -1,0 +1,87 @@
+"""The program against enumeration of columns and whole layers, on made-up prices."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from planner.candidates import Columns
+from planner.integer_program import GIB, choose
+
+
+def random_columns(seed: int, count: int = 4, layers: int = 5) -> tuple[Columns, np.ndarray]:
+    """Unordered prices: policies need not be sensible."""
+    rng = np.random.default_rng(seed)
+    columns = Columns(
+        policies=("none", "mlp", "all_but_attention", "full"),
+        layers=layers,
+        other_s=rng.uniform(1, 2, count),
+        layer_s=rng.uniform(1, 2, (count, 4)),
+        base_bytes=rng.uniform(5, 20, count) * GIB,
+        kept_bytes=rng.uniform(0.5, 8, (count, 4)) * GIB,
+        again_bytes=rng.uniform(0, 4, (count, 4)) * GIB,
+    )
+    return columns, rng.uniform(20, 50, count) * GIB
+
+
+def enumerated(columns: Columns, capacity: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
+    """(least weighted seconds, least bytes) of what fits."""
+    seconds = least = np.inf
+    for counts in itertools.product(range(columns.layers + 1), repeat=4):
+        if sum(counts) != columns.layers:
+            continue
+        layers = np.broadcast_to(np.array(counts), columns.layer_s.shape)
+        used = columns.bytes_of(layers)
+        fits = used <= capacity - 6
+        seconds = min(seconds, np.where(fits, columns.seconds_of(layers) * weight, np.inf).min())
+        least = min(least, np.where(fits, used, np.inf).min())
+    return float(seconds), float(least)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_equals_enumeration(seed: int) -> None:
+    columns, capacity = random_columns(seed)
+    weight = np.random.default_rng(seed).uniform(1, 1.5, 4)
+    seconds, least = enumerated(columns, capacity, weight)
+    answer = choose(columns, capacity, weight)
+    if not np.isfinite(seconds):
+        assert answer is None
+        return
+    assert answer is not None and answer.optimal
+    assert answer.value == pytest.approx(seconds, rel=1e-9)
+    assert answer.bound == pytest.approx(seconds, rel=1e-7)
+    assert answer.bound <= answer.value
+    smallest = choose(columns, capacity, weight, memory_first=True)
+    assert smallest is not None
+    assert smallest.value == pytest.approx(least, rel=1e-8)
+
+
+def test_a_transient_counts_once_whatever_the_number_of_layers() -> None:
+    """Two policies: 10 s and 8 GiB, or 11 s and 1 GiB with a transient of 6 GiB. 30 GiB hold three of the first."""
+    columns = Columns(
+        policies=("none", "full"),
+        layers=4,
+        other_s=np.zeros(1),
+        layer_s=np.array([[10.0, 11.0]]),
+        base_bytes=np.zeros(1),
+        kept_bytes=np.array([[8.0, 1.0]]) * GIB,
+        again_bytes=np.array([[0.0, 6.0]]) * GIB,
+    )
+    for room, layers in ((32.1, (4, 0)), (31.1, (3, 1)), (30.9, (2, 2)), (10.1, (0, 4))):
+        answer = choose(columns, np.array([room * GIB]), np.ones(1))
+        assert answer is not None and answer.layers == layers
+    assert choose(columns, np.array([9.9 * GIB]), np.ones(1)) is None
+
+
+def test_equal_memory_is_settled_by_time() -> None:
+    columns = Columns(
+        policies=("none",),
+        layers=3,
+        other_s=np.array([2.0, 1.0]),
+        layer_s=np.ones((2, 1)),
+        base_bytes=np.full(2, GIB),
+        kept_bytes=np.full((2, 1), GIB),
+        again_bytes=np.zeros((2, 1)),
+    )
+    answer = choose(columns, np.full(2, 10 * GIB), np.ones(2), memory_first=True)
+    assert answer is not None and answer.column == 1

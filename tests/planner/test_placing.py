@@ -1,0 +1,68 @@
+"""Placements: complete on small clusters, sensible families on large ones."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from cost_models import Cluster, Placement, Strategy
+from planner.placing import Layings, Placer
+from tests.planner.clusters import cluster, node
+
+
+def checked(here: Cluster, strategy: Strategy) -> Layings:
+    """The placements of a layout, each legal."""
+    found = Placer(here).layings(strategy)
+    for slots, gpus in zip(found.slots, found.gpus, strict=True):
+        Placement(slot_of_rank=slots, gpu_of_rank=gpus).check(here, strategy.ranks)
+    return found
+
+
+def test_small_clusters_are_listed_completely() -> None:
+    """Three ranks on nodes of 2 and 1 with one NIC each: which rank is alone."""
+    found = checked(cluster(node(2, 1), node(1, 1)), Strategy(ring=3))
+    assert found.complete
+    assert sorted(map(tuple, found.slots.tolist())) == [(0, 0, 1), (0, 1, 0), (1, 0, 0)]
+
+
+def test_equal_nodes_are_exchanged_freely() -> None:
+    """Four ranks in two equal nodes: 4! / (2! 2!) splits, half of them mirrored."""
+    one = cluster(node(2, 1))
+    two = replace(one, runs=(replace(one.runs[0], count=2),))
+    assert len(checked(two, Strategy(ring=4)).slots) == math.comb(4, 2) // 2
+
+
+@pytest.mark.parametrize("sizes", [(5, 3), (4, 2, 2), (8, 5, 8)])
+def test_whole_blocks_stay_in_a_node(sizes: tuple[int, ...]) -> None:
+    """Some placement keeps every ulysses group in one node, with unequal numbers of them."""
+    here = cluster(*(node(gpus, 8) for gpus in sizes))
+    blocks = sum(gpus // 2 for gpus in sizes)
+    found = checked(here, Strategy(ring=blocks, ulysses=2, shard=2 * blocks))
+    groups = found.slots.reshape(-1, blocks, 2)
+    assert np.any(np.all(groups[:, :, 0] == groups[:, :, 1], axis=1))
+
+
+def test_ring_inside_and_ulysses_across_is_tried() -> None:
+    found = checked(Cluster.load("dgx-h100", nodes=4), Strategy(ring=8, ulysses=4, shard=32))
+    rings = found.slots.reshape(-1, 8, 4)
+    assert np.any(np.all(rings == rings[:, :1, :], axis=(1, 2)))
+
+
+def test_neighbours_use_different_nics() -> None:
+    """Eight GPUs on four NICs: any four in a row use all of them."""
+    here = cluster(node(8, 4), node(8, 4))
+    found = checked(here, Strategy(ring=4, ulysses=4, shard=16))
+    nic = here.node(0).nic_of_gpu(8)
+    natural = [i for i in range(len(found.slots)) if np.all(np.diff(found.slots[i]) >= 0)]
+    assert len(set(nic[found.gpus[natural[0]][4:8]].tolist())) == 4
+
+
+def test_a_class_of_slow_nodes_can_be_left_out() -> None:
+    here = cluster(node(8, 8), replace(node(8, 8), missing_nics=(0, 1, 2, 3)), node(8, 8))
+    found = checked(here, Strategy(ring=16, shard=16))
+    assert any(1 not in slots for slots in found.slots)
+
+
+def test_no_room_gives_none() -> None:
+    assert len(Placer(Cluster.load("dgx-h100", nodes=2)).layings(Strategy(ring=17, shard=17)).slots) == 0

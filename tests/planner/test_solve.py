@@ -1,0 +1,277 @@
+"""The planner against enumeration, on what it must get right, and on properties of its optimum."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cost_models import Cluster, InputError, Model, Workload, price
+from cost_models.device import Device
+from planner.solve import NothingFits, Solution, solve
+from tests.planner.brute_force import best_value
+from tests.planner.clusters import GB, cluster, node
+
+TINY = Model(name="tiny", layers=2, hidden=1024, ffn=2048, heads=6, kv_heads=2, head_dim=64, vocab=512)
+SLOWER = Device.load("a100-sxm-80gb")
+EQUAL = 1e-12
+
+
+def value(found: Solution, objective: str = "time") -> float:
+    cost = found.best[0].cost
+    return {"time": cost.step_s, "gpu-hours": cost.gpu_hours, "memory": float(cost.memory_bytes)}[objective]
+
+
+def with_memory(of: Cluster, memory_bytes: int) -> Cluster:
+    runs = [
+        replace(run, node=replace(run.node, device=replace(run.node.device, memory_bytes=memory_bytes)))
+        for run in of.runs
+    ]
+    return replace(of, runs=tuple(runs))
+
+
+def random_cluster(rng: np.random.Generator) -> Cluster:
+    """Two or three lopsided nodes of up to five GPUs together: other NICs, a missing one, a slower GPU model."""
+    sizes = [(2, 1), (3, 1), (2, 2), (3, 2), (1, 1, 1), (2, 1, 1)][int(rng.integers(6))]
+    cards = int(rng.choice([1, 2, 4]))
+    nodes = []
+    for gpus in sizes:
+        one = node(gpus, cards)
+        one = replace(one, nics=replace(one.nics, bytes_per_s=float(rng.choice([1, 10, 50])) * GB))
+        if cards > 1 and rng.random() < 0.3:
+            one = replace(one, missing_nics=(0,))
+        nodes.append(replace(one, device=SLOWER) if rng.random() < 0.3 else one)
+    leaf, oversubscription = int(rng.integers(1, 4)), float(rng.choice([1, 4]))
+    return cluster(*nodes, leaf=leaf, oversubscription=oversubscription)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_equals_enumeration_on_small_clusters(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    here = random_cluster(rng)
+    mode = str(rng.choice(["train", "train", "train", "prefill", "decode"]))
+    objective = str(rng.choice(["time", "time", "gpu-hours"]))
+    model = replace(TINY, layers=1, layer_kinds=()) if rng.random() < 0.5 else TINY
+    batch = int(rng.integers(1, 3)) if here.gpus <= 4 else 1
+    work = Workload(model, context_tokens=int(rng.choice([2**12, 2**16, 2**18])), global_batch=batch, mode=mode)
+    if mode == "train" and rng.random() < 0.6:
+        needed = solve(here, work).best[0].cost.memory_bytes
+        here = with_memory(here, int(needed * rng.uniform(0.8, 0.999)))
+    expected = best_value(here, work, objective)
+    if expected is None:
+        with pytest.raises(NothingFits):
+            solve(here, work, objective=objective)
+        return
+    found = solve(here, work, objective=objective)
+    assert value(found, objective) == pytest.approx(expected, rel=EQUAL)
+    assert found.bound == pytest.approx(expected, rel=1e-9)
+    assert found.reproducible
+
+
+@pytest.mark.parametrize("sizes", [(2, 1), (1, 1, 1)])
+def test_least_memory_equals_enumeration(sizes: tuple[int, ...]) -> None:
+    here = cluster(*(node(gpus) for gpus in sizes))
+    work = Workload(TINY, context_tokens=2**15)
+    found = solve(here, work, objective="memory")
+    assert value(found, "memory") == best_value(here, work, "memory")
+
+
+def test_only_a_mix_of_policies_fits_by_a_hair() -> None:
+    """Neither no recompute nor one policy for all layers is best: some layers recompute, others do not."""
+    here, model = cluster(node(2), node(1)), replace(TINY, layers=4, layer_kinds=())
+    work = Workload(model, context_tokens=2**16)
+    roomy = solve(here, work).best[0]
+    assert len(roomy.strategy.layers) == 1
+    tight = with_memory(here, roomy.cost.memory_bytes - 2**26)
+    found = solve(tight, work)
+    best = found.best[0]
+    assert len(best.strategy.layers) >= 2, "one policy for all layers won"
+    assert best.cost.fits
+    assert best.cost.step_s == pytest.approx(best_value(tight, work), rel=EQUAL)
+    for policy in ("none", "mlp", "all_but_attention", "full"):
+        try:
+            one = solve(tight, work, fixed={"recompute": policy}).best[0]
+        except NothingFits:
+            continue
+        assert one.cost.step_s > best.cost.step_s
+
+
+def test_groups_lie_differently_on_a_lopsided_cluster() -> None:
+    """Four GPUs and two: the larger node hosts two head-exchange groups, the smaller one."""
+    slow = replace(node(4), nics=replace(node(4).nics, bytes_per_s=1 * GB))
+    here = cluster(slow, replace(slow, gpus=2))
+    model = replace(TINY, heads=8, kv_heads=8, layers=1, layer_kinds=())
+    work = Workload(model, context_tokens=2**17)
+    found = solve(here, work, fixed={"data": 1, "ulysses": 2, "ring": 3, "shard": 6, "zero": 3})
+    best = found.best[0]
+    groups = best.placement.slot_of_rank.reshape(3, 2)
+    assert np.all(groups[:, 0] == groups[:, 1]), "a head-exchange group was split over the slow network"
+    assert sorted(np.bincount(groups[:, 0]).tolist()) == [1, 2]
+    free = solve(here, work)
+    assert free.best[0].cost.step_s <= best.cost.step_s
+    assert free.bound == pytest.approx(free.best[0].cost.step_s, rel=1e-9), "not proven"
+
+
+def test_a_slow_node_is_left_out_when_that_wins() -> None:
+    fast, slow = node(4), replace(node(4), device=Device.load("l20"))
+    here = cluster(fast, slow, fast)
+    found = solve(here, Workload(TINY, context_tokens=2**19)).best[0]
+    assert set(found.placement.slot_of_rank.tolist()) == {0, 2}
+    everything = solve(here, Workload(TINY, context_tokens=2**19), fixed={"ring": 12, "ulysses": 1}).best[0]
+    assert everything.cost.step_s > found.cost.step_s
+
+
+def test_published_headline_on_256_gpus() -> None:
+    """LongVILA-8B, 2M tokens, batch 1 on 32 DGX-H100: the whole cluster in one context group, no recompute."""
+    work = Workload(Model.load("longvila-8b"), context_tokens=2 * 2**20)
+    found = solve(Cluster.load("dgx-h100", nodes=32), work)
+    best = found.best[0]
+    assert best.strategy.context == 256
+    assert best.strategy.ulysses == 8
+    assert [(part.recompute, part.count) for part in best.strategy.layers] == [("none", 32)]
+    in_node = best.placement.slot_of_rank.reshape(32, 8)
+    assert np.all(in_node == in_node[:, :1]), "ulysses left its node"
+    assert found.gap < 1e-4
+    assert found.bound <= best.cost.step_s
+    assert len(found.best) == 5
+    assert len({(choice.strategy.data, choice.strategy.ulysses) for choice in found.best}) == 5
+    seconds = [choice.cost.step_s for choice in found.best]
+    assert seconds == sorted(seconds)
+    assert best.reason == "" and all(choice.reason for choice in (*found.best[1:], *found.lost))
+    assert any(not choice.cost.fits and "GiB" in choice.reason for choice in found.lost)
+
+
+def test_short_contexts_do_not_take_a_whole_large_cluster() -> None:
+    work = Workload(Model.load("longvila-8b"), context_tokens=8192)
+    found = solve(Cluster.load("dgx-h100", nodes=2048), work)
+    assert found.best[0].strategy.ranks <= 64
+    assert found.gap < 0.05
+
+
+def test_same_input_same_answer() -> None:
+    here, work = Cluster.load("dgx-h100", nodes=4), Workload(Model.load("longvila-7b"), context_tokens=2**19)
+    first, second = solve(here, work), solve(here, work)
+    assert [c.strategy for c in first.best] == [c.strategy for c in second.best]
+    assert (first.bound, first.gap) == (second.bound, second.gap)
+    for a, b in zip(first.best, second.best, strict=True):
+        assert np.array_equal(a.placement.slot_of_rank, b.placement.slot_of_rank)
+        assert np.array_equal(a.placement.gpu_of_rank, b.placement.gpu_of_rank)
+
+
+@pytest.mark.parametrize(
+    "fixed",
+    [
+        {"ulysses": 4, "recompute": "full"},
+        {"zero": 2},
+        {"shard": 1, "recompute": "full"},
+        {"ring_kind": "contiguous", "loss_chunk_tokens": 512},
+        {"tensor": 2, "ring": 4},
+        {"pipeline": 2, "microbatches": 2},
+        {"ulysses": 5, "ring": 3},
+    ],
+)
+def test_pins_are_kept(fixed: dict[str, object]) -> None:
+    here, work = Cluster.load("dgx-h100", nodes=2), Workload(Model.load("longvila-1.5b"), context_tokens=2**16)
+    found = solve(here, replace(work, global_batch=2), fixed=fixed)
+    for choice in found.best:
+        for name, pinned in fixed.items():
+            if name == "recompute":
+                assert {part.recompute for part in choice.strategy.layers} == {pinned}
+            else:
+                assert getattr(choice.strategy, name) == pinned
+        again = price(here, replace(work, global_batch=2), choice.strategy, choice.placement)
+        assert again.step_s == choice.cost.step_s
+
+
+@pytest.mark.parametrize(
+    ("fixed", "words"),
+    [
+        ({"ulysses": 64}, "legal: 1, 2"),
+        ({"data": 3}, "legal: 1"),
+        ({"ring": 17}, "legal: 1 to 16"),
+        ({"ring": 9, "ulysses": 2}, "may be 1 to 16"),
+        ({"shard": 7, "ring": 4, "ulysses": 2, "data": 1}, "legal: 1, 2, 4, 8"),
+        ({"recompute": "some"}, "legal: none, mlp"),
+        ({"heads": 3}, "legal: data, ring"),
+        ({"microbatches": 2}, "legal: 1"),
+        ({"tensor": 5}, "tensor=5"),
+        ({"pipeline": 100}, "pipeline=100"),
+    ],
+)
+def test_impossible_pins_name_the_legal_values(fixed: dict[str, object], words: str) -> None:
+    here, work = Cluster.load("dgx-h100", nodes=2), Workload(Model.load("longvila-1.5b"), context_tokens=2**16)
+    with pytest.raises(InputError, match=words):
+        solve(here, work, fixed=fixed)
+
+
+def test_remedies_are_true() -> None:
+    """What is offered when nothing fits does fit, and one node or one K token less does not."""
+    here, model = Cluster.load("dgx-h100", nodes=1), Model.load("longvila-8b")
+    with pytest.raises(NothingFits) as caught:
+        solve(here, Workload(model, context_tokens=2**21))
+    words = " ".join(caught.value.remedies)
+    context = int(words.split("context of at most ")[1].split("(")[1].split()[0])
+    assert solve(here, Workload(model, context_tokens=context)).best[0].cost.fits
+    with pytest.raises(NothingFits):
+        solve(here, Workload(model, context_tokens=context + 1024))
+    gpus = int(words.split(" GPUs more (")[1].split(")")[0])
+    assert solve(Cluster.load("dgx-h100", gpus=gpus), Workload(model, context_tokens=2**21)).best[0].cost.fits
+    with pytest.raises(NothingFits):
+        solve(Cluster.load("dgx-h100", gpus=gpus - 8), Workload(model, context_tokens=2**21))
+
+
+def test_a_pin_that_makes_it_too_big_is_named() -> None:
+    here, work = Cluster.load("dgx-h100", nodes=32), Workload(Model.load("longvila-8b"), context_tokens=2**21)
+    with pytest.raises(NothingFits, match="without shard=1 it fits"):
+        solve(here, work, fixed={"shard": 1})
+
+
+SMALL = st.sampled_from([(2, 1), (1, 1), (2, 2), (3, 1), (1, 1, 1)])
+RATES = st.sampled_from([1.0, 5.0, 20.0])
+FEW = settings(max_examples=8, deadline=None, derandomize=True)
+
+
+@FEW
+@given(
+    sizes=SMALL, rates=st.tuples(RATES, RATES, RATES), which=st.integers(0, 2), context=st.sampled_from([2**14, 2**18])
+)
+def test_optimum_never_rises_with_a_faster_link(
+    sizes: tuple[int, ...], rates: tuple[float, ...], which: int, context: int
+) -> None:
+    def here(faster: float) -> Cluster:
+        factors = [faster if i == which % len(sizes) else 1.0 for i in range(len(sizes))]
+        made = [node(gpus) for gpus in sizes]
+        return cluster(
+            *(
+                replace(one, nics=replace(one.nics, bytes_per_s=rate * factor * GB))
+                for one, rate, factor in zip(made, rates, factors, strict=False)
+            )
+        )
+
+    work = Workload(TINY, context_tokens=context)
+    assert value(solve(here(3.0), work)) <= value(solve(here(1.0), work)) * (1 + EQUAL)
+
+
+@FEW
+@given(sizes=SMALL, extra=st.integers(1, 2), slower=st.booleans(), objective=st.sampled_from(["time", "memory"]))
+def test_optimum_never_rises_with_a_node_that_may_stay_unused(
+    sizes: tuple[int, ...], extra: int, slower: bool, objective: str
+) -> None:
+    nodes = [node(gpus) for gpus in sizes]
+    more = replace(node(extra), device=SLOWER) if slower else node(extra)
+    work = Workload(TINY, context_tokens=2**15)
+    before = value(solve(cluster(*nodes), work, objective=objective), objective)
+    assert value(solve(cluster(*nodes, more), work, objective=objective), objective) <= before * (1 + EQUAL)
+
+
+@FEW
+@given(sizes=SMALL, share=st.floats(0.75, 1.0), growth=st.floats(1.0, 1.3))
+def test_optimum_never_rises_with_memory(sizes: tuple[int, ...], share: float, growth: float) -> None:
+    here, work = cluster(*(node(gpus) for gpus in sizes)), Workload(TINY, context_tokens=2**16)
+    needed = solve(here, work).best[0].cost.memory_bytes
+    try:
+        before = value(solve(with_memory(here, int(needed * share)), work))
+    except NothingFits:
+        return
+    assert value(solve(with_memory(here, int(needed * share * growth)), work)) <= before * (1 + EQUAL)
