@@ -1,0 +1,148 @@
+"""Real launches: the plan's groups on real processes, failures named, nobody left behind."""
+
+import json
+import os
+import signal
+import socket
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cost_models import Cluster, Placement, Strategy
+from tests.executor.planned import make_plan, run, save_plan, start
+
+JOB = "--job=tests.executor.launched_jobs"
+
+
+def _options(folder: Path, what: str = "report") -> list[str]:
+    return [JOB, f"--set=out={folder}", f"--set=what={what}"]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _gone(pids: list[int], within_s: float = 5.0) -> bool:
+    deadline_s = time.monotonic() + within_s
+    while time.monotonic() < deadline_s:
+        if not any(map(_alive, pids)):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def _pids(folder: Path, ranks: int, process) -> list[int]:
+    """Processes of the ranks, once all have come up."""
+    files, deadline_s = [folder / f"rank{rank}.json" for rank in range(ranks)], time.monotonic() + 60
+    while not all(file.exists() for file in files):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+    return [json.loads(file.read_text())["pid"] for file in files]
+
+
+def test_ranks_get_the_groups_of_the_plan(tmp_path):
+    strategy = Strategy(ring=2, ulysses=2, shard=4)
+    plan = save_plan(tmp_path, strategy)
+    done = run("launch", plan, *_options(tmp_path), folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "to stdout from 0" in done.stdout and "from 1" not in done.stdout
+    assert "to stderr from 0" in done.stderr
+    groups = make_plan(strategy).groups
+    for rank in range(4):
+        found = json.loads((tmp_path / f"rank{rank}.json").read_text())
+        assert found["world"] == 4 and found["device"] == "cpu"
+        for axis, ranks in found["axes"].items():
+            assert ranks in groups[axis].tolist() and rank in ranks
+    assert "from 3" in (tmp_path / "runs/launch/logs/rank-3.log").read_text()
+
+
+def test_a_users_mistake_in_a_job_is_one_line(tmp_path):
+    plan = save_plan(tmp_path, Strategy(ulysses=2, shard=2))
+    done = run("launch", plan, *_options(tmp_path, "mistake"), folder=tmp_path)
+    assert done.returncode == 2
+    assert "error: data: no such file; name one that is there" in done.stderr.splitlines()
+    assert "Traceback" not in done.stderr + done.stdout
+    assert "Traceback" in (tmp_path / "runs/launch/logs/rank-0.log").read_text()
+
+
+def test_the_rank_that_failed_is_named_not_those_that_lost_it(tmp_path):
+    plan = save_plan(tmp_path, Strategy(ulysses=2, shard=2))
+    done = run("launch", plan, *_options(tmp_path, "fault"), folder=tmp_path)
+    assert done.returncode == 1
+    assert "rank 1 failed: ValueError: this rank is broken" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_killed_rank_ends_all(tmp_path):
+    plan = save_plan(tmp_path, Strategy(ulysses=2, shard=2))
+    process = start("launch", plan, *_options(tmp_path, "collective"), folder=tmp_path)
+    pids = _pids(tmp_path, 2, process)
+    os.kill(pids[1], signal.SIGKILL)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 1 and "rank 1 failed: killed by signal 9 (SIGKILL)" in err, out + err
+    assert _gone(pids)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_no_orphans_when_the_launcher_ends(tmp_path, number):
+    plan = save_plan(tmp_path, Strategy(ulysses=2, shard=2))
+    process = start("launch", plan, *_options(tmp_path, "wait"), folder=tmp_path)
+    pids = _pids(tmp_path, 2, process)
+    process.send_signal(number)
+    process.communicate(timeout=20)
+    assert process.returncode == (130 if number == signal.SIGINT else -9)
+    assert _gone(pids)
+
+
+def test_a_busy_port_is_named(tmp_path):
+    plan = save_plan(tmp_path, Strategy(ulysses=2, shard=2))
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        port = busy.getsockname()[1]
+        done = run("launch", plan, *_options(tmp_path), f"--port={port}", folder=tmp_path)
+    assert done.returncode == 2
+    assert f"--port {port} cannot be used: Address already in use" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_two_hosts_meet_and_places_decide_ranks(tmp_path):
+    """Two launchers on one machine stand for two hosts; the plan puts rank 0 on the second slot."""
+    plan = _two_slots(tmp_path)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    started = [
+        start(
+            "launch",
+            plan,
+            *_options(tmp_path),
+            "--hosts=127.0.0.2,127.0.0.1",
+            f"--node-rank={node}",
+            f"--port={port}",
+            f"--run-dir={tmp_path / str(node)}",
+            folder=tmp_path,
+        )
+        for node in (0, 1)
+    ]
+    for process in started:
+        out, err = process.communicate(timeout=90)
+        assert process.returncode == 0, out + err
+    logs = [sorted(file.name for file in (tmp_path / node / "logs").glob("*.log")) for node in "01"]
+    assert logs == [["rank-1.log"], ["rank-0.log"]]
+
+
+def _two_slots(folder: Path) -> Path:
+    one = Cluster.load("local", gpus=1)
+    cluster = replace(one, runs=(replace(one.runs[0], count=2),))
+    placement = Placement(slot_of_rank=np.array([1, 0]), gpu_of_rank=np.array([0, 0]))
+    path = folder / "plan.json"
+    make_plan(Strategy(ulysses=2, shard=2), cluster=cluster, placement=placement).save(path)
+    return path
