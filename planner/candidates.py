@@ -29,6 +29,8 @@ from cost_models.workload import Workload
 from planner.remembered import RememberedKernels, RememberedPaths
 
 Floats = NDArray[np.float64]
+EQUAL = 1e-12
+"""Relative difference below which two values are the same; the policy that recomputes less is then taken."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -89,7 +91,7 @@ class Columns:
                 many = self._most_layers(a, b, capacity_bytes)
                 seconds = self.other_s + many * self.layer_s[..., a] + (self.layers - many) * self.layer_s[..., b]
                 seconds = np.where(many >= 0, seconds, np.inf)
-                better = seconds < best
+                better = seconds < best * (1 - EQUAL)
                 best = np.where(better, seconds, best)
                 chosen = np.zeros_like(layers)
                 chosen[..., a] += many

@@ -19,18 +19,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.strategy import Strategy
+from planner.candidates import EQUAL
 from planner.floors import Floors, Nodes
 from planner.laid import Laid, Layer, Layout, join
 from planner.space import Space
 
 MOST_ROWS = 12_000
 """Rows of bounds: ranges are not split beyond."""
-MOST_LAID_RANKS = 3_000_000
+MOST_LAID_RANKS = 250_000
 """Ranks of all placements that are read: what remains stays in the bound."""
 FIRST_BATCH = 6
 _Key = tuple[int, int, int, int]  # family, ring, shard, zero
-EQUAL = 1e-12
-"""Relative difference below which two values are the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +106,7 @@ class Search:
         while at < len(entries) and entries[at][0] < self._limit() and self.laid_ranks <= MOST_LAID_RANKS:
             batch = [entry for entry in entries[at : at + size] if entry[0] < self._limit()]
             self._lay(nodes, batch)
-            at, size = at + size, min(64, 2 * size)
+            at, size = at + size, min(32, 2 * size)
 
     def _open_bound(self, nodes: Nodes) -> float:
         """The least bound of ranges left, layouts not laid out, and layouts of which only families were priced."""
@@ -123,8 +122,7 @@ class Search:
             if family not in seen and len(seen) < count:
                 seen.add(family)
                 picked.append(entry)
-        if self.laid_ranks <= MOST_LAID_RANKS:
-            self._lay(nodes, picked)
+        self._lay(nodes, picked)
 
     def _key(self, nodes: Nodes, entry: tuple[float, int, int]) -> _Key:
         _, row, column = entry

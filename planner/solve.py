@@ -23,11 +23,12 @@ from cost_models.pricing import price
 from cost_models.profile import Profile
 from cost_models.strategy import Strategy
 from cost_models.workload import Workload
+from planner.candidates import EQUAL
 from planner.floors import Floors, Objective
 from planner.integer_program import Answer, choose
 from planner.losers import notable, reason
 from planner.remedies import NothingFits, remedies
-from planner.search import EQUAL, Found, Search
+from planner.search import Found, Search
 from planner.space import Space
 
 __all__ = ["Choice", "NothingFits", "Solution", "solve"]
@@ -134,10 +135,8 @@ def _program(found: Found, objective: Objective, time_limit_s: float) -> tuple[i
     if objective != "memory":
         equal = [i for i in alive if found.value[i] <= answer.value * (1 + EQUAL)]
         if equal:
-            tied = min(equal, key=found.laid.tie_key)
-            if tied != chosen:
-                chosen = tied
-                answer = replace(answer, layers=tuple(int(n) for n in found.layers[tied]))
+            chosen = min(equal, key=found.laid.tie_key)
+            answer = replace(answer, layers=tuple(int(n) for n in found.layers[chosen]))
     return chosen, answer, min(answer.bound, *open_bounds)
 
 

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 
 from cost_models import Cluster, LayerRange, Model, Placement, Workload, price
+from cost_models.device import Device
 from planner.candidates import Columns
 from planner.floors import Floors
 from planner.laid import Laid, Layer, Layout
 from planner.space import Space
+from tests.planner.clusters import cluster as clusters
+from tests.planner.clusters import node
 
 WORK = Workload(Model.load("longvila-1.5b"), context_tokens=2**17, global_batch=4, frames=256)
 
@@ -147,3 +150,33 @@ def test_relaxation_below_and_mix_above_the_best_integers(seed: int) -> None:
         assert layers.sum() == columns.layers
         assert columns.bytes_of(layers)[0] <= capacity
         assert columns.seconds_of(layers)[0] == pytest.approx(value[0])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_bounds_hold_on_lopsided_clusters(seed: int) -> None:
+    """Other GPU models, missing NICs, partly used nodes, leaves of two nodes: still no placement beats the bound."""
+    rng = np.random.default_rng(seed)
+    nodes = []
+    for _ in range(4):
+        one = replace(node(int(rng.integers(3, 9)), 8), missing_nics=tuple(range(int(rng.integers(0, 3)))))
+        nodes.append(replace(one, device=Device.load("a100-sxm-80gb")) if rng.random() < 0.4 else one)
+    here = clusters(*nodes, leaf=2, oversubscription=2.0)
+    floors = Floors(Space(cluster=here, workload=WORK, pins={}), "time", ())
+    found = floors.start()
+    free = np.array([(slot, gpu) for slot in range(here.slots) for gpu in range(here.node(slot).gpus)])
+    usable = np.argwhere(np.isfinite(found.bound) & found.single[:, None])
+    for row, column in usable[rng.choice(len(usable), 40)]:
+        family = int(found.family[row])
+        strategy = replace(
+            floors.space.base,
+            data=int(floors.data[family]),
+            microbatches=int(floors.microbatches[family]),
+            ulysses=int(floors.ulysses[family]),
+            ring=int(found.first[row]),
+            shard=int(found.shard[row, column]),
+            zero=int(found.zero[row, column]),
+        )
+        in_order, shuffled = free[: strategy.ranks], free[rng.permutation(here.gpus)[: strategy.ranks]]
+        for chosen in (in_order, shuffled):
+            placement = Placement(slot_of_rank=chosen[:, 0], gpu_of_rank=chosen[:, 1])
+            assert found.bound[row, column] <= price(here, WORK, strategy, placement).step_s * (1 + 1e-12)
