@@ -106,7 +106,7 @@ class ContextSharding:
             input_ids_S=batch.input_ids_L[take_S].masked_fill(pad_S, 0),
             labels_S=batch.labels_L[take_S].masked_fill(pad_S, IGNORE),
             positions_S=batch.positions_L[take_S].masked_fill(pad_S, 0),
-            vision_S=torch.from_numpy(vision_S).to(device),
+            vision_at_V=torch.from_numpy(np.flatnonzero(vision_S)).to(device),
             attention={"mm_sp": call},
         )
 

@@ -102,15 +102,15 @@ class LongVilaForConditionalGeneration(nn.Module):
     def encode_frames(self, pixels_FCHW: Tensor, sharding: Sharding) -> Tensor:
         """Frames of this process -> [F * tokens per frame, D]; every process calls the tower equally often.
 
-        A process without frames encodes an empty picture and adds 0 x its sum, so that it joins the collectives of
-        a sharded tower and its gradient is exactly zero.
+        A process without frames encodes an empty picture and keeps none of its embeddings, so that it joins the
+        collectives of a sharded tower and its gradient is exactly zero.
         """
         frames = pixels_FCHW.shape[0]
         size = self.config.frames_per_chunk
         calls = 1 if size is None else sharding.most(max(1, -(-frames // size)))
         chunks = [pixels_FCHW] if size is None or frames == 0 else list(torch.split(pixels_FCHW, size))
         tower_grad = torch.is_grad_enabled() and any(p.requires_grad for p in self.tower.parameters())
-        real, idle = [], pixels_FCHW.new_zeros(())
+        kept = []
         for call in range(calls):
             chunk = chunks[call] if call < len(chunks) else pixels_FCHW[:0]
             blank = chunk.shape[0] == 0
@@ -120,13 +120,9 @@ class LongVilaForConditionalGeneration(nn.Module):
                 embedded: Tensor = checkpoint(self._embed, chunk, use_reentrant=False)
             else:
                 embedded = self._embed(chunk)
-            if blank:
-                idle = idle.to(embedded.dtype) + 0.0 * embedded.sum()
-            else:
-                real.append(embedded.flatten(0, 1))
-        if not real:
-            return embedded.new_zeros(0, embedded.shape[-1]) + idle
-        return torch.cat(real) + idle.to(real[0].dtype)
+            embedded_ND = embedded.flatten(0, 1)
+            kept.append(embedded_ND[:0] if blank else embedded_ND)
+        return torch.cat(kept)
 
     def _embed(self, pixels_FCHW: Tensor) -> Tensor:
         patches_FPC: Tensor = self.tower(pixel_values=pixels_FCHW).last_hidden_state
@@ -137,9 +133,9 @@ class LongVilaForConditionalGeneration(nn.Module):
         own_ND = self.encode_frames(batch.pixels_FCHW, sharding)
         vision_VD = sharding.exchange_embeddings(own_ND, batch)
         text_SD = self.llm.get_input_embeddings()(local.input_ids_S)
-        # An empty exchange still carries the zero gradient of the dummy frame into the graph.
-        inputs_SD = text_SD.masked_scatter(local.vision_S[:, None], vision_VD.to(text_SD.dtype))
-        inputs_SD = inputs_SD + 0.0 * vision_VD.sum().to(inputs_SD.dtype)
+        # By index: `masked_scatter` would hold 8 bytes for each of the S x D numbers on CUDA. An exchange that brought
+        # nothing is in the graph all the same and takes its (empty) part in the backward exchange.
+        inputs_SD = text_SD.index_copy(0, local.vision_at_V, vision_VD.to(text_SD.dtype))
         # use_cache=False keeps past_key_values None: with a cache object Hugging Face no longer reads the packed
         # documents off the restarting positions, and they would see each other.
         output = self.llm.model(

@@ -15,7 +15,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 IGNORE = -100
@@ -42,7 +41,7 @@ class LocalBatch:
     input_ids_S: Tensor
     labels_S: Tensor
     positions_S: Tensor
-    vision_S: Tensor  # bool: this token's embedding comes from the tower
+    vision_at_V: Tensor  # int64, ascending: which of the S tokens take their embedding from the tower
     attention: dict[str, Any] = field(default_factory=dict)  # keyword arguments for the attention function
 
 
@@ -114,13 +113,11 @@ class OneProcess:
         return range(frames)
 
     def shard_batch(self, batch: Batch) -> LocalBatch:
-        vision_S = torch.zeros(batch.input_ids_L.shape, dtype=torch.bool, device=batch.input_ids_L.device)
-        vision_S[batch.vision_at_V] = True
         return LocalBatch(
             input_ids_S=batch.input_ids_L,
             labels_S=batch.labels_L,
             positions_S=batch.positions_L,
-            vision_S=vision_S,
+            vision_at_V=batch.vision_at_V,
         )
 
     def exchange_embeddings(self, own_ND: Tensor, batch: Batch) -> Tensor:

@@ -44,6 +44,9 @@ class Case:
     llm: str = "llama"
     frames: tuple[tuple[int, ...], ...] = ((5,), (2, 0, 1))
     reverse: bool = False  # lists in another order than the ranks'
+    tied: bool = False  # one tensor is embedding and head
+    frames_per_chunk: int | None = None
+    frozen: tuple[str, ...] = ()  # parts of the model
 
 
 def rank_lists(case: Case) -> dict[str, list[list[int]]]:
@@ -75,11 +78,20 @@ def make_sharding(case: Case) -> ContextSharding:
 
 def make_model(case: Case, attention: str) -> LongVilaForConditionalGeneration:
     llm = {"model_type": case.llm, "vocab_size": 64, "intermediate_size": 40, "num_hidden_layers": 2, **LLM[case.llm]}
-    config = LongVilaConfig(llm=llm, vision=VISION, vision_select_layer=-1, tokenizer="byte", loss_chunk_tokens=7)
+    config = LongVilaConfig(
+        llm={**llm, "tie_word_embeddings": case.tied},
+        vision=VISION,
+        vision_select_layer=-1,
+        tokenizer="byte",
+        loss_chunk_tokens=7,
+        frames_per_chunk=case.frames_per_chunk,
+    )
     torch.manual_seed(0)
     model = LongVilaForConditionalGeneration(config, attention=attention).to(getattr(torch, case.dtype))
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.15)
+    for part in case.frozen:
+        getattr(model, part).requires_grad_(False)
     return model
 
 
@@ -132,9 +144,12 @@ def step(model: nn.Module, rows: list[tuple[Batch, Tensor]], sharding: OneProces
 
 
 def whole_grads(model: nn.Module) -> dict[str, Tensor]:
-    """Every gradient in full, collected over the ranks if it is sharded."""
+    """Every gradient in full, collected over the ranks if it is sharded; frozen parameters have none."""
     grads = {}
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            assert parameter.grad is None, f"a gradient: {name}"
+            continue
         assert parameter.grad is not None, f"no gradient: {name}"
         grad = parameter.grad
         grads[name] = grad.full_tensor() if hasattr(grad, "full_tensor") else grad

@@ -32,6 +32,13 @@ FOUR_RANKS = [
     Case(ulysses=2, ring=2, recompute=(("full", 2),)),
     Case(ulysses=2, ring=2, recompute=(("all_but_attention", 1), ("mlp", 1))),
     Case(data=2, ulysses=2, recompute=(("none", 1), ("all_but_attention", 1)), dtype="float32"),
+    Case(ulysses=2, ring=2, llm="qwen2", tied=True),
+    Case(data=2, ring=2, shard=2, zero=2, llm="qwen2", tied=True),
+    Case(ulysses=2, ring=2, frames_per_chunk=1),
+    Case(data=2, ring=2, shard=2, frames_per_chunk=2, frames=((5,), (0, 1), (0,), (9,))),
+    Case(ulysses=2, ring=2, frozen=("tower",), frames_per_chunk=1),
+    Case(ulysses=2, ring=2, frozen=("projector", "tower"), recompute=(("full", 1), ("all_but_attention", 1))),
+    Case(ulysses=2, ring=2, frozen=("llm",), recompute=(("full", 1), ("all_but_attention", 1)), frames=((0,), (1,))),
 ]
 
 
@@ -81,7 +88,7 @@ def test_padding_has_no_label_and_no_picture():
         assert local.input_ids_S.tolist() == [10 + token if token < 5 else 0 for token in tokens]
         assert local.labels_S.tolist() == [20 + token if token < 5 else IGNORE for token in tokens]
         assert local.positions_S.tolist() == [token if token < 5 else 0 for token in tokens]
-        assert local.vision_S.tolist() == [token in (3, 4) for token in tokens]
+        assert local.vision_at_V.tolist() == [at for at, token in enumerate(tokens) if token in (3, 4)]
 
 
 def test_wrong_settings_are_named():

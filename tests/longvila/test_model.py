@@ -132,6 +132,18 @@ def test_text_alone_gives_the_tower_a_gradient_of_exactly_zero():
     torch.testing.assert_close(model(batch), plain_text_loss(model, batch), rtol=1e-12, atol=0)
 
 
+def test_many_large_embeddings_stay_finite_in_half_precision():
+    """60 x 9 x D embeddings near 3 add up to more than float16 holds; nothing may need their sum."""
+    model = model_of()
+    torch.nn.init.constant_(model.projector.layers[-1].bias, 3.0)
+    batch = batch_of(lengths=(600,), frames=60)
+    half = dataclasses.replace(batch, pixels_FCHW=batch.pixels_FCHW.half())
+    with torch.no_grad():
+        wanted, got = model(batch), model.half()(half)
+        assert model.encode_frames(half.pixels_FCHW, OneProcess()).float().sum() > torch.finfo(torch.float16).max
+    torch.testing.assert_close(got.double(), wanted, rtol=0.01, atol=0)
+
+
 def plain_text_loss(model, batch):
     logits = model.llm(input_ids=batch.input_ids_L[None], use_cache=False).logits[0]
     return F.cross_entropy(logits, batch.labels_L, ignore_index=IGNORE, reduction="sum")
