@@ -7,17 +7,18 @@
 
 Bytes of a rank (S tokens, b bytes, D head dim): exchange of Q, K, V is S D b (H + 2 K'), of the output S D b H;
 a ring hop is 2 S K' D b forward, and backward 2 S K' D b plus 2 S K' D b_grad for dKV (R - 1 hops each way).
-Elementwise traffic counts the passes of unfused Hugging Face layers (see `_norm_bytes`).
+Elementwise traffic counts the passes of unfused Hugging Face layers unless `Shape.habits` says otherwise.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from cost_models.habits import FA1_SLOWDOWN
 from cost_models.kernels import Kernels
-from cost_models.program import Compute, Exchange, Phase, Ring
+from cost_models.program import Compute, Exchange, Op, Phase, Ring
 from cost_models.shape import Shape
 from cost_models.workload import DTYPE_BYTES
 
@@ -26,6 +27,13 @@ def forward(shape: Shape, kernels: Kernels, *, part: str | None = None) -> tuple
     """Phases of one layer forward; `part` renames the computation (`recompute`)."""
     inside = (*_inputs(shape, kernels, part), ring(shape, kernels, part=part or "attention"))
     return (*inside, *_out_exchange(shape), *_outputs(shape, kernels, part), *_mlp(shape, kernels, part))
+
+
+def attention(shape: Shape, kernels: Kernels, *, grad: bool = False) -> tuple[Phase, ...]:
+    """The operator alone, from a rank's own tokens to its own tokens: exchange in, ring, exchange out."""
+    inward = Exchange(part="all_to_all", axis="ulysses", op="all_to_all", bytes=_qkv_bytes(shape))
+    phases = (inward, ring(shape, kernels, part="attention", grad=grad), *_out_exchange(shape))
+    return phases[::-1] if grad else phases
 
 
 def backward(shape: Shape, kernels: Kernels, recompute: str) -> tuple[Phase, ...]:
@@ -55,7 +63,13 @@ def matmul_s(shape: Shape, kernels: Kernels, m: Any, n: Any, k: Any, grad: bool)
 
 def _norm_bytes(shape: Shape) -> Any:
     """Traffic of one unfused RMSNorm: cast, square, mean, scale in fp32 (28 B), cast back and weight (3 x b + 2 b)."""
-    return shape.tokens * shape.workload.model.hidden * (28 + 5 * shape.width)
+    moved = 2 * shape.width if shape.habits.norm == "fused" else 28 + 5 * shape.width
+    return shape.outer_tokens * shape.workload.model.hidden * moved
+
+
+def _rotary_bytes(shape: Shape) -> Any:
+    passes = {"unfused": 8, "fused": 2, "none": 0}[shape.habits.rotary]
+    return shape.tokens * (shape.q_width + shape.kv_width) * passes * shape.width
 
 
 def _memory(shape: Shape, kernels: Kernels, moved: Any, launches: int, grad: bool, part: str | None) -> Compute:
@@ -67,14 +81,20 @@ def _memory(shape: Shape, kernels: Kernels, moved: Any, launches: int, grad: boo
 def _inputs(shape: Shape, kernels: Kernels, part: str | None, grad: bool = False) -> tuple[Phase, ...]:
     """Norm, the three projections, rotary, and the exchange of heads (or its gradient's)."""
     model, tokens = shape.workload.model, shape.tokens
-    widths = shape.q_width, shape.kv_width, shape.kv_width
+    widths: tuple[Any, ...] = (shape.q_width, shape.kv_width, shape.kv_width)
+    if shape.habits.joined_products:
+        widths = (shape.q_width + 2 * shape.kv_width,)
     matmul = sum(matmul_s(shape, kernels, tokens, width, model.hidden, grad) for width in widths)
-    rotary = tokens * (shape.q_width + shape.kv_width) * 8 * shape.width
-    elementwise = _memory(shape, kernels, _norm_bytes(shape) + rotary, 16, grad, part)
-    sent = tokens * shape.width * (shape.q_width + 2 * shape.sent_kv_width)
-    exchange = Exchange(part="all_to_all", axis="ulysses", op="all_to_all", bytes=sent)
-    phases = (elementwise, Compute(part=part or "matmul", seconds=matmul), *_tensor(shape), exchange)
+    launches = (1 if shape.habits.norm == "fused" else 6) + {"unfused": 10, "fused": 2, "none": 0}[shape.habits.rotary]
+    elementwise = _memory(shape, kernels, _norm_bytes(shape) + _rotary_bytes(shape), launches, grad, part)
+    exchange = Exchange(part="all_to_all", axis="ulysses", op="all_to_all", bytes=_qkv_bytes(shape))
+    gathered = _tensor(shape, "all_gather", grad)
+    phases = (elementwise, *gathered, Compute(part=part or "matmul", seconds=matmul), exchange)
     return phases[::-1] if grad else phases
+
+
+def _qkv_bytes(shape: Shape) -> Any:
+    return shape.tokens * shape.width * (shape.q_width + 2 * shape.sent_kv_width)
 
 
 def _out_exchange(shape: Shape) -> tuple[Phase, ...]:
@@ -86,29 +106,49 @@ def _outputs(shape: Shape, kernels: Kernels, part: str | None, grad: bool = Fals
     """Output projection and the residual sum."""
     hidden = shape.workload.model.hidden
     matmul = matmul_s(shape, kernels, shape.tokens, hidden, shape.q_width, grad)
-    residual = _memory(shape, kernels, shape.tokens * hidden * 3 * shape.width, 1, grad, part)
-    return (Compute(part=part or "matmul", seconds=matmul), *_tensor(shape), residual)
+    residual = _memory(shape, kernels, shape.outer_tokens * hidden * _residual_bytes(shape), 1, grad, part)
+    return (Compute(part=part or "matmul", seconds=matmul), *_tensor(shape, "reduce_scatter", grad), residual)
+
+
+def _residual_bytes(shape: Shape) -> int:
+    """Per value: read both, write the sum; dropout's mask is one byte more."""
+    return 3 * shape.width + (1 if shape.habits.dropout else 0)
 
 
 def _mlp(shape: Shape, kernels: Kernels, part: str | None, grad: bool = False, down: bool = True) -> tuple[Phase, ...]:
     """Norm, gate and up, activation, down projection, residual. Recompute needs all but the last product."""
     model, tokens = shape.workload.model, shape.tokens
-    ups = 2 if model.gated else 1
-    matmul = ups * matmul_s(shape, kernels, tokens, shape.ffn, model.hidden, grad)
+    ups, habits = (2 if model.gated else 1), shape.habits
+    if habits.joined_products:
+        matmul = matmul_s(shape, kernels, tokens, ups * shape.ffn, model.hidden, grad)
+    else:
+        matmul = ups * matmul_s(shape, kernels, tokens, shape.ffn, model.hidden, grad)
     if down:
         matmul = matmul + matmul_s(shape, kernels, tokens, model.hidden, shape.ffn, grad)
-    activation = tokens * shape.ffn * shape.width * (5 if model.gated else 2)
-    moved = _norm_bytes(shape) + activation + 3 * tokens * model.hidden * shape.width
-    elementwise = _memory(shape, kernels, moved, 11, grad, part)
-    return (elementwise, Compute(part=part or "matmul", seconds=matmul), *(_tensor(shape) if down else ()))
+    passes = (3 if habits.activation == "fused" else 5) if model.gated else 2
+    activation = tokens * shape.ffn * shape.width * passes
+    moved = _norm_bytes(shape) + activation + shape.outer_tokens * model.hidden * _residual_bytes(shape)
+    launches = (1 if habits.norm == "fused" else 6) + (2 if habits.activation == "fused" else 5)
+    elementwise = _memory(shape, kernels, moved, launches, grad, part)
+    sums = _tensor(shape, "reduce_scatter", grad) if down else ()
+    return (elementwise, *_tensor(shape, "all_gather", grad), Compute(part=part or "matmul", seconds=matmul), *sums)
 
 
-def _tensor(shape: Shape) -> tuple[Phase, ...]:
-    """Sequence-parallel tensor parallelism: one all-gather or reduce-scatter of the activations around each block."""
+def _tensor(shape: Shape, op: Literal["all_gather", "reduce_scatter"], grad: bool) -> tuple[Phase, ...]:
+    """Tensor parallelism around each block: all-gather of its input, reduce-scatter of its output, backward swapped.
+
+    Without sequence parallelism the input is whole already, and an all-reduce sums the output (the gradient of the
+    input in the backward pass).
+    """
     if np.all(np.asarray(shape.degrees.tensor) == 1):
         return ()
     moved = shape.tokens * shape.workload.model.hidden * shape.width
-    return (Exchange(part="tensor", axis="tensor", op="all_gather", bytes=moved),)
+    if shape.habits.sequence_parallel:
+        swapped: Op = "reduce_scatter" if op == "all_gather" else "all_gather"
+        return (Exchange(part="tensor", axis="tensor", op=swapped if grad else op, bytes=moved),)
+    if (op == "reduce_scatter") == grad:
+        return ()
+    return (Exchange(part="tensor", axis="tensor", op="all_reduce", bytes=moved),)
 
 
 def ring(shape: Shape, kernels: Kernels, *, part: str, grad: bool = False) -> Ring:
@@ -121,7 +161,9 @@ def ring(shape: Shape, kernels: Kernels, *, part: str, grad: bool = False) -> Ri
     kind = degrees.ring_kind
     call = {"heads": shape.heads, "kv_heads": shape.kv_heads, "head_dim": model.head_dim, "batch": shape.rows}
     call |= {"backward": grad, "dtype": shape.workload.precision.param}
-    packed = shape.workload.attended_fraction
+    packed = shape.workload.attended_fraction * (FA1_SLOWDOWN if shape.habits.attention == "fa1" else 1.0)
+    if shape.habits.attention == "unfused":
+        return _unfused(shape, kernels, part, grad)
     first = kernels.attention_s(tokens, tokens, causal=True, **call) * packed
     if kind == "striped":
         piece = first
@@ -139,3 +181,20 @@ def ring(shape: Shape, kernels: Kernels, *, part: str, grad: bool = False) -> Ri
         hop_bytes=kv * shape.width,
         gradient_bytes=gradient,
     )
+
+
+def _unfused(shape: Shape, kernels: Kernels, part: str, grad: bool) -> Ring:
+    """Attention as Megatron had it before flash attention: batched products, and whole scores in memory.
+
+    Per score: scale, mask and softmax in one kernel read and write b bytes (backward reads two and writes one);
+    dropout reads and writes as much again and a mask of one byte. No FLOP is saved by causality.
+    """
+    model, tokens = shape.workload.model, shape.ring_tokens
+    lines, dtype = tokens * shape.rows * shape.heads, shape.workload.precision.param
+    products = kernels.gemm_s(lines, tokens, model.head_dim, dtype) + kernels.gemm_s(
+        lines, model.head_dim, tokens, dtype
+    )
+    passes = (3 if grad else 2) * shape.width + ((2 * shape.width + 1) if shape.habits.dropout else 0)
+    softmax = kernels.memory_bound_s(lines * tokens * passes, 2)
+    seconds = products * (2 if grad else 1) + softmax
+    return Ring(part=part, pieces=shape.degrees.ring, first_s=seconds, piece_s=seconds, hop_bytes=0.0 * lines)

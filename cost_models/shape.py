@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from cost_models.errors import InputError
+from cost_models.habits import OURS, Habits
 from cost_models.heads import HeadSplit
 from cost_models.workload import DTYPE_BYTES, Workload
 
@@ -58,6 +59,7 @@ def _by_degree(function: Callable[[int], int], degrees: Any) -> Any:
 class Shape:
     workload: Workload
     degrees: Any
+    habits: Habits = OURS
 
     @cached_property
     def rows(self) -> Any:
@@ -83,6 +85,11 @@ class Shape:
         if self.workload.mode == "decode":
             return self.rows
         return self.rows * self.ring_tokens // self.degrees.ulysses
+
+    @cached_property
+    def outer_tokens(self) -> Any:
+        """Tokens that one rank norms and adds: with sequence-parallel tensor parallelism its share of S."""
+        return self.tokens // self.degrees.tensor if self.habits.sequence_parallel else self.tokens
 
     def _split(self, ulysses: int) -> HeadSplit:
         model, tensor = self.workload.model, int(np.max(self.degrees.tensor))

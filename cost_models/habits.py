@@ -1,0 +1,62 @@
+"""What an implementation does beyond the mathematics of a layer: fused kernels, copies, who waits for whom.
+
+The default, `OURS`, is the executor of this project: Hugging Face layers run eagerly (unfused RMSNorm and SwiGLU),
+flash attention, sequence-parallel tensor exchange, FSDP2 that gathers and scatters beside the computation. Other
+frameworks are other values of the same physical facts (`validation/frameworks.py`), so that published measurements
+can be predicted without a fitted factor. Every field is a fact that reading the framework's code can settle.
+
+Units: bytes per value or per parameter, seconds. Left out: what one call of a kernel costs (that is the device's).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from cost_models.errors import InputError
+
+Fusion = Literal["unfused", "fused", "none"]
+AttentionKernel = Literal["newest", "fa2", "fa1", "unfused"]
+Reduction = Literal["overlapped", "exposed"]
+
+FA1_SLOWDOWN = 2.0
+"""FlashAttention and its Triton version against FlashAttention-2: "around 2x" (arXiv 2307.08691, abstract)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Habits:
+    """
+    >>> OURS.norm, OURS.attention
+    ('unfused', 'newest')
+    """
+
+    norm: Fusion = "unfused"  # fused: one kernel, one read and one write; unfused: Hugging Face's RMSNorm
+    rotary: Fusion = "unfused"  # none: learned or ALiBi positions
+    activation: Fusion = "unfused"  # fused: gate, activation and product (or bias and GELU) in one kernel
+    joined_products: bool = False  # one product for Q, K, V and one for gate and up
+    attention: AttentionKernel = "newest"  # fa1: FlashAttention before 2; unfused: scores in memory
+    dropout: bool = False  # on attention's scores (if unfused) and on both residual branches, masks kept
+    sequence_parallel: bool = True  # tensor parallel: reduce-scatter and all-gather, norms on a share of the tokens
+    gathered_fp32: bool = False  # sharded weights travel as fp32 and are cast where they are used
+    cast_bytes: int = 0  # per weight and use: autocast copies of fp32 weights to the parameter dtype
+    accumulate_bytes: int = 0  # per weight and microbatch: adding the gradient to a resident buffer
+    reduction: Reduction = "overlapped"  # gradient reduction and weight gathers beside the computation, or after it
+    optimizer_bytes: int | None = None  # traffic per weight of the update; none: a fused fp32 update
+    host_call_s: float = 0.0  # host time that one call of a sharded operator costs before its kernels run
+
+    def __post_init__(self) -> None:
+        for name, legal in (
+            ("norm", Fusion),
+            ("rotary", Fusion),
+            ("activation", Fusion),
+            ("attention", AttentionKernel),
+            ("reduction", Reduction),
+        ):
+            if getattr(self, name) not in get_args(legal):
+                raise InputError(f"{name}={getattr(self, name)!r} is unknown; legal: {', '.join(get_args(legal))}")
+        for name in ("cast_bytes", "accumulate_bytes", "host_call_s"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name}={getattr(self, name)} must be at least 0")
+
+
+OURS = Habits()
