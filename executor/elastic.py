@@ -4,7 +4,7 @@
 
 torchrun gives the meeting store (MASTER_ADDR, MASTER_PORT) and LOCAL_RANK; its global RANK is only used to post what
 this host has. All processes read all posts, bind hosts to slots of their class the same way, and so agree. Without
-`--host` a host is known by its name. A failure is one line; the traceback goes to the log of the rank.
+`--host` a host is known by its name. A user's mistake is one line, without a traceback.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def main(plan_path: Path, job: str, host: str | None, hosts: str | None, timeout
     try:
         _run(plan_path, job, host, hosts, timeout_s, given["config"], given["sets"])
     except BaseException as error:
-        traceback.print_exc()
+        if kind_of(error) != "user":
+            traceback.print_exc()
         where = f"{host or discover().name}, local rank {os.environ.get('LOCAL_RANK', '?')}"
         click.echo(f"error: {where}: {one_line(error)}", err=True)
         sys.stderr.flush()
@@ -105,7 +106,8 @@ def _agreed(plan: Plan, store: Any, here: Host, host: str, hosts: str | None) ->
     known = {}
     for post in posts:
         gpus = tuple(Gpu(**gpu) for gpu in post.pop("gpus"))
-        known[post.pop("as")] = Host(gpus=gpus, **post)
+        name = post.pop("as")
+        known[name] = Host(gpus=gpus, **post)
     named = tuple(hosts.split(",")) if hosts else tuple(sorted(known))
     strangers = sorted(set(known) - set(named))
     if strangers:

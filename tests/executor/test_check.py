@@ -1,0 +1,82 @@
+"""Memory counted on the real step against the plan's, without a GPU."""
+
+import json
+
+import pytest
+import torch
+
+from cost_models import Cluster, InputError, LayerRange, Model, Strategy, Workload, price
+from cost_models.workload import Precision
+from executor.check import check
+from executor.footprint import Footprint
+from tests.executor.planned import make_plan, run, save_plan
+
+CLOSE = ("parameters", "gradients", "optimizer", "activations")
+
+
+def _differences(plan, rank=0):
+    return {part.name: part.difference for part in check(plan, rank).components}
+
+
+def test_footprint_follows_life_and_resizing():
+    footprint = Footprint("first")
+    with footprint, footprint.following_resizes():
+        a = torch.zeros(1000)
+        footprint.phase = "second"
+        b = a + 1
+        view = b[10:]
+        assert footprint.live == {"first": 4000, "second": 4000}
+        del a
+        assert footprint.live["first"] == 0 and footprint.peak["first"] == 4000
+        view.untyped_storage().resize_(0)
+        assert footprint.live["second"] == 0
+        view.untyped_storage().resize_(4000)
+        footprint.mark(b, "third")
+        assert footprint.live["third"] == 4000 and footprint.live["second"] == 0
+    del b, view
+    assert sum(footprint.live.values()) == 0
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+def test_tiny_plans_are_within_5_percent(rank):
+    plan = make_plan(Strategy(ring=2, ulysses=2, shard=4), tokens=4096, frames=16)
+    found = _differences(plan, rank)
+    assert all(abs(found[name]) < 0.05 for name in CLOSE), found
+
+
+def test_8b_at_256_ranks_is_within_5_percent():
+    """8,192 tokens a rank, no recompute in one layer range and all but attention in the other."""
+    layers = (LayerRange(recompute="none", count=16), LayerRange(recompute="all_but_attention", count=16))
+    plan = make_plan(
+        Strategy(ring=32, ulysses=8, shard=256, layers=layers),
+        cluster=Cluster.load("dgx-h100", nodes=32),
+        model="longvila-8b",
+        tokens=2 * 2**20,
+        precision=Precision(),
+    )
+    found = _differences(plan)
+    assert all(abs(found[name]) < 0.05 for name in CLOSE), found
+
+
+def test_the_command_prints_components(tmp_path):
+    plan = save_plan(tmp_path, Strategy(ulysses=2, shard=2), tokens=1024)
+    done = run("check", plan, "--json", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    names = [part["name"] for part in json.loads(done.stdout)["components"]]
+    assert names[:4] == ["parameters", "gradients", "optimizer", "activations"]
+
+
+def test_what_cannot_be_checked_is_refused():
+    plan = make_plan(Strategy(ulysses=2, shard=2))
+    with pytest.raises(InputError, match="ranks 0 to 1"):
+        check(plan, 2)
+    with pytest.raises(InputError, match="has no preset in longvila"):
+        check(make_plan(Strategy(), model="llama-3-8b"), 0)
+
+
+def test_zero_2_keeps_whole_parameters():
+    plan = make_plan(Strategy(ulysses=2, shard=2, zero=2), tokens=1024)
+    counted = {part.name: part.counted_bytes for part in check(plan, 0).components}
+    work = Workload(Model.load("longvila-tiny"), context_tokens=1024, precision=plan.workload.precision)
+    sharded = price(plan.cluster, work, Strategy(ulysses=2, shard=2)).memory
+    assert counted["gradients"] == pytest.approx(sharded["gradients"], rel=0.05)

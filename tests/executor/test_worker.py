@@ -1,0 +1,90 @@
+"""Training through a launch equals training in one process; under torchrun the binding decides who is which rank."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cost_models import Cluster, InputError, LayerRange, Placement, Strategy
+from executor.worker import job_main, kind_of, one_line
+from longvila import train
+from longvila.job import Job, JobError
+from tests.executor.planned import ROOT, make_plan, run, save_plan
+
+
+def _settings(folder: Path) -> dict[str, object]:
+    lines = []
+    for number in range(4):
+        turns = [{"from": "human", "value": f"say {number}"}, {"from": "gpt", "value": f"{number} " * (20 + number)}]
+        lines.append(json.dumps({"id": str(number), "conversations": turns}))
+    (folder / "rows.jsonl").write_text("\n".join(lines) + "\n")
+    return {"data": [str(folder / "rows.jsonl")], "steps": 3, "rows_per_step": 2, "max_tokens": 128}
+
+
+def _losses(run_folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_launched_training_equals_one_process(tmp_path):
+    settings = _settings(tmp_path)
+    torch.set_num_threads(1)
+    train.main(Job(config={**settings, "run": str(tmp_path / "alone"), "precision": "fp64"}))
+    alone = _losses(tmp_path / "alone")
+    assert len(alone) == 3 and alone[2] < alone[0]
+    recompute = (LayerRange(recompute="all_but_attention", count=2), LayerRange(recompute="full", count=2))
+    for name, strategy in (
+        ("one", Strategy()),
+        ("four", Strategy(data=2, ulysses=2, shard=4, layers=recompute, loss_chunk_tokens=16)),
+    ):
+        plan = save_plan(tmp_path, strategy, tokens=128, batch=2)
+        sets = [f"--set={key}={json.dumps(value)}" for key, value in settings.items()]
+        out = tmp_path / name
+        done = run("launch", plan, *sets, f"--set=run={out}", "--set=precision=fp64", folder=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "step 3/3" in done.stderr
+        assert _losses(out) == pytest.approx(alone, rel=1e-9)
+
+
+def test_torchrun_numbers_decide_nothing(tmp_path):
+    """Two torchrun agents with swapped node ranks: the places in the plan win."""
+    one = Cluster.load("local", gpus=2)
+    cluster = replace(one, runs=(replace(one.runs[0], count=2),))
+    placement = Placement(slot_of_rank=np.array([1, 0, 1, 0]), gpu_of_rank=np.array([0, 1, 1, 0]))
+    plan = tmp_path / "plan.json"
+    make_plan(Strategy(ulysses=4, shard=4), cluster=cluster, placement=placement).save(plan)
+    agents = []
+    for number, host in enumerate(("b", "a")):
+        command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={number}"]
+        command += ["--nproc-per-node=2", "--master-addr=127.0.0.1", "--master-port=29533"]
+        command += ["--module", "executor.elastic", str(plan), f"--host={host}", "--hosts=a,b"]
+        command += ["--job=tests.executor.launched_jobs", f"--set=out={tmp_path}"]
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+        agents.append(subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True))
+    try:
+        for agent in agents:
+            _, err = agent.communicate(timeout=90)
+            assert agent.returncode == 0, err
+    finally:
+        for agent in agents:
+            agent.kill()
+    local_ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text())["local_rank"] for rank in range(4)]
+    assert local_ranks == ["0", "1", "1", "0"]
+
+
+def test_an_unknown_job_is_named():
+    for name, message in (("no.such", "no module no;"), ("os.path", "no function main"), ("a b", "dotted module name")):
+        with pytest.raises(InputError, match=message):
+            job_main(name)
+
+
+def test_kinds_of_failure():
+    assert kind_of(JobError("x")) == kind_of(InputError("x")) == "user"
+    assert kind_of(RuntimeError("[gloo/transport] Connection closed by peer")) == "peer"
+    assert kind_of(ValueError("x")) == "fault"
+    assert one_line(ValueError("a\n  b")) == "ValueError: a b"
