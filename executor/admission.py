@@ -47,12 +47,31 @@ def unsupported(plan: Plan) -> list[str]:
             f"precision master={precision.master} grad={precision.grad} optimizer={precision.optimizer} is not "
             "executed; legal: all three fp32, or all three fp64"
         )
-    for name in ("param", "reduce"):
-        if getattr(precision, name) == "fp8":
-            found.append(f"precision {name}=fp8 is not executed; legal: fp64, fp32, bf16, fp16")
+    found += _number_formats(plan)
     if plan.workload.optimizer != "adamw":
         found.append(f"optimizer={plan.workload.optimizer} is not executed; legal: adamw")
     return list(dict.fromkeys(found))
+
+
+def _number_formats(plan: Plan) -> list[str]:
+    """What layers are computed and gradients summed in, where that cannot be done or would go wrong."""
+    precision, found = plan.workload.precision, []
+    # A loss over a million tokens has gradients below fp16's smallest number, and nothing scales them up.
+    legal = ("fp64", "fp32", "bf16") if plan.workload.mode == "train" else ("fp64", "fp32", "bf16", "fp16")
+    for name in ("param", "reduce"):
+        if (chosen := getattr(precision, name)) not in legal:
+            found.append(
+                f"precision {name}={chosen} is not executed for mode={plan.workload.mode}; legal: {', '.join(legal)}"
+            )
+    if precision.param == precision.master != precision.reduce:
+        found.append(
+            f"precision reduce={precision.reduce} is executed only beside a param that differs from master; "
+            f"plan with reduce={precision.param}"
+        )
+    on_gpu = any(run.node.device.architecture != "cpu" for run in plan.cluster.runs)
+    if on_gpu and precision.param not in ("bf16", "fp16"):
+        found.append(f"precision param={precision.param} has no attention kernel on GPUs; legal: bf16")
+    return found
 
 
 def differences(plan: Plan, host: Host, slot: int, ranks: int) -> list[str]:

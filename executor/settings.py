@@ -4,7 +4,8 @@
     max_tokens    = context tokens (shorter rows are allowed, longer ones are not)        model = the plan's
 
 A setting that says otherwise than the plan is an error that names both, because a run that is not the planned one
-makes every prediction worthless; the one exception is precision=fp64, which runs wider than planned and says so.
+makes every prediction worthless; the one exception is precision=fp64, where the plan computes in what it stores: that
+runs wider than planned and says so.
 Recompute, degrees, loss chunks and frames per rank come from the plan alone and are no settings. YAML is read safely:
 no tags, no aliases, bounded size. Which settings a job of one's own has is its own business.
 """
@@ -78,8 +79,9 @@ def _train(plan: Plan, given: Mapping[str, Any]) -> Settings:
 
 
 def _precision(plan: Plan, given: Mapping[str, Any]) -> Settings:
-    stored = plan.workload.precision.master if plan.workload.mode == "train" else plan.workload.precision.param
-    if given.get("precision") == "fp64" and stored != "fp64":
+    planned = plan.workload.precision
+    stored = planned.master if plan.workload.mode == "train" else planned.param
+    if given.get("precision") == "fp64" and stored != "fp64" and planned.param == stored:
         note = f"computes in fp64, wider than the plan's {stored}: twice the memory, other times"
         return Settings(values=dict(given), notes=(note,))
     values = dict(given)

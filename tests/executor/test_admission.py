@@ -1,0 +1,49 @@
+"""Which number formats a plan may ask for, and what the user is told about the others."""
+
+from dataclasses import replace
+
+import pytest
+
+from cost_models import Cluster, Strategy
+from cost_models.errors import InputError
+from cost_models.workload import Precision
+from executor.admission import unsupported
+from executor.settings import merge
+from tests.executor.planned import FP32, make_plan
+
+ONE = Strategy(data=1)
+
+
+@pytest.mark.parametrize("precision", [FP32, Precision(), Precision(reduce="bf16"), Precision(param="fp32")])
+def test_formats_that_run_on_a_cpu(precision):
+    assert unsupported(make_plan(ONE, precision=precision)) == []
+
+
+@pytest.mark.parametrize(
+    ("precision", "message"),
+    [
+        (Precision(param="fp16"), "param=fp16 is not executed for mode=train; legal: fp64, fp32, bf16"),
+        (Precision(reduce="fp16"), "reduce=fp16 is not executed for mode=train; legal: fp64, fp32, bf16"),
+        (Precision(param="fp32", reduce="bf16"), "beside a param that differs from master; plan with reduce=fp32"),
+        (Precision(grad="bf16"), "grad=bf16 optimizer=fp32 is not executed; legal: all three fp32"),
+    ],
+)
+def test_formats_that_would_go_wrong_or_unused_are_refused(precision, message):
+    (found,) = unsupported(make_plan(ONE, precision=precision))
+    assert message in found
+
+
+def test_single_precision_is_refused_on_gpus_before_anything_starts():
+    cluster = Cluster.load("dgx-h100", nodes=1)
+    (found,) = unsupported(make_plan(Strategy(data=8, shard=8), cluster=cluster, precision=FP32))
+    assert "param=fp32 has no attention kernel on GPUs; legal: bf16" in found
+    assert unsupported(make_plan(Strategy(data=8, shard=8), cluster=cluster, precision=Precision())) == []
+
+
+def test_double_precision_is_taken_only_where_it_would_be_computed_in():
+    given = ["data=[x.jsonl]", "precision=fp64"]
+    settings = merge(make_plan(ONE, precision=FP32), "longvila.train", None, given)
+    assert settings.values["precision"] == "fp64" and "wider than the plan's fp32" in settings.notes[0]
+    mixed = make_plan(ONE, precision=replace(FP32, param="bf16"))
+    with pytest.raises(InputError, match="precision=fp64 conflicts with the plan: the plan stores parameters in fp32"):
+        merge(mixed, "longvila.train", None, given)
