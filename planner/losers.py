@@ -3,8 +3,8 @@
     slower    the part of the step that costs most beyond the best layout's: "exposed ring 4.1 s more"
     too big   "needs 91.0 GiB of 80.0 GiB"
 
-The notable ones are what people would try by hand: ulysses alone, ring alone, half the GPUs, no sharding. Left out:
-their best placements; they lie in order.
+The notable ones are what people would try by hand: no recompute, ulysses alone, ring alone, half the GPUs, no
+sharding. Left out: their best placements; they lie in order.
 """
 
 from __future__ import annotations
@@ -46,9 +46,12 @@ def reason(cost: StepCost, best: StepCost, objective: Literal["time", "memory", 
 
 def notable(space: Space, best: Strategy, shown: Sequence[Strategy]) -> Iterator[Strategy]:
     """Layouts that a reader would ask about and that are not among those shown; only such as respect the pins."""
-    known = {(one.data, one.ring, one.ulysses, one.shard, one.layers) for one in shown}
+    known = {(one.data, one.ring, one.ulysses, one.shard) for one in shown}
+    plain = (LayerRange(recompute="none", count=space.workload.model.layers),)
+    if best.layers != plain and "recompute" not in space.pins:
+        yield replace(best, layers=plain)
     for one in _tried_by_hand(space, best):
-        key = (one.data, one.ring, one.ulysses, one.shard, one.layers)
+        key = (one.data, one.ring, one.ulysses, one.shard)
         pinned = all(getattr(one, name) == value for name, value in space.pins.items() if name != "recompute")
         if key not in known and pinned:
             known.add(key)
@@ -57,9 +60,6 @@ def notable(space: Space, best: Strategy, shown: Sequence[Strategy]) -> Iterator
 
 def _tried_by_hand(space: Space, best: Strategy) -> Iterator[Strategy]:
     heads, context = space.workload.model.heads // best.tensor, best.context
-    plain = (LayerRange(recompute="none", count=space.workload.model.layers),)
-    if best.layers != plain and "recompute" not in space.pins:
-        yield replace(best, layers=plain)
     ulysses = max(degree for degree in divisors(context) if degree <= heads)
     for degree in (ulysses, 1):
         if degree != best.ulysses:

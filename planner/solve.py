@@ -128,16 +128,29 @@ def _program(found: Found, objective: Objective, time_limit_s: float) -> tuple[i
     first = int(found.value.argmin())
     if first not in alive:
         alive[-1] = first
-    answer = _choose(found, alive, objective, time_limit_s)
-    assert answer is not None, "the incumbent is among the columns, so the program has an answer"
+    answer = _choose(found, alive, objective, time_limit_s) or _unproven(found, alive, first)
     open_bounds = [found.open_bound, *(float(found.bound[i]) for i in beyond)]
     chosen = alive[answer.column]
     if objective != "memory":
-        equal = [i for i in alive if found.value[i] <= answer.value * (1 + EQUAL)]
+        best = min(answer.value, found.incumbent)
+        equal = [i for i in alive if found.value[i] <= best * (1 + EQUAL)]
         if equal:
             chosen = min(equal, key=found.laid.tie_key)
-            answer = replace(answer, layers=tuple(int(n) for n in found.layers[chosen]))
-    return chosen, answer, min(answer.bound, *open_bounds)
+            layers = tuple(int(n) for n in found.layers[chosen])
+            answer = replace(answer, layers=layers, value=float(found.value[chosen]))
+    programmed = max(answer.bound, float(found.bound[alive].min()))  # at a time limit the relaxed columns may say more
+    return chosen, answer, min(programmed, *open_bounds)
+
+
+def _unproven(found: Found, alive: list[int], first: int) -> Answer:
+    """The search's mix for a column, where the time limit left the program without an answer."""
+    return Answer(
+        column=alive.index(first),
+        layers=tuple(int(count) for count in found.layers[first]),
+        value=float(found.value[first]),
+        bound=float(found.bound[alive].min()),
+        optimal=False,
+    )
 
 
 def _digits(value: float) -> float:
@@ -174,8 +187,7 @@ def _runners_up(
         layers: tuple[int, ...] = tuple(int(n) for n in found.layers[index])
         value = float(found.value[index])
         if layers[0] != found.laid.prices.layers and len(layers) > 1:
-            answer = _choose(found, [index], objective, time_limit_s)
-            assert answer is not None, "a column with a mix that fits has an answer"
+            answer = _choose(found, [index], objective, time_limit_s) or _unproven(found, [index], index)
             layers, value = answer.layers, answer.value
         picked.append((value, index, layers))
     return [(index, layers) for _, index, layers in sorted(picked)]

@@ -84,8 +84,8 @@ class Space:
         """GPUs that data x context may use."""
         most = self.cluster.gpus // (self.base.tensor * self.base.pipeline)
         if most < 1:
-            used = f"pipeline {self.base.pipeline} × tensor {self.base.tensor}"
-            raise InputError(f"{used} needs {self.base.tensor * self.base.pipeline} GPUs of {self.cluster.gpus}")
+            pinned = f"pipeline={self.base.pipeline} x tensor={self.base.tensor}"
+            raise InputError(f"{pinned} needs more than the {self.cluster.gpus} GPUs; together at most that many")
         return most
 
     @cached_property

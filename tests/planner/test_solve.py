@@ -159,6 +159,18 @@ def test_same_input_same_answer() -> None:
         assert np.array_equal(a.placement.gpu_of_rank, b.placement.gpu_of_rank)
 
 
+@pytest.mark.parametrize("limit_s", [1e-9, 1e-3])
+@pytest.mark.parametrize("objective", ["time", "memory"])
+def test_a_time_limit_is_owned_up_to(limit_s: float, objective: str) -> None:
+    """Cut short, the answer is still a plan that fits and its bound still valid."""
+    here, work = Cluster.load("dgx-h100", nodes=16), Workload(Model.load("longvila-8b"), context_tokens=2**21)
+    hurried, whole = (solve(here, work, objective=objective, time_limit_s=s) for s in (limit_s, 20.0))
+    assert hurried.best[0].cost.fits
+    assert hurried.bound <= value(whole, objective) <= value(hurried, objective) * (1 + EQUAL)
+    assert whole.reproducible
+    assert limit_s > 1e-6 or not hurried.reproducible
+
+
 @pytest.mark.parametrize(
     "fixed",
     [
