@@ -16,7 +16,7 @@ from planner.plan_file import Plan
 
 RING_KINDS = ("zigzag", "contiguous")
 RECOMPUTES = ("none", "mlp", "all_but_attention", "full")
-LEAST_TORCH = (2, 8)
+LEAST_TORCH = (2, 13)
 
 
 def refuse(plan: Plan, host: Host, slot: int, ranks: int) -> None:

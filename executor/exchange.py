@@ -100,7 +100,7 @@ class GroupExchange:
 
     def all_gather(self, buffer: Tensor) -> Tensor:
         gathered = buffer.new_empty((self.size, *buffer.shape))
-        dist.all_gather(list(gathered.unbind(0)), buffer.contiguous(), group=self.group)
+        dist.all_gather_single(gathered.flatten(0, 1), buffer.contiguous(), group=self.group)
         return gathered
 
 
