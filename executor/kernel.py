@@ -109,7 +109,8 @@ def _flash_attn_backward(
 ) -> BlockGrad:
     from flash_attn.flash_attn_interface import _flash_attn_backward as op
 
-    dout, q, k, v, out = (x.transpose(1, 2).contiguous() for x in (dout, q, k, v, out))
+    # Any strides will do but the last dim's, which the op looks after; lse it takes as dense.
+    dout, q, k, v, out = (x.transpose(1, 2) for x in (dout, q, k, v, out))
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     op(
         dout,

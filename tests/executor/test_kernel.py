@@ -1,5 +1,8 @@
 """One block's kernel: GQA and unequal lengths against plain arithmetic, gradients of blocks add up, fake tensors."""
 
+import sys
+from types import ModuleType
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -63,6 +66,79 @@ def test_fewer_key_heads_than_threads_give_the_same_gradients(eight_threads):
     got = kernel.backward(dout, q, k, v, out, lse, causal=False, scale=0.2)
     for grad, want in zip(got, torch.autograd.grad((out * dout).sum(), (q, k, v)), strict=True):
         torch.testing.assert_close(grad, want, rtol=0, atol=1e-12)
+
+
+@pytest.fixture
+def flash_attn(monkeypatch):
+    """The two functions of flash-attn 2.7 as it declares them, on torch's CPU kernel; the tensors it was given."""
+    given = []
+    of_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    back_of_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+    def swap(*tensors):
+        return [x.transpose(1, 2) for x in tensors]
+
+    def _flash_attn_forward(
+        q,
+        k,
+        v,
+        dropout_p,
+        softmax_scale,
+        causal,
+        window_size_left,
+        window_size_right,
+        softcap,
+        alibi_slopes,
+        return_softmax,
+    ):
+        given.extend((q, k, v))
+        out, lse = of_cpu(*swap(q, k, v), dropout_p, causal, scale=softmax_scale)
+        return out.transpose(1, 2), lse, None, None
+
+    def _flash_attn_backward(
+        dout,
+        q,
+        k,
+        v,
+        out,
+        softmax_lse,
+        dq,
+        dk,
+        dv,
+        dropout_p,
+        softmax_scale,
+        causal,
+        window_size_left,
+        window_size_right,
+        softcap,
+        alibi_slopes,
+        deterministic,
+        rng_state=None,
+    ):
+        assert all(x.stride(-1) == 1 for x in (dq, dk, dv)) and softmax_lse.is_contiguous()
+        given.extend((dout, q, k, v, out))
+        grads = back_of_cpu(*swap(dout, q, k, v, out), softmax_lse, dropout_p, causal, scale=softmax_scale)
+        for target, grad in zip((dq, dk, dv), grads, strict=True):
+            target.copy_(grad.transpose(1, 2))
+
+    module = ModuleType("flash_attn.flash_attn_interface")
+    module._flash_attn_forward, module._flash_attn_backward = _flash_attn_forward, _flash_attn_backward
+    monkeypatch.setitem(sys.modules, "flash_attn", ModuleType("flash_attn"))
+    monkeypatch.setitem(sys.modules, "flash_attn.flash_attn_interface", module)
+    return given
+
+
+def test_flash_attn_is_handed_views_and_gives_the_same(flash_attn):
+    """Arguments, layouts and copies only: flash-attn's own arithmetic is not run here."""
+    q, k, v = (x[:, :, 1:] for x in _block(7, 7))
+    want = kernel.forward(q, k, v, causal=True, scale=0.2)
+    got = kernel._flash_attn_forward(q, k, v, True, 0.2)
+    torch.testing.assert_close(got, want, rtol=0, atol=0)
+    dout = torch.randn(8, 2, 4, 6, dtype=q.dtype).permute(1, 2, 3, 0).contiguous()
+    grads = kernel._flash_attn_backward(dout, q, k, v, want.out, want.lse, True, 0.2)
+    torch.testing.assert_close(grads, kernel.backward(dout, q, k, v, *want, causal=True, scale=0.2), rtol=0, atol=0)
+    sources = (q, k, v, dout, q, k, v, want.out)
+    assert [x.data_ptr() for x in flash_attn] == [x.data_ptr() for x in sources], "no copies on the way"
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
