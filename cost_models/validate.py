@@ -1,0 +1,72 @@
+"""`python -m cost_models.validate`: predicted against measured for every published row that may judge.
+
+Prints, per file, median, 90th percentile, worst and bias of the step time (memory where it was measured), the order
+within sweeps, the worst rows, and what each framework's habits are worth; `--markdown` and `--json` write the same to
+files. Reads `measurements/` of a checkout; nothing is fitted here.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from cost_models.errors import InputError
+from cost_models.validation.judge import FileReport, judge
+from cost_models.validation.report import as_json, markdown, show
+from cost_models.validation.rows import FOLDER, files, read
+
+PATIENCE_S = 2.0
+"""A progress bar shows after this long."""
+
+
+@click.command(help=__doc__)
+@click.option("--file", "chosen", multiple=True, help="Only these files (without .csv); again for more.")
+@click.option("--measurements", "folder", type=click.Path(path_type=Path), default=FOLDER, help="Folder of the files.")
+@click.option("--markdown", "page", type=click.Path(path_type=Path), help="Write the report here, as Markdown.")
+@click.option("--json", "data", type=click.Path(path_type=Path), help="Write all rows here, as JSON ('-': print).")
+def main(chosen: tuple[str, ...], folder: Path, page: Path | None, data: Path | None) -> None:
+    try:
+        reports = _judged(chosen or files(folder), folder)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    if str(data) == "-":
+        print(as_json(reports))
+        return
+    from rich.console import Console
+
+    show(Console(), reports)
+    if page:
+        _write(page, markdown(reports))
+    if data:
+        _write(data, as_json(reports) + "\n")
+
+
+def _judged(names: Sequence[str], folder: Path) -> tuple[FileReport, ...]:
+    total = sum(len(read(name, folder)) for name in names)
+    from rich.console import Console
+    from rich.progress import Progress
+
+    start = time.monotonic()
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("rows", total=total, visible=False)
+
+        def advance(rows: int) -> None:
+            bar.update(task, advance=rows, visible=time.monotonic() - start > PATIENCE_S)
+
+        return judge(names, folder, advance)
+
+
+def _write(path: Path, text: str) -> None:
+    """The whole file or none."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+if __name__ == "__main__":
+    main()

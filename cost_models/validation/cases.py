@@ -1,0 +1,266 @@
+"""From a row to what can be priced: cluster, workload, strategy, framework and the measured numbers.
+
+A row that the model has no words for becomes `Refused` with the reason, so that it is counted and never lost.
+Degrees follow the row: ranks = pipeline x data x ring x ulysses x tensor; microbatches = batch / (data x rows).
+Left out: operator rows (`operators.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from cost_models.cluster import Cluster
+from cost_models.device import Device
+from cost_models.model import Model
+from cost_models.strategy import LayerRange, Recompute, Strategy
+from cost_models.validation import frameworks as fw
+from cost_models.validation.frameworks import Framework
+from cost_models.validation.rows import Row
+from cost_models.workload import Workload
+
+GIB = 2**30
+A100_PEAK = 312e12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One row, ready to be priced."""
+
+    row: Row
+    cluster: Cluster
+    workload: Workload
+    strategy: Strategy
+    framework: Framework
+    measured_s: float
+    measured_bytes: float | None = None
+    sweep: str = ""  # rows of one sweep differ in degrees only
+
+    @property
+    def label(self) -> str:
+        return f"{self.workload.model.name}, {self.workload.context_tokens} tokens, {self.strategy.describe()}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refused:
+    row: Row
+    reason: str
+
+
+def cluster_of(preset: str, gpus: int, *, device: str = "", gpus_per_node: int = 8, nics: int = 0) -> Cluster:
+    """A preset with another device, fewer GPUs per node, or another number of cards."""
+    cluster = Cluster.load(preset, nodes=-(-gpus // gpus_per_node))
+    run = cluster.runs[0]
+    node = replace(run.node, gpus=min(gpus, gpus_per_node))
+    if device:
+        chosen = Device.load(device)
+        node = replace(node, device=chosen, scale_up=replace(node.scale_up, link=chosen.link))
+    if nics:
+        node = replace(node, nics=replace(node.nics, count=nics))
+    return replace(cluster, runs=(replace(run, node=node),))
+
+
+def model_of(row: Row, *, gated: bool, tied: bool, name: str = "") -> Model:
+    heads = row.count("heads")
+    hidden = row.count("hidden")
+    return Model(
+        name=name or row.text("model"),
+        layers=row.count("layers"),
+        hidden=hidden,
+        ffn=row.count("ffn"),
+        heads=heads,
+        kv_heads=row.count("kv_heads", heads),
+        head_dim=hidden // heads,
+        vocab=row.count("vocab"),
+        gated=gated,
+        tied_embeddings=tied,
+    )
+
+
+def layers_of(model: Model, recompute: Recompute, offload: bool = False) -> tuple[LayerRange, ...]:
+    kept = "activations" if offload else "none"
+    return (LayerRange(recompute=recompute, offload=kept, count=model.layers),)  # type: ignore[arg-type]
+
+
+def _llm_foundry(row: Row) -> Case | Refused:
+    if row.score == "apart":
+        return Refused(
+            row=row, reason="Transformer Engine in fp8 under autocast: which products ran in fp8 is not said"
+        )
+    gpus, model = row.count("n_gpus"), model_of(row, gated=False, tied=True)
+    hopper = row.text("gpu").startswith("H100")
+    pure = "PURE" in row.text("other")
+    framework = fw.COMPOSER_PURE if pure else (fw.COMPOSER_H100 if hopper else fw.COMPOSER_A100)
+    device = "" if hopper else f"a100-sxm-{row.text('gpu_mem_gb')}gb"
+    cluster = cluster_of("dgx-h100" if hopper else "dgx-a100", gpus, device=device)
+    batch, micro = row.count("global_batch"), row.count("grad_accum")
+    if batch % (gpus * micro):
+        return Refused(row=row, reason=f"batch {batch} in {micro} microbatches on {gpus} GPUs is uneven")
+    strategy = Strategy(
+        data=gpus, shard=gpus, zero=row.count("zero_stage"), microbatches=micro,
+        layers=layers_of(model, "full" if row.text("recompute") == "full" else "none"), loss_chunk_tokens=None,
+    )  # fmt: skip
+    work = Workload(model, context_tokens=row.count("seq_len"), global_batch=batch, precision=framework.precision)
+    return Case(
+        row=row, cluster=cluster, workload=work, strategy=strategy, framework=framework,
+        measured_s=row.number_of("iter_s"),
+    )  # fmt: skip
+
+
+def _internevo(row: Row) -> Case | Refused:
+    gpus, model = row.count("n_gpus"), model_of(row, gated=True, tied=False)
+    tensor, data = row.count("tp"), row.count("dp")
+    group = int(row.text("sharding").split("=")[1].split()[0])
+    micro, rows = row.count("grad_accum"), row.count("micro_batch")
+    batch = data * micro * rows
+    work = Workload(model, context_tokens=row.count("seq_len"), global_batch=batch, precision=fw.INTERNEVO.precision)
+    strategy = Strategy(
+        data=data, tensor=tensor, shard=data if group < 0 else group, zero=1, microbatches=micro,
+        layers=layers_of(model, "full" if row.text("recompute") == "full" else "none"), loss_chunk_tokens=None,
+    )  # fmt: skip
+    cluster = cluster_of("dgx-a100", gpus, nics=4)
+    cluster = replace(cluster, runs=(replace(cluster.runs[0], node=_slower_cards(cluster, 100e9 / 8)),))
+    seconds = batch * work.context_tokens / (row.number_of("tokens_s_gpu") * gpus)
+    sweep = f"{gpus} GPUs, tensor {tensor}, {rows} rows x {micro}, {row.text('recompute')}"
+    return Case(
+        row=row, cluster=cluster, workload=work, strategy=strategy, framework=fw.INTERNEVO, measured_s=seconds,
+        sweep=sweep,
+    )  # fmt: skip
+
+
+def _slower_cards(cluster: Cluster, bytes_per_s: float):  # type: ignore[no-untyped-def]
+    node = cluster.runs[0].node
+    return replace(node, nics=replace(node.nics, bytes_per_s=bytes_per_s))
+
+
+def _simumax(row: Row) -> Case | Refused:
+    if row.count("ep") > 1:
+        return Refused(row=row, reason="mixture of experts with multi-head latent attention: no words for either")
+    gpus, model = row.count("n_gpus"), model_of(row, gated=True, tied=False)
+    strategy = Strategy(
+        data=row.count("dp"), tensor=row.count("tp"), pipeline=row.count("pp"), virtual=row.count("vpp"),
+        ulysses=row.count("ulysses"), ring=row.count("cp_ring"), shard=row.count("dp"), zero=1,
+        microbatches=row.count("grad_accum"), layers=layers_of(model, "none"), loss_chunk_tokens=None,
+    )  # fmt: skip
+    work = Workload(
+        model, context_tokens=row.count("seq_len"), global_batch=row.count("global_batch"),
+        precision=fw.MEGATRON_TE.precision,
+    )  # fmt: skip
+    return Case(
+        row=row, cluster=cluster_of("dgx-b200", gpus), workload=work, strategy=strategy, framework=fw.MEGATRON_TE,
+        measured_s=row.number_of("iter_s"), measured_bytes=row.number_of("peak_mem_gb") * GIB,
+        sweep=f"{gpus} GPUs, {model.name}, {row.text('grad_accum')} microbatches",
+    )  # fmt: skip
+
+
+def _megatron_recompute(row: Row) -> Case | Refused:
+    gpus, model = row.count("n_gpus"), model_of(row, gated=False, tied=True)
+    selective = row.text("recompute").startswith("selective")
+    framework = fw.MEGATRON_2022 if "=yes" in row.text("other") else fw.MEGATRON_2021
+    micro = row.count("global_batch") // (row.count("micro_batch") * row.count("dp"))
+    strategy = Strategy(
+        data=row.count("dp"), tensor=row.count("tp"), pipeline=row.count("pp"), virtual=row.count("vpp"),
+        schedule="interleaved" if row.count("vpp") > 1 else "1f1b", zero=0, microbatches=micro,
+        layers=layers_of(model, "core_attention" if selective else "full"), loss_chunk_tokens=None,
+    )  # fmt: skip
+    work = Workload(
+        model, context_tokens=row.count("seq_len"), global_batch=row.count("global_batch"),
+        precision=framework.precision,
+    )  # fmt: skip
+    return Case(
+        row=row, cluster=cluster_of("dgx-a100", gpus), workload=work, strategy=strategy, framework=framework,
+        measured_s=row.number_of("iter_s"), sweep=f"{gpus} GPUs, {model.name}",
+    )  # fmt: skip
+
+
+def _sc21(row: Row) -> Case | Refused:
+    """The paper's rate counts recompute: 96 B s l h^2 (1 + s / 6h + V / 16 l h), arXiv 2104.04473, section 3."""
+    gpus, model = row.count("n_gpus"), model_of(row, gated=False, tied=True)
+    batch, tokens = row.count("global_batch"), row.count("seq_len")
+    h, layers = model.hidden, model.layers
+    flops = 96 * batch * tokens * layers * h**2 * (1 + tokens / (6 * h) + model.vocab / (16 * layers * h))
+    zero, pipeline = row.count("zero_stage"), row.count("pp")
+    framework = fw.DEEPSPEED_GPT if zero == 3 else fw.MEGATRON_2021
+    strategy = Strategy(
+        data=row.count("dp"), tensor=row.count("tp"), pipeline=pipeline, zero=zero,
+        virtual=model.layers // pipeline // SC21_LAYERS_PER_CHUNK.get(pipeline, model.layers // pipeline),
+        schedule="interleaved" if pipeline > 1 else "1f1b", shard=row.count("dp") if zero else 1,
+        microbatches=row.count("grad_accum"), layers=layers_of(model, "full"), loss_chunk_tokens=None,
+    )  # fmt: skip
+    work = Workload(model, context_tokens=tokens, global_batch=batch, precision=framework.precision)
+    return Case(
+        row=row, cluster=cluster_of("dgx-a100", gpus), workload=work, strategy=strategy, framework=framework,
+        measured_s=flops / (row.number_of("tflops_gpu") * 1e12 * gpus),
+        sweep=f"{gpus} GPUs, {model.name}, batch {batch}",
+    )  # fmt: skip
+
+
+SC21_LAYERS_PER_CHUNK = {12: 4, 35: 1}
+"""Interleaving is not printed: two chunks for 8 layers a stage, one layer each for 3 a stage. Inferred."""
+
+
+def _fpdt(row: Row) -> Case | Refused:
+    """Utilisation counts whole (not causal) attention: 55.7% at 4M tokens would else be 84% of the peak executed."""
+    if "FPDT" in row.text("other"):
+        return Refused(row=row, reason="attention in chunks with keys and values in host memory: no words for it")
+    model = model_of(row, gated=True, tied=False, name="llama3-8b")
+    tensor, ulysses, gpus = row.count("tp"), row.count("ulysses"), row.count("n_gpus")
+    framework = fw.MEGATRON_DEEPSPEED if tensor > 1 else fw.DEEPSPEED
+    strategy = Strategy(
+        tensor=tensor, ulysses=ulysses, shard=ulysses if ulysses > 1 else 1, zero=row.count("zero_stage"),
+        layers=layers_of(model, "full" if row.text("recompute") == "full" else "none", bool(row.text("offload"))),
+        loss_chunk_tokens=None,
+    )  # fmt: skip
+    tokens = row.count("seq_len")
+    work = Workload(model, context_tokens=tokens, global_batch=1, precision=framework.precision)
+    weights = 6 * (model.layers * model.layer_matmul_params + model.vocab * model.hidden) * tokens
+    flops = weights + 12 * model.layers * model.hidden * tokens**2
+    cluster = cluster_of("dgx-a100", gpus, gpus_per_node=row.count("gpus_per_node"), nics=4)
+    return Case(
+        row=row, cluster=cluster, workload=work, strategy=strategy, framework=framework,
+        measured_s=flops / (row.number_of("mfu_pct") / 100 * gpus * A100_PEAK),
+        measured_bytes=row.number_of("peak_mem_gb") * GIB, sweep=f"{tokens} tokens, {row.text('recompute')}",
+    )  # fmt: skip
+
+
+def _easycontext(row: Row) -> Case | Refused:
+    if not row.text("tokens_s_total"):
+        return Refused(row=row, reason="says only that it fits")
+    model = model_of(row, gated=True, tied=False)
+    gpus, ring = row.count("n_gpus"), row.count("cp_ring")
+    data = gpus // ring
+    strategy = Strategy(
+        data=data, ring=ring, shard=gpus, zero=3, layers=layers_of(model, "full", True), loss_chunk_tokens=None
+    )
+    tokens = -(-row.count("seq_len") // (2 * gpus)) * 2 * gpus
+    work = Workload(model, context_tokens=tokens, global_batch=data, precision=fw.DEEPSPEED.precision)
+    return Case(
+        row=row, cluster=cluster_of("dgx-a100", gpus), workload=work, strategy=strategy, framework=fw.DEEPSPEED,
+        measured_s=data * row.number_of("seq_len") / row.number_of("tokens_s_total"), sweep="tokens per second",
+    )  # fmt: skip
+
+
+_NO_WORDS = {
+    "train_megatron_bridge": "8-bit products: the recipes have no words yet",
+    "train_nemo_longseq_cp": "8-bit products; microbatch and virtual stages are not printed",
+    "train_bigscience_v100": "V100: no device of that generation is described",
+    "train_deepspeed_figures_digitized": "degrees, recompute and GPU memory of the panels are not printed",
+}
+READERS: dict[str, Callable[[Row], Case | Refused]] = {
+    "train_llm_foundry_mpt": _llm_foundry,
+    "train_internevo": _internevo,
+    "train_simumax_b200": _simumax,
+    "train_megatron_recompute_2205.05198": _megatron_recompute,
+    "train_megatron_sc21_table2": _sc21,
+    "train_fpdt_ulysses_offload": _fpdt,
+    "train_easycontext": _easycontext,
+}
+
+
+def case_of(row: Row) -> Case | Refused:
+    """The row's case; `no` rows and files without words are refused with the reason."""
+    if row.score == "no":
+        return Refused(row=row, reason="configuration incomplete in the source: never scored")
+    if row.file not in READERS:
+        return Refused(row=row, reason=_NO_WORDS.get(row.file, "no reader for this file"))
+    return READERS[row.file](row)

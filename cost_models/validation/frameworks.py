@@ -1,0 +1,112 @@
+"""What each framework of the published rows does beside the mathematics: one value each, with the reason.
+
+A habit is a fact of the code that ran (which kernels it fuses, which copies it makes, what it waits for), never a
+number fitted to a row or a file. `NEUTRAL` is the price as a plan gets it. A framework that changed over the years
+appears once per generation, because its code did.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cost_models.habits import OURS, Habits
+from cost_models.workload import Precision
+
+NEUTRAL = OURS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Framework:
+    name: str
+    habits: Habits
+    precision: Precision
+    reason: str
+
+
+COMPOSER_A100 = Framework(
+    name="Composer 0.13 + FSDP1, mixed precision DEFAULT",
+    habits=Habits(norm="fused", rotary="none", joined_products=True, attention="fa1", gathered_fp32=True, cast_bytes=6),
+    precision=Precision(reduce="bf16", grad="fp32"),
+    reason="DEFAULT then left param_dtype at fp32 and reduced in bf16; autocast reads fp32 weights and writes bf16 "
+    "ones (6 B) at each use; MPT joins Q, K, V, has one-kernel LayerNorm and learned positions; all logits at once",
+)
+COMPOSER_H100 = Framework(
+    name="Composer 0.16 + FSDP1, mixed precision DEFAULT",
+    habits=Habits(norm="fused", rotary="none", joined_products=True, attention="fa1"),
+    precision=Precision(reduce="fp32", grad="fp32"),
+    reason="DEFAULT had become parameters in bf16 and reduction in fp32; the sweep's scripts take Triton's attention",
+)
+COMPOSER_PURE = Framework(
+    name="Composer + FSDP1, mixed precision PURE",
+    habits=Habits(norm="fused", rotary="none", joined_products=True, attention="fa1"),
+    precision=Precision(reduce="bf16", grad="fp32"),
+    reason="parameters, reduction and buffers in bf16; weights are cast once, on the shard",
+)
+INTERNEVO = Framework(
+    name="InternEvo (2023)",
+    habits=Habits(
+        norm="fused", rotary="fused", joined_products=True, attention="fa1", sequence_parallel=False, accumulate_bytes=6
+    ),
+    precision=Precision(reduce="bf16", grad="bf16"),
+    reason="apex RMSNorm, flash-attn's rotary and loss; SwiGLU in two kernels; tensor parallelism with all-reduce; "
+    "bf16 gradients are added up in bf16 (read two, write one) and reduced in bf16, ZeRO-1",
+)
+MEGATRON_2021 = Framework(
+    name="Megatron-LM (2021), all-reduce",
+    habits=Habits(
+        norm="fused", activation="fused", joined_products=True, rotary="none", attention="unfused", dropout=True,
+        sequence_parallel=False, accumulate_bytes=8,
+        reduction="exposed",
+    ),
+    precision=Precision(param="fp16", reduce="fp32", grad="fp32"),
+    reason="before flash attention: scores in memory, a fused scale-mask-softmax, dropout 0.1; gradients are added "
+    "into fp32 buffers by the product's kernel (8 B per weight) and all-reduced after the last microbatch",
+)  # fmt: skip
+MEGATRON_2022 = Framework(
+    name="Megatron-LM (2022), sequence parallel",
+    habits=Habits(
+        norm="fused", activation="fused", joined_products=True, rotary="none", attention="unfused", dropout=True,
+        accumulate_bytes=8, reduction="exposed",
+    ),
+    precision=Precision(param="fp16", reduce="fp32", grad="fp32"),
+    reason="as 2021, with sequence parallelism: norms and dropout on a share of the tokens",
+)  # fmt: skip
+MEGATRON_TE = Framework(
+    name="Megatron-Core + Transformer Engine (2026)",
+    habits=Habits(
+        norm="fused", activation="fused", joined_products=True, rotary="fused", accumulate_bytes=8, reduction="exposed"
+    ),
+    precision=Precision(reduce="fp32", grad="fp32"),
+    reason="Transformer Engine's norms and cuDNN attention; gradients added into fp32 buffers; distributed optimizer "
+    "without overlap, as the launcher sets it",
+)
+DEEPSPEED = Framework(
+    name="DeepSpeed ZeRO on Megatron-DeepSpeed or Hugging Face layers",
+    habits=Habits(attention="fa2", accumulate_bytes=6),
+    precision=Precision(reduce="bf16", grad="fp32"),
+    reason="eager Hugging Face layers; bf16 gradients, reduced in bf16",
+)
+DEEPSPEED_GPT = Framework(
+    name="DeepSpeed ZeRO-3 on Megatron's GPT (2021)",
+    habits=Habits(
+        norm="fused", activation="fused", joined_products=True, rotary="none", attention="unfused", dropout=True
+    ),
+    precision=Precision(param="fp16", reduce="fp16", grad="fp16"),
+    reason="Megatron's layers without tensor parallelism; ZeRO-3 gathers and reduces in fp16",
+)
+MEGATRON_DEEPSPEED = Framework(
+    name="Megatron-DeepSpeed with sequence parallelism (2024)",
+    habits=Habits(norm="fused", activation="fused", attention="fa2", accumulate_bytes=8, reduction="exposed"),
+    precision=Precision(reduce="fp32", grad="fp32"),
+    reason="Llama in Megatron-DeepSpeed: fused norm and SwiGLU, rotary in separate kernels",
+)
+ATTENTION_ONLY = Framework(
+    name="attention operator alone",
+    habits=Habits(attention="fa2"),
+    precision=Precision(),
+    reason="flash-attn 2 under yunchang or ring-flash-attn",
+)
+FRAMEWORKS = (
+    COMPOSER_A100, COMPOSER_H100, COMPOSER_PURE, INTERNEVO, MEGATRON_2021, MEGATRON_2022, MEGATRON_TE,
+    DEEPSPEED, DEEPSPEED_GPT, MEGATRON_DEEPSPEED, ATTENTION_ONLY,
+)  # fmt: skip

@@ -1,0 +1,165 @@
+"""Every row predicted three ways and put beside its measurement; files and sweeps summed up.
+
+    predicted   under its framework's habits            neutral   under this project's own (as a plan is priced)
+    without     this framework's habits neutral, all others kept: what its habits are worth
+
+Rows that only rank take part in sweeps, not in errors. Rows without words are listed by reason and counted.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cost_models.errors import InputError
+from cost_models.habits import OURS
+from cost_models.validation import frameworks
+from cost_models.validation.cases import Case, Refused, case_of
+from cost_models.validation.operators import OperatorCase, operator_case, operator_s
+from cost_models.validation.predict import neutral, predict
+from cost_models.validation.rows import Row, Score, read
+from cost_models.validation.statistics import Errors, Ranking, ranking
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """One row: seconds predicted, neutral and measured; bytes where they were measured."""
+
+    file: str
+    row: str
+    score: Score
+    label: str
+    framework: str
+    sweep: str
+    measured_s: float
+    predicted_s: float
+    neutral_s: float
+    measured_bytes: float | None = None
+    predicted_bytes: float | None = None
+
+    @property
+    def error(self) -> float:
+        return self.predicted_s / self.measured_s - 1
+
+    @property
+    def memory_error(self) -> float | None:
+        if self.measured_bytes is None or self.predicted_bytes is None:
+            return None
+        return self.predicted_bytes / self.measured_bytes - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileReport:
+    file: str
+    verdicts: tuple[Verdict, ...]
+    refused: tuple[Refused, ...]
+
+    def scored(self, score: Score = "yes") -> list[Verdict]:
+        return [one for one in self.verdicts if one.score == score]
+
+    def errors(self, score: Score = "yes") -> Errors:
+        return Errors.of([one.error for one in self.scored(score)])
+
+    def neutral_errors(self) -> Errors:
+        return Errors.of([one.neutral_s / one.measured_s - 1 for one in self.scored()])
+
+    def memory_errors(self) -> Errors:
+        return Errors.of([error for one in self.scored() if (error := one.memory_error) is not None])
+
+    def rankings(self) -> list[Ranking]:
+        """Sweeps of at least three rows."""
+        sweeps: dict[str, list[Verdict]] = defaultdict(list)
+        for one in self.verdicts:
+            if one.sweep:
+                sweeps[one.sweep].append(one)
+        return [
+            ranking(name, [one.predicted_s for one in rows], [one.measured_s for one in rows])
+            for name, rows in sweeps.items()
+            if len(rows) >= 3
+        ]
+
+    def reasons(self) -> dict[str, int]:
+        """Rows without a prediction, by reason."""
+        counted: dict[str, int] = defaultdict(int)
+        for one in self.refused:
+            counted[one.reason] += 1
+        return dict(counted)
+
+
+def judge(
+    names: Sequence[str], folder: Path, progress: Callable[[int], None] = lambda _: None
+) -> tuple[FileReport, ...]:
+    """Reports of the files `names`; `progress` is called with the rows done at a time."""
+    reports = []
+    for name in names:
+        verdicts: list[Verdict] = []
+        refused: list[Refused] = []
+        for row in read(name, folder):
+            found = verdict(row)
+            if isinstance(found, Refused):
+                refused.append(found)
+            else:
+                verdicts.append(found)
+            progress(1)
+        reports.append(FileReport(file=name, verdicts=tuple(verdicts), refused=tuple(refused)))
+    return tuple(reports)
+
+
+def verdict(row: Row) -> Verdict | Refused:
+    """One row judged, or why it cannot be."""
+    try:
+        case = operator_case(row) if row.file.startswith("op_") else case_of(row)
+        if isinstance(case, Refused):
+            return case
+        return _operator(case) if isinstance(case, OperatorCase) else _step(case)
+    except InputError as error:
+        return Refused(row=row, reason=str(error))
+
+
+def _step(case: Case) -> Verdict:
+    predicted = predict(case)
+    return Verdict(
+        file=case.row.file,
+        row=case.row.number,
+        score=case.row.score,
+        label=f"{case.cluster.gpus} × {case.cluster.runs[0].node.device.name}, {case.label}",
+        framework=case.framework.name,
+        sweep=case.sweep,
+        measured_s=case.measured_s,
+        predicted_s=predicted.step_s,
+        neutral_s=neutral(case).step_s,
+        measured_bytes=case.measured_bytes,
+        predicted_bytes=predicted.memory_bytes if case.measured_bytes else None,
+    )
+
+
+def _operator(case: OperatorCase) -> Verdict:
+    framework = frameworks.ATTENTION_ONLY
+    return Verdict(
+        file=case.row.file,
+        row=case.row.number,
+        score=case.row.score,
+        label=f"{case.cluster.gpus} × {case.cluster.runs[0].node.device.name}, {case.label}",
+        framework=framework.name,
+        sweep=case.sweep,
+        measured_s=case.measured_s,
+        predicted_s=operator_s(case, framework.habits),
+        neutral_s=operator_s(case, OURS),
+    )
+
+
+def without_habits(reports: Sequence[FileReport]) -> dict[str, tuple[Errors, Errors]]:
+    """By framework: errors of its rows with its habits, and with them taken away."""
+    rows: dict[str, list[Verdict]] = defaultdict(list)
+    for report in reports:
+        for one in report.scored():
+            rows[one.framework].append(one)
+    return {
+        name: (
+            Errors.of([one.error for one in found]),
+            Errors.of([one.neutral_s / one.measured_s - 1 for one in found]),
+        )
+        for name, found in sorted(rows.items())
+    }

@@ -1,0 +1,121 @@
+"""The price of a case under a framework's habits: the step's own program, with what the framework adds.
+
+    step = (microbatches - 1) x plain + last + after + update + bubble
+    last = a microbatch whose backward pass hides the gradient reduction (ZeRO-0 and -1), if the framework overlaps it
+    bubble = (stages - 1) / chunks x layers of one stage; head and embedding stand in one stage only
+
+Segments, kernels, paths and memory are those of `price`; with the neutral habits and ZeRO-2 or -3 the result is
+`price`'s. Left out: what varies from run to run (stragglers, data loading).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from cost_models import memory
+from cost_models.habits import OURS, Habits
+from cost_models.kernels import FA2_ARCHITECTURES, Kernels
+from cost_models.paths import Paths, domain_link, paths_of
+from cost_models.placement import Placement
+from cost_models.pricing import fold_segment
+from cost_models.program import Compute, Phase, Segment
+from cost_models.shape import Shape
+from cost_models.step import step_program, trained_params
+from cost_models.validation.cases import Case
+
+ROOT_SEGMENTS = ("embed", "head and loss")
+GRADIENT_SEGMENTS = ("layer backward", "head and loss")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    step_s: float
+    memory_bytes: float
+    seconds: dict[str, float]
+    memory: dict[str, float]
+
+
+def predict(case: Case, habits: Habits | None = None) -> Prediction:
+    """Seconds and bytes of one step; `habits` replaces the framework's."""
+    habits = case.framework.habits if habits is None else habits
+    strategy, workload, cluster = case.strategy, case.workload, case.cluster
+    strategy.check(workload.model)
+    placement = Placement.in_order(cluster, strategy.ranks)
+    node = cluster.runs[0].node
+    kernels = kernels_for(case, habits)
+    paths = paths_of(cluster, strategy, placement, domain_link(node.scale_up))
+    shape, ranges = Shape(workload, strategy, habits), strategy.layer_ranges(workload.model.layers)
+    program = step_program(shape, kernels, ranges)
+    micro = [_with_copies(segment, shape, kernels) for segment in program.microbatch]
+    seconds = _fold(micro, list(program.epilogue), shape, kernels, paths)
+    kept = sum(memory.kept(shape, part) * part.count for part in ranges) / strategy.pipeline
+    again = max(memory.recomputed(shape, part.recompute) for part in ranges)
+    parts = {name: float(value) for name, value in memory.memory(shape, kept, again, node.device).items()}
+    return Prediction(step_s=sum(seconds.values()), memory_bytes=sum(parts.values()), seconds=seconds, memory=parts)
+
+
+def kernels_for(case: Case, habits: Habits) -> Kernels:
+    """The device's kernels, with the attention kernel that the framework had."""
+    device = case.cluster.runs[0].node.device
+    older = habits.attention in ("fa2", "fa1") and device.architecture in FA2_ARCHITECTURES
+    return Kernels.of(device, attention="fa2" if older else "newest")
+
+
+def _with_copies(segment: Segment, shape: Shape, kernels: Kernels) -> Segment:
+    """Casts of weights at every use, and gradients added to a resident buffer."""
+    habits, weights = shape.habits, float(shape.layer_params)
+    moved = 0.0
+    if segment.name == "layer forward":
+        moved = weights * habits.cast_bytes
+    elif segment.name.startswith("layer backward"):
+        again = 1 if segment.name.endswith("full") else 0
+        moved = weights * (habits.cast_bytes * (1 + again) + habits.accumulate_bytes)
+    phases: tuple[Phase, ...] = segment.phases
+    if moved:
+        phases = (*phases, Compute(part="memory_bound", seconds=kernels.memory_bound_s(moved, 6)))
+    gathered = segment.gather_bytes * (4 / shape.width if habits.gathered_fp32 else 1)
+    return replace(segment, phases=phases, gather_bytes=gathered)
+
+
+def _fold(
+    micro: list[Segment], epilogue: list[Segment], shape: Shape, kernels: Kernels, paths: Paths
+) -> dict[str, float]:
+    degrees = shape.degrees
+    once = degrees.zero < 2
+    plain = [_unsharded(segment) for segment in micro] if once else micro
+    last = micro if once and shape.habits.reduction == "overlapped" else plain
+    total: dict[str, float] = {}
+    for segments, times in ((plain, degrees.microbatches - 1), (last, 1), (epilogue, 1)):
+        for segment in segments:
+            _add(total, segment, paths, times * float(segment.repeat))
+    if once and shape.habits.reduction == "exposed":
+        for segment in micro:
+            alone = replace(segment, phases=(), offload_bytes=0.0)
+            _add(total, alone, paths, float(segment.repeat))
+    layers = [segment for segment in plain if segment.name not in ROOT_SEGMENTS]
+    stage: dict[str, float] = {}
+    for segment in layers:
+        _add(stage, segment, paths, float(segment.repeat))
+    bubble = sum(stage.values()) * (degrees.pipeline - 1) / degrees.virtual
+    total["pipeline"] = total.get("pipeline", 0.0) + bubble
+    if shape.habits.optimizer_bytes is not None:
+        share = 1 if degrees.zero == 0 else degrees.shard
+        weights = float(np.asarray(trained_params(shape))) / degrees.pipeline / share
+        total["optimizer"] = float(kernels.memory_bound_s(weights * shape.habits.optimizer_bytes, 20))
+    return total
+
+
+def _unsharded(segment: Segment) -> Segment:
+    return replace(segment, gather_bytes=0.0, scatter_bytes=0.0, replicate_bytes=0.0)
+
+
+def _add(total: dict[str, float], segment: Segment, paths: Paths, times: float) -> None:
+    for name, seconds in fold_segment(segment, paths).seconds.items():
+        total[name] = total.get(name, 0.0) + float(seconds) * times
+
+
+def neutral(case: Case) -> Prediction:
+    """As a plan would be priced: this project's own habits."""
+    return predict(case, OURS)

@@ -1,0 +1,236 @@
+"""The report in three shapes from one list of tables: terminal (rich), Markdown (docs/accuracy.md), and JSON.
+
+Numbers are the same in all three; percent with a sign where it is a bias. Same input, same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from cost_models.validation.frameworks import FRAMEWORKS
+from cost_models.validation.judge import FileReport, Verdict, without_habits
+from cost_models.validation.notes import NOTES
+from cost_models.validation.statistics import Errors
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+WORST = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    title: str
+    text: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def tables(reports: Sequence[FileReport]) -> list[Table]:
+    """Everything that is shown, in reading order."""
+    return [
+        _files(reports), _apart(reports), _memory(reports), _sweeps(reports), _habits(reports), _worst(reports),
+        _silent(reports), _notes(reports), _reasons(),
+    ]  # fmt: skip
+
+
+def show(console: Console, reports: Sequence[FileReport]) -> None:
+    from rich.table import Table as RichTable
+
+    for table in tables(reports):
+        if not table.rows:
+            continue
+        grid = RichTable(title=table.title, title_justify="left", title_style="bold")
+        for place, name in enumerate(table.head):
+            grid.add_column(name, justify="left" if place == 0 else "right", overflow="fold")
+        for row in table.rows:
+            grid.add_row(*row)
+        console.print(grid)
+
+
+def markdown(reports: Sequence[FileReport]) -> str:
+    lines = [
+        "# Accuracy",
+        "",
+        (
+            "Predicted against measured for the published rows in `measurements/`. Written by "
+            "`python -m cost_models.validate --markdown docs/accuracy.md`; run it again to check."
+        ),
+        "",
+        (
+            "Kernels and links were fitted to the `kernels_*` files alone (docs/curves.md); no row below shaped a number. "
+            "An error is predicted / measured - 1."
+        ),
+        "",
+    ]
+    for table in tables(reports):
+        if not table.rows:
+            continue
+        lines += [f"## {table.title}", "", table.text, ""]
+        lines += ["| " + " | ".join(table.head) + " |", "|" + "---|" * len(table.head)]
+        lines += ["| " + " | ".join(cell.replace("|", "/") for cell in row) + " |" for row in table.rows]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def as_json(reports: Sequence[FileReport]) -> str:
+    """Files with their statistics, and every row."""
+    data = [
+        {
+            "file": report.file,
+            "errors": _plain(report.errors()),
+            "neutral": _plain(report.neutral_errors()),
+            "apart": _plain(report.errors("apart")),
+            "memory": _plain(report.memory_errors()),
+            "sweeps": [{key: _finite(value) for key, value in asdict(one).items()} for one in report.rankings()],
+            "not_predicted": report.reasons(),
+            "rows": [{**asdict(one), "error": one.error, "memory_error": one.memory_error} for one in report.verdicts],
+        }
+        for report in reports
+    ]
+    return json.dumps(data, indent=1, ensure_ascii=False)
+
+
+def median_of_medians(reports: Sequence[FileReport]) -> float:
+    found = [one.median for report in reports if (one := report.errors()).rows]
+    return Errors.of(found).median
+
+
+def _files(reports: Sequence[FileReport]) -> Table:
+    rows = []
+    for report in reports:
+        errors, plain = report.errors(), report.neutral_errors()
+        if errors.rows:
+            rows.append((report.file, str(errors.rows), *_shown(errors), _percent(plain.median), _signed(plain.bias)))
+    every = Errors.of([one.error for report in reports for one in report.scored()])
+    plain = Errors.of([one.neutral_s / one.measured_s - 1 for report in reports for one in report.scored()])
+    rows.append(("all rows", str(every.rows), *_shown(every), _percent(plain.median), _signed(plain.bias)))
+    return Table(
+        title="Step time",
+        text=f"Rows scored `yes`. Median of the files' medians: {_percent(median_of_medians(reports))}. Neutral: the "
+        "same price with every framework's habits off, as a plan gets it.",
+        head=("file", "rows", "median", "p90", "worst", "bias", "neutral median", "neutral bias"),
+        rows=tuple(rows),
+    )
+
+
+def _apart(reports: Sequence[FileReport]) -> Table:
+    rows = []
+    for report in reports:
+        if (errors := report.errors("apart")).rows:
+            rows.append((report.file, str(errors.rows), *_shown(errors)))
+    return Table(
+        title="8- and 4-bit rows", text="Reported apart: their peaks are not in the bf16 grids.",
+        head=("file", "rows", "median", "p90", "worst", "bias"), rows=tuple(rows),
+    )  # fmt: skip
+
+
+def _memory(reports: Sequence[FileReport]) -> Table:
+    rows = []
+    for report in reports:
+        if (errors := report.memory_errors()).rows:
+            rows.append((report.file, str(errors.rows), *_shown(errors)))
+    return Table(
+        title="Peak memory", text="Rows scored `yes` whose source prints a peak; what it counts is in the notes.",
+        head=("file", "rows", "median", "p90", "worst", "bias"), rows=tuple(rows),
+    )  # fmt: skip
+
+
+def _sweeps(reports: Sequence[FileReport]) -> Table:
+    rows = []
+    for report in reports:
+        found = report.rankings()
+        pairs = sum(one.pairs for one in found)
+        if not pairs:
+            continue
+        tau = sum(one.tau * one.pairs for one in found if one.pairs) / pairs
+        worst = max(found, key=lambda one: one.regret)
+        regrets = Errors.of([one.regret for one in found])
+        rows.append(
+            (report.file, str(len(found)), str(pairs), f"{tau:.2f}", _percent(regrets.median), _percent(worst.regret))
+        )
+    return Table(
+        title="Order within sweeps",
+        text="Choices for the same work on the same GPUs. Kendall's tau over pairs measured more than 5% apart; "
+        "regret: how much longer the predicted best took than the measured best.",
+        head=("file", "sweeps", "pairs", "tau", "median regret", "worst regret"), rows=tuple(rows),
+    )  # fmt: skip
+
+
+def _habits(reports: Sequence[FileReport]) -> Table:
+    rows = []
+    for name, (kept, away) in without_habits(reports).items():
+        rows.append(
+            (name, str(kept.rows), _percent(kept.median), _signed(kept.bias), _percent(away.median), _signed(away.bias))
+        )
+    return Table(
+        title="Each framework with its habits, and with them taken away",
+        text="Habits are facts of the code that ran; the reasons are at the end.",
+        head=("framework", "rows", "median", "bias", "median without", "bias without"), rows=tuple(rows),
+    )  # fmt: skip
+
+
+def _worst(reports: Sequence[FileReport]) -> Table:
+    every = [one for report in reports for one in report.scored()]
+    every.sort(key=lambda one: (-abs(one.error), one.file, one.row))
+    shown: list[Verdict] = []
+    for report in reports:
+        shown += [one for one in every if one.file == report.file][: max(2, WORST // max(1, len(reports)))]
+    shown.sort(key=lambda one: (-abs(one.error), one.file, one.row))
+    rows = tuple(
+        (f"{one.file} {one.row}", one.label, f"{one.measured_s:.4g}", f"{one.predicted_s:.4g}", _signed(one.error))
+        for one in shown
+    )
+    return Table(
+        title="Worst rows", text="The worst of each file. Seconds.",
+        head=("row", "what", "measured", "predicted", "error"), rows=rows,
+    )  # fmt: skip
+
+
+def _silent(reports: Sequence[FileReport]) -> Table:
+    rows = tuple(
+        (report.file, str(count), reason) for report in reports for reason, count in sorted(report.reasons().items())
+    )
+    return Table(
+        title="Rows without a prediction", text="Counted by reason; none is left out silently.",
+        head=("file", "rows", "reason"), rows=rows,
+    )  # fmt: skip
+
+
+def _notes(reports: Sequence[FileReport]) -> Table:
+    names = {report.file for report in reports}
+    return Table(
+        title="Why rows are off", text="Found by looking; the rows stay in the score.", head=("file", "what was found"),
+        rows=tuple((note.file, note.text) for note in NOTES if note.file in names),
+    )  # fmt: skip
+
+
+def _reasons() -> Table:
+    return Table(
+        title="Habits and their reasons", text="One set per framework and generation; none per file or row.",
+        head=("framework", "reason"), rows=tuple((one.name, one.reason) for one in FRAMEWORKS),
+    )  # fmt: skip
+
+
+def _shown(errors: Errors) -> tuple[str, str, str, str]:
+    return _percent(errors.median), _percent(errors.p90), _percent(errors.worst), _signed(errors.bias)
+
+
+def _percent(share: float) -> str:
+    return "–" if math.isnan(share) else f"{share:.1%}"
+
+
+def _signed(share: float) -> str:
+    return "–" if math.isnan(share) else f"{share:+.1%}"
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _plain(errors: Errors) -> dict[str, Any]:
+    return {key: _finite(value) for key, value in asdict(errors).items()}

@@ -1,0 +1,79 @@
+"""Errors of predictions: per file, and within sweeps how well the order and the best choice are predicted.
+
+error = predicted / measured - 1          bias = median error          regret = measured(predicted best) / best - 1
+tau   = (agreeing - disagreeing) / pairs, over pairs that the measurement puts more than 5% apart
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+APART = 0.05
+"""Pairs closer than this are ties: no order is asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Errors:
+    """Shares, not percent."""
+
+    rows: int
+    median: float
+    p90: float
+    worst: float
+    bias: float
+
+    @classmethod
+    def of(cls, errors: Sequence[float]) -> Errors:
+        """
+        >>> Errors.of([0.1, -0.3, 0.2]).median
+        0.2
+        """
+        if not errors:
+            return cls(rows=0, median=math.nan, p90=math.nan, worst=math.nan, bias=math.nan)
+        size = np.abs(np.asarray(errors, dtype=np.float64))
+        return cls(
+            rows=len(errors),
+            median=float(np.median(size)),
+            p90=float(np.quantile(size, 0.9)),
+            worst=float(size.max()),
+            bias=float(np.median(errors)),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """One sweep: choices for the same work on the same GPUs."""
+
+    name: str
+    rows: int
+    pairs: int
+    tau: float  # nan without a pair
+    regret: float
+
+
+def ranking(name: str, predicted: Sequence[float], measured: Sequence[float]) -> Ranking:
+    """
+    >>> found = ranking("x", [1.0, 2.0, 3.0], [1.0, 3.0, 2.0])
+    >>> found.pairs, round(found.tau, 3), found.regret
+    (3, 0.333, 0.0)
+    """
+    pairs = order = 0
+    for first, second in combinations(range(len(measured)), 2):
+        low, high = sorted((measured[first], measured[second]))
+        if high <= low * (1 + APART):
+            continue
+        pairs += 1
+        order += int(np.sign((predicted[first] - predicted[second]) * (measured[first] - measured[second])))
+    chosen = measured[int(np.argmin(predicted))]
+    return Ranking(
+        name=name,
+        rows=len(measured),
+        pairs=pairs,
+        tau=order / pairs if pairs else math.nan,
+        regret=chosen / min(measured) - 1,
+    )

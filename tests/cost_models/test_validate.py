@@ -1,0 +1,139 @@
+"""Statistics worked out by hand, readers on small files, and the prediction against `price` where they must agree."""
+
+import csv
+import json
+import math
+from dataclasses import replace
+
+import pytest
+from click.testing import CliRunner
+
+from cost_models import InputError, price
+from cost_models.habits import OURS, Habits
+from cost_models.validate import main
+from cost_models.validation.cases import Case, Refused, case_of
+from cost_models.validation.frameworks import FRAMEWORKS
+from cost_models.validation.judge import judge
+from cost_models.validation.operators import OperatorCase, operator_case, operator_s
+from cost_models.validation.predict import neutral, predict
+from cost_models.validation.report import as_json, markdown
+from cost_models.validation.rows import FOLDER, files, read
+from cost_models.validation.statistics import Errors, ranking
+
+
+def rows(file, **wanted):
+    return [row for row in read(file) if all(row.cells[name] == value for name, value in wanted.items())]
+
+
+def test_errors_by_hand():
+    found = Errors.of([-0.5, 0.1, 0.2, -0.3, 0.0])
+    assert (found.median, found.worst, found.bias, found.rows) == (0.2, 0.5, 0.0, 5)
+    assert found.p90 == pytest.approx(0.3 + 0.6 * 0.2)
+    assert math.isnan(Errors.of([]).median)
+
+
+def test_ranking_ignores_ties_and_counts_regret():
+    found = ranking("sweep", predicted=[3.0, 1.0, 2.0], measured=[1.0, 1.04, 2.0])
+    assert found.pairs == 2  # 1.0 and 1.04 are within 5%
+    assert found.tau == 0.0  # one pair agrees, one does not
+    assert found.regret == pytest.approx(0.04)
+    assert math.isnan(ranking("flat", [1.0, 2.0], [1.0, 1.0]).tau)
+
+
+def test_every_row_is_predicted_or_refused_with_a_reason():
+    reports = judge(files(), FOLDER)
+    for report in reports:
+        assert len(report.verdicts) + len(report.refused) == len(read(report.file)), report.file
+        assert all(one.score != "no" for one in report.verdicts)
+        assert all(one.reason for one in report.refused)
+        assert all(one.predicted_s > 0 and one.measured_s > 0 for one in report.verdicts)
+    assert len({one.file for one in reports if one.errors().rows}) >= 8
+
+
+def test_zero_3_under_neutral_habits_is_the_price_of_a_plan():
+    row = next(row for row in read("train_llm_foundry_mpt") if row.text("n_gpus") == "64")
+    case = case_of(row)
+    assert isinstance(case, Case)
+    found, cost = neutral(case), price(case.cluster, case.workload, case.strategy)
+    assert found.step_s == pytest.approx(cost.step_s, rel=1e-9)
+    assert found.memory_bytes == pytest.approx(cost.memory_bytes, rel=1e-6)
+
+
+def test_habits_cost_what_their_bytes_take():
+    """Autocast's copies: 6 B for every weight of a layer, forward and backward, over the memory's rate."""
+    row = rows("train_llm_foundry_mpt", row="103")[0]
+    case = case_of(row)
+    bare = predict(case, OURS)
+    cast = predict(case, replace(OURS, cast_bytes=6))
+    model, strategy = case.workload.model, case.strategy
+    moved = 2 * 6 * model.layer_params * model.layers * strategy.microbatches
+    rate = case.cluster.runs[0].node.device.memory_bytes_per_s
+    assert moved / rate < cast.step_s - bare.step_s < 2 * moved / rate
+
+
+def test_gradients_of_zero_1_are_reduced_once_per_step():
+    row = rows("train_simumax_b200", row="1")[0]
+    case = case_of(row)
+    twice = replace(
+        case,
+        workload=replace(case.workload, global_batch=2 * case.workload.global_batch),
+        strategy=replace(case.strategy, microbatches=2 * case.strategy.microbatches),
+    )
+    assert predict(case).seconds["sharding"] == pytest.approx(predict(twice).seconds["sharding"], rel=1e-9)
+
+
+def test_scores_follow_the_file(tmp_path):
+    path = tmp_path / "train_x.csv"
+    with path.open("w", newline="") as out:
+        writer = csv.writer(out)
+        writer.writerows([["row", "score"], [1, "yes"], [2, "apart: 8- or 4-bit"], [3, "rank only"], [4, "no: why"]])
+    found = read("train_x", tmp_path)
+    assert [row.score for row in found] == ["yes", "apart", "rank", "no"]
+    assert isinstance(case_of(found[3]), Refused)
+    path.write_text("row,score\n1,maybe\n")
+    with pytest.raises(InputError, match="score='maybe'; legal: yes"):
+        read("train_x", tmp_path)
+
+
+def test_cells_that_are_not_numbers_are_named():
+    row = read("train_simumax_b200")[0]
+    with pytest.raises(InputError, match="row 1: model='llama3-70b"):
+        row.number_of("model")
+    with pytest.raises(InputError, match="no column 'colour'"):
+        row.text("colour")
+
+
+def test_one_gpu_attention_is_the_kernel_alone():
+    """ring-flash-attention's first row: one GPU, no exchange."""
+    case = operator_case(read("op_ring_flash_attention")[0])
+    assert isinstance(case, OperatorCase) and case.strategy.ranks == 1
+    from cost_models.kernels import Kernels
+
+    kernel = Kernels.of("h800", attention="fa2").attention_s(8192, 8192, 32, 8, 128, True)
+    assert operator_s(case, Habits(attention="fa2")) == pytest.approx(kernel, rel=1e-9)
+
+
+def test_unknown_habits_are_refused():
+    with pytest.raises(InputError, match="norm='melted' is unknown; legal: unfused, fused, none"):
+        Habits(norm="melted")
+    assert len({one.name for one in FRAMEWORKS}) == len(FRAMEWORKS)
+    assert all(one.reason for one in FRAMEWORKS)
+
+
+def test_command_writes_the_same_bytes_twice(tmp_path):
+    runner, arguments = CliRunner(), ["--file", "train_megatron_recompute_2205.05198"]
+    for name in ("a", "b"):
+        page, data = tmp_path / f"{name}.md", tmp_path / f"{name}.json"
+        result = runner.invoke(main, [*arguments, "--markdown", str(page), "--json", str(data)])
+        assert result.exit_code == 0, result.output
+    assert (tmp_path / "a.md").read_bytes() == (tmp_path / "b.md").read_bytes()
+    stored = json.loads((tmp_path / "a.json").read_text())
+    assert stored[0]["errors"]["rows"] == 8 and stored[0]["not_predicted"]
+    reports = judge(["train_megatron_recompute_2205.05198"], FOLDER)
+    assert "| train_megatron_recompute_2205.05198 | 8 |" in markdown(reports)
+    assert json.loads(as_json(reports)) == stored
+
+
+def test_command_refuses_an_unknown_file():
+    result = CliRunner().invoke(main, ["--file", "train_nothing"])
+    assert result.exit_code == 2
