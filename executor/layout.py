@@ -14,10 +14,10 @@ Units: tokens. Leaves out blocks of unequal size: the row is padded to a multipl
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -138,7 +138,7 @@ class Layout:
         """
         queries, keys = self.segments(ring_q), self.segments(ring_kv)
         if ring_q == ring_kv:
-            own = (_cut(queries, document) for document in _documents(edges))
+            own = (_cut(queries, document) for document in _documents(edges, queries))
             return tuple(
                 Tile(Span(part[0][1].start, part[-1][1].stop), Span(part[0][1].start, part[-1][1].stop), True)
                 for part in own
@@ -146,7 +146,7 @@ class Layout:
             )
         return tuple(
             tile
-            for document in _documents(edges)
+            for document in _documents(edges, queries)
             for tile in _off_diagonal(_cut(queries, document), _cut(keys, document))
         )
 
@@ -163,8 +163,14 @@ def document_edges(document_L: Places, padded_tokens: int) -> tuple[int, ...]:
     return tuple(edges) if padded_tokens == tokens else (*edges, padded_tokens)
 
 
-def _documents(edges: Sequence[int]) -> Iterator[Span]:
-    return (Span(start, stop) for start, stop in pairwise(edges))
+def _documents(edges: Sequence[int], segments: Sequence[Span]) -> Iterator[Span]:
+    """The documents that reach any of the segments, ascending."""
+    reached = {
+        document
+        for segment in segments
+        for document in range(bisect_right(edges, segment.start) - 1, bisect_left(edges, segment.stop))
+    }
+    return (Span(edges[document], edges[document + 1]) for document in sorted(reached))
 
 
 def _cut(segments: Sequence[Span], document: Span) -> list[tuple[Span, Span]]:
