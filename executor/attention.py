@@ -102,6 +102,8 @@ def attention(
     if mm_sp is None:
         raise InputError('attention "mm_sp" needs the keyword argument mm_sp: pass **local.attention to the model')
     refused = [name for name in _REFUSED if kwargs.get(name) is not None]
+    if False in (getattr(module, "is_causal", True), kwargs.get("is_causal", True)):
+        refused.append("attention to later tokens (is_causal=False)")
     if dropout or refused or attention_mask is not None:
         what = f"dropout={dropout}" if dropout else ", ".join(refused) or "an attention mask"
         raise InputError(f'attention "mm_sp" does not do {what}; switch it off in the model\'s config')

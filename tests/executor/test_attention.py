@@ -211,5 +211,8 @@ def test_what_cannot_be_done_is_refused():
         attention(module, q, k, v, None, mm_sp=call, sliding_window=8)
     with pytest.raises(InputError, match=r"does not do dropout=0\.1"):
         attention(module, q, k, v, None, mm_sp=call, dropout=0.1)
+    module.is_causal = False
+    with pytest.raises(InputError, match="does not do attention to later tokens"):
+        attention(module, q, k, v, None, mm_sp=call)
     with pytest.raises(InputError, match="ulysses=4 exceeds the model's 2 query heads; at most 2"):
         MmSp.over(Layout(tokens=4), (0, 4), ulysses=local_exchanges(4)[0], ring=Alone()).attend(q, k, v, 1.0)
