@@ -85,7 +85,7 @@ def main(job: Job) -> None:
         _write_whole(Path(settings.answers), "\n".join(lines) + "\n")
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference mode: sharded weights are gathered in place, which counts versions
 def greedy(model: nn.Module, prompt: Batch, sharding: Sharding, *, stop_id: int, max_new_tokens: int) -> Iterator[int]:
     """The likeliest token, again and again, until `stop_id` (not given out) or the limit; the same on every rank."""
     cache = sharding.cache()
