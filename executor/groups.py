@@ -129,6 +129,15 @@ def _check(lists: Mapping[str, RankLists], world: int) -> None:
             raise InputError(f"axis {name!r} has more than one rank; the executor runs {', '.join(AXES)} only")
     for context in lists["context"]:
         _check_context(context, lists)
+    # Who reads one row, and who holds one shard of the parameters: gradients of others must never be mixed in.
+    for name, along in (("data", "context"), ("shard", "replicate"), ("replicate", "shard")):
+        place = {rank: index for ranks in lists[name] for index, rank in enumerate(ranks)}
+        for ranks in lists[along]:
+            if len({place[rank] for rank in ranks}) > 1:
+                raise InputError(
+                    f"{along} group {list(ranks)} does not cross the {name} groups {list(lists[name])}: its members "
+                    f"must stand at one place of their {name} groups"
+                )
 
 
 def _check_context(context: Sequence[int], lists: Mapping[str, RankLists]) -> None:

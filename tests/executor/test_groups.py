@@ -74,6 +74,13 @@ def four_ranks(monkeypatch):
         ({"ring": [[3, 0], [1, 2]]}, "not a grid of its ring groups"),
         ({"ring": [[3, 2], [0, 1]]}, "not a grid of its ring groups"),
         ({"context": [[0, 1], [2, 3]], "data": [[0, 2], [1, 3]]}, "not a grid of its ring groups"),
+        ({"replicate": [[2, 1], [0, 3]]}, r"replicate group \[2, 1\] does not cross the shard groups"),
+        ({"replicate": [[2, 3], [1, 0]]}, r"shard group \[2, 0\] does not cross the replicate groups"),
+        (
+            {"ulysses": [[0, 1], [2, 3]], "ring": [[0], [1], [2], [3]], "context": [[0, 1], [2, 3]]}
+            | {"data": [[0, 2], [3, 1]]},
+            r"context group \[0, 1\] does not cross the data groups",
+        ),
     ],
 )
 def test_wrong_lists_are_named(four_ranks, change, message):
