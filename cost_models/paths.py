@@ -110,7 +110,8 @@ class Paths:
         wire, local = np.broadcast_to(wire, seconds.shape), np.broadcast_to(local, seconds.shape)
         for members in np.unique(local[local > 1]):
             these = local == members
-            seconds[these] = self.inside.intra_s(name, int(members), wire[these])
+            sizes, where = np.unique(wire[these], return_inverse=True)  # layouts side by side share many sizes
+            seconds[these] = self.inside.intra_s(name, int(members), sizes)[where]
         return seconds
 
     def crosses(self, axis: str) -> Any:
@@ -173,8 +174,8 @@ class _Place:
         rate = np.array([measured[0] if measured else r.node.nics.bytes_per_s * NIC_EFFICIENCY for r in runs])
         latency = np.array([measured[1] if measured else r.node.nics.latency_s for r in runs])
         run_of_rank = cluster.run_of_slot[slot]
-        self.nics = cluster.slots * most_nics
         self.nic = slot * most_nics + nic[run_of_rank, gpu]
+        self.nics = int(self.nic.max()) + 1
         self.rate = rate[run_of_rank]
         fabric = cluster.fabric
         self.latency_s = latency[run_of_rank].max(axis=1) + fabric.hop_latency_s

@@ -41,7 +41,7 @@ class _Model:
     """The program and its variables."""
 
     def __init__(self, columns: Columns, capacity_bytes: NDArray[np.float64], weight: NDArray[np.float64]) -> None:
-        self.columns, self.count = columns, len(columns.other_s)
+        self.columns, self.count, self.capacity_bytes = columns, len(columns.other_s), capacity_bytes
         self.problem = pulp.LpProblem("layout", pulp.LpMinimize)
         policies = range(len(columns.policies))
         self.x = [pulp.LpVariable(f"x_{c}", cat=pulp.LpBinary) for c in range(self.count)]
@@ -100,6 +100,11 @@ class _Model:
         column = max(range(self.count), key=lambda c: self.x[c].value() or 0.0)
         return column, np.array([round(layers.value() or 0.0) for layers in self.n[column]], dtype=np.int64)
 
+    def holds(self, column: int, layers: NDArray[np.int64]) -> bool:
+        """Whether the answer obeys its rows exactly; what a time limit leaves in the variables may not."""
+        used = float(self.columns.take(np.array([column])).bytes_of(layers[None])[0])
+        return int(layers.sum()) == self.columns.layers and used <= self.capacity_bytes[column]
+
 
 def choose(
     columns: Columns,
@@ -109,7 +114,7 @@ def choose(
     memory_first: bool = False,
     time_limit_s: float = 10.0,
 ) -> Answer | None:
-    """The best column with its layers by policy, or None if no column fits its capacity."""
+    """The best column with its layers by policy; None if no column fits, or none was found in time."""
     model = _Model(columns, capacity_bytes, weight)
     scale = max(
         1e-30, float(np.min(columns.other_s * weight + columns.layers * np.min(columns.layer_s, axis=1) * weight))
@@ -119,20 +124,23 @@ def choose(
     if solved is None:
         return None
     bound, proven = solved
-    if memory_first:
-        column, layers = model.chosen()
+    column, layers = model.chosen()
+    if memory_first and model.holds(column, layers):
         least = float(columns.take(np.array([column])).bytes_of(layers[None])[0])
         model.problem += pulp.LpAffineExpression(model.gib) <= least / GIB * (1 + HAIR), "least_memory"
-        proven = (model.minimise(seconds, time_limit_s) or (0.0, False))[1] and proven
-        bound *= GIB
-    else:
-        bound *= scale
-    column, layers = model.chosen()
+        second = model.minimise(seconds, time_limit_s)
+        proven = proven and second is not None and second[1]
+        again = model.chosen()
+        if second is not None and model.holds(*again):
+            column, layers = again
+    if not model.holds(column, layers):
+        if proven:
+            raise AssertionError(f"the program's answer {layers} of column {column} breaks its rows")
+        return None
+    bound *= GIB if memory_first else scale
     one = columns.take(np.array([column]))
     used = float(one.bytes_of(layers[None])[0])
     value = used if memory_first else float(one.seconds_of(layers[None])[0] * weight[column])
-    if used > capacity_bytes[column] or int(layers.sum()) != columns.layers:
-        raise AssertionError(f"the program's answer {layers} of column {column} needs {used} bytes")
     return Answer(
         column=column,
         layers=tuple(int(count) for count in layers),

@@ -47,6 +47,10 @@ class Placer:
         self.cluster = cluster
         self.gpu_order = [_spread(run.node) for run in cluster.runs]
         self.tiers = list(_tiers(cluster))
+        self.domain_sizes = np.unique(np.bincount(cluster.domain_of_slot, weights=cluster.gpus_of_slot)).astype(
+            np.int64
+        )
+        self._rooms: dict[tuple[int, int], tuple[_Ints, _Ints]] = {}
         self.buckets = _Buckets(cluster) if cluster.gpus <= 4 * COMPLETE_RANKS else None
 
     def layings(self, strategy: Strategy) -> Layings:
@@ -56,9 +60,9 @@ class Placer:
             if listed is not None:
                 return Layings(slots=listed[0], gpus=listed[1], complete=True)
         found: dict[bytes, tuple[_Ints, _Ints]] = {}
-        for slots in self.tiers:
-            for block in _blocks(strategy, self.cluster):
-                fill = self._fill(slots, block, strategy.ranks)
+        for tier in range(len(self.tiers)):
+            for block in _blocks(strategy, self.domain_sizes):
+                fill = self._fill(tier, block, strategy.ranks)
                 if fill is None:
                     continue
                 for order in _orders(strategy, block):
@@ -72,9 +76,11 @@ class Placer:
             return Layings(slots=none, gpus=none, complete=False)
         return Layings(slots=np.stack([p[0] for p in pairs]), gpus=np.stack([p[1] for p in pairs]), complete=alone)
 
-    def _fill(self, slots: _Ints, block: int, ranks: int) -> tuple[_Ints, _Ints] | None:
-        """(slot, GPU) of so many ranks in order, whole blocks in each domain; None if there is no room."""
-        cluster = self.cluster
+    def _room(self, tier: int, block: int) -> tuple[_Ints, _Ints]:
+        """GPUs that each slot of a tier gives to whole blocks in its domain, and their running sum."""
+        if (tier, block) in self._rooms:
+            return self._rooms[tier, block]
+        cluster, slots = self.cluster, self.tiers[tier]
         free = cluster.gpus_of_slot[slots]
         if block > 1:
             domain = cluster.domain_of_slot[slots]
@@ -84,10 +90,19 @@ class Placer:
             start = np.repeat(before[first], np.diff(first, append=len(slots)))
             room = np.repeat(total // block * block, np.diff(first, append=len(slots)))
             free = np.clip(room - (before - start), 0, free)
-        if free.sum() < ranks:
+        self._rooms[tier, block] = free, np.cumsum(free)
+        return self._rooms[tier, block]
+
+    def _fill(self, tier: int, block: int, ranks: int) -> tuple[_Ints, _Ints] | None:
+        """(slot, GPU) of so many ranks in order, whole blocks in each domain; None if there is no room."""
+        cluster = self.cluster
+        free, total = self._room(tier, block)
+        if not len(total) or total[-1] < ranks:
             return None
+        used = int(np.searchsorted(total, ranks)) + 1
+        slots, free, before = self.tiers[tier][:used], free[:used], (total - free)[:used]
         slot = np.repeat(slots, free)[:ranks]
-        place = (np.arange(free.sum()) - np.repeat(np.cumsum(free) - free, free))[:ranks]
+        place = (np.arange(free.sum()) - np.repeat(before, free))[:ranks]
         gpu = np.empty(ranks, dtype=np.int64)
         run = cluster.run_of_slot[slot]
         for index in np.unique(run):
@@ -147,11 +162,10 @@ def _leaf_tour(cluster: Cluster, slots: _Ints) -> _Ints:
     return slots[np.lexsort((slots, domain, -by_domain[domain], leaf, -by_leaf[leaf]))]
 
 
-def _blocks(strategy: Strategy, cluster: Cluster) -> list[int]:
+def _blocks(strategy: Strategy, free: _Ints) -> list[int]:
     """Blocks of ranks that may be kept whole in a domain: 1 (fill everything), ulysses, ring, context."""
     inner = strategy.tensor
     sizes = {1, inner * strategy.ulysses, inner * strategy.ring, inner * strategy.context}
-    free = np.unique(np.bincount(cluster.domain_of_slot, weights=cluster.gpus_of_slot)).astype(np.int64)
     return sorted(size for size in sizes if size == 1 or (size <= free.max() and np.any(free % size)))
 
 
