@@ -16,7 +16,7 @@ import numpy as np
 
 from cost_models import layer, vision
 from cost_models.kernels import Kernels
-from cost_models.program import Compute, Exchange, Segment, StepProgram
+from cost_models.program import Compute, Exchange, Phase, Segment, StepProgram
 from cost_models.shape import Shape
 from cost_models.strategy import LayerRange
 from cost_models.workload import DTYPE_BYTES
@@ -68,11 +68,14 @@ def backward_segment(shape: Shape, kernels: Kernels, recompute: str, *, repeat: 
     trained = shape.trains("llm")
     host_share = 1 - FORWARD_SHARE + (FORWARD_SHARE if recompute in ("full", "all_but_attention") else 0.0)
     reduce = DTYPE_BYTES[shape.workload.precision.reduce]
+    phases: tuple[Phase, ...] = layer.backward(shape, kernels, recompute)
+    if np.any(np.asarray(shape.degrees.pipeline) > 1):
+        phases = (*phases, _to_next_stage(shape))
     again = np.where(np.asarray(shape.degrees.zero) == 3, shape.layer_params * shape.width, 0)
     gradient = shape.layer_params * reduce if trained else 0.0
     return Segment(
         name=f"layer backward {recompute}",
-        phases=(*layer.backward(shape, kernels, recompute), _framework(kernels, "framework_layer", host_share)),
+        phases=(*phases, _framework(kernels, "framework_layer", host_share)),
         repeat=repeat,
         gather_bytes=again,
         scatter_bytes=gradient,
@@ -87,7 +90,8 @@ def _offloaded(shape: Shape, offload: str) -> Any:
 
 
 def _to_next_stage(shape: Shape) -> Exchange:
-    moved = shape.tokens * shape.workload.model.hidden * shape.width
+    """Its share of a layer's boundary; each tensor rank sends its own slice (Megatron-LM, arXiv 2104.04473, 4.1)."""
+    moved = shape.tokens * shape.workload.model.hidden * shape.width / shape.degrees.tensor
     layers = shape.workload.model.layers / (shape.degrees.pipeline * shape.degrees.virtual)
     return Exchange(part="pipeline", axis="pipeline", op="send", bytes=moved / layers)
 
