@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cost_models.habits import FA1_SLOWDOWN
+from cost_models.habits import FA1_SLOWDOWN, MERGE_GRADIENT_BYTES
 from cost_models.kernels import Kernels
 from cost_models.program import Compute, Exchange, Op, Phase, Ring
 from cost_models.shape import Shape
@@ -171,6 +171,7 @@ def ring(shape: Shape, kernels: Kernels, *, part: str, grad: bool = False) -> Ri
         piece = kernels.attention_s(tokens, tokens, causal=False, **call) * packed
     else:
         piece = kernels.attention_s(tokens, np.maximum(tokens // 2, 1), causal=False, **call) * packed
+    piece = piece + _merge_s(shape, kernels, grad)
     kv = 2 * shape.tokens * shape.sent_kv_width
     gradient = kv * DTYPE_BYTES[degrees.grad_ring_dtype] if grad else 0.0 * kv
     return Ring(
@@ -181,6 +182,14 @@ def ring(shape: Shape, kernels: Kernels, *, part: str, grad: bool = False) -> Ri
         hop_bytes=kv * shape.width,
         gradient_bytes=gradient,
     )
+
+
+def _merge_s(shape: Shape, kernels: Kernels, grad: bool) -> Any:
+    """Blending one hop's block into the running output, or adding its gradients to the running sums."""
+    values = shape.ring_tokens * shape.rows * shape.workload.model.head_dim
+    if grad:
+        return kernels.memory_bound_s(values * (shape.heads + 2 * shape.kv_heads) * MERGE_GRADIENT_BYTES, 3)
+    return kernels.memory_bound_s(values * shape.heads * shape.habits.merge_bytes, 4)
 
 
 def _unfused(shape: Shape, kernels: Kernels, part: str, grad: bool) -> Ring:
