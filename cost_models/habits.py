@@ -22,6 +22,9 @@ Reduction = Literal["overlapped", "exposed"]
 FA1_SLOWDOWN = 2.0
 """FlashAttention and its Triton version against FlashAttention-2: "around 2x" (arXiv 2307.08691, abstract)."""
 
+MERGE_GRADIENT_BYTES = 10
+"""Per value of dQ, dK, dV and hop: a bf16 block added to an fp32 sum (r2 r4 w4)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Habits:
@@ -35,12 +38,15 @@ class Habits:
     activation: Fusion = "unfused"  # fused: gate, activation and product (or bias and GELU) in one kernel
     joined_products: bool = False  # one product for Q, K, V and one for gate and up
     attention: AttentionKernel = "newest"  # fa1: FlashAttention before 2; unfused: scores in memory
+    merge_bytes: int = 18  # per output value and ring hop: cast the block (r2 w4), one blend in fp32 (r4 r4 w4)
     dropout: bool = False  # on attention's scores (if unfused) and on both residual branches, masks kept
     sequence_parallel: bool = True  # tensor parallel: reduce-scatter and all-gather, norms on a share of the tokens
     gathered_fp32: bool = False  # sharded weights travel as fp32 and are cast where they are used
     cast_bytes: int = 0  # per weight and use: autocast copies of fp32 weights to the parameter dtype
     accumulate_bytes: int = 0  # per weight and microbatch: adding the gradient to a resident buffer
     reduction: Reduction = "overlapped"  # gradient reduction and weight gathers beside the computation, or after it
+    dummy_gradient_bytes: int = 0  # per weight of each distinct shape: placeholders that autograd is handed
+    logit_bytes: int | None = None  # held per logit at the loss; none: b for logits and gradient, twice fp32
     optimizer_bytes: int | None = None  # traffic per weight of the update; none: a fused fp32 update
     host_call_s: float = 0.0  # host time that one call of a sharded operator costs before its kernels run
 
@@ -54,7 +60,7 @@ class Habits:
         ):
             if getattr(self, name) not in get_args(legal):
                 raise InputError(f"{name}={getattr(self, name)!r} is unknown; legal: {', '.join(get_args(legal))}")
-        for name in ("cast_bytes", "accumulate_bytes", "host_call_s"):
+        for name in ("merge_bytes", "cast_bytes", "accumulate_bytes", "host_call_s"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 0")
 

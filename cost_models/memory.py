@@ -60,17 +60,34 @@ def kept(shape: Shape, part: LayerRange | str, offload: str = "none") -> Any:
     exchanged = shape.ring_tokens * shape.rows * model.head_dim * width
     queries, kv = exchanged * shape.heads, exchanged * 2 * shape.kv_heads
     lse = shape.ring_tokens * shape.rows * shape.heads * 4
-    boundary = 0 if offload == "activations" else tokens * model.hidden * width
+    outer, habits = shape.outer_tokens, shape.habits
+    boundary = 0 if offload == "activations" else outer * model.hidden * width
     if recompute == "full":
         return boundary
     if recompute == "all_but_attention":
         return boundary + queries + lse
-    norms = 2 * tokens * model.hidden * (4 + 2 * width)
+    norms = 2 * outer * model.hidden * (2 * width + (0 if habits.norm == "fused" else 4))
+    masks = 2 * outer * model.hidden if habits.dropout else 0
     out = np.where(np.asarray(shape.degrees.ulysses) > 1, tokens * shape.q_width * width, 0)
     attention = queries + kv + queries + lse + out
-    mlp = tokens * shape.ffn * width * (4 if model.gated else 2)
-    dropped = {"none": 0, "core_attention": 0, "mlp": mlp}
-    return norms + attention + mlp - dropped[recompute]
+    mlp = tokens * shape.ffn * width * _mlp_tensors(shape)
+    dropped = {"none": 0, "core_attention": _scores(shape), "mlp": mlp}
+    return norms + masks + attention + _scores(shape) + mlp - dropped[recompute]
+
+
+def _mlp_tensors(shape: Shape) -> int:
+    """Gate, its activation, up, their product; a fused kernel computes the activation again."""
+    if not shape.workload.model.gated:
+        return 2
+    return 3 if shape.habits.activation == "fused" else 4
+
+
+def _scores(shape: Shape) -> Any:
+    """Without flash attention: the softmax, and with dropout its mask and result."""
+    if shape.habits.attention != "unfused":
+        return 0
+    each = shape.width + ((shape.width + 1) if shape.habits.dropout else 0)
+    return shape.rows * shape.heads * shape.ring_tokens * shape.ring_tokens * each
 
 
 def recomputed(shape: Shape, recompute: str) -> Any:
@@ -93,14 +110,14 @@ def working(shape: Shape) -> Any:
     attention = exchanged * shape.heads * width * 3 + kv * width
     attention = attention + np.where(ring, kv * (2 * width + 2 * gradient_bytes), 0)
     mlp = tokens * shape.ffn * width * (3 if model.gated else 2)
-    whole = shape.layer_params * (width + DTYPE_BYTES[shape.workload.precision.reduce])
+    whole = shape.layer_params * _transient_gradient(shape) + _dummy_gradients(shape)
     return np.maximum(attention, mlp) + tokens * model.hidden * (4 + width) + whole
 
 
 def _states(shape: Shape) -> dict[str, Any]:
     precision, zero, stages = shape.workload.precision, np.asarray(shape.degrees.zero), shape.degrees.pipeline
     model, shard = shape.workload.model, shape.degrees.shard
-    total = (model.layers * shape.layer_params) / stages + shape.root_params + model.vision_params
+    total = (model.layers * shape.layer_params) / stages + _root_params(shape) + model.vision_params
     trained = np.minimum(trained_params(shape), total)
     if shape.workload.mode != "train":
         width = shape.width
@@ -117,6 +134,26 @@ def _states(shape: Shape) -> dict[str, Any]:
     }
 
 
+def _root_params(shape: Shape) -> Any:
+    """Embedding and head; with a pipeline they lie in its first and last stage."""
+    model = shape.workload.model
+    apart = np.minimum(model.embedding_params, model.head_params) // shape.degrees.tensor
+    return shape.root_params - np.where(np.asarray(shape.degrees.pipeline) > 1, apart, 0)
+
+
+def _transient_gradient(shape: Shape) -> Any:
+    """Bytes per weight of a whole gradient on its way to its shards; below ZeRO-2 it is added to the resident one."""
+    passing = shape.width + DTYPE_BYTES[shape.workload.precision.reduce]
+    return np.where(np.asarray(shape.degrees.zero) >= 2, passing, 0)
+
+
+def _dummy_gradients(shape: Shape) -> Any:
+    """One placeholder for each weight shape: those of a layer, and the head's where one stage holds it all."""
+    model, tensor = shape.workload.model, shape.degrees.tensor
+    head = np.where(np.asarray(shape.degrees.pipeline) == 1, model.vocab * model.hidden, 0)
+    return shape.habits.dummy_gradient_bytes * (model.layer_matmul_params + head) // tensor
+
+
 def _gathered(shape: Shape) -> Any:
     """ZeRO-3: the root and two layers whole at once. Below, whole weights are resident and counted there."""
     whole = (shape.root_params + 2 * shape.layer_params) * shape.width
@@ -126,9 +163,10 @@ def _gathered(shape: Shape) -> Any:
 
 
 def _microbatches_in_flight(shape: Shape) -> Any:
-    """1F1B: the first stage holds up to `pipeline` microbatches of its share of the layers."""
-    stages = np.asarray(shape.degrees.pipeline)
-    return np.minimum(stages, shape.degrees.microbatches) / stages
+    """1F1B: the first stage holds up to `pipeline` microbatches of its layers (interleaved: a few chunks more)."""
+    stages, chunks = np.asarray(shape.degrees.pipeline), np.asarray(shape.degrees.virtual)
+    most = np.where(chunks > 1, stages * (1 + (stages - 1) / (stages * chunks)), stages)
+    return np.minimum(most, shape.degrees.microbatches)
 
 
 def _logits(shape: Shape) -> Any:
@@ -138,8 +176,9 @@ def _logits(shape: Shape) -> Any:
         return np.maximum(shape.rows, 1) * vocab * shape.width
     chunk = shape.degrees.loss_chunk_tokens
     tokens = shape.tokens if chunk is None else np.minimum(shape.tokens, chunk)
-    head = shape.workload.model.hidden * vocab * (shape.width + DTYPE_BYTES[shape.workload.precision.reduce])
-    return tokens * vocab * (2 * shape.width + 8) + head * (1 if shape.trains("llm") else 0)
+    head = shape.workload.model.hidden * vocab * _transient_gradient(shape)
+    held = 2 * shape.width + 8 if shape.habits.logit_bytes is None else shape.habits.logit_bytes
+    return tokens * vocab * held + head * (1 if shape.trains("llm") else 0)
 
 
 def _vision(shape: Shape) -> Any:
@@ -148,7 +187,7 @@ def _vision(shape: Shape) -> Any:
     Per layer: 2 residuals, 2 normalised, q, k, v, attention's output (8 h); GELU's input and output (2 f).
     """
     vision, width = shape.workload.model.vision, shape.width
-    if vision is None or shape.workload.frames == 0:
+    if vision is None or shape.workload.mode == "decode":
         return 0 * shape.tokens
     patches = np.maximum(shape.frames, 1) * vision.patches
     layer = patches * (8 * vision.hidden + 2 * vision.ffn) * width
