@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from cost_models.cluster import Cluster
+from cost_models.cluster import Cluster, Node
 from cost_models.device import Device
 from cost_models.model import Model
 from cost_models.strategy import LayerRange, Recompute, Strategy
@@ -128,7 +128,7 @@ def _internevo(row: Row) -> Case | Refused:
     )  # fmt: skip
 
 
-def _slower_cards(cluster: Cluster, bytes_per_s: float):  # type: ignore[no-untyped-def]
+def _slower_cards(cluster: Cluster, bytes_per_s: float) -> Node:
     node = cluster.runs[0].node
     return replace(node, nics=replace(node.nics, bytes_per_s=bytes_per_s))
 
@@ -199,6 +199,10 @@ SC21_LAYERS_PER_CHUNK = {12: 4, 35: 1}
 """Interleaving is not printed: two chunks for 8 layers a stage, one layer each for 3 a stage. Inferred."""
 
 
+SLINGSHOT_BYTES_PER_S = 100e9 / 8
+"""Nodes of four A100 with one Slingshot card of 100 Gbit/s, as a public university cluster has them. Inferred."""
+
+
 def _fpdt(row: Row) -> Case | Refused:
     """Utilisation counts whole (not causal) attention: 55.7% at 4M tokens would else be 84% of the peak executed."""
     if "FPDT" in row.text("other"):
@@ -215,7 +219,8 @@ def _fpdt(row: Row) -> Case | Refused:
     work = Workload(model, context_tokens=tokens, global_batch=1, precision=framework.precision)
     weights = 6 * (model.layers * model.layer_matmul_params + model.vocab * model.hidden) * tokens
     flops = weights + 12 * model.layers * model.hidden * tokens**2
-    cluster = cluster_of("dgx-a100", gpus, gpus_per_node=row.count("gpus_per_node"), nics=4)
+    cluster = cluster_of("dgx-a100", gpus, gpus_per_node=row.count("gpus_per_node"), nics=1)
+    cluster = replace(cluster, runs=(replace(cluster.runs[0], node=_slower_cards(cluster, SLINGSHOT_BYTES_PER_S)),))
     return Case(
         row=row, cluster=cluster, workload=work, strategy=strategy, framework=framework,
         measured_s=flops / (row.number_of("mfu_pct") / 100 * gpus * A100_PEAK),
@@ -233,9 +238,9 @@ def _easycontext(row: Row) -> Case | Refused:
         data=data, ring=ring, shard=gpus, zero=3, layers=layers_of(model, "full", True), loss_chunk_tokens=None
     )
     tokens = -(-row.count("seq_len") // (2 * gpus)) * 2 * gpus
-    work = Workload(model, context_tokens=tokens, global_batch=data, precision=fw.DEEPSPEED.precision)
+    work = Workload(model, context_tokens=tokens, global_batch=data, precision=fw.EASYCONTEXT.precision)
     return Case(
-        row=row, cluster=cluster_of("dgx-a100", gpus), workload=work, strategy=strategy, framework=fw.DEEPSPEED,
+        row=row, cluster=cluster_of("dgx-a100", gpus), workload=work, strategy=strategy, framework=fw.EASYCONTEXT,
         measured_s=data * row.number_of("seq_len") / row.number_of("tokens_s_total"), sweep="tokens per second",
     )  # fmt: skip
 

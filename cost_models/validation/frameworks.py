@@ -74,17 +74,32 @@ MEGATRON_2022 = Framework(
 MEGATRON_TE = Framework(
     name="Megatron-Core + Transformer Engine (2026)",
     habits=Habits(
-        norm="fused", activation="fused", joined_products=True, rotary="fused", accumulate_bytes=8, reduction="exposed"
+        norm="fused",
+        activation="fused",
+        joined_products=True,
+        rotary="fused",
+        accumulate_bytes=8,
+        reduction="exposed",
+        logit_bytes=2,
+        dummy_gradient_bytes=2,
     ),
     precision=Precision(reduce="fp32", grad="fp32"),
     reason="Transformer Engine's norms and cuDNN attention; gradients added into fp32 buffers; distributed optimizer "
-    "without overlap, as the launcher sets it",
+    "without overlap, as the launcher sets it; its cross entropy works in place on bf16 logits; fused weight gradients "
+    "leave bf16 placeholders (SimuMax's reproduction guide)",
 )
 DEEPSPEED = Framework(
-    name="DeepSpeed ZeRO on Megatron-DeepSpeed or Hugging Face layers",
-    habits=Habits(attention="fa2", accumulate_bytes=6),
-    precision=Precision(reduce="bf16", grad="fp32"),
-    reason="eager Hugging Face layers; bf16 gradients, reduced in bf16",
+    name="DeepSpeed ZeRO and Ulysses on Megatron-DeepSpeed (2024)",
+    habits=Habits(norm="fused", activation="fused", attention="fa2", accumulate_bytes=6, logit_bytes=6),
+    precision=Precision(reduce="bf16", grad="bf16"),
+    reason="Llama in Megatron-DeepSpeed: fused norm and SwiGLU, rotary in separate kernels; bf16 gradients, added in "
+    "bf16 and reduced in bf16; logits in bf16 and fp32",
+)
+EASYCONTEXT = Framework(
+    name="EasyContext: Hugging Face layers under DeepSpeed ZeRO-3",
+    habits=Habits(attention="fa2", merge_bytes=38),
+    precision=Precision(reduce="bf16", grad="bf16"),
+    reason="eager Hugging Face layers, zigzag ring of ring-flash-attn",
 )
 DEEPSPEED_GPT = Framework(
     name="DeepSpeed ZeRO-3 on Megatron's GPT (2021)",
@@ -96,17 +111,20 @@ DEEPSPEED_GPT = Framework(
 )
 MEGATRON_DEEPSPEED = Framework(
     name="Megatron-DeepSpeed with sequence parallelism (2024)",
-    habits=Habits(norm="fused", activation="fused", attention="fa2", accumulate_bytes=8, reduction="exposed"),
+    habits=Habits(
+        norm="fused", activation="fused", attention="fa2", accumulate_bytes=8, reduction="exposed", logit_bytes=6
+    ),
     precision=Precision(reduce="fp32", grad="fp32"),
     reason="Llama in Megatron-DeepSpeed: fused norm and SwiGLU, rotary in separate kernels",
 )
 ATTENTION_ONLY = Framework(
     name="attention operator alone",
-    habits=Habits(attention="fa2"),
+    habits=Habits(attention="fa2", merge_bytes=38),
     precision=Precision(),
-    reason="flash-attn 2 under yunchang or ring-flash-attn",
+    reason="flash-attn 2 under yunchang or ring-flash-attn, whose merge is four kernels: cast (6 B), two "
+    "differences (12 B each) and a product (8 B) per value and hop",
 )
 FRAMEWORKS = (
     COMPOSER_A100, COMPOSER_H100, COMPOSER_PURE, INTERNEVO, MEGATRON_2021, MEGATRON_2022, MEGATRON_TE,
-    DEEPSPEED, DEEPSPEED_GPT, MEGATRON_DEEPSPEED, ATTENTION_ONLY,
+    DEEPSPEED, EASYCONTEXT, DEEPSPEED_GPT, MEGATRON_DEEPSPEED, ATTENTION_ONLY,
 )  # fmt: skip

@@ -131,7 +131,7 @@ def _step(case: Case) -> Verdict:
         predicted_s=predicted.step_s,
         neutral_s=neutral(case).step_s,
         measured_bytes=case.measured_bytes,
-        predicted_bytes=predicted.memory_bytes if case.measured_bytes else None,
+        predicted_bytes=predicted.allocated_bytes if case.measured_bytes else None,
     )
 
 

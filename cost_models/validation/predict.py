@@ -33,6 +33,7 @@ GRADIENT_SEGMENTS = ("layer backward", "head and loss")
 class Prediction:
     step_s: float
     memory_bytes: float
+    allocated_bytes: float  # what the allocator counts: without context, libraries' buffers and slack
     seconds: dict[str, float]
     memory: dict[str, float]
 
@@ -53,7 +54,14 @@ def predict(case: Case, habits: Habits | None = None) -> Prediction:
     kept = sum(memory.kept(shape, part) * part.count for part in ranges) / strategy.pipeline
     again = max(memory.recomputed(shape, part.recompute) for part in ranges)
     parts = {name: float(value) for name, value in memory.memory(shape, kept, again, node.device).items()}
-    return Prediction(step_s=sum(seconds.values()), memory_bytes=sum(parts.values()), seconds=seconds, memory=parts)
+    own = sum(size for name, size in parts.items() if name not in ("communication", "reserve"))
+    return Prediction(
+        step_s=sum(seconds.values()),
+        memory_bytes=sum(parts.values()),
+        allocated_bytes=own,
+        seconds=seconds,
+        memory=parts,
+    )
 
 
 def kernels_for(case: Case, habits: Habits) -> Kernels:

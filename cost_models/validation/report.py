@@ -62,8 +62,8 @@ def markdown(reports: Sequence[FileReport]) -> str:
         ),
         "",
         (
-            "Kernels and links were fitted to the `kernels_*` files alone (docs/curves.md); no row below shaped a number. "
-            "An error is predicted / measured - 1."
+            "Kernels and links were fitted to the `kernels_*` files alone (docs/curves.md); no row below shaped a "
+            "number. An error is predicted / measured - 1."
         ),
         "",
     ]
