@@ -19,9 +19,9 @@ from cost_models.workload import DTYPE_BYTES
 
 
 def forward(shape: Shape, kernels: Kernels) -> list[Segment]:
-    """Tower layers, projector and exchange; nothing for a step without frames."""
+    """Tower layers, projector and exchange; without frames, a dummy one, as every rank joins a sharded tower."""
     vision = shape.workload.model.vision
-    if vision is None or shape.workload.frames == 0:
+    if vision is None:
         return []
     return [
         Segment(
@@ -44,7 +44,7 @@ def forward(shape: Shape, kernels: Kernels) -> list[Segment]:
 def backward(shape: Shape, kernels: Kernels) -> list[Segment]:
     """The same in reverse for the parts that train."""
     vision = shape.workload.model.vision
-    if vision is None or shape.workload.frames == 0 or not (shape.trains("projector") or shape.trains("tower")):
+    if vision is None or not (shape.trains("projector") or shape.trains("tower")):
         return []
     reduce = DTYPE_BYTES[shape.workload.precision.reduce]
     edge = _edge_params(shape, vision) * reduce
@@ -88,7 +88,7 @@ def _frames(shape: Shape) -> Any:
 
 def _exchange(shape: Shape, vision: Vision) -> Exchange:
     """Embeddings of the own frames to the ranks that own their tokens."""
-    moved = _frames(shape) * vision.tokens_per_frame * shape.workload.model.hidden * shape.width
+    moved = shape.frames * vision.tokens_per_frame * shape.workload.model.hidden * shape.width
     return Exchange(part="embeddings", axis="context", op="all_to_all", bytes=moved)
 
 
