@@ -100,7 +100,9 @@ def test_dry_run_shows_everything_and_starts_nothing(plan, tmp_path):
 def test_several_hosts_get_a_line_each(tmp_path):
     cluster = Cluster.load("dgx-h100", nodes=2)
     placement = Placement(slot_of_rank=1 - np.arange(16) // 8, gpu_of_rank=np.arange(16) % 8)
-    make_plan(Strategy(ring=2, ulysses=8, shard=16), cluster=cluster, placement=placement).save(tmp_path / "plan.json")
+    strategy = Strategy(ring=2, ulysses=8, shard=16)
+    plan = make_plan(strategy, cluster=cluster, placement=placement, precision=Precision())
+    plan.save(tmp_path / "plan.json")
     code, output = _run("launch", tmp_path / "plan.json", "--hosts=h1,h2", "--set=run=a b")
     assert code == 0
     lines = [line for line in output.splitlines() if "torchrun" in line]
