@@ -192,7 +192,7 @@ def main() -> None:
     try:
         cli.main(prog_name="plan", standalone_mode=False)
     except InputError as error:
-        _fail(str(error), getattr(error, "remedies", ()))
+        _fail(getattr(error, "problem", str(error)), getattr(error, "remedies", ()))
     except click.exceptions.Abort:
         sys.exit(130)
     except click.ClickException as error:

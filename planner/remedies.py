@@ -30,8 +30,9 @@ CONTEXT_STEP = 1024
 class NothingFits(InputError):
     """No layout has the memory; `remedies` says what would, each with its number."""
 
-    def __init__(self, message: str, found: tuple[str, ...]) -> None:
-        super().__init__(message)
+    def __init__(self, problem: str, found: tuple[str, ...]) -> None:
+        super().__init__("; ".join([problem, *found]))
+        self.problem = problem
         self.remedies = found
 
 
@@ -42,8 +43,7 @@ def remedies(space: Space, samples: tuple[Sample, ...]) -> tuple[str, tuple[str,
     pinned = ", ".join(f"{name}={value}" for name, value in space.pins.items())
     words = f"nothing fits: {workload.describe()} needs at least {show_bytes(least)} per GPU of {show_bytes(room)}"
     words += f" on {cluster.gpus} GPUs" + (f" with {pinned}" if pinned else "")
-    found = tuple(_tried(space, samples))
-    return words + ("; " + "; ".join(found) if found else ""), found
+    return words, tuple(_tried(space, samples))
 
 
 def _tried(space: Space, samples: tuple[Sample, ...]) -> Iterator[str]:
@@ -54,7 +54,7 @@ def _tried(space: Space, samples: tuple[Sample, ...]) -> Iterator[str]:
             yield f"without {name}={space.pins[name]} it fits: {show_bytes(least)}"
     offloaded = _offloaded(space, samples)
     if offloaded is not None:
-        yield f"recompute=full with activations offloaded to the host fits: {show_bytes(offloaded)}"
+        yield f"recompute=full with offload to the host fits: {show_bytes(offloaded)} (priced; `executor` does not offload)"
     gpus = _more_gpus(space, samples)
     if gpus is not None:
         yield f"{gpus - space.cluster.gpus} GPUs more ({gpus}) fit"
