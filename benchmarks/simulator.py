@@ -17,7 +17,7 @@ from cost_models.cluster import Cluster
 from cost_models.model import Model
 from cost_models.strategy import Strategy
 from cost_models.workload import Workload
-from planner.simulation import Simulation, simulate
+from planner.simulator.simulation import Simulation, simulate
 
 CASES: tuple[tuple[str, int, Strategy, int], ...] = (
     ("uniform", 2, Strategy(ring=2, ulysses=8, shard=16), 2**17),

@@ -9,12 +9,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from planner.layouts.remedies import NothingFits as NothingFits
     from planner.plan_file import Plan as Plan
     from planner.planning import plan as plan
-    from planner.simulation import simulate as simulate
-    from planner.solve import NothingFits as NothingFits
+    from planner.simulator.simulation import simulate as simulate
 
-_HOMES = {"NothingFits": "solve", "Plan": "plan_file", "plan": "planning", "simulate": "simulation"}
+_HOMES = {
+    "NothingFits": "layouts.remedies",
+    "Plan": "plan_file",
+    "plan": "planning",
+    "simulate": "simulator.simulation",
+}
 __all__ = sorted(_HOMES)
 
 

@@ -111,7 +111,7 @@ def simulate(plan_file: str, trace: str | None, profile: str | None, as_json: bo
     from planner import report
     from planner.files import check_target
     from planner.plan_file import Plan
-    from planner.simulation import simulate as play
+    from planner.simulator.simulation import simulate as play
 
     if trace is not None:
         check_target(trace, "--trace")

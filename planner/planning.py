@@ -16,7 +16,7 @@ from cost_models.profile import Profile
 from cost_models.units import show_bytes, show_seconds
 from cost_models.workload import Workload
 from planner.plan_file import Alternative, Plan, Simulated
-from planner.simulation import Simulation, simulate
+from planner.simulator.simulation import Simulation, simulate
 from planner.solve import Choice, solve
 
 Objective = Literal["time", "memory", "gpu-hours"]

@@ -20,7 +20,7 @@ from cost_models.units import show_bytes, show_rate, show_seconds
 
 if TYPE_CHECKING:
     from planner.plan_file import Alternative, Plan, Simulated
-    from planner.simulation import Simulation
+    from planner.simulator.simulation import Simulation
 
 PARTS = {
     "compute": "compute",

@@ -23,13 +23,13 @@ from cost_models.pricing import price
 from cost_models.profile import Profile
 from cost_models.strategy import Strategy
 from cost_models.workload import Workload
-from planner.candidates import EQUAL
-from planner.floors import Floors, Objective
-from planner.integer_program import Answer, choose
-from planner.losers import notable, reason
-from planner.remedies import NothingFits, remedies
-from planner.search import Found, Search
-from planner.space import Space
+from planner.layouts.candidates import EQUAL
+from planner.layouts.floors import Floors, Objective
+from planner.layouts.integer_program import Answer, choose
+from planner.layouts.losers import notable, reason
+from planner.layouts.remedies import NothingFits, remedies
+from planner.layouts.search import Found, Search
+from planner.layouts.space import Space
 
 __all__ = ["Choice", "NothingFits", "Solution", "solve"]
 MOST_COLUMNS = 24

@@ -8,10 +8,10 @@ import pytest
 
 from cost_models import Cluster, LayerRange, Model, Placement, Workload, price
 from cost_models.device import Device
-from planner.candidates import Columns
-from planner.floors import Floors
-from planner.laid import Laid, Layer, Layout
-from planner.space import Space
+from planner.layouts.candidates import Columns
+from planner.layouts.floors import Floors
+from planner.layouts.laid import Laid, Layer, Layout
+from planner.layouts.space import Space
 from tests.planner.clusters import cluster as clusters
 from tests.planner.clusters import node
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from cost_models.cluster import Cluster
 from cost_models.placement import Placement
 from cost_models.strategy import Strategy, rank_groups
-from planner.flows import Pattern, pattern
-from planner.topology import Topology
+from planner.simulator.flows import Pattern, pattern
+from planner.simulator.topology import Topology
 from tests.planner.clusters import PCIE, cluster, node
 
 

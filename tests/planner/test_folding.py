@@ -11,11 +11,11 @@ from cost_models.cluster import Cluster
 from cost_models.placement import Placement
 from cost_models.program import Compute, Exchange, Segment, StepProgram
 from cost_models.strategy import Strategy, rank_groups
-from planner.flows import pattern
-from planner.folding import equitable
-from planner.simulation import play, prepare
-from planner.steady import Jumper
-from planner.topology import Topology
+from planner.simulator.flows import pattern
+from planner.simulator.folding import equitable
+from planner.simulator.simulation import play, prepare
+from planner.simulator.steady import Jumper
+from planner.simulator.topology import Topology
 from tests.planner.clusters import DEGRADED, GB, PAIRS, PCIE, STAGED, cluster, layers, node, step
 
 NODES = (

@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from planner.candidates import Columns
-from planner.integer_program import GIB, choose
+from planner.layouts.candidates import Columns
+from planner.layouts.integer_program import GIB, choose
 
 
 def random_columns(seed: int, count: int = 4, layers: int = 5) -> tuple[Columns, np.ndarray]:

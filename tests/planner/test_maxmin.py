@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.maxmin import Sharing
+from planner.simulator.maxmin import Sharing
 
 
 def exact_rates(routes: list[list[int]], capacity: list[Fraction]) -> list[Fraction]:

@@ -12,8 +12,8 @@ from cost_models import Cluster, Model, Placement, Workload, price
 from cost_models.errors import InputError
 from cost_models.program import Compute, Exchange, Ring, Segment, StepProgram
 from cost_models.strategy import LayerRange, Strategy
-from planner.script import ring_rounds
-from planner.simulation import Simulation, play, reached, simulate
+from planner.simulator.script import ring_rounds
+from planner.simulator.simulation import Simulation, play, reached, simulate
 from tests.planner.clusters import DEGRADED, GB, cluster, layers, node, step
 from tests.planner.test_folding import cases
 
@@ -225,7 +225,7 @@ import sys
 for name in ("networkx", "scipy", "numba", "pulp", "torch"):
     sys.modules[name] = None
 from cost_models import Cluster, Model, Workload, Strategy
-from planner.simulation import simulate
+from planner.simulator.simulation import simulate
 work = Workload(Model.load("longvila-8b"), context_tokens=2**17)
 assert simulate(Cluster.load("dgx-h100", nodes=1), work, Strategy(ulysses=8, shard=8)).step_s > 0
 """

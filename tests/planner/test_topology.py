@@ -7,7 +7,7 @@ import pytest
 
 from cost_models.cluster import Cluster
 from cost_models.placement import Placement
-from planner.topology import KINDS, LEAF_DOWN, LEAF_UP, NIC_OUT, Topology
+from planner.simulator.topology import KINDS, LEAF_DOWN, LEAF_UP, NIC_OUT, Topology
 from tests.planner.clusters import DEGRADED, GB, PAIRS, PCIE, STAGED, cluster, node
 
 

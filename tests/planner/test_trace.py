@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cost_models.strategy import Strategy
-from planner.simulation import Simulation, play
+from planner.simulator.simulation import Simulation, play
 from tests.planner.clusters import DEGRADED, cluster, layers, node, step
 
 PROGRAM = step(

@@ -29,14 +29,14 @@ from cost_models.shape import Shape
 from cost_models.step import step_program
 from cost_models.strategy import Strategy, rank_groups
 from cost_models.workload import Workload
-from planner.flows import Pattern, pattern, twice
-from planner.folding import Partition, equitable, singletons
-from planner.network import Network, network
-from planner.playback import Playback
-from planner.script import BUBBLE, WAITING, Script, write_script
-from planner.steady import Jumper
-from planner.topology import Floats, Topology
-from planner.trace import Place, Trace
+from planner.simulator.flows import Pattern, pattern, twice
+from planner.simulator.folding import Partition, equitable, singletons
+from planner.simulator.network import Network, network
+from planner.simulator.playback import Playback
+from planner.simulator.script import BUBBLE, WAITING, Script, write_script
+from planner.simulator.steady import Jumper
+from planner.simulator.topology import Floats, Topology
+from planner.simulator.trace import Place, Trace
 
 COMPUTED = ("attention", "matmul", "memory_bound", "loss", "vision", "optimizer", "recompute")
 """Parts of a program that are computation; everything else that a main stream spends time on is exposed."""

@@ -26,7 +26,7 @@ from cost_models.shape import Degrees, Shape
 from cost_models.step import backward_segment, forward_segment, step_program
 from cost_models.strategy import Recompute, Strategy
 from cost_models.workload import Workload
-from planner.remembered import RememberedKernels, RememberedPaths
+from planner.layouts.remembered import RememberedKernels, RememberedPaths
 
 Floats = NDArray[np.float64]
 EQUAL = 1e-12

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.flows import Pattern
-from planner.folding import Bags, Partition, mix
-from planner.link_classes import LinkClasses
-from planner.maxmin import Sharing
-from planner.topology import Floats, Ints, Routes, Topology
+from planner.simulator.flows import Pattern
+from planner.simulator.folding import Bags, Partition, mix
+from planner.simulator.link_classes import LinkClasses
+from planner.simulator.maxmin import Sharing
+from planner.simulator.topology import Floats, Ints, Routes, Topology
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

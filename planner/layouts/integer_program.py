@@ -19,7 +19,7 @@ import numpy as np
 import pulp
 from numpy.typing import NDArray
 
-from planner.candidates import Columns
+from planner.layouts.candidates import Columns
 
 GIB = 2.0**30
 ROUNDING_BYTES = 6.0

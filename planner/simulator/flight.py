@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from planner.maxmin import Sharing
-from planner.network import Batch
-from planner.topology import Floats, Ints
+from planner.simulator.maxmin import Sharing
+from planner.simulator.network import Batch
+from planner.simulator.topology import Floats, Ints
 
 SAME = 1e-12
 """Relative to a flow's size or to the time: closer than this is the same moment."""

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.flows import Pattern
-from planner.topology import Floats, Ints, Topology
+from planner.simulator.flows import Pattern
+from planner.simulator.topology import Floats, Ints, Topology
 
 Hashes = NDArray[np.uint64]
 

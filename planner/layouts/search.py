@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.strategy import Strategy
-from planner.candidates import EQUAL
-from planner.floors import Floors, Nodes
-from planner.laid import Laid, Layer, Layout, join
-from planner.space import Space
+from planner.layouts.candidates import EQUAL
+from planner.layouts.floors import Floors, Nodes
+from planner.layouts.laid import Laid, Layer, Layout, join
+from planner.layouts.space import Space
 
 MOST_ROWS = 12_000
 """Rows of bounds: ranges are not split beyond."""

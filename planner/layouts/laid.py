@@ -20,9 +20,9 @@ from cost_models.kernels import Kernels
 from cost_models.paths import AXIS_PATTERNS, Path, Paths, axis_paths, domain_link
 from cost_models.placement import Placement
 from cost_models.strategy import LayerRange, Recompute, Strategy
-from planner.candidates import Columns, columns
-from planner.floors import Floors
-from planner.placing import Placer
+from planner.layouts.candidates import Columns, columns
+from planner.layouts.floors import Floors
+from planner.layouts.placing import Placer
 
 _Ints = NDArray[np.int64]
 _FIELDS = ("ranks", "local", "all_to_all_s_per_byte", "send_s_per_byte", "gather_s_per_byte", "latency_s", "hops_out")

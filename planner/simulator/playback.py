@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from planner.flight import SAME, Flows
-from planner.network import Batch, Network
-from planner.script import OFFLOAD, RING, SHARDING, WAITING, Rounds, Script, Send, Stream, Work
-from planner.topology import Floats, Ints
-from planner.trace import Span
+from planner.simulator.flight import SAME, Flows
+from planner.simulator.network import Batch, Network
+from planner.simulator.script import OFFLOAD, RING, SHARDING, WAITING, Rounds, Script, Send, Stream, Work
+from planner.simulator.topology import Floats, Ints
+from planner.simulator.trace import Span
 
 
 @dataclass(slots=True, eq=False)

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from planner.playback import Event, Mark, Playback, Running
-from planner.script import Rounds
-from planner.topology import Floats, Ints
+from planner.simulator.playback import Event, Mark, Playback, Running
+from planner.simulator.script import Rounds
+from planner.simulator.topology import Floats, Ints
 
 CLOSE = 1e-11
 """Relative to the period (or to a flow's size): closer than this is equal."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cost_models.program import Op
-from planner.topology import Floats, Ints, Topology
+from planner.simulator.topology import Floats, Ints, Topology
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from planner.folding import Hashes, Partition, mix
-from planner.topology import KINDS, LEAF_DOWN, LEAF_UP, NIC_IN, NIC_OUT, OF_GPU, Floats, Ints, Topology
+from planner.simulator.folding import Hashes, Partition, mix
+from planner.simulator.topology import KINDS, LEAF_DOWN, LEAF_UP, NIC_IN, NIC_OUT, OF_GPU, Floats, Ints, Topology
 
 
 class LinkClasses:

@@ -20,8 +20,8 @@ from cost_models.errors import InputError
 from cost_models.shape import Shape
 from cost_models.strategy import LayerRange
 from cost_models.units import show_bytes, show_tokens
-from planner.floors import Floors
-from planner.space import Space
+from planner.layouts.floors import Floors
+from planner.layouts.space import Space
 
 CONTEXT_STEP = 1024
 """Contexts are offered in whole K tokens."""
@@ -54,7 +54,7 @@ def _tried(space: Space, samples: tuple[Sample, ...]) -> Iterator[str]:
             yield f"without {name}={space.pins[name]} it fits: {show_bytes(least)}"
     offloaded = _offloaded(space, samples)
     if offloaded is not None:
-        yield f"recompute=full with offload to the host fits: {show_bytes(offloaded)} (priced; `executor` does not offload)"
+        yield f"recompute=full with offload to the host fits: {show_bytes(offloaded)} (`executor` cannot)"
     gpus = _more_gpus(space, samples)
     if gpus is not None:
         yield f"{gpus - space.cluster.gpus} GPUs more ({gpus}) fit"

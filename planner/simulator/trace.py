@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from planner.script import Stream
+from planner.simulator.script import Stream
 
 STREAMS: tuple[Stream, ...] = ("main", "sharding", "copy")
 

@@ -24,9 +24,9 @@ from cost_models.errors import InputError
 from cost_models.kernels import Kernels
 from cost_models.memory import GROUP_BYTES
 from cost_models.shape import Degrees
-from planner.bounds import Reach, fastest
-from planner.candidates import columns
-from planner.space import SHARDINGS, Space, divisors
+from planner.layouts.bounds import Reach, fastest
+from planner.layouts.candidates import columns
+from planner.layouts.space import SHARDINGS, Space, divisors
 
 Objective = Literal["time", "memory", "gpu-hours"]
 SINGLE_ROWS = 1500
