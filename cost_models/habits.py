@@ -36,17 +36,21 @@ class Habits:
     norm: Fusion = "unfused"  # fused: one kernel, one read and one write; unfused: Hugging Face's RMSNorm
     rotary: Fusion = "unfused"  # none: learned or ALiBi positions
     activation: Fusion = "unfused"  # fused: gate, activation and product (or bias and GELU) in one kernel
+    product_dtype: Literal["fp8"] | None = None  # of the layers' products; none: as the parameters
+    quantise_bytes: int = 0  # per value that enters an 8-bit product: read, written and written transposed
     joined_products: bool = False  # one product for Q, K, V and one for gate and up
     attention: AttentionKernel = "newest"  # fa1: FlashAttention before 2; unfused: scores in memory
     merge_bytes: int = 18  # per output value and ring hop: cast the block (r2 w4), one blend in fp32 (r4 r4 w4)
     dropout: bool = False  # on attention's scores (if unfused) and on both residual branches, masks kept
     sequence_parallel: bool = True  # tensor parallel: reduce-scatter and all-gather, norms on a share of the tokens
+    tensor_chunks: bool = False  # tensor exchanges cut in `tensor` chunks beside their product: one chunk is exposed
     gathered_fp32: bool = False  # sharded weights travel as fp32 and are cast where they are used
     cast_bytes: int = 0  # per weight and use: autocast copies of fp32 weights to the parameter dtype
     accumulate_bytes: int = 0  # per weight and microbatch: adding the gradient to a resident buffer
     reduction: Reduction = "overlapped"  # gradient reduction and weight gathers beside the computation, or after it
     dummy_gradient_bytes: int = 0  # per weight of each distinct shape: placeholders that autograd is handed
     logit_bytes: int | None = None  # held per logit at the loss; none: b for logits and gradient, twice fp32
+    owner_broadcasts: bool = False  # ZeRO-1: after the update each owner sends its weights by a broadcast of its own
     optimizer_bytes: int | None = None  # traffic per weight of the update; none: a fused fp32 update
     host_call_s: float = 0.0  # host time that one call of a sharded operator costs before its kernels run
 

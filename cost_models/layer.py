@@ -53,12 +53,19 @@ def backward(shape: Shape, kernels: Kernels, recompute: str) -> tuple[Phase, ...
     return (*again, *before, *core, *_inputs(shape, kernels, None, grad=True))
 
 
-def matmul_s(shape: Shape, kernels: Kernels, m: Any, n: Any, k: Any, grad: bool) -> Any:
-    """Forward product m x k by k x n, or both backward products."""
-    dtype = shape.workload.precision.param
+def matmul_s(shape: Shape, kernels: Kernels, m: Any, n: Any, k: Any, grad: bool, dtype: str | None = None) -> Any:
+    """Forward product m x k by k x n, or both backward products, with what 8-bit inputs cost to make."""
+    habits = shape.habits
+    if dtype is None:
+        dtype = habits.product_dtype or shape.workload.precision.param
+    if habits.quantise_bytes and dtype == "fp8":
+        values = m * n if grad else m * k + n * k
+        quantised = kernels.memory_bound_s(values * habits.quantise_bytes, 2)
+    else:
+        quantised = 0.0
     if not grad:
-        return kernels.gemm_s(m, n, k, dtype)
-    return kernels.gemm_s(m, k, n, dtype) + kernels.gemm_s(k, n, m, dtype)
+        return kernels.gemm_s(m, n, k, dtype) + quantised
+    return quantised + kernels.gemm_s(m, k, n, dtype) + kernels.gemm_s(k, n, m, dtype)
 
 
 def _norm_bytes(shape: Shape) -> Any:

@@ -119,7 +119,7 @@ def head(shape: Shape, kernels: Kernels) -> Segment:
     chunks = shape.tokens / tokens
     product = kernels.gemm_s(tokens, vocab, model.hidden, dtype)
     forwards = 1 if chunk is None else 2
-    both = forwards * product + layer.matmul_s(shape, kernels, tokens, vocab, model.hidden, grad=True)
+    both = forwards * product + layer.matmul_s(shape, kernels, tokens, vocab, model.hidden, True, dtype)
     softmax = kernels.memory_bound_s(tokens * vocab * (forwards * (shape.width + 12) + 8 + 2 * shape.width), 8)
     reduce = DTYPE_BYTES[shape.workload.precision.reduce]
     gradient = shape.root_params * reduce if shape.trains("llm") else 0.0
