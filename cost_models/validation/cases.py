@@ -83,14 +83,12 @@ def layers_of(model: Model, recompute: Recompute, offload: bool = False) -> tupl
 
 
 def _llm_foundry(row: Row) -> Case | Refused:
-    if row.score == "apart":
-        return Refused(
-            row=row, reason="Transformer Engine in fp8 under autocast: which products ran in fp8 is not said"
-        )
     gpus, model = row.count("n_gpus"), model_of(row, gated=False, tied=True)
     hopper = row.text("gpu").startswith("H100")
     pure = "PURE" in row.text("other")
     framework = fw.COMPOSER_PURE if pure else (fw.COMPOSER_H100 if hopper else fw.COMPOSER_A100)
+    if row.score == "apart":
+        framework = fw.COMPOSER_FP8
     device = "" if hopper else f"a100-sxm-{row.text('gpu_mem_gb')}gb"
     cluster = cluster_of("dgx-h100" if hopper else "dgx-a100", gpus, device=device)
     batch, micro = row.count("global_batch"), row.count("grad_accum")
@@ -195,6 +193,27 @@ def _sc21(row: Row) -> Case | Refused:
     )  # fmt: skip
 
 
+def _megatron_bridge(row: Row) -> Case | Refused:
+    if "LoRA" in row.text("other"):
+        return Refused(row=row, reason="LoRA: frozen weights with small trained ones have no words yet")
+    gpus, model = row.count("n_gpus"), model_of(row, gated=True, tied=False)
+    data, virtual, ring = row.count("dp"), row.count("vpp", 1), row.count("cp_ring")
+    strategy = Strategy(
+        data=data, tensor=row.count("tp"), pipeline=row.count("pp"), virtual=virtual, ring=ring, shard=data * ring,
+        zero=1, schedule="interleaved" if virtual > 1 else "1f1b", layers=layers_of(model, "none"),
+        microbatches=row.count("global_batch") // (data * row.count("micro_batch")), loss_chunk_tokens=None,
+    )  # fmt: skip
+    work = Workload(
+        model, context_tokens=row.count("seq_len"), global_batch=row.count("global_batch"),
+        precision=fw.MEGATRON_FP8.precision,
+    )  # fmt: skip
+    preset = "dgx-h100" if row.text("gpu") == "H100" else "dgx-b200"
+    return Case(
+        row=row, cluster=cluster_of(preset, gpus), workload=work, strategy=strategy, framework=fw.MEGATRON_FP8,
+        measured_s=row.number_of("iter_s"),
+    )  # fmt: skip
+
+
 SC21_LAYERS_PER_CHUNK = {12: 4, 35: 1}
 """Interleaving is not printed: two chunks for 8 layers a stage, one layer each for 3 a stage. Inferred."""
 
@@ -246,8 +265,7 @@ def _easycontext(row: Row) -> Case | Refused:
 
 
 _NO_WORDS = {
-    "train_megatron_bridge": "8-bit products: the recipes have no words yet",
-    "train_nemo_longseq_cp": "8-bit products; microbatch and virtual stages are not printed",
+    "train_nemo_longseq_cp": "prints FLOP/s alone, and not which attention FLOP they count",
     "train_bigscience_v100": "V100: no device of that generation is described",
     "train_deepspeed_figures_digitized": "degrees, recompute and GPU memory of the panels are not printed",
 }
@@ -257,6 +275,7 @@ READERS: dict[str, Callable[[Row], Case | Refused]] = {
     "train_simumax_b200": _simumax,
     "train_megatron_recompute_2205.05198": _megatron_recompute,
     "train_megatron_sc21_table2": _sc21,
+    "train_megatron_bridge": _megatron_bridge,
     "train_fpdt_ulysses_offload": _fpdt,
     "train_easycontext": _easycontext,
 }

@@ -36,6 +36,14 @@ COMPOSER_H100 = Framework(
     precision=Precision(reduce="fp32", grad="fp32"),
     reason="DEFAULT had become parameters in bf16 and reduction in fp32; the sweep's scripts take Triton's attention",
 )
+COMPOSER_FP8 = Framework(
+    name="Composer 0.16 + FSDP1, products in fp8 by Transformer Engine",
+    habits=Habits(
+        norm="fused", rotary="none", joined_products=True, attention="fa1", product_dtype="fp8", quantise_bytes=4
+    ),
+    precision=Precision(reduce="fp32", grad="fp32"),
+    reason="as above; each input of an 8-bit product is read (2 B) and written with its transpose (1 B each)",
+)
 COMPOSER_PURE = Framework(
     name="Composer + FSDP1, mixed precision PURE",
     habits=Habits(norm="fused", rotary="none", joined_products=True, attention="fa1"),
@@ -45,11 +53,18 @@ COMPOSER_PURE = Framework(
 INTERNEVO = Framework(
     name="InternEvo (2023)",
     habits=Habits(
-        norm="fused", rotary="fused", joined_products=True, attention="fa1", sequence_parallel=False, accumulate_bytes=6
+        norm="fused",
+        rotary="fused",
+        joined_products=True,
+        attention="fa1",
+        sequence_parallel=False,
+        accumulate_bytes=6,
+        owner_broadcasts=True,
     ),
     precision=Precision(reduce="bf16", grad="bf16"),
     reason="apex RMSNorm, flash-attn's rotary and loss; SwiGLU in two kernels; tensor parallelism with all-reduce; "
-    "bf16 gradients are added up in bf16 (read two, write one) and reduced in bf16, ZeRO-1",
+    "bf16 gradients are added up in bf16 (read two, write one) and reduced in bf16; flash-attn 1; ZeRO-1 broadcasts "
+    "each owner's weights after the update (overlap_sync_param off)",
 )
 MEGATRON_2021 = Framework(
     name="Megatron-LM (2021), all-reduce",
@@ -88,6 +103,16 @@ MEGATRON_TE = Framework(
     "without overlap, as the launcher sets it; its cross entropy works in place on bf16 logits; fused weight gradients "
     "leave bf16 placeholders (SimuMax's reproduction guide)",
 )
+MEGATRON_FP8 = Framework(
+    name="Megatron-Bridge recipes, products in fp8",
+    habits=Habits(
+        norm="fused", activation="fused", joined_products=True, rotary="fused", accumulate_bytes=8, logit_bytes=2,
+        product_dtype="fp8", tensor_chunks=True, quantise_bytes=4, dummy_gradient_bytes=2,
+    ),
+    precision=Precision(reduce="bf16", grad="fp32"),
+    reason="as Transformer Engine above, with what the recipes overlap: gradient reduction, weight gathers, and tensor "
+    "exchanges in chunks beside their products (userbuffers); 8-bit inputs as above",
+)  # fmt: skip
 DEEPSPEED = Framework(
     name="DeepSpeed ZeRO and Ulysses on Megatron-DeepSpeed (2024)",
     habits=Habits(norm="fused", activation="fused", attention="fa2", accumulate_bytes=6, logit_bytes=6),
@@ -125,6 +150,18 @@ ATTENTION_ONLY = Framework(
     "differences (12 B each) and a product (8 B) per value and hop",
 )
 FRAMEWORKS = (
-    COMPOSER_A100, COMPOSER_H100, COMPOSER_PURE, INTERNEVO, MEGATRON_2021, MEGATRON_2022, MEGATRON_TE,
-    DEEPSPEED, EASYCONTEXT, DEEPSPEED_GPT, MEGATRON_DEEPSPEED, ATTENTION_ONLY,
-)  # fmt: skip
+    COMPOSER_A100,
+    COMPOSER_H100,
+    COMPOSER_FP8,
+    COMPOSER_PURE,
+    INTERNEVO,
+    MEGATRON_2021,
+    MEGATRON_2022,
+    MEGATRON_TE,
+    MEGATRON_FP8,
+    DEEPSPEED,
+    EASYCONTEXT,
+    DEEPSPEED_GPT,
+    MEGATRON_DEEPSPEED,
+    ATTENTION_ONLY,
+)

@@ -20,7 +20,7 @@ from cost_models.kernels import FA2_ARCHITECTURES, Kernels
 from cost_models.paths import Paths, domain_link, paths_of
 from cost_models.placement import Placement
 from cost_models.pricing import fold_segment
-from cost_models.program import Compute, Phase, Segment
+from cost_models.program import Compute, Exchange, Phase, Segment
 from cost_models.shape import Shape
 from cost_models.step import step_program, trained_params
 from cost_models.validation.cases import Case
@@ -50,7 +50,7 @@ def predict(case: Case, habits: Habits | None = None) -> Prediction:
     shape, ranges = Shape(workload, strategy, habits), strategy.layer_ranges(workload.model.layers)
     program = step_program(shape, kernels, ranges)
     micro = [_with_copies(segment, shape, kernels) for segment in program.microbatch]
-    seconds = _fold(micro, list(program.epilogue), shape, kernels, paths)
+    seconds = _fold(micro, list(program.epilogue), shape, kernels, paths, node.scale_up.latency_s)
     kept = sum(memory.kept(shape, part) * part.count for part in ranges) / strategy.pipeline
     again = max(memory.recomputed(shape, part.recompute) for part in ranges)
     parts = {name: float(value) for name, value in memory.memory(shape, kept, again, node.device).items()}
@@ -80,21 +80,31 @@ def _with_copies(segment: Segment, shape: Shape, kernels: Kernels) -> Segment:
     elif segment.name.startswith("layer backward"):
         again = 1 if segment.name.endswith("full") else 0
         moved = weights * (habits.cast_bytes * (1 + again) + habits.accumulate_bytes)
-    phases: tuple[Phase, ...] = segment.phases
+    phases = tuple(_exposed(phase, shape) for phase in segment.phases)
     if moved:
         phases = (*phases, Compute(part="memory_bound", seconds=kernels.memory_bound_s(moved, 6)))
     gathered = segment.gather_bytes * (4 / shape.width if habits.gathered_fp32 else 1)
     return replace(segment, phases=phases, gather_bytes=gathered)
 
 
+def _exposed(phase: Phase, shape: Shape) -> Phase:
+    """A tensor exchange that is cut in chunks shows its first one; the products beside are longer than the rest."""
+    if shape.habits.tensor_chunks and isinstance(phase, Exchange) and phase.part == "tensor":
+        return replace(phase, bytes=phase.bytes / shape.degrees.tensor)
+    return phase
+
+
 def _fold(
-    micro: list[Segment], epilogue: list[Segment], shape: Shape, kernels: Kernels, paths: Paths
+    micro: list[Segment], epilogue: list[Segment], shape: Shape, kernels: Kernels, paths: Paths, hop_s: float
 ) -> dict[str, float]:
     degrees = shape.degrees
     once = degrees.zero < 2
     plain = [_unsharded(segment) for segment in micro] if once else micro
     last = micro if once and shape.habits.reduction == "overlapped" else plain
     total: dict[str, float] = {}
+    if once and shape.habits.owner_broadcasts:
+        last = [replace(segment, gather_bytes=0.0) for segment in last]
+        total["sharding"] = _broadcasts_s(micro, shape, paths, hop_s)
     for segments, times in ((plain, degrees.microbatches - 1), (last, 1), (epilogue, 1)):
         for segment in segments:
             _add(total, segment, paths, times * float(segment.repeat))
@@ -113,6 +123,16 @@ def _fold(
         weights = float(np.asarray(trained_params(shape))) / degrees.pipeline / share
         total["optimizer"] = float(kernels.memory_bound_s(weights * shape.habits.optimizer_bytes, 20))
     return total
+
+
+def _broadcasts_s(micro: list[Segment], shape: Shape, paths: Paths, hop_s: float) -> float:
+    """Every owner's weights once round the ring of its group: their bytes, and a ring's latency for each owner."""
+    path, owners = paths.axes["shard"], int(shape.degrees.shard)
+    if owners == 1:
+        return 0.0
+    moved = sum(float(segment.gather_bytes) * float(segment.repeat) for segment in micro)
+    ring_s = float(path.hops_out * path.latency_s + (owners - path.hops_out) * hop_s)
+    return float(paths.exchange_s("shard", "all_gather", moved)) + owners * ring_s
 
 
 def _unsharded(segment: Segment) -> Segment:
