@@ -15,22 +15,22 @@ from typing import Any
 import click
 
 from cost_models.errors import InputError
+from planner import console
+
+EXAMPLES = """\b
+Examples:
+  executor profile -o profile.json
+  executor check plan.json
+  executor launch plan.json --config examples/train.yaml
+  executor launch plan.json --job longvila.generate --config examples/ask.yaml
+  executor launch plan.json --hosts node1,node2 --dry-run
+  executor launch plan.json --slurm job.sh
+"""
 
 
-class _Group(click.Group):
-    """Every InputError of a subcommand becomes one line and exit code 2."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except InputError as error:
-            click.echo(f"error: {' '.join(str(error).split())}", err=True)
-            ctx.exit(2)
-
-
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="mmsp", prog_name="executor")
-def main() -> None:
+def cli() -> None:
     """Make a plan real: launch it, measure this machine, or check a plan's memory."""
 
 
@@ -46,7 +46,7 @@ def _node_rank(text: str | None) -> int | None:
     return int(text)
 
 
-@main.command()
+@cli.command()
 @click.argument("plan", type=click.Path(path_type=Path))
 @click.option("--job", default="longvila.train", show_default=True, help="Module with main(job), by dotted name.")
 @click.option("--config", help="YAML file with the job's settings.")
@@ -84,7 +84,7 @@ def launch(
         sys.exit(launching.run(prepared, sys.stdout, sys.stderr))
 
 
-@main.command()
+@cli.command()
 @click.argument("plan", type=click.Path(path_type=Path))
 @click.option("--rank", default=0, show_default=True, help="Whose memory to count.")
 @click.option("--json", "as_json", is_flag=True, help="Print the components as JSON.")
@@ -98,7 +98,7 @@ def check(plan: Path, rank: int, as_json: bool) -> None:
     click.echo(checked.run(loaded, rank, as_json))
 
 
-@main.command("profile")
+@cli.command("profile")
 @click.option("-o", "--output", default="profile.json", show_default=True, type=click.Path(path_type=Path))
 @click.option("--ranks", type=int, help="Processes that measure.  [default: all GPUs, or twice the CPU cores]")
 @click.option("--quick", is_flag=True, help="Shorter windows: under a minute on a laptop.")
@@ -108,6 +108,11 @@ def profile_command(output: Path, ranks: int | None, quick: bool) -> None:
 
     found = profiling.profile(output, ranks, quick)
     click.echo(f"wrote {output}: {len(found.samples)} samples of {found.machine}")
+
+
+def main() -> None:
+    """The `executor` console script."""
+    console.run(cli, "executor")
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def main(plan_path: Path, job: str, host: str | None, hosts: str | None, timeout
         if kind_of(error) != "user":
             traceback.print_exc()
         where = f"{host or discover().name}, local rank {os.environ.get('LOCAL_RANK', '?')}"
-        click.echo(f"error: {where}: {one_line(error)}", err=True)
+        click.echo(f"executor: {where}: {one_line(error)}", err=True)
         sys.stderr.flush()
         os._exit(2 if kind_of(error) == "user" else 1)
 

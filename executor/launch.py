@@ -154,8 +154,8 @@ def run(launch: Launch, out: TextIO, err: TextIO) -> int:
 
 def _explain(failure: Failure, folder: RunFolder) -> str:
     if failure.kind == "user":
-        return f"error: {failure.message}\n"
-    return f"error: rank {failure.rank} failed: {failure.message} (more in {folder.log(failure.rank)})\n"
+        return f"executor: {failure.message}\n"
+    return f"executor: rank {failure.rank} failed: {failure.message} (more in {folder.log(failure.rank)})\n"
 
 
 def _unexplained(code: int, ranks: Sequence[int]) -> Failure:

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
 
 from cost_models.errors import InputError
-from planner import options
+from planner import console, options
 
 EXAMPLES = """\b
 Examples:
@@ -29,7 +28,12 @@ Examples:
 """
 
 
-@click.group(invoke_without_command=True, epilog=EXAMPLES, context_settings={"max_content_width": 110})
+@click.group(
+    invoke_without_command=True,
+    epilog=EXAMPLES,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+@click.version_option(package_name="mmsp", prog_name="plan")
 @options.shared
 @click.option("--fix", metavar="NAME=VALUE,…", help="Pin choices: data, ring, ulysses, shard, zero, recompute, …")
 @click.option("--objective", default="time", show_default=True, metavar="time|memory|gpu-hours",
@@ -188,27 +192,9 @@ class _Progress:
 
 
 def main() -> None:
-    """Console entry: one line on stderr and exit code 2 for a user's mistake."""
-    try:
-        cli.main(prog_name="plan", standalone_mode=False)
-    except InputError as error:
-        _fail(getattr(error, "problem", str(error)), getattr(error, "remedies", ()))
-    except click.exceptions.Abort:
-        sys.exit(130)
-    except click.ClickException as error:
-        _fail(" ".join(error.format_message().split()) + "; see plan --help")
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(1)
-
-
-def _fail(message: str, remedies: tuple[str, ...] = ()) -> None:
-    click.echo(f"plan: {message}", err=True)
-    for remedy in remedies:
-        click.echo(f"  - {remedy}", err=True)
-    sys.exit(2)
+    """The `plan` console script."""
+    console.run(cli, "plan")
 
 
 if __name__ == "__main__":
-    sys.argv[0] = Path(sys.argv[0]).name
     main()

@@ -1,8 +1,12 @@
 """The command line: a user's mistake is one line and exit code 2; a dry run shows everything and starts nothing."""
 
+import io
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from unittest.mock import patch
+
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 from cost_models import Cluster, LayerRange, Placement, Strategy
 from cost_models.workload import Precision
@@ -13,9 +17,16 @@ from tests.executor.planned import edit_plan, make_plan, save_plan
 
 def _run(*arguments) -> tuple[int, str]:
     """(exit code, everything printed); in this process, for commands that start none."""
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.output
+    printed = io.StringIO()
+    with (
+        redirect_stdout(printed),
+        redirect_stderr(printed),
+        patch.object(sys, "argv", ["executor", *map(str, arguments)]),
+    ):
+        try:
+            main()
+        except SystemExit as stop:
+            return stop.code or 0, printed.getvalue()
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ def test_a_users_mistake_in_a_job_is_one_line(tmp_path):
     plan = save_plan(tmp_path, Strategy(ulysses=2, shard=2))
     done = run("launch", plan, *_options(tmp_path, "mistake"), folder=tmp_path)
     assert done.returncode == 2
-    assert "error: data: no such file; name one that is there" in done.stderr.splitlines()
+    assert "executor: data: no such file; name one that is there" in done.stderr.splitlines()
     assert "Traceback" not in done.stderr + done.stdout
     assert "Traceback" in (tmp_path / "runs/launch/logs/rank-0.log").read_text()
 
