@@ -1,7 +1,7 @@
 """`python -m cost_models.validate`: predicted against measured for every published row that may judge.
 
 Prints, per file, median, 90th percentile, worst and bias of the step time (memory where it was measured), the order
-within sweeps, the worst rows, and what each framework's habits are worth; `--markdown` and `--json` write the same to
+within sweeps, the worst rows, and what each framework's habits are worth; `--markdown`, `--json` and `--plot` write
 files. Reads `measurements/` of a checkout; nothing is fitted here.
 """
 
@@ -16,6 +16,7 @@ import click
 
 from cost_models.errors import InputError
 from cost_models.validation.judge import FileReport, judge
+from cost_models.validation.plot import svg
 from cost_models.validation.report import as_json, markdown, show
 from cost_models.validation.rows import FOLDER, files, read
 
@@ -28,7 +29,8 @@ PATIENCE_S = 2.0
 @click.option("--measurements", "folder", type=click.Path(path_type=Path), default=FOLDER, help="Folder of the files.")
 @click.option("--markdown", "page", type=click.Path(path_type=Path), help="Write the report here, as Markdown.")
 @click.option("--json", "data", type=click.Path(path_type=Path), help="Write all rows here, as JSON ('-': print).")
-def main(chosen: tuple[str, ...], folder: Path, page: Path | None, data: Path | None) -> None:
+@click.option("--plot", "picture", type=click.Path(path_type=Path), help="Draw predicted over measured here, as SVG.")
+def main(chosen: tuple[str, ...], folder: Path, page: Path | None, data: Path | None, picture: Path | None) -> None:
     try:
         reports = _judged(chosen or files(folder), folder)
     except InputError as error:
@@ -42,6 +44,8 @@ def main(chosen: tuple[str, ...], folder: Path, page: Path | None, data: Path | 
     show(Console(), reports)
     if page:
         _write(page, markdown(reports))
+    if picture:
+        _write(picture, svg(reports))
     if data:
         _write(data, as_json(reports) + "\n")
 

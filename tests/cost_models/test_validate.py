@@ -4,6 +4,7 @@ import csv
 import json
 import math
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import pytest
 from click.testing import CliRunner
@@ -15,6 +16,7 @@ from cost_models.validation.cases import Case, Refused, case_of
 from cost_models.validation.frameworks import FRAMEWORKS
 from cost_models.validation.judge import judge
 from cost_models.validation.operators import OperatorCase, operator_case, operator_s
+from cost_models.validation.plot import svg
 from cost_models.validation.predict import neutral, predict
 from cost_models.validation.report import as_json, markdown
 from cost_models.validation.rows import FOLDER, files, read
@@ -132,6 +134,45 @@ def test_command_writes_the_same_bytes_twice(tmp_path):
     reports = judge(["train_megatron_recompute_2205.05198"], FOLDER)
     assert "| train_megatron_recompute_2205.05198 | 8 |" in markdown(reports)
     assert json.loads(as_json(reports)) == stored
+
+
+def test_plot_has_a_dot_for_every_row_and_parses():
+    reports = judge(["train_megatron_recompute_2205.05198"], FOLDER)
+    picture = ElementTree.fromstring(svg(reports))
+    dots = [one for one in picture.iter() if one.tag.endswith("circle") and one.attrib["r"] == "3"]
+    assert len(dots) == 8
+    first = reports[0].verdicts[0]
+    assert f"{first.error:+.1%}" in dots[0][0].text
+    assert "circle" not in svg([replace(reports[0], verdicts=())])
+
+
+def test_chunked_tensor_exchange_exposes_one_chunk():
+    row = rows("train_megatron_bridge", row="80")[0]
+    case = case_of(row)
+    habits = case.framework.habits
+    whole = predict(case, replace(habits, tensor_chunks=False)).seconds["tensor"]
+    chunks = predict(case, habits).seconds["tensor"]
+    assert whole / case.strategy.tensor <= chunks < whole / 2  # latency is not divided
+
+
+def test_owner_broadcasts_grow_with_the_group():
+    case = case_of(rows("train_internevo", row="8")[0])
+    none = predict(case, replace(case.framework.habits, owner_broadcasts=False))
+    sent = predict(case, case.framework.habits)
+    latency = case.strategy.shard * 128 * 3e-6  # at least the cards' latency round 128 nodes, for every owner
+    assert sent.seconds["sharding"] - none.seconds.get("sharding", 0.0) > latency
+
+
+def test_pipeline_halves_hold_their_own_root_and_microbatches():
+    """SimuMax, PP 2: 18 bytes a weight of 6 layers and the embedding, activations of two microbatches of 6 layers."""
+    case = case_of(rows("train_simumax_b200", row="1")[0])
+    model = case.workload.model
+    held = 6 * model.layer_params + model.embedding_params + model.hidden
+    found = predict(case).memory
+    assert found["gradients"] == pytest.approx(4 * held, rel=1e-9)
+    assert found["optimizer"] == pytest.approx(8 * held / 4, rel=1e-9)
+    kept = 2 * (4 * 8192 + (64 + 16) * 128 + 64 * 128 + 3 * 28672) + 4 * 64  # bytes a token and layer
+    assert found["activations"] == pytest.approx(2 * 6 * 4096 * kept, rel=1e-9)
 
 
 def test_command_refuses_an_unknown_file():
