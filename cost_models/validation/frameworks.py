@@ -149,6 +149,12 @@ ATTENTION_ONLY = Framework(
     reason="flash-attn 2 under yunchang or ring-flash-attn, whose merge is four kernels: cast (6 B), two "
     "differences (12 B each) and a product (8 B) per value and hop",
 )
+MAGI_BASELINES = Framework(
+    name="attention operator alone, FlashAttention-3 (MagiAttention's baselines)",
+    habits=Habits(merge_bytes=10),
+    precision=Precision(),
+    reason="FlashAttention-3; blocks merged by one fused kernel (r2 r4 w4), as Transformer Engine does",
+)
 FRAMEWORKS = (
     COMPOSER_A100,
     COMPOSER_H100,
@@ -164,4 +170,5 @@ FRAMEWORKS = (
     DEEPSPEED_GPT,
     MEGATRON_DEEPSPEED,
     ATTENTION_ONLY,
+    MAGI_BASELINES,
 )

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from cost_models.errors import InputError
 from cost_models.habits import OURS
-from cost_models.validation import frameworks
 from cost_models.validation.cases import Case, Refused, case_of
 from cost_models.validation.operators import OperatorCase, operator_case, operator_s
 from cost_models.validation.predict import neutral, predict
@@ -69,7 +68,7 @@ class FileReport:
         return Errors.of([error for one in self.scored() if (error := one.memory_error) is not None])
 
     def rankings(self) -> list[Ranking]:
-        """Sweeps of at least three rows."""
+        """Sweeps of at least two rows."""
         sweeps: dict[str, list[Verdict]] = defaultdict(list)
         for one in self.verdicts:
             if one.sweep:
@@ -77,7 +76,7 @@ class FileReport:
         return [
             ranking(name, [one.predicted_s for one in rows], [one.measured_s for one in rows])
             for name, rows in sweeps.items()
-            if len(rows) >= 3
+            if len(rows) >= 2
         ]
 
     def reasons(self) -> dict[str, int]:
@@ -136,7 +135,7 @@ def _step(case: Case) -> Verdict:
 
 
 def _operator(case: OperatorCase) -> Verdict:
-    framework = frameworks.ATTENTION_ONLY
+    framework = case.framework
     return Verdict(
         file=case.row.file,
         row=case.row.number,

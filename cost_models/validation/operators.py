@@ -23,6 +23,7 @@ from cost_models.program import Phase, Segment
 from cost_models.shape import Shape
 from cost_models.strategy import RingKind, Strategy
 from cost_models.validation.cases import Refused, cluster_of
+from cost_models.validation.frameworks import ATTENTION_ONLY, MAGI_BASELINES, Framework
 from cost_models.validation.rows import Row
 from cost_models.workload import Workload
 
@@ -41,7 +42,9 @@ class OperatorCase:
     cluster: Cluster
     workload: Workload
     strategy: Strategy
-    backward: bool  # forward and backward, else forward alone
+    framework: Framework
+    backward: bool
+    forward: bool = True
     measured_s: float
     sweep: str
 
@@ -49,7 +52,7 @@ class OperatorCase:
     def label(self) -> str:
         work = self.workload
         shape = f"{work.context_tokens} tokens, {work.model.heads} x {work.model.head_dim}"
-        passes = "fwd+bwd" if self.backward else "fwd"
+        passes = "+".join(name for name, runs in (("fwd", self.forward), ("bwd", self.backward)) if runs)
         return (
             f"{shape}, ring {self.strategy.ring} × ulysses {self.strategy.ulysses} {self.strategy.ring_kind}, {passes}"
         )
@@ -63,7 +66,9 @@ def operator_s(case: OperatorCase, habits: Habits) -> float:
     placement = Placement.in_order(case.cluster, case.strategy.ranks)
     paths = paths_of(case.cluster, case.strategy, placement, domain_link(case.cluster.runs[0].node.scale_up))
     shape = Shape(case.workload, case.strategy, habits)
-    passes: list[tuple[Phase, ...]] = [layer.attention(shape, kernels)]
+    passes: list[tuple[Phase, ...]] = []
+    if case.forward:
+        passes.append(layer.attention(shape, kernels))
     if case.backward:
         passes.append(layer.attention(shape, kernels, grad=True))
     seconds = 0.0
@@ -79,7 +84,7 @@ def operator_case(row: Row) -> OperatorCase | Refused:
         return _usp(row)
     if row.file == "op_ring_flash_attention":
         return _ring_flash(row)
-    return Refused(row=row, reason="inner degrees of its methods are not stated")
+    return _magi(row)
 
 
 def _attention_model(heads: int, kv_heads: int, head_dim: int) -> Model:
@@ -110,6 +115,7 @@ def _usp(row: Row) -> OperatorCase | Refused:
         cluster=cluster_of("dgx-a100", row.count("n_gpus")),
         workload=Workload(model, context_tokens=tokens, global_batch=batch),
         strategy=strategy,
+        framework=ATTENTION_ONLY,
         backward=row.text("pass") != "fwd",
         measured_s=row.number_of("latency_ms") / 1e3,
         sweep=f"{tokens} tokens, {heads} x {head_dim}, {model.kv_heads} KV, {api}",
@@ -135,7 +141,30 @@ def _ring_flash(row: Row) -> OperatorCase | Refused:
         cluster=cluster,
         workload=Workload(model, context_tokens=row.count("seq_len"), global_batch=1),
         strategy=Strategy(ring=ring, ring_kind=RING_KINDS.get(kind, "zigzag"), grad_ring_dtype="fp32"),
+        framework=ATTENTION_ONLY,
         backward="bwd" in method[0],
         measured_s=row.number_of("iter_s"),
         sweep=f"{row.text('gpu')}, {method[0]}, {ring} GPUs",
+    )
+
+
+def _magi(row: Row) -> OperatorCase | Refused:
+    if row.text("method") not in ("ulysses", "ring_p2p"):
+        return Refused(row=row, reason="a method without words, or whose inner degrees are not stated")
+    if row.text("mask") != "causal" or row.text("outcome") != "ok":
+        return Refused(row=row, reason="attention over the whole square (or no time): the model is causal")
+    ranks, heads = row.count("cp_size"), row.count("heads")
+    model = _attention_model(heads, row.count("kv_heads"), row.count("head_dim"))
+    ulysses = ranks if row.text("method") == "ulysses" else 1
+    forward = row.text("pass") == "fwd"
+    return OperatorCase(
+        row=row,
+        cluster=cluster_of("dgx-h100", ranks),
+        workload=Workload(model, context_tokens=row.count("seq_len_global"), global_batch=row.count("batch")),
+        strategy=Strategy(ulysses=ulysses, ring=ranks // ulysses),
+        framework=MAGI_BASELINES,
+        backward=not forward,
+        forward=forward,
+        measured_s=row.number_of("latency_ms_derived") / 1e3,
+        sweep=f"{ranks} GPUs, {row.text('pass')}",
     )

@@ -139,8 +139,7 @@ def _memory(reports: Sequence[FileReport]) -> Table:
         if (errors := report.memory_errors()).rows:
             rows.append((report.file, str(errors.rows), *_shown(errors)))
     return Table(
-        title="Peak memory", text="Rows scored `yes` whose source prints a peak. Allocated bytes: without context, library buffers, "
-        "slack.",
+        title="Peak memory", text="Rows scored `yes` with a printed peak; allocated bytes.",
         head=("file", "rows", "median", "p90", "worst", "bias"), rows=tuple(rows),
     )  # fmt: skip
 
