@@ -38,8 +38,8 @@ NOTES = (
     ),
     Note(
         file="op_ring_flash_attention",
-        text="zigzag and striped rings end 3 to 14% early: on H800 0.2 to 0.3 ms per forward hop and 0.7 ms per backward "
-        "hop are missing; cause not found (a hop's bytes are too few for contention to explain it)",
+        text="zigzag and striped rings end 3 to 14% early: on H800 0.2 to 0.3 ms per forward hop and 0.7 ms per "
+        "backward hop are missing; cause not found (a hop's bytes are too few for contention to explain it)",
     ),
     Note(
         file="train_llm_foundry_mpt",
