@@ -23,7 +23,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, SiglipVisionModel
 
 from longvila.config import LongVilaConfig
-from longvila.sharding import IGNORE, Batch, LocalBatch, OneProcess, Sharding
+from longvila.loss import loss_sum, wide_dtype
+from longvila.sharding import Batch, LocalBatch, OneProcess, Sharding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +97,7 @@ class LongVilaForConditionalGeneration(nn.Module):
         local = sharding.shard_batch(given)
         hidden_SD = self._hidden(given, local, sharding, cache)
         if cache is None:
-            return self._loss_sum(hidden_SD, local.labels_S)
+            return loss_sum(hidden_SD, self._head_weight(), local.labels_S, self.config.loss_chunk_tokens)
         return self._logits(sharding.from_last_token(hidden_SD, given))
 
     def encode_frames(self, pixels_FCHW: Tensor, sharding: Sharding) -> Tensor:
@@ -161,20 +162,9 @@ class LongVilaForConditionalGeneration(nn.Module):
         return self._logits(output.last_hidden_state[0, -1])
 
     def _logits(self, hidden_D: Tensor) -> Tensor:
-        return _wide(self.llm.get_output_embeddings()(hidden_D))
+        logits: Tensor = self.llm.get_output_embeddings()(hidden_D)
+        return logits.to(wide_dtype(logits.dtype))
 
-    def _loss_sum(self, hidden_SD: Tensor, labels_S: Tensor) -> Tensor:
-        size = self.config.loss_chunk_tokens
-        total = torch.zeros((), dtype=_wide(hidden_SD[:0]).dtype, device=hidden_SD.device)
-        for hidden, labels in zip(torch.split(hidden_SD, size), torch.split(labels_S, size), strict=True):
-            total = total + checkpoint(self._chunk_loss, hidden, labels, use_reentrant=False)
-        return total
-
-    def _chunk_loss(self, hidden_SD: Tensor, labels_S: Tensor) -> Tensor:
-        logits = _wide(self.llm.get_output_embeddings()(hidden_SD))
-        return F.cross_entropy(logits, labels_S, ignore_index=IGNORE, reduction="sum")
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """Float64 stays; everything else becomes float32, where sums over a vocabulary keep their digits."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+    def _head_weight(self) -> Tensor:
+        weight: Tensor = self.llm.get_output_embeddings().weight
+        return weight

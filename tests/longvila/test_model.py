@@ -65,6 +65,15 @@ def test_loss_and_every_gradient_equal_plain_hugging_face():
         torch.testing.assert_close(got[name], gradient, rtol=1e-9, atol=1e-12, msg=name)
 
 
+def test_tied_embeddings_get_both_gradients():
+    batch = batch_of()
+    model = model_of(llm={**load_config("tiny").llm, "tie_word_embeddings": True}, loss_chunk_tokens=7)
+    assert model.llm.lm_head.weight is model.llm.get_input_embeddings().weight
+    wanted, got = gradients(model, plain_loss(model, batch)), gradients(model, model(batch))
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(got[name], gradient, rtol=1e-9, atol=1e-12, msg=name)
+
+
 @pytest.mark.parametrize("chunk", [1, 16, 39, 4096])
 def test_chunked_loss_has_the_gradients_of_the_whole(chunk):
     batch = batch_of()
