@@ -31,7 +31,7 @@ def executed_flops(workload: Workload, strategy: Strategy) -> float:
     head = 2.0 * model.vocab * model.hidden * _tokens(workload)
     body = weights - head
     mlp = 2.0 * (3 if model.gated else 2) * model.hidden * model.ffn * _tokens(workload)
-    total = 3 * weights + 3.5 * attention + (head if strategy.loss_chunk_tokens else 0.0)
+    total = 3 * weights + 3.5 * attention
     for part in strategy.layer_ranges(layers):
         share = part.count / layers
         if part.recompute == "full":

@@ -4,7 +4,7 @@
     gathered      whole weights in the parameter dtype: the root, and two layers in flight (all layers below ZeRO-3)
     activations   what each layer keeps until its backward pass, by recompute policy
     working       the largest transient of one layer: what is recomputed, attention's ring buffers, whole gradients
-    logits        one chunk of the loss, or all of it        vision   the tower's activations for the own frames
+    logits        one chunk of the loss, or all of it, with the head's gradient        vision   of the own frames
     communication, reserve   library buffers, CUDA context, allocator slack: named estimates below
 
 What one decoder layer keeps per token in unfused Hugging Face code (h hidden, q/k widths, f ffn, b bytes):
@@ -170,15 +170,27 @@ def _microbatches_in_flight(shape: Shape) -> Any:
 
 
 def _logits(shape: Shape) -> Any:
-    """Logits in the parameter dtype, in fp32, and their gradient; for one chunk or for all tokens of the rank."""
-    vocab = shape.workload.model.vocab // shape.degrees.tensor
+    """What the loss holds at its highest moment: for one chunk of tokens, or for all of the rank by autograd.
+
+    whole    logits in the parameter dtype, in fp32, and the gradient of both; the head's whole gradient
+    chunk    b + 4 + 4 per logit (a CPU's; CUDA's log-softmax casts as it reads), or the gradient's b beside the
+             chunk's product; all the while the head's gradient in float32, which the backward pass then casts
+    """
+    model, width = shape.workload.model, shape.width
+    vocab = model.vocab // shape.degrees.tensor
     if shape.workload.mode != "train":
-        return np.maximum(shape.rows, 1) * vocab * shape.width
-    chunk = shape.degrees.loss_chunk_tokens
-    tokens = shape.tokens if chunk is None else np.minimum(shape.tokens, chunk)
-    head = shape.workload.model.hidden * vocab * _transient_gradient(shape)
-    held = 2 * shape.width + 8 if shape.habits.logit_bytes is None else shape.habits.logit_bytes
-    return tokens * vocab * held + head * (1 if shape.trains("llm") else 0)
+        return np.maximum(shape.rows, 1) * vocab * width
+    chunk, trained = shape.degrees.loss_chunk_tokens, 1 if shape.trains("llm") else 0
+    weights = model.hidden * vocab * trained
+    passing = weights * _transient_gradient(shape)
+    if chunk is None:
+        held = 2 * width + 8 if shape.habits.logit_bytes is None else shape.habits.logit_bytes
+        return shape.tokens * vocab * held + passing
+    logits = np.minimum(shape.tokens, chunk) * vocab
+    wide = max(4, width)
+    product = weights * width if width < wide else 0 * weights
+    highest = np.maximum(logits * (2 * wide if width == wide else width + 8), logits * width + product)
+    return np.maximum(weights * wide + highest, passing)
 
 
 def _vision(shape: Shape) -> Any:

@@ -108,27 +108,42 @@ def embed(shape: Shape, kernels: Kernels) -> Segment:
 
 
 def head(shape: Shape, kernels: Kernels) -> Segment:
-    """Logits and cross entropy with their backward pass, in chunks that are computed again; else the last token's."""
+    """Logits and cross entropy with their backward pass; else the last token's logits."""
     model, dtype = shape.workload.model, shape.workload.precision.param
     vocab = model.vocab // shape.degrees.tensor
     if shape.workload.mode != "train":
         seconds = kernels.gemm_s(np.maximum(shape.rows, 1), vocab, model.hidden, dtype)
         return Segment(name="logits", phases=(Compute(part="loss", seconds=seconds),))
-    chunk = shape.degrees.loss_chunk_tokens
-    tokens = shape.tokens if chunk is None else np.minimum(shape.tokens, chunk)
-    chunks = shape.tokens / tokens
-    product = kernels.gemm_s(tokens, vocab, model.hidden, dtype)
-    forwards = 1 if chunk is None else 2
-    both = forwards * product + layer.matmul_s(shape, kernels, tokens, vocab, model.hidden, True, dtype)
-    softmax = kernels.memory_bound_s(tokens * vocab * (forwards * (shape.width + 12) + 8 + 2 * shape.width), 8)
     reduce = DTYPE_BYTES[shape.workload.precision.reduce]
     gradient = shape.root_params * reduce if shape.trains("llm") else 0.0
     return Segment(
         name="head and loss",
-        phases=(Compute(part="loss", seconds=chunks * (both + softmax)),),
+        phases=(Compute(part="loss", seconds=_loss_s(shape, kernels, vocab)),),
         scatter_bytes=gradient,
         replicate_bytes=gradient / shape.degrees.shard,
     )
+
+
+def _loss_s(shape: Shape, kernels: Kernels, vocab: Any) -> Any:
+    """Logits, softmax and the products of their gradients, once for each chunk; whole: by autograd's cross entropy.
+
+    A chunk's traffic per logit (b bytes): log-softmax r b w 4, exp r 4 w 4, mask and cast r 4 w b. Its part of the
+    head's gradient is added to a float32 sum (r b r 4 w 4 for each weight) unless it is float32 itself. In the end the
+    sum and the gradient of the hidden states are scaled (r 4 w b; r b w b).
+    """
+    model, dtype, width = shape.workload.model, shape.workload.precision.param, shape.width
+    chunk, weights = shape.degrees.loss_chunk_tokens, vocab * model.hidden
+    tokens = shape.tokens if chunk is None else np.minimum(shape.tokens, chunk)
+    product = kernels.gemm_s(tokens, vocab, model.hidden, dtype)
+    products = product + layer.matmul_s(shape, kernels, tokens, vocab, model.hidden, True, dtype)
+    if chunk is None:
+        return products + kernels.memory_bound_s(tokens * vocab * (20 + 3 * width), 8)
+    softmax = kernels.memory_bound_s(tokens * vocab * (16 + 2 * width), 8)
+    summed = kernels.memory_bound_s(weights * (8 + width), 1) if shape.trains("llm") and width < 4 else 0.0
+    scaled = kernels.memory_bound_s(2 * shape.tokens * model.hidden * width, 1)
+    if shape.trains("llm"):
+        scaled = scaled + kernels.memory_bound_s(weights * (4 + width), 2)
+    return shape.tokens / tokens * (products + softmax + summed) + scaled
 
 
 def update(shape: Shape, kernels: Kernels) -> Segment:
