@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 from cost_models import Cluster, Model, Placement, Profile, Strategy, Workload, price
@@ -73,6 +75,7 @@ def start(*arguments: str | Path, folder: Path) -> subprocess.Popen[str]:
         text=True,
         cwd=folder,
         env=environment,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # ignored under `tests &`
     )
 
 
