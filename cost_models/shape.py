@@ -150,5 +150,9 @@ class Shape:
         """Frames that one rank encodes in a microbatch (the most of any rank)."""
         return -(-self.workload.frames // self.degrees.context) * self.rows
 
+    def replicate_bytes(self, gradient_bytes: Any) -> Any:
+        """One microbatch's part of the sum of a gradient's shards over the replicas, which happens once a step."""
+        return gradient_bytes / self.degrees.shard / self.degrees.microbatches
+
     def trains(self, part: str) -> bool:
         return self.workload.mode == "train" and part in self.workload.trainable

@@ -5,7 +5,8 @@
     decode   [embed · layers forward of one token against the sharded cache, merged by log-sum-exp · logits]
 
 Weights are gathered per layer in the parameter dtype and again for the backward pass with ZeRO-3; gradients are
-reduce-scattered per layer and microbatch in the reduce dtype. Left out: data loading and video decoding (host side).
+reduce-scattered per layer and microbatch in the reduce dtype, and their shards all-reduced over the replicas once a
+step: in the last microbatch, here spread evenly over all. Left out: data loading and video decoding (host side).
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def backward_segment(shape: Shape, kernels: Kernels, recompute: str, *, repeat: 
         repeat=repeat,
         gather_bytes=again,
         scatter_bytes=gradient,
-        replicate_bytes=gradient / shape.degrees.shard,
+        replicate_bytes=shape.replicate_bytes(gradient),
         offload_bytes=_offloaded(shape, offload),
     )
 
@@ -120,7 +121,7 @@ def head(shape: Shape, kernels: Kernels) -> Segment:
         name="head and loss",
         phases=(Compute(part="loss", seconds=_loss_s(shape, kernels, vocab)),),
         scatter_bytes=gradient,
-        replicate_bytes=gradient / shape.degrees.shard,
+        replicate_bytes=shape.replicate_bytes(gradient),
     )
 
 

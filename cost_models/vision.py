@@ -56,7 +56,7 @@ def backward(shape: Shape, kernels: Kernels) -> list[Segment]:
                 Compute(part="vision", seconds=_projector_s(shape, vision, kernels, grad=True)),
             ),
             scatter_bytes=edge,
-            replicate_bytes=edge / shape.degrees.shard,
+            replicate_bytes=shape.replicate_bytes(edge),
         )
     ]
     if shape.trains("tower"):
@@ -68,7 +68,7 @@ def backward(shape: Shape, kernels: Kernels) -> list[Segment]:
                 repeat=vision.layers,
                 gather_bytes=np.where(np.asarray(shape.degrees.zero) == 3, block * shape.width, 0),
                 scatter_bytes=block * reduce,
-                replicate_bytes=block * reduce / shape.degrees.shard,
+                replicate_bytes=shape.replicate_bytes(block * reduce),
             )
         )
     return segments

@@ -99,7 +99,8 @@ def _step(groups: Groups, device: torch.device, layers: int, microbatches: int) 
     )
 
     def step() -> None:
-        for _ in range(microbatches):
+        for number in range(microbatches):
+            sharding.before_microbatch(model, last=number + 1 == microbatches)
             loss = model(batch, sharding)
             sharding.token_mean(loss, float(tokens * microbatches)).backward()
             sharding.total(float(loss.detach()))

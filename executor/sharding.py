@@ -7,7 +7,8 @@
 Parameters lie by FSDP2 on the plan's (replicate, shard) mesh, one unit per decoder layer, per vision layer and for
 the rest. ZeRO 3: parameters are freed after a unit's forward. ZeRO 1 and 2: kept until its backward; FSDP2 shards
 gradients as they are reduced, so 1 runs as 2: the same bytes on the wire, no more memory. ZeRO 0, or shard = 1: every
-rank holds all, gradients are summed by all-reduce over the replicate group. Leaves out: tensor, pipeline, offload.
+rank holds all. Gradients are summed by all-reduce over the replicate group, in a step's last microbatch only.
+Leaves out: tensor, pipeline, offload.
 """
 
 from __future__ import annotations
@@ -156,6 +157,11 @@ class ContextSharding:
                 # As a plain sum: gloo has no scaled one, and a sum needs no scale.
                 module.set_force_sum_reduction_for_comms(True)
         return model
+
+    def before_microbatch(self, model: nn.Module, *, last: bool) -> None:
+        """Shards of gradients are summed over the replicas once a step; every row reduce-scatters its own."""
+        if isinstance(model, FSDPModule):
+            model.set_requires_all_reduce(last)
 
     def cache(self) -> ShardedCache:
         return ShardedCache(self._prefill_counts, self.groups.context.index)

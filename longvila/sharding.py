@@ -86,6 +86,9 @@ class Sharding(Protocol):
     def wrap(self, model: nn.Module) -> nn.Module:
         """Shard parameters, gradients and optimizer state as the plan says; gradients are summed, not averaged."""
 
+    def before_microbatch(self, model: nn.Module, *, last: bool) -> None:
+        """Told before every row of a step: sums of gradients that can wait need to be there after the `last` only."""
+
     def cache(self) -> Any:
         """An empty key-value cache for generation, as `past_key_values` of a Hugging Face model."""
 
@@ -134,6 +137,9 @@ class OneProcess:
 
     def wrap(self, model: nn.Module) -> nn.Module:
         return model
+
+    def before_microbatch(self, model: nn.Module, *, last: bool) -> None:
+        pass
 
     def cache(self) -> Any:
         from transformers import DynamicCache

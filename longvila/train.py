@@ -228,7 +228,9 @@ class _Run:
         settings, sharding = self.settings, self.job.sharding
         labels = sum(row.label_tokens for row in rows)
         loss_sum = 0.0
-        for batch in self._batches(own_rows(rows, sharding.data_index, sharding.data_count), frames):
+        own = own_rows(rows, sharding.data_index, sharding.data_count)
+        for number, batch in enumerate(self._batches(own, frames), start=1):
+            sharding.before_microbatch(self.model, last=number == len(own))
             loss = self.model(batch, sharding)
             sharding.token_mean(loss, labels).backward()
             loss_sum += float(loss.detach())

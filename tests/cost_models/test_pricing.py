@@ -60,6 +60,8 @@ def test_bytes_sent_follow_the_published_formulas(index):
     share = (strategy.shard - 1) / strategy.shard * strategy.microbatches
     gathers = 2 if strategy.zero == 3 else 1
     assert cost.sent_bytes["shard all_gather"] == pytest.approx(share * 2 * (32 * P_LAYER * gathers + P_ROOT), rel=1e-9)
+    once = (strategy.replicate - 1) / strategy.replicate * 2 * 4 * (32 * P_LAYER + P_ROOT) / strategy.shard
+    assert cost.sent_bytes.get("replicate all_reduce", 0.0) == pytest.approx(once, rel=1e-9)
     assert cost.sent_bytes["shard reduce_scatter"] == pytest.approx(share * 4 * (32 * P_LAYER + P_ROOT), rel=1e-9)
 
 
@@ -186,3 +188,13 @@ def test_impossible_strategies_are_refused(strategy, message):
     work = Workload(MODEL, context_tokens=2**20)
     with pytest.raises(InputError, match=message):
         price(Cluster.load("dgx-h100", gpus=256), work, strategy)
+
+
+def test_replicas_sum_gradients_once_a_step():
+    work = Workload(MODEL, context_tokens=2**15, global_batch=32)
+    for microbatches in (1, 2, 4):
+        strategy = Strategy(data=8, ulysses=8, shard=16, microbatches=microbatches)
+        cost = price(Cluster.load("dgx-h100", gpus=64), work, strategy)
+        shard_bytes = 4 * (32 * P_LAYER + P_ROOT) / 16
+        assert cost.sent_bytes["replicate all_reduce"] == pytest.approx(2 * 3 / 4 * shard_bytes, rel=1e-9)
+        assert cost.sent_bytes["shard reduce_scatter"] == pytest.approx(15 * shard_bytes * microbatches, rel=1e-9)

@@ -136,7 +136,9 @@ def step(model: nn.Module, rows: list[tuple[Batch, Tensor]], sharding: OneProces
     labels = sum(int((batch.labels_L != IGNORE).sum()) for batch, _ in rows)
     loss = 0.0
     model.train()
-    for batch, pixels in rows[sharding.data_index :: sharding.data_count]:
+    own = rows[sharding.data_index :: sharding.data_count]
+    for number, (batch, pixels) in enumerate(own, start=1):
+        sharding.before_microbatch(model, last=number == len(own))
         loss_sum = model(with_own_frames(batch, pixels, sharding), sharding)
         sharding.token_mean(loss_sum, labels).backward()
         loss += loss_sum.item()

@@ -1,14 +1,18 @@
 """A sharded step over real gloo ranks is one process's step: loss and every gradient of tower, projector and LLM."""
 
+from collections import Counter
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import FSDPModule
 
 from cost_models.errors import InputError
 from executor.sharding import ContextSharding
 from longvila.sharding import IGNORE, Batch
-from tests.executor.sharded_step import Case, assert_same_step, make_model
+from tests.executor.sharded_step import Case, assert_same_step, make_model, make_rows, make_sharding, step
 from tests.ranks import run_ranks
 
 EXACT, SINGLE = 1e-9, 1e-5
@@ -60,6 +64,32 @@ def test_four_ranks_equal_one():
 
 def test_eight_ranks_equal_one():
     run_ranks(_check, 8, EIGHT_RANKS)
+
+
+def _check_counts(case: Case) -> None:
+    counted: Counter[str] = Counter()
+
+    def counting(name, call, *args, **kwargs):
+        counted[name] += 1
+        return call(*args, **kwargs)
+
+    for name in ("all_reduce", "reduce_scatter_single"):
+        setattr(dist, name, partial(counting, name, getattr(dist, name)))
+    counts = []
+    for rows in (make_rows(case)[:2], make_rows(case)):  # one row and two for each replica
+        sharding = make_sharding(case)
+        model = sharding.wrap(make_model(case, sharding.attention))
+        counted.clear()
+        step(model, rows, sharding)
+        counts.append(dict(counted))
+    units = sum(isinstance(module, FSDPModule) for module in model.modules())
+    sums = 2  # of the loss, over context and data
+    assert counts[0] == {"all_reduce": units + sums, "reduce_scatter_single": units}, (units, counts)
+    assert counts[1] == {"all_reduce": units + sums, "reduce_scatter_single": 2 * units}, (units, counts)
+
+
+def test_replicas_sum_gradients_once_a_step():
+    run_ranks(_check_counts, 4, Case(data=2, ring=2, shard=2, frames=((1,), (2,), (0,), (1, 1))))
 
 
 def test_padding_has_no_label_and_no_picture():
