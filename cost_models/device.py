@@ -95,7 +95,7 @@ def from_mapping(raw: Mapping[str, Any], name: str) -> Device:
     return Device(
         name=name,
         architecture=raw["architecture"],
-        memory_bytes=int(raw["memory_gib"] * 2**30),
+        memory_bytes=round(raw["memory_gib"] * 2**30),
         memory_bytes_per_s=raw["memory_tb_per_s"] * 1e12,
         peak_flops=MappingProxyType({dtype: float(v) * 1e12 for dtype, v in raw["peak_tflops"].items()}),
         sms=raw["sms"],
