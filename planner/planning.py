@@ -9,9 +9,12 @@ order, the plan says `chosen_by: simulator` and keeps both numbers.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Literal
 
 from cost_models.cluster import Cluster
+from cost_models.cost import StepCost
+from cost_models.pricing import price
 from cost_models.profile import Profile
 from cost_models.units import show_bytes, show_seconds
 from cost_models.workload import Workload
@@ -22,6 +25,8 @@ from planner.solve import Choice, solve
 Objective = Literal["time", "memory", "gpu-hours"]
 SIMULATED = 3
 """How many of the best priced layouts are simulated."""
+TIE = 1e-3
+"""Relative time that no price here is sharp enough to tell apart; within it, less memory wins."""
 CLOSE = 1.1
 """A layout priced above this multiple of the best is not simulated: closed form and events never differed so much."""
 
@@ -39,6 +44,8 @@ def plan(
     on_step("searching layouts")
     solution = solve(cluster, workload, fixed=fixed or {}, objective=objective, profile=profile)
     best = solution.best
+    if objective != "memory" and "zero" not in (fixed or {}):
+        best = tuple(_roomier(cluster, workload, choice, profile) for choice in best)
     most = best[0].cost.step_s * CLOSE
     near = [i for i, choice in enumerate(best[:SIMULATED]) if i == 0 or choice.cost.step_s < most]
     simulated: dict[int, Simulation] = {}
@@ -66,11 +73,26 @@ def plan(
         chosen_by="model" if winner == 0 else "simulator",
         alternatives=tuple(alternatives),
         bound=solution.bound,
-        gap=solution.gap,
+        gap=max(0.0, 1 - solution.bound / _value(chosen.cost, objective)),
         reproducible=solution.reproducible,
         profile_digest=profile.digest if profile else None,
         fixed={name: str(value) for name, value in (fixed or {}).items()},
     )
+
+
+def _value(cost: StepCost, objective: Objective) -> float:
+    """What is minimised."""
+    return {"time": cost.step_s, "memory": float(cost.memory_bytes), "gpu-hours": cost.gpu_hours}[objective]
+
+
+def _roomier(cluster: Cluster, workload: Workload, choice: Choice, profile: Profile | None) -> Choice:
+    """The same layout with ZeRO-3, where whole weights buy less than TIE of the time: memory is worth more."""
+    if choice.strategy.zero != 2:
+        return choice
+    strategy = replace(choice.strategy, zero=3)
+    cost = price(cluster, workload, strategy, choice.placement, profile)
+    tie = cost.step_s <= choice.cost.step_s * (1 + TIE) and cost.memory_bytes < choice.cost.memory_bytes
+    return replace(choice, strategy=strategy, cost=cost) if tie else choice
 
 
 def summary(simulation: Simulation) -> Simulated:
@@ -92,8 +114,7 @@ def _alternative(choice: Choice, simulation: Simulation | None, reason: str) -> 
 def _why(choice: Choice, chosen: Choice, simulated: tuple[float, float] | None, objective: Objective) -> str:
     """Why a runner-up lost, in the objective's own terms; `simulated`: its value there and the chosen one's."""
     mine, best = choice.cost, chosen.cost
-    value = {"time": mine.step_s, "memory": float(mine.memory_bytes), "gpu-hours": mine.gpu_hours}[objective]
-    least = {"time": best.step_s, "memory": float(best.memory_bytes), "gpu-hours": best.gpu_hours}[objective]
+    value, least = _value(mine, objective), _value(best, objective)
     if value < least and simulated:
         return f"priced better, but simulated {simulated[0] / simulated[1] - 1:.1%} worse"
     if objective == "memory" and value > least:
