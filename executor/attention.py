@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface
 
 from cost_models.errors import InputError
 from cost_models.heads import HeadSplit, Share
@@ -110,14 +110,13 @@ def attention(
     return mm_sp.attend(query, key, value, scaling or query.shape[-1] ** -0.5), None
 
 
-def _no_mask(*_: Any, **__: Any) -> None:
-    """Causality and documents are in the layout."""
-
-
 def register() -> None:
-    """Make attn_implementation="mm_sp" known to transformers."""
+    """Make attn_implementation="mm_sp" known to transformers.
+
+    No mask function is: causality and documents are in the layout, and transformers, to make a mask, would read from
+    the device whether documents are packed.
+    """
     AttentionInterface.register(NAME, attention)
-    AttentionMaskInterface.register(NAME, _no_mask)
 
 
 class _Ring(torch.autograd.Function):

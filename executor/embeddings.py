@@ -19,6 +19,7 @@ from torch import Tensor
 from cost_models.errors import InputError
 from executor.exchange import Exchange, all_to_all
 from executor.layout import Layout, Places
+from longvila.sharding import places_on
 
 
 def own_frames(frames: int, members: int, index: int) -> range:
@@ -79,5 +80,5 @@ def exchange_embeddings(own_ND: Tensor, way: Route, context: Exchange) -> Tensor
         raise InputError(f"this rank encoded {own_ND.shape[0]} embeddings, but its frames have {len(way.order)}")
     ordered = own_ND
     if len(way.send) > 1:
-        ordered = own_ND[torch.from_numpy(way.order).to(own_ND.device)]
+        ordered = own_ND[places_on(torch.from_numpy(way.order), own_ND.device)]
     return all_to_all(ordered, context, way.send, way.receive)

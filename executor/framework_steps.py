@@ -92,18 +92,20 @@ def _step(groups: Groups, device: torch.device, layers: int, microbatches: int) 
         input_ids_L=row % 256,
         labels_L=row % 256,
         positions_L=row,
-        document_L=torch.zeros_like(row),
-        vision_at_V=row[:0],
+        document_L=torch.zeros(tokens, dtype=torch.int64),
+        vision_at_V=torch.zeros(0, dtype=torch.int64),
         frames=0,
         pixels_FCHW=torch.zeros(0, 3, config.image_size, config.image_size, device=device),
     )
 
     def step() -> None:
+        loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         for number in range(microbatches):
             sharding.before_microbatch(model, last=number + 1 == microbatches)
             loss = model(batch, sharding)
             sharding.token_mean(loss, float(tokens * microbatches)).backward()
-            sharding.total(float(loss.detach()))
+            loss_sum += loss.detach()
+        sharding.total(float(loss_sum))
         optimizer.step(1e-4, 1.0)
 
     return step

@@ -32,7 +32,7 @@ from executor.decode import DecodeStep, ShardedCache
 from executor.groups import Groups
 from executor.layout import Layout, Places, document_edges
 from executor.recompute import apply_recompute
-from longvila.sharding import IGNORE, Batch, LocalBatch
+from longvila.sharding import IGNORE, Batch, LocalBatch, places_on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +93,8 @@ class ContextSharding:
         self._row_tokens = layout.tokens
         index_S = layout.index(*self._place)
         device = batch.input_ids_L.device
-        take_S = torch.from_numpy(np.minimum(index_S, layout.tokens - 1)).to(device)
-        pad_S = torch.from_numpy(index_S >= layout.tokens).to(device)
+        take_S = places_on(torch.from_numpy(np.minimum(index_S, layout.tokens - 1)), device)
+        pad_S = places_on(torch.from_numpy(index_S >= layout.tokens), device)
         vision_S, _ = embeddings.vision_of(index_S, _places(batch.vision_at_V))
         call = MmSp.over(
             layout,
@@ -107,7 +107,7 @@ class ContextSharding:
             input_ids_S=batch.input_ids_L[take_S].masked_fill(pad_S, 0),
             labels_S=batch.labels_L[take_S].masked_fill(pad_S, IGNORE),
             positions_S=batch.positions_L[take_S].masked_fill(pad_S, 0),
-            vision_at_V=torch.from_numpy(np.flatnonzero(vision_S)).to(device),
+            vision_at_V=places_on(torch.from_numpy(np.flatnonzero(vision_S)), device),
             attention={"mm_sp": call},
         )
 
@@ -129,10 +129,8 @@ class ContextSharding:
         self.groups.context.reduce(result, dist.ReduceOp.SUM)
         return self.groups.data.reduce(result, dist.ReduceOp.SUM).item()
 
-    def most(self, value: int) -> int:
-        result = torch.tensor(value, device=self.device)
-        self.groups.context.reduce(result, dist.ReduceOp.MAX)
-        return int(self.groups.data.reduce(result, dist.ReduceOp.MAX).item())
+    def most_own_frames(self, frames: int) -> int:
+        return -(-frames // self.groups.context.size)
 
     def wrap(self, model: nn.Module) -> nn.Module:
         blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]

@@ -60,6 +60,10 @@ class Row:
     def label_tokens(self) -> int:
         return sum(label != IGNORE for document in self.documents for label in document.text.labels)
 
+    @property
+    def frames(self) -> int:
+        return sum(len(media.times) for document in self.documents for media in document.media)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cursor:
@@ -236,6 +240,15 @@ def own_rows(rows: Sequence[Row], data_index: int, data_count: int) -> list[Row]
     return own + [IDLE_ROW] * (each - len(own))
 
 
+def most_frames(rows: Sequence[Row], data_count: int) -> list[int]:
+    """For each of the rows of `own_rows` in turn, the most frames of the rows that all replicas have then.
+
+    >>> most_frames([], 2)
+    []
+    """
+    return [max(row.frames for row in rows[start : start + data_count]) for start in range(0, len(rows), data_count)]
+
+
 def row_batch(
     row: Row,
     sharding: Sharding,
@@ -243,8 +256,9 @@ def row_batch(
     device: torch.device,
     dtype: torch.dtype,
     cache: FrameCache | None = None,
+    most_frames: int = 0,
 ) -> Batch:
-    """The row as tensors, with the pixels of this process's frames only."""
+    """The row as tensors, with the pixels of this process's frames only; `most_frames` as in `Batch`."""
     ids: list[int] = []
     labels: list[int] = []
     positions: list[int] = []
@@ -258,20 +272,20 @@ def row_batch(
         document_of.extend([number] * len(text.input_ids))
         vision_at.extend(start + at for at in text.vision_at)
     media = [frames for document in row.documents for frames in document.media]
-    total = sum(len(frames.times) for frames in media)
-    pixels_FCHW = _own_pixels(media, sharding.own_frames(total), image_size, cache)
+    pixels_FCHW = _own_pixels(media, sharding.own_frames(row.frames), image_size, cache)
 
     def column(values: list[int]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=device)
+        return torch.tensor(values, dtype=torch.int64)
 
     return Batch(
-        input_ids_L=column(ids),
-        labels_L=column(labels),
-        positions_L=column(positions),
+        input_ids_L=column(ids).to(device),
+        labels_L=column(labels).to(device),
+        positions_L=column(positions).to(device),
         document_L=column(document_of),
         vision_at_V=column(vision_at),
-        frames=total,
+        frames=row.frames,
         pixels_FCHW=pixels_FCHW.to(device=device, dtype=dtype),
+        most_frames=most_frames,
     )
 
 

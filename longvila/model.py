@@ -100,15 +100,17 @@ class LongVilaForConditionalGeneration(nn.Module):
             return loss_sum(hidden_SD, self._head_weight(), local.labels_S, self.config.loss_chunk_tokens)
         return self._logits(sharding.from_last_token(hidden_SD, given))
 
-    def encode_frames(self, pixels_FCHW: Tensor, sharding: Sharding) -> Tensor:
+    def encode_frames(self, pixels_FCHW: Tensor, most_frames: int) -> Tensor:
         """Frames of this process -> [F * tokens per frame, D]; every process calls the tower equally often.
+
+        `most_frames` is the most frames that any process encodes at this time.
 
         A process without frames encodes an empty picture and keeps none of its embeddings, so that it joins the
         collectives of a sharded tower and its gradient is exactly zero.
         """
         frames = pixels_FCHW.shape[0]
         size = self.config.frames_per_chunk
-        calls = 1 if size is None else sharding.most(max(1, -(-frames // size)))
+        calls = 1 if size is None else max(1, -(-max(frames, most_frames) // size))
         chunks = [pixels_FCHW] if size is None or frames == 0 else list(torch.split(pixels_FCHW, size))
         tower_grad = torch.is_grad_enabled() and any(p.requires_grad for p in self.tower.parameters())
         kept = []
@@ -131,7 +133,8 @@ class LongVilaForConditionalGeneration(nn.Module):
         return embeddings_FPD
 
     def _hidden(self, batch: Batch, local: LocalBatch, sharding: Sharding, cache: Any) -> Tensor:
-        own_ND = self.encode_frames(batch.pixels_FCHW, sharding)
+        most_frames = sharding.most_own_frames(max(batch.frames, batch.most_frames))
+        own_ND = self.encode_frames(batch.pixels_FCHW, most_frames)
         vision_VD = sharding.exchange_embeddings(own_ND, batch)
         text_SD = self.llm.get_input_embeddings()(local.input_ids_S)
         # By index: `masked_scatter` would hold 8 bytes for each of the S x D numbers on CUDA. An exchange that brought

@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 IGNORE = -100
@@ -23,15 +24,19 @@ IGNORE = -100
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """One packed row as every rank of a context group knows it; only `pixels_FCHW` differs by rank."""
+    """One packed row as every rank of a context group knows it; only `pixels_FCHW` differs by rank.
+
+    What the layout follows from stays on the CPU, so that no rank waits for its accelerator to cut a row.
+    """
 
     input_ids_L: Tensor  # int64; a vision token holds any valid id, its embedding is replaced
     labels_L: Tensor  # int64, shifted: labels_L[i] is the target of position i, or IGNORE
     positions_L: Tensor  # int64, restarts at 0 in every document (rotary positions)
-    document_L: Tensor  # int64, which document a token is of; attention never crosses it
-    vision_at_V: Tensor  # int64, ascending: where in the row the vision tokens stand, frame by frame
+    document_L: Tensor  # int64, on the CPU: which document a token is of; attention never crosses it
+    vision_at_V: Tensor  # int64, on the CPU, ascending: where the vision tokens stand, frame by frame
     frames: int  # F of the whole row; V = F x tokens per frame
     pixels_FCHW: Tensor  # only the frames that `own_frames(frames)` gives to this rank, possibly none
+    most_frames: int = 0  # of the rows that the replicas compute at this time; 0: none has more than this row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +85,8 @@ class Sharding(Protocol):
     def total(self, value: float) -> float:
         """The sum of a number over the data replicas and token shards (a loss sum, a count), same on every rank."""
 
-    def most(self, value: int) -> int:
-        """The largest of a whole number over all processes: how often everyone calls a sharded module."""
+    def most_own_frames(self, frames: int) -> int:
+        """The most frames that any process gets by `own_frames`, from integers alone: nothing is sent."""
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Shard parameters, gradients and optimizer state as the plan says; gradients are summed, not averaged."""
@@ -102,6 +107,13 @@ class Sharding(Protocol):
         """One answer for all: the token (or stop) that the first rank of the context group chose."""
 
 
+def places_on(places: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on the device; from pinned memory, so that the host does not wait for what runs there."""
+    if device.type == "cuda" and places.device.type == "cpu":
+        return places.pin_memory().to(device, non_blocking=True)
+    return places.to(device)
+
+
 @dataclass(frozen=True, kw_only=True)
 class OneProcess:
     """The whole job in this process."""
@@ -120,7 +132,7 @@ class OneProcess:
             input_ids_S=batch.input_ids_L,
             labels_S=batch.labels_L,
             positions_S=batch.positions_L,
-            vision_at_V=batch.vision_at_V,
+            vision_at_V=places_on(batch.vision_at_V, batch.input_ids_L.device),
         )
 
     def exchange_embeddings(self, own_ND: Tensor, batch: Batch) -> Tensor:
@@ -132,8 +144,8 @@ class OneProcess:
     def total(self, value: float) -> float:
         return value
 
-    def most(self, value: int) -> int:
-        return value
+    def most_own_frames(self, frames: int) -> int:
+        return frames
 
     def wrap(self, model: nn.Module) -> nn.Module:
         return model

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,18 @@ from torch import nn
 from longvila import checkpoint
 from longvila.assemble import PARTS, build_model, build_writer, model_config, precision
 from longvila.config import LongVilaConfig
-from longvila.dataset import Cursor, Documents, Row, Rows, Sample, Sampling, own_rows, read_samples, row_batch
+from longvila.dataset import (
+    Cursor,
+    Documents,
+    Row,
+    Rows,
+    Sample,
+    Sampling,
+    most_frames,
+    own_rows,
+    read_samples,
+    row_batch,
+)
 from longvila.job import Job, JobError
 from longvila.optimizer import SCHEDULES, Optimizer, learning_rate
 from longvila.processor import FrameCache
@@ -227,14 +239,15 @@ class _Run:
     def _step(self, step: int, rows: Sequence[Row], frames: FrameCache) -> dict[str, Any]:
         settings, sharding = self.settings, self.job.sharding
         labels = sum(row.label_tokens for row in rows)
-        loss_sum = 0.0
-        own = own_rows(rows, sharding.data_index, sharding.data_count)
-        for number, batch in enumerate(self._batches(own, frames), start=1):
-            sharding.before_microbatch(self.model, last=number == len(own))
+        # On the device: reading each row's loss would hold the host until the row is done.
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self.job.device)
+        microbatches = -(-len(rows) // sharding.data_count)
+        for number, batch in enumerate(self._batches(rows, frames), start=1):
+            sharding.before_microbatch(self.model, last=number == microbatches)
             loss = self.model(batch, sharding)
             sharding.token_mean(loss, labels).backward()
-            loss_sum += float(loss.detach())
-        loss_mean = sharding.total(loss_sum) / labels
+            loss_sum += loss.detach()
+        loss_mean = sharding.total(float(loss_sum)) / labels
         lr = learning_rate(
             step - 1,
             steps=settings.steps,
@@ -253,14 +266,17 @@ class _Run:
         }  # fmt: skip
 
     def _batches(self, rows: Sequence[Row], frames: FrameCache) -> Iterator[Batch]:
-        """The rows as batches, the next one decoded while this one computes."""
-        size, device, dtype = self.config.image_size, self.job.device, precision(self.settings.precision)
+        """This replica's rows of the step as batches, the next one decoded while this one computes."""
+        sharding, device, dtype = self.job.sharding, self.job.device, precision(self.settings.precision)
+        own = own_rows(rows, sharding.data_index, sharding.data_count)
+        most = most_frames(rows, sharding.data_count)
+        make = partial(row_batch, sharding=sharding, image_size=self.config.image_size, device=device, dtype=dtype)
         with ThreadPoolExecutor(1) as ahead:
             pending = None
-            for row in [*rows, None]:
+            for turn in [*zip(own, most, strict=True), None]:
                 ready = pending
-                if row is not None:
-                    pending = ahead.submit(row_batch, row, self.job.sharding, size, device, dtype, frames)
+                if turn is not None:
+                    pending = ahead.submit(make, turn[0], cache=frames, most_frames=turn[1])
                 if ready is not None:
                     yield ready.result()
 

@@ -1,6 +1,6 @@
 """A small LongVILA, rows for it, and one step of it in one process and over groups: what the sharding tests compare."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -138,6 +138,8 @@ def step(model: nn.Module, rows: list[tuple[Batch, Tensor]], sharding: OneProces
     model.train()
     own = rows[sharding.data_index :: sharding.data_count]
     for number, (batch, pixels) in enumerate(own, start=1):
+        beside = rows[(number - 1) * sharding.data_count : number * sharding.data_count]
+        batch = replace(batch, most_frames=max(other.frames for other, _ in beside))
         sharding.before_microbatch(model, last=number == len(own))
         loss_sum = model(with_own_frames(batch, pixels, sharding), sharding)
         sharding.token_mean(loss_sum, labels).backward()

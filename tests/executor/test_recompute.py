@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, masking_utils
 
 from cost_models.errors import InputError
 from executor import attention, ring
@@ -97,6 +97,18 @@ def _saved_bytes(policy, tokens):
     alive = sum(size for key, (size, reference) in held.items() if not reference.expired() and key not in parameters)
     del out
     return alive
+
+
+def test_no_mask_is_made_and_nothing_read_for_one(monkeypatch):
+    monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", lambda *_: pytest.fail("the device was read"))
+    model = _model(("none",) * LAYERS)
+    call = MmSp.over(Layout(tokens=TOKENS), (0, 5, TOKENS), ulysses=Alone(), ring=Alone())
+    positions = torch.cat((torch.arange(5), torch.arange(TOKENS - 5)))[None]
+    ids = torch.arange(TOKENS)[None]
+    packed = model(input_ids=ids, position_ids=positions, use_cache=False, mm_sp=call).logits[0, 5:]
+    alone = MmSp.over(Layout(tokens=TOKENS - 5), (0, TOKENS - 5), ulysses=Alone(), ring=Alone())
+    got = model(input_ids=ids[:, 5:], use_cache=False, mm_sp=alone).logits[0]
+    torch.testing.assert_close(packed, got, rtol=0, atol=1e-12)
 
 
 def test_memory_kept_falls_from_policy_to_policy():

@@ -21,11 +21,6 @@ class Replicas(OneProcess):
         dist.all_reduce(result)
         return result.item()
 
-    def most(self, value):
-        result = torch.tensor(value)
-        dist.all_reduce(result, dist.ReduceOp.MAX)
-        return int(result)
-
     def wrap(self, model):
         for layer in model.layers():
             fully_shard(layer)

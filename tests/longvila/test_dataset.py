@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from longvila.dataset import Cursor, Documents, Rows, Sampling, own_rows, read_samples, row_batch
+from longvila.dataset import Cursor, Documents, Rows, Sampling, most_frames, own_rows, read_samples, row_batch
 from longvila.job import JobError
 from longvila.sharding import IGNORE, OneProcess
 from longvila.tokens import ByteTokenizer, Turn, Writer
@@ -88,6 +88,15 @@ def test_replicas_share_out_the_same_rows_and_compute_equally_often(replicas):
     assert sum(row.label_tokens for share in shares for row in share) == sum(row.label_tokens for row in rows)
     real = [row for share in shares for row in share if row.label_tokens]
     assert sorted(map(id, real)) == sorted(map(id, rows))
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 3, 4, 7])
+def test_every_replica_knows_the_most_frames_of_each_turn(replicas):
+    rows, _ = rows_of(pack=False).step(Cursor(), 5)
+    shares = [own_rows(rows, i, replicas) for i in range(replicas)]
+    expected = [max(row.frames for row in turn) for turn in zip(*shares, strict=True)]
+    assert most_frames(rows, replicas) == expected
+    assert max(expected) > 0
 
 
 def test_a_batch_holds_the_own_frames_of_the_whole_row():
