@@ -161,6 +161,11 @@ class ContextSharding:
         if isinstance(model, FSDPModule):
             model.set_requires_all_reduce(last)
 
+    def before_answers(self, model: nn.Module) -> None:
+        """Weights stay whole from the prefill on, under ZeRO 3 too: they do not change, and every token needs all."""
+        if isinstance(model, FSDPModule):
+            model.set_reshard_after_forward(False)
+
     def cache(self) -> ShardedCache:
         return ShardedCache(self._prefill_counts, self.groups.context.index)
 

@@ -70,6 +70,7 @@ def main(job: Job) -> None:
     if trained is not None:
         checkpoint.load(trained, model, optimizer=None)
     model.eval()
+    job.sharding.before_answers(model)
     sampling = Sampling(frames=settings.frames, fps=settings.fps, max_frames=settings.max_frames)
     documents = Documents(writer, sampling)
     lines = []

@@ -94,6 +94,9 @@ class Sharding(Protocol):
     def before_microbatch(self, model: nn.Module, *, last: bool) -> None:
         """Told before every row of a step: sums of gradients that can wait need to be there after the `last` only."""
 
+    def before_answers(self, model: nn.Module) -> None:
+        """Told before a wrapped model answers: one token at a time, it would gather sharded weights for each."""
+
     def cache(self) -> Any:
         """An empty key-value cache for generation, as `past_key_values` of a Hugging Face model."""
 
@@ -151,6 +154,9 @@ class OneProcess:
         return model
 
     def before_microbatch(self, model: nn.Module, *, last: bool) -> None:
+        pass
+
+    def before_answers(self, model: nn.Module) -> None:
         pass
 
     def cache(self) -> Any:

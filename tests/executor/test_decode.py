@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from cost_models.errors import InputError
 from executor.decode import DecodeStep, ShardedCache, ShardedLayer
@@ -50,6 +51,36 @@ def _check(cases):
         assert cache.get_seq_length() == len(row[0].input_ids_L) + STEPS
         held.append(cache.layers[0].keys.shape[2])
     return held
+
+
+def _gathers_of_a_token(case):
+    """How often the parameters' groups gather for one more token, kept gathered or not; and the logits of both."""
+    batch, pixels = make_rows(case)[0]
+    counts, logits = [], []
+    for kept in (False, True):
+        sharding = make_sharding(case)
+        shard, count = sharding.groups.shard.group, []
+
+        def counting(*args, group=None, call=dist.all_gather_single, count=count, shard=shard, **kwargs):
+            count += [1] if group is shard else []
+            return call(*args, group=group, **kwargs)
+
+        model = sharding.wrap(make_model(case, sharding.attention)).eval()
+        if kept:
+            sharding.before_answers(model)
+        cache, position = sharding.cache(), len(batch.input_ids_L)
+        with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+            model(with_own_frames(batch, pixels, sharding), sharding, cache=cache)
+            patch.setattr(dist, "all_gather_single", counting)
+            logits.append(model(NextToken(token=1, position=position), sharding, cache=cache))
+        counts.append(len(count))
+    torch.testing.assert_close(*logits, rtol=0, atol=0)
+    return counts
+
+
+def test_weights_of_zero_3_are_gathered_for_the_prefill_only():
+    """Without being told: each of the two decoder layers, for each token."""
+    assert run_ranks(_gathers_of_a_token, 2, Case(ulysses=2, frames=((1,),))) == [[2, 0], [2, 0]]
 
 
 def test_four_ranks_answer_as_one():
