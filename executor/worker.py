@@ -59,7 +59,11 @@ def make_sharding(plan: Plan, rank: int, device: torch.device) -> ContextShardin
     dtypes = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     mixed = precision.param != precision.master
     return PlannedSharding(
-        groups=make_groups({axis: lists.tolist() for axis, lists in plan.groups.items()}, rank),
+        groups=make_groups(
+            {axis: lists.tolist() for axis, lists in plan.groups.items()},
+            rank,
+            "nccl" if device.type == "cuda" else None,
+        ),
         device=device,
         ring_layout=strategy.ring_kind,
         zero=strategy.zero,
@@ -106,6 +110,7 @@ def compute(plan: Plan, spec: Spec, rank: int, gpu: int, store: Any) -> None:
     world = plan.strategy.ranks
     if store.add(f"claims/{rank}", 1) > 1:
         raise RuntimeError(f"two processes claim rank {rank}; is another launch using port {spec.port}?")
+    # gloo for what checkpoints tell each other; the plan's groups are NCCL's alone.
     backend = "cpu:gloo,cuda:nccl" if spec.backend == "nccl" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=limit)
     sharding = make_sharding(plan, rank, device)

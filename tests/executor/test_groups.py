@@ -89,6 +89,14 @@ def test_wrong_lists_are_named(four_ranks, change, message):
         make_groups(lists, 0)
 
 
+@pytest.mark.parametrize("backend", ["nccl", None])
+def test_groups_are_of_the_backend_asked_for(four_ranks, monkeypatch, backend):
+    made = []
+    monkeypatch.setattr(dist, "new_group", lambda ranks, **options: made.append(options["backend"]))
+    make_groups(SHUFFLED, 0, backend)
+    assert set(made) == {backend}
+
+
 def test_lists_of_the_grid():
     assert set(rank_lists(Case(ulysses=2, ring=2))) == set(AXES)
     assert one_rank_each(3) == [[0], [1], [2]]
