@@ -121,7 +121,7 @@ def _states(shape: Shape) -> dict[str, Any]:
     trained = np.minimum(trained_params(shape), total)
     if shape.workload.mode != "train":
         width = shape.width
-        resident = np.where(zero == 3, total * width / shard, total * width)
+        resident = total * width * (1 + np.where(np.asarray(shard) > 1, 1 / np.asarray(shard), 0.0))  # gathered to stay
         return {"parameters": resident, "gradients": 0.0 * resident, "optimizer": 0.0 * resident}
     master, param = DTYPE_BYTES[precision.master], DTYPE_BYTES[precision.param]
     states = {"adamw": 2, "sgd": 1}[shape.workload.optimizer] * DTYPE_BYTES[precision.optimizer]
@@ -155,11 +155,9 @@ def _dummy_gradients(shape: Shape) -> Any:
 
 
 def _gathered(shape: Shape) -> Any:
-    """ZeRO-3: the root and two layers whole at once. Below, whole weights are resident and counted there."""
+    """ZeRO-3: the root and two layers whole at once. Below, and to answer, whole weights are resident, counted there."""
     whole = (shape.root_params + 2 * shape.layer_params) * shape.width
-    sharded = (np.asarray(shape.degrees.zero) == 3) & (np.asarray(shape.degrees.shard) > 1)
-    unsharded_cast = (np.asarray(shape.degrees.zero) == 3) & (shape.workload.mode == "train")
-    return np.where(sharded | unsharded_cast, whole, 0)
+    return np.where((np.asarray(shape.degrees.zero) == 3) & (shape.workload.mode == "train"), whole, 0)
 
 
 def _microbatches_in_flight(shape: Shape) -> Any:

@@ -98,13 +98,16 @@ def _to_next_stage(shape: Shape) -> Exchange:
 
 
 def embed(shape: Shape, kernels: Kernels) -> Segment:
-    """Embedding rows of this rank's tokens; the root's weights (embedding, norm, head) are gathered here, once."""
+    """Embedding rows of this rank's tokens; the root's weights (embedding, norm, head) are gathered here, once.
+
+    A decode step finds all weights gathered by the prefill.
+    """
     moved = 2 * shape.tokens * shape.workload.model.hidden * shape.width
     seconds = kernels.memory_bound_s(moved, 2)
     return Segment(
         name="embed",
         phases=(Compute(part="memory_bound", seconds=seconds), _framework(kernels, "framework_microbatch")),
-        gather_bytes=shape.root_params * shape.width,
+        gather_bytes=0.0 if shape.workload.mode == "decode" else shape.root_params * shape.width,
     )
 
 
@@ -194,9 +197,7 @@ def _decode(shape: Shape, kernels: Kernels) -> StepProgram:
         Exchange(part="all_to_all", axis="context", op="all_gather", bytes=merge),
         Compute(part="memory_bound", seconds=small),
     )
-    one = Segment(
-        name="layer decode", phases=phases, repeat=model.layers, gather_bytes=shape.layer_params * shape.width
-    )
+    one = Segment(name="layer decode", phases=phases, repeat=model.layers)
     segments = (embed(shape, kernels), one, head(shape, kernels))
     return StepProgram(microbatch=segments, epilogue=(), microbatches=shape.degrees.microbatches)
 

@@ -198,3 +198,15 @@ def test_replicas_sum_gradients_once_a_step():
         shard_bytes = 4 * (32 * P_LAYER + P_ROOT) / 16
         assert cost.sent_bytes["replicate all_reduce"] == pytest.approx(2 * 3 / 4 * shard_bytes, rel=1e-9)
         assert cost.sent_bytes["shard reduce_scatter"] == pytest.approx(15 * shard_bytes * microbatches, rel=1e-9)
+
+
+@pytest.mark.parametrize("zero", [2, 3])
+def test_answers_keep_weights_gathered(zero):
+    cluster, strategy = Cluster.load("dgx-h100", gpus=8), Strategy(ulysses=8, shard=8, zero=zero)
+    costs = {m: price(cluster, Workload(MODEL, context_tokens=2**16, mode=m), strategy) for m in ("prefill", "decode")}
+    whole = 2 * (32 * P_LAYER + P_ROOT)
+    for cost in costs.values():
+        assert cost.memory["parameters"] == pytest.approx(whole * 9 / 8, abs=1)
+        assert cost.memory["gathered"] == 0
+    assert "shard all_gather" not in costs["decode"].sent_bytes
+    assert costs["prefill"].sent_bytes["shard all_gather"] == pytest.approx(7 / 8 * whole, rel=1e-9)
