@@ -155,7 +155,7 @@ def _dummy_gradients(shape: Shape) -> Any:
 
 
 def _gathered(shape: Shape) -> Any:
-    """ZeRO-3: the root and two layers whole at once. Below, and to answer, whole weights are resident, counted there."""
+    """ZeRO-3: the root and two layers whole at once. Below, and to answer, whole weights are resident."""
     whole = (shape.root_params + 2 * shape.layer_params) * shape.width
     return np.where((np.asarray(shape.degrees.zero) == 3) & (shape.workload.mode == "train"), whole, 0)
 
