@@ -99,6 +99,8 @@ def _fold(
 ) -> dict[str, float]:
     degrees = shape.degrees
     once = degrees.zero < 2
+    if once:  # a step's sum over the replicas, spread over the microbatches, is here in the last one
+        micro = [replace(one, replicate_bytes=one.replicate_bytes * degrees.microbatches) for one in micro]
     plain = [_unsharded(segment) for segment in micro] if once else micro
     last = micro if once and shape.habits.reduction == "overlapped" else plain
     total: dict[str, float] = {}
