@@ -47,7 +47,7 @@ class Optimizer:
         decay = [p for p in self._masters.values() if p.ndim >= 2]
         rest = [p for p in self._masters.values() if p.ndim < 2]
         groups = [{"params": decay, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
-        self._adam = torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=betas, eps=eps)
+        self._adam = torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=betas, eps=eps, fused=True)
 
     def step(self, lr: float, clip: float | None) -> float:
         """One update from the accumulated gradients, which are then dropped; returns their norm before clipping."""
@@ -56,9 +56,8 @@ class Optimizer:
                 self._masters[name].grad = None if p.grad is None else p.grad.float()
         grads = [p.grad for p in self._masters.values() if p.grad is not None]
         norm = global_norm(grads)
-        if clip is not None and norm > clip:
-            for grad in grads:
-                grad.mul_(clip / norm)
+        if clip is not None and grads:
+            torch._foreach_mul_(grads, (clip / norm).clamp(max=1.0))  # on the device: nobody waits for the norm here
         for group in self._adam.param_groups:
             group["lr"] = lr
         self._adam.step()
@@ -67,7 +66,7 @@ class Optimizer:
                 if self._masters[name] is not p:
                     p.copy_(self._masters[name])
                 self._masters[name].grad = p.grad = None
-        return norm
+        return float(norm)
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Every tensor of the optimizer by kind and parameter name; made (as zeros) before the first step."""
@@ -75,7 +74,7 @@ class Optimizer:
         for name, p in self._masters.items():
             entry = self._adam.state[p]
             if not entry:
-                entry["step"] = torch.zeros((), dtype=torch.float32)
+                entry["step"] = torch.zeros((), dtype=torch.float32, device=p.device)  # where a fused update has it
                 entry["exp_avg"] = torch.zeros_like(p.detach())
                 entry["exp_avg_sq"] = torch.zeros_like(p.detach())
             for kind in ("exp_avg", "exp_avg_sq", "step"):
@@ -85,9 +84,7 @@ class Optimizer:
         return kinds
 
 
-def global_norm(grads: list[Tensor]) -> float:
+def global_norm(grads: list[Tensor]) -> Tensor:
     """The 2-norm over all gradients, sharded ones counted over all processes of their mesh."""
-    if not grads:
-        return 0.0
     norm = torch.nn.utils.get_total_norm(grads)
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm

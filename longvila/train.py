@@ -247,7 +247,6 @@ class _Run:
             loss = self.model(batch, sharding)
             sharding.token_mean(loss, labels).backward()
             loss_sum += loss.detach()
-        loss_mean = sharding.total(float(loss_sum)) / labels
         lr = learning_rate(
             step - 1,
             steps=settings.steps,
@@ -256,6 +255,7 @@ class _Run:
             warmup_steps=round(settings.warmup * settings.steps),
         )
         norm = self.optimizer.step(lr, settings.clip)
+        loss_mean = sharding.total(float(loss_sum)) / labels
         if not (math.isfinite(loss_mean) and math.isfinite(norm)):
             raise JobError(f"step {step}: loss {loss_mean}, gradient norm {norm}: lower lr or resume from a checkpoint")
         tokens = sum(len(document.text.input_ids) for row in rows for document in row.documents)
