@@ -41,7 +41,7 @@ def step_program(shape: Shape, kernels: Kernels, ranges: tuple[LayerRange, ...])
             backward_segment(shape, kernels, part.recompute, repeat=part.count / stages, offload=part.offload)
             for part in reversed(ranges)
         ]
-        segments += vision.backward(shape, kernels)
+        segments += [*vision.backward(shape, kernels), root_gradients(shape)]
         epilogue = (update(shape, kernels),)
     return StepProgram(
         microbatch=tuple(segments),
@@ -118,13 +118,14 @@ def head(shape: Shape, kernels: Kernels) -> Segment:
     if shape.workload.mode != "train":
         seconds = kernels.gemm_s(np.maximum(shape.rows, 1), vocab, model.hidden, dtype)
         return Segment(name="logits", phases=(Compute(part="loss", seconds=seconds),))
-    reduce = DTYPE_BYTES[shape.workload.precision.reduce]
-    gradient = shape.root_params * reduce if shape.trains("llm") else 0.0
+    return Segment(name="head and loss", phases=(Compute(part="loss", seconds=_loss_s(shape, kernels, vocab)),))
+
+
+def root_gradients(shape: Shape) -> Segment:
+    """Embedding, norm and head, one unit of sharding: reduced last in the backward pass, with nothing behind it."""
+    gradient = shape.root_params * DTYPE_BYTES[shape.workload.precision.reduce] if shape.trains("llm") else 0.0
     return Segment(
-        name="head and loss",
-        phases=(Compute(part="loss", seconds=_loss_s(shape, kernels, vocab)),),
-        scatter_bytes=gradient,
-        replicate_bytes=shape.replicate_bytes(gradient),
+        name="root gradients", phases=(), scatter_bytes=gradient, replicate_bytes=shape.replicate_bytes(gradient)
     )
 
 

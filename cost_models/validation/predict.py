@@ -25,8 +25,7 @@ from cost_models.shape import Shape
 from cost_models.step import step_program, trained_params
 from cost_models.validation.cases import Case
 
-ROOT_SEGMENTS = ("embed", "head and loss")
-GRADIENT_SEGMENTS = ("layer backward", "head and loss")
+ROOT_SEGMENTS = ("embed", "head and loss", "root gradients")
 
 
 @dataclass(frozen=True, kw_only=True)
