@@ -27,8 +27,8 @@ class SlowestKernels(Kernels):
     def _slowest(self, call: Callable[[Kernels], Any]) -> Any:
         return reduce(np.maximum, (call(kernels) for kernels in self.each))
 
-    def gemm_s(self, m: Any, n: Any, k: Any, dtype: str = "bf16") -> Any:
-        return self._slowest(lambda kernels: kernels.gemm_s(m, n, k, dtype))
+    def gemm_s(self, *args: Any, **kwargs: Any) -> Any:
+        return self._slowest(lambda kernels: kernels.gemm_s(*args, **kwargs))
 
     def attention_s(self, *args: Any, **kwargs: Any) -> Any:
         return self._slowest(lambda kernels: kernels.attention_s(*args, **kwargs))

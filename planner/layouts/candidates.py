@@ -22,11 +22,11 @@ from cost_models.kernels import Kernels
 from cost_models.paths import Paths
 from cost_models.pricing import fold, fold_segment
 from cost_models.program import Exchange, Phase, Ring, Segment
+from cost_models.remembered import RememberedKernels, RememberedPaths
 from cost_models.shape import Degrees, Shape
 from cost_models.step import backward_segment, forward_segment, step_program
 from cost_models.strategy import Recompute, Strategy
 from cost_models.workload import Workload
-from planner.layouts.remembered import RememberedKernels, RememberedPaths
 
 Floats = NDArray[np.float64]
 EQUAL = 1e-12

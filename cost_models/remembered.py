@@ -1,12 +1,13 @@
 """Kernels and paths that answer a repeated question from memory.
 
-The recompute policies of one batch of layouts ask for the same products and exchanges over and over: within one
-pricing each distinct call (by value of its arguments) is computed once. Left out: any memory beyond one batch.
+A step asks for the same products and exchanges over and over: K and V, a layer again for its recompute, every policy
+of a batch of layouts. Each distinct call (by value of its arguments) is computed once. Arguments are numbers or
+arrays of candidates. What is remembered is bounded: beyond `MOST_CALLS` everything is forgotten at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -16,6 +17,8 @@ from cost_models.kernels import Kernels
 from cost_models.paths import Paths
 from cost_models.program import Op
 
+MOST_CALLS = 50_000
+
 
 class RememberedKernels(Kernels):
     """The calls of `kernels`, each computed once."""
@@ -24,23 +27,32 @@ class RememberedKernels(Kernels):
         self.kernels, self.device = kernels, kernels.device
         self._known: dict[Hashable, Any] = {}
 
-    def gemm_s(self, m: Any, n: Any, k: Any, dtype: str = "bf16") -> Any:
-        key = ("gemm", _key(m), _key(n), _key(k), dtype)
-        if key not in self._known:
-            self._known[key] = self.kernels.gemm_s(m, n, k, dtype)
-        return self._known[key]
+    def gemm_s(self, *args: Any, **kwargs: Any) -> Any:
+        return self._recall(self.kernels.gemm_s, "gemm", args, kwargs)
 
     def attention_s(self, *args: Any, **kwargs: Any) -> Any:
-        key = (*map(_key, args), *((name, _key(value)) for name, value in sorted(kwargs.items())))
-        if key not in self._known:
-            self._known[key] = self.kernels.attention_s(*args, **kwargs)
-        return self._known[key]
+        return self._recall(self.kernels.attention_s, "attention", args, kwargs)
 
     def memory_bound_s(self, bytes_moved: Any, launches: Any = 1) -> Any:
         return self.kernels.memory_bound_s(bytes_moved, launches)
 
     def framework_s(self, unit: str) -> float:
         return self.kernels.framework_s(unit)
+
+    def source(self, op: str) -> str:
+        return self.kernels.source(op)
+
+    def is_estimate(self, op: str) -> bool:
+        return self.kernels.is_estimate(op)
+
+    def _recall(self, call: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        key = (name, *map(_key, args), *((word, _key(value)) for word, value in sorted(kwargs.items())))
+        found = self._known.get(key)
+        if found is None:
+            if len(self._known) >= MOST_CALLS:
+                self._known.clear()
+            found = self._known[key] = call(*args, **kwargs)
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
