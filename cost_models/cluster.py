@@ -144,6 +144,9 @@ class Cluster:
         if cut_off and self.nodes_per_domain < self.slots:
             raise InputError("a node without a working NIC cannot be part of a cluster of several nodes")
 
+    def __hash__(self) -> int:
+        return hash((self.name, self.gpus, self.slots))
+
     @classmethod
     def load(cls, name: str, *, nodes: int | None = None, gpus: int | None = None) -> Cluster:
         """A preset or a YAML file, sized to `nodes` or to whole nodes of `gpus` (a last node may be partly used)."""

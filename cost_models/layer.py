@@ -14,8 +14,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import numpy as np
-
+from cost_models.either import larger, somewhere
 from cost_models.habits import FA1_SLOWDOWN, MERGE_GRADIENT_BYTES
 from cost_models.kernels import Kernels
 from cost_models.program import Compute, Exchange, Op, Phase, Ring
@@ -147,7 +146,7 @@ def _tensor(shape: Shape, op: Literal["all_gather", "reduce_scatter"], grad: boo
     Without sequence parallelism the input is whole already, and an all-reduce sums the output (the gradient of the
     input in the backward pass).
     """
-    if np.all(np.asarray(shape.degrees.tensor) == 1):
+    if not somewhere(shape.degrees.tensor > 1):
         return ()
     moved = shape.tokens * shape.workload.model.hidden * shape.width
     if shape.habits.sequence_parallel:
@@ -177,7 +176,7 @@ def ring(shape: Shape, kernels: Kernels, *, part: str, grad: bool = False) -> Ri
     elif kind == "contiguous":
         piece = kernels.attention_s(tokens, tokens, causal=False, **call) * packed
     else:
-        piece = kernels.attention_s(tokens, np.maximum(tokens // 2, 1), causal=False, **call) * packed
+        piece = kernels.attention_s(tokens, larger(tokens // 2, 1), causal=False, **call) * packed
     piece = piece + _merge_s(shape, kernels, grad)
     kv = 2 * shape.tokens * shape.sent_kv_width
     gradient = kv * DTYPE_BYTES[degrees.grad_ring_dtype] if grad else 0.0 * kv

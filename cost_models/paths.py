@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from cost_models.cluster import Cluster, ScaleUp
 from cost_models.collectives import Collectives
 from cost_models.curves.samples import Sample
+from cost_models.either import larger, pick
 from cost_models.placement import Placement
 from cost_models.profile import network
 from cost_models.program import Op
@@ -91,21 +92,21 @@ class Paths:
         else:
             rounds = 2 if op == "all_reduce" else 1
             crossing = rounds * (size * path.gather_s_per_byte + path.hops_out * path.latency_s)
-        seconds = np.maximum(inside, np.where(np.asarray(path.hops_out) > 0, crossing, 0.0))
-        return np.where(np.asarray(path.ranks) > 1, seconds, 0.0)
+        seconds = larger(inside, pick(path.hops_out > 0, crossing, 0.0))
+        return pick(path.ranks > 1, seconds, 0.0)
 
     def inside_s(self, op: Op, path: Path, size: Any) -> Any:
         """The part between members of one domain, by the measured curve of its link and the group's size there."""
-        local = np.asarray(path.local)
+        local = path.local
         if op == "all_to_all":
             wire = size * (local - 1) / path.ranks
         elif op == "send":
-            wire = size * np.ones(local.shape)
+            wire = size * 1.0
         else:
             wire = size * (local - 1) / local * (2 if op == "all_reduce" else 1)
         name = "send_recv" if op == "send" else op
-        if local.ndim == 0:
-            return self.inside.intra_s(name, int(local), wire if np.ndim(wire) else float(wire))
+        if np.ndim(local) == 0:
+            return self.inside.intra_s(name, int(local), wire)
         seconds = np.zeros(np.broadcast(local, wire).shape)
         wire, local = np.broadcast_to(wire, seconds.shape), np.broadcast_to(local, seconds.shape)
         for members in np.unique(local[local > 1]):
@@ -116,7 +117,7 @@ class Paths:
 
     def crosses(self, axis: str) -> Any:
         """Whether anything of this axis leaves its scale-up domain (and so shares the NICs)."""
-        return np.asarray(self.axes[axis].hops_out) > 0
+        return self.axes[axis].hops_out > 0
 
 
 def paths_of(
@@ -129,7 +130,7 @@ def paths_of(
     """Read every axis off an explicit placement; O(ranks)."""
     slots, gpus = placement.slot_of_rank[None, :], placement.gpu_of_rank[None, :]
     several = axis_paths(cluster, strategy, slots, gpus, samples)
-    axes = {name: Path(**{f.name: getattr(path, f.name)[0].item() for f in fields(Path)}) for name, path in several}
+    axes = {name: _first(path) for name, path in several}
     host = min(run.node.host_link_bytes_per_s for run in cluster.runs)
     return Paths(axes=axes, inside=inside, host_bytes_per_s=host, network_source=network_source(samples))
 
@@ -145,6 +146,23 @@ def axis_paths(
     """Axes of several placements of one strategy: slots and GPUs (placements, ranks) -> arrays (placements,)."""
     place = _Place(cluster, slots, gpus, network(samples))
     return [(axis, place.path(rank_groups(strategy, axis), AXIS_PATTERNS[axis])) for axis in axes]
+
+
+def group_paths(
+    cluster: Cluster,
+    placement: Placement,
+    groups: NDArray[np.int64],
+    patterns: Sequence[str],
+    samples: tuple[Sample, ...] = (),
+) -> Path:
+    """The path of one axis from the ranks of its groups, shape (groups, members)."""
+    place = _Place(cluster, placement.slot_of_rank[None, :], placement.gpu_of_rank[None, :], network(samples))
+    return _first(place.path(groups, patterns))
+
+
+def _first(several: Path) -> Path:
+    """The path of the first of several placements, as plain numbers."""
+    return Path(**{one.name: getattr(several, one.name)[0].item() for one in fields(Path)})
 
 
 def network_source(samples: tuple[Sample, ...]) -> str:

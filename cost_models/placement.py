@@ -22,8 +22,7 @@ class Placement:
     @classmethod
     def in_order(cls, cluster: Cluster, ranks: int) -> Placement:
         """Ranks 0, 1, … over the GPUs of slot 0, then slot 1, …; GPUs that are not needed stay free."""
-        if ranks > cluster.gpus:
-            raise InputError(f"{ranks} ranks on {cluster.gpus} free GPUs of {cluster.name}; at most {cluster.gpus}")
+        check_placement(cluster, ranks, None)
         free = cluster.gpus_of_slot
         slot = np.repeat(np.arange(cluster.slots), free)[:ranks]
         first = np.concatenate([[0], np.cumsum(free)[:-1]])
@@ -40,3 +39,11 @@ class Placement:
         place = self.slot_of_rank * (int(cluster.gpus_of_slot.max()) + 1) + self.gpu_of_rank
         if len(np.unique(place)) != ranks:
             raise InputError("the placement puts two ranks on one GPU")
+
+
+def check_placement(cluster: Cluster, ranks: int, placement: Placement | None) -> None:
+    """Refuse a placement that does not fit, or more ranks than free GPUs."""
+    if placement is not None:
+        placement.check(cluster, ranks)
+    elif ranks > cluster.gpus:
+        raise InputError(f"{ranks} ranks on {cluster.gpus} free GPUs of {cluster.name}; at most {cluster.gpus}")

@@ -15,18 +15,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from cost_models import flops, memory
 from cost_models.cluster import Cluster
-from cost_models.cluster_kernels import kernels_of
 from cost_models.cost import MEMORY, SECONDS, StepCost
+from cost_models.either import both, larger, pick, smaller, somewhere
 from cost_models.kernels import OPS, Kernels
-from cost_models.load import samples_for
-from cost_models.paths import Paths, domain_link, paths_of
-from cost_models.placement import Placement
+from cost_models.paths import Paths
+from cost_models.placement import Placement, check_placement
 from cost_models.profile import Profile
 from cost_models.program import Compute, Exchange, Ring, Segment, StepProgram
+from cost_models.setting import setting
 from cost_models.shape import Shape
 from cost_models.step import step_program
 from cost_models.strategy import Strategy
@@ -60,26 +58,6 @@ def _add(left: Mapping[str, Any], right: Mapping[str, Any], times: Any) -> dict[
     return {**left, **{name: left.get(name, 0.0) + value * times for name, value in right.items()}}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """What a price needs beside the strategy: read once for a cluster, a set of devices and a placement."""
-
-    kernels: Kernels
-    paths: Paths
-
-
-def setting(cluster: Cluster, strategy: Strategy, placement: Placement, profile: Profile | None) -> Setting:
-    """Kernels of the devices in use and the paths of every axis."""
-    samples = samples_for(profile, cluster)
-    runs = [cluster.runs[i] for i in np.unique(cluster.run_of_slot[placement.slot_of_rank])]
-    slowest = min((run.node.scale_up for run in runs), key=lambda link: link.bytes_per_s)
-    inside = domain_link(slowest, samples)
-    return Setting(
-        kernels=kernels_of((run.node.device for run in runs), samples),
-        paths=paths_of(cluster, strategy, placement, inside, samples),
-    )
-
-
 def price(
     cluster: Cluster,
     workload: Workload,
@@ -96,16 +74,15 @@ def price(
     (True, True)
     """
     strategy.check(workload.model)
-    placement = placement or Placement.in_order(cluster, strategy.ranks)
-    placement.check(cluster, strategy.ranks)
-    shape, here = Shape(workload, strategy), setting(cluster, strategy, placement, profile)
+    check_placement(cluster, strategy.ranks, placement)
+    shape, here = Shape(workload, strategy), setting(cluster, profile)
+    runs, paths = here.runs(strategy.ranks, placement), here.paths(strategy, placement)
+    kernels, devices = here.kernels(runs), here.devices(runs)
     ranges = strategy.layer_ranges(workload.model.layers)
-    program = step_program(shape, here.kernels, ranges)
-    folded = fold(program, here.paths)
+    program = step_program(shape, kernels, ranges)
+    folded = fold(program, paths)
     kept = sum(memory.kept(shape, part) * part.count for part in ranges) / strategy.pipeline
     again = max(memory.recomputed(shape, part.recompute) for part in ranges)
-    used = np.unique(cluster.run_of_slot[placement.slot_of_rank])
-    devices = [cluster.runs[index].node.device for index in used]
     parts = memory.memory(shape, kept, again, devices[0])
     cost = StepCost(
         seconds={name: float(folded.seconds.get(name, 0.0)) for name in SECONDS},
@@ -115,10 +92,10 @@ def price(
         capacity_bytes=min(device.memory_bytes for device in devices),
         model_flops=flops.model_flops(workload),
         executed_flops=flops.executed_flops(workload, strategy),
-        peak_flops=strategy.ranks * float(np.mean([device.peak("bf16") for device in devices])),
+        peak_flops=strategy.ranks * sum(device.peak("bf16") for device in devices) / len(devices),
         tokens=workload.global_batch * (1 if workload.mode == "decode" else workload.context_tokens),
         ranks=strategy.ranks,
-        estimates=estimates(here, cluster, strategy),
+        estimates=estimates(kernels, paths, cluster, strategy),
     )
     _refuse_above_peak(cost)
     return cost
@@ -126,14 +103,14 @@ def price(
 
 def fold(program: StepProgram, paths: Paths) -> Folded:
     """The whole step of one rank."""
-    total = NOTHING
-    for segment, times in program.segments():
-        total = total.plus(fold_segment(segment, paths), times)
-    micro = NOTHING
+    micro = epilogue = NOTHING
     for segment in program.microbatch:
         micro = micro.plus(fold_segment(segment, paths), segment.repeat)
-    bubble = micro.total_s * (np.asarray(program.pipeline) - 1) / program.virtual
-    return total.plus(Folded(seconds={"pipeline": bubble}, hidden_s={}))
+    for segment in program.epilogue:
+        epilogue = epilogue.plus(fold_segment(segment, paths), segment.repeat)
+    bubble = micro.total_s * (program.pipeline - 1) / program.virtual
+    whole = NOTHING.plus(micro, program.microbatches).plus(epilogue)
+    return whole.plus(Folded(seconds={"pipeline": bubble}, hidden_s={}))
 
 
 def fold_segment(segment: Segment, paths: Paths) -> Folded:
@@ -152,26 +129,25 @@ def fold_segment(segment: Segment, paths: Paths) -> Folded:
             part = "recompute" if phase.part == "recompute" else "compute"
             seconds = _add(seconds, {part: computed, "ring": exposed}, 1)
             hidden = _add(hidden, {"ring": sent - exposed}, 1)
-            busy = busy + np.where(paths.crosses("ring") & paths.crosses("shard"), sent, 0.0)
+            busy = busy + pick(both(paths.crosses("ring"), paths.crosses("shard")), sent, 0.0)
     duration = sum(seconds.values())
     sharding = _sharding_s(segment, paths)
-    exposed = np.maximum(0.0, sharding + busy - duration)
-    exposed = np.minimum(exposed, sharding)
-    offload = np.maximum(0.0, segment.offload_bytes / paths.host_bytes_per_s - duration)
+    exposed = smaller(larger(0.0, sharding + busy - duration), sharding)
+    offload = larger(0.0, segment.offload_bytes / paths.host_bytes_per_s - duration)
     seconds = _add(seconds, {"sharding": exposed, "offload": offload}, 1)
     return Folded(seconds=seconds, hidden_s=_add(hidden, {"sharding": sharding - exposed}, 1))
 
 
 def _ring(ring: Ring, paths: Paths) -> tuple[Any, Any, Any]:
     """(compute, exposed, sent) seconds: hop i hides behind block i, gradient hop i behind block i + 1."""
-    hops = np.asarray(ring.pieces) - 1
+    hops = ring.pieces - 1
     hop = paths.exchange_s("ring", "send", ring.hop_bytes)
-    both = paths.exchange_s("ring", "send", ring.hop_bytes + ring.gradient_bytes)
-    gradient = np.where(np.asarray(ring.gradient_bytes) > 0, paths.exchange_s("ring", "send", ring.gradient_bytes), 0.0)
-    computed = ring.first_s + hops * ring.piece_s
-    exposed = np.maximum(0.0, hop - ring.first_s) + np.maximum(hops - 1, 0) * np.maximum(0.0, both - ring.piece_s)
-    exposed = np.where(hops > 0, exposed + gradient, 0.0)
-    sent = np.where(hops > 0, hop + np.maximum(hops - 1, 0) * both + gradient, 0.0)
+    both_ways = paths.exchange_s("ring", "send", ring.hop_bytes + ring.gradient_bytes)
+    gradient = pick(ring.gradient_bytes > 0, paths.exchange_s("ring", "send", ring.gradient_bytes), 0.0)
+    computed, further = ring.first_s + hops * ring.piece_s, larger(hops - 1, 0)
+    exposed = larger(0.0, hop - ring.first_s) + further * larger(0.0, both_ways - ring.piece_s)
+    exposed = pick(hops > 0, exposed + gradient, 0.0)
+    sent = pick(hops > 0, hop + further * both_ways + gradient, 0.0)
     return computed, exposed, sent
 
 
@@ -183,7 +159,8 @@ def _sharding_s(segment: Segment, paths: Paths) -> Any:
         ("shard", "reduce_scatter", segment.scatter_bytes),
         ("replicate", "all_reduce", segment.replicate_bytes),
     ):
-        total = total + np.where(np.asarray(size) > 0, paths.exchange_s(axis, op, size), 0.0)  # type: ignore[arg-type]
+        if somewhere(size > 0):
+            total = total + pick(size > 0, paths.exchange_s(axis, op, size), 0.0)  # type: ignore[arg-type]
     return total
 
 
@@ -196,7 +173,7 @@ def sent_bytes(program: StepProgram, strategy: Strategy) -> dict[str, Any]:
     def count(axis: str, op: str, size: Any, times: Any) -> None:
         ranks = sizes[axis]
         share = 1.0 if op == "send" else (ranks - 1) / ranks * (2 if op == "all_reduce" else 1)
-        if ranks > 1 and np.any(np.asarray(size) > 0):
+        if ranks > 1 and somewhere(size > 0):
             sent[f"{axis} {op}"] = sent.get(f"{axis} {op}", 0.0) + share * size * times
 
     for segment, times in program.segments():
@@ -212,14 +189,14 @@ def sent_bytes(program: StepProgram, strategy: Strategy) -> dict[str, Any]:
     return sent
 
 
-def estimates(here: Setting, cluster: Cluster, strategy: Strategy) -> tuple[str, ...]:
+def estimates(kernels: Kernels, paths: Paths, cluster: Cluster, strategy: Strategy) -> tuple[str, ...]:
     """What no measurement backs, in words."""
-    found = [f"{op}: {here.kernels.source(op)}" for op in OPS if here.kernels.is_estimate(op)]
-    inside = here.paths.inside
+    found = [f"{op}: {kernels.source(op)}" for op in OPS if kernels.is_estimate(op)]
+    inside = paths.inside
     if strategy.ranks > 1 and inside.is_estimate("all_to_all"):
         found.append(f"links inside a node: {inside.source('all_to_all')}")
-    if any(np.any(here.paths.crosses(axis)) for axis in here.paths.axes):
-        found.append(here.paths.network_source)
+    if any(somewhere(paths.crosses(axis)) for axis in paths.axes):
+        found.append(paths.network_source)
     found.append("memory: reserve and communication buffers are estimates; the rest is counted tensor by tensor")
     return (*found, *cluster.notes)
 

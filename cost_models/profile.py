@@ -41,6 +41,9 @@ class Profile:
     def to_dict(self) -> dict[str, Any]:
         return strict.plain(self)  # type: ignore[no-any-return]
 
+    def __hash__(self) -> int:
+        return hash((self.device, self.machine, len(self.samples)))
+
     @property
     def digest(self) -> str:
         text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from cost_models.either import larger, pick, somewhere
 from cost_models.errors import InputError
 from cost_models.habits import OURS, Habits
 from cost_models.heads import HeadSplit
@@ -65,7 +66,7 @@ class Shape:
     def rows(self) -> Any:
         """Rows of one microbatch on one data replica."""
         batch, parts = self.workload.global_batch, self.degrees.data * self.degrees.microbatches
-        if np.any(batch % parts):
+        if somewhere(batch % parts != 0):
             raise InputError(f"data x microbatches = {parts} does not divide the global batch of {batch}")
         return batch // parts
 
@@ -76,7 +77,7 @@ class Shape:
         if self.workload.mode == "decode":
             return -(-self.workload.context_tokens // self.degrees.context) * self.degrees.ulysses
         alone = self.degrees.context == 1
-        padded = np.where(alone, self.workload.context_tokens, -(-self.workload.context_tokens // unit) * unit)
+        padded = pick(alone, self.workload.context_tokens, -(-self.workload.context_tokens // unit) * unit)
         return padded // self.degrees.ring
 
     @cached_property
@@ -122,7 +123,7 @@ class Shape:
 
     @cached_property
     def kv_width(self) -> Any:
-        heads = np.maximum(1, self.workload.model.kv_heads // self.degrees.tensor)
+        heads = larger(1, self.workload.model.kv_heads // self.degrees.tensor)
         return heads * self.workload.model.head_dim
 
     @cached_property

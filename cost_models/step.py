@@ -13,9 +13,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from cost_models import layer, vision
+from cost_models.either import larger, pick, smaller, somewhere
 from cost_models.kernels import Kernels
 from cost_models.program import Compute, Exchange, Phase, Segment, StepProgram
 from cost_models.shape import Shape
@@ -54,7 +53,7 @@ def step_program(shape: Shape, kernels: Kernels, ranges: tuple[LayerRange, ...])
 
 def forward_segment(shape: Shape, kernels: Kernels, *, repeat: Any, offload: str = "none") -> Segment:
     phases = (*layer.forward(shape, kernels), _framework(kernels, "framework_layer", FORWARD_SHARE))
-    if np.any(np.asarray(shape.degrees.pipeline) > 1):
+    if somewhere(shape.degrees.pipeline > 1):
         phases = (*phases, _to_next_stage(shape))
     return Segment(
         name="layer forward",
@@ -70,9 +69,9 @@ def backward_segment(shape: Shape, kernels: Kernels, recompute: str, *, repeat: 
     host_share = 1 - FORWARD_SHARE + (FORWARD_SHARE if recompute in ("full", "all_but_attention") else 0.0)
     reduce = DTYPE_BYTES[shape.workload.precision.reduce]
     phases: tuple[Phase, ...] = layer.backward(shape, kernels, recompute)
-    if np.any(np.asarray(shape.degrees.pipeline) > 1):
+    if somewhere(shape.degrees.pipeline > 1):
         phases = (*phases, _to_next_stage(shape))
-    again = np.where(np.asarray(shape.degrees.zero) == 3, shape.layer_params * shape.width, 0)
+    again = pick(shape.degrees.zero == 3, shape.layer_params * shape.width, 0)
     gradient = shape.layer_params * reduce if trained else 0.0
     return Segment(
         name=f"layer backward {recompute}",
@@ -116,7 +115,7 @@ def head(shape: Shape, kernels: Kernels) -> Segment:
     model, dtype = shape.workload.model, shape.workload.precision.param
     vocab = model.vocab // shape.degrees.tensor
     if shape.workload.mode != "train":
-        seconds = kernels.gemm_s(np.maximum(shape.rows, 1), vocab, model.hidden, dtype)
+        seconds = kernels.gemm_s(larger(shape.rows, 1), vocab, model.hidden, dtype)
         return Segment(name="logits", phases=(Compute(part="loss", seconds=seconds),))
     return Segment(name="head and loss", phases=(Compute(part="loss", seconds=_loss_s(shape, kernels, vocab)),))
 
@@ -138,7 +137,7 @@ def _loss_s(shape: Shape, kernels: Kernels, vocab: Any) -> Any:
     """
     model, dtype, width = shape.workload.model, shape.workload.precision.param, shape.width
     chunk, weights = shape.degrees.loss_chunk_tokens, vocab * model.hidden
-    tokens = shape.tokens if chunk is None else np.minimum(shape.tokens, chunk)
+    tokens = shape.tokens if chunk is None else smaller(shape.tokens, chunk)
     product = kernels.gemm_s(tokens, vocab, model.hidden, dtype)
     products = product + layer.matmul_s(shape, kernels, tokens, vocab, model.hidden, True, dtype)
     if chunk is None:
@@ -153,7 +152,7 @@ def _loss_s(shape: Shape, kernels: Kernels, vocab: Any) -> Any:
 
 def update(shape: Shape, kernels: Kernels) -> Segment:
     """Gradient norm and optimizer on this rank's shard (on everything without sharding)."""
-    parts = np.where(np.asarray(shape.degrees.zero) == 0, 1, shape.degrees.shard)
+    parts = pick(shape.degrees.zero == 0, 1, shape.degrees.shard)
     params = trained_params(shape) / shape.degrees.pipeline / parts
     norm = kernels.memory_bound_s(params * 4, 2)
     step = kernels.memory_bound_s(params * OPTIMIZER_BYTES[shape.workload.optimizer], 4)
@@ -172,7 +171,7 @@ def _framework(kernels: Kernels, unit: str, share: float = 1.0) -> Compute:
 def trained_params(shape: Shape) -> Any:
     """Weights of one rank before sharding that have gradients."""
     model = shape.workload.model
-    total = np.asarray(0)
+    total: Any = 0
     if shape.trains("llm"):
         total = model.layers * shape.layer_params + shape.root_params
     if model.vision is not None:
@@ -186,9 +185,9 @@ def _decode(shape: Shape, kernels: Kernels) -> StepProgram:
     rows, cached = shape.rows, shape.rows * (shape.ring_tokens // shape.degrees.ulysses)
     widths = ((shape.q_width, model.hidden), (shape.kv_width, model.hidden), (shape.kv_width, model.hidden))
     shapes = (*widths, (model.hidden, shape.q_width), (shape.ffn, model.hidden), (model.hidden, shape.ffn))
-    products = sum(kernels.gemm_s(np.maximum(rows, 1), n, k, dtype) for n, k in shapes)
+    products = sum(kernels.gemm_s(larger(rows, 1), n, k, dtype) for n, k in shapes)
     if model.gated:
-        products = products + kernels.gemm_s(np.maximum(rows, 1), shape.ffn, model.hidden, dtype)
+        products = products + kernels.gemm_s(larger(rows, 1), shape.ffn, model.hidden, dtype)
     cache = kernels.memory_bound_s(cached * 2 * shape.kv_width * width, 1)
     small = kernels.memory_bound_s(2 * _token_bytes(shape), 28)
     merge = rows * (shape.q_width + model.heads) * 4 * shape.degrees.context

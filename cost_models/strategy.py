@@ -9,6 +9,7 @@ Checks against a model (heads, layers) are in `check`; what an executor can run 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -119,6 +120,21 @@ class Strategy:
 def rank_grid(strategy: Strategy) -> NDArray[np.int64]:
     """Ranks as an array of shape (pipeline, data, ring, ulysses, tensor)."""
     return np.arange(strategy.ranks).reshape([getattr(strategy, axis) for axis in AXES])
+
+
+def axis_stride(strategy: Strategy, axis: str) -> tuple[int, int]:
+    """(stride, size) of an axis: the members of a group are `size` ranks, `stride` apart; also of `context`, `shard`
+    and `replicate`.
+
+    >>> axis_stride(Strategy(ring=2, ulysses=4), "ring"), axis_stride(Strategy(data=2, ulysses=4, shard=4), "replicate")
+    ((4, 2), (4, 2))
+    """
+    if axis in ("context", "shard"):
+        return strategy.tensor, getattr(strategy, axis)
+    if axis == "replicate":
+        return strategy.tensor * strategy.shard, strategy.replicate
+    position = AXES.index(axis)
+    return math.prod(getattr(strategy, inner) for inner in AXES[position + 1 :]), getattr(strategy, axis)
 
 
 def rank_groups(strategy: Strategy, axis: str) -> NDArray[np.int64]:

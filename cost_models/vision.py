@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
+from cost_models.either import larger, pick
 from cost_models.kernels import Kernels
 from cost_models.model import Vision
 from cost_models.program import Compute, Exchange, Segment
@@ -66,7 +65,7 @@ def backward(shape: Shape, kernels: Kernels) -> list[Segment]:
                 name="vision backward",
                 phases=(Compute(part="vision", seconds=_block_s(shape, vision, kernels, grad=True)),),
                 repeat=vision.layers,
-                gather_bytes=np.where(np.asarray(shape.degrees.zero) == 3, block * shape.width, 0),
+                gather_bytes=pick(shape.degrees.zero == 3, block * shape.width, 0),
                 scatter_bytes=block * reduce,
                 replicate_bytes=shape.replicate_bytes(block * reduce),
             )
@@ -83,7 +82,7 @@ def _edge_params(shape: Shape, vision: Vision) -> float:
 
 
 def _frames(shape: Shape) -> Any:
-    return np.maximum(shape.frames, 1)
+    return larger(shape.frames, 1)
 
 
 def _exchange(shape: Shape, vision: Vision) -> Exchange:
