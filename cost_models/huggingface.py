@@ -1,5 +1,7 @@
 """Hugging Face `config.json` -> Model: Llama, Mistral, Qwen2, Qwen3, and VLMs of the LLaVA, VILA and Qwen-VL kind.
 
+Mixtures of experts (Mixtral, Qwen-MoE, DeepSeek) are read with the help of `huggingface_experts.py`.
+
 A VLM's config nests the language model (`text_config`, or `llm_cfg` in VILA) and the tower (`vision_config`,
 `vision_tower_cfg`); VILA keeps each in a folder of its own. Files are data: only named fields are read, a missing
 one is an error that names it. Towers with registers, windows or 3-D patches are taken as plain ViTs of their size.
@@ -13,6 +15,7 @@ from typing import Any
 
 from cost_models import strict
 from cost_models.errors import InputError
+from cost_models.huggingface_experts import MIXTURES, mixture_fields
 from cost_models.model import Model, Vision
 
 DENSE = ("llama", "mistral", "qwen2", "qwen3")
@@ -26,15 +29,16 @@ def read_config(path: Path) -> Model:
     where = str(path)
     kind = _kind(config, where)
     name = _name(config, path)
-    if kind in DENSE:
+    if kind in DENSE + MIXTURES:
         return Model(name=name, **_text(config, kind, where))
     text, text_where = _part(config, ("text_config", "llm_cfg"), path, "llm", where)
     text_kind = _kind(text, text_where, fallback=kind)
     text_kind = _TEXT_KIND.get(text_kind, text_kind)
     if kind in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl") and text_kind == kind:
         text_kind = "qwen3" if kind == "qwen3_vl" else "qwen2"
-    if text_kind not in DENSE:
-        raise InputError(f"{text_where}: language model kind {text_kind!r} is not supported; legal: {', '.join(DENSE)}")
+    if text_kind not in DENSE + MIXTURES:
+        legal = ", ".join(DENSE + MIXTURES)
+        raise InputError(f"{text_where}: language model kind {text_kind!r} is not supported; legal: {legal}")
     fields = _text(text, text_kind, text_where)
     tower, tower_where = _part(config, ("vision_config", "vision_tower_cfg"), path, "vision_tower", where)
     tower = tower.get("vision_config", tower)
@@ -44,8 +48,8 @@ def read_config(path: Path) -> Model:
 
 def _kind(config: Mapping[str, Any], where: str, fallback: str | None = None) -> str:
     kind = config.get("model_type", fallback)
-    if not isinstance(kind, str) or (fallback is None and kind not in DENSE + VLM):
-        raise InputError(f"{where}: model_type {kind!r} is not supported; legal: {', '.join(DENSE + VLM)}")
+    if not isinstance(kind, str) or (fallback is None and kind not in DENSE + MIXTURES + VLM):
+        raise InputError(f"{where}: model_type {kind!r} is not supported; legal: {', '.join(DENSE + MIXTURES + VLM)}")
     return kind
 
 
@@ -79,23 +83,24 @@ def _number(config: Mapping[str, Any], key: str, where: str, default: int | None
 
 
 def _text(config: Mapping[str, Any], kind: str, where: str) -> dict[str, Any]:
-    if config.get("num_experts") or config.get("num_local_experts"):
-        raise InputError(f"{where}: mixture-of-experts models are not supported; legal: dense {', '.join(DENSE)}")
+    if kind in DENSE and (config.get("num_experts") or config.get("num_local_experts")):
+        raise InputError(f"{where}: model_type {kind!r} has no experts; legal with experts: {', '.join(MIXTURES)}")
     heads = _number(config, "num_attention_heads", where)
     hidden = _number(config, "hidden_size", where)
     tied = {"qwen3": True}.get(kind, False)
-    return {
+    dense = {
         "layers": _number(config, "num_hidden_layers", where),
         "hidden": hidden,
         "ffn": _number(config, "intermediate_size", where),
         "heads": heads,
         "kv_heads": _number(config, "num_key_value_heads", where, heads),
-        "head_dim": _number(config, "head_dim", where, 128 if kind == "qwen3" else hidden // heads),
+        "head_dim": _number(config, "head_dim", where, 128 if kind.startswith("qwen3") else hidden // heads),
         "vocab": _number(config, "vocab_size", where),
         "tied_embeddings": bool(config.get("tie_word_embeddings", tied)),
         "qkv_bias": kind == "qwen2" or bool(config.get("attention_bias", False)),
-        "qk_norm": kind == "qwen3",
+        "qk_norm": kind.startswith("qwen3"),
     }
+    return {**dense, **mixture_fields(config, kind, where, _number)} if kind in MIXTURES else dense
 
 
 def _merge(config: Mapping[str, Any], tower: Mapping[str, Any], kind: str) -> int:

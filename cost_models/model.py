@@ -8,7 +8,7 @@ Parameter counts are exact for the listed architectures: weights and biases, nor
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -17,8 +17,11 @@ import yaml
 
 from cost_models import strict
 from cost_models.errors import InputError
+from cost_models.experts import Experts
+from cost_models.latent import Latent
 
-LayerKind = Literal["attention"]
+LayerKind = Literal["attention", "experts"]
+"""attention: with a dense MLP; experts: with a mixture of them."""
 _PRESETS = Path(__file__).parent / "presets" / "models"
 
 
@@ -68,21 +71,31 @@ class Model:
     ffn: int
     heads: int
     kv_heads: int
-    head_dim: int
+    head_dim: int  # of queries and keys; values have `v_dim`
     vocab: int
     gated: bool = True  # SwiGLU: three MLP matrices instead of two
     tied_embeddings: bool = False
     qkv_bias: bool = False
     qk_norm: bool = False
     vision: Vision | None = None
-    layer_kinds: tuple[LayerKind, ...] = ()
+    layer_kinds: tuple[LayerKind, ...] = ()  # () = all alike: experts where the model has any
+    experts: Experts | None = field(default=None, metadata=strict.OPTIONAL)
+    latent: Latent | None = field(default=None, metadata=strict.OPTIONAL)
 
     def __post_init__(self) -> None:
         _positive("model", self)
         if not self.layer_kinds:
-            object.__setattr__(self, "layer_kinds", ("attention",) * self.layers)
+            kind: LayerKind = "experts" if self.experts else "attention"
+            object.__setattr__(self, "layer_kinds", (kind,) * self.layers)
         if len(self.layer_kinds) != self.layers:
             raise InputError(f"layer_kinds names {len(self.layer_kinds)} layers of {self.layers}")
+        if ("experts" in self.layer_kinds) != (self.experts is not None):
+            raise InputError("layer_kinds and experts disagree: layers of experts need `experts`, and the other way")
+        if self.latent is not None and (self.latent.qk_dim, self.heads) != (self.head_dim, self.kv_heads):
+            raise InputError(
+                f"latent attention has head_dim={self.latent.qk_dim} and as many KV heads as heads ({self.heads}), "
+                f"not head_dim={self.head_dim} and kv_heads={self.kv_heads}"
+            )
         if self.heads % self.kv_heads:
             raise InputError(f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}")
 
@@ -108,20 +121,54 @@ class Model:
     def presets() -> list[str]:
         return sorted(path.stem for path in _PRESETS.glob("*.yaml"))
 
+    @property
+    def v_dim(self) -> int:
+        """Width of a value head."""
+        return self.latent.v_dim if self.latent else self.head_dim
+
     @cached_property
     def layer_params(self) -> int:
-        """Weights of one decoder layer."""
+        """Weights of one decoder layer with a dense MLP."""
         return self.layer_matmul_params + self.layer_small_params
 
     @cached_property
-    def layer_matmul_params(self) -> int:
+    def attention_params(self) -> int:
+        """Matrix weights of one layer's attention."""
+        if self.latent is not None:
+            return self.latent.matmul_params(self.hidden, self.heads)
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        return self.hidden * (2 * q + 2 * kv) + (3 if self.gated else 2) * self.hidden * self.ffn
+        return self.hidden * (2 * q + 2 * kv)
+
+    @cached_property
+    def layer_matmul_params(self) -> int:
+        return self.attention_params + (3 if self.gated else 2) * self.hidden * self.ffn
 
     @cached_property
     def layer_small_params(self) -> int:
         bias = (self.heads + 2 * self.kv_heads) * self.head_dim if self.qkv_bias else 0
-        return 2 * self.hidden + bias + (2 * self.head_dim if self.qk_norm else 0)
+        latent = self.latent.norm_params if self.latent else 0
+        return 2 * self.hidden + bias + (2 * self.head_dim if self.qk_norm else 0) + latent
+
+    @cached_property
+    def expert_layers(self) -> int:
+        return self.layer_kinds.count("experts")
+
+    @cached_property
+    def expert_layer_params(self) -> int:
+        """Weights of one decoder layer whose MLP is a mixture of experts."""
+        if self.experts is None:
+            return 0
+        mixture = self.experts.matmul_params(self.hidden, self.gated) + self.experts.router_params(self.hidden)
+        shared = self.experts.shared_params(self.hidden, self.gated)
+        return self.attention_params + mixture + shared + self.layer_small_params
+
+    @cached_property
+    def active_params(self) -> int:
+        """Weights that a token passes: all but the experts that it does not visit."""
+        if self.experts is None:
+            return self.llm_params
+        idle = (self.experts.count - self.experts.chosen) * (3 if self.gated else 2) * self.hidden * self.experts.ffn
+        return self.llm_params - self.expert_layers * idle
 
     @cached_property
     def embedding_params(self) -> int:
@@ -134,7 +181,9 @@ class Model:
 
     @cached_property
     def llm_params(self) -> int:
-        return self.layers * self.layer_params + self.embedding_params + self.head_params + self.hidden
+        dense = (self.layers - self.expert_layers) * self.layer_params
+        layers = dense + self.expert_layers * self.expert_layer_params
+        return layers + self.embedding_params + self.head_params + self.hidden
 
     @cached_property
     def vision_params(self) -> int:

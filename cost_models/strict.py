@@ -13,8 +13,9 @@ import math
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from cost_models.errors import InputError
@@ -23,6 +24,9 @@ from cost_models.units import parse_bytes, parse_rate, parse_seconds
 T = TypeVar("T")
 MAX_FILE_BYTES = 256 * 2**20
 """A plan of 100,000 GPUs is about 10 MB; anything above this is not ours and is not read into memory."""
+
+OPTIONAL: Mapping[str, Any] = MappingProxyType({"optional": True})
+"""Metadata of a field that files leave out where it has its default: those who do not use it see no change."""
 
 
 def read_text(path: str | Path, what: str) -> str:
@@ -86,12 +90,17 @@ def read(cls: type[T], data: object, where: str) -> T:
 def plain(value: object) -> Any:
     """The inverse of `read`: dataclasses, tuples and mappings as dicts and lists that JSON and YAML can write."""
     if is_dataclass(value):
-        return {field.name: plain(getattr(value, field.name)) for field in fields(value) if field.init}
+        shown = [field for field in fields(value) if field.init and not _left_out(field, value)]
+        return {field.name: plain(getattr(value, field.name)) for field in shown}
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
         return [plain(item) for item in value]
     return value
+
+
+def _left_out(field: Field[Any], value: object) -> bool:
+    return bool(field.metadata.get("optional")) and bool(getattr(value, field.name) == field.default)
 
 
 def _show(data: object) -> str:
