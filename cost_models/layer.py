@@ -12,13 +12,14 @@ Elementwise traffic counts the passes of unfused Hugging Face layers unless `Sha
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
-from cost_models.either import larger, somewhere
+from cost_models.either import larger
 from cost_models.habits import FA1_SLOWDOWN, MERGE_GRADIENT_BYTES
 from cost_models.kernels import Kernels
-from cost_models.program import Compute, Exchange, Op, Phase, Ring
+from cost_models.program import Compute, Exchange, Phase, Ring
 from cost_models.shape import Shape
+from cost_models.work import elementwise, matmul_s, norm_bytes, residual_bytes, tensor_exchange
 from cost_models.workload import DTYPE_BYTES
 
 
@@ -52,36 +53,9 @@ def backward(shape: Shape, kernels: Kernels, recompute: str) -> tuple[Phase, ...
     return (*again, *before, *core, *_inputs(shape, kernels, None, grad=True))
 
 
-def matmul_s(shape: Shape, kernels: Kernels, m: Any, n: Any, k: Any, grad: bool, dtype: str | None = None) -> Any:
-    """Forward product m x k by k x n, or both backward products, with what 8-bit inputs cost to make."""
-    habits = shape.habits
-    if dtype is None:
-        dtype = habits.product_dtype or shape.workload.precision.param
-    if habits.quantise_bytes and dtype == "fp8":
-        values = m * n if grad else m * k + n * k
-        quantised = kernels.memory_bound_s(values * habits.quantise_bytes, 2)
-    else:
-        quantised = 0.0
-    if not grad:
-        return kernels.gemm_s(m, n, k, dtype) + quantised
-    return quantised + kernels.gemm_s(m, k, n, dtype) + kernels.gemm_s(k, n, m, dtype)
-
-
-def _norm_bytes(shape: Shape) -> Any:
-    """Traffic of one unfused RMSNorm: cast, square, mean, scale in fp32 (28 B), cast back and weight (3 x b + 2 b)."""
-    moved = 2 * shape.width if shape.habits.norm == "fused" else 28 + 5 * shape.width
-    return shape.outer_tokens * shape.workload.model.hidden * moved
-
-
 def _rotary_bytes(shape: Shape) -> Any:
     passes = {"unfused": 8, "fused": 2, "none": 0}[shape.habits.rotary]
     return shape.tokens * (shape.q_width + shape.kv_width) * passes * shape.width
-
-
-def _memory(shape: Shape, kernels: Kernels, moved: Any, launches: int, grad: bool, part: str | None) -> Compute:
-    """Backward of elementwise work reads the saved input as well as the gradient: twice the traffic."""
-    seconds = kernels.memory_bound_s(moved * (2 if grad else 1), launches * (2 if grad else 1))
-    return Compute(part=part or "memory_bound", seconds=seconds)
 
 
 def _inputs(shape: Shape, kernels: Kernels, part: str | None, grad: bool = False) -> tuple[Phase, ...]:
@@ -92,10 +66,10 @@ def _inputs(shape: Shape, kernels: Kernels, part: str | None, grad: bool = False
         widths = (shape.q_width + 2 * shape.kv_width,)
     matmul = sum(matmul_s(shape, kernels, tokens, width, model.hidden, grad) for width in widths)
     launches = (1 if shape.habits.norm == "fused" else 6) + {"unfused": 10, "fused": 2, "none": 0}[shape.habits.rotary]
-    elementwise = _memory(shape, kernels, _norm_bytes(shape) + _rotary_bytes(shape), launches, grad, part)
+    moved_s = elementwise(shape, kernels, norm_bytes(shape) + _rotary_bytes(shape), launches, grad, part)
     exchange = Exchange(part="all_to_all", axis="ulysses", op="all_to_all", bytes=_qkv_bytes(shape))
-    gathered = _tensor(shape, "all_gather", grad)
-    phases = (elementwise, *gathered, Compute(part=part or "matmul", seconds=matmul), exchange)
+    gathered = tensor_exchange(shape, "all_gather", grad)
+    phases = (moved_s, *gathered, Compute(part=part or "matmul", seconds=matmul), exchange)
     return phases[::-1] if grad else phases
 
 
@@ -112,13 +86,8 @@ def _outputs(shape: Shape, kernels: Kernels, part: str | None, grad: bool = Fals
     """Output projection and the residual sum."""
     hidden = shape.workload.model.hidden
     matmul = matmul_s(shape, kernels, shape.tokens, hidden, shape.q_width, grad)
-    residual = _memory(shape, kernels, shape.outer_tokens * hidden * _residual_bytes(shape), 1, grad, part)
-    return (Compute(part=part or "matmul", seconds=matmul), *_tensor(shape, "reduce_scatter", grad), residual)
-
-
-def _residual_bytes(shape: Shape) -> int:
-    """Per value: read both, write the sum; dropout's mask is one byte more."""
-    return 3 * shape.width + (1 if shape.habits.dropout else 0)
+    residual = elementwise(shape, kernels, shape.outer_tokens * hidden * residual_bytes(shape), 1, grad, part)
+    return (Compute(part=part or "matmul", seconds=matmul), *tensor_exchange(shape, "reduce_scatter", grad), residual)
 
 
 def _mlp(shape: Shape, kernels: Kernels, part: str | None, grad: bool = False, down: bool = True) -> tuple[Phase, ...]:
@@ -133,28 +102,11 @@ def _mlp(shape: Shape, kernels: Kernels, part: str | None, grad: bool = False, d
         matmul = matmul + matmul_s(shape, kernels, tokens, model.hidden, shape.ffn, grad)
     passes = (3 if habits.activation == "fused" else 5) if model.gated else 2
     activation = tokens * shape.ffn * shape.width * passes
-    moved = _norm_bytes(shape) + activation + shape.outer_tokens * model.hidden * _residual_bytes(shape)
+    moved = norm_bytes(shape) + activation + shape.outer_tokens * model.hidden * residual_bytes(shape)
     launches = (1 if habits.norm == "fused" else 6) + (2 if habits.activation == "fused" else 5)
-    elementwise = _memory(shape, kernels, moved, launches, grad, part)
-    sums = _tensor(shape, "reduce_scatter", grad) if down else ()
-    return (elementwise, *_tensor(shape, "all_gather", grad), Compute(part=part or "matmul", seconds=matmul), *sums)
-
-
-def _tensor(shape: Shape, op: Literal["all_gather", "reduce_scatter"], grad: bool) -> tuple[Phase, ...]:
-    """Tensor parallelism around each block: all-gather of its input, reduce-scatter of its output, backward swapped.
-
-    Without sequence parallelism the input is whole already, and an all-reduce sums the output (the gradient of the
-    input in the backward pass).
-    """
-    if not somewhere(shape.degrees.tensor > 1):
-        return ()
-    moved = shape.tokens * shape.workload.model.hidden * shape.width
-    if shape.habits.sequence_parallel:
-        swapped: Op = "reduce_scatter" if op == "all_gather" else "all_gather"
-        return (Exchange(part="tensor", axis="tensor", op=swapped if grad else op, bytes=moved),)
-    if (op == "reduce_scatter") == grad:
-        return ()
-    return (Exchange(part="tensor", axis="tensor", op="all_reduce", bytes=moved),)
+    moved_s = elementwise(shape, kernels, moved, launches, grad, part)
+    sums = tensor_exchange(shape, "reduce_scatter", grad) if down else ()
+    return (moved_s, *tensor_exchange(shape, "all_gather", grad), Compute(part=part or "matmul", seconds=matmul), *sums)
 
 
 def ring(shape: Shape, kernels: Kernels, *, part: str, grad: bool = False) -> Ring:

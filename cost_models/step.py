@@ -19,6 +19,7 @@ from cost_models.kernels import Kernels
 from cost_models.program import Compute, Exchange, Phase, Segment, StepProgram
 from cost_models.shape import Shape
 from cost_models.strategy import LayerRange
+from cost_models.work import matmul_s
 from cost_models.workload import DTYPE_BYTES
 
 FORWARD_SHARE = 1 / 3
@@ -139,7 +140,7 @@ def _loss_s(shape: Shape, kernels: Kernels, vocab: Any) -> Any:
     chunk, weights = shape.degrees.loss_chunk_tokens, vocab * model.hidden
     tokens = shape.tokens if chunk is None else smaller(shape.tokens, chunk)
     product = kernels.gemm_s(tokens, vocab, model.hidden, dtype)
-    products = product + layer.matmul_s(shape, kernels, tokens, vocab, model.hidden, True, dtype)
+    products = product + matmul_s(shape, kernels, tokens, vocab, model.hidden, True, dtype)
     if chunk is None:
         return products + kernels.memory_bound_s(tokens * vocab * (20 + 3 * width), 8)
     softmax = kernels.memory_bound_s(tokens * vocab * (16 + 2 * width), 8)

@@ -97,6 +97,8 @@ class Strategy:
 
     def check(self, model: Model) -> None:
         """Refuse a layout that this model cannot have."""
+        if model.experts or model.latent:
+            raise InputError(f"{model.name} has experts or latent attention: read, but not priced")
         if self.ulysses * self.tensor > model.heads:
             most = model.heads // self.tensor
             raise InputError(f"ulysses={self.ulysses} exceeds the model's {model.heads} query heads; at most {most}")

@@ -1,0 +1,65 @@
+"""What the parts of a layer are made of: products, memory-bound work, and the exchange of tensor parallelism.
+
+    product      m x k by k x n forward; backward the gradients of the input (m, k, n) and of the weight (k, n, m)
+    elementwise  bytes to and from memory; backward reads the saved input as well as the gradient: twice the traffic
+
+Units: seconds, bytes. `Shape.habits` says what an implementation does beside the mathematics.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from cost_models.either import somewhere
+from cost_models.kernels import Kernels
+from cost_models.program import Compute, Exchange, Op, Phase
+from cost_models.shape import Shape
+
+
+def matmul_s(shape: Shape, kernels: Kernels, m: Any, n: Any, k: Any, grad: bool, dtype: str | None = None) -> Any:
+    """Forward product m x k by k x n, or both backward products, with what 8-bit inputs cost to make."""
+    habits = shape.habits
+    if dtype is None:
+        dtype = habits.product_dtype or shape.workload.precision.param
+    if habits.quantise_bytes and dtype == "fp8":
+        values = m * n if grad else m * k + n * k
+        quantised = kernels.memory_bound_s(values * habits.quantise_bytes, 2)
+    else:
+        quantised = 0.0
+    if not grad:
+        return kernels.gemm_s(m, n, k, dtype) + quantised
+    return quantised + kernels.gemm_s(m, k, n, dtype) + kernels.gemm_s(k, n, m, dtype)
+
+
+def norm_bytes(shape: Shape) -> Any:
+    """Traffic of one unfused RMSNorm: cast, square, mean, scale in fp32 (28 B), cast back and weight (3 x b + 2 b)."""
+    moved = 2 * shape.width if shape.habits.norm == "fused" else 28 + 5 * shape.width
+    return shape.outer_tokens * shape.workload.model.hidden * moved
+
+
+def elementwise(shape: Shape, kernels: Kernels, moved: Any, launches: int, grad: bool, part: str | None) -> Compute:
+    """Backward of elementwise work reads the saved input as well as the gradient: twice the traffic."""
+    seconds = kernels.memory_bound_s(moved * (2 if grad else 1), launches * (2 if grad else 1))
+    return Compute(part=part or "memory_bound", seconds=seconds)
+
+
+def residual_bytes(shape: Shape) -> int:
+    """Per value: read both, write the sum; dropout's mask is one byte more."""
+    return 3 * shape.width + (1 if shape.habits.dropout else 0)
+
+
+def tensor_exchange(shape: Shape, op: Literal["all_gather", "reduce_scatter"], grad: bool) -> tuple[Phase, ...]:
+    """Tensor parallelism around each block: all-gather of its input, reduce-scatter of its output, backward swapped.
+
+    Without sequence parallelism the input is whole already, and an all-reduce sums the output (the gradient of the
+    input in the backward pass).
+    """
+    if not somewhere(shape.degrees.tensor > 1):
+        return ()
+    moved = shape.tokens * shape.workload.model.hidden * shape.width
+    if shape.habits.sequence_parallel:
+        swapped: Op = "reduce_scatter" if op == "all_gather" else "all_gather"
+        return (Exchange(part="tensor", axis="tensor", op=swapped if grad else op, bytes=moved),)
+    if (op == "reduce_scatter") == grad:
+        return ()
+    return (Exchange(part="tensor", axis="tensor", op="all_reduce", bytes=moved),)
