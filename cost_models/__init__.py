@@ -9,6 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cost_models.batch import BatchCost as BatchCost
+    from cost_models.batch import price_batch as price_batch
     from cost_models.cluster import Cluster as Cluster
     from cost_models.cost import StepCost as StepCost
     from cost_models.errors import InputError as InputError
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from cost_models.workload import Workload as Workload
 
 _HOMES = {
+    "BatchCost": "batch",
     "Cluster": "cluster",
     "InputError": "errors",
     "LayerRange": "strategy",
@@ -31,6 +34,7 @@ _HOMES = {
     "Strategy": "strategy",
     "Workload": "workload",
     "price": "pricing",
+    "price_batch": "batch",
 }
 __all__ = sorted(_HOMES)
 

@@ -1,0 +1,132 @@
+"""Many strategies priced at once: the step of `price`, over arrays with one entry for each strategy.
+
+    strategies -> groups that share layers, ring kind, stages and devices -> one fold of arrays for each group
+
+Sizes, kernels, paths and memory are those of `price`, which the results equal. Seconds and bytes by part. Left out:
+bytes sent and FLOP (`price` has them), and explicit placements: ranks lie in order.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cost_models import memory
+from cost_models.cluster import Cluster
+from cost_models.cost import MEMORY, SECONDS
+from cost_models.paths import AXIS_PATTERNS, Path, Paths
+from cost_models.placement import check_placement
+from cost_models.pricing import fold
+from cost_models.profile import Profile
+from cost_models.remembered import RememberedKernels, RememberedPaths
+from cost_models.setting import Setting, setting
+from cost_models.shape import Degrees, Shape
+from cost_models.step import step_program
+from cost_models.strategy import Strategy, axis_stride
+from cost_models.workload import Workload
+
+Floats = NDArray[np.float64]
+VARIED = ("data", "ring", "ulysses", "shard", "zero", "microbatches")
+"""What may differ inside a group: the arrays of its `Degrees`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchCost:
+    """Entry i is the cost of strategy i."""
+
+    seconds: Mapping[str, Floats]  # by part of SECONDS
+    memory: Mapping[str, Floats]  # by part of MEMORY
+    capacity_bytes: Floats
+
+    @property
+    def step_s(self) -> Floats:
+        return np.sum(list(self.seconds.values()), axis=0)  # type: ignore[no-any-return]
+
+    @property
+    def memory_bytes(self) -> Floats:
+        return np.sum(list(self.memory.values()), axis=0)  # type: ignore[no-any-return]
+
+    @property
+    def fits(self) -> NDArray[np.bool_]:
+        return self.memory_bytes <= self.capacity_bytes
+
+
+def price_batch(
+    cluster: Cluster, workload: Workload, strategies: Sequence[Strategy], profile: Profile | None = None
+) -> BatchCost:
+    """Cost of every strategy, ranks in order. Raises InputError if one of them cannot exist here.
+
+    >>> from cost_models import Cluster, Model, Strategy, Workload
+    >>> work = Workload(Model.load("longvila-8b"), context_tokens=2 * 2**20)
+    >>> several = [Strategy(ring=256 // u, ulysses=u, shard=256) for u in (1, 2, 4, 8)]
+    >>> price_batch(Cluster.load("dgx-h100", nodes=32), work, several).step_s.argmin().item()
+    3
+    """
+    here, count = setting(cluster, profile), len(strategies)
+    groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+    for index, strategy in enumerate(strategies):
+        groups[_group(here, strategy)].append(index)
+    seconds = {name: np.zeros(count) for name in SECONDS}
+    used = {name: np.zeros(count) for name in MEMORY}
+    capacity = np.zeros(count)
+    for (runs, *_), members in groups.items():
+        mine = [strategies[index] for index in members]
+        devices = here.devices(runs)
+        capacity[members] = min(device.memory_bytes for device in devices)
+        shape = Shape(workload, _degrees(mine, workload))
+        kernels = RememberedKernels(here.kernels(runs))
+        ranges = mine[0].layer_ranges(workload.model.layers)
+        program = step_program(shape, kernels, ranges)
+        for name, value in fold(program, RememberedPaths.of(_paths(here, mine))).seconds.items():
+            seconds[name][members] = value
+        kept = sum(memory.kept(shape, part) * part.count for part in ranges) / mine[0].pipeline
+        again: Any = np.max(
+            [np.broadcast_to(memory.recomputed(shape, part.recompute), len(mine)) for part in ranges], 0
+        )
+        for name, value in memory.memory(shape, kept, again, devices[0]).items():
+            used[name][members] = np.round(value)
+    return BatchCost(seconds=seconds, memory=used, capacity_bytes=capacity)
+
+
+def _group(here: Setting, strategy: Strategy) -> tuple[Any, ...]:
+    """(runs of nodes in use, everything that a group shares)."""
+    check_placement(here.cluster, strategy.ranks, None)
+    shared = tuple(getattr(strategy, name) for name in _SHARED)
+    return (here.runs(strategy.ranks), *shared)
+
+
+_SHARED = tuple(one.name for one in fields(Strategy) if one.name not in VARIED)
+
+
+def _degrees(strategies: Sequence[Strategy], workload: Workload) -> Degrees:
+    first = strategies[0]
+    most = max(strategies, key=lambda one: one.ulysses)
+    most.check(workload.model)
+    arrays: dict[str, Any] = {name: np.array([getattr(one, name) for one in strategies]) for name in VARIED}
+    same = {one.name: getattr(first, one.name) for one in fields(Degrees) if one.name not in VARIED}
+    return Degrees(**arrays, **same)
+
+
+def _paths(here: Setting, strategies: Sequence[Strategy]) -> Paths:
+    """Every axis as arrays; each distinct (stride, size, ranks) is read once."""
+    axes = {}
+    for axis in AXIS_PATTERNS:
+        known: dict[Hashable, int] = {}
+        distinct: list[Path] = []
+        where = []
+        for strategy in strategies:
+            key = (*axis_stride(strategy, axis), strategy.ranks)
+            if key not in known:
+                known[key] = len(distinct)
+                distinct.append(here.in_order(axis, *key))
+            where.append(known[key])
+        axes[axis] = Path(
+            **{one.name: np.array([getattr(path, one.name) for path in distinct])[where] for one in fields(Path)}
+        )
+    one = here.paths(strategies[0])
+    return Paths(axes=axes, inside=one.inside, host_bytes_per_s=one.host_bytes_per_s, network_source="")
