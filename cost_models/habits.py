@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from cost_models.errors import InputError
+from cost_models.frames import FrameSharding
 
 Fusion = Literal["unfused", "fused", "none"]
 AttentionKernel = Literal["newest", "fa2", "fa1", "unfused"]
@@ -52,6 +53,7 @@ class Habits:
     logit_bytes: int | None = None  # held per logit at the loss; none: b for logits and gradient, twice fp32
     owner_broadcasts: bool = False  # ZeRO-1: after the update each owner sends its weights by a broadcast of its own
     optimizer_bytes: int | None = None  # traffic per weight of the update; none: a fused fp32 update
+    frame_sharding: FrameSharding = "exchanged"  # how frames and their embeddings reach their ranks: frames.py
     host_call_s: float = 0.0  # host time that one call of a sharded operator costs before its kernels run
 
     def __post_init__(self) -> None:
@@ -61,6 +63,7 @@ class Habits:
             ("activation", Fusion),
             ("attention", AttentionKernel),
             ("reduction", Reduction),
+            ("frame_sharding", FrameSharding),
         ):
             if getattr(self, name) not in get_args(legal):
                 raise InputError(f"{name}={getattr(self, name)!r} is unknown; legal: {', '.join(get_args(legal))}")

@@ -203,6 +203,8 @@ def _vision(shape: Shape) -> Any:
     layer = patches * (8 * vision.hidden + 2 * vision.ffn) * width
     pixels = patches * 3 * vision.patch_size**2 * width
     embeddings = 2 * np.maximum(shape.frames, 1) * vision.tokens_per_frame * shape.workload.model.hidden * width
+    if shape.habits.frame_sharding == "reduced":  # the whole row, zero-filled, on every rank
+        embeddings = embeddings + shape.rows * shape.workload.context_tokens * shape.workload.model.hidden * width
     kept_layers = vision.layers if shape.trains("tower") else 1
     return pixels + embeddings + layer * kept_layers
 

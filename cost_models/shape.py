@@ -17,6 +17,7 @@ import numpy as np
 
 from cost_models.either import larger, pick, somewhere
 from cost_models.errors import InputError
+from cost_models.frames import busiest
 from cost_models.habits import OURS, Habits
 from cost_models.heads import HeadSplit
 from cost_models.workload import DTYPE_BYTES, Workload
@@ -54,6 +55,15 @@ def _by_degree(function: Callable[[int], int], degrees: Any) -> Any:
         return function(int(degrees))
     values, where = np.unique(degrees, return_inverse=True)
     return np.array([function(int(value)) for value in values])[where]
+
+
+def _by_pair(function: Callable[[int, int], int], left: Any, right: Any) -> Any:
+    """`function` of two integers, or of the pairs of two arrays."""
+    if np.ndim(left) == 0 and np.ndim(right) == 0:
+        return function(int(left), int(right))
+    pairs = np.stack(np.broadcast_arrays(left, right), axis=-1)
+    values, where = np.unique(pairs, axis=0, return_inverse=True)
+    return np.array([function(int(a), int(b)) for a, b in values])[where.reshape(len(pairs))]
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +159,16 @@ class Shape:
     @cached_property
     def frames(self) -> Any:
         """Frames that one rank encodes in a microbatch (the most of any rank)."""
-        return -(-self.workload.frames // self.degrees.context) * self.rows
+        if self.habits.frame_sharding in ("exchanged", "reduced"):
+            return -(-self.workload.frames // self.degrees.context) * self.rows
+        return _by_pair(self._own_frames, self.degrees.ring, self.degrees.ulysses) * self.rows
+
+    def _own_frames(self, ring: int, ulysses: int) -> int:
+        work, vision = self.workload, self.workload.model.vision
+        if vision is None:
+            return 0
+        text = work.text_tokens or 0
+        return busiest(self.habits.frame_sharding, work.frames, vision.tokens_per_frame, text, ring, ulysses)
 
     def replicate_bytes(self, gradient_bytes: Any) -> Any:
         """One microbatch's part of the sum of a gradient's shards over the replicas, which happens once a step."""

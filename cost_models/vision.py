@@ -2,7 +2,8 @@
 
 Frames are dealt whole, so the busiest rank has ceil(frames / context): the imbalance is in the price. The exchange
 moves every embedding once, tokens x hidden bytes over the context group, forward and (if anything behind it trains)
-backward. The tower attends within a frame, without mask. A rank without frames runs one dummy frame.
+backward. Other ways to deal frames are a habit (`frames.py`). The tower attends within a frame, without mask. A rank
+without frames runs one dummy frame. Left out: the patches' own product (0.2% of the tower), decoding of the video.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def forward(shape: Shape, kernels: Kernels) -> list[Segment]:
             name="projector and exchange",
             phases=(
                 Compute(part="vision", seconds=_projector_s(shape, vision, kernels, grad=False)),
-                _exchange(shape, vision),
+                *_exchange(shape, vision),
             ),
             gather_bytes=_edge_params(shape, vision) * shape.width,
         ),
@@ -51,7 +52,7 @@ def backward(shape: Shape, kernels: Kernels) -> list[Segment]:
         Segment(
             name="projector backward",
             phases=(
-                _exchange(shape, vision),
+                *_exchange(shape, vision, grad=True),
                 Compute(part="vision", seconds=_projector_s(shape, vision, kernels, grad=True)),
             ),
             scatter_bytes=edge,
@@ -85,10 +86,16 @@ def _frames(shape: Shape) -> Any:
     return larger(shape.frames, 1)
 
 
-def _exchange(shape: Shape, vision: Vision) -> Exchange:
-    """Embeddings of the own frames to the ranks that own their tokens."""
-    moved = shape.frames * vision.tokens_per_frame * shape.workload.model.hidden * shape.width
-    return Exchange(part="embeddings", axis="context", op="all_to_all", bytes=moved)
+def _exchange(shape: Shape, vision: Vision, grad: bool = False) -> tuple[Exchange, ...]:
+    """Embeddings of the own frames to the ranks that own their tokens, or what stands in its place (`frames.py`)."""
+    hidden, sharding = shape.workload.model.hidden, shape.habits.frame_sharding
+    if sharding == "exchanged":
+        moved = shape.frames * vision.tokens_per_frame * hidden * shape.width
+        return (Exchange(part="embeddings", axis="context", op="all_to_all", bytes=moved),)
+    if sharding == "reduced" and not grad:  # the all-reduce carries no gradient
+        whole = shape.rows * shape.workload.context_tokens * hidden * shape.width
+        return (Exchange(part="embeddings", axis="context", op="all_reduce", bytes=whole),)
+    return ()
 
 
 def _block_s(shape: Shape, vision: Vision, kernels: Kernels, grad: bool) -> Any:
