@@ -42,6 +42,8 @@ class Device:
     clock_hz: float | None
     link: str  # what joins it to its neighbours in a node: a link of `collectives.LINKS`
     source: str
+    power_w: float | None = None  # board power limit; none: unknown
+    sustained_flops: float | None = None  # 16-bit products of a busy board, where published; none: by curves and power
 
     @classmethod
     def load(cls, name: str) -> Device:
@@ -65,6 +67,10 @@ class Device:
         for field in ("memory_bytes", "memory_bytes_per_s"):
             if getattr(self, field) <= 0:
                 raise InputError(f"{self.name}: {field}={getattr(self, field)} must be above 0")
+        for field in ("power_w", "sustained_flops"):
+            value = getattr(self, field)
+            if value is not None and value <= 0:
+                raise InputError(f"{self.name}: {field}={value} must be above 0, or left out where it is unknown")
         for dtype, flops in self.peak_flops.items():
             if dtype not in DTYPES or flops <= 0:
                 raise InputError(f"{self.name}: peak {dtype}={flops}; legal: {', '.join(DTYPES)}, above 0")
@@ -85,13 +91,14 @@ def _read(name: str) -> Device:
 def from_mapping(raw: Mapping[str, Any], name: str) -> Device:
     """A device from the preset's keys (sizes in GB, TB/s and TFLOP/s, as data sheets print them)."""
     legal = ("architecture", "memory_gib", "memory_tb_per_s", "peak_tflops", "sms", "clock_mhz", "link", "source")
+    optional = ("power_w", "sustained_tflops")
     for key in raw:
-        if key not in legal:
-            raise InputError(f"device {name}: unknown key {key!r}; legal: {', '.join(legal)}")
+        if key not in (*legal, *optional):
+            raise InputError(f"device {name}: unknown key {key!r}; legal: {', '.join((*legal, *optional))}")
     for key in legal:
         if key not in raw:
             raise InputError(f"device {name}: key {key!r} is missing")
-    clock_mhz = raw["clock_mhz"]
+    clock_mhz, sustained = raw["clock_mhz"], raw.get("sustained_tflops")
     return Device(
         name=name,
         architecture=raw["architecture"],
@@ -102,4 +109,6 @@ def from_mapping(raw: Mapping[str, Any], name: str) -> Device:
         clock_hz=None if clock_mhz is None else clock_mhz * 1e6,
         link=raw["link"],
         source=raw["source"],
+        power_w=raw.get("power_w"),
+        sustained_flops=None if sustained is None else sustained * 1e12,
     )

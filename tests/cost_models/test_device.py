@@ -39,6 +39,14 @@ def test_facts_of_the_data_sheets() -> None:
     assert (b200.peak("bf16"), b200.sms, b200.memory_bytes_per_s) == (2250e12, 148, 8e12)
 
 
+def test_power_and_a_published_sustained_rate_are_optional() -> None:
+    # NVIDIA data sheets: A100 400 W as SXM, 300 W as PCIe 80 GB
+    watts = [Device.load(name).power_w for name in ("a100-sxm-80gb", "a100-pcie-80gb")]
+    assert watts == [400, 300] and from_mapping(GOOD, "mine").power_w is None
+    known = from_mapping({**GOOD, "power_w": 350, "sustained_tflops": 600}, "mine")
+    assert (known.power_w, known.sustained_flops) == (350, 600e12)
+
+
 def test_unknown_name_lists_the_legal_ones_and_the_nearest() -> None:
     with pytest.raises(InputError, match="'h100-sxm-80g' is unknown; nearest: h100-sxm-80gb; legal: a100-pcie-40gb"):
         Device.load("h100-sxm-80g")
@@ -53,6 +61,7 @@ def test_a_dtype_without_a_peak_is_refused() -> None:
     ("change", "message"),
     [
         ({"memory_gb": 80}, "unknown key 'memory_gb'"),
+        ({"power_w": -1}, "power_w=-1 must be above 0, or left out"),
         ({"memory_gib": -1}, "memory_bytes=-1073741824 must be above 0"),
         ({"memory_tb_per_s": 0}, "memory_bytes_per_s=0.0 must be above 0"),
         ({"architecture": "volta"}, "architecture='volta'; legal: ampere"),
