@@ -2,7 +2,8 @@
 
 Prints, per file, median, 90th percentile, worst and bias of the step time (memory where it was measured), the order
 within sweeps, the worst rows, and what each framework's habits are worth; `--markdown`, `--json` and `--plot` write
-files. Reads `measurements/` of a checkout; nothing is fitted here.
+files. Reads `measurements/` of a checkout; nothing is fitted here. A `train_*.csv` of your own, in the standard columns
+of `measurements/README.md`, is judged like the others: `--measurements FOLDER`.
 """
 
 from __future__ import annotations

@@ -281,6 +281,11 @@ READERS: dict[str, Callable[[Row], Case | Refused]] = {
 }
 
 
+def is_known(file: str) -> bool:
+    """Whether somebody wrote a reader (or the reason for none) for this file."""
+    return file in READERS or file in _NO_WORDS
+
+
 def case_of(row: Row) -> Case | Refused:
     """The row's case; `no` rows and files without words are refused with the reason."""
     if row.score == "no":

@@ -155,6 +155,19 @@ MAGI_BASELINES = Framework(
     precision=Precision(),
     reason="FlashAttention-3; blocks taken as merged by one fused kernel (r2 r4 w4): the code was not read",
 )
+TORCHTITAN = Framework(
+    name="torchtitan: FSDP2 under torch.compile",
+    habits=Habits(norm="fused", rotary="fused", activation="fused", attention="fa2"),
+    precision=Precision(reduce="fp32", grad="fp32"),
+    reason="Inductor fuses norms, rotary and SwiGLU; attention is SDPA's, which is FlashAttention-2; gradients are "
+    "reduced in fp32 (its default mixed_precision_reduce)",
+)
+UNNAMED = Framework(
+    name="no framework named: this project's executor",
+    habits=OURS,
+    precision=Precision(),
+    reason="the neutral price: eager Hugging Face layers under FSDP2",
+)
 FRAMEWORKS = (
     COMPOSER_A100,
     COMPOSER_H100,
@@ -171,4 +184,6 @@ FRAMEWORKS = (
     MEGATRON_DEEPSPEED,
     ATTENTION_ONLY,
     MAGI_BASELINES,
+    TORCHTITAN,
+    UNNAMED,
 )

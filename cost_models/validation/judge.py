@@ -15,10 +15,11 @@ from pathlib import Path
 
 from cost_models.errors import InputError
 from cost_models.habits import OURS
-from cost_models.validation.cases import Case, Refused, case_of
+from cost_models.validation.cases import Case, Refused, case_of, is_known
 from cost_models.validation.operators import OperatorCase, operator_case, operator_s
 from cost_models.validation.predict import neutral, predict
 from cost_models.validation.rows import Row, Score, read
+from cost_models.validation.standard import standard_case
 from cost_models.validation.statistics import Errors, Ranking, ranking
 
 
@@ -109,12 +110,16 @@ def judge(
 def verdict(row: Row) -> Verdict | Refused:
     """One row judged, or why it cannot be."""
     try:
-        case = operator_case(row) if row.file.startswith("op_") else case_of(row)
+        case = operator_case(row) if row.file.startswith("op_") else _training_case(row)
         if isinstance(case, Refused):
             return case
         return _operator(case) if isinstance(case, OperatorCase) else _step(case)
     except InputError as error:
         return Refused(row=row, reason=str(error))
+
+
+def _training_case(row: Row) -> Case | Refused:
+    return case_of(row) if is_known(row.file) else standard_case(row)
 
 
 def _step(case: Case) -> Verdict:

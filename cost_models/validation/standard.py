@@ -1,0 +1,236 @@
+"""A training row of any file in the standard columns of `measurements/README.md`: nobody wrote a reader for it.
+
+    gpu, gpu_mem_gb, gpus_per_node, n_gpus, intra_bw, inter_bw      -> the nearest preset, with what the row states
+    layers, hidden, ffn, heads, kv_heads, vocab (or a preset's name) -> model
+    tp, pp, vpp, cp_ring, ulysses, dp, zero_stage, sharding, recompute, micro_batch, global_batch -> strategy
+    iter_s, or tokens_s_gpu, tokens_s_total, mfu_pct, tflops_gpu    -> measured seconds       peak_mem_gb -> bytes
+
+The framework is found by its name in the row's source; without one the row is priced as this project's own executor.
+What the columns cannot say is refused with the reason. Rates are in Gbit/s (`Gb/s`) and GB/s, as sources print them.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from cost_models.cluster import Cluster, Node
+from cost_models.device import Device
+from cost_models.errors import InputError
+from cost_models.model import Model
+from cost_models.strategy import Recompute, Strategy
+from cost_models.validation import frameworks as fw
+from cost_models.validation.cases import GIB, Case, Refused, layers_of
+from cost_models.validation.frameworks import Framework
+from cost_models.validation.rows import Row
+from cost_models.workload import Workload
+
+_FRAMEWORKS: tuple[tuple[str, Framework], ...] = (
+    ("torchtitan", fw.TORCHTITAN),
+    ("llm-foundry", fw.COMPOSER_PURE),
+    ("composer", fw.COMPOSER_PURE),
+    ("internevo", fw.INTERNEVO),
+    ("megatron-deepspeed", fw.MEGATRON_DEEPSPEED),
+    ("deepspeed", fw.DEEPSPEED),
+    ("megatron", fw.MEGATRON_TE),
+    ("nemo", fw.MEGATRON_TE),
+    ("simumax", fw.MEGATRON_TE),
+    ("easycontext", fw.EASYCONTEXT),
+)
+"""By the first name that the row's source, sharding or remarks contain."""
+_EIGHT_BIT = ("fp8", "mxfp8", "nvfp4", "fp4", "int8")
+
+
+def standard_case(row: Row) -> Case | Refused:
+    """The row as a case. Raises InputError (or refuses) for what its columns cannot say."""
+    if row.score == "no":
+        return Refused(row=row, reason="configuration incomplete in the source: never scored")
+    if "cpu" in _cell(row, "offload").lower():
+        return Refused(row=row, reason="offload beyond activations has no standard column")
+    if _degree(row, "ep") > 1:
+        return Refused(row=row, reason="expert parallel: the experts' shape has no standard column")
+    framework, model, cluster = framework_of(row), model_of(row), cluster_of(row)
+    strategy = strategy_of(row, model)
+    work = workload_of(row, model, strategy, framework)
+    gpus = row.count("n_gpus")
+    return Case(
+        row=row,
+        cluster=cluster,
+        workload=work,
+        strategy=strategy,
+        framework=framework,
+        measured_s=seconds_of(row, work, gpus, cluster.runs[0].node.device.peak("bf16")),
+        measured_bytes=row.number_of("peak_mem_gb") * GIB if _cell(row, "peak_mem_gb") else None,
+        sweep=f"{gpus} GPUs, {model.name}, {work.context_tokens} tokens, batch {work.global_batch}",
+    )
+
+
+def framework_of(row: Row) -> Framework:
+    """Whose code ran, by name; this project's habits if no known name is there."""
+    words = " ".join(_cell(row, name) for name in ("source_repo", "source_id", "sharding", "other")).lower()
+    found = next((framework for name, framework in _FRAMEWORKS if name in words), fw.UNNAMED)
+    if any(name in _cell(row, "precision").lower() for name in _EIGHT_BIT):
+        return fw.MEGATRON_FP8 if found in (fw.MEGATRON_TE, fw.UNNAMED) else fw.COMPOSER_FP8
+    return found
+
+
+def device_of(text: str, memory_gb: float | None) -> Device:
+    """The preset that a GPU's printed name means: same family, then form (SXM, PCIe, NVL), then memory.
+
+    >>> device_of("A100-SXM4-80GB", None).name, device_of("H100 PCIe", 80).name
+    ('a100-sxm-80gb', 'h100-pcie-80gb')
+    """
+    words = re.split(r"[^a-z0-9]+", text.lower())
+    named = [name for name in Device.names() if name.split("-")[0] in words]
+    if not named:
+        raise InputError(f"gpu={text!r} is no preset; legal: {', '.join(Device.names())}")
+    if memory_gb is None:
+        printed = [float(word[:-2]) for word in words if re.fullmatch(r"\d+gb", word)]
+        memory_gb = printed[0] if printed else None
+
+    def distance(name: str) -> tuple[bool, float, bool, str]:
+        form = next((form for form in ("pcie", "nvl", "sxm") if any(word.startswith(form) for word in words)), "sxm")
+        size = Device.load(name).memory_bytes / 1e9
+        off = abs(size - memory_gb) if memory_gb else 0.0
+        return form not in name.split("-"), off, "capped" in name, name
+
+    return Device.load(min(named, key=distance))
+
+
+def cluster_of(row: Row) -> Cluster:
+    """The preset of the row's device with the nodes, links and cards that the row states."""
+    device = device_of(row.text("gpu"), row.number_of("gpu_mem_gb") if _cell(row, "gpu_mem_gb") else None)
+    gpus, per_node = row.count("n_gpus"), row.count("gpus_per_node", 8)
+    presets = [Cluster.load(name, nodes=1) for name in Cluster.presets() if name != "local"]
+
+    def distance(cluster: Cluster) -> tuple[bool, bool, bool, str]:
+        here = cluster.runs[0].node
+        return (
+            here.device.name != device.name,
+            here.device.architecture != device.architecture,
+            here.gpus != per_node,
+            cluster.name,
+        )
+
+    base = min(presets, key=distance)
+    node = replace(base.runs[0].node, device=device, gpus=min(gpus, per_node))
+    if base.runs[0].node.device.name != device.name:
+        node = replace(node, scale_up=replace(node.scale_up, link=device.link))
+    run = replace(base.runs[0], count=-(-gpus // per_node), node=_with_rates(node, row))
+    return replace(base, runs=(run,))
+
+
+def _with_rates(node: Node, row: Row) -> Node:
+    """Printed rates: "8x200 Gb/s" cards, "1600 Gb/s per node", "600GB/s" of NVLink both ways."""
+    between, inside = _cell(row, "inter_bw"), _cell(row, "intra_bw")
+    cards = re.search(r"(\d+)\s*x\s*(\d+)\s*Gb/s", between)
+    whole = re.search(r"(\d+)\s*Gb/s", between)
+    if cards:
+        nics = replace(node.nics, count=int(cards[1]), bytes_per_s=float(cards[2]) * 1e9 / 8)
+        node = replace(node, nics=nics)
+    elif whole:
+        each = float(whole[1]) * 1e9 / 8 / max(node.nics.count, 1)
+        node = replace(node, nics=replace(node.nics, bytes_per_s=each))
+    both_ways = re.search(r"(\d+)\s*GB/s", inside)
+    if both_ways:
+        node = replace(node, scale_up=replace(node.scale_up, bytes_per_s=float(both_ways[1]) * 1e9 / 2))
+    return node
+
+
+def model_of(row: Row) -> Model:
+    """From the shape columns; a blank shape is looked up among the presets by the model's name."""
+    if not _cell(row, "layers"):
+        name = row.text("model").lower().replace("_", "-")
+        if name in Model.presets():
+            return Model.load(name)
+        raise InputError(f"{row.file} row {row.number}: layers is blank and model={name!r} is no preset")
+    hidden, heads = row.count("hidden"), row.count("heads")
+    ffn = row.count("ffn", 4 * hidden)
+    gated = ffn != 4 * hidden
+    return Model(
+        name=row.text("model"),
+        layers=row.count("layers"),
+        hidden=hidden,
+        ffn=ffn,
+        heads=heads,
+        kv_heads=row.count("kv_heads", heads) if "kv_heads" in row.cells else heads,
+        head_dim=hidden // heads,
+        vocab=row.count("vocab", 32000) if "vocab" in row.cells else 32000,
+        gated=gated,
+        tied_embeddings=not gated,
+    )
+
+
+def strategy_of(row: Row, model: Model) -> Strategy:
+    tensor, stages, virtual = _degree(row, "tp"), _degree(row, "pp"), _degree(row, "vpp")
+    ring, ulysses = _degree(row, "cp_ring"), _degree(row, "ulysses")
+    gpus, replica = row.count("n_gpus"), tensor * stages * ring * ulysses
+    if gpus % replica:
+        raise InputError(f"{row.file} row {row.number}: {gpus} GPUs are no multiple of the {replica} of one replica")
+    data = gpus // replica
+    rows = _degree(row, "micro_batch")
+    batch = row.count("global_batch", data * rows) if "global_batch" in row.cells else data * rows
+    if batch % (data * rows):
+        raise InputError(f"{row.file} row {row.number}: batch {batch} over {data} replicas in microbatches of {rows}")
+    zero = _zero(row)
+    return Strategy(
+        data=data, tensor=tensor, pipeline=stages, virtual=virtual, ring=ring, ulysses=ulysses, zero=zero,
+        schedule="interleaved" if virtual > 1 else "1f1b", shard=_shard(row, data * ring * ulysses) if zero else 1,
+        microbatches=batch // data // rows, loss_chunk_tokens=None, layers=layers_of(model, _recompute(row)),
+    )  # fmt: skip
+
+
+def workload_of(row: Row, model: Model, strategy: Strategy, framework: Framework) -> Workload:
+    batch = strategy.data * strategy.microbatches * _degree(row, "micro_batch")
+    return Workload(model, context_tokens=row.count("seq_len"), global_batch=batch, precision=framework.precision)
+
+
+def seconds_of(row: Row, work: Workload, gpus: int, peak: float) -> float:
+    """Measured seconds of a step. Utilisation counts 6 FLOP a weight and 12 L h s of attention, as PaLM does."""
+    tokens = work.global_batch * work.context_tokens
+    if _cell(row, "iter_s"):
+        return row.number_of("iter_s")
+    if _cell(row, "tokens_s_gpu"):
+        return tokens / (row.number_of("tokens_s_gpu") * gpus)
+    if _cell(row, "tokens_s_total"):
+        return tokens / row.number_of("tokens_s_total")
+    model = work.model
+    weights = model.layers * model.layer_matmul_params + model.vocab * model.hidden
+    flops = tokens * (6.0 * weights + 12.0 * model.layers * model.heads * model.head_dim * work.context_tokens)
+    if _cell(row, "tflops_gpu"):
+        return flops / (row.number_of("tflops_gpu") * 1e12 * gpus)
+    if _cell(row, "mfu_pct"):
+        return flops / (row.number_of("mfu_pct") / 100 * peak * gpus)
+    raise InputError("no step time, rate or utilisation is printed")
+
+
+def _recompute(row: Row) -> Recompute:
+    text = _cell(row, "recompute").lower()
+    if text.startswith("full"):
+        return "full"
+    if text.startswith("selective"):
+        return "core_attention"
+    if text in ("", "none", "no"):
+        return "none"
+    raise InputError(f"recompute={text!r} has no words; legal: full, selective, none")
+
+
+def _zero(row: Row) -> int:
+    if _cell(row, "zero_stage"):
+        return row.count("zero_stage")
+    sharding = _cell(row, "sharding").lower()
+    return 3 if "fsdp" in sharding or "zero-3" in sharding or "zero3" in sharding else 0
+
+
+def _shard(row: Row, most: int) -> int:
+    """Ranks that share one copy: "group=8" where it is printed, else all of them."""
+    group = re.search(r"group=(\d+)", _cell(row, "sharding"))
+    return int(group[1]) if group else most
+
+
+def _degree(row: Row, name: str) -> int:
+    return row.count(name, 1) if name in row.cells else 1
+
+
+def _cell(row: Row, name: str) -> str:
+    return row.cells.get(name, "").strip()
