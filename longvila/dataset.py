@@ -5,7 +5,8 @@
 
 A line is `{"id", "video"|"image": path or list, "conversations": [{"from": "human"|"gpt", "value"}, …]}`; a sample
 without media is text. Every process knows every row (ids cost 8 bytes a token) and where the data stands (`Cursor`),
-so a run goes on under another process count with the same steps. Faults name file and line before the first step.
+so a run goes on under another process count with the same steps. Faults name file and line: those of the files before
+the first step, a broken clip or a sample too long for a row when a row reaches it.
 Leaves out weighting of several data sets and reading over a network.
 """
 
@@ -55,6 +56,10 @@ class Document:
 @dataclass(frozen=True, kw_only=True)
 class Row:
     documents: tuple[Document, ...]
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(document.text.input_ids) for document in self.documents)
 
     @property
     def label_tokens(self) -> int:
@@ -166,10 +171,10 @@ class Documents:
         self._clips: dict[Path, Clip] = {}
 
     def make(self, sample: Sample, *, prompt: bool = False) -> Document:
-        images = iter([choose_frames(self._clip(path), frames=1) for path in sample.images])
+        images = iter([choose_frames(self._clip(path, sample), frames=1) for path in sample.images])
         sampling = self._sampling
         videos = iter(
-            choose_frames(self._clip(path), sampling.frames, sampling.fps, sampling.max_frames)
+            choose_frames(self._clip(path, sample), sampling.frames, sampling.fps, sampling.max_frames)
             for path in sample.videos
         )
         tags = media_tags(sample.turns)
@@ -177,9 +182,12 @@ class Documents:
         rendered = self._writer.document(sample.turns, [len(m.times) for m in media], prompt=prompt)
         return Document(text=rendered, media=media)
 
-    def _clip(self, path: Path) -> Clip:
+    def _clip(self, path: Path, sample: Sample) -> Clip:
         if path not in self._clips:
-            self._clips[path] = open_clip(path)
+            try:
+                self._clips[path] = open_clip(path)
+            except JobError as fault:
+                raise JobError(f"{sample.where}: {fault}") from None
         return self._clips[path]
 
 
@@ -195,6 +203,11 @@ class Rows:
         self._pack = pack
         self._seed = seed
         self._shuffle = shuffle
+
+    @property
+    def samples(self) -> int:
+        """How many an epoch has."""
+        return len(self._samples)
 
     def step(self, cursor: Cursor, rows: int) -> tuple[list[Row], Cursor]:
         """The next `rows` rows of the world and where the step after goes on."""

@@ -84,6 +84,7 @@ class TrainSettings:
     export: str | None = None  # new folder for the weights at the end
 
     def __post_init__(self) -> None:
+        _require(bool(self.data), "data", list(self.data), "one JSON or JSONL file or more")
         for name in ("steps", "rows_per_step", "max_tokens", "frames", "keep_checkpoints"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         _require(self.frame_cache_bytes >= 0, "frame_cache_bytes", self.frame_cache_bytes, "at least 0")
@@ -125,13 +126,12 @@ def _require(holds: bool, name: str, value: object, legal: str) -> None:
 
 def main(job: Job) -> None:
     settings = read_settings(TrainSettings, job.config, "settings")
-    files = [Path(file) for file in settings.data]
-    samples = read_samples(files, Path(settings.media) if settings.media else files[0].parent)
+    samples = _samples(settings)
     resume = _resume_from(settings)
     if settings.export is not None and Path(settings.export).exists():
         raise JobError(f"settings: export {settings.export} exists already; name a new folder")
     config = model_config(settings.model, settings.weights, settings.rope_theta)
-    rows = _rows(settings, samples, build_writer(config, settings.weights))
+    rows = make_rows(settings, build_writer(config, settings.weights), samples)
     marker = None if resume is None else _matching_marker(resume, config, settings)
     model, optimizer = _build(job, settings, config, filled=resume is None)
     run = _Run(job=job, settings=settings, config=config, rows=rows, model=model, optimizer=optimizer)
@@ -143,10 +143,16 @@ def main(job: Job) -> None:
         save_weights(model, Path(settings.export), job.sharding, source)  # type: ignore[arg-type]
 
 
-def _rows(settings: TrainSettings, samples: Sequence[Sample], writer: Writer) -> Rows:
+def _samples(settings: TrainSettings) -> tuple[Sample, ...]:
+    files = [Path(file) for file in settings.data]
+    return read_samples(files, Path(settings.media) if settings.media else files[0].parent)
+
+
+def make_rows(settings: TrainSettings, writer: Writer, samples: Sequence[Sample] | None = None) -> Rows:
+    """The rows that a run passes, of its settings' data files unless their samples are given."""
     sampling = Sampling(frames=settings.frames, fps=settings.fps, max_frames=settings.max_frames)
     return Rows(
-        samples,
+        _samples(settings) if samples is None else samples,
         Documents(writer, sampling),
         max_tokens=settings.max_tokens,
         pack=settings.pack,
@@ -258,7 +264,7 @@ class _Run:
         loss_mean = sharding.total(float(loss_sum)) / labels
         if not (math.isfinite(loss_mean) and math.isfinite(norm)):
             raise JobError(f"step {step}: loss {loss_mean}, gradient norm {norm}: lower lr or resume from a checkpoint")
-        tokens = sum(len(document.text.input_ids) for row in rows for document in row.documents)
+        tokens = sum(row.tokens for row in rows)
         peak = peak_memory_bytes(self.job.device)
         return {
             "step": step, "loss": loss_mean, "tokens": tokens, "label_tokens": labels, "grad_norm": norm, "lr": lr,

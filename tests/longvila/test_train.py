@@ -100,6 +100,7 @@ def test_a_resume_that_does_not_match_says_what_differs(tmp_path):
         ({"steps": 0}, "steps 0 must be at least 1"),
         ({"pack": 1}, "pack: 1 is neither true nor false"),
         ({"data": "clips.jsonl"}, "data: 'clips.jsonl' is not a list"),
+        ({"data": []}, r"data \[\] must be one JSON or JSONL file or more"),
         ({"lr": -1}, "lr -1.0 must be positive"),
         ({"schedule": "linear"}, "schedule 'linear' must be one of constant, cosine"),
         ({"precision": "fp8"}, "precision 'fp8' is none of fp32, bf16, fp64"),

@@ -1,0 +1,77 @@
+"""How long the rows of a training run will be: what to plan for, and whether every sample can be read.
+
+    python -m longvila.lengths train.yaml      settings of `longvila.train`; one pass over the data, no frame is decoded
+
+    every sample -> document (its clips' indices are read) -> the rows of the first epoch -> tokens, frames
+
+Prints the samples, the rows, and the arguments of `plan` that fit them: --ctx is `max_tokens`, which no row exceeds,
+--frames those of the row that has most. A sample that cannot be read, or is longer than a row, is one line and exit
+code 2, as in training. Left out: later epochs, which pack the same samples in another order.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from longvila.assemble import build_writer, model_config
+from longvila.dataset import Cursor, Row
+from longvila.job import JobError
+from longvila.settings import read_settings
+from longvila.train import TrainSettings, make_rows
+
+
+def describe(rows: Sequence[Row], settings: TrainSettings, tokens_per_frame: int) -> str:
+    """The lines that are printed."""
+    samples = [len(document.text.input_ids) for row in rows for document in row.documents]
+    tokens, frames = [row.tokens for row in rows], [row.frames for row in rows]
+    full = sum(tokens) / len(rows) / settings.max_tokens
+    return (
+        f"samples  {len(samples)}: {min(samples)} to {max(samples)} tokens, {sum(samples)} in all; "
+        f"{sum(frames)} frames of {tokens_per_frame} tokens\n"
+        f"rows     {len(rows)} a pass: {min(tokens)} to {max(tokens)} tokens, {full:.0%} of max_tokens; "
+        f"{min(frames)} to {max(frames)} frames\n"
+        f"plan     --ctx {settings.max_tokens} --frames {max(frames)} --batch {settings.rows_per_step}"
+    )
+
+
+def first_epoch(given: Mapping[str, Any], where: str) -> str:
+    """`describe` for the settings of a run."""
+    settings = read_settings(TrainSettings, given, where)
+    config = model_config(settings.model, settings.weights, settings.rope_theta)
+    rows, passed, cursor = make_rows(settings, build_writer(config, settings.weights)), [], Cursor()
+    columns = (TextColumn("reading"), MofNCompleteColumn(), BarColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("samples", total=rows.samples)
+        while cursor.epoch == 0:
+            (row,), cursor = rows.step(cursor, 1)
+            passed.append(row)
+            bar.update(task, advance=len(row.documents))
+    return describe(passed, settings, config.tokens_per_frame)
+
+
+def main(arguments: Sequence[str]) -> int:
+    try:
+        if len(arguments) != 1:
+            raise JobError("usage: python -m longvila.lengths train.yaml")
+        try:
+            given = yaml.safe_load(Path(arguments[0]).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as fault:
+            raise JobError(f"{arguments[0]}: cannot be read ({' '.join(str(fault).split())[:200]})") from None
+        if not isinstance(given, Mapping):
+            raise JobError(f"{arguments[0]}: holds no settings as `key: value` lines")
+        print(first_epoch(given, arguments[0]))
+    except JobError as error:
+        print(f"longvila: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
