@@ -37,9 +37,12 @@ class NodeEntry:
     count: int = 1
     missing_nics: tuple[int, ...] = ()
     memory_bytes: int | None = None  # of one GPU, where it differs from the device's
+    clock_mhz: float | None = None  # that a power or clock limit leaves, where it is below the device's
 
     def build(self) -> NodeRun:
         device = Device.load(self.device)
+        if self.clock_mhz is not None:
+            device = device.at_clock(self.clock_mhz * 1e6)
         if self.memory_bytes is not None:
             device = replace(device, memory_bytes=self.memory_bytes)
         kept = ("gpus", "scale_up", "nics", "host_memory_bytes", "host_link_bytes_per_s", "cpus", "missing_nics")

@@ -22,7 +22,7 @@ class SlowestKernels(Kernels):
 
     def __init__(self, each: Sequence[Kernels]) -> None:
         self.each = tuple(each)
-        self.device = min(self.each, key=lambda kernels: kernels.device.peak("bf16")).device
+        self.device = min(self.each, key=lambda kernels: kernels.device.peak_16bit).device
 
     def _slowest(self, call: Callable[[Kernels], Any]) -> Any:
         return reduce(np.maximum, (call(kernels) for kernels in self.each))

@@ -6,17 +6,16 @@ turns a buffer into it (B the buffer in bytes as NCCL's tests count it, n ranks)
     all_gather, reduce_scatter  B·(n−1)/n  (B: the full tensor)  send_recv   B
 Measured tables (2, 4, 8 ranks; 512 B to 512 MiB) are read in log-log; below them the latency holds, above them the
 rate. More than 8 ranks keep the rate of 8 and add latency as from 4 to 8. An unmeasured link keeps its relative's
-latency and scales what is above it by the data sheets' one-way rates. Left out: contention with other traffic,
-copy-engine paths, links that differ inside the domain (those belong to the topology).
+latency and scales what is above it by the one-way rate that a group of its size reaches (`links.py`). Left out:
+copy-engine paths, bridges and sockets inside a node (`buses.py`), contention with other traffic.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -26,37 +25,10 @@ from cost_models.curves.packed import FOLDER
 from cost_models.curves.samples import Correction, Sample
 from cost_models.device import Device
 from cost_models.errors import InputError
+from cost_models.links import LINKS, Link
 
 OPS = ("all_to_all", "all_gather", "reduce_scatter", "all_reduce", "send_recv")
 MOST_MEASURED = 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class Link:
-    """One kind of scale-up link; `bytes_per_s` is one-way per GPU, by data sheet."""
-
-    bytes_per_s: float
-    measured_as: str  # the link whose packed table is read
-    source: str
-
-
-LINKS: Mapping[str, Link] = MappingProxyType(
-    {
-        "nvlink3": Link(bytes_per_s=300e9, measured_as="nvlink3", source="A100 SXM4, NCCL 2.27, NVSwitch"),
-        "nvlink4": Link(bytes_per_s=450e9, measured_as="nvlink4", source="H100 SXM, NCCL 2.27 and 2.29, NVSwitch"),
-        "nvlink5": Link(bytes_per_s=900e9, measured_as="nvlink5", source="B200 SXM, NCCL 2.28 and 2.29, NVSwitch"),
-        "pcie4": Link(bytes_per_s=32e9, measured_as="pcie4", source="A100 PCIe, SimuMax's fit of latency and rate"),
-        "pcie5": Link(bytes_per_s=64e9, measured_as="pcie4", source="PCIe 5.0 x16"),
-        "nvlink3-a800": Link(bytes_per_s=200e9, measured_as="nvlink3", source="A800: NVLink cut to 400 GB/s both ways"),
-        "nvlink4-h800": Link(bytes_per_s=200e9, measured_as="nvlink4", source="H800: NVLink cut to 400 GB/s both ways"),
-        "nvlink4-bridge": Link(bytes_per_s=300e9, measured_as="nvlink4", source="H100 NVL bridge, pairs (from memory)"),
-        "nvlink3-bridge": Link(
-            bytes_per_s=300e9, measured_as="nvlink3", source="A100 PCIe bridge, pairs (from memory)"
-        ),
-        "xgmi-mi300x": Link(bytes_per_s=448e9, measured_as="nvlink4", source="MI300X: 7 links of 64 GB/s one way"),
-        "shared-memory": Link(bytes_per_s=1e9, measured_as="pcie4", source="gloo on one host: order of magnitude only"),
-    }
-)
 
 
 class Collectives:
@@ -73,7 +45,7 @@ class Collectives:
         self.name = name
         self.link = link
         self._tables = {op: _tables()[f"{link.measured_as}_{op}"] for op in OPS}
-        self._slower = LINKS[link.measured_as].bytes_per_s / link.bytes_per_s
+        self._base_bytes_per_s = LINKS[link.measured_as].bytes_per_s
         self._corrections: Mapping[tuple[str, int], Correction] = {}
 
     @classmethod
@@ -118,7 +90,7 @@ class Collectives:
             seconds, (_, read_at) = grid.read(table_ranks, buffer_bytes)
             seconds *= max(buffer_bytes / read_at, 1.0)
         latency_s = grid.read(table_ranks, 1.0)[0]
-        seconds = latency_s + (seconds - latency_s) * self._slower
+        seconds = latency_s + (seconds - latency_s) * (self._base_bytes_per_s / self.link.reach(op, ranks))
         if ranks > MOST_MEASURED and op != "send_recv":
             step_s = max(latency_s - grid.read(MOST_MEASURED / 2, 1.0)[0], 0.0)
             seconds = seconds + step_s * (ranks - MOST_MEASURED) / (MOST_MEASURED / 2)

@@ -3,14 +3,16 @@
 A preset is a YAML file in `presets/devices/`, its name the file's stem. Peaks are dense (no structured sparsity), in
 FLOP/s at the boost clock of the data sheet; memory is the physical amount, in bytes; its bandwidth in bytes/s. What the
 context, the allocator and fragmentation take away is the memory model's business; how much of a peak a kernel reaches
-is `kernels.py`'s. Left out: MIG slices, clocks under a power cap (give a profile).
+is `kernels.py`'s. Cards before Ampere have no bf16: `peak_16bit` is what all of them have, `peak("bf16")` is refused. A
+card that is kept below its clock (`at_clock`) loses FLOP/s in proportion and no bandwidth. Left out: MIG slices, and
+what a power cap makes of the clock (give the clock, or a profile).
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -21,8 +23,8 @@ import yaml
 from cost_models.errors import InputError
 
 FOLDER = Path(__file__).parent / "presets" / "devices"
-DTYPES = ("bf16", "fp16", "fp32", "fp8")
-ARCHITECTURES = ("ampere", "ada", "hopper", "blackwell", "cdna3", "cpu")
+DTYPES = ("bf16", "fp16", "fp32", "fp8", "fp4")
+ARCHITECTURES = ("volta", "turing", "ampere", "ada", "hopper", "blackwell", "cdna2", "cdna3", "cdna4", "gaudi", "cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,29 @@ class Device:
             raise InputError(f"{self.name} has no {dtype} peak; it has {', '.join(self.peak_flops)}")
         return self.peak_flops[dtype]
 
+    @property
+    def peak_16bit(self) -> float:
+        """Dense peak of training's usual products: bf16, or fp16 where the hardware has no bf16.
+
+        >>> Device.load("v100-sxm2-32gb").peak_16bit / 1e12
+        125.0
+        """
+        return self.peak_flops.get("bf16") or self.peak_flops["fp16"]
+
+    def at_clock(self, clock_hz: float) -> Device:
+        """The same card kept at a lower clock: peaks in proportion, bandwidth as it was.
+
+        >>> Device.load("h100-sxm-80gb").at_clock(0.915e9).peak("bf16") / 1e12
+        494.7
+        """
+        if self.clock_hz is None or not 0 < clock_hz <= self.clock_hz:
+            most = "no clock in its preset" if self.clock_hz is None else f"at most {self.clock_hz / 1e6:.0f} MHz"
+            raise InputError(f"{self.name}: clock {clock_hz / 1e6:g} MHz; above 0, {most}")
+        share = clock_hz / self.clock_hz
+        peaks = MappingProxyType({dtype: flops * share for dtype, flops in self.peak_flops.items()})
+        busy = None if self.sustained_flops is None else min(self.sustained_flops, self.peak_16bit * share)
+        return replace(self, clock_hz=clock_hz, peak_flops=peaks, sustained_flops=busy)
+
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:
             raise InputError(f"{self.name}: architecture={self.architecture!r}; legal: {', '.join(ARCHITECTURES)}")
@@ -71,19 +96,24 @@ class Device:
             value = getattr(self, field)
             if value is not None and value <= 0:
                 raise InputError(f"{self.name}: {field}={value} must be above 0, or left out where it is unknown")
+        for field in ("sms", "clock_hz"):
+            value = getattr(self, field)
+            if value is not None and value <= 0:
+                raise InputError(f"{self.name}: {field}={value} must be above 0, or null where it has none")
         for dtype, flops in self.peak_flops.items():
             if dtype not in DTYPES or flops <= 0:
                 raise InputError(f"{self.name}: peak {dtype}={flops}; legal: {', '.join(DTYPES)}, above 0")
-        if "bf16" not in self.peak_flops:
-            raise InputError(f"{self.name}: peak_flops has no bf16, which every curve is scaled by")
+        if not {"bf16", "fp16"} & set(self.peak_flops):
+            raise InputError(f"{self.name}: peak_flops has neither bf16 nor fp16, which every curve is scaled by")
 
 
 @cache
 def _read(name: str) -> Device:
     path = FOLDER / f"{name}.yaml"
     if name not in Device.names():
-        near = difflib.get_close_matches(name, Device.names(), n=1)
-        hint = f"; nearest: {near[0]}" if near else ""
+        near = [known for known in Device.names() if known.startswith(name.lower())]
+        near = (near or difflib.get_close_matches(name.lower(), Device.names(), n=3, cutoff=0.5))[:3]
+        hint = f"; nearest: {', '.join(near)}" if near else ""
         raise InputError(f"device={name!r} is unknown{hint}; legal: {', '.join(Device.names())}")
     return from_mapping(yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)), name)
 

@@ -92,7 +92,7 @@ def price(
         capacity_bytes=min(device.memory_bytes for device in devices),
         model_flops=flops.model_flops(workload),
         executed_flops=flops.executed_flops(workload, strategy),
-        peak_flops=strategy.ranks * sum(device.peak("bf16") for device in devices) / len(devices),
+        peak_flops=strategy.ranks * sum(device.peak_16bit for device in devices) / len(devices),
         tokens=workload.global_batch * (1 if workload.mode == "decode" else workload.context_tokens),
         ranks=strategy.ranks,
         estimates=estimates(kernels, paths, cluster, strategy),

@@ -38,7 +38,7 @@ _OPTIONS = (
     click.option("--batch", default="1", show_default=True, metavar="N", help="Rows of one optimizer step."),
     click.option("--frames", default="0", metavar="N", help="Video frames of a row; the rest of --ctx is text."),
     click.option("--precision", default=None, metavar="bf16|fp16|fp32",
-                 help="Weights and activations (default bf16 over fp32 masters; fp32 on a CPU)."),
+                 help="Weights and activations (default bf16 over fp32 masters; fp16 before Ampere, fp32 on a CPU)."),
     click.option("--profile", "profile", default=None, metavar="FILE",
                  help="profile.json that `executor profile` measured; replaces the built-in curves."),
 )  # fmt: skip
@@ -109,9 +109,10 @@ def load_cluster(name: str, gpus: int | None) -> Cluster:
 
 
 def precision(name: str | None, cluster: Cluster) -> Precision:
-    """Mixed precision over fp32 masters; CPUs compute in fp32."""
-    on_cpu = any(run.node.device.architecture == "cpu" for run in cluster.runs)
-    chosen = name or ("fp32" if on_cpu else "bf16")
+    """Mixed precision over fp32 masters: bf16, fp16 where a card has no bf16; CPUs compute in fp32."""
+    devices = [run.node.device for run in cluster.runs]
+    half = "bf16" if all("bf16" in device.peak_flops for device in devices) else "fp16"
+    chosen = name or ("fp32" if any(device.architecture == "cpu" for device in devices) else half)
     if chosen not in ("bf16", "fp16", "fp32"):
         raise InputError(f"--precision {chosen!r} is unknown; legal: bf16, fp16, fp32")
     return Precision(param=chosen)  # type: ignore[arg-type]

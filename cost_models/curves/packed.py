@@ -17,10 +17,15 @@ from cost_models.curves.grid import LogGrid, unpack
 
 FOLDER = Path(__file__).parent
 BASES = {
+    "volta": "a100-sxm-80gb",
+    "turing": "a100-sxm-80gb",
     "ampere": "a100-sxm-80gb",
     "ada": "a100-sxm-80gb",
     "hopper": "h100-sxm-80gb",
+    "cdna2": "a100-sxm-80gb",
     "cdna3": "h100-sxm-80gb",
+    "cdna4": "h100-sxm-80gb",
+    "gaudi": "a100-sxm-80gb",
     "blackwell": "b200-sxm-180gb",
 }
 """Architecture -> the measured device that its members are scaled from. A CPU has none."""

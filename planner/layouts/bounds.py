@@ -90,7 +90,7 @@ class Reach:
         for run in self.cluster.runs:
             gpus[run.node.device.name] = gpus.get(run.node.device.name, 0) + run.count * run.node.gpus
             device[run.node.device.name] = run.node.device
-        order = sorted(device.values(), key=lambda known: -known.peak("bf16"))
+        order = sorted(device.values(), key=lambda known: -known.peak_16bit)
         above, found = 0, []
         for index, known in enumerate(order):
             found.append((above, order[index:]))

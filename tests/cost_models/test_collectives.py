@@ -114,3 +114,13 @@ def test_a_profile_replaces_the_table_also_for_other_group_sizes() -> None:
     assert collectives.intra_s("all_to_all", 2, 1e7) > Collectives.of("cpu").intra_s("all_to_all", 2, 1e7)
     elsewhere = Collectives.of("nvlink4", samples=samples)
     assert elsewhere.intra_s("all_to_all", 4, 1e6) == Collectives.of("nvlink4").intra_s("all_to_all", 4, 1e6)
+
+
+def test_a_mesh_gives_a_group_the_links_of_its_members() -> None:
+    # HGX A100 4-GPU: 4 of 12 links to each neighbour; MI300X: one xGMI link of 64 GB/s to each of 7 neighbours
+    quad, switch = Collectives.of("nvlink3-quad"), Collectives.of("nvlink3")
+    assert quad.intra_s("all_gather", 4, 1e9) == switch.intra_s("all_gather", 4, 1e9)
+    assert quad.intra_s("all_gather", 2, 1e9) == pytest.approx(3 * switch.intra_s("all_gather", 2, 1e9), rel=0.02)
+    assert quad.intra_s("send_recv", 4, 1e9) == pytest.approx(3 * switch.intra_s("send_recv", 4, 1e9), rel=0.02)
+    xgmi = Collectives.of("mi300x")
+    assert xgmi.intra_s("all_to_all", 2, 1e9) > 6 * xgmi.intra_s("all_to_all", 8, 1e9)

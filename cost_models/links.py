@@ -1,0 +1,123 @@
+"""Links inside a node as data: one-way rate of a GPU by data sheet, and which measured table each is scaled from.
+
+    switch   any pair at the whole rate            n ranks reach it whatever n is
+    mesh     each pair has links of its own        n ranks reach min(whole rate, (n − 1) · pair); one message the pair's
+    bridge   two cards (`ScaleUp.kind = pairs`)    beyond them PCIe, see `buses.py`
+
+How much of a rate a collective reaches is the measured link's (NCCL itself reckons with 20 of 25, 20.6 of 25 and 40.1
+of 50 GB/s of a link on A100, H100 and B200: src/graph/topo.h). H100's and B200's tables hold NVLink SHARP: what has no
+NVSwitch is scaled from A100's. Band of a link that nobody here measured, from the checks in test_links.py: right within
+a third on NVLink and xGMI, within half to twice on PCIe, whose boxes differ most; one pair of bridged H100 PCIe cards
+(NVIDIA/nccl issue 1161) is 1.7 times slower than predicted. Left out: links of unequal width in one mesh (the narrowest
+is taken).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """One kind of scale-up link; `bytes_per_s` is one-way per GPU, by data sheet."""
+
+    bytes_per_s: float
+    measured_as: str  # the link whose packed table is read
+    source: str
+    pair_bytes_per_s: float | None = None  # between two GPUs where no switch joins them; None = the whole rate
+
+    def reach(self, op: str, ranks: int) -> float:
+        """One-way bytes/s of a GPU in a group of `ranks`, by data sheet.
+
+        >>> LINKS["xgmi-mi300x"].reach("all_reduce", 2) / 1e9, LINKS["xgmi-mi300x"].reach("all_reduce", 8) / 1e9
+        (64.0, 448.0)
+        """
+        if self.pair_bytes_per_s is None:
+            return self.bytes_per_s
+        neighbours = 1 if op == "send_recv" else max(ranks - 1, 1)
+        return min(self.bytes_per_s, neighbours * self.pair_bytes_per_s)
+
+
+HOST_STAGED_SHARE = 0.55
+"""Rate through host memory over the peer-to-peer rate of the same PCIe link: the sender writes to a buffer in the host
+and the receiver reads it. 8.2 GB/s of 15: Vidur's send/recv between A40s that no bridge joins, over SimuMax's A100."""
+
+M = "(from memory)"
+LINKS: Mapping[str, Link] = MappingProxyType(
+    {
+        "nvlink3": Link(bytes_per_s=300e9, measured_as="nvlink3", source="A100 SXM4, NCCL 2.27, NVSwitch"),
+        "nvlink4": Link(bytes_per_s=450e9, measured_as="nvlink4", source="H100 SXM, NCCL 2.27 and 2.29, NVSwitch"),
+        "nvlink5": Link(bytes_per_s=900e9, measured_as="nvlink5", source="B200 SXM, NCCL 2.28 and 2.29, NVSwitch"),
+        "pcie4": Link(bytes_per_s=32e9, measured_as="pcie4", source="A100 PCIe, SimuMax's fit of latency and rate"),
+        "pcie3": Link(bytes_per_s=16e9, measured_as="pcie4", source="PCIe 3.0 x16"),
+        "pcie5": Link(bytes_per_s=64e9, measured_as="pcie4", source="PCIe 5.0 x16"),
+        "nvlink1": Link(
+            bytes_per_s=80e9, measured_as="nvlink3", pair_bytes_per_s=20e9, source="P100, 4 links of 20 GB/s"
+        ),
+        "nvlink2": Link(
+            bytes_per_s=150e9, measured_as="nvlink3", source="V100 on NVSwitch (DGX-2), 6 links of 25 GB/s"
+        ),
+        "nvlink2-cube": Link(
+            bytes_per_s=150e9,
+            measured_as="nvlink3",
+            pair_bytes_per_s=25e9,
+            source="8 V100 in a cube mesh, 1-2 links a pair",
+        ),
+        "nvlink2-quad": Link(
+            bytes_per_s=150e9, measured_as="nvlink3", pair_bytes_per_s=50e9, source="4 V100, 2 links a pair"
+        ),
+        "nvlink3-quad": Link(
+            bytes_per_s=300e9,
+            measured_as="nvlink3",
+            pair_bytes_per_s=100e9,
+            source="4 A100 without switch, 4 links a pair",
+        ),
+        "nvlink4-quad": Link(
+            bytes_per_s=450e9, measured_as="nvlink3", pair_bytes_per_s=150e9, source="4 H100 or GH200, 6 links a pair"
+        ),
+        "nvlink3-a800": Link(bytes_per_s=200e9, measured_as="nvlink3", source="A800: NVLink cut to 400 GB/s both ways"),
+        "nvlink4-h800": Link(bytes_per_s=200e9, measured_as="nvlink4", source="H800: NVLink cut to 400 GB/s both ways"),
+        "nvlink3-bridge": Link(bytes_per_s=300e9, measured_as="nvlink3", source=f"A100 PCIe bridge, pairs {M}"),
+        "nvlink3-bridge4": Link(
+            bytes_per_s=56.25e9, measured_as="nvlink3", source=f"A40, RTX A6000, RTX 3090: bridge of 4 links, pairs {M}"
+        ),
+        "nvlink3-bridge-a30": Link(bytes_per_s=100e9, measured_as="nvlink3", source=f"A30 bridge, pairs {M}"),
+        "nvlink4-bridge": Link(bytes_per_s=300e9, measured_as="nvlink3", source=f"H100 PCIe and NVL bridge, pairs {M}"),
+        "xgmi-mi250x": Link(
+            bytes_per_s=200e9,
+            measured_as="nvlink3",
+            pair_bytes_per_s=50e9,
+            source=f"MI250X dies: 50 to 200 GB/s a pair {M}",
+        ),
+        "xgmi-mi300a": Link(
+            bytes_per_s=384e9,
+            measured_as="nvlink3",
+            pair_bytes_per_s=128e9,
+            source=f"4 MI300A: 2 links of 64 GB/s a pair {M}",
+        ),
+        "xgmi-mi300x": Link(
+            bytes_per_s=448e9, measured_as="nvlink3", pair_bytes_per_s=64e9, source="MI300X: 7 links of 64 GB/s one way"
+        ),
+        "xgmi-mi355x": Link(
+            bytes_per_s=537.6e9,
+            measured_as="nvlink3",
+            pair_bytes_per_s=76.8e9,
+            source=f"MI355X: 7 links of 76.8 GB/s {M}",
+        ),
+        "gaudi2-mesh": Link(
+            bytes_per_s=262.5e9,
+            measured_as="nvlink3",
+            pair_bytes_per_s=37.5e9,
+            source=f"Gaudi 2: 21 ports of 100 Gbit/s {M}",
+        ),
+        "gaudi3-mesh": Link(
+            bytes_per_s=525e9,
+            measured_as="nvlink3",
+            pair_bytes_per_s=75e9,
+            source=f"Gaudi 3: 21 ports of 200 Gbit/s {M}",
+        ),
+        "shared-memory": Link(bytes_per_s=1e9, measured_as="pcie4", source="gloo on one host: order of magnitude only"),
+    }
+)
