@@ -9,6 +9,10 @@ ranks of a NIC (or leaf) send at the same time, per byte of one rank's buffer:
     all_to_all   a rank with b of P members in its domain sends (P - b) / P of its buffer out
     send         1 if the next member is in another domain
     gather       rings through the group: each domain takes in (P - 1) / P of the full buffer over its ranks' NICs
+
+A ring of P ranks waits for P - 1 steps, one hop each, however small the buffer: at 1,000 ranks that is milliseconds.
+An all-reduce may take trees instead, along the domain's ranks and then log2(domains) hops deep (NCCL: src/graph/
+tuning.cc); they carry as many bytes, so the shorter wait counts. Left out: protocols that trade rate for latency.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from numpy.typing import NDArray
 from cost_models.cluster import Cluster, ScaleUp
 from cost_models.collectives import Collectives
 from cost_models.curves.samples import Sample
-from cost_models.either import larger, pick
+from cost_models.either import larger, pick, smaller
 from cost_models.placement import Placement
 from cost_models.profile import network
 from cost_models.program import Op
@@ -72,6 +76,8 @@ class Path:
     gather_s_per_byte: Any = 0.0
     latency_s: Any = 0.0  # of one message out of the domain; 0 if nothing leaves
     hops_out: Any = 0  # domains that a ring through the group visits
+    ring_latency_s: Any = 0.0  # of all hops of that ring, inside domains and between them
+    tree_latency_s: Any = 0.0  # of the hops of one tree from its leaves to its root
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +96,7 @@ class Paths:
         elif op == "send":
             crossing = size * path.send_s_per_byte + path.latency_s
         else:
-            rounds = 2 if op == "all_reduce" else 1
-            crossing = rounds * (size * path.gather_s_per_byte + path.hops_out * path.latency_s)
+            crossing = gather_s(path, op, size)
         seconds = larger(inside, pick(path.hops_out > 0, crossing, 0.0))
         return pick(path.ranks > 1, seconds, 0.0)
 
@@ -118,6 +123,14 @@ class Paths:
     def crosses(self, axis: str) -> Any:
         """Whether anything of this axis leaves its scale-up domain (and so shares the NICs)."""
         return self.axes[axis].hops_out > 0
+
+
+def gather_s(path: Path, op: Op, size: Any) -> Any:
+    """An all-gather or reduce-scatter of `size` bytes across domains by rings; an all-reduce is both."""
+    once, wait = size * path.gather_s_per_byte, (path.ranks - 1) / path.ranks * path.ring_latency_s
+    if op == "all_reduce":
+        return 2 * (once + smaller(wait, path.tree_latency_s))
+    return once + wait
 
 
 def paths_of(
@@ -198,6 +211,8 @@ class _Place:
         fabric = cluster.fabric
         self.latency_s = latency[run_of_rank].max(axis=1) + fabric.hop_latency_s
         self.spine_latency_s = self.latency_s + fabric.spine_hops * fabric.hop_latency_s
+        inside = np.array([r.node.scale_up.latency_s for r in runs])
+        self.inside_latency_s = inside[run_of_rank].max(axis=1)
         self.uplink = uplinks(cluster)
 
     def path(self, groups: NDArray[np.int64], patterns: Sequence[str]) -> Path:
@@ -205,12 +220,13 @@ class _Place:
         members = groups.shape[1]
         ones, zeros = np.ones(self.several, dtype=np.int64), np.zeros(self.several)
         costs = {f"{pattern}_s_per_byte": zeros for pattern in ("all_to_all", "send", "gather")}
+        costs |= {"ring_latency_s": zeros, "tree_latency_s": zeros, "latency_s": zeros}
         if members == 1:
-            return Path(ranks=ones, local=ones, latency_s=zeros, hops_out=0 * ones, **costs)
+            return Path(ranks=ones, local=ones, hops_out=0 * ones, **costs)
         domain, leaf = self.domain[:, groups], self.leaf[:, groups]
         following = np.roll(domain, -1, axis=2) != domain
         if not following.any():
-            return Path(ranks=members * ones, local=members * ones, latency_s=zeros, hops_out=0 * ones, **costs)
+            return Path(ranks=members * ones, local=members * ones, hops_out=0 * ones, **costs)
         local = _local_members(domain)
         near = np.maximum(local, _local_members(leaf))
         hops_out = following.sum(axis=2).max(axis=1)
@@ -220,13 +236,14 @@ class _Place:
             costs[name] = (
                 self._most(groups, *_shares(pattern, local, near, following, leaf)) if read else zeros + np.nan
             )
-        return Path(
-            ranks=members * ones,
-            local=local.max(axis=(1, 2)),
-            latency_s=np.where(hops_out > 0, np.where(spine, self.spine_latency_s, self.latency_s), 0.0),
-            hops_out=hops_out,
-            **costs,
-        )
+        most, latency_s = local.max(axis=(1, 2)), np.where(spine, self.spine_latency_s, self.latency_s)
+        crosses = hops_out > 0
+        visits = np.maximum(hops_out, 1)
+        ring_s = hops_out * latency_s + (members - hops_out) * self.inside_latency_s
+        tree_s = np.log2(visits) * latency_s + (most - 1) * self.inside_latency_s
+        waits = {"latency_s": latency_s, "ring_latency_s": ring_s, "tree_latency_s": tree_s}
+        costs |= {name: np.where(crosses, wait, 0.0) for name, wait in waits.items()}
+        return Path(ranks=members * ones, local=most, hops_out=hops_out, **costs)
 
     def _most(self, groups: NDArray[np.int64], out: NDArray[Any], up: NDArray[Any]) -> NDArray[np.float64]:
         """Seconds per byte on the busiest NIC or leaf uplink: `out`, `up` = share of a buffer that a member sends."""

@@ -132,7 +132,7 @@ def _broadcasts_s(micro: list[Segment], shape: Shape, paths: Paths, hop_s: float
     if owners == 1:
         return 0.0
     moved = sum(float(segment.gather_bytes) * float(segment.repeat) for segment in micro)
-    ring_s = float(path.hops_out * path.latency_s + (owners - path.hops_out) * hop_s)
+    ring_s = float(path.ring_latency_s) if path.hops_out else owners * hop_s
     return float(paths.exchange_s("shard", "all_gather", moved)) + owners * ring_s
 
 

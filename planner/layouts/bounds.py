@@ -25,7 +25,7 @@ from cost_models.cluster_kernels import SlowestKernels
 from cost_models.curves.samples import Sample
 from cost_models.device import Device
 from cost_models.kernels import Kernels
-from cost_models.paths import NIC_EFFICIENCY, Path, Paths, domain_link
+from cost_models.paths import NIC_EFFICIENCY, Path, Paths, domain_link, gather_s
 from cost_models.profile import network
 from cost_models.program import Op
 
@@ -110,6 +110,7 @@ class Reach:
             inside=domain_link(fastest, self.samples),
             host_bytes_per_s=host,
             network_source="bound",
+            step_s=min(self.latency_s, min(run.node.scale_up.latency_s for run in self.cluster.runs)),
         )
 
     @cached_property
@@ -172,6 +173,7 @@ class FloorPaths(Paths):
     """Every exchange at its least: inside a domain or across domains, whichever is cheaper, unless it must cross."""
 
     axes: dict[str, Path] = field(default_factory=dict)
+    step_s: float = 0.0  # latency of the shortest hop of a ring
 
     def exchange_s(self, axis: str, op: Op, size: Any) -> Any:
         path = self.axes[axis]
@@ -182,8 +184,10 @@ class FloorPaths(Paths):
         elif op == "send":
             crossing = size * path.send_s_per_byte + path.latency_s
         else:
-            rounds = 2 if op == "all_reduce" else 1
-            crossing = rounds * (size * path.gather_s_per_byte + np.maximum(path.hops_out, 2) * path.latency_s)
+            visits = np.maximum(path.hops_out, 2)
+            ring_s = visits * path.latency_s + np.maximum(path.ranks - visits, 0) * self.step_s
+            waits = {"ring_latency_s": ring_s, "tree_latency_s": np.log2(visits) * path.latency_s}
+            crossing = gather_s(replace(path, **waits), op, size)
         within = np.minimum(self.inside_s(op, path, size), crossing)
         seconds = np.where(np.asarray(path.hops_out) > 0, crossing, within)
         return np.where(np.asarray(path.ranks) > 1, seconds, 0.0)

@@ -25,7 +25,10 @@ from planner.layouts.floors import Floors
 from planner.layouts.placing import Placer
 
 _Ints = NDArray[np.int64]
-_FIELDS = ("ranks", "local", "all_to_all_s_per_byte", "send_s_per_byte", "gather_s_per_byte", "latency_s", "hops_out")
+_FIELDS = (
+    "ranks", "local", "all_to_all_s_per_byte", "send_s_per_byte", "gather_s_per_byte", "latency_s", "hops_out",
+    "ring_latency_s", "tree_latency_s",
+)  # fmt: skip
 _SHARDED = ("shard", "replicate")
 
 

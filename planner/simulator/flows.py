@@ -9,7 +9,8 @@ The rings of a group enter each scale-up domain once per channel: as many channe
 in the group has, each entering at the first GPU of another NIC and leaving at the GPU before it. A channel carries
 1/channels of the buffer. The hops of a ring (and of a round of sends) go at one pace, that of the slowest: they are
 one flow that crosses the links of all hops, a link as often as hops do. It starts after the latency of its P - 1 steps
-(mean hop; all_reduce: twice), a send after the group's longest hop. Left out: trees, in-switch reduction.
+(mean hop), a send after the group's longest hop. An all_reduce waits twice for these or for a tree's (along a domain's
+ranks, then log2(domains) hops), whichever is shorter; trees carry as many bytes. Left out: in-switch reduction.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Pattern:
     hop_share: Floats  # (groups,): share of the bytes that one hop of one channel carries
     each_share: float = 0.0  # all_to_all: to every other member
     delay_s: Floats  # (groups,) before the hops start; each pair of an all_to_all has its own route's
+    tree_s: Floats  # (groups,) the same for a tree from its leaves to its root
 
     @property
     def members(self) -> int:
@@ -53,7 +55,9 @@ def pattern(topology: Topology, groups: Ints, op: Op) -> Pattern:
     group_of_rank = np.empty(topology.ranks, dtype=np.int64)
     group_of_rank[groups.ravel()] = np.repeat(np.arange(count), members)
     nothing = np.zeros(count)
-    made = Pattern(op=op, groups=groups, group_of_rank=group_of_rank, hop_share=nothing, delay_s=nothing)
+    made = Pattern(
+        op=op, groups=groups, group_of_rank=group_of_rank, hop_share=nothing, delay_s=nothing, tree_s=nothing
+    )
     if members == 1:
         return made
     if op == "all_to_all":
@@ -62,18 +66,38 @@ def pattern(topology: Topology, groups: Ints, op: Op) -> Pattern:
         hop = Hops(to=_next(topology, groups), count=np.ones(topology.ranks, dtype=np.int64))
         longest = topology.latency_s(np.arange(topology.ranks), hop.to)[groups].max(axis=1)
         return replace(made, hops=(hop,), hop_share=np.ones(count), delay_s=longest)
-    hops, channels = _rings(topology, group_of_rank)
+    block = _Blocks(topology, group_of_rank)
+    hops, channels = _rings(topology, block)
     share = (members - 1) / members / channels
     delay = np.zeros(count)
     for hop in hops:
         delay += np.bincount(group_of_rank, hop.count * topology.latency_s(np.arange(topology.ranks), hop.to), count)
-    once = replace(made, hops=hops, hop_share=share, delay_s=delay * share)
+    tree_s = _tree_s(topology, block, hops)
+    once = replace(made, hops=hops, hop_share=share, delay_s=delay * share, tree_s=tree_s)
     return twice(once) if op == "all_reduce" else once
 
 
 def twice(once: Pattern) -> Pattern:
     """The all_reduce over the groups of an all_gather."""
-    return replace(once, op="all_reduce", hop_share=once.hop_share * 2, delay_s=once.delay_s * 2)
+    delay_s = np.minimum(once.delay_s, once.tree_s) * 2
+    return replace(once, op="all_reduce", hop_share=once.hop_share * 2, delay_s=delay_s)
+
+
+def _tree_s(topology: Topology, block: _Blocks, hops: tuple[Hops, ...]) -> Floats:
+    """Latency of a chain through each group's largest block and of a binary tree over its blocks."""
+    groups = int(block.group.max()) + 1
+    longest = []
+    for far in (False, True):
+        most = np.zeros(groups)
+        for hop in hops:
+            used = (hop.count > 0) & ((topology.domain != topology.domain[hop.to]) == far)
+            latency = np.where(used, topology.latency_s(np.arange(topology.ranks), hop.to), 0.0)
+            np.maximum.at(most, block.group_of_rank, latency)
+        longest.append(most)
+    size = np.zeros(groups)
+    np.maximum.at(size, block.group, block.size)
+    result: Floats = (size - 1) * longest[0] + np.log2(np.bincount(block.group)) * longest[1]
+    return result
 
 
 def _next(topology: Topology, groups: Ints) -> Ints:
@@ -82,9 +106,8 @@ def _next(topology: Topology, groups: Ints) -> Ints:
     return to
 
 
-def _rings(topology: Topology, group_of_rank: Ints) -> tuple[tuple[Hops, ...], Ints]:
+def _rings(topology: Topology, block: _Blocks) -> tuple[tuple[Hops, ...], Ints]:
     """Hops inside domains and between them, and the channels of each group."""
-    block = _Blocks(topology, group_of_rank)
     channels = block.channels
     inside = np.empty(topology.ranks, dtype=np.int64)
     inside[block.order] = block.order[block.after]
@@ -98,7 +121,7 @@ def _rings(topology: Topology, group_of_rank: Ints) -> tuple[tuple[Hops, ...], I
         leaves[exits] += 1
         between[exits] = block.order[entry[block.next]][used]
     alone = inside == np.arange(topology.ranks)
-    within = Hops(to=inside, count=np.where(alone, 0, channels[group_of_rank] - leaves))
+    within = Hops(to=inside, count=np.where(alone, 0, channels[block.group_of_rank] - leaves))
     across = Hops(to=between, count=leaves)
     return tuple(hop for hop in (within, across) if hop.count.any()), channels
 
@@ -107,6 +130,7 @@ class _Blocks:
     """Ranks sorted by (group, domain, place): a block is one group's members in one domain."""
 
     def __init__(self, topology: Topology, group_of_rank: Ints) -> None:
+        self.group_of_rank = group_of_rank
         self.order = np.lexsort((topology.place, topology.domain, group_of_rank))
         group, domain = group_of_rank[self.order], topology.domain[self.order]
         fresh = np.ones(len(self.order), dtype=bool)
