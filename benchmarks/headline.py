@@ -39,8 +39,8 @@ TEXT_TOKENS = 256
 
 
 INTRODUCTION = paragraphs("""
-    MM-SP against a zigzag ring, Megatron CP + TP and CP, predicted with LongVILA's set-up (Llama-3-8B's shape, batch 1,
-    8 × H100-80GB nodes, 50 GB/s per path, FSDP, FlashAttention-2) beside the figures that the paper publishes (here
+    MM-SP against a zigzag ring, Megatron CP + TP and CP, predicted with LongVILA's set-up (Llama-3-8B's shape, batch
+    1, 8 × H100-80GB nodes, 50 GB/s per path, FSDP, FlashAttention-2) beside the figures that the paper publishes (here
     second hand). Written by `python benchmarks/headline.py --markdown docs/headline.md`.
 
     Kernels and links were fitted to the `kernels_*` files alone (docs/curves.md); no number was fitted to a figure
@@ -79,11 +79,11 @@ def against(gpus: Iterable[int], contexts: Sequence[int]) -> Section:
                  *(f"{name} / MM-SP" for name in RIVALS), "recompute"),
         rows=rows,
         notes=paragraphs("""
-            MM-SP: ulysses 8 in the node × ring across, in LongVILA's code. Best: any degrees, the same
-            code. Plan: what `plan` answers for this project's executor (Hopper's newest attention kernel,
-            chunked loss). — : does not fit, even with full recompute. The last column names who
-            recomputes. The ring loses where blocks are small: at 1K tokens per rank or less a hop outlasts
-            its block, and the ratio is above 2 at the stated rate too.
+            MM-SP: ulysses 8 in the node × ring across, in LongVILA's code. Best: any degrees, the same code. Plan:
+            what `plan` answers for this project's executor (Hopper's newest attention kernel, chunked loss). — : does
+            not fit, even with full recompute. The last column names who recomputes. The ring loses where blocks are
+            small: at 1K tokens per rank or less a hop outlasts its block, and the ratio is above 2 at the stated rate
+            too.
         """),
     )  # fmt: skip
 
@@ -183,30 +183,29 @@ def _network_notes() -> tuple[str, ...]:
         The series prints neither its GPU count nor its scope. Read as whole iterations on 32 GPUs: at 320K the
         prediction is then off by {counted} GPUs.
 
-        Where they agree: MM-SP from 128K on, where computation rules. Where they do not: every ring row. At
-        50 GB/s per path most of a hop hides behind its block, and in the series the ring takes
-        {min(found):.1f} to {max(found):.1f} times as long as MM-SP, not {min(measured):.1f} to
-        {max(measured):.1f}.
+        Where they agree: MM-SP from 256K on, within 10%, where computation rules. Where they do not: every ring row.
+        At 50 GB/s per path most of a hop hides behind its block, and in the series the ring takes {min(found):.1f} to
+        {max(found):.1f} times as long as MM-SP, not {min(measured):.1f} to {max(measured):.1f}.
 
         Likely reason: a slow path. The ring's times are as if it got {rate} of the network, not 50: they are
-        proportional to its bytes ({min(per_k):.0f} to {max(per_k):.0f} ms per 1K tokens over an eightfold range), where
-        latency, small messages, merge kernels or waits would leave a constant part, and transfers that do not overlap
-        would add the quadratic computation. `implied GB/s` is the path rate at which the prediction meets each ring
-        row; the columns at the implied rate use the series' median. That rate was not read from MM-SP's rows, and gives
-        their floor at 32K and 64K (weights gathered over the same path). Megatron's CP, another ring, was as slow, so
-        it is not the released ring's code. The published ratio is mostly that of such a path, which 2D attention hides
-        and one ring over all ranks cannot; at the stated rate ring attention is not that slow.
+        proportional to its bytes ({min(per_k):.0f} to {max(per_k):.0f} ms per 1K tokens over an eightfold range),
+        where latency, small messages, merge kernels or waits would leave a constant part, and transfers that do not
+        overlap would add the quadratic computation. `implied GB/s` is the path rate at which the prediction meets each
+        ring row; the columns at the implied rate use the series' median. That rate was not read from MM-SP's rows, and
+        gives their floor at 32K and 64K (weights gathered over the same path). Megatron's CP, another ring, was as
+        slow, so the released ring's code is hardly the reason. The published ratio is mostly that of such a path,
+        which 2D attention hides and one ring over all ranks cannot; at the stated rate ring attention is not that
+        slow.
 
         Another candidate, KV heads repeated fourfold before the ring, would put four times the implied rate on the
         wire. The released code sends Llama's 8 KV heads as they are, Megatron's CP does too, and MM-SP's floor would
         stay unexplained.
 
-        Unexplained: the 578K ring row implies half the series' rate, though a ring's bytes per rank do not
-        depend on the number of GPUs; recompute (the ring once more) or a longer way through the fabric would
-        go in that direction. Host time (eager launches, the released exchange's barriers and
-        synchronisations) may be part of MM-SP's floor and is not modelled. `fits`: all activations kept; at
-        320K the paper ran MM-SP and ran out with the ring, whose memory is the same within a few per cent
-        here.
+        Unexplained: the 578K ring row implies half the series' rate, though a ring's bytes per rank do not depend on
+        the number of GPUs; recompute (the ring once more) or a longer way through the fabric would go in that
+        direction. Host time (eager launches, the released exchange's barriers and synchronisations) may be part of
+        MM-SP's floor and is not modelled. `fits`: all activations kept; at 320K the paper ran MM-SP and ran out with
+        the ring, whose memory is the same within a few per cent here.
     """)
 
 
@@ -236,10 +235,10 @@ def ratios() -> Section:
                  "low at implied rate", "high at implied rate"),
         rows=rows,
         notes=paragraphs("""
-            Predicted over 32K to 256K on 32 GPUs, with recompute where a method does not fit otherwise;
-            the paper's own points are not in the notes. CP + TP is the best of tensor 2, 4 and 8. The
-            implied rate was read from the ring rows above: the Megatron lines had no part in it. CP needs it
-            to come near its range; CP + TP is met at either rate.
+            Predicted over 32K to 256K on 32 GPUs, with recompute where a method does not fit otherwise; the paper's
+            own points are not in the notes. CP + TP is the best of tensor 2, 4 and 8. The implied rate was read from
+            the ring rows above: the Megatron lines had no part in it. CP needs it to come near its range; CP + TP is
+            met at either rate.
         """),
     )  # fmt: skip
 
@@ -263,10 +262,9 @@ def lengths(gpus: Iterable[int]) -> Section:
         columns=("GPUs", "nodes", "method", "activations kept", "full recompute", "published (kept)"),
         rows=rows,
         notes=paragraphs(f"""
-            2M tokens on 256 A100-80GB without recompute: predicted to fit, up to
-            {show_tokens(kept_mm_sp)}. Ulysses alone shares a row over at most 32 ranks, as many as there
-            are query heads: {show_tokens(kept_ulysses)}, so MM-SP holds rows
-            {kept_mm_sp / kept_ulysses:.1f} times as long on 256 GPUs. Megatron's longer rows are its
+            2M tokens on 256 A100-80GB without recompute: predicted to fit, up to {show_tokens(kept_mm_sp)}. Ulysses
+            alone shares a row over at most 32 ranks, as many as there are query heads: {show_tokens(kept_ulysses)}, so
+            MM-SP holds rows {kept_mm_sp / kept_ulysses:.1f} times as long on 256 GPUs. Megatron's longer rows are its
             fused kernels and its loss in bf16, which keep less per token, not its layout.
         """),
     )
@@ -322,18 +320,19 @@ def _stage_notes(layout: Strategy) -> tuple[str, ...]:
         for frames in (257, 1024, 2000, 2048, 6000)
     )
     return paragraphs(f"""
-        Assumed: the video starts the row, 256 tokens of text end it, ulysses 8. Two stages: every rank
-        encodes the same number of whole frames, and embeddings are rebuilt by an all-reduce (released code)
-        or sent to their owners by an all-to-all (this project's executor; column `all-to-all`). One stage by
-        own tokens: a rank encodes each frame that it holds a token of, so frames on a border are encoded
-        twice and nothing is exchanged. By placeholders: frames are dealt before they have tokens and count as
-        one, so ranks with text encode none; the language model's own imbalance is left out.
+        Assumed: the video starts the row, 256 tokens of text end it, ulysses 8. Two stages: every rank encodes the
+        same number of whole frames, and embeddings are rebuilt by an all-reduce (released code) or sent to their
+        owners by an all-to-all (this project's executor; column `all-to-all`). One stage by own tokens: a rank encodes
+        each frame that it holds a token of, so frames on a border are encoded twice and nothing is exchanged. By
+        placeholders: frames are dealt before they have tokens and count as one, so ranks with text encode none; the
+        language model's own imbalance is left out. The tower's attention is taken as fused; code of the time also ran
+        it with scores in memory, which would make every frame, and so one stage, dearer.
 
-        Published: one stage takes {lv.STAGE_GAIN[0]:.0%} to {lv.STAGE_GAIN[1]:.0%} longer,
-        {lv.ONE_STAGE_S:.2f} against {lv.TWO_STAGE_S:.2f} s on 8 GPUs; frames and text are not printed. A step
-        of {lv.TWO_STAGE_S} s is predicted at {near} frames. By own tokens one stage costs an extra frame or
-        two, which is within the published range for short videos and below it for long ones; by placeholders
-        {text} tokens of text would give the published 7%, and more text far more.
+        Published: one stage takes {lv.STAGE_GAIN[0]:.0%} to {lv.STAGE_GAIN[1]:.0%} longer, {lv.ONE_STAGE_S:.2f}
+        against {lv.TWO_STAGE_S:.2f} s on 8 GPUs; frames and text are not printed. A step of {lv.TWO_STAGE_S} s is
+        predicted at {near} frames. By own tokens one stage costs an extra frame or two, which is within the published
+        range for short videos and below it for long ones; by placeholders {text} tokens of text would give the
+        published 7%, and more text far more.
 
         Whole frames on 256 ranks, the busiest over the mean: {uneven}.
     """)
