@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cost_models import memory
 from cost_models.cluster import Cluster
 from cost_models.cost import MEMORY, SECONDS
-from cost_models.paths import AXIS_PATTERNS, Path, Paths
+from cost_models.paths import Path, Paths, priced_patterns
+from cost_models.peak import peak
 from cost_models.placement import check_placement
 from cost_models.pricing import fold
 from cost_models.profile import Profile
@@ -83,12 +83,8 @@ def price_batch(
         ranges = mine[0].layer_ranges(workload.model.layers)
         program = step_program(shape, kernels, ranges)
         for name, value in fold(program, RememberedPaths.of(_paths(here, mine))).seconds.items():
-            seconds[name][members] = value
-        kept = sum(memory.kept(shape, part) * part.count for part in ranges) / mine[0].pipeline
-        again: Any = np.max(
-            [np.broadcast_to(memory.recomputed(shape, part.recompute), len(mine)) for part in ranges], 0
-        )
-        for name, value in memory.memory(shape, kept, again, devices[0]).items():
+            seconds.setdefault(name, np.zeros(count))[members] = value
+        for name, value in peak(shape, ranges, devices[0]).items():
             used[name][members] = np.round(value)
     return BatchCost(seconds=seconds, memory=used, capacity_bytes=capacity)
 
@@ -115,7 +111,7 @@ def _degrees(strategies: Sequence[Strategy], workload: Workload) -> Degrees:
 def _paths(here: Setting, strategies: Sequence[Strategy]) -> Paths:
     """Every axis as arrays; each distinct (stride, size, ranks) is read once."""
     axes = {}
-    for axis in AXIS_PATTERNS:
+    for axis, patterns in priced_patterns(strategies[0]).items():
         known: dict[Hashable, int] = {}
         distinct: list[Path] = []
         where = []
@@ -123,7 +119,7 @@ def _paths(here: Setting, strategies: Sequence[Strategy]) -> Paths:
             key = (*axis_stride(strategy, axis), strategy.ranks)
             if key not in known:
                 known[key] = len(distinct)
-                distinct.append(here.in_order(axis, *key))
+                distinct.append(here.in_order(axis, patterns, *key))
             where.append(known[key])
         axes[axis] = Path(
             **{one.name: np.array([getattr(path, one.name) for path in distinct])[where] for one in fields(Path)}

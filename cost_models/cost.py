@@ -18,7 +18,7 @@ MEMORY = ("parameters", "gradients", "optimizer", "gathered", "activations", "wo
 
 @dataclass(frozen=True, kw_only=True)
 class StepCost:
-    seconds: Mapping[str, float]  # by part of SECONDS
+    seconds: Mapping[str, float]  # by part of SECONDS, and "experts" where they are spread over ranks
     memory: Mapping[str, int]  # peak of the worst rank, by part of MEMORY
     sent_bytes: Mapping[str, float]  # per rank and step, by axis and operation
     hidden_s: Mapping[str, float]  # communication that compute hides

@@ -30,7 +30,7 @@ def executed_flops(workload: Workload, strategy: Strategy) -> float:
     layers = model.layers
     head = 2.0 * model.vocab * model.hidden * _tokens(workload)
     body = weights - head
-    mlp = 2.0 * (3 if model.gated else 2) * model.hidden * model.ffn * _tokens(workload)
+    mlp = 2.0 * (model.active_matmul_params / layers - model.attention_params) * _tokens(workload)
     total = 3 * weights + 3.5 * attention
     for part in strategy.layer_ranges(layers):
         share = part.count / layers
@@ -52,11 +52,11 @@ def _tokens(workload: Workload) -> float:
 def _llm(workload: Workload) -> tuple[float, float]:
     """(matmul weights, attention) of one forward pass."""
     model, context = workload.model, float(workload.context_tokens)
-    body = 2.0 * model.layers * model.layer_matmul_params * _tokens(workload)
+    body = 2.0 * model.active_matmul_params * _tokens(workload)
     head_tokens = _tokens(workload) if workload.mode == "train" else float(workload.global_batch)
     head = 2.0 * model.vocab * model.hidden * head_tokens
     pairs = context if workload.mode == "decode" else context * (context + 1) / 2 * workload.attended_fraction
-    attention = 4.0 * model.heads * model.head_dim * pairs * model.layers * workload.global_batch
+    attention = 2.0 * model.heads * (model.head_dim + model.v_dim) * pairs * model.layers * workload.global_batch
     return body + head, attention
 
 

@@ -15,8 +15,10 @@ from __future__ import annotations
 from typing import Any
 
 from cost_models.either import larger
+from cost_models.expert_layer import expert_mlp
 from cost_models.habits import FA1_SLOWDOWN, MERGE_GRADIENT_BYTES
 from cost_models.kernels import Kernels
+from cost_models.latent_layer import latent_inputs
 from cost_models.program import Compute, Exchange, Phase, Ring
 from cost_models.shape import Shape
 from cost_models.work import elementwise, matmul_s, norm_bytes, residual_bytes, tensor_exchange
@@ -61,37 +63,42 @@ def _rotary_bytes(shape: Shape) -> Any:
 def _inputs(shape: Shape, kernels: Kernels, part: str | None, grad: bool = False) -> tuple[Phase, ...]:
     """Norm, the three projections, rotary, and the exchange of heads (or its gradient's)."""
     model, tokens = shape.workload.model, shape.tokens
+    exchange = Exchange(part="all_to_all", axis="ulysses", op="all_to_all", bytes=_qkv_bytes(shape))
+    if model.latent is not None:
+        made = (*latent_inputs(shape, kernels, model.latent, part, grad), exchange)
+        return made[::-1] if grad else made
     widths: tuple[Any, ...] = (shape.q_width, shape.kv_width, shape.kv_width)
     if shape.habits.joined_products:
         widths = (shape.q_width + 2 * shape.kv_width,)
     matmul = sum(matmul_s(shape, kernels, tokens, width, model.hidden, grad) for width in widths)
     launches = (1 if shape.habits.norm == "fused" else 6) + {"unfused": 10, "fused": 2, "none": 0}[shape.habits.rotary]
     moved_s = elementwise(shape, kernels, norm_bytes(shape) + _rotary_bytes(shape), launches, grad, part)
-    exchange = Exchange(part="all_to_all", axis="ulysses", op="all_to_all", bytes=_qkv_bytes(shape))
     gathered = tensor_exchange(shape, "all_gather", grad)
     phases = (moved_s, *gathered, Compute(part=part or "matmul", seconds=matmul), exchange)
     return phases[::-1] if grad else phases
 
 
 def _qkv_bytes(shape: Shape) -> Any:
-    return shape.tokens * shape.width * (shape.q_width + 2 * shape.sent_kv_width)
+    return shape.tokens * shape.width * (shape.q_width + shape.sent_kv_width)
 
 
 def _out_exchange(shape: Shape) -> tuple[Phase, ...]:
-    sent = shape.tokens * shape.width * shape.q_width
+    sent = shape.tokens * shape.width * shape.out_width
     return (Exchange(part="all_to_all", axis="ulysses", op="all_to_all", bytes=sent),)
 
 
 def _outputs(shape: Shape, kernels: Kernels, part: str | None, grad: bool = False) -> tuple[Phase, ...]:
     """Output projection and the residual sum."""
     hidden = shape.workload.model.hidden
-    matmul = matmul_s(shape, kernels, shape.tokens, hidden, shape.q_width, grad)
+    matmul = matmul_s(shape, kernels, shape.tokens, hidden, shape.out_width, grad)
     residual = elementwise(shape, kernels, shape.outer_tokens * hidden * residual_bytes(shape), 1, grad, part)
     return (Compute(part=part or "matmul", seconds=matmul), *tensor_exchange(shape, "reduce_scatter", grad), residual)
 
 
 def _mlp(shape: Shape, kernels: Kernels, part: str | None, grad: bool = False, down: bool = True) -> tuple[Phase, ...]:
     """Norm, gate and up, activation, down projection, residual. Recompute needs all but the last product."""
+    if shape.experts is not None:
+        return expert_mlp(shape, kernels, shape.experts, part, grad, down)
     model, tokens = shape.workload.model, shape.tokens
     ups, habits = (2 if model.gated else 1), shape.habits
     if habits.joined_products:
@@ -118,6 +125,8 @@ def ring(shape: Shape, kernels: Kernels, *, part: str, grad: bool = False) -> Ri
     degrees, model, tokens = shape.degrees, shape.workload.model, shape.ring_tokens
     kind = degrees.ring_kind
     call = {"heads": shape.heads, "kv_heads": shape.kv_heads, "head_dim": model.head_dim, "batch": shape.rows}
+    if model.latent is not None:
+        call["head_dim"] = model.latent.backward_dim if grad else model.latent.forward_dim
     call |= {"backward": grad, "dtype": shape.workload.precision.param}
     packed = shape.workload.attended_fraction * (FA1_SLOWDOWN if shape.habits.attention == "fa1" else 1.0)
     if shape.habits.attention == "unfused":
@@ -130,7 +139,7 @@ def ring(shape: Shape, kernels: Kernels, *, part: str, grad: bool = False) -> Ri
     else:
         piece = kernels.attention_s(tokens, larger(tokens // 2, 1), causal=False, **call) * packed
     piece = piece + _merge_s(shape, kernels, grad)
-    kv = 2 * shape.tokens * shape.sent_kv_width
+    kv = shape.tokens * shape.sent_kv_width
     gradient = kv * DTYPE_BYTES[degrees.grad_ring_dtype] if grad else 0.0 * kv
     return Ring(
         part=part,
@@ -144,10 +153,11 @@ def ring(shape: Shape, kernels: Kernels, *, part: str, grad: bool = False) -> Ri
 
 def _merge_s(shape: Shape, kernels: Kernels, grad: bool) -> Any:
     """Blending one hop's block into the running output, or adding its gradients to the running sums."""
-    values = shape.ring_tokens * shape.rows * shape.workload.model.head_dim
+    model, lines = shape.workload.model, shape.ring_tokens * shape.rows
     if grad:
-        return kernels.memory_bound_s(values * (shape.heads + 2 * shape.kv_heads) * MERGE_GRADIENT_BYTES, 3)
-    return kernels.memory_bound_s(values * shape.heads * shape.habits.merge_bytes, 4)
+        values = shape.heads * model.head_dim + shape.kv_heads * (model.head_dim + model.v_dim)
+        return kernels.memory_bound_s(lines * values * MERGE_GRADIENT_BYTES, 3)
+    return kernels.memory_bound_s(lines * shape.heads * model.v_dim * shape.habits.merge_bytes, 4)
 
 
 def _unfused(shape: Shape, kernels: Kernels, part: str, grad: bool) -> Ring:

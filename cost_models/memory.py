@@ -19,8 +19,10 @@ from typing import Any
 import numpy as np
 
 from cost_models.device import Device
+from cost_models.expert_layer import expert_kept_bytes, expert_working_bytes
+from cost_models.latent_layer import latent_kept_bytes
 from cost_models.shape import Shape
-from cost_models.step import trained_params
+from cost_models.step import trained_expert_params, trained_params
 from cost_models.strategy import LayerRange
 from cost_models.workload import DTYPE_BYTES
 
@@ -57,20 +59,25 @@ def kept(shape: Shape, part: LayerRange | str, offload: str = "none") -> Any:
     if shape.workload.mode != "train":
         return 0 * shape.tokens
     model, width, tokens = shape.workload.model, shape.width, shape.tokens
-    exchanged = shape.ring_tokens * shape.rows * model.head_dim * width
-    queries, kv = exchanged * shape.heads, exchanged * 2 * shape.kv_heads
+    exchanged = shape.ring_tokens * shape.rows * width
+    queries, output = exchanged * shape.heads * model.head_dim, exchanged * shape.heads * model.v_dim
+    kv = exchanged * shape.kv_heads * (model.head_dim + model.v_dim)
     lse = shape.ring_tokens * shape.rows * shape.heads * 4
     outer, habits = shape.outer_tokens, shape.habits
     boundary = 0 if offload == "activations" else outer * model.hidden * width
     if recompute == "full":
         return boundary
     if recompute == "all_but_attention":
-        return boundary + queries + lse
+        return boundary + output + lse
     norms = 2 * outer * model.hidden * (2 * width + (0 if habits.norm == "fused" else 4))
     masks = 2 * outer * model.hidden if habits.dropout else 0
-    out = np.where(np.asarray(shape.degrees.ulysses) > 1, tokens * shape.q_width * width, 0)
-    attention = queries + kv + queries + lse + out
+    out = np.where(np.asarray(shape.degrees.ulysses) > 1, tokens * shape.out_width * width, 0)
+    attention = queries + kv + output + lse + out
+    if model.latent is not None:
+        attention = attention + latent_kept_bytes(shape, model.latent)
     mlp = tokens * shape.ffn * width * _mlp_tensors(shape)
+    if shape.experts is not None:
+        mlp = expert_kept_bytes(shape, shape.experts)
     dropped = {"none": 0, "core_attention": _scores(shape), "mlp": mlp}
     return norms + masks + attention + _scores(shape) + mlp - dropped[recompute]
 
@@ -100,43 +107,54 @@ def recomputed(shape: Shape, recompute: str) -> Any:
 def working(shape: Shape) -> Any:
     """Transients of one layer: gradients of its widest tensors, attention's in-flight KV and dKV, whole gradients."""
     model, width, tokens = shape.workload.model, shape.width, shape.tokens
-    exchanged = shape.ring_tokens * shape.rows * model.head_dim
-    kv, ring = exchanged * 2 * shape.kv_heads, np.asarray(shape.degrees.ring) > 1
+    exchanged = shape.ring_tokens * shape.rows
+    queries, output = exchanged * shape.heads * model.head_dim, exchanged * shape.heads * model.v_dim
+    kv, ring = exchanged * shape.kv_heads * (model.head_dim + model.v_dim), np.asarray(shape.degrees.ring) > 1
+    mlp = tokens * shape.ffn * width * (3 if model.gated else 2)
+    if shape.experts is not None:
+        mlp = expert_working_bytes(shape, shape.experts)
     if shape.workload.mode != "train":
-        attention = exchanged * shape.heads * width * 2 + np.where(ring, kv * width * 2, 0)
-        mlp = tokens * shape.ffn * width * (3 if model.gated else 2)
+        attention = (queries + output) * width + np.where(ring, kv * width * 2, 0)
         return np.maximum(attention, mlp) + tokens * model.hidden * width * 2
     gradient_bytes = DTYPE_BYTES[shape.degrees.grad_ring_dtype]
-    attention = exchanged * shape.heads * width * 3 + kv * width
+    attention = (queries + 2 * output) * width + kv * width
     attention = attention + np.where(ring, kv * (2 * width + 2 * gradient_bytes), 0)
-    mlp = tokens * shape.ffn * width * (3 if model.gated else 2)
-    whole = shape.layer_params * _transient_gradient(shape) + _dummy_gradients(shape)
+    whole = (shape.trained_layer_params + shape.trained_expert_params) * _transient_gradient(shape)
+    whole = whole + _dummy_gradients(shape)
     return np.maximum(attention, mlp) + tokens * model.hidden * (4 + width) + whole
 
 
 def _states(shape: Shape) -> dict[str, Any]:
-    precision, zero, stages = shape.workload.precision, np.asarray(shape.degrees.zero), shape.degrees.pipeline
+    precision, zero = shape.workload.precision, np.asarray(shape.degrees.zero)
     model, shard = shape.workload.model, shape.degrees.shard
-    total = (model.layers * shape.layer_params) / stages + _root_params(shape) + model.vision_params
+    total = shape.stage_total(lambda here: here.layer_params) + _root_params(shape) + model.vision_params
     trained = np.minimum(trained_params(shape), total)
+    experts = shape.stage_total(lambda here: here.expert_params)
+    trained_experts = trained_expert_params(shape)
     if shape.workload.mode != "train":
         width = shape.width
         resident = total * width * (1 + np.where(np.asarray(shard) > 1, 1 / np.asarray(shard), 0.0))  # gathered to stay
+        resident = resident + experts * width
         return {"parameters": resident, "gradients": 0.0 * resident, "optimizer": 0.0 * resident}
     master, param = DTYPE_BYTES[precision.master], DTYPE_BYTES[precision.param]
     states = {"adamw": 2, "sgd": 1}[shape.workload.optimizer] * DTYPE_BYTES[precision.optimizer]
-    own = np.where(zero >= 1, shard, 1)
-    copy = np.where((zero < 3) & ((own > 1) | (master != param)), total * param, 0)
+    own, expert_own = np.where(zero >= 1, shard, 1), np.where(zero >= 1, shape.degrees.expert_shard, 1)
+    copy = np.where((zero < 3) & ((own > 1) | (master != param)), (total + experts) * param, 0)
+    gradients = trained / np.where(zero >= 2, shard, 1) + trained_experts / np.where(zero >= 2, expert_own, 1)
     return {
-        "parameters": total * master / own + copy,
-        "gradients": trained * DTYPE_BYTES[precision.grad] / np.where(zero >= 2, shard, 1),
-        "optimizer": trained * states / own,
+        "parameters": (total / own + experts / expert_own) * master + copy,
+        "gradients": gradients * DTYPE_BYTES[precision.grad],
+        "optimizer": (trained / own + trained_experts / expert_own) * states,
     }
 
 
 def _root_params(shape: Shape) -> Any:
     """Embedding and head; with a pipeline they lie in its first and last stage."""
     model = shape.workload.model
+    if shape.stage is not None:
+        tensor, both = shape.degrees.tensor, (shape.stage.first, shape.stage.last)
+        held = model.embedding_params * max(both[0], both[1] and model.tied_embeddings) + model.head_params * both[1]
+        return held // tensor + model.hidden * both[1]
     apart = np.minimum(model.embedding_params, model.head_params) // shape.degrees.tensor
     return shape.root_params - np.where(np.asarray(shape.degrees.pipeline) > 1, apart, 0)
 
@@ -150,19 +168,27 @@ def _transient_gradient(shape: Shape) -> Any:
 def _dummy_gradients(shape: Shape) -> Any:
     """One placeholder for each weight shape: those of a layer, and the head's where one stage holds it all."""
     model, tensor = shape.workload.model, shape.degrees.tensor
+    if shape.stage is not None:
+        head = model.vocab * model.hidden // tensor if shape.stage.last else 0
+        shapes = max(here.layer_params + here.expert_params for here in map(shape.of, dict(shape.stage.layers)))
+        return shape.habits.dummy_gradient_bytes * (shapes + head)
     head = np.where(np.asarray(shape.degrees.pipeline) == 1, model.vocab * model.hidden, 0)
     return shape.habits.dummy_gradient_bytes * (model.layer_matmul_params + head) // tensor
 
 
 def _gathered(shape: Shape) -> Any:
     """ZeRO-3: the root and two layers whole at once. Below, and to answer, whole weights are resident."""
-    whole = (shape.root_params + 2 * shape.layer_params) * shape.width
+    whole = (shape.root_params + 2 * (shape.layer_params + shape.expert_params)) * shape.width
     return np.where((np.asarray(shape.degrees.zero) == 3) & (shape.workload.mode == "train"), whole, 0)
 
 
 def _microbatches_in_flight(shape: Shape) -> Any:
     """1F1B: the first stage holds up to `pipeline` microbatches of its layers (interleaved: a few chunks more)."""
     stages, chunks = np.asarray(shape.degrees.pipeline), np.asarray(shape.degrees.virtual)
+    if shape.degrees.schedule == "gpipe":
+        return np.asarray(shape.degrees.microbatches)
+    if shape.stage is not None and not shape.stage.first:
+        stages = np.asarray(1)
     most = np.where(chunks > 1, stages * (1 + (stages - 1) / (stages * chunks)), stages)
     return np.minimum(most, shape.degrees.microbatches)
 
@@ -176,6 +202,8 @@ def _logits(shape: Shape) -> Any:
     """
     model, width = shape.workload.model, shape.width
     vocab = model.vocab // shape.degrees.tensor
+    if shape.stage is not None and not shape.stage.last:
+        return 0 * shape.tokens
     if shape.workload.mode != "train":
         return np.maximum(shape.rows, 1) * vocab * width
     chunk, trained = shape.degrees.loss_chunk_tokens, 1 if shape.trains("llm") else 0
@@ -213,10 +241,13 @@ def _cache(shape: Shape) -> Any:
     if shape.workload.mode == "train":
         return 0 * shape.tokens
     tokens = shape.rows * (shape.ring_tokens // shape.degrees.ulysses)
-    return tokens * 2 * shape.kv_width * shape.width * shape.workload.model.layers // shape.degrees.pipeline
+    latent = shape.workload.model.latent
+    columns = 2 * shape.kv_width if latent is None else latent.kv_rank + latent.rope_dim
+    return tokens * columns * shape.width * shape.workload.model.layers // shape.degrees.pipeline
 
 
 def _communication(shape: Shape, group_bytes: int) -> Any:
     degrees = shape.degrees
-    axes = (degrees.ulysses, degrees.ring, degrees.shard, degrees.replicate, degrees.tensor, degrees.pipeline)
+    axes = (degrees.ulysses, degrees.ring, degrees.shard, degrees.replicate, degrees.tensor, degrees.pipeline,
+            degrees.expert)  # fmt: skip
     return sum(np.where(np.asarray(size) > 1, group_bytes, 0) for size in axes)

@@ -63,6 +63,13 @@ AXIS_PATTERNS = {
 }
 """The axes that are priced, with the patterns that a step sends over them; the others of a path stay unread (nan)."""
 PRICED_AXES = tuple(AXIS_PATTERNS)
+EXPERT_PATTERNS = {"expert": ("all_to_all",), "expert_shard": ("gather",), "expert_replicate": ("gather",)}
+"""Axes that are priced beside them where experts are shared."""
+
+
+def priced_patterns(strategy: Strategy) -> dict[str, tuple[str, ...]]:
+    """Every axis that a step of `strategy` sends over, with its patterns."""
+    return AXIS_PATTERNS if strategy.expert == 1 else {**AXIS_PATTERNS, **EXPERT_PATTERNS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +149,7 @@ def paths_of(
 ) -> Paths:
     """Read every axis off an explicit placement; O(ranks)."""
     slots, gpus = placement.slot_of_rank[None, :], placement.gpu_of_rank[None, :]
-    several = axis_paths(cluster, strategy, slots, gpus, samples)
+    several = axis_paths(cluster, strategy, slots, gpus, samples, tuple(priced_patterns(strategy)))
     axes = {name: _first(path) for name, path in several}
     host = min(run.node.host_link_bytes_per_s for run in cluster.runs)
     return Paths(axes=axes, inside=inside, host_bytes_per_s=host, network_source=network_source(samples))
@@ -158,7 +165,8 @@ def axis_paths(
 ) -> list[tuple[str, Path]]:
     """Axes of several placements of one strategy: slots and GPUs (placements, ranks) -> arrays (placements,)."""
     place = _Place(cluster, slots, gpus, network(samples))
-    return [(axis, place.path(rank_groups(strategy, axis), AXIS_PATTERNS[axis])) for axis in axes]
+    patterns = {**AXIS_PATTERNS, **EXPERT_PATTERNS}
+    return [(axis, place.path(rank_groups(strategy, axis), patterns[axis])) for axis in axes]
 
 
 def group_paths(

@@ -15,23 +15,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cost_models import flops, memory
+from cost_models import flops
 from cost_models.cluster import Cluster
 from cost_models.cost import MEMORY, SECONDS, StepCost
 from cost_models.either import both, larger, pick, smaller, somewhere
 from cost_models.kernels import OPS, Kernels
 from cost_models.paths import Paths
+from cost_models.peak import peak
 from cost_models.placement import Placement, check_placement
 from cost_models.profile import Profile
 from cost_models.program import Compute, Exchange, Ring, Segment, StepProgram
 from cost_models.setting import setting
 from cost_models.shape import Shape
 from cost_models.step import step_program
-from cost_models.strategy import Strategy
+from cost_models.strategy import EXPERT_AXES, Strategy
 from cost_models.workload import Workload
 
 _COMPUTE = {"recompute": "recompute", "vision": "vision", "optimizer": "optimizer"}
-_EXCHANGE = {"all_to_all": "all_to_all", "embeddings": "vision", "tensor": "tensor", "pipeline": "pipeline"}
+_EXCHANGE = {"all_to_all": "all_to_all", "embeddings": "vision", "tensor": "tensor", "pipeline": "pipeline",
+             "experts": "experts"}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,11 +83,10 @@ def price(
     ranges = strategy.layer_ranges(workload.model.layers)
     program = step_program(shape, kernels, ranges)
     folded = fold(program, paths)
-    kept = sum(memory.kept(shape, part) * part.count for part in ranges) / strategy.pipeline
-    again = max(memory.recomputed(shape, part.recompute) for part in ranges)
-    parts = memory.memory(shape, kept, again, devices[0])
+    parts = peak(shape, ranges, devices[0])
+    named = (*SECONDS, "experts") if "experts" in folded.seconds else SECONDS
     cost = StepCost(
-        seconds={name: float(folded.seconds.get(name, 0.0)) for name in SECONDS},
+        seconds={name: float(folded.seconds.get(name, 0.0)) for name in named},
         memory={name: round(float(parts[name])) for name in MEMORY},
         sent_bytes={name: float(value) for name, value in sent_bytes(program, strategy).items()},
         hidden_s={name: float(value) for name, value in folded.hidden_s.items()},
@@ -104,11 +105,14 @@ def price(
 def fold(program: StepProgram, paths: Paths) -> Folded:
     """The whole step of one rank."""
     micro = epilogue = NOTHING
+    filling: Any = 0.0
     for segment in program.microbatch:
-        micro = micro.plus(fold_segment(segment, paths), segment.repeat)
+        once = fold_segment(segment, paths)
+        micro = micro.plus(once, segment.repeat)
+        filling = filling + once.total_s * segment.fill(program.pipeline)
     for segment in program.epilogue:
         epilogue = epilogue.plus(fold_segment(segment, paths), segment.repeat)
-    bubble = micro.total_s * (program.pipeline - 1) / program.virtual
+    bubble = filling / program.virtual
     whole = NOTHING.plus(micro, program.microbatches).plus(epilogue)
     return whole.plus(Folded(seconds={"pipeline": bubble}, hidden_s={}))
 
@@ -158,6 +162,9 @@ def _sharding_s(segment: Segment, paths: Paths) -> Any:
         ("shard", "all_gather", segment.gather_bytes),
         ("shard", "reduce_scatter", segment.scatter_bytes),
         ("replicate", "all_reduce", segment.replicate_bytes),
+        ("expert_shard", "all_gather", segment.expert_gather_bytes),
+        ("expert_shard", "reduce_scatter", segment.expert_scatter_bytes),
+        ("expert_replicate", "all_reduce", segment.expert_replicate_bytes),
     ):
         if somewhere(size > 0):
             total = total + pick(size > 0, paths.exchange_s(axis, op, size), 0.0)  # type: ignore[arg-type]
@@ -167,7 +174,7 @@ def _sharding_s(segment: Segment, paths: Paths) -> Any:
 def sent_bytes(program: StepProgram, strategy: Strategy) -> dict[str, Any]:
     """Bytes that one rank sends in a step, by axis and operation (its own part stays at home)."""
     sizes = {axis: getattr(strategy, axis) for axis in ("ulysses", "ring", "context", "shard", "replicate")}
-    sizes |= {"tensor": strategy.tensor, "pipeline": strategy.pipeline}
+    sizes |= {axis: getattr(strategy, axis) for axis in ("tensor", "pipeline", *EXPERT_AXES)}
     sent: dict[str, Any] = {}
 
     def count(axis: str, op: str, size: Any, times: Any) -> None:
@@ -180,6 +187,9 @@ def sent_bytes(program: StepProgram, strategy: Strategy) -> dict[str, Any]:
         count("shard", "all_gather", segment.gather_bytes, times)
         count("shard", "reduce_scatter", segment.scatter_bytes, times)
         count("replicate", "all_reduce", segment.replicate_bytes, times)
+        count("expert_shard", "all_gather", segment.expert_gather_bytes, times)
+        count("expert_shard", "reduce_scatter", segment.expert_scatter_bytes, times)
+        count("expert_replicate", "all_reduce", segment.expert_replicate_bytes, times)
         for phase in segment.phases:
             if isinstance(phase, Exchange):
                 count(phase.axis, phase.op, phase.bytes, times)

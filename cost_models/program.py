@@ -14,15 +14,20 @@ it, on the sharding stream, beside the phases. All sizes are per rank; a number 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cost_models.model import LayerKind
+
 Number = float | NDArray[np.float64]
 Op = Literal["all_to_all", "all_gather", "reduce_scatter", "all_reduce", "send"]
-Axis = Literal["ulysses", "ring", "context", "shard", "replicate", "tensor", "pipeline"]
+Axis = Literal[
+    "ulysses", "ring", "context", "shard", "replicate", "tensor", "pipeline",
+    "expert", "expert_shard", "expert_replicate",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +38,7 @@ class Compute:
 
 @dataclass(frozen=True, kw_only=True)
 class Exchange:
-    part: str  # "all_to_all", "embeddings", "tensor", "pipeline", "gradients"
+    part: str  # "all_to_all", "embeddings", "tensor", "pipeline", "experts", "gradients"
     axis: Axis
     op: Op
     bytes: Any
@@ -69,6 +74,20 @@ class Segment:
     scatter_bytes: Any = 0.0  # full gradients reduce-scattered over `shard` after each
     replicate_bytes: Any = 0.0  # gradient shard all-reduced over `replicate` after each
     offload_bytes: Any = 0.0  # to or from host memory beside each
+    expert_gather_bytes: Any = 0.0  # the same three for the experts that one rank holds, over `expert_shard`
+    expert_scatter_bytes: Any = 0.0
+    expert_replicate_bytes: Any = 0.0  # … and over `expert_replicate`
+    kind: LayerKind | None = None  # of the layer, where it is one
+    elsewhere: Any = None  # repeats that the other stages run of one microbatch; none: as many on each as here
+
+    def fill(self, stages: Any) -> Any:
+        """Repeats of one microbatch on all other pipeline stages together: what its way through them takes."""
+        return self.repeat * (stages - 1) if self.elsewhere is None else self.elsewhere
+
+    def without_sharding(self) -> Segment:
+        """The work alone: nothing gathered, nothing reduced."""
+        alone = replace(self, gather_bytes=0.0, scatter_bytes=0.0, replicate_bytes=0.0)
+        return replace(alone, expert_gather_bytes=0.0, expert_scatter_bytes=0.0, expert_replicate_bytes=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)

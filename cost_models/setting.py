@@ -18,7 +18,7 @@ from cost_models.curves.samples import Sample
 from cost_models.device import Device
 from cost_models.kernels import Kernels
 from cost_models.load import samples_for
-from cost_models.paths import AXIS_PATTERNS, Path, Paths, domain_link, group_paths, network_source, paths_of
+from cost_models.paths import Path, Paths, domain_link, group_paths, network_source, paths_of, priced_patterns
 from cost_models.placement import Placement
 from cost_models.profile import Profile
 from cost_models.remembered import RememberedKernels
@@ -64,7 +64,10 @@ class Setting:
         inside = domain_link(slowest, self.samples)
         if placement is not None:
             return paths_of(self.cluster, strategy, placement, inside, self.samples)
-        axes = {axis: self.in_order(axis, *axis_stride(strategy, axis), strategy.ranks) for axis in AXIS_PATTERNS}
+        axes = {
+            axis: self.in_order(axis, patterns, *axis_stride(strategy, axis), strategy.ranks)
+            for axis, patterns in priced_patterns(strategy).items()
+        }
         return Paths(
             axes=axes,
             inside=inside,
@@ -72,7 +75,7 @@ class Setting:
             network_source=network_source(self.samples),
         )
 
-    def in_order(self, axis: str, stride: int, size: int, ranks: int) -> Path:
+    def in_order(self, axis: str, patterns: tuple[str, ...], stride: int, size: int, ranks: int) -> Path:
         """The path of one axis of ranks that lie in order."""
         key = (axis, stride, size, ranks)
         found = self._in_order.get(key)
@@ -81,7 +84,7 @@ class Setting:
                 self._in_order.clear()
             placement = Placement.in_order(self.cluster, ranks)
             groups = np.arange(ranks).reshape(-1, size, stride).swapaxes(1, 2).reshape(-1, size)
-            found = group_paths(self.cluster, placement, groups, AXIS_PATTERNS[axis], self.samples)
+            found = group_paths(self.cluster, placement, groups, patterns, self.samples)
             self._in_order[key] = found
         return found
 

@@ -9,7 +9,7 @@ is then an array of the same length. Tokens are rounded up as the executor pads 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,9 +17,11 @@ import numpy as np
 
 from cost_models.either import larger, pick, somewhere
 from cost_models.errors import InputError
+from cost_models.experts import Experts
 from cost_models.frames import busiest
 from cost_models.habits import OURS, Habits
 from cost_models.heads import HeadSplit
+from cost_models.model import LayerKind
 from cost_models.workload import DTYPE_BYTES, Workload
 
 
@@ -39,6 +41,14 @@ class Degrees:
     ring_kind: str = "zigzag"
     grad_ring_dtype: str = "fp32"
     loss_chunk_tokens: int | None = 1024
+    schedule: str = "1f1b"
+    expert: Any = 1
+
+    @property
+    def expert_shard(self) -> Any:
+        """As `Strategy.expert_shard`."""
+        copies = self.data * self.context * self.tensor // self.expert
+        return np.gcd(larger(1, self.shard * self.tensor // self.expert), copies)
 
     @property
     def context(self) -> Any:
@@ -66,11 +76,36 @@ def _by_pair(function: Callable[[int, int], int], left: Any, right: Any) -> Any:
     return np.array([function(int(a), int(b)) for a, b in values])[where.reshape(len(pairs))]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One pipeline stage of a model whose layers differ."""
+
+    layers: tuple[tuple[LayerKind, float], ...]
+    first: bool
+    last: bool
+
+
 @dataclass(frozen=True, eq=False)
 class Shape:
     workload: Workload
     degrees: Any
     habits: Habits = OURS
+    kind: LayerKind | None = None  # the kind of layer that is looked at; none: the model's last, which most are
+
+    stage: Stage | None = None  # none: every stage has an equal share of all layers
+
+    def of(self, kind: LayerKind) -> Shape:
+        """The same rank at a layer of this kind."""
+        return self if kind == self.layer_kind else replace(self, kind=kind)
+
+    @cached_property
+    def layer_kind(self) -> LayerKind:
+        return self.kind or self.workload.model.layer_kinds[-1]
+
+    @cached_property
+    def experts(self) -> Experts | None:
+        """The experts of a layer of this kind."""
+        return self.workload.model.experts if self.layer_kind == "experts" else None
 
     @cached_property
     def rows(self) -> Any:
@@ -137,8 +172,14 @@ class Shape:
         return heads * self.workload.model.head_dim
 
     @cached_property
+    def out_width(self) -> Any:
+        """Columns of one rank's attention output outside the exchange."""
+        return self.workload.model.heads // self.degrees.tensor * self.workload.model.v_dim
+
+    @cached_property
     def sent_kv_width(self) -> Any:
-        return self.sent_kv_heads * self.workload.model.head_dim
+        """Columns of K and V together that the exchange carries."""
+        return self.sent_kv_heads * (self.workload.model.head_dim + self.workload.model.v_dim)
 
     @cached_property
     def ffn(self) -> Any:
@@ -146,9 +187,49 @@ class Shape:
 
     @cached_property
     def layer_params(self) -> Any:
-        """Weights of one layer on one rank before sharding."""
+        """Weights of one layer of this kind on one rank before sharding, without those in `expert_params`."""
+        model, tensor = self.workload.model, self.degrees.tensor
+        if self.experts is None and model.latent is None:
+            return model.layer_matmul_params // tensor + model.layer_small_params
+        mlp = (3 if model.gated else 2) * model.hidden * model.ffn // tensor
+        if self.experts is not None:
+            shared = self.experts.shared_params(model.hidden, model.gated) // tensor
+            mlp = shared + self.experts.router_params(model.hidden)
+            whole = self.experts.matmul_params(model.hidden, model.gated) // tensor
+            mlp = mlp + pick(self.degrees.expert == 1, whole, 0)
+        attention = model.attention_params // tensor
+        if model.latent is not None:  # what is the same for all heads is on every tensor rank
+            down = model.hidden * model.latent.down_params_per_hidden
+            attention = down + model.heads // tensor * model.latent.head_params(model.hidden)
+        return attention + mlp + model.layer_small_params
+
+    @cached_property
+    def expert_params(self) -> Any:
+        """Weights of the experts that one rank holds of a layer, where they are spread over `expert` ranks."""
+        if self.experts is None:
+            return 0
         model = self.workload.model
-        return model.layer_matmul_params // self.degrees.tensor + model.layer_small_params
+        own = self.experts.matmul_params(model.hidden, model.gated) // self.degrees.expert
+        return pick(self.degrees.expert == 1, 0, own)
+
+    @cached_property
+    def trained_layer_params(self) -> Any:
+        """Those of `layer_params` that have gradients."""
+        return self.layer_params if self.trains("llm") else 0
+
+    @cached_property
+    def trained_expert_params(self) -> Any:
+        return self.expert_params if self.trains("llm") else 0
+
+    @cached_property
+    def trained_root_params(self) -> Any:
+        return self.root_params if self.trains("llm") else 0
+
+    def stage_total(self, per_layer: Callable[[Shape], Any]) -> Any:
+        """Sum over the layers of one pipeline stage of a number of each."""
+        if self.stage is None:
+            return self.workload.model.layers * per_layer(self) / self.degrees.pipeline
+        return sum(per_layer(self.of(kind)) * count for kind, count in self.stage.layers)
 
     @cached_property
     def root_params(self) -> Any:

@@ -11,13 +11,16 @@ step: in the last microbatch, here spread evenly over all. Left out: data loadin
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from cost_models import layer, vision
 from cost_models.either import larger, pick, smaller, somewhere
+from cost_models.errors import InputError
 from cost_models.kernels import Kernels
 from cost_models.program import Compute, Exchange, Phase, Segment, StepProgram
 from cost_models.shape import Shape
+from cost_models.stages import Run, at_stage, runs
 from cost_models.strategy import LayerRange
 from cost_models.work import matmul_s
 from cost_models.workload import DTYPE_BYTES
@@ -29,20 +32,25 @@ OPTIMIZER_BYTES = {"adamw": 7 * 4, "sgd": 3 * 4}
 
 
 def step_program(shape: Shape, kernels: Kernels, ranges: tuple[LayerRange, ...]) -> StepProgram:
-    """The step for `ranges` of layers (all layers of the model; a pipeline stage holds an equal share of each)."""
+    """The step for `ranges` of layers (all layers of the model; `stages.py` says which pipeline stage has which)."""
+    model, stages = shape.workload.model, shape.degrees.pipeline
     if shape.workload.mode == "decode":
+        if model.experts or model.latent:
+            raise InputError(f"mode=decode is not priced for {model.name} (experts or latent attention); legal: train")
         return _decode(shape, kernels)
-    stages = shape.degrees.pipeline
-    forward = [forward_segment(shape, kernels, repeat=part.count / stages, offload=part.offload) for part in ranges]
+    layers = runs(model, ranges, stages)
+    forward = [
+        _at(forward_segment(shape.of(r.kind), kernels, repeat=r.here, offload=r.part.offload), r) for r in layers
+    ]
     segments = [*vision.forward(shape, kernels), embed(shape, kernels), *forward, head(shape, kernels)]
     epilogue: tuple[Segment, ...] = ()
     if shape.workload.mode == "train":
-        segments += [
-            backward_segment(shape, kernels, part.recompute, repeat=part.count / stages, offload=part.offload)
-            for part in reversed(ranges)
-        ]
+        for run in reversed(layers):
+            part, here = run.part, shape.of(run.kind)
+            segment = backward_segment(here, kernels, part.recompute, repeat=run.here, offload=part.offload)
+            segments.append(_at(segment, run))
         segments += [*vision.backward(shape, kernels), root_gradients(shape)]
-        epilogue = (update(shape, kernels),)
+        epilogue = (update(at_stage(shape, ranges, stages - 1), kernels),)
     return StepProgram(
         microbatch=tuple(segments),
         epilogue=epilogue,
@@ -50,6 +58,10 @@ def step_program(shape: Shape, kernels: Kernels, ranges: tuple[LayerRange, ...])
         pipeline=stages,
         virtual=shape.degrees.virtual,
     )
+
+
+def _at(segment: Segment, run: Run) -> Segment:
+    return segment if run.elsewhere is None else replace(segment, elsewhere=run.elsewhere)
 
 
 def forward_segment(shape: Shape, kernels: Kernels, *, repeat: Any, offload: str = "none") -> Segment:
@@ -62,26 +74,31 @@ def forward_segment(shape: Shape, kernels: Kernels, *, repeat: Any, offload: str
         repeat=repeat,
         gather_bytes=shape.layer_params * shape.width,
         offload_bytes=_offloaded(shape, offload),
+        expert_gather_bytes=shape.expert_params * shape.width,
+        kind=shape.layer_kind,
     )
 
 
 def backward_segment(shape: Shape, kernels: Kernels, recompute: str, *, repeat: Any, offload: str = "none") -> Segment:
-    trained = shape.trains("llm")
     host_share = 1 - FORWARD_SHARE + (FORWARD_SHARE if recompute in ("full", "all_but_attention") else 0.0)
     reduce = DTYPE_BYTES[shape.workload.precision.reduce]
     phases: tuple[Phase, ...] = layer.backward(shape, kernels, recompute)
     if somewhere(shape.degrees.pipeline > 1):
         phases = (*phases, _to_next_stage(shape))
-    again = pick(shape.degrees.zero == 3, shape.layer_params * shape.width, 0)
-    gradient = shape.layer_params * reduce if trained else 0.0
+    again = pick(shape.degrees.zero == 3, shape.width, 0)
+    gradient, of_experts = shape.trained_layer_params * reduce, shape.trained_expert_params * reduce
     return Segment(
         name=f"layer backward {recompute}",
         phases=(*phases, _framework(kernels, "framework_layer", host_share)),
         repeat=repeat,
-        gather_bytes=again,
+        gather_bytes=again * shape.layer_params,
         scatter_bytes=gradient,
         replicate_bytes=shape.replicate_bytes(gradient),
         offload_bytes=_offloaded(shape, offload),
+        expert_gather_bytes=again * shape.expert_params,
+        expert_scatter_bytes=of_experts,
+        expert_replicate_bytes=of_experts / shape.degrees.expert_shard / shape.degrees.microbatches,
+        kind=shape.layer_kind,
     )
 
 
@@ -123,7 +140,7 @@ def head(shape: Shape, kernels: Kernels) -> Segment:
 
 def root_gradients(shape: Shape) -> Segment:
     """Embedding, norm and head, one unit of sharding: reduced last in the backward pass, with nothing behind it."""
-    gradient = shape.root_params * DTYPE_BYTES[shape.workload.precision.reduce] if shape.trains("llm") else 0.0
+    gradient = shape.trained_root_params * DTYPE_BYTES[shape.workload.precision.reduce]
     return Segment(
         name="root gradients", phases=(), scatter_bytes=gradient, replicate_bytes=shape.replicate_bytes(gradient)
     )
@@ -155,6 +172,7 @@ def update(shape: Shape, kernels: Kernels) -> Segment:
     """Gradient norm and optimizer on this rank's shard (on everything without sharding)."""
     parts = pick(shape.degrees.zero == 0, 1, shape.degrees.shard)
     params = trained_params(shape) / shape.degrees.pipeline / parts
+    params = params + trained_expert_params(shape) / pick(shape.degrees.zero == 0, 1, shape.degrees.expert_shard)
     norm = kernels.memory_bound_s(params * 4, 2)
     step = kernels.memory_bound_s(params * OPTIMIZER_BYTES[shape.workload.optimizer], 4)
     exchange = Exchange(part="gradients", axis="shard", op="all_reduce", bytes=4.0)
@@ -170,15 +188,21 @@ def _framework(kernels: Kernels, unit: str, share: float = 1.0) -> Compute:
 
 
 def trained_params(shape: Shape) -> Any:
-    """Weights of one rank before sharding that have gradients."""
+    """Weights of one rank before sharding that have gradients, over all pipeline stages, without spread experts."""
     model = shape.workload.model
-    total: Any = 0
-    if shape.trains("llm"):
-        total = model.layers * shape.layer_params + shape.root_params
+    layers = model.layers * shape.trained_layer_params
+    if shape.stage is not None:
+        layers = shape.stage_total(lambda here: here.trained_layer_params) * shape.degrees.pipeline
+    total: Any = layers + shape.trained_root_params
     if model.vision is not None:
         total = total + (model.vision.tower_params if shape.trains("tower") else 0)
         total = total + (model.vision.projector_params(model.hidden) if shape.trains("projector") else 0)
     return total
+
+
+def trained_expert_params(shape: Shape) -> Any:
+    """Weights of spread experts that one rank of a stage holds and trains, before sharding."""
+    return shape.stage_total(lambda here: here.trained_expert_params)
 
 
 def _decode(shape: Shape, kernels: Kernels) -> StepProgram:

@@ -2,6 +2,8 @@
 
     ranks = pipeline x data x ring x ulysses x tensor      context = ring x ulysses
     shard divides data x context (FSDP/ZeRO: how many ranks share one copy); replicate = data x context / shard
+    expert divides data x context x tensor: how many ranks share one copy of a layer's experts, each a part of them;
+    with expert = 1 every rank has all of them, cut by `tensor` as other weights are
 
 The order of ranks is one reshaped array, `rank_grid`: tensor varies fastest, then ulysses, ring, data, pipeline.
 Checks against a model (heads, layers) are in `check`; what an executor can run is the executor's business.
@@ -10,12 +12,13 @@ Checks against a model (heads, layers) are in `check`; what an executor can run 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cost_models import strict
 from cost_models.errors import InputError
 from cost_models.model import Model
 
@@ -26,6 +29,8 @@ Schedule = Literal["1f1b", "interleaved", "gpipe"]
 RECOMPUTES: tuple[Recompute, ...] = get_args(Recompute)
 AXES = ("pipeline", "data", "ring", "ulysses", "tensor")
 """Axes of the device mesh, slowest first."""
+EXPERT_AXES = ("expert", "expert_shard", "expert_replicate")
+"""Groups of neighbours that share a layer's experts, and the ranks that hold the same ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +66,10 @@ class Strategy:
     ring_kind: RingKind = "zigzag"
     grad_ring_dtype: Literal["fp32", "bf16"] = "fp32"
     loss_chunk_tokens: int | None = 1024  # None = all logits at once
+    expert: int = field(default=1, metadata=strict.OPTIONAL)
 
     def __post_init__(self) -> None:
-        for name in (*AXES, "virtual", "shard", "microbatches"):
+        for name in (*AXES, "virtual", "shard", "microbatches", "expert"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 1")
         for name, legal in (("ring_kind", RingKind), ("schedule", Schedule)):
@@ -73,6 +79,9 @@ class Strategy:
             raise InputError(f"zero={self.zero} is unknown; legal: 0, 1, 2, 3")
         if (self.data * self.context) % self.shard:
             raise InputError(f"shard={self.shard} does not divide data x context = {self.data * self.context}")
+        if (self.data * self.context * self.tensor) % self.expert:
+            ranks = self.data * self.context * self.tensor
+            raise InputError(f"expert={self.expert} does not divide data x context x tensor = {ranks}")
         if self.loss_chunk_tokens is not None and self.loss_chunk_tokens < 1:
             raise InputError(f"loss_chunk_tokens={self.loss_chunk_tokens} must be at least 1 (or none)")
 
@@ -88,6 +97,19 @@ class Strategy:
     def replicate(self) -> int:
         return self.data * self.context // self.shard
 
+    @property
+    def expert_shard(self) -> int:
+        """Ranks that share the states of the same experts under ZeRO: those of a shard group that hold them."""
+        return math.gcd(max(1, self.shard * self.tensor // self.expert), self._expert_copies)
+
+    @property
+    def expert_replicate(self) -> int:
+        return self._expert_copies // self.expert_shard
+
+    @property
+    def _expert_copies(self) -> int:
+        return self.data * self.context * self.tensor // self.expert
+
     def layer_ranges(self, layers: int) -> tuple[LayerRange, ...]:
         """The ranges for a model of `layers` layers; an empty `layers` keeps everything everywhere."""
         ranges = self.layers or (LayerRange(count=layers),)
@@ -97,8 +119,6 @@ class Strategy:
 
     def check(self, model: Model) -> None:
         """Refuse a layout that this model cannot have."""
-        if model.experts or model.latent:
-            raise InputError(f"{model.name} has experts or latent attention: read, but not priced")
         if self.ulysses * self.tensor > model.heads:
             most = model.heads // self.tensor
             raise InputError(f"ulysses={self.ulysses} exceeds the model's {model.heads} query heads; at most {most}")
@@ -106,6 +126,9 @@ class Strategy:
             raise InputError(f"tensor={self.tensor} does not divide the model's {model.heads} query heads")
         if self.pipeline * self.virtual > model.layers:
             raise InputError(f"pipeline={self.pipeline} x virtual={self.virtual} exceeds the {model.layers} layers")
+        if self.expert > 1 and (model.experts is None or model.experts.count % self.expert):
+            legal = "1" if model.experts is None else f"divisors of its {model.experts.count} experts"
+            raise InputError(f"expert={self.expert} is not possible for {model.name}; legal: {legal}")
         self.layer_ranges(model.layers)
 
     def describe(self) -> str:
@@ -115,6 +138,7 @@ class Strategy:
         """
         parts = [f"{name} {getattr(self, name)}" for name in ("pipeline", "tensor") if getattr(self, name) > 1]
         parts += [f"data {self.data}", f"ring {self.ring}", f"ulysses {self.ulysses}"]
+        parts += [f"expert {self.expert}"] if self.expert > 1 else []
         tail = f", zero-{self.zero} over {self.shard}" if self.shard > 1 else ", unsharded"
         return " × ".join(parts) + tail
 
@@ -126,7 +150,7 @@ def rank_grid(strategy: Strategy) -> NDArray[np.int64]:
 
 def axis_stride(strategy: Strategy, axis: str) -> tuple[int, int]:
     """(stride, size) of an axis: the members of a group are `size` ranks, `stride` apart; also of `context`, `shard`
-    and `replicate`.
+    and `replicate`, and the same for experts.
 
     >>> axis_stride(Strategy(ring=2, ulysses=4), "ring"), axis_stride(Strategy(data=2, ulysses=4, shard=4), "replicate")
     ((4, 2), (4, 2))
@@ -135,18 +159,25 @@ def axis_stride(strategy: Strategy, axis: str) -> tuple[int, int]:
         return strategy.tensor, getattr(strategy, axis)
     if axis == "replicate":
         return strategy.tensor * strategy.shard, strategy.replicate
+    if axis in EXPERT_AXES:
+        stride = {"expert": 1, "expert_shard": strategy.expert}.get(axis, strategy.expert * strategy.expert_shard)
+        return stride, getattr(strategy, axis)
     position = AXES.index(axis)
     return math.prod(getattr(strategy, inner) for inner in AXES[position + 1 :]), getattr(strategy, axis)
 
 
 def rank_groups(strategy: Strategy, axis: str) -> NDArray[np.int64]:
-    """Groups of one axis, shape (groups, members); also `context`, `shard` and `replicate`.
+    """Groups of one axis, shape (groups, members); also `context`, `shard` and `replicate`, and the same for experts.
 
     Members of a shard group are neighbours in (data, ring, ulysses) order, so that a small shard stays in a node.
 
     >>> rank_groups(Strategy(ring=2, ulysses=2), "ring").tolist()
     [[0, 2], [1, 3]]
     """
+    if axis in EXPERT_AXES:
+        stride, size = axis_stride(strategy, axis)
+        blocks = np.arange(strategy.ranks).reshape(-1, size, stride)
+        return np.ascontiguousarray(np.swapaxes(blocks, 1, 2).reshape(-1, size))
     grid = rank_grid(strategy)
     if axis == "context":
         moved = np.moveaxis(grid, 4, 2).reshape(-1, strategy.context)

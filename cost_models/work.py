@@ -48,15 +48,17 @@ def residual_bytes(shape: Shape) -> int:
     return 3 * shape.width + (1 if shape.habits.dropout else 0)
 
 
-def tensor_exchange(shape: Shape, op: Literal["all_gather", "reduce_scatter"], grad: bool) -> tuple[Phase, ...]:
+def tensor_exchange(
+    shape: Shape, op: Literal["all_gather", "reduce_scatter"], grad: bool, columns: Any = None
+) -> tuple[Phase, ...]:
     """Tensor parallelism around each block: all-gather of its input, reduce-scatter of its output, backward swapped.
 
     Without sequence parallelism the input is whole already, and an all-reduce sums the output (the gradient of the
-    input in the backward pass).
+    input in the backward pass). `columns`: of what is exchanged; none: the hidden width.
     """
     if not somewhere(shape.degrees.tensor > 1):
         return ()
-    moved = shape.tokens * shape.workload.model.hidden * shape.width
+    moved = shape.tokens * (shape.workload.model.hidden if columns is None else columns) * shape.width
     if shape.habits.sequence_parallel:
         swapped: Op = "reduce_scatter" if op == "all_gather" else "all_gather"
         return (Exchange(part="tensor", axis="tensor", op=swapped if grad else op, bytes=moved),)

@@ -29,6 +29,11 @@ def refuse(plan: Plan, host: Host, slot: int, ranks: int) -> None:
 def unsupported(plan: Plan) -> list[str]:
     """What the plan asks for that the executor does not do."""
     strategy, precision, found = plan.strategy, plan.workload.precision, []
+    model = plan.workload.model
+    if model.experts is not None:
+        found.append(f"{model.name} has experts, which are priced but not executed; plan a dense model")
+    if model.latent is not None:
+        found.append(f"{model.name} has latent attention, which is priced but not executed; plan another model")
     for axis in ("tensor", "pipeline"):
         if getattr(strategy, axis) > 1:
             found.append(f"{axis}={getattr(strategy, axis)} is priced but not executed; plan with {axis}=1")

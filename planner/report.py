@@ -30,6 +30,7 @@ PARTS = {
     "sharding": "exposed sharding",
     "vision": "vision",
     "tensor": "tensor parallel",
+    "experts": "experts' all-to-all",
     "pipeline": "pipeline",
     "offload": "exposed offload",
     "optimizer": "optimizer",

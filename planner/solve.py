@@ -30,6 +30,7 @@ from planner.layouts.losers import notable, reason
 from planner.layouts.remedies import NothingFits, remedies
 from planner.layouts.search import Found, Search
 from planner.layouts.space import Space
+from planner.plannable import check_plannable
 
 __all__ = ["Choice", "NothingFits", "Solution", "solve"]
 MOST_COLUMNS = 24
@@ -75,6 +76,7 @@ def solve(
     >>> found.best[0].strategy.context, found.gap < 1e-3
     (256, True)
     """
+    check_plannable(workload.model)
     space = Space(cluster=cluster, workload=workload, pins=dict(fixed or {}))
     samples = samples_for(profile, cluster)
     found = Search(space, Floors(space, objective, samples)).run(runners=keep + 1)

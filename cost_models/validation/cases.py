@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from cost_models.cluster import Cluster, Node
 from cost_models.device import Device
-from cost_models.model import Model
+from cost_models.model import LayerKind, Model
 from cost_models.strategy import LayerRange, Recompute, Strategy
 from cost_models.validation import frameworks as fw
 from cost_models.validation.frameworks import Framework
@@ -131,14 +131,24 @@ def _slower_cards(cluster: Cluster, bytes_per_s: float) -> Node:
     return replace(node, nics=replace(node.nics, bytes_per_s=bytes_per_s))
 
 
+DEEPSEEK = {"deepseekv2 (4 layers)": "deepseek-v2", "deepseekv3 (4 layers)": "deepseek-v3"}
+
+
+def _first_layers(row: Row) -> Model:
+    """The full-width model cut to the row's layers; the launcher leaves only the first of them dense."""
+    model, layers = Model.load(DEEPSEEK[row.text("model")]), row.count("layers")
+    kinds: list[LayerKind] = ["attention" if layer == 0 else "experts" for layer in range(layers)]
+    return replace(model, name=row.text("model"), layers=layers, layer_kinds=tuple(kinds))
+
+
 def _simumax(row: Row) -> Case | Refused:
-    if row.count("ep") > 1:
-        return Refused(row=row, reason="mixture of experts with multi-head latent attention: no words for either")
-    gpus, model = row.count("n_gpus"), model_of(row, gated=True, tied=False)
+    gpus = row.count("n_gpus")
+    model = _first_layers(row) if row.text("model") in DEEPSEEK else model_of(row, gated=True, tied=False)
     strategy = Strategy(
         data=row.count("dp"), tensor=row.count("tp"), pipeline=row.count("pp"), virtual=row.count("vpp"),
         ulysses=row.count("ulysses"), ring=row.count("cp_ring"), shard=row.count("dp"), zero=1,
         microbatches=row.count("grad_accum"), layers=layers_of(model, "none"), loss_chunk_tokens=None,
+        expert=row.count("ep"),
     )  # fmt: skip
     work = Workload(
         model, context_tokens=row.count("seq_len"), global_batch=row.count("global_batch"),

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cost_models import memory
 from cost_models.habits import OURS, Habits
 from cost_models.kernels import FA2_ARCHITECTURES, Kernels
 from cost_models.paths import Paths, domain_link, paths_of
+from cost_models.peak import peak
 from cost_models.placement import Placement
 from cost_models.pricing import fold_segment
 from cost_models.program import Compute, Exchange, Phase, Segment
@@ -50,9 +50,7 @@ def predict(case: Case, habits: Habits | None = None) -> Prediction:
     program = step_program(shape, kernels, ranges)
     micro = [_with_copies(segment, shape, kernels) for segment in program.microbatch]
     seconds = _fold(micro, list(program.epilogue), shape, kernels, paths, node.scale_up.latency_s)
-    kept = sum(memory.kept(shape, part) * part.count for part in ranges) / strategy.pipeline
-    again = max(memory.recomputed(shape, part.recompute) for part in ranges)
-    parts = {name: float(value) for name, value in memory.memory(shape, kept, again, node.device).items()}
+    parts = {name: float(value) for name, value in peak(shape, ranges, node.device).items()}
     own = sum(size for name, size in parts.items() if name not in ("communication", "reserve"))
     return Prediction(
         step_s=sum(seconds.values()),
@@ -72,13 +70,15 @@ def kernels_for(case: Case, habits: Habits) -> Kernels:
 
 def _with_copies(segment: Segment, shape: Shape, kernels: Kernels) -> Segment:
     """Casts of weights at every use, and gradients added to a resident buffer."""
-    habits, weights = shape.habits, float(shape.layer_params)
-    moved = 0.0
+    habits, moved = shape.habits, 0.0
+    here = shape.of(segment.kind) if segment.kind else shape
+    weights = float(here.layer_params + here.expert_params)
+    trained = float(here.trained_layer_params + here.trained_expert_params)
     if segment.name == "layer forward":
         moved = weights * habits.cast_bytes
     elif segment.name.startswith("layer backward"):
         again = 1 if segment.name.endswith("full") else 0
-        moved = weights * (habits.cast_bytes * (1 + again) + habits.accumulate_bytes)
+        moved = weights * habits.cast_bytes * (1 + again) + trained * habits.accumulate_bytes
     phases = tuple(_exposed(phase, shape) for phase in segment.phases)
     if moved:
         phases = (*phases, Compute(part="memory_bound", seconds=kernels.memory_bound_s(moved, 6)))
@@ -99,8 +99,8 @@ def _fold(
     degrees = shape.degrees
     once = degrees.zero < 2
     if once:  # a step's sum over the replicas, spread over the microbatches, is here in the last one
-        micro = [replace(one, replicate_bytes=one.replicate_bytes * degrees.microbatches) for one in micro]
-    plain = [_unsharded(segment) for segment in micro] if once else micro
+        micro = [_reduced_once(one, degrees.microbatches) for one in micro]
+    plain = [segment.without_sharding() for segment in micro] if once else micro
     last = micro if once and shape.habits.reduction == "overlapped" else plain
     total: dict[str, float] = {}
     if once and shape.habits.owner_broadcasts:
@@ -116,8 +116,8 @@ def _fold(
     layers = [segment for segment in plain if segment.name not in ROOT_SEGMENTS]
     stage: dict[str, float] = {}
     for segment in layers:
-        _add(stage, segment, paths, float(segment.repeat))
-    bubble = sum(stage.values()) * (degrees.pipeline - 1) / degrees.virtual
+        _add(stage, segment, paths, float(segment.fill(degrees.pipeline)))
+    bubble = sum(stage.values()) / degrees.virtual
     total["pipeline"] = total.get("pipeline", 0.0) + bubble
     if shape.habits.optimizer_bytes is not None:
         share = 1 if degrees.zero == 0 else degrees.shard
@@ -136,8 +136,10 @@ def _broadcasts_s(micro: list[Segment], shape: Shape, paths: Paths, hop_s: float
     return float(paths.exchange_s("shard", "all_gather", moved)) + owners * ring_s
 
 
-def _unsharded(segment: Segment) -> Segment:
-    return replace(segment, gather_bytes=0.0, scatter_bytes=0.0, replicate_bytes=0.0)
+def _reduced_once(segment: Segment, microbatches: int) -> Segment:
+    """The sum over the replicas whole, in one microbatch."""
+    whole = segment.expert_replicate_bytes * microbatches
+    return replace(segment, replicate_bytes=segment.replicate_bytes * microbatches, expert_replicate_bytes=whole)
 
 
 def _add(total: dict[str, float], segment: Segment, paths: Paths, times: float) -> None:

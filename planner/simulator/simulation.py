@@ -29,6 +29,7 @@ from cost_models.shape import Shape
 from cost_models.step import step_program
 from cost_models.strategy import Strategy, rank_groups
 from cost_models.workload import Workload
+from planner.plannable import check_plannable
 from planner.simulator.flows import Pattern, pattern, twice
 from planner.simulator.folding import Partition, equitable, singletons
 from planner.simulator.network import Network, network
@@ -96,6 +97,7 @@ def simulate(
     >>> found.classes, abs(sum(found.seconds.values()) - found.step_s) < 1e-9
     (1, True)
     """
+    check_plannable(workload.model)
     strategy.check(workload.model)
     placement = placement or Placement.in_order(cluster, strategy.ranks)
     placement.check(cluster, strategy.ranks)

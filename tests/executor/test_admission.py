@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from cost_models import Cluster, Strategy
+from cost_models import Cluster, Model, Strategy
 from cost_models.errors import InputError
 from cost_models.workload import Precision
 from executor.admission import unsupported
@@ -47,3 +47,11 @@ def test_double_precision_is_taken_only_where_it_would_be_computed_in():
     mixed = make_plan(ONE, precision=replace(FP32, param="bf16"))
     with pytest.raises(InputError, match="precision=fp64 conflicts with the plan: the plan stores parameters in fp32"):
         merge(mixed, "longvila.train", None, given)
+
+
+def test_experts_and_latent_attention_are_refused_with_the_reason():
+    plan = make_plan(ONE, precision=FP32)
+    mixture = replace(plan, workload=replace(plan.workload, model=Model.load("deepseek-v2")))
+    experts, latent = unsupported(mixture)
+    assert experts == "deepseek-v2 has experts, which are priced but not executed; plan a dense model"
+    assert "latent attention, which is priced but not executed" in latent

@@ -186,3 +186,16 @@ def test_a_changed_plan_is_refused_by_key(run, tmp_path, change, message):
 def test_pins_are_parsed_strictly():
     assert options.pins(None) == {}
     assert options.pins("zero=2, shard=8") == {"zero": 2, "shard": 8}
+
+
+def test_a_mixture_of_experts_is_priced_but_not_planned(run, tmp_path):
+    question = ("--model", "deepseek-v3", "--cluster", "dgx-h100", "--gpus", "64", "--ctx", "4096", "--batch", "64")
+    code, out, err = run(*question)
+    assert (code, out) == (2, "")
+    assert "--model 'deepseek-v3' has experts and latent attention: priced, but neither planned nor run" in err
+    assert list(tmp_path.iterdir()) == []
+    code, out, err = run("price", *question, "--strategy", "data=64,shard=64,expert=64")
+    assert (code, err) == (0, "")
+    assert "experts' all-to-all" in out and "data 64 × ring 1 × ulysses 1 × expert 64, zero-3 over 64" in out
+    code, _, err = run("price", *SMALL, "--strategy", "data=1,expert=8")
+    assert code == 2 and "expert=8 does not divide data x context x tensor = 1" in err

@@ -1,0 +1,39 @@
+"""Memory of the pipeline stage that holds most.
+
+Where all layers are of one kind it is that of a stage that has everything: the first one's microbatches in flight and
+the last one's logits. Where kinds differ, the first stage (embedding, most microbatches in flight) and the last (head,
+most experts, one microbatch) are counted apart, and the larger is the peak.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+from typing import Any
+
+from cost_models import memory
+from cost_models.device import Device
+from cost_models.either import larger, pick
+from cost_models.shape import Shape
+from cost_models.stages import at_stage, is_mixed, stage
+from cost_models.strategy import LayerRange
+
+
+def peak(shape: Shape, ranges: tuple[LayerRange, ...], device: Device) -> dict[str, Any]:
+    """Bytes by component, of one rank of the fullest stage."""
+    model, stages = shape.workload.model, shape.degrees.pipeline
+    if not is_mixed(model):
+        kept = sum(memory.kept(shape, part) * part.count for part in ranges) / stages
+        return memory.memory(shape, kept, _most([memory.recomputed(shape, part.recompute) for part in ranges]), device)
+    found: dict[str, Any] = {}
+    for index in sorted({0, stages - 1}):
+        here, pieces = at_stage(shape, ranges, index), stage(model, ranges, stages, index)
+        kept = sum(memory.kept(here.of(piece.kind), piece.part) * piece.count for piece in pieces)
+        again = _most([memory.recomputed(here.of(piece.kind), piece.part.recompute) for piece in pieces])
+        parts = memory.memory(here, kept, again, device)
+        more = sum(parts.values()) > sum(found.values())
+        found = {name: pick(more, size, found.get(name, 0)) for name, size in parts.items()}
+    return found
+
+
+def _most(values: list[Any]) -> Any:
+    return reduce(larger, values)
