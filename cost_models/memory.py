@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from cost_models.device import Device
+from cost_models.either import pick
 from cost_models.expert_layer import expert_kept_bytes, expert_working_bytes
 from cost_models.latent_layer import latent_kept_bytes
 from cost_models.shape import Shape
@@ -170,10 +171,21 @@ def _dummy_gradients(shape: Shape) -> Any:
     model, tensor = shape.workload.model, shape.degrees.tensor
     if shape.stage is not None:
         head = model.vocab * model.hidden // tensor if shape.stage.last else 0
-        shapes = max(here.layer_params + here.expert_params for here in map(shape.of, dict(shape.stage.layers)))
-        return shape.habits.dummy_gradient_bytes * (shapes + head)
+        return shape.habits.dummy_gradient_bytes * (head + max(map(_shapes, map(shape.of, dict(shape.stage.layers)))))
     head = np.where(np.asarray(shape.degrees.pipeline) == 1, model.vocab * model.hidden, 0)
+    if shape.experts is not None:
+        return shape.habits.dummy_gradient_bytes * (_shapes(shape) + head // tensor)
     return shape.habits.dummy_gradient_bytes * (model.layer_matmul_params + head) // tensor
+
+
+def _shapes(shape: Shape) -> Any:
+    """Weights of a layer, those of equal shape once: its experts share one."""
+    if shape.experts is None:
+        return shape.layer_params
+    model = shape.workload.model
+    others = shape.experts.matmul_params(model.hidden, model.gated) * (shape.experts.count - 1) // shape.experts.count
+    held = shape.layer_params + shape.expert_params * shape.degrees.expert
+    return held - others // pick(shape.degrees.expert == 1, shape.degrees.tensor, 1)
 
 
 def _gathered(shape: Shape) -> Any:
