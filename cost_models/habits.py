@@ -15,6 +15,7 @@ from typing import Literal, get_args
 
 from cost_models.errors import InputError
 from cost_models.frames import FrameSharding
+from cost_models.host import Host
 
 Fusion = Literal["unfused", "fused", "none"]
 AttentionKernel = Literal["newest", "fa2", "fa1", "unfused"]
@@ -22,9 +23,6 @@ Reduction = Literal["overlapped", "exposed"]
 
 FA1_SLOWDOWN = 2.0
 """FlashAttention and its Triton version against FlashAttention-2: "around 2x" (arXiv 2307.08691, abstract)."""
-
-MERGE_GRADIENT_BYTES = 10
-"""Per value of dQ, dK, dV and hop: a bf16 block added to an fp32 sum (r2 r4 w4)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +40,13 @@ class Habits:
     joined_products: bool = False  # one product for Q, K, V and one for gate and up
     attention: AttentionKernel = "newest"  # fa1: FlashAttention before 2; unfused: scores in memory
     merge_bytes: int = 18  # per output value and ring hop: cast the block (r2 w4), one blend in fp32 (r4 r4 w4)
+    merge_gradient_bytes: int = 10  # per value of dQ, dK, dV and hop: a bf16 block added to an fp32 sum (r2 r4 w4)
+    slice_bytes: int = 0  # per output value and striped hop, where the merged slice is copied back
+    widen_bytes: int = 0  # per value of a ring's result, once: the first block to fp32, the sum back
+    exchange_copies: int = 0  # kernels that each tensor passes through around an exchange of heads (read and write)
+    gathered_bytes: int = 0  # per gathered key and value (all_gather): put in order, packed for the kernel
+    gathered_gradient_bytes: int = 0  # the same in backward, with clearing, unpacking and adding their gradients
+    send_channels: int = 0  # NCCL channels, one SM each, of a hop inside a domain; the simulator does not play them
     dropout: bool = False  # on attention's scores (if unfused) and on both residual branches, masks kept
     sequence_parallel: bool = True  # tensor parallel: reduce-scatter and all-gather, norms on a share of the tokens
     tensor_chunks: bool = False  # tensor exchanges cut in `tensor` chunks beside their product: one chunk is exposed
@@ -54,7 +59,7 @@ class Habits:
     owner_broadcasts: bool = False  # ZeRO-1: after the update each owner sends its weights by a broadcast of its own
     optimizer_bytes: int | None = None  # traffic per weight of the update; none: a fused fp32 update
     frame_sharding: FrameSharding = "exchanged"  # how frames and their embeddings reach their ranks: frames.py
-    host_call_s: float = 0.0  # host time that one call of a sharded operator costs before its kernels run
+    host: Host | None = None  # what the host needs to launch a sharded operator; none: always ahead of the device
 
     def __post_init__(self) -> None:
         for name, legal in (
@@ -67,7 +72,18 @@ class Habits:
         ):
             if getattr(self, name) not in get_args(legal):
                 raise InputError(f"{name}={getattr(self, name)!r} is unknown; legal: {', '.join(get_args(legal))}")
-        for name in ("merge_bytes", "cast_bytes", "accumulate_bytes", "host_call_s"):
+        for name in (
+            "merge_bytes",
+            "merge_gradient_bytes",
+            "slice_bytes",
+            "widen_bytes",
+            "exchange_copies",
+            "gathered_bytes",
+            "gathered_gradient_bytes",
+            "send_channels",
+            "cast_bytes",
+            "accumulate_bytes",
+        ):
             if getattr(self, name) < 0:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 0")
 

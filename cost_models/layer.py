@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from cost_models.either import larger
+from cost_models.either import larger, pick
 from cost_models.expert_layer import expert_mlp
-from cost_models.habits import FA1_SLOWDOWN, MERGE_GRADIENT_BYTES
+from cost_models.habits import FA1_SLOWDOWN
 from cost_models.kernels import Kernels
 from cost_models.latent_layer import latent_inputs
 from cost_models.program import Compute, Exchange, Phase, Ring
@@ -27,15 +27,8 @@ from cost_models.workload import DTYPE_BYTES
 
 def forward(shape: Shape, kernels: Kernels, *, part: str | None = None) -> tuple[Phase, ...]:
     """Phases of one layer forward; `part` renames the computation (`recompute`)."""
-    inside = (*_inputs(shape, kernels, part), ring(shape, kernels, part=part or "attention"))
+    inside = (*_inputs(shape, kernels, part), *context(shape, kernels, part=part or "attention"))
     return (*inside, *_out_exchange(shape), *_outputs(shape, kernels, part), *_mlp(shape, kernels, part))
-
-
-def attention(shape: Shape, kernels: Kernels, *, grad: bool = False) -> tuple[Phase, ...]:
-    """The operator alone, from a rank's own tokens to its own tokens: exchange in, ring, exchange out."""
-    inward = Exchange(part="all_to_all", axis="ulysses", op="all_to_all", bytes=_qkv_bytes(shape))
-    phases = (inward, ring(shape, kernels, part="attention", grad=grad), *_out_exchange(shape))
-    return phases[::-1] if grad else phases
 
 
 def backward(shape: Shape, kernels: Kernels, recompute: str) -> tuple[Phase, ...]:
@@ -49,9 +42,9 @@ def backward(shape: Shape, kernels: Kernels, recompute: str) -> tuple[Phase, ...
     elif recompute == "mlp":
         again = _mlp(shape, kernels, "recompute", down=False)
     elif recompute == "core_attention":
-        again = (ring(shape, kernels, part="recompute"),)
+        again = context(shape, kernels, part="recompute")
     before = (*_mlp(shape, kernels, None, grad=True), *_outputs(shape, kernels, None, grad=True))
-    core = (*_out_exchange(shape), ring(shape, kernels, part="attention", grad=True))
+    core = (*_out_exchange(shape), *context(shape, kernels, part="attention", grad=True))
     return (*again, *before, *core, *_inputs(shape, kernels, None, grad=True))
 
 
@@ -116,48 +109,90 @@ def _mlp(shape: Shape, kernels: Kernels, part: str | None, grad: bool = False, d
     return (moved_s, *tensor_exchange(shape, "all_gather", grad), Compute(part=part or "matmul", seconds=matmul), *sums)
 
 
-def ring(shape: Shape, kernels: Kernels, *, part: str, grad: bool = False) -> Ring:
-    """Attention of one rank over its ring: its own causal block, then one block for each hop.
+def context(shape: Shape, kernels: Kernels, *, part: str, grad: bool = False, causal: bool = True) -> tuple[Phase, ...]:
+    """Attention of one rank over all keys: its ring, or (all_gather) the whole KV first and its gradients scattered."""
+    if shape.degrees.ring_kind != "all_gather":
+        return (ring(shape, kernels, part=part, grad=grad, causal=causal),)
+    held = shape.tokens * shape.sent_kv_width * shape.degrees.ring * shape.width
+    gathered = Exchange(part="ring", axis="ring", op="all_gather", bytes=held)
+    scattered = (Exchange(part="ring", axis="ring", op="reduce_scatter", bytes=held),) if grad else ()
+    return (gathered, _gathered(shape, kernels, part, grad, causal), *scattered)
 
-    zigzag and striped: every block is half masked, all ranks alike. contiguous: the last rank computes whole blocks.
-    all_gather: the whole KV first, as one hop per peer with nothing to hide behind.
+
+def ring(shape: Shape, kernels: Kernels, *, part: str, grad: bool = False, causal: bool = True) -> Ring:
+    """Attention of one rank over its ring: its own block (causal), then one block for each hop.
+
+    zigzag, double and striped: every block is half masked, all ranks alike. contiguous: the last rank computes whole
+    blocks. Without a causal mask all blocks are whole. The own block is widened to fp32 where others will follow.
     """
-    degrees, model, tokens = shape.degrees, shape.workload.model, shape.ring_tokens
-    kind = degrees.ring_kind
-    call = {"heads": shape.heads, "kv_heads": shape.kv_heads, "head_dim": model.head_dim, "batch": shape.rows}
-    if model.latent is not None:
-        call["head_dim"] = model.latent.backward_dim if grad else model.latent.forward_dim
-    call |= {"backward": grad, "dtype": shape.workload.precision.param}
-    packed = shape.workload.attended_fraction * (FA1_SLOWDOWN if shape.habits.attention == "fa1" else 1.0)
+    degrees, tokens, kind = shape.degrees, shape.ring_tokens, shape.degrees.ring_kind
     if shape.habits.attention == "unfused":
         return _unfused(shape, kernels, part, grad)
-    first = kernels.attention_s(tokens, tokens, causal=True, **call) * packed
+    first = _block_s(shape, kernels, tokens, tokens, grad, causal)
     if kind == "striped":
         piece = first
-    elif kind == "contiguous":
-        piece = kernels.attention_s(tokens, tokens, causal=False, **call) * packed
+    elif kind == "contiguous" or not causal:
+        piece = _block_s(shape, kernels, tokens, tokens, grad, False)
     else:
-        piece = kernels.attention_s(tokens, larger(tokens // 2, 1), causal=False, **call) * packed
-    piece = piece + _merge_s(shape, kernels, grad)
+        piece = _block_s(shape, kernels, tokens, larger(tokens // 2, 1), grad, False)
+    widened = _rank_values_s(shape, kernels, grad, shape.habits.widen_bytes, 2) if shape.habits.widen_bytes else 0.0
     kv = shape.tokens * shape.sent_kv_width
-    gradient = kv * DTYPE_BYTES[degrees.grad_ring_dtype] if grad else 0.0 * kv
     return Ring(
         part=part,
         pieces=degrees.ring,
-        first_s=first,
-        piece_s=piece,
+        first_s=first + pick(degrees.ring > 1, widened, 0.0),
+        piece_s=piece + _merge_s(shape, kernels, grad),
         hop_bytes=kv * shape.width,
-        gradient_bytes=gradient,
+        gradient_bytes=kv * DTYPE_BYTES[degrees.grad_ring_dtype] if grad else 0.0 * kv,
+        taken=shape.habits.send_channels / kernels.device.sms if kernels.device.sms else 0.0,
+        double=kind == "double",
     )
+
+
+def _block_s(shape: Shape, kernels: Kernels, q_tokens: Any, kv_tokens: Any, grad: bool, causal: bool) -> Any:
+    """One call of the attention kernel with this rank's heads; packed documents attend to a fraction."""
+    model = shape.workload.model
+    head_dim = model.head_dim
+    if model.latent is not None:
+        head_dim = model.latent.backward_dim if grad else model.latent.forward_dim
+    seconds = kernels.attention_s(
+        q_tokens, kv_tokens, shape.heads, shape.kv_heads, head_dim, causal,
+        backward=grad, batch=shape.rows, dtype=shape.workload.precision.param,
+    )  # fmt: skip
+    return seconds * shape.workload.attended_fraction * (FA1_SLOWDOWN if shape.habits.attention == "fa1" else 1.0)
+
+
+def _gathered(shape: Shape, kernels: Kernels, part: str, grad: bool, causal: bool) -> Compute:
+    """All keys are here: each zigzag half of the queries against its prefix, all ranks alike; no merge."""
+    half, keys = larger(shape.ring_tokens // 2, 1), shape.ring_tokens * shape.degrees.ring
+    if causal:
+        seconds = sum(_block_s(shape, kernels, half, seen, grad, True) for seen in (half, keys))
+    else:
+        seconds = _block_s(shape, kernels, shape.ring_tokens, keys, grad, False)
+    habits = shape.habits
+    if each := habits.gathered_gradient_bytes if grad else habits.gathered_bytes:
+        model = shape.workload.model
+        held = keys * shape.rows * shape.kv_heads * (model.head_dim + model.v_dim)
+        seconds = seconds + kernels.memory_bound_s(held * each, 8)
+    return Compute(part=part, seconds=seconds)
 
 
 def _merge_s(shape: Shape, kernels: Kernels, grad: bool) -> Any:
     """Blending one hop's block into the running output, or adding its gradients to the running sums."""
+    habits = shape.habits
+    if grad:
+        return _rank_values_s(shape, kernels, grad, habits.merge_gradient_bytes, 3)
+    sliced = habits.slice_bytes if shape.degrees.ring_kind == "striped" else 0
+    return _rank_values_s(shape, kernels, grad, habits.merge_bytes + sliced, 4)
+
+
+def _rank_values_s(shape: Shape, kernels: Kernels, grad: bool, bytes_per_value: int, launches: int) -> Any:
+    """Memory-bound work on every value of the output, or of dQ, dK and dV, that a rank's block has."""
     model, lines = shape.workload.model, shape.ring_tokens * shape.rows
+    values = shape.heads * model.v_dim
     if grad:
         values = shape.heads * model.head_dim + shape.kv_heads * (model.head_dim + model.v_dim)
-        return kernels.memory_bound_s(lines * values * MERGE_GRADIENT_BYTES, 3)
-    return kernels.memory_bound_s(lines * shape.heads * model.v_dim * shape.habits.merge_bytes, 4)
+    return kernels.memory_bound_s(lines * values * bytes_per_value, launches)
 
 
 def _unfused(shape: Shape, kernels: Kernels, part: str, grad: bool) -> Ring:

@@ -54,7 +54,7 @@ def link_rates(cluster: Cluster, samples: Sequence[Sample] = ()) -> list[tuple[f
 
 AXIS_PATTERNS = {
     "ulysses": ("all_to_all",),
-    "ring": ("send",),
+    "ring": ("send", "gather", "all_to_all"),
     "context": ("all_to_all", "gather"),
     "shard": ("gather",),
     "replicate": ("gather",),
@@ -126,6 +126,15 @@ class Paths:
             sizes, where = np.unique(wire[these], return_inverse=True)  # layouts side by side share many sizes
             seconds[these] = self.inside.intra_s(name, int(members), sizes)[where]
         return seconds
+
+    def outward_s(self, axis: str, size: Any) -> Any:
+        """Every rank at once sends `size` bytes to its counterpart in the next domain; 0 where nothing leaves one.
+
+        An all-to-all of a buffer of one byte sends (ranks - local) / ranks of it out, over the same NICs and leaves.
+        """
+        path = self.axes[axis]
+        away = larger(path.ranks - path.local, 1)
+        return pick(path.hops_out > 0, size * path.all_to_all_s_per_byte * path.ranks / away + path.latency_s, 0.0)
 
     def crosses(self, axis: str) -> Any:
         """Whether anything of this axis leaves its scale-up domain (and so shares the NICs)."""

@@ -1,7 +1,8 @@
 """The closed-form cost of a strategy on a placement: every segment of the step folded to named seconds and bytes.
 
     segment = compute + all-to-all + exposed ring + what sharding cannot hide behind these
-    ring    = max(0, hop - first) + (P - 2) max(0, hop + gradient hop - piece) + last gradient hop
+    ring    = over(hop, first) + (P - 2) over(hop + gradient hop, piece) + last gradient hop
+    over(t, c) = max(t - c, s t): what a transfer of t beside computation of c adds, if sending takes the share s of SMs
     step    = microbatches x segments + pipeline bubble + optimizer
 
 Gathers and scatters run beside their segment and share the NICs with a ring that leaves the domain. The same
@@ -32,8 +33,8 @@ from cost_models.strategy import EXPERT_AXES, Strategy
 from cost_models.workload import Workload
 
 _COMPUTE = {"recompute": "recompute", "vision": "vision", "optimizer": "optimizer"}
-_EXCHANGE = {"all_to_all": "all_to_all", "embeddings": "vision", "tensor": "tensor", "pipeline": "pipeline",
-             "experts": "experts"}  # fmt: skip
+_EXCHANGE = {"all_to_all": "all_to_all", "ring": "ring", "embeddings": "vision", "tensor": "tensor",
+             "pipeline": "pipeline", "experts": "experts"}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,15 +145,52 @@ def fold_segment(segment: Segment, paths: Paths) -> Folded:
 
 def _ring(ring: Ring, paths: Paths) -> tuple[Any, Any, Any]:
     """(compute, exposed, sent) seconds: hop i hides behind block i, gradient hop i behind block i + 1."""
+    if ring.double:
+        return _double_ring(ring, paths)
     hops = ring.pieces - 1
     hop = paths.exchange_s("ring", "send", ring.hop_bytes)
     both_ways = paths.exchange_s("ring", "send", ring.hop_bytes + ring.gradient_bytes)
     gradient = pick(ring.gradient_bytes > 0, paths.exchange_s("ring", "send", ring.gradient_bytes), 0.0)
     computed, further = ring.first_s + hops * ring.piece_s, larger(hops - 1, 0)
-    exposed = larger(0.0, hop - ring.first_s) + further * larger(0.0, both_ways - ring.piece_s)
+    taken = pick(paths.crosses("ring"), 0.0, ring.taken)
+    exposed = over(hop, ring.first_s, taken) + further * over(both_ways, ring.piece_s, taken)
     exposed = pick(hops > 0, exposed + gradient, 0.0)
     sent = pick(hops > 0, hop + further * both_ways + gradient, 0.0)
     return computed, exposed, sent
+
+
+def over(sending_s: Any, computing_s: Any, taken: Any = 0.0) -> Any:
+    """What a transfer of `sending_s` beside computation of `computing_s` adds to it.
+
+    NCCL's kernel holds one SM per channel while bytes move, and its blocks share an SM with no other kernel (its
+    authors, NVIDIA/nccl issue 689). With a share `taken` of the SMs gone for t, computation of c ends at c + taken t,
+    or t if that is later: it adds max(t - c, taken t), which never falls as t rises and never rises as c does. Between
+    nodes a peer has 2 channels and the share is left out; inside an NVSwitch domain 32 ("32 p2p channels per peer" in
+    NCCL's log on 8 A100 or H100).
+
+    >>> over(2.0, 1.0), over(1.0, 2.0), over(1.0, 2.0, 0.25)
+    (1.0, 0.0, 0.25)
+    """
+    return larger(larger(0.0, sending_s - computing_s), taken * sending_s)
+
+
+def _double_ring(ring: Ring, paths: Paths) -> tuple[Any, Any, Any]:
+    """Rings inside the domains while one over the domains brings the next window's first block, on every rank's NIC.
+
+    An inner hop hides behind a block, an outer one behind a whole inner round (LoongTrain, arXiv 2406.18485).
+    """
+    path = paths.axes["ring"]
+    inner = path.local
+    windows = ring.pieces / inner
+    whole = ring.hop_bytes + ring.gradient_bytes
+    inside = pick(inner > 1, paths.inside_s("send", path, whole), 0.0)
+    outside = pick(windows > 1, paths.outward_s("ring", whole), 0.0)
+    exposed = windows * (inner - 1) * over(inside, ring.piece_s, ring.taken)
+    exposed = exposed + (windows - 1) * over(outside, inner * ring.piece_s)
+    home = pick(ring.gradient_bytes > 0, paths.exchange_s("ring", "send", ring.gradient_bytes), 0.0)
+    last = pick(ring.pieces > 1, home, 0.0)
+    sent = windows * (inner - 1) * inside + (windows - 1) * outside + last
+    return ring.first_s + (ring.pieces - 1) * ring.piece_s, exposed + last, sent
 
 
 def _sharding_s(segment: Segment, paths: Paths) -> Any:

@@ -38,7 +38,7 @@ class Compute:
 
 @dataclass(frozen=True, kw_only=True)
 class Exchange:
-    part: str  # "all_to_all", "embeddings", "tensor", "pipeline", "experts", "gradients"
+    part: str  # "all_to_all", "ring", "embeddings", "tensor", "pipeline", "experts", "gradients"
     axis: Axis
     op: Op
     bytes: Any
@@ -49,7 +49,8 @@ class Ring:
     """`pieces` blocks of attention in a row: the first (own, causal) block, then one per hop.
 
     Hop i (of `pieces` - 1) is sent while block i computes; block i + 1 starts when both are done. Backward adds the
-    gradient hops: `gradient_bytes` more in each hop, needed one block later.
+    gradient hops: `gradient_bytes` more in each hop, needed one block later. `double`: rings inside the domains, and
+    one over the domains that moves on once the inner ring has gone round.
     """
 
     part: str  # "attention" or "recompute"
@@ -58,6 +59,8 @@ class Ring:
     piece_s: Any
     hop_bytes: Any
     gradient_bytes: Any = 0.0
+    taken: Any = 0.0  # share of the device's SMs that the sending kernel of a hop inside a domain holds
+    double: bool = False
 
 
 Phase = Compute | Exchange | Ring

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cost_models.habits import OURS, Habits
+from cost_models.host import PYTORCH_2024
 from cost_models.workload import Precision
 
 NEUTRAL = OURS
@@ -122,7 +123,7 @@ DEEPSPEED = Framework(
 )
 EASYCONTEXT = Framework(
     name="EasyContext: Hugging Face layers under DeepSpeed ZeRO-3",
-    habits=Habits(attention="fa2", merge_bytes=38),
+    habits=Habits(attention="fa2", merge_bytes=38, widen_bytes=12, send_channels=32),
     precision=Precision(reduce="bf16", grad="bf16"),
     reason="eager Hugging Face layers, zigzag ring of ring-flash-attn",
 )
@@ -142,19 +143,42 @@ MEGATRON_DEEPSPEED = Framework(
     precision=Precision(reduce="fp32", grad="fp32"),
     reason="Llama in Megatron-DeepSpeed: fused norm and SwiGLU, rotary in separate kernels",
 )
-ATTENTION_ONLY = Framework(
-    name="attention operator alone",
-    habits=Habits(attention="fa2", merge_bytes=38),
+FLASH_ATTENTION = Framework(
+    name="flash-attn 2 alone",
+    habits=Habits(attention="fa2"),
     precision=Precision(),
-    reason="flash-attn 2 under yunchang or ring-flash-attn, whose merge is four kernels: cast (6 B), two "
-    "differences (12 B each) and a product (8 B) per value and hop",
+    reason="one GPU, one kernel",
 )
+RING_FLASH = Framework(
+    name="attention operator alone, ring-flash-attn (2024)",
+    habits=Habits(attention="fa2", merge_bytes=38, slice_bytes=8, widen_bytes=12, send_channels=32, host=PYTORCH_2024),
+    precision=Precision(),
+    reason="flash-attn 2; its merge is four kernels: cast (6 B), two differences (12 B each) and a product (8 B) per "
+    "value and hop; a slice is written back (8 B); the first block is cast to fp32 and the sum back (12 B); k and v "
+    "are sent by NCCL beside the block, on 32 channels inside a node",
+)
+YUNCHANG = Framework(
+    name="attention operator alone, yunchang (2024)",
+    habits=Habits(
+        attention="fa2", merge_bytes=38, slice_bytes=8, widen_bytes=12, send_channels=32, host=PYTORCH_2024,
+        exchange_copies=2,
+    ),
+    precision=Precision(),
+    reason="ring-flash-attn's rings, as above; q, k and v in an all-to-all each unless packed, a copy before and one "
+    "after it (SeqAllToAll4D and 5D of April 2024: no synchronisation then)",
+)  # fmt: skip
 MAGI_BASELINES = Framework(
     name="attention operator alone, FlashAttention-3 (MagiAttention's baselines)",
-    habits=Habits(merge_bytes=10),
+    habits=Habits(
+        merge_bytes=16, merge_gradient_bytes=24, send_channels=32, host=PYTORCH_2024, exchange_copies=2,
+        gathered_bytes=8, gathered_gradient_bytes=34,
+    ),
     precision=Precision(),
-    reason="FlashAttention-3; blocks taken as merged by one fused kernel (r2 r4 w4): the code was not read",
-)
+    reason="FlashAttention-3 on unpadded tokens: each block gathers its queries (r2 w2), clears and scatters its "
+    "output (w2 r2 w2) and corrects the sum (r2 r2 w2); backward gathers q, out and dout (12 B), scatters dq (6 B) and "
+    "adds it (6 B); dKV travel in bf16; gathered keys are put in order (4 B) and packed (4 B), their gradients "
+    "cleared, unpacked and added over the whole length by both halves (26 B more) (exps/dist_attn/baselines)",
+)  # fmt: skip
 TORCHTITAN = Framework(
     name="torchtitan: FSDP2 under torch.compile",
     habits=Habits(norm="fused", rotary="fused", activation="fused", attention="fa2"),
@@ -182,7 +206,9 @@ FRAMEWORKS = (
     EASYCONTEXT,
     DEEPSPEED_GPT,
     MEGATRON_DEEPSPEED,
-    ATTENTION_ONLY,
+    FLASH_ATTENTION,
+    RING_FLASH,
+    YUNCHANG,
     MAGI_BASELINES,
     TORCHTITAN,
     UNNAMED,

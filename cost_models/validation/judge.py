@@ -16,7 +16,8 @@ from pathlib import Path
 from cost_models.errors import InputError
 from cost_models.habits import OURS
 from cost_models.validation.cases import Case, Refused, case_of, is_known
-from cost_models.validation.operators import OperatorCase, operator_case, operator_s
+from cost_models.validation.operator_time import operator_s
+from cost_models.validation.operators import OperatorCase, inferred_reading, operator_case
 from cost_models.validation.predict import neutral, predict
 from cost_models.validation.rows import Row, Score, read
 from cost_models.validation.standard import standard_case
@@ -38,6 +39,7 @@ class Verdict:
     neutral_s: float
     measured_bytes: float | None = None
     predicted_bytes: float | None = None
+    inferred_s: float | None = None  # predicted as the row seems to have run, where that is not as transcribed
 
     @property
     def error(self) -> float:
@@ -64,6 +66,13 @@ class FileReport:
 
     def neutral_errors(self) -> Errors:
         return Errors.of([one.neutral_s / one.measured_s - 1 for one in self.scored()])
+
+    def inferred_errors(self) -> Errors:
+        """Of all scored rows, those with an inferred reading by it; no rows where no row has one."""
+        scored = self.scored()
+        if all(one.inferred_s is None for one in scored):
+            return Errors.of([])
+        return Errors.of([(one.inferred_s or one.predicted_s) / one.measured_s - 1 for one in scored])
 
     def memory_errors(self) -> Errors:
         return Errors.of([error for one in self.scored() if (error := one.memory_error) is not None])
@@ -140,17 +149,18 @@ def _step(case: Case) -> Verdict:
 
 
 def _operator(case: OperatorCase) -> Verdict:
-    framework = case.framework
+    framework, cluster, inferred = case.framework, case.call.cluster, inferred_reading(case)
     return Verdict(
         file=case.row.file,
         row=case.row.number,
         score=case.row.score,
-        label=f"{case.cluster.gpus} × {case.cluster.runs[0].node.device.name}, {case.label}",
+        label=f"{cluster.gpus} × {cluster.runs[0].node.device.name}, {case.label}",
         framework=framework.name,
         sweep=case.sweep,
         measured_s=case.measured_s,
-        predicted_s=operator_s(case, framework.habits),
-        neutral_s=operator_s(case, OURS),
+        predicted_s=operator_s(case.call, framework.habits),
+        neutral_s=operator_s(case.call, OURS),
+        inferred_s=operator_s(inferred.call, framework.habits) if inferred else None,
     )
 
 

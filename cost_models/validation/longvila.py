@@ -47,7 +47,7 @@ LONGEST_GPUS, LONGEST_TOKENS = 256, 2 * 2**20
 
 MM_SP = Framework(
     name="LongVILA MM-SP: Hugging Face layers, 2D attention, FSDP",
-    habits=Habits(attention="fa2", merge_bytes=fw.ATTENTION_ONLY.habits.merge_bytes, frame_sharding="reduced"),
+    habits=Habits(attention="fa2", merge_bytes=fw.RING_FLASH.habits.merge_bytes, frame_sharding="reduced"),
     precision=Precision(reduce="bf16"),
     reason="eager Hugging Face layers and FlashAttention-2; the ring of ring-flash-attention, whose merge is four "
     "kernels and whose dK and dV travel in fp32; Llama's KV heads are exchanged and sent as they are (NVlabs/VILA, "

@@ -1,29 +1,18 @@
-"""The attention operator alone: exchange of heads, ring, exchange back, timed over ranks of one node.
+"""Rows of the attention operator alone as calls to time: who ran what on how many GPUs.
 
-    operator = max(device, host)      device = all-to-all in + ring + all-to-all out (the phases of `layer.py`)
-    host     = calls x host_call_s    what Python and NCCL's launches cost when the device has little to do
-
-yunchang's rows have a synchronisation in every iteration, so host and device do not overlap across iterations.
-Left out: the copies that make tensors contiguous before and after an exchange.
+MagiAttention's degrees are not in the plots but in its code (exps/dist_attn/run_benchmark.py, `CP_GROUP_META`): USP
+and LoongTrain split heads over the 8 GPUs of a node and ring across nodes; hybrid CP of one document is a plain ring.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from cost_models import layer
-from cost_models.cluster import Cluster
-from cost_models.habits import Habits
-from cost_models.kernels import FA2_ARCHITECTURES, Kernels
 from cost_models.model import Model
-from cost_models.paths import domain_link, paths_of
-from cost_models.placement import Placement
-from cost_models.pricing import fold_segment
-from cost_models.program import Phase, Segment
-from cost_models.shape import Shape
 from cost_models.strategy import RingKind, Strategy
 from cost_models.validation.cases import Refused, cluster_of
-from cost_models.validation.frameworks import ATTENTION_ONLY, MAGI_BASELINES, Framework
+from cost_models.validation.frameworks import FLASH_ATTENTION, MAGI_BASELINES, RING_FLASH, YUNCHANG, Framework
+from cost_models.validation.operator_time import Call
 from cost_models.validation.rows import Row
 from cost_models.workload import Workload
 
@@ -32,50 +21,37 @@ RING_KINDS: dict[str, RingKind] = {
     "ring": "contiguous",
     "zigzag": "zigzag",
     "stripe": "striped",
-    "llama3_allgather": "all_gather",
 }
+MAGI_KINDS: dict[str, RingKind] = {
+    "ulysses": "zigzag",
+    "ring_p2p": "zigzag",
+    "ring_allgather": "all_gather",
+    "usp": "zigzag",
+    "loongtrain": "double",
+    "hybrid_dcp": "zigzag",
+}
+
+
+LONGEST_MISREAD_TOKENS, INFERRED_HEAD_DIM = 32_768, 128
+"""yunchang's rows up to this length take the time of the script's default head dim: 32K tokens 1/5.7 of 128K's, for
+1/16 of its work at the transcribed head dim."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OperatorCase:
     row: Row
-    cluster: Cluster
-    workload: Workload
-    strategy: Strategy
+    call: Call
     framework: Framework
-    backward: bool
-    forward: bool = True
     measured_s: float
     sweep: str
 
     @property
     def label(self) -> str:
-        work = self.workload
+        work, strategy, call = self.call.workload, self.call.strategy, self.call
         shape = f"{work.context_tokens} tokens, {work.model.heads} x {work.model.head_dim}"
-        passes = "+".join(name for name, runs in (("fwd", self.forward), ("bwd", self.backward)) if runs)
-        return (
-            f"{shape}, ring {self.strategy.ring} × ulysses {self.strategy.ulysses} {self.strategy.ring_kind}, {passes}"
-        )
-
-
-def operator_s(case: OperatorCase, habits: Habits) -> float:
-    """Seconds of one call over all ranks."""
-    device = case.cluster.runs[0].node.device
-    older = habits.attention == "fa2" and device.architecture in FA2_ARCHITECTURES
-    kernels = Kernels.of(device, attention="fa2" if older else "newest")
-    placement = Placement.in_order(case.cluster, case.strategy.ranks)
-    paths = paths_of(case.cluster, case.strategy, placement, domain_link(case.cluster.runs[0].node.scale_up))
-    shape = Shape(case.workload, case.strategy, habits)
-    passes: list[tuple[Phase, ...]] = []
-    if case.forward:
-        passes.append(layer.attention(shape, kernels))
-    if case.backward:
-        passes.append(layer.attention(shape, kernels, grad=True))
-    seconds = 0.0
-    for phases in passes:
-        seconds += float(fold_segment(Segment(name="attention", phases=phases), paths).total_s)
-    calls = len(passes) * (case.strategy.ring + (3 if case.strategy.ulysses > 1 else 0))
-    return max(seconds, calls * habits.host_call_s)
+        passes = "+".join(name for name, runs in (("fwd", call.forward), ("bwd", call.backward)) if runs)
+        mask = "" if call.causal else ", full mask"
+        return f"{shape}, ring {strategy.ring} × ulysses {strategy.ulysses} {strategy.ring_kind}, {passes}{mask}"
 
 
 def operator_case(row: Row) -> OperatorCase | Refused:
@@ -102,69 +78,96 @@ def _attention_model(heads: int, kv_heads: int, head_dim: int) -> Model:
     )
 
 
+def inferred_reading(case: OperatorCase) -> OperatorCase | None:
+    """The row as its time says it ran, where that is not as transcribed; shown beside the score, never in it."""
+    work = case.call.workload
+    misread = work.context_tokens <= LONGEST_MISREAD_TOKENS and work.model.head_dim < INFERRED_HEAD_DIM
+    if case.row.file != "op_usp_ulysses_ring" or not misread:
+        return None
+    model = _attention_model(work.model.heads, work.model.kv_heads, INFERRED_HEAD_DIM)
+    return replace(case, call=replace(case.call, workload=replace(work, model=model)))
+
+
 def _usp(row: Row) -> OperatorCase | Refused:
     if row.text("outcome") != "ok":
         return Refused(row=row, reason="ran out of memory: no time")
     heads, head_dim = row.count("heads"), row.count("head_dim")
     model = _attention_model(heads, row.count("kv_heads"), head_dim)
-    ulysses, ring = row.count("ulysses_degree"), row.count("ring_degree")
-    batch, tokens, api = row.count("batch"), row.count("seq_len_global"), row.text("api")
-    strategy = Strategy(ulysses=ulysses, ring=ring, ring_kind=RING_KINDS[row.text("ring_impl")])
+    tokens, api = row.count("seq_len_global"), row.text("api")
+    call = Call(
+        cluster=cluster_of("dgx-a100", row.count("n_gpus")),
+        workload=Workload(model, context_tokens=tokens, global_batch=row.count("batch")),
+        strategy=Strategy(
+            ulysses=row.count("ulysses_degree"),
+            ring=row.count("ring_degree"),
+            ring_kind=RING_KINDS[row.text("ring_impl")],
+        ),
+        backward=row.text("pass") != "fwd",
+        packed=api == "qkvpacked",
+    )
     return OperatorCase(
         row=row,
-        cluster=cluster_of("dgx-a100", row.count("n_gpus")),
-        workload=Workload(model, context_tokens=tokens, global_batch=batch),
-        strategy=strategy,
-        framework=ATTENTION_ONLY,
-        backward=row.text("pass") != "fwd",
+        call=call,
+        framework=YUNCHANG,
         measured_s=row.number_of("latency_ms") / 1e3,
         sweep=f"{tokens} tokens, {heads} x {head_dim}, {model.kv_heads} KV, {api}",
     )
 
 
 def _ring_flash(row: Row) -> OperatorCase | Refused:
-    method = row.text("other").split(";")
-    kind = method[1].strip()
-    ring = row.count("cp_ring")
-    heads, kv_heads = row.count("heads"), row.count("kv_heads")
     if "varlen" in row.text("source_table"):
         return Refused(row=row, reason="packed documents: their lengths are not printed")
-    model = _attention_model(heads, kv_heads, row.count("hidden") // heads)
-    cluster = cluster_of("dgx-h100" if row.text("gpu").startswith("H800") else "dgx-a100", ring)
+    passes, kind = (part.strip() for part in row.text("other").split(";"))
+    ring, heads = row.count("cp_ring"), row.count("heads")
+    cluster = cluster_of("dgx-a100", ring)
     if row.text("gpu").startswith("H800"):
         cluster = cluster_of("dgx-h100", ring, device="h800")
         node = cluster.runs[0].node
         link = replace(node.scale_up, bytes_per_s=200e9)
         cluster = replace(cluster, runs=(replace(cluster.runs[0], node=replace(node, scale_up=link)),))
+    call = Call(
+        cluster=cluster,
+        workload=Workload(
+            _attention_model(heads, row.count("kv_heads"), row.count("hidden") // heads),
+            context_tokens=row.count("seq_len"),
+            global_batch=1,
+        ),
+        strategy=Strategy(ring=ring, ring_kind=RING_KINDS.get(kind, "zigzag"), grad_ring_dtype="fp32"),
+        backward="bwd" in passes,
+    )
     return OperatorCase(
         row=row,
-        cluster=cluster,
-        workload=Workload(model, context_tokens=row.count("seq_len"), global_batch=1),
-        strategy=Strategy(ring=ring, ring_kind=RING_KINDS.get(kind, "zigzag"), grad_ring_dtype="fp32"),
-        framework=ATTENTION_ONLY,
-        backward="bwd" in method[0],
+        call=call,
+        framework=RING_FLASH if ring > 1 else FLASH_ATTENTION,
         measured_s=row.number_of("iter_s"),
-        sweep=f"{row.text('gpu')}, {method[0]}, {ring} GPUs",
+        sweep=f"{row.text('gpu')}, {passes}, {ring} GPUs",
     )
 
 
 def _magi(row: Row) -> OperatorCase | Refused:
-    if row.text("method") not in ("ulysses", "ring_p2p"):
-        return Refused(row=row, reason="a method without words, or whose inner degrees are not stated")
-    if row.text("mask") != "causal" or row.text("outcome") != "ok":
-        return Refused(row=row, reason="attention over the whole square (or no time): the model is causal")
-    ranks, heads = row.count("cp_size"), row.count("heads")
-    model = _attention_model(heads, row.count("kv_heads"), row.count("head_dim"))
-    ulysses = ranks if row.text("method") == "ulysses" else 1
+    method, ranks, mask = row.text("method"), row.count("cp_size"), row.text("mask")
+    if method not in MAGI_KINDS:
+        return Refused(row=row, reason="MagiAttention's own schedule of group collectives: no words for it")
+    if mask not in ("causal", "full") or row.text("outcome") != "ok":
+        return Refused(row=row, reason="another mask, or no time")
+    ulysses = {"ulysses": ranks, "usp": 8, "loongtrain": 8}.get(method, 1)
     forward = row.text("pass") == "fwd"
+    call = Call(
+        cluster=cluster_of("dgx-h100", ranks),
+        workload=Workload(
+            _attention_model(row.count("heads"), row.count("kv_heads"), row.count("head_dim")),
+            context_tokens=row.count("seq_len_global"),
+            global_batch=row.count("batch"),
+        ),
+        strategy=Strategy(ulysses=ulysses, ring=ranks // ulysses, ring_kind=MAGI_KINDS[method], grad_ring_dtype="bf16"),
+        forward=forward,
+        backward=not forward,
+        causal=mask == "causal",
+    )
     return OperatorCase(
         row=row,
-        cluster=cluster_of("dgx-h100", ranks),
-        workload=Workload(model, context_tokens=row.count("seq_len_global"), global_batch=row.count("batch")),
-        strategy=Strategy(ulysses=ulysses, ring=ranks // ulysses),
+        call=call,
         framework=MAGI_BASELINES,
-        backward=not forward,
-        forward=forward,
         measured_s=row.number_of("latency_ms_derived") / 1e3,
-        sweep=f"{ranks} GPUs, {row.text('pass')}",
+        sweep=f"{ranks} GPUs, {row.text('pass')}, {mask} mask",
     )

@@ -33,8 +33,8 @@ class Table:
 def tables(reports: Sequence[FileReport]) -> list[Table]:
     """Everything that is shown, in reading order."""
     return [
-        _files(reports), _apart(reports), _memory(reports), _sweeps(reports), _habits(reports), _worst(reports),
-        _silent(reports), _notes(reports), _reasons(),
+        _files(reports), _inferred(reports), _apart(reports), _memory(reports), _sweeps(reports), _habits(reports),
+        _worst(reports), _silent(reports), _notes(reports), _reasons(),
     ]  # fmt: skip
 
 
@@ -90,6 +90,7 @@ def as_json(reports: Sequence[FileReport]) -> str:
             "neutral": _plain(report.neutral_errors()),
             "apart": _plain(report.errors("apart")),
             "memory": _plain(report.memory_errors()),
+            "inferred": _plain(report.inferred_errors()),
             "sweeps": [{key: _finite(value) for key, value in asdict(one).items()} for one in report.rankings()],
             "not_predicted": report.reasons(),
             "rows": [{**asdict(one), "error": one.error, "memory_error": one.memory_error} for one in report.verdicts],
@@ -120,6 +121,21 @@ def _files(reports: Sequence[FileReport]) -> Table:
         head=("file", "rows", "median", "p90", "worst", "bias", "neutral median", "neutral bias"),
         rows=tuple(rows),
     )
+
+
+def _inferred(reports: Sequence[FileReport]) -> Table:
+    rows = []
+    for report in reports:
+        if (inferred := report.inferred_errors()).rows:
+            changed = sum(one.inferred_s is not None for one in report.scored())
+            rows.append((f"{report.file}, as scored", str(inferred.rows), "", *_shown(report.errors())))
+            rows.append((f"{report.file}, as inferred", str(inferred.rows), str(changed), *_shown(inferred)))
+    return Table(
+        title="Inferred readings",
+        text="Not in the score: the same files with some rows read as their times say that they ran (see \"Why rows "
+        "are off\"): USP's rows up to 32K tokens at head dim 128 instead of the transcribed 32.",
+        head=("file", "rows", "read otherwise", "median", "p90", "worst", "bias"), rows=tuple(rows),
+    )  # fmt: skip
 
 
 def _apart(reports: Sequence[FileReport]) -> Table:

@@ -6,7 +6,8 @@
 
 A gradient hop is sent one block after the block that made it, so the last one has nothing to hide behind. What needs
 no partner (a group of one) is dropped. A fractional repeat (layers that pipeline stages do not divide) becomes one
-more instance with everything scaled. Units: seconds and bytes of one rank.
+more instance with everything scaled. Units: seconds and bytes of one rank. Left out: a double ring is played as a
+plain one, and sending takes no SMs.
 """
 
 from __future__ import annotations

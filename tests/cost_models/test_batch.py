@@ -15,6 +15,10 @@ STRATEGIES = [
     Strategy(ring=2, ulysses=4, tensor=2, shard=8, zero=1),
     Strategy(pipeline=2, ring=2, ulysses=4, shard=8, zero=1, microbatches=2),
     Strategy(ring=4, ulysses=2, ring_kind="contiguous", loss_chunk_tokens=None),
+    Strategy(ring=4, ulysses=2, ring_kind="all_gather"),
+    Strategy(ring=8, ulysses=4, ring_kind="all_gather"),
+    Strategy(ring=4, ulysses=2, ring_kind="double"),
+    Strategy(ring=16, ulysses=2, ring_kind="double", grad_ring_dtype="bf16"),
 ]
 
 

@@ -15,7 +15,6 @@ from cost_models.validate import main
 from cost_models.validation.cases import Case, Refused, case_of
 from cost_models.validation.frameworks import FRAMEWORKS
 from cost_models.validation.judge import judge
-from cost_models.validation.operators import OperatorCase, operator_case, operator_s
 from cost_models.validation.plot import svg
 from cost_models.validation.predict import neutral, predict
 from cost_models.validation.report import as_json, markdown
@@ -103,25 +102,6 @@ def test_cells_that_are_not_numbers_are_named():
         row.number_of("model")
     with pytest.raises(InputError, match="no column 'colour'"):
         row.text("colour")
-
-
-def test_one_gpu_attention_is_the_kernel_alone():
-    """ring-flash-attention's first row: one GPU, no exchange."""
-    case = operator_case(read("op_ring_flash_attention")[0])
-    assert isinstance(case, OperatorCase) and case.strategy.ranks == 1
-    from cost_models.kernels import Kernels
-
-    kernel = Kernels.of("h800", attention="fa2").attention_s(8192, 8192, 32, 8, 128, True)
-    assert operator_s(case, Habits(attention="fa2")) == pytest.approx(kernel, rel=1e-9)
-
-
-def test_exchanges_between_nodes_meet_measured_ones():
-    """MagiAttention's baseline, H100: Ulysses on 8 to 64 GPUs, one node to eight; digitised to about 3%."""
-    report = judge(["op_magi_cp_scaling_digitized"], FOLDER)[0]
-    found = [one for one in report.verdicts if "ring 1 " in one.label]
-    assert len(found) == 8
-    assert all(abs(one.error) < 0.06 for one in found)
-    assert report.errors().rows == 0  # digitised rows only rank
 
 
 def test_unknown_habits_are_refused():

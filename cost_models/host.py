@@ -1,0 +1,42 @@
+"""What the host needs before the device can begin: Python, dispatch and launches of an eager framework, in seconds.
+
+    calls back to back: the larger of what the host and what the device take, per call
+
+Matters where the device has little to do (short rows, many hops). Left out: other processes on the host's cores,
+which the published rows show to be worth a factor of two, and Python's garbage collection.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from cost_models.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Host:
+    """
+    >>> PYTORCH_2024.send_s(messages=4) > PYTORCH_2024.collective_s
+    True
+    """
+
+    operator_s: float  # one eager operator, from Python to the launch
+    attention_s: float  # one call of a fused attention: arguments in Python, output and log-sum-exp allocated
+    collective_s: float  # one call of c10d: communicator, two events, a work object, streams noted, group launched
+    message_s: float  # one ncclSend or ncclRecv in a group: cut over the channels, one entry each
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if getattr(self, field.name) < 0:
+                raise InputError(f"host {field.name}={getattr(self, field.name)} must be at least 0")
+
+    def send_s(self, messages: int) -> float:
+        """One grouped call with so many sends and receives."""
+        return self.collective_s + messages * self.message_s
+
+
+PYTORCH_2024 = Host(operator_s=10e-6, attention_s=60e-6, collective_s=100e-6, message_s=25e-6)
+"""PyTorch 2 with NCCL 2.18 to 2.20. An eager operator takes 5 to 25 us of host time (public lessons on its dispatcher),
+a call of c10d 50 to 100 us; the share of a message is an estimate (an entry for each of 32 channels, below 1 us each).
+Beside it, and not used: zhuzilin/ring-flash-attention issue 8 prints 2.94 ms (zigzag) and 3.06 ms (plain) a forward
+pass over 8 GPUs with 8,192 tokens of 5 heads x 128 each, at most 0.42 ms for each of 7 hops; this says 0.46 ms."""
