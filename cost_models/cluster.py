@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from cost_models import strict
 from cost_models.device import Device
 from cost_models.errors import InputError
+from cost_models.links import HOST_STAGED_SHARE
 from cost_models.strict import plain
 
 _PRESETS = Path(__file__).parent / "presets" / "clusters"
@@ -46,6 +47,12 @@ class ScaleUp:
     peer_to_peer: bool = True
     gpus_per_switch: int = 0  # GPUs under one PCIe switch or socket; 0 = all
     cross_bytes_per_s: float = 0.0  # between those groups, all GPUs together, one way; 0 = not limited
+
+    @property
+    def reached_bytes_per_s(self) -> float:
+        """The rate to read the link's curve at: through host memory where PCIe has no peer-to-peer."""
+        staged = self.kind == "pcie" and not self.peer_to_peer
+        return self.bytes_per_s * (HOST_STAGED_SHARE if staged else 1.0)
 
     def __post_init__(self) -> None:
         if self.bytes_per_s <= 0 or self.latency_s < 0 or self.cross_bytes_per_s < 0 or self.gpus_per_switch < 0:

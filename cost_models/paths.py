@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cost_models.buses import Buses
 from cost_models.cluster import Cluster, ScaleUp
 from cost_models.collectives import Collectives
 from cost_models.curves.samples import Sample
@@ -40,7 +41,7 @@ LARGE_BYTES = 2**30
 
 def domain_link(scale_up: ScaleUp, samples: Sequence[Sample] = ()) -> Collectives:
     """The measured curves of a domain's link, scaled to the rate that this cluster's link has."""
-    return Collectives.of(scale_up.link, samples, scale_up.bytes_per_s)
+    return Collectives.of(scale_up.link, samples, scale_up.reached_bytes_per_s)
 
 
 def link_rates(cluster: Cluster, samples: Sequence[Sample] = ()) -> list[tuple[float, float]]:
@@ -85,6 +86,9 @@ class Path:
     hops_out: Any = 0  # domains that a ring through the group visits
     ring_latency_s: Any = 0.0  # of all hops of that ring, inside domains and between them
     tree_latency_s: Any = 0.0  # of the hops of one tree from its leaves to its root
+    bus_all_to_all_s_per_byte: Any = 0.0  # between switches, sockets or bridged pairs of a node (`buses.py`)
+    bus_send_s_per_byte: Any = 0.0
+    bus_gather_s_per_byte: Any = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,11 +103,13 @@ class Paths:
         path = self.axes[axis]
         inside = self.inside_s(op, path, size)
         if op == "all_to_all":
-            crossing = size * path.all_to_all_s_per_byte + path.latency_s
+            crossing, bus = size * path.all_to_all_s_per_byte + path.latency_s, path.bus_all_to_all_s_per_byte
         elif op == "send":
-            crossing = size * path.send_s_per_byte + path.latency_s
+            crossing, bus = size * path.send_s_per_byte + path.latency_s, path.bus_send_s_per_byte
         else:
             crossing = gather_s(path, op, size)
+            bus = path.bus_gather_s_per_byte * (2 if op == "all_reduce" else 1)
+        inside = larger(inside, size * bus)
         seconds = larger(inside, pick(path.hops_out > 0, crossing, 0.0))
         return pick(path.ranks > 1, seconds, 0.0)
 
@@ -231,6 +237,7 @@ class _Place:
         inside = np.array([r.node.scale_up.latency_s for r in runs])
         self.inside_latency_s = inside[run_of_rank].max(axis=1)
         self.uplink = uplinks(cluster)
+        self.buses = Buses(cluster, slot, gpu)
 
     def path(self, groups: NDArray[np.int64], patterns: Sequence[str]) -> Path:
         """Prices of one axis whose groups (shape groups x members) all act at once, for `patterns` of traffic."""
@@ -238,6 +245,7 @@ class _Place:
         ones, zeros = np.ones(self.several, dtype=np.int64), np.zeros(self.several)
         costs = {f"{pattern}_s_per_byte": zeros for pattern in ("all_to_all", "send", "gather")}
         costs |= {"ring_latency_s": zeros, "tree_latency_s": zeros, "latency_s": zeros}
+        costs |= self.buses.costs(groups, patterns)
         if members == 1:
             return Path(ranks=ones, local=ones, hops_out=0 * ones, **costs)
         domain, leaf = self.domain[:, groups], self.leaf[:, groups]

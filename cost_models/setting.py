@@ -60,7 +60,7 @@ class Setting:
     def paths(self, strategy: Strategy, placement: Placement | None = None) -> Paths:
         """Of every axis, read off the placement (default: ranks in order)."""
         runs = self.runs(strategy.ranks, placement)
-        slowest = min((self.cluster.runs[run].node.scale_up for run in runs), key=lambda link: link.bytes_per_s)
+        slowest = min((self.cluster.runs[run].node.scale_up for run in runs), key=lambda link: link.reached_bytes_per_s)
         inside = domain_link(slowest, self.samples)
         if placement is not None:
             return paths_of(self.cluster, strategy, placement, inside, self.samples)

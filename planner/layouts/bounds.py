@@ -99,7 +99,7 @@ class Reach:
 
     def paths(self, sizes: dict[str, Any], ranks: Any) -> FloorPaths:
         """Optimistic paths of groups of `sizes` in layouts of so many `ranks`, for every crowding (last axis)."""
-        fastest = max((run.node.scale_up for run in self.cluster.runs), key=lambda link: link.bytes_per_s)
+        fastest = max((run.node.scale_up for run in self.cluster.runs), key=lambda link: link.reached_bytes_per_s)
         host = max(run.node.host_link_bytes_per_s for run in self.cluster.runs)
         axes = {axis: self._path(np.asarray(size), np.asarray(ranks)) for axis, size in sizes.items()}
         axes["shard"], axes["replicate"] = self._crowded(axes["shard"], axes["replicate"])

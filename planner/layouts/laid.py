@@ -28,6 +28,7 @@ _Ints = NDArray[np.int64]
 _FIELDS = (
     "ranks", "local", "all_to_all_s_per_byte", "send_s_per_byte", "gather_s_per_byte", "latency_s", "hops_out",
     "ring_latency_s", "tree_latency_s",
+    "bus_all_to_all_s_per_byte", "bus_send_s_per_byte", "bus_gather_s_per_byte",
 )  # fmt: skip
 _SHARDED = ("shard", "replicate")
 
@@ -149,7 +150,9 @@ class Layer:
             capacity[mine] = min(node.device.memory_bytes for node in nodes)
             if runs not in self._kernels:
                 self._kernels[runs] = kernels_of((node.device for node in nodes), self.floors.samples)
-            paths = self._paths(table[mine], min((n.scale_up for n in nodes), key=lambda link: link.bytes_per_s))
+            paths = self._paths(
+                table[mine], min((n.scale_up for n in nodes), key=lambda link: link.reached_bytes_per_s)
+            )
             layouts = [found[i][0] for i in mine]
             degrees = self.floors.degrees(
                 np.array([layout.family for layout in layouts]),
