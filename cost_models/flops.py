@@ -4,7 +4,8 @@
     pairs = L (L + 1) / 2 for each row; packed documents see only their own
 
 MFU here: matmul weights (embedding lookup not counted, output head counted) and causal attention with the backward
-counted as twice the forward (the usual convention); the executed count takes the kernel's 2.5 x.
+counted as twice the forward (the usual convention); the executed count takes the kernel's 2.5 x. A frozen weight
+counts 2 backward, a token counts the experts that it visits.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ def model_flops(workload: Workload) -> float:
     weights, attention = _llm(workload)
     passes = 3 if workload.mode == "train" else 1
     tower = _tower(workload) * (3 if _trains_tower(workload) else 1)
-    return passes * (weights + attention) + tower
+    return _weight_passes(workload) * weights + passes * (attention + _adapters(workload)) + tower
 
 
 def executed_flops(workload: Workload, strategy: Strategy) -> float:
@@ -31,7 +32,7 @@ def executed_flops(workload: Workload, strategy: Strategy) -> float:
     head = 2.0 * model.vocab * model.hidden * _tokens(workload)
     body = weights - head
     mlp = 2.0 * (model.active_matmul_params / layers - model.attention_params) * _tokens(workload)
-    total = 3 * weights + 3.5 * attention
+    total = _weight_passes(workload) * weights + 3 * _adapters(workload) + 3.5 * attention
     for part in strategy.layer_ranges(layers):
         share = part.count / layers
         if part.recompute == "full":
@@ -43,6 +44,27 @@ def executed_flops(workload: Workload, strategy: Strategy) -> float:
         elif part.recompute == "core_attention":
             total += share * attention
     return total + _tower(workload) * (3 if _trains_tower(workload) else 1)
+
+
+def _weight_passes(workload: Workload) -> int:
+    """Forward, the gradient of the input, and that of the weight unless it is frozen."""
+    if workload.mode != "train":
+        return 1
+    return 3 if workload.trains_weights else 2
+
+
+def _adapters(workload: Workload) -> float:
+    """Low-rank adapters of all layers forward, one for each map of a layer."""
+    model, ups = workload.model, 2 if workload.model.gated else 1
+    q, kv, out = model.heads * model.head_dim, model.kv_heads * model.head_dim, model.heads * model.v_dim
+    columns = {
+        "qkv": 3 * model.hidden + q + 2 * kv,
+        "out": out + model.hidden,
+        "up": ups * (model.hidden + model.ffn),
+        "down": model.hidden + model.ffn,
+    }
+    each = sum(columns[target] for target in workload.lora_targets)
+    return 2.0 * workload.lora_rank * each * model.layers * _tokens(workload)
 
 
 def _tokens(workload: Workload) -> float:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cost_models.adapters import linear_s
 from cost_models.either import larger, pick
 from cost_models.expert_layer import expert_mlp
 from cost_models.habits import FA1_SLOWDOWN
@@ -21,7 +22,7 @@ from cost_models.kernels import Kernels
 from cost_models.latent_layer import latent_inputs
 from cost_models.program import Compute, Exchange, Phase, Ring
 from cost_models.shape import Shape
-from cost_models.work import elementwise, matmul_s, norm_bytes, residual_bytes, tensor_exchange
+from cost_models.work import elementwise, norm_bytes, residual_bytes, tensor_exchange
 from cost_models.workload import DTYPE_BYTES
 
 
@@ -55,15 +56,12 @@ def _rotary_bytes(shape: Shape) -> Any:
 
 def _inputs(shape: Shape, kernels: Kernels, part: str | None, grad: bool = False) -> tuple[Phase, ...]:
     """Norm, the three projections, rotary, and the exchange of heads (or its gradient's)."""
-    model, tokens = shape.workload.model, shape.tokens
+    model = shape.workload.model
     exchange = Exchange(part="all_to_all", axis="ulysses", op="all_to_all", bytes=_qkv_bytes(shape))
     if model.latent is not None:
         made = (*latent_inputs(shape, kernels, model.latent, part, grad), exchange)
         return made[::-1] if grad else made
-    widths: tuple[Any, ...] = (shape.q_width, shape.kv_width, shape.kv_width)
-    if shape.habits.joined_products:
-        widths = (shape.q_width + 2 * shape.kv_width,)
-    matmul = sum(matmul_s(shape, kernels, tokens, width, model.hidden, grad) for width in widths)
+    matmul = sum(linear_s(shape, kernels, "qkv", *columns, grad) for columns in shape.linears["qkv"])
     launches = (1 if shape.habits.norm == "fused" else 6) + {"unfused": 10, "fused": 2, "none": 0}[shape.habits.rotary]
     moved_s = elementwise(shape, kernels, norm_bytes(shape) + _rotary_bytes(shape), launches, grad, part)
     gathered = tensor_exchange(shape, "all_gather", grad)
@@ -83,7 +81,7 @@ def _out_exchange(shape: Shape) -> tuple[Phase, ...]:
 def _outputs(shape: Shape, kernels: Kernels, part: str | None, grad: bool = False) -> tuple[Phase, ...]:
     """Output projection and the residual sum."""
     hidden = shape.workload.model.hidden
-    matmul = matmul_s(shape, kernels, shape.tokens, hidden, shape.out_width, grad)
+    matmul = linear_s(shape, kernels, "out", hidden, shape.out_width, grad)
     residual = elementwise(shape, kernels, shape.outer_tokens * hidden * residual_bytes(shape), 1, grad, part)
     return (Compute(part=part or "matmul", seconds=matmul), *tensor_exchange(shape, "reduce_scatter", grad), residual)
 
@@ -93,13 +91,10 @@ def _mlp(shape: Shape, kernels: Kernels, part: str | None, grad: bool = False, d
     if shape.experts is not None:
         return expert_mlp(shape, kernels, shape.experts, part, grad, down)
     model, tokens = shape.workload.model, shape.tokens
-    ups, habits = (2 if model.gated else 1), shape.habits
-    if habits.joined_products:
-        matmul = matmul_s(shape, kernels, tokens, ups * shape.ffn, model.hidden, grad)
-    else:
-        matmul = ups * matmul_s(shape, kernels, tokens, shape.ffn, model.hidden, grad)
+    habits, maps = shape.habits, shape.linears["up"]
+    matmul = len(maps) * linear_s(shape, kernels, "up", *maps[0], grad)
     if down:
-        matmul = matmul + matmul_s(shape, kernels, tokens, model.hidden, shape.ffn, grad)
+        matmul = matmul + linear_s(shape, kernels, "down", model.hidden, shape.ffn, grad)
     passes = (3 if habits.activation == "fused" else 5) if model.gated else 2
     activation = tokens * shape.ffn * shape.width * passes
     moved = norm_bytes(shape) + activation + shape.outer_tokens * model.hidden * residual_bytes(shape)

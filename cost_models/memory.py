@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from cost_models.adapters import adapter_kept_bytes
 from cost_models.device import Device
 from cost_models.either import pick
 from cost_models.expert_layer import expert_kept_bytes, expert_working_bytes
@@ -79,6 +80,8 @@ def kept(shape: Shape, part: LayerRange | str, offload: str = "none") -> Any:
     mlp = tokens * shape.ffn * width * _mlp_tensors(shape)
     if shape.experts is not None:
         mlp = expert_kept_bytes(shape, shape.experts)
+    if shape.workload.lora_rank:
+        attention = attention + adapter_kept_bytes(shape)
     dropped = {"none": 0, "core_attention": _scores(shape), "mlp": mlp}
     return norms + masks + attention + _scores(shape) + mlp - dropped[recompute]
 
@@ -142,8 +145,12 @@ def _states(shape: Shape) -> dict[str, Any]:
     own, expert_own = np.where(zero >= 1, shard, 1), np.where(zero >= 1, shape.degrees.expert_shard, 1)
     copy = np.where((zero < 3) & ((own > 1) | (master != param)), (total + experts) * param, 0)
     gradients = trained / np.where(zero >= 2, shard, 1) + trained_experts / np.where(zero >= 2, expert_own, 1)
+    stored = (total / own + experts / expert_own) * master + copy
+    if shape.workload.lora_rank:  # frozen weights have no master: they stay in the parameter dtype
+        frozen, whole = total - trained, np.where((zero < 3) & ((own > 1) | (master != param)), trained * param, 0)
+        stored = trained * master / own + whole + frozen * param / np.where(zero == 3, shard, 1)
     return {
-        "parameters": (total / own + experts / expert_own) * master + copy,
+        "parameters": stored,
         "gradients": gradients * DTYPE_BYTES[precision.grad],
         "optimizer": (trained / own + trained_experts / expert_own) * states,
     }
@@ -169,6 +176,8 @@ def _transient_gradient(shape: Shape) -> Any:
 def _dummy_gradients(shape: Shape) -> Any:
     """One placeholder for each weight shape: those of a layer, and the head's where one stage holds it all."""
     model, tensor = shape.workload.model, shape.degrees.tensor
+    if not shape.workload.trains_weights:
+        return 0 * shape.layer_params
     if shape.stage is not None:
         head = model.vocab * model.hidden // tensor if shape.stage.last else 0
         return shape.habits.dummy_gradient_bytes * (head + max(map(_shapes, map(shape.of, dict(shape.stage.layers)))))
@@ -218,7 +227,7 @@ def _logits(shape: Shape) -> Any:
         return 0 * shape.tokens
     if shape.workload.mode != "train":
         return np.maximum(shape.rows, 1) * vocab * width
-    chunk, trained = shape.degrees.loss_chunk_tokens, 1 if shape.trains("llm") else 0
+    chunk, trained = shape.degrees.loss_chunk_tokens, 1 if shape.workload.trains_head else 0
     weights = model.hidden * vocab * trained
     passing = weights * _transient_gradient(shape)
     if chunk is None:

@@ -22,7 +22,7 @@ from cost_models.frames import busiest
 from cost_models.habits import OURS, Habits
 from cost_models.heads import HeadSplit
 from cost_models.model import LayerKind
-from cost_models.workload import DTYPE_BYTES, Workload
+from cost_models.workload import DTYPE_BYTES, LoraTarget, Workload
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -190,7 +190,8 @@ class Shape:
         """Weights of one layer of this kind on one rank before sharding, without those in `expert_params`."""
         model, tensor = self.workload.model, self.degrees.tensor
         if self.experts is None and model.latent is None:
-            return model.layer_matmul_params // tensor + model.layer_small_params
+            own = model.layer_matmul_params // tensor + model.layer_small_params
+            return own + self.adapter_params if self.workload.lora_rank else own
         mlp = (3 if model.gated else 2) * model.hidden * model.ffn // tensor
         if self.experts is not None:
             shared = self.experts.shared_params(model.hidden, model.gated) // tensor
@@ -213,8 +214,28 @@ class Shape:
         return pick(self.degrees.expert == 1, 0, own)
 
     @cached_property
+    def linears(self) -> dict[LoraTarget, tuple[tuple[Any, Any], ...]]:
+        """(columns out, columns in) of a dense layer's linear maps on one rank."""
+        hidden, ups = self.workload.model.hidden, 2 if self.workload.model.gated else 1
+        qkv: tuple[tuple[Any, Any], ...] = ((self.q_width, hidden), (self.kv_width, hidden), (self.kv_width, hidden))
+        up: tuple[tuple[Any, Any], ...] = ((self.ffn, hidden),) * ups
+        if self.habits.joined_products:
+            qkv, up = ((self.q_width + 2 * self.kv_width, hidden),), ((ups * self.ffn, hidden),)
+        return {"qkv": qkv, "out": ((hidden, self.out_width),), "up": up, "down": ((hidden, self.ffn),)}
+
+    @cached_property
+    def adapter_params(self) -> Any:
+        """Weights of one layer's low-rank adapters."""
+        work = self.workload
+        pairs = [pair for target, several in self.linears.items() if target in work.lora_targets for pair in several]
+        return work.lora_rank * sum(out + inside for out, inside in pairs)
+
+    @cached_property
     def trained_layer_params(self) -> Any:
         """Those of `layer_params` that have gradients."""
+        if self.workload.lora_rank:
+            norms = self.workload.model.layer_small_params if "norms" in self.workload.lora_beside else 0
+            return self.adapter_params + norms
         return self.layer_params if self.trains("llm") else 0
 
     @cached_property
@@ -223,6 +244,10 @@ class Shape:
 
     @cached_property
     def trained_root_params(self) -> Any:
+        model, beside = self.workload.model, self.workload.lora_beside
+        if self.workload.lora_rank:
+            embedding = model.embedding_params // self.degrees.tensor if "embeddings" in beside else 0
+            return embedding + (model.hidden if "norms" in beside else 0)
         return self.root_params if self.trains("llm") else 0
 
     def stage_total(self, per_layer: Callable[[Shape], Any]) -> Any:

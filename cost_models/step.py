@@ -157,13 +157,13 @@ def _loss_s(shape: Shape, kernels: Kernels, vocab: Any) -> Any:
     chunk, weights = shape.degrees.loss_chunk_tokens, vocab * model.hidden
     tokens = shape.tokens if chunk is None else smaller(shape.tokens, chunk)
     product = kernels.gemm_s(tokens, vocab, model.hidden, dtype)
-    products = product + matmul_s(shape, kernels, tokens, vocab, model.hidden, True, dtype)
+    products = product + matmul_s(shape, kernels, tokens, vocab, model.hidden, True, dtype, shape.workload.trains_head)
     if chunk is None:
         return products + kernels.memory_bound_s(tokens * vocab * (20 + 3 * width), 8)
     softmax = kernels.memory_bound_s(tokens * vocab * (16 + 2 * width), 8)
-    summed = kernels.memory_bound_s(weights * (8 + width), 1) if shape.trains("llm") and width < 4 else 0.0
+    summed = kernels.memory_bound_s(weights * (8 + width), 1) if shape.workload.trains_head and width < 4 else 0.0
     scaled = kernels.memory_bound_s(2 * shape.tokens * model.hidden * width, 1)
-    if shape.trains("llm"):
+    if shape.workload.trains_head:
         scaled = scaled + kernels.memory_bound_s(weights * (4 + width), 2)
     return shape.tokens / tokens * (products + softmax + summed) + scaled
 

@@ -16,8 +16,20 @@ from cost_models.program import Compute, Exchange, Op, Phase
 from cost_models.shape import Shape
 
 
-def matmul_s(shape: Shape, kernels: Kernels, m: Any, n: Any, k: Any, grad: bool, dtype: str | None = None) -> Any:
-    """Forward product m x k by k x n, or both backward products, with what 8-bit inputs cost to make."""
+def matmul_s(
+    shape: Shape,
+    kernels: Kernels,
+    m: Any,
+    n: Any,
+    k: Any,
+    grad: bool,
+    dtype: str | None = None,
+    trained: bool | None = None,
+) -> Any:
+    """Forward product m x k by k x n, or both backward products, with what 8-bit inputs cost to make.
+
+    A weight that is not `trained` (none: as the language model's are) has one backward product, its input's gradient.
+    """
     habits = shape.habits
     if dtype is None:
         dtype = habits.product_dtype or shape.workload.precision.param
@@ -28,7 +40,9 @@ def matmul_s(shape: Shape, kernels: Kernels, m: Any, n: Any, k: Any, grad: bool,
         quantised = 0.0
     if not grad:
         return kernels.gemm_s(m, n, k, dtype) + quantised
-    return quantised + kernels.gemm_s(m, k, n, dtype) + kernels.gemm_s(k, n, m, dtype)
+    seconds = quantised + kernels.gemm_s(m, k, n, dtype)
+    own = shape.workload.trains_weights if trained is None else trained
+    return seconds + kernels.gemm_s(k, n, m, dtype) if own else seconds
 
 
 def norm_bytes(shape: Shape) -> Any:

@@ -5,7 +5,9 @@
     lengths              : a histogram ((tokens, count), …) of documents packed into rows of context_tokens
 
 `train` is forward, backward and optimizer on global_batch rows; `prefill` is forward of global_batch prompts into a
-KV cache; `decode` is one new token for each of global_batch sequences with context_tokens in the cache.
+KV cache; `decode` is one new token for each of global_batch sequences with context_tokens in the cache. With a
+`lora_rank` the language model's matrices are frozen, and adapters of that rank on `lora_targets` are trained; beside
+them the embeddings or norms, as `lora_beside` says (LongLoRA, arXiv 2309.12307, trains both).
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from cost_models import strict
 from cost_models.errors import InputError
 from cost_models.model import Model
 from cost_models.units import show_tokens
@@ -21,6 +24,10 @@ Dtype = Literal["fp64", "fp32", "bf16", "fp16", "fp8"]
 DTYPE_BYTES: dict[str, int] = {"fp64": 8, "fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
 Mode = Literal["train", "prefill", "decode"]
 Part = Literal["llm", "projector", "tower"]
+LoraTarget = Literal["qkv", "out", "up", "down"]
+LORA_TARGETS: tuple[LoraTarget, ...] = get_args(LoraTarget)
+"""The linear maps of a layer that may have a low-rank adapter: attention's inputs and output, the MLP's two sides."""
+LoraBeside = Literal["embeddings", "norms"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +53,9 @@ class Workload:
     precision: Precision = field(default_factory=Precision, kw_only=True)
     optimizer: Literal["adamw", "sgd"] = field(default="adamw", kw_only=True)
     trainable: tuple[Part, ...] = field(default=("llm", "projector", "tower"), kw_only=True)
+    lora_rank: int = field(default=0, kw_only=True, metadata=strict.OPTIONAL)  # 0: the language model's own weights
+    lora_targets: tuple[LoraTarget, ...] = field(default=LORA_TARGETS, kw_only=True, metadata=strict.OPTIONAL)
+    lora_beside: tuple[LoraBeside, ...] = field(default=(), kw_only=True, metadata=strict.OPTIONAL)  # trained whole
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):
@@ -68,6 +78,36 @@ class Workload:
         if any(tokens < 1 or count < 1 or tokens > self.context_tokens for tokens, count in self.lengths):
             raise InputError(f"lengths must be (tokens from 1 to {self.context_tokens}, count from 1)")
 
+        self._check_lora()
+
+    def _check_lora(self) -> None:
+        if not 0 <= self.lora_rank <= self.model.hidden:
+            raise InputError(f"lora_rank={self.lora_rank} must be from 0 (none) to {self.model.hidden}")
+        for name, legal in (("lora_targets", LoraTarget), ("lora_beside", LoraBeside)):
+            for value in getattr(self, name):
+                if value not in get_args(legal):
+                    raise InputError(f"{name}: {value!r} is unknown; legal: {', '.join(get_args(legal))}")
+        if not self.lora_rank:
+            if self.lora_beside or self.lora_targets != LORA_TARGETS:
+                raise InputError("lora_targets and lora_beside need a lora_rank of at least 1")
+            return
+        if self.mode != "train" or "llm" not in self.trainable:
+            raise InputError(f"lora_rank={self.lora_rank} trains the llm; legal with mode=train and llm in trainable")
+        if self.model.experts or self.model.latent:
+            raise InputError(f"lora_rank={self.lora_rank} is not priced for experts or latent attention; legal: 0")
+        if not self.lora_targets:
+            raise InputError(f"lora_targets is empty; legal: one or more of {', '.join(LORA_TARGETS)}")
+
+    @property
+    def trains_weights(self) -> bool:
+        """Whether the language model's own matrices have gradients."""
+        return self.mode == "train" and "llm" in self.trainable and not self.lora_rank
+
+    @property
+    def trains_head(self) -> bool:
+        tied = self.model.tied_embeddings and "embeddings" in self.lora_beside
+        return self.trains_weights or tied
+
     @property
     def vision_tokens(self) -> int:
         return self.frames * self.model.vision.tokens_per_frame if self.model.vision else 0
@@ -87,4 +127,5 @@ class Workload:
             tokens += f" ({mix} + {show_tokens(self.text_tokens or 0)} text)"
         else:
             tokens += " of text"
-        return f"{self.model.name}, {self.mode}, {tokens}, batch {self.global_batch}"
+        lora = f", LoRA rank {self.lora_rank}" if self.lora_rank else ""
+        return f"{self.model.name}, {self.mode}, {tokens}, batch {self.global_batch}{lora}"

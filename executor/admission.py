@@ -52,6 +52,8 @@ def unsupported(plan: Plan) -> list[str]:
             f"precision master={precision.master} grad={precision.grad} optimizer={precision.optimizer} is not "
             "executed; legal: all three fp32, or all three fp64"
         )
+    if plan.workload.lora_rank:
+        found.append(f"lora_rank={plan.workload.lora_rank} is planned but not executed; plan with --lora-rank 0")
     found += _number_formats(plan)
     if plan.workload.optimizer != "adamw":
         found.append(f"optimizer={plan.workload.optimizer} is not executed; legal: adamw")

@@ -37,6 +37,10 @@ _OPTIONS = (
                  help="What a step does."),
     click.option("--batch", default="1", show_default=True, metavar="N", help="Rows of one optimizer step."),
     click.option("--frames", default="0", metavar="N", help="Video frames of a row; the rest of --ctx is text."),
+    click.option("--lora-rank", default="0", metavar="R",
+                 help="Train adapters of rank R on every linear map of the language model, its weights frozen."),
+    click.option("--lora-beside", default="", metavar="PARTS",
+                 help="Trained whole beside the adapters: embeddings,norms (LongVILA's context extension has both)."),
     click.option("--precision", default=None, metavar="bf16|fp16|fp32",
                  help="Weights and activations (default bf16 over fp32 masters; fp16 before Ampere, fp32 on a CPU)."),
     click.option("--profile", "profile", default=None, metavar="FILE",
@@ -80,6 +84,8 @@ def question(given: Mapping[str, Any]) -> Question:
         global_batch=batch,
         mode=mode,
         precision=precision(given["precision"], cluster),
+        lora_rank=whole(given["lora_rank"], "--lora-rank", least=0),
+        lora_beside=tuple(filter(None, (part.strip() for part in given["lora_beside"].split(",")))),
     )
     return Question(
         cluster=cluster,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from cost_models.cluster import Cluster, Node
 from cost_models.device import Device
@@ -203,9 +204,12 @@ def _sc21(row: Row) -> Case | Refused:
     )  # fmt: skip
 
 
+BRIDGE_LORA: dict[str, Any] = {"lora_rank": 16, "lora_targets": ("qkv",)}
+"""llama3_70b_lora_config_h100 adapts linear_qkv alone (Megatron-Bridge, scripts/performance/configs/llama); its rank is
+the 70B recipe's default."""
+
+
 def _megatron_bridge(row: Row) -> Case | Refused:
-    if "LoRA" in row.text("other"):
-        return Refused(row=row, reason="LoRA: frozen weights with small trained ones have no words yet")
     gpus, model = row.count("n_gpus"), model_of(row, gated=True, tied=False)
     data, virtual, ring = row.count("dp"), row.count("vpp", 1), row.count("cp_ring")
     strategy = Strategy(
@@ -215,7 +219,7 @@ def _megatron_bridge(row: Row) -> Case | Refused:
     )  # fmt: skip
     work = Workload(
         model, context_tokens=row.count("seq_len"), global_batch=row.count("global_batch"),
-        precision=fw.MEGATRON_FP8.precision,
+        precision=fw.MEGATRON_FP8.precision, **(BRIDGE_LORA if "LoRA" in row.text("other") else {}),
     )  # fmt: skip
     preset = "dgx-h100" if row.text("gpu") == "H100" else "dgx-b200"
     return Case(

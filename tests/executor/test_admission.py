@@ -55,3 +55,9 @@ def test_experts_and_latent_attention_are_refused_with_the_reason():
     experts, latent = unsupported(mixture)
     assert experts == "deepseek-v2 has experts, which are priced but not executed; plan a dense model"
     assert "latent attention, which is priced but not executed" in latent
+
+
+def test_adapters_are_refused_with_the_reason():
+    plan = make_plan(ONE, precision=FP32)
+    adapted = replace(plan, workload=replace(plan.workload, lora_rank=8))
+    assert unsupported(adapted) == ["lora_rank=8 is planned but not executed; plan with --lora-rank 0"]

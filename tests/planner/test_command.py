@@ -199,3 +199,16 @@ def test_a_mixture_of_experts_is_priced_but_not_planned(run, tmp_path):
     assert "experts' all-to-all" in out and "data 64 × ring 1 × ulysses 1 × expert 64, zero-3 over 64" in out
     code, _, err = run("price", *SMALL, "--strategy", "data=1,expert=8")
     assert code == 2 and "expert=8 does not divide data x context x tensor = 1" in err
+
+
+def test_adapters_are_planned_and_only_their_plan_names_them(run):
+    code, out, err = run(*SMALL, "--lora-rank", "8", "--lora-beside", "embeddings,norms", "--json")
+    assert (code, err) == (0, "")
+    adapted = json.loads(out)
+    assert (adapted["workload"]["lora_rank"], adapted["workload"]["lora_beside"]) == (8, ["embeddings", "norms"])
+    whole = json.loads(run(*SMALL, "--json")[1])
+    assert not {"lora_rank", "lora_targets", "lora_beside"} & set(whole["workload"])
+    assert "expert" not in whole["strategy"] and not {"experts", "latent"} & set(whole["workload"]["model"])
+    assert adapted["priced"]["step_s"] < whole["priced"]["step_s"]
+    code, _, err = run(*SMALL, "--lora-rank", "8", "--lora-beside", "bias")
+    assert code == 2 and "lora_beside: 'bias' is unknown; legal: embeddings, norms" in err
