@@ -4,6 +4,7 @@
     ring    = over(hop, first) + (P - 2) over(hop + gradient hop, piece) + last gradient hop
     over(t, c) = max(t - c, s t): what a transfer of t beside computation of c adds, if sending takes the share s of SMs
     step    = microbatches x segments + pipeline bubble + optimizer
+    bubble  = one microbatch's way through the other stages' layers / chunks (head and embedding stand on one stage)
 
 Gathers and scatters run beside their segment and share the NICs with a ring that leaves the domain. The same
 functions take arrays of candidates (`fold_segment`), so that the planner's columns and `price` cannot disagree.

@@ -100,7 +100,7 @@ class StepProgram:
     microbatch: tuple[Segment, ...]  # run `microbatches` times
     epilogue: tuple[Segment, ...]  # run once
     microbatches: Any
-    pipeline: Any = 1  # stages; the bubble is (pipeline - 1) / virtual microbatches
+    pipeline: Any = 1  # stages; the bubble is what `Segment.fill` says, over `virtual`
     virtual: Any = 1
 
     def segments(self) -> Iterator[tuple[Segment, Any]]:

@@ -125,6 +125,7 @@ def embed(shape: Shape, kernels: Kernels) -> Segment:
         name="embed",
         phases=(Compute(part="memory_bound", seconds=seconds), _framework(kernels, "framework_microbatch")),
         gather_bytes=0.0 if shape.workload.mode == "decode" else shape.root_params * shape.width,
+        elsewhere=0.0,
     )
 
 
@@ -134,16 +135,18 @@ def head(shape: Shape, kernels: Kernels) -> Segment:
     vocab = model.vocab // shape.degrees.tensor
     if shape.workload.mode != "train":
         seconds = kernels.gemm_s(larger(shape.rows, 1), vocab, model.hidden, dtype)
-        return Segment(name="logits", phases=(Compute(part="loss", seconds=seconds),))
-    return Segment(name="head and loss", phases=(Compute(part="loss", seconds=_loss_s(shape, kernels, vocab)),))
+        return Segment(name="logits", phases=(Compute(part="loss", seconds=seconds),), elsewhere=0.0)
+    loss = Compute(part="loss", seconds=_loss_s(shape, kernels, vocab))
+    return Segment(name="head and loss", phases=(loss,), elsewhere=0.0)
 
 
 def root_gradients(shape: Shape) -> Segment:
     """Embedding, norm and head, one unit of sharding: reduced last in the backward pass, with nothing behind it."""
     gradient = shape.trained_root_params * DTYPE_BYTES[shape.workload.precision.reduce]
     return Segment(
-        name="root gradients", phases=(), scatter_bytes=gradient, replicate_bytes=shape.replicate_bytes(gradient)
-    )
+        name="root gradients", phases=(), scatter_bytes=gradient, replicate_bytes=shape.replicate_bytes(gradient),
+        elsewhere=0.0,
+    )  # fmt: skip
 
 
 def _loss_s(shape: Shape, kernels: Kernels, vocab: Any) -> Any:

@@ -5,6 +5,10 @@
     expert divides data x context x tensor: how many ranks share one copy of a layer's experts, each a part of them;
     with expert = 1 every rank has all of them, cut by `tensor` as other weights are
 
+Pipeline schedules (arXiv 2104.04473, section 2.2): gpipe runs all microbatches forward, then all backward; 1f1b keeps
+at most `pipeline` in flight; interleaved gives every stage `virtual` chunks of layers. All idle (pipeline - 1) /
+virtual microbatches' worth of a stage.
+
 The order of ranks is one reshaped array, `rank_grid`: tensor varies fastest, then ulysses, ring, data, pipeline.
 Checks against a model (heads, layers) are in `check`; what an executor can run is the executor's business.
 """
@@ -75,6 +79,13 @@ class Strategy:
         for name, legal in (("ring_kind", RingKind), ("schedule", Schedule)):
             if getattr(self, name) not in get_args(legal):
                 raise InputError(f"{name}={getattr(self, name)!r} is unknown; legal: {', '.join(get_args(legal))}")
+        if self.virtual > 1 and self.schedule != "interleaved":
+            raise InputError(f"virtual={self.virtual} needs schedule=interleaved, not {self.schedule}; legal here: 1")
+        if self.virtual > 1 and self.microbatches % self.pipeline:
+            raise InputError(
+                f"schedule=interleaved deals microbatches={self.microbatches} out by stages: they must be a multiple "
+                f"of pipeline={self.pipeline}"
+            )
         if self.zero not in (0, 1, 2, 3):
             raise InputError(f"zero={self.zero} is unknown; legal: 0, 1, 2, 3")
         if (self.data * self.context) % self.shard:

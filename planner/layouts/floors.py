@@ -168,6 +168,7 @@ class Floors:
             ring_kind=base.ring_kind,
             grad_ring_dtype=base.grad_ring_dtype,
             loss_chunk_tokens=base.loss_chunk_tokens,
+            schedule=base.schedule,
         )
 
     def weight(self, ranks: Any) -> Any:
