@@ -18,6 +18,7 @@ from cost_models.habits import OURS
 from cost_models.validation.cases import Case, Refused, case_of, is_known
 from cost_models.validation.operator_time import operator_s
 from cost_models.validation.operators import OperatorCase, inferred_reading, operator_case
+from cost_models.validation.peers import peer_of
 from cost_models.validation.predict import neutral, predict
 from cost_models.validation.rows import Row, Score, read
 from cost_models.validation.standard import standard_case
@@ -40,6 +41,8 @@ class Verdict:
     measured_bytes: float | None = None
     predicted_bytes: float | None = None
     inferred_s: float | None = None  # predicted as the row seems to have run, where that is not as transcribed
+    peer_s: float | None = None  # what another simulator predicted
+    peer_bytes: float | None = None
 
     @property
     def error(self) -> float:
@@ -133,6 +136,7 @@ def _training_case(row: Row) -> Case | Refused:
 
 def _step(case: Case) -> Verdict:
     predicted = predict(case)
+    peer_s, peer_bytes = peer_of(case.row)
     return Verdict(
         file=case.row.file,
         row=case.row.number,
@@ -145,6 +149,8 @@ def _step(case: Case) -> Verdict:
         neutral_s=neutral(case).step_s,
         measured_bytes=case.measured_bytes,
         predicted_bytes=predicted.allocated_bytes if case.measured_bytes else None,
+        peer_s=peer_s,
+        peer_bytes=peer_bytes,
     )
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from cost_models.validation.frameworks import FRAMEWORKS
 from cost_models.validation.judge import FileReport, Verdict, without_habits
 from cost_models.validation.notes import NOTES
+from cost_models.validation.peers import beside
 from cost_models.validation.statistics import Errors
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ class Table:
 def tables(reports: Sequence[FileReport]) -> list[Table]:
     """Everything that is shown, in reading order."""
     return [
-        _files(reports), _inferred(reports), _apart(reports), _memory(reports), _sweeps(reports), _habits(reports),
-        _worst(reports), _silent(reports), _notes(reports), _reasons(),
+        _files(reports), _inferred(reports), _apart(reports), _memory(reports), _peers(reports), _sweeps(reports),
+        _habits(reports), _worst(reports), _silent(reports), _notes(reports), _reasons(),
     ]  # fmt: skip
 
 
@@ -157,6 +158,20 @@ def _memory(reports: Sequence[FileReport]) -> Table:
     return Table(
         title="Peak memory", text="Rows scored `yes` with a printed peak; allocated bytes.",
         head=("file", "rows", "median", "p90", "worst", "bias"), rows=tuple(rows),
+    )  # fmt: skip
+
+
+def _peers(reports: Sequence[FileReport]) -> Table:
+    rows = []
+    for report in reports:
+        for what, ours, theirs in beside(report.scored()):
+            both = (_percent(ours.median), _signed(ours.bias), _percent(theirs.median), _signed(theirs.bias))
+            rows.append((report.file, what, str(ours.rows), *both))
+    return Table(
+        title="Against the simulator that measured them",
+        text="Rows that carry another simulator's own prediction. It reads the time of each product from a table of "
+        "exactly these shapes on the same machine.",
+        head=("file", "what", "rows", "median here", "bias here", "median there", "bias there"), rows=tuple(rows),
     )  # fmt: skip
 
 

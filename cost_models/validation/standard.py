@@ -47,8 +47,8 @@ def standard_case(row: Row) -> Case | Refused:
         return Refused(row=row, reason="configuration incomplete in the source: never scored")
     if "cpu" in _cell(row, "offload").lower():
         return Refused(row=row, reason="offload beyond activations has no standard column")
-    if _degree(row, "ep") > 1:
-        return Refused(row=row, reason="expert parallel: the experts' shape has no standard column")
+    if _degree(row, "ep") > 1 and mixture_of(row) is None:
+        return Refused(row=row, reason="expert parallel: the experts' shape has no standard column and is no preset's")
     framework, model, cluster = framework_of(row), model_of(row), cluster_of(row)
     strategy = strategy_of(row, model)
     work = workload_of(row, model, strategy, framework)
@@ -137,8 +137,27 @@ def _with_rates(node: Node, row: Row) -> Node:
     return node
 
 
+def mixture_of(row: Row) -> Model | None:
+    """The preset with experts that the row's model names, cut to the row's layers where it states fewer.
+
+    >>> mixture_of(Row(file="", number="", score="yes", cells={"model": "Qwen3_30B_a3B", "layers": ""})).layers
+    48
+    """
+    name = re.sub(r"[^a-z0-9]", "", row.text("model").lower())
+    models = [model for model in map(Model.load, Model.presets()) if model.experts is not None]
+    named = [model for model in models if re.sub(r"[^a-z0-9]", "", model.name) in name]
+    if not named:
+        return None
+    model = max(named, key=lambda one: len(one.name))
+    layers = row.count("layers", model.layers)
+    return replace(model, layers=layers, layer_kinds=model.layer_kinds[:layers])
+
+
 def model_of(row: Row) -> Model:
-    """From the shape columns; a blank shape is looked up among the presets by the model's name."""
+    """From the shape columns; mixtures and blank shapes are looked up among the presets by the model's name."""
+    mixture = mixture_of(row)
+    if mixture is not None:
+        return mixture
     if not _cell(row, "layers"):
         name = row.text("model").lower().replace("_", "-")
         if name in Model.presets():
@@ -177,6 +196,7 @@ def strategy_of(row: Row, model: Model) -> Strategy:
         data=data, tensor=tensor, pipeline=stages, virtual=virtual, ring=ring, ulysses=ulysses, zero=zero,
         schedule="interleaved" if virtual > 1 else "1f1b", shard=_shard(row, data * ring * ulysses) if zero else 1,
         microbatches=batch // data // rows, loss_chunk_tokens=None, layers=layers_of(model, _recompute(row)),
+        expert=_degree(row, "ep"),
     )  # fmt: skip
 
 

@@ -78,6 +78,12 @@ def test_sizes_are_exact_against_the_safetensors_headers(tmp_path):
     assert load(tmp_path, DEEPSEEK_V2).llm_params == 235_741_434_880  # hub page of DeepSeek-V2
 
 
+def test_presets_equal_their_configs(tmp_path):
+    for name, data in (("mixtral-8x7b", MIXTRAL), ("qwen3-30b-a3b", QWEN3_30B), ("qwen3-235b-a22b", QWEN3_235B),
+                       ("deepseek-v2", DEEPSEEK_V2), ("deepseek-v3", DEEPSEEK_V3)):  # fmt: skip
+        assert {**vars(load(tmp_path, data)), "name": name} == {**vars(Model.load(name))}
+
+
 def test_layers_know_their_kind(tmp_path):
     v3 = load(tmp_path, DEEPSEEK_V3)
     assert v3.layer_kinds[:4] == ("attention", "attention", "attention", "experts")

@@ -88,3 +88,23 @@ def test_presets_stand_in_for_a_blank_shape() -> None:
     case = standard_case(own_row(layers="", model="llama-3-8b"))
     assert isinstance(case, Case)
     assert case.workload.model.layers == 32
+
+
+def test_a_mixture_is_known_by_its_name() -> None:
+    row = own_row(model="Qwen3_30B_a3B", layers="", hidden="", ffn="", heads="", kv_heads="", ep="8", zero_stage="1",
+                  source_repo="NVIDIA/Megatron-LM")  # fmt: skip
+    case = standard_case(row)
+    assert isinstance(case, Case)
+    assert (case.workload.model.name, case.strategy.expert) == ("qwen3-30b-a3b", 8)
+    unknown = standard_case(own_row(model="nobody-8x7b", ep="8"))
+    assert isinstance(unknown, Refused) and "is no preset's" in unknown.reason
+
+
+def test_a_peer_stands_beside_the_rows_that_carry_it() -> None:
+    from cost_models.validation.peers import beside
+
+    (report,) = judge(["train_simumax_b200"], Path("measurements"))
+    (time, ours, theirs), (memory, held, _) = beside(report.scored())
+    assert (time, memory, ours.rows, held.rows) == ("step time", "peak memory", 24, 24)
+    assert theirs.median == pytest.approx(0.0526, abs=0.01)  # the file's own simumax_pred_ms against iter_s
+    assert held.median < 0.01
