@@ -24,6 +24,12 @@ Reduction = Literal["overlapped", "exposed"]
 FA1_SLOWDOWN = 2.0
 """FlashAttention and its Triton version against FlashAttention-2: "around 2x" (arXiv 2307.08691, abstract)."""
 
+OVERLAP_COST = 0.61
+"""Seconds by which a second of NCCL's collectives, hidden behind computation, lengthens that computation: they take
+multiprocessors and memory bandwidth from it. FSDP on 4 A100, H100, MI250 or MI210 (arXiv 2507.03114, abstract):
+overlapped computation is 18.9% slower, and one after the other 10.2% slower than overlapped, so that 1.189 x 1.102 - 1
+= 0.31 of communication costs 0.189."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Habits:
@@ -38,6 +44,7 @@ class Habits:
     product_dtype: Literal["fp8"] | None = None  # of the layers' products; none: as the parameters
     quantise_bytes: int = 0  # per value that enters an 8-bit product: read, written and written transposed
     joined_products: bool = False  # one product for Q, K, V and one for gate and up
+    biases: bool = False  # linear layers have them: their gradients read each product's output gradient again
     attention: AttentionKernel = "newest"  # fa1: FlashAttention before 2; unfused: scores in memory
     merge_bytes: int = 18  # per output value and ring hop: cast the block (r2 w4), one blend in fp32 (r4 r4 w4)
     merge_gradient_bytes: int = 10  # per value of dQ, dK, dV and hop: a bf16 block added to an fp32 sum (r2 r4 w4)
@@ -53,8 +60,10 @@ class Habits:
     gathered_fp32: bool = False  # sharded weights travel as fp32 and are cast where they are used
     cast_bytes: int = 0  # per weight and use: autocast copies of fp32 weights to the parameter dtype
     accumulate_bytes: int = 0  # per weight and microbatch: adding the gradient to a resident buffer
+    overlap_cost: float = 0.0  # seconds that a second of hidden gathers and reductions adds to the computation
     reduction: Reduction = "overlapped"  # gradient reduction and weight gathers beside the computation, or after it
     dummy_gradient_bytes: int = 0  # per weight of each distinct shape: placeholders that autograd is handed
+    loss_bytes: int | None = None  # traffic per logit of a whole loss; none: autograd's cross entropy in fp32
     logit_bytes: int | None = None  # held per logit at the loss; none: b for logits and gradient, twice fp32
     owner_broadcasts: bool = False  # ZeRO-1: after the update each owner sends its weights by a broadcast of its own
     optimizer_bytes: int | None = None  # traffic per weight of the update; none: a fused fp32 update
@@ -83,6 +92,7 @@ class Habits:
             "send_channels",
             "cast_bytes",
             "accumulate_bytes",
+            "overlap_cost",
         ):
             if getattr(self, name) < 0:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 0")

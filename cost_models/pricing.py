@@ -138,7 +138,7 @@ def fold_segment(segment: Segment, paths: Paths) -> Folded:
             busy = busy + pick(both(paths.crosses("ring"), paths.crosses("shard")), sent, 0.0)
     duration = sum(seconds.values())
     sharding = _sharding_s(segment, paths)
-    exposed = smaller(larger(0.0, sharding + busy - duration), sharding)
+    exposed = smaller(larger(segment.overlap_cost * sharding, sharding + busy - duration), sharding)
     offload = larger(0.0, segment.offload_bytes / paths.host_bytes_per_s - duration)
     seconds = _add(seconds, {"sharding": exposed, "offload": offload}, 1)
     return Folded(seconds=seconds, hidden_s=_add(hidden, {"sharding": sharding - exposed}, 1))

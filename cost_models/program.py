@@ -77,6 +77,7 @@ class Segment:
     scatter_bytes: Any = 0.0  # full gradients reduce-scattered over `shard` after each
     replicate_bytes: Any = 0.0  # gradient shard all-reduced over `replicate` after each
     offload_bytes: Any = 0.0  # to or from host memory beside each
+    overlap_cost: float = 0.0  # seconds by which each second of sharding that hides behind the phases lengthens them
     expert_gather_bytes: Any = 0.0  # the same three for the experts that one rank holds, over `expert_shard`
     expert_scatter_bytes: Any = 0.0
     expert_replicate_bytes: Any = 0.0  # … and over `expert_replicate`

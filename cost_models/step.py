@@ -27,6 +27,9 @@ from cost_models.workload import DTYPE_BYTES
 
 FORWARD_SHARE = 1 / 3
 """Of a layer's host time, as of its matrix products."""
+WHOLE_LOSS_BYTES = 32
+"""Traffic per logit of autograd's cross entropy beside reading the logits and writing their gradient: cast w4,
+log-softmax r4 w4, zeros for the gradient w4, backward of the softmax r4 r4 w4, cast r4."""
 OPTIMIZER_BYTES = {"adamw": 7 * 4, "sgd": 3 * 4}
 """Traffic per parameter of a fused fp32 update: read weight, gradient and states, write weight and states."""
 
@@ -76,6 +79,7 @@ def forward_segment(shape: Shape, kernels: Kernels, *, repeat: Any, offload: str
         offload_bytes=_offloaded(shape, offload),
         expert_gather_bytes=shape.expert_params * shape.width,
         kind=shape.layer_kind,
+        overlap_cost=shape.habits.overlap_cost,
     )
 
 
@@ -99,6 +103,7 @@ def backward_segment(shape: Shape, kernels: Kernels, recompute: str, *, repeat: 
         expert_scatter_bytes=of_experts,
         expert_replicate_bytes=of_experts / shape.degrees.expert_shard / shape.degrees.microbatches,
         kind=shape.layer_kind,
+        overlap_cost=shape.habits.overlap_cost,
     )
 
 
@@ -162,7 +167,8 @@ def _loss_s(shape: Shape, kernels: Kernels, vocab: Any) -> Any:
     product = kernels.gemm_s(tokens, vocab, model.hidden, dtype)
     products = product + matmul_s(shape, kernels, tokens, vocab, model.hidden, True, dtype, shape.workload.trains_head)
     if chunk is None:
-        return products + kernels.memory_bound_s(tokens * vocab * (20 + 3 * width), 8)
+        moved = WHOLE_LOSS_BYTES + 2 * width if shape.habits.loss_bytes is None else shape.habits.loss_bytes
+        return products + kernels.memory_bound_s(tokens * vocab * moved, 8)
     softmax = kernels.memory_bound_s(tokens * vocab * (16 + 2 * width), 8)
     summed = kernels.memory_bound_s(weights * (8 + width), 1) if shape.workload.trains_head and width < 4 else 0.0
     scaled = kernels.memory_bound_s(2 * shape.tokens * model.hidden * width, 1)

@@ -1,6 +1,7 @@
 """What the parts of a layer are made of: products, memory-bound work, and the exchange of tensor parallelism.
 
     product      m x k by k x n forward; backward the gradients of the input (m, k, n) and of the weight (k, n, m)
+                 and, where layers have biases, one more reading of the output's gradient
     elementwise  bytes to and from memory; backward reads the saved input as well as the gradient: twice the traffic
 
 Units: seconds, bytes. `Shape.habits` says what an implementation does beside the mathematics.
@@ -30,9 +31,9 @@ def matmul_s(
 
     A weight that is not `trained` (none: as the language model's are) has one backward product, its input's gradient.
     """
-    habits = shape.habits
+    habits, layer = shape.habits, False
     if dtype is None:
-        dtype = habits.product_dtype or shape.workload.precision.param
+        dtype, layer = habits.product_dtype or shape.workload.precision.param, True
     if habits.quantise_bytes and dtype == "fp8":
         values = m * n if grad else m * k + n * k
         quantised = kernels.memory_bound_s(values * habits.quantise_bytes, 2)
@@ -42,6 +43,8 @@ def matmul_s(
         return kernels.gemm_s(m, n, k, dtype) + quantised
     seconds = quantised + kernels.gemm_s(m, k, n, dtype)
     own = shape.workload.trains_weights if trained is None else trained
+    if habits.biases and layer and own:
+        seconds = seconds + kernels.memory_bound_s(m * n * shape.width, 1)
     return seconds + kernels.gemm_s(k, n, m, dtype) if own else seconds
 
 

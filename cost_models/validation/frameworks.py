@@ -7,9 +7,9 @@ appears once per generation, because its code did.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from cost_models.habits import OURS, Habits
+from cost_models.habits import OURS, OVERLAP_COST, Habits
 from cost_models.host import PYTORCH_2024
 from cost_models.workload import Precision
 
@@ -24,32 +24,42 @@ class Framework:
     reason: str
 
 
+MPT = Habits(
+    norm="fused", rotary="none", joined_products=True, biases=True, attention="fa1", loss_bytes=34, optimizer_bytes=92,
+    accumulate_bytes=8, overlap_cost=OVERLAP_COST,
+)  # fmt: skip
+"""MPT under Composer and FSDP1: the kinds of mixed precision below differ in what travels and is cast."""
+
 COMPOSER_A100 = Framework(
     name="Composer 0.13 + FSDP1, mixed precision DEFAULT",
-    habits=Habits(norm="fused", rotary="none", joined_products=True, attention="fa1", gathered_fp32=True, cast_bytes=6),
+    habits=replace(MPT, gathered_fp32=True, cast_bytes=6, accumulate_bytes=18),
     precision=Precision(reduce="bf16", grad="fp32"),
     reason="DEFAULT then left param_dtype at fp32 and reduced in bf16; autocast reads fp32 weights and writes bf16 "
-    "ones (6 B) at each use; MPT joins Q, K, V, has one-kernel LayerNorm and learned positions; all logits at once",
+    "ones (6 B) at each use; MPT joins Q, K, V, has biases, one-kernel LayerNorm and learned positions; all logits at "
+    "once, in a fused cross entropy (6 B) and, for each of two training metrics, in one of PyTorch (14 B); a unit's "
+    "gradients are concatenated (8 B in fp32), cast for the reduction (6 B) and divided (4 B); AdamW is a loop of "
+    "eight elementwise operators (80 B) after clipping (12 B); collectives take multiprocessors from the products "
+    "beside them",
 )
 COMPOSER_H100 = Framework(
     name="Composer 0.16 + FSDP1, mixed precision DEFAULT",
-    habits=Habits(norm="fused", rotary="none", joined_products=True, attention="fa1"),
+    habits=replace(MPT, accumulate_bytes=18),
     precision=Precision(reduce="fp32", grad="fp32"),
-    reason="DEFAULT had become parameters in bf16 and reduction in fp32; the sweep's scripts take Triton's attention",
+    reason="DEFAULT had become parameters in bf16 and reduction in fp32: gradients are concatenated (4 B), cast (6 B) "
+    "and divided in fp32 (8 B); the sweep's scripts take Triton's attention; the rest as above",
 )
 COMPOSER_FP8 = Framework(
     name="Composer 0.16 + FSDP1, products in fp8 by Transformer Engine",
-    habits=Habits(
-        norm="fused", rotary="none", joined_products=True, attention="fa1", product_dtype="fp8", quantise_bytes=4
-    ),
+    habits=replace(MPT, accumulate_bytes=18, product_dtype="fp8", quantise_bytes=4),
     precision=Precision(reduce="fp32", grad="fp32"),
     reason="as above; each input of an 8-bit product is read (2 B) and written with its transpose (1 B each)",
 )
 COMPOSER_PURE = Framework(
     name="Composer + FSDP1, mixed precision PURE",
-    habits=Habits(norm="fused", rotary="none", joined_products=True, attention="fa1"),
+    habits=MPT,
     precision=Precision(reduce="bf16", grad="fp32"),
-    reason="parameters, reduction and buffers in bf16; weights are cast once, on the shard",
+    reason="parameters, reduction and buffers in bf16; weights are cast once, on the shard; gradients are concatenated "
+    "and divided in bf16 (4 B each); the rest as above",
 )
 INTERNEVO = Framework(
     name="InternEvo (2023)",
@@ -61,26 +71,32 @@ INTERNEVO = Framework(
         sequence_parallel=False,
         accumulate_bytes=6,
         owner_broadcasts=True,
+        loss_bytes=6,
+        overlap_cost=OVERLAP_COST,
     ),
     precision=Precision(reduce="bf16", grad="bf16"),
     reason="apex RMSNorm, flash-attn's rotary and loss; SwiGLU in two kernels; tensor parallelism with all-reduce; "
     "bf16 gradients are added up in bf16 (read two, write one) and reduced in bf16; flash-attn 1; ZeRO-1 broadcasts "
-    "each owner's weights after the update (overlap_sync_param off)",
+    "each owner's weights after the update (overlap_sync_param off); flash-attn's cross entropy reads logits, and "
+    "writes gradients in their place; collectives take multiprocessors from the products beside them",
 )
 MEGATRON_2021 = Framework(
     name="Megatron-LM (2021), all-reduce",
     habits=Habits(
+        biases=True, loss_bytes=52,
         norm="fused", activation="fused", joined_products=True, rotary="none", attention="unfused", dropout=True,
         sequence_parallel=False, accumulate_bytes=8,
         reduction="exposed",
     ),
     precision=Precision(param="fp16", reduce="fp32", grad="fp32"),
     reason="before flash attention: scores in memory, a fused scale-mask-softmax, dropout 0.1; gradients are added "
-    "into fp32 buffers by the product's kernel (8 B per weight) and all-reduced after the last microbatch",
+    "into fp32 buffers by the product's kernel (8 B per weight) and all-reduced after the last microbatch; cross "
+    "entropy over vocabulary shards is eight operators in fp32 (52 B)",
 )  # fmt: skip
 MEGATRON_2022 = Framework(
     name="Megatron-LM (2022), sequence parallel",
     habits=Habits(
+        biases=True, loss_bytes=52,
         norm="fused", activation="fused", joined_products=True, rotary="none", attention="unfused", dropout=True,
         accumulate_bytes=8, reduction="exposed",
     ),
@@ -97,17 +113,19 @@ MEGATRON_TE = Framework(
         accumulate_bytes=8,
         reduction="exposed",
         logit_bytes=2,
+        loss_bytes=10,
         dummy_gradient_bytes=2,
     ),
     precision=Precision(reduce="fp32", grad="fp32"),
     reason="Transformer Engine's norms and cuDNN attention; gradients added into fp32 buffers; distributed optimizer "
-    "without overlap, as the launcher sets it; its cross entropy works in place on bf16 logits; fused weight gradients "
-    "leave bf16 placeholders (SimuMax's reproduction guide)",
+    "without overlap, as the launcher sets it; its cross entropy works in place on bf16 logits (r2, r2 w2, and scaled "
+    "r2 w2); fused weight gradients leave bf16 placeholders (SimuMax's reproduction guide)",
 )
 MEGATRON_FP8 = Framework(
     name="Megatron-Bridge recipes, products in fp8",
     habits=Habits(
         norm="fused", activation="fused", joined_products=True, rotary="fused", accumulate_bytes=8, logit_bytes=2,
+        loss_bytes=10, overlap_cost=OVERLAP_COST,
         product_dtype="fp8", tensor_chunks=True, quantise_bytes=4, dummy_gradient_bytes=2,
     ),
     precision=Precision(reduce="bf16", grad="fp32"),
@@ -116,21 +134,36 @@ MEGATRON_FP8 = Framework(
 )  # fmt: skip
 DEEPSPEED = Framework(
     name="DeepSpeed ZeRO and Ulysses on Megatron-DeepSpeed (2024)",
-    habits=Habits(norm="fused", activation="fused", attention="fa2", accumulate_bytes=6, logit_bytes=6),
+    habits=Habits(
+        norm="fused",
+        activation="fused",
+        attention="fa2",
+        accumulate_bytes=6,
+        overlap_cost=OVERLAP_COST,
+        logit_bytes=6,
+        loss_bytes=52,
+    ),
     precision=Precision(reduce="bf16", grad="bf16"),
     reason="Llama in Megatron-DeepSpeed: fused norm and SwiGLU, rotary in separate kernels; bf16 gradients, added in "
     "bf16 and reduced in bf16; logits in bf16 and fp32",
 )
 EASYCONTEXT = Framework(
     name="EasyContext: Hugging Face layers under DeepSpeed ZeRO-3",
-    habits=Habits(attention="fa2", merge_bytes=38, widen_bytes=12, send_channels=32),
+    habits=Habits(attention="fa2", merge_bytes=38, widen_bytes=12, send_channels=32, overlap_cost=OVERLAP_COST),
     precision=Precision(reduce="bf16", grad="bf16"),
     reason="eager Hugging Face layers, zigzag ring of ring-flash-attn",
 )
 DEEPSPEED_GPT = Framework(
     name="DeepSpeed ZeRO-3 on Megatron's GPT (2021)",
     habits=Habits(
-        norm="fused", activation="fused", joined_products=True, rotary="none", attention="unfused", dropout=True
+        biases=True,
+        loss_bytes=52,
+        norm="fused",
+        activation="fused",
+        joined_products=True,
+        rotary="none",
+        attention="unfused",
+        dropout=True,
     ),
     precision=Precision(param="fp16", reduce="fp16", grad="fp16"),
     reason="Megatron's layers without tensor parallelism; ZeRO-3 gathers and reduces in fp16",
@@ -138,7 +171,13 @@ DEEPSPEED_GPT = Framework(
 MEGATRON_DEEPSPEED = Framework(
     name="Megatron-DeepSpeed with sequence parallelism (2024)",
     habits=Habits(
-        norm="fused", activation="fused", attention="fa2", accumulate_bytes=8, reduction="exposed", logit_bytes=6
+        norm="fused",
+        activation="fused",
+        attention="fa2",
+        accumulate_bytes=8,
+        reduction="exposed",
+        logit_bytes=6,
+        loss_bytes=52,
     ),
     precision=Precision(reduce="fp32", grad="fp32"),
     reason="Llama in Megatron-DeepSpeed: fused norm and SwiGLU, rotary in separate kernels",
@@ -181,10 +220,13 @@ MAGI_BASELINES = Framework(
 )  # fmt: skip
 TORCHTITAN = Framework(
     name="torchtitan: FSDP2 under torch.compile",
-    habits=Habits(norm="fused", rotary="fused", activation="fused", attention="fa2"),
+    habits=Habits(
+        norm="fused", rotary="fused", activation="fused", attention="fa2", loss_bytes=8, overlap_cost=OVERLAP_COST
+    ),
     precision=Precision(reduce="fp32", grad="fp32"),
     reason="Inductor fuses norms, rotary and SwiGLU; attention is SDPA's, which is FlashAttention-2; gradients are "
-    "reduced in fp32 (its default mixed_precision_reduce)",
+    "reduced in fp32 (its default mixed_precision_reduce); the loss is compiled too: read for its sum, read and "
+    "written for its gradient",
 )
 UNNAMED = Framework(
     name="no framework named: this project's executor",

@@ -72,6 +72,32 @@ def test_habits_cost_what_their_bytes_take():
     assert moved / rate < cast.step_s - bare.step_s < 2 * moved / rate
 
 
+def test_hidden_collectives_lengthen_the_computation_and_never_more_than_exposed_ones():
+    """A layer's gather of g seconds beside d of work: d + c g while that is longer than g."""
+    row = rows("train_llm_foundry_mpt", row="33")[0]
+    case = case_of(row)
+    free, full = (predict(case, replace(OURS, overlap_cost=cost)) for cost in (0.0, 1.0))
+    half = predict(case, replace(OURS, overlap_cost=0.5))
+    assert free.step_s < half.step_s < full.step_s
+    assert half.step_s - free.step_s == pytest.approx((full.step_s - free.step_s) / 2, rel=0.02)
+    assert {k: v for k, v in full.seconds.items() if k != "sharding"} == {
+        k: v for k, v in free.seconds.items() if k != "sharding"
+    }
+
+
+def test_biases_read_every_output_gradient_once_more():
+    case = case_of(rows("train_llm_foundry_mpt", row="103")[0])
+    bare, biased = (
+        predict(case, replace(OURS, joined_products=True)),
+        predict(case, replace(OURS, joined_products=True, biases=True)),
+    )
+    model, strategy = case.workload.model, case.strategy
+    tokens = case.workload.global_batch * case.workload.context_tokens / strategy.ranks
+    moved = tokens * model.layers * 9 * model.hidden * 2  # Q, K, V 3 h, out h, up 4 h, down h: two bytes each
+    rate = case.cluster.runs[0].node.device.memory_bytes_per_s
+    assert moved / rate < biased.step_s - bare.step_s < 1.5 * moved / rate
+
+
 def test_gradients_of_zero_1_are_reduced_once_per_step():
     row = rows("train_simumax_b200", row="1")[0]
     case = case_of(row)
