@@ -79,11 +79,26 @@ def _with_copies(segment: Segment, shape: Shape, kernels: Kernels) -> Segment:
     elif segment.name.startswith("layer backward"):
         again = 1 if segment.name.endswith("full") else 0
         moved = weights * habits.cast_bytes * (1 + again) + trained * habits.accumulate_bytes
+    elif habits.accumulate_bytes and segment.name in ("head and loss", "root gradients"):
+        moved = _root_copies(segment.name, shape)
     phases = tuple(_exposed(phase, shape) for phase in segment.phases)
     if moved:
         phases = (*phases, Compute(part="memory_bound", seconds=kernels.memory_bound_s(moved, 6)))
     gathered = segment.gather_bytes * (4 / shape.width if habits.gathered_fp32 else 1)
     return replace(segment, phases=phases, gather_bytes=gathered)
+
+
+def _root_copies(name: str, shape: Shape) -> float:
+    """The head's gradient is added like a layer's; the embedding's is a whole table first, zeroed and then added.
+
+    With a pipeline the embedding stands on the first stage, where no head is.
+    """
+    model, tensor, width = shape.workload.model, int(shape.degrees.tensor), int(shape.width)
+    table = model.embedding_params / tensor
+    if name == "head and loss":
+        return table * shape.habits.accumulate_bytes * shape.workload.trains_head
+    alone = shape.degrees.pipeline == 1 and float(shape.trained_root_params) >= table
+    return table * (width + width + 8) * alone
 
 
 def _exposed(phase: Phase, shape: Shape) -> Phase:
