@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from cost_models import strict
 from cost_models.device import Device
 from cost_models.errors import InputError
-from cost_models.links import HOST_STAGED_SHARE
+from cost_models.links import HOST_STAGED_SHARE, LINKS
+from cost_models.networks import HOST_STAGED_NIC_SHARE, NETWORKS, NetworkKind
 from cost_models.strict import plain
 
 _PRESETS = Path(__file__).parent / "presets" / "clusters"
@@ -56,7 +57,15 @@ class ScaleUp:
 
     def __post_init__(self) -> None:
         if self.bytes_per_s <= 0 or self.latency_s < 0 or self.cross_bytes_per_s < 0 or self.gpus_per_switch < 0:
-            raise InputError("scale_up needs a positive bytes_per_s, and latency_s and cross_bytes_per_s of at least 0")
+            raise InputError(
+                f"scale_up: bytes_per_s={self.bytes_per_s:g}, latency_s={self.latency_s:g}, "
+                f"cross_bytes_per_s={self.cross_bytes_per_s:g}, gpus_per_switch={self.gpus_per_switch}; "
+                "bytes_per_s must be positive, the others at least 0"
+            )
+        if self.link not in LINKS:
+            raise InputError(f"scale_up.link={self.link!r} is unknown; {strict.nearest(self.link, LINKS)}")
+        if self.cross_bytes_per_s and not self.gpus_per_switch:
+            raise InputError("scale_up.cross_bytes_per_s needs gpus_per_switch: between which GPUs does it lie?")
         if self.kind == "pairs" and self.pcie_bytes_per_s <= 0:
             raise InputError("scale_up.kind=pairs needs pcie_bytes_per_s")
 
@@ -68,10 +77,29 @@ class Nics:
     count: int
     bytes_per_s: float  # of one card, one way
     latency_s: float
+    kind: NetworkKind = field(default="infiniband", metadata={"optional": True})
+    gpudirect: bool = field(
+        default=True, metadata={"optional": True}
+    )  # cards read GPU memory; else every byte goes through the host's
 
     def __post_init__(self) -> None:
         if self.count < 0 or self.bytes_per_s <= 0 or self.latency_s < 0:
-            raise InputError("nics needs count of at least 0, a positive bytes_per_s and latency_s of at least 0")
+            raise InputError(
+                f"nics: count={self.count}, bytes_per_s={self.bytes_per_s:g}, latency_s={self.latency_s:g}; "
+                "count and latency_s must be at least 0, bytes_per_s positive"
+            )
+        if self.kind == "ethernet" and self.gpudirect:
+            raise InputError("nics: kind=ethernet (TCP) has no GPUDirect; add gpudirect: false, or give kind: roce")
+
+    @property
+    def reached_bytes_per_s(self) -> float:
+        """What large messages reach on one card, one way (`networks.py`).
+
+        >>> round(Nics(count=1, bytes_per_s=50e9, latency_s=3e-6).reached_bytes_per_s / 1e9)
+        46
+        """
+        staged = 1.0 if self.gpudirect else HOST_STAGED_NIC_SHARE
+        return self.bytes_per_s * NETWORKS[self.kind].share * staged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +202,19 @@ class Cluster:
     @staticmethod
     def presets() -> list[str]:
         return [*sorted(path.stem for path in _PRESETS.glob("*.yaml")), "local"]
+
+    @staticmethod
+    def about(preset: str) -> str:
+        """What a preset is and where its figures come from, in a line.
+
+        >>> Cluster.about("perlmutter")[:44]
+        'Perlmutter: 4 x A100 40 GB (NVLink 3 without'
+        """
+        if preset == "local":
+            return "this machine: its GPUs as the driver reports them, else its CPU cores"
+        if preset not in Cluster.presets():
+            raise InputError(f"cluster={preset!r} is no preset; {strict.nearest(preset, Cluster.presets())}")
+        return (_PRESETS / f"{preset}.yaml").read_text().partition("\n")[0].removeprefix("# ")
 
     @cached_property
     def gpus(self) -> int:

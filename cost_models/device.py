@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -44,8 +44,9 @@ class Device:
     clock_hz: float | None
     link: str  # what joins it to its neighbours in a node: a link of `collectives.LINKS`
     source: str
-    power_w: float | None = None  # board power limit; none: unknown
-    sustained_flops: float | None = None  # 16-bit products of a busy board, where published; none: by curves and power
+    power_w: float | None = field(default=None, metadata={"optional": True})  # board power limit; none: unknown
+    sustained_flops: float | None = field(default=None, metadata={"optional": True})
+    """16-bit products of a busy board, where published; none: by curves and power."""
 
     @classmethod
     def load(cls, name: str) -> Device:
@@ -89,17 +90,17 @@ class Device:
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:
             raise InputError(f"{self.name}: architecture={self.architecture!r}; legal: {', '.join(ARCHITECTURES)}")
-        for field in ("memory_bytes", "memory_bytes_per_s"):
-            if getattr(self, field) <= 0:
-                raise InputError(f"{self.name}: {field}={getattr(self, field)} must be above 0")
-        for field in ("power_w", "sustained_flops"):
-            value = getattr(self, field)
+        for name in ("memory_bytes", "memory_bytes_per_s"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"{self.name}: {name}={getattr(self, name)} must be above 0")
+        for name in ("power_w", "sustained_flops"):
+            value = getattr(self, name)
             if value is not None and value <= 0:
-                raise InputError(f"{self.name}: {field}={value} must be above 0, or left out where it is unknown")
-        for field in ("sms", "clock_hz"):
-            value = getattr(self, field)
+                raise InputError(f"{self.name}: {name}={value} must be above 0, or left out where it is unknown")
+        for name in ("sms", "clock_hz"):
+            value = getattr(self, name)
             if value is not None and value <= 0:
-                raise InputError(f"{self.name}: {field}={value} must be above 0, or null where it has none")
+                raise InputError(f"{self.name}: {name}={value} must be above 0, or null where it has none")
         for dtype, flops in self.peak_flops.items():
             if dtype not in DTYPES or flops <= 0:
                 raise InputError(f"{self.name}: peak {dtype}={flops}; legal: {', '.join(DTYPES)}, above 0")
@@ -128,7 +129,7 @@ def from_mapping(raw: Mapping[str, Any], name: str) -> Device:
     for key in legal:
         if key not in raw:
             raise InputError(f"device {name}: key {key!r} is missing")
-    clock_mhz, sustained = raw["clock_mhz"], raw.get("sustained_tflops")
+    clock_mhz, power_w, sustained = raw["clock_mhz"], raw.get("power_w"), raw.get("sustained_tflops")
     return Device(
         name=name,
         architecture=raw["architecture"],
@@ -139,6 +140,6 @@ def from_mapping(raw: Mapping[str, Any], name: str) -> Device:
         clock_hz=None if clock_mhz is None else clock_mhz * 1e6,
         link=raw["link"],
         source=raw["source"],
-        power_w=raw.get("power_w"),
+        power_w=None if power_w is None else float(power_w),
         sustained_flops=None if sustained is None else sustained * 1e12,
     )

@@ -48,7 +48,9 @@ def link_rates(cluster: Cluster, samples: Sequence[Sample] = ()) -> list[tuple[f
     """(scale-up, NIC) bytes/s that large messages really reach, one way, for each run of nodes."""
     rates = []
     for run in cluster.runs:
-        inside = domain_link(run.node.scale_up, samples).intra_s("all_to_all", 2, float(LARGE_BYTES))
+        link = domain_link(run.node.scale_up, samples)
+        ranks = 2 if link.link.pair_bytes_per_s is None else max(run.node.gpus, 2)  # a mesh: all neighbours at once
+        inside = link.intra_s("all_to_all", ranks, float(LARGE_BYTES))
         rates.append((LARGE_BYTES / float(inside), run.node.nics.bytes_per_s * NIC_EFFICIENCY))
     return rates
 

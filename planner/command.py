@@ -1,6 +1,7 @@
 """The `plan` command: reads the question, answers on the screen, writes plan.json.
 
     plan --gpus 256 --ctx 2M      plan price      plan simulate      plan show      plan check
+    plan clusters                 plan devices
 
 Heavy imports wait until a subcommand needs them. A user's mistake ends with one line and exit code 2.
 """
@@ -25,6 +26,8 @@ Examples:
   plan --cluster local --gpus 4 --model longvila-tiny --ctx 2K --profile profile.json
   plan price --gpus 256 --ctx 2M --strategy ring=32,ulysses=8
   plan simulate plan.json --trace trace.json
+  plan clusters
+  plan devices
 """
 
 
@@ -168,6 +171,22 @@ def check(plan_file: str, profile: str | None) -> None:
             f"{cost.step_s:.6g} s and {cost.memory_bytes} bytes; plan again"
         )
     click.echo(f"{plan_file}: consistent; {plan.strategy.describe()}, {cost.step_s:.4g} s a step")
+
+
+@cli.command()
+def clusters() -> None:
+    """List the cluster presets, with the source of each."""
+    from planner import listing
+
+    click.echo("\n".join(listing.cluster_lines()))
+
+
+@cli.command()
+def devices() -> None:
+    """List the devices: memory, bandwidth, 16-bit peak, whether they were measured, and the data sheet."""
+    from planner import listing
+
+    click.echo("\n".join(listing.device_lines()))
 
 
 class _Progress:

@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from cost_models import Cluster, InputError, Placement
+from cost_models import Cluster, InputError, Model, Placement, Strategy, Workload, price
 from cost_models.cluster import MAX_GPUS
+from cost_models.links import LINKS
+from cost_models.workload import Precision
 
 RUN = """
 base: dgx-h100
@@ -30,6 +32,62 @@ def test_every_preset_loads_and_round_trips(name):
     cluster = Cluster.load(name)
     assert Cluster.from_dict(json.loads(json.dumps(cluster.to_dict()))) == cluster
     assert len(cluster.digest) == 64
+    assert Cluster.from_dict(json.loads(json.dumps(cluster.to_dict()))).digest == cluster.digest
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "gpus", "cards", "gbit"),
+    [
+        ("dgx-h100", "h100-sxm-80gb", 8, 8, 400),  # NVIDIA DGX H100 data sheet
+        ("hgx-h100-2nic", "h100-sxm-80gb", 8, 2, 400),
+        ("dgx-b300", "b300", 8, 8, 800),  # NVIDIA DGX B300 data sheet
+        ("gb300-nvl72", "gb300", 4, 4, 800),  # NVIDIA GB300 NVL72 data sheet: ConnectX-8
+        ("aws-p3dn", "v100-sxm2-32gb", 8, 1, 100),  # AWS instance types
+        ("aws-p4de", "a100-sxm-80gb", 8, 4, 100),
+        ("aws-p5en", "h200-sxm-141gb", 8, 8, 400),
+        ("gcp-a3", "h100-sxm-80gb", 8, 4, 200),  # Google Cloud, GPU network bandwidth
+        ("gcp-a3-mega", "h100-sxm-80gb", 8, 8, 200),
+        ("azure-nd-a100-v4", "a100-sxm-40gb", 8, 8, 200),  # Azure ND series
+        ("azure-nd-mi300x-v5", "mi300x", 8, 8, 400),
+        ("jean-zay-v100", "v100-sxm2-32gb", 4, 4, 100),  # IDRIS, Jean Zay partitions
+        ("perlmutter", "a100-sxm-40gb", 4, 4, 200),  # NERSC architecture page
+        ("frontier", "mi250x-gcd", 8, 4, 200),  # OLCF Frontier user guide
+    ],
+)
+def test_facts_of_the_presets(name, device, gpus, cards, gbit):
+    node = Cluster.load(name, nodes=1).node(0)
+    assert (node.device.name, node.gpus, node.nics.count) == (device, gpus, cards)
+    assert node.nics.bytes_per_s == pytest.approx(gbit * 1e9 / 8)
+
+
+@pytest.mark.parametrize("name", [name for name in Cluster.presets() if name != "local"])
+def test_every_preset_says_what_it_is_and_prices_a_step(name):
+    assert len(Cluster.about(name)) > 30
+    cluster = Cluster.load(name, nodes=2)
+    node = cluster.node(0)
+    assert node.scale_up.link in LINKS and node.scale_up.bytes_per_s <= LINKS[node.scale_up.link].bytes_per_s
+    precision = Precision() if "bf16" in node.device.peak_flops else Precision(param="fp16")
+    workload = Workload(Model.load("llama-3-8b"), context_tokens=4096 * node.gpus, precision=precision)
+    cost = price(cluster, workload, Strategy(ring=2, ulysses=node.gpus, shard=2 * node.gpus))
+    assert 0 < cost.mfu < 0.8
+
+
+def test_a_limited_clock_in_a_file(tmp_path):
+    limited = load(tmp_path, "base: dgx-h100\nnodes: [{count: 1, clock_mhz: 915}]")
+    assert limited.node(0).device.peak("bf16") == pytest.approx(989.4e12 / 2)
+    with pytest.raises(InputError, match="clock 3000 MHz; above 0, at most 1830 MHz"):
+        load(tmp_path, "base: dgx-h100\nnodes: [{count: 1, clock_mhz: 3000}]")
+
+
+def test_what_was_added_is_written_only_where_it_is_used():
+    older = Cluster.load("dgx-h100").to_dict()["runs"][0]["node"]["nics"]
+    assert set(older) == {"count", "bytes_per_s", "latency_s"}
+    assert Cluster.load("gcp-a2").to_dict()["runs"][0]["node"]["nics"]["gpudirect"] is False
+
+
+def test_what_a_preset_is_of_an_unknown_name():
+    with pytest.raises(InputError, match="cluster='dgx-h10' is no preset; did you mean dgx-h100"):
+        Cluster.about("dgx-h10")
 
 
 def test_sizes():
@@ -67,7 +125,15 @@ def test_a_missing_card_is_shared_with_its_neighbour(tmp_path):
         ("base: dgx-h100\nnodes: [{count: 2}]\noverrides: [{slots: [1], missing_nics: [9]}]", "NICs 0 to 7"),
         ("base: dgx-h100\nnodes: [{host_memory_bytes: 2 XB}]", "not a number with one of the units"),
         ("a: &a [1]\nb: *a", "YAML aliases are not allowed"),
-        ("base: dgx-h100\nnodes: [{scale_up: {kind: switch, link: x, bytes_per_s: -3, latency_s: 0}}]", "positive"),
+        ("base: dgx-h100\nnodes: [{scale_up: {kind: switch, link: x, bytes_per_s: -3, latency_s: 0}}]", "_per_s=-3"),
+        ("base: dgx-h100\nnodes: [{scale_up: {kind: switch, link: nvlink9, bytes_per_s: 3, latency_s: 0}}]",
+         "link='nvlink9' is unknown; did you mean nvlink5"),
+        ("base: aws-p5\nnodes: [scale_up: {kind: pcie,link: pcie4,latency_s: 0, bytes_per_s: 3, cross_bytes_per_s: 1}]",
+         "cross_bytes_per_s needs gpus_per_switch"),
+        ("base: dgx-h100\nnodes: [{nics: {count: 8, bytes_per_s: 0 GB/s, latency_s: 0}}]", "nics: .*bytes_per_s=0"),
+        ("base: dgx-h100\nnodes: [{nics: {count: 8, latency_s: 0}}]", "nics.bytes_per_s is missing"),
+        ("base: dgx-h100\nnodes: [{nics: {count: 8, bytes_per_s: 1 GB/s, latency_s: 0, kind: token-ring}}]",
+         "kind: 'token-ring' is not one of infiniband, roce, efa"),
     ],
 )  # fmt: skip
 def test_faults_in_a_file_name_the_key_and_the_legal_values(tmp_path, text, message):

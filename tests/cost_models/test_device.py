@@ -122,7 +122,7 @@ def test_a_dtype_without_a_peak_is_refused() -> None:
     ("change", "message"),
     [
         ({"memory_gb": 80}, "unknown key 'memory_gb'"),
-        ({"power_w": -1}, "power_w=-1 must be above 0, or left out"),
+        ({"power_w": -1}, "power_w=-1.0 must be above 0, or left out"),
         ({"memory_gib": -1}, "memory_bytes=-1073741824 must be above 0"),
         ({"memory_tb_per_s": 0}, "memory_bytes_per_s=0.0 must be above 0"),
         ({"architecture": "fermi"}, "architecture='fermi'; legal: volta"),

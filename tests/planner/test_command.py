@@ -212,3 +212,31 @@ def test_adapters_are_planned_and_only_their_plan_names_them(run):
     assert adapted["priced"]["step_s"] < whole["priced"]["step_s"]
     code, _, err = run(*SMALL, "--lora-rank", "8", "--lora-beside", "bias")
     assert code == 2 and "lora_beside: 'bias' is unknown; legal: embeddings, norms" in err
+
+
+def test_clusters_and_devices_are_listed_with_their_sources(run):
+    code, out, err = run("clusters")
+    assert (code, err) == (0, "") and "jean-zay-v100" in out and "Omni-Path" in out
+    code, out, err = run("devices")
+    assert (code, err) == (0, "") and "125 TFLOP/s fp16  estimate  NVIDIA V100 data sheet" in out
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("base: dgx-h100\nnodes: [{count: 1, device: H100}]", "device='H100' is unknown; nearest: h100-"),
+        ("base: dgx-h100\nnodes: [{count: 1, nics: {count: 8, bytes_per_s: -5, latency_s: 0}}]", "bytes_per_s=-5"),
+        ("base: dgx-h100\nnodes: [{count: 1, nics: {count: 8, latency_s: 0}}]", "bytes_per_s is missing"),
+    ],
+)
+def test_a_wrong_cluster_file_is_one_line_and_exit_code_2(run, tmp_path, text, message):
+    (tmp_path / "mine.yaml").write_text(text)
+    code, out, err = run("--ctx", "32K", "--cluster", "mine.yaml")
+    assert (code, out) == (2, "") and err.count("\n") == 1 and message in err
+
+
+def test_cards_without_bf16_are_planned_in_fp16(run):
+    code, out, _ = run("--gpus", "8", "--ctx", "8K", "--cluster", "dgx-1v", "--model", "longvila-1.5b")
+    assert code == 0 and "v100-sxm2-32gb" in out
+    code, _, err = run("--gpus", "8", "--ctx", "8K", "--cluster", "dgx-1v", "--precision", "bf16")
+    assert code == 2 and "v100-sxm2-32gb has no bf16 peak; it has fp16, fp32" in err

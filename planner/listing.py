@@ -1,0 +1,32 @@
+"""What can be planned for, one line each: cluster presets and devices, with the source of their figures."""
+
+from __future__ import annotations
+
+from cost_models.cluster import Cluster
+from cost_models.curves.packed import BASES
+from cost_models.device import Device
+from cost_models.units import show_bytes
+
+
+def cluster_lines() -> list[str]:
+    """
+    >>> next(line for line in cluster_lines() if line.startswith("dgx-h100"))
+    'dgx-h100            DGX H100: 8 GPUs on NVSwitch (NVLink 4), 8 x ConnectX-7 NDR 400 Gbit/s; data sheet'
+    """
+    return [f"{name:<18}  {Cluster.about(name)}" for name in Cluster.presets()]
+
+
+def device_lines() -> list[str]:
+    """
+    >>> next(line for line in device_lines() if line.startswith("t4 "))[:70]
+    't4                     15.00 GiB    0.32 TB/s     65 TFLOP/s fp16  est'
+    """
+    lines = []
+    for name in Device.names():
+        device = Device.load(name)
+        half = "bf16" if "bf16" in device.peak_flops else "fp16"
+        known = "measured" if name in BASES.values() else "estimate"
+        rate, peak = device.memory_bytes_per_s / 1e12, device.peak_16bit / 1e12
+        figures = f"{show_bytes(device.memory_bytes):>9}  {rate:>6.3g} TB/s  {peak:>5.4g} TFLOP/s {half}"
+        lines.append(f"{name:<21}  {figures}  {known}  {device.source}")
+    return lines
