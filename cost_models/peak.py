@@ -1,8 +1,9 @@
 """Memory of the pipeline stage that holds most.
 
-Where all layers are of one kind it is that of a stage that has everything: the first one's microbatches in flight and
-the last one's logits. Where kinds differ, the first stage (embedding, most microbatches in flight) and the last (head,
-most experts, one microbatch) are counted apart, and the larger is the peak.
+Where all layers are of one kind it is that of a stage that has everything, a bound that is linear in the layers: the
+first one's microbatches in flight and the last one's logits. Where kinds differ, or with `by_stage`, the first stage
+(embedding, most microbatches in flight) and the last (head, most experts, one microbatch) are counted apart, and the
+larger is the peak.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from cost_models.stages import at_stage, is_mixed, stage
 from cost_models.strategy import LayerRange
 
 
-def peak(shape: Shape, ranges: tuple[LayerRange, ...], device: Device) -> dict[str, Any]:
+def peak(shape: Shape, ranges: tuple[LayerRange, ...], device: Device, by_stage: bool = False) -> dict[str, Any]:
     """Bytes by component, of one rank of the fullest stage."""
     model, stages = shape.workload.model, shape.degrees.pipeline
-    if not is_mixed(model):
+    if not is_mixed(model) and not (by_stage and stages > 1):
         kept = sum(memory.kept(shape, part) * part.count for part in ranges) / stages
         return memory.memory(shape, kept, _most([memory.recomputed(shape, part.recompute) for part in ranges]), device)
     found: dict[str, Any] = {}

@@ -66,10 +66,8 @@ def stage(model: Model, ranges: tuple[LayerRange, ...], stages: int, index: int)
 
 
 def at_stage(shape: Shape, ranges: tuple[LayerRange, ...], index: int) -> Shape:
-    """The rank as one of this stage; unchanged where all stages are alike."""
+    """The rank as one of this stage."""
     model, stages = shape.workload.model, shape.degrees.pipeline
-    if not is_mixed(model):
-        return shape
     layers = tuple((piece.kind, piece.count) for piece in stage(model, ranges, stages, index))
     return replace(shape, stage=Stage(layers=layers, first=index == 0, last=index == stages - 1))
 

@@ -20,7 +20,7 @@ from cost_models.errors import InputError
 from cost_models.kernels import Kernels
 from cost_models.program import Compute, Exchange, Phase, Segment, StepProgram
 from cost_models.shape import Shape
-from cost_models.stages import Run, at_stage, runs
+from cost_models.stages import Run, at_stage, is_mixed, runs
 from cost_models.strategy import LayerRange
 from cost_models.work import matmul_s
 from cost_models.workload import DTYPE_BYTES
@@ -53,7 +53,8 @@ def step_program(shape: Shape, kernels: Kernels, ranges: tuple[LayerRange, ...])
             segment = backward_segment(here, kernels, part.recompute, repeat=run.here, offload=part.offload)
             segments.append(_at(segment, run))
         segments += [*vision.backward(shape, kernels), root_gradients(shape)]
-        epilogue = (update(at_stage(shape, ranges, stages - 1), kernels),)
+        last = at_stage(shape, ranges, stages - 1) if is_mixed(model) else shape
+        epilogue = (update(last, kernels),)
     return StepProgram(
         microbatch=tuple(segments),
         epilogue=epilogue,

@@ -50,7 +50,7 @@ def predict(case: Case, habits: Habits | None = None) -> Prediction:
     program = step_program(shape, kernels, ranges)
     micro = [_with_copies(segment, shape, kernels) for segment in program.microbatch]
     seconds = _fold(micro, list(program.epilogue), shape, kernels, paths, node.scale_up.latency_s)
-    parts = {name: float(value) for name, value in peak(shape, ranges, node.device).items()}
+    parts = {name: float(value) for name, value in peak(shape, ranges, node.device, by_stage=True).items()}
     own = sum(size for name, size in parts.items() if name not in ("communication", "reserve"))
     return Prediction(
         step_s=sum(seconds.values()),

@@ -11,6 +11,7 @@ import pytest
 
 from cost_models import Cluster, InputError, Model, Strategy, Workload, price
 from cost_models.memory import kept
+from cost_models.peak import peak
 from cost_models.shape import Shape
 
 NODE = Cluster.load("dgx-h100", nodes=1)
@@ -63,6 +64,21 @@ def test_the_head_is_on_one_stage():
     large = price(NODE, Workload(big, context_tokens=8192, global_batch=8), layout)
     assert large.step_s > small.step_s
     assert large.seconds["pipeline"] == pytest.approx(small.seconds["pipeline"], rel=1e-6)
+
+
+def test_stages_are_counted_apart_and_never_exceed_the_bound():
+    """The first stage holds all microbatches in flight and the embedding, the last one microbatch and the head."""
+    big = replace(MODEL, vocab=128256)
+    layout = Strategy(pipeline=4, microbatches=8, zero=0)
+    work = Workload(big, context_tokens=8192, global_batch=8)
+    device = NODE.runs[0].node.device
+    shape, ranges = Shape(work, layout), layout.layer_ranges(32)
+    bound, apart = peak(shape, ranges, device), peak(shape, ranges, device, by_stage=True)
+    assert float(sum(apart.values())) < float(sum(bound.values()))
+    weights = 8 * big.layer_params + big.embedding_params
+    assert float(apart["gradients"]) == pytest.approx(4 * weights)
+    assert float(apart["activations"]) == pytest.approx(4 * 8 * float(kept(shape, "none")))
+    assert float(apart["logits"]) == 0
 
 
 @pytest.mark.parametrize(
