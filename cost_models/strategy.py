@@ -81,11 +81,6 @@ class Strategy:
                 raise InputError(f"{name}={getattr(self, name)!r} is unknown; legal: {', '.join(get_args(legal))}")
         if self.virtual > 1 and self.schedule != "interleaved":
             raise InputError(f"virtual={self.virtual} needs schedule=interleaved, not {self.schedule}; legal here: 1")
-        if self.virtual > 1 and self.microbatches % self.pipeline:
-            raise InputError(
-                f"schedule=interleaved deals microbatches={self.microbatches} out by stages: they must be a multiple "
-                f"of pipeline={self.pipeline}"
-            )
         if self.zero not in (0, 1, 2, 3):
             raise InputError(f"zero={self.zero} is unknown; legal: 0, 1, 2, 3")
         if (self.data * self.context) % self.shard:

@@ -69,3 +69,10 @@ def test_pins_outside_the_space(pins: dict[str, object], words: str) -> None:
 
 def test_divisors_of_a_square() -> None:
     assert divisors(36) == [1, 2, 3, 4, 6, 9, 12, 18, 36]
+
+
+def test_a_pinned_schedule_is_searched_with_any_number_of_microbatches() -> None:
+    pins = {"pipeline": 2, "virtual": 2, "schedule": "interleaved", "microbatches": 4}
+    assert {family.microbatches for family in space(batch=8, **pins).families} == {4}
+    with pytest.raises(InputError, match="virtual=2 needs schedule=interleaved"):
+        space(batch=8, pipeline=2, virtual=2)
