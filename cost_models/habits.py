@@ -49,8 +49,9 @@ class Habits:
     merge_bytes: int = 18  # per output value and ring hop: cast the block (r2 w4), one blend in fp32 (r4 r4 w4)
     merge_gradient_bytes: int = 10  # per value of dQ, dK, dV and hop: a bf16 block added to an fp32 sum (r2 r4 w4)
     slice_bytes: int = 0  # per output value and striped hop, where the merged slice is copied back
-    widen_bytes: int = 0  # per value of a ring's result, once: the first block to fp32, the sum back
-    exchange_copies: int = 0  # kernels that each tensor passes through around an exchange of heads (read and write)
+    widen_bytes: int = 12  # per value of a ring's result, once: the first block to fp32 (r2 w4), the sum back (r4 w2)
+    exchange_copies: int = 2  # kernels that each tensor passes through around an exchange of heads (read and write)
+    exchange_alone: bool = False  # an exchange over one rank still runs, and copies
     gathered_bytes: int = 0  # per gathered key and value (all_gather): put in order, packed for the kernel
     gathered_gradient_bytes: int = 0  # the same in backward, with clearing, unpacking and adding their gradients
     send_channels: int = 0  # NCCL channels, one SM each, of a hop inside a domain; the simulator does not play them

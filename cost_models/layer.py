@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 from cost_models.adapters import linear_s
-from cost_models.either import larger, pick
+from cost_models.either import larger, pick, somewhere
 from cost_models.expert_layer import expert_mlp
 from cost_models.habits import FA1_SLOWDOWN
 from cost_models.kernels import Kernels
@@ -29,7 +29,7 @@ from cost_models.workload import DTYPE_BYTES
 def forward(shape: Shape, kernels: Kernels, *, part: str | None = None) -> tuple[Phase, ...]:
     """Phases of one layer forward; `part` renames the computation (`recompute`)."""
     inside = (*_inputs(shape, kernels, part), *context(shape, kernels, part=part or "attention"))
-    return (*inside, *_out_exchange(shape), *_outputs(shape, kernels, part), *_mlp(shape, kernels, part))
+    return (*inside, *_out_exchange(shape, kernels, part), *_outputs(shape, kernels, part), *_mlp(shape, kernels, part))
 
 
 def backward(shape: Shape, kernels: Kernels, recompute: str) -> tuple[Phase, ...]:
@@ -39,13 +39,13 @@ def backward(shape: Shape, kernels: Kernels, recompute: str) -> tuple[Phase, ...
         again = forward(shape, kernels, part="recompute")
     elif recompute == "all_but_attention":
         outputs = (*_outputs(shape, kernels, "recompute"), *_mlp(shape, kernels, "recompute", down=False))
-        again = (*_inputs(shape, kernels, "recompute"), *_out_exchange(shape), *outputs)
+        again = (*_inputs(shape, kernels, "recompute"), *_out_exchange(shape, kernels, "recompute"), *outputs)
     elif recompute == "mlp":
         again = _mlp(shape, kernels, "recompute", down=False)
     elif recompute == "core_attention":
         again = context(shape, kernels, part="recompute")
     before = (*_mlp(shape, kernels, None, grad=True), *_outputs(shape, kernels, None, grad=True))
-    core = (*_out_exchange(shape), *context(shape, kernels, part="attention", grad=True))
+    core = (*_out_exchange(shape, kernels), *context(shape, kernels, part="attention", grad=True))
     return (*again, *before, *core, *_inputs(shape, kernels, None, grad=True))
 
 
@@ -57,15 +57,15 @@ def _rotary_bytes(shape: Shape) -> Any:
 def _inputs(shape: Shape, kernels: Kernels, part: str | None, grad: bool = False) -> tuple[Phase, ...]:
     """Norm, the three projections, rotary, and the exchange of heads (or its gradient's)."""
     model = shape.workload.model
-    exchange = Exchange(part="all_to_all", axis="ulysses", op="all_to_all", bytes=_qkv_bytes(shape))
+    exchange = _exchanged(shape, kernels, _qkv_bytes(shape), part)
     if model.latent is not None:
-        made = (*latent_inputs(shape, kernels, model.latent, part, grad), exchange)
+        made = (*latent_inputs(shape, kernels, model.latent, part, grad), *exchange)
         return made[::-1] if grad else made
     matmul = sum(linear_s(shape, kernels, "qkv", *columns, grad) for columns in shape.linears["qkv"])
     launches = (1 if shape.habits.norm == "fused" else 6) + {"unfused": 10, "fused": 2, "none": 0}[shape.habits.rotary]
     moved_s = elementwise(shape, kernels, norm_bytes(shape) + _rotary_bytes(shape), launches, grad, part)
     gathered = tensor_exchange(shape, "all_gather", grad)
-    phases = (moved_s, *gathered, Compute(part=part or "matmul", seconds=matmul), exchange)
+    phases = (moved_s, *gathered, Compute(part=part or "matmul", seconds=matmul), *exchange)
     return phases[::-1] if grad else phases
 
 
@@ -73,9 +73,18 @@ def _qkv_bytes(shape: Shape) -> Any:
     return shape.tokens * shape.width * (shape.q_width + shape.sent_kv_width)
 
 
-def _out_exchange(shape: Shape) -> tuple[Phase, ...]:
-    sent = shape.tokens * shape.width * shape.out_width
-    return (Exchange(part="all_to_all", axis="ulysses", op="all_to_all", bytes=sent),)
+def _out_exchange(shape: Shape, kernels: Kernels, part: str | None = None) -> tuple[Phase, ...]:
+    return _exchanged(shape, kernels, shape.tokens * shape.width * shape.out_width, part)
+
+
+def _exchanged(shape: Shape, kernels: Kernels, moved: Any, part: str | None) -> tuple[Phase, ...]:
+    """An all-to-all of `moved` bytes, with the copies that put it in the order of ranks and back in that of heads."""
+    exchange = Exchange(part="all_to_all", axis="ulysses", op="all_to_all", bytes=moved)
+    several, copies = shape.degrees.ulysses > 1, shape.habits.exchange_copies
+    if not (copies and somewhere(several)):
+        return (exchange,)
+    seconds = kernels.memory_bound_s(2 * moved * copies, copies)
+    return (Compute(part=part or "memory_bound", seconds=pick(several, seconds, 0.0)), exchange)
 
 
 def _outputs(shape: Shape, kernels: Kernels, part: str | None, grad: bool = False) -> tuple[Phase, ...]:

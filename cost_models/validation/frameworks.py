@@ -149,7 +149,7 @@ DEEPSPEED = Framework(
 )
 EASYCONTEXT = Framework(
     name="EasyContext: Hugging Face layers under DeepSpeed ZeRO-3",
-    habits=Habits(attention="fa2", merge_bytes=38, widen_bytes=12, send_channels=32, overlap_cost=OVERLAP_COST),
+    habits=Habits(attention="fa2", merge_bytes=38, send_channels=32, overlap_cost=OVERLAP_COST),
     precision=Precision(reduce="bf16", grad="bf16"),
     reason="eager Hugging Face layers, zigzag ring of ring-flash-attn",
 )
@@ -190,7 +190,7 @@ FLASH_ATTENTION = Framework(
 )
 RING_FLASH = Framework(
     name="attention operator alone, ring-flash-attn (2024)",
-    habits=Habits(attention="fa2", merge_bytes=38, slice_bytes=8, widen_bytes=12, send_channels=32, host=PYTORCH_2024),
+    habits=Habits(attention="fa2", merge_bytes=38, slice_bytes=8, send_channels=32, host=PYTORCH_2024),
     precision=Precision(),
     reason="flash-attn 2; its merge is four kernels: cast (6 B), two differences (12 B each) and a product (8 B) per "
     "value and hop; a slice is written back (8 B); the first block is cast to fp32 and the sum back (12 B); k and v "
@@ -199,8 +199,7 @@ RING_FLASH = Framework(
 YUNCHANG = Framework(
     name="attention operator alone, yunchang (2024)",
     habits=Habits(
-        attention="fa2", merge_bytes=38, slice_bytes=8, widen_bytes=12, send_channels=32, host=PYTORCH_2024,
-        exchange_copies=2,
+        attention="fa2", merge_bytes=38, slice_bytes=8, send_channels=32, host=PYTORCH_2024, exchange_alone=True,
     ),
     precision=Precision(),
     reason="ring-flash-attn's rings, as above; q, k and v in an all-to-all each unless packed, a copy before and one "
@@ -209,7 +208,7 @@ YUNCHANG = Framework(
 MAGI_BASELINES = Framework(
     name="attention operator alone, FlashAttention-3 (MagiAttention's baselines)",
     habits=Habits(
-        merge_bytes=16, merge_gradient_bytes=24, send_channels=32, host=PYTORCH_2024, exchange_copies=2,
+        merge_bytes=16, merge_gradient_bytes=24, widen_bytes=0, send_channels=32, host=PYTORCH_2024,
         gathered_bytes=8, gathered_gradient_bytes=34,
     ),
     precision=Precision(),

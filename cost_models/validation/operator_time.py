@@ -65,8 +65,8 @@ def operator_stages(call: Call, habits: Habits) -> tuple[Stage, ...]:
     """Every stage of the call's passes in order."""
     device = call.cluster.runs[0].node.device
     older = habits.attention == "fa2" and device.architecture in FA2_ARCHITECTURES
-    if call.packed and call.strategy.ulysses == 1:
-        habits = replace(habits, exchange_copies=0)
+    if call.packed:
+        habits = replace(habits, exchange_alone=False)
     work = _Work(
         call=call,
         shape=Shape(call.workload, call.strategy, habits),
@@ -105,13 +105,12 @@ class _Work:
     def exchange(self, width: Any, packed: bool = False) -> Stage:
         """One tensor of `width` columns between the ranks that split its heads, and the copies around it."""
         habits, ranks = self.shape.habits, self.call.strategy.ulysses
-        if ranks == 1 and not habits.exchange_copies:
+        if ranks == 1 and not habits.exchange_alone:
             return Stage(host_s=0.0, device_s=0.0)
         moved = self.shape.tokens * self.shape.width * width
         device_s = float(self.paths.exchange_s("ulysses", "all_to_all", moved))
         copies = habits.exchange_copies + (1 if ranks == 1 else 0)
-        if copies:
-            device_s += self.kernels.memory_bound_s(2 * moved * copies, copies)
+        device_s += self.kernels.memory_bound_s(2 * moved * copies, copies)
         host_s = EXCHANGE_OPERATORS[packed] * self.host.operator_s + self.host.send_s(messages=2 * ranks)
         return Stage(host_s=host_s, device_s=device_s)
 

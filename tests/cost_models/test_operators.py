@@ -93,6 +93,24 @@ def test_one_rank_exchanges_nothing_unless_its_code_copies():
     assert copied == pytest.approx(A100.memory_bound_s(2 * 3 * 2048 * 1024 * 2, 3))
 
 
+def test_a_layer_pays_for_the_copies_of_its_exchanges():
+    """Two copies of q, k and v, two of the output, 2 bytes a value read and written; none over one rank."""
+    work = Workload(attention(32, 8, 128), context_tokens=2**16)
+    kernels = Kernels.of("h100-sxm-80gb")
+    for ulysses, exchanges in ((8, 2), (1, 0)):
+        with_copies, without = (
+            layer.forward(Shape(work, Strategy(ring=8 // ulysses, ulysses=ulysses), habits), kernels)
+            for habits in (OURS, replace(OURS, exchange_copies=0))
+        )
+        seconds, bare = (
+            sum(phase.seconds for phase in phases if isinstance(phase, Compute)) for phases in (with_copies, without)
+        )
+        moved = 2**13 * 2 * 128 * (32 + 2 * 8 + 32)
+        copied = kernels.memory_bound_s(2 * 2 * moved, 4) if exchanges else 0.0
+        assert len(with_copies) - len(without) == exchanges
+        assert seconds - bare == pytest.approx(copied, abs=1e-12)
+
+
 @pytest.mark.parametrize("taken", [0.0, 0.1, 32 / 108])
 def test_a_transfer_beside_computation(taken):
     """Never less than what does not fit, never falling in the transfer, never rising in the computation."""
