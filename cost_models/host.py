@@ -38,5 +38,5 @@ class Host:
 PYTORCH_2024 = Host(operator_s=10e-6, attention_s=60e-6, collective_s=100e-6, message_s=25e-6)
 """PyTorch 2 with NCCL 2.18 to 2.20. An eager operator takes 5 to 25 us of host time (public lessons on its dispatcher),
 a call of c10d 50 to 100 us; the share of a message is an estimate (an entry for each of 32 channels, below 1 us each).
-Beside it, and not used: zhuzilin/ring-flash-attention issue 8 prints 2.94 ms (zigzag) and 3.06 ms (plain) a forward
-pass over 8 GPUs with 8,192 tokens of 5 heads x 128 each, at most 0.42 ms for each of 7 hops; this says 0.46 ms."""
+A row that shaped none of it: ring-flash-attn's zigzag over 8 H800, 8,192 tokens of 5 heads x 128 each, 283 forward
+passes a second (README of early 2024), 3.53 ms where the kernels take 2.8; counted here: 3.28 ms."""
