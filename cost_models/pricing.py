@@ -13,7 +13,7 @@ Where the ring's exposed time comes from: `_ring`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from cost_models.paths import Paths
 from cost_models.peak import peak
 from cost_models.placement import Placement, check_placement
 from cost_models.profile import Profile
-from cost_models.program import Compute, Exchange, Ring, Segment, StepProgram
+from cost_models.program import Axis, Compute, Exchange, Op, Ring, Segment, StepProgram
 from cost_models.setting import setting
 from cost_models.shape import Shape
 from cost_models.step import step_program
@@ -197,17 +197,26 @@ def _double_ring(ring: Ring, paths: Paths) -> tuple[Any, Any, Any]:
 def _sharding_s(segment: Segment, paths: Paths) -> Any:
     """Seconds on the sharding stream for one repeat."""
     total: Any = 0.0
-    for axis, op, size in (
+    for axis, op, size in _sharded(segment):
+        if somewhere(size > 0):
+            total = total + pick(size > 0, paths.exchange_s(axis, op, size), 0.0)
+    return total
+
+
+def _sharded(segment: Segment) -> Sequence[tuple[Axis, Op, Any]]:
+    """What is gathered and reduced beside a segment."""
+    weights: list[tuple[Axis, Op, Any]] = [
         ("shard", "all_gather", segment.gather_bytes),
         ("shard", "reduce_scatter", segment.scatter_bytes),
         ("replicate", "all_reduce", segment.replicate_bytes),
-        ("expert_shard", "all_gather", segment.expert_gather_bytes),
-        ("expert_shard", "reduce_scatter", segment.expert_scatter_bytes),
-        ("expert_replicate", "all_reduce", segment.expert_replicate_bytes),
-    ):
-        if somewhere(size > 0):
-            total = total + pick(size > 0, paths.exchange_s(axis, op, size), 0.0)  # type: ignore[arg-type]
-    return total
+    ]
+    if segment.kind == "experts":
+        weights += [
+            ("expert_shard", "all_gather", segment.expert_gather_bytes),
+            ("expert_shard", "reduce_scatter", segment.expert_scatter_bytes),
+            ("expert_replicate", "all_reduce", segment.expert_replicate_bytes),
+        ]
+    return weights
 
 
 def sent_bytes(program: StepProgram, strategy: Strategy) -> dict[str, Any]:
@@ -223,12 +232,8 @@ def sent_bytes(program: StepProgram, strategy: Strategy) -> dict[str, Any]:
             sent[f"{axis} {op}"] = sent.get(f"{axis} {op}", 0.0) + share * size * times
 
     for segment, times in program.segments():
-        count("shard", "all_gather", segment.gather_bytes, times)
-        count("shard", "reduce_scatter", segment.scatter_bytes, times)
-        count("replicate", "all_reduce", segment.replicate_bytes, times)
-        count("expert_shard", "all_gather", segment.expert_gather_bytes, times)
-        count("expert_shard", "reduce_scatter", segment.expert_scatter_bytes, times)
-        count("expert_replicate", "all_reduce", segment.expert_replicate_bytes, times)
+        for axis, op, size in _sharded(segment):
+            count(axis, op, size, times)
         for phase in segment.phases:
             if isinstance(phase, Exchange):
                 count(phase.axis, phase.op, phase.bytes, times)
