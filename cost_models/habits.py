@@ -52,6 +52,7 @@ class Habits:
     widen_bytes: int = 12  # per value of a ring's result, once: the first block to fp32 (r2 w4), the sum back (r4 w2)
     exchange_copies: int = 2  # kernels that each tensor passes through around an exchange of heads (read and write)
     exchange_alone: bool = False  # an exchange over one rank still runs, and copies
+    widen_alone: bool = False  # the result is widened also where the ring is one block
     gathered_bytes: int = 0  # per gathered key and value (all_gather): put in order, packed for the kernel
     gathered_gradient_bytes: int = 0  # the same in backward, with clearing, unpacking and adding their gradients
     send_channels: int = 0  # NCCL channels, one SM each, of a hop inside a domain; the simulator does not play them

@@ -127,7 +127,8 @@ def ring(shape: Shape, kernels: Kernels, *, part: str, grad: bool = False, causa
     """Attention of one rank over its ring: its own block (causal), then one block for each hop.
 
     zigzag, double and striped: every block is half masked, all ranks alike. contiguous: the last rank computes whole
-    blocks. Without a causal mask all blocks are whole. The own block is widened to fp32 where others will follow.
+    blocks. Without a causal mask all blocks are whole. Widening the result, once, is spread over the hops: where there
+    are none, nothing is widened (and a bound that takes fewer hops stays below).
     """
     degrees, tokens, kind = shape.degrees, shape.ring_tokens, shape.degrees.ring_kind
     if shape.habits.attention == "unfused":
@@ -144,8 +145,8 @@ def ring(shape: Shape, kernels: Kernels, *, part: str, grad: bool = False, causa
     return Ring(
         part=part,
         pieces=degrees.ring,
-        first_s=first + pick(degrees.ring > 1, widened, 0.0),
-        piece_s=piece + _merge_s(shape, kernels, grad),
+        first_s=first,
+        piece_s=piece + _merge_s(shape, kernels, grad) + widened / larger(degrees.ring - 1, 1),
         hop_bytes=kv * shape.width,
         gradient_bytes=kv * DTYPE_BYTES[degrees.grad_ring_dtype] if grad else 0.0 * kv,
         taken=shape.habits.send_channels / kernels.device.sms if kernels.device.sms else 0.0,

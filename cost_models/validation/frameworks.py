@@ -190,16 +190,19 @@ FLASH_ATTENTION = Framework(
 )
 RING_FLASH = Framework(
     name="attention operator alone, ring-flash-attn (2024)",
-    habits=Habits(attention="fa2", merge_bytes=38, slice_bytes=8, send_channels=32, host=PYTORCH_2024),
+    habits=Habits(
+        attention="fa2", merge_bytes=38, slice_bytes=8, widen_alone=True, send_channels=32, host=PYTORCH_2024
+    ),
     precision=Precision(),
     reason="flash-attn 2; its merge is four kernels: cast (6 B), two differences (12 B each) and a product (8 B) per "
-    "value and hop; a slice is written back (8 B); the first block is cast to fp32 and the sum back (12 B); k and v "
-    "are sent by NCCL beside the block, on 32 channels inside a node",
+    "value and hop; a slice is written back (8 B); the first block is cast to fp32 and the sum back (12 B), of a "
+    "ring of one too; k and v are sent by NCCL beside the block, on 32 channels inside a node",
 )
 YUNCHANG = Framework(
     name="attention operator alone, yunchang (2024)",
     habits=Habits(
-        attention="fa2", merge_bytes=38, slice_bytes=8, send_channels=32, host=PYTORCH_2024, exchange_alone=True,
+        attention="fa2", merge_bytes=38, slice_bytes=8, widen_alone=True, send_channels=32, host=PYTORCH_2024,
+        exchange_alone=True,
     ),
     precision=Precision(),
     reason="ring-flash-attn's rings, as above; q, k and v in an all-to-all each unless packed, a copy before and one "

@@ -42,6 +42,11 @@ NOTES = (
     ),
     Note(
         file="op_usp_ulysses_ring",
+        text="few heads on a GPU end early without a ring too (8 x 128 over ulysses 8): FlashAttention-2 starts tiles "
+        "with the most keys last, and half of the longest, at 2 x 1,024 tiles on 108 SMs, is 5% of the whole",
+    ),
+    Note(
+        file="op_usp_ulysses_ring",
         text="ring 8 ends 8 to 18% early where a hop carries 134 MB (32 x 32 and 8 x 128), 10% at 33 MB and not at "
         "17 MB, for each kind of ring; ring 4 of the same code does not. About as much as hops of 70 GB/s that hide "
         "behind nothing; cause not found",

@@ -47,6 +47,7 @@ class Call:
     backward: bool = False
     causal: bool = True
     packed: bool = False  # q, k and v in one tensor: one exchange, and none at all over one rank
+    strided: bool = False  # k and v are slices of one tensor: the ring copies them first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +83,7 @@ def operator_stages(call: Call, habits: Habits) -> tuple[Stage, ...]:
     stages: tuple[Stage, ...] = ()
     for runs, grad in ((call.forward, False), (call.backward, True)):
         if runs:
-            forth = (*work.exchanges(), *work.blocks(grad), work.exchange(work.shape.out_width))
+            forth = (*work.exchanges(), *work.copies(grad), *work.blocks(grad), work.exchange(work.shape.out_width))
             stages += forth[::-1] if grad else forth
     return stages
 
@@ -113,6 +114,19 @@ class _Work:
         device_s += self.kernels.memory_bound_s(2 * moved * copies, copies)
         host_s = EXCHANGE_OPERATORS[packed] * self.host.operator_s + self.host.send_s(messages=2 * ranks)
         return Stage(host_s=host_s, device_s=device_s)
+
+    def copies(self, grad: bool) -> tuple[Stage, ...]:
+        """k and v made contiguous; the result of a ring of one block widened and cast back."""
+        shape, habits = self.shape, self.shape.habits
+        moved = 2 * shape.tokens * shape.width * shape.sent_kv_width if self.call.strided and not grad else 0.0
+        launches = 2 if moved else 0
+        if habits.widen_alone and self.call.strategy.ring == 1:
+            heads = shape.heads + 2 * shape.kv_heads if grad else shape.heads
+            values = shape.ring_tokens * shape.rows * self.call.workload.model.head_dim * heads
+            moved, launches = moved + values * habits.widen_bytes, launches + 2
+        if not launches:
+            return ()
+        return (Stage(host_s=launches * self.host.operator_s, device_s=self.kernels.memory_bound_s(moved, launches)),)
 
     def blocks(self, grad: bool) -> tuple[Stage, ...]:
         """The ring's blocks, equal shares of its time; or the gathered keys and values, and one block."""

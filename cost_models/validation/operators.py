@@ -104,6 +104,7 @@ def _usp(row: Row) -> OperatorCase | Refused:
         ),
         backward=row.text("pass") != "fwd",
         packed=api == "qkvpacked",
+        strided=api == "qkvpacked",
     )
     return OperatorCase(
         row=row,
@@ -134,6 +135,7 @@ def _ring_flash(row: Row) -> OperatorCase | Refused:
         ),
         strategy=Strategy(ring=ring, ring_kind=RING_KINDS.get(kind, "zigzag"), grad_ring_dtype="fp32"),
         backward="bwd" in passes,
+        strided=ring > 1,  # kvpacked (benchmark/benchmark_kvpacked_func.py)
     )
     return OperatorCase(
         row=row,

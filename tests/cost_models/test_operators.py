@@ -66,14 +66,20 @@ def test_copies_and_merges_by_hand():
     values = 2 * 4096 * 8 * 32
     own = A100.attention_s(4096, 4096, 8, 8, 32, True, batch=2)
     half = A100.attention_s(4096, 2048, 8, 8, 32, False, batch=2)
-    assert ring.first_s == pytest.approx(own + A100.memory_bound_s(values * 12, 2), rel=1e-9)
-    assert ring.piece_s == pytest.approx(half + A100.memory_bound_s(values * 38, 4), rel=1e-9)
+    assert ring.first_s == pytest.approx(own, rel=1e-9)
+    widened = A100.memory_bound_s(values * 12, 2)  # once, here in the only hop
+    assert ring.piece_s == pytest.approx(half + A100.memory_bound_s(values * 38, 4) + widened, rel=1e-9)
     assert ring.hop_bytes == 2 * 2048 * 1024 * 2
     assert ring.taken == 32 / 108
     striped = layer.ring(
         Shape(SMALL.workload, replace(SMALL.strategy, ring_kind="striped"), YUNCHANG.habits), A100, part="attention"
     )
-    assert striped.piece_s == pytest.approx(own + A100.memory_bound_s(values * (38 + 8), 4), rel=1e-9)
+    assert striped.piece_s == pytest.approx(own + A100.memory_bound_s(values * (38 + 8), 4) + widened, rel=1e-9)
+    strided = operator_stages(replace(SMALL, packed=True, strided=True), YUNCHANG.habits)
+    assert len(strided) == 5
+    assert strided[1].device_s == pytest.approx(A100.memory_bound_s(2 * 2048 * 2 * 1024 * 2, 2), rel=1e-9)
+    one = operator_stages(replace(SMALL, strategy=Strategy(ulysses=8)), YUNCHANG.habits)[3]
+    assert one.device_s == pytest.approx(A100.memory_bound_s(2 * 8192 * 4 * 32 * 12, 2), rel=1e-9)
 
 
 def test_the_busier_of_host_and_device_decides():
