@@ -80,8 +80,11 @@ def test_sizes_are_exact_against_the_safetensors_headers(tmp_path):
 
 def test_presets_equal_their_configs(tmp_path):
     for name, data in (("mixtral-8x7b", MIXTRAL), ("qwen3-30b-a3b", QWEN3_30B), ("qwen3-235b-a22b", QWEN3_235B),
-                       ("deepseek-v2", DEEPSEEK_V2), ("deepseek-v3", DEEPSEEK_V3)):  # fmt: skip
+                       ("deepseek-v2", DEEPSEEK_V2), ("deepseek-v3", DEEPSEEK_V3),
+                       ("deepseek-v2-lite", DEEPSEEK_V2_LITE)):  # fmt: skip
         assert {**vars(load(tmp_path, data)), "name": name} == {**vars(Model.load(name))}
+    larger = Model.load("mixtral-8x22b")  # mistral.ai/news/mixtral-8x22b: 141B, of which 39B are active
+    assert (round(larger.llm_params / 1e9), round(larger.active_params / 1e9)) == (141, 39)
 
 
 def test_layers_know_their_kind(tmp_path):
