@@ -24,6 +24,7 @@ from cost_models.program import Compute, Exchange, Phase, Segment
 from cost_models.shape import Shape
 from cost_models.step import step_program, trained_params
 from cost_models.validation.cases import Case
+from cost_models.workload import DTYPE_BYTES
 
 ROOT_SEGMENTS = ("embed", "head and loss", "root gradients")
 
@@ -98,7 +99,7 @@ def _root_copies(name: str, shape: Shape) -> float:
     if name == "head and loss":
         return table * shape.habits.accumulate_bytes * shape.workload.trains_head
     alone = shape.degrees.pipeline == 1 and float(shape.trained_root_params) >= table
-    return table * (width + width + 8) * alone
+    return table * (width + width + 2 * DTYPE_BYTES[shape.workload.precision.grad]) * alone
 
 
 def _exposed(phase: Phase, shape: Shape) -> Phase:

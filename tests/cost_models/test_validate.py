@@ -16,7 +16,7 @@ from cost_models.validation.cases import Case, Refused, case_of
 from cost_models.validation.frameworks import FRAMEWORKS
 from cost_models.validation.judge import judge
 from cost_models.validation.plot import svg
-from cost_models.validation.predict import neutral, predict
+from cost_models.validation.predict import kernels_for, neutral, predict
 from cost_models.validation.report import as_json, markdown
 from cost_models.validation.rows import FOLDER, files, read
 from cost_models.validation.statistics import Errors, ranking
@@ -197,3 +197,14 @@ def test_pipeline_halves_hold_their_own_root_and_microbatches():
 def test_command_refuses_an_unknown_file():
     result = CliRunner().invoke(main, ["--file", "train_nothing"])
     assert result.exit_code == 2
+
+
+def test_root_gradients_are_added_to_their_buffers():
+    """Head: 8 bytes a weight and microbatch into fp32; embedding: its table zeroed (2), read (2) and added (8)."""
+    case = case_of(rows("train_simumax_b200", row="2")[0])
+    without = predict(case, replace(case.framework.habits, accumulate_bytes=0)).seconds["compute"]
+    found = predict(case).seconds["compute"] - without
+    table, layers = 128256 * 8192 / 2, 12 * (8192 * (2 * 8192 + 2 * 1024) + 3 * 8192 * 28672) / 2
+    kernels = kernels_for(case, case.framework.habits)
+    moved = kernels.memory_bound_s(4 * (table * (8 + 12) + layers * 8), 0)
+    assert found == pytest.approx(moved, rel=0.02)
