@@ -150,8 +150,10 @@ def _ring(ring: Ring, paths: Paths) -> tuple[Any, Any, Any]:
         return _double_ring(ring, paths)
     hops = ring.pieces - 1
     hop = paths.exchange_s("ring", "send", ring.hop_bytes)
-    both_ways = paths.exchange_s("ring", "send", ring.hop_bytes + ring.gradient_bytes)
-    gradient = pick(ring.gradient_bytes > 0, paths.exchange_s("ring", "send", ring.gradient_bytes), 0.0)
+    both_ways, gradient = hop, 0.0
+    if somewhere(ring.gradient_bytes > 0):
+        both_ways = paths.exchange_s("ring", "send", ring.hop_bytes + ring.gradient_bytes)
+        gradient = pick(ring.gradient_bytes > 0, paths.exchange_s("ring", "send", ring.gradient_bytes), 0.0)
     computed, further = ring.first_s + hops * ring.piece_s, larger(hops - 1, 0)
     taken = pick(paths.crosses("ring"), 0.0, ring.taken)
     exposed = over(hop, ring.first_s, taken) + further * over(both_ways, ring.piece_s, taken)
@@ -172,7 +174,8 @@ def over(sending_s: Any, computing_s: Any, taken: Any = 0.0) -> Any:
     >>> over(2.0, 1.0), over(1.0, 2.0), over(1.0, 2.0, 0.25)
     (1.0, 0.0, 0.25)
     """
-    return larger(larger(0.0, sending_s - computing_s), taken * sending_s)
+    beyond = larger(0.0, sending_s - computing_s)
+    return larger(beyond, taken * sending_s) if somewhere(taken > 0) else beyond
 
 
 def _double_ring(ring: Ring, paths: Paths) -> tuple[Any, Any, Any]:
