@@ -108,3 +108,11 @@ def test_a_peer_stands_beside_the_rows_that_carry_it() -> None:
     assert (time, memory, ours.rows, held.rows) == ("step time", "peak memory", 24, 24)
     assert theirs.median == pytest.approx(0.0526, abs=0.01)  # the file's own simumax_pred_ms against iter_s
     assert held.median < 0.01
+
+
+def test_adapters_are_known_by_the_row_s_remarks() -> None:
+    whole, adapted = standard_case(own_row()), standard_case(own_row(other="LoRA, rank 64"))
+    assert isinstance(whole, Case) and isinstance(adapted, Case)
+    assert (whole.workload.lora_rank, adapted.workload.lora_rank) == (0, 64)
+    unsaid = standard_case(own_row(other="task=LoRA"))
+    assert isinstance(unsaid, Case) and unsaid.workload.lora_rank == 16
