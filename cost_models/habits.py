@@ -64,6 +64,8 @@ class Habits:
     accumulate_bytes: int = 0  # per weight and microbatch: adding the gradient to a resident buffer
     overlap_cost: float = 0.0  # seconds that a second of hidden gathers and reductions adds to the computation
     reduction: Reduction = "overlapped"  # gradient reduction and weight gathers beside the computation, or after it
+    blocking_collectives: int = 0  # ZeRO-3: a layer's weights one by one, in each of so many, with nothing beside them
+    list_operators: int = 0  # eager operators for each rank's piece, where a collective takes a list of tensors
     dummy_gradient_bytes: int = 0  # per weight of each distinct shape: placeholders that autograd is handed
     loss_bytes: int | None = None  # traffic per logit of a whole loss; none: autograd's cross entropy in fp32
     logit_bytes: int | None = None  # held per logit at the loss; none: b for logits and gradient, twice fp32
@@ -95,6 +97,8 @@ class Habits:
             "cast_bytes",
             "accumulate_bytes",
             "overlap_cost",
+            "blocking_collectives",
+            "list_operators",
         ):
             if getattr(self, name) < 0:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 0")

@@ -33,7 +33,7 @@ from cost_models.step import step_program
 from cost_models.strategy import EXPERT_AXES, Strategy
 from cost_models.workload import Workload
 
-_COMPUTE = {"recompute": "recompute", "vision": "vision", "optimizer": "optimizer"}
+_COMPUTE = {"recompute": "recompute", "sharding": "sharding", "vision": "vision", "optimizer": "optimizer"}
 _EXCHANGE = {"all_to_all": "all_to_all", "ring": "ring", "embeddings": "vision", "tensor": "tensor",
              "pipeline": "pipeline", "experts": "experts"}  # fmt: skip
 

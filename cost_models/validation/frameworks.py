@@ -164,9 +164,14 @@ DEEPSPEED_GPT = Framework(
         rotary="none",
         attention="unfused",
         dropout=True,
+        blocking_collectives=4,
+        list_operators=2,
     ),
     precision=Precision(param="fp16", reduce="fp16", grad="fp16"),
-    reason="Megatron's layers without tensor parallelism; ZeRO-3 gathers and reduces in fp16",
+    reason="Megatron's layers without tensor parallelism; ZeRO-3 gathers and reduces in fp16, each of a layer's four "
+    "matrices by a collective of its own, after torch.cuda.synchronize (partition_parameters.py of 2021: "
+    "_allgather_param), so beside nothing, and once more for the recomputed pass; collectives take lists: for each "
+    "rank a view in Python and a copy between its tensor and the flat buffer that NCCL needs",
 )
 MEGATRON_DEEPSPEED = Framework(
     name="Megatron-DeepSpeed with sequence parallelism (2024)",

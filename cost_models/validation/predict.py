@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cost_models.habits import OURS, Habits
+from cost_models.host import PYTORCH_2024
 from cost_models.kernels import FA2_ARCHITECTURES, Kernels
 from cost_models.paths import Paths, domain_link, paths_of
 from cost_models.peak import peak
@@ -86,7 +87,30 @@ def _with_copies(segment: Segment, shape: Shape, kernels: Kernels) -> Segment:
     if moved:
         phases = (*phases, Compute(part="memory_bound", seconds=kernels.memory_bound_s(moved, 6)))
     gathered = segment.gather_bytes * (4 / shape.width if habits.gathered_fp32 else 1)
-    return replace(segment, phases=phases, gather_bytes=gathered)
+    segment = replace(segment, phases=phases, gather_bytes=gathered)
+    return _blocking(segment, shape, kernels) if habits.blocking_collectives and shape.degrees.zero == 3 else segment
+
+
+def _blocking(segment: Segment, shape: Shape, kernels: Kernels) -> Segment:
+    """Gathers before the work and reductions after it, weight by weight; a recomputed layer is gathered once more.
+
+    As lists of tensors each collective goes through a flat buffer, read and written with eager operators per rank; the
+    buffer of a gather is cleared first.
+    """
+    habits, ranks = shape.habits, int(shape.degrees.shard)
+    each = habits.blocking_collectives if segment.name.startswith("layer") else 1
+    times = 2 if segment.name.endswith(" full") else 1
+    phases: tuple[Phase, ...] = ()
+    for op, size, count, passes in (
+        ("all_gather", float(segment.gather_bytes), each * times, 3),
+        ("reduce_scatter", float(segment.scatter_bytes), each, 2),
+    ):
+        if size:
+            piece = Exchange(part="sharding", axis="shard", op=op, bytes=size / each)  # type: ignore[arg-type]
+            flat_s = kernels.memory_bound_s(passes * size / each, 1) if habits.list_operators else 0.0
+            host_s = habits.list_operators * ranks * PYTORCH_2024.operator_s
+            phases += (piece, Compute(part="sharding", seconds=flat_s + host_s)) * count
+    return replace(segment.without_sharding(), phases=(*phases, *segment.phases))
 
 
 def _root_copies(name: str, shape: Shape) -> float:

@@ -85,6 +85,20 @@ def test_hidden_collectives_lengthen_the_computation_and_never_more_than_exposed
     }
 
 
+def test_blocking_collectives_cost_their_bytes_and_lists_two_operators_for_each_rank():
+    """DeepSpeed of 2021, 175B on 768 GPUs: three gathers and a reduction of 96 layers, of four matrices each."""
+    case = case_of(rows("train_megatron_sc21_table2", row="9")[0])
+    habits = case.framework.habits
+    bare, lists = (predict(case, replace(habits, list_operators=count)) for count in (0, 2))
+    model = case.workload.model
+    moved = 4 * 2 * model.layers * model.layer_matmul_params
+    assert bare.seconds["sharding"] > moved / (8 * 25e9)
+    host_s = 4 * 4 * model.layers * 768 * 2 * 10e-6
+    assert host_s < lists.step_s - bare.step_s < 1.3 * host_s
+    pipeline = case_of(rows("train_megatron_sc21_table2", row="3")[0])
+    assert lists.step_s > predict(pipeline).step_s  # as measured: the same work on as many GPUs
+
+
 def test_biases_read_every_output_gradient_once_more():
     case = case_of(rows("train_llm_foundry_mpt", row="103")[0])
     bare, biased = (
