@@ -78,9 +78,9 @@ NOTES = (
     ),
     Note(
         file="train_megatron_sc21_table2",
-        text="ZeRO-3 rows: half of the time is DeepSpeed's list-form collectives of 2021, so two eager operators of 10 us "
-        "for each rank, gather and matrix; that host time is not measured for this code, and the 384-GPU pair, 6% apart, "
-        "comes out as a tie",
+        text="ZeRO-3 rows: half of the time is DeepSpeed's list-form collectives of 2021, two eager operators of 10 "
+        "us for each rank, gather and matrix; that host time is not measured for this code, and the 384-GPU pair, 6% "
+        "apart, comes out as a tie",
     ),
     Note(
         file="train_megatron_recompute_2205.05198",
