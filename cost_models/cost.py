@@ -29,6 +29,7 @@ class StepCost:
     tokens: int  # of the step
     ranks: int
     estimates: tuple[str, ...]  # numbers that no measurement backs, in words
+    moment: str = ""  # of the step, when memory peaks; empty where a plan file was read
 
     @property
     def step_s(self) -> float:

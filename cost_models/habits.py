@@ -68,6 +68,7 @@ class Habits:
     list_operators: int = 0  # eager operators for each rank's piece, where a collective takes a list of tensors
     dummy_gradient_bytes: int = 0  # per weight of each distinct shape: placeholders that autograd is handed
     loss_bytes: int | None = None  # traffic per logit of a whole loss; none: autograd's cross entropy in fp32
+    drops_gradients: bool = False  # below ZeRO-3: gradients are dropped after a step and come as activations go
     logit_bytes: int | None = None  # held per logit at the loss; none: b for logits and gradient, twice fp32
     owner_broadcasts: bool = False  # ZeRO-1: after the update each owner sends its weights by a broadcast of its own
     optimizer_bytes: int | None = None  # traffic per weight of the update; none: a fused fp32 update

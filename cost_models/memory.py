@@ -1,32 +1,33 @@
-"""Peak memory of the busiest rank by component, at the moment when the backward pass has just begun.
+"""Peak memory of the busiest rank by component, at the highest moment of the step (`moments`).
 
     parameters + gradients + optimizer     ZeRO: over `shard` ranks (gradients from ZeRO-2, weights from ZeRO-3)
-    gathered      whole weights in the parameter dtype: the root, and two layers in flight (all layers below ZeRO-3)
-    activations   what each layer keeps until its backward pass, by recompute policy
-    working       the largest transient of one layer: what is recomputed, attention's ring buffers, whole gradients
-    logits        one chunk of the loss, or all of it, with the head's gradient        vision   of the own frames
+    activations   what each layer keeps until its backward pass, by recompute policy; rotary tables
+    gathered, working, logits              alive at that moment only: whole weights; what is recomputed, gradients in
+                  flight; the loss and the head's gradient        vision   of the own frames
     communication, reserve   library buffers, CUDA context, allocator slack: named estimates below
 
 What one decoder layer keeps per token in unfused Hugging Face code (h hidden, q/k widths, f ffn, b bytes):
-    norms   2 x (4 h fp32 copy + b h normalised + b h output)      attention  b (q + 2 k') + b q out + b q + 4 H lse
+    norms   2 x (4 h fp32 copy + b h normalised + b h output + 4)  attention  b (q + 2 k') + b q out + b q + 4 H lse
     MLP     b f x 4 (gate, its activation, up, their product)      mlp drops the last row, full keeps b h
+Gradients count as resident (they are, from the second microbatch on) unless the framework drops them after a step.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from cost_models.adapters import adapter_kept_bytes
 from cost_models.device import Device
-from cost_models.either import pick
-from cost_models.expert_layer import expert_kept_bytes, expert_working_bytes
+from cost_models.either import both, larger, pick, smaller
+from cost_models.expert_layer import expert_kept_bytes
 from cost_models.latent_layer import latent_kept_bytes
 from cost_models.shape import Shape
 from cost_models.step import trained_expert_params, trained_params
 from cost_models.strategy import LayerRange
 from cost_models.workload import DTYPE_BYTES
+
+if TYPE_CHECKING:
+    from cost_models.moments import Moment
 
 CONTEXT_BYTES = {"gpu": 640 * 2**20, "cpu": 450 * 2**20}
 """CUDA context and cuBLAS workspaces; on a CPU the interpreter with its libraries. Estimates."""
@@ -36,15 +37,15 @@ SLACK = 0.03
 """Share of the dynamic memory lost to fragmentation. Estimate."""
 
 
-def memory(shape: Shape, activations: Any, again: Any, device: Device) -> dict[str, Any]:
-    """Components in bytes. `activations`: kept by all layers together; `again`: recomputed by one."""
+def memory(shape: Shape, activations: Any, moment: Moment, device: Device) -> dict[str, Any]:
+    """Components in bytes. `activations`: kept by all layers together; `moment`: the highest of the step."""
     kind = "cpu" if device.architecture == "cpu" else "gpu"
     parts = {
         **_states(shape),
-        "gathered": _gathered(shape),
-        "activations": np.asarray(activations) * _microbatches_in_flight(shape),
-        "working": working(shape) + again,
-        "logits": _logits(shape),
+        "gathered": moment.gathered,
+        "activations": activations * microbatches_in_flight(shape) + _outside_layers(shape),
+        "working": moment.working,
+        "logits": moment.logits,
         "vision": _vision(shape),
         "cache": _cache(shape),
         "communication": _communication(shape, GROUP_BYTES[kind]),
@@ -52,6 +53,29 @@ def memory(shape: Shape, activations: Any, again: Any, device: Device) -> dict[s
     dynamic = sum(parts[name] for name in ("gathered", "activations", "working", "logits", "vision"))
     parts["reserve"] = CONTEXT_BYTES[kind] + SLACK * dynamic
     return parts
+
+
+def _outside_layers(shape: Shape) -> Any:
+    """Cosines and sines of the rotary positions and the positions (8 B), and the final norm's input if it is saved."""
+    if shape.workload.mode != "train":
+        return 0 * shape.tokens
+    model, width = shape.workload.model, shape.width
+    last = _final_norm_input(shape)
+    if shape.habits.rotary == "none":
+        return last
+    return last + shape.tokens * (2 * model.head_dim * width + 8)
+
+
+def _final_norm_input(shape: Shape) -> Any:
+    if not saves_input(shape) or (shape.stage is not None and not shape.stage.last):
+        return 0
+    whole = shape.outer_tokens * shape.workload.model.hidden * shape.width
+    return whole if shape.stage is not None else pick(shape.degrees.pipeline == 1, whole, 0)
+
+
+def saves_input(shape: Shape) -> bool:
+    """Whether a norm saves its input as it is: a fused one, or one that computes in fp32 on fp32; else an fp32 copy."""
+    return shape.habits.norm == "fused" or shape.width >= 4
 
 
 def kept(shape: Shape, part: LayerRange | str, offload: str = "none") -> Any:
@@ -71,13 +95,13 @@ def kept(shape: Shape, part: LayerRange | str, offload: str = "none") -> Any:
         return boundary
     if recompute == "all_but_attention":
         return boundary + output + lse
-    norms = 2 * outer * model.hidden * (2 * width + (0 if habits.norm == "fused" else 4))
+    norms = 2 * outer * (model.hidden * (2 * width + (0 if habits.norm == "fused" else 4)) + 4)
     masks = 2 * outer * model.hidden if habits.dropout else 0
-    out = np.where(np.asarray(shape.degrees.ulysses) > 1, tokens * shape.out_width * width, 0)
+    out = pick(shape.degrees.ulysses > 1, tokens * shape.out_width * width, 0)
     attention = queries + kv + output + lse + out
     if model.latent is not None:
         attention = attention + latent_kept_bytes(shape, model.latent)
-    mlp = tokens * shape.ffn * width * _mlp_tensors(shape)
+    mlp = tokens * shape.ffn * width * mlp_tensors(shape)
     if shape.experts is not None:
         mlp = expert_kept_bytes(shape, shape.experts)
     if shape.workload.lora_rank:
@@ -86,7 +110,7 @@ def kept(shape: Shape, part: LayerRange | str, offload: str = "none") -> Any:
     return norms + masks + attention + _scores(shape) + mlp - dropped[recompute]
 
 
-def _mlp_tensors(shape: Shape) -> int:
+def mlp_tensors(shape: Shape) -> int:
     """Gate, its activation, up, their product; a fused kernel computes the activation again."""
     if not shape.workload.model.gated:
         return 2
@@ -102,78 +126,71 @@ def _scores(shape: Shape) -> Any:
 
 
 def recomputed(shape: Shape, recompute: str) -> Any:
-    """Bytes that come back to life in the backward pass of one layer under a policy."""
+    """Bytes that come back to life in the backward pass of one layer under a policy.
+
+    The kept input is one of them where the first norm saves it as it is.
+    """
     if recompute in ("none", "core_attention"):
         return 0 * shape.tokens
-    return kept(shape, "none") - kept(shape, recompute)
-
-
-def working(shape: Shape) -> Any:
-    """Transients of one layer: gradients of its widest tensors, attention's in-flight KV and dKV, whole gradients."""
-    model, width, tokens = shape.workload.model, shape.width, shape.tokens
-    exchanged = shape.ring_tokens * shape.rows
-    queries, output = exchanged * shape.heads * model.head_dim, exchanged * shape.heads * model.v_dim
-    kv, ring = exchanged * shape.kv_heads * (model.head_dim + model.v_dim), np.asarray(shape.degrees.ring) > 1
-    mlp = tokens * shape.ffn * width * (3 if model.gated else 2)
-    if shape.experts is not None:
-        mlp = expert_working_bytes(shape, shape.experts)
-    if shape.workload.mode != "train":
-        attention = (queries + output) * width + np.where(ring, kv * width * 2, 0)
-        return np.maximum(attention, mlp) + tokens * model.hidden * width * 2
-    gradient_bytes = DTYPE_BYTES[shape.degrees.grad_ring_dtype]
-    attention = (queries + 2 * output) * width + kv * width
-    attention = attention + np.where(ring, kv * (2 * width + 2 * gradient_bytes), 0)
-    whole = (shape.trained_layer_params + shape.trained_expert_params) * _transient_gradient(shape)
-    whole = whole + _dummy_gradients(shape)
-    return np.maximum(attention, mlp) + tokens * model.hidden * (4 + width) + whole
+    back = kept(shape, "none") - kept(shape, recompute)
+    if recompute == "mlp" or saves_input(shape):
+        return back
+    return back + shape.outer_tokens * shape.workload.model.hidden * shape.width
 
 
 def _states(shape: Shape) -> dict[str, Any]:
-    precision, zero = shape.workload.precision, np.asarray(shape.degrees.zero)
-    model, shard = shape.workload.model, shape.degrees.shard
-    total = shape.stage_total(lambda here: here.layer_params) + _root_params(shape) + model.vision_params
-    trained = np.minimum(trained_params(shape), total)
-    experts = shape.stage_total(lambda here: here.expert_params)
-    trained_experts = trained_expert_params(shape)
+    precision, zero, shard = shape.workload.precision, shape.degrees.zero, shape.degrees.shard
+    total, experts = _held(shape), shape.stage_total(lambda here: here.expert_params)
+    trained, trained_experts = smaller(trained_params(shape), total), trained_expert_params(shape)
     if shape.workload.mode != "train":
-        width = shape.width
-        resident = total * width * (1 + np.where(np.asarray(shard) > 1, 1 / np.asarray(shard), 0.0))  # gathered to stay
-        resident = resident + experts * width
+        resident = total * shape.width * (1 + pick(shard > 1, 1 / shard, 0.0)) + experts * shape.width  # stays gathered
         return {"parameters": resident, "gradients": 0.0 * resident, "optimizer": 0.0 * resident}
     master, param = DTYPE_BYTES[precision.master], DTYPE_BYTES[precision.param]
     states = {"adamw": 2, "sgd": 1}[shape.workload.optimizer] * DTYPE_BYTES[precision.optimizer]
-    own, expert_own = np.where(zero >= 1, shard, 1), np.where(zero >= 1, shape.degrees.expert_shard, 1)
-    copy = np.where((zero < 3) & ((own > 1) | (master != param)), (total + experts) * param, 0)
-    gradients = trained / np.where(zero >= 2, shard, 1) + trained_experts / np.where(zero >= 2, expert_own, 1)
-    stored = (total / own + experts / expert_own) * master + copy
+    own, expert_own = pick(zero >= 1, shard, 1), pick(zero >= 1, shape.degrees.expert_shard, 1)
+    copied = zero < 3 if master != param else both(zero < 3, own > 1)
+    stored = (total / own + experts / expert_own) * master + pick(copied, (total + experts) * param, 0)
     if shape.workload.lora_rank:  # frozen weights have no master: they stay in the parameter dtype
-        frozen, whole = total - trained, np.where((zero < 3) & ((own > 1) | (master != param)), trained * param, 0)
-        stored = trained * master / own + whole + frozen * param / np.where(zero == 3, shard, 1)
+        frozen, whole = total - trained, pick(copied, trained * param, 0)
+        stored = trained * master / own + whole + frozen * param / pick(zero == 3, shard, 1)
     return {
         "parameters": stored,
-        "gradients": gradients * DTYPE_BYTES[precision.grad],
+        "gradients": _gradients(shape) - dropped_gradients(shape),
         "optimizer": (trained / own + trained_experts / expert_own) * states,
     }
 
 
-def _root_params(shape: Shape) -> Any:
+def _held(shape: Shape) -> Any:
+    """Weights of one rank before sharding, without spread experts."""
+    return shape.stage_total(lambda here: here.layer_params) + root_params(shape) + shape.workload.model.vision_params
+
+
+def _gradients(shape: Shape) -> Any:
+    zero, degrees = shape.degrees.zero, shape.degrees
+    trained, experts = smaller(trained_params(shape), _held(shape)), trained_expert_params(shape)
+    held = trained / pick(zero >= 2, degrees.shard, 1) + experts / pick(zero >= 2, degrees.expert_shard, 1)
+    return held * DTYPE_BYTES[shape.workload.precision.grad]
+
+
+def dropped_gradients(shape: Shape) -> Any:
+    """Gradients that are not there while activations are: dropped after each step of one microbatch."""
+    if not shape.habits.drops_gradients or shape.workload.mode != "train":
+        return 0
+    return pick(both(shape.degrees.microbatches == 1, shape.degrees.zero < 3), _gradients(shape), 0)
+
+
+def root_params(shape: Shape) -> Any:
     """Embedding and head; with a pipeline they lie in its first and last stage."""
     model = shape.workload.model
     if shape.stage is not None:
         tensor, both = shape.degrees.tensor, (shape.stage.first, shape.stage.last)
         held = model.embedding_params * max(both[0], both[1] and model.tied_embeddings) + model.head_params * both[1]
         return held // tensor + model.hidden * both[1]
-    apart = np.minimum(model.embedding_params, model.head_params) // shape.degrees.tensor
-    return shape.root_params - np.where(np.asarray(shape.degrees.pipeline) > 1, apart, 0)
+    apart = min(model.embedding_params, model.head_params) // shape.degrees.tensor
+    return shape.root_params - pick(shape.degrees.pipeline > 1, apart, 0)
 
 
-def _transient_gradient(shape: Shape) -> Any:
-    """Bytes per weight of a whole gradient on its way to its shards; below ZeRO-2 it is added to the resident one."""
-    passing = shape.width + DTYPE_BYTES[shape.workload.precision.reduce]
-    return np.where(np.asarray(shape.degrees.zero) >= 2, passing, 0)
-
-
-def _dummy_gradients(shape: Shape) -> Any:
+def dummy_gradients(shape: Shape) -> Any:
     """One placeholder for each weight shape: those of a layer, and the head's where one stage holds it all."""
     model, tensor = shape.workload.model, shape.degrees.tensor
     if not shape.workload.trains_weights:
@@ -181,7 +198,7 @@ def _dummy_gradients(shape: Shape) -> Any:
     if shape.stage is not None:
         head = model.vocab * model.hidden // tensor if shape.stage.last else 0
         return shape.habits.dummy_gradient_bytes * (head + max(map(_shapes, map(shape.of, dict(shape.stage.layers)))))
-    head = np.where(np.asarray(shape.degrees.pipeline) == 1, model.vocab * model.hidden, 0)
+    head = pick(shape.degrees.pipeline == 1, model.vocab * model.hidden, 0)
     if shape.experts is not None:
         return shape.habits.dummy_gradient_bytes * (_shapes(shape) + head // tensor)
     return shape.habits.dummy_gradient_bytes * (model.layer_matmul_params + head) // tensor
@@ -197,65 +214,36 @@ def _shapes(shape: Shape) -> Any:
     return held - others // pick(shape.degrees.expert == 1, shape.degrees.tensor, 1)
 
 
-def _gathered(shape: Shape) -> Any:
-    """ZeRO-3: the root and two layers whole at once. Below, and to answer, whole weights are resident."""
-    whole = (shape.root_params + 2 * (shape.layer_params + shape.expert_params)) * shape.width
-    return np.where((np.asarray(shape.degrees.zero) == 3) & (shape.workload.mode == "train"), whole, 0)
-
-
-def _microbatches_in_flight(shape: Shape) -> Any:
+def microbatches_in_flight(shape: Shape) -> Any:
     """1F1B: the first stage holds up to `pipeline` microbatches of its layers (interleaved: a few chunks more)."""
-    stages, chunks = np.asarray(shape.degrees.pipeline), np.asarray(shape.degrees.virtual)
+    stages, chunks = shape.degrees.pipeline, shape.degrees.virtual
     if shape.degrees.schedule == "gpipe":
-        return np.asarray(shape.degrees.microbatches)
+        return shape.degrees.microbatches
     if shape.stage is not None and not shape.stage.first:
-        stages = np.asarray(1)
-    most = np.where(chunks > 1, stages * (1 + (stages - 1) / (stages * chunks)), stages)
-    return np.minimum(most, shape.degrees.microbatches)
-
-
-def _logits(shape: Shape) -> Any:
-    """What the loss holds at its highest moment: for one chunk of tokens, or for all of the rank by autograd.
-
-    whole    logits in the parameter dtype, in fp32, and the gradient of both; the head's whole gradient
-    chunk    b + 4 + 4 per logit (a CPU's; CUDA's log-softmax casts as it reads), or the gradient's b beside the
-             chunk's product; all the while the head's gradient in float32, which the backward pass then casts
-    """
-    model, width = shape.workload.model, shape.width
-    vocab = model.vocab // shape.degrees.tensor
-    if shape.stage is not None and not shape.stage.last:
-        return 0 * shape.tokens
-    if shape.workload.mode != "train":
-        return np.maximum(shape.rows, 1) * vocab * width
-    chunk, trained = shape.degrees.loss_chunk_tokens, 1 if shape.workload.trains_head else 0
-    weights = model.hidden * vocab * trained
-    passing = weights * _transient_gradient(shape)
-    if chunk is None:
-        held = 2 * width + 8 if shape.habits.logit_bytes is None else shape.habits.logit_bytes
-        return shape.tokens * vocab * held + passing
-    logits = np.minimum(shape.tokens, chunk) * vocab
-    wide = max(4, width)
-    product = weights * width if width < wide else 0 * weights
-    highest = np.maximum(logits * (2 * wide if width == wide else width + 8), logits * width + product)
-    return np.maximum(weights * wide + highest, passing)
+        stages = 1
+    most = pick(chunks > 1, stages * (1 + (stages - 1) / (stages * chunks)), stages)
+    return smaller(most, shape.degrees.microbatches)
 
 
 def _vision(shape: Shape) -> Any:
-    """Pictures, and what the tower keeps per patch and layer: b (8 h + 2 f); one layer's worth without training.
+    """Pictures, what tower and projector keep of them, and the vision tokens that come from other ranks.
 
-    Per layer: 2 residuals, 2 normalised, q, k, v, attention's output (8 h); GELU's input and output (2 f).
+    Tower, per patch and layer (one layer's worth without training): 2 residuals, 2 normalised, q, k, v, attention's
+    output (8 h), GELU's input and output (2 f), lse and statistics of the norms. Projector, per token: its input,
+    normalised, GELU's input and output.
     """
     vision, width = shape.workload.model.vision, shape.width
     if vision is None or shape.workload.mode == "decode":
         return 0 * shape.tokens
-    patches = np.maximum(shape.frames, 1) * vision.patches
-    layer = patches * (8 * vision.hidden + 2 * vision.ffn) * width
-    pixels = patches * 3 * vision.patch_size**2 * width
-    embeddings = 2 * np.maximum(shape.frames, 1) * vision.tokens_per_frame * shape.workload.model.hidden * width
+    frames = larger(shape.frames, 1)
+    layer = (8 * vision.hidden + 2 * vision.ffn) * width + 4 * (vision.heads + 4)
+    pixels = 3 * vision.patch_size**2 * width
+    tower = frames * vision.patches * (pixels + layer * (vision.layers if shape.trains("tower") else 1))
+    projector = frames * vision.tokens_per_frame * (2 * (vision.projector_in + vision.projector_hidden) * width + 8)
+    received = smaller(shape.rows * shape.workload.vision_tokens, shape.tokens) * shape.workload.model.hidden * width
     if shape.habits.frame_sharding == "reduced":  # the whole row, zero-filled, on every rank
-        embeddings = embeddings + shape.rows * shape.workload.context_tokens * shape.workload.model.hidden * width
-    kept_layers = vision.layers if shape.trains("tower") else 1
-    return pixels + embeddings + layer * kept_layers
+        received = received + shape.rows * shape.workload.context_tokens * shape.workload.model.hidden * width
+    return tower + projector + received
 
 
 def _cache(shape: Shape) -> Any:
@@ -271,4 +259,4 @@ def _communication(shape: Shape, group_bytes: int) -> Any:
     degrees = shape.degrees
     axes = (degrees.ulysses, degrees.ring, degrees.shard, degrees.replicate, degrees.tensor, degrees.pipeline,
             degrees.expert)  # fmt: skip
-    return sum(np.where(np.asarray(size) > 1, group_bytes, 0) for size in axes)
+    return sum(pick(size > 1, group_bytes, 0) for size in axes)

@@ -49,8 +49,12 @@ class Vision:
     def tower_params(self) -> int:
         h, matrices = self.hidden, 3 if self.gated else 2
         block = 4 * (h * h + h) + matrices * h * self.ffn + (matrices - 1) * self.ffn + h + 4 * h
-        embedding = 3 * self.patch_size**2 * h + h + self.patches * h
-        return self.layers * block + embedding
+        return self.layers * block + self.embedding_params
+
+    @property
+    def embedding_params(self) -> int:
+        """Patches to the tower's width, and their learned positions."""
+        return 3 * self.patch_size**2 * self.hidden + self.hidden + self.patches * self.hidden
 
     def projector_params(self, out: int) -> int:
         inside, mid = self.projector_in, self.projector_hidden

@@ -8,12 +8,11 @@ larger is the peak.
 
 from __future__ import annotations
 
-from functools import reduce
 from typing import Any
 
-from cost_models import memory
+from cost_models import memory, moments
 from cost_models.device import Device
-from cost_models.either import larger, pick
+from cost_models.either import pick, somewhere
 from cost_models.shape import Shape
 from cost_models.stages import at_stage, is_mixed, stage
 from cost_models.strategy import LayerRange
@@ -21,20 +20,26 @@ from cost_models.strategy import LayerRange
 
 def peak(shape: Shape, ranges: tuple[LayerRange, ...], device: Device, by_stage: bool = False) -> dict[str, Any]:
     """Bytes by component, of one rank of the fullest stage."""
+    return fullest(shape, ranges, device, by_stage)[0]
+
+
+def fullest(
+    shape: Shape, ranges: tuple[LayerRange, ...], device: Device, by_stage: bool = False
+) -> tuple[dict[str, Any], str]:
+    """The same, and the moment of the step."""
     model, stages = shape.workload.model, shape.degrees.pipeline
     if not is_mixed(model) and not (by_stage and stages > 1):
         kept = sum(memory.kept(shape, part) * part.count for part in ranges) / stages
-        return memory.memory(shape, kept, _most([memory.recomputed(shape, part.recompute) for part in ranges]), device)
+        moment = moments.peak(shape, ranges)
+        return memory.memory(shape, kept, moment, device), moment.name
     found: dict[str, Any] = {}
+    name = ""
     for index in sorted({0, stages - 1}):
         here, pieces = at_stage(shape, ranges, index), stage(model, ranges, stages, index)
         kept = sum(memory.kept(here.of(piece.kind), piece.part) * piece.count for piece in pieces)
-        again = _most([memory.recomputed(here.of(piece.kind), piece.part.recompute) for piece in pieces])
-        parts = memory.memory(here, kept, again, device)
+        moment = moments.peak(here, [(here.of(piece.kind), piece.part) for piece in pieces])
+        parts = memory.memory(here, kept, moment, device)
         more = sum(parts.values()) > sum(found.values())
-        found = {name: pick(more, size, found.get(name, 0)) for name, size in parts.items()}
-    return found
-
-
-def _most(values: list[Any]) -> Any:
-    return reduce(larger, values)
+        found = {part: pick(more, size, found.get(part, 0)) for part, size in parts.items()}
+        name = moment.name if somewhere(more) else name
+    return found, name

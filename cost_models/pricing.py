@@ -23,7 +23,7 @@ from cost_models.cost import MEMORY, SECONDS, StepCost
 from cost_models.either import both, larger, pick, smaller, somewhere
 from cost_models.kernels import OPS, Kernels
 from cost_models.paths import Paths
-from cost_models.peak import peak
+from cost_models.peak import fullest
 from cost_models.placement import Placement, check_placement
 from cost_models.profile import Profile
 from cost_models.program import Axis, Compute, Exchange, Op, Ring, Segment, StepProgram
@@ -85,7 +85,7 @@ def price(
     ranges = strategy.layer_ranges(workload.model.layers)
     program = step_program(shape, kernels, ranges)
     folded = fold(program, paths)
-    parts = peak(shape, ranges, devices[0])
+    parts, moment = fullest(shape, ranges, devices[0])
     named = (*SECONDS, "experts") if "experts" in folded.seconds else SECONDS
     cost = StepCost(
         seconds={name: float(folded.seconds.get(name, 0.0)) for name in named},
@@ -99,6 +99,7 @@ def price(
         tokens=workload.global_batch * (1 if workload.mode == "decode" else workload.context_tokens),
         ranks=strategy.ranks,
         estimates=estimates(kernels, paths, cluster, strategy),
+        moment=moment,
     )
     _refuse_above_peak(cost)
     return cost

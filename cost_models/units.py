@@ -90,13 +90,13 @@ def show_tokens(tokens: float) -> str:
 
 def show_bytes(count: float) -> str:
     """
-    >>> show_bytes(3 * 2**30), show_bytes(5e5)
-    ('3.00 GiB', '488 KiB')
+    >>> show_bytes(3 * 2**30), show_bytes(5e5), show_bytes(1010 * 2**20)
+    ('3.00 GiB', '488 KiB', '1010 MiB')
     """
     size = abs(count)
     for unit, scale in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if size >= scale:
-            return f"{count / scale:.3g} {unit}" if size >= 100 * scale else f"{count / scale:.2f} {unit}"
+            return f"{count / scale:.0f} {unit}" if size >= 100 * scale else f"{count / scale:.2f} {unit}"
     return f"{count:.0f} B"
 
 

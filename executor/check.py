@@ -115,7 +115,7 @@ def _count(plan: Plan, rank: int, config: LongVilaConfig, tell: Callable[[str], 
         if plan.workload.precision.master == "fp64":
             getattr(model, part).double()
     wrapped, batch = sharding.wrap(model), row(plan, config, sharding)
-    footprint = Footprint("gathered")
+    footprint = Footprint("gathered", beside=("gradients",))
     with FakeTensorMode(allow_non_fake_inputs=True), footprint, footprint.following_resizes():
         materialise(wrapped, torch.device("cpu"))
         for parameter in wrapped.parameters():
@@ -179,7 +179,10 @@ def _with_optimizer(model: nn.Module, footprint: Footprint) -> Counter[str]:
 def _components(
     plan: Plan, states: Counter[str], after: Counter[str], peaks: Sequence[Counter[str]]
 ) -> tuple[Component, ...]:
-    """Kept components as they stand between forward and backward; the rest at the highest moment beside them."""
+    """Kept components as they stand between forward and backward; the rest at the highest moment beside them.
+
+    Gradients are resident from the second microbatch on; here they count in full beside the highest moment.
+    """
     counted = {name: states[name] for name in ("parameters", "gradients", "optimizer")}
     counted |= {name: after[name] for name in ("activations", "vision")}
     resident = counted["parameters"] + counted["activations"] + counted["vision"]

@@ -22,11 +22,14 @@ from torch.utils._pytree import tree_leaves
 
 
 class Footprint(TorchDispatchMode):
-    """`live` is the bytes now, `peak` the same at the moment when the total was largest since `reset_peak`."""
+    """`live` is the bytes now, `peak` the same at the moment when the total was largest since `reset_peak`.
 
-    def __init__(self, phase: str) -> None:
+    Labels in `beside` are counted, but not in the total: the peak is that of everything else.
+    """
+
+    def __init__(self, phase: str, beside: tuple[str, ...] = ()) -> None:
         super().__init__()
-        self.phase = phase
+        self.phase, self._beside = phase, beside
         self.live: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
         self._total = self._peak_total = 0
@@ -70,6 +73,8 @@ class Footprint(TorchDispatchMode):
 
     def _count(self, label: str, change: int) -> None:
         self.live[label] += change
+        if label in self._beside:
+            return
         self._total += change
         if self._total > self._peak_total:
             self._peak_total, self.peak = self._total, Counter(self.live)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cost_models import memory
+from cost_models import memory, moments
 from cost_models.device import Device
 from cost_models.kernels import Kernels
 from cost_models.paths import Paths
@@ -157,15 +157,16 @@ def columns(
     each: list[Floats] = []
     kept: list[Floats] = []
     again: list[Floats] = []
-    base = sum(memory.memory(shape, 0, 0, device).values())
+    rest = moments.peak(shape)
+    base = sum(memory.memory(shape, 0, rest, device).values())
     layer_s = forward
     for policy in policies:
         if workload.mode == "train" and not (quick and each):
             layer_s = forward + seconds(backward_segment(shape, kernels, policy, repeat=1)) / degrees.pipeline
         each.append(full(layer_s))
-        held = memory.memory(shape, memory.kept(shape, policy) / degrees.pipeline, 0, device)
+        held = memory.memory(shape, memory.kept(shape, policy) / degrees.pipeline, rest, device)
         kept.append(full(sum(held.values()) - base))
-        transient = memory.memory(shape, 0, memory.recomputed(shape, policy), device)
+        transient = memory.memory(shape, 0, moments.peak(shape, [policy]), device)
         again.append(full(sum(transient.values()) - base))
     return Columns(
         policies=tuple(policies),

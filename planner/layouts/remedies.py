@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from cost_models import memory
+from cost_models import memory, moments
 from cost_models.cluster import MAX_GPUS, Cluster, NodeRun
 from cost_models.curves.samples import Sample
 from cost_models.errors import InputError
@@ -133,7 +133,7 @@ def _offloaded(space: Space, samples: tuple[Sample, ...]) -> int | None:
     layers = space.workload.model.layers / space.base.pipeline
     device = space.cluster.runs[0].node.device
     kept = memory.kept(shape, part) * layers
-    parts = memory.memory(shape, kept, memory.recomputed(shape, "full"), device)
+    parts = memory.memory(shape, kept, moments.peak(shape, [part]), device)
     used = np.where(np.isfinite(single.least_bytes), sum(parts.values()), np.inf)
     least = float(used.min(initial=np.inf))
     room = max(run.node.device.memory_bytes for run in space.cluster.runs)

@@ -204,8 +204,9 @@ def test_pipeline_halves_hold_their_own_root_and_microbatches():
     assert found["logits"] == 0
     assert found["gradients"] == pytest.approx(4 * held, rel=1e-9)
     assert found["optimizer"] == pytest.approx(8 * held / 4, rel=1e-9)
-    kept = 2 * (4 * 8192 + (64 + 16) * 128 + 64 * 128 + 3 * 28672) + 4 * 64  # bytes a token and layer
-    assert found["activations"] == pytest.approx(2 * 6 * 4096 * kept, rel=1e-9)
+    kept = 2 * (4 * 8192 + (64 + 16) * 128 + 64 * 128 + 3 * 28672) + 4 * 64 + 8  # bytes a token and layer
+    rotary = 4096 * (2 * 128 * 2 + 8)
+    assert found["activations"] == pytest.approx(2 * 6 * 4096 * kept + rotary, rel=1e-9)
 
 
 def test_command_refuses_an_unknown_file():
