@@ -61,7 +61,8 @@ class Habits:
     tensor_chunks: bool = False  # tensor exchanges cut in `tensor` chunks beside their product: one chunk is exposed
     gathered_fp32: bool = False  # sharded weights travel as fp32 and are cast where they are used
     cast_bytes: int = 0  # per weight and use: autocast copies of fp32 weights to the parameter dtype
-    accumulate_bytes: int = 0  # per weight and microbatch: adding the gradient to a resident buffer
+    accumulate_bytes: int = 0  # per weight and microbatch: adding the gradient to a resident buffer, by other kernels
+    accumulator: Literal["bf16", "fp32"] | None = None  # buffer to which a weight gradient's own product adds it
     overlap_cost: float = 0.0  # seconds that a second of hidden gathers and reductions adds to the computation
     reduction: Reduction = "overlapped"  # gradient reduction and weight gathers beside the computation, or after it
     blocking_collectives: int = 0  # ZeRO-3: a layer's weights one by one, in each of so many, with nothing beside them

@@ -3,9 +3,10 @@
     measured device     GEMM and paged prefill: a table in log-log, its edge efficiency held beyond; training attention:
                         a closed form whose efficiency rises with keys per query and tiles per SM to a plateau
     another device      launch + (t − launch) · (c⁴·peak ratio + b⁴·bandwidth ratio) / (c⁴ + b⁴),
-                        c, b: FLOPs and bytes over the measured device's peaks (roofline form, flagged as an estimate)
+                        c, b: FLOPs and bytes over the measured device's peaks (roofline form, an estimate with a band)
     CPU                 launch + FLOPs / (share of peak) or bytes / bandwidth, the larger; a profile replaces the shares
-    clock               GEMM grids are timed in bursts; × held, one constant per device, is what a busy one reaches
+    busy board          GEMM grids are timed in bursts; under its power limit a busy board is slower (busy.py)
+    accumulate          a weight gradient added to a resident buffer: part of the buffer's traffic is not hidden
     with samples        any of these × exp(interpolated log(measured / predicted)), see curves/samples.py
 
 Times never fall below FLOPs / peak. Arguments are numbers or arrays that broadcast; a number gives a float.
@@ -16,13 +17,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from operator import attrgetter
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from cost_models.curves.packed import BASES, DeviceCurves, HeadDim, device_curves
+from cost_models.busy import limit_flops
+from cost_models.curves.packed import BASES, BUSY_BOARDS, DeviceCurves, HeadDim, device_curves
 from cost_models.curves.samples import FRAMEWORK, Correction, Sample
 from cost_models.device import Device
 from cost_models.errors import InputError
@@ -38,6 +39,9 @@ MOST_HEAD_DIM = 512
 GENERIC_SHARE = {"gemm": 0.9, "attention_forward": 0.7, "attention_backward": 0.6, "memory_bound": 0.7}
 """Share of peak where nothing was measured: a matrix product on 2 CPU cores and one attention reached about these."""
 GENERIC_LAUNCH_S = 5e-6
+FP8_REACH = 0.9
+"""8-bit products reach this much of what their doubled peak promises: 1402.6 against 794.5 TFLOP/s of bf16 on H100 and
+1535 against 828.6 on GH200, 1.77 and 1.85 times (ML Engineering's tables of achievable products)."""
 
 
 class Kernels:
@@ -71,18 +75,16 @@ class Kernels:
         self._profiled: Mapping[str, int] = {}
         if curves is not None:
             self._gemm = curves.gemm
-            self._held = curves.held if clock == "held" else 1.0
+            self._busy = curves.busy
+            board = Device.load(BUSY_BOARDS[base.name])
+            self._limit_flops = limit_flops(device, base, board, curves.busy.limit_flops) if clock == "held" else None
             self._dims = curves.head_dims
             self._tables = {t: curves.attention_paged(t) for t in {near.table for near in self._dims}}
             self._longest = float(next(iter(self._tables.values())).axes[0][-1])
             self._floor_s = math.exp(min(float(table.log_s.min()) for table in self._tables.values()))
             self._forward, self._backward = (curves.training(part, attention) for part in ("forward", "backward"))
-            ratio = attrgetter("forward_fa2" if attention == "fa2" else "forward")
             pads = range(HEAD_DIM_TILE, MOST_HEAD_DIM + 1, HEAD_DIM_TILE)
-            self._widths = (
-                {d: math.prod(ratio(near) ** weight for near, weight in _beside(self._dims, d)) for d in pads},
-                {d: math.prod(near.backward**weight for near, weight in _beside(self._dims, d)) for d in pads},
-            )
+            self._widths = tuple({d: form.width(d) for d in pads} for form in (self._forward, self._backward))
 
     @classmethod
     def of(
@@ -94,7 +96,7 @@ class Kernels:
     ) -> Kernels:
         """Curves of `device` (a Device or a preset's name), moved onto `samples` where there are any.
 
-        `clock`: "held", what a busy device keeps under its power limit; "burst", as the GEMM grids were timed.
+        `clock`: "held", products at the power limit of a busy board; "burst", as the GEMM grids were timed.
         `attention`: training's kernel, "newest" (FlashAttention-3 or cuDNN on Hopper) or "fa2" (FlashAttention-2).
         """
         device = Device.load(device) if isinstance(device, str) else device
@@ -111,17 +113,22 @@ class Kernels:
         kernels._framework = {sample.op: sample.median_s for sample in samples if sample.op in FRAMEWORK}
         return kernels
 
-    def gemm_s(self, m: Any, n: Any, k: Any, dtype: str = "bf16") -> Any:
-        """C[m,n] = A[m,k] B[k,n]."""
+    def gemm_s(self, m: Any, n: Any, k: Any, dtype: str = "bf16", accumulate: str | None = None) -> Any:
+        """C[m,n] = A[m,k] B[k,n]; `accumulate`: C is added to a resident buffer of that dtype (a weight gradient)."""
         larger = _larger(m, n, k)
         flops = 2.0 * m * n * k
         moved = (m * k + n * k + m * n) * float(DTYPE_BYTES[_known(dtype)])
+        added = m * n * 2.0 * DTYPE_BYTES[_known(accumulate)] if accumulate else 0.0
         if self._curves is None:
-            seconds = self._generic("gemm", flops, moved, dtype, larger)
+            seconds = self._generic("gemm", flops, moved + added, dtype, larger)
         else:
             read: Any = self._gemm.read if larger is max else self._gemm.read_many
             seconds, (cm, cn, ck) = read(m, n, k)
-            seconds = self._scaled(seconds * self._held * (flops / (2.0 * cm * cn * ck)), flops, moved, dtype)
+            seconds = self._scaled(seconds * (flops / (2.0 * cm * cn * ck)), flops, moved, dtype)
+            if self._limit_flops is not None:
+                limit = self._limit_flops * (self._reached(dtype) / self.device.peak_16bit)
+                seconds = self._busy.product_s(seconds, flops, limit)
+            seconds = seconds + added * self._busy.exposed / self.device.memory_bytes_per_s
         return larger(self._corrected("gemm", seconds, flops), flops / self.device.peak(dtype))
 
     def attention_s(
@@ -187,9 +194,14 @@ class Kernels:
         if self.is_estimate(op) and self.device.name == self.base.name:
             return f"estimate: {facts['source']}"
         if self.is_estimate(op):
-            words = f"estimate: {self.device.name} scaled from {self.base.name} by data sheet"
+            words = f"estimate: {self.device.name} scaled from {self.base.name} by data sheet, {self._band(facts)}"
             return f"{words} ({self.device.source}); {facts['source']}"
         return f"measured: {facts['source']}"
+
+    @staticmethod
+    def _band(facts: Mapping[str, Any]) -> str:
+        """How wrong measured devices come out when they are scaled so (fit/scaling.py)."""
+        return f"±{facts['scaled']['median']:.0%} as a rule, ±{facts['scaled']['p90']:.0%} in one of ten"
 
     def is_estimate(self, op: str) -> bool:
         """True where no measurement of this device (or its profile) backs `op`."""
@@ -201,13 +213,14 @@ class Kernels:
         """The closed form of contiguous kernels (fit/attention.py)."""
         assert self._curves is not None and self.base.sms is not None
         q, kv, heads, _, batch, pairs = shape
-        launch_s, slow, half_keys, half_units, unmasked = self._backward if backward else self._forward
+        form = self._backward if backward else self._forward
         keys = larger(pairs / larger(q, 1.0), 0.5)
         units = batch * heads * larger(q / QUERY_TILE, 1.0) / self.base.sms
         width = padded * self._widths[backward][padded]
         flops = (10.0 if backward else 4.0) * batch * heads * pairs * width
-        work = flops / self.base.peak("bf16") * (1 + slow) * unmasked ** _unmasked_share(q, kv, pairs, larger)
-        return launch_s + work * (1 + half_keys / keys) * (1 + half_units / units)
+        work = flops / self.base.peak("bf16") * (1 + form.slow)
+        work = work * form.unmasked ** _unmasked_share(q, kv, pairs, larger)
+        return form.launch_s + work * (1 + form.half_keys / keys) * (1 + form.half_units / units)
 
     def _paged(self, shape: tuple[Any, ...], padded: int, larger: Any) -> Any:
         """Map any shape onto square causal prefill of the same FLOPs, query tiles and keys per query."""
@@ -226,12 +239,12 @@ class Kernels:
             at_dim = seconds * near.paged * padded / near.table / (cb * ch * ct * (ct + 1) / 2.0)
             logs = logs + weight * (math.log(at_dim) if larger is max else np.log(at_dim))
         found = work * (math.exp(logs) if larger is max else np.exp(logs))
-        return larger(found * self._forward[4] ** _unmasked_share(q, kv, pairs, larger), self._floor_s)
+        return larger(found * self._forward.unmasked ** _unmasked_share(q, kv, pairs, larger), self._floor_s)
 
     def _scaled(self, base_s: Any, flops: Any, moved: Any, dtype: str) -> Any:
         """A measured device's time carried to this device and dtype by the roofline form."""
         base = self.base
-        by_flops = base.peak("bf16") / self.device.peak(dtype)
+        by_flops = base.peak("bf16") / self._reached(dtype)
         by_bytes = base.memory_bytes_per_s / self.device.memory_bytes_per_s
         if by_flops == 1.0 and by_bytes == 1.0:
             return base_s
@@ -245,6 +258,9 @@ class Kernels:
             if isinstance(ratio, np.ndarray)
             else (launch_s + max(variable, 0.0) * ratio)
         )
+
+    def _reached(self, dtype: str) -> float:
+        return self.device.peak(dtype) * (FP8_REACH if dtype == "fp8" else 1.0)
 
     def _padded(self, head_dim: int) -> int:
         """The head dim that the kernel really works on; CPU kernels do not pad."""

@@ -45,7 +45,7 @@ def matmul_s(
     own = shape.workload.trains_weights if trained is None else trained
     if habits.biases and layer and own:
         seconds = seconds + kernels.memory_bound_s(m * n * shape.width, 1)
-    return seconds + kernels.gemm_s(k, n, m, dtype) if own else seconds
+    return seconds + kernels.gemm_s(k, n, m, dtype, accumulate=habits.accumulator) if own else seconds
 
 
 def norm_bytes(shape: Shape) -> Any:

@@ -47,26 +47,20 @@ class LogGrid:
 
     def read(self, *point: float) -> tuple[float, tuple[float, ...]]:
         """Seconds at one point clamped into the grid, and that clamped point."""
-        corners, shares, clamped = [0], [], []
-        for value, (knots, logs, stride) in zip(point, self._knots, strict=True):
+        at, shares, clamped = 0, [], []
+        for value, (knots, logs, stride) in zip(point, self._knots):  # noqa: B905 (strict costs a tenth of the reading)
             i = bisect_right(knots, value) - 1
             if i < 0:
-                clamped.append(knots[0])
+                value = knots[0]
             elif i >= len(knots) - 1:
-                clamped.append(knots[-1])
-                corners = [c + (len(knots) - 1) * stride for c in corners]
+                value = knots[-1]
+                at += (len(knots) - 1) * stride
             else:
-                clamped.append(value)
-                corners = [c + i * stride for c in corners]
+                at += i * stride
                 if value > knots[i]:
-                    shares.append((math.log(value) - logs[i]) / (logs[i + 1] - logs[i]))
-                    corners += [c + stride for c in corners]
-        flat = self._flat
-        found = [flat[c] for c in corners]
-        for share in reversed(shares):  # the upper half of the list belongs to the axis that was split last
-            half = len(found) // 2
-            found = [a + (b - a) * share for a, b in zip(found[:half], found[half:], strict=True)]
-        return math.exp(found[0]), tuple(clamped)
+                    shares.append((stride, (math.log(value) - logs[i]) / (logs[i + 1] - logs[i])))
+            clamped.append(value)
+        return math.exp(_blend(self._flat, at, shares, len(shares))), tuple(clamped)
 
     def read_many(self, *point: npt.ArrayLike) -> tuple[Floats, list[Floats]]:
         """The same for arrays that broadcast together."""
@@ -87,6 +81,18 @@ class LogGrid:
                 weight = weight * (high[1] if bit else 1.0 - high[1])
             total += weight * self.log_s[index]
         return np.exp(total), clamped
+
+
+def _blend(flat: list[float], at: int, shares: list[tuple[int, float]], axes: int) -> float:
+    """The multilinear reading at cell `at`: along the last of `axes` split axes, between two of one axis fewer."""
+    if axes == 0:
+        return flat[at]
+    stride, share = shares[axes - 1]
+    if axes == 1:
+        low = flat[at]
+        return low + (flat[at + stride] - low) * share
+    low = _blend(flat, at, shares, axes - 1)
+    return low + (_blend(flat, at + stride, shares, axes - 1) - low) * share
 
 
 def pack(path: Path, arrays: Mapping[str, npt.ArrayLike]) -> None:

@@ -7,12 +7,14 @@ operation, the presets that it was measured on, and the error on shape families 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+from cost_models.busy import Busy
 from cost_models.curves.grid import LogGrid, unpack
 
 FOLDER = Path(__file__).parent
@@ -31,16 +33,45 @@ BASES = {
 """Architecture -> the measured device that its members are scaled from. A CPU has none."""
 
 
+BUSY_BOARDS = {
+    "a100-sxm-80gb": "a100-pcie-80gb",
+    "h100-sxm-80gb": "h100-sxm-80gb",
+    "b200-sxm-180gb": "b200-sxm-180gb-capped",
+}
+"""Measured device -> the board on which products were timed in long runs."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class HeadDim:
-    """How attention at one head dim is read: time at equal FLOPs over that of another head dim."""
+    """How paged attention at one head dim is read."""
 
     dim: int
     table: int  # the head dim of the paged table to read
-    paged: float  # over that table's
-    forward: float  # training kernels: over head dim 128's
-    forward_fa2: float
-    backward: float
+    paged: float  # time per FLOP over that table's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """The closed form of a contiguous attention kernel (fit/attention.py)."""
+
+    launch_s: float
+    slow: float  # of a score over the peak, at head dim 128
+    half_keys: float
+    half_units: float
+    unmasked: float
+    softmax: float  # share of a score's time at head dim 128 that does not shrink with the head dim
+    at_256: float
+
+    def width(self, head_dim: int) -> float:
+        """Time per FLOP over that of head dim 128.
+
+        >>> form = Training(launch_s=0, slow=0, half_keys=0, half_units=0, unmasked=1, softmax=0.25, at_256=1.1)
+        >>> form.width(64), form.width(128), form.width(512)
+        (1.25, 1.0, 1.1)
+        """
+        if head_dim <= 128:
+            return 1 - self.softmax + self.softmax * 128 / head_dim
+        return float(self.at_256 ** min(math.log2(head_dim / 128), 1.0))
 
 
 @dataclass(frozen=True)
@@ -61,23 +92,20 @@ class DeviceCurves:
 
     @property
     def head_dims(self) -> list[HeadDim]:
-        """The head dims whose time is known, smallest first."""
-        return [
-            HeadDim(
-                dim=int(row[0]), table=int(row[1]), paged=row[2], forward=row[3], forward_fa2=row[4], backward=row[5]
-            )
-            for row in self.arrays["head_dims"].tolist()
-        ]
+        """The head dims whose paged time is known, smallest first."""
+        return [HeadDim(dim=int(d), table=int(t), paged=ratio) for d, t, ratio in self.arrays["head_dims"].tolist()]
 
-    def training(self, part: str, kernel: str) -> tuple[float, ...]:
-        """launch_s, slowness over peak, half-keys, half-units, unmasked ratio of the closed form (fit/attention.py)."""
+    def training(self, part: str, kernel: str) -> Training:
+        """`part`: forward or backward; `kernel`: newest or fa2."""
         name = f"{part}_fa2" if kernel == "fa2" and f"{part}_fa2" in self.arrays else part
-        return tuple(self.arrays[name].tolist())
+        values = self.arrays[name].tolist()
+        return Training(**{field.name: value for field, value in zip(fields(Training), values, strict=True)})
 
     @property
-    def held(self) -> float:
-        """GEMM time at the clock that a busy device holds, over the time in short bursts that the table has."""
-        return float(self.arrays["held"])
+    def busy(self) -> Busy:
+        """What long runs do to products, of the board BUSY_BOARDS names."""
+        limit, slow, exposed = self.arrays["busy"].tolist()
+        return Busy(limit_flops=limit, slow=slow, exposed=exposed)
 
     @property
     def memory_bound(self) -> tuple[float, float]:

@@ -1,7 +1,7 @@
 """`python -m cost_models.fit`: fit the device and link curves, pack them, print the error on families left out.
 
     measurements/*.csv -> cost_models/curves/<device>.npz, <device>.json (sources, errors), links.*, checks.json
-Same input, same bytes. `--no-check` keeps the packed errors and skips the left-out fits (a minute).
+Same input, same bytes. `--no-check` keeps the packed errors and skips the left-out fits (two minutes).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rich.table import Table
 from cost_models.curves.grid import Floats, pack
 from cost_models.curves.packed import FOLDER
 from cost_models.errors import InputError
-from cost_models.fit import checks, devices, links
+from cost_models.fit import checks, devices, links, scaling
 from cost_models.fit.rows import DEFAULT_FOLDER
 
 
@@ -34,21 +34,25 @@ def summary(errors: Floats) -> dict[str, float]:
     }
 
 
-def fit_device(measurements: Path, out: Path, recipe: devices.Recipe, check: bool) -> dict[str, dict[str, float]]:
-    """Fit and pack one device; the errors by family (of the last check if `check` is off)."""
-    arrays = devices.fit(measurements, recipe)
-    pack(out / f"{recipe.device}.npz", arrays)
-    facts_path = out / f"{recipe.device}.json"
+def left_out(measurements: Path, out: Path, recipe: devices.Recipe, check: bool) -> dict[str, dict[str, float]]:
+    """The errors by family of one device (those of the last check if `check` is off)."""
     if check:
-        errors = {name: summary(e) for name, e in devices.left_out(measurements, recipe).items()}
-    else:
-        errors = json.loads(facts_path.read_text())["left_out"] if facts_path.is_file() else {}
+        return {name: summary(e) for name, e in devices.left_out(measurements, recipe).items()}
+    path = out / f"{recipe.device}.json"
+    kept: dict[str, dict[str, float]] = json.loads(path.read_text())["left_out"] if path.is_file() else {}
+    return kept
+
+
+def write_facts(
+    out: Path, recipe: devices.Recipe, errors: dict[str, dict[str, float]], scaled: dict[str, dict[str, float]]
+) -> None:
+    """Per operation its source, the presets that were measured, and the error where another is scaled from them."""
     facts: dict[str, Any] = {
-        op: {"source": words, "measured_on": list(presets)} for op, (words, presets) in recipe.sources.items()
+        op: {"source": words, "measured_on": list(presets), "scaled": scaled[op]}
+        for op, (words, presets) in recipe.sources.items()
     }
     facts["left_out"] = errors
-    facts_path.write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
-    return errors
+    (out / f"{recipe.device}.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
 
 
 def fit_links(measurements: Path, out: Path) -> dict[str, dict[str, dict[str, float]]]:
@@ -62,12 +66,12 @@ def fit_links(measurements: Path, out: Path) -> dict[str, dict[str, dict[str, fl
     return errors
 
 
-def other_rows(errors: dict[str, dict[str, float]]) -> Table:
-    """Rows that shaped no curve, against the packed curves."""
-    shown = Table("rows that shaped no curve", "rows", "median", "p90", "bias", title="against other set-ups")
+def show(console: Console, title: str, first: str, errors: dict[str, dict[str, float]]) -> None:
+    """One table of errors."""
+    shown = Table(first, "rows", "median", "p90", "bias", title=title)
     for name, e in errors.items():
         shown.add_row(name, str(e["rows"]), f"{e['median']:.1%}", f"{e['p90']:.1%}", f"{e['bias']:+.1%}")
-    return shown
+    console.print(shown)
 
 
 @click.command()
@@ -79,22 +83,25 @@ def other_rows(errors: dict[str, dict[str, float]]) -> Table:
 def main(measurements: Path, out: Path, check: bool) -> None:
     """Fit device and link curves from published measurements and pack them."""
     console = Console()
-    shown = Table("curve", "left out", "rows", "median", "p90", "bias", title="error on families left out of the fit")
     try:
         out.mkdir(parents=True, exist_ok=True)
         found = fit_links(measurements, out)
+        fitted = {}
         for recipe in track(devices.RECIPES, "fitting", console=console, transient=True):
-            found[recipe.device] = fit_device(measurements, out, recipe, check)
+            fitted[recipe.device] = devices.fit(measurements, recipe)
+            pack(out / f"{recipe.device}.npz", fitted[recipe.device])
+            found[recipe.device] = left_out(measurements, out, recipe, check)
+        scaled = {op: summary(e) for op, e in scaling.errors(measurements, fitted).items()}
+        for recipe in devices.RECIPES:
+            write_facts(out, recipe, found[recipe.device], scaled)
         others = {name: summary(e) for name, e in checks.errors(measurements).items()} if check else {}
     except InputError as error:
         raise click.UsageError(str(error)) from error
-    for curve, families in found.items():
-        for name, e in families.items():
-            cells = (f"{e['median']:.1%}", f"{e['p90']:.1%}", f"{e['bias']:+.1%}")
-            shown.add_row(curve, name, str(e["rows"]), *cells)
-    console.print(shown)
+    families = {f"{curve}: {name}": e for curve, by_name in found.items() for name, e in by_name.items()}
+    show(console, "error on families left out of the fit", "left out", families)
+    show(console, "a measured device scaled from another by data sheets", "operation", scaled)
     if others:
-        console.print(other_rows(others))
+        show(console, "against other set-ups", "rows", others)
         (out / "checks.json").write_text(json.dumps(others, indent=1, sort_keys=True) + "\n")
     size = sum(path.stat().st_size for path in out.glob("*.npz")) + sum(p.stat().st_size for p in out.glob("*.json"))
     console.print(f"packed {size / 1000:.0f} kB in {out}")

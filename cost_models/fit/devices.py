@@ -4,29 +4,26 @@ What is fitted to what, by device:
             gemm, paged prefill   training attention, forward and backward            memory-bound
     A100    vLLM 0.14             FlashAttention-2 labels of the pair, SimuMax         Vidur additions
     H100    vLLM 0.19 (FA3)       FA3 labels (forward), cuDNN on H200 (same die)       Vidur additions, norms on H200
-    B200    vLLM 0.19             cuDNN on GB200 (same die, other clock: by share)     cuDNN's norms on GB200
-The clock that a busy device holds: Vidur's projections (A100, H100), SimuMax's matmuls (B200), one constant each.
-The A100 pair is split by the forward's share of the pair in SimuMax's rows of many heads. Left out: SimuMax's B200
-attention rows (an older kernel, 30% slower than cuDNN's), sglang's grid, digitised plots. H100 also
-has FlashAttention-2, a second training kernel.
+    B200    vLLM 0.19             cuDNN on GB200 (same die, other clock: by share)     norms on GB200
+What a busy board makes of products: SimuMax's matmuls (A100 PCIe, B200), Vidur's projections (H100): fit/busy.py.
+The A100 pair is split by the forward's share of the pair in SimuMax's rows of many heads. Head dims 64 and 128 are
+fitted together where both were timed; 256 is a ratio to 128. Left out: SimuMax's B200 attention rows (host time below
+1 ms, a power limit above), sglang's grid, digitised plots. H100 also has FlashAttention-2, a second training kernel.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cost_models.curves.grid import Floats
-from cost_models.curves.packed import DeviceCurves
+from cost_models.curves.grid import Floats, LogGrid
+from cost_models.curves.packed import BUSY_BOARDS
+from cost_models.curves.packed import Training as Packed
 from cost_models.device import Device
-from cost_models.fit import attention, checks, gemm, memory, rows
-from cost_models.kernels import Kernels
-
-LONG_S = 256e-6
-"""Products this long wait for nothing but the clock; shorter ones of other set-ups differ by launches and caches."""
+from cost_models.fit import attention, busy, gemm, memory, rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +89,7 @@ RECIPES = (
                 ("gb200",),
             ),
             "attention_backward": ("cuDNN on GB200, by share of peak (cudnn-frontend, MIT)", ("gb200",)),
-            "memory_bound": ("cuDNN's RMSNorm on GB200 (cudnn-frontend, MIT)", ("gb200",)),
+            "memory_bound": ("RMSNorm of cuDNN and of torch.compile on GB200 (cudnn-frontend, MIT)", ("gb200",)),
         },
     ),
 )
@@ -100,7 +97,7 @@ RECIPES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """Rows of contiguous training kernels at head dim 128: batch, tokens, heads, kv heads, dim, causal, seconds."""
+    """Rows of contiguous training kernels up to head dim 128: batch, tokens, heads, kv heads, dim, causal, seconds."""
 
     forward: Floats
     backward: Floats
@@ -125,7 +122,7 @@ def training_rows(folder: Path, recipe: Recipe) -> Training:
             np.vstack([part, np.column_stack([labels[:, :6], both_s * s])])
             for part, s in zip(parts, (share, 1 - share), strict=True)
         ]
-    forward, backward = (part[part[:, 4] == 128] for part in parts)
+    forward, backward = (part[part[:, 4] <= 128] for part in parts)
     return Training(forward=forward, backward=backward)
 
 
@@ -134,7 +131,8 @@ def flash_2_rows(folder: Path) -> Training:
     forward = rows.flash_labels(folder, "flash3", "FlashAttention-2")
     pair = rows.flash_labels(folder, "flash2_h100", "FlashAttention-2")
     forward[:, 6], pair[:, 6] = _seconds(forward, 4.0), _seconds(pair, 14.0)
-    forward, pair = forward[forward[:, 4] == 128], pair[pair[:, 4] == 128]
+    forward, pair = (found[found[:, 4] <= 128] for found in (forward, pair))
+    forward, pair = (found[np.lexsort(found[:, :6].T)] for found in (forward, pair))
     assert (forward[:, :6] == pair[:, :6]).all(), "the two plots hold different shapes"
     return Training(forward=forward, backward=np.column_stack([pair[:, :6], pair[:, 6] - forward[:, 6]]))
 
@@ -145,27 +143,27 @@ def _seconds(labels: Floats, flops_per_pair: float) -> Floats:
     return np.asarray(flops_per_pair * batch * heads * tokens**2 * dim / np.where(causal > 0, 2, 1) / (tflops * 1e12))
 
 
-def head_dims(folder: Path, device: str, measured: list[int]) -> Floats:
-    """Rows of `packed.HeadDim`: times over head dim 128's at equal FLOPs, by printed labels."""
-    paired = rows.flash_labels(
-        folder, "flash2_a100" if device.startswith("a100") else "flash2_h100", "FlashAttention-2"
-    )
-    newest = "FlashAttention-2" if device.startswith("a100") else "FlashAttention-3"
-    forward = rows.flash_labels(folder, "flash3", newest)
-    pair_64 = _ratio(paired, 64)
-    forward_64 = pair_64 if device.startswith("a100") else _ratio(forward, 64)
-    older = rows.flash_labels(folder, "flash3", "FlashAttention-2")
-    older_64 = pair_64 if device.startswith("a100") else _ratio(older, 64)
-    ratios = {64: (forward_64, older_64, pair_64), 128: (1.0, 1.0, 1.0)}
-    ratios[256] = (_ratio(forward, 256), _ratio(older, 256), 1.0)
-    return np.array([[d, d if d in measured else 128, 1.0 if d in measured else r[0], *r] for d, r in ratios.items()])
+def at_256(folder: Path, recipe: Recipe, kernel: str, plain: Floats) -> float:
+    """The forward's time per FLOP at head dim 256 over 128's; A100's FlashAttention-2 is taken as H100's."""
+    device = Device.load(recipe.training_device)
+    if recipe.device == "b200-sxm-180gb":
+        rows_256 = rows.cudnn_attention(folder, "NVIDIA GB200", "fwd")
+        return attention.wide(rows_256[rows_256[:, 4] == 256], plain, device, 1.0)
+    labels = rows.flash_labels(folder, "flash3", kernel)
+    labels[:, 6] = _seconds(labels, 4.0)
+    if recipe.device == "a100-sxm-80gb":
+        device, plain = Device.load("h100-sxm-80gb"), labels[labels[:, 4] == 128]
+    return attention.wide(labels[labels[:, 4] == 256], plain, device, 1.0)
 
 
-def _ratio(labels: Floats, dim: int) -> float:
-    """Median over lengths and masks of rate at head dim 128 / rate at `dim`."""
-    rates = {(row[1], row[5], row[4]): row[6] for row in labels}
-    found = [rates[s, c, 128] / rate for (s, c, d), rate in rates.items() if d == dim and (s, c, 128) in rates]
-    return float(np.median(found))
+def head_dims(forward: Floats, measured: list[int]) -> Floats:
+    """Rows of `packed.HeadDim`: a head dim without a table of its own reads the nearest by the training kernel's."""
+    form = Packed(**{field.name: value for field, value in zip(fields(Packed), forward.tolist(), strict=True)})
+    found = []
+    for dim in (32, 64, 128, 256):
+        table = min(measured, key=lambda known: abs(np.log(known / dim)))
+        found.append([dim, table, form.width(dim) / form.width(table)])
+    return np.array(found)
 
 
 def fit(folder: Path, recipe: Recipe) -> dict[str, Any]:
@@ -177,33 +175,44 @@ def fit(folder: Path, recipe: Recipe) -> dict[str, Any]:
     dims = [int(d) for d in np.unique(prefill[:, 4])]
     for dim in dims:
         _add_grid(arrays, f"attention_{dim}", attention.forward_table(prefill[prefill[:, 4] == dim], device))
-    arrays["head_dims"] = head_dims(folder, recipe.device, dims)
-    training_device = Device.load(recipe.training_device)
-    training = training_rows(folder, recipe)
-    arrays["forward"] = np.exp(attention.fit_training(training.forward, training_device, 1.0).parameters)
-    arrays["backward"] = np.exp(attention.fit_training(training.backward, training_device, 2.5).parameters)
-    if recipe.device == "h100-sxm-80gb":
-        older = flash_2_rows(folder)
-        arrays["forward_fa2"] = np.exp(attention.fit_training(older.forward, device, 1.0).parameters)
-        arrays["backward_fa2"] = np.exp(attention.fit_training(older.backward, device, 2.5).parameters)
+    _add_training(arrays, folder, recipe)
+    arrays["head_dims"] = head_dims(arrays["forward"], dims)
     arrays["memory_bound"] = memory.fit(memory_rows(folder, recipe))
-    arrays["held"] = np.array(1.0)
-    arrays["held"] = np.array(held(folder, Kernels(device, device, DeviceCurves(recipe.device, arrays))))
+    busy_rows, burst_s, board = busy_products(folder, recipe, _read(arrays))
+    found = busy.fit(busy_rows, burst_s, board)
+    arrays["busy"] = np.array([found.limit_flops, found.slow, found.exposed])
     return arrays
 
 
-def held(folder: Path, burst: Kernels) -> float:
-    """Median of measured over predicted of long GEMMs in a busy device: one constant, the clock it keeps."""
-    name = burst.device.name
-    busy = checks.vidur(folder, name[:4], burst) if name[:4] in ("a100", "h100") else checks.simumax(folder, burst)
-    pairs = np.array([pair for pair in busy if pair[0] >= LONG_S])
-    return float(np.median(pairs[:, 1] / pairs[:, 0]))
+def _add_training(arrays: dict[str, Any], folder: Path, recipe: Recipe) -> None:
+    kernels = [("", "FlashAttention-2" if recipe.device == "a100-sxm-80gb" else "FlashAttention-3")]
+    kernels += [("_fa2", "FlashAttention-2")] if recipe.device == "h100-sxm-80gb" else []
+    device = Device.load(recipe.training_device)
+    for suffix, kernel in kernels:
+        found = flash_2_rows(folder) if suffix else training_rows(folder, recipe)
+        wide = at_256(folder, recipe, kernel, found.forward[found.forward[:, 4] == 128])
+        arrays[f"forward{suffix}"] = attention.packed(found.forward, device, 1.0, wide)
+        arrays[f"backward{suffix}"] = attention.packed(found.backward, device, 2.5, 1.0)
+
+
+def _read(arrays: dict[str, Any]) -> LogGrid:
+    return LogGrid([arrays[f"gemm_axis{i}"] for i in range(3)], arrays["gemm"])
+
+
+def busy_products(folder: Path, recipe: Recipe, table: LogGrid) -> tuple[Floats, Floats, Device]:
+    """Rows of products in long runs (m, n, k, accumulator bytes, seconds), their burst seconds, and their board."""
+    board = Device.load(BUSY_BOARDS[recipe.device])
+    if recipe.device == "h100-sxm-80gb":
+        found = busy.vidur(folder, "h100")
+    else:
+        found = busy.simumax(folder, "B200-SXM" if recipe.device == "b200-sxm-180gb" else "A100-PCIe-80GB")
+    return found, gemm.read(table, *found[:, :3].T), board
 
 
 def memory_rows(folder: Path, recipe: Recipe) -> Floats:
     """Ideal seconds and seconds of the memory-bound rows of a recipe."""
     if recipe.device == "b200-sxm-180gb":
-        return memory.norms(folder, "NVIDIA GB200", Device.load("gb200"))
+        return memory.norms(folder, "NVIDIA GB200", Device.load("gb200"), ("cudnn", "torch_compile"))
     added = memory.additions(folder, recipe.device[:4], Device.load(recipe.device))
     if recipe.device == "a100-sxm-80gb":
         return added
@@ -231,5 +240,7 @@ def left_out(folder: Path, recipe: Recipe) -> dict[str, Floats]:
         parts += [("forward FA2", older.forward, 1.0), ("backward FA2", older.backward, 2.5)]
     for name, found, passes in parts:
         errors[f"attention {name}, heads and mask"] = attention.left_out_training(found, training_device, passes)
+    busy_rows, burst_s, board = busy_products(folder, recipe, gemm.table(rows.gemm(folder, recipe.gemm_file), device))
+    errors["busy products, n and k"] = busy.left_out(busy_rows, burst_s, board)
     errors["memory-bound, sizes"] = memory.left_out(memory_rows(folder, recipe))
     return errors

@@ -112,6 +112,12 @@ def table(rows: Floats, device: Device) -> LogGrid:
     return LogGrid(axes, rising(log_s, (0, 1, 2)))
 
 
+def read(grid: LogGrid, m: Floats, n: Floats, k: Floats) -> Floats:
+    """Burst seconds of products; beyond the table the edge's efficiency holds."""
+    seconds, (cm, cn, ck) = grid.read_many(m, n, k)
+    return seconds * (m * n * k / (cm * cn * ck))
+
+
 def left_out(rows: Floats, device: Device) -> Floats:
     """Signed relative errors of every row whose n (then whose k) was left out whole, inner values only.
 

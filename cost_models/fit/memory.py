@@ -2,8 +2,10 @@
 
     t = launch + ideal / share,   ideal = bytes / data-sheet bandwidth of the device that was timed
 Rows: residual additions (A100, H100: Vidur; read two tensors, write one) of at least 80 MB, since smaller ones live in
-the L2 cache that a training step's tensors do not fit in, and cuDNN's RMSNorm forward (H200, GB200; reads one, writes
-one; torch's compiled kernel scatters by 40% at equal bytes). Left out: what the L2 saves when a tensor is fresh.
+the L2 cache that a training step's tensors do not fit in, and RMSNorm forward (reads one, writes one): cuDNN's on H200
+and GB200, and torch's compiled one on GB200, where it is a fifth slower than cuDNN's (0.66 of the bandwidth, as SimuMax
+found for its elementwise kernels on B200) and most of a step's kernels are like it. Left out: what the L2 saves when a
+tensor is fresh.
 """
 
 from __future__ import annotations
@@ -31,11 +33,11 @@ def additions(folder: Path, gpu: str, device: Device) -> Floats:
     return np.array(rows)
 
 
-def norms(folder: Path, gpu: str, device: Device) -> Floats:
-    """Ideal seconds, seconds of cuDNN's RMSNorm forward on `gpu`."""
+def norms(folder: Path, gpu: str, device: Device, backends: tuple[str, ...] = ("cudnn",)) -> Floats:
+    """Ideal seconds, seconds of the RMSNorm forward on `gpu`."""
     rows = []
     for row in read_rows(folder, "kernels_norms_cudnn.csv"):
-        wanted = row["gpu_name"] == gpu and row["backend"] == "cudnn" and row["norm_type"] == "rms_norm"
+        wanted = row["gpu_name"] == gpu and row["backend"] in backends and row["norm_type"] == "rms_norm"
         if wanted and row["success"] == "True":
             moved = 2 * 2 * float(row["N"]) * float(row["C"])
             rows.append([moved / device.memory_bytes_per_s, float(row["fwd_time_ms"]) * 1e-3])

@@ -155,8 +155,9 @@ def _simumax(row: Row) -> Case | Refused:
         model, context_tokens=row.count("seq_len"), global_batch=row.count("global_batch"),
         precision=fw.MEGATRON_TE.precision,
     )  # fmt: skip
+    cluster = cluster_of("dgx-b200", gpus, device="b200-sxm-180gb-capped")  # SimuMax's own boards, as in its tables
     return Case(
-        row=row, cluster=cluster_of("dgx-b200", gpus), workload=work, strategy=strategy, framework=fw.MEGATRON_TE,
+        row=row, cluster=cluster, workload=work, strategy=strategy, framework=fw.MEGATRON_TE,
         measured_s=row.number_of("iter_s"), measured_bytes=row.number_of("peak_mem_gb") * GIB,
         sweep=f"{gpus} GPUs, {model.name}, {row.text('grad_accum')} microbatches",
     )  # fmt: skip

@@ -85,12 +85,12 @@ MEGATRON_2021 = Framework(
     habits=Habits(
         biases=True, loss_bytes=52,
         norm="fused", activation="fused", joined_products=True, rotary="none", attention="unfused", dropout=True,
-        sequence_parallel=False, accumulate_bytes=8,
+        sequence_parallel=False, accumulator="fp32",
         reduction="exposed",
     ),
     precision=Precision(param="fp16", reduce="fp32", grad="fp32"),
     reason="before flash attention: scores in memory, a fused scale-mask-softmax, dropout 0.1; gradients are added "
-    "into fp32 buffers by the product's kernel (8 B per weight) and all-reduced after the last microbatch; cross "
+    "into fp32 buffers by the product's own kernel and all-reduced after the last microbatch; cross "
     "entropy over vocabulary shards is eight operators in fp32 (52 B)",
 )  # fmt: skip
 MEGATRON_2022 = Framework(
@@ -98,7 +98,7 @@ MEGATRON_2022 = Framework(
     habits=Habits(
         biases=True, loss_bytes=52,
         norm="fused", activation="fused", joined_products=True, rotary="none", attention="unfused", dropout=True,
-        accumulate_bytes=8, reduction="exposed",
+        accumulator="fp32", reduction="exposed",
     ),
     precision=Precision(param="fp16", reduce="fp32", grad="fp32"),
     reason="as 2021, with sequence parallelism: norms and dropout on a share of the tokens",
@@ -110,7 +110,7 @@ MEGATRON_TE = Framework(
         activation="fused",
         joined_products=True,
         rotary="fused",
-        accumulate_bytes=8,
+        accumulator="fp32",
         reduction="exposed",
         logit_bytes=2,
         loss_bytes=10,
@@ -124,7 +124,7 @@ MEGATRON_TE = Framework(
 MEGATRON_FP8 = Framework(
     name="Megatron-Bridge recipes, products in fp8",
     habits=Habits(
-        norm="fused", activation="fused", joined_products=True, rotary="fused", accumulate_bytes=8, logit_bytes=2,
+        norm="fused", activation="fused", joined_products=True, rotary="fused", accumulator="fp32", logit_bytes=2,
         loss_bytes=10, overlap_cost=OVERLAP_COST,
         product_dtype="fp8", tensor_chunks=True, quantise_bytes=4, dummy_gradient_bytes=2,
     ),

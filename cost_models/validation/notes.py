@@ -83,13 +83,10 @@ NOTES = (
         "apart, comes out as a tie",
     ),
     Note(
-        file="train_megatron_recompute_2205.05198",
-        text="5 to 11% late at 175B and more: the A100's held clock (1.19) is too slow for products this large",
-    ),
-    Note(
         file="train_simumax_b200",
-        text="one held clock (1.39) for all products: SimuMax's own table shows products below 0.25 ms faster than "
-        "it and those of the head and the weight gradients slower",
+        text="a layer's products sum to within 1% of SimuMax's own table (4% with tensor 8) on these boards, which "
+        "sustain a fifth less than other B200, so what is missing, 7% with pipeline 2 and more with tensor "
+        "parallelism, is not in them",
     ),
     Note(
         file="train_simumax_b200",

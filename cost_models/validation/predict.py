@@ -81,7 +81,7 @@ def _with_copies(segment: Segment, shape: Shape, kernels: Kernels) -> Segment:
     elif segment.name.startswith("layer backward"):
         again = 1 if segment.name.endswith("full") else 0
         moved = weights * habits.cast_bytes * (1 + again) + trained * habits.accumulate_bytes
-    elif habits.accumulate_bytes and segment.name in ("head and loss", "root gradients"):
+    elif (habits.accumulate_bytes or habits.accumulator) and segment.name in ("head and loss", "root gradients"):
         moved = _root_copies(segment.name, shape)
     phases = tuple(_exposed(phase, shape) for phase in segment.phases)
     if moved:
@@ -116,6 +116,7 @@ def _blocking(segment: Segment, shape: Shape, kernels: Kernels) -> Segment:
 def _root_copies(name: str, shape: Shape) -> float:
     """The head's gradient is added like a layer's; the embedding's is a whole table first, zeroed and then added.
 
+    A head whose product adds it itself (`accumulator`) pays in its product; an embedding has none.
     With a pipeline the embedding stands on the first stage, where no head is.
     """
     model, tensor, width = shape.workload.model, int(shape.degrees.tensor), int(shape.width)

@@ -215,11 +215,12 @@ def test_command_refuses_an_unknown_file():
 
 
 def test_root_gradients_are_added_to_their_buffers():
-    """Head: 8 bytes a weight and microbatch into fp32; embedding: its table zeroed (2), read (2) and added (8)."""
+    """Head and layers: by their products, whose buffer shows in part; embedding: its table zeroed, read and added."""
     case = case_of(rows("train_simumax_b200", row="2")[0])
-    without = predict(case, replace(case.framework.habits, accumulate_bytes=0)).seconds["compute"]
+    without = predict(case, replace(case.framework.habits, accumulator=None)).seconds["compute"]
     found = predict(case).seconds["compute"] - without
     table, layers = 128256 * 8192 / 2, 12 * (8192 * (2 * 8192 + 2 * 1024) + 3 * 8192 * 28672) / 2
     kernels = kernels_for(case, case.framework.habits)
-    moved = kernels.memory_bound_s(4 * (table * (8 + 12) + layers * 8), 4 * (12 + 2) * 6)  # six kernels at each place
+    shown = kernels.gemm_s(8192, 8192, 4096, accumulate="fp32") - kernels.gemm_s(8192, 8192, 4096)
+    moved = kernels.memory_bound_s(4 * table * 12, 4 * 6) + 4 * (table + layers) / 8192**2 * shown
     assert found == pytest.approx(moved, rel=1e-3)
