@@ -237,11 +237,16 @@ SLINGSHOT_BYTES_PER_S = 100e9 / 8
 """Nodes of four A100 with one Slingshot card of 100 Gbit/s, as a public university cluster has them. Inferred."""
 
 
+GPT2_VOCABULARY = 50304
+"""Of the launch script that came with the code (gpt2-vocab.json, padded to 128), whatever the model. Llama-3's 128,256
+cannot have been it: at 512K tokens on 8 GPUs its loss alone would hold 110 GiB. Inferred."""
+
+
 def _fpdt(row: Row) -> Case | Refused:
     """Utilisation counts whole (not causal) attention: 55.7% at 4M tokens would else be 84% of the peak executed."""
     if "FPDT" in row.text("other"):
         return Refused(row=row, reason="attention in chunks with keys and values in host memory: no words for it")
-    model = model_of(row, gated=True, tied=False, name="llama3-8b")
+    model = replace(model_of(row, gated=True, tied=False, name="llama3-8b"), vocab=GPT2_VOCABULARY)
     tensor, ulysses, gpus = row.count("tp"), row.count("ulysses"), row.count("n_gpus")
     framework = fw.MEGATRON_DEEPSPEED if tensor > 1 else fw.DEEPSPEED
     strategy = Strategy(

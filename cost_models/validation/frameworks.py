@@ -140,12 +140,14 @@ DEEPSPEED = Framework(
         attention="fa2",
         accumulate_bytes=6,
         overlap_cost=OVERLAP_COST,
-        logit_bytes=6,
+        logit_bytes=14,
+        drops_gradients=True,
         loss_bytes=52,
     ),
     precision=Precision(reduce="bf16", grad="bf16"),
     reason="Llama in Megatron-DeepSpeed: fused norm and SwiGLU, rotary in separate kernels; bf16 gradients, added in "
-    "bf16 and reduced in bf16; logits in bf16 and fp32",
+    "bf16, reduced in bf16 and dropped after each step; the loss holds bf16 logits, their fp32 copy, softmax and "
+    "its logarithm (14 B; Megatron-DeepSpeed, sequence_parallel/cross_entropy.py)",
 )
 EASYCONTEXT = Framework(
     name="EasyContext: Hugging Face layers under DeepSpeed ZeRO-3",
@@ -174,18 +176,22 @@ DEEPSPEED_GPT = Framework(
     "rank a view in Python and a copy between its tensor and the flat buffer that NCCL needs",
 )
 MEGATRON_DEEPSPEED = Framework(
-    name="Megatron-DeepSpeed with sequence parallelism (2024)",
+    name="Megatron-DeepSpeed with tensor parallelism (2024)",
     habits=Habits(
         norm="fused",
         activation="fused",
         attention="fa2",
         accumulate_bytes=8,
         reduction="exposed",
-        logit_bytes=6,
+        logit_bytes=14,
+        drops_gradients=True,
+        sequence_parallel=False,
         loss_bytes=52,
     ),
     precision=Precision(reduce="fp32", grad="fp32"),
-    reason="Llama in Megatron-DeepSpeed: fused norm and SwiGLU, rotary in separate kernels",
+    reason="Llama in Megatron-DeepSpeed: fused norm and SwiGLU, rotary in separate kernels; the figure says TP, taken "
+    "as without sequence parallelism (inferred: 64 GiB at 32K tokens hold every norm whole); the loss holds bf16 logits, "
+    "fp32 copies, differences to the maximum and exponentials (14 B; tensor_parallel/cross_entropy.py)",
 )
 FLASH_ATTENTION = Framework(
     name="flash-attn 2 alone",
