@@ -286,7 +286,7 @@ def _easycontext(row: Row) -> Case | Refused:
 
 _NO_WORDS = {
     "train_nemo_longseq_cp": "prints FLOP/s alone, and not which attention FLOP they count",
-    "train_bigscience_v100": "V100: no device of that generation is described",
+    "train_bigscience_v100": "prints parameter counts alone: layers, widths and heads of its models are not stated",
     "train_deepspeed_figures_digitized": "degrees, recompute and GPU memory of the panels are not printed",
 }
 READERS: dict[str, Callable[[Row], Case | Refused]] = {
