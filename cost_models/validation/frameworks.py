@@ -190,7 +190,7 @@ MEGATRON_DEEPSPEED = Framework(
     ),
     precision=Precision(reduce="fp32", grad="fp32"),
     reason="Llama in Megatron-DeepSpeed: fused norm and SwiGLU, rotary in separate kernels; the figure says TP, taken "
-    "as without sequence parallelism (inferred: 64 GiB at 32K tokens hold every norm whole); the loss holds bf16 logits, "
+    "as without sequence parallelism (inferred: 64 GiB at 32K hold every norm whole); the loss holds bf16 logits, "
     "fp32 copies, differences to the maximum and exponentials (14 B; tensor_parallel/cross_entropy.py)",
 )
 FLASH_ATTENTION = Framework(
