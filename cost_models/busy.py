@@ -37,8 +37,12 @@ class Busy:
         >>> Busy(limit_flops=1e12, slow=1.0, exposed=0.4).product_s(1.0, 1e6, 1e12)
         1.0
         """
-        slowed_s, limited_s = burst_s * self.slow, flops / limit_flops
-        return (slowed_s**SHARPNESS + limited_s**SHARPNESS) ** (1 / SHARPNESS)
+        return limited_s(burst_s * self.slow, flops, limit_flops)
+
+
+def limited_s(seconds: Any, flops: Any, limit_flops: float) -> Any:
+    """What a kernel of so many seconds takes on a board that sustains `limit_flops`; far below the limit the same."""
+    return (seconds**SHARPNESS + (flops / limit_flops) ** SHARPNESS) ** (1 / SHARPNESS)
 
 
 def limit_flops(device: Device, base: Device, board: Device, measured: float) -> float:

@@ -20,7 +20,7 @@ from cost_models.experts import Experts
 from cost_models.kernels import Kernels
 from cost_models.program import Compute, Exchange, Phase
 from cost_models.shape import Shape
-from cost_models.work import elementwise, matmul_s, norm_bytes, residual_bytes, tensor_exchange
+from cost_models.work import elementwise, matmul_s, norm_bytes, product_s, residual_bytes, small_s, tensor_exchange
 
 PERMUTE_SLOWDOWN = 1.32
 """Rows moved by index against a stream: 0.666 / 0.506 of bandwidth (SimuMax's fit on B200: default, permute)."""
@@ -103,13 +103,13 @@ def _spread(shape: Shape) -> Any:
 
 def _router(shape: Shape, kernels: Kernels, experts: Experts, tokens: Any, part: str | None, grad: bool) -> Compute:
     scores = matmul_s(shape, kernels, tokens, experts.count, shape.workload.model.hidden, grad)
-    small = kernels.memory_bound_s(tokens * experts.count * ROUTER_BYTES, ROUTER_LAUNCHES)
+    small = small_s(shape, kernels, tokens * experts.count * ROUTER_BYTES, ROUTER_LAUNCHES)
     return Compute(part=part or "memory_bound", seconds=scores + small)
 
 
 def _moved(shape: Shape, kernels: Kernels, moved: Any, launches: int, part: str | None) -> Compute:
     """Rows moved by index; their gradients move the same way back."""
-    return Compute(part=part or "memory_bound", seconds=kernels.memory_bound_s(moved * PERMUTE_SLOWDOWN, launches))
+    return Compute(part=part or "memory_bound", seconds=small_s(shape, kernels, moved * PERMUTE_SLOWDOWN, launches))
 
 
 def _grouped(
@@ -119,15 +119,19 @@ def _grouped(
     model, own = shape.workload.model, experts.count // shape.degrees.expert
     rows, ffn = larger(copies // own, 1), experts.ffn // _cut(shape)
     ups = 2 if model.gated else 1
+    trained = shape.workload.trains_weights
     if shape.habits.joined_products:
-        seconds = matmul_s(shape, kernels, rows, ups * ffn, model.hidden, grad)
+        ups, ffn_columns = 1, ups * ffn
     else:
-        seconds = ups * matmul_s(shape, kernels, rows, ffn, model.hidden, grad)
+        ffn_columns = ffn
+    seconds = ups * product_s(shape, kernels, rows, ffn_columns, model.hidden, grad, trained=trained)
     if down:
-        seconds = seconds + matmul_s(shape, kernels, rows, model.hidden, ffn, grad)
+        seconds = seconds + product_s(shape, kernels, rows, model.hidden, ffn, grad, trained=trained)
+    calls = (ups + (1 if down else 0)) * (2 if grad and trained else 1)  # one grouped call for all experts
     passes = (3 if shape.habits.activation == "fused" else 5) if model.gated else 2
     activation = elementwise(shape, kernels, copies * ffn * shape.width * passes, 2, grad, part)
-    return (Compute(part=part or "matmul", seconds=own * seconds), activation)
+    grouped = own * seconds + calls * shape.habits.gap_s
+    return (Compute(part=part or "matmul", seconds=grouped), activation)
 
 
 def _exchange(shape: Shape, moved: Any) -> tuple[Phase, ...]:

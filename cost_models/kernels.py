@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from cost_models.busy import limit_flops
+from cost_models.busy import limit_flops, limited_s
 from cost_models.curves.packed import BASES, BUSY_BOARDS, DeviceCurves, HeadDim, device_curves
 from cost_models.curves.samples import FRAMEWORK, Correction, Sample
 from cost_models.device import Device
@@ -167,6 +167,8 @@ class Kernels:
             seconds = self._paged(shape, padded, larger) if paged else self._training(shape, padded, backward, larger)
             seconds = self._scaled(seconds, flops, moved, dtype)
             seconds = larger(seconds, moved / self.device.memory_bytes_per_s)
+            if self._limit_flops is not None and not paged:
+                seconds = limited_s(seconds, flops, self._limit_flops * (self._reached(dtype) / self.device.peak_16bit))
         return larger(self._corrected(op, seconds, flops), flops / self.device.peak(dtype))
 
     def memory_bound_s(self, bytes_moved: Any, launches: Any = 1) -> Any:

@@ -16,7 +16,7 @@ from cost_models.kernels import Kernels
 from cost_models.latent import Latent
 from cost_models.program import Compute, Phase
 from cost_models.shape import Shape
-from cost_models.work import elementwise, matmul_s, norm_bytes, tensor_exchange
+from cost_models.work import elementwise, matmul_s, norm_bytes, small_s, tensor_exchange
 
 
 def latent_inputs(shape: Shape, kernels: Kernels, latent: Latent, part: str | None, grad: bool) -> tuple[Phase, ...]:
@@ -38,7 +38,7 @@ def latent_inputs(shape: Shape, kernels: Kernels, latent: Latent, part: str | No
         elementwise(shape, kernels, small, 2 * norm_launches, grad, part),
         *gathered,
         Compute(part=part or "matmul", seconds=up),
-        Compute(part=part or "memory_bound", seconds=kernels.memory_bound_s(made, _launches(shape))),
+        Compute(part=part or "memory_bound", seconds=small_s(shape, kernels, made, _launches(shape))),
     )
 
 

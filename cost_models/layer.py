@@ -164,7 +164,8 @@ def _block_s(shape: Shape, kernels: Kernels, q_tokens: Any, kv_tokens: Any, grad
         q_tokens, kv_tokens, shape.heads, shape.kv_heads, head_dim, causal,
         backward=grad, batch=shape.rows, dtype=shape.workload.precision.param,
     )  # fmt: skip
-    return seconds * shape.workload.attended_fraction * (FA1_SLOWDOWN if shape.habits.attention == "fa1" else 1.0)
+    slower = FA1_SLOWDOWN if shape.habits.attention == "fa1" else 1.0
+    return seconds * shape.workload.attended_fraction * slower + shape.habits.gap_s
 
 
 def _gathered(shape: Shape, kernels: Kernels, part: str, grad: bool, causal: bool) -> Compute:

@@ -32,6 +32,8 @@ WHOLE_LOSS_BYTES = 32
 log-softmax r4 w4, zeros for the gradient w4, backward of the softmax r4 r4 w4, cast r4."""
 OPTIMIZER_BYTES = {"adamw": 7 * 4, "sgd": 3 * 4}
 """Traffic per parameter of a fused fp32 update: read weight, gradient and states, write weight and states."""
+NORM_BYTES = 4
+"""Per gradient: read for the norm."""
 
 
 def step_program(shape: Shape, kernels: Kernels, ranges: tuple[LayerRange, ...]) -> StepProgram:
@@ -179,17 +181,16 @@ def _loss_s(shape: Shape, kernels: Kernels, vocab: Any) -> Any:
 
 
 def update(shape: Shape, kernels: Kernels) -> Segment:
-    """Gradient norm and optimizer on this rank's shard (on everything without sharding)."""
-    parts = pick(shape.degrees.zero == 0, 1, shape.degrees.shard)
-    params = trained_params(shape) / shape.degrees.pipeline / parts
-    params = params + trained_expert_params(shape) / pick(shape.degrees.zero == 0, 1, shape.degrees.expert_shard)
-    norm = kernels.memory_bound_s(params * 4, 2)
-    step = kernels.memory_bound_s(params * OPTIMIZER_BYTES[shape.workload.optimizer], 4)
+    """Gradient norm and optimizer on this rank's shard (on everything without sharding); a resident buffer cleared."""
+    habits, whole = shape.habits, trained_params(shape) / shape.degrees.pipeline
+    experts, zero = trained_expert_params(shape), shape.degrees.zero
+    params = whole / pick(zero == 0, 1, shape.degrees.shard) + experts / pick(zero == 0, 1, shape.degrees.expert_shard)
+    moved = params * (habits.optimizer_bytes or OPTIMIZER_BYTES[shape.workload.optimizer] + NORM_BYTES)
+    if habits.accumulator is not None:
+        moved = moved + (whole + experts) * DTYPE_BYTES[habits.accumulator]
     exchange = Exchange(part="gradients", axis="shard", op="all_reduce", bytes=4.0)
-    return Segment(
-        name="optimizer",
-        phases=(Compute(part="optimizer", seconds=norm + step), _framework(kernels, "framework_step"), exchange),
-    )
+    step = Compute(part="optimizer", seconds=kernels.memory_bound_s(moved, 6))
+    return Segment(name="optimizer", phases=(step, _framework(kernels, "framework_step"), exchange))
 
 
 def _framework(kernels: Kernels, unit: str, share: float = 1.0) -> Compute:

@@ -27,10 +27,19 @@ def matmul_s(
     dtype: str | None = None,
     trained: bool | None = None,
 ) -> Any:
-    """Forward product m x k by k x n, or both backward products, with what 8-bit inputs cost to make.
+    """Forward product m x k by k x n, or both backward products, with what 8-bit inputs cost to make and the gaps.
 
     A weight that is not `trained` (none: as the language model's are) has one backward product, its input's gradient.
     """
+    own = shape.workload.trains_weights if trained is None else trained
+    calls = 2 if grad and own else 1
+    return product_s(shape, kernels, m, n, k, grad, dtype, own) + calls * shape.habits.gap_s
+
+
+def product_s(
+    shape: Shape, kernels: Kernels, m: Any, n: Any, k: Any, grad: bool, dtype: str | None = None, trained: bool = True
+) -> Any:
+    """The kernels of `matmul_s` alone."""
     habits, layer = shape.habits, False
     if dtype is None:
         dtype, layer = habits.product_dtype or shape.workload.precision.param, True
@@ -42,10 +51,9 @@ def matmul_s(
     if not grad:
         return kernels.gemm_s(m, n, k, dtype) + quantised
     seconds = quantised + kernels.gemm_s(m, k, n, dtype)
-    own = shape.workload.trains_weights if trained is None else trained
-    if habits.biases and layer and own:
+    if habits.biases and layer and trained:
         seconds = seconds + kernels.memory_bound_s(m * n * shape.width, 1)
-    return seconds + kernels.gemm_s(k, n, m, dtype, accumulate=habits.accumulator) if own else seconds
+    return seconds + kernels.gemm_s(k, n, m, dtype, accumulate=habits.accumulator) if trained else seconds
 
 
 def norm_bytes(shape: Shape) -> Any:
@@ -56,8 +64,13 @@ def norm_bytes(shape: Shape) -> Any:
 
 def elementwise(shape: Shape, kernels: Kernels, moved: Any, launches: int, grad: bool, part: str | None) -> Compute:
     """Backward of elementwise work reads the saved input as well as the gradient: twice the traffic."""
-    seconds = kernels.memory_bound_s(moved * (2 if grad else 1), launches * (2 if grad else 1))
+    seconds = small_s(shape, kernels, moved * (2 if grad else 1), launches * (2 if grad else 1))
     return Compute(part=part or "memory_bound", seconds=seconds)
+
+
+def small_s(shape: Shape, kernels: Kernels, moved: Any, operators: int) -> Any:
+    """Memory-bound operators of one kernel each, with the framework's gap beside each of them."""
+    return kernels.memory_bound_s(moved, operators) + operators * shape.habits.gap_s
 
 
 def residual_bytes(shape: Shape) -> int:

@@ -103,6 +103,12 @@ MEGATRON_2022 = Framework(
     precision=Precision(param="fp16", reduce="fp32", grad="fp32"),
     reason="as 2021, with sequence parallelism: norms and dropout on a share of the tokens",
 )  # fmt: skip
+TE_GAP_S = 30e-6
+"""What an operator of Megatron with Transformer Engine takes at no bytes: the intercept of SimuMax's fit of its eager
+operators (`kernels_simumax_network_fit.json`: 30 us on B200, 40 us on A100). Its products were timed back to back,
+which hides the call; in a layer every product has it too (inferred)."""
+MEGATRON_OPTIMIZER_BYTES = 46
+"""Per weight: norm r4, clip r4 w4, Adam r16 w12, copy to the bf16 model r4 w2 (Megatron-LM's distributed optimizer)."""
 MEGATRON_TE = Framework(
     name="Megatron-Core + Transformer Engine (2026)",
     habits=Habits(
@@ -115,11 +121,14 @@ MEGATRON_TE = Framework(
         logit_bytes=2,
         loss_bytes=10,
         dummy_gradient_bytes=2,
+        gap_s=TE_GAP_S,
+        optimizer_bytes=MEGATRON_OPTIMIZER_BYTES,
     ),
     precision=Precision(reduce="fp32", grad="fp32"),
     reason="Transformer Engine's norms and cuDNN attention; gradients added into fp32 buffers; distributed optimizer "
     "without overlap, as the launcher sets it; its cross entropy works in place on bf16 logits (r2, r2 w2, and scaled "
-    "r2 w2); fused weight gradients leave bf16 placeholders (SimuMax's reproduction guide)",
+    "r2 w2); fused weight gradients leave bf16 placeholders (SimuMax's reproduction guide); an eager operator has a "
+    "gap of 30 us beside it; gradients are scaled when clipped, and weights copied to bf16 after the update",
 )
 MEGATRON_FP8 = Framework(
     name="Megatron-Bridge recipes, products in fp8",
@@ -127,6 +136,7 @@ MEGATRON_FP8 = Framework(
         norm="fused", activation="fused", joined_products=True, rotary="fused", accumulator="fp32", logit_bytes=2,
         loss_bytes=10, overlap_cost=OVERLAP_COST,
         product_dtype="fp8", tensor_chunks=True, quantise_bytes=4, dummy_gradient_bytes=2,
+        optimizer_bytes=MEGATRON_OPTIMIZER_BYTES,
     ),
     precision=Precision(reduce="bf16", grad="fp32"),
     reason="as Transformer Engine above, with what the recipes overlap: gradient reduction, weight gathers, and tensor "

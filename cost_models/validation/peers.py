@@ -3,7 +3,8 @@
     simumax_pred_ms = milliseconds of the step        simumax_pred_alloc_gib = peak of the allocator
 
 SimuMax reads the time of each product and attention from a table of exactly these shapes, measured on the same machine;
-here both come from curves that other sources shaped. Errors of both are over the same rows.
+here both come from curves that other sources shaped, and only the board's power limit and the gap of an eager operator
+from its tables. Errors of both are over the same rows.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ class Judged(Protocol):
 def peer_of(row: Row) -> tuple[float | None, float | None]:
     """(seconds, bytes) that another simulator predicted for the row.
 
-    >>> peer_of(Row(file="", number="", score="yes", cells={"metric_other": "a=1;simumax_pred_ms=828.76"}))
-    (0.82876, None)
+    >>> peer_of(Row(file="", number="", score="yes", cells={"metric_other": "a=1;simumax_pred_ms=828.5"}))
+    (0.8285, None)
     """
     text = row.cells.get("metric_other", "")
     seconds, size = (re.search(rf"{name}=([\d.]+)", text) for name in ("simumax_pred_ms", "simumax_pred_alloc_gib"))

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from cost_models.habits import OURS, Habits
 from cost_models.host import PYTORCH_2024
 from cost_models.kernels import FA2_ARCHITECTURES, Kernels
@@ -23,7 +21,7 @@ from cost_models.placement import Placement
 from cost_models.pricing import fold_segment
 from cost_models.program import Compute, Exchange, Phase, Segment
 from cost_models.shape import Shape
-from cost_models.step import step_program, trained_params
+from cost_models.step import step_program
 from cost_models.validation.cases import Case
 from cost_models.workload import DTYPE_BYTES
 
@@ -160,10 +158,6 @@ def _fold(
         _add(stage, segment, paths, float(segment.fill(degrees.pipeline)))
     bubble = sum(stage.values()) / degrees.virtual
     total["pipeline"] = total.get("pipeline", 0.0) + bubble
-    if shape.habits.optimizer_bytes is not None:
-        share = 1 if degrees.zero == 0 else degrees.shard
-        weights = float(np.asarray(trained_params(shape))) / degrees.pipeline / share
-        total["optimizer"] = float(kernels.memory_bound_s(weights * shape.habits.optimizer_bytes, 20))
     return total
 
 

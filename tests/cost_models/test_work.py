@@ -1,0 +1,44 @@
+"""Gaps beside eager operators, and the traffic of an update with a resident gradient buffer, counted by hand."""
+
+from dataclasses import replace
+
+import pytest
+
+from cost_models import Model, Strategy, Workload
+from cost_models.habits import OURS
+from cost_models.kernels import Kernels
+from cost_models.program import Compute, Ring, Segment
+from cost_models.shape import Shape
+from cost_models.step import backward_segment, forward_segment, trained_params, update
+
+KERNELS = Kernels.of("h100-sxm-80gb")
+WORK = Workload(Model.load("llama-3-8b"), context_tokens=4096)
+FUSED = replace(OURS, norm="fused", rotary="fused", activation="fused", joined_products=True)
+
+
+def compute_s(segment: Segment) -> float:
+    seconds = [one.seconds for one in segment.phases if isinstance(one, Compute)]
+    return float(sum(seconds) + sum(one.first_s for one in segment.phases if isinstance(one, Ring)))
+
+
+def test_every_eager_operator_has_its_gap() -> None:
+    """Backward has two products for each, twice the elementwise operators, and one attention."""
+    gap, products, elementwise = 1e-3, 4, 2 + 2 + 2 + 1  # norms, rotary, activation, residual (the other in a norm)
+    with_gap = Shape(WORK, Strategy(), replace(FUSED, gap_s=gap))
+    without = Shape(WORK, Strategy(), FUSED)
+    forward = [compute_s(forward_segment(shape, KERNELS, repeat=1)) for shape in (with_gap, without)]
+    backward = [compute_s(backward_segment(shape, KERNELS, "none", repeat=1)) for shape in (with_gap, without)]
+    assert forward[0] - forward[1] == pytest.approx((products + elementwise + 1) * gap)
+    assert backward[0] - backward[1] == pytest.approx((2 * (products + elementwise) + 1) * gap)
+
+
+def test_a_resident_buffer_is_cleared_and_clipping_is_counted() -> None:
+    strategy = Strategy(data=4, shard=4, zero=1)
+    work = Workload(Model.load("llama-3-8b"), context_tokens=4096, global_batch=4)
+    plain = Shape(work, strategy)
+    counted = Shape(work, strategy, replace(OURS, optimizer_bytes=46, accumulator="fp32"))
+    weights = float(trained_params(plain))
+    extra = compute_s(update(counted, KERNELS)) - compute_s(update(plain, KERNELS))
+    # own share of 1/4: 46 bytes instead of 28 + 4 for the norm; the whole buffer is cleared
+    moved = weights / 4 * (46 - 32) + weights * 4
+    assert extra == pytest.approx(KERNELS.memory_bound_s(moved, 0), rel=1e-9)
