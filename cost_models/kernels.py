@@ -77,7 +77,9 @@ class Kernels:
             self._gemm = curves.gemm
             self._busy = curves.busy
             board = Device.load(BUSY_BOARDS[base.name])
-            self._limit_flops = limit_flops(device, base, board, curves.busy.limit_flops) if clock == "held" else None
+            held, measured = clock == "held", curves.busy.limit_flops
+            self._limit_flops = limit_flops(device, base, board, measured) if held else None
+            self._base_limit_flops = limit_flops(base, base, board, measured) if held else None
             self._dims = curves.head_dims
             self._tables = {t: curves.attention_paged(t) for t in {near.table for near in self._dims}}
             self._longest = float(next(iter(self._tables.values())).axes[0][-1])
@@ -168,7 +170,7 @@ class Kernels:
             seconds = self._scaled(seconds, flops, moved, dtype)
             seconds = larger(seconds, moved / self.device.memory_bytes_per_s)
             if self._limit_flops is not None and not paged:
-                seconds = limited_s(seconds, flops, self._limit_flops * (self._reached(dtype) / self.device.peak_16bit))
+                seconds = self._on_this_board(seconds, flops, dtype)
         return larger(self._corrected(op, seconds, flops), flops / self.device.peak(dtype))
 
     def memory_bound_s(self, bytes_moved: Any, launches: Any = 1) -> Any:
@@ -242,6 +244,16 @@ class Kernels:
             logs = logs + weight * (math.log(at_dim) if larger is max else np.log(at_dim))
         found = work * (math.exp(logs) if larger is max else np.exp(logs))
         return larger(found * self._forward.unmasked ** _unmasked_share(q, kv, pairs, larger), self._floor_s)
+
+    def _on_this_board(self, seconds: Any, flops: Any, dtype: str) -> Any:
+        """Attention was timed in long loops, at its board's power limit: only another limit changes it."""
+        assert self._limit_flops is not None and self._base_limit_flops is not None
+        reached = self._reached(dtype) / self.device.peak_16bit
+        own, theirs = self._limit_flops / self.device.peak_16bit, self._base_limit_flops / self.base.peak_16bit
+        if own == theirs:
+            return seconds
+        limit = reached * self.device.peak_16bit
+        return seconds * (limited_s(seconds, flops, own * limit) / limited_s(seconds, flops, theirs * limit))
 
     def _scaled(self, base_s: Any, flops: Any, moved: Any, dtype: str) -> Any:
         """A measured device's time carried to this device and dtype by the roofline form."""

@@ -218,7 +218,7 @@ def test_long_sequences_run_at_the_plateau(device: str) -> None:
         pairs = attention_pairs(tokens, tokens, True)
         rates.append(4 * 4 * pairs * 128 / kernels.attention_s(tokens, tokens, 4, 1, 128, True))
     assert max(rates) / min(rates) < 1.2
-    assert 0.55 < rates[-1] / kernels.device.peak("bf16") < 0.85
+    assert 0.6 < rates[-1] / kernels.device.peak("bf16") < 0.85
 
 
 @pytest.mark.parametrize("device", [*MEASURED, "l40s", "cpu"])
@@ -343,11 +343,11 @@ def test_a_wrong_sample_is_refused(wrong: dict[str, object], message: str) -> No
         Sample(**wrong)  # type: ignore[arg-type]
 
 
-def test_long_attention_keeps_below_the_power_limit() -> None:
+def test_attention_follows_the_limit_of_its_board() -> None:
     """SimuMax's B200 (kernels_simumax_efficiency.csv): 131,072 tokens, 8 heads, causal, forward in 31.2 ms."""
     capped, free = Kernels.of("b200-sxm-180gb-capped"), Kernels.of("b200-sxm-180gb")
     call = (131072, 131072, 8, 1, 128, True)
-    assert capped.attention_s(*call) == pytest.approx(31.2e-3, rel=0.03)
+    assert capped.attention_s(*call) == pytest.approx(31.2e-3, rel=0.1)
     assert free.attention_s(*call) < capped.attention_s(*call)
     small = (512, 512, 1, 1, 128, True)  # far below the limit: nothing changes
     assert capped.attention_s(*small) == pytest.approx(free.attention_s(*small), rel=1e-6)
