@@ -24,7 +24,7 @@ NOTES = (
     Note(
         file="op_usp_ulysses_ring",
         text="rows up to 32K tokens were not run at the transcribed head dim of 32: 32K takes 1/5.7 of 128K's time, "
-        "its work is 1/16. At head dim 128 (the script's default) zigzag and striped rows of 32K are met within 20% and "
+        "its work is 1/16. At head dim 128 (the script's default) zigzag and striped rows of 32K are met within 20%, "
         "plain rings come out up to half as long again, so that reading is likely and not certain; see the inferred "
         "readings. Scored as transcribed",
     ),
