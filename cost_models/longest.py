@@ -7,6 +7,7 @@ Reserve and communication buffers count, as in `fits`. Left out: time, and packe
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from cost_models.cluster import Cluster
@@ -31,18 +32,27 @@ def longest_tokens(cluster: Cluster, workload: Workload, strategy: Strategy) -> 
     unit = 2 * strategy.context
     fewest = max(1, -(-workload.vision_tokens // unit))
 
-    def fits(units: int) -> bool:
-        row = replace(workload, context_tokens=units * unit, text_tokens=None, lengths=())
+    def fits(tokens: int) -> bool:
+        row = replace(workload, context_tokens=tokens, text_tokens=None, lengths=())
         return price(cluster, row, strategy).fits
 
-    if not fits(fewest):
+    return most_tokens(fits, unit, fewest)
+
+
+def most_tokens(fits: Callable[[int], bool], unit: int, fewest: int = 1) -> int:
+    """The largest multiple of `unit` tokens, from `fewest` units on, that fits; 0 if not even the least does.
+
+    >>> most_tokens(lambda tokens: tokens <= 375, unit=10), most_tokens(lambda tokens: False, unit=10)
+    (370, 0)
+    """
+    if not fits(fewest * unit):
         return 0
     low, high = fewest, 2 * fewest
-    while fits(high):
+    while fits(high * unit):
         low, high = high, 2 * high
         if high * unit > MOST_TOKENS:
             raise InputError(f"a row of {low * unit} tokens fits still; give a workload whose memory grows with tokens")
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
+        low, high = (middle, high) if fits(middle * unit) else (low, middle)
     return low * unit

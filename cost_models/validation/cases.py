@@ -7,6 +7,7 @@ Left out: operator rows (`operators.py`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,7 +34,7 @@ class Case:
     workload: Workload
     strategy: Strategy
     framework: Framework
-    measured_s: float
+    measured_s: float  # nan: memory alone is asked
     measured_bytes: float | None = None
     sweep: str = ""  # rows of one sweep differ in degrees only
 
@@ -244,32 +245,48 @@ cannot have been it: at 512K tokens on 8 GPUs its loss alone would hold 110 GiB.
 
 def _fpdt(row: Row) -> Case | Refused:
     """Utilisation counts whole (not causal) attention: 55.7% at 4M tokens would else be 84% of the peak executed."""
+    case = ulysses_offload_case(row)
+    if isinstance(case, Refused):
+        return case
+    model, tokens = case.workload.model, case.workload.context_tokens
+    weights = 6 * (model.layers * model.layer_matmul_params + model.vocab * model.hidden) * tokens
+    flops = weights + 12 * model.layers * model.hidden * tokens**2
+    return replace(
+        case,
+        measured_s=flops / (row.number_of("mfu_pct") / 100 * case.cluster.gpus * A100_PEAK),
+        measured_bytes=row.number_of("peak_mem_gb") * GIB,
+        sweep=f"{tokens} tokens, {row.text('recompute')}",
+    )
+
+
+def ulysses_offload_case(row: Row) -> Case | Refused:
+    """A run of DeepSpeed's Ulysses-Offload blog without its time: Llama on A100 of 80 GB, all GPUs one group."""
     if "FPDT" in row.text("other"):
         return Refused(row=row, reason="attention in chunks with keys and values in host memory: no words for it")
-    model = replace(model_of(row, gated=True, tied=False, name="llama3-8b"), vocab=GPT2_VOCABULARY)
+    model = replace(model_of(row, gated=True, tied=False, name=row.text("model").lower()), vocab=GPT2_VOCABULARY)
     tensor, ulysses, gpus = row.count("tp"), row.count("ulysses"), row.count("n_gpus")
     framework = fw.MEGATRON_DEEPSPEED if tensor > 1 else fw.DEEPSPEED
     strategy = Strategy(
-        tensor=tensor, ulysses=ulysses, shard=ulysses if ulysses > 1 else 1, zero=row.count("zero_stage"),
+        tensor=tensor, ulysses=ulysses, shard=ulysses if ulysses > 1 else 1, zero=row.count("zero_stage", 0),
         layers=layers_of(model, "full" if row.text("recompute") == "full" else "none", bool(row.text("offload"))),
         loss_chunk_tokens=None,
     )  # fmt: skip
-    tokens = row.count("seq_len")
-    work = Workload(model, context_tokens=tokens, global_batch=1, precision=framework.precision)
-    weights = 6 * (model.layers * model.layer_matmul_params + model.vocab * model.hidden) * tokens
-    flops = weights + 12 * model.layers * model.hidden * tokens**2
+    work = Workload(model, context_tokens=row.count("seq_len"), global_batch=1, precision=framework.precision)
     cluster = cluster_of("dgx-a100", gpus, gpus_per_node=row.count("gpus_per_node"), nics=1)
     cluster = replace(cluster, runs=(replace(cluster.runs[0], node=_slower_cards(cluster, SLINGSHOT_BYTES_PER_S)),))
-    return Case(
-        row=row, cluster=cluster, workload=work, strategy=strategy, framework=framework,
-        measured_s=flops / (row.number_of("mfu_pct") / 100 * gpus * A100_PEAK),
-        measured_bytes=row.number_of("peak_mem_gb") * GIB, sweep=f"{tokens} tokens, {row.text('recompute')}",
-    )  # fmt: skip
+    return Case(row=row, cluster=cluster, workload=work, strategy=strategy, framework=framework, measured_s=math.nan)
 
 
 def _easycontext(row: Row) -> Case | Refused:
     if not row.text("tokens_s_total"):
         return Refused(row=row, reason="says only that it fits")
+    case = easycontext_case(row)
+    seconds = case.strategy.data * row.number_of("seq_len") / row.number_of("tokens_s_total")
+    return replace(case, measured_s=seconds, sweep="tokens per second")
+
+
+def easycontext_case(row: Row) -> Case:
+    """Without its time."""
     model = model_of(row, gated=True, tied=False)
     gpus, ring = row.count("n_gpus"), row.count("cp_ring")
     data = gpus // ring
@@ -280,7 +297,7 @@ def _easycontext(row: Row) -> Case | Refused:
     work = Workload(model, context_tokens=tokens, global_batch=data, precision=fw.EASYCONTEXT.precision)
     return Case(
         row=row, cluster=cluster_of("dgx-a100", gpus), workload=work, strategy=strategy, framework=fw.EASYCONTEXT,
-        measured_s=data * row.number_of("seq_len") / row.number_of("tokens_s_total"), sweep="tokens per second",
+        measured_s=math.nan,
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from cost_models.errors import InputError
 from cost_models.habits import OURS
 from cost_models.validation.cases import Case, Refused, case_of, is_known
+from cost_models.validation.limits import Ending, Limit, ending_of, limit_of
 from cost_models.validation.operator_time import operator_s
 from cost_models.validation.operators import OperatorCase, inferred_reading, operator_case
 from cost_models.validation.peers import peer_of
@@ -60,6 +61,8 @@ class FileReport:
     file: str
     verdicts: tuple[Verdict, ...]
     refused: tuple[Refused, ...]
+    limits: tuple[Limit, ...] = ()  # rows that print the longest sequence
+    endings: tuple[Ending, ...] = ()  # rows that ran out of memory, or say only that they fit
 
     def scored(self, score: Score = "yes") -> list[Verdict]:
         return [one for one in self.verdicts if one.score == score]
@@ -108,14 +111,24 @@ def judge(
     for name in names:
         verdicts: list[Verdict] = []
         refused: list[Refused] = []
-        for row in read(name, folder):
+        rows = read(name, folder)
+        for row in rows:
             found = verdict(row)
             if isinstance(found, Refused):
                 refused.append(found)
             else:
                 verdicts.append(found)
             progress(1)
-        reports.append(FileReport(file=name, verdicts=tuple(verdicts), refused=tuple(refused)))
+        endings = [ending_of(row, rows[:place]) for place, row in enumerate(rows)]
+        reports.append(
+            FileReport(
+                file=name,
+                verdicts=tuple(verdicts),
+                refused=tuple(refused),
+                limits=tuple(one for one in map(limit_of, rows) if one is not None),
+                endings=tuple(one for one in endings if one is not None),
+            )
+        )
     return tuple(reports)
 
 

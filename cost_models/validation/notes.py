@@ -112,4 +112,11 @@ NOTES = (
         text="at 64K tokens without recompute ZeRO-1 and -2 print less memory than weights, states and what 32 layers "
         "keep add up to (over by a fifth); they used 15% of the peak, a quarter of what the kernels take: not found",
     ),
+    Note(
+        file="train_deepspeed_figures_digitized",
+        text="out-of-memory labels: Llama3-8B over ulysses 4 ran out at 256K where 73 GiB of 80 are predicted; its "
+        "point at 128K needs more than 40 GB, so the cards had 80; cause not found. Of the last points that ran, "
+        "Llama3-70B over tensor 32 at 512K is predicted 5% over 80 GiB: the figure calls it Megatron-SP and the "
+        "reading has no sequence parallelism, as in the table of the same authors",
+    ),
 )

@@ -91,27 +91,32 @@ def inferred_reading(case: OperatorCase) -> OperatorCase | None:
 def _usp(row: Row) -> OperatorCase | Refused:
     if row.text("outcome") != "ok":
         return Refused(row=row, reason="ran out of memory: no time")
-    heads, head_dim = row.count("heads"), row.count("head_dim")
-    model = _attention_model(heads, row.count("kv_heads"), head_dim)
-    tokens, api = row.count("seq_len_global"), row.text("api")
-    call = Call(
+    call = usp_call(row)
+    model, tokens = call.workload.model, call.workload.context_tokens
+    return OperatorCase(
+        row=row,
+        call=call,
+        framework=YUNCHANG,
+        measured_s=row.number_of("latency_ms") / 1e3,
+        sweep=f"{tokens} tokens, {model.heads} x {model.head_dim}, {model.kv_heads} KV, {row.text('api')}",
+    )
+
+
+def usp_call(row: Row) -> Call:
+    """What yunchang's row ran, or tried to run."""
+    model = _attention_model(row.count("heads"), row.count("kv_heads"), row.count("head_dim"))
+    packed = row.text("api") == "qkvpacked"
+    return Call(
         cluster=cluster_of("dgx-a100", row.count("n_gpus")),
-        workload=Workload(model, context_tokens=tokens, global_batch=row.count("batch")),
+        workload=Workload(model, context_tokens=row.count("seq_len_global"), global_batch=row.count("batch")),
         strategy=Strategy(
             ulysses=row.count("ulysses_degree"),
             ring=row.count("ring_degree"),
             ring_kind=RING_KINDS[row.text("ring_impl")],
         ),
         backward=row.text("pass") != "fwd",
-        packed=api == "qkvpacked",
-        strided=api == "qkvpacked",
-    )
-    return OperatorCase(
-        row=row,
-        call=call,
-        framework=YUNCHANG,
-        measured_s=row.number_of("latency_ms") / 1e3,
-        sweep=f"{tokens} tokens, {heads} x {head_dim}, {model.kv_heads} KV, {api}",
+        packed=packed,
+        strided=packed,
     )
 
 

@@ -50,7 +50,7 @@ def predict(case: Case, habits: Habits | None = None) -> Prediction:
     program = step_program(shape, kernels, ranges)
     micro = [_with_copies(segment, shape, kernels) for segment in program.microbatch]
     seconds = _fold(micro, list(program.epilogue), shape, kernels, paths, node.scale_up.latency_s)
-    parts = {name: float(value) for name, value in peak(shape, ranges, node.device, by_stage=True).items()}
+    parts = memory_of(case, habits)
     own = sum(size for name, size in parts.items() if name not in ("communication", "reserve"))
     return Prediction(
         step_s=sum(seconds.values()),
@@ -59,6 +59,13 @@ def predict(case: Case, habits: Habits | None = None) -> Prediction:
         seconds=seconds,
         memory=parts,
     )
+
+
+def memory_of(case: Case, habits: Habits | None = None) -> dict[str, float]:
+    """Bytes by component alone, of the fullest stage's rank."""
+    shape = Shape(case.workload, case.strategy, case.framework.habits if habits is None else habits)
+    ranges, device = case.strategy.layer_ranges(case.workload.model.layers), case.cluster.runs[0].node.device
+    return {name: float(value) for name, value in peak(shape, ranges, device, by_stage=True).items()}
 
 
 def kernels_for(case: Case, habits: Habits) -> Kernels:

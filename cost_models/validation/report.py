@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from cost_models.validation import limits
 from cost_models.validation.frameworks import FRAMEWORKS
 from cost_models.validation.judge import FileReport, Verdict, without_habits
 from cost_models.validation.notes import NOTES
@@ -34,8 +35,9 @@ class Table:
 def tables(reports: Sequence[FileReport]) -> list[Table]:
     """Everything that is shown, in reading order."""
     return [
-        _files(reports), _inferred(reports), _apart(reports), _memory(reports), _peers(reports), _sweeps(reports),
-        _habits(reports), _worst(reports), _silent(reports), _notes(reports), _reasons(),
+        _files(reports), _inferred(reports), _apart(reports), _memory(reports), _longest(reports), _endings(reports),
+        _peers(reports), _sweeps(reports), _habits(reports), _worst(reports), _silent(reports), _notes(reports),
+        _reasons(),
     ]  # fmt: skip
 
 
@@ -94,6 +96,8 @@ def as_json(reports: Sequence[FileReport]) -> str:
             "inferred": _plain(report.inferred_errors()),
             "sweeps": [{key: _finite(value) for key, value in asdict(one).items()} for one in report.rankings()],
             "not_predicted": report.reasons(),
+            "longest": [{**asdict(one), "ratio": one.ratio, "met": one.met} for one in report.limits],
+            "endings": [{**asdict(one), "agrees": one.agrees} for one in report.endings],
             "rows": [{**asdict(one), "error": one.error, "memory_error": one.memory_error} for one in report.verdicts],
         }
         for report in reports
@@ -158,6 +162,51 @@ def _memory(reports: Sequence[FileReport]) -> Table:
     return Table(
         title="Peak memory", text="Rows scored `yes` with a printed peak; allocated bytes.",
         head=("file", "rows", "median", "p90", "worst", "bias"), rows=tuple(rows),
+    )  # fmt: skip
+
+
+def _longest(reports: Sequence[FileReport]) -> Table:
+    every = [one for report in reports for one in report.limits]
+    predicted = [one for one in every if one.ratio is not None]
+    met, close = sum(one.met for one in predicted), sum(one.close for one in predicted)
+    rows = [
+        (f"{one.file} {one.row}", one.label, str(one.printed_tokens), *_length(one.predicted_tokens, one.ratio),
+         ("met" if one.met else "not met") if one.ratio is not None else one.reason)
+        for one in every
+    ]  # fmt: skip
+    return Table(
+        title="Longest sequence",
+        text="The source doubles lengths and prints the last one, L, that ran, so the true maximum lies in [L, 2 L): "
+        f"a prediction within [{1 - limits.BELOW:g} L, {1 + limits.ABOVE:g} x 2 L) is met. Predicted for "
+        f"{len(predicted)} of {len(every)} rows, met by {met}; within -{limits.BELOW:.0%}/+{limits.ABOVE:.0%} of L "
+        f"itself: {close}. Memory is what the framework allocates, buffers, context and slack.",
+        head=("row", "what", "printed L", "predicted", "predicted / L", "verdict"), rows=tuple(rows),
+    )  # fmt: skip
+
+
+def _length(tokens: int | None, ratio: float | None) -> tuple[str, str]:
+    return ("–", "–") if tokens is None or ratio is None else (str(tokens), f"{ratio:.2f}")
+
+
+def _endings(reports: Sequence[FileReport]) -> Table:
+    every = [one for report in reports for one in report.endings]
+    out = [one for one in every if one.printed == "ran out"]
+    fitted = [one for one in every if one.printed == "fits"]
+    words = {True: "fits", False: "does not fit", None: "–"}
+    rows = [
+        (f"{one.file} {one.row}", one.label, one.printed, words[one.fits],
+         "–" if one.used_share is None else _percent(one.used_share),
+         one.reason or ("right" if one.agrees else "failure"))
+        for one in every
+    ]  # fmt: skip
+    return Table(
+        title="Rows that ran out of memory, and rows that only fit",
+        text=f"{len(out)} ran out: predicted so {sum(one.agrees is True for one in out)}, predicted to fit (a failure) "
+        f"{sum(one.agrees is False for one in out)}, no prediction {sum(one.agrees is None for one in out)}. "
+        f"{len(fitted)} only fit: predicted so {sum(one.agrees is True for one in fitted)}, not so "
+        f"{sum(one.agrees is False for one in fitted)}, no prediction {sum(one.agrees is None for one in fitted)}. "
+        "A label that ends a curve is read as the curve's last point, on 80 GB where the figure leaves 40 or 80 open.",
+        head=("row", "what", "printed", "predicted", "of the GPU", "verdict"), rows=tuple(rows),
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ What the columns cannot say is refused with the reason. Rates are in Gbit/s (`Gb
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 
@@ -43,6 +44,15 @@ _EIGHT_BIT = ("fp8", "mxfp8", "nvfp4", "fp4", "int8")
 
 def standard_case(row: Row) -> Case | Refused:
     """The row as a case. Raises InputError (or refuses) for what its columns cannot say."""
+    case = untimed_case(row)
+    if isinstance(case, Refused):
+        return case
+    seconds = seconds_of(row, case.workload, row.count("n_gpus"), case.cluster.runs[0].node.device.peak("bf16"))
+    return replace(case, measured_s=seconds)
+
+
+def untimed_case(row: Row) -> Case | Refused:
+    """The same without its time, which a row that only fitted or ran out does not have."""
     if row.score == "no":
         return Refused(row=row, reason="configuration incomplete in the source: never scored")
     if "cpu" in _cell(row, "offload").lower():
@@ -59,7 +69,7 @@ def standard_case(row: Row) -> Case | Refused:
         workload=work,
         strategy=strategy,
         framework=framework,
-        measured_s=seconds_of(row, work, gpus, cluster.runs[0].node.device.peak("bf16")),
+        measured_s=math.nan,
         measured_bytes=row.number_of("peak_mem_gb") * GIB if _cell(row, "peak_mem_gb") else None,
         sweep=f"{gpus} GPUs, {model.name}, {work.context_tokens} tokens, batch {work.global_batch}",
     )
