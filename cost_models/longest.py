@@ -29,14 +29,19 @@ def longest_tokens(cluster: Cluster, workload: Workload, strategy: Strategy) -> 
     >>> 2**20 < longest_tokens(Cluster.load("dgx-h100", gpus=256), work, strategy) < 2**22
     True
     """
-    unit = 2 * strategy.context
-    fewest = max(1, -(-workload.vision_tokens // unit))
+    unit, fewest = 2 * strategy.context, shortest_tokens(workload, strategy)
 
     def fits(tokens: int) -> bool:
         row = replace(workload, context_tokens=tokens, text_tokens=None, lengths=())
         return price(cluster, row, strategy).fits
 
-    return most_tokens(fits, unit, fewest)
+    return most_tokens(fits, unit, fewest // unit)
+
+
+def shortest_tokens(workload: Workload, strategy: Strategy) -> int:
+    """The shortest row that is tried: both zigzag chunks of every rank, and room for the frames."""
+    unit = 2 * strategy.context
+    return unit * max(1, -(-workload.vision_tokens // unit))
 
 
 def most_tokens(fits: Callable[[int], bool], unit: int, fewest: int = 1) -> int:

@@ -25,6 +25,7 @@ Examples:
   plan --cluster my-cluster.yaml --ctx 1M --objective gpu-hours -o big.json
   plan --cluster local --gpus 4 --model longvila-tiny --ctx 2K --profile profile.json
   plan price --gpus 256 --ctx 2M --strategy ring=32,ulysses=8
+  plan price --gpus 8 --strategy ulysses=8,recompute=full --longest
   plan simulate plan.json --trace trace.json
   plan clusters
   plan devices
@@ -90,21 +91,27 @@ def _plan(given: dict[str, Any]) -> None:
 @options.shared
 @click.option("--strategy", required=True, metavar="NAME=VALUE,…",
               help="The layout: data, ring, ulysses, shard, zero, recompute, tensor, pipeline, …")  # fmt: skip
+@click.option("--longest", is_flag=True,
+              help="Also the longest row whose memory fits; without --ctx that row is priced.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def price(strategy: str, as_json: bool, **given: Any) -> None:
+def price(strategy: str, longest: bool, as_json: bool, **given: Any) -> None:
     """Price one given layout, without search: time, memory and bytes by part."""
-    asked = options.question(given)
+    asked = options.question(given, any_length=longest)
     fixed = options.pins(strategy, "--strategy")
     layout = options.strategy_of(fixed, asked.workload.model.layers)
+    most = options.longest_row(asked, layout) if longest else None
+    if most is not None and given["ctx"] is None:
+        asked = options.of_length(asked, most)
     from cost_models.pricing import price as price_layout
     from planner import report
 
     cost = price_layout(asked.cluster, asked.workload, layout, profile=asked.profile)
     if as_json:
-        click.echo(json.dumps(report.cost_dict(cost), indent=1))
+        found = {} if most is None else {"longest_tokens": most}
+        click.echo(json.dumps({**found, **report.cost_dict(cost)}, indent=1))
         return
     report.show([asked.workload.describe(), report.cluster_line(asked.cluster), layout.describe()])
-    report.show(report.cost_lines(cost, simulated=None))
+    report.show(report.cost_lines(cost, simulated=None, longest=most))
     report.show(report.explanation(cost))
 
 

@@ -6,7 +6,7 @@ Every fault is one line that names the flag, the value and the legal values.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -17,7 +17,7 @@ from cost_models.errors import InputError
 from cost_models.model import Model
 from cost_models.profile import Profile
 from cost_models.strategy import RECOMPUTES, LayerRange, Strategy
-from cost_models.units import parse_tokens
+from cost_models.units import parse_tokens, show_bytes
 from cost_models.workload import Precision, Workload
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 PINS = (*(field.name for field in fields(Strategy) if field.name != "layers"), "recompute")
+
+ANY_TOKENS = 1024
+"""Stands in where the length itself is asked for."""
 
 _OPTIONS = (
     click.option("--gpus", metavar="N", help="GPUs to plan for: whole nodes of the preset, or part of one node."),
@@ -64,14 +67,14 @@ class Question:
     profile: Profile | None
 
 
-def question(given: Mapping[str, Any]) -> Question:
-    """Reads the shared options."""
+def question(given: Mapping[str, Any], any_length: bool = False) -> Question:
+    """Reads the shared options; `any_length`: the context may be left out, and is then ANY_TOKENS (or the frames')."""
     frames = whole(given["frames"], "--frames", least=0)
     batch = whole(given["batch"], "--batch")
     gpus = whole(given["gpus"], "--gpus") if given["gpus"] is not None else None
-    if given["ctx"] is None and not frames:
+    if given["ctx"] is None and not frames and not any_length:
         raise InputError("--ctx is missing: give the context length, such as 128K or 2M (or --frames N)")
-    tokens = parse_tokens(given["ctx"]) if given["ctx"] is not None else 0
+    tokens = parse_tokens(given["ctx"]) if given["ctx"] is not None else 0 if frames else ANY_TOKENS
     model = Model.load(given["model"])
     cluster = load_cluster(given["cluster"], gpus)
     mode = given["mode"]
@@ -92,6 +95,27 @@ def question(given: Mapping[str, Any]) -> Question:
         workload=workload,
         profile=Profile.load(given["profile"]) if given["profile"] else None,
     )
+
+
+def longest_row(asked: Question, strategy: Strategy) -> int:
+    """Tokens of the longest row that the layout holds, a multiple of 2 x context; none is an InputError."""
+    from cost_models.longest import longest_tokens, shortest_tokens
+    from cost_models.pricing import price
+
+    most = longest_tokens(asked.cluster, asked.workload, strategy)
+    if not most:
+        least = shortest_tokens(asked.workload, strategy)
+        cost = price(asked.cluster, of_length(asked, least).workload, strategy)
+        raise InputError(
+            f"--longest: no row fits: {least} tokens already need {show_bytes(cost.memory_bytes)} of "
+            f"{show_bytes(cost.capacity_bytes)}; give more GPUs, a larger shard, or recompute=full"
+        )
+    return most
+
+
+def of_length(asked: Question, tokens: int) -> Question:
+    """The same question about rows of so many tokens; frames stay, text fills the row."""
+    return replace(asked, workload=replace(asked.workload, context_tokens=tokens, text_tokens=None))
 
 
 def profile_of(plan: Plan, path: str | None) -> Profile | None:

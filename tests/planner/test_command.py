@@ -95,6 +95,28 @@ def test_one_strategy_is_priced(run):
     assert cost["step_s"] == pytest.approx(sum(cost["seconds"].values()))
 
 
+LLAMA = ["--gpus", "8", "--model", "llama-3-8b", "--strategy", "ring=2,ulysses=4,recompute=full"]
+
+
+def test_the_longest_row_of_a_layout_is_printed_and_priced(run):
+    code, out, err = run("price", *LLAMA, "--longest", "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    most = found["longest_tokens"]
+    assert most % 16 == 0 and found["fits"] and found["tokens"] == most
+    above = json.loads(run("price", *LLAMA, "--ctx", str(most + 16), "--json")[1])
+    assert not above["fits"] and "longest_tokens" not in above
+    code, out, _ = run("price", *LLAMA, "--ctx", "32K", "--longest")
+    assert code == 0 and f"Longest   {most:,} tokens" in out and "32K" in out
+
+
+def test_frames_keep_their_place_in_the_longest_row(run):
+    vision = ["--gpus", "8", "--strategy", "ulysses=8,recompute=full", "--frames", "64", "--longest", "--json"]
+    code, out, err = run("price", *vision)
+    assert (code, err) == (0, "")
+    assert json.loads(out)["longest_tokens"] > 64 * 196
+
+
 def test_a_plan_is_simulated_with_a_trace(run, tmp_path):
     run(*SMALL)
     code, out, _ = run("simulate", "plan.json", "--trace", "trace.json")
@@ -126,6 +148,12 @@ MISTAKES = [
     (["--gpu", "8", "--ctx", "8K"], "No such option '--gpu'"),
     (["simulate", "none.json"], "no such file"),
     (["price", *SMALL, "--strategy", "ring=16"], "16 ranks on 8 free GPUs"),
+    (["price", "--gpus", "8", "--strategy", "ring=8"], "--ctx is missing"),
+    (["price", "--gpus", "8", "--strategy", "ring=16", "--longest"], "16 ranks on 8 free GPUs"),
+    (
+        ["price", "--gpus", "1", "--model", "llama-3-70b", "--strategy", "data=1", "--longest"],
+        "--longest: no row fits: 2 tokens already need",
+    ),
 ]
 
 
