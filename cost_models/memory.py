@@ -37,6 +37,11 @@ SLACK = 0.03
 """Share of the dynamic memory lost to fragmentation. Estimate."""
 
 
+def context_bytes(device: Device) -> int:
+    """Of CONTEXT_BYTES, what this device has."""
+    return CONTEXT_BYTES["cpu" if device.architecture == "cpu" else "gpu"]
+
+
 def memory(shape: Shape, activations: Any, moment: Moment, device: Device) -> dict[str, Any]:
     """Components in bytes. `activations`: kept by all layers together; `moment`: the highest of the step."""
     kind = "cpu" if device.architecture == "cpu" else "gpu"
@@ -51,7 +56,7 @@ def memory(shape: Shape, activations: Any, moment: Moment, device: Device) -> di
         "communication": _communication(shape, GROUP_BYTES[kind]),
     }
     dynamic = sum(parts[name] for name in ("gathered", "activations", "working", "logits", "vision"))
-    parts["reserve"] = CONTEXT_BYTES[kind] + SLACK * dynamic
+    parts["reserve"] = context_bytes(device) + SLACK * dynamic
     return parts
 
 

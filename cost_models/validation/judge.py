@@ -19,7 +19,7 @@ from cost_models.validation.cases import Case, Refused, case_of, is_known
 from cost_models.validation.limits import Ending, Limit, ending_of, limit_of
 from cost_models.validation.operator_time import operator_s
 from cost_models.validation.operators import OperatorCase, inferred_reading, operator_case
-from cost_models.validation.peers import peer_of
+from cost_models.validation.peers import peer_of, reserved_of
 from cost_models.validation.predict import neutral, predict
 from cost_models.validation.rows import Row, Score, read
 from cost_models.validation.standard import standard_case
@@ -44,6 +44,8 @@ class Verdict:
     inferred_s: float | None = None  # predicted as the row seems to have run, where that is not as transcribed
     peer_s: float | None = None  # what another simulator predicted
     peer_bytes: float | None = None
+    measured_reserved_bytes: float | None = None  # what the allocator held, not all of it in use
+    predicted_reserved_bytes: float | None = None
 
     @property
     def error(self) -> float:
@@ -54,6 +56,12 @@ class Verdict:
         if self.measured_bytes is None or self.predicted_bytes is None:
             return None
         return self.predicted_bytes / self.measured_bytes - 1
+
+    @property
+    def reserved_error(self) -> float | None:
+        if self.measured_reserved_bytes is None or self.predicted_reserved_bytes is None:
+            return None
+        return self.predicted_reserved_bytes / self.measured_reserved_bytes - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +90,9 @@ class FileReport:
 
     def memory_errors(self) -> Errors:
         return Errors.of([error for one in self.scored() if (error := one.memory_error) is not None])
+
+    def reserved_errors(self) -> Errors:
+        return Errors.of([error for one in self.scored() if (error := one.reserved_error) is not None])
 
     def rankings(self) -> list[Ranking]:
         """Sweeps of at least two rows."""
@@ -149,7 +160,7 @@ def _training_case(row: Row) -> Case | Refused:
 
 def _step(case: Case) -> Verdict:
     predicted = predict(case)
-    peer_s, peer_bytes = peer_of(case.row)
+    (peer_s, peer_bytes), reserved = peer_of(case.row), reserved_of(case.row)
     return Verdict(
         file=case.row.file,
         row=case.row.number,
@@ -164,6 +175,8 @@ def _step(case: Case) -> Verdict:
         predicted_bytes=predicted.allocated_bytes if case.measured_bytes else None,
         peer_s=peer_s,
         peer_bytes=peer_bytes,
+        measured_reserved_bytes=reserved,
+        predicted_reserved_bytes=predicted.reserved_bytes if reserved else None,
     )
 
 

@@ -47,6 +47,16 @@ def peer_of(row: Row) -> tuple[float | None, float | None]:
     return (float(seconds[1]) / 1e3 if seconds else None, float(size[1]) * GIB if size else None)
 
 
+def reserved_of(row: Row) -> float | None:
+    """Bytes that PyTorch's allocator held at most (`max_memory_reserved`): without the CUDA context.
+
+    >>> reserved_of(Row(file="", number="", score="yes", cells={"metric_other": "reserved_gib=70.5;a=1"})) / GIB
+    70.5
+    """
+    found = re.search(r"\breserved_gib=([\d.]+)", row.cells.get("metric_other", ""))
+    return float(found[1]) * GIB if found else None
+
+
 def beside(verdicts: Sequence[Judged]) -> list[tuple[str, Errors, Errors]]:
     """(what, errors here, errors of the peer) over the rows that have both."""
     found = []

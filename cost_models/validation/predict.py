@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from cost_models.habits import OURS, Habits
 from cost_models.host import PYTORCH_2024
 from cost_models.kernels import FA2_ARCHITECTURES, Kernels
+from cost_models.memory import context_bytes
 from cost_models.paths import Paths, domain_link, paths_of
 from cost_models.peak import peak
 from cost_models.placement import Placement
@@ -33,6 +34,7 @@ class Prediction:
     step_s: float
     memory_bytes: float
     allocated_bytes: float  # what the allocator counts: without context, libraries' buffers and slack
+    reserved_bytes: float  # the same with the allocator's slack
     seconds: dict[str, float]
     memory: dict[str, float]
 
@@ -56,6 +58,7 @@ def predict(case: Case, habits: Habits | None = None) -> Prediction:
         step_s=sum(seconds.values()),
         memory_bytes=sum(parts.values()),
         allocated_bytes=own,
+        reserved_bytes=own + parts["reserve"] - context_bytes(node.device),
         seconds=seconds,
         memory=parts,
     )

@@ -106,3 +106,15 @@ def test_rows_in_standard_columns_need_no_time(tmp_path):
     (report,) = judge(["train_x"], tmp_path)
     assert [(one.printed, one.fits) for one in report.endings] == [("ran out", False), ("ran out", None)]
     assert [one.printed_tokens for one in report.limits] == [65536] and report.limits[0].predicted_tokens > 16
+
+
+def test_reserved_memory_is_allocated_memory_with_slack_and_without_the_context():
+    (report,) = judge(["train_simumax_b200"], FOLDER)
+    rows = [one for one in report.verdicts if one.measured_reserved_bytes is not None]
+    assert len(rows) == report.reserved_errors().rows == 24
+    assert all(one.measured_bytes < one.measured_reserved_bytes for one in rows)
+    case = case_of(read("train_simumax_b200")[0])
+    found = predict(case)
+    dynamic = sum(found.memory[name] for name in ("gathered", "activations", "working", "logits", "vision"))
+    assert found.reserved_bytes - found.allocated_bytes == pytest.approx(0.03 * dynamic)
+    assert "train_simumax_b200, reserved (not scored) | 24 |" in markdown([report])
