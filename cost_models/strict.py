@@ -44,14 +44,19 @@ def read_text(path: str | Path, what: str) -> str:
 
 
 def read_json(path: str | Path, what: str) -> dict[str, Any]:
-    """A JSON object from a file; truncated or other content is an InputError."""
+    """A JSON object from a file; truncated or other content, NaN and infinity too, is an InputError."""
+    text = read_text(path, what)
     try:
-        data = json.loads(read_text(path, what))
-    except (json.JSONDecodeError, RecursionError) as error:
+        data = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{what} {str(path)!r} is not valid JSON: {error}") from error
     if not isinstance(data, dict):
         raise InputError(f"{what} {str(path)!r} holds a {type(data).__name__}, not a JSON object")
     return data
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def nearest(name: str, legal: typing.Iterable[str]) -> str:

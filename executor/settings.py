@@ -119,7 +119,7 @@ def _assignment(text: str) -> tuple[str, Any]:
 def _yaml(text: str, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_NoAliases)
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:  # no such date, endless number
         raise InputError(f"{where} is not valid YAML: {' '.join(str(error).split())[:200]}") from None
 
 

@@ -49,17 +49,20 @@ def save(folder: Path, model: nn.Module, optimizer: Optimizer, marker: Marker, *
     """Collective. Writes beside, then renames; older checkpoints beyond `keep` go last."""
     target = folder / f"step-{marker.step:06d}"
     partial = target.with_suffix(".partial")
-    if rank == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    with _quiet():  # returns when every process has written
-        state_dict_saver.save(_tensors(model, optimizer), checkpoint_id=str(partial))
-    if rank == 0:
-        (partial / MARKER).write_text(json.dumps({"format": FORMAT, **dataclasses.asdict(marker)}, indent=2))
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
-        for old in complete(folder)[:-keep]:
-            shutil.rmtree(old)
+    try:
+        if rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        with _quiet():  # returns when every process has written
+            state_dict_saver.save(_tensors(model, optimizer), checkpoint_id=str(partial))
+        if rank == 0:
+            (partial / MARKER).write_text(json.dumps({"format": FORMAT, **dataclasses.asdict(marker)}, indent=2))
+            shutil.rmtree(target, ignore_errors=True)
+            partial.rename(target)
+            for old in complete(folder)[:-keep]:
+                shutil.rmtree(old)
+    except (CheckpointException, OSError) as fault:
+        raise JobError(f"checkpoint {target} cannot be written{_room(folder)}: {_cause(fault)}") from None
 
 
 def load(path: Path, model: nn.Module, optimizer: Optimizer | None) -> None:
@@ -69,19 +72,44 @@ def load(path: Path, model: nn.Module, optimizer: Optimizer | None) -> None:
         with _quiet():
             state_dict_loader.load(tensors, storage_reader=IndexReader(path))
     except (CheckpointException, RuntimeError, KeyError, ValueError, OSError) as fault:
-        raise JobError(f"checkpoint {path} cannot be read: {' '.join(str(fault).split())[:300]}") from None
+        raise JobError(f"checkpoint {path} cannot be read: {_cause(fault)}") from None
     if optimizer is not None:
         torch.set_rng_state(tensors["rng"])
+
+
+def _room(folder: Path) -> str:
+    """How much its disk has left: torch's writer does not say that a disk is full."""
+    try:
+        return f" ({shutil.disk_usage(folder).free / 2**20:,.0f} MiB free)"
+    except OSError:
+        return ""
+
+
+def _cause(fault: BaseException) -> str:
+    """In words, on one line; of what several processes met, the first."""
+    if isinstance(fault, CheckpointException) and fault.failures:
+        fault = next(iter(fault.failures.values()))[0]
+    return " ".join(str(fault).split())[:300] or type(fault).__name__
 
 
 def read_marker(path: Path) -> Marker:
     try:
         content = json.loads((path / MARKER).read_text(encoding="utf-8"))
+        if isinstance(content, dict) and content.pop("format", None) != FORMAT:
+            raise JobError(f"checkpoint {path} is of another format version; this one reads {FORMAT}")
+        marker = Marker(**{**content, "cursor": Cursor(**content["cursor"])})
+        whole = (marker.step, marker.cursor.epoch, marker.cursor.position)
+        if not all(isinstance(number, int) and number >= 0 for number in whole) or marker.step == 0:
+            raise ValueError(f"step {marker.step} at {marker.cursor}")
+        if not (isinstance(marker.model, dict) and isinstance(marker.settings, dict)):
+            raise ValueError("model and settings are no objects")
+    except JobError:
+        raise
     except OSError:
         raise JobError(f"checkpoint {path} is not complete: it has no {MARKER}") from None
-    if content.pop("format", None) != FORMAT:
-        raise JobError(f"checkpoint {path} is of another format version; this one reads {FORMAT}")
-    return Marker(**{**content, "cursor": Cursor(**content["cursor"])})
+    except (ValueError, TypeError, KeyError, RecursionError) as fault:
+        raise JobError(f"checkpoint {path}: its {MARKER} is damaged ({_cause(fault)})") from None
+    return marker
 
 
 def complete(folder: Path) -> list[Path]:

@@ -41,7 +41,13 @@ class LongVilaConfig:
             raise JobError("model: llm has no model_type (for example llama or qwen2)")
         if self.tokenizer not in TOKENIZERS:
             raise JobError(f"model: tokenizer {self.tokenizer!r} is none of {', '.join(TOKENIZERS)}")
-        layers = int(self.vision.get("num_hidden_layers", 12))
+        for name in ("image_size", "patch_size"):
+            value = self.vision.get(name)
+            if not isinstance(value, int) or value < 1:
+                raise JobError(f"model: vision {name} {value!r} is not a whole number of pixels from 1")
+        layers = self.vision.get("num_hidden_layers", 12)
+        if not isinstance(layers, int) or layers < 1:
+            raise JobError(f"model: vision num_hidden_layers {layers!r} is not a whole number from 1")
         if not -layers <= self.vision_select_layer <= -1:
             raise JobError(f"model: vision_select_layer {self.vision_select_layer} is not within -{layers} … -1")
         for name in ("loss_chunk_tokens", "frames_per_chunk"):
@@ -84,12 +90,15 @@ def load_config(name: str, rope_theta: float | None = None) -> LongVilaConfig:
     if name in presets():
         text = (resources.files("longvila") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
     elif Path(name).is_file():
-        text = Path(name).read_text(encoding="utf-8")
+        try:
+            text = Path(name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as fault:
+            raise JobError(f"model: {name} cannot be read: {fault}") from None
     else:
         raise JobError(f"model: {name!r} is neither a preset ({', '.join(presets())}) nor a YAML file")
     try:
         given = yaml.safe_load(text)
-    except yaml.YAMLError as fault:
+    except (yaml.YAMLError, ValueError, RecursionError) as fault:
         raise JobError(f"model: {name} is not YAML: {' '.join(str(fault).split())}") from None
     if not isinstance(given, Mapping):
         raise JobError(f"model: {name} holds no mapping of settings")

@@ -101,8 +101,8 @@ def _entries(file: Path) -> Iterator[tuple[str, Any]]:
     if text.lstrip().startswith("["):
         try:
             entries = json.loads(text)
-        except json.JSONDecodeError as fault:
-            raise JobError(f"{file}:{fault.lineno}: broken JSON ({fault.msg})") from None
+        except (ValueError, RecursionError) as fault:
+            raise JobError(f"{file}:{getattr(fault, 'lineno', 1)}: broken JSON ({_what(fault)})") from None
         for place, entry in enumerate(entries, start=1):
             yield f"{file}: sample {place}", entry
         return
@@ -110,8 +110,15 @@ def _entries(file: Path) -> Iterator[tuple[str, Any]]:
         if line.strip():
             try:
                 yield f"{file}:{number}", json.loads(line)
-            except json.JSONDecodeError as fault:
-                raise JobError(f"{file}:{number}: broken JSON ({fault.msg} at column {fault.colno})") from None
+            except (ValueError, RecursionError) as fault:
+                raise JobError(f"{file}:{number}: broken JSON ({_what(fault)})") from None
+
+
+def _what(fault: ValueError | RecursionError) -> str:
+    """Of JSON that is broken, nested too deeply, or holds an endless number."""
+    if isinstance(fault, json.JSONDecodeError):
+        return f"{fault.msg} at column {fault.colno}"
+    return " ".join(str(fault).split())[:100]
 
 
 def _sample(entry: Any, where: str, folder: Path, prompt: bool) -> Sample:
@@ -143,11 +150,22 @@ def _turn(turn: Any, place: int, where: str) -> Turn:
     if not isinstance(turn, dict) or set(turn) != {"from", "value"} or not isinstance(turn["value"], str):
         raise JobError(f'{where}: turn {place + 1} is not {{"from": …, "value": text}}')
     role = turn["from"]
+    if not _is_text(turn["value"]):
+        raise JobError(f"{where}: turn {place + 1} holds half a surrogate pair, which is no character")
     if role not in ROLES:
         raise JobError(f"{where}: turn {place + 1} is from {role!r}; legal: {', '.join(ROLES)}")
     if role != ROLES[place % 2]:
         raise JobError(f"{where}: turn {place + 1} is from {role!r}; turns alternate and human begins")
     return Turn(role=role, text=turn["value"])
+
+
+def _is_text(value: str) -> bool:
+    """Whether it can be written in UTF-8: JSON's escapes can name what no text holds."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _media(given: Any, kind: str, where: str, folder: Path) -> tuple[Path, ...]:

@@ -87,6 +87,7 @@ class TrainSettings:
         _require(bool(self.data), "data", list(self.data), "one JSON or JSONL file or more")
         for name in ("steps", "rows_per_step", "max_tokens", "frames", "keep_checkpoints"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        _require(0 <= self.seed < 2**63, "seed", self.seed, "0 … 2^63 - 1")
         _require(self.frame_cache_bytes >= 0, "frame_cache_bytes", self.frame_cache_bytes, "at least 0")
         for name in ("max_frames", "checkpoint_every"):
             value = getattr(self, name)
@@ -198,10 +199,20 @@ def _matching_marker(path: Path, config: LongVilaConfig, settings: TrainSettings
     ):
         for key in sorted({*then, *now}):
             if then.get(key) != now.get(key):
-                raise JobError(f"resume: {what} {key} is {now.get(key)!r}, {path} was trained with {then.get(key)!r}")
+                name, old, new = _first_difference(key, then.get(key), now.get(key))
+                raise JobError(f"resume: {what} {name} is {new!r}, {path} was trained with {old!r}")
     if marker.step >= settings.steps:
         raise JobError(f"resume: {path} has done {marker.step} steps, steps is {settings.steps}: raise steps")
     return marker
+
+
+def _first_difference(name: str, then: Any, now: Any) -> tuple[str, Any, Any]:
+    """The value that differs, by its dotted name, where `then` and `now` hold others."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        for key in sorted({*then, *now}):
+            if then.get(key) != now.get(key):
+                return _first_difference(f"{name}.{key}", then.get(key), now.get(key))
+    return name, then, now
 
 
 def model_fingerprint(config: LongVilaConfig) -> dict[str, Any]:
@@ -228,7 +239,6 @@ class _Run:
         settings, rank = self.settings, self.job.sharding.rank
         folder = Path(settings.run)
         if rank == 0:
-            folder.mkdir(parents=True, exist_ok=True)
             _forget_after(folder / "metrics.jsonl", step)
         self.model.train()
         frames = FrameCache(settings.frame_cache_bytes)
@@ -324,8 +334,11 @@ class _Report:
     def show(self, metrics: dict[str, Any]) -> None:
         if not self._shown:
             return
-        with self._path.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(metrics) + "\n")
+        try:
+            with self._path.open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps(metrics) + "\n")
+        except OSError as fault:
+            raise JobError(f"{self._path} cannot be written: {fault.strerror}") from None
         rate = metrics["tokens"] / metrics["seconds"]
         state = f"loss {metrics['loss']:.4f}  {rate:,.0f} tokens/s  gradient norm {metrics['grad_norm']:.3f}"
         self._bar.update(self._task, completed=metrics["step"], state=state)
@@ -334,11 +347,17 @@ class _Report:
 
 
 def _forget_after(path: Path, step: int) -> None:
-    """Drop the metrics of steps that a resumed run does again."""
-    if path.is_file():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        path.write_text("".join(kept), encoding="utf-8")
+    """Make the run's folder, and drop the metrics of steps that a resumed run does again."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file():
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+            path.write_text("".join(kept), encoding="utf-8")
+    except OSError as fault:
+        raise JobError(f"{path} cannot be written: {fault.strerror}") from None
+    except (ValueError, TypeError, KeyError) as fault:
+        raise JobError(f"{path} holds a line that is no step's ({fault}); move the file away") from None
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -86,10 +86,13 @@ def load_weights(model: LongVilaForConditionalGeneration, folder: Path) -> None:
         if missing or extra:
             raise JobError(f"weights: {folder / part}: {_list('missing', missing)}{_list('unexpected', extra)}")
         for file in sorted(set(files.values())):
-            with safe_open(str(file), framework="pt") as reader:
-                for own, name in found.items():
-                    if own in wanted and files[name] == file:
-                        _copy(wanted[own], reader.get_slice(name), f"weights: {folder / part}: {name}")
+            try:
+                with safe_open(str(file), framework="pt") as reader:
+                    for own, name in found.items():
+                        if own in wanted and files[name] == file:
+                            _copy(wanted[own], reader.get_slice(name), f"weights: {folder / part}: {name}")
+            except SafetensorError as fault:
+                raise JobError(f"weights: {file} is not the file that was indexed ({fault})") from None
 
 
 def save_weights(
@@ -159,7 +162,10 @@ def _tensor_files(folder: Path) -> dict[str, Path]:
     """Tensor name -> the safetensors file that holds it."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        files = {name: folder / file for name, file in _read_json(index).get("weight_map", {}).items()}
+        listed = _read_json(index).get("weight_map")
+        if not isinstance(listed, Mapping) or not all(isinstance(file, str) for file in listed.values()):
+            raise JobError(f"weights: {index} holds no weight_map of tensor names to file names")
+        files = {name: folder / file for name, file in listed.items()}
         for file in set(files.values()):
             if not file.is_file() or file.parent != folder:
                 raise JobError(f"weights: {index} names {file.name}, which is not in {folder}")

@@ -46,6 +46,8 @@ def plan(tmp_path, monkeypatch):
         (["--set=steps=[1"], "--set steps is not valid YAML"),
         (["--set=a={b: &x 1, c: *x}"], "aliases"),
         (["--set=a=!!python/object/apply:os.system [ls]"], "not valid YAML"),
+        (["--set=a=2024-99-99"], "--set a is not valid YAML: month must be in 1..12"),
+        (["--set=a=" + "9" * 5000], "--set a is not valid YAML: Exceeds the limit"),
         (["--config=no.yaml"], "--config 'no.yaml': no such file"),
         (["--job=../evil"], "is not a dotted module name"),
         (["--job=os;ls"], "is not a dotted module name"),
@@ -65,6 +67,13 @@ def test_mistakes(plan, tmp_path, arguments, message):
 def test_a_plan_of_another_version(plan):
     code, output = _run("launch", edit_plan(plan, version=99))
     assert code == 2 and "plan version 99 is not 1" in output
+
+
+@pytest.mark.parametrize(("number", "message"), [("NaN", "NaN is no number"), ("9" * 5000, "Exceeds the limit")])
+def test_numbers_that_are_none_are_not_read(plan, number, message):
+    plan.write_text(plan.read_text().replace('"version": 1', f'"version": {number}', 1))
+    code, output = _run("launch", plan)
+    assert code == 2 and message in output and len(output.splitlines()) == 1
 
 
 def test_a_plan_with_other_groups_is_refused(plan):

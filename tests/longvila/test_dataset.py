@@ -138,6 +138,7 @@ GOOD = {"id": "0", "conversations": turns("q", "a")}
         ({"id": "1", "conversations": []}, "conversations must be a list of turns"),
         ({"id": "1", "vide": "x", "conversations": turns("q", "a")}, "unknown key 'vide'; known: id, video"),
         ({"id": "1", "conversations": turns("<video>\nq", "a")}, "0 <image> and 1 <video>, the sample 0 and 0 files"),
+        ({"id": "1", "conversations": turns("\ud800", "a")}, "turn 1 holds half a surrogate pair"),
         (["q"], "a sample is an object"),
     ],
 )
@@ -146,6 +147,15 @@ def test_faults_name_the_file_and_the_line(tmp_path, entry, reason):
     with pytest.raises(JobError) as fault:
         read_samples([file], MEDIA)
     assert str(fault.value).startswith(f"{file}:2: ") and reason in str(fault.value)
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"id": ' + "9" * 5000 + "}", '{"id": '])
+def test_json_that_cannot_be_read_is_one_line(tmp_path, line):
+    file = write(tmp_path / "data.jsonl", GOOD)
+    file.write_text(file.read_text().rstrip("\n") + "\n" + line + "\n")
+    with pytest.raises(JobError, match=r"data.jsonl:2: broken JSON \(") as fault:
+        read_samples([file], MEDIA)
+    assert "\n" not in str(fault.value) and len(str(fault.value)) < 300
 
 
 def test_broken_json_and_empty_files_are_refused(tmp_path):

@@ -81,7 +81,7 @@ def test_a_resume_that_does_not_match_says_what_differs(tmp_path):
     for change, message in (
         ({"seed": 7}, "setting seed is 7, .* trained with 0"),
         ({"frames": 3}, "setting frames is 3, .* trained with 2"),
-        ({"rope_theta": 5e5}, "model llm is .*500000.*trained with"),
+        ({"rope_theta": 5e5}, r"model llm.rope_parameters.rope_theta is 500000.0, .* trained with 10000.0"),
         ({"steps": 1}, "has done 1 steps, steps is 1: raise steps"),
     ):
         with pytest.raises(JobError, match=message):
@@ -98,6 +98,7 @@ def test_a_resume_that_does_not_match_says_what_differs(tmp_path):
         ({"stepz": 3}, r"unknown setting 'stepz' \(did you mean 'steps'\?\); known: data, media"),
         ({"steps": "many"}, "steps: 'many' is not a whole number"),
         ({"steps": 0}, "steps 0 must be at least 1"),
+        ({"seed": -1}, "seed -1 must be 0"),
         ({"pack": 1}, "pack: 1 is neither true nor false"),
         ({"data": "clips.jsonl"}, "data: 'clips.jsonl' is not a list"),
         ({"data": []}, r"data \[\] must be one JSON or JSONL file or more"),
@@ -229,3 +230,35 @@ def test_a_checkpoint_without_its_marker_does_not_count(tmp_path):
         checkpoint.latest(tmp_path)
     with pytest.raises(JobError, match="is not complete"):
         checkpoint.read_marker(path)
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"format": 1}', '{"format": 1, "step": -5, "cursor": {}, "model": {}, "settings": {}}']
+)
+def test_a_damaged_marker_is_named(tmp_path, content):
+    (tmp_path / "complete.json").write_text(content)
+    with pytest.raises(JobError, match=r"its complete.json is damaged \("):
+        checkpoint.read_marker(tmp_path)
+
+
+def test_a_damaged_checkpoint_is_one_line(tmp_path):
+    run_job(tmp_path, steps=1)
+    (data,) = (tmp_path / "checkpoints/step-000001").glob("*.distcp")
+    data.unlink()
+    with pytest.raises(JobError, match=r"cannot be read: .*No such file or directory: '.*distcp'") as fault:
+        run_job(tmp_path, steps=2, resume="latest")
+    assert "\n" not in str(fault.value) and "Traceback" not in str(fault.value)
+
+
+def test_a_run_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(JobError, match=r"file/metrics\.jsonl cannot be written: File exists"):
+        run_job(tmp_path / "file", steps=1)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").write_text("")
+    with pytest.raises(JobError, match=r"checkpoint .* cannot be written \([\d,]+ MiB free\): .*"):
+        run_job(tmp_path / "run", steps=1)
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "metrics.jsonl").write_text("nonsense\n")
+    with pytest.raises(JobError, match="holds a line that is no step's"):
+        run_job(tmp_path / "odd", steps=1)

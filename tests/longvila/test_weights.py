@@ -162,3 +162,17 @@ def test_damaged_safetensors_are_refused(folder):
     (folder / "mm_projector/model.safetensors").write_bytes(b"\x10" * 40)
     with pytest.raises(JobError, match=r"mm_projector/model\.safetensors is not a safetensors file"):
         load(folder)
+
+
+@pytest.mark.parametrize("listed", [[1], {"a": 5}, None])
+def test_an_index_of_another_shape_is_refused(folder, listed):
+    (folder / "llm/model.safetensors.index.json").write_text(json.dumps({"weight_map": listed}))
+    with pytest.raises(JobError, match="holds no weight_map of tensor names to file names"):
+        load(folder)
+
+
+@pytest.mark.parametrize("size", [None, -48, "x"])
+def test_a_tower_without_a_size_is_refused(folder, size):
+    edit(folder / "vision_tower/config.json", lambda config: config.update(image_size=size))
+    with pytest.raises(JobError, match=r"vision image_size .* is not a whole number of pixels"):
+        load(folder)
