@@ -34,8 +34,6 @@ from cost_models.profile import network
 from cost_models.program import Op
 from cost_models.strategy import Strategy, rank_groups
 
-NIC_EFFICIENCY = 0.92
-"""Share of a NIC's line rate that large messages reach (headers, flow control). Estimate; a profile replaces it."""
 LARGE_BYTES = 2**30
 
 
@@ -51,7 +49,7 @@ def link_rates(cluster: Cluster, samples: Sequence[Sample] = ()) -> list[tuple[f
         link = domain_link(run.node.scale_up, samples)
         ranks = 2 if link.link.pair_bytes_per_s is None else max(run.node.gpus, 2)  # a mesh: all neighbours at once
         inside = link.intra_s("all_to_all", ranks, float(LARGE_BYTES))
-        rates.append((LARGE_BYTES / float(inside), run.node.nics.bytes_per_s * NIC_EFFICIENCY))
+        rates.append((LARGE_BYTES / float(inside), run.node.nics.reached_bytes_per_s))
     return rates
 
 
@@ -169,7 +167,7 @@ def paths_of(
     several = axis_paths(cluster, strategy, slots, gpus, samples, tuple(priced_patterns(strategy)))
     axes = {name: _first(path) for name, path in several}
     host = min(run.node.host_link_bytes_per_s for run in cluster.runs)
-    return Paths(axes=axes, inside=inside, host_bytes_per_s=host, network_source=network_source(samples))
+    return Paths(axes=axes, inside=inside, host_bytes_per_s=host, network_source=network_source(cluster, samples))
 
 
 def axis_paths(
@@ -203,11 +201,17 @@ def _first(several: Path) -> Path:
     return Path(**{one.name: getattr(several, one.name)[0].item() for one in fields(Path)})
 
 
-def network_source(samples: tuple[Sample, ...]) -> str:
+def network_source(cluster: Cluster, samples: tuple[Sample, ...]) -> str:
     """Where the rates between nodes come from, in words."""
     if network(samples):
         return "network: rate and latency of one pair of nodes in the profile, extrapolated to all"
-    return f"network: {NIC_EFFICIENCY:.0%} of the NICs' line rate and their stated latency, not measured here"
+    cards = dict.fromkeys(run.node.nics for run in cluster.runs)
+    shares = dict.fromkeys(
+        f"{nics.reached_bytes_per_s / nics.bytes_per_s:.0%} of the line rate of {nics.kind}"
+        + ("" if nics.gpudirect else " through host memory")
+        for nics in cards
+    )
+    return f"network: {', '.join(shares)} and the stated latency, not measured here"
 
 
 class _Place:
@@ -227,7 +231,7 @@ class _Place:
         nic = np.zeros((len(runs), most_gpus), dtype=np.int64)
         for index, run in enumerate(runs):
             nic[index, : run.node.gpus] = np.maximum(run.node.nic_of_gpu(run.node.gpus), 0)
-        rate = np.array([measured[0] if measured else r.node.nics.bytes_per_s * NIC_EFFICIENCY for r in runs])
+        rate = np.array([measured[0] if measured else r.node.nics.reached_bytes_per_s for r in runs])
         latency = np.array([measured[1] if measured else r.node.nics.latency_s for r in runs])
         run_of_rank = cluster.run_of_slot[slot]
         self.nic = slot * most_nics + nic[run_of_rank, gpu]
@@ -303,9 +307,10 @@ def _shares(
 
 def uplinks(cluster: Cluster) -> NDArray[np.float64]:
     """Rate of each leaf's uplinks: what its nodes can send over the oversubscription."""
-    rates = np.array([r.node.nics.bytes_per_s * (r.node.nics.count - len(r.node.missing_nics)) for r in cluster.runs])
+    alive = np.array([r.node.nics.count - len(r.node.missing_nics) for r in cluster.runs])
+    rates = alive * np.array([r.node.nics.reached_bytes_per_s for r in cluster.runs])
     per_leaf: Any = np.bincount(cluster.leaf_of_slot, weights=rates[cluster.run_of_slot])
-    rate: NDArray[np.float64] = per_leaf * NIC_EFFICIENCY / cluster.fabric.oversubscription
+    rate: NDArray[np.float64] = per_leaf / cluster.fabric.oversubscription
     return rate
 
 

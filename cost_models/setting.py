@@ -72,7 +72,7 @@ class Setting:
             axes=axes,
             inside=inside,
             host_bytes_per_s=self._host_bytes_per_s,
-            network_source=network_source(self.samples),
+            network_source=network_source(self.cluster, self.samples),
         )
 
     def in_order(self, axis: str, patterns: tuple[str, ...], stride: int, size: int, ranks: int) -> Path:

@@ -25,7 +25,7 @@ from cost_models.cluster_kernels import SlowestKernels
 from cost_models.curves.samples import Sample
 from cost_models.device import Device
 from cost_models.kernels import Kernels
-from cost_models.paths import NIC_EFFICIENCY, Path, Paths, domain_link, gather_s
+from cost_models.paths import Path, Paths, domain_link, gather_s
 from cost_models.profile import network
 from cost_models.program import Op
 
@@ -61,7 +61,7 @@ class Reach:
     @cached_property
     def nic_bytes_per_s(self) -> float:
         measured = network(self.samples)
-        return max(measured[0] if measured else r.node.nics.bytes_per_s * NIC_EFFICIENCY for r in self.cluster.runs)
+        return max(measured[0] if measured else r.node.nics.reached_bytes_per_s for r in self.cluster.runs)
 
     @cached_property
     def domain_bytes_per_s(self) -> float:

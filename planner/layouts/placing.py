@@ -130,7 +130,7 @@ def _tiers(cluster: Cluster) -> Iterator[_Ints]:
         [
             (
                 node.device.peak_16bit,
-                node.nics.bytes_per_s * (node.nics.count - len(node.missing_nics)) / max(node.gpus, 1),
+                node.nics.reached_bytes_per_s * (node.nics.count - len(node.missing_nics)) / max(node.gpus, 1),
                 node.device.memory_bytes,
                 node.scale_up.bytes_per_s,
                 node.gpus,
