@@ -24,6 +24,9 @@ from cost_models.work import elementwise, matmul_s, norm_bytes, product_s, resid
 
 PERMUTE_SLOWDOWN = 1.32
 """Rows moved by index against a stream: 0.666 / 0.506 of bandwidth (SimuMax's fit on B200: default, permute)."""
+GROUPED_SLOWDOWN = 1.105
+"""Products of several experts in one grouped call against their own times one after the other: the median of SimuMax's
+108 grouped products on B200 (kernels_simumax_efficiency.csv); half of them are within 13% of it."""
 ROUTER_BYTES = 40
 """Per token and expert: softmax, choice, scatter to a map and the balancing loss in fp32, about ten passes."""
 ROUTER_LAUNCHES = 20
@@ -115,7 +118,7 @@ def _moved(shape: Shape, kernels: Kernels, moved: Any, launches: int, part: str 
 def _grouped(
     shape: Shape, kernels: Kernels, experts: Experts, copies: Any, part: str | None, grad: bool, down: bool
 ) -> tuple[Phase, ...]:
-    """Products of one rank's experts, one after the other, each with its share of the copies."""
+    """Products of one rank's experts in grouped calls, each expert with its share of the copies."""
     model, own = shape.workload.model, experts.count // shape.degrees.expert
     rows, ffn = larger(copies // own, 1), experts.ffn // _cut(shape)
     ups = 2 if model.gated else 1
@@ -130,7 +133,7 @@ def _grouped(
     calls = (ups + (1 if down else 0)) * (2 if grad and trained else 1)  # one grouped call for all experts
     passes = (3 if shape.habits.activation == "fused" else 5) if model.gated else 2
     activation = elementwise(shape, kernels, copies * ffn * shape.width * passes, 2, grad, part)
-    grouped = own * seconds + calls * shape.habits.gap_s
+    grouped = own * seconds * pick(own > 1, GROUPED_SLOWDOWN, 1.0) + calls * shape.habits.gap_s
     return (Compute(part=part or "matmul", seconds=grouped), activation)
 
 
