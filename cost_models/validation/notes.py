@@ -92,8 +92,8 @@ NOTES = (
     Note(
         file="train_simumax_b200",
         text="experts: 1 to 9% early. Attention with keys of 192 and values of 128 follows cuDNN on GB200; SimuMax "
-        "timed it on B200 through Transformer Engine up to 1.4 (forward) and 1.2 (backward) times that; grouped products "
-        "scatter by a quarter around its table's median; all-to-all is within 10%",
+        "timed it on B200 through Transformer Engine up to 1.4 (forward) and 1.2 (backward) times that; grouped "
+        "products scatter by a quarter around its table's median; all-to-all is within 10%",
     ),
     Note(
         file="train_simumax_b200",
