@@ -101,16 +101,11 @@ class Paths:
     def exchange_s(self, axis: str, op: Op, size: Any) -> Any:
         """Seconds of one collective over every group of `axis` at once; `size` as in `program.Exchange`."""
         path = self.axes[axis]
-        inside = self.inside_s(op, path, size)
-        if op == "all_to_all":
-            crossing, bus = size * path.all_to_all_s_per_byte + path.latency_s, path.bus_all_to_all_s_per_byte
-        elif op == "send":
-            crossing, bus = size * path.send_s_per_byte + path.latency_s, path.bus_send_s_per_byte
-        else:
-            crossing = gather_s(path, op, size)
+        bus = {"all_to_all": path.bus_all_to_all_s_per_byte, "send": path.bus_send_s_per_byte}.get(op)
+        if bus is None:
             bus = path.bus_gather_s_per_byte * (2 if op == "all_reduce" else 1)
-        inside = larger(inside, size * bus)
-        seconds = larger(inside, pick(path.hops_out > 0, crossing, 0.0))
+        inside = larger(self.inside_s(op, path, size), size * bus)
+        seconds = larger(inside, pick(path.hops_out > 0, crossing_s(op, path, size), 0.0))
         return pick(path.ranks > 1, seconds, 0.0)
 
     def inside_s(self, op: Op, path: Path, size: Any) -> Any:
@@ -145,6 +140,15 @@ class Paths:
     def crosses(self, axis: str) -> Any:
         """Whether anything of this axis leaves its scale-up domain (and so shares the NICs)."""
         return self.axes[axis].hops_out > 0
+
+
+def crossing_s(op: Op, path: Path, size: Any) -> Any:
+    """The part that leaves the domain, over NICs and leaf uplinks."""
+    if op == "all_to_all":
+        return size * path.all_to_all_s_per_byte + path.latency_s
+    if op == "send":
+        return size * path.send_s_per_byte + path.latency_s
+    return gather_s(path, op, size)
 
 
 def gather_s(path: Path, op: Op, size: Any) -> Any:

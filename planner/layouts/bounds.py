@@ -13,7 +13,7 @@ Left out: leaf uplinks (free here); that ulysses and ring cannot both stay insid
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from typing import Any
 
@@ -25,7 +25,7 @@ from cost_models.cluster_kernels import SlowestKernels
 from cost_models.curves.samples import Sample
 from cost_models.device import Device
 from cost_models.kernels import Kernels
-from cost_models.paths import Path, Paths, domain_link, gather_s
+from cost_models.paths import Path, Paths, crossing_s, domain_link
 from cost_models.profile import network
 from cost_models.program import Op
 
@@ -103,6 +103,7 @@ class Reach:
         host = max(run.node.host_link_bytes_per_s for run in self.cluster.runs)
         axes = {axis: self._path(np.asarray(size), np.asarray(ranks)) for axis, size in sizes.items()}
         axes["shard"], axes["replicate"] = self._crowded(axes["shard"], axes["replicate"])
+        axes = {axis: self._waiting(path) for axis, path in axes.items()}
         none = Path(ranks=1, local=1)
         axes |= dict.fromkeys(("context", "tensor", "pipeline"), none)
         return FloorPaths(
@@ -110,8 +111,14 @@ class Reach:
             inside=domain_link(fastest, self.samples),
             host_bytes_per_s=host,
             network_source="bound",
-            step_s=min(self.latency_s, min(run.node.scale_up.latency_s for run in self.cluster.runs)),
         )
+
+    def _waiting(self, path: Path) -> Path:
+        """The path with the waits of a ring and a tree that cross: all other hops of a ring take the shortest one."""
+        step_s = min(self.latency_s, min(run.node.scale_up.latency_s for run in self.cluster.runs))
+        visits = np.maximum(path.hops_out, 2)
+        ring_s = visits * path.latency_s + np.maximum(path.ranks - visits, 0) * step_s
+        return replace(path, ring_latency_s=ring_s, tree_latency_s=np.log2(visits) * path.latency_s)
 
     @cached_property
     def crowdings(self) -> tuple[_Ints, _Ints]:
@@ -172,22 +179,11 @@ class Reach:
 class FloorPaths(Paths):
     """Every exchange at its least: inside a domain or across domains, whichever is cheaper, unless it must cross."""
 
-    axes: dict[str, Path] = field(default_factory=dict)
-    step_s: float = 0.0  # latency of the shortest hop of a ring
-
     def exchange_s(self, axis: str, op: Op, size: Any) -> Any:
         path = self.axes[axis]
         if np.all(np.asarray(path.ranks) == 1):
             return 0.0
-        if op == "all_to_all":
-            crossing = size * path.all_to_all_s_per_byte + path.latency_s
-        elif op == "send":
-            crossing = size * path.send_s_per_byte + path.latency_s
-        else:
-            visits = np.maximum(path.hops_out, 2)
-            ring_s = visits * path.latency_s + np.maximum(path.ranks - visits, 0) * self.step_s
-            waits = {"ring_latency_s": ring_s, "tree_latency_s": np.log2(visits) * path.latency_s}
-            crossing = gather_s(replace(path, **waits), op, size)
+        crossing = crossing_s(op, path, size)
         within = np.minimum(self.inside_s(op, path, size), crossing)
         seconds = np.where(np.asarray(path.hops_out) > 0, crossing, within)
         return np.where(np.asarray(path.ranks) > 1, seconds, 0.0)
