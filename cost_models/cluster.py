@@ -30,6 +30,7 @@ from cost_models.strict import plain
 
 _PRESETS = Path(__file__).parent / "presets" / "clusters"
 MAX_GPUS = 2**20
+MOST_NICS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +84,10 @@ class Nics:
     )  # cards read GPU memory; else every byte goes through the host's
 
     def __post_init__(self) -> None:
-        if self.count < 0 or self.bytes_per_s <= 0 or self.latency_s < 0:
+        if not 0 <= self.count <= MOST_NICS or self.bytes_per_s < 1 or self.latency_s < 0:
             raise InputError(
                 f"nics: count={self.count}, bytes_per_s={self.bytes_per_s:g}, latency_s={self.latency_s:g}; "
-                "count and latency_s must be at least 0, bytes_per_s positive"
+                f"count from 0 to {MOST_NICS}, latency_s at least 0, bytes_per_s positive (at least 1)"
             )
         if self.kind == "ethernet" and self.gpudirect:
             raise InputError("nics: kind=ethernet (TCP) has no GPUDirect; add gpudirect: false, or give kind: roce")

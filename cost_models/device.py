@@ -24,6 +24,7 @@ from cost_models.errors import InputError
 
 FOLDER = Path(__file__).parent / "presets" / "devices"
 DTYPES = ("bf16", "fp16", "fp32", "fp8", "fp4")
+LEAST_CLOCK_HZ = 1e6
 ARCHITECTURES = ("volta", "turing", "ampere", "ada", "hopper", "blackwell", "cdna2", "cdna3", "cdna4", "gaudi", "cpu")
 
 
@@ -79,9 +80,9 @@ class Device:
         >>> Device.load("h100-sxm-80gb").at_clock(0.915e9).peak("bf16") / 1e12
         494.7
         """
-        if self.clock_hz is None or not 0 < clock_hz <= self.clock_hz:
+        if self.clock_hz is None or not LEAST_CLOCK_HZ <= clock_hz <= self.clock_hz:
             most = "no clock in its preset" if self.clock_hz is None else f"at most {self.clock_hz / 1e6:.0f} MHz"
-            raise InputError(f"{self.name}: clock {clock_hz / 1e6:g} MHz; above 0, {most}")
+            raise InputError(f"{self.name}: clock {clock_hz / 1e6:g} MHz; at least {LEAST_CLOCK_HZ / 1e6:g}, {most}")
         share = clock_hz / self.clock_hz
         peaks = MappingProxyType({dtype: flops * share for dtype, flops in self.peak_flops.items()})
         busy = None if self.sustained_flops is None else min(self.sustained_flops, self.peak_16bit * share)

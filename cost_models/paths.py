@@ -63,7 +63,6 @@ AXIS_PATTERNS = {
     "pipeline": ("send",),
 }
 """The axes that are priced, with the patterns that a step sends over them; the others of a path stay unread (nan)."""
-PRICED_AXES = tuple(AXIS_PATTERNS)
 EXPERT_PATTERNS = {"expert": ("all_to_all",), "expert_shard": ("gather",), "expert_replicate": ("gather",)}
 """Axes that are priced beside them where experts are shared."""
 

@@ -75,7 +75,7 @@ def test_every_preset_says_what_it_is_and_prices_a_step(name):
 def test_a_limited_clock_in_a_file(tmp_path):
     limited = load(tmp_path, "base: dgx-h100\nnodes: [{count: 1, clock_mhz: 915}]")
     assert limited.node(0).device.peak("bf16") == pytest.approx(989.4e12 / 2)
-    with pytest.raises(InputError, match="clock 3000 MHz; above 0, at most 1830 MHz"):
+    with pytest.raises(InputError, match="clock 3000 MHz; at least 1, at most 1830 MHz"):
         load(tmp_path, "base: dgx-h100\nnodes: [{count: 1, clock_mhz: 3000}]")
 
 
@@ -166,3 +166,13 @@ def test_placements_are_checked():
     away = Placement(slot_of_rank=np.array([0, 2]), gpu_of_rank=np.array([0, 0]))
     with pytest.raises(InputError, match="slots outside 0 to 1"):
         away.check(cluster, 2)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["clock_mhz: 1.0e-300", *(f"nics: {{{nics}, latency_s: 3 us}}" for nics in (
+        "count: 1000000000, bytes_per_s: 50 GB/s", "count: 8, bytes_per_s: 1.0e-308"))],
+)  # fmt: skip
+def test_values_that_would_hang_or_overflow_a_price_are_refused(tmp_path, line):
+    with pytest.raises(InputError, match=r"count from 0 to 1024|at least 1, at most 1830 MHz"):
+        load(tmp_path, f"base: dgx-h100\nnodes:\n  - {{count: 2, {line}}}\n")
