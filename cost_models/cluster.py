@@ -31,6 +31,9 @@ from cost_models.strict import plain
 _PRESETS = Path(__file__).parent / "presets" / "clusters"
 MAX_GPUS = 2**20
 MOST_NICS = 1024
+MOST_GPUS_PER_NODE = 1024
+MOST_BYTES_PER_S = 1e15
+"""Of one link: a thousand times the fastest there is; larger numbers only overflow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +60,15 @@ class ScaleUp:
         return self.bytes_per_s * (HOST_STAGED_SHARE if staged else 1.0)
 
     def __post_init__(self) -> None:
-        if self.bytes_per_s <= 0 or self.latency_s < 0 or self.cross_bytes_per_s < 0 or self.gpus_per_switch < 0:
+        for name, least in (("bytes_per_s", 1.0), ("cross_bytes_per_s", 0.0), ("pcie_bytes_per_s", 0.0)):
+            rate = getattr(self, name)
+            if not (rate == least == 0.0 or 1.0 <= rate <= MOST_BYTES_PER_S):
+                legal = f"from 1 to {MOST_BYTES_PER_S:g} bytes/s" + (" (0: not limited)" if least == 0.0 else "")
+                raise InputError(f"scale_up: {name}={rate:g}; {legal}")
+        if not self.latency_s >= 0 or not 0 <= self.gpus_per_switch <= MOST_GPUS_PER_NODE:
             raise InputError(
-                f"scale_up: bytes_per_s={self.bytes_per_s:g}, latency_s={self.latency_s:g}, "
-                f"cross_bytes_per_s={self.cross_bytes_per_s:g}, gpus_per_switch={self.gpus_per_switch}; "
-                "bytes_per_s must be positive, the others at least 0"
+                f"scale_up: latency_s={self.latency_s:g}, gpus_per_switch={self.gpus_per_switch}; latency_s must be at "
+                f"least 0, gpus_per_switch 0 (all) to {MOST_GPUS_PER_NODE}"
             )
         if self.link not in LINKS:
             raise InputError(f"scale_up.link={self.link!r} is unknown; {strict.nearest(self.link, LINKS)}")
@@ -84,10 +91,11 @@ class Nics:
     )  # cards read GPU memory; else every byte goes through the host's
 
     def __post_init__(self) -> None:
-        if not 0 <= self.count <= MOST_NICS or self.bytes_per_s < 1 or self.latency_s < 0:
+        rate_is_legal = 1 <= self.bytes_per_s <= MOST_BYTES_PER_S
+        if not 0 <= self.count <= MOST_NICS or not rate_is_legal or not self.latency_s >= 0:
             raise InputError(
                 f"nics: count={self.count}, bytes_per_s={self.bytes_per_s:g}, latency_s={self.latency_s:g}; "
-                f"count from 0 to {MOST_NICS}, latency_s at least 0, bytes_per_s positive (at least 1)"
+                f"count from 0 to {MOST_NICS}, latency_s at least 0, bytes_per_s from 1 to {MOST_BYTES_PER_S:g}"
             )
         if self.kind == "ethernet" and self.gpudirect:
             raise InputError("nics: kind=ethernet (TCP) has no GPUDirect; add gpudirect: false, or give kind: roce")
@@ -117,7 +125,7 @@ class Node:
     missing_nics: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if not 0 <= self.gpus <= 1024 or self.host_memory_bytes < 0 or self.host_link_bytes_per_s <= 0:
+        if not 0 <= self.gpus <= MOST_GPUS_PER_NODE or self.host_memory_bytes < 0 or self.host_link_bytes_per_s <= 0:
             raise InputError("a node needs 0 to 1024 gpus, host_memory_bytes >= 0 and a positive host_link_bytes_per_s")
         if any(not 0 <= nic < self.nics.count for nic in self.missing_nics):
             raise InputError(f"missing_nics={list(self.missing_nics)}: the node has NICs 0 to {self.nics.count - 1}")

@@ -130,6 +130,13 @@ def test_a_missing_card_is_shared_with_its_neighbour(tmp_path):
          "link='nvlink9' is unknown; did you mean nvlink5"),
         ("base: aws-p5\nnodes: [scale_up: {kind: pcie,link: pcie4,latency_s: 0, bytes_per_s: 3, cross_bytes_per_s: 1}]",
          "cross_bytes_per_s needs gpus_per_switch"),
+        ("base: dgx-h100\nnodes: [{scale_up: {kind: switch, link: nvlink4, bytes_per_s: 1.0e-308, latency_s: 0}}]",
+         r"bytes_per_s=1e-308; from 1 to 1e\+15 bytes/s"),
+        (("base: dgx-h100\nnodes: [{scale_up: {kind: pcie, link: pcie4, bytes_per_s: 3, latency_s: 0, "
+         "gpus_per_switch: 1180591620717411303424}}]"), r"gpus_per_switch 0 \(all\) to 1024"),
+        (("base: dgx-h100\nnodes: [{scale_up: {kind: switch, link: nvlink4, bytes_per_s: 3, latency_s: 0, "
+         "pcie_bytes_per_s: -5}}]"), "pcie_bytes_per_s=-5"),
+        ("base: dgx-h100\nnodes: [{nics: {count: 8, bytes_per_s: 1.0e+308, latency_s: 0}}]", "from 1 to 1e"),
         ("base: dgx-h100\nnodes: [{nics: {count: 8, bytes_per_s: 0 GB/s, latency_s: 0}}]", "nics: .*bytes_per_s=0"),
         ("base: dgx-h100\nnodes: [{nics: {count: 8, latency_s: 0}}]", "nics.bytes_per_s is missing"),
         ("base: dgx-h100\nnodes: [{nics: {count: 8, bytes_per_s: 1 GB/s, latency_s: 0, kind: token-ring}}]",
