@@ -10,7 +10,7 @@ Units: bytes per value or per parameter, seconds. Left out: what one call of a k
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 from cost_models.errors import InputError
@@ -88,23 +88,10 @@ class Habits:
         ):
             if getattr(self, name) not in get_args(legal):
                 raise InputError(f"{name}={getattr(self, name)!r} is unknown; legal: {', '.join(get_args(legal))}")
-        for name in (
-            "merge_bytes",
-            "merge_gradient_bytes",
-            "slice_bytes",
-            "widen_bytes",
-            "exchange_copies",
-            "gathered_bytes",
-            "gathered_gradient_bytes",
-            "send_channels",
-            "cast_bytes",
-            "accumulate_bytes",
-            "overlap_cost",
-            "blocking_collectives",
-            "list_operators",
-        ):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name}={getattr(self, name)} must be at least 0")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int | float) and not value >= 0:
+                raise InputError(f"{field.name}={value} must be at least 0")
 
 
 OURS = Habits()

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from cost_models import Model, Strategy, Workload
+from cost_models import InputError, Model, Strategy, Workload
 from cost_models.habits import OURS
 from cost_models.kernels import Kernels
 from cost_models.program import Compute, Ring, Segment
@@ -42,3 +42,9 @@ def test_a_resident_buffer_is_cleared_and_clipping_is_counted() -> None:
     # own share of 1/4: 46 bytes instead of 28 + 4 for the norm; the whole buffer is cleared
     moved = weights / 4 * (46 - 32) + weights * 4
     assert extra == pytest.approx(KERNELS.memory_bound_s(moved, 0), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["gap_s", "optimizer_bytes", "merge_bytes", "exchange_copies", "overlap_cost"])
+def test_no_habit_is_below_zero(name: str) -> None:
+    with pytest.raises(InputError, match=f"{name}=-1 must be at least 0"):
+        replace(OURS, **{name: -1})
