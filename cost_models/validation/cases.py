@@ -97,13 +97,13 @@ def _llm_foundry(row: Row) -> Case | Refused:
     if batch % (gpus * micro):
         return Refused(row=row, reason=f"batch {batch} in {micro} microbatches on {gpus} GPUs is uneven")
     strategy = Strategy(
-        data=gpus, shard=gpus, zero=row.count("zero_stage"), microbatches=micro,
+        data=gpus, shard=gpus, zero=row.count("zero_stage", least=0), microbatches=micro,
         layers=layers_of(model, "full" if row.text("recompute") == "full" else "none"), loss_chunk_tokens=None,
     )  # fmt: skip
     work = Workload(model, context_tokens=row.count("seq_len"), global_batch=batch, precision=framework.precision)
     return Case(
         row=row, cluster=cluster, workload=work, strategy=strategy, framework=framework,
-        measured_s=row.number_of("iter_s"),
+        measured_s=row.positive("iter_s"),
     )  # fmt: skip
 
 
@@ -120,7 +120,7 @@ def _internevo(row: Row) -> Case | Refused:
     )  # fmt: skip
     cluster = cluster_of("dgx-a100", gpus, nics=4)
     cluster = replace(cluster, runs=(replace(cluster.runs[0], node=_slower_cards(cluster, 100e9 / 8)),))
-    seconds = batch * work.context_tokens / (row.number_of("tokens_s_gpu") * gpus)
+    seconds = batch * work.context_tokens / (row.positive("tokens_s_gpu") * gpus)
     sweep = f"{gpus} GPUs, tensor {tensor}, {rows} rows x {micro}, {row.text('recompute')}"
     return Case(
         row=row, cluster=cluster, workload=work, strategy=strategy, framework=fw.INTERNEVO, measured_s=seconds,
@@ -159,7 +159,7 @@ def _simumax(row: Row) -> Case | Refused:
     cluster = cluster_of("dgx-b200", gpus, device="b200-sxm-180gb-capped")  # SimuMax's own boards, as in its tables
     return Case(
         row=row, cluster=cluster, workload=work, strategy=strategy, framework=fw.MEGATRON_TE,
-        measured_s=row.number_of("iter_s"), measured_bytes=row.number_of("peak_mem_gb") * GIB,
+        measured_s=row.positive("iter_s"), measured_bytes=row.positive("peak_mem_gb") * GIB,
         sweep=f"{gpus} GPUs, {model.name}, {row.text('grad_accum')} microbatches",
     )  # fmt: skip
 
@@ -180,7 +180,7 @@ def _megatron_recompute(row: Row) -> Case | Refused:
     )  # fmt: skip
     return Case(
         row=row, cluster=cluster_of("dgx-a100", gpus), workload=work, strategy=strategy, framework=framework,
-        measured_s=row.number_of("iter_s"), sweep=f"{gpus} GPUs, {model.name}",
+        measured_s=row.positive("iter_s"), sweep=f"{gpus} GPUs, {model.name}",
     )  # fmt: skip
 
 
@@ -190,7 +190,7 @@ def _sc21(row: Row) -> Case | Refused:
     batch, tokens = row.count("global_batch"), row.count("seq_len")
     h, layers = model.hidden, model.layers
     flops = 96 * batch * tokens * layers * h**2 * (1 + tokens / (6 * h) + model.vocab / (16 * layers * h))
-    zero, pipeline = row.count("zero_stage"), row.count("pp")
+    zero, pipeline = row.count("zero_stage", least=0), row.count("pp")
     framework = fw.DEEPSPEED_GPT if zero == 3 else fw.MEGATRON_2021
     strategy = Strategy(
         data=row.count("dp"), tensor=row.count("tp"), pipeline=pipeline, zero=zero,
@@ -201,7 +201,7 @@ def _sc21(row: Row) -> Case | Refused:
     work = Workload(model, context_tokens=tokens, global_batch=batch, precision=framework.precision)
     return Case(
         row=row, cluster=cluster_of("dgx-a100", gpus), workload=work, strategy=strategy, framework=framework,
-        measured_s=flops / (row.number_of("tflops_gpu") * 1e12 * gpus),
+        measured_s=flops / (row.positive("tflops_gpu") * 1e12 * gpus),
         sweep=f"{gpus} GPUs, {model.name}, batch {batch}",
     )  # fmt: skip
 
@@ -226,7 +226,7 @@ def _megatron_bridge(row: Row) -> Case | Refused:
     preset = "dgx-h100" if row.text("gpu") == "H100" else "dgx-b200"
     return Case(
         row=row, cluster=cluster_of(preset, gpus), workload=work, strategy=strategy, framework=fw.MEGATRON_FP8,
-        measured_s=row.number_of("iter_s"),
+        measured_s=row.positive("iter_s"),
     )  # fmt: skip
 
 
@@ -253,8 +253,8 @@ def _fpdt(row: Row) -> Case | Refused:
     flops = weights + 12 * model.layers * model.hidden * tokens**2
     return replace(
         case,
-        measured_s=flops / (row.number_of("mfu_pct") / 100 * case.cluster.gpus * A100_PEAK),
-        measured_bytes=row.number_of("peak_mem_gb") * GIB,
+        measured_s=flops / (row.positive("mfu_pct") / 100 * case.cluster.gpus * A100_PEAK),
+        measured_bytes=row.positive("peak_mem_gb") * GIB,
         sweep=f"{tokens} tokens, {row.text('recompute')}",
     )
 
@@ -267,7 +267,7 @@ def ulysses_offload_case(row: Row) -> Case | Refused:
     tensor, ulysses, gpus = row.count("tp"), row.count("ulysses"), row.count("n_gpus")
     framework = fw.MEGATRON_DEEPSPEED if tensor > 1 else fw.DEEPSPEED
     strategy = Strategy(
-        tensor=tensor, ulysses=ulysses, shard=ulysses if ulysses > 1 else 1, zero=row.count("zero_stage", 0),
+        tensor=tensor, ulysses=ulysses, shard=ulysses if ulysses > 1 else 1, zero=row.count("zero_stage", 0, least=0),
         layers=layers_of(model, "full" if row.text("recompute") == "full" else "none", bool(row.text("offload"))),
         loss_chunk_tokens=None,
     )  # fmt: skip
@@ -281,7 +281,7 @@ def _easycontext(row: Row) -> Case | Refused:
     if not row.text("tokens_s_total"):
         return Refused(row=row, reason="says only that it fits")
     case = easycontext_case(row)
-    seconds = case.strategy.data * row.number_of("seq_len") / row.number_of("tokens_s_total")
+    seconds = case.strategy.data * row.number_of("seq_len") / row.positive("tokens_s_total")
     return replace(case, measured_s=seconds, sweep="tokens per second")
 
 

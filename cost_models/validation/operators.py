@@ -97,7 +97,7 @@ def _usp(row: Row) -> OperatorCase | Refused:
         row=row,
         call=call,
         framework=YUNCHANG,
-        measured_s=row.number_of("latency_ms") / 1e3,
+        measured_s=row.positive("latency_ms") / 1e3,
         sweep=f"{tokens} tokens, {model.heads} x {model.head_dim}, {model.kv_heads} KV, {row.text('api')}",
     )
 
@@ -146,7 +146,7 @@ def _ring_flash(row: Row) -> OperatorCase | Refused:
         row=row,
         call=call,
         framework=RING_FLASH if ring > 1 else FLASH_ATTENTION,
-        measured_s=row.number_of("iter_s"),
+        measured_s=row.positive("iter_s"),
         sweep=f"{row.text('gpu')}, {passes}, {ring} GPUs",
     )
 
@@ -175,6 +175,6 @@ def _magi(row: Row) -> OperatorCase | Refused:
         row=row,
         call=call,
         framework=MAGI_BASELINES,
-        measured_s=row.number_of("latency_ms_derived") / 1e3,
+        measured_s=row.positive("latency_ms_derived") / 1e3,
         sweep=f"{ranks} GPUs, {row.text('pass')}, {mask} mask",
     )

@@ -10,6 +10,7 @@ trusted as `measurements/README.md` says. Left out: kernel files, which shaped t
 from __future__ import annotations
 
 import csv
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -48,14 +49,27 @@ class Row:
                 raise InputError(f"{self.file} row {self.number}: {column} is blank")
             return default
         try:
-            return float(text)
+            value = float(text)
         except ValueError as error:
             raise InputError(f"{self.file} row {self.number}: {column}={text!r} is not a number") from error
+        if not 0 <= value < math.inf:
+            raise InputError(f"{self.file} row {self.number}: {column}={text!r} must be finite and not below zero")
+        return value
 
-    def count(self, column: str, default: int | None = None) -> int:
+    def positive(self, column: str) -> float:
+        """What was measured: a number above zero."""
+        value = self.number_of(column)
+        if value == 0:
+            raise InputError(f"{self.file} row {self.number}: {column} is zero; it must be above")
+        return value
+
+    def count(self, column: str, default: int | None = None, *, least: int = 1) -> int:
+        """A whole number of at least `least`."""
         value = self.number_of(column, None if default is None else float(default))
         if value != int(value):
             raise InputError(f"{self.file} row {self.number}: {column}={value} is not whole")
+        if value < least:
+            raise InputError(f"{self.file} row {self.number}: {column}={int(value)}; it must be at least {least}")
         return int(value)
 
 

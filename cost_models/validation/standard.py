@@ -70,7 +70,7 @@ def untimed_case(row: Row) -> Case | Refused:
         strategy=strategy,
         framework=framework,
         measured_s=math.nan,
-        measured_bytes=row.number_of("peak_mem_gb") * GIB if _cell(row, "peak_mem_gb") else None,
+        measured_bytes=row.positive("peak_mem_gb") * GIB if _cell(row, "peak_mem_gb") else None,
         sweep=f"{gpus} GPUs, {model.name}, {work.context_tokens} tokens, batch {work.global_batch}",
     )
 
@@ -242,18 +242,18 @@ def seconds_of(row: Row, work: Workload, gpus: int, peak: float) -> float:
     """Measured seconds of a step. Utilisation counts 6 FLOP a weight and 12 L h s of attention, as PaLM does."""
     tokens = work.global_batch * work.context_tokens
     if _cell(row, "iter_s"):
-        return row.number_of("iter_s")
+        return row.positive("iter_s")
     if _cell(row, "tokens_s_gpu"):
-        return tokens / (row.number_of("tokens_s_gpu") * gpus)
+        return tokens / (row.positive("tokens_s_gpu") * gpus)
     if _cell(row, "tokens_s_total"):
-        return tokens / row.number_of("tokens_s_total")
+        return tokens / row.positive("tokens_s_total")
     model = work.model
     weights = model.layers * model.layer_matmul_params + model.vocab * model.hidden
     flops = tokens * (6.0 * weights + 12.0 * model.layers * model.heads * model.head_dim * work.context_tokens)
     if _cell(row, "tflops_gpu"):
-        return flops / (row.number_of("tflops_gpu") * 1e12 * gpus)
+        return flops / (row.positive("tflops_gpu") * 1e12 * gpus)
     if _cell(row, "mfu_pct"):
-        return flops / (row.number_of("mfu_pct") / 100 * peak * gpus)
+        return flops / (row.positive("mfu_pct") / 100 * peak * gpus)
     raise InputError("no step time, rate or utilisation is printed")
 
 
@@ -270,7 +270,7 @@ def _recompute(row: Row) -> Recompute:
 
 def _zero(row: Row) -> int:
     if _cell(row, "zero_stage"):
-        return row.count("zero_stage")
+        return row.count("zero_stage", least=0)
     sharding = _cell(row, "sharding").lower()
     return 3 if "fsdp" in sharding or "zero-3" in sharding or "zero3" in sharding else 0
 
