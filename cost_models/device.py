@@ -11,6 +11,7 @@ what a power cap makes of the clock (give the clock, or a profile).
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -92,19 +93,19 @@ class Device:
         if self.architecture not in ARCHITECTURES:
             raise InputError(f"{self.name}: architecture={self.architecture!r}; legal: {', '.join(ARCHITECTURES)}")
         for name in ("memory_bytes", "memory_bytes_per_s"):
-            if getattr(self, name) <= 0:
-                raise InputError(f"{self.name}: {name}={getattr(self, name)} must be above 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"{self.name}: {name}={getattr(self, name)} must be above 0 and finite")
         for name in ("power_w", "sustained_flops"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise InputError(f"{self.name}: {name}={value} must be above 0, or left out where it is unknown")
+            if value is not None and not 0 < value < math.inf:
+                raise InputError(f"{self.name}: {name}={value} must be above 0 (finite), or left out where unknown")
         for name in ("sms", "clock_hz"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise InputError(f"{self.name}: {name}={value} must be above 0, or null where it has none")
+            if value is not None and not 0 < value < math.inf:
+                raise InputError(f"{self.name}: {name}={value} must be above 0 (finite), or null where it has none")
         for dtype, flops in self.peak_flops.items():
-            if dtype not in DTYPES or flops <= 0:
-                raise InputError(f"{self.name}: peak {dtype}={flops}; legal: {', '.join(DTYPES)}, above 0")
+            if dtype not in DTYPES or not 0 < flops < math.inf:
+                raise InputError(f"{self.name}: peak {dtype}={flops}; legal: {', '.join(DTYPES)}, above 0 and finite")
         if not {"bf16", "fp16"} & set(self.peak_flops):
             raise InputError(f"{self.name}: peak_flops has neither bf16 nor fp16, which every curve is scaled by")
 

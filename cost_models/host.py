@@ -8,6 +8,7 @@ which the published rows show to be worth a factor of two, and Python's garbage 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 from cost_models.errors import InputError
@@ -27,7 +28,7 @@ class Host:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            if getattr(self, field.name) < 0:
+            if not 0 <= getattr(self, field.name) < math.inf:
                 raise InputError(f"host {field.name}={getattr(self, field.name)} must be at least 0")
 
     def send_s(self, messages: int) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from cost_models.collectives import LINKS
@@ -122,7 +124,7 @@ def test_a_dtype_without_a_peak_is_refused() -> None:
     ("change", "message"),
     [
         ({"memory_gb": 80}, "unknown key 'memory_gb'"),
-        ({"power_w": -1}, "power_w=-1.0 must be above 0, or left out"),
+        ({"power_w": -1}, "power_w=-1.0 must be above 0 \\(finite\\), or left out"),
         ({"memory_gib": -1}, "memory_bytes=-1073741824 must be above 0"),
         ({"memory_tb_per_s": 0}, "memory_bytes_per_s=0.0 must be above 0"),
         ({"architecture": "fermi"}, "architecture='fermi'; legal: volta"),
@@ -135,6 +137,16 @@ def test_a_dtype_without_a_peak_is_refused() -> None:
 def test_a_wrong_preset_names_the_value(change: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         from_mapping({**GOOD, **change}, "mine")
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "name", ["memory_bytes", "memory_bytes_per_s", "sms", "clock_hz", "power_w", "sustained_flops", "peak_flops"]
+)
+def test_a_device_of_no_number_is_refused(name: str, wrong: float) -> None:
+    value = {"bf16": wrong} if name == "peak_flops" else wrong
+    with pytest.raises(InputError, match=f"({name}|peak bf16)={wrong} must be above 0|peak bf16={wrong}; legal"):
+        replace(Device.load("h100-sxm-80gb"), **{name: value})
 
 
 def test_a_missing_key_is_named() -> None:
