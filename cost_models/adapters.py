@@ -18,9 +18,11 @@ from cost_models.work import matmul_s
 from cost_models.workload import LoraTarget
 
 
-def linear_s(shape: Shape, kernels: Kernels, target: LoraTarget, out: Any, inside: Any, grad: bool) -> Any:
-    """Seconds of one map from `inside` to `out` columns for all tokens of a rank, its adapter counted."""
-    work, tokens = shape.workload, shape.tokens
+def linear_s(
+    shape: Shape, kernels: Kernels, target: LoraTarget, out: Any, inside: Any, grad: bool, tokens: Any = None
+) -> Any:
+    """Seconds of one map from `inside` to `out` columns for `tokens` (none: all of a rank), its adapter counted."""
+    work, tokens = shape.workload, shape.tokens if tokens is None else tokens
     seconds = matmul_s(shape, kernels, tokens, out, inside, grad)
     if not work.lora_rank or target not in work.lora_targets:
         return seconds
@@ -31,6 +33,8 @@ def linear_s(shape: Shape, kernels: Kernels, target: LoraTarget, out: Any, insid
 
 
 def adapter_kept_bytes(shape: Shape) -> Any:
-    """A's result of every adapter, kept for B's gradient."""
-    adapters = sum(len(pairs) for target, pairs in shape.linears.items() if target in shape.workload.lora_targets)
+    """A's result of every adapter, kept for B's gradient; a tiled MLP keeps none."""
+    tiled = ("up", "down") if shape.degrees.mlp_chunk_tokens is not None else ()
+    kept = [target for target in shape.workload.lora_targets if target not in tiled]
+    adapters = sum(len(pairs) for target, pairs in shape.linears.items() if target in kept)
     return shape.tokens * shape.workload.lora_rank * adapters * shape.width

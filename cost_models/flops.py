@@ -38,11 +38,13 @@ def executed_flops(workload: Workload, strategy: Strategy) -> float:
         if part.recompute == "full":
             total += share * (body + attention)
         elif part.recompute == "all_but_attention":
-            total += share * body
-        elif part.recompute == "mlp":
+            total += share * (body if strategy.mlp_chunk_tokens is None else body - layers * mlp)
+        elif part.recompute == "mlp" and strategy.mlp_chunk_tokens is None:
             total += part.count * mlp * (2 / 3 if model.gated else 1 / 2)
         elif part.recompute == "core_attention":
             total += share * attention
+    if strategy.mlp_chunk_tokens is not None:  # every slice runs forward again, whatever the layer recomputes
+        total += layers * mlp
     return total + _tower(workload) * (3 if _trains_tower(workload) else 1)
 
 

@@ -20,6 +20,7 @@ from cost_models.expert_layer import expert_mlp
 from cost_models.habits import FA1_SLOWDOWN
 from cost_models.kernels import Kernels
 from cost_models.latent_layer import latent_inputs
+from cost_models.mlp import mlp, mlp_again
 from cost_models.program import Compute, Exchange, Phase, Ring
 from cost_models.shape import Shape
 from cost_models.work import elementwise, norm_bytes, residual_bytes, tensor_exchange
@@ -38,10 +39,10 @@ def backward(shape: Shape, kernels: Kernels, recompute: str) -> tuple[Phase, ...
     if recompute == "full":
         again = forward(shape, kernels, part="recompute")
     elif recompute == "all_but_attention":
-        outputs = (*_outputs(shape, kernels, "recompute"), *_mlp(shape, kernels, "recompute", down=False))
+        outputs = (*_outputs(shape, kernels, "recompute"), *_mlp_again(shape, kernels))
         again = (*_inputs(shape, kernels, "recompute"), *_out_exchange(shape, kernels, "recompute"), *outputs)
     elif recompute == "mlp":
-        again = _mlp(shape, kernels, "recompute", down=False)
+        again = _mlp_again(shape, kernels, normed=True)
     elif recompute == "core_attention":
         again = context(shape, kernels, part="recompute")
     before = (*_mlp(shape, kernels, None, grad=True), *_outputs(shape, kernels, None, grad=True))
@@ -95,22 +96,17 @@ def _outputs(shape: Shape, kernels: Kernels, part: str | None, grad: bool = Fals
     return (Compute(part=part or "matmul", seconds=matmul), *tensor_exchange(shape, "reduce_scatter", grad), residual)
 
 
-def _mlp(shape: Shape, kernels: Kernels, part: str | None, grad: bool = False, down: bool = True) -> tuple[Phase, ...]:
-    """Norm, gate and up, activation, down projection, residual. Recompute needs all but the last product."""
+def _mlp(shape: Shape, kernels: Kernels, part: str | None, grad: bool = False) -> tuple[Phase, ...]:
     if shape.experts is not None:
-        return expert_mlp(shape, kernels, shape.experts, part, grad, down)
-    model, tokens = shape.workload.model, shape.tokens
-    habits, maps = shape.habits, shape.linears["up"]
-    matmul = len(maps) * linear_s(shape, kernels, "up", *maps[0], grad)
-    if down:
-        matmul = matmul + linear_s(shape, kernels, "down", model.hidden, shape.ffn, grad)
-    passes = (3 if habits.activation == "fused" else 5) if model.gated else 2
-    activation = tokens * shape.ffn * shape.width * passes
-    moved = norm_bytes(shape) + activation + shape.outer_tokens * model.hidden * residual_bytes(shape)
-    launches = (1 if habits.norm == "fused" else 6) + (2 if habits.activation == "fused" else 5)
-    moved_s = elementwise(shape, kernels, moved, launches, grad, part)
-    sums = tensor_exchange(shape, "reduce_scatter", grad) if down else ()
-    return (moved_s, *tensor_exchange(shape, "all_gather", grad), Compute(part=part or "matmul", seconds=matmul), *sums)
+        return expert_mlp(shape, kernels, shape.experts, part, grad, True)
+    return mlp(shape, kernels, part, grad)
+
+
+def _mlp_again(shape: Shape, kernels: Kernels, normed: bool = False) -> tuple[Phase, ...]:
+    """The MLP's inside for its backward pass: all but the last product, after the norm unless its result was kept."""
+    if shape.experts is not None:
+        return expert_mlp(shape, kernels, shape.experts, "recompute", False, False)
+    return mlp_again(shape, kernels, normed)
 
 
 def context(shape: Shape, kernels: Kernels, *, part: str, grad: bool = False, causal: bool = True) -> tuple[Phase, ...]:

@@ -106,7 +106,7 @@ def kept(shape: Shape, part: LayerRange | str, offload: str = "none") -> Any:
     attention = queries + kv + output + lse + out
     if model.latent is not None:
         attention = attention + latent_kept_bytes(shape, model.latent)
-    mlp = tokens * shape.ffn * width * mlp_tensors(shape)
+    mlp = tokens * shape.ffn * width * mlp_tensors(shape) if shape.degrees.mlp_chunk_tokens is None else 0 * tokens
     if shape.experts is not None:
         mlp = expert_kept_bytes(shape, shape.experts)
     if shape.workload.lora_rank:

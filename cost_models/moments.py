@@ -20,6 +20,7 @@ from typing import Any
 from cost_models import memory
 from cost_models.either import larger, pick, smaller, somewhere
 from cost_models.expert_layer import expert_kept_bytes, expert_working_bytes
+from cost_models.mlp import slice_tokens
 from cost_models.shape import Shape
 from cost_models.strategy import LayerRange
 from cost_models.workload import DTYPE_BYTES
@@ -82,7 +83,7 @@ def _forward(shape: Shape) -> Moment:
     exchanged = shape.ring_tokens * shape.rows * shape.heads * (model.head_dim + model.v_dim)
     block = 2 * shape.ring_tokens * shape.rows * shape.kv_heads * (model.head_dim + model.v_dim)
     attention = (exchanged + pick(shape.degrees.ring > 1, block, 0)) * width
-    mlp = tokens * shape.ffn * width * (3 if model.gated else 2)
+    mlp = slice_tokens(shape) * shape.ffn * width * (3 if model.gated else 2)
     if shape.experts is not None:
         mlp = expert_working_bytes(shape, shape.experts)
     last = shape.stage is None or shape.stage.last
@@ -156,15 +157,20 @@ def _layer_backward(shape: Shape, part: LayerRange | str) -> Moment:
 def _products(shape: Shape) -> Any:
     """Beside the layer's own tensors: gradients of the MLP's inside, or of attention once the MLP's are gone.
 
-    MLP        down's input goes, its gradient and those of gate and up come: 2 f (gated) per token; residual's h
+    MLP        down's input goes, its gradient and those of gate and up come: 2 f (gated) per token; residual's h.
+               In slices: of one slice, with what it computes again, beside sums of all weights' gradients; input's h
     attention  output, its exchange, dQ (fp32 in a ring), the kernel's dQ, dK, dV, the sums of dK and dV, and in a ring
                the next block and two travelling sums
     """
     model, width, tokens = shape.workload.model, shape.width, shape.tokens
     whole = _whole_gradient(shape)[0] if shape.workload.trains_weights else 0
-    inside = tokens * shape.ffn * width
-    mlp = larger(inside * (2 if model.gated else 1) + model.hidden * shape.ffn * whole, _gathered_halves(shape))
-    kept = inside * memory.mlp_tensors(shape) - (3 if model.gated else 2) * model.hidden * shape.ffn * whole
+    maps, weights = 3 if model.gated else 2, model.hidden * shape.ffn * whole
+    inside = slice_tokens(shape) * shape.ffn * width
+    mlp = larger(inside * (maps - 1) + weights, _gathered_halves(shape))
+    kept = inside * memory.mlp_tensors(shape) - maps * weights
+    if shape.degrees.mlp_chunk_tokens is not None:  # nothing of it was kept: the slice's tensors, sums of all gradients
+        mlp = mlp + inside * memory.mlp_tensors(shape) + maps * weights + tokens * model.hidden * width
+        kept = -maps * weights - tokens * model.hidden * width
     if shape.experts is not None:
         mlp, kept = expert_working_bytes(shape, shape.experts), expert_kept_bytes(shape, shape.experts)
     tensors, ring = shape.ring_tokens * shape.rows, shape.degrees.ring > 1
@@ -182,7 +188,7 @@ def _gathered_halves(shape: Shape) -> Any:
     model, width, tokens = shape.workload.model, shape.width, shape.tokens
     if not shape.habits.sequence_parallel or not somewhere(shape.degrees.tensor > 1):
         return 0
-    hidden, inside = tokens * model.hidden * width, tokens * shape.ffn * width
+    hidden, inside = tokens * model.hidden * width, slice_tokens(shape) * shape.ffn * width
     before = 2 * hidden + inside * ((2 if model.gated else 1) - memory.mlp_tensors(shape))
     return pick(shape.degrees.tensor > 1, larger(hidden + inside, before), 0)
 

@@ -43,6 +43,7 @@ class Degrees:
     loss_chunk_tokens: int | None = 1024
     schedule: str = "1f1b"
     expert: Any = 1
+    mlp_chunk_tokens: int | None = None
 
     @property
     def expert_shard(self) -> Any:

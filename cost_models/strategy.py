@@ -71,6 +71,8 @@ class Strategy:
     grad_ring_dtype: Literal["fp32", "bf16"] = "fp32"
     loss_chunk_tokens: int | None = 1024  # None = all logits at once
     expert: int = field(default=1, metadata=strict.OPTIONAL)
+    mlp_chunk_tokens: int | None = field(default=None, metadata=strict.OPTIONAL)
+    """Tokens of a rank that go through an MLP at one time, computed again in backward; none: all, once."""
 
     def __post_init__(self) -> None:
         for name in (*AXES, "virtual", "shard", "microbatches", "expert"):
@@ -88,8 +90,10 @@ class Strategy:
         if (self.data * self.context * self.tensor) % self.expert:
             ranks = self.data * self.context * self.tensor
             raise InputError(f"expert={self.expert} does not divide data x context x tensor = {ranks}")
-        if self.loss_chunk_tokens is not None and self.loss_chunk_tokens < 1:
-            raise InputError(f"loss_chunk_tokens={self.loss_chunk_tokens} must be at least 1 (or none)")
+        for name in ("loss_chunk_tokens", "mlp_chunk_tokens"):
+            chunk = getattr(self, name)
+            if chunk is not None and not (isinstance(chunk, int) and chunk >= 1):
+                raise InputError(f"{name}={chunk} must be a whole number of at least 1 (or none)")
 
     @property
     def context(self) -> int:
@@ -135,6 +139,8 @@ class Strategy:
         if self.expert > 1 and (model.experts is None or model.experts.count % self.expert):
             legal = "1" if model.experts is None else f"divisors of its {model.experts.count} experts"
             raise InputError(f"expert={self.expert} is not possible for {model.name}; legal: {legal}")
+        if self.mlp_chunk_tokens is not None and model.experts is not None:
+            raise InputError(f"mlp_chunk_tokens={self.mlp_chunk_tokens} is not priced for experts; legal here: none")
         self.layer_ranges(model.layers)
 
     def describe(self) -> str:
@@ -146,6 +152,7 @@ class Strategy:
         parts += [f"data {self.data}", f"ring {self.ring}", f"ulysses {self.ulysses}"]
         parts += [f"expert {self.expert}"] if self.expert > 1 else []
         tail = f", zero-{self.zero} over {self.shard}" if self.shard > 1 else ", unsharded"
+        tail += f", MLP by {self.mlp_chunk_tokens} tokens" if self.mlp_chunk_tokens is not None else ""
         return " × ".join(parts) + tail
 
 

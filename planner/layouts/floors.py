@@ -169,6 +169,7 @@ class Floors:
             grad_ring_dtype=base.grad_ring_dtype,
             loss_chunk_tokens=base.loss_chunk_tokens,
             schedule=base.schedule,
+            mlp_chunk_tokens=base.mlp_chunk_tokens,
         )
 
     def weight(self, ranks: Any) -> Any:

@@ -61,3 +61,8 @@ def test_adapters_are_refused_with_the_reason():
     plan = make_plan(ONE, precision=FP32)
     adapted = replace(plan, workload=replace(plan.workload, lora_rank=8))
     assert unsupported(adapted) == ["lora_rank=8 is planned but not executed; plan with --lora-rank 0"]
+
+
+def test_sliced_mlps_are_refused_with_the_reason():
+    plan = make_plan(replace(ONE, mlp_chunk_tokens=512), precision=FP32)
+    assert unsupported(plan) == ["mlp_chunk_tokens=512 is priced but not executed; plan with none"]

@@ -180,6 +180,7 @@ def test_a_time_limit_is_owned_up_to(limit_s: float, objective: str) -> None:
         {"zero": 2},
         {"shard": 1, "recompute": "full"},
         {"ring_kind": "contiguous", "loss_chunk_tokens": 512},
+        {"mlp_chunk_tokens": 1024},
         {"tensor": 2, "ring": 4},
         {"pipeline": 2, "microbatches": 2},
         {"ulysses": 5, "ring": 3},
