@@ -40,7 +40,7 @@ def expert_mlp(
     hidden = shape.workload.model.hidden
     routed = _routed_tokens(shape)
     copies = routed * experts.chosen
-    outer = norm_bytes(shape) + shape.outer_tokens * hidden * residual_bytes(shape)
+    outer = norm_bytes(shape, grad) + shape.outer_tokens * hidden * residual_bytes(shape)
     launches = (1 if shape.habits.norm == "fused" else 6) + 1
     before = (
         elementwise(shape, kernels, outer, launches, grad, part),

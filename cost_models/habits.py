@@ -39,6 +39,8 @@ class Habits:
     """
 
     norm: Fusion = "unfused"  # fused: one kernel, one read and one write; unfused: Hugging Face's RMSNorm
+    norm_casts: bool = False  # a fused norm is handed a copy of its input in fp32, and its gradient is cast back
+    norms_again: bool = False  # kept layers: norms, and the sum before the second one, run again in backward
     rotary: Fusion = "unfused"  # none: learned or ALiBi positions
     activation: Fusion = "unfused"  # fused: gate, activation and product (or bias and GELU) in one kernel
     product_dtype: Literal["fp8"] | None = None  # of the layers' products; none: as the parameters
@@ -72,7 +74,9 @@ class Habits:
     loss_bytes: int | None = None  # traffic per logit of a whole loss; none: autograd's cross entropy in fp32
     drops_gradients: bool = False  # below ZeRO-3: gradients are dropped after a step and come as activations go
     logit_bytes: int | None = None  # held per logit at the loss; none: b for logits and gradient, twice fp32
-    owner_broadcasts: bool = False  # ZeRO-1: after the update each owner sends its weights by a broadcast of its own
+    owned_tensors: int = 0  # ZeRO-1: a layer's tensors, dealt out whole to owners, who broadcast them one by one
+    reduced_whole: bool = False  # below ZeRO-2: gradients all-reduced over all data ranks, not scattered to owners
+    reduce_copy_bytes: int = 0  # per weight and step: gradients into a flat bucket, divided, and copied back
     optimizer_bytes: int | None = None  # traffic per weight of the update; none: a fused fp32 update
     frame_sharding: FrameSharding = "exchanged"  # how frames and their embeddings reach their ranks: frames.py
     host: Host | None = None  # what the host needs to launch a sharded operator; none: always ahead of the device

@@ -45,6 +45,9 @@ def backward(shape: Shape, kernels: Kernels, recompute: str) -> tuple[Phase, ...
         again = _mlp_again(shape, kernels, normed=True)
     elif recompute == "core_attention":
         again = context(shape, kernels, part="recompute")
+    elif shape.habits.norms_again:
+        summed = shape.outer_tokens * shape.workload.model.hidden * residual_bytes(shape)
+        again = (elementwise(shape, kernels, 2 * norm_bytes(shape) + summed, 3, False, "recompute"),)
     before = (*_mlp(shape, kernels, None, grad=True), *_outputs(shape, kernels, None, grad=True))
     core = (*_out_exchange(shape, kernels), *context(shape, kernels, part="attention", grad=True))
     return (*again, *before, *core, *_inputs(shape, kernels, None, grad=True))
@@ -64,7 +67,7 @@ def _inputs(shape: Shape, kernels: Kernels, part: str | None, grad: bool = False
         return made[::-1] if grad else made
     matmul = sum(linear_s(shape, kernels, "qkv", *columns, grad) for columns in shape.linears["qkv"])
     launches = (1 if shape.habits.norm == "fused" else 6) + {"unfused": 10, "fused": 2, "none": 0}[shape.habits.rotary]
-    moved_s = elementwise(shape, kernels, norm_bytes(shape) + _rotary_bytes(shape), launches, grad, part)
+    moved_s = elementwise(shape, kernels, norm_bytes(shape, grad) + _rotary_bytes(shape), launches, grad, part)
     gathered = tensor_exchange(shape, "all_gather", grad)
     phases = (moved_s, *gathered, Compute(part=part or "matmul", seconds=matmul), *exchange)
     return phases[::-1] if grad else phases

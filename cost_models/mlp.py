@@ -31,7 +31,7 @@ def mlp(shape: Shape, kernels: Kernels, part: str | None, grad: bool = False, do
     if shape.degrees.mlp_chunk_tokens is not None:
         return _tiled(shape, kernels, part, grad)
     matmul = _products_s(shape, kernels, shape.tokens, grad, down)
-    moved = _outer_bytes(shape) + _activation_bytes(shape, shape.tokens)
+    moved = _outer_bytes(shape, grad) + _activation_bytes(shape, shape.tokens)
     launches = _outer_launches(shape) + _activation_launches(shape)
     moved_s = elementwise(shape, kernels, moved, launches, grad, part)
     sums = tensor_exchange(shape, "reduce_scatter", grad) if down else ()
@@ -64,7 +64,7 @@ def _tiled(shape: Shape, kernels: Kernels, part: str | None, grad: bool) -> tupl
         joined = Compute(part=name or "memory_bound", seconds=slices * moved_s)
         return (Compute(part=name or "matmul", seconds=matmul), joined)
 
-    outer = elementwise(shape, kernels, _outer_bytes(shape), _outer_launches(shape), grad, part)
+    outer = elementwise(shape, kernels, _outer_bytes(shape, grad), _outer_launches(shape), grad, part)
     before, after = tensor_exchange(shape, "all_gather", grad), tensor_exchange(shape, "reduce_scatter", grad)
     passes = INPUT_GRADIENT_PASSES if grad else JOINED_PASSES
     added = small_s(shape, kernels, values * passes, 2 if grad else 1)
@@ -103,9 +103,9 @@ def _activation_launches(shape: Shape) -> int:
     return 2 if shape.habits.activation == "fused" else 5
 
 
-def _outer_bytes(shape: Shape) -> Any:
+def _outer_bytes(shape: Shape, grad: bool = False) -> Any:
     """The norm before and the residual sum behind."""
-    return norm_bytes(shape) + shape.outer_tokens * shape.workload.model.hidden * residual_bytes(shape)
+    return norm_bytes(shape, grad) + shape.outer_tokens * shape.workload.model.hidden * residual_bytes(shape)
 
 
 def _outer_launches(shape: Shape) -> int:

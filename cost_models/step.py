@@ -185,6 +185,8 @@ def update(shape: Shape, kernels: Kernels) -> Segment:
     habits, whole = shape.habits, trained_params(shape) / shape.degrees.pipeline
     experts, zero = trained_expert_params(shape), shape.degrees.zero
     params = whole / pick(zero == 0, 1, shape.degrees.shard) + experts / pick(zero == 0, 1, shape.degrees.expert_shard)
+    if habits.owned_tensors:  # one owner has the largest tensor to itself
+        params = larger(params, shape.workload.model.embedding_params / shape.degrees.tensor)
     moved = params * (habits.optimizer_bytes or OPTIMIZER_BYTES[shape.workload.optimizer] + NORM_BYTES)
     if habits.accumulator is not None:
         moved = moved + (whole + experts) * DTYPE_BYTES[habits.accumulator]

@@ -56,9 +56,15 @@ def product_s(
     return seconds + kernels.gemm_s(k, n, m, dtype, accumulate=habits.accumulator) if trained else seconds
 
 
-def norm_bytes(shape: Shape) -> Any:
-    """Traffic of one unfused RMSNorm: cast, square, mean, scale in fp32 (28 B), cast back and weight (3 x b + 2 b)."""
+def norm_bytes(shape: Shape, grad: bool = False) -> Any:
+    """Traffic of one unfused RMSNorm: cast, square, mean, scale in fp32 (28 B), cast back and weight (3 x b + 2 b).
+
+    A fused norm of a copy in fp32 (`norm_casts`): copied (r b w 4), read and written (r 4 w b); backward, of which this
+    is half, reads both and writes its gradient in fp32 (r b r 4 w 4), which is cast back (r 4 w b).
+    """
     moved = 2 * shape.width if shape.habits.norm == "fused" else 28 + 5 * shape.width
+    if shape.habits.norm_casts:
+        moved = 6 + shape.width if grad else 8 + 2 * shape.width
     return shape.outer_tokens * shape.workload.model.hidden * moved
 
 

@@ -61,24 +61,35 @@ COMPOSER_PURE = Framework(
     reason="parameters, reduction and buffers in bf16; weights are cast once, on the shard; gradients are concatenated "
     "and divided in bf16 (4 B each); the rest as above",
 )
+INTERNEVO_OPTIMIZER_BYTES = 132
+"""Per weight of an owner: sum in fp32 that shows an overflow (10), norm of a copy in fp32 (10), flattened and cast to
+fp32 (10), unscaled (8), PyTorch 1.13's AdamW of nine operators (88), copied to bf16 (6)."""
 INTERNEVO = Framework(
     name="InternEvo (2023)",
     habits=Habits(
         norm="fused",
+        norm_casts=True,
+        norms_again=True,
         rotary="fused",
         joined_products=True,
         attention="fa1",
         sequence_parallel=False,
         accumulate_bytes=6,
-        owner_broadcasts=True,
+        reduced_whole=True,
+        reduce_copy_bytes=12,
+        owned_tensors=9,
+        optimizer_bytes=INTERNEVO_OPTIMIZER_BYTES,
         loss_bytes=6,
         overlap_cost=OVERLAP_COST,
     ),
     precision=Precision(reduce="bf16", grad="bf16"),
-    reason="apex RMSNorm, flash-attn's rotary and loss; SwiGLU in two kernels; tensor parallelism with all-reduce; "
-    "bf16 gradients are added up in bf16 (read two, write one) and reduced in bf16; flash-attn 1; ZeRO-1 broadcasts "
-    "each owner's weights after the update (overlap_sync_param off); flash-attn's cross entropy reads logits, and "
-    "writes gradients in their place; collectives take multiprocessors from the products beside them",
+    reason="InternLM of July 2023, whose repository has both code and figures (fa7337b37b00): apex RMSNorm of a copy "
+    "in fp32, run again in backward with the residual sum where layers are not recomputed "
+    "(dropout_selective_checkpoint); flash-attn's rotary; SwiGLU in two kernels; tensor parallelism with all-reduce; "
+    "bf16 gradients are added up in bf16 (read two, write one), flattened, divided and copied back (12 B) around an "
+    "all-reduce over all data ranks, under ZeRO-1 too; flash-attn 1; tensors of a layer (9) are dealt out whole to "
+    "owners, whose update is unfused, and who broadcast them one by one after it; flash-attn's cross entropy reads "
+    "logits, and writes gradients in their place; collectives take multiprocessors from the products beside them",
 )
 MEGATRON_2021 = Framework(
     name="Megatron-LM (2021), all-reduce",

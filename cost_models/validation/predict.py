@@ -48,6 +48,10 @@ def predict(case: Case, habits: Habits | None = None) -> Prediction:
     node = cluster.runs[0].node
     kernels = kernels_for(case, habits)
     paths = paths_of(cluster, strategy, placement, domain_link(node.scale_up))
+    if habits.reduced_whole:
+        every = replace(strategy, shard=strategy.data * strategy.context)
+        whole = paths_of(cluster, every, placement, domain_link(node.scale_up)).axes["shard"]
+        paths = replace(paths, axes={**paths.axes, "replicate": whole})
     shape, ranges = Shape(workload, strategy, habits), strategy.layer_ranges(workload.model.layers)
     program = step_program(shape, kernels, ranges)
     micro = [_with_copies(segment, shape, kernels) for segment in program.microbatch]
@@ -147,12 +151,12 @@ def _fold(
 ) -> dict[str, float]:
     degrees = shape.degrees
     once = degrees.zero < 2
-    if once:  # a step's sum over the replicas, spread over the microbatches, is here in the last one
-        micro = [_reduced_once(one, degrees.microbatches) for one in micro]
     plain = [segment.without_sharding() for segment in micro] if once else micro
+    if once:  # a step's sum over the replicas, spread over the microbatches, is here in the last one
+        micro = [_reduced_once(one, shape, kernels) for one in micro]
     last = micro if once and shape.habits.reduction == "overlapped" else plain
     total: dict[str, float] = {}
-    if once and shape.habits.owner_broadcasts:
+    if once and shape.habits.owned_tensors:
         last = [replace(segment, gather_bytes=0.0) for segment in last]
         total["sharding"] = _broadcasts_s(micro, shape, paths, hop_s)
     for segments, times in ((plain, degrees.microbatches - 1), (last, 1), (epilogue, 1)):
@@ -172,19 +176,34 @@ def _fold(
 
 
 def _broadcasts_s(micro: list[Segment], shape: Shape, paths: Paths, hop_s: float) -> float:
-    """Every owner's weights once round the ring of its group: their bytes, and a ring's latency for each owner."""
-    path, owners = paths.axes["shard"], int(shape.degrees.shard)
-    if owners == 1:
+    """Every owner's weights down the chain of its group: their bytes, and for each owner the chain's latency.
+
+    Tensors are dealt out whole (those of the layers, embedding, head and last norm), so that no more ranks own any.
+    NCCL counts the network's latency for every rank of a chain that leaves a node (src/graph/tuning.cc, broadcast).
+    """
+    path, ranks = paths.axes["shard"], int(shape.degrees.shard)
+    if ranks == 1:
         return 0.0
+    owners = min(ranks, shape.habits.owned_tensors * shape.workload.model.layers + 3)
     moved = sum(float(segment.gather_bytes) * float(segment.repeat) for segment in micro)
-    ring_s = float(path.ring_latency_s) if path.hops_out else owners * hop_s
-    return float(paths.exchange_s("shard", "all_gather", moved)) + owners * ring_s
+    chain_s = ranks * (float(path.latency_s) if path.hops_out else hop_s)
+    return float(paths.exchange_s("shard", "all_gather", moved)) + owners * chain_s
 
 
-def _reduced_once(segment: Segment, microbatches: int) -> Segment:
-    """The sum over the replicas whole, in one microbatch."""
-    whole = segment.expert_replicate_bytes * microbatches
-    return replace(segment, replicate_bytes=segment.replicate_bytes * microbatches, expert_replicate_bytes=whole)
+def _reduced_once(segment: Segment, shape: Shape, kernels: Kernels) -> Segment:
+    """The sum over the replicas whole, in one microbatch; with the copies of flat buckets beside it."""
+    habits, microbatches = shape.habits, shape.degrees.microbatches
+    experts = segment.expert_replicate_bytes * microbatches
+    gradient, summed = segment.scatter_bytes, segment.replicate_bytes * microbatches
+    phases = segment.phases
+    if habits.reduce_copy_bytes and gradient:
+        copied = gradient / DTYPE_BYTES[shape.workload.precision.reduce] * habits.reduce_copy_bytes
+        phases = (*phases, Compute(part="memory_bound", seconds=kernels.memory_bound_s(copied, 3)))
+    if habits.reduced_whole:
+        gradient, summed = 0.0, gradient
+    return replace(
+        segment, phases=phases, scatter_bytes=gradient, replicate_bytes=summed, expert_replicate_bytes=experts
+    )
 
 
 def _add(total: dict[str, float], segment: Segment, paths: Paths, times: float) -> None:

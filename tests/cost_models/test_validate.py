@@ -11,6 +11,8 @@ from click.testing import CliRunner
 
 from cost_models import InputError, price
 from cost_models.habits import OURS, Habits
+from cost_models.shape import Shape
+from cost_models.step import trained_params
 from cost_models.validate import main
 from cost_models.validation.cases import Case, Refused, case_of
 from cost_models.validation.frameworks import FRAMEWORKS
@@ -184,12 +186,38 @@ def test_chunked_tensor_exchange_exposes_one_chunk():
     assert whole / case.strategy.tensor <= chunks < whole / 2  # latency is not divided
 
 
-def test_owner_broadcasts_grow_with_the_group():
+def test_owner_broadcasts_grow_with_the_group_but_not_beyond_its_tensors():
     case = case_of(rows("train_internevo", row="8")[0])
-    none = predict(case, replace(case.framework.habits, owner_broadcasts=False))
+    none = predict(case, replace(case.framework.habits, owned_tensors=0))
     sent = predict(case, case.framework.habits)
-    latency = case.strategy.shard * 128 * 3e-6  # at least the cards' latency round 128 nodes, for every owner
-    assert sent.seconds["sharding"] - none.seconds.get("sharding", 0.0) > latency
+    owners = 9 * 32 + 3  # of 1024 ranks
+    latency = owners * 1024 * 3e-6  # at least the cards' latency, for every owner and rank of its chain
+    found = sent.seconds["sharding"] - none.seconds.get("sharding", 0.0)
+    assert latency < found < 3 * latency
+
+
+def test_an_owner_of_one_tensor_updates_all_of_it():
+    """Over 1024 ranks a share is 7.2 M weights, the head alone is 422 M."""
+    case = case_of(rows("train_internevo", row="8")[0])
+    weights = float(trained_params(Shape(case.workload, case.strategy, case.framework.habits)))
+    share = predict(case, replace(case.framework.habits, owned_tensors=0)).seconds["optimizer"]
+    whole = predict(case).seconds["optimizer"]
+    assert whole / share == pytest.approx(103168 * 4096 * 1024 / weights, rel=0.02)
+
+
+def test_gradients_reduced_whole_move_twice_as_much():
+    """Over all ranks: an all-reduce and the gather of the weights, against a reduce-scatter and the gather.
+
+    With owners inside a node as many bytes go over the cards either way.
+    """
+    ratio = {}
+    for row in ("6", "14"):
+        case = case_of(rows("train_internevo", row=row)[0])
+        alone = replace(case.framework.habits, reduction="exposed", owned_tensors=0)
+        scattered = predict(case, replace(alone, reduced_whole=False)).seconds["sharding"]
+        ratio[row] = predict(case, alone).seconds["sharding"] / scattered
+    assert 1.3 < ratio["6"] < 1.6
+    assert ratio["14"] == pytest.approx(1, abs=0.15)
 
 
 def test_pipeline_halves_hold_their_own_root_and_microbatches():

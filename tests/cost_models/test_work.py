@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from cost_models import InputError, Model, Strategy, Workload
-from cost_models.habits import OURS
+from cost_models.habits import OURS, Habits
 from cost_models.kernels import Kernels
 from cost_models.program import Compute, Ring, Segment
 from cost_models.shape import Shape
@@ -42,6 +42,25 @@ def test_a_resident_buffer_is_cleared_and_clipping_is_counted() -> None:
     # own share of 1/4: 46 bytes instead of 28 + 4 for the norm; the whole buffer is cleared
     moved = weights / 4 * (46 - 32) + weights * 4
     assert extra == pytest.approx(KERNELS.memory_bound_s(moved, 0), rel=1e-9)
+
+
+def test_a_norm_of_a_copy_moves_what_its_kernels_read_and_write() -> None:
+    """Forward: copy r2 w4, norm r4 w2. Backward: r2 r4 w4, cast r4 w2; and twice the forward and a sum once more."""
+    fused = replace(OURS, norm="fused")
+    copied = replace(fused, norm_casts=True)
+    again = replace(copied, norms_again=True)
+    values = 4096 * 4096
+
+    def forward_s(habits: Habits) -> float:
+        return compute_s(forward_segment(Shape(WORK, Strategy(), habits), KERNELS, repeat=1))
+
+    def backward_s(habits: Habits) -> float:
+        return compute_s(backward_segment(Shape(WORK, Strategy(), habits), KERNELS, "none", repeat=1))
+
+    moved_s = KERNELS.memory_bound_s
+    assert forward_s(copied) - forward_s(fused) == pytest.approx(moved_s(2 * values * (12 - 4), 0), rel=1e-6)
+    assert backward_s(copied) - backward_s(fused) == pytest.approx(moved_s(2 * values * (16 - 8), 0), rel=1e-6)
+    assert backward_s(again) - backward_s(copied) == pytest.approx(moved_s(values * (2 * 12 + 6), 3), rel=1e-6)
 
 
 @pytest.mark.parametrize("name", ["gap_s", "optimizer_bytes", "merge_bytes", "exchange_copies", "overlap_cost"])
