@@ -29,6 +29,11 @@ from cost_models.links import LINKS, Link
 
 OPS = ("all_to_all", "all_gather", "reduce_scatter", "all_reduce", "send_recv")
 MOST_MEASURED = 8
+TREE_BYTES_PER_S = 65e9
+"""Of an all-reduce's buffer that trees over two domains pass on where no switch sums (NVLink SHARP): half of the 130
+GB/s that NCCL reckons with on Ampere (src/graph/tuning.cc, maxTreeBw). With eight cards a node rings are faster."""
+SUMS_IN_SWITCH = ("nvlink4", "nvlink5")
+"""Measured tables that hold NVLink SHARP."""
 
 
 class Collectives:
@@ -98,6 +103,11 @@ class Collectives:
         if correction is None:
             return seconds
         return seconds * correction.factor(np.maximum(bytes_per_rank, 1.0) if many else max(bytes_per_rank, 1.0))
+
+    @property
+    def tree_bytes_per_s(self) -> float:
+        """Of an all-reduce's buffer over two domains of such links, where a tree sends it; inf: the cards decide."""
+        return math.inf if self.link.measured_as in SUMS_IN_SWITCH else TREE_BYTES_PER_S
 
     def source(self, op: str) -> str:
         """Where the times of `op` come from, in words."""

@@ -12,11 +12,15 @@ ranks of a NIC (or leaf) send at the same time, per byte of one rank's buffer:
 
 A ring of P ranks waits for P - 1 steps, one hop each, however small the buffer: at 1,000 ranks that is milliseconds.
 An all-reduce may take trees instead, along the domain's ranks and then log2(domains) hops deep (NCCL: src/graph/
-tuning.cc); they carry as many bytes, so the shorter wait counts. Left out: protocols that trade rate for latency.
+tuning.cc); they carry as many bytes, so the shorter wait counts. But over two domains: there a tree sends the sums of a
+domain once each way, B bytes where rings of P ranks send 2 B (P - 1) / P. On 2 nodes 134 against 268 ms
+(NVIDIA/nccl-tests issue 22); 2 x 8 H100 with four cards of 400 Gbit/s reach 189 of 200 GB/s so, rings at most 104.
+Left out: protocols that trade rate for latency, trees that are cut from three domains on.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -104,7 +108,8 @@ class Paths:
         if bus is None:
             bus = path.bus_gather_s_per_byte * (2 if op == "all_reduce" else 1)
         inside = larger(self.inside_s(op, path, size), size * bus)
-        seconds = larger(inside, pick(path.hops_out > 0, crossing_s(op, path, size), 0.0))
+        crossing = crossing_s(op, path, size, self.inside.tree_bytes_per_s)
+        seconds = larger(inside, pick(path.hops_out > 0, crossing, 0.0))
         return pick(path.ranks > 1, seconds, 0.0)
 
     def inside_s(self, op: Op, path: Path, size: Any) -> Any:
@@ -141,20 +146,22 @@ class Paths:
         return self.axes[axis].hops_out > 0
 
 
-def crossing_s(op: Op, path: Path, size: Any) -> Any:
-    """The part that leaves the domain, over NICs and leaf uplinks."""
+def crossing_s(op: Op, path: Path, size: Any, tree_bytes_per_s: float = math.inf) -> Any:
+    """The part that leaves the domain, over NICs and leaf uplinks; trees pass on no more than `tree_bytes_per_s`."""
     if op == "all_to_all":
         return size * path.all_to_all_s_per_byte + path.latency_s
     if op == "send":
         return size * path.send_s_per_byte + path.latency_s
-    return gather_s(path, op, size)
+    return gather_s(path, op, size, tree_bytes_per_s)
 
 
-def gather_s(path: Path, op: Op, size: Any) -> Any:
-    """An all-gather or reduce-scatter of `size` bytes across domains by rings; an all-reduce is both."""
+def gather_s(path: Path, op: Op, size: Any, tree_bytes_per_s: float = math.inf) -> Any:
+    """An all-gather or reduce-scatter of `size` bytes across domains by rings; an all-reduce is both, or trees."""
     once, wait = size * path.gather_s_per_byte, (path.ranks - 1) / path.ranks * path.ring_latency_s
     if op == "all_reduce":
-        return 2 * (once + smaller(wait, path.tree_latency_s))
+        tree = larger(once * path.ranks / larger(path.ranks - 1, 1), size / tree_bytes_per_s)
+        moved = pick(path.hops_out == 2, smaller(2 * once, tree), 2 * once)
+        return moved + 2 * smaller(wait, path.tree_latency_s)
     return once + wait
 
 

@@ -3,14 +3,16 @@
     all_to_all                    to each other member directly, 1/P each, every pair a flow of its own
     send                          to the next member of the group, all of it; the last sends to the first
     all_gather, reduce_scatter    rings over all members; each hop carries (P - 1)/P of the buffer
-    all_reduce                    the same twice: 2 (P - 1)/P
+    all_reduce                    the same twice: 2 (P - 1)/P; over two domains by trees, if those carry less: all of it
+                                  out of each domain once, and along the ranks inside twice
 
 The rings of a group enter each scale-up domain once per channel: as many channels as the domain with the fewest NICs
 in the group has, each entering at the first GPU of another NIC and leaving at the GPU before it. A channel carries
 1/channels of the buffer. The hops of a ring (and of a round of sends) go at one pace, that of the slowest: they are
 one flow that crosses the links of all hops, a link as often as hops do. It starts after the latency of its P - 1 steps
 (mean hop), a send after the group's longest hop. An all_reduce waits twice for these or for a tree's (along a domain's
-ranks, then log2(domains) hops), whichever is shorter; trees carry as many bytes. Left out: in-switch reduction.
+ranks, then log2(domains) hops), whichever is shorter; over more domains trees carry as many bytes as rings. Left out:
+in-switch reduction.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from cost_models.paths import domain_link
 from cost_models.program import Op
 from planner.simulator.topology import Floats, Ints, Topology
 
@@ -43,6 +46,7 @@ class Pattern:
     each_share: float = 0.0  # all_to_all: to every other member
     delay_s: Floats  # (groups,) before the hops start; each pair of an all_to_all has its own route's
     tree_s: Floats  # (groups,) the same for a tree from its leaves to its root
+    reduced: Floats  # (groups,) how often an all_reduce sends as much: 2 by rings, less by trees over two domains
 
     @property
     def members(self) -> int:
@@ -56,8 +60,9 @@ def pattern(topology: Topology, groups: Ints, op: Op) -> Pattern:
     group_of_rank[groups.ravel()] = np.repeat(np.arange(count), members)
     nothing = np.zeros(count)
     made = Pattern(
-        op=op, groups=groups, group_of_rank=group_of_rank, hop_share=nothing, delay_s=nothing, tree_s=nothing
-    )
+        op=op, groups=groups, group_of_rank=group_of_rank, hop_share=nothing, delay_s=nothing, tree_s=nothing,
+        reduced=np.full(count, 2.0),
+    )  # fmt: skip
     if members == 1:
         return made
     if op == "all_to_all":
@@ -73,14 +78,26 @@ def pattern(topology: Topology, groups: Ints, op: Op) -> Pattern:
     for hop in hops:
         delay += np.bincount(group_of_rank, hop.count * topology.latency_s(np.arange(topology.ranks), hop.to), count)
     tree_s = _tree_s(topology, block, hops)
-    once = replace(made, hops=hops, hop_share=share, delay_s=delay * share, tree_s=tree_s)
+    two_domains = np.bincount(block.group, minlength=count) == 2
+    reduced = np.where(two_domains, np.minimum(_tree_times(topology) * members / (members - 1), 2.0), 2.0)
+    once = replace(made, hops=hops, hop_share=share, delay_s=delay * share, tree_s=tree_s, reduced=reduced)
     return twice(once) if op == "all_reduce" else once
 
 
 def twice(once: Pattern) -> Pattern:
-    """The all_reduce over the groups of an all_gather."""
+    """The all_reduce over the groups of an all_gather: rings twice, or a tree where members are in two domains."""
     delay_s = np.minimum(once.delay_s, once.tree_s) * 2
-    return replace(once, op="all_reduce", hop_share=once.hop_share * 2, delay_s=delay_s)
+    tree, hops = once.reduced < 2, once.hops
+    if tree.any() and len(hops) == 2:
+        inside = hops[0]
+        hops = (replace(inside, count=np.where(tree[once.group_of_rank], 2, 1) * inside.count), hops[1])
+    return replace(once, op="all_reduce", hops=hops, hop_share=once.hop_share * once.reduced, delay_s=delay_s)
+
+
+def _tree_times(topology: Topology) -> float:
+    """What the cards of a domain could send while a tree inside it passes on a byte; at least that byte."""
+    passed = min(domain_link(node.scale_up).tree_bytes_per_s for node in topology.nodes)
+    return max(1.0, max(node.nics.count * node.nics.reached_bytes_per_s for node in topology.nodes) / passed)
 
 
 def _tree_s(topology: Topology, block: _Blocks, hops: tuple[Hops, ...]) -> Floats:

@@ -7,6 +7,7 @@ import pytest
 
 from cost_models import Cluster, Placement, Strategy
 from cost_models.paths import Paths, domain_link, gather_s, paths_of
+from cost_models.setting import setting
 
 
 def paths(ranks: int) -> Paths:
@@ -28,6 +29,31 @@ def test_small_all_reduce_takes_the_tree_and_a_large_one_moves_as_much_either_wa
     assert 2 * depth < 0.1 * 2 * path.ring_latency_s
     size = 2.0**36
     assert gather_s(path, "all_reduce", size) == pytest.approx(2 * gather_s(path, "all_gather", size), rel=0.01)
+
+
+TWO_NODES = (
+    ("hgx-h100-4nic", 353.85),  # NVLink SHARP, 4 x 400 Gbit/s: an acceptance report of 2026
+    ("dgx-h100", 470.0),  # 8 x 400 Gbit/s, as NVIDIA/nccl issue 2409 expects it
+    ("dgx-a100", 188.0),  # 8 x 200 Gbit/s, rings (NVIDIA/nccl-tests issue 196: with 8 cards trees do not pay)
+)
+"""GB/s of bus rate of nccl-tests' all_reduce_perf over 16 GPUs on two nodes, large buffers."""
+
+
+@pytest.mark.parametrize(("preset", "bus"), TWO_NODES)
+def test_all_reduce_over_two_nodes_meets_published_rates(preset: str, bus: float) -> None:
+    every = setting(Cluster.load(preset, nodes=2), None).paths(Strategy(data=16, shard=16))
+    found = 2 * 15 / 16 * 2.0**33 / float(every.exchange_s("shard", "all_reduce", 2.0**33)) / 1e9
+    assert found == pytest.approx(bus, rel=0.05)
+
+
+def test_trees_halve_what_leaves_one_of_two_domains_and_nothing_else() -> None:
+    two, four = paths(16).axes["shard"], paths(32).axes["shard"]
+    size = 2.0**36
+    assert gather_s(two, "all_reduce", size) == pytest.approx(16 / 15 * gather_s(two, "all_gather", size), rel=0.01)
+    assert gather_s(four, "all_reduce", size) == pytest.approx(2 * gather_s(four, "all_gather", size), rel=0.01)
+    slow = [gather_s(two, "all_reduce", size, rate) for rate in (1e9, 65e9, 100e9, 1e12)]
+    assert slow == sorted(slow, reverse=True)
+    assert slow[0] == pytest.approx(2 * gather_s(two, "all_gather", size), rel=0.01)
 
 
 def test_slower_hops_and_more_ranks_never_shorten_a_gather():

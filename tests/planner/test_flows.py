@@ -60,6 +60,15 @@ def test_all_reduce_sends_twice() -> None:
     assert found.delay_s == pytest.approx(np.full(4, 2 * 1 / 2 * 2 * 6e-6), rel=1e-12)
 
 
+def test_all_reduce_over_two_nodes_takes_trees() -> None:
+    """8 ranks, 4 cards a node: all of the buffer leaves each node once, where rings would send 2 x 7/8 of it."""
+    topology, found = made(cluster(node(), node()), Strategy(data=8, shard=8), "shard", "all_reduce")
+    leaving = sent(topology, found)[1]
+    assert leaving == pytest.approx([1.0, 1.0], rel=1e-12)
+    three = made(cluster(node(), node(), node()), Strategy(data=12, shard=12), "shard", "all_reduce")
+    assert sent(*three)[1] == pytest.approx(np.full(3, 2 * 11 / 12), rel=1e-12)
+
+
 def test_channels_are_those_of_the_domain_with_the_fewest_nics() -> None:
     topology, found = made(cluster(node(), node(cards=1)), Strategy(ring=8, shard=8), "shard", "all_gather")
     across = found.hops[1]
