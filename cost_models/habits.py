@@ -70,6 +70,9 @@ class Habits:
     reduction: Reduction = "overlapped"  # gradient reduction and weight gathers beside the computation, or after it
     blocking_collectives: int = 0  # ZeRO-3: a layer's weights one by one, in each of so many, with nothing beside them
     list_operators: int = 0  # eager operators for each rank's piece, where a collective takes a list of tensors
+    repeats_kv: bool = False  # keys and values are repeated to all query heads before they are exchanged and kept
+    reentrant: bool = False  # full recompute runs a layer to its end and holds its result while gradients are made
+    bucket_values: int = 0  # of a buffer in which gradients wait: always there with ZeRO-3, in backward with 1 and 2
     dummy_gradient_bytes: int = 0  # per weight of each distinct shape: placeholders that autograd is handed
     loss_bytes: int | None = None  # traffic per logit of a whole loss; none: autograd's cross entropy in fp32
     drops_gradients: bool = False  # below ZeRO-3: gradients are dropped after a step and come as activations go

@@ -65,13 +65,13 @@ def _outside_layers(shape: Shape) -> Any:
     if shape.workload.mode != "train":
         return 0 * shape.tokens
     model, width = shape.workload.model, shape.width
-    last = _final_norm_input(shape)
+    last = final_norm_input(shape)
     if shape.habits.rotary == "none":
         return last
     return last + shape.tokens * (2 * model.head_dim * width + 8)
 
 
-def _final_norm_input(shape: Shape) -> Any:
+def final_norm_input(shape: Shape) -> Any:
     if not saves_input(shape) or (shape.stage is not None and not shape.stage.last):
         return 0
     whole = shape.outer_tokens * shape.workload.model.hidden * shape.width

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cost_models import memory
-from cost_models.either import larger, pick, smaller, somewhere
+from cost_models.either import both, larger, pick, smaller, somewhere
 from cost_models.expert_layer import expert_kept_bytes, expert_working_bytes
 from cost_models.mlp import slice_tokens
 from cost_models.shape import Shape
@@ -61,6 +61,7 @@ def peak(shape: Shape, layers: Iterable[LayerRange | str | tuple[Shape, LayerRan
         if not isinstance(part, str) and part.offload != "none":
             found = _higher(found, _root_gradients(shape, 0))
     always = ROW_BYTES * shape.rows * shape.workload.context_tokens + memory.dummy_gradients(shape)
+    always = always + pick(shape.degrees.zero == 3, shape.habits.bucket_values * shape.width, 0)
     return replace(found, working=found.working + always)
 
 
@@ -136,8 +137,10 @@ def _logits(shape: Shape) -> Any:
 def _layer_backward(shape: Shape, part: LayerRange | str) -> Moment:
     """One layer's backward pass, all earlier layers' activations still kept.
 
-    From the second layer on the gradients of the one before are on their way, but its activations are gone.
+    From the second layer on the gradients of the one before are on their way, but its activations are gone. An input
+    that was offloaded is here again; a reentrant checkpoint also holds the layer's result.
     """
+    width = shape.width
     recompute = part if isinstance(part, str) else part.recompute
     again = memory.recomputed(shape, recompute)
     whole, reduced = _whole_gradient(shape)
@@ -146,12 +149,20 @@ def _layer_backward(shape: Shape, part: LayerRange | str) -> Moment:
     inside = larger(again + _products(shape) + passing, trained * (whole + reduced))
     offloaded = not isinstance(part, str) and part.offload != "none"
     late = larger(memory.dropped_gradients(shape) - (0 if offloaded else _least_kept(shape)), 0)
+    inside = larger(inside - memory.final_norm_input(shape), 0)  # gone, and counted as kept
+    inside = inside + _whole_rows(shape) * (offloaded + (shape.habits.reentrant and recompute == "full"))
+    inside = inside + pick(both(shape.degrees.zero > 0, shape.degrees.zero < 3), shape.habits.bucket_values, 0) * width
     return Moment(
         name=f"layer backward, {recompute}",
         gathered=_gathered(shape, 2),
         working=inside + late,
         logits=_head_gradient(shape),
     )
+
+
+def _whole_rows(shape: Shape) -> Any:
+    """A layer's input, or its result."""
+    return shape.outer_tokens * shape.workload.model.hidden * shape.width
 
 
 def _products(shape: Shape) -> Any:

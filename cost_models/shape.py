@@ -140,7 +140,8 @@ class Shape:
 
     def _split(self, ulysses: int) -> HeadSplit:
         model, tensor = self.workload.model, int(np.max(self.degrees.tensor))
-        return HeadSplit(q_heads=model.heads // tensor, kv_heads=max(1, model.kv_heads // tensor), ulysses=ulysses)
+        queries, keys = model.heads // tensor, max(1, model.kv_heads // tensor)
+        return HeadSplit(q_heads=queries, kv_heads=queries if self.habits.repeats_kv else keys, ulysses=ulysses)
 
     @cached_property
     def heads(self) -> Any:

@@ -263,7 +263,8 @@ def ulysses_offload_case(row: Row) -> Case | Refused:
     """A run of DeepSpeed's Ulysses-Offload blog without its time: Llama on A100 of 80 GB, all GPUs one group."""
     if "FPDT" in row.text("other"):
         return Refused(row=row, reason="attention in chunks with keys and values in host memory: no words for it")
-    model = replace(model_of(row, gated=True, tied=False, name=row.text("model").lower()), vocab=GPT2_VOCABULARY)
+    gpt = row.text("model").startswith("GPT")
+    model = replace(model_of(row, gated=not gpt, tied=gpt, name=row.text("model").lower()), vocab=GPT2_VOCABULARY)
     tensor, ulysses, gpus = row.count("tp"), row.count("ulysses"), row.count("n_gpus")
     framework = fw.MEGATRON_DEEPSPEED if tensor > 1 else fw.DEEPSPEED
     strategy = Strategy(

@@ -153,6 +153,10 @@ MEGATRON_FP8 = Framework(
     reason="as Transformer Engine above, with what the recipes overlap: gradient reduction, weight gathers, and tensor "
     "exchanges in chunks beside their products (userbuffers); 8-bit inputs as above",
 )  # fmt: skip
+DEEPSPEED_BUCKET_VALUES = 500_000_000
+"""DeepSpeed's default `reduce_bucket_size`; with contiguous gradients (the default) a flat buffer of so many values
+(stage3.py: `__ipg_bucket_flat_buffer`, as long as the optimizer lives; stage_1_and_2.py: `ipg_buffer`, in backward).
+The launch script beside the code sets nothing but the stage (ds_config_gbs1_mbs1_log1_zero3.json)."""
 DEEPSPEED = Framework(
     name="DeepSpeed ZeRO and Ulysses on Megatron-DeepSpeed (2024)",
     habits=Habits(
@@ -164,11 +168,15 @@ DEEPSPEED = Framework(
         logit_bytes=14,
         drops_gradients=True,
         loss_bytes=52,
+        repeats_kv=True,
+        reentrant=True,
+        bucket_values=DEEPSPEED_BUCKET_VALUES,
     ),
     precision=Precision(reduce="bf16", grad="bf16"),
     reason="Llama in Megatron-DeepSpeed: fused norm and SwiGLU, rotary in separate kernels; bf16 gradients, added in "
     "bf16, reduced in bf16 and dropped after each step; the loss holds bf16 logits, their fp32 copy, softmax and "
-    "its logarithm (14 B; Megatron-DeepSpeed, sequence_parallel/cross_entropy.py)",
+    "its logarithm (14 B; Megatron-DeepSpeed, sequence_parallel/cross_entropy.py); `repeat_kv` before the exchange "
+    "(megatron/model/transformer.py); DeepSpeed's checkpoint runs a layer again to its end (CheckpointFunction)",
 )
 EASYCONTEXT = Framework(
     name="EasyContext: Hugging Face layers under DeepSpeed ZeRO-3",
@@ -208,11 +216,14 @@ MEGATRON_DEEPSPEED = Framework(
         drops_gradients=True,
         sequence_parallel=False,
         loss_bytes=52,
+        repeats_kv=True,
+        reentrant=True,
     ),
     precision=Precision(reduce="fp32", grad="fp32"),
     reason="Llama in Megatron-DeepSpeed: fused norm and SwiGLU, rotary in separate kernels; the figure says TP, taken "
     "as without sequence parallelism (inferred: 64 GiB at 32K hold every norm whole); the loss holds bf16 logits, "
-    "fp32 copies, differences to the maximum and exponentials (14 B; tensor_parallel/cross_entropy.py)",
+    "fp32 copies, differences to the maximum and exponentials (14 B; tensor_parallel/cross_entropy.py); keys and "
+    "values repeated and checkpoints run to their end as above",
 )
 FLASH_ATTENTION = Framework(
     name="flash-attn 2 alone",

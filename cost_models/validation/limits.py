@@ -19,7 +19,15 @@ from typing import Literal
 from cost_models.errors import InputError
 from cost_models.longest import most_tokens
 from cost_models.shape import Shape
-from cost_models.validation.cases import READERS, Case, Refused, easycontext_case, is_known, ulysses_offload_case
+from cost_models.validation.cases import (
+    GPT2_VOCABULARY,
+    READERS,
+    Case,
+    Refused,
+    easycontext_case,
+    is_known,
+    ulysses_offload_case,
+)
 from cost_models.validation.operator_time import Call
 from cost_models.validation.operators import usp_call
 from cost_models.validation.predict import memory_of
@@ -130,10 +138,22 @@ def outcome_of(row: Row) -> Outcome | None:
 
 
 SHAPE_CELLS = ("layers", "hidden", "ffn", "heads", "vocab", "tp", "ulysses", "gpus_per_node")
+GPT_SHAPES = {
+    "GPT-2.7B": (32, 2560, 32),
+    "GPT-6.7B": (32, 4096, 32),
+    "GPT-13B": (40, 5120, 40),
+    "GPT-30B": (64, 6144, 64),
+}
+"""Layers, width and heads of the figures' GPT models, from the launch script of the same code (Megatron-DeepSpeed,
+`examples_deepspeed/sequence_parallel/ds_pretrain_gpt_6.7B_fpdt_32k.sh`); an MLP of four widths is its default."""
 
 
 def _panel(row: Row) -> Case | Refused:
     """A point of the blog's figures, as the table of the same runs is read."""
+    if row.text("model") in GPT_SHAPES:
+        layers, hidden, heads = GPT_SHAPES[row.text("model")]
+        shape = {"layers": layers, "hidden": hidden, "ffn": 4 * hidden, "heads": heads, "vocab": GPT2_VOCABULARY}
+        row = _with(row, {name: str(value) for name, value in shape.items()})
     blank = [name for name in SHAPE_CELLS if not row.text(name)]
     if blank:
         return Refused(row=row, reason=f"not printed: {', '.join(blank)}")

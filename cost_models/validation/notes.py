@@ -112,18 +112,29 @@ NOTES = (
         file="train_fpdt_ulysses_offload",
         text="network and vocabulary of the runs are not printed; the launch script beside the code takes GPT-2's, and "
         "with it and 14 B per logit the rows with recompute are met within 6% of their memory, but tensor parallelism "
-        "with offload, which is 14% low: cause not found",
+        "with offload, which is 14% low: its loss is the peak, and one more fp32 copy of the logits would close all "
+        "three tensor-parallel rows, but the code (tensor_parallel/cross_entropy.py) makes none: cause not found",
     ),
     Note(
         file="train_fpdt_ulysses_offload",
         text="at 64K tokens without recompute ZeRO-1 and -2 print less memory than weights, states and what 32 layers "
-        "keep add up to (over by a fifth); they used 15% of the peak, a quarter of what the kernels take: not found",
+        "keep add up to, more so with keys and values repeated to all heads, as the code does (over by a quarter); "
+        "they used 15% of the peak, a quarter of what the kernels take: not found. Between ZeRO-1 and -3 7 GiB are "
+        "printed where resident weights alone differ by 12",
     ),
     Note(
         file="train_deepspeed_figures_digitized",
-        text="out-of-memory labels: Llama3-8B over ulysses 4 ran out at 256K where 73 GiB of 80 are predicted; its "
-        "point at 128K needs more than 40 GB, so the cards had 80; cause not found. Of the last points that ran, "
-        "Llama3-70B over tensor 32 at 512K is predicted 5% over 80 GiB: the figure calls it Megatron-SP and the "
-        "reading has no sequence parallelism, as in the table of the same authors",
+        text="out-of-memory labels: GPT shapes are those of the launch script beside the code. Four Ulysses curves ran "
+        "out where each GPU has 64K tokens and 25 to 30 GiB of states (6.7B and Llama3-8B on 4, 13B on 8, 30B on 16), "
+        "predicted at 88 to 93% of 80 GiB. The table of the same runs prints 60.1 for 64K tokens and 15 GiB of states "
+        "(59.1 predicted), so what is allocated fits in all four, with 13 GiB in one fp32 copy of the logits: what ran "
+        "out is the allocator's room between blocks of that size, which a flat slack of 3% does not see",
+    ),
+    Note(
+        file="train_deepspeed_figures_digitized",
+        text="of the last points that ran, Llama3-70B over tensor 32 at 512K is predicted 16% and GPT-13B over tensor "
+        "8 2% over 80 GiB: the figure calls them Megatron-SP, and the reading has no sequence parallelism, as the "
+        "table of the same authors must be read. Eight key heads cannot be cut in 32 by that code, so that the 70B "
+        "curve was not run as the row says",
     ),
 )

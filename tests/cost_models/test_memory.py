@@ -142,3 +142,34 @@ def test_arrays_are_the_numbers_side_by_side():
         one = moments.peak(Shape(work, Strategy(**shared, shard=shard, zero=zero)), ["full"])
         for part in ("gathered", "working", "logits"):
             assert np.broadcast_to(getattr(found, part), 3)[index] == getattr(one, part)
+
+
+def test_an_offloaded_input_is_there_again_in_backward():
+    shape = Shape(Workload(SMALL, context_tokens=1024), Strategy(ulysses=2, shard=2, zero=1))
+    here, away = (LayerRange(recompute="full", offload=where, count=1) for where in ("none", "activations"))
+    back = moments._layer_backward(shape, away).total - moments._layer_backward(shape, here).total
+    assert back == TOKENS * 64 * 2  # kept here, it is among the activations
+
+
+def test_a_reentrant_checkpoint_holds_the_layer_s_result():
+    work, layout = Workload(SMALL, context_tokens=1024), Strategy(ulysses=2, shard=2)
+    ends, stops = Shape(work, layout, replace(OURS, reentrant=True)), Shape(work, layout)
+    for policy, more in (("full", TOKENS * 64 * 2), ("none", 0)):
+        assert moments._layer_backward(ends, policy).total - moments._layer_backward(stops, policy).total == more
+
+
+@pytest.mark.parametrize(("zero", "always", "backward"), [(0, 0, 0), (1, 0, 2000), (2, 0, 2000), (3, 2000, 0)])
+def test_a_bucket_of_gradients(zero, always, backward):
+    """1,000 values in bf16: with ZeRO-3 beside everything, with 1 and 2 in the backward pass alone."""
+    work, layout = Workload(SMALL, context_tokens=1024), Strategy(ulysses=2, shard=2, zero=zero)
+    plain, bucket = Shape(work, layout), Shape(work, layout, replace(OURS, bucket_values=1000))
+    assert moments.peak(bucket).total - moments.peak(plain).total == always
+    assert moments._layer_backward(bucket, "full").total - moments._layer_backward(plain, "full").total == backward
+
+
+def test_repeated_keys_are_exchanged_and_kept_for_every_query_head():
+    work, layout = Workload(SMALL, context_tokens=1024), Strategy(ulysses=2, shard=2)
+    plain, repeated = Shape(work, layout), Shape(work, layout, replace(OURS, repeats_kv=True))
+    assert (plain.sent_kv_heads, repeated.sent_kv_heads) == (2, 4)
+    assert memory.kept(repeated, "none") - memory.kept(plain, "none") == TOKENS * 2 * 2 * 16 * 2
+    assert repeated.layer_params == plain.layer_params
