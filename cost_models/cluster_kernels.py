@@ -30,6 +30,9 @@ class SlowestKernels(Kernels):
     def gemm_s(self, *args: Any, **kwargs: Any) -> Any:
         return self._slowest(lambda kernels: kernels.gemm_s(*args, **kwargs))
 
+    def grouped_s(self, *args: Any, **kwargs: Any) -> Any:
+        return self._slowest(lambda kernels: kernels.grouped_s(*args, **kwargs))
+
     def attention_s(self, *args: Any, **kwargs: Any) -> Any:
         return self._slowest(lambda kernels: kernels.attention_s(*args, **kwargs))
 

@@ -24,9 +24,6 @@ from cost_models.work import elementwise, matmul_s, norm_bytes, product_s, resid
 
 PERMUTE_SLOWDOWN = 1.32
 """Rows moved by index against a stream: 0.666 / 0.506 of bandwidth (SimuMax's fit on B200: default, permute)."""
-GROUPED_SLOWDOWN = 1.105
-"""Products of several experts in one grouped call against their own times one after the other: the median of SimuMax's
-108 grouped products on B200 (kernels_simumax_efficiency.csv); half of them are within 13% of it."""
 ROUTER_BYTES = 40
 """Per token and expert: softmax, choice, scatter to a map and the balancing loss in fp32, about ten passes."""
 ROUTER_LAUNCHES = 20
@@ -127,14 +124,13 @@ def _grouped(
         ups, ffn_columns = 1, ups * ffn
     else:
         ffn_columns = ffn
-    seconds = ups * product_s(shape, kernels, rows, ffn_columns, model.hidden, grad, trained=trained)
+    seconds = ups * product_s(shape, kernels, rows, ffn_columns, model.hidden, grad, trained=trained, groups=own)
     if down:
-        seconds = seconds + product_s(shape, kernels, rows, model.hidden, ffn, grad, trained=trained)
+        seconds = seconds + product_s(shape, kernels, rows, model.hidden, ffn, grad, trained=trained, groups=own)
     calls = (ups + (1 if down else 0)) * (2 if grad and trained else 1)  # one grouped call for all experts
     passes = (3 if shape.habits.activation == "fused" else 5) if model.gated else 2
     activation = elementwise(shape, kernels, copies * ffn * shape.width * passes, 2, grad, part)
-    grouped = own * seconds * pick(own > 1, GROUPED_SLOWDOWN, 1.0) + calls * shape.habits.gap_s
-    return (Compute(part=part or "matmul", seconds=grouped), activation)
+    return (Compute(part=part or "matmul", seconds=seconds + calls * shape.habits.gap_s), activation)
 
 
 def _exchange(shape: Shape, moved: Any) -> tuple[Phase, ...]:

@@ -7,6 +7,7 @@
     CPU                 launch + FLOPs / (share of peak) or bytes / bandwidth, the larger; a profile replaces the shares
     busy board          GEMM grids are timed in bursts; under its power limit a busy board is slower (busy.py)
     accumulate          a weight gradient added to a resident buffer: part of the buffer's traffic is not hidden
+    grouped             products of one shape in one call: FLOPs and traffic of each add up (grouped.py)
     with samples        any of these × exp(interpolated log(measured / predicted)), see curves/samples.py
 
 Times never fall below FLOPs / peak. Arguments are numbers or arrays that broadcast; a number gives a float.
@@ -26,6 +27,7 @@ from cost_models.busy import limit_flops, limited_s
 from cost_models.curves.packed import BASES, BUSY_BOARDS, DeviceCurves, HeadDim, device_curves
 from cost_models.curves.samples import FRAMEWORK, Correction, Sample
 from cost_models.device import Device
+from cost_models.either import larger, pick, somewhere
 from cost_models.errors import InputError
 
 CLOCKS = ("held", "burst")
@@ -75,11 +77,12 @@ class Kernels:
         self._profiled: Mapping[str, int] = {}
         if curves is not None:
             self._gemm = curves.gemm
-            self._busy = curves.busy
+            self._busy, self._grouped = curves.busy, curves.grouped
             board = Device.load(BUSY_BOARDS[base.name])
             held, measured = clock == "held", curves.busy.limit_flops
             self._limit_flops = limit_flops(device, base, board, measured) if held else None
             self._base_limit_flops = limit_flops(base, base, board, measured) if held else None
+            self._unequal = curves.unequal(own=device.name == board.name)
             self._dims = curves.head_dims
             self._tables = {t: curves.attention_paged(t) for t in {near.table for near in self._dims}}
             self._longest = float(next(iter(self._tables.values())).axes[0][-1])
@@ -133,6 +136,19 @@ class Kernels:
             seconds = seconds + added * self._busy.exposed / self.device.memory_bytes_per_s
         return larger(self._corrected("gemm", seconds, flops), flops / self.device.peak(dtype))
 
+    def grouped_s(self, groups: Any, m: Any, n: Any, k: Any, dtype: str = "bf16", accumulate: str | None = None) -> Any:
+        """`groups` products of that shape in one call; one group is a product alone."""
+        if self._curves is None or not somewhere(groups > 1):
+            return groups * self.gemm_s(m, n, k, dtype, accumulate)
+        flops, size = 2.0 * m * n * k, float(DTYPE_BYTES[_known(dtype)])
+        moved = (m * k + n * k) * size + m * n * (2.0 * DTYPE_BYTES[_known(accumulate)] if accumulate else size)
+        reached = self._reached(dtype)
+        limit = reached if self._limit_flops is None else self._limit_flops * (reached / self.device.peak_16bit)
+        seconds = self._grouped.group_s(flops, moved, limit, self.device.memory_bytes_per_s)
+        seconds = larger(self._corrected("gemm", seconds, flops), flops / self.device.peak(dtype))
+        alone = self.gemm_s(m, n, k, dtype, accumulate) if isinstance(groups, np.ndarray) else seconds
+        return groups * pick(groups > 1, seconds, alone)
+
     def attention_s(
         self,
         q_tokens: Any,
@@ -145,8 +161,11 @@ class Kernels:
         batch: Any = 1,
         dtype: str = "bf16",
         paged: bool = False,
+        value_dim: int | None = None,
     ) -> Any:
         """One fused attention: `q_tokens` queries on `kv_tokens` keys, `batch` times `heads` query heads.
+
+        `head_dim` of queries and keys, `value_dim` of values (none: as wide), as in multi-head latent attention.
 
         `paged`: the serving kernel that reads a paged cache (forward only); else the contiguous kernel of training.
 
@@ -156,6 +175,7 @@ class Kernels:
         larger = _larger(q_tokens, kv_tokens, heads, kv_heads, batch)
         pairs = attention_pairs(q_tokens, kv_tokens, causal)
         passes = 2.5 if backward else 1.0
+        head_dim, unequal = self._equal_dim(head_dim, value_dim, backward)
         padded = self._padded(head_dim)
         flops = 4.0 * passes * batch * heads * pairs * padded
         size = float(DTYPE_BYTES[_known(dtype)])
@@ -171,6 +191,7 @@ class Kernels:
             seconds = larger(seconds, moved / self.device.memory_bytes_per_s)
             if self._limit_flops is not None and not paged:
                 seconds = self._on_this_board(seconds, flops, dtype)
+            seconds = seconds * unequal
         return larger(self._corrected(op, seconds, flops), flops / self.device.peak(dtype))
 
     def memory_bound_s(self, bytes_moved: Any, launches: Any = 1) -> Any:
@@ -212,6 +233,16 @@ class Kernels:
         if _op(op) in self._profiled:
             return False
         return self._curves is None or self.device.name not in self._curves.facts[op]["measured_on"]
+
+    def _equal_dim(self, head_dim: int, value_dim: int | None, backward: bool) -> tuple[int, float]:
+        """An equal head dim to read the curve at, and the time of unequal ones over the curve's there.
+
+        Forward: as many FLOPs (scores over `head_dim`, output over `value_dim`); backward: tiles as wide as the wider.
+        """
+        if value_dim is None or value_dim == head_dim:
+            return head_dim, 1.0
+        dim = max(head_dim, value_dim) if backward else -(-(head_dim + value_dim) // 2)
+        return dim, 1.0 if self._curves is None else self._unequal[backward]
 
     def _training(self, shape: tuple[Any, ...], padded: int, backward: bool, larger: Any) -> Any:
         """The closed form of contiguous kernels (fit/attention.py)."""

@@ -40,22 +40,6 @@ class Latent:
         return self.nope_dim + self.rope_dim
 
     @property
-    def forward_dim(self) -> int:
-        """An equal head dim with the FLOPs of the forward kernel: scores over qk_dim, output over v_dim.
-
-        cuDNN at 192 / 128 on GB200 takes as long as the curve says at 160 (-8 to +6% from 2K to 32K tokens).
-        """
-        return (self.qk_dim + self.v_dim) // 2
-
-    @property
-    def backward_dim(self) -> int:
-        """The equal head dim that the backward kernel takes as long as: its tiles are as wide as the wider one.
-
-        cuDNN at 192 / 128 on GB200 takes as long as the curve says at 192 (-10 to +8%), not at the FLOPs' 166.
-        """
-        return max(self.qk_dim, self.v_dim)
-
-    @property
     def down_params_per_hidden(self) -> int:
         """Columns that are the same for all heads: both compressions and the shared rope key."""
         return (self.q_rank or 0) + self.kv_rank + self.rope_dim

@@ -156,12 +156,9 @@ def ring(shape: Shape, kernels: Kernels, *, part: str, grad: bool = False, causa
 def _block_s(shape: Shape, kernels: Kernels, q_tokens: Any, kv_tokens: Any, grad: bool, causal: bool) -> Any:
     """One call of the attention kernel with this rank's heads; packed documents attend to a fraction."""
     model = shape.workload.model
-    head_dim = model.head_dim
-    if model.latent is not None:
-        head_dim = model.latent.backward_dim if grad else model.latent.forward_dim
     seconds = kernels.attention_s(
-        q_tokens, kv_tokens, shape.heads, shape.kv_heads, head_dim, causal,
-        backward=grad, batch=shape.rows, dtype=shape.workload.precision.param,
+        q_tokens, kv_tokens, shape.heads, shape.kv_heads, model.head_dim, causal,
+        backward=grad, batch=shape.rows, dtype=shape.workload.precision.param, value_dim=model.v_dim,
     )  # fmt: skip
     slower = FA1_SLOWDOWN if shape.habits.attention == "fa1" else 1.0
     return seconds * shape.workload.attended_fraction * slower + shape.habits.gap_s

@@ -30,6 +30,11 @@ class RememberedKernels(Kernels):
     def gemm_s(self, *args: Any, **kwargs: Any) -> Any:
         return self._recall(self.kernels.gemm_s, "gemm", args, kwargs)
 
+    def grouped_s(self, groups: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(groups, int) and groups == 1:
+            return self.gemm_s(*args, **kwargs)
+        return self._recall(self.kernels.grouped_s, "grouped", (groups, *args), kwargs)
+
     def attention_s(self, *args: Any, **kwargs: Any) -> Any:
         return self._recall(self.kernels.attention_s, "attention", args, kwargs)
 

@@ -37,23 +37,31 @@ def matmul_s(
 
 
 def product_s(
-    shape: Shape, kernels: Kernels, m: Any, n: Any, k: Any, grad: bool, dtype: str | None = None, trained: bool = True
+    shape: Shape,
+    kernels: Kernels,
+    m: Any,
+    n: Any,
+    k: Any,
+    grad: bool,
+    dtype: str | None = None,
+    trained: bool = True,
+    groups: Any = 1,
 ) -> Any:
-    """The kernels of `matmul_s` alone."""
+    """The kernels of `matmul_s` alone, of `groups` such products in one grouped call."""
     habits, layer = shape.habits, False
     if dtype is None:
         dtype, layer = habits.product_dtype or shape.workload.precision.param, True
     if habits.quantise_bytes and dtype == "fp8":
         values = m * n if grad else m * k + n * k
-        quantised = kernels.memory_bound_s(values * habits.quantise_bytes, 2)
+        quantised = kernels.memory_bound_s(groups * values * habits.quantise_bytes, 2)
     else:
         quantised = 0.0
     if not grad:
-        return kernels.gemm_s(m, n, k, dtype) + quantised
-    seconds = quantised + kernels.gemm_s(m, k, n, dtype)
+        return kernels.grouped_s(groups, m, n, k, dtype) + quantised
+    seconds = quantised + kernels.grouped_s(groups, m, k, n, dtype)
     if habits.biases and layer and trained:
-        seconds = seconds + kernels.memory_bound_s(m * n * shape.width, 1)
-    return seconds + kernels.gemm_s(k, n, m, dtype, accumulate=habits.accumulator) if trained else seconds
+        seconds = seconds + kernels.memory_bound_s(groups * m * n * shape.width, 1)
+    return seconds + kernels.grouped_s(groups, k, n, m, dtype, habits.accumulator) if trained else seconds
 
 
 def norm_bytes(shape: Shape, grad: bool = False) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 
 from cost_models.busy import Busy
 from cost_models.curves.grid import LogGrid, unpack
+from cost_models.grouped import Grouped
 
 FOLDER = Path(__file__).parent
 BASES = {
@@ -106,6 +107,20 @@ class DeviceCurves:
         """What long runs do to products, of the board BUSY_BOARDS names."""
         limit, slow, exposed = self.arrays["busy"].tolist()
         return Busy(limit_flops=limit, slow=slow, exposed=exposed)
+
+    def unequal(self, own: bool) -> tuple[float, float]:
+        """Attention with 192-wide keys and 128-wide values over the curve of an equal head dim, forward and backward.
+
+        `own`: of the board that BUSY_BOARDS names; else of the one that the curve is of.
+        """
+        forward, backward = self.arrays["unequal"][int(own)].tolist()
+        return forward, backward
+
+    @property
+    def grouped(self) -> Grouped:
+        """What products of one shape take in one call, of the same board."""
+        slow, exposed, call_s = self.arrays["grouped"].tolist()
+        return Grouped(slow=slow, exposed=exposed, call_s=call_s)
 
     @property
     def memory_bound(self) -> tuple[float, float]:

@@ -34,10 +34,12 @@ def summary(errors: Floats) -> dict[str, float]:
     }
 
 
-def left_out(measurements: Path, out: Path, recipe: devices.Recipe, check: bool) -> dict[str, dict[str, float]]:
-    """The errors by family of one device (those of the last check if `check` is off)."""
+def left_out(
+    measurements: Path, out: Path, recipe: devices.Recipe, arrays: dict[str, Any], check: bool
+) -> dict[str, dict[str, float]]:
+    """The errors by family of one device (those of the last check if `check` is off); `arrays` is its fit."""
     if check:
-        return {name: summary(e) for name, e in devices.left_out(measurements, recipe).items()}
+        return {name: summary(e) for name, e in devices.left_out(measurements, recipe, arrays).items()}
     path = out / f"{recipe.device}.json"
     kept: dict[str, dict[str, float]] = json.loads(path.read_text())["left_out"] if path.is_file() else {}
     return kept
@@ -90,7 +92,7 @@ def main(measurements: Path, out: Path, check: bool) -> None:
         for recipe in track(devices.RECIPES, "fitting", console=console, transient=True):
             fitted[recipe.device] = devices.fit(measurements, recipe)
             pack(out / f"{recipe.device}.npz", fitted[recipe.device])
-            found[recipe.device] = left_out(measurements, out, recipe, check)
+            found[recipe.device] = left_out(measurements, out, recipe, fitted[recipe.device], check)
         scaled = {op: summary(e) for op, e in scaling.errors(measurements, fitted).items()}
         for recipe in devices.RECIPES:
             write_facts(out, recipe, found[recipe.device], scaled)

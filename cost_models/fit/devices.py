@@ -6,6 +6,7 @@ What is fitted to what, by device:
     H100    vLLM 0.19 (FA3)       FA3 labels (forward), cuDNN on H200 (same die)       Vidur additions, norms on H200
     B200    vLLM 0.19             cuDNN on GB200 (same die, other clock: by share)     norms on GB200
 What a busy board makes of products: SimuMax's matmuls (A100 PCIe, B200), Vidur's projections (H100): fit/busy.py.
+Grouped products: SimuMax's on the same two boards: fit/grouped.py.
 The A100 pair is split by the forward's share of the pair in SimuMax's rows of many heads. Head dims 64 and 128 are
 fitted together where both were timed; 256 is a ratio to 128. Left out: SimuMax's B200 attention rows (host time below
 1 ms, a power limit above), sglang's grid, digitised plots. H100 also has FlashAttention-2, a second training kernel.
@@ -23,7 +24,10 @@ from cost_models.curves.grid import Floats, LogGrid
 from cost_models.curves.packed import BUSY_BOARDS
 from cost_models.curves.packed import Training as Packed
 from cost_models.device import Device
-from cost_models.fit import attention, busy, gemm, memory, rows
+from cost_models.fit import attention, busy, gemm, grouped, memory, rows, unequal
+
+SIMUMAX_BOARDS = {"a100-sxm-80gb": "A100-PCIe-80GB", "b200-sxm-180gb": "B200-SXM"}
+"""Curve -> the board of its architecture that SimuMax's tables were timed on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +185,9 @@ def fit(folder: Path, recipe: Recipe) -> dict[str, Any]:
     busy_rows, burst_s, board = busy_products(folder, recipe, _read(arrays))
     found = busy.fit(busy_rows, burst_s, board)
     arrays["busy"] = np.array([found.limit_flops, found.slow, found.exposed])
+    of_groups = grouped.fit(grouped.simumax(folder, SIMUMAX_BOARDS.get(recipe.device, "")), board, found.limit_flops)
+    arrays["grouped"] = np.array([of_groups.slow, of_groups.exposed, of_groups.call_s])
+    arrays["unequal"] = unequal.fit(folder, recipe.device, arrays)
     return arrays
 
 
@@ -205,7 +212,7 @@ def busy_products(folder: Path, recipe: Recipe, table: LogGrid) -> tuple[Floats,
     if recipe.device == "h100-sxm-80gb":
         found = busy.vidur(folder, "h100")
     else:
-        found = busy.simumax(folder, "B200-SXM" if recipe.device == "b200-sxm-180gb" else "A100-PCIe-80GB")
+        found = busy.simumax(folder, SIMUMAX_BOARDS[recipe.device])
     return found, gemm.read(table, *found[:, :3].T), board
 
 
@@ -225,8 +232,8 @@ def _add_grid(arrays: dict[str, Any], name: str, grid: Any) -> None:
     arrays[name] = grid.log_s
 
 
-def left_out(folder: Path, recipe: Recipe) -> dict[str, Floats]:
-    """Signed relative errors by operation, whole families left out."""
+def left_out(folder: Path, recipe: Recipe, arrays: dict[str, Any]) -> dict[str, Floats]:
+    """Signed relative errors by operation, whole families left out; `arrays` is the fit of all rows."""
     device, training_device = Device.load(recipe.device), Device.load(recipe.training_device)
     training = training_rows(folder, recipe)
     prefill = rows.attention_forward(folder, recipe.prefill_file)
@@ -242,5 +249,9 @@ def left_out(folder: Path, recipe: Recipe) -> dict[str, Floats]:
         errors[f"attention {name}, heads and mask"] = attention.left_out_training(found, training_device, passes)
     busy_rows, burst_s, board = busy_products(folder, recipe, gemm.table(rows.gemm(folder, recipe.gemm_file), device))
     errors["busy products, n and k"] = busy.left_out(busy_rows, burst_s, board)
+    if recipe.device in SIMUMAX_BOARDS:
+        limit, groups = busy.fit(busy_rows, burst_s, board).limit_flops, SIMUMAX_BOARDS[recipe.device]
+        errors["grouped products, groups"] = grouped.left_out(grouped.simumax(folder, groups), board, limit)
+    errors |= unequal.left_out(folder, recipe.device, arrays)
     errors["memory-bound, sizes"] = memory.left_out(memory_rows(folder, recipe))
     return errors

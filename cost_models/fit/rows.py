@@ -3,6 +3,7 @@
     GEMM         m, n, k, seconds
     prefill      batch, tokens, heads, kv heads, head dim, seconds
     training     batch, tokens, heads, kv heads, head dim, causal (0 or 1), seconds
+    unequal      batch, tokens, heads, kv heads, key dim, value dim, causal (0 or 1), seconds
     collectives  ranks, wire bytes per rank, seconds
 
 Files are those of the top-level `measurements/` folder. Rows that failed, other dtypes and sliding windows are dropped.
@@ -49,35 +50,51 @@ def attention_forward(folder: Path, file: str) -> Floats:
 
 def cudnn_attention(folder: Path, gpu: str, part: str) -> Floats:
     """cuDNN bf16 rows with equal qk and v head dims, no window, not deterministic: …, causal, seconds."""
+    return _equal(_cudnn(folder, gpu, part))
+
+
+def simumax_attention(folder: Path, gpu: str, part: str) -> Floats:
+    """SimuMax's causal rows (`part` fwd or bwd): batch, tokens, heads, kv heads, head dim, causal, seconds."""
+    return _equal(_simumax(folder, gpu, part))
+
+
+def unequal_attention(folder: Path, gpu: str, part: str) -> Floats:
+    """Rows of keys wider than values, of cuDNN or of SimuMax, whichever timed `gpu`."""
+    found = np.vstack([_cudnn(folder, gpu, part), _simumax(folder, gpu, part)])
+    return np.asarray(found[found[:, 4] != found[:, 5]])
+
+
+def _equal(found: Floats) -> Floats:
+    return np.asarray(np.delete(found[found[:, 4] == found[:, 5]], 5, axis=1))
+
+
+def _cudnn(folder: Path, gpu: str, part: str) -> Floats:
     rows = []
     for row in read_rows(folder, "kernels_sdpa_fwdbwd_cudnn.csv"):
         wanted = row["gpu_name"] == gpu and row["profile_pass"] == part and row["data_type"] == "bfloat16"
         plain = row["success"] == "True" and not row["sliding_window_size"] and row["deterministic_bwd"] == "False"
-        if wanted and plain and row["head_dim_qk"] == row["head_dim_vo"]:
-            columns = ("batch_size", "q_seqlen", "num_q_heads", "num_kv_heads", "head_dim_qk", "time_ms")
+        if wanted and plain:
+            columns = ("batch_size", "q_seqlen", "num_q_heads", "num_kv_heads", "head_dim_qk", "head_dim_vo", "time_ms")
             values = [float(row[c]) for c in columns]
-            rows.append([*values[:5], float(row["attn_mask"] == "top_left"), values[5] * 1e-3])
-    return np.array(rows)
+            rows.append([*values[:6], float(row["attn_mask"] == "top_left"), values[6] * 1e-3])
+    return np.array(rows).reshape(-1, 8)
 
 
-def simumax_attention(folder: Path, gpu: str, part: str) -> Floats:
-    """SimuMax's causal rows (`part` fwd or bwd): batch, tokens, heads, kv heads, head dim, causal, seconds.
-
-    It counts a causal kernel's FLOPs as if unmasked (rates up to 1.19 of the peak say so): 4·B·H·S²·D, 10· in backward.
+def _simumax(folder: Path, gpu: str, part: str) -> Floats:
+    """It counts a causal kernel's FLOPs as if unmasked (rates up to 1.19 of the peak say so): 2 B H S² (D + D of the
+    values), 5 B H S² (…) in backward (SimuMax, simu_tools/efficency_test/test_fa_efficiency.py).
     """
     rows = []
     for row in read_rows(folder, "kernels_simumax_efficiency.csv"):
         if row["gpu"] != gpu or row["op"] != f"sdp_{part}":
             continue
         shape = dict(part.strip().split("=") for part in row["shape"].split(";"))
-        if shape["qk_head_dim"] != shape["v_head_dim"]:
-            continue
-        batch, tokens, heads, kv, dim = (
-            float(shape[key]) for key in ("batch", "seq_len", "head_num", "kv_head_num", "qk_head_dim")
+        batch, tokens, heads, kv, keys, values = (
+            float(shape[key]) for key in ("batch", "seq_len", "head_num", "kv_head_num", "qk_head_dim", "v_head_dim")
         )
-        flops = (4 if part == "fwd" else 10) * batch * heads * tokens**2 * dim
-        rows.append([batch, tokens, heads, kv, dim, 1.0, flops / (float(row["measured_tflops"]) * 1e12)])
-    return np.array(rows)
+        flops = (2 if part == "fwd" else 5) * batch * heads * tokens**2 * (keys + values)
+        rows.append([batch, tokens, heads, kv, keys, values, 1.0, flops / (float(row["measured_tflops"]) * 1e12)])
+    return np.array(rows).reshape(-1, 8)
 
 
 def flash_labels(folder: Path, path_part: str, impl: str) -> Floats:

@@ -22,8 +22,13 @@ from cost_models.fit.__main__ import main
 from cost_models.fit.monotone import rising
 
 FILES = {recipe.device: recipe for recipe in devices.RECIPES}
-TARGETS = {"gemm": 0.06, "attention": 0.06, "busy": 0.06, "memory-bound": 0.12}  # medians on families left out
-REACHED = {("b200-sxm-180gb", "memory-bound, sizes"): 0.15}  # two libraries' norms, a fifth apart at equal bytes
+TARGETS = {  # medians on families left out
+    "gemm": 0.06, "attention": 0.06, "busy": 0.06, "grouped": 0.08, "unequal": 0.07, "memory-bound": 0.12,
+}  # fmt: skip
+REACHED = {
+    ("b200-sxm-180gb", "memory-bound, sizes"): 0.15,  # two libraries' norms, a fifth apart at equal bytes
+    ("b200-sxm-180gb", "unequal dims fwd, rows on b200-sxm-180gb-capped"): 0.17,  # 0.1 ms to 0.5 s: docs/curves.md
+}
 
 
 @pytest.mark.parametrize("device", FILES)

@@ -1,33 +1,64 @@
-"""Products of several experts in one call against SimuMax's table of grouped products on B200 (108 rows)."""
+"""Products of several experts in one call: SimuMax's tables of grouped products, and the form's own properties."""
 
-import csv
-import statistics
+import numpy as np
+import pytest
 
-from cost_models.expert_layer import GROUPED_SLOWDOWN
+from cost_models.device import Device
+from cost_models.fit import grouped
+from cost_models.grouped import Grouped
 from cost_models.kernels import Kernels
+from cost_models.remembered import RememberedKernels
 from cost_models.validation.rows import FOLDER
 
-
-def ratios() -> list[float]:
-    """Measured over the sum of the experts' own products."""
-    kernels, found = Kernels.of("b200-sxm-180gb-capped"), []
-    with (FOLDER / "kernels_simumax_efficiency.csv").open(encoding="utf-8", newline="") as lines:
-        rows = [row for row in csv.DictReader(lines) if row["op"] == "group_matmul" and row["gpu"] == "B200-SXM"]
-    for row in rows:
-        cells = dict(cell.strip().split("=") for cell in row["shape"].split(";"))
-        groups, m, n, k = (int(cells[name]) for name in ("ng", "M", "N", "K"))
-        measured_s = 2.0 * groups * m * n * k / (float(row["measured_tflops"]) * 1e12)
-        if cells["stage"] == "bwd_grad_w":
-            alone_s = kernels.gemm_s(k, n, m, accumulate="fp32")
-        else:
-            alone_s = kernels.gemm_s(m, n, k) if cells["stage"] == "fwd" else kernels.gemm_s(m, k, n)
-        found.append(measured_s / (groups * float(alone_s)))
-    return found
+BOARDS = {"b200-sxm-180gb-capped": ("B200-SXM", 108, 0.08), "a100-pcie-80gb": ("A100-PCIe-80GB", 12, 0.03)}
 
 
-def test_the_slowdown_is_the_table_s_median() -> None:
-    found = ratios()
-    assert len(found) == 108
-    assert abs(statistics.median(found) / GROUPED_SLOWDOWN - 1) < 0.01
-    off = sorted(abs(GROUPED_SLOWDOWN / ratio - 1) for ratio in found)
-    assert off[len(off) // 2] < 0.15
+@pytest.mark.parametrize("board", BOARDS)
+def test_the_tables_are_met(board: str) -> None:
+    gpu, count, median = BOARDS[board]
+    rows = grouped.simumax(FOLDER, gpu)
+    assert len(rows) == count
+    kernels, errors = Kernels.of(board), []
+    for m, n, k, result, seconds, groups in rows:
+        accumulate = {2: None, 4: "bf16", 8: "fp32"}[int(result)]
+        errors.append(float(kernels.grouped_s(groups, m, n, k, accumulate=accumulate)) / (groups * seconds) - 1)
+    assert np.median(np.abs(errors)) < median and abs(np.median(errors)) < 0.02
+
+
+def test_a_form_is_found_again() -> None:
+    board, limit = Device.load("a100-pcie-80gb"), 240e12
+    truth = Grouped(slow=1.1, exposed=0.6, call_s=2e-5)
+    shapes = [
+        (m, n, k, r, 0.0, 8.0) for m in (8, 64, 512, 2048) for n, k in ((512, 1024), (4096, 8192)) for r in (2, 8)
+    ]
+    rows = np.array(shapes)
+    rows[:, 4] = grouped.seconds(truth, board, limit, rows)
+    found = grouped.fit(rows, board, limit)
+    assert found.slow == pytest.approx(1.1, rel=0.05) and found.exposed == pytest.approx(0.6, rel=0.1)
+    assert found.call_s == pytest.approx(2e-5, rel=0.1)
+    assert grouped.fit(rows[:0], board, limit).exposed == pytest.approx(grouped.START.exposed)
+
+
+@pytest.mark.parametrize("device", ["b200-sxm-180gb", "h100-sxm-80gb", "mi300x", "cpu"])
+def test_one_group_is_a_product_and_more_take_longer(device: str) -> None:
+    kernels = Kernels.of(device)
+    alone = kernels.gemm_s(512, 4096, 2048)
+    assert kernels.grouped_s(1, 512, 4096, 2048) == alone
+    each = [kernels.grouped_s(groups, 512, 4096, 2048) for groups in (2, 8, 64)]
+    assert each == sorted(each) and each[2] == pytest.approx(32 * each[0])
+    assert kernels.grouped_s(8, 512, 4096, 2048, accumulate="fp32") >= each[1]
+    assert each[1] >= 8 * 2 * 512 * 4096 * 2048 / kernels.device.peak_16bit
+
+
+def test_arrays_of_candidates_and_memory_answer_alike() -> None:
+    kernels = Kernels.of("h100-sxm-80gb")
+    groups, rows = np.array([1, 4, 16]), np.array([4096, 1024, 256])
+    one = [kernels.grouped_s(int(g), int(m), 4096, 2048, accumulate="fp32") for g, m in zip(groups, rows, strict=True)]
+    assert kernels.grouped_s(groups, rows, 4096, 2048, accumulate="fp32").tolist() == pytest.approx(one)
+    remembered = RememberedKernels(kernels)
+    again = [
+        remembered.grouped_s(int(g), int(m), 4096, 2048, accumulate="fp32")
+        for g, m in zip(groups, rows, strict=True)
+        for _ in range(2)
+    ]
+    assert again == [seconds for seconds in one for _ in range(2)]
