@@ -57,7 +57,7 @@ class Habits:
     widen_alone: bool = False  # the result is widened also where the ring is one block
     gathered_bytes: int = 0  # per gathered key and value (all_gather): put in order, packed for the kernel
     gathered_gradient_bytes: int = 0  # the same in backward, with clearing, unpacking and adding their gradients
-    send_channels: int = 0  # NCCL channels, one SM each, of a hop inside a domain; the simulator does not play them
+    late_hops: bool = False  # a hop inside a domain starts with the block's last ones; the simulator does not play it
     gap_s: float = 0.0  # beside each eager operator that is not a product: what it takes with nothing to do
     dropout: bool = False  # on attention's scores (if unfused) and on both residual branches, masks kept
     sequence_parallel: bool = True  # tensor parallel: reduce-scatter and all-gather, norms on a share of the tokens

@@ -15,10 +15,10 @@ from __future__ import annotations
 from typing import Any
 
 from cost_models.adapters import linear_s
-from cost_models.either import larger, pick, somewhere
+from cost_models.either import larger, pick, smaller, somewhere
 from cost_models.expert_layer import expert_mlp
 from cost_models.habits import FA1_SLOWDOWN
-from cost_models.kernels import Kernels
+from cost_models.kernels import QUERY_TILE, Kernels
 from cost_models.latent_layer import latent_inputs
 from cost_models.mlp import mlp, mlp_again
 from cost_models.program import Compute, Exchange, Phase, Ring
@@ -148,9 +148,24 @@ def ring(shape: Shape, kernels: Kernels, *, part: str, grad: bool = False, causa
         piece_s=piece + _merge_s(shape, kernels, grad) + widened / larger(degrees.ring - 1, 1),
         hop_bytes=kv * shape.width,
         gradient_bytes=kv * DTYPE_BYTES[degrees.grad_ring_dtype] if grad else 0.0 * kv,
-        taken=shape.habits.send_channels / kernels.device.sms if kernels.device.sms else 0.0,
+        beside=_last_blocks(shape, kernels) if shape.habits.late_hops else 1.0,
         double=kind == "double",
     )
+
+
+def _last_blocks(shape: Shape, kernels: Kernels) -> Any:
+    """Share of an attention kernel's time after its last thread block has started: one turn of all turns of an SM.
+
+    NCCL's kernel needs a whole SM for each channel (its authors: its blocks share an SM with no other kernel,
+    NVIDIA/nccl issue 689), 32 of them inside an NVSwitch domain ("32 p2p channels per peer" in its log on 8 A100 or
+    H100). On a stream of the usual priority it waits for an event of the computing stream, whose next kernel follows
+    at once and refills every SM until it has no block left; only then does NCCL's get in (NVIDIA/nccl issue 1431
+    reports it). Between nodes a peer has 2 channels, and hops are seen to hide behind whole blocks.
+    """
+    if kernels.device.sms is None:
+        return 1.0
+    blocks = shape.rows * shape.heads * (shape.ring_tokens / QUERY_TILE)
+    return smaller(kernels.device.sms / larger(blocks, 1), 1.0)
 
 
 def _block_s(shape: Shape, kernels: Kernels, q_tokens: Any, kv_tokens: Any, grad: bool, causal: bool) -> Any:

@@ -2,7 +2,7 @@
 
     segment = compute + all-to-all + exposed ring + what sharding cannot hide behind these
     ring    = over(hop, first) + (P - 2) over(hop + gradient hop, piece) + last gradient hop
-    over(t, c) = max(t - c, s t): what a transfer of t beside computation of c adds, if sending takes the share s of SMs
+    over(t, c) = max(t - c, 0): what a transfer of t beside computation of c adds
     step    = microbatches x segments + pipeline bubble + optimizer
     bubble  = one microbatch's way through the other stages' layers / chunks (head and embedding stand on one stage)
 
@@ -146,7 +146,10 @@ def fold_segment(segment: Segment, paths: Paths) -> Folded:
 
 
 def _ring(ring: Ring, paths: Paths) -> tuple[Any, Any, Any]:
-    """(compute, exposed, sent) seconds: hop i hides behind block i, gradient hop i behind block i + 1."""
+    """(compute, exposed, sent) seconds: hop i hides behind block i, gradient hop i behind block i + 1.
+
+    Inside a domain it may find no more than the share `beside` of the block to hide behind (`layer.py`).
+    """
     if ring.double:
         return _double_ring(ring, paths)
     hops = ring.pieces - 1
@@ -156,27 +159,20 @@ def _ring(ring: Ring, paths: Paths) -> tuple[Any, Any, Any]:
         both_ways = paths.exchange_s("ring", "send", ring.hop_bytes + ring.gradient_bytes)
         gradient = pick(ring.gradient_bytes > 0, paths.exchange_s("ring", "send", ring.gradient_bytes), 0.0)
     computed, further = ring.first_s + hops * ring.piece_s, larger(hops - 1, 0)
-    taken = pick(paths.crosses("ring"), 0.0, ring.taken)
-    exposed = over(hop, ring.first_s, taken) + further * over(both_ways, ring.piece_s, taken)
+    beside = pick(paths.crosses("ring"), 1.0, ring.beside)
+    exposed = over(hop, beside * ring.first_s) + further * over(both_ways, beside * ring.piece_s)
     exposed = pick(hops > 0, exposed + gradient, 0.0)
     sent = pick(hops > 0, hop + further * both_ways + gradient, 0.0)
     return computed, exposed, sent
 
 
-def over(sending_s: Any, computing_s: Any, taken: Any = 0.0) -> Any:
+def over(sending_s: Any, computing_s: Any) -> Any:
     """What a transfer of `sending_s` beside computation of `computing_s` adds to it.
 
-    NCCL's kernel holds one SM per channel while bytes move, and its blocks share an SM with no other kernel (its
-    authors, NVIDIA/nccl issue 689). With a share `taken` of the SMs gone for t, computation of c ends at c + taken t,
-    or t if that is later: it adds max(t - c, taken t), which never falls as t rises and never rises as c does. Between
-    nodes a peer has 2 channels and the share is left out; inside an NVSwitch domain 32 ("32 p2p channels per peer" in
-    NCCL's log on 8 A100 or H100).
-
-    >>> over(2.0, 1.0), over(1.0, 2.0), over(1.0, 2.0, 0.25)
-    (1.0, 0.0, 0.25)
+    >>> over(2.0, 1.0), over(1.0, 2.0)
+    (1.0, 0.0)
     """
-    beyond = larger(0.0, sending_s - computing_s)
-    return larger(beyond, taken * sending_s) if somewhere(taken > 0) else beyond
+    return larger(0.0, sending_s - computing_s)
 
 
 def _double_ring(ring: Ring, paths: Paths) -> tuple[Any, Any, Any]:
@@ -190,7 +186,7 @@ def _double_ring(ring: Ring, paths: Paths) -> tuple[Any, Any, Any]:
     whole = ring.hop_bytes + ring.gradient_bytes
     inside = pick(inner > 1, paths.inside_s("send", path, whole), 0.0)
     outside = pick(windows > 1, paths.outward_s("ring", whole), 0.0)
-    exposed = windows * (inner - 1) * over(inside, ring.piece_s, ring.taken)
+    exposed = windows * (inner - 1) * over(inside, ring.beside * ring.piece_s)
     exposed = exposed + (windows - 1) * over(outside, inner * ring.piece_s)
     home = pick(ring.gradient_bytes > 0, paths.exchange_s("ring", "send", ring.gradient_bytes), 0.0)
     last = pick(ring.pieces > 1, home, 0.0)

@@ -59,7 +59,7 @@ class Ring:
     piece_s: Any
     hop_bytes: Any
     gradient_bytes: Any = 0.0
-    taken: Any = 0.0  # share of the device's SMs that the sending kernel of a hop inside a domain holds
+    beside: Any = 1.0  # share of a block's time that a hop inside a domain can hide behind
     double: bool = False
 
 

@@ -180,9 +180,9 @@ DEEPSPEED = Framework(
 )
 EASYCONTEXT = Framework(
     name="EasyContext: Hugging Face layers under DeepSpeed ZeRO-3",
-    habits=Habits(attention="fa2", merge_bytes=38, send_channels=32, overlap_cost=OVERLAP_COST),
+    habits=Habits(attention="fa2", merge_bytes=38, late_hops=True, overlap_cost=OVERLAP_COST),
     precision=Precision(reduce="bf16", grad="bf16"),
-    reason="eager Hugging Face layers, zigzag ring of ring-flash-attn",
+    reason="eager Hugging Face layers, zigzag ring of ring-flash-attn, as below",
 )
 DEEPSPEED_GPT = Framework(
     name="DeepSpeed ZeRO-3 on Megatron's GPT (2021)",
@@ -233,18 +233,17 @@ FLASH_ATTENTION = Framework(
 )
 RING_FLASH = Framework(
     name="attention operator alone, ring-flash-attn (2024)",
-    habits=Habits(
-        attention="fa2", merge_bytes=38, slice_bytes=8, widen_alone=True, send_channels=32, host=PYTORCH_2024
-    ),
+    habits=Habits(attention="fa2", merge_bytes=38, slice_bytes=8, widen_alone=True, late_hops=True, host=PYTORCH_2024),
     precision=Precision(),
     reason="flash-attn 2; its merge is four kernels: cast (6 B), two differences (12 B each) and a product (8 B) per "
     "value and hop; a slice is written back (8 B); the first block is cast to fp32 and the sum back (12 B), of a "
-    "ring of one too; k and v are sent by NCCL beside the block, on 32 channels inside a node",
+    "ring of one too; k and v are sent by NCCL on a stream of the usual priority: inside a node its 32 blocks find no "
+    "free multiprocessor before the attention kernel's last blocks have started",
 )
 YUNCHANG = Framework(
     name="attention operator alone, yunchang (2024)",
     habits=Habits(
-        attention="fa2", merge_bytes=38, slice_bytes=8, widen_alone=True, send_channels=32, host=PYTORCH_2024,
+        attention="fa2", merge_bytes=38, slice_bytes=8, widen_alone=True, late_hops=True, host=PYTORCH_2024,
         exchange_alone=True,
     ),
     precision=Precision(),
@@ -254,7 +253,7 @@ YUNCHANG = Framework(
 MAGI_BASELINES = Framework(
     name="attention operator alone, FlashAttention-3 (MagiAttention's baselines)",
     habits=Habits(
-        merge_bytes=16, merge_gradient_bytes=24, widen_bytes=0, send_channels=32, host=PYTORCH_2024,
+        merge_bytes=16, merge_gradient_bytes=24, widen_bytes=0, late_hops=True, host=PYTORCH_2024,
         gathered_bytes=8, gathered_gradient_bytes=34,
     ),
     precision=Precision(),

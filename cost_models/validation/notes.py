@@ -24,16 +24,19 @@ NOTES = (
     Note(
         file="op_usp_ulysses_ring",
         text="rows up to 32K tokens were not run at the transcribed head dim of 32: 32K takes 1/5.7 of 128K's time, "
-        "its work is 1/16. At head dim 128 (the script's default) zigzag and striped rows of 32K are met within 20%, "
-        "plain rings come out up to half as long again, so that reading is likely and not certain; see the inferred "
-        "readings. Scored as transcribed",
+        "its work is 1/16, and a quarter of what the table's rows of 8 x 128 at 128K take. The stored versions of the "
+        "benchmark's script agree without settling it: it lists 512, 1024, 4096 and 16384 tokens a GPU (8K, 32K and "
+        "128K over 8) and HEAD_SIZE=128 commented out above HEAD_SIZE=32 (scripts/run_qkvpack_compare.sh, 07cf570d); "
+        "128 is the default of the argument and, before there was one, fixed. The version of the table's commit is not "
+        "at hand. Scored as transcribed; see the inferred readings",
     ),
     Note(
         file="op_usp_ulysses_ring",
         text="512 and 8K tokens wait for the host: calls are counted from the code of April 2024, one time for each "
         "kind of call. 1.8, 4.0 and 5.3 ms are printed for three runs of the same calls (packed, ulysses 8, 512 "
         "tokens), and packed ulysses 8 takes 4.2 ms at 8K where unpacked, with twice the calls, takes 3.2: other work "
-        "on the hosts, which decides the worst regret",
+        "on the hosts, which decides the worst regret. The stored versions of the unpacked script synchronise after "
+        "each forward pass, the packed one does not: unpacked rows then wait for host and device one after the other",
     ),
     Note(
         file="op_usp_ulysses_ring",
@@ -48,14 +51,14 @@ NOTES = (
     ),
     Note(
         file="op_usp_ulysses_ring",
-        text="ring 8 ends 8 to 18% early where a hop carries 134 MB (32 x 32 and 8 x 128), 10% at 33 MB and not at "
-        "17 MB, for each kind of ring; ring 4 of the same code does not. About as much as hops of 70 GB/s that hide "
-        "behind nothing; cause not found",
+        text="ring 8 ends 8 to 16% early where a hop carries 134 MB (32 x 32 and 8 x 128), 10% at 33 MB and little "
+        "blocks, 2 to 5% at 33 MB and blocks of 15 ms (64 heads on 8 of keys): a hop shows for longer than all of it "
+        "takes alone. Rings of the same sweep ran out of memory at 1% of it, so other work may have been on the GPUs",
     ),
     Note(
         file="op_ring_flash_attention",
         text="striped rings end 6 to 9% early: a block shifted by one token has odd lengths, for which flash-attn's "
-        "kernels check their bounds; not modelled. Rings of both passes end 4 to 7% early on H800",
+        "kernels check their bounds; not modelled. Rings of both passes end 2 to 6% early",
     ),
     Note(
         file="train_llm_foundry_mpt",
