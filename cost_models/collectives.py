@@ -109,6 +109,15 @@ class Collectives:
         """Of an all-reduce's buffer over two domains of such links, where a tree sends it; inf: the cards decide."""
         return math.inf if self.link.measured_as in SUMS_IN_SWITCH else TREE_BYTES_PER_S
 
+    @property
+    def many_channels(self) -> bool:
+        """Whether NCCL sends to one peer on many SMs at once: 32 over NVSwitch, 2 over PCIe (src/graph/paths.cc).
+
+        >>> Collectives.of("nvlink4").many_channels, Collectives.of("pcie4").many_channels
+        (True, False)
+        """
+        return self.name.startswith("nvlink")
+
     def source(self, op: str) -> str:
         """Where the times of `op` come from, in words."""
         self._check(op, 2)

@@ -160,7 +160,7 @@ def _last_blocks(shape: Shape, kernels: Kernels) -> Any:
     NVIDIA/nccl issue 689), 32 of them inside an NVSwitch domain ("32 p2p channels per peer" in its log on 8 A100 or
     H100). On a stream of the usual priority it waits for an event of the computing stream, whose next kernel follows
     at once and refills every SM until it has no block left; only then does NCCL's get in (NVIDIA/nccl issue 1431
-    reports it). Between nodes a peer has 2 channels, and hops are seen to hide behind whole blocks.
+    reports it). Between nodes and over PCIe a peer has 2 channels, and hops are seen to hide behind whole blocks.
     """
     if kernels.device.sms is None:
         return 1.0

@@ -148,7 +148,7 @@ def fold_segment(segment: Segment, paths: Paths) -> Folded:
 def _ring(ring: Ring, paths: Paths) -> tuple[Any, Any, Any]:
     """(compute, exposed, sent) seconds: hop i hides behind block i, gradient hop i behind block i + 1.
 
-    Inside a domain it may find no more than the share `beside` of the block to hide behind (`layer.py`).
+    Over NVLink it may find no more than the share `beside` of the block to hide behind (`layer.py`).
     """
     if ring.double:
         return _double_ring(ring, paths)
@@ -159,7 +159,7 @@ def _ring(ring: Ring, paths: Paths) -> tuple[Any, Any, Any]:
         both_ways = paths.exchange_s("ring", "send", ring.hop_bytes + ring.gradient_bytes)
         gradient = pick(ring.gradient_bytes > 0, paths.exchange_s("ring", "send", ring.gradient_bytes), 0.0)
     computed, further = ring.first_s + hops * ring.piece_s, larger(hops - 1, 0)
-    beside = pick(paths.crosses("ring"), 1.0, ring.beside)
+    beside = pick(paths.crosses("ring"), 1.0, ring.beside if paths.inside.many_channels else 1.0)
     exposed = over(hop, beside * ring.first_s) + further * over(both_ways, beside * ring.piece_s)
     exposed = pick(hops > 0, exposed + gradient, 0.0)
     sent = pick(hops > 0, hop + further * both_ways + gradient, 0.0)
@@ -186,7 +186,8 @@ def _double_ring(ring: Ring, paths: Paths) -> tuple[Any, Any, Any]:
     whole = ring.hop_bytes + ring.gradient_bytes
     inside = pick(inner > 1, paths.inside_s("send", path, whole), 0.0)
     outside = pick(windows > 1, paths.outward_s("ring", whole), 0.0)
-    exposed = windows * (inner - 1) * over(inside, ring.beside * ring.piece_s)
+    beside = ring.beside if paths.inside.many_channels else 1.0
+    exposed = windows * (inner - 1) * over(inside, beside * ring.piece_s)
     exposed = exposed + (windows - 1) * over(outside, inner * ring.piece_s)
     home = pick(ring.gradient_bytes > 0, paths.exchange_s("ring", "send", ring.gradient_bytes), 0.0)
     last = pick(ring.pieces > 1, home, 0.0)
