@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 SECONDS = ("compute", "recompute", "all_to_all", "ring", "sharding", "vision", "tensor", "pipeline", "offload",
-           "optimizer")  # fmt: skip
+           "host", "optimizer")  # fmt: skip
 MEMORY = ("parameters", "gradients", "optimizer", "gathered", "activations", "working", "logits", "vision", "cache",
           "communication", "reserve")  # fmt: skip
 

@@ -1,9 +1,9 @@
 """What an implementation does beyond the mathematics of a layer: fused kernels, copies, who waits for whom.
 
-The default, `OURS`, is the executor of this project: Hugging Face layers run eagerly (unfused RMSNorm and SwiGLU),
-flash attention, sequence-parallel tensor exchange, FSDP2 that gathers and scatters beside the computation. Other
-frameworks are other values of the same physical facts (`validation/frameworks.py`), so that published measurements
-can be predicted without a fitted factor. Every field is a fact that reading the framework's code can settle.
+`OURS` is the executor of this project: Hugging Face layers run eagerly (unfused RMSNorm and SwiGLU), launched by a
+host that takes its time, flash attention, sequence-parallel tensor exchange, FSDP2 that gathers and scatters beside
+the computation. Other frameworks are other values of the same physical facts (`validation/frameworks.py`), so that
+published measurements can be predicted without a fitted factor. Reading a framework's code can settle every field.
 
 Units: bytes per value or per parameter, seconds. Left out: what one call of a kernel costs (that is the device's).
 """
@@ -15,7 +15,7 @@ from typing import Literal, get_args
 
 from cost_models.errors import InputError
 from cost_models.frames import FrameSharding
-from cost_models.host import Host
+from cost_models.host import PYTORCH_2024, Host
 
 Fusion = Literal["unfused", "fused", "none"]
 AttentionKernel = Literal["newest", "fa2", "fa1", "unfused"]
@@ -82,7 +82,7 @@ class Habits:
     reduce_copy_bytes: int = 0  # per weight and step: gradients into a flat bucket, divided, and copied back
     optimizer_bytes: int | None = None  # traffic per weight of the update; none: a fused fp32 update
     frame_sharding: FrameSharding = "exchanged"  # how frames and their embeddings reach their ranks: frames.py
-    host: Host | None = None  # what the host needs to launch a sharded operator; none: always ahead of the device
+    host: Host | None = None  # what calls cost the host (`launches.py`); none: always ahead of the device
 
     def __post_init__(self) -> None:
         for name, legal in (
@@ -101,4 +101,4 @@ class Habits:
                 raise InputError(f"{field.name}={value} must be at least 0")
 
 
-OURS = Habits()
+OURS = Habits(overlap_cost=OVERLAP_COST, host=PYTORCH_2024)

@@ -142,6 +142,9 @@ def fold_segment(segment: Segment, paths: Paths) -> Folded:
     exposed = smaller(larger(segment.overlap_cost * sharding, sharding + busy - duration), sharding)
     offload = larger(0.0, segment.offload_bytes / paths.host_bytes_per_s - duration)
     seconds = _add(seconds, {"sharding": exposed, "offload": offload}, 1)
+    launching = segment.launching_s()
+    if somewhere(launching > 0):
+        seconds = _add(seconds, {"host": larger(0.0, launching - sum(seconds.values()))}, 1)
     return Folded(seconds=seconds, hidden_s=_add(hidden, {"sharding": sharding - exposed}, 1))
 
 

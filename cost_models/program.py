@@ -77,6 +77,8 @@ class Segment:
     scatter_bytes: Any = 0.0  # full gradients reduce-scattered over `shard` after each
     replicate_bytes: Any = 0.0  # gradient shard all-reduced over `replicate` after each
     offload_bytes: Any = 0.0  # to or from host memory beside each
+    host_s: Any = 0.0  # what the host needs to launch one repeat, without the hops of its rings
+    host_hop_s: Any = 0.0  # … and for each hop
     overlap_cost: float = 0.0  # seconds by which each second of sharding that hides behind the phases lengthens them
     expert_gather_bytes: Any = 0.0  # the same three for the experts that one rank holds, over `expert_shard`
     expert_scatter_bytes: Any = 0.0
@@ -87,6 +89,11 @@ class Segment:
     def fill(self, stages: Any) -> Any:
         """Repeats of one microbatch on all other pipeline stages together: what its way through them takes."""
         return self.repeat * (stages - 1) if self.elsewhere is None else self.elsewhere
+
+    def launching_s(self) -> Any:
+        """Host time of one repeat; the rings of a segment have equally many pieces."""
+        pieces = next((phase.pieces for phase in self.phases if isinstance(phase, Ring)), 1)
+        return self.host_s + self.host_hop_s * (pieces - 1)
 
     def without_sharding(self) -> Segment:
         """The work alone: nothing gathered, nothing reduced."""

@@ -17,7 +17,9 @@ from typing import Any
 from cost_models import layer, vision
 from cost_models.either import larger, pick, smaller, somewhere
 from cost_models.errors import InputError
+from cost_models.host import Host
 from cost_models.kernels import Kernels
+from cost_models.launches import layer_host_s
 from cost_models.program import Compute, Exchange, Phase, Segment, StepProgram
 from cost_models.shape import Shape
 from cost_models.stages import Run, at_stage, is_mixed, runs
@@ -74,6 +76,7 @@ def forward_segment(shape: Shape, kernels: Kernels, *, repeat: Any, offload: str
     phases = (*layer.forward(shape, kernels), _framework(kernels, "framework_layer", FORWARD_SHARE))
     if somewhere(shape.degrees.pipeline > 1):
         phases = (*phases, _to_next_stage(shape))
+    host_s, host_hop_s = layer_host_s(shape, _host(shape, kernels))
     return Segment(
         name="layer forward",
         phases=phases,
@@ -82,7 +85,9 @@ def forward_segment(shape: Shape, kernels: Kernels, *, repeat: Any, offload: str
         offload_bytes=_offloaded(shape, offload),
         expert_gather_bytes=shape.expert_params * shape.width,
         kind=shape.layer_kind,
-        overlap_cost=shape.habits.overlap_cost,
+        overlap_cost=_overlap_cost(shape, kernels),
+        host_s=host_s,
+        host_hop_s=host_hop_s,
     )
 
 
@@ -94,6 +99,7 @@ def backward_segment(shape: Shape, kernels: Kernels, recompute: str, *, repeat: 
         phases = (*phases, _to_next_stage(shape))
     again = pick(shape.degrees.zero == 3, shape.width, 0)
     gradient, of_experts = shape.trained_layer_params * reduce, shape.trained_expert_params * reduce
+    host_s, host_hop_s = layer_host_s(shape, _host(shape, kernels), recompute)
     return Segment(
         name=f"layer backward {recompute}",
         phases=(*phases, _framework(kernels, "framework_layer", host_share)),
@@ -106,8 +112,20 @@ def backward_segment(shape: Shape, kernels: Kernels, recompute: str, *, repeat: 
         expert_scatter_bytes=of_experts,
         expert_replicate_bytes=of_experts / shape.degrees.expert_shard / shape.degrees.microbatches,
         kind=shape.layer_kind,
-        overlap_cost=shape.habits.overlap_cost,
+        overlap_cost=_overlap_cost(shape, kernels),
+        host_s=host_s,
+        host_hop_s=host_hop_s,
     )
+
+
+def _host(shape: Shape, kernels: Kernels) -> Host | None:
+    """A CPU process is its own host: what no kernel explains there is measured (`framework_s`)."""
+    return None if kernels.device.architecture == "cpu" else shape.habits.host
+
+
+def _overlap_cost(shape: Shape, kernels: Kernels) -> float:
+    """NCCL's; a profile of CPU processes was measured beside their exchanges."""
+    return 0.0 if kernels.device.architecture == "cpu" else shape.habits.overlap_cost
 
 
 def _offloaded(shape: Shape, offload: str) -> Any:

@@ -33,6 +33,7 @@ PARTS = {
     "experts": "experts' all-to-all",
     "pipeline": "pipeline",
     "offload": "exposed offload",
+    "host": "waiting for the host",
     "optimizer": "optimizer",
 }
 

@@ -274,10 +274,10 @@ TORCHTITAN = Framework(
 )
 UNNAMED = Framework(
     name="no framework named: this project's executor",
-    habits=replace(OURS, overlap_cost=OVERLAP_COST),
+    habits=OURS,
     precision=Precision(),
     reason="the neutral price: eager Hugging Face layers under FSDP2; hidden collectives take from the computation, as "
-    "NCCL's do under any framework (plans do not count this yet)",
+    "NCCL's do under any framework; a layer lasts as long as its launches take the host",
 )
 FRAMEWORKS = (
     COMPOSER_A100,

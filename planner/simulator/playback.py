@@ -1,6 +1,7 @@
 """Play a script on a network, event by event: streams of every rank class, collectives, flows and their shared rates.
 
-    main stream      gate (weights gathered, copy done) > actions of the segment in order > next segment
+    main stream      gate (weights gathered, copy done) > actions of the segment in order > what the sharding stream
+                     took from them > what the host still needs to launch them > next segment
     sharding stream  first in, first out: gather of segment k + 1 when k starts, reductions of k when k has ended
     copy stream      host memory beside a segment; the next segment waits for it
 
@@ -21,7 +22,7 @@ import numpy as np
 
 from planner.simulator.flight import SAME, Flows
 from planner.simulator.network import Batch, Network
-from planner.simulator.script import OFFLOAD, RING, SHARDING, WAITING, Rounds, Script, Send, Stream, Work
+from planner.simulator.script import HOST, OFFLOAD, RING, SHARDING, WAITING, Rounds, Script, Send, Stream, Work
 from planner.simulator.topology import Floats, Ints
 from planner.simulator.trace import Span
 
@@ -47,7 +48,7 @@ class RankState:
     """Where one rank class is in the script."""
 
     k: int = 0
-    action: int = -1  # -1: at the gate
+    action: int = -1  # -1: at the gate; behind the last: slowed by the sharding stream, then by the host
     gathered: int = -1  # last instance whose weights are there
     sending: bool = False
     copying: bool = False
@@ -88,6 +89,10 @@ class Playback:
         self.column = {part: i for i, part in enumerate(script.parts)}
         self.parts = np.zeros((classes, len(script.parts)))
         self.since = np.zeros(classes)  # when the main stream began what it does now
+        self.came = np.zeros(classes)  # … to wait at the gate of its segment, whose launches begin then
+        self.began = np.zeros(classes)  # … the segment itself
+        self.sharing_since = np.full(classes, -1.0)  # when a collective of the sharding stream began; -1: none runs
+        self.shared = np.zeros(classes)  # seconds of this segment with such a collective beside it, of those that ended
         self.running: dict[tuple[int, int], Running] = {}
         self.arrived: dict[tuple[int, int], int] = {}
         self.heap: list[tuple[float, int, Event]] = []
@@ -140,10 +145,14 @@ class Playback:
             event.running.computing = False
             self._check(event.running)
         else:
-            rank = self.ranks[event.rank]
-            work = self.script.piece(rank.k).actions[rank.action]
-            self._book(event.rank, work.part, self.since[event.rank])
+            self._book(event.rank, self._doing(event.rank), self.since[event.rank])
             self._next(event.rank)
+
+    def _doing(self, r: int) -> str:
+        """The part that a computation, or a wait at the end of a segment, is booked to."""
+        rank = self.ranks[r]
+        behind = rank.action - len(actions := self.script.piece(rank.k).actions)
+        return actions[rank.action].part if behind < 0 else (SHARDING, HOST)[behind]
 
     def _at(self, seconds: float, event: Event) -> None:
         self.serial += 1
@@ -161,7 +170,7 @@ class Playback:
         """Come to the gate of the next instance."""
         rank = self.ranks[r]
         rank.action = -1
-        self.since[r] = self.now
+        self.since[r] = self.came[r] = self.now
         if rank.k == self.script.main_end:
             rank.main_ended = self.now
         if self.script.main_end <= rank.k < self.script.end:
@@ -188,6 +197,7 @@ class Playback:
         if offload:
             rank.copying = True
             self._arrive(r, offload, rank.k)
+        self.began[r], self.shared[r] = self.now, 0.0
         if r == 0:
             self.marks.append(Mark(kind="segment", k=rank.k))
         self._next(r)
@@ -198,7 +208,15 @@ class Playback:
         piece = self.script.piece(rank.k)
         rank.action += 1
         self.since[r] = self.now
-        if rank.action == len(piece.actions):
+        behind = rank.action - len(piece.actions)
+        if behind == 0 and (taken := piece.overlap_cost * self._shared_s(r)) > 0:
+            self._at(taken, Event(rank=r))
+            return
+        rank.action += behind == 0
+        if behind in (0, 1) and (left := self.came[r] + piece.host_s - self.now) > SAME * self.now:
+            self._at(left, Event(rank=r))
+            return
+        if behind >= 0:
             for send in piece.reduce:
                 self._push(r, send, rank.k, gather=False)
             rank.k += 1
@@ -209,6 +227,11 @@ class Playback:
             self._at(action.seconds * self.scale[r], Event(rank=r))
         else:
             self._arrive(r, action, rank.k)
+
+    def _shared_s(self, r: int) -> float:
+        """Seconds of this segment that had a collective of the sharding stream beside them."""
+        running = self.now - max(self.sharing_since[r], self.began[r]) if self.sharing_since[r] >= 0 else 0.0
+        return float(self.shared[r]) + running
 
     # sharding stream
 
@@ -239,6 +262,8 @@ class Playback:
             return
         del self.arrived[key]
         running = Running(key=key, todo=todo, k=k, members=members, began=self.now)
+        if not isinstance(todo, Rounds) and todo.stream == "sharding":
+            self.sharing_since[members] = self.now
         self.running[key] = running
         if isinstance(todo, Rounds):
             self.parts[members, self.column[WAITING]] += self.now - self.since[members]
@@ -314,6 +339,7 @@ class Playback:
         _, k, gather = rank.queue.popleft()
         self._span(r, "sharding", "gather weights" if gather else "reduce gradients", running.began)
         rank.sending = False
+        self.shared[r], self.sharing_since[r] = self._shared_s(r), -1.0
         if gather:
             rank.gathered = k
         self._send_first(r)

@@ -72,6 +72,8 @@ class Piece:
     gather: Send | None
     reduce: tuple[Send, ...]  # after it: reduce-scatter, then all-reduce over the replicas
     offload: Send | None
+    host_s: float = 0.0  # it lasts at least so long: what the host needs to launch it
+    overlap_cost: float = 0.0  # seconds that a second of the sharding stream beside it adds to it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +101,7 @@ class Script:
         return self.epilogue[k - self.main_end]
 
 
-WAITING, RING, SHARDING, OFFLOAD, BUBBLE = "waiting", "ring", "sharding", "offload", "bubble"
+WAITING, RING, SHARDING, OFFLOAD, BUBBLE, HOST = "waiting", "ring", "sharding", "offload", "bubble", "host"
 
 
 def write_script(program: StepProgram, strategy: Strategy) -> Script:
@@ -111,7 +113,7 @@ def write_script(program: StepProgram, strategy: Strategy) -> Script:
         if cycle[k] is cycle[k + 1]:
             ends[k] = ends[k + 1]
     actions = [action for piece in (*cycle, *epilogue) for action in piece.actions]
-    parts = dict.fromkeys((*(action.part for action in actions), WAITING, RING, SHARDING, OFFLOAD, BUBBLE))
+    parts = dict.fromkeys((*(action.part for action in actions), WAITING, RING, SHARDING, OFFLOAD, BUBBLE, HOST))
     return Script(
         uses=tuple(writer.uses),
         cycle=tuple(cycle),
@@ -153,6 +155,8 @@ class _Writer:
             gather=gather,
             reduce=tuple(send for send in (scatter, replicate) if send is not None),
             offload=offload,
+            host_s=float(segment.launching_s()) * scale,
+            overlap_cost=segment.overlap_cost,
         )
 
     def _action(self, phase: Phase, scale: float) -> Action | None:

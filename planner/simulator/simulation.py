@@ -6,7 +6,8 @@
 add up to `step_s`. `waiting` is time lost to slower ranks of a group. A pipeline is played as its stages in step, every
 microbatch through all of them, and its bubble of (stages - 1) / virtual microbatches is added. Links carry what they
 really reach, as in `price`. A device that is slower than another one is so by one factor, its compute seconds over the
-slowest's. Left out: memory over time, host-side stalls, kernels slowed down by communication beside them.
+slowest's. Gathers and reductions slow the segment that hides them, and a segment lasts as long as its launches take the
+host, both as in `price`. Left out: memory over time, other stalls of the host.
 """
 
 from __future__ import annotations

@@ -39,7 +39,8 @@ class State:
     active: Ints
     left: Floats
     serial: Ints
-    since: Floats
+    since: tuple[Floats, ...]  # moments that each rank class remembers
+    shared: Floats
     round_began: dict[tuple[int, int], float]
     parts: Floats
     carried: Floats
@@ -119,11 +120,16 @@ def capture(playback: Playback, at: int, k: int) -> State:
         active=flows.active,
         left=flows.left[flows.active],
         serial=flows.serial[flows.active],
-        since=playback.since.copy(),
+        since=tuple(moments.copy() for moments in _moments(playback)),
+        shared=playback.shared.copy(),
         round_began={one.key: one.round_began for one in running},
         parts=playback.parts.copy(),
         carried=flows.carried.copy(),
     )
+
+
+def _moments(playback: Playback) -> tuple[Floats, ...]:
+    return playback.since, playback.came, playback.began, playback.sharing_since
 
 
 def _name(event: Event) -> tuple[int, ...]:
@@ -150,8 +156,11 @@ def repeats(before: State, now: State) -> int:
             most = min(most, int((time - now.now) / period * (1 - 1e-9)))
         elif abs((time - now.now) - (time_before - before.now)) > tolerance:
             return 0
-    waited = np.where(now.since != before.since, (now.now - now.since) - (before.now - before.since), 0.0)
-    if np.abs(waited).max() > tolerance:
+    for then, since in zip(before.since, now.since, strict=True):
+        waited = np.where(since != then, (now.now - since) - (before.now - then), 0.0)
+        if np.abs(waited).max() > tolerance:
+            return 0
+    if np.abs(now.shared - before.shared).max() > tolerance:
         return 0
     for key, (began, done, count) in now.rounds.items():
         if not _as_long_ago(before, now, before.rounds[key][0], began, tolerance):
@@ -193,7 +202,8 @@ def leap(playback: Playback, before: State, now: State, times: int, period: int)
     flows.carried += times * (now.carried - before.carried)
     same = before.serial == now.serial
     flows.left[now.active[same]] -= times * (before.left - now.left)[same]
-    playback.since[playback.since != before.since] += shift
+    for moments, then in zip(_moments(playback), before.since, strict=True):
+        moments[moments != then] += shift
     ahead = times * period
     for rank in playback.ranks:
         rank.k += ahead

@@ -89,7 +89,6 @@ def test_the_busier_of_host_and_device_decides():
     stages = operator_stages(long, YUNCHANG.habits)
     assert operator_s(long, YUNCHANG.habits) == pytest.approx(sum(stage.device_s for stage in stages))
     assert operator_s(SMALL, replace(YUNCHANG.habits, host=None)) < operator_s(SMALL, YUNCHANG.habits)
-    assert operator_s(SMALL, OURS) < 0.5 * operator_s(SMALL, YUNCHANG.habits)
 
 
 def test_one_rank_exchanges_nothing_unless_its_code_copies():

@@ -49,6 +49,8 @@ def layers(
     scatter: float = 0.0,
     replicate: float = 0.0,
     offload: float = 0.0,
+    host_s: float = 0.0,
+    overlap_cost: float = 0.0,
     name: str = "layer forward",
 ) -> Segment:
     """A layer with both exchanges and a ring."""
@@ -74,6 +76,9 @@ def layers(
         scatter_bytes=scatter,
         replicate_bytes=replicate,
         offload_bytes=offload,
+        host_s=host_s,
+        host_hop_s=host_s / 8,
+        overlap_cost=overlap_cost,
     )
 
 

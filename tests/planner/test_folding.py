@@ -77,6 +77,8 @@ def programs(draw: st.DrawFn, ring: int) -> StepProgram:
             scatter=draw(size),
             replicate=draw(size),
             offload=draw(size),
+            host_s=draw(st.sampled_from((0.0, 0.0, 2e-3, 2e-2))),
+            overlap_cost=draw(st.sampled_from((0.0, 0.6))),
             name=name,
         )
 

@@ -116,6 +116,44 @@ def test_offload_slower_than_its_segment_shows() -> None:
     assert found.seconds["offload"] == pytest.approx(4 * 2e-3)
 
 
+def test_a_segment_lasts_as_long_as_its_launches() -> None:
+    """4 layers of 1 ms that take the host 3 ms, of 5 ms that take it 3 ms."""
+    short = Segment(name="layer", phases=(Compute(part="matmul", seconds=1e-3),), repeat=4, host_s=3e-3)
+    long = replace(short, phases=(Compute(part="matmul", seconds=5e-3),))
+    found = play(StepProgram(microbatch=(short, long), epilogue=(), microbatches=1), cluster(node()), Strategy())
+    assert found.step_s == pytest.approx(4 * 3e-3 + 4 * 5e-3, rel=1e-12)
+    assert found.seconds["host"] == pytest.approx(4 * 2e-3)
+
+
+def test_each_hop_of_a_ring_is_launched() -> None:
+    ring = Ring(part="attention", pieces=4, first_s=1e-4, piece_s=1e-4, hop_bytes=1e3)
+    found = play(only(ring, host_s=1e-3, host_hop_s=5e-4), cluster(node()), Strategy(ring=4, shard=1))
+    assert found.step_s == pytest.approx(1e-3 + 3 * 5e-4, rel=1e-12)
+
+
+def test_what_the_sharding_stream_takes_from_a_segment() -> None:
+    """A reduction of 2.006 ms runs beside the next of three layers; each second of it adds 0.5 s to them."""
+    segment = Segment(
+        name="layer", phases=(Compute(part="matmul", seconds=5e-3),), repeat=3, scatter_bytes=40e6, overlap_cost=0.5
+    )
+    found = play(
+        StepProgram(microbatch=(segment,), epilogue=(), microbatches=1),
+        cluster(node(1, 1), node(1, 1)),
+        Strategy(data=2, shard=2),
+    )
+    reduction = 20e6 / 10e9 + 6e-6
+    assert found.step_s == pytest.approx(3 * 5e-3 + 2 * 0.5 * reduction + reduction, rel=1e-9)
+
+
+def test_price_and_simulation_agree_where_the_host_decides() -> None:
+    work = Workload(Model.load("longvila-8b"), context_tokens=2**12)
+    where, layout = Cluster.load("dgx-h100", nodes=8), Strategy(ring=8, ulysses=8, shard=64)
+    priced, played = price(where, work, layout), simulate(where, work, layout)
+    assert priced.seconds["host"] > 0.1 * priced.step_s
+    assert played.seconds["host"] > 0.1 * played.step_s  # it also hides gathers that the price exposes
+    assert played.step_s == pytest.approx(priced.step_s, rel=0.05)
+
+
 def test_slow_rank_makes_its_group_wait() -> None:
     program = only(
         Compute(part="matmul", seconds=2e-3), Exchange(part="all_to_all", axis="ulysses", op="all_to_all", bytes=40e6)

@@ -81,7 +81,7 @@ def test_least_memory_equals_enumeration(sizes: tuple[int, ...]) -> None:
 def test_only_a_mix_of_policies_fits_by_a_hair() -> None:
     """Neither no recompute nor one policy for all layers is best: some layers recompute, others do not."""
     here, model = cluster(node(2), node(1)), replace(TINY, layers=4, layer_kinds=())
-    work = Workload(model, context_tokens=2**16)
+    work = Workload(model, context_tokens=2**18)
     roomy = solve(here, work).best[0]
     assert len(roomy.strategy.layers) == 1
     tight = with_memory(here, roomy.cost.memory_bytes - 2**26)
