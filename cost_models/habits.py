@@ -61,6 +61,7 @@ class Habits:
     gap_s: float = 0.0  # beside each eager operator that is not a product: what it takes with nothing to do
     dropout: bool = False  # on attention's scores (if unfused) and on both residual branches, masks kept
     sequence_parallel: bool = True  # tensor parallel: reduce-scatter and all-gather, norms on a share of the tokens
+    tensor_beside: bool = False  # tensor parallel, backward: column-parallel products run beside their exchanges
     tensor_chunks: bool = False  # tensor exchanges cut in `tensor` chunks beside their product: one chunk is exposed
     gathered_fp32: bool = False  # sharded weights travel as fp32 and are cast where they are used
     cast_bytes: int = 0  # per weight and use: autocast copies of fp32 weights to the parameter dtype

@@ -12,7 +12,7 @@ step: in the last microbatch, here spread evenly over all. Left out: data loadin
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from cost_models import layer, vision
 from cost_models.either import larger, pick, smaller, somewhere
@@ -24,7 +24,7 @@ from cost_models.program import Compute, Exchange, Phase, Segment, StepProgram
 from cost_models.shape import Shape
 from cost_models.stages import Run, at_stage, is_mixed, runs
 from cost_models.strategy import LayerRange
-from cost_models.work import matmul_s
+from cost_models.work import matmul_s, tensor_exchange
 from cost_models.workload import DTYPE_BYTES
 
 FORWARD_SHARE = 1 / 3
@@ -143,13 +143,14 @@ def _to_next_stage(shape: Shape) -> Exchange:
 def embed(shape: Shape, kernels: Kernels) -> Segment:
     """Embedding rows of this rank's tokens; the root's weights (embedding, norm, head) are gathered here, once.
 
-    A decode step finds all weights gathered by the prefill.
+    A table cut by `tensor` (each rank has rows of the vocabulary) is summed like a row-parallel product, its gradient
+    gathered. A decode step finds all weights gathered by the prefill.
     """
     moved = 2 * shape.tokens * shape.workload.model.hidden * shape.width
-    seconds = kernels.memory_bound_s(moved, 2)
+    rows = Compute(part="memory_bound", seconds=kernels.memory_bound_s(moved, 2))
     return Segment(
         name="embed",
-        phases=(Compute(part="memory_bound", seconds=seconds), _framework(kernels, "framework_microbatch")),
+        phases=(rows, *_cut_by_tensor(shape, "reduce_scatter"), _framework(kernels, "framework_microbatch")),
         gather_bytes=0.0 if shape.workload.mode == "decode" else shape.root_params * shape.width,
         elsewhere=0.0,
     )
@@ -163,7 +164,13 @@ def head(shape: Shape, kernels: Kernels) -> Segment:
         seconds = kernels.gemm_s(larger(shape.rows, 1), vocab, model.hidden, dtype)
         return Segment(name="logits", phases=(Compute(part="loss", seconds=seconds),), elsewhere=0.0)
     loss = Compute(part="loss", seconds=_loss_s(shape, kernels, vocab))
-    return Segment(name="head and loss", phases=(loss,), elsewhere=0.0)
+    return Segment(name="head and loss", phases=(loss, *_cut_by_tensor(shape, "all_gather")), elsewhere=0.0)
+
+
+def _cut_by_tensor(shape: Shape, op: Literal["all_gather", "reduce_scatter"]) -> tuple[Phase, ...]:
+    """The exchange of a table cut by `tensor` and, in training, of its gradient."""
+    forward = tensor_exchange(shape, op, False)
+    return (*forward, *tensor_exchange(shape, op, True)) if shape.workload.mode == "train" else forward
 
 
 def root_gradients(shape: Shape) -> Segment:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from cost_models.either import somewhere
+from cost_models.habits import OVERLAP_COST
 from cost_models.kernels import Kernels
 from cost_models.program import Compute, Exchange, Op, Phase
 from cost_models.shape import Shape
@@ -98,11 +99,17 @@ def tensor_exchange(
     """Tensor parallelism around each block: all-gather of its input, reduce-scatter of its output, backward swapped.
 
     Without sequence parallelism the input is whole already, and an all-reduce sums the output (the gradient of the
-    input in the backward pass). `columns`: of what is exchanged; none: the hidden width.
+    input in the backward pass). `columns`: of what is exchanged; none: the hidden width. Where `tensor_beside`, a
+    column-parallel weight's gradient is computed beside the reduction of its input's, and before it, with sequence
+    parallelism, the input is gathered once more beside the product of that: products are longer, so an exchange adds
+    OVERLAP_COST of its bytes' time.
     """
     if not somewhere(shape.degrees.tensor > 1):
         return ()
     moved = shape.tokens * (shape.workload.model.hidden if columns is None else columns) * shape.width
+    if grad and op == "all_gather" and shape.habits.tensor_beside:
+        hidden: tuple[Op, ...] = ("all_gather", "reduce_scatter") if shape.habits.sequence_parallel else ("all_reduce",)
+        return tuple(Exchange(part="tensor", axis="tensor", op=one, bytes=OVERLAP_COST * moved) for one in hidden)
     if shape.habits.sequence_parallel:
         swapped: Op = "reduce_scatter" if op == "all_gather" else "all_gather"
         return (Exchange(part="tensor", axis="tensor", op=swapped if grad else op, bytes=moved),)

@@ -167,7 +167,7 @@ def _simumax(row: Row) -> Case | Refused:
 def _megatron_recompute(row: Row) -> Case | Refused:
     gpus, model = row.count("n_gpus"), model_of(row, gated=False, tied=True)
     selective = row.text("recompute").startswith("selective")
-    framework = fw.MEGATRON_2022 if "=yes" in row.text("other") else fw.MEGATRON_2021
+    framework = fw.MEGATRON_2022 if "=yes" in row.text("other") else fw.MEGATRON_2022_ALL_REDUCE
     micro = row.count("global_batch") // (row.count("micro_batch") * row.count("dp"))
     strategy = Strategy(
         data=row.count("dp"), tensor=row.count("tp"), pipeline=row.count("pp"), virtual=row.count("vpp"),

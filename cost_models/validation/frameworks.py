@@ -109,11 +109,20 @@ MEGATRON_2022 = Framework(
     habits=Habits(
         biases=True, loss_bytes=52,
         norm="fused", activation="fused", joined_products=True, rotary="none", attention="unfused", dropout=True,
-        accumulator="fp32", reduction="exposed",
+        accumulator="fp32", reduction="exposed", tensor_beside=True,
     ),
     precision=Precision(param="fp16", reduce="fp32", grad="fp32"),
-    reason="as 2021, with sequence parallelism: norms and dropout on a share of the tokens",
+    reason="as 2021, with sequence parallelism: norms and dropout on a share of the tokens; backward, the input of a "
+    "column-parallel product is gathered again beside its gradient's product, and that is reduced beside the weight's "
+    "(arXiv 2205.05198, section 4.2.2; tensor_parallel/layers.py)",
 )  # fmt: skip
+MEGATRON_2022_ALL_REDUCE = Framework(
+    name="Megatron-LM (2022), all-reduce",
+    habits=replace(MEGATRON_2022.habits, sequence_parallel=False),
+    precision=MEGATRON_2022.precision,
+    reason="as 2021, but the all-reduce of a column-parallel product's input gradient runs beside the product of the "
+    "weight's (async_tensor_model_parallel_allreduce, the default since late 2021)",
+)
 TE_GAP_S = 30e-6
 """What an operator of Megatron with Transformer Engine takes at no bytes: the intercept of SimuMax's fit of its eager
 operators (`kernels_simumax_network_fit.json`: 30 us on B200, 40 us on A100). Its products were timed back to back,
@@ -132,6 +141,7 @@ MEGATRON_TE = Framework(
         logit_bytes=2,
         loss_bytes=10,
         dummy_gradient_bytes=2,
+        tensor_beside=True,
         gap_s=TE_GAP_S,
         optimizer_bytes=MEGATRON_OPTIMIZER_BYTES,
     ),
@@ -139,7 +149,9 @@ MEGATRON_TE = Framework(
     reason="Transformer Engine's norms and cuDNN attention; gradients added into fp32 buffers; distributed optimizer "
     "without overlap, as the launcher sets it; its cross entropy works in place on bf16 logits (r2, r2 w2, and scaled "
     "r2 w2); fused weight gradients leave bf16 placeholders (SimuMax's reproduction guide); an eager operator has a "
-    "gap of 30 us beside it; gradients are scaled when clipped, and weights copied to bf16 after the update",
+    "gap of 30 us beside it; gradients are scaled when clipped, and weights copied to bf16 after the update; in "
+    "backward the input of a column-parallel product is gathered again beside the product of its gradient, and that is "
+    "reduced beside the weight's (layernorm_linear.py; the launcher's --disable-tp-comm flags turn off chunks alone)",
 )
 MEGATRON_FP8 = Framework(
     name="Megatron-Bridge recipes, products in fp8",
@@ -287,6 +299,7 @@ FRAMEWORKS = (
     INTERNEVO,
     MEGATRON_2021,
     MEGATRON_2022,
+    MEGATRON_2022_ALL_REDUCE,
     MEGATRON_TE,
     MEGATRON_FP8,
     DEEPSPEED,

@@ -90,9 +90,11 @@ NOTES = (
     ),
     Note(
         file="train_simumax_b200",
-        text="tensor 8 is the latest of the dense rows: its layers take 5.3 ms, of which kernels, exchanges and 30 us "
-        "beside each operator are 4.9; the host of a launcher without CUDA graphs is the likely rest (its own "
-        "simulator is 7 to 11% early there too). Longer runs of the same layout take up to 4% more per microbatch",
+        text="dense rows: the time is of two iterations, the second and third of a run of three, and scatters: "
+        "tensor 8 takes 69 ms for each of microbatches 5 to 8 and 63 for 9 to 32, tensor 1 158 and 165. So 8 "
+        "microbatches at tensor 8 are early and 32 are met, tensor 4 is 2 to 5% late and tensor 1 at 32 microbatches "
+        "3% early. One gap of 30 us beside each operator stands for a host that is ahead at tensor 1 and close behind "
+        "at 8",
     ),
     Note(
         file="train_simumax_b200",

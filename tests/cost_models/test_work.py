@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 
 from cost_models import InputError, Model, Strategy, Workload
-from cost_models.habits import OURS, Habits
+from cost_models.habits import OURS, OVERLAP_COST, Habits
 from cost_models.kernels import Kernels
-from cost_models.program import Compute, Ring, Segment
+from cost_models.program import Compute, Exchange, Ring, Segment
 from cost_models.shape import Shape
-from cost_models.step import backward_segment, forward_segment, trained_params, update
+from cost_models.step import backward_segment, embed, forward_segment, head, trained_params, update
 
 KERNELS = Kernels.of("h100-sxm-80gb")
 WORK = Workload(Model.load("llama-3-8b"), context_tokens=4096)
@@ -67,3 +67,34 @@ def test_a_norm_of_a_copy_moves_what_its_kernels_read_and_write() -> None:
 def test_no_habit_is_below_zero(name: str) -> None:
     with pytest.raises(InputError, match=f"{name}=-1 must be at least 0"):
         replace(OURS, **{name: -1})
+
+
+def tensor_exchanges(segment: Segment) -> list[tuple[str, float]]:
+    return [(one.op, float(one.bytes)) for one in segment.phases if isinstance(one, Exchange) and one.part == "tensor"]
+
+
+def test_column_parallel_products_run_beside_their_exchanges() -> None:
+    """Backward of a layer: two row-parallel gathers in the open; beside products, two inputs again and two sums."""
+    whole = 4096 * 4096 * 2.0
+
+    def backward(habits: Habits) -> list[tuple[str, float]]:
+        return sorted(
+            tensor_exchanges(backward_segment(Shape(WORK, Strategy(tensor=8), habits), KERNELS, "none", repeat=1))
+        )
+
+    assert backward(OURS) == [("all_gather", whole)] * 2 + [("reduce_scatter", whole)] * 2
+    beside, part = replace(OURS, tensor_beside=True), OVERLAP_COST * whole
+    assert backward(beside) == sorted(
+        [("all_gather", whole)] * 2 + [("all_gather", part)] * 2 + [("reduce_scatter", part)] * 2
+    )
+    summed = replace(beside, sequence_parallel=False)
+    assert backward(summed) == [("all_reduce", part)] * 2
+
+
+def test_a_vocabulary_cut_by_tensor_is_summed_and_gathered() -> None:
+    shape, whole = Shape(WORK, Strategy(tensor=8)), 4096 * 4096 * 2.0
+    assert tensor_exchanges(embed(shape, KERNELS)) == [("reduce_scatter", whole), ("all_gather", whole)]
+    assert tensor_exchanges(head(shape, KERNELS)) == [("all_gather", whole), ("reduce_scatter", whole)]
+    assert not tensor_exchanges(embed(Shape(WORK, Strategy()), KERNELS))
+    prefill = Shape(replace(WORK, mode="prefill"), Strategy(tensor=8))
+    assert tensor_exchanges(embed(prefill, KERNELS)) == [("reduce_scatter", whole)]
