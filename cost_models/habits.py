@@ -72,6 +72,7 @@ class Habits:
     blocking_collectives: int = 0  # ZeRO-3: a layer's weights one by one, in each of so many, with nothing beside them
     list_operators: int = 0  # eager operators for each rank's piece, where a collective takes a list of tensors
     repeats_kv: bool = False  # keys and values are repeated to all query heads before they are exchanged and kept
+    whole_rotary: bool = False  # every rank has cosines and sines of the whole row, not of its own tokens
     reentrant: bool = False  # full recompute runs a layer to its end and holds its result while gradients are made
     bucket_values: int = 0  # of a buffer in which gradients wait: always there with ZeRO-3, in backward with 1 and 2
     dummy_gradient_bytes: int = 0  # per weight of each distinct shape: placeholders that autograd is handed

@@ -15,9 +15,10 @@ from __future__ import annotations
 from typing import Any
 
 from cost_models.adapters import linear_s
+from cost_models.block import block_s, values_s
+from cost_models.chunked import chunked
 from cost_models.either import larger, pick, smaller, somewhere
 from cost_models.expert_layer import expert_mlp
-from cost_models.habits import FA1_SLOWDOWN
 from cost_models.kernels import QUERY_TILE, Kernels
 from cost_models.latent_layer import latent_inputs
 from cost_models.mlp import mlp, mlp_again
@@ -113,7 +114,9 @@ def _mlp_again(shape: Shape, kernels: Kernels, normed: bool = False) -> tuple[Ph
 
 
 def context(shape: Shape, kernels: Kernels, *, part: str, grad: bool = False, causal: bool = True) -> tuple[Phase, ...]:
-    """Attention of one rank over all keys: its ring, or (all_gather) the whole KV first and its gradients scattered."""
+    """Attention of one rank over all keys: its ring, its chunks, or (all_gather) all KV first, gradients scattered."""
+    if shape.degrees.attention_chunk_tokens is not None:
+        return chunked(shape, kernels, part, grad, causal)
     if shape.degrees.ring_kind != "all_gather":
         return (ring(shape, kernels, part=part, grad=grad, causal=causal),)
     held = shape.tokens * shape.sent_kv_width * shape.degrees.ring * shape.width
@@ -132,13 +135,13 @@ def ring(shape: Shape, kernels: Kernels, *, part: str, grad: bool = False, causa
     degrees, tokens, kind = shape.degrees, shape.ring_tokens, shape.degrees.ring_kind
     if shape.habits.attention == "unfused":
         return _unfused(shape, kernels, part, grad)
-    first = _block_s(shape, kernels, tokens, tokens, grad, causal)
+    first = block_s(shape, kernels, tokens, tokens, grad, causal)
     if kind == "striped":
         piece = first
     elif kind == "contiguous" or not causal:
-        piece = _block_s(shape, kernels, tokens, tokens, grad, False)
+        piece = block_s(shape, kernels, tokens, tokens, grad, False)
     else:
-        piece = _block_s(shape, kernels, tokens, larger(tokens // 2, 1), grad, False)
+        piece = block_s(shape, kernels, tokens, larger(tokens // 2, 1), grad, False)
     widened = _rank_values_s(shape, kernels, grad, shape.habits.widen_bytes, 2) if shape.habits.widen_bytes else 0.0
     kv = shape.tokens * shape.sent_kv_width
     return Ring(
@@ -168,24 +171,13 @@ def _last_blocks(shape: Shape, kernels: Kernels) -> Any:
     return smaller(kernels.device.sms / larger(blocks, 1), 1.0)
 
 
-def _block_s(shape: Shape, kernels: Kernels, q_tokens: Any, kv_tokens: Any, grad: bool, causal: bool) -> Any:
-    """One call of the attention kernel with this rank's heads; packed documents attend to a fraction."""
-    model = shape.workload.model
-    seconds = kernels.attention_s(
-        q_tokens, kv_tokens, shape.heads, shape.kv_heads, model.head_dim, causal,
-        backward=grad, batch=shape.rows, dtype=shape.workload.precision.param, value_dim=model.v_dim,
-    )  # fmt: skip
-    slower = FA1_SLOWDOWN if shape.habits.attention == "fa1" else 1.0
-    return seconds * shape.workload.attended_fraction * slower + shape.habits.gap_s
-
-
 def _gathered(shape: Shape, kernels: Kernels, part: str, grad: bool, causal: bool) -> Compute:
     """All keys are here: each zigzag half of the queries against its prefix, all ranks alike; no merge."""
     half, keys = larger(shape.ring_tokens // 2, 1), shape.ring_tokens * shape.degrees.ring
     if causal:
-        seconds = sum(_block_s(shape, kernels, half, seen, grad, True) for seen in (half, keys))
+        seconds = sum(block_s(shape, kernels, half, seen, grad, True) for seen in (half, keys))
     else:
-        seconds = _block_s(shape, kernels, shape.ring_tokens, keys, grad, False)
+        seconds = block_s(shape, kernels, shape.ring_tokens, keys, grad, False)
     habits = shape.habits
     if each := habits.gathered_gradient_bytes if grad else habits.gathered_bytes:
         model = shape.workload.model
@@ -204,12 +196,8 @@ def _merge_s(shape: Shape, kernels: Kernels, grad: bool) -> Any:
 
 
 def _rank_values_s(shape: Shape, kernels: Kernels, grad: bool, bytes_per_value: int, launches: int) -> Any:
-    """Memory-bound work on every value of the output, or of dQ, dK and dV, that a rank's block has."""
-    model, lines = shape.workload.model, shape.ring_tokens * shape.rows
-    values = shape.heads * model.v_dim
-    if grad:
-        values = shape.heads * model.head_dim + shape.kv_heads * (model.head_dim + model.v_dim)
-    return kernels.memory_bound_s(lines * values * bytes_per_value, launches)
+    """Of a rank's whole block."""
+    return values_s(shape, kernels, shape.ring_tokens, grad, bytes_per_value, launches)
 
 
 def _unfused(shape: Shape, kernels: Kernels, part: str, grad: bool) -> Ring:

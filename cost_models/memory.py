@@ -17,6 +17,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from cost_models.adapters import adapter_kept_bytes
+from cost_models.chunked import chunk_kept_bytes
 from cost_models.device import Device
 from cost_models.either import both, larger, pick, smaller
 from cost_models.expert_layer import expert_kept_bytes
@@ -68,7 +69,8 @@ def _outside_layers(shape: Shape) -> Any:
     last = final_norm_input(shape)
     if shape.habits.rotary == "none":
         return last
-    return last + shape.tokens * (2 * model.head_dim * width + 8)
+    tables = shape.rows * shape.workload.context_tokens if shape.habits.whole_rotary else shape.tokens
+    return last + tables * 2 * model.head_dim * width + shape.tokens * 8
 
 
 def final_norm_input(shape: Shape) -> Any:
@@ -104,6 +106,8 @@ def kept(shape: Shape, part: LayerRange | str, offload: str = "none") -> Any:
     masks = 2 * outer * model.hidden if habits.dropout else 0
     out = pick(shape.degrees.ulysses > 1, tokens * shape.out_width * width, 0)
     attention = queries + kv + output + lse + out
+    if shape.degrees.attention_chunk_tokens is not None:  # the first norm's result, too, is in host memory
+        attention = chunk_kept_bytes(shape) - outer * model.hidden * width
     if model.latent is not None:
         attention = attention + latent_kept_bytes(shape, model.latent)
     mlp = tokens * shape.ffn * width * mlp_tensors(shape) if shape.degrees.mlp_chunk_tokens is None else 0 * tokens

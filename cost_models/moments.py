@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cost_models import memory
+from cost_models.chunked import chunk_working_bytes
 from cost_models.either import both, larger, pick, smaller, somewhere
 from cost_models.expert_layer import expert_kept_bytes, expert_working_bytes
 from cost_models.mlp import slice_tokens
@@ -190,6 +191,8 @@ def _products(shape: Shape) -> Any:
     queries = model.head_dim * (width + pick(ring, wide, width)) + model.v_dim * 2 * width
     travelling = 2 * wide + 2 * DTYPE_BYTES[shape.degrees.grad_ring_dtype] + width
     attention = tensors * shape.heads * queries + kv * (width + pick(ring, travelling, 2 * width)) - kept
+    if shape.degrees.attention_chunk_tokens is not None:  # the output and both of the second norm's tensors are gone
+        attention = chunk_working_bytes(shape) - kept - 3 * _whole_rows(shape)
     return larger(mlp, attention) + shape.outer_tokens * model.hidden * width
 
 

@@ -26,7 +26,7 @@ from cost_models.paths import Paths
 from cost_models.peak import fullest
 from cost_models.placement import Placement, check_placement
 from cost_models.profile import Profile
-from cost_models.program import Axis, Compute, Exchange, Op, Ring, Segment, StepProgram
+from cost_models.program import Axis, Compute, Exchange, Op, Ring, Segment, Staged, StepProgram
 from cost_models.setting import setting
 from cost_models.shape import Shape
 from cost_models.step import step_program
@@ -125,12 +125,20 @@ def fold_segment(segment: Segment, paths: Paths) -> Folded:
     seconds: dict[str, Any] = {}
     hidden: dict[str, Any] = {}
     busy: Any = 0.0
+    staged: Any = 0.0  # seconds of the host's link that blocks of attention hide
     for phase in segment.phases:
         if isinstance(phase, Compute):
             seconds = _add(seconds, {_COMPUTE.get(phase.part, "compute"): phase.seconds}, 1)
         elif isinstance(phase, Exchange):
             spent = paths.exchange_s(phase.axis, phase.op, phase.bytes)
             seconds = _add(seconds, {_EXCHANGE.get(phase.part, "sharding"): spent}, 1)
+        elif isinstance(phase, Staged):
+            copied = phase.bytes / paths.host_bytes_per_s
+            shown = phase.blocks * larger(0.0, copied - phase.seconds)
+            part = "recompute" if phase.part == "recompute" else "compute"
+            seconds = _add(seconds, {part: phase.blocks * phase.seconds, "offload": shown}, 1)
+            hidden = _add(hidden, {"offload": phase.blocks * copied - shown}, 1)
+            staged = staged + phase.blocks * copied - shown
         else:
             computed, exposed, sent = _ring(phase, paths)
             part = "recompute" if phase.part == "recompute" else "compute"
@@ -140,7 +148,7 @@ def fold_segment(segment: Segment, paths: Paths) -> Folded:
     duration = sum(seconds.values())
     sharding = _sharding_s(segment, paths)
     exposed = smaller(larger(segment.overlap_cost * sharding, sharding + busy - duration), sharding)
-    offload = larger(0.0, segment.offload_bytes / paths.host_bytes_per_s - duration)
+    offload = larger(0.0, segment.offload_bytes / paths.host_bytes_per_s + staged - duration)
     seconds = _add(seconds, {"sharding": exposed, "offload": offload}, 1)
     launching = segment.launching_s()
     if somewhere(launching > 0):

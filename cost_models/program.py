@@ -9,6 +9,7 @@ it, on the sharding stream, beside the phases. All sizes are per rank; a number 
     Exchange  a blocking collective over one axis; `bytes` is the buffer that one rank contributes (all_to_all,
               all_reduce: the whole local buffer; all_gather, reduce_scatter: the full, unsharded buffer; send: sent)
     Ring      attention in `pieces` blocks; while block i computes, the next block's bytes are in flight
+    Staged    attention in blocks whose tensors come from and go to host memory, beside them
 """
 
 from __future__ import annotations
@@ -63,7 +64,17 @@ class Ring:
     double: bool = False
 
 
-Phase = Compute | Exchange | Ring
+@dataclass(frozen=True, kw_only=True)
+class Staged:
+    """`blocks` equal pieces of attention in a row; beside each, `bytes` go over the host's link in either direction."""
+
+    part: str  # "attention" or "recompute"
+    blocks: Any
+    seconds: Any  # of one
+    bytes: Any
+
+
+Phase = Compute | Exchange | Ring | Staged
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,6 +44,7 @@ class Degrees:
     schedule: str = "1f1b"
     expert: Any = 1
     mlp_chunk_tokens: int | None = None
+    attention_chunk_tokens: int | None = None
 
     @property
     def expert_shard(self) -> Any:

@@ -73,6 +73,8 @@ class Strategy:
     expert: int = field(default=1, metadata=strict.OPTIONAL)
     mlp_chunk_tokens: int | None = field(default=None, metadata=strict.OPTIONAL)
     """Tokens of a rank that go through an MLP at one time, computed again in backward; none: all, once."""
+    attention_chunk_tokens: int | None = field(default=None, metadata=strict.OPTIONAL)
+    """Tokens of a row whose queries, keys and values are on the GPUs at one time, others on the host; none: all."""
 
     def __post_init__(self) -> None:
         for name in (*AXES, "virtual", "shard", "microbatches", "expert"):
@@ -90,10 +92,21 @@ class Strategy:
         if (self.data * self.context * self.tensor) % self.expert:
             ranks = self.data * self.context * self.tensor
             raise InputError(f"expert={self.expert} does not divide data x context x tensor = {ranks}")
-        for name in ("loss_chunk_tokens", "mlp_chunk_tokens"):
+        for name in ("loss_chunk_tokens", "mlp_chunk_tokens", "attention_chunk_tokens"):
             chunk = getattr(self, name)
             if chunk is not None and not (isinstance(chunk, int) and chunk >= 1):
                 raise InputError(f"{name}={chunk} must be a whole number of at least 1 (or none)")
+        if self.attention_chunk_tokens is not None:
+            self._check_chunks()
+
+    def _check_chunks(self) -> None:
+        """Attention in chunks stands on ulysses alone, and has no output on the GPU that a layer could keep."""
+        for axis in ("ring", "tensor"):
+            if getattr(self, axis) > 1:
+                raise InputError(f"attention_chunk_tokens with {axis}={getattr(self, axis)}; legal here: {axis}=1")
+        for part in self.layers:
+            if part.recompute in ("all_but_attention", "core_attention"):
+                raise InputError(f"attention_chunk_tokens with recompute={part.recompute}; legal here: none, mlp, full")
 
     @property
     def context(self) -> int:
@@ -141,6 +154,8 @@ class Strategy:
             raise InputError(f"expert={self.expert} is not possible for {model.name}; legal: {legal}")
         if self.mlp_chunk_tokens is not None and model.experts is not None:
             raise InputError(f"mlp_chunk_tokens={self.mlp_chunk_tokens} is not priced for experts; legal here: none")
+        if self.attention_chunk_tokens is not None and model.latent is not None:
+            raise InputError(f"attention_chunk_tokens is not priced for {model.name}'s latent attention; legal: none")
         self.layer_ranges(model.layers)
 
     def describe(self) -> str:
@@ -153,6 +168,7 @@ class Strategy:
         parts += [f"expert {self.expert}"] if self.expert > 1 else []
         tail = f", zero-{self.zero} over {self.shard}" if self.shard > 1 else ", unsharded"
         tail += f", MLP by {self.mlp_chunk_tokens} tokens" if self.mlp_chunk_tokens is not None else ""
+        tail += f", attention by {self.attention_chunk_tokens}" if self.attention_chunk_tokens is not None else ""
         return " × ".join(parts) + tail
 
 

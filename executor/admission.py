@@ -39,8 +39,9 @@ def unsupported(plan: Plan) -> list[str]:
             found.append(f"{axis}={getattr(strategy, axis)} is priced but not executed; plan with {axis}=1")
     if strategy.ring_kind not in RING_KINDS:
         found.append(f"ring_kind={strategy.ring_kind} is not executed; legal: {', '.join(RING_KINDS)}")
-    if strategy.mlp_chunk_tokens is not None:
-        found.append(f"mlp_chunk_tokens={strategy.mlp_chunk_tokens} is priced but not executed; plan with none")
+    for name in ("mlp_chunk_tokens", "attention_chunk_tokens"):
+        if getattr(strategy, name) is not None:
+            found.append(f"{name}={getattr(strategy, name)} is priced but not executed; plan with none")
     if strategy.zero == 0 and strategy.shard > 1:
         found.append(f"zero=0 shards nothing, but shard={strategy.shard}; plan with zero 1, 2 or 3")
     for part in strategy.layers:

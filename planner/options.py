@@ -185,7 +185,7 @@ def _pin(name: str, value: str, flag: str) -> Any:
         if value not in RECOMPUTES:
             raise InputError(f"{flag} recompute={value!r} is unknown; {strict.nearest(value, RECOMPUTES)}")
         return value
-    if name in ("loss_chunk_tokens", "mlp_chunk_tokens") and value == "none":
+    if name in ("loss_chunk_tokens", "mlp_chunk_tokens", "attention_chunk_tokens") and value == "none":
         return None
     return whole(value, f"{flag} {name}=", least=0 if name == "zero" else 1)
 

@@ -243,6 +243,11 @@ GPT2_VOCABULARY = 50304
 cannot have been it: at 512K tokens on 8 GPUs its loss alone would hold 110 GiB. Inferred."""
 
 
+FPDT_CHUNK_TOKENS = 65536
+"""Of the launch script (`--ds-sequence-parallel-fpdt-chunk-size`), the default. Of a chunk's tokens on a rank the MLP
+takes half at one time (megatron/model/transformer.py), the loss 1/32 (gpt_model.py: `num_chunks_ce`)."""
+
+
 def _fpdt(row: Row) -> Case | Refused:
     """Utilisation counts whole (not causal) attention: 55.7% at 4M tokens would else be 84% of the peak executed."""
     case = ulysses_offload_case(row)
@@ -261,16 +266,18 @@ def _fpdt(row: Row) -> Case | Refused:
 
 def ulysses_offload_case(row: Row) -> Case | Refused:
     """A run of DeepSpeed's Ulysses-Offload blog without its time: Llama on A100 of 80 GB, all GPUs one group."""
-    if "FPDT" in row.text("other"):
-        return Refused(row=row, reason="attention in chunks with keys and values in host memory: no words for it")
     gpt = row.text("model").startswith("GPT")
     model = replace(model_of(row, gated=not gpt, tied=gpt, name=row.text("model").lower()), vocab=GPT2_VOCABULARY)
     tensor, ulysses, gpus = row.count("tp"), row.count("ulysses"), row.count("n_gpus")
     framework = fw.MEGATRON_DEEPSPEED if tensor > 1 else fw.DEEPSPEED
+    chunk = inner = loss = None
+    if row.text("other").startswith("FPDT"):
+        framework, chunk, own = fw.FPDT, FPDT_CHUNK_TOKENS, FPDT_CHUNK_TOKENS // ulysses
+        inner, loss = own // 2, own // 32
     strategy = Strategy(
         tensor=tensor, ulysses=ulysses, shard=ulysses if ulysses > 1 else 1, zero=row.count("zero_stage", 0, least=0),
         layers=layers_of(model, "full" if row.text("recompute") == "full" else "none", bool(row.text("offload"))),
-        loss_chunk_tokens=None,
+        loss_chunk_tokens=loss, mlp_chunk_tokens=inner, attention_chunk_tokens=chunk,
     )  # fmt: skip
     work = Workload(model, context_tokens=row.count("seq_len"), global_batch=1, precision=framework.precision)
     cluster = cluster_of("dgx-a100", gpus, gpus_per_node=row.count("gpus_per_node"), nics=1)

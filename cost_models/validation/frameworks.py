@@ -216,6 +216,16 @@ DEEPSPEED_GPT = Framework(
     "_allgather_param), so beside nothing, and once more for the recomputed pass; collectives take lists: for each "
     "rank a view in Python and a copy between its tensor and the flat buffer that NCCL needs",
 )
+FPDT = Framework(
+    name="DeepSpeed Ulysses-Offload (FPDT) on Megatron-DeepSpeed (2024)",
+    habits=replace(
+        DEEPSPEED.habits, repeats_kv=False, merge_bytes=34, merge_gradient_bytes=12, widen_bytes=18, whole_rotary=True
+    ),
+    precision=DEEPSPEED.precision,
+    reason="as above, but key heads stay as few as they are; blocks are merged by a cast (6 B), two products (8 B "
+    "each) and a sum (12 B), the sum widened once (6 B) and narrowed twice (6 B each); gradients of a block are "
+    "cleared (2 B) and added (10 B); every rank has the rotary tables of the row (deepspeed/sequence/fpdt_layer.py)",
+)
 MEGATRON_DEEPSPEED = Framework(
     name="Megatron-DeepSpeed with tensor parallelism (2024)",
     habits=Habits(
@@ -303,6 +313,7 @@ FRAMEWORKS = (
     MEGATRON_TE,
     MEGATRON_FP8,
     DEEPSPEED,
+    FPDT,
     EASYCONTEXT,
     DEEPSPEED_GPT,
     MEGATRON_DEEPSPEED,

@@ -129,6 +129,15 @@ NOTES = (
         "printed where resident weights alone differ by 12",
     ),
     Note(
+        file="train_fpdt_ulysses_offload",
+        text="the 4M row: chunk, slices of the MLP (half a chunk's tokens) and of the loss (1/32) are those of the "
+        "script and code. Copies to and from the host hide behind the blocks whole, so its time is as early as "
+        "that of 512K without chunks. Of the 68.0 GiB printed 47 are found: states, seven tensors of a rank's 512K "
+        "tokens by 4,096 (4 GiB each), the rotary tables of the row, buffers of chunks; 21 GiB, five more such "
+        "tensors, are in no line of the code that was read: not found. The public code's MLP is GELU with biases, so "
+        "a Llama of SwiGLU ran on another version",
+    ),
+    Note(
         file="train_deepspeed_figures_digitized",
         text="out-of-memory labels: GPT shapes are those of the launch script beside the code. Four Ulysses curves ran "
         "out where each GPU has 64K tokens and 25 to 30 GiB of states (6.7B and Llama3-8B on 4, 13B on 8, 30B on 16), "

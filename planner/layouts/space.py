@@ -53,6 +53,11 @@ class Space:
         for name in self.pins:
             if name not in PINNABLE:
                 raise InputError(f"fixed {name!r} is unknown; legal: {', '.join(PINNABLE)}")
+        if self.pins.get("attention_chunk_tokens") is not None:
+            raise InputError(
+                f"attention_chunk_tokens={self.pins['attention_chunk_tokens']} is priced (`plan price --strategy`), "
+                "not planned; legal: none"
+            )
         if self.pins.get("recompute", "none") not in RECOMPUTES:
             raise InputError(f"recompute={self.pins['recompute']!r} is unknown; legal: {', '.join(RECOMPUTES)}")
         if self.workload.mode != "train" and self.pins.get("recompute", "none") != "none":

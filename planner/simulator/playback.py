@@ -305,7 +305,8 @@ class Playback:
         longest = now.seconds * float(self.scale[members].max())
         self.parts[members, self.column[todo.part]] += own
         self.parts[members, self.column[WAITING]] += longest - own
-        self.parts[members, self.column[RING]] += self.now - running.round_began - longest
+        exposed = OFFLOAD if todo.use < 0 else RING
+        self.parts[members, self.column[exposed]] += self.now - running.round_began - longest
         running.round += 1
         if running.round == now.times:
             running.stage, running.round = running.stage + 1, 0

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
 
-from cost_models.program import Axis, Compute, Exchange, Op, Phase, Ring, Segment, StepProgram
+from cost_models.program import Axis, Compute, Exchange, Op, Phase, Ring, Segment, Staged, StepProgram
 from cost_models.strategy import Strategy
 
 Stream = Literal["main", "sharding", "copy"]
@@ -101,6 +101,9 @@ class Script:
         return self.epilogue[k - self.main_end]
 
 
+HOST_OUT, HOST_IN = -2, -1
+"""Host memory, as a `use`. A layer's input leaves in its forward pass and returns in backward; blocks of attention,
+whose copies go one by one in both directions, are played on the other direction's link."""
 WAITING, RING, SHARDING, OFFLOAD, BUBBLE, HOST = "waiting", "ring", "sharding", "offload", "bubble", "host"
 
 
@@ -141,13 +144,15 @@ class _Writer:
         return found
 
     def _piece(self, segment: Segment, scale: float) -> Piece:
-        actions = [action for phase in segment.phases if (action := self._action(phase, scale)) is not None]
+        actions = [
+            action for phase in segment.phases if (action := self._action(phase, scale, segment.name)) is not None
+        ]
         gather = self._send("sharding", SHARDING, "shard", "all_gather", segment.gather_bytes * scale)
         scatter = self._send("sharding", SHARDING, "shard", "reduce_scatter", segment.scatter_bytes * scale)
         replicate = self._send("sharding", SHARDING, "replicate", "all_reduce", segment.replicate_bytes * scale)
         offload = None
         if segment.offload_bytes > 0:
-            way = -1 if "backward" in segment.name else -2
+            way = HOST_IN if "backward" in segment.name else HOST_OUT
             offload = Send(part=OFFLOAD, use=way, bytes=float(segment.offload_bytes * scale), stream="copy")
         return Piece(
             name=segment.name,
@@ -159,12 +164,17 @@ class _Writer:
             overlap_cost=segment.overlap_cost,
         )
 
-    def _action(self, phase: Phase, scale: float) -> Action | None:
+    def _action(self, phase: Phase, scale: float, name: str) -> Action | None:
         if isinstance(phase, Compute):
             seconds = float(phase.seconds) * scale
             return Work(part=phase.part, seconds=seconds) if seconds > 0 else None
         if isinstance(phase, Exchange):
             return self._send("main", phase.part, phase.axis, phase.op, phase.bytes * scale)
+        if isinstance(phase, Staged):
+            if not phase.blocks:
+                return None
+            one = Round(int(phase.blocks), float(phase.seconds) * scale, float(phase.bytes) * scale)
+            return Rounds(part=phase.part, use=HOST_IN if "forward" in name else HOST_OUT, rounds=(one,))
         use = self._use("main", "ring", "send")
         rounds = ring_rounds(phase, scale)
         if use is None:

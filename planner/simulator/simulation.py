@@ -25,7 +25,7 @@ from cost_models.paths import link_rates
 from cost_models.placement import Placement
 from cost_models.profile import Profile
 from cost_models.profile import network as measured_network
-from cost_models.program import Compute, Ring, StepProgram
+from cost_models.program import Compute, Ring, Staged, StepProgram
 from cost_models.shape import Shape
 from cost_models.step import step_program
 from cost_models.strategy import Strategy, rank_groups
@@ -133,6 +133,8 @@ def compute_s(program: StepProgram) -> float:
                 total += float(phase.seconds * times)
             elif isinstance(phase, Ring):
                 total += float((phase.first_s + (phase.pieces - 1) * phase.piece_s) * times)
+            elif isinstance(phase, Staged):
+                total += float(phase.blocks * phase.seconds * times)
     return total
 
 

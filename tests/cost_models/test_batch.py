@@ -20,6 +20,7 @@ STRATEGIES = [
     Strategy(ring=4, ulysses=2, ring_kind="double"),
     Strategy(ring=16, ulysses=2, ring_kind="double", grad_ring_dtype="bf16"),
     Strategy(ring=4, ulysses=8, shard=32, mlp_chunk_tokens=512),
+    Strategy(ulysses=8, shard=8, attention_chunk_tokens=8192),
 ]
 
 

@@ -53,7 +53,7 @@ def test_a_search_without_an_end_is_refused():
 def test_every_row_with_a_length_or_an_end_is_listed():
     reports = {one.file: one for one in judge([FPDT, FIGURES, EASY, "op_usp_ulysses_ring"], FOLDER)}
     assert [one.row for one in reports[FPDT].limits] == [row.number for row in read(FPDT)]
-    assert [one.row for one in reports[FPDT].limits if one.ratio is None and "chunks" in one.reason] == ["10"]
+    assert all(one.met for one in reports[FPDT].limits)
     for name in (FIGURES, "op_usp_ulysses_ring"):
         ran_out = [row.number for row in read(name) if row.text("outcome") == "OOM"]
         assert [one.row for one in reports[name].endings if one.printed == "ran out"] == ran_out

@@ -66,3 +66,8 @@ def test_adapters_are_refused_with_the_reason():
 def test_sliced_mlps_are_refused_with_the_reason():
     plan = make_plan(replace(ONE, mlp_chunk_tokens=512), precision=FP32)
     assert unsupported(plan) == ["mlp_chunk_tokens=512 is priced but not executed; plan with none"]
+
+
+def test_attention_in_chunks_is_refused_with_the_reason():
+    plan = make_plan(replace(ONE, attention_chunk_tokens=512), precision=FP32)
+    assert unsupported(plan) == ["attention_chunk_tokens=512 is priced but not executed; plan with none"]
