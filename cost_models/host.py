@@ -36,8 +36,8 @@ class Host:
         return self.collective_s + messages * self.message_s
 
 
-PYTORCH_2024 = Host(operator_s=10e-6, attention_s=60e-6, collective_s=100e-6, message_s=25e-6)
+PYTORCH_2024 = Host(operator_s=10e-6, attention_s=60e-6, collective_s=100e-6, message_s=35e-6)
 """PyTorch 2 with NCCL 2.18 to 2.20. An eager operator takes 5 to 25 us of host time (public lessons on its dispatcher),
-a call of c10d 50 to 100 us; the share of a message is an estimate (an entry for each of 32 channels, below 1 us each).
-A row that shaped none of it: ring-flash-attn's zigzag over 8 H800, 8,192 tokens of 5 heads x 128 each, 283 forward
-passes a second (README of early 2024), 3.53 ms where the kernels take 2.8; counted here: 3.28 ms."""
+a call of c10d 50 to 100 us. A message, an entry for each of 32 channels, is what these leave of ring-flash-attn's first
+benchmark on 8 H800 (README of early 2024, 8,192 tokens of 5 heads x 128 each, forward): zigzag 283 and striped 259.6
+passes a second, 3.53 and 3.85 ms of which the kernels need 2.6 and 2.9, give 34 and 35 us for each of 28."""

@@ -40,15 +40,15 @@ SMALL = Call(
 
 
 def test_host_calls_by_hand():
-    """Microseconds: 10 an operator, 60 an attention, 100 a collective, 25 a message."""
+    """Microseconds: 10 an operator, 60 an attention, 100 a collective, 35 a message."""
     unpacked = [1e6 * stage.host_s for stage in operator_stages(SMALL, YUNCHANG.habits)]
-    exchange = 9 * 10 + 100 + 8 * 25  # 4 sends and 4 receives
-    hop = (100 + 4 * 25) + 60 + (6 + 14) * 10  # k and v sent and received, attention, buffers and waits, merge
+    exchange = 9 * 10 + 100 + 8 * 35  # 4 sends and 4 receives
+    hop = (100 + 4 * 35) + 60 + (6 + 14) * 10  # k and v sent and received, attention, buffers and waits, merge
     assert unpacked == pytest.approx([exchange, exchange, exchange, 60, hop, exchange])
     packed = [1e6 * stage.host_s for stage in operator_stages(replace(SMALL, packed=True), YUNCHANG.habits)]
-    assert packed == pytest.approx([11 * 10 + 100 + 8 * 25, 60, hop, exchange])
+    assert packed == pytest.approx([11 * 10 + 100 + 8 * 35, 60, hop, exchange])
     backward = replace(SMALL, forward=False, backward=True)
-    hop = 2 * (100 + 4 * 25) + 60 + (6 + 8) * 10  # dk and dv travel too
+    hop = 2 * (100 + 4 * 35) + 60 + (6 + 8) * 10  # dk and dv travel too
     assert [1e6 * stage.host_s for stage in operator_stages(backward, YUNCHANG.habits)] == pytest.approx(
         [exchange, hop, 60, exchange, exchange, exchange]
     )
@@ -214,8 +214,8 @@ def test_degrees_are_ordered_as_measured():
     ("device", "node", "kind", "backward", "per_s", "within"),
     [
         ("h800", "dgx-h100", "contiguous", False, 208.0, 0.10),
-        ("h800", "dgx-h100", "zigzag", False, 283.0, 0.10),
-        ("h800", "dgx-h100", "striped", False, 259.6, 0.10),
+        ("h800", "dgx-h100", "zigzag", False, 283.0, 0.02),
+        ("h800", "dgx-h100", "striped", False, 259.6, 0.02),
         ("a100-sxm-80gb", "dgx-a100", "contiguous", False, 124.4, 0.25),
         ("a100-sxm-80gb", "dgx-a100", "zigzag", False, 179.0, 0.10),
         ("a100-sxm-80gb", "dgx-a100", "striped", False, 163.9, 0.10),
@@ -227,9 +227,10 @@ def test_degrees_are_ordered_as_measured():
         ("h800", "dgx-h100", "striped", True, 76.9, 0.25),
     ],
 )
-def test_rows_that_shaped_nothing(device, node, kind, backward, per_s, within):
+def test_rows_of_another_source(device, node, kind, backward, per_s, within):
     """ring-flash-attn's first benchmark (README as in feifeibear/long-context-attention 0228a2b4; its script has 5
-    heads x 128, 8,192 tokens a GPU): not among the stored rows, looked at after the calls were counted."""
+    heads x 128, 8,192 tokens a GPU): not among the stored rows, looked at after the calls were counted. The host's time
+    for a message comes from two of them (H800, zigzag and striped, forward); the others shaped nothing."""
     call = Call(
         cluster=cluster_of(node, 8, device=device),
         workload=Workload(attention(5, 5, 128), context_tokens=8 * 8192),
