@@ -6,7 +6,8 @@
 Matters for short rows on many ranks, where a kernel ends before the next one is launched. Counted in the executor's
 own step (`tests/executor/test_launches.py` counts again): operators that launch a kernel, in a Llama layer of Hugging
 Face under FSDP2 with parameters in bf16; views are part of what an operator takes. Left out: the vision tower, the
-loss, the update, experts and latent attention (counted as a dense layer), and that the host may run layers ahead.
+loss, the update, experts and latent attention (counted as a dense layer), chunks of attention (as one call), and that
+the host may run layers ahead.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 from cost_models.either import pick
 from cost_models.host import Host
+from cost_models.mlp import slice_tokens
 from cost_models.shape import Shape
 
 GATHER_OPERATORS, REDUCE_OPERATORS = 3, 3
@@ -52,6 +54,11 @@ AGAIN = {
 """What a recompute policy runs again in the backward pass."""
 ADDED_GRADIENTS = 9
 """Weights of a layer whose gradients a further microbatch adds to those before."""
+SLICE_FORWARD, SLICE_BACKWARD = 5, 19
+"""Operators of an MLP for each slice of its tokens: gate, up, activation, product, down. Backward: the same again,
+twice as many gradients, three weights' gradients and the input's added up. From the code that `mlp.py` names."""
+MLP_AGAIN, MLP_BACKWARD = 4, 10
+"""Of a whole MLP, in the counts above."""
 RUNS_ATTENTION = ("full", "core_attention")
 RUNS_EXCHANGE = {"none": 0, "mlp": 0, "core_attention": 0, "all_but_attention": 2, "full": 2}
 
@@ -66,6 +73,8 @@ def layer_host_s(shape: Shape, host: Host | None, recompute: str | None = None) 
     operators = calls.operators(degrees.ulysses, degrees.ring) + again.operators(degrees.ulysses, degrees.ring)
     if grad:
         operators = operators + ADDED_GRADIENTS * (1 - 1 / degrees.microbatches)
+    if degrees.mlp_chunk_tokens is not None:
+        operators = operators + _sliced_operators(shape, recompute)
     attention = 1 + (recompute in RUNS_ATTENTION)
     exchanges = pick(degrees.ulysses > 1, 2 + RUNS_EXCHANGE[recompute or "none"], 0)
     sharded, gathered = degrees.shard > 1, pick(degrees.zero == 3, 1, 0 if grad else 1)
@@ -76,3 +85,13 @@ def layer_host_s(shape: Shape, host: Host | None, recompute: str | None = None) 
     if recompute in RUNS_ATTENTION:
         hop = hop + again.hop * host.operator_s + host.attention_s + host.send_s(messages=2)
     return seconds, hop
+
+
+def _sliced_operators(shape: Shape, recompute: str | None) -> Any:
+    """What an MLP in slices calls beyond a whole one; the slices themselves compute again what policies would."""
+    slices = shape.tokens / slice_tokens(shape)
+    forward = (slices - 1) * SLICE_FORWARD + 1
+    if recompute is None:
+        return forward
+    again = {"full": forward, "mlp": -MLP_AGAIN, "all_but_attention": -MLP_AGAIN}.get(recompute, 0)
+    return slices * SLICE_BACKWARD - MLP_BACKWARD + again

@@ -8,7 +8,9 @@ import pytest
 from cost_models import Cluster, InputError, LayerRange, Model, Strategy, Workload, memory, moments, price, price_batch
 from cost_models.flops import executed_flops
 from cost_models.habits import Habits
+from cost_models.host import PYTORCH_2024
 from cost_models.kernels import Kernels
+from cost_models.launches import layer_host_s
 from cost_models.mlp import mlp
 from cost_models.program import Compute
 from cost_models.shape import Shape
@@ -96,6 +98,15 @@ def test_batch_and_simulation_follow():
     found = simulate(CLUSTER, LONG, layouts[0])
     assert found.step_s == pytest.approx(alone[0].step_s, rel=0.02)
     assert found.seconds["recompute"] == pytest.approx(alone[0].seconds["recompute"], rel=1e-6)
+
+
+def test_the_host_calls_every_slice():
+    """512 slices of 256 tokens: 5 operators each forward, and the join; 19 backward, where a whole MLP has 10."""
+    many, whole = Shape(LONG, tiled(256)), Shape(LONG, LAYOUT)
+    for policy, more in ((None, 511 * 5 + 1), ("none", 512 * 19 - 10), ("mlp", 512 * 19 - 14),
+                         ("full", 512 * 19 - 10 + 511 * 5 + 1)):  # fmt: skip
+        added = layer_host_s(many, PYTORCH_2024, policy)[0] - layer_host_s(whole, PYTORCH_2024, policy)[0]
+        assert added == pytest.approx(more * PYTORCH_2024.operator_s), policy
 
 
 def test_tensor_parallelism_exchanges_as_before():
