@@ -125,4 +125,6 @@ def _paths(here: Setting, strategies: Sequence[Strategy]) -> Paths:
             **{one.name: np.array([getattr(path, one.name) for path in distinct])[where] for one in fields(Path)}
         )
     one = here.paths(strategies[0])
-    return Paths(axes=axes, inside=one.inside, host_bytes_per_s=one.host_bytes_per_s, network_source="")
+    return Paths(
+        axes=axes, inside=one.inside, host_bytes_per_s=one.host_bytes_per_s, network_source="", cards=one.cards
+    )

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from cost_models.buses import Buses
 from cost_models.cluster import Cluster, ScaleUp
 from cost_models.collectives import Collectives
+from cost_models.contention import CHANNELS_PER_CARD, NVLINK_CHANNELS, PCIE_CHANNELS
 from cost_models.curves.samples import Sample
 from cost_models.either import larger, pick, smaller
 from cost_models.placement import Placement
@@ -55,6 +56,11 @@ def link_rates(cluster: Cluster, samples: Sequence[Sample] = ()) -> list[tuple[f
         inside = link.intra_s("all_to_all", ranks, float(LARGE_BYTES))
         rates.append((LARGE_BYTES / float(inside), run.node.nics.reached_bytes_per_s))
     return rates
+
+
+def fewest_cards(cluster: Cluster) -> int:
+    """Of any node: NCCL's channels are as many on all."""
+    return min(run.node.nics.count for run in cluster.runs)
 
 
 AXIS_PATTERNS = {
@@ -100,6 +106,7 @@ class Paths:
     inside: Collectives
     host_bytes_per_s: float
     network_source: str
+    cards: int  # of a node: NCCL has two channels for each between nodes
 
     def exchange_s(self, axis: str, op: Op, size: Any) -> Any:
         """Seconds of one collective over every group of `axis` at once; `size` as in `program.Exchange`."""
@@ -141,6 +148,11 @@ class Paths:
         away = larger(path.ranks - path.local, 1)
         return pick(path.hops_out > 0, size * path.all_to_all_s_per_byte * path.ranks / away + path.latency_s, 0.0)
 
+    def channels(self, axis: str) -> Any:
+        """Of NCCL's kernel for a collective over this axis: so many multiprocessors run it."""
+        inside = NVLINK_CHANNELS if self.inside.many_channels else PCIE_CHANNELS
+        return pick(self.crosses(axis), CHANNELS_PER_CARD * self.cards, inside)
+
     def crosses(self, axis: str) -> Any:
         """Whether anything of this axis leaves its scale-up domain (and so shares the NICs)."""
         return self.axes[axis].hops_out > 0
@@ -177,7 +189,13 @@ def paths_of(
     several = axis_paths(cluster, strategy, slots, gpus, samples, tuple(priced_patterns(strategy)))
     axes = {name: _first(path) for name, path in several}
     host = min(run.node.host_link_bytes_per_s for run in cluster.runs)
-    return Paths(axes=axes, inside=inside, host_bytes_per_s=host, network_source=network_source(cluster, samples))
+    return Paths(
+        axes=axes,
+        inside=inside,
+        host_bytes_per_s=host,
+        network_source=network_source(cluster, samples),
+        cards=fewest_cards(cluster),
+    )
 
 
 def axis_paths(

@@ -146,8 +146,8 @@ def fold_segment(segment: Segment, paths: Paths) -> Folded:
             hidden = _add(hidden, {"ring": sent - exposed}, 1)
             busy = busy + pick(both(paths.crosses("ring"), paths.crosses("shard")), sent, 0.0)
     duration = sum(seconds.values())
-    sharding = _sharding_s(segment, paths)
-    exposed = smaller(larger(segment.overlap_cost * sharding, sharding + busy - duration), sharding)
+    sharding, taken = sharding_s(segment, paths)
+    exposed = smaller(larger(segment.overlap_cost * sharding + taken, sharding + busy - duration), sharding)
     offload = larger(0.0, segment.offload_bytes / paths.host_bytes_per_s + staged - duration)
     seconds = _add(seconds, {"sharding": exposed, "offload": offload}, 1)
     launching = segment.launching_s()
@@ -206,13 +206,18 @@ def _double_ring(ring: Ring, paths: Paths) -> tuple[Any, Any, Any]:
     return ring.first_s + (ring.pieces - 1) * ring.piece_s, exposed + last, sent
 
 
-def _sharding_s(segment: Segment, paths: Paths) -> Any:
-    """Seconds on the sharding stream for one repeat."""
+def sharding_s(segment: Segment, paths: Paths) -> tuple[Any, Any]:
+    """Seconds on the sharding stream for one repeat, and what they take from the phases if these hide them."""
     total: Any = 0.0
+    taken: Any = 0.0
     for axis, op, size in _sharded(segment):
         if somewhere(size > 0):
-            total = total + pick(size > 0, paths.exchange_s(axis, op, size), 0.0)
-    return total
+            spent = pick(size > 0, paths.exchange_s(axis, op, size), 0.0)
+            total = total + spent
+            if segment.contention is not None:
+                ranks = paths.axes[axis].ranks
+                taken = taken + segment.contention.taken_s(op, ranks, paths.channels(axis), size, spent)
+    return total, taken
 
 
 def _sharded(segment: Segment) -> Sequence[tuple[Axis, Op, Any]]:

@@ -18,7 +18,16 @@ from cost_models.curves.samples import Sample
 from cost_models.device import Device
 from cost_models.kernels import Kernels
 from cost_models.load import samples_for
-from cost_models.paths import Path, Paths, domain_link, group_paths, network_source, paths_of, priced_patterns
+from cost_models.paths import (
+    Path,
+    Paths,
+    domain_link,
+    fewest_cards,
+    group_paths,
+    network_source,
+    paths_of,
+    priced_patterns,
+)
 from cost_models.placement import Placement
 from cost_models.profile import Profile
 from cost_models.remembered import RememberedKernels
@@ -73,6 +82,7 @@ class Setting:
             inside=inside,
             host_bytes_per_s=self._host_bytes_per_s,
             network_source=network_source(self.cluster, self.samples),
+            cards=fewest_cards(self.cluster),
         )
 
     def in_order(self, axis: str, patterns: tuple[str, ...], stride: int, size: int, ranks: int) -> Path:

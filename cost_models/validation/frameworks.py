@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from cost_models.habits import OURS, OVERLAP_COST, Habits
+from cost_models.habits import OURS, Habits
 from cost_models.host import PYTORCH_2024
 from cost_models.workload import Precision
 
@@ -26,7 +26,7 @@ class Framework:
 
 MPT = Habits(
     norm="fused", rotary="none", joined_products=True, biases=True, attention="fa1", loss_bytes=34, optimizer_bytes=92,
-    accumulate_bytes=8, overlap_cost=OVERLAP_COST,
+    accumulate_bytes=8, contention=True,
 )  # fmt: skip
 """MPT under Composer and FSDP1: the kinds of mixed precision below differ in what travels and is cast."""
 
@@ -80,7 +80,7 @@ INTERNEVO = Framework(
         owned_tensors=9,
         optimizer_bytes=INTERNEVO_OPTIMIZER_BYTES,
         loss_bytes=6,
-        overlap_cost=OVERLAP_COST,
+        contention=True,
     ),
     precision=Precision(reduce="bf16", grad="bf16"),
     reason="InternLM of July 2023, whose repository has both code and figures (fa7337b37b00): apex RMSNorm of a copy "
@@ -157,7 +157,7 @@ MEGATRON_FP8 = Framework(
     name="Megatron-Bridge recipes, products in fp8",
     habits=Habits(
         norm="fused", activation="fused", joined_products=True, rotary="fused", accumulator="fp32", logit_bytes=2,
-        loss_bytes=10, overlap_cost=OVERLAP_COST,
+        loss_bytes=10, contention=True,
         product_dtype="fp8", tensor_chunks=True, quantise_bytes=4, dummy_gradient_bytes=2,
         optimizer_bytes=MEGATRON_OPTIMIZER_BYTES,
     ),
@@ -176,7 +176,7 @@ DEEPSPEED = Framework(
         activation="fused",
         attention="fa2",
         accumulate_bytes=6,
-        overlap_cost=OVERLAP_COST,
+        contention=True,
         logit_bytes=14,
         drops_gradients=True,
         loss_bytes=52,
@@ -192,7 +192,7 @@ DEEPSPEED = Framework(
 )
 EASYCONTEXT = Framework(
     name="EasyContext: Hugging Face layers under DeepSpeed ZeRO-3",
-    habits=Habits(attention="fa2", merge_bytes=38, late_hops=True, overlap_cost=OVERLAP_COST),
+    habits=Habits(attention="fa2", merge_bytes=38, late_hops=True, contention=True),
     precision=Precision(reduce="bf16", grad="bf16"),
     reason="eager Hugging Face layers, zigzag ring of ring-flash-attn, as below",
 )
@@ -286,9 +286,7 @@ MAGI_BASELINES = Framework(
 )  # fmt: skip
 TORCHTITAN = Framework(
     name="torchtitan: FSDP2 under torch.compile",
-    habits=Habits(
-        norm="fused", rotary="fused", activation="fused", attention="fa2", loss_bytes=8, overlap_cost=OVERLAP_COST
-    ),
+    habits=Habits(norm="fused", rotary="fused", activation="fused", attention="fa2", loss_bytes=8, contention=True),
     precision=Precision(reduce="fp32", grad="fp32"),
     reason="Inductor fuses norms, rotary and SwiGLU; attention is SDPA's, which is FlashAttention-2; gradients are "
     "reduced in fp32 (its default mixed_precision_reduce); the loss is compiled too: read for its sum, read and "

@@ -21,11 +21,13 @@ from cost_models.cluster import Cluster
 from cost_models.cluster_kernels import kernels_of
 from cost_models.kernels import Kernels
 from cost_models.load import samples_for
-from cost_models.paths import link_rates
+from cost_models.paths import Paths, link_rates
 from cost_models.placement import Placement
+from cost_models.pricing import sharding_s
 from cost_models.profile import Profile
 from cost_models.profile import network as measured_network
-from cost_models.program import Compute, Ring, Staged, StepProgram
+from cost_models.program import Compute, Ring, Segment, Staged, StepProgram
+from cost_models.setting import setting
 from cost_models.shape import Shape
 from cost_models.step import step_program
 from cost_models.strategy import Strategy, rank_groups
@@ -103,6 +105,7 @@ def simulate(
     placement = placement or Placement.in_order(cluster, strategy.ranks)
     placement.check(cluster, strategy.ranks)
     program, scale = _program(cluster, workload, strategy, placement, profile)
+    program = _slowed(program, setting(cluster, profile).paths(strategy, placement))
     links = reached(cluster, profile)
     return play(program, links, strategy, placement, compute_scale=scale, fold=fold, trace=trace)
 
@@ -122,6 +125,19 @@ def _program(
         for index, device in devices.items():
             factor[index] = compute_s(step_program(shape, Kernels.of(device, samples), ranges)) / compute_s(program)
     return program, factor[run_of_rank]
+
+
+def _slowed(program: StepProgram, paths: Paths) -> StepProgram:
+    """With what a second of the sharding stream takes from each segment, on the average of its collectives."""
+
+    def slowed(segment: Segment) -> Segment:
+        seconds, taken = sharding_s(segment, paths)
+        cost = float(taken / seconds) if seconds > 0 else 0.0
+        return replace(segment, overlap_cost=segment.overlap_cost + cost, contention=None)
+
+    return replace(
+        program, microbatch=tuple(map(slowed, program.microbatch)), epilogue=tuple(map(slowed, program.epilogue))
+    )
 
 
 def compute_s(program: StepProgram) -> float:
