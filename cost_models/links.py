@@ -40,9 +40,10 @@ class Link:
         return min(self.bytes_per_s, neighbours * self.pair_bytes_per_s)
 
 
-HOST_STAGED_SHARE = 0.55
+HOST_STAGED_SHARE = 0.51
 """Rate through host memory over the peer-to-peer rate of the same PCIe link: the sender writes to a buffer in the host
-and the receiver reads it. 8.2 GB/s of 15: Vidur's send/recv between A40s that no bridge joins, over SimuMax's A100."""
+and the receiver reads it. 8.2 GB/s of 16.1 (15 GiB/s): Vidur's send/recv between A40s that no bridge joins, over
+SimuMax's A100."""
 
 M = "(from memory)"
 LINKS: Mapping[str, Link] = MappingProxyType(

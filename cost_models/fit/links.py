@@ -1,7 +1,7 @@
 """Collective tables by link: seconds by (ranks, buffer bytes), measured where NCCL was timed, closed form for PCIe.
 
     NVLink  median over NCCL versions of the half-precision rows, made rising in bytes
-    PCIe    t = latency + wire bytes / (rate · efficiency), SimuMax's fitted values for 2, 4 and 8 A100 PCIe
+    PCIe    t = steps · latency + wire bytes / (rate · efficiency), SimuMax's fitted values for 2, 4 and 8 A100 PCIe
     send_recv over NVLink is the all-to-all of 2 ranks, each sending half of its buffer to the other
 Left out: Vidur's send/recv rows (up to 670 GB/s over a 300 GB/s link: they time the launch, not the arrival).
 """
@@ -23,6 +23,7 @@ RANKS = np.array([2.0, 4.0, 8.0])
 BUFFER_BYTES: Floats = np.array([2.0**i for i in range(9, 30)])
 MEASURED = {"nvlink3": "NVIDIA A100-SXM4-80GB", "nvlink4": "NVIDIA H100 80GB HBM3", "nvlink5": "NVIDIA B200"}
 NCCL_NAMES = {"all_to_all": "alltoall"}
+GIB = 2**30
 SIMUMAX_NAMES = {"all_to_all": "all2all", "send_recv": "p2p"}
 
 
@@ -45,7 +46,11 @@ def send_recv(all_to_all: Floats) -> Floats:
 
 
 def pcie_table(folder: Path, op: str) -> Floats:
-    """The closed form of SimuMax's A100 PCIe file on the same knots."""
+    """The closed form of SimuMax's A100 PCIe file on the same knots.
+
+    Its rates are in GiB/s and its latency is that of one of a ring's steps: ranks - 1, twice as many for an all-reduce
+    (SimuMax, simu_tools/efficency_test/nccl_fit.py).
+    """
     path = folder / "kernels_simumax_network_fit.json"
     if not path.is_file():
         raise InputError(f"{path}: no such file; --measurements must name the folder that holds it")
@@ -56,9 +61,10 @@ def pcie_table(folder: Path, op: str) -> Floats:
         network = networks[f"intra_node_pcie_{int(ranks)}x"]
         defaults, fitted = network["bandwidth"], network["op"].get(SIMUMAX_NAMES.get(op, op), {})
         share = fitted.get("efficient_factor", defaults["efficient_factor"])
-        latency_s = fitted.get("latency_us", defaults["latency_us"]) * 1e-6
+        steps = 1 if op == "send_recv" else (int(ranks) - 1) * fitted["scale"]
+        latency_s = fitted.get("latency_us", defaults["latency_us"]) * 1e-6 * steps
         wire = wire_bytes(op, int(ranks), BUFFER_BYTES)
-        rows.append(np.log(latency_s + wire / (defaults["gbps"] * 1e9 * share)))
+        rows.append(np.log(latency_s + wire / (defaults["gbps"] * GIB * share)))
     return np.array(rows)
 
 

@@ -56,3 +56,13 @@ def test_galvatrons_unnamed_node_runs_as_the_a100_tables_say() -> None:
                 seconds = float(Collectives.of("nvlink3").intra_s(op, ranks, wire))
                 errors.append(seconds / (float(row["time_ms"]) * 1e-3) - 1)
     assert len(errors) == 42 and np.median(np.abs(errors)) < 0.08
+
+
+def test_pcie_s_latency_is_that_of_a_ring_s_steps_and_its_rates_are_in_gib() -> None:
+    # kernels_simumax_network_fit.json, 8 A100 PCIe: all-gather 4.83 us a step, 0.4497 x 30 GiB/s; all-to-all 30.04
+    link, wire = Collectives.of("pcie4"), wire_bytes("all_gather", 8, 2.0**29)
+    assert link.intra_s("all_gather", 8, 1.0) == pytest.approx(7 * 4.83e-6, rel=0.01)
+    assert link.intra_s("all_to_all", 8, 1.0) == pytest.approx(7 * 30.04e-6, rel=0.01)
+    assert link.intra_s("all_reduce", 8, 1.0) == pytest.approx(2 * 7 * 8.98e-6, rel=0.01)
+    rate = wire / (link.intra_s("all_gather", 8, wire) - 7 * 4.83e-6)
+    assert rate == pytest.approx(0.4497 * 30 * 2**30, rel=0.01)
