@@ -126,5 +126,10 @@ def _paths(here: Setting, strategies: Sequence[Strategy]) -> Paths:
         )
     one = here.paths(strategies[0])
     return Paths(
-        axes=axes, inside=one.inside, host_bytes_per_s=one.host_bytes_per_s, network_source="", cards=one.cards
+        axes=axes,
+        inside=one.inside,
+        host_bytes_per_s=one.host_bytes_per_s,
+        network_source="",
+        cards=one.cards,
+        host_memory_bytes_per_s=one.host_memory_bytes_per_s,
     )

@@ -162,6 +162,10 @@ def _states(shape: Shape) -> dict[str, Any]:
     if shape.workload.lora_rank:  # frozen weights have no master: they stay in the parameter dtype
         frozen, whole = total - trained, pick(copied, trained * param, 0)
         stored = trained * master / own + whole + frozen * param / pick(zero == 3, shard, 1)
+    if shape.degrees.offload_states != "none":  # beside each other on the host: masters, states and gradients
+        held = (total / pick(zero == 3, own, 1) + experts / pick(zero == 3, expert_own, 1)) * param
+        resident = 0.0 * held if shape.degrees.offload_states == "all" else held
+        return {"parameters": resident, "gradients": 0.0 * held, "optimizer": 0.0 * held}
     return {
         "parameters": stored,
         "gradients": _gradients(shape) - dropped_gradients(shape),

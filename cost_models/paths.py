@@ -58,6 +58,15 @@ def link_rates(cluster: Cluster, samples: Sequence[Sample] = ()) -> list[tuple[f
     return rates
 
 
+HOST_MEMORY_BYTES_PER_S = 150e9
+"""That a CPU's update of weights reaches on a node of two sockets. Estimate: half of 16 channels of DDR4-2400."""
+
+
+def host_memory_bytes_per_s(cluster: Cluster) -> float:
+    """A GPU's share where most GPUs share a node."""
+    return HOST_MEMORY_BYTES_PER_S / max(run.node.gpus for run in cluster.runs)
+
+
 def fewest_cards(cluster: Cluster) -> int:
     """Of any node: NCCL's channels are as many on all."""
     return min(run.node.nics.count for run in cluster.runs)
@@ -106,6 +115,7 @@ class Paths:
     inside: Collectives
     host_bytes_per_s: float
     network_source: str
+    host_memory_bytes_per_s: float  # a GPU's share of its node's: what the CPU's update reaches
     cards: int  # of a node: NCCL has two channels for each between nodes
 
     def exchange_s(self, axis: str, op: Op, size: Any) -> Any:
@@ -194,6 +204,7 @@ def paths_of(
         inside=inside,
         host_bytes_per_s=host,
         network_source=network_source(cluster, samples),
+        host_memory_bytes_per_s=host_memory_bytes_per_s(cluster),
         cards=fewest_cards(cluster),
     )
 

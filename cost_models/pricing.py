@@ -145,6 +145,8 @@ def fold_segment(segment: Segment, paths: Paths) -> Folded:
             seconds = _add(seconds, {part: computed, "ring": exposed}, 1)
             hidden = _add(hidden, {"ring": sent - exposed}, 1)
             busy = busy + pick(both(paths.crosses("ring"), paths.crosses("shard")), sent, 0.0)
+    if somewhere(segment.host_update_bytes > 0):
+        seconds = _add(seconds, {"optimizer": segment.host_update_bytes / paths.host_memory_bytes_per_s}, 1)
     duration = sum(seconds.values())
     sharding, taken = sharding_s(segment, paths)
     exposed = smaller(larger(segment.overlap_cost * sharding + taken, sharding + busy - duration), sharding)

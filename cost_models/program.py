@@ -89,6 +89,7 @@ class Segment:
     scatter_bytes: Any = 0.0  # full gradients reduce-scattered over `shard` after each
     replicate_bytes: Any = 0.0  # gradient shard all-reduced over `replicate` after each
     offload_bytes: Any = 0.0  # to or from host memory beside each
+    host_update_bytes: Any = 0.0  # of host memory that the CPU reads and writes to update this rank's weights
     host_s: Any = 0.0  # what the host needs to launch one repeat, without the hops of its rings
     host_hop_s: Any = 0.0  # … and for each hop
     overlap_cost: float = 0.0  # seconds by which each second of sharding that hides behind the phases lengthens them

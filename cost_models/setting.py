@@ -24,6 +24,7 @@ from cost_models.paths import (
     domain_link,
     fewest_cards,
     group_paths,
+    host_memory_bytes_per_s,
     network_source,
     paths_of,
     priced_patterns,
@@ -82,6 +83,7 @@ class Setting:
             inside=inside,
             host_bytes_per_s=self._host_bytes_per_s,
             network_source=network_source(self.cluster, self.samples),
+            host_memory_bytes_per_s=host_memory_bytes_per_s(self.cluster),
             cards=fewest_cards(self.cluster),
         )
 

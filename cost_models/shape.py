@@ -45,6 +45,7 @@ class Degrees:
     expert: Any = 1
     mlp_chunk_tokens: int | None = None
     attention_chunk_tokens: int | None = None
+    offload_states: str = "none"
 
     @property
     def expert_shard(self) -> Any:

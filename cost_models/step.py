@@ -82,7 +82,7 @@ def forward_segment(shape: Shape, kernels: Kernels, *, repeat: Any, offload: str
         phases=phases,
         repeat=repeat,
         gather_bytes=shape.layer_params * shape.width,
-        offload_bytes=_offloaded(shape, offload),
+        offload_bytes=_offloaded(shape, offload) + fetched_bytes(shape),
         expert_gather_bytes=shape.expert_params * shape.width,
         kind=shape.layer_kind,
         contention=kernels.contention() if shape.habits.contention else None,
@@ -107,7 +107,7 @@ def backward_segment(shape: Shape, kernels: Kernels, recompute: str, *, repeat: 
         gather_bytes=again * shape.layer_params,
         scatter_bytes=gradient,
         replicate_bytes=shape.replicate_bytes(gradient),
-        offload_bytes=_offloaded(shape, offload),
+        offload_bytes=_offloaded(shape, offload) + fetched_bytes(shape) + returned_bytes(shape, gradient, of_experts),
         expert_gather_bytes=again * shape.expert_params,
         expert_scatter_bytes=of_experts,
         expert_replicate_bytes=of_experts / shape.degrees.expert_shard / shape.degrees.microbatches,
@@ -126,6 +126,20 @@ def _host(shape: Shape, kernels: Kernels) -> Host | None:
 def _offloaded(shape: Shape, offload: str) -> Any:
     """A layer's input (the residual stream) to host memory and back."""
     return shape.tokens * shape.workload.model.hidden * shape.width if offload == "activations" else 0.0
+
+
+def fetched_bytes(shape: Shape) -> Any:
+    """A rank's own part of a layer's weights, copied from host memory before each gather."""
+    if shape.degrees.offload_states != "all":
+        return 0.0
+    return (shape.layer_params / shape.degrees.shard + shape.expert_params / shape.degrees.expert_shard) * shape.width
+
+
+def returned_bytes(shape: Shape, gradient: Any, of_experts: Any = 0.0) -> Any:
+    """A rank's own part of reduced gradients, copied to host memory."""
+    if shape.degrees.offload_states == "none":
+        return 0.0
+    return gradient / shape.degrees.shard + of_experts / shape.degrees.expert_shard
 
 
 def _to_next_stage(shape: Shape) -> Exchange:
@@ -173,7 +187,7 @@ def root_gradients(shape: Shape) -> Segment:
     gradient = shape.trained_root_params * DTYPE_BYTES[shape.workload.precision.reduce]
     return Segment(
         name="root gradients", phases=(), scatter_bytes=gradient, replicate_bytes=shape.replicate_bytes(gradient),
-        elsewhere=0.0,
+        offload_bytes=returned_bytes(shape, gradient), elsewhere=0.0,
     )  # fmt: skip
 
 
@@ -207,12 +221,26 @@ def update(shape: Shape, kernels: Kernels) -> Segment:
     params = whole / pick(zero == 0, 1, shape.degrees.shard) + experts / pick(zero == 0, 1, shape.degrees.expert_shard)
     if habits.owned_tensors:  # one owner has the largest tensor to itself
         params = larger(params, shape.workload.model.embedding_params / shape.degrees.tensor)
-    moved = params * (habits.optimizer_bytes or OPTIMIZER_BYTES[shape.workload.optimizer] + NORM_BYTES)
+    each = habits.optimizer_bytes or OPTIMIZER_BYTES[shape.workload.optimizer] + NORM_BYTES
+    if shape.degrees.offload_states != "none":
+        return _host_update(shape, kernels, params)
+    moved = params * each
     if habits.accumulator is not None:
         moved = moved + (whole + experts) * DTYPE_BYTES[habits.accumulator]
     exchange = Exchange(part="gradients", axis="shard", op="all_reduce", bytes=4.0)
     step = Compute(part="optimizer", seconds=kernels.memory_bound_s(moved, 6))
     return Segment(name="optimizer", phases=(step, _framework(kernels, "framework_step"), exchange))
+
+
+def _host_update(shape: Shape, kernels: Kernels, params: Any) -> Segment:
+    """The CPU's update (ZeRO-Offload, arXiv 2101.06840); new weights go up beside it unless they stay on the host."""
+    norm = Exchange(part="gradients", axis="shard", op="all_reduce", bytes=4.0)
+    return Segment(
+        name="optimizer",
+        phases=(_framework(kernels, "framework_step"), norm),
+        host_update_bytes=params * OPTIMIZER_BYTES[shape.workload.optimizer],
+        offload_bytes=params * shape.width if shape.degrees.offload_states == "optimizer" else 0.0,
+    )
 
 
 def _framework(kernels: Kernels, unit: str, share: float = 1.0) -> Compute:

@@ -28,6 +28,7 @@ from cost_models.model import Model
 
 Recompute = Literal["none", "mlp", "all_but_attention", "full", "core_attention"]
 Offload = Literal["none", "activations"]
+OffloadStates = Literal["none", "optimizer", "all"]
 RingKind = Literal["zigzag", "contiguous", "striped", "all_gather", "double"]
 Schedule = Literal["1f1b", "interleaved", "gpipe"]
 RECOMPUTES: tuple[Recompute, ...] = get_args(Recompute)
@@ -75,18 +76,22 @@ class Strategy:
     """Tokens of a rank that go through an MLP at one time, computed again in backward; none: all, once."""
     attention_chunk_tokens: int | None = field(default=None, metadata=strict.OPTIONAL)
     """Tokens of a row whose queries, keys and values are on the GPUs at one time, others on the host; none: all."""
+    offload_states: OffloadStates = field(default="none", metadata=strict.OPTIONAL)
+    """Master weights and optimizer in host memory, updated by the CPU; all: the sharded weights, too (ZeRO-3)."""
 
     def __post_init__(self) -> None:
         for name in (*AXES, "virtual", "shard", "microbatches", "expert"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 1")
-        for name, legal in (("ring_kind", RingKind), ("schedule", Schedule)):
+        for name, legal in (("ring_kind", RingKind), ("schedule", Schedule), ("offload_states", OffloadStates)):
             if getattr(self, name) not in get_args(legal):
                 raise InputError(f"{name}={getattr(self, name)!r} is unknown; legal: {', '.join(get_args(legal))}")
         if self.virtual > 1 and self.schedule != "interleaved":
             raise InputError(f"virtual={self.virtual} needs schedule=interleaved, not {self.schedule}; legal here: 1")
         if self.zero not in (0, 1, 2, 3):
             raise InputError(f"zero={self.zero} is unknown; legal: 0, 1, 2, 3")
+        if self.offload_states == "all" and self.zero != 3:
+            raise InputError(f"offload_states=all with zero={self.zero}; legal here: none, optimizer (or zero=3)")
         if (self.data * self.context) % self.shard:
             raise InputError(f"shard={self.shard} does not divide data x context = {self.data * self.context}")
         if (self.data * self.context * self.tensor) % self.expert:
@@ -169,6 +174,7 @@ class Strategy:
         tail = f", zero-{self.zero} over {self.shard}" if self.shard > 1 else ", unsharded"
         tail += f", MLP by {self.mlp_chunk_tokens} tokens" if self.mlp_chunk_tokens is not None else ""
         tail += f", attention by {self.attention_chunk_tokens}" if self.attention_chunk_tokens is not None else ""
+        tail += {"none": "", "optimizer": ", optimizer on the host", "all": ", states on the host"}[self.offload_states]
         return " × ".join(parts) + tail
 
 

@@ -42,6 +42,8 @@ def unsupported(plan: Plan) -> list[str]:
     for name in ("mlp_chunk_tokens", "attention_chunk_tokens"):
         if getattr(strategy, name) is not None:
             found.append(f"{name}={getattr(strategy, name)} is priced but not executed; plan with none")
+    if strategy.offload_states != "none":
+        found.append(f"offload_states={strategy.offload_states} is priced but not executed; plan with none")
     if strategy.zero == 0 and strategy.shard > 1:
         found.append(f"zero=0 shards nothing, but shard={strategy.shard}; plan with zero 1, 2 or 3")
     for part in strategy.layers:

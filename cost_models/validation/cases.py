@@ -15,7 +15,7 @@ from typing import Any
 from cost_models.cluster import Cluster, Node
 from cost_models.device import Device
 from cost_models.model import LayerKind, Model
-from cost_models.strategy import LayerRange, Recompute, Strategy
+from cost_models.strategy import LayerRange, OffloadStates, Recompute, Strategy
 from cost_models.validation import frameworks as fw
 from cost_models.validation.frameworks import Framework
 from cost_models.validation.rows import Row
@@ -293,13 +293,32 @@ def _easycontext(row: Row) -> Case | Refused:
     return replace(case, measured_s=seconds, sweep="tokens per second")
 
 
+def offload_states_of(row: Row) -> OffloadStates:
+    """From the words of the offload column: optimizer, or optimizer and parameters, in host memory.
+
+    >>> cells = {"offload": "optimizer+param CPU"}
+    >>> offload_states_of(Row(file="", number="", score="yes", cells=cells))
+    'all'
+    """
+    words = row.cells.get("offload", "").lower()
+    if "param" in words:
+        return "all"
+    return "optimizer" if "optimizer" in words else "none"
+
+
 def easycontext_case(row: Row) -> Case:
     """Without its time."""
     model = model_of(row, gated=True, tied=False)
     gpus, ring = row.count("n_gpus"), row.count("cp_ring")
     data = gpus // ring
     strategy = Strategy(
-        data=data, ring=ring, shard=gpus, zero=3, layers=layers_of(model, "full", True), loss_chunk_tokens=None
+        data=data,
+        ring=ring,
+        shard=gpus,
+        zero=3,
+        layers=layers_of(model, "full", True),
+        loss_chunk_tokens=None,
+        offload_states=offload_states_of(row),
     )
     tokens = -(-row.count("seq_len") // (2 * gpus)) * 2 * gpus
     work = Workload(model, context_tokens=tokens, global_batch=data, precision=fw.EASYCONTEXT.precision)

@@ -177,11 +177,8 @@ def _case(row: Row) -> Case | Refused:
 
 
 def _share(case: Case) -> float:
-    """Predicted memory of the fullest GPU over what it has; what the row leaves on the host is not on it."""
-    offload = case.row.cells.get("offload", "").lower()
-    away = {name for name, word in (("optimizer", "optimizer"), ("parameters", "param")) if word in offload}
-    held = sum(size for name, size in memory_of(case).items() if name not in away)
-    return held / min(run.node.device.memory_bytes for run in case.cluster.runs)
+    """Predicted memory of the fullest GPU over what it has."""
+    return sum(memory_of(case).values()) / min(run.node.device.memory_bytes for run in case.cluster.runs)
 
 
 def _of_length(case: Case, tokens: int) -> Case:

@@ -26,7 +26,7 @@ from cost_models.contention import CHANNELS_PER_CARD, NVLINK_CHANNELS, PCIE_CHAN
 from cost_models.curves.samples import Sample
 from cost_models.device import Device
 from cost_models.kernels import Kernels
-from cost_models.paths import Path, Paths, crossing_s, domain_link, fewest_cards
+from cost_models.paths import Path, Paths, crossing_s, domain_link, fewest_cards, host_memory_bytes_per_s
 from cost_models.profile import network
 from cost_models.program import Op
 
@@ -115,6 +115,7 @@ class Reach:
             inside=domain_link(fastest, self.samples),
             host_bytes_per_s=host,
             network_source="bound",
+            host_memory_bytes_per_s=host_memory_bytes_per_s(self.cluster),
             cards=fewest_cards(self.cluster),
         )
 

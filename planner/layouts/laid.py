@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cost_models.cluster_kernels import kernels_of
 from cost_models.kernels import Kernels
-from cost_models.paths import AXIS_PATTERNS, Path, Paths, axis_paths, domain_link, fewest_cards
+from cost_models.paths import AXIS_PATTERNS, Path, Paths, axis_paths, domain_link, fewest_cards, host_memory_bytes_per_s
 from cost_models.placement import Placement
 from cost_models.strategy import LayerRange, Recompute, Strategy
 from planner.layouts.candidates import Columns, columns
@@ -186,7 +186,10 @@ class Layer:
         host = min(run.node.host_link_bytes_per_s for run in self.cluster.runs)
         inside = domain_link(scale_up, self.floors.samples)
         cards = fewest_cards(self.cluster)
-        return Paths(axes=axes, inside=inside, host_bytes_per_s=host, network_source="", cards=cards)
+        return Paths(
+            axes=axes, inside=inside, host_bytes_per_s=host, network_source="", cards=cards,
+            host_memory_bytes_per_s=host_memory_bytes_per_s(self.cluster),
+        )  # fmt: skip
 
 
 def _joined(parts: list[tuple[_Ints, Columns]], count: int, policies: tuple[Recompute, ...], layers: int) -> Columns:

@@ -58,6 +58,11 @@ class Space:
                 f"attention_chunk_tokens={self.pins['attention_chunk_tokens']} is priced (`plan price --strategy`), "
                 "not planned; legal: none"
             )
+        if self.pins.get("offload_states", "none") != "none":
+            raise InputError(
+                f"offload_states={self.pins['offload_states']} is priced (`plan price --strategy`), not planned; "
+                "legal: none"
+            )
         if self.pins.get("recompute", "none") not in RECOMPUTES:
             raise InputError(f"recompute={self.pins['recompute']!r} is unknown; legal: {', '.join(RECOMPUTES)}")
         if self.workload.mode != "train" and self.pins.get("recompute", "none") != "none":

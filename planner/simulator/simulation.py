@@ -128,12 +128,14 @@ def _program(
 
 
 def _slowed(program: StepProgram, paths: Paths) -> StepProgram:
-    """With what a second of the sharding stream takes from each segment, on the average of its collectives."""
+    """With what a second of the sharding stream takes from each segment, and the CPU's update, in seconds."""
 
     def slowed(segment: Segment) -> Segment:
         seconds, taken = sharding_s(segment, paths)
         cost = float(taken / seconds) if seconds > 0 else 0.0
-        return replace(segment, overlap_cost=segment.overlap_cost + cost, contention=None)
+        host = Compute(part="optimizer", seconds=segment.host_update_bytes / paths.host_memory_bytes_per_s)
+        phases = (host, *segment.phases) if segment.host_update_bytes else segment.phases
+        return replace(segment, phases=phases, overlap_cost=segment.overlap_cost + cost, contention=None)
 
     return replace(
         program, microbatch=tuple(map(slowed, program.microbatch)), epilogue=tuple(map(slowed, program.epilogue))
