@@ -52,6 +52,7 @@ class Collectives:
         self._tables = {op: _tables()[f"{link.measured_as}_{op}"] for op in OPS}
         self._base_bytes_per_s = LINKS[link.measured_as].bytes_per_s
         self._corrections: Mapping[tuple[str, int], Correction] = {}
+        self._latencies: dict[tuple[str, int], float] = {}
 
     @classmethod
     def of(cls, link: str | Device, samples: Sequence[Sample] = (), bytes_per_s: float | None = None) -> Collectives:
@@ -94,15 +95,20 @@ class Collectives:
         else:
             seconds, (_, read_at) = grid.read(table_ranks, buffer_bytes)
             seconds *= max(buffer_bytes / read_at, 1.0)
-        latency_s = grid.read(table_ranks, 1.0)[0]
+        latency_s = self._latency_s(op, table_ranks)
         seconds = latency_s + (seconds - latency_s) * (self._base_bytes_per_s / self.link.reach(op, ranks))
         if ranks > MOST_MEASURED and op != "send_recv":
-            step_s = max(latency_s - grid.read(MOST_MEASURED / 2, 1.0)[0], 0.0)
+            step_s = max(latency_s - self._latency_s(op, MOST_MEASURED // 2), 0.0)
             seconds = seconds + step_s * (ranks - MOST_MEASURED) / (MOST_MEASURED / 2)
         correction = self._nearest(op, ranks)
         if correction is None:
             return seconds
         return seconds * correction.factor(np.maximum(bytes_per_rank, 1.0) if many else max(bytes_per_rank, 1.0))
+
+    def _latency_s(self, op: str, ranks: int) -> float:
+        if (op, ranks) not in self._latencies:
+            self._latencies[op, ranks] = self._tables[op].read(ranks, 1.0)[0]
+        return self._latencies[op, ranks]
 
     @property
     def tree_bytes_per_s(self) -> float:

@@ -128,34 +128,39 @@ def fold_segment(segment: Segment, paths: Paths) -> Folded:
     staged: Any = 0.0  # seconds of the host's link that blocks of attention hide
     for phase in segment.phases:
         if isinstance(phase, Compute):
-            seconds = _add(seconds, {_COMPUTE.get(phase.part, "compute"): phase.seconds}, 1)
+            _book(seconds, _COMPUTE.get(phase.part, "compute"), phase.seconds)
         elif isinstance(phase, Exchange):
             spent = paths.exchange_s(phase.axis, phase.op, phase.bytes)
-            seconds = _add(seconds, {_EXCHANGE.get(phase.part, "sharding"): spent}, 1)
+            _book(seconds, _EXCHANGE.get(phase.part, "sharding"), spent)
         elif isinstance(phase, Staged):
             copied = phase.bytes / paths.host_bytes_per_s
             shown = phase.blocks * larger(0.0, copied - phase.seconds)
-            part = "recompute" if phase.part == "recompute" else "compute"
-            seconds = _add(seconds, {part: phase.blocks * phase.seconds, "offload": shown}, 1)
-            hidden = _add(hidden, {"offload": phase.blocks * copied - shown}, 1)
+            _book(seconds, "recompute" if phase.part == "recompute" else "compute", phase.blocks * phase.seconds)
+            _book(seconds, "offload", shown)
+            _book(hidden, "offload", phase.blocks * copied - shown)
             staged = staged + phase.blocks * copied - shown
         else:
             computed, exposed, sent = _ring(phase, paths)
-            part = "recompute" if phase.part == "recompute" else "compute"
-            seconds = _add(seconds, {part: computed, "ring": exposed}, 1)
-            hidden = _add(hidden, {"ring": sent - exposed}, 1)
+            _book(seconds, "recompute" if phase.part == "recompute" else "compute", computed)
+            _book(seconds, "ring", exposed)
+            _book(hidden, "ring", sent - exposed)
             busy = busy + pick(both(paths.crosses("ring"), paths.crosses("shard")), sent, 0.0)
     if somewhere(segment.host_update_bytes > 0):
-        seconds = _add(seconds, {"optimizer": segment.host_update_bytes / paths.host_memory_bytes_per_s}, 1)
+        _book(seconds, "optimizer", segment.host_update_bytes / paths.host_memory_bytes_per_s)
     duration = sum(seconds.values())
     sharding, taken = sharding_s(segment, paths)
     exposed = smaller(larger(segment.overlap_cost * sharding + taken, sharding + busy - duration), sharding)
-    offload = larger(0.0, segment.offload_bytes / paths.host_bytes_per_s + staged - duration)
-    seconds = _add(seconds, {"sharding": exposed, "offload": offload}, 1)
+    _book(seconds, "sharding", exposed)
+    _book(seconds, "offload", larger(0.0, segment.offload_bytes / paths.host_bytes_per_s + staged - duration))
+    _book(hidden, "sharding", sharding - exposed)
     launching = segment.launching_s()
     if somewhere(launching > 0):
-        seconds = _add(seconds, {"host": larger(0.0, launching - sum(seconds.values()))}, 1)
-    return Folded(seconds=seconds, hidden_s=_add(hidden, {"sharding": sharding - exposed}, 1))
+        _book(seconds, "host", larger(0.0, launching - sum(seconds.values())))
+    return Folded(seconds=seconds, hidden_s=hidden)
+
+
+def _book(total: dict[str, Any], name: str, value: Any) -> None:
+    total[name] = total[name] + value if name in total else value
 
 
 def _ring(ring: Ring, paths: Paths) -> tuple[Any, Any, Any]:
