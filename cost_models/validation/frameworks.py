@@ -165,6 +165,13 @@ MEGATRON_FP8 = Framework(
     reason="as Transformer Engine above, with what the recipes overlap: gradient reduction, weight gathers, and tensor "
     "exchanges in chunks beside their products (userbuffers); 8-bit inputs as above",
 )  # fmt: skip
+MEGATRON_RECIPES = Framework(
+    name="NeMo and Megatron-Bridge recipes (2024 on)",
+    habits=replace(MEGATRON_FP8.habits, product_dtype=None, quantise_bytes=0),
+    precision=MEGATRON_FP8.precision,
+    reason="as above, in bf16: ub_tp_comm_overlap, overlap_grad_sync, overlap_param_sync, gradient_accumulation_fusion "
+    "and a fused cross entropy are on in NeMo-Framework-Launcher's conf/training, grad_sync_dtype is bf16",
+)
 DEEPSPEED_BUCKET_VALUES = 500_000_000
 """DeepSpeed's default `reduce_bucket_size`; with contiguous gradients (the default) a flat buffer of so many values
 (stage3.py: `__ipg_bucket_flat_buffer`, as long as the optimizer lives; stage_1_and_2.py: `ipg_buffer`, in backward).
@@ -195,6 +202,12 @@ EASYCONTEXT = Framework(
     habits=Habits(attention="fa2", merge_bytes=38, late_hops=True, contention=True),
     precision=Precision(reduce="bf16", grad="bf16"),
     reason="eager Hugging Face layers, zigzag ring of ring-flash-attn, as below",
+)
+DEEPSPEED_HUGGING_FACE = Framework(
+    name="DeepSpeed ZeRO under Hugging Face layers",
+    habits=Habits(attention="fa2", bucket_values=DEEPSPEED_BUCKET_VALUES, contention=True, host=PYTORCH_2024),
+    precision=EASYCONTEXT.precision,
+    reason="eager Hugging Face layers with FlashAttention-2; gradients in bf16; its bucket as above",
 )
 DEEPSPEED_GPT = Framework(
     name="DeepSpeed ZeRO-3 on Megatron's GPT (2021)",
@@ -292,6 +305,50 @@ TORCHTITAN = Framework(
     "reduced in fp32 (its default mixed_precision_reduce); the loss is compiled too: read for its sum, read and "
     "written for its gradient",
 )
+TORCHTITAN_EAGER = Framework(
+    name="torchtitan: FSDP2 without torch.compile",
+    habits=Habits(norm="fused", attention="fa2", contention=True, host=PYTORCH_2024),
+    precision=TORCHTITAN.precision,
+    reason="nn.RMSNorm is one kernel, rotary and SwiGLU are eager operators; the loss is autograd's cross entropy; the "
+    "rest as above",
+)
+FMS_FSDP = Framework(
+    name="fms-fsdp: FSDP1 under torch.compile",
+    habits=Habits(
+        norm="fused", rotary="fused", activation="fused", joined_products=True, attention="fa2",
+        contention=True,
+    ),
+    precision=Precision(reduce="bf16", grad="fp32"),
+    reason="Inductor fuses norms, rotary and SwiGLU of IBM's Llama, whose Q, K, V are one product; SDPA's "
+    "FlashAttention-2; bfSixteen (policies/mixed_precision.py): parameters and reductions in bf16; the loss is outside "
+    "of what is compiled",
+)  # fmt: skip
+MODALITIES = Framework(
+    name="Modalities: FSDP1, eager",
+    habits=Habits(norm="fused", biases=True, attention="fa2", contention=True, host=PYTORCH_2024),
+    precision=Precision(reduce="bf16", grad="fp32"),
+    reason="nn.LayerNorm is one kernel, linear maps have biases, all else eager; mixed precision BF_16 (parameters, "
+    "reductions and buffers); FlashAttention-2 through PyTorch (config_files/training)",
+)
+LIT_GPT = Framework(
+    name="lit-gpt's fused kernels under FSDP1 (TinyLlama)",
+    habits=Habits(
+        norm="fused", rotary="fused", activation="fused", joined_products=True, attention="fa2", loss_bytes=6,
+        contention=True,
+    ),
+    precision=Precision(reduce="bf16", grad="fp32"),
+    reason="flash-attn's rotary, layer norm and cross entropy in place, xformers' SwiGLU, FlashAttention-2 "
+    "(TinyLlama's README and pretrain/tinyllama.py)",
+)  # fmt: skip
+PADDLENLP = Framework(
+    name="PaddleNLP (2024)",
+    habits=Habits(attention="fa2", sequence_parallel=False, contention=True),
+    precision=Precision(reduce="bf16", grad="fp32"),
+    reason="llm/run_pretrain.py with its defaults: eager layers, flash attention, sequence_parallel off "
+    "(all-reduce), parameters and gradients in bf16 with fp32 masters (O2)",
+)
+PURE_BF16 = Precision(master="bf16", grad="bf16", reduce="bf16", optimizer="bf16")
+"""A model loaded in bf16 and given to AdamW as it is: no fp32 copy of anything."""
 UNNAMED = Framework(
     name="no framework named: this project's executor",
     habits=OURS,
@@ -310,9 +367,11 @@ FRAMEWORKS = (
     MEGATRON_2022_ALL_REDUCE,
     MEGATRON_TE,
     MEGATRON_FP8,
+    MEGATRON_RECIPES,
     DEEPSPEED,
     FPDT,
     EASYCONTEXT,
+    DEEPSPEED_HUGGING_FACE,
     DEEPSPEED_GPT,
     MEGATRON_DEEPSPEED,
     FLASH_ATTENTION,
@@ -320,5 +379,24 @@ FRAMEWORKS = (
     YUNCHANG,
     MAGI_BASELINES,
     TORCHTITAN,
+    TORCHTITAN_EAGER,
+    FMS_FSDP,
+    MODALITIES,
+    LIT_GPT,
+    PADDLENLP,
     UNNAMED,
 )
+
+
+def in_eight_bits(framework: Framework) -> Framework:
+    """The same code with its layers' products in 8 bits.
+
+    >>> in_eight_bits(TORCHTITAN).habits.product_dtype, in_eight_bits(MEGATRON_RECIPES) is MEGATRON_FP8
+    ('fp8', True)
+    """
+    if framework in (MEGATRON_RECIPES, UNNAMED):
+        return MEGATRON_FP8
+    if framework is COMPOSER_PURE:
+        return COMPOSER_FP8
+    habits = replace(framework.habits, product_dtype="fp8", quantise_bytes=COMPOSER_FP8.habits.quantise_bytes)
+    return replace(framework, name=f"{framework.name}, products in fp8", habits=habits)

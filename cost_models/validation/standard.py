@@ -1,12 +1,13 @@
 """A training row of any file in the standard columns of `measurements/README.md`: nobody wrote a reader for it.
 
-    gpu, gpu_mem_gb, gpus_per_node, n_gpus, intra_bw, inter_bw      -> the nearest preset, with what the row states
-    layers, hidden, ffn, heads, kv_heads, vocab (or a preset's name) -> model
+    gpu, gpu_mem_gb, gpus_per_node, n_gpus, intra_bw, inter_bw      -> the nearest preset (`machines.py`)
+    layers, hidden, ffn, heads, kv_heads, vocab (or a preset's name) -> model; head_dim, gated, tied where they differ
     tp, pp, vpp, cp_ring, ulysses, dp, zero_stage, sharding, recompute, micro_batch, global_batch -> strategy
     iter_s, or tokens_s_gpu, tokens_s_total, mfu_pct, tflops_gpu    -> measured seconds       peak_mem_gb -> bytes
 
 The framework is found by its name in the row's source; without one the row is priced as this project's own executor.
-What the columns cannot say is refused with the reason. Rates are in Gbit/s (`Gb/s`) and GB/s, as sources print them.
+`other` may name what changes its habits: eager, attention unfused, parameters in bf16, chunked loss N, LoRA r=N.
+What the columns cannot say is refused with the reason.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import replace
+from typing import Literal
 
-from cost_models.cluster import Cluster, Node
-from cost_models.device import Device
 from cost_models.errors import InputError
 from cost_models.model import Model
-from cost_models.strategy import Recompute, Strategy
+from cost_models.strategy import LayerRange, Recompute, Strategy
 from cost_models.validation import frameworks as fw
-from cost_models.validation.cases import GIB, Case, Refused, layers_of
+from cost_models.validation.cases import GIB, Case, Refused
 from cost_models.validation.frameworks import Framework
+from cost_models.validation.machines import cluster_of
 from cost_models.validation.rows import Row
 from cost_models.workload import Workload
 
@@ -32,13 +33,23 @@ _FRAMEWORKS: tuple[tuple[str, Framework], ...] = (
     ("composer", fw.COMPOSER_PURE),
     ("internevo", fw.INTERNEVO),
     ("megatron-deepspeed", fw.MEGATRON_DEEPSPEED),
-    ("deepspeed", fw.DEEPSPEED),
-    ("megatron", fw.MEGATRON_TE),
-    ("nemo", fw.MEGATRON_TE),
-    ("simumax", fw.MEGATRON_TE),
     ("easycontext", fw.EASYCONTEXT),
+    ("deepspeed", fw.DEEPSPEED),
+    ("megatron-bridge", fw.MEGATRON_RECIPES),
+    ("nemo", fw.MEGATRON_RECIPES),
+    ("megatron", fw.MEGATRON_TE),
+    ("simumax", fw.MEGATRON_TE),
+    ("fms-fsdp", fw.FMS_FSDP),
+    ("modalities", fw.MODALITIES),
+    ("lit-gpt", fw.LIT_GPT),
+    ("paddlenlp", fw.PADDLENLP),
 )
 """By the first name that the row's source, sharding or remarks contain."""
+_UNREADABLE = {
+    "maxtext": "XLA chooses MaxText's fusions and schedule: no habits are known for it",
+    "dtensor": "tensor parallelism by DTensor: what its dispatch costs the host is not modelled",
+}
+"""Names of frameworks whose rows are refused, with the reason."""
 _EIGHT_BIT = ("fp8", "mxfp8", "nvfp4", "fp4", "int8")
 
 
@@ -47,7 +58,7 @@ def standard_case(row: Row) -> Case | Refused:
     case = untimed_case(row)
     if isinstance(case, Refused):
         return case
-    seconds = seconds_of(row, case.workload, row.count("n_gpus"), case.cluster.runs[0].node.device.peak("bf16"))
+    seconds = seconds_of(row, case.workload, row.count("n_gpus"), case.cluster.runs[0].node.device.peak_16bit)
     return replace(case, measured_s=seconds)
 
 
@@ -55,10 +66,14 @@ def untimed_case(row: Row) -> Case | Refused:
     """The same without its time, which a row that only fitted or ran out does not have."""
     if row.score == "no":
         return Refused(row=row, reason="configuration incomplete in the source: never scored")
-    if "cpu" in _cell(row, "offload").lower():
+    if "cpu" in _cell(row, "offload").lower() and "activations" not in _cell(row, "offload").lower():
         return Refused(row=row, reason="offload beyond activations has no standard column")
     if _degree(row, "ep") > 1 and mixture_of(row) is None:
         return Refused(row=row, reason="expert parallel: the experts' shape has no standard column and is no preset's")
+    named = " ".join(_cell(row, name) for name in ("source_repo", "source_id", "other")).lower()
+    for name, reason in _UNREADABLE.items():
+        if name in named:
+            return Refused(row=row, reason=reason)
     framework, model, cluster = framework_of(row), model_of(row), cluster_of(row)
     strategy = strategy_of(row, model)
     work = workload_of(row, model, strategy, framework)
@@ -76,75 +91,22 @@ def untimed_case(row: Row) -> Case | Refused:
 
 
 def framework_of(row: Row) -> Framework:
-    """Whose code ran, by name; this project's habits if no known name is there."""
+    """Whose code ran, by name, with what the remarks say of it; this project's habits if no known name is there."""
     words = " ".join(_cell(row, name) for name in ("source_repo", "source_id", "sharding", "other")).lower()
     found = next((framework for name, framework in _FRAMEWORKS if name in words), fw.UNNAMED)
+    if found is fw.DEEPSPEED and "hugging face" in words:
+        found = fw.DEEPSPEED_HUGGING_FACE
+    if found is fw.TORCHTITAN and "eager" in words:
+        found = fw.TORCHTITAN_EAGER
+    if "attention unfused" in words:
+        found = replace(found, habits=replace(found.habits, attention="unfused"))
+    if "parameters in bf16" in words:
+        found = replace(found, precision=fw.PURE_BF16)
+    if _cell(row, "precision").lower() == "fp16":
+        found = replace(found, precision=replace(found.precision, param="fp16"))
     if any(name in _cell(row, "precision").lower() for name in _EIGHT_BIT):
-        return fw.MEGATRON_FP8 if found in (fw.MEGATRON_TE, fw.UNNAMED) else fw.COMPOSER_FP8
+        return fw.in_eight_bits(found)
     return found
-
-
-def device_of(text: str, memory_gb: float | None) -> Device:
-    """The preset that a GPU's printed name means: same family, then form (SXM, PCIe, NVL), then memory.
-
-    >>> device_of("A100-SXM4-80GB", None).name, device_of("H100 PCIe", 80).name
-    ('a100-sxm-80gb', 'h100-pcie-80gb')
-    """
-    words = re.split(r"[^a-z0-9]+", text.lower())
-    named = [name for name in Device.names() if name.split("-")[0] in words]
-    if not named:
-        raise InputError(f"gpu={text!r} is no preset; legal: {', '.join(Device.names())}")
-    if memory_gb is None:
-        printed = [float(word[:-2]) for word in words if re.fullmatch(r"\d+gb", word)]
-        memory_gb = printed[0] if printed else None
-
-    def distance(name: str) -> tuple[bool, float, bool, str]:
-        form = next((form for form in ("pcie", "nvl", "sxm") if any(word.startswith(form) for word in words)), "sxm")
-        size = Device.load(name).memory_bytes / 1e9
-        off = abs(size - memory_gb) if memory_gb else 0.0
-        return form not in name.split("-"), off, "capped" in name, name
-
-    return Device.load(min(named, key=distance))
-
-
-def cluster_of(row: Row) -> Cluster:
-    """The preset of the row's device with the nodes, links and cards that the row states."""
-    device = device_of(row.text("gpu"), row.number_of("gpu_mem_gb") if _cell(row, "gpu_mem_gb") else None)
-    gpus, per_node = row.count("n_gpus"), row.count("gpus_per_node", 8)
-    presets = [Cluster.load(name, nodes=1) for name in Cluster.presets() if name != "local"]
-
-    def distance(cluster: Cluster) -> tuple[bool, bool, bool, str]:
-        here = cluster.runs[0].node
-        return (
-            here.device.name != device.name,
-            here.device.architecture != device.architecture,
-            here.gpus != per_node,
-            cluster.name,
-        )
-
-    base = min(presets, key=distance)
-    node = replace(base.runs[0].node, device=device, gpus=min(gpus, per_node))
-    if base.runs[0].node.device.name != device.name:
-        node = replace(node, scale_up=replace(node.scale_up, link=device.link))
-    run = replace(base.runs[0], count=-(-gpus // per_node), node=_with_rates(node, row))
-    return replace(base, runs=(run,))
-
-
-def _with_rates(node: Node, row: Row) -> Node:
-    """Printed rates: "8x200 Gb/s" cards, "1600 Gb/s per node", "600GB/s" of NVLink both ways."""
-    between, inside = _cell(row, "inter_bw"), _cell(row, "intra_bw")
-    cards = re.search(r"(\d+)\s*x\s*(\d+)\s*Gb/s", between)
-    whole = re.search(r"(\d+)\s*Gb/s", between)
-    if cards:
-        nics = replace(node.nics, count=int(cards[1]), bytes_per_s=float(cards[2]) * 1e9 / 8)
-        node = replace(node, nics=nics)
-    elif whole:
-        each = float(whole[1]) * 1e9 / 8 / max(node.nics.count, 1)
-        node = replace(node, nics=replace(node.nics, bytes_per_s=each))
-    both_ways = re.search(r"(\d+)\s*GB/s", inside)
-    if both_ways:
-        node = replace(node, scale_up=replace(node.scale_up, bytes_per_s=float(both_ways[1]) * 1e9 / 2))
-    return node
 
 
 def mixture_of(row: Row) -> Model | None:
@@ -175,7 +137,7 @@ def model_of(row: Row) -> Model:
         raise InputError(f"{row.file} row {row.number}: layers is blank and model={name!r} is no preset")
     hidden, heads = row.count("hidden"), row.count("heads")
     ffn = row.count("ffn", 4 * hidden)
-    gated = ffn != 4 * hidden
+    gated = _said(row, "gated", ffn != 4 * hidden)
     return Model(
         name=row.text("model"),
         layers=row.count("layers"),
@@ -183,10 +145,10 @@ def model_of(row: Row) -> Model:
         ffn=ffn,
         heads=heads,
         kv_heads=row.count("kv_heads", heads) if "kv_heads" in row.cells else heads,
-        head_dim=hidden // heads,
+        head_dim=row.count("head_dim", hidden // heads) if "head_dim" in row.cells else hidden // heads,
         vocab=row.count("vocab", 32000) if "vocab" in row.cells else 32000,
         gated=gated,
-        tied_embeddings=not gated,
+        tied_embeddings=_said(row, "tied", not gated),
     )
 
 
@@ -205,7 +167,7 @@ def strategy_of(row: Row, model: Model) -> Strategy:
     return Strategy(
         data=data, tensor=tensor, pipeline=stages, virtual=virtual, ring=ring, ulysses=ulysses, zero=zero,
         schedule="interleaved" if virtual > 1 else "1f1b", shard=_shard(row, data * ring * ulysses) if zero else 1,
-        microbatches=batch // data // rows, loss_chunk_tokens=None, layers=layers_of(model, _recompute(row)),
+        microbatches=batch // data // rows, loss_chunk_tokens=_loss_chunk(row, replica), layers=_layers(row, model),
         expert=_degree(row, "ep"),
     )  # fmt: skip
 
@@ -257,15 +219,50 @@ def seconds_of(row: Row, work: Workload, gpus: int, peak: float) -> float:
     raise InputError("no step time, rate or utilisation is printed")
 
 
-def _recompute(row: Row) -> Recompute:
+def _layers(row: Row, model: Model) -> tuple[LayerRange, ...]:
+    """Ranges of layers by what they keep: full; selective (Megatron: attention's core); selective layer N (torchtitan:
+    every Nth whole); selective op (torchtitan: every other product again, of which `mlp` is the nearest here)."""
     text = _cell(row, "recompute").lower()
-    if text.startswith("full"):
-        return "full"
-    if text.startswith("selective"):
-        return "core_attention"
+    moved = "activations" in _cell(row, "offload").lower()
+    offload: Literal["activations", "none"] = "activations" if moved else "none"
+    every = re.fullmatch(r"selective layer (\d+)", text)
+    if every and int(every[1]) > 1:
+        kept = LayerRange(count=int(every[1]) - 1)
+        groups = model.layers // int(every[1])
+        rest = model.layers - groups * int(every[1])
+        tail = (LayerRange(count=rest),) if rest else ()
+        return (kept, LayerRange(recompute="full", offload=offload, count=1)) * groups + tail
+    recompute = next((known for start, known in _RECOMPUTES if text.startswith(start)), None)
     if text in ("", "none", "no"):
-        return "none"
-    raise InputError(f"recompute={text!r} has no words; legal: full, selective, none")
+        recompute = "none"
+    if recompute is not None:
+        return (LayerRange(recompute=recompute, offload=offload, count=model.layers),)
+    raise InputError(f"recompute={text!r} has no words; legal: full, selective, selective op, selective layer N, none")
+
+
+_RECOMPUTES: tuple[tuple[str, Recompute], ...] = (
+    ("full", "full"),
+    ("selective layer 1", "full"),
+    ("selective op", "mlp"),
+    ("selective", "core_attention"),
+)
+
+
+def _loss_chunk(row: Row, ranks: int) -> int | None:
+    """Tokens of a rank whose logits exist at one time: "chunked loss 8" cuts them in 8; none: all at once."""
+    cut = re.search(r"chunked loss(?: (\d+))?", _cell(row, "other").lower())
+    if not cut:
+        return None
+    tokens = row.count("seq_len") * _degree(row, "micro_batch") // ranks
+    return max(tokens // int(cut[1]), 1) if cut[1] else Strategy().loss_chunk_tokens
+
+
+def _said(row: Row, name: str, otherwise: bool) -> bool:
+    """A yes or no of a column that may be blank or absent."""
+    text = _cell(row, name).lower()
+    if text not in ("", "yes", "no"):
+        raise InputError(f"{row.file} row {row.number}: {name}={text!r}; legal: yes, no, or blank")
+    return otherwise if not text else text == "yes"
 
 
 def _zero(row: Row) -> int:

@@ -52,6 +52,8 @@ def test_every_preset_loads_and_round_trips(name):
         ("jean-zay-v100", "v100-sxm2-32gb", 4, 4, 100),  # IDRIS, Jean Zay partitions
         ("perlmutter", "a100-sxm-40gb", 4, 4, 200),  # NERSC architecture page
         ("frontier", "mi250x-gcd", 8, 4, 200),  # OLCF Frontier user guide
+        ("leonardo", "a100-sxm-64gb", 4, 4, 100),  # leonardo-supercomputer.cineca.eu, HPC system
+        ("marenostrum5", "h100-sxm-64gb", 4, 4, 200),  # BSC, MareNostrum 5 user guide
     ],
 )
 def test_facts_of_the_presets(name, device, gpus, cards, gbit):

@@ -63,6 +63,7 @@ def test_power_and_a_published_sustained_rate_are_optional() -> None:
         ("l40s", 362e12, 864e9, 48),  # NVIDIA L40S data sheet
         ("rtx3090", 71e12, 936e9, 24),  # NVIDIA GA102 white paper, fp32 accumulation
         ("h100-nvl-94gb", 835e12, 3.9e12, 94),  # NVIDIA H100 data sheet, NVL
+        ("h100-sxm-96gb", 989.4e12, 2.4e12, 96),  # torchtitan, benchmarks/llama3_h100_202412_torchtitan.md
         ("h200-sxm-141gb", 989.4e12, 4.8e12, 141),  # NVIDIA H200 data sheet
         ("gb200", 2500e12, 8e12, 192),  # NVIDIA GB200 NVL72 data sheet, one GPU
         ("mi250x-gcd", 191.5e12, 1.638e12, 64),  # AMD MI250X data sheet, halved
@@ -152,3 +153,10 @@ def test_a_device_of_no_number_is_refused(name: str, wrong: float) -> None:
 def test_a_missing_key_is_named() -> None:
     with pytest.raises(InputError, match="key 'link' is missing"):
         from_mapping({key: value for key, value in GOOD.items() if key != "link"}, "mine")
+
+
+def test_leonardo_s_card_adds_up_to_its_rank_in_the_top500() -> None:
+    # TOP500, November 2022 on: Leonardo, Rpeak 306.31 PFLOP/s of fp64 (128 FLOP a clock and multiprocessor)
+    card = Device.load("a100-sxm-64gb")
+    assert 13824 * card.sms * 128 * card.clock_hz == pytest.approx(306.31e15, rel=0.01)
+    assert card.peak("bf16") == pytest.approx(card.sms * 2048 * card.clock_hz, rel=0.01)

@@ -8,8 +8,9 @@ import pytest
 from cost_models.errors import InputError
 from cost_models.validation.cases import Case, Refused, case_of
 from cost_models.validation.judge import judge
+from cost_models.validation.machines import device_of
 from cost_models.validation.rows import Row, read
-from cost_models.validation.standard import device_of, standard_case
+from cost_models.validation.standard import standard_case
 
 CELLS = {
     "source_repo": "pytorch/torchtitan", "source_id": "own", "row": "1", "model": "mine", "layers": "32",
@@ -65,6 +66,13 @@ def test_a_file_of_one_s_own_is_judged(tmp_path: Path) -> None:
         ("H200", None, "h200-sxm-141gb"),
         ("NVIDIA L40S", None, "l40s"),
         ("A800-80GB", 80.0, "a800"),
+        ("RTX A6000", 48.0, "rtxa6000"),
+        ("GeForce RTX 4090", None, "rtx4090"),
+        ("RTX PRO 6000", 96.0, "rtx6000-pro"),
+        ("RTX 6000 Ada", None, "rtx6000-ada"),
+        ("V100-SXM2-16GB", 16.0, "v100-sxm2-16gb"),
+        ("A100 SXM 64GB", 64.0, "a100-sxm-64gb"),
+        ("H100 SXM", 96.0, "h100-sxm-96gb"),
     ],
 )
 def test_gpu_names(text: str, memory: float | None, name: str) -> None:
@@ -82,6 +90,86 @@ def test_what_no_column_says_is_refused() -> None:
         standard_case(own_row(tokens_s_gpu=""))
     assert isinstance(standard_case(own_row(ep="8")), Refused)
     assert isinstance(standard_case(own_row(offload="optimizer CPU")), Refused)
+    assert isinstance(standard_case(own_row(source_repo="google/maxtext")), Refused)
+    with pytest.raises(InputError, match="gated='maybe'; legal: yes, no, or blank"):
+        standard_case(own_row(gated="maybe"))
+    with pytest.raises(InputError, match="recompute='some' has no words; legal: full, selective"):
+        standard_case(own_row(recompute="some"))
+
+
+def case_of_own(**changes: str) -> Case:
+    case = standard_case(own_row(**changes))
+    assert isinstance(case, Case)
+    return case
+
+
+@pytest.mark.parametrize(
+    ("gpu", "memory", "per_node", "cluster", "cards"),
+    [
+        ("H100-SXM", "80", "8", "dgx-h100", 8),
+        ("A100-SXM", "80", "8", "dgx-a100", 8),
+        ("A100-SXM", "40", "8", "dgx-a100", 8),
+        ("A100-SXM", "64", "4", "leonardo", 4),
+        ("H100-SXM", "64", "4", "marenostrum5", 4),
+        ("H800", "80", "8", "hgx-h800", 8),
+        ("GB200", "", "4", "gb200-nvl72", 4),
+    ],
+)
+def test_an_unnamed_network_is_the_maker_s(gpu: str, memory: str, per_node: str, cluster: str, cards: int) -> None:
+    found = case_of_own(gpu=gpu, gpu_mem_gb=memory, gpus_per_node=per_node, inter_bw="").cluster
+    assert (found.name, found.runs[0].node.nics.count) == (cluster, cards)
+
+
+def test_a_job_of_several_racks_takes_as_much_of_each() -> None:
+    # NVIDIA/Megatron-LM's examples for GB200: sbatch --segment=16, of 18 nodes that NVLink joins
+    whole = {"gpu": "GB200", "gpu_mem_gb": "", "gpus_per_node": "4", "inter_bw": ""}
+    assert case_of_own(**whole, n_gpus="128", global_batch="128").cluster.nodes_per_domain == 16
+    assert case_of_own(**whole, n_gpus="64").cluster.nodes_per_domain == 18
+
+
+def test_words_of_recomputation() -> None:
+    kept = {
+        text: [(part.recompute, part.count) for part in case_of_own(recompute=text).strategy.layers]
+        for text in ("full", "selective", "selective op", "selective layer 1", "selective layer 2", "none")
+    }
+    assert kept["full"] == kept["selective layer 1"] == [("full", 32)]
+    assert (kept["selective"], kept["selective op"]) == ([("core_attention", 32)], [("mlp", 32)])
+    assert kept["selective layer 2"] == [("none", 1), ("full", 1)] * 16 and kept["none"] == [("none", 32)]
+    thirds = case_of_own(recompute="selective layer 3").strategy.layers
+    assert sum(part.count for part in thirds) == 32 and sum(part.recompute == "full" for part in thirds) == 10
+    (moved,) = case_of_own(recompute="full", offload="activations to CPU").strategy.layers
+    assert (moved.recompute, moved.offload) == ("full", "activations")
+
+
+def test_words_of_the_remarks_change_the_framework() -> None:
+    compiled, eager = case_of_own(), case_of_own(other="eager")
+    assert (compiled.framework.habits.activation, eager.framework.habits.activation) == ("fused", "unfused")
+    assert case_of_own(other="attention unfused").framework.habits.attention == "unfused"
+    assert case_of_own(other="parameters in bf16").workload.precision.master == "bf16"
+    assert case_of_own(precision="fp16").workload.precision.param == "fp16"
+    assert case_of_own().strategy.loss_chunk_tokens is None
+    assert case_of_own(other="chunked loss 8", cp_ring="4").strategy.loss_chunk_tokens == 8192 // 4 // 8
+
+
+@pytest.mark.parametrize(
+    ("repo", "other", "name"),
+    [
+        ("NVIDIA/Megatron-LM", "", "Megatron-Core + Transformer Engine (2026), products in fp8"),
+        ("NVIDIA-NeMo/Megatron-Bridge", "", "Megatron-Bridge recipes, products in fp8"),
+        ("pytorch/torchtitan", "float8", "torchtitan: FSDP2 under torch.compile, products in fp8"),
+        ("mosaicml/llm-foundry", "", "Composer 0.16 + FSDP1, products in fp8 by Transformer Engine"),
+    ],
+)
+def test_eight_bits_leave_the_rest_of_a_framework_as_it_is(repo: str, other: str, name: str) -> None:
+    case = case_of_own(source_repo=repo, other=other, precision="fp8")
+    assert case.framework.name == name and case.framework.habits.product_dtype == "fp8"
+
+
+def test_columns_of_a_shape_that_follow_no_rule() -> None:
+    model = case_of_own(head_dim="64", gated="no", tied="no").workload.model
+    assert (model.head_dim, model.gated, model.tied_embeddings) == (64, False, False)
+    plain = case_of_own(ffn="16384").workload.model
+    assert (plain.gated, plain.tied_embeddings, plain.head_dim) == (False, True, 128)
 
 
 def test_presets_stand_in_for_a_blank_shape() -> None:
