@@ -155,4 +155,76 @@ NOTES = (
         "table of the same authors must be read. Eight key heads cannot be cut in 32 by that code, so that the 70B "
         "curve was not run as the row says",
     ),
+    Note(
+        file="train_dgxc_nemo",
+        text="collected after the model was built; first prediction 15.8% median, all late (8-bit rows 5.8%): the "
+        "bf16 rows were read as a launcher without overlap, and the recipes overlap; on GB200 a stage's 32 GPUs "
+        "were laid over the border of the 72 that NVLink joins, where launchers take 64 of each. Left: 8% early, "
+        "evenly from 16 to 2,048 GPUs and on both cards (under load a card may clock lower than in the curve's "
+        "runs); LoRA 9 to 14% late, in 8 bits 16 to 31%. MaxText's policy of recomputation is not printed, "
+        "Grok-1's experts are no preset",
+    ),
+    Note(
+        file="train_torchtitan",
+        text="collected after the model was built; first prediction 23.2% median (8-bit rows 14.0%): no preset of "
+        "Meta's 500 W, 2.4 TB/s cards, `selective op` and `eager` without words, a network nobody named read as "
+        "four 100 Gbit/s cards. `selective op` computes three of seven products again (37% of the work); the "
+        "nearest policy here, `mlp`, two of them (54%), and keeps less: memory is 11 to 19% low on H100, and 17 "
+        "to 19% high for the same configuration half a year later on H200. Left: 64 A100 9 to 15% early; Meta's "
+        "cards 18 to 21% when compiled, 25 to 28% when not (the source does not know their peak either); "
+        "DTensor's eager tensor parallelism 38%; context parallel 4 and 8 in 8 bits 44 to 47%, which leaves half "
+        "of FlashAttention-2's rate: cause not found",
+    ),
+    Note(
+        file="train_modalities",
+        text="collected after the model was built; first prediction 21.5% median: neither machine had a preset, and "
+        "the A100 of 124 multiprocessors and the H100 of 64 GB were read as standard cards. Heads, vocabulary "
+        "and width of the MLP are inferred (the printed utilisation gives layers and hidden exactly), and so is "
+        "the bandwidth of the 64 GB H100. Left: on up to 64 GPUs Leonardo is 12% early in the mean, MareNostrum "
+        "21%; from 128 GPUs of Leonardo on 35% and up to 66%, from 512 of MareNostrum on 34% and up to 74%: "
+        "shared networks of many racks lose far more than latencies and an oversubscription of 1; neighbouring "
+        "rows differ by up to 20% there",
+    ),
+    Note(
+        file="train_modalities",
+        text="what hidden collectives take: a flat 0.61 s of computation for each of their seconds, charged before, "
+        "left this file 10% early in the mean (10% late on up to 64 GPUs of Leonardo with 100 Gbit/s a GPU), "
+        "fms-fsdp's 6% and torchtitan's A100 9%, close to the 8% of dgxc's rows, which hide little; "
+        "multiprocessors and memory alone leave 21%, 17% and 12%. Something more is lost beside slow collectives "
+        "than these two, or their waits on the host and each other show",
+    ),
+    Note(
+        file="train_fms_fsdp",
+        text="collected after the model was built; first prediction 18.7% median, all late: read as this project's "
+        "eager layers. Left: all early, models that shard inside a node 17 to 33%, over all nodes 2 to 21%. The "
+        "readme prints no network and is priced on DGX's, 1,600 Gbit/s a node; the blog's A100 have 400, and may "
+        "be the same machine",
+    ),
+    Note(
+        file="train_paddle",
+        text="collected after the model was built; first prediction 2.9% median, memory 14.6%: its sequence_parallel "
+        "is off, so that norms are kept whole. Left: 13B with ALiBi 20% and tensor 2 on 40 GB cards 15 to 21% "
+        "early",
+    ),
+    Note(
+        file="train_flagperf",
+        text="collected after the model was built; first prediction 12.2% median (8-bit rows 23.9%: a launcher "
+        "without the recipes' overlap). Left: Baichuan2-13B 39 to 52% early, whose attention with ALiBi is "
+        "written out in eager operators with more copies than scores, softmax and product; Llama3-8B over tensor "
+        "2 is 11 to 13% early",
+    ),
+    Note(
+        file="train_vectorlm",
+        text="collected after the model was built; first prediction 2.3% median. One GPU alone is 7 to 14% late: "
+        "there FSDP shards nothing and its update is priced in fp32 for 8B weights, which one card cannot hold; "
+        "the code's dtype on one GPU is not printed",
+    ),
+    Note(
+        file="train_trl_context_parallel",
+        text="collected after the model was built; at first all were refused: `offload` of a layer's input had no "
+        "word. Now 17 to 21% early. 500 TFLOP/s are reached through all of 364 s (8B, 1M tokens), more than "
+        "FlashAttention-2 gives on Hopper, so SDPA took a newer kernel; keys and values are gathered whole, "
+        "which a ring is priced for, and which takes memory that is not counted (0.6B: 13 GiB for 28). The "
+        "experts' eager loop frees what `full` here keeps. Rows with the optimizer on the host stay refused",
+    ),
 )
