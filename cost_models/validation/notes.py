@@ -117,6 +117,15 @@ NOTES = (
     ),
     Note(
         file="train_fpdt_ulysses_offload",
+        text="utilisation is read as the code counts it, recomputation as a fourth pass, but with causal attention. As "
+        "PaLM counts (whole attention, three passes) the times would be 1.4 to 1.5 times as long and every row 35 to "
+        "70% early: attention at 110 to 130 TFLOP/s, 60% of what FlashAttention-2 does on this GPU, with and without "
+        "chunks alike. As read, ulysses at 512K and chunks at 4M are met within 4 to 8%; tensor parallelism over two "
+        "nodes stays 25 to 49% early, as if its all-reduces went by rings and not by trees or the card, which is not "
+        "stated, had half the rate; and steps of 10 to 16 s at 64K miss 4 to 8 s: not found",
+    ),
+    Note(
+        file="train_fpdt_ulysses_offload",
         text="network and vocabulary of the runs are not printed; the launch script beside the code takes GPT-2's, and "
         "with it and 14 B per logit the rows with recompute are met within 6% of their memory, but tensor parallelism "
         "with offload, which is 14% low: its loss is the peak, and one more fp32 copy of the logits would close all "
