@@ -230,10 +230,17 @@ NOTES = (
     ),
     Note(
         file="train_trl_context_parallel",
-        text="collected after the model was built; at first all were refused: `offload` of a layer's input had no "
-        "word. Now 17 to 21% early. 500 TFLOP/s are reached through all of 364 s (8B, 1M tokens), more than "
-        "FlashAttention-2 gives on Hopper, so SDPA took a newer kernel; keys and values are gathered whole, "
-        "which a ring is priced for, and which takes memory that is not counted (0.6B: 13 GiB for 28). The "
-        "experts' eager loop frees what `full` here keeps. Rows with the optimizer on the host stay refused",
+        text="collected after the model was built; at first all were refused: `offload` had words for nothing that "
+        "their hosts keep. Context parallelism is 17 to 21% early. 500 TFLOP/s are reached through all of 364 s "
+        "(8B, 1M tokens), more than FlashAttention-2 gives on Hopper, so SDPA took a newer kernel; keys and "
+        "values are gathered whole, which a ring is priced for, and which takes memory that is not counted "
+        "(0.6B: 13 GiB for 28). The experts' eager loop frees what `full` here keeps",
+    ),
+    Note(
+        file="train_trl_context_parallel",
+        text="ulysses with the optimizer on the host (DeepSpeed): 28, 33 and 39 s for steps of 8 microbatches of 8K, "
+        "32K and 64K tokens leave 27 s that no token takes, 3.4 s a microbatch: ZeRO-3 may bring every "
+        "microbatch's gradients to the host and add them there, which is priced once a step and not for each. "
+        "Memory is 30 to 66% low: not found",
     ),
 )

@@ -21,7 +21,7 @@ from cost_models.errors import InputError
 from cost_models.model import Model
 from cost_models.strategy import LayerRange, Recompute, Strategy
 from cost_models.validation import frameworks as fw
-from cost_models.validation.cases import GIB, Case, Refused
+from cost_models.validation.cases import GIB, Case, Refused, offload_states_of
 from cost_models.validation.frameworks import Framework
 from cost_models.validation.machines import cluster_of
 from cost_models.validation.rows import Row
@@ -53,6 +53,10 @@ _UNREADABLE = {
 _EIGHT_BIT = ("fp8", "mxfp8", "nvfp4", "fp4", "int8")
 
 
+_ON_THE_HOST = ("activations", "optimizer", "param", "none")
+"""Words of `offload`: what a layer keeps, the optimizer's states, or those and the parameters, are in host memory."""
+
+
 def standard_case(row: Row) -> Case | Refused:
     """The row as a case. Raises InputError (or refuses) for what its columns cannot say."""
     case = untimed_case(row)
@@ -66,8 +70,8 @@ def untimed_case(row: Row) -> Case | Refused:
     """The same without its time, which a row that only fitted or ran out does not have."""
     if row.score == "no":
         return Refused(row=row, reason="configuration incomplete in the source: never scored")
-    if "cpu" in _cell(row, "offload").lower() and "activations" not in _cell(row, "offload").lower():
-        return Refused(row=row, reason="offload beyond activations has no standard column")
+    if _cell(row, "offload") and not any(word in _cell(row, "offload").lower() for word in _ON_THE_HOST):
+        return Refused(row=row, reason=f"offload is none of the words: {', '.join(_ON_THE_HOST)}")
     if _degree(row, "ep") > 1 and mixture_of(row) is None:
         return Refused(row=row, reason="expert parallel: the experts' shape has no standard column and is no preset's")
     named = " ".join(_cell(row, name) for name in ("source_repo", "source_id", "other")).lower()
@@ -168,7 +172,7 @@ def strategy_of(row: Row, model: Model) -> Strategy:
         data=data, tensor=tensor, pipeline=stages, virtual=virtual, ring=ring, ulysses=ulysses, zero=zero,
         schedule="interleaved" if virtual > 1 else "1f1b", shard=_shard(row, data * ring * ulysses) if zero else 1,
         microbatches=batch // data // rows, loss_chunk_tokens=_loss_chunk(row, replica), layers=_layers(row, model),
-        expert=_degree(row, "ep"),
+        expert=_degree(row, "ep"), offload_states=offload_states_of(row),
     )  # fmt: skip
 
 

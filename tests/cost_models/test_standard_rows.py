@@ -89,7 +89,7 @@ def test_what_no_column_says_is_refused() -> None:
     with pytest.raises(InputError, match="no step time"):
         standard_case(own_row(tokens_s_gpu=""))
     assert isinstance(standard_case(own_row(ep="8")), Refused)
-    assert isinstance(standard_case(own_row(offload="optimizer CPU")), Refused)
+    assert isinstance(standard_case(own_row(offload="everything to tape")), Refused)
     assert isinstance(standard_case(own_row(source_repo="google/maxtext")), Refused)
     with pytest.raises(InputError, match="gated='maybe'; legal: yes, no, or blank"):
         standard_case(own_row(gated="maybe"))
@@ -139,6 +139,10 @@ def test_words_of_recomputation() -> None:
     assert sum(part.count for part in thirds) == 32 and sum(part.recompute == "full" for part in thirds) == 10
     (moved,) = case_of_own(recompute="full", offload="activations to CPU").strategy.layers
     assert (moved.recompute, moved.offload) == ("full", "activations")
+    states = [
+        case_of_own(offload=text).strategy.offload_states for text in ("optimizer CPU", "optimizer+param CPU", "")
+    ]
+    assert states == ["optimizer", "all", "none"]
 
 
 def test_words_of_the_remarks_change_the_framework() -> None:
