@@ -130,6 +130,5 @@ def _paths(here: Setting, strategies: Sequence[Strategy]) -> Paths:
         inside=one.inside,
         host_bytes_per_s=one.host_bytes_per_s,
         network_source="",
-        cards=one.cards,
         host_memory_bytes_per_s=one.host_memory_bytes_per_s,
     )

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from cost_models.contention import Contention
 from cost_models.curves.samples import Sample
 from cost_models.device import Device
 from cost_models.kernels import Kernels
@@ -42,18 +41,6 @@ class SlowestKernels(Kernels):
 
     def framework_s(self, unit: str) -> float:
         return max(kernels.framework_s(unit) for kernels in self.each)
-
-    def contention(self) -> Contention | None:
-        """The most that any of them gives up."""
-        return self._worst(max)
-
-    def _worst(self, pick: Callable[[Iterable[float]], float]) -> Contention | None:
-        each = [found for kernels in self.each if (found := kernels.contention()) is not None]
-        if len(each) < len(self.each):
-            return None
-        return Contention(
-            channel_share=pick(one.channel_share for one in each), s_per_byte=pick(one.s_per_byte for one in each)
-        )
 
     def source(self, op: str) -> str:
         return "; ".join(dict.fromkeys(kernels.source(op) for kernels in self.each))

@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 
 from cost_models.busy import limit_flops, limited_s
-from cost_models.contention import MEMORY_PASSES, Contention
 from cost_models.curves.packed import BASES, BUSY_BOARDS, DeviceCurves, HeadDim, device_curves
 from cost_models.curves.samples import FRAMEWORK, Correction, Sample
 from cost_models.device import Device
@@ -194,13 +193,6 @@ class Kernels:
                 seconds = self._on_this_board(seconds, flops, dtype)
             seconds = seconds * unequal
         return larger(self._corrected(op, seconds, flops), flops / self.device.peak(dtype))
-
-    def contention(self) -> Contention | None:
-        """What collectives take beside it; none of a CPU, whose profile was measured beside its exchanges."""
-        if self.device.architecture == "cpu":
-            return None
-        share = 1 / self.device.sms if self.device.sms else 0.0
-        return Contention(channel_share=share, s_per_byte=MEMORY_PASSES / self.device.memory_bytes_per_s)
 
     def memory_bound_s(self, bytes_moved: Any, launches: Any = 1) -> Any:
         """Norms, activations, residuals, optimizer: `bytes_moved` to and from memory in `launches` kernels."""

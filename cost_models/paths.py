@@ -31,7 +31,6 @@ from numpy.typing import NDArray
 from cost_models.buses import Buses
 from cost_models.cluster import Cluster, ScaleUp
 from cost_models.collectives import Collectives
-from cost_models.contention import CHANNELS_PER_CARD, NVLINK_CHANNELS, PCIE_CHANNELS
 from cost_models.curves.samples import Sample
 from cost_models.either import larger, pick, smaller
 from cost_models.placement import Placement
@@ -65,11 +64,6 @@ HOST_MEMORY_BYTES_PER_S = 150e9
 def host_memory_bytes_per_s(cluster: Cluster) -> float:
     """A GPU's share where most GPUs share a node."""
     return HOST_MEMORY_BYTES_PER_S / max(run.node.gpus for run in cluster.runs)
-
-
-def fewest_cards(cluster: Cluster) -> int:
-    """Of any node: NCCL's channels are as many on all."""
-    return min(run.node.nics.count for run in cluster.runs)
 
 
 AXIS_PATTERNS = {
@@ -116,7 +110,6 @@ class Paths:
     host_bytes_per_s: float
     network_source: str
     host_memory_bytes_per_s: float  # a GPU's share of its node's: what the CPU's update reaches
-    cards: int  # of a node: NCCL has two channels for each between nodes
 
     def exchange_s(self, axis: str, op: Op, size: Any) -> Any:
         """Seconds of one collective over every group of `axis` at once; `size` as in `program.Exchange`."""
@@ -157,11 +150,6 @@ class Paths:
         path = self.axes[axis]
         away = larger(path.ranks - path.local, 1)
         return pick(path.hops_out > 0, size * path.all_to_all_s_per_byte * path.ranks / away + path.latency_s, 0.0)
-
-    def channels(self, axis: str) -> Any:
-        """Of NCCL's kernel for a collective over this axis: so many multiprocessors run it."""
-        inside = NVLINK_CHANNELS if self.inside.many_channels else PCIE_CHANNELS
-        return pick(self.crosses(axis), CHANNELS_PER_CARD * self.cards, inside)
 
     def crosses(self, axis: str) -> Any:
         """Whether anything of this axis leaves its scale-up domain (and so shares the NICs)."""
@@ -205,7 +193,6 @@ def paths_of(
         host_bytes_per_s=host,
         network_source=network_source(cluster, samples),
         host_memory_bytes_per_s=host_memory_bytes_per_s(cluster),
-        cards=fewest_cards(cluster),
     )
 
 

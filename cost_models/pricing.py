@@ -148,8 +148,8 @@ def fold_segment(segment: Segment, paths: Paths) -> Folded:
     if somewhere(segment.host_update_bytes > 0):
         _book(seconds, "optimizer", segment.host_update_bytes / paths.host_memory_bytes_per_s)
     duration = sum(seconds.values())
-    sharding, taken = sharding_s(segment, paths)
-    exposed = smaller(larger(segment.overlap_cost * sharding + taken, sharding + busy - duration), sharding)
+    sharding = _sharding_s(segment, paths)
+    exposed = smaller(larger(segment.overlap_cost * sharding, sharding + busy - duration), sharding)
     _book(seconds, "sharding", exposed)
     _book(seconds, "offload", larger(0.0, segment.offload_bytes / paths.host_bytes_per_s + staged - duration))
     _book(hidden, "sharding", sharding - exposed)
@@ -213,18 +213,13 @@ def _double_ring(ring: Ring, paths: Paths) -> tuple[Any, Any, Any]:
     return ring.first_s + (ring.pieces - 1) * ring.piece_s, exposed + last, sent
 
 
-def sharding_s(segment: Segment, paths: Paths) -> tuple[Any, Any]:
-    """Seconds on the sharding stream for one repeat, and what they take from the phases if these hide them."""
+def _sharding_s(segment: Segment, paths: Paths) -> Any:
+    """Seconds on the sharding stream for one repeat."""
     total: Any = 0.0
-    taken: Any = 0.0
     for axis, op, size in _sharded(segment):
         if somewhere(size > 0):
-            spent = pick(size > 0, paths.exchange_s(axis, op, size), 0.0)
-            total = total + spent
-            if segment.contention is not None:
-                ranks = paths.axes[axis].ranks
-                taken = taken + segment.contention.taken_s(op, ranks, paths.channels(axis), size, spent)
-    return total, taken
+            total = total + pick(size > 0, paths.exchange_s(axis, op, size), 0.0)
+    return total
 
 
 def _sharded(segment: Segment) -> Sequence[tuple[Axis, Op, Any]]:

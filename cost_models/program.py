@@ -21,7 +21,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cost_models.contention import Contention
 from cost_models.model import LayerKind
 
 Number = float | NDArray[np.float64]
@@ -93,7 +92,6 @@ class Segment:
     host_s: Any = 0.0  # what the host needs to launch one repeat, without the hops of its rings
     host_hop_s: Any = 0.0  # … and for each hop
     overlap_cost: float = 0.0  # seconds by which each second of sharding that hides behind the phases lengthens them
-    contention: Contention | None = None  # … where it follows from the collectives, beside that
     expert_gather_bytes: Any = 0.0  # the same three for the experts that one rank holds, over `expert_shard`
     expert_scatter_bytes: Any = 0.0
     expert_replicate_bytes: Any = 0.0  # … and over `expert_replicate`

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from cost_models.contention import Contention
 from cost_models.kernels import Kernels
 from cost_models.paths import Paths
 from cost_models.program import Op
@@ -45,9 +44,6 @@ class RememberedKernels(Kernels):
     def framework_s(self, unit: str) -> float:
         return self.kernels.framework_s(unit)
 
-    def contention(self) -> Contention | None:
-        return self.kernels.contention()
-
     def source(self, op: str) -> str:
         return self.kernels.source(op)
 
@@ -74,9 +70,6 @@ class RememberedPaths(Paths):
     @classmethod
     def of(cls, paths: Paths) -> RememberedPaths:
         return cls(paths=paths, **{one.name: getattr(paths, one.name) for one in fields(Paths)})
-
-    def channels(self, axis: str) -> Any:
-        return self.paths.channels(axis)
 
     def exchange_s(self, axis: str, op: Op, size: Any) -> Any:
         key = (axis, op, _key(size))

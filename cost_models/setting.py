@@ -22,7 +22,6 @@ from cost_models.paths import (
     Path,
     Paths,
     domain_link,
-    fewest_cards,
     group_paths,
     host_memory_bytes_per_s,
     network_source,
@@ -84,7 +83,6 @@ class Setting:
             host_bytes_per_s=self._host_bytes_per_s,
             network_source=network_source(self.cluster, self.samples),
             host_memory_bytes_per_s=host_memory_bytes_per_s(self.cluster),
-            cards=fewest_cards(self.cluster),
         )
 
     def in_order(self, axis: str, patterns: tuple[str, ...], stride: int, size: int, ranks: int) -> Path:

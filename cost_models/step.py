@@ -85,7 +85,7 @@ def forward_segment(shape: Shape, kernels: Kernels, *, repeat: Any, offload: str
         offload_bytes=_offloaded(shape, offload) + fetched_bytes(shape),
         expert_gather_bytes=shape.expert_params * shape.width,
         kind=shape.layer_kind,
-        contention=kernels.contention() if shape.habits.contention else None,
+        overlap_cost=_overlap_cost(shape, kernels),
         host_s=host_s,
         host_hop_s=host_hop_s,
     )
@@ -112,7 +112,7 @@ def backward_segment(shape: Shape, kernels: Kernels, recompute: str, *, repeat: 
         expert_scatter_bytes=of_experts,
         expert_replicate_bytes=of_experts / shape.degrees.expert_shard / shape.degrees.microbatches,
         kind=shape.layer_kind,
-        contention=kernels.contention() if shape.habits.contention else None,
+        overlap_cost=_overlap_cost(shape, kernels),
         host_s=host_s,
         host_hop_s=host_hop_s,
     )
@@ -121,6 +121,11 @@ def backward_segment(shape: Shape, kernels: Kernels, recompute: str, *, repeat: 
 def _host(shape: Shape, kernels: Kernels) -> Host | None:
     """A CPU process is its own host: what no kernel explains there is measured (`framework_s`)."""
     return None if kernels.device.architecture == "cpu" else shape.habits.host
+
+
+def _overlap_cost(shape: Shape, kernels: Kernels) -> float:
+    """NCCL's; a profile of CPU processes was measured beside their exchanges."""
+    return 0.0 if kernels.device.architecture == "cpu" else shape.habits.overlap_cost
 
 
 def _offloaded(shape: Shape, offload: str) -> Any:

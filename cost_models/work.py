@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from cost_models.contention import OVERLAP_COST
 from cost_models.either import somewhere
+from cost_models.habits import OVERLAP_COST
 from cost_models.kernels import Kernels
 from cost_models.program import Compute, Exchange, Op, Phase
 from cost_models.shape import Shape

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from cost_models.habits import OURS, Habits
+from cost_models.habits import OURS, OVERLAP_COST, Habits
 from cost_models.host import PYTORCH_2024
 from cost_models.workload import Precision
 
@@ -26,7 +26,7 @@ class Framework:
 
 MPT = Habits(
     norm="fused", rotary="none", joined_products=True, biases=True, attention="fa1", loss_bytes=34, optimizer_bytes=92,
-    accumulate_bytes=8, contention=True,
+    accumulate_bytes=8, overlap_cost=OVERLAP_COST,
 )  # fmt: skip
 """MPT under Composer and FSDP1: the kinds of mixed precision below differ in what travels and is cast."""
 
@@ -80,7 +80,7 @@ INTERNEVO = Framework(
         owned_tensors=9,
         optimizer_bytes=INTERNEVO_OPTIMIZER_BYTES,
         loss_bytes=6,
-        contention=True,
+        overlap_cost=OVERLAP_COST,
     ),
     precision=Precision(reduce="bf16", grad="bf16"),
     reason="InternLM of July 2023, whose repository has both code and figures (fa7337b37b00): apex RMSNorm of a copy "
@@ -157,7 +157,7 @@ MEGATRON_FP8 = Framework(
     name="Megatron-Bridge recipes, products in fp8",
     habits=Habits(
         norm="fused", activation="fused", joined_products=True, rotary="fused", accumulator="fp32", logit_bytes=2,
-        loss_bytes=10, contention=True,
+        loss_bytes=10, overlap_cost=OVERLAP_COST,
         product_dtype="fp8", tensor_chunks=True, quantise_bytes=4, dummy_gradient_bytes=2,
         optimizer_bytes=MEGATRON_OPTIMIZER_BYTES,
     ),
@@ -183,7 +183,7 @@ DEEPSPEED = Framework(
         activation="fused",
         attention="fa2",
         accumulate_bytes=6,
-        contention=True,
+        overlap_cost=OVERLAP_COST,
         logit_bytes=14,
         drops_gradients=True,
         loss_bytes=52,
@@ -199,13 +199,13 @@ DEEPSPEED = Framework(
 )
 EASYCONTEXT = Framework(
     name="EasyContext: Hugging Face layers under DeepSpeed ZeRO-3",
-    habits=Habits(attention="fa2", merge_bytes=38, late_hops=True, contention=True),
+    habits=Habits(attention="fa2", merge_bytes=38, late_hops=True, overlap_cost=OVERLAP_COST),
     precision=Precision(reduce="bf16", grad="bf16"),
     reason="eager Hugging Face layers, zigzag ring of ring-flash-attn, as below",
 )
 DEEPSPEED_HUGGING_FACE = Framework(
     name="DeepSpeed ZeRO under Hugging Face layers",
-    habits=Habits(attention="fa2", bucket_values=DEEPSPEED_BUCKET_VALUES, contention=True, host=PYTORCH_2024),
+    habits=Habits(attention="fa2", bucket_values=DEEPSPEED_BUCKET_VALUES, overlap_cost=OVERLAP_COST, host=PYTORCH_2024),
     precision=EASYCONTEXT.precision,
     reason="eager Hugging Face layers with FlashAttention-2; gradients in bf16; its bucket as above",
 )
@@ -299,7 +299,9 @@ MAGI_BASELINES = Framework(
 )  # fmt: skip
 TORCHTITAN = Framework(
     name="torchtitan: FSDP2 under torch.compile",
-    habits=Habits(norm="fused", rotary="fused", activation="fused", attention="fa2", loss_bytes=8, contention=True),
+    habits=Habits(
+        norm="fused", rotary="fused", activation="fused", attention="fa2", loss_bytes=8, overlap_cost=OVERLAP_COST
+    ),
     precision=Precision(reduce="fp32", grad="fp32"),
     reason="Inductor fuses norms, rotary and SwiGLU; attention is SDPA's, which is FlashAttention-2; gradients are "
     "reduced in fp32 (its default mixed_precision_reduce); the loss is compiled too: read for its sum, read and "
@@ -307,7 +309,7 @@ TORCHTITAN = Framework(
 )
 TORCHTITAN_EAGER = Framework(
     name="torchtitan: FSDP2 without torch.compile",
-    habits=Habits(norm="fused", attention="fa2", contention=True, host=PYTORCH_2024),
+    habits=Habits(norm="fused", attention="fa2", overlap_cost=OVERLAP_COST, host=PYTORCH_2024),
     precision=TORCHTITAN.precision,
     reason="nn.RMSNorm is one kernel, rotary and SwiGLU are eager operators; the loss is autograd's cross entropy; the "
     "rest as above",
@@ -316,7 +318,7 @@ FMS_FSDP = Framework(
     name="fms-fsdp: FSDP1 under torch.compile",
     habits=Habits(
         norm="fused", rotary="fused", activation="fused", joined_products=True, attention="fa2",
-        contention=True,
+        overlap_cost=OVERLAP_COST,
     ),
     precision=Precision(reduce="bf16", grad="fp32"),
     reason="Inductor fuses norms, rotary and SwiGLU of IBM's Llama, whose Q, K, V are one product; SDPA's "
@@ -325,7 +327,7 @@ FMS_FSDP = Framework(
 )  # fmt: skip
 MODALITIES = Framework(
     name="Modalities: FSDP1, eager",
-    habits=Habits(norm="fused", biases=True, attention="fa2", contention=True, host=PYTORCH_2024),
+    habits=Habits(norm="fused", biases=True, attention="fa2", overlap_cost=OVERLAP_COST, host=PYTORCH_2024),
     precision=Precision(reduce="bf16", grad="fp32"),
     reason="nn.LayerNorm is one kernel, linear maps have biases, all else eager; mixed precision BF_16 (parameters, "
     "reductions and buffers); FlashAttention-2 through PyTorch (config_files/training)",
@@ -334,7 +336,7 @@ LIT_GPT = Framework(
     name="lit-gpt's fused kernels under FSDP1 (TinyLlama)",
     habits=Habits(
         norm="fused", rotary="fused", activation="fused", joined_products=True, attention="fa2", loss_bytes=6,
-        contention=True,
+        overlap_cost=OVERLAP_COST,
     ),
     precision=Precision(reduce="bf16", grad="fp32"),
     reason="flash-attn's rotary, layer norm and cross entropy in place, xformers' SwiGLU, FlashAttention-2 "
@@ -342,7 +344,7 @@ LIT_GPT = Framework(
 )  # fmt: skip
 PADDLENLP = Framework(
     name="PaddleNLP (2024)",
-    habits=Habits(attention="fa2", sequence_parallel=False, contention=True),
+    habits=Habits(attention="fa2", sequence_parallel=False, overlap_cost=OVERLAP_COST),
     precision=Precision(reduce="bf16", grad="fp32"),
     reason="llm/run_pretrain.py with its defaults: eager layers, flash attention, sequence_parallel off "
     "(all-reduce), parameters and gradients in bf16 with fp32 masters (O2)",

@@ -22,11 +22,10 @@ from numpy.typing import NDArray
 
 from cost_models.cluster import Cluster
 from cost_models.cluster_kernels import SlowestKernels
-from cost_models.contention import CHANNELS_PER_CARD, NVLINK_CHANNELS, PCIE_CHANNELS, Contention
 from cost_models.curves.samples import Sample
 from cost_models.device import Device
 from cost_models.kernels import Kernels
-from cost_models.paths import Path, Paths, crossing_s, domain_link, fewest_cards, host_memory_bytes_per_s
+from cost_models.paths import Path, Paths, crossing_s, domain_link, host_memory_bytes_per_s
 from cost_models.profile import network
 from cost_models.program import Op
 
@@ -41,9 +40,6 @@ class FastestKernels(SlowestKernels):
 
     def framework_s(self, unit: str) -> float:
         return min(kernels.framework_s(unit) for kernels in self.each)
-
-    def contention(self) -> Contention | None:
-        return self._worst(min)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +112,6 @@ class Reach:
             host_bytes_per_s=host,
             network_source="bound",
             host_memory_bytes_per_s=host_memory_bytes_per_s(self.cluster),
-            cards=fewest_cards(self.cluster),
         )
 
     def _waiting(self, path: Path) -> Path:
@@ -193,11 +188,6 @@ class FloorPaths(Paths):
         within = np.minimum(self.inside_s(op, path, size), crossing)
         seconds = np.where(np.asarray(path.hops_out) > 0, crossing, within)
         return np.where(np.asarray(path.ranks) > 1, seconds, 0.0)
-
-    def channels(self, axis: str) -> Any:
-        """The fewest that a group may have, inside a domain or across."""
-        inside = NVLINK_CHANNELS if self.inside.many_channels else PCIE_CHANNELS
-        return min(inside, CHANNELS_PER_CARD * self.cards)
 
 
 def fastest(devices: Sequence[Device], samples: Sequence[Sample]) -> Kernels:

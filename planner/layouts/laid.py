@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cost_models.cluster_kernels import kernels_of
 from cost_models.kernels import Kernels
-from cost_models.paths import AXIS_PATTERNS, Path, Paths, axis_paths, domain_link, fewest_cards, host_memory_bytes_per_s
+from cost_models.paths import AXIS_PATTERNS, Path, Paths, axis_paths, domain_link, host_memory_bytes_per_s
 from cost_models.placement import Placement
 from cost_models.strategy import LayerRange, Recompute, Strategy
 from planner.layouts.candidates import Columns, columns
@@ -185,9 +185,8 @@ class Layer:
         }
         host = min(run.node.host_link_bytes_per_s for run in self.cluster.runs)
         inside = domain_link(scale_up, self.floors.samples)
-        cards = fewest_cards(self.cluster)
         return Paths(
-            axes=axes, inside=inside, host_bytes_per_s=host, network_source="", cards=cards,
+            axes=axes, inside=inside, host_bytes_per_s=host, network_source="",
             host_memory_bytes_per_s=host_memory_bytes_per_s(self.cluster),
         )  # fmt: skip
 

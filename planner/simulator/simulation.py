@@ -21,13 +21,11 @@ from cost_models.cluster import Cluster
 from cost_models.cluster_kernels import kernels_of
 from cost_models.kernels import Kernels
 from cost_models.load import samples_for
-from cost_models.paths import Paths, link_rates
+from cost_models.paths import host_memory_bytes_per_s, link_rates
 from cost_models.placement import Placement
-from cost_models.pricing import sharding_s
 from cost_models.profile import Profile
 from cost_models.profile import network as measured_network
 from cost_models.program import Compute, Ring, Segment, Staged, StepProgram
-from cost_models.setting import setting
 from cost_models.shape import Shape
 from cost_models.step import step_program
 from cost_models.strategy import Strategy, rank_groups
@@ -105,7 +103,7 @@ def simulate(
     placement = placement or Placement.in_order(cluster, strategy.ranks)
     placement.check(cluster, strategy.ranks)
     program, scale = _program(cluster, workload, strategy, placement, profile)
-    program = _slowed(program, setting(cluster, profile).paths(strategy, placement))
+    program = _updated(program, cluster)
     links = reached(cluster, profile)
     return play(program, links, strategy, placement, compute_scale=scale, fold=fold, trace=trace)
 
@@ -127,19 +125,16 @@ def _program(
     return program, factor[run_of_rank]
 
 
-def _slowed(program: StepProgram, paths: Paths) -> StepProgram:
-    """With what a second of the sharding stream takes from each segment, and the CPU's update, in seconds."""
+def _updated(program: StepProgram, cluster: Cluster) -> StepProgram:
+    """With the CPU's update of states in host memory, if there is one, in seconds."""
 
-    def slowed(segment: Segment) -> Segment:
-        seconds, taken = sharding_s(segment, paths)
-        cost = float(taken / seconds) if seconds > 0 else 0.0
-        host = Compute(part="optimizer", seconds=segment.host_update_bytes / paths.host_memory_bytes_per_s)
-        phases = (host, *segment.phases) if segment.host_update_bytes else segment.phases
-        return replace(segment, phases=phases, overlap_cost=segment.overlap_cost + cost, contention=None)
+    def updated(segment: Segment) -> Segment:
+        if not segment.host_update_bytes:
+            return segment
+        host = Compute(part="optimizer", seconds=segment.host_update_bytes / host_memory_bytes_per_s(cluster))
+        return replace(segment, phases=(host, *segment.phases))
 
-    return replace(
-        program, microbatch=tuple(map(slowed, program.microbatch)), epilogue=tuple(map(slowed, program.epilogue))
-    )
+    return replace(program, epilogue=tuple(map(updated, program.epilogue)))
 
 
 def compute_s(program: StepProgram) -> float:

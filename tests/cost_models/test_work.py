@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 
 from cost_models import InputError, Model, Strategy, Workload
-from cost_models.contention import OVERLAP_COST
-from cost_models.habits import OURS, Habits
+from cost_models.habits import OURS, OVERLAP_COST, Habits
 from cost_models.kernels import Kernels
 from cost_models.program import Compute, Exchange, Ring, Segment
 from cost_models.shape import Shape
@@ -64,7 +63,7 @@ def test_a_norm_of_a_copy_moves_what_its_kernels_read_and_write() -> None:
     assert backward_s(again) - backward_s(copied) == pytest.approx(moved_s(values * (2 * 12 + 6), 3), rel=1e-6)
 
 
-@pytest.mark.parametrize("name", ["gap_s", "optimizer_bytes", "merge_bytes", "exchange_copies"])
+@pytest.mark.parametrize("name", ["gap_s", "optimizer_bytes", "merge_bytes", "exchange_copies", "overlap_cost"])
 def test_no_habit_is_below_zero(name: str) -> None:
     with pytest.raises(InputError, match=f"{name}=-1 must be at least 0"):
         replace(OURS, **{name: -1})
