@@ -179,9 +179,9 @@ NOTES = (
         "Meta's 500 W, 2.4 TB/s cards, `selective op` and `eager` without words, a network nobody named read as "
         "four 100 Gbit/s cards. `selective op` computes three of seven products again (37% of the work); the "
         "nearest policy here, `mlp`, two of them (54%), and keeps less: memory is 11 to 19% low on H100, and 17 "
-        "to 19% high for the same configuration half a year later on H200. Left: 64 A100 9 to 15% early; Meta's "
-        "cards 18 to 21% when compiled, 25 to 28% when not (the source does not know their peak either); "
-        "DTensor's eager tensor parallelism 38%; context parallel 4 and 8 in 8 bits 44 to 47%, which leaves half "
+        "to 19% high for the same configuration half a year later on H200. Left: 64 A100 6 to 12% early; Meta's "
+        "cards 18 to 20% when compiled, 25 to 27% when not (the source does not know their peak either); "
+        "DTensor's eager tensor parallelism 36 to 38%; context parallel 4 and 8 in 8 bits 44 to 47%, which leaves half "
         "of FlashAttention-2's rate: cause not found",
     ),
     Note(
@@ -189,24 +189,23 @@ NOTES = (
         text="collected after the model was built; first prediction 21.5% median: neither machine had a preset, and "
         "the A100 of 124 multiprocessors and the H100 of 64 GB were read as standard cards. Heads, vocabulary "
         "and width of the MLP are inferred (the printed utilisation gives layers and hidden exactly), and so is "
-        "the bandwidth of the 64 GB H100. Left: on up to 64 GPUs Leonardo is 12% early in the mean, MareNostrum "
-        "21%; from 128 GPUs of Leonardo on 35% and up to 66%, from 512 of MareNostrum on 34% and up to 74%: "
-        "shared networks of many racks lose far more than latencies and an oversubscription of 1; neighbouring "
+        "the bandwidth of the 64 GB H100. Left: on up to 64 GPUs Leonardo is 10% late in the mean, below 512 "
+        "MareNostrum 11% early; from 128 GPUs of Leonardo on 18% and up to 53%, from 512 of MareNostrum on 21% and up "
+        "to 67%: shared networks of many racks lose far more than latencies and an oversubscription of 1; neighbouring "
         "rows differ by up to 20% there",
     ),
     Note(
         file="train_modalities",
-        text="what hidden collectives take: a flat 0.61 s of computation for each of their seconds, charged before, "
-        "left this file 10% early in the mean (10% late on up to 64 GPUs of Leonardo with 100 Gbit/s a GPU), "
-        "fms-fsdp's 6% and torchtitan's A100 9%, close to the 8% of dgxc's rows, which hide little; "
-        "multiprocessors and memory alone leave 21%, 17% and 12%. Something more is lost beside slow collectives "
-        "than these two, or their waits on the host and each other show",
+        text="what hidden collectives take was once counted as NCCL's multiprocessors and memory alone, 0.1 to 0.4 s of "
+        "computation for each of their seconds between nodes; that left this file 21%, fms-fsdp's 17% and torchtitan's "
+        "A100 12% early. What was measured inside a node (0.61 s) leaves 10, 6 and 9%, close to the 8% of dgxc's rows, "
+        "which hide little, and 10% late on up to 64 GPUs of Leonardo",
     ),
     Note(
         file="train_fms_fsdp",
         text="collected after the model was built; first prediction 18.7% median, all late: read as this project's "
-        "eager layers. Left: all early, models that shard inside a node 17 to 33%, over all nodes 2 to 21%. The "
-        "readme prints no network and is priced on DGX's, 1,600 Gbit/s a node; the blog's A100 have 400, and may "
+        "eager layers. Left: models that shard inside a node 5 to 21% early, over all nodes from 6% early to 14% late. "
+        "The readme prints no network and is priced on DGX's, 1,600 Gbit/s a node; the blog's A100 have 400, and may "
         "be the same machine",
     ),
     Note(
@@ -218,7 +217,7 @@ NOTES = (
     Note(
         file="train_flagperf",
         text="collected after the model was built; first prediction 12.2% median (8-bit rows 23.9%: a launcher "
-        "without the recipes' overlap). Left: Baichuan2-13B 39 to 52% early, whose attention with ALiBi is "
+        "without the recipes' overlap). Left: Baichuan2-13B 38 to 51% early, whose attention with ALiBi is "
         "written out in eager operators with more copies than scores, softmax and product; Llama3-8B over tensor "
         "2 is 11 to 13% early",
     ),

@@ -55,13 +55,16 @@ def show(console: Console, reports: Sequence[FileReport]) -> None:
         console.print(grid)
 
 
-def markdown(reports: Sequence[FileReport]) -> str:
+def markdown(reports: Sequence[FileReport], folder: str = "measurements", page: str = "docs/accuracy.md") -> str:
+    """The report on the rows of `folder` as the page `page`, whose picture lies beside it."""
+    picture = page.removesuffix(".md") + ".svg"
+    asked = "" if folder == "measurements" else f" --measurements {folder}"
     lines = [
         "# Accuracy",
         "",
         (
-            "Predicted against measured for the published rows in `measurements/`. Written by "
-            "`python -m cost_models.validate --markdown docs/accuracy.md --plot docs/accuracy.svg`; run it "
+            f"Predicted against measured for the published rows in `{folder}/`. Written by "
+            f"`python -m cost_models.validate{asked} --markdown {page} --plot {picture}`; run it "
             "again to check."
         ),
         "",
@@ -71,7 +74,7 @@ def markdown(reports: Sequence[FileReport]) -> str:
             "at are the harder test. An error is predicted / measured - 1."
         ),
         "",
-        "![predicted over measured](accuracy.svg)",
+        f"![predicted over measured]({picture.rpartition('/')[2]})",
         "",
     ]
     for table in tables(reports):
