@@ -44,7 +44,7 @@ def main(chosen: tuple[str, ...], folder: Path, page: Path | None, data: Path | 
 
     show(Console(), reports)
     if page:
-        _write(page, markdown(reports, "measurements" if folder == FOLDER else str(folder), str(page)))
+        _write(page, markdown(reports, "measurements" if folder == FOLDER else folder.as_posix().rstrip("/")))
     if picture:
         _write(picture, svg(reports))
     if data:

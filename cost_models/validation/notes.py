@@ -196,8 +196,8 @@ NOTES = (
     ),
     Note(
         file="train_modalities",
-        text="what hidden collectives take was once counted as NCCL's multiprocessors and memory alone, 0.1 to 0.4 s of "
-        "computation for each of their seconds between nodes; that left this file 21%, fms-fsdp's 17% and torchtitan's "
+        text="what hidden collectives take was once counted as NCCL's multiprocessors and memory alone, 0.1 to 0.4 s "
+        "of computation for each of their seconds between nodes; that left this file 21%, fms-fsdp's 17% and torchtitan's "
         "A100 12% early. What was measured inside a node (0.61 s) leaves 10, 6 and 9%, close to the 8% of dgxc's rows, "
         "which hide little, and 10% late on up to 64 GPUs of Leonardo",
     ),

@@ -55,16 +55,16 @@ def show(console: Console, reports: Sequence[FileReport]) -> None:
         console.print(grid)
 
 
-def markdown(reports: Sequence[FileReport], folder: str = "measurements", page: str = "docs/accuracy.md") -> str:
-    """The report on the rows of `folder` as the page `page`, whose picture lies beside it."""
-    picture = page.removesuffix(".md") + ".svg"
+def markdown(reports: Sequence[FileReport], folder: str = "measurements") -> str:
+    """The report on the rows of `folder`; its picture lies beside it."""
+    picture = "accuracy.svg" if folder == "measurements" else f"accuracy-{folder.rpartition('/')[2]}.svg"
     asked = "" if folder == "measurements" else f" --measurements {folder}"
     lines = [
         "# Accuracy",
         "",
         (
             f"Predicted against measured for the published rows in `{folder}/`. Written by "
-            f"`python -m cost_models.validate{asked} --markdown {page} --plot {picture}`; run it "
+            f"`python -m cost_models.validate{asked} --markdown docs/{picture[:-3]}md --plot docs/{picture}`; run it "
             "again to check."
         ),
         "",
@@ -74,7 +74,7 @@ def markdown(reports: Sequence[FileReport], folder: str = "measurements", page: 
             "at are the harder test. An error is predicted / measured - 1."
         ),
         "",
-        f"![predicted over measured]({picture.rpartition('/')[2]})",
+        f"![predicted over measured]({picture})",
         "",
     ]
     for table in tables(reports):
