@@ -17,12 +17,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cost_models import memory
 from cost_models.chunked import chunk_working_bytes
 from cost_models.either import both, larger, pick, smaller, somewhere
 from cost_models.expert_layer import expert_kept_bytes, expert_working_bytes
+from cost_models.kept_activations import (
+    final_norm_input,
+    kept_bytes,
+    microbatches_in_flight,
+    mlp_tensors,
+    recomputed_bytes,
+    saves_input,
+)
 from cost_models.mlp import slice_tokens
 from cost_models.shape import Shape
+from cost_models.states import dropped_gradients, dummy_gradients, root_params
 from cost_models.strategy import LayerRange
 from cost_models.workload import DTYPE_BYTES
 
@@ -61,7 +69,7 @@ def peak(shape: Shape, layers: Iterable[LayerRange | str | tuple[Shape, LayerRan
         found = _higher(found, _layer_backward(here, part))
         if not isinstance(part, str) and part.offload != "none":
             found = _higher(found, _root_gradients(shape, 0))
-    always = ROW_BYTES * shape.rows * shape.workload.context_tokens + memory.dummy_gradients(shape)
+    always = ROW_BYTES * shape.rows * shape.workload.context_tokens + dummy_gradients(shape)
     always = always + pick(shape.degrees.zero == 3, shape.habits.bucket_values * shape.width, 0)
     return replace(found, working=found.working + always)
 
@@ -104,14 +112,14 @@ def _loss(shape: Shape) -> Moment:
     """
     if shape.stage is not None and not shape.stage.last:
         return Moment(name="loss")
-    copied = 0 if memory.saves_input(shape) else 4
+    copied = 0 if saves_input(shape) else 4
     norm = shape.width + copied + (0 if shape.habits.norm == "fused" else shape.width)
     model = shape.workload.model
     logits = _logits(shape) + shape.outer_tokens * model.hidden * (norm + shape.width)
     if shape.habits.sequence_parallel:  # the head's products gather as a layer's do
         logits = logits + pick(shape.degrees.tensor > 1, 2 * shape.tokens * model.hidden * shape.width, 0)
     if shape.stage is None:
-        logits = larger(logits - (memory.microbatches_in_flight(shape) - 1) * _least_kept(shape), 0)
+        logits = larger(logits - (microbatches_in_flight(shape) - 1) * _least_kept(shape), 0)
     return Moment(name="loss", gathered=_gathered(shape, 1), logits=logits)
 
 
@@ -143,14 +151,14 @@ def _layer_backward(shape: Shape, part: LayerRange | str) -> Moment:
     """
     width = shape.width
     recompute = part if isinstance(part, str) else part.recompute
-    again = memory.recomputed(shape, recompute)
+    again = recomputed_bytes(shape, recompute)
     whole, reduced = _whole_gradient(shape)
     trained = shape.trained_layer_params + shape.trained_expert_params
-    passing = larger(trained * reduced - memory.kept(shape, part), 0)
+    passing = larger(trained * reduced - kept_bytes(shape, part), 0)
     inside = larger(again + _products(shape) + passing, trained * (whole + reduced))
     offloaded = not isinstance(part, str) and part.offload != "none"
-    late = larger(memory.dropped_gradients(shape) - (0 if offloaded else _least_kept(shape)), 0)
-    inside = larger(inside - memory.final_norm_input(shape), 0)  # gone, and counted as kept
+    late = larger(dropped_gradients(shape) - (0 if offloaded else _least_kept(shape)), 0)
+    inside = larger(inside - final_norm_input(shape), 0)  # gone, and counted as kept
     inside = inside + _whole_rows(shape) * (offloaded + (shape.habits.reentrant and recompute == "full"))
     inside = inside + pick(both(shape.degrees.zero > 0, shape.degrees.zero < 3), shape.habits.bucket_values, 0) * width
     return Moment(
@@ -179,9 +187,9 @@ def _products(shape: Shape) -> Any:
     maps, weights = 3 if model.gated else 2, model.hidden * shape.ffn * whole
     inside = slice_tokens(shape) * shape.ffn * width
     mlp = larger(inside * (maps - 1) + weights, _gathered_halves(shape))
-    kept = inside * memory.mlp_tensors(shape) - maps * weights
+    kept = inside * mlp_tensors(shape) - maps * weights
     if shape.degrees.mlp_chunk_tokens is not None:  # nothing of it was kept: the slice's tensors, sums of all gradients
-        mlp = mlp + inside * memory.mlp_tensors(shape) + maps * weights + tokens * model.hidden * width
+        mlp = mlp + inside * mlp_tensors(shape) + maps * weights + tokens * model.hidden * width
         kept = -maps * weights - tokens * model.hidden * width
     if shape.experts is not None:
         mlp, kept = expert_working_bytes(shape, shape.experts), expert_kept_bytes(shape, shape.experts)
@@ -203,14 +211,14 @@ def _gathered_halves(shape: Shape) -> Any:
     if not shape.habits.sequence_parallel or not somewhere(shape.degrees.tensor > 1):
         return 0
     hidden, inside = tokens * model.hidden * width, slice_tokens(shape) * shape.ffn * width
-    before = 2 * hidden + inside * ((2 if model.gated else 1) - memory.mlp_tensors(shape))
+    before = 2 * hidden + inside * ((2 if model.gated else 1) - mlp_tensors(shape))
     return pick(shape.degrees.tensor > 1, larger(hidden + inside, before), 0)
 
 
 def _root_gradients(shape: Shape, kept: Any) -> Moment:
     """Whole gradients of the root, and their copy for the reduction, in place of its gathered weights."""
     whole, reduced = _whole_gradient(shape)
-    vision, trained = shape.workload.model.vision, smaller(shape.trained_root_params, memory.root_params(shape))
+    vision, trained = shape.workload.model.vision, smaller(shape.trained_root_params, root_params(shape))
     if vision is not None:
         trained = trained + (vision.embedding_params if shape.trains("tower") else 0)
         hidden = shape.workload.model.hidden
@@ -236,7 +244,7 @@ def _head_gradient(shape: Shape) -> Any:
 def _gathered(shape: Shape, layers: int) -> Any:
     """ZeRO-3: the root whole, and so many layers; below, whole weights are resident."""
     vision = shape.workload.model.vision
-    root = memory.root_params(shape)
+    root = root_params(shape)
     if vision is not None:  # what of the vision side is no layer is in the root's unit of sharding
         root = root + vision.embedding_params + vision.projector_params(shape.workload.model.hidden)
     whole = (root + layers * (shape.layer_params + shape.expert_params)) * shape.width
@@ -245,4 +253,4 @@ def _gathered(shape: Shape, layers: int) -> Any:
 
 def _least_kept(shape: Shape) -> Any:
     """The inputs of all layers of a rank: no policy keeps less, unless it offloads them."""
-    return shape.stage_total(lambda here: memory.kept(here, "full"))
+    return shape.stage_total(lambda here: kept_bytes(here, "full"))

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from cost_models import memory, moments
+from cost_models import moments
+from cost_models.components import components
 from cost_models.device import Device
 from cost_models.either import pick, somewhere
+from cost_models.kept_activations import kept_bytes
 from cost_models.shape import Shape
 from cost_models.stages import at_stage, is_mixed, stage
 from cost_models.strategy import LayerRange
@@ -29,16 +31,16 @@ def fullest(
     """The same, and the moment of the step."""
     model, stages = shape.workload.model, shape.degrees.pipeline
     if not is_mixed(model) and not (by_stage and stages > 1):
-        kept = sum(memory.kept(shape, part) * part.count for part in ranges) / stages
+        kept = sum(kept_bytes(shape, part) * part.count for part in ranges) / stages
         moment = moments.peak(shape, ranges)
-        return memory.memory(shape, kept, moment, device), moment.name
+        return components(shape, kept, moment, device), moment.name
     found: dict[str, Any] = {}
     name = ""
     for index in sorted({0, stages - 1}):
         here, pieces = at_stage(shape, ranges, index), stage(model, ranges, stages, index)
-        kept = sum(memory.kept(here.of(piece.kind), piece.part) * piece.count for piece in pieces)
+        kept = sum(kept_bytes(here.of(piece.kind), piece.part) * piece.count for piece in pieces)
         moment = moments.peak(here, [(here.of(piece.kind), piece.part) for piece in pieces])
-        parts = memory.memory(here, kept, moment, device)
+        parts = components(here, kept, moment, device)
         more = sum(parts.values()) > sum(found.values())
         found = {part: pick(more, size, found.get(part, 0)) for part, size in parts.items()}
         name = moment.name if somewhere(more) else name

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from cost_models.components import context_bytes
 from cost_models.habits import OURS, Habits
 from cost_models.host import PYTORCH_2024
 from cost_models.kernels import FA2_ARCHITECTURES, Kernels
-from cost_models.memory import context_bytes
 from cost_models.paths import Paths, domain_link, paths_of
 from cost_models.peak import peak
 from cost_models.placement import Placement

@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cost_models import memory, moments
+from cost_models import moments
+from cost_models.components import components
 from cost_models.device import Device
+from cost_models.kept_activations import kept_bytes
 from cost_models.kernels import Kernels
 from cost_models.paths import Paths
 from cost_models.pricing import fold, fold_segment
@@ -158,15 +160,15 @@ def columns(
     kept: list[Floats] = []
     again: list[Floats] = []
     rest = moments.peak(shape)
-    base = sum(memory.memory(shape, 0, rest, device).values())
+    base = sum(components(shape, 0, rest, device).values())
     layer_s = forward
     for policy in policies:
         if workload.mode == "train" and not (quick and each):
             layer_s = forward + seconds(backward_segment(shape, kernels, policy, repeat=1)) / degrees.pipeline
         each.append(full(layer_s))
-        held = memory.memory(shape, memory.kept(shape, policy) / degrees.pipeline, rest, device)
+        held = components(shape, kept_bytes(shape, policy) / degrees.pipeline, rest, device)
         kept.append(full(sum(held.values()) - base))
-        transient = memory.memory(shape, 0, moments.peak(shape, [policy]), device)
+        transient = components(shape, 0, moments.peak(shape, [policy]), device)
         again.append(full(sum(transient.values()) - base))
     return Columns(
         policies=tuple(policies),

@@ -19,10 +19,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from cost_models.components import GROUP_BYTES
 from cost_models.curves.samples import Sample
 from cost_models.errors import InputError
 from cost_models.kernels import Kernels
-from cost_models.memory import GROUP_BYTES
 from cost_models.shape import Degrees
 from planner.layouts.bounds import Reach, fastest
 from planner.layouts.candidates import columns

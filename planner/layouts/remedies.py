@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from cost_models import memory, moments
+from cost_models import moments
 from cost_models.cluster import MAX_GPUS, Cluster, NodeRun
+from cost_models.components import components
 from cost_models.curves.samples import Sample
 from cost_models.errors import InputError
+from cost_models.kept_activations import kept_bytes
 from cost_models.shape import Shape
 from cost_models.strategy import LayerRange
 from cost_models.units import show_bytes, show_tokens
@@ -132,8 +134,8 @@ def _offloaded(space: Space, samples: tuple[Sample, ...]) -> int | None:
     part = LayerRange(recompute="full", offload="activations", count=1)
     layers = space.workload.model.layers / space.base.pipeline
     device = space.cluster.runs[0].node.device
-    kept = memory.kept(shape, part) * layers
-    parts = memory.memory(shape, kept, moments.peak(shape, [part]), device)
+    kept = kept_bytes(shape, part) * layers
+    parts = components(shape, kept, moments.peak(shape, [part]), device)
     used = np.where(np.isfinite(single.least_bytes), sum(parts.values()), np.inf)
     least = float(used.min(initial=np.inf))
     room = max(run.node.device.memory_bytes for run in space.cluster.runs)

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from cost_models import Cluster, InputError, LayerRange, Model, Strategy, Workload, memory, moments, price, price_batch
+from cost_models import Cluster, InputError, LayerRange, Model, Strategy, Workload, moments, price, price_batch
 from cost_models.chunked import chunk_working_bytes, chunked, chunks
 from cost_models.flops import executed_flops
+from cost_models.kept_activations import kept_bytes
 from cost_models.kernels import Kernels
 from cost_models.longest import longest_tokens
 from cost_models.program import Staged
@@ -72,7 +73,7 @@ def test_memory_by_hand():
     none = Shape(work(2**20), replace(LAYOUT, layers=()))
     row = 2**17 * HIDDEN * 2
     norms = 2 * 2**17 * (HIDDEN * 8 + 4)  # unfused: an fp32 copy, its result and the output
-    assert memory.kept(none, "none") == norms - row + row
+    assert kept_bytes(none, "none") == norms - row + row
     q, kv, lse = C * 4 * 128, 2 * C * 128, C * 4
     buffers = q * (2 * 6 + 6) + q * (4 + 3) * 2 + kv * (4 + 2 + 4) + 8 * lse + 2 * C // 8 * HIDDEN * 2
     assert chunk_working_bytes(none) == 3 * row + buffers + HIDDEN * 6144 * 4

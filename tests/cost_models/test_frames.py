@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from cost_models import Cluster, InputError, Model, Strategy, Workload
+from cost_models.components import components
 from cost_models.frames import busiest
 from cost_models.habits import Habits
 from cost_models.kernels import Kernels
-from cost_models.memory import memory
 from cost_models.moments import Moment
 from cost_models.program import Exchange
 from cost_models.shape import Degrees, Shape
@@ -57,7 +57,7 @@ def test_who_sends_what():
 
 def test_the_row_rebuilt_whole_is_in_memory():
     device = Cluster.load("dgx-h100", nodes=2).runs[0].node.device
-    whole, shared = (memory(shape(way), 0, Moment(name=""), device)["vision"] for way in ("reduced", "exchanged"))
+    whole, shared = (components(shape(way), 0, Moment(name=""), device)["vision"] for way in ("reduced", "exchanged"))
     assert whole - shared == (512 * 196 + 1024) * 4096 * 2
 
 

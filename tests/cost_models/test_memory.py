@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cost_models import Cluster, LayerRange, Model, Strategy, Workload, memory, moments, price
+from cost_models import Cluster, LayerRange, Model, Strategy, Workload, moments, price
 from cost_models.habits import OURS
+from cost_models.kept_activations import kept_bytes, microbatches_in_flight
 from cost_models.shape import Degrees, Shape
+from cost_models.states import dropped_gradients, states
 from cost_models.validation.frameworks import MEGATRON_TE
 from cost_models.workload import Precision
 
@@ -101,7 +103,7 @@ def test_the_first_stage_holds_no_logits():
     strategy = Strategy(pipeline=2, microbatches=8, zero=1, loss_chunk_tokens=None)
     shape = Shape(work, strategy, MEGATRON_TE.habits)
     alone = Shape(work, replace(strategy, pipeline=1), MEGATRON_TE.habits)
-    assert memory.microbatches_in_flight(shape) == 2
+    assert microbatches_in_flight(shape) == 2
     inputs = 16 * 8192 * 4096 * 2  # the least that one microbatch keeps in a stage
     assert moments._loss(alone).logits - moments._loss(shape).logits == inputs
 
@@ -110,10 +112,10 @@ def test_dropped_gradients_come_while_activations_go():
     work = Workload(SMALL, context_tokens=1024)
     strategy = Strategy(ulysses=2, shard=2, zero=1)
     drops = Shape(work, strategy, replace(OURS, drops_gradients=True))
-    assert memory._states(drops)["gradients"] == 0
-    assert memory.dropped_gradients(drops) == memory._states(Shape(work, strategy))["gradients"]
+    assert states(drops)["gradients"] == 0
+    assert dropped_gradients(drops) == states(Shape(work, strategy))["gradients"]
     several = Shape(replace(work, global_batch=2), replace(strategy, microbatches=2), drops.habits)
-    assert memory.dropped_gradients(several) == 0
+    assert dropped_gradients(several) == 0
 
 
 @settings(max_examples=60, deadline=None)
@@ -171,5 +173,5 @@ def test_repeated_keys_are_exchanged_and_kept_for_every_query_head():
     work, layout = Workload(SMALL, context_tokens=1024), Strategy(ulysses=2, shard=2)
     plain, repeated = Shape(work, layout), Shape(work, layout, replace(OURS, repeats_kv=True))
     assert (plain.sent_kv_heads, repeated.sent_kv_heads) == (2, 4)
-    assert memory.kept(repeated, "none") - memory.kept(plain, "none") == TOKENS * 2 * 2 * 16 * 2
+    assert kept_bytes(repeated, "none") - kept_bytes(plain, "none") == TOKENS * 2 * 2 * 16 * 2
     assert repeated.layer_params == plain.layer_params

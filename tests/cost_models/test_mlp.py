@@ -5,10 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cost_models import Cluster, InputError, LayerRange, Model, Strategy, Workload, memory, moments, price, price_batch
+from cost_models import Cluster, InputError, LayerRange, Model, Strategy, Workload, moments, price, price_batch
 from cost_models.flops import executed_flops
 from cost_models.habits import Habits
 from cost_models.host import PYTORCH_2024
+from cost_models.kept_activations import kept_bytes
 from cost_models.kernels import Kernels
 from cost_models.launches import layer_host_s
 from cost_models.mlp import mlp
@@ -29,9 +30,9 @@ def tiled(chunk, policy="none", layout=LAYOUT):
 
 def test_only_the_input_is_kept():
     whole, sliced = (Shape(LONG, tiled(chunk)) for chunk in (None, 4096))
-    assert memory.kept(whole, "none") - memory.kept(sliced, "none") == TOKENS * FFN * 2 * 4
-    assert memory.kept(sliced, "mlp") == memory.kept(sliced, "none")
-    assert memory.kept(sliced, "full") == memory.kept(whole, "full")
+    assert kept_bytes(whole, "none") - kept_bytes(sliced, "none") == TOKENS * FFN * 2 * 4
+    assert kept_bytes(sliced, "mlp") == kept_bytes(sliced, "none")
+    assert kept_bytes(sliced, "full") == kept_bytes(whole, "full")
 
 
 def test_backward_holds_one_slice_and_the_sums_of_the_weights_gradients():

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from cost_models import Cluster, InputError, Model, Strategy, Workload, price
-from cost_models.memory import kept
+from cost_models.kept_activations import kept_bytes
 from cost_models.peak import peak
 from cost_models.shape import Shape
 
@@ -41,14 +41,14 @@ def test_the_bubble_is_the_papers(schedule, virtual, microbatches):
 @pytest.mark.parametrize(("schedule", "virtual"), SCHEDULES)
 def test_activations_in_flight_are_the_papers(schedule, virtual):
     cost, shape = cost_of(schedule, virtual, 8)
-    of_all_layers = 32 * float(kept(shape, "none"))
+    of_all_layers = 32 * float(kept_bytes(shape, "none"))
     expected = {"gpipe": 8 / 4, "1f1b": 1.0, "interleaved": 1 + 3 / (4 * virtual)}[schedule]
     assert cost.memory["activations"] == pytest.approx(expected * of_all_layers + ROTARY, rel=1e-6)
 
 
 def test_fewer_microbatches_than_stages_are_all_in_flight():
     cost, shape = cost_of("1f1b", 1, 2)
-    assert cost.memory["activations"] == pytest.approx(2 / 4 * 32 * float(kept(shape, "none")) + ROTARY, rel=1e-6)
+    assert cost.memory["activations"] == pytest.approx(2 / 4 * 32 * float(kept_bytes(shape, "none")) + ROTARY, rel=1e-6)
 
 
 def test_a_boundary_is_sent_once_for_each_chunk_and_direction():
@@ -79,7 +79,7 @@ def test_stages_are_counted_apart_and_never_exceed_the_bound():
     assert float(sum(apart.values())) < float(sum(bound.values()))
     weights = 8 * big.layer_params + big.embedding_params
     assert float(apart["gradients"]) == pytest.approx(4 * weights)
-    assert float(apart["activations"]) == pytest.approx(4 * 8 * float(kept(shape, "none")) + ROTARY)
+    assert float(apart["activations"]) == pytest.approx(4 * 8 * float(kept_bytes(shape, "none")) + ROTARY)
     assert float(apart["logits"]) == 0
 
 
