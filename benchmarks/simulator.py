@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from cost_models.cluster import Cluster
-from cost_models.model import Model
+from cost_models.hardware.cluster import Cluster
+from cost_models.models.model import Model
 from cost_models.strategy import Strategy
 from cost_models.workload import Workload
 from planner.simulator.simulation import Simulation, simulate

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cost_models.batch import BatchCost as BatchCost
     from cost_models.batch import price_batch as price_batch
-    from cost_models.cluster import Cluster as Cluster
     from cost_models.cost import StepCost as StepCost
     from cost_models.errors import InputError as InputError
-    from cost_models.model import Model as Model
-    from cost_models.placement import Placement as Placement
+    from cost_models.hardware.cluster import Cluster as Cluster
+    from cost_models.hardware.placement import Placement as Placement
+    from cost_models.models.model import Model as Model
     from cost_models.pricing import price as price
     from cost_models.profile import Profile as Profile
     from cost_models.strategy import LayerRange as LayerRange
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "BatchCost": "batch",
-    "Cluster": "cluster",
+    "Cluster": "hardware.cluster",
     "InputError": "errors",
     "LayerRange": "strategy",
-    "Model": "model",
-    "Placement": "placement",
+    "Model": "models.model",
+    "Placement": "hardware.placement",
     "Profile": "profile",
     "StepCost": "cost",
     "Strategy": "strategy",

@@ -16,18 +16,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cost_models.cluster import Cluster
 from cost_models.cost import MEMORY, SECONDS
-from cost_models.paths import Path, Paths, priced_patterns
-from cost_models.peak import peak
-from cost_models.placement import check_placement
+from cost_models.hardware.cluster import Cluster
+from cost_models.hardware.placement import check_placement
+from cost_models.memory.peak import peak
 from cost_models.pricing import fold
 from cost_models.profile import Profile
-from cost_models.remembered import RememberedKernels, RememberedPaths
-from cost_models.setting import Setting, setting
-from cost_models.shape import Degrees, Shape
-from cost_models.step import step_program
+from cost_models.step.assembly import step_program
+from cost_models.step.shape import Degrees, Shape
 from cost_models.strategy import Strategy, axis_stride
+from cost_models.timing.paths import Path, Paths, priced_patterns
+from cost_models.timing.remembered import RememberedKernels, RememberedPaths
+from cost_models.timing.setting import Setting, setting
 from cost_models.workload import Workload
 
 Floats = NDArray[np.float64]

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from cost_models.cluster import Cluster
 from cost_models.errors import InputError
+from cost_models.hardware.cluster import Cluster
 from cost_models.pricing import price
 from cost_models.strategy import Strategy
 from cost_models.workload import Workload

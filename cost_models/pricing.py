@@ -18,19 +18,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from cost_models import flops
-from cost_models.cluster import Cluster
 from cost_models.cost import MEMORY, SECONDS, StepCost
 from cost_models.either import both, larger, pick, smaller, somewhere
-from cost_models.kernels import OPS, Kernels
-from cost_models.paths import Paths
-from cost_models.peak import fullest
-from cost_models.placement import Placement, check_placement
+from cost_models.hardware.cluster import Cluster
+from cost_models.hardware.placement import Placement, check_placement
+from cost_models.memory.peak import fullest
 from cost_models.profile import Profile
 from cost_models.program import Axis, Compute, Exchange, Op, Ring, Segment, Staged, StepProgram
-from cost_models.setting import setting
-from cost_models.shape import Shape
-from cost_models.step import step_program
+from cost_models.step.assembly import step_program
+from cost_models.step.shape import Shape
 from cost_models.strategy import EXPERT_AXES, Strategy
+from cost_models.timing.kernels import OPS, Kernels
+from cost_models.timing.paths import Paths
+from cost_models.timing.setting import setting
 from cost_models.workload import Workload
 
 _COMPUTE = {"recompute": "recompute", "sharding": "sharding", "vision": "vision", "optimizer": "optimizer"}

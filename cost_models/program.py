@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cost_models.model import LayerKind
+from cost_models.models.model import LayerKind
 
 Number = float | NDArray[np.float64]
 Op = Literal["all_to_all", "all_gather", "reduce_scatter", "all_reduce", "send"]

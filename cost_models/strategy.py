@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from cost_models import strict
 from cost_models.errors import InputError
-from cost_models.model import Model
+from cost_models.models.model import Model
 
 Recompute = Literal["none", "mlp", "all_but_attention", "full", "core_attention"]
 Offload = Literal["none", "activations"]

@@ -17,7 +17,7 @@ from typing import Literal, get_args
 
 from cost_models import strict
 from cost_models.errors import InputError
-from cost_models.model import Model
+from cost_models.models.model import Model
 from cost_models.units import show_tokens
 
 Dtype = Literal["fp64", "fp32", "bf16", "fp16", "fp8"]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from cost_models.errors import InputError
-from cost_models.heads import HeadSplit, Share
+from cost_models.step.heads import HeadSplit, Share
 from executor.exchange import Exchange
 from executor.layout import Layout, Tile
 from executor.ring import RingWork, ring_backward, ring_forward

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cost_models.device import Device
 from cost_models.errors import InputError
+from cost_models.hardware.device import Device
 from executor.discovery import Host
 from planner.plan_file import Plan
 

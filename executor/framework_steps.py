@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from cost_models.cluster import Cluster
 from cost_models.curves.samples import Sample
-from cost_models.model import Model
+from cost_models.hardware.cluster import Cluster
+from cost_models.models.model import Model
 from cost_models.pricing import price
 from cost_models.profile import VERSION, Profile
 from cost_models.strategy import Strategy

@@ -23,8 +23,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cost_models.collectives import wire_bytes
 from cost_models.curves.samples import Sample
+from cost_models.timing.collectives import wire_bytes
 from executor import kernel
 from executor.framework_steps import context_groups, framework_samples
 from longvila.job import Job

@@ -21,11 +21,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cost_models import strict
-from cost_models.cluster import Cluster
 from cost_models.curves.samples import Sample
 from cost_models.errors import InputError
-from cost_models.model import Model
-from cost_models.placement import Placement
+from cost_models.hardware.cluster import Cluster
+from cost_models.hardware.placement import Placement
+from cost_models.models.model import Model
 from cost_models.pricing import price
 from cost_models.profile import VERSION, Profile
 from cost_models.strategy import Strategy

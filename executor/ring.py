@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cost_models.heads import Run
+from cost_models.step.heads import Run
 from executor import kernel
 from executor.exchange import Exchange
 from executor.layout import Tile

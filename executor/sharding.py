@@ -25,7 +25,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cost_models.errors import InputError
-from cost_models.heads import HeadSplit
+from cost_models.step.heads import HeadSplit
 from executor import attention, embeddings
 from executor.attention import MmSp
 from executor.decode import DecodeStep, ShardedCache

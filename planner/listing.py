@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from cost_models.cluster import Cluster
-from cost_models.curves.packed import BASES
-from cost_models.device import Device
+from cost_models.hardware.cluster import Cluster
+from cost_models.hardware.device import Device
+from cost_models.timing.packed import BASES
 from cost_models.units import show_bytes
 
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from cost_models import strict
-from cost_models.cluster import Cluster
 from cost_models.errors import InputError
-from cost_models.model import Model
+from cost_models.hardware.cluster import Cluster
+from cost_models.models.model import Model
 from cost_models.profile import Profile
 from cost_models.strategy import RECOMPUTES, LayerRange, Strategy
 from cost_models.units import parse_tokens, show_bytes

@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models import strict
-from cost_models.cluster import Cluster
 from cost_models.cost import StepCost
 from cost_models.errors import InputError
-from cost_models.placement import Placement
+from cost_models.hardware.cluster import Cluster
+from cost_models.hardware.placement import Placement
 from cost_models.strategy import AXES, Strategy, rank_groups
 from cost_models.workload import Workload
 from planner.files import write_whole

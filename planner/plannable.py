@@ -6,7 +6,7 @@ mixtures of experts, latent attention   priced (`plan price`, `cost_models.price
 from __future__ import annotations
 
 from cost_models.errors import InputError
-from cost_models.model import Model
+from cost_models.models.model import Model
 
 
 def check_plannable(model: Model) -> None:

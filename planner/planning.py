@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Literal
 
-from cost_models.cluster import Cluster
 from cost_models.cost import StepCost
+from cost_models.hardware.cluster import Cluster
 from cost_models.pricing import price
 from cost_models.profile import Profile
 from cost_models.units import show_bytes, show_seconds

@@ -12,9 +12,9 @@ import click
 import numpy as np
 
 from cost_models import strict
-from cost_models.cluster import Cluster
 from cost_models.cost import StepCost
-from cost_models.placement import Placement
+from cost_models.hardware.cluster import Cluster
+from cost_models.hardware.placement import Placement
 from cost_models.strategy import Strategy, rank_groups
 from cost_models.units import show_bytes, show_rate, show_seconds
 

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from cost_models.cluster import Cluster
 from cost_models.cost import StepCost
-from cost_models.load import samples_for
-from cost_models.placement import Placement
+from cost_models.hardware.cluster import Cluster
+from cost_models.hardware.placement import Placement
 from cost_models.pricing import price
 from cost_models.profile import Profile
 from cost_models.strategy import Strategy
+from cost_models.timing.load import samples_for
 from cost_models.workload import Workload
 from planner.layouts.candidates import EQUAL
 from planner.layouts.floors import Floors, Objective

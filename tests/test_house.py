@@ -17,6 +17,20 @@ MAY_IMPORT = {
 }
 
 
+INSIDE = (
+    {"errors", "units", "strict", "either"},
+    {"hardware", "models", "curves"},
+    {"workload", "strategy", "program", "profile"},
+    {"timing"},
+    {"step", "flops"},
+    {"memory", "cost"},
+    {"pricing", "batch", "longest"},
+    {"fit", "validation"},
+    {"validate"},
+)
+"""Of cost_models, from the ground up: each floor imports from itself and from those before it."""
+
+
 def modules(package):
     return sorted((ROOT / package).rglob("*.py"))
 
@@ -35,6 +49,25 @@ def test_imports_follow_the_arrows(package):
     for path in modules(package):
         ours = set(imported(path)) & set(PACKAGES)
         assert ours <= MAY_IMPORT[package], f"{path.relative_to(ROOT)} imports {sorted(ours - MAY_IMPORT[package])}"
+
+
+def test_cost_models_import_downwards():
+    root = ROOT / "cost_models"
+    floor = {name: place for place, names in enumerate(INSIDE) for name in names}
+    assert set(floor) == {path.name.removesuffix(".py") for path in root.iterdir()} - {
+        "presets",
+        "__init__",
+        "__pycache__",
+    }
+    for path in modules("cost_models"):
+        home = path.relative_to(root).parts[0].removesuffix(".py")
+        if home == "__init__":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            parts = node.module.split(".") if isinstance(node, ast.ImportFrom) and node.module else [""]
+            if parts[0] == "cost_models":
+                for name in parts[1:2] or [alias.name for alias in node.names]:
+                    assert floor[name] <= floor[home], f"{path.relative_to(ROOT)} imports {name}"
 
 
 @pytest.mark.parametrize("package", ["cost_models", "planner"])

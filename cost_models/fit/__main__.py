@@ -17,10 +17,10 @@ from rich.progress import track
 from rich.table import Table
 
 from cost_models.curves.grid import Floats, pack
-from cost_models.curves.packed import FOLDER
 from cost_models.errors import InputError
 from cost_models.fit import checks, devices, links, scaling
 from cost_models.fit.rows import DEFAULT_FOLDER
+from cost_models.timing.packed import FOLDER
 
 
 def summary(errors: Floats) -> dict[str, float]:

@@ -25,8 +25,8 @@ from scipy.optimize import least_squares
 from scipy.sparse.linalg import spsolve
 
 from cost_models.curves.grid import Floats, LogGrid
-from cost_models.device import Device
 from cost_models.fit.monotone import rising
+from cost_models.hardware.device import Device
 
 QUERY_TILE = 128
 PLAIN_DIM = 128

@@ -1,4 +1,4 @@
-"""Fit what a busy board does to products (`cost_models/busy.py`) from products timed inside long runs.
+"""Fit what a busy board does to products (`cost_models/timing/busy.py`) from products timed inside long runs.
 
     A100    SimuMax on A100 PCIe (300 W): forward (TN), input gradient (NN), weight gradient (NT, added to fp32)
     H100    Vidur's projections on H100 SXM, timed inside a running model; exposed: EXPOSED_START
@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import least_squares
 
-from cost_models.busy import Busy
 from cost_models.curves.grid import Floats
-from cost_models.device import Device
 from cost_models.fit.rows import read_rows
+from cost_models.hardware.device import Device
+from cost_models.timing.busy import Busy
 
 LONG_S = 100e-6
 LEAST_TOKENS = 512

@@ -18,7 +18,7 @@ import numpy as np
 from cost_models.curves.grid import Floats
 from cost_models.fit import busy
 from cost_models.fit.rows import attention_forward, read_rows
-from cost_models.kernels import CLOCKS, Kernels, attention_pairs
+from cost_models.timing.kernels import CLOCKS, Kernels, attention_pairs
 
 
 def errors(folder: Path) -> dict[str, Floats]:

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 
 from cost_models.curves.grid import Floats, LogGrid
-from cost_models.curves.packed import BUSY_BOARDS
-from cost_models.curves.packed import Training as Packed
-from cost_models.device import Device
 from cost_models.fit import attention, busy, gemm, grouped, memory, rows, unequal
+from cost_models.hardware.device import Device
+from cost_models.timing.packed import BUSY_BOARDS
+from cost_models.timing.packed import Training as Packed
 
 SIMUMAX_BOARDS = {"a100-sxm-80gb": "A100-PCIe-80GB", "b200-sxm-180gb": "B200-SXM"}
 """Curve -> the board of its architecture that SimuMax's tables were timed on."""

@@ -19,8 +19,8 @@ import numpy.typing as npt
 from scipy.optimize import least_squares
 
 from cost_models.curves.grid import Floats, LogGrid
-from cost_models.device import Device
 from cost_models.fit.monotone import rising
+from cost_models.hardware.device import Device
 
 TILES = ((128, 256), (256, 128), (128, 128), (64, 128), (256, 256), (64, 64))
 BELOW_M = (1, 16, 32, 64, 128, 256)

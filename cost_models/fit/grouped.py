@@ -1,4 +1,4 @@
-"""Fit what grouped products take (`cost_models/grouped.py`) from SimuMax's grouped products of two mixtures of experts.
+"""Fit what grouped products take (`timing/grouped.py`) from SimuMax's grouped products of two mixtures of experts.
 
     A100    12 rows on A100 PCIe: 20 and 40 groups · B200    108 rows: 20 to 256 groups of 128 to 9,832 rows
             forward (M, N, K), gradient of the input (M, K, N), of the weight (N, K, M; added to fp32 or bf16)
@@ -13,10 +13,10 @@ import numpy as np
 from scipy.optimize import least_squares
 
 from cost_models.curves.grid import Floats
-from cost_models.device import Device
 from cost_models.fit.busy import ACCUMULATED_BYTES
 from cost_models.fit.rows import read_rows
-from cost_models.grouped import Grouped
+from cost_models.hardware.device import Device
+from cost_models.timing.grouped import Grouped
 
 START = Grouped(slow=1.0, exposed=0.8, call_s=9e-6)
 """Between A100 (0.5) and B200 (1.2); the shortest groups of B200's table take 8.6 to 9.3 us whatever their size."""

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from cost_models.collectives import OPS, wire_bytes
 from cost_models.curves.grid import Floats, LogGrid
 from cost_models.errors import InputError
 from cost_models.fit.monotone import rising
 from cost_models.fit.rows import collectives
+from cost_models.timing.collectives import OPS, wire_bytes
 
 RANKS = np.array([2.0, 4.0, 8.0])
 BUFFER_BYTES: Floats = np.array([2.0**i for i in range(9, 30)])

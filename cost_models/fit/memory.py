@@ -16,8 +16,8 @@ import numpy as np
 from scipy.optimize import least_squares
 
 from cost_models.curves.grid import Floats
-from cost_models.device import Device
 from cost_models.fit.rows import read_rows
+from cost_models.hardware.device import Device
 
 BEYOND_L2_BYTES = 80e6
 LAUNCH_PRIOR_S = 2e-6

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from cost_models.curves.grid import Floats
-from cost_models.curves.packed import DeviceCurves
-from cost_models.device import Device
 from cost_models.fit import devices, rows
-from cost_models.kernels import Kernels
+from cost_models.hardware.device import Device
+from cost_models.timing.kernels import Kernels
+from cost_models.timing.packed import DeviceCurves
 
 STEPS = (("h100-sxm-80gb", "a100-sxm-80gb"), ("b200-sxm-180gb", "h100-sxm-80gb"))
 

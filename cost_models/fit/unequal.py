@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from cost_models.curves.grid import Floats
-from cost_models.curves.packed import BUSY_BOARDS, DeviceCurves
-from cost_models.device import Device
 from cost_models.fit import rows
 from cost_models.fit.busy import LONG_S
-from cost_models.kernels import Kernels
+from cost_models.hardware.device import Device
+from cost_models.timing.kernels import Kernels
+from cost_models.timing.packed import BUSY_BOARDS, DeviceCurves
 
 TRACED_GAP_S = {"B200-SXM": 30e-6}
 """By board: rows at head dim 128 (8 to 64 heads, 4,096 tokens) take 23 to 43 us more than the curve, whatever their

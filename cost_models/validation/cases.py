@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cost_models.cluster import Cluster, Node
-from cost_models.device import Device
-from cost_models.model import LayerKind, Model
+from cost_models.hardware.cluster import Cluster, Node
+from cost_models.hardware.device import Device
+from cost_models.models.model import LayerKind, Model
 from cost_models.strategy import LayerRange, OffloadStates, Recompute, Strategy
 from cost_models.validation import frameworks as fw
 from cost_models.validation.frameworks import Framework

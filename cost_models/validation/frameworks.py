@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from cost_models.habits import OURS, OVERLAP_COST, Habits
-from cost_models.host import PYTORCH_2024
+from cost_models.step.habits import OURS, OVERLAP_COST, Habits
+from cost_models.timing.host import PYTORCH_2024
 from cost_models.workload import Precision
 
 NEUTRAL = OURS

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cost_models.errors import InputError
-from cost_models.habits import OURS
+from cost_models.step.habits import OURS
 from cost_models.validation.cases import Case, Refused, case_of, is_known
 from cost_models.validation.limits import Ending, Limit, ending_of, limit_of
 from cost_models.validation.operator_time import operator_s

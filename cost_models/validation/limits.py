@@ -18,7 +18,7 @@ from typing import Literal
 
 from cost_models.errors import InputError
 from cost_models.longest import most_tokens
-from cost_models.shape import Shape
+from cost_models.step.shape import Shape
 from cost_models.validation.cases import (
     GPT2_VOCABULARY,
     READERS,

@@ -17,9 +17,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from cost_models.cluster import Cluster
-from cost_models.habits import Habits
-from cost_models.model import Model
+from cost_models.hardware.cluster import Cluster
+from cost_models.models.model import Model
+from cost_models.step.habits import Habits
 from cost_models.strategy import Recompute, Strategy
 from cost_models.validation import frameworks as fw
 from cost_models.validation.cases import Case, layers_of

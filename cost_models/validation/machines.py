@@ -13,9 +13,9 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from cost_models.cluster import Cluster, Node
-from cost_models.device import Device
 from cost_models.errors import InputError
+from cost_models.hardware.cluster import Cluster, Node
+from cost_models.hardware.device import Device
 from cost_models.validation.rows import Row
 
 _FORMS = ("pcie", "nvl", "sxm", "ada", "pro")

@@ -13,17 +13,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cost_models import layer
-from cost_models.cluster import Cluster
-from cost_models.habits import Habits
-from cost_models.host import Host
-from cost_models.kernels import FA2_ARCHITECTURES, Kernels
-from cost_models.paths import Paths, domain_link, paths_of
-from cost_models.placement import Placement
+from cost_models.hardware.cluster import Cluster
+from cost_models.hardware.placement import Placement
 from cost_models.pricing import fold_segment
 from cost_models.program import Compute, Ring, Segment
-from cost_models.shape import Shape
+from cost_models.step import layer
+from cost_models.step.habits import Habits
+from cost_models.step.shape import Shape
 from cost_models.strategy import Strategy
+from cost_models.timing.host import Host
+from cost_models.timing.kernels import FA2_ARCHITECTURES, Kernels
+from cost_models.timing.paths import Paths, domain_link, paths_of
 from cost_models.workload import Workload
 
 EXCHANGE_OPERATORS = {False: 9, True: 11}

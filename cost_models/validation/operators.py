@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from cost_models.model import Model
+from cost_models.models.model import Model
 from cost_models.strategy import RingKind, Strategy
 from cost_models.validation.cases import Refused, cluster_of
 from cost_models.validation.frameworks import FLASH_ATTENTION, MAGI_BASELINES, RING_FLASH, YUNCHANG, Framework

@@ -12,17 +12,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from cost_models.components import context_bytes
-from cost_models.habits import OURS, Habits
-from cost_models.host import PYTORCH_2024
-from cost_models.kernels import FA2_ARCHITECTURES, Kernels
-from cost_models.paths import Paths, domain_link, paths_of
-from cost_models.peak import peak
-from cost_models.placement import Placement
+from cost_models.hardware.placement import Placement
+from cost_models.memory.components import context_bytes
+from cost_models.memory.peak import peak
 from cost_models.pricing import fold_segment
 from cost_models.program import Compute, Exchange, Phase, Segment
-from cost_models.shape import Shape
-from cost_models.step import step_program
+from cost_models.step.assembly import step_program
+from cost_models.step.habits import OURS, Habits
+from cost_models.step.shape import Shape
+from cost_models.timing.host import PYTORCH_2024
+from cost_models.timing.kernels import FA2_ARCHITECTURES, Kernels
+from cost_models.timing.paths import Paths, domain_link, paths_of
 from cost_models.validation.cases import Case
 from cost_models.workload import DTYPE_BYTES
 

@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import Literal
 
 from cost_models.errors import InputError
-from cost_models.model import Model
+from cost_models.models.model import Model
 from cost_models.strategy import LayerRange, Recompute, Strategy
 from cost_models.validation import frameworks as fw
 from cost_models.validation.cases import GIB, Case, Refused, offload_states_of

@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cost_models.cluster import Cluster
-from cost_models.cluster_kernels import SlowestKernels
 from cost_models.curves.samples import Sample
-from cost_models.device import Device
-from cost_models.kernels import Kernels
-from cost_models.paths import Path, Paths, crossing_s, domain_link, host_memory_bytes_per_s
+from cost_models.hardware.cluster import Cluster
+from cost_models.hardware.device import Device
 from cost_models.profile import network
 from cost_models.program import Op
+from cost_models.timing.cluster_kernels import SlowestKernels
+from cost_models.timing.kernels import Kernels
+from cost_models.timing.paths import Path, Paths, crossing_s, domain_link, host_memory_bytes_per_s
 
 _Ints = NDArray[np.int64]
 

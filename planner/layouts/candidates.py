@@ -16,18 +16,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cost_models import moments
-from cost_models.components import components
-from cost_models.device import Device
-from cost_models.kept_activations import kept_bytes
-from cost_models.kernels import Kernels
-from cost_models.paths import Paths
+from cost_models.hardware.device import Device
+from cost_models.memory import moments
+from cost_models.memory.activations import kept_bytes
+from cost_models.memory.components import components
 from cost_models.pricing import fold, fold_segment
 from cost_models.program import Exchange, Phase, Ring, Segment
-from cost_models.remembered import RememberedKernels, RememberedPaths
-from cost_models.shape import Degrees, Shape
-from cost_models.step import backward_segment, forward_segment, step_program
+from cost_models.step.assembly import backward_segment, forward_segment, step_program
+from cost_models.step.shape import Degrees, Shape
 from cost_models.strategy import Recompute, Strategy
+from cost_models.timing.kernels import Kernels
+from cost_models.timing.paths import Paths
+from cost_models.timing.remembered import RememberedKernels, RememberedPaths
 from cost_models.workload import Workload
 
 Floats = NDArray[np.float64]

@@ -19,11 +19,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cost_models.components import GROUP_BYTES
 from cost_models.curves.samples import Sample
 from cost_models.errors import InputError
-from cost_models.kernels import Kernels
-from cost_models.shape import Degrees
+from cost_models.memory.components import GROUP_BYTES
+from cost_models.step.shape import Degrees
+from cost_models.timing.kernels import Kernels
 from planner.layouts.bounds import Reach, fastest
 from planner.layouts.candidates import columns
 from planner.layouts.space import SHARDINGS, Space, divisors

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cost_models.cluster_kernels import kernels_of
-from cost_models.kernels import Kernels
-from cost_models.paths import AXIS_PATTERNS, Path, Paths, axis_paths, domain_link, host_memory_bytes_per_s
-from cost_models.placement import Placement
+from cost_models.hardware.placement import Placement
 from cost_models.strategy import LayerRange, Recompute, Strategy
+from cost_models.timing.cluster_kernels import kernels_of
+from cost_models.timing.kernels import Kernels
+from cost_models.timing.paths import AXIS_PATTERNS, Path, Paths, axis_paths, domain_link, host_memory_bytes_per_s
 from planner.layouts.candidates import Columns, columns
 from planner.layouts.floors import Floors
 from planner.layouts.placing import Placer

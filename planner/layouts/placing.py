@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cost_models.cluster import Cluster, Node
+from cost_models.hardware.cluster import Cluster, Node
 from cost_models.strategy import AXES, Strategy, rank_grid
 
 _Ints = NDArray[np.int64]
@@ -114,7 +114,7 @@ class Placer:
 def _spread(node: Node) -> _Ints:
     """The node's GPUs so that neighbours use different NICs: first one of each NIC, then the second ones.
 
-    >>> from cost_models.cluster import Cluster
+    >>> from cost_models.hardware.cluster import Cluster
     >>> _spread(Cluster.load("dgx-h100", nodes=1).node(0)).tolist()
     [0, 1, 2, 3, 4, 5, 6, 7]
     """

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from cost_models import moments
-from cost_models.cluster import MAX_GPUS, Cluster, NodeRun
-from cost_models.components import components
 from cost_models.curves.samples import Sample
 from cost_models.errors import InputError
-from cost_models.kept_activations import kept_bytes
-from cost_models.shape import Shape
+from cost_models.hardware.cluster import MAX_GPUS, Cluster, NodeRun
+from cost_models.memory import moments
+from cost_models.memory.activations import kept_bytes
+from cost_models.memory.components import components
+from cost_models.step.shape import Shape
 from cost_models.strategy import LayerRange
 from cost_models.units import show_bytes, show_tokens
 from planner.layouts.floors import Floors

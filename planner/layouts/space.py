@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cost_models.cluster import Cluster
 from cost_models.errors import InputError
+from cost_models.hardware.cluster import Cluster
 from cost_models.strategy import RECOMPUTES, Recompute, Strategy
 from cost_models.workload import Workload
 

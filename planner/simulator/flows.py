@@ -21,8 +21,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cost_models.paths import domain_link
 from cost_models.program import Op
+from cost_models.timing.paths import domain_link
 from planner.simulator.topology import Floats, Ints, Topology
 
 

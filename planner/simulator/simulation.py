@@ -17,18 +17,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cost_models.cluster import Cluster
-from cost_models.cluster_kernels import kernels_of
-from cost_models.kernels import Kernels
-from cost_models.load import samples_for
-from cost_models.paths import host_memory_bytes_per_s, link_rates
-from cost_models.placement import Placement
+from cost_models.hardware.cluster import Cluster
+from cost_models.hardware.placement import Placement
 from cost_models.profile import Profile
 from cost_models.profile import network as measured_network
 from cost_models.program import Compute, Ring, Segment, Staged, StepProgram
-from cost_models.shape import Shape
-from cost_models.step import step_program
+from cost_models.step.assembly import step_program
+from cost_models.step.shape import Shape
 from cost_models.strategy import Strategy, rank_groups
+from cost_models.timing.cluster_kernels import kernels_of
+from cost_models.timing.kernels import Kernels
+from cost_models.timing.load import samples_for
+from cost_models.timing.paths import host_memory_bytes_per_s, link_rates
 from cost_models.workload import Workload
 from planner.plannable import check_plannable
 from planner.simulator.flows import Pattern, pattern, twice

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cost_models.cluster import Cluster, Node
-from cost_models.placement import Placement
+from cost_models.hardware.cluster import Cluster, Node
+from cost_models.hardware.placement import Placement
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from cost_models import Cluster, InputError, Model, Strategy, Workload, price, price_batch
-from cost_models.paths import HOST_MEMORY_BYTES_PER_S
+from cost_models.timing.paths import HOST_MEMORY_BYTES_PER_S
 from planner import plan, simulate
 
 WORK = Workload(Model.load("longvila-8b"), context_tokens=2**18)

@@ -13,8 +13,8 @@ import pytest
 
 from cost_models import Cluster, InputError, LayerRange, Model, Placement, Strategy, Workload, price
 from cost_models.flops import executed_flops, model_flops
-from cost_models.kernels import Kernels
-from cost_models.paths import domain_link, paths_of
+from cost_models.timing.kernels import Kernels
+from cost_models.timing.paths import domain_link, paths_of
 
 MODEL = Model.load("llama-3-8b")
 P_LAYER, P_ROOT, LAYERS = 218_112_000, 1_050_677_248, 32

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cost_models import InputError, LayerRange, Model, Strategy, Workload, strict
-from cost_models.shape import Degrees, Shape
+from cost_models.step.shape import Degrees, Shape
 from cost_models.strategy import rank_grid, rank_groups
 
 MODEL = Model.load("longvila-8b")

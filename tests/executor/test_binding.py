@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cost_models import Cluster, InputError, Placement, Strategy
-from cost_models.device import Device
+from cost_models.hardware.device import Device
 from executor.binding import bind, is_model, used_slots
 from executor.discovery import Gpu, Host, parse_gpus
 from executor.elastic import own_seat

@@ -1,4 +1,4 @@
-"""What `cost_models/launches.py` counts for a decoder layer is what the executor's step really calls."""
+"""What `cost_models/step/launches.py` counts for a decoder layer is what the executor's step really calls."""
 
 from collections import Counter
 from dataclasses import replace
@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cost_models.launches import AGAIN, BACKWARD, FORWARD, GATHER_OPERATORS, REDUCE_OPERATORS
+from cost_models.step.launches import AGAIN, BACKWARD, FORWARD, GATHER_OPERATORS, REDUCE_OPERATORS
 from longvila.config import LongVilaConfig
 from tests.executor import sharded_step
 from tests.executor.sharded_step import Case, make_rows, make_sharding, with_own_frames

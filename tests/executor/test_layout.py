@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cost_models.errors import InputError
-from cost_models.heads import HeadSplit
+from cost_models.step.heads import HeadSplit
 from executor.layout import Layout, document_edges
 
 

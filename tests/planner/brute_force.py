@@ -13,7 +13,7 @@ from dataclasses import fields, replace
 import numpy as np
 
 from cost_models import Cluster, LayerRange, Placement, Strategy, Workload, price
-from cost_models.paths import axis_paths
+from cost_models.timing.paths import axis_paths
 
 POLICIES = ("none", "mlp", "all_but_attention", "full")
 

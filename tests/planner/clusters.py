@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from cost_models.cluster import Cluster, Fabric, Nics, Node, NodeRun, ScaleUp
-from cost_models.device import Device
+from cost_models.hardware.cluster import Cluster, Fabric, Nics, Node, NodeRun, ScaleUp
+from cost_models.hardware.device import Device
 from cost_models.program import Compute, Exchange, Ring, Segment, StepProgram
 
 GB = 1e9

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cost_models import Cluster, LayerRange, Model, Placement, Workload, price
-from cost_models.device import Device
+from cost_models.hardware.device import Device
 from planner.layouts.candidates import Columns
 from planner.layouts.floors import Floors
 from planner.layouts.laid import Laid, Layer, Layout

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cost_models.cluster import Cluster
-from cost_models.placement import Placement
+from cost_models.hardware.cluster import Cluster
+from cost_models.hardware.placement import Placement
 from cost_models.strategy import Strategy, rank_groups
 from planner.simulator.flows import Pattern, pattern
 from planner.simulator.topology import Topology

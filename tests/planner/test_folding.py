@@ -7,8 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cost_models.cluster import Cluster
-from cost_models.placement import Placement
+from cost_models.hardware.cluster import Cluster
+from cost_models.hardware.placement import Placement
 from cost_models.program import Compute, Exchange, Segment, StepProgram
 from cost_models.strategy import Strategy, rank_groups
 from planner.simulator.flows import pattern

@@ -8,8 +8,8 @@ import pytest
 
 from cost_models import Cluster, Model, Placement, Strategy, Workload, price
 from cost_models.curves.samples import Sample
-from cost_models.networks import NETWORKS, NetworkKind
-from cost_models.paths import link_rates, uplinks
+from cost_models.hardware.networks import NETWORKS, NetworkKind
+from cost_models.timing.paths import link_rates, uplinks
 from planner import plan, simulate
 from planner.layouts.bounds import Reach
 from planner.simulator.simulation import reached

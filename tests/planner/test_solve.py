@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cost_models import Cluster, InputError, Model, Workload, price
-from cost_models.device import Device
+from cost_models.hardware.device import Device
 from planner.layouts.integer_program import ROUNDING_BYTES
 from planner.solve import NothingFits, Solution, solve
 from tests.planner.brute_force import best_value

@@ -1,0 +1,302 @@
+"""A cluster as data: runs of equal nodes (hosts), what joins the GPUs inside, and the fabric between them.
+
+    spine ── leaf ── node: [NIC per rail] ── [GPU …] joined by NVSwitch, NVLink pairs or PCIe
+             └ nodes_per_leaf, oversubscription          scale-up domain = nodes_per_domain hosts (18 in NVL72)
+
+A *slot* is a place for a host: slots are numbered through the runs, and a plan names slots, never hosts.
+All rates are one way, per GPU or per NIC. Loads presets and YAML files (strict, see docs/cluster.md); per-slot
+overrides split the runs. What is left out: storage, and CPU-side NUMA other than as part of a PCIe tree.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cost_models import strict
+from cost_models.errors import InputError
+from cost_models.hardware.device import Device
+from cost_models.hardware.links import HOST_STAGED_SHARE, LINKS
+from cost_models.hardware.networks import HOST_STAGED_NIC_SHARE, NETWORKS, NetworkKind
+from cost_models.strict import plain
+
+_PRESETS = Path(__file__).parents[1] / "presets" / "clusters"
+MAX_GPUS = 2**20
+MOST_NICS = 1024
+MOST_GPUS_PER_NODE = 1024
+MOST_BYTES_PER_S = 1e15
+"""Of one link: a thousand times the fastest there is; larger numbers only overflow."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleUp:
+    """What joins the GPUs of one domain.
+
+    switch: any pair at the full rate · pairs: NVLink bridges between neighbours 2i and 2i+1, PCIe otherwise ·
+    pcie: one tree; without peer-to-peer every byte crosses host memory twice · memory: processes of one host
+    """
+
+    kind: Literal["switch", "pairs", "pcie", "memory"]
+    link: str  # a link of `collectives.LINKS`: its measured curve, scaled to bytes_per_s
+    bytes_per_s: float  # of one GPU, one way
+    latency_s: float
+    pcie_bytes_per_s: float = 0.0  # beyond the pair, for kind = pairs
+    peer_to_peer: bool = True
+    gpus_per_switch: int = 0  # GPUs under one PCIe switch or socket; 0 = all
+    cross_bytes_per_s: float = 0.0  # between those groups, all GPUs together, one way; 0 = not limited
+
+    @property
+    def reached_bytes_per_s(self) -> float:
+        """The rate to read the link's curve at: through host memory where PCIe has no peer-to-peer."""
+        staged = self.kind == "pcie" and not self.peer_to_peer
+        return self.bytes_per_s * (HOST_STAGED_SHARE if staged else 1.0)
+
+    def __post_init__(self) -> None:
+        for name, least in (("bytes_per_s", 1.0), ("cross_bytes_per_s", 0.0), ("pcie_bytes_per_s", 0.0)):
+            rate = getattr(self, name)
+            if not (rate == least == 0.0 or 1.0 <= rate <= MOST_BYTES_PER_S):
+                legal = f"from 1 to {MOST_BYTES_PER_S:g} bytes/s" + (" (0: not limited)" if least == 0.0 else "")
+                raise InputError(f"scale_up: {name}={rate:g}; {legal}")
+        if not self.latency_s >= 0 or not 0 <= self.gpus_per_switch <= MOST_GPUS_PER_NODE:
+            raise InputError(
+                f"scale_up: latency_s={self.latency_s:g}, gpus_per_switch={self.gpus_per_switch}; latency_s must be at "
+                f"least 0, gpus_per_switch 0 (all) to {MOST_GPUS_PER_NODE}"
+            )
+        if self.link not in LINKS:
+            raise InputError(f"scale_up.link={self.link!r} is unknown; {strict.nearest(self.link, LINKS)}")
+        if self.cross_bytes_per_s and not self.gpus_per_switch:
+            raise InputError("scale_up.cross_bytes_per_s needs gpus_per_switch: between which GPUs does it lie?")
+        if self.kind == "pairs" and self.pcie_bytes_per_s <= 0:
+            raise InputError("scale_up.kind=pairs needs pcie_bytes_per_s")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nics:
+    """Network cards of a node; GPU i uses card i * count // gpus (its rail)."""
+
+    count: int
+    bytes_per_s: float  # of one card, one way
+    latency_s: float
+    kind: NetworkKind = field(default="infiniband", metadata={"optional": True})
+    gpudirect: bool = field(
+        default=True, metadata={"optional": True}
+    )  # cards read GPU memory; else every byte goes through the host's
+
+    def __post_init__(self) -> None:
+        rate_is_legal = 1 <= self.bytes_per_s <= MOST_BYTES_PER_S
+        if not 0 <= self.count <= MOST_NICS or not rate_is_legal or not self.latency_s >= 0:
+            raise InputError(
+                f"nics: count={self.count}, bytes_per_s={self.bytes_per_s:g}, latency_s={self.latency_s:g}; "
+                f"count from 0 to {MOST_NICS}, latency_s at least 0, bytes_per_s from 1 to {MOST_BYTES_PER_S:g}"
+            )
+        if self.kind == "ethernet" and self.gpudirect:
+            raise InputError("nics: kind=ethernet (TCP) has no GPUDirect; add gpudirect: false, or give kind: roce")
+
+    @property
+    def reached_bytes_per_s(self) -> float:
+        """What large messages reach on one card, one way (`networks.py`).
+
+        >>> round(Nics(count=1, bytes_per_s=50e9, latency_s=3e-6).reached_bytes_per_s / 1e9)
+        46
+        """
+        staged = 1.0 if self.gpudirect else HOST_STAGED_NIC_SHARE
+        return self.bytes_per_s * NETWORKS[self.kind].share * staged
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """One kind of host. `gpus` are the free ones; `missing_nics` are cards that are broken or not there."""
+
+    device: Device
+    gpus: int
+    scale_up: ScaleUp
+    nics: Nics
+    host_memory_bytes: int
+    host_link_bytes_per_s: float  # GPU to host memory, one way, per GPU (offload)
+    cpus: int = 0
+    missing_nics: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.gpus <= MOST_GPUS_PER_NODE or self.host_memory_bytes < 0 or self.host_link_bytes_per_s <= 0:
+            raise InputError("a node needs 0 to 1024 gpus, host_memory_bytes >= 0 and a positive host_link_bytes_per_s")
+        if any(not 0 <= nic < self.nics.count for nic in self.missing_nics):
+            raise InputError(f"missing_nics={list(self.missing_nics)}: the node has NICs 0 to {self.nics.count - 1}")
+
+    def nic_of_gpu(self, slots: int) -> NDArray[np.int64]:
+        """The card that each of `slots` GPU places sends through; users of a missing card share the next one."""
+        alive = [nic for nic in range(self.nics.count) if nic not in self.missing_nics]
+        if not alive:
+            return np.full(slots, -1, dtype=np.int64)
+        wanted = np.arange(slots) * self.nics.count // max(slots, 1)
+        return np.array([min(alive, key=lambda nic: (nic - want) % self.nics.count) for want in wanted])
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeRun:
+    """`count` equal nodes in neighbouring slots."""
+
+    count: int
+    node: Node
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise InputError(f"count={self.count} nodes; at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fabric:
+    """The network between nodes: rails meet in leaf switches, leaves in a spine."""
+
+    nodes_per_leaf: int
+    oversubscription: float = 1.0  # leaf downlinks / uplinks; 1 = full bisection
+    hop_latency_s: float = 0.0  # of one switch
+    spine_hops: int = 2  # further switches when leaves differ
+
+    def __post_init__(self) -> None:
+        if self.nodes_per_leaf < 1 or self.oversubscription < 1 or self.hop_latency_s < 0 or self.spine_hops < 0:
+            raise InputError("fabric needs nodes_per_leaf >= 1, oversubscription >= 1 and latencies >= 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """
+    >>> cluster = Cluster.load("dgx-h100", nodes=32)
+    >>> cluster.gpus, cluster.slots, cluster.runs[0].node.device.name
+    (256, 32, 'h100-sxm-80gb')
+    """
+
+    name: str
+    runs: tuple[NodeRun, ...]
+    fabric: Fabric
+    nodes_per_domain: int = 1
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.runs or self.nodes_per_domain < 1:
+            raise InputError("a cluster needs at least one node and nodes_per_domain of at least 1")
+        if self.gpus < 1 or self.gpus > MAX_GPUS:
+            raise InputError(f"the cluster has {self.gpus} free GPUs; from 1 to {MAX_GPUS} can be planned")
+        cut_off = any(run.node.nics.count == len(run.node.missing_nics) for run in self.runs)
+        if cut_off and self.nodes_per_domain < self.slots:
+            raise InputError("a node without a working NIC cannot be part of a cluster of several nodes")
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.gpus, self.slots))
+
+    @classmethod
+    def load(cls, name: str, *, nodes: int | None = None, gpus: int | None = None) -> Cluster:
+        """A preset or a YAML file, sized to `nodes` or to whole nodes of `gpus` (a last node may be partly used)."""
+        from cost_models.hardware.cluster_file import read_cluster
+
+        if name == "local":
+            from cost_models.hardware.local import local_cluster
+
+            return local_cluster(gpus)
+        if name in cls.presets():
+            return read_cluster(_PRESETS / f"{name}.yaml", name, nodes=nodes, gpus=gpus)
+        if not Path(name).is_file():
+            raise InputError(
+                f"--cluster {name!r} is neither a preset nor a YAML file; " + strict.nearest(name, cls.presets())
+            )
+        return read_cluster(Path(name), Path(name).stem, nodes=nodes, gpus=gpus)
+
+    @staticmethod
+    def presets() -> list[str]:
+        return [*sorted(path.stem for path in _PRESETS.glob("*.yaml")), "local"]
+
+    @staticmethod
+    def about(preset: str) -> str:
+        """What a preset is and where its figures come from, in a line.
+
+        >>> Cluster.about("perlmutter")[:44]
+        'Perlmutter: 4 x A100 40 GB (NVLink 3 without'
+        """
+        if preset == "local":
+            return "this machine: its GPUs as the driver reports them, else its CPU cores"
+        if preset not in Cluster.presets():
+            raise InputError(f"cluster={preset!r} is no preset; {strict.nearest(preset, Cluster.presets())}")
+        return (_PRESETS / f"{preset}.yaml").read_text().partition("\n")[0].removeprefix("# ")
+
+    @cached_property
+    def gpus(self) -> int:
+        return sum(run.count * run.node.gpus for run in self.runs)
+
+    @cached_property
+    def slots(self) -> int:
+        return sum(run.count for run in self.runs)
+
+    @cached_property
+    def run_of_slot(self) -> NDArray[np.int64]:
+        return np.repeat(np.arange(len(self.runs)), [run.count for run in self.runs])
+
+    @cached_property
+    def gpus_of_slot(self) -> NDArray[np.int64]:
+        return np.array([run.node.gpus for run in self.runs])[self.run_of_slot]
+
+    @cached_property
+    def domain_of_slot(self) -> NDArray[np.int64]:
+        return np.arange(self.slots) // self.nodes_per_domain
+
+    @cached_property
+    def leaf_of_slot(self) -> NDArray[np.int64]:
+        return np.arange(self.slots) // self.fabric.nodes_per_leaf
+
+    @cached_property
+    def uniform(self) -> bool:
+        """All nodes are equal."""
+        return len(self.runs) == 1
+
+    def node(self, slot: int) -> Node:
+        return self.runs[int(self.run_of_slot[slot])].node
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that `from_dict` reads back, devices by value."""
+        return plain(self)  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], where: str = "cluster") -> Cluster:
+        return strict.read(cls, data, where)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON, so that a plan can tell which cluster it was made for."""
+        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def override(self, changes: Mapping[int, Node]) -> Cluster:
+        """The same cluster with other nodes in some slots; equal neighbours are joined into runs."""
+        for slot in changes:
+            if not 0 <= slot < self.slots:
+                raise InputError(f"slot {slot} is not one of 0 to {self.slots - 1}")
+        joined: list[NodeRun] = []
+        for slot, node in _pieces(self, changes):
+            if joined and joined[-1].node == node:
+                joined[-1] = NodeRun(count=joined[-1].count + slot, node=node)
+            else:
+                joined.append(NodeRun(count=slot, node=node))
+        return replace(self, runs=tuple(joined))
+
+
+def _pieces(cluster: Cluster, changes: Mapping[int, Node]) -> list[tuple[int, Node]]:
+    """(count, node) through all slots, cut at the changed ones."""
+    pieces: list[tuple[int, Node]] = []
+    start = 0
+    for run in cluster.runs:
+        at = start
+        for slot in sorted(s for s in changes if start <= s < start + run.count):
+            if slot > at:
+                pieces.append((slot - at, run.node))
+            pieces.append((1, changes[slot]))
+            at = slot + 1
+        if at < start + run.count:
+            pieces.append((start + run.count - at, run.node))
+        start += run.count
+    return pieces

@@ -1,0 +1,199 @@
+"""Cluster YAML -> Cluster. Strict: unknown keys, missing units and impossible counts are refused by name.
+
+    nodes:                                   # runs of equal nodes, in slot order
+      - {count: 4, device: h100-sxm-80gb, gpus: 8, scale_up: {...}, nics: {...}, ...}
+    fabric: {nodes_per_leaf: 32, oversubscription: 1}
+    overrides:                               # single slots that differ
+      - {slots: [3, 7-9], missing_nics: [2]}
+      - {slots: [12], gpus: 5, nic_bytes_per_s: 200 Gbit/s}
+
+`base: dgx-h100` takes everything that is not given from a preset. A preset has one run and may be sized freely.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cost_models import strict
+from cost_models.errors import InputError
+from cost_models.hardware.cluster import MAX_GPUS, Cluster, Fabric, Nics, Node, NodeRun, ScaleUp
+from cost_models.hardware.device import Device
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeEntry:
+    device: str
+    gpus: int
+    scale_up: ScaleUp
+    nics: Nics
+    host_memory_bytes: int
+    host_link_bytes_per_s: float
+    cpus: int = 0
+    count: int = 1
+    missing_nics: tuple[int, ...] = ()
+    memory_bytes: int | None = None  # of one GPU, where it differs from the device's
+    clock_mhz: float | None = None  # that a power or clock limit leaves, where it is below the device's
+
+    def build(self) -> NodeRun:
+        device = Device.load(self.device)
+        if self.clock_mhz is not None:
+            device = device.at_clock(self.clock_mhz * 1e6)
+        if self.memory_bytes is not None:
+            device = replace(device, memory_bytes=self.memory_bytes)
+        kept = ("gpus", "scale_up", "nics", "host_memory_bytes", "host_link_bytes_per_s", "cpus", "missing_nics")
+        return NodeRun(count=self.count, node=Node(device=device, **{name: getattr(self, name) for name in kept}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Override:
+    """What is different in some slots; what is not given stays."""
+
+    slots: tuple[Any, ...]
+    gpus: int | None = None
+    device: str | None = None
+    missing_nics: tuple[int, ...] | None = None
+    nic_bytes_per_s: float | None = None
+    scale_up_bytes_per_s: float | None = None
+
+    def apply(self, node: Node) -> Node:
+        if self.device is not None:
+            node = replace(node, device=Device.load(self.device))
+        if self.nic_bytes_per_s is not None:
+            node = replace(node, nics=replace(node.nics, bytes_per_s=self.nic_bytes_per_s))
+        if self.scale_up_bytes_per_s is not None:
+            node = replace(node, scale_up=replace(node.scale_up, bytes_per_s=self.scale_up_bytes_per_s))
+        if self.missing_nics is not None:
+            node = replace(node, missing_nics=self.missing_nics)
+        if self.gpus is not None:
+            if self.gpus > node.gpus:
+                raise InputError(f"gpus={self.gpus} free of the node's {node.gpus}; at most {node.gpus}")
+            node = replace(node, gpus=self.gpus)
+        return node
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterEntry:
+    nodes: tuple[NodeEntry, ...]
+    fabric: Fabric
+    name: str | None = None
+    nodes_per_domain: int = 1
+    notes: tuple[str, ...] = ()
+    overrides: tuple[Override, ...] = ()
+
+
+def read_cluster(path: Path, name: str, *, nodes: int | None = None, gpus: int | None = None) -> Cluster:
+    """The cluster of a YAML file, cut or (one run without a fixed size) grown to `nodes` or `gpus`."""
+    where = path.name
+    data = _yaml(path)
+    if "base" in data:
+        data = _on_base(data, where)
+    entry = strict.read(ClusterEntry, data, where)
+    runs = tuple(node.build() for node in entry.nodes)
+    sized = len(runs) == 1 and "count" not in data["nodes"][0]
+    count = _wanted_nodes(runs, sized, nodes, gpus, name)
+    if sized:
+        runs = (replace(runs[0], count=count),)
+    cluster = Cluster(
+        name=entry.name or name,
+        runs=runs,
+        fabric=entry.fabric,
+        nodes_per_domain=entry.nodes_per_domain,
+        notes=entry.notes,
+    )
+    cluster = cluster.override(_changes(cluster, entry.overrides, where))
+    return _cut(cluster, nodes=count if sized else nodes, gpus=gpus)
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    text = strict.read_text(path, "--cluster")
+    if len(text) > 2**20:
+        raise InputError(f"--cluster {str(path)!r} has {len(text):,} characters; at most {2**20:,} are read")
+    try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+            raise InputError(f"--cluster {str(path)!r}: YAML aliases are not allowed")
+        data = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise InputError(f"--cluster {str(path)!r} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict) or not isinstance(data.get("nodes", []), list):
+        raise InputError(f"--cluster {str(path)!r} must hold the keys nodes and fabric (or base)")
+    return data
+
+
+def _on_base(data: Mapping[str, Any], where: str) -> dict[str, Any]:
+    base = data["base"]
+    if base not in Cluster.presets() or base == "local":
+        raise InputError(f"{where}.base={base!r} is no preset; {strict.nearest(str(base), Cluster.presets())}")
+    preset = _yaml(Path(__file__).parents[1] / "presets" / "clusters" / f"{base}.yaml")
+    merged = {**preset, **{key: value for key, value in data.items() if key not in ("base", "nodes")}}
+    given = data.get("nodes") or [{}]
+    if not all(isinstance(run, Mapping) for run in given):
+        raise InputError(f"{where}.nodes must be a list of runs such as {{count: 4}}")
+    merged["nodes"] = [{**preset["nodes"][0], **run} for run in given]
+    return merged
+
+
+def _wanted_nodes(runs: tuple[NodeRun, ...], sized: bool, nodes: int | None, gpus: int | None, name: str) -> int:
+    for flag, value in (("--nodes", nodes), ("--gpus", gpus)):
+        if value is not None and not 1 <= value <= MAX_GPUS:
+            raise InputError(f"{flag} {value} must be from 1 to {MAX_GPUS}")
+    each = runs[0].node.gpus
+    if nodes is not None and gpus is not None and sized and nodes * each != gpus:
+        raise InputError(f"--nodes {nodes} of {each} GPUs are {nodes * each}, not --gpus {gpus}; give one of the two")
+    if not sized:
+        return sum(run.count for run in runs)
+    if gpus is None:
+        return nodes or 1
+    if gpus > each and gpus % each:
+        low = gpus // each * each
+        raise InputError(
+            f"--gpus {gpus}: nodes of {name} have {each} GPUs; legal: 1 to {each}, or a multiple of {each} "
+            f"(nearest: {low} or {low + each})"
+        )
+    return max(1, gpus // each)
+
+
+def _slots(items: tuple[Any, ...], limit: int, where: str) -> list[int]:
+    slots: list[int] = []
+    for item in items:
+        low, dash, high = str(item).partition("-")
+        if not low.isdigit() or (dash and not high.isdigit()):
+            raise InputError(f"{where}.slots: {item!r} is neither a slot nor a range such as 7-9")
+        first, last = int(low), int(high or low)
+        if first > last or last >= limit:
+            raise InputError(f"{where}.slots: {item!r} is not within 0 to {limit - 1}")
+        slots.extend(range(first, last + 1))
+    return slots
+
+
+def _changes(cluster: Cluster, overrides: tuple[Override, ...], where: str) -> dict[int, Node]:
+    changes: dict[int, Node] = {}
+    for i, override in enumerate(overrides):
+        for slot in _slots(override.slots, cluster.slots, f"{where}.overrides[{i}]"):
+            changes[slot] = override.apply(changes.get(slot, cluster.node(slot)))
+    return changes
+
+
+def _cut(cluster: Cluster, *, nodes: int | None, gpus: int | None) -> Cluster:
+    """The first slots that give exactly `nodes` nodes or `gpus` GPUs."""
+    if nodes is not None and nodes > cluster.slots:
+        raise InputError(f"--nodes {nodes}: {cluster.name} has {cluster.slots} nodes; at most {cluster.slots}")
+    if gpus is not None and gpus > cluster.gpus:
+        raise InputError(f"--gpus {gpus}: {cluster.name} has {cluster.gpus} free GPUs; at most {cluster.gpus}")
+    kept: list[NodeRun] = []
+    left_nodes, left_gpus = nodes or cluster.slots, gpus or cluster.gpus
+    for run in cluster.runs:
+        whole = min(run.count, left_nodes, left_gpus // run.node.gpus if run.node.gpus else run.count)
+        if whole:
+            kept.append(replace(run, count=whole))
+            left_nodes, left_gpus = left_nodes - whole, left_gpus - whole * run.node.gpus
+        if whole < run.count and left_nodes and 0 < left_gpus < run.node.gpus:
+            kept.append(NodeRun(count=1, node=replace(run.node, gpus=left_gpus)))
+            left_nodes, left_gpus = left_nodes - 1, 0
+        if not left_nodes or not left_gpus:
+            break
+    return replace(cluster, runs=tuple(kept))

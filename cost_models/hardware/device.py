@@ -1,0 +1,147 @@
+"""One accelerator as data: memory, peaks by dtype, link, and from which data sheet each number is.
+
+A preset is a YAML file in `presets/devices/`, its name the file's stem. Peaks are dense (no structured sparsity), in
+FLOP/s at the boost clock of the data sheet; memory is the physical amount, in bytes; its bandwidth in bytes/s. What the
+context, the allocator and fragmentation take away is the memory model's business; how much of a peak a kernel reaches
+is `kernels.py`'s. Cards before Ampere have no bf16: `peak_16bit` is what all of them have, `peak("bf16")` is refused. A
+card that is kept below its clock (`at_clock`) loses FLOP/s in proportion and no bandwidth. Left out: MIG slices, and
+what a power cap makes of the clock (give the clock, or a profile).
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import yaml
+
+from cost_models.errors import InputError
+
+FOLDER = Path(__file__).parents[1] / "presets" / "devices"
+DTYPES = ("bf16", "fp16", "fp32", "fp8", "fp4")
+LEAST_CLOCK_HZ = 1e6
+ARCHITECTURES = ("volta", "turing", "ampere", "ada", "hopper", "blackwell", "cdna2", "cdna3", "cdna4", "gaudi", "cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """Data-sheet facts of one accelerator.
+
+    >>> Device.load("h100-sxm-80gb").peak_flops["bf16"] / 1e12
+    989.4
+    """
+
+    name: str
+    architecture: str
+    memory_bytes: int
+    memory_bytes_per_s: float
+    peak_flops: Mapping[str, float]
+    sms: int | None
+    clock_hz: float | None
+    link: str  # what joins it to its neighbours in a node: a link of `collectives.LINKS`
+    source: str
+    power_w: float | None = field(default=None, metadata={"optional": True})  # board power limit; none: unknown
+    sustained_flops: float | None = field(default=None, metadata={"optional": True})
+    """16-bit products of a busy board, where published; none: by curves and power."""
+
+    @classmethod
+    def load(cls, name: str) -> Device:
+        """The preset `name`; an unknown name is an InputError that lists the legal ones."""
+        return _read(name)
+
+    @staticmethod
+    def names() -> tuple[str, ...]:
+        """Every preset, sorted."""
+        return tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
+
+    def peak(self, dtype: str) -> float:
+        """Dense peak of `dtype` in FLOP/s; a dtype that the hardware lacks is an InputError."""
+        if dtype not in self.peak_flops:
+            raise InputError(f"{self.name} has no {dtype} peak; it has {', '.join(self.peak_flops)}")
+        return self.peak_flops[dtype]
+
+    @property
+    def peak_16bit(self) -> float:
+        """Dense peak of training's usual products: bf16, or fp16 where the hardware has no bf16.
+
+        >>> Device.load("v100-sxm2-32gb").peak_16bit / 1e12
+        125.0
+        """
+        return self.peak_flops.get("bf16") or self.peak_flops["fp16"]
+
+    def at_clock(self, clock_hz: float) -> Device:
+        """The same card kept at a lower clock: peaks in proportion, bandwidth as it was.
+
+        >>> Device.load("h100-sxm-80gb").at_clock(0.915e9).peak("bf16") / 1e12
+        494.7
+        """
+        if self.clock_hz is None or not LEAST_CLOCK_HZ <= clock_hz <= self.clock_hz:
+            most = "no clock in its preset" if self.clock_hz is None else f"at most {self.clock_hz / 1e6:.0f} MHz"
+            raise InputError(f"{self.name}: clock {clock_hz / 1e6:g} MHz; at least {LEAST_CLOCK_HZ / 1e6:g}, {most}")
+        share = clock_hz / self.clock_hz
+        peaks = MappingProxyType({dtype: flops * share for dtype, flops in self.peak_flops.items()})
+        busy = None if self.sustained_flops is None else min(self.sustained_flops, self.peak_16bit * share)
+        return replace(self, clock_hz=clock_hz, peak_flops=peaks, sustained_flops=busy)
+
+    def __post_init__(self) -> None:
+        if self.architecture not in ARCHITECTURES:
+            raise InputError(f"{self.name}: architecture={self.architecture!r}; legal: {', '.join(ARCHITECTURES)}")
+        for name in ("memory_bytes", "memory_bytes_per_s"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"{self.name}: {name}={getattr(self, name)} must be above 0 and finite")
+        for name in ("power_w", "sustained_flops"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise InputError(f"{self.name}: {name}={value} must be above 0 (finite), or left out where unknown")
+        for name in ("sms", "clock_hz"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise InputError(f"{self.name}: {name}={value} must be above 0 (finite), or null where it has none")
+        for dtype, flops in self.peak_flops.items():
+            if dtype not in DTYPES or not 0 < flops < math.inf:
+                raise InputError(f"{self.name}: peak {dtype}={flops}; legal: {', '.join(DTYPES)}, above 0 and finite")
+        if not {"bf16", "fp16"} & set(self.peak_flops):
+            raise InputError(f"{self.name}: peak_flops has neither bf16 nor fp16, which every curve is scaled by")
+
+
+@cache
+def _read(name: str) -> Device:
+    path = FOLDER / f"{name}.yaml"
+    if name not in Device.names():
+        near = [known for known in Device.names() if known.startswith(name.lower())]
+        near = (near or difflib.get_close_matches(name.lower(), Device.names(), n=3, cutoff=0.5))[:3]
+        hint = f"; nearest: {', '.join(near)}" if near else ""
+        raise InputError(f"device={name!r} is unknown{hint}; legal: {', '.join(Device.names())}")
+    return from_mapping(yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)), name)
+
+
+def from_mapping(raw: Mapping[str, Any], name: str) -> Device:
+    """A device from the preset's keys (sizes in GB, TB/s and TFLOP/s, as data sheets print them)."""
+    legal = ("architecture", "memory_gib", "memory_tb_per_s", "peak_tflops", "sms", "clock_mhz", "link", "source")
+    optional = ("power_w", "sustained_tflops")
+    for key in raw:
+        if key not in (*legal, *optional):
+            raise InputError(f"device {name}: unknown key {key!r}; legal: {', '.join((*legal, *optional))}")
+    for key in legal:
+        if key not in raw:
+            raise InputError(f"device {name}: key {key!r} is missing")
+    clock_mhz, power_w, sustained = raw["clock_mhz"], raw.get("power_w"), raw.get("sustained_tflops")
+    return Device(
+        name=name,
+        architecture=raw["architecture"],
+        memory_bytes=round(raw["memory_gib"] * 2**30),
+        memory_bytes_per_s=raw["memory_tb_per_s"] * 1e12,
+        peak_flops=MappingProxyType({dtype: float(v) * 1e12 for dtype, v in raw["peak_tflops"].items()}),
+        sms=raw["sms"],
+        clock_hz=None if clock_mhz is None else clock_mhz * 1e6,
+        link=raw["link"],
+        source=raw["source"],
+        power_w=None if power_w is None else float(power_w),
+        sustained_flops=None if sustained is None else sustained * 1e12,
+    )

@@ -1,0 +1,98 @@
+"""Peak memory of the busiest rank by component, at the highest moment of the step (`moments`).
+
+parameters, gradients, optimizer       resident all the time (`states`)
+activations   what each layer keeps until its backward pass (`kept`), the final norm's input, rotary tables
+gathered, working, logits              alive at that moment only: whole weights; what is recomputed, gradients in
+              flight; the loss and the head's gradient        vision   of the own frames
+communication, reserve   library buffers, CUDA context, allocator slack: named estimates below
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cost_models.either import larger, pick, smaller
+from cost_models.hardware.device import Device
+from cost_models.memory.activations import final_norm_input, microbatches_in_flight
+from cost_models.memory.moments import Moment
+from cost_models.memory.states import states
+from cost_models.step.shape import Shape
+
+CONTEXT_BYTES = {"gpu": 640 * 2**20, "cpu": 450 * 2**20}
+"""CUDA context and cuBLAS workspaces; on a CPU the interpreter with its libraries. Estimates."""
+GROUP_BYTES = {"gpu": 192 * 2**20, "cpu": 2**20}
+"""Buffers of one process group of more than one rank (NCCL channels; gloo's pairs). Estimates."""
+SLACK = 0.03
+"""Share of the dynamic memory lost to fragmentation. Estimate."""
+
+
+def context_bytes(device: Device) -> int:
+    """Of CONTEXT_BYTES, what this device has."""
+    return CONTEXT_BYTES["cpu" if device.architecture == "cpu" else "gpu"]
+
+
+def components(shape: Shape, activations: Any, moment: Moment, device: Device) -> dict[str, Any]:
+    """Components in bytes. `activations`: kept by all layers together; `moment`: the highest of the step."""
+    kind = "cpu" if device.architecture == "cpu" else "gpu"
+    parts = {
+        **states(shape),
+        "gathered": moment.gathered,
+        "activations": activations * microbatches_in_flight(shape) + _outside_layers(shape),
+        "working": moment.working,
+        "logits": moment.logits,
+        "vision": _vision(shape),
+        "cache": _cache(shape),
+        "communication": _communication(shape, GROUP_BYTES[kind]),
+    }
+    dynamic = sum(parts[name] for name in ("gathered", "activations", "working", "logits", "vision"))
+    parts["reserve"] = context_bytes(device) + SLACK * dynamic
+    return parts
+
+
+def _outside_layers(shape: Shape) -> Any:
+    """Cosines and sines of the rotary positions and the positions (8 B), and the final norm's input if it is saved."""
+    if shape.workload.mode != "train":
+        return 0 * shape.tokens
+    model, width = shape.workload.model, shape.width
+    last = final_norm_input(shape)
+    if shape.habits.rotary == "none":
+        return last
+    tables = shape.rows * shape.workload.context_tokens if shape.habits.whole_rotary else shape.tokens
+    return last + tables * 2 * model.head_dim * width + shape.tokens * 8
+
+
+def _vision(shape: Shape) -> Any:
+    """Pictures, what tower and projector keep of them, and the vision tokens that come from other ranks.
+
+    Tower, per patch and layer (one layer's worth without training): 2 residuals, 2 normalised, q, k, v, attention's
+    output (8 h), GELU's input and output (2 f), lse and statistics of the norms. Projector, per token: its input,
+    normalised, GELU's input and output.
+    """
+    vision, width = shape.workload.model.vision, shape.width
+    if vision is None or shape.workload.mode == "decode":
+        return 0 * shape.tokens
+    frames = larger(shape.frames, 1)
+    layer = (8 * vision.hidden + 2 * vision.ffn) * width + 4 * (vision.heads + 4)
+    pixels = 3 * vision.patch_size**2 * width
+    tower = frames * vision.patches * (pixels + layer * (vision.layers if shape.trains("tower") else 1))
+    projector = frames * vision.tokens_per_frame * (2 * (vision.projector_in + vision.projector_hidden) * width + 8)
+    received = smaller(shape.rows * shape.workload.vision_tokens, shape.tokens) * shape.workload.model.hidden * width
+    if shape.habits.frame_sharding == "reduced":  # the whole row, zero-filled, on every rank
+        received = received + shape.rows * shape.workload.context_tokens * shape.workload.model.hidden * width
+    return tower + projector + received
+
+
+def _cache(shape: Shape) -> Any:
+    if shape.workload.mode == "train":
+        return 0 * shape.tokens
+    tokens = shape.rows * (shape.ring_tokens // shape.degrees.ulysses)
+    latent = shape.workload.model.latent
+    columns = 2 * shape.kv_width if latent is None else latent.kv_rank + latent.rope_dim
+    return tokens * columns * shape.width * shape.workload.model.layers // shape.degrees.pipeline
+
+
+def _communication(shape: Shape, group_bytes: int) -> Any:
+    degrees = shape.degrees
+    axes = (degrees.ulysses, degrees.ring, degrees.shard, degrees.replicate, degrees.tensor, degrees.pipeline,
+            degrees.expert)  # fmt: skip
+    return sum(pick(size > 1, group_bytes, 0) for size in axes)

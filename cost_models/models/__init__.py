@@ -1,0 +1,1 @@
+"""What is trained: language models, their experts and latent attention, from presets and Hugging Face configs."""

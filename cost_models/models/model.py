@@ -1,0 +1,214 @@
+"""A decoder-only language model, optionally behind a vision tower and projector, as the numbers that cost depends on.
+
+    frames -> tower (ViT) -> projector -> tokens_per_frame embeddings each -> language model -> logits
+
+Loads a preset (`longvila-8b`) or a Hugging Face `config.json` (or its folder); see `huggingface.py`.
+Parameter counts are exact for the listed architectures: weights and biases, norms included.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from cost_models import strict
+from cost_models.errors import InputError
+from cost_models.models.experts import Experts
+from cost_models.models.latent import Latent
+
+LayerKind = Literal["attention", "experts"]
+"""attention: with a dense MLP; experts: with a mixture of them."""
+_PRESETS = Path(__file__).parents[1] / "presets" / "models"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vision:
+    """A ViT tower and the projector behind it (pre-norm blocks, biases everywhere, as SigLIP), no final norm."""
+
+    layers: int
+    hidden: int
+    ffn: int
+    heads: int
+    patches: int  # tokens per frame inside the tower
+    patch_size: int
+    tokens_per_frame: int  # after the projector's downsampling
+    projector_in: int  # width of a downsampled patch: hidden x merged patches
+    projector_hidden: int
+    gated: bool = False
+
+    def __post_init__(self) -> None:
+        _positive("vision", self)
+        if self.hidden % self.heads:
+            raise InputError(f"vision.hidden={self.hidden} is not a multiple of vision.heads={self.heads}")
+
+    @property
+    def tower_params(self) -> int:
+        h, matrices = self.hidden, 3 if self.gated else 2
+        block = 4 * (h * h + h) + matrices * h * self.ffn + (matrices - 1) * self.ffn + h + 4 * h
+        return self.layers * block + self.embedding_params
+
+    @property
+    def embedding_params(self) -> int:
+        """Patches to the tower's width, and their learned positions."""
+        return 3 * self.patch_size**2 * self.hidden + self.hidden + self.patches * self.hidden
+
+    def projector_params(self, out: int) -> int:
+        inside, mid = self.projector_in, self.projector_hidden
+        return 2 * inside + inside * mid + mid + mid * out + out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """
+    >>> model = Model.load("longvila-8b")
+    >>> model.llm_params, model.heads, model.vision.tokens_per_frame
+    (8030261248, 32, 196)
+    """
+
+    name: str
+    layers: int
+    hidden: int
+    ffn: int
+    heads: int
+    kv_heads: int
+    head_dim: int  # of queries and keys; values have `v_dim`
+    vocab: int
+    gated: bool = True  # SwiGLU: three MLP matrices instead of two
+    tied_embeddings: bool = False
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    vision: Vision | None = None
+    layer_kinds: tuple[LayerKind, ...] = ()  # () = all alike: experts where the model has any
+    experts: Experts | None = field(default=None, metadata=strict.OPTIONAL)
+    latent: Latent | None = field(default=None, metadata=strict.OPTIONAL)
+
+    def __post_init__(self) -> None:
+        _positive("model", self)
+        if not self.layer_kinds:
+            kind: LayerKind = "experts" if self.experts else "attention"
+            object.__setattr__(self, "layer_kinds", (kind,) * self.layers)
+        if len(self.layer_kinds) != self.layers:
+            raise InputError(f"layer_kinds names {len(self.layer_kinds)} layers of {self.layers}")
+        if ("experts" in self.layer_kinds) != (self.experts is not None):
+            raise InputError("layer_kinds and experts disagree: layers of experts need `experts`, and the other way")
+        if self.latent is not None and (self.latent.qk_dim, self.heads) != (self.head_dim, self.kv_heads):
+            raise InputError(
+                f"latent attention has head_dim={self.latent.qk_dim} and as many KV heads as heads ({self.heads}), "
+                f"not head_dim={self.head_dim} and kv_heads={self.kv_heads}"
+            )
+        if self.heads % self.kv_heads:
+            raise InputError(f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}")
+
+    @classmethod
+    def load(cls, name: str) -> Model:
+        """A preset by name, or a `config.json` (or the folder that holds one) of a Hugging Face model."""
+        if name in cls.presets():
+            data = yaml.safe_load((_PRESETS / f"{name}.yaml").read_text(encoding="utf-8"))
+            return strict.read(cls, {"name": name, **data}, f"preset {name}")
+        path = Path(name)
+        if path.is_dir():
+            path = path / "config.json"
+        if not path.is_file():
+            raise InputError(
+                f"--model {name!r} is neither a preset nor a config.json or its folder; "
+                + strict.nearest(name, cls.presets())
+            )
+        from cost_models.models.huggingface import read_config
+
+        return read_config(path)
+
+    @staticmethod
+    def presets() -> list[str]:
+        return sorted(path.stem for path in _PRESETS.glob("*.yaml"))
+
+    @property
+    def v_dim(self) -> int:
+        """Width of a value head."""
+        return self.latent.v_dim if self.latent else self.head_dim
+
+    @cached_property
+    def layer_params(self) -> int:
+        """Weights of one decoder layer with a dense MLP."""
+        return self.layer_matmul_params + self.layer_small_params
+
+    @cached_property
+    def attention_params(self) -> int:
+        """Matrix weights of one layer's attention."""
+        if self.latent is not None:
+            return self.latent.matmul_params(self.hidden, self.heads)
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return self.hidden * (2 * q + 2 * kv)
+
+    @cached_property
+    def layer_matmul_params(self) -> int:
+        return self.attention_params + (3 if self.gated else 2) * self.hidden * self.ffn
+
+    @cached_property
+    def layer_small_params(self) -> int:
+        bias = (self.heads + 2 * self.kv_heads) * self.head_dim if self.qkv_bias else 0
+        latent = self.latent.norm_params if self.latent else 0
+        return 2 * self.hidden + bias + (2 * self.head_dim if self.qk_norm else 0) + latent
+
+    @cached_property
+    def expert_layers(self) -> int:
+        return self.layer_kinds.count("experts")
+
+    @cached_property
+    def expert_layer_params(self) -> int:
+        """Weights of one decoder layer whose MLP is a mixture of experts."""
+        if self.experts is None:
+            return 0
+        mixture = self.experts.matmul_params(self.hidden, self.gated) + self.experts.router_params(self.hidden)
+        shared = self.experts.shared_params(self.hidden, self.gated)
+        return self.attention_params + mixture + shared + self.layer_small_params
+
+    @cached_property
+    def active_matmul_params(self) -> int:
+        """Matrix weights of all layers that one token is multiplied with."""
+        dense = (self.layers - self.expert_layers) * self.layer_matmul_params
+        if self.experts is None:
+            return dense
+        return dense + self.expert_layers * (
+            self.attention_params + self.experts.active_params(self.hidden, self.gated)
+        )
+
+    @cached_property
+    def active_params(self) -> int:
+        """Weights that a token passes: all but the experts that it does not visit."""
+        if self.experts is None:
+            return self.llm_params
+        idle = (self.experts.count - self.experts.chosen) * (3 if self.gated else 2) * self.hidden * self.experts.ffn
+        return self.llm_params - self.expert_layers * idle
+
+    @cached_property
+    def embedding_params(self) -> int:
+        return self.vocab * self.hidden
+
+    @cached_property
+    def head_params(self) -> int:
+        """Weights of the output head that are not the embedding's."""
+        return 0 if self.tied_embeddings else self.vocab * self.hidden
+
+    @cached_property
+    def llm_params(self) -> int:
+        dense = (self.layers - self.expert_layers) * self.layer_params
+        layers = dense + self.expert_layers * self.expert_layer_params
+        return layers + self.embedding_params + self.head_params + self.hidden
+
+    @cached_property
+    def vision_params(self) -> int:
+        return self.vision.tower_params + self.vision.projector_params(self.hidden) if self.vision else 0
+
+    @cached_property
+    def params(self) -> int:
+        return self.llm_params + self.vision_params
+
+
+def _positive(where: str, value: object) -> None:
+    for name, number in vars(value).items():
+        if isinstance(number, int) and not isinstance(number, bool) and not 1 <= number <= 2**31:
+            raise InputError(f"{where}.{name}={number} must be from 1 to 2^31")

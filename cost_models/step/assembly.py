@@ -1,0 +1,297 @@
+"""A whole step as a program: vision, embedding exchange, layers forward, head and loss, layers backward, optimizer.
+
+    train    microbatches x [vision · embed · layers forward · loss · layers backward · vision backward] · optimizer
+    prefill  [vision · embed · layers forward · logits of the last token]
+    decode   [embed · layers forward of one token against the sharded cache, merged by log-sum-exp · logits]
+
+Weights are gathered per layer in the parameter dtype and again for the backward pass with ZeRO-3; gradients are
+reduce-scattered per layer and microbatch in the reduce dtype, and their shards all-reduced over the replicas once a
+step: in the last microbatch, here spread evenly over all. Left out: data loading and video decoding (host side).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Literal
+
+from cost_models.either import larger, pick, smaller, somewhere
+from cost_models.errors import InputError
+from cost_models.program import Compute, Exchange, Phase, Segment, StepProgram
+from cost_models.step import layer, vision
+from cost_models.step.launches import layer_host_s
+from cost_models.step.shape import Shape
+from cost_models.step.stages import Run, at_stage, is_mixed, runs
+from cost_models.step.work import matmul_s, tensor_exchange
+from cost_models.strategy import LayerRange
+from cost_models.timing.host import Host
+from cost_models.timing.kernels import Kernels
+from cost_models.workload import DTYPE_BYTES
+
+FORWARD_SHARE = 1 / 3
+"""Of a layer's host time, as of its matrix products."""
+WHOLE_LOSS_BYTES = 32
+"""Traffic per logit of autograd's cross entropy beside reading the logits and writing their gradient: cast w4,
+log-softmax r4 w4, zeros for the gradient w4, backward of the softmax r4 r4 w4, cast r4."""
+OPTIMIZER_BYTES = {"adamw": 7 * 4, "sgd": 3 * 4}
+"""Traffic per parameter of a fused fp32 update: read weight, gradient and states, write weight and states."""
+NORM_BYTES = 4
+"""Per gradient: read for the norm."""
+
+
+def step_program(shape: Shape, kernels: Kernels, ranges: tuple[LayerRange, ...]) -> StepProgram:
+    """The step for `ranges` of layers (all layers of the model; `stages.py` says which pipeline stage has which)."""
+    model, stages = shape.workload.model, shape.degrees.pipeline
+    if shape.workload.mode == "decode":
+        if model.experts or model.latent:
+            raise InputError(f"mode=decode is not priced for {model.name} (experts or latent attention); legal: train")
+        return _decode(shape, kernels)
+    layers = runs(model, ranges, stages)
+    forward = [
+        _at(forward_segment(shape.of(r.kind), kernels, repeat=r.here, offload=r.part.offload), r) for r in layers
+    ]
+    segments = [*vision.forward(shape, kernels), embed(shape, kernels), *forward, head(shape, kernels)]
+    epilogue: tuple[Segment, ...] = ()
+    if shape.workload.mode == "train":
+        for run in reversed(layers):
+            part, here = run.part, shape.of(run.kind)
+            segment = backward_segment(here, kernels, part.recompute, repeat=run.here, offload=part.offload)
+            segments.append(_at(segment, run))
+        segments += [*vision.backward(shape, kernels), root_gradients(shape)]
+        last = at_stage(shape, ranges, stages - 1) if is_mixed(model) else shape
+        epilogue = (update(last, kernels),)
+    return StepProgram(
+        microbatch=tuple(segments),
+        epilogue=epilogue,
+        microbatches=shape.degrees.microbatches,
+        pipeline=stages,
+        virtual=shape.degrees.virtual,
+    )
+
+
+def _at(segment: Segment, run: Run) -> Segment:
+    return segment if run.elsewhere is None else replace(segment, elsewhere=run.elsewhere)
+
+
+def forward_segment(shape: Shape, kernels: Kernels, *, repeat: Any, offload: str = "none") -> Segment:
+    phases = (*layer.forward(shape, kernels), _framework(kernels, "framework_layer", FORWARD_SHARE))
+    if somewhere(shape.degrees.pipeline > 1):
+        phases = (*phases, _to_next_stage(shape))
+    host_s, host_hop_s = layer_host_s(shape, _host(shape, kernels))
+    return Segment(
+        name="layer forward",
+        phases=phases,
+        repeat=repeat,
+        gather_bytes=shape.layer_params * shape.width,
+        offload_bytes=_offloaded(shape, offload) + fetched_bytes(shape),
+        expert_gather_bytes=shape.expert_params * shape.width,
+        kind=shape.layer_kind,
+        overlap_cost=_overlap_cost(shape, kernels),
+        host_s=host_s,
+        host_hop_s=host_hop_s,
+    )
+
+
+def backward_segment(shape: Shape, kernels: Kernels, recompute: str, *, repeat: Any, offload: str = "none") -> Segment:
+    host_share = 1 - FORWARD_SHARE + (FORWARD_SHARE if recompute in ("full", "all_but_attention") else 0.0)
+    reduce = DTYPE_BYTES[shape.workload.precision.reduce]
+    phases: tuple[Phase, ...] = layer.backward(shape, kernels, recompute)
+    if somewhere(shape.degrees.pipeline > 1):
+        phases = (*phases, _to_next_stage(shape))
+    again = pick(shape.degrees.zero == 3, shape.width, 0)
+    gradient, of_experts = shape.trained_layer_params * reduce, shape.trained_expert_params * reduce
+    host_s, host_hop_s = layer_host_s(shape, _host(shape, kernels), recompute)
+    return Segment(
+        name=f"layer backward {recompute}",
+        phases=(*phases, _framework(kernels, "framework_layer", host_share)),
+        repeat=repeat,
+        gather_bytes=again * shape.layer_params,
+        scatter_bytes=gradient,
+        replicate_bytes=shape.replicate_bytes(gradient),
+        offload_bytes=_offloaded(shape, offload) + fetched_bytes(shape) + returned_bytes(shape, gradient, of_experts),
+        expert_gather_bytes=again * shape.expert_params,
+        expert_scatter_bytes=of_experts,
+        expert_replicate_bytes=of_experts / shape.degrees.expert_shard / shape.degrees.microbatches,
+        kind=shape.layer_kind,
+        overlap_cost=_overlap_cost(shape, kernels),
+        host_s=host_s,
+        host_hop_s=host_hop_s,
+    )
+
+
+def _host(shape: Shape, kernels: Kernels) -> Host | None:
+    """A CPU process is its own host: what no kernel explains there is measured (`framework_s`)."""
+    return None if kernels.device.architecture == "cpu" else shape.habits.host
+
+
+def _overlap_cost(shape: Shape, kernels: Kernels) -> float:
+    """NCCL's; a profile of CPU processes was measured beside their exchanges."""
+    return 0.0 if kernels.device.architecture == "cpu" else shape.habits.overlap_cost
+
+
+def _offloaded(shape: Shape, offload: str) -> Any:
+    """A layer's input (the residual stream) to host memory and back."""
+    return shape.tokens * shape.workload.model.hidden * shape.width if offload == "activations" else 0.0
+
+
+def fetched_bytes(shape: Shape) -> Any:
+    """A rank's own part of a layer's weights, copied from host memory before each gather."""
+    if shape.degrees.offload_states != "all":
+        return 0.0
+    return (shape.layer_params / shape.degrees.shard + shape.expert_params / shape.degrees.expert_shard) * shape.width
+
+
+def returned_bytes(shape: Shape, gradient: Any, of_experts: Any = 0.0) -> Any:
+    """A rank's own part of reduced gradients, copied to host memory."""
+    if shape.degrees.offload_states == "none":
+        return 0.0
+    return gradient / shape.degrees.shard + of_experts / shape.degrees.expert_shard
+
+
+def _to_next_stage(shape: Shape) -> Exchange:
+    """Its share of a layer's boundary; each tensor rank sends its own slice (Megatron-LM, arXiv 2104.04473, 4.1)."""
+    moved = shape.tokens * shape.workload.model.hidden * shape.width / shape.degrees.tensor
+    layers = shape.workload.model.layers / (shape.degrees.pipeline * shape.degrees.virtual)
+    return Exchange(part="pipeline", axis="pipeline", op="send", bytes=moved / layers)
+
+
+def embed(shape: Shape, kernels: Kernels) -> Segment:
+    """Embedding rows of this rank's tokens; the root's weights (embedding, norm, head) are gathered here, once.
+
+    A table cut by `tensor` (each rank has rows of the vocabulary) is summed like a row-parallel product, its gradient
+    gathered. A decode step finds all weights gathered by the prefill.
+    """
+    moved = 2 * shape.tokens * shape.workload.model.hidden * shape.width
+    rows = Compute(part="memory_bound", seconds=kernels.memory_bound_s(moved, 2))
+    return Segment(
+        name="embed",
+        phases=(rows, *_cut_by_tensor(shape, "reduce_scatter"), _framework(kernels, "framework_microbatch")),
+        gather_bytes=0.0 if shape.workload.mode == "decode" else shape.root_params * shape.width,
+        elsewhere=0.0,
+    )
+
+
+def head(shape: Shape, kernels: Kernels) -> Segment:
+    """Logits and cross entropy with their backward pass; else the last token's logits."""
+    model, dtype = shape.workload.model, shape.workload.precision.param
+    vocab = model.vocab // shape.degrees.tensor
+    if shape.workload.mode != "train":
+        seconds = kernels.gemm_s(larger(shape.rows, 1), vocab, model.hidden, dtype)
+        return Segment(name="logits", phases=(Compute(part="loss", seconds=seconds),), elsewhere=0.0)
+    loss = Compute(part="loss", seconds=_loss_s(shape, kernels, vocab))
+    return Segment(name="head and loss", phases=(loss, *_cut_by_tensor(shape, "all_gather")), elsewhere=0.0)
+
+
+def _cut_by_tensor(shape: Shape, op: Literal["all_gather", "reduce_scatter"]) -> tuple[Phase, ...]:
+    """The exchange of a table cut by `tensor` and, in training, of its gradient."""
+    forward = tensor_exchange(shape, op, False)
+    return (*forward, *tensor_exchange(shape, op, True)) if shape.workload.mode == "train" else forward
+
+
+def root_gradients(shape: Shape) -> Segment:
+    """Embedding, norm and head, one unit of sharding: reduced last in the backward pass, with nothing behind it."""
+    gradient = shape.trained_root_params * DTYPE_BYTES[shape.workload.precision.reduce]
+    return Segment(
+        name="root gradients", phases=(), scatter_bytes=gradient, replicate_bytes=shape.replicate_bytes(gradient),
+        offload_bytes=returned_bytes(shape, gradient), elsewhere=0.0,
+    )  # fmt: skip
+
+
+def _loss_s(shape: Shape, kernels: Kernels, vocab: Any) -> Any:
+    """Logits, softmax and the products of their gradients, once for each chunk; whole: by autograd's cross entropy.
+
+    A chunk's traffic per logit (b bytes): log-softmax r b w 4, exp r 4 w 4, mask and cast r 4 w b. Its part of the
+    head's gradient is added to a float32 sum (r b r 4 w 4 for each weight) unless it is float32 itself. In the end the
+    sum and the gradient of the hidden states are scaled (r 4 w b; r b w b).
+    """
+    model, dtype, width = shape.workload.model, shape.workload.precision.param, shape.width
+    chunk, weights = shape.degrees.loss_chunk_tokens, vocab * model.hidden
+    tokens = shape.tokens if chunk is None else smaller(shape.tokens, chunk)
+    product = kernels.gemm_s(tokens, vocab, model.hidden, dtype)
+    products = product + matmul_s(shape, kernels, tokens, vocab, model.hidden, True, dtype, shape.workload.trains_head)
+    if chunk is None:
+        moved = WHOLE_LOSS_BYTES + 2 * width if shape.habits.loss_bytes is None else shape.habits.loss_bytes
+        return products + kernels.memory_bound_s(tokens * vocab * moved, 8)
+    softmax = kernels.memory_bound_s(tokens * vocab * (16 + 2 * width), 8)
+    summed = kernels.memory_bound_s(weights * (8 + width), 1) if shape.workload.trains_head and width < 4 else 0.0
+    scaled = kernels.memory_bound_s(2 * shape.tokens * model.hidden * width, 1)
+    if shape.workload.trains_head:
+        scaled = scaled + kernels.memory_bound_s(weights * (4 + width), 2)
+    return shape.tokens / tokens * (products + softmax + summed) + scaled
+
+
+def update(shape: Shape, kernels: Kernels) -> Segment:
+    """Gradient norm and optimizer on this rank's shard (on everything without sharding); a resident buffer cleared."""
+    habits, whole = shape.habits, trained_params(shape) / shape.degrees.pipeline
+    experts, zero = trained_expert_params(shape), shape.degrees.zero
+    params = whole / pick(zero == 0, 1, shape.degrees.shard) + experts / pick(zero == 0, 1, shape.degrees.expert_shard)
+    if habits.owned_tensors:  # one owner has the largest tensor to itself
+        params = larger(params, shape.workload.model.embedding_params / shape.degrees.tensor)
+    each = habits.optimizer_bytes or OPTIMIZER_BYTES[shape.workload.optimizer] + NORM_BYTES
+    if shape.degrees.offload_states != "none":
+        return _host_update(shape, kernels, params)
+    moved = params * each
+    if habits.accumulator is not None:
+        moved = moved + (whole + experts) * DTYPE_BYTES[habits.accumulator]
+    exchange = Exchange(part="gradients", axis="shard", op="all_reduce", bytes=4.0)
+    step = Compute(part="optimizer", seconds=kernels.memory_bound_s(moved, 6))
+    return Segment(name="optimizer", phases=(step, _framework(kernels, "framework_step"), exchange))
+
+
+def _host_update(shape: Shape, kernels: Kernels, params: Any) -> Segment:
+    """The CPU's update (ZeRO-Offload, arXiv 2101.06840); new weights go up beside it unless they stay on the host."""
+    norm = Exchange(part="gradients", axis="shard", op="all_reduce", bytes=4.0)
+    return Segment(
+        name="optimizer",
+        phases=(_framework(kernels, "framework_step"), norm),
+        host_update_bytes=params * OPTIMIZER_BYTES[shape.workload.optimizer],
+        offload_bytes=params * shape.width if shape.degrees.offload_states == "optimizer" else 0.0,
+    )
+
+
+def _framework(kernels: Kernels, unit: str, share: float = 1.0) -> Compute:
+    """Host time that no kernel explains; nothing unless a profile of CPU processes has it."""
+    return Compute(part="memory_bound", seconds=share * kernels.framework_s(unit))
+
+
+def trained_params(shape: Shape) -> Any:
+    """Weights of one rank before sharding that have gradients, over all pipeline stages, without spread experts."""
+    model = shape.workload.model
+    layers = model.layers * shape.trained_layer_params
+    if shape.stage is not None:
+        layers = shape.stage_total(lambda here: here.trained_layer_params) * shape.degrees.pipeline
+    total: Any = layers + shape.trained_root_params
+    if model.vision is not None:
+        total = total + (model.vision.tower_params if shape.trains("tower") else 0)
+        total = total + (model.vision.projector_params(model.hidden) if shape.trains("projector") else 0)
+    return total
+
+
+def trained_expert_params(shape: Shape) -> Any:
+    """Weights of spread experts that one rank of a stage holds and trains, before sharding."""
+    return shape.stage_total(lambda here: here.trained_expert_params)
+
+
+def _decode(shape: Shape, kernels: Kernels) -> StepProgram:
+    model, width, dtype = shape.workload.model, shape.width, shape.workload.precision.param
+    rows, cached = shape.rows, shape.rows * (shape.ring_tokens // shape.degrees.ulysses)
+    widths = ((shape.q_width, model.hidden), (shape.kv_width, model.hidden), (shape.kv_width, model.hidden))
+    shapes = (*widths, (model.hidden, shape.q_width), (shape.ffn, model.hidden), (model.hidden, shape.ffn))
+    products = sum(kernels.gemm_s(larger(rows, 1), n, k, dtype) for n, k in shapes)
+    if model.gated:
+        products = products + kernels.gemm_s(larger(rows, 1), shape.ffn, model.hidden, dtype)
+    cache = kernels.memory_bound_s(cached * 2 * shape.kv_width * width, 1)
+    small = kernels.memory_bound_s(2 * _token_bytes(shape), 28)
+    merge = rows * (shape.q_width + model.heads) * 4 * shape.degrees.context
+    phases = (
+        Compute(part="matmul", seconds=products),
+        Compute(part="attention", seconds=cache),
+        Exchange(part="all_to_all", axis="context", op="all_gather", bytes=merge),
+        Compute(part="memory_bound", seconds=small),
+    )
+    one = Segment(name="layer decode", phases=phases, repeat=model.layers)
+    segments = (embed(shape, kernels), one, head(shape, kernels))
+    return StepProgram(microbatch=segments, epilogue=(), microbatches=shape.degrees.microbatches)
+
+
+def _token_bytes(shape: Shape) -> Any:
+    return shape.tokens * shape.workload.model.hidden * (28 + 5 * shape.width)

@@ -1,0 +1,288 @@
+"""The sizes of one rank's work that every cost is made of: tokens, heads and bytes, for one or many candidates.
+
+Takes a `Strategy`, or a `Degrees` of numpy arrays with the same names (one entry per candidate): every number below
+is then an array of the same length. Tokens are rounded up as the executor pads them.
+
+    S = tokens per rank and microbatch = rows x ceil(L / (2 R U)) x 2        N = S x U: tokens per rank in the ring
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from cost_models.either import larger, pick, somewhere
+from cost_models.errors import InputError
+from cost_models.models.experts import Experts
+from cost_models.models.model import LayerKind
+from cost_models.step.frames import busiest
+from cost_models.step.habits import OURS, Habits
+from cost_models.step.heads import HeadSplit
+from cost_models.workload import DTYPE_BYTES, LoraTarget, Workload
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Degrees:
+    """Candidates side by side: one array entry each. Categories (ring kind, dtypes) are those of the whole batch."""
+
+    data: Any
+    ring: Any
+    ulysses: Any
+    shard: Any
+    zero: Any
+    microbatches: Any
+    tensor: Any = 1
+    pipeline: Any = 1
+    virtual: Any = 1
+    ring_kind: str = "zigzag"
+    grad_ring_dtype: str = "fp32"
+    loss_chunk_tokens: int | None = 1024
+    schedule: str = "1f1b"
+    expert: Any = 1
+    mlp_chunk_tokens: int | None = None
+    attention_chunk_tokens: int | None = None
+    offload_states: str = "none"
+
+    @property
+    def expert_shard(self) -> Any:
+        """As `Strategy.expert_shard`."""
+        copies = self.data * self.context * self.tensor // self.expert
+        return np.gcd(larger(1, self.shard * self.tensor // self.expert), copies)
+
+    @property
+    def context(self) -> Any:
+        return self.ring * self.ulysses
+
+    @property
+    def replicate(self) -> Any:
+        return self.data * self.context // self.shard
+
+
+def _by_degree(function: Callable[[int], int], degrees: Any) -> Any:
+    """`function` of each integer in a scalar or array."""
+    if np.ndim(degrees) == 0:
+        return function(int(degrees))
+    values, where = np.unique(degrees, return_inverse=True)
+    return np.array([function(int(value)) for value in values])[where]
+
+
+def _by_pair(function: Callable[[int, int], int], left: Any, right: Any) -> Any:
+    """`function` of two integers, or of the pairs of two arrays."""
+    if np.ndim(left) == 0 and np.ndim(right) == 0:
+        return function(int(left), int(right))
+    pairs = np.stack(np.broadcast_arrays(left, right), axis=-1)
+    values, where = np.unique(pairs, axis=0, return_inverse=True)
+    return np.array([function(int(a), int(b)) for a, b in values])[where.reshape(len(pairs))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One pipeline stage of a model whose layers differ."""
+
+    layers: tuple[tuple[LayerKind, float], ...]
+    first: bool
+    last: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Shape:
+    workload: Workload
+    degrees: Any
+    habits: Habits = OURS
+    kind: LayerKind | None = None  # the kind of layer that is looked at; none: the model's last, which most are
+
+    stage: Stage | None = None  # none: every stage has an equal share of all layers
+
+    def of(self, kind: LayerKind) -> Shape:
+        """The same rank at a layer of this kind."""
+        return self if kind == self.layer_kind else replace(self, kind=kind)
+
+    @cached_property
+    def layer_kind(self) -> LayerKind:
+        return self.kind or self.workload.model.layer_kinds[-1]
+
+    @cached_property
+    def experts(self) -> Experts | None:
+        """The experts of a layer of this kind."""
+        return self.workload.model.experts if self.layer_kind == "experts" else None
+
+    @cached_property
+    def rows(self) -> Any:
+        """Rows of one microbatch on one data replica."""
+        batch, parts = self.workload.global_batch, self.degrees.data * self.degrees.microbatches
+        if somewhere(batch % parts != 0):
+            raise InputError(f"data x microbatches = {parts} does not divide the global batch of {batch}")
+        return batch // parts
+
+    @cached_property
+    def ring_tokens(self) -> Any:
+        """Tokens of one row on one ring position, all ulysses ranks together (even: two zigzag chunks)."""
+        unit = 2 * self.degrees.ring * self.degrees.ulysses
+        if self.workload.mode == "decode":
+            return -(-self.workload.context_tokens // self.degrees.context) * self.degrees.ulysses
+        alone = self.degrees.context == 1
+        padded = pick(alone, self.workload.context_tokens, -(-self.workload.context_tokens // unit) * unit)
+        return padded // self.degrees.ring
+
+    @cached_property
+    def tokens(self) -> Any:
+        """S: tokens of one rank in one microbatch (outside attention); in decode, one new token for each row."""
+        if self.workload.mode == "decode":
+            return self.rows
+        return self.rows * self.ring_tokens // self.degrees.ulysses
+
+    @cached_property
+    def outer_tokens(self) -> Any:
+        """Tokens that one rank norms and adds: with sequence-parallel tensor parallelism its share of S."""
+        return self.tokens // self.degrees.tensor if self.habits.sequence_parallel else self.tokens
+
+    def _split(self, ulysses: int) -> HeadSplit:
+        model, tensor = self.workload.model, int(np.max(self.degrees.tensor))
+        queries, keys = model.heads // tensor, max(1, model.kv_heads // tensor)
+        return HeadSplit(q_heads=queries, kv_heads=queries if self.habits.repeats_kv else keys, ulysses=ulysses)
+
+    @cached_property
+    def heads(self) -> Any:
+        """Query heads of one rank inside the exchange (the most of any rank)."""
+        return _by_degree(lambda u: max(share.q_heads for share in self._split(u).shares), self.degrees.ulysses)
+
+    @cached_property
+    def kv_heads(self) -> Any:
+        """KV heads of one rank inside the exchange (the most of any rank)."""
+        return _by_degree(lambda u: max(share.kv_heads for share in self._split(u).shares), self.degrees.ulysses)
+
+    @cached_property
+    def sent_kv_heads(self) -> Any:
+        """K': KV heads that the exchange carries, repetition included."""
+        return _by_degree(lambda u: self._split(u).sent_kv_heads, self.degrees.ulysses)
+
+    @cached_property
+    def width(self) -> int:
+        """Bytes of an activation or gathered weight."""
+        return DTYPE_BYTES[self.workload.precision.param]
+
+    @cached_property
+    def q_width(self) -> Any:
+        """Query columns of one rank outside the exchange."""
+        return self.workload.model.heads // self.degrees.tensor * self.workload.model.head_dim
+
+    @cached_property
+    def kv_width(self) -> Any:
+        heads = larger(1, self.workload.model.kv_heads // self.degrees.tensor)
+        return heads * self.workload.model.head_dim
+
+    @cached_property
+    def out_width(self) -> Any:
+        """Columns of one rank's attention output outside the exchange."""
+        return self.workload.model.heads // self.degrees.tensor * self.workload.model.v_dim
+
+    @cached_property
+    def sent_kv_width(self) -> Any:
+        """Columns of K and V together that the exchange carries."""
+        return self.sent_kv_heads * (self.workload.model.head_dim + self.workload.model.v_dim)
+
+    @cached_property
+    def ffn(self) -> Any:
+        return self.workload.model.ffn // self.degrees.tensor
+
+    @cached_property
+    def layer_params(self) -> Any:
+        """Weights of one layer of this kind on one rank before sharding, without those in `expert_params`."""
+        model, tensor = self.workload.model, self.degrees.tensor
+        if self.experts is None and model.latent is None:
+            own = model.layer_matmul_params // tensor + model.layer_small_params
+            return own + self.adapter_params if self.workload.lora_rank else own
+        mlp = (3 if model.gated else 2) * model.hidden * model.ffn // tensor
+        if self.experts is not None:
+            shared = self.experts.shared_params(model.hidden, model.gated) // tensor
+            mlp = shared + self.experts.router_params(model.hidden)
+            whole = self.experts.matmul_params(model.hidden, model.gated) // tensor
+            mlp = mlp + pick(self.degrees.expert == 1, whole, 0)
+        attention = model.attention_params // tensor
+        if model.latent is not None:  # what is the same for all heads is on every tensor rank
+            down = model.hidden * model.latent.down_params_per_hidden
+            attention = down + model.heads // tensor * model.latent.head_params(model.hidden)
+        return attention + mlp + model.layer_small_params
+
+    @cached_property
+    def expert_params(self) -> Any:
+        """Weights of the experts that one rank holds of a layer, where they are spread over `expert` ranks."""
+        if self.experts is None:
+            return 0
+        model = self.workload.model
+        own = self.experts.matmul_params(model.hidden, model.gated) // self.degrees.expert
+        return pick(self.degrees.expert == 1, 0, own)
+
+    @cached_property
+    def linears(self) -> dict[LoraTarget, tuple[tuple[Any, Any], ...]]:
+        """(columns out, columns in) of a dense layer's linear maps on one rank."""
+        hidden, ups = self.workload.model.hidden, 2 if self.workload.model.gated else 1
+        qkv: tuple[tuple[Any, Any], ...] = ((self.q_width, hidden), (self.kv_width, hidden), (self.kv_width, hidden))
+        up: tuple[tuple[Any, Any], ...] = ((self.ffn, hidden),) * ups
+        if self.habits.joined_products:
+            qkv, up = ((self.q_width + 2 * self.kv_width, hidden),), ((ups * self.ffn, hidden),)
+        return {"qkv": qkv, "out": ((hidden, self.out_width),), "up": up, "down": ((hidden, self.ffn),)}
+
+    @cached_property
+    def adapter_params(self) -> Any:
+        """Weights of one layer's low-rank adapters."""
+        work = self.workload
+        pairs = [pair for target, several in self.linears.items() if target in work.lora_targets for pair in several]
+        return work.lora_rank * sum(out + inside for out, inside in pairs)
+
+    @cached_property
+    def trained_layer_params(self) -> Any:
+        """Those of `layer_params` that have gradients."""
+        if self.workload.lora_rank:
+            norms = self.workload.model.layer_small_params if "norms" in self.workload.lora_beside else 0
+            return self.adapter_params + norms
+        return self.layer_params if self.trains("llm") else 0
+
+    @cached_property
+    def trained_expert_params(self) -> Any:
+        return self.expert_params if self.trains("llm") else 0
+
+    @cached_property
+    def trained_root_params(self) -> Any:
+        model, beside = self.workload.model, self.workload.lora_beside
+        if self.workload.lora_rank:
+            embedding = model.embedding_params // self.degrees.tensor if "embeddings" in beside else 0
+            return embedding + (model.hidden if "norms" in beside else 0)
+        return self.root_params if self.trains("llm") else 0
+
+    def stage_total(self, per_layer: Callable[[Shape], Any]) -> Any:
+        """Sum over the layers of one pipeline stage of a number of each."""
+        if self.stage is None:
+            return self.workload.model.layers * per_layer(self) / self.degrees.pipeline
+        return sum(per_layer(self.of(kind)) * count for kind, count in self.stage.layers)
+
+    @cached_property
+    def root_params(self) -> Any:
+        """Embedding, final norm and output head."""
+        model = self.workload.model
+        return (model.embedding_params + model.head_params) // self.degrees.tensor + model.hidden
+
+    @cached_property
+    def frames(self) -> Any:
+        """Frames that one rank encodes in a microbatch (the most of any rank)."""
+        if self.habits.frame_sharding in ("exchanged", "reduced"):
+            return -(-self.workload.frames // self.degrees.context) * self.rows
+        return _by_pair(self._own_frames, self.degrees.ring, self.degrees.ulysses) * self.rows
+
+    def _own_frames(self, ring: int, ulysses: int) -> int:
+        work, vision = self.workload, self.workload.model.vision
+        if vision is None:
+            return 0
+        text = work.text_tokens or 0
+        return busiest(self.habits.frame_sharding, work.frames, vision.tokens_per_frame, text, ring, ulysses)
+
+    def replicate_bytes(self, gradient_bytes: Any) -> Any:
+        """One microbatch's part of the sum of a gradient's shards over the replicas, which happens once a step."""
+        return gradient_bytes / self.degrees.shard / self.degrees.microbatches
+
+    def trains(self, part: str) -> bool:
+        return self.workload.mode == "train" and part in self.workload.trainable

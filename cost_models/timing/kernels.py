@@ -1,0 +1,392 @@
+"""How long one kernel takes on a device: matrix products, attention, memory-bound operations. Seconds.
+
+    measured device     GEMM and paged prefill: a table in log-log, its edge efficiency held beyond; training attention:
+                        a closed form whose efficiency rises with keys per query and tiles per SM to a plateau
+    another device      launch + (t − launch) · (c⁴·peak ratio + b⁴·bandwidth ratio) / (c⁴ + b⁴),
+                        c, b: FLOPs and bytes over the measured device's peaks (roofline form, an estimate with a band)
+    CPU                 launch + FLOPs / (share of peak) or bytes / bandwidth, the larger; a profile replaces the shares
+    busy board          GEMM grids are timed in bursts; under its power limit a busy board is slower (busy.py)
+    accumulate          a weight gradient added to a resident buffer: part of the buffer's traffic is not hidden
+    grouped             products of one shape in one call: FLOPs and traffic of each add up (grouped.py)
+    with samples        any of these × exp(interpolated log(measured / predicted)), see curves/samples.py
+
+Times never fall below FLOPs / peak. Arguments are numbers or arrays that broadcast; a number gives a float.
+Left out: launch gaps of an eager framework, strided or batched products.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from cost_models.curves.samples import FRAMEWORK, Correction, Sample
+from cost_models.either import larger, pick, somewhere
+from cost_models.errors import InputError
+from cost_models.hardware.device import Device
+from cost_models.timing.busy import limit_flops, limited_s
+from cost_models.timing.packed import BASES, BUSY_BOARDS, DeviceCurves, HeadDim, device_curves
+
+CLOCKS = ("held", "burst")
+ATTENTION_KERNELS = ("newest", "fa2")
+FA2_ARCHITECTURES = ("ampere", "ada", "hopper")
+OPS = ("gemm", "attention_forward", "attention_backward", "memory_bound")
+DTYPE_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp8": 1, "fp4": 0.5}
+QUERY_TILE = 128
+HEAD_DIM_TILE = 32
+MOST_HEAD_DIM = 512
+GENERIC_SHARE = {"gemm": 0.9, "attention_forward": 0.7, "attention_backward": 0.6, "memory_bound": 0.7}
+"""Share of peak where nothing was measured: a matrix product on 2 CPU cores and one attention reached about these."""
+GENERIC_LAUNCH_S = 5e-6
+FP8_REACH = 0.9
+"""8-bit products reach this much of what their doubled peak promises: 1402.6 against 794.5 TFLOP/s of bf16 on H100 and
+1535 against 828.6 on GH200, 1.77 and 1.85 times (ML Engineering's tables of achievable products)."""
+
+
+class Kernels:
+    """Kernel times of one device.
+
+    >>> kernels = Kernels.of("h100-sxm-80gb")
+    >>> 0.5 < 2 * 8192**3 / kernels.gemm_s(8192, 8192, 8192) / 989.4e12 < 1
+    True
+    >>> kernels.is_estimate("gemm"), Kernels.of("l20").is_estimate("gemm")
+    (False, True)
+    """
+
+    _framework: Mapping[str, float] = MappingProxyType({})  # by unit, from a profile
+
+    def __init__(
+        self, device: Device, base: Device, curves: DeviceCurves | None, clock: str = "held", attention: str = "newest"
+    ) -> None:
+        if clock not in CLOCKS:
+            raise InputError(f"clock={clock!r}; legal: {', '.join(CLOCKS)}")
+        if attention not in ATTENTION_KERNELS:
+            raise InputError(f"attention={attention!r}; legal: {', '.join(ATTENTION_KERNELS)}")
+        if attention == "fa2" and device.architecture not in FA2_ARCHITECTURES:
+            known = ", ".join(FA2_ARCHITECTURES)
+            raise InputError(
+                f"attention='fa2' has no measurement for {device.architecture} ({device.name}); for: {known}"
+            )
+        self.device = device
+        self.base = base
+        self._curves = curves
+        self._corrections: Mapping[str, Correction] = {}
+        self._profiled: Mapping[str, int] = {}
+        if curves is not None:
+            self._gemm = curves.gemm
+            self._busy, self._grouped = curves.busy, curves.grouped
+            board = Device.load(BUSY_BOARDS[base.name])
+            held, measured = clock == "held", curves.busy.limit_flops
+            self._limit_flops = limit_flops(device, base, board, measured) if held else None
+            self._base_limit_flops = limit_flops(base, base, board, measured) if held else None
+            self._unequal = curves.unequal(own=device.name == board.name)
+            self._dims = curves.head_dims
+            self._tables = {t: curves.attention_paged(t) for t in {near.table for near in self._dims}}
+            self._longest = float(next(iter(self._tables.values())).axes[0][-1])
+            self._floor_s = math.exp(min(float(table.log_s.min()) for table in self._tables.values()))
+            self._forward, self._backward = (curves.training(part, attention) for part in ("forward", "backward"))
+            pads = range(HEAD_DIM_TILE, MOST_HEAD_DIM + 1, HEAD_DIM_TILE)
+            self._widths = tuple({d: form.width(d) for d in pads} for form in (self._forward, self._backward))
+
+    @classmethod
+    def of(
+        cls,
+        device: Device | str,
+        samples: Sequence[Sample] = (),
+        clock: str = "held",
+        attention: str = "newest",
+    ) -> Kernels:
+        """Curves of `device` (a Device or a preset's name), moved onto `samples` where there are any.
+
+        `clock`: "held", products at the power limit of a busy board; "burst", as the GEMM grids were timed.
+        `attention`: training's kernel, "newest" (FlashAttention-3 or cuDNN on Hopper) or "fa2" (FlashAttention-2).
+        """
+        device = Device.load(device) if isinstance(device, str) else device
+        name = BASES.get(device.architecture)
+        base, curves = (Device.load(name), device_curves(name)) if name else (device, None)
+        kernels = cls(device, base, curves, clock, attention)
+        corrections, profiled = {}, {}
+        for op in OPS:
+            rows = [sample for sample in samples if sample.op == op]
+            if rows:
+                corrections[op] = kernels._correction(op, rows)
+                profiled[op] = len(rows)
+        kernels._corrections, kernels._profiled = corrections, profiled
+        kernels._framework = {sample.op: sample.median_s for sample in samples if sample.op in FRAMEWORK}
+        return kernels
+
+    def gemm_s(self, m: Any, n: Any, k: Any, dtype: str = "bf16", accumulate: str | None = None) -> Any:
+        """C[m,n] = A[m,k] B[k,n]; `accumulate`: C is added to a resident buffer of that dtype (a weight gradient)."""
+        larger = _larger(m, n, k)
+        flops = 2.0 * m * n * k
+        moved = (m * k + n * k + m * n) * float(DTYPE_BYTES[_known(dtype)])
+        added = m * n * 2.0 * DTYPE_BYTES[_known(accumulate)] if accumulate else 0.0
+        if self._curves is None:
+            seconds = self._generic("gemm", flops, moved + added, dtype, larger)
+        else:
+            read: Any = self._gemm.read if larger is max else self._gemm.read_many
+            seconds, (cm, cn, ck) = read(m, n, k)
+            seconds = self._scaled(seconds * (flops / (2.0 * cm * cn * ck)), flops, moved, dtype)
+            if self._limit_flops is not None:
+                limit = self._limit_flops * (self._reached(dtype) / self.device.peak_16bit)
+                seconds = self._busy.product_s(seconds, flops, limit)
+            seconds = seconds + added * self._busy.exposed / self.device.memory_bytes_per_s
+        return larger(self._corrected("gemm", seconds, flops), flops / self.device.peak(dtype))
+
+    def grouped_s(self, groups: Any, m: Any, n: Any, k: Any, dtype: str = "bf16", accumulate: str | None = None) -> Any:
+        """`groups` products of that shape in one call; one group is a product alone."""
+        if self._curves is None or not somewhere(groups > 1):
+            return groups * self.gemm_s(m, n, k, dtype, accumulate)
+        flops, size = 2.0 * m * n * k, float(DTYPE_BYTES[_known(dtype)])
+        moved = (m * k + n * k) * size + m * n * (2.0 * DTYPE_BYTES[_known(accumulate)] if accumulate else size)
+        reached = self._reached(dtype)
+        limit = reached if self._limit_flops is None else self._limit_flops * (reached / self.device.peak_16bit)
+        seconds = self._grouped.group_s(flops, moved, limit, self.device.memory_bytes_per_s)
+        seconds = larger(self._corrected("gemm", seconds, flops), flops / self.device.peak(dtype))
+        alone = self.gemm_s(m, n, k, dtype, accumulate) if isinstance(groups, np.ndarray) else seconds
+        return groups * pick(groups > 1, seconds, alone)
+
+    def attention_s(
+        self,
+        q_tokens: Any,
+        kv_tokens: Any,
+        heads: Any,
+        kv_heads: Any,
+        head_dim: int,
+        causal: bool,
+        backward: bool = False,
+        batch: Any = 1,
+        dtype: str = "bf16",
+        paged: bool = False,
+        value_dim: int | None = None,
+    ) -> Any:
+        """One fused attention: `q_tokens` queries on `kv_tokens` keys, `batch` times `heads` query heads.
+
+        `head_dim` of queries and keys, `value_dim` of values (none: as wide), as in multi-head latent attention.
+
+        `paged`: the serving kernel that reads a paged cache (forward only); else the contiguous kernel of training.
+
+        Causal is aligned at the end (the last query sees every key), as flash-attn does; the head dim is padded to the
+        kernel's tile. The backward is that of the kernel alone: recomputing the scores is in it, the forward is not.
+        """
+        larger = _larger(q_tokens, kv_tokens, heads, kv_heads, batch)
+        pairs = attention_pairs(q_tokens, kv_tokens, causal)
+        passes = 2.5 if backward else 1.0
+        head_dim, unequal = self._equal_dim(head_dim, value_dim, backward)
+        padded = self._padded(head_dim)
+        flops = 4.0 * passes * batch * heads * pairs * padded
+        size = float(DTYPE_BYTES[_known(dtype)])
+        moved = batch * (2 * q_tokens * heads + 2 * kv_tokens * kv_heads) * head_dim * size * (2 if backward else 1)
+        op = "attention_backward" if backward else "attention_forward"
+        if self._curves is None:
+            seconds = self._generic(op, flops, moved, dtype, larger)
+        else:
+            shape = (q_tokens, kv_tokens, heads, heads / kv_heads, batch, pairs)
+            paged = paged and not backward
+            seconds = self._paged(shape, padded, larger) if paged else self._training(shape, padded, backward, larger)
+            seconds = self._scaled(seconds, flops, moved, dtype)
+            seconds = larger(seconds, moved / self.device.memory_bytes_per_s)
+            if self._limit_flops is not None and not paged:
+                seconds = self._on_this_board(seconds, flops, dtype)
+            seconds = seconds * unequal
+        return larger(self._corrected(op, seconds, flops), flops / self.device.peak(dtype))
+
+    def memory_bound_s(self, bytes_moved: Any, launches: Any = 1) -> Any:
+        """Norms, activations, residuals, optimizer: `bytes_moved` to and from memory in `launches` kernels."""
+        if self._curves is None:
+            launch_s, share = GENERIC_LAUNCH_S, GENERIC_SHARE["memory_bound"]
+        else:
+            launch_s, share = self._curves.memory_bound
+        seconds = launches * launch_s + bytes_moved / (self.device.memory_bytes_per_s * share)
+        return self._corrected("memory_bound", seconds, bytes_moved)
+
+    def framework_s(self, unit: str) -> float:
+        """Host time of a layer, microbatch or step beyond its kernels: a CPU profile's; elsewhere kernels hide it."""
+        assert unit in FRAMEWORK
+        return self._framework.get(unit, 0.0)
+
+    def source(self, op: str) -> str:
+        """Where the curve of `op` comes from, in words."""
+        if _op(op) in self._profiled:
+            return f"measured: profile of this cluster, {self._profiled[op]} samples"
+        if self._curves is None:
+            share = GENERIC_SHARE[op]
+            return f"estimate: {share:.0%} of the peak of {self.device.name} ({self.device.source}); profile it"
+        facts = self._curves.facts[op]
+        if self.is_estimate(op) and self.device.name == self.base.name:
+            return f"estimate: {facts['source']}"
+        if self.is_estimate(op):
+            words = f"estimate: {self.device.name} scaled from {self.base.name} by data sheet, {self._band(facts)}"
+            return f"{words} ({self.device.source}); {facts['source']}"
+        return f"measured: {facts['source']}"
+
+    @staticmethod
+    def _band(facts: Mapping[str, Any]) -> str:
+        """How wrong measured devices come out when they are scaled so (fit/scaling.py)."""
+        return f"±{facts['scaled']['median']:.0%} as a rule, ±{facts['scaled']['p90']:.0%} in one of ten"
+
+    def is_estimate(self, op: str) -> bool:
+        """True where no measurement of this device (or its profile) backs `op`."""
+        if _op(op) in self._profiled:
+            return False
+        return self._curves is None or self.device.name not in self._curves.facts[op]["measured_on"]
+
+    def _equal_dim(self, head_dim: int, value_dim: int | None, backward: bool) -> tuple[int, float]:
+        """An equal head dim to read the curve at, and the time of unequal ones over the curve's there.
+
+        Forward: as many FLOPs (scores over `head_dim`, output over `value_dim`); backward: tiles as wide as the wider.
+        """
+        if value_dim is None or value_dim == head_dim:
+            return head_dim, 1.0
+        dim = max(head_dim, value_dim) if backward else -(-(head_dim + value_dim) // 2)
+        return dim, 1.0 if self._curves is None else self._unequal[backward]
+
+    def _training(self, shape: tuple[Any, ...], padded: int, backward: bool, larger: Any) -> Any:
+        """The closed form of contiguous kernels (fit/attention.py)."""
+        assert self._curves is not None and self.base.sms is not None
+        q, kv, heads, _, batch, pairs = shape
+        form = self._backward if backward else self._forward
+        keys = larger(pairs / larger(q, 1.0), 0.5)
+        units = batch * heads * larger(q / QUERY_TILE, 1.0) / self.base.sms
+        width = padded * self._widths[backward][padded]
+        flops = (10.0 if backward else 4.0) * batch * heads * pairs * width
+        work = flops / self.base.peak("bf16") * (1 + form.slow)
+        work = work * form.unmasked ** _unmasked_share(q, kv, pairs, larger)
+        return form.launch_s + work * (1 + form.half_keys / keys) * (1 + form.half_units / units)
+
+    def _paged(self, shape: tuple[Any, ...], padded: int, larger: Any) -> Any:
+        """Map any shape onto square causal prefill of the same FLOPs, query tiles and keys per query."""
+        q, kv, heads, group, batch, pairs = shape
+        smaller = min if larger is max else np.minimum
+        square = larger(2.0 * pairs / larger(q, 1.0) - 1.0, 1.0)  # the causal square with as many keys per query
+        tokens = smaller(square, self._longest)
+        copies = batch * q / tokens
+        columns = heads * smaller(copies, 1.0)
+        work = batch * heads * pairs
+        logs = 0.0
+        for near, weight in _beside(self._dims, padded):
+            grid = self._tables[near.table]
+            read: Any = grid.read if larger is max else grid.read_many
+            seconds, (ct, cb, ch, _) = read(tokens, larger(copies, 1.0), columns, group)
+            at_dim = seconds * near.paged * padded / near.table / (cb * ch * ct * (ct + 1) / 2.0)
+            logs = logs + weight * (math.log(at_dim) if larger is max else np.log(at_dim))
+        found = work * (math.exp(logs) if larger is max else np.exp(logs))
+        return larger(found * self._forward.unmasked ** _unmasked_share(q, kv, pairs, larger), self._floor_s)
+
+    def _on_this_board(self, seconds: Any, flops: Any, dtype: str) -> Any:
+        """Attention was timed in long loops, at its board's power limit: only another limit changes it."""
+        assert self._limit_flops is not None and self._base_limit_flops is not None
+        reached = self._reached(dtype) / self.device.peak_16bit
+        own, theirs = self._limit_flops / self.device.peak_16bit, self._base_limit_flops / self.base.peak_16bit
+        if own == theirs:
+            return seconds
+        limit = reached * self.device.peak_16bit
+        return seconds * (limited_s(seconds, flops, own * limit) / limited_s(seconds, flops, theirs * limit))
+
+    def _scaled(self, base_s: Any, flops: Any, moved: Any, dtype: str) -> Any:
+        """A measured device's time carried to this device and dtype by the roofline form."""
+        base = self.base
+        by_flops = base.peak("bf16") / self._reached(dtype)
+        by_bytes = base.memory_bytes_per_s / self.device.memory_bytes_per_s
+        if by_flops == 1.0 and by_bytes == 1.0:
+            return base_s
+        assert self._curves is not None
+        launch_s = self._curves.memory_bound[0]
+        compute, memory = (flops / base.peak("bf16")) ** 4, (moved / base.memory_bytes_per_s) ** 4
+        ratio = (compute * by_flops + memory * by_bytes) / (compute + memory)
+        variable = base_s - launch_s
+        return (
+            launch_s + np.maximum(variable, 0.0) * ratio
+            if isinstance(ratio, np.ndarray)
+            else (launch_s + max(variable, 0.0) * ratio)
+        )
+
+    def _reached(self, dtype: str) -> float:
+        return self.device.peak(dtype) * (FP8_REACH if dtype == "fp8" else 1.0)
+
+    def _padded(self, head_dim: int) -> int:
+        """The head dim that the kernel really works on; CPU kernels do not pad."""
+        if not 0 < head_dim <= MOST_HEAD_DIM:
+            raise InputError(f"head_dim={head_dim}; legal: 1 to {MOST_HEAD_DIM}")
+        return head_dim if self._curves is None else -(-head_dim // HEAD_DIM_TILE) * HEAD_DIM_TILE
+
+    def _generic(self, op: str, flops: Any, moved: Any, dtype: str, larger: Any) -> Any:
+        compute = flops / (self.device.peak(dtype) * GENERIC_SHARE[op])
+        memory = moved / (self.device.memory_bytes_per_s * GENERIC_SHARE["memory_bound"])
+        return GENERIC_LAUNCH_S + larger(compute, memory)
+
+    def _corrected(self, op: str, seconds: Any, work: Any) -> Any:
+        correction = self._corrections.get(op)
+        return seconds if correction is None else seconds * correction.factor(work)
+
+    def _correction(self, op: str, rows: Sequence[Sample]) -> Correction:
+        """Predict every sample with the bare curve and keep the ratios."""
+        work, base_s = [], []
+        for row in rows:
+            if op == "gemm":
+                m, n, k = row.shape
+                work.append(2.0 * m * n * k)
+                base_s.append(float(self.gemm_s(m, n, k, row.dtype)))
+            elif op == "memory_bound":
+                work.append(float(row.bytes))
+                base_s.append(float(self.memory_bound_s(row.bytes)))
+            else:
+                batch, q, kv, heads, kv_heads, dim, causal = row.shape
+                backward = op == "attention_backward"
+                padded = self._padded(dim)
+                passes = 2.5 if backward else 1.0
+                work.append(4.0 * passes * batch * heads * attention_pairs(q, kv, bool(causal)) * padded)
+                seconds = self.attention_s(q, kv, heads, kv_heads, dim, bool(causal), backward, batch, row.dtype)
+                base_s.append(float(seconds))
+        return Correction(work=work, base_s=base_s, measured_s=[row.median_s for row in rows])
+
+
+def attention_pairs(q_tokens: Any, kv_tokens: Any, causal: bool) -> Any:
+    """Query-key pairs of one head; causal is aligned at the end.
+
+    >>> attention_pairs(4, 4, True), attention_pairs(2, 4, True), attention_pairs(4, 2, True)
+    (10.0, 7.0, 3.0)
+    """
+    if not causal:
+        return q_tokens * kv_tokens * 1.0
+    seen = np.minimum(q_tokens, kv_tokens) if isinstance(q_tokens + kv_tokens, np.ndarray) else min(q_tokens, kv_tokens)
+    return seen * (kv_tokens - (seen - 1) / 2.0)
+
+
+def _unmasked_share(q_tokens: Any, kv_tokens: Any, pairs: Any, larger: Any) -> Any:
+    """0 for a causal square, 1 where every query sees every key."""
+    return larger(2.0 * pairs / larger(q_tokens * kv_tokens, 1.0) - 1.0, 0.0)
+
+
+def _beside(dims: Sequence[HeadDim], padded: int) -> list[tuple[HeadDim, float]]:
+    """The known head dims beside `padded` and their weights in log."""
+    below = [row for row in dims if row.dim <= padded] or [dims[0]]
+    above = [row for row in dims if row.dim >= padded] or [dims[-1]]
+    low, high = below[-1], above[0]
+    if low.dim == high.dim:
+        return [(low, 1.0)]
+    share = math.log(padded / low.dim) / math.log(high.dim / low.dim)
+    return [(low, 1.0 - share), (high, share)]
+
+
+def _larger(*values: Any) -> Any:
+    """`max` for numbers, `np.maximum` if any value is an array."""
+    for value in values:
+        if isinstance(value, np.ndarray):
+            return np.maximum
+    return max
+
+
+def _known(dtype: str) -> str:
+    if dtype not in DTYPE_BYTES:
+        raise InputError(f"dtype={dtype!r}; legal: {', '.join(DTYPE_BYTES)}")
+    return dtype
+
+
+def _op(op: str) -> str:
+    if op not in OPS:
+        raise InputError(f"op={op!r}; legal: {', '.join(OPS)}")
+    return op

@@ -1,0 +1,178 @@
+"""Bytes of one small case by hand, component by component, and what holds for all: monotone, moments not added up.
+
+Case: 2 layers, hidden 64, ffn 128, 4 heads of 16 (2 for KV), vocabulary 1000, 1,024 tokens on ulysses 2, ZeRO-3 over 2.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cost_models import Cluster, LayerRange, Model, Strategy, Workload, price
+from cost_models.memory import moments
+from cost_models.memory.activations import kept_bytes, microbatches_in_flight
+from cost_models.memory.states import dropped_gradients, states
+from cost_models.step.habits import OURS
+from cost_models.step.shape import Degrees, Shape
+from cost_models.validation.frameworks import MEGATRON_TE
+from cost_models.workload import Precision
+
+SMALL = Model(name="small", layers=2, hidden=64, ffn=128, heads=4, kv_heads=2, head_dim=16, vocab=1000)
+TOKENS = 512  # of one of two ranks
+LAYER = 64 * (64 * 2 + 32 * 2) + 3 * 64 * 128 + 2 * 64
+ROOT = 2 * 64 * 1000 + 64
+ROW = 40 * 1024
+CLUSTER = Cluster.load("dgx-h100", gpus=8)
+
+
+def of(policy="none", chunk=128, tokens=1024, model=SMALL, **given):
+    layers = (LayerRange(recompute=policy, count=model.layers),)
+    strategy = Strategy(ulysses=2, shard=2, layers=layers, loss_chunk_tokens=chunk, **given)
+    return price(CLUSTER, Workload(model, context_tokens=tokens), strategy)
+
+
+def test_states():
+    found, params = of().memory, 2 * LAYER + ROOT
+    assert found["parameters"] == found["gradients"] == 4 * params / 2
+    assert found["optimizer"] == 8 * params / 2
+
+
+def test_activations():
+    norms = 2 * (64 * (4 + 2 + 2) + 4)
+    attention = 2 * 64 + 2 * 2 * 32 + 2 * 64 + 4 * 4 + 2 * 64  # q, k and v, out, lse, out after its exchange
+    mlp = 4 * 2 * 128
+    rotary = 2 * 16 * 2 + 8
+    assert of("none").memory["activations"] == TOKENS * (2 * (norms + attention + mlp) + rotary)
+    assert of("mlp").memory["activations"] == TOKENS * (2 * (norms + attention) + rotary)
+    assert of("all_but_attention").memory["activations"] == TOKENS * (2 * (2 * 64 + 2 * 64 + 4 * 4) + rotary)
+    assert of("full").memory["activations"] == TOKENS * (2 * 2 * 64 + rotary)
+
+
+def test_a_layer_s_backward_pass():
+    """Recomputed whole: all but the input comes back, also an fp32 copy of it; then gradients of the MLP's inside."""
+    cost = of("full")
+    assert cost.moment == "layer backward, full"
+    again = TOKENS * (2 * (64 * 8 + 4) + 2 * 64 + 2 * 2 * 32 + 2 * 64 + 4 * 4 + 2 * 64 + 4 * 2 * 128)
+    products = TOKENS * 2 * 128 * 2 + 2 * 64 * 128 + TOKENS * 2 * 64  # two of f, down's gradient, the residual's
+    passing = 4 * LAYER - TOKENS * 2 * 64  # the layer before: its gradients' copy, less its input
+    assert cost.memory["working"] == again + products + passing + ROW
+    assert cost.memory["gathered"] == 2 * (ROOT + 2 * LAYER)
+    assert cost.memory["logits"] == 2 * 64 * 1000
+
+
+@pytest.mark.parametrize("chunk", [128, 512])
+def test_the_loss(chunk):
+    shape = Shape(Workload(SMALL, context_tokens=1024), Strategy(ulysses=2, shard=2, loss_chunk_tokens=chunk))
+    found = moments._loss(shape)
+    norm = TOKENS * 64 * (4 + 2 + 2 + 2)
+    assert found.logits == 4 * 64 * 1000 + chunk * 1000 * (2 + 4 + 4) + norm
+    assert found.gathered == 2 * (ROOT + LAYER)
+
+
+def test_the_reduction_of_the_root_s_gradients():
+    """bf16 and its fp32 copy, when the inputs of both layers are gone."""
+    found = moments._root_gradients(Shape(Workload(SMALL, context_tokens=1024), Strategy(ulysses=2, shard=2)), 1000)
+    assert found.total == ROOT * (2 + 4) - 1000
+
+
+def test_the_vision_side():
+    model = Model.load("longvila-tiny")
+    vision = model.vision
+    frames, tokens = 4, 4 * vision.tokens_per_frame
+    strategy = Strategy(ulysses=2, shard=2)
+    cost = price(CLUSTER, Workload(model, context_tokens=1024, frames=2 * frames), strategy)
+    patch = 3 * vision.patch_size**2 * 2 + vision.layers * (
+        (8 * vision.hidden + 2 * vision.ffn) * 2 + 4 * (vision.heads + 4)
+    )
+    projector = 2 * (vision.projector_in + vision.projector_hidden) * 2 + 8
+    received = 2 * tokens * model.hidden * 2  # the rank that owns all of them
+    assert cost.memory["vision"] == frames * vision.patches * patch + tokens * projector + received
+
+
+def test_moments_are_not_added_up():
+    cost = of("none", chunk=512)
+    assert cost.moment == "loss"
+    assert cost.memory["working"] == ROW  # nothing of a layer's backward pass beside the logits
+
+
+def test_the_first_stage_holds_no_logits():
+    """Of two stages the first has twice the activations; the last one's loss is beside half of them."""
+    model = Model.load("llama-3-8b")
+    work = Workload(model, context_tokens=8192, global_batch=8, precision=Precision())
+    strategy = Strategy(pipeline=2, microbatches=8, zero=1, loss_chunk_tokens=None)
+    shape = Shape(work, strategy, MEGATRON_TE.habits)
+    alone = Shape(work, replace(strategy, pipeline=1), MEGATRON_TE.habits)
+    assert microbatches_in_flight(shape) == 2
+    inputs = 16 * 8192 * 4096 * 2  # the least that one microbatch keeps in a stage
+    assert moments._loss(alone).logits - moments._loss(shape).logits == inputs
+
+
+def test_dropped_gradients_come_while_activations_go():
+    work = Workload(SMALL, context_tokens=1024)
+    strategy = Strategy(ulysses=2, shard=2, zero=1)
+    drops = Shape(work, strategy, replace(OURS, drops_gradients=True))
+    assert states(drops)["gradients"] == 0
+    assert dropped_gradients(drops) == states(Shape(work, strategy))["gradients"]
+    several = Shape(replace(work, global_batch=2), replace(strategy, microbatches=2), drops.habits)
+    assert dropped_gradients(several) == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    tokens=st.integers(1, 2**14),
+    more=st.integers(1, 2**14),
+    policy=st.sampled_from(["none", "mlp", "all_but_attention", "full"]),
+    ulysses=st.sampled_from([1, 2, 4]),
+    ring=st.sampled_from([1, 2]),
+)
+def test_memory_never_falls_with_tokens(tokens, more, policy, ulysses, ring):
+    layers = (LayerRange(recompute=policy, count=SMALL.layers),)
+    strategy = Strategy(ulysses=ulysses, ring=ring, shard=ulysses * ring, layers=layers)
+    short = price(CLUSTER, Workload(SMALL, context_tokens=tokens), strategy)
+    long = price(CLUSTER, Workload(SMALL, context_tokens=tokens + more), strategy)
+    assert short.memory_bytes <= long.memory_bytes
+
+
+def test_arrays_are_the_numbers_side_by_side():
+    work = Workload(SMALL, context_tokens=4096, global_batch=4)
+    shared = {"data": 1, "ring": 1, "ulysses": 2, "microbatches": 4}
+    arrays = {name: np.array([value] * 3) for name, value in shared.items()}
+    many = Degrees(**arrays, shard=np.array([2, 2, 1]), zero=np.array([3, 2, 0]))
+    found = moments.peak(Shape(work, many), ["full"])
+    for index, (shard, zero) in enumerate(((2, 3), (2, 2), (1, 0))):
+        one = moments.peak(Shape(work, Strategy(**shared, shard=shard, zero=zero)), ["full"])
+        for part in ("gathered", "working", "logits"):
+            assert np.broadcast_to(getattr(found, part), 3)[index] == getattr(one, part)
+
+
+def test_an_offloaded_input_is_there_again_in_backward():
+    shape = Shape(Workload(SMALL, context_tokens=1024), Strategy(ulysses=2, shard=2, zero=1))
+    here, away = (LayerRange(recompute="full", offload=where, count=1) for where in ("none", "activations"))
+    back = moments._layer_backward(shape, away).total - moments._layer_backward(shape, here).total
+    assert back == TOKENS * 64 * 2  # kept here, it is among the activations
+
+
+def test_a_reentrant_checkpoint_holds_the_layer_s_result():
+    work, layout = Workload(SMALL, context_tokens=1024), Strategy(ulysses=2, shard=2)
+    ends, stops = Shape(work, layout, replace(OURS, reentrant=True)), Shape(work, layout)
+    for policy, more in (("full", TOKENS * 64 * 2), ("none", 0)):
+        assert moments._layer_backward(ends, policy).total - moments._layer_backward(stops, policy).total == more
+
+
+@pytest.mark.parametrize(("zero", "always", "backward"), [(0, 0, 0), (1, 0, 2000), (2, 0, 2000), (3, 2000, 0)])
+def test_a_bucket_of_gradients(zero, always, backward):
+    """1,000 values in bf16: with ZeRO-3 beside everything, with 1 and 2 in the backward pass alone."""
+    work, layout = Workload(SMALL, context_tokens=1024), Strategy(ulysses=2, shard=2, zero=zero)
+    plain, bucket = Shape(work, layout), Shape(work, layout, replace(OURS, bucket_values=1000))
+    assert moments.peak(bucket).total - moments.peak(plain).total == always
+    assert moments._layer_backward(bucket, "full").total - moments._layer_backward(plain, "full").total == backward
+
+
+def test_repeated_keys_are_exchanged_and_kept_for_every_query_head():
+    work, layout = Workload(SMALL, context_tokens=1024), Strategy(ulysses=2, shard=2)
+    plain, repeated = Shape(work, layout), Shape(work, layout, replace(OURS, repeats_kv=True))
+    assert (plain.sent_kv_heads, repeated.sent_kv_heads) == (2, 4)
+    assert kept_bytes(repeated, "none") - kept_bytes(plain, "none") == TOKENS * 2 * 2 * 16 * 2
+    assert repeated.layer_params == plain.layer_params

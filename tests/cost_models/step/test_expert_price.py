@@ -1,0 +1,140 @@
+"""What experts and latent attention cost: bytes, states and times worked out by hand; arrays equal single prices.
+
+bytes    each expert rank sends its copies out and gets them back, forward and backward: 4 exchanges a layer, each of
+         T k h b bytes, (E-1)/E of it over the wire (GShard, arXiv 2006.16668, section 3.2; k experts a token)
+states   experts are on data x context x tensor / expert ranks and ZeRO divides over these alone (Megatron Core's
+         expert data parallelism)
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from cost_models import Cluster, InputError, LayerRange, Model, Strategy, Workload, price
+from cost_models.batch import price_batch
+from cost_models.flops import executed_flops, model_flops
+from cost_models.models.experts import Experts
+from cost_models.strategy import rank_groups
+
+V2 = Model.load("deepseek-v2")
+FOUR = replace(V2, layers=4, layer_kinds=("attention", "experts", "experts", "experts"))
+NODE = Cluster.load("dgx-b200", nodes=1)
+MIXTRAL = Model(name="mixtral-8x7b", layers=32, hidden=4096, ffn=14336, heads=32, kv_heads=8, head_dim=128,
+                vocab=32000, experts=Experts(count=8, chosen=2, ffn=14336))  # fmt: skip
+
+
+def work(model=FOUR, batch=8):
+    return Workload(model, context_tokens=4096, global_batch=batch)
+
+
+def test_presets_are_the_published_models():
+    assert (V2.llm_params, Model.load("deepseek-v3").llm_params) == (235_741_434_880, 671_026_419_200)
+
+
+def test_each_copy_goes_out_and_comes_back_twice():
+    cost = price(NODE, work(), Strategy(data=8, shard=8, zero=1, expert=8))
+    copies = 4096 * 6
+    assert cost.sent_bytes["expert all_to_all"] == pytest.approx(7 / 8 * 3 * 4 * copies * 5120 * 2)
+    assert cost.seconds["experts"] > 0
+    full = price(NODE, work(), Strategy(data=8, shard=8, zero=1, expert=8,
+                                        layers=(LayerRange(recompute="full", count=4),)))  # fmt: skip
+    assert full.sent_bytes["expert all_to_all"] == pytest.approx(7 / 8 * 3 * 6 * copies * 5120 * 2)
+
+
+def test_states_of_experts_are_divided_over_the_ranks_that_hold_them():
+    experts = 160 * 3 * 5120 * 1536
+    latent = 5120 * (1536 + 512 + 64) + 128 * (1536 * 192 + 512 * 256 + 128 * 5120) + 1536 + 512 + 2 * 5120
+    dense = 4 * latent + 3 * 5120 * 12288 + 3 * (3 * 5120 * 3072 + 5120 * 160) + 2 * 102400 * 5120 + 5120
+    cost = price(NODE, work(), Strategy(data=8, shard=8, zero=1, expert=8))
+    held = 3 * experts / 8
+    assert cost.memory["optimizer"] == pytest.approx(8 * (held + dense / 8), abs=8)
+    assert cost.memory["gradients"] == pytest.approx(4 * (held + dense), abs=8)
+    assert cost.memory["parameters"] == pytest.approx(4 * (held + dense / 8) + 2 * (held + dense), abs=8)
+    twice = price(NODE, work(), Strategy(data=8, shard=8, zero=1, expert=4))
+    assert twice.memory["optimizer"] == pytest.approx(8 * (2 * held / 2 + dense / 8), abs=8)
+    assert twice.sent_bytes["expert_shard reduce_scatter"] == pytest.approx(1 / 2 * 4 * 2 * held)
+
+
+def test_pipeline_stages_are_told_apart():
+    """Stage 0: dense, experts, embedding; stage 1: two layers of experts and the head, which holds most."""
+    cost = price(NODE, work(batch=32), Strategy(pipeline=2, data=4, shard=4, zero=1, expert=4, microbatches=8))
+    experts, hidden = 160 * 3 * 5120 * 1536 // 4, 5120
+    attention = V2.attention_params + V2.layer_small_params
+    dense = 2 * (attention + 3 * hidden * 3072 + hidden * 160) + hidden * 102400 + hidden
+    assert cost.memory["gradients"] == pytest.approx(4 * (2 * experts + dense), abs=8)
+    one, two = (
+        price(NODE, work(batch=4 * m), Strategy(pipeline=2, data=4, shard=4, zero=1, expert=4, microbatches=m))
+        for m in (1, 2)
+    )
+    pace = two.step_s - one.step_s
+    assert cost.step_s - one.step_s == pytest.approx(7 * pace, rel=0.02)  # replicas are summed once, not per microbatch
+    assert one.seconds["pipeline"] < pace  # the other stage has a dense layer where this one has experts
+
+
+def test_unspread_experts_are_weights_like_others():
+    cluster = Cluster.load("dgx-h100", nodes=4)
+    cost = price(cluster, work(MIXTRAL, 32), Strategy(data=32, shard=32))
+    assert cost.memory["optimizer"] == pytest.approx(8 * MIXTRAL.llm_params / 32, abs=8)
+    assert "experts" not in cost.seconds and "expert all_to_all" not in cost.sent_bytes
+    assert cost.model_flops == model_flops(work(MIXTRAL, 32))
+    weights = 32 * (4096 * (2 * 4096 + 2 * 1024) + 2 * 3 * 4096 * 14336 + 4096 * 8) + 4096 * 32000
+    attention = 32 * 2 * 32 * 256 * (4096 * 4097 / 2)
+    assert cost.model_flops == pytest.approx(3 * 32 * (2 * weights * 4096 + attention))
+    assert executed_flops(work(MIXTRAL, 32), Strategy(data=32, shard=32)) > cost.model_flops
+
+
+def test_latent_attention_has_wider_keys_than_values():
+    dense = replace(V2, experts=None, layer_kinds=("attention",) * 60)
+    cost = price(NODE, work(dense, 1), Strategy(ulysses=8, shard=8))
+    per_token = 2 * 128 * (192 + 192 + 128 + 128)
+    assert cost.sent_bytes["ulysses all_to_all"] == pytest.approx(60 * 7 / 8 * 512 * 2 * per_token)
+
+
+def test_groups_of_experts_are_neighbours():
+    strategy = Strategy(data=2, ulysses=2, tensor=2, expert=4, shard=4)
+    assert rank_groups(strategy, "expert").tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert (strategy.expert_shard, strategy.expert_replicate) == (2, 1)
+    assert rank_groups(strategy, "expert_shard").tolist() == [[0, 4], [1, 5], [2, 6], [3, 7]]
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "message"),
+    [
+        (Model.load("llama-3-8b"), {"data": 8, "expert": 8}, "expert=8 is not possible for llama-3-8b; legal: 1"),
+        (MIXTRAL, {"data": 16, "expert": 16}, "expert=16 is not possible .* legal: divisors of its 8 experts"),
+    ],
+)
+def test_experts_that_cannot_be_spread_are_refused(model, given, message):
+    with pytest.raises(InputError, match=message):
+        Strategy(**given).check(model)
+
+
+def test_degrees_must_hold_the_expert_group():
+    with pytest.raises(InputError, match="expert=8 does not divide data x context x tensor = 4"):
+        Strategy(data=4, expert=8)
+    with pytest.raises(InputError, match="mode=decode is not priced for deepseek-v2"):
+        price(NODE, replace(work(V2), mode="decode"), Strategy(data=8))
+
+
+def test_a_batch_of_mixtures_costs_what_each_costs():
+    several = [Strategy(data=8, shard=s, zero=z, expert=e) for s, z, e in ((8, 1, 8), (4, 3, 8), (8, 3, 4), (1, 0, 1))]
+    for pipeline in (1, 2):
+        data = 8 // pipeline
+        layouts = [replace(one, data=data, shard=min(one.shard, data), expert=min(one.expert, data), pipeline=pipeline)
+                   for one in several]  # fmt: skip
+        batch = price_batch(NODE, work(), layouts)
+        for index, layout in enumerate(layouts):
+            one = price(NODE, work(), layout)
+            assert batch.step_s[index] == pytest.approx(one.step_s, rel=1e-12)
+            assert batch.memory_bytes[index] == pytest.approx(one.memory_bytes, abs=16)
+
+
+def test_a_faster_link_never_costs_more():
+    node = NODE.runs[0].node
+    seconds = []
+    for rate in (100e9, 450e9, 900e9):
+        link = replace(node.scale_up, bytes_per_s=rate)
+        here = replace(NODE, runs=(replace(NODE.runs[0], node=replace(node, scale_up=link)),))
+        seconds.append(price(here, work(), Strategy(data=8, shard=8, zero=1, expert=8)).step_s)
+    assert np.all(np.diff(seconds) < 0)

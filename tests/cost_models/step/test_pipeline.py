@@ -1,0 +1,95 @@
+"""Pipeline schedules against the formulas of their papers, with p stages, m microbatches and v chunks a stage.
+
+bubble / ideal time   (p - 1) / m for GPipe and 1F1B, (p - 1) / (v m) interleaved   (arXiv 2104.04473, section 2.2)
+activations           m / p of all layers for GPipe; L for 1F1B; L (1 + (p - 1) / (p v)) interleaved, of L layers
+                      (arXiv 2205.05198, section 4.2.3 with its m for our v)
+"""
+
+from dataclasses import replace
+
+import pytest
+
+from cost_models import Cluster, InputError, Model, Strategy, Workload, price
+from cost_models.memory.activations import kept_bytes
+from cost_models.memory.peak import peak
+from cost_models.step.shape import Shape
+
+NODE = Cluster.load("dgx-h100", nodes=1)
+MODEL = Model(name="only-layers", layers=32, hidden=4096, ffn=14336, heads=32, kv_heads=8, head_dim=128, vocab=64)
+ROTARY = 8192 * (2 * 128 * 2 + 8)
+"""Cosines, sines and positions."""
+SCHEDULES = [("gpipe", 1), ("1f1b", 1), ("interleaved", 2), ("interleaved", 4)]
+
+
+def cost_of(schedule, virtual, microbatches, stages=4):
+    layout = Strategy(pipeline=stages, schedule=schedule, virtual=virtual, microbatches=microbatches, zero=0)
+    work = Workload(MODEL, context_tokens=8192, global_batch=microbatches)
+    return price(NODE, work, layout), Shape(work, layout)
+
+
+@pytest.mark.parametrize(("schedule", "virtual"), SCHEDULES)
+@pytest.mark.parametrize("microbatches", [4, 8, 32])
+def test_the_bubble_is_the_papers(schedule, virtual, microbatches):
+    cost, _ = cost_of(schedule, virtual, microbatches)
+    optimizer = cost.seconds["optimizer"] + cost.seconds["sharding"]
+    twice, _ = cost_of(schedule, virtual, 2 * microbatches)
+    ideal = twice.step_s - cost.step_s  # as many microbatches again, without another bubble
+    bubble = cost.step_s - optimizer - ideal
+    assert bubble / ideal == pytest.approx(3 / (virtual * microbatches), rel=0.01)
+
+
+@pytest.mark.parametrize(("schedule", "virtual"), SCHEDULES)
+def test_activations_in_flight_are_the_papers(schedule, virtual):
+    cost, shape = cost_of(schedule, virtual, 8)
+    of_all_layers = 32 * float(kept_bytes(shape, "none"))
+    expected = {"gpipe": 8 / 4, "1f1b": 1.0, "interleaved": 1 + 3 / (4 * virtual)}[schedule]
+    assert cost.memory["activations"] == pytest.approx(expected * of_all_layers + ROTARY, rel=1e-6)
+
+
+def test_fewer_microbatches_than_stages_are_all_in_flight():
+    cost, shape = cost_of("1f1b", 1, 2)
+    assert cost.memory["activations"] == pytest.approx(2 / 4 * 32 * float(kept_bytes(shape, "none")) + ROTARY, rel=1e-6)
+
+
+def test_a_boundary_is_sent_once_for_each_chunk_and_direction():
+    for virtual in (1, 2):
+        schedule = "interleaved" if virtual > 1 else "1f1b"
+        cost, _ = cost_of(schedule, virtual, 8)
+        assert cost.sent_bytes["pipeline send"] == pytest.approx(8 * 2 * virtual * 8192 * 4096 * 2)
+
+
+def test_the_head_is_on_one_stage():
+    """Its time fills no bubble: the other stages have none."""
+    big = replace(MODEL, vocab=128256)
+    layout = Strategy(pipeline=4, microbatches=8, zero=0)
+    small = price(NODE, Workload(MODEL, context_tokens=8192, global_batch=8), layout)
+    large = price(NODE, Workload(big, context_tokens=8192, global_batch=8), layout)
+    assert large.step_s > small.step_s
+    assert large.seconds["pipeline"] == pytest.approx(small.seconds["pipeline"], rel=1e-6)
+
+
+def test_stages_are_counted_apart_and_never_exceed_the_bound():
+    """The first stage holds all microbatches in flight and the embedding, the last one microbatch and the head."""
+    big = replace(MODEL, vocab=128256)
+    layout = Strategy(pipeline=4, microbatches=8, zero=0)
+    work = Workload(big, context_tokens=8192, global_batch=8)
+    device = NODE.runs[0].node.device
+    shape, ranges = Shape(work, layout), layout.layer_ranges(32)
+    bound, apart = peak(shape, ranges, device), peak(shape, ranges, device, by_stage=True)
+    assert float(sum(apart.values())) < float(sum(bound.values()))
+    weights = 8 * big.layer_params + big.embedding_params
+    assert float(apart["gradients"]) == pytest.approx(4 * weights)
+    assert float(apart["activations"]) == pytest.approx(4 * 8 * float(kept_bytes(shape, "none")) + ROTARY)
+    assert float(apart["logits"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"virtual": 2}, "virtual=2 needs schedule=interleaved, not 1f1b; legal here: 1"),
+        ({"virtual": 2, "schedule": "gpipe"}, "virtual=2 needs schedule=interleaved, not gpipe"),
+    ],
+)
+def test_schedules_that_cannot_be_are_refused(given, message):
+    with pytest.raises(InputError, match=message):
+        Strategy(pipeline=4, **given)
