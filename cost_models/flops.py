@@ -38,7 +38,8 @@ def executed_flops(workload: Workload, strategy: Strategy) -> float:
         if part.recompute == "full":
             total += share * (body + attention)
         elif part.recompute == "all_but_attention":
-            total += share * (body if strategy.mlp_chunk_tokens is None else body - layers * mlp)
+            last = mlp / (3 if model.gated else 2)  # the last product is not run again
+            total += share * (body - layers * (last if strategy.mlp_chunk_tokens is None else mlp))
         elif part.recompute == "mlp" and strategy.mlp_chunk_tokens is None:
             total += part.count * mlp * (2 / 3 if model.gated else 1 / 2)
         elif part.recompute == "core_attention":

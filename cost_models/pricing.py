@@ -151,7 +151,7 @@ def fold_segment(segment: Segment, paths: Paths) -> Folded:
     sharding = _sharding_s(segment, paths)
     exposed = smaller(larger(segment.overlap_cost * sharding, sharding + busy - duration), sharding)
     _book(seconds, "sharding", exposed)
-    _book(seconds, "offload", larger(0.0, segment.offload_bytes / paths.host_bytes_per_s + staged - duration))
+    _book(seconds, "offload", larger(0.0, segment.offload_bytes / paths.host_bytes_per_s + staged - duration - exposed))
     _book(hidden, "sharding", sharding - exposed)
     launching = segment.launching_s()
     if somewhere(launching > 0):

@@ -29,6 +29,7 @@ from cost_models.models.model import Model
 Recompute = Literal["none", "mlp", "all_but_attention", "full", "core_attention"]
 Offload = Literal["none", "activations"]
 OffloadStates = Literal["none", "optimizer", "all"]
+RingDtype = Literal["fp32", "bf16"]
 RingKind = Literal["zigzag", "contiguous", "striped", "all_gather", "double"]
 Schedule = Literal["1f1b", "interleaved", "gpipe"]
 RECOMPUTES: tuple[Recompute, ...] = get_args(Recompute)
@@ -69,7 +70,7 @@ class Strategy:
     microbatches: int = 1  # per data replica and optimizer step
     layers: tuple[LayerRange, ...] = ()  # () = keep everything in every layer
     ring_kind: RingKind = "zigzag"
-    grad_ring_dtype: Literal["fp32", "bf16"] = "fp32"
+    grad_ring_dtype: RingDtype = "fp32"
     loss_chunk_tokens: int | None = 1024  # None = all logits at once
     expert: int = field(default=1, metadata=strict.OPTIONAL)
     mlp_chunk_tokens: int | None = field(default=None, metadata=strict.OPTIONAL)
@@ -83,7 +84,12 @@ class Strategy:
         for name in (*AXES, "virtual", "shard", "microbatches", "expert"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 1")
-        for name, legal in (("ring_kind", RingKind), ("schedule", Schedule), ("offload_states", OffloadStates)):
+        for name, legal in (
+            ("ring_kind", RingKind),
+            ("schedule", Schedule),
+            ("offload_states", OffloadStates),
+            ("grad_ring_dtype", RingDtype),
+        ):
             if getattr(self, name) not in get_args(legal):
                 raise InputError(f"{name}={getattr(self, name)!r} is unknown; legal: {', '.join(get_args(legal))}")
         if self.virtual > 1 and self.schedule != "interleaved":
@@ -99,7 +105,7 @@ class Strategy:
             raise InputError(f"expert={self.expert} does not divide data x context x tensor = {ranks}")
         for name in ("loss_chunk_tokens", "mlp_chunk_tokens", "attention_chunk_tokens"):
             chunk = getattr(self, name)
-            if chunk is not None and not (isinstance(chunk, int) and chunk >= 1):
+            if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
                 raise InputError(f"{name}={chunk} must be a whole number of at least 1 (or none)")
         if self.attention_chunk_tokens is not None:
             self._check_chunks()
@@ -147,6 +153,8 @@ class Strategy:
 
     def check(self, model: Model) -> None:
         """Refuse a layout that this model cannot have."""
+        if self.tensor > model.heads:
+            raise InputError(f"tensor={self.tensor} exceeds the model's {model.heads} query heads")
         if self.ulysses * self.tensor > model.heads:
             most = model.heads // self.tensor
             raise InputError(f"ulysses={self.ulysses} exceeds the model's {model.heads} query heads; at most {most}")

@@ -33,6 +33,9 @@ PATIENCE_S = 2.0
 @click.option("--plot", "picture", type=click.Path(path_type=Path), help="Draw predicted over measured here, as SVG.")
 def main(chosen: tuple[str, ...], folder: Path, page: Path | None, data: Path | None, picture: Path | None) -> None:
     try:
+        for target in (page, picture, None if str(data) == "-" else data):
+            if target is not None and (target.is_dir() or not target.parent.is_dir()):
+                raise InputError(f"{str(target)!r} cannot be written: a folder, or in a folder that is not there")
         reports = _judged(chosen or files(folder), folder)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -28,8 +28,8 @@ SIMULATED = 3
 TIE = 1e-2
 """Relative time that no price here is sharp enough to tell apart (published steps are met within 5% in the median, and
 the share that hidden gathers take of a computation is one number for all); within it, less memory wins."""
-CLOSE = 1.1
-"""A layout priced above this multiple of the best is not simulated: closed form and events never differed so much."""
+CLOSE = 1.25
+"""A layout priced above this multiple of the best is not simulated; closed form and events seldom differ so much."""
 
 
 def plan(

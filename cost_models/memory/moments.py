@@ -228,8 +228,8 @@ def _root_gradients(shape: Shape, kept: Any) -> Moment:
 
 def _whole_gradient(shape: Shape) -> tuple[Any, Any]:
     """Bytes per weight of a gradient before its reduction, and of its copy that is reduced; 0 where it is added up in
-    the resident one at once (below ZeRO-2)."""
-    passing = shape.degrees.zero >= 2
+    the resident one at once (below ZeRO-2, unless the host has them)."""
+    passing = shape.degrees.zero >= (2 if shape.degrees.offload_states == "none" else 0)
     return pick(passing, shape.width, 0), pick(passing, DTYPE_BYTES[shape.workload.precision.reduce], 0)
 
 

@@ -71,6 +71,13 @@ def _part(config: Mapping[str, Any], keys: tuple[str, ...], path: Path, folder: 
     raise InputError(f"{where}: needs {' or '.join(keys)} (or {folder}/config.json beside it)")
 
 
+def _yes(config: Mapping[str, Any], key: str, where: str, default: bool) -> bool:
+    value = config.get(key, default)
+    if not isinstance(value, bool):
+        raise InputError(f"{where}: {key}={value!r}; legal: true, false")
+    return value
+
+
 def _number(config: Mapping[str, Any], key: str, where: str, default: int | None = None) -> int:
     value = config.get(key)
     if value is None:
@@ -96,7 +103,7 @@ def _text(config: Mapping[str, Any], kind: str, where: str) -> dict[str, Any]:
         "kv_heads": _number(config, "num_key_value_heads", where, heads),
         "head_dim": _number(config, "head_dim", where, 128 if kind.startswith("qwen3") else hidden // heads),
         "vocab": _number(config, "vocab_size", where),
-        "tied_embeddings": bool(config.get("tie_word_embeddings", tied)),
+        "tied_embeddings": _yes(config, "tie_word_embeddings", where, tied),
         "qkv_bias": kind == "qwen2" or bool(config.get("attention_bias", False)),
         "qk_norm": kind.startswith("qwen3"),
     }

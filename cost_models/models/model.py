@@ -22,6 +22,8 @@ from cost_models.models.latent import Latent
 
 LayerKind = Literal["attention", "experts"]
 """attention: with a dense MLP; experts: with a mixture of them."""
+MOST_LAYERS = 10_000
+"""Beyond any model; each layer has a name of its own in `layer_kinds`."""
 _PRESETS = Path(__file__).parents[1] / "presets" / "models"
 
 
@@ -90,6 +92,8 @@ class Model:
         _positive("model", self)
         if not self.layer_kinds:
             kind: LayerKind = "experts" if self.experts else "attention"
+            if not 1 <= self.layers <= MOST_LAYERS:
+                raise InputError(f"layers={self.layers}; legal: 1 to {MOST_LAYERS}")
             object.__setattr__(self, "layer_kinds", (kind,) * self.layers)
         if len(self.layer_kinds) != self.layers:
             raise InputError(f"layer_kinds names {len(self.layer_kinds)} layers of {self.layers}")

@@ -18,6 +18,7 @@ from cost_models.either import larger, pick, smaller, somewhere
 from cost_models.errors import InputError
 from cost_models.program import Compute, Exchange, Phase, Segment, StepProgram
 from cost_models.step import layer, vision
+from cost_models.step.host_states import fetched_bytes, returned_bytes
 from cost_models.step.launches import layer_host_s
 from cost_models.step.shape import Shape
 from cost_models.step.stages import Run, at_stage, is_mixed, runs
@@ -40,8 +41,12 @@ NORM_BYTES = 4
 
 def step_program(shape: Shape, kernels: Kernels, ranges: tuple[LayerRange, ...]) -> StepProgram:
     """The step for `ranges` of layers (all layers of the model; `stages.py` says which pipeline stage has which)."""
-    model, stages = shape.workload.model, shape.degrees.pipeline
-    if shape.workload.mode == "decode":
+    model, stages, mode = shape.workload.model, shape.degrees.pipeline, shape.workload.mode
+    if mode != "train" and shape.degrees.offload_states != "none":
+        raise InputError(f"offload_states={shape.degrees.offload_states} with mode={mode}; legal here: none")
+    if mode == "decode" and shape.degrees.attention_chunk_tokens is not None:
+        raise InputError(f"attention_chunk_tokens={shape.degrees.attention_chunk_tokens} with mode=decode; legal: none")
+    if mode == "decode":
         if model.experts or model.latent:
             raise InputError(f"mode=decode is not priced for {model.name} (experts or latent attention); legal: train")
         return _decode(shape, kernels)
@@ -82,7 +87,7 @@ def forward_segment(shape: Shape, kernels: Kernels, *, repeat: Any, offload: str
         phases=phases,
         repeat=repeat,
         gather_bytes=shape.layer_params * shape.width,
-        offload_bytes=_offloaded(shape, offload) + fetched_bytes(shape),
+        offload_bytes=_offloaded(shape, offload) + fetched_bytes(shape, shape.layer_params, shape.expert_params),
         expert_gather_bytes=shape.expert_params * shape.width,
         kind=shape.layer_kind,
         overlap_cost=_overlap_cost(shape, kernels),
@@ -99,6 +104,9 @@ def backward_segment(shape: Shape, kernels: Kernels, recompute: str, *, repeat: 
         phases = (*phases, _to_next_stage(shape))
     again = pick(shape.degrees.zero == 3, shape.width, 0)
     gradient, of_experts = shape.trained_layer_params * reduce, shape.trained_expert_params * reduce
+    between = fetched_bytes(shape, shape.layer_params, shape.expert_params) + returned_bytes(
+        shape, gradient, of_experts
+    )
     host_s, host_hop_s = layer_host_s(shape, _host(shape, kernels), recompute)
     return Segment(
         name=f"layer backward {recompute}",
@@ -107,7 +115,7 @@ def backward_segment(shape: Shape, kernels: Kernels, recompute: str, *, repeat: 
         gather_bytes=again * shape.layer_params,
         scatter_bytes=gradient,
         replicate_bytes=shape.replicate_bytes(gradient),
-        offload_bytes=_offloaded(shape, offload) + fetched_bytes(shape) + returned_bytes(shape, gradient, of_experts),
+        offload_bytes=_offloaded(shape, offload) + between,
         expert_gather_bytes=again * shape.expert_params,
         expert_scatter_bytes=of_experts,
         expert_replicate_bytes=of_experts / shape.degrees.expert_shard / shape.degrees.microbatches,
@@ -133,20 +141,6 @@ def _offloaded(shape: Shape, offload: str) -> Any:
     return shape.tokens * shape.workload.model.hidden * shape.width if offload == "activations" else 0.0
 
 
-def fetched_bytes(shape: Shape) -> Any:
-    """A rank's own part of a layer's weights, copied from host memory before each gather."""
-    if shape.degrees.offload_states != "all":
-        return 0.0
-    return (shape.layer_params / shape.degrees.shard + shape.expert_params / shape.degrees.expert_shard) * shape.width
-
-
-def returned_bytes(shape: Shape, gradient: Any, of_experts: Any = 0.0) -> Any:
-    """A rank's own part of reduced gradients, copied to host memory."""
-    if shape.degrees.offload_states == "none":
-        return 0.0
-    return gradient / shape.degrees.shard + of_experts / shape.degrees.expert_shard
-
-
 def _to_next_stage(shape: Shape) -> Exchange:
     """Its share of a layer's boundary; each tensor rank sends its own slice (Megatron-LM, arXiv 2104.04473, 4.1)."""
     moved = shape.tokens * shape.workload.model.hidden * shape.width / shape.degrees.tensor
@@ -166,6 +160,7 @@ def embed(shape: Shape, kernels: Kernels) -> Segment:
         name="embed",
         phases=(rows, *_cut_by_tensor(shape, "reduce_scatter"), _framework(kernels, "framework_microbatch")),
         gather_bytes=0.0 if shape.workload.mode == "decode" else shape.root_params * shape.width,
+        offload_bytes=fetched_bytes(shape, shape.root_params),
         elsewhere=0.0,
     )
 
@@ -226,10 +221,9 @@ def update(shape: Shape, kernels: Kernels) -> Segment:
     params = whole / pick(zero == 0, 1, shape.degrees.shard) + experts / pick(zero == 0, 1, shape.degrees.expert_shard)
     if habits.owned_tensors:  # one owner has the largest tensor to itself
         params = larger(params, shape.workload.model.embedding_params / shape.degrees.tensor)
-    each = habits.optimizer_bytes or OPTIMIZER_BYTES[shape.workload.optimizer] + NORM_BYTES
     if shape.degrees.offload_states != "none":
         return _host_update(shape, kernels, params)
-    moved = params * each
+    moved = params * (habits.optimizer_bytes or OPTIMIZER_BYTES[shape.workload.optimizer] + NORM_BYTES)
     if habits.accumulator is not None:
         moved = moved + (whole + experts) * DTYPE_BYTES[habits.accumulator]
     exchange = Exchange(part="gradients", axis="shard", op="all_reduce", bytes=4.0)

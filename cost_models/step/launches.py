@@ -20,6 +20,8 @@ from cost_models.step.mlp import slice_tokens
 from cost_models.step.shape import Shape
 from cost_models.timing.host import Host
 
+TENSOR_EXCHANGES = 4
+"""Of a layer one way: its input gathered and its output scattered, around attention and around the MLP."""
 GATHER_OPERATORS, REDUCE_OPERATORS = 3, 3
 """FSDP2 beside a collective: copied in, out to the parameters and their copies; chunked, divided, taken apart."""
 
@@ -80,6 +82,10 @@ def layer_host_s(shape: Shape, host: Host | None, recompute: str | None = None) 
     sharded, gathered = degrees.shard > 1, pick(degrees.zero == 3, 1, 0 if grad else 1)
     operators = operators + pick(sharded, GATHER_OPERATORS * gathered + (REDUCE_OPERATORS if grad else 0), 0)
     collectives = exchanges + pick(sharded, gathered + (1 if grad else 0), 0)
+    tensor = pick(degrees.tensor > 1, TENSOR_EXCHANGES, 0)
+    gathered_ring = pick(degrees.ring > 1, 2 if grad else 1, 0) if degrees.ring_kind == "all_gather" else 0
+    replicated = pick(degrees.replicate > 1, 1 / degrees.microbatches, 0) if grad else 0
+    collectives = collectives + tensor + gathered_ring + replicated
     seconds = operators * host.operator_s + attention * host.attention_s + collectives * host.collective_s
     hop = calls.hop * host.operator_s + host.attention_s + (2 if grad else 1) * host.send_s(messages=2)
     if recompute in RUNS_ATTENTION:

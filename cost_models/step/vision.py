@@ -13,6 +13,7 @@ from typing import Any
 from cost_models.either import larger, pick
 from cost_models.models.model import Vision
 from cost_models.program import Compute, Exchange, Segment
+from cost_models.step.host_states import fetched_bytes, returned_bytes
 from cost_models.step.shape import Shape
 from cost_models.timing.kernels import Kernels
 from cost_models.workload import DTYPE_BYTES
@@ -29,6 +30,7 @@ def forward(shape: Shape, kernels: Kernels) -> list[Segment]:
             phases=(Compute(part="vision", seconds=_block_s(shape, vision, kernels, grad=False)),),
             repeat=vision.layers,
             gather_bytes=_block_params(vision) * shape.width,
+            offload_bytes=fetched_bytes(shape, _block_params(vision)),
         ),
         Segment(
             name="projector and exchange",
@@ -37,6 +39,7 @@ def forward(shape: Shape, kernels: Kernels) -> list[Segment]:
                 *_exchange(shape, vision),
             ),
             gather_bytes=_edge_params(shape, vision) * shape.width,
+            offload_bytes=fetched_bytes(shape, _edge_params(shape, vision)),
         ),
     ]
 
@@ -57,6 +60,7 @@ def backward(shape: Shape, kernels: Kernels) -> list[Segment]:
             ),
             scatter_bytes=edge,
             replicate_bytes=shape.replicate_bytes(edge),
+            offload_bytes=returned_bytes(shape, edge),
         )
     ]
     if shape.trains("tower"):
@@ -69,6 +73,7 @@ def backward(shape: Shape, kernels: Kernels) -> list[Segment]:
                 gather_bytes=pick(shape.degrees.zero == 3, block * shape.width, 0),
                 scatter_bytes=block * reduce,
                 replicate_bytes=shape.replicate_bytes(block * reduce),
+                offload_bytes=fetched_bytes(shape, block) + returned_bytes(shape, block * reduce),
             )
         )
     return segments

@@ -113,7 +113,12 @@ class Collectives:
     @property
     def tree_bytes_per_s(self) -> float:
         """Of an all-reduce's buffer over two domains of such links, where a tree sends it; inf: the cards decide."""
-        return math.inf if self.link.measured_as in SUMS_IN_SWITCH else TREE_BYTES_PER_S
+        return math.inf if self.sums_in_switch else TREE_BYTES_PER_S
+
+    @property
+    def sums_in_switch(self) -> bool:
+        """Whether the switch adds up, so that an all-reduce sends and receives its buffer once."""
+        return self.link.measured_as in SUMS_IN_SWITCH
 
     @property
     def many_channels(self) -> bool:

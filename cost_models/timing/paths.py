@@ -21,7 +21,7 @@ Left out: protocols that trade rate for latency, trees that are cut from three d
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from cost_models.curves.samples import Sample
 from cost_models.either import larger, pick, smaller
 from cost_models.hardware.buses import Buses
-from cost_models.hardware.cluster import Cluster, ScaleUp
+from cost_models.hardware.cluster import Cluster, Node, ScaleUp
 from cost_models.hardware.placement import Placement
 from cost_models.profile import network
 from cost_models.program import Op
@@ -61,9 +61,10 @@ HOST_MEMORY_BYTES_PER_S = 150e9
 """That a CPU's update of weights reaches on a node of two sockets. Estimate: half of 16 channels of DDR4-2400."""
 
 
-def host_memory_bytes_per_s(cluster: Cluster) -> float:
-    """A GPU's share where most GPUs share a node."""
-    return HOST_MEMORY_BYTES_PER_S / max(run.node.gpus for run in cluster.runs)
+def host_rates(nodes: Iterable[Node]) -> tuple[float, float]:
+    """(a GPU's link to host memory, its share of what the CPU's update reaches), bytes/s, where both are least."""
+    there = [node for node in nodes if node.gpus]
+    return min(node.host_link_bytes_per_s for node in there), HOST_MEMORY_BYTES_PER_S / max(n.gpus for n in there)
 
 
 AXIS_PATTERNS = {
@@ -186,13 +187,13 @@ def paths_of(
     slots, gpus = placement.slot_of_rank[None, :], placement.gpu_of_rank[None, :]
     several = axis_paths(cluster, strategy, slots, gpus, samples, tuple(priced_patterns(strategy)))
     axes = {name: _first(path) for name, path in several}
-    host = min(run.node.host_link_bytes_per_s for run in cluster.runs)
+    host, memory = host_rates(cluster.runs[run].node for run in np.unique(cluster.run_of_slot[placement.slot_of_rank]))
     return Paths(
         axes=axes,
         inside=inside,
         host_bytes_per_s=host,
         network_source=network_source(cluster, samples),
-        host_memory_bytes_per_s=host_memory_bytes_per_s(cluster),
+        host_memory_bytes_per_s=memory,
     )
 
 

@@ -26,7 +26,7 @@ from cost_models.timing.paths import (
     Paths,
     domain_link,
     group_paths,
-    host_memory_bytes_per_s,
+    host_rates,
     network_source,
     paths_of,
     priced_patterns,
@@ -77,12 +77,13 @@ class Setting:
             axis: self.in_order(axis, patterns, *axis_stride(strategy, axis), strategy.ranks)
             for axis, patterns in priced_patterns(strategy).items()
         }
+        host, memory = host_rates(self.cluster.runs[run].node for run in runs)
         return Paths(
             axes=axes,
             inside=inside,
-            host_bytes_per_s=self._host_bytes_per_s,
+            host_bytes_per_s=host,
             network_source=network_source(self.cluster, self.samples),
-            host_memory_bytes_per_s=host_memory_bytes_per_s(self.cluster),
+            host_memory_bytes_per_s=memory,
         )
 
     def in_order(self, axis: str, patterns: tuple[str, ...], stride: int, size: int, ranks: int) -> Path:
@@ -103,10 +104,6 @@ class Setting:
         """Free GPUs up to and with each run."""
         filled: list[int] = np.cumsum([run.count * run.node.gpus for run in self.cluster.runs]).tolist()
         return filled
-
-    @cached_property
-    def _host_bytes_per_s(self) -> float:
-        return min(run.node.host_link_bytes_per_s for run in self.cluster.runs)
 
 
 @lru_cache(maxsize=8)

@@ -24,7 +24,7 @@ NOTES = (
     Note(
         file="op_usp_ulysses_ring",
         text="rows up to 32K tokens were not run at the transcribed head dim of 32: 32K takes 1/5.7 of 128K's time, "
-        "its work is 1/16, and a quarter of what the table's rows of 8 x 128 at 128K take. The stored versions of the "
+        "its work is 1/16, and a quarter of what the table's rows of 8 x 128 at 128K take. The versions read of the "
         "benchmark's script agree without settling it: it lists 512, 1024, 4096 and 16384 tokens a GPU (8K, 32K and "
         "128K over 8) and HEAD_SIZE=128 commented out above HEAD_SIZE=32 (scripts/run_qkvpack_compare.sh, 07cf570d); "
         "128 is the default of the argument and, before there was one, fixed. The version of the table's commit is not "

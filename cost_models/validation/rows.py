@@ -88,8 +88,14 @@ def read(file: str, folder: Path = FOLDER) -> list[Row]:
     path = folder / f"{file}.csv"
     if not path.is_file():
         raise InputError(f"--file {file!r} is unknown; legal: {', '.join(files(folder))}")
-    with path.open(encoding="utf-8", newline="") as lines:
-        table = list(csv.DictReader(lines))
+    try:
+        with path.open(encoding="utf-8", newline="") as lines:
+            table = list(csv.DictReader(lines, restkey=""))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: not a table of UTF-8 text ({error})") from error
+    for line, cells in enumerate(table, start=2):
+        if "" in cells or None in cells.values():
+            raise InputError(f"{path} line {line}: not as many cells as the header names")
     return [
         Row(file=file, number=cells.get("row") or str(place), score=_score(file, cells), cells=cells)
         for place, cells in enumerate(table, start=1)

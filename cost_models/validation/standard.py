@@ -258,6 +258,8 @@ def _loss_chunk(row: Row, ranks: int) -> int | None:
     if not cut:
         return None
     tokens = row.count("seq_len") * _degree(row, "micro_batch") // ranks
+    if cut[1] and int(cut[1]) < 1:
+        raise InputError(f"{row.file} row {row.number}: chunked loss {cut[1]}; it must be cut in at least 1")
     return max(tokens // int(cut[1]), 1) if cut[1] else Strategy().loss_chunk_tokens
 
 

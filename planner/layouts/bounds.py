@@ -27,7 +27,7 @@ from cost_models.profile import network
 from cost_models.program import Op
 from cost_models.timing.cluster_kernels import SlowestKernels
 from cost_models.timing.kernels import Kernels
-from cost_models.timing.paths import Path, Paths, crossing_s, domain_link, host_memory_bytes_per_s
+from cost_models.timing.paths import HOST_MEMORY_BYTES_PER_S, Path, Paths, crossing_s, domain_link
 
 _Ints = NDArray[np.int64]
 
@@ -101,6 +101,7 @@ class Reach:
         """Optimistic paths of groups of `sizes` in layouts of so many `ranks`, for every crowding (last axis)."""
         fastest = max((run.node.scale_up for run in self.cluster.runs), key=lambda link: link.reached_bytes_per_s)
         host = max(run.node.host_link_bytes_per_s for run in self.cluster.runs)
+        fewest = min(run.node.gpus for run in self.cluster.runs if run.node.gpus)
         axes = {axis: self._path(np.asarray(size), np.asarray(ranks)) for axis, size in sizes.items()}
         axes["shard"], axes["replicate"] = self._crowded(axes["shard"], axes["replicate"])
         axes = {axis: self._waiting(path) for axis, path in axes.items()}
@@ -111,7 +112,7 @@ class Reach:
             inside=domain_link(fastest, self.samples),
             host_bytes_per_s=host,
             network_source="bound",
-            host_memory_bytes_per_s=host_memory_bytes_per_s(self.cluster),
+            host_memory_bytes_per_s=HOST_MEMORY_BYTES_PER_S / fewest,
         )
 
     def _waiting(self, path: Path) -> Path:

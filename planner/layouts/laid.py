@@ -19,7 +19,7 @@ from cost_models.hardware.placement import Placement
 from cost_models.strategy import LayerRange, Recompute, Strategy
 from cost_models.timing.cluster_kernels import kernels_of
 from cost_models.timing.kernels import Kernels
-from cost_models.timing.paths import AXIS_PATTERNS, Path, Paths, axis_paths, domain_link, host_memory_bytes_per_s
+from cost_models.timing.paths import AXIS_PATTERNS, Path, Paths, axis_paths, domain_link, host_rates
 from planner.layouts.candidates import Columns, columns
 from planner.layouts.floors import Floors
 from planner.layouts.placing import Placer
@@ -183,11 +183,11 @@ class Layer:
             )
             for a, axis in enumerate(AXIS_PATTERNS)
         }
-        host = min(run.node.host_link_bytes_per_s for run in self.cluster.runs)
+        host, memory = host_rates(run.node for run in self.cluster.runs)
         inside = domain_link(scale_up, self.floors.samples)
         return Paths(
             axes=axes, inside=inside, host_bytes_per_s=host, network_source="",
-            host_memory_bytes_per_s=host_memory_bytes_per_s(self.cluster),
+            host_memory_bytes_per_s=memory,
         )  # fmt: skip
 
 

@@ -58,6 +58,7 @@ class Space:
                 f"attention_chunk_tokens={self.pins['attention_chunk_tokens']} is priced (`plan price --strategy`), "
                 "not planned; legal: none"
             )
+        self.base.check(self.workload.model)
         if self.pins.get("offload_states", "none") != "none":
             raise InputError(
                 f"offload_states={self.pins['offload_states']} is priced (`plan price --strategy`), not planned; "
@@ -69,7 +70,6 @@ class Space:
             raise InputError(f"recompute={self.pins['recompute']} without training; legal: none")
         if self.pins.get("shard", 1) > self.replica_gpus:
             raise InputError(f"shard={self.pins['shard']} exceeds the GPUs; legal: 1 to {self.replica_gpus}")
-        self.base.check(self.workload.model)
 
     @cached_property
     def base(self) -> Strategy:

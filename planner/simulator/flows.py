@@ -78,8 +78,10 @@ def pattern(topology: Topology, groups: Ints, op: Op) -> Pattern:
     for hop in hops:
         delay += np.bincount(group_of_rank, hop.count * topology.latency_s(np.arange(topology.ranks), hop.to), count)
     tree_s = _tree_s(topology, block, hops)
-    two_domains = np.bincount(block.group, minlength=count) == 2
-    reduced = np.where(two_domains, np.minimum(_tree_times(topology) * members / (members - 1), 2.0), 2.0)
+    domains, whole = np.bincount(block.group, minlength=count), members / (members - 1)
+    reduced = np.where(domains == 2, np.minimum(_tree_times(topology, channels) * whole, 2.0), 2.0)
+    if all(domain_link(node.scale_up).sums_in_switch for node in topology.nodes):
+        reduced = np.where(domains == 1, whole, reduced)
     once = replace(made, hops=hops, hop_share=share, delay_s=delay * share, tree_s=tree_s, reduced=reduced)
     return twice(once) if op == "all_reduce" else once
 
@@ -94,10 +96,12 @@ def twice(once: Pattern) -> Pattern:
     return replace(once, op="all_reduce", hops=hops, hop_share=once.hop_share * once.reduced, delay_s=delay_s)
 
 
-def _tree_times(topology: Topology) -> float:
-    """What the cards of a domain could send while a tree inside it passes on a byte; at least that byte."""
+def _tree_times(topology: Topology, channels: Ints) -> Floats:
+    """What a group's cards could send while a tree inside its domains passes on a byte; at least that byte."""
     passed = min(domain_link(node.scale_up).tree_bytes_per_s for node in topology.nodes)
-    return max(1.0, max(node.nics.count * node.nics.reached_bytes_per_s for node in topology.nodes) / passed)
+    sent = channels * max(node.nics.reached_bytes_per_s for node in topology.nodes)
+    times: Floats = np.maximum(1.0, sent / passed)
+    return times
 
 
 def _tree_s(topology: Topology, block: _Blocks, hops: tuple[Hops, ...]) -> Floats:

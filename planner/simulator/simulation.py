@@ -28,7 +28,7 @@ from cost_models.strategy import Strategy, rank_groups
 from cost_models.timing.cluster_kernels import kernels_of
 from cost_models.timing.kernels import Kernels
 from cost_models.timing.load import samples_for
-from cost_models.timing.paths import host_memory_bytes_per_s, link_rates
+from cost_models.timing.paths import host_rates, link_rates
 from cost_models.workload import Workload
 from planner.plannable import check_plannable
 from planner.simulator.flows import Pattern, pattern, twice
@@ -103,7 +103,7 @@ def simulate(
     placement = placement or Placement.in_order(cluster, strategy.ranks)
     placement.check(cluster, strategy.ranks)
     program, scale = _program(cluster, workload, strategy, placement, profile)
-    program = _updated(program, cluster)
+    program = _updated(program, cluster, placement)
     links = reached(cluster, profile)
     return play(program, links, strategy, placement, compute_scale=scale, fold=fold, trace=trace)
 
@@ -125,13 +125,15 @@ def _program(
     return program, factor[run_of_rank]
 
 
-def _updated(program: StepProgram, cluster: Cluster) -> StepProgram:
+def _updated(program: StepProgram, cluster: Cluster, placement: Placement) -> StepProgram:
     """With the CPU's update of states in host memory, if there is one, in seconds."""
 
     def updated(segment: Segment) -> Segment:
         if not segment.host_update_bytes:
             return segment
-        host = Compute(part="optimizer", seconds=segment.host_update_bytes / host_memory_bytes_per_s(cluster))
+        used = np.unique(cluster.run_of_slot[placement.slot_of_rank])
+        _, rate = host_rates(cluster.runs[run].node for run in used)
+        host = Compute(part="optimizer", seconds=segment.host_update_bytes / rate)
         return replace(segment, phases=(host, *segment.phases))
 
     return replace(program, epilogue=tuple(map(updated, program.epilogue)))

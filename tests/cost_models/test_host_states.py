@@ -58,5 +58,37 @@ def test_bad_words_are_refused():
         Strategy(offload_states="disk")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="zero=2; legal here: none, optimizer"):
         Strategy(zero=2, offload_states="all")
+    with pytest.raises(InputError, match="grad_ring_dtype='int8' is unknown; legal: fp32, bf16"):
+        Strategy(grad_ring_dtype="int8")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="not planned"):
         plan(HERE, WORK, fixed={"offload_states": "all"})
+
+
+def test_a_faster_gpu_never_costs_more():
+    """Offload and sharding run at the same time: what both leave over is not their sum."""
+    work = Workload(WORK.model, context_tokens=2**13)
+    slow = replace(HERE.runs[0].node, host_link_bytes_per_s=2e9)
+    here = replace(HERE, runs=(replace(HERE.runs[0], node=slow),))
+    faster = replace(slow.device, memory_bytes_per_s=1.5 * slow.device.memory_bytes_per_s)
+    quick = replace(here, runs=(replace(here.runs[0], node=replace(slow, device=faster)),))
+    for where in ("optimizer", "all"):
+        layout = replace(LAYOUT, offload_states=where)
+        assert price(quick, work, layout).step_s <= price(here, work, layout).step_s
+
+
+def test_a_node_that_stays_unused_changes_nothing():
+    four = replace(HERE.runs[0].node, gpus=4)
+    alone = replace(HERE, runs=(replace(HERE.runs[0], node=four),))
+    beside = replace(HERE, runs=(replace(HERE.runs[0], node=four), HERE.runs[0]))
+    layout = Strategy(ulysses=4, shard=4, offload_states="optimizer")
+    assert price(beside, WORK, layout).step_s == pytest.approx(price(alone, WORK, layout).step_s, rel=1e-12)
+
+
+def test_less_sharding_never_takes_less_memory():
+    used = [price(HERE, WORK, Strategy(ulysses=8, shard=8, zero=z, offload_states="optimizer")) for z in (1, 2, 3)]
+    assert used[0].memory_bytes >= used[1].memory_bytes >= used[2].memory_bytes
+
+
+def test_no_states_are_updated_without_training():
+    with pytest.raises(InputError, match="offload_states=all with mode=prefill"):
+        price(HERE, Workload(WORK.model, context_tokens=2**14, mode="prefill"), replace(LAYOUT, offload_states="all"))

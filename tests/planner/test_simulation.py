@@ -12,6 +12,7 @@ from cost_models import Cluster, Model, Placement, Workload, price
 from cost_models.errors import InputError
 from cost_models.program import Compute, Exchange, Ring, Segment, StepProgram
 from cost_models.strategy import LayerRange, Strategy
+from cost_models.timing.setting import setting
 from planner.simulator.script import ring_rounds
 from planner.simulator.simulation import Simulation, play, reached, simulate
 from tests.planner.clusters import DEGRADED, GB, cluster, layers, node, step
@@ -152,6 +153,15 @@ def test_price_and_simulation_agree_where_the_host_decides() -> None:
     assert priced.seconds["host"] > 0.1 * priced.step_s
     assert played.seconds["host"] > 0.1 * played.step_s  # it also hides gathers that the price exposes
     assert played.step_s == pytest.approx(priced.step_s, rel=0.05)
+
+
+@pytest.mark.parametrize("layout", [Strategy(data=4, ulysses=4, shard=4), Strategy(data=8, ulysses=2, shard=2)])
+def test_an_all_reduce_over_two_nodes_is_the_tree_that_is_priced(layout: Strategy) -> None:
+    """Of 100 MB over the replicas of each shard: every group has cards of its own."""
+    where = Cluster.load("dgx-a100", nodes=2)
+    paths = setting(where, None).paths(layout)
+    found = play(only(replicate_bytes=100e6), reached(where), layout)
+    assert found.step_s == pytest.approx(float(paths.exchange_s("replicate", "all_reduce", 100e6)), rel=0.15)
 
 
 def test_slow_rank_makes_its_group_wait() -> None:

@@ -230,7 +230,7 @@ def test_degrees_are_ordered_as_measured():
 )
 def test_rows_of_another_source(device, node, kind, backward, per_s, within):
     """ring-flash-attn's first benchmark (README as in feifeibear/long-context-attention 0228a2b4; its script has 5
-    heads x 128, 8,192 tokens a GPU): not among the stored rows, looked at after the calls were counted. The host's time
+    heads x 128, 8,192 tokens a GPU): not among the rows here, looked at after the calls were counted. The host's time
     for a message comes from two of them (H800, zigzag and striped, forward); the others shaped nothing."""
     call = Call(
         cluster=cluster_of(node, 8, device=device),

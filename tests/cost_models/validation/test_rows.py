@@ -49,3 +49,16 @@ def test_a_bad_cell_refuses_its_row_and_no_other(tmp_path, column, text):
     assert [one.row for one in report.verdicts] == ["1"]
     assert [one.row.number for one in report.refused] == ["2"]
     assert column in report.refused[0].reason
+
+
+@pytest.mark.parametrize("text", ["row,score\n1\n", "row,score\n1,yes,more\n"])
+def test_a_line_with_other_cells_than_the_header_is_refused(tmp_path, text):
+    (tmp_path / "train_x.csv").write_text(text)
+    with pytest.raises(InputError, match="line 2: not as many cells"):
+        judge(["train_x"], tmp_path)
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path):
+    (tmp_path / "train_x.csv").write_bytes(b"row,score\n\xff\xfe,yes\n")
+    with pytest.raises(InputError, match="not a table of UTF-8 text"):
+        judge(["train_x"], tmp_path)
