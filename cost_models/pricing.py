@@ -270,6 +270,8 @@ def estimates(kernels: Kernels, paths: Paths, cluster: Cluster, strategy: Strate
         found.append(f"links inside a node: {inside.source('all_to_all')}")
     if any(somewhere(paths.crosses(axis)) for axis in paths.axes):
         found.append(paths.network_source)
+    if strategy.offload_states != "none":
+        found.append("the CPU's update of states in host memory: its rate, and that the host has room for them")
     found.append("memory: reserve and communication buffers are estimates; the rest is counted tensor by tensor")
     return (*found, *cluster.notes)
 

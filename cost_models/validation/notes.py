@@ -35,7 +35,7 @@ NOTES = (
         text="512 and 8K tokens wait for the host: calls are counted from the code of April 2024, one time for each "
         "kind of call, of which a message's comes from another source (host.py). 1.8, 4.0 and 5.3 ms are printed for "
         "three runs of the same calls (packed, ulysses 8, 512 tokens), and packed ulysses 8 takes 4.2 ms at 8K where "
-        "unpacked, with twice the calls, takes 3.2: other work on the hosts, which decides the worst regret. Stored "
+        "unpacked, with twice the calls, takes 3.2: other work on the hosts, which decides the worst regret. Later "
         "versions of the unpacked script, of later dates, synchronise after each pass, the packed one does not: "
         "unpacked rows may wait for host and device one after the other",
     ),
