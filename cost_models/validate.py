@@ -23,6 +23,8 @@ from cost_models.validation.rows import FOLDER, files, read
 
 PATIENCE_S = 2.0
 """A progress bar shows after this long."""
+PIPED_COLUMNS = 160
+"""Where no terminal says how wide it is: file names in one piece."""
 
 
 @click.command(help=__doc__)
@@ -45,7 +47,7 @@ def main(chosen: tuple[str, ...], folder: Path, page: Path | None, data: Path | 
         return
     from rich.console import Console
 
-    show(Console(), reports)
+    show(Console(width=None if sys.stdout.isatty() else PIPED_COLUMNS), reports)
     if page:
         _write(page, markdown(reports, "measurements" if folder == FOLDER else folder.as_posix().rstrip("/")))
     if picture:
