@@ -3,7 +3,7 @@
     python benchmarks/headline.py [--gpus 8,32,64,256] [--ctx 32K,256K,2M] [--json] [--markdown docs/headline.md]
 
 Text of batch 1 in Llama-3-8B's shape on DGX-H100 nodes with 50 GB/s per path, as the paper says. Every number is
-`cost_models/validation/predict.py`'s under the habits of `cost_models/validation/longvila.py`; `plan` columns are the
+`validation/predict.py`'s under the habits of `validation/longvila.py`; `plan` columns are the
 planner's own answer. Nothing is fitted to a published figure. Every step is a sum of its parts (`--json` has all).
 """
 
@@ -22,11 +22,11 @@ from typing import Any
 from cost_models import InputError, Model, Strategy, Workload
 from cost_models.step.frames import FrameSharding, busiest
 from cost_models.units import parse_tokens, show_tokens
-from cost_models.validation import longvila as lv
-from cost_models.validation.longvila import METHODS, Run, cluster, fastest, kept, priced
-from cost_models.validation.sections import Section, as_json, display, markdown, paragraphs
 from planner.layouts.remedies import NothingFits
 from planner.solve import solve
+from validation import longvila as lv
+from validation.longvila import METHODS, Run, cluster, fastest, kept, priced
+from validation.sections import Section, as_json, display, markdown, paragraphs
 
 GPUS = (8, 16, 32, 64, 128, 256)
 CONTEXTS = tuple(lv.K * 2**power for power in range(5, 12))
@@ -44,7 +44,7 @@ INTRODUCTION = paragraphs("""
     second hand). Written by `python benchmarks/headline.py --markdown docs/headline.md`.
 
     Kernels and links were fitted to the `kernels_*` files alone (docs/curves.md); no number was fitted to a figure
-    below. Methods and habits are named, with reasons, in `cost_models/validation/longvila.py`. The implied path rate
+    below. Methods and habits are named, with reasons, in `validation/longvila.py`. The implied path rate
     is a diagnosis and enters the columns that name it, nothing else.
 """)
 

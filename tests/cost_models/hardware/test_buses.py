@@ -12,8 +12,8 @@ import pytest
 from cost_models import Cluster, Model, Placement, Strategy, Workload, price
 from cost_models.hardware.cluster import NodeRun, ScaleUp
 from cost_models.timing.paths import Paths, axis_paths, domain_link, paths_of
-from cost_models.validation.frameworks import YUNCHANG
-from cost_models.validation.operator_time import Call, operator_s
+from validation.frameworks import YUNCHANG
+from validation.operator_time import Call, operator_s
 
 MEASUREMENTS = Path(__file__).parents[3] / "measurements"
 TREE = ScaleUp(kind="pcie", link="pcie4", bytes_per_s=32e9, latency_s=6e-6, gpus_per_switch=4, cross_bytes_per_s=1e9)

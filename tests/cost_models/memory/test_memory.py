@@ -16,8 +16,8 @@ from cost_models.memory.activations import kept_bytes, microbatches_in_flight
 from cost_models.memory.states import dropped_gradients, states
 from cost_models.step.habits import OURS
 from cost_models.step.shape import Degrees, Shape
-from cost_models.validation.frameworks import MEGATRON_TE
 from cost_models.workload import Precision
+from validation.frameworks import MEGATRON_TE
 
 SMALL = Model(name="small", layers=2, hidden=64, ffn=128, heads=4, kv_heads=2, head_dim=16, vocab=1000)
 TOKENS = 512  # of one of two ranks

@@ -13,10 +13,10 @@ from cost_models.program import Staged
 from cost_models.step.chunked import chunk_working_bytes, chunked, chunks
 from cost_models.step.shape import Shape
 from cost_models.timing.kernels import Kernels
-from cost_models.validation.cases import case_of
-from cost_models.validation.rows import read
 from planner.layouts.space import Space
 from planner.simulator.simulation import simulate
+from validation.cases import case_of
+from validation.rows import read
 
 MODEL = Model.load("llama-3-8b")
 CLUSTER = Cluster.load("dgx-a100", gpus=8)

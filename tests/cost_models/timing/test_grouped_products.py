@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from cost_models.fit import grouped
 from cost_models.hardware.device import Device
 from cost_models.timing.grouped import Grouped
 from cost_models.timing.kernels import Kernels
 from cost_models.timing.remembered import RememberedKernels
-from cost_models.validation.rows import FOLDER
+from validation.fit import grouped
+from validation.rows import FOLDER
 
 BOARDS = {"b200-sxm-180gb-capped": ("B200-SXM", 108, 0.08), "a100-pcie-80gb": ("A100-PCIe-80GB", 12, 0.03)}
 

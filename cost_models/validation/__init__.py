@@ -1,4 +1,0 @@
-"""Predicted against measured for published rows: readers, frameworks' habits, statistics and the report.
-
-The command is `python -m cost_models.validate`. Nothing here is imported when plans are made.
-"""

@@ -1,0 +1,120 @@
+"""Longest sequences and out-of-memory rows: the rule by hand, and every printed row counted."""
+
+import csv
+import json
+from dataclasses import replace
+
+import pytest
+
+from cost_models import InputError
+from cost_models.longest import MOST_TOKENS, most_tokens
+from validation.cases import case_of
+from validation.judge import judge
+from validation.limits import Limit, ending_of, limit_of, longest, operator_bytes
+from validation.operators import usp_call
+from validation.predict import memory_of, predict
+from validation.report import as_json, markdown
+from validation.rows import FOLDER, read
+
+FPDT, FIGURES, EASY = "train_fpdt_ulysses_offload", "train_deepspeed_figures_digitized", "train_easycontext"
+
+
+@pytest.mark.parametrize(
+    ("predicted", "met", "close"),
+    [(899, False, False), (900, True, True), (1050, True, True), (1051, True, False), (2099, True, False),
+     (2100, False, False)],
+)  # fmt: skip
+def test_a_source_that_doubles_leaves_an_octave_open(predicted, met, close):
+    found = Limit(file="", row="", label="", printed_tokens=1000, predicted_tokens=predicted)
+    assert (found.met, found.close) == (met, close)
+    unknown = replace(found, predicted_tokens=None)
+    assert (unknown.ratio, unknown.met, unknown.close) == (None, False, False)
+
+
+def test_the_predicted_maximum_is_the_last_length_that_fits():
+    row = next(row for row in read(FPDT) if row.number == "9")
+    case = case_of(row)
+    most, device = longest(case), case.cluster.runs[0].node.device
+    assert limit_of(row).predicted_tokens == most and most % 16 == 0
+
+    def held(tokens):
+        work = replace(case.workload, context_tokens=tokens, text_tokens=None)
+        return sum(memory_of(replace(case, workload=work)).values())
+
+    assert held(most) <= device.memory_bytes < held(most + 16)
+    assert predict(case).memory == memory_of(case)
+
+
+def test_a_search_without_an_end_is_refused():
+    with pytest.raises(InputError, match="fits still"):
+        most_tokens(lambda tokens: True, unit=MOST_TOKENS // 8)
+
+
+def test_every_row_with_a_length_or_an_end_is_listed():
+    reports = {one.file: one for one in judge([FPDT, FIGURES, EASY, "op_usp_ulysses_ring"], FOLDER)}
+    assert [one.row for one in reports[FPDT].limits] == [row.number for row in read(FPDT)]
+    assert all(one.met for one in reports[FPDT].limits)
+    for name in (FIGURES, "op_usp_ulysses_ring"):
+        ran_out = [row.number for row in read(name) if row.text("outcome") == "OOM"]
+        assert [one.row for one in reports[name].endings if one.printed == "ran out"] == ran_out
+        assert all((one.fits is None) == bool(one.reason) for one in reports[name].endings)
+    assert [(one.printed, one.fits) for one in reports[EASY].endings] == [("fits", True)] * 2
+    page, data = markdown(list(reports.values())), json.loads(as_json(list(reports.values())))
+    assert "## Longest sequence" in page and "predicted to fit (a failure)" in page
+    assert [len(one["longest"]) for one in data] == [10, 0, 0, 0]
+    assert [len(one["endings"]) for one in data] == [0, 16, 2, 1]
+
+
+def test_a_label_is_read_as_the_last_point_of_its_own_curve():
+    """Llama3-70B over ulysses 32 ran out at 2M; its row states neither layers nor recompute, the points before do."""
+    rows = read(FIGURES)
+    place = next(place for place, row in enumerate(rows) if row.number == "88")
+    assert "ulysses 32" in ending_of(rows[place], rows[:place]).label
+    assert ending_of(rows[place]).reason.startswith("not printed: layers")
+    assert ending_of(rows[place - 1], rows[: place - 1]) is None  # it ran
+
+
+def test_what_lies_on_the_host_is_not_on_the_gpu():
+    row = next(row for row in read(EASY) if row.number == "6")
+    here = ending_of(replace(row, cells={**row.cells, "offload": "activations CPU"}))
+    assert ending_of(row).used_share < here.used_share
+
+
+def test_an_operator_holds_its_tensors():
+    """Two rows of 16K own tokens, 32 heads of 32 in bf16: q, k, v twice, two blocks, output, fp32 sum and merge."""
+    row = next(row for row in read("op_usp_ulysses_ring") if row.text("outcome") == "OOM")
+    values = 2 * 131072 // 8 * 32 * 32
+    assert operator_bytes(usp_call(row)) == values * (2 * 3 * 2 + 4 * 2 + 2 + 12)
+
+
+def test_rows_in_standard_columns_need_no_time(tmp_path):
+    cells = {
+        "row": "1", "model": "llama", "gpu": "A100-80GB", "gpus_per_node": "8", "n_gpus": "8", "layers": "32",
+        "hidden": "4096", "ffn": "14336", "heads": "32", "kv_heads": "8", "vocab": "128256", "ulysses": "8",
+        "zero_stage": "3",
+        "seq_len": "", "max_seq_len": "", "outcome": "", "score": "yes",
+    }  # fmt: skip
+    rows = [
+        {**cells, "seq_len": "8388608", "outcome": "OOM"},
+        {**cells, "max_seq_len": "65536", "outcome": "ok"},
+        {**cells, "seq_len": "8388608", "outcome": "out of memory", "score": "no: why"},
+    ]
+    with (tmp_path / "train_x.csv").open("w", newline="") as out:
+        writer = csv.DictWriter(out, list(cells))
+        writer.writeheader()
+        writer.writerows(rows)
+    (report,) = judge(["train_x"], tmp_path)
+    assert [(one.printed, one.fits) for one in report.endings] == [("ran out", False), ("ran out", None)]
+    assert [one.printed_tokens for one in report.limits] == [65536] and report.limits[0].predicted_tokens > 16
+
+
+def test_reserved_memory_is_allocated_memory_with_slack_and_without_the_context():
+    (report,) = judge(["train_simumax_b200"], FOLDER)
+    rows = [one for one in report.verdicts if one.measured_reserved_bytes is not None]
+    assert len(rows) == report.reserved_errors().rows == 24
+    assert all(one.measured_bytes < one.measured_reserved_bytes for one in rows)
+    case = case_of(read("train_simumax_b200")[0])
+    found = predict(case)
+    dynamic = sum(found.memory[name] for name in ("gathered", "activations", "working", "logits", "vision"))
+    assert found.reserved_bytes - found.allocated_bytes == pytest.approx(0.03 * dynamic)
+    assert "train_simumax_b200, reserved (not scored) | 24 |" in markdown([report])

@@ -1,0 +1,82 @@
+"""`python -m validation`: predicted against measured for every published row that may judge.
+
+Prints, per file, median, 90th percentile, worst and bias of the step time (memory where it was measured), the order
+within sweeps, the worst rows, and what each framework's habits are worth; `--markdown`, `--json` and `--plot` write
+files. Reads `measurements/` of a checkout; nothing is fitted here. A `train_*.csv` of your own, in the standard columns
+of `measurements/README.md`, is judged like the others: `--measurements FOLDER`.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from cost_models.errors import InputError
+from validation.judge import FileReport, judge
+from validation.plot import svg
+from validation.report import as_json, markdown, show
+from validation.rows import FOLDER, files, read
+
+PATIENCE_S = 2.0
+"""A progress bar shows after this long."""
+PIPED_COLUMNS = 160
+"""Where no terminal says how wide it is: file names in one piece."""
+
+
+@click.command(help=__doc__)
+@click.option("--file", "chosen", multiple=True, help="Only these files (without .csv); again for more.")
+@click.option("--measurements", "folder", type=click.Path(path_type=Path), default=FOLDER, help="Folder of the files.")
+@click.option("--markdown", "page", type=click.Path(path_type=Path), help="Write the report here, as Markdown.")
+@click.option("--json", "data", type=click.Path(path_type=Path), help="Write all rows here, as JSON ('-': print).")
+@click.option("--plot", "picture", type=click.Path(path_type=Path), help="Draw predicted over measured here, as SVG.")
+def main(chosen: tuple[str, ...], folder: Path, page: Path | None, data: Path | None, picture: Path | None) -> None:
+    try:
+        for target in (page, picture, None if str(data) == "-" else data):
+            if target is not None and (target.is_dir() or not target.parent.is_dir()):
+                raise InputError(f"{str(target)!r} cannot be written: a folder, or in a folder that is not there")
+        reports = _judged(chosen or files(folder), folder)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    if str(data) == "-":
+        print(as_json(reports))
+        return
+    from rich.console import Console
+
+    show(Console(width=None if sys.stdout.isatty() else PIPED_COLUMNS), reports)
+    if page:
+        _write(page, markdown(reports, "measurements" if folder == FOLDER else folder.as_posix().rstrip("/")))
+    if picture:
+        _write(picture, svg(reports))
+    if data:
+        _write(data, as_json(reports) + "\n")
+
+
+def _judged(names: Sequence[str], folder: Path) -> tuple[FileReport, ...]:
+    total = sum(len(read(name, folder)) for name in names)
+    from rich.console import Console
+    from rich.progress import Progress
+
+    start = time.monotonic()
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("rows", total=total, visible=False)
+
+        def advance(rows: int) -> None:
+            bar.update(task, advance=rows, visible=time.monotonic() - start > PATIENCE_S)
+
+        return judge(names, folder, advance)
+
+
+def _write(path: Path, text: str) -> None:
+    """The whole file or none."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""`python -m validation.fit`: fit the device and link curves, pack them, print the error on families left out.
+
+    measurements/*.csv -> cost_models/curves/<device>.npz, <device>.json (sources, errors), links.*, checks.json
+Same input, same bytes. `--no-check` keeps the packed errors and skips the left-out fits (two minutes).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from cost_models.curves.grid import Floats, pack
+from cost_models.errors import InputError
+from cost_models.timing.packed import FOLDER
+from validation.fit import checks, devices, links, scaling
+from validation.fit.rows import DEFAULT_FOLDER
+
+
+def summary(errors: Floats) -> dict[str, float]:
+    """Median and 90th percentile of the absolute error, the bias, and the number of rows."""
+    size = np.abs(errors)
+    return {
+        "median": round(float(np.median(size)), 4),
+        "p90": round(float(np.percentile(size, 90)), 4),
+        "bias": round(float(np.median(errors)), 4),
+        "rows": len(errors),
+    }
+
+
+def left_out(
+    measurements: Path, out: Path, recipe: devices.Recipe, arrays: dict[str, Any], check: bool
+) -> dict[str, dict[str, float]]:
+    """The errors by family of one device (those of the last check if `check` is off); `arrays` is its fit."""
+    if check:
+        return {name: summary(e) for name, e in devices.left_out(measurements, recipe, arrays).items()}
+    path = out / f"{recipe.device}.json"
+    kept: dict[str, dict[str, float]] = json.loads(path.read_text())["left_out"] if path.is_file() else {}
+    return kept
+
+
+def write_facts(
+    out: Path, recipe: devices.Recipe, errors: dict[str, dict[str, float]], scaled: dict[str, dict[str, float]]
+) -> None:
+    """Per operation its source, the presets that were measured, and the error where another is scaled from them."""
+    facts: dict[str, Any] = {
+        op: {"source": words, "measured_on": list(presets), "scaled": scaled[op]}
+        for op, (words, presets) in recipe.sources.items()
+    }
+    facts["left_out"] = errors
+    (out / f"{recipe.device}.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
+
+
+def fit_links(measurements: Path, out: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """Fit and pack the links; errors by link and family."""
+    pack(out / "links.npz", links.tables(measurements))
+    errors = {
+        link: {f"collectives, {name}": summary(e) for name, e in links.left_out(measurements, link).items()}
+        for link in links.MEASURED
+    }
+    (out / "links.json").write_text(json.dumps(errors, indent=1, sort_keys=True) + "\n")
+    return errors
+
+
+def show(console: Console, title: str, first: str, errors: dict[str, dict[str, float]]) -> None:
+    """One table of errors."""
+    shown = Table(first, "rows", "median", "p90", "bias", title=title)
+    for name, e in errors.items():
+        shown.add_row(name, str(e["rows"]), f"{e['median']:.1%}", f"{e['p90']:.1%}", f"{e['bias']:+.1%}")
+    console.print(shown)
+
+
+@click.command()
+@click.option(
+    "--measurements", type=click.Path(path_type=Path), default=DEFAULT_FOLDER, help="Folder of measured rows."
+)
+@click.option("--out", type=click.Path(path_type=Path), default=FOLDER, help="Where the packed curves go.")
+@click.option("--check/--no-check", default=True, help="Refit with each family left out and print the errors.")
+def main(measurements: Path, out: Path, check: bool) -> None:
+    """Fit device and link curves from published measurements and pack them."""
+    console = Console()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        found = fit_links(measurements, out)
+        fitted = {}
+        for recipe in track(devices.RECIPES, "fitting", console=console, transient=True):
+            fitted[recipe.device] = devices.fit(measurements, recipe)
+            pack(out / f"{recipe.device}.npz", fitted[recipe.device])
+            found[recipe.device] = left_out(measurements, out, recipe, fitted[recipe.device], check)
+        scaled = {op: summary(e) for op, e in scaling.errors(measurements, fitted).items()}
+        for recipe in devices.RECIPES:
+            write_facts(out, recipe, found[recipe.device], scaled)
+        others = {name: summary(e) for name, e in checks.errors(measurements).items()} if check else {}
+    except InputError as error:
+        raise click.UsageError(str(error)) from error
+    families = {f"{curve}: {name}": e for curve, by_name in found.items() for name, e in by_name.items()}
+    show(console, "error on families left out of the fit", "left out", families)
+    show(console, "a measured device scaled from another by data sheets", "operation", scaled)
+    if others:
+        show(console, "against other set-ups", "rows", others)
+        (out / "checks.json").write_text(json.dumps(others, indent=1, sort_keys=True) + "\n")
+    size = sum(path.stat().st_size for path in out.glob("*.npz")) + sum(p.stat().st_size for p in out.glob("*.json"))
+    console.print(f"packed {size / 1000:.0f} kB in {out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""Every row predicted three ways and put beside its measurement; files and sweeps summed up.
+
+    predicted   under its framework's habits            neutral   under this project's own (as a plan is priced)
+    without     this framework's habits neutral, all others kept: what its habits are worth
+
+Rows that only rank take part in sweeps, not in errors. Rows without words are listed by reason and counted.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cost_models.errors import InputError
+from cost_models.step.habits import OURS
+from validation.cases import Case, Refused, case_of, is_known
+from validation.limits import Ending, Limit, ending_of, limit_of
+from validation.operator_time import operator_s
+from validation.operators import OperatorCase, inferred_reading, operator_case
+from validation.peers import peer_of, reserved_of
+from validation.predict import neutral, predict
+from validation.rows import Row, Score, read
+from validation.standard import standard_case
+from validation.statistics import Errors, Ranking, ranking
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """One row: seconds predicted, neutral and measured; bytes where they were measured."""
+
+    file: str
+    row: str
+    score: Score
+    label: str
+    framework: str
+    sweep: str
+    measured_s: float
+    predicted_s: float
+    neutral_s: float
+    measured_bytes: float | None = None
+    predicted_bytes: float | None = None
+    inferred_s: float | None = None  # predicted as the row seems to have run, where that is not as transcribed
+    peer_s: float | None = None  # what another simulator predicted
+    peer_bytes: float | None = None
+    measured_reserved_bytes: float | None = None  # what the allocator held, not all of it in use
+    predicted_reserved_bytes: float | None = None
+
+    @property
+    def error(self) -> float:
+        return self.predicted_s / self.measured_s - 1
+
+    @property
+    def memory_error(self) -> float | None:
+        if self.measured_bytes is None or self.predicted_bytes is None:
+            return None
+        return self.predicted_bytes / self.measured_bytes - 1
+
+    @property
+    def reserved_error(self) -> float | None:
+        if self.measured_reserved_bytes is None or self.predicted_reserved_bytes is None:
+            return None
+        return self.predicted_reserved_bytes / self.measured_reserved_bytes - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileReport:
+    file: str
+    verdicts: tuple[Verdict, ...]
+    refused: tuple[Refused, ...]
+    limits: tuple[Limit, ...] = ()  # rows that print the longest sequence
+    endings: tuple[Ending, ...] = ()  # rows that ran out of memory, or say only that they fit
+
+    def scored(self, score: Score = "yes") -> list[Verdict]:
+        return [one for one in self.verdicts if one.score == score]
+
+    def errors(self, score: Score = "yes") -> Errors:
+        return Errors.of([one.error for one in self.scored(score)])
+
+    def neutral_errors(self) -> Errors:
+        return Errors.of([one.neutral_s / one.measured_s - 1 for one in self.scored()])
+
+    def inferred_errors(self) -> Errors:
+        """Of all scored rows, those with an inferred reading by it; no rows where no row has one."""
+        scored = self.scored()
+        if all(one.inferred_s is None for one in scored):
+            return Errors.of([])
+        return Errors.of([(one.inferred_s or one.predicted_s) / one.measured_s - 1 for one in scored])
+
+    def memory_errors(self) -> Errors:
+        return Errors.of([error for one in self.scored() if (error := one.memory_error) is not None])
+
+    def reserved_errors(self) -> Errors:
+        return Errors.of([error for one in self.scored() if (error := one.reserved_error) is not None])
+
+    def rankings(self) -> list[Ranking]:
+        """Sweeps of at least two rows."""
+        sweeps: dict[str, list[Verdict]] = defaultdict(list)
+        for one in self.verdicts:
+            if one.sweep:
+                sweeps[one.sweep].append(one)
+        return [
+            ranking(name, [one.predicted_s for one in rows], [one.measured_s for one in rows])
+            for name, rows in sweeps.items()
+            if len(rows) >= 2
+        ]
+
+    def reasons(self) -> dict[str, int]:
+        """Rows without a prediction, by reason."""
+        counted: dict[str, int] = defaultdict(int)
+        for one in self.refused:
+            counted[one.reason] += 1
+        return dict(counted)
+
+
+def judge(
+    names: Sequence[str], folder: Path, progress: Callable[[int], None] = lambda _: None
+) -> tuple[FileReport, ...]:
+    """Reports of the files `names`; `progress` is called with the rows done at a time."""
+    reports = []
+    for name in names:
+        verdicts: list[Verdict] = []
+        refused: list[Refused] = []
+        rows = read(name, folder)
+        for row in rows:
+            found = verdict(row)
+            if isinstance(found, Refused):
+                refused.append(found)
+            else:
+                verdicts.append(found)
+            progress(1)
+        endings = [ending_of(row, rows[:place]) for place, row in enumerate(rows)]
+        reports.append(
+            FileReport(
+                file=name,
+                verdicts=tuple(verdicts),
+                refused=tuple(refused),
+                limits=tuple(one for one in map(limit_of, rows) if one is not None),
+                endings=tuple(one for one in endings if one is not None),
+            )
+        )
+    return tuple(reports)
+
+
+def verdict(row: Row) -> Verdict | Refused:
+    """One row judged, or why it cannot be."""
+    try:
+        case = operator_case(row) if row.file.startswith("op_") else _training_case(row)
+        if isinstance(case, Refused):
+            return case
+        return _operator(case) if isinstance(case, OperatorCase) else _step(case)
+    except InputError as error:
+        return Refused(row=row, reason=str(error))
+
+
+def _training_case(row: Row) -> Case | Refused:
+    return case_of(row) if is_known(row.file) else standard_case(row)
+
+
+def _step(case: Case) -> Verdict:
+    predicted = predict(case)
+    (peer_s, peer_bytes), reserved = peer_of(case.row), reserved_of(case.row)
+    return Verdict(
+        file=case.row.file,
+        row=case.row.number,
+        score=case.row.score,
+        label=f"{case.cluster.gpus} × {case.cluster.runs[0].node.device.name}, {case.label}",
+        framework=case.framework.name,
+        sweep=case.sweep,
+        measured_s=case.measured_s,
+        predicted_s=predicted.step_s,
+        neutral_s=neutral(case).step_s,
+        measured_bytes=case.measured_bytes,
+        predicted_bytes=predicted.allocated_bytes if case.measured_bytes else None,
+        peer_s=peer_s,
+        peer_bytes=peer_bytes,
+        measured_reserved_bytes=reserved,
+        predicted_reserved_bytes=predicted.reserved_bytes if reserved else None,
+    )
+
+
+def _operator(case: OperatorCase) -> Verdict:
+    framework, cluster, inferred = case.framework, case.call.cluster, inferred_reading(case)
+    return Verdict(
+        file=case.row.file,
+        row=case.row.number,
+        score=case.row.score,
+        label=f"{cluster.gpus} × {cluster.runs[0].node.device.name}, {case.label}",
+        framework=framework.name,
+        sweep=case.sweep,
+        measured_s=case.measured_s,
+        predicted_s=operator_s(case.call, framework.habits),
+        neutral_s=operator_s(case.call, OURS),
+        inferred_s=operator_s(inferred.call, framework.habits) if inferred else None,
+    )
+
+
+def without_habits(reports: Sequence[FileReport]) -> dict[str, tuple[Errors, Errors]]:
+    """By framework: errors of its rows with its habits, and with them taken away."""
+    rows: dict[str, list[Verdict]] = defaultdict(list)
+    for report in reports:
+        for one in report.scored():
+            rows[one.framework].append(one)
+    return {
+        name: (
+            Errors.of([one.error for one in found]),
+            Errors.of([one.neutral_s / one.measured_s - 1 for one in found]),
+        )
+        for name, found in sorted(rows.items())
+    }

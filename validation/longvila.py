@@ -1,0 +1,217 @@
+"""LongVILA's published figures, and the methods that it compares as layouts and habits that can be priced.
+
+    MM-SP        ulysses in the node x ring across nodes, FSDP over all ranks
+    ring         a zigzag ring over all ranks, FSDP
+    Ulysses      heads only: at most as many ranks as query heads share a row
+    CP + TP, CP  Megatron: the ring of context parallelism over (tensor) ranks, weights whole on each, ZeRO-1 states
+
+Every method keeps all activations if they fit, else recomputes whole layers; the faster that fits is its time. The
+prediction is `predict.py`'s, as for every other published row; no number here was fitted to one. The figures are
+second hand (the paper's text was not at hand): where GPU counts or degrees are not known they are inferred, and say so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from cost_models.hardware.cluster import Cluster
+from cost_models.models.model import Model
+from cost_models.step.habits import Habits
+from cost_models.strategy import Recompute, Strategy
+from cost_models.workload import Precision, Workload
+from validation import frameworks as fw
+from validation.cases import Case, layers_of
+from validation.frameworks import Framework
+from validation.predict import Prediction, predict
+from validation.rows import Row
+
+K = 1024
+NODE = 8
+PATH_BYTES_PER_S = 50e9
+"""400 Gbit/s of fabric for each GPU's path out of the node, as the paper states."""
+
+SERIES_GPUS, LONG_GPUS, LONG_TOKENS = 32, 64, 578 * K
+"""Of the series below (inferred: see the page), and of the 578K figure (printed)."""
+TWO_D_S: dict[int, float] = {32 * K: 1.04, 64 * K: 1.08, 128 * K: 2.30, 256 * K: 7.04, 320 * K: 11.12}
+ZIGZAG_S: dict[int, float | None] = {32 * K: 2.06, 64 * K: 4.40, 128 * K: 8.63, 256 * K: 17.54, 320 * K: None}
+"""Seconds per iteration; None: out of memory."""
+LONG_S = {"MM-SP": 16.9, "ring": 77.2}
+RATIOS: dict[str, tuple[float, float]] = {"ring": (2.1, 5.7), "CP + TP": (1.1, 1.4), "CP": (3.1, 4.3)}
+"""How many times longer than MM-SP: lowest and highest."""
+TWO_STAGE_S, ONE_STAGE_S, STAGE_GAIN = 1.12, 1.20, (0.01, 0.07)
+"""8 GPUs, frames not printed; how much longer one stage takes."""
+LONGEST_GPUS, LONGEST_TOKENS = 256, 2 * 2**20
+
+MM_SP = Framework(
+    name="LongVILA MM-SP: Hugging Face layers, 2D attention, FSDP",
+    habits=Habits(attention="fa2", merge_bytes=fw.RING_FLASH.habits.merge_bytes, frame_sharding="reduced"),
+    precision=Precision(reduce="bf16"),
+    reason="eager Hugging Face layers and FlashAttention-2; the ring of ring-flash-attention, whose merge is four "
+    "kernels and whose dK and dV travel in fp32; Llama's KV heads are exchanged and sent as they are (NVlabs/VILA, "
+    "llava/train/sequence_parallel); the whole row's logits at once; embeddings rebuilt by all-reduce",
+)
+MEGATRON = Framework(
+    name="Megatron-LM with context parallelism (2024)",
+    habits=replace(fw.MEGATRON_TE.habits, attention="fa2"),
+    precision=fw.MEGATRON_TE.precision,
+    reason="as Megatron-Core with Transformer Engine, with the attention kernel that the paper names for all",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    name: Literal["MM-SP", "best degrees", "ring", "Ulysses", "CP + TP", "CP"]
+    framework: Framework
+    layouts: Callable[[int], tuple[Strategy, ...]]  # of so many GPUs; the fastest counts
+
+
+def _two_d(gpus: int) -> tuple[Strategy, ...]:
+    ulysses = min(gpus, NODE)
+    return (Strategy(ring=gpus // ulysses, ulysses=ulysses, shard=gpus, loss_chunk_tokens=None),)
+
+
+def _any_degrees(gpus: int) -> tuple[Strategy, ...]:
+    return tuple(
+        Strategy(ring=gpus // ulysses, ulysses=ulysses, shard=gpus, loss_chunk_tokens=None)
+        for ulysses in (1, 2, 4, 8, 16, 32)
+        if gpus % ulysses == 0
+    )
+
+
+def _ring(gpus: int) -> tuple[Strategy, ...]:
+    return (Strategy(ring=gpus, shard=gpus, loss_chunk_tokens=None),)
+
+
+def _ulysses(gpus: int) -> tuple[Strategy, ...]:
+    ulysses = min(gpus, 32)
+    return (Strategy(data=gpus // ulysses, ulysses=ulysses, shard=gpus, loss_chunk_tokens=None),)
+
+
+def _context_and_tensor(gpus: int) -> tuple[Strategy, ...]:
+    return tuple(
+        Strategy(ring=gpus // tensor, tensor=tensor, shard=gpus // tensor, zero=1, loss_chunk_tokens=None)
+        for tensor in (2, 4, 8)
+        if gpus % tensor == 0
+    )
+
+
+def _context(gpus: int) -> tuple[Strategy, ...]:
+    return (Strategy(ring=gpus, shard=gpus, zero=1, loss_chunk_tokens=None),)
+
+
+METHODS = {
+    method.name: method
+    for method in (
+        Method(name="MM-SP", framework=MM_SP, layouts=_two_d),
+        Method(name="best degrees", framework=MM_SP, layouts=_any_degrees),
+        Method(name="ring", framework=MM_SP, layouts=_ring),
+        Method(name="Ulysses", framework=MM_SP, layouts=_ulysses),
+        Method(name="CP + TP", framework=MEGATRON, layouts=_context_and_tensor),
+        Method(name="CP", framework=MEGATRON, layouts=_context),
+    )
+}
+
+
+def cluster(gpus: int, preset: str = "dgx-h100", path_bytes_per_s: float = PATH_BYTES_PER_S) -> Cluster:
+    """Nodes of 8 GPUs, each with a path of its own to the fabric at this rate."""
+    made = Cluster.load(preset, nodes=-(-gpus // NODE))
+    run = made.runs[0]
+    nics = replace(run.node.nics, count=NODE, bytes_per_s=path_bytes_per_s)
+    return replace(made, runs=(replace(run, node=replace(run.node, nics=nics)),))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A method on some GPUs at some length: one layout and recompute policy, priced."""
+
+    strategy: Strategy
+    recompute: Recompute
+    prediction: Prediction
+    capacity_bytes: float
+
+    @property
+    def step_s(self) -> float:
+        return self.prediction.step_s
+
+    @property
+    def fits(self) -> bool:
+        return self.prediction.memory_bytes <= self.capacity_bytes
+
+    @property
+    def degrees(self) -> str:
+        layout = self.strategy
+        names = ("tensor", "ring", "ulysses")
+        parts = [f"{name} {getattr(layout, name)}" for name in names if getattr(layout, name) > 1]
+        return " × ".join(parts or ["one GPU"]) + (", recompute" if self.recompute != "none" else "")
+
+
+def priced(
+    framework: Framework, where: Cluster, work: Workload, layout: Strategy, recompute: Recompute = "none"
+) -> Run:
+    """One layout under a framework's habits."""
+    work = replace(work, precision=framework.precision, global_batch=layout.data)
+    case = Case(
+        row=Row(file="longvila", number="", score="no", cells={}),
+        cluster=where,
+        workload=work,
+        strategy=replace(layout, layers=layers_of(work.model, recompute)),
+        framework=framework,
+        measured_s=0.0,
+    )
+    capacity = where.runs[0].node.device.memory_bytes
+    return Run(strategy=layout, recompute=recompute, prediction=predict(case), capacity_bytes=capacity)
+
+
+def fastest(method: Method, where: Cluster, work: Workload) -> Run | None:
+    """The fastest layout and policy that fit; None if nothing does."""
+    runs = [
+        priced(method.framework, where, work, layout, recompute)
+        for layout in method.layouts(where.gpus)
+        for recompute in ("none", "full")
+    ]
+    return min((run for run in runs if run.fits), key=lambda run: run.step_s, default=None)
+
+
+def kept(method: Method, where: Cluster, work: Workload) -> Run:
+    """The fastest layout with all activations kept, whether or not it fits."""
+    runs = [priced(method.framework, where, work, layout) for layout in method.layouts(where.gpus)]
+    return min(runs, key=lambda run: run.step_s)
+
+
+LENGTH_STEP = 128
+"""Tokens per rank: the grain of the longest row that is looked for."""
+
+
+def longest(method: Method, where: Cluster, model: Model, recompute: Recompute = "none") -> int:
+    """Tokens of the longest row that fits under one policy, by halving; 0 if not even the shortest does."""
+    best = 0
+    for layout in method.layouts(where.gpus):
+        unit = LENGTH_STEP * layout.context * layout.tensor
+        low, high = 0, 2**20 // LENGTH_STEP
+        while high - low > 1:
+            middle = (low + high) // 2
+            work = Workload(model, context_tokens=middle * unit)
+            if priced(method.framework, where, work, layout, recompute).fits:
+                low = middle
+            else:
+                high = middle
+        best = max(best, low * unit)
+    return best
+
+
+def path_rate_of(method: Method, gpus: int, work: Workload, wanted_s: float) -> float:
+    """Bytes/s of a GPU's path out of the node at which the method takes `wanted_s`; the stated rate if it already does.
+
+    A diagnosis of a published time; no prediction uses it.
+    """
+    low, high = 1e8, PATH_BYTES_PER_S
+    if kept(method, cluster(gpus, path_bytes_per_s=high), work).step_s >= wanted_s:
+        return high
+    for _ in range(24):
+        middle = math.sqrt(low * high)
+        slow = kept(method, cluster(gpus, path_bytes_per_s=middle), work).step_s > wanted_s
+        low, high = (middle, high) if slow else (low, middle)
+    return math.sqrt(low * high)
