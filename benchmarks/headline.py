@@ -22,7 +22,7 @@ from typing import Any
 from cost_models import InputError, Model, Strategy, Workload
 from cost_models.step.frames import FrameSharding, busiest
 from cost_models.units import parse_tokens, show_tokens
-from planner.layouts.remedies import NothingFits
+from planner.search.remedies import NothingFits
 from planner.solve import solve
 from validation import longvila as lv
 from validation.longvila import METHODS, Run, cluster, fastest, kept, priced

@@ -9,13 +9,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from planner.layouts.remedies import NothingFits as NothingFits
+    from planner.search.remedies import NothingFits as NothingFits
     from planner.plan_file import Plan as Plan
     from planner.planning import plan as plan
     from planner.simulator.simulation import simulate as simulate
 
 _HOMES = {
-    "NothingFits": "layouts.remedies",
+    "NothingFits": "search.remedies",
     "Plan": "plan_file",
     "plan": "planning",
     "simulate": "simulator.simulation",

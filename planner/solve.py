@@ -1,6 +1,6 @@
 """The planner's core: the best layouts of a workload on a cluster, with a proven bound.
 
-    space -> bounds and pruning (search.py) -> integer program (integer_program.py) -> price of the answer -> Solution
+    space -> bounds and pruning (search/) -> integer program (integer_program.py) -> price of the answer -> Solution
 
 Value and bound are seconds, bytes (`memory`) or GPU-hours per step. The bound holds for every placement; the gap is
 (best - bound) / best. Ties (12 digits) go to less load on the busiest NICs, then more ulysses, then smaller degrees.
@@ -23,18 +23,18 @@ from cost_models.profile import Profile
 from cost_models.strategy import Strategy
 from cost_models.timing.load import samples_for
 from cost_models.workload import Workload
-from planner.layouts.candidates import EQUAL
-from planner.layouts.floors import Floors, Objective
-from planner.layouts.integer_program import Answer, choose
-from planner.layouts.losers import notable, reason
-from planner.layouts.remedies import NothingFits, remedies
-from planner.layouts.search import Found, Search
-from planner.layouts.space import Space
+from planner.search.policy_prices import EQUAL
+from planner.search.branch import Tree, Objective
+from planner.search.integer_program import Answer, choose
+from planner.search.losers import notable, reason
+from planner.search.remedies import NothingFits, remedies
+from planner.search.best_first import SearchResult, Search
+from planner.search.space import Space
 from planner.plannable import check_plannable
 
 __all__ = ["Choice", "NothingFits", "Solution", "solve"]
 MOST_COLUMNS = 24
-"""Columns of the integer program; the bounds of further ones count into the reported bound."""
+"""PolicyPrices of the integer program; the bounds of further ones count into the reported bound."""
 AGREES = 1e-9
 """Relative difference that summation order may make between the program's value and the price."""
 
@@ -79,7 +79,7 @@ def solve(
     check_plannable(workload.model)
     space = Space(cluster=cluster, workload=workload, pins=dict(fixed or {}))
     samples = samples_for(profile, cluster)
-    found = Search(space, Floors(space, objective, samples)).run(runners=keep + 1)
+    found = Search(space, Tree(space, objective, samples)).run(runners=keep + 1)
     if not np.isfinite(found.incumbent):
         raise NothingFits(*remedies(space, samples))
     column, answer, bound = _program(found, objective, time_limit_s)
@@ -116,7 +116,7 @@ def _value(cost: StepCost, objective: Objective) -> float:
     return cost.gpu_hours if objective == "gpu-hours" else cost.step_s
 
 
-def _program(found: Found, objective: Objective, time_limit_s: float) -> tuple[int, Answer, float]:
+def _program(found: SearchResult, objective: Objective, time_limit_s: float) -> tuple[int, Answer, float]:
     """Column and answer of the integer program over all columns that can still win, and the overall bound."""
     limit = found.incumbent * (1 + EQUAL)
     alive = [i for i in np.flatnonzero(found.bound <= limit).tolist() if np.isfinite(found.value[i])]
@@ -144,7 +144,7 @@ def _program(found: Found, objective: Objective, time_limit_s: float) -> tuple[i
     return chosen, answer, min(programmed, *open_bounds)
 
 
-def _unproven(found: Found, alive: list[int], first: int) -> Answer:
+def _unproven(found: SearchResult, alive: list[int], first: int) -> Answer:
     """The search's mix for a column, where the time limit left the program without an answer."""
     return Answer(
         column=alive.index(first),
@@ -159,12 +159,12 @@ def _digits(value: float) -> float:
     return float(f"{value:.11e}")
 
 
-def _seconds(found: Found, column: int) -> float:
+def _seconds(found: SearchResult, column: int) -> float:
     one = found.laid.prices.take(np.array([column]))
     return float(one.seconds_of(found.layers[column][None])[0])
 
 
-def _choose(found: Found, chosen: list[int], objective: Objective, time_limit_s: float) -> Answer | None:
+def _choose(found: SearchResult, chosen: list[int], objective: Objective, time_limit_s: float) -> Answer | None:
     laid = found.laid.take(np.array(chosen))
     ranks = np.array([layout.strategy.ranks for layout in laid.layouts], dtype=np.float64)
     weight = ranks / 3600.0 if objective == "gpu-hours" else np.ones(len(chosen))
@@ -174,7 +174,7 @@ def _choose(found: Found, chosen: list[int], objective: Objective, time_limit_s:
 
 
 def _runners_up(
-    found: Found, best: int, objective: Objective, count: int, time_limit_s: float
+    found: SearchResult, best: int, objective: Objective, count: int, time_limit_s: float
 ) -> list[tuple[int, tuple[int, ...]]]:
     """The best column of each other (data, ulysses) with its optimal layers, best first."""
     seen = {_kind(found, best)}
@@ -195,7 +195,7 @@ def _runners_up(
     return [(index, layers) for _, index, layers in sorted(picked)]
 
 
-def _kind(found: Found, column: int) -> tuple[Any, ...]:
+def _kind(found: SearchResult, column: int) -> tuple[Any, ...]:
     strategy = found.laid.layouts[column].strategy
     return strategy.data, strategy.ulysses
 

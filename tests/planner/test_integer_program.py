@@ -5,14 +5,14 @@ import itertools
 import numpy as np
 import pytest
 
-from planner.layouts.candidates import Columns
-from planner.layouts.integer_program import GIB, choose
+from planner.search.policy_prices import PolicyPrices
+from planner.search.integer_program import GIB, choose
 
 
-def random_columns(seed: int, count: int = 4, layers: int = 5) -> tuple[Columns, np.ndarray]:
+def random_columns(seed: int, count: int = 4, layers: int = 5) -> tuple[PolicyPrices, np.ndarray]:
     """Unordered prices: policies need not be sensible."""
     rng = np.random.default_rng(seed)
-    columns = Columns(
+    columns = PolicyPrices(
         policies=("none", "mlp", "all_but_attention", "full"),
         layers=layers,
         other_s=rng.uniform(1, 2, count),
@@ -24,7 +24,7 @@ def random_columns(seed: int, count: int = 4, layers: int = 5) -> tuple[Columns,
     return columns, rng.uniform(20, 50, count) * GIB
 
 
-def enumerated(columns: Columns, capacity: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
+def enumerated(columns: PolicyPrices, capacity: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
     """(least weighted seconds, least bytes) of what fits."""
     seconds = least = np.inf
     for counts in itertools.product(range(columns.layers + 1), repeat=4):
@@ -58,7 +58,7 @@ def test_equals_enumeration(seed: int) -> None:
 
 def test_a_transient_counts_once_whatever_the_number_of_layers() -> None:
     """Two policies: 10 s and 8 GiB, or 11 s and 1 GiB with a transient of 6 GiB. 30 GiB hold three of the first."""
-    columns = Columns(
+    columns = PolicyPrices(
         policies=("none", "full"),
         layers=4,
         other_s=np.zeros(1),
@@ -74,7 +74,7 @@ def test_a_transient_counts_once_whatever_the_number_of_layers() -> None:
 
 
 def test_equal_memory_is_settled_by_time() -> None:
-    columns = Columns(
+    columns = PolicyPrices(
         policies=("none",),
         layers=3,
         other_s=np.array([2.0, 1.0]),

@@ -11,7 +11,7 @@ from cost_models.curves.samples import Sample
 from cost_models.hardware.networks import NETWORKS, NetworkKind
 from cost_models.timing.paths import link_rates, uplinks
 from planner import plan, simulate
-from planner.layouts.bounds import Reach
+from planner.search.bounds import Reach
 from planner.simulator.simulation import reached
 from planner.simulator.topology import NIC_OUT, Topology
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cost_models import Cluster, Placement, Strategy
-from planner.layouts.placing import Layings, Placer
+from planner.search.placing import Layings, Placer
 from tests.planner.clusters import cluster, node
 
 

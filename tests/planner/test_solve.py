@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cost_models import Cluster, InputError, Model, Workload, price
 from cost_models.hardware.device import Device
-from planner.layouts.integer_program import ROUNDING_BYTES
+from planner.search.integer_program import ROUNDING_BYTES
 from planner.solve import NothingFits, Solution, solve
 from tests.planner.brute_force import best_value
 from tests.planner.clusters import GB, cluster, node

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cost_models import Cluster, InputError, Model, Workload
-from planner.layouts.space import SHARDINGS, Space, divisors
+from planner.search.space import SHARDINGS, Space, divisors
 from tests.planner.clusters import cluster, node
 
 

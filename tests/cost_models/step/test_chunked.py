@@ -13,7 +13,7 @@ from cost_models.program import Staged
 from cost_models.step.chunked import chunk_working_bytes, chunked, chunks
 from cost_models.step.shape import Shape
 from cost_models.timing.kernels import Kernels
-from planner.layouts.space import Space
+from planner.search.space import Space
 from planner.simulator.simulation import simulate
 from validation.cases import case_of
 from validation.rows import read

@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.strategy import Strategy
-from planner.layouts.candidates import EQUAL
-from planner.layouts.floors import Floors, Nodes
-from planner.layouts.laid import Laid, Layer, Layout, join
-from planner.layouts.space import Space
+from planner.search.policy_prices import EQUAL
+from planner.search.branch import Tree, Branches
+from planner.search.columns import PricedLayouts, Pricer, Layout, join
+from planner.search.space import Space
 
 MOST_ROWS = 12_000
 """Rows of bounds: ranges are not split beyond."""
@@ -33,10 +33,10 @@ _Key = tuple[int, int, int, int]  # family, ring, shard, zero
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class SearchResult:
     """What the search hands to the program."""
 
-    laid: Laid
+    laid: PricedLayouts
     value: NDArray[np.float64]  # of each column with its best two-policy mix; infinite if nothing fits
     layers: NDArray[np.int64]  # of that mix
     bound: NDArray[np.float64]  # of each column, layers relaxed
@@ -50,16 +50,16 @@ class Found:
 
 
 class Search:
-    def __init__(self, space: Space, floors: Floors) -> None:
+    def __init__(self, space: Space, floors: Tree) -> None:
         self.space, self.floors = space, floors
-        self.layer = Layer(floors)
-        self.laid: Laid | None = None
+        self.pricer = Pricer(floors)
+        self.laid: PricedLayouts | None = None
         self.done: set[_Key] = set()
         self.complete: set[_Key] = set()  # every placement of these was priced
         self.incumbent = np.inf
         self.laid_ranks = 0
 
-    def run(self, runners: int) -> Found:
+    def run(self, runners: int) -> SearchResult:
         """Search; also prices the most promising layout of `runners` other families, for comparison."""
         nodes = self.floors.start()
         self._lay_best(nodes, FIRST_BATCH)
@@ -79,7 +79,7 @@ class Search:
     def _limit(self) -> float:
         return self.incumbent * (1 + EQUAL)
 
-    def _refine(self, nodes: Nodes) -> Nodes:
+    def _refine(self, nodes: Branches) -> Branches:
         """Bounds with recompute priced, for single rings that could still win."""
         again = nodes.single & (nodes.bound.min(axis=1, initial=np.inf) < self._limit())
         if not again.any() or len(self.space.policies) == 1:
@@ -87,7 +87,7 @@ class Search:
         table = np.stack([nodes.family, nodes.first, nodes.last], axis=1)[again]
         return nodes.take(~again).join(self.floors.nodes([tuple(row) for row in table.tolist()], quick=False))
 
-    def _entries(self, nodes: Nodes) -> list[tuple[float, int, int]]:
+    def _entries(self, nodes: Branches) -> list[tuple[float, int, int]]:
         """(bound, node, sharding) of single rings that are not laid out yet, best first."""
         row, column = np.nonzero(np.isfinite(nodes.bound) & nodes.single[:, None])
         value = nodes.bound[row, column]
@@ -95,11 +95,11 @@ class Search:
         order = np.lexsort(keys)
         return [(float(value[i]), int(row[i]), int(column[i])) for i in order]
 
-    def _lay_best(self, nodes: Nodes, count: int) -> None:
+    def _lay_best(self, nodes: Branches, count: int) -> None:
         picked = [entry for entry in self._entries(nodes)[: 4 * count] if entry[0] < self._limit()]
         self._lay(nodes, picked[:count])
 
-    def _lay_all(self, nodes: Nodes) -> None:
+    def _lay_all(self, nodes: Branches) -> None:
         """Price everything that could still win, as far as the budget goes."""
         entries = [e for e in self._entries(nodes) if e[0] < self._limit() and self._key(nodes, e) not in self.done]
         size, at = FIRST_BATCH, 0
@@ -108,13 +108,13 @@ class Search:
             self._lay(nodes, batch)
             at, size = at + size, min(32, 2 * size)
 
-    def _open_bound(self, nodes: Nodes) -> float:
+    def _open_bound(self, nodes: Branches) -> float:
         """The least bound of ranges left, layouts not laid out, and layouts of which only families were priced."""
         ranges = float(nodes.bound[~nodes.single].min(initial=np.inf))
         unproven = (e[0] for e in self._entries(nodes) if self._key(nodes, e) not in self.complete)
         return min(ranges, next(unproven, np.inf))
 
-    def _lay_runners(self, nodes: Nodes, count: int) -> None:
+    def _lay_runners(self, nodes: Branches, count: int) -> None:
         seen: set[int] = set()
         picked = []
         for entry in self._entries(nodes):
@@ -124,12 +124,12 @@ class Search:
                 picked.append(entry)
         self._lay(nodes, picked)
 
-    def _key(self, nodes: Nodes, entry: tuple[float, int, int]) -> _Key:
+    def _key(self, nodes: Branches, entry: tuple[float, int, int]) -> _Key:
         _, row, column = entry
         ring, shard, zero = nodes.first[row], nodes.shard[row, column], nodes.zero[row, column]
         return int(nodes.family[row]), int(ring), int(shard), int(zero)
 
-    def _lay(self, nodes: Nodes, entries: list[tuple[float, int, int]]) -> None:
+    def _lay(self, nodes: Branches, entries: list[tuple[float, int, int]]) -> None:
         layouts = []
         for entry in entries:
             key = self._key(nodes, entry)
@@ -138,7 +138,7 @@ class Search:
                 layouts.append(Layout(family=key[0], strategy=self._strategy(*key)))
         if not layouts:
             return
-        laid = self.layer.lay(layouts)
+        laid = self.pricer.price(layouts)
         self.complete.update(
             (one.family, one.strategy.ring, one.strategy.shard, one.strategy.zero) for one in laid.complete
         )
@@ -159,7 +159,7 @@ class Search:
             zero=zero,
         )
 
-    def _values(self, laid: Laid) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    def _values(self, laid: PricedLayouts) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """The objective of each column with its best mix of at most two policies."""
         seconds, layers = laid.prices.mixed(laid.capacity_bytes)
         if self.floors.objective != "memory":
@@ -171,19 +171,19 @@ class Search:
         value = used.min(axis=1)
         return np.where(value <= laid.capacity_bytes, value, np.inf), whole[least]
 
-    def _weight(self, laid: Laid) -> Any:
+    def _weight(self, laid: PricedLayouts) -> Any:
         return self.floors.weight(np.array([layout.strategy.ranks for layout in laid.layouts], dtype=np.float64))
 
-    def _found(self, left: float) -> Found:
+    def _found(self, left: float) -> SearchResult:
         if self.laid is None:
-            self.laid = self.layer.lay([])
+            self.laid = self.pricer.price([])
         value, layers = self._values(self.laid)
         if self.floors.objective == "memory":
             bound = value
         else:
             bound = self.laid.prices.relaxed_s(self.laid.capacity_bytes) * self._weight(self.laid)
         considered = _count(self.floors, self.space.pins)
-        return Found(
+        return SearchResult(
             laid=self.laid,
             value=value,
             layers=layers,
@@ -194,7 +194,7 @@ class Search:
         )
 
 
-def _count(floors: Floors, pins: Mapping[str, Any]) -> int:
+def _count(floors: Tree, pins: Mapping[str, Any]) -> int:
     """Layouts of the space, every ring with at most four ways of sharding and their ZeRO stages."""
     rings = sum(family.most_ring - family.first_ring + 1 for family in floors.families)
     return rings * (1 if "shard" in pins else 7)

@@ -22,8 +22,8 @@ from cost_models.memory.components import components
 from cost_models.step.shape import Shape
 from cost_models.strategy import LayerRange
 from cost_models.units import show_bytes, show_tokens
-from planner.layouts.floors import Floors
-from planner.layouts.space import Space
+from planner.search.branch import Tree
+from planner.search.space import Space
 
 CONTEXT_STEP = 1024
 """Contexts are offered in whole K tokens."""
@@ -67,7 +67,7 @@ def _tried(space: Space, samples: tuple[Sample, ...]) -> Iterator[str]:
 
 def _least(space: Space, samples: tuple[Sample, ...]) -> tuple[float, float]:
     """(least memory of any layout, memory of the largest GPU), bytes; the least that fits if any does."""
-    floors = Floors(space, "memory", samples)
+    floors = Tree(space, "memory", samples)
     nodes = floors.start()
     single = nodes.take(nodes.single)
     room = float(max(run.node.device.memory_bytes for run in space.cluster.runs))
@@ -77,7 +77,7 @@ def _least(space: Space, samples: tuple[Sample, ...]) -> tuple[float, float]:
 
 def _fits(space: Space, samples: tuple[Sample, ...]) -> bool:
     try:
-        return bool(np.isfinite(Floors(space, "memory", samples).start().bound).any())
+        return bool(np.isfinite(Tree(space, "memory", samples).start().bound).any())
     except InputError:
         return False
 
@@ -126,7 +126,7 @@ def _offloaded(space: Space, samples: tuple[Sample, ...]) -> int | None:
     """Least memory with every layer recomputed and its input on the host, over the layouts; None if above the room."""
     if space.workload.mode != "train" or space.pins.get("recompute", "full") != "full":
         return None
-    floors = Floors(space, "memory", samples)
+    floors = Tree(space, "memory", samples)
     single = floors.start()
     single = single.take(single.single)
     degrees: Any = floors.degrees(single.family[:, None], single.first[:, None], single.shard, single.zero)

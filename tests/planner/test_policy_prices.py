@@ -1,4 +1,4 @@
-"""Columns agree with the price of the same strategy, and their relaxation and mixes with enumeration."""
+"""PolicyPrices agree with the price of the same strategy, and their relaxation and mixes with enumeration."""
 
 import itertools
 from dataclasses import replace
@@ -8,19 +8,19 @@ import pytest
 
 from cost_models import Cluster, LayerRange, Model, Placement, Workload, price
 from cost_models.hardware.device import Device
-from planner.layouts.candidates import Columns
-from planner.layouts.floors import Floors
-from planner.layouts.laid import Laid, Layer, Layout
-from planner.layouts.space import Space
+from planner.search.policy_prices import PolicyPrices
+from planner.search.branch import Tree
+from planner.search.columns import PricedLayouts, Pricer, Layout
+from planner.search.space import Space
 from tests.planner.clusters import cluster as clusters
 from tests.planner.clusters import node
 
 WORK = Workload(Model.load("longvila-1.5b"), context_tokens=2**17, global_batch=4, frames=256)
 
 
-def laid(nodes: int = 2, work: Workload = WORK, **pins: int) -> Laid:
+def laid(nodes: int = 2, work: Workload = WORK, **pins: int) -> PricedLayouts:
     """The layouts of a few pinned degrees on all their placements."""
-    floors = Floors(Space(cluster=Cluster.load("dgx-h100", nodes=nodes), workload=work, pins=pins), "time", ())
+    floors = Tree(Space(cluster=Cluster.load("dgx-h100", nodes=nodes), workload=work, pins=pins), "time", ())
     nodes_found = floors.start()
     layouts = []
     for i in np.flatnonzero(nodes_found.single):
@@ -36,7 +36,7 @@ def laid(nodes: int = 2, work: Workload = WORK, **pins: int) -> Laid:
                 zero=int(nodes_found.zero[i, column]),
             )
             layouts.append(Layout(family=family, strategy=strategy))
-    return Layer(floors).lay(layouts)
+    return Pricer(floors).price(layouts)
 
 
 @pytest.mark.parametrize("mode", ["train", "prefill", "decode"])
@@ -63,7 +63,7 @@ def test_columns_are_the_price(mode: str, pins: dict[str, int]) -> None:
 
 def test_bounds_hold_for_every_placement_priced() -> None:
     cluster = Cluster.load("dgx-h100", nodes=2)
-    floors = Floors(Space(cluster=cluster, workload=WORK, pins={"ring": 4, "data": 1}), "time", ())
+    floors = Tree(Space(cluster=cluster, workload=WORK, pins={"ring": 4, "data": 1}), "time", ())
     nodes = floors.start()
     lowest = {
         (int(floors.ulysses[f]), int(s), int(z)): b
@@ -83,7 +83,7 @@ def test_bounds_hold_for_shuffled_placements(seed: int) -> None:
     """No order of ranks over the GPUs beats the bound."""
     cluster = Cluster.load("dgx-h100", nodes=3)
     rng = np.random.default_rng(seed)
-    floors = Floors(Space(cluster=cluster, workload=WORK, pins={}), "time", ())
+    floors = Tree(Space(cluster=cluster, workload=WORK, pins={}), "time", ())
     nodes = floors.start()
     usable = np.argwhere(np.isfinite(nodes.bound) & nodes.single[:, None])
     for row, column in usable[rng.choice(len(usable), 25)]:
@@ -104,7 +104,7 @@ def test_bounds_hold_for_shuffled_placements(seed: int) -> None:
 
 
 def test_a_range_of_rings_is_bounded_by_each_of_them() -> None:
-    floors = Floors(Space(cluster=Cluster.load("dgx-h100", nodes=8), workload=WORK, pins={}), "time", ())
+    floors = Tree(Space(cluster=Cluster.load("dgx-h100", nodes=8), workload=WORK, pins={}), "time", ())
     for family in range(0, len(floors.families), 7):
         most = floors.families[family].most_ring
         if most < 5:
@@ -115,10 +115,10 @@ def test_a_range_of_rings_is_bounded_by_each_of_them() -> None:
         assert whole.least_bytes.min() <= each.least_bytes.min()
 
 
-def made(seed: int, layers: int = 6) -> tuple[Columns, float]:
+def made(seed: int, layers: int = 6) -> tuple[PolicyPrices, float]:
     rng = np.random.default_rng(seed)
     kept = np.sort(rng.uniform(1, 10, 4))[::-1]
-    columns = Columns(
+    columns = PolicyPrices(
         policies=("none", "mlp", "all_but_attention", "full"),
         layers=layers,
         other_s=rng.uniform(1, 2, 1),
@@ -130,7 +130,7 @@ def made(seed: int, layers: int = 6) -> tuple[Columns, float]:
     return columns, float(columns.base_bytes[0] + layers * kept.mean())
 
 
-def enumerated(columns: Columns, capacity: float) -> float:
+def enumerated(columns: PolicyPrices, capacity: float) -> float:
     best = np.inf
     for counts in itertools.product(range(columns.layers + 1), repeat=4):
         layers = np.array([counts])
@@ -161,7 +161,7 @@ def test_bounds_hold_on_lopsided_clusters(seed: int) -> None:
         one = replace(node(int(rng.integers(3, 9)), 8), missing_nics=tuple(range(int(rng.integers(0, 3)))))
         nodes.append(replace(one, device=Device.load("a100-sxm-80gb")) if rng.random() < 0.4 else one)
     here = clusters(*nodes, leaf=2, oversubscription=2.0)
-    floors = Floors(Space(cluster=here, workload=WORK, pins={}), "time", ())
+    floors = Tree(Space(cluster=here, workload=WORK, pins={}), "time", ())
     found = floors.start()
     free = np.array([(slot, gpu) for slot in range(here.slots) for gpu in range(here.node(slot).gpus)])
     usable = np.argwhere(np.isfinite(found.bound) & found.single[:, None])

@@ -36,7 +36,7 @@ EQUAL = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Columns:
+class PolicyPrices:
     """Prices of layouts side by side; the policy is the last axis of the three-way arrays."""
 
     policies: tuple[Recompute, ...]
@@ -47,9 +47,9 @@ class Columns:
     kept_bytes: Floats  # (..., policies), of one layer
     again_bytes: Floats  # (..., policies), transient while a layer of that policy is recomputed
 
-    def take(self, where: Any) -> Columns:
+    def take(self, where: Any) -> PolicyPrices:
         """Some of the columns, by index or mask."""
-        return Columns(
+        return PolicyPrices(
             policies=self.policies,
             layers=self.layers,
             other_s=self.other_s[where],
@@ -123,7 +123,7 @@ class Columns:
         return used
 
 
-def columns(
+def policy_prices(
     workload: Workload,
     degrees: Degrees | Strategy,
     kernels: Kernels,
@@ -132,7 +132,7 @@ def columns(
     device: Device,
     least_ring: Any = None,
     quick: bool = False,
-) -> Columns:
+) -> PolicyPrices:
     """Price `degrees` under `paths`. `least_ring`: count only so many ring pieces (a bound over a range of rings).
 
     `quick` takes every policy's time as that of the first, which must be the fastest: a bound at a third of the work.
@@ -170,7 +170,7 @@ def columns(
         kept.append(full(sum(held.values()) - base))
         transient = components(shape, 0, moments.peak(shape, [policy]), device)
         again.append(full(sum(transient.values()) - base))
-    return Columns(
+    return PolicyPrices(
         policies=tuple(policies),
         layers=workload.model.layers,
         other_s=full(fold(program, paths).total_s),

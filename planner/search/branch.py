@@ -24,9 +24,9 @@ from cost_models.errors import InputError
 from cost_models.memory.components import GROUP_BYTES
 from cost_models.step.shape import Degrees
 from cost_models.timing.kernels import Kernels
-from planner.layouts.bounds import Reach, fastest
-from planner.layouts.candidates import columns
-from planner.layouts.space import SHARDINGS, Space, divisors
+from planner.search.bounds import Reach, fastest
+from planner.search.policy_prices import policy_prices
+from planner.search.space import SHARDINGS, Space, divisors
 
 Objective = Literal["time", "memory", "gpu-hours"]
 SINGLE_ROWS = 1500
@@ -40,7 +40,7 @@ _Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Nodes:
+class Branches:
     """Layouts side by side; the second axis of shard, zero and bound is the sharding."""
 
     family: _Ints
@@ -56,15 +56,15 @@ class Nodes:
         alone: NDArray[np.bool_] = self.first == self.last
         return alone
 
-    def take(self, where: Any) -> Nodes:
-        return Nodes(**{name: value[where] for name, value in vars(self).items()})
+    def take(self, where: Any) -> Branches:
+        return Branches(**{name: value[where] for name, value in vars(self).items()})
 
-    def join(self, other: Nodes) -> Nodes:
+    def join(self, other: Branches) -> Branches:
         mine, theirs = vars(self), vars(other)
-        return Nodes(**{name: np.concatenate([mine[name], theirs[name]]) for name in mine})
+        return Branches(**{name: np.concatenate([mine[name], theirs[name]]) for name in mine})
 
 
-class Floors:
+class Tree:
     """Bounds of nodes in one space."""
 
     def __init__(self, space: Space, objective: Objective, samples: tuple[Sample, ...]) -> None:
@@ -93,7 +93,7 @@ class Floors:
             room = np.where((room == 0) & (ranks <= gpus), size, room)
         return room
 
-    def start(self) -> Nodes:
+    def start(self) -> Branches:
         """Every layout of a small space; ranges and single rings between them of a large one."""
         total = sum(family.most_ring - family.first_ring + 1 for family in self.families)
         found: list[tuple[int, int, int]] = []
@@ -115,7 +115,7 @@ class Floors:
             )
         return nodes
 
-    def split(self, nodes: Nodes) -> Nodes:
+    def split(self, nodes: Branches) -> Branches:
         """Ranges as shorter ranges and the single rings between them."""
         found: list[tuple[int, int, int]] = []
         for family, first, last in zip(nodes.family, nodes.first, nodes.last, strict=True):
@@ -124,7 +124,7 @@ class Floors:
             found += _between(int(family), cuts)
         return self.nodes(found)
 
-    def nodes(self, ranges: list[tuple[int, int, int]], quick: bool = True) -> Nodes:
+    def nodes(self, ranges: list[tuple[int, int, int]], quick: bool = True) -> Branches:
         """Price (family, first ring, last ring) at their least; `quick` leaves out what recomputing costs."""
         table = np.array(ranges, dtype=np.int64).reshape(-1, 3)
         family, first, last = table[:, 0], table[:, 1], table[:, 2]
@@ -141,7 +141,7 @@ class Floors:
             if len(mine):
                 bound[mine], least[mine] = self._floor(index, table[mine], shard[mine], zero[mine], quick)
         bound[~legal], least[~legal] = np.inf, np.inf
-        return Nodes(family=family, first=first, last=last, shard=shard, zero=zero, bound=bound, least_bytes=least)
+        return Branches(family=family, first=first, last=last, shard=shard, zero=zero, bound=bound, least_bytes=least)
 
     def _in_range(self, family: _Ints, first: _Ints, last: _Ints) -> NDArray[np.bool_]:
         """Shardings that some ring of a range may have where the last one does not."""
@@ -197,7 +197,7 @@ class Floors:
         }
         paths = self.reach.paths(sizes, ranks[:, None, None])
         workload, policies = self.space.workload, self.space.policies
-        priced = columns(workload, degrees, kernels, paths, policies, kernels.device, first[:, None, None], quick)
+        priced = policy_prices(workload, degrees, kernels, paths, policies, kernels.device, first[:, None, None], quick)
         model_parallel = self.space.base.tensor * self.space.base.pipeline
         room = self.capacity_bytes(ranks * model_parallel)[:, None]
         spare = np.where(single, 0, 2 * GROUP_BYTES["gpu"])[:, None]  # a range may hold groups of one rank

@@ -2,7 +2,7 @@
 
     layout (family, ring, shard, zero) -> placements -> paths of every axis -> seconds and bytes by policy
 
-Placements that no axis can tell apart are one column. Columns that use the same kinds of nodes are priced in one go,
+Placements that no axis can tell apart are one column. PolicyPrices that use the same kinds of nodes are priced in one go,
 by the same functions as `pricing.price`, and so agree with it. Units: seconds, bytes.
 """
 
@@ -20,9 +20,9 @@ from cost_models.strategy import LayerRange, Recompute, Strategy
 from cost_models.timing.cluster_kernels import kernels_of
 from cost_models.timing.kernels import Kernels
 from cost_models.timing.paths import AXIS_PATTERNS, Path, Paths, axis_paths, domain_link, host_rates
-from planner.layouts.candidates import Columns, columns
-from planner.layouts.floors import Floors
-from planner.layouts.placing import Placer
+from planner.search.policy_prices import PolicyPrices, policy_prices
+from planner.search.branch import Tree
+from planner.search.placing import Placer
 
 _Ints = NDArray[np.int64]
 _FIELDS = (
@@ -42,17 +42,17 @@ class Layout:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Laid:
+class PricedLayouts:
     """Priced columns: entry i is `layouts[i]` on `placements[i]`."""
 
     layouts: list[Layout]
     placements: list[Placement]
-    prices: Columns
+    prices: PolicyPrices
     capacity_bytes: NDArray[np.float64]
     crossing: NDArray[np.float64]  # load on the busiest NIC, summed over axes (seconds per byte): breaks ties
     complete: list[Layout]  # of these every placement was priced
 
-    def take(self, where: _Ints) -> Laid:
+    def take(self, where: _Ints) -> PricedLayouts:
         return replace(
             self,
             layouts=[self.layouts[i] for i in where],
@@ -78,15 +78,15 @@ class Laid:
         return (float(f"{self.crossing[column]:.9e}"), -one.ulysses, *degrees)
 
 
-class Layer:
+class Pricer:
     """Lays layouts on one cluster and prices them."""
 
-    def __init__(self, floors: Floors) -> None:
+    def __init__(self, floors: Tree) -> None:
         self.floors, self.cluster = floors, floors.space.cluster
         self.placer = Placer(self.cluster)
         self._kernels: dict[tuple[int, ...], Kernels] = {}
 
-    def lay(self, layouts: Sequence[Layout]) -> Laid:
+    def price(self, layouts: Sequence[Layout]) -> PricedLayouts:
         """Every layout on every placement that is worth it."""
         found: list[tuple[Layout, Placement]] = []
         features: list[NDArray[np.float64]] = []
@@ -139,10 +139,10 @@ class Layer:
         features: list[NDArray[np.float64]],
         used: list[tuple[int, ...]],
         complete: list[Layout],
-    ) -> Laid:
+    ) -> PricedLayouts:
         count, policies = len(found), self.floors.space.policies
         table = np.array(features).reshape(count, len(AXIS_PATTERNS), len(_FIELDS))
-        prices: list[tuple[_Ints, Columns]] = []
+        prices: list[tuple[_Ints, PolicyPrices]] = []
         capacity = np.zeros(count)
         for runs in sorted(set(used)):
             mine = np.array([i for i in range(count) if used[i] == runs], dtype=np.int64)
@@ -161,10 +161,10 @@ class Layer:
                 np.array([layout.strategy.zero for layout in layouts]),
             )
             workload = self.floors.space.workload
-            priced = columns(workload, degrees, self._kernels[runs], paths, policies, nodes[0].device)
+            priced = policy_prices(workload, degrees, self._kernels[runs], paths, policies, nodes[0].device)
             prices.append((mine, priced))
         crossing = table[:, :, 2:5].max(axis=2).sum(axis=1) if count else np.zeros(0)
-        return Laid(
+        return PricedLayouts(
             layouts=[layout for layout, _ in found],
             placements=[placement for _, placement in found],
             prices=_joined(prices, count, policies, self.floors.space.workload.model.layers),
@@ -191,8 +191,8 @@ class Layer:
         )  # fmt: skip
 
 
-def _joined(parts: list[tuple[_Ints, Columns]], count: int, policies: tuple[Recompute, ...], layers: int) -> Columns:
-    """Columns of several groups in the order of their indices."""
+def _joined(parts: list[tuple[_Ints, PolicyPrices]], count: int, policies: tuple[Recompute, ...], layers: int) -> PolicyPrices:
+    """PolicyPrices of several groups in the order of their indices."""
     arrays = {}
     for name, shape in (
         ("other_s", ()),
@@ -204,17 +204,17 @@ def _joined(parts: list[tuple[_Ints, Columns]], count: int, policies: tuple[Reco
         arrays[name] = np.zeros((count, *shape))
         for where, part in parts:
             arrays[name][where] = getattr(part, name)
-    return Columns(policies=policies, layers=layers, **arrays)
+    return PolicyPrices(policies=policies, layers=layers, **arrays)
 
 
-def join(left: Laid | None, right: Laid) -> Laid:
-    """Columns of both, in order."""
+def join(left: PricedLayouts | None, right: PricedLayouts) -> PricedLayouts:
+    """PolicyPrices of both, in order."""
     if left is None:
         return right
     count = len(left.layouts)
     total = count + len(right.layouts)
     parts = [(np.arange(count), left.prices), (np.arange(count, total), right.prices)]
-    return Laid(
+    return PricedLayouts(
         layouts=left.layouts + right.layouts,
         placements=left.placements + right.placements,
         prices=_joined(parts, total, left.prices.policies, left.prices.layers),

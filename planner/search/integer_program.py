@@ -19,7 +19,7 @@ import numpy as np
 import pulp
 from numpy.typing import NDArray
 
-from planner.layouts.candidates import Columns
+from planner.search.policy_prices import PolicyPrices
 
 GIB = 2.0**30
 ROUNDING_BYTES = 6.0
@@ -40,7 +40,7 @@ class Answer:
 class _Model:
     """The program and its variables."""
 
-    def __init__(self, columns: Columns, capacity_bytes: NDArray[np.float64], weight: NDArray[np.float64]) -> None:
+    def __init__(self, columns: PolicyPrices, capacity_bytes: NDArray[np.float64], weight: NDArray[np.float64]) -> None:
         self.columns, self.count, self.capacity_bytes = columns, len(columns.other_s), capacity_bytes
         self.problem = pulp.LpProblem("layout", pulp.LpMinimize)
         policies = range(len(columns.policies))
@@ -107,7 +107,7 @@ class _Model:
 
 
 def choose(
-    columns: Columns,
+    columns: PolicyPrices,
     capacity_bytes: NDArray[np.float64],
     weight: NDArray[np.float64],
     *,

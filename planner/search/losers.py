@@ -16,7 +16,7 @@ from typing import Literal
 from cost_models.cost import SECONDS, StepCost
 from cost_models.strategy import LayerRange, Strategy
 from cost_models.units import show_bytes, show_seconds
-from planner.layouts.space import Space, divisors
+from planner.search.space import Space, divisors
 
 _NAMES = {
     "all_to_all": "exposed all-to-all",
