@@ -9,9 +9,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from planner.search.remedies import NothingFits as NothingFits
     from planner.plan_file import Plan as Plan
     from planner.planning import plan as plan
+    from planner.search.remedies import NothingFits as NothingFits
     from planner.simulator.simulation import simulate as simulate
 
 _HOMES = {

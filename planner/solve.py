@@ -23,14 +23,14 @@ from cost_models.profile import Profile
 from cost_models.strategy import Strategy
 from cost_models.timing.load import samples_for
 from cost_models.workload import Workload
-from planner.search.policy_prices import EQUAL
-from planner.search.branch import Tree, Objective
+from planner.plannable import check_plannable
+from planner.search.best_first import Search, SearchResult
+from planner.search.branch import Objective, Tree
 from planner.search.integer_program import Answer, choose
 from planner.search.losers import notable, reason
+from planner.search.policy_prices import EQUAL
 from planner.search.remedies import NothingFits, remedies
-from planner.search.best_first import SearchResult, Search
 from planner.search.space import Space
-from planner.plannable import check_plannable
 
 __all__ = ["Choice", "NothingFits", "Solution", "solve"]
 MOST_COLUMNS = 24

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.strategy import Strategy
+from planner.search.branch import Branches, Tree
+from planner.search.columns import Layout, PricedLayouts, Pricer, join
 from planner.search.policy_prices import EQUAL
-from planner.search.branch import Tree, Branches
-from planner.search.columns import PricedLayouts, Pricer, Layout, join
 from planner.search.space import Space
 
 MOST_ROWS = 12_000

@@ -2,7 +2,7 @@
 
     layout (family, ring, shard, zero) -> placements -> paths of every axis -> seconds and bytes by policy
 
-Placements that no axis can tell apart are one column. PolicyPrices that use the same kinds of nodes are priced in one go,
+Placements that no axis can tell apart are one column. Columns that use the same kinds of nodes are priced in one go,
 by the same functions as `pricing.price`, and so agree with it. Units: seconds, bytes.
 """
 
@@ -20,9 +20,9 @@ from cost_models.strategy import LayerRange, Recompute, Strategy
 from cost_models.timing.cluster_kernels import kernels_of
 from cost_models.timing.kernels import Kernels
 from cost_models.timing.paths import AXIS_PATTERNS, Path, Paths, axis_paths, domain_link, host_rates
-from planner.search.policy_prices import PolicyPrices, policy_prices
 from planner.search.branch import Tree
 from planner.search.placing import Placer
+from planner.search.policy_prices import PolicyPrices, policy_prices
 
 _Ints = NDArray[np.int64]
 _FIELDS = (
@@ -191,8 +191,10 @@ class Pricer:
         )  # fmt: skip
 
 
-def _joined(parts: list[tuple[_Ints, PolicyPrices]], count: int, policies: tuple[Recompute, ...], layers: int) -> PolicyPrices:
-    """PolicyPrices of several groups in the order of their indices."""
+def _joined(
+    parts: list[tuple[_Ints, PolicyPrices]], count: int, policies: tuple[Recompute, ...], layers: int
+) -> PolicyPrices:
+    """Columns of several groups in the order of their indices."""
     arrays = {}
     for name, shape in (
         ("other_s", ()),

@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from planner.search.policy_prices import PolicyPrices
 from planner.search.integer_program import GIB, choose
+from planner.search.policy_prices import PolicyPrices
 
 
 def random_columns(seed: int, count: int = 4, layers: int = 5) -> tuple[PolicyPrices, np.ndarray]:

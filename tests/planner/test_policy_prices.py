@@ -1,4 +1,4 @@
-"""PolicyPrices agree with the price of the same strategy, and their relaxation and mixes with enumeration."""
+"""Columns agree with the price of the same strategy, and their relaxation and mixes with enumeration."""
 
 import itertools
 from dataclasses import replace
@@ -8,9 +8,9 @@ import pytest
 
 from cost_models import Cluster, LayerRange, Model, Placement, Workload, price
 from cost_models.hardware.device import Device
-from planner.search.policy_prices import PolicyPrices
 from planner.search.branch import Tree
-from planner.search.columns import PricedLayouts, Pricer, Layout
+from planner.search.columns import Layout, PricedLayouts, Pricer
+from planner.search.policy_prices import PolicyPrices
 from planner.search.space import Space
 from tests.planner.clusters import cluster as clusters
 from tests.planner.clusters import node
