@@ -14,6 +14,7 @@ is taken).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -39,7 +40,22 @@ class Link:
         neighbours = 1 if op == "send_recv" else max(ranks - 1, 1)
         return min(self.bytes_per_s, neighbours * self.pair_bytes_per_s)
 
+    @property
+    def sums_in_switch(self) -> bool:
+        """Whether the switch adds up, so that an all-reduce sends and receives its buffer once."""
+        return self.measured_as in SUMS_IN_SWITCH
 
+    @property
+    def tree_bytes_per_s(self) -> float:
+        """Of an all-reduce's buffer over two domains of such links, where a tree sends it; infinite: cards decide."""
+        return math.inf if self.sums_in_switch else TREE_BYTES_PER_S
+
+
+SUMS_IN_SWITCH = ("nvlink4", "nvlink5")
+"""Measured tables that hold NVLink SHARP."""
+TREE_BYTES_PER_S = 65e9
+"""Of an all-reduce's buffer that trees over two domains pass on where no switch sums (NVLink SHARP): half of the 130
+GB/s that NCCL reckons with on Ampere (src/graph/tuning.cc, maxTreeBw). With eight cards a node rings are faster."""
 HOST_STAGED_SHARE = 0.51
 """Rate through host memory over the peer-to-peer rate of the same PCIe link: the sender writes to a buffer in the host
 and the receiver reads it. 8.2 GB/s of 16.1 (15 GiB/s): Vidur's send/recv between A40s that no bridge joins, over

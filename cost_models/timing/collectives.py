@@ -29,11 +29,6 @@ from cost_models.timing.packed import FOLDER
 
 OPS = ("all_to_all", "all_gather", "reduce_scatter", "all_reduce", "send_recv")
 MOST_MEASURED = 8
-TREE_BYTES_PER_S = 65e9
-"""Of an all-reduce's buffer that trees over two domains pass on where no switch sums (NVLink SHARP): half of the 130
-GB/s that NCCL reckons with on Ampere (src/graph/tuning.cc, maxTreeBw). With eight cards a node rings are faster."""
-SUMS_IN_SWITCH = ("nvlink4", "nvlink5")
-"""Measured tables that hold NVLink SHARP."""
 
 
 class Collectives:
@@ -109,16 +104,6 @@ class Collectives:
         if (op, ranks) not in self._latencies:
             self._latencies[op, ranks] = self._tables[op].read(ranks, 1.0)[0]
         return self._latencies[op, ranks]
-
-    @property
-    def tree_bytes_per_s(self) -> float:
-        """Of an all-reduce's buffer over two domains of such links, where a tree sends it; inf: the cards decide."""
-        return math.inf if self.sums_in_switch else TREE_BYTES_PER_S
-
-    @property
-    def sums_in_switch(self) -> bool:
-        """Whether the switch adds up, so that an all-reduce sends and receives its buffer once."""
-        return self.link.measured_as in SUMS_IN_SWITCH
 
     @property
     def many_channels(self) -> bool:

@@ -33,6 +33,7 @@ from cost_models.either import larger, pick, smaller
 from cost_models.hardware.buses import Buses
 from cost_models.hardware.cluster import Cluster, Node, ScaleUp
 from cost_models.hardware.placement import Placement
+from cost_models.hardware.wiring import LinkRates, Wiring
 from cost_models.profile import network
 from cost_models.program import Op
 from cost_models.strategy import Strategy, rank_groups
@@ -46,15 +47,16 @@ def domain_link(scale_up: ScaleUp, samples: Sequence[Sample] = ()) -> Collective
     return Collectives.of(scale_up.link, samples, scale_up.reached_bytes_per_s)
 
 
-def link_rates(cluster: Cluster, samples: Sequence[Sample] = ()) -> list[tuple[float, float]]:
-    """(scale-up, NIC) bytes/s that large messages really reach, one way, for each run of nodes."""
-    rates = []
-    for run in cluster.runs:
-        link = domain_link(run.node.scale_up, samples)
-        ranks = 2 if link.link.pair_bytes_per_s is None else max(run.node.gpus, 2)  # a mesh: all neighbours at once
-        inside = link.intra_s("all_to_all", ranks, float(LARGE_BYTES))
-        rates.append((LARGE_BYTES / float(inside), run.node.nics.reached_bytes_per_s))
-    return rates
+def reached(wiring: Wiring, samples: tuple[Sample, ...] = ()) -> LinkRates:
+    """What large messages really reach on every link; between nodes what the samples measured, if they did."""
+    scale_up, measured = [], network(samples)
+    for node in wiring.nodes:
+        link = domain_link(node.scale_up, samples)
+        ranks = 2 if link.link.pair_bytes_per_s is None else max(node.gpus, 2)  # a mesh: all neighbours at once
+        scale_up.append(LARGE_BYTES / float(link.intra_s("all_to_all", ranks, float(LARGE_BYTES))))
+    nic = np.array([measured[0] if measured else node.nics.reached_bytes_per_s for node in wiring.nodes])
+    latency_s = measured[1] if measured else None
+    return wiring.rates("measured" if measured else "reached", np.array(scale_up), nic, latency_s)
 
 
 HOST_MEMORY_BYTES_PER_S = 150e9
@@ -119,7 +121,7 @@ class Paths:
         if bus is None:
             bus = path.bus_gather_s_per_byte * (2 if op == "all_reduce" else 1)
         inside = larger(self.inside_s(op, path, size), size * bus)
-        crossing = crossing_s(op, path, size, self.inside.tree_bytes_per_s)
+        crossing = crossing_s(op, path, size, self.inside.link.tree_bytes_per_s)
         seconds = larger(inside, pick(path.hops_out > 0, crossing, 0.0))
         return pick(path.ranks > 1, seconds, 0.0)
 

@@ -21,8 +21,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from cost_models.hardware.wiring import NIC_OUT
 from cost_models.program import Op
-from cost_models.timing.paths import domain_link
 from planner.simulator.topology import Floats, Ints, Topology
 
 
@@ -80,7 +80,7 @@ def pattern(topology: Topology, groups: Ints, op: Op) -> Pattern:
     tree_s = _tree_s(topology, block, hops)
     domains, whole = np.bincount(block.group, minlength=count), members / (members - 1)
     reduced = np.where(domains == 2, np.minimum(_tree_times(topology, channels) * whole, 2.0), 2.0)
-    if all(domain_link(node.scale_up).sums_in_switch for node in topology.nodes):
+    if np.isinf(topology.rates.tree_bytes_per_s).all():
         reduced = np.where(domains == 1, whole, reduced)
     once = replace(made, hops=hops, hop_share=share, delay_s=delay * share, tree_s=tree_s, reduced=reduced)
     return twice(once) if op == "all_reduce" else once
@@ -98,8 +98,8 @@ def twice(once: Pattern) -> Pattern:
 
 def _tree_times(topology: Topology, channels: Ints) -> Floats:
     """What a group's cards could send while a tree inside its domains passes on a byte; at least that byte."""
-    passed = min(domain_link(node.scale_up).tree_bytes_per_s for node in topology.nodes)
-    sent = channels * max(node.nics.reached_bytes_per_s for node in topology.nodes)
+    passed = topology.rates.tree_bytes_per_s.min()
+    sent = channels * topology.rates.of_run[:, NIC_OUT].max()
     times: Floats = np.maximum(1.0, sent / passed)
     return times
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from cost_models.hardware.wiring import KINDS, LEAF_DOWN, LEAF_UP, NIC_IN, NIC_OUT, OF_GPU
 from planner.simulator.folding import Hashes, Partition, mix
-from planner.simulator.topology import KINDS, LEAF_DOWN, LEAF_UP, NIC_IN, NIC_OUT, OF_GPU, Floats, Ints, Topology
+from planner.simulator.topology import Floats, Ints, Topology
 
 
 class LinkClasses:

@@ -19,8 +19,8 @@ import numpy as np
 
 from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.placement import Placement
+from cost_models.hardware.wiring import LinkRates, Wiring
 from cost_models.profile import Profile
-from cost_models.profile import network as measured_network
 from cost_models.program import Compute, Ring, Segment, Staged, StepProgram
 from cost_models.step.assembly import step_program
 from cost_models.step.shape import Shape
@@ -28,7 +28,7 @@ from cost_models.strategy import Strategy, rank_groups
 from cost_models.timing.cluster_kernels import kernels_of
 from cost_models.timing.kernels import Kernels
 from cost_models.timing.load import samples_for
-from cost_models.timing.paths import host_rates, link_rates
+from cost_models.timing.paths import host_rates, reached
 from cost_models.workload import Workload
 from planner.plannable import check_plannable
 from planner.simulator.flows import Pattern, pattern, twice
@@ -104,8 +104,8 @@ def simulate(
     placement.check(cluster, strategy.ranks)
     program, scale = _program(cluster, workload, strategy, placement, profile)
     program = _updated(program, cluster, placement)
-    links = reached(cluster, profile)
-    return play(program, links, strategy, placement, compute_scale=scale, fold=fold, trace=trace)
+    rates = reached(Wiring(cluster), samples_for(profile, cluster))
+    return play(program, cluster, strategy, placement, rates=rates, compute_scale=scale, fold=fold, trace=trace)
 
 
 def _program(
@@ -153,31 +153,21 @@ def compute_s(program: StepProgram) -> float:
     return total
 
 
-def reached(cluster: Cluster, profile: Profile | None = None) -> Cluster:
-    """The same cluster with the rates that large messages really reach on its links, measured where there are any."""
-    samples = samples_for(profile, cluster)
-    pair = measured_network(samples)
-    runs = []
-    for run, (inside, outside) in zip(cluster.runs, link_rates(cluster, samples), strict=True):
-        rate, latency = pair or (outside, run.node.nics.latency_s)
-        nics = replace(run.node.nics, bytes_per_s=rate, latency_s=latency)
-        scale_up = replace(run.node.scale_up, bytes_per_s=inside)
-        runs.append(replace(run, node=replace(run.node, nics=nics, scale_up=scale_up)))
-    return replace(cluster, runs=tuple(runs))
-
-
 def play(
     program: StepProgram,
     cluster: Cluster,
     strategy: Strategy,
     placement: Placement | None = None,
     *,
+    rates: LinkRates | None = None,
     compute_scale: Floats | None = None,
     fold: bool = True,
     trace: bool = False,
 ) -> Simulation:
-    """Play `program` on links at their stated rates. `compute_scale` (per rank) stretches computation."""
-    playback, topology = prepare(program, cluster, strategy, placement, compute_scale=compute_scale, fold=fold)
+    """Play `program` on links at `rates` (default: data sheets'). `compute_scale` (per rank) stretches computation."""
+    playback, topology = prepare(
+        program, cluster, strategy, placement, rates=rates, compute_scale=compute_scale, fold=fold
+    )
     playback.spans = [] if trace else None
     jumper = Jumper(segments=not trace)
     playback.play(jumper if fold else None)
@@ -193,6 +183,7 @@ def prepare(
     strategy: Strategy,
     placement: Placement | None = None,
     *,
+    rates: LinkRates | None = None,
     compute_scale: Floats | None = None,
     fold: bool = True,
 ) -> tuple[Playback, Topology]:
@@ -201,7 +192,7 @@ def prepare(
     placement.check(cluster, strategy.ranks)
     scale = np.ones(strategy.ranks) if compute_scale is None else np.asarray(compute_scale, dtype=np.float64)
     script = write_script(program, strategy)
-    topology = Topology(cluster, placement)
+    topology = Topology(cluster, placement, rates)
     patterns, different = _patterns(topology, script, strategy)
     partition = equitable(topology, different, scale) if fold else singletons(strategy.ranks)
     folded = network(topology, partition, patterns)

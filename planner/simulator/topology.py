@@ -5,10 +5,9 @@
     between domains   [pcie out > switch out > switch in >] nic out > [leaf up > leaf down >] nic in [> … > pcie in]
     offload           [pcie out >] host out, and the same inwards
 
-A link is (kind, unit): a unit is a GPU place, a NIC, a PCIe switch of a slot, or a leaf. Rates are bytes/s one way.
-A NIC hangs on the PCIe switch of the first GPU that uses it. A leaf's uplink is its nodes' NIC rate divided by the
-oversubscription, whatever is broken in them; without oversubscription it can never be what limits (its NICs do) and is
-not on any route. Left out: rail-only wiring, and links inside the spine.
+A link is (kind, unit) of the cluster's wiring (`hardware/wiring.py`), and carries what the given rates say, by default
+those of the data sheets. Without oversubscription a leaf's uplinks can never be what limits (its NICs do) and are not
+on any route.
 """
 
 from __future__ import annotations
@@ -16,24 +15,32 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from cost_models.hardware.cluster import Cluster, Node
+from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.placement import Placement
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
-
-KINDS = (
-    "gpu out", "gpu in", "pcie out", "pcie in", "host out", "host in",
-    "nic out", "nic in", "switch out", "switch in", "leaf up", "leaf down",
-)  # fmt: skip
-GPU_OUT, GPU_IN, PCIE_OUT, PCIE_IN, HOST_OUT, HOST_IN, NIC_OUT, NIC_IN, SWITCH_OUT, SWITCH_IN, LEAF_UP, LEAF_DOWN = (
-    range(len(KINDS))
+from cost_models.hardware.wiring import (
+    GPU_IN,
+    GPU_OUT,
+    HOST_IN,
+    HOST_OUT,
+    KINDS,
+    LEAF_DOWN,
+    LEAF_UP,
+    NIC_IN,
+    NIC_OUT,
+    OF_GPU,
+    PCIE_IN,
+    PCIE_OUT,
+    SWITCH_IN,
+    SWITCH_OUT,
+    LinkRates,
+    Wiring,
 )
+from cost_models.hardware.wiring import Floats as Floats
+from cost_models.hardware.wiring import Ints as Ints
+
 LEAVING_STEPS = 7
 """Steps of a route on the sender's side, up to its leaf; the rest belong to the receiver."""
-OF_GPU = frozenset((GPU_OUT, GPU_IN, PCIE_OUT, PCIE_IN, HOST_OUT, HOST_IN))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -56,79 +63,36 @@ class Topology:
     [['slot 0 gpu 0 out', 'slot 0 gpu 1 in'], ['slot 0 nic 0 out', 'slot 1 nic 1 in']]
     """
 
-    def __init__(self, cluster: Cluster, placement: Placement) -> None:
-        self.cluster = cluster
+    def __init__(self, cluster: Cluster, placement: Placement, rates: LinkRates | None = None) -> None:
+        self.rates = Wiring(cluster).line if rates is None else rates
+        self.wiring = wiring = self.rates.wiring
+        self.cluster, self.nodes = cluster, wiring.nodes
         self.ranks = len(placement.slot_of_rank)
-        self.slot: Ints = np.asarray(placement.slot_of_rank, dtype=np.int64)
-        self.gpu: Ints = np.asarray(placement.gpu_of_rank, dtype=np.int64)
-        self.run: Ints = cluster.run_of_slot[self.slot]
-        self.domain: Ints = cluster.domain_of_slot[self.slot]
-        self.leaf: Ints = cluster.leaf_of_slot[self.slot]
-        self.nodes = [run.node for run in cluster.runs]
-        self.gpu_places = max(max(node.gpus for node in self.nodes), int(self.gpu.max()) + 1)
-        self.nic_places = max(1, max(node.nics.count for node in self.nodes))
-        self.switches = max(_switches(node) for node in self.nodes)
-        self._units()
-        self._rates()
-
-    def _units(self) -> None:
-        """Number the unit of each rank: its place, NIC, PCIe switch, the switch of its NIC, its NVLink pair."""
-        nic = np.zeros((len(self.nodes), self.gpu_places), dtype=np.int64)
-        nic_switch = np.zeros((len(self.nodes), self.nic_places), dtype=np.int64)
-        for i, node in enumerate(self.nodes):
-            nic[i, : max(node.gpus, 1)] = np.maximum(node.nic_of_gpu(max(node.gpus, 1)), 0)
-            first = -(-np.arange(node.nics.count) * node.gpus // max(node.nics.count, 1))
-            nic_switch[i, : node.nics.count] = first // _under_switch(node)
-        under = np.array([_under_switch(node) for node in self.nodes])[self.run]
-        own_nic = nic[self.run, self.gpu]
-        self.place = self.slot * self.gpu_places + self.gpu
-        self.nic = self.slot * self.nic_places + own_nic
-        self.switch = self.slot * self.switches + self.gpu // under
-        self.nic_switch = self.slot * self.switches + nic_switch[self.run, own_nic]
-
-    def _rates(self) -> None:
-        """Rates by run and kind (GPU, NIC and switch links), and by leaf."""
-        self.run_rate = np.full((len(self.nodes), len(KINDS)), np.inf)
-        for i, node in enumerate(self.nodes):
-            link = node.scale_up
-            pcie = link.pcie_bytes_per_s if link.kind == "pairs" else link.bytes_per_s
-            self.run_rate[i, [GPU_OUT, GPU_IN]] = link.bytes_per_s
-            self.run_rate[i, [PCIE_OUT, PCIE_IN]] = pcie
-            self.run_rate[i, [HOST_OUT, HOST_IN]] = node.host_link_bytes_per_s
-            self.run_rate[i, [NIC_OUT, NIC_IN]] = node.nics.bytes_per_s
-            self.run_rate[i, [SWITCH_OUT, SWITCH_IN]] = link.cross_bytes_per_s or np.inf
-        runs = self.cluster.run_of_slot
-        self.leaves_limit = self.cluster.fabric.oversubscription > 1
-        full = np.array([node.nics.count * node.nics.bytes_per_s for node in self.nodes])[runs]
-        leaf = self.cluster.leaf_of_slot
-        best = np.zeros(int(leaf[-1]) + 1)
-        np.maximum.at(best, leaf, full)
-        self.leaf_rate = np.bincount(leaf) * best / self.cluster.fabric.oversubscription
-
-        def feature(of: list[float]) -> Floats:
-            return np.array(of, dtype=np.float64)[self.run]
-
-        self.scale_up_latency_s = feature([node.scale_up.latency_s for node in self.nodes])
-        self.nic_latency_s = feature([node.nics.latency_s for node in self.nodes])
-        self.on_pcie = feature([node.scale_up.kind in ("pcie", "pairs") for node in self.nodes]) > 0
-        self.in_pairs = feature([node.scale_up.kind == "pairs" for node in self.nodes]) > 0
-        self.pair = np.where(self.in_pairs, self.place - self.gpu % 2, self.place)
-        self.through_host = feature([not node.scale_up.peer_to_peer for node in self.nodes]) > 0
-        self.crosses_switch = feature([node.scale_up.cross_bytes_per_s for node in self.nodes]) > 0
+        self.seats = seats = wiring.seats(
+            np.asarray(placement.slot_of_rank, dtype=np.int64), np.asarray(placement.gpu_of_rank, dtype=np.int64)
+        )
+        self.slot, self.gpu, self.run, self.domain, self.leaf = (
+            seats.slot, seats.gpu, seats.run, seats.domain, seats.leaf
+        )  # fmt: skip
+        self.place, self.pair, self.nic, self.switch, self.nic_switch = (
+            seats.place, seats.pair, seats.nic, seats.switch, seats.nic_switch
+        )  # fmt: skip
+        self.leaves_limit = cluster.fabric.oversubscription > 1
+        self.leaf_rate = self.rates.of_leaf
+        self.scale_up_latency_s = self.rates.scale_up_latency_s[self.run]
+        self.nic_latency_s = self.rates.nic_latency_s[self.run]
+        self.on_pcie, self.in_pairs = wiring.on_pcie[self.run], wiring.in_pairs[self.run]
+        self.through_host, self.crosses_switch = wiring.through_host[self.run], wiring.crosses_switch[self.run]
         several = bool((self.domain != self.domain[0]).any())
         self.reaches_nic_across = self.crosses_switch & (self.switch != self.nic_switch) & several
 
     def rate(self, kind: int, unit: Ints) -> Floats:
         """Bytes/s of links of one kind."""
-        if kind in (LEAF_UP, LEAF_DOWN):
-            return np.asarray(self.leaf_rate[unit], dtype=np.float64)
-        return np.asarray(self.run_rate[self.cluster.run_of_slot[unit // self.per_slot(kind)], kind], dtype=np.float64)
+        return self.rates.of(kind, unit)
 
     def per_slot(self, kind: int) -> int:
         """Units of this kind in one slot (leaves: not in a slot)."""
-        if kind in OF_GPU:
-            return self.gpu_places
-        return self.nic_places if kind in (NIC_OUT, NIC_IN) else self.switches
+        return self.wiring.per_slot(kind)
 
     def routes(self, source: Ints, to: Ints) -> Routes:
         """Links and latency of each flow from rank `source[i]` to rank `to[i]`."""
@@ -203,12 +167,3 @@ class Topology:
         """The links of one flow, in order."""
         units = zip(routes.kind, routes.unit[flow].tolist(), strict=True)
         return [self.link_name(kind, unit) for kind, unit in units if unit >= 0]
-
-
-def _under_switch(node: Node) -> int:
-    """GPUs under one PCIe switch or socket."""
-    return node.scale_up.gpus_per_switch or max(node.gpus, 1)
-
-
-def _switches(node: Node) -> int:
-    return max(1, -(-node.gpus // _under_switch(node)))

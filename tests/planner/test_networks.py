@@ -6,14 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cost_models import Cluster, Model, Placement, Strategy, Workload, price
+from cost_models import Cluster, Model, Strategy, Workload, price
 from cost_models.curves.samples import Sample
 from cost_models.hardware.networks import NETWORKS, NetworkKind
-from cost_models.timing.paths import link_rates, uplinks
+from cost_models.hardware.wiring import NIC_OUT, Wiring
+from cost_models.timing.paths import reached, uplinks
 from planner import plan, simulate
 from planner.search.bounds import Reach
-from planner.simulator.simulation import reached
-from planner.simulator.topology import NIC_OUT, Topology
 
 WORK = Workload(Model.load("longvila-8b"), context_tokens=65536)
 
@@ -71,10 +70,9 @@ def test_price_bound_and_simulation_read_one_rate(changes: dict[str, Any]) -> No
     cluster = with_nics(Cluster.load("dgx-h100", nodes=4), **changes)
     cluster = replace(cluster, fabric=replace(cluster.fabric, nodes_per_leaf=2, oversubscription=4.0))
     rate = cluster.runs[0].node.nics.reached_bytes_per_s
-    played = Topology(reached(cluster), Placement.in_order(cluster, 32))
-    assert link_rates(cluster)[0][1] == Reach(cluster=cluster).nic_bytes_per_s == rate
-    assert played.run_rate[0, NIC_OUT] == rate
-    np.testing.assert_allclose(played.leaf_rate, uplinks(cluster), rtol=1e-12)
+    rates = reached(Wiring(cluster))
+    assert Reach(cluster=cluster).nic_bytes_per_s == rates.of_run[0, NIC_OUT] == rate
+    np.testing.assert_allclose(rates.of_leaf, uplinks(cluster), rtol=1e-12)
 
 
 def test_a_measured_pair_of_nodes_replaces_the_kind() -> None:

@@ -10,11 +10,14 @@ from hypothesis import HealthCheck, given, settings
 
 from cost_models import Cluster, Model, Placement, Workload, price
 from cost_models.errors import InputError
+from cost_models.hardware.links import TREE_BYTES_PER_S
+from cost_models.hardware.wiring import GPU_OUT, NIC_OUT, Wiring
 from cost_models.program import Compute, Exchange, Ring, Segment, StepProgram
 from cost_models.strategy import LayerRange, Strategy
+from cost_models.timing.paths import reached
 from cost_models.timing.setting import setting
 from planner.simulator.script import ring_rounds
-from planner.simulator.simulation import Simulation, play, reached, simulate
+from planner.simulator.simulation import Simulation, play, simulate
 from tests.planner.clusters import DEGRADED, GB, cluster, layers, node, step
 from tests.planner.test_folding import cases
 
@@ -160,8 +163,19 @@ def test_an_all_reduce_over_two_nodes_is_the_tree_that_is_priced(layout: Strateg
     """Of 100 MB over the replicas of each shard: every group has cards of its own."""
     where = Cluster.load("dgx-a100", nodes=2)
     paths = setting(where, None).paths(layout)
-    found = play(only(replicate_bytes=100e6), reached(where), layout)
+    found = play(only(replicate_bytes=100e6), where, layout, rates=reached(Wiring(where)))
     assert found.step_s == pytest.approx(float(paths.exchange_s("replicate", "all_reduce", 100e6)), rel=0.15)
+
+
+def test_a_tree_over_two_nodes_is_as_fast_as_its_switch_passes_bytes_on() -> None:
+    """Of 16 GB, by all eight GPUs of two nodes with three cards each, which could send 69 GB/s: 65 GB/s."""
+    node_of = Cluster.load("dgx-a100", nodes=2).runs[0].node
+    where = Cluster.load("dgx-a100", nodes=2).override(
+        {slot: replace(node_of, nics=replace(node_of.nics, count=3)) for slot in (0, 1)}
+    )
+    program = only(Exchange(part="gradients", axis="replicate", op="all_reduce", bytes=16e9))
+    found = play(program, where, Strategy(data=16, shard=1, zero=0), rates=reached(Wiring(where)))
+    assert found.step_s == pytest.approx(16e9 / TREE_BYTES_PER_S, rel=1e-3)
 
 
 def test_slow_rank_makes_its_group_wait() -> None:
@@ -257,9 +271,10 @@ def test_two_devices_wait_for_the_slower_one() -> None:
 
 def test_links_carry_what_large_messages_reach() -> None:
     stated = Cluster.load("dgx-h100", nodes=2)
-    node_of = reached(stated).runs[0].node
-    assert 0.8 < node_of.nics.bytes_per_s / stated.runs[0].node.nics.bytes_per_s < 1
-    assert 0.5 < node_of.scale_up.bytes_per_s / stated.runs[0].node.scale_up.bytes_per_s < 1
+    rates, line = reached(Wiring(stated)), Wiring(stated).line
+    assert (rates.name, line.name) == ("reached", "line")
+    assert 0.8 < rates.of_run[0, NIC_OUT] / line.of_run[0, NIC_OUT] < 1
+    assert 0.5 < rates.of_run[0, GPU_OUT] / line.of_run[0, GPU_OUT] < 1
 
 
 def test_a_placement_that_does_not_fit_is_refused() -> None:

@@ -7,7 +7,8 @@ import pytest
 
 from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.placement import Placement
-from planner.simulator.topology import KINDS, LEAF_DOWN, LEAF_UP, NIC_OUT, Topology
+from cost_models.hardware.wiring import KINDS, LEAF_DOWN, LEAF_UP, NIC_OUT
+from planner.simulator.topology import Topology
 from tests.planner.clusters import DEGRADED, GB, PAIRS, PCIE, STAGED, cluster, node
 
 

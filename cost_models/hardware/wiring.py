@@ -1,0 +1,190 @@
+"""A cluster read once into arrays: where each GPU sits, which links its bytes cross, and what those links carry.
+
+    leaf > scale-up domain > slot > PCIe switch > pair > GPU          card = NIC of a slot, on one of its switches
+
+Every unit has a number that is unique in the cluster: place = slot x gpu_places + GPU, and so on. `Wiring.seats` turns
+arrays of slots and GPUs, of any shape, into arrays of units of the same shape. `LinkRates` says what a link carries:
+its data sheet's rate (`line`), what large messages reach of it (`reached`), or what a profile measured between nodes
+(`measured`). Rates are bytes/s one way, latencies seconds. A leaf's uplinks are sized for its best node, with all its
+cards: a broken card takes nothing from its switch. Left out: rail-only wiring, and links inside the spine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cost_models.hardware.cluster import Cluster, Node
+from cost_models.hardware.links import HOST_STAGED_SHARE, LINKS
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+KINDS = (
+    "gpu out", "gpu in", "pcie out", "pcie in", "host out", "host in",
+    "nic out", "nic in", "switch out", "switch in", "leaf up", "leaf down",
+)  # fmt: skip
+GPU_OUT, GPU_IN, PCIE_OUT, PCIE_IN, HOST_OUT, HOST_IN, NIC_OUT, NIC_IN, SWITCH_OUT, SWITCH_IN, LEAF_UP, LEAF_DOWN = (
+    range(len(KINDS))
+)
+OF_GPU = frozenset((GPU_OUT, GPU_IN, PCIE_OUT, PCIE_IN, HOST_OUT, HOST_IN))
+PCIE_SHARE = 0.75
+"""Share of a PCIe link's line rate that NCCL reaches between pairs: 24 of 32 GB/s in NCCL's own model (12 of PCIe 3's
+16, src/graph/topo.h), 23.7 in Vidur's all-reduce over two bridged pairs of A100s."""
+
+
+class Wiring:
+    """
+    >>> wiring = Wiring(Cluster.load("dgx-a100", nodes=2))
+    >>> seats = wiring.seats(np.array([0, 1]), np.array([2, 7]))
+    >>> seats.place.tolist(), seats.nic.tolist(), seats.domain.tolist()
+    ([2, 15], [2, 15], [0, 1])
+    """
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.nodes = [run.node for run in cluster.runs]
+        self.gpu_places = max(1, *(node.gpus for node in self.nodes))
+        self.nic_places = max(1, *(node.nics.count for node in self.nodes))
+        self.switch_places = max(max(1, -(-node.gpus // _under_switch(node))) for node in self.nodes)
+        self.switch_gpus = np.array([_under_switch(node) for node in self.nodes])  # (runs,)
+        self.nic_of = np.zeros((len(self.nodes), self.gpu_places), dtype=np.int64)  # (runs, GPUs)
+        self.switch_of_nic = np.zeros((len(self.nodes), self.nic_places), dtype=np.int64)  # a card's first GPU has it
+        for run, node in enumerate(self.nodes):
+            self.nic_of[run, : node.gpus] = np.maximum(node.nic_of_gpu(node.gpus), 0)
+            first = -(-np.arange(node.nics.count) * node.gpus // max(node.nics.count, 1))
+            self.switch_of_nic[run, : node.nics.count] = first // _under_switch(node)
+        self.on_pcie = np.array([node.scale_up.kind in ("pcie", "pairs") for node in self.nodes])
+        self.in_pairs = np.array([node.scale_up.kind == "pairs" for node in self.nodes])
+        self.through_host = np.array([not node.scale_up.peer_to_peer for node in self.nodes])
+        self.crosses_switch = np.array([node.scale_up.cross_bytes_per_s > 0 for node in self.nodes]) & self.on_pcie
+
+    def seats(self, slot: Ints, gpu: Ints) -> Seats:
+        """Where ranks on these GPUs sit."""
+        return Seats(wiring=self, slot=slot, gpu=gpu)
+
+    def per_slot(self, kind: int) -> int:
+        """Units of this kind of link in one slot (leaves are in none)."""
+        if kind in OF_GPU:
+            return self.gpu_places
+        return self.nic_places if kind in (NIC_OUT, NIC_IN) else self.switch_places
+
+    @cached_property
+    def domain_gpus(self) -> Ints:
+        """Free GPUs of each scale-up domain."""
+        return np.bincount(self.cluster.domain_of_slot, weights=self.cluster.gpus_of_slot).astype(np.int64)
+
+    @cached_property
+    def line(self) -> LinkRates:
+        """Every link at its data sheet's rate."""
+        scale_up = np.array([node.scale_up.bytes_per_s for node in self.nodes])
+        return self.rates("line", scale_up, np.array([node.nics.bytes_per_s for node in self.nodes]))
+
+    def rates(self, name: RatesName, scale_up: Floats, nic: Floats, nic_latency_s: float | None = None) -> LinkRates:
+        """Rates of links whose GPUs and cards carry so much, by run; other links at what they reach, or the line's."""
+        links = [node.scale_up for node in self.nodes]
+        of_run = np.full((len(links), len(KINDS)), np.inf)
+        for run, link in enumerate(links):
+            pcie = scale_up[run]
+            if link.kind == "pairs":
+                staged = 1.0 if link.peer_to_peer else HOST_STAGED_SHARE
+                pcie = link.pcie_bytes_per_s * (1.0 if name == "line" else PCIE_SHARE * staged)
+            of_run[run, [PCIE_OUT, PCIE_IN]] = pcie
+            of_run[run, [SWITCH_OUT, SWITCH_IN]] = link.cross_bytes_per_s or np.inf
+        of_run[:, [GPU_OUT, GPU_IN]] = scale_up[:, None]
+        of_run[:, [HOST_OUT, HOST_IN]] = np.array([node.host_link_bytes_per_s for node in self.nodes])[:, None]
+        of_run[:, [NIC_OUT, NIC_IN]] = nic[:, None]
+        latency = [node.nics.latency_s if nic_latency_s is None else nic_latency_s for node in self.nodes]
+        return LinkRates(name=name, wiring=self, of_run=of_run, nic_latency_s=np.array(latency))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Seats:
+    """The units that ranks belong to; every array has the shape of `slot` and `gpu`."""
+
+    wiring: Wiring
+    slot: Ints
+    gpu: Ints
+
+    @cached_property
+    def run(self) -> Ints:
+        """Run of equal nodes."""
+        return self.wiring.cluster.run_of_slot[self.slot]
+
+    @cached_property
+    def domain(self) -> Ints:
+        return self.wiring.cluster.domain_of_slot[self.slot]
+
+    @cached_property
+    def leaf(self) -> Ints:
+        return self.wiring.cluster.leaf_of_slot[self.slot]
+
+    @cached_property
+    def place(self) -> Ints:
+        return self.slot * self.wiring.gpu_places + self.gpu
+
+    @cached_property
+    def pair(self) -> Ints:
+        """The first place of a bridged pair; elsewhere the GPU's own."""
+        return np.asarray(np.where(self.wiring.in_pairs[self.run], self.place - self.gpu % 2, self.place))
+
+    @cached_property
+    def nic(self) -> Ints:
+        return np.asarray(self.slot * self.wiring.nic_places + self.wiring.nic_of[self.run, self.gpu])
+
+    @cached_property
+    def switch(self) -> Ints:
+        return np.asarray(self.slot * self.wiring.switch_places + self.gpu // self.wiring.switch_gpus[self.run])
+
+    @cached_property
+    def nic_switch(self) -> Ints:
+        """The PCIe switch that the rank's card hangs on."""
+        switch = self.wiring.switch_of_nic[self.run, self.nic - self.slot * self.wiring.nic_places]
+        return np.asarray(self.slot * self.wiring.switch_places + switch)
+
+
+RatesName = Literal["line", "reached", "measured"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LinkRates:
+    """What every link of a wiring carries, and how long cards need before the first byte."""
+
+    name: RatesName
+    wiring: Wiring
+    of_run: Floats  # (runs, KINDS), infinite where there is no such link; leaves are in `of_leaf`
+    nic_latency_s: Floats  # (runs,)
+
+    @cached_property
+    def scale_up_latency_s(self) -> Floats:
+        return np.array([node.scale_up.latency_s for node in self.wiring.nodes])
+
+    @cached_property
+    def tree_bytes_per_s(self) -> Floats:
+        """Of an all-reduce's buffer, what a tree inside the domain passes on; by run."""
+        return np.array([LINKS[node.scale_up.link].tree_bytes_per_s for node in self.wiring.nodes])
+
+    @cached_property
+    def of_leaf(self) -> Floats:
+        """Uplinks of each leaf: its nodes times the cards of the best one, over the oversubscription."""
+        cluster = self.wiring.cluster
+        cards = np.array([node.nics.count for node in self.wiring.nodes]) * self.of_run[:, NIC_OUT]
+        best = np.zeros(int(cluster.leaf_of_slot[-1]) + 1)
+        np.maximum.at(best, cluster.leaf_of_slot, cards[cluster.run_of_slot])
+        return np.asarray(np.bincount(cluster.leaf_of_slot) * best / cluster.fabric.oversubscription)
+
+    def of(self, kind: int, unit: Ints) -> Floats:
+        """Bytes/s of links of one kind."""
+        if kind in (LEAF_UP, LEAF_DOWN):
+            return np.asarray(self.of_leaf[unit], dtype=np.float64)
+        run = self.wiring.cluster.run_of_slot[unit // self.wiring.per_slot(kind)]
+        return np.asarray(self.of_run[run, kind], dtype=np.float64)
+
+
+def _under_switch(node: Node) -> int:
+    """GPUs under one PCIe switch or socket."""
+    return node.scale_up.gpus_per_switch or max(node.gpus, 1)
