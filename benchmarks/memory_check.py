@@ -24,7 +24,7 @@ from cost_models import Cluster, LayerRange, Strategy
 from cost_models.strategy import Recompute
 from cost_models.units import show_bytes
 from cost_models.workload import Precision
-from executor.check import TRANSIENT, Checked, check
+from executor.check.check import TRANSIENT, Checked, check
 from planner.plan_file import Plan
 from tests.executor.planned import make_plan
 

@@ -64,15 +64,15 @@ def launch(
     plan: Path, dry_run: bool, slurm: Path | None, hosts: str | None, node_rank: str | None, **rest: Any
 ) -> None:
     """Run PLAN: start its ranks here, or print how to start them on several hosts."""
-    from executor import launch as launching
-    from executor import preview
+    from executor.launch import dry_run as preview
+    from executor.launch import launch as launching
 
     request = launching.Request(plan=plan, hosts=_names(hosts), node_rank=_node_rank(node_rank), **rest)
     prepared = launching.prepare(request)
     for note in prepared.settings.notes:
         click.echo(f"note: {note}", err=True)
     if slurm is not None:
-        from executor import slurm as batch
+        from executor.launch import slurm as batch
 
         batch.write(prepared, slurm)
         click.echo(f"wrote {slurm}: submit it with `sbatch {slurm}`")
@@ -93,7 +93,7 @@ def check(plan: Path, rank: int, as_json: bool) -> None:
     from planner.plan_file import Plan
 
     loaded = Plan.load(plan)
-    from executor import checked
+    from executor.check import checked
 
     click.echo(checked.run(loaded, rank, as_json))
 
@@ -104,7 +104,7 @@ def check(plan: Path, rank: int, as_json: bool) -> None:
 @click.option("--quick", is_flag=True, help="Shorter windows: under a minute on a laptop.")
 def profile_command(output: Path, ranks: int | None, quick: bool) -> None:
     """Measure kernels, collectives and framework time here, and write a profile for `plan --profile`."""
-    from executor import profiling
+    from executor.measure import profiling
 
     found = profiling.profile(output, ranks, quick)
     click.echo(f"wrote {output}: {len(found.samples)} samples of {found.machine}")

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from cost_models.errors import InputError
-from executor.exchange import Alone, Exchange, GroupExchange
+from executor.mmsp.exchange import Alone, Exchange, GroupExchange
 
 RankLists = Sequence[Sequence[int]]
 

@@ -26,12 +26,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cost_models.errors import InputError
 from cost_models.step.heads import HeadSplit
-from executor import attention, embeddings
-from executor.attention import MmSp
-from executor.decode import DecodeStep, ShardedCache
 from executor.groups import Groups
-from executor.layout import Layout, Places, document_edges
-from executor.recompute import apply_recompute
+from executor.mmsp import attention, embeddings
+from executor.mmsp.attention import MmSp
+from executor.mmsp.decode import DecodeStep, ShardedCache
+from executor.mmsp.layout import Layout, Places, document_edges
+from executor.mmsp.recompute import apply_recompute
 from longvila.sharding import IGNORE, Batch, LocalBatch, places_on
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from cost_models.errors import InputError
-from executor.attention import Kept, MmSp, attention
-from executor.exchange import Alone, LocalExchange, local_exchanges
-from executor.layout import Layout, document_edges
+from executor.mmsp.attention import Kept, MmSp, attention
+from executor.mmsp.exchange import Alone, LocalExchange, local_exchanges
+from executor.mmsp.layout import Layout, document_edges
 
 DIM = 4
 

@@ -7,8 +7,8 @@ import torch
 
 from cost_models import Cluster, InputError, LayerRange, Model, Strategy, Workload, price
 from cost_models.workload import Precision
-from executor.check import check
-from executor.footprint import Footprint
+from executor.check.check import check
+from executor.check.footprint import Footprint
 from tests.executor.planned import make_plan, run, save_plan
 
 CLOSE = ("parameters", "gradients", "optimizer", "activations", "vision")

@@ -102,7 +102,7 @@ def test_a_plan_for_another_machines_cores_and_memory(plan, monkeypatch):
     small = Host(
         name="small", cores=3, memory_bytes=2**30, free_bytes=2**20, versions={"torch": "2.1.0", "transformers": "5"}
     )
-    monkeypatch.setattr("executor.launch.discover", lambda: small)
+    monkeypatch.setattr("executor.launch.launch.discover", lambda: small)
     code, output = _run("launch", plan)
     assert code == 2
     for part in ("torch 2.1.0 is too old", "3 are here", "4 ranks need", "1.00 MiB are free"):

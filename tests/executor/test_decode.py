@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 
 from cost_models.errors import InputError
-from executor.decode import DecodeStep, ShardedCache, ShardedLayer
+from executor.mmsp.decode import DecodeStep, ShardedCache, ShardedLayer
 from longvila.model import NextToken
 from longvila.sharding import OneProcess
 from tests.executor.sharded_step import Case, make_model, make_rows, make_sharding, with_own_frames

@@ -5,8 +5,8 @@ import torch
 import torch.distributed as dist
 
 from cost_models.errors import InputError
-from executor.exchange import Alone, all_to_all
 from executor.groups import AXES, make_groups, one_rank_each
+from executor.mmsp.exchange import Alone, all_to_all
 from tests.executor.sharded_step import Case, rank_lists
 from tests.ranks import run_ranks
 

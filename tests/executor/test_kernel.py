@@ -8,7 +8,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cost_models.errors import InputError
-from executor import kernel
+from executor.mmsp import kernel
 
 
 def _fake_block(dtype, device):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cost_models.errors import InputError
 from cost_models.step.heads import HeadSplit
-from executor.layout import Layout, document_edges
+from executor.mmsp.layout import Layout, document_edges
 
 
 def _coverage(layout: Layout, edges: tuple[int, ...]) -> np.ndarray:

@@ -8,7 +8,7 @@ from cost_models import Cluster, InputError, Model, Profile, Strategy, Workload,
 from cost_models.curves.samples import FRAMEWORK, Sample
 from cost_models.timing.collectives import OPS
 from cost_models.timing.load import samples_for
-from executor.profiling import loads_of
+from executor.measure.profiling import loads_of
 from tests.executor.planned import FP32, run
 
 

@@ -8,11 +8,11 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, masking_utils
 
 from cost_models.errors import InputError
-from executor import attention, ring
-from executor.attention import MmSp
-from executor.exchange import Alone
-from executor.layout import Layout
-from executor.recompute import POLICIES, apply_recompute
+from executor.mmsp import attention, ring
+from executor.mmsp.attention import MmSp
+from executor.mmsp.exchange import Alone
+from executor.mmsp.layout import Layout
+from executor.mmsp.recompute import POLICIES, apply_recompute
 
 LAYERS, TOKENS = 3, 12
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from cost_models import Cluster, InputError, Strategy
-from executor.binding import bind
 from executor.discovery import discover
-from executor.launch import Launch, Request
-from executor.settings import Settings
-from executor.slurm import script
+from executor.launch.hosts import bind
+from executor.launch.launch import Launch, Request
+from executor.launch.settings import Settings
+from executor.launch.slurm import script
 from tests.executor.planned import make_plan
 
 EVIL = "run=a b'\"; touch pwned; $(touch pwned) `touch pwned`"

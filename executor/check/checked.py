@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cost_models.units import show_bytes
-from executor.check import Checked, check
+from executor.check.check import Checked, check
 from planner.plan_file import Plan
 
 _PHASES = ("model", "forward", "backward", "optimizer")

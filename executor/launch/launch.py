@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import TextIO
 
 from cost_models.errors import InputError
-from executor import admission
-from executor.binding import Binding, Seat, bind, used_slots
 from executor.discovery import Host, discover
-from executor.preview import DEFAULT_PORT
-from executor.run_folder import FAILED, Failure, RunFolder, Spec
-from executor.settings import Settings, check_job, merge
+from executor.launch import requirements
+from executor.launch.dry_run import DEFAULT_PORT
+from executor.launch.hosts import Binding, Seat, bind, used_slots
+from executor.launch.run_folder import FAILED, Failure, RunFolder, Spec
+from executor.launch.settings import Settings, check_job, merge
 from planner.plan_file import Plan
 
 BACKENDS = ("gloo", "nccl")
@@ -84,10 +84,10 @@ def prepare(request: Request) -> Launch:
     names = request.hosts or ((here.name,) if len(slots) == 1 else tuple(f"HOST{slot}" for slot in slots))
     binding = bind(plan, names)
     host = _this_host(request, binding, here)
-    problems = admission.unsupported(plan)
+    problems = requirements.unsupported(plan)
     if host is not None:
         slot, ranks = binding.on(host)[0].slot, len(binding.on(host))
-        problems += admission.differences(plan, here, slot, ranks)
+        problems += requirements.differences(plan, here, slot, ranks)
     if problems:
         raise InputError(f"{request.plan} does not run on {host or 'any host'}: " + "; ".join(problems))
     backend = _backend(request, plan)
@@ -200,7 +200,7 @@ def _started(
             names = [str(folder.path.resolve()), ",".join(map(str, own)), str(os.getpid()), str(listens)]
             processes.append(
                 subprocess.Popen(
-                    [sys.executable, "-P", "-m", "executor.worker", *names],
+                    [sys.executable, "-P", "-m", "executor.launch.worker", *names],
                     env=environment,
                     stdin=subprocess.DEVNULL,
                     start_new_session=True,

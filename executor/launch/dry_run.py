@@ -1,7 +1,7 @@
 """What a launch would do, as text: places, processes, groups, settings, and the lines that start several hosts.
 
     plan      longvila-tiny, train, 512 tokens …           rank 0   slot 0 on host-a   CPU process 0   frames 0 … 3
-    ulysses   [0 1] [2 3]                                  torchrun --nnodes 2 --node-rank 0 … -m executor.elastic …
+    ulysses   [0 1] [2 3]                                  torchrun --nnodes 2 --node-rank 0 …
 
 Every value that came from a user or a file is quoted for the shell where a line is meant to be run. Long lists are
 cut in the middle, and say so.
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from cost_models.units import show_bytes, show_seconds
 
 if TYPE_CHECKING:
-    from executor.launch import Launch
+    from executor.launch.launch import Launch
 
 _MOST_LINES = 64
 _AXES = ("ulysses", "ring", "context", "data", "shard", "replicate")
@@ -70,7 +70,7 @@ def start_lines(launch: Launch) -> str:
             f"--master-addr={launch.binding.first_host}",
             f"--master-port={launch.request.port or DEFAULT_PORT}",
             "--module",
-            "executor.elastic",
+            "executor.launch.elastic",
             *job_arguments(launch),
             f"--host={host}",
             f"--hosts={','.join(hosts)}",

@@ -7,9 +7,9 @@ import pytest
 
 from cost_models import Cluster, InputError, Placement, Strategy
 from cost_models.hardware.device import Device
-from executor.binding import bind, is_model, used_slots
 from executor.discovery import Gpu, Host, parse_gpus
-from executor.elastic import own_seat
+from executor.launch.elastic import own_seat
+from executor.launch.hosts import bind, is_model, used_slots
 from tests.executor.planned import make_plan
 
 H100 = Gpu(name="NVIDIA H100 80GB HBM3", memory_bytes=80 * 2**30, free_bytes=79 * 2**30)

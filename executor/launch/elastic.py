@@ -1,6 +1,8 @@
 """The ranks of a plan under `torchrun`: which rank a process is comes from its host and local rank alone.
 
-    torchrun … --module executor.elastic plan.json --host h1 --hosts h1,h2        (`executor launch` prints the lines)
+    torchrun … --module executor.launch.elastic plan.json --host h1 --hosts h1,h2
+
+`executor launch` prints these lines.
 
 torchrun gives the meeting store (MASTER_ADDR, MASTER_PORT) and LOCAL_RANK; its global RANK is only used to post what
 this host has. All processes read all posts, bind hosts to slots of their class the same way, and so agree. Without
@@ -21,12 +23,12 @@ from typing import Any
 import click
 
 from cost_models.errors import InputError
-from executor import admission
-from executor.binding import Binding, Seat, bind
 from executor.discovery import Gpu, Host, discover
-from executor.run_folder import Spec
-from executor.settings import merge
-from executor.worker import compute, kind_of, one_line
+from executor.launch import requirements
+from executor.launch.hosts import Binding, Seat, bind
+from executor.launch.run_folder import Spec
+from executor.launch.settings import merge
+from executor.launch.worker import compute, kind_of, one_line
 from planner.plan_file import Plan
 
 
@@ -68,8 +70,8 @@ def _run(
     binding = _agreed(plan, store, here, host or here.name, hosts)
     seat = own_seat(binding, host or here.name, local_rank)
     problems = [
-        *admission.unsupported(plan),
-        *admission.differences(plan, here, seat.slot, len(binding.on(seat.host))),
+        *requirements.unsupported(plan),
+        *requirements.differences(plan, here, seat.slot, len(binding.on(seat.host))),
     ]
     if problems:
         raise InputError(f"{plan_path} does not run on {seat.host}: " + "; ".join(problems))

@@ -7,8 +7,8 @@ import pytest
 from cost_models import Cluster, Model, Strategy
 from cost_models.errors import InputError
 from cost_models.workload import Precision
-from executor.admission import unsupported
-from executor.settings import merge
+from executor.launch.requirements import unsupported
+from executor.launch.settings import merge
 from tests.executor.planned import FP32, make_plan
 
 ONE = Strategy(data=1)

@@ -32,7 +32,7 @@ from longvila.sharding import Batch
 from longvila.weights import plain_parameters
 
 if TYPE_CHECKING:
-    from executor.measuring import Bench
+    from executor.measure.measuring import Bench
 
 TOKENS = 32  # of a rank: the kernels' share is small, and priced
 LEAST_S = 1e-6

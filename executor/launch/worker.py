@@ -3,9 +3,9 @@
     launcher ── host process (imports once) ── fork ── rank 0, 1, …        gloo on Linux
              └─ one process per rank                                       NCCL, other systems
 
-Started as `python -m executor.worker RUN_DIR 0,1 PARENT_PID LISTEN_FD`. The ranks meet at a TCPStore of rank 0, with a
-time limit. A rank that fails records why (`run_folder`), writes the traceback to its log and leaves at once: 2 for a
-user's mistake, 1 otherwise. Nothing outlives its parent (`orphans`).
+Started as `python -m executor.launch.worker RUN_DIR 0,1 PARENT_PID LISTEN_FD`. The ranks meet at a TCPStore of rank 0,
+with a time limit. A rank that fails records why (`run_folder`), writes the traceback to its log and leaves at once: 2
+for a user's mistake, 1 otherwise. Nothing outlives its parent (`orphans`).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from executor.orphans import die_with_parent
-from executor.run_folder import FAILED, RunFolder, Spec
+from executor.launch.orphans import die_with_parent
+from executor.launch.run_folder import FAILED, RunFolder, Spec
 
 if TYPE_CHECKING:
     import torch
@@ -77,7 +77,7 @@ def make_sharding(plan: Plan, rank: int, device: torch.device) -> ContextShardin
 def job_main(name: str) -> Callable[[Any], None]:
     """The `main` of a job module; one that is not there is the user's mistake."""
     from cost_models.errors import InputError
-    from executor.settings import check_job
+    from executor.launch.settings import check_job
 
     check_job(name)
     if os.getcwd() not in sys.path:

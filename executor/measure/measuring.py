@@ -25,8 +25,8 @@ from torch import Tensor
 
 from cost_models.curves.samples import Sample
 from cost_models.timing.collectives import wire_bytes
-from executor import kernel
-from executor.framework_steps import context_groups, framework_samples
+from executor.measure.framework_steps import context_groups, framework_samples
+from executor.mmsp import kernel
 from longvila.job import Job
 
 GEMMS = ((64, 128, 128), (256, 128, 128), (256, 256, 128), (1024, 128, 128), (128, 128, 1024), (1024, 256, 128),

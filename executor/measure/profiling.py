@@ -30,12 +30,12 @@ from cost_models.pricing import price
 from cost_models.profile import VERSION, Profile
 from cost_models.strategy import Strategy
 from cost_models.workload import Precision, Workload
-from executor import launch
 from executor.discovery import cores, discover
+from executor.launch import launch
 from planner.files import check_target, write_whole
 from planner.plan_file import Plan, Simulated
 
-JOB = "executor.measuring"
+JOB = "executor.measure.measuring"
 MOST_CPU_RANKS = 16
 
 

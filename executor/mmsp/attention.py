@@ -19,9 +19,9 @@ from transformers import AttentionInterface
 
 from cost_models.errors import InputError
 from cost_models.step.heads import HeadSplit, Share
-from executor.exchange import Exchange
-from executor.layout import Layout, Tile
-from executor.ring import RingWork, ring_backward, ring_forward
+from executor.mmsp.exchange import Exchange
+from executor.mmsp.layout import Layout, Tile
+from executor.mmsp.ring import RingWork, ring_backward, ring_forward
 
 NAME = "mm_sp"
 _REFUSED = ("sliding_window", "softcap", "position_bias", "s_aux")

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cost_models.errors import InputError
-from executor.binding import gpus_needed, used_slots
-from executor.preview import DEFAULT_PORT, job_arguments
+from executor.launch.dry_run import DEFAULT_PORT, job_arguments
+from executor.launch.hosts import gpus_needed, used_slots
 from planner.files import write_whole
 
 if TYPE_CHECKING:
-    from executor.launch import Launch
+    from executor.launch.launch import Launch
 
 
 def script(launch: Launch) -> str:

@@ -22,8 +22,8 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 from cost_models.errors import InputError
-from executor import kernel
-from executor.exchange import Exchange
+from executor.mmsp import kernel
+from executor.mmsp.exchange import Exchange
 
 _SPARE = 64  # tokens by which a full shard grows at least; else an eighth
 

@@ -23,9 +23,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from cost_models.errors import InputError
-from executor.admission import unsupported
-from executor.footprint import Footprint
-from executor.worker import make_sharding
+from executor.check.footprint import Footprint
+from executor.launch.requirements import unsupported
+from executor.launch.worker import make_sharding
 from longvila.config import LongVilaConfig, load_config
 from longvila.optimizer import Optimizer
 from longvila.sharding import Batch, Sharding

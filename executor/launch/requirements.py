@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from cost_models.errors import InputError
 from cost_models.units import show_bytes
-from executor.binding import gpus_needed, is_model
 from executor.discovery import Host
+from executor.launch.hosts import gpus_needed, is_model
 from planner.plan_file import Plan
 
 RING_KINDS = ("zigzag", "contiguous")

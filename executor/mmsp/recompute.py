@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cost_models.errors import InputError
-from executor.attention import Kept, MmSp
+from executor.mmsp.attention import Kept, MmSp
 
 POLICIES = ("none", "mlp", "all_but_attention", "full")
 

@@ -1,0 +1,1 @@
+"""`executor profile`: measures kernels, collectives and framework time of this machine."""
