@@ -1,8 +1,11 @@
-"""One reader from plain data (YAML, JSON) to frozen dataclasses: exact types, no unknown keys, no coercion.
+"""One reader from files (YAML, JSON) to frozen dataclasses: exact types, no unknown keys, no coercion.
 
-A fault names the path of the key and, for an unknown key, the nearest known one:
-    cluster.yaml: nodes[0].nics.cuont is unknown; did you mean count? (legal: count, bytes_per_s, latency_s)
+A fault is an InputError that names the file, the path of the key, the value, and what is legal:
+    cluster.yaml.nodes[0].nics.cuont is unknown; did you mean count? (legal: count, bytes_per_s, latency_s)
 Fields whose name ends in _bytes, _bytes_per_s or _s may be written with a unit ("80 GiB", "400 Gbit/s", "5 us").
+A key that is given twice, an alias, a tag, nesting below `MOST_DEPTH`, an endless number, NaN, infinity and characters
+that hide or reorder text are refused while the text is parsed, before anything is built from it. YAML is that of its
+core schema (version 1.2): 1e9 is a number, `yes` and 2024-01-01 are texts.
 """
 
 from __future__ import annotations
@@ -10,23 +13,40 @@ from __future__ import annotations
 import difflib
 import json
 import math
-import types
-import typing
-from collections.abc import Mapping
-from dataclasses import MISSING, Field, fields, is_dataclass
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import Field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
+
+import msgspec
+import yaml
+from msgspec import inspect
 
 from cost_models.errors import InputError
 from cost_models.units import parse_bytes, parse_rate, parse_seconds
 
 T = TypeVar("T")
-MAX_FILE_BYTES = 256 * 2**20
+MAX_FILE_BYTES = 128 * 2**20
 """A plan of 100,000 GPUs is about 10 MB; anything above this is not ours and is not read into memory."""
+MAX_YAML_CHARACTERS = 2**20
+MOST_DEPTH = 32
+MOST_DIGITS = 30
+MOST_WHOLE = 2**63 - 1
 
 OPTIONAL: Mapping[str, Any] = MappingProxyType({"optional": True})
 """Metadata of a field that files leave out where it has its default: those who do not use it see no change."""
+
+_HIDDEN = "\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u200e\u200f\u202a-\u202e\u2066-\u2069"
+_HIDDEN_TEXT = re.compile(f"[{_HIDDEN}]")
+_HIDDEN_JSON = re.compile(rf"[{_HIDDEN}]|\\u(?:00(?:0[0-8bcBCeEfF]|1|7[fF])|200[eEfF]|202[a-eA-E]|206[6-9])")
+_WHOLE = re.compile(r"[-+]?[0-9]+\Z")
+_NUMBER = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?\Z")
+_NOT_FINITE = re.compile(r"[-+]?\.(?:inf|Inf|INF)\Z|\.(?:nan|NaN|NAN)\Z")
+_WORDS = {"": None, "~": None, **dict.fromkeys(("null", "Null", "NULL"))}
+_WORDS |= {word: word.lower() == "true" for word in ("true", "True", "TRUE", "false", "False", "FALSE")}
 
 
 def read_text(path: str | Path, what: str) -> str:
@@ -45,21 +65,108 @@ def read_text(path: str | Path, what: str) -> str:
 
 def read_json(path: str | Path, what: str) -> dict[str, Any]:
     """A JSON object from a file; truncated or other content, NaN and infinity too, is an InputError."""
-    text = read_text(path, what)
-    try:
-        data = json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{what} {str(path)!r} is not valid JSON: {error}") from error
+    data = parse_json(read_text(path, what), f"{what} {str(path)!r}")
     if not isinstance(data, dict):
         raise InputError(f"{what} {str(path)!r} holds a {type(data).__name__}, not a JSON object")
     return data
+
+
+def parse_json(text: str, where: str) -> Any:
+    """Plain data from JSON text; `where` opens the message of every fault."""
+    try:
+        hidden = _HIDDEN_JSON.search(text)
+        if hidden:
+            raise ValueError(f"the character {hidden[0]!a} at {hidden.start()} hides or reorders text")
+        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique)
+    except RecursionError:
+        raise InputError(f"{where} is not valid JSON: it nests too deeply") from None
+    except ValueError as error:
+        raise InputError(f"{where} is not valid JSON: {error}") from error
 
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON")
 
 
-def nearest(name: str, legal: typing.Iterable[str]) -> str:
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    data = dict(pairs)
+    if len(data) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)} is given twice")
+    return data
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Plain data (dict, list, text, number, true or false, None) from one YAML document."""
+    if len(text) > MAX_YAML_CHARACTERS:
+        raise InputError(f"{where} has {len(text):,} characters; at most {MAX_YAML_CHARACTERS:,} are read")
+    events = yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    try:
+        next(events)  # the stream
+        if isinstance(next(events), yaml.StreamEndEvent):
+            return None
+        data = _node(next(events), events, 0)
+        next(events)  # the document's end
+        if not isinstance(next(events), yaml.StreamEndEvent):
+            raise yaml.YAMLError("it holds several documents; give one")
+        return data
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(f"{where} is not valid YAML: {' '.join(str(error).split())[:200]}") from None
+
+
+def _node(event: Any, events: Iterator[Any], depth: int) -> Any:
+    """The data that starts with `event`; its further events are taken from `events`."""
+    if isinstance(event, yaml.AliasEvent):
+        raise yaml.YAMLError("aliases (*name) are not read; write the value out")
+    if event.tag is not None:
+        raise yaml.YAMLError(f"the tag {event.tag} is not read; leave it out")
+    if isinstance(event, yaml.ScalarEvent):
+        return _text(event.value) if event.style else _scalar(event.value)
+    if depth == MOST_DEPTH:
+        raise yaml.YAMLError(f"it nests deeper than {MOST_DEPTH} levels")
+    if isinstance(event, yaml.SequenceStartEvent):
+        items = []
+        while not isinstance(event := next(events), yaml.SequenceEndEvent):
+            items.append(_node(event, events, depth + 1))
+        return items
+    values: dict[Any, Any] = {}
+    while not isinstance(event := next(events), yaml.MappingEndEvent):
+        if not isinstance(event, yaml.ScalarEvent):
+            raise yaml.YAMLError("a key must be a text")
+        key = _node(event, events, depth)
+        if key in values:
+            raise yaml.YAMLError(f"the key {key} is given twice")
+        values[key] = _node(next(events), events, depth + 1)
+    return values
+
+
+def _text(value: str) -> str:
+    hidden = _HIDDEN_TEXT.search(value)
+    if hidden:
+        raise yaml.YAMLError(f"the text {value!a:.60} holds {hidden[0]!a}, which hides or reorders text")
+    return value
+
+
+def _scalar(value: str) -> Any:
+    """What unquoted text means in YAML's core schema.
+
+    >>> [_scalar(text) for text in ("8", "1e9", "true", "", "yes", "0x10")]
+    [8, 1000000000.0, True, None, 'yes', '0x10']
+    """
+    if value in _WORDS:
+        return _WORDS[value]
+    if _WHOLE.match(value):
+        if len(value) > MOST_DIGITS:
+            raise yaml.YAMLError(f"a number of {len(value):,} digits is not read; at most {MOST_DIGITS}")
+        return int(value)
+    if _NUMBER.match(value):
+        return float(value)
+    if _NOT_FINITE.match(value):
+        raise yaml.YAMLError(f"{value} is not a finite number")
+    return _text(value)
+
+
+def nearest(name: str, legal: Iterable[str]) -> str:
     """A hint for a mistyped name: `did you mean X? (legal: …)`.
 
     >>> nearest("ulyses", ["data", "ring", "ulysses"])
@@ -72,24 +179,9 @@ def nearest(name: str, legal: typing.Iterable[str]) -> str:
 
 
 def read(cls: type[T], data: object, where: str) -> T:
-    """An instance of the dataclass `cls` from a mapping; `where` names the file or key for error messages."""
-    if not isinstance(data, Mapping):
-        raise InputError(f"{where} must hold keys and values, not {_show(data)}")
-    known = {field.name: field for field in fields(cls) if field.init}  # type: ignore[arg-type]
-    hints = typing.get_type_hints(cls)
-    for key in data:
-        if key not in known:
-            raise InputError(f"{where}.{key} is unknown; {nearest(str(key), known)}")
-    values = {}
-    for name, field in known.items():
-        if name in data:
-            values[name] = _value(hints[name], data[name], f"{where}.{name}")
-        elif field.default is MISSING and field.default_factory is MISSING:
-            raise InputError(f"{where}.{name} is missing")
-    try:
-        return cls(**values)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from error
+    """An instance of the dataclass `cls` from plain data; `where` names the file or key for error messages."""
+    built: T = _build(_kind(cls), data, where)  # type: ignore[arg-type]  # classes are hashable
+    return built
 
 
 def plain(value: object) -> Any:
@@ -108,62 +200,113 @@ def _left_out(field: Field[Any], value: object) -> bool:
     return bool(field.metadata.get("optional")) and bool(getattr(value, field.name) == field.default)
 
 
+@cache
+def _kind(cls: type) -> inspect.Type:
+    """The types of a dataclass's fields, as msgspec reads its annotations."""
+    return inspect.type_info(cls)
+
+
 def _show(data: object) -> str:
     text = repr(data)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _value(hint: Any, data: object, where: str) -> Any:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return data
-    if origin in (typing.Union, types.UnionType):
-        if data is None and type(None) in args:
+def _build(kind: inspect.Type, data: Any, where: str) -> Any:
+    if isinstance(kind, inspect.IntType | inspect.FloatType):
+        return _number(kind, data, where)
+    if isinstance(kind, inspect.UnionType):
+        if data is None and kind.includes_none:
             return None
-        return _value(next(arg for arg in args if arg is not type(None)), data, where)
-    if origin is typing.Literal:
-        if data not in args:
-            raise InputError(f"{where}: {_show(data)} is not one of {', '.join(map(str, args))}")
+        return _build(next(one for one in kind.types if not isinstance(one, inspect.NoneType)), data, where)
+    if isinstance(kind, inspect.VarTupleType | inspect.TupleType):
+        return _tuple(kind, data, where)
+    if isinstance(kind, inspect.LiteralType):
+        if data not in kind.values:
+            raise InputError(f"{where}: {_show(data)} is not one of {', '.join(map(str, kind.values))}")
         return data
-    if origin is tuple:
-        return _tuple(args, data, where)
-    if origin is not None and issubclass(origin, Mapping):
-        if not isinstance(data, Mapping):
-            raise InputError(f"{where} must hold keys and values, not {_show(data)}")
-        return {str(key): _value(args[1], value, f"{where}.{key}") for key, value in data.items()}
-    if is_dataclass(hint):
-        return read(typing.cast("type[Any]", hint), data, where)
-    return _scalar(hint, data, where)
-
-
-def _tuple(args: tuple[Any, ...], data: object, where: str) -> tuple[Any, ...]:
-    if not isinstance(data, list | tuple):
-        raise InputError(f"{where} must be a list, not {_show(data)}")
-    if len(args) == 2 and args[1] is Ellipsis:
-        return tuple(_value(args[0], item, f"{where}[{i}]") for i, item in enumerate(data))
-    if len(data) != len(args):
-        raise InputError(f"{where} must have {len(args)} entries, not {len(data)}")
-    return tuple(_value(arg, item, f"{where}[{i}]") for i, (arg, item) in enumerate(zip(args, data, strict=True)))
-
-
-def _scalar(hint: Any, data: object, where: str) -> Any:
-    if isinstance(data, str) and hint in (int, float):
-        name = where.rsplit(".", 1)[-1]
-        if name.endswith("bytes_per_s"):
-            data = parse_rate(data, where)
-        elif name.endswith("_bytes"):
-            data = parse_bytes(data, where)
-        elif name.endswith("_s"):
-            data = parse_seconds(data, where)
-    if hint is float and isinstance(data, int | float) and not isinstance(data, bool):
-        if not math.isfinite(data):
-            raise InputError(f"{where}: {data} is not finite")
-        return float(data)
-    if hint is int and isinstance(data, float) and data.is_integer():
-        data = int(data)
-    if not isinstance(data, hint) or (isinstance(data, bool) and hint is not bool):
-        raise InputError(f"{where}: {_show(data)} is not {_ARTICLE.get(hint, hint)}")
+    if isinstance(kind, inspect.DictType):
+        return {str(k): _build(kind.value_type, value, f"{where}.{k}") for k, value in _mapping(data, where).items()}
+    if isinstance(kind, inspect.DataclassType):
+        return _dataclass(kind, _mapping(data, where), where)
+    if not isinstance(kind, inspect.AnyType):
+        wanted, name = (bool, "true or false") if isinstance(kind, inspect.BoolType) else (str, "a text")
+        if not isinstance(data, wanted):
+            raise InputError(f"{where}: {_show(data)} is not {name}")
     return data
 
 
-_ARTICLE = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+def _mapping(data: object, where: str) -> Mapping[Any, Any]:
+    if not isinstance(data, Mapping):
+        raise InputError(f"{where} must hold keys and values, not {_show(data)}")
+    return data
+
+
+def _dataclass(kind: inspect.DataclassType, data: Mapping[Any, Any], where: str) -> Any:
+    known = {field.name: field for field in kind.fields}
+    for key in data:
+        if key not in known:
+            raise InputError(f"{where}.{key} is unknown; {nearest(str(key), known)}")
+    values = {}
+    for name, field in known.items():
+        if name in data:
+            values[name] = _build(field.type, data[name], f"{where}.{name}")
+        elif field.required:
+            raise InputError(f"{where}.{name} is missing")
+    try:
+        return kind.cls(**values)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def _tuple(kind: inspect.VarTupleType | inspect.TupleType, data: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(data, list | tuple):
+        raise InputError(f"{where} must be a list, not {_show(data)}")
+    if isinstance(kind, inspect.VarTupleType):
+        return tuple([_build(kind.item_type, item, f"{where}[{i}]") for i, item in enumerate(data)])
+    if len(data) != len(kind.item_types):
+        raise InputError(f"{where} must have {len(kind.item_types)} entries, not {len(data)}")
+    return tuple([_build(kind.item_types[i], item, f"{where}[{i}]") for i, item in enumerate(data)])
+
+
+def _number(kind: inspect.IntType | inspect.FloatType, data: Any, where: str) -> int | float:
+    if isinstance(data, str):
+        data = _with_unit(data, where)
+    if isinstance(data, bool) or not isinstance(data, int | float):
+        name = "a whole number" if isinstance(kind, inspect.IntType) else "a number"
+        raise InputError(f"{where}: {_show(data)} is not {name}")
+    if not math.isfinite(data) if isinstance(data, float) else not -MOST_WHOLE <= data <= MOST_WHOLE:
+        raise InputError(f"{where}: {_show(data)} must be finite, and whole numbers within 2^63")
+    if isinstance(kind, inspect.FloatType):
+        data = float(data)
+    elif isinstance(data, float):
+        if not data.is_integer():
+            raise InputError(f"{where}: {_show(data)} is not a whole number")
+        data = int(data)
+    if (kind.ge is not None and data < kind.ge) or (kind.gt is not None and data <= kind.gt):
+        raise InputError(f"{where}: {_show(data)} is below its minimum" + _least(kind))
+    if kind.le is not None and data > kind.le:
+        raise InputError(f"{where}: {_show(data)} is above its maximum of {kind.le}")
+    number: int | float = data
+    return number
+
+
+def _least(kind: inspect.IntType | inspect.FloatType) -> str:
+    return f" of {kind.ge:g}" if kind.ge is not None else f": it must be above {kind.gt:g}"
+
+
+def _with_unit(text: str, where: str) -> Any:
+    name = where.rpartition(".")[2]
+    if name.endswith("bytes_per_s"):
+        return parse_rate(text, where)
+    if name.endswith("_bytes"):
+        return parse_bytes(text, where)
+    return parse_seconds(text, where) if name.endswith("_s") else text
+
+
+def schema(cls: type) -> dict[str, Any]:
+    """The JSON Schema of a dataclass, which refuses unknown keys as `read` does."""
+    described = msgspec.json.schema(cls)
+    for part in described["$defs"].values():
+        if "properties" in part:
+            part["additionalProperties"] = False
+    return described

@@ -16,11 +16,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers import AutoConfig, PretrainedConfig, SiglipVisionConfig
 
 from longvila.job import JobError
-from longvila.settings import read_settings
+from longvila.settings import read_settings, read_yaml
 
 TOKENIZERS = ("byte", "folder")
 
@@ -96,13 +95,9 @@ def load_config(name: str, rope_theta: float | None = None) -> LongVilaConfig:
             raise JobError(f"model: {name} cannot be read: {fault}") from None
     else:
         raise JobError(f"model: {name!r} is neither a preset ({', '.join(presets())}) nor a YAML file")
-    try:
-        given = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as fault:
-        raise JobError(f"model: {name} is not YAML: {' '.join(str(fault).split())}") from None
-    if not isinstance(given, Mapping):
-        raise JobError(f"model: {name} holds no mapping of settings")
-    return with_rope_theta(read_settings(LongVilaConfig, given, f"model {name}"), rope_theta)
+    return with_rope_theta(
+        read_settings(LongVilaConfig, read_yaml(text, f"model: {name}"), f"model {name}"), rope_theta
+    )
 
 
 def with_rope_theta(config: LongVilaConfig, rope_theta: float | None) -> LongVilaConfig:

@@ -16,14 +16,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from longvila.assemble import build_writer, model_config
 from longvila.dataset import Cursor, Row
 from longvila.job import JobError
-from longvila.settings import read_settings
+from longvila.settings import read_settings, read_yaml
 from longvila.train import TrainSettings, make_rows
 
 
@@ -61,12 +60,10 @@ def main(arguments: Sequence[str]) -> int:
         if len(arguments) != 1:
             raise JobError("usage: python -m longvila.lengths train.yaml")
         try:
-            given = yaml.safe_load(Path(arguments[0]).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as fault:
+            text = Path(arguments[0]).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as fault:
             raise JobError(f"{arguments[0]}: cannot be read ({' '.join(str(fault).split())[:200]})") from None
-        if not isinstance(given, Mapping):
-            raise JobError(f"{arguments[0]}: holds no settings as `key: value` lines")
-        print(first_epoch(given, arguments[0]))
+        print(first_epoch(read_yaml(text, arguments[0]), arguments[0]))
     except JobError as error:
         print(f"longvila: {error}", file=sys.stderr)
         return 2

@@ -1,86 +1,90 @@
-"""One strict reader for settings: a mapping (YAML, `--set`) becomes a frozen dataclass, or one clear line says why not.
+"""One strict reader for settings: YAML, or a mapping, becomes a frozen dataclass, or one clear line says why not.
 
-    {"steps": 20, "lr": "1e-3"}  --read_settings(TrainSettings)-->  TrainSettings(steps=20, lr=0.001, …)
+    {"steps": 20, "lr": 1e-3}  --read_settings(TrainSettings)-->  TrainSettings(steps=20, lr=0.001, …)
 
-Unknown keys are refused with the nearest known name, wrong types with the value and the type wanted. Handles the
-field types int, float, bool, str, tuple of them, Mapping, and `X | None`; a dataclass checks its own ranges in
-`__post_init__` by raising `JobError`. Leaves out nested dataclasses: settings are flat.
+msgspec checks the types; this module names what is wrong: an unknown key with the nearest known name, a wrong type
+with the value and the type wanted. A dataclass checks its own ranges in `__post_init__` by raising `JobError`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import types
-import typing
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 from typing import Any, TypeVar
+
+import msgspec
+import yaml
 
 from longvila.job import JobError
 
 Settings = TypeVar("Settings")
+MOST_DEPTH = 32
+_WRONG = {"int": "is not a whole number", "float": "is not a number", "bool": "is neither true nor false"}
+_WRONG |= {"str": "is not text", "array": "is not a list", "object": "is not a mapping"}
 
 
 def read_settings(kind: type[Settings], given: Mapping[str, Any], where: str) -> Settings:
     """`given` as a `kind`; `where` opens the message of every fault (a file or "settings")."""
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    known = f"known: {', '.join(fields)}"
     for key in given:
         if key not in fields:
-            raise JobError(f"{where}: unknown setting {key!r}{_nearest(str(key), fields)}; known: {', '.join(fields)}")
-    hints = typing.get_type_hints(kind)
-    values = {key: _convert(value, hints[key], f"{where}: {key}") for key, value in given.items()}
-    missing = [
-        name
-        for name, field in fields.items()
-        if name not in values and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    ]
-    if missing:
-        raise JobError(f"{where}: missing setting {missing[0]!r}; known: {', '.join(fields)}")
-    return kind(**values)
+            close = difflib.get_close_matches(str(key), fields, n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise JobError(f"{where}: unknown setting {key!r}{hint}; {known}")
+    try:
+        return msgspec.convert(dict(given), kind)
+    except msgspec.ValidationError as fault:
+        if isinstance(fault.__cause__, JobError):
+            raise fault.__cause__ from None
+        missing = re.match(r"Object missing required field `(\w+)`", str(fault))
+        if missing:
+            raise JobError(f"{where}: missing setting {missing[1]!r}; {known}") from None
+        raise JobError(f"{where}: {_wrong_type(str(fault), given)}") from None
 
 
-def _nearest(key: str, known: Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(key, known, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+def _wrong_type(fault: str, given: Mapping[str, Any]) -> str:
+    """msgspec's "Expected `int | null`, got `str` - at `$.steps`" in this module's words."""
+    match = re.match(r"Expected `(\w+)[^`]*`.* - at `\$\.(\w+)(?:\[(\d+)\])?", fault)
+    if match is None:
+        return fault
+    value = given[match[2]] if match[3] is None else given[match[2]][int(match[3])]
+    return f"{match[2]}: {value!r} {_WRONG.get(match[1], f'is no {match[1]}')}"
 
 
-def _convert(value: Any, hint: Any, where: str) -> Any:
-    origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType):
-        options = typing.get_args(hint)
-        if value is None and type(None) in options:
-            return None
-        return _convert(value, next(option for option in options if option is not type(None)), where)
-    if origin is tuple:
-        if not isinstance(value, Sequence) or isinstance(value, str):
-            raise JobError(f"{where}: {value!r} is not a list")
-        return tuple(_convert(item, typing.get_args(hint)[0], where) for item in value)
-    if origin is not None and issubclass(origin, Mapping):
-        if not isinstance(value, Mapping):
-            raise JobError(f"{where}: {value!r} is not a mapping")
-        return dict(value)
-    return _scalar(value, hint, where)
+class _Loader(yaml.SafeLoader):
+    """YAML without aliases, repeated keys and deep nesting; 1e-3 is a number."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent) or self.depth == MOST_DEPTH:
+            raise yaml.YAMLError(f"aliases (*name) and more than {MOST_DEPTH} levels are not read")
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        values = super().construct_mapping(node, deep)
+        if len(values) < len(node.value):
+            raise yaml.YAMLError(f"a key of {', '.join(map(str, values))} is given twice")
+        return values
 
 
-def _scalar(value: Any, hint: Any, where: str) -> Any:
-    if hint is bool:
-        if isinstance(value, bool):
-            return value
-        raise JobError(f"{where}: {value!r} is neither true nor false")
-    if isinstance(value, bool) and hint in (int, float):
-        raise JobError(f"{where}: {value!r} is not a number")
-    if hint is int:
-        if isinstance(value, int):
-            return value
-        raise JobError(f"{where}: {value!r} is not a whole number")
-    if hint is float:
-        # YAML reads 1e-3 as text; a number written so is a number to whoever wrote it
-        try:
-            return float(value)
-        except (TypeError, ValueError):
-            raise JobError(f"{where}: {value!r} is not a number") from None
-    if hint is str:
-        if isinstance(value, str):
-            return value
-        raise JobError(f"{where}: {value!r} is not text")
-    return value
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+\Z"), list("-+0123456789")
+)
+
+
+def read_yaml(text: str, where: str) -> dict[str, Any]:
+    """The settings of a YAML text; anything but `key: value` lines is a JobError."""
+    try:
+        given = yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, OverflowError) as fault:
+        raise JobError(f"{where} is not YAML: {' '.join(str(fault).split())[:200]}") from None
+    if not isinstance(given, dict) or not all(isinstance(key, str) for key in given):
+        raise JobError(f"{where} holds no settings as `key: value` lines")
+    return given

@@ -5,6 +5,7 @@ Every fault is one line that names the flag, the value and the legal values.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,7 +14,7 @@ import click
 
 from cost_models import strict
 from cost_models.errors import InputError
-from cost_models.hardware.cluster import Cluster
+from cost_models.hardware.cluster import MAX_GPUS, Cluster
 from cost_models.models.model import Model
 from cost_models.profile import Profile
 from cost_models.strategy import RECOMPUTES, LayerRange, Strategy
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 PINS = (*(field.name for field in fields(Strategy) if field.name != "layers"), "recompute")
 
+MOST_WHOLE = 2**31
 ANY_TOKENS = 1024
 """Stands in where the length itself is asked for."""
 
@@ -71,7 +73,7 @@ def question(given: Mapping[str, Any], any_length: bool = False) -> Question:
     """Reads the shared options; `any_length`: the context may be left out, and is then ANY_TOKENS (or the frames')."""
     frames = whole(given["frames"], "--frames", least=0)
     batch = whole(given["batch"], "--batch")
-    gpus = whole(given["gpus"], "--gpus") if given["gpus"] is not None else None
+    gpus = whole(given["gpus"], "--gpus", most=MAX_GPUS) if given["gpus"] is not None else None
     if given["ctx"] is None and not frames and not any_length:
         raise InputError("--ctx is missing: give the context length, such as 128K or 2M (or --frames N)")
     tokens = parse_tokens(given["ctx"]) if given["ctx"] is not None else 0 if frames else ANY_TOKENS
@@ -148,14 +150,14 @@ def precision(name: str | None, cluster: Cluster) -> Precision:
     return Precision(param=chosen)  # type: ignore[arg-type]
 
 
-def whole(text: object, flag: str, least: int = 1) -> int:
-    """A whole number of at least `least`."""
-    try:
-        value = int(str(text))
-    except ValueError:
-        value = least - 1
-    if value < least or value > 2**31:
-        raise InputError(f"{flag} {str(text)!r} is not a whole number of at least {least}")
+def whole(text: object, flag: str, least: int = 1, most: int = MOST_WHOLE) -> int:
+    """A whole number of `least` to `most`, written in plain digits."""
+    written = str(text).strip()
+    value = int(written) if re.fullmatch(r"[-+]?[0-9]{1,30}", written) else None
+    if value is None or value < least:
+        raise InputError(f"{flag} {written[:40]!r} is not a whole number of at least {least}")
+    if value > most:
+        raise InputError(f"{flag} {written[:40]} is above {most:,}, the most that can be planned")
     return value
 
 

@@ -13,15 +13,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from cost_models import strict
 from cost_models.cost import StepCost
 from cost_models.errors import InputError
-from cost_models.hardware.cluster import Cluster
+from cost_models.hardware.cluster import MAX_GPUS, Cluster
 from cost_models.hardware.placement import Placement
 from cost_models.strategy import AXES, Strategy, rank_groups
 from cost_models.workload import Workload
@@ -30,6 +31,7 @@ from planner.files import write_whole
 VERSION = 1
 GROUP_AXES = (*AXES, "context", "shard", "replicate")
 SCHEMA = Path(__file__).parent / "schemas" / "plan.schema.json"
+"""The JSON Schema of `PlanFile`, for readers in other languages; a test compares."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,68 +126,108 @@ class Plan:
 
 _PRICED = ("seconds", "hidden_s", "sent_bytes", "model_flops", "executed_flops", "peak_flops", "tokens", "estimates")
 
+_KEPT = ("workload", "simulated", "objective", "chosen_by", "alternatives", "bound", "gap", "reproducible", "fixed")
+
 
 def _rest(cost: StepCost) -> dict[str, Any]:
     return {name: strict.plain(getattr(cost, name)) for name in _PRICED}
 
 
+Least = Annotated[float, Meta(ge=0)]
+Above = Annotated[float, Meta(gt=0)]
+Index = Annotated[int, Meta(ge=0, le=MAX_GPUS)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    capacity_bytes: Annotated[int, Meta(ge=0)]
+    parts: Mapping[str, Annotated[int, Meta(ge=0)]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Priced:
+    step_s: Above
+    seconds: Mapping[str, Least]
+    hidden_s: Mapping[str, Least]
+    sent_bytes: Mapping[str, Least]
+    model_flops: Least
+    executed_flops: Least
+    peak_flops: Above
+    tokens: Annotated[int, Meta(ge=1)]
+    estimates: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanFile:
+    """What plan.json holds, key by key."""
+
+    version: Literal[1]
+    objective: Literal["time", "memory", "gpu-hours"]
+    fixed: Mapping[str, str]
+    profile: str | None
+    cluster: Mapping[str, Any]  # its digest, and what `Cluster.from_dict` reads
+    workload: Workload
+    strategy: Strategy
+    memory: Memory
+    priced: Priced
+    simulated: Simulated
+    chosen_by: Literal["model", "simulator"]
+    alternatives: tuple[Alternative, ...]
+    bound: Least
+    gap: Least
+    reproducible: bool
+    ranks: tuple[tuple[Index, Index], ...]  # (slot, GPU) of each rank
+    frames: tuple[tuple[Annotated[int, Meta(ge=0)], Annotated[int, Meta(ge=0)]], ...]
+    groups: Mapping[str, tuple[tuple[Index, ...], ...]]
+
+
 def from_dict(data: Mapping[str, Any], where: str) -> Plan:
-    """Check schema and consistency, then build the plan."""
-    _check_schema(data, where)
-    described = dict(data["cluster"])
-    digest = described.pop("digest")
-    cluster = Cluster.from_dict(described, f"{where}: cluster")
-    if cluster.digest != digest:
-        raise InputError(f"{where}: cluster does not have the digest that the plan states; the file was changed")
-    workload = strict.read(Workload, data["workload"], f"{where}: workload")
-    strategy = strict.read(Strategy, data["strategy"], f"{where}: strategy")
-    strategy.check(workload.model)
-    places = np.array(data["ranks"], dtype=np.int64).reshape(-1, 2)
-    placement = Placement(slot_of_rank=places[:, 0], gpu_of_rank=places[:, 1])
-    placement.check(cluster, strategy.ranks)
-    priced = {**data["priced"], "estimates": tuple(data["priced"]["estimates"])}
-    stated: dict[str, Any] = {name: priced[name] for name in _PRICED}
-    cost = StepCost(
-        memory=data["memory"]["parts"],
-        capacity_bytes=data["memory"]["capacity_bytes"],
-        ranks=strategy.ranks,
-        **stated,
-    )
-    plan = Plan(
-        cluster=cluster,
-        workload=workload,
-        strategy=strategy,
-        placement=placement,
-        cost=cost,
-        simulated=strict.read(Simulated, data["simulated"], f"{where}: simulated"),
-        alternatives=tuple(
-            strict.read(Alternative, item, f"{where}: alternatives[{i}]") for i, item in enumerate(data["alternatives"])
-        ),
-        profile_digest=data["profile"],
-        **{name: data[name] for name in ("objective", "chosen_by", "bound", "gap", "reproducible", "fixed")},
-    )
-    _check_lists(plan, data, where)
-    return plan
-
-
-def _check_schema(data: Mapping[str, Any], where: str) -> None:
+    """Check every key and the consistency of all, then build the plan."""
     version = data.get("version")
     if version != VERSION:
         raise InputError(f"{where}: plan version {version!r} is not {VERSION}; plan again with this release")
-    import jsonschema
+    stated = strict.read(PlanFile, data, where)
+    described = dict(stated.cluster)
+    digest = described.pop("digest", None)
+    cluster = Cluster.from_dict(described, f"{where}: cluster")
+    if cluster.digest != digest:
+        raise InputError(f"{where}: cluster does not have the digest that the plan states; the file was changed")
+    strategy = stated.strategy
+    strategy.check(stated.workload.model)
+    places = np.array(stated.ranks, dtype=np.int64).reshape(-1, 2)
+    placement = Placement(slot_of_rank=places[:, 0], gpu_of_rank=places[:, 1])
+    placement.check(cluster, strategy.ranks)
+    cost = StepCost(
+        memory=stated.memory.parts,
+        capacity_bytes=stated.memory.capacity_bytes,
+        ranks=strategy.ranks,
+        **{name: getattr(stated.priced, name) for name in _PRICED},
+    )
+    plan = Plan(
+        cluster=cluster,
+        strategy=strategy,
+        placement=placement,
+        cost=cost,
+        profile_digest=stated.profile,
+        **{name: getattr(stated, name) for name in _KEPT},
+    )
+    _check_lists(plan, stated, where)
+    return plan
 
-    validator = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text(encoding="utf-8")))
-    error = jsonschema.exceptions.best_match(validator.iter_errors(data))
-    if error is not None:
-        key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path)
-        message = error.message if len(error.message) < 160 else error.message[:157] + "..."
-        raise InputError(f"{where}{key or ''}: {message}")
 
-
-def _check_lists(plan: Plan, data: Mapping[str, Any], where: str) -> None:
+def _check_lists(plan: Plan, stated: PlanFile, where: str) -> None:
     """The explicit lists must be the ones that the degrees give: an executor builds exactly these."""
+    if set(stated.groups) != set(plan.groups):
+        raise InputError(
+            f"{where}: groups has {', '.join(stated.groups)}; legal, and all needed: {', '.join(plan.groups)}"
+        )
     for axis, groups in plan.groups.items():
-        if data["groups"].get(axis) != groups.tolist():
+        if stated.groups.get(axis) != tuple(map(tuple, groups.tolist())):
             raise InputError(f"{where}: groups.{axis} is not what the degrees {plan.strategy.describe()} give")
-    if [tuple(span) for span in data["frames"]] != plan.frames:
+    if list(stated.frames) != plan.frames:
         raise InputError(f"{where}: frames are not spread evenly over the context group")
+
+
+def schema_text() -> str:
+    """The text of `SCHEMA`."""
+    return json.dumps(strict.schema(PlanFile), indent=1) + "\n"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -28,7 +29,7 @@ from cost_models.hardware.links import HOST_STAGED_SHARE, LINKS
 from cost_models.hardware.networks import HOST_STAGED_NIC_SHARE, NETWORKS, NetworkKind
 from cost_models.strict import plain
 
-_PRESETS = Path(__file__).parents[1] / "presets" / "clusters"
+PRESETS = Path(__file__).parents[1] / "presets" / "clusters"
 MAX_GPUS = 2**20
 MOST_NICS = 1024
 MOST_GPUS_PER_NODE = 1024
@@ -201,7 +202,7 @@ class Cluster:
 
             return local_cluster(gpus)
         if name in cls.presets():
-            return read_cluster(_PRESETS / f"{name}.yaml", name, nodes=nodes, gpus=gpus)
+            return read_cluster(PRESETS / f"{name}.yaml", name, nodes=nodes, gpus=gpus)
         if not Path(name).is_file():
             raise InputError(
                 f"--cluster {name!r} is neither a preset nor a YAML file; " + strict.nearest(name, cls.presets())
@@ -210,7 +211,7 @@ class Cluster:
 
     @staticmethod
     def presets() -> list[str]:
-        return [*sorted(path.stem for path in _PRESETS.glob("*.yaml")), "local"]
+        return [*sorted(path.stem for path in PRESETS.glob("*.yaml")), "local"]
 
     @staticmethod
     def about(preset: str) -> str:
@@ -223,7 +224,7 @@ class Cluster:
             return "this machine: its GPUs as the driver reports them, else its CPU cores"
         if preset not in Cluster.presets():
             raise InputError(f"cluster={preset!r} is no preset; {strict.nearest(preset, Cluster.presets())}")
-        return (_PRESETS / f"{preset}.yaml").read_text().partition("\n")[0].removeprefix("# ")
+        return (PRESETS / f"{preset}.yaml").read_text().partition("\n")[0].removeprefix("# ")
 
     @cached_property
     def gpus(self) -> int:
@@ -288,10 +289,10 @@ class Cluster:
 def _pieces(cluster: Cluster, changes: Mapping[int, Node]) -> list[tuple[int, Node]]:
     """(count, node) through all slots, cut at the changed ones."""
     pieces: list[tuple[int, Node]] = []
-    start = 0
+    start, changed = 0, sorted(changes)
     for run in cluster.runs:
         at = start
-        for slot in sorted(s for s in changes if start <= s < start + run.count):
+        for slot in changed[bisect_left(changed, start) : bisect_left(changed, start + run.count)]:
             if slot > at:
                 pieces.append((slot - at, run.node))
             pieces.append((1, changes[slot]))

@@ -12,17 +12,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cost_models import strict
 from cost_models.errors import InputError
-from cost_models.hardware.cluster import MAX_GPUS, Cluster, Fabric, Nics, Node, NodeRun, ScaleUp
+from cost_models.hardware.cluster import MAX_GPUS, PRESETS, Cluster, Fabric, Nics, Node, NodeRun, ScaleUp
 from cost_models.hardware.device import Device
+
+_SPAN = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
+MOST_RUNS = 10_000
+"""Runs of nodes in a file: one for each of 10,000 nodes that all differ."""
+MOST_OVERRIDDEN = 2**18
+"""Slots that all overrides of a file name together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +96,7 @@ class ClusterEntry:
 def read_cluster(path: Path, name: str, *, nodes: int | None = None, gpus: int | None = None) -> Cluster:
     """The cluster of a YAML file, cut or (one run without a fixed size) grown to `nodes` or `gpus`."""
     where = path.name
-    data = _yaml(path)
+    data = _preset(name) if path.parent == PRESETS else _load(path)
     if "base" in data:
         data = _on_base(data, where)
     entry = strict.read(ClusterEntry, data, where)
@@ -109,26 +116,30 @@ def read_cluster(path: Path, name: str, *, nodes: int | None = None, gpus: int |
     return _cut(cluster, nodes=count if sized else nodes, gpus=gpus)
 
 
-def _yaml(path: Path) -> dict[str, Any]:
-    text = strict.read_text(path, "--cluster")
-    if len(text) > 2**20:
-        raise InputError(f"--cluster {str(path)!r} has {len(text):,} characters; at most {2**20:,} are read")
-    try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise InputError(f"--cluster {str(path)!r}: YAML aliases are not allowed")
-        data = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"--cluster {str(path)!r} is not valid YAML: {' '.join(str(error).split())}") from error
+def _load(path: Path) -> dict[str, Any]:
+    where = f"--cluster {str(path)!r}"
+    data = strict.parse_yaml(strict.read_text(path, "--cluster"), where)
     if not isinstance(data, dict) or not isinstance(data.get("nodes", []), list):
-        raise InputError(f"--cluster {str(path)!r} must hold the keys nodes and fabric (or base)")
+        raise InputError(f"{where} must hold the keys nodes and fabric (or base)")
+    if len(data.get("nodes", ())) > MOST_RUNS:
+        raise InputError(
+            f"{where} lists {len(data['nodes']):,} runs of nodes; at most {MOST_RUNS:,} are read: join equal "
+            "neighbours with count"
+        )
     return data
+
+
+@cache
+def _preset(name: str) -> dict[str, Any]:
+    """A preset's plain data, read once; nobody changes it."""
+    return _load(PRESETS / f"{name}.yaml")
 
 
 def _on_base(data: Mapping[str, Any], where: str) -> dict[str, Any]:
     base = data["base"]
     if base not in Cluster.presets() or base == "local":
         raise InputError(f"{where}.base={base!r} is no preset; {strict.nearest(str(base), Cluster.presets())}")
-    preset = _yaml(Path(__file__).parents[1] / "presets" / "clusters" / f"{base}.yaml")
+    preset = _preset(base)
     merged = {**preset, **{key: value for key, value in data.items() if key not in ("base", "nodes")}}
     given = data.get("nodes") or [{}]
     if not all(isinstance(run, Mapping) for run in given):
@@ -157,24 +168,33 @@ def _wanted_nodes(runs: tuple[NodeRun, ...], sized: bool, nodes: int | None, gpu
     return max(1, gpus // each)
 
 
-def _slots(items: tuple[Any, ...], limit: int, where: str) -> list[int]:
-    slots: list[int] = []
+def _slots(items: tuple[Any, ...], limit: int, where: str) -> list[range]:
+    spans = []
     for item in items:
-        low, dash, high = str(item).partition("-")
-        if not low.isdigit() or (dash and not high.isdigit()):
-            raise InputError(f"{where}.slots: {item!r} is neither a slot nor a range such as 7-9")
-        first, last = int(low), int(high or low)
+        match = _SPAN.fullmatch(str(item))
+        if match is None:
+            raise InputError(f"{where}.slots: {str(item)[:40]!r} is neither a slot nor a range such as 7-9")
+        first, last = int(match[1]), int(match[2] or match[1])
         if first > last or last >= limit:
             raise InputError(f"{where}.slots: {item!r} is not within 0 to {limit - 1}")
-        slots.extend(range(first, last + 1))
-    return slots
+        spans.append(range(first, last + 1))
+    return spans
 
 
 def _changes(cluster: Cluster, overrides: tuple[Override, ...], where: str) -> dict[int, Node]:
+    """The node of each slot that an override names; later overrides change what earlier ones left."""
+    spans = [_slots(one.slots, cluster.slots, f"{where}.overrides[{i}]") for i, one in enumerate(overrides)]
+    named = sum(len(span) for each in spans for span in each)
+    if named > MOST_OVERRIDDEN:
+        raise InputError(f"{where}.overrides name {named:,} slots in all; at most {MOST_OVERRIDDEN:,} are read")
     changes: dict[int, Node] = {}
-    for i, override in enumerate(overrides):
-        for slot in _slots(override.slots, cluster.slots, f"{where}.overrides[{i}]"):
-            changes[slot] = override.apply(changes.get(slot, cluster.node(slot)))
+    for override, each in zip(overrides, spans, strict=True):
+        made: dict[int, tuple[Node, Node]] = {}  # one new node for all slots that shared the old one
+        for slot in chain.from_iterable(each):
+            node = changes.get(slot) or cluster.node(slot)
+            if id(node) not in made:
+                made[id(node)] = node, override.apply(node)
+            changes[slot] = made[id(node)][1]
     return changes
 
 

@@ -17,11 +17,10 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
-import yaml
-
+from cost_models import strict
 from cost_models.errors import InputError
+from cost_models.hardware.links import LINKS
 
 FOLDER = Path(__file__).parents[1] / "presets" / "devices"
 DTYPES = ("bf16", "fp16", "fp32", "fp8", "fp4")
@@ -44,7 +43,7 @@ class Device:
     peak_flops: Mapping[str, float]
     sms: int | None
     clock_hz: float | None
-    link: str  # what joins it to its neighbours in a node: a link of `collectives.LINKS`
+    link: str  # what joins it to its neighbours in a node: a name of `links.LINKS`
     source: str
     power_w: float | None = field(default=None, metadata={"optional": True})  # board power limit; none: unknown
     sustained_flops: float | None = field(default=None, metadata={"optional": True})
@@ -92,6 +91,8 @@ class Device:
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:
             raise InputError(f"{self.name}: architecture={self.architecture!r}; legal: {', '.join(ARCHITECTURES)}")
+        if self.link not in LINKS:
+            raise InputError(f"{self.name}: link={self.link!r} is unknown; {strict.nearest(self.link, LINKS)}")
         for name in ("memory_bytes", "memory_bytes_per_s"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{self.name}: {name}={getattr(self, name)} must be above 0 and finite")
@@ -112,36 +113,43 @@ class Device:
 
 @cache
 def _read(name: str) -> Device:
-    path = FOLDER / f"{name}.yaml"
     if name not in Device.names():
         near = [known for known in Device.names() if known.startswith(name.lower())]
         near = (near or difflib.get_close_matches(name.lower(), Device.names(), n=3, cutoff=0.5))[:3]
         hint = f"; nearest: {', '.join(near)}" if near else ""
         raise InputError(f"device={name!r} is unknown{hint}; legal: {', '.join(Device.names())}")
-    return from_mapping(yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)), name)
+    return read_device(strict.parse_yaml((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"), f"device {name}"), name)
 
 
-def from_mapping(raw: Mapping[str, Any], name: str) -> Device:
-    """A device from the preset's keys (sizes in GB, TB/s and TFLOP/s, as data sheets print them)."""
-    legal = ("architecture", "memory_gib", "memory_tb_per_s", "peak_tflops", "sms", "clock_mhz", "link", "source")
-    optional = ("power_w", "sustained_tflops")
-    for key in raw:
-        if key not in (*legal, *optional):
-            raise InputError(f"device {name}: unknown key {key!r}; legal: {', '.join((*legal, *optional))}")
-    for key in legal:
-        if key not in raw:
-            raise InputError(f"device {name}: key {key!r} is missing")
-    clock_mhz, power_w, sustained = raw["clock_mhz"], raw.get("power_w"), raw.get("sustained_tflops")
+@dataclass(frozen=True, kw_only=True)
+class _Sheet:
+    """A preset's file: sizes in GiB, TB/s and TFLOP/s, as data sheets print them."""
+
+    architecture: str
+    memory_gib: float
+    memory_tb_per_s: float
+    peak_tflops: Mapping[str, float]
+    sms: int | None
+    clock_mhz: float | None
+    link: str
+    source: str
+    power_w: float | None = None
+    sustained_tflops: float | None = None
+
+
+def read_device(data: object, name: str) -> Device:
+    """A device from the keys of a preset's file; a wrong one is an InputError that names the key."""
+    sheet = strict.read(_Sheet, data, f"device {name}")
     return Device(
         name=name,
-        architecture=raw["architecture"],
-        memory_bytes=round(raw["memory_gib"] * 2**30),
-        memory_bytes_per_s=raw["memory_tb_per_s"] * 1e12,
-        peak_flops=MappingProxyType({dtype: float(v) * 1e12 for dtype, v in raw["peak_tflops"].items()}),
-        sms=raw["sms"],
-        clock_hz=None if clock_mhz is None else clock_mhz * 1e6,
-        link=raw["link"],
-        source=raw["source"],
-        power_w=None if power_w is None else float(power_w),
-        sustained_flops=None if sustained is None else sustained * 1e12,
+        architecture=sheet.architecture,
+        memory_bytes=round(sheet.memory_gib * 2**30),
+        memory_bytes_per_s=sheet.memory_tb_per_s * 1e12,
+        peak_flops=MappingProxyType({dtype: tflops * 1e12 for dtype, tflops in sheet.peak_tflops.items()}),
+        sms=sheet.sms,
+        clock_hz=None if sheet.clock_mhz is None else sheet.clock_mhz * 1e6,
+        link=sheet.link,
+        source=sheet.source,
+        power_w=sheet.power_w,
+        sustained_flops=None if sheet.sustained_tflops is None else sheet.sustained_tflops * 1e12,
     )

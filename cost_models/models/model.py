@@ -9,11 +9,9 @@ Parameter counts are exact for the listed architectures: weights and biases, nor
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Literal
-
-import yaml
 
 from cost_models import strict
 from cost_models.errors import InputError
@@ -111,8 +109,7 @@ class Model:
     def load(cls, name: str) -> Model:
         """A preset by name, or a `config.json` (or the folder that holds one) of a Hugging Face model."""
         if name in cls.presets():
-            data = yaml.safe_load((_PRESETS / f"{name}.yaml").read_text(encoding="utf-8"))
-            return strict.read(cls, {"name": name, **data}, f"preset {name}")
+            return _preset(name)
         path = Path(name)
         if path.is_dir():
             path = path / "config.json"
@@ -216,3 +213,9 @@ def _positive(where: str, value: object) -> None:
     for name, number in vars(value).items():
         if isinstance(number, int) and not isinstance(number, bool) and not 1 <= number <= 2**31:
             raise InputError(f"{where}.{name}={number} must be from 1 to 2^31")
+
+
+@cache
+def _preset(name: str) -> Model:
+    text = (_PRESETS / f"{name}.yaml").read_text(encoding="utf-8")
+    return strict.read(Model, {"name": name, **strict.parse_yaml(text, f"preset {name}")}, f"preset {name}")

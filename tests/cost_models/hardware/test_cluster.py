@@ -126,7 +126,7 @@ def test_a_missing_card_is_shared_with_its_neighbour(tmp_path):
         ("base: dgx-h100\nnodes: [{count: 2}]\noverrides: [{slots: [5], gpus: 1}]", "5 is not within 0 to 1"),
         ("base: dgx-h100\nnodes: [{count: 2}]\noverrides: [{slots: [1], missing_nics: [9]}]", "NICs 0 to 7"),
         ("base: dgx-h100\nnodes: [{host_memory_bytes: 2 XB}]", "not a number with one of the units"),
-        ("a: &a [1]\nb: *a", "YAML aliases are not allowed"),
+        ("a: &a [1]\nb: *a", r"aliases \(\*name\) are not read"),
         ("base: dgx-h100\nnodes: [{scale_up: {kind: switch, link: x, bytes_per_s: -3, latency_s: 0}}]", "_per_s=-3"),
         ("base: dgx-h100\nnodes: [{scale_up: {kind: switch, link: nvlink9, bytes_per_s: 3, latency_s: 0}}]",
          "link='nvlink9' is unknown; did you mean nvlink5"),
@@ -135,14 +135,14 @@ def test_a_missing_card_is_shared_with_its_neighbour(tmp_path):
         ("base: dgx-h100\nnodes: [{scale_up: {kind: switch, link: nvlink4, bytes_per_s: 1.0e-308, latency_s: 0}}]",
          r"bytes_per_s=1e-308; from 1 to 1e\+15 bytes/s"),
         (("base: dgx-h100\nnodes: [{scale_up: {kind: pcie, link: pcie4, bytes_per_s: 3, latency_s: 0, "
-         "gpus_per_switch: 1180591620717411303424}}]"), r"gpus_per_switch 0 \(all\) to 1024"),
+         "gpus_per_switch: 2000}}]"), r"gpus_per_switch 0 \(all\) to 1024"),
         (("base: dgx-h100\nnodes: [{scale_up: {kind: switch, link: nvlink4, bytes_per_s: 3, latency_s: 0, "
          "pcie_bytes_per_s: -5}}]"), "pcie_bytes_per_s=-5"),
         ("base: dgx-h100\nnodes: [{nics: {count: 8, bytes_per_s: 1.0e+308, latency_s: 0}}]", "from 1 to 1e"),
         ("base: dgx-h100\nnodes: [{nics: {count: 8, bytes_per_s: 0 GB/s, latency_s: 0}}]", "nics: .*bytes_per_s=0"),
         ("base: dgx-h100\nnodes: [{nics: {count: 8, latency_s: 0}}]", "nics.bytes_per_s is missing"),
         ("base: dgx-h100\nnodes: [{nics: {count: 8, bytes_per_s: 1 GB/s, latency_s: 0, kind: token-ring}}]",
-         "kind: 'token-ring' is not one of infiniband, roce, efa"),
+         "kind: 'token-ring' is not one of efa, ethernet, infiniband"),
     ],
 )  # fmt: skip
 def test_faults_in_a_file_name_the_key_and_the_legal_values(tmp_path, text, message):

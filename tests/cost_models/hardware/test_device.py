@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from cost_models.errors import InputError
-from cost_models.hardware.device import Device, from_mapping
+from cost_models.hardware.device import Device, read_device
 from cost_models.timing.collectives import LINKS
 from cost_models.timing.kernels import Kernels
 from cost_models.timing.packed import BASES
@@ -47,8 +47,8 @@ def test_facts_of_the_data_sheets() -> None:
 def test_power_and_a_published_sustained_rate_are_optional() -> None:
     # NVIDIA data sheets: A100 400 W as SXM, 300 W as PCIe 80 GB
     watts = [Device.load(name).power_w for name in ("a100-sxm-80gb", "a100-pcie-80gb")]
-    assert watts == [400, 300] and from_mapping(GOOD, "mine").power_w is None
-    known = from_mapping({**GOOD, "power_w": 350, "sustained_tflops": 600}, "mine")
+    assert watts == [400, 300] and read_device(GOOD, "mine").power_w is None
+    known = read_device({**GOOD, "power_w": 350, "sustained_tflops": 600}, "mine")
     assert (known.power_w, known.sustained_flops) == (350, 600e12)
 
 
@@ -124,11 +124,12 @@ def test_a_dtype_without_a_peak_is_refused() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"memory_gb": 80}, "unknown key 'memory_gb'"),
+        ({"memory_gb": 80}, "memory_gb is unknown; did you mean memory_gib"),
         ({"power_w": -1}, "power_w=-1.0 must be above 0 \\(finite\\), or left out"),
         ({"memory_gib": -1}, "memory_bytes=-1073741824 must be above 0"),
         ({"memory_tb_per_s": 0}, "memory_bytes_per_s=0.0 must be above 0"),
         ({"architecture": "fermi"}, "architecture='fermi'; legal: volta"),
+        ({"link": "nvlink9"}, "link='nvlink9' is unknown; did you mean nvlink5"),
         ({"sms": 0}, "sms=0 must be above 0"),
         ({"clock_mhz": -5}, "clock_hz=-5000000.0 must be above 0"),
         ({"peak_tflops": {"fp32": 125}}, "neither bf16 nor fp16"),
@@ -137,7 +138,7 @@ def test_a_dtype_without_a_peak_is_refused() -> None:
 )
 def test_a_wrong_preset_names_the_value(change: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        from_mapping({**GOOD, **change}, "mine")
+        read_device({**GOOD, **change}, "mine")
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
@@ -151,8 +152,8 @@ def test_a_device_of_no_number_is_refused(name: str, wrong: float) -> None:
 
 
 def test_a_missing_key_is_named() -> None:
-    with pytest.raises(InputError, match="key 'link' is missing"):
-        from_mapping({key: value for key, value in GOOD.items() if key != "link"}, "mine")
+    with pytest.raises(InputError, match=r"device mine\.link is missing"):
+        read_device({key: value for key, value in GOOD.items() if key != "link"}, "mine")
 
 
 def test_leonardo_s_card_adds_up_to_its_rank_in_the_top500() -> None:

@@ -1,0 +1,114 @@
+"""Files and flags made to hang, overflow or deceive: one line, exit code 2, within a second of CPU and 1 GiB."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from planner.plan_file import SCHEMA, schema_text
+
+CPU_S = 2  # start-up included; RLIMIT_CPU counts whole seconds
+BYTES = 2**30
+
+CLUSTERS = {
+    "flow_nest": ("base: dgx-h100\nnodes: " + "[" * 20_000, "nests deeper than 32 levels"),
+    "dash_nest": ("- " * 20_000, "nests deeper than 32 levels"),
+    "block_nest": ("\n".join(" " * i + "a:" for i in range(1400)), "nests deeper than 32 levels"),
+    "key_nest": ("{" * 20_000, "a key must be a text"),
+    "long_number": (f"base: dgx-h100\nnodes: [{{count: {'9' * 5001}}}]", "a number of 5,001 digits is not read"),
+    "large_number": (f"base: dgx-h100\nnodes: [{{count: {10**25}}}]", "whole numbers within 2^63"),
+    "twice": ("base: dgx-h100\nnodes: [{count: 4}]\nnodes: [{count: 2}]", "the key nodes is given twice"),
+    "twice_inside": ("base: dgx-h100\nfabric: {nodes_per_leaf: 4, nodes_per_leaf: 8}", "nodes_per_leaf is given twice"),
+    "bomb": ("a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\n", "aliases"),
+    "tag": ("nodes: !!python/object/apply:os.system [ls]", "the tag tag:yaml.org,2002:python/object/apply:os.system"),
+    "runs": ("base: dgx-h100\nnodes:\n" + "- {count: 1}\n" * 60_000, "lists 60,000 runs of nodes; at most 10,000"),
+    "many_overrides": (
+        "base: dgx-h100\nnodes: [{count: 16384}]\noverrides:\n" + "- {slots: [0-16383], gpus: 7}\n" * 3_000,
+        "overrides name 49,152,000 slots in all",
+    ),
+    "million_nodes": ("base: dgx-h100\nnodes: [{count: 1000000}]", "from 1 to 1048576 can be planned"),
+    "nul": ('base: dgx-h100\nname: "a\\0b"\nnodes: [{count: 1}]', r"holds '\x00', which hides or reorders text"),
+    "right_to_left": ("base: dgx-h100\nname: a\u202eb\nnodes: [{count: 1}]", r"holds '\u202e', which hides"),
+    "full_width": ("base: dgx-h100\nnodes: [{count: ４}]", "'４' is not a whole number"),
+    "full_width_slot": (
+        "base: dgx-h100\nnodes: [{count: 9}]\noverrides: [{slots: [７], gpus: 1}]",
+        "'７' is neither a",
+    ),
+    "nan": ("base: dgx-h100\nfabric: {nodes_per_leaf: 4, oversubscription: .nan}", ".nan is not a finite number"),
+    "infinite": ("base: dgx-h100\nfabric: {nodes_per_leaf: 4, oversubscription: 1e999}", "inf must be finite"),
+    "binary": ("\x01\x02\x03", "is not valid YAML"),
+    "empty": ("", "must hold the keys nodes and fabric"),
+}
+
+
+def ask(folder: Path, *words: str) -> str:
+    """The one line that the command prints; a longer run, more memory, a traceback or another exit code fails."""
+    limits = f"""
+import resource
+resource.setrlimit(resource.RLIMIT_CPU, ({CPU_S}, {CPU_S}))
+resource.setrlimit(resource.RLIMIT_DATA, ({BYTES}, {BYTES}))
+import sys
+from planner.command import main
+sys.argv = ["plan", *{list(words)!r}]
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", limits], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, (done.returncode, done.stderr[-500:])
+    assert done.stdout == "" and done.stderr.count("\n") == 1 and done.stderr.startswith("plan: ")
+    return done.stderr
+
+
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_a_hostile_cluster_file_is_refused_at_once(name: str, tmp_path: Path) -> None:
+    text, message = CLUSTERS[name]
+    (tmp_path / "c.yaml").write_text(text, encoding="utf-8")
+    assert message in ask(tmp_path, "--cluster", "c.yaml", "--ctx", "32K")
+
+
+@pytest.fixture(scope="module")
+def plan_text(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("plan")
+    words = [sys.executable, "-m", "planner.command", "--gpus", "8", "--ctx", "32K"]
+    subprocess.run(words, cwd=folder, check=True, capture_output=True)
+    return (folder / "plan.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"ranks": [[0, 0]', f'"ranks": [[0, {10**25}]', "ranks[0][1]: 10000000000000000000000000 must be finite"),
+        ('"ranks": [[0, 0]', '"ranks": [[0, 2000000]', "ranks[0][1]: 2000000 is above its maximum of 1048576"),
+        ('"ranks": [[0, 0]', f'"ranks": [[0, {"9" * 5000}]', "is not valid JSON: Exceeds the limit"),
+        ('"ranks": [[0, 0]', '"ranks": [' + "[" * 20_000 + "[0, 0]", "is not valid JSON: it nests too deeply"),
+        ('"bound": ', '"bound": NaN, "gap": ', "NaN is no number of JSON"),
+        ('"tokens": 32768', '"tokens": 1e999', "priced.tokens: inf must be finite"),
+        ('"bound": ', '"bound": 1, "bound": ', "the key bound is given twice"),
+        ('"name": "dgx-h100"', '"name": "dgx-\\u202eh100"', "hides or reorders text"),
+        ('"groups": {', '"groups": {"spare": [[0]], ', "groups has spare, pipeline"),
+    ],
+)
+def test_a_hostile_plan_is_refused_at_once(plan_text: str, tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert old in plan_text
+    (tmp_path / "plan.json").write_text(plan_text.replace(old, new, 1))
+    assert message in ask(tmp_path, "check", "plan.json")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--gpus", "99999999999", "--ctx", "8K"], "--gpus 99999999999 is above 1,048,576"),
+        (["--gpus", "８", "--ctx", "8K"], "--gpus '８' is not a whole number"),
+        (["--gpus", "9" * 5000, "--ctx", "8K"], "is not a whole number of at least 1"),
+        (["--gpus", "8", "--ctx", "８K"], "--ctx '８K' is not a positive number of tokens"),
+    ],
+)
+def test_a_hostile_flag_is_refused_at_once(tmp_path: Path, words: list[str], message: str) -> None:
+    assert message in ask(tmp_path, *words)
+
+
+def test_the_schema_in_the_package_is_that_of_the_reader() -> None:
+    assert json.loads(SCHEMA.read_text(encoding="utf-8")) == json.loads(schema_text())
