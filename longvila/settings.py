@@ -35,7 +35,7 @@ def read_settings(kind: type[Settings], given: Mapping[str, Any], where: str) ->
             hint = f" (did you mean {close[0]!r}?)" if close else ""
             raise JobError(f"{where}: unknown setting {key!r}{hint}; {known}")
     try:
-        return msgspec.convert(dict(given), kind)
+        return msgspec.convert({key: _number(value, fields[key].type) for key, value in given.items()}, kind)
     except msgspec.ValidationError as fault:
         if isinstance(fault.__cause__, JobError):
             raise fault.__cause__ from None
@@ -43,6 +43,14 @@ def read_settings(kind: type[Settings], given: Mapping[str, Any], where: str) ->
         if missing:
             raise JobError(f"{where}: missing setting {missing[1]!r}; {known}") from None
         raise JobError(f"{where}: {_wrong_type(str(fault), given)}") from None
+
+
+def _number(value: Any, kind: object) -> Any:
+    """PyYAML reads 1e-3 as text; a number written so is a number to whoever wrote it."""
+    try:
+        return float(value) if isinstance(value, str) and str(kind).startswith("float") else value
+    except ValueError:
+        return value
 
 
 def _wrong_type(fault: str, given: Mapping[str, Any]) -> str:
@@ -55,7 +63,7 @@ def _wrong_type(fault: str, given: Mapping[str, Any]) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without aliases, repeated keys and deep nesting; 1e-3 is a number."""
+    """YAML without aliases, repeated keys and deep nesting."""
 
     depth = 0
 
@@ -72,11 +80,6 @@ class _Loader(yaml.SafeLoader):
         if len(values) < len(node.value):
             raise yaml.YAMLError(f"a key of {', '.join(map(str, values))} is given twice")
         return values
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+\Z"), list("-+0123456789")
-)
 
 
 def read_yaml(text: str, where: str) -> dict[str, Any]:
