@@ -15,14 +15,14 @@ from pathlib import Path
 
 from cost_models.errors import InputError
 from cost_models.step.habits import OURS
-from validation.cases import Case, Refused, case_of, is_known
+from validation.cases import Case, Refused
 from validation.limits import Ending, Limit, ending_of, limit_of
 from validation.operator_time import operator_s
 from validation.operators import OperatorCase, inferred_reading, operator_case
 from validation.peers import peer_of, reserved_of
 from validation.predict import neutral, predict
 from validation.rows import Row, Score, read
-from validation.standard import standard_case
+from validation.standard import case_of
 from validation.statistics import Errors, Ranking, ranking
 
 
@@ -130,7 +130,7 @@ def judge(
             else:
                 verdicts.append(found)
             progress(1)
-        endings = [ending_of(row, rows[:place]) for place, row in enumerate(rows)]
+        endings = map(ending_of, rows)
         reports.append(
             FileReport(
                 file=name,
@@ -146,16 +146,12 @@ def judge(
 def verdict(row: Row) -> Verdict | Refused:
     """One row judged, or why it cannot be."""
     try:
-        case = operator_case(row) if row.file.startswith("op_") else _training_case(row)
+        case = operator_case(row) if row.file.startswith("op_") else case_of(row)
         if isinstance(case, Refused):
             return case
         return _operator(case) if isinstance(case, OperatorCase) else _step(case)
     except InputError as error:
         return Refused(row=row, reason=str(error))
-
-
-def _training_case(row: Row) -> Case | Refused:
-    return case_of(row) if is_known(row.file) else standard_case(row)
 
 
 def _step(case: Case) -> Verdict:

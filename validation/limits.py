@@ -4,30 +4,20 @@
     met               0.9 L <= predicted maximum < 1.05 x 2 L
 
 A source that doubles lengths and prints L as its longest row ran L and not 2 L, so the true maximum lies in [L, 2 L).
-What lies in host memory as the row says (optimizer, parameters) is not on the GPU. An out-of-memory label that ends a
-curve is read with the configuration of the curve's last point, and with the larger GPU where the figure leaves open
-which: what does not fit there fits nowhere. Left out: time, and the host's memory.
+What lies in host memory as the row says (optimizer, parameters) is not on the GPU. Left out: time, and the host's
+memory.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from cost_models.errors import InputError
 from cost_models.longest import most_tokens
 from cost_models.step.shape import Shape
-from validation.cases import (
-    GPT2_VOCABULARY,
-    READERS,
-    Case,
-    Refused,
-    easycontext_case,
-    is_known,
-    ulysses_offload_case,
-)
+from validation.cases import Case, Refused
 from validation.operator_time import Call
 from validation.operators import usp_call
 from validation.predict import memory_of
@@ -88,10 +78,10 @@ def limit_of(row: Row) -> Limit | None:
     if not printed or row.score == "no" or outcome_of(row) is not None:
         return None
     tokens = row.count("max_seq_len")
-    stated = row if row.cells.get("seq_len", "").strip() else _with(row, {"seq_len": printed})
+    stated = row if row.cells.get("seq_len", "").strip() else replace(row, cells={**row.cells, "seq_len": printed})
     blank = Limit(file=row.file, row=row.number, label=_words(row), printed_tokens=tokens)
     try:
-        case = _case(stated)
+        case = untimed_case(stated)
         if isinstance(case, Refused):
             return replace(blank, reason=case.reason)
         return replace(blank, label=_label(case), predicted_tokens=longest(case))
@@ -105,8 +95,8 @@ def longest(case: Case) -> int:
     return most_tokens(lambda tokens: _share(_of_length(case, tokens)) <= 1, unit)
 
 
-def ending_of(row: Row, before: Sequence[Row] = ()) -> Ending | None:
-    """What is predicted for a row that fitted or ran out; `before`: the rows above it in its file."""
+def ending_of(row: Row) -> Ending | None:
+    """What is predicted for a row that fitted or ran out; None for a row that did neither."""
     outcome = outcome_of(row)
     if outcome is None:
         return None
@@ -116,7 +106,7 @@ def ending_of(row: Row, before: Sequence[Row] = ()) -> Ending | None:
     try:
         if row.file.startswith("op_"):
             return _operator_ending(row, blank)
-        case = _case(_continued(row, before) if outcome == "ran out" else row)
+        case = untimed_case(row)
         if isinstance(case, Refused):
             return replace(blank, reason=case.reason)
         share = _share(case)
@@ -135,45 +125,6 @@ def outcome_of(row: Row) -> Outcome | None:
     if re.search(r"\boom\b|out of memory", text):
         return "ran out"
     return "fits" if text.startswith("fit") else None
-
-
-SHAPE_CELLS = ("layers", "hidden", "ffn", "heads", "vocab", "tp", "ulysses", "gpus_per_node")
-GPT_SHAPES = {
-    "GPT-2.7B": (32, 2560, 32),
-    "GPT-6.7B": (32, 4096, 32),
-    "GPT-13B": (40, 5120, 40),
-    "GPT-30B": (64, 6144, 64),
-}
-"""Layers, width and heads of the figures' GPT models, from the launch script of the same code (Megatron-DeepSpeed,
-`examples_deepspeed/sequence_parallel/ds_pretrain_gpt_6.7B_fpdt_32k.sh`); an MLP of four widths is its default."""
-
-
-def _panel(row: Row) -> Case | Refused:
-    """A point of the blog's figures, as the table of the same runs is read."""
-    if row.text("model") in GPT_SHAPES:
-        layers, hidden, heads = GPT_SHAPES[row.text("model")]
-        shape = {"layers": layers, "hidden": hidden, "ffn": 4 * hidden, "heads": heads, "vocab": GPT2_VOCABULARY}
-        row = _with(row, {name: str(value) for name, value in shape.items()})
-    blank = [name for name in SHAPE_CELLS if not row.text(name)]
-    if blank:
-        return Refused(row=row, reason=f"not printed: {', '.join(blank)}")
-    return ulysses_offload_case(row)
-
-
-UNTIMED: dict[str, Callable[[Row], Case | Refused]] = {
-    "train_easycontext": easycontext_case,
-    "train_fpdt_ulysses_offload": ulysses_offload_case,
-    "train_deepspeed_figures_digitized": _panel,
-}
-"""Readers that need no time, by file; other files are read in the standard columns or by their own reader."""
-
-
-def _case(row: Row) -> Case | Refused:
-    if row.file in UNTIMED:
-        return UNTIMED[row.file](row)
-    if not is_known(row.file):
-        return untimed_case(row)
-    return READERS[row.file](row) if row.file in READERS else Refused(row=row, reason="no reader for this file")
 
 
 def _share(case: Case) -> float:
@@ -200,20 +151,6 @@ def operator_bytes(call: Call) -> float:
     queries, keys = (float(tokens * heads * model.head_dim) for heads in (shape.heads, shape.kv_heads))
     width = float(shape.width)
     return 2 * (queries + 2 * keys) * width + 4 * keys * width + queries * (width + 3 * 4)
-
-
-def _continued(row: Row, before: Sequence[Row]) -> Row:
-    """Its blank cells from the last point of the same curve: same table, model and method."""
-    same = ("source_table", "model", "other")
-    curve = [one for one in before if all(one.cells.get(name) == row.cells.get(name) for name in same)]
-    if not curve:
-        return row
-    last = curve[-1].cells
-    return _with(row, {name: last[name] for name, cell in row.cells.items() if not cell.strip()})
-
-
-def _with(row: Row, cells: dict[str, str]) -> Row:
-    return replace(row, cells={**row.cells, **cells})
 
 
 def _label(case: Case) -> str:

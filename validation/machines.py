@@ -2,20 +2,23 @@
 
     gpu, gpu_mem_gb                        -> device: same family, then form (SXM, PCIe, NVL), then memory
     gpus_per_node, n_gpus                  -> nodes of the preset with the same board and as many GPUs
-    intra_bw ("600GB/s"), inter_bw ("8x200 Gb/s", "1600 Gb/s per node") -> links and cards, where they are printed
+    intra_bw, inter_bw                     -> links and cards, where they are printed (`words.py`)
+    cluster, device                        -> names of presets, which come before all of the above
 
 Where a row names no network, the maker's reference design stands in (DGX, then HGX) before any provider's machine,
-whose cards are slower or fewer. Rates are in Gbit/s (`Gb/s`) and GB/s both ways, as sources print them.
+whose cards are slower or fewer.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import cache
 
 from cost_models.errors import InputError
 from cost_models.hardware.cluster import Cluster, Node
 from cost_models.hardware.device import Device
+from validation import words
 from validation.rows import Row
 
 _FORMS = ("pcie", "nvl", "sxm", "ada", "pro")
@@ -45,12 +48,27 @@ def device_of(text: str, memory_gb: float | None) -> Device:
 
 
 def cluster_of(row: Row) -> Cluster:
-    """The nearest preset with the nodes, links and cards that the row states."""
-    device = device_of(
-        row.text("gpu"), row.number_of("gpu_mem_gb") if row.cells.get("gpu_mem_gb", "").strip() else None
-    )
+    """The preset that the row's `cluster` cell names, else the nearest, with the nodes, links and cards it states."""
+    memory_gb = row.number_of("gpu_mem_gb") if row.cell("gpu_mem_gb") else None
+    device = Device.load(row.cell("device")) if row.cell("device") else device_of(row.text("gpu"), memory_gb)
     gpus, per_node = row.count("n_gpus"), row.count("gpus_per_node", 8)
-    presets = [Cluster.load(name, nodes=1) for name in Cluster.presets() if name != "local"]
+    base = _preset(row.cell("cluster")) if row.cell("cluster") else _nearest(device.name, per_node)
+    node = replace(base.runs[0].node, device=device, gpus=min(gpus, per_node))
+    if base.runs[0].node.device.link != device.link:
+        node = replace(node, scale_up=replace(node.scale_up, link=device.link))
+    run = replace(base.runs[0], count=-(-gpus // per_node), node=_with_rates(node, row, per_node))
+    return replace(base, runs=(run,), nodes_per_domain=_segment(base.nodes_per_domain, run.count))
+
+
+@cache
+def _preset(name: str) -> Cluster:
+    return Cluster.load(name, nodes=1)
+
+
+@cache
+def _nearest(name: str, per_node: int) -> Cluster:
+    """The preset whose nodes have this device's board and as many GPUs, the maker's own before a provider's."""
+    device = Device.load(name)
 
     def distance(cluster: Cluster) -> tuple[bool | str, ...]:
         here = cluster.runs[0].node
@@ -64,12 +82,7 @@ def cluster_of(row: Row) -> Cluster:
             cluster.name,
         )
 
-    base = min(presets, key=distance)
-    node = replace(base.runs[0].node, device=device, gpus=min(gpus, per_node))
-    if base.runs[0].node.device.link != device.link:
-        node = replace(node, scale_up=replace(node.scale_up, link=device.link))
-    run = replace(base.runs[0], count=-(-gpus // per_node), node=_with_rates(node, row))
-    return replace(base, runs=(run,), nodes_per_domain=_segment(base.nodes_per_domain, run.count))
+    return min((_preset(name) for name in Cluster.presets() if name != "local"), key=distance)
 
 
 def _segment(domain: int, nodes: int) -> int:
@@ -101,18 +114,13 @@ def _board(device: Device) -> str:
     return re.sub(r"-\d+gb(-capped)?$", "", device.name)
 
 
-def _with_rates(node: Node, row: Row) -> Node:
-    """Printed rates: "8x200 Gb/s" cards, "1600 Gb/s per node", "600GB/s" of NVLink both ways."""
-    between, inside = row.cells.get("inter_bw", ""), row.cells.get("intra_bw", "")
-    cards = re.search(r"(\d+)\s*x\s*(\d+)\s*Gb/s", between)
-    whole = re.search(r"(\d+)\s*Gb/s", between)
-    if cards:
-        nics = replace(node.nics, count=int(cards[1]), bytes_per_s=float(cards[2]) * 1e9 / 8)
-        node = replace(node, nics=nics)
-    elif whole:
-        each = float(whole[1]) * 1e9 / 8 / max(node.nics.count, 1)
-        node = replace(node, nics=replace(node.nics, bytes_per_s=each))
-    both_ways = re.search(r"(\d+)\s*GB/s", inside)
-    if both_ways:
-        node = replace(node, scale_up=replace(node.scale_up, bytes_per_s=float(both_ways[1]) * 1e9 / 2))
+def _with_rates(node: Node, row: Row, per_node: int) -> Node:
+    """The printed rates of cards and links, where there are some."""
+    cards, link = words.network(row.cell("inter_bw")), words.link_bytes_per_s(row.cell("intra_bw"), node.device.link)
+    if cards is not None:
+        count = node.nics.count if cards.cards is None else cards.cards * (per_node if cards.of_each_gpu else 1)
+        each = cards.bytes_per_s / (max(count, 1) if cards.cards is None else 1)
+        node = replace(node, nics=replace(node.nics, count=count, bytes_per_s=each))
+    if link is not None:
+        node = replace(node, scale_up=replace(node.scale_up, bytes_per_s=link))
     return node

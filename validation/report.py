@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from validation import limits
 from validation.frameworks import FRAMEWORKS
 from validation.judge import FileReport, Verdict, without_habits
-from validation.notes import NOTES
 from validation.peers import beside
+from validation.rows import FOLDER
 from validation.statistics import Errors
 
 if TYPE_CHECKING:
@@ -299,10 +301,11 @@ def _silent(reports: Sequence[FileReport]) -> Table:
 
 
 def _notes(reports: Sequence[FileReport]) -> Table:
+    notes = yaml.safe_load((FOLDER / "notes.yaml").read_text(encoding="utf-8"))
     names = {report.file for report in reports}
     return Table(
         title="Why rows are off", text="Found by looking; the rows stay in the score.", head=("file", "what was found"),
-        rows=tuple((note.file, note.text) for note in NOTES if note.file in names),
+        rows=tuple((file, text) for file in notes if file in names for text in notes[file].get("why_off", ())),
     )  # fmt: skip
 
 

@@ -41,6 +41,18 @@ class Row:
             raise InputError(f"{self.file} has no column {column!r}; it has {', '.join(self.cells)}")
         return self.cells[column].strip()
 
+    def cell(self, column: str) -> str:
+        """The same, blank where the file has no such column."""
+        return self.cells.get(column, "").strip()
+
+    def degree(self, column: str) -> int:
+        """A count that is 1 where the cell is blank or the column absent."""
+        return self.count(column, 1) if column in self.cells else 1
+
+    def optional(self, column: str) -> int | None:
+        """A count that is None where the cell is blank or the column absent."""
+        return self.count(column) if self.cell(column) else None
+
     def number_of(self, column: str, default: float | None = None) -> float:
         """The cell as a number; `default` for a blank (an InputError without one)."""
         text = self.text(column)

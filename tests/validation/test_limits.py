@@ -8,13 +8,13 @@ import pytest
 
 from cost_models import InputError
 from cost_models.longest import MOST_TOKENS, most_tokens
-from validation.cases import case_of
 from validation.judge import judge
 from validation.limits import Limit, ending_of, limit_of, longest, operator_bytes
 from validation.operators import usp_call
 from validation.predict import memory_of, predict
 from validation.report import as_json, markdown
 from validation.rows import FOLDER, read
+from validation.standard import case_of
 
 FPDT, FIGURES, EASY = "train_fpdt_ulysses_offload", "train_deepspeed_figures_digitized", "train_easycontext"
 
@@ -65,13 +65,16 @@ def test_every_row_with_a_length_or_an_end_is_listed():
     assert [len(one["endings"]) for one in data] == [0, 16, 2, 1]
 
 
-def test_a_label_is_read_as_the_last_point_of_its_own_curve():
-    """Llama3-70B over ulysses 32 ran out at 2M; its row states neither layers nor recompute, the points before do."""
+def test_the_end_of_a_curve_holds_what_its_last_point_printed():
+    """Llama3-70B over ulysses 32 ran out at 2M: the row names the cells that come from the point before it."""
     rows = read(FIGURES)
     place = next(place for place, row in enumerate(rows) if row.number == "88")
-    assert "ulysses 32" in ending_of(rows[place], rows[:place]).label
-    assert ending_of(rows[place]).reason.startswith("not printed: layers")
-    assert ending_of(rows[place - 1], rows[: place - 1]) is None  # it ran
+    end, last = rows[place], rows[place - 1]
+    for name in ("layers", "gpus_per_node", "zero_stage", "recompute", "offload"):
+        assert name in end.text("inferred").split(", ") and end.text(name) == last.text(name)
+    assert "ulysses 32" in ending_of(end).label
+    assert ending_of(replace(end, cells={**end.cells, "layers": ""})).reason.startswith("layers is blank")
+    assert ending_of(last) is None  # it ran
 
 
 def test_what_lies_on_the_host_is_not_on_the_gpu():

@@ -14,13 +14,14 @@ from cost_models.step.assembly import trained_params
 from cost_models.step.habits import OURS, Habits
 from cost_models.step.shape import Shape
 from validation.__main__ import main
-from validation.cases import Case, Refused, case_of
+from validation.cases import Case, Refused
 from validation.frameworks import FRAMEWORKS
 from validation.judge import judge
 from validation.plot import svg
 from validation.predict import kernels_for, neutral, predict
 from validation.report import as_json, markdown
 from validation.rows import FOLDER, files, read
+from validation.standard import case_of
 from validation.statistics import Errors, ranking
 
 

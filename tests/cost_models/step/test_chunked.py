@@ -15,8 +15,8 @@ from cost_models.step.shape import Shape
 from cost_models.timing.kernels import Kernels
 from planner.search.space import Space
 from planner.simulator.simulation import simulate
-from validation.cases import case_of
 from validation.rows import read
+from validation.standard import case_of
 
 MODEL = Model.load("llama-3-8b")
 CLUSTER = Cluster.load("dgx-a100", gpus=8)
