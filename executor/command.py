@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from cost_models.errors import InputError
+from cost_models.hardware.readers import hostlist
 from planner import console
 
 EXAMPLES = """\b
@@ -35,7 +36,7 @@ def cli() -> None:
 
 
 def _names(text: str | None) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip()) if text else ()
+    return hostlist.expand(text) if text else ()
 
 
 def _node_rank(text: str | None) -> int | None:
@@ -54,7 +55,7 @@ def _node_rank(text: str | None) -> int | None:
 @click.option("--run-dir", type=click.Path(path_type=Path), help="Folder for logs.  [default: runs/launch]")
 @click.option("--dry-run", is_flag=True, help="Show processes, groups, places and settings; start nothing.")
 @click.option("--slurm", type=click.Path(path_type=Path), help="Write a batch script to this file; start nothing.")
-@click.option("--hosts", help="Hosts in slot order: h1,h2,…")
+@click.option("--hosts", help="Hosts in slot order: h1,h2,… or gpu[001-004].")
 @click.option("--node-rank", help="Start the ranks of this host of --hosts: its number, or auto (by name).")
 @click.option("--port", type=click.IntRange(1, 65535), help="Where the ranks meet.  [default: a free one, or 29400]")
 @click.option("--backend", type=click.Choice(["gloo", "nccl"]), help="Refuse the plan if it needs the other one.")

@@ -15,36 +15,11 @@ import re
 from dataclasses import replace
 from functools import cache
 
-from cost_models.errors import InputError
 from cost_models.hardware.cluster import Cluster, Node
 from cost_models.hardware.device import Device
+from cost_models.hardware.device_names import device_of
 from validation import words
 from validation.rows import Row
-
-_FORMS = ("pcie", "nvl", "sxm", "ada", "pro")
-
-
-def device_of(text: str, memory_gb: float | None) -> Device:
-    """The preset that a GPU's printed name means.
-
-    >>> device_of("A100-SXM4-80GB", None).name, device_of("H100 PCIe", 80).name, device_of("RTX A6000", 48).name
-    ('a100-sxm-80gb', 'h100-pcie-80gb', 'rtxa6000')
-    """
-    words = re.split(r"[^a-z0-9]+", text.lower())
-    named = [name for name in Device.names() if _family(name) in words]
-    if not named:
-        raise InputError(f"gpu={text!r} is no preset; legal: {', '.join(Device.names())}")
-    if memory_gb is None:
-        printed = [float(word[:-2]) for word in words if re.fullmatch(r"\d+gb", word)]
-        memory_gb = printed[0] if printed else None
-    form = next((form for form in _FORMS if any(word.startswith(form) for word in words)), "sxm")
-
-    def distance(name: str) -> tuple[bool, float, bool, str]:
-        size = Device.load(name).memory_bytes / 1e9
-        off = abs(size - memory_gb) if memory_gb else 0.0
-        return not any(part.startswith(form) for part in name.split("-")), off, "capped" in name, name
-
-    return Device.load(min(named, key=distance))
 
 
 def cluster_of(row: Row) -> Cluster:
@@ -98,11 +73,6 @@ def _segment(domain: int, nodes: int) -> int:
         return domain
     sizes = [1 << power for power in range(domain.bit_length())]
     return max(size for size in sizes if size <= domain and nodes % size == 0)
-
-
-def _family(name: str) -> str:
-    """First word of a preset's name, as cards print it: `rtx4090` is sold as "RTX 4090"."""
-    return name.split("-")[0].removeprefix("rtx")
 
 
 def _board(device: Device) -> str:

@@ -1,4 +1,4 @@
-"""This machine as a cluster of one node: its NVIDIA GPUs if `nvidia-smi` lists any, else CPU processes.
+"""This machine as a cluster of one node: its GPUs as the driver lists them, else CPU processes.
 
 CPU processes share cores and memory bandwidth: `gpus` processes split what the machine has, so each one's speed is
 an estimate until `executor profile` has measured it. Memory per process is the machine's, divided evenly.
@@ -7,13 +7,14 @@ an estimate until `executor profile` has measured it. Memory per process is the 
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 from dataclasses import replace
 
 from cost_models.errors import InputError
 from cost_models.hardware.cluster import Cluster, Fabric, Nics, Node, NodeRun, ScaleUp
 from cost_models.hardware.device import Device
+from cost_models.hardware.device_names import device_of
+from cost_models.hardware.machine import Gpu, gpus
+from cost_models.hardware.machine import cores as available_cores
 
 MAX_PROCESSES = 64
 PRESET_CORES = 2
@@ -22,10 +23,10 @@ PRESET_CORES = 2
 
 def local_cluster(processes: int | None) -> Cluster:
     """One node of this machine's GPUs, or of `processes` CPU ranks (default: the cores)."""
-    found = _nvidia_gpus()
+    found = gpus()
     if found:
         return _gpu_node(found, processes)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    cores = available_cores()
     count = cores if processes is None else processes
     if not 1 <= count <= MAX_PROCESSES:
         raise InputError(f"--gpus {count}: on this machine's CPU from 1 to {MAX_PROCESSES} processes can be planned")
@@ -55,28 +56,16 @@ def local_cluster(processes: int | None) -> Cluster:
     )
 
 
-def _nvidia_gpus() -> list[str]:
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return []
-    query = [program, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return [line.strip() for line in answer.stdout.splitlines() if "," in line] if answer.returncode == 0 else []
-
-
-def _gpu_node(found: list[str], wanted: int | None) -> Cluster:
-    name, mib = (part.strip() for part in found[0].rsplit(",", 1))
-    matches = [preset for preset in Device.names() if all(w in name.lower() for w in preset.split("-")[:1])]
-    if not matches or len(set(found)) > 1:
-        raise InputError(f"--cluster local: GPUs {sorted(set(found))} match no preset; describe them in a cluster file")
-    count = len(found) if wanted is None else wanted
-    if not 1 <= count <= len(found):
-        raise InputError(f"--gpus {count}: this machine has {len(found)} GPUs; legal: 1 to {len(found)}")
-    sized = [preset for preset in matches if abs(Device.load(preset).memory_bytes / 2**20 / int(mib) - 1) < 0.1]
-    device = replace(Device.load((sized or matches)[0]), memory_bytes=int(mib) * 2**20)
+def _gpu_node(cards: tuple[Gpu, ...], wanted: int | None) -> Cluster:
+    kinds = {(card.name, card.memory_bytes) for card in cards}
+    if len(kinds) > 1:
+        names = ", ".join(sorted({card.name for card in cards}))
+        raise InputError(f"--cluster local: GPUs of several kinds ({names}); choose some with CUDA_VISIBLE_DEVICES")
+    count = len(cards) if wanted is None else wanted
+    if not 1 <= count <= len(cards):
+        raise InputError(f"--gpus {count}: this machine has {len(cards)} GPUs; legal: 1 to {len(cards)}")
+    card = cards[0]
+    device = replace(device_of(card.name, card.memory_bytes / 1e9), memory_bytes=card.memory_bytes)
     node = Node(
         device=device,
         gpus=count,

@@ -23,7 +23,7 @@ from typing import Any
 import click
 
 from cost_models.errors import InputError
-from executor.discovery import Gpu, Host, discover
+from cost_models.hardware.machine import Gpu, Host, discover
 from executor.launch import requirements
 from executor.launch.hosts import Binding, Seat, bind
 from executor.launch.run_folder import Spec

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from cost_models.errors import InputError
-from cost_models.hardware.device import Device
-from executor.discovery import Host
+from cost_models.hardware.device_names import same_card
+from cost_models.hardware.machine import Host
 from planner.plan_file import Plan
 
 
@@ -88,23 +88,14 @@ def fits(plan: Plan, slot: int, host: Host) -> bool:
     node = plan.cluster.node(slot)
     if node.device.architecture == "cpu":
         return True
-    return len(host.gpus) >= gpus_needed(plan, slot) and all(is_model(node.device, gpu.name) for gpu in host.gpus)
+    return len(host.gpus) >= gpus_needed(plan, slot) and all(
+        same_card(node.device, gpu.name, gpu.memory_bytes / 1e9) for gpu in host.gpus
+    )
 
 
 def gpus_needed(plan: Plan, slot: int) -> int:
     """GPU indices 0 … n-1 must exist on the slot's host for this n."""
     return int(plan.placement.gpu_of_rank[plan.placement.slot_of_rank == slot].max()) + 1
-
-
-def is_model(device: Device, name: str) -> bool:
-    """Whether a GPU that calls itself `name` is of the preset's model: its first word, as in `h100-sxm-80gb`.
-
-    >>> is_model(Device.load("h100-sxm-80gb"), "NVIDIA H100 80GB HBM3"), is_model(Device.load("l20"), "NVIDIA L40")
-    (True, False)
-    """
-    words = name.lower().replace("-", " ").split()
-    model = device.name.split("-")[0]
-    return model in words or model.removeprefix("rtx") in words
 
 
 def _seats(plan: Plan, host_of_slot: Mapping[int, str]) -> tuple[Seat, ...]:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TextIO
 
 from cost_models.errors import InputError
-from executor.discovery import Host, discover
+from cost_models.hardware.machine import Host, discover
 from executor.launch import requirements
 from executor.launch.dry_run import DEFAULT_PORT
 from executor.launch.hosts import Binding, Seat, bind, used_slots

@@ -9,9 +9,10 @@ not compared (`executor profile` measures them). Memory: the plan's peak of the 
 from __future__ import annotations
 
 from cost_models.errors import InputError
+from cost_models.hardware.device_names import same_card
+from cost_models.hardware.machine import Host
 from cost_models.units import show_bytes
-from executor.discovery import Host
-from executor.launch.hosts import gpus_needed, is_model
+from executor.launch.hosts import gpus_needed
 from planner.plan_file import Plan
 
 RING_KINDS = ("zigzag", "contiguous")
@@ -102,14 +103,14 @@ def differences(plan: Plan, host: Host, slot: int, ranks: int) -> list[str]:
         return found
     if not host.gpus:
         found.append(
-            f"device: the plan was made for {node.device.name}, no NVIDIA GPU is here; "
+            f"device: the plan was made for {node.device.name}, no GPU is here; "
             "for CPU processes plan with --cluster local"
         )
         return found
     need = gpus_needed(plan, slot)
     if len(host.gpus) < need:
         found.append(f"GPUs: the plan needs {need} on this host, {len(host.gpus)} are here")
-    other = {gpu.name for gpu in host.gpus if not is_model(node.device, gpu.name)}
+    other = {gpu.name for gpu in host.gpus if not same_card(node.device, gpu.name, gpu.memory_bytes / 1e9)}
     if other:
         found.append(f"device: the plan was made for {node.device.name}, here is {', '.join(sorted(other))}")
     for index, gpu in enumerate(host.gpus[:need]):

@@ -24,13 +24,13 @@ from cost_models import strict
 from cost_models.curves.samples import Sample
 from cost_models.errors import InputError
 from cost_models.hardware.cluster import Cluster
+from cost_models.hardware.machine import cores, discover
 from cost_models.hardware.placement import Placement
 from cost_models.models.model import Model
 from cost_models.pricing import price
 from cost_models.profile import VERSION, Profile
 from cost_models.strategy import Strategy
 from cost_models.workload import Precision, Workload
-from executor.discovery import cores, discover
 from executor.launch import launch
 from planner.files import check_target, write_whole
 from planner.plan_file import Plan, Simulated

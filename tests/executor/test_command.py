@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from cost_models import Cluster, LayerRange, Placement, Strategy
+from cost_models.hardware.machine import Host
 from cost_models.workload import Precision
 from executor.command import main
-from executor.discovery import Host
 from tests.executor.planned import edit_plan, make_plan, save_plan
 
 
@@ -53,6 +53,7 @@ def plan(tmp_path, monkeypatch):
         (["--job=os;ls"], "is not a dotted module name"),
         (["--backend=nccl"], "--backend nccl: this plan is for CPU processes, which talk over gloo"),
         (["--hosts=a,b"], "the plan uses 1 hosts; --hosts names 2"),
+        (["--hosts=gpu[001-004]"], "the plan uses 1 hosts; --hosts names 4: gpu001, gpu002, gpu003, gpu004"),
         (["--node-rank=x"], "--node-rank 'x' is neither a number nor auto"),
         (["--node-rank=4"], "legal: 0 to 0, auto"),
     ],
@@ -85,7 +86,7 @@ def test_a_plan_with_other_groups_is_refused(plan):
 
 
 def test_a_plan_for_gpus_names_every_difference(tmp_path, monkeypatch):
-    monkeypatch.setattr("executor.discovery._nvidia_gpus", lambda: ())
+    monkeypatch.setattr("cost_models.hardware.machine.gpus", lambda: ())
     plan = make_plan(
         Strategy(ulysses=8, shard=8, layers=(LayerRange(recompute="core_attention", count=4),)),
         cluster=Cluster.load("dgx-h100", nodes=1),
@@ -95,7 +96,7 @@ def test_a_plan_for_gpus_names_every_difference(tmp_path, monkeypatch):
     code, output = _run("launch", tmp_path / "plan.json")
     assert code == 2
     assert "recompute=core_attention is not executed" in output
-    assert "the plan was made for h100-sxm-80gb, no NVIDIA GPU is here" in output
+    assert "the plan was made for h100-sxm-80gb, no GPU is here" in output
 
 
 def test_a_plan_for_another_machines_cores_and_memory(plan, monkeypatch):

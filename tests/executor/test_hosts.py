@@ -7,9 +7,9 @@ import pytest
 
 from cost_models import Cluster, InputError, Placement, Strategy
 from cost_models.hardware.device import Device
-from executor.discovery import Gpu, Host, parse_gpus
+from cost_models.hardware.machine import Gpu, Host
 from executor.launch.elastic import own_seat
-from executor.launch.hosts import bind, is_model, used_slots
+from executor.launch.hosts import bind, used_slots
 from tests.executor.planned import make_plan
 
 H100 = Gpu(name="NVIDIA H100 80GB HBM3", memory_bytes=80 * 2**30, free_bytes=79 * 2**30)
@@ -68,10 +68,3 @@ def test_only_used_slots_need_a_host():
     plan = make_plan(Strategy(ulysses=8, shard=8), cluster=cluster, placement=placement)
     assert used_slots(plan) == (2,)
     assert bind(plan, ["only"]).host_of_slot == {2: "only"}
-
-
-def test_gpu_names():
-    assert parse_gpus("NVIDIA A100-SXM4-80GB, 81920, 81000\nrubbish\n")[0].name == "NVIDIA A100-SXM4-80GB"
-    assert is_model(Device.load("a100-sxm-80gb"), A100.name)
-    assert not is_model(Device.load("h100-sxm-80gb"), A100.name)
-    assert is_model(Device.load("rtx4090"), "NVIDIA GeForce RTX 4090")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cost_models import Cluster, InputError, Strategy
-from executor.discovery import discover
+from cost_models.hardware.machine import discover
 from executor.launch.hosts import bind
 from executor.launch.launch import Launch, Request
 from executor.launch.settings import Settings

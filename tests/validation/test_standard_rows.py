@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from cost_models.errors import InputError
+from cost_models.hardware.device_names import device_of
 from validation.cases import Case, Refused
 from validation.judge import judge
-from validation.machines import device_of
 from validation.rows import Row, read
 from validation.standard import case_of
 
@@ -99,7 +99,7 @@ def test_gpu_names(text: str, memory: float | None, name: str) -> None:
 
 
 def test_what_no_column_says_is_refused() -> None:
-    with pytest.raises(InputError, match="gpu='Wonder 9' is no preset; legal: "):
+    with pytest.raises(InputError, match="gpu='Wonder 9' matches no preset; nearest: "):
         case_of(own_row(gpu="Wonder 9"))
     with pytest.raises(InputError, match="layers is blank"):
         case_of(own_row(layers=""))

@@ -1,0 +1,1 @@
+"""Printed topologies -> a Cluster: one file per format, told apart by content."""

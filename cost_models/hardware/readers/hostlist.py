@@ -1,0 +1,58 @@
+"""Host names as Slurm writes them: `gpu[001-004,7],login1` is gpu001, gpu002, gpu003, gpu004, gpu7 and login1.
+
+Zeros are kept as in the first number of a range; brackets may stand anywhere and several times in a name. What a name
+may hold is letters, digits, dot, hyphen and underscore.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import product
+
+from cost_models.errors import InputError
+
+MOST_HOSTS = 2**17
+_PIECE = re.compile(r"[A-Za-z0-9._-]+|\[([0-9,\s-]+)\]")
+_SPAN = re.compile(r"\s*([0-9]{1,9})(?:-([0-9]{1,9}))?\s*")
+
+
+def expand(text: str, where: str = "--hosts") -> tuple[str, ...]:
+    """Every host of the list, in order.
+
+    >>> expand("gpu[001-003,7]"), expand("a,rack[1-2]n[0-1]")
+    (('gpu001', 'gpu002', 'gpu003', 'gpu7'), ('a', 'rack1n0', 'rack1n1', 'rack2n0', 'rack2n1'))
+    """
+    hosts: list[str] = []
+    for item in re.split(r",(?![^\[]*\])", text):
+        if item.strip():
+            hosts.extend(_expand_one(item.strip(), where, MOST_HOSTS - len(hosts)))
+    return tuple(hosts)
+
+
+def _expand_one(item: str, where: str, room: int) -> list[str]:
+    choices: list[list[str]] = []
+    at, count = 0, 1
+    while at < len(item):
+        piece = _PIECE.match(item, at)
+        if piece is None:
+            raise InputError(f"{where} {item[:60]!r} is no host name or list such as gpu[001-004,7]")
+        spans = [piece[0]] if piece[1] is None else _numbers(piece[1], item, where, room)
+        choices.append(spans)
+        count *= len(spans)
+        if count > room:
+            raise InputError(f"{where} {item[:60]!r} names more than {MOST_HOSTS:,} hosts")
+        at = piece.end()
+    return ["".join(parts) for parts in product(*choices)]
+
+
+def _numbers(text: str, item: str, where: str, room: int) -> list[str]:
+    numbers: list[str] = []
+    for span in text.split(","):
+        match = _SPAN.fullmatch(span)
+        if match is None or int(match[2] or match[1]) < int(match[1]):
+            raise InputError(f"{where} {item[:60]!r}: {span[:20]!r} is neither a number nor a range such as 001-004")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last - first >= room:
+            raise InputError(f"{where} {item[:60]!r} names more than {MOST_HOSTS:,} hosts")
+        numbers.extend(f"{number:0{len(match[1])}d}" for number in range(first, last + 1))
+    return numbers
