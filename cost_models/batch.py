@@ -25,9 +25,9 @@ from cost_models.profile import Profile
 from cost_models.step.assembly import step_program
 from cost_models.step.shape import Degrees, Shape
 from cost_models.strategy import Strategy, axis_stride
+from cost_models.timing.cluster_costs import ClusterCosts, cluster_costs
 from cost_models.timing.paths import Path, Paths, priced_patterns
 from cost_models.timing.remembered import RememberedKernels, RememberedPaths
-from cost_models.timing.setting import Setting, setting
 from cost_models.workload import Workload
 
 Floats = NDArray[np.float64]
@@ -67,7 +67,7 @@ def price_batch(
     >>> price_batch(Cluster.load("dgx-h100", nodes=32), work, several).step_s.argmin().item()
     3
     """
-    here, count = setting(cluster, profile), len(strategies)
+    here, count = cluster_costs(cluster, profile), len(strategies)
     groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
     for index, strategy in enumerate(strategies):
         groups[_group(here, strategy)].append(index)
@@ -89,7 +89,7 @@ def price_batch(
     return BatchCost(seconds=seconds, memory=used, capacity_bytes=capacity)
 
 
-def _group(here: Setting, strategy: Strategy) -> tuple[Any, ...]:
+def _group(here: ClusterCosts, strategy: Strategy) -> tuple[Any, ...]:
     """(runs of nodes in use, everything that a group shares)."""
     check_placement(here.cluster, strategy.ranks, None)
     shared = tuple(getattr(strategy, name) for name in _SHARED)
@@ -108,7 +108,7 @@ def _degrees(strategies: Sequence[Strategy], workload: Workload) -> Degrees:
     return Degrees(**arrays, **same)
 
 
-def _paths(here: Setting, strategies: Sequence[Strategy]) -> Paths:
+def _paths(here: ClusterCosts, strategies: Sequence[Strategy]) -> Paths:
     """Every axis as arrays; each distinct (stride, size, ranks) is read once."""
     axes = {}
     for axis, patterns in priced_patterns(strategies[0]).items():
@@ -124,11 +124,4 @@ def _paths(here: Setting, strategies: Sequence[Strategy]) -> Paths:
         axes[axis] = Path(
             **{one.name: np.array([getattr(path, one.name) for path in distinct])[where] for one in fields(Path)}
         )
-    one = here.paths(strategies[0])
-    return Paths(
-        axes=axes,
-        inside=one.inside,
-        host_bytes_per_s=one.host_bytes_per_s,
-        network_source="",
-        host_memory_bytes_per_s=one.host_memory_bytes_per_s,
-    )
+    return here.assembled(here.runs(strategies[0].ranks), axes)

@@ -28,9 +28,9 @@ from cost_models.program import Axis, Compute, Exchange, Op, Ring, Segment, Stag
 from cost_models.step.assembly import step_program
 from cost_models.step.shape import Shape
 from cost_models.strategy import EXPERT_AXES, Strategy
+from cost_models.timing.cluster_costs import cluster_costs
 from cost_models.timing.kernels import OPS, Kernels
 from cost_models.timing.paths import Paths
-from cost_models.timing.setting import setting
 from cost_models.workload import Workload
 
 _COMPUTE = {"recompute": "recompute", "sharding": "sharding", "vision": "vision", "optimizer": "optimizer"}
@@ -79,7 +79,7 @@ def price(
     """
     strategy.check(workload.model)
     check_placement(cluster, strategy.ranks, placement)
-    shape, here = Shape(workload, strategy), setting(cluster, profile)
+    shape, here = Shape(workload, strategy), cluster_costs(cluster, profile)
     runs, paths = here.runs(strategy.ranks, placement), here.paths(strategy, placement)
     kernels, devices = here.kernels(runs), here.devices(runs)
     ranges = strategy.layer_ranges(workload.model.layers)

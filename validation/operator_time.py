@@ -14,16 +14,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cost_models.hardware.cluster import Cluster
-from cost_models.hardware.placement import Placement
 from cost_models.pricing import fold_segment
 from cost_models.program import Compute, Ring, Segment
 from cost_models.step import layer
 from cost_models.step.habits import Habits
 from cost_models.step.shape import Shape
 from cost_models.strategy import Strategy
+from cost_models.timing.cluster_costs import cluster_costs
 from cost_models.timing.host import Host
 from cost_models.timing.kernels import FA2_ARCHITECTURES, Kernels
-from cost_models.timing.paths import Paths, domain_link, paths_of
+from cost_models.timing.paths import Paths
 from cost_models.workload import Workload
 
 EXCHANGE_OPERATORS = {False: 9, True: 11}
@@ -72,12 +72,7 @@ def operator_stages(call: Call, habits: Habits) -> tuple[Stage, ...]:
         call=call,
         shape=Shape(call.workload, call.strategy, habits),
         kernels=Kernels.of(device, attention="fa2" if older else "newest"),
-        paths=paths_of(
-            call.cluster,
-            call.strategy,
-            Placement.in_order(call.cluster, call.strategy.ranks),
-            domain_link(call.cluster.runs[0].node.scale_up),
-        ),
+        paths=cluster_costs(call.cluster).paths(call.strategy),
         host=habits.host or ALWAYS_AHEAD,
     )
     stages: tuple[Stage, ...] = ()

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from cost_models.hardware.placement import Placement
 from cost_models.memory.components import context_bytes
 from cost_models.memory.peak import peak
 from cost_models.pricing import fold_segment
@@ -20,9 +19,10 @@ from cost_models.program import Compute, Exchange, Phase, Segment
 from cost_models.step.assembly import step_program
 from cost_models.step.habits import OURS, Habits
 from cost_models.step.shape import Shape
+from cost_models.timing.cluster_costs import cluster_costs
 from cost_models.timing.host import PYTORCH_2024
 from cost_models.timing.kernels import FA2_ARCHITECTURES, Kernels
-from cost_models.timing.paths import Paths, domain_link, paths_of
+from cost_models.timing.paths import Paths
 from cost_models.workload import DTYPE_BYTES
 from validation.cases import Case
 
@@ -44,13 +44,12 @@ def predict(case: Case, habits: Habits | None = None) -> Prediction:
     habits = case.framework.habits if habits is None else habits
     strategy, workload, cluster = case.strategy, case.workload, case.cluster
     strategy.check(workload.model)
-    placement = Placement.in_order(cluster, strategy.ranks)
     node = cluster.runs[0].node
     kernels = kernels_for(case, habits)
-    paths = paths_of(cluster, strategy, placement, domain_link(node.scale_up))
+    paths = cluster_costs(cluster).paths(strategy)
     if habits.reduced_whole:
         every = replace(strategy, shard=strategy.data * strategy.context)
-        whole = paths_of(cluster, every, placement, domain_link(node.scale_up)).axes["shard"]
+        whole = cluster_costs(cluster).paths(every).axes["shard"]
         paths = replace(paths, axes={**paths.axes, "replicate": whole})
     shape, ranges = Shape(workload, strategy, habits), strategy.layer_ranges(workload.model.layers)
     program = step_program(shape, kernels, ranges)

@@ -2,7 +2,7 @@
 
     switch   any pair at the whole rate            n ranks reach it whatever n is
     mesh     each pair has links of its own        n ranks reach min(whole rate, (n − 1) · pair); one message the pair's
-    bridge   two cards (`ScaleUp.kind = pairs`)    beyond them PCIe, see `buses.py`
+    bridge   two cards (`ScaleUp.kind = pairs`)    beyond them PCIe, see `timing/loads.py`
 
 How much of a rate a collective reaches is the measured link's (NCCL itself reckons with 20 of 25, 20.6 of 25 and 40.1
 of 50 GB/s of a link on A100, H100 and B200: src/graph/topo.h). H100's and B200's tables hold NVLink SHARP: what has no

@@ -7,21 +7,22 @@ turns a buffer into it (B the buffer in bytes as NCCL's tests count it, n ranks)
 Measured tables (2, 4, 8 ranks; 512 B to 512 MiB) are read in log-log; below them the latency holds, above them the
 rate. More than 8 ranks keep the rate of 8 and add latency as from 4 to 8. An unmeasured link keeps its relative's
 latency and scales what is above it by the one-way rate that a group of its size reaches (`links.py`). Left out:
-copy-engine paths, bridges and sockets inside a node (`buses.py`), contention with other traffic.
+copy-engine paths, bridges and sockets inside a node (`loads.py`), contention with other traffic.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, reduce
 from typing import Any
 
 import numpy as np
 
 from cost_models.curves.grid import LogGrid, unpack
 from cost_models.curves.samples import Correction, Sample
+from cost_models.either import larger
 from cost_models.errors import InputError
 from cost_models.hardware.device import Device
 from cost_models.hardware.links import LINKS, Link
@@ -143,6 +144,34 @@ class Collectives:
             raise InputError(f"collective={op!r}; legal: {', '.join(OPS)}")
         if ranks < 1:
             raise InputError(f"{op}: ranks={ranks} must be at least 1")
+
+
+class SeveralLinks(Collectives):
+    """Several kinds of link in one group: each call takes what `choose` says of them, the slowest or the fastest."""
+
+    def __init__(self, each: Sequence[Collectives], choose: Callable[[Any, Any], Any] = larger) -> None:
+        slowest = min(each, key=lambda one: one.link.bytes_per_s)
+        super().__init__(slowest.name, slowest.link)
+        self.each, self.choose = tuple(each), choose
+
+    @classmethod
+    def choice(cls, each: Iterable[Collectives], choose: Callable[[Any, Any], Any] = larger) -> Collectives:
+        """One of equal links, else several."""
+        different = list({(one.name, one.link): one for one in each}.values())
+        return different[0] if len(different) == 1 else cls(different, choose)
+
+    def intra_s(self, op: str, ranks: int, bytes_per_rank: Any) -> Any:
+        return reduce(self.choose, (one.intra_s(op, ranks, bytes_per_rank) for one in self.each))
+
+    @property
+    def many_channels(self) -> bool:
+        return (any if self.choose is larger else all)(one.many_channels for one in self.each)
+
+    def source(self, op: str) -> str:
+        return "; ".join(dict.fromkeys(one.source(op) for one in self.each))
+
+    def is_estimate(self, op: str, ranks: int = 2) -> bool:
+        return any(one.is_estimate(op, ranks) for one in self.each)
 
 
 def wire_bytes(op: str, ranks: int, buffer_bytes: Any) -> Any:

@@ -24,7 +24,8 @@ class RememberedKernels(Kernels):
     """The calls of `kernels`, each computed once."""
 
     def __init__(self, kernels: Kernels) -> None:
-        self.kernels, self.device = kernels, kernels.device
+        self.kernels = kernels.kernels if isinstance(kernels, RememberedKernels) else kernels
+        self.device = kernels.device
         self._known: dict[Hashable, Any] = {}
 
     def gemm_s(self, *args: Any, **kwargs: Any) -> Any:

@@ -12,47 +12,40 @@ Left out: leaf uplinks (free here); that ulysses and ring cannot both stay insid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, reduce
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cost_models.curves.samples import Sample
+from cost_models.either import smaller
 from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.device import Device
-from cost_models.profile import network
+from cost_models.hardware.wiring import NIC_OUT, Ints
 from cost_models.program import Op
-from cost_models.timing.cluster_kernels import SlowestKernels
+from cost_models.timing.cluster_costs import ClusterCosts
+from cost_models.timing.cluster_kernels import kernels_of
+from cost_models.timing.collectives import Collectives, SeveralLinks
 from cost_models.timing.kernels import Kernels
 from cost_models.timing.paths import HOST_MEMORY_BYTES_PER_S, Path, Paths, crossing_s, domain_link
-
-_Ints = NDArray[np.int64]
-
-
-class FastestKernels(SlowestKernels):
-    """The same calls as `Kernels`, each answered by the fastest of several devices."""
-
-    def _slowest(self, call: Callable[[Kernels], Any]) -> Any:
-        return reduce(np.minimum, (call(kernels) for kernels in self.each))
-
-    def framework_s(self, unit: str) -> float:
-        return min(kernels.framework_s(unit) for kernels in self.each)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reach:
     """The best that any part of a cluster offers."""
 
-    cluster: Cluster
-    samples: tuple[Sample, ...] = ()
+    costs: ClusterCosts
 
     @cached_property
-    def domain_gpus(self) -> _Ints:
+    def cluster(self) -> Cluster:
+        return self.costs.cluster
+
+    @property
+    def domain_gpus(self) -> Ints:
         """Free GPUs of each scale-up domain."""
-        return np.bincount(self.cluster.domain_of_slot, weights=self.cluster.gpus_of_slot).astype(np.int64)
+        return self.costs.wiring.domain_gpus
 
     @cached_property
     def leaf_gpus(self) -> int:
@@ -60,46 +53,45 @@ class Reach:
 
     @cached_property
     def nic_bytes_per_s(self) -> float:
-        measured = network(self.samples)
-        return max(measured[0] if measured else r.node.nics.reached_bytes_per_s for r in self.cluster.runs)
+        return float(self.costs.rates.of_run[:, NIC_OUT].max())
 
     @cached_property
     def domain_bytes_per_s(self) -> float:
         """What the NICs of the best domain send together."""
-        alive = np.array([r.node.nics.count - len(r.node.missing_nics) for r in self.cluster.runs])
-        per_slot = alive[self.cluster.run_of_slot] * self.nic_bytes_per_s
+        cards = np.array([r.node.nics.count - len(r.node.missing_nics) for r in self.cluster.runs])
+        per_slot = (cards * self.nic_bytes_per_s)[self.cluster.run_of_slot]
         return max(float(np.bincount(self.cluster.domain_of_slot, weights=per_slot).max()), 1.0)
 
     @cached_property
     def latency_s(self) -> float:
-        measured = network(self.samples)
-        nic = min(measured[1] if measured else run.node.nics.latency_s for run in self.cluster.runs)
-        return nic + self.cluster.fabric.hop_latency_s
+        return float(self.costs.rates.nic_latency_s.min()) + self.cluster.fabric.hop_latency_s
 
-    def whole_groups(self, members: _Ints) -> _Ints:
+    def whole_groups(self, members: Ints) -> Ints:
         """How many groups of so many members the domains hold without splitting any."""
         sizes, counts = np.unique(self.domain_gpus, return_counts=True)
         distinct, where = np.unique(members, return_inverse=True)
         held = np.array([int((sizes // max(int(size), 1) * counts).sum()) for size in distinct])
         return held[where].reshape(members.shape)
 
+    @cached_property
     def devices(self) -> list[tuple[int, list[Device]]]:
         """(ranks that need it, devices): a layout of more ranks uses at least one of these devices."""
-        gpus: dict[str, int] = {}
-        device: dict[str, Device] = {}
+        order: list[Device] = []
         for run in self.cluster.runs:
-            gpus[run.node.device.name] = gpus.get(run.node.device.name, 0) + run.count * run.node.gpus
-            device[run.node.device.name] = run.node.device
-        order = sorted(device.values(), key=lambda known: -known.peak_16bit)
-        above, found = 0, []
-        for index, known in enumerate(order):
-            found.append((above, order[index:]))
-            above += gpus[known.name]
-        return found
+            if run.node.device not in order:
+                order.append(run.node.device)
+        order.sort(key=lambda device: -device.peak_16bit)
+        gpus = [sum(r.count * r.node.gpus for r in self.cluster.runs if r.node.device == device) for device in order]
+        return [(sum(gpus[:index]), order[index:]) for index in range(len(order))]
+
+    @cached_property
+    def links(self) -> Collectives:
+        """For each call the fastest kind of link inside any domain."""
+        links = {run.node.scale_up: None for run in self.cluster.runs}
+        return SeveralLinks.choice([domain_link(link, self.costs.samples) for link in links], smaller)
 
     def paths(self, sizes: dict[str, Any], ranks: Any) -> FloorPaths:
         """Optimistic paths of groups of `sizes` in layouts of so many `ranks`, for every crowding (last axis)."""
-        fastest = max((run.node.scale_up for run in self.cluster.runs), key=lambda link: link.reached_bytes_per_s)
         host = max(run.node.host_link_bytes_per_s for run in self.cluster.runs)
         fewest = min(run.node.gpus for run in self.cluster.runs if run.node.gpus)
         axes = {axis: self._path(np.asarray(size), np.asarray(ranks)) for axis, size in sizes.items()}
@@ -109,27 +101,33 @@ class Reach:
         axes |= dict.fromkeys(("context", "tensor", "pipeline"), none)
         return FloorPaths(
             axes=axes,
-            inside=domain_link(fastest, self.samples),
+            inside=self.links,
             host_bytes_per_s=host,
             network_source="bound",
             host_memory_bytes_per_s=HOST_MEMORY_BYTES_PER_S / fewest,
         )
 
     def _waiting(self, path: Path) -> Path:
-        """The path with the waits of a ring and a tree that cross: all other hops of a ring take the shortest one."""
+        """With the waits of a ring and a tree that cross, where further hops take the shortest one, and all-reduces."""
         step_s = min(self.latency_s, min(run.node.scale_up.latency_s for run in self.cluster.runs))
         visits = np.maximum(path.hops_out, 2)
         ring_s = visits * path.latency_s + np.maximum(path.ranks - visits, 0) * step_s
-        return replace(path, ring_latency_s=ring_s, tree_latency_s=np.log2(visits) * path.latency_s)
+        tree = np.minimum(path.ranks / np.maximum(path.ranks - 1, 1), 2.0)  # over two domains
+        return replace(
+            path,
+            all_reduce_s_per_byte=path.gather_s_per_byte * np.where(visits == 2, tree, 2.0),
+            ring_latency_s=ring_s,
+            tree_latency_s=np.log2(visits) * path.latency_s,
+        )
 
     @cached_property
-    def crowdings(self) -> tuple[_Ints, _Ints]:
+    def crowdings(self) -> tuple[Ints, Ints]:
         """(fewest, most) of ranges of shard groups that may meet in one domain: 1, 2-3, 4-7, …, up to D."""
         most = int(self.domain_gpus.max())
         first = 2 ** np.arange(most.bit_length())
         return first, np.minimum(2 * first - 1, most)
 
-    def _path(self, members: _Ints, ranks: _Ints) -> Path:
+    def _path(self, members: Ints, ranks: Ints) -> Path:
         most = int(self.domain_gpus.max())
         domains = len(self.domain_gpus)
         groups = ranks // members
@@ -193,5 +191,4 @@ class FloorPaths(Paths):
 
 def fastest(devices: Sequence[Device], samples: Sequence[Sample]) -> Kernels:
     """Kernels at least as fast as those of any of the devices."""
-    each = [Kernels.of(device, samples) for device in devices]
-    return each[0] if len(each) == 1 else FastestKernels(each)
+    return kernels_of(devices, samples, smaller)

@@ -23,6 +23,7 @@ from cost_models.curves.samples import Sample
 from cost_models.errors import InputError
 from cost_models.memory.components import GROUP_BYTES
 from cost_models.step.shape import Degrees
+from cost_models.timing.cluster_costs import costs_of
 from cost_models.timing.kernels import Kernels
 from planner.search.bounds import Reach, fastest
 from planner.search.policy_prices import policy_prices
@@ -69,7 +70,7 @@ class Tree:
 
     def __init__(self, space: Space, objective: Objective, samples: tuple[Sample, ...]) -> None:
         self.space, self.objective, self.samples = space, objective, samples
-        self.reach = Reach(cluster=space.cluster, samples=samples)
+        self.reach = Reach(costs=costs_of(space.cluster, samples))
         self.families = space.families
         self.data = np.array([family.data for family in self.families])
         self.microbatches = np.array([family.microbatches for family in self.families])
@@ -134,7 +135,7 @@ class Tree:
         bound, least = np.full(shard.shape, np.inf), np.full(shard.shape, np.inf)
         model_parallel = self.space.base.tensor * self.space.base.pipeline
         ranks = self.data[family] * self.ulysses[family] * first * model_parallel
-        tiers = self.reach.devices()
+        tiers = self.reach.devices
         for index, (above, _) in enumerate(tiers):
             below = tiers[index + 1][0] if index + 1 < len(tiers) else np.inf
             mine = np.flatnonzero((ranks > above) & (ranks <= below))
@@ -184,7 +185,7 @@ class Tree:
             family[:, None, None], last[:, None, None], shard[:, :, None], zero[:, :, None]
         )  # layouts x shardings x crowdings of a domain
         if tier not in self._kernels:
-            self._kernels[tier] = fastest(self.reach.devices()[tier][1], self.samples)
+            self._kernels[tier] = fastest(self.reach.devices[tier][1], self.samples)
         kernels, single = self._kernels[tier], first == last
         context = self.ulysses[family] * first
         share = np.stack([_least_shard(name, ranks, context) for name, _ in SHARDINGS], axis=1)

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from cost_models.hardware.placement import Placement
 from cost_models.strategy import LayerRange, Recompute, Strategy
-from cost_models.timing.cluster_kernels import kernels_of
-from cost_models.timing.kernels import Kernels
-from cost_models.timing.paths import AXIS_PATTERNS, Path, Paths, axis_paths, domain_link, host_rates
+from cost_models.timing.cluster_costs import costs_of
+from cost_models.timing.loads import axis_paths
+from cost_models.timing.paths import AXIS_PATTERNS, Path
 from planner.search.branch import Tree
 from planner.search.placing import Placer
 from planner.search.policy_prices import PolicyPrices, policy_prices
@@ -27,7 +27,7 @@ from planner.search.policy_prices import PolicyPrices, policy_prices
 _Ints = NDArray[np.int64]
 _FIELDS = (
     "ranks", "local", "all_to_all_s_per_byte", "send_s_per_byte", "gather_s_per_byte", "latency_s", "hops_out",
-    "ring_latency_s", "tree_latency_s",
+    "all_reduce_s_per_byte", "ring_latency_s", "tree_latency_s",
     "bus_all_to_all_s_per_byte", "bus_send_s_per_byte", "bus_gather_s_per_byte",
 )  # fmt: skip
 _SHARDED = ("shard", "replicate")
@@ -84,7 +84,7 @@ class Pricer:
     def __init__(self, floors: Tree) -> None:
         self.floors, self.cluster = floors, floors.space.cluster
         self.placer = Placer(self.cluster)
-        self._kernels: dict[tuple[int, ...], Kernels] = {}
+        self.costs = costs_of(self.cluster, floors.samples)
 
     def price(self, layouts: Sequence[Layout]) -> PricedLayouts:
         """Every layout on every placement that is worth it."""
@@ -122,13 +122,13 @@ class Pricer:
         if not len(slots):
             return layings, {}, runs
         runs[np.arange(len(slots))[:, None], self.cluster.run_of_slot[slots]] = True
-        paths = axis_paths(self.cluster, strategy, slots, layings.gpus, self.floors.samples, axes)
-        return layings, dict(paths), runs
+        paths = axis_paths(self.costs.rates, strategy, slots, layings.gpus, axes)
+        return layings, paths, runs
 
     def _features(self, strategy: Strategy, layings: Any, common: dict[str, Path]) -> NDArray[np.float64]:
         """All path numbers of all axes, (placements, axes x fields)."""
         paths = dict(common)
-        more = axis_paths(self.cluster, strategy, layings.slots, layings.gpus, self.floors.samples, _SHARDED)
+        more = axis_paths(self.costs.rates, strategy, layings.slots, layings.gpus, _SHARDED)
         paths.update(more)
         rows = [getattr(paths[axis], name) for axis in AXIS_PATTERNS for name in _FIELDS]
         return np.nan_to_num(np.stack(rows, axis=1).astype(np.float64))
@@ -146,13 +146,9 @@ class Pricer:
         capacity = np.zeros(count)
         for runs in sorted(set(used)):
             mine = np.array([i for i in range(count) if used[i] == runs], dtype=np.int64)
-            nodes = [self.cluster.runs[run].node for run in runs]
-            capacity[mine] = min(node.device.memory_bytes for node in nodes)
-            if runs not in self._kernels:
-                self._kernels[runs] = kernels_of((node.device for node in nodes), self.floors.samples)
-            paths = self._paths(
-                table[mine], min((n.scale_up for n in nodes), key=lambda link: link.reached_bytes_per_s)
-            )
+            devices = self.costs.devices(runs)
+            capacity[mine] = min(device.memory_bytes for device in devices)
+            paths = self.costs.assembled(runs, self._axes(table[mine]))
             layouts = [found[i][0] for i in mine]
             degrees = self.floors.degrees(
                 np.array([layout.family for layout in layouts]),
@@ -161,7 +157,7 @@ class Pricer:
                 np.array([layout.strategy.zero for layout in layouts]),
             )
             workload = self.floors.space.workload
-            priced = policy_prices(workload, degrees, self._kernels[runs], paths, policies, nodes[0].device)
+            priced = policy_prices(workload, degrees, self.costs.kernels(runs), paths, policies, devices[0])
             prices.append((mine, priced))
         crossing = table[:, :, 2:5].max(axis=2).sum(axis=1) if count else np.zeros(0)
         return PricedLayouts(
@@ -173,8 +169,8 @@ class Pricer:
             complete=complete,
         )
 
-    def _paths(self, table: NDArray[np.float64], scale_up: Any) -> Paths:
-        axes = {
+    def _axes(self, table: NDArray[np.float64]) -> dict[str, Path]:
+        return {
             axis: Path(
                 **{
                     name: table[:, a, f].astype(np.int64) if name in ("ranks", "local", "hops_out") else table[:, a, f]
@@ -183,12 +179,6 @@ class Pricer:
             )
             for a, axis in enumerate(AXIS_PATTERNS)
         }
-        host, memory = host_rates(run.node for run in self.cluster.runs)
-        inside = domain_link(scale_up, self.floors.samples)
-        return Paths(
-            axes=axes, inside=inside, host_bytes_per_s=host, network_source="",
-            host_memory_bytes_per_s=memory,
-        )  # fmt: skip
 
 
 def _joined(

@@ -23,6 +23,7 @@ import numpy as np
 
 from cost_models.hardware.wiring import NIC_OUT
 from cost_models.program import Op
+from cost_models.timing.rings import Blocks
 from planner.simulator.topology import Floats, Ints, Topology
 
 
@@ -71,17 +72,16 @@ def pattern(topology: Topology, groups: Ints, op: Op) -> Pattern:
         hop = Hops(to=_next(topology, groups), count=np.ones(topology.ranks, dtype=np.int64))
         longest = topology.latency_s(np.arange(topology.ranks), hop.to)[groups].max(axis=1)
         return replace(made, hops=(hop,), hop_share=np.ones(count), delay_s=longest)
-    block = _Blocks(topology, group_of_rank)
-    hops, channels = _rings(topology, block)
-    share = (members - 1) / members / channels
+    seats = topology.seats
+    blocks = Blocks(seats.place[groups], seats.domain[groups], seats.nic[groups])
+    hops = _rings(topology, groups, blocks)
+    share = (members - 1) / members / blocks.channels
     delay = np.zeros(count)
     for hop in hops:
         delay += np.bincount(group_of_rank, hop.count * topology.latency_s(np.arange(topology.ranks), hop.to), count)
-    tree_s = _tree_s(topology, block, hops)
-    domains, whole = np.bincount(block.group, minlength=count), members / (members - 1)
-    reduced = np.where(domains == 2, np.minimum(_tree_times(topology, channels) * whole, 2.0), 2.0)
-    if np.isinf(topology.rates.tree_bytes_per_s).all():
-        reduced = np.where(domains == 1, whole, reduced)
+    run, rates = topology.run[groups], topology.rates
+    reduced = blocks.all_reduce_times(rates.of_run[run, NIC_OUT], rates.tree_bytes_per_s[run])
+    tree_s = _tree_s(topology, group_of_rank, blocks, hops)
     once = replace(made, hops=hops, hop_share=share, delay_s=delay * share, tree_s=tree_s, reduced=reduced)
     return twice(once) if op == "all_reduce" else once
 
@@ -89,36 +89,27 @@ def pattern(topology: Topology, groups: Ints, op: Op) -> Pattern:
 def twice(once: Pattern) -> Pattern:
     """The all_reduce over the groups of an all_gather: rings twice, or a tree where members are in two domains."""
     delay_s = np.minimum(once.delay_s, once.tree_s) * 2
-    tree, hops = once.reduced < 2, once.hops
-    if tree.any() and len(hops) == 2:
-        inside = hops[0]
-        hops = (replace(inside, count=np.where(tree[once.group_of_rank], 2, 1) * inside.count), hops[1])
+    hops = once.hops
+    if len(hops) == 2:
+        inside, across = hops
+        tree = (once.reduced < 2) & (np.bincount(once.group_of_rank, across.count) > 0)
+        hops = (replace(inside, count=np.where(tree[once.group_of_rank], 2, 1) * inside.count), across)
     return replace(once, op="all_reduce", hops=hops, hop_share=once.hop_share * once.reduced, delay_s=delay_s)
 
 
-def _tree_times(topology: Topology, channels: Ints) -> Floats:
-    """What a group's cards could send while a tree inside its domains passes on a byte; at least that byte."""
-    passed = topology.rates.tree_bytes_per_s.min()
-    sent = channels * topology.rates.of_run[:, NIC_OUT].max()
-    times: Floats = np.maximum(1.0, sent / passed)
-    return times
-
-
-def _tree_s(topology: Topology, block: _Blocks, hops: tuple[Hops, ...]) -> Floats:
+def _tree_s(topology: Topology, group_of_rank: Ints, blocks: Blocks, hops: tuple[Hops, ...]) -> Floats:
     """Latency of a chain through each group's largest block and of a binary tree over its blocks."""
-    groups = int(block.group.max()) + 1
     longest = []
     for far in (False, True):
-        most = np.zeros(groups)
+        most = np.zeros(blocks.groups)
         for hop in hops:
             used = (hop.count > 0) & ((topology.domain != topology.domain[hop.to]) == far)
             latency = np.where(used, topology.latency_s(np.arange(topology.ranks), hop.to), 0.0)
-            np.maximum.at(most, block.group_of_rank, latency)
+            np.maximum.at(most, group_of_rank, latency)
         longest.append(most)
-    size = np.zeros(groups)
-    np.maximum.at(size, block.group, block.size)
-    result: Floats = (size - 1) * longest[0] + np.log2(np.bincount(block.group)) * longest[1]
-    return result
+    size = np.zeros(blocks.groups)
+    np.maximum.at(size, blocks.group, blocks.size)
+    return np.asarray((size - 1) * longest[0] + np.log2(blocks.domains) * longest[1])
 
 
 def _next(topology: Topology, groups: Ints) -> Ints:
@@ -127,64 +118,21 @@ def _next(topology: Topology, groups: Ints) -> Ints:
     return to
 
 
-def _rings(topology: Topology, block: _Blocks) -> tuple[tuple[Hops, ...], Ints]:
-    """Hops inside domains and between them, and the channels of each group."""
-    channels = block.channels
-    inside = np.empty(topology.ranks, dtype=np.int64)
-    inside[block.order] = block.order[block.after]
-    leaves = np.zeros(topology.ranks, dtype=np.int64)
-    between = np.arange(topology.ranks)
-    several = block.next != np.arange(len(block.next))
+def _rings(topology: Topology, groups: Ints, blocks: Blocks) -> tuple[Hops, ...]:
+    """Hops inside domains and between them."""
+    channels = blocks.channels[blocks.group]
+    rank = groups.ravel()[blocks.order]
+    inside, between = np.empty(topology.ranks, dtype=np.int64), np.arange(topology.ranks)
+    stays, leaves = np.zeros(topology.ranks, dtype=np.int64), np.zeros(topology.ranks, dtype=np.int64)
+    inside[rank] = rank[blocks.after]
+    stays[rank] = np.repeat(channels, blocks.size)
+    several = blocks.domains[blocks.group] > 1
     for channel in range(int(channels.max())):
-        entry, leave = block.ends(channel)
-        used = several & (channel < channels[block.group])
-        exits = block.order[leave][used]
+        entry, leave = blocks.ends(channel)
+        used = several & (channel < channels)
+        exits = rank[leave][used]
         leaves[exits] += 1
-        between[exits] = block.order[entry[block.next]][used]
-    alone = inside == np.arange(topology.ranks)
-    within = Hops(to=inside, count=np.where(alone, 0, channels[block.group_of_rank] - leaves))
+        between[exits] = rank[entry[blocks.next]][used]
+    within = Hops(to=inside, count=np.where(inside == np.arange(topology.ranks), 0, stays - leaves))
     across = Hops(to=between, count=leaves)
-    return tuple(hop for hop in (within, across) if hop.count.any()), channels
-
-
-class _Blocks:
-    """Ranks sorted by (group, domain, place): a block is one group's members in one domain."""
-
-    def __init__(self, topology: Topology, group_of_rank: Ints) -> None:
-        self.group_of_rank = group_of_rank
-        self.order = np.lexsort((topology.place, topology.domain, group_of_rank))
-        group, domain = group_of_rank[self.order], topology.domain[self.order]
-        fresh = np.ones(len(self.order), dtype=bool)
-        fresh[1:] = (group[1:] != group[:-1]) | (domain[1:] != domain[:-1])
-        self.start = np.flatnonzero(fresh)
-        self.size = np.diff(np.append(self.start, len(fresh)))
-        self.group: Ints = group[self.start]
-        self.after = np.arange(1, len(fresh) + 1)  # position of the next member, cyclic in the block
-        self.after[self.start + self.size - 1] = self.start
-        first = np.ones(len(self.start), dtype=bool)
-        first[1:] = self.group[1:] != self.group[:-1]
-        self.next = np.arange(1, len(self.start) + 1)  # block after this one in its group, cyclic
-        self.next[np.append(np.flatnonzero(first)[1:], len(first)) - 1] = np.flatnonzero(first)
-        self._entries(topology.nic[self.order])
-
-    def _entries(self, nic: Ints) -> None:
-        """Where a channel can enter a block: at each member whose NIC is not the one of the member before it."""
-        new = np.empty(len(nic), dtype=bool)
-        new[self.after] = nic[self.after] != nic
-        none = np.add.reduceat(new, self.start) == 0
-        new[self.start[none]] = True
-        self.entries = np.flatnonzero(new)
-        self.entry_count = np.add.reduceat(new.astype(np.int64), self.start)
-        self.entry_start = np.cumsum(self.entry_count) - self.entry_count
-        self.channels = np.full(int(self.group.max()) + 1, np.iinfo(np.int64).max)
-        np.minimum.at(self.channels, self.group, self.entry_count)
-        blocks = np.bincount(self.group)
-        self.channels[blocks == 1] = 1
-
-    def ends(self, channel: int) -> tuple[Ints, Ints]:
-        """Positions in `order` where `channel` enters and leaves each block (unused channels: some valid one)."""
-        own = self.channels[self.group]
-        which = np.minimum(channel, own - 1) * self.entry_count // own
-        entry = self.entries[self.entry_start + which]
-        leave = np.where(entry == self.start, self.start + self.size, entry) - 1
-        return entry, leave
+    return tuple(hop for hop in (within, across) if hop.count.any())

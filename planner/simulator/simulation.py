@@ -19,16 +19,17 @@ import numpy as np
 
 from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.placement import Placement
-from cost_models.hardware.wiring import LinkRates, Wiring
+from cost_models.hardware.wiring import LinkRates
 from cost_models.profile import Profile
 from cost_models.program import Compute, Ring, Segment, Staged, StepProgram
 from cost_models.step.assembly import step_program
 from cost_models.step.shape import Shape
 from cost_models.strategy import Strategy, rank_groups
+from cost_models.timing.cluster_costs import cluster_costs
 from cost_models.timing.cluster_kernels import kernels_of
 from cost_models.timing.kernels import Kernels
 from cost_models.timing.load import samples_for
-from cost_models.timing.paths import host_rates, reached
+from cost_models.timing.paths import host_rates
 from cost_models.workload import Workload
 from planner.plannable import check_plannable
 from planner.simulator.flows import Pattern, pattern, twice
@@ -104,7 +105,7 @@ def simulate(
     placement.check(cluster, strategy.ranks)
     program, scale = _program(cluster, workload, strategy, placement, profile)
     program = _updated(program, cluster, placement)
-    rates = reached(Wiring(cluster), samples_for(profile, cluster))
+    rates = cluster_costs(cluster, profile).rates
     return play(program, cluster, strategy, placement, rates=rates, compute_scale=scale, fold=fold, trace=trace)
 
 

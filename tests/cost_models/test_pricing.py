@@ -13,8 +13,8 @@ import pytest
 
 from cost_models import Cluster, InputError, LayerRange, Model, Placement, Strategy, Workload, price
 from cost_models.flops import executed_flops, model_flops
+from cost_models.timing.cluster_costs import cluster_costs
 from cost_models.timing.kernels import Kernels
-from cost_models.timing.paths import domain_link, paths_of
 
 MODEL = Model.load("llama-3-8b")
 P_LAYER, P_ROOT, LAYERS = 218_112_000, 1_050_677_248, 32
@@ -97,7 +97,7 @@ def test_exposed_ring_is_what_a_block_cannot_hide(index):
     strategy, cluster, work, kv = case(index)
     cost = price(cluster, work, strategy)
     kernels, here = Kernels.of("h100-sxm-80gb"), Placement.in_order(cluster, strategy.ranks)
-    paths = paths_of(cluster, strategy, here, domain_link(cluster.node(0).scale_up))
+    paths = cluster_costs(cluster).paths(strategy, here)
     row = work.context_tokens // strategy.ring
     shape = {"heads": 32 // strategy.ulysses, "kv_heads": max(1, 8 // strategy.ulysses), "head_dim": 128}
     hop_bytes = work.context_tokens // strategy.context * 2 * kv * 128
@@ -119,18 +119,18 @@ def test_two_nodes_bytes_on_every_link_by_hand():
     """2 x 8 GPUs, ulysses 8 inside, ring 2 across: every NIC carries its own rank's hops, nothing else of attention."""
     cluster = Cluster.load("dgx-h100", nodes=2)
     strategy = Strategy(ring=2, ulysses=8, shard=16)
-    paths = paths_of(cluster, strategy, Placement.in_order(cluster, 16), domain_link(cluster.node(0).scale_up))
+    paths = cluster_costs(cluster).paths(strategy, Placement.in_order(cluster, 16))
     nic = 50e9 * 0.92
     assert paths.axes["ulysses"].latency_s == 0 and paths.axes["ulysses"].local == 8
     assert paths.axes["ring"].send_s_per_byte == pytest.approx(1 / nic)
     assert paths.axes["shard"].gather_s_per_byte == pytest.approx(15 / 16 / 8 / nic)  # in at 8 NICs at once
     assert paths.axes["context"].all_to_all_s_per_byte == pytest.approx(8 / 16 / nic)  # half of the peers are away
     swapped = Strategy(ring=8, ulysses=2, shard=16)  # ring of 8 with a step of 2 ranks: four hops inside, one out
-    far = paths_of(cluster, swapped, Placement.in_order(cluster, 16), domain_link(cluster.node(0).scale_up))
+    far = cluster_costs(cluster).paths(swapped, Placement.in_order(cluster, 16))
     assert far.axes["ring"].send_s_per_byte == pytest.approx(1 / nic)
     order = np.arange(16).reshape(2, 8).T.ravel()  # neighbours of the ulysses pairs on different nodes
     place = Placement(slot_of_rank=order // 8, gpu_of_rank=order % 8)
-    across = paths_of(cluster, swapped, place, domain_link(cluster.node(0).scale_up))
+    across = cluster_costs(cluster).paths(swapped, place)
     assert across.axes["ulysses"].all_to_all_s_per_byte == pytest.approx(1 / 2 / nic)
 
 
@@ -142,7 +142,7 @@ def test_shared_missing_and_oversubscribed_network_links_cost_more():
 
     def send(one: Cluster) -> float:
         place = Placement.in_order(one, 32)
-        return float(paths_of(one, strategy, place, domain_link(one.node(0).scale_up)).axes["ring"].send_s_per_byte)
+        return float(cluster_costs(one).paths(strategy, place).axes["ring"].send_s_per_byte)
 
     assert send(broken) == pytest.approx(2 * send(cluster))  # two GPUs on one card
     assert send(thin) == pytest.approx(2 * send(cluster))  # 16 NICs of a leaf over 4, 8 flows of a leaf's ring go up

@@ -3,14 +3,14 @@
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 
 from cost_models import Cluster, Model, Strategy, Workload, price
 from cost_models.curves.samples import Sample
 from cost_models.hardware.networks import NETWORKS, NetworkKind
 from cost_models.hardware.wiring import NIC_OUT, Wiring
-from cost_models.timing.paths import reached, uplinks
+from cost_models.timing.cluster_costs import costs_of
+from cost_models.timing.paths import reached
 from planner import plan, simulate
 from planner.search.bounds import Reach
 
@@ -71,8 +71,8 @@ def test_price_bound_and_simulation_read_one_rate(changes: dict[str, Any]) -> No
     cluster = replace(cluster, fabric=replace(cluster.fabric, nodes_per_leaf=2, oversubscription=4.0))
     rate = cluster.runs[0].node.nics.reached_bytes_per_s
     rates = reached(Wiring(cluster))
-    assert Reach(cluster=cluster).nic_bytes_per_s == rates.of_run[0, NIC_OUT] == rate
-    np.testing.assert_allclose(rates.of_leaf, uplinks(cluster), rtol=1e-12)
+    assert Reach(costs=costs_of(cluster)).nic_bytes_per_s == rates.of_run[0, NIC_OUT] == rate
+    assert rates.of_leaf.tolist() == pytest.approx([2 * 8 * rate / 4.0] * 2)
 
 
 def test_a_measured_pair_of_nodes_replaces_the_kind() -> None:
@@ -81,5 +81,5 @@ def test_a_measured_pair_of_nodes_replaces_the_kind() -> None:
         Sample(op="send_recv", path="network", ranks=2, bytes=size, median_s=5e-6 + size / 20e9)
         for size in (2**10, 2**30)
     )
-    rates = {Reach(cluster=with_nics(cluster, kind=kind), samples=samples).nic_bytes_per_s for kind in ("efa", "roce")}
+    rates = {Reach(costs=costs_of(with_nics(cluster, kind=kind), samples)).nic_bytes_per_s for kind in ("efa", "roce")}
     assert len(rates) == 1 and rates.pop() == pytest.approx(20e9, rel=0.01)

@@ -14,8 +14,8 @@ from cost_models.hardware.links import TREE_BYTES_PER_S
 from cost_models.hardware.wiring import GPU_OUT, NIC_OUT, Wiring
 from cost_models.program import Compute, Exchange, Ring, Segment, StepProgram
 from cost_models.strategy import LayerRange, Strategy
+from cost_models.timing.cluster_costs import cluster_costs
 from cost_models.timing.paths import reached
-from cost_models.timing.setting import setting
 from planner.simulator.script import ring_rounds
 from planner.simulator.simulation import Simulation, play, simulate
 from tests.planner.clusters import DEGRADED, GB, cluster, layers, node, step
@@ -162,7 +162,7 @@ def test_price_and_simulation_agree_where_the_host_decides() -> None:
 def test_an_all_reduce_over_two_nodes_is_the_tree_that_is_priced(layout: Strategy) -> None:
     """Of 100 MB over the replicas of each shard: every group has cards of its own."""
     where = Cluster.load("dgx-a100", nodes=2)
-    paths = setting(where, None).paths(layout)
+    paths = cluster_costs(where).paths(layout)
     found = play(only(replicate_bytes=100e6), where, layout, rates=reached(Wiring(where)))
     assert found.step_s == pytest.approx(float(paths.exchange_s("replicate", "all_reduce", 100e6)), rel=0.15)
 

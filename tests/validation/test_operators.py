@@ -12,9 +12,9 @@ from cost_models.program import Compute, Exchange, Ring, Segment
 from cost_models.step import layer
 from cost_models.step.habits import OURS, Habits
 from cost_models.step.shape import Shape
+from cost_models.timing.cluster_costs import cluster_costs
 from cost_models.timing.host import PYTORCH_2024, Host
 from cost_models.timing.kernels import Kernels
-from cost_models.timing.paths import domain_link, paths_of
 from validation.cases import cluster_of
 from validation.frameworks import MAGI_BASELINES, RING_FLASH, YUNCHANG
 from validation.judge import judge
@@ -133,9 +133,7 @@ def ring_time(strategy: Strategy, cluster: Cluster, habits: Habits = OURS, grad:
     work = Workload(attention(32, 8, 128), context_tokens=strategy.context * 4096)
     kernels = Kernels.of("h100-sxm-80gb")
     phases = layer.context(Shape(work, strategy, habits), kernels, part="attention", grad=grad)
-    paths = paths_of(
-        cluster, strategy, Placement.in_order(cluster, strategy.ranks), domain_link(cluster.runs[0].node.scale_up)
-    )
+    paths = cluster_costs(cluster).paths(strategy, Placement.in_order(cluster, strategy.ranks))
     return float(fold_segment(Segment(name="attention", phases=phases), paths).total_s)
 
 

@@ -1,18 +1,25 @@
 """Collectives across nodes: rings wait one hop for each further rank, all-reduces may take trees."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from cost_models import Cluster, Placement, Strategy
-from cost_models.timing.paths import Paths, domain_link, gather_s, paths_of
-from cost_models.timing.setting import setting
+from cost_models.program import Op
+from cost_models.timing.cluster_costs import cluster_costs
+from cost_models.timing.paths import Path, Paths
+from cost_models.timing.paths import crossing_s as crossing
 
 
 def paths(ranks: int) -> Paths:
     cluster, strategy = Cluster.load("dgx-h100", nodes=-(-ranks // 8)), Strategy(data=ranks, shard=ranks)
-    return paths_of(cluster, strategy, Placement.in_order(cluster, ranks), domain_link(cluster.runs[0].node.scale_up))
+    return cluster_costs(cluster).paths(strategy, Placement.in_order(cluster, ranks))
+
+
+def gather_s(path: Path, op: Op, size: Any) -> Any:
+    return crossing(op, path, size)
 
 
 def test_ring_waits_for_every_hop():
@@ -41,7 +48,7 @@ TWO_NODES = (
 
 @pytest.mark.parametrize(("preset", "bus"), TWO_NODES)
 def test_all_reduce_over_two_nodes_meets_published_rates(preset: str, bus: float) -> None:
-    every = setting(Cluster.load(preset, nodes=2), None).paths(Strategy(data=16, shard=16))
+    every = cluster_costs(Cluster.load(preset, nodes=2)).paths(Strategy(data=16, shard=16))
     found = 2 * 15 / 16 * 2.0**33 / float(every.exchange_s("shard", "all_reduce", 2.0**33)) / 1e9
     assert found == pytest.approx(bus, rel=0.05)
 
@@ -51,9 +58,6 @@ def test_trees_halve_what_leaves_one_of_two_domains_and_nothing_else() -> None:
     size = 2.0**36
     assert gather_s(two, "all_reduce", size) == pytest.approx(16 / 15 * gather_s(two, "all_gather", size), rel=0.01)
     assert gather_s(four, "all_reduce", size) == pytest.approx(2 * gather_s(four, "all_gather", size), rel=0.01)
-    slow = [gather_s(two, "all_reduce", size, rate) for rate in (1e9, 65e9, 100e9, 1e12)]
-    assert slow == sorted(slow, reverse=True)
-    assert slow[0] == pytest.approx(2 * gather_s(two, "all_gather", size), rel=0.01)
 
 
 def test_slower_hops_and_more_ranks_never_shorten_a_gather():

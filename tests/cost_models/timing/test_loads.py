@@ -11,7 +11,9 @@ import pytest
 
 from cost_models import Cluster, Model, Placement, Strategy, Workload, price
 from cost_models.hardware.cluster import NodeRun, ScaleUp
-from cost_models.timing.paths import Paths, axis_paths, domain_link, paths_of
+from cost_models.timing.cluster_costs import cluster_costs
+from cost_models.timing.loads import axis_paths
+from cost_models.timing.paths import Paths
 from validation.frameworks import YUNCHANG
 from validation.operator_time import Call, operator_s
 
@@ -27,8 +29,7 @@ def box(link: ScaleUp, gpus: int = 8, nodes: int = 1) -> Cluster:
 
 
 def paths(cluster: Cluster, strategy: Strategy) -> Paths:
-    place = Placement.in_order(cluster, strategy.ranks)
-    return paths_of(cluster, strategy, place, domain_link(cluster.runs[0].node.scale_up))
+    return cluster_costs(cluster).paths(strategy)
 
 
 def test_an_exchange_over_two_sockets_crosses_by_half() -> None:
@@ -78,10 +79,10 @@ def test_all_reduce_over_two_bridged_pairs_meets_vidurs_rows() -> None:
 def test_arrays_of_placements_equal_one() -> None:
     cluster, strategy = box(TREE), Strategy(ring=4, ulysses=2)
     gpus = np.array([np.arange(8), [0, 4, 1, 5, 2, 6, 3, 7]])
-    both = dict(axis_paths(cluster, strategy, np.zeros((2, 8), int), gpus))
+    both = axis_paths(cluster_costs(cluster).rates, strategy, np.zeros((2, 8), int), gpus)
     for index in range(2):
         place = Placement(slot_of_rank=np.zeros(8, int), gpu_of_rank=gpus[index])
-        one = paths_of(cluster, strategy, place, domain_link(TREE))
+        one = cluster_costs(cluster).paths(strategy, place)
         for axis in ("ulysses", "ring"):
             for name in ("bus_all_to_all_s_per_byte", "bus_send_s_per_byte", "bus_gather_s_per_byte"):
                 assert getattr(both[axis], name)[index] == getattr(one.axes[axis], name)

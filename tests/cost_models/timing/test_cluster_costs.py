@@ -6,8 +6,7 @@ from dataclasses import replace
 import pytest
 
 from cost_models import Cluster, Model, Placement, Strategy, Workload, price
-from cost_models.timing.paths import domain_link, paths_of
-from cost_models.timing.setting import Setting, setting
+from cost_models.timing.cluster_costs import ClusterCosts, cluster_costs
 
 DEGREES = [
     {"data": data, "ring": ring, "ulysses": ulysses, "tensor": tensor, "pipeline": pipeline}
@@ -23,9 +22,8 @@ def test_axes_in_order_equal_the_placement(degrees: dict[str, int], preset: str)
     for shard in {1, whole, degrees["ulysses"]}:
         strategy = Strategy(**degrees, shard=shard)
         placement = Placement.in_order(cluster, strategy.ranks)
-        inside = domain_link(cluster.runs[0].node.scale_up)
-        remembered = Setting(cluster, None).paths(strategy)
-        assert str(remembered.axes) == str(paths_of(cluster, strategy, placement, inside).axes)  # nan is nan
+        costs = ClusterCosts(cluster)
+        assert str(costs.paths(strategy).axes) == str(costs.paths(strategy, placement).axes)  # nan is nan
 
 
 def test_price_without_placement_is_that_of_ranks_in_order() -> None:
@@ -37,11 +35,11 @@ def test_price_without_placement_is_that_of_ranks_in_order() -> None:
     )
 
 
-def test_a_changed_cluster_has_a_setting_of_its_own() -> None:
+def test_a_changed_cluster_has_costs_of_its_own() -> None:
     cluster = Cluster.load("dgx-h100", nodes=4)
-    assert setting(cluster, None) is setting(Cluster.load("dgx-h100", nodes=4), None)
+    assert cluster_costs(cluster) is cluster_costs(Cluster.load("dgx-h100", nodes=4))
     node = cluster.runs[0].node
     slower = cluster.override({0: replace(node, nics=replace(node.nics, bytes_per_s=1e9))})
-    assert setting(slower, None) is not setting(cluster, None)
+    assert cluster_costs(slower) is not cluster_costs(cluster)
     work, strategy = Workload(Model.load("longvila-8b"), context_tokens=262144), Strategy(ring=4, ulysses=8, shard=32)
     assert price(slower, work, strategy).step_s > price(cluster, work, strategy).step_s

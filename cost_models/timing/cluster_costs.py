@@ -1,0 +1,154 @@
+"""What prices on one cluster share, worked out once: its wiring and rates, kernels, links and paths.
+
+    kernels, links   of the slowest device and link among the nodes in use, for each call
+    paths            of every axis, from the placement
+
+Without a placement ranks lie in order, and an axis is (stride, size): its groups are `arange(ranks)` cut in blocks of
+stride x size. Strategies share most axes, so these paths are remembered. Left out: memory of explicit placements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import cached_property, lru_cache
+
+import numpy as np
+
+from cost_models.curves.samples import Sample
+from cost_models.hardware.cluster import Cluster, Node
+from cost_models.hardware.device import Device
+from cost_models.hardware.placement import Placement
+from cost_models.hardware.wiring import LinkRates, Wiring
+from cost_models.profile import Profile, network
+from cost_models.strategy import Strategy, axis_stride
+from cost_models.timing.cluster_kernels import kernels_of
+from cost_models.timing.collectives import Collectives, SeveralLinks
+from cost_models.timing.kernels import Kernels
+from cost_models.timing.load import samples_for
+from cost_models.timing.loads import Loads, axis_paths
+from cost_models.timing.paths import Path, Paths, domain_link, host_rates, priced_patterns, reached
+from cost_models.timing.remembered import RememberedKernels
+
+MOST_PATHS = 20_000
+
+
+class ClusterCosts:
+    """
+    >>> costs = cluster_costs(Cluster.load("dgx-h100", nodes=2))
+    >>> costs.paths(Strategy(ring=2, ulysses=8)).axes["ring"].hops_out
+    2
+    """
+
+    def __init__(self, cluster: Cluster, samples: tuple[Sample, ...] = ()) -> None:
+        self.cluster, self.samples = cluster, samples
+        self._kernels: dict[tuple[int, ...], Kernels] = {}
+        self._links: dict[tuple[int, ...], Collectives] = {}
+        self._in_order: dict[tuple[str, int, int, int], Path] = {}
+
+    @cached_property
+    def wiring(self) -> Wiring:
+        return Wiring(self.cluster)
+
+    @cached_property
+    def rates(self) -> LinkRates:
+        """What large messages reach on every link."""
+        return reached(self.wiring, self.samples)
+
+    def runs(self, ranks: int, placement: Placement | None = None) -> tuple[int, ...]:
+        """Which runs of equal nodes are in use."""
+        if placement is not None:
+            return tuple(np.unique(self.cluster.run_of_slot[placement.slot_of_rank]).tolist())
+        last = int(np.searchsorted(self._filled, ranks))
+        return tuple(run for run in range(last + 1) if self.cluster.runs[run].node.gpus)
+
+    def nodes(self, runs: tuple[int, ...]) -> list[Node]:
+        return [self.cluster.runs[run].node for run in runs]
+
+    def devices(self, runs: tuple[int, ...]) -> list[Device]:
+        return [node.device for node in self.nodes(runs)]
+
+    def kernels(self, runs: tuple[int, ...]) -> Kernels:
+        """Of the slowest device among the `runs`."""
+        if runs not in self._kernels:
+            self._kernels[runs] = RememberedKernels(kernels_of(self.devices(runs), self.samples))
+        return self._kernels[runs]
+
+    def links(self, runs: tuple[int, ...]) -> Collectives:
+        """Inside the scale-up domains of the `runs`: for each call the slowest kind of link."""
+        if runs not in self._links:
+            links = {node.scale_up: domain_link(node.scale_up, self.samples) for node in self.nodes(runs)}
+            self._links[runs] = SeveralLinks.choice(links.values())
+        return self._links[runs]
+
+    def paths(self, strategy: Strategy, placement: Placement | None = None) -> Paths:
+        """Of every axis, read off the placement (default: ranks in order)."""
+        axes, patterns = {}, priced_patterns(strategy)
+        if placement is not None:
+            slots, gpus = placement.slot_of_rank[None, :], placement.gpu_of_rank[None, :]
+            several = axis_paths(self.rates, strategy, slots, gpus, tuple(patterns))
+            axes = {axis: _first(path) for axis, path in several.items()}
+        else:
+            for axis in patterns:
+                axes[axis] = self.in_order(axis, patterns[axis], *axis_stride(strategy, axis), strategy.ranks)
+        return self.assembled(self.runs(strategy.ranks, placement), axes)
+
+    def assembled(self, runs: tuple[int, ...], axes: Mapping[str, Path]) -> Paths:
+        """Paths of axes whose ranks lie on nodes of the `runs`."""
+        host, memory = host_rates(self.nodes(runs))
+        return Paths(
+            axes=dict(axes),
+            inside=self.links(runs),
+            host_bytes_per_s=host,
+            network_source=self.network_source,
+            host_memory_bytes_per_s=memory,
+        )
+
+    def in_order(self, axis: str, patterns: tuple[str, ...], stride: int, size: int, ranks: int) -> Path:
+        """The path of one axis of ranks that lie in order."""
+        key = (axis, stride, size, ranks)
+        path = self._in_order.get(key)
+        if path is None:
+            if len(self._in_order) >= MOST_PATHS:
+                self._in_order.clear()
+            placement = Placement.in_order(self.cluster, ranks)
+            groups = np.arange(ranks).reshape(-1, size, stride).swapaxes(1, 2).reshape(-1, size)
+            loads = Loads(self.rates, placement.slot_of_rank[None, :], placement.gpu_of_rank[None, :])
+            path = self._in_order[key] = _first(loads.path(groups, patterns))
+        return path
+
+    @cached_property
+    def network_source(self) -> str:
+        """Where the rates between nodes come from, in words."""
+        if network(self.samples):
+            return "network: rate and latency of one pair of nodes in the profile, extrapolated to all"
+        cards = dict.fromkeys(run.node.nics for run in self.cluster.runs)
+        shares = dict.fromkeys(
+            f"{nics.reached_bytes_per_s / nics.bytes_per_s:.0%} of the line rate of {nics.kind}"
+            + ("" if nics.gpudirect else " through host memory")
+            for nics in cards
+        )
+        return f"network: {', '.join(shares)} and the stated latency, not measured here"
+
+    @cached_property
+    def _filled(self) -> list[int]:
+        """Free GPUs up to and with each run."""
+        filled: list[int] = np.cumsum([run.count * run.node.gpus for run in self.cluster.runs]).tolist()
+        return filled
+
+
+def _first(several: Path) -> Path:
+    """The path of the first of several placements, as plain numbers."""
+    return Path(**{one.name: getattr(several, one.name)[0].item() for one in fields(Path)})
+
+
+@lru_cache(maxsize=8)
+def cluster_costs(cluster: Cluster, profile: Profile | None = None) -> ClusterCosts:
+    """The costs of a cluster under a profile; the last few are remembered."""
+    return costs_of(cluster, samples_for(profile, cluster))
+
+
+@lru_cache(maxsize=8)
+def costs_of(cluster: Cluster, samples: tuple[Sample, ...] = ()) -> ClusterCosts:
+    """The same object, by the samples that speak for the cluster."""
+    return ClusterCosts(cluster, samples)

@@ -1,0 +1,214 @@
+"""What all groups of an axis, acting at once, load on the links that they share: seconds per byte on the busiest one.
+
+    all_to_all   a member with b of P members in its domain sends (P - b) / P of its buffer out, and receives as much
+    send         all of it out if the next member is in another domain, and in at that one's card
+    gather       (P - 1) / P into and out of each domain of the group, spread over the cards of its members there; a
+                 group with few channels needs at least 1 / channels on one card (`rings.py`)
+    all_reduce   the same twice, or by trees, or once where switches sum
+
+Between PCIe switches, sockets and bridged pairs of a node the same counting holds for what leaves a unit for another
+one of its domain. A ring leaves each unit once; one that also leaves the domain ends there, and spares one of u units.
+Left out: the way to a card under another switch, and traffic inside a unit that goes through its host bridge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cost_models.hardware.wiring import NIC_OUT, PCIE_OUT, SWITCH_OUT, Floats, Ints, LinkRates
+from cost_models.strategy import Strategy, rank_groups
+from cost_models.timing.paths import AXIS_PATTERNS, EXPERT_PATTERNS, Path
+from cost_models.timing.rings import Blocks
+
+_NETWORK = ("all_to_all", "send", "gather", "all_reduce")
+_BUSES = ("all_to_all", "send", "gather")
+
+
+def axis_paths(
+    rates: LinkRates, strategy: Strategy, slots: Ints, gpus: Ints, axes: Sequence[str] = tuple(AXIS_PATTERNS)
+) -> dict[str, Path]:
+    """Axes of several placements of one strategy: slots and GPUs (placements, ranks) -> arrays (placements,)."""
+    loads = Loads(rates, slots, gpus)
+    patterns = {**AXIS_PATTERNS, **EXPERT_PATTERNS}
+    return {axis: loads.path(rank_groups(strategy, axis), patterns[axis]) for axis in axes}
+
+
+class Loads:
+    """Seats of all ranks of several placements (first axis), and the loads of patterns of traffic among them."""
+
+    def __init__(self, rates: LinkRates, slots: Ints, gpus: Ints) -> None:
+        self.rates, self.wiring, self.seats = rates, rates.wiring, rates.wiring.seats(slots, gpus)
+        self.several = len(slots)
+        self.fabric = rates.wiring.cluster.fabric
+        self.card_rate = rates.of_run[self.seats.run, NIC_OUT]
+
+    @cached_property
+    def buses(self) -> list[tuple[Ints, Floats]]:
+        """Unit and what leaves it, of every rank: bridged pairs, then PCIe switches or sockets; only such as limit."""
+        seats, levels = self.seats, []
+        if self.wiring.in_pairs.any():
+            pair_rate = np.where(self.wiring.in_pairs, 2 * self.rates.of_run[:, PCIE_OUT], np.inf)
+            levels.append((seats.pair, pair_rate[seats.run]))
+        if self.wiring.crosses_switch.any():
+            switch_rate = np.where(self.wiring.crosses_switch, self.rates.of_run[:, SWITCH_OUT], np.inf)
+            levels.append((seats.switch, switch_rate[seats.run]))
+        return levels
+
+    def path(self, groups: Ints, patterns: Sequence[str]) -> Path:
+        """One axis whose groups (groups, members) all act at once, for `patterns` of traffic."""
+        members, zeros = groups.shape[1], np.zeros(self.several)
+        ranks, none = np.full(self.several, members), np.zeros(self.several, dtype=np.int64)
+        costs: dict[str, Any] = {f"{pattern}_s_per_byte": zeros for pattern in _NETWORK}
+        costs |= {f"bus_{pattern}_s_per_byte": zeros for pattern in _BUSES}
+        costs |= {"ring_latency_s": zeros, "tree_latency_s": zeros, "latency_s": zeros}
+        if members == 1:
+            return Path(ranks=ranks, local=ranks, hops_out=none, **costs)
+        domain = self.seats.domain[:, groups]
+        away = domain != domain[:, :, :1]
+        crosses = bool(away.any())
+        if not crosses and not self.buses:
+            return Path(ranks=ranks, local=ranks, hops_out=none, **costs)
+        local, place = alike(domain), self.seats.place[:, groups]
+        flat = (-1, members)
+        blocks = Blocks(place.reshape(flat), domain.reshape(flat), self.seats.nic[:, groups].reshape(flat))
+        for pattern in patterns:
+            costs[f"bus_{pattern}_s_per_byte"] = self._busiest_bus(pattern, groups, domain, local, blocks)
+        if not crosses:
+            return Path(ranks=ranks, local=ranks, hops_out=none, **costs)
+        leaf = self.seats.leaf[:, groups]
+        costs |= self._network(groups, patterns, domain, leaf, local, blocks)
+        domains = blocks.domains.reshape(self.several, -1).max(axis=1)
+        spine = (away.any(axis=2) & (leaf != leaf[:, :, :1]).any(axis=2)).any(axis=1)
+        most = local.max(axis=(1, 2))
+        costs |= self._waits(members, most, domains, spine)
+        return Path(ranks=ranks, local=most, hops_out=np.where(domains > 1, domains, 0), **costs)
+
+    def _waits(self, members: int, most: Ints, domains: Ints, spine: NDArray[np.bool_]) -> dict[str, Floats]:
+        """Latency of one message out of a domain, of all hops of a ring, and of a tree from its leaves to its root."""
+        run, hop_s = self.seats.run, self.fabric.hop_latency_s
+        card_s = self.rates.nic_latency_s[run].max(axis=1) + hop_s
+        inside_s = self.rates.scale_up_latency_s[run].max(axis=1)
+        out_s = np.where(spine, card_s + self.fabric.spine_hops * hop_s, card_s)
+        ring_s = domains * out_s + (members - domains) * inside_s
+        tree_s = np.log2(domains) * out_s + (most - 1) * inside_s
+        waits = {"latency_s": out_s, "ring_latency_s": ring_s, "tree_latency_s": tree_s}
+        return {name: np.where(domains > 1, wait, 0.0) for name, wait in waits.items()}
+
+    def _network(
+        self, groups: Ints, patterns: Sequence[str], domain: Ints, leaf: Ints, local: Ints, blocks: Blocks
+    ) -> dict[str, Floats]:
+        """Seconds per byte on the busiest card or uplink, by pattern; not a number where it is not asked for."""
+        members, unread = groups.shape[1], np.full(self.several, np.nan)
+        costs = {f"{pattern}_s_per_byte": unread for pattern in _NETWORK}
+        if "all_to_all" in patterns:
+            near = np.maximum(local, alike(leaf)) if self.fabric.oversubscription > 1 else np.full_like(local, members)
+            out = (members - local) / members
+            costs["all_to_all_s_per_byte"] = self._busiest(groups, out, out, (members - near) / members)
+        if "send" in patterns:
+            out = np.roll(domain, -1, axis=2) != domain
+            up = out & (np.roll(leaf, -1, axis=2) != leaf)
+            costs["send_s_per_byte"] = self._busiest(groups, out, np.roll(out, 1, axis=2), up)
+        if "gather" in patterns:
+            costs["gather_s_per_byte"], costs["all_reduce_s_per_byte"] = self._rings(groups, leaf, blocks)
+        return costs
+
+    def _busiest(self, groups: Ints, out: NDArray[Any], into: NDArray[Any], up: NDArray[Any]) -> Floats:
+        """On cards and uplinks: the shares of a buffer that each member sends, receives, and sends out of its leaf."""
+        nic, rate = self.seats.nic[:, groups], self.card_rate[:, groups]
+        busiest = self._most(nic, out / rate)
+        if into is not out:
+            busiest = np.maximum(busiest, self._most(nic, into / rate))
+        if self.fabric.oversubscription > 1 and up.any():
+            leaf = self.seats.leaf[:, groups]
+            busiest = np.maximum(busiest, self._most(leaf, up / self.rates.of_leaf[leaf]))
+        return busiest
+
+    def _rings(self, groups: Ints, leaf: Ints, blocks: Blocks) -> tuple[Floats, Floats]:
+        """(gather, all_reduce): every card of a block carries an equal part, and one channel fits through one card."""
+        members, order = groups.shape[1], blocks.order
+        cards, run = self.card_rate[:, groups].ravel()[order], self.seats.run[:, groups].reshape(-1, members)
+        part = np.where(blocks.domains > 1, (members - 1) / members, 0.0)[blocks.group]
+        channel = part / blocks.channels[blocks.group] / np.maximum.reduceat(cards, blocks.start)
+        block = np.repeat(np.arange(len(blocks.start)), blocks.entry_count)
+        entry, placement = blocks.entries, blocks.entries // groups.size
+        share = (part / blocks.entry_count)[block]
+        nic, leaves = self.seats.nic[:, groups].ravel()[order][entry], leaf.ravel()[order]
+        up = leaves[blocks.start + blocks.size - 1] != leaves[blocks.start[blocks.next]]
+        uplinks = self.fabric.oversubscription > 1 and bool(up.any())
+        trees = blocks.all_reduce_times(
+            self.card_rate[:, groups].reshape(-1, members), self.rates.tree_bytes_per_s[run]
+        )
+        tree = (blocks.domains == 2) & (trees < 2.0)
+        tree_sends = np.where(tree, members / (members - 1), trees)
+        loads = []
+        for sends, times in ((np.ones(blocks.groups),) * 2, (tree_sends, trees)):
+            sent = share * sends[blocks.group[block]]
+            busiest = self._most_of(placement, nic, sent / cards[entry])
+            np.maximum.at(busiest, blocks.start // groups.size, channel * times[blocks.group])
+            if uplinks:
+                over = sent * up[block] / self.rates.of_leaf[leaves[entry]]
+                busiest = np.maximum(busiest, self._most_of(placement, leaves[entry], over))
+            loads.append(busiest)
+        return loads[0], loads[1]
+
+    def _busiest_bus(self, pattern: str, groups: Ints, domain: Ints, local: Ints, blocks: Blocks) -> Floats:
+        """Seconds per byte on the busiest pair, switch or socket."""
+        members, busiest = groups.shape[1], np.zeros(self.several)
+        for unit_of_rank, rate_of_rank in self.buses:
+            unit, rate = unit_of_rank[:, groups], rate_of_rank[:, groups]
+            near = alike(unit)
+            if pattern == "send":
+                out = (np.roll(domain, -1, axis=2) == domain) & (np.roll(unit, -1, axis=2) != unit)
+                loads = [self._most(unit, share / rate) for share in (out, np.roll(out, 1, axis=2))]
+            elif pattern == "all_to_all":
+                loads = [self._most(unit, (local - near) / members / rate)]
+            else:
+                share = np.where(near < local, (members - 1) / members / near, 0.0)
+                loads = [self._most(unit, share * _passes(near, blocks) / rate)]
+            busiest = np.maximum(busiest, np.max(loads, axis=0))
+        return busiest
+
+    def _most(self, unit: Ints, seconds: NDArray[Any]) -> Floats:
+        """The largest sum over a unit, by placement (first axis)."""
+        placement = np.repeat(np.arange(self.several), unit[0].size)
+        return self._most_of(placement, unit.ravel(), seconds.ravel())
+
+    def _most_of(self, placement: Ints, unit: Ints, seconds: NDArray[Any]) -> Floats:
+        bins = int(unit.max()) + 1
+        sums = np.bincount(placement * bins + unit, weights=seconds, minlength=self.several * bins)
+        return np.asarray(sums.reshape(self.several, bins).max(axis=1))
+
+
+def _passes(near: Ints, blocks: Blocks) -> Floats:
+    """How often, per channel, a ring leaves each unit of a domain for another one; at each member, as `near`."""
+    units = np.rint(np.add.reduceat((1.0 / near).ravel()[blocks.order], blocks.start))
+    channels, several = blocks.channels[blocks.group], blocks.domains[blocks.group] > 1
+    passes = np.where(several, np.ceil(channels * (units - 1) / units - 1e-9) / channels, 1.0)
+    at_member = np.empty(near.size)
+    at_member[blocks.order] = np.repeat(passes, blocks.size)
+    return at_member.reshape(near.shape)
+
+
+def alike(unit: Ints) -> Ints:
+    """For each member (last axis) of each group, how many members of its group share its unit; shape as the input."""
+    if np.any(unit[..., 1:] < unit[..., :-1]):
+        order = np.argsort(unit, axis=-1, kind="stable")
+        counted = _run_lengths(np.take_along_axis(unit, order, axis=-1))
+        back = np.empty_like(counted)
+        np.put_along_axis(back, order, counted, axis=-1)
+        return back
+    return _run_lengths(unit)
+
+
+def _run_lengths(unit: Ints) -> Ints:
+    """Length of the run of equal neighbours (last axis) that each entry is in."""
+    starts = np.ones(unit.shape, dtype=bool)
+    np.not_equal(unit[..., 1:], unit[..., :-1], out=starts[..., 1:])
+    first = np.flatnonzero(starts)
+    lengths = np.diff(first, append=unit.size)
+    return np.repeat(lengths, lengths).reshape(unit.shape)
