@@ -24,7 +24,7 @@ class RememberedKernels(Kernels):
     """The calls of `kernels`, each computed once."""
 
     def __init__(self, kernels: Kernels) -> None:
-        self.kernels = kernels.kernels if isinstance(kernels, RememberedKernels) else kernels
+        self.kernels: Kernels = kernels.kernels if isinstance(kernels, RememberedKernels) else kernels
         self.device = kernels.device
         self._known: dict[Hashable, Any] = {}
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cost_models import Cluster, InputError, Model, Workload, price
+from cost_models.hardware.cluster import NodeRun
 from cost_models.hardware.device import Device
 from planner.search.integer_program import ROUNDING_BYTES
 from planner.solve import NothingFits, Solution, solve
@@ -121,6 +122,19 @@ def test_a_slow_node_is_left_out_when_that_wins() -> None:
     assert set(found.placement.slot_of_rank.tolist()) == {0, 2}
     everything = solve(here, Workload(TINY, context_tokens=2**19), fixed={"ring": 12, "ulysses": 1}).best[0]
     assert everything.cost.step_s > found.cost.step_s
+
+
+def test_two_clocks_of_one_device_are_two_devices() -> None:
+    """A node at half the clock is left out, wherever it stands, and the bound holds."""
+    good = Cluster.load("dgx-h100", nodes=4)
+    slow = replace(good.node(0), device=good.node(0).device.at_clock(900e6))
+    runs = (good.runs[0], NodeRun(count=1, node=slow))
+    work = Workload(Model.load("longvila-8b"), context_tokens=2**19)
+    alone = value(solve(good, work))
+    for order in (runs, runs[::-1]):
+        found = solve(replace(good, runs=order), work)
+        assert value(found) == pytest.approx(alone, rel=1e-9)
+        assert found.bound <= alone * (1 + EQUAL)
 
 
 def test_published_headline_on_256_gpus() -> None:

@@ -1,0 +1,154 @@
+"""Closed form and simulator read one wiring: where a single collective runs, neither knows a link that the other lacks.
+
+    closed form <= simulated <= closed form / LEAST_SHARE
+
+over lopsided, broken and mixed clusters, any placement, every axis and operation. Latencies are 0 and links inside a
+switch cost nothing, so that only loads on shared links count: cards both ways, uplinks, PCIe switches, pairs.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cost_models import Cluster, Model, Placement, Strategy, Workload, price
+from cost_models.hardware.cluster import Node
+from cost_models.program import Exchange, Segment, StepProgram
+from cost_models.timing.cluster_costs import ClusterCosts
+from cost_models.timing.collectives import Collectives
+from planner.simulator.simulation import play, simulate
+from tests.planner.clusters import DEGRADED, GB, PAIRS, PCIE, STAGED, cluster, node
+from tests.planner.test_folding import layouts
+
+LEAST_SHARE = 0.4
+"""Of the simulated time, between nodes whose GPUs a switch joins. All-to-alls and sends are equal; a gather's bytes lie
+evenly on the cards of each domain in the closed form, on those of the ring's channels in the simulator. In a PCIe box
+the closed form also leaves out each GPU's own link and the way to a card under another switch."""
+SIZE = 100e6
+
+
+class NoTime(Collectives):
+    """A link inside a domain that takes no time."""
+
+    def intra_s(self, op: str, ranks: int, bytes_per_rank: Any) -> Any:
+        return 0.0
+
+
+def without_latency(made: Node) -> Node:
+    """And with switches and bridges that are never what limits."""
+    fast = made.scale_up.bytes_per_s if made.scale_up.kind == "pcie" else 1e14
+    scale_up = replace(made.scale_up, latency_s=0.0, bytes_per_s=fast)
+    return replace(made, scale_up=scale_up, nics=replace(made.nics, latency_s=0.0))
+
+
+NODES = tuple(
+    map(
+        without_latency,
+        (
+            node(4, 4),
+            node(4, 2),
+            node(6, 3),
+            node(4, 4, nics=DEGRADED),
+            node(4, 4, missing_nics=(0,)),
+            node(4, 4, missing_nics=(1, 3)),
+            node(3, 4),
+            node(1, 1),
+            node(4, 4, scale_up=PCIE),
+            node(4, 1, scale_up=PCIE),
+            node(4, 2, scale_up=PAIRS),
+            node(4, 1, scale_up=STAGED),
+            node(4, 2, scale_up=replace(PAIRS, peer_to_peer=False)),
+        ),
+    )
+)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[Cluster, Strategy, Placement, str, str]:
+    nodes = draw(st.lists(st.sampled_from(NODES), min_size=1, max_size=4))
+    leaf, oversubscription = draw(st.sampled_from((1, 2, 64))), draw(st.sampled_from((1.0, 3.0)))
+    where = cluster(*nodes, leaf=leaf, oversubscription=oversubscription, domain=draw(st.sampled_from((1, 1, 1, 2))))
+    where = replace(where, fabric=replace(where.fabric, hop_latency_s=0.0))
+    layout = draw(layouts(where.gpus))
+    everywhere = Placement.in_order(where, where.gpus)
+    chosen = np.arange(layout.ranks)
+    if draw(st.booleans()):
+        chosen = np.array(draw(st.permutations(range(where.gpus)))[: layout.ranks])
+    placement = Placement(slot_of_rank=everywhere.slot_of_rank[chosen], gpu_of_rank=everywhere.gpu_of_rank[chosen])
+    axis, op = draw(
+        st.sampled_from(
+            [("ulysses", "all_to_all"), ("context", "all_to_all"), ("ring", "send"), ("pipeline", "send")]
+            + [(axis, op) for axis in ("shard", "replicate", "tensor") for op in ("all_gather", "all_reduce")]
+        )
+    )
+    return where, layout, placement, axis, op
+
+
+def seconds(case: tuple[Cluster, Strategy, Placement, str, str]) -> tuple[float, float]:
+    """(closed form, simulated) of one collective."""
+    where, layout, placement, axis, op = case
+    costs = ClusterCosts(where)
+    paths = costs.paths(layout, placement)
+    inside = paths.inside
+    paths = replace(paths, inside=NoTime(inside.name, inside.link))
+    phase = Exchange(part="tensor", axis=axis, op=op, bytes=SIZE)
+    program = StepProgram(microbatch=(Segment(name="only", phases=(phase,)),), epilogue=(), microbatches=1)
+    played = play(program, where, layout, placement, rates=costs.rates)
+    return float(paths.exchange_s(axis, op, SIZE)), played.step_s
+
+
+@given(cases())
+@settings(max_examples=250, deadline=None, derandomize=True)
+def test_one_collective_takes_the_simulator_at_least_as_long_and_not_much_longer(case: Any) -> None:
+    where, _, placement, _, op = case
+    closed, played = seconds(case)
+    assert closed <= played * (1 + 1e-9)
+    switched = all(where.node(int(slot)).scale_up.kind == "switch" for slot in placement.slot_of_rank)
+    if switched and closed > 1e-4:
+        assert closed >= (1 - 1e-9 if op in ("all_to_all", "send") else LEAST_SHARE) * played
+
+
+def test_a_broken_card_takes_nothing_from_its_switch() -> None:
+    """Four cards of a leaf's node are missing: the leaf's uplinks stay, in the closed form as in the simulator."""
+    where = Cluster.load("dgx-h100", nodes=4)
+    where = replace(where, fabric=replace(where.fabric, nodes_per_leaf=2, oversubscription=4.0))
+    broken = where.override({0: replace(where.node(0), missing_nics=(0, 1, 2, 3))})
+    rates = ClusterCosts(broken).rates
+    assert rates.of_leaf.tolist() == [16 * 46e9 / 4] * 2
+    layout = Strategy(ring=4, ulysses=8, shard=32)
+    send_s = ClusterCosts(broken).paths(layout).axes["ring"].send_s_per_byte
+    assert send_s == pytest.approx(5 / 46e9)  # card 4 serves GPUs 0 to 4; an uplink's 8 rings have 184 GB/s
+    work = Workload(Model.load("longvila-8b"), context_tokens=2**19)
+    assert price(broken, work, layout).step_s == pytest.approx(simulate(broken, work, layout).step_s, rel=1e-3)
+
+
+def test_what_a_card_receives_counts_like_what_it_sends() -> None:
+    """Card 0 is missing: GPUs 0 and 1 share card 1. Two rings enter there; one leaves by card 1, one by GPU 2's."""
+    where = cluster(node(3, 4, missing_nics=(0,)), node(3, 3))
+    slots, gpus = np.array([0, 0, 0, 1, 1, 1]), np.array([0, 1, 2, 1, 0, 2])  # rings of ranks 0, 2, 4 and 1, 3, 5
+    layout, costs = Strategy(ring=3, ulysses=2), ClusterCosts(where)
+    paths = costs.paths(layout, Placement(slot_of_rank=slots, gpu_of_rank=gpus))
+    assert paths.axes["ring"].send_s_per_byte == pytest.approx(2 / (0.92 * 10 * GB))
+
+
+def test_a_mixed_cluster_takes_the_slower_link_of_each_operation() -> None:
+    """A mesh of 448 GB/s is slower than a switch of 447 for two GPUs: its pairs have 64 GB/s."""
+    mesh, switch = Collectives.of("xgmi-mi300x"), Collectives.of("nvlink4", bytes_per_s=447 * GB)
+    joined = node(8, 8, scale_up=replace(node().scale_up, link="nvlink4", bytes_per_s=447 * GB))
+    meshed = node(8, 8, scale_up=replace(node().scale_up, link="xgmi-mi300x", bytes_per_s=448 * GB))
+    links = ClusterCosts(cluster(joined, meshed)).links((0, 1))
+    for op in ("all_to_all", "all_gather", "all_reduce", "send_recv"):
+        for ranks in (2, 4, 8):
+            each = [float(link.intra_s(op, ranks, 1e9)) for link in (mesh, switch)]
+            assert float(links.intra_s(op, ranks, 1e9)) == max(each)
+    assert float(mesh.intra_s("all_to_all", 2, 1e9)) > 5 * float(switch.intra_s("all_to_all", 2, 1e9))
+
+
+def test_the_slowest_host_link_of_the_nodes_in_use_counts() -> None:
+    fast, slow = node(2), node(2, host_link_bytes_per_s=5 * GB)
+    for where in (cluster(fast, slow), cluster(slow, fast)):
+        assert ClusterCosts(where).paths(Strategy(ulysses=4)).host_bytes_per_s == 5 * GB
+    assert ClusterCosts(cluster(fast, slow)).paths(Strategy(ulysses=2)).host_bytes_per_s == 20 * GB
