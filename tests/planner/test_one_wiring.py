@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from cost_models import Cluster, Model, Placement, Strategy, Workload, price
@@ -28,6 +28,10 @@ LEAST_SHARE = 0.4
 evenly on the cards of each domain in the closed form, on those of the ring's channels in the simulator. In a PCIe box
 the closed form also leaves out each GPU's own link and the way to a card under another switch."""
 SIZE = 100e6
+EXCHANGES = (
+    ("ulysses", "all_to_all"), ("context", "all_to_all"), ("ring", "send"), ("pipeline", "send"),
+    *((axis, op) for axis in ("shard", "replicate", "tensor") for op in ("all_gather", "all_reduce")),
+)  # fmt: skip
 
 
 class NoTime(Collectives):
@@ -78,12 +82,9 @@ def cases(draw: st.DrawFn) -> tuple[Cluster, Strategy, Placement, str, str]:
     if draw(st.booleans()):
         chosen = np.array(draw(st.permutations(range(where.gpus)))[: layout.ranks])
     placement = Placement(slot_of_rank=everywhere.slot_of_rank[chosen], gpu_of_rank=everywhere.gpu_of_rank[chosen])
-    axis, op = draw(
-        st.sampled_from(
-            [("ulysses", "all_to_all"), ("context", "all_to_all"), ("ring", "send"), ("pipeline", "send")]
-            + [(axis, op) for axis in ("shard", "replicate", "tensor") for op in ("all_gather", "all_reduce")]
-        )
-    )
+    several = [pair for pair in EXCHANGES if getattr(layout, pair[0]) > 1]
+    assume(several)
+    axis, op = draw(st.sampled_from(several))
     return where, layout, placement, axis, op
 
 
