@@ -16,6 +16,7 @@ import click
 
 from cost_models.errors import InputError
 from planner import console, options
+from planner.what_if.command import what_if
 
 EXAMPLES = """\b
 Examples:
@@ -27,6 +28,7 @@ Examples:
   plan price --gpus 256 --ctx 2M --strategy ring=32,ulysses=8
   plan price --gpus 8 --strategy ulysses=8,recompute=full --longest
   plan simulate plan.json --trace trace.json
+  plan what-if --gpus 256 --ctx 2M --vary inter_node_gb_per_s=12.5..100
   plan clusters
   plan devices
 """
@@ -194,6 +196,9 @@ def devices() -> None:
     from planner import listing
 
     click.echo("\n".join(listing.device_lines()))
+
+
+cli.add_command(what_if)
 
 
 class _Progress:

@@ -53,11 +53,24 @@ _OPTIONS = (
 )  # fmt: skip
 
 
+NAMES = ("gpus", "ctx", "model", "cluster", "mode", "batch", "frames", "lora_rank", "lora_beside", "precision", "profile")
+"""What `question` reads."""
+
+
 def shared(command: F) -> F:
     """Adds the options that describe cluster and workload."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+    return shared_but()(command)
+
+
+def shared_but(*left_out: str) -> Callable[[F], F]:
+    """As `shared`, without some of NAMES, which the command declares itself."""
+
+    def add(command: F) -> F:
+        for name, option in reversed(list(zip(NAMES, _OPTIONS, strict=True))):
+            command = command if name in left_out else option(command)
+        return command
+
+    return add
 
 
 @dataclass(frozen=True, kw_only=True)

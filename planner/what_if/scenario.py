@@ -1,0 +1,207 @@
+"""A scenario is one value of every axis; its outcome is a new plan, and the price of the old plan kept.
+
+    now        the question as asked: its plan is the old plan
+    replanned  the best layout of the changed question
+    kept       the old plan's degrees and placement, priced on the changed question; or why it cannot run there
+
+What it costs not to plan again is kept / replanned - 1. Both are prices (closed form), so that a thousand scenarios are
+answered in a minute. Units: seconds, bytes, dollars. Left out: the time that a change of plan takes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cost_models.errors import InputError
+from cost_models.hardware.placement import Placement
+from cost_models.pricing import price
+from cost_models.strategy import LayerRange, Strategy
+from planner import options
+from planner.solve import NothingFits, Solution, solve
+from planner.what_if.axes import Axis, Value
+
+MOST_SCENARIOS = 100_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """What is asked: the options of `plan`, the axes, and what stays the same in every scenario."""
+
+    given: Mapping[str, Any]
+    axes: tuple[Axis, ...]
+    fixed: Mapping[str, Any]
+    objective: Any = "time"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        names = [axis.name for axis in self.axes]
+        for name in names:
+            if names.count(name) > 1:
+                raise InputError(f"{name!r} is given twice; give its values by commas")
+        if not self.axes:
+            raise InputError(
+                "nothing changes: give --vary, --lose, --degrade, --slow, --gpu, --model or --oversubscribe"
+            )
+        if self.scenarios > MOST_SCENARIOS:
+            raise InputError(f"{self.scenarios} scenarios; at most {MOST_SCENARIOS}: give fewer values or --points")
+
+    @property
+    def scenarios(self) -> int:
+        return math.prod(len(axis.values) for axis in self.axes)
+
+    def all(self) -> list[tuple[Value, ...]]:
+        """One value of every axis, in every combination."""
+        return list(itertools.product(*(axis.values for axis in self.axes)))
+
+    def question(self, values: Sequence[Value | None]) -> options.Question:
+        """The question with these values; None leaves an axis as it is now."""
+        given = dict(self.given)
+        for axis, value in zip(self.axes, values, strict=True):
+            if value is not None and axis.option is not None:
+                given[axis.option] = f"{round(value.number)}" if value.number is not None else value.text
+        asked = options.question(given)
+        for axis, value in zip(self.axes, values, strict=True):
+            if value is not None and axis.change is not None:
+                try:
+                    asked = replace(asked, cluster=axis.change(asked.cluster, value, self.seed))
+                except InputError as error:
+                    raise InputError(f"{axis.name} {value.text}: {error}") from None
+        return asked
+
+    def now(self) -> tuple[Value | None, ...]:
+        return (None,) * len(self.axes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a scenario comes to. Fields that do not apply are None; `problem` says why nothing runs."""
+
+    values: tuple[str, ...]
+    gpus: int = 0
+    plan: str = ""  # the degrees, as printed everywhere
+    traits: Mapping[str, str] | None = None  # what a cliff is looked for in: see `traits`
+    step_s: float | None = None
+    step_band_s: tuple[float, float] | None = None  # no band yet: prices have none
+    tokens: int = 0
+    memory_bytes: int | None = None
+    capacity_bytes: int | None = None
+    gap: float | None = None
+    problem: str = ""
+    kept_s: float | None = None
+    kept_problem: str = ""
+
+    @property
+    def regret(self) -> float | None:
+        """What it costs not to plan again, as a share of the new plan's time."""
+        if self.kept_s is None or self.step_s is None:
+            return None
+        return self.kept_s / self.step_s - 1
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        return self.tokens / self.step_s if self.step_s else None
+
+    def dollars_per_mtok(self, per_gpu_hour: float) -> float | None:
+        """Dollars for a million tokens; `per_gpu_hour` dollars for each GPU that the plan uses."""
+        rate = self.tokens_per_s
+        return None if rate is None else per_gpu_hour * self.gpus / 3600 / rate * 1e6
+
+
+def outcome(sweep: Sweep, values: Sequence[Value | None], old: Solution | None) -> Outcome:
+    """Plan the scenario again, and price the old plan on it."""
+    texts = tuple("now" if value is None else value.text for value in values)
+    try:
+        asked = sweep.question(values)
+    except InputError as error:
+        return Outcome(values=texts, problem=str(error))
+    try:
+        found = planned(sweep, asked)
+    except InputError as error:
+        problem = error.problem if isinstance(error, NothingFits) else str(error)
+        return Outcome(values=texts, problem=problem)
+    best = found.best[0]
+    kept_s, kept_problem = _kept(asked, old.best[0].strategy, old.best[0].placement) if old else (None, "")
+    return Outcome(
+        values=texts,
+        gpus=best.strategy.ranks,
+        plan=best.strategy.describe(),
+        traits=traits(asked, best.strategy, best.placement),
+        step_s=best.cost.step_s,
+        tokens=best.cost.tokens,
+        memory_bytes=best.cost.memory_bytes,
+        capacity_bytes=best.cost.capacity_bytes,
+        gap=found.gap,
+        kept_s=kept_s,
+        kept_problem=kept_problem,
+    )
+
+
+def planned(sweep: Sweep, asked: options.Question) -> Solution:
+    """The best layout by price, without the runners-up that a single plan shows."""
+    return solve(
+        asked.cluster, asked.workload, fixed=sweep.fixed, objective=sweep.objective, profile=asked.profile, keep=1
+    )
+
+
+def _kept(asked: options.Question, strategy: Strategy, placement: Placement) -> tuple[float | None, str]:
+    """(seconds, why not) of a plan that is not made again."""
+    layers = asked.workload.model.layers
+    if sum(part.count for part in strategy.layers) not in (0, layers):
+        one = {part.recompute for part in strategy.layers}
+        if len(one) != 1:
+            return None, f"its recompute is for {sum(part.count for part in strategy.layers)} layers, not {layers}"
+        strategy = replace(strategy, layers=(LayerRange(recompute=one.pop(), count=layers),))
+    slots = placement.slot_of_rank
+    if int(slots.max()) >= asked.cluster.slots:
+        return None, f"it needs {strategy.ranks} GPUs of {asked.cluster.gpus}"
+    lost = sorted({int(slot) for slot, gpu in zip(slots, placement.gpu_of_rank, strict=True)
+                   if gpu >= asked.cluster.gpus_of_slot[slot]})  # fmt: skip
+    if lost:
+        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        return None, f"it needs GPUs of slot {lost[0]}{more} that are gone"
+    try:
+        cost = price(asked.cluster, asked.workload, strategy, placement, asked.profile)
+    except InputError as error:
+        return None, str(error)
+    if not cost.fits:
+        return None, f"it needs {_gib(cost.memory_bytes)} of {_gib(cost.capacity_bytes)} GiB"
+    return cost.step_s, ""
+
+
+def _gib(count: float) -> str:
+    return f"{count / 2**30:.1f}"
+
+
+def traits(asked: options.Question, strategy: Strategy, placement: Placement) -> dict[str, str]:
+    """What a plan is like, in words whose change is a cliff."""
+    where = {}
+    domain = asked.cluster.domain_of_slot[placement.slot_of_rank]
+    for axis in ("ulysses", "ring"):
+        if getattr(strategy, axis) > 1:
+            where[axis] = "inside the node" if _inside(domain, strategy, axis) else "across nodes"
+        else:
+            where[axis] = "not used"
+    recompute = sorted({part.recompute for part in strategy.layer_ranges(asked.workload.model.layers)} - {"none"})
+    return {
+        "runs": "fits",
+        "ulysses": where["ulysses"],
+        "ring": where["ring"],
+        "recompute": ", ".join(recompute) or "none",
+        "sharding": f"zero {strategy.zero}",
+        "degrees": degrees(strategy),
+    }
+
+
+def degrees(strategy: Strategy) -> str:
+    return f"data {strategy.data} × ring {strategy.ring} × ulysses {strategy.ulysses}"
+
+
+def _inside(domain: Any, strategy: Strategy, axis: str) -> bool:
+    from cost_models.strategy import rank_groups
+
+    groups = domain[rank_groups(strategy, axis)]
+    return bool((groups == groups[:, :1]).all())
