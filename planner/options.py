@@ -53,7 +53,19 @@ _OPTIONS = (
 )  # fmt: skip
 
 
-NAMES = ("gpus", "ctx", "model", "cluster", "mode", "batch", "frames", "lora_rank", "lora_beside", "precision", "profile")
+NAMES = (
+    "gpus",
+    "ctx",
+    "model",
+    "cluster",
+    "mode",
+    "batch",
+    "frames",
+    "lora_rank",
+    "lora_beside",
+    "precision",
+    "profile",
+)
 """What `question` reads."""
 
 

@@ -306,7 +306,9 @@ def _lose(cluster: Cluster, kind: str, amount: str, draw: random.Random) -> Clus
         leaves = set(_hit(amount, int(cluster.leaf_of_slot.max()) + 1, draw))
         lost = [slot for slot in range(cluster.slots) if int(cluster.leaf_of_slot[slot]) in leaves]
         return cluster.override({slot: _gone(cluster.node(slot)) for slot in lost})
-    each = [cluster.node(slot).nics.count if kind == "nic" else cluster.node(slot).gpus for slot in range(cluster.slots)]
+    each = [
+        cluster.node(slot).nics.count if kind == "nic" else cluster.node(slot).gpus for slot in range(cluster.slots)
+    ]
     places = [(slot, i) for slot, count in enumerate(each) for i in range(count)]
     hit: dict[int, list[int]] = {}
     for index in _hit(amount, len(places), draw):

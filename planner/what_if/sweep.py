@@ -69,7 +69,7 @@ class Store:
     """Answers on disk, a line each; without a path they are kept in memory only."""
 
     def __init__(self, path: Path | None, sweep: Sweep, part: Part) -> None:
-        self.header = {"what_if": digest(sweep), "scenarios": sweep.scenarios}
+        self.header: dict[str, Any] = {"what_if": digest(sweep), "scenarios": sweep.scenarios}
         self.known: dict[int, Outcome] = {}
         self.path = path and path.with_name(f"{path.name}.part{_suffix(part)}")
         self.file: Any = None

@@ -30,7 +30,9 @@ def _row(sweep: Sweep, one: Outcome, now: Outcome, per_gpu_hour: float | None) -
     del stated["values"], stated["traits"]
     row |= stated | {"regret": one.regret, "tokens_per_s": one.tokens_per_s}
     same = now.tokens_per_s and one.tokens_per_s
-    row["speed_of_now"] = one.tokens_per_s / now.tokens_per_s if same and now.tokens_per_s and one.tokens_per_s else None
+    row["speed_of_now"] = (
+        one.tokens_per_s / now.tokens_per_s if same and now.tokens_per_s and one.tokens_per_s else None
+    )
     if per_gpu_hour is not None:
         row["dollars_per_million_tokens"] = one.dollars_per_mtok(per_gpu_hour)
     return row

@@ -1,4 +1,4 @@
-"""`plan what-if`: what each change does to the cluster, the old plan kept, thresholds, files, and stopping and going on."""
+"""`plan what-if`: what a change does to the cluster, the old plan kept, thresholds, files, stopping and going on."""
 
 import csv
 import json
