@@ -36,7 +36,7 @@ class Value:
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """One thing that changes. `option` is the option of `plan` that it sets; without one, `change` alters the cluster."""
+    """One thing that changes: `option` names the option of `plan` that it sets, or `change` alters the cluster."""
 
     name: str
     values: tuple[Value, ...]

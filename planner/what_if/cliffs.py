@@ -1,9 +1,9 @@
 """Where a plan turns into another one: the thresholds of a numeric axis, found by bisection and said in words.
 
 Along each numeric axis, with all others as they are now, neighbouring values whose plans differ in a trait (whether
-anything fits, where ulysses and ring lie, recompute, sharding, degrees) hold a threshold between them. Bisection narrows
-it to CLOSE. A cliff names the number, the trait and both sides: "ulysses is inside the node up to 38, across nodes
-from 38.3". Several changes between two values: the one that bisection meets is told.
+anything fits, where ulysses and ring lie, recompute, sharding, degrees) hold a threshold between them. Bisection
+narrows it to CLOSE. A cliff names the number, the trait and both sides: "ulysses is inside the node up to 38, across
+nodes from 38.3". Several changes between two values: the one that bisection meets is told.
 """
 
 from __future__ import annotations
