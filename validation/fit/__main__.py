@@ -19,7 +19,7 @@ from rich.table import Table
 from cost_models.curves.grid import Floats, pack
 from cost_models.errors import InputError
 from cost_models.timing.packed import FOLDER
-from validation.fit import checks, devices, links, scaling
+from validation.fit import checks, devices, rates
 from validation.fit.rows import DEFAULT_FOLDER
 
 
@@ -59,10 +59,10 @@ def write_facts(
 
 def fit_links(measurements: Path, out: Path) -> dict[str, dict[str, dict[str, float]]]:
     """Fit and pack the links; errors by link and family."""
-    pack(out / "links.npz", links.tables(measurements))
+    pack(out / "links.npz", rates.link_tables(measurements))
     errors = {
-        link: {f"collectives, {name}": summary(e) for name, e in links.left_out(measurements, link).items()}
-        for link in links.MEASURED
+        link: {f"collectives, {name}": summary(e) for name, e in rates.links_left_out(measurements, link).items()}
+        for link in rates.MEASURED
     }
     (out / "links.json").write_text(json.dumps(errors, indent=1, sort_keys=True) + "\n")
     return errors
@@ -93,7 +93,7 @@ def main(measurements: Path, out: Path, check: bool) -> None:
             fitted[recipe.device] = devices.fit(measurements, recipe)
             pack(out / f"{recipe.device}.npz", fitted[recipe.device])
             found[recipe.device] = left_out(measurements, out, recipe, fitted[recipe.device], check)
-        scaled = {op: summary(e) for op, e in scaling.errors(measurements, fitted).items()}
+        scaled = {op: summary(e) for op, e in checks.scaled_errors(measurements, fitted).items()}
         for recipe in devices.RECIPES:
             write_facts(out, recipe, found[recipe.device], scaled)
         others = {name: summary(e) for name, e in checks.errors(measurements).items()} if check else {}

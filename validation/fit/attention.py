@@ -11,13 +11,24 @@ An SM makes 16 exponentials per clock (CUDA programming guide, throughput of nat
 a score waits for: fitted where two head dims were timed (0.8 to 1.2 forward, 2.1 to 2.4 backward, which also scales,
 subtracts and converts), else WAITED, but never more than what the products at their peak leave. The table's rows are
 causal and of equal lengths; how other shapes map onto them is in `kernels.py`. `group` is query heads per KV head.
-Where the rows hold one mask only, UNMASKED_PRIOR decides. Left out: sliding windows, unequal head dims (MLA), dropout,
+Where the rows hold one mask only, UNMASKED_PRIOR decides. Left out: sliding windows, dropout,
 the deterministic backward.
+
+Attention whose keys are wider than its values (192 and 128: DeepSeek's) is a ratio to the curve at an equal head dim:
+least squares in log of measured / curve; the curve forward at the head dim with as many FLOPs, backward at the wider
+one.
+    A100    Transformer Engine on A100 PCIe, 4 rows each way (SimuMax)            H100    no rows: 1
+    B200    cuDNN on GB200, 20 rows each way; on the board of BUSY_BOARDS Transformer Engine, 10 (SimuMax)
+A board below its architecture's usual limit loses more here than where values are as wide, and more the longer a
+forward kernel is (0.95 of the curve at 0.1 ms, 1.2 at 0.7 ms, 1.7 at 0.5 s): that board has its own ratio. SimuMax
+timed from an operator's first kernel to its last: TRACED_GAP_S of the forward is the host's time between a small kernel
+and the attention. Rows below LONG_S are left out, as for products.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from scipy import sparse
@@ -26,7 +37,10 @@ from scipy.sparse.linalg import spsolve
 
 from cost_models.curves.grid import Floats, LogGrid
 from cost_models.hardware.device import Device
-from validation.fit.monotone import rising
+from cost_models.timing.kernels import Kernels
+from cost_models.timing.packed import BUSY_BOARDS, DeviceCurves
+from validation.fit.products import LONG_S
+from validation.fit.rows import rising, thirds, unequal_attention
 
 QUERY_TILE = 128
 PLAIN_DIM = 128
@@ -148,8 +162,7 @@ def forward_table(rows: Floats, device: Device) -> LogGrid:
 def left_out_heads(rows: Floats, device: Device) -> Floats:
     """Signed relative errors of rows whose head count was left out whole (every third at once), inner ones only."""
     errors = []
-    for first in range(3):
-        out = np.isin(rows[:, 2], np.unique(rows[:, 2])[1:-1][first::3])
+    for out in thirds(rows[:, 2], inner=True):
         batch, tokens, heads, kv = rows[out, :4].T
         predicted = forward_table(rows[~out], device).read_many(tokens, batch, heads, heads / kv)[0]
         errors.append(predicted / rows[out, 5] - 1)
@@ -195,3 +208,54 @@ def left_out_training(rows: Floats, device: Device, passes: float) -> Floats:
 def _shapes_of(rows: Floats, device: Device) -> tuple[Floats, ...]:
     assert device.sms is not None
     return shapes(rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 5], rows[:, 4], device.sms)
+
+
+TRACED_GAP_S = {"B200-SXM": 30e-6}
+"""By board: rows at head dim 128 (8 to 64 heads, 4,096 tokens) take 23 to 43 us more than the curve, whatever their
+length, in the forward alone."""
+PARTS = ("fwd", "bwd")
+UNEQUAL_TIMED = {
+    "a100-sxm-80gb": (("a100-pcie-80gb", "A100-PCIe-80GB"),),
+    "h100-sxm-80gb": (),
+    "b200-sxm-180gb": (("gb200", "NVIDIA GB200"), (BUSY_BOARDS["b200-sxm-180gb"], "B200-SXM")),
+}
+"""Curve -> the boards that were timed, as presets and as the files name them: the curve's own first."""
+
+
+def fit_unequal(folder: Path, name: str, arrays: dict[str, Floats]) -> Floats:
+    """Forward and backward ratio, of the curve's own board and of the busy one."""
+    found = [
+        [_mean_ratio(unequal_ratios(folder, name, arrays, board, part)) for part in PARTS]
+        for board in UNEQUAL_TIMED[name]
+    ]
+    return np.array([found[0], found[-1]] if found else [[1.0, 1.0], [1.0, 1.0]])
+
+
+def unequal_ratios(folder: Path, name: str, arrays: dict[str, Floats], board: tuple[str, str], part: str) -> Floats:
+    """Measured over the curve's seconds."""
+    preset, gpu = board
+    plain = DeviceCurves(name, {**arrays, "unequal": np.ones((2, 2))})
+    kernels, found = Kernels(Device.load(preset), Device.load(name), plain), []
+    gap_s = TRACED_GAP_S.get(gpu, 0.0) if part == "fwd" else 0.0
+    for batch, tokens, heads, kv, keys, values, causal, seconds in unequal_attention(folder, gpu, part):
+        curve_s = kernels.attention_s(
+            tokens, tokens, heads, kv, int(keys), bool(causal), part == "bwd", batch, value_dim=int(values)
+        )
+        if seconds - gap_s >= LONG_S:
+            found.append((seconds - gap_s) / float(curve_s))
+    return np.array(found)
+
+
+def unequal_left_out(folder: Path, name: str, arrays: dict[str, Floats]) -> dict[str, Floats]:
+    """Signed relative errors of each row by the others of its board."""
+    errors = {}
+    for board in UNEQUAL_TIMED[name]:
+        for part in PARTS:
+            found = unequal_ratios(folder, name, arrays, board, part)
+            others = [_mean_ratio(np.delete(found, i)) for i in range(len(found))]
+            errors[f"unequal dims {part}, rows on {board[0]}"] = np.array(others) / found - 1
+    return errors
+
+
+def _mean_ratio(ratios: Floats) -> float:
+    return float(np.exp(np.mean(np.log(ratios))))

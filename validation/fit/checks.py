@@ -4,21 +4,30 @@
     SimuMax matmuls      A100 PCIe, B200: by exact shape; the three products of a layer
     sglang prefill       H100: the same paged shapes under another server's kernel
     MagiAttention plots  H100: FA3 forward and backward, digitised (trust C)
-The first two at the burst clock show what a busy board costs; `fit/busy.py` took SimuMax's rows and Vidur's H100 rows
+The first two at the burst clock show what a busy board costs; the busy fit took SimuMax's rows and Vidur's H100 rows
 of at least 0.1 ms, so that only Vidur's A100 rows and short products are new to the held clock.
+
+How wrong a device is that nobody measured (`scaled_errors`): H100's rows from A100's curves, B200's (and GB200's) from
+H100's, by the data sheets, as any unmeasured device is scaled. The band that an estimate states is the median error
+over both steps; each is one generation, so it is what to expect of a new one and more than to expect of a sibling (H200
+from H100). Products are compared at the burst clock, as timed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cost_models.curves.grid import Floats
+from cost_models.hardware.device import Device
 from cost_models.timing.kernels import CLOCKS, Kernels, attention_pairs
-from validation.fit import busy
-from validation.fit.rows import attention_forward, read_rows
+from cost_models.timing.packed import DeviceCurves
+from validation.fit import devices
+from validation.fit.products import busy_simumax, busy_vidur
+from validation.fit.rows import attention_forward, gemm, read_rows
 
 
 def errors(folder: Path) -> dict[str, Floats]:
@@ -26,10 +35,10 @@ def errors(folder: Path) -> dict[str, Floats]:
     found = {}
     for clock in CLOCKS:
         for gpu in ("a100-pcie-80gb", "h100-sxm-80gb"):
-            rows = _products(busy.vidur(folder, gpu[:4]), Kernels.of(gpu, clock=clock))
+            rows = _products(busy_vidur(folder, gpu[:4]), Kernels.of(gpu, clock=clock))
             found[f"{gpu}, {clock} clock: Vidur projections"] = _ratios(rows)
         for gpu, board in (("a100-pcie-80gb", "A100-PCIe-80GB"), ("b200-sxm-180gb-capped", "B200-SXM")):
-            rows = _products(busy.simumax(folder, board), Kernels.of(gpu, clock=clock))
+            rows = _products(busy_simumax(folder, board), Kernels.of(gpu, clock=clock))
             found[f"{gpu}, {clock} clock: SimuMax matmuls"] = _ratios(rows)
     h100 = Kernels.of("h100-sxm-80gb")
     found["h100-sxm-80gb: sglang paged prefill"] = _ratios(_sglang(folder, h100))
@@ -61,3 +70,36 @@ def _magi(folder: Path, part: str, kernels: Kernels) -> Iterator[tuple[float, fl
             predicted = kernels.attention_s(tokens, tokens, 64, 8, 128, causal, backward=part == "bwd")
             flops = (4.0 if part == "fwd" else 10.0) * 64 * attention_pairs(tokens, tokens, causal) * 128
             yield predicted, flops / (float(row["tflops"]) * 1e12)
+
+
+STEPS = (("h100-sxm-80gb", "a100-sxm-80gb"), ("b200-sxm-180gb", "h100-sxm-80gb"))
+
+
+def scaled_errors(folder: Path, fitted: Mapping[str, Mapping[str, Any]]) -> dict[str, Floats]:
+    """Signed relative errors by operation, over STEPS; `fitted`: packed arrays by device."""
+    found: dict[str, list[Floats]] = {}
+    recipes = {recipe.device: recipe for recipe in devices.RECIPES}
+    for name, base in STEPS:
+        curves = DeviceCurves(base, fitted[base])
+        for op, signed in _step(folder, recipes[name], curves).items():
+            found.setdefault(op, []).append(signed)
+    return {op: np.concatenate(parts) for op, parts in found.items()}
+
+
+def _step(folder: Path, recipe: devices.Recipe, curves: DeviceCurves) -> dict[str, Floats]:
+    base = Device.load(curves.name)
+    timed = Kernels(Device.load(recipe.device), base, curves, clock="burst")
+    m, n, k, seconds = gemm(folder, recipe.gemm_file).T
+    found = {"gemm": timed.gemm_s(m, n, k) / seconds - 1}
+    training = devices.training_rows(folder, recipe)
+    kernels = Kernels(Device.load(recipe.training_device), base, curves)
+    for op, part in (("attention_forward", training.forward), ("attention_backward", training.backward)):
+        predicted = [
+            kernels.attention_s(s, s, heads, kv, int(dim), bool(causal), op == "attention_backward", batch)
+            for batch, s, heads, kv, dim, causal, _ in part
+        ]
+        found[op] = np.array(predicted) / part[:, 6] - 1
+    ideal, seconds = devices.memory_rows(folder, recipe).T
+    launch_s, share = curves.memory_bound
+    found["memory_bound"] = (launch_s + ideal / share) / seconds - 1
+    return found

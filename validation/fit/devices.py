@@ -5,8 +5,8 @@ What is fitted to what, by device:
     A100    vLLM 0.14             FlashAttention-2 labels of the pair, SimuMax         Vidur additions
     H100    vLLM 0.19 (FA3)       FA3 labels (forward), cuDNN on H200 (same die)       Vidur additions, norms on H200
     B200    vLLM 0.19             cuDNN on GB200 (same die, other clock: by share)     norms on GB200
-What a busy board makes of products: SimuMax's matmuls (A100 PCIe, B200), Vidur's projections (H100): fit/busy.py.
-Grouped products: SimuMax's on the same two boards: fit/grouped.py.
+What a busy board makes of products: SimuMax's matmuls (A100 PCIe, B200), Vidur's projections (H100): `products.py`.
+Grouped products: SimuMax's on the same two boards: `products.py`.
 The A100 pair is split by the forward's share of the pair in SimuMax's rows of many heads. Head dims 64 and 128 are
 fitted together where both were timed; 256 is a ratio to 128. Left out: SimuMax's B200 attention rows (host time below
 1 ms, a power limit above), sglang's grid, digitised plots. H100 also has FlashAttention-2, a second training kernel.
@@ -24,7 +24,7 @@ from cost_models.curves.grid import Floats, LogGrid
 from cost_models.hardware.device import Device
 from cost_models.timing.packed import BUSY_BOARDS
 from cost_models.timing.packed import Training as Packed
-from validation.fit import attention, busy, gemm, grouped, memory, rows, unequal
+from validation.fit import attention, products, rates, rows
 
 SIMUMAX_BOARDS = {"a100-sxm-80gb": "A100-PCIe-80GB", "b200-sxm-180gb": "B200-SXM"}
 """Curve -> the board of its architecture that SimuMax's tables were timed on."""
@@ -174,20 +174,22 @@ def fit(folder: Path, recipe: Recipe) -> dict[str, Any]:
     """Every packed array of one device."""
     device = Device.load(recipe.device)
     arrays: dict[str, Any] = {}
-    _add_grid(arrays, "gemm", gemm.table(rows.gemm(folder, recipe.gemm_file), device))
+    _add_grid(arrays, "gemm", products.gemm_table(rows.gemm(folder, recipe.gemm_file), device))
     prefill = rows.attention_forward(folder, recipe.prefill_file)
     dims = [int(d) for d in np.unique(prefill[:, 4])]
     for dim in dims:
         _add_grid(arrays, f"attention_{dim}", attention.forward_table(prefill[prefill[:, 4] == dim], device))
     _add_training(arrays, folder, recipe)
     arrays["head_dims"] = head_dims(arrays["forward"], dims)
-    arrays["memory_bound"] = memory.fit(memory_rows(folder, recipe))
+    arrays["memory_bound"] = rates.fit_memory(memory_rows(folder, recipe))
     busy_rows, burst_s, board = busy_products(folder, recipe, _read(arrays))
-    found = busy.fit(busy_rows, burst_s, board)
+    found = products.fit_busy(busy_rows, burst_s, board)
     arrays["busy"] = np.array([found.limit_flops, found.slow, found.exposed])
-    of_groups = grouped.fit(grouped.simumax(folder, SIMUMAX_BOARDS.get(recipe.device, "")), board, found.limit_flops)
+    of_groups = products.fit_grouped(
+        products.grouped_simumax(folder, SIMUMAX_BOARDS.get(recipe.device, "")), board, found.limit_flops
+    )
     arrays["grouped"] = np.array([of_groups.slow, of_groups.exposed, of_groups.call_s])
-    arrays["unequal"] = unequal.fit(folder, recipe.device, arrays)
+    arrays["unequal"] = attention.fit_unequal(folder, recipe.device, arrays)
     return arrays
 
 
@@ -210,20 +212,20 @@ def busy_products(folder: Path, recipe: Recipe, table: LogGrid) -> tuple[Floats,
     """Rows of products in long runs (m, n, k, accumulator bytes, seconds), their burst seconds, and their board."""
     board = Device.load(BUSY_BOARDS[recipe.device])
     if recipe.device == "h100-sxm-80gb":
-        found = busy.vidur(folder, "h100")
+        found = products.busy_vidur(folder, "h100")
     else:
-        found = busy.simumax(folder, SIMUMAX_BOARDS[recipe.device])
-    return found, gemm.read(table, *found[:, :3].T), board
+        found = products.busy_simumax(folder, SIMUMAX_BOARDS[recipe.device])
+    return found, products.read_gemm(table, *found[:, :3].T), board
 
 
 def memory_rows(folder: Path, recipe: Recipe) -> Floats:
     """Ideal seconds and seconds of the memory-bound rows of a recipe."""
     if recipe.device == "b200-sxm-180gb":
-        return memory.norms(folder, "NVIDIA GB200", Device.load("gb200"), ("cudnn", "torch_compile"))
-    added = memory.additions(folder, recipe.device[:4], Device.load(recipe.device))
+        return rates.norms(folder, "NVIDIA GB200", Device.load("gb200"), ("cudnn", "torch_compile"))
+    added = rates.additions(folder, recipe.device[:4], Device.load(recipe.device))
     if recipe.device == "a100-sxm-80gb":
         return added
-    return np.vstack([added, memory.norms(folder, "NVIDIA H200", Device.load("h200-sxm-141gb"))])
+    return np.vstack([added, rates.norms(folder, "NVIDIA H200", Device.load("h200-sxm-141gb"))])
 
 
 def _add_grid(arrays: dict[str, Any], name: str, grid: Any) -> None:
@@ -237,7 +239,7 @@ def left_out(folder: Path, recipe: Recipe, arrays: dict[str, Any]) -> dict[str, 
     device, training_device = Device.load(recipe.device), Device.load(recipe.training_device)
     training = training_rows(folder, recipe)
     prefill = rows.attention_forward(folder, recipe.prefill_file)
-    errors = {"gemm, n and k": gemm.left_out(rows.gemm(folder, recipe.gemm_file), device)}
+    errors = {"gemm, n and k": products.gemm_left_out(rows.gemm(folder, recipe.gemm_file), device)}
     for dim in np.unique(prefill[:, 4]):
         found = attention.left_out_heads(prefill[prefill[:, 4] == dim], device)
         errors[f"attention prefill {int(dim)}, heads"] = found
@@ -247,11 +249,15 @@ def left_out(folder: Path, recipe: Recipe, arrays: dict[str, Any]) -> dict[str, 
         parts += [("forward FA2", older.forward, 1.0), ("backward FA2", older.backward, 2.5)]
     for name, found, passes in parts:
         errors[f"attention {name}, heads and mask"] = attention.left_out_training(found, training_device, passes)
-    busy_rows, burst_s, board = busy_products(folder, recipe, gemm.table(rows.gemm(folder, recipe.gemm_file), device))
-    errors["busy products, n and k"] = busy.left_out(busy_rows, burst_s, board)
+    busy_rows, burst_s, board = busy_products(
+        folder, recipe, products.gemm_table(rows.gemm(folder, recipe.gemm_file), device)
+    )
+    errors["busy products, n and k"] = products.busy_left_out(busy_rows, burst_s, board)
     if recipe.device in SIMUMAX_BOARDS:
-        limit, groups = busy.fit(busy_rows, burst_s, board).limit_flops, SIMUMAX_BOARDS[recipe.device]
-        errors["grouped products, groups"] = grouped.left_out(grouped.simumax(folder, groups), board, limit)
-    errors |= unequal.left_out(folder, recipe.device, arrays)
-    errors["memory-bound, sizes"] = memory.left_out(memory_rows(folder, recipe))
+        limit, groups = products.fit_busy(busy_rows, burst_s, board).limit_flops, SIMUMAX_BOARDS[recipe.device]
+        errors["grouped products, groups"] = products.grouped_left_out(
+            products.grouped_simumax(folder, groups), board, limit
+        )
+    errors |= attention.unequal_left_out(folder, recipe.device, arrays)
+    errors["memory-bound, sizes"] = rates.memory_left_out(memory_rows(folder, recipe))
     return errors

@@ -12,10 +12,11 @@ Files are those of the top-level `measurements/` folder. Rows that failed, other
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from cost_models.curves.grid import Floats
 from cost_models.errors import InputError
@@ -117,3 +118,26 @@ def collectives(folder: Path, device: str, op: str) -> Floats:
             wire = buffer_bytes * (ranks - 1) / ranks * (2 if op == "all_reduce" else 1)
             found.setdefault((ranks, wire), []).append(float(row["latency_ms"]) * 1e-3)
     return np.array([[ranks, wire, np.median(seconds)] for (ranks, wire), seconds in sorted(found.items())])
+
+
+def thirds(values: Floats, inner: bool = False) -> Iterator[npt.NDArray[np.bool_]]:
+    """Masks of rows that hold every third distinct value (of the inner ones): both neighbours of each stay."""
+    distinct = np.unique(values)[1:-1] if inner else np.unique(values)
+    for first in range(3):
+        yield np.isin(values, distinct[first::3])
+
+
+def rising(log_s: Floats, axes: Sequence[int]) -> Floats:
+    """`log_s` made non-decreasing along `axes`: the mean of the smallest rising table above and the largest one below.
+
+    Where the data already rise nothing changes; a library that picks a slow tile for one shape leaves a dip, and half
+    of it is kept.
+
+    >>> rising(np.array([0.0, 2.0, 1.0, 3.0]), [0]).tolist()
+    [0.0, 1.5, 1.5, 3.0]
+    """
+    above, below = log_s, log_s
+    for axis in axes:
+        above = np.maximum.accumulate(above, axis=axis)
+        below = np.flip(np.minimum.accumulate(np.flip(below, axis), axis=axis), axis)
+    return (above + below) / 2

@@ -17,9 +17,9 @@ from cost_models.hardware.device import Device
 from cost_models.timing.busy import Busy
 from cost_models.timing.collectives import OPS
 from cost_models.timing.packed import BASES, FOLDER
-from validation.fit import attention, busy, devices, gemm, links, rows
+from validation.fit import attention, devices, products, rates, rows
 from validation.fit.__main__ import main
-from validation.fit.monotone import rising
+from validation.fit.rows import rising
 
 FILES = {recipe.device: recipe for recipe in devices.RECIPES}
 TARGETS = {  # medians on families left out
@@ -69,8 +69,8 @@ def test_a_busy_board_is_found_again() -> None:
     rows_of = np.column_stack([np.tile(shapes, (2, 1)), np.repeat([0.0, 8.0], len(shapes)), np.zeros(2 * len(shapes))])
     burst_s = 2 * rows_of[:, :3].prod(axis=1) / np.linspace(150e12, 300e12, len(rows_of))
     truth = Busy(limit_flops=230e12, slow=1.05, exposed=0.5)
-    rows_of[:, 4] = busy.seconds(truth, board, rows_of, burst_s)
-    found = busy.fit(rows_of, burst_s, board)
+    rows_of[:, 4] = products.busy_s(truth, board, rows_of, burst_s)
+    found = products.fit_busy(rows_of, burst_s, board)
     assert found.limit_flops == pytest.approx(230e12, rel=0.02)
     assert found.slow == pytest.approx(1.05, rel=0.02) and found.exposed == pytest.approx(0.5, rel=0.1)
 
@@ -94,7 +94,7 @@ def test_gemm_refit_without_a_whole_n_family() -> None:
     a100 = Device.load("a100-sxm-80gb")
     measured = rows.gemm(rows.DEFAULT_FOLDER, FILES[a100.name].gemm_file)
     out = np.isin(measured[:, 1], [1024.0, 5120.0, 12288.0])
-    predicted = gemm.table(measured[~out], a100).read_many(*measured[out, :3].T)[0]
+    predicted = products.gemm_table(measured[~out], a100).read_many(*measured[out, :3].T)[0]
     errors = np.abs(predicted / measured[out, 3] - 1)
     assert out.sum() > 300 and np.median(errors) <= 0.06
 
@@ -109,29 +109,30 @@ def test_attention_refit_without_whole_head_families() -> None:
     assert out.sum() > 500 and np.median(np.abs(predicted / seconds - 1)) <= 0.06
 
 
-@pytest.mark.parametrize("link", links.MEASURED)
+@pytest.mark.parametrize("link", rates.MEASURED)
 def test_collectives_without_sizes_and_without_four_ranks(link: str) -> None:
-    for name, errors in links.left_out(rows.DEFAULT_FOLDER, link).items():
+    for name, errors in rates.links_left_out(rows.DEFAULT_FOLDER, link).items():
         assert np.median(np.abs(errors)) <= 0.06, name
 
 
 def test_the_shipped_links_are_what_the_rows_give(tmp_path: Path) -> None:
     for name in ("one.npz", "two.npz"):
-        pack(tmp_path / name, links.tables(rows.DEFAULT_FOLDER))
+        pack(tmp_path / name, rates.link_tables(rows.DEFAULT_FOLDER))
     assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "two.npz").read_bytes()
     shipped, fresh = unpack(FOLDER / "links.npz"), unpack(tmp_path / "one.npz")
     assert (
         shipped.keys()
         == fresh.keys()
-        == {"ranks", "buffer_bytes"} | {f"{link}_{op}" for link in (*links.MEASURED, "pcie4") for op in OPS}
+        == {"ranks", "buffer_bytes"} | {f"{link}_{op}" for link in (*rates.MEASURED, "pcie4") for op in OPS}
     )
     for name, array in shipped.items():
         assert array == pytest.approx(fresh[name], rel=1e-6), name
 
 
 def test_the_shipped_a100_is_what_the_rows_give(tmp_path: Path) -> None:
+    fitted = devices.fit(rows.DEFAULT_FOLDER, FILES["a100-sxm-80gb"])
     for name in ("one.npz", "two.npz"):
-        pack(tmp_path / name, devices.fit(rows.DEFAULT_FOLDER, FILES["a100-sxm-80gb"]))
+        pack(tmp_path / name, fitted)
     assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "two.npz").read_bytes()
     shipped, fresh = unpack(FOLDER / "a100-sxm-80gb.npz"), unpack(tmp_path / "one.npz")
     assert shipped.keys() == fresh.keys()

@@ -1,9 +1,18 @@
-"""Collective tables by link: seconds by (ranks, buffer bytes), measured where NCCL was timed, closed form for PCIe.
+"""What moves bytes: collective tables by link, and memory-bound kernels.
 
+Links: seconds by (ranks, buffer bytes), measured where NCCL was timed, closed form for PCIe.
     NVLink  median over NCCL versions of the half-precision rows, made rising in bytes
     PCIe    t = steps · latency + wire bytes / (rate · efficiency), SimuMax's fitted values for 2, 4 and 8 A100 PCIe
     send_recv over NVLink is the all-to-all of 2 ranks, each sending half of its buffer to the other
 Left out: Vidur's send/recv rows (up to 670 GB/s over a 300 GB/s link: they time the launch, not the arrival).
+
+Memory-bound kernels:
+    t = launch + ideal / share,   ideal = bytes / data-sheet bandwidth of the device that was timed
+Rows: residual additions (A100, H100: Vidur; read two tensors, write one) of at least 80 MB, since smaller ones live in
+the L2 cache that a training step's tensors do not fit in, and RMSNorm forward (reads one, writes one): cuDNN's on H200
+and GB200, and torch's compiled one on GB200, where it is a fifth slower than cuDNN's (0.66 of the bandwidth) and most
+of a step's kernels are like it. SimuMax's fit of elementwise kernels on B200, 0.666 of 8,000 GiB/s, is 0.72 of the
+data sheet. Left out: what the L2 saves when a tensor is fresh.
 """
 
 from __future__ import annotations
@@ -12,12 +21,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+from scipy.optimize import least_squares
 
 from cost_models.curves.grid import Floats, LogGrid
 from cost_models.errors import InputError
+from cost_models.hardware.device import Device
 from cost_models.timing.collectives import OPS, wire_bytes
-from validation.fit.monotone import rising
-from validation.fit.rows import collectives
+from validation.fit.rows import collectives, read_rows, rising
 
 RANKS = np.array([2.0, 4.0, 8.0])
 BUFFER_BYTES: Floats = np.array([2.0**i for i in range(9, 30)])
@@ -68,7 +78,7 @@ def pcie_table(folder: Path, op: str) -> Floats:
     return np.array(rows)
 
 
-def tables(folder: Path) -> dict[str, Floats]:
+def link_tables(folder: Path) -> dict[str, Floats]:
     """Every packed array of `links.npz`."""
     packed: dict[str, Floats] = {"ranks": RANKS, "buffer_bytes": BUFFER_BYTES}
     for link, device in MEASURED.items():
@@ -80,7 +90,7 @@ def tables(folder: Path) -> dict[str, Floats]:
     return packed
 
 
-def left_out(folder: Path, link: str) -> dict[str, Floats]:
+def links_left_out(folder: Path, link: str) -> dict[str, Floats]:
     """Signed relative errors with every other size left out, and with all rows of 4 ranks left out."""
     errors: dict[str, list[Floats]] = {"sizes": [], "ranks": []}
     for op in OPS[:4]:
@@ -91,3 +101,56 @@ def left_out(folder: Path, link: str) -> dict[str, Floats]:
         without = LogGrid([RANKS[::2], BUFFER_BYTES], rising(cells[::2], [1]))
         errors["ranks"].append(without.read_many(4.0, BUFFER_BYTES)[0] / np.exp(cells[1]) - 1)
     return {family: np.concatenate(found) for family, found in errors.items()}
+
+
+BEYOND_L2_BYTES = 80e6
+LAUNCH_PRIOR_S = 2e-6
+MOST_SHARE = 0.92
+"""What large elementwise kernels reach of an H100's bandwidth at most (0.92 in pytorch/ao issue 4054, 0.91 and 0.87
+elsewhere). H100's additions fall with size (0.98 of it at 60 MB, 0.954 from 180 MB on), so a part of what they read
+again and again is in its 50 MB of L2, and an unbounded fit gives 1.0. Fits of other cards end below."""
+
+
+def additions(folder: Path, gpu: str, device: Device) -> Floats:
+    """Ideal seconds, seconds of Vidur's residual additions on `gpu`."""
+    rows = []
+    for row in read_rows(folder, "kernels_layerops_vidur.csv"):
+        moved = 3 * 2 * float(row["num_tokens"]) * float(row["hidden"])
+        if row["gpu"] == gpu and row["op"] == "add" and moved >= BEYOND_L2_BYTES:
+            rows.append([moved / device.memory_bytes_per_s, float(row["median_ms"]) * 1e-3])
+    return np.array(rows)
+
+
+def norms(folder: Path, gpu: str, device: Device, backends: tuple[str, ...] = ("cudnn",)) -> Floats:
+    """Ideal seconds, seconds of the RMSNorm forward on `gpu`."""
+    rows = []
+    for row in read_rows(folder, "kernels_norms_cudnn.csv"):
+        wanted = row["gpu_name"] == gpu and row["backend"] in backends and row["norm_type"] == "rms_norm"
+        if wanted and row["success"] == "True":
+            moved = 2 * 2 * float(row["N"]) * float(row["C"])
+            rows.append([moved / device.memory_bytes_per_s, float(row["fwd_time_ms"]) * 1e-3])
+    return np.array(rows)
+
+
+def fit_memory(rows: Floats) -> Floats:
+    """launch_s and share by least squares of log time; where all rows are long, LAUNCH_PRIOR_S decides the launch."""
+    start = np.log([LAUNCH_PRIOR_S, 0.8])
+
+    def residual(parameters: Floats) -> Floats:
+        launch_s, share = np.exp(parameters)
+        misfit = np.log((launch_s + rows[:, 0] / share) / rows[:, 1])
+        return np.append(misfit, 0.1 * (parameters[0] - start[0]))
+
+    bounds = (np.log([5e-7, 0.2]), np.log([2e-5, MOST_SHARE]))
+    found = least_squares(residual, start, bounds=bounds, loss="soft_l1", f_scale=0.1)
+    return np.asarray(np.exp(found.x))
+
+
+def memory_left_out(rows: Floats) -> Floats:
+    """Signed relative errors with one size (equal ideal seconds) left out at a time."""
+    errors = []
+    for size in np.unique(rows[:, 0]):
+        out = rows[:, 0] == size
+        launch_s, share = fit_memory(rows[~out])
+        errors.append((launch_s + rows[out, 0] / share) / rows[out, 1] - 1)
+    return np.concatenate(errors)
