@@ -1,5 +1,6 @@
 # make plan GPUS=256 CTX=2M    plan on a fresh machine (light install, no torch)
 # make run                     plan, profile this machine, train LongVILA-tiny on a real video, ask it a question
+# make pages                   write the pages whose numbers come from commands: accuracy, headline, curves
 # make test                    install everything and run the checks that CI runs
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ GPUS ?= 256
 CTX ?= 2M
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: plan run test check
+.PHONY: plan run pages test check
 
 $(VENV)/light: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -21,7 +22,7 @@ $(VENV)/executor: $(VENV)/light
 	touch $@
 
 $(VENV)/test: $(VENV)/executor
-	$(PIP) --editable '.[executor,test]'
+	$(PIP) --editable '.[executor,validation,test]'
 	touch $@
 
 plan: $(VENV)/light
@@ -29,6 +30,17 @@ plan: $(VENV)/light
 
 run: $(VENV)/executor
 	$(BIN)/python examples/run.py
+
+$(VENV)/validation: $(VENV)/light
+	$(PIP) --editable '.[validation]'
+	touch $@
+
+pages: $(VENV)/validation
+	$(BIN)/python -m validation --markdown docs/accuracy.md --plot docs/accuracy.svg
+	$(BIN)/python -m validation --measurements measurements/later \
+		--markdown docs/accuracy-later.md --plot docs/accuracy-later.svg
+	$(BIN)/python -m benchmarks.headline --markdown docs/headline.md
+	$(BIN)/python -m validation.fit --page docs/curves.md
 
 check: $(VENV)/test
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """LongVILA's headline, predicted in parts: MM-SP against a ring, Megatron CP + TP and CP, beside published figures.
 
-    python benchmarks/headline.py [--gpus 8,32,64,256] [--ctx 32K,256K,2M] [--json] [--markdown docs/headline.md]
+    python -m benchmarks.headline [--gpus 8,32,64,256] [--ctx 32K,256K,2M] [--json] [--markdown docs/headline.md]
 
 Text of batch 1 in Llama-3-8B's shape on DGX-H100 nodes with 50 GB/s per path, as the paper says. Every number is
 `validation/predict.py`'s under the habits of `validation/longvila.py`; `plan` columns are the
@@ -26,7 +26,7 @@ from planner.search.remedies import NothingFits
 from planner.solve import solve
 from validation import longvila as lv
 from validation.longvila import METHODS, Run, cluster, fastest, kept, priced
-from validation.sections import Section, as_json, display, markdown, paragraphs
+from validation.tables import Table, display, markdown, paragraphs, write
 
 GPUS = (8, 16, 32, 64, 128, 256)
 CONTEXTS = tuple(lv.K * 2**power for power in range(5, 12))
@@ -41,7 +41,7 @@ TEXT_TOKENS = 256
 INTRODUCTION = paragraphs("""
     MM-SP against a zigzag ring, Megatron CP + TP and CP, predicted with LongVILA's set-up (Llama-3-8B's shape, batch
     1, 8 × H100-80GB nodes, 50 GB/s per path, FSDP, FlashAttention-2) beside the figures that the paper publishes (here
-    second hand). Written by `python benchmarks/headline.py --markdown docs/headline.md`.
+    second hand). Written by `python -m benchmarks.headline --markdown docs/headline.md`.
 
     Kernels and links were fitted to the `kernels_*` files alone (docs/curves.md); no number was fitted to a figure
     below. Methods and habits are named, with reasons, in `validation/longvila.py`. The implied path rate
@@ -53,7 +53,7 @@ def text_of(tokens: int) -> Workload:
     return Workload(TEXT, context_tokens=tokens)
 
 
-def against(gpus: Iterable[int], contexts: Sequence[int]) -> Section:
+def against(gpus: Iterable[int], contexts: Sequence[int]) -> Table:
     """The grid: MM-SP's step, the planner's, and how many times longer the others take."""
     rows: list[tuple[Any, ...]] = []
     for count in gpus:
@@ -72,7 +72,7 @@ def against(gpus: Iterable[int], contexts: Sequence[int]) -> Section:
             rows.append(
                 (count, show_tokens(tokens), ours and ours.step_s, *found, *planned, *ratios, ", ".join(again) or None)
             )
-    return Section(
+    return Table(
         key="against",
         title="MM-SP against the others, seconds per step",
         columns=("GPUs", "context", "MM-SP s", "best s", "best degrees", "plan s", "plan degrees",
@@ -92,7 +92,7 @@ def _over(run: Run | None, ours: Run | None) -> float | None:
     return run.step_s / ours.step_s if run and ours else None
 
 
-def parts(rates: Sequence[float]) -> Section:
+def parts(rates: Sequence[float]) -> Table:
     """Where the time is: each method's parts at published points, at the stated path rate and at the implied one."""
     rows, told = [], []
     points = ((lv.SERIES_GPUS, 64 * lv.K), (lv.SERIES_GPUS, 256 * lv.K), (lv.LONG_GPUS, lv.LONG_TOKENS))
@@ -106,7 +106,7 @@ def parts(rates: Sequence[float]) -> Section:
         more = [ring - ours for ring, ours in zip(at_256k["ring"], at_256k["MM-SP"], strict=True)]
         split = ", ".join(f"{part} {extra:+.2f}" for part, extra in zip(PARTS, more, strict=False) if abs(extra) > 5e-3)
         told.append(f"At 256K and {rate / 1e9:.1f} GB/s the ring takes {more[-1]:.2f} s more than MM-SP: {split}.")
-    return Section(
+    return Table(
         key="parts",
         title="Where the ratio comes from: seconds by part",
         columns=("GB/s per path", "GPUs", "context", "method", "degrees", *PARTS, "step s"),
@@ -141,7 +141,7 @@ def implied_rate() -> float:
     return statistics.median(rate for (gpus, _), rate in implied_rates().items() if gpus == lv.SERIES_GPUS)
 
 
-def published() -> Section:
+def published() -> Table:
     """Every published time beside the prediction, at the stated path rate and at the implied one."""
     series: list[tuple[str, int, int, float | None]] = []
     for name, times in (("MM-SP", lv.TWO_D_S), ("ring", lv.ZIGZAG_S)):
@@ -158,7 +158,7 @@ def published() -> Section:
         rows.append(
             (name, gpus, show_tokens(tokens), seconds, *found, own_rate and own_rate / 1e9, "yes" if fits else "no")
         )
-    return Section(
+    return Table(
         key="published",
         title="Published seconds per iteration, and predicted",
         columns=("method", "GPUs", "context", "published s", "predicted s", "error", "at implied rate", "error there",
@@ -215,7 +215,7 @@ def _ratio_kept(gpus: int, tokens: int) -> float:
     return ring / ours
 
 
-def ratios() -> Section:
+def ratios() -> Table:
     """The published ratios beside the lowest and highest prediction over the series' lengths."""
     rows: list[tuple[Any, ...]] = []
     for name in RIVALS:
@@ -228,7 +228,7 @@ def ratios() -> Section:
                 over += [run.step_s / ours.step_s] if seconds and run and ours else []
             found += [min(over), max(over)]
         rows.append((f"{name} / MM-SP", *lv.RATIOS[name], *found))
-    return Section(
+    return Table(
         key="ratios",
         title="Published ratios, and predicted",
         columns=("ratio", "published low", "published high", "predicted low", "predicted high",
@@ -243,7 +243,7 @@ def ratios() -> Section:
     )  # fmt: skip
 
 
-def lengths(gpus: Iterable[int]) -> Section:
+def lengths(gpus: Iterable[int]) -> Table:
     """The longest row that fits, kept and recomputed, beside the claims."""
     rows: list[tuple[Any, ...]] = []
     cells = [(count, "dgx-h100") for count in gpus if count != lv.LONGEST_GPUS] + [(lv.LONGEST_GPUS, "dgx-a100")]
@@ -256,7 +256,7 @@ def lengths(gpus: Iterable[int]) -> Section:
     kept_mm_sp, kept_ulysses = (
         lv.longest(METHODS[name], cluster(lv.LONGEST_GPUS, "dgx-a100"), TEXT) for name in ("MM-SP", "Ulysses")
     )
-    return Section(
+    return Table(
         key="lengths",
         title="Longest row that fits",
         columns=("GPUs", "nodes", "method", "activations kept", "full recompute", "published (kept)"),
@@ -270,7 +270,7 @@ def lengths(gpus: Iterable[int]) -> Section:
     )
 
 
-def two_stages(frames: Iterable[int]) -> Section:
+def two_stages(frames: Iterable[int]) -> Table:
     """Vision: whole frames dealt evenly (two stages) against frames that follow their tokens (one)."""
     layout, where = Strategy(ulysses=8, shard=8, loss_chunk_tokens=None), cluster(8)
     rows: list[tuple[Any, ...]] = []
@@ -288,7 +288,7 @@ def two_stages(frames: Iterable[int]) -> Section:
             (count, show_tokens(work.context_tokens), policy, *most, two.prediction.seconds["vision"], two.step_s,
              *gains, "yes" if two.fits else "no")
         )  # fmt: skip
-    return Section(
+    return Table(
         key="two_stages",
         title="Two stages against one, LongVILA-8B on 8 GPUs, all parts trained",
         columns=("frames", "context", "recompute", "most frames, two stages", "own tokens", "placeholders",
@@ -338,7 +338,7 @@ def _stage_notes(layout: Strategy) -> tuple[str, ...]:
     """)
 
 
-def sections(gpus: Sequence[int], contexts: Sequence[int], frames: Sequence[int]) -> list[Section]:
+def sections(gpus: Sequence[int], contexts: Sequence[int], frames: Sequence[int]) -> list[Table]:
     return [
         published(),
         ratios(),
@@ -375,9 +375,9 @@ def main(arguments: list[str]) -> int:
         print(f"headline: {error}", file=sys.stderr)
         return 2
     if asked.markdown:
-        asked.markdown.write_text(markdown("The headline, explained", INTRODUCTION, found), encoding="utf-8")
+        write(asked.markdown, markdown("The headline, explained", INTRODUCTION, found))
     if asked.json:
-        print(json.dumps(as_json(found), indent=1, ensure_ascii=False))
+        print(json.dumps([table.data() for table in found], indent=1, ensure_ascii=False))
     elif not asked.markdown:
         display(found)
     return 0

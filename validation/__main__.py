@@ -18,13 +18,12 @@ import click
 from cost_models.errors import InputError
 from validation.judge import FileReport, judge
 from validation.plot import svg
-from validation.report import as_json, markdown, show
+from validation.report import as_json, markdown, tables
 from validation.rows import FOLDER, files, read
+from validation.tables import display, write
 
 PATIENCE_S = 2.0
 """A progress bar shows after this long."""
-PIPED_COLUMNS = 160
-"""Where no terminal says how wide it is: file names in one piece."""
 
 
 @click.command(help=__doc__)
@@ -45,15 +44,13 @@ def main(chosen: tuple[str, ...], folder: Path, page: Path | None, data: Path | 
     if str(data) == "-":
         print(as_json(reports))
         return
-    from rich.console import Console
-
-    show(Console(width=None if sys.stdout.isatty() else PIPED_COLUMNS), reports)
+    display(tables(reports))
     if page:
-        _write(page, markdown(reports, "measurements" if folder == FOLDER else folder.as_posix().rstrip("/")))
+        write(page, markdown(reports, "measurements" if folder == FOLDER else folder.as_posix().rstrip("/")))
     if picture:
-        _write(picture, svg(reports))
+        write(picture, svg(reports))
     if data:
-        _write(data, as_json(reports) + "\n")
+        write(data, as_json(reports) + "\n")
 
 
 def _judged(names: Sequence[str], folder: Path) -> tuple[FileReport, ...]:
@@ -69,13 +66,6 @@ def _judged(names: Sequence[str], folder: Path) -> tuple[FileReport, ...]:
             bar.update(task, advance=rows, visible=time.monotonic() - start > PATIENCE_S)
 
         return judge(names, folder, advance)
-
-
-def _write(path: Path, text: str) -> None:
-    """The whole file or none."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The report in three shapes from one list of tables: terminal (rich), Markdown (docs/accuracy.md), and JSON.
+"""The accuracy report: its tables, as a Markdown page (docs/accuracy.md), and every row as JSON.
 
-Numbers are the same in all three; percent with a sign where it is a bias. Same input, same bytes.
+Numbers are the same in all; percent with a sign where it is a bias.
 """
 
 from __future__ import annotations
@@ -8,30 +8,21 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import Any
 
 import yaml
 
 from validation import limits
+from validation import tables as shown
 from validation.frameworks import FRAMEWORKS
 from validation.judge import FileReport, Verdict, without_habits
 from validation.peers import beside
 from validation.rows import FOLDER
 from validation.statistics import Errors
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from validation.tables import Table
 
 WORST = 12
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    title: str
-    text: str
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
 
 
 def tables(reports: Sequence[FileReport]) -> list[Table]:
@@ -41,20 +32,6 @@ def tables(reports: Sequence[FileReport]) -> list[Table]:
         _peers(reports), _sweeps(reports), _habits(reports), _worst(reports), _silent(reports), _notes(reports),
         _reasons(),
     ]  # fmt: skip
-
-
-def show(console: Console, reports: Sequence[FileReport]) -> None:
-    from rich.table import Table as RichTable
-
-    for table in tables(reports):
-        if not table.rows:
-            continue
-        grid = RichTable(title=table.title, title_justify="left", title_style="bold")
-        for place, name in enumerate(table.head):
-            grid.add_column(name, justify="left" if place == 0 else "right", overflow="fold")
-        for row in table.rows:
-            grid.add_row(*row)
-        console.print(grid)
 
 
 def markdown(reports: Sequence[FileReport], folder: str = "measurements") -> str:
@@ -67,31 +44,19 @@ def markdown(reports: Sequence[FileReport], folder: str = "measurements") -> str
         else "The model was built without these rows; what was added after looking at them is in the notes below."
     )
     asked = "" if folder == "measurements" else f" --measurements {folder}"
-    lines = [
-        "# Accuracy" if folder == "measurements" else "# Accuracy on other rows",
-        "",
-        (
-            f"Predicted against measured for the published rows in `{folder}/`. Written by "
-            f"`python -m validation{asked} --markdown docs/{picture[:-3]}md --plot docs/{picture}`; run it "
-            "again to check."
-        ),
-        "",
-        (
-            "Kernels and links were fitted to the `kernels_*` files alone (docs/curves.md); no number was fitted to a "
-            f"row below. {found} An error is predicted / measured - 1."
-        ),
-        "",
-        f"![predicted over measured]({picture})",
-        "",
-    ]
-    for table in tables(reports):
-        if not table.rows:
-            continue
-        lines += [f"## {table.title}", "", table.text, ""]
-        lines += ["| " + " | ".join(table.head) + " |", "|" + "---|" * len(table.head)]
-        lines += ["| " + " | ".join(cell.replace("|", "/") for cell in row) + " |" for row in table.rows]
-        lines.append("")
-    return "\n".join(lines)
+    return shown.markdown(
+        "Accuracy" if folder == "measurements" else "Accuracy on other rows",
+        shown.paragraphs(f"""
+            Predicted against measured for the published rows in `{folder}/`. Written by `python -m validation{asked}
+            --markdown docs/{picture[:-3]}md --plot docs/{picture}`; run it again to check.
+
+            Kernels and links were fitted to the `kernels_*` files alone (docs/curves.md); no number was fitted to a
+            row below. {found} An error is predicted / measured - 1.
+
+            ![predicted over measured]({picture})
+        """),
+        tables(reports),
+    )
 
 
 def as_json(reports: Sequence[FileReport]) -> str:
@@ -134,7 +99,7 @@ def _files(reports: Sequence[FileReport]) -> Table:
         title="Step time",
         text=f"Rows scored `yes`. Median of the files' medians: {_percent(median_of_medians(reports))}. Neutral: the "
         "same price with every framework's habits off, as a plan gets it.",
-        head=("file", "rows", "median", "p90", "worst", "bias", "neutral median", "neutral bias"),
+        columns=("file", "rows", "median", "p90", "worst", "bias", "neutral median", "neutral bias"),
         rows=tuple(rows),
     )
 
@@ -150,7 +115,7 @@ def _inferred(reports: Sequence[FileReport]) -> Table:
         title="Inferred readings",
         text="Not in the score: the same files with some rows read as their times say that they ran (see \"Why rows "
         "are off\"): USP's rows up to 32K tokens at head dim 128 instead of the transcribed 32.",
-        head=("file", "rows", "read otherwise", "median", "p90", "worst", "bias"), rows=tuple(rows),
+        columns=("file", "rows", "read otherwise", "median", "p90", "worst", "bias"), rows=tuple(rows),
     )  # fmt: skip
 
 
@@ -161,7 +126,7 @@ def _apart(reports: Sequence[FileReport]) -> Table:
             rows.append((report.file, str(errors.rows), *_shown(errors)))
     return Table(
         title="8- and 4-bit rows", text="Reported apart: their peaks are not in the bf16 grids.",
-        head=("file", "rows", "median", "p90", "worst", "bias"), rows=tuple(rows),
+        columns=("file", "rows", "median", "p90", "worst", "bias"), rows=tuple(rows),
     )  # fmt: skip
 
 
@@ -176,7 +141,7 @@ def _memory(reports: Sequence[FileReport]) -> Table:
         title="Peak memory",
         text="Rows scored `yes` with a printed peak; allocated bytes. Not scored: what the allocator held, against "
         "allocated bytes and a flat slack; its fragmentation is not modelled.",
-        head=("file", "rows", "median", "p90", "worst", "bias"), rows=tuple(rows),
+        columns=("file", "rows", "median", "p90", "worst", "bias"), rows=tuple(rows),
     )  # fmt: skip
 
 
@@ -195,7 +160,7 @@ def _longest(reports: Sequence[FileReport]) -> Table:
         f"a prediction within [{1 - limits.BELOW:g} L, {1 + limits.ABOVE:g} x 2 L) is met. Predicted for "
         f"{len(predicted)} of {len(every)} rows, met by {met}; within -{limits.BELOW:.0%}/+{limits.ABOVE:.0%} of L "
         f"itself: {close}. Memory is what the framework allocates, buffers, context and slack.",
-        head=("row", "what", "printed L", "predicted", "predicted / L", "verdict"), rows=tuple(rows),
+        columns=("row", "what", "printed L", "predicted", "predicted / L", "verdict"), rows=tuple(rows),
     )  # fmt: skip
 
 
@@ -221,7 +186,7 @@ def _endings(reports: Sequence[FileReport]) -> Table:
         f"{len(fitted)} only fit: predicted so {sum(one.agrees is True for one in fitted)}, not so "
         f"{sum(one.agrees is False for one in fitted)}, no prediction {sum(one.agrees is None for one in fitted)}. "
         "A label that ends a curve is read as the curve's last point, on 80 GB where the figure leaves 40 or 80 open.",
-        head=("row", "what", "printed", "predicted", "of the GPU", "verdict"), rows=tuple(rows),
+        columns=("row", "what", "printed", "predicted", "of the GPU", "verdict"), rows=tuple(rows),
     )  # fmt: skip
 
 
@@ -235,7 +200,7 @@ def _peers(reports: Sequence[FileReport]) -> Table:
         title="Against the simulator that measured them",
         text="Rows that carry another simulator's own prediction. It reads the time of each product from a table of "
         "exactly these shapes on the same machine.",
-        head=("file", "what", "rows", "median here", "bias here", "median there", "bias there"), rows=tuple(rows),
+        columns=("file", "what", "rows", "median here", "bias here", "median there", "bias there"), rows=tuple(rows),
     )  # fmt: skip
 
 
@@ -256,7 +221,7 @@ def _sweeps(reports: Sequence[FileReport]) -> Table:
         title="Order within sweeps",
         text="Choices for the same work on the same GPUs. Kendall's tau over pairs measured more than 5% apart; "
         "regret: how much longer the predicted best took than the measured best.",
-        head=("file", "sweeps", "pairs", "tau", "median regret", "worst regret"), rows=tuple(rows),
+        columns=("file", "sweeps", "pairs", "tau", "median regret", "worst regret"), rows=tuple(rows),
     )  # fmt: skip
 
 
@@ -269,24 +234,24 @@ def _habits(reports: Sequence[FileReport]) -> Table:
     return Table(
         title="Each framework with its habits, and with them taken away",
         text="Habits are facts of the code that ran; the reasons are at the end.",
-        head=("framework", "rows", "median", "bias", "median without", "bias without"), rows=tuple(rows),
+        columns=("framework", "rows", "median", "bias", "median without", "bias without"), rows=tuple(rows),
     )  # fmt: skip
 
 
 def _worst(reports: Sequence[FileReport]) -> Table:
     every = [one for report in reports for one in report.scored()]
     every.sort(key=lambda one: (-abs(one.error), one.file, one.row))
-    shown: list[Verdict] = []
+    listed: list[Verdict] = []
     for report in reports:
-        shown += [one for one in every if one.file == report.file][: max(2, WORST // max(1, len(reports)))]
-    shown.sort(key=lambda one: (-abs(one.error), one.file, one.row))
+        listed += [one for one in every if one.file == report.file][: max(2, WORST // max(1, len(reports)))]
+    listed.sort(key=lambda one: (-abs(one.error), one.file, one.row))
     rows = tuple(
         (f"{one.file} {one.row}", one.label, f"{one.measured_s:.4g}", f"{one.predicted_s:.4g}", _signed(one.error))
-        for one in shown
+        for one in listed
     )
     return Table(
         title="Worst rows", text="The worst of each file. Seconds.",
-        head=("row", "what", "measured", "predicted", "error"), rows=rows,
+        columns=("row", "what", "measured", "predicted", "error"), rows=rows,
     )  # fmt: skip
 
 
@@ -296,7 +261,7 @@ def _silent(reports: Sequence[FileReport]) -> Table:
     )
     return Table(
         title="Rows without a prediction", text="Counted by reason; none is left out silently.",
-        head=("file", "rows", "reason"), rows=rows,
+        columns=("file", "rows", "reason"), rows=rows,
     )  # fmt: skip
 
 
@@ -304,7 +269,8 @@ def _notes(reports: Sequence[FileReport]) -> Table:
     notes = yaml.safe_load((FOLDER / "notes.yaml").read_text(encoding="utf-8"))
     names = {report.file for report in reports}
     return Table(
-        title="Why rows are off", text="Found by looking; the rows stay in the score.", head=("file", "what was found"),
+        title="Why rows are off", text="Found by looking; the rows stay in the score.",
+        columns=("file", "what was found"),
         rows=tuple((file, text) for file in notes if file in names for text in notes[file].get("why_off", ())),
     )  # fmt: skip
 
@@ -312,7 +278,7 @@ def _notes(reports: Sequence[FileReport]) -> Table:
 def _reasons() -> Table:
     return Table(
         title="Habits and their reasons", text="One set per framework and generation; none per file or row.",
-        head=("framework", "reason"), rows=tuple((one.name, one.reason) for one in FRAMEWORKS),
+        columns=("framework", "reason"), rows=tuple((one.name, one.reason) for one in FRAMEWORKS),
     )  # fmt: skip
 
 

@@ -50,6 +50,14 @@ def test_every_published_figure_stands_beside_its_prediction(found):
     assert ratios == {"ring / MM-SP": (2.1, 5.7), "CP + TP / MM-SP": (1.1, 1.4), "CP / MM-SP": (3.1, 4.3)}
 
 
+def test_the_page_shows_what_is_predicted_now(found):
+    """Sections that hang on no grid; `make pages` renews the page."""
+    page = (FILE.parents[1] / "docs" / "headline.md").read_text()
+    for key in ("published", "ratios", "parts"):
+        for row in found[key].cells():
+            assert "| " + " | ".join(row) + " |" in page
+
+
 def test_the_command_writes_what_the_sections_hold(headline, found, monkeypatch, capsys, tmp_path):
     asked_for = []
     monkeypatch.setattr(headline, "sections", lambda *given: asked_for.append(given) or list(found.values()))

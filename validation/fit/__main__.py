@@ -1,7 +1,8 @@
 """`python -m validation.fit`: fit the device and link curves, pack them, print the error on families left out.
 
     measurements/*.csv -> cost_models/curves/<device>.npz, <device>.json (sources, errors), links.*, checks.json
-Same input, same bytes. `--no-check` keeps the packed errors and skips the left-out fits (two minutes).
+Same input, same bytes. `--no-check` keeps the packed errors and skips the left-out fits (two minutes);
+`--page docs/curves.md` writes the packed errors into that page's tables and fits nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from cost_models.errors import InputError
 from cost_models.timing.packed import FOLDER
 from validation.fit import checks, devices, rates
 from validation.fit.rows import DEFAULT_FOLDER
+from validation.tables import write
 
 
 def summary(errors: Floats) -> dict[str, float]:
@@ -76,15 +78,46 @@ def show(console: Console, title: str, first: str, errors: dict[str, dict[str, f
     console.print(shown)
 
 
+def with_errors(page: str, folder: Path) -> str:
+    """The page with its tables of errors as the packed files in `folder` have them; its prose stays."""
+
+    def read(name: str) -> Any:
+        return json.loads((folder / f"{name}.json").read_text())
+
+    measured = {recipe.device: read(recipe.device) for recipe in devices.RECIPES}
+    curves = read("links") | {device: facts["left_out"] for device, facts in measured.items()}
+    scaled = next(iter(measured.values()))
+    rows = {
+        "| curve | left out |": {
+            f"{curve} | {name}": e for curve, by in curves.items() for name, e in sorted(by.items())
+        },
+        "| operation | rows |": {op: facts["scaled"] for op, facts in scaled.items() if "scaled" in facts},
+        "| rows | count |": read("checks"),
+    }
+    lines = page.split("\n")
+    for head, errors in rows.items():
+        start = next(place for place, line in enumerate(lines) if line.startswith(head)) + 2
+        end = lines.index("", start)
+        lines[start:end] = [
+            f"| {name} | {e['rows']} | {e['median']:.1%} | {e['p90']:.1%} | {e['bias']:+.1%} |"
+            for name, e in errors.items()
+        ]
+    return "\n".join(lines)
+
+
 @click.command()
 @click.option(
     "--measurements", type=click.Path(path_type=Path), default=DEFAULT_FOLDER, help="Folder of measured rows."
 )
 @click.option("--out", type=click.Path(path_type=Path), default=FOLDER, help="Where the packed curves go.")
 @click.option("--check/--no-check", default=True, help="Refit with each family left out and print the errors.")
-def main(measurements: Path, out: Path, check: bool) -> None:
+@click.option("--page", type=click.Path(path_type=Path), help="Only renew the tables of this page; fit nothing.")
+def main(measurements: Path, out: Path, check: bool, page: Path | None) -> None:
     """Fit device and link curves from published measurements and pack them."""
     console = Console()
+    if page is not None:
+        write(page, with_errors(page.read_text(encoding="utf-8"), out))
+        return
     try:
         out.mkdir(parents=True, exist_ok=True)
         found = fit_links(measurements, out)
