@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +42,7 @@ def singletons(ranks: int) -> Partition:
 
 def equitable(topology: Topology, patterns: Sequence[Pattern], scale: Floats) -> Partition:
     """The classes of ranks; `scale` (per rank) is what else tells ranks apart: how long they compute."""
-    bags = _bags(topology, patterns)
+    bags, rings = _bags(topology, patterns)
     partition = _partition(_start(topology, patterns, scale))
     while True:
         colour = mix(partition.class_of_rank.astype(np.uint64))
@@ -49,6 +50,8 @@ def equitable(topology: Topology, patterns: Sequence[Pattern], scale: Floats) ->
             total = mix(colour)
             for i, bag in enumerate(bags):
                 total = total + mix(bag.sums(colour) + np.uint64(i))
+            for i, ring in enumerate(rings, len(bags)):
+                total = total + mix(ring.sums_of_different(colour) + np.uint64(i))
         finer = _partition(total)
         if finer.classes == partition.classes:
             return finer
@@ -80,16 +83,21 @@ def _start(topology: Topology, patterns: Sequence[Pattern], scale: Floats) -> Ha
     return colour
 
 
-def _bags(topology: Topology, patterns: Sequence[Pattern]) -> list[Bags]:
-    """Everything that ranks meet in, each once, without those that hold one rank each."""
+def _bags(topology: Topology, patterns: Sequence[Pattern]) -> tuple[list[Bags], list[Bags]]:
+    """Everything that ranks meet in, each once, without what holds one rank each; and the groups that are rings."""
     bags = [topology.nic, topology.nic_switch, topology.switch, topology.slot]
     if crosses_leaves(topology, patterns):
         bags.append(topology.leaf)
     near = [topology.pair, topology.switch, topology.slot, topology.domain, topology.leaf]
     for pattern in patterns:
-        bags.append(pattern.group_of_rank)
         if pattern.each_share:
+            bags.append(pattern.group_of_rank)
             bags += [level * len(pattern.groups) + pattern.group_of_rank for level in near]
+    rings = [pattern.group_of_rank for pattern in patterns if not pattern.each_share]
+    return _several(bags), _several(rings)
+
+
+def _several(bags: list[Ints]) -> list[Bags]:
     different = {bag.tobytes(): bag for bag in bags}.values()
     return [made for made in (Bags(bag) for bag in different) if made.size.max() > 1]
 
@@ -140,7 +148,7 @@ def mix(value: Hashes) -> Hashes:
 
 
 class Bags:
-    """Ranks in numbered bags; `sums` adds up a number over each bag and hands it back to every rank in it."""
+    """Ranks in numbered bags; a number over each bag is handed back to every rank in it."""
 
     def __init__(self, bag: Ints) -> None:
         self.order = None if np.all(bag[1:] >= bag[:-1]) else np.argsort(bag, kind="stable")
@@ -151,7 +159,34 @@ class Bags:
         self.size = np.diff(np.append(self.start, len(ordered)))
 
     def sums(self, value: Hashes) -> Hashes:
-        total = np.add.reduceat(value if self.order is None else value[self.order], self.start)
+        """The sum over each bag."""
+        return self._spread(np.add.reduceat(self._ordered(value), self.start))
+
+    def sums_of_different(self, value: Hashes) -> Hashes:
+        """The sum over each bag of the values in it, each counted once."""
+        ordered = self._ordered(value)
+        total = ordered[self.start]
+        mixed = np.logical_or.reduceat(ordered != np.repeat(total, self.size), self.start)
+        if mixed.any():
+            several = np.repeat(mixed, self.size)
+            bag = np.repeat(np.arange(len(self.start)), self.size)[several]
+            ordered = ordered[several]
+            order = np.lexsort((ordered, bag))
+            bag, ordered = bag[order], ordered[order]
+            again = (bag[1:] == bag[:-1]) & (ordered[1:] == ordered[:-1])
+            ordered[1:][again] = 0
+            total[mixed] = np.add.reduceat(ordered, np.flatnonzero(np.diff(bag, prepend=-1)))
+        return self._spread(total)
+
+    def lowest(self, value: Ints) -> Ints:
+        """The smallest value in each bag."""
+        ordered = value if self.order is None else value[self.order]
+        return self._spread(np.minimum.reduceat(ordered, self.start))
+
+    def _ordered(self, value: Hashes) -> Hashes:
+        return value if self.order is None else value[self.order]
+
+    def _spread(self, total: NDArray[Any]) -> NDArray[Any]:
         spread = np.repeat(total, self.size)
         if self.order is None:
             return spread

@@ -12,8 +12,10 @@ Max-min sharing is not monotone: a faster link can end a fixed set of flows late
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 TIE = 1e-14
 """Shares closer than this (relative) are one bottleneck: rounding must not split a round of equal links."""
 
@@ -27,55 +29,57 @@ class Sharing:
     """
 
     def __init__(
-        self,
-        *,
-        flow: NDArray[np.int64] | list[int],
-        link: NDArray[np.int64] | list[int],
-        count: NDArray[np.float64] | list[float],
-        capacity: NDArray[np.float64] | list[float],
-        flows: int,
+        self, *, flow: ArrayLike, link: ArrayLike, count: ArrayLike, capacity: ArrayLike, flows: int
     ) -> None:
-        self.flow = np.asarray(flow, dtype=np.int64)
-        self.link = np.asarray(link, dtype=np.int64)
-        self.count = np.asarray(count, dtype=np.float64)
-        self.capacity = np.asarray(capacity, dtype=np.float64)
+        self.flow: Ints = np.asarray(flow, dtype=np.int64)
+        self.link: Ints = np.asarray(link, dtype=np.int64)
+        self.count: Floats = np.asarray(count, dtype=np.float64)
+        self.capacity: Floats = np.asarray(capacity, dtype=np.float64)
         self.flows = flows
+        if np.any(self.flow[1:] < self.flow[:-1]):
+            order = np.argsort(self.flow, kind="stable")
+            self.flow, self.link, self.count = self.flow[order], self.link[order], self.count[order]
+        self._crossed = np.bincount(self.flow, minlength=flows)
+        self._first = np.cumsum(self._crossed) - self._crossed
 
-    def rates(self, active: NDArray[np.int64]) -> NDArray[np.float64]:
+    def rates(self, active: Ints) -> Floats:
         """Rates in bytes/s of the `active` flows, in their order; a flow that crosses no link has rate infinity."""
-        is_active = np.zeros(self.flows, dtype=bool)
-        is_active[active] = True
-        keep = is_active[self.flow]
-        flow, link, count = self.flow[keep], self.link[keep], self.count[keep]
-        rate = np.full(self.flows, np.inf)
-        left = self.capacity.copy()
+        crossed = self._crossed[active]
+        end = np.cumsum(crossed)
+        flow = np.repeat(np.arange(active.size), crossed)
+        entry = np.arange(flow.size) + np.repeat(self._first[active] - end + crossed, crossed)
+        link, count, left = self.link[entry], self.count[entry], self.capacity
+        if link.size < left.size:  # number the links that are crossed
+            used, link = np.unique(link, return_inverse=True)
+            left = left[used]
+        rate = np.full(active.size, np.inf)
+        left = left.copy()
         while flow.size:
-            flow, link, count = self._freeze(flow, link, count, rate, left)
-        return rate[active]
+            flow, link, count = _freeze(flow, link, count, rate, left)
+        return rate
 
-    def _freeze(
-        self,
-        flow: NDArray[np.int64],
-        link: NDArray[np.int64],
-        count: NDArray[np.float64],
-        rate: NDArray[np.float64],
-        left: NDArray[np.float64],
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-        """One round: set the rates of all flows on local bottlenecks, take them off the links; what remains."""
-        load = np.bincount(link, count, left.size)
-        share = np.full(left.size, np.inf)
-        np.divide(left, load, out=share, where=load > 0)
-        on_link = share[link]
-        smallest = np.full(self.flows, np.inf)
-        np.minimum.at(smallest, flow, on_link)
-        along = np.full(left.size, np.inf)
-        np.minimum.at(along, link, smallest[flow])
-        bottleneck = (load > 0) & (along >= share * (1 - TIE))
-        done = np.zeros(self.flows, dtype=bool)
-        done[flow[bottleneck[link]]] = True
-        rate[done] = smallest[done]
-        gone = done[flow]
-        left -= np.bincount(link[gone], count[gone] * smallest[flow[gone]], left.size)
-        np.maximum(left, 0.0, out=left)
-        stay = ~gone
-        return flow[stay], link[stay], count[stay]
+
+def _freeze(flow: Ints, link: Ints, count: Floats, rate: Floats, left: Floats) -> tuple[Ints, Ints, Floats]:
+    """One round: set the rates of all flows on local bottlenecks and take them off the links; what remains.
+
+    `flow` is sorted, so that a flow's links are neighbours.
+    """
+    fresh = np.empty(flow.size, dtype=bool)
+    fresh[0] = True
+    np.not_equal(flow[1:], flow[:-1], out=fresh[1:])
+    first = np.flatnonzero(fresh)
+    load = np.bincount(link, count, left.size)
+    share = np.full(left.size, np.inf)
+    np.divide(left, load, out=share, where=load > 0)
+    smallest = np.minimum.reduceat(share[link], first)  # along each flow
+    of_entry = np.repeat(smallest, np.diff(first, append=flow.size))
+    along = np.full(left.size, np.inf)
+    np.minimum.at(along, link, of_entry)
+    bottleneck = along >= share * (1 - TIE)
+    done = np.logical_or.reduceat(bottleneck[link], first)
+    rate[flow[first[done]]] = smallest[done]
+    gone = np.repeat(done, np.diff(first, append=flow.size))
+    left -= np.bincount(link[gone], (count * of_entry)[gone], left.size)
+    np.maximum(left, 0.0, out=left)
+    stay = ~gone
+    return flow[stay], link[stay], count[stay]

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.simulator.flows import Pattern
-from planner.simulator.folding import Bags, Partition, mix
+from planner.simulator.folding import Bags, Partition
 from planner.simulator.link_classes import LinkClasses
 from planner.simulator.maxmin import Sharing
 from planner.simulator.topology import Floats, Ints, Routes, Topology
@@ -110,10 +110,8 @@ def _host_memory(table: _Table, *, inwards: bool) -> Collective:
 def _collective(table: _Table, pattern: Pattern) -> Collective:
     """Group classes of a pattern and their flows."""
     partition = table.partition
-    colour = Bags(pattern.group_of_rank).sums(mix(partition.class_of_rank.astype(np.uint64)))[partition.representative]
-    if partition.classes == len(pattern.group_of_rank):
-        colour = pattern.group_of_rank.astype(np.uint64)
-    _, group = np.unique(colour, return_inverse=True)
+    lowest = Bags(pattern.group_of_rank).lowest(partition.class_of_rank)[partition.representative]
+    _, group = np.unique(lowest, return_inverse=True)
     groups = int(group.max()) + 1
     order = np.argsort(group, kind="stable")
     members = tuple(np.split(order, np.cumsum(np.bincount(group))[:-1]))

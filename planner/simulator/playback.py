@@ -17,24 +17,26 @@ import heapq
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
-from planner.simulator.flight import SAME, Flows
+from planner.simulator.islands import Group, find_islands
 from planner.simulator.network import Batch, Network
-from planner.simulator.script import HOST, OFFLOAD, RING, SHARDING, WAITING, Rounds, Script, Send, Stream, Work
-from planner.simulator.topology import Floats, Ints
-from planner.simulator.trace import Span
+from planner.simulator.streams import HOST, OFFLOAD, RING, SHARDING, WAITING, Rounds, Script, Send, Stream, Work
+from planner.simulator.topology import Floats
+from planner.simulator.trace import Recorder
+from planner.simulator.transfers import SAME, Component, Transfers
+
 
 
 @dataclass(slots=True, eq=False)
 class Running:
     """A collective in progress."""
 
-    key: tuple[int, int]  # (collective, group class)
+    group: Group
     todo: Send | Rounds
     k: int  # instance it belongs to
-    members: Ints
     began: float
     stage: int = 0
     round: int = 0
@@ -61,17 +63,29 @@ class RankState:
 class Event:
     """A rank's computation ends; or a ring's blocks do; or a batch of flows starts."""
 
+    time: float = 0.0
+    serial: int = 0
     rank: int = -1
     running: Running | None = None
     batch: Batch | None = None
     size: float = 0.0
 
 
+@dataclass(slots=True, eq=False)
+class Agenda:
+    """What is under way in one island, or between islands."""
+
+    running: dict[int, Running] = field(default_factory=dict)  # by number of the group
+    arrived: dict[int, int] = field(default_factory=dict)  # members that wait, by number of the group
+    due: dict[int, Event] = field(default_factory=dict)  # by serial
+
+
 @dataclass(frozen=True, kw_only=True)
 class Mark:
-    """A moment of rank class 0 that comes again: it begins instance `k`, or a round of a ring."""
+    """A moment of an island's first rank class that comes again: it begins instance `k`, or a round of a ring."""
 
-    kind: str  # "segment" or "round"
+    kind: Literal["segment", "round"]
+    island: int
     k: int
     running: Running | None = None
 
@@ -81,27 +95,27 @@ class Playback:
 
     def __init__(self, script: Script, network: Network, scale: Floats) -> None:
         self.script, self.network, self.scale = script, network, scale
-        self.spans: list[Span] | None = None  # a list collects what the streams do
+        self.recorder: Recorder | None = None  # keeps what the streams do, for a trace
         self.now, self.events, self.serial = 0.0, 0, 0
-        self.flows = Flows(network.sharing)
+        self.islands = find_islands(script, network, scale)
+        self.transfers = Transfers(network.sharing, self.islands.of_flow, self.islands.count)
         classes = network.partition.classes
         self.ranks = [RankState() for _ in range(classes)]
+        self.island: list[int] = self.islands.of_class.tolist()
+        self.first = dict(zip(reversed(self.island), reversed(range(classes)), strict=True))  # rank class, by island
+        self.group_of = [one.group_of_class.tolist() for one in network.collectives]
         self.column = {part: i for i, part in enumerate(script.parts)}
         self.parts = np.zeros((classes, len(script.parts)))
         self.since = np.zeros(classes)  # when the main stream began what it does now
         self.came = np.zeros(classes)  # … to wait at the gate of its segment, whose launches begin then
         self.began = np.zeros(classes)  # … the segment itself
         self.sharing_since = np.full(classes, -1.0)  # when a collective of the sharding stream began; -1: none runs
-        self.shared = np.zeros(classes)  # seconds of this segment with such a collective beside it, of those that ended
-        self.running: dict[tuple[int, int], Running] = {}
-        self.arrived: dict[tuple[int, int], int] = {}
-        self.heap: list[tuple[float, int, Event]] = []
+        self.shared = np.zeros(classes)  # seconds of this segment concurrent with such collectives that have ended
+        self.agenda = [Agenda() for _ in range(self.islands.count + 1)]  # the last one: between islands
+        self.joined = [0] * self.islands.count  # collectives between islands that the island's ranks wait for
+        self.heap: list[tuple[float, int, Event | Component]] = []
         self.marks: list[Mark] = []
-        self.owner = np.zeros(network.sharing.flows, dtype=np.int64)
-        self.keys = [(c, g) for c, coll in enumerate(network.collectives) for g in range(len(coll.batches))]
-        for number, (c, g) in enumerate(self.keys):
-            for batch in network.collectives[c].batches[g]:
-                self.owner[batch.flows] = number
+        self.numbered = [group for groups in self.islands.groups for group in groups]
 
     def play(self, at_mark: Callable[[Playback, Mark], None] | None = None) -> None:
         """Run to the end. `at_mark` is called where the state may repeat, and may move it ahead in time."""
@@ -116,37 +130,73 @@ class Playback:
         stuck = [r for r, rank in enumerate(self.ranks) if rank.ended < 0]
         assert not stuck, f"rank classes {stuck[:5]} wait for a collective that never starts"
 
+    def settle(self) -> None:
+        """Share the links anew among the flows of what has changed."""
+        if self.transfers.changed:
+            for component in self.transfers.settle(self.now):
+                self.expect(component)
+                if self.recorder:
+                    self.recorder.rates(self.now, component)
+
+    def expect(self, component: Component) -> None:
+        """Put the end of the component's next flow among the events, for the one that was there before."""
+        self.serial += 1
+        component.serial = self.serial
+        if component.time < np.inf:
+            heapq.heappush(self.heap, (component.time, component.serial, component))
+
     def _step(self) -> bool:
         """Go to the next moment at which anything ends; False when nothing is left."""
-        if self.flows.changed:
-            self.flows.share_links()
-        then = self.now + self.flows.next_end_s()
-        if self.heap:
-            then = min(then, self.heap[0][0])
-        if then == np.inf:
+        self.settle()
+        heap = self.heap
+        while heap and not self._stands(heap[0]):
+            heapq.heappop(heap)
+        if not heap:
             return False
-        done = self.flows.advance(then - self.now, then)
-        self.now = then
+        self.now = heap[0][0]
         self.events += 1
-        if done.size:
-            owners = Counter(self.owner[done].tolist())
-            for number in sorted(owners):
-                running = self.running[self.keys[number]]
-                running.unfinished -= owners[number]
-                self._check(running)
-        while self.heap and self.heap[0][0] <= self.now * (1 + SAME * 1e-2):
-            self._happen(heapq.heappop(self.heap)[2])
+        until = self.now * (1 + SAME * 1e-2)
+        while heap and heap[0][0] <= until:
+            entry = heapq.heappop(heap)
+            if not self._stands(entry):
+                continue
+            if isinstance(entry[2], Component):
+                self._flows_end(entry[2])
+            else:
+                self._happen(entry[2])
         return True
 
+    def _stands(self, entry: tuple[float, int, Event | Component]) -> bool:
+        """Whether it will still happen at that time; what was moved ahead has another entry."""
+        time, serial, what = entry
+        return what.serial == serial and what.time == time
+
+    def _flows_end(self, component: Component) -> None:
+        done = self.transfers.end(component, self.now)
+        component.serial = -1
+        owners = Counter(self.islands.owner[done].tolist())
+        for number in sorted(owners):
+            running = self._agenda(self.numbered[number]).running[number]
+            running.unfinished -= owners[number]
+            self._check(running)
+
     def _happen(self, event: Event) -> None:
-        if event.batch is not None and event.running is not None:
-            self.flows.start(event.batch, event.size)
-        elif event.running is not None:
-            event.running.computing = False
-            self._check(event.running)
-        else:
+        running = event.running
+        event.serial = -event.serial
+        if running is None:
+            del self.agenda[self.island[event.rank]].due[-event.serial]
             self._book(event.rank, self._doing(event.rank), self.since[event.rank])
             self._next(event.rank)
+            return
+        del self._agenda(running.group).due[-event.serial]
+        if event.batch is not None:
+            self._start(running.group, event.batch, event.size)
+        else:
+            running.computing = False
+            self._check(running)
+
+    def _start(self, group: Group, batch: Batch, size: float) -> None:
+        self.transfers.start(batch.flows, size * batch.share, group.islands, self.now)
 
     def _doing(self, r: int) -> str:
         """The part that a computation, or a wait at the end of a segment, is booked to."""
@@ -154,15 +204,21 @@ class Playback:
         behind = rank.action - len(actions := self.script.piece(rank.k).actions)
         return actions[rank.action].part if behind < 0 else (SHARDING, HOST)[behind]
 
+    def _agenda(self, group: Group) -> Agenda:
+        return self.agenda[-1 if group.between else group.islands[0]]
+
     def _at(self, seconds: float, event: Event) -> None:
         self.serial += 1
-        heapq.heappush(self.heap, (self.now + seconds, self.serial, event))
+        event.time, event.serial = self.now + seconds, self.serial
+        agenda = self.agenda[self.island[event.rank]] if event.running is None else self._agenda(event.running.group)
+        agenda.due[event.serial] = event
+        heapq.heappush(self.heap, (event.time, event.serial, event))
 
     def _book(self, r: int, part: str, began: float) -> None:
         """Main stream of `r` did `part` from `began` until now."""
         self.parts[r, self.column[part]] += self.now - began
-        if self.spans is not None and self.now > began:
-            self.spans.append(Span(rank_class=r, stream="main", name=part, start_s=began, end_s=self.now))
+        if self.recorder:
+            self.recorder.span(r, "main", part, began, self.now, self.ranks[r].k)
 
     # main stream
 
@@ -198,8 +254,8 @@ class Playback:
             rank.copying = True
             self._arrive(r, offload, rank.k)
         self.began[r], self.shared[r] = self.now, 0.0
-        if r == 0:
-            self.marks.append(Mark(kind="segment", k=rank.k))
+        if self.first[self.island[r]] == r:
+            self.marks.append(Mark(kind="segment", island=self.island[r], k=rank.k))
         self._next(r)
 
     def _next(self, r: int) -> None:
@@ -226,10 +282,11 @@ class Playback:
         if isinstance(action, Work):
             self._at(action.seconds * self.scale[r], Event(rank=r))
         else:
+            self.joined[self.island[r]] += self.group(r, action).between
             self._arrive(r, action, rank.k)
 
     def _shared_s(self, r: int) -> float:
-        """Seconds of this segment that had a collective of the sharding stream beside them."""
+        """Seconds of this segment that had a collective of the sharding stream concurrent with them."""
         running = self.now - max(self.sharing_since[r], self.began[r]) if self.sharing_since[r] >= 0 else 0.0
         return float(self.shared[r]) + running
 
@@ -241,6 +298,7 @@ class Playback:
 
     def _push(self, r: int, send: Send, k: int, *, gather: bool) -> None:
         self.ranks[r].queue.append((send, k, gather))
+        self.joined[self.island[r]] += self.group(r, send).between
         self._send_first(r)
 
     def _send_first(self, r: int) -> None:
@@ -251,36 +309,40 @@ class Playback:
 
     # collectives
 
+    def group(self, r: int, todo: Send | Rounds) -> Group:
+        """The group of a rank class that does `todo` together."""
+        return self.islands.groups[todo.use][self.group_of[todo.use][r]]
+
     def _arrive(self, r: int, todo: Send | Rounds, k: int) -> None:
         """A rank class has reached a collective; the last one of its group starts it."""
-        c = todo.use % len(self.network.collectives)
-        collective = self.network.collectives[c]
-        key = (c, int(collective.group_of_class[r]))
-        members = collective.members[key[1]]
-        self.arrived[key] = self.arrived.get(key, 0) + 1
-        if self.arrived[key] < len(members):
+        group = self.group(r, todo)
+        agenda = self._agenda(group)
+        arrived = agenda.arrived.get(group.number, 0) + 1
+        agenda.arrived[group.number] = arrived
+        if arrived < len(group.ranks):
             return
-        del self.arrived[key]
-        running = Running(key=key, todo=todo, k=k, members=members, began=self.now)
-        if not isinstance(todo, Rounds) and todo.stream == "sharding":
-            self.sharing_since[members] = self.now
-        self.running[key] = running
+        del agenda.arrived[group.number]
+        members = group.members
+        agenda.running[group.number] = running = Running(group=group, todo=todo, k=k, began=self.now)
+        if self.recorder:
+            self.recorder.arrow(r, group.ranks, todo, self.now)
         if isinstance(todo, Rounds):
             self.parts[members, self.column[WAITING]] += self.now - self.since[members]
             self._begin_round(running, todo)
-        else:
-            self._begin(running, todo.bytes, 0.0)
+            return
+        if todo.stream == "sharding":
+            self.sharing_since[members] = self.now
+        self._begin(running, todo.bytes, 0.0)
 
     def _begin_round(self, running: Running, todo: Rounds) -> None:
         now = todo.rounds[running.stage]
         running.round_began = self.now
-        self._begin(running, now.bytes, now.seconds * float(self.scale[running.members].max()))
+        self._begin(running, now.bytes, now.seconds * running.group.slowest)
 
     def _begin(self, running: Running, size: float, seconds: float) -> None:
         """Send `size` bytes in the collective's pattern while computing for `seconds`."""
-        c, g = running.key
-        batches = self.network.collectives[c].batches[g] if size > 0 else ()
-        running.unfinished = sum(len(batch.flows) for batch in batches)
+        batches = running.group.batches if size > 0 else ()
+        running.unfinished = len(running.group.flows) if batches else 0
         running.computing = seconds > 0 or not batches
         if running.computing:
             self._at(seconds, Event(running=running))
@@ -288,7 +350,7 @@ class Playback:
             if batch.latency_s > 0:
                 self._at(batch.latency_s, Event(running=running, batch=batch, size=size))
             else:
-                self.flows.start(batch, size)
+                self._start(running.group, batch, size)
 
     def _check(self, running: Running) -> None:
         """Go on if neither bytes nor blocks are missing."""
@@ -300,45 +362,52 @@ class Playback:
             self._end(running, running.todo)
 
     def _end_round(self, running: Running, todo: Rounds) -> None:
-        now, members = todo.rounds[running.stage], running.members
-        own = now.seconds * self.scale[members]
-        longest = now.seconds * float(self.scale[members].max())
-        self.parts[members, self.column[todo.part]] += own
-        self.parts[members, self.column[WAITING]] += longest - own
+        now, group = todo.rounds[running.stage], running.group
+        members, parts = group.members, self.parts
+        longest = now.seconds * group.slowest
+        computed = now.seconds * self.scale[members]
+        parts[members, self.column[todo.part]] += computed
+        parts[members, self.column[WAITING]] += longest - computed
         exposed = OFFLOAD if todo.use < 0 else RING
-        self.parts[members, self.column[exposed]] += self.now - running.round_began - longest
+        parts[members, self.column[exposed]] += self.now - running.round_began - longest
         running.round += 1
         if running.round == now.times:
             running.stage, running.round = running.stage + 1, 0
         if running.stage == len(todo.rounds):
-            del self.running[running.key]
-            for r in members.tolist():
-                self._span(r, "main", "ring attention", running.began)
+            del self._agenda(group).running[group.number]
+            for r in group.ranks:
+                if self.recorder:
+                    self.recorder.span(r, "main", "ring attention", running.began, self.now, running.k)
+                self.joined[self.island[r]] -= group.between
                 self._next(r)
             return
-        if running.round and running.members[0] == 0:
-            self.marks.append(Mark(kind="round", k=running.k, running=running))
+        island = self.island[group.ranks[0]]
+        if running.round and self.first[island] == group.ranks[0]:
+            self.marks.append(Mark(kind="round", island=island, k=running.k, running=running))
         self._begin_round(running, todo)
 
     def _end(self, running: Running, todo: Send) -> None:
-        del self.running[running.key]
-        for r in running.members.tolist():
+        group = running.group
+        del self._agenda(group).running[group.number]
+        for r in group.ranks:
+            if group.between:
+                self.joined[self.island[r]] -= 1
             rank = self.ranks[r]
             if todo.stream == "main":
                 self.parts[r, self.column[WAITING]] += running.began - self.since[r]
                 self._book(r, todo.part, running.began)
                 self._next(r)
             elif todo.stream == "copy":
-                self._span(r, "copy", todo.part, running.began)
+                self._record(r, todo, running, todo.part)
                 rank.copying = False
                 self._pass_gate(r, OFFLOAD)
             else:
-                self._end_sharding(r, running)
+                self._end_sharding(r, running, todo)
 
-    def _end_sharding(self, r: int, running: Running) -> None:
+    def _end_sharding(self, r: int, running: Running, todo: Send) -> None:
         rank = self.ranks[r]
         _, k, gather = rank.queue.popleft()
-        self._span(r, "sharding", "gather weights" if gather else "reduce gradients", running.began)
+        self._record(r, todo, running, "gather weights" if gather else "reduce gradients")
         rank.sending = False
         self.shared[r], self.sharing_since[r] = self._shared_s(r), -1.0
         if gather:
@@ -346,6 +415,6 @@ class Playback:
         self._send_first(r)
         self._pass_gate(r, SHARDING)
 
-    def _span(self, r: int, stream: Stream, name: str, began: float) -> None:
-        if self.spans is not None:
-            self.spans.append(Span(rank_class=r, stream=stream, name=name, start_s=began, end_s=self.now))
+    def _record(self, r: int, todo: Send, running: Running, name: str) -> None:
+        if self.recorder:
+            self.recorder.span(r, todo.stream, name, running.began, self.now, running.k)

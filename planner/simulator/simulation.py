@@ -32,14 +32,14 @@ from cost_models.timing.load import samples_for
 from cost_models.timing.paths import host_rates
 from cost_models.workload import Workload
 from planner.plannable import check_plannable
+from planner.simulator.fast_forward import FastForward
 from planner.simulator.flows import Pattern, pattern, twice
 from planner.simulator.folding import Partition, equitable, singletons
 from planner.simulator.network import Network, network
 from planner.simulator.playback import Playback
-from planner.simulator.script import BUBBLE, WAITING, Script, write_script
-from planner.simulator.steady import Jumper
+from planner.simulator.streams import BUBBLE, WAITING, Script, write_script
 from planner.simulator.topology import Floats, Topology
-from planner.simulator.trace import Place, Trace
+from planner.simulator.trace import Place, Recorder, Trace
 
 COMPUTED = ("attention", "matmul", "memory_bound", "loss", "vision", "optimizer", "recompute")
 """Parts of a program that are computation; everything else that a main stream spends time on is exposed."""
@@ -169,13 +169,17 @@ def play(
     playback, topology = prepare(
         program, cluster, strategy, placement, rates=rates, compute_scale=compute_scale, fold=fold
     )
-    playback.spans = [] if trace else None
-    jumper = Jumper(segments=not trace)
-    playback.play(jumper if fold else None)
+    playback.recorder = Recorder(playback.network) if trace else None
+    forward = FastForward()
+    playback.play(forward if fold and not trace else None)
     made = None
-    if playback.spans is not None:
-        made = Trace(spans=tuple(playback.spans), places=_places(topology, playback.network.partition))
-    return _result(playback, jumper.jumps, made)
+    if playback.recorder:
+        made = Trace(
+            spans=tuple(playback.recorder.spans),
+            places=_places(topology, playback.network.partition),
+            arrows=tuple(playback.recorder.arrows),
+        )
+    return _result(playback, forward.jumps, made)
 
 
 def prepare(
@@ -234,8 +238,8 @@ def _result(playback: Playback, jumps: int, trace: Trace | None) -> Simulation:
         seconds=_as_priced(spent),
         exposed_s={part: value for part, value in spent.items() if part not in COMPUTED and value > 0},
         slowest_rank=int(folded.partition.representative[slowest]),
-        busiest_links=_busiest(folded, playback.flows.carried, step_s),
-        sent_bytes=float(playback.flows.carried @ folded.copies),
+        busiest_links=_busiest(folded, playback.transfers.carried, step_s),
+        sent_bytes=float(playback.transfers.carried @ folded.copies),
         events=playback.events,
         ranks=int(folded.partition.size.sum()),
         classes=folded.partition.classes,

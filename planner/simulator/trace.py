@@ -1,32 +1,51 @@
 """A simulated step as a Chrome trace, which Perfetto (ui.perfetto.dev) and chrome://tracing open.
 
-    process = slot (node)      thread = stream of one rank      complete events ("ph": "X"), times in microseconds
+    process = slot (node)    thread = stream of one rank    spans ("X"), arrows ("s" to "f"), counters ("C"), in us
 
-One rank of each class is shown: the others do the same at the same time. Same simulation, same bytes: keys are sorted,
-times are rounded to a nanosecond, and no clock is read. Left out: single flows and their rates.
+One rank of each class is shown: the others do the same at the same time. An arrow goes from the rank that reaches a
+collective last to those that waited for it. Counters show the load of the busiest links and each rank's memory. Same
+simulation, same bytes: keys are sorted, times are rounded to a nanosecond, and no clock is read. Left out: single flows.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from planner.simulator.script import Stream
+import numpy as np
+
+from planner.simulator.network import Network
+from planner.simulator.streams import Rounds, Send, Stream
+from planner.simulator.topology import Floats, Ints
+from planner.simulator.transfers import Component
 
 STREAMS: tuple[Stream, ...] = ("main", "sharding", "copy")
+SHOWN_LINKS = 8
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Span:
-    """What a stream of a rank class did for how long."""
+    """What a stream of a rank class did for how long, in which instance of the streams' script."""
 
     rank_class: int
     stream: Stream
     name: str
     start_s: float
     end_s: float
+    k: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arrow:
+    """A collective starts: `source` reached it last, `target` waited."""
+
+    source: int
+    target: int
+    stream: Stream
+    at_s: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,46 +59,129 @@ class Place:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Counter:
+    """Values over time: each holds from its time to the next one's."""
+
+    name: str
+    slot: int
+    unit: str
+    times_s: tuple[float, ...]
+    values: tuple[float, ...]
+
+
+class Recorder:
+    """Collects what a playback does."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self.spans: list[Span] = []
+        self.arrows: list[Arrow] = []
+        self._rates: list[tuple[float, tuple[int, ...], Ints, Floats]] = []
+
+    def span(self, rank_class: int, stream: Stream, name: str, start_s: float, end_s: float, k: int) -> None:
+        if end_s > start_s:
+            self.spans.append(Span(rank_class=rank_class, stream=stream, name=name, start_s=start_s, end_s=end_s, k=k))
+
+    def arrow(self, source: int, members: Sequence[int], todo: Send | Rounds, at_s: float) -> None:
+        stream: Stream = "main" if isinstance(todo, Rounds) else todo.stream
+        for target in members:
+            if target != source:
+                self.arrows.append(Arrow(source=source, target=target, stream=stream, at_s=at_s))
+
+    def rates(self, now: float, component: Component) -> None:
+        self._rates.append((now, component.islands, component.flows, component.rate))
+
+    def link_loads(self, links: Sequence[int]) -> Iterator[tuple[int, list[float], list[float]]]:
+        """For each of `links` the times at which its load changes, and the load from then on, of its capacity."""
+        sharing = self.network.sharing
+        for link in links:
+            entry = np.flatnonzero(sharing.link == link)
+            per_flow = np.zeros(sharing.flows)
+            np.add.at(per_flow, sharing.flow[entry], sharing.count[entry] / sharing.capacity[link])
+            load: dict[int, float] = {}  # by island
+            times, values = [0.0], [0.0]
+            for now, islands, flows, rate in self._rates:
+                for island in islands:
+                    load[island] = 0.0
+                load[islands[0]] = float(per_flow[flows] @ rate)
+                total = sum(load.values())
+                if now == times[-1]:
+                    values[-1] = total
+                elif abs(total - values[-1]) > 1e-12:
+                    times.append(now)
+                    values.append(total)
+            yield link, times, values
+
+
+@dataclass(frozen=True, kw_only=True)
 class Trace:
     spans: tuple[Span, ...]
     places: tuple[Place, ...]  # by rank class
+    arrows: tuple[Arrow, ...] = ()
+    counters: tuple[Counter, ...] = ()
+    label: dict[str, Any] = field(default_factory=dict)  # of the plan
 
     def events(self) -> list[dict[str, Any]]:
-        """Trace events: names of processes and threads first, then spans by start."""
+        """Trace events: names of processes and threads first, then spans by start, arrows, counters."""
         named: list[dict[str, Any]] = []
         for slot in sorted({place.slot for place in self.places}):
             named.append({"ph": "M", "name": "process_name", "pid": slot, "tid": 0, "args": {"name": f"slot {slot}"}})
+        used = {(span.rank_class, span.stream) for span in self.spans}
         for c, place in enumerate(self.places):
             for stream in STREAMS:
-                if any(span.rank_class == c and span.stream == stream for span in self.spans):
+                if (c, stream) in used:
                     label = f"rank {place.rank} (x{place.ranks}) {stream}"
                     thread = {"pid": place.slot, "tid": self._thread(place, stream)}
                     named.append({"ph": "M", "name": "thread_name", **thread, "args": {"name": label}})
         order = sorted(self.spans, key=lambda span: (span.start_s, span.rank_class, STREAMS.index(span.stream)))
-        return named + [self._event(span) for span in order]
+        arrows = [event for i, arrow in enumerate(self.arrows) for event in self._arrow(i, arrow)]
+        counters = [event for counter in self.counters for event in _samples(counter)]
+        return named + [self._event(span) for span in order] + arrows + counters
 
     def _thread(self, place: Place, stream: Stream) -> int:
         return place.gpu * len(STREAMS) + STREAMS.index(stream)
 
+    def _on(self, rank_class: int, stream: Stream) -> dict[str, int]:
+        place = self.places[rank_class]
+        return {"pid": place.slot, "tid": self._thread(place, stream)}
+
     def _event(self, span: Span) -> dict[str, Any]:
-        place = self.places[span.rank_class]
         return {
             "ph": "X",
             "name": span.name,
             "cat": span.stream,
-            "pid": place.slot,
-            "tid": self._thread(place, span.stream),
+            **self._on(span.rank_class, span.stream),
             "ts": round(span.start_s * 1e6, 3),
             "dur": round((span.end_s - span.start_s) * 1e6, 3),
         }
 
+    def _arrow(self, number: int, arrow: Arrow) -> list[dict[str, Any]]:
+        both = {"name": "starts", "cat": "waits for", "id": number, "ts": round(arrow.at_s * 1e6, 3)}
+        return [
+            {"ph": "s", **both, **self._on(arrow.source, arrow.stream)},
+            {"ph": "f", "bp": "e", **both, **self._on(arrow.target, arrow.stream)},
+        ]
+
     def text(self) -> str:
         events = ",\n".join(json.dumps(event, sort_keys=True) for event in self.events())
-        return f'{{"displayTimeUnit": "ms", "traceEvents": [\n{events}\n]}}\n'
+        label = json.dumps(self.label, sort_keys=True)
+        return f'{{"displayTimeUnit": "ms", "otherData": {label}, "traceEvents": [\n{events}\n]}}\n'
 
     def write(self, path: Path | str) -> None:
-        """The whole file or none of it."""
+        """All of the file or none of it."""
         target = Path(path)
         draft = target.with_name(target.name + ".part")
         draft.write_text(self.text(), encoding="utf-8")
         draft.replace(target)
+
+
+def _samples(counter: Counter) -> Iterator[dict[str, Any]]:
+    for time_s, value in zip(counter.times_s, counter.values, strict=True):
+        yield {
+            "ph": "C",
+            "name": counter.name,
+            "pid": counter.slot,
+            "tid": 0,
+            "ts": round(time_s * 1e6, 3),
+            "args": {counter.unit: round(value, 6)},
+        }

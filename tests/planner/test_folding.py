@@ -14,7 +14,7 @@ from cost_models.strategy import Strategy, rank_groups
 from planner.simulator.flows import pattern
 from planner.simulator.folding import equitable
 from planner.simulator.simulation import play, prepare
-from planner.simulator.steady import Jumper
+from planner.simulator.fast_forward import FastForward
 from planner.simulator.topology import Topology
 from tests.planner.clusters import DEGRADED, GB, PAIRS, PCIE, STAGED, cluster, layers, node, step
 
@@ -108,12 +108,12 @@ def played(case: tuple, fold: bool) -> tuple[np.ndarray, np.ndarray, dict[str, f
     """Per rank: end and parts; per link that the folded run names: bytes."""
     program, where, layout, placement, scale = case
     playback, _ = prepare(program, where, layout, placement, compute_scale=scale, fold=fold)
-    playback.play(Jumper() if fold else None)
+    playback.play(FastForward() if fold else None)
     network = playback.network
     ended = np.array([rank.ended for rank in playback.ranks])[network.partition.class_of_rank]
     load = np.bincount(
         network.sharing.link,
-        network.sharing.count * playback.flows.carried[network.sharing.flow],
+        network.sharing.count * playback.transfers.carried[network.sharing.flow],
         len(network.sharing.capacity),
     )
     return ended, playback.parts[network.partition.class_of_rank], dict(zip(network.link_names, load, strict=True))

@@ -95,6 +95,10 @@ class Script:
     def end(self) -> int:
         return self.main_end + len(self.epilogue)
 
+    def kind(self, k: int) -> int:
+        """Equal for instances that are equal pieces in a row, wherever in the run of microbatches."""
+        return self.run_end[k % len(self.cycle)] if k < self.main_end else k
+
     def piece(self, k: int) -> Piece:
         if k < self.main_end:
             return self.cycle[k % len(self.cycle)]
