@@ -42,7 +42,7 @@ def run(case):
         simgrid.this_actor.sleep_until(case["start_s"][flows[0]])
         comms = [simgrid.Comm.sendto_async(*pairs[case["route"][f]], case["bytes"][f]) for f in flows]
         simgrid.Comm.wait_all(comms)
-        for f, comm in zip(flows, comms):
+        for f, comm in zip(flows, comms, strict=True):
             end_s[f] = comm.finish_time
 
     together = {}

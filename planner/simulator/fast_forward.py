@@ -18,7 +18,6 @@ import heapq
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -134,9 +133,7 @@ class FastForward:
             last = k - within + end
             self._look(playback, mark.island if alone else None, ("run", mark.island, alone, last), k, k, 1, last)
 
-    def _look(
-        self, playback: Playback, island: int | None, key: Key, at: int, k: int, period: int, last: int
-    ) -> bool:
+    def _look(self, playback: Playback, island: int | None, key: Key, at: int, k: int, period: int, last: int) -> bool:
         """Compare with the mark before and jump if the state has come back. `last` = instance that must hold out."""
         seen = self.seen.get(key)
         if seen is not None and seen.failures > TRIES and at % 16 > 1:
@@ -298,9 +295,7 @@ def leap(playback: Playback, scope: Scope, before: State, now: State, times: int
             heapq.heappush(playback.heap, (event.time, event.serial, event))
 
 
-def _move_flows(
-    playback: Playback, scope: Scope, before: State, now: State, times: int, shift: float
-) -> None:
+def _move_flows(playback: Playback, scope: Scope, before: State, now: State, times: int, shift: float) -> None:
     """Components that are under way go on by `shift`; what they have in flight since before is less by then."""
     same = before.serial == now.serial
     left = np.where(same, now.left - times * (before.left - now.left), now.left)

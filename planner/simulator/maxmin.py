@@ -28,9 +28,7 @@ class Sharing:
     [1.0, 1.0, 2.0]
     """
 
-    def __init__(
-        self, *, flow: ArrayLike, link: ArrayLike, count: ArrayLike, capacity: ArrayLike, flows: int
-    ) -> None:
+    def __init__(self, *, flow: ArrayLike, link: ArrayLike, count: ArrayLike, capacity: ArrayLike, flows: int) -> None:
         self.flow: Ints = np.asarray(flow, dtype=np.int64)
         self.link: Ints = np.asarray(link, dtype=np.int64)
         self.count: Floats = np.asarray(count, dtype=np.float64)

@@ -23,11 +23,10 @@ import numpy as np
 
 from planner.simulator.islands import Group, find_islands
 from planner.simulator.network import Batch, Network
-from planner.simulator.streams import HOST, OFFLOAD, RING, SHARDING, WAITING, Rounds, Script, Send, Stream, Work
+from planner.simulator.streams import HOST, OFFLOAD, RING, SHARDING, WAITING, Rounds, Script, Send, Work
 from planner.simulator.topology import Floats
 from planner.simulator.trace import Recorder
 from planner.simulator.transfers import SAME, Component, Transfers
-
 
 
 @dataclass(slots=True, eq=False)
@@ -103,7 +102,7 @@ class Playback:
         self.ranks = [RankState() for _ in range(classes)]
         self.island: list[int] = self.islands.of_class.tolist()
         self.first = dict(zip(reversed(self.island), reversed(range(classes)), strict=True))  # rank class, by island
-        self.group_of = [one.group_of_class.tolist() for one in network.collectives]
+        self.group_of: list[list[int]] = [one.group_of_class.tolist() for one in network.collectives]
         self.column = {part: i for i, part in enumerate(script.parts)}
         self.parts = np.zeros((classes, len(script.parts)))
         self.since = np.zeros(classes)  # when the main stream began what it does now

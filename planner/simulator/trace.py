@@ -4,7 +4,7 @@
 
 One rank of each class is shown: the others do the same at the same time. An arrow goes from the rank that reaches a
 collective last to those that waited for it. Counters show the load of the busiest links and each rank's memory. Same
-simulation, same bytes: keys are sorted, times are rounded to a nanosecond, and no clock is read. Left out: single flows.
+simulation, same bytes: keys are sorted, times are rounded to a nanosecond, no clock is read. Left out: single flows.
 """
 
 from __future__ import annotations

@@ -86,9 +86,7 @@ class Transfers:
             if component.started:
                 order = np.argsort(flows)
                 flows, left, component.started = flows[order], left[order], []
-            if len(component.islands) == 1:
-                settled.append(self._restart(component, flows, left, now))
-            elif (self.island_of_flow[flows] == self.islands).any():
+            if len(component.islands) == 1 or (self.island_of_flow[flows] == self.islands).any():
                 settled.append(self._restart(component, flows, left, now))
             else:
                 settled += self._split(component, flows, left, now)

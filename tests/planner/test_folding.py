@@ -11,10 +11,10 @@ from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.placement import Placement
 from cost_models.program import Compute, Exchange, Segment, StepProgram
 from cost_models.strategy import Strategy, rank_groups
+from planner.simulator.fast_forward import FastForward
 from planner.simulator.flows import pattern
 from planner.simulator.folding import equitable
 from planner.simulator.simulation import play, prepare
-from planner.simulator.fast_forward import FastForward
 from planner.simulator.topology import Topology
 from tests.planner.clusters import DEGRADED, GB, PAIRS, PCIE, STAGED, cluster, layers, node, step
 
@@ -269,3 +269,32 @@ def test_jumps_shorten_a_long_run() -> None:
     assert long.events < 2 * short.events
     assert long.step_s > 90 * short.step_s
     assert long.sent_bytes > GB
+
+
+def test_broken_nodes_do_not_unfold_the_other_replicas() -> None:
+    """Replicas of three speeds are fast-forwarded apart between their reductions: more layers are not more events."""
+    nodes = [node() for _ in range(16)]
+    nodes[5], nodes[10] = node(nics=DEGRADED), node(missing_nics=(1,))
+    layout, where = Strategy(data=4, ring=4, ulysses=4, shard=16), cluster(*nodes)
+    placement = Placement.in_order(where, 64)
+    scale = np.where(placement.slot_of_rank == 7, 1.3, 1.0)
+
+    def program(repeat: int) -> StepProgram:
+        more = {"scatter": 6e6, "replicate": 1e6, "gradient": 6e6}
+        backward = layers(4, repeat, hop=9e6, gather=3e6, name="layer backward", **more)  # type: ignore[arg-type]
+        return step(layers(4, repeat, hop=9e6, gather=3e6), backward)
+
+    short, long = (play(program(n), where, layout, compute_scale=scale).events for n in (24, 96))
+    assert long < 1.2 * short
+    assert_equal((program(24), where, layout, placement, scale))
+
+
+def test_groups_of_a_ring_are_alike_however_many_members_are_broken() -> None:
+    """Broken nodes, their partners, the one replica without: a ring crosses each kind of link once, in any number."""
+    layout = Strategy(data=4, ring=2, ulysses=4, shard=8)
+    nodes = [node(nics=DEGRADED) if i in (2, 4, 7) else node() for i in range(8)]
+    where = cluster(*nodes)
+    topology = Topology(where, Placement.in_order(where, 32))
+    uses = (("ulysses", "all_to_all"), ("shard", "all_gather"), ("replicate", "all_gather"))
+    patterns = [pattern(topology, rank_groups(layout, axis), op) for axis, op in uses]  # type: ignore[arg-type]
+    assert equitable(topology, patterns, np.ones(32)).classes == 3

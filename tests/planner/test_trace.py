@@ -29,19 +29,19 @@ def events(found: Simulation, path: Path) -> list[dict[str, Any]]:
     assert found.trace is not None
     found.trace.write(path)
     data = json.loads(path.read_text(encoding="utf-8"))
-    assert set(data) == {"displayTimeUnit", "traceEvents"}
+    assert set(data) == {"displayTimeUnit", "otherData", "traceEvents"}
     return list(data["traceEvents"])
 
 
 def test_every_event_is_complete(tmp_path: Path) -> None:
     found = traced()
     for event in events(found, tmp_path / "trace.json"):
-        assert event["ph"] in ("M", "X")
+        assert event["ph"] in ("M", "X", "s", "f", "C")
         assert isinstance(event["pid"], int) and isinstance(event["tid"], int)
         if event["ph"] == "X":
             assert event["name"] and event["ts"] >= 0 and event["dur"] >= 0
             assert event["ts"] + event["dur"] <= found.step_s * 1e6 + 1e-2
-        else:
+        elif event["ph"] == "M":
             assert event["name"] in ("process_name", "thread_name") and event["args"]["name"]
     assert not list(tmp_path.glob("*.part"))
 
