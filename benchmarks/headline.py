@@ -3,7 +3,7 @@
     python -m benchmarks.headline [--gpus 8,32,64,256] [--ctx 32K,256K,2M] [--json] [--markdown docs/headline.md]
 
 Text of batch 1 in Llama-3-8B's shape on DGX-H100 nodes with 50 GB/s per path, as the paper says. Every number is
-`validation/predict.py`'s under the habits of `validation/longvila.py`; `plan` columns are the
+`price`'s under the frameworks of `validation/longvila.py`; `plan` columns are the
 planner's own answer. Nothing is fitted to a published figure. Every step is a sum of its parts (`--json` has all).
 """
 
@@ -100,7 +100,7 @@ def parts(rates: Sequence[float]) -> Table:
         for gpus, tokens in points:
             for name in ("MM-SP", *RIVALS):
                 run = kept(METHODS[name], cluster(gpus, path_bytes_per_s=rate), text_of(tokens))
-                seconds = [run.prediction.seconds.get(part, 0.0) for part in PARTS]
+                seconds = [run.cost.seconds.get(part, 0.0) for part in PARTS]
                 rows.append((rate / 1e9, gpus, show_tokens(tokens), name, run.degrees, *seconds, run.step_s))
         at_256k = {row[3]: row[5:] for row in rows if row[0] == rate / 1e9 and row[2] == "256K"}
         more = [ring - ours for ring, ours in zip(at_256k["ring"], at_256k["MM-SP"], strict=True)]
@@ -285,7 +285,7 @@ def two_stages(frames: Iterable[int]) -> Table:
         most = [busiest(way, count, 196, TEXT_TOKENS, 1, 8) for way in ("reduced", "own_tokens", "placeholders")]
         gains = [runs[way].step_s / two.step_s - 1 for way in ("exchanged", "own_tokens", "placeholders")]
         rows.append(
-            (count, show_tokens(work.context_tokens), policy, *most, two.prediction.seconds["vision"], two.step_s,
+            (count, show_tokens(work.context_tokens), policy, *most, two.cost.seconds["vision"], two.step_s,
              *gains, "yes" if two.fits else "no")
         )  # fmt: skip
     return Table(

@@ -2,16 +2,44 @@
 
     step_s = sum of `seconds`        memory_bytes = sum of `memory`        never a bare float
 
-Only exposed communication is in `seconds`: what fits behind compute is in `hidden_s`.
+Only exposed communication is in `seconds`: what fits behind compute is in `hidden_s`. `PARTS` is the one table of the
+names of parts: which part of a cost the phases of a program belong to, and what people read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
-SECONDS = ("compute", "recompute", "all_to_all", "ring", "sharding", "vision", "tensor", "pipeline", "offload",
-           "host", "optimizer")  # fmt: skip
+
+class Part(NamedTuple):
+    """Of a step's seconds."""
+
+    words: str
+    computed: tuple[str, ...] = ()  # parts of a program's phases that are computation
+    exchanged: tuple[str, ...] = ()  # … and communication
+
+
+PARTS = {
+    "compute": Part("compute", computed=("attention", "matmul", "memory_bound", "loss")),
+    "recompute": Part("recompute", computed=("recompute",)),
+    "all_to_all": Part("exposed all-to-all", exchanged=("all_to_all",)),
+    "ring": Part("exposed ring", exchanged=("ring",)),
+    "sharding": Part("exposed sharding", exchanged=("sharding", "gradients")),
+    "vision": Part("vision", computed=("vision",), exchanged=("embeddings",)),
+    "tensor": Part("exposed tensor parallelism", exchanged=("tensor",)),
+    "experts": Part("experts' all-to-all", exchanged=("experts",)),
+    "pipeline": Part("pipeline bubble", exchanged=("pipeline", "bubble")),
+    "offload": Part("exposed offload", exchanged=("offload",)),
+    "host": Part("waiting for the host", exchanged=("host",)),
+    "optimizer": Part("optimizer", computed=("optimizer",)),
+}
+PRICED_AS = {phase: name for name, part in PARTS.items() for phase in (*part.computed, *part.exchanged)}
+"""The part of a cost that a phase of a program belongs to."""
+COMPUTED = tuple(phase for part in PARTS.values() for phase in part.computed)
+SECONDS = tuple(name for name in PARTS if name != "experts")
+"""Of every cost; "experts" only where they are spread over ranks."""
 MEMORY = ("parameters", "gradients", "optimizer", "gathered", "activations", "working", "logits", "vision", "cache",
           "communication", "reserve")  # fmt: skip
 
@@ -23,7 +51,7 @@ class StepCost:
     sent_bytes: Mapping[str, float]  # per rank and step, by axis and operation
     hidden_s: Mapping[str, float]  # communication that compute hides
     capacity_bytes: int  # of the smallest GPU in use
-    model_flops: float  # of the whole step, without recompute: matmuls and causal attention
+    model_flops: float  # of all ranks in a step, without recompute: matmuls and causal attention
     executed_flops: float  # recompute counted
     peak_flops: float  # of all GPUs in use
     tokens: int  # of the step

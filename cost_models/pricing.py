@@ -2,63 +2,59 @@
 
     segment = compute + all-to-all + exposed ring + what sharding cannot hide behind these
     ring    = over(hop, first) + (P - 2) over(hop + gradient hop, piece) + last gradient hop
-    over(t, c) = max(t - c, 0): what a transfer of t beside computation of c adds
-    step    = microbatches x segments + pipeline bubble + optimizer
+    over(t, c) = max(t - c, 0): what a transfer of t, concurrent with computation of c, adds
+    step    = (microbatches - 1) x segments + segments of the last microbatch + pipeline bubble + epilogue
     bubble  = one microbatch's way through the other stages' layers / chunks (head and embedding stand on one stage)
 
-Gathers and scatters run beside their segment and share the NICs with a ring that leaves the domain. The same
-functions take arrays of candidates (`fold_segment`), so that the planner's columns and `price` cannot disagree.
-Where the ring's exposed time comes from: `_ring`.
+This is the only closed form. A framework says which kernels, copies and reductions run; the default is this project's
+executor. Gathers and reductions are concurrent with their segment and share the NICs with a ring that leaves the
+domain. The same functions take arrays of candidates, so that the planner's columns and `price` cannot disagree.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from cost_models import flops
-from cost_models.cost import MEMORY, SECONDS, StepCost
+from cost_models.cost import MEMORY, PRICED_AS, SECONDS, StepCost
 from cost_models.either import both, larger, pick, smaller, somewhere
 from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.placement import Placement, check_placement
 from cost_models.memory.peak import fullest
 from cost_models.profile import Profile
-from cost_models.program import Axis, Compute, Exchange, Op, Ring, Segment, Staged, StepProgram
+from cost_models.program import Broadcasts, Compute, Exchange, Number, Ring, Segment, Staged, StepProgram
 from cost_models.step.assembly import step_program
+from cost_models.step.habits import OURS, Habits
 from cost_models.step.shape import Shape
-from cost_models.strategy import EXPERT_AXES, Strategy
+from cost_models.strategy import Strategy
 from cost_models.timing.cluster_costs import cluster_costs
 from cost_models.timing.kernels import OPS, Kernels
 from cost_models.timing.paths import Paths
 from cost_models.workload import Workload
-
-_COMPUTE = {"recompute": "recompute", "sharding": "sharding", "vision": "vision", "optimizer": "optimizer"}
-_EXCHANGE = {"all_to_all": "all_to_all", "ring": "ring", "embeddings": "vision", "tensor": "tensor",
-             "pipeline": "pipeline", "experts": "experts"}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Folded:
     """One segment (or a sum of them): exposed seconds by part, communication hidden behind compute."""
 
-    seconds: dict[str, Any]
-    hidden_s: dict[str, Any]
+    seconds: dict[str, Number]
+    hidden_s: dict[str, Number]
 
-    def plus(self, other: Folded, times: Any = 1) -> Folded:
+    def plus(self, other: Folded, times: Number = 1) -> Folded:
         return Folded(
             seconds=_add(self.seconds, other.seconds, times), hidden_s=_add(self.hidden_s, other.hidden_s, times)
         )
 
     @property
-    def total_s(self) -> Any:
+    def total_s(self) -> Number:
         return sum(self.seconds.values())
 
 
 NOTHING = Folded(seconds={}, hidden_s={})
 
 
-def _add(left: Mapping[str, Any], right: Mapping[str, Any], times: Any) -> dict[str, Any]:
+def _add(left: Mapping[str, Number], right: Mapping[str, Number], times: Number) -> dict[str, Number]:
     return {**left, **{name: left.get(name, 0.0) + value * times for name, value in right.items()}}
 
 
@@ -68,8 +64,9 @@ def price(
     strategy: Strategy,
     placement: Placement | None = None,
     profile: Profile | None = None,
+    framework: Habits = OURS,
 ) -> StepCost:
-    """Time, memory and bytes of one step by part. Raises InputError for a strategy that cannot exist here.
+    """Time, memory and bytes of one step by part, as `framework` runs it. InputError: a strategy that cannot exist.
 
     >>> from cost_models import Cluster, Model, Strategy, Workload
     >>> work = Workload(Model.load("longvila-8b"), context_tokens=2 * 2**20)
@@ -79,9 +76,9 @@ def price(
     """
     strategy.check(workload.model)
     check_placement(cluster, strategy.ranks, placement)
-    shape, here = Shape(workload, strategy), cluster_costs(cluster, profile)
-    runs, paths = here.runs(strategy.ranks, placement), here.paths(strategy, placement)
-    kernels, devices = here.kernels(runs), here.devices(runs)
+    shape, here = Shape(workload, strategy, framework), cluster_costs(cluster, profile)
+    runs, paths = here.runs(strategy.ranks, placement), here.paths(strategy, placement, framework.owned_tensors > 0)
+    kernels, devices = here.kernels(runs, framework.measured_attention), here.devices(runs)
     ranges = strategy.layer_ranges(workload.model.layers)
     program = step_program(shape, kernels, ranges)
     folded = fold(program, paths)
@@ -106,45 +103,57 @@ def price(
 
 
 def fold(program: StepProgram, paths: Paths) -> Folded:
-    """The whole step of one rank."""
-    micro = epilogue = NOTHING
-    filling: Any = 0.0
+    """All segments of a step of one rank."""
+    step, filling = NOTHING, 0.0
     for segment in program.microbatch:
         once = fold_segment(segment, paths)
-        micro = micro.plus(once, segment.repeat)
+        last = once if segment.last is None else fold_segment(segment.last, paths)
+        step = step.plus(once, (program.microbatches - 1) * segment.repeat).plus(last, segment.repeat)
         filling = filling + once.total_s * segment.fill(program.pipeline)
     for segment in program.epilogue:
-        epilogue = epilogue.plus(fold_segment(segment, paths), segment.repeat)
-    bubble = filling / program.virtual
-    whole = NOTHING.plus(micro, program.microbatches).plus(epilogue)
-    return whole.plus(Folded(seconds={"pipeline": bubble}, hidden_s={}))
+        step = step.plus(fold_segment(segment, paths), segment.repeat)
+    return step.plus(Folded(seconds={"pipeline": filling / program.virtual}, hidden_s={}))
 
 
 def fold_segment(segment: Segment, paths: Paths) -> Folded:
     """One repeat of a segment."""
-    seconds: dict[str, Any] = {}
-    hidden: dict[str, Any] = {}
-    busy: Any = 0.0
-    staged: Any = 0.0  # seconds of the host's link that blocks of attention hide
+    seconds: dict[str, Number] = {}
+    hidden: dict[str, Number] = {}
+    busy = staged = 0.0  # seconds of the NICs and of the host's link that the phases' own transfers take
     for phase in segment.phases:
+        name = PRICED_AS[phase.part]
         if isinstance(phase, Compute):
-            _book(seconds, _COMPUTE.get(phase.part, "compute"), phase.seconds)
+            _book(seconds, name, phase.seconds)
         elif isinstance(phase, Exchange):
-            spent = paths.exchange_s(phase.axis, phase.op, phase.bytes)
-            _book(seconds, _EXCHANGE.get(phase.part, "sharding"), spent)
+            _book(seconds, name, paths.exchange_s(phase.axis, phase.op, phase.bytes))
+        elif isinstance(phase, Broadcasts):
+            _book(seconds, name, _broadcasts_s(phase, paths))
         elif isinstance(phase, Staged):
-            copied = phase.bytes / paths.host_bytes_per_s
-            shown = phase.blocks * larger(0.0, copied - phase.seconds)
-            _book(seconds, "recompute" if phase.part == "recompute" else "compute", phase.blocks * phase.seconds)
-            _book(seconds, "offload", shown)
-            _book(hidden, "offload", phase.blocks * copied - shown)
-            staged = staged + phase.blocks * copied - shown
+            copied = phase.blocks * phase.bytes / paths.host_bytes_per_s
+            exposed = phase.blocks * over(phase.bytes / paths.host_bytes_per_s, phase.seconds)
+            _book(seconds, name, phase.blocks * phase.seconds)
+            _book(seconds, "offload", exposed)
+            _book(hidden, "offload", copied - exposed)
+            staged = staged + copied - exposed
         else:
             computed, exposed, sent = _ring(phase, paths)
-            _book(seconds, "recompute" if phase.part == "recompute" else "compute", computed)
+            _book(seconds, name, computed)
             _book(seconds, "ring", exposed)
             _book(hidden, "ring", sent - exposed)
             busy = busy + pick(both(paths.crosses("ring"), paths.crosses("shard")), sent, 0.0)
+    _concurrent(segment, paths, seconds, hidden, busy, staged)
+    return Folded(seconds=seconds, hidden_s=hidden)
+
+
+def _concurrent(
+    segment: Segment,
+    paths: Paths,
+    seconds: dict[str, Number],
+    hidden: dict[str, Number],
+    busy: Number,
+    staged: Number,
+) -> None:
+    """Adds what runs concurrently with a segment's phases: sharding, host memory, and the host's launches."""
     if somewhere(segment.host_update_bytes > 0):
         _book(seconds, "optimizer", segment.host_update_bytes / paths.host_memory_bytes_per_s)
     duration = sum(seconds.values())
@@ -156,17 +165,28 @@ def fold_segment(segment: Segment, paths: Paths) -> Folded:
     launching = segment.launching_s()
     if somewhere(launching > 0):
         _book(seconds, "host", larger(0.0, launching - sum(seconds.values())))
-    return Folded(seconds=seconds, hidden_s=hidden)
 
 
-def _book(total: dict[str, Any], name: str, value: Any) -> None:
+def _book(total: dict[str, Number], name: str, value: Number) -> None:
     total[name] = total[name] + value if name in total else value
 
 
-def _ring(ring: Ring, paths: Paths) -> tuple[Any, Any, Any]:
+def _broadcasts_s(sent: Broadcasts, paths: Paths) -> Number:
+    """Bytes as of a gather, and for each owner the latency of a chain through its group.
+
+    NCCL counts the network's latency for every rank of a chain that leaves a node (src/graph/tuning.cc, broadcast).
+    """
+    path = paths.axes[sent.axis]
+    seconds: Number = paths.exchange_s(sent.axis, "all_gather", sent.bytes)
+    if path.ranks > 1:
+        seconds += sent.owners * path.chain_latency_s
+    return seconds
+
+
+def _ring(ring: Ring, paths: Paths) -> tuple[Number, Number, Number]:
     """(compute, exposed, sent) seconds: hop i hides behind block i, gradient hop i behind block i + 1.
 
-    Over NVLink it may find no more than the share `beside` of the block to hide behind (`layer.py`).
+    Over NVLink a hop may have no more than the share `beside` of the block to hide behind (`layer.py`).
     """
     if ring.double:
         return _double_ring(ring, paths)
@@ -184,16 +204,17 @@ def _ring(ring: Ring, paths: Paths) -> tuple[Any, Any, Any]:
     return computed, exposed, sent
 
 
-def over(sending_s: Any, computing_s: Any) -> Any:
-    """What a transfer of `sending_s` beside computation of `computing_s` adds to it.
+def over(sending_s: Number, computing_s: Number) -> Number:
+    """What a transfer of `sending_s`, concurrent with computation of `computing_s`, adds to it.
 
     >>> over(2.0, 1.0), over(1.0, 2.0)
     (1.0, 0.0)
     """
-    return larger(0.0, sending_s - computing_s)
+    longer: Number = larger(0.0, sending_s - computing_s)
+    return longer
 
 
-def _double_ring(ring: Ring, paths: Paths) -> tuple[Any, Any, Any]:
+def _double_ring(ring: Ring, paths: Paths) -> tuple[Number, Number, Number]:
     """Rings inside the domains while one over the domains brings the next window's first block, on every rank's NIC.
 
     An inner hop hides behind a block, an outer one behind a whole inner round (LoongTrain, arXiv 2406.18485).
@@ -213,49 +234,30 @@ def _double_ring(ring: Ring, paths: Paths) -> tuple[Any, Any, Any]:
     return ring.first_s + (ring.pieces - 1) * ring.piece_s, exposed + last, sent
 
 
-def _sharding_s(segment: Segment, paths: Paths) -> Any:
+def _sharding_s(segment: Segment, paths: Paths) -> Number:
     """Seconds on the sharding stream for one repeat."""
-    total: Any = 0.0
-    for axis, op, size in _sharded(segment):
-        if somewhere(size > 0):
-            total = total + pick(size > 0, paths.exchange_s(axis, op, size), 0.0)
+    total: Number = 0.0
+    for one in segment.sharding:
+        total = total + pick(one.bytes > 0, paths.exchange_s(one.axis, one.op, one.bytes), 0.0)
     return total
 
 
-def _sharded(segment: Segment) -> Sequence[tuple[Axis, Op, Any]]:
-    """What is gathered and reduced beside a segment."""
-    weights: list[tuple[Axis, Op, Any]] = [
-        ("shard", "all_gather", segment.gather_bytes),
-        ("shard", "reduce_scatter", segment.scatter_bytes),
-        ("replicate", "all_reduce", segment.replicate_bytes),
-    ]
-    if segment.kind == "experts":
-        weights += [
-            ("expert_shard", "all_gather", segment.expert_gather_bytes),
-            ("expert_shard", "reduce_scatter", segment.expert_scatter_bytes),
-            ("expert_replicate", "all_reduce", segment.expert_replicate_bytes),
-        ]
-    return weights
-
-
-def sent_bytes(program: StepProgram, strategy: Strategy) -> dict[str, Any]:
+def sent_bytes(program: StepProgram, strategy: Strategy) -> dict[str, Number]:
     """Bytes that one rank sends in a step, by axis and operation (its own part stays at home)."""
-    sizes = {axis: getattr(strategy, axis) for axis in ("ulysses", "ring", "context", "shard", "replicate")}
-    sizes |= {axis: getattr(strategy, axis) for axis in ("tensor", "pipeline", *EXPERT_AXES)}
-    sent: dict[str, Any] = {}
+    sent: dict[str, Number] = {}
 
-    def count(axis: str, op: str, size: Any, times: Any) -> None:
-        ranks = sizes[axis]
+    def count(axis: str, op: str, size: Number, times: Number) -> None:
+        ranks = getattr(strategy, axis)
         share = 1.0 if op == "send" else (ranks - 1) / ranks * (2 if op == "all_reduce" else 1)
         if ranks > 1 and somewhere(size > 0):
             sent[f"{axis} {op}"] = sent.get(f"{axis} {op}", 0.0) + share * size * times
 
     for segment, times in program.segments():
-        for axis, op, size in _sharded(segment):
-            count(axis, op, size, times)
-        for phase in segment.phases:
+        for phase in (*segment.sharding, *segment.phases):
             if isinstance(phase, Exchange):
                 count(phase.axis, phase.op, phase.bytes, times)
+            elif isinstance(phase, Broadcasts):
+                count(phase.axis, "broadcast", phase.bytes, times)
             elif isinstance(phase, Ring):
                 hops = phase.pieces - 1
                 count("ring", "send", (phase.hop_bytes + phase.gradient_bytes) * hops, times)

@@ -1,21 +1,24 @@
 """A step as a list of segments that every rank runs: the one description that `price` folds and `simulate` plays.
 
-    step = microbatches x [ prologue · layers forward · head and loss · layers backward ] · epilogue
+    step = (microbatches - 1) x [ segments ] + [ segments of the last microbatch ] + epilogue
+    segments = prologue · layers forward · head and loss · layers backward
 
-A segment is a run of phases in order. Weights of a segment are gathered ahead of it and gradients scattered after
-it, on the sharding stream, beside the phases. All sizes are per rank; a number may be a numpy array over candidates.
+A segment runs its phases in order. On the sharding stream, concurrently with the phases, weights are gathered ahead of
+the segment and gradients are reduced after it. What happens once a step happens in `Segment.last`. All sizes are per
+rank; a number may be a numpy array over candidates.
 
-    Compute   seconds on the compute stream
-    Exchange  a blocking collective over one axis; `bytes` is the buffer that one rank contributes (all_to_all,
-              all_reduce: the whole local buffer; all_gather, reduce_scatter: the full, unsharded buffer; send: sent)
-    Ring      attention in `pieces` blocks; while block i computes, the next block's bytes are in flight
-    Staged    attention in blocks whose tensors come from and go to host memory, beside them
+    Compute     seconds on the compute stream
+    Exchange    a collective over one axis; `bytes` is the buffer that one rank contributes (all_to_all, all_reduce: the
+                local buffer; all_gather, reduce_scatter: the full, unsharded buffer; send: what is sent)
+    Broadcasts  every owner's weights to its group, one tensor after another
+    Ring        attention in `pieces` blocks; while block i computes, the next block's bytes are in flight
+    Staged      attention in blocks whose tensors move between the GPU and host memory concurrently with them
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -26,28 +29,36 @@ from cost_models.models.model import LayerKind
 Number = float | NDArray[np.float64]
 Op = Literal["all_to_all", "all_gather", "reduce_scatter", "all_reduce", "send"]
 Axis = Literal[
-    "ulysses", "ring", "context", "shard", "replicate", "tensor", "pipeline",
+    "ulysses", "ring", "context", "shard", "replicate", "gradient", "tensor", "pipeline",
     "expert", "expert_shard", "expert_replicate",
 ]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
-    part: str  # "attention", "matmul", "memory_bound", "vision", "loss", "optimizer", "recompute"
+    part: str  # a key of `cost.PARTS`
     seconds: Any
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exchange:
-    part: str  # "all_to_all", "ring", "embeddings", "tensor", "pipeline", "experts", "gradients"
+    part: str
     axis: Axis
     op: Op
     bytes: Any
 
 
 @dataclass(frozen=True, kw_only=True)
+class Broadcasts:
+    part: str
+    axis: Axis
+    bytes: float  # of all tensors together
+    owners: int  # each waits for its chain of ranks
+
+
+@dataclass(frozen=True, kw_only=True)
 class Ring:
-    """`pieces` blocks of attention in a row: the first (own, causal) block, then one per hop.
+    """`pieces` blocks of attention in a row: the first (a rank's own, causal) block, then one per hop.
 
     Hop i (of `pieces` - 1) is sent while block i computes; block i + 1 starts when both are done. Backward adds the
     gradient hops: `gradient_bytes` more in each hop, needed one block later. `double`: rings inside the domains, and
@@ -66,7 +77,7 @@ class Ring:
 
 @dataclass(frozen=True, kw_only=True)
 class Staged:
-    """`blocks` equal pieces of attention in a row; beside each, `bytes` go over the host's link in either direction."""
+    """`blocks` equal pieces of attention in a row; during each, `bytes` go over the host's link in either direction."""
 
     part: str  # "attention" or "recompute"
     blocks: Any
@@ -74,29 +85,26 @@ class Staged:
     bytes: Any
 
 
-Phase = Compute | Exchange | Ring | Staged
+Phase = Compute | Exchange | Broadcasts | Ring | Staged
 
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """`repeat` equal pieces of work in a row, each with its own weights to gather and gradients to scatter."""
+    """`repeat` equal pieces of work in a row, each with its own weights to gather and gradients to reduce."""
 
-    name: str  # "vision forward", "layer forward", "layer backward mlp", …
+    name: str  # for people; nothing depends on it
     phases: tuple[Phase, ...]
     repeat: Any = 1
-    gather_bytes: Any = 0.0  # full weights gathered over `shard` before each of the repeats
-    scatter_bytes: Any = 0.0  # full gradients reduce-scattered over `shard` after each
-    replicate_bytes: Any = 0.0  # gradient shard all-reduced over `replicate` after each
-    offload_bytes: Any = 0.0  # to or from host memory beside each
+    sharding: tuple[Exchange, ...] = ()  # concurrent with the phases of each repeat: gathers, then reductions
+    last: Segment | None = None  # this segment in a step's last microbatch; `None` means that it is the same there
+    offload_bytes: Any = 0.0  # to host memory or, if `from_host`, from there, concurrent with each repeat
+    from_host: bool = False
     host_update_bytes: Any = 0.0  # of host memory that the CPU reads and writes to update this rank's weights
     host_s: Any = 0.0  # what the host needs to launch one repeat, without the hops of its rings
     host_hop_s: Any = 0.0  # … and for each hop
-    overlap_cost: float = 0.0  # seconds by which each second of sharding that hides behind the phases lengthens them
-    expert_gather_bytes: Any = 0.0  # the same three for the experts that one rank holds, over `expert_shard`
-    expert_scatter_bytes: Any = 0.0
-    expert_replicate_bytes: Any = 0.0  # … and over `expert_replicate`
+    overlap_cost: float = 0.0  # seconds by which each hidden second of sharding lengthens the phases
     kind: LayerKind | None = None  # of the layer, where it is one
-    elsewhere: Any = None  # repeats that the other stages run of one microbatch; none: as many on each as here
+    elsewhere: Any = None  # repeats that the other stages run of one microbatch; `None` means as many on each as here
 
     def fill(self, stages: Any) -> Any:
         """Repeats of one microbatch on all other pipeline stages together: what its way through them takes."""
@@ -107,25 +115,25 @@ class Segment:
         pieces = next((phase.pieces for phase in self.phases if isinstance(phase, Ring)), 1)
         return self.host_s + self.host_hop_s * (pieces - 1)
 
-    def without_sharding(self) -> Segment:
-        """The work alone: nothing gathered, nothing reduced."""
-        alone = replace(self, gather_bytes=0.0, scatter_bytes=0.0, replicate_bytes=0.0)
-        return replace(alone, expert_gather_bytes=0.0, expert_scatter_bytes=0.0, expert_replicate_bytes=0.0)
-
 
 @dataclass(frozen=True, kw_only=True)
 class StepProgram:
     """One optimizer step of one rank."""
 
-    microbatch: tuple[Segment, ...]  # run `microbatches` times
-    epilogue: tuple[Segment, ...]  # run once
+    microbatch: tuple[Segment, ...]  # run in every microbatch but the last
+    epilogue: tuple[Segment, ...]  # run once, after the last microbatch
     microbatches: Any
     pipeline: Any = 1  # stages; the bubble is what `Segment.fill` says, over `virtual`
     virtual: Any = 1
 
+    @property
+    def last(self) -> tuple[Segment, ...]:
+        """The last microbatch."""
+        return tuple(segment.last or segment for segment in self.microbatch)
+
     def segments(self) -> Iterator[tuple[Segment, Any]]:
         """Every segment with how often a step runs it (repeats included)."""
         for segment in self.microbatch:
-            yield segment, self.microbatches * segment.repeat
-        for segment in self.epilogue:
+            yield segment, (self.microbatches - (segment.last is not None)) * segment.repeat
+        for segment in (*filter(None, (one.last for one in self.microbatch)), *self.epilogue):
             yield segment, segment.repeat

@@ -132,6 +132,11 @@ class Strategy:
         return self.data * self.context // self.shard
 
     @property
+    def gradient(self) -> int:
+        """Ranks that hold the same weights before sharding: their gradients are summed."""
+        return self.data * self.context
+
+    @property
     def expert_shard(self) -> int:
         """Ranks that share the states of the same experts under ZeRO: those of a shard group that hold them."""
         return math.gcd(max(1, self.shard * self.tensor // self.expert), self._expert_copies)
@@ -198,7 +203,7 @@ def axis_stride(strategy: Strategy, axis: str) -> tuple[int, int]:
     >>> axis_stride(Strategy(ring=2, ulysses=4), "ring"), axis_stride(Strategy(data=2, ulysses=4, shard=4), "replicate")
     ((4, 2), (4, 2))
     """
-    if axis in ("context", "shard"):
+    if axis in ("context", "shard", "gradient"):
         return strategy.tensor, getattr(strategy, axis)
     if axis == "replicate":
         return strategy.tensor * strategy.shard, strategy.replicate
@@ -225,6 +230,8 @@ def rank_groups(strategy: Strategy, axis: str) -> NDArray[np.int64]:
     if axis == "context":
         moved = np.moveaxis(grid, 4, 2).reshape(-1, strategy.context)
         return np.ascontiguousarray(moved)
+    if axis == "gradient":
+        return np.ascontiguousarray(np.moveaxis(grid, 4, 1).reshape(-1, strategy.gradient))
     if axis in ("shard", "replicate"):
         flat = np.moveaxis(grid, 4, 1).reshape(-1, strategy.replicate, strategy.shard)
         if axis == "replicate":

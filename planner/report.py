@@ -12,7 +12,7 @@ import click
 import numpy as np
 
 from cost_models import strict
-from cost_models.cost import StepCost
+from cost_models.cost import PARTS, StepCost
 from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.placement import Placement
 from cost_models.strategy import Strategy, rank_groups
@@ -21,21 +21,6 @@ from cost_models.units import show_bytes, show_rate, show_seconds
 if TYPE_CHECKING:
     from planner.plan_file import Alternative, Plan, Simulated
     from planner.simulator.simulation import Simulation
-
-PARTS = {
-    "compute": "compute",
-    "recompute": "recompute",
-    "all_to_all": "exposed all-to-all",
-    "ring": "exposed ring",
-    "sharding": "exposed sharding",
-    "vision": "vision",
-    "tensor": "tensor parallel",
-    "experts": "experts' all-to-all",
-    "pipeline": "pipeline",
-    "offload": "exposed offload",
-    "host": "waiting for the host",
-    "optimizer": "optimizer",
-}
 
 
 def show(lines: Iterable[str]) -> None:
@@ -110,7 +95,9 @@ def cost_lines(cost: StepCost, simulated: Simulated | None, longest: int | None 
     rate = f"{cost.tokens_per_s_per_gpu:,.0f} tokens/s/GPU"
     mfu = f"MFU {cost.mfu:.1%} (6 × weights + causal attention, no recompute, over the dense peak)"
     over = "" if cost.fits else "  DOES NOT FIT"
-    seconds = {PARTS[name]: value for name, value in cost.seconds.items() if value > 0 or name in ("compute", "ring")}
+    seconds = {
+        PARTS[name].words: value for name, value in cost.seconds.items() if value > 0 or name in ("compute", "ring")
+    }
     memory = {name: value for name, value in cost.memory.items() if value > 0}
     most = [] if longest is None else [_title("Longest   ") + f"{longest:,} tokens in a row fit in memory"]
     return [
@@ -187,10 +174,15 @@ def simulation_lines(plan: Plan, found: Simulation) -> list[str]:
         plan.workload.describe(),
         f"{plan.strategy.describe()} on {cluster_line(plan.cluster)}",
         _title("Step      ") + f"{show_seconds(found.step_s)} simulated, {show_seconds(plan.cost.step_s)} priced",
-        *_wrap([f"{PARTS.get(n, n)} {show_seconds(v)}" for n, v in found.seconds.items() if v > 0]),
+        *_wrap([f"{_words(n)} {show_seconds(v)}" for n, v in found.seconds.items() if v > 0]),
     ]
     lines += [f"  {link.name.ljust(24)} busy {link.utilisation:.1%} of the step" for link in found.busiest_links[:8]]
     return lines
+
+
+def _words(part: str) -> str:
+    """Of a part of a step's seconds; a simulation also has the parts of a stream that waits."""
+    return PARTS[part].words if part in PARTS else part
 
 
 def simulation_dict(found: Simulation) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from validation.limits import Ending, Limit, ending_of, limit_of
 from validation.operator_time import operator_s
 from validation.operators import OperatorCase, inferred_reading, operator_case
 from validation.peers import peer_of, reserved_of
-from validation.predict import neutral, predict
+from validation.row_price import allocated_bytes, price_of, reserved_bytes
 from validation.rows import Row, Score, read
 from validation.standard import case_of
 from validation.statistics import Errors, Ranking, ranking
@@ -155,7 +155,7 @@ def verdict(row: Row) -> Verdict | Refused:
 
 
 def _step(case: Case) -> Verdict:
-    predicted = predict(case)
+    predicted, device = price_of(case), case.cluster.runs[0].node.device
     (peer_s, peer_bytes), reserved = peer_of(case.row), reserved_of(case.row)
     return Verdict(
         file=case.row.file,
@@ -166,13 +166,13 @@ def _step(case: Case) -> Verdict:
         sweep=case.sweep,
         measured_s=case.measured_s,
         predicted_s=predicted.step_s,
-        neutral_s=neutral(case).step_s,
+        neutral_s=price_of(case, OURS).step_s,
         measured_bytes=case.measured_bytes,
-        predicted_bytes=predicted.allocated_bytes if case.measured_bytes else None,
+        predicted_bytes=allocated_bytes(predicted) if case.measured_bytes else None,
         peer_s=peer_s,
         peer_bytes=peer_bytes,
         measured_reserved_bytes=reserved,
-        predicted_reserved_bytes=predicted.reserved_bytes if reserved else None,
+        predicted_reserved_bytes=reserved_bytes(predicted, device) if reserved else None,
     )
 
 

@@ -20,7 +20,7 @@ from cost_models.step.shape import Shape
 from validation.cases import Case, Refused
 from validation.operator_time import Call
 from validation.operators import usp_call
-from validation.predict import memory_of
+from validation.row_price import price_of
 from validation.rows import Row
 from validation.standard import untimed_case
 
@@ -129,7 +129,8 @@ def outcome_of(row: Row) -> Outcome | None:
 
 def _share(case: Case) -> float:
     """Predicted memory of the fullest GPU over what it has."""
-    return sum(memory_of(case).values()) / min(run.node.device.memory_bytes for run in case.cluster.runs)
+    cost = price_of(case)
+    return cost.memory_bytes / cost.capacity_bytes
 
 
 def _of_length(case: Case, tokens: int) -> Case:

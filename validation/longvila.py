@@ -6,7 +6,7 @@
     CP + TP, CP  Megatron: the ring of context parallelism over (tensor) ranks, weights whole on each, ZeRO-1 states
 
 Every method keeps all activations if they fit, else recomputes whole layers; the faster that fits is its time. The
-prediction is `predict.py`'s, as for every other published row; no number here was fitted to one. The figures are
+prediction is `price`'s, as for every other published row; no number here was fitted to one. The figures are
 second hand (the paper's text was not at hand): where GPU counts or degrees are not known they are inferred, and say so.
 """
 
@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from cost_models.cost import StepCost
 from cost_models.hardware.cluster import Cluster
 from cost_models.models.model import Model
 from cost_models.step.habits import Habits
@@ -25,7 +26,7 @@ from cost_models.workload import Precision, Workload
 from validation import frameworks as fw
 from validation.cases import Case, layers_of
 from validation.frameworks import Framework
-from validation.predict import Prediction, predict
+from validation.row_price import price_of
 from validation.rows import Row
 
 K = 1024
@@ -129,16 +130,15 @@ class Run:
 
     strategy: Strategy
     recompute: Recompute
-    prediction: Prediction
-    capacity_bytes: float
+    cost: StepCost
 
     @property
     def step_s(self) -> float:
-        return self.prediction.step_s
+        return self.cost.step_s
 
     @property
     def fits(self) -> bool:
-        return self.prediction.memory_bytes <= self.capacity_bytes
+        return self.cost.fits
 
     @property
     def degrees(self) -> str:
@@ -161,8 +161,7 @@ def priced(
         framework=framework,
         measured_s=0.0,
     )
-    capacity = where.runs[0].node.device.memory_bytes
-    return Run(strategy=layout, recompute=recompute, prediction=predict(case), capacity_bytes=capacity)
+    return Run(strategy=layout, recompute=recompute, cost=price_of(case))
 
 
 def fastest(method: Method, where: Cluster, work: Workload) -> Run | None:

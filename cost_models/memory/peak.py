@@ -1,9 +1,7 @@
 """Memory of the pipeline stage that holds most.
 
-Where all layers are of one kind it is that of a stage that has everything, a bound that is linear in the layers: the
-first one's microbatches in flight and the last one's logits. Where kinds differ, or with `by_stage`, the first stage
-(embedding, most microbatches in flight) and the last (head, most experts, one microbatch) are counted apart, and the
-larger is the peak.
+The first stage (embedding, most microbatches in flight) and the last (head, most experts, one microbatch) are counted
+apart, and the larger is the peak. Left out: the stages between, which hold no more than the first.
 """
 
 from __future__ import annotations
@@ -20,18 +18,16 @@ from cost_models.step.stages import at_stage, is_mixed, stage
 from cost_models.strategy import LayerRange
 
 
-def peak(shape: Shape, ranges: tuple[LayerRange, ...], device: Device, by_stage: bool = False) -> dict[str, Any]:
+def peak(shape: Shape, ranges: tuple[LayerRange, ...], device: Device) -> dict[str, Any]:
     """Bytes by component, of one rank of the fullest stage."""
-    return fullest(shape, ranges, device, by_stage)[0]
+    return fullest(shape, ranges, device)[0]
 
 
-def fullest(
-    shape: Shape, ranges: tuple[LayerRange, ...], device: Device, by_stage: bool = False
-) -> tuple[dict[str, Any], str]:
+def fullest(shape: Shape, ranges: tuple[LayerRange, ...], device: Device) -> tuple[dict[str, Any], str]:
     """The same, and the moment of the step."""
     model, stages = shape.workload.model, shape.degrees.pipeline
-    if not is_mixed(model) and not (by_stage and stages > 1):
-        kept = sum(kept_bytes(shape, part) * part.count for part in ranges) / stages
+    if not is_mixed(model) and stages == 1:
+        kept = sum(kept_bytes(shape, part) * part.count for part in ranges)
         moment = moments.peak(shape, ranges)
         return components(shape, kept, moment, device), moment.name
     found: dict[str, Any] = {}

@@ -4,9 +4,7 @@
     prefill  [vision · embed · layers forward · logits of the last token]
     decode   [embed · layers forward of one token against the sharded cache, merged by log-sum-exp · logits]
 
-Weights are gathered per layer in the parameter dtype and again for the backward pass with ZeRO-3; gradients are
-reduce-scattered per layer and microbatch in the reduce dtype, and their shards all-reduced over the replicas once a
-step: in the last microbatch, here spread evenly over all. Left out: data loading and video decoding (host side).
+Weights are gathered and gradients reduced as `sharding.py` says. Left out: data loading and video decoding (host side).
 """
 
 from __future__ import annotations
@@ -21,6 +19,7 @@ from cost_models.step import layer, vision
 from cost_models.step.host_states import fetched_bytes, returned_bytes
 from cost_models.step.launches import layer_host_s
 from cost_models.step.shape import Shape
+from cost_models.step.sharding import Weights, broadcast_by_owners, sharded
 from cost_models.step.stages import Run, at_stage, is_mixed, runs
 from cost_models.step.work import matmul_s, tensor_exchange
 from cost_models.strategy import LayerRange
@@ -61,9 +60,12 @@ def step_program(shape: Shape, kernels: Kernels, ranges: tuple[LayerRange, ...])
             part, here = run.part, shape.of(run.kind)
             segment = backward_segment(here, kernels, part.recompute, repeat=run.here, offload=part.offload)
             segments.append(_at(segment, run))
-        segments += [*vision.backward(shape, kernels), root_gradients(shape)]
+        segments += [*vision.backward(shape, kernels), root_gradients(shape, kernels)]
         last = at_stage(shape, ranges, stages - 1) if is_mixed(model) else shape
         epilogue = (update(last, kernels),)
+    if shape.habits.owned_tensors and mode == "train" and shape.degrees.zero < 2:
+        segments, broadcasts = broadcast_by_owners(segments, shape)
+        epilogue = (*epilogue, *broadcasts)
     return StepProgram(
         microbatch=tuple(segments),
         epilogue=epilogue,
@@ -74,56 +76,71 @@ def step_program(shape: Shape, kernels: Kernels, ranges: tuple[LayerRange, ...])
 
 
 def _at(segment: Segment, run: Run) -> Segment:
-    return segment if run.elsewhere is None else replace(segment, elsewhere=run.elsewhere)
+    """The segment as one of a pipeline's stage."""
+    if run.elsewhere is None:
+        return segment
+    last = None if segment.last is None else replace(segment.last, elsewhere=run.elsewhere)
+    return replace(segment, elsewhere=run.elsewhere, last=last)
 
 
 def forward_segment(shape: Shape, kernels: Kernels, *, repeat: Any, offload: str = "none") -> Segment:
+    """`repeat` layers forward."""
     phases = (*layer.forward(shape, kernels), _framework(kernels, "framework_layer", FORWARD_SHARE))
     if somewhere(shape.degrees.pipeline > 1):
         phases = (*phases, _to_next_stage(shape))
     host_s, host_hop_s = layer_host_s(shape, _host(shape, kernels))
-    return Segment(
+    segment = Segment(
         name="layer forward",
-        phases=phases,
+        phases=(*phases, *_copied(kernels, (shape.layer_params + shape.expert_params) * shape.habits.cast_bytes)),
         repeat=repeat,
-        gather_bytes=shape.layer_params * shape.width,
         offload_bytes=_offloaded(shape, offload) + fetched_bytes(shape, shape.layer_params, shape.expert_params),
-        expert_gather_bytes=shape.expert_params * shape.width,
         kind=shape.layer_kind,
         overlap_cost=_overlap_cost(shape, kernels),
         host_s=host_s,
         host_hop_s=host_hop_s,
     )
+    weights = Weights(gathered=shape.layer_params, gathered_experts=shape.expert_params)
+    return sharded(segment, shape, kernels, weights)
 
 
 def backward_segment(shape: Shape, kernels: Kernels, recompute: str, *, repeat: Any, offload: str = "none") -> Segment:
+    """`repeat` layers backward, with what the policy runs again."""
     host_share = 1 - FORWARD_SHARE + (FORWARD_SHARE if recompute in ("full", "all_but_attention") else 0.0)
     reduce = DTYPE_BYTES[shape.workload.precision.reduce]
     phases: tuple[Phase, ...] = layer.backward(shape, kernels, recompute)
     if somewhere(shape.degrees.pipeline > 1):
         phases = (*phases, _to_next_stage(shape))
-    again = pick(shape.degrees.zero == 3, shape.width, 0)
-    gradient, of_experts = shape.trained_layer_params * reduce, shape.trained_expert_params * reduce
-    between = fetched_bytes(shape, shape.layer_params, shape.expert_params) + returned_bytes(
-        shape, gradient, of_experts
-    )
+    passes = 2 if recompute == "full" else 1
+    trained, trained_experts = shape.trained_layer_params, shape.trained_expert_params
+    cast = (shape.layer_params + shape.expert_params) * shape.habits.cast_bytes * passes
+    added = (trained + trained_experts) * shape.habits.accumulate_bytes
+    between = fetched_bytes(shape, shape.layer_params, shape.expert_params)
+    between = between + returned_bytes(shape, trained * reduce, trained_experts * reduce)
     host_s, host_hop_s = layer_host_s(shape, _host(shape, kernels), recompute)
-    return Segment(
+    segment = Segment(
         name=f"layer backward {recompute}",
-        phases=(*phases, _framework(kernels, "framework_layer", host_share)),
+        phases=(*phases, _framework(kernels, "framework_layer", host_share), *_copied(kernels, cast + added)),
         repeat=repeat,
-        gather_bytes=again * shape.layer_params,
-        scatter_bytes=gradient,
-        replicate_bytes=shape.replicate_bytes(gradient),
+        from_host=True,
         offload_bytes=_offloaded(shape, offload) + between,
-        expert_gather_bytes=again * shape.expert_params,
-        expert_scatter_bytes=of_experts,
-        expert_replicate_bytes=of_experts / shape.degrees.expert_shard / shape.degrees.microbatches,
         kind=shape.layer_kind,
         overlap_cost=_overlap_cost(shape, kernels),
         host_s=host_s,
         host_hop_s=host_hop_s,
     )
+    again = pick(shape.degrees.zero == 3, 1, 0)
+    weights = Weights(
+        gathered=again * shape.layer_params,
+        trained=trained,
+        gathered_experts=again * shape.expert_params,
+        trained_experts=trained_experts,
+    )
+    return sharded(segment, shape, kernels, weights, passes=passes)
+
+
+def _copied(kernels: Kernels, moved: Any) -> tuple[Phase, ...]:
+    """A framework's copies of weights and gradients, of so many bytes."""
+    return (Compute(part="memory_bound", seconds=kernels.memory_bound_s(moved, 6)),) if somewhere(moved > 0) else ()
 
 
 def _host(shape: Shape, kernels: Kernels) -> Host | None:
@@ -156,13 +173,14 @@ def embed(shape: Shape, kernels: Kernels) -> Segment:
     """
     moved = 2 * shape.tokens * shape.workload.model.hidden * shape.width
     rows = Compute(part="memory_bound", seconds=kernels.memory_bound_s(moved, 2))
-    return Segment(
+    segment = Segment(
         name="embed",
         phases=(rows, *_cut_by_tensor(shape, "reduce_scatter"), _framework(kernels, "framework_microbatch")),
-        gather_bytes=0.0 if shape.workload.mode == "decode" else shape.root_params * shape.width,
         offload_bytes=fetched_bytes(shape, shape.root_params),
         elsewhere=0.0,
     )
+    gathered = 0.0 if shape.workload.mode == "decode" else shape.root_params
+    return sharded(segment, shape, kernels, Weights(gathered=gathered))
 
 
 def head(shape: Shape, kernels: Kernels) -> Segment:
@@ -173,7 +191,9 @@ def head(shape: Shape, kernels: Kernels) -> Segment:
         seconds = kernels.gemm_s(larger(shape.rows, 1), vocab, model.hidden, dtype)
         return Segment(name="logits", phases=(Compute(part="loss", seconds=seconds),), elsewhere=0.0)
     loss = Compute(part="loss", seconds=_loss_s(shape, kernels, vocab))
-    return Segment(name="head and loss", phases=(loss, *_cut_by_tensor(shape, "all_gather")), elsewhere=0.0)
+    added = model.embedding_params / shape.degrees.tensor * shape.habits.accumulate_bytes * shape.workload.trains_head
+    phases = (loss, *_cut_by_tensor(shape, "all_gather"), *_copied(kernels, added))
+    return Segment(name="head and loss", phases=phases, elsewhere=0.0)
 
 
 def _cut_by_tensor(shape: Shape, op: Literal["all_gather", "reduce_scatter"]) -> tuple[Phase, ...]:
@@ -182,13 +202,29 @@ def _cut_by_tensor(shape: Shape, op: Literal["all_gather", "reduce_scatter"]) ->
     return (*forward, *tensor_exchange(shape, op, True)) if shape.workload.mode == "train" else forward
 
 
-def root_gradients(shape: Shape) -> Segment:
+def root_gradients(shape: Shape, kernels: Kernels) -> Segment:
     """Embedding, norm and head, one unit of sharding: reduced last in the backward pass, with nothing behind it."""
     gradient = shape.trained_root_params * DTYPE_BYTES[shape.workload.precision.reduce]
-    return Segment(
-        name="root gradients", phases=(), scatter_bytes=gradient, replicate_bytes=shape.replicate_bytes(gradient),
-        offload_bytes=returned_bytes(shape, gradient), elsewhere=0.0,
-    )  # fmt: skip
+    segment = Segment(
+        name="root gradients",
+        phases=_copied(kernels, _embedding_copies(shape)),
+        offload_bytes=returned_bytes(shape, gradient),
+        elsewhere=0.0,
+    )
+    return sharded(segment, shape, kernels, Weights(trained=shape.trained_root_params))
+
+
+def _embedding_copies(shape: Shape) -> Any:
+    """The embedding's gradient is a full table, zeroed, and then added to a buffer; the head's is added like a layer's.
+
+    A head whose product adds it itself (`accumulator`) pays in its product; an embedding has none. With a pipeline the
+    embedding stands on the first stage, where no head is.
+    """
+    table = shape.workload.model.embedding_params / shape.degrees.tensor
+    if not (shape.habits.accumulate_bytes or shape.habits.accumulator):
+        return 0.0
+    alone = shape.degrees.pipeline == 1 and float(shape.trained_root_params) >= table
+    return table * (2 * shape.width + 2 * DTYPE_BYTES[shape.workload.precision.grad]) * alone
 
 
 def _loss_s(shape: Shape, kernels: Kernels, vocab: Any) -> Any:

@@ -80,12 +80,18 @@ class Habits:
     loss_bytes: int | None = None  # traffic per logit of a whole loss; none: autograd's cross entropy in fp32
     drops_gradients: bool = False  # below ZeRO-3: gradients are dropped after a step and come as activations go
     logit_bytes: int | None = None  # held per logit at the loss; none: b for logits and gradient, twice fp32
+    zero_1_as_2: bool = False  # gradients are sharded as they are reduced, so that ZeRO-1 runs as ZeRO-2 (FSDP)
     owned_tensors: int = 0  # ZeRO-1: a layer's tensors, dealt out whole to owners, who broadcast them one by one
     reduced_whole: bool = False  # below ZeRO-2: gradients all-reduced over all data ranks, not scattered to owners
     reduce_copy_bytes: int = 0  # per weight and step: gradients into a flat bucket, divided, and copied back
     optimizer_bytes: int | None = None  # traffic per weight of the update; none: a fused fp32 update
     frame_sharding: FrameSharding = "exchanged"  # how frames and their embeddings reach their ranks: frames.py
     host: Host | None = None  # what calls cost the host (`launches.py`); none: always ahead of the device
+
+    @property
+    def measured_attention(self) -> Literal["newest", "fa2"]:
+        """The measured kernel that its attention is, or is slower than by a factor."""
+        return "fa2" if self.attention in ("fa2", "fa1") else "newest"
 
     def __post_init__(self) -> None:
         for name, legal in (
@@ -104,4 +110,4 @@ class Habits:
                 raise InputError(f"{field.name}={value} must be at least 0")
 
 
-OURS = Habits(overlap_cost=OVERLAP_COST, host=PYTORCH_2024)
+OURS = Habits(overlap_cost=OVERLAP_COST, host=PYTORCH_2024, zero_1_as_2=True)

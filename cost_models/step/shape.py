@@ -97,6 +97,11 @@ class Shape:
 
     stage: Stage | None = None  # none: every stage has an equal share of all layers
 
+    def __post_init__(self) -> None:
+        if self.habits.zero_1_as_2 and somewhere(self.degrees.zero == 1):
+            zero = pick(self.degrees.zero == 1, 2, self.degrees.zero)
+            object.__setattr__(self, "degrees", replace(self.degrees, zero=zero))
+
     def of(self, kind: LayerKind) -> Shape:
         """The same rank at a layer of this kind."""
         return self if kind == self.layer_kind else replace(self, kind=kind)
@@ -279,10 +284,6 @@ class Shape:
             return 0
         text = work.text_tokens or 0
         return busiest(self.habits.frame_sharding, work.frames, vision.tokens_per_frame, text, ring, ulysses)
-
-    def replicate_bytes(self, gradient_bytes: Any) -> Any:
-        """One microbatch's part of the sum of a gradient's shards over the replicas, which happens once a step."""
-        return gradient_bytes / self.degrees.shard / self.degrees.microbatches
 
     def trains(self, part: str) -> bool:
         return self.workload.mode == "train" and part in self.workload.trainable

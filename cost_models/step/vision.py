@@ -15,6 +15,7 @@ from cost_models.models.model import Vision
 from cost_models.program import Compute, Exchange, Segment
 from cost_models.step.host_states import fetched_bytes, returned_bytes
 from cost_models.step.shape import Shape
+from cost_models.step.sharding import Weights, sharded
 from cost_models.timing.kernels import Kernels
 from cost_models.workload import DTYPE_BYTES
 
@@ -24,23 +25,23 @@ def forward(shape: Shape, kernels: Kernels) -> list[Segment]:
     vision = shape.workload.model.vision
     if vision is None:
         return []
+    tower = Segment(
+        name="vision forward",
+        phases=(Compute(part="vision", seconds=_block_s(shape, vision, kernels, grad=False)),),
+        repeat=vision.layers,
+        offload_bytes=fetched_bytes(shape, _block_params(vision)),
+    )
+    projector = Segment(
+        name="projector and exchange",
+        phases=(
+            Compute(part="vision", seconds=_projector_s(shape, vision, kernels, grad=False)),
+            *_exchange(shape, vision),
+        ),
+        offload_bytes=fetched_bytes(shape, _edge_params(shape, vision)),
+    )
     return [
-        Segment(
-            name="vision forward",
-            phases=(Compute(part="vision", seconds=_block_s(shape, vision, kernels, grad=False)),),
-            repeat=vision.layers,
-            gather_bytes=_block_params(vision) * shape.width,
-            offload_bytes=fetched_bytes(shape, _block_params(vision)),
-        ),
-        Segment(
-            name="projector and exchange",
-            phases=(
-                Compute(part="vision", seconds=_projector_s(shape, vision, kernels, grad=False)),
-                *_exchange(shape, vision),
-            ),
-            gather_bytes=_edge_params(shape, vision) * shape.width,
-            offload_bytes=fetched_bytes(shape, _edge_params(shape, vision)),
-        ),
+        sharded(tower, shape, kernels, Weights(gathered=_block_params(vision))),
+        sharded(projector, shape, kernels, Weights(gathered=_edge_params(shape, vision))),
     ]
 
 
@@ -50,32 +51,27 @@ def backward(shape: Shape, kernels: Kernels) -> list[Segment]:
     if vision is None or not (shape.trains("projector") or shape.trains("tower")):
         return []
     reduce = DTYPE_BYTES[shape.workload.precision.reduce]
-    edge = _edge_params(shape, vision) * reduce
-    segments = [
-        Segment(
-            name="projector backward",
-            phases=(
-                *_exchange(shape, vision, grad=True),
-                Compute(part="vision", seconds=_projector_s(shape, vision, kernels, grad=True)),
-            ),
-            scatter_bytes=edge,
-            replicate_bytes=shape.replicate_bytes(edge),
-            offload_bytes=returned_bytes(shape, edge),
-        )
-    ]
+    edge, block = _edge_params(shape, vision), _block_params(vision)
+    projector = Segment(
+        name="projector backward",
+        phases=(
+            *_exchange(shape, vision, grad=True),
+            Compute(part="vision", seconds=_projector_s(shape, vision, kernels, grad=True)),
+        ),
+        from_host=True,
+        offload_bytes=returned_bytes(shape, edge * reduce),
+    )
+    segments = [sharded(projector, shape, kernels, Weights(trained=edge))]
     if shape.trains("tower"):
-        block = _block_params(vision)
-        segments.append(
-            Segment(
-                name="vision backward",
-                phases=(Compute(part="vision", seconds=_block_s(shape, vision, kernels, grad=True)),),
-                repeat=vision.layers,
-                gather_bytes=pick(shape.degrees.zero == 3, block * shape.width, 0),
-                scatter_bytes=block * reduce,
-                replicate_bytes=shape.replicate_bytes(block * reduce),
-                offload_bytes=fetched_bytes(shape, block) + returned_bytes(shape, block * reduce),
-            )
+        tower = Segment(
+            name="vision backward",
+            phases=(Compute(part="vision", seconds=_block_s(shape, vision, kernels, grad=True)),),
+            repeat=vision.layers,
+            from_host=True,
+            offload_bytes=fetched_bytes(shape, block) + returned_bytes(shape, block * reduce),
         )
+        weights = Weights(gathered=pick(shape.degrees.zero == 3, block, 0), trained=block)
+        segments.append(sharded(tower, shape, kernels, weights))
     return segments
 
 

@@ -107,6 +107,8 @@ def tensor_exchange(
     if not somewhere(shape.degrees.tensor > 1):
         return ()
     moved = shape.tokens * (shape.workload.model.hidden if columns is None else columns) * shape.width
+    if shape.habits.tensor_chunks:  # cut in chunks beside their product, of which the first is exposed
+        moved = moved / shape.degrees.tensor
     if grad and op == "all_gather" and shape.habits.tensor_beside:
         hidden: tuple[Op, ...] = ("all_gather", "reduce_scatter") if shape.habits.sequence_parallel else ("all_reduce",)
         return tuple(Exchange(part="tensor", axis="tensor", op=one, bytes=OVERLAP_COST * moved) for one in hidden)

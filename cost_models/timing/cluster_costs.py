@@ -42,7 +42,7 @@ class ClusterCosts:
 
     def __init__(self, cluster: Cluster, samples: tuple[Sample, ...] = ()) -> None:
         self.cluster, self.samples = cluster, samples
-        self._kernels: dict[tuple[int, ...], Kernels] = {}
+        self._kernels: dict[tuple[tuple[int, ...], str], Kernels] = {}
         self._links: dict[tuple[int, ...], Collectives] = {}
         self._in_order: dict[tuple[str, int, int, int], Path] = {}
 
@@ -68,11 +68,13 @@ class ClusterCosts:
     def devices(self, runs: tuple[int, ...]) -> list[Device]:
         return [node.device for node in self.nodes(runs)]
 
-    def kernels(self, runs: tuple[int, ...]) -> Kernels:
-        """Of the slowest device among the `runs`."""
-        if runs not in self._kernels:
-            self._kernels[runs] = RememberedKernels(kernels_of(self.devices(runs), self.samples))
-        return self._kernels[runs]
+    def kernels(self, runs: tuple[int, ...], attention: str = "newest") -> Kernels:
+        """Of the slowest device among the `runs`, with a framework's attention kernel ("newest" or "fa2")."""
+        key = (runs, attention)
+        if key not in self._kernels:
+            several = kernels_of(self.devices(runs), self.samples, attention=attention)
+            self._kernels[key] = RememberedKernels(several)
+        return self._kernels[key]
 
     def links(self, runs: tuple[int, ...]) -> Collectives:
         """Inside the scale-up domains of the `runs`: for each call the slowest kind of link."""
@@ -81,9 +83,9 @@ class ClusterCosts:
             self._links[runs] = SeveralLinks.choice(links.values())
         return self._links[runs]
 
-    def paths(self, strategy: Strategy, placement: Placement | None = None) -> Paths:
-        """Of every axis, read off the placement (default: ranks in order)."""
-        axes, patterns = {}, priced_patterns(strategy)
+    def paths(self, strategy: Strategy, placement: Placement | None = None, sums_gradients: bool = False) -> Paths:
+        """Of every axis, read off the placement (default: ranks in order); `sums_gradients`: also of `gradient`."""
+        axes, patterns = {}, priced_patterns(strategy, sums_gradients)
         if placement is not None:
             slots, gpus = placement.slot_of_rank[None, :], placement.gpu_of_rank[None, :]
             several = axis_paths(self.rates, strategy, slots, gpus, tuple(patterns))

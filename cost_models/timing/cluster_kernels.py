@@ -13,7 +13,7 @@ from typing import Any
 from cost_models.curves.samples import Sample
 from cost_models.either import larger
 from cost_models.hardware.device import Device
-from cost_models.timing.kernels import Kernels
+from cost_models.timing.kernels import FA2_ARCHITECTURES, Kernels
 
 
 class SeveralKernels(Kernels):
@@ -49,11 +49,18 @@ class SeveralKernels(Kernels):
 
 
 def kernels_of(
-    devices: Iterable[Device], samples: Sequence[Sample] = (), choose: Callable[[Any, Any], Any] = larger
+    devices: Iterable[Device],
+    samples: Sequence[Sample] = (),
+    choose: Callable[[Any, Any], Any] = larger,
+    attention: str = "newest",
 ) -> Kernels:
-    """Kernels of one device, or of the slowest of several (or what else `choose` takes of two times)."""
+    """Kernels of one device, or of the slowest of several (or what else `choose` takes of two times).
+
+    `attention` is "fa2" for FlashAttention-2, which counts on the architectures where it was measured.
+    """
     each: list[Kernels] = []
     for device in devices:
         if all(device != known.device for known in each):
-            each.append(Kernels.of(device, samples))
+            kernel = attention if device.architecture in FA2_ARCHITECTURES else "newest"
+            each.append(Kernels.of(device, samples, attention=kernel))
     return each[0] if len(each) == 1 else SeveralKernels(each, choose)

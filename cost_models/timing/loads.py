@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from cost_models.hardware.wiring import NIC_OUT, PCIE_OUT, SWITCH_OUT, Floats, Ints, LinkRates
 from cost_models.strategy import Strategy, rank_groups
-from cost_models.timing.paths import AXIS_PATTERNS, EXPERT_PATTERNS, Path
+from cost_models.timing.paths import AXIS_PATTERNS, EXPERT_PATTERNS, GRADIENT_PATTERNS, Path
 from cost_models.timing.rings import Blocks
 
 _NETWORK = ("all_to_all", "send", "gather", "all_reduce")
@@ -34,7 +34,7 @@ def axis_paths(
 ) -> dict[str, Path]:
     """Axes of several placements of one strategy: slots and GPUs (placements, ranks) -> arrays (placements,)."""
     loads = Loads(rates, slots, gpus)
-    patterns = {**AXIS_PATTERNS, **EXPERT_PATTERNS}
+    patterns = {**AXIS_PATTERNS, **EXPERT_PATTERNS, **GRADIENT_PATTERNS}
     return {axis: loads.path(rank_groups(strategy, axis), patterns[axis]) for axis in axes}
 
 
@@ -65,9 +65,10 @@ class Loads:
         ranks, none = np.full(self.several, members), np.zeros(self.several, dtype=np.int64)
         costs: dict[str, Any] = {f"{pattern}_s_per_byte": zeros for pattern in _NETWORK}
         costs |= {f"bus_{pattern}_s_per_byte": zeros for pattern in _BUSES}
-        costs |= {"ring_latency_s": zeros, "tree_latency_s": zeros, "latency_s": zeros}
+        costs |= dict.fromkeys(("ring_latency_s", "tree_latency_s", "chain_latency_s", "latency_s"), zeros)
         if members == 1:
             return Path(ranks=ranks, local=ranks, hops_out=none, **costs)
+        costs["chain_latency_s"] = members * self.rates.scale_up_latency_s[self.seats.run].max(axis=1)
         domain = self.seats.domain[:, groups]
         away = domain != domain[:, :, :1]
         crosses = bool(away.any())
@@ -97,7 +98,8 @@ class Loads:
         ring_s = domains * out_s + (members - domains) * inside_s
         tree_s = np.log2(domains) * out_s + (most - 1) * inside_s
         waits = {"latency_s": out_s, "ring_latency_s": ring_s, "tree_latency_s": tree_s}
-        return {name: np.where(domains > 1, wait, 0.0) for name, wait in waits.items()}
+        chain_s = members * np.where(domains > 1, out_s, inside_s)
+        return {"chain_latency_s": chain_s, **{name: np.where(domains > 1, wait, 0.0) for name, wait in waits.items()}}
 
     def _network(
         self, groups: Ints, patterns: Sequence[str], domain: Ints, leaf: Ints, local: Ints, blocks: Blocks

@@ -75,9 +75,14 @@ EXPERT_PATTERNS = {"expert": ("all_to_all",), "expert_shard": ("gather",), "expe
 """Axes that are priced beside them where experts are shared."""
 
 
-def priced_patterns(strategy: Strategy) -> dict[str, tuple[str, ...]]:
+GRADIENT_PATTERNS = {"gradient": ("gather",)}
+"""Priced where a framework all-reduces gradients over every rank that has the same weights, whatever the sharding."""
+
+
+def priced_patterns(strategy: Strategy, sums_gradients: bool = False) -> dict[str, tuple[str, ...]]:
     """Every axis that a step of `strategy` sends over, with its patterns."""
-    return AXIS_PATTERNS if strategy.expert == 1 else {**AXIS_PATTERNS, **EXPERT_PATTERNS}
+    experts = EXPERT_PATTERNS if strategy.expert > 1 else {}
+    return {**AXIS_PATTERNS, **experts, **(GRADIENT_PATTERNS if sums_gradients else {})}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +99,7 @@ class Path:
     hops_out: Any = 0  # domains of a group: a ring leaves each once; 0 if it is inside one
     ring_latency_s: Any = 0.0  # of all hops of that ring, inside domains and between them
     tree_latency_s: Any = 0.0  # of the hops of one tree from its leaves to its root
+    chain_latency_s: Any = 0.0  # of a broadcast that every rank of the group passes on
     bus_all_to_all_s_per_byte: Any = 0.0  # between switches, sockets or bridged pairs of a node (`loads.py`)
     bus_send_s_per_byte: Any = 0.0
     bus_gather_s_per_byte: Any = 0.0

@@ -13,18 +13,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from cost_models.cost import SECONDS, StepCost
+from cost_models.cost import PARTS, SECONDS, StepCost
 from cost_models.strategy import LayerRange, Strategy
 from cost_models.units import show_bytes, show_seconds
 from planner.search.space import Space, divisors
-
-_NAMES = {
-    "all_to_all": "exposed all-to-all",
-    "ring": "exposed ring",
-    "sharding": "exposed sharding",
-    "tensor": "exposed tensor parallelism",
-    "pipeline": "pipeline bubble",
-}
 
 
 def reason(cost: StepCost, best: StepCost, objective: Literal["time", "memory", "gpu-hours"]) -> str:
@@ -40,7 +32,7 @@ def reason(cost: StepCost, best: StepCost, objective: Literal["time", "memory", 
     worst = max(more, key=lambda name: more[name])
     if more[worst] <= 0:
         return "as fast; loses the tie"
-    words = f"{_NAMES.get(worst, worst)} {show_seconds(more[worst])} more"
+    words = f"{PARTS[worst].words} {show_seconds(more[worst])} more"
     return words if cost.ranks == best.ranks else f"{words} on {cost.ranks} GPUs"
 
 

@@ -145,7 +145,9 @@ def policy_prices(
     repeats = np.asarray(degrees.microbatches + (degrees.pipeline - 1) / degrees.virtual)
 
     def seconds(segment: Segment) -> Any:
-        return repeats * fold_segment(_with_ring(segment, least_ring, degrees), paths).total_s
+        one = _with_ring(segment, least_ring, degrees)
+        each = fold_segment(one, paths).total_s
+        return repeats * each if one.last is None else (repeats - 1) * each + fold_segment(one.last, paths).total_s
 
     def full(value: Any) -> Floats:
         return np.broadcast_to(np.asarray(value, dtype=np.float64), shape_of)
@@ -192,7 +194,8 @@ def _with_ring(segment: Segment, least_ring: Any, degrees: Degrees | Strategy) -
         elif isinstance(phase, Exchange) and phase.axis == "context" and phase.op == "all_gather":
             phase = replace(phase, bytes=phase.bytes * (least_ring / degrees.ring))
         phases.append(phase)
-    return replace(segment, phases=tuple(phases))
+    last = None if segment.last is None else _with_ring(segment.last, least_ring, degrees)
+    return replace(segment, phases=tuple(phases), last=last)
 
 
 def _divide(above: Any, below: Any) -> Any:

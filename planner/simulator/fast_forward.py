@@ -121,14 +121,14 @@ class FastForward:
             return
         within, cycle = k % len(script.cycle), len(script.cycle)
         connected = playback.islands.between
-        if within == 0 and script.cycles > 2:
+        if within == 0 and k < script.steady_end and script.cycles > 2:
             alone = free and not any(_meets(piece, connected) for piece in script.cycle)
             if (alone or mark.island == playback.islands.of_class[0]) and self._look(
-                playback, mark.island if alone else None, ("cycle", mark.island), k, k, cycle, script.main_end - 1
+                playback, mark.island if alone else None, ("cycle", mark.island), k, k, cycle, script.steady_end - 1
             ):
                 return
         end = script.run_end[within]
-        alone = free and not _meets(script.cycle[within], connected)
+        alone = free and not _meets(script.piece(k), connected)
         if end > within + 1 and (alone or mark.island == playback.islands.of_class[0]):
             last = k - within + end
             self._look(playback, mark.island if alone else None, ("run", mark.island, alone, last), k, k, 1, last)

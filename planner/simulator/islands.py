@@ -101,7 +101,7 @@ NONE: Ints = np.zeros(0, dtype=np.int64)
 def _tying(script: Script, collectives: int) -> set[int]:
     """Collectives of the cycle that are not reductions after a segment."""
     uses = set()
-    for piece in dict.fromkeys(script.cycle):
+    for piece in dict.fromkeys((*script.cycle, *script.last)):
         for send in (*piece.actions, piece.gather, piece.offload):
             if isinstance(send, Send | Rounds):
                 uses.add(send.use % collectives)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from cost_models.cost import COMPUTED, PRICED_AS
 from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.placement import Placement
 from cost_models.hardware.wiring import LinkRates
@@ -41,17 +42,6 @@ from planner.simulator.streams import BUBBLE, WAITING, Script, write_script
 from planner.simulator.topology import Floats, Topology
 from planner.simulator.trace import Place, Recorder, Trace
 
-COMPUTED = ("attention", "matmul", "memory_bound", "loss", "vision", "optimizer", "recompute")
-"""Parts of a program that are computation; everything else that a main stream spends time on is exposed."""
-PRICED_AS = {
-    "attention": "compute",
-    "matmul": "compute",
-    "memory_bound": "compute",
-    "loss": "compute",
-    "embeddings": "vision",
-    "gradients": "sharding",
-    BUBBLE: "pipeline",
-}
 BUSIEST = 8
 
 

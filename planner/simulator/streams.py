@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
 
-from cost_models.program import Axis, Compute, Exchange, Op, Phase, Ring, Segment, Staged, StepProgram
+from cost_models.program import Axis, Broadcasts, Compute, Exchange, Op, Phase, Ring, Segment, Staged, StepProgram
 from cost_models.strategy import Strategy
 
 Stream = Literal["main", "sharding", "copy"]
@@ -80,6 +80,7 @@ class Piece:
 class Script:
     uses: tuple[Use, ...]
     cycle: tuple[Piece, ...]  # one microbatch
+    last: tuple[Piece, ...]  # the last one: as long, with what happens once a step
     run_end: tuple[int, ...]  # for each of the cycle: the last of the equal ones in a row
     cycles: int
     epilogue: tuple[Piece, ...]
@@ -92,16 +93,23 @@ class Script:
         return len(self.cycle) * self.cycles
 
     @cached_property
+    def steady_end(self) -> int:
+        """Up to here every cycle is like the one before."""
+        return self.main_end - (len(self.cycle) if self.last is not self.cycle else 0)
+
+    @cached_property
     def end(self) -> int:
         return self.main_end + len(self.epilogue)
 
     def kind(self, k: int) -> int:
         """Equal for instances that are equal pieces in a row, wherever in the run of microbatches."""
-        return self.run_end[k % len(self.cycle)] if k < self.main_end else k
+        if k >= self.main_end:
+            return k
+        return self.run_end[k % len(self.cycle)] + (self.end if k >= self.steady_end else 0)
 
     def piece(self, k: int) -> Piece:
         if k < self.main_end:
-            return self.cycle[k % len(self.cycle)]
+            return (self.cycle if k < self.steady_end else self.last)[k % len(self.cycle)]
         return self.epilogue[k - self.main_end]
 
 
@@ -113,17 +121,19 @@ WAITING, RING, SHARDING, OFFLOAD, BUBBLE, HOST = "waiting", "ring", "sharding", 
 
 def write_script(program: StepProgram, strategy: Strategy) -> Script:
     writer = _Writer(strategy)
-    cycle = writer.pieces(program.microbatch)
+    cycle = tuple(writer.pieces(program.microbatch))
+    last = tuple(writer.pieces(program.last)) if any(one.last for one in program.microbatch) else cycle
     epilogue = writer.pieces(program.epilogue)
     ends = list(range(len(cycle)))
     for k in range(len(cycle) - 2, -1, -1):
         if cycle[k] is cycle[k + 1]:
             ends[k] = ends[k + 1]
-    actions = [action for piece in (*cycle, *epilogue) for action in piece.actions]
+    actions = [action for piece in (*cycle, *last, *epilogue) for action in piece.actions]
     parts = dict.fromkeys((*(action.part for action in actions), WAITING, RING, SHARDING, OFFLOAD, BUBBLE, HOST))
     return Script(
         uses=tuple(writer.uses),
-        cycle=tuple(cycle),
+        cycle=cycle,
+        last=last,
         run_end=tuple(ends),
         cycles=int(program.microbatches),
         epilogue=tuple(epilogue),
@@ -149,26 +159,25 @@ class _Writer:
 
     def _piece(self, segment: Segment, scale: float) -> Piece:
         actions = [
-            action for phase in segment.phases if (action := self._action(phase, scale, segment.name)) is not None
+            action for phase in segment.phases if (action := self._action(phase, scale, segment.from_host)) is not None
         ]
-        gather = self._send("sharding", SHARDING, "shard", "all_gather", segment.gather_bytes * scale)
-        scatter = self._send("sharding", SHARDING, "shard", "reduce_scatter", segment.scatter_bytes * scale)
-        replicate = self._send("sharding", SHARDING, "replicate", "all_reduce", segment.replicate_bytes * scale)
+        sharding = [self._send("sharding", SHARDING, one.axis, one.op, one.bytes * scale) for one in segment.sharding]
+        sends = [(send, one.op) for send, one in zip(sharding, segment.sharding, strict=True) if send is not None]
         offload = None
         if segment.offload_bytes > 0:
-            way = HOST_IN if "backward" in segment.name else HOST_OUT
+            way = HOST_IN if segment.from_host else HOST_OUT
             offload = Send(part=OFFLOAD, use=way, bytes=float(segment.offload_bytes * scale), stream="copy")
         return Piece(
             name=segment.name,
             actions=tuple(actions),
-            gather=gather,
-            reduce=tuple(send for send in (scatter, replicate) if send is not None),
+            gather=next((send for send, op in sends if op == "all_gather"), None),
+            reduce=tuple(send for send, op in sends if op != "all_gather"),
             offload=offload,
             host_s=float(segment.launching_s()) * scale,
             overlap_cost=segment.overlap_cost,
         )
 
-    def _action(self, phase: Phase, scale: float, name: str) -> Action | None:
+    def _action(self, phase: Phase, scale: float, from_host: bool) -> Action | None:
         if isinstance(phase, Compute):
             seconds = float(phase.seconds) * scale
             return Work(part=phase.part, seconds=seconds) if seconds > 0 else None
@@ -178,7 +187,9 @@ class _Writer:
             if not phase.blocks:
                 return None
             one = Round(int(phase.blocks), float(phase.seconds) * scale, float(phase.bytes) * scale)
-            return Rounds(part=phase.part, use=HOST_IN if "forward" in name else HOST_OUT, rounds=(one,))
+            return Rounds(part=phase.part, use=HOST_OUT if from_host else HOST_IN, rounds=(one,))
+        if isinstance(phase, Broadcasts):
+            raise AssertionError("the broadcasts of owners are priced, not played")
         use = self._use("main", "ring", "send")
         rounds = ring_rounds(phase, scale)
         if use is None:

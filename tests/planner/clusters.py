@@ -72,14 +72,22 @@ def layers(
         name=name,
         phases=phases,
         repeat=repeat,
-        gather_bytes=gather,
-        scatter_bytes=scatter,
-        replicate_bytes=replicate,
+        sharding=sharding(gather, scatter, replicate),
         offload_bytes=offload,
         host_s=host_s,
         host_hop_s=host_s / 8,
         overlap_cost=overlap_cost,
     )
+
+
+def sharding(gather: float = 0.0, scatter: float = 0.0, replicate: float = 0.0) -> tuple[Exchange, ...]:
+    """Concurrent with a segment, of so many bytes; what has none is left out."""
+    every = (
+        ("shard", "all_gather", gather),
+        ("shard", "reduce_scatter", scatter),
+        ("replicate", "all_reduce", replicate),
+    )
+    return tuple(Exchange(part="sharding", axis=axis, op=op, bytes=size) for axis, op, size in every if size)
 
 
 def step(*segments: Segment, microbatches: int = 1, **more: object) -> StepProgram:

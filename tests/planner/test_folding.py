@@ -16,7 +16,7 @@ from planner.simulator.flows import pattern
 from planner.simulator.folding import equitable
 from planner.simulator.simulation import play, prepare
 from planner.simulator.topology import Topology
-from tests.planner.clusters import DEGRADED, GB, PAIRS, PCIE, STAGED, cluster, layers, node, step
+from tests.planner.clusters import DEGRADED, GB, PAIRS, PCIE, STAGED, cluster, layers, node, sharding, step
 
 NODES = (
     node(4, 4),
@@ -142,12 +142,12 @@ def embeddings(shared: float, sent: float) -> Segment:
         Exchange(part="pipeline", axis="pipeline", op="send", bytes=sent),
         Exchange(part="gradients", axis="replicate", op="all_reduce", bytes=sent),
     )
-    return Segment(name="vision forward", phases=phases, repeat=2, gather_bytes=shared)
+    return Segment(name="vision forward", phases=phases, repeat=2, sharding=sharding(gather=shared))
 
 
 def loss(scatter: float) -> Segment:
     phases = (Compute(part="loss", seconds=2e-3),)
-    return Segment(name="head and loss", phases=phases, scatter_bytes=scatter, replicate_bytes=scatter / 8)
+    return Segment(name="head and loss", phases=phases, sharding=sharding(scatter=scatter, replicate=scatter / 8))
 
 
 UNEVEN = step(

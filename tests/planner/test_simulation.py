@@ -18,7 +18,7 @@ from cost_models.timing.cluster_costs import cluster_costs
 from cost_models.timing.paths import reached
 from planner.simulator.simulation import Simulation, play, simulate
 from planner.simulator.streams import ring_rounds
-from tests.planner.clusters import DEGRADED, GB, cluster, layers, node, step
+from tests.planner.clusters import DEGRADED, GB, cluster, layers, node, sharding, step
 from tests.planner.test_folding import cases
 
 
@@ -55,7 +55,7 @@ def test_one_nic_for_four_gpus_takes_four_times_as_long() -> None:
 
 def test_gather_over_nodes_uses_all_nics() -> None:
     """(P - 1)/P of 80 MB enters each node over 4 NICs; 7 steps of the mean hop's latency (6 inside, 2 across)."""
-    program = only(gather_bytes=80e6)
+    program = only(sharding=sharding(gather=80e6))
     found = play(program, cluster(node(), node()), Strategy(ring=8, shard=8))
     latency = 7 * (6 * 2e-6 + 2 * 6e-6) / 8
     assert found.step_s == pytest.approx(70e6 / 4 / 10e9 + latency, rel=1e-12)
@@ -94,7 +94,7 @@ def test_gather_shares_the_nic_with_the_ring() -> None:
     Both start together and get 5 GB/s: the hop's 10 MB are there after 2 ms (+ 6 us), and layer 2 can start.
     """
     ring = Ring(part="attention", pieces=2, first_s=1e-4, piece_s=1e-4, hop_bytes=10e6)
-    segments = tuple(Segment(name=name, phases=(ring,), gather_bytes=40e6) for name in ("first", "second"))
+    segments = tuple(Segment(name=name, phases=(ring,), sharding=sharding(gather=40e6)) for name in ("first", "second"))
     program = StepProgram(microbatch=segments, epilogue=(), microbatches=1)
     found = play(program, cluster(node(1, 1), node(1, 1)), Strategy(ring=2, shard=2))
     gather, hop = 20e6 / 10e9, 10e6 / 10e9
@@ -105,7 +105,9 @@ def test_gather_shares_the_nic_with_the_ring() -> None:
 
 
 def test_reductions_overlap_the_next_segment_and_are_waited_for_before_the_epilogue() -> None:
-    segment = Segment(name="layer", phases=(Compute(part="matmul", seconds=5e-3),), repeat=3, scatter_bytes=40e6)
+    segment = Segment(
+        name="layer", phases=(Compute(part="matmul", seconds=5e-3),), repeat=3, sharding=sharding(scatter=40e6)
+    )
     update = Segment(name="optimizer", phases=(Compute(part="optimizer", seconds=1e-3),))
     program = StepProgram(microbatch=(segment,), epilogue=(update,), microbatches=1)
     found = play(program, cluster(node(1, 1), node(1, 1)), Strategy(data=2, shard=2))
@@ -138,7 +140,11 @@ def test_each_hop_of_a_ring_is_launched() -> None:
 def test_what_the_sharding_stream_takes_from_a_segment() -> None:
     """A reduction of 2.006 ms runs beside the next of three layers; each second of it adds 0.5 s to them."""
     segment = Segment(
-        name="layer", phases=(Compute(part="matmul", seconds=5e-3),), repeat=3, scatter_bytes=40e6, overlap_cost=0.5
+        name="layer",
+        phases=(Compute(part="matmul", seconds=5e-3),),
+        repeat=3,
+        sharding=sharding(scatter=40e6),
+        overlap_cost=0.5,
     )
     found = play(
         StepProgram(microbatch=(segment,), epilogue=(), microbatches=1),
@@ -163,7 +169,7 @@ def test_an_all_reduce_over_two_nodes_is_the_tree_that_is_priced(layout: Strateg
     """Of 100 MB over the replicas of each shard: every group has cards of its own."""
     where = Cluster.load("dgx-a100", nodes=2)
     paths = cluster_costs(where).paths(layout)
-    found = play(only(replicate_bytes=100e6), where, layout, rates=reached(Wiring(where)))
+    found = play(only(sharding=sharding(replicate=100e6)), where, layout, rates=reached(Wiring(where)))
     assert found.step_s == pytest.approx(float(paths.exchange_s("replicate", "all_reduce", 100e6)), rel=0.15)
 
 
@@ -176,6 +182,20 @@ def test_a_tree_over_two_nodes_is_as_fast_as_its_switch_passes_bytes_on() -> Non
     program = only(Exchange(part="gradients", axis="replicate", op="all_reduce", bytes=16e9))
     found = play(program, where, Strategy(data=16, shard=1, zero=0), rates=reached(Wiring(where)))
     assert found.step_s == pytest.approx(16e9 / TREE_BYTES_PER_S, rel=1e-3)
+
+
+def test_the_last_microbatch_alone_sums_over_the_replicas() -> None:
+    """Six microbatches of three layers of 1 ms; the sums of the last follow one another, and two of its layers hide."""
+    layer = Segment(name="layer", phases=(Compute(part="matmul", seconds=1e-3),), repeat=3)
+    last = replace(layer, sharding=sharding(replicate=500e6))
+    update = Segment(name="optimizer", phases=(Compute(part="optimizer", seconds=1e-3),))
+    program = StepProgram(microbatch=(replace(layer, last=last),), epilogue=(update,), microbatches=6)
+    where, layout = cluster(node()), Strategy(data=4)
+    alone = play(only(sharding=sharding(replicate=500e6)), where, layout).step_s
+    assert alone > 1e-3
+    for folded in (True, False):
+        found = play(program, where, layout, fold=folded)
+        assert found.step_s == pytest.approx(16e-3 + 3 * alone + 1e-3, rel=1e-9)
 
 
 def test_slow_rank_makes_its_group_wait() -> None:

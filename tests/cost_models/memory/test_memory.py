@@ -25,6 +25,8 @@ LAYER = 64 * (64 * 2 + 32 * 2) + 3 * 64 * 128 + 2 * 64
 ROOT = 2 * 64 * 1000 + 64
 ROW = 40 * 1024
 CLUSTER = Cluster.load("dgx-h100", gpus=8)
+ZERO_1 = replace(OURS, zero_1_as_2=False)
+"""ZeRO-1 as Megatron has it: gradients reduced once a step."""
 
 
 def of(policy="none", chunk=128, tokens=1024, model=SMALL, **given):
@@ -148,7 +150,7 @@ def test_arrays_are_the_numbers_side_by_side():
 
 
 def test_an_offloaded_input_is_there_again_in_backward():
-    shape = Shape(Workload(SMALL, context_tokens=1024), Strategy(ulysses=2, shard=2, zero=1))
+    shape = Shape(Workload(SMALL, context_tokens=1024), Strategy(ulysses=2, shard=2, zero=1), ZERO_1)
     here, away = (LayerRange(recompute="full", offload=where, count=1) for where in ("none", "activations"))
     back = moments._layer_backward(shape, away).total - moments._layer_backward(shape, here).total
     assert back == TOKENS * 64 * 2  # kept here, it is among the activations

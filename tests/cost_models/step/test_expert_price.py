@@ -15,6 +15,7 @@ from cost_models import Cluster, InputError, LayerRange, Model, Strategy, Worklo
 from cost_models.batch import price_batch
 from cost_models.flops import executed_flops, model_flops
 from cost_models.models.experts import Experts
+from cost_models.step.habits import OURS
 from cost_models.strategy import rank_groups
 
 V2 = Model.load("deepseek-v2")
@@ -22,6 +23,8 @@ FOUR = replace(V2, layers=4, layer_kinds=("attention", "experts", "experts", "ex
 NODE = Cluster.load("dgx-b200", nodes=1)
 MIXTRAL = Model(name="mixtral-8x7b", layers=32, hidden=4096, ffn=14336, heads=32, kv_heads=8, head_dim=128,
                 vocab=32000, experts=Experts(count=8, chosen=2, ffn=14336))  # fmt: skip
+ZERO_1 = replace(OURS, zero_1_as_2=False)
+"""ZeRO-1 as Megatron has it: gradients reduced once a step."""
 
 
 def work(model=FOUR, batch=8):
@@ -46,27 +49,25 @@ def test_states_of_experts_are_divided_over_the_ranks_that_hold_them():
     experts = 160 * 3 * 5120 * 1536
     latent = 5120 * (1536 + 512 + 64) + 128 * (1536 * 192 + 512 * 256 + 128 * 5120) + 1536 + 512 + 2 * 5120
     dense = 4 * latent + 3 * 5120 * 12288 + 3 * (3 * 5120 * 3072 + 5120 * 160) + 2 * 102400 * 5120 + 5120
-    cost = price(NODE, work(), Strategy(data=8, shard=8, zero=1, expert=8))
+    cost = price(NODE, work(), Strategy(data=8, shard=8, zero=1, expert=8), framework=ZERO_1)
     held = 3 * experts / 8
     assert cost.memory["optimizer"] == pytest.approx(8 * (held + dense / 8), abs=8)
     assert cost.memory["gradients"] == pytest.approx(4 * (held + dense), abs=8)
     assert cost.memory["parameters"] == pytest.approx(4 * (held + dense / 8) + 2 * (held + dense), abs=8)
-    twice = price(NODE, work(), Strategy(data=8, shard=8, zero=1, expert=4))
+    twice = price(NODE, work(), Strategy(data=8, shard=8, zero=1, expert=4), framework=ZERO_1)
     assert twice.memory["optimizer"] == pytest.approx(8 * (2 * held / 2 + dense / 8), abs=8)
     assert twice.sent_bytes["expert_shard reduce_scatter"] == pytest.approx(1 / 2 * 4 * 2 * held)
 
 
 def test_pipeline_stages_are_told_apart():
     """Stage 0: dense, experts, embedding; stage 1: two layers of experts and the head, which holds most."""
-    cost = price(NODE, work(batch=32), Strategy(pipeline=2, data=4, shard=4, zero=1, expert=4, microbatches=8))
+    layout = Strategy(pipeline=2, data=4, shard=4, zero=1, expert=4, microbatches=8)
+    cost = price(NODE, work(batch=32), layout, framework=ZERO_1)
     experts, hidden = 160 * 3 * 5120 * 1536 // 4, 5120
     attention = V2.attention_params + V2.layer_small_params
     dense = 2 * (attention + 3 * hidden * 3072 + hidden * 160) + hidden * 102400 + hidden
     assert cost.memory["gradients"] == pytest.approx(4 * (2 * experts + dense), abs=8)
-    one, two = (
-        price(NODE, work(batch=4 * m), Strategy(pipeline=2, data=4, shard=4, zero=1, expert=4, microbatches=m))
-        for m in (1, 2)
-    )
+    one, two = (price(NODE, work(batch=4 * m), replace(layout, microbatches=m), framework=ZERO_1) for m in (1, 2))
     pace = two.step_s - one.step_s
     assert cost.step_s - one.step_s == pytest.approx(7 * pace, rel=0.02)  # replicas are summed once, not per microbatch
     assert one.seconds["pipeline"] < pace  # the other stage has a dense layer where this one has experts

@@ -68,15 +68,14 @@ def test_the_head_is_on_one_stage():
     assert large.seconds["pipeline"] == pytest.approx(small.seconds["pipeline"], rel=1e-6)
 
 
-def test_stages_are_counted_apart_and_never_exceed_the_bound():
+def test_stages_are_counted_apart():
     """The first stage holds all microbatches in flight and the embedding, the last one microbatch and the head."""
     big = replace(MODEL, vocab=128256)
     layout = Strategy(pipeline=4, microbatches=8, zero=0)
     work = Workload(big, context_tokens=8192, global_batch=8)
     device = NODE.runs[0].node.device
     shape, ranges = Shape(work, layout), layout.layer_ranges(32)
-    bound, apart = peak(shape, ranges, device), peak(shape, ranges, device, by_stage=True)
-    assert float(sum(apart.values())) < float(sum(bound.values()))
+    apart = peak(shape, ranges, device)
     weights = 8 * big.layer_params + big.embedding_params
     assert float(apart["gradients"]) == pytest.approx(4 * weights)
     assert float(apart["activations"]) == pytest.approx(4 * 8 * float(kept_bytes(shape, "none")) + ROTARY)

@@ -1,0 +1,137 @@
+"""What weights and gradients add to a segment: gathers before it and reductions after it, hidden by it or not.
+
+    ZeRO-3      every microbatch: weights gathered (again in backward), gradients reduce-scattered over `shard`
+    ZeRO-2      every microbatch: weights gathered once, gradients reduce-scattered
+    ZeRO-0, -1  once a step, in the last microbatch: gradients reduced, weights gathered
+    replicas    once a step, in the last microbatch: shards of gradients all-reduced over `replicate`
+
+A framework may leave its once-a-step reductions exposed, block on every weight, or let each tensor have one owner that
+updates and broadcasts it. Bytes of one rank; numbers or arrays over candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cost_models.either import pick, somewhere
+from cost_models.program import Axis, Broadcasts, Compute, Exchange, Op, Phase, Segment
+from cost_models.step.shape import Shape
+from cost_models.timing.host import PYTORCH_2024
+from cost_models.timing.kernels import Kernels
+from cost_models.workload import DTYPE_BYTES
+
+ROOT_TENSORS = 3
+"""Embedding, head and last norm."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Of one repeat of a segment, on one rank before sharding; `experts`: those spread over `expert` ranks."""
+
+    gathered: Any = 0.0  # before it
+    trained: Any = 0.0  # their gradients are reduced after it
+    gathered_experts: Any = 0.0
+    trained_experts: Any = 0.0
+
+
+def sharded(segment: Segment, shape: Shape, kernels: Kernels, weights: Weights, *, passes: int = 1) -> Segment:
+    """The segment with its gathers and reductions; a recomputed layer has two `passes` over its weights."""
+    framework, every = shape.habits, shape.degrees.zero >= 2
+    gathers, scatters, sums = _gathers(shape, weights), _scatters(shape, weights), _sums(shape, weights)
+    if framework.blocking_collectives and shape.degrees.zero == 3:
+        blocking = _blocking(segment, shape, kernels, gathers, scatters, passes)
+        return replace(segment, phases=(*blocking, *segment.phases))
+    plain = () if not somewhere(every) else (*gathers, *scatters)
+    plain = tuple(replace(one, bytes=pick(every, one.bytes, 0.0)) for one in plain)
+    once: tuple[Exchange, ...] = (*gathers, *scatters, *sums)
+    copies: tuple[Phase, ...] = ()
+    if framework.owned_tensors and not somewhere(every):
+        copies = _flattened(shape, kernels, weights)
+        once = (*gathers, *(replace(one, axis="gradient", op="all_reduce") for one in scatters))
+    segment = replace(segment, sharding=plain)
+    if not once or not (sums or somewhere(shape.degrees.zero < 2)):
+        return segment
+    if framework.reduction == "exposed":
+        return replace(segment, last=replace(segment, phases=(*segment.phases, *copies, *once)))
+    return replace(segment, last=replace(segment, phases=(*segment.phases, *copies), sharding=once))
+
+
+def _present(axis: Axis, op: Op, size: Any) -> tuple[Exchange, ...]:
+    return (Exchange(part="sharding", axis=axis, op=op, bytes=size),) if somewhere(size > 0) else ()
+
+
+def _gathers(shape: Shape, weights: Weights) -> tuple[Exchange, ...]:
+    width = 4 if shape.habits.gathered_fp32 else shape.width
+    return (
+        *_present("shard", "all_gather", weights.gathered * width),
+        *_present("expert_shard", "all_gather", weights.gathered_experts * width),
+    )
+
+
+def _scatters(shape: Shape, weights: Weights) -> tuple[Exchange, ...]:
+    width = DTYPE_BYTES[shape.workload.precision.reduce]
+    return (
+        *_present("shard", "reduce_scatter", weights.trained * width),
+        *_present("expert_shard", "reduce_scatter", weights.trained_experts * width),
+    )
+
+
+def _sums(shape: Shape, weights: Weights) -> tuple[Exchange, ...]:
+    """Over the replicas of each shard."""
+    width, degrees = DTYPE_BYTES[shape.workload.precision.reduce], shape.degrees
+    replicated = somewhere(degrees.replicate > 1)
+    found = _present("replicate", "all_reduce", weights.trained * width / degrees.shard) if replicated else ()
+    if not somewhere(weights.trained_experts > 0):
+        return found
+    return (*found, *_present("expert_replicate", "all_reduce", weights.trained_experts * width / degrees.expert_shard))
+
+
+def _blocking(
+    segment: Segment,
+    shape: Shape,
+    kernels: Kernels,
+    gathers: Iterable[Exchange],
+    scatters: Iterable[Exchange],
+    passes: int,
+) -> tuple[Phase, ...]:
+    """Each weight of a layer by a collective of its own, with nothing concurrent; gathers once for each pass.
+
+    As lists of tensors each collective goes through a flat buffer, read and written with eager operators per rank; the
+    buffer of a gather is cleared first.
+    """
+    framework = shape.habits
+    tensors = framework.blocking_collectives if segment.kind is not None else 1
+    host_s = framework.list_operators * int(shape.degrees.shard) * PYTORCH_2024.operator_s
+    phases: tuple[Phase, ...] = ()
+    for exchanges, count, touched in ((gathers, tensors * passes, 3), (scatters, tensors, 2)):
+        for one in exchanges:
+            size = one.bytes / tensors
+            flat_s = kernels.memory_bound_s(touched * size, 1) if framework.list_operators else 0.0
+            phases += (replace(one, bytes=size), Compute(part="sharding", seconds=flat_s + host_s)) * count
+    return phases
+
+
+def _flattened(shape: Shape, kernels: Kernels, weights: Weights) -> tuple[Phase, ...]:
+    """Gradients copied to a flat bucket, divided, and copied back."""
+    moved = weights.trained * shape.habits.reduce_copy_bytes
+    return (Compute(part="memory_bound", seconds=kernels.memory_bound_s(moved, 3)),) if moved else ()
+
+
+def broadcast_by_owners(segments: list[Segment], shape: Shape) -> tuple[list[Segment], tuple[Segment, ...]]:
+    """(segments without the gathers of their last microbatch, the owners' broadcasts of those weights after it).
+
+    Tensors are dealt out undivided (those of the layers, embedding, head and last norm), so no more ranks own any.
+    """
+    moved, found = 0.0, []
+    for segment in segments:
+        last = segment.last
+        if last is not None:
+            moved += sum(float(one.bytes * segment.repeat) for one in last.sharding if one.op == "all_gather")
+            kept = tuple(one for one in last.sharding if one.op != "all_gather")
+            segment = replace(segment, last=replace(last, sharding=kept))
+        found.append(segment)
+    owners = min(int(shape.degrees.shard), shape.habits.owned_tensors * shape.workload.model.layers + ROOT_TENSORS)
+    sending = Broadcasts(part="sharding", axis="shard", bytes=moved, owners=owners)
+    return found, (Segment(name="broadcasts of the owners", phases=(sending,)),)

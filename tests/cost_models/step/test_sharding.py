@@ -1,0 +1,89 @@
+"""What happens once a step and what in every microbatch, by the bytes that a rank sends, worked out by hand.
+
+Case: 8B weights, data 8 x 4 microbatches on 8 GPUs, bf16 weights, fp32 reductions.
+    ZeRO-3   gathers W twice and reduce-scatters 2 W in every microbatch (W in bf16 bytes; an fp32 gradient is 2 W)
+    ZeRO-1   gathers W and reduce-scatters 2 W once a step (Megatron); under FSDP2 it runs as ZeRO-2
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from cost_models import Cluster, Model, Strategy, Workload, price
+from cost_models.batch import price_batch
+from cost_models.pricing import fold, fold_segment
+from cost_models.program import Compute, Exchange, Segment, StepProgram
+from cost_models.step.habits import OURS
+from cost_models.timing.cluster_costs import cluster_costs
+
+NODE = Cluster.load("dgx-h100", nodes=1)
+NODES = Cluster.load("dgx-h100", nodes=2)
+MODEL = Model.load("llama-3-8b")
+WORK = Workload(MODEL, context_tokens=8192, global_batch=32)
+LAYOUT = Strategy(data=8, shard=8, microbatches=4)
+OF_MEGATRON = replace(OURS, zero_1_as_2=False)
+LAYERS, ROOT = 32 * MODEL.layer_params, MODEL.embedding_params + MODEL.head_params + MODEL.hidden
+
+
+@pytest.mark.parametrize(
+    ("zero", "framework", "gathers_of_layers", "gathers_of_root", "reductions"),
+    [(3, OURS, 8, 4, 4), (2, OURS, 4, 4, 4), (1, OURS, 4, 4, 4), (1, OF_MEGATRON, 1, 1, 1), (0, OURS, 1, 1, 1)],
+)
+def test_gathers_and_reductions_by_zero_stage(zero, framework, gathers_of_layers, gathers_of_root, reductions):
+    cost = price(NODE, WORK, replace(LAYOUT, zero=zero), framework=framework)
+    gathered = 2 * (gathers_of_layers * LAYERS + gathers_of_root * ROOT) * 7 / 8
+    assert cost.sent_bytes["shard all_gather"] == pytest.approx(gathered, rel=1e-12)
+    assert cost.sent_bytes["shard reduce_scatter"] == pytest.approx(4 * reductions * (LAYERS + ROOT) * 7 / 8, rel=1e-12)
+
+
+def test_zero_1_of_this_executor_is_zero_2():
+    """FSDP2 shards gradients as it reduces them: the same time, the same memory."""
+    one, two = (price(NODE, WORK, replace(LAYOUT, zero=zero)) for zero in (1, 2))
+    assert (one.seconds, one.memory) == (two.seconds, two.memory)
+    batch = price_batch(NODE, WORK, [replace(LAYOUT, zero=zero) for zero in (1, 2, 3)])
+    assert batch.step_s[0] == batch.step_s[1] == pytest.approx(one.step_s)
+
+
+@pytest.mark.parametrize("zero", [2, 3])
+def test_replicas_sum_their_shards_once_a_step(zero):
+    layout = Strategy(data=16, shard=8, zero=zero, microbatches=2)
+    sent = price(NODES, WORK, layout).sent_bytes["replicate all_reduce"]
+    assert sent == pytest.approx(2 * (1 / 2) * 4 * (LAYERS + ROOT) / 8, rel=1e-12)
+
+
+def test_only_the_last_microbatch_has_what_happens_once_a_step():
+    """3 x 2 s of work and a last one of 2 s that hides 2 of a reduction's seconds; a bubble of the first kind alone."""
+    paths = cluster_costs(NODE).paths(Strategy(data=8, shard=8))
+    reduction = Exchange(part="sharding", axis="shard", op="reduce_scatter", bytes=2e12)
+    work = Segment(name="layer", phases=(Compute(part="matmul", seconds=2.0),))
+    segment = replace(work, last=replace(work, sharding=(reduction,)))
+    program = StepProgram(microbatch=(segment,), epilogue=(), microbatches=4, pipeline=3, virtual=2)
+    alone = float(paths.exchange_s("shard", "reduce_scatter", 2e12))
+    folded = fold(program, paths)
+    assert alone > 2.0
+    assert folded.seconds["compute"] == 8.0
+    assert folded.seconds["sharding"] == pytest.approx(alone - 2.0)
+    assert folded.hidden_s["sharding"] == pytest.approx(2.0)
+    assert folded.seconds["pipeline"] == pytest.approx(2.0 * (3 - 1) / 2)
+    assert fold_segment(segment, paths).total_s == 2.0
+
+
+def test_arrays_of_zero_stages_are_the_single_prices():
+    layouts = [Strategy(data=16, shard=shard, zero=zero, microbatches=2) for shard, zero in ((8, 3), (16, 2), (1, 0))]
+    batch = price_batch(NODES, WORK, layouts)
+    alone = [price(NODES, WORK, layout).step_s for layout in layouts]
+    np.testing.assert_allclose(batch.step_s, alone, rtol=1e-12)
+
+
+def test_reductions_that_nothing_hides_are_all_exposed():
+    layout = replace(LAYOUT, zero=1)
+    exposed = price(NODE, WORK, layout, framework=replace(OF_MEGATRON, reduction="exposed", overlap_cost=0.0))
+    hidden = price(NODE, WORK, layout, framework=replace(OF_MEGATRON, overlap_cost=0.0))
+    paths = cluster_costs(NODE).paths(layout)
+    layer = paths.exchange_s("shard", "all_gather", 2 * MODEL.layer_params)
+    layer += paths.exchange_s("shard", "reduce_scatter", 4 * MODEL.layer_params)
+    root = paths.exchange_s("shard", "all_gather", 2 * ROOT) + paths.exchange_s("shard", "reduce_scatter", 4 * ROOT)
+    norm = paths.exchange_s("shard", "all_reduce", 4.0)
+    assert exposed.seconds["sharding"] == pytest.approx(32 * layer + root + norm, rel=1e-9)
+    assert hidden.seconds["sharding"] < exposed.seconds["sharding"]
