@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from typing import Any
 
 import click
 
 from cost_models.errors import InputError
 from planner import console, options
+from planner.reverse.command import asked_in_reverse
 from planner.what_if.command import what_if
 
 EXAMPLES = """\b
@@ -29,6 +31,9 @@ Examples:
   plan price --gpus 8 --strategy ulysses=8,recompute=full --longest
   plan simulate plan.json --trace trace.json
   plan what-if --gpus 256 --ctx 2M --vary inter_node_gb_per_s=12.5..100
+  plan --gpus 256 --longest
+  plan --finish '3T tokens in 30 days' --cluster dgx-h100,dgx-b200 --ctx 8K --batch 2048
+  plan --gpus 256 --ctx 2M --goodput --mtbf-hours 8
   plan clusters
   plan devices
 """
@@ -44,6 +49,7 @@ Examples:
 @click.option("--fix", metavar="NAME=VALUE,…", help="Pin choices: data, ring, ulysses, shard, zero, recompute, …")
 @click.option("--objective", default="time", show_default=True, metavar="time|memory|gpu-hours",
               help="What to minimise.")  # fmt: skip
+@asked_in_reverse
 @click.option("-o", "--output", metavar="FILE", help="Where to write the plan [default: plan.json; none with --json].")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON and nothing else.")
 @click.option("--explain", is_flag=True, help="Show every number as a sum of its parts, and where it comes from.")
@@ -69,10 +75,29 @@ def _plan(given: dict[str, Any]) -> None:
     output = given["output"] or (None if given["as_json"] else "plan.json")
     if output is not None:
         check_target(output, "-o")
-    asked = options.question(given)
+    from planner.reverse import command as reverse
+
+    if sum(bool(given[name]) for name in ("longest", "finish", "goodput")) > 1:
+        raise InputError("--longest, --finish and --goodput are three questions; ask one at a time")
+    if given["finish"]:
+        with _Progress() as progress:
+            reverse.finish(given, progress.show)
+        return
+    if given["longest"] and given["ctx"] is not None:
+        raise InputError("--ctx is what --longest asks for; leave it out")
+    asked = options.question(given, any_length=given["longest"])
+    if given["goodput"]:
+        with _Progress() as progress:
+            reverse.goodput(given, asked, progress.show)
+        return
     from planner.planning import plan
 
     with _Progress() as progress:
+        if given["longest"]:
+            from planner.reverse.longest import longest_context
+
+            progress.show("searching the longest row")
+            asked = replace(asked, workload=longest_context(asked.cluster, asked.workload, fixed, asked.profile))
         found = plan(
             asked.cluster, asked.workload, fixed=fixed, objective=given["objective"], profile=asked.profile,
             on_step=progress.show,
