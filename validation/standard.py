@@ -225,10 +225,12 @@ def workload_of(row: Row, model: Model, strategy: Strategy, framework: Framework
 
 
 def lora_rank_of(row: Row) -> int:
-    """Rank of the adapters that the row's remarks name; 0 without adapters, LORA_RANK where it is not said.
+    """Rank of the adapters from its column or the remarks; 0 without adapters, LORA_RANK where it is not said.
 
     They are taken to stand on every linear map, unless `lora_targets` names some.
     """
+    if row.cell("lora_rank"):
+        return row.count("lora_rank", least=0)
     rank = words.lora_rank(" ".join(row.cell(name) for name in ("other", "sharding", "notes")))
     return LORA_RANK if rank is None else rank
 

@@ -13,6 +13,8 @@ from itertools import combinations
 
 import numpy as np
 
+from validation.tables import percent, signed
+
 APART = 0.05
 """Pairs closer than this are ties: no order is asked for."""
 
@@ -43,6 +45,14 @@ class Errors:
             worst=float(size.max()),
             bias=float(np.median(errors)),
         )
+
+    def cells(self) -> tuple[str, str, str, str, str]:
+        """As tables show them: rows, median, 90th percentile, worst, bias."""
+        return str(self.rows), percent(self.median), percent(self.p90), percent(self.worst), signed(self.bias)
+
+    def centre(self) -> tuple[str, str]:
+        """Median and bias, as tables show them."""
+        return percent(self.median), signed(self.bias)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ differences, shown in per cent with their sign. Same input, same bytes.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,6 +56,18 @@ def show(cell: Cell, difference: bool = False) -> str:
     if difference:
         return f"{cell:+.1%}" if abs(cell) < 0.0995 else f"{cell:+.0%}"
     return f"{cell:.2f}" if cell < 9.995 else f"{cell:.1f}"
+
+
+def percent(share: float) -> str:
+    """
+    >>> percent(0.0312), signed(0.0312), percent(float("nan"))
+    ('3.1%', '+3.1%', '–')
+    """
+    return "–" if math.isnan(share) else f"{share:.1%}"
+
+
+def signed(share: float) -> str:
+    return "–" if math.isnan(share) else f"{share:+.1%}"
 
 
 def markdown(title: str, introduction: Sequence[str], tables: Sequence[Table]) -> str:
