@@ -8,6 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
+Number = float | NDArray[Any]
+"""A number, or one for each candidate."""
 
 
 def larger(left: Any, right: Any) -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 from cost_models.hardware.cluster import Cluster
 from cost_models.pricing import fold_segment
 from cost_models.program import Compute, Ring, Segment
-from cost_models.step import layer
+from cost_models.step.attention import attention_phases
 from cost_models.step.habits import Habits
 from cost_models.step.shape import Shape
 from cost_models.strategy import Strategy
@@ -125,7 +125,7 @@ class _Work:
 
     def blocks(self, grad: bool) -> tuple[Stage, ...]:
         """The ring's blocks, equal shares of its time; or the gathered keys and values, and one block."""
-        phases = layer.context(self.shape, self.kernels, part="attention", grad=grad, causal=self.call.causal)
+        phases = attention_phases(self.shape, self.kernels, part="attention", grad=grad, causal=self.call.causal)
         stages = []
         for phase in phases:
             device_s = float(fold_segment(Segment(name="attention", phases=(phase,)), self.paths).total_s)

@@ -18,10 +18,10 @@ from cost_models.program import Compute, Exchange, Phase, Segment, StepProgram
 from cost_models.step import layer, vision
 from cost_models.step.host_states import fetched_bytes, returned_bytes
 from cost_models.step.launches import layer_host_s
+from cost_models.step.operators import product_s, tensor_exchange
 from cost_models.step.shape import Shape
 from cost_models.step.sharding import Weights, broadcast_by_owners, sharded
 from cost_models.step.stages import Run, at_stage, is_mixed, runs
-from cost_models.step.work import matmul_s, tensor_exchange
 from cost_models.strategy import LayerRange
 from cost_models.timing.host import Host
 from cost_models.timing.kernels import Kernels
@@ -238,14 +238,16 @@ def _loss_s(shape: Shape, kernels: Kernels, vocab: Any) -> Any:
     chunk, weights = shape.degrees.loss_chunk_tokens, vocab * model.hidden
     tokens = shape.tokens if chunk is None else smaller(shape.tokens, chunk)
     product = kernels.gemm_s(tokens, vocab, model.hidden, dtype)
-    products = product + matmul_s(shape, kernels, tokens, vocab, model.hidden, True, dtype, shape.workload.trains_head)
+    trained = shape.workload.trains_head
+    products = product + product_s(shape, kernels, tokens, vocab, model.hidden, True, dtype, trained)
+    products = products + (2 if trained else 1) * shape.habits.gap_s
     if chunk is None:
         moved = WHOLE_LOSS_BYTES + 2 * width if shape.habits.loss_bytes is None else shape.habits.loss_bytes
         return products + kernels.memory_bound_s(tokens * vocab * moved, 8)
     softmax = kernels.memory_bound_s(tokens * vocab * (16 + 2 * width), 8)
-    summed = kernels.memory_bound_s(weights * (8 + width), 1) if shape.workload.trains_head and width < 4 else 0.0
+    summed = kernels.memory_bound_s(weights * (8 + width), 1) if trained and width < 4 else 0.0
     scaled = kernels.memory_bound_s(2 * shape.tokens * model.hidden * width, 1)
-    if shape.workload.trains_head:
+    if trained:
         scaled = scaled + kernels.memory_bound_s(weights * (4 + width), 2)
     return shape.tokens / tokens * (products + softmax + summed) + scaled
 

@@ -1,112 +1,141 @@
-"""The MLP of a dense layer, over all tokens of a rank at once or over slices of them.
+"""The MLP of a dense layer as operators, over all tokens of a rank at once or over slices of them.
 
-    whole   norm · gate and up · activation · down · residual; backward two products for each
-    tiled   forward: slice by slice, only the input is kept. Backward: each slice forward again (down too), then its
-            gradients; those of weights are added to what earlier slices gave (read, read, write, for each slice but
-            the first), those of the input to a tensor that was cleared (4 passes); results are joined (2 passes)
+    at once    norm · gate and up · activation · down · residual; backward two products for each
+    in slices  forward: slice by slice, only the input is kept. Backward: each slice forward again (down too), then its
+               gradients; those of weights are added to what earlier slices gave (read, read, write, for each slice
+               but the first), those of the input to a tensor that was cleared (4 passes); results are joined (2 passes)
 
-Tiled as DeepSpeed's TiledMLP (`deepspeed/runtime/sequence_parallel/ulysses_sp.py`; Arctic Long Sequence Training, arXiv
-2506.13996): under full recompute of the layer its forward pass runs three times, as its documentation says.
-Seconds. Left out: a last slice that is shorter (slices count as a fraction), sums of adapters' gradients.
+Slices as in DeepSpeed's TiledMLP (`deepspeed/runtime/sequence_parallel/ulysses_sp.py`; Arctic Long Sequence Training,
+arXiv 2506.13996): under full recompute of the layer its forward pass runs three times, as its documentation says.
+Bytes. Left out: a last slice that is shorter (slices count as a fraction), sums of adapters' gradients.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
-from cost_models.either import larger, smaller
-from cost_models.program import Compute, Phase
-from cost_models.step.adapters import linear_s
+from cost_models.either import Number, larger, pick, smaller, somewhere
+from cost_models.step.operators import (
+    Operator,
+    Table,
+    activation_passes,
+    elementwise,
+    inner_tensors,
+    maps,
+    norm,
+    residual,
+    tensor_operator,
+)
 from cost_models.step.shape import Shape
-from cost_models.step.work import elementwise, norm_bytes, residual_bytes, small_s, tensor_exchange
-from cost_models.timing.kernels import Kernels
 
 JOINED_PASSES, INPUT_GRADIENT_PASSES, SUM_PASSES = 2, 4, 3
 """Readings and writings of each value: slices joined; the input's gradient cleared, and added to (r, r, w); a weight's
 gradient added to (r, r, w)."""
+SLICE_FORWARD, SLICE_BACKWARD = 5, 19
+"""Operators that the host calls for each slice: gate, up, activation, product, down. Backward: the same again, twice as
+many gradients, three weights' gradients and the input's added up."""
 
 
-def mlp(shape: Shape, kernels: Kernels, part: str | None, grad: bool = False, down: bool = True) -> tuple[Phase, ...]:
-    """Norm, gate and up, activation, down projection, residual. Recompute needs all but the last product."""
-    if shape.degrees.mlp_chunk_tokens is not None:
-        return _tiled(shape, kernels, part, grad)
-    matmul = _products_s(shape, kernels, shape.tokens, grad, down)
-    moved = _outer_bytes(shape, grad) + _activation_bytes(shape, shape.tokens)
-    launches = _outer_launches(shape) + _activation_launches(shape)
-    moved_s = elementwise(shape, kernels, moved, launches, grad, part)
-    sums = tensor_exchange(shape, "reduce_scatter", grad) if down else ()
-    return (moved_s, *tensor_exchange(shape, "all_gather", grad), Compute(part=part or "matmul", seconds=matmul), *sums)
+def mlp_operators(sizes: Shape) -> Table:
+    """The second half of a decoder layer."""
+    if sizes.degrees.mlp_chunk_tokens is not None:
+        return _sliced(sizes)
+    return (
+        norm(sizes, "mlp norm", call="mlp"),
+        *tensor_operator(sizes, "up gather", "all_gather"),
+        *maps(sizes, "up", sizes.tokens),
+        replace(
+            _activation(sizes, sizes.tokens, call="mlp"),
+            kept=sizes.tokens * sizes.ffn * sizes.width * inner_tensors(sizes),
+        ),
+        *maps(sizes, "down", sizes.tokens),
+        *tensor_operator(sizes, "mlp scatter", "reduce_scatter"),
+        residual(sizes, "mlp sum", 0, call="mlp"),
+    )
 
 
-def mlp_again(shape: Shape, kernels: Kernels, normed: bool) -> tuple[Phase, ...]:
-    """What brings the inside back before its backward pass; slices do that themselves, from the `normed` input."""
-    if shape.degrees.mlp_chunk_tokens is None:
-        return mlp(shape, kernels, "recompute", down=False)
-    if normed:
-        return ()
-    return (elementwise(shape, kernels, _outer_bytes(shape), _outer_launches(shape), False, "recompute"),)
-
-
-def slice_tokens(shape: Shape) -> Any:
+def slice_tokens(sizes: Shape) -> Number:
     """Tokens of a rank that go through the MLP at one time."""
-    chunk = shape.degrees.mlp_chunk_tokens
-    return shape.tokens if chunk is None else smaller(shape.tokens, chunk)
+    chunk = sizes.degrees.mlp_chunk_tokens
+    return sizes.tokens if chunk is None else smaller(sizes.tokens, chunk)
 
 
-def _tiled(shape: Shape, kernels: Kernels, part: str | None, grad: bool) -> tuple[Phase, ...]:
-    tokens, hidden = slice_tokens(shape), shape.workload.model.hidden
-    slices, values = shape.tokens / tokens, shape.tokens * hidden * shape.width
-    inside = _activation_bytes(shape, tokens)
+def _activation(sizes: Shape, tokens: Number, call: str = "") -> Operator:
+    """Gate, activation and their product, and what an MLP holds while it runs or while its gradients are made.
 
-    def work(backward: bool, name: str | None) -> tuple[Phase, ...]:
-        moved_s = elementwise(shape, kernels, inside, _activation_launches(shape), backward, name).seconds
-        matmul = slices * _products_s(shape, kernels, tokens, backward, True)
-        joined = Compute(part=name or "memory_bound", seconds=slices * moved_s)
-        return (Compute(part=name or "matmul", seconds=matmul), joined)
-
-    outer = elementwise(shape, kernels, _outer_bytes(shape, grad), _outer_launches(shape), grad, part)
-    before, after = tensor_exchange(shape, "all_gather", grad), tensor_exchange(shape, "reduce_scatter", grad)
-    passes = INPUT_GRADIENT_PASSES if grad else JOINED_PASSES
-    added = small_s(shape, kernels, values * passes, 2 if grad else 1)
-    again: tuple[Phase, ...] = ()
-    if grad:
-        again = work(False, "recompute")
-        added = added + _sums_s(shape, kernels, slices)
-    joined = Compute(part=part or "memory_bound", seconds=added)
-    return (outer, *before, *again, *work(grad, part), joined, *after)
+    Backward: down's input goes, its gradient and those of gate and up come: 2 f (gated) per token.
+    """
+    fused, gated = sizes.habits.activation == "fused", sizes.workload.model.gated
+    inside = tokens * sizes.ffn * sizes.width
+    made = elementwise(sizes, "activation", inside * activation_passes(sizes), 2 if fused else 5, call=call)
+    weights = _weight_gradient_bytes(sizes)
+    matrices = 3 if gated else 2
+    return replace(
+        made,
+        working=inside * matrices,
+        working_back=larger(inside * (matrices - 1) + weights, _gathered_halves(sizes)),
+        freed=inside * inner_tensors(sizes) - matrices * weights,
+        host=2,
+        host_back=3,
+    )
 
 
-def _sums_s(shape: Shape, kernels: Kernels, slices: Any) -> Any:
+def _weight_gradient_bytes(sizes: Shape) -> Number:
+    """The gradient of one matrix of the MLP before its reduction."""
+    whole = sizes.gradient_bytes if sizes.workload.trains_weights else 0
+    return sizes.workload.model.hidden * sizes.ffn * whole
+
+
+def _gathered_halves(sizes: Shape) -> Number:
+    """Sequence-parallel tensor parallelism gathers whole tensors for its products: behind the MLP the gradient of its
+    output beside that of down's input, before it the input again and its gradient, when the inside is gone."""
+    model, width = sizes.workload.model, sizes.width
+    if not sizes.habits.sequence_parallel or not somewhere(sizes.degrees.tensor > 1):
+        return 0
+    hidden, inside = sizes.tokens * model.hidden * width, slice_tokens(sizes) * sizes.ffn * width
+    before = 2 * hidden + inside * ((2 if model.gated else 1) - inner_tensors(sizes))
+    return pick(sizes.degrees.tensor > 1, larger(hidden + inside, before), 0)
+
+
+def _sliced(sizes: Shape) -> Table:
+    """Norm and residual over all tokens, the inside over one slice after another.
+
+    Backward holds the slice's tensors, sums of all weights' gradients and the input's; nothing of it was kept.
+    """
+    tokens, matrices = slice_tokens(sizes), 3 if sizes.workload.model.gated else 2
+    slices, row = sizes.tokens / tokens, sizes.tokens * sizes.workload.model.hidden * sizes.width
+    first, last, weights = norm(sizes, "sliced norm"), residual(sizes, "sum", 0), _weight_gradient_bytes(sizes)
+    inside = _activation(sizes, tokens)
+    inside = replace(
+        inside,
+        working_back=inside.working_back + inside.freed + 2 * matrices * weights + row,
+        freed=-matrices * weights - row,
+    )
+    each = [*maps(sizes, "up", tokens), inside, *maps(sizes, "down", tokens)]
+    gap = sizes.habits.gap_s
+    return (
+        replace(
+            first, moved=first.moved + last.moved, moved_back=first.moved_back + last.moved_back,
+            kept=first.kept + last.kept,
+        ),
+        *tensor_operator(sizes, "slices", "all_gather"),
+        *(replace(one, name="slices", times=slices, reruns=True, host=0, host_back=0) for one in each),
+        Operator(name="slices", host=slices * SLICE_FORWARD, host_back=slices * SLICE_BACKWARD),
+        Operator(
+            name="join", moved=row * JOINED_PASSES, moved_back=row * INPUT_GRADIENT_PASSES, launches=1, launches_back=2,
+            idle_s=gap, idle_back_s=2 * gap, host=2, host_back=1,
+        ),
+        _weight_sums(sizes, slices, matrices),
+        *tensor_operator(sizes, "mlp scatter", "reduce_scatter"),
+    )  # fmt: skip
+
+
+def _weight_sums(sizes: Shape, slices: Number, matrices: int) -> Operator:
     """Adding a slice's weight gradients to those of the slices before, unless the product itself does that."""
-    if shape.habits.accumulator is not None or not shape.workload.trains_weights:
-        return 0.0 * slices
-    maps = 3 if shape.workload.model.gated else 2
-    weights = maps * shape.workload.model.hidden * shape.ffn
-    return larger(slices - 1, 0) * small_s(shape, kernels, weights * SUM_PASSES * shape.width, maps)
-
-
-def _products_s(shape: Shape, kernels: Kernels, tokens: Any, grad: bool, down: bool) -> Any:
-    maps = shape.linears["up"]
-    seconds = len(maps) * linear_s(shape, kernels, "up", *maps[0], grad, tokens)
-    if down:
-        hidden = shape.workload.model.hidden
-        seconds = seconds + linear_s(shape, kernels, "down", hidden, shape.ffn, grad, tokens)
-    return seconds
-
-
-def _activation_bytes(shape: Shape, tokens: Any) -> Any:
-    passes = (3 if shape.habits.activation == "fused" else 5) if shape.workload.model.gated else 2
-    return tokens * shape.ffn * shape.width * passes
-
-
-def _activation_launches(shape: Shape) -> int:
-    return 2 if shape.habits.activation == "fused" else 5
-
-
-def _outer_bytes(shape: Shape, grad: bool = False) -> Any:
-    """The norm before and the residual sum behind."""
-    return norm_bytes(shape, grad) + shape.outer_tokens * shape.workload.model.hidden * residual_bytes(shape)
-
-
-def _outer_launches(shape: Shape) -> int:
-    return 1 if shape.habits.norm == "fused" else 6
+    if sizes.habits.accumulator is not None or not sizes.workload.trains_weights:
+        return Operator(name="weight sums")
+    moved = matrices * sizes.workload.model.hidden * sizes.ffn * SUM_PASSES * sizes.width
+    return Operator(
+        name="weight sums", moved_back=moved, launches_back=matrices, times=larger(slices - 1, 0),
+        idle_back_s=matrices * sizes.habits.gap_s,
+    )  # fmt: skip

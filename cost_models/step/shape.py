@@ -9,7 +9,7 @@ is then an array of the same length. Tokens are rounded up as the executor pads 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -96,6 +96,7 @@ class Shape:
     kind: LayerKind | None = None  # the kind of layer that is looked at; none: the model's last, which most are
 
     stage: Stage | None = None  # none: every stage has an equal share of all layers
+    tables: dict[str, Any] = field(default_factory=dict, init=False, repr=False)  # built once: the layer's operators
 
     def __post_init__(self) -> None:
         if self.habits.zero_1_as_2 and somewhere(self.degrees.zero == 1):
@@ -169,6 +170,27 @@ class Shape:
     def width(self) -> int:
         """Bytes of an activation or gathered weight."""
         return DTYPE_BYTES[self.workload.precision.param]
+
+    @cached_property
+    def row_bytes(self) -> Any:
+        """A layer's input, or its result."""
+        return self.outer_tokens * self.workload.model.hidden * self.width
+
+    @cached_property
+    def _gradients_pass(self) -> Any:
+        """Whether a gradient is whole for a moment; elsewhere it is added up in the resident one at once (below ZeRO-2,
+        unless the host has them)."""
+        return self.degrees.zero >= (2 if self.degrees.offload_states == "none" else 0)
+
+    @cached_property
+    def gradient_bytes(self) -> Any:
+        """Bytes per weight of a gradient before its reduction."""
+        return pick(self._gradients_pass, self.width, 0)
+
+    @cached_property
+    def reduced_bytes(self) -> Any:
+        """Bytes per weight of the copy that is reduced."""
+        return pick(self._gradients_pass, DTYPE_BYTES[self.workload.precision.reduce], 0)
 
     @cached_property
     def q_width(self) -> Any:

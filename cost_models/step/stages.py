@@ -47,7 +47,7 @@ def runs(model: Model, ranges: tuple[LayerRange, ...], stages: Any) -> tuple[Run
         return tuple(Run(part, model.layer_kinds[0], part.count / stages) for part in ranges)
     start = model.layers - model.layers / stages
     found, before = [], 0.0
-    for piece in _pieces(model, ranges):
+    for piece in pieces(model, ranges):
         here = max(0.0, before + piece.count - max(before, start))
         found.append(Run(piece.part, piece.kind, here, piece.count - here))
         before += piece.count
@@ -57,7 +57,7 @@ def runs(model: Model, ranges: tuple[LayerRange, ...], stages: Any) -> tuple[Run
 def stage(model: Model, ranges: tuple[LayerRange, ...], stages: int, index: int) -> tuple[Piece, ...]:
     """The layers of one stage, first layer first."""
     share, found, before = model.layers / stages, [], 0.0
-    for piece in _pieces(model, ranges):
+    for piece in pieces(model, ranges):
         count = min(before + piece.count, (index + 1) * share) - max(before, index * share)
         if count > 0:
             found.append(replace(piece, count=count))
@@ -72,7 +72,7 @@ def at_stage(shape: Shape, ranges: tuple[LayerRange, ...], index: int) -> Shape:
     return replace(shape, stage=Stage(layers=layers, first=index == 0, last=index == stages - 1))
 
 
-def _pieces(model: Model, ranges: tuple[LayerRange, ...]) -> list[Piece]:
+def pieces(model: Model, ranges: tuple[LayerRange, ...]) -> list[Piece]:
     """Neighbours of one range and one kind, first layer first."""
     policies = [part for part in ranges for _ in range(part.count)]
     found: list[Piece] = []

@@ -6,7 +6,9 @@ from dataclasses import replace
 import pytest
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cost_models.step.launches import AGAIN, BACKWARD, FORWARD, GATHER_OPERATORS, REDUCE_OPERATORS
+from cost_models import Model, Strategy, Workload
+from cost_models.step.launches import GATHER_OPERATORS, REDUCE_OPERATORS, layer_calls
+from cost_models.step.shape import Shape
 from longvila.config import LongVilaConfig
 from tests.executor import sharded_step
 from tests.executor.sharded_step import Case, make_rows, make_sharding, with_own_frames
@@ -74,11 +76,13 @@ BASE = Case(dtype="float32", param="bfloat16", frames=((48,),))
 def test_calls_of_a_layer(ulysses, ring, policy):
     ranks = ulysses * ring
     forward, backward = run_ranks(_of_a_layer, ranks, replace(BASE, ulysses=ulysses, ring=ring), policy)[0]
-    again, hops = AGAIN[policy], ring - 1
-    expected = FORWARD.operators(ulysses, ring) + hops * FORWARD.hop + GATHER_OPERATORS
-    assert forward[0] == pytest.approx(expected, rel=0.05)
-    expected = BACKWARD.operators(ulysses, ring) + again.operators(ulysses, ring) + hops * (BACKWARD.hop + again.hop)
-    assert backward[0] == pytest.approx(expected + GATHER_OPERATORS + REDUCE_OPERATORS, rel=0.05)
+    hops = ring - 1
+    layout = Strategy(ulysses=ulysses, ring=ring, shard=ranks)
+    sizes = Shape(Workload(Model.load("longvila-tiny"), context_tokens=4096), layout)
+    forth, back = layer_calls(sizes), layer_calls(sizes, policy)
+    assert forward[0] == pytest.approx(forth.operators + hops * forth.hops + GATHER_OPERATORS, rel=0.05)
+    expected = back.operators + hops * back.hops + GATHER_OPERATORS + REDUCE_OPERATORS
+    assert backward[0] == pytest.approx(expected, rel=0.05)
     runs = 2 if policy == "full" else 1
     assert (forward[1], backward[1]) == (ring, ring * runs)
     exchanges, sends = 2 * (ulysses > 1), 2 * hops  # a hop sends and receives once; its gradients do too

@@ -10,6 +10,7 @@ from cost_models.hardware.placement import Placement
 from cost_models.pricing import fold_segment, over
 from cost_models.program import Compute, Exchange, Ring, Segment
 from cost_models.step import layer
+from cost_models.step.attention import attention_phases
 from cost_models.step.habits import OURS, Habits
 from cost_models.step.shape import Shape
 from cost_models.timing.cluster_costs import cluster_costs
@@ -63,7 +64,7 @@ def test_copies_and_merges_by_hand():
     assert found - bare == pytest.approx(A100.memory_bound_s(2 * 2 * moved, 2), rel=1e-9)
 
     shape = Shape(SMALL.workload, SMALL.strategy, YUNCHANG.habits)
-    ring = layer.ring(shape, A100, part="attention")
+    (ring,) = attention_phases(shape, A100, part="attention")
     values = 2 * 4096 * 8 * 32
     own = A100.attention_s(4096, 4096, 8, 8, 32, True, batch=2)
     half = A100.attention_s(4096, 2048, 8, 8, 32, False, batch=2)
@@ -72,7 +73,7 @@ def test_copies_and_merges_by_hand():
     assert ring.piece_s == pytest.approx(half + A100.memory_bound_s(values * 38, 4) + widened, rel=1e-9)
     assert ring.hop_bytes == 2 * 2048 * 1024 * 2
     assert ring.beside == 108 / (2 * 8 * 4096 / 128)  # one turn of an SM of those of all blocks
-    striped = layer.ring(
+    (striped,) = attention_phases(
         Shape(SMALL.workload, replace(SMALL.strategy, ring_kind="striped"), YUNCHANG.habits), A100, part="attention"
     )
     assert striped.piece_s == pytest.approx(own + A100.memory_bound_s(values * (38 + 8), 4) + widened, rel=1e-9)
@@ -132,7 +133,7 @@ def test_a_transfer_beside_computation():
 def ring_time(strategy: Strategy, cluster: Cluster, habits: Habits = OURS, grad: bool = False) -> float:
     work = Workload(attention(32, 8, 128), context_tokens=strategy.context * 4096)
     kernels = Kernels.of("h100-sxm-80gb")
-    phases = layer.context(Shape(work, strategy, habits), kernels, part="attention", grad=grad)
+    phases = attention_phases(Shape(work, strategy, habits), kernels, part="attention", grad=grad)
     paths = cluster_costs(cluster).paths(strategy, Placement.in_order(cluster, strategy.ranks))
     return float(fold_segment(Segment(name="attention", phases=phases), paths).total_s)
 
@@ -143,8 +144,8 @@ def test_late_hops_hide_behind_the_last_blocks_inside_a_node_only():
     late = Habits(late_hops=True)
     kernels = Kernels.of("h100-sxm-80gb")
     shares = [
-        layer.ring(Shape(Workload(attention(32, 8, 128), context_tokens=8 * tokens), Strategy(ring=8), late), kernels,
-                   part="attention").beside
+        attention_phases(Shape(Workload(attention(32, 8, 128), context_tokens=8 * tokens), Strategy(ring=8), late),
+                         kernels, part="attention")[0].beside
         for tokens in (128, 4096)
     ]  # fmt: skip
     assert shares == [1.0, 132 / 1024]
@@ -179,12 +180,12 @@ def test_double_ring_hides_the_network_behind_inner_rounds(grad):
 def test_gathered_keys_are_one_exchange_and_no_hops():
     strategy = Strategy(ring=4, ulysses=2, ring_kind="all_gather")
     shape = Shape(Workload(attention(32, 8, 128), context_tokens=2**16), strategy)
-    gathered, computed = layer.context(shape, Kernels.of("h100-sxm-80gb"), part="attention")
+    gathered, computed = attention_phases(shape, Kernels.of("h100-sxm-80gb"), part="attention")
     assert isinstance(gathered, Exchange) and isinstance(computed, Compute)
     assert (gathered.axis, gathered.op, gathered.bytes) == ("ring", "all_gather", 2 * 2**16 // 2 * 8 * 128 * 2)
-    backward = layer.context(shape, Kernels.of("h100-sxm-80gb"), part="attention", grad=True)
+    backward = attention_phases(shape, Kernels.of("h100-sxm-80gb"), part="attention", grad=True)
     assert [phase.op for phase in backward if isinstance(phase, Exchange)] == ["all_gather", "reduce_scatter"]
-    zigzag = layer.context(Shape(shape.workload, replace(strategy, ring_kind="zigzag")), A100, part="attention")
+    zigzag = attention_phases(Shape(shape.workload, replace(strategy, ring_kind="zigzag")), A100, part="attention")
     assert len(zigzag) == 1 and isinstance(zigzag[0], Ring)
 
 

@@ -12,7 +12,8 @@ from cost_models.memory.activations import kept_bytes
 from cost_models.program import Compute
 from cost_models.step.habits import Habits
 from cost_models.step.launches import layer_host_s
-from cost_models.step.mlp import mlp
+from cost_models.step.layer import phases
+from cost_models.step.mlp import mlp_operators
 from cost_models.step.shape import Shape
 from cost_models.timing.host import PYTORCH_2024
 from cost_models.timing.kernels import Kernels
@@ -22,6 +23,10 @@ MODEL, CLUSTER = Model.load("longvila-8b"), Cluster.load("dgx-h100", gpus=8)
 LONG = Workload(MODEL, context_tokens=2**20)
 LAYOUT = Strategy(ulysses=8, shard=8)
 TOKENS, FFN, HIDDEN = 2**17, MODEL.ffn, MODEL.hidden
+
+
+def mlp(sizes, kernels, grad=False):
+    return phases(sizes, kernels, mlp_operators(sizes), grad=grad)
 
 
 def tiled(chunk, policy="none", layout=LAYOUT):
@@ -59,12 +64,15 @@ def test_one_slice_runs_forward_once_more(gated):
     kernels = Kernels.of("h100-sxm-80gb")
 
     def products(here, grad, part):
-        return sum(one.seconds for one in mlp(here, kernels, None, grad) if one.part == part)
+        return sum(one.seconds for one in mlp(here, kernels, grad) if one.part == part)
 
     assert products(shape, False, "matmul") == products(plain, False, "matmul")
     assert products(shape, True, "matmul") == products(plain, True, "matmul")
-    again = [one.seconds for one in mlp(shape, kernels, None, True) if one.part == "recompute"]
-    assert again[0] == products(plain, False, "matmul") and len(again) == 2
+    again = [one.seconds for one in mlp(shape, kernels, True) if one.part == "recompute"]
+    model = shape.workload.model
+    inside = 2**17 * model.ffn * 2 * (5 if gated else 2)  # gate, its activation, up and product; GELU
+    forward = products(plain, False, "matmul") + kernels.memory_bound_s(inside, 5)
+    assert again == [pytest.approx(forward, rel=1e-12)]
 
 
 def test_slices_add_up_the_gradients_of_weights():
@@ -76,8 +84,8 @@ def test_slices_add_up_the_gradients_of_weights():
     sums = 7 * kernels.memory_bound_s(3 * HIDDEN * FFN * 3 * 2, 3)
 
     def joined(shape):
-        phases = mlp(shape, kernels, None, True)
-        return [one.seconds for one in phases if isinstance(one, Compute)][-1]
+        phases = mlp(shape, kernels, True)
+        return next(one.seconds for one in phases if isinstance(one, Compute))
 
     assert joined(many) == pytest.approx(sums + kernels.memory_bound_s(TOKENS * HIDDEN * 2 * 4, 2))
     assert joined(fused) == joined(frozen) == pytest.approx(kernels.memory_bound_s(TOKENS * HIDDEN * 2 * 4, 2))
@@ -115,7 +123,7 @@ def test_tensor_parallelism_exchanges_as_before():
     kernels = Kernels.of("h100-sxm-80gb")
     sliced, plain = (Shape(LONG, Strategy(tensor=4, ulysses=2, mlp_chunk_tokens=c)) for c in (4096, None))
     for grad in (False, True):
-        ops = [[one.op for one in mlp(s, kernels, None, grad) if not isinstance(one, Compute)] for s in (sliced, plain)]
+        ops = [[one.op for one in mlp(s, kernels, grad) if not isinstance(one, Compute)] for s in (sliced, plain)]
         assert sorted(ops[0]) == sorted(ops[1]) and len(ops[0]) == 2
 
 

@@ -1,0 +1,228 @@
+"""Attention of a decoder layer: the operators around it, and its kernels over a ring, gathered keys or chunks of a row.
+
+    norm · QKV · rotary · [all-to-all of heads] · attention · [all-to-all back] · out projection · residual
+
+Bytes of a rank (S tokens, b bytes, D head dim): the exchange of Q, K, V is S D b (H + 2 K'), that of the output S D b
+H; a ring hop is 2 S K' D b forward, and backward 2 S K' D b plus 2 S K' D b_grad for dKV (R - 1 hops each way).
+Packed documents attend to a fraction of a row. Units: seconds, bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from cost_models.either import Number, larger, pick, smaller
+from cost_models.program import Compute, Exchange, Phase, Ring
+from cost_models.step.chunked import chunk_working_bytes, chunked
+from cost_models.step.latent import latent_inputs
+from cost_models.step.operators import (
+    Operator,
+    Table,
+    attention_call_s,
+    attention_passes_s,
+    elementwise,
+    maps,
+    norm,
+    residual,
+    tensor_operator,
+)
+from cost_models.step.shape import Shape
+from cost_models.timing.kernels import QUERY_TILE, Kernels
+from cost_models.workload import DTYPE_BYTES
+
+ROTARY_PASSES = {"unfused": 8, "fused": 2, "none": 0}
+ROTARY_LAUNCHES = {"unfused": 10, "fused": 2, "none": 0}
+
+
+def attention_operators(sizes: Shape) -> Table:
+    """The first half of a decoder layer, with latent inputs where the model has them."""
+    model = sizes.workload.model
+    inputs = _inputs(sizes) if model.latent is None else latent_inputs(sizes, model.latent)
+    if sizes.degrees.attention_chunk_tokens is not None:  # the first norm's result waits in host memory
+        first = inputs[0]
+        inputs = (replace(first, kept=first.kept - sizes.row_bytes), *inputs[1:])
+    return (
+        *inputs,
+        *_core(sizes),
+        *maps(sizes, "out", sizes.tokens),
+        *tensor_operator(sizes, "out", "reduce_scatter"),
+        residual(sizes, "sum", 1),
+    )
+
+
+def _inputs(sizes: Shape) -> Table:
+    """Norm, the three projections, rotary."""
+    rotary = sizes.habits.rotary
+    turned = sizes.tokens * (sizes.q_width + sizes.kv_width) * ROTARY_PASSES[rotary] * sizes.width
+    return (
+        norm(sizes, "norm", call="inputs"),
+        *tensor_operator(sizes, "qkv", "all_gather"),
+        *maps(sizes, "qkv", sizes.tokens),
+        replace(elementwise(sizes, "rotary", turned, ROTARY_LAUNCHES[rotary], call="inputs"), host=10, host_back=18),
+    )
+
+
+def _core(sizes: Shape) -> Table:
+    """Both exchanges of heads, and attention between them."""
+    model, in_chunks = sizes.workload.model, sizes.degrees.attention_chunk_tokens is not None
+    lines = sizes.ring_tokens * sizes.rows
+    output, lse = lines * sizes.width * sizes.heads * model.v_dim, lines * sizes.heads * 4
+    inputs = lines * sizes.width * (sizes.heads * model.head_dim + sizes.kv_heads * (model.head_dim + model.v_dim))
+    sent_back = sizes.tokens * sizes.out_width * sizes.width
+    exchanged_back = pick(sizes.degrees.ulysses > 1, sent_back, 0)
+    return (
+        replace(
+            _exchanged(sizes, "heads", sizes.tokens * sizes.width * (sizes.q_width + sizes.sent_kv_width)),
+            kept=0 if in_chunks else inputs, host=3, host_back=3,
+        ),
+        Operator(
+            name="attention",
+            attends=True,
+            kept=sent_back if in_chunks else output + lse,
+            working=_working(sizes),
+            working_back=chunk_working_bytes(sizes) - 3 * sizes.row_bytes if in_chunks else _working_back(sizes),
+        ),
+        Operator(name="scores", kept=_scores(sizes)),
+        Operator(name="result", host=2, host_back=3),
+        replace(_exchanged(sizes, "heads back", sent_back), kept=0 if in_chunks else exchanged_back),
+    )  # fmt: skip
+
+
+def _exchanged(sizes: Shape, name: str, moved: Number) -> Operator:
+    """An all-to-all of `moved` bytes, with the copies that put it in the order of ranks and back in that of heads."""
+    copies, exchange = sizes.habits.exchange_copies, Exchange(
+        part="all_to_all", axis="ulysses", op="all_to_all", bytes=moved
+    )  # fmt: skip
+    return Operator(
+        name=name, moved=2 * moved * copies, moved_back=2 * moved * copies, launches=copies, launches_back=copies,
+        active=sizes.degrees.ulysses > 1, exchanges=(exchange,), exchanges_back=(exchange,),
+    )  # fmt: skip
+
+
+def _scores(sizes: Shape) -> Number:
+    """Without flash attention: the softmax, and with dropout its mask and result."""
+    if sizes.habits.attention != "unfused":
+        return 0
+    each = sizes.width + ((sizes.width + 1) if sizes.habits.dropout else 0)
+    return sizes.rows * sizes.heads * sizes.ring_tokens * sizes.ring_tokens * each
+
+
+def _working(sizes: Shape) -> Number:
+    """Without gradients: what is exchanged for queries and output, and two blocks of keys and values in a ring."""
+    lines, width = sizes.ring_tokens * sizes.rows, sizes.workload.model.head_dim + sizes.workload.model.v_dim
+    block = 2 * lines * sizes.kv_heads * width
+    return (lines * sizes.heads * width + pick(sizes.degrees.ring > 1, block, 0)) * sizes.width
+
+
+def _working_back(sizes: Shape) -> Number:
+    """Output, its exchange, dQ (fp32 in a ring), the kernel's dQ, dK, dV, the sums of dK and dV; and in a ring the next
+    block and two travelling sums."""
+    model, width, ring = sizes.workload.model, sizes.width, sizes.degrees.ring > 1
+    lines, wide = sizes.ring_tokens * sizes.rows, max(4, width)
+    queries = model.head_dim * (width + pick(ring, wide, width)) + model.v_dim * 2 * width
+    travelling = 2 * wide + 2 * DTYPE_BYTES[sizes.degrees.grad_ring_dtype] + width
+    kv = lines * sizes.kv_heads * (model.head_dim + model.v_dim)
+    return lines * sizes.heads * queries + kv * (width + pick(ring, travelling, 2 * width))
+
+
+def attention_phases(
+    sizes: Shape, kernels: Kernels, *, part: str, grad: bool = False, causal: bool = True
+) -> tuple[Phase, ...]:
+    """Attention of one rank over all keys: its ring, its chunks, or (all_gather) all KV first, gradients scattered."""
+    if sizes.degrees.attention_chunk_tokens is not None:
+        return chunked(sizes, kernels, part, grad, causal)
+    if sizes.degrees.ring_kind != "all_gather":
+        return (_ring(sizes, kernels, part, grad, causal),)
+    held = sizes.tokens * sizes.sent_kv_width * sizes.degrees.ring * sizes.width
+    gathered = Exchange(part="ring", axis="ring", op="all_gather", bytes=held)
+    scattered = (Exchange(part="ring", axis="ring", op="reduce_scatter", bytes=held),) if grad else ()
+    return (gathered, _gathered(sizes, kernels, part, grad, causal), *scattered)
+
+
+def _ring(sizes: Shape, kernels: Kernels, part: str, grad: bool, causal: bool) -> Ring:
+    """A rank's own block (causal), then one block for each hop.
+
+    zigzag, double and striped: every block is half masked, all ranks alike. contiguous: the last rank computes whole
+    blocks. Without a causal mask all blocks are whole. Widening the result, once, is spread over the hops: where there
+    are none, nothing is widened (and a bound that takes fewer hops stays below).
+    """
+    degrees, tokens, kind = sizes.degrees, sizes.ring_tokens, sizes.degrees.ring_kind
+    if sizes.habits.attention == "unfused":
+        return _unfused(sizes, kernels, part, grad)
+    first = attention_call_s(sizes, kernels, tokens, tokens, grad, causal)
+    if kind == "striped":
+        piece = first
+    elif kind == "contiguous" or not causal:
+        piece = attention_call_s(sizes, kernels, tokens, tokens, grad, False)
+    else:
+        piece = attention_call_s(sizes, kernels, tokens, larger(tokens // 2, 1), grad, False)
+    widened: Number = 0.0
+    if sizes.habits.widen_bytes:
+        widened = attention_passes_s(sizes, kernels, tokens, grad, sizes.habits.widen_bytes, 2)
+    kv = sizes.tokens * sizes.sent_kv_width
+    return Ring(
+        part=part,
+        pieces=degrees.ring,
+        first_s=first,
+        piece_s=piece + _merge_s(sizes, kernels, grad) + widened / larger(degrees.ring - 1, 1),
+        hop_bytes=kv * sizes.width,
+        gradient_bytes=kv * DTYPE_BYTES[degrees.grad_ring_dtype] if grad else 0.0 * kv,
+        beside=_last_blocks(sizes, kernels) if sizes.habits.late_hops else 1.0,
+        double=kind == "double",
+    )
+
+
+def _last_blocks(sizes: Shape, kernels: Kernels) -> Number:
+    """Share of an attention kernel's time after its last thread block has started: one turn of all turns of an SM.
+
+    NCCL's kernel needs a whole SM for each channel (its authors: its blocks share an SM with no other kernel,
+    NVIDIA/nccl issue 689), 32 of them inside an NVSwitch domain ("32 p2p channels per peer" in its log on 8 A100 or
+    H100). On a stream of the usual priority it waits for an event of the computing stream, whose next kernel follows
+    at once and refills every SM until it has no block left; only then does NCCL's get in (NVIDIA/nccl issue 1431
+    reports it). Between nodes and over PCIe a peer has 2 channels, and hops are seen to hide behind whole blocks.
+    """
+    if kernels.device.sms is None:
+        return 1.0
+    blocks = sizes.rows * sizes.heads * (sizes.ring_tokens / QUERY_TILE)
+    return smaller(kernels.device.sms / larger(blocks, 1), 1.0)
+
+
+def _gathered(sizes: Shape, kernels: Kernels, part: str, grad: bool, causal: bool) -> Compute:
+    """All keys are here: each zigzag half of the queries against its prefix, all ranks alike; no merge."""
+    half, keys = larger(sizes.ring_tokens // 2, 1), sizes.ring_tokens * sizes.degrees.ring
+    if causal:
+        seconds = sum(attention_call_s(sizes, kernels, half, seen, grad, True) for seen in (half, keys))
+    else:
+        seconds = attention_call_s(sizes, kernels, sizes.ring_tokens, keys, grad, False)
+    habits = sizes.habits
+    if each := habits.gathered_gradient_bytes if grad else habits.gathered_bytes:
+        model = sizes.workload.model
+        held = keys * sizes.rows * sizes.kv_heads * (model.head_dim + model.v_dim)
+        seconds = seconds + kernels.memory_bound_s(held * each, 8)
+    return Compute(part=part, seconds=seconds)
+
+
+def _merge_s(sizes: Shape, kernels: Kernels, grad: bool) -> Number:
+    """Blending one hop's block into the running output, or adding its gradients to the running sums."""
+    habits, tokens = sizes.habits, sizes.ring_tokens
+    if grad:
+        return attention_passes_s(sizes, kernels, tokens, grad, habits.merge_gradient_bytes, 3)
+    sliced = habits.slice_bytes if sizes.degrees.ring_kind == "striped" else 0
+    return attention_passes_s(sizes, kernels, tokens, grad, habits.merge_bytes + sliced, 4)
+
+
+def _unfused(sizes: Shape, kernels: Kernels, part: str, grad: bool) -> Ring:
+    """Attention as Megatron had it before flash attention: batched products, and all scores in memory.
+
+    Per score: scale, mask and softmax in one kernel read and write b bytes (backward reads two and writes one);
+    dropout reads and writes as much again and a mask of one byte. No FLOP is saved by causality.
+    """
+    model, tokens = sizes.workload.model, sizes.ring_tokens
+    lines, dtype = tokens * sizes.rows * sizes.heads, sizes.workload.precision.param
+    products = kernels.gemm_s(lines, tokens, model.head_dim, dtype) + kernels.gemm_s(
+        lines, model.head_dim, tokens, dtype
+    )
+    passes = (3 if grad else 2) * sizes.width + ((2 * sizes.width + 1) if sizes.habits.dropout else 0)
+    softmax = kernels.memory_bound_s(lines * tokens * passes, 2)
+    seconds = products * (2 if grad else 1) + softmax
+    return Ring(part=part, pieces=sizes.degrees.ring, first_s=seconds, piece_s=seconds, hop_bytes=0.0 * lines)

@@ -1,0 +1,142 @@
+"""A mixture of experts in the place of a layer's MLP, as operators.
+
+    norm · router · permute · [all-to-all] · sort · grouped up products · activation · grouped down products
+         · sort back · [all-to-all] · unpermute · shared experts · residual
+
+T tokens of a rank make T x chosen copies. Routing is balanced: as many copies come back from the `expert` ranks as were
+sent, and a rank's experts get equally many. With expert = 1 nothing is sent and the experts' width is cut by `tensor`.
+A permute moves whole rows of `hidden` by index, at PERMUTE_SLOWDOWN of a stream. Bytes per copy: permute reads T rows
+and writes the copies; each sort reads and writes them; the exchange carries hidden x b each way, forward and backward.
+
+Left out: imbalance, dropped tokens, hiding the exchange behind the shared experts, host synchronisation on counts; the
+host's calls are counted as a dense layer's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from cost_models.either import Number, larger, pick, somewhere
+from cost_models.models.experts import Experts
+from cost_models.program import Exchange
+from cost_models.step.operators import (
+    HOST_CALLS,
+    Operator,
+    Table,
+    activation_passes,
+    elementwise,
+    inner_tensors,
+    moves,
+    multiplies,
+    norm,
+    residual,
+    tensor_operator,
+)
+from cost_models.step.shape import Shape
+
+PERMUTE_SLOWDOWN = 1.32
+"""Rows moved by index against a stream: 0.666 / 0.506 of bandwidth (SimuMax's fit on B200: default, permute)."""
+ROUTER_BYTES = 40
+"""Per token and expert: softmax, choice, scatter to a map and the balancing loss in fp32, about ten passes."""
+ROUTER_LAUNCHES = 20
+"""Small kernels of a router: softmax, top-k, masks, scatter, counts, cumulative sums, balancing loss."""
+
+
+def expert_operators(sizes: Shape, experts: Experts) -> Table:
+    """The second half of a layer whose MLP is a mixture of experts."""
+    hidden, routed, one_rank = sizes.workload.model.hidden, _routed_tokens(sizes), sizes.degrees.expert == 1
+    copies = routed * experts.chosen
+    permuted = (routed + copies) * hidden * sizes.width * PERMUTE_SLOWDOWN
+    # copies that come from several ranks are sorted by expert; from one they are sorted already
+    sorted_bytes = 2 * copies * hidden * sizes.width * PERMUTE_SLOWDOWN * pick(one_rank, 0, 1)
+    return (
+        norm(sizes, "mlp norm", call="mlp"),
+        _router(sizes, experts, routed),
+        moves(sizes, "permute", permuted, 2),
+        *_exchange(sizes, "dispatch", copies * hidden * sizes.width),
+        moves(sizes, "dispatch", sorted_bytes, 1),
+        *_grouped(sizes, experts, copies),
+        moves(sizes, "combine", sorted_bytes, 1),
+        *_exchange(sizes, "combine", copies * hidden * sizes.width),
+        moves(sizes, "combine", permuted, 2),
+        *_shared(sizes, experts),
+        residual(sizes, "mlp sum", 1, call="mlp"),
+    )
+
+
+def _router(sizes: Shape, experts: Experts, tokens: Number) -> Operator:
+    scores = multiplies(sizes, "router", (tokens, experts.count, sizes.workload.model.hidden))
+    small = moves(sizes, "router", tokens * experts.count * ROUTER_BYTES, ROUTER_LAUNCHES)
+    return replace(
+        small, products=scores.products, idle_s=small.idle_s + scores.idle_s,
+        idle_back_s=small.idle_back_s + scores.idle_back_s,
+    )  # fmt: skip
+
+
+def _grouped(sizes: Shape, experts: Experts, copies: Number) -> Table:
+    """Products of one rank's experts in grouped calls, each expert with its share of the copies.
+
+    The widest moment, forward and backward: copies before and after their sort, or one product with its gradient.
+    """
+    model, ranks = sizes.workload.model, sizes.degrees.expert
+    own, ffn = experts.count // ranks, experts.ffn // pick(ranks == 1, sizes.degrees.tensor, 1)
+    ups = 2 if model.gated else 1
+    up = (ups * ffn, model.hidden, 1) if sizes.habits.joined_products else (ffn, model.hidden, ups)
+    inside = copies * ffn * sizes.width
+    widest = copies * larger(2 * model.hidden, 3 * ffn) * sizes.width
+    kept = _kept_bytes(sizes, experts, ffn)
+    products = (multiplies(sizes, "up", (copies / own, *up), groups=own),
+                multiplies(sizes, "down", (copies / own, model.hidden, ffn), groups=own))  # fmt: skip
+    calls = (HOST_CALLS["up"], HOST_CALLS["down"])
+    first, last = (replace(p, host=h, host_back=b) for p, (h, b) in zip(products, calls, strict=True))
+    return (
+        first,
+        replace(
+            elementwise(sizes, "activation", inside * activation_passes(sizes), 2),
+            kept=kept, working=widest, working_back=widest, freed=kept, host=2, host_back=3,
+        ),
+        last,
+    )  # fmt: skip
+
+
+def _kept_bytes(sizes: Shape, experts: Experts, ffn: Number) -> Number:
+    """Rows as the experts got them, their two products, the shared experts', the routing (fp32 scores, a map, indices).
+
+    The weights of the choice are applied between the two products, so that nothing else is kept per copy.
+    """
+    routed, inner, width = _routed_tokens(sizes), inner_tensors(sizes), sizes.width
+    copies = routed * experts.chosen
+    shared = sizes.tokens * experts.shared_ffn // sizes.degrees.tensor * inner * width
+    routing = routed * experts.count * (4 + 1) + copies * 8
+    return copies * (sizes.workload.model.hidden + ffn * inner) * width + shared + routing
+
+
+def _routed_tokens(sizes: Shape) -> Number:
+    """Tokens that one rank sends to experts: with expert parallelism its own share, else all of the tensor group."""
+    return pick(sizes.degrees.expert == 1, sizes.tokens, sizes.outer_tokens)
+
+
+def _exchange(sizes: Shape, name: str, moved: Number) -> Table:
+    if not somewhere(sizes.degrees.expert > 1):
+        return ()
+    exchange = (Exchange(part="experts", axis="expert", op="all_to_all", bytes=moved),)
+    return (Operator(name=name, exchanges=exchange, exchanges_back=exchange),)
+
+
+def _shared(sizes: Shape, experts: Experts) -> Table:
+    """The experts that every token visits: a dense MLP, cut by `tensor`."""
+    gathered = tensor_operator(sizes, "shared up", "all_gather")
+    summed = tensor_operator(sizes, "shared down", "reduce_scatter")
+    if not experts.shared_ffn:
+        return (*gathered, *summed) if not somewhere(sizes.degrees.expert > 1) else ()
+    model, ffn, tokens = sizes.workload.model, experts.shared_ffn // sizes.degrees.tensor, sizes.tokens
+    ups = 2 if model.gated else 1
+    up = (ups * ffn, model.hidden, 1) if sizes.habits.joined_products else (ffn, model.hidden, ups)
+    moved = (tokens * ffn * activation_passes(sizes) + 3 * sizes.outer_tokens * model.hidden) * sizes.width
+    return (
+        *gathered,
+        multiplies(sizes, "shared up", (tokens, *up)),
+        elementwise(sizes, "shared up", moved, 3),
+        multiplies(sizes, "shared down", (tokens, model.hidden, ffn)),
+        *summed,
+    )

@@ -1,0 +1,49 @@
+"""The inputs of multi-head latent attention as operators.
+
+    norm · down products (q_rank; kv_rank + rope) · two norms · [gather of what they gave] · up products per head
+         · rotary on the rope parts · queries and keys put together
+
+The down products are the same for all heads: every tensor rank computes them for its own tokens, and what is gathered
+is their narrow result. Bytes per token and head (fused rotary): queries r w rope in place; keys and values read
+nope + v, write nope + rope + v. Unfused: rotary in 8 passes over the rope parts, and copies of q, k and v. Kept beside
+queries, keys and values: both compressions, as they were and normalised. The host's calls are counted as a dense
+layer's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from cost_models.models.latent import Latent
+from cost_models.step.operators import Table, elementwise, moves, multiplies, norm, tensor_operator
+from cost_models.step.shape import Shape
+
+
+def latent_inputs(sizes: Shape, latent: Latent) -> Table:
+    model, heads = sizes.workload.model, sizes.workload.model.heads // sizes.degrees.tensor
+    outer, tokens, narrow = sizes.outer_tokens, sizes.tokens, latent.kv_rank + latent.rope_dim
+    down = [(outer, narrow, model.hidden)] + ([(outer, latent.q_rank, model.hidden)] if latent.q_rank else [])
+    up = (
+        (tokens, heads * latent.qk_dim, latent.q_rank or model.hidden),
+        (tokens, heads * (latent.nope_dim + latent.v_dim), latent.kv_rank),
+    )
+    first = norm(sizes, "norm")
+    small, launches = first.moved * latent.norm_params / model.hidden, 1 if sizes.habits.norm == "fused" else 6
+    made = tokens * heads * _made_columns(sizes, latent) * sizes.width
+    return (
+        replace(first, moved_back=2 * first.moved),
+        multiplies(sizes, "compress", *down),
+        replace(
+            elementwise(sizes, "latent norms", small, 2 * launches), kept=2 * tokens * latent.norm_params * sizes.width
+        ),
+        *tensor_operator(sizes, "qkv", "all_gather", (latent.q_rank or model.hidden) + narrow),
+        replace(multiplies(sizes, "qkv", *up), host=13, host_back=26),
+        moves(sizes, "rotary", made, 2 if sizes.habits.rotary == "fused" else 19),
+    )
+
+
+def _made_columns(sizes: Shape, latent: Latent) -> int:
+    """Columns per head that are read or written between the products and attention (as many for the gradients)."""
+    if sizes.habits.rotary == "fused":
+        return 2 * latent.rope_dim + 2 * (latent.nope_dim + latent.v_dim) + latent.rope_dim
+    return 2 * 8 * latent.rope_dim + 2 * (2 * latent.qk_dim + latent.v_dim)

@@ -1,0 +1,289 @@
+"""A decoder layer as an ordered table of operators: each fact about an operator of a layer stands here once.
+
+    seconds    products, memory-bound passes, exchanges: the phases of the step program   (`layer.phases`)
+    kept       bytes from the forward to the backward pass                                (`kept_bytes`)
+    peak       bytes alive for a moment, forward or while gradients are made              (`peak_bytes`)
+    FLOP       of the products                                                            (`product_flops`)
+    host       operators that the host calls                                              (`launches`)
+
+`attention`, `latent`, `mlp` and `experts` build the table of a rank; `recompute` says which operators a policy does not
+keep and which run again. An adapter, slices or a framework's kernels change a table, not the folds. Units: bytes,
+seconds. A number may be an array with one entry for each candidate. Left out: views and what the allocator does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+from cost_models.either import Number, larger, somewhere
+from cost_models.program import Exchange, Op
+from cost_models.step.habits import FA1_SLOWDOWN, OVERLAP_COST
+from cost_models.step.shape import Shape
+from cost_models.timing.kernels import Kernels
+from cost_models.workload import LoraTarget
+
+
+class Product(NamedTuple):
+    """`equal` products of (rows x inside) by (inside x out), each of `groups` such products in one grouped call."""
+
+    rows: Number
+    out: Number
+    inside: Number
+    trained: bool  # whether its weight has a gradient
+    groups: Number = 1
+    equal: int = 1  # how many such products
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operator:
+    """A step of a layer's forward pass; fields that end in `_back` are of its backward pass."""
+
+    name: str
+    products: tuple[Product, ...] = ()
+    moved: Number = 0  # bytes that memory-bound kernels read and write
+    moved_back: Number = 0
+    launches: Number = 0  # memory-bound kernels
+    launches_back: Number = 0
+    call: str = ""  # operators of one call are timed as one memory-bound call; empty means a call of its own
+    idle_s: float = 0.0  # seconds in which the device waits beside eager operators
+    idle_back_s: float = 0.0
+    exchanges: tuple[Exchange, ...] = ()
+    exchanges_back: tuple[Exchange, ...] = ()
+    attends: bool = False  # the attention of the rank's ring
+    times: Number = 1  # how often products and memory-bound work run, one slice of the tokens each time
+    reruns: bool = False  # its backward pass runs it forward first, whatever the policy
+    active: Number | bool = True  # where its memory-bound work runs at all
+    kept: Number = 0  # bytes
+    working: Number = 0  # bytes alive while it runs without gradients
+    working_back: Number = 0  # bytes alive while its gradients are made, beside the layer's tensors
+    freed: Number = 0  # bytes of the layer's tensors that are gone after that
+    host: Number = 0  # operators that the host calls
+    host_back: Number = 0
+
+
+Table = tuple[Operator, ...]
+HOST_CALLS: dict[LoraTarget, tuple[int, int]] = {"qkv": (3, 8), "out": (1, 2), "up": (2, 5), "down": (1, 2)}
+"""Forward, and backward: two products for each weight and the sum of the gradients of an input that several share."""
+
+
+def elementwise(
+    sizes: Shape, name: str, moved: Number, launches: int, *, back: Number | None = None, call: str = ""
+) -> Operator:
+    """Memory-bound work whose backward pass reads the saved input as well as the gradient: twice the traffic.
+
+    `back`: half the backward pass's bytes, where they are not those of the forward pass.
+    """
+    gap = sizes.habits.gap_s
+    return Operator(
+        name=name, moved=moved, moved_back=2 * (moved if back is None else back), launches=launches,
+        launches_back=2 * launches, idle_s=launches * gap, idle_back_s=2 * launches * gap, call=call,
+    )  # fmt: skip
+
+
+def moves(sizes: Shape, name: str, moved: Number, launches: int) -> Operator:
+    """Memory-bound work whose gradients move as many bytes."""
+    gap = launches * sizes.habits.gap_s
+    return Operator(
+        name=name, moved=moved, moved_back=moved, launches=launches, launches_back=launches, idle_s=gap, idle_back_s=gap
+    )
+
+
+def multiplies(sizes: Shape, name: str, *shapes: tuple[Number, ...], groups: Number = 1, calls: int = 1) -> Operator:
+    """Products of the language model's weights; `shapes`: (rows, out, inside) and how many of them."""
+    trained = sizes.workload.trains_weights
+    products = tuple(
+        Product(rows, out, inside, trained, groups, int(count[0]) if count else 1)
+        for rows, out, inside, *count in shapes
+    )
+    idle = sum(one.equal for one in products) * sizes.habits.gap_s
+    return Operator(name=name, products=products, idle_s=idle, idle_back_s=idle * (2 if trained else 1))
+
+
+def maps(sizes: Shape, target: LoraTarget, rows: Number) -> Table:
+    """A dense layer's linear maps of one kind, each followed by its low-rank adapter (LoRA, arXiv 2106.09685).
+
+        y = W x + B (A x)        W: out x in, frozen        A: rank x in, B: out x rank, trained
+
+    An adapter's passes over memory: forward B's result is scaled (r w) and added (r r w); backward its gradient is
+    scaled (r w) and A's is added to the input's (r r w). It keeps A's result, unless the tokens go in slices. With
+    tensor parallelism A or B is cut as its weight is. Left out: dropout before A, adapters on experts.
+    """
+    work, shapes = sizes.workload, sizes.linears[target]
+    counted = {shape: shapes.count(shape) for shape in shapes}
+    own = multiplies(sizes, target, *((rows, *shape, count) for shape, count in counted.items()))
+    host, host_back = HOST_CALLS[target]
+    table = [replace(own, host=host, host_back=host_back)]
+    if not work.lora_rank or target not in work.lora_targets:
+        return tuple(table)
+    rank, sliced = work.lora_rank, sizes.degrees.mlp_chunk_tokens is not None and target in ("up", "down")
+    for out, inside in shapes:
+        thin, wide = Product(rows, rank, inside, True), Product(rows, out, rank, True)
+        gap = 2 * sizes.habits.gap_s
+        table.append(
+            Operator(
+                name=target, products=(thin, wide), moved=rows * 5 * out * sizes.width, launches=2, idle_s=gap,
+                moved_back=rows * (2 * out + 3 * inside) * sizes.width, launches_back=2, idle_back_s=2 * gap,
+                kept=0 if sliced else sizes.tokens * rank * sizes.width,
+            )
+        )  # fmt: skip
+    return tuple(table)
+
+
+def norm(sizes: Shape, name: str, call: str = "") -> Operator:
+    """An RMSNorm: unfused it casts, squares, means and scales in fp32 (28 B), casts back and weighs (3 x b + 2 b).
+
+    A fused norm of a copy in fp32 (`norm_casts`): copied (r b w 4), read and written (r 4 w b); backward, of which the
+    number here is half, reads both and writes its gradient in fp32 (r b r 4 w 4), which is cast back (r 4 w b).
+    Kept: an fp32 copy (unfused), the normalised values, the result and a number per token.
+    """
+    fused, b = sizes.habits.norm == "fused", sizes.width
+    tokens, hidden = sizes.outer_tokens, sizes.workload.model.hidden
+    forward = back = 2 * b if fused else 28 + 5 * b
+    if sizes.habits.norm_casts:
+        forward, back = 8 + 2 * b, 6 + b
+    made = elementwise(
+        sizes, name, tokens * hidden * forward, 1 if fused else 6, back=tokens * hidden * back, call=call
+    )
+    return replace(made, kept=tokens * (hidden * (2 * b + (0 if fused else 4)) + 4), host=8, host_back=16)
+
+
+def residual(sizes: Shape, name: str, launches: int, call: str = "") -> Operator:
+    """Both inputs read, the sum written; dropout's mask is one byte more, and kept."""
+    values, mask = sizes.outer_tokens * sizes.workload.model.hidden, 1 if sizes.habits.dropout else 0
+    made = elementwise(sizes, name, values * (3 * sizes.width + mask), launches, call=call)
+    return replace(made, kept=values * mask, host=1, host_back=1)
+
+
+def activation_passes(sizes: Shape) -> int:
+    """Readings and writings of each value of the MLP's inside."""
+    return (3 if sizes.habits.activation == "fused" else 5) if sizes.workload.model.gated else 2
+
+
+def inner_tensors(sizes: Shape) -> int:
+    """Kept of an MLP's inside: gate, its activation, up, their product; a fused kernel keeps no activation."""
+    if not sizes.workload.model.gated:
+        return 2
+    return 3 if sizes.habits.activation == "fused" else 4
+
+
+def tensor_exchange(
+    sizes: Shape, op: Literal["all_gather", "reduce_scatter"], grad: bool, columns: Number | None = None
+) -> tuple[Exchange, ...]:
+    """Tensor parallelism around each block: all-gather of its input, reduce-scatter of its output, backward swapped.
+
+    Without sequence parallelism every rank has the input already, and an all-reduce sums the output (in the backward
+    pass the input's gradient). `columns` are exchanged; None means the hidden width. With `tensor_beside` two
+    backward exchanges overlap products: the reduction of an input's gradient, and (with sequence parallelism) a second
+    gather of the input. Those products are longer, so such an exchange counts OVERLAP_COST of its bytes.
+    """
+    if not somewhere(sizes.degrees.tensor > 1):
+        return ()
+    moved = sizes.tokens * (sizes.workload.model.hidden if columns is None else columns) * sizes.width
+    if sizes.habits.tensor_chunks:  # cut in chunks beside their product, of which the first is exposed
+        moved = moved / sizes.degrees.tensor
+    if grad and op == "all_gather" and sizes.habits.tensor_beside:
+        hidden: tuple[Op, ...] = ("all_gather", "reduce_scatter") if sizes.habits.sequence_parallel else ("all_reduce",)
+        return tuple(Exchange(part="tensor", axis="tensor", op=one, bytes=OVERLAP_COST * moved) for one in hidden)
+    if sizes.habits.sequence_parallel:
+        swapped: Op = "reduce_scatter" if op == "all_gather" else "all_gather"
+        return (Exchange(part="tensor", axis="tensor", op=swapped if grad else op, bytes=moved),)
+    if (op == "reduce_scatter") == grad:
+        return ()
+    return (Exchange(part="tensor", axis="tensor", op="all_reduce", bytes=moved),)
+
+
+def tensor_operator(
+    sizes: Shape, name: str, op: Literal["all_gather", "reduce_scatter"], columns: Number | None = None
+) -> Table:
+    """The exchange as a row of the table; none where no candidate has tensor parallelism."""
+    forth, back = (tensor_exchange(sizes, op, grad, columns) for grad in (False, True))
+    return (Operator(name=name, exchanges=forth, exchanges_back=back),) if forth or back else ()
+
+
+def product_s(
+    sizes: Shape,
+    kernels: Kernels,
+    rows: Number,
+    out: Number,
+    inside: Number,
+    grad: bool,
+    dtype: str | None = None,
+    trained: bool = True,
+    groups: Number = 1,
+) -> Number:
+    """A product forward, or the gradients of its input (rows, inside, out) and of a trained weight (inside, out, rows).
+
+    `dtype` None means that of the layers' products: 8-bit inputs are quantised first, and a layer's biases have
+    gradients that read the output's gradient once more.
+    """
+    habits, layer = sizes.habits, dtype is None
+    if dtype is None:
+        dtype = habits.product_dtype or sizes.workload.precision.param
+    quantised: Number = 0.0
+    if habits.quantise_bytes and dtype == "fp8":
+        values = rows * out if grad else rows * inside + out * inside
+        quantised = kernels.memory_bound_s(groups * values * habits.quantise_bytes, 2)
+    if not grad:
+        return kernels.grouped_s(groups, rows, out, inside, dtype) + quantised
+    seconds = quantised + kernels.grouped_s(groups, rows, inside, out, dtype)
+    if habits.biases and layer and trained:
+        seconds = seconds + kernels.memory_bound_s(groups * rows * out * sizes.width, 1)
+    return seconds + kernels.grouped_s(groups, inside, out, rows, dtype, habits.accumulator) if trained else seconds
+
+
+def products_s(sizes: Shape, kernels: Kernels, operator: Operator, grad: bool) -> Number:
+    """An operator's products; a grouped product has a whole number of rows."""
+    seconds: Number = 0.0
+    for rows, out, inside, trained, groups, equal in operator.products:
+        whole = rows if isinstance(rows, int) else larger(rows // 1, 1)
+        once = product_s(sizes, kernels, whole, out, inside, grad, trained=trained, groups=groups)
+        seconds = seconds + (equal * once if equal > 1 else once)
+    return seconds
+
+
+def product_flops(operators: Iterable[Operator], grad: bool = False) -> float:
+    """FLOP of the products: 2 for each weight and row forward; backward 2, and 2 more where the weight is trained."""
+    total = 0.0
+    for one in operators:
+        for rows, out, inside, trained, groups, equal in one.products:
+            once = 2.0 * rows * out * inside * groups * equal * one.times
+            total += float(once) * ((2 if trained else 1) if grad else 1)
+        if grad and one.reruns:
+            total += product_flops((one,))
+    return total
+
+
+def peak_bytes(operators: Table, grad: bool) -> Number:
+    """The most bytes alive for a moment, with all of the layer's tensors; backward the last operator comes first."""
+    peak: Number = 0
+    gone: Number = 0
+    for one in reversed(operators) if grad else operators:
+        peak = larger(peak, one.working_back - gone if grad else one.working)
+        gone = gone + one.freed
+    return peak
+
+
+def attention_call_s(
+    sizes: Shape, kernels: Kernels, q_tokens: Number, kv_tokens: Number, grad: bool, causal: bool
+) -> Number:
+    """One call of the attention kernel with this rank's heads; a kernel from before FlashAttention-2 is slower."""
+    model = sizes.workload.model
+    seconds = kernels.attention_s(
+        q_tokens, kv_tokens, sizes.heads, sizes.kv_heads, model.head_dim, causal,
+        backward=grad, batch=sizes.rows, dtype=sizes.workload.precision.param, value_dim=model.v_dim,
+    )  # fmt: skip
+    slower = FA1_SLOWDOWN if sizes.habits.attention == "fa1" else 1.0
+    return seconds * sizes.workload.attended_fraction * slower + sizes.habits.gap_s
+
+
+def attention_passes_s(
+    sizes: Shape, kernels: Kernels, tokens: Number, grad: bool, bytes_per_value: int, launches: int
+) -> Number:
+    """Passes over attention's output for `tokens` of each row, or over dQ, dK and dV."""
+    model, lines = sizes.workload.model, tokens * sizes.rows
+    values = sizes.heads * model.v_dim
+    if grad:
+        values = sizes.heads * model.head_dim + sizes.kv_heads * (model.head_dim + model.v_dim)
+    return kernels.memory_bound_s(lines * values * bytes_per_value, launches)

@@ -1,0 +1,79 @@
+"""The recompute policies: which operators of a layer keep nothing for the backward pass, and which run again there.
+
+    keeps        whose kept bytes stay; all others are made again, and are alive while the layer's gradients are made
+    again        whose forward work runs again before the layer's backward pass, with its communication
+    host         whose calls the host makes again: PyTorch's checkpoint ends once the last kept tensor is back, and what
+                 was kept is not called for; other frameworks' kernels do run it, so it is in `again`
+
+A new policy is a name in `strategy.Recompute` and a row here; to run it, `executor/recompute.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cost_models.step.operators import Table
+from cost_models.strategy import Recompute
+
+Names = Callable[[str], bool]
+INSIDE = frozenset(
+    ("mlp norm", "mlp sum", "up gather", "router", "permute", "dispatch", "up", "activation", "shared up")
+)
+"""Of an MLP: what leads to its last product."""
+OUTPUTS = frozenset(("down", "combine", "shared down", "mlp scatter", "slices", "join", "weight sums"))
+"""Of an MLP: its last product and what follows; slices run forward again in any case, so nothing else needs them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    keeps: Names
+    again: Names
+    host: Names
+    keeps_input: bool = False  # by itself: the operators that would keep it keep nothing
+    returns: bool = True  # what it does not keep is alive again while the layer's gradients are made
+
+
+def _everything(name: str) -> bool:
+    return True
+
+
+def _nothing(name: str) -> bool:
+    return False
+
+
+def _only(*names: str) -> Names:
+    return frozenset(names).__contains__
+
+
+def _all_but(*names: str) -> Names:
+    left_out = frozenset(names)
+    return lambda name: name not in left_out
+
+
+_ENDS = ("down", "mlp sum", "join")
+POLICIES: dict[Recompute, Policy] = {
+    "none": Policy(keeps=_everything, again=_nothing, host=_nothing, returns=False),
+    "mlp": Policy(keeps=_all_but("activation"), again=_only(*INSIDE), host=_only("up", "activation")),
+    "all_but_attention": Policy(
+        keeps=_only("attention"), again=_all_but("attention", *OUTPUTS),
+        host=_all_but("attention", "result", "slices", *_ENDS), keeps_input=True,
+    ),
+    "full": Policy(keeps=_nothing, again=_everything, host=_all_but(*_ENDS), keeps_input=True),
+    "core_attention": Policy(
+        keeps=_all_but("scores"), again=_only("attention"), host=_only("attention"), returns=False
+    ),
+}  # fmt: skip
+"""`core_attention` is Megatron's: unfused scores are made again; that they return is part of attention's own work."""
+NORMS_AGAIN = _only("norm", "sum", "mlp norm")
+"""What a framework with `norms_again` runs again under "none"."""
+
+
+def run_again(table: Table, recompute: str, norms_again: bool = False) -> Table:
+    """The operators whose forward work comes before the backward pass of a layer."""
+    chosen = NORMS_AGAIN if recompute == "none" and norms_again else policy(recompute).again
+    return tuple(one for one in table if chosen(one.name))
+
+
+def policy(recompute: str) -> Policy:
+    return POLICIES[recompute]  # type: ignore[index]
