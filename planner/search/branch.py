@@ -1,7 +1,7 @@
 """Branch and bound over ring degrees: which layouts could still beat the best one found.
 
     a node is a family (data, microbatches, ulysses) with rings first … last, and every way to shard beside each other
-    its bound is priced with the work of `last`, the hops of `first` and optimistic paths (see bounds.py)
+    its bound is priced with the work of `last`, the hops of `first` and optimistic paths (see optimistic_paths.py)
 
 Small spaces are single rings from the start; large ones start as ranges that grow geometrically and are split where
 their bound is below the incumbent. Values are the objective's: seconds, bytes, or GPU-hours. Left out: nothing is
@@ -25,7 +25,7 @@ from cost_models.memory.components import GROUP_BYTES
 from cost_models.step.shape import Degrees
 from cost_models.timing.cluster_costs import costs_of
 from cost_models.timing.kernels import Kernels
-from planner.search.bounds import Reach, fastest
+from planner.search.optimistic_paths import Reach, fastest
 from planner.search.policy_prices import policy_prices
 from planner.search.space import SHARDINGS, Space, divisors
 

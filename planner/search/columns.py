@@ -21,7 +21,7 @@ from cost_models.timing.cluster_costs import costs_of
 from cost_models.timing.loads import axis_paths
 from cost_models.timing.paths import AXIS_PATTERNS, Path
 from planner.search.branch import Tree
-from planner.search.placing import Placer
+from planner.search.placements import Placer
 from planner.search.policy_prices import PolicyPrices, policy_prices
 
 _Ints = NDArray[np.int64]
@@ -83,8 +83,8 @@ class Pricer:
 
     def __init__(self, floors: Tree) -> None:
         self.floors, self.cluster = floors, floors.space.cluster
-        self.placer = Placer(self.cluster)
         self.costs = costs_of(self.cluster, floors.samples)
+        self.placer = Placer(self.costs)
 
     def price(self, layouts: Sequence[Layout]) -> PricedLayouts:
         """Every layout on every placement that is worth it."""
@@ -98,16 +98,16 @@ class Pricer:
             key = (layout.family, strategy.ring)
             if key not in shared:
                 shared[key] = self._place(strategy)
-            layings, common, runs = shared[key]
-            if layings.complete:
+            placements, common, runs = shared[key]
+            if placements.complete:
                 complete.append(layout)
-            if not len(layings.slots):
+            if not len(placements.slots):
                 continue
-            table = self._features(strategy, layings, common)
+            table = self._features(strategy, placements, common)
             marked = np.concatenate([table, runs], axis=1)
             _, first = np.unique(marked, axis=0, return_index=True)
             for index in np.sort(first):
-                placement = Placement(slot_of_rank=layings.slots[index], gpu_of_rank=layings.gpus[index])
+                placement = Placement(slot_of_rank=placements.slots[index], gpu_of_rank=placements.gpus[index])
                 found.append((layout, placement))
                 used.append(tuple(np.flatnonzero(runs[index]).tolist()))
                 features.append(table[index])
@@ -115,20 +115,20 @@ class Pricer:
 
     def _place(self, strategy: Strategy) -> tuple[Any, dict[str, Path], NDArray[np.bool_]]:
         """Placements, paths of the axes that sharding does not move, and the runs of nodes in use."""
-        layings = self.placer.layings(strategy)
+        placements = self.placer.placements(strategy)
         axes = tuple(axis for axis in AXIS_PATTERNS if axis not in _SHARDED)
-        slots = layings.slots
+        slots = placements.slots
         runs = np.zeros((len(slots), len(self.cluster.runs)), dtype=bool)
         if not len(slots):
-            return layings, {}, runs
+            return placements, {}, runs
         runs[np.arange(len(slots))[:, None], self.cluster.run_of_slot[slots]] = True
-        paths = axis_paths(self.costs.rates, strategy, slots, layings.gpus, axes)
-        return layings, paths, runs
+        paths = axis_paths(self.costs.rates, strategy, slots, placements.gpus, axes)
+        return placements, paths, runs
 
-    def _features(self, strategy: Strategy, layings: Any, common: dict[str, Path]) -> NDArray[np.float64]:
+    def _features(self, strategy: Strategy, placements: Any, common: dict[str, Path]) -> NDArray[np.float64]:
         """All path numbers of all axes, (placements, axes x fields)."""
         paths = dict(common)
-        more = axis_paths(self.costs.rates, strategy, layings.slots, layings.gpus, _SHARDED)
+        more = axis_paths(self.costs.rates, strategy, placements.slots, placements.gpus, _SHARDED)
         paths.update(more)
         rows = [getattr(paths[axis], name) for axis in AXIS_PATTERNS for name in _FIELDS]
         return np.nan_to_num(np.stack(rows, axis=1).astype(np.float64))

@@ -82,22 +82,7 @@ def distinct_placements(
 
 
 def placements(cluster: Cluster, ranks: int) -> tuple[np.ndarray, np.ndarray]:
-    """Slots and GPUs of every assignment of ranks to (slot, NIC); GPUs behind one NIC are the same to every price."""
-    places: dict[tuple[int, int], list[int]] = {}
-    for slot in range(cluster.slots):
-        node = cluster.node(slot)
-        for gpu, nic in enumerate(node.nic_of_gpu(node.gpus)):
-            places.setdefault((slot, int(nic)), []).append(gpu)
-
-    def assign(left: int, used: dict[tuple[int, int], int]) -> Iterator[list[tuple[int, int]]]:
-        if left == 0:
-            yield []
-            return
-        for place, gpus in places.items():
-            taken = used.get(place, 0)
-            if taken < len(gpus):
-                for rest in assign(left - 1, {**used, place: taken + 1}):
-                    yield [(place[0], gpus[taken]), *rest]
-
-    pairs = np.array(list(assign(ranks, {})))
-    return pairs[:, :, 0], pairs[:, :, 1]
+    """Slots and GPUs of every assignment of ranks to GPUs; shapes (placements, ranks)."""
+    places = np.array([(slot, gpu) for slot in range(cluster.slots) for gpu in range(cluster.node(slot).gpus)])
+    chosen = places[np.array(list(itertools.permutations(range(len(places)), ranks)))]
+    return chosen[:, :, 0], chosen[:, :, 1]

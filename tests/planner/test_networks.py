@@ -12,7 +12,7 @@ from cost_models.hardware.wiring import NIC_OUT, Wiring
 from cost_models.timing.cluster_costs import costs_of
 from cost_models.timing.paths import reached
 from planner import plan, simulate
-from planner.search.bounds import Reach
+from planner.search.optimistic_paths import Reach
 
 WORK = Workload(Model.load("longvila-8b"), context_tokens=65536)
 

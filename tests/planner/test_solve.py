@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cost_models import Cluster, InputError, Model, Workload, price
-from cost_models.hardware.cluster import NodeRun
+from cost_models import Cluster, InputError, Model, Placement, Strategy, Workload, price
+from cost_models.hardware.cluster import NodeRun, ScaleUp
 from cost_models.hardware.device import Device
 from planner.search.integer_program import ROUNDING_BYTES
 from planner.solve import NothingFits, Solution, solve
 from tests.planner.brute_force import best_value
-from tests.planner.clusters import GB, cluster, node
+from tests.planner.clusters import GB, PAIRS, PCIE, cluster, node
 
 TINY = Model(name="tiny", layers=2, hidden=1024, ffn=2048, heads=6, kv_heads=2, head_dim=64, vocab=512)
 SLOWER = Device.load("a100-sxm-80gb")
@@ -122,6 +122,66 @@ def test_a_slow_node_is_left_out_when_that_wins() -> None:
     assert set(found.placement.slot_of_rank.tolist()) == {0, 2}
     everything = solve(here, Workload(TINY, context_tokens=2**19), fixed={"ring": 12, "ulysses": 1}).best[0]
     assert everything.cost.step_s > found.cost.step_s
+
+
+@pytest.mark.parametrize("scale_up", [PAIRS, PCIE, replace(PAIRS, gpus_per_switch=3, cross_bytes_per_s=0.0)], ids=str)
+@pytest.mark.parametrize("heads", [4, 6])
+def test_gpus_of_a_box_without_a_switch_are_not_alike(scale_up: ScaleUp, heads: int) -> None:
+    """Bound <= optimum over all placements GPU by GPU <= answer, and equal where the answer claims it."""
+    here = cluster(node(5, 1, scale_up=scale_up))
+    work = Workload(replace(TINY, heads=heads, kv_heads=heads, layers=1, layer_kinds=()), context_tokens=2**16)
+    found, expected = solve(here, work), best_value(here, work)
+    assert found.bound <= expected * (1 + EQUAL)
+    assert value(found) == pytest.approx(expected, rel=EQUAL)
+
+
+def test_rings_on_the_bridges_of_a_shipped_box() -> None:
+    """8 A100 PCIe in bridged pairs, keys not grouped: rings of neighbours on a bridge beat ulysses over all eight."""
+    here = Cluster.load("a100-pcie-pairs", gpus=8)
+    model = replace(TINY, layers=2, layer_kinds=(), hidden=2048, ffn=8192, heads=12, kv_heads=12, head_dim=128)
+    work, layout = Workload(model, context_tokens=2**16), Strategy(ring=2, ulysses=4, shard=8, zero=2)
+    bridged = Placement(slot_of_rank=np.zeros(8, dtype=np.int64), gpu_of_rank=np.array([0, 2, 4, 6, 1, 3, 5, 7]))
+    found = solve(here, work)
+    assert value(found) <= price(here, work, layout, bridged).step_s < 0.95 * price(here, work, layout).step_s
+
+
+@pytest.mark.parametrize("card", [2, 10])
+def test_the_better_of_two_links_can_be_picked(card: int) -> None:
+    """Two switched nodes beside two meshes of like nominal rate: as good as alone, in any order, however fast."""
+    base = Cluster.load("dgx-h100", nodes=2)
+    one = replace(base.node(0), nics=replace(base.node(0).nics, bytes_per_s=card * GB))
+    work = Workload(Model.load("longvila-1.5b"), context_tokens=2**15)
+
+    def run(link: str, rate: float) -> NodeRun:
+        return NodeRun(count=2, node=replace(one, scale_up=replace(one.scale_up, link=link, bytes_per_s=rate * GB)))
+
+    mesh = run("xgmi-mi300x", 448)
+    alone = value(solve(replace(base, runs=(run("nvlink4", 450),)), work))
+    slower = value(solve(replace(base, runs=(mesh, run("nvlink4", 447))), work))
+    both = [value(solve(replace(base, runs=runs), work)) for runs in
+            ((mesh, run("nvlink4", 450)), (run("nvlink4", 450), mesh))]  # fmt: skip
+    assert both[0] == pytest.approx(both[1], rel=1e-9)
+    assert both[0] <= min(alone, slower) * (1 + EQUAL)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_the_order_of_slots_changes_nothing(seed: int) -> None:
+    """Five nodes of one leaf, some partly taken, with slow or missing cards, or another device."""
+    rng = np.random.default_rng(seed)
+    good = Cluster.load("dgx-h100", nodes=8)
+    changes = (
+        {"gpus": 5}, {"missing_nics": (2, 3)}, {"nics": replace(good.node(0).nics, bytes_per_s=12.5e9)},
+        {"device": Device.load("a100-sxm-80gb")}, {}, {}, {},
+    )  # fmt: skip
+    nodes = [replace(good.node(0), **changes[rng.integers(len(changes))]) for _ in range(5)]
+    work = Workload(Model.load("longvila-8b"), context_tokens=2**17, global_batch=2)
+
+    def ordered(order: list[int]) -> Cluster:
+        return replace(good, runs=tuple(NodeRun(count=1, node=nodes[i]) for i in order))
+
+    first, other = solve(ordered(list(range(5))), work), solve(ordered(rng.permutation(5).tolist()), work)
+    assert value(other) == pytest.approx(value(first), rel=1e-9)
+    assert other.bound == pytest.approx(first.bound, rel=1e-9)
 
 
 def test_two_clocks_of_one_device_are_two_devices() -> None:

@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 
 from cost_models import Cluster, Placement, Strategy
-from planner.search.placing import Layings, Placer
+from cost_models.hardware.cluster import Node
+from cost_models.timing.cluster_costs import costs_of
+from planner.search.placements import Placements, Placer
 from tests.planner.clusters import cluster, node
 
 
-def checked(here: Cluster, strategy: Strategy) -> Layings:
+def checked(here: Cluster, strategy: Strategy) -> Placements:
     """The placements of a layout, each legal."""
-    found = Placer(here).layings(strategy)
+    found = Placer(costs_of(here)).placements(strategy)
     for slots, gpus in zip(found.slots, found.gpus, strict=True):
         Placement(slot_of_rank=slots, gpu_of_rank=gpus).check(here, strategy.ranks)
     return found
@@ -65,4 +67,23 @@ def test_a_class_of_slow_nodes_can_be_left_out() -> None:
 
 
 def test_no_room_gives_none() -> None:
-    assert len(Placer(Cluster.load("dgx-h100", nodes=2)).layings(Strategy(ring=17, shard=17)).slots) == 0
+    assert len(Placer(costs_of(Cluster.load("dgx-h100", nodes=2))).placements(Strategy(ring=17, shard=17)).slots) == 0
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_tours_do_not_depend_on_how_slots_are_numbered(seed: int) -> None:
+    """Slots of a leaf in another order, and leaves of as many nodes in another order: the same tours of the nodes."""
+    rng = np.random.default_rng(seed)
+    nodes = [
+        replace(node(int(rng.choice([2, 4])), 4), **({"missing_nics": (1,)} if rng.random() < 0.4 else {}))
+        for _ in range(8)
+    ]
+    leaves = [rng.permutation(4), 4 + rng.permutation(4)]
+    order = np.concatenate(leaves[:: int(rng.choice([1, -1]))])
+
+    def tours(of: list[Node]) -> set[tuple[tuple[int, int], ...]]:
+        costs = costs_of(cluster(*of, leaf=4))
+        kinds = [(one.gpus, len(one.missing_nics)) for one in of]
+        return {tuple(kinds[slot] for slot in tour.tolist()) for tour in Placer(costs).tiers}
+
+    assert tours([nodes[i] for i in order]) == tours(nodes)
