@@ -82,7 +82,7 @@ def launch(
     elif prepared.host is None:
         click.echo(preview.start_lines(prepared))
     else:
-        sys.exit(launching.run(prepared, sys.stdout, sys.stderr))
+        sys.exit(launching.run(prepared))
 
 
 @cli.command()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -89,11 +90,14 @@ AXES = ("ulysses", "ring", "context", "data", "shard", "replicate")
 _MESH_AXES = ("shard", "replicate")  # a device mesh wants a group also where it has one member
 
 
-def make_groups(lists: Mapping[str, RankLists], rank: int, backend: str | None = None) -> Groups:
+def make_groups(
+    lists: Mapping[str, RankLists], rank: int, backend: str | None = None, timeout: timedelta | None = None
+) -> Groups:
     """Collective over all processes: the groups of a plan. `lists` maps each of `AXES` to lists of global ranks.
 
     `backend` is that of these groups alone, the world's if None: where the world has one for CPU tensors too, they
-    need not connect over it.
+    need not connect over it. `timeout` is that of one collective; without it torch takes its own (30 minutes for gloo,
+    10 for NCCL), whatever the world has.
     """
     world = dist.get_world_size()
     _check(lists, world)
@@ -102,7 +106,7 @@ def make_groups(lists: Mapping[str, RankLists], rank: int, backend: str | None =
         for ranks in lists[name]:
             group = None
             if len(ranks) > 1 or name in _MESH_AXES:
-                group = dist.new_group(list(ranks), backend=backend, group_desc=name, sort_ranks=False)
+                group = dist.new_group(list(ranks), timeout=timeout, backend=backend, group_desc=name, sort_ranks=False)
             if rank in ranks:
                 axes[name] = Axis(name=name, ranks=tuple(ranks), index=list(ranks).index(rank), group=group)
     assert {field.name for field in fields(Groups)} >= set(axes)

@@ -36,11 +36,10 @@ def describe(launch: Launch) -> str:
         f"here       {launch.here.describe()}",
         f"job        {launch.request.job}",
         f"settings   {json.dumps(dict(launch.settings.values), default=str)}",
-        f"run dir    {launch.folder.path}",
+        f"run dir    {launch.run_dir}",
     ]
     lines += [f"note       {note}" for note in launch.settings.notes]
-    threads = max(1, launch.here.cores // max(len(launch.seats), 1))
-    lines.append(f"each rank  OMP_NUM_THREADS={threads}, log {launch.folder.log(0).with_name('rank-N.log')}")
+    lines.append(f"each rank  OMP_NUM_THREADS={launch.threads}, log {launch.run_dir / 'logs/rank-N.log'}")
     lines += [f"{axis:<10} {_lists(plan.groups[axis].tolist())}" for axis in _AXES]
     frames = plan.frames
     places = [
@@ -67,10 +66,10 @@ def start_lines(launch: Launch) -> str:
             f"--nnodes={len(hosts)}",
             f"--node-rank={number}",
             f"--nproc-per-node={len(launch.binding.on(host))}",
-            f"--master-addr={launch.binding.first_host}",
+            f"--master-addr={hosts[0]}",
             f"--master-port={launch.request.port or DEFAULT_PORT}",
             "--module",
-            "executor.launch.elastic",
+            "executor.launch.worker",
             *job_arguments(launch),
             f"--host={host}",
             f"--hosts={','.join(hosts)}",

@@ -47,15 +47,20 @@ class Binding:
             raise InputError(f"host {host!r} is bound to no slot of the plan; bound: {', '.join(self.hosts)}")
         return tuple(seats)
 
-    @property
-    def hosts(self) -> tuple[str, ...]:
-        """In slot order: the node ranks of a multi-node launch."""
-        return tuple(self.host_of_slot[slot] for slot in sorted(self.host_of_slot))
+    def seat(self, host: str, local_rank: int) -> Seat:
+        """Where local process `local_rank` of `host` is in the plan."""
+        seats = self.on(host)
+        if local_rank >= len(seats):
+            raise InputError(
+                f"torchrun starts more processes on {host} than the plan has ranks there; "
+                f"use --nproc-per-node={len(seats)}"
+            )
+        return seats[local_rank]
 
     @property
-    def first_host(self) -> str:
-        """The host of rank 0, where the processes meet."""
-        return self.seats[0].host
+    def hosts(self) -> tuple[str, ...]:
+        """In slot order: the node ranks of a multi-node launch; the processes meet at the first."""
+        return tuple(self.host_of_slot[slot] for slot in sorted(self.host_of_slot))
 
 
 def used_slots(plan: Plan) -> tuple[int, ...]:

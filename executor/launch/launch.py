@@ -1,37 +1,27 @@
 """`executor launch`: a plan becomes processes on this machine (or the lines that start them on several).
 
-    plan.json -> check against what is here -> bind slots to hosts -> start ranks -> watch -> first failure ends all
+    plan.json -> check against what is here -> bind slots to hosts -> start ranks (`agent`) -> first failure ends all
 
-One host: this process starts every rank and is the only one to be stopped; Ctrl-C, a lost rank or this process's own
-death end all within a second. Several hosts: the same on each with `--node-rank`, or `torchrun` (`elastic`), or a batch
-script (`slurm`). The meeting port is bound before anything starts, so that a busy one is named. Returns exit codes:
-0 done, 1 a rank failed, 2 the user's mistake, 130 stopped. Left out: restarts (resume from the checkpoint instead).
+One host: this process starts every rank and is the only one to be stopped; Ctrl-C, a lost rank or this process's death
+end all within a second. Several hosts: the same on each with `--node-rank`, or `torchrun` (`worker`), or a batch script
+(`slurm`); the ranks meet at the first host. Importing this module imports no torch. Exit codes: 0 done, 1 a rank
+failed, 2 the user's mistake, 130 stopped. Leaves out: restarts (resume from the checkpoint instead).
 """
 
 from __future__ import annotations
 
 import os
-import signal
-import socket
-import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 from cost_models.errors import InputError
 from cost_models.hardware.machine import Host, discover
 from executor.launch import requirements
-from executor.launch.dry_run import DEFAULT_PORT
 from executor.launch.hosts import Binding, Seat, bind, used_slots
-from executor.launch.run_folder import FAILED, Failure, RunFolder, Spec
 from executor.launch.settings import Settings, check_job, merge
 from planner.plan_file import Plan
-
-BACKENDS = ("gloo", "nccl")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +35,7 @@ class Request:
     run_dir: Path | None = None
     hosts: tuple[str, ...] = ()
     node_rank: int | None = None  # -1: the place of this host's name in `hosts`
+    host: str | None = None  # this host's name in `hosts`, instead of its number
     port: int | None = None
     backend: str | None = None
     timeout_s: float = 600.0
@@ -67,22 +58,23 @@ class Launch:
         return self.binding.on(self.host) if self.host is not None else ()
 
     @property
-    def alone(self) -> bool:
-        return len(self.binding.host_of_slot) == 1
+    def threads(self) -> int:
+        """Of torch, for each rank of this host."""
+        return max(1, self.here.cores // max(len(self.seats), 1))
 
     @property
-    def folder(self) -> RunFolder:
-        return RunFolder(path=self.request.run_dir or Path("runs") / "launch")
+    def run_dir(self) -> Path:
+        return self.request.run_dir or Path("runs") / "launch"
 
 
-def prepare(request: Request) -> Launch:
-    """Check everything that can be checked before a process starts."""
+def prepare(request: Request, known: Mapping[str, Host] | None = None) -> Launch:
+    """Check everything that can be checked before a process starts; `known`: what is on the other hosts."""
     check_job(request.job)
     plan = Plan.load(request.plan)
     settings = merge(plan, request.job, request.config, request.sets)
     slots, here = used_slots(plan), discover()
     names = request.hosts or ((here.name,) if len(slots) == 1 else tuple(f"HOST{slot}" for slot in slots))
-    binding = bind(plan, names)
+    binding = bind(plan, names, known)
     host = _this_host(request, binding, here)
     problems = requirements.unsupported(plan)
     if host is not None:
@@ -96,6 +88,8 @@ def prepare(request: Request) -> Launch:
 
 def _this_host(request: Request, binding: Binding, here: Host) -> str | None:
     hosts, number = binding.hosts, request.node_rank
+    if request.host is not None:
+        return request.host
     if number is None:
         return hosts[0] if len(hosts) == 1 else None
     if number == -1:
@@ -117,155 +111,37 @@ def _backend(request: Request, plan: Plan) -> str:
     return natural
 
 
-def run(launch: Launch, out: TextIO, err: TextIO) -> int:
-    """Start this host's ranks, show rank 0's output, and wait; the exit code."""
-    seats, folder = launch.seats, launch.folder
-    assert seats, "only a launch that knows its host can run"
-    first = launch.binding.seats[0]
-    master = "127.0.0.1" if launch.alone else launch.binding.first_host
-    listener = _listen(master, launch.request.port, launch.alone) if first in seats else None
-    port = listener.getsockname()[1] if listener else launch.request.port or DEFAULT_PORT
-    spec = Spec(
-        job=launch.request.job,
-        settings=launch.settings.values,
-        backend=launch.backend,
-        master=master,
-        port=port,
-        threads=max(1, launch.here.cores // len(seats)),
+def run(launch: Launch) -> int:
+    """Start this host's ranks, show the first one's output, and wait; the exit code."""
+    os.environ |= rank_environment(launch.threads)  # before torch is imported, here and in the ranks
+    hosts = launch.binding.hosts
+    if len(hosts) == 1 or hosts[0].startswith("127."):
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo" if sys.platform == "linux" else "lo0"
+    seats = launch.seats
+    assert launch.host is not None and seats, "only a launch that knows its host can run"
+    print(f"starting {len(seats)} ranks", file=sys.stderr, flush=True)
+    from executor.launch.agent import Team, run_team
+    from executor.launch.worker import job_main, run_rank
+
+    job_main(launch.request.job)
+    import executor.sharding  # noqa: F401  forked ranks share it: paid once instead of once per rank
+
+    team = Team(
+        ranks=tuple(seat.rank for seat in seats),
+        logs=launch.run_dir / "logs",
+        forked=sys.platform == "linux" and launch.backend == "gloo",
         timeout_s=launch.request.timeout_s,
+        node=hosts.index(launch.host),
+        nodes=len(hosts),
+        master=hosts[0] if len(hosts) > 1 else "127.0.0.1",
+        port=launch.request.port,
     )
-    ranks = tuple(seat.rank for seat in seats)
-    folder.create(spec, launch.request.plan.read_text(encoding="utf-8"), ranks)
-    shown = _Shown(folder, ranks[0], out, err)
-    with _signals_raise(), _started(folder, spec, ranks, listener) as processes:
-        try:
-            _wait(processes, shown)
-        except KeyboardInterrupt:
-            err.write("stopped: all ranks are ended\n")
-            return 130
-        shown.update()
-        failed = [process.returncode for process in processes if process.poll() not in (0, None)]
-    if not failed:
-        return 0
-    failure = folder.first_failure() or _unexplained(failed[0], ranks)
-    err.write(_explain(failure, folder))
-    return 2 if failure.kind == "user" else 1
-
-
-def _explain(failure: Failure, folder: RunFolder) -> str:
-    if failure.kind == "user":
-        return f"executor: {failure.message}\n"
-    return f"executor: rank {failure.rank} failed: {failure.message} (more in {folder.log(failure.rank)})\n"
-
-
-def _unexplained(code: int, ranks: Sequence[int]) -> Failure:
-    how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-    message = f"the process of ranks {', '.join(map(str, ranks))} ended without a word: {how}"
-    return Failure(rank=ranks[0], kind="fault", message=message, at_ns=time.time_ns())
-
-
-def _listen(master: str, port: int | None, alone: bool) -> socket.socket:
-    """The bound socket where the ranks meet: on this machine only, if all of them are here."""
-    wanted = port if port is not None else (0 if alone else DEFAULT_PORT)
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((master if alone else "", wanted))
-        listener.listen(4096)
-    except OSError as error:
-        listener.close()
-        raise InputError(f"--port {wanted} cannot be used: {error.strerror}; give another --port") from None
-    return listener
+    outcome = run_team(run_rank, launch, team)
+    if outcome.code:
+        print(f"executor: {outcome.reason}", file=sys.stderr, flush=True)
+    return outcome.code
 
 
 def rank_environment(threads: int) -> dict[str, str]:
     """Threads that sleep while they wait: ranks share cores, and one that spins takes its neighbour's time."""
     return {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"}
-
-
-@contextmanager
-def _started(
-    folder: RunFolder, spec: Spec, ranks: Sequence[int], listener: socket.socket | None
-) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """The ranks' processes; all of them are ended on the way out."""
-    forked = sys.platform == "linux" and spec.backend == "gloo"
-    descriptor = listener.fileno() if listener else -1
-    environment = os.environ | rank_environment(spec.threads)
-    if spec.master.startswith("127."):
-        environment["GLOO_SOCKET_IFNAME"] = "lo" if sys.platform == "linux" else "lo0"
-    processes: list[subprocess.Popen[bytes]] = []
-    try:
-        for own in [list(ranks)] if forked else [[rank] for rank in ranks]:
-            listens = descriptor if 0 in own else -1
-            names = [str(folder.path.resolve()), ",".join(map(str, own)), str(os.getpid()), str(listens)]
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, "-P", "-m", "executor.launch.worker", *names],
-                    env=environment,
-                    stdin=subprocess.DEVNULL,
-                    start_new_session=True,
-                    pass_fds=[descriptor] if listens >= 0 else [],
-                )
-            )
-        if listener:
-            listener.close()
-        yield processes
-    finally:
-        for process in processes:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-@contextmanager
-def _signals_raise() -> Iterator[None]:
-    """SIGTERM and SIGHUP end a launch as Ctrl-C does; what was ignored (nohup) stays ignored."""
-
-    def stop(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    heard = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, stop) for number in heard}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _wait(processes: Sequence[subprocess.Popen[bytes]], shown: _Shown) -> None:
-    """Until all have ended well or one has not; then a moment for the others to say why."""
-    while True:
-        shown.update()
-        codes = [process.poll() for process in processes]
-        if all(code == 0 for code in codes):
-            return
-        if any(code not in (None, 0) for code in codes):
-            if len(processes) > 1:
-                time.sleep(0.5)
-            return
-        time.sleep(0.05)
-
-
-class _Shown:
-    """Copies what a rank prints from its logs to the terminal as it comes, up to its traceback."""
-
-    def __init__(self, folder: RunFolder, rank: int, out: TextIO, err: TextIO) -> None:
-        self._streams = [(folder.out(rank), out), (folder.log(rank), err)]
-        self._read = [0, 0]
-        self._ended = [False, False]
-
-    def update(self) -> None:
-        for index, (path, stream) in enumerate(self._streams):
-            with path.open("rb") as file:
-                file.seek(self._read[index])
-                new = file.read()
-            whole = new[: new.rfind(b"\n") + 1]
-            if not whole or self._ended[index]:
-                continue
-            self._read[index] += len(whole)
-            text = whole.decode("utf-8", errors="replace")
-            before, failed, _ = text.partition(FAILED)
-            self._ended[index] = bool(failed)
-            stream.write(before)
-            stream.flush()

@@ -26,7 +26,7 @@ def script(launch: Launch) -> str:
     """The text of the batch script."""
     plan, slots = launch.plan, used_slots(launch.plan)
     gpus = max(gpus_needed(plan, slot) for slot in slots)
-    run_dir = _printable(str(launch.folder.path), "--run-dir")
+    run_dir = _printable(str(launch.run_dir), "--run-dir")
     own = [_printable(text, "the command line") for text in job_arguments(launch)]
     if launch.request.run_dir is not None:
         own.append(f"--run-dir={run_dir}")

@@ -1,42 +1,47 @@
 """What each rank runs: meet the others, build the plan's groups and sharding, call the job's `main`.
 
-    launcher ── host process (imports once) ── fork ── rank 0, 1, …        gloo on Linux
-             └─ one process per rank                                       NCCL, other systems
+    executor launch PLAN ── agent ── run_rank(launch)                                       this host's ranks
+    torchrun … --module executor.launch.worker PLAN --host h1 --hosts h1,h2 ── run_rank(launch)      the same
 
-Started as `python -m executor.launch.worker RUN_DIR 0,1 PARENT_PID LISTEN_FD`. The ranks meet at a TCPStore of rank 0,
-with a time limit. A rank that fails records why (`run_folder`), writes the traceback to its log and leaves at once: 2
-for a user's mistake, 1 otherwise. Nothing outlives its parent (`orphans`).
+A rank knows itself by its host and local rank: the number that torchrun gives it only tells its posts apart. Before
+any group is made, every rank compares what it was asked for with rank 0, so that hosts with other plans or settings
+stop at once. Under torchrun, processes post what their hosts have and bind hosts to slots of their class.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import sys
-import time
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, is_dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from executor.launch.orphans import die_with_parent
-from executor.launch.run_folder import FAILED, RunFolder, Spec
+import click
+
+from cost_models.errors import InputError
+from cost_models.hardware.machine import Gpu, Host, discover
+from executor.launch.hosts import Seat
+from executor.launch.launch import Launch, Request, prepare
+from executor.launch.settings import check_job
+from planner.plan_file import Plan
 
 if TYPE_CHECKING:
     import torch
+    from torch._C._distributed_c10d import Store
 
     from executor.sharding import ContextSharding
-    from planner.plan_file import Plan
 
 _ALL_AT_ONCE = 2**40
 """Tokens of a loss chunk where the plan says all at once."""
-_PEER_WORDS = ("Connection reset by peer", "Connection closed by peer", "Broken pipe", "Socket closed", "gloo", "NCCL")
 
 
-def make_sharding(plan: Plan, rank: int, device: torch.device) -> ContextSharding:
+def make_sharding(plan: Plan, rank: int, device: torch.device, timeout: timedelta | None = None) -> ContextSharding:
     """Collective over all ranks: the plan's groups, and the job's view of them on this rank."""
     import torch
 
@@ -63,6 +68,7 @@ def make_sharding(plan: Plan, rank: int, device: torch.device) -> ContextShardin
             {axis: lists.tolist() for axis, lists in plan.groups.items()},
             rank,
             "nccl" if device.type == "cuda" else None,
+            timeout,
         ),
         device=device,
         ring_layout=strategy.ring_kind,
@@ -76,12 +82,9 @@ def make_sharding(plan: Plan, rank: int, device: torch.device) -> ContextShardin
 
 def job_main(name: str) -> Callable[[Any], None]:
     """The `main` of a job module; one that is not there is the user's mistake."""
-    from cost_models.errors import InputError
-    from executor.launch.settings import check_job
-
     check_job(name)
     if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # last: a job beside the user, but never a shadow of an installed module
+        sys.path.append(os.getcwd())  # last: a job in the user's folder never shadows an installed module
     try:
         main = getattr(import_module(name), "main", None)
     except ModuleNotFoundError as error:
@@ -93,147 +96,98 @@ def job_main(name: str) -> Callable[[Any], None]:
     return main
 
 
-def compute(plan: Plan, spec: Spec, rank: int, gpu: int, store: Any) -> None:
-    """One rank from an open store to the end of the job."""
+def run_rank(launch: Launch) -> None:
+    """One rank of a launch, from the meeting to the end of the job."""
     import torch
     import torch.distributed as dist
 
+    from executor.launch.agent import open_store, variable
     from longvila.job import Job
 
-    torch.set_num_threads(spec.threads)
+    request, plan = launch.request, launch.plan
+    store = open_store(request.timeout_s)
+    assert launch.host is not None
+    seat = launch.binding.seat(launch.host, int(variable("LOCAL_RANK")))
+    _agree(launch, seat, store)
+    torch.set_num_threads(launch.threads)
     torch.manual_seed(0)
-    limit = timedelta(seconds=spec.timeout_s)
     device = torch.device("cpu")
-    if spec.backend == "nccl":
-        device = torch.device("cuda", gpu)
+    if launch.backend == "nccl":
+        device = torch.device("cuda", seat.gpu)
         torch.cuda.set_device(device)
-    world = plan.strategy.ranks
-    if store.add(f"claims/{rank}", 1) > 1:
-        raise RuntimeError(f"two processes claim rank {rank}; is another launch using port {spec.port}?")
     # gloo for what checkpoints tell each other; the plan's groups are NCCL's alone.
-    backend = "cpu:gloo,cuda:nccl" if spec.backend == "nccl" else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=limit)
-    sharding = make_sharding(plan, rank, device)
-    job_main(spec.job)(Job(config=spec.settings, sharding=sharding, device=device))
+    backend = "cpu:gloo,cuda:nccl" if launch.backend == "nccl" else "gloo"
+    limit = timedelta(seconds=request.timeout_s)
+    dist.init_process_group(backend, store=store, rank=seat.rank, world_size=plan.strategy.ranks, timeout=limit)
+    sharding = make_sharding(plan, seat.rank, device, limit)
+    job_main(request.job)(Job(config=launch.settings.values, sharding=sharding, device=device))
     dist.barrier()
     dist.destroy_process_group()
-    store.add("done", 1)
-    while rank == 0 and store.add("done", 0) < world:  # the store lives in rank 0
-        time.sleep(0.01)
 
 
-def open_store(spec: Spec, rank: int, listen_fd: int | None) -> Any:
-    """The meeting place; rank 0 keeps it, on a socket that the launcher may have bound already."""
-    from torch._C._distributed_c10d import TCPStore
-
-    return TCPStore(
-        spec.master,
-        spec.port,
-        is_master=rank == 0,
-        timeout=timedelta(seconds=spec.timeout_s),
-        wait_for_workers=False,
-        master_listen_fd=listen_fd if rank == 0 else None,
-    )
-
-
-def kind_of(error: BaseException) -> str:
-    """user, peer or fault: see `run_folder.Failure`."""
-    from cost_models.errors import InputError
-    from longvila.job import JobError
-
-    if isinstance(error, InputError | JobError):
-        return "user"
-    text = f"{type(error).__name__} {error}"
-    return "peer" if isinstance(error, RuntimeError) and any(word in text for word in _PEER_WORDS) else "fault"
+def _agree(launch: Launch, seat: Seat, store: Store) -> None:
+    """Refuse to start where hosts were given different plans, jobs or settings: one model would be trained as two."""
+    if store.add(f"claims/{seat.rank}", 1) > 1:
+        raise RuntimeError(f"two processes claim rank {seat.rank}; is another launch using this port?")
+    plan = hashlib.sha256(json.dumps(launch.plan.to_dict(), sort_keys=True).encode()).hexdigest()
+    settings = {f"setting {name}": value for name, value in launch.settings.values.items()}
+    mine = json.loads(json.dumps({"plan": plan, "job": launch.request.job, **settings}, default=str))
+    if seat.rank == 0:
+        store.set("asked", json.dumps(mine))
+    first = json.loads(store.get("asked"))
+    for name in sorted({*mine, *first}):
+        if mine.get(name) != first.get(name):
+            raise InputError(
+                f"hosts disagree: {name} is {mine.get(name)!r} for rank {seat.rank} on {seat.host}, "
+                f"{first.get(name)!r} for rank 0; start every host with the same plan and settings"
+            )
 
 
-def one_line(error: BaseException) -> str:
-    """What a failed rank says of itself."""
-    text = " ".join(str(error).split())
-    named = text if kind_of(error) == "user" else f"{type(error).__name__}: {text}".removesuffix(": ")
-    return named if len(named) <= 400 else named[:397] + "..."
+def _hosts_here(store: Store, name: str, named: tuple[str, ...]) -> dict[str, Host]:
+    """Post what this host has, and read what the others posted: every process sees the same hosts."""
+    from executor.launch.agent import variable
+
+    world = int(variable("WORLD_SIZE"))
+    store.set(f"host/{variable('RANK')}", json.dumps({"as": name, **asdict(discover())}))
+    known = {}
+    for text in store.multi_get([f"host/{number}" for number in range(world)]):
+        post = json.loads(text)
+        posted_as, gpus = post.pop("as"), tuple(Gpu(**gpu) for gpu in post.pop("gpus"))
+        known[posted_as] = Host(gpus=gpus, **post)
+    strangers = sorted(set(known) - set(named or known))
+    if strangers:
+        raise InputError(f"{', '.join(strangers)} started processes, but --hosts names {', '.join(named)}")
+    return known
 
 
-def _rank(folder: RunFolder, rank: int, listen_fd: int | None) -> int:
-    """One rank in its own process, its output in its logs; the exit code."""
-    for file, stream in ((folder.out(rank), 1), (folder.log(rank), 2)):
-        handle = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        os.dup2(handle, stream)
+@click.command()
+@click.argument("plan", type=click.Path(path_type=Path))
+@click.option("--job", default="longvila.train")
+@click.option("--config")
+@click.option("--set", "sets", multiple=True)
+@click.option("--timeout", "timeout_s", default=600.0)
+@click.option("--host", help="This host's name, as in --hosts.  [default: its own]")
+@click.option("--hosts", help="All hosts, in slot order where they are alike.  [default: all that started processes]")
+def main(host: str | None, hosts: str | None, timeout_s: float, **given: Any) -> None:
+    """Run this process's rank of PLAN; started by torchrun."""
+    from executor.launch.agent import is_mistake, one_line, open_store, variable
+
+    name = host or discover().name
     try:
-        from planner.plan_file import Plan
-
-        spec, plan = folder.spec(), Plan.load(folder.plan)
-        compute(plan, spec, rank, int(plan.placement.gpu_of_rank[rank]), open_store(spec, rank, listen_fd))
+        named = tuple(hosts.split(",")) if hosts else ()
+        known = _hosts_here(open_store(timeout_s), name, named)
+        request = Request(hosts=named or tuple(sorted(known)), host=name, timeout_s=timeout_s, **given)
+        world, launch = int(variable("WORLD_SIZE")), prepare(request, known)
+        if world != launch.plan.strategy.ranks:
+            raise InputError(f"torchrun starts {world} processes; the plan has {launch.plan.strategy.ranks} ranks")
+        run_rank(launch)
     except BaseException as error:
-        folder.fail(rank, kind_of(error), one_line(error))
-        with suppress(OSError):
-            sys.stderr.write(FAILED + traceback.format_exc())
-        return 2 if kind_of(error) == "user" else 1
-    finally:
-        sys.stdout.flush()
+        if not is_mistake(error):
+            traceback.print_exc()
+        click.echo(f"executor: {name}, local rank {os.environ.get('LOCAL_RANK', '?')}: {one_line(error)}", err=True)
         sys.stderr.flush()
-    return 0
-
-
-def _host(folder: RunFolder, ranks: Sequence[int], listen_fd: int | None) -> int:
-    """Import once, fork the ranks, wait for all or for the first failure; the launcher ends the rest."""
-    try:
-        job_main(folder.spec().job)
-        import executor.sharding  # noqa: F401  paid once instead of once per rank
-    except BaseException as error:
-        folder.fail(ranks[0], kind_of(error), one_line(error))
-        with folder.log(ranks[0]).open("a", encoding="utf-8") as log:
-            log.write(FAILED + traceback.format_exc())
-        return 2 if kind_of(error) == "user" else 1
-    own, children = os.getpid(), {}
-    for rank in ranks:
-        if (pid := os.fork()) == 0:
-            die_with_parent(own)
-            os._exit(_rank(folder, rank, listen_fd))
-        children[pid] = rank
-    failed = 0
-    while children and not failed:
-        failed = _reap(folder, children, 0)
-    deadline_s = time.monotonic() + 0.5  # the cause may be reported just after its consequence
-    while failed and children and time.monotonic() < deadline_s:
-        _reap(folder, children, os.WNOHANG)
-        time.sleep(0.02)
-    return failed
-
-
-def _reap(folder: RunFolder, children: dict[int, int], how: int) -> int:
-    """Take one ended rank off `children`; its exit code (1 for a signal)."""
-    pid, status = os.waitpid(-1, how)
-    if pid == 0:
-        return 0
-    rank, code = children.pop(pid), os.waitstatus_to_exitcode(status)
-    if code < 0:
-        folder.fail(rank, "killed", killed(-code))
-    return code if code >= 0 else 1
-
-
-def killed(number: int) -> str:
-    """A signal in words."""
-    import signal
-
-    hint = "; out of memory?" if number == signal.SIGKILL else ""
-    return f"killed by signal {number} ({signal.Signals(number).name}){hint}"
-
-
-def main(arguments: Sequence[str]) -> int:
-    """RUN_DIR RANKS PARENT LISTEN_FD: `0,1`, the launcher's process, and -1 for no socket."""
-    folder, ranks, parent, descriptor = arguments
-    die_with_parent(int(parent))
-    listen_fd = int(descriptor) if int(descriptor) >= 0 else None
-    own = [int(rank) for rank in ranks.split(",")]
-    run_folder = RunFolder(path=Path(folder))
-    if len(own) == 1:
-        return _rank(run_folder, own[0], listen_fd)
-    return _host(run_folder, own, listen_fd)
+        os._exit(2 if is_mistake(error) else 1)
 
 
 if __name__ == "__main__":
-    code = main(sys.argv[1:])
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    main()

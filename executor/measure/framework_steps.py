@@ -55,7 +55,7 @@ def framework_samples(bench: Bench, groups: Groups) -> list[Sample]:
         step = _step(groups, bench.device, layers, microbatches)
         step()
         step()
-        windows = [bench.window_s(step, 2) for _ in range(bench.length.windows)]
+        windows = [bench.window_s(step, 2) for _ in range(bench.order.windows)]
         left_s.append(float(np.median(windows)) - _priced_s(bench, layers, microbatches))
     layer_s = (left_s[1] - left_s[0]) / (CASES[1][0] - CASES[0][0])
     microbatch_s = (left_s[2] - left_s[0]) / (CASES[2][1] - CASES[0][1]) - CASES[0][0] * layer_s

@@ -1,20 +1,20 @@
-"""The job behind `executor profile`: what every rank measures, so that kernels are timed under a real load.
+"""What every rank of `executor profile` measures, so that kernels are timed under a real load.
 
     for each load r = 1, 2, 4, …:  ranks 0 … r-1 run the same call at once, cores / r threads each; the others wait
     time of a call = window / calls, all ranks from one barrier, mean over ranks; median and IQR over the windows
 
 A window holds many calls: processes that share cores are switched every few milliseconds, which one short call would
 not see. Collectives run over as many groups of their size as the load has. The last part are real steps of the tiny
-model with few tokens (`framework.py` of `cost_models` says what they are for). Seconds and bytes; fp32 on CPU, bf16 on
+model with few tokens (`framework_steps`). Seconds and bytes; fp32 on CPU, bf16 on
 CUDA. Leaves out: links between hosts.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,9 @@ from torch import Tensor
 
 from cost_models.curves.samples import Sample
 from cost_models.timing.collectives import wire_bytes
+from executor.launch.agent import open_store, variable
 from executor.measure.framework_steps import context_groups, framework_samples
 from executor.mmsp import kernel
-from longvila.job import Job
 
 GEMMS = ((64, 128, 128), (256, 128, 128), (256, 256, 128), (1024, 128, 128), (128, 128, 1024), (1024, 256, 128),
          (2048, 264, 128), (4096, 256, 256), (1024, 1024, 1024))  # fmt: skip
@@ -40,19 +40,28 @@ COLLECTIVES = ("all_to_all", "all_gather", "reduce_scatter", "all_reduce", "send
 
 
 @dataclass(frozen=True, kw_only=True)
-class Length:
-    """How long: seconds of a window, windows of a sample, and the loads."""
+class Order:
+    """What to measure: seconds of a window, windows of a sample, and how many ranks measure at once."""
 
     window_s: float
     windows: int
-    loads: tuple[int, ...]
+    loads: tuple[int, ...]  # divisors of the number of ranks
+    cores: int
+    path: str  # the link that collectives use
+    cuda: bool
+    folder: Path  # where `done` files appear
+    timeout_s: float = 600.0
+
+    def done(self, load: int) -> Path:
+        """A file that is there once this load is measured."""
+        return self.folder / f"load-{load}"
 
 
 class Bench:
     """One load: `ranks` processes of `group` measure together."""
 
-    def __init__(self, length: Length, ranks: int, group: dist.ProcessGroup, device: torch.device, path: str) -> None:
-        self.length, self.ranks, self.group, self.device, self.path = length, ranks, group, device, path
+    def __init__(self, order: Order, ranks: int, group: dist.ProcessGroup, device: torch.device) -> None:
+        self.order, self.ranks, self.group, self.device = order, ranks, group, device
         self.dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
         self.samples: list[Sample] = []
 
@@ -60,7 +69,7 @@ class Bench:
         """Time a call that all ranks make and keep the sample; `ranks` is the load unless the sample says otherwise."""
         call()
         count = self._calls(call)
-        windows = [self.window_s(call, count) for _ in range(self.length.windows)]
+        windows = [self.window_s(call, count) for _ in range(self.order.windows)]
         low, middle, high = np.percentile(windows, [25, 50, 75])
         name = "fp32" if self.dtype == torch.float32 else "bf16"
         made = Sample(median_s=float(middle), iqr_s=float(high - low), **{"ranks": self.ranks, "dtype": name, **sample})
@@ -69,7 +78,7 @@ class Bench:
     def _calls(self, call: Callable[[], Any]) -> int:
         """Calls that fill a window: the same number on every rank."""
         one_s = max(self.window_s(call, 2), 1e-7)
-        return max(1, min(20000, round(self.length.window_s / one_s)))
+        return max(1, min(20000, round(self.order.window_s / one_s)))
 
     def window_s(self, call: Callable[[], Any], count: int) -> float:
         """Seconds of one call, mean over ranks."""
@@ -145,35 +154,40 @@ class Bench:
             }
             for op in COLLECTIVES:
                 wire = float(wire_bytes(op, members, count * self.dtype.itemsize))
-                self.add(calls[op], op=op, ranks=members, path=self.path, bytes=wire, shape=(self.ranks,))
+                self.add(calls[op], op=op, ranks=members, path=self.order.path, bytes=wire, shape=(self.ranks,))
 
 
-def main(job: Job) -> None:
-    """Settings: out (a file for the samples), window_s, windows, loads (divisors of the world), cores, path."""
-    given, rank, world = job.config, dist.get_rank(), dist.get_world_size()
-    length = Length(window_s=given["window_s"], windows=given["windows"], loads=tuple(given["loads"]))
-    groups = {size: _tiles(world, size) for size in length.loads}
-    contexts = {size: context_groups(world, size, rank) for size in length.loads}
+def measure(order: Order) -> list[Sample]:
+    """One rank, started by torch's agent: everything that this host measures; samples are rank 0's."""
+    rank, world = int(variable("RANK")), int(variable("WORLD_SIZE"))
+    device = torch.device("cuda", rank) if order.cuda else torch.device("cpu")
+    if order.cuda:
+        torch.cuda.set_device(device)
+    limit = timedelta(seconds=order.timeout_s)
+    backend = "cpu:gloo,cuda:nccl" if order.cuda else "gloo"
+    dist.init_process_group(backend, store=open_store(order.timeout_s), rank=rank, world_size=world, timeout=limit)
+    groups = {size: _tiles(world, size) for size in order.loads}
+    contexts = {size: context_groups(world, size, rank) for size in order.loads}
     samples: list[Sample] = []
-    for load in length.loads:
+    for load in order.loads:
         if rank < load:
-            torch.set_num_threads(max(1, given["cores"] // load))
+            torch.set_num_threads(max(1, order.cores // load))
             group = next(group for ranks, group in groups[load] if rank in ranks)
-            bench = Bench(length, load, group, job.device, given["path"])
+            bench = Bench(order, load, group, device)
             bench.gemms()
             bench.attention()
             bench.memory_bound()
-            for size in length.loads:
+            for size in order.loads:
                 if 1 < size <= load and load % size == 0:
                     bench.collectives(groups[size], rank)
-            if job.device.type == "cpu":
+            if device.type == "cpu":
                 bench.samples += framework_samples(bench, contexts[load])
             samples += bench.samples
         dist.barrier()
         if rank == 0:
-            print(f"measured with {load} of {world} ranks at once: {len(samples)} samples", flush=True)
-    if rank == 0:
-        Path(given["out"]).write_text(json.dumps([asdict(sample) for sample in samples]), encoding="utf-8")
+            order.done(load).touch()
+    dist.destroy_process_group()
+    return samples
 
 
 def _tiles(world: int, size: int) -> list[tuple[tuple[int, ...], dist.ProcessGroup]]:

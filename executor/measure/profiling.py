@@ -1,41 +1,34 @@
 """`executor profile`: measure this machine under the loads that a plan will have, and write `profile.json`.
 
-    launch N ranks running `measuring` -> samples of loads 1 … N (divisors of N) -> profile.json, whole or not at all
+    start N ranks running `measuring` -> samples of loads 1 … N (divisors of N) -> profile.json, whole or not at all
 
-The ranks are started as for any plan, so a lost rank or Ctrl-C ends all and leaves no file. `path` of a collective is
+The ranks are started as for a plan, so a lost rank or Ctrl-C ends all and leaves no file. `path` of a collective is
 the link of the local cluster. On a CPU every sample says how many processes ran beside it (`ranks`; collectives:
 `shape`); the planner takes the load that its plan has. Left out: the network between hosts.
 """
 
 from __future__ import annotations
 
-import io
 import json
+import os
 import sys
 import tempfile
-import time
-from dataclasses import replace
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from cost_models import strict
 from cost_models.curves.samples import Sample
 from cost_models.errors import InputError
 from cost_models.hardware.cluster import Cluster
-from cost_models.hardware.machine import cores, discover
-from cost_models.hardware.placement import Placement
-from cost_models.models.model import Model
-from cost_models.pricing import price
+from cost_models.hardware.machine import Host, discover
 from cost_models.profile import VERSION, Profile
-from cost_models.strategy import Strategy
-from cost_models.workload import Precision, Workload
-from executor.launch import launch
+from executor.launch.launch import rank_environment
 from planner.files import check_target, write_whole
-from planner.plan_file import Plan, Simulated
 
-JOB = "executor.measure.measuring"
 MOST_CPU_RANKS = 16
 
 
@@ -63,85 +56,71 @@ def profile(target: Path, ranks: int | None, quick: bool) -> Profile:
         device=device.name,
         machine=f"{here.describe()}; {', '.join(map(str, loads_of(count)))} processes at once",
         versions=here.versions,
-        samples=_measure(cluster, count, quick),
+        samples=_measure(cluster, here, count, quick),
     )
     write_whole(target, json.dumps(found.to_dict(), indent=1) + "\n")
     return found
 
 
-def _measure(cluster: Cluster, count: int, quick: bool) -> tuple[Sample, ...]:
-    with tempfile.TemporaryDirectory(prefix="profile-") as name:
-        folder = Path(name)
-        _plan(cluster, count).save(folder / "plan.json")
-        settings = {
-            "out": str(folder / "samples.json"),
-            "window_s": 0.012 if quick else 0.05,
-            "windows": 3 if quick else 7,
-            "loads": list(loads_of(count)),
-            "cores": cores(),
-            "path": cluster.runs[0].node.scale_up.link,
-        }
-        request = launch.Request(
-            plan=folder / "plan.json",
-            job=JOB,
-            sets=tuple(f"{key}={json.dumps(value)}" for key, value in settings.items()),
-            run_dir=folder / "run",
+def _measure(cluster: Cluster, here: Host, count: int, quick: bool) -> tuple[Sample, ...]:
+    loads, node = loads_of(count), cluster.runs[0].node
+    os.environ |= rank_environment(max(1, here.cores // count))
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo" if sys.platform == "linux" else "lo0"
+    with tempfile.TemporaryDirectory(prefix="profile-") as name, _progress(Path(name), loads):
+        from executor.launch.agent import Team, run_team
+        from executor.measure.measuring import Order, measure
+
+        cuda = node.device.architecture != "cpu"
+        order = Order(
+            window_s=0.012 if quick else 0.05,
+            windows=3 if quick else 7,
+            loads=loads,
+            cores=here.cores,
+            path=node.scale_up.link,
+            cuda=cuda,
+            folder=Path(name),
         )
-        with _Bar(len(loads_of(count))) as bar:
-            errors = io.StringIO()
-            code = launch.run(launch.prepare(request), bar, errors)
-        if code == 130:
-            raise KeyboardInterrupt
-        if code:
-            raise InputError(f"the measurement did not end well: {errors.getvalue().strip()}")
-        rows = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
-        return tuple(strict.read(Sample, row, f"samples[{index}]") for index, row in enumerate(rows))
+        team = Team(
+            ranks=tuple(range(count)),
+            logs=Path(name) / "logs",
+            forked=sys.platform == "linux" and not cuda,
+            shown=False,
+        )
+        outcome = run_team(measure, order, team)
+    if outcome.code == 130:
+        raise KeyboardInterrupt
+    if outcome.code:
+        raise InputError(f"the measurement did not end well: {outcome.reason}")
+    return tuple(outcome.value)
 
 
-def _plan(cluster: Cluster, count: int) -> Plan:
-    """A plan that only says where the ranks are."""
-    cpu = cluster.runs[0].node.device.architecture == "cpu"
-    precision = Precision(param="fp32") if cpu else Precision()
-    work = Workload(Model.load("longvila-tiny"), context_tokens=count, global_batch=count, precision=precision)
-    strategy = Strategy(data=count, shard=count)
-    cost = price(cluster, work, strategy)
-    # The measurement holds little; what this made-up plan would hold is not asked for.
-    return Plan(
-        cluster=cluster,
-        workload=work,
-        strategy=strategy,
-        placement=Placement.in_order(cluster, count),
-        cost=replace(cost, memory={**cost.memory, "reserve": 0}),
-        simulated=Simulated(step_s=cost.step_s, seconds=cost.seconds, busiest_links=()),
-        objective="time",
-        chosen_by="model",
-        alternatives=(),
-        bound=cost.step_s,
-        gap=0.0,
-    )
+@contextmanager
+def _progress(folder: Path, loads: Sequence[int]) -> Iterator[None]:
+    """Shows the loads that are measured, as their files appear: a bar on a terminal, else a line for each."""
+    columns = (TextColumn("measuring"), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    bar = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
+    task, ended = bar.add_task("starting", total=len(loads)), threading.Event()
 
+    def show(load: int) -> None:
+        line = f"measured with {load} of {loads[-1]} ranks at once"
+        bar.update(task, description=line, advance=1)
+        if bar.disable:
+            print(line, file=sys.stderr, flush=True)
 
-class _Bar(io.StringIO):
-    """Takes the ranks' lines (one for each load that is done) and shows them as a bar on a terminal."""
+    def watch() -> None:
+        left = list(loads)
+        while left:
+            last = ended.wait(0.2)
+            while left and (folder / f"load-{left[0]}").exists():
+                show(left.pop(0))
+            if last:
+                return
 
-    def __init__(self, steps: int) -> None:
-        super().__init__()
-        columns = (TextColumn("measuring"), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        self._bar = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
-        self._task = self._bar.add_task("starting", total=steps)
-        self._began_s = time.monotonic()
-
-    def __enter__(self) -> _Bar:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def write(self, text: str) -> int:
-        for line in text.splitlines():
-            if line.startswith("measured with"):
-                self._bar.update(self._task, description=line, advance=1)
-                if self._bar.disable:
-                    print(f"{line} ({time.monotonic() - self._began_s:.0f} s)", file=sys.stderr, flush=True)
-        return len(text)
+    watcher = threading.Thread(target=watch, daemon=True)
+    with bar:
+        watcher.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watcher.join()

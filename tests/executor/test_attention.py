@@ -2,14 +2,18 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from cost_models.errors import InputError
-from executor.mmsp.attention import Kept, MmSp, attention
+from cost_models.step.heads import HeadSplit
+from executor.mmsp import kernel
+from executor.mmsp.attention import Kept, MmSp, _sum_heads, attention
 from executor.mmsp.exchange import Alone, LocalExchange, local_exchanges
-from executor.mmsp.layout import Layout, document_edges
+from executor.mmsp.layout import Layout, Span, Tile, document_edges
+from executor.mmsp.ring import RingWork, ring_backward, ring_forward
 
 DIM = 4
 
@@ -191,6 +195,49 @@ def test_gradients_travel_the_ring_in_the_dtype_asked_for(inputs, asked, on_the_
     on_threads(layout, work)
     keys_twice, gradients = 2 * 2 * 3, 2 * 3  # hops x ranks
     assert sorted(map(str, seen)) == sorted(map(str, [inputs] * keys_twice + [on_the_way] * gradients))
+
+
+class Recorded:
+    """A ring of three that hands back what it was sent, and writes down when a shift starts and when it is awaited."""
+
+    size, index = 3, 1
+
+    def __init__(self):
+        self.log = []
+
+    def start_shift(self, buffer):
+        what = "keys" if buffer.dtype == torch.bfloat16 else "gradients"
+        self.log.append(f"start {what}")
+        return SimpleNamespace(wait=lambda: self.log.append(f"wait {what}") or buffer)
+
+
+def test_the_next_block_is_in_flight_while_a_tile_computes(monkeypatch):
+    ring = Recorded()
+    for name in ("forward", "backward"):
+        whole = getattr(kernel, name)
+        monkeypatch.setattr(kernel, name, lambda *a, whole=whole, **k: ring.log.append("compute") or whole(*a, **k))
+    tile = Tile(Span(0, 4), Span(0, 4), True)
+    work = RingWork(
+        exchange=ring, tiles=((tile,),) * 3, runs=HeadSplit(q_heads=2, kv_heads=1, ulysses=1).runs(0), scale=1
+    )
+    q, k, v, _ = row(4, 2, 1, dtype=torch.bfloat16)
+    out, lse = ring_forward(q, torch.stack((k, v)), work)
+    step = ["start keys", "compute", "wait keys"]
+    assert ring.log == [*step, *step, "compute"]
+    ring.log.clear()
+    ring_backward(torch.ones_like(q), q, torch.stack((k, v)), out, lse, work)
+    last = ["compute", "wait gradients", "start gradients", "wait gradients"]
+    assert ring.log == [*step, "start keys", "compute", "start gradients", "wait keys", *last]
+
+
+def test_gradients_of_a_key_head_that_several_ranks_read_are_summed_in_float32():
+    """1 + 2^-8 + 2^-8 is a bfloat16; added one by one in bfloat16, both small ones are lost."""
+    split = HeadSplit(q_heads=4, kv_heads=1, ulysses=4)
+    parts = torch.tensor([1.0, 2**-8, 2**-8, 0.0])
+    rows_HBSD = parts.repeat_interleave(3).reshape(12, 1, 1, 1).to(torch.bfloat16)  # a query, a key, a value head each
+    _, dk, dv = _sum_heads(rows_HBSD, split)
+    assert dk.dtype == torch.bfloat16
+    assert dk.item() == dv.item() == 1 + 2**-7
 
 
 def test_kept_result_is_taken_once():

@@ -127,7 +127,7 @@ def test_several_hosts_get_a_line_each(tmp_path):
     code, output = _run("launch", tmp_path / "plan.json", "--hosts=h1,h2", "--set=run=a b")
     assert code == 0
     lines = [line for line in output.splitlines() if "torchrun" in line]
-    assert len(lines) == 2 and all("--master-addr=h2" in line and "'--set=run=a b'" in line for line in lines)
+    assert len(lines) == 2 and all("--master-addr=h1" in line and "'--set=run=a b'" in line for line in lines)
     assert "--node-rank=0 --nproc-per-node=8" in lines[0] and "--host=h1" in lines[0]
 
 

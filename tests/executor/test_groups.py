@@ -1,5 +1,7 @@
 """Groups follow a plan's lists in whatever order they are, on every rank alike; wrong lists are named."""
 
+from datetime import timedelta
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -23,7 +25,7 @@ SHUFFLED = {
 
 def _collectives():
     """What each collective of the groups gives this rank, with every rank sending its own number."""
-    groups = make_groups(SHUFFLED, dist.get_rank())
+    groups = make_groups(SHUFFLED, dist.get_rank(), timeout=timedelta(seconds=77))
     own = torch.tensor([float(dist.get_rank())], requires_grad=True)
     ulysses, ring = groups.ulysses.exchange(), groups.ring.exchange()
     both = all_to_all(own.expand(2), ulysses, [1, 1], [1, 1])
@@ -39,7 +41,12 @@ def _collectives():
         "largest of ring": groups.ring.reduce(own.detach().clone(), dist.ReduceOp.MAX).tolist(),
         "mesh": (mesh.mesh.tolist(), mesh.get_coordinate()),
         "alone": groups.data.exchange() == Alone(),
+        "limits": {_limit_s(axis.group) for axis in (groups.ulysses, groups.ring, groups.context, groups.shard)},
     }
+
+
+def _limit_s(group: dist.ProcessGroup) -> float:
+    return group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
 
 
 def test_the_lists_decide():
@@ -56,6 +63,7 @@ def test_the_lists_decide():
             "largest of ring": [max(ring)],
             "mesh": ([[2, 0], [3, 1]], {2: (0, 0), 0: (0, 1), 3: (1, 0), 1: (1, 1)}[rank]),
             "alone": True,
+            "limits": {77.0},  # not the backend's half hour
         }
 
 

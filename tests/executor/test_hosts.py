@@ -8,7 +8,6 @@ import pytest
 from cost_models import Cluster, InputError, Placement, Strategy
 from cost_models.hardware.device import Device
 from cost_models.hardware.machine import Gpu, Host
-from executor.launch.elastic import own_seat
 from executor.launch.hosts import bind, used_slots
 from tests.executor.planned import make_plan
 
@@ -34,13 +33,12 @@ def test_a_seat_is_found_from_host_and_local_rank():
     assert binding.host_of_slot == {0: "b", 1: "a"}
     for host, slot in (("b", 0), ("a", 1)):
         for local in range(8):
-            seat = own_seat(binding, host, local)
+            seat = binding.seat(host, local)
             assert plan.placement.slot_of_rank[seat.rank] == slot
             assert plan.placement.gpu_of_rank[seat.rank] == seat.gpu == local
     assert sorted(seat.rank for host in "ab" for seat in binding.on(host)) == list(range(16))
-    assert binding.first_host == binding.host_of_slot[int(plan.placement.slot_of_rank[0])]
     with pytest.raises(InputError, match="--nproc-per-node=8"):
-        own_seat(binding, "a", 8)
+        binding.seat("a", 8)
 
 
 def test_hosts_are_bound_to_slots_of_their_class():

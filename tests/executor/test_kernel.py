@@ -68,6 +68,12 @@ def test_fewer_key_heads_than_threads_give_the_same_gradients(eight_threads):
         torch.testing.assert_close(grad, want, rtol=0, atol=1e-12)
 
 
+def _with_window(causal, left, right):
+    """flash-attn masks keys after the query also where the window's right side is 0."""
+    assert left == -1 and right in (-1, 0)
+    return causal or right == 0
+
+
 @pytest.fixture
 def flash_attn(monkeypatch):
     """The two functions of flash-attn 2.7 as it declares them, on torch's CPU kernel; the tensors it was given."""
@@ -92,6 +98,7 @@ def flash_attn(monkeypatch):
         return_softmax,
     ):
         given.extend((q, k, v))
+        causal = _with_window(causal, window_size_left, window_size_right)
         out, lse = of_cpu(*swap(q, k, v), dropout_p, causal, scale=softmax_scale)
         return out.transpose(1, 2), lse, None, None
 
@@ -117,6 +124,7 @@ def flash_attn(monkeypatch):
     ):
         assert all(x.stride(-1) == 1 for x in (dq, dk, dv)) and softmax_lse.is_contiguous()
         given.extend((dout, q, k, v, out))
+        causal = _with_window(causal, window_size_left, window_size_right)
         grads = back_of_cpu(*swap(dout, q, k, v, out), softmax_lse, dropout_p, causal, scale=softmax_scale)
         for target, grad in zip((dq, dk, dv), grads, strict=True):
             target.copy_(grad.transpose(1, 2))
@@ -128,15 +136,17 @@ def flash_attn(monkeypatch):
     return given
 
 
-def test_flash_attn_is_handed_views_and_gives_the_same(flash_attn):
+@pytest.mark.parametrize("causal", [True, False])
+def test_flash_attn_is_handed_views_and_gives_the_same(flash_attn, causal):
     """Arguments, layouts and copies only: flash-attn's own arithmetic is not run here."""
     q, k, v = (x[:, :, 1:] for x in _block(7, 7))
-    want = kernel.forward(q, k, v, causal=True, scale=0.2)
-    got = kernel._flash_attn_forward(q, k, v, True, 0.2)
+    want = kernel.forward(q, k, v, causal=causal, scale=0.2)
+    got = kernel._flash_attn_forward(q, k, v, causal, 0.2)
     torch.testing.assert_close(got, want, rtol=0, atol=0)
     dout = torch.randn(8, 2, 4, 6, dtype=q.dtype).permute(1, 2, 3, 0).contiguous()
-    grads = kernel._flash_attn_backward(dout, q, k, v, want.out, want.lse, True, 0.2)
-    torch.testing.assert_close(grads, kernel.backward(dout, q, k, v, *want, causal=True, scale=0.2), rtol=0, atol=0)
+    grads = kernel._flash_attn_backward(dout, q, k, v, want.out, want.lse, causal, 0.2)
+    expected = kernel.backward(dout, q, k, v, *want, causal=causal, scale=0.2)
+    torch.testing.assert_close(grads, expected, rtol=0, atol=0)
     sources = (q, k, v, dout, q, k, v, want.out)
     assert [x.data_ptr() for x in flash_attn] == [x.data_ptr() for x in sources], "no copies on the way"
 

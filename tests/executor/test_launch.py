@@ -69,7 +69,7 @@ def test_a_users_mistake_in_a_job_is_one_line(tmp_path):
     assert done.returncode == 2
     assert "executor: data: no such file; name one that is there" in done.stderr.splitlines()
     assert "Traceback" not in done.stderr + done.stdout
-    assert "Traceback" in (tmp_path / "runs/launch/logs/rank-0.log").read_text()
+    assert any("Traceback" in file.read_text() for file in (tmp_path / "runs/launch/logs").glob("*.traceback"))
 
 
 def test_the_rank_that_failed_is_named_not_those_that_lost_it(tmp_path):
@@ -115,7 +115,22 @@ def test_a_busy_port_is_named(tmp_path):
 
 def test_two_hosts_meet_and_places_decide_ranks(tmp_path):
     """Two launchers on one machine stand for two hosts; the plan puts rank 0 on the second slot."""
-    plan = _two_slots(tmp_path)
+    for code, output in _on_two_hosts(tmp_path, [], []):
+        assert code == 0, output
+    logs = [sorted(file.name for file in (tmp_path / node / "logs").glob("*.log")) for node in "01"]
+    assert logs == [["rank-1.log"], ["rank-0.log"]]
+
+
+def test_hosts_that_were_given_other_settings_do_not_start(tmp_path):
+    """Or each would update its shards of one model by its own learning rate."""
+    outputs = _on_two_hosts(tmp_path, ["--set=lr=0.1"], ["--set=lr=0.2"])
+    assert all(code != 0 for code, _ in outputs)
+    assert any(code == 2 and "hosts disagree: setting lr is 0.1 for rank 1" in output for code, output in outputs)
+    assert not list(tmp_path.glob("rank*.json"))
+
+
+def _on_two_hosts(folder: Path, *more: list[str]) -> list[tuple[int, str]]:
+    plan = _two_slots(folder)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -123,20 +138,29 @@ def test_two_hosts_meet_and_places_decide_ranks(tmp_path):
         start(
             "launch",
             plan,
-            *_options(tmp_path),
+            *_options(folder),
             "--hosts=127.0.0.2,127.0.0.1",
             f"--node-rank={node}",
             f"--port={port}",
-            f"--run-dir={tmp_path / str(node)}",
-            folder=tmp_path,
+            "--timeout=20",
+            f"--run-dir={folder / str(node)}",
+            *options,
+            folder=folder,
         )
-        for node in (0, 1)
+        for node, options in enumerate(more)
     ]
-    for process in started:
-        out, err = process.communicate(timeout=90)
-        assert process.returncode == 0, out + err
-    logs = [sorted(file.name for file in (tmp_path / node / "logs").glob("*.log")) for node in "01"]
-    assert logs == [["rank-1.log"], ["rank-0.log"]]
+    outputs = ["".join(process.communicate(timeout=90)) for process in started]
+    return [(process.returncode, output) for process, output in zip(started, outputs, strict=True)]
+
+
+def test_two_launches_do_not_share_a_run_folder(tmp_path):
+    plan = save_plan(tmp_path, Strategy())
+    first = start("launch", plan, *_options(tmp_path, "wait"), folder=tmp_path)
+    _pids(tmp_path, 1, first)
+    second = run("launch", plan, *_options(tmp_path), folder=tmp_path)
+    first.send_signal(signal.SIGINT)
+    first.communicate(timeout=20)
+    assert second.returncode == 2 and "another launch is writing to runs/launch/logs" in second.stderr
 
 
 def _two_slots(folder: Path) -> Path:

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from cost_models import Cluster, InputError, LayerRange, Placement, Strategy
-from executor.launch.worker import job_main, kind_of, one_line
+from executor.launch.agent import is_mistake, one_line
+from executor.launch.worker import job_main
 from longvila import train
 from longvila.job import Job, JobError
 from tests.executor.planned import ROOT, make_plan, run, save_plan
@@ -62,7 +63,7 @@ def test_torchrun_numbers_decide_nothing(tmp_path):
     for number, host in enumerate(("b", "a")):
         command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={number}"]
         command += ["--nproc-per-node=2", "--master-addr=127.0.0.1", "--master-port=29533"]
-        command += ["--module", "executor.launch.elastic", str(plan), f"--host={host}", "--hosts=a,b"]
+        command += ["--module", "executor.launch.worker", str(plan), f"--host={host}", "--hosts=a,b"]
         command += ["--job=tests.executor.launched_jobs", f"--set=out={tmp_path}"]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
         agents.append(subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True))
@@ -84,7 +85,5 @@ def test_an_unknown_job_is_named():
 
 
 def test_kinds_of_failure():
-    assert kind_of(JobError("x")) == kind_of(InputError("x")) == "user"
-    assert kind_of(RuntimeError("[gloo/transport] Connection closed by peer")) == "peer"
-    assert kind_of(ValueError("x")) == "fault"
+    assert is_mistake(JobError("x")) and is_mistake(InputError("x")) and not is_mistake(ValueError("x"))
     assert one_line(ValueError("a\n  b")) == "ValueError: a b"

@@ -92,3 +92,12 @@ def test_logits_are_computed_once(monkeypatch):
     assert sum(name in ("mm", "addmm_") for name in counted) == 3 * 5
     with pytest.raises(RuntimeError, match="differentiated already"):
         loss.backward()
+
+
+def test_the_softmax_of_half_precision_logits_is_in_float32():
+    """In bfloat16 each token's logarithm would be off by up to 2^-9 of its size."""
+    hidden, weight, labels = inputs(dtype=torch.bfloat16)
+    with torch.no_grad():
+        logits = hidden @ weight.T  # rounded to bfloat16, as in the loss
+        exact = F.cross_entropy(logits.double(), labels, ignore_index=IGNORE, reduction="sum")
+        assert loss_sum(hidden, weight, labels, TOKENS).item() == pytest.approx(exact.item(), rel=1e-6)

@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from longvila import checkpoint, generate, train
+from longvila.dataset import Cursor
 from longvila.job import Job, JobError
 from longvila.optimizer import Optimizer, learning_rate
 from tests.longvila.clips import EXAMPLES, MEDIA
@@ -209,6 +210,34 @@ def test_optimizer_equals_torch_adamw_and_clips():
         torch.testing.assert_close(ours.weight, theirs.weight, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(ours.bias, theirs.bias, rtol=1e-5, atol=1e-6)
     assert ours.weight.grad is None
+
+
+@pytest.mark.parametrize(("scale", "kept"), [(1e-3, 1.0), (2.0, 0.5)])
+def test_only_gradients_above_the_limit_are_scaled(scale, kept):
+    """Adam's first moment after a step is 0.1 of the gradient that it was given."""
+    layer = torch.nn.Linear(1, 1, bias=False)
+    optimizer = Optimizer(dict(layer.named_parameters()), betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
+    layer.weight.grad = torch.full_like(layer.weight, scale)
+    assert optimizer.step(0.01, 1.0) == pytest.approx(scale)
+    assert optimizer.state()["exp_avg"]["weight"].item() == pytest.approx(0.1 * scale * kept)
+
+
+def test_a_resumed_run_draws_the_random_numbers_of_an_unbroken_one(tmp_path):
+    layer = torch.nn.Linear(1, 1)
+    optimizer = Optimizer(dict(layer.named_parameters()), betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
+    marker = checkpoint.Marker(step=1, cursor=Cursor(), model={}, settings={})
+    torch.manual_seed(5)
+    checkpoint.save(tmp_path, layer, optimizer, marker, rank=0, keep=1)
+    drawn = torch.rand(3)
+    checkpoint.load(tmp_path / "step-000001", layer, optimizer)
+    assert torch.equal(torch.rand(3), drawn)
+
+
+def test_the_newest_checkpoint_is_that_of_the_highest_step(tmp_path):
+    for step in (999_999, 1_000_000):
+        (tmp_path / f"step-{step:06d}").mkdir()
+        (tmp_path / f"step-{step:06d}" / "complete.json").touch()
+    assert checkpoint.latest(tmp_path).name == "step-1000000"
 
 
 def test_half_precision_parameters_follow_float32_masters():

@@ -1,0 +1,257 @@
+"""The ranks of one host under torch's elastic agent: started together, watched together, ended together.
+
+    this process: agent + meeting store (node 0) ── fork on Linux for CPU ranks, spawn otherwise ── local rank 0, 1, …
+
+A forked rank shares what this process imported, so imports are paid once. A rank that fails writes its reason and its
+traceback as files beside its log and leaves at once; the agent sees that within a tenth of a second and ends the
+others. Lost connections are consequences: a rank that raises a RuntimeError stays `_CAUSE_FIRST_S` longer, so that the
+rank that caused it is seen first. The kernel ends ranks whose agent was killed. Leaves out: restarts, and ranks that
+outlive a killed agent on systems other than Linux.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+from torch.distributed import DistError
+from torch.distributed.elastic.agent.server.api import WorkerSpec
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs, SignalException
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCPRendezvous
+from torch.distributed.rendezvous import rendezvous
+
+from cost_models.errors import InputError
+from executor.launch.dry_run import DEFAULT_PORT
+from longvila.job import JobError
+
+_CAUSE_FIRST_S = 1.0
+_STOPS = ("SIGINT", "SIGTERM", "SIGHUP")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Team:
+    """The processes that this host adds to a job, and where all processes of the job meet."""
+
+    ranks: tuple[int, ...]  # the plan's rank of each local rank; logs are named after it
+    logs: Path
+    forked: bool
+    timeout_s: float = 600.0
+    node: int = 0
+    nodes: int = 1
+    master: str = "127.0.0.1"  # the host of node 0
+    port: int | None = None  # None: a free one for one node, DEFAULT_PORT for several
+    shown: bool = True  # the first local rank's output, on this process's own
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a team ended. `code`: 0 done, 1 a rank failed, 2 the user's mistake, 130 stopped."""
+
+    code: int
+    reason: str = ""
+    value: Any = None  # what the first local rank's function returned
+
+
+def run_team(function: Callable[[Any], Any], argument: object, team: Team) -> Outcome:
+    """Run `function(argument)` on every rank of the team, under an open port and with output in `team.logs`."""
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    logging.getLogger("torch.multiprocessing").setLevel(logging.CRITICAL)
+    store = _meeting_store(team)
+    logs = _Logs(team)
+    heard = [name for name in _STOPS if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN]
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(heard)
+    spec = WorkerSpec(
+        role="",
+        local_world_size=len(team.ranks),
+        entrypoint=_rank,
+        args=(function, argument, os.getpid()),
+        rdzv_handler=_Meeting(store, team),
+        max_restarts=0,
+    )
+    # An empty role name is the only way to an empty prefix: lines are shown as the rank wrote them.
+    agent = LocalElasticAgent(
+        spec, logs, start_method="fork" if team.forked else "spawn", log_line_prefix_template="${role_name}"
+    )
+    try:
+        result = agent.run()
+    except (SignalException, KeyboardInterrupt):
+        return Outcome(code=130, reason="stopped: all ranks are ended")
+    finally:
+        for left in multiprocessing.active_children():
+            left.kill()
+    if not result.is_failed():
+        return Outcome(code=0, value=next(iter(result.return_values.values())))
+    failure = next(iter(result.failures.values()))
+    return Outcome(code=2 if failure.exitcode == 2 else 1, reason=_reason(failure, team, logs))
+
+
+def open_store(timeout_s: float) -> Store:
+    """The store of the agent that started this process, by the variables that it set."""
+    limit = timedelta(seconds=timeout_s)
+    store, _, _ = next(rendezvous("env://", int(variable("RANK")), int(variable("WORLD_SIZE")), timeout=limit))
+    store.set_timeout(limit)
+    return PrefixStore("mmsp", store)
+
+
+def variable(name: str) -> str:
+    """A variable that torch's agent sets for its workers."""
+    value = os.environ.get(name)
+    if value is None:
+        raise InputError(f"{name} is not set: start this module by torchrun, as `executor launch PLAN` prints it")
+    return value
+
+
+def is_mistake(error: BaseException) -> bool:
+    """Whether the user can mend it: a setting, plan, file or flag."""
+    return isinstance(error, InputError | JobError)
+
+
+def one_line(error: BaseException) -> str:
+    """What a failed rank says of itself, at most 400 characters."""
+    text = " ".join(str(error).split())
+    named = text if is_mistake(error) else f"{type(error).__name__}: {text}".removesuffix(": ")
+    return named if len(named) <= 400 else named[:397] + "..."
+
+
+def killed(number: int) -> str:
+    """A signal in words."""
+    hint = "; out of memory?" if number == signal.SIGKILL else ""
+    return f"killed by signal {number} ({signal.Signals(number).name}){hint}"
+
+
+def _rank(function: Callable[[Any], Any], argument: object, agent: int) -> Any:
+    """One rank in its own process. What the agent handles by itself is left to the system here."""
+    for name in _STOPS:
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
+    if os.getppid() != agent:  # it ended before the kernel was asked to end this process with it
+        os._exit(1)
+    try:
+        return function(argument)
+    except BaseException as error:
+        _record(error, Path(variable("TORCHELASTIC_ERROR_FILE")))
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        if isinstance(error, RuntimeError):
+            time.sleep(_CAUSE_FIRST_S)
+        os._exit(2 if is_mistake(error) else 1)
+
+
+def _record(error: BaseException, file: Path) -> None:
+    """The reason in the form that torch's agent reads, whole or not at all, and the traceback for people."""
+    at_ns = time.time_ns()
+    reason = {"message": one_line(error), "extraInfo": {"timestamp": at_ns // 10**9}}
+    try:
+        file.with_suffix(".traceback").write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        partial = file.with_suffix(".partial")
+        partial.write_text(json.dumps({"message": reason, "at_ns": at_ns}), encoding="utf-8")
+        partial.replace(file)
+    except OSError as full:  # the log may still take a line
+        print(f"{one_line(error)} (and its reason cannot be written: {full.strerror})", file=sys.stderr)
+
+
+def _reason(failure: ProcessFailure, team: Team, logs: _Logs) -> str:
+    """The first cause in one line: the rank that the agent saw end, or one that failed before it."""
+    rank, message = team.ranks[failure.local_rank], ""
+    if failure.exitcode < 0:
+        return f"rank {rank} failed: {killed(-failure.exitcode)} (more in {logs.file(rank, 'log')})"
+    records = [(record, rank) for rank in team.ranks if (record := _read(logs.file(rank, "failure")))]
+    if failure.exitcode == 2 and (own := _read(logs.file(rank, "failure"))):
+        return str(own["message"]["message"])
+    if records:
+        record, rank = min(records, key=lambda found: (found[0]["at_ns"], found[1]))
+        message = record["message"]["message"]
+    else:
+        message = f"it ended without a word: exit code {failure.exitcode}"
+    return f"rank {rank} failed: {message} (more in {logs.file(rank, 'traceback' if records else 'log')})"
+
+
+def _read(file: Path) -> Mapping[str, Any] | None:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+class _Logs(LogsSpecs):
+    """rank-N.out, rank-N.log (standard error), rank-N.failure, rank-N.traceback, named by the plan's ranks."""
+
+    def __init__(self, team: Team) -> None:
+        super().__init__(str(team.logs))
+        self._team = team
+        try:
+            team.logs.mkdir(parents=True, exist_ok=True)
+            self._lock = (team.logs / f"node-{team.node}.lock").open("w", encoding="utf-8")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ranks inherit it: held until the last has ended
+            for rank in team.ranks:
+                for kind in ("failure", "traceback"):
+                    self.file(rank, kind).unlink(missing_ok=True)
+                for kind in ("out", "log"):
+                    self.file(rank, kind).write_text("", encoding="utf-8")
+        except BlockingIOError:
+            raise InputError(f"--run-dir: another launch is writing to {team.logs}; give another --run-dir") from None
+        except OSError as error:
+            raise InputError(f"--run-dir: {team.logs} cannot be written: {error.strerror}") from None
+
+    @property
+    def root_log_dir(self) -> str:
+        return str(self._team.logs)
+
+    def file(self, rank: int, kind: str) -> Path:
+        return self._team.logs / f"rank-{rank}.{kind}"
+
+    def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
+        def files(kind: str, ranks: tuple[int, ...] = self._team.ranks) -> dict[int, str]:
+            return {local: str(self.file(rank, kind)) for local, rank in enumerate(ranks)}
+
+        for local, file in files("failure").items():
+            envs[local]["TORCHELASTIC_ERROR_FILE"] = file
+        shown = self._team.ranks[:1] if self._team.shown else ()
+        return LogsDest(
+            stdouts=files("out"),
+            stderrs=files("log"),
+            tee_stdouts=files("out", shown),
+            tee_stderrs=files("log", shown),
+            error_files=files("failure"),
+        )
+
+
+class _Meeting(StaticTCPRendezvous):
+    """Nodes in the order of --hosts, at a store that is open already."""
+
+    def __init__(self, store: TCPStore, team: Team) -> None:
+        super().__init__(team.master, store.port, team.node, team.nodes, "launch", round(team.timeout_s))
+        self._store = store
+
+
+def _meeting_store(team: Team) -> TCPStore:
+    """Node 0 listens, on this machine only if all ranks are here; the others look for it until the time limit."""
+    limit, port = timedelta(seconds=team.timeout_s), team.port or DEFAULT_PORT
+    if team.node > 0:
+        try:
+            return TCPStore(team.master, port, None, False, limit)
+        except DistError as error:
+            raise InputError(f"no launch answers at {team.master}, port {port}: {one_line(error)}") from None
+    wanted = team.port if team.port is not None else (0 if team.nodes == 1 else DEFAULT_PORT)
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((team.master if team.nodes == 1 else "", wanted))
+        listener.listen(4096)
+    except OSError as error:
+        listener.close()
+        raise InputError(f"--port {wanted} cannot be used: {error.strerror}; give another --port") from None
+    port = listener.getsockname()[1]
+    return TCPStore(team.master, port, None, True, limit, wait_for_workers=False, master_listen_fd=listener.detach())
