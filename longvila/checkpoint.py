@@ -114,8 +114,8 @@ def read_marker(path: Path) -> Marker:
 
 def complete(folder: Path) -> list[Path]:
     """Complete checkpoints of a run, oldest first."""
-    found = (path.parent for path in folder.glob(f"step-*/{MARKER}"))
-    return sorted(path for path in found if path.suffix != ".partial")
+    steps = {path.parent: path.parent.name.removeprefix("step-") for path in folder.glob(f"step-*/{MARKER}")}
+    return sorted((path for path, step in steps.items() if step.isdecimal()), key=lambda path: int(steps[path]))
 
 
 def latest(folder: Path) -> Path:
