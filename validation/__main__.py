@@ -16,10 +16,10 @@ from pathlib import Path
 import click
 
 from cost_models.errors import InputError
-from validation.judge import FileReport, judge
 from validation.plot import svg
 from validation.report import as_json, markdown, tables
 from validation.rows import FOLDER, files, read
+from validation.score import FileReport, score
 from validation.tables import display, write
 
 PATIENCE_S = 2.0
@@ -65,7 +65,7 @@ def _judged(names: Sequence[str], folder: Path) -> tuple[FileReport, ...]:
         def advance(rows: int) -> None:
             bar.update(task, advance=rows, visible=time.monotonic() - start > PATIENCE_S)
 
-        return judge(names, folder, advance)
+        return score(names, folder, advance)
 
 
 if __name__ == "__main__":

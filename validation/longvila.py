@@ -19,6 +19,7 @@ from typing import Literal
 
 from cost_models.cost import StepCost
 from cost_models.hardware.cluster import Cluster
+from cost_models.longest import most_tokens
 from cost_models.models.model import Model
 from cost_models.step.habits import Habits
 from cost_models.strategy import Recompute, Strategy
@@ -185,20 +186,15 @@ LENGTH_STEP = 128
 
 
 def longest(method: Method, where: Cluster, model: Model, recompute: Recompute = "none") -> int:
-    """Tokens of the longest row that fits under one policy, by halving; 0 if not even the shortest does."""
-    best = 0
-    for layout in method.layouts(where.gpus):
-        unit = LENGTH_STEP * layout.context * layout.tensor
-        low, high = 0, 2**20 // LENGTH_STEP
-        while high - low > 1:
-            middle = (low + high) // 2
-            work = Workload(model, context_tokens=middle * unit)
-            if priced(method.framework, where, work, layout, recompute).fits:
-                low = middle
-            else:
-                high = middle
-        best = max(best, low * unit)
-    return best
+    """Tokens of the longest row that fits under one policy; 0 if not even the shortest does."""
+
+    def most(layout: Strategy) -> int:
+        def fits(tokens: int) -> bool:
+            return priced(method.framework, where, Workload(model, context_tokens=tokens), layout, recompute).fits
+
+        return most_tokens(fits, LENGTH_STEP * layout.context * layout.tensor)
+
+    return max(map(most, method.layouts(where.gpus)))
 
 
 def path_rate_of(method: Method, gpus: int, work: Workload, wanted_s: float) -> float:

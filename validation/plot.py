@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from validation.judge import FileReport
+from validation.score import FileReport
 
 SIZE, MARGIN, LEGEND = 560, 56, 300
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bb5500", "#444444", "#009988", "#ee3377")

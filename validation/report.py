@@ -13,12 +13,11 @@ from typing import Any
 
 import yaml
 
-from validation import limits
+from validation import longest
 from validation import tables as shown
 from validation.frameworks import FRAMEWORKS
-from validation.judge import FileReport, Verdict, without_habits
-from validation.peers import beside
 from validation.rows import FOLDER
+from validation.score import FileReport, Verdict, against_peer, without_habits
 from validation.statistics import Errors, Ranking
 from validation.tables import Cell, Table, percent, signed
 
@@ -158,8 +157,8 @@ def _longest(reports: Sequence[FileReport]) -> Table:
     return Table(
         title="Longest sequence",
         text="The source doubles lengths and prints the last one, L, that ran, so the true maximum lies in [L, 2 L): "
-        f"a prediction within [{1 - limits.BELOW:g} L, {1 + limits.ABOVE:g} x 2 L) is met. Predicted for "
-        f"{len(predicted)} of {len(every)} rows, met by {met}; within -{limits.BELOW:.0%}/+{limits.ABOVE:.0%} of L "
+        f"a prediction within [{1 - longest.BELOW:g} L, {1 + longest.ABOVE:g} x 2 L) is met. Predicted for "
+        f"{len(predicted)} of {len(every)} rows, met by {met}; within -{longest.BELOW:.0%}/+{longest.ABOVE:.0%} of L "
         f"itself: {close}. Memory is what the framework allocates, buffers, context and slack.",
         columns=("row", "what", "printed L", "predicted", "predicted / L", "verdict"),
         rows=rows,
@@ -200,7 +199,7 @@ def _peers(reports: Sequence[FileReport]) -> Table:
         rows=[
             (report.file, what, str(ours.rows), *ours.centre(), *theirs.centre())
             for report in reports
-            for what, ours, theirs in beside(report.scored())
+            for what, ours, theirs in against_peer(report.scored())
         ],
     )
 

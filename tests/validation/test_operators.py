@@ -18,11 +18,11 @@ from cost_models.timing.host import PYTORCH_2024, Host
 from cost_models.timing.kernels import Kernels
 from validation.cases import cluster_of
 from validation.frameworks import MAGI_BASELINES, RING_FLASH, YUNCHANG
-from validation.judge import judge
 from validation.operator_time import Call, operator_s, operator_stages
 from validation.operators import OperatorCase, inferred_reading, operator_case
 from validation.report import as_json, markdown
 from validation.rows import read
+from validation.score import score
 
 FOLDER = Path("measurements")
 A100 = Kernels.of("a100-sxm-80gb", attention="fa2")
@@ -205,7 +205,7 @@ def test_one_gpu_attention_is_the_kernel_alone():
 
 def test_degrees_are_ordered_as_measured():
     """ring-flash-attention: zigzag before striped before plain, H800 and A100, forward and both passes."""
-    report = judge(["op_ring_flash_attention"], FOLDER)[0]
+    report = score(["op_ring_flash_attention"], FOLDER)[0]
     assert all(one.tau == 1.0 and one.regret == 0.0 for one in report.rankings() if one.pairs)
     assert report.errors().median < 0.08 and report.errors().worst < 0.12
 
@@ -242,7 +242,7 @@ def test_rows_of_another_source(device, node, kind, backward, per_s, within):
 
 def test_exchanges_between_nodes_meet_measured_ones():
     """MagiAttention's baseline, H100: Ulysses on 8 to 64 GPUs, one node to eight; digitised to about 3%."""
-    report = judge(["op_magi_cp_scaling_digitized"], FOLDER)[0]
+    report = score(["op_magi_cp_scaling_digitized"], FOLDER)[0]
     numbers = {row.number for row in read("op_magi_cp_scaling_digitized") if row.text("method") == "ulysses"}
     found = [one for one in report.verdicts if one.row in numbers and "full mask" not in one.label]
     assert len(found) == 8
@@ -254,7 +254,7 @@ def test_exchanges_between_nodes_meet_measured_ones():
 
 
 def test_an_inferred_reading_is_shown_and_not_scored():
-    report = judge(["op_usp_ulysses_ring"], FOLDER)[0]
+    report = score(["op_usp_ulysses_ring"], FOLDER)[0]
     read_otherwise = [one for one in report.scored() if one.inferred_s is not None]
     assert len(read_otherwise) == 54 and all("131072" not in one.label for one in read_otherwise)
     assert report.inferred_errors().p90 < report.errors().p90

@@ -6,10 +6,10 @@ import pytest
 
 from cost_models.timing.packed import FOLDER as CURVES
 from validation.fit.__main__ import with_errors
-from validation.judge import FileReport, judge
 from validation.plot import svg
 from validation.report import markdown
 from validation.rows import FOLDER, files, read
+from validation.score import FileReport, score
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -21,7 +21,7 @@ def folder(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="module")
 def reports(folder: Path) -> tuple[FileReport, ...]:
-    return judge(files(folder), folder)
+    return score(files(folder), folder)
 
 
 def test_the_accuracy_pages_are_what_the_command_writes(folder: Path, reports: tuple[FileReport, ...]) -> None:

@@ -5,15 +5,15 @@ import pytest
 from cost_models import price
 from cost_models.step.habits import OURS
 from validation.cases import Case
-from validation.judge import judge
 from validation.row_price import allocated_bytes
 from validation.rows import FOLDER, files, read
+from validation.score import score
 from validation.standard import case_of
 
 
 @pytest.mark.parametrize("file", [name for name in files() if name.startswith("train")])
 def test_what_is_published_of_a_row_is_its_price(file):
-    (report,) = judge([file], FOLDER)
+    (report,) = score([file], FOLDER)
     published = {one.row: one for one in report.verdicts}
     for row in read(file):
         if row.number not in published:

@@ -3,8 +3,8 @@
 import pytest
 
 from cost_models import InputError
-from validation.judge import judge
 from validation.rows import Row
+from validation.score import score
 
 
 def row(**cells):
@@ -45,7 +45,7 @@ CELLS = {
 def test_a_bad_cell_refuses_its_row_and_no_other(tmp_path, column, text):
     lines = [CELLS, CELLS.values(), (CELLS | {"row": "2", column: text}).values()]
     (tmp_path / "train_x.csv").write_text("".join(",".join(line) + "\n" for line in lines))
-    (report,) = judge(["train_x"], tmp_path)
+    (report,) = score(["train_x"], tmp_path)
     assert [one.row for one in report.verdicts] == ["1"]
     assert [one.row.number for one in report.refused] == ["2"]
     assert column in report.refused[0].reason
@@ -55,10 +55,10 @@ def test_a_bad_cell_refuses_its_row_and_no_other(tmp_path, column, text):
 def test_a_line_with_other_cells_than_the_header_is_refused(tmp_path, text):
     (tmp_path / "train_x.csv").write_text(text)
     with pytest.raises(InputError, match="line 2: not as many cells"):
-        judge(["train_x"], tmp_path)
+        score(["train_x"], tmp_path)
 
 
 def test_bytes_that_are_no_text_are_refused(tmp_path):
     (tmp_path / "train_x.csv").write_bytes(b"row,score\n\xff\xfe,yes\n")
     with pytest.raises(InputError, match="not a table of UTF-8 text"):
-        judge(["train_x"], tmp_path)
+        score(["train_x"], tmp_path)

@@ -9,8 +9,8 @@ import pytest
 from cost_models.errors import InputError
 from cost_models.hardware.device_names import device_of
 from validation.cases import Case, Refused
-from validation.judge import judge
 from validation.rows import Row, read
+from validation.score import score
 from validation.standard import case_of
 
 CELLS = {
@@ -35,7 +35,7 @@ def test_a_name_of_one_of_ours_changes_nothing(tmp_path: Path) -> None:
             writer = csv.DictWriter(lines, list(CELLS))
             writer.writeheader()
             writer.writerow(CELLS)
-        (report,) = judge([name], tmp_path)
+        (report,) = score([name], tmp_path)
         (verdict,) = report.verdicts
         found[name] = (verdict.predicted_s, verdict.predicted_bytes, verdict.framework, verdict.label)
     assert len(set(found.values())) == 1
@@ -69,7 +69,7 @@ def test_a_file_of_one_s_own_is_judged(tmp_path: Path) -> None:
         writer = csv.DictWriter(lines, list(CELLS))
         writer.writeheader()
         writer.writerow(CELLS)
-    (report,) = judge(["train_own"], tmp_path)
+    (report,) = score(["train_own"], tmp_path)
     (verdict,) = report.verdicts
     assert verdict.framework.startswith("torchtitan")
     assert verdict.measured_s == 8192 / 6000
@@ -214,10 +214,10 @@ def test_a_mixture_is_known_by_its_name() -> None:
 
 
 def test_a_peer_stands_beside_the_rows_that_carry_it() -> None:
-    from validation.peers import beside
+    from validation.score import against_peer
 
-    (report,) = judge(["train_simumax_b200"], Path("measurements"))
-    (time, ours, theirs), (memory, held, _) = beside(report.scored())
+    (report,) = score(["train_simumax_b200"], Path("measurements"))
+    (time, ours, theirs), (memory, held, _) = against_peer(report.scored())
     assert (time, memory, ours.rows, held.rows) == ("step time", "peak memory", 24, 24)
     assert theirs.median == pytest.approx(0.0526, abs=0.01)  # the file's own simumax_pred_ms against iter_s
     assert held.median < 0.01

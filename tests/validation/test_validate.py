@@ -17,11 +17,11 @@ from cost_models.timing.kernels import Kernels
 from validation.__main__ import main
 from validation.cases import Refused
 from validation.frameworks import FRAMEWORKS
-from validation.judge import judge
 from validation.plot import svg
 from validation.report import as_json, markdown
 from validation.row_price import price_of
 from validation.rows import FOLDER, read
+from validation.score import score
 from validation.standard import case_of
 from validation.statistics import Errors, ranking
 
@@ -145,13 +145,13 @@ def test_command_writes_the_same_bytes_twice(tmp_path):
     assert (tmp_path / "a.md").read_bytes() == (tmp_path / "b.md").read_bytes()
     stored = json.loads((tmp_path / "a.json").read_text())
     assert stored[0]["errors"]["rows"] == 8 and stored[0]["not_predicted"]
-    reports = judge(["train_megatron_recompute_2205.05198"], FOLDER)
+    reports = score(["train_megatron_recompute_2205.05198"], FOLDER)
     assert "| train_megatron_recompute_2205.05198 | 8 |" in markdown(reports)
     assert json.loads(as_json(reports)) == stored
 
 
 def test_plot_has_a_dot_for_every_row_and_parses():
-    reports = judge(["train_megatron_recompute_2205.05198"], FOLDER)
+    reports = score(["train_megatron_recompute_2205.05198"], FOLDER)
     picture = ElementTree.fromstring(svg(reports))
     dots = [one for one in picture.iter() if one.tag.endswith("circle") and one.attrib["r"] == "3"]
     assert len(dots) == 8

@@ -8,12 +8,12 @@ import pytest
 
 from cost_models import InputError
 from cost_models.longest import MOST_TOKENS, most_tokens
-from validation.judge import judge
-from validation.limits import Limit, ending_of, limit_of, longest, operator_bytes
+from validation.longest import Limit, ending_of, limit_of, longest, operator_bytes
 from validation.operators import usp_call
 from validation.report import as_json, markdown
 from validation.row_price import allocated_bytes, price_of, reserved_bytes
 from validation.rows import FOLDER, read
+from validation.score import score
 from validation.standard import case_of
 
 FPDT, FIGURES, EASY = "train_fpdt_ulysses_offload", "train_deepspeed_figures_digitized", "train_easycontext"
@@ -50,7 +50,7 @@ def test_a_search_without_an_end_is_refused():
 
 
 def test_every_row_with_a_length_or_an_end_is_listed():
-    reports = {one.file: one for one in judge([FPDT, FIGURES, EASY, "op_usp_ulysses_ring"], FOLDER)}
+    reports = {one.file: one for one in score([FPDT, FIGURES, EASY, "op_usp_ulysses_ring"], FOLDER)}
     assert [one.row for one in reports[FPDT].limits] == [row.number for row in read(FPDT)]
     assert all(one.met for one in reports[FPDT].limits)
     for name in (FIGURES, "op_usp_ulysses_ring"):
@@ -105,13 +105,13 @@ def test_rows_in_standard_columns_need_no_time(tmp_path):
         writer = csv.DictWriter(out, list(cells))
         writer.writeheader()
         writer.writerows(rows)
-    (report,) = judge(["train_x"], tmp_path)
+    (report,) = score(["train_x"], tmp_path)
     assert [(one.printed, one.fits) for one in report.endings] == [("ran out", False), ("ran out", None)]
     assert [one.printed_tokens for one in report.limits] == [65536] and report.limits[0].predicted_tokens > 16
 
 
 def test_reserved_memory_is_allocated_memory_with_slack_and_without_the_context():
-    (report,) = judge(["train_simumax_b200"], FOLDER)
+    (report,) = score(["train_simumax_b200"], FOLDER)
     rows = [one for one in report.verdicts if one.measured_reserved_bytes is not None]
     assert len(rows) == report.reserved_errors().rows == 24
     assert all(one.measured_bytes < one.measured_reserved_bytes for one in rows)

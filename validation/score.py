@@ -1,13 +1,19 @@
-"""Every row predicted three ways and put beside its measurement; files and sweeps summed up.
+"""Every row predicted and compared with its measurement; files and sweeps summed up.
 
-    predicted   under its framework's habits            neutral   under this project's own (as a plan is priced)
-    without     this framework's habits neutral, all others kept: what its habits are worth
+    predicted   the price under its framework            neutral   under this project's own (as a plan is priced)
+    reserved    what PyTorch's allocator held (`reserved_gib` in `metric_other`), where it is printed
 
-Rows that only rank take part in sweeps, not in errors. Rows without words are listed by reason and counted.
+Rows that only rank take part in sweeps, not in errors. Rows that cannot be read are listed by reason and counted.
+
+Some rows carry the prediction of the simulator that measured them, in `metric_other`: simumax_pred_ms, milliseconds of
+the step, and simumax_pred_alloc_gib, the allocator's peak. SimuMax reads the time of each product and attention from a
+table of exactly these shapes, measured on the same machine; here both come from curves that other sources shaped, and
+only the board's power limit and the gap of an eager operator from its tables.
 """
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,11 +21,10 @@ from pathlib import Path
 
 from cost_models.errors import InputError
 from cost_models.step.habits import OURS
-from validation.cases import Case, Refused
-from validation.limits import Ending, Limit, ending_of, limit_of
+from validation.cases import GIB, Case, Refused
+from validation.longest import Ending, Limit, ending_of, limit_of
 from validation.operator_time import operator_s
 from validation.operators import OperatorCase, inferred_reading, operator_case
-from validation.peers import peer_of, reserved_of
 from validation.row_price import allocated_bytes, price_of, reserved_bytes
 from validation.rows import Row, Score, read
 from validation.standard import case_of
@@ -114,7 +119,7 @@ class FileReport:
         return dict(counted)
 
 
-def judge(
+def score(
     names: Sequence[str], folder: Path, progress: Callable[[int], None] = lambda _: None
 ) -> tuple[FileReport, ...]:
     """Reports of the files `names`; `progress` is called with the rows done at a time."""
@@ -205,3 +210,39 @@ def without_habits(reports: Sequence[FileReport]) -> dict[str, tuple[Errors, Err
         )
         for name, found in sorted(rows.items())
     }
+
+
+def peer_of(row: Row) -> tuple[float | None, float | None]:
+    """(seconds, bytes) that another simulator predicted for the row.
+
+    >>> peer_of(Row(file="", number="", score="yes", cells={"metric_other": "a=1;simumax_pred_ms=828.5"}))
+    (0.8285, None)
+    """
+    text = row.cells.get("metric_other", "")
+    seconds, size = (re.search(rf"{name}=([\d.]+)", text) for name in ("simumax_pred_ms", "simumax_pred_alloc_gib"))
+    return (float(seconds[1]) / 1e3 if seconds else None, float(size[1]) * GIB if size else None)
+
+
+def reserved_of(row: Row) -> float | None:
+    """Bytes that PyTorch's allocator held at most (`max_memory_reserved`): without the CUDA context.
+
+    >>> reserved_of(Row(file="", number="", score="yes", cells={"metric_other": "reserved_gib=70.5;a=1"})) / GIB
+    70.5
+    """
+    found = re.search(r"\breserved_gib=([\d.]+)", row.cells.get("metric_other", ""))
+    return float(found[1]) * GIB if found else None
+
+
+def against_peer(verdicts: Sequence[Verdict]) -> list[tuple[str, Errors, Errors]]:
+    """(what, errors here, errors of the peer) over the rows that have both."""
+    seconds = [(one.error, one.peer_s / one.measured_s - 1) for one in verdicts if one.peer_s is not None]
+    held = [
+        (one.memory_error, one.peer_bytes / one.measured_bytes - 1)
+        for one in verdicts
+        if one.memory_error is not None and one.peer_bytes is not None and one.measured_bytes is not None
+    ]
+    return [
+        (what, Errors.of([ours for ours, _ in pairs]), Errors.of([theirs for _, theirs in pairs]))
+        for what, pairs in (("step time", seconds), ("peak memory", held))
+        if pairs
+    ]
