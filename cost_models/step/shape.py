@@ -1,9 +1,9 @@
 """The sizes of one rank's work that every cost is made of: tokens, heads and bytes, for one or many candidates.
 
 Takes a `Strategy`, or a `Degrees` of numpy arrays with the same names (one entry per candidate): every number below
-is then an array of the same length. Tokens are rounded up as the executor pads them.
+is then an array of the same length. Tokens are rounded up as the executor pads them (`frames.row_granule`).
 
-    S = tokens per rank and microbatch = rows x ceil(L / (2 R U)) x 2        N = S x U: tokens per rank in the ring
+    S = tokens per rank and microbatch = rows x ceil(L / g) x g / (R U), g = R lcm(2, U)       N = S x U: in the ring
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cost_models.either import larger, pick, somewhere
 from cost_models.errors import InputError
 from cost_models.models.experts import Experts
 from cost_models.models.model import LayerKind
-from cost_models.step.frames import busiest
+from cost_models.step.frames import busiest, row_granule
 from cost_models.step.habits import OURS, Habits
 from cost_models.step.heads import HeadSplit
 from cost_models.workload import DTYPE_BYTES, LoraTarget, Workload
@@ -126,13 +126,12 @@ class Shape:
 
     @cached_property
     def ring_tokens(self) -> Any:
-        """Tokens of one row on one ring position, all ulysses ranks together (even: two zigzag chunks)."""
-        unit = 2 * self.degrees.ring * self.degrees.ulysses
+        """Tokens of one row on one ring position, all ulysses ranks together, padded as `row_granule` says."""
+        degrees, context = self.degrees, self.workload.context_tokens
         if self.workload.mode == "decode":
-            return -(-self.workload.context_tokens // self.degrees.context) * self.degrees.ulysses
-        alone = self.degrees.context == 1
-        padded = pick(alone, self.workload.context_tokens, -(-self.workload.context_tokens // unit) * unit)
-        return padded // self.degrees.ring
+            return -(-context // degrees.context) * degrees.ulysses
+        granule = row_granule(degrees.ring, degrees.ulysses, degrees.ring_kind)
+        return -(-context // granule) * granule // degrees.ring
 
     @cached_property
     def tokens(self) -> Any:

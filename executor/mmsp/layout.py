@@ -13,7 +13,6 @@ Units: tokens. Leaves out blocks of unequal size: the row is padded to a multipl
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.errors import InputError
+from cost_models.step.frames import row_granule
 
 Places = NDArray[np.int64]
 """Positions in a row. Plain arrays, not tensors: a step on fake tensors still has to know them."""
@@ -68,8 +68,7 @@ class Layout:
     @cached_property
     def granule(self) -> int:
         """The padded row is a multiple of this."""
-        halves = 2 if self.kind == "zigzag" and self.ring > 1 else 1
-        return self.ring * math.lcm(halves, self.ulysses)
+        return int(row_granule(self.ring, self.ulysses, self.kind))
 
     @cached_property
     def padded_tokens(self) -> int:

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cost_models import Model, Strategy, Workload
 from cost_models.errors import InputError
 from cost_models.step.heads import HeadSplit
+from cost_models.step.shape import Shape
 from executor.mmsp.layout import Layout, document_edges
 
 
@@ -119,3 +121,16 @@ def test_wrong_degrees_name_the_legal_values():
         Layout(tokens=4, kind="spiral")
     with pytest.raises(InputError, match="ring=0 must be at least 1"):
         Layout(tokens=4, ring=0)
+
+
+@given(
+    tokens=st.integers(1, 5000),
+    ulysses=st.integers(1, 14),
+    ring=st.integers(1, 9),
+    kind=st.sampled_from(["zigzag", "contiguous"]),
+)
+def test_the_price_pads_a_row_as_the_executor_does(tokens, ulysses, ring, kind):
+    layout = Layout(tokens=tokens, ulysses=ulysses, ring=ring, kind=kind)
+    strategy = Strategy(ulysses=ulysses, ring=ring, ring_kind=kind)
+    sizes = Shape(Workload(Model.load("longvila-8b"), context_tokens=tokens), strategy)
+    assert (sizes.tokens, sizes.ring_tokens) == (layout.rank_tokens, layout.block_tokens)
