@@ -1,8 +1,8 @@
-"""Flows in SimGrid, set up as a plain max-min model: run by `against_simgrid.py` under Debian's Python.
+"""Flows in SimGrid, set up as a plain max-min model: `against_simgrid.py` runs this under Debian's Python.
 
-Reads one JSON object a line from standard input: `capacity` (bytes/s by link), `routes` (links of each route), and the
-flows as `route`, `bytes` and `start_s`. Answers each with one line: `end_s` of every flow and `wall_s` of the run.
-Links have no latency; a flow that starts later is sent later. Needs only the standard library and python3-simgrid.
+Reads one JSON object a line from standard input: `capacity` (bytes/s by link), `routes` (each [from, to, links]), and
+for each flow its `route`, `bytes` and `start_s`. Answers each with a line: `end_s` of every flow, `wall_s` of the run.
+Links have no latency; a flow with a later start is sent later. Needs the standard library and python3-simgrid alone.
 """
 
 import json
@@ -25,52 +25,51 @@ def run(case):
 
     engine = simgrid.Engine(["simgrid", "--log=root.thresh:critical", *(f"--cfg={one}" for one in SETTINGS)])
     zone = simgrid.NetZone.create_full_zone("zone")
-    links = [
-        zone.create_link(f"link {i}", float(rate)).set_latency(0).seal() for i, rate in enumerate(case["capacity"])
-    ]
-    pairs = []
-    for i, route in enumerate(case["routes"]):
-        ends = [zone.create_host(f"{side} {i}", 1.0).seal() for side in ("from", "to")]
-        zone.add_route(
-            ends[0].netpoint, ends[1].netpoint, None, None, [simgrid.LinkInRoute(links[l]) for l in route], False
-        )
-        pairs.append(ends)
+    links = [zone.create_link(f"link {i}", float(rate)).set_latency(0) for i, rate in enumerate(case["capacity"])]
+    links = [link.seal() for link in links]
+    hosts = {}
+    for source, to, crossed in case["routes"]:
+        for name in (source, to):
+            if name not in hosts:
+                hosts[name] = zone.create_host(f"host {name}", 1.0).seal()
+        route = [simgrid.LinkInRoute(links[link]) for link in crossed]
+        zone.add_route(hosts[source].netpoint, hosts[to].netpoint, None, None, route, False)
     zone.seal()
     end_s = [0.0] * len(case["route"])
 
     def send(flows):
         simgrid.this_actor.sleep_until(case["start_s"][flows[0]])
-        comms = [simgrid.Comm.sendto_async(*pairs[case["route"][f]], case["bytes"][f]) for f in flows]
+        comms = []
+        for flow in flows:
+            source, to, _ = case["routes"][case["route"][flow]]
+            comms.append(simgrid.Comm.sendto_async(hosts[source], hosts[to], case["bytes"][flow]))
         simgrid.Comm.wait_all(comms)
-        for f, comm in zip(flows, comms, strict=True):
-            end_s[f] = comm.finish_time
+        for flow, comm in zip(flows, comms, strict=True):
+            end_s[flow] = comm.finish_time
 
     together = {}
-    for f, start in enumerate(case["start_s"]):
-        together.setdefault(start, []).append(f)
+    for flow, start in enumerate(case["start_s"]):
+        together.setdefault(start, []).append(flow)
     for start, flows in sorted(together.items()):
-        simgrid.Actor.create(f"start {start}", pairs[0][0], send, flows)
+        simgrid.Actor.create(f"start {start}", next(iter(hosts.values())), send, flows)
     began = time.perf_counter()
     engine.run()
     return {"end_s": end_s, "wall_s": time.perf_counter() - began}
 
 
 def main():
-    answers, sys.stdout = os.fdopen(os.dup(1), "w"), sys.stderr
-    os.dup2(2, 1)
     for line in sys.stdin:
         receiver, sender = os.pipe()
         child = os.fork()  # an engine lives as long as its process
         if not child:
-            os.write(sender, b"")
-            with os.fdopen(sender, "w") as out:
-                json.dump(run(json.loads(line)), out)
+            with os.fdopen(sender, "w") as answer:
+                json.dump(run(json.loads(line)), answer)
             os._exit(0)
         os.close(sender)
-        with os.fdopen(receiver) as found:
-            answers.write(found.read() + "\n")
-            answers.flush()
+        with os.fdopen(receiver) as answer:
+            found = answer.read()
         os.waitpid(child, 0)
+        print(found or "null", flush=True)
 
 
 if __name__ == "__main__":
