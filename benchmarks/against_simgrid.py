@@ -1,8 +1,8 @@
 """The simulator's flows against SimGrid's: `python benchmarks/against_simgrid.py [--large] [--search N]`.
 
 Flows on the routes of random and of fixed clusters (switched, PCIe and paired nodes, unequal cards, leaves with
-oversubscription) are ended by `planner.simulator.transfers` and by SimGrid, which needs Debian's python3-simgrid. SimGrid
-is set to plain max-min sharing: model CM02, no cross traffic, full updates, links without latency and delayed starts.
+oversubscription) are ended by `planner.simulator.transfers` and by SimGrid, which needs Debian's python3-simgrid. It is
+set to plain max-min sharing: model CM02, no cross traffic, full updates, links without latency and delayed starts.
 
     (nothing)     the fixed cases: worst error over all flows, relative to a flow's time
     --large       the all-to-all of 256 hosts and 5,000 flows of random size: seconds of both, and their ratio
