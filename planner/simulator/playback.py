@@ -21,11 +21,12 @@ from typing import Literal
 
 import numpy as np
 
+from cost_models.program import Op
 from planner.simulator.islands import Group, find_islands
 from planner.simulator.network import Batch, Network
-from planner.simulator.streams import HOST, OFFLOAD, RING, SHARDING, WAITING, Rounds, Script, Send, Work
+from planner.simulator.streams import HOST, OFFLOAD, RING, SHARDING, WAITING, Rounds, Script, Send, Stream, Work
 from planner.simulator.topology import Floats
-from planner.simulator.trace import Recorder
+from planner.simulator.trace import Recorder, Span
 from planner.simulator.transfers import SAME, Component, Transfers
 
 
@@ -177,6 +178,9 @@ class Playback:
         for number in sorted(owners):
             running = self._agenda(self.numbered[number]).running[number]
             running.unfinished -= owners[number]
+            if self.recorder and not running.unfinished and isinstance(running.todo, Rounds):
+                for r in running.group.ranks:
+                    self._record(r, "ring", "hop", running.round_began, running.k, "send")
             self._check(running)
 
     def _happen(self, event: Event) -> None:
@@ -213,11 +217,10 @@ class Playback:
         agenda.due[event.serial] = event
         heapq.heappush(self.heap, (event.time, event.serial, event))
 
-    def _book(self, r: int, part: str, began: float) -> None:
+    def _book(self, r: int, part: str, began: float, op: Op | None = None) -> None:
         """Main stream of `r` did `part` from `began` until now."""
         self.parts[r, self.column[part]] += self.now - began
-        if self.recorder:
-            self.recorder.span(r, "main", part, began, self.now, self.ranks[r].k)
+        self._record(r, "main", part, began, self.ranks[r].k, op)
 
     # main stream
 
@@ -375,8 +378,7 @@ class Playback:
         if running.stage == len(todo.rounds):
             del self._agenda(group).running[group.number]
             for r in group.ranks:
-                if self.recorder:
-                    self.recorder.span(r, "main", "ring attention", running.began, self.now, running.k)
+                self._record(r, "main", "ring attention", running.began, running.k)
                 self.joined[self.island[r]] -= group.between
                 self._next(r)
             return
@@ -394,10 +396,10 @@ class Playback:
             rank = self.ranks[r]
             if todo.stream == "main":
                 self.parts[r, self.column[WAITING]] += running.began - self.since[r]
-                self._book(r, todo.part, running.began)
+                self._book(r, todo.part, running.began, self.script.uses[todo.use].op)
                 self._next(r)
             elif todo.stream == "copy":
-                self._record(r, todo, running, todo.part)
+                self._record(r, "copy", todo.part, running.began, running.k)
                 rank.copying = False
                 self._pass_gate(r, OFFLOAD)
             else:
@@ -406,7 +408,8 @@ class Playback:
     def _end_sharding(self, r: int, running: Running, todo: Send) -> None:
         rank = self.ranks[r]
         _, k, gather = rank.queue.popleft()
-        self._record(r, todo, running, "gather weights" if gather else "reduce gradients")
+        op = self.script.uses[todo.use].op
+        self._record(r, "sharding", "gather weights" if gather else "reduce gradients", running.began, k, op)
         rank.sending = False
         self.shared[r], self.sharing_since[r] = self._shared_s(r), -1.0
         if gather:
@@ -414,6 +417,7 @@ class Playback:
         self._send_first(r)
         self._pass_gate(r, SHARDING)
 
-    def _record(self, r: int, todo: Send, running: Running, name: str) -> None:
+    def _record(self, r: int, stream: Stream, name: str, began: float, k: int, op: Op | None = None) -> None:
         if self.recorder:
-            self.recorder.span(r, todo.stream, name, running.began, self.now, running.k)
+            span = Span(rank_class=r, stream=stream, name=name, start_s=began, end_s=self.now, k=k, op=op)
+            self.recorder.span(span)

@@ -40,7 +40,7 @@ from planner.simulator.network import Network, network
 from planner.simulator.playback import Playback
 from planner.simulator.streams import BUBBLE, WAITING, Script, write_script
 from planner.simulator.topology import Floats, Topology
-from planner.simulator.trace import Place, Recorder, Trace
+from planner.simulator.trace import Counter, Place, Recorder, Trace
 
 BUSIEST = 8
 
@@ -60,6 +60,7 @@ class Simulation:
     step_s: float
     seconds: Mapping[str, float]  # by part as in StepCost, and `waiting`; of the slowest rank; sums to step_s
     exposed_s: Mapping[str, float]  # of these, what is not computation, by kind
+    spent_s: Mapping[str, float]  # the same rank's time by part of the step's program
     slowest_rank: int
     busiest_links: tuple[LinkUse, ...]
     sent_bytes: float  # all flows of all ranks
@@ -80,8 +81,13 @@ def simulate(
     profile: Profile | None = None,
     fold: bool = True,
     trace: bool = False,
+    jitter: float = 0.0,
+    seed: int = 0,
 ) -> Simulation:
     """One step of `workload` under `strategy`. `fold=False` plays every rank, flow and repeat; `trace` keeps spans.
+
+    `jitter` is the standard deviation of the GPUs' speeds: each computes exp(jitter x normal) times as long, drawn
+    once for each rank by `seed`.
 
     >>> from cost_models import Model
     >>> cluster, model = Cluster.load("dgx-h100", nodes=2), Model.load("longvila-8b")
@@ -89,20 +95,21 @@ def simulate(
     >>> found.classes, abs(sum(found.seconds.values()) - found.step_s) < 1e-9
     (1, True)
     """
-    check_plannable(workload.model)
-    strategy.check(workload.model)
     placement = placement or Placement.in_order(cluster, strategy.ranks)
-    placement.check(cluster, strategy.ranks)
-    program, scale = _program(cluster, workload, strategy, placement, profile)
-    program = _updated(program, cluster, placement)
+    program, scale = played_program(cluster, workload, strategy, placement, profile)
+    if jitter:
+        scale = scale * np.exp(jitter * np.random.default_rng(seed).standard_normal(strategy.ranks))
     rates = cluster_costs(cluster, profile).rates
     return play(program, cluster, strategy, placement, rates=rates, compute_scale=scale, fold=fold, trace=trace)
 
 
-def _program(
+def played_program(
     cluster: Cluster, workload: Workload, strategy: Strategy, placement: Placement, profile: Profile | None
 ) -> tuple[StepProgram, Floats]:
-    """The step at the slowest device's pace, and for each rank its own computation over that."""
+    """The step at the slowest device's pace, and for each rank its computation over that."""
+    check_plannable(workload.model)
+    strategy.check(workload.model)
+    placement.check(cluster, strategy.ranks)
     samples = samples_for(profile, cluster)
     run_of_rank = cluster.run_of_slot[placement.slot_of_rank]
     devices = {index: cluster.runs[index].node.device for index in np.unique(run_of_rank).tolist()}
@@ -113,7 +120,7 @@ def _program(
     if any(device != first for device in devices.values()):
         for index, device in devices.items():
             factor[index] = compute_s(step_program(shape, Kernels.of(device, samples), ranges)) / compute_s(program)
-    return program, factor[run_of_rank]
+    return _updated(program, cluster, placement), factor[run_of_rank]
 
 
 def _updated(program: StepProgram, cluster: Cluster, placement: Placement) -> StepProgram:
@@ -168,6 +175,7 @@ def play(
             spans=tuple(playback.recorder.spans),
             places=_places(topology, playback.network.partition),
             arrows=tuple(playback.recorder.arrows),
+            counters=_link_counters(playback),
         )
     return _result(playback, forward.jumps, made)
 
@@ -227,6 +235,7 @@ def _result(playback: Playback, jumps: int, trace: Trace | None) -> Simulation:
         step_s=step_s,
         seconds=_as_priced(spent),
         exposed_s={part: value for part, value in spent.items() if part not in COMPUTED and value > 0},
+        spent_s=spent,
         slowest_rank=int(folded.partition.representative[slowest]),
         busiest_links=_busiest(folded, playback.transfers.carried, step_s),
         sent_bytes=float(playback.transfers.carried @ folded.copies),
@@ -249,13 +258,35 @@ def _as_priced(spent: Mapping[str, float]) -> dict[str, float]:
     return seconds
 
 
-def _busiest(folded: Network, carried: Floats, step_s: float) -> tuple[LinkUse, ...]:
-    sharing = folded.sharing
-    load = np.bincount(sharing.link, sharing.count * carried[sharing.flow], len(sharing.capacity))
-    used = load / (sharing.capacity * step_s)
-    order = sorted(
-        np.flatnonzero(load > 0).tolist(), key=lambda link: (-round(float(used[link]), 9), folded.link_names[link])
+def _busiest_first(folded: Network, load: Floats) -> list[int]:
+    """The links that carry anything, by the time that each needs for its `load` (bytes)."""
+    needed = load / folded.sharing.capacity
+    most = float(needed.max(initial=0.0)) or 1.0
+    return sorted(
+        np.flatnonzero(load > 0).tolist(),
+        key=lambda link: (-round(float(needed[link]) / most, 9), folded.link_names[link]),
     )
+
+
+def _load(folded: Network, carried: Floats) -> Floats:
+    sharing = folded.sharing
+    return np.bincount(sharing.link, sharing.count * carried[sharing.flow], len(sharing.capacity))
+
+
+def _link_counters(playback: Playback) -> tuple[Counter, ...]:
+    """How loaded the busiest links are over the step."""
+    assert playback.recorder is not None
+    folded = playback.network
+    links = _busiest_first(folded, _load(folded, playback.transfers.carried))[:BUSIEST]
+    return tuple(
+        Counter(name=folded.link_names[link], slot=None, unit="load", times_s=tuple(times), values=tuple(values))
+        for link, times, values in playback.recorder.link_loads(links)
+    )
+
+
+def _busiest(folded: Network, carried: Floats, step_s: float) -> tuple[LinkUse, ...]:
+    load = _load(folded, carried)
+    used = load / (folded.sharing.capacity * step_s)
     return tuple(
         LinkUse(
             name=folded.link_names[link],
@@ -263,5 +294,5 @@ def _busiest(folded: Network, carried: Floats, step_s: float) -> tuple[LinkUse, 
             bytes=float(load[link]),
             utilisation=float(used[link]),
         )
-        for link in order[:BUSIEST]
+        for link in _busiest_first(folded, load)[:BUSIEST]
     )

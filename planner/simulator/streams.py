@@ -20,7 +20,8 @@ from typing import Literal, NamedTuple
 from cost_models.program import Axis, Broadcasts, Compute, Exchange, Op, Phase, Ring, Segment, Staged, StepProgram
 from cost_models.strategy import Strategy
 
-Stream = Literal["main", "sharding", "copy"]
+Stream = Literal["main", "sharding", "copy", "ring"]
+"""`ring` has the hops of a ring, while the main stream computes their blocks."""
 
 
 class Use(NamedTuple):

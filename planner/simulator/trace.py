@@ -11,24 +11,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cost_models.program import Op
+from planner.files import write_whole
 from planner.simulator.network import Network
 from planner.simulator.streams import Rounds, Send, Stream
 from planner.simulator.topology import Floats, Ints
 from planner.simulator.transfers import Component
 
-STREAMS: tuple[Stream, ...] = ("main", "sharding", "copy")
-SHOWN_LINKS = 8
+STREAMS: tuple[Stream, ...] = ("main", "sharding", "copy", "ring")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Span:
-    """What a stream of a rank class did for how long, in which instance of the streams' script."""
+    """What a stream of a rank class did for how long, in instance `k` of the script; `op` if it was a collective."""
 
     rank_class: int
     stream: Stream
@@ -36,6 +37,7 @@ class Span:
     start_s: float
     end_s: float
     k: int
+    op: Op | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,10 +62,10 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class Counter:
-    """Values over time: each holds from its time to the next one's."""
+    """Values over time: each holds from its time to the next one's. `slot` is `None` for what lies between slots."""
 
     name: str
-    slot: int
+    slot: int | None
     unit: str
     times_s: tuple[float, ...]
     values: tuple[float, ...]
@@ -78,9 +80,9 @@ class Recorder:
         self.arrows: list[Arrow] = []
         self._rates: list[tuple[float, tuple[int, ...], Ints, Floats]] = []
 
-    def span(self, rank_class: int, stream: Stream, name: str, start_s: float, end_s: float, k: int) -> None:
-        if end_s > start_s:
-            self.spans.append(Span(rank_class=rank_class, stream=stream, name=name, start_s=start_s, end_s=end_s, k=k))
+    def span(self, span: Span) -> None:
+        if span.end_s > span.start_s:
+            self.spans.append(span)
 
     def arrow(self, source: int, members: Sequence[int], todo: Send | Rounds, at_s: float) -> None:
         stream: Stream = "main" if isinstance(todo, Rounds) else todo.stream
@@ -119,13 +121,15 @@ class Trace:
     places: tuple[Place, ...]  # by rank class
     arrows: tuple[Arrow, ...] = ()
     counters: tuple[Counter, ...] = ()
-    label: dict[str, Any] = field(default_factory=dict)  # of the plan
 
     def events(self) -> list[dict[str, Any]]:
         """Trace events: names of processes and threads first, then spans by start, arrows, counters."""
         named: list[dict[str, Any]] = []
-        for slot in sorted({place.slot for place in self.places}):
-            named.append({"ph": "M", "name": "process_name", "pid": slot, "tid": 0, "args": {"name": f"slot {slot}"}})
+        slots = sorted({place.slot for place in self.places})
+        between = slots[-1] + 1
+        processes = [(slot, f"slot {slot}") for slot in slots] + [(between, "busiest links")] * bool(self.counters)
+        for number, name in processes:
+            named.append({"ph": "M", "name": "process_name", "pid": number, "tid": 0, "args": {"name": name}})
         used = {(span.rank_class, span.stream) for span in self.spans}
         for c, place in enumerate(self.places):
             for stream in STREAMS:
@@ -135,7 +139,7 @@ class Trace:
                     named.append({"ph": "M", "name": "thread_name", **thread, "args": {"name": label}})
         order = sorted(self.spans, key=lambda span: (span.start_s, span.rank_class, STREAMS.index(span.stream)))
         arrows = [event for i, arrow in enumerate(self.arrows) for event in self._arrow(i, arrow)]
-        counters = [event for counter in self.counters for event in _samples(counter)]
+        counters = [event for counter in self.counters for event in _samples(counter, between)]
         return named + [self._event(span) for span in order] + arrows + counters
 
     def _thread(self, place: Place, stream: Stream) -> int:
@@ -164,23 +168,19 @@ class Trace:
 
     def text(self) -> str:
         events = ",\n".join(json.dumps(event, sort_keys=True) for event in self.events())
-        label = json.dumps(self.label, sort_keys=True)
-        return f'{{"displayTimeUnit": "ms", "otherData": {label}, "traceEvents": [\n{events}\n]}}\n'
+        return f'{{"displayTimeUnit": "ms", "traceEvents": [\n{events}\n]}}\n'
 
     def write(self, path: Path | str) -> None:
         """All of the file or none of it."""
-        target = Path(path)
-        draft = target.with_name(target.name + ".part")
-        draft.write_text(self.text(), encoding="utf-8")
-        draft.replace(target)
+        write_whole(path, self.text(), "--trace")
 
 
-def _samples(counter: Counter) -> Iterator[dict[str, Any]]:
+def _samples(counter: Counter, between: int) -> Iterator[dict[str, Any]]:
     for time_s, value in zip(counter.times_s, counter.values, strict=True):
         yield {
             "ph": "C",
             "name": counter.name,
-            "pid": counter.slot,
+            "pid": between if counter.slot is None else counter.slot,
             "tid": 0,
             "ts": round(time_s * 1e6, 3),
             "args": {counter.unit: round(value, 6)},

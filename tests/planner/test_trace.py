@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from cost_models import Cluster, Model, Workload
 from cost_models.strategy import Strategy
-from planner.simulator.simulation import Simulation, play
+from planner.simulator.simulation import Simulation, play, simulate
 from tests.planner.clusters import DEGRADED, cluster, layers, node, step
 
 PROGRAM = step(
@@ -29,7 +30,7 @@ def events(found: Simulation, path: Path) -> list[dict[str, Any]]:
     assert found.trace is not None
     found.trace.write(path)
     data = json.loads(path.read_text(encoding="utf-8"))
-    assert set(data) == {"displayTimeUnit", "otherData", "traceEvents"}
+    assert set(data) == {"displayTimeUnit", "traceEvents"}
     return list(data["traceEvents"])
 
 
@@ -57,7 +58,7 @@ def test_spans_of_a_stream_do_not_overlap_and_fill_the_main_stream(tmp_path: Pat
         elif event["name"] == "thread_name":
             named[key] = event["args"]["name"]
     assert set(streams) == set(named)
-    assert {name.rsplit(" ", 1)[1] for name in named.values()} == {"main", "sharding", "copy"}
+    assert {name.rsplit(" ", 1)[1] for name in named.values()} == {"main", "sharding", "copy", "ring"}
     for key, spans in streams.items():
         spans.sort()
         for (_, end), (start, _) in itertools.pairwise(spans):
@@ -74,3 +75,35 @@ def test_same_step_same_bytes_and_same_time_as_without_a_trace() -> None:
 
 def test_no_trace_unless_asked_for() -> None:
     assert play(PROGRAM, cluster(*[node()] * 4), LAYOUT).trace is None
+
+
+def test_arrows_come_from_the_last_to_arrive_and_counters_stay_below_what_links_carry(tmp_path: Path) -> None:
+    found = traced()
+    drawn = events(found, tmp_path / "trace.json")
+    starts = {event["id"]: event for event in drawn if event["ph"] == "s"}
+    ends = {event["id"]: event for event in drawn if event["ph"] == "f"}
+    assert starts and set(starts) == set(ends)
+    for number, start in starts.items():
+        assert start["ts"] == ends[number]["ts"]
+        assert (start["pid"], start["tid"]) != (ends[number]["pid"], ends[number]["tid"])
+    loads = [event["args"]["load"] for event in drawn if event["ph"] == "C" and "load" in event["args"]]
+    assert max(loads) == pytest.approx(1) and min(loads) >= 0
+
+
+def test_a_links_counter_adds_up_to_its_bytes() -> None:
+    found = traced()
+    assert found.trace is not None
+    for use, counter in zip(found.busiest_links, found.trace.counters, strict=False):
+        assert counter.name == use.name
+        ends = (*counter.times_s[1:], found.step_s)
+        busy = sum(v * (end - start) for start, end, v in zip(counter.times_s, ends, counter.values, strict=True))
+        assert busy == pytest.approx(use.utilisation * found.step_s, rel=1e-9)
+
+
+def test_jitter_is_drawn_by_seed_and_slows_a_step_down() -> None:
+    where, layout = Cluster.load("dgx-h100", nodes=1), Strategy(ulysses=8, shard=8)
+    work = Workload(Model.load("longvila-1.5b"), context_tokens=2**15)
+    even = simulate(where, work, layout)
+    first, again, other = (simulate(where, work, layout, jitter=0.05, seed=seed).step_s for seed in (1, 1, 2))
+    assert first == again != other
+    assert even.step_s < min(first, other) < even.step_s * 1.3
