@@ -9,7 +9,6 @@ Heavy imports wait until a subcommand needs them. A user's mistake ends with one
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +17,7 @@ import click
 from cost_models.errors import InputError
 from planner import console, options
 from planner.reverse.command import asked_in_reverse
+from planner.simulator.command import compare, simulate
 from planner.what_if.command import what_if
 
 EXAMPLES = """\b
@@ -29,7 +29,8 @@ Examples:
   plan --cluster local --gpus 4 --model longvila-tiny --ctx 2K --profile profile.json
   plan price --gpus 256 --ctx 2M --strategy ring=32,ulysses=8
   plan price --gpus 8 --strategy ulysses=8,recompute=full --longest
-  plan simulate plan.json --trace trace.json
+  plan simulate plan.json --trace trace.json --jitter 0.05
+  plan compare plan.json rank0.pt.trace.json
   plan what-if --gpus 256 --ctx 2M --vary inter_node_gb_per_s=12.5..100
   plan --gpus 256 --longest
   plan --finish '3T tokens in 30 days' --cluster dgx-h100,dgx-b200 --ctx 8K --batch 2048
@@ -80,19 +81,19 @@ def _plan(given: dict[str, Any]) -> None:
     if sum(bool(given[name]) for name in ("longest", "finish", "goodput")) > 1:
         raise InputError("--longest, --finish and --goodput are three questions; ask one at a time")
     if given["finish"]:
-        with _Progress() as progress:
+        with console.Progress() as progress:
             reverse.finish(given, progress.show)
         return
     if given["longest"] and given["ctx"] is not None:
         raise InputError("--ctx is what --longest asks for; leave it out")
     asked = options.question(given, any_length=given["longest"])
     if given["goodput"]:
-        with _Progress() as progress:
+        with console.Progress() as progress:
             reverse.goodput(given, asked, progress.show)
         return
     from planner.planning import plan
 
-    with _Progress() as progress:
+    with console.Progress() as progress:
         if given["longest"]:
             from planner.reverse.longest import longest_context
 
@@ -140,36 +141,6 @@ def price(strategy: str, longest: bool, as_json: bool, **given: Any) -> None:
     report.show([asked.workload.describe(), report.cluster_line(asked.cluster), layout.describe()])
     report.show(report.cost_lines(cost, simulated=None, longest=most))
     report.show(report.explanation(cost))
-
-
-@cli.command()
-@click.argument("plan_file", metavar="PLAN")
-@click.option("--trace", metavar="FILE", help="Write a trace that Perfetto (ui.perfetto.dev) opens.")
-@click.option("--profile", "profile", metavar="FILE", help="The profile that the plan was made with, if any.")
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def simulate(plan_file: str, trace: str | None, profile: str | None, as_json: bool) -> None:
-    """Play a plan's step as discrete events on the cluster's topology."""
-    from planner import report
-    from planner.files import check_target
-    from planner.plan_file import Plan
-    from planner.simulator.simulation import simulate as play
-
-    if trace is not None:
-        check_target(trace, "--trace")
-    plan = Plan.load(plan_file)
-    measured = options.profile_of(plan, profile)
-    with _Progress() as progress:
-        progress.show("simulating")
-        found = play(
-            plan.cluster, plan.workload, plan.strategy, plan.placement, profile=measured, trace=trace is not None
-        )
-    if trace is not None and found.trace is not None:
-        found.trace.write(trace)
-    if as_json:
-        click.echo(json.dumps(report.simulation_dict(found), indent=1))
-    else:
-        report.show(report.simulation_lines(plan, found))
-        report.show([f"Wrote {trace}"] if trace else [])
 
 
 @cli.command()
@@ -224,27 +195,8 @@ def devices() -> None:
 
 
 cli.add_command(what_if)
-
-
-class _Progress:
-    """A spinner on a terminal's stderr, for what takes longer than a glance; nothing otherwise."""
-
-    def __enter__(self) -> _Progress:
-        self.status: Any = None
-        if sys.stderr.isatty():
-            from rich.console import Console
-
-            self.status = Console(stderr=True).status("planning")
-            self.status.start()
-        return self
-
-    def show(self, what: str) -> None:
-        if self.status is not None:
-            self.status.update(what)
-
-    def __exit__(self, *exc: object) -> None:
-        if self.status is not None:
-            self.status.stop()
+cli.add_command(simulate)
+cli.add_command(compare)
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ Used by `plan` and `executor` alike; a traceback on the terminal is a bug of our
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import click
 
@@ -34,3 +35,24 @@ def _fail(name: str, message: str, remedies: tuple[str, ...] = ()) -> None:
     for remedy in remedies:
         click.echo(f"  - {remedy}", err=True)
     sys.exit(2)
+
+
+class Progress:
+    """A spinner on a terminal's stderr, for what takes longer than a glance; nothing otherwise."""
+
+    def __enter__(self) -> Progress:
+        self.status: Any = None
+        if sys.stderr.isatty():
+            from rich.console import Console
+
+            self.status = Console(stderr=True).status("planning")
+            self.status.start()
+        return self
+
+    def show(self, what: str) -> None:
+        if self.status is not None:
+            self.status.update(what)
+
+    def __exit__(self, *exc: object) -> None:
+        if self.status is not None:
+            self.status.stop()

@@ -99,7 +99,7 @@ def simulated_s(simulation: Simulation) -> dict[str, float]:
     for span in simulation.trace.spans:
         if span.rank_class == mine and (span.op or span.stream == "copy"):
             name = OF_OP.get(span.op, span.op) if span.op else "copies"
-            seconds[name] = seconds.get(name, 0.0) + span.end_s - span.start_s
+            seconds[name] = seconds.get(name, 0.0) + float(span.end_s - span.start_s)
     return seconds
 
 
@@ -109,7 +109,8 @@ def _check(path: str, measured: Measured, strategy: Strategy) -> None:
     legal = {strategy.ranks, *(rank_groups(strategy, axis).shape[1] for axis in AXES)}
     if strange := measured.groups - legal - {1}:
         raise InputError(
-            f"{path}: collectives over {min(strange)} ranks; the plan's groups have {sorted(legal - {1})}: another plan's"
+            f"{path}: collectives over {min(strange)} ranks; the plan's groups have "
+            f"{', '.join(map(str, sorted(legal - {1})))}: another plan's"
         )
 
 

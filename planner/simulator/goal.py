@@ -66,7 +66,7 @@ class _Peers:
         return self.members[self.place - 1]
 
 
-def goal(program: StepProgram, strategy: Strategy, scale: Floats) -> str:
+def goal(program: StepProgram, scale: Floats, strategy: Strategy) -> str:
     """The schedule of all ranks. `scale` (per rank) multiplies compute seconds."""
     script = write_script(program, strategy)
     groups = [rank_groups(strategy, use.axis) for use in script.uses]
