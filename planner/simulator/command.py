@@ -134,7 +134,7 @@ def _rows_dict(rows: Sequence[Row]) -> dict[str, Any]:
 def _rows_lines(plan: Plan, rows: Sequence[Row], traces: int) -> list[str]:
     from planner.simulator.compare import largest
 
-    table = [("Seconds of a step", "simulated", "measured", "difference")]
+    table: list[tuple[str, ...]] = [("Seconds of a step", "simulated", "measured", "difference")]
     for row in rows:
         more = row.measured_s - row.simulated_s
         cells = [show_seconds(value) if value else "-" for value in (row.simulated_s, row.measured_s)]

@@ -152,8 +152,7 @@ class _Span:
 
 def _span(event: Mapping[str, Any], path: str) -> _Span:
     name, start, us = event.get("name"), event.get("ts"), event.get("dur", 0)
-    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (start, us))
-    if not isinstance(name, str) or not numbers or us < 0:
+    if not isinstance(name, str) or not isinstance(start, int | float) or not isinstance(us, int | float) or us < 0:
         raise InputError(f"{path}: an event has name {name!r:.40}, ts {start!r:.40}, dur {us!r:.40}; not a trace's")
     arguments = event.get("args")
     group = arguments.get("Group size", 0) if isinstance(arguments, dict) else 0

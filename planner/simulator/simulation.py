@@ -270,7 +270,8 @@ def _busiest_first(folded: Network, load: Floats) -> list[int]:
 
 def _load(folded: Network, carried: Floats) -> Floats:
     sharing = folded.sharing
-    return np.bincount(sharing.link, sharing.count * carried[sharing.flow], len(sharing.capacity))
+    load = np.bincount(sharing.link, sharing.count * carried[sharing.flow], len(sharing.capacity))
+    return np.asarray(load, dtype=np.float64)
 
 
 def _link_counters(playback: Playback) -> tuple[Counter, ...]:
