@@ -1,0 +1,223 @@
+"""Whose code runs a step: its kernels, copies, losses, optimizer and overlaps, as a data file with its reasons.
+
+    frameworks/torchtitan.yaml     title, like (another file: what is not said is as there), scope, facts
+    a fact                         why, in words and with its source, and the fields that it settles
+
+A field is a fact of the code that ran, never a number fitted to a row or a file; reading a framework's code can settle
+all of them. The defaults are eager Hugging Face layers with flash attention under FSDP. A framework of scope "operator"
+says how an attention operator alone was run. Units: bytes per value or per parameter, seconds. Left out: what one call
+of a kernel costs (that is the device's).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from cost_models import strict
+from cost_models.errors import InputError
+from cost_models.step.frames import FrameSharding
+from cost_models.timing.host import HOSTS, Host
+from cost_models.workload import Precision
+
+FOLDER = Path(__file__).parent / "frameworks"
+Fusion = Literal["unfused", "fused", "none"]
+AttentionKernel = Literal["newest", "fa2", "fa1", "unfused"]
+Reduction = Literal["overlapped", "exposed"]
+Scope = Literal["step", "operator"]
+
+FA1_SLOWDOWN = 2.0
+"""FlashAttention and its Triton version against FlashAttention-2: "around 2x" (arXiv 2307.08691, abstract)."""
+
+OVERLAP_COST = 0.61
+"""Seconds by which a second of NCCL's collectives, hidden behind computation, lengthens that computation: they take
+multiprocessors and memory bandwidth from it. FSDP on 4 A100, H100, MI250 or MI210 (arXiv 2507.03114, abstract):
+overlapped computation is 18.9% slower, and one after the other 10.2% slower than overlapped, so that 1.189 x 1.102 - 1
+= 0.31 of communication costs 0.189. Between nodes it is taken as the same: a smaller cost there (NCCL's share of the
+SMs and three passes of memory: 0.1 to 0.4) left FSDP on 16 to 512 GPUs of five sources 6 to 11 points further off."""
+
+_OF_OPERATORS = (
+    "attention", "merge_bytes", "merge_gradient_bytes", "slice_bytes", "widen_bytes", "late_hops", "gathered_bytes",
+    "gathered_gradient_bytes", "host",
+)  # fmt: skip
+_OF_OPERATORS_ALONE = ("exchange_alone", "widen_alone")
+_NEEDS = {
+    "norm_casts": "norm",
+    "quantise_bytes": "product_dtype",
+    "list_operators": "blocking_collectives",
+    "reduce_copy_bytes": "owned_tensors",
+}
+"""Fields that count only where another one is set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Framework:
+    """
+    >>> framework = Framework.load("torchtitan")
+    >>> framework.norm, framework.reasons["norm"]
+    ('fused', 'Inductor fuses norms, rotary embedding and SwiGLU')
+    """
+
+    name: str
+    title: str
+    scope: Scope = "step"
+    precision: Precision = Precision()  # of its workloads; `price` takes the workload's
+    reasons: dict[str, str] = field(default_factory=dict, compare=False)  # why, by field
+    norm: Fusion = "unfused"  # fused: one kernel, one read and one write; unfused: Hugging Face's RMSNorm
+    norm_casts: bool = False  # a fused norm is handed a copy of its input in fp32, and its gradient is cast back
+    norms_again: bool = False  # kept layers: norms, and the sum before the second one, run again in backward
+    rotary: Fusion = "unfused"  # none: learned or ALiBi positions
+    activation: Fusion = "unfused"  # fused: gate, activation and product (or bias and GELU) in one kernel
+    product_dtype: Literal["fp8"] | None = None  # of the layers' products; `None`: as the parameters
+    quantise_bytes: int = 0  # per value that enters an 8-bit product: read, written and written transposed
+    joined_products: bool = False  # one product for Q, K, V and one for gate and up
+    biases: bool = False  # linear layers have them: their gradients read each product's output gradient again
+    attention: AttentionKernel = "newest"  # fa1: FlashAttention before 2; unfused: scores in memory
+    merge_bytes: int = 18  # per output value and ring hop: cast the block (r2 w4), one blend in fp32 (r4 r4 w4)
+    merge_gradient_bytes: int = 10  # per value of dQ, dK, dV and hop: a bf16 block added to an fp32 sum (r2 r4 w4)
+    slice_bytes: int = 0  # per output value and striped hop, where the merged slice is copied back
+    widen_bytes: int = 12  # per value of a ring's result, once: the first block to fp32 (r2 w4), the sum back (r4 w2)
+    exchange_copies: int = 2  # kernels that each tensor passes through around an exchange of heads (read and write)
+    exchange_alone: bool = False  # an exchange over one rank still runs, and copies
+    widen_alone: bool = False  # the result is widened also where the ring is one block
+    gathered_bytes: int = 0  # per gathered key and value (all_gather): put in order, packed for the kernel
+    gathered_gradient_bytes: int = 0  # the same in backward, with clearing, unpacking and adding their gradients
+    late_hops: bool = False  # a hop inside a domain starts with the block's last ones; the simulator does not play it
+    gap_s: float = 0.0  # beside each eager operator that is not a product: what it takes with nothing to do
+    dropout: bool = False  # on attention's scores (if unfused) and on both residual branches, masks kept
+    sequence_parallel: bool = True  # tensor parallel: reduce-scatter and all-gather, norms on a share of the tokens
+    tensor_beside: bool = False  # tensor parallel, backward: column-parallel products run beside their exchanges
+    tensor_chunks: bool = False  # tensor exchanges cut in `tensor` chunks beside their product: one chunk is exposed
+    gathered_fp32: bool = False  # sharded weights travel as fp32 and are cast where they are used
+    cast_bytes: int = 0  # per weight and use: autocast copies of fp32 weights to the parameter dtype
+    accumulate_bytes: int = 0  # per weight and microbatch: adding the gradient to a resident buffer, by other kernels
+    accumulator: Literal["bf16", "fp32"] | None = None  # buffer to which a weight gradient's own product adds it
+    overlap_cost: float = 0.0  # seconds that a second of hidden gathers and reductions adds to the computation
+    reduction: Reduction = "overlapped"  # gradient reduction and weight gathers beside the computation, or after it
+    blocking_collectives: int = 0  # ZeRO-3: a layer's weights one by one, in each of so many, with nothing beside them
+    list_operators: int = 0  # eager operators for each rank's piece, where a collective takes a list of tensors
+    repeats_kv: bool = False  # keys and values are repeated to all query heads before they are exchanged and kept
+    whole_rotary: bool = False  # every rank has cosines and sines of the whole row, not of its own tokens
+    reentrant: bool = False  # full recompute runs a layer to its end and holds its result while gradients are made
+    bucket_values: int = 0  # of a buffer in which gradients wait: always there with ZeRO-3, in backward with 1 and 2
+    dummy_gradient_bytes: int = 0  # per weight of each distinct shape: placeholders that autograd is handed
+    loss_bytes: int | None = None  # traffic per logit of a whole loss; `None`: autograd's cross entropy in fp32
+    drops_gradients: bool = False  # below ZeRO-3: gradients are dropped after a step and come as activations go
+    logit_bytes: int | None = None  # held per logit at the loss; `None`: b for logits and gradient, twice fp32
+    zero_1_as_2: bool = False  # gradients are sharded as they are reduced, so that ZeRO-1 runs as ZeRO-2 (FSDP)
+    owned_tensors: int = 0  # ZeRO-1: a layer's tensors, dealt out to owners, who update and broadcast them one by one
+    reduce_copy_bytes: int = 0  # per weight and step: gradients into a flat bucket, divided, and copied back
+    optimizer_bytes: int | None = None  # traffic per weight of the update; `None`: a fused fp32 update
+    frame_sharding: FrameSharding = "exchanged"  # how frames and their embeddings reach their ranks: frames.py
+    host: Host | None = None  # what calls cost the host (`launches.py`); `None`: always ahead of the device
+
+    @classmethod
+    def load(cls, name: str) -> Framework:
+        """A framework by its file's name."""
+        return _load(name)
+
+    @staticmethod
+    def names() -> list[str]:
+        return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+    @property
+    def reason(self) -> str:
+        """Every reason once, in the order of the files."""
+        return "; ".join(dict.fromkeys(self.reasons.values()))
+
+    @property
+    def measured_attention(self) -> Literal["newest", "fa2"]:
+        """The measured kernel that its attention is, or is slower than by a factor."""
+        return "fa2" if self.attention in ("fa2", "fa1") else "newest"
+
+    def __post_init__(self) -> None:
+        for name, legal in (
+            ("norm", Fusion),
+            ("rotary", Fusion),
+            ("activation", Fusion),
+            ("attention", AttentionKernel),
+            ("reduction", Reduction),
+            ("frame_sharding", FrameSharding),
+            ("scope", Scope),
+        ):
+            if getattr(self, name) not in get_args(legal):
+                raise InputError(f"{name}={getattr(self, name)!r} is unknown; legal: {', '.join(get_args(legal))}")
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if isinstance(value, int | float) and not value >= 0:
+                raise InputError(f"{one.name}={value} must be at least 0")
+        self._check_used()
+
+    def _check_used(self) -> None:
+        """Refuses fields that no price reads."""
+        for one in _SETTLED:
+            if getattr(self, one) == _DEFAULTS[one]:
+                continue
+            if self.scope == "operator" and one not in (*_OF_OPERATORS, *_OF_OPERATORS_ALONE):
+                raise InputError(f"{one} is not read for scope=operator; legal: {', '.join(_OF_OPERATORS)}")
+            if self.scope == "step" and one in _OF_OPERATORS_ALONE:
+                raise InputError(f"{one} is read for scope=operator alone, not for scope=step")
+            needed = _NEEDS.get(one)
+            if needed is not None and getattr(self, needed) == _DEFAULTS[needed]:
+                raise InputError(f"{one}={getattr(self, one)} counts only where {needed} is set")
+
+
+_SETTLED = tuple(one.name for one in fields(Framework) if one.name not in ("name", "title", "scope", "reasons"))
+_DEFAULTS = {one.name: one.default for one in fields(Framework) if one.name in _SETTLED}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _File:
+    title: str
+    facts: tuple[Any, ...]
+    like: str | None = None
+    scope: Scope = "step"
+
+
+@cache
+def _load(name: str) -> Framework:
+    settled, reasons = _settled(name, ())
+    file, where = _read(name), f"framework {name}"
+    host, precision = settled.pop("host", None), strict.read(Precision, settled.pop("precision", {}), where)
+    if host is not None and host not in HOSTS:
+        raise InputError(f"{where}.host={host!r} is unknown; {strict.nearest(str(host), HOSTS)}")
+    found = strict.read(Framework, {"name": name, "title": file.title, "scope": file.scope, **settled}, where)
+    return replace(found, precision=precision, host=HOSTS[host] if host else None, reasons=reasons)
+
+
+def _settled(name: str, above: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str]]:
+    """(fields, reasons) of a file and of those that it is like. Refuses what is unknown, or changes nothing."""
+    file, where = _read(name), f"framework {name}"
+    if name in above:
+        raise InputError(f"{where} is like itself, by way of {', '.join(above)}")
+    settled, reasons = ({}, {}) if file.like is None else _settled(file.like, (*above, name))
+    here: dict[str, Any] = {}
+    for index, fact in enumerate(file.facts):
+        place = f"{where}.facts[{index}]"
+        why = fact.get("why") if isinstance(fact, dict) else None
+        if not isinstance(why, str) or not why.strip() or len(fact) < 2:
+            raise InputError(f"{place} must say why, in words, and settle at least one field")
+        for key, value in fact.items():
+            if key == "why":
+                continue
+            if key not in _SETTLED:
+                raise InputError(f"{place}.{key} is unknown; {strict.nearest(str(key), _SETTLED)}")
+            if key in here:
+                raise InputError(f"{place}.{key} is given twice")
+            if value == settled.get(key, _DEFAULTS[key]):
+                raise InputError(f"{place}.{key}={value} says what holds without it; leave it out")
+            here[key], reasons[key] = value, " ".join(why.split())
+    return {**settled, **here}, reasons
+
+
+@cache
+def _read(name: str) -> _File:
+    if name not in Framework.names():
+        raise InputError(f"framework {name!r} is unknown; {strict.nearest(name, Framework.names())}")
+    text = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
+    return strict.read(_File, strict.parse_yaml(text, f"framework {name}"), f"framework {name}")
+
+
+OURS = Framework.load("ours")
