@@ -44,7 +44,7 @@ INTRODUCTION = paragraphs("""
     second hand). Written by `python -m benchmarks.headline --markdown docs/headline.md`.
 
     Kernels and links were fitted to the `kernels_*` files alone (docs/curves.md); no number was fitted to a figure
-    below. Methods and habits are named, with reasons, in `validation/longvila.py`. The implied path rate
+    below. Methods and framework are named, with reasons, in `validation/longvila.py`. The implied path rate
     is a diagnosis and enters the columns that name it, nothing else.
 """)
 
@@ -300,7 +300,7 @@ def two_stages(frames: Iterable[int]) -> Table:
 
 
 def _dealt(way: FrameSharding) -> lv.Framework:
-    return replace(lv.MM_SP, habits=replace(lv.MM_SP.habits, frame_sharding=way))
+    return replace(lv.MM_SP, framework=replace(lv.MM_SP, frame_sharding=way))
 
 
 def _stage_notes(layout: Strategy) -> tuple[str, ...]:

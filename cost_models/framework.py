@@ -60,10 +60,10 @@ class Framework:
     ('fused', 'Inductor fuses norms, rotary embedding and SwiGLU')
     """
 
-    name: str
-    title: str
+    name: str = "custom"
+    title: str = "a framework that no file describes"
     scope: Scope = "step"
-    precision: Precision = Precision()  # of its workloads; `price` takes the workload's
+    precision: Precision = field(default_factory=Precision)  # of its workloads; `price` takes the workload's
     reasons: dict[str, str] = field(default_factory=dict, compare=False)  # why, by field
     norm: Fusion = "unfused"  # fused: one kernel, one read and one write; unfused: Hugging Face's RMSNorm
     norm_casts: bool = False  # a fused norm is handed a copy of its input in fp32, and its gradient is cast back
@@ -79,7 +79,6 @@ class Framework:
     merge_gradient_bytes: int = 10  # per value of dQ, dK, dV and hop: a bf16 block added to an fp32 sum (r2 r4 w4)
     slice_bytes: int = 0  # per output value and striped hop, where the merged slice is copied back
     widen_bytes: int = 12  # per value of a ring's result, once: the first block to fp32 (r2 w4), the sum back (r4 w2)
-    exchange_copies: int = 2  # kernels that each tensor passes through around an exchange of heads (read and write)
     exchange_alone: bool = False  # an exchange over one rank still runs, and copies
     widen_alone: bool = False  # the result is widened also where the ring is one block
     gathered_bytes: int = 0  # per gathered key and value (all_gather): put in order, packed for the kernel
@@ -119,8 +118,10 @@ class Framework:
         return _load(name)
 
     @staticmethod
-    def names() -> list[str]:
-        return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    def names(scope: Scope | None = None) -> list[str]:
+        """Of all files, or of those of a scope."""
+        names = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+        return names if scope is None else [name for name in names if _read(name).scope == scope]
 
     @property
     def reason(self) -> str:
@@ -150,6 +151,12 @@ class Framework:
                 raise InputError(f"{one.name}={value} must be at least 0")
         self._check_used()
 
+    def check_scope(self, scope: Scope) -> None:
+        """Refuses to answer for a step what is known of an operator alone, and the other way round."""
+        if self.scope != scope:
+            what = {"step": "a step", "operator": "an attention operator alone"}[self.scope]
+            raise InputError(f"framework {self.name} is of {what}; legal: {', '.join(Framework.names(scope))}")
+
     def _check_used(self) -> None:
         """Refuses fields that no price reads."""
         for one in _SETTLED:
@@ -165,7 +172,7 @@ class Framework:
 
 
 _SETTLED = tuple(one.name for one in fields(Framework) if one.name not in ("name", "title", "scope", "reasons"))
-_DEFAULTS = {one.name: one.default for one in fields(Framework) if one.name in _SETTLED}
+_DEFAULTS = {one.name: one.default for one in fields(Framework) if one.name in _SETTLED} | {"precision": Precision()}
 
 
 @dataclass(frozen=True, kw_only=True)

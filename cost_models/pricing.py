@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from cost_models import flops
 from cost_models.cost import MEMORY, PRICED_AS, SECONDS, StepCost
 from cost_models.either import both, larger, pick, smaller, somewhere
+from cost_models.framework import OURS, Framework
 from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.placement import Placement, check_placement
 from cost_models.memory.peak import fullest
 from cost_models.profile import Profile
 from cost_models.program import Broadcasts, Compute, Exchange, Number, Ring, Segment, Staged, StepProgram
 from cost_models.step.assembly import step_program
-from cost_models.step.habits import OURS, Habits
 from cost_models.step.shape import Shape
 from cost_models.strategy import Strategy
 from cost_models.timing.cluster_costs import cluster_costs
@@ -64,7 +64,7 @@ def price(
     strategy: Strategy,
     placement: Placement | None = None,
     profile: Profile | None = None,
-    framework: Habits = OURS,
+    framework: Framework = OURS,
 ) -> StepCost:
     """Time, memory and bytes of one step by part, as `framework` runs it. InputError: a strategy that cannot exist.
 
@@ -74,6 +74,7 @@ def price(
     >>> cost.fits, 0.3 < cost.mfu < 0.7
     (True, True)
     """
+    framework.check_scope("step")
     strategy.check(workload.model)
     check_placement(cluster, strategy.ranks, placement)
     shape, here = Shape(workload, strategy, framework), cluster_costs(cluster, profile)

@@ -1,7 +1,7 @@
 """`python -m validation`: predicted against measured for every published row that may judge.
 
 Prints, per file, median, 90th percentile, worst and bias of the step time (memory where it was measured), the order
-within sweeps, the worst rows, and what each framework's habits are worth; `--markdown`, `--json` and `--plot` write
+within sweeps, the worst rows, and what knowing each framework is worth; `--markdown`, `--json` and `--plot` write
 files. Reads `measurements/` of a checkout; nothing is fitted here. A `train_*.csv` of your own, in the standard columns
 of `measurements/README.md`, is judged like the others: `--measurements FOLDER`.
 """

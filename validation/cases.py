@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from cost_models.framework import Framework
 from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.device import Device
 from cost_models.models.model import Model
 from cost_models.strategy import LayerRange, Recompute, Strategy
 from cost_models.workload import Workload
-from validation.frameworks import Framework
 from validation.rows import Row
 
 GIB = 2**30

@@ -1,6 +1,6 @@
 """The longest sequence of printed rows, predicted; and rows that only say that they fitted or ran out of memory.
 
-    predicted maximum = most tokens whose predicted memory (allocated, buffers, reserve; the framework's habits) fits
+    predicted maximum = most tokens whose predicted memory (allocated, buffers, reserve; under its framework) fits
     met               0.9 L <= predicted maximum < 1.05 x 2 L
 
 A source that doubles lengths and prints L as its longest row ran L and not 2 L, so the true maximum lies in [L, 2 L).

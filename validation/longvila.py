@@ -1,4 +1,4 @@
-"""LongVILA's published figures, and the methods that it compares as layouts and habits that can be priced.
+"""LongVILA's published figures, and the methods that it compares as layouts and frameworks that can be priced.
 
     MM-SP        ulysses in the node x ring across nodes, FSDP over all ranks
     ring         a zigzag ring over all ranks, FSDP
@@ -18,15 +18,13 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from cost_models.cost import StepCost
+from cost_models.framework import Framework
 from cost_models.hardware.cluster import Cluster
 from cost_models.longest import most_tokens
 from cost_models.models.model import Model
-from cost_models.step.habits import Habits
 from cost_models.strategy import Recompute, Strategy
-from cost_models.workload import Precision, Workload
-from validation import frameworks as fw
+from cost_models.workload import Workload
 from validation.cases import Case, layers_of
-from validation.frameworks import Framework
 from validation.row_price import price_of
 from validation.rows import Row
 
@@ -47,20 +45,7 @@ TWO_STAGE_S, ONE_STAGE_S, STAGE_GAIN = 1.12, 1.20, (0.01, 0.07)
 """8 GPUs, frames not printed; how much longer one stage takes."""
 LONGEST_GPUS, LONGEST_TOKENS = 256, 2 * 2**20
 
-MM_SP = Framework(
-    name="LongVILA MM-SP: Hugging Face layers, 2D attention, FSDP",
-    habits=Habits(attention="fa2", merge_bytes=fw.RING_FLASH.habits.merge_bytes, frame_sharding="reduced"),
-    precision=Precision(reduce="bf16"),
-    reason="eager Hugging Face layers and FlashAttention-2; the ring of ring-flash-attention, whose merge is four "
-    "kernels and whose dK and dV travel in fp32; Llama's KV heads are exchanged and sent as they are (NVlabs/VILA, "
-    "llava/train/sequence_parallel); the whole row's logits at once; embeddings rebuilt by all-reduce",
-)
-MEGATRON = Framework(
-    name="Megatron-LM with context parallelism (2024)",
-    habits=replace(fw.MEGATRON_TE.habits, attention="fa2"),
-    precision=fw.MEGATRON_TE.precision,
-    reason="as Megatron-Core with Transformer Engine, with the attention kernel that the paper names for all",
-)
+MM_SP, MEGATRON = Framework.load("longvila"), Framework.load("megatron-context-parallel")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +137,7 @@ class Run:
 def priced(
     framework: Framework, where: Cluster, work: Workload, layout: Strategy, recompute: Recompute = "none"
 ) -> Run:
-    """One layout under a framework's habits."""
+    """One layout under a framework."""
     work = replace(work, precision=framework.precision, global_batch=layout.data)
     case = Case(
         row=Row(file="longvila", number="", score="no", cells={}),

@@ -4,7 +4,7 @@
     stage    host_s: what Python and launches take before its kernels        device_s: what its kernels take
 
 Stages of a pass: one exchange per tensor (q, k, v; one for packed qkv), each block of the ring with its hop and merge,
-one exchange of the output; backward in reverse. An exchange's tensor also passes through `exchange_copies` kernels,
+one exchange of the output; backward in reverse. An exchange's tensor also passes through EXCHANGE_COPIES kernels,
 and over one rank it is still copied once. Left out: skew between ranks beyond the busiest one's work.
 """
 
@@ -13,16 +13,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from cost_models.framework import Framework
 from cost_models.hardware.cluster import Cluster
 from cost_models.pricing import fold_segment
 from cost_models.program import Compute, Ring, Segment
-from cost_models.step.attention import attention_phases
-from cost_models.step.habits import Habits
+from cost_models.step.attention import EXCHANGE_COPIES, attention_phases
 from cost_models.step.shape import Shape
 from cost_models.strategy import Strategy
 from cost_models.timing.cluster_costs import cluster_costs
 from cost_models.timing.host import Host
-from cost_models.timing.kernels import FA2_ARCHITECTURES, Kernels
+from cost_models.timing.kernels import Kernels
 from cost_models.timing.paths import Paths
 from cost_models.workload import Workload
 
@@ -56,24 +56,23 @@ class Stage:
     device_s: float
 
 
-def operator_s(call: Call, habits: Habits) -> float:
+def operator_s(call: Call, framework: Framework) -> float:
     """Seconds of one call over all ranks."""
-    stages = operator_stages(call, habits)
+    stages = operator_stages(call, framework)
     return max(sum(stage.device_s for stage in stages), sum(stage.host_s for stage in stages))
 
 
-def operator_stages(call: Call, habits: Habits) -> tuple[Stage, ...]:
+def operator_stages(call: Call, framework: Framework) -> tuple[Stage, ...]:
     """Every stage of the call's passes in order."""
-    device = call.cluster.runs[0].node.device
-    older = habits.attention == "fa2" and device.architecture in FA2_ARCHITECTURES
     if call.packed:
-        habits = replace(habits, exchange_alone=False)
+        framework = replace(framework, exchange_alone=False)
+    costs = cluster_costs(call.cluster)
     work = _Work(
         call=call,
-        shape=Shape(call.workload, call.strategy, habits),
-        kernels=Kernels.of(device, attention="fa2" if older else "newest"),
-        paths=cluster_costs(call.cluster).paths(call.strategy),
-        host=habits.host or ALWAYS_AHEAD,
+        shape=Shape(call.workload, call.strategy, framework),
+        kernels=costs.kernels(costs.runs(call.strategy.ranks), framework.measured_attention),
+        paths=costs.paths(call.strategy),
+        host=framework.host or ALWAYS_AHEAD,
     )
     stages: tuple[Stage, ...] = ()
     for runs, grad in ((call.forward, False), (call.backward, True)):
@@ -100,25 +99,25 @@ class _Work:
 
     def exchange(self, width: Any, packed: bool = False) -> Stage:
         """One tensor of `width` columns between the ranks that split its heads, and the copies around it."""
-        habits, ranks = self.shape.habits, self.call.strategy.ulysses
-        if ranks == 1 and not habits.exchange_alone:
+        framework, ranks = self.shape.framework, self.call.strategy.ulysses
+        if ranks == 1 and not framework.exchange_alone:
             return Stage(host_s=0.0, device_s=0.0)
         moved = self.shape.tokens * self.shape.width * width
         device_s = float(self.paths.exchange_s("ulysses", "all_to_all", moved))
-        copies = habits.exchange_copies + (1 if ranks == 1 else 0)
+        copies = EXCHANGE_COPIES + (1 if ranks == 1 else 0)
         device_s += self.kernels.memory_bound_s(2 * moved * copies, copies)
         host_s = EXCHANGE_OPERATORS[packed] * self.host.operator_s + self.host.send_s(messages=2 * ranks)
         return Stage(host_s=host_s, device_s=device_s)
 
     def copies(self, grad: bool) -> tuple[Stage, ...]:
         """k and v made contiguous; the result of a ring of one block widened and cast back."""
-        shape, habits = self.shape, self.shape.habits
+        shape, framework = self.shape, self.shape.framework
         moved = 2 * shape.tokens * shape.width * shape.sent_kv_width if self.call.strided and not grad else 0.0
         launches = 2 if moved else 0
-        if habits.widen_alone and self.call.strategy.ring == 1:
+        if framework.widen_alone and self.call.strategy.ring == 1:
             heads = shape.heads + 2 * shape.kv_heads if grad else shape.heads
             values = shape.ring_tokens * shape.rows * self.call.workload.model.head_dim * heads
-            moved, launches = moved + values * habits.widen_bytes, launches + 2
+            moved, launches = moved + values * framework.widen_bytes, launches + 2
         if not launches:
             return ()
         return (Stage(host_s=launches * self.host.operator_s, device_s=self.kernels.memory_bound_s(moved, launches)),)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from cost_models.framework import Framework
 from cost_models.models.model import Model
 from cost_models.strategy import RingKind, Strategy
 from cost_models.workload import Workload
 from validation.cases import Refused, cluster_of
-from validation.frameworks import FLASH_ATTENTION, MAGI_BASELINES, RING_FLASH, YUNCHANG, Framework
 from validation.operator_time import Call
 from validation.rows import Row
 
@@ -96,7 +96,7 @@ def _usp(row: Row) -> OperatorCase | Refused:
     return OperatorCase(
         row=row,
         call=call,
-        framework=YUNCHANG,
+        framework=Framework.load("yunchang"),
         measured_s=row.positive("latency_ms") / 1e3,
         sweep=f"{tokens} tokens, {model.heads} x {model.head_dim}, {model.kv_heads} KV, {row.text('api')}",
     )
@@ -145,7 +145,7 @@ def _ring_flash(row: Row) -> OperatorCase | Refused:
     return OperatorCase(
         row=row,
         call=call,
-        framework=RING_FLASH if ring > 1 else FLASH_ATTENTION,
+        framework=Framework.load("ring-flash-attention" if ring > 1 else "flash-attention"),
         measured_s=row.positive("iter_s"),
         sweep=f"{row.text('gpu')}, {passes}, {ring} GPUs",
     )
@@ -174,7 +174,7 @@ def _magi(row: Row) -> OperatorCase | Refused:
     return OperatorCase(
         row=row,
         call=call,
-        framework=MAGI_BASELINES,
+        framework=Framework.load("magi-baselines"),
         measured_s=row.positive("latency_ms_derived") / 1e3,
         sweep=f"{ranks} GPUs, {row.text('pass')}, {mask} mask",
     )

@@ -15,9 +15,9 @@ import yaml
 
 from validation import longest
 from validation import tables as shown
-from validation.frameworks import FRAMEWORKS
+from validation.frameworks import frameworks
 from validation.rows import FOLDER
-from validation.score import FileReport, Verdict, against_peer, without_habits
+from validation.score import FileReport, Verdict, against_ours, against_peer
 from validation.statistics import Errors, Ranking
 from validation.tables import Cell, Table, percent, signed
 
@@ -29,7 +29,7 @@ def tables(reports: Sequence[FileReport]) -> list[Table]:
     """Everything that is shown, in reading order."""
     return [
         _files(reports), _inferred(reports), _apart(reports), _memory(reports), _longest(reports), _endings(reports),
-        _peers(reports), _sweeps(reports), _habits(reports), _worst(reports), _silent(reports), _notes(reports),
+        _peers(reports), _sweeps(reports), _frameworks(reports), _worst(reports), _silent(reports), _notes(reports),
         _reasons(),
     ]  # fmt: skip
 
@@ -38,8 +38,8 @@ def markdown(reports: Sequence[FileReport], folder: str = "measurements") -> str
     """The report on the rows of `folder`; its picture lies beside it."""
     picture = "accuracy.svg" if folder == "measurements" else f"accuracy-{folder.rpartition('/')[2]}.svg"
     found = (
-        "But which habits are named was found by looking at these rows, so rows that were never looked at are the "
-        "harder test (docs/accuracy-later.md)."
+        "But which facts of a framework are named was found by looking at these rows, so rows that were never looked "
+        "at are the harder test (docs/accuracy-later.md)."
         if folder == "measurements"
         else "The model was built without these rows; what was added after looking at them is in the notes below."
     )
@@ -92,7 +92,7 @@ def _files(reports: Sequence[FileReport]) -> Table:
     return Table(
         title="Step time",
         text=f"Rows scored `yes`. Median of the files' medians: {percent(median_of_medians(reports))}. Neutral: the "
-        "same price with every framework's habits off, as a plan gets it.",
+        "same rows priced as this project's executor would run them, which is what a plan gets.",
         columns=("file", *ERRORS, "neutral median", "neutral bias"),
         rows=[
             (name, *Errors.of([one.error for one in rows]).cells(), *neutral[name].centre())
@@ -222,14 +222,14 @@ def _sweeps(reports: Sequence[FileReport]) -> Table:
     )
 
 
-def _habits(reports: Sequence[FileReport]) -> Table:
+def _frameworks(reports: Sequence[FileReport]) -> Table:
     return Table(
-        title="Each framework with its habits, and with them taken away",
-        text="Habits are facts of the code that ran; the reasons are at the end.",
+        title="Each framework, and the same rows priced as this project's executor would run them",
+        text="A framework is facts of the code that ran; the reasons are at the end.",
         columns=("framework", "rows", "median", "bias", "median without", "bias without"),
         rows=[
             (name, str(kept.rows), *kept.centre(), *away.centre())
-            for name, (kept, away) in without_habits(reports).items()
+            for name, (kept, away) in against_ours(reports).items()
         ],
     )
 
@@ -277,10 +277,10 @@ def _notes(reports: Sequence[FileReport]) -> Table:
 
 def _reasons() -> Table:
     return Table(
-        title="Habits and their reasons",
-        text="One set per framework and generation; none per file or row.",
+        title="Frameworks and their reasons",
+        text="One file per framework and generation (cost_models/frameworks); nothing is set per row.",
         columns=("framework", "reason"),
-        rows=[(one.name, one.reason) for one in FRAMEWORKS],
+        rows=[(one.title, one.reason) for one in frameworks()],
     )
 
 

@@ -7,17 +7,16 @@ reserved   the same with what fragmentation holds
 from __future__ import annotations
 
 from cost_models.cost import StepCost
+from cost_models.framework import Framework
 from cost_models.hardware.device import Device
 from cost_models.memory.components import context_bytes
 from cost_models.pricing import price
-from cost_models.step.habits import Habits
 from validation.cases import Case
 
 
-def price_of(case: Case, habits: Habits | None = None) -> StepCost:
-    """The row's step; `habits` replaces its framework's. InputError for what cannot exist."""
-    framework = case.framework.habits if habits is None else habits
-    return price(case.cluster, case.workload, case.strategy, framework=framework)
+def price_of(case: Case, framework: Framework | None = None) -> StepCost:
+    """The row's step; `framework` replaces its own. InputError for what cannot exist."""
+    return price(case.cluster, case.workload, case.strategy, framework=framework or case.framework)
 
 
 def allocated_bytes(cost: StepCost) -> int:

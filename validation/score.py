@@ -1,6 +1,6 @@
 """Every row predicted and compared with its measurement; files and sweeps summed up.
 
-    predicted   the price under its framework            neutral   under this project's own (as a plan is priced)
+    predicted   the price under its framework            neutral   under this project's executor (as a plan is priced)
     reserved    what PyTorch's allocator held (`reserved_gib` in `metric_other`), where it is printed
 
 Rows that only rank take part in sweeps, not in errors. Rows that cannot be read are listed by reason and counted.
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cost_models.errors import InputError
-from cost_models.step.habits import OURS
+from cost_models.framework import OURS
 from validation.cases import GIB, Case, Refused
 from validation.longest import Ending, Limit, ending_of, limit_of
 from validation.operator_time import operator_s
@@ -167,7 +167,7 @@ def _step(case: Case) -> Verdict:
         row=case.row.number,
         score=case.row.score,
         label=f"{case.cluster.gpus} × {case.cluster.runs[0].node.device.name}, {case.label}",
-        framework=case.framework.name,
+        framework=case.framework.title,
         sweep=case.sweep,
         measured_s=case.measured_s,
         predicted_s=predicted.step_s,
@@ -188,17 +188,17 @@ def _operator(case: OperatorCase) -> Verdict:
         row=case.row.number,
         score=case.row.score,
         label=f"{cluster.gpus} × {cluster.runs[0].node.device.name}, {case.label}",
-        framework=framework.name,
+        framework=framework.title,
         sweep=case.sweep,
         measured_s=case.measured_s,
-        predicted_s=operator_s(case.call, framework.habits),
+        predicted_s=operator_s(case.call, framework),
         neutral_s=operator_s(case.call, OURS),
-        inferred_s=operator_s(inferred.call, framework.habits) if inferred else None,
+        inferred_s=operator_s(inferred.call, framework) if inferred else None,
     )
 
 
-def without_habits(reports: Sequence[FileReport]) -> dict[str, tuple[Errors, Errors]]:
-    """By framework: errors of its rows with its habits, and with them taken away."""
+def against_ours(reports: Sequence[FileReport]) -> dict[str, tuple[Errors, Errors]]:
+    """By framework: errors of its rows, and of the same rows priced as this executor would run them."""
     rows: dict[str, list[Verdict]] = defaultdict(list)
     for report in reports:
         for one in report.scored():

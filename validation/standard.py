@@ -6,7 +6,7 @@
     iter_s, or tokens_s_total, tokens_s_gpu, tflops_gpu, mfu_pct    -> measured seconds       peak_mem_gb -> bytes
 
 The framework is named by its column, else found by its name in the row's source; without one the row is priced as this
-project's own executor. `other` may name what changes its habits: eager, attention unfused, parameters in bf16, chunked
+project's own executor. `other` may name what changes it: eager, attention unfused, parameters in bf16, chunked
 loss N, LoRA r=N. What words mean is in `words.py`; what the columns cannot say is refused with the reason. Every file
 is read alike, whatever its name.
 """
@@ -19,36 +19,36 @@ from dataclasses import replace
 from functools import cache
 
 from cost_models.errors import InputError
+from cost_models.framework import Framework
 from cost_models.models.model import LayerKind, Model
 from cost_models.strategy import Strategy
 from cost_models.workload import LORA_TARGETS, LoraTarget, Workload
-from validation import frameworks as fw
 from validation import words
 from validation.cases import GIB, Case, Refused
-from validation.frameworks import Framework
+from validation.frameworks import PURE_BF16, in_eight_bits
 from validation.machines import cluster_of
 from validation.rows import Row
 
-_FRAMEWORKS: tuple[tuple[str, Framework], ...] = (
-    ("torchtitan", fw.TORCHTITAN),
-    ("llm-foundry", fw.COMPOSER_PURE),
-    ("composer", fw.COMPOSER_PURE),
-    ("internevo", fw.INTERNEVO),
-    ("megatron-deepspeed", fw.MEGATRON_DEEPSPEED),
-    ("easycontext", fw.EASYCONTEXT),
-    ("deepspeed", fw.DEEPSPEED),
-    ("megatron-bridge", fw.MEGATRON_RECIPES),
-    ("nemo", fw.MEGATRON_RECIPES),
-    ("megatron", fw.MEGATRON_TE),
-    ("simumax", fw.MEGATRON_TE),
-    ("fms-fsdp", fw.FMS_FSDP),
-    ("modalities", fw.MODALITIES),
-    ("lit-gpt", fw.LIT_GPT),
-    ("paddlenlp", fw.PADDLENLP),
-)
+_FRAMEWORKS = {
+    "torchtitan": "torchtitan",
+    "llm-foundry": "composer-pure",
+    "composer": "composer-pure",
+    "internevo": "internevo",
+    "megatron-deepspeed": "megatron-deepspeed",
+    "easycontext": "easycontext",
+    "deepspeed": "deepspeed",
+    "megatron-bridge": "megatron-recipes",
+    "nemo": "megatron-recipes",
+    "megatron": "megatron-te",
+    "simumax": "megatron-te",
+    "fms-fsdp": "fms-fsdp",
+    "modalities": "modalities",
+    "lit-gpt": "lit-gpt",
+    "paddlenlp": "paddlenlp",
+}
 """By the first name that the row's source, sharding or remarks contain."""
 _UNREADABLE = {
-    "maxtext": "XLA chooses MaxText's fusions and schedule: no habits are known for it",
+    "maxtext": "XLA chooses MaxText's fusions and schedule: no file describes it",
     "dtensor": "tensor parallelism by DTensor: what its dispatch costs the host is not modelled",
 }
 """Names of frameworks whose rows are refused, with the reason."""
@@ -92,32 +92,24 @@ def untimed_case(row: Row) -> Case | Refused:
 
 
 def framework_of(row: Row) -> Framework:
-    """Whose code ran, with what the remarks say of it; this project's habits if no known name is there."""
+    """Whose code ran, with what the remarks say of it; this project's executor if no known name is there."""
     remarks = " ".join(row.cell(name) for name in ("source_repo", "source_id", "sharding", "other")).lower()
-    found = next((framework for name, framework in _FRAMEWORKS if name in remarks), fw.UNNAMED)
-    if row.cell("framework"):
-        found = _named(row.cell("framework"))
-    elif found is fw.DEEPSPEED and "hugging face" in remarks:
-        found = fw.DEEPSPEED_HUGGING_FACE
-    elif found is fw.TORCHTITAN and "eager" in remarks:
-        found = fw.TORCHTITAN_EAGER
+    name = row.cell("framework") or next((file for word, file in _FRAMEWORKS.items() if word in remarks), "ours")
+    if not row.cell("framework") and name == "deepspeed" and "hugging face" in remarks:
+        name = "deepspeed-hugging-face"
+    elif not row.cell("framework") and name == "torchtitan" and "eager" in remarks:
+        name = "torchtitan-eager"
+    found = Framework.load(name)
     if "attention unfused" in remarks:
-        found = replace(found, habits=replace(found.habits, attention="unfused"))
+        found = replace(found, attention="unfused")
     if not words.sharding(row.cell("sharding")).sequence_parallel:
-        found = replace(found, habits=replace(found.habits, sequence_parallel=False))
+        found = replace(found, sequence_parallel=False)
     if "parameters in bf16" in remarks:
-        found = replace(found, precision=fw.PURE_BF16)
+        found = replace(found, precision=PURE_BF16)
     products = words.dtype(row.cell("precision"), row.cell("other"))
     if products == "fp16":
         found = replace(found, precision=replace(found.precision, param="fp16"))
-    return fw.in_eight_bits(found) if products == "fp8" and not found.habits.product_dtype else found
-
-
-def _named(name: str) -> Framework:
-    found = getattr(fw, name.upper().replace("-", "_"), None)
-    if not isinstance(found, Framework):
-        raise InputError(f"framework={name!r} is unknown")
-    return found
+    return in_eight_bits(found) if products == "fp8" and not found.product_dtype else found
 
 
 @cache

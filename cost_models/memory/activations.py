@@ -17,7 +17,7 @@ from cost_models.strategy import LayerRange
 
 def saves_input(sizes: Shape) -> bool:
     """Whether a norm saves its input as it is: a fused one, or one that computes in fp32 on fp32; else an fp32 copy."""
-    return sizes.habits.norm == "fused" or sizes.width >= 4
+    return sizes.framework.norm == "fused" or sizes.width >= 4
 
 
 def final_norm_input(sizes: Shape) -> Number:

@@ -55,9 +55,9 @@ def _outside_layers(shape: Shape) -> Any:
         return 0 * shape.tokens
     model, width = shape.workload.model, shape.width
     last = final_norm_input(shape)
-    if shape.habits.rotary == "none":
+    if shape.framework.rotary == "none":
         return last
-    tables = shape.rows * shape.workload.context_tokens if shape.habits.whole_rotary else shape.tokens
+    tables = shape.rows * shape.workload.context_tokens if shape.framework.whole_rotary else shape.tokens
     return last + tables * 2 * model.head_dim * width + shape.tokens * 8
 
 
@@ -77,7 +77,7 @@ def _vision(shape: Shape) -> Any:
     tower = frames * vision.patches * (pixels + layer * (vision.layers if shape.trains("tower") else 1))
     projector = frames * vision.tokens_per_frame * (2 * (vision.projector_in + vision.projector_hidden) * width + 8)
     received = smaller(shape.rows * shape.workload.vision_tokens, shape.tokens) * shape.workload.model.hidden * width
-    if shape.habits.frame_sharding == "reduced":  # the whole row, zero-filled, on every rank
+    if shape.framework.frame_sharding == "reduced":  # the whole row, zero-filled, on every rank
         received = received + shape.rows * shape.workload.context_tokens * shape.workload.model.hidden * width
     return tower + projector + received
 

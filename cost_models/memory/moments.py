@@ -66,7 +66,7 @@ def peak(sizes: Shape, layers: Iterable[LayerRange | str | tuple[Shape, LayerRan
         if not isinstance(part, str) and part.offload != "none":
             found = _higher(found, _root_gradients(sizes, 0))
     always = ROW_BYTES * sizes.rows * sizes.workload.context_tokens + dummy_gradients(sizes)
-    always = always + pick(sizes.degrees.zero == 3, sizes.habits.bucket_values * sizes.width, 0)
+    always = always + pick(sizes.degrees.zero == 3, sizes.framework.bucket_values * sizes.width, 0)
     return replace(found, working=found.working + always)
 
 
@@ -103,10 +103,10 @@ def _loss(sizes: Shape) -> Moment:
     if sizes.stage is not None and not sizes.stage.last:
         return Moment(name="loss")
     copied = 0 if saves_input(sizes) else 4
-    norm = sizes.width + copied + (0 if sizes.habits.norm == "fused" else sizes.width)
+    norm = sizes.width + copied + (0 if sizes.framework.norm == "fused" else sizes.width)
     model = sizes.workload.model
     logits = _logits(sizes) + sizes.outer_tokens * model.hidden * (norm + sizes.width)
-    if sizes.habits.sequence_parallel:  # the head's products gather as a layer's do
+    if sizes.framework.sequence_parallel:  # the head's products gather as a layer's do
         logits = logits + pick(sizes.degrees.tensor > 1, 2 * sizes.tokens * model.hidden * sizes.width, 0)
     if sizes.stage is None:
         logits = larger(logits - (microbatches_in_flight(sizes) - 1) * _least_kept(sizes), 0)
@@ -124,7 +124,7 @@ def _logits(sizes: Shape) -> Number:
     vocab, chunk = model.vocab // sizes.degrees.tensor, sizes.degrees.loss_chunk_tokens
     weights = model.hidden * vocab * (1 if sizes.workload.trains_head else 0)
     if chunk is None:
-        held = 2 * width + 8 if sizes.habits.logit_bytes is None else sizes.habits.logit_bytes
+        held = 2 * width + 8 if sizes.framework.logit_bytes is None else sizes.framework.logit_bytes
         return sizes.tokens * vocab * held + _head_gradient(sizes)
     logits = smaller(sizes.tokens, chunk) * vocab
     wide = max(4, width)
@@ -149,8 +149,10 @@ def _layer_backward(sizes: Shape, part: LayerRange | str) -> Moment:
     offloaded = not isinstance(part, str) and part.offload != "none"
     late = larger(dropped_gradients(sizes) - (0 if offloaded else _least_kept(sizes)), 0)
     inside = larger(inside - final_norm_input(sizes), 0)  # gone, and counted as kept
-    inside = inside + sizes.row_bytes * (offloaded + (sizes.habits.reentrant and recompute == "full"))
-    inside = inside + pick(both(sizes.degrees.zero > 0, sizes.degrees.zero < 3), sizes.habits.bucket_values, 0) * width
+    inside = inside + sizes.row_bytes * (offloaded + (sizes.framework.reentrant and recompute == "full"))
+    inside = (
+        inside + pick(both(sizes.degrees.zero > 0, sizes.degrees.zero < 3), sizes.framework.bucket_values, 0) * width
+    )
     return Moment(
         name=f"layer backward, {recompute}",
         gathered=_gathered(sizes, 2),

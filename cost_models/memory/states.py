@@ -56,7 +56,7 @@ def _gradients(shape: Shape) -> Any:
 
 def dropped_gradients(shape: Shape) -> Any:
     """Gradients that are not there while activations are: dropped after each step of one microbatch."""
-    if not shape.habits.drops_gradients or shape.workload.mode != "train":
+    if not shape.framework.drops_gradients or shape.workload.mode != "train":
         return 0
     return pick(both(shape.degrees.microbatches == 1, shape.degrees.zero < 3), _gradients(shape), 0)
 
@@ -79,11 +79,13 @@ def dummy_gradients(shape: Shape) -> Any:
         return 0 * shape.layer_params
     if shape.stage is not None:
         head = model.vocab * model.hidden // tensor if shape.stage.last else 0
-        return shape.habits.dummy_gradient_bytes * (head + max(map(_shapes, map(shape.of, dict(shape.stage.layers)))))
+        return shape.framework.dummy_gradient_bytes * (
+            head + max(map(_shapes, map(shape.of, dict(shape.stage.layers))))
+        )
     head = pick(shape.degrees.pipeline == 1, model.vocab * model.hidden, 0)
     if shape.experts is not None:
-        return shape.habits.dummy_gradient_bytes * (_shapes(shape) + head // tensor)
-    return shape.habits.dummy_gradient_bytes * (model.layer_matmul_params + head) // tensor
+        return shape.framework.dummy_gradient_bytes * (_shapes(shape) + head // tensor)
+    return shape.framework.dummy_gradient_bytes * (model.layer_matmul_params + head) // tensor
 
 
 def _shapes(shape: Shape) -> Any:

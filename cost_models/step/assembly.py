@@ -63,7 +63,7 @@ def step_program(shape: Shape, kernels: Kernels, ranges: tuple[LayerRange, ...])
         segments += [*vision.backward(shape, kernels), root_gradients(shape, kernels)]
         last = at_stage(shape, ranges, stages - 1) if is_mixed(model) else shape
         epilogue = (update(last, kernels),)
-    if shape.habits.owned_tensors and mode == "train" and shape.degrees.zero < 2:
+    if shape.framework.owned_tensors and mode == "train" and shape.degrees.zero < 2:
         segments, broadcasts = broadcast_by_owners(segments, shape)
         epilogue = (*epilogue, *broadcasts)
     return StepProgram(
@@ -91,7 +91,7 @@ def forward_segment(shape: Shape, kernels: Kernels, *, repeat: Any, offload: str
     host_s, host_hop_s = layer_host_s(shape, _host(shape, kernels))
     segment = Segment(
         name="layer forward",
-        phases=(*phases, *_copied(kernels, (shape.layer_params + shape.expert_params) * shape.habits.cast_bytes)),
+        phases=(*phases, *_copied(kernels, (shape.layer_params + shape.expert_params) * shape.framework.cast_bytes)),
         repeat=repeat,
         offload_bytes=_offloaded(shape, offload) + fetched_bytes(shape, shape.layer_params, shape.expert_params),
         kind=shape.layer_kind,
@@ -112,8 +112,8 @@ def backward_segment(shape: Shape, kernels: Kernels, recompute: str, *, repeat: 
         phases = (*phases, _to_next_stage(shape))
     passes = 2 if recompute == "full" else 1
     trained, trained_experts = shape.trained_layer_params, shape.trained_expert_params
-    cast = (shape.layer_params + shape.expert_params) * shape.habits.cast_bytes * passes
-    added = (trained + trained_experts) * shape.habits.accumulate_bytes
+    cast = (shape.layer_params + shape.expert_params) * shape.framework.cast_bytes * passes
+    added = (trained + trained_experts) * shape.framework.accumulate_bytes
     between = fetched_bytes(shape, shape.layer_params, shape.expert_params)
     between = between + returned_bytes(shape, trained * reduce, trained_experts * reduce)
     host_s, host_hop_s = layer_host_s(shape, _host(shape, kernels), recompute)
@@ -145,12 +145,12 @@ def _copied(kernels: Kernels, moved: Any) -> tuple[Phase, ...]:
 
 def _host(shape: Shape, kernels: Kernels) -> Host | None:
     """A CPU process is its own host: what no kernel explains there is measured (`framework_s`)."""
-    return None if kernels.device.architecture == "cpu" else shape.habits.host
+    return None if kernels.device.architecture == "cpu" else shape.framework.host
 
 
 def _overlap_cost(shape: Shape, kernels: Kernels) -> float:
     """NCCL's; a profile of CPU processes was measured beside their exchanges."""
-    return 0.0 if kernels.device.architecture == "cpu" else shape.habits.overlap_cost
+    return 0.0 if kernels.device.architecture == "cpu" else shape.framework.overlap_cost
 
 
 def _offloaded(shape: Shape, offload: str) -> Any:
@@ -191,7 +191,9 @@ def head(shape: Shape, kernels: Kernels) -> Segment:
         seconds = kernels.gemm_s(larger(shape.rows, 1), vocab, model.hidden, dtype)
         return Segment(name="logits", phases=(Compute(part="loss", seconds=seconds),), elsewhere=0.0)
     loss = Compute(part="loss", seconds=_loss_s(shape, kernels, vocab))
-    added = model.embedding_params / shape.degrees.tensor * shape.habits.accumulate_bytes * shape.workload.trains_head
+    added = (
+        model.embedding_params / shape.degrees.tensor * shape.framework.accumulate_bytes * shape.workload.trains_head
+    )
     phases = (loss, *_cut_by_tensor(shape, "all_gather"), *_copied(kernels, added))
     return Segment(name="head and loss", phases=phases, elsewhere=0.0)
 
@@ -221,7 +223,7 @@ def _embedding_copies(shape: Shape) -> Any:
     embedding stands on the first stage, where no head is.
     """
     table = shape.workload.model.embedding_params / shape.degrees.tensor
-    if not (shape.habits.accumulate_bytes or shape.habits.accumulator):
+    if not (shape.framework.accumulate_bytes or shape.framework.accumulator):
         return 0.0
     alone = shape.degrees.pipeline == 1 and float(shape.trained_root_params) >= table
     return table * (2 * shape.width + 2 * DTYPE_BYTES[shape.workload.precision.grad]) * alone
@@ -240,9 +242,9 @@ def _loss_s(shape: Shape, kernels: Kernels, vocab: Any) -> Any:
     product = kernels.gemm_s(tokens, vocab, model.hidden, dtype)
     trained = shape.workload.trains_head
     products = product + product_s(shape, kernels, tokens, vocab, model.hidden, True, dtype, trained)
-    products = products + (2 if trained else 1) * shape.habits.gap_s
+    products = products + (2 if trained else 1) * shape.framework.gap_s
     if chunk is None:
-        moved = WHOLE_LOSS_BYTES + 2 * width if shape.habits.loss_bytes is None else shape.habits.loss_bytes
+        moved = WHOLE_LOSS_BYTES + 2 * width if shape.framework.loss_bytes is None else shape.framework.loss_bytes
         return products + kernels.memory_bound_s(tokens * vocab * moved, 8)
     softmax = kernels.memory_bound_s(tokens * vocab * (16 + 2 * width), 8)
     summed = kernels.memory_bound_s(weights * (8 + width), 1) if trained and width < 4 else 0.0
@@ -254,16 +256,16 @@ def _loss_s(shape: Shape, kernels: Kernels, vocab: Any) -> Any:
 
 def update(shape: Shape, kernels: Kernels) -> Segment:
     """Gradient norm and optimizer on this rank's shard (on everything without sharding); a resident buffer cleared."""
-    habits, whole = shape.habits, trained_params(shape) / shape.degrees.pipeline
+    framework, whole = shape.framework, trained_params(shape) / shape.degrees.pipeline
     experts, zero = trained_expert_params(shape), shape.degrees.zero
     params = whole / pick(zero == 0, 1, shape.degrees.shard) + experts / pick(zero == 0, 1, shape.degrees.expert_shard)
-    if habits.owned_tensors:  # one owner has the largest tensor to itself
+    if framework.owned_tensors:  # one owner has the largest tensor to itself
         params = larger(params, shape.workload.model.embedding_params / shape.degrees.tensor)
     if shape.degrees.offload_states != "none":
         return _host_update(shape, kernels, params)
-    moved = params * (habits.optimizer_bytes or OPTIMIZER_BYTES[shape.workload.optimizer] + NORM_BYTES)
-    if habits.accumulator is not None:
-        moved = moved + (whole + experts) * DTYPE_BYTES[habits.accumulator]
+    moved = params * (framework.optimizer_bytes or OPTIMIZER_BYTES[shape.workload.optimizer] + NORM_BYTES)
+    if framework.accumulator is not None:
+        moved = moved + (whole + experts) * DTYPE_BYTES[framework.accumulator]
     exchange = Exchange(part="gradients", axis="shard", op="all_reduce", bytes=4.0)
     step = Compute(part="optimizer", seconds=kernels.memory_bound_s(moved, 6))
     return Segment(name="optimizer", phases=(step, _framework(kernels, "framework_step"), exchange))

@@ -30,6 +30,8 @@ from cost_models.step.shape import Shape
 from cost_models.timing.kernels import QUERY_TILE, Kernels
 from cost_models.workload import DTYPE_BYTES
 
+EXCHANGE_COPIES = 2
+"""Kernels that each tensor passes through around an exchange of heads (read and write)."""
 ROTARY_PASSES = {"unfused": 8, "fused": 2, "none": 0}
 ROTARY_LAUNCHES = {"unfused": 10, "fused": 2, "none": 0}
 
@@ -52,7 +54,7 @@ def attention_operators(sizes: Shape) -> Table:
 
 def _inputs(sizes: Shape) -> Table:
     """Norm, the three projections, rotary."""
-    rotary = sizes.habits.rotary
+    rotary = sizes.framework.rotary
     turned = sizes.tokens * (sizes.q_width + sizes.kv_width) * ROTARY_PASSES[rotary] * sizes.width
     return (
         norm(sizes, "norm", call="inputs"),
@@ -90,7 +92,7 @@ def _core(sizes: Shape) -> Table:
 
 def _exchanged(sizes: Shape, name: str, moved: Number) -> Operator:
     """An all-to-all of `moved` bytes, with the copies that put it in the order of ranks and back in that of heads."""
-    copies, exchange = sizes.habits.exchange_copies, Exchange(
+    copies, exchange = EXCHANGE_COPIES, Exchange(
         part="all_to_all", axis="ulysses", op="all_to_all", bytes=moved
     )  # fmt: skip
     return Operator(
@@ -101,9 +103,9 @@ def _exchanged(sizes: Shape, name: str, moved: Number) -> Operator:
 
 def _scores(sizes: Shape) -> Number:
     """Without flash attention: the softmax, and with dropout its mask and result."""
-    if sizes.habits.attention != "unfused":
+    if sizes.framework.attention != "unfused":
         return 0
-    each = sizes.width + ((sizes.width + 1) if sizes.habits.dropout else 0)
+    each = sizes.width + ((sizes.width + 1) if sizes.framework.dropout else 0)
     return sizes.rows * sizes.heads * sizes.ring_tokens * sizes.ring_tokens * each
 
 
@@ -147,7 +149,7 @@ def _ring(sizes: Shape, kernels: Kernels, part: str, grad: bool, causal: bool) -
     are none, nothing is widened (and a bound that takes fewer hops stays below).
     """
     degrees, tokens, kind = sizes.degrees, sizes.ring_tokens, sizes.degrees.ring_kind
-    if sizes.habits.attention == "unfused":
+    if sizes.framework.attention == "unfused":
         return _unfused(sizes, kernels, part, grad)
     first = attention_call_s(sizes, kernels, tokens, tokens, grad, causal)
     if kind == "striped":
@@ -157,8 +159,8 @@ def _ring(sizes: Shape, kernels: Kernels, part: str, grad: bool, causal: bool) -
     else:
         piece = attention_call_s(sizes, kernels, tokens, larger(tokens // 2, 1), grad, False)
     widened: Number = 0.0
-    if sizes.habits.widen_bytes:
-        widened = attention_passes_s(sizes, kernels, tokens, grad, sizes.habits.widen_bytes, 2)
+    if sizes.framework.widen_bytes:
+        widened = attention_passes_s(sizes, kernels, tokens, grad, sizes.framework.widen_bytes, 2)
     kv = sizes.tokens * sizes.sent_kv_width
     return Ring(
         part=part,
@@ -167,7 +169,7 @@ def _ring(sizes: Shape, kernels: Kernels, part: str, grad: bool, causal: bool) -
         piece_s=piece + _merge_s(sizes, kernels, grad) + widened / larger(degrees.ring - 1, 1),
         hop_bytes=kv * sizes.width,
         gradient_bytes=kv * DTYPE_BYTES[degrees.grad_ring_dtype] if grad else 0.0 * kv,
-        beside=_last_blocks(sizes, kernels) if sizes.habits.late_hops else 1.0,
+        beside=_last_blocks(sizes, kernels) if sizes.framework.late_hops else 1.0,
         double=kind == "double",
     )
 
@@ -194,8 +196,8 @@ def _gathered(sizes: Shape, kernels: Kernels, part: str, grad: bool, causal: boo
         seconds = sum(attention_call_s(sizes, kernels, half, seen, grad, True) for seen in (half, keys))
     else:
         seconds = attention_call_s(sizes, kernels, sizes.ring_tokens, keys, grad, False)
-    habits = sizes.habits
-    if each := habits.gathered_gradient_bytes if grad else habits.gathered_bytes:
+    framework = sizes.framework
+    if each := framework.gathered_gradient_bytes if grad else framework.gathered_bytes:
         model = sizes.workload.model
         held = keys * sizes.rows * sizes.kv_heads * (model.head_dim + model.v_dim)
         seconds = seconds + kernels.memory_bound_s(held * each, 8)
@@ -204,11 +206,11 @@ def _gathered(sizes: Shape, kernels: Kernels, part: str, grad: bool, causal: boo
 
 def _merge_s(sizes: Shape, kernels: Kernels, grad: bool) -> Number:
     """Blending one hop's block into the running output, or adding its gradients to the running sums."""
-    habits, tokens = sizes.habits, sizes.ring_tokens
+    framework, tokens = sizes.framework, sizes.ring_tokens
     if grad:
-        return attention_passes_s(sizes, kernels, tokens, grad, habits.merge_gradient_bytes, 3)
-    sliced = habits.slice_bytes if sizes.degrees.ring_kind == "striped" else 0
-    return attention_passes_s(sizes, kernels, tokens, grad, habits.merge_bytes + sliced, 4)
+        return attention_passes_s(sizes, kernels, tokens, grad, framework.merge_gradient_bytes, 3)
+    sliced = framework.slice_bytes if sizes.degrees.ring_kind == "striped" else 0
+    return attention_passes_s(sizes, kernels, tokens, grad, framework.merge_bytes + sliced, 4)
 
 
 def _unfused(sizes: Shape, kernels: Kernels, part: str, grad: bool) -> Ring:
@@ -222,7 +224,7 @@ def _unfused(sizes: Shape, kernels: Kernels, part: str, grad: bool) -> Ring:
     products = kernels.gemm_s(lines, tokens, model.head_dim, dtype) + kernels.gemm_s(
         lines, model.head_dim, tokens, dtype
     )
-    passes = (3 if grad else 2) * sizes.width + ((2 * sizes.width + 1) if sizes.habits.dropout else 0)
+    passes = (3 if grad else 2) * sizes.width + ((2 * sizes.width + 1) if sizes.framework.dropout else 0)
     softmax = kernels.memory_bound_s(lines * tokens * passes, 2)
     seconds = products * (2 if grad else 1) + softmax
     return Ring(part=part, pieces=sizes.degrees.ring, first_s=seconds, piece_s=seconds, hop_bytes=0.0 * lines)

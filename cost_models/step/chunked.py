@@ -35,14 +35,14 @@ def chunks(sizes: Shape) -> tuple[Number, Number]:
 def chunked(sizes: Shape, kernels: Kernels, part: str, grad: bool, causal: bool) -> tuple[Phase, ...]:
     """All blocks of a rank's heads: one of each chunk with its own keys, then the others."""
     tokens, many = chunks(sizes)
-    habits = sizes.habits
+    framework = sizes.framework
     pairs = many * (many - 1) / 2 if causal else many * (many - 1)
     merge = attention_passes_s(
-        sizes, kernels, tokens, grad, habits.merge_gradient_bytes if grad else habits.merge_bytes, 3
+        sizes, kernels, tokens, grad, framework.merge_gradient_bytes if grad else framework.merge_bytes, 3
     )
     own = attention_call_s(sizes, kernels, tokens, tokens, grad, causal)
     if not grad:
-        own = own + attention_passes_s(sizes, kernels, tokens, grad, habits.widen_bytes, 2)
+        own = own + attention_passes_s(sizes, kernels, tokens, grad, framework.widen_bytes, 2)
     other = attention_call_s(sizes, kernels, tokens, tokens, grad, False) + merge
     first, further = _backward_bytes(sizes, tokens, many) if grad else _forward_bytes(sizes, tokens, many)
     return (

@@ -81,7 +81,7 @@ def _grouped(sizes: Shape, experts: Experts, copies: Number) -> Table:
     model, ranks = sizes.workload.model, sizes.degrees.expert
     own, ffn = experts.count // ranks, experts.ffn // pick(ranks == 1, sizes.degrees.tensor, 1)
     ups = 2 if model.gated else 1
-    up = (ups * ffn, model.hidden, 1) if sizes.habits.joined_products else (ffn, model.hidden, ups)
+    up = (ups * ffn, model.hidden, 1) if sizes.framework.joined_products else (ffn, model.hidden, ups)
     inside = copies * ffn * sizes.width
     widest = copies * larger(2 * model.hidden, 3 * ffn) * sizes.width
     kept = _kept_bytes(sizes, experts, ffn)
@@ -131,7 +131,7 @@ def _shared(sizes: Shape, experts: Experts) -> Table:
         return (*gathered, *summed) if not somewhere(sizes.degrees.expert > 1) else ()
     model, ffn, tokens = sizes.workload.model, experts.shared_ffn // sizes.degrees.tensor, sizes.tokens
     ups = 2 if model.gated else 1
-    up = (ups * ffn, model.hidden, 1) if sizes.habits.joined_products else (ffn, model.hidden, ups)
+    up = (ups * ffn, model.hidden, 1) if sizes.framework.joined_products else (ffn, model.hidden, ups)
     moved = (tokens * ffn * activation_passes(sizes) + 3 * sizes.outer_tokens * model.hidden) * sizes.width
     return (
         *gathered,

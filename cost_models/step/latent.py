@@ -28,7 +28,7 @@ def latent_inputs(sizes: Shape, latent: Latent) -> Table:
         (tokens, heads * (latent.nope_dim + latent.v_dim), latent.kv_rank),
     )
     first = norm(sizes, "norm")
-    small, launches = first.moved * latent.norm_params / model.hidden, 1 if sizes.habits.norm == "fused" else 6
+    small, launches = first.moved * latent.norm_params / model.hidden, 1 if sizes.framework.norm == "fused" else 6
     made = tokens * heads * _made_columns(sizes, latent) * sizes.width
     return (
         replace(first, moved_back=2 * first.moved),
@@ -38,12 +38,12 @@ def latent_inputs(sizes: Shape, latent: Latent) -> Table:
         ),
         *tensor_operator(sizes, "qkv", "all_gather", (latent.q_rank or model.hidden) + narrow),
         replace(multiplies(sizes, "qkv", *up), host=13, host_back=26),
-        moves(sizes, "rotary", made, 2 if sizes.habits.rotary == "fused" else 19),
+        moves(sizes, "rotary", made, 2 if sizes.framework.rotary == "fused" else 19),
     )
 
 
 def _made_columns(sizes: Shape, latent: Latent) -> int:
     """Columns per head that are read or written between the products and attention (as many for the gradients)."""
-    if sizes.habits.rotary == "fused":
+    if sizes.framework.rotary == "fused":
         return 2 * latent.rope_dim + 2 * (latent.nope_dim + latent.v_dim) + latent.rope_dim
     return 2 * 8 * latent.rope_dim + 2 * (2 * latent.qk_dim + latent.v_dim)

@@ -38,7 +38,7 @@ def forward(sizes: Shape, kernels: Kernels) -> tuple[Phase, ...]:
 def backward(sizes: Shape, kernels: Kernels, recompute: str) -> tuple[Phase, ...]:
     """With what the recompute policy runs again first."""
     table = operators(sizes)
-    again = run_again(table, recompute, sizes.habits.norms_again)
+    again = run_again(table, recompute, sizes.framework.norms_again)
     return (*phases(sizes, kernels, again, part="recompute"), *phases(sizes, kernels, table, grad=True))
 
 

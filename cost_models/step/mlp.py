@@ -65,7 +65,7 @@ def _activation(sizes: Shape, tokens: Number, call: str = "") -> Operator:
 
     Backward: down's input goes, its gradient and those of gate and up come: 2 f (gated) per token.
     """
-    fused, gated = sizes.habits.activation == "fused", sizes.workload.model.gated
+    fused, gated = sizes.framework.activation == "fused", sizes.workload.model.gated
     inside = tokens * sizes.ffn * sizes.width
     made = elementwise(sizes, "activation", inside * activation_passes(sizes), 2 if fused else 5, call=call)
     weights = _weight_gradient_bytes(sizes)
@@ -90,7 +90,7 @@ def _gathered_halves(sizes: Shape) -> Number:
     """Sequence-parallel tensor parallelism gathers whole tensors for its products: behind the MLP the gradient of its
     output beside that of down's input, before it the input again and its gradient, when the inside is gone."""
     model, width = sizes.workload.model, sizes.width
-    if not sizes.habits.sequence_parallel or not somewhere(sizes.degrees.tensor > 1):
+    if not sizes.framework.sequence_parallel or not somewhere(sizes.degrees.tensor > 1):
         return 0
     hidden, inside = sizes.tokens * model.hidden * width, slice_tokens(sizes) * sizes.ffn * width
     before = 2 * hidden + inside * ((2 if model.gated else 1) - inner_tensors(sizes))
@@ -112,7 +112,7 @@ def _sliced(sizes: Shape) -> Table:
         freed=-matrices * weights - row,
     )
     each = [*maps(sizes, "up", tokens), inside, *maps(sizes, "down", tokens)]
-    gap = sizes.habits.gap_s
+    gap = sizes.framework.gap_s
     return (
         replace(
             first, moved=first.moved + last.moved, moved_back=first.moved_back + last.moved_back,
@@ -132,10 +132,10 @@ def _sliced(sizes: Shape) -> Table:
 
 def _weight_sums(sizes: Shape, slices: Number, matrices: int) -> Operator:
     """Adding a slice's weight gradients to those of the slices before, unless the product itself does that."""
-    if sizes.habits.accumulator is not None or not sizes.workload.trains_weights:
+    if sizes.framework.accumulator is not None or not sizes.workload.trains_weights:
         return Operator(name="weight sums")
     moved = matrices * sizes.workload.model.hidden * sizes.ffn * SUM_PASSES * sizes.width
     return Operator(
         name="weight sums", moved_back=moved, launches_back=matrices, times=larger(slices - 1, 0),
-        idle_back_s=matrices * sizes.habits.gap_s,
+        idle_back_s=matrices * sizes.framework.gap_s,
     )  # fmt: skip

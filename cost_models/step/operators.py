@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from cost_models.either import Number, larger, somewhere
+from cost_models.framework import FA1_SLOWDOWN, OVERLAP_COST
 from cost_models.program import Exchange, Op
-from cost_models.step.habits import FA1_SLOWDOWN, OVERLAP_COST
 from cost_models.step.shape import Shape
 from cost_models.timing.kernels import Kernels
 from cost_models.workload import LoraTarget
@@ -75,7 +75,7 @@ def elementwise(
 
     `back`: half the backward pass's bytes, where they are not those of the forward pass.
     """
-    gap = sizes.habits.gap_s
+    gap = sizes.framework.gap_s
     return Operator(
         name=name, moved=moved, moved_back=2 * (moved if back is None else back), launches=launches,
         launches_back=2 * launches, idle_s=launches * gap, idle_back_s=2 * launches * gap, call=call,
@@ -84,7 +84,7 @@ def elementwise(
 
 def moves(sizes: Shape, name: str, moved: Number, launches: int) -> Operator:
     """Memory-bound work whose gradients move as many bytes."""
-    gap = launches * sizes.habits.gap_s
+    gap = launches * sizes.framework.gap_s
     return Operator(
         name=name, moved=moved, moved_back=moved, launches=launches, launches_back=launches, idle_s=gap, idle_back_s=gap
     )
@@ -97,7 +97,7 @@ def multiplies(sizes: Shape, name: str, *shapes: tuple[Number, ...], groups: Num
         Product(rows, out, inside, trained, groups, int(count[0]) if count else 1)
         for rows, out, inside, *count in shapes
     )
-    idle = sum(one.equal for one in products) * sizes.habits.gap_s
+    idle = sum(one.equal for one in products) * sizes.framework.gap_s
     return Operator(name=name, products=products, idle_s=idle, idle_back_s=idle * (2 if trained else 1))
 
 
@@ -120,7 +120,7 @@ def maps(sizes: Shape, target: LoraTarget, rows: Number) -> Table:
     rank, sliced = work.lora_rank, sizes.degrees.mlp_chunk_tokens is not None and target in ("up", "down")
     for out, inside in shapes:
         thin, wide = Product(rows, rank, inside, True), Product(rows, out, rank, True)
-        gap = 2 * sizes.habits.gap_s
+        gap = 2 * sizes.framework.gap_s
         table.append(
             Operator(
                 name=target, products=(thin, wide), moved=rows * 5 * out * sizes.width, launches=2, idle_s=gap,
@@ -138,10 +138,10 @@ def norm(sizes: Shape, name: str, call: str = "") -> Operator:
     number here is half, reads both and writes its gradient in fp32 (r b r 4 w 4), which is cast back (r 4 w b).
     Kept: an fp32 copy (unfused), the normalised values, the result and a number per token.
     """
-    fused, b = sizes.habits.norm == "fused", sizes.width
+    fused, b = sizes.framework.norm == "fused", sizes.width
     tokens, hidden = sizes.outer_tokens, sizes.workload.model.hidden
     forward = back = 2 * b if fused else 28 + 5 * b
-    if sizes.habits.norm_casts:
+    if sizes.framework.norm_casts:
         forward, back = 8 + 2 * b, 6 + b
     made = elementwise(
         sizes, name, tokens * hidden * forward, 1 if fused else 6, back=tokens * hidden * back, call=call
@@ -151,21 +151,21 @@ def norm(sizes: Shape, name: str, call: str = "") -> Operator:
 
 def residual(sizes: Shape, name: str, launches: int, call: str = "") -> Operator:
     """Both inputs read, the sum written; dropout's mask is one byte more, and kept."""
-    values, mask = sizes.outer_tokens * sizes.workload.model.hidden, 1 if sizes.habits.dropout else 0
+    values, mask = sizes.outer_tokens * sizes.workload.model.hidden, 1 if sizes.framework.dropout else 0
     made = elementwise(sizes, name, values * (3 * sizes.width + mask), launches, call=call)
     return replace(made, kept=values * mask, host=1, host_back=1)
 
 
 def activation_passes(sizes: Shape) -> int:
     """Readings and writings of each value of the MLP's inside."""
-    return (3 if sizes.habits.activation == "fused" else 5) if sizes.workload.model.gated else 2
+    return (3 if sizes.framework.activation == "fused" else 5) if sizes.workload.model.gated else 2
 
 
 def inner_tensors(sizes: Shape) -> int:
     """Kept of an MLP's inside: gate, its activation, up, their product; a fused kernel keeps no activation."""
     if not sizes.workload.model.gated:
         return 2
-    return 3 if sizes.habits.activation == "fused" else 4
+    return 3 if sizes.framework.activation == "fused" else 4
 
 
 def tensor_exchange(
@@ -181,12 +181,14 @@ def tensor_exchange(
     if not somewhere(sizes.degrees.tensor > 1):
         return ()
     moved = sizes.tokens * (sizes.workload.model.hidden if columns is None else columns) * sizes.width
-    if sizes.habits.tensor_chunks:  # cut in chunks beside their product, of which the first is exposed
+    if sizes.framework.tensor_chunks:  # cut in chunks beside their product, of which the first is exposed
         moved = moved / sizes.degrees.tensor
-    if grad and op == "all_gather" and sizes.habits.tensor_beside:
-        hidden: tuple[Op, ...] = ("all_gather", "reduce_scatter") if sizes.habits.sequence_parallel else ("all_reduce",)
+    if grad and op == "all_gather" and sizes.framework.tensor_beside:
+        hidden: tuple[Op, ...] = (
+            ("all_gather", "reduce_scatter") if sizes.framework.sequence_parallel else ("all_reduce",)
+        )
         return tuple(Exchange(part="tensor", axis="tensor", op=one, bytes=OVERLAP_COST * moved) for one in hidden)
-    if sizes.habits.sequence_parallel:
+    if sizes.framework.sequence_parallel:
         swapped: Op = "reduce_scatter" if op == "all_gather" else "all_gather"
         return (Exchange(part="tensor", axis="tensor", op=swapped if grad else op, bytes=moved),)
     if (op == "reduce_scatter") == grad:
@@ -218,19 +220,19 @@ def product_s(
     `dtype` None means that of the layers' products: 8-bit inputs are quantised first, and a layer's biases have
     gradients that read the output's gradient once more.
     """
-    habits, layer = sizes.habits, dtype is None
+    framework, layer = sizes.framework, dtype is None
     if dtype is None:
-        dtype = habits.product_dtype or sizes.workload.precision.param
+        dtype = framework.product_dtype or sizes.workload.precision.param
     quantised: Number = 0.0
-    if habits.quantise_bytes and dtype == "fp8":
+    if framework.quantise_bytes and dtype == "fp8":
         values = rows * out if grad else rows * inside + out * inside
-        quantised = kernels.memory_bound_s(groups * values * habits.quantise_bytes, 2)
+        quantised = kernels.memory_bound_s(groups * values * framework.quantise_bytes, 2)
     if not grad:
         return kernels.grouped_s(groups, rows, out, inside, dtype) + quantised
     seconds = quantised + kernels.grouped_s(groups, rows, inside, out, dtype)
-    if habits.biases and layer and trained:
+    if framework.biases and layer and trained:
         seconds = seconds + kernels.memory_bound_s(groups * rows * out * sizes.width, 1)
-    return seconds + kernels.grouped_s(groups, inside, out, rows, dtype, habits.accumulator) if trained else seconds
+    return seconds + kernels.grouped_s(groups, inside, out, rows, dtype, framework.accumulator) if trained else seconds
 
 
 def products_s(sizes: Shape, kernels: Kernels, operator: Operator, grad: bool) -> Number:
@@ -274,8 +276,8 @@ def attention_call_s(
         q_tokens, kv_tokens, sizes.heads, sizes.kv_heads, model.head_dim, causal,
         backward=grad, batch=sizes.rows, dtype=sizes.workload.precision.param, value_dim=model.v_dim,
     )  # fmt: skip
-    slower = FA1_SLOWDOWN if sizes.habits.attention == "fa1" else 1.0
-    return seconds * sizes.workload.attended_fraction * slower + sizes.habits.gap_s
+    slower = FA1_SLOWDOWN if sizes.framework.attention == "fa1" else 1.0
+    return seconds * sizes.workload.attended_fraction * slower + sizes.framework.gap_s
 
 
 def attention_passes_s(

@@ -17,10 +17,10 @@ import numpy as np
 
 from cost_models.either import larger, pick, somewhere
 from cost_models.errors import InputError
+from cost_models.framework import OURS, Framework
 from cost_models.models.experts import Experts
 from cost_models.models.model import LayerKind
 from cost_models.step.frames import busiest, row_granule
-from cost_models.step.habits import OURS, Habits
 from cost_models.step.heads import HeadSplit
 from cost_models.workload import DTYPE_BYTES, LoraTarget, Workload
 
@@ -92,14 +92,14 @@ class Stage:
 class Shape:
     workload: Workload
     degrees: Any
-    habits: Habits = OURS
+    framework: Framework = OURS
     kind: LayerKind | None = None  # the kind of layer that is looked at; none: the model's last, which most are
 
     stage: Stage | None = None  # none: every stage has an equal share of all layers
     tables: dict[str, Any] = field(default_factory=dict, init=False, repr=False)  # built once: the layer's operators
 
     def __post_init__(self) -> None:
-        if self.habits.zero_1_as_2 and somewhere(self.degrees.zero == 1):
+        if self.framework.zero_1_as_2 and somewhere(self.degrees.zero == 1):
             zero = pick(self.degrees.zero == 1, 2, self.degrees.zero)
             object.__setattr__(self, "degrees", replace(self.degrees, zero=zero))
 
@@ -143,12 +143,12 @@ class Shape:
     @cached_property
     def outer_tokens(self) -> Any:
         """Tokens that one rank norms and adds: with sequence-parallel tensor parallelism its share of S."""
-        return self.tokens // self.degrees.tensor if self.habits.sequence_parallel else self.tokens
+        return self.tokens // self.degrees.tensor if self.framework.sequence_parallel else self.tokens
 
     def _split(self, ulysses: int) -> HeadSplit:
         model, tensor = self.workload.model, int(np.max(self.degrees.tensor))
         queries, keys = model.heads // tensor, max(1, model.kv_heads // tensor)
-        return HeadSplit(q_heads=queries, kv_heads=queries if self.habits.repeats_kv else keys, ulysses=ulysses)
+        return HeadSplit(q_heads=queries, kv_heads=queries if self.framework.repeats_kv else keys, ulysses=ulysses)
 
     @cached_property
     def heads(self) -> Any:
@@ -249,7 +249,7 @@ class Shape:
         hidden, ups = self.workload.model.hidden, 2 if self.workload.model.gated else 1
         qkv: tuple[tuple[Any, Any], ...] = ((self.q_width, hidden), (self.kv_width, hidden), (self.kv_width, hidden))
         up: tuple[tuple[Any, Any], ...] = ((self.ffn, hidden),) * ups
-        if self.habits.joined_products:
+        if self.framework.joined_products:
             qkv, up = ((self.q_width + 2 * self.kv_width, hidden),), ((ups * self.ffn, hidden),)
         return {"qkv": qkv, "out": ((hidden, self.out_width),), "up": up, "down": ((hidden, self.ffn),)}
 
@@ -295,7 +295,7 @@ class Shape:
     @cached_property
     def frames(self) -> Any:
         """Frames that one rank encodes in a microbatch (the most of any rank)."""
-        if self.habits.frame_sharding in ("exchanged", "reduced"):
+        if self.framework.frame_sharding in ("exchanged", "reduced"):
             return -(-self.workload.frames // self.degrees.context) * self.rows
         return _by_pair(self._own_frames, self.degrees.ring, self.degrees.ulysses) * self.rows
 
@@ -304,7 +304,7 @@ class Shape:
         if vision is None:
             return 0
         text = work.text_tokens or 0
-        return busiest(self.habits.frame_sharding, work.frames, vision.tokens_per_frame, text, ring, ulysses)
+        return busiest(self.framework.frame_sharding, work.frames, vision.tokens_per_frame, text, ring, ulysses)
 
     def trains(self, part: str) -> bool:
         return self.workload.mode == "train" and part in self.workload.trainable

@@ -38,7 +38,7 @@ class Weights:
 
 def sharded(segment: Segment, shape: Shape, kernels: Kernels, weights: Weights, *, passes: int = 1) -> Segment:
     """The segment with its gathers and reductions; a recomputed layer has two `passes` over its weights."""
-    framework, every = shape.habits, shape.degrees.zero >= 2
+    framework, every = shape.framework, shape.degrees.zero >= 2
     gathers, scatters, sums = _gathers(shape, weights), _scatters(shape, weights), _sums(shape, weights)
     if framework.blocking_collectives and shape.degrees.zero == 3:
         blocking = _blocking(segment, shape, kernels, gathers, scatters, passes)
@@ -63,7 +63,7 @@ def _present(axis: Axis, op: Op, size: Any) -> tuple[Exchange, ...]:
 
 
 def _gathers(shape: Shape, weights: Weights) -> tuple[Exchange, ...]:
-    width = 4 if shape.habits.gathered_fp32 else shape.width
+    width = 4 if shape.framework.gathered_fp32 else shape.width
     return (
         *_present("shard", "all_gather", weights.gathered * width),
         *_present("expert_shard", "all_gather", weights.gathered_experts * width),
@@ -101,7 +101,7 @@ def _blocking(
     As lists of tensors each collective goes through a flat buffer, read and written with eager operators per rank; the
     buffer of a gather is cleared first.
     """
-    framework = shape.habits
+    framework = shape.framework
     tensors = framework.blocking_collectives if segment.kind is not None else 1
     host_s = framework.list_operators * int(shape.degrees.shard) * PYTORCH_2024.operator_s
     phases: tuple[Phase, ...] = ()
@@ -115,7 +115,7 @@ def _blocking(
 
 def _flattened(shape: Shape, kernels: Kernels, weights: Weights) -> tuple[Phase, ...]:
     """Gradients copied to a flat bucket, divided, and copied back."""
-    moved = weights.trained * shape.habits.reduce_copy_bytes
+    moved = weights.trained * shape.framework.reduce_copy_bytes
     return (Compute(part="memory_bound", seconds=kernels.memory_bound_s(moved, 3)),) if moved else ()
 
 
@@ -132,6 +132,6 @@ def broadcast_by_owners(segments: list[Segment], shape: Shape) -> tuple[list[Seg
             kept = tuple(one for one in last.sharding if one.op != "all_gather")
             segment = replace(segment, last=replace(last, sharding=kept))
         found.append(segment)
-    owners = min(int(shape.degrees.shard), shape.habits.owned_tensors * shape.workload.model.layers + ROOT_TENSORS)
+    owners = min(int(shape.degrees.shard), shape.framework.owned_tensors * shape.workload.model.layers + ROOT_TENSORS)
     sending = Broadcasts(part="sharding", axis="shard", bytes=moved, owners=owners)
     return found, (Segment(name="broadcasts of the owners", phases=(sending,)),)

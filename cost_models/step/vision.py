@@ -89,7 +89,7 @@ def _frames(shape: Shape) -> Any:
 
 def _exchange(shape: Shape, vision: Vision, grad: bool = False) -> tuple[Exchange, ...]:
     """Embeddings of the own frames to the ranks that own their tokens, or what stands in its place (`frames.py`)."""
-    hidden, sharding = shape.workload.model.hidden, shape.habits.frame_sharding
+    hidden, sharding = shape.workload.model.hidden, shape.framework.frame_sharding
     if sharding == "exchanged":
         moved = shape.frames * vision.tokens_per_frame * hidden * shape.width
         return (Exchange(part="embeddings", axis="context", op="all_to_all", bytes=moved),)

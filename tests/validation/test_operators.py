@@ -6,18 +6,18 @@ from pathlib import Path
 import pytest
 
 from cost_models import Cluster, InputError, Model, Strategy, Workload
+from cost_models.framework import OURS, Framework
 from cost_models.hardware.placement import Placement
 from cost_models.pricing import fold_segment, over
 from cost_models.program import Compute, Exchange, Ring, Segment
+from cost_models.step import attention as attention_module
 from cost_models.step import layer
 from cost_models.step.attention import attention_phases
-from cost_models.step.habits import OURS, Habits
 from cost_models.step.shape import Shape
 from cost_models.timing.cluster_costs import cluster_costs
 from cost_models.timing.host import PYTORCH_2024, Host
 from cost_models.timing.kernels import Kernels
 from validation.cases import cluster_of
-from validation.frameworks import MAGI_BASELINES, RING_FLASH, YUNCHANG
 from validation.operator_time import Call, operator_s, operator_stages
 from validation.operators import OperatorCase, inferred_reading, operator_case
 from validation.report import as_json, markdown
@@ -25,6 +25,7 @@ from validation.rows import read
 from validation.score import score
 
 FOLDER = Path("measurements")
+MAGI_BASELINES, RING_FLASH, YUNCHANG = map(Framework.load, ("magi-baselines", "ring-flash-attention", "yunchang"))
 A100 = Kernels.of("a100-sxm-80gb", attention="fa2")
 
 
@@ -43,15 +44,15 @@ SMALL = Call(
 
 def test_host_calls_by_hand():
     """Microseconds: 10 an operator, 60 an attention, 100 a collective, 35 a message."""
-    unpacked = [1e6 * stage.host_s for stage in operator_stages(SMALL, YUNCHANG.habits)]
+    unpacked = [1e6 * stage.host_s for stage in operator_stages(SMALL, YUNCHANG)]
     exchange = 9 * 10 + 100 + 8 * 35  # 4 sends and 4 receives
     hop = (100 + 4 * 35) + 60 + (6 + 14) * 10  # k and v sent and received, attention, buffers and waits, merge
     assert unpacked == pytest.approx([exchange, exchange, exchange, 60, hop, exchange])
-    packed = [1e6 * stage.host_s for stage in operator_stages(replace(SMALL, packed=True), YUNCHANG.habits)]
+    packed = [1e6 * stage.host_s for stage in operator_stages(replace(SMALL, packed=True), YUNCHANG)]
     assert packed == pytest.approx([11 * 10 + 100 + 8 * 35, 60, hop, exchange])
     backward = replace(SMALL, forward=False, backward=True)
     hop = 2 * (100 + 4 * 35) + 60 + (6 + 8) * 10  # dk and dv travel too
-    assert [1e6 * stage.host_s for stage in operator_stages(backward, YUNCHANG.habits)] == pytest.approx(
+    assert [1e6 * stage.host_s for stage in operator_stages(backward, YUNCHANG)] == pytest.approx(
         [exchange, hop, 60, exchange, exchange, exchange]
     )
 
@@ -59,11 +60,13 @@ def test_host_calls_by_hand():
 def test_copies_and_merges_by_hand():
     """A copy reads and writes its tensor; a merge moves 38 B, widening 12 B, for each of 2 x 4,096 x 8 x 32 values."""
     moved = 2048 * 3 * 1024 * 2  # packed q, k and v of a rank
-    found = operator_stages(replace(SMALL, packed=True), YUNCHANG.habits)[0].device_s
-    bare = operator_stages(replace(SMALL, packed=True), replace(YUNCHANG.habits, exchange_copies=0))[0].device_s
-    assert found - bare == pytest.approx(A100.memory_bound_s(2 * 2 * moved, 2), rel=1e-9)
+    found = operator_stages(replace(SMALL, packed=True), YUNCHANG)[0].device_s
+    paths = cluster_costs(SMALL.cluster).paths(SMALL.strategy)
+    assert found - paths.exchange_s("ulysses", "all_to_all", moved) == pytest.approx(
+        A100.memory_bound_s(2 * 2 * moved, 2), rel=1e-9
+    )
 
-    shape = Shape(SMALL.workload, SMALL.strategy, YUNCHANG.habits)
+    shape = Shape(SMALL.workload, SMALL.strategy, YUNCHANG)
     (ring,) = attention_phases(shape, A100, part="attention")
     values = 2 * 4096 * 8 * 32
     own = A100.attention_s(4096, 4096, 8, 8, 32, True, batch=2)
@@ -74,42 +77,43 @@ def test_copies_and_merges_by_hand():
     assert ring.hop_bytes == 2 * 2048 * 1024 * 2
     assert ring.beside == 108 / (2 * 8 * 4096 / 128)  # one turn of an SM of those of all blocks
     (striped,) = attention_phases(
-        Shape(SMALL.workload, replace(SMALL.strategy, ring_kind="striped"), YUNCHANG.habits), A100, part="attention"
+        Shape(SMALL.workload, replace(SMALL.strategy, ring_kind="striped"), YUNCHANG), A100, part="attention"
     )
     assert striped.piece_s == pytest.approx(own + A100.memory_bound_s(values * (38 + 8), 4) + widened, rel=1e-9)
-    strided = operator_stages(replace(SMALL, packed=True, strided=True), YUNCHANG.habits)
+    strided = operator_stages(replace(SMALL, packed=True, strided=True), YUNCHANG)
     assert len(strided) == 5
     assert strided[1].device_s == pytest.approx(A100.memory_bound_s(2 * 2048 * 2 * 1024 * 2, 2), rel=1e-9)
-    one = operator_stages(replace(SMALL, strategy=Strategy(ulysses=8)), YUNCHANG.habits)[3]
+    one = operator_stages(replace(SMALL, strategy=Strategy(ulysses=8)), YUNCHANG)[3]
     assert one.device_s == pytest.approx(A100.memory_bound_s(2 * 8192 * 4 * 32 * 12, 2), rel=1e-9)
 
 
 def test_the_busier_of_host_and_device_decides():
-    short = operator_stages(SMALL, YUNCHANG.habits)
-    assert operator_s(SMALL, YUNCHANG.habits) == pytest.approx(sum(stage.host_s for stage in short))
+    short = operator_stages(SMALL, YUNCHANG)
+    assert operator_s(SMALL, YUNCHANG) == pytest.approx(sum(stage.host_s for stage in short))
     long = replace(SMALL, workload=Workload(SMALL.workload.model, context_tokens=2**17, global_batch=2))
-    stages = operator_stages(long, YUNCHANG.habits)
-    assert operator_s(long, YUNCHANG.habits) == pytest.approx(sum(stage.device_s for stage in stages))
-    assert operator_s(SMALL, replace(YUNCHANG.habits, host=None)) < operator_s(SMALL, YUNCHANG.habits)
+    stages = operator_stages(long, YUNCHANG)
+    assert operator_s(long, YUNCHANG) == pytest.approx(sum(stage.device_s for stage in stages))
+    assert operator_s(SMALL, replace(YUNCHANG, host=None)) < operator_s(SMALL, YUNCHANG)
 
 
 def test_one_rank_exchanges_nothing_unless_its_code_copies():
     alone = replace(SMALL, strategy=Strategy(ring=8))
     assert [stage.device_s for stage in operator_stages(alone, OURS)[:3]] == [0.0, 0.0, 0.0]
-    assert operator_stages(replace(alone, packed=True), YUNCHANG.habits)[0].device_s == 0.0
-    copied = operator_stages(alone, YUNCHANG.habits)[0].device_s  # by NCCL too, from itself to itself
+    assert operator_stages(replace(alone, packed=True), YUNCHANG)[0].device_s == 0.0
+    copied = operator_stages(alone, YUNCHANG)[0].device_s  # by NCCL too, from itself to itself
     assert copied == pytest.approx(A100.memory_bound_s(2 * 3 * 2048 * 1024 * 2, 3))
 
 
-def test_a_layer_pays_for_the_copies_of_its_exchanges():
+def test_a_layer_pays_for_the_copies_of_its_exchanges(monkeypatch):
     """Two copies of q, k and v, two of the output, 2 bytes a value read and written; none over one rank."""
     work = Workload(attention(32, 8, 128), context_tokens=2**16)
     kernels = Kernels.of("h100-sxm-80gb")
     for ulysses, exchanges in ((8, 2), (1, 0)):
-        with_copies, without = (
-            layer.forward(Shape(work, Strategy(ring=8 // ulysses, ulysses=ulysses), habits), kernels)
-            for habits in (OURS, replace(OURS, exchange_copies=0))
-        )
+        layout = Strategy(ring=8 // ulysses, ulysses=ulysses)
+        with_copies = layer.forward(Shape(work, layout), kernels)
+        with monkeypatch.context() as patched:
+            patched.setattr(attention_module, "EXCHANGE_COPIES", 0)
+            without = layer.forward(Shape(work, layout), kernels)
         seconds, bare = (
             sum(phase.seconds for phase in phases if isinstance(phase, Compute)) for phases in (with_copies, without)
         )
@@ -130,10 +134,10 @@ def test_a_transfer_beside_computation():
             assert all(over(sending, more) <= found for more in times if more >= computing)
 
 
-def ring_time(strategy: Strategy, cluster: Cluster, habits: Habits = OURS, grad: bool = False) -> float:
+def ring_time(strategy: Strategy, cluster: Cluster, framework: Framework = OURS, grad: bool = False) -> float:
     work = Workload(attention(32, 8, 128), context_tokens=strategy.context * 4096)
     kernels = Kernels.of("h100-sxm-80gb")
-    phases = attention_phases(Shape(work, strategy, habits), kernels, part="attention", grad=grad)
+    phases = attention_phases(Shape(work, strategy, framework), kernels, part="attention", grad=grad)
     paths = cluster_costs(cluster).paths(strategy, Placement.in_order(cluster, strategy.ranks))
     return float(fold_segment(Segment(name="attention", phases=phases), paths).total_s)
 
@@ -141,7 +145,7 @@ def ring_time(strategy: Strategy, cluster: Cluster, habits: Habits = OURS, grad:
 def test_late_hops_hide_behind_the_last_blocks_inside_a_node_only():
     """128 tokens x 32 heads are one turn of 32 of 132 SMs: all of it is tail. 4,096 tokens are 1,024 blocks: 132."""
     one, two = Cluster.load("dgx-h100", nodes=1), Cluster.load("dgx-h100", nodes=2)
-    late = Habits(late_hops=True)
+    late = Framework(late_hops=True)
     kernels = Kernels.of("h100-sxm-80gb")
     shares = [
         attention_phases(Shape(Workload(attention(32, 8, 128), context_tokens=8 * tokens), Strategy(ring=8), late),
@@ -191,7 +195,7 @@ def test_gathered_keys_are_one_exchange_and_no_hops():
 
 def test_a_full_mask_is_about_twice_the_work():
     long = replace(SMALL, workload=Workload(attention(32, 8, 128), context_tokens=2**17))
-    causal, full = (operator_s(replace(long, causal=mask), MAGI_BASELINES.habits) for mask in (True, False))
+    causal, full = (operator_s(replace(long, causal=mask), MAGI_BASELINES) for mask in (True, False))
     assert 1.7 < full / causal < 2.1
 
 
@@ -200,7 +204,7 @@ def test_one_gpu_attention_is_the_kernel_alone():
     case = operator_case(read("op_ring_flash_attention")[0])
     assert isinstance(case, OperatorCase) and case.call.strategy.ranks == 1
     kernel = Kernels.of("h800", attention="fa2").attention_s(8192, 8192, 32, 8, 128, True)
-    assert operator_s(case.call, case.framework.habits) == pytest.approx(kernel, rel=1e-9)
+    assert operator_s(case.call, case.framework) == pytest.approx(kernel, rel=1e-9)
 
 
 def test_degrees_are_ordered_as_measured():
@@ -237,7 +241,7 @@ def test_rows_of_another_source(device, node, kind, backward, per_s, within):
         strategy=Strategy(ring=8, ring_kind=kind),
         backward=backward,
     )
-    assert operator_s(call, RING_FLASH.habits) * per_s == pytest.approx(1.0, abs=within)
+    assert operator_s(call, RING_FLASH) * per_s == pytest.approx(1.0, abs=within)
 
 
 def test_exchanges_between_nodes_meet_measured_ones():
@@ -268,5 +272,5 @@ def test_negative_host_times_are_refused():
     with pytest.raises(InputError, match="host message_s=-1 must be at least 0"):
         replace(PYTORCH_2024, message_s=-1)
     with pytest.raises(InputError, match="slice_bytes=-1 must be at least 0"):
-        Habits(slice_bytes=-1)
+        Framework(slice_bytes=-1)
     assert Host(operator_s=0, attention_s=0, collective_s=1, message_s=2).send_s(messages=4) == 9

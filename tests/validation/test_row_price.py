@@ -3,7 +3,7 @@
 import pytest
 
 from cost_models import price
-from cost_models.step.habits import OURS
+from cost_models.framework import OURS
 from validation.cases import Case
 from validation.row_price import allocated_bytes
 from validation.rows import FOLDER, files, read
@@ -21,7 +21,7 @@ def test_what_is_published_of_a_row_is_its_price(file):
         case, one = case_of(row), published[row.number]
         assert isinstance(case, Case)
         asked = (case.cluster, case.workload, case.strategy)
-        cost = price(*asked, framework=case.framework.habits)
+        cost = price(*asked, framework=case.framework)
         assert one.predicted_s == cost.step_s
         assert one.neutral_s == price(*asked, framework=OURS).step_s
         assert one.predicted_bytes is None or one.predicted_bytes == allocated_bytes(cost)

@@ -168,8 +168,8 @@ def test_words_of_recomputation() -> None:
 
 def test_words_of_the_remarks_change_the_framework() -> None:
     compiled, eager = case_of_own(), case_of_own(other="eager")
-    assert (compiled.framework.habits.activation, eager.framework.habits.activation) == ("fused", "unfused")
-    assert case_of_own(other="attention unfused").framework.habits.attention == "unfused"
+    assert (compiled.framework.activation, eager.framework.activation) == ("fused", "unfused")
+    assert case_of_own(other="attention unfused").framework.attention == "unfused"
     assert case_of_own(other="parameters in bf16").workload.precision.master == "bf16"
     assert case_of_own(precision="fp16").workload.precision.param == "fp16"
     assert case_of_own().strategy.loss_chunk_tokens is None
@@ -187,7 +187,7 @@ def test_words_of_the_remarks_change_the_framework() -> None:
 )
 def test_eight_bits_leave_the_rest_of_a_framework_as_it_is(repo: str, other: str, name: str) -> None:
     case = case_of_own(source_repo=repo, other=other, precision="fp8")
-    assert case.framework.name == name and case.framework.habits.product_dtype == "fp8"
+    assert case.framework.name == name and case.framework.product_dtype == "fp8"
 
 
 def test_columns_of_a_shape_that_follow_no_rule() -> None:
@@ -316,10 +316,10 @@ def test_words_of_sharding(text: str, zero: int, shard: int) -> None:
 
 
 def test_words_of_precision_and_adapters() -> None:
-    assert case_of_own(other="compile, float8").framework.habits.product_dtype == "fp8"
-    assert case_of_own(precision="FP8 (MX / subchannel variant)").framework.habits.product_dtype == "fp8"
+    assert case_of_own(other="compile, float8").framework.product_dtype == "fp8"
+    assert case_of_own(precision="FP8 (MX / subchannel variant)").framework.product_dtype == "fp8"
     assert case_of_own(other="lora_rank=16").workload.lora_rank == 16
     assert case_of_own(other="without LoRA").workload.lora_rank == 0
     named = case_of_own(other="LoRA r=8", lora_targets="qkv out").workload
     assert (named.lora_rank, named.lora_targets) == (8, ("qkv", "out"))
-    assert not case_of_own(sharding="FSDP, no sequence parallelism").framework.habits.sequence_parallel
+    assert not case_of_own(sharding="FSDP, no sequence parallelism").framework.sequence_parallel

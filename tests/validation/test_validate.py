@@ -10,13 +10,12 @@ import pytest
 from click.testing import CliRunner
 
 from cost_models import InputError
+from cost_models.framework import OURS
 from cost_models.step.assembly import trained_params
-from cost_models.step.habits import OURS, Habits
 from cost_models.step.shape import Shape
 from cost_models.timing.kernels import Kernels
 from validation.__main__ import main
 from validation.cases import Refused
-from validation.frameworks import FRAMEWORKS
 from validation.plot import svg
 from validation.report import as_json, markdown
 from validation.row_price import price_of
@@ -45,7 +44,7 @@ def test_ranking_ignores_ties_and_counts_regret():
     assert math.isnan(ranking("flat", [1.0, 2.0], [1.0, 1.0]).tau)
 
 
-def test_habits_cost_what_their_bytes_take():
+def test_copies_cost_what_their_bytes_take():
     """Autocast's copies: 6 B for every weight of a layer, forward and backward, over the memory's rate."""
     row = rows("train_llm_foundry_mpt", row="103")[0]
     case = case_of(row)
@@ -73,8 +72,8 @@ def test_hidden_collectives_lengthen_the_computation_and_never_more_than_exposed
 def test_blocking_collectives_cost_their_bytes_and_lists_two_operators_for_each_rank():
     """DeepSpeed of 2021, 175B on 768 GPUs: three gathers and a reduction of 96 layers, of four matrices each."""
     case = case_of(rows("train_megatron_sc21_table2", row="9")[0])
-    habits = case.framework.habits
-    bare, lists = (price_of(case, replace(habits, list_operators=count)) for count in (0, 2))
+    framework = case.framework
+    bare, lists = (price_of(case, replace(framework, list_operators=count)) for count in (0, 2))
     model = case.workload.model
     moved = 4 * 2 * model.layers * model.layer_matmul_params
     assert bare.seconds["sharding"] > moved / (8 * 25e9)
@@ -129,13 +128,6 @@ def test_cells_that_are_not_numbers_are_named():
         row.text("colour")
 
 
-def test_unknown_habits_are_refused():
-    with pytest.raises(InputError, match="norm='melted' is unknown; legal: unfused, fused, none"):
-        Habits(norm="melted")
-    assert len({one.name for one in FRAMEWORKS}) == len(FRAMEWORKS)
-    assert all(one.reason for one in FRAMEWORKS)
-
-
 def test_command_writes_the_same_bytes_twice(tmp_path):
     runner, arguments = CliRunner(), ["--file", "train_megatron_recompute_2205.05198"]
     for name in ("a", "b"):
@@ -163,16 +155,16 @@ def test_plot_has_a_dot_for_every_row_and_parses():
 def test_chunked_tensor_exchange_exposes_one_chunk():
     row = rows("train_megatron_bridge", row="80")[0]
     case = case_of(row)
-    habits = case.framework.habits
-    whole = price_of(case, replace(habits, tensor_chunks=False)).seconds["tensor"]
-    chunks = price_of(case, habits).seconds["tensor"]
+    framework = case.framework
+    whole = price_of(case, replace(framework, tensor_chunks=False)).seconds["tensor"]
+    chunks = price_of(case, framework).seconds["tensor"]
     assert whole / case.strategy.tensor <= chunks < whole / 2  # latency is not divided
 
 
 def test_owner_broadcasts_grow_with_the_group_but_not_beyond_its_tensors():
     case = case_of(rows("train_internevo", row="8")[0])
-    none = price_of(case, replace(case.framework.habits, owned_tensors=0))
-    sent = price_of(case, case.framework.habits)
+    none = price_of(case, replace(case.framework, owned_tensors=0, reduce_copy_bytes=0))
+    sent = price_of(case, case.framework)
     owners = 9 * 32 + 3  # of 1024 ranks
     latency = owners * 1024 * 3e-6  # at least the cards' latency, for every owner and rank of its chain
     found = sent.seconds["sharding"] - none.seconds.get("sharding", 0.0)
@@ -182,8 +174,8 @@ def test_owner_broadcasts_grow_with_the_group_but_not_beyond_its_tensors():
 def test_an_owner_of_one_tensor_updates_all_of_it():
     """Over 1024 ranks a share is 7.2 M weights, the head alone is 422 M."""
     case = case_of(rows("train_internevo", row="8")[0])
-    weights = float(trained_params(Shape(case.workload, case.strategy, case.framework.habits)))
-    share = price_of(case, replace(case.framework.habits, owned_tensors=0)).seconds["optimizer"]
+    weights = float(trained_params(Shape(case.workload, case.strategy, case.framework)))
+    share = price_of(case, replace(case.framework, owned_tensors=0, reduce_copy_bytes=0)).seconds["optimizer"]
     whole = price_of(case).seconds["optimizer"]
     assert whole / share == pytest.approx(103168 * 4096 * 1024 / weights, rel=0.02)
 
@@ -191,8 +183,8 @@ def test_an_owner_of_one_tensor_updates_all_of_it():
 def test_gradients_of_owners_are_all_reduced_over_all_ranks():
     """An all-reduce of all weights and their broadcast, against a reduce-scatter and a gather: four thirds or more."""
     case = case_of(rows("train_internevo", row="6")[0])
-    owned = price_of(case, replace(case.framework.habits, overlap_cost=1.0))
-    scattered = price_of(case, replace(case.framework.habits, owned_tensors=0, overlap_cost=1.0))
+    owned = price_of(case, replace(case.framework, overlap_cost=1.0))
+    scattered = price_of(case, replace(case.framework, owned_tensors=0, reduce_copy_bytes=0, overlap_cost=1.0))
     assert owned.sent_bytes["gradient all_reduce"] == pytest.approx(2 * scattered.sent_bytes["shard reduce_scatter"])
     assert owned.seconds["sharding"] > 4 / 3 * scattered.seconds["sharding"]
 
@@ -222,7 +214,7 @@ def test_command_refuses_an_unknown_file():
 def test_root_gradients_are_added_to_their_buffers():
     """Head and layers: by their products, whose buffer shows in part; embedding: its table zeroed, read and added."""
     case = case_of(rows("train_simumax_b200", row="2")[0])
-    without = price_of(case, replace(case.framework.habits, accumulator=None)).seconds["compute"]
+    without = price_of(case, replace(case.framework, accumulator=None)).seconds["compute"]
     found = price_of(case).seconds["compute"] - without
     table, layers = 128256 * 8192 / 2, 12 * (8192 * (2 * 8192 + 2 * 1024) + 3 * 8192 * 28672) / 2
     kernels = Kernels.of(case.cluster.runs[0].node.device)

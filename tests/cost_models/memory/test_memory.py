@@ -11,13 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cost_models import Cluster, LayerRange, Model, Strategy, Workload, price
+from cost_models.framework import OURS, Framework
 from cost_models.memory import moments
 from cost_models.memory.activations import kept_bytes, microbatches_in_flight
 from cost_models.memory.states import dropped_gradients, states
-from cost_models.step.habits import OURS
 from cost_models.step.shape import Degrees, Shape
 from cost_models.workload import Precision
-from validation.frameworks import MEGATRON_TE
 
 SMALL = Model(name="small", layers=2, hidden=64, ffn=128, heads=4, kv_heads=2, head_dim=16, vocab=1000)
 TOKENS = 512  # of one of two ranks
@@ -104,8 +103,8 @@ def test_the_first_stage_holds_no_logits():
     model = Model.load("llama-3-8b")
     work = Workload(model, context_tokens=8192, global_batch=8, precision=Precision())
     strategy = Strategy(pipeline=2, microbatches=8, zero=1, loss_chunk_tokens=None)
-    shape = Shape(work, strategy, MEGATRON_TE.habits)
-    alone = Shape(work, replace(strategy, pipeline=1), MEGATRON_TE.habits)
+    shape = Shape(work, strategy, Framework.load("megatron-te"))
+    alone = Shape(work, replace(strategy, pipeline=1), Framework.load("megatron-te"))
     assert microbatches_in_flight(shape) == 2
     inputs = 16 * 8192 * 4096 * 2  # the least that one microbatch keeps in a stage
     assert moments._loss(alone).logits - moments._loss(shape).logits == inputs
@@ -117,7 +116,7 @@ def test_dropped_gradients_come_while_activations_go():
     drops = Shape(work, strategy, replace(OURS, drops_gradients=True))
     assert states(drops)["gradients"] == 0
     assert dropped_gradients(drops) == states(Shape(work, strategy))["gradients"]
-    several = Shape(replace(work, global_batch=2), replace(strategy, microbatches=2), drops.habits)
+    several = Shape(replace(work, global_batch=2), replace(strategy, microbatches=2), drops.framework)
     assert dropped_gradients(several) == 0
 
 

@@ -14,8 +14,8 @@ import pytest
 from cost_models import Cluster, InputError, LayerRange, Model, Strategy, Workload, price
 from cost_models.batch import price_batch
 from cost_models.flops import executed_flops, model_flops
+from cost_models.framework import OURS
 from cost_models.models.experts import Experts
-from cost_models.step.habits import OURS
 from cost_models.strategy import rank_groups
 
 V2 = Model.load("deepseek-v2")

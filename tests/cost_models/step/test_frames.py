@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from cost_models import Cluster, InputError, Model, Strategy, Workload
+from cost_models.framework import Framework
 from cost_models.memory.components import components
 from cost_models.memory.moments import Moment
 from cost_models.program import Exchange
 from cost_models.step.frames import busiest
-from cost_models.step.habits import Habits
 from cost_models.step.shape import Degrees, Shape
 from cost_models.step.vision import backward, forward
 from cost_models.timing.kernels import Kernels
@@ -38,7 +38,7 @@ def shape(sharding, frames=512, **degrees):
     model = Model.load("longvila-8b")
     work = Workload(model, frames=frames, text_tokens=1024)
     layout = degrees.pop("arrays", None) or Strategy(ring=2, ulysses=8, shard=16)
-    return Shape(work, layout, Habits(frame_sharding=sharding))
+    return Shape(work, layout, Framework(frame_sharding=sharding))
 
 
 def test_who_sends_what():
@@ -71,4 +71,4 @@ def test_arrays_of_candidates_agree_with_each_one():
 
 def test_an_unknown_way_is_refused():
     with pytest.raises(InputError, match="frame_sharding='evenly' is unknown; legal: exchanged, reduced"):
-        Habits(frame_sharding="evenly")
+        Framework(frame_sharding="evenly")

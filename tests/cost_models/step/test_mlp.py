@@ -7,10 +7,10 @@ import pytest
 
 from cost_models import Cluster, InputError, LayerRange, Model, Strategy, Workload, price, price_batch
 from cost_models.flops import executed_flops
+from cost_models.framework import Framework
 from cost_models.memory import moments
 from cost_models.memory.activations import kept_bytes
 from cost_models.program import Compute
-from cost_models.step.habits import Habits
 from cost_models.step.launches import layer_host_s
 from cost_models.step.layer import phases
 from cost_models.step.mlp import mlp_operators
@@ -79,7 +79,7 @@ def test_slices_add_up_the_gradients_of_weights():
     """Each slice but the first: three matrices read twice and written once, unless the product adds them itself."""
     kernels = Kernels.of("h100-sxm-80gb")
     many = Shape(LONG, tiled(2**14))
-    fused = replace(many, habits=Habits(accumulator="fp32"))
+    fused = replace(many, framework=Framework(accumulator="fp32"))
     frozen = Shape(replace(LONG, trainable=("projector",)), tiled(2**14))
     sums = 7 * kernels.memory_bound_s(3 * HIDDEN * FFN * 3 * 2, 3)
 

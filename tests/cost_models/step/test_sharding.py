@@ -12,9 +12,9 @@ import pytest
 
 from cost_models import Cluster, Model, Strategy, Workload, price
 from cost_models.batch import price_batch
+from cost_models.framework import OURS
 from cost_models.pricing import fold, fold_segment
 from cost_models.program import Compute, Exchange, Segment, StepProgram
-from cost_models.step.habits import OURS
 from cost_models.timing.cluster_costs import cluster_costs
 
 NODE = Cluster.load("dgx-h100", nodes=1)

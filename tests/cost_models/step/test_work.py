@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from cost_models import InputError, Model, Strategy, Workload
+from cost_models.framework import OURS, OVERLAP_COST, Framework
 from cost_models.program import Compute, Exchange, Ring, Segment
 from cost_models.step.assembly import backward_segment, embed, forward_segment, head, trained_params, update
-from cost_models.step.habits import OURS, OVERLAP_COST, Habits
 from cost_models.step.shape import Shape
 from cost_models.timing.kernels import Kernels
 
@@ -51,11 +51,11 @@ def test_a_norm_of_a_copy_moves_what_its_kernels_read_and_write() -> None:
     again = replace(copied, norms_again=True)
     values = 4096 * 4096
 
-    def forward_s(habits: Habits) -> float:
-        return compute_s(forward_segment(Shape(WORK, Strategy(), habits), KERNELS, repeat=1))
+    def forward_s(framework: Framework) -> float:
+        return compute_s(forward_segment(Shape(WORK, Strategy(), framework), KERNELS, repeat=1))
 
-    def backward_s(habits: Habits) -> float:
-        return compute_s(backward_segment(Shape(WORK, Strategy(), habits), KERNELS, "none", repeat=1))
+    def backward_s(framework: Framework) -> float:
+        return compute_s(backward_segment(Shape(WORK, Strategy(), framework), KERNELS, "none", repeat=1))
 
     moved_s = KERNELS.memory_bound_s
     assert forward_s(copied) - forward_s(fused) == pytest.approx(moved_s(2 * values * (12 - 4), 0), rel=1e-6)
@@ -63,8 +63,8 @@ def test_a_norm_of_a_copy_moves_what_its_kernels_read_and_write() -> None:
     assert backward_s(again) - backward_s(copied) == pytest.approx(moved_s(values * (2 * 12 + 6), 3), rel=1e-6)
 
 
-@pytest.mark.parametrize("name", ["gap_s", "optimizer_bytes", "merge_bytes", "exchange_copies", "overlap_cost"])
-def test_no_habit_is_below_zero(name: str) -> None:
+@pytest.mark.parametrize("name", ["gap_s", "optimizer_bytes", "merge_bytes", "widen_bytes", "overlap_cost"])
+def test_no_number_of_a_framework_is_below_zero(name: str) -> None:
     with pytest.raises(InputError, match=f"{name}=-1 must be at least 0"):
         replace(OURS, **{name: -1})
 
@@ -77,9 +77,9 @@ def test_column_parallel_products_run_beside_their_exchanges() -> None:
     """Backward of a layer: two row-parallel gathers in the open; beside products, two inputs again and two sums."""
     whole = 4096 * 4096 * 2.0
 
-    def backward(habits: Habits) -> list[tuple[str, float]]:
+    def backward(framework: Framework) -> list[tuple[str, float]]:
         return sorted(
-            tensor_exchanges(backward_segment(Shape(WORK, Strategy(tensor=8), habits), KERNELS, "none", repeat=1))
+            tensor_exchanges(backward_segment(Shape(WORK, Strategy(tensor=8), framework), KERNELS, "none", repeat=1))
         )
 
     assert backward(OURS) == [("all_gather", whole)] * 2 + [("reduce_scatter", whole)] * 2

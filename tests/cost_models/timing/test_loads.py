@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from cost_models import Cluster, Model, Placement, Strategy, Workload, price
+from cost_models.framework import Framework
 from cost_models.hardware.cluster import NodeRun, ScaleUp
 from cost_models.timing.cluster_costs import cluster_costs
 from cost_models.timing.loads import axis_paths
 from cost_models.timing.paths import Paths
-from validation.frameworks import YUNCHANG
 from validation.operator_time import Call, operator_s
 
 MEASUREMENTS = Path(__file__).parents[3] / "measurements"
@@ -109,7 +109,7 @@ def attention_per_s(cluster: Cluster, ulysses: int) -> float:
         strategy=Strategy(ulysses=ulysses, ring=8 // ulysses, ring_kind="zigzag"),
         backward=False,
     )
-    return 1 / operator_s(call, YUNCHANG.habits)
+    return 1 / operator_s(call, Framework.load("yunchang"))
 
 
 def test_the_best_ulysses_degree_moves_with_the_network() -> None:
