@@ -19,6 +19,7 @@ from cost_models.step import layer, vision
 from cost_models.step.host_states import fetched_bytes, returned_bytes
 from cost_models.step.launches import layer_host_s
 from cost_models.step.operators import product_s, tensor_exchange
+from cost_models.step.recompute import policy
 from cost_models.step.shape import Shape
 from cost_models.step.sharding import Weights, broadcast_by_owners, sharded
 from cost_models.step.stages import Run, at_stage, is_mixed, runs
@@ -105,14 +106,14 @@ def forward_segment(shape: Shape, kernels: Kernels, *, repeat: Any, offload: str
 
 def backward_segment(shape: Shape, kernels: Kernels, recompute: str, *, repeat: Any, offload: str = "none") -> Segment:
     """`repeat` layers backward, with what the policy runs again."""
-    host_share = 1 - FORWARD_SHARE + (FORWARD_SHARE if recompute in ("full", "all_but_attention") else 0.0)
+    again = policy(recompute)
+    host_share = 1 - FORWARD_SHARE + (FORWARD_SHARE if again.keeps_input else 0.0)
     reduce = DTYPE_BYTES[shape.workload.precision.reduce]
     phases: tuple[Phase, ...] = layer.backward(shape, kernels, recompute)
     if somewhere(shape.degrees.pipeline > 1):
         phases = (*phases, _to_next_stage(shape))
-    passes = 2 if recompute == "full" else 1
     trained, trained_experts = shape.trained_layer_params, shape.trained_expert_params
-    cast = (shape.layer_params + shape.expert_params) * shape.framework.cast_bytes * passes
+    cast = (shape.layer_params + shape.expert_params) * shape.framework.cast_bytes * again.passes
     added = (trained + trained_experts) * shape.framework.accumulate_bytes
     between = fetched_bytes(shape, shape.layer_params, shape.expert_params)
     between = between + returned_bytes(shape, trained * reduce, trained_experts * reduce)
@@ -128,14 +129,14 @@ def backward_segment(shape: Shape, kernels: Kernels, recompute: str, *, repeat: 
         host_s=host_s,
         host_hop_s=host_hop_s,
     )
-    again = pick(shape.degrees.zero == 3, 1, 0)
+    gathered = pick(shape.degrees.zero == 3, 1, 0)
     weights = Weights(
-        gathered=again * shape.layer_params,
+        gathered=gathered * shape.layer_params,
         trained=trained,
-        gathered_experts=again * shape.expert_params,
+        gathered_experts=gathered * shape.expert_params,
         trained_experts=trained_experts,
     )
-    return sharded(segment, shape, kernels, weights, passes=passes)
+    return sharded(segment, shape, kernels, weights, passes=again.passes)
 
 
 def _copied(kernels: Kernels, moved: Any) -> tuple[Phase, ...]:

@@ -30,8 +30,10 @@ class Policy:
     keeps: Names
     again: Names
     host: Names
-    keeps_input: bool = False  # by itself: the operators that would keep it keep nothing
+    keeps_input: bool = False  # by itself: the operators that would keep it keep nothing; the layer starts again there
     returns: bool = True  # what it does not keep is alive again while the layer's gradients are made
+    passes: int = 1  # over the layer's weights in the backward pass, with a framework's casts and gathers each time
+    planned: bool = True  # whether `plan` tries it
 
 
 def _everything(name: str) -> bool:
@@ -59,9 +61,9 @@ POLICIES: dict[Recompute, Policy] = {
         keeps=_only("attention"), again=_all_but("attention", *OUTPUTS),
         host=_all_but("attention", "result", "slices", *_ENDS), keeps_input=True,
     ),
-    "full": Policy(keeps=_nothing, again=_everything, host=_all_but(*_ENDS), keeps_input=True),
+    "full": Policy(keeps=_nothing, again=_everything, host=_all_but(*_ENDS), keeps_input=True, passes=2),
     "core_attention": Policy(
-        keeps=_all_but("scores"), again=_only("attention"), host=_only("attention"), returns=False
+        keeps=_all_but("scores"), again=_only("attention"), host=_only("attention"), returns=False, planned=False
     ),
 }  # fmt: skip
 """`core_attention` is Megatron's: unfused scores are made again; that they return is part of attention's own work."""

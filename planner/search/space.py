@@ -21,13 +21,14 @@ from numpy.typing import NDArray
 
 from cost_models.errors import InputError
 from cost_models.hardware.cluster import Cluster
+from cost_models.step.recompute import POLICIES
 from cost_models.strategy import RECOMPUTES, Recompute, Strategy
 from cost_models.workload import Workload
 
 PINNABLE = (*(field.name for field in fields(Strategy) if field.name != "layers"), "recompute")
 SHARDINGS = (("ranks", 3), ("ranks", 2), ("domain", 3), ("domain", 2), ("context", 3), ("context", 2), ("one", 0))
 """How parameters can be sharded: over what, and the ZeRO stage."""
-SEARCHED: tuple[Recompute, ...] = ("none", "mlp", "all_but_attention", "full")
+SEARCHED: tuple[Recompute, ...] = tuple(name for name, policy in POLICIES.items() if policy.planned)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from executor.mmsp.attention import MmSp
 from executor.mmsp.exchange import Alone
 from executor.mmsp.layout import Layout
 from executor.mmsp.recompute import POLICIES, apply_recompute
+from planner.search.space import SEARCHED
 
 LAYERS, TOKENS = 3, 12
 
@@ -135,3 +136,7 @@ def test_wrong_policies_are_named():
     apply_recompute(model.model.layers, ("all_but_attention",))
     with pytest.raises(InputError, match="use 'full' with any other"):
         model(input_ids=torch.zeros(1, 4, dtype=torch.int64), use_cache=False)
+
+
+def test_the_planner_tries_what_the_executor_runs():
+    assert set(SEARCHED) == set(POLICIES)

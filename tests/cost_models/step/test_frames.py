@@ -1,5 +1,7 @@
 """Frames of the busiest rank against a walk over every token, and what each way of dealing them costs."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -15,13 +17,16 @@ from cost_models.timing.kernels import Kernels
 
 
 def by_walking(frames, tokens_per_frame, text, ring, ulysses):
-    """Every token's frame, cut into 2 R chunks, chunk r with 2 R - 1 - r, then into U slices."""
-    owner = np.full(2 * ring * ulysses * (-(-(frames * tokens_per_frame + text) // (2 * ring * ulysses))), -1)
+    """Every token's frame: a ring cuts the row into 2 R chunks, rank r takes r and 2 R - 1 - r; then U slices."""
+    parts = 2 * ring if ring > 1 else 1
+    granule = ring * math.lcm(parts // ring, ulysses)
+    owner = np.full(granule * (-(-(frames * tokens_per_frame + text) // granule)), -1)
     owner[: frames * tokens_per_frame] = np.repeat(np.arange(frames), tokens_per_frame)
-    chunks = owner.reshape(2 * ring, -1)
+    chunks = owner.reshape(parts, -1)
     most = 0
     for r in range(ring):
-        for part in np.concatenate([chunks[r], chunks[2 * ring - 1 - r]]).reshape(ulysses, -1):
+        block = np.concatenate([chunks[r], chunks[2 * ring - 1 - r]]) if ring > 1 else chunks[0]
+        for part in block.reshape(ulysses, -1):
             most = max(most, len(set(part.tolist()) - {-1}))
     return most
 
