@@ -27,7 +27,7 @@ from cost_models.step.shape import Degrees, Shape
 from cost_models.strategy import Strategy, axis_stride
 from cost_models.timing.cluster_costs import ClusterCosts, cluster_costs
 from cost_models.timing.paths import Path, Paths, priced_patterns
-from cost_models.timing.remembered import RememberedKernels, RememberedPaths
+from cost_models.timing.slowest import KernelsInUse
 from cost_models.workload import Workload
 
 Floats = NDArray[np.float64]
@@ -79,10 +79,10 @@ def price_batch(
         devices = here.devices(runs)
         capacity[members] = min(device.memory_bytes for device in devices)
         shape = Shape(workload, _degrees(mine, workload))
-        kernels = RememberedKernels(here.kernels(runs))
+        kernels = KernelsInUse.afresh(here.kernels(runs))
         ranges = mine[0].layer_ranges(workload.model.layers)
         program = step_program(shape, kernels, ranges)
-        for name, value in fold(program, RememberedPaths.of(_paths(here, mine))).seconds.items():
+        for name, value in fold(program, _paths(here, mine)).seconds.items():
             seconds.setdefault(name, np.zeros(count))[members] = value
         for name, value in peak(shape, ranges, devices[0]).items():
             used[name][members] = np.round(value)

@@ -21,7 +21,7 @@ from cost_models.hardware.placement import Placement
 from cost_models.pricing import price
 from cost_models.profile import Profile
 from cost_models.strategy import Strategy
-from cost_models.timing.load import samples_for
+from cost_models.timing.profile_samples import samples_for
 from cost_models.workload import Workload
 from planner.plannable import check_plannable
 from planner.search.best_first import Search, SearchResult

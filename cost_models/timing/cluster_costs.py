@@ -16,19 +16,18 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from cost_models.curves.samples import Sample
+from cost_models.either import larger
 from cost_models.hardware.cluster import Cluster, Node
 from cost_models.hardware.device import Device
 from cost_models.hardware.placement import Placement
 from cost_models.hardware.wiring import LinkRates, Wiring
 from cost_models.profile import Profile, network
 from cost_models.strategy import Strategy, axis_stride
-from cost_models.timing.cluster_kernels import kernels_of
-from cost_models.timing.collectives import Collectives, SeveralLinks
-from cost_models.timing.kernels import Kernels
-from cost_models.timing.load import samples_for
+from cost_models.timing.collectives import Collectives
 from cost_models.timing.loads import Loads, axis_paths
 from cost_models.timing.paths import Path, Paths, domain_link, host_rates, priced_patterns, reached
-from cost_models.timing.remembered import RememberedKernels
+from cost_models.timing.profile_samples import samples_for
+from cost_models.timing.slowest import Choice, KernelsInUse, LinksInUse
 
 MOST_PATHS = 20_000
 
@@ -42,8 +41,8 @@ class ClusterCosts:
 
     def __init__(self, cluster: Cluster, samples: tuple[Sample, ...] = ()) -> None:
         self.cluster, self.samples = cluster, samples
-        self._kernels: dict[tuple[tuple[int, ...], str], Kernels] = {}
-        self._links: dict[tuple[int, ...], Collectives] = {}
+        self._kernels: dict[tuple[tuple[int, ...], str, Choice], KernelsInUse] = {}
+        self._links: dict[tuple[tuple[int, ...], Choice], Collectives] = {}
         self._in_order: dict[tuple[str, int, int, int], Path] = {}
 
     @cached_property
@@ -68,20 +67,19 @@ class ClusterCosts:
     def devices(self, runs: tuple[int, ...]) -> list[Device]:
         return [node.device for node in self.nodes(runs)]
 
-    def kernels(self, runs: tuple[int, ...], attention: str = "newest") -> Kernels:
+    def kernels(self, runs: tuple[int, ...], attention: str = "newest", choose: Choice = larger) -> KernelsInUse:
         """Of the slowest device among the `runs`, with a framework's attention kernel ("newest" or "fa2")."""
-        key = (runs, attention)
+        key = (runs, attention, choose)
         if key not in self._kernels:
-            several = kernels_of(self.devices(runs), self.samples, attention=attention)
-            self._kernels[key] = RememberedKernels(several)
+            self._kernels[key] = KernelsInUse.of_devices(self.devices(runs), self.samples, choose, attention)
         return self._kernels[key]
 
-    def links(self, runs: tuple[int, ...]) -> Collectives:
+    def links(self, runs: tuple[int, ...], choose: Choice = larger) -> Collectives:
         """Inside the scale-up domains of the `runs`: for each call the slowest kind of link."""
-        if runs not in self._links:
+        if (runs, choose) not in self._links:
             links = {node.scale_up: domain_link(node.scale_up, self.samples) for node in self.nodes(runs)}
-            self._links[runs] = SeveralLinks.choice(links.values())
-        return self._links[runs]
+            self._links[runs, choose] = LinksInUse.of_links(links.values(), choose)
+        return self._links[runs, choose]
 
     def paths(self, strategy: Strategy, placement: Placement | None = None, sums_gradients: bool = False) -> Paths:
         """Of every axis, read off the placement (default: ranks in order); `sums_gradients`: also of `gradient`."""

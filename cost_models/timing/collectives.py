@@ -13,16 +13,15 @@ copy-engine paths, bridges and sockets inside a node (`loads.py`), contention wi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cache, reduce
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from cost_models.curves.grid import LogGrid, unpack
 from cost_models.curves.samples import Correction, Sample
-from cost_models.either import larger
 from cost_models.errors import InputError
 from cost_models.hardware.device import Device
 from cost_models.hardware.links import LINKS, Link
@@ -144,34 +143,6 @@ class Collectives:
             raise InputError(f"collective={op!r}; legal: {', '.join(OPS)}")
         if ranks < 1:
             raise InputError(f"{op}: ranks={ranks} must be at least 1")
-
-
-class SeveralLinks(Collectives):
-    """Several kinds of link in one group: each call takes what `choose` says of them, the slowest or the fastest."""
-
-    def __init__(self, each: Sequence[Collectives], choose: Callable[[Any, Any], Any] = larger) -> None:
-        slowest = min(each, key=lambda one: one.link.bytes_per_s)
-        super().__init__(slowest.name, slowest.link)
-        self.each, self.choose = tuple(each), choose
-
-    @classmethod
-    def choice(cls, each: Iterable[Collectives], choose: Callable[[Any, Any], Any] = larger) -> Collectives:
-        """One of equal links, else several."""
-        different = list({(one.name, one.link): one for one in each}.values())
-        return different[0] if len(different) == 1 else cls(different, choose)
-
-    def intra_s(self, op: str, ranks: int, bytes_per_rank: Any) -> Any:
-        return reduce(self.choose, (one.intra_s(op, ranks, bytes_per_rank) for one in self.each))
-
-    @property
-    def many_channels(self) -> bool:
-        return (any if self.choose is larger else all)(one.many_channels for one in self.each)
-
-    def source(self, op: str) -> str:
-        return "; ".join(dict.fromkeys(one.source(op) for one in self.each))
-
-    def is_estimate(self, op: str, ranks: int = 2) -> bool:
-        return any(one.is_estimate(op, ranks) for one in self.each)
 
 
 def wire_bytes(op: str, ranks: int, buffer_bytes: Any) -> Any:

@@ -5,8 +5,8 @@
 
 Alone, a product hides its traffic behind its own tiles, and in a timed loop its weights stay in the cache. Each group
 has weights and sums of its own, which come from memory while little else runs: FLOPs and traffic add up. `limit` is
-that of a busy board (`busy.py`), with the idle ends of one group filled by the next (its calls lie on four streams);
-`call` is what the host needs to launch a group. Units: seconds, FLOP/s, bytes. Left out: groups of unequal size.
+that of a busy board (`power_limit.py`), with the idle ends of one group filled by the next (its calls lie on four
+streams); `call` is what the host needs to launch a group. Units: seconds, FLOP/s, bytes. Left out: unequal groups.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from cost_models.timing.busy import SHARPNESS
+from cost_models.timing.power_limit import SHARPNESS
 
 
 @dataclass(frozen=True, kw_only=True)

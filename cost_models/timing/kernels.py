@@ -27,8 +27,8 @@ from cost_models.curves.samples import FRAMEWORK, Correction, Sample
 from cost_models.either import larger, pick, somewhere
 from cost_models.errors import InputError
 from cost_models.hardware.device import Device
-from cost_models.timing.busy import limit_flops, limited_s
 from cost_models.timing.packed import BASES, BUSY_BOARDS, DeviceCurves, HeadDim, device_curves
+from cost_models.timing.power_limit import limit_flops, limited_s
 
 CLOCKS = ("held", "burst")
 ATTENTION_KERNELS = ("newest", "fa2")

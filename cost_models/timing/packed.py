@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from cost_models.curves.grid import LogGrid, unpack
-from cost_models.timing.busy import Busy
 from cost_models.timing.grouped import Grouped
+from cost_models.timing.power_limit import Busy
 
 FOLDER = Path(__file__).parents[1] / "curves"
 BASES = {

@@ -30,6 +30,7 @@ from cost_models.profile import network
 from cost_models.program import Op
 from cost_models.strategy import Strategy
 from cost_models.timing.collectives import Collectives
+from cost_models.timing.memo import Memo
 
 LARGE_BYTES = 2**30
 
@@ -112,9 +113,13 @@ class Paths:
     host_bytes_per_s: float
     network_source: str
     host_memory_bytes_per_s: float  # a GPU's share of its node's: what the CPU's update reaches
+    memo: Memo = field(default_factory=Memo, init=False, repr=False, compare=False)
 
     def exchange_s(self, axis: str, op: Op, size: Any) -> Any:
         """Seconds of one collective over every group of `axis` at once; `size` as in `program.Exchange`."""
+        return self.memo.recall(self._exchange_s, "exchange_s", (axis, op, size))
+
+    def _exchange_s(self, axis: str, op: Op, size: Any) -> Any:
         path = self.axes[axis]
         bus = {"all_to_all": path.bus_all_to_all_s_per_byte, "send": path.bus_send_s_per_byte}.get(op)
         if bus is None:

@@ -20,12 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.curves.samples import Sample
+from cost_models.either import smaller
 from cost_models.errors import InputError
 from cost_models.memory.components import GROUP_BYTES
 from cost_models.step.shape import Degrees
 from cost_models.timing.cluster_costs import costs_of
-from cost_models.timing.kernels import Kernels
-from planner.search.optimistic_paths import Reach, fastest
+from planner.search.optimistic_paths import Reach
 from planner.search.policy_prices import policy_prices
 from planner.search.space import SHARDINGS, Space, divisors
 
@@ -75,7 +75,6 @@ class Tree:
         self.data = np.array([family.data for family in self.families])
         self.microbatches = np.array([family.microbatches for family in self.families])
         self.ulysses = np.array([family.ulysses for family in self.families])
-        self._kernels: dict[int, Kernels] = {}
 
     @cached_property
     def capacities(self) -> list[tuple[int, int]]:
@@ -135,7 +134,7 @@ class Tree:
         bound, least = np.full(shard.shape, np.inf), np.full(shard.shape, np.inf)
         model_parallel = self.space.base.tensor * self.space.base.pipeline
         ranks = self.data[family] * self.ulysses[family] * first * model_parallel
-        tiers = self.reach.devices
+        tiers = self.reach.tiers
         for index, (above, _) in enumerate(tiers):
             below = tiers[index + 1][0] if index + 1 < len(tiers) else np.inf
             mine = np.flatnonzero((ranks > above) & (ranks <= below))
@@ -184,9 +183,7 @@ class Tree:
         degrees = self.degrees(
             family[:, None, None], last[:, None, None], shard[:, :, None], zero[:, :, None]
         )  # layouts x shardings x crowdings of a domain
-        if tier not in self._kernels:
-            self._kernels[tier] = fastest(self.reach.devices[tier][1], self.samples)
-        kernels, single = self._kernels[tier], first == last
+        kernels, single = self.reach.costs.kernels(self.reach.tiers[tier][1], choose=smaller), first == last
         context = self.ulysses[family] * first
         share = np.stack([_least_shard(name, ranks, context) for name, _ in SHARDINGS], axis=1)
         share = np.where(single[:, None] | ("shard" in self.space.pins), shard, share)

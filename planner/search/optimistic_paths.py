@@ -12,24 +12,19 @@ Left out: leaf uplinks (free here); that ulysses and ring cannot both stay insid
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from cost_models.curves.samples import Sample
 from cost_models.either import smaller
 from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.device import Device
 from cost_models.hardware.wiring import NIC_OUT, Ints
 from cost_models.program import Op
 from cost_models.timing.cluster_costs import ClusterCosts
-from cost_models.timing.cluster_kernels import kernels_of
-from cost_models.timing.collectives import Collectives, SeveralLinks
-from cost_models.timing.kernels import Kernels
-from cost_models.timing.paths import HOST_MEMORY_BYTES_PER_S, Path, Paths, crossing_s, domain_link
+from cost_models.timing.paths import HOST_MEMORY_BYTES_PER_S, Path, Paths, crossing_s
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,21 +69,22 @@ class Reach:
         return held[where].reshape(members.shape)
 
     @cached_property
-    def devices(self) -> list[tuple[int, list[Device]]]:
-        """(ranks that need it, devices): a layout of more ranks uses at least one of these devices."""
+    def tiers(self) -> list[tuple[int, tuple[int, ...]]]:
+        """(ranks, runs): a layout of more ranks uses at least one of these runs, which have the slower devices."""
         order: list[Device] = []
         for run in self.cluster.runs:
             if run.node.device not in order:
                 order.append(run.node.device)
         order.sort(key=lambda device: -device.peak_16bit)
-        gpus = [sum(r.count * r.node.gpus for r in self.cluster.runs if r.node.device == device) for device in order]
-        return [(sum(gpus[:index]), order[index:]) for index in range(len(order))]
-
-    @cached_property
-    def links(self) -> Collectives:
-        """For each call the fastest kind of link inside any domain."""
-        links = {run.node.scale_up: None for run in self.cluster.runs}
-        return SeveralLinks.choice([domain_link(link, self.costs.samples) for link in links], smaller)
+        place = [order.index(run.node.device) for run in self.cluster.runs]
+        gpus = [run.count * run.node.gpus for run in self.cluster.runs]
+        return [
+            (
+                sum(count for at, count in zip(place, gpus, strict=True) if at < first),
+                tuple(run for run, at in enumerate(place) if at >= first),
+            )
+            for first in range(len(order))
+        ]
 
     def paths(self, sizes: dict[str, Any], ranks: Any) -> FloorPaths:
         """Optimistic paths of groups of `sizes` in layouts of so many `ranks`, for every crowding (last axis)."""
@@ -101,7 +97,7 @@ class Reach:
         axes |= dict.fromkeys(("context", "tensor", "pipeline"), none)
         return FloorPaths(
             axes=axes,
-            inside=self.links,
+            inside=self.costs.links(tuple(range(len(self.cluster.runs))), smaller),
             host_bytes_per_s=host,
             network_source="bound",
             host_memory_bytes_per_s=HOST_MEMORY_BYTES_PER_S / fewest,
@@ -179,7 +175,7 @@ class Reach:
 class FloorPaths(Paths):
     """Every exchange at its least: inside a domain or across domains, whichever is cheaper, unless it must cross."""
 
-    def exchange_s(self, axis: str, op: Op, size: Any) -> Any:
+    def _exchange_s(self, axis: str, op: Op, size: Any) -> Any:
         path = self.axes[axis]
         if np.all(np.asarray(path.ranks) == 1):
             return 0.0
@@ -187,8 +183,3 @@ class FloorPaths(Paths):
         within = np.minimum(self.inside_s(op, path, size), crossing)
         seconds = np.where(np.asarray(path.hops_out) > 0, crossing, within)
         return np.where(np.asarray(path.ranks) > 1, seconds, 0.0)
-
-
-def fastest(devices: Sequence[Device], samples: Sequence[Sample]) -> Kernels:
-    """Kernels at least as fast as those of any of the devices."""
-    return kernels_of(devices, samples, smaller)

@@ -236,8 +236,8 @@ def _boxes(strategy: Strategy, seen: set[bytes]) -> Iterator[Ints]:
 class _Cells:
     """GPUs of a small cluster in cells that no price can tell apart: same node, card, bridged pair and PCIe switch.
 
-    Two cells of a node may be exchanged if they are as large and share every unit, or have it alone. Components (cells
-    that units connect) may be exchanged if the units of their GPUs agree one by one; so may equal nodes of a leaf.
+    Two cells of a node may be exchanged if they are as large and share every unit, or have it alone; so may equal nodes
+    of a leaf.
     """
 
     def __init__(self, wiring: Wiring) -> None:
@@ -254,12 +254,6 @@ class _Cells:
                 twin = [i for i in range(index) if _exchangeable(units, parts[i], part)]
                 if twin:
                     self.rules.append(([first + index], [first + twin[-1]]))
-            components = _components(units, parts)
-            for index, component in enumerate(components):
-                shape = _shape(units, [parts[i] for i in component])
-                like = [c for c in components[:index] if _shape(units, [parts[i] for i in c]) == shape]
-                if len(component) > 1 and like:
-                    self.rules.append(([first + i for i in component], [first + i for i in like[-1]]))
             twin_slot = _twin(wiring, slot)
             if twin_slot >= 0:
                 self.rules.append((node_cells[slot], node_cells[twin_slot]))
@@ -318,27 +312,6 @@ def _exchangeable(units: Ints, one: Ints, other: Ints) -> bool:
     return all(
         unit[one[0]] == unit[other[0]] or all(np.count_nonzero(unit == unit[c[0]]) == len(c) for c in (one, other))
         for unit in units
-    )
-
-
-def _components(units: Ints, parts: list[Ints]) -> list[list[int]]:
-    """Cells that units connect, but for units that the whole node shares."""
-    component = list(range(len(parts)))
-    for unit in units:
-        of_cell = [int(unit[part[0]]) for part in parts]
-        if len(set(of_cell)) > 1:
-            for index, value in enumerate(of_cell):
-                merged, into = component[index], component[of_cell.index(value)]
-                component = [into if one == merged else one for one in component]
-    return [[i for i, one in enumerate(component) if one == number] for number in sorted(set(component))]
-
-
-def _shape(units: Ints, parts: list[Ints]) -> tuple[tuple[int, ...], ...]:
-    """The units of a component's GPUs, numbered by first appearance."""
-    gpus = np.sort(np.concatenate(parts))
-    numbered = [{value: i for i, value in enumerate(dict.fromkeys(unit[gpus].tolist()))} for unit in units]
-    return tuple(
-        tuple(number[value] for value in unit[gpus].tolist()) for number, unit in zip(numbered, units, strict=True)
     )
 
 

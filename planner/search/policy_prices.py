@@ -27,7 +27,7 @@ from cost_models.step.shape import Degrees, Shape
 from cost_models.strategy import Recompute, Strategy
 from cost_models.timing.kernels import Kernels
 from cost_models.timing.paths import Paths
-from cost_models.timing.remembered import RememberedKernels, RememberedPaths
+from cost_models.timing.slowest import KernelsInUse
 from cost_models.workload import Workload
 
 Floats = NDArray[np.float64]
@@ -137,7 +137,7 @@ def policy_prices(
 
     `quick` takes every policy's time as that of the first, which must be the fastest: a bound at a third of the work.
     """
-    shape, kernels, paths = Shape(workload, degrees), RememberedKernels(kernels), RememberedPaths.of(paths)
+    shape, kernels = Shape(workload, degrees), KernelsInUse.afresh(kernels)
     shape_of = np.broadcast_shapes(
         *(np.shape(getattr(degrees, name)) for name in ("data", "ring", "ulysses", "shard", "zero")),
         *(np.shape(path.gather_s_per_byte) for path in paths.axes.values()),

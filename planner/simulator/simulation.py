@@ -27,9 +27,6 @@ from cost_models.step.assembly import step_program
 from cost_models.step.shape import Shape
 from cost_models.strategy import Strategy, rank_groups
 from cost_models.timing.cluster_costs import cluster_costs
-from cost_models.timing.cluster_kernels import kernels_of
-from cost_models.timing.kernels import Kernels
-from cost_models.timing.load import samples_for
 from cost_models.timing.paths import host_rates
 from cost_models.workload import Workload
 from planner.plannable import check_plannable
@@ -110,17 +107,15 @@ def played_program(
     check_plannable(workload.model)
     strategy.check(workload.model)
     placement.check(cluster, strategy.ranks)
-    samples = samples_for(profile, cluster)
-    run_of_rank = cluster.run_of_slot[placement.slot_of_rank]
-    devices = {index: cluster.runs[index].node.device for index in np.unique(run_of_rank).tolist()}
+    costs = cluster_costs(cluster, profile)
+    runs = costs.runs(strategy.ranks, placement)
     shape, ranges = Shape(workload, strategy), strategy.layer_ranges(workload.model.layers)
-    program = step_program(shape, kernels_of(devices.values(), samples), ranges)
-    factor = np.ones(len(cluster.runs))
-    first = next(iter(devices.values()))
-    if any(device != first for device in devices.values()):
-        for index, device in devices.items():
-            factor[index] = compute_s(step_program(shape, Kernels.of(device, samples), ranges)) / compute_s(program)
-    return _updated(program, cluster, placement), factor[run_of_rank]
+    program = step_program(shape, costs.kernels(runs), ranges)
+    factor, devices = np.ones(len(cluster.runs)), costs.devices(runs)
+    if any(device != devices[0] for device in devices):
+        for run in runs:
+            factor[run] = compute_s(step_program(shape, costs.kernels((run,)), ranges)) / compute_s(program)
+    return _updated(program, cluster, placement), factor[cluster.run_of_slot[placement.slot_of_rank]]
 
 
 def _updated(program: StepProgram, cluster: Cluster, placement: Placement) -> StepProgram:

@@ -7,7 +7,7 @@ import pytest
 from cost_models import Cluster, InputError, Model, Profile, Strategy, Workload, price
 from cost_models.curves.samples import FRAMEWORK, Sample
 from cost_models.timing.collectives import OPS
-from cost_models.timing.load import samples_for
+from cost_models.timing.profile_samples import samples_for
 from executor.measure.profiling import loads_of
 from tests.executor.planned import FP32, run
 

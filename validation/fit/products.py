@@ -5,7 +5,7 @@
              waves = q·⌈⌈m/bm⌉⌈n/bn⌉/SMs⌉ + (1 − q)·⌈m/bm⌉⌈n/bn⌉/SMs     q: how much of the tail wave is lost
              The deviation log(measured/form) is interpolated on the measured grid and held beyond its edges, so that a
              table with more knots than were measured still shows waves and launch latency; the table is made rising.
-    busy     (`timing/busy.py`) from products timed inside long runs, of at least LONG_S: shorter loops end before a
+    busy     (`power_limit.py`) from products timed inside long runs, of at least LONG_S: shorter loops end before a
              board throttles. A100: SimuMax on A100 PCIe (300 W), forward (TN), input gradient (NN), weight gradient
              (NT, added to fp32). H100: Vidur's projections on H100 SXM, timed inside a running model; exposed:
              EXPOSED_START. B200: SimuMax on a board that sustains less than others (`b200-sxm-180gb-capped`).
@@ -30,8 +30,8 @@ from scipy.optimize import least_squares
 
 from cost_models.curves.grid import Floats, LogGrid
 from cost_models.hardware.device import Device
-from cost_models.timing.busy import Busy
 from cost_models.timing.grouped import Grouped
+from cost_models.timing.power_limit import Busy
 from validation.fit.rows import read_rows, rising, thirds
 
 TILES = ((128, 256), (256, 128), (128, 128), (64, 128), (256, 256), (64, 64))

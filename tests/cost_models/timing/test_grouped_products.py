@@ -6,8 +6,8 @@ import pytest
 from cost_models.hardware.device import Device
 from cost_models.timing.grouped import Grouped
 from cost_models.timing.kernels import Kernels
-from cost_models.timing.remembered import RememberedKernels
-from validation.fit import grouped
+from cost_models.timing.slowest import KernelsInUse
+from validation.fit import products
 from validation.rows import FOLDER
 
 BOARDS = {"b200-sxm-180gb-capped": ("B200-SXM", 108, 0.08), "a100-pcie-80gb": ("A100-PCIe-80GB", 12, 0.03)}
@@ -16,7 +16,7 @@ BOARDS = {"b200-sxm-180gb-capped": ("B200-SXM", 108, 0.08), "a100-pcie-80gb": ("
 @pytest.mark.parametrize("board", BOARDS)
 def test_the_tables_are_met(board: str) -> None:
     gpu, count, median = BOARDS[board]
-    rows = grouped.simumax(FOLDER, gpu)
+    rows = products.grouped_simumax(FOLDER, gpu)
     assert len(rows) == count
     kernels, errors = Kernels.of(board), []
     for m, n, k, result, seconds, groups in rows:
@@ -32,11 +32,11 @@ def test_a_form_is_found_again() -> None:
         (m, n, k, r, 0.0, 8.0) for m in (8, 64, 512, 2048) for n, k in ((512, 1024), (4096, 8192)) for r in (2, 8)
     ]
     rows = np.array(shapes)
-    rows[:, 4] = grouped.seconds(truth, board, limit, rows)
-    found = grouped.fit(rows, board, limit)
+    rows[:, 4] = products.grouped_s(truth, board, limit, rows)
+    found = products.fit_grouped(rows, board, limit)
     assert found.slow == pytest.approx(1.1, rel=0.05) and found.exposed == pytest.approx(0.6, rel=0.1)
     assert found.call_s == pytest.approx(2e-5, rel=0.1)
-    assert grouped.fit(rows[:0], board, limit).exposed == pytest.approx(grouped.START.exposed)
+    assert products.fit_grouped(rows[:0], board, limit).exposed == pytest.approx(products.GROUPED_START.exposed)
 
 
 @pytest.mark.parametrize("device", ["b200-sxm-180gb", "h100-sxm-80gb", "mi300x", "cpu"])
@@ -55,7 +55,7 @@ def test_arrays_of_candidates_and_memory_answer_alike() -> None:
     groups, rows = np.array([1, 4, 16]), np.array([4096, 1024, 256])
     one = [kernels.grouped_s(int(g), int(m), 4096, 2048, accumulate="fp32") for g, m in zip(groups, rows, strict=True)]
     assert kernels.grouped_s(groups, rows, 4096, 2048, accumulate="fp32").tolist() == pytest.approx(one)
-    remembered = RememberedKernels(kernels)
+    remembered = KernelsInUse([kernels])
     again = [
         remembered.grouped_s(int(g), int(m), 4096, 2048, accumulate="fp32")
         for g, m in zip(groups, rows, strict=True)

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from cost_models.curves.grid import LogGrid, pack, unpack
 from cost_models.hardware.device import Device
-from cost_models.timing.busy import Busy
 from cost_models.timing.collectives import OPS
 from cost_models.timing.packed import BASES, FOLDER
+from cost_models.timing.power_limit import Busy
 from validation.fit import attention, devices, products, rates, rows
 from validation.fit.__main__ import main
 from validation.fit.rows import rising

@@ -1,0 +1,103 @@
+"""Several devices, or several kinds of link, that wait for each other: for each call the slowest (or fastest).
+
+Ranks of one context group get equal shares and meet at every exchange, so a step runs at the pace of the slowest device
+and of the slowest link among those in use, by operation, shape and group size. Calls of kernels are remembered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import reduce
+from typing import Any
+
+from cost_models.curves.samples import Sample
+from cost_models.either import larger
+from cost_models.hardware.device import Device
+from cost_models.timing.collectives import Collectives
+from cost_models.timing.kernels import FA2_ARCHITECTURES, Kernels
+from cost_models.timing.memo import Memo
+
+Choice = Callable[[Any, Any], Any]
+
+
+class KernelsInUse(Kernels):
+    """The calls of `Kernels`, each answered once, by what `choose` takes of several devices."""
+
+    def __init__(self, each: Sequence[Kernels], choose: Choice = larger) -> None:
+        self.each, self.choose, self.memo = tuple(each), choose, Memo()
+        self.device = min(self.each, key=lambda kernels: kernels.device.peak_16bit).device
+
+    @classmethod
+    def of_devices(
+        cls,
+        devices: Iterable[Device],
+        samples: Sequence[Sample] = (),
+        choose: Choice = larger,
+        attention: str = "newest",
+    ) -> KernelsInUse:
+        """`attention` is "fa2" for FlashAttention-2, which counts on the architectures where it was measured."""
+        each: list[Kernels] = []
+        for device in devices:
+            if all(device != known.device for known in each):
+                kernel = attention if device.architecture in FA2_ARCHITECTURES else "newest"
+                each.append(Kernels.of(device, samples, attention=kernel))
+        return cls(each, choose)
+
+    @classmethod
+    def afresh(cls, kernels: Kernels) -> KernelsInUse:
+        """The same kernels with nothing remembered: for arrays, which are not asked for again."""
+        return cls(kernels.each, kernels.choose) if isinstance(kernels, KernelsInUse) else cls([kernels])
+
+    def _chosen(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        return reduce(self.choose, (getattr(kernels, name)(*args, **kwargs) for kernels in self.each))
+
+    def gemm_s(self, *args: Any, **kwargs: Any) -> Any:
+        return self.memo.recall(self._chosen, "gemm_s", ("gemm_s", *args), kwargs)
+
+    def grouped_s(self, groups: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(groups, int) and groups == 1:
+            return self.gemm_s(*args, **kwargs)
+        return self.memo.recall(self._chosen, "grouped_s", ("grouped_s", groups, *args), kwargs)
+
+    def attention_s(self, *args: Any, **kwargs: Any) -> Any:
+        return self.memo.recall(self._chosen, "attention_s", ("attention_s", *args), kwargs)
+
+    def memory_bound_s(self, bytes_moved: Any, launches: Any = 1) -> Any:
+        return self._chosen("memory_bound_s", bytes_moved, launches)
+
+    def framework_s(self, unit: str) -> float:
+        return float(self._chosen("framework_s", unit))
+
+    def source(self, op: str) -> str:
+        return "; ".join(dict.fromkeys(kernels.source(op) for kernels in self.each))
+
+    def is_estimate(self, op: str) -> bool:
+        return any(kernels.is_estimate(op) for kernels in self.each)
+
+
+class LinksInUse(Collectives):
+    """The calls of `Collectives`, each answered by what `choose` takes of several kinds of link."""
+
+    def __init__(self, each: Sequence[Collectives], choose: Choice = larger) -> None:
+        slowest = min(each, key=lambda one: one.link.bytes_per_s)
+        super().__init__(slowest.name, slowest.link)
+        self.each, self.choose = tuple(each), choose
+
+    @classmethod
+    def of_links(cls, each: Iterable[Collectives], choose: Choice = larger) -> Collectives:
+        """One of equal links, else several."""
+        different = list({(one.name, one.link): one for one in each}.values())
+        return different[0] if len(different) == 1 else cls(different, choose)
+
+    def intra_s(self, op: str, ranks: int, bytes_per_rank: Any) -> Any:
+        return reduce(self.choose, (one.intra_s(op, ranks, bytes_per_rank) for one in self.each))
+
+    @property
+    def many_channels(self) -> bool:
+        return (any if self.choose is larger else all)(one.many_channels for one in self.each)
+
+    def source(self, op: str) -> str:
+        return "; ".join(dict.fromkeys(one.source(op) for one in self.each))
+
+    def is_estimate(self, op: str, ranks: int = 2) -> bool:
+        return any(one.is_estimate(op, ranks) for one in self.each)
