@@ -300,7 +300,7 @@ def two_stages(frames: Iterable[int]) -> Table:
 
 
 def _dealt(way: FrameSharding) -> lv.Framework:
-    return replace(lv.MM_SP, framework=replace(lv.MM_SP, frame_sharding=way))
+    return replace(lv.MM_SP, frame_sharding=way)
 
 
 def _stage_notes(layout: Strategy) -> tuple[str, ...]:

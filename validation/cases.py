@@ -6,11 +6,10 @@ Rows are read by `standard.py` (training) and `operators.py` (one operator alone
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from cost_models.framework import Framework
 from cost_models.hardware.cluster import Cluster
-from cost_models.hardware.device import Device
 from cost_models.models.model import Model
 from cost_models.strategy import LayerRange, Recompute, Strategy
 from cost_models.workload import Workload
@@ -41,17 +40,6 @@ class Case:
 class Refused:
     row: Row
     reason: str
-
-
-def cluster_of(preset: str, gpus: int, *, device: str = "") -> Cluster:
-    """So many GPUs of a preset whose nodes have eight, with another device if one is named."""
-    cluster = Cluster.load(preset, nodes=-(-gpus // 8))
-    run = cluster.runs[0]
-    node = replace(run.node, gpus=min(gpus, 8))
-    if device:
-        chosen = Device.load(device)
-        node = replace(node, device=chosen, scale_up=replace(node.scale_up, link=chosen.link))
-    return replace(cluster, runs=(replace(run, node=node),))
 
 
 def layers_of(model: Model, recompute: Recompute) -> tuple[LayerRange, ...]:

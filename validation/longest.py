@@ -19,7 +19,7 @@ from cost_models.longest import most_tokens
 from cost_models.step.shape import Shape
 from validation.cases import Case, Refused
 from validation.operator_time import Call
-from validation.operators import usp_call
+from validation.operators import call_of
 from validation.row_price import price_of
 from validation.rows import Row
 from validation.standard import untimed_case
@@ -138,9 +138,7 @@ def _of_length(case: Case, tokens: int) -> Case:
 
 
 def _operator_ending(row: Row, blank: Ending) -> Ending:
-    if row.file != "op_usp_ulysses_ring":
-        return replace(blank, reason="no reader for operator rows of this file without a time")
-    call = usp_call(row)
+    call = call_of(row)
     share = operator_bytes(call) / call.cluster.runs[0].node.device.memory_bytes
     return replace(blank, fits=share <= 1, used_share=share)
 

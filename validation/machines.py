@@ -22,11 +22,14 @@ from validation import words
 from validation.rows import Row
 
 
-def cluster_of(row: Row) -> Cluster:
-    """The preset that the row's `cluster` cell names, else the nearest, with the nodes, links and cards it states."""
+def cluster_of(row: Row, gpus: int | None = None) -> Cluster:
+    """The preset that the row's `cluster` cell names, else the nearest, with the nodes, links and cards it states.
+
+    So many `gpus` of it, else as many as the row says.
+    """
     memory_gb = row.number_of("gpu_mem_gb") if row.cell("gpu_mem_gb") else None
     device = Device.load(row.cell("device")) if row.cell("device") else device_of(row.text("gpu"), memory_gb)
-    gpus, per_node = row.count("n_gpus"), row.count("gpus_per_node", 8)
+    gpus, per_node = gpus or row.count("n_gpus"), row.optional("gpus_per_node") or 8
     base = _preset(row.cell("cluster")) if row.cell("cluster") else _nearest(device.name, per_node)
     node = replace(base.runs[0].node, device=device, gpus=min(gpus, per_node))
     if base.runs[0].node.device.link != device.link:

@@ -1,40 +1,28 @@
 """Rows of the attention operator alone as calls to time: who ran what on how many GPUs.
 
-MagiAttention's degrees are not in the plots but in its code (exps/dist_attn/run_benchmark.py, `CP_GROUP_META`): USP
-and LoongTrain split heads over the 8 GPUs of a node and ring across nodes; hybrid CP of one document is a plain ring.
+    heads, kv_heads, head_dim, seq_len, global_batch      -> attention         mask, pass -> what runs
+    ulysses, cp_ring, ring_kind, grad_ring_dtype          -> strategy          packed, strided -> how tensors come
+    latency_ms or iter_s -> measured seconds
+
+MagiAttention's degrees are not in its plots but in its code (exps/dist_attn/run_benchmark.py, `CP_GROUP_META`): USP and
+LoongTrain split heads over the 8 GPUs of a node and ring across nodes; hybrid CP of one document is a plain ring.
+`inferred_head_dim` is the head dim that a row's time says it ran with; such a reading is shown, and never scored.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from cost_models.errors import InputError
 from cost_models.framework import Framework
 from cost_models.models.model import Model
-from cost_models.strategy import RingKind, Strategy
+from cost_models.strategy import Strategy
 from cost_models.workload import Workload
-from validation.cases import Refused, cluster_of
+from validation.cases import Refused
+from validation.machines import cluster_of
 from validation.operator_time import Call
 from validation.rows import Row
-
-RING_KINDS: dict[str, RingKind] = {
-    "basic": "contiguous",
-    "ring": "contiguous",
-    "zigzag": "zigzag",
-    "stripe": "striped",
-}
-MAGI_KINDS: dict[str, RingKind] = {
-    "ulysses": "zigzag",
-    "ring_p2p": "zigzag",
-    "ring_allgather": "all_gather",
-    "usp": "zigzag",
-    "loongtrain": "double",
-    "hybrid_dcp": "zigzag",
-}
-
-
-LONGEST_MISREAD_TOKENS, INFERRED_HEAD_DIM = 32_768, 128
-"""yunchang's rows up to this length take the time of the script's default head dim: 32K tokens 1/5.7 of 128K's, for
-1/16 of its work at the transcribed head dim."""
+from validation.standard import framework_of, said
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,126 +43,58 @@ class OperatorCase:
 
 
 def operator_case(row: Row) -> OperatorCase | Refused:
-    """The case of one operator row."""
-    if row.file == "op_usp_ulysses_ring":
-        return _usp(row)
-    if row.file == "op_ring_flash_attention":
-        return _ring_flash(row)
-    return _magi(row)
+    """The case of one operator row. InputError for what its columns cannot say."""
+    if row.cell("untimed"):
+        return Refused(row=row, reason=row.cell("untimed"))
+    if row.text("outcome") != "ok":
+        return Refused(row=row, reason="ran out of memory: no time")
+    seconds = row.positive("latency_ms") / 1e3 if row.cell("latency_ms") else row.positive("iter_s")
+    return OperatorCase(
+        row=row, call=call_of(row), framework=framework_of(row), measured_s=seconds, sweep=row.cell("sweep")
+    )
+
+
+def inferred_reading(case: OperatorCase) -> OperatorCase | None:
+    """The row as its time says it ran, where that is not as transcribed."""
+    head_dim = case.row.optional("inferred_head_dim")
+    if head_dim is None:
+        return None
+    model = case.call.workload.model
+    work = replace(case.call.workload, model=_attention_model(model.heads, model.kv_heads, head_dim))
+    return replace(case, call=replace(case.call, workload=work))
+
+
+def call_of(row: Row) -> Call:
+    """What a row ran, or tried to run."""
+    mask, passes = row.text("mask"), row.text("pass")
+    if mask not in ("causal", "full") or passes not in ("fwd", "bwd", "fwd+bwd"):
+        raise InputError(f"mask={mask!r}, pass={passes!r}; legal: causal or full, and fwd, bwd or fwd+bwd")
+    strategy = Strategy(
+        ulysses=row.degree("ulysses"),
+        ring=row.degree("cp_ring"),
+        ring_kind=row.text("ring_kind"),  # type: ignore[arg-type]
+        grad_ring_dtype=row.cell("grad_ring_dtype") or "fp32",  # type: ignore[arg-type]
+    )
+    return Call(
+        cluster=cluster_of(row, strategy.ranks),
+        workload=Workload(
+            _attention_model(row.count("heads"), row.count("kv_heads"), row.count("head_dim")),
+            context_tokens=row.count("seq_len"),
+            global_batch=row.degree("global_batch"),
+        ),
+        strategy=strategy,
+        forward="fwd" in passes,
+        backward="bwd" in passes,
+        causal=mask == "causal",
+        packed=said(row, "packed", False),
+        strided=said(row, "strided", False),
+    )
 
 
 def _attention_model(heads: int, kv_heads: int, head_dim: int) -> Model:
     """One layer with the row's heads; the operator reads nothing else of it."""
     hidden = heads * head_dim
     return Model(
-        name="attention",
-        layers=1,
-        hidden=hidden,
-        ffn=hidden,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
+        name="attention", layers=1, hidden=hidden, ffn=hidden, heads=heads, kv_heads=kv_heads, head_dim=head_dim,
         vocab=1,
-    )
-
-
-def inferred_reading(case: OperatorCase) -> OperatorCase | None:
-    """The row as its time says it ran, where that is not as transcribed; shown beside the score, never in it."""
-    work = case.call.workload
-    misread = work.context_tokens <= LONGEST_MISREAD_TOKENS and work.model.head_dim < INFERRED_HEAD_DIM
-    if case.row.file != "op_usp_ulysses_ring" or not misread:
-        return None
-    model = _attention_model(work.model.heads, work.model.kv_heads, INFERRED_HEAD_DIM)
-    return replace(case, call=replace(case.call, workload=replace(work, model=model)))
-
-
-def _usp(row: Row) -> OperatorCase | Refused:
-    if row.text("outcome") != "ok":
-        return Refused(row=row, reason="ran out of memory: no time")
-    call = usp_call(row)
-    model, tokens = call.workload.model, call.workload.context_tokens
-    return OperatorCase(
-        row=row,
-        call=call,
-        framework=Framework.load("yunchang"),
-        measured_s=row.positive("latency_ms") / 1e3,
-        sweep=f"{tokens} tokens, {model.heads} x {model.head_dim}, {model.kv_heads} KV, {row.text('api')}",
-    )
-
-
-def usp_call(row: Row) -> Call:
-    """What yunchang's row ran, or tried to run."""
-    model = _attention_model(row.count("heads"), row.count("kv_heads"), row.count("head_dim"))
-    packed = row.text("api") == "qkvpacked"
-    return Call(
-        cluster=cluster_of("dgx-a100", row.count("n_gpus")),
-        workload=Workload(model, context_tokens=row.count("seq_len_global"), global_batch=row.count("batch")),
-        strategy=Strategy(
-            ulysses=row.count("ulysses_degree"),
-            ring=row.count("ring_degree"),
-            ring_kind=RING_KINDS[row.text("ring_impl")],
-        ),
-        backward=row.text("pass") != "fwd",
-        packed=packed,
-        strided=packed,
-    )
-
-
-def _ring_flash(row: Row) -> OperatorCase | Refused:
-    if "varlen" in row.text("source_table"):
-        return Refused(row=row, reason="packed documents: their lengths are not printed")
-    passes, kind = (part.strip() for part in row.text("other").split(";"))
-    ring, heads = row.count("cp_ring"), row.count("heads")
-    cluster = cluster_of("dgx-a100", ring)
-    if row.text("gpu").startswith("H800"):
-        cluster = cluster_of("dgx-h100", ring, device="h800")
-        node = cluster.runs[0].node
-        link = replace(node.scale_up, bytes_per_s=200e9)
-        cluster = replace(cluster, runs=(replace(cluster.runs[0], node=replace(node, scale_up=link)),))
-    call = Call(
-        cluster=cluster,
-        workload=Workload(
-            _attention_model(heads, row.count("kv_heads"), row.count("hidden") // heads),
-            context_tokens=row.count("seq_len"),
-            global_batch=1,
-        ),
-        strategy=Strategy(ring=ring, ring_kind=RING_KINDS.get(kind, "zigzag"), grad_ring_dtype="fp32"),
-        backward="bwd" in passes,
-        strided=ring > 1,  # kvpacked (benchmark/benchmark_kvpacked_func.py)
-    )
-    return OperatorCase(
-        row=row,
-        call=call,
-        framework=Framework.load("ring-flash-attention" if ring > 1 else "flash-attention"),
-        measured_s=row.positive("iter_s"),
-        sweep=f"{row.text('gpu')}, {passes}, {ring} GPUs",
-    )
-
-
-def _magi(row: Row) -> OperatorCase | Refused:
-    method, ranks, mask = row.text("method"), row.count("cp_size"), row.text("mask")
-    if method not in MAGI_KINDS:
-        return Refused(row=row, reason="MagiAttention's own schedule of group collectives: no words for it")
-    if mask not in ("causal", "full") or row.text("outcome") != "ok":
-        return Refused(row=row, reason="another mask, or no time")
-    ulysses = {"ulysses": ranks, "usp": 8, "loongtrain": 8}.get(method, 1)
-    forward = row.text("pass") == "fwd"
-    call = Call(
-        cluster=cluster_of("dgx-h100", ranks),
-        workload=Workload(
-            _attention_model(row.count("heads"), row.count("kv_heads"), row.count("head_dim")),
-            context_tokens=row.count("seq_len_global"),
-            global_batch=row.count("batch"),
-        ),
-        strategy=Strategy(ulysses=ulysses, ring=ranks // ulysses, ring_kind=MAGI_KINDS[method], grad_ring_dtype="bf16"),
-        forward=forward,
-        backward=not forward,
-        causal=mask == "causal",
-    )
-    return OperatorCase(
-        row=row,
-        call=call,
-        framework=Framework.load("magi-baselines"),
-        measured_s=row.positive("latency_ms_derived") / 1e3,
-        sweep=f"{ranks} GPUs, {row.text('pass')}, {mask} mask",
-    )
+    )  # fmt: skip

@@ -3,8 +3,8 @@
     score   yes: step time and memory count · apart: 8- or 4-bit, reported beside · rank: only its place in a sweep
             no: never used
 
-A blank cell means that the source does not say. Training files carry the score in a column; operator files are
-trusted as `measurements/README.md` says. Left out: kernel files, which shaped the curves and so cannot judge them.
+A blank cell means that the source does not say. Left out: kernel files, which shaped the curves and so cannot judge
+them.
 """
 
 from __future__ import annotations
@@ -19,11 +19,6 @@ from cost_models.errors import InputError
 
 Score = Literal["yes", "apart", "rank", "no"]
 FOLDER = Path(__file__).parents[1] / "measurements"
-OPERATOR_SCORES: dict[str, Score] = {
-    "op_usp_ulysses_ring": "yes",
-    "op_ring_flash_attention": "yes",
-    "op_magi_cp_scaling_digitized": "rank",
-}
 _PREFIXES: tuple[tuple[str, Score], ...] = (("yes", "yes"), ("apart", "apart"), ("rank", "rank"), ("no", "no"))
 
 
@@ -116,7 +111,7 @@ def read(file: str, folder: Path = FOLDER) -> list[Row]:
 
 def _score(file: str, cells: dict[str, str]) -> Score:
     if "score" not in cells:
-        return OPERATOR_SCORES.get(file, "no")
+        return "no"
     for prefix, score in _PREFIXES:
         if cells["score"].startswith(prefix):
             return score

@@ -153,7 +153,7 @@ def model_of(row: Row) -> Model:
         raise InputError(f"layers is blank and model={name!r} is no preset")
     hidden, heads = row.count("hidden"), row.count("heads")
     ffn = row.count("ffn", 4 * hidden)
-    gated = _said(row, "gated", ffn != 4 * hidden)
+    gated = said(row, "gated", ffn != 4 * hidden)
     return Model(
         name=row.text("model"),
         layers=row.count("layers"),
@@ -164,7 +164,7 @@ def model_of(row: Row) -> Model:
         head_dim=row.optional("head_dim") or hidden // heads,
         vocab=row.optional("vocab") or 32000,
         gated=gated,
-        tied_embeddings=_said(row, "tied", not gated),
+        tied_embeddings=said(row, "tied", not gated),
     )
 
 
@@ -259,7 +259,7 @@ def _loss_chunk(row: Row, ranks: int) -> int | None:
     return max(tokens // int(cut[1]), 1) if cut[1] else Strategy().loss_chunk_tokens
 
 
-def _said(row: Row, name: str, otherwise: bool) -> bool:
+def said(row: Row, name: str, otherwise: bool) -> bool:
     """A yes or no of a column that may be blank or absent."""
     text = row.cell(name).lower()
     if text not in ("", "yes", "no"):

@@ -9,7 +9,7 @@ import pytest
 from cost_models import InputError
 from cost_models.longest import MOST_TOKENS, most_tokens
 from validation.longest import Limit, ending_of, limit_of, longest, operator_bytes
-from validation.operators import usp_call
+from validation.operators import call_of
 from validation.report import as_json, markdown
 from validation.row_price import allocated_bytes, price_of, reserved_bytes
 from validation.rows import FOLDER, read
@@ -86,7 +86,7 @@ def test_an_operator_holds_its_tensors():
     """Two rows of 16K own tokens, 32 heads of 32 in bf16: q, k, v twice, two blocks, output, fp32 sum and merge."""
     row = next(row for row in read("op_usp_ulysses_ring") if row.text("outcome") == "OOM")
     values = 2 * 131072 // 8 * 32 * 32
-    assert operator_bytes(usp_call(row)) == values * (2 * 3 * 2 + 4 * 2 + 2 + 12)
+    assert operator_bytes(call_of(row)) == values * (2 * 3 * 2 + 4 * 2 + 2 + 12)
 
 
 def test_rows_in_standard_columns_need_no_time(tmp_path):

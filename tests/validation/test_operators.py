@@ -17,11 +17,11 @@ from cost_models.step.shape import Shape
 from cost_models.timing.cluster_costs import cluster_costs
 from cost_models.timing.host import PYTORCH_2024, Host
 from cost_models.timing.kernels import Kernels
-from validation.cases import cluster_of
+from validation.machines import cluster_of
 from validation.operator_time import Call, operator_s, operator_stages
 from validation.operators import OperatorCase, inferred_reading, operator_case
 from validation.report import as_json, markdown
-from validation.rows import read
+from validation.rows import Row, read
 from validation.score import score
 
 FOLDER = Path("measurements")
@@ -236,7 +236,7 @@ def test_rows_of_another_source(device, node, kind, backward, per_s, within):
     heads x 128, 8,192 tokens a GPU): not among the rows here, looked at after the calls were counted. The host's time
     for a message comes from two of them (H800, zigzag and striped, forward); the others shaped nothing."""
     call = Call(
-        cluster=cluster_of(node, 8, device=device),
+        cluster=cluster_of(Row(file="", number="", score="yes", cells={"cluster": node, "device": device}), 8),
         workload=Workload(attention(5, 5, 128), context_tokens=8 * 8192),
         strategy=Strategy(ring=8, ring_kind=kind),
         backward=backward,
