@@ -112,6 +112,6 @@ def test_two_stages_beat_one_by_what_the_busiest_rank_encodes_more():
     work = Workload(model, frames=64, text_tokens=256)
     steps = {}
     for way in ("exchanged", "reduced", "own_tokens", "placeholders"):
-        framework = replace(lv.MM_SP, framework=replace(lv.MM_SP, frame_sharding=way))
+        framework = replace(lv.MM_SP, frame_sharding=way)
         steps[way] = priced(framework, cluster(8), work, layout).step_s
     assert steps["exchanged"] < steps["reduced"] < steps["own_tokens"] < steps["placeholders"]
