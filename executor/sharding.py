@@ -26,11 +26,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cost_models.errors import InputError
 from cost_models.step.heads import HeadSplit
+from cost_models.token_layout import Layout, Places, document_edges
 from executor.groups import Groups
 from executor.mmsp import attention, embeddings
 from executor.mmsp.attention import MmSp
 from executor.mmsp.decode import DecodeStep, ShardedCache
-from executor.mmsp.layout import Layout, Places, document_edges
 from executor.mmsp.recompute import apply_recompute
 from longvila.sharding import IGNORE, Batch, LocalBatch, places_on
 

@@ -54,6 +54,7 @@ Examples:
 @click.option("-o", "--output", metavar="FILE", help="Where to write the plan [default: plan.json; none with --json].")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON and nothing else.")
 @click.option("--explain", is_flag=True, help="Show every number as a sum of its parts, and where it comes from.")
+@options.report
 @click.pass_context
 def cli(context: click.Context, /, **given: Any) -> None:
     """Choose the parallel layout of a long-context step: degrees, placement, sharding, recompute.
@@ -74,8 +75,9 @@ def _plan(given: dict[str, Any]) -> None:
         raise InputError(f"--objective {given['objective']!r} is unknown; legal: time, memory, gpu-hours")
     fixed = options.pins(given["fix"])
     output = given["output"] or (None if given["as_json"] else "plan.json")
-    if output is not None:
-        check_target(output, "-o")
+    for path, flag in ((output, "-o"), (given["page"], "--report")):
+        if path is not None:
+            check_target(path, flag)
     from planner.reverse import command as reverse
 
     if sum(bool(given[name]) for name in ("longest", "finish", "goodput")) > 1:
@@ -105,6 +107,10 @@ def _plan(given: dict[str, Any]) -> None:
         )  # fmt: skip
     if output is not None:
         found.save(output)
+    if given["page"]:
+        from planner.page.report_page import save_plan_page
+
+        save_plan_page(given["page"], found, asked.profile)
     if given["as_json"]:
         click.echo(found.to_json(), nl=False)
         return

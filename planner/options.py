@@ -74,6 +74,12 @@ def shared(command: F) -> F:
     return shared_but()(command)
 
 
+def report(command: F) -> F:
+    """Adds --report."""
+    told = "Write a page with pictures that opens in any browser, without a network."
+    return click.option("--report", "page", metavar="FILE", help=told)(command)
+
+
 def shared_but(*left_out: str) -> Callable[[F], F]:
     """As `shared`, without some of NAMES, which the command declares itself."""
 

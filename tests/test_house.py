@@ -21,7 +21,7 @@ MAY_IMPORT = {
 INSIDE = (
     {"errors", "units", "strict", "either"},
     {"hardware", "models", "curves"},
-    {"workload", "strategy", "program", "profile"},
+    {"workload", "strategy", "program", "profile", "token_layout"},
     {"timing"},
     {"framework", "step", "flops"},
     {"memory", "cost"},

@@ -19,8 +19,8 @@ from transformers import AttentionInterface
 
 from cost_models.errors import InputError
 from cost_models.step.heads import HeadSplit, Share
+from cost_models.token_layout import Layout, Tile
 from executor.mmsp.exchange import Exchange
-from executor.mmsp.layout import Layout, Tile
 from executor.mmsp.ring import RingWork, ring_backward, ring_forward
 
 NAME = "mm_sp"

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from cost_models.errors import InputError
+from cost_models.token_layout import Layout, Places
 from executor.mmsp.exchange import Exchange, all_to_all
-from executor.mmsp.layout import Layout, Places
 from longvila.sharding import places_on
 
 

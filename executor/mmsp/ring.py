@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from cost_models.step.heads import Run
+from cost_models.token_layout import Tile
 from executor.mmsp import kernel
 from executor.mmsp.exchange import Exchange
-from executor.mmsp.layout import Tile
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,7 @@ MOST_SEEDS = 1000
 @click.option("--jitter", metavar="S", help="Also draw each GPU's speed: standard deviation, such as 0.05.")
 @click.option("--seeds", metavar="N", help="Draws of --jitter [default: 20].")
 @click.option("--profile", "profile", metavar="FILE", help="The profile that the plan was made with, if any.")
+@options.report
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def simulate(
     plan_file: str,
@@ -34,6 +35,7 @@ def simulate(
     jitter: str | None,
     seeds: str | None,
     profile: str | None,
+    page: str | None,
     as_json: bool,
 ) -> None:
     """Play a plan's step as discrete events on the cluster's topology."""
@@ -42,7 +44,7 @@ def simulate(
     from planner.plan_file import Plan
     from planner.simulator.simulation import simulate as play
 
-    for path, flag in ((trace, "--trace"), (goal, "--goal")):
+    for path, flag in ((trace, "--trace"), (goal, "--goal"), (page, "--report")):
         if path is not None:
             check_target(path, flag)
     if seeds is not None and jitter is None:
@@ -67,13 +69,17 @@ def simulate(
         from planner.simulator.simulation import played_program
 
         write_whole(goal, schedule(*played_program(*asked, measured), plan.strategy), "--goal")
+    if page is not None:
+        from planner.page.report_page import save_plan_page
+
+        save_plan_page(page, plan, measured)
     if as_json:
         drawn = {"jitter": {"deviation": deviation, "step_s": steps}} if steps else {}
         click.echo(json.dumps({**report.simulation_dict(found), **drawn}, indent=1))
         return
     report.show(report.simulation_lines(plan, found))
     report.show(jitter_lines(deviation, steps) if steps else [])
-    report.show([f"Wrote {path}" for path in (trace, goal) if path])
+    report.show([f"Wrote {path}" for path in (trace, goal, page) if path])
 
 
 def _deviation(text: str | None) -> float:

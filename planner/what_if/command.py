@@ -12,6 +12,7 @@ import click
 
 from cost_models.errors import InputError
 from planner import options
+from planner.files import check_target, write_whole
 
 EXAMPLES = """\b
 Examples:
@@ -46,6 +47,7 @@ _EVENTS = ("lose", "degrade", "slow")
 @click.option("--no-cliffs", is_flag=True, help="Leave out the search for thresholds.")
 @click.option("--jobs", metavar="N", help="Processes [default: the cores of this machine].")
 @click.option("-o", "--output", metavar="FILE", help="Write all rows: .csv or .json. A stopped sweep goes on from it.")
+@options.report
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 @click.option("--slurm", metavar="N", help="Print a batch script that answers in N array tasks, then merges; needs -o.")
 @click.option("--part", metavar="K/N", help="Answer only part K of N (what the array tasks do).")
@@ -62,6 +64,8 @@ def what_if(**given: Any) -> None:
 
     sweep = _sweep(given)
     output = _output(given["output"])
+    if given["page"]:
+        check_target(given["page"], "--report")
     dollars = _dollars(given["dollars"])
     if given["slurm"] is not None:
         click.echo(_slurm(options.whole(given["slurm"], "--slurm"), output), nl=False)
@@ -89,7 +93,11 @@ def what_if(**given: Any) -> None:
         sys.exit(130)
     answers = table.rows(sweep, now, [store.known[i] for i in range(sweep.scenarios)], dollars)
     if output is not None:
-        _write(output, table.as_csv(answers) if output.suffix == ".csv" else table.as_json(answers, found))
+        write_whole(output, table.as_csv(answers) if output.suffix == ".csv" else table.as_json(answers, found))
+    if given["page"]:
+        from planner.page.report_page import save_what_if_page
+
+        save_what_if_page(given["page"], sweep, now, [store.known[i] for i in range(sweep.scenarios)], found)
     store.close(remove=True)
     if given["as_json"]:
         click.echo(table.as_json(answers, found), nl=False)
@@ -122,19 +130,11 @@ def _sweep(given: dict[str, Any]) -> Any:
 
 
 def _output(path: str | None) -> Path | None:
-    from planner.files import check_target
-
     if path is None:
         return None
     if Path(path).suffix not in (".csv", ".json"):
         raise InputError(f"-o {path!r} is neither a .csv nor a .json file")
     return check_target(path, "-o")
-
-
-def _write(path: Path, text: str) -> None:
-    from planner.files import write_whole
-
-    write_whole(path, text)
 
 
 def _dollars(text: str | None) -> float | None:

@@ -9,10 +9,10 @@ import torch
 
 from cost_models.errors import InputError
 from cost_models.step.heads import HeadSplit
+from cost_models.token_layout import Layout, Span, Tile, document_edges
 from executor.mmsp import kernel
 from executor.mmsp.attention import Kept, MmSp, _sum_heads, attention
 from executor.mmsp.exchange import Alone, LocalExchange, local_exchanges
-from executor.mmsp.layout import Layout, Span, Tile, document_edges
 from executor.mmsp.ring import RingWork, ring_backward, ring_forward
 
 DIM = 4

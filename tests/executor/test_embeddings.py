@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cost_models.errors import InputError
+from cost_models.token_layout import Layout
 from executor.mmsp.embeddings import exchange_embeddings, own_frames, route
 from executor.mmsp.exchange import Alone, local_exchanges
-from executor.mmsp.layout import Layout
 
 
 @given(frames=st.integers(0, 300), members=st.integers(1, 40))

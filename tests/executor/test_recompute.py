@@ -8,10 +8,10 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, masking_utils
 
 from cost_models.errors import InputError
+from cost_models.token_layout import Layout
 from executor.mmsp import attention, ring
 from executor.mmsp.attention import MmSp
 from executor.mmsp.exchange import Alone
-from executor.mmsp.layout import Layout
 from executor.mmsp.recompute import POLICIES, apply_recompute
 from planner.search.space import SEARCHED
 

@@ -11,7 +11,7 @@ from cost_models import Model, Strategy, Workload
 from cost_models.errors import InputError
 from cost_models.step.heads import HeadSplit
 from cost_models.step.shape import Shape
-from executor.mmsp.layout import Layout, document_edges
+from cost_models.token_layout import Layout, document_edges
 
 
 def _coverage(layout: Layout, edges: tuple[int, ...]) -> np.ndarray:

@@ -117,7 +117,7 @@ class Layout:
         late = chunk >= self.ring
         ring_index = np.where(late, 2 * self.ring - 1 - chunk, chunk)
         in_block = positions % size + late * size
-        return ring_index * self.ulysses + in_block // self.rank_tokens
+        return np.asarray(ring_index * self.ulysses + in_block // self.rank_tokens)
 
     def real_tokens(self, ring_index: int, ulysses_index: int) -> int:
         """How many of a rank's tokens are not padding; they come first."""

@@ -1,0 +1,164 @@
+"""The pictures of a report as Vega-Lite specifications: plain data, no drawing here.
+
+    topology    nodes in a grid, each GPU in the colour of a group that the reader picks, each network card by its load
+    tokens      for each ring position the pieces of the row that it holds
+    timeline    what the streams of one rank do over the step
+    memory      parts of the fullest rank against the capacity
+    choices     step time and memory of the plan and of the layouts that lost
+    curves      step time over one axis of a what-if, the new plan and the old one
+
+Widths follow the page. Hovering shows the numbers behind a mark.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+SCHEMA = "https://vega.github.io/schema/vega-lite/v5.json"
+Rows = Sequence[Mapping[str, Any]]
+
+
+def _spec(rows: Rows, height: int, **more: Any) -> dict[str, Any]:
+    return {"$schema": SCHEMA, "data": {"values": list(rows)}, "width": "container", "height": height, **more}
+
+
+def _tooltip(**names: str) -> list[dict[str, Any]]:
+    return [{"field": field, "title": title} for field, title in names.items()]
+
+
+def topology(gpus: Rows, cards: Rows, choices: Sequence[str], across: float, down: float) -> dict[str, Any]:
+    """`gpus`: x, y, slot, gpu, rank and one word for each of `choices`; `cards`: x, y, card, load (0 to 1)."""
+    place = {
+        "x": {"field": "x", "type": "quantitative", "axis": None, "scale": {"domain": [0, across]}},
+        "y": {"field": "y", "type": "quantitative", "axis": None, "scale": {"domain": [down, 0]}},
+    }
+    square = {**place, "x2": {"field": "x2"}, "y2": {"field": "y2"}}
+    shown = {
+        "name": "colour",
+        "value": choices[0],
+        "bind": {"input": "select", "options": list(choices), "name": "colour by "},
+    }
+    told = _tooltip(slot="slot", gpu="GPU", rank="rank", **{name: name for name in choices})
+    layers = [
+        {
+            "data": {"values": list(gpus)},
+            "transform": [{"calculate": "datum[colour]", "as": "group"}],
+            "mark": {"type": "rect", "cornerRadius": 2},
+            "encoding": {
+                **square,
+                "color": {"field": "group", "type": "nominal", "legend": None, "scale": {"scheme": "tableau20"}},
+                "opacity": {"condition": {"test": "datum.rank === 'free'", "value": 0.15}, "value": 1},
+                "tooltip": told,
+            },
+        },
+        {
+            "data": {"values": list(cards)},
+            "mark": {"type": "circle", "size": 28, "stroke": "#888", "strokeWidth": 0.5},
+            "encoding": {
+                **place,
+                "color": {
+                    "field": "load", "type": "quantitative", "legend": None,
+                    "scale": {"domain": [0, 1], "scheme": "reds"},
+                },
+                "tooltip": _tooltip(card="network card", shown="busy"),
+            },
+        },
+    ]  # fmt: skip
+    return {
+        "$schema": SCHEMA,
+        "width": "container",
+        "height": max(80, round(22 * down)),
+        "params": [shown],
+        "layer": layers,
+        "resolve": {"scale": {"color": "independent"}},
+    }
+
+
+def tokens(pieces: Rows, rings: int) -> dict[str, Any]:
+    """`pieces`: ring, start, stop (tokens), text."""
+    encoding = {
+        "x": {
+            "field": "start",
+            "type": "quantitative",
+            "title": "position in the row (tokens)",
+            "axis": {"format": "s"},
+            "scale": {"nice": False},
+        },
+        "x2": {"field": "stop"},
+        "y": {"field": "ring", "type": "ordinal", "title": "ring position"},
+        "color": {"field": "ring", "type": "nominal", "legend": None, "scale": {"scheme": "tableau20"}},
+        "tooltip": _tooltip(ring="ring position", text="tokens"),
+    }
+    return _spec(pieces, min(420, 24 + 14 * rings), mark={"type": "bar"}, encoding=encoding)
+
+
+def timeline(spans: Rows) -> dict[str, Any]:
+    """`spans`: stream, what, start, stop (seconds), text. The wheel looks closer, dragging moves along."""
+    closer = {"name": "part", "select": {"type": "interval", "encodings": ["x"]}, "bind": "scales"}
+    encoding = {
+        "x": {"field": "start", "type": "quantitative", "title": "seconds", "scale": {"nice": False}},
+        "x2": {"field": "stop"},
+        "y": {"field": "stream", "type": "nominal", "title": None, "sort": None},
+        "color": {"field": "what", "type": "nominal", "title": None, "legend": {"orient": "top", "columns": 5}},
+        "tooltip": _tooltip(what="what", text="for"),
+    }
+    return _spec(spans, 130, mark={"type": "bar", "clip": True}, params=[closer], encoding=encoding)
+
+
+def memory(parts: Rows, capacity_gib: float) -> dict[str, Any]:
+    """`parts`: part, gib, text; the rule is the capacity."""
+    bars = {
+        "mark": {"type": "bar"},
+        "encoding": {
+            "x": {"field": "gib", "type": "quantitative", "title": "GiB of the fullest rank", "stack": "zero"},
+            "color": {"field": "part", "type": "nominal", "title": None, "legend": {"orient": "top", "columns": 4}},
+            "tooltip": _tooltip(part="part", text="holds"),
+        },
+    }
+    limit = {
+        "data": {"values": [{"gib": capacity_gib, "text": f"{capacity_gib:.2f} GiB"}]},
+        "mark": {"type": "rule", "strokeWidth": 3, "color": "#d62728"},
+        "encoding": {"x": {"field": "gib", "type": "quantitative"}, "tooltip": _tooltip(text="capacity")},
+    }
+    return _spec(parts, 60, layer=[bars, limit])
+
+
+def choices(layouts: Rows) -> dict[str, Any]:
+    """`layouts`: layout, step (seconds), gib, role, why."""
+    encoding = {
+        "x": {"field": "step", "type": "quantitative", "title": "seconds a step", "scale": {"zero": False}},
+        "y": {"field": "gib", "type": "quantitative", "title": "GiB per GPU", "scale": {"zero": False}},
+        "color": {"field": "role", "type": "nominal", "title": None, "legend": {"orient": "top"}},
+        "tooltip": _tooltip(layout="layout", step="seconds", gib="GiB", why="why"),
+    }
+    return _spec(layouts, 240, mark={"type": "point", "filled": True, "size": 110}, encoding=encoding)
+
+
+def curves(rows: Rows, axis: str, others: Sequence[str], cliffs: Rows) -> dict[str, Any]:
+    """`rows`: at (number), step, which plan, scenario, plan; `cliffs`: at, words. The reader picks a scenario."""
+    lines = {
+        "transform": [{"filter": "datum.scenario === scenario"}],
+        "mark": {"type": "line", "point": {"filled": True, "size": 60}},
+        "encoding": {
+            "x": {"field": "at", "type": "quantitative", "title": axis, "scale": {"type": "log", "nice": False}},
+            "y": {"field": "step", "type": "quantitative", "title": "seconds a step", "scale": {"zero": False}},
+            "color": {"field": "which", "type": "nominal", "title": None, "legend": {"orient": "top"}},
+            "strokeDash": {"field": "which", "type": "nominal"},
+            "tooltip": _tooltip(text=axis, step="seconds", plan="plan", which="which"),
+        },
+    }
+    rules = {
+        "data": {"values": list(cliffs)},
+        "mark": {"type": "rule", "strokeDash": [3, 3], "strokeWidth": 2, "color": "#d62728"},
+        "encoding": {
+            "x": {"field": "at", "type": "quantitative", "scale": {"type": "log"}},
+            "tooltip": _tooltip(words="the plan changes"),
+        },
+    }
+    switch = {
+        "name": "scenario",
+        "value": others[0],
+        "bind": {"input": "select", "options": list(others), "name": "all else "},
+    }
+    return _spec(rows, 300, params=[switch], layer=[lines, rules] if cliffs else [lines])
