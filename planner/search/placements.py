@@ -155,6 +155,8 @@ def _tiers(costs: ClusterCosts) -> Iterator[Ints]:
                 continue
             seen.add(tuple(allowed))
             slots = np.flatnonzero(allowed[cluster.run_of_slot] & (cluster.gpus_of_slot > 0))
+            if not slots.size:
+                continue
             for better_first in (True, False):
                 tour = _tour(costs.wiring, slots, kind if better_first else -kind)
                 if tour.tobytes() not in tours:
