@@ -22,13 +22,26 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from cost_models.either import Number, pick
 from cost_models.errors import InputError
-from cost_models.step.frames import row_granule
 
 Places = NDArray[np.int64]
 """Positions in a row. Plain arrays, not tensors: a step on fake tensors still has to know them."""
 
 RING_LAYOUTS = ("zigzag", "contiguous")
+
+
+def row_granule(ring: Number, ulysses: Number, ring_kind: str = "zigzag") -> Number:
+    """A row is padded to a multiple of this: equal blocks for the ring, cut in two chunks unless a layout needs none,
+    and equal parts of a block for the ulysses ranks. Numbers or arrays.
+
+    >>> row_granule(2, 4), row_granule(2, 3), row_granule(1, 3), row_granule(2, 3, "contiguous")
+    (8, 12, 3, 6)
+    """
+    chunks = 1 if ring_kind in ("contiguous", "striped") else pick(ring > 1, 2, 1)
+    if isinstance(chunks, np.ndarray) or isinstance(ulysses, np.ndarray):
+        return ring * np.lcm(chunks, ulysses)
+    return ring * math.lcm(chunks, int(ulysses))
 
 
 class Span(NamedTuple):

@@ -12,12 +12,9 @@ between text (the video is taken to start the row), and the uneven tokens that p
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
-import numpy as np
-
-from cost_models.either import Number, pick
+from cost_models.token_layout import row_granule
 
 FrameSharding = Literal["exchanged", "reduced", "own_tokens", "placeholders"]
 
@@ -37,19 +34,6 @@ def busiest(sharding: FrameSharding, frames: int, tokens_per_frame: int, text: i
         return -(-frames // context)
     spans = _zigzag_spans(frames * tokens_per_frame + text, ring, ulysses)
     return max(_touched(mine, frames, tokens_per_frame) for mine in spans)
-
-
-def row_granule(ring: Number, ulysses: Number, ring_kind: str = "zigzag") -> Number:
-    """A row is padded to a multiple of this: equal blocks for the ring, cut in two chunks unless a layout needs none,
-    and equal parts of a block for the ulysses ranks. Numbers or arrays.
-
-    >>> row_granule(2, 4), row_granule(2, 3), row_granule(1, 3), row_granule(2, 3, "contiguous")
-    (8, 12, 3, 6)
-    """
-    chunks = 1 if ring_kind in ("contiguous", "striped") else pick(ring > 1, 2, 1)
-    if isinstance(chunks, np.ndarray) or isinstance(ulysses, np.ndarray):
-        return ring * np.lcm(chunks, ulysses)
-    return ring * math.lcm(chunks, int(ulysses))
 
 
 def _zigzag_spans(tokens: int, ring: int, ulysses: int) -> list[list[tuple[int, int]]]:

@@ -1,7 +1,7 @@
 """The sizes of one rank's work that every cost is made of: tokens, heads and bytes, for one or many candidates.
 
 Takes a `Strategy`, or a `Degrees` of numpy arrays with the same names (one entry per candidate): every number below
-is then an array of the same length. Tokens are rounded up as the executor pads them (`frames.row_granule`).
+is then an array of the same length. Tokens are rounded up as the executor pads them (`token_layout.row_granule`).
 
     S = tokens per rank and microbatch = rows x ceil(L / g) x g / (R U), g = R lcm(2, U)       N = S x U: in the ring
 """
@@ -20,8 +20,9 @@ from cost_models.errors import InputError
 from cost_models.framework import OURS, Framework
 from cost_models.models.experts import Experts
 from cost_models.models.model import LayerKind
-from cost_models.step.frames import busiest, row_granule
+from cost_models.step.frames import busiest
 from cost_models.step.heads import HeadSplit
+from cost_models.token_layout import row_granule
 from cost_models.workload import DTYPE_BYTES, LoraTarget, Workload
 
 
