@@ -13,6 +13,7 @@ Units: tokens. Leaves out blocks of unequal size: the row is padded to a multipl
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
