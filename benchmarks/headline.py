@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cost_models import InputError, Model, Strategy, Workload
-from cost_models.step.frames import FrameSharding, busiest
+from cost_models.layer.frames import FrameSharding, busiest
 from cost_models.units import parse_tokens, show_tokens
 from planner.search.remedies import NothingFits
 from planner.solve import solve

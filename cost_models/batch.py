@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from cost_models.cost import MEMORY, SECONDS
 from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.placement import check_placement
-from cost_models.memory.peak import peak
+from cost_models.layer.sizes import Degrees, RankSizes
+from cost_models.memory.components import peak
 from cost_models.pricing import fold
 from cost_models.profile import Profile
 from cost_models.step.assembly import step_program
-from cost_models.step.shape import Degrees, Shape
 from cost_models.strategy import Strategy, axis_stride
 from cost_models.timing.cluster_costs import ClusterCosts, cluster_costs
 from cost_models.timing.paths import Path, Paths, priced_patterns
@@ -78,7 +78,7 @@ def price_batch(
         mine = [strategies[index] for index in members]
         devices = here.devices(runs)
         capacity[members] = min(device.memory_bytes for device in devices)
-        shape = Shape(workload, _degrees(mine, workload))
+        shape = RankSizes(workload, _degrees(mine, workload))
         kernels = KernelsInUse.afresh(here.kernels(runs))
         ranges = mine[0].layer_ranges(workload.model.layers)
         program = step_program(shape, kernels, ranges)

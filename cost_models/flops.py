@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from cost_models.layer.decoder import operators
+from cost_models.layer.operators import Table, product_flops
+from cost_models.layer.recompute import run_again
+from cost_models.layer.sizes import RankSizes
+from cost_models.layer.stages import pieces
 from cost_models.models.model import LayerKind
-from cost_models.step.layer import operators
-from cost_models.step.operators import Table, product_flops
-from cost_models.step.recompute import run_again
-from cost_models.step.shape import Shape
-from cost_models.step.stages import pieces
 from cost_models.strategy import Strategy
 from cost_models.workload import Workload
 
@@ -50,7 +50,7 @@ def executed_flops(workload: Workload, strategy: Strategy) -> float:
 @lru_cache(maxsize=64)
 def _table(workload: Workload, kind: LayerKind, mlp_chunk_tokens: int | None) -> Table:
     """A layer's operators where one rank has all tokens."""
-    return operators(Shape(workload, Strategy(mlp_chunk_tokens=mlp_chunk_tokens), kind=kind))
+    return operators(RankSizes(workload, Strategy(mlp_chunk_tokens=mlp_chunk_tokens), kind=kind))
 
 
 def _attention(workload: Workload) -> float:

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 
 from cost_models import strict
 from cost_models.errors import InputError
-from cost_models.step.frames import FrameSharding
+from cost_models.layer.frames import FrameSharding
 from cost_models.timing.host import HOSTS, Host
 from cost_models.workload import Precision
 

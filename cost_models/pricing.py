@@ -22,11 +22,11 @@ from cost_models.either import both, larger, pick, smaller, somewhere
 from cost_models.framework import OURS, Framework
 from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.placement import Placement, check_placement
-from cost_models.memory.peak import fullest
+from cost_models.layer.sizes import RankSizes
+from cost_models.memory.components import fullest
 from cost_models.profile import Profile
 from cost_models.program import Broadcasts, Compute, Exchange, Number, Ring, Segment, Staged, StepProgram
 from cost_models.step.assembly import step_program
-from cost_models.step.shape import Shape
 from cost_models.strategy import Strategy
 from cost_models.timing.cluster_costs import cluster_costs
 from cost_models.timing.kernels import OPS, Kernels
@@ -77,7 +77,7 @@ def price(
     framework.check_scope("step")
     strategy.check(workload.model)
     check_placement(cluster, strategy.ranks, placement)
-    shape, here = Shape(workload, strategy, framework), cluster_costs(cluster, profile)
+    shape, here = RankSizes(workload, strategy, framework), cluster_costs(cluster, profile)
     runs, paths = here.runs(strategy.ranks, placement), here.paths(strategy, placement, framework.owned_tensors > 0)
     kernels, devices = here.kernels(runs, framework.measured_attention), here.devices(runs)
     ranges = strategy.layer_ranges(workload.model.layers)

@@ -25,7 +25,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cost_models.errors import InputError
-from cost_models.step.heads import HeadSplit
+from cost_models.layer.heads import HeadSplit
 from cost_models.token_layout import Layout, Places, document_edges
 from executor.groups import Groups
 from executor.mmsp import attention, embeddings

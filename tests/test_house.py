@@ -23,7 +23,8 @@ INSIDE = (
     {"hardware", "models", "curves"},
     {"workload", "strategy", "program", "profile", "token_layout"},
     {"timing"},
-    {"framework", "step", "flops"},
+    {"framework", "layer", "flops"},
+    {"step"},
     {"memory", "cost"},
     {"pricing", "batch", "longest"},
 )

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from cost_models.errors import InputError
+from cost_models.layer.sizes import RankSizes
 from cost_models.longest import most_tokens
-from cost_models.step.shape import Shape
 from validation.cases import Case, Refused
 from validation.operator_time import Call
 from validation.operators import call_of
@@ -145,7 +145,7 @@ def _operator_ending(row: Row, blank: Ending) -> Ending:
 
 def operator_bytes(call: Call) -> float:
     """Tensors of one rank: q, k, v as given and exchanged, two travelling blocks, output and its fp32 sum and merge."""
-    shape = Shape(call.workload, call.strategy)
+    shape = RankSizes(call.workload, call.strategy)
     model, tokens = call.workload.model, shape.ring_tokens * shape.rows
     queries, keys = (float(tokens * heads * model.head_dim) for heads in (shape.heads, shape.kv_heads))
     width = float(shape.width)

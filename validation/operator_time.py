@@ -15,10 +15,10 @@ from typing import Any
 
 from cost_models.framework import Framework
 from cost_models.hardware.cluster import Cluster
+from cost_models.layer.attention import EXCHANGE_COPIES, attention_phases
+from cost_models.layer.sizes import RankSizes
 from cost_models.pricing import fold_segment
 from cost_models.program import Compute, Ring, Segment
-from cost_models.step.attention import EXCHANGE_COPIES, attention_phases
-from cost_models.step.shape import Shape
 from cost_models.strategy import Strategy
 from cost_models.timing.cluster_costs import cluster_costs
 from cost_models.timing.host import Host
@@ -69,7 +69,7 @@ def operator_stages(call: Call, framework: Framework) -> tuple[Stage, ...]:
     costs = cluster_costs(call.cluster)
     work = _Work(
         call=call,
-        shape=Shape(call.workload, call.strategy, framework),
+        shape=RankSizes(call.workload, call.strategy, framework),
         kernels=costs.kernels(costs.runs(call.strategy.ranks), framework.measured_attention),
         paths=costs.paths(call.strategy),
         host=framework.host or ALWAYS_AHEAD,
@@ -85,7 +85,7 @@ def operator_stages(call: Call, framework: Framework) -> tuple[Stage, ...]:
 @dataclass(frozen=True, kw_only=True)
 class _Work:
     call: Call
-    shape: Shape
+    shape: RankSizes
     kernels: Kernels
     paths: Paths
     host: Host

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from cost_models.either import larger, pick, smaller
+from cost_models.either import larger, pick, smaller, somewhere
 from cost_models.hardware.device import Device
-from cost_models.memory.activations import final_norm_input, microbatches_in_flight
-from cost_models.memory.moments import Moment
+from cost_models.layer.sizes import RankSizes
+from cost_models.layer.stages import at_stage, is_mixed, stage
+from cost_models.memory import peaks
+from cost_models.memory.peaks import Peak, final_norm_input, kept_bytes, microbatches_in_flight
 from cost_models.memory.states import states
-from cost_models.step.shape import Shape
+from cost_models.strategy import LayerRange
 
 CONTEXT_BYTES = {"gpu": 640 * 2**20, "cpu": 450 * 2**20}
 """CUDA context and cuBLAS workspaces; on a CPU the interpreter with its libraries. Estimates."""
@@ -31,7 +33,7 @@ def context_bytes(device: Device) -> int:
     return CONTEXT_BYTES["cpu" if device.architecture == "cpu" else "gpu"]
 
 
-def components(shape: Shape, activations: Any, moment: Moment, device: Device) -> dict[str, Any]:
+def components(shape: RankSizes, activations: Any, moment: Peak, device: Device) -> dict[str, Any]:
     """Components in bytes. `activations`: kept by all layers together; `moment`: the highest of the step."""
     kind = "cpu" if device.architecture == "cpu" else "gpu"
     parts = {
@@ -49,7 +51,7 @@ def components(shape: Shape, activations: Any, moment: Moment, device: Device) -
     return parts
 
 
-def _outside_layers(shape: Shape) -> Any:
+def _outside_layers(shape: RankSizes) -> Any:
     """Cosines and sines of the rotary positions and the positions (8 B), and the final norm's input if it is saved."""
     if shape.workload.mode != "train":
         return 0 * shape.tokens
@@ -61,7 +63,7 @@ def _outside_layers(shape: Shape) -> Any:
     return last + tables * 2 * model.head_dim * width + shape.tokens * 8
 
 
-def _vision(shape: Shape) -> Any:
+def _vision(shape: RankSizes) -> Any:
     """Pictures, what tower and projector keep of them, and the vision tokens that come from other ranks.
 
     Tower, per patch and layer (one layer's worth without training): 2 residuals, 2 normalised, q, k, v, attention's
@@ -82,7 +84,7 @@ def _vision(shape: Shape) -> Any:
     return tower + projector + received
 
 
-def _cache(shape: Shape) -> Any:
+def _cache(shape: RankSizes) -> Any:
     if shape.workload.mode == "train":
         return 0 * shape.tokens
     tokens = shape.rows * (shape.ring_tokens // shape.degrees.ulysses)
@@ -91,8 +93,33 @@ def _cache(shape: Shape) -> Any:
     return tokens * columns * shape.width * shape.workload.model.layers // shape.degrees.pipeline
 
 
-def _communication(shape: Shape, group_bytes: int) -> Any:
+def _communication(shape: RankSizes, group_bytes: int) -> Any:
     degrees = shape.degrees
     axes = (degrees.ulysses, degrees.ring, degrees.shard, degrees.replicate, degrees.tensor, degrees.pipeline,
             degrees.expert)  # fmt: skip
     return sum(pick(size > 1, group_bytes, 0) for size in axes)
+
+
+def peak(shape: RankSizes, ranges: tuple[LayerRange, ...], device: Device) -> dict[str, Any]:
+    """Bytes by component, of one rank of the fullest stage."""
+    return fullest(shape, ranges, device)[0]
+
+
+def fullest(shape: RankSizes, ranges: tuple[LayerRange, ...], device: Device) -> tuple[dict[str, Any], str]:
+    """The same, and the moment of the step."""
+    model, stages = shape.workload.model, shape.degrees.pipeline
+    if not is_mixed(model) and stages == 1:
+        kept = sum(kept_bytes(shape, part) * part.count for part in ranges)
+        moment = peaks.peak(shape, ranges)
+        return components(shape, kept, moment, device), moment.name
+    found: dict[str, Any] = {}
+    name = ""
+    for index in sorted({0, stages - 1}):
+        here, pieces = at_stage(shape, ranges, index), stage(model, ranges, stages, index)
+        kept = sum(kept_bytes(here.of(piece.kind), piece.part) * piece.count for piece in pieces)
+        moment = peaks.peak(here, [(here.of(piece.kind), piece.part) for piece in pieces])
+        parts = components(here, kept, moment, device)
+        more = sum(parts.values()) > sum(found.values())
+        found = {part: pick(more, size, found.get(part, 0)) for part, size in parts.items()}
+        name = moment.name if somewhere(more) else name
+    return found, name

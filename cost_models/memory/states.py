@@ -11,12 +11,12 @@ from __future__ import annotations
 from typing import Any
 
 from cost_models.either import both, pick, smaller
+from cost_models.layer.sizes import RankSizes
 from cost_models.step.assembly import trained_expert_params, trained_params
-from cost_models.step.shape import Shape
 from cost_models.workload import DTYPE_BYTES
 
 
-def states(shape: Shape) -> dict[str, Any]:
+def states(shape: RankSizes) -> dict[str, Any]:
     precision, zero, shard = shape.workload.precision, shape.degrees.zero, shape.degrees.shard
     total, experts = _held(shape), shape.stage_total(lambda here: here.expert_params)
     trained, trained_experts = smaller(trained_params(shape), total), trained_expert_params(shape)
@@ -42,26 +42,26 @@ def states(shape: Shape) -> dict[str, Any]:
     }
 
 
-def _held(shape: Shape) -> Any:
+def _held(shape: RankSizes) -> Any:
     """Weights of one rank before sharding, without spread experts."""
     return shape.stage_total(lambda here: here.layer_params) + root_params(shape) + shape.workload.model.vision_params
 
 
-def _gradients(shape: Shape) -> Any:
+def _gradients(shape: RankSizes) -> Any:
     zero, degrees = shape.degrees.zero, shape.degrees
     trained, experts = smaller(trained_params(shape), _held(shape)), trained_expert_params(shape)
     held = trained / pick(zero >= 2, degrees.shard, 1) + experts / pick(zero >= 2, degrees.expert_shard, 1)
     return held * DTYPE_BYTES[shape.workload.precision.grad]
 
 
-def dropped_gradients(shape: Shape) -> Any:
+def dropped_gradients(shape: RankSizes) -> Any:
     """Gradients that are not there while activations are: dropped after each step of one microbatch."""
     if not shape.framework.drops_gradients or shape.workload.mode != "train":
         return 0
     return pick(both(shape.degrees.microbatches == 1, shape.degrees.zero < 3), _gradients(shape), 0)
 
 
-def root_params(shape: Shape) -> Any:
+def root_params(shape: RankSizes) -> Any:
     """Embedding and head; with a pipeline they lie in its first and last stage."""
     model = shape.workload.model
     if shape.stage is not None:
@@ -72,7 +72,7 @@ def root_params(shape: Shape) -> Any:
     return shape.root_params - pick(shape.degrees.pipeline > 1, apart, 0)
 
 
-def dummy_gradients(shape: Shape) -> Any:
+def dummy_gradients(shape: RankSizes) -> Any:
     """One placeholder for each weight shape: those of a layer, and the head's where one stage holds it all."""
     model, tensor = shape.workload.model, shape.degrees.tensor
     if not shape.workload.trains_weights:
@@ -88,7 +88,7 @@ def dummy_gradients(shape: Shape) -> Any:
     return shape.framework.dummy_gradient_bytes * (model.layer_matmul_params + head) // tensor
 
 
-def _shapes(shape: Shape) -> Any:
+def _shapes(shape: RankSizes) -> Any:
     """Weights of a layer, those of equal shape once: its experts share one."""
     if shape.experts is None:
         return shape.layer_params

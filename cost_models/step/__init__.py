@@ -1,1 +1,1 @@
-"""The step: sizes of one rank, layers, vision side and pipeline, assembled into the program that all play."""
+"""A step as segments: layers, vision, embedding and head, update, and what sharding adds to each."""

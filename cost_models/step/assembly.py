@@ -14,15 +14,15 @@ from typing import Any, Literal
 
 from cost_models.either import larger, pick, smaller, somewhere
 from cost_models.errors import InputError
+from cost_models.layer import decoder
+from cost_models.layer.launches import layer_host_s
+from cost_models.layer.operators import product_s, tensor_exchange
+from cost_models.layer.recompute import policy
+from cost_models.layer.sizes import RankSizes
+from cost_models.layer.stages import Run, at_stage, is_mixed, runs
 from cost_models.program import Compute, Exchange, Phase, Segment, StepProgram
-from cost_models.step import layer, vision
-from cost_models.step.host_states import fetched_bytes, returned_bytes
-from cost_models.step.launches import layer_host_s
-from cost_models.step.operators import product_s, tensor_exchange
-from cost_models.step.recompute import policy
-from cost_models.step.shape import Shape
+from cost_models.step import vision
 from cost_models.step.sharding import Weights, broadcast_by_owners, sharded
-from cost_models.step.stages import Run, at_stage, is_mixed, runs
 from cost_models.strategy import LayerRange
 from cost_models.timing.host import Host
 from cost_models.timing.kernels import Kernels
@@ -39,7 +39,7 @@ NORM_BYTES = 4
 """Per gradient: read for the norm."""
 
 
-def step_program(shape: Shape, kernels: Kernels, ranges: tuple[LayerRange, ...]) -> StepProgram:
+def step_program(shape: RankSizes, kernels: Kernels, ranges: tuple[LayerRange, ...]) -> StepProgram:
     """The step for `ranges` of layers (all layers of the model; `stages.py` says which pipeline stage has which)."""
     model, stages, mode = shape.workload.model, shape.degrees.pipeline, shape.workload.mode
     if mode != "train" and shape.degrees.offload_states != "none":
@@ -84,9 +84,9 @@ def _at(segment: Segment, run: Run) -> Segment:
     return replace(segment, elsewhere=run.elsewhere, last=last)
 
 
-def forward_segment(shape: Shape, kernels: Kernels, *, repeat: Any, offload: str = "none") -> Segment:
+def forward_segment(shape: RankSizes, kernels: Kernels, *, repeat: Any, offload: str = "none") -> Segment:
     """`repeat` layers forward."""
-    phases = (*layer.forward(shape, kernels), _framework(kernels, "framework_layer", FORWARD_SHARE))
+    phases = (*decoder.forward(shape, kernels), _framework(kernels, "framework_layer", FORWARD_SHARE))
     if somewhere(shape.degrees.pipeline > 1):
         phases = (*phases, _to_next_stage(shape))
     host_s, host_hop_s = layer_host_s(shape, _host(shape, kernels))
@@ -94,7 +94,7 @@ def forward_segment(shape: Shape, kernels: Kernels, *, repeat: Any, offload: str
         name="layer forward",
         phases=(*phases, *_copied(kernels, (shape.layer_params + shape.expert_params) * shape.framework.cast_bytes)),
         repeat=repeat,
-        offload_bytes=_offloaded(shape, offload) + fetched_bytes(shape, shape.layer_params, shape.expert_params),
+        offload_bytes=_offloaded(shape, offload) + shape.fetched_bytes(shape.layer_params, shape.expert_params),
         kind=shape.layer_kind,
         overlap_cost=_overlap_cost(shape, kernels),
         host_s=host_s,
@@ -104,19 +104,21 @@ def forward_segment(shape: Shape, kernels: Kernels, *, repeat: Any, offload: str
     return sharded(segment, shape, kernels, weights)
 
 
-def backward_segment(shape: Shape, kernels: Kernels, recompute: str, *, repeat: Any, offload: str = "none") -> Segment:
+def backward_segment(
+    shape: RankSizes, kernels: Kernels, recompute: str, *, repeat: Any, offload: str = "none"
+) -> Segment:
     """`repeat` layers backward, with what the policy runs again."""
     again = policy(recompute)
     host_share = 1 - FORWARD_SHARE + (FORWARD_SHARE if again.keeps_input else 0.0)
     reduce = DTYPE_BYTES[shape.workload.precision.reduce]
-    phases: tuple[Phase, ...] = layer.backward(shape, kernels, recompute)
+    phases: tuple[Phase, ...] = decoder.backward(shape, kernels, recompute)
     if somewhere(shape.degrees.pipeline > 1):
         phases = (*phases, _to_next_stage(shape))
     trained, trained_experts = shape.trained_layer_params, shape.trained_expert_params
     cast = (shape.layer_params + shape.expert_params) * shape.framework.cast_bytes * again.passes
     added = (trained + trained_experts) * shape.framework.accumulate_bytes
-    between = fetched_bytes(shape, shape.layer_params, shape.expert_params)
-    between = between + returned_bytes(shape, trained * reduce, trained_experts * reduce)
+    between = shape.fetched_bytes(shape.layer_params, shape.expert_params)
+    between = between + shape.returned_bytes(trained * reduce, trained_experts * reduce)
     host_s, host_hop_s = layer_host_s(shape, _host(shape, kernels), recompute)
     segment = Segment(
         name=f"layer backward {recompute}",
@@ -144,29 +146,29 @@ def _copied(kernels: Kernels, moved: Any) -> tuple[Phase, ...]:
     return (Compute(part="memory_bound", seconds=kernels.memory_bound_s(moved, 6)),) if somewhere(moved > 0) else ()
 
 
-def _host(shape: Shape, kernels: Kernels) -> Host | None:
+def _host(shape: RankSizes, kernels: Kernels) -> Host | None:
     """A CPU process is its own host: what no kernel explains there is measured (`framework_s`)."""
     return None if kernels.device.architecture == "cpu" else shape.framework.host
 
 
-def _overlap_cost(shape: Shape, kernels: Kernels) -> float:
+def _overlap_cost(shape: RankSizes, kernels: Kernels) -> float:
     """NCCL's; a profile of CPU processes was measured beside their exchanges."""
     return 0.0 if kernels.device.architecture == "cpu" else shape.framework.overlap_cost
 
 
-def _offloaded(shape: Shape, offload: str) -> Any:
+def _offloaded(shape: RankSizes, offload: str) -> Any:
     """A layer's input (the residual stream) to host memory and back."""
     return shape.tokens * shape.workload.model.hidden * shape.width if offload == "activations" else 0.0
 
 
-def _to_next_stage(shape: Shape) -> Exchange:
+def _to_next_stage(shape: RankSizes) -> Exchange:
     """Its share of a layer's boundary; each tensor rank sends its own slice (Megatron-LM, arXiv 2104.04473, 4.1)."""
     moved = shape.tokens * shape.workload.model.hidden * shape.width / shape.degrees.tensor
     layers = shape.workload.model.layers / (shape.degrees.pipeline * shape.degrees.virtual)
     return Exchange(part="pipeline", axis="pipeline", op="send", bytes=moved / layers)
 
 
-def embed(shape: Shape, kernels: Kernels) -> Segment:
+def embed(shape: RankSizes, kernels: Kernels) -> Segment:
     """Embedding rows of this rank's tokens; the root's weights (embedding, norm, head) are gathered here, once.
 
     A table cut by `tensor` (each rank has rows of the vocabulary) is summed like a row-parallel product, its gradient
@@ -177,14 +179,14 @@ def embed(shape: Shape, kernels: Kernels) -> Segment:
     segment = Segment(
         name="embed",
         phases=(rows, *_cut_by_tensor(shape, "reduce_scatter"), _framework(kernels, "framework_microbatch")),
-        offload_bytes=fetched_bytes(shape, shape.root_params),
+        offload_bytes=shape.fetched_bytes(shape.root_params),
         elsewhere=0.0,
     )
     gathered = 0.0 if shape.workload.mode == "decode" else shape.root_params
     return sharded(segment, shape, kernels, Weights(gathered=gathered))
 
 
-def head(shape: Shape, kernels: Kernels) -> Segment:
+def head(shape: RankSizes, kernels: Kernels) -> Segment:
     """Logits and cross entropy with their backward pass; else the last token's logits."""
     model, dtype = shape.workload.model, shape.workload.precision.param
     vocab = model.vocab // shape.degrees.tensor
@@ -199,25 +201,25 @@ def head(shape: Shape, kernels: Kernels) -> Segment:
     return Segment(name="head and loss", phases=phases, elsewhere=0.0)
 
 
-def _cut_by_tensor(shape: Shape, op: Literal["all_gather", "reduce_scatter"]) -> tuple[Phase, ...]:
+def _cut_by_tensor(shape: RankSizes, op: Literal["all_gather", "reduce_scatter"]) -> tuple[Phase, ...]:
     """The exchange of a table cut by `tensor` and, in training, of its gradient."""
     forward = tensor_exchange(shape, op, False)
     return (*forward, *tensor_exchange(shape, op, True)) if shape.workload.mode == "train" else forward
 
 
-def root_gradients(shape: Shape, kernels: Kernels) -> Segment:
+def root_gradients(shape: RankSizes, kernels: Kernels) -> Segment:
     """Embedding, norm and head, one unit of sharding: reduced last in the backward pass, with nothing behind it."""
     gradient = shape.trained_root_params * DTYPE_BYTES[shape.workload.precision.reduce]
     segment = Segment(
         name="root gradients",
         phases=_copied(kernels, _embedding_copies(shape)),
-        offload_bytes=returned_bytes(shape, gradient),
+        offload_bytes=shape.returned_bytes(gradient),
         elsewhere=0.0,
     )
     return sharded(segment, shape, kernels, Weights(trained=shape.trained_root_params))
 
 
-def _embedding_copies(shape: Shape) -> Any:
+def _embedding_copies(shape: RankSizes) -> Any:
     """The embedding's gradient is a full table, zeroed, and then added to a buffer; the head's is added like a layer's.
 
     A head whose product adds it itself (`accumulator`) pays in its product; an embedding has none. With a pipeline the
@@ -230,7 +232,7 @@ def _embedding_copies(shape: Shape) -> Any:
     return table * (2 * shape.width + 2 * DTYPE_BYTES[shape.workload.precision.grad]) * alone
 
 
-def _loss_s(shape: Shape, kernels: Kernels, vocab: Any) -> Any:
+def _loss_s(shape: RankSizes, kernels: Kernels, vocab: Any) -> Any:
     """Logits, softmax and the products of their gradients, once for each chunk; whole: by autograd's cross entropy.
 
     A chunk's traffic per logit (b bytes): log-softmax r b w 4, exp r 4 w 4, mask and cast r 4 w b. Its part of the
@@ -255,7 +257,7 @@ def _loss_s(shape: Shape, kernels: Kernels, vocab: Any) -> Any:
     return shape.tokens / tokens * (products + softmax + summed) + scaled
 
 
-def update(shape: Shape, kernels: Kernels) -> Segment:
+def update(shape: RankSizes, kernels: Kernels) -> Segment:
     """Gradient norm and optimizer on this rank's shard (on everything without sharding); a resident buffer cleared."""
     framework, whole = shape.framework, trained_params(shape) / shape.degrees.pipeline
     experts, zero = trained_expert_params(shape), shape.degrees.zero
@@ -272,7 +274,7 @@ def update(shape: Shape, kernels: Kernels) -> Segment:
     return Segment(name="optimizer", phases=(step, _framework(kernels, "framework_step"), exchange))
 
 
-def _host_update(shape: Shape, kernels: Kernels, params: Any) -> Segment:
+def _host_update(shape: RankSizes, kernels: Kernels, params: Any) -> Segment:
     """The CPU's update (ZeRO-Offload, arXiv 2101.06840); new weights go up beside it unless they stay on the host."""
     norm = Exchange(part="gradients", axis="shard", op="all_reduce", bytes=4.0)
     return Segment(
@@ -288,7 +290,7 @@ def _framework(kernels: Kernels, unit: str, share: float = 1.0) -> Compute:
     return Compute(part="memory_bound", seconds=share * kernels.framework_s(unit))
 
 
-def trained_params(shape: Shape) -> Any:
+def trained_params(shape: RankSizes) -> Any:
     """Weights of one rank before sharding that have gradients, over all pipeline stages, without spread experts."""
     model = shape.workload.model
     layers = model.layers * shape.trained_layer_params
@@ -301,12 +303,12 @@ def trained_params(shape: Shape) -> Any:
     return total
 
 
-def trained_expert_params(shape: Shape) -> Any:
+def trained_expert_params(shape: RankSizes) -> Any:
     """Weights of spread experts that one rank of a stage holds and trains, before sharding."""
     return shape.stage_total(lambda here: here.trained_expert_params)
 
 
-def _decode(shape: Shape, kernels: Kernels) -> StepProgram:
+def _decode(shape: RankSizes, kernels: Kernels) -> StepProgram:
     model, width, dtype = shape.workload.model, shape.width, shape.workload.precision.param
     rows, cached = shape.rows, shape.rows * (shape.ring_tokens // shape.degrees.ulysses)
     widths = ((shape.q_width, model.hidden), (shape.kv_width, model.hidden), (shape.kv_width, model.hidden))
@@ -328,5 +330,5 @@ def _decode(shape: Shape, kernels: Kernels) -> StepProgram:
     return StepProgram(microbatch=segments, epilogue=(), microbatches=shape.degrees.microbatches)
 
 
-def _token_bytes(shape: Shape) -> Any:
+def _token_bytes(shape: RankSizes) -> Any:
     return shape.tokens * shape.workload.model.hidden * (28 + 5 * shape.width)

@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cost_models.either import pick, somewhere
+from cost_models.layer.sizes import RankSizes
 from cost_models.program import Axis, Broadcasts, Compute, Exchange, Op, Phase, Segment
-from cost_models.step.shape import Shape
 from cost_models.timing.host import PYTORCH_2024
 from cost_models.timing.kernels import Kernels
 from cost_models.workload import DTYPE_BYTES
@@ -36,7 +36,7 @@ class Weights:
     trained_experts: Any = 0.0
 
 
-def sharded(segment: Segment, shape: Shape, kernels: Kernels, weights: Weights, *, passes: int = 1) -> Segment:
+def sharded(segment: Segment, shape: RankSizes, kernels: Kernels, weights: Weights, *, passes: int = 1) -> Segment:
     """The segment with its gathers and reductions; a recomputed layer has two `passes` over its weights."""
     framework, every = shape.framework, shape.degrees.zero >= 2
     gathers, scatters, sums = _gathers(shape, weights), _scatters(shape, weights), _sums(shape, weights)
@@ -62,7 +62,7 @@ def _present(axis: Axis, op: Op, size: Any) -> tuple[Exchange, ...]:
     return (Exchange(part="sharding", axis=axis, op=op, bytes=size),) if somewhere(size > 0) else ()
 
 
-def _gathers(shape: Shape, weights: Weights) -> tuple[Exchange, ...]:
+def _gathers(shape: RankSizes, weights: Weights) -> tuple[Exchange, ...]:
     width = 4 if shape.framework.gathered_fp32 else shape.width
     return (
         *_present("shard", "all_gather", weights.gathered * width),
@@ -70,7 +70,7 @@ def _gathers(shape: Shape, weights: Weights) -> tuple[Exchange, ...]:
     )
 
 
-def _scatters(shape: Shape, weights: Weights) -> tuple[Exchange, ...]:
+def _scatters(shape: RankSizes, weights: Weights) -> tuple[Exchange, ...]:
     width = DTYPE_BYTES[shape.workload.precision.reduce]
     return (
         *_present("shard", "reduce_scatter", weights.trained * width),
@@ -78,7 +78,7 @@ def _scatters(shape: Shape, weights: Weights) -> tuple[Exchange, ...]:
     )
 
 
-def _sums(shape: Shape, weights: Weights) -> tuple[Exchange, ...]:
+def _sums(shape: RankSizes, weights: Weights) -> tuple[Exchange, ...]:
     """Over the replicas of each shard."""
     width, degrees = DTYPE_BYTES[shape.workload.precision.reduce], shape.degrees
     replicated = somewhere(degrees.replicate > 1)
@@ -90,7 +90,7 @@ def _sums(shape: Shape, weights: Weights) -> tuple[Exchange, ...]:
 
 def _blocking(
     segment: Segment,
-    shape: Shape,
+    shape: RankSizes,
     kernels: Kernels,
     gathers: Iterable[Exchange],
     scatters: Iterable[Exchange],
@@ -113,13 +113,13 @@ def _blocking(
     return phases
 
 
-def _flattened(shape: Shape, kernels: Kernels, weights: Weights) -> tuple[Phase, ...]:
+def _flattened(shape: RankSizes, kernels: Kernels, weights: Weights) -> tuple[Phase, ...]:
     """Gradients copied to a flat bucket, divided, and copied back."""
     moved = weights.trained * shape.framework.reduce_copy_bytes
     return (Compute(part="memory_bound", seconds=kernels.memory_bound_s(moved, 3)),) if moved else ()
 
 
-def broadcast_by_owners(segments: list[Segment], shape: Shape) -> tuple[list[Segment], tuple[Segment, ...]]:
+def broadcast_by_owners(segments: list[Segment], shape: RankSizes) -> tuple[list[Segment], tuple[Segment, ...]]:
     """(segments without the gathers of their last microbatch, the owners' broadcasts of those weights after it).
 
     Tensors are dealt out undivided (those of the layers, embedding, head and last norm), so no more ranks own any.

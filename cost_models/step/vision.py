@@ -11,16 +11,15 @@ from __future__ import annotations
 from typing import Any
 
 from cost_models.either import larger, pick
+from cost_models.layer.sizes import RankSizes
 from cost_models.models.model import Vision
 from cost_models.program import Compute, Exchange, Segment
-from cost_models.step.host_states import fetched_bytes, returned_bytes
-from cost_models.step.shape import Shape
 from cost_models.step.sharding import Weights, sharded
 from cost_models.timing.kernels import Kernels
 from cost_models.workload import DTYPE_BYTES
 
 
-def forward(shape: Shape, kernels: Kernels) -> list[Segment]:
+def forward(shape: RankSizes, kernels: Kernels) -> list[Segment]:
     """Tower layers, projector and exchange; without frames, a dummy one, as every rank joins a sharded tower."""
     vision = shape.workload.model.vision
     if vision is None:
@@ -29,7 +28,7 @@ def forward(shape: Shape, kernels: Kernels) -> list[Segment]:
         name="vision forward",
         phases=(Compute(part="vision", seconds=_block_s(shape, vision, kernels, grad=False)),),
         repeat=vision.layers,
-        offload_bytes=fetched_bytes(shape, _block_params(vision)),
+        offload_bytes=shape.fetched_bytes(_block_params(vision)),
     )
     projector = Segment(
         name="projector and exchange",
@@ -37,7 +36,7 @@ def forward(shape: Shape, kernels: Kernels) -> list[Segment]:
             Compute(part="vision", seconds=_projector_s(shape, vision, kernels, grad=False)),
             *_exchange(shape, vision),
         ),
-        offload_bytes=fetched_bytes(shape, _edge_params(shape, vision)),
+        offload_bytes=shape.fetched_bytes(_edge_params(shape, vision)),
     )
     return [
         sharded(tower, shape, kernels, Weights(gathered=_block_params(vision))),
@@ -45,7 +44,7 @@ def forward(shape: Shape, kernels: Kernels) -> list[Segment]:
     ]
 
 
-def backward(shape: Shape, kernels: Kernels) -> list[Segment]:
+def backward(shape: RankSizes, kernels: Kernels) -> list[Segment]:
     """The same in reverse for the parts that train."""
     vision = shape.workload.model.vision
     if vision is None or not (shape.trains("projector") or shape.trains("tower")):
@@ -59,7 +58,7 @@ def backward(shape: Shape, kernels: Kernels) -> list[Segment]:
             Compute(part="vision", seconds=_projector_s(shape, vision, kernels, grad=True)),
         ),
         from_host=True,
-        offload_bytes=returned_bytes(shape, edge * reduce),
+        offload_bytes=shape.returned_bytes(edge * reduce),
     )
     segments = [sharded(projector, shape, kernels, Weights(trained=edge))]
     if shape.trains("tower"):
@@ -68,7 +67,7 @@ def backward(shape: Shape, kernels: Kernels) -> list[Segment]:
             phases=(Compute(part="vision", seconds=_block_s(shape, vision, kernels, grad=True)),),
             repeat=vision.layers,
             from_host=True,
-            offload_bytes=fetched_bytes(shape, block) + returned_bytes(shape, block * reduce),
+            offload_bytes=shape.fetched_bytes(block) + shape.returned_bytes(block * reduce),
         )
         weights = Weights(gathered=pick(shape.degrees.zero == 3, block, 0), trained=block)
         segments.append(sharded(tower, shape, kernels, weights))
@@ -79,15 +78,15 @@ def _block_params(vision: Vision) -> float:
     return vision.tower_params / vision.layers
 
 
-def _edge_params(shape: Shape, vision: Vision) -> float:
+def _edge_params(shape: RankSizes, vision: Vision) -> float:
     return float(vision.projector_params(shape.workload.model.hidden))
 
 
-def _frames(shape: Shape) -> Any:
+def _frames(shape: RankSizes) -> Any:
     return larger(shape.frames, 1)
 
 
-def _exchange(shape: Shape, vision: Vision, grad: bool = False) -> tuple[Exchange, ...]:
+def _exchange(shape: RankSizes, vision: Vision, grad: bool = False) -> tuple[Exchange, ...]:
     """Embeddings of the own frames to the ranks that own their tokens, or what stands in its place (`frames.py`)."""
     hidden, sharding = shape.workload.model.hidden, shape.framework.frame_sharding
     if sharding == "exchanged":
@@ -99,7 +98,7 @@ def _exchange(shape: Shape, vision: Vision, grad: bool = False) -> tuple[Exchang
     return ()
 
 
-def _block_s(shape: Shape, vision: Vision, kernels: Kernels, grad: bool) -> Any:
+def _block_s(shape: RankSizes, vision: Vision, kernels: Kernels, grad: bool) -> Any:
     dtype, frames = shape.workload.precision.param, _frames(shape)
     tokens, hidden = frames * vision.patches, vision.hidden
     products = [(hidden, hidden)] * 4 + [(vision.ffn, hidden)] * (2 if vision.gated else 1) + [(hidden, vision.ffn)]
@@ -119,7 +118,7 @@ def _block_s(shape: Shape, vision: Vision, kernels: Kernels, grad: bool) -> Any:
     return seconds + attention + kernels.memory_bound_s(moved, 10)
 
 
-def _projector_s(shape: Shape, vision: Vision, kernels: Kernels, grad: bool) -> Any:
+def _projector_s(shape: RankSizes, vision: Vision, kernels: Kernels, grad: bool) -> Any:
     dtype, tokens = shape.workload.precision.param, _frames(shape) * vision.tokens_per_frame
     out = shape.workload.model.hidden
     shapes = ((vision.projector_hidden, vision.projector_in), (out, vision.projector_hidden))

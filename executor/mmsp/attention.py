@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from cost_models.errors import InputError
-from cost_models.step.heads import HeadSplit, Share
+from cost_models.layer.heads import HeadSplit, Share
 from cost_models.token_layout import Layout, Tile
 from executor.mmsp.exchange import Exchange
 from executor.mmsp.ring import RingWork, ring_backward, ring_forward

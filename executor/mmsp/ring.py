@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cost_models.step.heads import Run
+from cost_models.layer.heads import Run
 from cost_models.token_layout import Tile
 from executor.mmsp import kernel
 from executor.mmsp.exchange import Exchange

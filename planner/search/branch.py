@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from cost_models.curves.samples import Sample
 from cost_models.either import smaller
 from cost_models.errors import InputError
+from cost_models.layer.sizes import Degrees
 from cost_models.memory.components import GROUP_BYTES
-from cost_models.step.shape import Degrees
 from cost_models.timing.cluster_costs import costs_of
 from planner.search.optimistic_paths import Reach
 from planner.search.policy_prices import policy_prices

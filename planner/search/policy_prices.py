@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.hardware.device import Device
-from cost_models.memory import moments
-from cost_models.memory.activations import kept_bytes
+from cost_models.layer.sizes import Degrees, RankSizes
+from cost_models.memory import peaks
 from cost_models.memory.components import components
+from cost_models.memory.peaks import kept_bytes
 from cost_models.pricing import fold, fold_segment
 from cost_models.program import Exchange, Phase, Ring, Segment
 from cost_models.step.assembly import backward_segment, forward_segment, step_program
-from cost_models.step.shape import Degrees, Shape
 from cost_models.strategy import Recompute, Strategy
 from cost_models.timing.kernels import Kernels
 from cost_models.timing.paths import Paths
@@ -137,7 +137,7 @@ def policy_prices(
 
     `quick` takes every policy's time as that of the first, which must be the fastest: a bound at a third of the work.
     """
-    shape, kernels = Shape(workload, degrees), KernelsInUse.afresh(kernels)
+    shape, kernels = RankSizes(workload, degrees), KernelsInUse.afresh(kernels)
     shape_of = np.broadcast_shapes(
         *(np.shape(getattr(degrees, name)) for name in ("data", "ring", "ulysses", "shard", "zero")),
         *(np.shape(path.gather_s_per_byte) for path in paths.axes.values()),
@@ -161,7 +161,7 @@ def policy_prices(
     each: list[Floats] = []
     kept: list[Floats] = []
     again: list[Floats] = []
-    rest = moments.peak(shape)
+    rest = peaks.peak(shape)
     base = sum(components(shape, 0, rest, device).values())
     layer_s = forward
     for policy in policies:
@@ -170,7 +170,7 @@ def policy_prices(
         each.append(full(layer_s))
         held = components(shape, kept_bytes(shape, policy) / degrees.pipeline, rest, device)
         kept.append(full(sum(held.values()) - base))
-        transient = components(shape, 0, moments.peak(shape, [policy]), device)
+        transient = components(shape, 0, peaks.peak(shape, [policy]), device)
         again.append(full(sum(transient.values()) - base))
     return PolicyPrices(
         policies=tuple(policies),

@@ -16,10 +16,10 @@ import numpy as np
 from cost_models.curves.samples import Sample
 from cost_models.errors import InputError
 from cost_models.hardware.cluster import MAX_GPUS, Cluster, NodeRun
-from cost_models.memory import moments
-from cost_models.memory.activations import kept_bytes
+from cost_models.layer.sizes import RankSizes
+from cost_models.memory import peaks
 from cost_models.memory.components import components
-from cost_models.step.shape import Shape
+from cost_models.memory.peaks import kept_bytes
 from cost_models.strategy import LayerRange
 from cost_models.units import show_bytes, show_tokens
 from planner.search.branch import Tree
@@ -130,12 +130,12 @@ def _offloaded(space: Space, samples: tuple[Sample, ...]) -> int | None:
     single = floors.start()
     single = single.take(single.single)
     degrees: Any = floors.degrees(single.family[:, None], single.first[:, None], single.shard, single.zero)
-    shape = Shape(space.workload, degrees)
+    shape = RankSizes(space.workload, degrees)
     part = LayerRange(recompute="full", offload="activations", count=1)
     layers = space.workload.model.layers / space.base.pipeline
     device = space.cluster.runs[0].node.device
     kept = kept_bytes(shape, part) * layers
-    parts = components(shape, kept, moments.peak(shape, [part]), device)
+    parts = components(shape, kept, peaks.peak(shape, [part]), device)
     used = np.where(np.isfinite(single.least_bytes), sum(parts.values()), np.inf)
     least = float(used.min(initial=np.inf))
     room = max(run.node.device.memory_bytes for run in space.cluster.runs)

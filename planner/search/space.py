@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from cost_models.errors import InputError
 from cost_models.hardware.cluster import Cluster
-from cost_models.step.recompute import POLICIES
+from cost_models.layer.recompute import POLICIES
 from cost_models.strategy import RECOMPUTES, Recompute, Strategy
 from cost_models.workload import Workload
 

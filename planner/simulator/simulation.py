@@ -21,10 +21,10 @@ from cost_models.cost import COMPUTED, PRICED_AS
 from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.placement import Placement
 from cost_models.hardware.wiring import LinkRates
+from cost_models.layer.sizes import RankSizes
 from cost_models.profile import Profile
 from cost_models.program import Compute, Ring, Segment, Staged, StepProgram
 from cost_models.step.assembly import step_program
-from cost_models.step.shape import Shape
 from cost_models.strategy import Strategy, rank_groups
 from cost_models.timing.cluster_costs import cluster_costs
 from cost_models.timing.paths import host_rates
@@ -109,7 +109,7 @@ def played_program(
     placement.check(cluster, strategy.ranks)
     costs = cluster_costs(cluster, profile)
     runs = costs.runs(strategy.ranks, placement)
-    shape, ranges = Shape(workload, strategy), strategy.layer_ranges(workload.model.layers)
+    shape, ranges = RankSizes(workload, strategy), strategy.layer_ranges(workload.model.layers)
     program = step_program(shape, costs.kernels(runs), ranges)
     factor, devices = np.ones(len(cluster.runs)), costs.devices(runs)
     if any(device != devices[0] for device in devices):

@@ -13,8 +13,8 @@ import pytest
 
 from cost_models import Cluster, InputError, LayerRange, Model, Placement, Strategy, Workload, price
 from cost_models.flops import executed_flops, model_flops
+from cost_models.layer.sizes import RankSizes
 from cost_models.step.assembly import head, step_program, update
-from cost_models.step.shape import Shape
 from cost_models.timing.cluster_costs import cluster_costs
 from cost_models.timing.kernels import Kernels
 
@@ -222,7 +222,7 @@ def test_a_whole_loss_reads_and_writes_its_logits_as_autograd_does():
     w4, backward of the softmax r4 r4 w4, cast r4 w2: 36. A chunked loss has no part in it.
     """
     work = Workload(MODEL, context_tokens=8192)
-    shape = Shape(work, Strategy(loss_chunk_tokens=None))
+    shape = RankSizes(work, Strategy(loss_chunk_tokens=None))
     kernels = Kernels.of("h100-sxm-80gb")
     (loss,) = head(shape, kernels).phases
     shapes = ((8192, 128256, 4096), (8192, 4096, 128256), (4096, 128256, 8192))
@@ -236,7 +236,7 @@ def test_a_token_of_decode_reads_every_key_and_value_of_its_rank_once():
     work = Workload(MODEL, context_tokens=2**20, mode="decode")
     layout = Strategy(ulysses=8, shard=8)
     kernels = Kernels.of("h100-sxm-80gb")
-    program = step_program(Shape(work, layout), kernels, layout.layer_ranges(32))
+    program = step_program(RankSizes(work, layout), kernels, layout.layer_ranges(32))
     layer = next(segment for segment in program.microbatch if segment.repeat == 32)
     (reading,) = [phase for phase in layer.phases if getattr(phase, "part", "") == "attention"]
     assert reading.seconds == pytest.approx(kernels.memory_bound_s(131072 * 2 * 8 * 128 * 2, 1), rel=1e-9)
@@ -248,5 +248,5 @@ def test_the_update_reads_and_writes_weights_gradients_and_states_in_fp32():
     params = MODEL.llm_params / 8
     for optimizer, each in (("adamw", 28), ("sgd", 12)):
         work = Workload(MODEL, context_tokens=8192, optimizer=optimizer)
-        step = update(Shape(work, Strategy(ulysses=8, shard=8)), kernels).phases[0]
+        step = update(RankSizes(work, Strategy(ulysses=8, shard=8)), kernels).phases[0]
         assert step.seconds == pytest.approx(kernels.memory_bound_s(params * (each + 4), 6), rel=1e-9)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from cost_models import Model, Strategy, Workload
 from cost_models.errors import InputError
-from cost_models.step.heads import HeadSplit
-from cost_models.step.shape import Shape
+from cost_models.layer.heads import HeadSplit
+from cost_models.layer.sizes import RankSizes
 from cost_models.token_layout import Layout, document_edges
 
 
@@ -132,5 +132,5 @@ def test_wrong_degrees_name_the_legal_values():
 def test_the_price_pads_a_row_as_the_executor_does(tokens, ulysses, ring, kind):
     layout = Layout(tokens=tokens, ulysses=ulysses, ring=ring, kind=kind)
     strategy = Strategy(ulysses=ulysses, ring=ring, ring_kind=kind)
-    sizes = Shape(Workload(Model.load("longvila-8b"), context_tokens=tokens), strategy)
+    sizes = RankSizes(Workload(Model.load("longvila-8b"), context_tokens=tokens), strategy)
     assert (sizes.tokens, sizes.ring_tokens) == (layout.rank_tokens, layout.block_tokens)

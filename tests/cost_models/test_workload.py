@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cost_models import InputError, LayerRange, Model, Strategy, Workload, strict
-from cost_models.step.shape import Degrees, Shape
+from cost_models.layer.sizes import Degrees, RankSizes
 from cost_models.strategy import rank_grid, rank_groups
 
 MODEL = Model.load("longvila-8b")
@@ -61,9 +61,9 @@ def test_shapes_of_many_candidates_equal_those_of_each():
     degrees = [(1, 5, 7), (2, 3, 8), (4, 1, 1), (1, 2, 24)]
     data, ring, ulysses = (np.array(column) for column in zip(*degrees, strict=True))
     ranks = data * ring * ulysses
-    many = Shape(work, Degrees(data=data, ring=ring, ulysses=ulysses, shard=ranks, zero=3, microbatches=4 // data))
+    many = RankSizes(work, Degrees(data=data, ring=ring, ulysses=ulysses, shard=ranks, zero=3, microbatches=4 // data))
     for i, (d, r, u) in enumerate(degrees):
-        one = Shape(work, Strategy(data=d, ring=r, ulysses=u, shard=d * r * u, microbatches=4 // d))
+        one = RankSizes(work, Strategy(data=d, ring=r, ulysses=u, shard=d * r * u, microbatches=4 // d))
         for name in ("tokens", "ring_tokens", "heads", "kv_heads", "sent_kv_heads", "rows"):
             assert getattr(many, name)[i] == getattr(one, name), name
         assert one.tokens * r * u >= 100_000 > (one.tokens - 4) * r * u  # padding is less than two tokens a rank pair

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cost_models.errors import InputError
-from cost_models.step.heads import HeadSplit
+from cost_models.layer.heads import HeadSplit
 from cost_models.token_layout import Layout, Span, Tile, document_edges
 from executor.mmsp import kernel
 from executor.mmsp.attention import Kept, MmSp, _sum_heads, attention

@@ -7,8 +7,8 @@ import pytest
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cost_models import Model, Strategy, Workload
-from cost_models.step.launches import GATHER_OPERATORS, REDUCE_OPERATORS, layer_calls
-from cost_models.step.shape import Shape
+from cost_models.layer.launches import GATHER_OPERATORS, REDUCE_OPERATORS, layer_calls
+from cost_models.layer.sizes import RankSizes
 from longvila.config import LongVilaConfig
 from tests.executor import sharded_step
 from tests.executor.sharded_step import Case, make_rows, make_sharding, with_own_frames
@@ -78,7 +78,7 @@ def test_calls_of_a_layer(ulysses, ring, policy):
     forward, backward = run_ranks(_of_a_layer, ranks, replace(BASE, ulysses=ulysses, ring=ring), policy)[0]
     hops = ring - 1
     layout = Strategy(ulysses=ulysses, ring=ring, shard=ranks)
-    sizes = Shape(Workload(Model.load("longvila-tiny"), context_tokens=4096), layout)
+    sizes = RankSizes(Workload(Model.load("longvila-tiny"), context_tokens=4096), layout)
     forth, back = layer_calls(sizes), layer_calls(sizes, policy)
     assert forward[0] == pytest.approx(forth.operators + hops * forth.hops + GATHER_OPERATORS, rel=0.05)
     expected = back.operators + hops * back.hops + GATHER_OPERATORS + REDUCE_OPERATORS

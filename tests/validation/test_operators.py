@@ -8,12 +8,12 @@ import pytest
 from cost_models import Cluster, InputError, Model, Strategy, Workload
 from cost_models.framework import OURS, Framework
 from cost_models.hardware.placement import Placement
+from cost_models.layer import attention as attention_module
+from cost_models.layer import decoder
+from cost_models.layer.attention import attention_phases
+from cost_models.layer.sizes import RankSizes
 from cost_models.pricing import fold_segment, over
 from cost_models.program import Compute, Exchange, Ring, Segment
-from cost_models.step import attention as attention_module
-from cost_models.step import layer
-from cost_models.step.attention import attention_phases
-from cost_models.step.shape import Shape
 from cost_models.timing.cluster_costs import cluster_costs
 from cost_models.timing.host import PYTORCH_2024, Host
 from cost_models.timing.kernels import Kernels
@@ -66,7 +66,7 @@ def test_copies_and_merges_by_hand():
         A100.memory_bound_s(2 * 2 * moved, 2), rel=1e-9
     )
 
-    shape = Shape(SMALL.workload, SMALL.strategy, YUNCHANG)
+    shape = RankSizes(SMALL.workload, SMALL.strategy, YUNCHANG)
     (ring,) = attention_phases(shape, A100, part="attention")
     values = 2 * 4096 * 8 * 32
     own = A100.attention_s(4096, 4096, 8, 8, 32, True, batch=2)
@@ -77,7 +77,7 @@ def test_copies_and_merges_by_hand():
     assert ring.hop_bytes == 2 * 2048 * 1024 * 2
     assert ring.beside == 108 / (2 * 8 * 4096 / 128)  # one turn of an SM of those of all blocks
     (striped,) = attention_phases(
-        Shape(SMALL.workload, replace(SMALL.strategy, ring_kind="striped"), YUNCHANG), A100, part="attention"
+        RankSizes(SMALL.workload, replace(SMALL.strategy, ring_kind="striped"), YUNCHANG), A100, part="attention"
     )
     assert striped.piece_s == pytest.approx(own + A100.memory_bound_s(values * (38 + 8), 4) + widened, rel=1e-9)
     strided = operator_stages(replace(SMALL, packed=True, strided=True), YUNCHANG)
@@ -110,10 +110,10 @@ def test_a_layer_pays_for_the_copies_of_its_exchanges(monkeypatch):
     kernels = Kernels.of("h100-sxm-80gb")
     for ulysses, exchanges in ((8, 2), (1, 0)):
         layout = Strategy(ring=8 // ulysses, ulysses=ulysses)
-        with_copies = layer.forward(Shape(work, layout), kernels)
+        with_copies = decoder.forward(RankSizes(work, layout), kernels)
         with monkeypatch.context() as patched:
             patched.setattr(attention_module, "EXCHANGE_COPIES", 0)
-            without = layer.forward(Shape(work, layout), kernels)
+            without = decoder.forward(RankSizes(work, layout), kernels)
         seconds, bare = (
             sum(phase.seconds for phase in phases if isinstance(phase, Compute)) for phases in (with_copies, without)
         )
@@ -137,7 +137,7 @@ def test_a_transfer_beside_computation():
 def ring_time(strategy: Strategy, cluster: Cluster, framework: Framework = OURS, grad: bool = False) -> float:
     work = Workload(attention(32, 8, 128), context_tokens=strategy.context * 4096)
     kernels = Kernels.of("h100-sxm-80gb")
-    phases = attention_phases(Shape(work, strategy, framework), kernels, part="attention", grad=grad)
+    phases = attention_phases(RankSizes(work, strategy, framework), kernels, part="attention", grad=grad)
     paths = cluster_costs(cluster).paths(strategy, Placement.in_order(cluster, strategy.ranks))
     return float(fold_segment(Segment(name="attention", phases=phases), paths).total_s)
 
@@ -148,7 +148,7 @@ def test_late_hops_hide_behind_the_last_blocks_inside_a_node_only():
     late = Framework(late_hops=True)
     kernels = Kernels.of("h100-sxm-80gb")
     shares = [
-        attention_phases(Shape(Workload(attention(32, 8, 128), context_tokens=8 * tokens), Strategy(ring=8), late),
+        attention_phases(RankSizes(Workload(attention(32, 8, 128), context_tokens=8 * tokens), Strategy(ring=8), late),
                          kernels, part="attention")[0].beside
         for tokens in (128, 4096)
     ]  # fmt: skip
@@ -183,13 +183,13 @@ def test_double_ring_hides_the_network_behind_inner_rounds(grad):
 
 def test_gathered_keys_are_one_exchange_and_no_hops():
     strategy = Strategy(ring=4, ulysses=2, ring_kind="all_gather")
-    shape = Shape(Workload(attention(32, 8, 128), context_tokens=2**16), strategy)
+    shape = RankSizes(Workload(attention(32, 8, 128), context_tokens=2**16), strategy)
     gathered, computed = attention_phases(shape, Kernels.of("h100-sxm-80gb"), part="attention")
     assert isinstance(gathered, Exchange) and isinstance(computed, Compute)
     assert (gathered.axis, gathered.op, gathered.bytes) == ("ring", "all_gather", 2 * 2**16 // 2 * 8 * 128 * 2)
     backward = attention_phases(shape, Kernels.of("h100-sxm-80gb"), part="attention", grad=True)
     assert [phase.op for phase in backward if isinstance(phase, Exchange)] == ["all_gather", "reduce_scatter"]
-    zigzag = attention_phases(Shape(shape.workload, replace(strategy, ring_kind="zigzag")), A100, part="attention")
+    zigzag = attention_phases(RankSizes(shape.workload, replace(strategy, ring_kind="zigzag")), A100, part="attention")
     assert len(zigzag) == 1 and isinstance(zigzag[0], Ring)
 
 

@@ -11,8 +11,8 @@ from click.testing import CliRunner
 
 from cost_models import InputError
 from cost_models.framework import OURS
+from cost_models.layer.sizes import RankSizes
 from cost_models.step.assembly import trained_params
-from cost_models.step.shape import Shape
 from cost_models.timing.kernels import Kernels
 from validation.__main__ import main
 from validation.cases import Refused
@@ -174,7 +174,7 @@ def test_owner_broadcasts_grow_with_the_group_but_not_beyond_its_tensors():
 def test_an_owner_of_one_tensor_updates_all_of_it():
     """Over 1024 ranks a share is 7.2 M weights, the head alone is 422 M."""
     case = case_of(rows("train_internevo", row="8")[0])
-    weights = float(trained_params(Shape(case.workload, case.strategy, case.framework)))
+    weights = float(trained_params(RankSizes(case.workload, case.strategy, case.framework)))
     share = price_of(case, replace(case.framework, owned_tensors=0, reduce_copy_bytes=0)).seconds["optimizer"]
     whole = price_of(case).seconds["optimizer"]
     assert whole / share == pytest.approx(103168 * 4096 * 1024 / weights, rel=0.02)

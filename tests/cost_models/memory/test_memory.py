@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from cost_models import Cluster, LayerRange, Model, Strategy, Workload, price
 from cost_models.framework import OURS, Framework
-from cost_models.memory import moments
-from cost_models.memory.activations import kept_bytes, microbatches_in_flight
+from cost_models.layer.sizes import Degrees, RankSizes
+from cost_models.memory import peaks
+from cost_models.memory.peaks import kept_bytes, microbatches_in_flight
 from cost_models.memory.states import dropped_gradients, states
-from cost_models.step.shape import Degrees, Shape
 from cost_models.workload import Precision
 
 SMALL = Model(name="small", layers=2, hidden=64, ffn=128, heads=4, kv_heads=2, head_dim=16, vocab=1000)
@@ -65,8 +65,8 @@ def test_a_layer_s_backward_pass():
 
 @pytest.mark.parametrize("chunk", [128, 512])
 def test_the_loss(chunk):
-    shape = Shape(Workload(SMALL, context_tokens=1024), Strategy(ulysses=2, shard=2, loss_chunk_tokens=chunk))
-    found = moments._loss(shape)
+    shape = RankSizes(Workload(SMALL, context_tokens=1024), Strategy(ulysses=2, shard=2, loss_chunk_tokens=chunk))
+    found = peaks._loss(shape)
     norm = TOKENS * 64 * (4 + 2 + 2 + 2)
     assert found.logits == 4 * 64 * 1000 + chunk * 1000 * (2 + 4 + 4) + norm
     assert found.gathered == 2 * (ROOT + LAYER)
@@ -74,7 +74,7 @@ def test_the_loss(chunk):
 
 def test_the_reduction_of_the_root_s_gradients():
     """bf16 and its fp32 copy, when the inputs of both layers are gone."""
-    found = moments._root_gradients(Shape(Workload(SMALL, context_tokens=1024), Strategy(ulysses=2, shard=2)), 1000)
+    found = peaks._root_gradients(RankSizes(Workload(SMALL, context_tokens=1024), Strategy(ulysses=2, shard=2)), 1000)
     assert found.total == ROOT * (2 + 4) - 1000
 
 
@@ -103,20 +103,20 @@ def test_the_first_stage_holds_no_logits():
     model = Model.load("llama-3-8b")
     work = Workload(model, context_tokens=8192, global_batch=8, precision=Precision())
     strategy = Strategy(pipeline=2, microbatches=8, zero=1, loss_chunk_tokens=None)
-    shape = Shape(work, strategy, Framework.load("megatron-te"))
-    alone = Shape(work, replace(strategy, pipeline=1), Framework.load("megatron-te"))
+    shape = RankSizes(work, strategy, Framework.load("megatron-te"))
+    alone = RankSizes(work, replace(strategy, pipeline=1), Framework.load("megatron-te"))
     assert microbatches_in_flight(shape) == 2
     inputs = 16 * 8192 * 4096 * 2  # the least that one microbatch keeps in a stage
-    assert moments._loss(alone).logits - moments._loss(shape).logits == inputs
+    assert peaks._loss(alone).logits - peaks._loss(shape).logits == inputs
 
 
 def test_dropped_gradients_come_while_activations_go():
     work = Workload(SMALL, context_tokens=1024)
     strategy = Strategy(ulysses=2, shard=2, zero=1)
-    drops = Shape(work, strategy, replace(OURS, drops_gradients=True))
+    drops = RankSizes(work, strategy, replace(OURS, drops_gradients=True))
     assert states(drops)["gradients"] == 0
-    assert dropped_gradients(drops) == states(Shape(work, strategy))["gradients"]
-    several = Shape(replace(work, global_batch=2), replace(strategy, microbatches=2), drops.framework)
+    assert dropped_gradients(drops) == states(RankSizes(work, strategy))["gradients"]
+    several = RankSizes(replace(work, global_batch=2), replace(strategy, microbatches=2), drops.framework)
     assert dropped_gradients(several) == 0
 
 
@@ -141,39 +141,39 @@ def test_arrays_are_the_numbers_side_by_side():
     shared = {"data": 1, "ring": 1, "ulysses": 2, "microbatches": 4}
     arrays = {name: np.array([value] * 3) for name, value in shared.items()}
     many = Degrees(**arrays, shard=np.array([2, 2, 1]), zero=np.array([3, 2, 0]))
-    found = moments.peak(Shape(work, many), ["full"])
+    found = peaks.peak(RankSizes(work, many), ["full"])
     for index, (shard, zero) in enumerate(((2, 3), (2, 2), (1, 0))):
-        one = moments.peak(Shape(work, Strategy(**shared, shard=shard, zero=zero)), ["full"])
+        one = peaks.peak(RankSizes(work, Strategy(**shared, shard=shard, zero=zero)), ["full"])
         for part in ("gathered", "working", "logits"):
             assert np.broadcast_to(getattr(found, part), 3)[index] == getattr(one, part)
 
 
 def test_an_offloaded_input_is_there_again_in_backward():
-    shape = Shape(Workload(SMALL, context_tokens=1024), Strategy(ulysses=2, shard=2, zero=1), ZERO_1)
+    shape = RankSizes(Workload(SMALL, context_tokens=1024), Strategy(ulysses=2, shard=2, zero=1), ZERO_1)
     here, away = (LayerRange(recompute="full", offload=where, count=1) for where in ("none", "activations"))
-    back = moments._layer_backward(shape, away).total - moments._layer_backward(shape, here).total
+    back = peaks._layer_backward(shape, away).total - peaks._layer_backward(shape, here).total
     assert back == TOKENS * 64 * 2  # kept here, it is among the activations
 
 
 def test_a_reentrant_checkpoint_holds_the_layer_s_result():
     work, layout = Workload(SMALL, context_tokens=1024), Strategy(ulysses=2, shard=2)
-    ends, stops = Shape(work, layout, replace(OURS, reentrant=True)), Shape(work, layout)
+    ends, stops = RankSizes(work, layout, replace(OURS, reentrant=True)), RankSizes(work, layout)
     for policy, more in (("full", TOKENS * 64 * 2), ("none", 0)):
-        assert moments._layer_backward(ends, policy).total - moments._layer_backward(stops, policy).total == more
+        assert peaks._layer_backward(ends, policy).total - peaks._layer_backward(stops, policy).total == more
 
 
 @pytest.mark.parametrize(("zero", "always", "backward"), [(0, 0, 0), (1, 0, 2000), (2, 0, 2000), (3, 2000, 0)])
 def test_a_bucket_of_gradients(zero, always, backward):
     """1,000 values in bf16: with ZeRO-3 beside everything, with 1 and 2 in the backward pass alone."""
     work, layout = Workload(SMALL, context_tokens=1024), Strategy(ulysses=2, shard=2, zero=zero)
-    plain, bucket = Shape(work, layout), Shape(work, layout, replace(OURS, bucket_values=1000))
-    assert moments.peak(bucket).total - moments.peak(plain).total == always
-    assert moments._layer_backward(bucket, "full").total - moments._layer_backward(plain, "full").total == backward
+    plain, bucket = RankSizes(work, layout), RankSizes(work, layout, replace(OURS, bucket_values=1000))
+    assert peaks.peak(bucket).total - peaks.peak(plain).total == always
+    assert peaks._layer_backward(bucket, "full").total - peaks._layer_backward(plain, "full").total == backward
 
 
 def test_repeated_keys_are_exchanged_and_kept_for_every_query_head():
     work, layout = Workload(SMALL, context_tokens=1024), Strategy(ulysses=2, shard=2)
-    plain, repeated = Shape(work, layout), Shape(work, layout, replace(OURS, repeats_kv=True))
+    plain, repeated = RankSizes(work, layout), RankSizes(work, layout, replace(OURS, repeats_kv=True))
     assert (plain.sent_kv_heads, repeated.sent_kv_heads) == (2, 4)
     assert kept_bytes(repeated, "none") - kept_bytes(plain, "none") == TOKENS * 2 * 2 * 16 * 2
     assert repeated.layer_params == plain.layer_params

@@ -10,9 +10,9 @@ from dataclasses import replace
 import pytest
 
 from cost_models import Cluster, InputError, Model, Strategy, Workload, price
-from cost_models.memory.activations import kept_bytes
-from cost_models.memory.peak import peak
-from cost_models.step.shape import Shape
+from cost_models.layer.sizes import RankSizes
+from cost_models.memory.components import peak
+from cost_models.memory.peaks import kept_bytes
 
 NODE = Cluster.load("dgx-h100", nodes=1)
 MODEL = Model(name="only-layers", layers=32, hidden=4096, ffn=14336, heads=32, kv_heads=8, head_dim=128, vocab=64)
@@ -24,7 +24,7 @@ SCHEDULES = [("gpipe", 1), ("1f1b", 1), ("interleaved", 2), ("interleaved", 4)]
 def cost_of(schedule, virtual, microbatches, stages=4):
     layout = Strategy(pipeline=stages, schedule=schedule, virtual=virtual, microbatches=microbatches, zero=0)
     work = Workload(MODEL, context_tokens=8192, global_batch=microbatches)
-    return price(NODE, work, layout), Shape(work, layout)
+    return price(NODE, work, layout), RankSizes(work, layout)
 
 
 @pytest.mark.parametrize(("schedule", "virtual"), SCHEDULES)
@@ -74,7 +74,7 @@ def test_stages_are_counted_apart():
     layout = Strategy(pipeline=4, microbatches=8, zero=0)
     work = Workload(big, context_tokens=8192, global_batch=8)
     device = NODE.runs[0].node.device
-    shape, ranges = Shape(work, layout), layout.layer_ranges(32)
+    shape, ranges = RankSizes(work, layout), layout.layer_ranges(32)
     apart = peak(shape, ranges, device)
     weights = 8 * big.layer_params + big.embedding_params
     assert float(apart["gradients"]) == pytest.approx(4 * weights)

@@ -7,14 +7,14 @@ import pytest
 
 from cost_models import Model, Strategy, Workload
 from cost_models.flops import model_flops
-from cost_models.step.shape import Shape
+from cost_models.layer.sizes import RankSizes
 from cost_models.step.vision import backward, forward
 from cost_models.timing.kernels import Kernels
 
 H100 = Kernels.of("h100-sxm-80gb")
 FRAMES = 32  # 256 frames on 8 ranks
 PATCHES, TOKENS = FRAMES * 729, FRAMES * 196
-SIZES = Shape(Workload(Model.load("longvila-8b"), frames=256, text_tokens=1024), Strategy(ulysses=8, shard=8))
+SIZES = RankSizes(Workload(Model.load("longvila-8b"), frames=256, text_tokens=1024), Strategy(ulysses=8, shard=8))
 BLOCK = [(1152, 1152)] * 4 + [(4304, 1152), (1152, 4304)]  # q, k, v, out; up, down
 
 
@@ -67,6 +67,8 @@ def test_flop_of_the_tower():
 
 
 def test_a_rank_without_frames_runs_a_dummy_one():
-    tower, _ = forward(Shape(Workload(SIZES.workload.model, context_tokens=4096), Strategy(ulysses=8, shard=8)), H100)
+    tower, _ = forward(
+        RankSizes(Workload(SIZES.workload.model, context_tokens=4096), Strategy(ulysses=8, shard=8)), H100
+    )
     products = sum(H100.gemm_s(729, out, inside) for out, inside in BLOCK)
     assert seconds(tower) > products

@@ -6,9 +6,9 @@ import pytest
 
 from cost_models import InputError, Model, Strategy, Workload
 from cost_models.framework import OURS, OVERLAP_COST, Framework
+from cost_models.layer.sizes import RankSizes
 from cost_models.program import Compute, Exchange, Ring, Segment
 from cost_models.step.assembly import backward_segment, embed, forward_segment, head, trained_params, update
-from cost_models.step.shape import Shape
 from cost_models.timing.kernels import Kernels
 
 KERNELS = Kernels.of("h100-sxm-80gb")
@@ -24,8 +24,8 @@ def compute_s(segment: Segment) -> float:
 def test_every_eager_operator_has_its_gap() -> None:
     """Backward has two products for each, twice the elementwise operators, and one attention."""
     gap, products, elementwise = 1e-3, 4, 2 + 2 + 2 + 1  # norms, rotary, activation, residual (the other in a norm)
-    with_gap = Shape(WORK, Strategy(), replace(FUSED, gap_s=gap))
-    without = Shape(WORK, Strategy(), FUSED)
+    with_gap = RankSizes(WORK, Strategy(), replace(FUSED, gap_s=gap))
+    without = RankSizes(WORK, Strategy(), FUSED)
     forward = [compute_s(forward_segment(shape, KERNELS, repeat=1)) for shape in (with_gap, without)]
     backward = [compute_s(backward_segment(shape, KERNELS, "none", repeat=1)) for shape in (with_gap, without)]
     assert forward[0] - forward[1] == pytest.approx((products + elementwise + 1) * gap)
@@ -35,8 +35,8 @@ def test_every_eager_operator_has_its_gap() -> None:
 def test_a_resident_buffer_is_cleared_and_clipping_is_counted() -> None:
     strategy = Strategy(data=4, shard=4, zero=1)
     work = Workload(Model.load("llama-3-8b"), context_tokens=4096, global_batch=4)
-    plain = Shape(work, strategy)
-    counted = Shape(work, strategy, replace(OURS, optimizer_bytes=46, accumulator="fp32"))
+    plain = RankSizes(work, strategy)
+    counted = RankSizes(work, strategy, replace(OURS, optimizer_bytes=46, accumulator="fp32"))
     weights = float(trained_params(plain))
     extra = compute_s(update(counted, KERNELS)) - compute_s(update(plain, KERNELS))
     # own share of 1/4: 46 bytes instead of 28 + 4 for the norm; the whole buffer is cleared
@@ -52,10 +52,10 @@ def test_a_norm_of_a_copy_moves_what_its_kernels_read_and_write() -> None:
     values = 4096 * 4096
 
     def forward_s(framework: Framework) -> float:
-        return compute_s(forward_segment(Shape(WORK, Strategy(), framework), KERNELS, repeat=1))
+        return compute_s(forward_segment(RankSizes(WORK, Strategy(), framework), KERNELS, repeat=1))
 
     def backward_s(framework: Framework) -> float:
-        return compute_s(backward_segment(Shape(WORK, Strategy(), framework), KERNELS, "none", repeat=1))
+        return compute_s(backward_segment(RankSizes(WORK, Strategy(), framework), KERNELS, "none", repeat=1))
 
     moved_s = KERNELS.memory_bound_s
     assert forward_s(copied) - forward_s(fused) == pytest.approx(moved_s(2 * values * (12 - 4), 0), rel=1e-6)
@@ -79,7 +79,9 @@ def test_column_parallel_products_run_beside_their_exchanges() -> None:
 
     def backward(framework: Framework) -> list[tuple[str, float]]:
         return sorted(
-            tensor_exchanges(backward_segment(Shape(WORK, Strategy(tensor=8), framework), KERNELS, "none", repeat=1))
+            tensor_exchanges(
+                backward_segment(RankSizes(WORK, Strategy(tensor=8), framework), KERNELS, "none", repeat=1)
+            )
         )
 
     assert backward(OURS) == [("all_gather", whole)] * 2 + [("reduce_scatter", whole)] * 2
@@ -92,9 +94,9 @@ def test_column_parallel_products_run_beside_their_exchanges() -> None:
 
 
 def test_a_vocabulary_cut_by_tensor_is_summed_and_gathered() -> None:
-    shape, whole = Shape(WORK, Strategy(tensor=8)), 4096 * 4096 * 2.0
+    shape, whole = RankSizes(WORK, Strategy(tensor=8)), 4096 * 4096 * 2.0
     assert tensor_exchanges(embed(shape, KERNELS)) == [("reduce_scatter", whole), ("all_gather", whole)]
     assert tensor_exchanges(head(shape, KERNELS)) == [("all_gather", whole), ("reduce_scatter", whole)]
-    assert not tensor_exchanges(embed(Shape(WORK, Strategy()), KERNELS))
-    prefill = Shape(replace(WORK, mode="prefill"), Strategy(tensor=8))
+    assert not tensor_exchanges(embed(RankSizes(WORK, Strategy()), KERNELS))
+    prefill = RankSizes(replace(WORK, mode="prefill"), Strategy(tensor=8))
     assert tensor_exchanges(embed(prefill, KERNELS)) == [("reduce_scatter", whole)]

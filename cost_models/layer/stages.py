@@ -14,8 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from cost_models.layer.sizes import RankSizes, Stage
 from cost_models.models.model import LayerKind, Model
-from cost_models.step.shape import Shape, Stage
 from cost_models.strategy import LayerRange
 
 
@@ -65,7 +65,7 @@ def stage(model: Model, ranges: tuple[LayerRange, ...], stages: int, index: int)
     return tuple(found)
 
 
-def at_stage(shape: Shape, ranges: tuple[LayerRange, ...], index: int) -> Shape:
+def at_stage(shape: RankSizes, ranges: tuple[LayerRange, ...], index: int) -> RankSizes:
     """The rank as one of this stage."""
     model, stages = shape.workload.model, shape.degrees.pipeline
     layers = tuple((piece.kind, piece.count) for piece in stage(model, ranges, stages, index))

@@ -15,9 +15,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cost_models.either import Number, pick
-from cost_models.step.layer import operators
-from cost_models.step.recompute import policy
-from cost_models.step.shape import Shape
+from cost_models.layer.decoder import operators
+from cost_models.layer.recompute import policy
+from cost_models.layer.sizes import RankSizes
 from cost_models.timing.host import Host
 
 TENSOR_EXCHANGES = 4
@@ -50,7 +50,7 @@ class Calls:
     hops: int  # operators of each hop
 
 
-def layer_calls(sizes: Shape, recompute: str | None = None) -> Calls:
+def layer_calls(sizes: RankSizes, recompute: str | None = None) -> Calls:
     """Backward under a policy, or forward (None)."""
     table, grad = operators(sizes), recompute is not None
     again = () if recompute is None else tuple(one for one in table if policy(recompute).host(one.name))
@@ -68,7 +68,7 @@ def layer_calls(sizes: Shape, recompute: str | None = None) -> Calls:
     )
 
 
-def layer_host_s(sizes: Shape, host: Host | None, recompute: str | None = None) -> tuple[Number, Number]:
+def layer_host_s(sizes: RankSizes, host: Host | None, recompute: str | None = None) -> tuple[Number, Number]:
     """(seconds of a layer without its hops, seconds of each hop); backward under a policy, or forward (None)."""
     if host is None:
         return 0.0, 0.0

@@ -7,11 +7,11 @@ import pytest
 
 from cost_models import Cluster, InputError, Model, Strategy, Workload
 from cost_models.framework import Framework
+from cost_models.layer.frames import busiest
+from cost_models.layer.sizes import Degrees, RankSizes
 from cost_models.memory.components import components
-from cost_models.memory.moments import Moment
+from cost_models.memory.peaks import Peak
 from cost_models.program import Exchange
-from cost_models.step.frames import busiest
-from cost_models.step.shape import Degrees, Shape
 from cost_models.step.vision import backward, forward
 from cost_models.timing.kernels import Kernels
 
@@ -43,7 +43,7 @@ def shape(sharding, frames=512, **degrees):
     model = Model.load("longvila-8b")
     work = Workload(model, frames=frames, text_tokens=1024)
     layout = degrees.pop("arrays", None) or Strategy(ring=2, ulysses=8, shard=16)
-    return Shape(work, layout, Framework(frame_sharding=sharding))
+    return RankSizes(work, layout, Framework(frame_sharding=sharding))
 
 
 def test_who_sends_what():
@@ -62,7 +62,7 @@ def test_who_sends_what():
 
 def test_the_row_rebuilt_whole_is_in_memory():
     device = Cluster.load("dgx-h100", nodes=2).runs[0].node.device
-    whole, shared = (components(shape(way), 0, Moment(name=""), device)["vision"] for way in ("reduced", "exchanged"))
+    whole, shared = (components(shape(way), 0, Peak(name=""), device)["vision"] for way in ("reduced", "exchanged"))
     assert whole - shared == (512 * 196 + 1024) * 4096 * 2
 
 

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from cost_models.layer.operators import Table, elementwise, moves, multiplies, norm, tensor_operator
+from cost_models.layer.sizes import RankSizes
 from cost_models.models.latent import Latent
-from cost_models.step.operators import Table, elementwise, moves, multiplies, norm, tensor_operator
-from cost_models.step.shape import Shape
 
 
-def latent_inputs(sizes: Shape, latent: Latent) -> Table:
+def latent_inputs(sizes: RankSizes, latent: Latent) -> Table:
     model, heads = sizes.workload.model, sizes.workload.model.heads // sizes.degrees.tensor
     outer, tokens, narrow = sizes.outer_tokens, sizes.tokens, latent.kv_rank + latent.rope_dim
     down = [(outer, narrow, model.hidden)] + ([(outer, latent.q_rank, model.hidden)] if latent.q_rank else [])
@@ -42,7 +42,7 @@ def latent_inputs(sizes: Shape, latent: Latent) -> Table:
     )
 
 
-def _made_columns(sizes: Shape, latent: Latent) -> int:
+def _made_columns(sizes: RankSizes, latent: Latent) -> int:
     """Columns per head that are read or written between the products and attention (as many for the gradients)."""
     if sizes.framework.rotary == "fused":
         return 2 * latent.rope_dim + 2 * (latent.nope_dim + latent.v_dim) + latent.rope_dim

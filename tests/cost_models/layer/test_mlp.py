@@ -8,13 +8,13 @@ import pytest
 from cost_models import Cluster, InputError, LayerRange, Model, Strategy, Workload, price, price_batch
 from cost_models.flops import executed_flops
 from cost_models.framework import Framework
-from cost_models.memory import moments
-from cost_models.memory.activations import kept_bytes
+from cost_models.layer.decoder import phases
+from cost_models.layer.launches import layer_host_s
+from cost_models.layer.mlp import mlp_operators
+from cost_models.layer.sizes import RankSizes
+from cost_models.memory import peaks
+from cost_models.memory.peaks import kept_bytes
 from cost_models.program import Compute
-from cost_models.step.launches import layer_host_s
-from cost_models.step.layer import phases
-from cost_models.step.mlp import mlp_operators
-from cost_models.step.shape import Shape
 from cost_models.timing.host import PYTORCH_2024
 from cost_models.timing.kernels import Kernels
 from planner.simulator.simulation import simulate
@@ -35,7 +35,7 @@ def tiled(chunk, policy="none", layout=LAYOUT):
 
 
 def test_only_the_input_is_kept():
-    whole, sliced = (Shape(LONG, tiled(chunk)) for chunk in (None, 4096))
+    whole, sliced = (RankSizes(LONG, tiled(chunk)) for chunk in (None, 4096))
     assert kept_bytes(whole, "none") - kept_bytes(sliced, "none") == TOKENS * FFN * 2 * 4
     assert kept_bytes(sliced, "mlp") == kept_bytes(sliced, "none")
     assert kept_bytes(sliced, "full") == kept_bytes(whole, "full")
@@ -43,7 +43,7 @@ def test_only_the_input_is_kept():
 
 def test_backward_holds_one_slice_and_the_sums_of_the_weights_gradients():
     """Gate, its activation, up and product, three gradients' worth of f; four weights; the residual's and input's h."""
-    found = moments._products(Shape(LONG, tiled(2**16)))
+    found = peaks._products(RankSizes(LONG, tiled(2**16)))
     inside, weights = 2**16 * FFN * 2, HIDDEN * FFN * 2
     assert found == inside * (4 + 2) + 4 * weights + 2 * TOKENS * HIDDEN * 2
 
@@ -59,8 +59,8 @@ def test_a_smaller_slice_never_takes_more_memory_and_never_less_time():
 
 @pytest.mark.parametrize("gated", [True, False])
 def test_one_slice_runs_forward_once_more(gated):
-    shape = Shape(Workload(replace(MODEL, gated=gated), context_tokens=2**20), tiled(2**20))
-    plain = Shape(shape.workload, LAYOUT)
+    shape = RankSizes(Workload(replace(MODEL, gated=gated), context_tokens=2**20), tiled(2**20))
+    plain = RankSizes(shape.workload, LAYOUT)
     kernels = Kernels.of("h100-sxm-80gb")
 
     def products(here, grad, part):
@@ -78,9 +78,9 @@ def test_one_slice_runs_forward_once_more(gated):
 def test_slices_add_up_the_gradients_of_weights():
     """Each slice but the first: three matrices read twice and written once, unless the product adds them itself."""
     kernels = Kernels.of("h100-sxm-80gb")
-    many = Shape(LONG, tiled(2**14))
+    many = RankSizes(LONG, tiled(2**14))
     fused = replace(many, framework=Framework(accumulator="fp32"))
-    frozen = Shape(replace(LONG, trainable=("projector",)), tiled(2**14))
+    frozen = RankSizes(replace(LONG, trainable=("projector",)), tiled(2**14))
     sums = 7 * kernels.memory_bound_s(3 * HIDDEN * FFN * 3 * 2, 3)
 
     def joined(shape):
@@ -112,7 +112,7 @@ def test_batch_and_simulation_follow():
 
 def test_the_host_calls_every_slice():
     """512 slices of 256 tokens: 5 operators each forward, and the join; 19 backward, where a whole MLP has 10."""
-    many, whole = Shape(LONG, tiled(256)), Shape(LONG, LAYOUT)
+    many, whole = RankSizes(LONG, tiled(256)), RankSizes(LONG, LAYOUT)
     for policy, more in ((None, 511 * 5 + 1), ("none", 512 * 19 - 10), ("mlp", 512 * 19 - 14),
                          ("full", 512 * 19 - 10 + 511 * 5 + 1)):  # fmt: skip
         added = layer_host_s(many, PYTORCH_2024, policy)[0] - layer_host_s(whole, PYTORCH_2024, policy)[0]
@@ -121,7 +121,7 @@ def test_the_host_calls_every_slice():
 
 def test_tensor_parallelism_exchanges_as_before():
     kernels = Kernels.of("h100-sxm-80gb")
-    sliced, plain = (Shape(LONG, Strategy(tensor=4, ulysses=2, mlp_chunk_tokens=c)) for c in (4096, None))
+    sliced, plain = (RankSizes(LONG, Strategy(tensor=4, ulysses=2, mlp_chunk_tokens=c)) for c in (4096, None))
     for grad in (False, True):
         ops = [[one.op for one in mlp(s, kernels, grad) if not isinstance(one, Compute)] for s in (sliced, plain)]
         assert sorted(ops[0]) == sorted(ops[1]) and len(ops[0]) == 2

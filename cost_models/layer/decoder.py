@@ -12,17 +12,17 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from cost_models.either import Number, pick, somewhere
+from cost_models.layer.attention import attention_operators, attention_phases
+from cost_models.layer.experts import expert_operators
+from cost_models.layer.mlp import mlp_operators
+from cost_models.layer.operators import Operator, Table, products_s
+from cost_models.layer.recompute import policy, run_again
+from cost_models.layer.sizes import RankSizes
 from cost_models.program import Compute, Phase
-from cost_models.step.attention import attention_operators, attention_phases
-from cost_models.step.experts import expert_operators
-from cost_models.step.mlp import mlp_operators
-from cost_models.step.operators import Operator, Table, products_s
-from cost_models.step.recompute import policy, run_again
-from cost_models.step.shape import Shape
 from cost_models.timing.kernels import Kernels
 
 
-def operators(sizes: Shape) -> Table:
+def operators(sizes: RankSizes) -> Table:
     """The layer of this kind on one rank; built once for each."""
     if "layer" not in sizes.tables:
         second = mlp_operators(sizes) if sizes.experts is None else expert_operators(sizes, sizes.experts)
@@ -31,11 +31,11 @@ def operators(sizes: Shape) -> Table:
     return table
 
 
-def forward(sizes: Shape, kernels: Kernels) -> tuple[Phase, ...]:
+def forward(sizes: RankSizes, kernels: Kernels) -> tuple[Phase, ...]:
     return phases(sizes, kernels, operators(sizes))
 
 
-def backward(sizes: Shape, kernels: Kernels, recompute: str) -> tuple[Phase, ...]:
+def backward(sizes: RankSizes, kernels: Kernels, recompute: str) -> tuple[Phase, ...]:
     """With what the recompute policy runs again first."""
     table = operators(sizes)
     again = run_again(table, recompute, sizes.framework.norms_again)
@@ -43,7 +43,7 @@ def backward(sizes: Shape, kernels: Kernels, recompute: str) -> tuple[Phase, ...
 
 
 def phases(
-    sizes: Shape, kernels: Kernels, table: Table, *, grad: bool = False, part: str | None = None
+    sizes: RankSizes, kernels: Kernels, table: Table, *, grad: bool = False, part: str | None = None
 ) -> tuple[Phase, ...]:
     """The work of a table one way; `part` renames computation. Neighbouring computation of one part is one phase."""
     calls: dict[str, Operator] = {}
@@ -71,7 +71,7 @@ def _together(left: Operator, right: Operator) -> Operator:
 
 
 def _units(
-    sizes: Shape, kernels: Kernels, one: Operator, timed: Operator | None, grad: bool, part: str | None
+    sizes: RankSizes, kernels: Kernels, one: Operator, timed: Operator | None, grad: bool, part: str | None
 ) -> Iterator[tuple[Phase, ...]]:
     """Memory-bound work (that of `timed`, the operator's call), exchanges, products, attention."""
     idle_s = one.idle_back_s if grad else one.idle_s
@@ -112,7 +112,7 @@ def _joined(phases: Iterator[Phase]) -> Iterator[Phase]:
         yield held
 
 
-def kept_bytes(sizes: Shape, recompute: str, offloaded: bool = False) -> Number:
+def kept_bytes(sizes: RankSizes, recompute: str, offloaded: bool = False) -> Number:
     """Bytes that a layer keeps from its forward to its backward pass; `offloaded`: its input waits in host memory."""
     chosen = policy(recompute)
     kept = sum(one.kept for one in operators(sizes) if chosen.keeps(one.name))

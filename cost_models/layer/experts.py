@@ -17,9 +17,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from cost_models.either import Number, larger, pick, somewhere
-from cost_models.models.experts import Experts
-from cost_models.program import Exchange
-from cost_models.step.operators import (
+from cost_models.layer.operators import (
     HOST_CALLS,
     Operator,
     Table,
@@ -32,7 +30,9 @@ from cost_models.step.operators import (
     residual,
     tensor_operator,
 )
-from cost_models.step.shape import Shape
+from cost_models.layer.sizes import RankSizes
+from cost_models.models.experts import Experts
+from cost_models.program import Exchange
 
 PERMUTE_SLOWDOWN = 1.32
 """Rows moved by index against a stream: 0.666 / 0.506 of bandwidth (SimuMax's fit on B200: default, permute)."""
@@ -42,7 +42,7 @@ ROUTER_LAUNCHES = 20
 """Small kernels of a router: softmax, top-k, masks, scatter, counts, cumulative sums, balancing loss."""
 
 
-def expert_operators(sizes: Shape, experts: Experts) -> Table:
+def expert_operators(sizes: RankSizes, experts: Experts) -> Table:
     """The second half of a layer whose MLP is a mixture of experts."""
     hidden, routed, one_rank = sizes.workload.model.hidden, _routed_tokens(sizes), sizes.degrees.expert == 1
     copies = routed * experts.chosen
@@ -64,7 +64,7 @@ def expert_operators(sizes: Shape, experts: Experts) -> Table:
     )
 
 
-def _router(sizes: Shape, experts: Experts, tokens: Number) -> Operator:
+def _router(sizes: RankSizes, experts: Experts, tokens: Number) -> Operator:
     scores = multiplies(sizes, "router", (tokens, experts.count, sizes.workload.model.hidden))
     small = moves(sizes, "router", tokens * experts.count * ROUTER_BYTES, ROUTER_LAUNCHES)
     return replace(
@@ -73,7 +73,7 @@ def _router(sizes: Shape, experts: Experts, tokens: Number) -> Operator:
     )  # fmt: skip
 
 
-def _grouped(sizes: Shape, experts: Experts, copies: Number) -> Table:
+def _grouped(sizes: RankSizes, experts: Experts, copies: Number) -> Table:
     """Products of one rank's experts in grouped calls, each expert with its share of the copies.
 
     The widest moment, forward and backward: copies before and after their sort, or one product with its gradient.
@@ -99,7 +99,7 @@ def _grouped(sizes: Shape, experts: Experts, copies: Number) -> Table:
     )  # fmt: skip
 
 
-def _kept_bytes(sizes: Shape, experts: Experts, ffn: Number) -> Number:
+def _kept_bytes(sizes: RankSizes, experts: Experts, ffn: Number) -> Number:
     """Rows as the experts got them, their two products, the shared experts', the routing (fp32 scores, a map, indices).
 
     The weights of the choice are applied between the two products, so that nothing else is kept per copy.
@@ -111,19 +111,19 @@ def _kept_bytes(sizes: Shape, experts: Experts, ffn: Number) -> Number:
     return copies * (sizes.workload.model.hidden + ffn * inner) * width + shared + routing
 
 
-def _routed_tokens(sizes: Shape) -> Number:
+def _routed_tokens(sizes: RankSizes) -> Number:
     """Tokens that one rank sends to experts: with expert parallelism its own share, else all of the tensor group."""
     return pick(sizes.degrees.expert == 1, sizes.tokens, sizes.outer_tokens)
 
 
-def _exchange(sizes: Shape, name: str, moved: Number) -> Table:
+def _exchange(sizes: RankSizes, name: str, moved: Number) -> Table:
     if not somewhere(sizes.degrees.expert > 1):
         return ()
     exchange = (Exchange(part="experts", axis="expert", op="all_to_all", bytes=moved),)
     return (Operator(name=name, exchanges=exchange, exchanges_back=exchange),)
 
 
-def _shared(sizes: Shape, experts: Experts) -> Table:
+def _shared(sizes: RankSizes, experts: Experts) -> Table:
     """The experts that every token visits: a dense MLP, cut by `tensor`."""
     gathered = tensor_operator(sizes, "shared up", "all_gather")
     summed = tensor_operator(sizes, "shared down", "reduce_scatter")

@@ -6,12 +6,12 @@ import pytest
 
 from cost_models import Cluster, InputError, LayerRange, Model, Strategy, Workload, price, price_batch
 from cost_models.flops import executed_flops
+from cost_models.layer.chunked import chunk_working_bytes, chunked, chunks
+from cost_models.layer.sizes import RankSizes
 from cost_models.longest import longest_tokens
-from cost_models.memory import moments
-from cost_models.memory.activations import kept_bytes
+from cost_models.memory import peaks
+from cost_models.memory.peaks import kept_bytes
 from cost_models.program import Staged
-from cost_models.step.chunked import chunk_working_bytes, chunked, chunks
-from cost_models.step.shape import Shape
 from cost_models.timing.kernels import Kernels
 from planner.search.space import Space
 from planner.simulator.simulation import simulate
@@ -37,16 +37,16 @@ def slower_host(cluster, bytes_per_s):
 def test_every_causal_pair_of_chunks_once():
     kernels = Kernels.of("a100-sxm-80gb")
     for many in (1, 2, 7):
-        shape = Shape(work(many * C), LAYOUT)
+        shape = RankSizes(work(many * C), LAYOUT)
         assert chunks(shape) == (C, many)
         own, other = chunked(shape, kernels, "attention", False, True)
         assert (own.blocks, other.blocks) == (many, many * (many - 1) / 2)
-    assert chunks(Shape(work(C + 16), LAYOUT)) == (C // 2 + 8, 2)  # evenly, none above the chunk
+    assert chunks(RankSizes(work(C + 16), LAYOUT)) == (C // 2 + 8, 2)  # evenly, none above the chunk
 
 
 def test_bytes_over_the_host_s_link():
     """A chunk of 64K tokens: 4 query heads and one key head of 128 on each rank; 8K tokens of 4,096 wide input."""
-    shape, kernels = Shape(work(4 * C), LAYOUT), Kernels.of("a100-sxm-80gb")
+    shape, kernels = RankSizes(work(4 * C), LAYOUT), Kernels.of("a100-sxm-80gb")
     q, kv, lse, normed = C * 4 * 128, 2 * C * 128, C * 4, C // 8 * HIDDEN * 2
     own, other = chunked(shape, kernels, "attention", False, True)
     assert own.bytes == 2 * (2 * q + kv) + 4 * lse + normed and other.bytes == 2 * kv
@@ -60,7 +60,7 @@ def test_what_does_not_hide_behind_its_block_shows():
     slow = price(slower_host(CLUSTER, 2e9), work(2**20), LAYOUT)
     assert cost.seconds["offload"] == 0.0 < slow.seconds["offload"]
     assert slow.step_s - cost.step_s == pytest.approx(slow.seconds["offload"])
-    shape, kernels, bytes_per_s = Shape(work(2**20), LAYOUT), Kernels.of("a100-sxm-80gb"), 2e9
+    shape, kernels, bytes_per_s = RankSizes(work(2**20), LAYOUT), Kernels.of("a100-sxm-80gb"), 2e9
     shown = 0.0
     for grad, times in ((False, 2), (True, 1)):  # recomputed, so forward twice
         for one in chunked(shape, kernels, "attention", grad, True):
@@ -71,7 +71,7 @@ def test_what_does_not_hide_behind_its_block_shows():
 
 def test_memory_by_hand():
     """Kept without recompute: both norms' inputs, the second's output (the first's is away), the projection's input."""
-    none = Shape(work(2**20), replace(LAYOUT, layers=()))
+    none = RankSizes(work(2**20), replace(LAYOUT, layers=()))
     row = 2**17 * HIDDEN * 2
     norms = 2 * 2**17 * (HIDDEN * 8 + 4)  # unfused: an fp32 copy, its result and the output
     assert kept_bytes(none, "none") == norms - row + row
@@ -97,7 +97,7 @@ def test_one_chunk_does_the_work_of_attention_whole():
     assert executed_flops(work(2**20), LAYOUT) == executed_flops(
         work(2**20), replace(LAYOUT, attention_chunk_tokens=None)
     )
-    shape, kernels = Shape(work(C), LAYOUT), Kernels.of("a100-sxm-80gb")
+    shape, kernels = RankSizes(work(C), LAYOUT), Kernels.of("a100-sxm-80gb")
     whole = kernels.attention_s(C, C, 4, 1, 128, True, backward=True)
     own, none = chunked(shape, kernels, "attention", True, True)
     assert own.seconds == whole and none.blocks == 0
@@ -116,8 +116,8 @@ def test_batch_and_simulation_follow():
 
 
 def test_moments_count_whole_rows_once():
-    shape = Shape(work(2**22), LAYOUT)
-    assert moments.peak(shape, [FULL[0]]).name == "layer backward, full"
+    shape = RankSizes(work(2**22), LAYOUT)
+    assert peaks.peak(shape, [FULL[0]]).name == "layer backward, full"
 
 
 @pytest.mark.parametrize(
@@ -151,4 +151,4 @@ def test_the_published_row_is_read_as_the_script_has_it():
         4096,
         256,
     )
-    assert chunks(Shape(case.workload, strategy)) == (65536, 64)
+    assert chunks(RankSizes(case.workload, strategy)) == (65536, 64)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cost_models.step.operators import Table
+from cost_models.layer.operators import Table
 from cost_models.strategy import Recompute
 
 Names = Callable[[str], bool]

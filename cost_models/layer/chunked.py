@@ -17,22 +17,22 @@ products and exchanges are priced whole (each chunk has its own, with a barrier)
 from __future__ import annotations
 
 from cost_models.either import Number
+from cost_models.layer.operators import attention_call_s, attention_passes_s
+from cost_models.layer.sizes import RankSizes
 from cost_models.program import Phase, Staged
-from cost_models.step.operators import attention_call_s, attention_passes_s
-from cost_models.step.shape import Shape
 from cost_models.timing.kernels import Kernels
 
 ROWS_IN_BACKWARD = 3
 """Whole tensors of a rank's tokens by hidden width: gradient of the output, of the normed input in pieces, joined."""
 
 
-def chunks(sizes: Shape) -> tuple[Number, Number]:
+def chunks(sizes: RankSizes) -> tuple[Number, Number]:
     """(tokens of a chunk in each row, how many)."""
     many = -(-sizes.ring_tokens // sizes.degrees.attention_chunk_tokens)
     return -(-sizes.ring_tokens // many), many
 
 
-def chunked(sizes: Shape, kernels: Kernels, part: str, grad: bool, causal: bool) -> tuple[Phase, ...]:
+def chunked(sizes: RankSizes, kernels: Kernels, part: str, grad: bool, causal: bool) -> tuple[Phase, ...]:
     """All blocks of a rank's heads: one of each chunk with its own keys, then the others."""
     tokens, many = chunks(sizes)
     framework = sizes.framework
@@ -51,30 +51,30 @@ def chunked(sizes: Shape, kernels: Kernels, part: str, grad: bool, causal: bool)
     )
 
 
-def _tensors(sizes: Shape, tokens: Number) -> tuple[Number, Number, Number, Number]:
+def _tensors(sizes: RankSizes, tokens: Number) -> tuple[Number, Number, Number, Number]:
     """Values of a chunk: queries, output, keys and values; its log-sum-exps."""
     model, lines = sizes.workload.model, tokens * sizes.rows
     kv = lines * sizes.kv_heads * (model.head_dim + model.v_dim)
     return lines * sizes.heads * model.head_dim, lines * sizes.heads * model.v_dim, kv, lines * sizes.heads
 
 
-def _normed_bytes(sizes: Shape, many: Number) -> Number:
+def _normed_bytes(sizes: RankSizes, many: Number) -> Number:
     return sizes.tokens / many * sizes.workload.model.hidden * sizes.width
 
 
-def _forward_bytes(sizes: Shape, tokens: Number, many: Number) -> tuple[Number, Number]:
+def _forward_bytes(sizes: RankSizes, tokens: Number, many: Number) -> tuple[Number, Number]:
     queries, output, kv, lse = _tensors(sizes, tokens)
     leaving = (queries + output + kv) * sizes.width + 4 * lse + _normed_bytes(sizes, many)
     return leaving, kv * sizes.width
 
 
-def _backward_bytes(sizes: Shape, tokens: Number, many: Number) -> tuple[Number, Number]:
+def _backward_bytes(sizes: RankSizes, tokens: Number, many: Number) -> tuple[Number, Number]:
     queries, output, kv, lse = _tensors(sizes, tokens)
     each = queries * (sizes.width + 2 * 4) + 2 * output * sizes.width + 4 * lse
     return each + kv * sizes.width + _normed_bytes(sizes, many), each
 
 
-def chunk_working_bytes(sizes: Shape) -> Number:
+def chunk_working_bytes(sizes: RankSizes) -> Number:
     """Backward pass of attention beside the layer's tensors: whole rows, and the buffers of one block.
 
     Two chunks each of q, output, gradient and fp32 dQ, of k, v; the kernel's dQ, dK, dV and its fp32 sum; sums of dK

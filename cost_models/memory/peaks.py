@@ -17,17 +17,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from cost_models.either import Number, both, larger, pick, smaller, somewhere
-from cost_models.memory.activations import (
-    final_norm_input,
-    kept_bytes,
-    microbatches_in_flight,
-    recomputed_bytes,
-    saves_input,
-)
+from cost_models.layer import decoder
+from cost_models.layer.operators import peak_bytes
+from cost_models.layer.recompute import policy
+from cost_models.layer.sizes import RankSizes
 from cost_models.memory.states import dropped_gradients, dummy_gradients, root_params
-from cost_models.step.layer import operators
-from cost_models.step.operators import peak_bytes
-from cost_models.step.shape import Shape
 from cost_models.strategy import LayerRange
 
 ROW_BYTES = 40
@@ -35,9 +29,9 @@ ROW_BYTES = 40
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moment:
+class Peak:
     """
-    >>> Moment(name="loss", logits=2).total
+    >>> Peak(name="loss", logits=2).total
     2
     """
 
@@ -51,7 +45,7 @@ class Moment:
         return self.gathered + self.working + self.logits
 
 
-def peak(sizes: Shape, layers: Iterable[LayerRange | str | tuple[Shape, LayerRange]] = ()) -> Moment:
+def peak(sizes: RankSizes, layers: Iterable[LayerRange | str | tuple[RankSizes, LayerRange]] = ()) -> Peak:
     """The highest moment of a step with layers of these policies (or ranges, or ranges of a kind); none: of the rest.
 
     What comes while activations go (gradients) is counted above the least that any policy keeps, so that the sum of
@@ -70,12 +64,12 @@ def peak(sizes: Shape, layers: Iterable[LayerRange | str | tuple[Shape, LayerRan
     return replace(found, working=found.working + always)
 
 
-def _higher(first: Moment, second: Moment) -> Moment:
+def _higher(first: Peak, second: Peak) -> Peak:
     """The one with more bytes, candidate by candidate."""
     above = second.total > first.total
     if not somewhere(above):
         return first
-    return Moment(
+    return Peak(
         name=second.name if not somewhere(second.total <= first.total) else "mixed",
         gathered=pick(above, second.gathered, first.gathered),
         working=pick(above, second.working, first.working),
@@ -83,25 +77,25 @@ def _higher(first: Moment, second: Moment) -> Moment:
     )
 
 
-def _forward(sizes: Shape) -> Moment:
+def _forward(sizes: RankSizes) -> Peak:
     """One layer's tensors, attention's or the MLP's, and the logits of each row's last token."""
     model, width = sizes.workload.model, sizes.width
     last = sizes.stage is None or sizes.stage.last
-    return Moment(
+    return Peak(
         name="forward",
-        working=peak_bytes(operators(sizes), grad=False) + sizes.tokens * model.hidden * width * 2,
+        working=peak_bytes(decoder.operators(sizes), grad=False) + sizes.tokens * model.hidden * width * 2,
         logits=larger(sizes.rows, 1) * (model.vocab // sizes.degrees.tensor) * width if last else 0,
     )
 
 
-def _loss(sizes: Shape) -> Moment:
+def _loss(sizes: RankSizes) -> Peak:
     """Logits by `_logits`, beside the final norm and the gradient of its output; the last layer's gather buffer.
 
     Of a pipeline without `stage` this is the last stage's, which holds fewer microbatches than the first: by at
     least the inputs of its layers.
     """
     if sizes.stage is not None and not sizes.stage.last:
-        return Moment(name="loss")
+        return Peak(name="loss")
     copied = 0 if saves_input(sizes) else 4
     norm = sizes.width + copied + (0 if sizes.framework.norm == "fused" else sizes.width)
     model = sizes.workload.model
@@ -110,10 +104,10 @@ def _loss(sizes: Shape) -> Moment:
         logits = logits + pick(sizes.degrees.tensor > 1, 2 * sizes.tokens * model.hidden * sizes.width, 0)
     if sizes.stage is None:
         logits = larger(logits - (microbatches_in_flight(sizes) - 1) * _least_kept(sizes), 0)
-    return Moment(name="loss", gathered=_gathered(sizes, 1), logits=logits)
+    return Peak(name="loss", gathered=_gathered(sizes, 1), logits=logits)
 
 
-def _logits(sizes: Shape) -> Number:
+def _logits(sizes: RankSizes) -> Number:
     """What the loss holds at its highest moment: for one chunk of tokens, or for all of the rank by autograd.
 
     whole    logits in the parameter dtype, in fp32, and the gradient of both; the head's gradient
@@ -133,7 +127,7 @@ def _logits(sizes: Shape) -> Number:
     return weights * wide + larger(highest, cast)
 
 
-def _layer_backward(sizes: Shape, part: LayerRange | str) -> Moment:
+def _layer_backward(sizes: RankSizes, part: LayerRange | str) -> Peak:
     """One layer's backward pass, all earlier layers' activations still kept.
 
     From the second layer on the gradients of the one before are on their way, but its activations are gone. An input
@@ -153,7 +147,7 @@ def _layer_backward(sizes: Shape, part: LayerRange | str) -> Moment:
     inside = (
         inside + pick(both(sizes.degrees.zero > 0, sizes.degrees.zero < 3), sizes.framework.bucket_values, 0) * width
     )
-    return Moment(
+    return Peak(
         name=f"layer backward, {recompute}",
         gathered=_gathered(sizes, 2),
         working=inside + late,
@@ -161,13 +155,13 @@ def _layer_backward(sizes: Shape, part: LayerRange | str) -> Moment:
     )
 
 
-def _products(sizes: Shape) -> Number:
+def _products(sizes: RankSizes) -> Number:
     """Beside the layer's own tensors: gradients of the MLP's inside, or of attention once the MLP's are gone; and the
     residual's."""
-    return peak_bytes(operators(sizes), grad=True) + sizes.row_bytes
+    return peak_bytes(decoder.operators(sizes), grad=True) + sizes.row_bytes
 
 
-def _root_gradients(sizes: Shape, kept: Number) -> Moment:
+def _root_gradients(sizes: RankSizes, kept: Number) -> Peak:
     """Whole gradients of the root, and their copy for the reduction, in place of its gathered weights."""
     whole, reduced = sizes.gradient_bytes, sizes.reduced_bytes
     vision, trained = sizes.workload.model.vision, smaller(sizes.trained_root_params, root_params(sizes))
@@ -175,10 +169,10 @@ def _root_gradients(sizes: Shape, kept: Number) -> Moment:
         trained = trained + (vision.embedding_params if sizes.trains("tower") else 0)
         hidden = sizes.workload.model.hidden
         trained = trained + (vision.projector_params(hidden) if sizes.trains("projector") else 0)
-    return Moment(name="root gradients", working=larger(trained * (whole + reduced) - kept, 0))
+    return Peak(name="root gradients", working=larger(trained * (whole + reduced) - kept, 0))
 
 
-def _head_gradient(sizes: Shape) -> Number:
+def _head_gradient(sizes: RankSizes) -> Number:
     """The head's whole gradient, made first and reduced last."""
     if not sizes.workload.trains_head or (sizes.stage is not None and not sizes.stage.last):
         return 0
@@ -186,7 +180,7 @@ def _head_gradient(sizes: Shape) -> Number:
     return model.hidden * (model.vocab // sizes.degrees.tensor) * sizes.gradient_bytes
 
 
-def _gathered(sizes: Shape, layers: int) -> Number:
+def _gathered(sizes: RankSizes, layers: int) -> Number:
     """ZeRO-3: the root whole, and so many layers; below, whole weights are resident."""
     vision = sizes.workload.model.vision
     root = root_params(sizes)
@@ -196,6 +190,50 @@ def _gathered(sizes: Shape, layers: int) -> Number:
     return pick(sizes.degrees.zero == 3, whole, 0)
 
 
-def _least_kept(sizes: Shape) -> Number:
+def _least_kept(sizes: RankSizes) -> Number:
     """The inputs of all layers of a rank: no policy keeps less, unless it offloads them."""
     return sizes.stage_total(lambda here: kept_bytes(here, "full"))
+
+
+def saves_input(sizes: RankSizes) -> bool:
+    """Whether a norm saves its input as it is: a fused one, or one that computes in fp32 on fp32; else an fp32 copy."""
+    return sizes.framework.norm == "fused" or sizes.width >= 4
+
+
+def final_norm_input(sizes: RankSizes) -> Number:
+    if not saves_input(sizes) or (sizes.stage is not None and not sizes.stage.last):
+        return 0
+    return sizes.row_bytes if sizes.stage is not None else pick(sizes.degrees.pipeline == 1, sizes.row_bytes, 0)
+
+
+def kept_bytes(sizes: RankSizes, part: LayerRange | str) -> Number:
+    """Bytes that one layer keeps from its forward to its backward pass under a recompute policy."""
+    if sizes.workload.mode != "train":
+        return 0 * sizes.tokens
+    if isinstance(part, str):
+        return decoder.kept_bytes(sizes, part)
+    return decoder.kept_bytes(sizes, part.recompute, part.offload == "activations")
+
+
+def recomputed_bytes(sizes: RankSizes, recompute: str) -> Number:
+    """Bytes that come back to life in the backward pass of one layer under a policy.
+
+    The kept input is one of them where the first norm saves it as it is.
+    """
+    if not policy(recompute).returns:
+        return 0 * sizes.tokens
+    back = kept_bytes(sizes, "none") - kept_bytes(sizes, recompute)
+    if not policy(recompute).keeps_input or saves_input(sizes):
+        return back
+    return back + sizes.row_bytes
+
+
+def microbatches_in_flight(sizes: RankSizes) -> Number:
+    """1F1B: the first stage holds up to `pipeline` microbatches of its layers (interleaved: a few chunks more)."""
+    stages, chunks = sizes.degrees.pipeline, sizes.degrees.virtual
+    if sizes.degrees.schedule == "gpipe":
+        return sizes.degrees.microbatches
+    if sizes.stage is not None and not sizes.stage.first:
+        stages = 1
+    most = pick(chunks > 1, stages * (1 + (stages - 1) / (stages * chunks)), stages)
+    return smaller(most, sizes.degrees.microbatches)

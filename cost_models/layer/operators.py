@@ -1,6 +1,6 @@
 """A decoder layer as an ordered table of operators: each fact about an operator of a layer stands here once.
 
-    seconds    products, memory-bound passes, exchanges: the phases of the step program   (`layer.phases`)
+    seconds    products, memory-bound passes, exchanges: the phases of the step program   (`decoder.phases`)
     kept       bytes from the forward to the backward pass                                (`kept_bytes`)
     peak       bytes alive for a moment, forward or while gradients are made              (`peak_bytes`)
     FLOP       of the products                                                            (`product_flops`)
@@ -19,8 +19,8 @@ from typing import Literal, NamedTuple
 
 from cost_models.either import Number, larger, somewhere
 from cost_models.framework import FA1_SLOWDOWN, OVERLAP_COST
+from cost_models.layer.sizes import RankSizes
 from cost_models.program import Exchange, Op
-from cost_models.step.shape import Shape
 from cost_models.timing.kernels import Kernels
 from cost_models.workload import LoraTarget
 
@@ -69,7 +69,7 @@ HOST_CALLS: dict[LoraTarget, tuple[int, int]] = {"qkv": (3, 8), "out": (1, 2), "
 
 
 def elementwise(
-    sizes: Shape, name: str, moved: Number, launches: int, *, back: Number | None = None, call: str = ""
+    sizes: RankSizes, name: str, moved: Number, launches: int, *, back: Number | None = None, call: str = ""
 ) -> Operator:
     """Memory-bound work whose backward pass reads the saved input as well as the gradient: twice the traffic.
 
@@ -82,7 +82,7 @@ def elementwise(
     )  # fmt: skip
 
 
-def moves(sizes: Shape, name: str, moved: Number, launches: int) -> Operator:
+def moves(sizes: RankSizes, name: str, moved: Number, launches: int) -> Operator:
     """Memory-bound work whose gradients move as many bytes."""
     gap = launches * sizes.framework.gap_s
     return Operator(
@@ -90,7 +90,7 @@ def moves(sizes: Shape, name: str, moved: Number, launches: int) -> Operator:
     )
 
 
-def multiplies(sizes: Shape, name: str, *shapes: tuple[Number, ...], groups: Number = 1, calls: int = 1) -> Operator:
+def multiplies(sizes: RankSizes, name: str, *shapes: tuple[Number, ...], groups: Number = 1) -> Operator:
     """Products of the language model's weights; `shapes`: (rows, out, inside) and how many of them."""
     trained = sizes.workload.trains_weights
     products = tuple(
@@ -101,7 +101,7 @@ def multiplies(sizes: Shape, name: str, *shapes: tuple[Number, ...], groups: Num
     return Operator(name=name, products=products, idle_s=idle, idle_back_s=idle * (2 if trained else 1))
 
 
-def maps(sizes: Shape, target: LoraTarget, rows: Number) -> Table:
+def maps(sizes: RankSizes, target: LoraTarget, rows: Number) -> Table:
     """A dense layer's linear maps of one kind, each followed by its low-rank adapter (LoRA, arXiv 2106.09685).
 
         y = W x + B (A x)        W: out x in, frozen        A: rank x in, B: out x rank, trained
@@ -131,7 +131,7 @@ def maps(sizes: Shape, target: LoraTarget, rows: Number) -> Table:
     return tuple(table)
 
 
-def norm(sizes: Shape, name: str, call: str = "") -> Operator:
+def norm(sizes: RankSizes, name: str, call: str = "") -> Operator:
     """An RMSNorm: unfused it casts, squares, means and scales in fp32 (28 B), casts back and weighs (3 x b + 2 b).
 
     A fused norm of a copy in fp32 (`norm_casts`): copied (r b w 4), read and written (r 4 w b); backward, of which the
@@ -149,19 +149,19 @@ def norm(sizes: Shape, name: str, call: str = "") -> Operator:
     return replace(made, kept=tokens * (hidden * (2 * b + (0 if fused else 4)) + 4), host=8, host_back=16)
 
 
-def residual(sizes: Shape, name: str, launches: int, call: str = "") -> Operator:
+def residual(sizes: RankSizes, name: str, launches: int, call: str = "") -> Operator:
     """Both inputs read, the sum written; dropout's mask is one byte more, and kept."""
     values, mask = sizes.outer_tokens * sizes.workload.model.hidden, 1 if sizes.framework.dropout else 0
     made = elementwise(sizes, name, values * (3 * sizes.width + mask), launches, call=call)
     return replace(made, kept=values * mask, host=1, host_back=1)
 
 
-def activation_passes(sizes: Shape) -> int:
+def activation_passes(sizes: RankSizes) -> int:
     """Readings and writings of each value of the MLP's inside."""
     return (3 if sizes.framework.activation == "fused" else 5) if sizes.workload.model.gated else 2
 
 
-def inner_tensors(sizes: Shape) -> int:
+def inner_tensors(sizes: RankSizes) -> int:
     """Kept of an MLP's inside: gate, its activation, up, their product; a fused kernel keeps no activation."""
     if not sizes.workload.model.gated:
         return 2
@@ -169,7 +169,7 @@ def inner_tensors(sizes: Shape) -> int:
 
 
 def tensor_exchange(
-    sizes: Shape, op: Literal["all_gather", "reduce_scatter"], grad: bool, columns: Number | None = None
+    sizes: RankSizes, op: Literal["all_gather", "reduce_scatter"], grad: bool, columns: Number | None = None
 ) -> tuple[Exchange, ...]:
     """Tensor parallelism around each block: all-gather of its input, reduce-scatter of its output, backward swapped.
 
@@ -197,7 +197,7 @@ def tensor_exchange(
 
 
 def tensor_operator(
-    sizes: Shape, name: str, op: Literal["all_gather", "reduce_scatter"], columns: Number | None = None
+    sizes: RankSizes, name: str, op: Literal["all_gather", "reduce_scatter"], columns: Number | None = None
 ) -> Table:
     """The exchange as a row of the table; none where no candidate has tensor parallelism."""
     forth, back = (tensor_exchange(sizes, op, grad, columns) for grad in (False, True))
@@ -205,7 +205,7 @@ def tensor_operator(
 
 
 def product_s(
-    sizes: Shape,
+    sizes: RankSizes,
     kernels: Kernels,
     rows: Number,
     out: Number,
@@ -235,7 +235,7 @@ def product_s(
     return seconds + kernels.grouped_s(groups, inside, out, rows, dtype, framework.accumulator) if trained else seconds
 
 
-def products_s(sizes: Shape, kernels: Kernels, operator: Operator, grad: bool) -> Number:
+def products_s(sizes: RankSizes, kernels: Kernels, operator: Operator, grad: bool) -> Number:
     """An operator's products; a grouped product has a whole number of rows."""
     seconds: Number = 0.0
     for rows, out, inside, trained, groups, equal in operator.products:
@@ -268,7 +268,7 @@ def peak_bytes(operators: Table, grad: bool) -> Number:
 
 
 def attention_call_s(
-    sizes: Shape, kernels: Kernels, q_tokens: Number, kv_tokens: Number, grad: bool, causal: bool
+    sizes: RankSizes, kernels: Kernels, q_tokens: Number, kv_tokens: Number, grad: bool, causal: bool
 ) -> Number:
     """One call of the attention kernel with this rank's heads; a kernel from before FlashAttention-2 is slower."""
     model = sizes.workload.model
@@ -281,7 +281,7 @@ def attention_call_s(
 
 
 def attention_passes_s(
-    sizes: Shape, kernels: Kernels, tokens: Number, grad: bool, bytes_per_value: int, launches: int
+    sizes: RankSizes, kernels: Kernels, tokens: Number, grad: bool, bytes_per_value: int, launches: int
 ) -> Number:
     """Passes over attention's output for `tokens` of each row, or over dQ, dK and dV."""
     model, lines = sizes.workload.model, tokens * sizes.rows

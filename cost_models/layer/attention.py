@@ -12,10 +12,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from cost_models.either import Number, larger, pick, smaller
-from cost_models.program import Compute, Exchange, Phase, Ring
-from cost_models.step.chunked import chunk_working_bytes, chunked
-from cost_models.step.latent import latent_inputs
-from cost_models.step.operators import (
+from cost_models.layer.chunked import chunk_working_bytes, chunked
+from cost_models.layer.latent import latent_inputs
+from cost_models.layer.operators import (
     Operator,
     Table,
     attention_call_s,
@@ -26,7 +25,8 @@ from cost_models.step.operators import (
     residual,
     tensor_operator,
 )
-from cost_models.step.shape import Shape
+from cost_models.layer.sizes import RankSizes
+from cost_models.program import Compute, Exchange, Phase, Ring
 from cost_models.timing.kernels import QUERY_TILE, Kernels
 from cost_models.workload import DTYPE_BYTES
 
@@ -36,7 +36,7 @@ ROTARY_PASSES = {"unfused": 8, "fused": 2, "none": 0}
 ROTARY_LAUNCHES = {"unfused": 10, "fused": 2, "none": 0}
 
 
-def attention_operators(sizes: Shape) -> Table:
+def attention_operators(sizes: RankSizes) -> Table:
     """The first half of a decoder layer, with latent inputs where the model has them."""
     model = sizes.workload.model
     inputs = _inputs(sizes) if model.latent is None else latent_inputs(sizes, model.latent)
@@ -52,7 +52,7 @@ def attention_operators(sizes: Shape) -> Table:
     )
 
 
-def _inputs(sizes: Shape) -> Table:
+def _inputs(sizes: RankSizes) -> Table:
     """Norm, the three projections, rotary."""
     rotary = sizes.framework.rotary
     turned = sizes.tokens * (sizes.q_width + sizes.kv_width) * ROTARY_PASSES[rotary] * sizes.width
@@ -64,7 +64,7 @@ def _inputs(sizes: Shape) -> Table:
     )
 
 
-def _core(sizes: Shape) -> Table:
+def _core(sizes: RankSizes) -> Table:
     """Both exchanges of heads, and attention between them."""
     model, in_chunks = sizes.workload.model, sizes.degrees.attention_chunk_tokens is not None
     lines = sizes.ring_tokens * sizes.rows
@@ -90,7 +90,7 @@ def _core(sizes: Shape) -> Table:
     )  # fmt: skip
 
 
-def _exchanged(sizes: Shape, name: str, moved: Number) -> Operator:
+def _exchanged(sizes: RankSizes, name: str, moved: Number) -> Operator:
     """An all-to-all of `moved` bytes, with the copies that put it in the order of ranks and back in that of heads."""
     copies, exchange = EXCHANGE_COPIES, Exchange(
         part="all_to_all", axis="ulysses", op="all_to_all", bytes=moved
@@ -101,7 +101,7 @@ def _exchanged(sizes: Shape, name: str, moved: Number) -> Operator:
     )  # fmt: skip
 
 
-def _scores(sizes: Shape) -> Number:
+def _scores(sizes: RankSizes) -> Number:
     """Without flash attention: the softmax, and with dropout its mask and result."""
     if sizes.framework.attention != "unfused":
         return 0
@@ -109,14 +109,14 @@ def _scores(sizes: Shape) -> Number:
     return sizes.rows * sizes.heads * sizes.ring_tokens * sizes.ring_tokens * each
 
 
-def _working(sizes: Shape) -> Number:
+def _working(sizes: RankSizes) -> Number:
     """Without gradients: what is exchanged for queries and output, and two blocks of keys and values in a ring."""
     lines, width = sizes.ring_tokens * sizes.rows, sizes.workload.model.head_dim + sizes.workload.model.v_dim
     block = 2 * lines * sizes.kv_heads * width
     return (lines * sizes.heads * width + pick(sizes.degrees.ring > 1, block, 0)) * sizes.width
 
 
-def _working_back(sizes: Shape) -> Number:
+def _working_back(sizes: RankSizes) -> Number:
     """Output, its exchange, dQ (fp32 in a ring), the kernel's dQ, dK, dV, the sums of dK and dV; and in a ring the next
     block and two travelling sums."""
     model, width, ring = sizes.workload.model, sizes.width, sizes.degrees.ring > 1
@@ -128,7 +128,7 @@ def _working_back(sizes: Shape) -> Number:
 
 
 def attention_phases(
-    sizes: Shape, kernels: Kernels, *, part: str, grad: bool = False, causal: bool = True
+    sizes: RankSizes, kernels: Kernels, *, part: str, grad: bool = False, causal: bool = True
 ) -> tuple[Phase, ...]:
     """Attention of one rank over all keys: its ring, its chunks, or (all_gather) all KV first, gradients scattered."""
     if sizes.degrees.attention_chunk_tokens is not None:
@@ -141,7 +141,7 @@ def attention_phases(
     return (gathered, _gathered(sizes, kernels, part, grad, causal), *scattered)
 
 
-def _ring(sizes: Shape, kernels: Kernels, part: str, grad: bool, causal: bool) -> Ring:
+def _ring(sizes: RankSizes, kernels: Kernels, part: str, grad: bool, causal: bool) -> Ring:
     """A rank's own block (causal), then one block for each hop.
 
     zigzag, double and striped: every block is half masked, all ranks alike. contiguous: the last rank computes whole
@@ -174,7 +174,7 @@ def _ring(sizes: Shape, kernels: Kernels, part: str, grad: bool, causal: bool) -
     )
 
 
-def _last_blocks(sizes: Shape, kernels: Kernels) -> Number:
+def _last_blocks(sizes: RankSizes, kernels: Kernels) -> Number:
     """Share of an attention kernel's time after its last thread block has started: one turn of all turns of an SM.
 
     NCCL's kernel needs a whole SM for each channel (its authors: its blocks share an SM with no other kernel,
@@ -189,7 +189,7 @@ def _last_blocks(sizes: Shape, kernels: Kernels) -> Number:
     return smaller(kernels.device.sms / larger(blocks, 1), 1.0)
 
 
-def _gathered(sizes: Shape, kernels: Kernels, part: str, grad: bool, causal: bool) -> Compute:
+def _gathered(sizes: RankSizes, kernels: Kernels, part: str, grad: bool, causal: bool) -> Compute:
     """All keys are here: each zigzag half of the queries against its prefix, all ranks alike; no merge."""
     half, keys = larger(sizes.ring_tokens // 2, 1), sizes.ring_tokens * sizes.degrees.ring
     if causal:
@@ -204,7 +204,7 @@ def _gathered(sizes: Shape, kernels: Kernels, part: str, grad: bool, causal: boo
     return Compute(part=part, seconds=seconds)
 
 
-def _merge_s(sizes: Shape, kernels: Kernels, grad: bool) -> Number:
+def _merge_s(sizes: RankSizes, kernels: Kernels, grad: bool) -> Number:
     """Blending one hop's block into the running output, or adding its gradients to the running sums."""
     framework, tokens = sizes.framework, sizes.ring_tokens
     if grad:
@@ -213,7 +213,7 @@ def _merge_s(sizes: Shape, kernels: Kernels, grad: bool) -> Number:
     return attention_passes_s(sizes, kernels, tokens, grad, framework.merge_bytes + sliced, 4)
 
 
-def _unfused(sizes: Shape, kernels: Kernels, part: str, grad: bool) -> Ring:
+def _unfused(sizes: RankSizes, kernels: Kernels, part: str, grad: bool) -> Ring:
     """Attention as Megatron had it before flash attention: batched products, and all scores in memory.
 
     Per score: scale, mask and softmax in one kernel read and write b bytes (backward reads two and writes one);

@@ -18,10 +18,10 @@ import numpy as np
 from cost_models.either import larger, pick, somewhere
 from cost_models.errors import InputError
 from cost_models.framework import OURS, Framework
+from cost_models.layer.frames import busiest
+from cost_models.layer.heads import HeadSplit
 from cost_models.models.experts import Experts
 from cost_models.models.model import LayerKind
-from cost_models.step.frames import busiest
-from cost_models.step.heads import HeadSplit
 from cost_models.token_layout import row_granule
 from cost_models.workload import DTYPE_BYTES, LoraTarget, Workload
 
@@ -90,7 +90,7 @@ class Stage:
 
 
 @dataclass(frozen=True, eq=False)
-class Shape:
+class RankSizes:
     workload: Workload
     degrees: Any
     framework: Framework = OURS
@@ -104,7 +104,7 @@ class Shape:
             zero = pick(self.degrees.zero == 1, 2, self.degrees.zero)
             object.__setattr__(self, "degrees", replace(self.degrees, zero=zero))
 
-    def of(self, kind: LayerKind) -> Shape:
+    def of(self, kind: LayerKind) -> RankSizes:
         """The same rank at a layer of this kind."""
         return self if kind == self.layer_kind else replace(self, kind=kind)
 
@@ -281,7 +281,7 @@ class Shape:
             return embedding + (model.hidden if "norms" in beside else 0)
         return self.root_params if self.trains("llm") else 0
 
-    def stage_total(self, per_layer: Callable[[Shape], Any]) -> Any:
+    def stage_total(self, per_layer: Callable[[RankSizes], Any]) -> Any:
         """Sum over the layers of one pipeline stage of a number of each."""
         if self.stage is None:
             return self.workload.model.layers * per_layer(self) / self.degrees.pipeline
@@ -306,6 +306,23 @@ class Shape:
             return 0
         text = work.text_tokens or 0
         return busiest(self.framework.frame_sharding, work.frames, vision.tokens_per_frame, text, ring, ulysses)
+
+    def fetched_bytes(self, weights: Any, of_experts: Any = 0.0) -> Any:
+        """From host memory before a gather: a rank's part of the weights, where all states are there (ZeRO-Offload,
+        arXiv 2101.06840). `weights` are shared by the shard group."""
+        if self.degrees.offload_states != "all":
+            return 0.0
+        return (weights / self.degrees.shard + of_experts / self.degrees.expert_shard) * self.width
+
+    def returned_bytes(self, gradient: Any, of_experts: Any = 0.0) -> Any:
+        """To host memory after a reduction: a rank's part of the gradients (without ZeRO all of them), where the
+        optimizer is there. `gradient` bytes before the reduction."""
+        if self.degrees.offload_states == "none":
+            return 0.0
+        parts, expert_parts = (
+            pick(self.degrees.zero >= 1, size, 1) for size in (self.degrees.shard, self.degrees.expert_shard)
+        )
+        return gradient / parts + of_experts / expert_parts
 
     def trains(self, part: str) -> bool:
         return self.workload.mode == "train" and part in self.workload.trainable

@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from cost_models.either import Number, larger, pick, smaller, somewhere
-from cost_models.step.operators import (
+from cost_models.layer.operators import (
     Operator,
     Table,
     activation_passes,
@@ -26,7 +26,7 @@ from cost_models.step.operators import (
     residual,
     tensor_operator,
 )
-from cost_models.step.shape import Shape
+from cost_models.layer.sizes import RankSizes
 
 JOINED_PASSES, INPUT_GRADIENT_PASSES, SUM_PASSES = 2, 4, 3
 """Readings and writings of each value: slices joined; the input's gradient cleared, and added to (r, r, w); a weight's
@@ -36,7 +36,7 @@ SLICE_FORWARD, SLICE_BACKWARD = 5, 19
 many gradients, three weights' gradients and the input's added up."""
 
 
-def mlp_operators(sizes: Shape) -> Table:
+def mlp_operators(sizes: RankSizes) -> Table:
     """The second half of a decoder layer."""
     if sizes.degrees.mlp_chunk_tokens is not None:
         return _sliced(sizes)
@@ -54,13 +54,13 @@ def mlp_operators(sizes: Shape) -> Table:
     )
 
 
-def slice_tokens(sizes: Shape) -> Number:
+def slice_tokens(sizes: RankSizes) -> Number:
     """Tokens of a rank that go through the MLP at one time."""
     chunk = sizes.degrees.mlp_chunk_tokens
     return sizes.tokens if chunk is None else smaller(sizes.tokens, chunk)
 
 
-def _activation(sizes: Shape, tokens: Number, call: str = "") -> Operator:
+def _activation(sizes: RankSizes, tokens: Number, call: str = "") -> Operator:
     """Gate, activation and their product, and what an MLP holds while it runs or while its gradients are made.
 
     Backward: down's input goes, its gradient and those of gate and up come: 2 f (gated) per token.
@@ -80,13 +80,13 @@ def _activation(sizes: Shape, tokens: Number, call: str = "") -> Operator:
     )
 
 
-def _weight_gradient_bytes(sizes: Shape) -> Number:
+def _weight_gradient_bytes(sizes: RankSizes) -> Number:
     """The gradient of one matrix of the MLP before its reduction."""
     whole = sizes.gradient_bytes if sizes.workload.trains_weights else 0
     return sizes.workload.model.hidden * sizes.ffn * whole
 
 
-def _gathered_halves(sizes: Shape) -> Number:
+def _gathered_halves(sizes: RankSizes) -> Number:
     """Sequence-parallel tensor parallelism gathers whole tensors for its products: behind the MLP the gradient of its
     output beside that of down's input, before it the input again and its gradient, when the inside is gone."""
     model, width = sizes.workload.model, sizes.width
@@ -97,7 +97,7 @@ def _gathered_halves(sizes: Shape) -> Number:
     return pick(sizes.degrees.tensor > 1, larger(hidden + inside, before), 0)
 
 
-def _sliced(sizes: Shape) -> Table:
+def _sliced(sizes: RankSizes) -> Table:
     """Norm and residual over all tokens, the inside over one slice after another.
 
     Backward holds the slice's tensors, sums of all weights' gradients and the input's; nothing of it was kept.
@@ -130,7 +130,7 @@ def _sliced(sizes: Shape) -> Table:
     )  # fmt: skip
 
 
-def _weight_sums(sizes: Shape, slices: Number, matrices: int) -> Operator:
+def _weight_sums(sizes: RankSizes, slices: Number, matrices: int) -> Operator:
     """Adding a slice's weight gradients to those of the slices before, unless the product itself does that."""
     if sizes.framework.accumulator is not None or not sizes.workload.trains_weights:
         return Operator(name="weight sums")

@@ -1,0 +1,1 @@
+"""A decoder layer on one rank: its sizes, its table of operators, and what is folded from them."""
