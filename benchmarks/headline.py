@@ -3,8 +3,7 @@
     python -m benchmarks.headline [--gpus 8,32,64,256] [--ctx 32K,256K,2M] [--json] [--markdown docs/headline.md]
 
 Text of batch 1 in Llama-3-8B's shape on DGX-H100 nodes with 50 GB/s per path, as the paper says. Every number is
-`price`'s under the frameworks of `validation/longvila.py`; `plan` columns are the
-planner's own answer. Nothing is fitted to a published figure. Every step is a sum of its parts (`--json` has all).
+`price`'s under the frameworks of `validation/longvila.py`; `plan` columns are the planner's own answer. Nothing is fitted to a published figure. Every step is a sum of its parts (`--json` has all).
 """
 
 from __future__ import annotations

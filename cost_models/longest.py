@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from cost_models.errors import InputError
+from cost_models.framework import OURS, Framework
 from cost_models.hardware.cluster import Cluster
 from cost_models.pricing import price
 from cost_models.strategy import Strategy
@@ -20,7 +21,7 @@ MOST_TOKENS = 2**32
 """Beyond any row that is trained; what fits more than this is refused."""
 
 
-def longest_tokens(cluster: Cluster, workload: Workload, strategy: Strategy) -> int:
+def longest_tokens(cluster: Cluster, workload: Workload, strategy: Strategy, framework: Framework = OURS) -> int:
     """Tokens of the longest row that fits; 0 if not even the shortest does. Frames stay, text fills the row.
 
     >>> from cost_models import Cluster, Model, Strategy, Workload
@@ -33,7 +34,7 @@ def longest_tokens(cluster: Cluster, workload: Workload, strategy: Strategy) -> 
 
     def fits(tokens: int) -> bool:
         row = replace(workload, context_tokens=tokens, text_tokens=None, lengths=())
-        return price(cluster, row, strategy).fits
+        return price(cluster, row, strategy, framework=framework).fits
 
     return most_tokens(fits, unit, fewest // unit)
 

@@ -1,7 +1,7 @@
 """The `plan` command: reads the question, answers on the screen, writes plan.json.
 
     plan --gpus 256 --ctx 2M      plan price      plan simulate      plan show      plan check
-    plan clusters                 plan devices
+    plan clusters                 plan devices                      plan frameworks
 
 Heavy imports wait until a subcommand needs them. A user's mistake ends with one line and exit code 2.
 """
@@ -29,6 +29,7 @@ Examples:
   plan --cluster local --gpus 4 --model longvila-tiny --ctx 2K --profile profile.json
   plan price --gpus 256 --ctx 2M --strategy ring=32,ulysses=8
   plan price --gpus 8 --strategy ulysses=8,recompute=full --longest
+  plan price --gpus 64 --ctx 8K --batch 64 --strategy data=64 --for torchtitan
   plan simulate plan.json --trace trace.json --jitter 0.05
   plan compare plan.json rank0.pt.trace.json
   plan what-if --gpus 256 --ctx 2M --vary inter_node_gb_per_s=12.5..100
@@ -37,6 +38,7 @@ Examples:
   plan --gpus 256 --ctx 2M --goodput --mtbf-hours 8
   plan clusters
   plan devices
+  plan frameworks
 """
 
 
@@ -127,24 +129,28 @@ def _plan(given: dict[str, Any]) -> None:
               help="The layout: data, ring, ulysses, shard, zero, recompute, tensor, pipeline, …")  # fmt: skip
 @click.option("--longest", is_flag=True,
               help="Also the longest row whose memory fits; without --ctx that row is priced.")  # fmt: skip
+@click.option("--for", "name", default="ours", show_default=True, metavar="FRAMEWORK",
+              help="Whose code runs the step; `plan frameworks` lists them.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def price(strategy: str, longest: bool, as_json: bool, **given: Any) -> None:
+def price(strategy: str, longest: bool, name: str, as_json: bool, **given: Any) -> None:
     """Price one given layout, without search: time, memory and bytes by part."""
     asked = options.question(given, any_length=longest)
     fixed = options.pins(strategy, "--strategy")
     layout = options.strategy_of(fixed, asked.workload.model.layers)
-    most = options.longest_row(asked, layout) if longest else None
+    framework, asked = options.framework_of(name, asked, given)
+    most = options.longest_row(asked, layout, framework) if longest else None
     if most is not None and given["ctx"] is None:
         asked = options.of_length(asked, most)
     from cost_models.pricing import price as price_layout
     from planner import report
 
-    cost = price_layout(asked.cluster, asked.workload, layout, profile=asked.profile)
+    cost = price_layout(asked.cluster, asked.workload, layout, profile=asked.profile, framework=framework)
     if as_json:
         found = {} if most is None else {"longest_tokens": most}
-        click.echo(json.dumps({**found, **report.cost_dict(cost)}, indent=1))
+        click.echo(json.dumps({"framework": framework.name, **found, **report.cost_dict(cost)}, indent=1))
         return
     report.show([asked.workload.describe(), report.cluster_line(asked.cluster), layout.describe()])
+    report.show(report.framework_lines(framework, layout))
     report.show(report.cost_lines(cost, simulated=None, longest=most))
     report.show(report.explanation(cost))
 
@@ -198,6 +204,15 @@ def devices() -> None:
     from planner import listing
 
     click.echo("\n".join(listing.device_lines()))
+
+
+@cli.command()
+@click.argument("name", required=False)
+def frameworks(name: str | None) -> None:
+    """List the frameworks that `plan price --for` knows; with NAME what is known of one, and why."""
+    from planner import listing
+
+    click.echo("\n".join(listing.framework_lines() if name is None else listing.fact_lines(name)))
 
 
 cli.add_command(what_if)

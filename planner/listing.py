@@ -1,7 +1,8 @@
-"""What can be planned for, one line each: cluster presets and devices, with the source of their figures."""
+"""What can be planned for, one line each: clusters, devices and frameworks, with the source of what is said of them."""
 
 from __future__ import annotations
 
+from cost_models.framework import Framework
 from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.device import Device
 from cost_models.timing.packed import BASES
@@ -30,3 +31,25 @@ def device_lines() -> list[str]:
         figures = f"{show_bytes(device.memory_bytes):>9}  {rate:>6.3g} TB/s  {peak:>5.4g} TFLOP/s {half}"
         lines.append(f"{name:<21}  {figures}  {known}  {device.source}")
     return lines
+
+
+def framework_lines() -> list[str]:
+    """
+    >>> next(line for line in framework_lines() if line.startswith("torchtitan "))
+    'torchtitan                 torchtitan: FSDP2 under torch.compile'
+    """
+    return [f"{name:<25}  {Framework.load(name).title}" for name in Framework.names("step")]
+
+
+def fact_lines(name: str) -> list[str]:
+    """What is known of one framework: the fields that a fact settles, and below them the reason.
+
+    >>> fact_lines("flash-attention")
+    ['flash-attn 2 alone', 'attention=fa2', '    one GPU, one kernel']
+    """
+    framework = Framework.load(name)
+    facts: dict[str, list[str]] = {}
+    for field, why in framework.reasons.items():
+        value = getattr(framework, field)
+        facts.setdefault(why, []).append(f"{field}={value}" if isinstance(value, str | int | float) else field)
+    return [framework.title, *(line for why, settled in facts.items() for line in (", ".join(settled), f"    {why}"))]

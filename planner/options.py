@@ -14,6 +14,7 @@ import click
 
 from cost_models import strict
 from cost_models.errors import InputError
+from cost_models.framework import OURS, Framework
 from cost_models.hardware.cluster import MAX_GPUS, Cluster
 from cost_models.models.model import Model
 from cost_models.profile import Profile
@@ -130,15 +131,28 @@ def question(given: Mapping[str, Any], any_length: bool = False) -> Question:
     )
 
 
-def longest_row(asked: Question, strategy: Strategy) -> int:
+def framework_of(name: str, asked: Question, given: Mapping[str, Any]) -> tuple[Framework, Question]:
+    """(the framework of `--for`, the question with its precision)."""
+    legal = Framework.names("step")
+    if name not in legal:
+        raise InputError(f"--for {name!r} is unknown; {strict.nearest(name, legal)}")
+    framework = Framework.load(name)
+    if framework == OURS:
+        return framework, asked
+    if given["precision"] is not None:
+        raise InputError(f"--precision {given['precision']!r} with --for {name}, which has its own; leave one out")
+    return framework, replace(asked, workload=replace(asked.workload, precision=framework.precision))
+
+
+def longest_row(asked: Question, strategy: Strategy, framework: Framework = OURS) -> int:
     """Tokens of the longest row that the layout holds, a multiple of 2 x context; none is an InputError."""
     from cost_models.longest import longest_tokens, shortest_tokens
     from cost_models.pricing import price
 
-    most = longest_tokens(asked.cluster, asked.workload, strategy)
+    most = longest_tokens(asked.cluster, asked.workload, strategy, framework)
     if not most:
         least = shortest_tokens(asked.workload, strategy)
-        cost = price(asked.cluster, of_length(asked, least).workload, strategy)
+        cost = price(asked.cluster, of_length(asked, least).workload, strategy, framework=framework)
         raise InputError(
             f"--longest: no row fits: {least} tokens already need {show_bytes(cost.memory_bytes)} of "
             f"{show_bytes(cost.capacity_bytes)}; give more GPUs, a larger shard, or recompute=full"

@@ -13,6 +13,7 @@ import numpy as np
 
 from cost_models import strict
 from cost_models.cost import PARTS, StepCost
+from cost_models.framework import OURS, Framework
 from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.placement import Placement
 from cost_models.strategy import Strategy, rank_groups
@@ -87,6 +88,14 @@ def layers_line(strategy: Strategy, layers: int) -> str:
         parts.append(f"{part.count} × {part.recompute.replace('_', '-')}{offload}")
     plain = parts == [f"{layers} × none"]
     return "no recompute" if plain else f"recompute by layer: {', '.join(parts)}"
+
+
+def framework_lines(framework: Framework, strategy: Strategy) -> list[str]:
+    """Whose code runs the step, where it is not this project's; what its ZeRO-1 is."""
+    lines = [] if framework == OURS else [f"as {framework.title} runs it"]
+    if strategy.zero == 1 and framework.zero_1_as_2:
+        lines.append(f"zero=1 runs as zero=2: {framework.reasons['zero_1_as_2']}")
+    return lines
 
 
 def cost_lines(cost: StepCost, simulated: Simulated | None, longest: int | None = None) -> list[str]:

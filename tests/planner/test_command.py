@@ -268,3 +268,44 @@ def test_cards_without_bf16_are_planned_in_fp16(run):
     assert code == 0 and "v100-sxm2-32gb" in out
     code, _, err = run("--gpus", "8", "--ctx", "8K", "--cluster", "dgx-1v", "--precision", "bf16")
     assert code == 2 and "v100-sxm2-32gb has no bf16 peak; it has fp16, fp32" in err
+
+
+PRICED = ["price", "--gpus", "8", "--ctx", "8K", "--batch", "8", "--strategy"]
+
+
+def test_a_price_names_a_framework(run):
+    code, ours, _ = run(*PRICED, "data=8", "--json")
+    assert code == 0 and json.loads(ours)["framework"] == "ours"
+    code, out, _ = run(*PRICED, "data=8", "--for", "torchtitan", "--json")
+    found = json.loads(out)
+    assert code == 0 and found["framework"] == "torchtitan" and found["step_s"] != json.loads(ours)["step_s"]
+    code, out, _ = run(*PRICED, "data=8", "--for", "torchtitan")
+    assert "as torchtitan: FSDP2 under torch.compile runs it" in out
+    code, out, _ = run("price", "--gpus", "8", "--strategy", "ulysses=8", "--longest", "--for", "megatron-te")
+    assert code == 0 and "tokens in a row fit" in out
+
+
+def test_zero_1_is_said_to_run_as_zero_2_where_it_does(run):
+    assert "zero=1 runs as zero=2" in run(*PRICED, "data=8,zero=1")[1]
+    assert "zero=1 runs as zero=2" not in run(*PRICED, "data=8,zero=1", "--for", "megatron-te")[1]
+    assert "zero=1 runs as zero=2" not in run(*PRICED, "data=8,zero=2")[1]
+
+
+def test_frameworks_are_listed_with_their_reasons(run):
+    code, out, _ = run("frameworks")
+    assert code == 0 and "\ntorchtitan " in out and "yunchang" not in out
+    code, out, _ = run("frameworks", "torchtitan")
+    assert code == 0 and "norm=fused, rotary=fused, activation=fused\n    Inductor fuses" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--for", "torchtitna"], "--for 'torchtitna' is unknown; did you mean torchtitan? (legal: composer-a100, "),
+        (["--for", "yunchang"], "--for 'yunchang' is unknown; "),
+        (["--for", "torchtitan", "--precision", "fp16"], "--precision 'fp16' with --for torchtitan"),
+    ],
+)
+def test_a_wrong_framework_is_one_line(run, words, message):
+    code, out, err = run(*PRICED, "data=8", *words)
+    assert (code, out) == (2, "") and message in err and err.count("\n") == 1
