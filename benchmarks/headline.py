@@ -3,7 +3,8 @@
     python -m benchmarks.headline [--gpus 8,32,64,256] [--ctx 32K,256K,2M] [--json] [--markdown docs/headline.md]
 
 Text of batch 1 in Llama-3-8B's shape on DGX-H100 nodes with 50 GB/s per path, as the paper says. Every number is
-`price`'s under the frameworks of `validation/longvila.py`; `plan` columns are the planner's own answer. Nothing is fitted to a published figure. Every step is a sum of its parts (`--json` has all).
+`price`'s under the frameworks of `validation/longvila.py`; `plan` columns are the planner's own answer. Nothing is
+fitted to a published figure. Every step is a sum of its parts (`--json` has all).
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ INTRODUCTION = paragraphs("""
     second hand). Written by `python -m benchmarks.headline --markdown docs/headline.md`.
 
     Kernels and links were fitted to the `kernels_*` files alone (docs/curves.md); no number was fitted to a figure
-    below. Methods and framework are named, with reasons, in `validation/longvila.py`. The implied path rate
-    is a diagnosis and enters the columns that name it, nothing else.
+    below. Methods are named in `validation/longvila.py`, and their frameworks, with reasons,
+    in `cost_models/frameworks`. The implied path rate is a diagnosis and enters the columns that name it, nothing else.
 """)
 
 
