@@ -117,8 +117,11 @@ def _plan(given: dict[str, Any]) -> None:
         click.echo(found.to_json(), nl=False)
         return
     from planner import report
+    from planner.kinds import by_kind
 
     report.show(report.plan_lines(found, explain=given["explain"]))
+    if said := by_kind(asked.cluster)[1]:
+        report.show([said])
     if output is not None:
         report.show([f"Wrote {output}. Next: executor launch {output}"])
 

@@ -3,8 +3,8 @@
     alike    the same parts in the same numbers, and every rate, clock and memory within the tolerance
     kind     the least of each number among its nodes (of latencies the largest): no node is slower than its kind
 
-Up to `MOST_EXACT` kinds nothing is merged. Above, the tolerance is the smallest of `TOLERANCES` that leaves so few, and
-is said where the plan is shown. Left out: kinds that no tolerance brings together stay apart.
+Up to `MOST_EXACT` kinds nothing is merged. Above, the tolerance is the smallest of `TOLERANCES` that leaves at most
+`FEW`, and is said where the plan is shown. Left out: kinds that no tolerance brings together stay apart.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import numpy as np
 
 from cost_models.hardware.cluster import Cluster, Node, NodeRun
 
-MOST_EXACT = 16
+MOST_EXACT = 32
+FEW = 16
 TOLERANCES = (0.005, 0.01, 0.02, 0.05)
 Path = tuple[str, ...]
 Numbers = dict[Path, float]
@@ -43,7 +44,7 @@ def by_kind(cluster: Cluster) -> tuple[Cluster, str | None]:
     for tolerance in TOLERANCES:
         merged = _merged(list(kinds), tolerance)
         fewer = len(set(merged.values()))
-        if fewer <= MOST_EXACT:
+        if fewer <= FEW:
             break
     if fewer == len(kinds):
         return cluster, None

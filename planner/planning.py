@@ -18,6 +18,7 @@ from cost_models.pricing import price
 from cost_models.profile import Profile
 from cost_models.units import show_bytes, show_seconds
 from cost_models.workload import Workload
+from planner.kinds import by_kind
 from planner.plan_file import Alternative, Plan, Simulated
 from planner.simulator.simulation import Simulation, simulate
 from planner.solve import Choice, solve
@@ -42,7 +43,8 @@ def plan(
     on_step: Callable[[str], None] = lambda what: None,
 ) -> Plan:
     """The best plan found, with a proven bound; NothingFits (an InputError) says what would fit instead."""
-    on_step("searching layouts")
+    cluster, merged = by_kind(cluster)
+    on_step(f"searching layouts{'; ' + merged if merged else ''}")
     solution = solve(cluster, workload, fixed=fixed or {}, objective=objective, profile=profile)
     best = solution.best
     if objective != "memory" and "zero" not in (fixed or {}):

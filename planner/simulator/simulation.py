@@ -112,9 +112,10 @@ def played_program(
     shape, ranges = RankSizes(workload, strategy), strategy.layer_ranges(workload.model.layers)
     program = step_program(shape, costs.kernels(runs), ranges)
     factor, devices = np.ones(len(cluster.runs)), costs.devices(runs)
-    if any(device != devices[0] for device in devices):
-        for run in runs:
-            factor[run] = compute_s(step_program(shape, costs.kernels((run,)), ranges)) / compute_s(program)
+    first = [devices.index(device) for device in devices]  # run with the same device, by run in use
+    if len(set(first)) > 1:
+        seconds = {i: compute_s(step_program(shape, costs.kernels((runs[i],)), ranges)) for i in set(first)}
+        factor[list(runs)] = [seconds[i] / compute_s(program) for i in first]
     return _updated(program, cluster, placement), factor[cluster.run_of_slot[placement.slot_of_rank]]
 
 
