@@ -45,11 +45,8 @@ def test_a_measured_fleet_becomes_few_kinds(count: int, most: int, tolerance: fl
 def test_different_parts_stay_apart_and_latencies_are_the_longest() -> None:
     slow = replace(BASE, nics=replace(BASE.nics, latency_s=BASE.nics.latency_s * 1.004))
     nodes = [BASE, slow, replace(BASE, missing_nics=(1,)), replace(BASE, gpus=7)]
-    rates = [
-        replace(node, host_link_bytes_per_s=node.host_link_bytes_per_s * (1 - i * 1e-4))
-        for i in range(6)
-        for node in nodes
-    ]
+    rate = BASE.host_link_bytes_per_s
+    rates = [replace(node, host_link_bytes_per_s=rate * (1 - i * 1e-4)) for i in range(12) for node in nodes]
     cluster = replace(Cluster.load("dgx-h100", nodes=1), runs=tuple(NodeRun(count=1, node=node) for node in rates))
     merged, _ = by_kind(cluster)
     found = [merged.runs[merged.run_of_slot[slot]].node for slot in range(merged.slots)]
