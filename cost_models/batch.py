@@ -19,20 +19,18 @@ from numpy.typing import NDArray
 from cost_models.cost import MEMORY, SECONDS
 from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.placement import check_placement
-from cost_models.layer.sizes import Degrees, RankSizes
+from cost_models.layer.sizes import RankSizes
 from cost_models.memory.components import peak
 from cost_models.pricing import fold
 from cost_models.profile import Profile
 from cost_models.step.assembly import step_program
-from cost_models.strategy import Strategy, axis_stride
+from cost_models.strategy import VARIED, Axis, Strategy, axis_stride, sent_patterns, stacked
 from cost_models.timing.cluster_costs import ClusterCosts, cluster_costs
-from cost_models.timing.paths import Path, Paths, priced_patterns
+from cost_models.timing.paths import Path, Paths
 from cost_models.timing.slowest import KernelsInUse
 from cost_models.workload import Workload
 
 Floats = NDArray[np.float64]
-VARIED = ("data", "ring", "ulysses", "shard", "zero", "microbatches")
-"""What may differ inside a group: the arrays of its `Degrees`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +76,8 @@ def price_batch(
         mine = [strategies[index] for index in members]
         devices = here.devices(runs)
         capacity[members] = min(device.memory_bytes for device in devices)
-        shape = RankSizes(workload, _degrees(mine, workload))
+        max(mine, key=lambda one: one.ulysses).check(workload.model)
+        shape = RankSizes(workload, stacked(mine))
         kernels = KernelsInUse.afresh(here.kernels(runs))
         ranges = mine[0].layer_ranges(workload.model.layers)
         program = step_program(shape, kernels, ranges)
@@ -99,19 +98,10 @@ def _group(here: ClusterCosts, strategy: Strategy) -> tuple[Any, ...]:
 _SHARED = tuple(one.name for one in fields(Strategy) if one.name not in VARIED)
 
 
-def _degrees(strategies: Sequence[Strategy], workload: Workload) -> Degrees:
-    first = strategies[0]
-    most = max(strategies, key=lambda one: one.ulysses)
-    most.check(workload.model)
-    arrays: dict[str, Any] = {name: np.array([getattr(one, name) for one in strategies]) for name in VARIED}
-    same = {one.name: getattr(first, one.name) for one in fields(Degrees) if one.name not in VARIED}
-    return Degrees(**arrays, **same)
-
-
 def _paths(here: ClusterCosts, strategies: Sequence[Strategy]) -> Paths:
     """Every axis as arrays; each distinct (stride, size, ranks) is read once."""
-    axes = {}
-    for axis, patterns in priced_patterns(strategies[0]).items():
+    axes: dict[Axis, Path] = {}
+    for axis, patterns in sent_patterns(strategies[0]).items():
         known: dict[Hashable, int] = {}
         distinct: list[Path] = []
         where = []

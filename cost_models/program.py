@@ -25,13 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.models.model import LayerKind
+from cost_models.strategy import Axis as Axis
 
 Number = float | NDArray[np.float64]
 Op = Literal["all_to_all", "all_gather", "reduce_scatter", "all_reduce", "send"]
-Axis = Literal[
-    "ulysses", "ring", "context", "shard", "replicate", "gradient", "tensor", "pipeline",
-    "expert", "expert_shard", "expert_replicate",
-]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

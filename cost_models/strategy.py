@@ -10,19 +10,22 @@ at most `pipeline` in flight; interleaved gives every stage `virtual` chunks of 
 virtual microbatches' worth of a stage.
 
 The order of ranks is one reshaped array, `rank_grid`: tensor varies fastest, then ulysses, ring, data, pipeline.
+A degree may also be an array with one entry for each of many strategies (`varied`, `stacked`).
 Checks against a model (heads, layers) are in `check`; what an executor can run is the executor's business.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cost_models import strict
+from cost_models.either import larger, somewhere
 from cost_models.errors import InputError
 from cost_models.models.model import Model
 
@@ -33,10 +36,43 @@ RingDtype = Literal["fp32", "bf16"]
 RingKind = Literal["zigzag", "contiguous", "striped", "all_gather", "double"]
 Schedule = Literal["1f1b", "interleaved", "gpipe"]
 RECOMPUTES: tuple[Recompute, ...] = get_args(Recompute)
-AXES = ("pipeline", "data", "ring", "ulysses", "tensor")
+Axis = Literal[
+    "ulysses", "ring", "context", "shard", "replicate", "gradient", "tensor", "pipeline", "data",
+    "expert", "expert_shard", "expert_replicate",
+]  # fmt: skip
+Pattern = Literal["all_to_all", "send", "gather"]
+AXES: tuple[Axis, ...] = ("pipeline", "data", "ring", "ulysses", "tensor")
 """Axes of the device mesh, slowest first."""
-EXPERT_AXES = ("expert", "expert_shard", "expert_replicate")
-"""Groups of neighbours that share a layer's experts, and the ranks that hold the same ones."""
+
+
+@dataclass(frozen=True)
+class AxisGroups:
+    """How an axis groups the ranks, and what is sent in a group: its members are as many ranks as the degree of that
+    name says, and lie the product of the degrees `inner` apart."""
+
+    inner: tuple[str, ...]
+    patterns: tuple[Pattern, ...]
+
+
+AXIS_GROUPS: Mapping[Axis, AxisGroups] = {
+    "ulysses": AxisGroups(("tensor",), ("all_to_all",)),
+    "ring": AxisGroups(("ulysses", "tensor"), ("send", "gather", "all_to_all")),
+    "context": AxisGroups(("tensor",), ("all_to_all", "gather")),
+    "shard": AxisGroups(("tensor",), ("gather",)),
+    "replicate": AxisGroups(("shard", "tensor"), ("gather",)),
+    "gradient": AxisGroups(("tensor",), ("gather",)),
+    "tensor": AxisGroups((), ("gather",)),
+    "pipeline": AxisGroups(("data", "ring", "ulysses", "tensor"), ("send",)),
+    "data": AxisGroups(("ring", "ulysses", "tensor"), ()),
+    "expert": AxisGroups((), ("all_to_all",)),
+    "expert_shard": AxisGroups(("expert",), ("gather",)),
+    "expert_replicate": AxisGroups(("expert_shard", "expert"), ("gather",)),
+}
+"""Every axis that a rank belongs to. The `expert` axes cut the ranks of `data`, `context` and `tensor` once more."""
+EXPERT_AXES: tuple[Axis, ...] = ("expert", "expert_shard", "expert_replicate")
+"""Axes over which a step sends only if experts are shared."""
+LISTED_AXES: tuple[Axis, ...] = (*AXES, "context", "shard", "replicate")
+"""Axes whose groups a plan lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +118,7 @@ class Strategy:
 
     def __post_init__(self) -> None:
         for name in (*AXES, "virtual", "shard", "microbatches", "expert"):
-            if getattr(self, name) < 1:
+            if somewhere(getattr(self, name) < 1):
                 raise InputError(f"{name}={getattr(self, name)} must be at least 1")
         for name, legal in (
             ("ring_kind", RingKind),
@@ -92,16 +128,16 @@ class Strategy:
         ):
             if getattr(self, name) not in get_args(legal):
                 raise InputError(f"{name}={getattr(self, name)!r} is unknown; legal: {', '.join(get_args(legal))}")
+        if somewhere((self.zero < 0) | (self.zero > 3)):
+            raise InputError(f"zero={self.zero} is unknown; legal: 0, 1, 2, 3")
         if self.virtual > 1 and self.schedule != "interleaved":
             raise InputError(f"virtual={self.virtual} needs schedule=interleaved, not {self.schedule}; legal here: 1")
-        if self.zero not in (0, 1, 2, 3):
-            raise InputError(f"zero={self.zero} is unknown; legal: 0, 1, 2, 3")
-        if self.offload_states == "all" and self.zero != 3:
+        if self.offload_states == "all" and somewhere(self.zero != 3):
             raise InputError(f"offload_states=all with zero={self.zero}; legal here: none, optimizer (or zero=3)")
-        if (self.data * self.context) % self.shard:
+        if isinstance(self.shard, int) and (self.data * self.context) % self.shard:
             raise InputError(f"shard={self.shard} does not divide data x context = {self.data * self.context}")
-        if (self.data * self.context * self.tensor) % self.expert:
-            ranks = self.data * self.context * self.tensor
+        ranks = self.data * self.context * self.tensor
+        if somewhere(ranks % self.expert > 0):
             raise InputError(f"expert={self.expert} does not divide data x context x tensor = {ranks}")
         for name in ("loss_chunk_tokens", "mlp_chunk_tokens", "attention_chunk_tokens"):
             chunk = getattr(self, name)
@@ -139,7 +175,9 @@ class Strategy:
     @property
     def expert_shard(self) -> int:
         """Ranks that share the states of the same experts under ZeRO: those of a shard group that hold them."""
-        return math.gcd(max(1, self.shard * self.tensor // self.expert), self._expert_copies)
+        shared, copies = larger(1, self.shard * self.tensor // self.expert), self._expert_copies
+        numbers = isinstance(shared, int) and isinstance(copies, int)
+        return math.gcd(shared, copies) if numbers else np.gcd(shared, copies)
 
     @property
     def expert_replicate(self) -> int:
@@ -148,6 +186,13 @@ class Strategy:
     @property
     def _expert_copies(self) -> int:
         return self.data * self.context * self.tensor // self.expert
+
+    def varied(self, **degrees: Any) -> Strategy:
+        """Many strategies as one: the named degrees are arrays with one entry for each, all else is the same.
+
+        Costs of the result are arrays, too. A bound may ask for a shard that divides some entries only.
+        """
+        return replace(self, **degrees)
 
     def layer_ranges(self, layers: int) -> tuple[LayerRange, ...]:
         """The ranges for a model of `layers` layers; an empty `layers` keeps everything everywhere."""
@@ -191,51 +236,51 @@ class Strategy:
         return " × ".join(parts) + tail
 
 
+VARIED = ("data", "ring", "ulysses", "shard", "zero", "microbatches")
+"""Degrees that may differ between the strategies that are priced as one."""
+
+
+def stacked(strategies: Sequence[Strategy]) -> Strategy:
+    """Strategies that differ in the degrees `VARIED` alone, as one strategy of arrays.
+
+    >>> stacked([Strategy(ring=2), Strategy(ulysses=4)]).context.tolist()
+    [2, 4]
+    """
+    return strategies[0].varied(**{name: np.array([getattr(one, name) for one in strategies]) for name in VARIED})
+
+
 def rank_grid(strategy: Strategy) -> NDArray[np.int64]:
     """Ranks as an array of shape (pipeline, data, ring, ulysses, tensor)."""
     return np.arange(strategy.ranks).reshape([getattr(strategy, axis) for axis in AXES])
 
 
-def axis_stride(strategy: Strategy, axis: str) -> tuple[int, int]:
-    """(stride, size) of an axis: the members of a group are `size` ranks, `stride` apart; also of `context`, `shard`
-    and `replicate`, and the same for experts.
+def axis_stride(strategy: Strategy, axis: Axis) -> tuple[int, int]:
+    """(stride, size) of an axis: the members of a group are `size` ranks, `stride` apart.
 
     >>> axis_stride(Strategy(ring=2, ulysses=4), "ring"), axis_stride(Strategy(data=2, ulysses=4, shard=4), "replicate")
     ((4, 2), (4, 2))
     """
-    if axis in ("context", "shard", "gradient"):
-        return strategy.tensor, getattr(strategy, axis)
-    if axis == "replicate":
-        return strategy.tensor * strategy.shard, strategy.replicate
-    if axis in EXPERT_AXES:
-        stride = {"expert": 1, "expert_shard": strategy.expert}.get(axis, strategy.expert * strategy.expert_shard)
-        return stride, getattr(strategy, axis)
-    position = AXES.index(axis)
-    return math.prod(getattr(strategy, inner) for inner in AXES[position + 1 :]), getattr(strategy, axis)
+    return math.prod(getattr(strategy, inner) for inner in AXIS_GROUPS[axis].inner), getattr(strategy, axis)
 
 
-def rank_groups(strategy: Strategy, axis: str) -> NDArray[np.int64]:
-    """Groups of one axis, shape (groups, members); also `context`, `shard` and `replicate`, and the same for experts.
+def rank_groups(strategy: Strategy, axis: Axis) -> NDArray[np.int64]:
+    """Groups of one axis, shape (groups, members).
 
     Members of a shard group are neighbours in (data, ring, ulysses) order, so that a small shard stays in a node.
 
     >>> rank_groups(Strategy(ring=2, ulysses=2), "ring").tolist()
     [[0, 2], [1, 3]]
     """
-    if axis in EXPERT_AXES:
-        stride, size = axis_stride(strategy, axis)
-        blocks = np.arange(strategy.ranks).reshape(-1, size, stride)
-        return np.ascontiguousarray(np.swapaxes(blocks, 1, 2).reshape(-1, size))
-    grid = rank_grid(strategy)
-    if axis == "context":
-        moved = np.moveaxis(grid, 4, 2).reshape(-1, strategy.context)
-        return np.ascontiguousarray(moved)
-    if axis == "gradient":
-        return np.ascontiguousarray(np.moveaxis(grid, 4, 1).reshape(-1, strategy.gradient))
-    if axis in ("shard", "replicate"):
-        flat = np.moveaxis(grid, 4, 1).reshape(-1, strategy.replicate, strategy.shard)
-        if axis == "replicate":
-            flat = np.swapaxes(flat, 1, 2)
-        return np.ascontiguousarray(flat.reshape(-1, flat.shape[-1]))
-    position = AXES.index(axis)
-    return np.ascontiguousarray(np.moveaxis(grid, position, -1).reshape(-1, grid.shape[position]))
+    stride, size = axis_stride(strategy, axis)
+    blocks = np.arange(strategy.ranks).reshape(-1, size, stride)
+    return np.ascontiguousarray(blocks.swapaxes(1, 2).reshape(-1, size))
+
+
+def sent_patterns(strategy: Strategy, sums_gradients: bool = False) -> dict[Axis, tuple[Pattern, ...]]:
+    """Every axis that a step sends over, with the patterns of its traffic.
+
+    `sums_gradients`: a framework all-reduces gradients over all ranks with the same weights, whatever the sharding.
+    """
+    skipped: list[Axis] = [] if strategy.expert > 1 else [*EXPERT_AXES]
+    skipped += [] if sums_gradients else ["gradient"]
+    return {axis: of.patterns for axis, of in AXIS_GROUPS.items() if of.patterns and axis not in skipped}

@@ -17,11 +17,11 @@ from typing import Literal, get_args
 
 from cost_models import strict
 from cost_models.errors import InputError
+from cost_models.hardware.device import DTYPE_BYTES as DTYPE_BYTES
+from cost_models.hardware.device import Dtype as Dtype
 from cost_models.models.model import Model
 from cost_models.units import show_tokens
 
-Dtype = Literal["fp64", "fp32", "bf16", "fp16", "fp8"]
-DTYPE_BYTES: dict[str, int] = {"fp64": 8, "fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
 Mode = Literal["train", "prefill", "decode"]
 Part = Literal["llm", "projector", "tower"]
 LoraTarget = Literal["qkv", "out", "up", "down"]
@@ -39,6 +39,11 @@ class Precision:
     grad: Dtype = "fp32"
     reduce: Dtype = "fp32"
     optimizer: Dtype = "fp32"
+
+    def __post_init__(self) -> None:
+        for name, dtype in vars(self).items():
+            if dtype not in DTYPE_BYTES:
+                raise InputError(f"precision.{name}={dtype!r} is unknown; legal: {', '.join(DTYPE_BYTES)}")
 
 
 @dataclass(frozen=True)

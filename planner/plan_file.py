@@ -24,12 +24,11 @@ from cost_models.cost import StepCost
 from cost_models.errors import InputError
 from cost_models.hardware.cluster import MAX_GPUS, Cluster
 from cost_models.hardware.placement import Placement
-from cost_models.strategy import AXES, Strategy, rank_groups
+from cost_models.strategy import LISTED_AXES, Strategy, rank_groups
 from cost_models.workload import Workload
 from planner.files import write_whole
 
 VERSION = 1
-GROUP_AXES = (*AXES, "context", "shard", "replicate")
 SCHEMA = Path(__file__).parent / "schemas" / "plan.schema.json"
 """The JSON Schema of `PlanFile`, for readers in other languages; a test compares."""
 
@@ -74,7 +73,7 @@ class Plan:
     @cached_property
     def groups(self) -> dict[str, NDArray[np.int64]]:
         """Rank lists of every group, one group a row."""
-        return {axis: rank_groups(self.strategy, axis) for axis in GROUP_AXES}
+        return {axis: rank_groups(self.strategy, axis) for axis in LISTED_AXES}
 
     @cached_property
     def frames(self) -> list[tuple[int, int]]:

@@ -10,20 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Literal
 
-from cost_models.cost import StepCost
 from cost_models.hardware.cluster import Cluster
 from cost_models.pricing import price
 from cost_models.profile import Profile
-from cost_models.units import show_bytes, show_seconds
 from cost_models.workload import Workload
 from planner.kinds import by_kind
 from planner.plan_file import Alternative, Plan, Simulated
+from planner.search.objective import Objective, value_of
+from planner.search.reasons import reason
 from planner.simulator.simulation import Simulation, simulate
 from planner.solve import Choice, solve
 
-Objective = Literal["time", "memory", "gpu-hours"]
 SIMULATED = 3
 """How many of the best priced layouts are simulated."""
 TIE = 1e-2
@@ -63,8 +61,9 @@ def plan(
     for i, choice in enumerate(best):
         if choice is not chosen:
             pair = (values[i], values[winner]) if i in values else None
-            alternatives.append(_alternative(choice, simulated.get(i), _why(choice, chosen, pair, objective)))
-    alternatives += [_alternative(choice, None, choice.reason) for choice in solution.lost]
+            why = reason(choice.cost, chosen.cost, objective, pair)
+            alternatives.append(_alternative(choice, simulated.get(i), why))
+    alternatives += [_alternative(lost, None, reason(lost.cost, chosen.cost, objective)) for lost in solution.lost]
     return Plan(
         cluster=cluster,
         workload=workload,
@@ -76,16 +75,11 @@ def plan(
         chosen_by="model" if winner == 0 else "simulator",
         alternatives=tuple(alternatives),
         bound=solution.bound,
-        gap=max(0.0, 1 - solution.bound / _value(chosen.cost, objective)),
+        gap=max(0.0, 1 - solution.bound / value_of(objective, chosen.cost)),
         reproducible=solution.reproducible,
         profile_digest=profile.digest if profile else None,
         fixed={name: str(value) for name, value in (fixed or {}).items()},
     )
-
-
-def _value(cost: StepCost, objective: Objective) -> float:
-    """What is minimised."""
-    return {"time": cost.step_s, "memory": float(cost.memory_bytes), "gpu-hours": cost.gpu_hours}[objective]
 
 
 def _roomier(cluster: Cluster, workload: Workload, choice: Choice, profile: Profile | None) -> Choice:
@@ -104,34 +98,11 @@ def summary(simulation: Simulation) -> Simulated:
     return Simulated(step_s=simulation.step_s, seconds=dict(simulation.seconds), busiest_links=links)
 
 
-def _alternative(choice: Choice, simulation: Simulation | None, reason: str) -> Alternative:
+def _alternative(choice: Choice, simulation: Simulation | None, why: str) -> Alternative:
     return Alternative(
         strategy=choice.strategy,
         step_s=choice.cost.step_s,
         memory_bytes=choice.cost.memory_bytes,
         simulated_s=simulation.step_s if simulation else None,
-        reason=reason,
+        reason=why,
     )
-
-
-def _why(choice: Choice, chosen: Choice, simulated: tuple[float, float] | None, objective: Objective) -> str:
-    """Why a runner-up lost, in the objective's own terms; `simulated`: its value there and the chosen one's."""
-    mine, best = choice.cost, chosen.cost
-    value, least = _value(mine, objective), _value(best, objective)
-    if value < least and simulated:
-        return f"priced better, but simulated {simulated[0] / simulated[1] - 1:.1%} worse"
-    if objective == "memory" and value > least:
-        return f"{show_bytes(value - least)} more memory"
-    if objective == "gpu-hours" and value > least:
-        return f"{value / least - 1:.1%} more GPU-hours on {choice.strategy.ranks} GPUs"
-    more = {name: seconds - best.seconds.get(name, 0.0) for name, seconds in mine.seconds.items()}
-    part = max(more, key=lambda name: more[name])
-    slower = mine.step_s - best.step_s
-    if slower > 0 and more[part] > 0:
-        return f"{show_seconds(slower)} slower: {part.replace('_', '-')} {show_seconds(more[part])} more"
-    extra = mine.memory_bytes - best.memory_bytes
-    if extra > 0:
-        return f"as good, but {show_bytes(extra)} more memory"
-    if choice.strategy.ranks > chosen.strategy.ranks:
-        return f"as good, but needs {choice.strategy.ranks - chosen.strategy.ranks} GPUs more"
-    return choice.reason or "as good; lost the tie on degrees"

@@ -1,16 +1,17 @@
 """The planner's core: the best layouts of a workload on a cluster, with a proven bound.
 
-    space -> bounds and pruning (search/) -> integer program (integer_program.py) -> price of the answer -> Solution
+    space -> bounds and pruning -> columns -> integer program -> price of the answer -> Solution        (all in search/)
 
-Value and bound are seconds, bytes (`memory`) or GPU-hours per step. The bound holds for every placement; the gap is
-(best - bound) / best. Ties (12 digits) go to less load on the busiest NICs, then more ulysses, then smaller degrees.
-Left out: contention that only the simulator sees; the caller simulates the best few.
+Value and bound are seconds, bytes (`memory`) or GPU-hours per step. The bound holds for every placement of every layout
+of the space (`Space.searched`, `Space.held`); the gap is (best - bound) / best. Ties (12 digits) go to less load on the
+busiest NICs, then more ulysses, then smaller degrees. Left out: contention; the caller simulates the best few.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,39 +22,42 @@ from cost_models.hardware.placement import Placement
 from cost_models.pricing import price
 from cost_models.profile import Profile
 from cost_models.strategy import Strategy
-from cost_models.timing.profile_samples import samples_for
+from cost_models.timing.cluster_costs import cluster_costs
 from cost_models.workload import Workload
 from planner.plannable import check_plannable
 from planner.search.best_first import Search, SearchResult
-from planner.search.branch import Objective, Tree
 from planner.search.integer_program import Answer, choose
-from planner.search.losers import notable, reason
+from planner.search.objective import Objective, value_of, weight
 from planner.search.policy_prices import EQUAL
+from planner.search.reasons import notable
 from planner.search.remedies import NothingFits, remedies
 from planner.search.space import Space
 
 __all__ = ["Choice", "NothingFits", "Solution", "solve"]
 MOST_COLUMNS = 24
-"""PolicyPrices of the integer program; the bounds of further ones count into the reported bound."""
+"""Columns of the integer program; the bounds of further ones count into the reported bound."""
 AGREES = 1e-9
 """Relative difference that summation order may make between the program's value and the price."""
+PROGRAM_S = 20.0
+"""The integer program gets so long where the caller sets no limit; it needs some hundredths."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
+    """A layout on a placement with its price."""
+
     strategy: Strategy
     placement: Placement
     cost: StepCost
-    reason: str  # why it lost, in a few words; "" for the best
 
 
 @dataclass(frozen=True, kw_only=True)
 class Solution:
     best: tuple[Choice, ...]  # different degrees, best first, each with its own optimal recompute mix and placement
-    lost: tuple[Choice, ...]  # notable losers, also such as do not fit
+    lost: tuple[Choice, ...]  # what people would try by hand, also where it does not fit
     bound: float
     gap: float
-    reproducible: bool  # false if a time limit cut the program short
+    reproducible: bool  # false if a time limit cut the search or the program short
     considered: int
     pruned: int
 
@@ -66,138 +70,140 @@ def solve(
     objective: Objective = "time",
     profile: Profile | None = None,
     keep: int = 5,
-    time_limit_s: float = 20.0,
+    time_limit_s: float | None = None,
 ) -> Solution:
     """The best layouts; NothingFits (an InputError with remedies) if none has the memory.
 
+    At the time limit the best layouts so far are returned, with a bound that is valid for what was left undone, too.
+
     >>> from cost_models import Cluster, Model, Workload
     >>> work = Workload(Model.load("longvila-8b"), context_tokens=2 * 2**20)
-    >>> found = solve(Cluster.load("dgx-h100", nodes=32), work)
-    >>> found.best[0].strategy.context, found.gap < 1e-3
+    >>> solution = solve(Cluster.load("dgx-h100", nodes=32), work)
+    >>> solution.best[0].strategy.context, solution.gap < 1e-3
     (256, True)
     """
+    deadline = None if time_limit_s is None else time.monotonic() + time_limit_s
     check_plannable(workload.model)
     space = Space(cluster=cluster, workload=workload, pins=dict(fixed or {}))
-    samples = samples_for(profile, cluster)
-    found = Search(space, Tree(space, objective, samples)).run(runners=keep + 1)
-    if not np.isfinite(found.incumbent):
-        raise NothingFits(*remedies(space, samples))
-    column, answer, bound = _program(found, objective, time_limit_s)
-    picked = [(column, answer.layers), *_runners_up(found, column, objective, keep - 1, time_limit_s)]
-    best: list[Choice] = []
+    costs = cluster_costs(cluster, profile)
+    result = Search(space, objective, costs, deadline).run(runners=keep + 1)
+    if not np.isfinite(result.incumbent):
+        raise NothingFits(*remedies(space, costs.samples))
+    program = _Program(result, objective, deadline)
+    column, answer, bound = program.answer()
+    picked = [(column, answer.layers), *program.runners_up(column, keep - 1)]
+    best = []
     for index, layers in picked:
-        strategy, placement = found.laid.strategy(index, layers), found.laid.placements[index]
+        strategy, placement = result.columns.strategy(index, layers), result.columns.placements[index]
         cost = price(cluster, workload, strategy, placement, profile)
-        why = reason(cost, best[0].cost, objective) if best else ""
-        best.append(Choice(strategy=strategy, placement=placement, cost=cost, reason=why))
-    value = _value(best[0].cost, objective)
+        best.append(Choice(strategy=strategy, placement=placement, cost=cost))
+    value = value_of(objective, best[0].cost)
     _agree(value, answer.value, best[0])
     lost = []
     for strategy in notable(space, best[0].strategy, [choice.strategy for choice in best]):
         placement = Placement.in_order(cluster, strategy.ranks)
         cost = price(cluster, workload, strategy, placement, profile)
-        why = reason(cost, best[0].cost, objective)
-        lost.append(Choice(strategy=strategy, placement=placement, cost=cost, reason=why))
-    bound = min(bound, value)
+        lost.append(Choice(strategy=strategy, placement=placement, cost=cost))
     return Solution(
         best=tuple(best),
         lost=tuple(lost),
-        bound=bound,
-        gap=(value - bound) / value,
-        reproducible=answer.optimal,
-        considered=found.considered,
-        pruned=found.pruned,
+        bound=min(bound, value),
+        gap=max(0.0, 1 - bound / value),
+        reproducible=answer.optimal and not result.stopped,
+        considered=result.considered,
+        pruned=result.pruned,
     )
 
 
-def _value(cost: StepCost, objective: Objective) -> float:
-    if objective == "memory":
-        return float(cost.memory_bytes)
-    return cost.gpu_hours if objective == "gpu-hours" else cost.step_s
+class _Program:
+    """The integer program over the columns of a search, and what its answer means for the whole space."""
 
+    def __init__(self, result: SearchResult, objective: Objective, deadline: float | None) -> None:
+        self.result, self.columns = result, result.columns
+        self.objective, self.deadline = objective, deadline
 
-def _program(found: SearchResult, objective: Objective, time_limit_s: float) -> tuple[int, Answer, float]:
-    """Column and answer of the integer program over all columns that can still win, and the overall bound."""
-    limit = found.incumbent * (1 + EQUAL)
-    alive = [i for i in np.flatnonzero(found.bound <= limit).tolist() if np.isfinite(found.value[i])]
-    if objective == "memory":
-        alive.sort(key=lambda i: (found.bound[i], _seconds(found, i), found.laid.tie_key(i)))
-    else:
-        alive.sort(
-            key=lambda i: (_digits(float(found.bound[i])), _digits(float(found.value[i])), found.laid.tie_key(i))
-        )
-    alive, beyond = alive[:MOST_COLUMNS], alive[MOST_COLUMNS:]
-    first = int(found.value.argmin())
-    if first not in alive:
-        alive[-1] = first
-    answer = _choose(found, alive, objective, time_limit_s) or _unproven(found, alive, first)
-    open_bounds = [found.open_bound, *(float(found.bound[i]) for i in beyond)]
-    chosen = alive[answer.column]
-    if objective != "memory":
-        best = min(answer.value, found.incumbent)
-        equal = [i for i in alive if found.value[i] <= best * (1 + EQUAL)]
+    def answer(self) -> tuple[int, Answer, float]:
+        """(column, its layers and value, the bound of the space)."""
+        result = self.result
+        candidates, beyond = self._candidates()
+        answer = self._choose(candidates) or self._of_search(candidates, int(result.value.argmin()))
+        of_columns = max(answer.bound, float(result.bound[candidates].min()))  # at a time limit fractions may say more
+        bound = min(of_columns, result.open_bound, result.bound[beyond].min(initial=np.inf))
+        column = candidates[answer.column]
+        if self.objective == "memory":
+            return column, answer, bound
+        # Of equal columns the solver returns any one, which may change with its version. Columns whose mix of two
+        # policies is as good as its answer are therefore ordered by our own rule, and the first is taken.
+        best = min(answer.value, result.incumbent)
+        equal = [i for i in candidates if result.value[i] <= best * (1 + EQUAL)]
         if equal:
-            chosen = min(equal, key=found.laid.tie_key)
-            layers = tuple(int(n) for n in found.layers[chosen])
-            answer = replace(answer, layers=layers, value=float(found.value[chosen]))
-    programmed = max(answer.bound, float(found.bound[alive].min()))  # at a time limit the relaxed columns may say more
-    return chosen, answer, min(programmed, *open_bounds)
+            column = min(equal, key=self.columns.tie_key)
+            proven = answer.optimal
+            answer = self._of_search([column], column, proven)
+        return column, answer, bound
+
+    def runners_up(self, best: int, count: int) -> list[tuple[int, tuple[int, ...]]]:
+        """The best column of each other (data, ulysses) with its optimal layers, best first."""
+        result, seen = self.result, {self._kind(best)}
+        picked: list[tuple[float, int, tuple[int, ...]]] = []
+        for column in sorted(
+            range(len(result.value)), key=lambda i: (_digits(result.value[i]), self.columns.tie_key(i))
+        ):
+            if len(picked) == count or not np.isfinite(result.value[column]):
+                break
+            if self._kind(column) in seen:
+                continue
+            seen.add(self._kind(column))
+            answer = self._of_search([column], column)
+            if answer.layers[0] != self.columns.prices.layers and len(answer.layers) > 1:
+                answer = self._choose([column]) or answer
+            picked.append((answer.value, column, answer.layers))
+        return [(column, layers) for _, column, layers in sorted(picked)]
+
+    def _candidates(self) -> tuple[list[int], list[int]]:
+        """(columns of the program, further ones that could win, too), the most promising first."""
+        result = self.result
+        limit = result.incumbent * (1 + EQUAL)
+        alive = [i for i in np.flatnonzero(result.bound <= limit).tolist() if np.isfinite(result.value[i])]
+        seconds = self.columns.prices.seconds_of(result.layers)
+        if self.objective == "memory":
+            alive.sort(key=lambda i: (result.bound[i], seconds[i], self.columns.tie_key(i)))
+        else:
+            alive.sort(key=lambda i: (_digits(result.bound[i]), _digits(result.value[i]), self.columns.tie_key(i)))
+        candidates, beyond = alive[:MOST_COLUMNS], alive[MOST_COLUMNS:]
+        best = int(result.value.argmin())
+        if best not in candidates:
+            candidates[-1] = best
+        return candidates, beyond
+
+    def _choose(self, candidates: list[int]) -> Answer | None:
+        columns = self.columns.take(candidates)
+        left = PROGRAM_S if self.deadline is None else max(0.1, self.deadline - time.monotonic())
+        return choose(
+            columns.prices,
+            columns.capacity_bytes,
+            weight(self.objective, columns.ranks),
+            memory_first=self.objective == "memory",
+            time_limit_s=left,
+        )
+
+    def _of_search(self, candidates: list[int], column: int, optimal: bool = False) -> Answer:
+        """The search's own mix for a column: what there is where a time limit leaves the program without an answer."""
+        return Answer(
+            column=candidates.index(column),
+            layers=tuple(int(count) for count in self.result.layers[column]),
+            value=float(self.result.value[column]),
+            bound=float(self.result.bound[candidates].min()),
+            optimal=optimal,
+        )
+
+    def _kind(self, column: int) -> tuple[int, int]:
+        return self.columns.strategies[column].data, self.columns.strategies[column].ulysses
 
 
-def _unproven(found: SearchResult, alive: list[int], first: int) -> Answer:
-    """The search's mix for a column, where the time limit left the program without an answer."""
-    return Answer(
-        column=alive.index(first),
-        layers=tuple(int(count) for count in found.layers[first]),
-        value=float(found.value[first]),
-        bound=float(found.bound[alive].min()),
-        optimal=False,
-    )
-
-
-def _digits(value: float) -> float:
+def _digits(value: Any) -> float:
+    """12 digits: what is equal to these is a tie."""
     return float(f"{value:.11e}")
-
-
-def _seconds(found: SearchResult, column: int) -> float:
-    one = found.laid.prices.take(np.array([column]))
-    return float(one.seconds_of(found.layers[column][None])[0])
-
-
-def _choose(found: SearchResult, chosen: list[int], objective: Objective, time_limit_s: float) -> Answer | None:
-    laid = found.laid.take(np.array(chosen))
-    ranks = np.array([layout.strategy.ranks for layout in laid.layouts], dtype=np.float64)
-    weight = ranks / 3600.0 if objective == "gpu-hours" else np.ones(len(chosen))
-    return choose(
-        laid.prices, laid.capacity_bytes, weight, memory_first=objective == "memory", time_limit_s=time_limit_s
-    )
-
-
-def _runners_up(
-    found: SearchResult, best: int, objective: Objective, count: int, time_limit_s: float
-) -> list[tuple[int, tuple[int, ...]]]:
-    """The best column of each other (data, ulysses) with its optimal layers, best first."""
-    seen = {_kind(found, best)}
-    order = sorted(range(len(found.value)), key=lambda i: (_digits(float(found.value[i])), found.laid.tie_key(i)))
-    picked: list[tuple[float, int, tuple[int, ...]]] = []
-    for index in order:
-        if len(picked) == count or not np.isfinite(found.value[index]):
-            break
-        if _kind(found, index) in seen:
-            continue
-        seen.add(_kind(found, index))
-        layers: tuple[int, ...] = tuple(int(n) for n in found.layers[index])
-        value = float(found.value[index])
-        if layers[0] != found.laid.prices.layers and len(layers) > 1:
-            answer = _choose(found, [index], objective, time_limit_s) or _unproven(found, [index], index)
-            layers, value = answer.layers, answer.value
-        picked.append((value, index, layers))
-    return [(index, layers) for _, index, layers in sorted(picked)]
-
-
-def _kind(found: SearchResult, column: int) -> tuple[Any, ...]:
-    strategy = found.laid.layouts[column].strategy
-    return strategy.data, strategy.ulysses
 
 
 def _agree(priced: float, programmed: float, choice: Choice) -> None:

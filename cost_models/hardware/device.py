@@ -17,13 +17,16 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
+from typing import Literal
 
 from cost_models import strict
 from cost_models.errors import InputError
 from cost_models.hardware.links import LINKS
 
 FOLDER = Path(__file__).parents[1] / "presets" / "devices"
-DTYPES = ("bf16", "fp16", "fp32", "fp8", "fp4")
+Dtype = Literal["fp64", "fp32", "bf16", "fp16", "fp8", "fp4"]
+DTYPE_BYTES: dict[str, float] = {"fp64": 8, "fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "fp4": 0.5}
+"""Every numeric type of a weight, an activation or a product; which of them a device computes in, `peak_flops` says."""
 LEAST_CLOCK_HZ = 1e6
 ARCHITECTURES = ("volta", "turing", "ampere", "ada", "hopper", "blackwell", "cdna2", "cdna3", "cdna4", "gaudi", "cpu")
 
@@ -105,8 +108,10 @@ class Device:
             if value is not None and not 0 < value < math.inf:
                 raise InputError(f"{self.name}: {name}={value} must be above 0 (finite), or null where it has none")
         for dtype, flops in self.peak_flops.items():
-            if dtype not in DTYPES or not 0 < flops < math.inf:
-                raise InputError(f"{self.name}: peak {dtype}={flops}; legal: {', '.join(DTYPES)}, above 0 and finite")
+            if dtype not in DTYPE_BYTES or not 0 < flops < math.inf:
+                raise InputError(
+                    f"{self.name}: peak {dtype}={flops}; legal: {', '.join(DTYPE_BYTES)}, above 0 and finite"
+                )
         if not {"bf16", "fp16"} & set(self.peak_flops):
             raise InputError(f"{self.name}: peak_flops has neither bf16 nor fp16, which every curve is scaled by")
 

@@ -1,7 +1,7 @@
 """The sizes of one rank's work that every cost is made of: tokens, heads and bytes, for one or many candidates.
 
-Takes a `Strategy`, or a `Degrees` of numpy arrays with the same names (one entry per candidate): every number below
-is then an array of the same length. Tokens are rounded up as the executor pads them (`token_layout.row_granule`).
+Degrees of the `Strategy` may be numpy arrays with one entry for each candidate: every number below is then an array of
+the same length. Tokens are rounded up as the executor pads them (`token_layout.row_granule`).
 
     S = tokens per rank and microbatch = rows x ceil(L / g) x g / (R U), g = R lcm(2, U)       N = S x U: in the ring
 """
@@ -24,43 +24,6 @@ from cost_models.models.experts import Experts
 from cost_models.models.model import LayerKind
 from cost_models.token_layout import row_granule
 from cost_models.workload import DTYPE_BYTES, LoraTarget, Workload
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Degrees:
-    """Candidates side by side: one array entry each. Categories (ring kind, dtypes) are those of the whole batch."""
-
-    data: Any
-    ring: Any
-    ulysses: Any
-    shard: Any
-    zero: Any
-    microbatches: Any
-    tensor: Any = 1
-    pipeline: Any = 1
-    virtual: Any = 1
-    ring_kind: str = "zigzag"
-    grad_ring_dtype: str = "fp32"
-    loss_chunk_tokens: int | None = 1024
-    schedule: str = "1f1b"
-    expert: Any = 1
-    mlp_chunk_tokens: int | None = None
-    attention_chunk_tokens: int | None = None
-    offload_states: str = "none"
-
-    @property
-    def expert_shard(self) -> Any:
-        """As `Strategy.expert_shard`."""
-        copies = self.data * self.context * self.tensor // self.expert
-        return np.gcd(larger(1, self.shard * self.tensor // self.expert), copies)
-
-    @property
-    def context(self) -> Any:
-        return self.ring * self.ulysses
-
-    @property
-    def replicate(self) -> Any:
-        return self.data * self.context // self.shard
 
 
 def _by_degree(function: Callable[[int], int], degrees: Any) -> Any:
@@ -167,7 +130,7 @@ class RankSizes:
         return _by_degree(lambda u: self._split(u).sent_kv_heads, self.degrees.ulysses)
 
     @cached_property
-    def width(self) -> int:
+    def width(self) -> float:
         """Bytes of an activation or gathered weight."""
         return DTYPE_BYTES[self.workload.precision.param]
 

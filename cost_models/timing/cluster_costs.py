@@ -22,10 +22,10 @@ from cost_models.hardware.device import Device
 from cost_models.hardware.placement import Placement
 from cost_models.hardware.wiring import LinkRates, Wiring
 from cost_models.profile import Profile, network
-from cost_models.strategy import Strategy, axis_stride
+from cost_models.strategy import Axis, Strategy, axis_stride, sent_patterns
 from cost_models.timing.collectives import Collectives
 from cost_models.timing.loads import Loads, axis_paths
-from cost_models.timing.paths import Path, Paths, domain_link, host_rates, priced_patterns, reached
+from cost_models.timing.paths import Path, Paths, domain_link, host_rates, reached
 from cost_models.timing.profile_samples import samples_for
 from cost_models.timing.slowest import Choice, KernelsInUse, LinksInUse
 
@@ -83,7 +83,8 @@ class ClusterCosts:
 
     def paths(self, strategy: Strategy, placement: Placement | None = None, sums_gradients: bool = False) -> Paths:
         """Of every axis, read off the placement (default: ranks in order); `sums_gradients`: also of `gradient`."""
-        axes, patterns = {}, priced_patterns(strategy, sums_gradients)
+        axes: dict[Axis, Path] = {}
+        patterns = sent_patterns(strategy, sums_gradients)
         if placement is not None:
             slots, gpus = placement.slot_of_rank[None, :], placement.gpu_of_rank[None, :]
             several = axis_paths(self.rates, strategy, slots, gpus, tuple(patterns))
@@ -93,7 +94,7 @@ class ClusterCosts:
                 axes[axis] = self.in_order(axis, patterns[axis], *axis_stride(strategy, axis), strategy.ranks)
         return self.assembled(self.runs(strategy.ranks, placement), axes)
 
-    def assembled(self, runs: tuple[int, ...], axes: Mapping[str, Path]) -> Paths:
+    def assembled(self, runs: tuple[int, ...], axes: Mapping[Axis, Path]) -> Paths:
         """Paths of axes whose ranks lie on nodes of the `runs`."""
         host, memory = host_rates(self.nodes(runs))
         return Paths(
@@ -104,7 +105,7 @@ class ClusterCosts:
             host_memory_bytes_per_s=memory,
         )
 
-    def in_order(self, axis: str, patterns: tuple[str, ...], stride: int, size: int, ranks: int) -> Path:
+    def in_order(self, axis: Axis, patterns: tuple[str, ...], stride: int, size: int, ranks: int) -> Path:
         """The path of one axis of ranks that lie in order."""
         key = (axis, stride, size, ranks)
         path = self._in_order.get(key)

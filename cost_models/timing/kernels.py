@@ -26,7 +26,7 @@ import numpy as np
 from cost_models.curves.samples import FRAMEWORK, Correction, Sample
 from cost_models.either import larger, pick, somewhere
 from cost_models.errors import InputError
-from cost_models.hardware.device import Device
+from cost_models.hardware.device import DTYPE_BYTES, Device
 from cost_models.timing.packed import BASES, BUSY_BOARDS, DeviceCurves, HeadDim, device_curves
 from cost_models.timing.power_limit import limit_flops, limited_s
 
@@ -34,7 +34,6 @@ CLOCKS = ("held", "burst")
 ATTENTION_KERNELS = ("newest", "fa2")
 FA2_ARCHITECTURES = ("ampere", "ada", "hopper")
 OPS = ("gemm", "attention_forward", "attention_backward", "memory_bound")
-DTYPE_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp8": 1, "fp4": 0.5}
 QUERY_TILE = 128
 HEAD_DIM_TILE = 32
 MOST_HEAD_DIM = 512

@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.hardware.wiring import NIC_OUT, PCIE_OUT, SWITCH_OUT, Floats, Ints, LinkRates
-from cost_models.strategy import Strategy, rank_groups
-from cost_models.timing.paths import AXIS_PATTERNS, EXPERT_PATTERNS, GRADIENT_PATTERNS, Path
+from cost_models.strategy import AXIS_GROUPS, Axis, Strategy, rank_groups, sent_patterns
+from cost_models.timing.paths import Path
 from cost_models.timing.rings import Blocks
 
 _NETWORK = ("all_to_all", "send", "gather", "all_reduce")
@@ -30,12 +30,15 @@ _BUSES = ("all_to_all", "send", "gather")
 
 
 def axis_paths(
-    rates: LinkRates, strategy: Strategy, slots: Ints, gpus: Ints, axes: Sequence[str] = tuple(AXIS_PATTERNS)
-) -> dict[str, Path]:
-    """Axes of several placements of one strategy: slots and GPUs (placements, ranks) -> arrays (placements,)."""
+    rates: LinkRates, strategy: Strategy, slots: Ints, gpus: Ints, axes: Sequence[Axis] | None = None
+) -> dict[Axis, Path]:
+    """Axes of several placements of one strategy: slots and GPUs (placements, ranks) -> arrays (placements,).
+
+    `axes` defaults to all that a step sends over.
+    """
     loads = Loads(rates, slots, gpus)
-    patterns = {**AXIS_PATTERNS, **EXPERT_PATTERNS, **GRADIENT_PATTERNS}
-    return {axis: loads.path(rank_groups(strategy, axis), patterns[axis]) for axis in axes}
+    read = sent_patterns(strategy) if axes is None else axes
+    return {axis: loads.path(rank_groups(strategy, axis), AXIS_GROUPS[axis].patterns) for axis in read}
 
 
 class Loads:

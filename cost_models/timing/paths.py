@@ -16,7 +16,7 @@ Left out: protocols that trade rate for latency, trees that are cut from three d
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +28,7 @@ from cost_models.hardware.cluster import Node, ScaleUp
 from cost_models.hardware.wiring import LinkRates, Wiring
 from cost_models.profile import network
 from cost_models.program import Op
-from cost_models.strategy import Strategy
+from cost_models.strategy import Axis
 from cost_models.timing.collectives import Collectives
 from cost_models.timing.memo import Memo
 
@@ -62,30 +62,6 @@ def host_rates(nodes: Iterable[Node]) -> tuple[float, float]:
     return min(node.host_link_bytes_per_s for node in there), HOST_MEMORY_BYTES_PER_S / max(n.gpus for n in there)
 
 
-AXIS_PATTERNS = {
-    "ulysses": ("all_to_all",),
-    "ring": ("send", "gather", "all_to_all"),
-    "context": ("all_to_all", "gather"),
-    "shard": ("gather",),
-    "replicate": ("gather",),
-    "tensor": ("gather",),
-    "pipeline": ("send",),
-}
-"""The axes that are priced, with the patterns that a step sends over them; the others of a path stay unread (nan)."""
-EXPERT_PATTERNS = {"expert": ("all_to_all",), "expert_shard": ("gather",), "expert_replicate": ("gather",)}
-"""Axes that are priced beside them where experts are shared."""
-
-
-GRADIENT_PATTERNS = {"gradient": ("gather",)}
-"""Priced where a framework all-reduces gradients over every rank that has the same weights, whatever the sharding."""
-
-
-def priced_patterns(strategy: Strategy, sums_gradients: bool = False) -> dict[str, tuple[str, ...]]:
-    """Every axis that a step of `strategy` sends over, with its patterns."""
-    experts = EXPERT_PATTERNS if strategy.expert > 1 else {}
-    return {**AXIS_PATTERNS, **experts, **(GRADIENT_PATTERNS if sums_gradients else {})}
-
-
 @dataclass(frozen=True, kw_only=True)
 class Path:
     """One axis: group size, members that share a domain, and the price of what leaves it. Numbers or arrays."""
@@ -108,18 +84,18 @@ class Path:
 
 @dataclass(frozen=True, kw_only=True)
 class Paths:
-    axes: dict[str, Path] = field(default_factory=dict)
+    axes: Mapping[Axis, Path] = field(default_factory=dict)
     inside: Collectives
     host_bytes_per_s: float
     network_source: str
     host_memory_bytes_per_s: float  # a GPU's share of its node's: what the CPU's update reaches
     memo: Memo = field(default_factory=Memo, init=False, repr=False, compare=False)
 
-    def exchange_s(self, axis: str, op: Op, size: Any) -> Any:
+    def exchange_s(self, axis: Axis, op: Op, size: Any) -> Any:
         """Seconds of one collective over every group of `axis` at once; `size` as in `program.Exchange`."""
         return self.memo.recall(self._exchange_s, "exchange_s", (axis, op, size))
 
-    def _exchange_s(self, axis: str, op: Op, size: Any) -> Any:
+    def _exchange_s(self, axis: Axis, op: Op, size: Any) -> Any:
         path = self.axes[axis]
         bus = {"all_to_all": path.bus_all_to_all_s_per_byte, "send": path.bus_send_s_per_byte}.get(op)
         if bus is None:
@@ -149,7 +125,7 @@ class Paths:
             seconds[these] = self.inside.intra_s(name, int(members), sizes)[where]
         return seconds
 
-    def outward_s(self, axis: str, size: Any) -> Any:
+    def outward_s(self, axis: Axis, size: Any) -> Any:
         """Every rank at once sends `size` bytes to its counterpart in the next domain; 0 where nothing leaves one.
 
         An all-to-all of a buffer of one byte sends (ranks - local) / ranks of it out, over the same NICs and leaves.
@@ -158,7 +134,7 @@ class Paths:
         away = larger(path.ranks - path.local, 1)
         return pick(path.hops_out > 0, size * path.all_to_all_s_per_byte * path.ranks / away + path.latency_s, 0.0)
 
-    def crosses(self, axis: str) -> Any:
+    def crosses(self, axis: Axis) -> Any:
         """Whether anything of this axis leaves its scale-up domain (and so shares the NICs)."""
         return self.axes[axis].hops_out > 0
 

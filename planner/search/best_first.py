@@ -1,200 +1,183 @@
 """Best-first search: from bounds to the few priced columns that the integer program chooses from.
 
     1  bound the whole space (ranges of rings where it is large)
-    2  lay and price the most promising layouts: the incumbent
+    2  price the most promising layouts on their placements: the incumbent
     3  split every range, then price every layout, whose bound is below the incumbent, in ascending order
 
-What a budget left undone, and layouts of which only families of placements were priced, are in `open_bound`: the
-reported bound holds for every placement. Budgets count work (rows, ranks),
-not seconds: the same input gives the same answer. Left out: no clock is read here.
+The reported bound holds for every placement: `open_bound` counts what a budget left undone, and layouts of which only
+families of placements were priced. Budgets count work (rows, ranks), so that the same input gives the same answer.
+A clock is read only where the caller gives a deadline; what it cuts off is left open in the same way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+import time
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.strategy import Strategy
+from cost_models.timing.cluster_costs import ClusterCosts
 from planner.search.branch import Branches, Tree
-from planner.search.columns import Layout, PricedLayouts, Pricer, join
+from planner.search.columns import PricedLayouts, Pricer
+from planner.search.objective import Objective, weight
 from planner.search.policy_prices import EQUAL
-from planner.search.space import Space
+from planner.search.space import SHARDINGS, Space
 
 MOST_ROWS = 12_000
-"""Rows of bounds: ranges are not split beyond."""
-MOST_LAID_RANKS = 250_000
+"""Branches: ranges are not split beyond."""
+MOST_PLACED_RANKS = 250_000
 """Ranks of all placements that are read: what remains stays in the bound."""
 FIRST_BATCH = 6
-_Key = tuple[int, int, int, int]  # family, ring, shard, zero
+_Entry = tuple[float, int, int]  # bound, row of the branches, sharding
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class SearchResult:
-    """What the search hands to the program."""
+    """Priced columns, each with its best mix of at most two recompute policies, for the program to choose from."""
 
-    laid: PricedLayouts
-    value: NDArray[np.float64]  # of each column with its best two-policy mix; infinite if nothing fits
-    layers: NDArray[np.int64]  # of that mix
-    bound: NDArray[np.float64]  # of each column, layers relaxed
+    columns: PricedLayouts
+    value: NDArray[np.float64]  # of each column with that mix; infinite if nothing fits
+    layers: NDArray[np.int64]  # by policy, of that mix
+    bound: NDArray[np.float64]  # of each column, layers in fractions
     open_bound: float  # of everything of which not every placement was priced; infinite if nothing is left
     considered: int  # layouts in the space, sharding counted
-    pruned: int  # of these, never laid out
+    pruned: int  # of these, never priced on a placement
+    stopped: bool  # by the deadline
 
     @property
     def incumbent(self) -> float:
-        return float(self.value.min()) if len(self.value) else np.inf
+        return float(self.value.min(initial=np.inf))
 
 
 class Search:
-    def __init__(self, space: Space, floors: Tree) -> None:
-        self.space, self.floors = space, floors
-        self.pricer = Pricer(floors)
-        self.laid: PricedLayouts | None = None
-        self.done: set[_Key] = set()
-        self.complete: set[_Key] = set()  # every placement of these was priced
+    """One search; `deadline` is a reading of `time.monotonic` or None, and one batch of layouts is always priced."""
+
+    def __init__(self, space: Space, objective: Objective, costs: ClusterCosts, deadline: float | None = None) -> None:
+        self.space, self.objective, self.deadline = space, objective, deadline
+        self.tree = Tree(space, objective, costs)
+        self.pricer = Pricer(space, costs)
+        self.priced = [self.pricer.price([])]
+        self.done: set[Strategy] = set()
         self.incumbent = np.inf
-        self.laid_ranks = 0
+        self.placed_ranks = 0
+        self.stopped = False
 
     def run(self, runners: int) -> SearchResult:
         """Search; also prices the most promising layout of `runners` other families, for comparison."""
-        nodes = self.floors.start()
-        self._lay_best(nodes, FIRST_BATCH)
-        while True:
-            best = nodes.bound.min(axis=1, initial=np.inf)
-            open_ranges = ~nodes.single & (best < self._limit())
-            if not open_ranges.any() or len(nodes.family) > MOST_ROWS:
+        branches = self.tree.start()
+        self._price_best(branches)
+        while not self._out_of_time():
+            split = ~branches.single & (branches.best < self._limit())
+            if not split.any() or len(branches.family) > MOST_ROWS:
                 break
-            parts = self.floors.split(nodes.take(open_ranges))
-            nodes = nodes.take(~open_ranges).join(parts)
-            self._lay_best(parts, FIRST_BATCH)
-        nodes = self._refine(nodes)
-        self._lay_all(nodes)
-        self._lay_runners(nodes, runners)
-        return self._found(self._open_bound(nodes))
+            parts = self.tree.split(branches.take(split))
+            branches = branches.take(~split).join(parts)
+            self._price_best(parts)
+        branches = self._refined(branches)
+        self._price_all(branches)
+        if not self._out_of_time():
+            self._price(self._runners(branches, runners))
+        return self._result(branches)
 
     def _limit(self) -> float:
+        """Bounds from here on cannot win."""
         return self.incumbent * (1 + EQUAL)
 
-    def _refine(self, nodes: Branches) -> Branches:
-        """Bounds with recompute priced, for single rings that could still win."""
-        again = nodes.single & (nodes.bound.min(axis=1, initial=np.inf) < self._limit())
-        if not again.any() or len(self.space.policies) == 1:
-            return nodes
-        table = np.stack([nodes.family, nodes.first, nodes.last], axis=1)[again]
-        return nodes.take(~again).join(self.floors.nodes([tuple(row) for row in table.tolist()], quick=False))
+    def _out_of_time(self) -> bool:
+        self.stopped = self.stopped or (self.deadline is not None and time.monotonic() > self.deadline)
+        return self.stopped
 
-    def _entries(self, nodes: Branches) -> list[tuple[float, int, int]]:
-        """(bound, node, sharding) of single rings that are not laid out yet, best first."""
-        row, column = np.nonzero(np.isfinite(nodes.bound) & nodes.single[:, None])
-        value = nodes.bound[row, column]
-        keys = (nodes.zero[row, column], nodes.shard[row, column], nodes.first[row], nodes.family[row], value)
-        order = np.lexsort(keys)
-        return [(float(value[i]), int(row[i]), int(column[i])) for i in order]
+    def _refined(self, branches: Branches) -> Branches:
+        """Bounds that count the time of recomputing, for single rings that could still win."""
+        again = branches.single & (branches.best < self._limit())
+        if not again.any() or len(self.space.policies) == 1 or self._out_of_time():
+            return branches
+        table = np.stack([branches.family, branches.first, branches.last], axis=1)[again]
+        return branches.take(~again).join(self.tree.branches([tuple(row) for row in table.tolist()], quick=False))
 
-    def _lay_best(self, nodes: Branches, count: int) -> None:
-        picked = [entry for entry in self._entries(nodes)[: 4 * count] if entry[0] < self._limit()]
-        self._lay(nodes, picked[:count])
+    def _entries(self, branches: Branches) -> list[_Entry]:
+        """Single rings under each legal sharding, best first."""
+        row, sharding = np.nonzero(np.isfinite(branches.bound) & branches.single[:, None])
+        bound = branches.bound[row, sharding]
+        shard, zero = branches.shard[row, sharding], branches.zero[row, sharding]
+        order = np.lexsort((zero, shard, branches.first[row], branches.family[row], bound))
+        return [(float(bound[i]), int(row[i]), int(sharding[i])) for i in order]
 
-    def _lay_all(self, nodes: Branches) -> None:
-        """Price everything that could still win, as far as the budget goes."""
-        entries = [e for e in self._entries(nodes) if e[0] < self._limit() and self._key(nodes, e) not in self.done]
+    def _strategies(self, branches: Branches, entries: list[_Entry]) -> list[Strategy]:
+        return [self.tree.strategy(branches, row, sharding) for _, row, sharding in entries]
+
+    def _price_best(self, branches: Branches) -> None:
+        """The first incumbent, or a better one."""
+        entries = [entry for entry in self._entries(branches)[: 4 * FIRST_BATCH] if entry[0] < self._limit()]
+        self._price(self._strategies(branches, entries[:FIRST_BATCH]))
+
+    def _price_all(self, branches: Branches) -> None:
+        """Everything that could still win, in growing batches, as far as the budget goes."""
+        entries = [entry for entry in self._entries(branches) if entry[0] < self._limit()]
+        bounds = np.array([bound for bound, _, _ in entries])
+        strategies = self._strategies(branches, entries)
+        todo = [i for i, strategy in enumerate(strategies) if strategy not in self.done]
         size, at = FIRST_BATCH, 0
-        while at < len(entries) and entries[at][0] < self._limit() and self.laid_ranks <= MOST_LAID_RANKS:
-            batch = [entry for entry in entries[at : at + size] if entry[0] < self._limit()]
-            self._lay(nodes, batch)
+        while at < len(todo) and bounds[todo[at]] < self._limit() and self.placed_ranks <= MOST_PLACED_RANKS:
+            if self._out_of_time():
+                return
+            self._price([strategies[i] for i in todo[at : at + size] if bounds[i] < self._limit()])
             at, size = at + size, min(32, 2 * size)
 
-    def _open_bound(self, nodes: Branches) -> float:
-        """The least bound of ranges left, layouts not laid out, and layouts of which only families were priced."""
-        ranges = float(nodes.bound[~nodes.single].min(initial=np.inf))
-        unproven = (e[0] for e in self._entries(nodes) if self._key(nodes, e) not in self.complete)
-        return min(ranges, next(unproven, np.inf))
+    def _runners(self, branches: Branches, count: int) -> list[Strategy]:
+        """The most promising layout of each of the best families."""
+        first: dict[int, _Entry] = {}
+        for entry in self._entries(branches):
+            first.setdefault(int(branches.family[entry[1]]), entry)
+            if len(first) == count:
+                break
+        return self._strategies(branches, list(first.values()))
 
-    def _lay_runners(self, nodes: Branches, count: int) -> None:
-        seen: set[int] = set()
-        picked = []
-        for entry in self._entries(nodes):
-            family = int(nodes.family[entry[1]])
-            if family not in seen and len(seen) < count:
-                seen.add(family)
-                picked.append(entry)
-        self._lay(nodes, picked)
-
-    def _key(self, nodes: Branches, entry: tuple[float, int, int]) -> _Key:
-        _, row, column = entry
-        ring, shard, zero = nodes.first[row], nodes.shard[row, column], nodes.zero[row, column]
-        return int(nodes.family[row]), int(ring), int(shard), int(zero)
-
-    def _lay(self, nodes: Branches, entries: list[tuple[float, int, int]]) -> None:
-        layouts = []
-        for entry in entries:
-            key = self._key(nodes, entry)
-            if key not in self.done:
-                self.done.add(key)
-                layouts.append(Layout(family=key[0], strategy=self._strategy(*key)))
-        if not layouts:
+    def _price(self, strategies: list[Strategy]) -> None:
+        new = [strategy for strategy in strategies if strategy not in self.done]
+        if not new:
             return
-        laid = self.pricer.price(layouts)
-        self.complete.update(
-            (one.family, one.strategy.ring, one.strategy.shard, one.strategy.zero) for one in laid.complete
-        )
-        self.laid_ranks += sum(len(placement.slot_of_rank) for placement in laid.placements)
-        self.laid = join(self.laid, laid)
-        if len(laid.layouts):
-            self.incumbent = min(self.incumbent, float(self._values(laid)[0].min()))
+        self.done.update(new)
+        columns = self.pricer.price(new)
+        self.priced.append(columns)
+        self.placed_ranks += int(columns.ranks.sum())
+        self.incumbent = min(self.incumbent, float(self._values(columns)[0].min(initial=np.inf)))
 
-    def _strategy(self, family: int, ring: int, shard: int, zero: int) -> Strategy:
-        floors = self.floors
-        return replace(
-            self.space.base,
-            data=int(floors.data[family]),
-            microbatches=int(floors.microbatches[family]),
-            ulysses=int(floors.ulysses[family]),
-            ring=ring,
-            shard=shard,
-            zero=zero,
-        )
-
-    def _values(self, laid: PricedLayouts) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """The objective of each column with its best mix of at most two policies."""
-        seconds, layers = laid.prices.mixed(laid.capacity_bytes)
-        if self.floors.objective != "memory":
-            return seconds * self._weight(laid), layers
-        count = len(laid.prices.policies)
-        whole = laid.prices.layers * np.eye(count, dtype=np.int64)
-        used = np.stack([laid.prices.bytes_of(np.broadcast_to(row, layers.shape)) for row in whole], axis=1)
-        least = used.argmin(axis=1) if len(used) else np.zeros(0, dtype=np.int64)
+    def _values(self, columns: PricedLayouts) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """The objective of each column with its best mix of at most two policies, and the layers by policy."""
+        prices, capacity_bytes = columns.prices, columns.capacity_bytes
+        if self.objective != "memory":
+            seconds, layers = prices.mixed(capacity_bytes)
+            return seconds * weight(self.objective, columns.ranks), layers
+        used = prices.base_bytes[:, None] + prices.layers * prices.kept_bytes + prices.again_bytes
         value = used.min(axis=1)
-        return np.where(value <= laid.capacity_bytes, value, np.inf), whole[least]
+        uniform = prices.layers * np.eye(len(prices.policies), dtype=np.int64)
+        return np.where(value <= capacity_bytes, value, np.inf), uniform[used.argmin(axis=1)]
 
-    def _weight(self, laid: PricedLayouts) -> Any:
-        return self.floors.weight(np.array([layout.strategy.ranks for layout in laid.layouts], dtype=np.float64))
+    def _open_bound(self, branches: Branches, complete: frozenset[Strategy]) -> float:
+        """The least bound of ranges left, layouts not priced, and layouts of which only families were priced."""
+        left = float(branches.bound[~branches.single].min(initial=np.inf))
+        for bound, row, sharding in self._entries(branches):
+            if bound >= left:
+                break
+            if self.tree.strategy(branches, row, sharding) not in complete:
+                return bound
+        return left
 
-    def _found(self, left: float) -> SearchResult:
-        if self.laid is None:
-            self.laid = self.pricer.price([])
-        value, layers = self._values(self.laid)
-        if self.floors.objective == "memory":
-            bound = value
-        else:
-            bound = self.laid.prices.relaxed_s(self.laid.capacity_bytes) * self._weight(self.laid)
-        considered = _count(self.floors, self.space.pins)
+    def _result(self, branches: Branches) -> SearchResult:
+        columns = PricedLayouts.joined(self.priced)
+        value, layers = self._values(columns)
+        relaxed = columns.prices.relaxed_s(columns.capacity_bytes) * weight(self.objective, columns.ranks)
+        considered = self.tree.layouts * (1 if "shard" in self.space.pins else len(SHARDINGS))
         return SearchResult(
-            laid=self.laid,
+            columns=columns,
             value=value,
             layers=layers,
-            bound=bound,
-            open_bound=left,
+            bound=value if self.objective == "memory" else relaxed,
+            open_bound=self._open_bound(branches, columns.complete),
             considered=considered,
             pruned=max(0, considered - len(self.done)),
+            stopped=self.stopped,
         )
-
-
-def _count(floors: Tree, pins: Mapping[str, Any]) -> int:
-    """Layouts of the space, every ring with at most four ways of sharding and their ZeRO stages."""
-    rings = sum(family.most_ring - family.first_ring + 1 for family in floors.families)
-    return rings * (1 if "shard" in pins else 7)

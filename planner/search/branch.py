@@ -1,48 +1,47 @@
-"""Branch and bound over ring degrees: which layouts could still beat the best one found.
+"""The tree of branch and bound over ring degrees: which layouts could still beat the best one so far.
 
-    a node is a family (data, microbatches, ulysses) with rings first … last, and every way to shard beside each other
-    its bound is priced with the work of `last`, the hops of `first` and optimistic paths (see optimistic_paths.py)
+    branch   a family (data, microbatches, ulysses), its rings first … last, and every way to shard them
+    bound    the work of `last`, the hops of `first`, and paths that no placement beats (optimistic_paths.py)
 
-Small spaces are single rings from the start; large ones start as ranges that grow geometrically and are split where
-their bound is below the incumbent. Values are the objective's: seconds, bytes, or GPU-hours. Left out: nothing is
-dropped silently; what was not split or priced in time stays in `least_open`.
+Small spaces are listed ring by ring. Large ones start as ranges that grow geometrically; a range is split where its
+bound is below the incumbent. Bounds are in the objective's unit: seconds, bytes or GPU-hours. Nothing is left out: what
+was not split or priced in time counts into the reported bound.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cost_models.curves.samples import Sample
 from cost_models.either import smaller
 from cost_models.errors import InputError
-from cost_models.layer.sizes import Degrees
 from cost_models.memory.components import GROUP_BYTES
-from cost_models.timing.cluster_costs import costs_of
-from planner.search.optimistic_paths import Reach
+from cost_models.strategy import Axis, Strategy
+from cost_models.timing.cluster_costs import ClusterCosts
+from planner.search.objective import Objective, weight
+from planner.search.optimistic_paths import FloorPaths, Reach
 from planner.search.policy_prices import policy_prices
 from planner.search.space import SHARDINGS, Space, divisors
 
-Objective = Literal["time", "memory", "gpu-hours"]
 SINGLE_ROWS = 1500
 """Spaces of up to so many layouts (without sharding) are listed ring by ring."""
 GROWTH = 1.3
 """Ratio of neighbouring breakpoints of the first ranges."""
 PIECES = 8
-"""Into so many ranges one is split."""
+"""A range is split into so many."""
 _Ints = NDArray[np.int64]
 _Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Branches:
-    """Layouts side by side; the second axis of shard, zero and bound is the sharding."""
+    """Branches of the tree, one a row; the second axis of `shard`, `zero`, `bound`, `least_bytes` is the sharding."""
 
     family: _Ints
     first: _Ints
@@ -54,8 +53,15 @@ class Branches:
 
     @property
     def single(self) -> NDArray[np.bool_]:
-        alone: NDArray[np.bool_] = self.first == self.last
-        return alone
+        """Branches of one ring."""
+        single: NDArray[np.bool_] = self.first == self.last
+        return single
+
+    @property
+    def best(self) -> _Floats:
+        """Of each branch the least bound."""
+        least: _Floats = self.bound.min(axis=1, initial=np.inf)
+        return least
 
     def take(self, where: Any) -> Branches:
         return Branches(**{name: value[where] for name, value in vars(self).items()})
@@ -66,15 +72,29 @@ class Branches:
 
 
 class Tree:
-    """Bounds of nodes in one space."""
+    """Bounds of the branches of one space.
 
-    def __init__(self, space: Space, objective: Objective, samples: tuple[Sample, ...]) -> None:
-        self.space, self.objective, self.samples = space, objective, samples
-        self.reach = Reach(costs=costs_of(space.cluster, samples))
+    Pricing is relaxed in three ways, so that no layout of a branch on any placement can be below its bound: the fastest
+    devices that so many ranks can have, optimistic paths, and layers in fractions.
+    """
+
+    def __init__(self, space: Space, objective: Objective, costs: ClusterCosts) -> None:
+        self.space, self.objective, self.costs = space, objective, costs
+        self.reach = Reach(costs=costs)
         self.families = space.families
         self.data = np.array([family.data for family in self.families])
         self.microbatches = np.array([family.microbatches for family in self.families])
         self.ulysses = np.array([family.ulysses for family in self.families])
+
+    @cached_property
+    def layouts(self) -> int:
+        """Layouts of the space without sharding."""
+        return sum(family.most_ring - family.first_ring + 1 for family in self.families)
+
+    @cached_property
+    def model_parallel(self) -> int:
+        """Ranks that hold one copy of the model together without sharding."""
+        return self.space.base.tensor * self.space.base.pipeline
 
     @cached_property
     def capacities(self) -> list[tuple[int, int]]:
@@ -95,120 +115,126 @@ class Tree:
 
     def start(self) -> Branches:
         """Every layout of a small space; ranges and single rings between them of a large one."""
-        total = sum(family.most_ring - family.first_ring + 1 for family in self.families)
-        found: list[tuple[int, int, int]] = []
+        ranges: list[tuple[int, int, int]] = []
         for index, family in enumerate(self.families):
             first, most = family.first_ring, family.most_ring
-            if total <= SINGLE_ROWS:
-                cuts: Sequence[int] = range(first, most + 1)
-            else:
-                cuts = _breakpoints(first, most)
-            found += _between(index, cuts)
-        nodes = self.nodes(found)
-        if total <= SINGLE_ROWS and np.isinf(nodes.least_bytes).all():
-            ranks = self.data[nodes.family] * self.ulysses[nodes.family] * nodes.first
+            small = self.layouts <= SINGLE_ROWS
+            ranges += _between(index, range(first, most + 1) if small else _breakpoints(first, most))
+        branches = self.branches(ranges)
+        if self.layouts <= SINGLE_ROWS and np.isinf(branches.least_bytes).all():
+            ranks = self.data[branches.family] * self.ulysses[branches.family] * branches.first
             legal = sorted({divisor for count in np.unique(ranks) for divisor in divisors(int(count))})
             shard = self.space.pins.get("shard", 1)
             raise InputError(
                 f"shard={shard} with these pins is not possible: it divides data x context; "
                 f"legal: {', '.join(map(str, legal))}"
             )
-        return nodes
+        return branches
 
-    def split(self, nodes: Branches) -> Branches:
+    def split(self, branches: Branches) -> Branches:
         """Ranges as shorter ranges and the single rings between them."""
-        found: list[tuple[int, int, int]] = []
-        for family, first, last in zip(nodes.family, nodes.first, nodes.last, strict=True):
+        ranges: list[tuple[int, int, int]] = []
+        for family, first, last in zip(branches.family, branches.first, branches.last, strict=True):
             step = max(1, (int(last) - int(first)) // PIECES)
             cuts = sorted({*range(int(first), int(last) + 1, step), int(last)})
-            found += _between(int(family), cuts)
-        return self.nodes(found)
+            ranges += _between(int(family), cuts)
+        return self.branches(ranges)
 
-    def nodes(self, ranges: list[tuple[int, int, int]], quick: bool = True) -> Branches:
-        """Price (family, first ring, last ring) at their least; `quick` leaves out what recomputing costs."""
+    def branches(self, ranges: list[tuple[int, int, int]], quick: bool = True) -> Branches:
+        """Branches (family, first ring, last ring) with their bounds; `quick` ignores the time of recomputing."""
         table = np.array(ranges, dtype=np.int64).reshape(-1, 3)
         family, first, last = table[:, 0], table[:, 1], table[:, 2]
-        context = last * self.ulysses[family]
-        shard, zero, legal = self.space.shards(self.data[family], context)
-        legal |= self._in_range(family, first, last)
-        bound, least = np.full(shard.shape, np.inf), np.full(shard.shape, np.inf)
-        model_parallel = self.space.base.tensor * self.space.base.pipeline
-        ranks = self.data[family] * self.ulysses[family] * first * model_parallel
-        tiers = self.reach.tiers
-        for index, (above, _) in enumerate(tiers):
-            below = tiers[index + 1][0] if index + 1 < len(tiers) else np.inf
-            mine = np.flatnonzero((ranks > above) & (ranks <= below))
-            if len(mine):
-                bound[mine], least[mine] = self._floor(index, table[mine], shard[mine], zero[mine], quick)
-        bound[~legal], least[~legal] = np.inf, np.inf
-        return Branches(family=family, first=first, last=last, shard=shard, zero=zero, bound=bound, least_bytes=least)
+        shard, zero, legal = self.space.shards(self.data[family], last * self.ulysses[family])
+        legal |= self._legal_within(family, first, last)
+        nothing = np.full(shard.shape, np.inf)
+        branches = Branches(
+            family=family, first=first, last=last, shard=shard, zero=zero, bound=nothing, least_bytes=nothing.copy()
+        )
+        ranks = self.data[family] * self.ulysses[family] * first * self.model_parallel
+        needed = np.array([above for above, _ in self.reach.tiers])
+        tier = np.searchsorted(needed, ranks) - 1  # of the fastest devices that so many ranks cannot do without
+        for index in np.unique(tier):
+            mine = np.flatnonzero(tier == index)
+            bound, least = self._bounds(int(index), branches.take(mine), quick)
+            branches.bound[mine], branches.least_bytes[mine] = bound, least
+        branches.bound[~legal], branches.least_bytes[~legal] = np.inf, np.inf
+        return branches
 
-    def _in_range(self, family: _Ints, first: _Ints, last: _Ints) -> NDArray[np.bool_]:
+    def _legal_within(self, family: _Ints, first: _Ints, last: _Ints) -> NDArray[np.bool_]:
         """Shardings that some ring of a range may have where the last one does not."""
         possible = np.ones((len(family), len(SHARDINGS)), dtype=bool)
         if "zero" in self.space.pins or "shard" in self.space.pins:
             possible[:, 1::2] = False
-        whole = [name == "context" for name, _ in SHARDINGS]
-        possible[:, whole] &= (self.data[family] > 1)[:, None]
+        over_context = [name == "context" for name, _ in SHARDINGS]
+        possible[:, over_context] &= (self.data[family] > 1)[:, None]
         return possible & (first < last)[:, None]
 
-    def degrees(self, family: _Ints, ring: _Ints, shard: _Ints, zero: _Ints) -> Degrees:
-        """The layouts as one batch; `ring` and the family broadcast against the shardings."""
-        base = self.space.base
-        return Degrees(
+    def strategies(self, family: _Ints, ring: _Ints, shard: _Ints, zero: _Ints) -> Strategy:
+        """Layouts as one strategy of arrays."""
+        return self.space.base.varied(
             data=self.data[family],
             ring=ring,
             ulysses=self.ulysses[family],
             shard=shard,
             zero=zero,
             microbatches=self.microbatches[family],
-            tensor=base.tensor,
-            pipeline=base.pipeline,
-            virtual=base.virtual,
-            ring_kind=base.ring_kind,
-            grad_ring_dtype=base.grad_ring_dtype,
-            loss_chunk_tokens=base.loss_chunk_tokens,
-            schedule=base.schedule,
-            mlp_chunk_tokens=base.mlp_chunk_tokens,
         )
 
-    def weight(self, ranks: Any) -> Any:
-        """From seconds to the objective's unit."""
-        return ranks / 3600.0 if self.objective == "gpu-hours" else ranks * 0.0 + 1.0
+    def strategy(self, branches: Branches, row: int, sharding: int) -> Strategy:
+        """The layout of one single ring under one sharding."""
+        family = branches.family[row]
+        return replace(
+            self.space.base,
+            data=int(self.data[family]),
+            microbatches=int(self.microbatches[family]),
+            ulysses=int(self.ulysses[family]),
+            ring=int(branches.first[row]),
+            shard=int(branches.shard[row, sharding]),
+            zero=int(branches.zero[row, sharding]),
+        )
 
-    def _floor(self, tier: int, table: _Ints, shard: _Ints, zero: _Ints, quick: bool) -> tuple[_Floats, _Floats]:
-        """(bound, least bytes) of nodes that need a device of this tier."""
-        family, first, last = table[:, 0], table[:, 1], table[:, 2]
-        ranks = self.data[family] * self.ulysses[family] * first
-        degrees = self.degrees(
-            family[:, None, None], last[:, None, None], shard[:, :, None], zero[:, :, None]
-        )  # layouts x shardings x crowdings of a domain
-        kernels, single = self.reach.costs.kernels(self.reach.tiers[tier][1], choose=smaller), first == last
-        context = self.ulysses[family] * first
-        share = np.stack([_least_shard(name, ranks, context) for name, _ in SHARDINGS], axis=1)
-        share = np.where(single[:, None] | ("shard" in self.space.pins), shard, share)
-        sizes = {
-            "ulysses": self.ulysses[family][:, None, None],
-            "ring": first[:, None, None],
-            "shard": share[:, :, None],
-            "replicate": np.maximum(1, ranks[:, None] // shard)[:, :, None],
-        }
-        paths = self.reach.paths(sizes, ranks[:, None, None])
-        workload, policies = self.space.workload, self.space.policies
-        priced = policy_prices(workload, degrees, kernels, paths, policies, kernels.device, first[:, None, None], quick)
-        model_parallel = self.space.base.tensor * self.space.base.pipeline
-        room = self.capacity_bytes(ranks * model_parallel)[:, None]
+    def _bounds(self, tier: int, some: Branches, quick: bool) -> tuple[_Floats, _Floats]:
+        """(bound, least bytes) of branches that need a device of this tier.
+
+        Arrays are branches x shardings x crowdings of a domain.
+        """
+        kernels, single = self.costs.kernels(self.reach.tiers[tier][1], choose=smaller), some.single
+        layouts = self.strategies(
+            some.family[:, None, None], some.last[:, None, None], some.shard[:, :, None], some.zero[:, :, None]
+        )
+        priced = policy_prices(
+            self.space.workload,
+            layouts,
+            kernels,
+            self._paths(some),
+            self.space.policies,
+            kernels.device,
+            some.first[:, None, None],
+            quick,
+        )
+        ranks = self.data[some.family] * self.ulysses[some.family] * some.first * self.model_parallel
+        room = self.capacity_bytes(ranks)[:, None]
         spare = np.where(single, 0, 2 * GROUP_BYTES["gpu"])[:, None]  # a range may hold groups of one rank
         least = priced.least_bytes().min(axis=-1) - spare
         if self.objective == "memory":
             return np.where(least <= room, least, np.inf), least
         seconds = priced.relaxed_s((room + spare)[:, :, None]).min(axis=-1)
-        return seconds * self.weight((ranks * model_parallel)[:, None]), least
+        return seconds * weight(self.objective, ranks)[:, None], least
 
-
-def _least_shard(name: str, ranks: _Ints, context: _Ints) -> _Ints:
-    """The smallest shard group anywhere in a range of rings."""
-    return {"ranks": ranks, "context": context, "domain": np.ones_like(ranks), "one": np.ones_like(ranks)}[name]
+    def _paths(self, some: Branches) -> FloorPaths:
+        """Paths that no placement of any ring of a branch beats: groups are as small as its first ring makes them."""
+        context = self.ulysses[some.family] * some.first
+        ranks = self.data[some.family] * context
+        smallest = {"ranks": ranks, "context": context, "domain": np.ones_like(ranks), "one": np.ones_like(ranks)}
+        within = np.stack([smallest[name] for name, _ in SHARDINGS], axis=1)
+        shard = np.where(some.single[:, None] | ("shard" in self.space.pins), some.shard, within)
+        sizes: dict[Axis, _Ints] = {
+            "ulysses": self.ulysses[some.family][:, None, None],
+            "ring": some.first[:, None, None],
+            "shard": shard[:, :, None],
+            "replicate": np.maximum(1, ranks[:, None] // some.shard)[:, :, None],
+        }
+        return self.reach.paths(sizes, ranks[:, None, None])
 
 
 def _breakpoints(first: int, most: int) -> list[int]:
@@ -227,6 +253,5 @@ def _breakpoints(first: int, most: int) -> list[int]:
 
 def _between(family: int, cuts: Sequence[int]) -> list[tuple[int, int, int]]:
     """Single rings at the cuts and the ranges between them."""
-    found = [(family, cut, cut) for cut in cuts]
-    found += [(family, a + 1, b - 1) for a, b in itertools.pairwise(cuts) if b - a > 1]
-    return found
+    gaps = [(family, a + 1, b - 1) for a, b in itertools.pairwise(cuts) if b - a > 1]
+    return [*((family, cut, cut) for cut in cuts), *gaps]

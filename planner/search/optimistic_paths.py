@@ -12,6 +12,7 @@ Left out: leaf uplinks (free here); that ulysses and ring cannot both stay insid
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -23,6 +24,7 @@ from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.device import Device
 from cost_models.hardware.wiring import NIC_OUT, Ints
 from cost_models.program import Op
+from cost_models.strategy import Axis
 from cost_models.timing.cluster_costs import ClusterCosts
 from cost_models.timing.paths import HOST_MEMORY_BYTES_PER_S, Path, Paths, crossing_s
 
@@ -86,11 +88,11 @@ class Reach:
             for first in range(len(order))
         ]
 
-    def paths(self, sizes: dict[str, Any], ranks: Any) -> FloorPaths:
+    def paths(self, sizes: Mapping[Axis, Any], ranks: Any) -> FloorPaths:
         """Optimistic paths of groups of `sizes` in layouts of so many `ranks`, for every crowding (last axis)."""
         host = max(run.node.host_link_bytes_per_s for run in self.cluster.runs)
         fewest = min(run.node.gpus for run in self.cluster.runs if run.node.gpus)
-        axes = {axis: self._path(np.asarray(size), np.asarray(ranks)) for axis, size in sizes.items()}
+        axes: dict[Axis, Path] = {a: self._path(np.asarray(n), np.asarray(ranks)) for a, n in sizes.items()}
         axes["shard"], axes["replicate"] = self._crowded(axes["shard"], axes["replicate"])
         axes = {axis: self._waiting(path) for axis, path in axes.items()}
         none = Path(ranks=1, local=1)
@@ -175,7 +177,7 @@ class Reach:
 class FloorPaths(Paths):
     """Every exchange at its least: inside a domain or across domains, whichever is cheaper, unless it must cross."""
 
-    def _exchange_s(self, axis: str, op: Op, size: Any) -> Any:
+    def _exchange_s(self, axis: Axis, op: Op, size: Any) -> Any:
         path = self.axes[axis]
         if np.all(np.asarray(path.ranks) == 1):
             return 0.0

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.hardware.device import Device
-from cost_models.layer.sizes import Degrees, RankSizes
+from cost_models.layer.sizes import RankSizes
 from cost_models.memory import peaks
 from cost_models.memory.components import components
 from cost_models.memory.peaks import kept_bytes
@@ -31,6 +31,7 @@ from cost_models.timing.slowest import KernelsInUse
 from cost_models.workload import Workload
 
 Floats = NDArray[np.float64]
+_ARRAYS = ("other_s", "layer_s", "base_bytes", "kept_bytes", "again_bytes")
 EQUAL = 1e-12
 """Relative difference below which two values are the same; the policy that recomputes less is then taken."""
 
@@ -49,15 +50,13 @@ class PolicyPrices:
 
     def take(self, where: Any) -> PolicyPrices:
         """Some of the columns, by index or mask."""
-        return PolicyPrices(
-            policies=self.policies,
-            layers=self.layers,
-            other_s=self.other_s[where],
-            layer_s=self.layer_s[where],
-            base_bytes=self.base_bytes[where],
-            kept_bytes=self.kept_bytes[where],
-            again_bytes=self.again_bytes[where],
-        )
+        return replace(self, **{name: getattr(self, name)[where] for name in _ARRAYS})
+
+    @classmethod
+    def joined(cls, parts: Sequence[PolicyPrices]) -> PolicyPrices:
+        """The columns of all parts, in order."""
+        arrays: dict[str, Any] = {name: np.concatenate([getattr(one, name) for one in parts]) for name in _ARRAYS}
+        return replace(parts[0], **arrays)
 
     def least_bytes(self) -> Floats:
         """The least memory that any choice of policies for the layers needs."""
@@ -125,7 +124,7 @@ class PolicyPrices:
 
 def policy_prices(
     workload: Workload,
-    degrees: Degrees | Strategy,
+    degrees: Strategy,
     kernels: Kernels,
     paths: Paths,
     policies: Sequence[Recompute],
@@ -183,7 +182,7 @@ def policy_prices(
     )
 
 
-def _with_ring(segment: Segment, least_ring: Any, degrees: Degrees | Strategy) -> Segment:
+def _with_ring(segment: Segment, least_ring: Any, degrees: Strategy) -> Segment:
     """The segment with fewer ring pieces, and a merge over fewer ranks: least work anywhere in a range of rings."""
     if least_ring is None:
         return segment

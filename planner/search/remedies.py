@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -21,8 +20,9 @@ from cost_models.memory import peaks
 from cost_models.memory.components import components
 from cost_models.memory.peaks import kept_bytes
 from cost_models.strategy import LayerRange
+from cost_models.timing.cluster_costs import costs_of
 from cost_models.units import show_bytes, show_tokens
-from planner.search.branch import Tree
+from planner.search.branch import Branches, Tree
 from planner.search.space import Space
 
 CONTEXT_STEP = 1024
@@ -67,17 +67,22 @@ def _tried(space: Space, samples: tuple[Sample, ...]) -> Iterator[str]:
 
 def _least(space: Space, samples: tuple[Sample, ...]) -> tuple[float, float]:
     """(least memory of any layout, memory of the largest GPU), bytes; the least that fits if any does."""
-    floors = Tree(space, "memory", samples)
-    nodes = floors.start()
-    single = nodes.take(nodes.single)
+    _, single = _listed(space, samples)
     room = float(max(run.node.device.memory_bytes for run in space.cluster.runs))
     fitting = single.bound.min(initial=np.inf)
     return (float(fitting), room) if np.isfinite(fitting) else (float(single.least_bytes.min(initial=np.inf)), room)
 
 
+def _listed(space: Space, samples: tuple[Sample, ...]) -> tuple[Tree, Branches]:
+    """The tree of a space that counts memory, and its single rings."""
+    tree = Tree(space, "memory", costs_of(space.cluster, samples))
+    branches = tree.start()
+    return tree, branches.take(branches.single)
+
+
 def _fits(space: Space, samples: tuple[Sample, ...]) -> bool:
     try:
-        return bool(np.isfinite(Tree(space, "memory", samples).start().bound).any())
+        return bool(np.isfinite(_listed(space, samples)[1].bound).any())
     except InputError:
         return False
 
@@ -126,11 +131,9 @@ def _offloaded(space: Space, samples: tuple[Sample, ...]) -> int | None:
     """Least memory with every layer recomputed and its input on the host, over the layouts; None if above the room."""
     if space.workload.mode != "train" or space.pins.get("recompute", "full") != "full":
         return None
-    floors = Tree(space, "memory", samples)
-    single = floors.start()
-    single = single.take(single.single)
-    degrees: Any = floors.degrees(single.family[:, None], single.first[:, None], single.shard, single.zero)
-    shape = RankSizes(space.workload, degrees)
+    tree, single = _listed(space, samples)
+    layouts = tree.strategies(single.family[:, None], single.first[:, None], single.shard, single.zero)
+    shape = RankSizes(space.workload, layouts)
     part = LayerRange(recompute="full", offload="activations", count=1)
     layers = space.workload.model.layers / space.base.pipeline
     device = space.cluster.runs[0].node.device

@@ -14,7 +14,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from cost_models.errors import InputError
 from cost_models.hardware.placement import Placement
@@ -200,7 +200,7 @@ def degrees(strategy: Strategy) -> str:
     return f"data {strategy.data} × ring {strategy.ring} × ulysses {strategy.ulysses}"
 
 
-def _inside(domain: Any, strategy: Strategy, axis: str) -> bool:
+def _inside(domain: Any, strategy: Strategy, axis: Literal["ring", "ulysses"]) -> bool:
     from cost_models.strategy import rank_groups
 
     groups = domain[rank_groups(strategy, axis)]

@@ -6,10 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cost_models import Cluster, LayerRange, Model, Placement, Workload, price
+from cost_models import Cluster, Model, Placement, Workload, price
 from cost_models.hardware.device import Device
+from cost_models.timing.cluster_costs import costs_of
+from cost_models.timing.paths import Path
 from planner.search.branch import Tree
-from planner.search.columns import Layout, PricedLayouts, Pricer
+from planner.search.columns import PricedLayouts, Pricer, crossing_load
 from planner.search.policy_prices import PolicyPrices
 from planner.search.space import Space
 from tests.planner.clusters import cluster as clusters
@@ -18,25 +20,16 @@ from tests.planner.clusters import node
 WORK = Workload(Model.load("longvila-1.5b"), context_tokens=2**17, global_batch=4, frames=256)
 
 
-def laid(nodes: int = 2, work: Workload = WORK, **pins: int) -> PricedLayouts:
+def tree_of(cluster: Cluster, work: Workload = WORK, **pins: int) -> Tree:
+    return Tree(Space(cluster=cluster, workload=work, pins=pins), "time", costs_of(cluster))
+
+
+def priced(work: Workload = WORK, **pins: int) -> PricedLayouts:
     """The layouts of a few pinned degrees on all their placements."""
-    floors = Tree(Space(cluster=Cluster.load("dgx-h100", nodes=nodes), workload=work, pins=pins), "time", ())
-    nodes_found = floors.start()
-    layouts = []
-    for i in np.flatnonzero(nodes_found.single):
-        for column in np.flatnonzero(np.isfinite(nodes_found.bound[i])):
-            family = int(nodes_found.family[i])
-            strategy = replace(
-                floors.space.base,
-                data=int(floors.data[family]),
-                microbatches=int(floors.microbatches[family]),
-                ulysses=int(floors.ulysses[family]),
-                ring=int(nodes_found.first[i]),
-                shard=int(nodes_found.shard[i, column]),
-                zero=int(nodes_found.zero[i, column]),
-            )
-            layouts.append(Layout(family=family, strategy=strategy))
-    return Pricer(floors).price(layouts)
+    tree = tree_of(Cluster.load("dgx-h100", nodes=2), work, **pins)
+    found = tree.start()
+    legal = np.argwhere(np.isfinite(found.bound) & found.single[:, None])
+    return Pricer(tree.space, tree.costs).price([tree.strategy(found, row, sharding) for row, sharding in legal])
 
 
 @pytest.mark.parametrize("mode", ["train", "prefill", "decode"])
@@ -45,11 +38,11 @@ def laid(nodes: int = 2, work: Workload = WORK, **pins: int) -> PricedLayouts:
 )
 def test_columns_are_the_price(mode: str, pins: dict[str, int]) -> None:
     work = replace(WORK, mode=mode)
-    found = laid(work=work, **pins)
-    assert len(found.layouts) > 1
+    found = priced(work=work, **pins)
+    assert len(found.strategies) > 1
     cluster = Cluster.load("dgx-h100", nodes=2)
     layers = work.model.layers
-    for index in range(len(found.layouts)):
+    for index in range(len(found.strategies)):
         for policy in range(len(found.prices.policies)):
             counts = np.zeros(len(found.prices.policies), dtype=np.int64)
             counts[policy] += layers - 3
@@ -63,18 +56,17 @@ def test_columns_are_the_price(mode: str, pins: dict[str, int]) -> None:
 
 def test_bounds_hold_for_every_placement_priced() -> None:
     cluster = Cluster.load("dgx-h100", nodes=2)
-    floors = Tree(Space(cluster=cluster, workload=WORK, pins={"ring": 4, "data": 1}), "time", ())
-    nodes = floors.start()
+    tree = tree_of(cluster, ring=4, data=1)
+    branches = tree.start()
     lowest = {
-        (int(floors.ulysses[f]), int(s), int(z)): b
-        for f, ss, zs, bs in zip(nodes.family, nodes.shard, nodes.zero, nodes.bound, strict=True)
+        (int(tree.ulysses[f]), int(s), int(z)): b
+        for f, ss, zs, bs in zip(branches.family, branches.shard, branches.zero, branches.bound, strict=True)
         for s, z, b in zip(ss, zs, bs, strict=True)
-        if floors.microbatches[f] == 1 and np.isfinite(b)
+        if tree.microbatches[f] == 1 and np.isfinite(b)
     }
-    found = laid(ring=4, data=1, microbatches=1)
+    found = priced(ring=4, data=1, microbatches=1)
     seconds = found.prices.relaxed_s(found.capacity_bytes)
-    for layout, value in zip(found.layouts, seconds, strict=True):
-        one = layout.strategy
+    for one, value in zip(found.strategies, seconds, strict=True):
         assert lowest[one.ulysses, one.shard, one.zero] <= value * (1 + 1e-12)
 
 
@@ -83,34 +75,24 @@ def test_bounds_hold_for_shuffled_placements(seed: int) -> None:
     """No order of ranks over the GPUs beats the bound."""
     cluster = Cluster.load("dgx-h100", nodes=3)
     rng = np.random.default_rng(seed)
-    floors = Tree(Space(cluster=cluster, workload=WORK, pins={}), "time", ())
-    nodes = floors.start()
-    usable = np.argwhere(np.isfinite(nodes.bound) & nodes.single[:, None])
+    tree = tree_of(cluster)
+    branches = tree.start()
+    usable = np.argwhere(np.isfinite(branches.bound) & branches.single[:, None])
     for row, column in usable[rng.choice(len(usable), 25)]:
-        family = int(nodes.family[row])
-        strategy = replace(
-            floors.space.base,
-            data=int(floors.data[family]),
-            microbatches=int(floors.microbatches[family]),
-            ulysses=int(floors.ulysses[family]),
-            ring=int(nodes.first[row]),
-            shard=int(nodes.shard[row, column]),
-            zero=int(nodes.zero[row, column]),
-            layers=(LayerRange(recompute="none", count=WORK.model.layers),),
-        )
+        strategy = tree.strategy(branches, row, column)
         chosen = rng.permutation(cluster.gpus)[: strategy.ranks]
         placement = Placement(slot_of_rank=chosen // 8, gpu_of_rank=chosen % 8)
-        assert nodes.bound[row, column] <= price(cluster, WORK, strategy, placement).step_s * (1 + 1e-12)
+        assert branches.bound[row, column] <= price(cluster, WORK, strategy, placement).step_s * (1 + 1e-12)
 
 
 def test_a_range_of_rings_is_bounded_by_each_of_them() -> None:
-    floors = Tree(Space(cluster=Cluster.load("dgx-h100", nodes=8), workload=WORK, pins={}), "time", ())
-    for family in range(0, len(floors.families), 7):
-        most = floors.families[family].most_ring
+    tree = tree_of(Cluster.load("dgx-h100", nodes=8))
+    for family in range(0, len(tree.families), 7):
+        most = tree.families[family].most_ring
         if most < 5:
             continue
-        whole = floors.nodes([(family, 3, most)])
-        each = floors.nodes([(family, ring, ring) for ring in range(3, most + 1)])
+        whole = tree.branches([(family, 3, most)])
+        each = tree.branches([(family, ring, ring) for ring in range(3, most + 1)])
         assert whole.bound.min() <= each.bound.min() * (1 + 1e-12)
         assert whole.least_bytes.min() <= each.least_bytes.min()
 
@@ -161,22 +143,22 @@ def test_bounds_hold_on_lopsided_clusters(seed: int) -> None:
         one = replace(node(int(rng.integers(3, 9)), 8), missing_nics=tuple(range(int(rng.integers(0, 3)))))
         nodes.append(replace(one, device=Device.load("a100-sxm-80gb")) if rng.random() < 0.4 else one)
     here = clusters(*nodes, leaf=2, oversubscription=2.0)
-    floors = Tree(Space(cluster=here, workload=WORK, pins={}), "time", ())
-    found = floors.start()
+    tree = tree_of(here)
+    found = tree.start()
     free = np.array([(slot, gpu) for slot in range(here.slots) for gpu in range(here.node(slot).gpus)])
     usable = np.argwhere(np.isfinite(found.bound) & found.single[:, None])
     for row, column in usable[rng.choice(len(usable), 40)]:
-        family = int(found.family[row])
-        strategy = replace(
-            floors.space.base,
-            data=int(floors.data[family]),
-            microbatches=int(floors.microbatches[family]),
-            ulysses=int(floors.ulysses[family]),
-            ring=int(found.first[row]),
-            shard=int(found.shard[row, column]),
-            zero=int(found.zero[row, column]),
-        )
+        strategy = tree.strategy(found, row, column)
         in_order, shuffled = free[: strategy.ranks], free[rng.permutation(here.gpus)[: strategy.ranks]]
         for chosen in (in_order, shuffled):
             placement = Placement(slot_of_rank=chosen[:, 0], gpu_of_rank=chosen[:, 1])
             assert found.bound[row, column] <= price(here, WORK, strategy, placement).step_s * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("pattern", ["all_to_all", "send", "gather"])
+def test_the_tie_break_counts_every_pattern_of_traffic(pattern: str) -> None:
+    """The heaviest pattern of each axis counts, whichever it is, and axes add up; unread ones (nan) are 0."""
+    light = {f"{name}_s_per_byte": np.array([1.0, np.nan]) for name in ("all_to_all", "send", "gather")}
+    heavy = {**light, f"{pattern}_s_per_byte": np.array([5.0, 7.0])}
+    axes = {"ring": Path(ranks=2, local=1, **heavy), "shard": Path(ranks=2, local=1, **light)}
+    assert crossing_load(axes).tolist() == [6.0, 7.0]

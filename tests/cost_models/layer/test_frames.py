@@ -8,7 +8,7 @@ import pytest
 from cost_models import Cluster, InputError, Model, Strategy, Workload
 from cost_models.framework import Framework
 from cost_models.layer.frames import busiest
-from cost_models.layer.sizes import Degrees, RankSizes
+from cost_models.layer.sizes import RankSizes
 from cost_models.memory.components import components
 from cost_models.memory.peaks import Peak
 from cost_models.program import Exchange
@@ -69,7 +69,7 @@ def test_the_row_rebuilt_whole_is_in_memory():
 def test_arrays_of_candidates_agree_with_each_one():
     ring, ulysses = np.array([2, 1, 4, 2]), np.array([8, 8, 2, 8])
     one = np.ones(4, dtype=int)
-    many = Degrees(data=one, ring=ring, ulysses=ulysses, shard=one, zero=3 * one, microbatches=one)
+    many = Strategy().varied(data=one, ring=ring, ulysses=ulysses, shard=one, zero=3 * one, microbatches=one)
     found = shape("own_tokens", frames=77, arrays=many).frames
     assert found.tolist() == [busiest("own_tokens", 77, 196, 1024, r, u) for r, u in zip(ring, ulysses, strict=True)]
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cost_models import Cluster, LayerRange, Model, Strategy, Workload, price
 from cost_models.framework import OURS, Framework
-from cost_models.layer.sizes import Degrees, RankSizes
+from cost_models.layer.sizes import RankSizes
 from cost_models.memory import peaks
 from cost_models.memory.peaks import kept_bytes, microbatches_in_flight
 from cost_models.memory.states import dropped_gradients, states
@@ -140,7 +140,7 @@ def test_arrays_are_the_numbers_side_by_side():
     work = Workload(SMALL, context_tokens=4096, global_batch=4)
     shared = {"data": 1, "ring": 1, "ulysses": 2, "microbatches": 4}
     arrays = {name: np.array([value] * 3) for name, value in shared.items()}
-    many = Degrees(**arrays, shard=np.array([2, 2, 1]), zero=np.array([3, 2, 0]))
+    many = Strategy().varied(**arrays, shard=np.array([2, 2, 1]), zero=np.array([3, 2, 0]))
     found = peaks.peak(RankSizes(work, many), ["full"])
     for index, (shard, zero) in enumerate(((2, 3), (2, 2), (1, 0))):
         one = peaks.peak(RankSizes(work, Strategy(**shared, shard=shard, zero=zero)), ["full"])

@@ -1,39 +1,46 @@
 """Why a layout lost, in a few words, and which losers are worth showing.
 
-    slower    the part of the step that costs most beyond the best layout's: "exposed ring 4.1 s more"
+    slower    the part of the step that costs most above the best layout's: "4.3 s slower: exposed ring 4.1 s more"
     too big   "needs 91.0 GiB of 80.0 GiB"
 
-The notable ones are what people would try by hand: no recompute, ulysses alone, ring alone, half the GPUs, no
-sharding. Left out: their best placements; they lie in order.
+Worth showing is what people would try by hand: no recompute, ulysses alone, ring alone, half the GPUs, no sharding.
+Left out: the best placements of these; their ranks lie in order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Literal
 
-from cost_models.cost import PARTS, SECONDS, StepCost
+from cost_models.cost import PARTS, StepCost
 from cost_models.strategy import LayerRange, Strategy
 from cost_models.units import show_bytes, show_seconds
+from planner.search.objective import Objective, value_of
 from planner.search.space import Space, divisors
 
 
-def reason(cost: StepCost, best: StepCost, objective: Literal["time", "memory", "gpu-hours"]) -> str:
-    """Why a layout with `cost` lost to the best one."""
+def reason(cost: StepCost, best: StepCost, objective: Objective, simulated: tuple[float, float] | None = None) -> str:
+    """Why a layout with `cost` lost to the best one; `simulated`: the objective's value of both in the simulator."""
     if not cost.fits:
         return f"needs {show_bytes(cost.memory_bytes)} of {show_bytes(cost.capacity_bytes)}"
-    if objective == "memory" and cost.memory_bytes > best.memory_bytes:
-        return f"{show_bytes(cost.memory_bytes - best.memory_bytes)} more memory"
-    if objective == "gpu-hours" and cost.gpu_hours > best.gpu_hours:
-        share = cost.gpu_hours / best.gpu_hours - 1
-        return f"{share:.1%} more GPU-hours on {cost.ranks} GPUs"
-    more = {name: cost.seconds[name] - best.seconds[name] for name in SECONDS}
-    worst = max(more, key=lambda name: more[name])
-    if more[worst] <= 0:
-        return "as fast; loses the tie"
-    words = f"{PARTS[worst].words} {show_seconds(more[worst])} more"
-    return words if cost.ranks == best.ranks else f"{words} on {cost.ranks} GPUs"
+    value, least = value_of(objective, cost), value_of(objective, best)
+    if value < least and simulated is not None:
+        return f"priced better, but simulated {simulated[0] / simulated[1] - 1:.1%} worse"
+    if value > least and objective == "memory":
+        return f"{show_bytes(value - least)} more memory"
+    if value > least and objective == "gpu-hours":
+        return f"{value / least - 1:.1%} more GPU-hours on {cost.ranks} GPUs"
+    more = {name: seconds - best.seconds.get(name, 0.0) for name, seconds in cost.seconds.items()}
+    part = max(more, key=lambda name: more[name])
+    slower = cost.step_s - best.step_s
+    if slower > 0 and more[part] > 0:
+        words = f"{show_seconds(slower)} slower: {PARTS[part].words} {show_seconds(more[part])} more"
+        return words if cost.ranks == best.ranks else f"{words} on {cost.ranks} GPUs"
+    if cost.memory_bytes > best.memory_bytes:
+        return f"as good, but {show_bytes(cost.memory_bytes - best.memory_bytes)} more memory"
+    if cost.ranks > best.ranks:
+        return f"as good, but needs {cost.ranks - best.ranks} GPUs more"
+    return "as good; lost the tie on degrees"
 
 
 def notable(space: Space, best: Strategy, shown: Sequence[Strategy]) -> Iterator[Strategy]:
