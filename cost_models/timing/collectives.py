@@ -16,12 +16,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from typing import Any
 
 import numpy as np
 
 from cost_models.curves.grid import LogGrid, unpack
 from cost_models.curves.samples import Correction, Sample
+from cost_models.either import Number, larger
 from cost_models.errors import InputError
 from cost_models.hardware.device import Device
 from cost_models.hardware.links import LINKS, Link
@@ -74,17 +74,16 @@ class Collectives:
         collectives._corrections = corrections
         return collectives
 
-    def intra_s(self, op: str, ranks: int, bytes_per_rank: Any) -> Any:
+    def intra_s(self, op: str, ranks: int, bytes_per_rank: Number) -> Number:
         """Seconds of `op` over `ranks` ranks when each sends `bytes_per_rank` bytes (a number or an array)."""
         self._check(op, ranks)
-        many = isinstance(bytes_per_rank, np.ndarray)
         if ranks == 1:
-            return np.zeros(bytes_per_rank.shape) if many else 0.0
+            return bytes_per_rank * 0.0
         grid = self._tables[op]
         table_ranks = min(ranks, MOST_MEASURED)
         buffer_bytes = bytes_per_rank / wire_bytes(op, table_ranks, 1.0)
-        seconds: Any
-        if many:
+        seconds: Number
+        if isinstance(buffer_bytes, np.ndarray):
             seconds, (_, read_many_at) = grid.read_many(table_ranks, np.maximum(buffer_bytes, 1.0))
             seconds = seconds * np.maximum(buffer_bytes / read_many_at, 1.0)
         else:
@@ -98,7 +97,8 @@ class Collectives:
         correction = self._nearest(op, ranks)
         if correction is None:
             return seconds
-        return seconds * correction.factor(np.maximum(bytes_per_rank, 1.0) if many else max(bytes_per_rank, 1.0))
+        corrected: Number = seconds * correction.factor(larger(bytes_per_rank, 1.0))
+        return corrected
 
     def _latency_s(self, op: str, ranks: int) -> float:
         if (op, ranks) not in self._latencies:
@@ -145,7 +145,7 @@ class Collectives:
             raise InputError(f"{op}: ranks={ranks} must be at least 1")
 
 
-def wire_bytes(op: str, ranks: int, buffer_bytes: Any) -> Any:
+def wire_bytes(op: str, ranks: int, buffer_bytes: Number) -> Number:
     """Bytes that each rank sends for a buffer, by the table in this module's docstring.
 
     >>> wire_bytes("all_reduce", 4, 1000), wire_bytes("all_gather", 4, 1000), wire_bytes("send_recv", 2, 1000)

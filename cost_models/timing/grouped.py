@@ -12,8 +12,8 @@ streams); `call` is what the host needs to launch a group. Units: seconds, FLOP/
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from cost_models.either import Number
 from cost_models.timing.power_limit import SHARPNESS
 
 
@@ -29,7 +29,7 @@ class Grouped:
     exposed: float
     call_s: float
 
-    def group_s(self, flops: Any, moved: Any, limit_flops: float, bytes_per_s: float) -> Any:
+    def group_s(self, flops: Number, moved: Number, limit_flops: float, bytes_per_s: float) -> Number:
         """Seconds of one group of so many FLOPs and bytes."""
         device_s = self.slow * flops / limit_flops + self.exposed * moved / bytes_per_s
         return (device_s**SHARPNESS + self.call_s**SHARPNESS) ** (1 / SHARPNESS)

@@ -92,12 +92,17 @@ class Loads:
         costs |= self._waits(members, most, domains, spine)
         return Path(ranks=ranks, local=most, hops_out=np.where(domains > 1, domains, 0), **costs)
 
+    @cached_property
+    def _latencies(self) -> tuple[Floats, Floats]:
+        """(out of a domain under one leaf, inside a domain), of the slowest node in use."""
+        run = self.seats.run
+        card_s = self.rates.nic_latency_s[run].max(axis=1) + self.fabric.hop_latency_s
+        return card_s, self.rates.scale_up_latency_s[run].max(axis=1)
+
     def _waits(self, members: int, most: Ints, domains: Ints, spine: NDArray[np.bool_]) -> dict[str, Floats]:
         """Latency of one message out of a domain, of all hops of a ring, and of a tree from its leaves to its root."""
-        run, hop_s = self.seats.run, self.fabric.hop_latency_s
-        card_s = self.rates.nic_latency_s[run].max(axis=1) + hop_s
-        inside_s = self.rates.scale_up_latency_s[run].max(axis=1)
-        out_s = np.where(spine, card_s + self.fabric.spine_hops * hop_s, card_s)
+        card_s, inside_s = self._latencies
+        out_s = np.where(spine, card_s + self.fabric.spine_hops * self.fabric.hop_latency_s, card_s)
         ring_s = domains * out_s + (members - domains) * inside_s
         tree_s = np.log2(domains) * out_s + (most - 1) * inside_s
         waits = {"latency_s": out_s, "ring_latency_s": ring_s, "tree_latency_s": tree_s}

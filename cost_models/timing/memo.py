@@ -6,35 +6,38 @@ everything is forgotten at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 MOST_CALLS = 50_000
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class Memo:
     """
     >>> memo = Memo()
-    >>> [memo.recall(max, "largest", (2, 3)) for _ in range(2)], len(memo.known)
+    >>> [memo.recall(max, (2, 3)) for _ in range(2)], len(memo.known)
     ([3, 3], 1)
     """
 
     def __init__(self) -> None:
         self.known: dict[Hashable, Any] = {}
 
-    def recall(
-        self, call: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """`call(*args, **kwargs)`, remembered under `name` and the arguments."""
-        named = kwargs or {}
-        key = (name, *map(_key, args), *((word, _key(value)) for word, value in sorted(named.items())))
-        answer = self.known.get(key)
+    def recall(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any] = NOTHING) -> Any:
+        """`call(*args, **kwargs)`, remembered by the arguments; one memo holds the answers of one `call`."""
+        key: Hashable = (args, *kwargs.items())
+        try:
+            answer = self.known.get(key)
+        except TypeError:  # arrays cannot be hashed
+            key = (tuple(map(_key, args)), *((word, _key(value)) for word, value in kwargs.items()))
+            answer = self.known.get(key)
         if answer is None:
             if len(self.known) >= MOST_CALLS:
                 self.known.clear()
-            answer = self.known[key] = call(*args, **named)
+            answer = self.known[key] = call(*args, **kwargs)
         return answer
 
 

@@ -18,12 +18,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from cost_models.curves.samples import Sample
-from cost_models.either import larger, pick, smaller
+from cost_models.either import Number, larger, pick, smaller
 from cost_models.hardware.cluster import Node, ScaleUp
 from cost_models.hardware.wiring import LinkRates, Wiring
 from cost_models.profile import network
@@ -66,20 +65,20 @@ def host_rates(nodes: Iterable[Node]) -> tuple[float, float]:
 class Path:
     """One axis: group size, members that share a domain, and the price of what leaves it. Numbers or arrays."""
 
-    ranks: Any
-    local: Any  # the most members of a group in one domain: they talk over its link
-    all_to_all_s_per_byte: Any = 0.0
-    send_s_per_byte: Any = 0.0
-    gather_s_per_byte: Any = 0.0
-    all_reduce_s_per_byte: Any = 0.0
-    latency_s: Any = 0.0  # of one message out of the domain; 0 if nothing leaves
-    hops_out: Any = 0  # domains of a group: a ring leaves each once; 0 if it is inside one
-    ring_latency_s: Any = 0.0  # of all hops of that ring, inside domains and between them
-    tree_latency_s: Any = 0.0  # of the hops of one tree from its leaves to its root
-    chain_latency_s: Any = 0.0  # of a broadcast that every rank of the group passes on
-    bus_all_to_all_s_per_byte: Any = 0.0  # between switches, sockets or bridged pairs of a node (`loads.py`)
-    bus_send_s_per_byte: Any = 0.0
-    bus_gather_s_per_byte: Any = 0.0
+    ranks: Number
+    local: Number  # the most members of a group in one domain: they talk over its link
+    all_to_all_s_per_byte: Number = 0.0
+    send_s_per_byte: Number = 0.0
+    gather_s_per_byte: Number = 0.0
+    all_reduce_s_per_byte: Number = 0.0
+    latency_s: Number = 0.0  # of one message out of the domain; 0 if nothing leaves
+    hops_out: Number = 0  # domains of a group: a ring leaves each once; 0 if it is inside one
+    ring_latency_s: Number = 0.0  # of all hops of that ring, inside domains and between them
+    tree_latency_s: Number = 0.0  # of the hops of one tree from its leaves to its root
+    chain_latency_s: Number = 0.0  # of a broadcast that every rank of the group passes on
+    bus_all_to_all_s_per_byte: Number = 0.0  # between switches, sockets or bridged pairs of a node (`loads.py`)
+    bus_send_s_per_byte: Number = 0.0
+    bus_gather_s_per_byte: Number = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,21 +90,23 @@ class Paths:
     host_memory_bytes_per_s: float  # a GPU's share of its node's: what the CPU's update reaches
     memo: Memo = field(default_factory=Memo, init=False, repr=False, compare=False)
 
-    def exchange_s(self, axis: Axis, op: Op, size: Any) -> Any:
+    def exchange_s(self, axis: Axis, op: Op, size: Number) -> Number:
         """Seconds of one collective over every group of `axis` at once; `size` as in `program.Exchange`."""
-        return self.memo.recall(self._exchange_s, "exchange_s", (axis, op, size))
+        seconds: Number = self.memo.recall(self._exchange_s, (axis, op, size))
+        return seconds
 
-    def _exchange_s(self, axis: Axis, op: Op, size: Any) -> Any:
+    def _exchange_s(self, axis: Axis, op: Op, size: Number) -> Number:
         path = self.axes[axis]
         bus = {"all_to_all": path.bus_all_to_all_s_per_byte, "send": path.bus_send_s_per_byte}.get(op)
         if bus is None:
             bus = path.bus_gather_s_per_byte * (2 if op == "all_reduce" else 1)
         inside = larger(self.inside_s(op, path, size), size * bus)
         crossing = crossing_s(op, path, size)
-        seconds = larger(inside, pick(path.hops_out > 0, crossing, 0.0))
-        return pick(path.ranks > 1, seconds, 0.0)
+        either = larger(inside, pick(path.hops_out > 0, crossing, 0.0))
+        seconds: Number = pick(path.ranks > 1, either, 0.0)
+        return seconds
 
-    def inside_s(self, op: Op, path: Path, size: Any) -> Any:
+    def inside_s(self, op: Op, path: Path, size: Number) -> Number:
         """The part between members of one domain, by the measured curve of its link and the group's size there."""
         local = path.local
         if op == "all_to_all":
@@ -122,24 +123,26 @@ class Paths:
         for members in np.unique(local[local > 1]):
             these = local == members
             sizes, where = np.unique(wire[these], return_inverse=True)  # layouts side by side share many sizes
-            seconds[these] = self.inside.intra_s(name, int(members), sizes)[where]
+            seconds[these] = np.asarray(self.inside.intra_s(name, int(members), sizes))[where]
         return seconds
 
-    def outward_s(self, axis: Axis, size: Any) -> Any:
+    def outward_s(self, axis: Axis, size: Number) -> Number:
         """Every rank at once sends `size` bytes to its counterpart in the next domain; 0 where nothing leaves one.
 
         An all-to-all of a buffer of one byte sends (ranks - local) / ranks of it out, over the same NICs and leaves.
         """
         path = self.axes[axis]
         away = larger(path.ranks - path.local, 1)
-        return pick(path.hops_out > 0, size * path.all_to_all_s_per_byte * path.ranks / away + path.latency_s, 0.0)
+        sent_s = size * path.all_to_all_s_per_byte * path.ranks / away + path.latency_s
+        seconds: Number = pick(path.hops_out > 0, sent_s, 0.0)
+        return seconds
 
-    def crosses(self, axis: Axis) -> Any:
+    def crosses(self, axis: Axis) -> Number:
         """Whether anything of this axis leaves its scale-up domain (and so shares the NICs)."""
         return self.axes[axis].hops_out > 0
 
 
-def crossing_s(op: Op, path: Path, size: Any) -> Any:
+def crossing_s(op: Op, path: Path, size: Number) -> Number:
     """The part that leaves the domain, over cards and leaf uplinks."""
     if op == "all_to_all":
         return size * path.all_to_all_s_per_byte + path.latency_s
@@ -147,5 +150,6 @@ def crossing_s(op: Op, path: Path, size: Any) -> Any:
         return size * path.send_s_per_byte + path.latency_s
     wait = (path.ranks - 1) / path.ranks * path.ring_latency_s
     if op == "all_reduce":
-        return size * path.all_reduce_s_per_byte + 2 * smaller(wait, path.tree_latency_s)
+        shorter: Number = smaller(wait, path.tree_latency_s)
+        return size * path.all_reduce_s_per_byte + 2 * shorter
     return size * path.gather_s_per_byte + wait

@@ -15,8 +15,8 @@ hide. Units: seconds, FLOP/s. Left out: how warm the room is, boards of a node t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from cost_models.either import Number
 from cost_models.hardware.device import Device
 
 SHARPNESS = 8
@@ -31,7 +31,7 @@ class Busy:
     slow: float  # burst time of a product below the limit, times this: caches and launches of a running program
     exposed: float
 
-    def product_s(self, burst_s: Any, flops: Any, limit_flops: float) -> Any:
+    def product_s(self, burst_s: Number, flops: Number, limit_flops: float) -> Number:
         """Seconds at `limit_flops` (of the product's dtype).
 
         >>> Busy(limit_flops=1e12, slow=1.0, exposed=0.4).product_s(1.0, 1e6, 1e12)
@@ -40,7 +40,7 @@ class Busy:
         return limited_s(burst_s * self.slow, flops, limit_flops)
 
 
-def limited_s(seconds: Any, flops: Any, limit_flops: float) -> Any:
+def limited_s(seconds: Number, flops: Number, limit_flops: float) -> Number:
     """What a kernel of so many seconds takes on a board that sustains `limit_flops`; far below the limit the same."""
     return (seconds**SHARPNESS + (flops / limit_flops) ** SHARPNESS) ** (1 / SHARPNESS)
 

@@ -11,7 +11,7 @@ from functools import reduce
 from typing import Any
 
 from cost_models.curves.samples import Sample
-from cost_models.either import larger
+from cost_models.either import Number, larger
 from cost_models.hardware.device import Device
 from cost_models.timing.collectives import Collectives
 from cost_models.timing.kernels import FA2_ARCHITECTURES, Kernels
@@ -49,18 +49,19 @@ class KernelsInUse(Kernels):
         return cls(kernels.each, kernels.choose) if isinstance(kernels, KernelsInUse) else cls([kernels])
 
     def _chosen(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        return reduce(self.choose, (getattr(kernels, name)(*args, **kwargs) for kernels in self.each))
+        answers = [getattr(kernels, name)(*args, **kwargs) for kernels in self.each]
+        return answers[0] if len(answers) == 1 else reduce(self.choose, answers)
 
     def gemm_s(self, *args: Any, **kwargs: Any) -> Any:
-        return self.memo.recall(self._chosen, "gemm_s", ("gemm_s", *args), kwargs)
+        return self.memo.recall(self._chosen, ("gemm_s", *args), kwargs)
 
     def grouped_s(self, groups: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(groups, int) and groups == 1:
             return self.gemm_s(*args, **kwargs)
-        return self.memo.recall(self._chosen, "grouped_s", ("grouped_s", groups, *args), kwargs)
+        return self.memo.recall(self._chosen, ("grouped_s", groups, *args), kwargs)
 
     def attention_s(self, *args: Any, **kwargs: Any) -> Any:
-        return self.memo.recall(self._chosen, "attention_s", ("attention_s", *args), kwargs)
+        return self.memo.recall(self._chosen, ("attention_s", *args), kwargs)
 
     def memory_bound_s(self, bytes_moved: Any, launches: Any = 1) -> Any:
         return self._chosen("memory_bound_s", bytes_moved, launches)
@@ -89,7 +90,7 @@ class LinksInUse(Collectives):
         different = list({(one.name, one.link): one for one in each}.values())
         return different[0] if len(different) == 1 else cls(different, choose)
 
-    def intra_s(self, op: str, ranks: int, bytes_per_rank: Any) -> Any:
+    def intra_s(self, op: str, ranks: int, bytes_per_rank: Number) -> Number:
         return reduce(self.choose, (one.intra_s(op, ranks, bytes_per_rank) for one in self.each))
 
     @property
