@@ -1,0 +1,192 @@
+"""The first look at a machine with GPUs: operator exactness, a profile, and training steps against their prices.
+
+    1 operator   MM-SP attention of ulysses x ring ranks (threads of one process) against dense attention in float32
+    2 profile    `executor profile --quick`
+    3 steps      `executor launch` of each layout that this machine has ranks for: measured seconds and peak memory,
+                 next to the price from the profile and the price from the built-in curves
+
+Run as `python -m benchmarks.gpu_smoke FOLDER` (or scripts/gpu_smoke.sh). On GPUs in bf16 with LongVILA-1.5B and random
+weights; without a GPU the same path runs on CPU processes in fp32 with the tiny model. Exits with 1 if the operator is
+off. Left out: several nodes, and flash-attn unless it is installed.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.local_prediction import write_rows
+from cost_models import Cluster, Model, Placement, Profile, Strategy, Workload, price
+from cost_models.strategy import LayerRange
+from cost_models.token_layout import Layout, document_edges
+from cost_models.units import show_bytes, show_seconds
+from cost_models.workload import Precision
+from executor.mmsp.attention import MmSp
+from executor.mmsp.exchange import local_exchanges
+from planner.plan_file import Plan, Simulated
+
+HEADS, KV_HEADS, DIM, TOKENS = 8, 2, 128, 1536
+DOCUMENTS = (1000, 36, 500)
+DEGREES = ((1, 1), (2, 1), (1, 2), (2, 2), (4, 2), (1, 4))
+STEPS, WARM_UP = 8, 3
+
+
+def dense(q: Tensor, k: Tensor, v: Tensor, document_L: Tensor, scale: float) -> Tensor:
+    """Causal inside each document, all scores at once, in float32: (B, H, L, D) -> (B, L, H, D)."""
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    allowed = (document_L[:, None] == document_L[None]).tril()
+    scores = (q @ k.transpose(-1, -2) * scale).masked_fill(~allowed, -torch.inf)
+    return (scores.softmax(-1) @ v).transpose(1, 2)
+
+
+def operator_errors(device: str) -> list[tuple[str, float]]:
+    """(degrees, largest relative error in the root mean square of out, dq, dk, dv)."""
+    torch.manual_seed(0)
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    shapes = ((1, HEADS, TOKENS, DIM), *[(1, KV_HEADS, TOKENS, DIM)] * 2, (1, TOKENS, HEADS, DIM))
+    q, k, v, dout = (torch.randn(shape, device=device).to(dtype) for shape in shapes)
+    document_L = torch.repeat_interleave(torch.arange(len(DOCUMENTS)), torch.tensor(DOCUMENTS)).to(device)
+    leaves = [x.float().requires_grad_() for x in (q, k, v)]
+    expected = dense(*leaves, document_L, DIM**-0.5)
+    wanted = [expected.detach(), *torch.autograd.grad((expected * dout.float()).sum(), leaves)]
+    found = []
+    for ulysses, ring in DEGREES:
+        got = sharded(Layout(tokens=TOKENS, ulysses=ulysses, ring=ring), q, k, v, dout, document_L)
+        error = max(float((one.float() - want).norm() / want.norm()) for one, want in zip(got, wanted, strict=True))
+        found.append((f"ulysses {ulysses} × ring {ring}", error))
+    return found
+
+
+def sharded(layout: Layout, q: Tensor, k: Tensor, v: Tensor, dout: Tensor, document_L: Tensor) -> list[Tensor]:
+    """Out (B, L, H, D) and gradients (B, H, L, D) of all ranks, put back into the order of the row."""
+    edges = document_edges(document_L.cpu().numpy(), layout.padded_tokens)
+    ulysses = [local_exchanges(layout.ulysses) for _ in range(layout.ring)]
+    rings = [local_exchanges(layout.ring) for _ in range(layout.ulysses)]
+
+    def work(ring: int, u: int) -> tuple[Tensor, list[Tensor]]:
+        index_S = torch.from_numpy(layout.index(ring, u)).to(q.device)
+        call = MmSp.over(layout, edges, ulysses=ulysses[ring][u], ring=rings[u][ring])
+        leaves = [x.index_select(2, index_S).requires_grad_() for x in (q, k, v)]
+        out_S = call.attend(*leaves, DIM**-0.5)
+        grads = torch.autograd.grad((out_S * dout.index_select(1, index_S)).sum(), leaves)
+        return index_S, [out_S.detach().transpose(1, 2), *grads]
+
+    places = [(ring, u) for ring in range(layout.ring) for u in range(layout.ulysses)]
+    with ThreadPoolExecutor(len(places)) as pool:
+        results = list(pool.map(lambda place: work(*place), places))
+    order = torch.cat([index_S for index_S, _ in results]).argsort()
+    joined = [torch.cat(parts, 2)[:, :, order] for parts in zip(*(values for _, values in results), strict=True)]
+    return [joined[0].transpose(1, 2), *joined[1:]]
+
+
+def layouts(ranks: int) -> list[Strategy]:
+    """What so many ranks of one node can run."""
+    found = [Strategy(), Strategy(layers=(LayerRange(recompute="full", count=1),))]
+    if ranks > 1:
+        found += [Strategy(ulysses=ranks, shard=ranks), Strategy(ring=ranks, shard=ranks)]
+    if ranks > 3:
+        found.append(Strategy(ulysses=2, ring=ranks // 2, shard=ranks))
+    return found
+
+
+def make_plan(model: Model, strategy: Strategy, tokens: int, precision: Precision, profile: Profile) -> Plan:
+    ranges = tuple(replace(part, count=model.layers) for part in strategy.layers)
+    strategy = replace(strategy, layers=ranges)
+    cluster = Cluster.load("local", gpus=strategy.ranks)
+    work = Workload(model, context_tokens=tokens, precision=precision)
+    cost = price(cluster, work, strategy, profile=profile)
+    return Plan(
+        cluster=cluster, workload=work, strategy=strategy, placement=Placement.in_order(cluster, strategy.ranks),
+        cost=cost, simulated=Simulated(step_s=cost.step_s, seconds=cost.seconds, busiest_links=()), objective="time",
+        chosen_by="model", alternatives=(), bound=cost.step_s, gap=0.0, profile_digest=profile.digest,
+    )  # fmt: skip
+
+
+def measured(plan: Plan, folder: Path, more: dict[str, Any]) -> dict[str, Any]:
+    """Median seconds of a step after the warm-up, and what the last step printed."""
+    folder.mkdir()
+    plan.save(folder / "plan.json")
+    write_rows(folder / "rows.jsonl", plan.workload.context_tokens)
+    settings = {"data": [str(folder / "rows.jsonl")], "run": str(folder / "run"), "steps": STEPS, "lr": 1e-4, **more}
+    command = [sys.executable, "-m", "executor.command", "launch", str(folder / "plan.json")]
+    command += [f"--set={key}={json.dumps(value)}" for key, value in settings.items()]
+    subprocess.run([*command, f"--run-dir={folder / 'launch'}"], check=True)
+    lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return {"seconds": statistics.median(line["seconds"] for line in lines[WARM_UP:]), "last": lines[-1]}
+
+
+def timed(what: str, work: Callable[[], Any]) -> Any:
+    started = time.monotonic()
+    result = work()
+    print(f"# {what}: {time.monotonic() - started:.0f} s", flush=True)
+    return result
+
+
+def main(arguments: list[str]) -> int:
+    folder = Path(arguments[0] if arguments else "gpu-smoke")
+    folder.mkdir(parents=True)
+    gpus = torch.cuda.device_count()
+    device = "cuda" if gpus else "cpu"
+    print(
+        f"torch {torch.__version__}, {gpus} × {torch.cuda.get_device_name()}" if gpus else "no GPU: CPU processes, tiny"
+    )
+    errors = timed("operator", lambda: operator_errors(device))
+    alone = errors[0][1]
+    off = [name for name, error in errors if error > 2 * alone + 1e-6]
+    for name, error in errors:
+        print(f"operator {name}: relative error {error:.2e}{'  OFF' if name in off else ''}", flush=True)
+    ranks = gpus or 2
+    path = folder / "profile.json"
+    profile_command = [
+        sys.executable,
+        "-m",
+        "executor.command",
+        "profile",
+        "--quick",
+        f"--ranks={ranks}",
+        "-o",
+        str(path),
+    ]
+    timed("profile", lambda: subprocess.run(profile_command, check=True))
+    profile = Profile.load(path)
+    model, tokens, precision, more = _model(folder, gpus)
+    for number, strategy in enumerate(layouts(ranks)):
+        plan = make_plan(model, strategy, tokens, precision, profile)
+        built_in = price(plan.cluster, plan.workload, plan.strategy)
+        found = timed(strategy.describe(), lambda n=number, p=plan: measured(p, folder / str(n), more))
+        print(
+            f"step {plan.strategy.describe()}, {tokens} tokens: measured {show_seconds(found['seconds'])}, by profile "
+            f"{show_seconds(plan.cost.step_s)} ({plan.cost.step_s / found['seconds'] - 1:+.0%}), by built-in curves "
+            f"{show_seconds(built_in.step_s)} ({built_in.step_s / found['seconds'] - 1:+.0%}); memory planned "
+            f"{show_bytes(plan.cost.memory_bytes)}; {json.dumps(found['last'])}",
+            flush=True,
+        )
+    return 1 if off else 0
+
+
+def _model(folder: Path, gpus: int) -> tuple[Model, int, Precision, dict[str, Any]]:
+    """What is trained: LongVILA-1.5B with bytes for a tokenizer on GPUs, the tiny one on CPUs."""
+    if not gpus:
+        plain = Precision(param="fp32", master="fp32", grad="fp32", reduce="fp32", optimizer="fp32")
+        return Model.load("longvila-tiny"), 1024, plain, {}
+    from importlib import resources
+
+    text = (resources.files("longvila") / "presets" / "longvila-1.5b.yaml").read_text(encoding="utf-8")
+    path = folder / "longvila-1.5b.yaml"
+    path.write_text(text.replace("tokenizer: folder", "tokenizer: byte"), encoding="utf-8")
+    return Model.load("longvila-1.5b"), 16384, Precision(), {"model": str(path)}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
