@@ -9,8 +9,6 @@ Packed documents attend to a fraction of a row. Units: seconds, bytes.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from cost_models.either import Number, larger, pick, smaller
 from cost_models.layer.chunked import chunk_working_bytes, chunked
 from cost_models.layer.latent import latent_inputs
@@ -42,7 +40,7 @@ def attention_operators(sizes: RankSizes) -> Table:
     inputs = _inputs(sizes) if model.latent is None else latent_inputs(sizes, model.latent)
     if sizes.degrees.attention_chunk_tokens is not None:  # the first norm's result waits in host memory
         first = inputs[0]
-        inputs = (replace(first, kept=first.kept - sizes.row_bytes), *inputs[1:])
+        inputs = (first._replace(kept=first.kept - sizes.row_bytes), *inputs[1:])
     return (
         *inputs,
         *_core(sizes),
@@ -60,7 +58,7 @@ def _inputs(sizes: RankSizes) -> Table:
         norm(sizes, "norm", call="inputs"),
         *tensor_operator(sizes, "qkv", "all_gather"),
         *maps(sizes, "qkv", sizes.tokens),
-        replace(elementwise(sizes, "rotary", turned, ROTARY_LAUNCHES[rotary], call="inputs"), host=10, host_back=18),
+        elementwise(sizes, "rotary", turned, ROTARY_LAUNCHES[rotary], call="inputs")._replace(host=10, host_back=18),
     )
 
 
@@ -70,13 +68,11 @@ def _core(sizes: RankSizes) -> Table:
     lines = sizes.ring_tokens * sizes.rows
     output, lse = lines * sizes.width * sizes.heads * model.v_dim, lines * sizes.heads * 4
     inputs = lines * sizes.width * (sizes.heads * model.head_dim + sizes.kv_heads * (model.head_dim + model.v_dim))
+    sent = sizes.tokens * sizes.width * (sizes.q_width + sizes.sent_kv_width)
     sent_back = sizes.tokens * sizes.out_width * sizes.width
     exchanged_back = pick(sizes.degrees.ulysses > 1, sent_back, 0)
     return (
-        replace(
-            _exchanged(sizes, "heads", sizes.tokens * sizes.width * (sizes.q_width + sizes.sent_kv_width)),
-            kept=0 if in_chunks else inputs, host=3, host_back=3,
-        ),
+        _exchanged(sizes, "heads", sent)._replace(kept=0 if in_chunks else inputs, host=3, host_back=3),
         Operator(
             name="attention",
             attends=True,
@@ -86,7 +82,7 @@ def _core(sizes: RankSizes) -> Table:
         ),
         Operator(name="scores", kept=_scores(sizes)),
         Operator(name="result", host=2, host_back=3),
-        replace(_exchanged(sizes, "heads back", sent_back), kept=0 if in_chunks else exchanged_back),
+        _exchanged(sizes, "heads back", sent_back)._replace(kept=0 if in_chunks else exchanged_back),
     )  # fmt: skip
 
 

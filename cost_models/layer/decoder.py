@@ -8,8 +8,7 @@ What the host calls for it is in `launches`, the moments of memory in `memory/`,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
 
 from cost_models.either import Number, pick, somewhere
 from cost_models.layer.attention import attention_operators, attention_phases
@@ -32,88 +31,97 @@ def operators(sizes: RankSizes) -> Table:
 
 
 def forward(sizes: RankSizes, kernels: Kernels) -> tuple[Phase, ...]:
-    return phases(sizes, kernels, operators(sizes))
+    """Phases of one layer."""
+    return _one_way(sizes, kernels, False)
 
 
 def backward(sizes: RankSizes, kernels: Kernels, recompute: str) -> tuple[Phase, ...]:
     """With what the recompute policy runs again first."""
-    table = operators(sizes)
-    again = run_again(table, recompute, sizes.framework.norms_again)
-    return (*phases(sizes, kernels, again, part="recompute"), *phases(sizes, kernels, table, grad=True))
+    again = run_again(operators(sizes), recompute, sizes.framework.norms_again)
+    if not again:
+        return _one_way(sizes, kernels, True)
+    return (*phases(sizes, kernels, again, part="recompute"), *_one_way(sizes, kernels, True))
+
+
+def _one_way(sizes: RankSizes, kernels: Kernels, grad: bool) -> tuple[Phase, ...]:
+    """All operators; ranges of several policies ask for the same."""
+    known, found = sizes.tables.get(("phases", grad), (None, ()))
+    if known is not kernels:
+        found = phases(sizes, kernels, operators(sizes), grad=grad)
+        sizes.tables["phases", grad] = (kernels, found)
+    return found
 
 
 def phases(
     sizes: RankSizes, kernels: Kernels, table: Table, *, grad: bool = False, part: str | None = None
 ) -> tuple[Phase, ...]:
     """The work of a table one way; `part` renames computation. Neighbouring computation of one part is one phase."""
-    calls: dict[str, Operator] = {}
+    calls: dict[str, Passes] = {}
     for one in table:
         if one.call:
-            calls[one.call] = _together(calls[one.call], one) if one.call in calls else one
-    units: list[tuple[Phase, ...]] = []
-    rerun = tuple(replace(one, reruns=False) for one in table if one.reruns) if grad else ()
+            calls[one.call] = _together(calls.get(one.call), _passes(one, grad))
+    rerun = tuple(one._replace(reruns=False) for one in table if one.reruns) if grad else ()
     last = max((place for place, one in enumerate(table) if one.reruns), default=None)
+    units: list[tuple[Phase, ...]] = []
     for place, one in enumerate(table):
-        timed = calls.pop(one.call, None) if one.call else one
-        units += _units(sizes, kernels, one, timed, grad, part)
+        passes = calls.pop(one.call, NO_PASSES) if one.call else _passes(one, grad)
+        units += _units(sizes, kernels, one, passes, grad, part)
         if rerun and place == last:
             units.append(phases(sizes, kernels, rerun, part="recompute"))
-    return tuple(_joined(phase for unit in (reversed(units) if grad else units) for phase in unit))
+    return _joined(phase for unit in (reversed(units) if grad else units) for phase in unit)
 
 
-def _together(left: Operator, right: Operator) -> Operator:
-    """The memory-bound work of two operators as one call."""
-    return replace(
-        left, moved=left.moved + right.moved, moved_back=left.moved_back + right.moved_back,
-        launches=left.launches + right.launches, launches_back=left.launches_back + right.launches_back,
-        idle_s=left.idle_s + right.idle_s, idle_back_s=left.idle_back_s + right.idle_back_s,
-    )  # fmt: skip
+Passes = tuple[Number, Number, float]
+"""Of memory-bound work: bytes moved, kernels launched, seconds idle."""
+NO_PASSES: Passes = (0, 0, 0.0)
+
+
+def _passes(one: Operator, grad: bool) -> Passes:
+    if grad:
+        return one.moved_back, one.launches_back, one.idle_back_s
+    return one.moved, one.launches, one.idle_s
+
+
+def _together(left: Passes | None, right: Passes) -> Passes:
+    """As one call."""
+    return right if left is None else (left[0] + right[0], left[1] + right[1], left[2] + right[2])
 
 
 def _units(
-    sizes: RankSizes, kernels: Kernels, one: Operator, timed: Operator | None, grad: bool, part: str | None
+    sizes: RankSizes, kernels: Kernels, one: Operator, passes: Passes, grad: bool, part: str | None
 ) -> Iterator[tuple[Phase, ...]]:
-    """Memory-bound work (that of `timed`, the operator's call), exchanges, products, attention."""
-    idle_s = one.idle_back_s if grad else one.idle_s
-    if timed is not None:
-        moved, launches = (timed.moved_back, timed.launches_back) if grad else (timed.moved, timed.launches)
-        if launches or not isinstance(moved, int) or moved:
-            seconds = kernels.memory_bound_s(moved, launches) + (timed.idle_back_s if grad else timed.idle_s)
-            idle_s = 0.0
-            if somewhere(one.active):
-                seconds = pick(one.active, _times(one, seconds), 0.0)
-                yield (Compute(part=part or "memory_bound", seconds=seconds),)
+    """Memory-bound work, exchanges, products, attention; idle time counts once."""
+    moved, launches, idle_s = passes
+    if launches or not isinstance(moved, int) or moved:
+        if somewhere(one.active):
+            seconds = one.times * (kernels.memory_bound_s(moved, launches) + idle_s)
+            yield (Compute(part=part or "memory_bound", seconds=pick(one.active, seconds, 0.0)),)
+        idle_s = 0.0
     if exchanges := one.exchanges_back if grad else one.exchanges:
         yield exchanges
     if one.products:
-        seconds = products_s(sizes, kernels, one, grad) + idle_s
-        yield (Compute(part=part or "matmul", seconds=_times(one, seconds)),)
+        seconds = one.times * (products_s(sizes, kernels, one, grad) + idle_s)
+        yield (Compute(part=part or "matmul", seconds=seconds),)
     if one.attends:
         yield attention_phases(sizes, kernels, part=part or "attention", grad=grad)
 
 
-def _times(one: Operator, seconds: Number) -> Number:
-    return one.times * seconds
-
-
-def _joined(phases: Iterator[Phase]) -> Iterator[Phase]:
+def _joined(phases: Iterable[Phase]) -> tuple[Phase, ...]:
     """Neighbouring computation of one part as one phase."""
-    held: Compute | None = None
+    found: list[Phase] = []
     for phase in phases:
-        if isinstance(phase, Compute) and held is not None and held.part == phase.part:
-            held = Compute(part=held.part, seconds=held.seconds + phase.seconds)
-            continue
-        if held is not None:
-            yield held
-        held = phase if isinstance(phase, Compute) else None
-        if held is None:
-            yield phase
-    if held is not None:
-        yield held
+        before = found[-1] if found else None
+        if isinstance(phase, Compute) and isinstance(before, Compute) and before.part == phase.part:
+            found[-1] = Compute(part=phase.part, seconds=before.seconds + phase.seconds)
+        else:
+            found.append(phase)
+    return tuple(found)
 
 
 def kept_bytes(sizes: RankSizes, recompute: str, offloaded: bool = False) -> Number:
     """Bytes that a layer keeps from its forward to its backward pass; `offloaded`: its input waits in host memory."""
     chosen = policy(recompute)
-    kept = sum(one.kept for one in operators(sizes) if chosen.keeps(one.name))
+    if ("kept", recompute) not in sizes.tables:
+        sizes.tables["kept", recompute] = sum(one.kept for one in operators(sizes) if chosen.keeps(one.name))
+    kept: Number = sizes.tables["kept", recompute]
     return kept + (sizes.row_bytes if chosen.keeps_input and not offloaded else 0)

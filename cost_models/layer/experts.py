@@ -14,8 +14,6 @@ host's calls are counted as a dense layer's.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from cost_models.either import Number, larger, pick, somewhere
 from cost_models.layer.operators import (
     HOST_CALLS,
@@ -67,10 +65,11 @@ def expert_operators(sizes: RankSizes, experts: Experts) -> Table:
 def _router(sizes: RankSizes, experts: Experts, tokens: Number) -> Operator:
     scores = multiplies(sizes, "router", (tokens, experts.count, sizes.workload.model.hidden))
     small = moves(sizes, "router", tokens * experts.count * ROUTER_BYTES, ROUTER_LAUNCHES)
-    return replace(
-        small, products=scores.products, idle_s=small.idle_s + scores.idle_s,
+    return small._replace(
+        products=scores.products,
+        idle_s=small.idle_s + scores.idle_s,
         idle_back_s=small.idle_back_s + scores.idle_back_s,
-    )  # fmt: skip
+    )
 
 
 def _grouped(sizes: RankSizes, experts: Experts, copies: Number) -> Table:
@@ -85,16 +84,14 @@ def _grouped(sizes: RankSizes, experts: Experts, copies: Number) -> Table:
     inside = copies * ffn * sizes.width
     widest = copies * larger(2 * model.hidden, 3 * ffn) * sizes.width
     kept = _kept_bytes(sizes, experts, ffn)
+    activation = elementwise(sizes, "activation", inside * activation_passes(sizes), 2, host=2, host_back=3)
     products = (multiplies(sizes, "up", (copies / own, *up), groups=own),
                 multiplies(sizes, "down", (copies / own, model.hidden, ffn), groups=own))  # fmt: skip
     calls = (HOST_CALLS["up"], HOST_CALLS["down"])
-    first, last = (replace(p, host=h, host_back=b) for p, (h, b) in zip(products, calls, strict=True))
+    first, last = (p._replace(host=h, host_back=b) for p, (h, b) in zip(products, calls, strict=True))
     return (
         first,
-        replace(
-            elementwise(sizes, "activation", inside * activation_passes(sizes), 2),
-            kept=kept, working=widest, working_back=widest, freed=kept, host=2, host_back=3,
-        ),
+        activation._replace(kept=kept, working=widest, working_back=widest, freed=kept),
         last,
     )  # fmt: skip
 

@@ -12,8 +12,6 @@ layer's.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from cost_models.layer.operators import Table, elementwise, moves, multiplies, norm, tensor_operator
 from cost_models.layer.sizes import RankSizes
 from cost_models.models.latent import Latent
@@ -31,13 +29,13 @@ def latent_inputs(sizes: RankSizes, latent: Latent) -> Table:
     small, launches = first.moved * latent.norm_params / model.hidden, 1 if sizes.framework.norm == "fused" else 6
     made = tokens * heads * _made_columns(sizes, latent) * sizes.width
     return (
-        replace(first, moved_back=2 * first.moved),
+        first._replace(moved_back=2 * first.moved),
         multiplies(sizes, "compress", *down),
-        replace(
-            elementwise(sizes, "latent norms", small, 2 * launches), kept=2 * tokens * latent.norm_params * sizes.width
+        elementwise(sizes, "latent norms", small, 2 * launches)._replace(
+            kept=2 * tokens * latent.norm_params * sizes.width
         ),
         *tensor_operator(sizes, "qkv", "all_gather", (latent.q_rank or model.hidden) + narrow),
-        replace(multiplies(sizes, "qkv", *up), host=13, host_back=26),
+        multiplies(sizes, "qkv", *up)._replace(host=13, host_back=26),
         moves(sizes, "rotary", made, 2 if sizes.framework.rotary == "fused" else 19),
     )
 

@@ -12,8 +12,6 @@ Bytes. Left out: a last slice that is shorter (slices count as a fraction), sums
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from cost_models.either import Number, larger, pick, smaller, somewhere
 from cost_models.layer.operators import (
     Operator,
@@ -40,14 +38,12 @@ def mlp_operators(sizes: RankSizes) -> Table:
     """The second half of a decoder layer."""
     if sizes.degrees.mlp_chunk_tokens is not None:
         return _sliced(sizes)
+    kept = sizes.tokens * sizes.ffn * sizes.width * inner_tensors(sizes)
     return (
         norm(sizes, "mlp norm", call="mlp"),
         *tensor_operator(sizes, "up gather", "all_gather"),
         *maps(sizes, "up", sizes.tokens),
-        replace(
-            _activation(sizes, sizes.tokens, call="mlp"),
-            kept=sizes.tokens * sizes.ffn * sizes.width * inner_tensors(sizes),
-        ),
+        _activation(sizes, sizes.tokens, call="mlp")._replace(kept=kept),
         *maps(sizes, "down", sizes.tokens),
         *tensor_operator(sizes, "mlp scatter", "reduce_scatter"),
         residual(sizes, "mlp sum", 0, call="mlp"),
@@ -67,16 +63,14 @@ def _activation(sizes: RankSizes, tokens: Number, call: str = "") -> Operator:
     """
     fused, gated = sizes.framework.activation == "fused", sizes.workload.model.gated
     inside = tokens * sizes.ffn * sizes.width
-    made = elementwise(sizes, "activation", inside * activation_passes(sizes), 2 if fused else 5, call=call)
+    moved, launches = inside * activation_passes(sizes), 2 if fused else 5
+    made = elementwise(sizes, "activation", moved, launches, call=call, host=2, host_back=3)
     weights = _weight_gradient_bytes(sizes)
     matrices = 3 if gated else 2
-    return replace(
-        made,
+    return made._replace(
         working=inside * matrices,
         working_back=larger(inside * (matrices - 1) + weights, _gathered_halves(sizes)),
         freed=inside * inner_tensors(sizes) - matrices * weights,
-        host=2,
-        host_back=3,
     )
 
 
@@ -106,20 +100,18 @@ def _sliced(sizes: RankSizes) -> Table:
     slices, row = sizes.tokens / tokens, sizes.tokens * sizes.workload.model.hidden * sizes.width
     first, last, weights = norm(sizes, "sliced norm"), residual(sizes, "sum", 0), _weight_gradient_bytes(sizes)
     inside = _activation(sizes, tokens)
-    inside = replace(
-        inside,
+    inside = inside._replace(
         working_back=inside.working_back + inside.freed + 2 * matrices * weights + row,
         freed=-matrices * weights - row,
     )
     each = [*maps(sizes, "up", tokens), inside, *maps(sizes, "down", tokens)]
     gap = sizes.framework.gap_s
     return (
-        replace(
-            first, moved=first.moved + last.moved, moved_back=first.moved_back + last.moved_back,
-            kept=first.kept + last.kept,
+        first._replace(
+            moved=first.moved + last.moved, moved_back=first.moved_back + last.moved_back, kept=first.kept + last.kept
         ),
         *tensor_operator(sizes, "slices", "all_gather"),
-        *(replace(one, name="slices", times=slices, reruns=True, host=0, host_back=0) for one in each),
+        *(one._replace(name="slices", times=slices, reruns=True, host=0, host_back=0) for one in each),
         Operator(name="slices", host=slices * SLICE_FORWARD, host_back=slices * SLICE_BACKWARD),
         Operator(
             name="join", moved=row * JOINED_PASSES, moved_back=row * INPUT_GRADIENT_PASSES, launches=1, launches_back=2,

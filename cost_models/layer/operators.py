@@ -14,7 +14,6 @@ seconds. A number may be an array with one entry for each candidate. Left out: v
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from cost_models.either import Number, larger, somewhere
@@ -36,8 +35,7 @@ class Product(NamedTuple):
     equal: int = 1  # how many such products
 
 
-@dataclass(frozen=True, kw_only=True)
-class Operator:
+class Operator(NamedTuple):
     """A step of a layer's forward pass; fields that end in `_back` are of its backward pass."""
 
     name: str
@@ -69,7 +67,16 @@ HOST_CALLS: dict[LoraTarget, tuple[int, int]] = {"qkv": (3, 8), "out": (1, 2), "
 
 
 def elementwise(
-    sizes: RankSizes, name: str, moved: Number, launches: int, *, back: Number | None = None, call: str = ""
+    sizes: RankSizes,
+    name: str,
+    moved: Number,
+    launches: int,
+    *,
+    back: Number | None = None,
+    call: str = "",
+    kept: Number = 0,
+    host: int = 0,
+    host_back: int = 0,
 ) -> Operator:
     """Memory-bound work whose backward pass reads the saved input as well as the gradient: twice the traffic.
 
@@ -78,7 +85,8 @@ def elementwise(
     gap = sizes.framework.gap_s
     return Operator(
         name=name, moved=moved, moved_back=2 * (moved if back is None else back), launches=launches,
-        launches_back=2 * launches, idle_s=launches * gap, idle_back_s=2 * launches * gap, call=call,
+        launches_back=2 * launches, idle_s=launches * gap, idle_back_s=2 * launches * gap, call=call, kept=kept,
+        host=host, host_back=host_back,
     )  # fmt: skip
 
 
@@ -114,7 +122,7 @@ def maps(sizes: RankSizes, target: LoraTarget, rows: Number) -> Table:
     counted = {shape: shapes.count(shape) for shape in shapes}
     own = multiplies(sizes, target, *((rows, *shape, count) for shape, count in counted.items()))
     host, host_back = HOST_CALLS[target]
-    table = [replace(own, host=host, host_back=host_back)]
+    table = [own._replace(host=host, host_back=host_back)]
     if not work.lora_rank or target not in work.lora_targets:
         return tuple(table)
     rank, sliced = work.lora_rank, sizes.degrees.mlp_chunk_tokens is not None and target in ("up", "down")
@@ -143,17 +151,17 @@ def norm(sizes: RankSizes, name: str, call: str = "") -> Operator:
     forward = back = 2 * b if fused else 28 + 5 * b
     if sizes.framework.norm_casts:
         forward, back = 8 + 2 * b, 6 + b
-    made = elementwise(
-        sizes, name, tokens * hidden * forward, 1 if fused else 6, back=tokens * hidden * back, call=call
-    )
-    return replace(made, kept=tokens * (hidden * (2 * b + (0 if fused else 4)) + 4), host=8, host_back=16)
+    return elementwise(
+        sizes, name, tokens * hidden * forward, 1 if fused else 6, back=tokens * hidden * back, call=call,
+        kept=tokens * (hidden * (2 * b + (0 if fused else 4)) + 4), host=8, host_back=16,
+    )  # fmt: skip
 
 
 def residual(sizes: RankSizes, name: str, launches: int, call: str = "") -> Operator:
     """Both inputs read, the sum written; dropout's mask is one byte more, and kept."""
     values, mask = sizes.outer_tokens * sizes.workload.model.hidden, 1 if sizes.framework.dropout else 0
-    made = elementwise(sizes, name, values * (3 * sizes.width + mask), launches, call=call)
-    return replace(made, kept=values * mask, host=1, host_back=1)
+    moved = values * (3 * sizes.width + mask)
+    return elementwise(sizes, name, moved, launches, call=call, kept=values * mask, host=1, host_back=1)
 
 
 def activation_passes(sizes: RankSizes) -> int:

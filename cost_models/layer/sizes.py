@@ -60,7 +60,7 @@ class RankSizes:
     kind: LayerKind | None = None  # the kind of layer that is looked at; none: the model's last, which most are
 
     stage: Stage | None = None  # none: every stage has an equal share of all layers
-    tables: dict[str, Any] = field(default_factory=dict, init=False, repr=False)  # built once: the layer's operators
+    tables: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)  # of `decoder`: built once
 
     def __post_init__(self) -> None:
         if self.framework.zero_1_as_2 and somewhere(self.degrees.zero == 1):
