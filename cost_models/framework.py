@@ -27,6 +27,7 @@ Fusion = Literal["unfused", "fused", "none"]
 AttentionKernel = Literal["newest", "fa2", "fa1", "unfused"]
 Reduction = Literal["overlapped", "exposed"]
 Scope = Literal["step", "operator"]
+TensorOverlap = Literal["none", "products", "chunks"]
 
 FA1_SLOWDOWN = 2.0
 """FlashAttention and its Triton version against FlashAttention-2: "around 2x" (arXiv 2307.08691, abstract)."""
@@ -43,13 +44,6 @@ _OF_OPERATORS = (
     "gathered_gradient_bytes", "host",
 )  # fmt: skip
 _OF_OPERATORS_ALONE = ("exchange_alone", "widen_alone")
-_NEEDS = {
-    "norm_casts": "norm",
-    "quantise_bytes": "product_dtype",
-    "list_operators": "blocking_collectives",
-    "reduce_copy_bytes": "owned_tensors",
-}
-"""Fields that count only where another one is set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +60,10 @@ class Framework:
     precision: Precision = field(default_factory=Precision)  # of its workloads; `price` takes the workload's
     reasons: dict[str, str] = field(default_factory=dict, compare=False)  # why, by field
     norm: Fusion = "unfused"  # fused: one kernel, one read and one write; unfused: Hugging Face's RMSNorm
-    norm_casts: bool = False  # a fused norm is handed a copy of its input in fp32, and its gradient is cast back
-    norms_again: bool = False  # kept layers: norms, and the sum before the second one, run again in backward
+    norm_copies: bool = False  # fused norms get a copy in fp32; kept layers run them, and a sum, again in backward
     rotary: Fusion = "unfused"  # none: learned or ALiBi positions
     activation: Fusion = "unfused"  # fused: gate, activation and product (or bias and GELU) in one kernel
     product_dtype: Literal["fp8"] | None = None  # of the layers' products; `None`: as the parameters
-    quantise_bytes: int = 0  # per value that enters an 8-bit product: read, written and written transposed
     joined_products: bool = False  # one product for Q, K, V and one for gate and up
     biases: bool = False  # linear layers have them: their gradients read each product's output gradient again
     attention: AttentionKernel = "newest"  # fa1: FlashAttention before 2; unfused: scores in memory
@@ -87,16 +79,13 @@ class Framework:
     gap_s: float = 0.0  # beside each eager operator that is not a product: what it takes with nothing to do
     dropout: bool = False  # on attention's scores (if unfused) and on both residual branches, masks kept
     sequence_parallel: bool = True  # tensor parallel: reduce-scatter and all-gather, norms on a share of the tokens
-    tensor_beside: bool = False  # tensor parallel, backward: column-parallel products run beside their exchanges
-    tensor_chunks: bool = False  # tensor exchanges cut in `tensor` chunks beside their product: one chunk is exposed
-    gathered_fp32: bool = False  # sharded weights travel as fp32 and are cast where they are used
-    cast_bytes: int = 0  # per weight and use: autocast copies of fp32 weights to the parameter dtype
+    tensor_overlap: TensorOverlap = "none"  # what hides tensor exchanges: products of backward, or chunks of a product
+    autocast_bytes: int = 0  # weights travel as fp32, and every use casts them: bytes moved per weight
     accumulate_bytes: int = 0  # per weight and microbatch: adding the gradient to a resident buffer, by other kernels
     accumulator: Literal["bf16", "fp32"] | None = None  # buffer to which a weight gradient's own product adds it
     overlap_cost: float = 0.0  # seconds that a second of hidden gathers and reductions adds to the computation
     reduction: Reduction = "overlapped"  # gradient reduction and weight gathers beside the computation, or after it
-    blocking_collectives: int = 0  # ZeRO-3: a layer's weights one by one, in each of so many, with nothing beside them
-    list_operators: int = 0  # eager operators for each rank's piece, where a collective takes a list of tensors
+    blocking_tensors: int = 0  # ZeRO-3: a layer's weights, each in a collective of its own that nothing hides
     repeats_kv: bool = False  # keys and values are repeated to all query heads before they are exchanged and kept
     whole_rotary: bool = False  # every rank has cosines and sines of the whole row, not of its own tokens
     reentrant: bool = False  # full recompute runs a layer to its end and holds its result while gradients are made
@@ -107,7 +96,6 @@ class Framework:
     logit_bytes: int | None = None  # held per logit at the loss; `None`: b for logits and gradient, twice fp32
     zero_1_as_2: bool = False  # gradients are sharded as they are reduced, so that ZeRO-1 runs as ZeRO-2 (FSDP)
     owned_tensors: int = 0  # ZeRO-1: a layer's tensors, dealt out to owners, who update and broadcast them one by one
-    reduce_copy_bytes: int = 0  # per weight and step: gradients into a flat bucket, divided, and copied back
     optimizer_bytes: int | None = None  # traffic per weight of the update; `None`: a fused fp32 update
     frame_sharding: FrameSharding = "exchanged"  # how frames and their embeddings reach their ranks: frames.py
     host: Host | None = None  # what calls cost the host (`launches.py`); `None`: always ahead of the device
@@ -140,6 +128,7 @@ class Framework:
             ("activation", Fusion),
             ("attention", AttentionKernel),
             ("reduction", Reduction),
+            ("tensor_overlap", TensorOverlap),
             ("frame_sharding", FrameSharding),
             ("scope", Scope),
         ):
@@ -166,9 +155,8 @@ class Framework:
                 raise InputError(f"{one} is not read for scope=operator; legal: {', '.join(_OF_OPERATORS)}")
             if self.scope == "step" and one in _OF_OPERATORS_ALONE:
                 raise InputError(f"{one} is read for scope=operator alone, not for scope=step")
-            needed = _NEEDS.get(one)
-            if needed is not None and getattr(self, needed) == _DEFAULTS[needed]:
-                raise InputError(f"{one}={getattr(self, one)} counts only where {needed} is set")
+        if self.norm_copies and self.norm != "fused":
+            raise InputError(f"norm_copies counts only for a fused norm, not for norm={self.norm}")
 
 
 _SETTLED = tuple(one.name for one in fields(Framework) if one.name not in ("name", "title", "scope", "reasons"))

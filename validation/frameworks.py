@@ -28,6 +28,4 @@ def in_eight_bits(framework: Framework) -> Framework:
     """
     if framework.name in EIGHT_BITS and framework == Framework.load(framework.name):
         return Framework.load(EIGHT_BITS[framework.name])
-    quantise_bytes = Framework.load("composer-fp8").quantise_bytes
-    title = f"{framework.title}, products in fp8"
-    return replace(framework, title=title, product_dtype="fp8", quantise_bytes=quantise_bytes)
+    return replace(framework, title=f"{framework.title}, products in fp8", product_dtype="fp8")

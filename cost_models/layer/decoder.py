@@ -37,7 +37,7 @@ def forward(sizes: RankSizes, kernels: Kernels) -> tuple[Phase, ...]:
 
 def backward(sizes: RankSizes, kernels: Kernels, recompute: str) -> tuple[Phase, ...]:
     """With what the recompute policy runs again first."""
-    again = run_again(operators(sizes), recompute, sizes.framework.norms_again)
+    again = run_again(operators(sizes), recompute, sizes.framework.norm_copies)
     if not again:
         return _one_way(sizes, kernels, True)
     return (*phases(sizes, kernels, again, part="recompute"), *_one_way(sizes, kernels, True))

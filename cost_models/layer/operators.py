@@ -23,6 +23,9 @@ from cost_models.program import Exchange, Op
 from cost_models.timing.kernels import Kernels
 from cost_models.workload import LoraTarget
 
+QUANTISE_BYTES = 4
+"""Each value that enters an 8-bit product is read (2 B) and written with its transpose (1 B each)."""
+
 
 class Product(NamedTuple):
     """`equal` products of (rows x inside) by (inside x out), each of `groups` such products in one grouped call."""
@@ -142,14 +145,14 @@ def maps(sizes: RankSizes, target: LoraTarget, rows: Number) -> Table:
 def norm(sizes: RankSizes, name: str, call: str = "") -> Operator:
     """An RMSNorm: unfused it casts, squares, means and scales in fp32 (28 B), casts back and weighs (3 x b + 2 b).
 
-    A fused norm of a copy in fp32 (`norm_casts`): copied (r b w 4), read and written (r 4 w b); backward, of which the
+    A fused norm of a copy in fp32 (`norm_copies`): copied (r b w 4), read and written (r 4 w b); backward, of which the
     number here is half, reads both and writes its gradient in fp32 (r b r 4 w 4), which is cast back (r 4 w b).
     Kept: an fp32 copy (unfused), the normalised values, the result and a number per token.
     """
     fused, b = sizes.framework.norm == "fused", sizes.width
     tokens, hidden = sizes.outer_tokens, sizes.workload.model.hidden
     forward = back = 2 * b if fused else 28 + 5 * b
-    if sizes.framework.norm_casts:
+    if sizes.framework.norm_copies:
         forward, back = 8 + 2 * b, 6 + b
     return elementwise(
         sizes, name, tokens * hidden * forward, 1 if fused else 6, back=tokens * hidden * back, call=call,
@@ -182,16 +185,16 @@ def tensor_exchange(
     """Tensor parallelism around each block: all-gather of its input, reduce-scatter of its output, backward swapped.
 
     Without sequence parallelism every rank has the input already, and an all-reduce sums the output (in the backward
-    pass the input's gradient). `columns` are exchanged; None means the hidden width. With `tensor_beside` two
-    backward exchanges overlap products: the reduction of an input's gradient, and (with sequence parallelism) a second
+    pass the input's gradient). `columns` are exchanged; None means the hidden width. Where products overlap them, two
+    backward exchanges do: the reduction of an input's gradient, and (with sequence parallelism) a second
     gather of the input. Those products are longer, so such an exchange counts OVERLAP_COST of its bytes.
     """
     if not somewhere(sizes.degrees.tensor > 1):
         return ()
     moved = sizes.tokens * (sizes.workload.model.hidden if columns is None else columns) * sizes.width
-    if sizes.framework.tensor_chunks:  # cut in chunks beside their product, of which the first is exposed
+    if sizes.framework.tensor_overlap == "chunks":  # of which the first is exposed
         moved = moved / sizes.degrees.tensor
-    if grad and op == "all_gather" and sizes.framework.tensor_beside:
+    if grad and op == "all_gather" and sizes.framework.tensor_overlap == "products":
         hidden: tuple[Op, ...] = (
             ("all_gather", "reduce_scatter") if sizes.framework.sequence_parallel else ("all_reduce",)
         )
@@ -232,9 +235,9 @@ def product_s(
     if dtype is None:
         dtype = framework.product_dtype or sizes.workload.precision.param
     quantised: Number = 0.0
-    if framework.quantise_bytes and dtype == "fp8":
+    if framework.product_dtype == "fp8" == dtype:
         values = rows * out if grad else rows * inside + out * inside
-        quantised = kernels.memory_bound_s(groups * values * framework.quantise_bytes, 2)
+        quantised = kernels.memory_bound_s(groups * values * QUANTISE_BYTES, 2)
     if not grad:
         return kernels.grouped_s(groups, rows, out, inside, dtype) + quantised
     seconds = quantised + kernels.grouped_s(groups, rows, inside, out, dtype)

@@ -68,12 +68,12 @@ POLICIES: dict[Recompute, Policy] = {
 }  # fmt: skip
 """`core_attention` is Megatron's: unfused scores are made again; that they return is part of attention's own work."""
 NORMS_AGAIN = _only("norm", "sum", "mlp norm")
-"""What a framework with `norms_again` runs again under "none"."""
+"""What a framework with `norm_copies` runs again under "none"."""
 
 
-def run_again(table: Table, recompute: str, norms_again: bool = False) -> Table:
+def run_again(table: Table, recompute: str, norm_copies: bool = False) -> Table:
     """The operators whose forward work comes before the backward pass of a layer."""
-    chosen = NORMS_AGAIN if recompute == "none" and norms_again else policy(recompute).again
+    chosen = NORMS_AGAIN if recompute == "none" and norm_copies else policy(recompute).again
     return tuple(one for one in table if chosen(one.name))
 
 

@@ -92,7 +92,10 @@ def forward_segment(shape: RankSizes, kernels: Kernels, *, repeat: Any, offload:
     host_s, host_hop_s = layer_host_s(shape, _host(shape, kernels))
     segment = Segment(
         name="layer forward",
-        phases=(*phases, *_copied(kernels, (shape.layer_params + shape.expert_params) * shape.framework.cast_bytes)),
+        phases=(
+            *phases,
+            *_copied(kernels, (shape.layer_params + shape.expert_params) * shape.framework.autocast_bytes),
+        ),
         repeat=repeat,
         offload_bytes=_offloaded(shape, offload) + shape.fetched_bytes(shape.layer_params, shape.expert_params),
         kind=shape.layer_kind,
@@ -115,7 +118,7 @@ def backward_segment(
     if somewhere(shape.degrees.pipeline > 1):
         phases = (*phases, _to_next_stage(shape))
     trained, trained_experts = shape.trained_layer_params, shape.trained_expert_params
-    cast = (shape.layer_params + shape.expert_params) * shape.framework.cast_bytes * again.passes
+    cast = (shape.layer_params + shape.expert_params) * shape.framework.autocast_bytes * again.passes
     added = (trained + trained_experts) * shape.framework.accumulate_bytes
     between = shape.fetched_bytes(shape.layer_params, shape.expert_params)
     between = between + shape.returned_bytes(trained * reduce, trained_experts * reduce)

@@ -24,6 +24,10 @@ from cost_models.workload import DTYPE_BYTES
 
 ROOT_TENSORS = 3
 """Embedding, head and last norm."""
+FLATTEN_BYTES = 12
+"""Of an owner's bf16 gradient before its all-reduce: flattened, divided, copied back (r2 w2 each)."""
+LIST_OPERATORS = 2
+"""Eager operators for each rank where a collective takes a list of tensors: a view and a copy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +44,7 @@ def sharded(segment: Segment, shape: RankSizes, kernels: Kernels, weights: Weigh
     """The segment with its gathers and reductions; a recomputed layer has two `passes` over its weights."""
     framework, every = shape.framework, shape.degrees.zero >= 2
     gathers, scatters, sums = _gathers(shape, weights), _scatters(shape, weights), _sums(shape, weights)
-    if framework.blocking_collectives and shape.degrees.zero == 3:
+    if framework.blocking_tensors and shape.degrees.zero == 3:
         blocking = _blocking(segment, shape, kernels, gathers, scatters, passes)
         return replace(segment, phases=(*blocking, *segment.phases))
     plain = () if not somewhere(every) else (*gathers, *scatters)
@@ -63,7 +67,7 @@ def _present(axis: Axis, op: Op, size: Any) -> tuple[Exchange, ...]:
 
 
 def _gathers(shape: RankSizes, weights: Weights) -> tuple[Exchange, ...]:
-    width = 4 if shape.framework.gathered_fp32 else shape.width
+    width = 4 if shape.framework.autocast_bytes else shape.width
     return (
         *_present("shard", "all_gather", weights.gathered * width),
         *_present("expert_shard", "all_gather", weights.gathered_experts * width),
@@ -102,20 +106,20 @@ def _blocking(
     buffer of a gather is cleared first.
     """
     framework = shape.framework
-    tensors = framework.blocking_collectives if segment.kind is not None else 1
-    host_s = framework.list_operators * int(shape.degrees.shard) * PYTORCH_2024.operator_s
+    tensors = framework.blocking_tensors if segment.kind is not None else 1
+    host_s = LIST_OPERATORS * int(shape.degrees.shard) * PYTORCH_2024.operator_s
     phases: tuple[Phase, ...] = ()
     for exchanges, count, touched in ((gathers, tensors * passes, 3), (scatters, tensors, 2)):
         for one in exchanges:
             size = one.bytes / tensors
-            flat_s = kernels.memory_bound_s(touched * size, 1) if framework.list_operators else 0.0
+            flat_s = kernels.memory_bound_s(touched * size, 1)
             phases += (replace(one, bytes=size), Compute(part="sharding", seconds=flat_s + host_s)) * count
     return phases
 
 
 def _flattened(shape: RankSizes, kernels: Kernels, weights: Weights) -> tuple[Phase, ...]:
     """Gradients copied to a flat bucket, divided, and copied back."""
-    moved = weights.trained * shape.framework.reduce_copy_bytes
+    moved = weights.trained * FLATTEN_BYTES
     return (Compute(part="memory_bound", seconds=kernels.memory_bound_s(moved, 3)),) if moved else ()
 
 

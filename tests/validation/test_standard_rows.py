@@ -187,7 +187,7 @@ def test_words_of_the_remarks_change_the_framework() -> None:
 )
 def test_eight_bits_leave_the_rest_of_a_framework_as_it_is(repo: str, other: str, name: str) -> None:
     case = case_of_own(source_repo=repo, other=other, precision="fp8")
-    assert case.framework.name == name and case.framework.product_dtype == "fp8"
+    assert case.framework.title == name and case.framework.product_dtype == "fp8"
 
 
 def test_columns_of_a_shape_that_follow_no_rule() -> None:
@@ -260,7 +260,7 @@ def test_adapters_are_known_by_the_row_s_remarks() -> None:
         ("offload", "activations CPU + chunked KV", "attention_chunk_tokens"),
         ("model", "nobody-8x7b", "the experts' shape has no standard column"),
         ("model", "some-30b-a3b", "the experts' shape has no standard column"),
-        ("framework", "nobody-s", "framework='nobody-s' is unknown"),
+        ("framework", "nobody-s", "framework 'nobody-s' is unknown"),
     ],
 )
 def test_a_word_that_is_not_understood_is_named(column: str, text: str, word: str) -> None:
