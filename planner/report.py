@@ -184,6 +184,7 @@ def simulation_lines(plan: Plan, found: Simulation) -> list[str]:
         f"{plan.strategy.describe()} on {cluster_line(plan.cluster)}",
         _title("Step      ") + f"{show_seconds(found.step_s)} simulated, {show_seconds(plan.cost.step_s)} priced",
         *_wrap([f"{_words(n)} {show_seconds(v)}" for n, v in found.seconds.items() if v > 0]),
+        _title("Memory    ") + memory_line(found),
     ]
     lines += [f"  {link.name.ljust(24)} busy {link.utilisation:.1%} of the step" for link in found.busiest_links[:8]]
     return lines
@@ -194,9 +195,16 @@ def _words(part: str) -> str:
     return PARTS[part].words if part in PARTS else part
 
 
+def memory_line(found: Simulation) -> str:
+    """The curve in words: where it starts, its highest point and when."""
+    begin, (when, most) = found.memory[0][1], max(found.memory, key=lambda point: point[1])
+    return f"{show_bytes(begin)} at first, at most {show_bytes(most)} after {show_seconds(when)}"
+
+
 def simulation_dict(found: Simulation) -> dict[str, Any]:
     links = [strict.plain(link) for link in found.busiest_links]
-    return {"step_s": found.step_s, "seconds": dict(found.seconds), "busiest_links": links}
+    memory = [[start_s, round(held)] for start_s, held in found.memory]
+    return {"step_s": found.step_s, "seconds": dict(found.seconds), "busiest_links": links, "memory": memory}
 
 
 def cost_dict(cost: StepCost) -> Mapping[str, Any]:

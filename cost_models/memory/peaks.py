@@ -52,16 +52,20 @@ def peak(sizes: RankSizes, layers: Iterable[LayerRange | str | tuple[RankSizes, 
     kept activations and this moment is linear in the layers of each policy.
     """
     if sizes.workload.mode != "train":
-        return _forward(sizes)
-    found = _higher(_loss(sizes), _root_gradients(sizes, _least_kept(sizes)))
+        return forward(sizes)
+    found = _higher(loss(sizes), root_gradients(sizes, least_kept(sizes)))
     for one in layers:
         here, part = one if isinstance(one, tuple) else (sizes, one)
-        found = _higher(found, _layer_backward(here, part))
+        found = _higher(found, layer_backward(here, part))
         if not isinstance(part, str) and part.offload != "none":
-            found = _higher(found, _root_gradients(sizes, 0))
-    always = ROW_BYTES * sizes.rows * sizes.workload.context_tokens + dummy_gradients(sizes)
-    always = always + pick(sizes.degrees.zero == 3, sizes.framework.bucket_values * sizes.width, 0)
-    return replace(found, working=found.working + always)
+            found = _higher(found, root_gradients(sizes, 0))
+    return replace(found, working=found.working + always(sizes))
+
+
+def always(sizes: RankSizes) -> Number:
+    """What is there at every moment of a training step: whole rows, dummy gradients, a bucket."""
+    rows = ROW_BYTES * sizes.rows * sizes.workload.context_tokens + dummy_gradients(sizes)
+    return rows + pick(sizes.degrees.zero == 3, sizes.framework.bucket_values * sizes.width, 0)
 
 
 def _higher(first: Peak, second: Peak) -> Peak:
@@ -77,7 +81,7 @@ def _higher(first: Peak, second: Peak) -> Peak:
     )
 
 
-def _forward(sizes: RankSizes) -> Peak:
+def forward(sizes: RankSizes) -> Peak:
     """One layer's tensors, attention's or the MLP's, and the logits of each row's last token."""
     model, width = sizes.workload.model, sizes.width
     last = sizes.stage is None or sizes.stage.last
@@ -88,7 +92,7 @@ def _forward(sizes: RankSizes) -> Peak:
     )
 
 
-def _loss(sizes: RankSizes) -> Peak:
+def loss(sizes: RankSizes) -> Peak:
     """Logits by `_logits`, beside the final norm and the gradient of its output; the last layer's gather buffer.
 
     Of a pipeline without `stage` this is the last stage's, which holds fewer microbatches than the first: by at
@@ -103,7 +107,7 @@ def _loss(sizes: RankSizes) -> Peak:
     if sizes.framework.sequence_parallel:  # the head's products gather as a layer's do
         logits = logits + pick(sizes.degrees.tensor > 1, 2 * sizes.tokens * model.hidden * sizes.width, 0)
     if sizes.stage is None:
-        logits = larger(logits - (microbatches_in_flight(sizes) - 1) * _least_kept(sizes), 0)
+        logits = larger(logits - (microbatches_in_flight(sizes) - 1) * least_kept(sizes), 0)
     return Peak(name="loss", gathered=_gathered(sizes, 1), logits=logits)
 
 
@@ -127,7 +131,7 @@ def _logits(sizes: RankSizes) -> Number:
     return weights * wide + larger(highest, cast)
 
 
-def _layer_backward(sizes: RankSizes, part: LayerRange | str) -> Peak:
+def layer_backward(sizes: RankSizes, part: LayerRange | str) -> Peak:
     """One layer's backward pass, all earlier layers' activations still kept.
 
     From the second layer on the gradients of the one before are on their way, but its activations are gone. An input
@@ -141,7 +145,7 @@ def _layer_backward(sizes: RankSizes, part: LayerRange | str) -> Peak:
     passing = larger(trained * reduced - kept_bytes(sizes, part), 0)
     inside = larger(again + _products(sizes) + passing, trained * (whole + reduced))
     offloaded = not isinstance(part, str) and part.offload != "none"
-    late = larger(dropped_gradients(sizes) - (0 if offloaded else _least_kept(sizes)), 0)
+    late = larger(dropped_gradients(sizes) - (0 if offloaded else least_kept(sizes)), 0)
     inside = larger(inside - final_norm_input(sizes), 0)  # gone, and counted as kept
     inside = inside + sizes.row_bytes * (offloaded + (sizes.framework.reentrant and recompute == "full"))
     inside = (
@@ -161,7 +165,7 @@ def _products(sizes: RankSizes) -> Number:
     return peak_bytes(decoder.operators(sizes), grad=True) + sizes.row_bytes
 
 
-def _root_gradients(sizes: RankSizes, kept: Number) -> Peak:
+def root_gradients(sizes: RankSizes, kept: Number) -> Peak:
     """Whole gradients of the root, and their copy for the reduction, in place of its gathered weights."""
     whole, reduced = sizes.gradient_bytes, sizes.reduced_bytes
     vision, trained = sizes.workload.model.vision, smaller(sizes.trained_root_params, root_params(sizes))
@@ -190,7 +194,7 @@ def _gathered(sizes: RankSizes, layers: int) -> Number:
     return pick(sizes.degrees.zero == 3, whole, 0)
 
 
-def _least_kept(sizes: RankSizes) -> Number:
+def least_kept(sizes: RankSizes) -> Number:
     """The inputs of all layers of a rank: no policy keeps less, unless it offloads them."""
     return sizes.stage_total(lambda here: kept_bytes(here, "full"))
 

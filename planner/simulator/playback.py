@@ -105,6 +105,7 @@ class Playback:
         self.first = dict(zip(reversed(self.island), reversed(range(classes)), strict=True))  # rank class, by island
         self.group_of: list[list[int]] = [one.group_of_class.tolist() for one in network.collectives]
         self.column = {part: i for i, part in enumerate(script.parts)}
+        self.starts: list[list[tuple[int, float]]] = [[] for _ in range(classes)]  # of instances, without skipped ones
         self.parts = np.zeros((classes, len(script.parts)))
         self.since = np.zeros(classes)  # when the main stream began what it does now
         self.came = np.zeros(classes)  # … to wait at the gate of its segment, whose launches begin then
@@ -256,6 +257,7 @@ class Playback:
             rank.copying = True
             self._arrive(r, offload, rank.k)
         self.began[r], self.shared[r] = self.now, 0.0
+        self.starts[r].append((rank.k, self.now))
         if self.first[self.island[r]] == r:
             self.marks.append(Mark(kind="segment", island=self.island[r], k=rank.k))
         self._next(r)

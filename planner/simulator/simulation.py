@@ -7,12 +7,12 @@ add up to `step_s`. `waiting` is time lost to slower ranks of a group. A pipelin
 microbatch through all of them, and its bubble of (stages - 1) / virtual microbatches is added. Links carry what they
 really reach, as in `price`. A device that is slower than another one is so by one factor, its compute seconds over the
 slowest's. Gathers and reductions slow the segment that hides them, and a segment lasts as long as its launches take the
-host, both as in `price`. Left out: memory over time, other stalls of the host.
+host, both as in `price`. Left out: other stalls of the host.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,6 +22,7 @@ from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.placement import Placement
 from cost_models.hardware.wiring import LinkRates
 from cost_models.layer.sizes import RankSizes
+from cost_models.memory.over_time import over_time
 from cost_models.profile import Profile
 from cost_models.program import Compute, Ring, Segment, Staged, StepProgram
 from cost_models.step.assembly import step_program
@@ -35,7 +36,7 @@ from planner.simulator.flows import Pattern, pattern, twice
 from planner.simulator.folding import Partition, equitable, singletons
 from planner.simulator.network import Network, network
 from planner.simulator.playback import Playback
-from planner.simulator.streams import BUBBLE, WAITING, Script, write_script
+from planner.simulator.streams import BUBBLE, WAITING, Script, instances, write_script
 from planner.simulator.topology import Floats, Topology
 from planner.simulator.trace import Counter, Place, Recorder, Trace
 
@@ -66,6 +67,7 @@ class Simulation:
     classes: int  # of ranks that behave alike
     flow_classes: int
     jumps: int  # over repeated rounds, layers, microbatches
+    memory: tuple[tuple[float, float], ...] = ()  # of the slowest rank: (from when on, bytes)
     trace: Trace | None = None
 
 
@@ -94,10 +96,13 @@ def simulate(
     """
     placement = placement or Placement.in_order(cluster, strategy.ranks)
     program, scale = played_program(cluster, workload, strategy, placement, profile)
+    memory = _memory_by_instance(cluster, workload, strategy, placement, program)
     if jitter:
         scale = scale * np.exp(jitter * np.random.default_rng(seed).standard_normal(strategy.ranks))
     rates = cluster_costs(cluster, profile).rates
-    return play(program, cluster, strategy, placement, rates=rates, compute_scale=scale, fold=fold, trace=trace)
+    return play(
+        program, cluster, strategy, placement, rates=rates, compute_scale=scale, memory=memory, fold=fold, trace=trace
+    )
 
 
 def played_program(
@@ -155,10 +160,15 @@ def play(
     *,
     rates: LinkRates | None = None,
     compute_scale: Floats | None = None,
+    memory: Floats | None = None,
     fold: bool = True,
     trace: bool = False,
 ) -> Simulation:
-    """Play `program` on links at `rates` (default: data sheets'). `compute_scale` (per rank) stretches computation."""
+    """Play `program` on links at `rates` (default: data sheets').
+
+    `compute_scale` (per rank) stretches computation. `memory` has a rank's bytes during each instance of a segment:
+    those of one microbatch, then the epilogue's.
+    """
     playback, topology = prepare(
         program, cluster, strategy, placement, rates=rates, compute_scale=compute_scale, fold=fold
     )
@@ -171,9 +181,9 @@ def play(
             spans=tuple(playback.recorder.spans),
             places=_places(topology, playback.network.partition),
             arrows=tuple(playback.recorder.arrows),
-            counters=_link_counters(playback),
+            counters=(*_link_counters(playback), *_memory_counters(playback, topology, memory)),
         )
-    return _result(playback, forward.jumps, made)
+    return _result(playback, forward.jumps, memory, made)
 
 
 def prepare(
@@ -217,7 +227,41 @@ def _places(topology: Topology, partition: Partition) -> tuple[Place, ...]:
     )
 
 
-def _result(playback: Playback, jumps: int, trace: Trace | None) -> Simulation:
+def _memory_by_instance(
+    cluster: Cluster, workload: Workload, strategy: Strategy, placement: Placement, program: StepProgram
+) -> Floats:
+    """Bytes of a rank while each instance of a microbatch's segments runs, then each of the epilogue's."""
+    ranges, device = strategy.layer_ranges(workload.model.layers), cluster.runs[0].node.device
+    segments = (*program.microbatch, *program.epilogue)
+    found = []
+    ends = over_time(RankSizes(workload, strategy), ranges, program, device)
+    for segment, (first, last) in zip(segments, ends, strict=True):
+        found.append(np.linspace(first, last, instances(segment)))
+    return np.concatenate(found)
+
+
+def _memory_over_time(playback: Playback, memory: Floats | None, r: int) -> tuple[tuple[float, float], ...]:
+    """When each instance began, and the bytes from then on; what was skipped is evenly spaced."""
+    if memory is None:
+        return ()
+    script = playback.script
+    known = np.array(playback.starts[r])
+    k = np.arange(script.end)
+    starts = np.interp(k, known[:, 0], known[:, 1])
+    cycle = len(script.cycle)
+    level = memory[np.where(k < script.main_end, k % cycle, k - script.main_end + cycle)]
+    return tuple(zip(starts.tolist(), level.tolist(), strict=True))
+
+
+def _memory_counters(playback: Playback, topology: Topology, memory: Floats | None) -> Iterator[Counter]:
+    for r, place in enumerate(_places(topology, playback.network.partition)):
+        if curve := _memory_over_time(playback, memory, r):
+            times, held = zip(*curve, strict=True)
+            in_gib = tuple(value / 2**30 for value in held)
+            yield Counter(name=f"rank {place.rank} memory", slot=place.slot, unit="GiB", times_s=times, values=in_gib)
+
+
+def _result(playback: Playback, jumps: int, memory: Floats | None, trace: Trace | None) -> Simulation:
     script, folded = playback.script, playback.network
     ended = np.array([rank.ended for rank in playback.ranks])
     bubble = np.array([rank.main_ended for rank in playback.ranks]) * script.bubble_cycles / script.cycles
@@ -240,6 +284,7 @@ def _result(playback: Playback, jumps: int, trace: Trace | None) -> Simulation:
         classes=folded.partition.classes,
         flow_classes=folded.sharing.flows,
         jumps=jumps,
+        memory=_memory_over_time(playback, memory, slowest),
         trace=trace,
     )
 

@@ -120,6 +120,12 @@ whose copies go one by one in both directions, are played on the other direction
 WAITING, RING, SHARDING, OFFLOAD, BUBBLE, HOST = "waiting", "ring", "sharding", "offload", "bubble", "host"
 
 
+def instances(segment: Segment) -> int:
+    """How often a segment is written out: every repeat, and what is left of a fraction."""
+    whole, rest = divmod(float(segment.repeat), 1.0)
+    return int(whole) + (rest > 1e-9)
+
+
 def write_script(program: StepProgram, strategy: Strategy) -> Script:
     writer = _Writer(strategy)
     cycle = tuple(writer.pieces(program.microbatch))

@@ -320,3 +320,28 @@ def test_a_cluster_of_sixteen_thousand_gpus_is_one_class() -> None:
     found = play(step(layers(32, 32, gather=4e8)), Cluster.load("dgx-h100", nodes=2048), layout)
     assert (found.ranks, found.classes) == (16384, 1)
     assert found.sent_bytes > 16384 * GB
+
+
+MIXED = (LayerRange(recompute="mlp", count=20), LayerRange(recompute="none", count=12))
+
+
+@pytest.mark.parametrize(
+    ("layout", "nodes", "tokens"),
+    [
+        (Strategy(ring=32, ulysses=8, shard=256), 32, 2**21),
+        (Strategy(ulysses=8, shard=8, layers=(LayerRange(recompute="full", count=32),)), 1, 2**17),
+        (Strategy(data=2, ulysses=4, shard=8, layers=MIXED), 1, 2**14),
+    ],
+)
+def test_memory_over_time_has_the_priced_peak(layout: Strategy, nodes: int, tokens: int) -> None:
+    where = Cluster.load("dgx-h100", nodes=nodes)
+    work = Workload(MODEL, context_tokens=tokens, global_batch=layout.data)
+    found = simulate(where, work, layout)
+    times, held = (np.array(column) for column in zip(*found.memory, strict=True))
+    assert held.max() == pytest.approx(price(where, work, layout).memory_bytes, rel=1e-6)
+    assert times[0] >= 0 and (np.diff(times) >= 0).all() and times[-1] < found.step_s
+    top = int(held.argmax())
+    assert held[0] < held[top // 2] < held[top] > held[-3] > held[-1]
+    traced = simulate(where, work, layout, trace=True)
+    assert np.array(traced.memory) == pytest.approx(np.array(found.memory), rel=1e-9, abs=1e-9)
+    assert traced.trace is not None and traced.trace.counters[-1].values == pytest.approx((held / 2**30).tolist())
