@@ -66,7 +66,7 @@ def test_a_layer_s_backward_pass():
 @pytest.mark.parametrize("chunk", [128, 512])
 def test_the_loss(chunk):
     shape = RankSizes(Workload(SMALL, context_tokens=1024), Strategy(ulysses=2, shard=2, loss_chunk_tokens=chunk))
-    found = peaks._loss(shape)
+    found = peaks.loss(shape)
     norm = TOKENS * 64 * (4 + 2 + 2 + 2)
     assert found.logits == 4 * 64 * 1000 + chunk * 1000 * (2 + 4 + 4) + norm
     assert found.gathered == 2 * (ROOT + LAYER)
@@ -74,7 +74,7 @@ def test_the_loss(chunk):
 
 def test_the_reduction_of_the_root_s_gradients():
     """bf16 and its fp32 copy, when the inputs of both layers are gone."""
-    found = peaks._root_gradients(RankSizes(Workload(SMALL, context_tokens=1024), Strategy(ulysses=2, shard=2)), 1000)
+    found = peaks.root_gradients(RankSizes(Workload(SMALL, context_tokens=1024), Strategy(ulysses=2, shard=2)), 1000)
     assert found.total == ROOT * (2 + 4) - 1000
 
 
@@ -107,7 +107,7 @@ def test_the_first_stage_holds_no_logits():
     alone = RankSizes(work, replace(strategy, pipeline=1), Framework.load("megatron-te"))
     assert microbatches_in_flight(shape) == 2
     inputs = 16 * 8192 * 4096 * 2  # the least that one microbatch keeps in a stage
-    assert peaks._loss(alone).logits - peaks._loss(shape).logits == inputs
+    assert peaks.loss(alone).logits - peaks.loss(shape).logits == inputs
 
 
 def test_dropped_gradients_come_while_activations_go():
@@ -151,7 +151,7 @@ def test_arrays_are_the_numbers_side_by_side():
 def test_an_offloaded_input_is_there_again_in_backward():
     shape = RankSizes(Workload(SMALL, context_tokens=1024), Strategy(ulysses=2, shard=2, zero=1), ZERO_1)
     here, away = (LayerRange(recompute="full", offload=where, count=1) for where in ("none", "activations"))
-    back = peaks._layer_backward(shape, away).total - peaks._layer_backward(shape, here).total
+    back = peaks.layer_backward(shape, away).total - peaks.layer_backward(shape, here).total
     assert back == TOKENS * 64 * 2  # kept here, it is among the activations
 
 
@@ -159,7 +159,7 @@ def test_a_reentrant_checkpoint_holds_the_layer_s_result():
     work, layout = Workload(SMALL, context_tokens=1024), Strategy(ulysses=2, shard=2)
     ends, stops = RankSizes(work, layout, replace(OURS, reentrant=True)), RankSizes(work, layout)
     for policy, more in (("full", TOKENS * 64 * 2), ("none", 0)):
-        assert peaks._layer_backward(ends, policy).total - peaks._layer_backward(stops, policy).total == more
+        assert peaks.layer_backward(ends, policy).total - peaks.layer_backward(stops, policy).total == more
 
 
 @pytest.mark.parametrize(("zero", "always", "backward"), [(0, 0, 0), (1, 0, 2000), (2, 0, 2000), (3, 2000, 0)])
@@ -168,7 +168,7 @@ def test_a_bucket_of_gradients(zero, always, backward):
     work, layout = Workload(SMALL, context_tokens=1024), Strategy(ulysses=2, shard=2, zero=zero)
     plain, bucket = RankSizes(work, layout), RankSizes(work, layout, replace(OURS, bucket_values=1000))
     assert peaks.peak(bucket).total - peaks.peak(plain).total == always
-    assert peaks._layer_backward(bucket, "full").total - peaks._layer_backward(plain, "full").total == backward
+    assert peaks.layer_backward(bucket, "full").total - peaks.layer_backward(plain, "full").total == backward
 
 
 def test_repeated_keys_are_exchanged_and_kept_for_every_query_head():
