@@ -18,6 +18,7 @@ from tests.planner.clusters import GB, PAIRS, PCIE, cluster, node
 
 TINY = Model(name="tiny", layers=2, hidden=1024, ffn=2048, heads=6, kv_heads=2, head_dim=64, vocab=512)
 SLOWER = Device.load("a100-sxm-80gb")
+SCALE_UPS = (PCIE, PAIRS, replace(node().scale_up, link="xgmi-mi300x", bytes_per_s=110 * GB))
 EQUAL = 1e-12
 
 
@@ -35,7 +36,7 @@ def with_memory(of: Cluster, memory_bytes: int) -> Cluster:
 
 
 def random_cluster(rng: np.random.Generator) -> Cluster:
-    """Two or three lopsided nodes of up to five GPUs together: other NICs, a missing one, a slower GPU model."""
+    """Two or three lopsided nodes of up to five GPUs: other NICs, a missing one, other links, slower GPUs or clocks."""
     sizes = [(2, 1), (3, 1), (2, 2), (3, 2), (1, 1, 1), (2, 1, 1)][int(rng.integers(6))]
     cards = int(rng.choice([1, 2, 4]))
     nodes = []
@@ -44,7 +45,11 @@ def random_cluster(rng: np.random.Generator) -> Cluster:
         one = replace(one, nics=replace(one.nics, bytes_per_s=float(rng.choice([1, 10, 50])) * GB))
         if cards > 1 and rng.random() < 0.3:
             one = replace(one, missing_nics=(0,))
-        nodes.append(replace(one, device=SLOWER) if rng.random() < 0.3 else one)
+        if rng.random() < 0.4:
+            one = replace(one, scale_up=SCALE_UPS[int(rng.integers(len(SCALE_UPS)))])
+        if rng.random() < 0.3:
+            one = replace(one, device=one.device.at_clock(0.9e9) if rng.random() < 0.5 else SLOWER)
+        nodes.append(one)
     leaf, oversubscription = int(rng.integers(1, 4)), float(rng.choice([1, 4]))
     return cluster(*nodes, leaf=leaf, oversubscription=oversubscription)
 

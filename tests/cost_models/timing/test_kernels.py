@@ -155,7 +155,7 @@ def test_adding_to_a_buffer_costs_part_of_its_traffic() -> None:
         plain, bf16, fp32 = (kernels.gemm_s(8192, 8192, 4096, accumulate=a) for a in (None, "bf16", "fp32"))
         assert plain <= bf16 <= fp32 <= plain + 8 * 8192**2 / kernels.device.memory_bytes_per_s / 0.7
         assert name == "cpu" or plain < bf16 < fp32
-    with pytest.raises(InputError, match="dtype='int3'; legal: bf16, fp16, fp32, fp8"):
+    with pytest.raises(InputError, match="dtype='int3'; legal: fp64, fp32, bf16, fp16, fp8"):
         Kernels.of("h100-sxm-80gb").gemm_s(8, 8, 8, accumulate="int3")
 
 
@@ -283,7 +283,7 @@ def test_dtypes() -> None:
     bf16, fp16, fp8 = (kernels.gemm_s(8192, 8192, 8192, dtype) for dtype in ("bf16", "fp16", "fp8"))
     # ML Engineering's achievable products: H100 1402.6 in fp8, 794.5 in bf16
     assert bf16 == fp16 and bf16 / fp8 == pytest.approx(1402.6 / 794.5, rel=0.03)
-    with pytest.raises(InputError, match="dtype='int3'; legal: bf16, fp16, fp32, fp8"):
+    with pytest.raises(InputError, match="dtype='int3'; legal: fp64, fp32, bf16, fp16, fp8"):
         kernels.gemm_s(1, 1, 1, "int3")
     with pytest.raises(InputError, match="op='conv'; legal: gemm"):
         kernels.source("conv")
