@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -236,6 +236,8 @@ class Strategy:
         return " × ".join(parts) + tail
 
 
+PINS = (*(one.name for one in fields(Strategy) if one.name != "layers"), "recompute")
+"""What a user may fix, by name."""
 VARIED = ("data", "ring", "ulysses", "shard", "zero", "microbatches")
 """Degrees that may differ between the strategies that are priced as one."""
 

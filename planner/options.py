@@ -5,9 +5,10 @@ Every fault is one line that names the flag, the value and the legal values.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -18,15 +19,15 @@ from cost_models.framework import OURS, Framework
 from cost_models.hardware.cluster import MAX_GPUS, Cluster
 from cost_models.models.model import Model
 from cost_models.profile import Profile
-from cost_models.strategy import RECOMPUTES, LayerRange, Strategy
+from cost_models.strategy import PINS, RECOMPUTES, LayerRange, Strategy
 from cost_models.units import parse_tokens, show_bytes
 from cost_models.workload import Precision, Workload
 
 if TYPE_CHECKING:
     from planner.plan_file import Plan
+    from planner.search.objective import Objective
 
 F = TypeVar("F", bound=Callable[..., Any])
-PINS = (*(field.name for field in fields(Strategy) if field.name != "layers"), "recompute")
 
 MOST_WHOLE = 2**31
 ANY_TOKENS = 1024
@@ -203,6 +204,28 @@ def whole(text: object, flag: str, least: int = 1, most: int = MOST_WHOLE) -> in
         raise InputError(f"{flag} {written[:40]!r} is not a whole number of at least {least}")
     if value > most:
         raise InputError(f"{flag} {written[:40]} is above {most:,}, the most that can be planned")
+    return value
+
+
+def objective(name: str) -> Objective:
+    from planner.search.objective import OBJECTIVES
+
+    for known in OBJECTIVES:
+        if name == known:
+            return known
+    raise InputError(f"--objective {name!r} is unknown; legal: {', '.join(OBJECTIVES)}")
+
+
+def seconds(text: str | None, flag: str) -> float | None:
+    """A number of seconds above 0, if given."""
+    if text is None:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise InputError(f"{flag} {text!r} is not a number of seconds above 0")
     return value
 
 

@@ -27,6 +27,8 @@ from cost_models.hardware.placement import Placement
 from cost_models.strategy import LISTED_AXES, Strategy, rank_groups
 from cost_models.workload import Workload
 from planner.files import write_whole
+from planner.search.objective import Objective
+from planner.searched import Searched, searched
 
 VERSION = 1
 SCHEMA = Path(__file__).parent / "schemas" / "plan.schema.json"
@@ -61,14 +63,19 @@ class Plan:
     placement: Placement
     cost: StepCost
     simulated: Simulated
-    objective: Literal["time", "memory", "gpu-hours"]
+    objective: Objective
     chosen_by: Literal["model", "simulator"]
     alternatives: tuple[Alternative, ...]
-    bound: float  # no layout can cost less, in the objective's unit, by the closed form
+    bound: float  # in the objective's unit: no layout of the space `searched` is priced below it on any placement
     gap: float  # (best priced - bound) / best priced
     reproducible: bool = True
     profile_digest: str | None = None
     fixed: Mapping[str, str] | None = None  # what the user pinned
+
+    @property
+    def searched(self) -> Searched:
+        """The space that the bound speaks of."""
+        return searched(self.strategy, self.fixed or {}, self.workload.mode)
 
     @cached_property
     def groups(self) -> dict[str, NDArray[np.int64]]:
@@ -99,6 +106,7 @@ class Plan:
             "simulated": strict.plain(self.simulated),
             "chosen_by": self.chosen_by,
             "alternatives": strict.plain(self.alternatives),
+            "searched": strict.plain(self.searched),
             "bound": self.bound,
             "gap": self.gap,
             "reproducible": self.reproducible,
@@ -161,7 +169,7 @@ class PlanFile:
     """What plan.json holds, key by key."""
 
     version: Literal[1]
-    objective: Literal["time", "memory", "gpu-hours"]
+    objective: Objective
     fixed: Mapping[str, str]
     profile: str | None
     cluster: Mapping[str, Any]  # its digest, and what `Cluster.from_dict` reads
@@ -172,6 +180,7 @@ class PlanFile:
     simulated: Simulated
     chosen_by: Literal["model", "simulator"]
     alternatives: tuple[Alternative, ...]
+    searched: Searched | None = None  # files of earlier releases do not say
     bound: Least
     gap: Least
     reproducible: bool
@@ -210,6 +219,8 @@ def from_dict(data: Mapping[str, Any], where: str) -> Plan:
         profile_digest=stated.profile,
         **{name: getattr(stated, name) for name in _KEPT},
     )
+    if stated.searched not in (None, plan.searched):
+        raise InputError(f"{where}: searched is not what the strategy and the fixed choices give")
     _check_lists(plan, stated, where)
     return plan
 

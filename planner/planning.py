@@ -8,6 +8,7 @@ order, the plan says `chosen_by: simulator` and keeps both numbers.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -38,19 +39,27 @@ def plan(
     fixed: Mapping[str, object] | None = None,
     objective: Objective = "time",
     profile: Profile | None = None,
+    time_limit_s: float | None = None,
     on_step: Callable[[str], None] = lambda what: None,
 ) -> Plan:
-    """The best plan found, with a proven bound; NothingFits (an InputError) says what would fit instead."""
+    """The best plan found, with a proven bound; NothingFits (an InputError) says what would fit instead.
+
+    At the time limit the search stops and the best layout so far is simulated alone; `reproducible` is then false.
+    """
+    began_s = time.monotonic()
     cluster, merged = by_kind(cluster)
     on_step(f"searching layouts{'; ' + merged if merged else ''}")
-    solution = solve(cluster, workload, fixed=fixed or {}, objective=objective, profile=profile)
+    solution = solve(
+        cluster, workload, fixed=fixed or {}, objective=objective, profile=profile, time_limit_s=time_limit_s
+    )
     best = solution.best
     if objective != "memory" and "zero" not in (fixed or {}):
         best = tuple(_roomier(cluster, workload, choice, profile) for choice in best)
     most = best[0].cost.step_s * CLOSE
+    late = time_limit_s is not None and time.monotonic() - began_s > time_limit_s
     near = [i for i, choice in enumerate(best[:SIMULATED]) if i == 0 or choice.cost.step_s < most]
     simulated: dict[int, Simulation] = {}
-    for i in near if objective != "memory" else near[:1]:
+    for i in near[:1] if late or objective == "memory" else near:
         on_step(f"simulating {best[i].strategy.describe()}")
         simulated[i] = simulate(cluster, workload, best[i].strategy, best[i].placement, profile=profile)
     paid = [choice.strategy.ranks if objective == "gpu-hours" else 1 for choice in best]
@@ -76,9 +85,9 @@ def plan(
         alternatives=tuple(alternatives),
         bound=solution.bound,
         gap=max(0.0, 1 - solution.bound / value_of(objective, chosen.cost)),
-        reproducible=solution.reproducible,
+        reproducible=solution.reproducible and not late,
         profile_digest=profile.digest if profile else None,
-        fixed={name: str(value) for name, value in (fixed or {}).items()},
+        fixed={name: "none" if value is None else str(value) for name, value in (fixed or {}).items()},
     )
 
 

@@ -41,7 +41,7 @@ def plan_lines(plan: Plan, explain: bool = False) -> list[str]:
         *cost_lines(plan.cost, plan.simulated),
         "",
         *_alternatives(plan.alternatives, everything=explain),
-        f"Chosen by the {plan.chosen_by}; {_bound(plan)}.",
+        *_bound(plan),
         *_estimates(plan.cost, brief=not explain),
     ]
     return lines + (explanation(plan.cost, plan.simulated) if explain else [])
@@ -118,11 +118,11 @@ def cost_lines(cost: StepCost, simulated: Simulated | None, longest: int | None 
     ]
 
 
-def _wrap(items: list[str], width: int = 104) -> list[str]:
-    """Items joined by ` + `, on indented lines of at most `width` characters."""
+def _wrap(items: list[str], width: int = 104, joined: str = " + ") -> list[str]:
+    """Items joined by ` + ` or as asked, on indented lines of at most `width` characters."""
     lines, line = [], "          "
     for index, item in enumerate(items):
-        piece = item + (" + " if index < len(items) - 1 else "")
+        piece = item + (joined if index < len(items) - 1 else "")
         if len(line) + len(piece.rstrip()) > width and line.strip():
             lines.append(line.rstrip())
             line = "          "
@@ -144,10 +144,24 @@ def _alternatives(alternatives: tuple[Alternative, ...], everything: bool) -> li
     return [_title(lines[0]), *lines[1:]]
 
 
-def _bound(plan: Plan) -> str:
-    shown = {"time": show_seconds, "memory": show_bytes, "gpu-hours": "{:.4g} GPU-hours".format}[plan.objective]
-    proven = f"no layout can be priced below {shown(plan.bound)} (gap {plan.gap:.2%})"
-    return proven if plan.reproducible else proven + "; stopped at the time limit: not reproducible"
+def _bound(plan: Plan) -> list[str]:
+    """How far from the optimum the plan can be, and of which space."""
+    from planner.search.objective import show_value
+    from planner.searched import held_words
+
+    proven = (
+        f"no layout of the space searched is priced below {show_value(plan.objective, plan.bound)} (gap {plan.gap:.2%})"
+    )
+    stopped = "" if plan.reproducible else "; stopped at the time limit: not reproducible"
+    space = plan.searched
+    varied = f"{', '.join(space.varied)}; every placement" if space.varied else "every placement"
+    held = _wrap([*held_words(space, plan.fixed or {})], joined=", ")
+    return [
+        f"Chosen by the {plan.chosen_by}; {proven}{stopped}.",
+        _title("Searched  ") + varied,
+        _title("Held      ") + held[0].lstrip(),
+        *held[1:],
+    ]
 
 
 def _estimates(cost: StepCost, brief: bool) -> list[str]:

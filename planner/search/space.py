@@ -12,7 +12,7 @@ Left out: tensor and pipeline degrees, virtual stages and schedules are searched
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -22,10 +22,9 @@ from numpy.typing import NDArray
 from cost_models.errors import InputError
 from cost_models.hardware.cluster import Cluster
 from cost_models.layer.recompute import POLICIES
-from cost_models.strategy import RECOMPUTES, Recompute, Strategy
+from cost_models.strategy import PINS, RECOMPUTES, Recompute, Strategy
 from cost_models.workload import Workload
 
-PINNABLE = (*(field.name for field in fields(Strategy) if field.name != "layers"), "recompute")
 SHARDINGS = (("ranks", 3), ("ranks", 2), ("domain", 3), ("domain", 2), ("context", 3), ("context", 2), ("one", 0))
 """How parameters can be sharded: over what, and the ZeRO stage."""
 SEARCHED: tuple[Recompute, ...] = tuple(name for name, policy in POLICIES.items() if policy.planned)
@@ -52,8 +51,8 @@ class Space:
 
     def __post_init__(self) -> None:
         for name in self.pins:
-            if name not in PINNABLE:
-                raise InputError(f"fixed {name!r} is unknown; legal: {', '.join(PINNABLE)}")
+            if name not in PINS:
+                raise InputError(f"fixed {name!r} is unknown; legal: {', '.join(PINS)}")
         if self.pins.get("attention_chunk_tokens") is not None:
             raise InputError(
                 f"attention_chunk_tokens={self.pins['attention_chunk_tokens']} is priced (`plan price --strategy`), "
@@ -69,7 +68,9 @@ class Space:
             raise InputError(f"recompute={self.pins['recompute']!r} is unknown; legal: {', '.join(RECOMPUTES)}")
         if self.workload.mode != "train" and self.pins.get("recompute", "none") != "none":
             raise InputError(f"recompute={self.pins['recompute']} without training; legal: none")
-        if self.pins.get("shard", 1) > self.replica_gpus:
+        if self.pins.get("zero", 3) not in (0, 1, 2, 3):
+            raise InputError(f"zero={self.pins['zero']} is unknown; legal: 0, 1, 2, 3")
+        if not 1 <= self.pins.get("shard", 1) <= self.replica_gpus:
             raise InputError(f"shard={self.pins['shard']} exceeds the GPUs; legal: 1 to {self.replica_gpus}")
 
     @cached_property
@@ -102,22 +103,16 @@ class Space:
     @cached_property
     def families(self) -> tuple[Family, ...]:
         """Every choice of data, microbatches and ulysses with its range of rings; at least one, or InputError."""
-        found = []
+        families = []
         for data in self._data():
             for microbatches in self._microbatches(data):
                 for ulysses in self._ulysses():
                     first, most = self._rings(data, ulysses)
-                    if first <= most:
-                        found.append(
-                            Family(
-                                data=data,
-                                microbatches=microbatches,
-                                ulysses=ulysses,
-                                first_ring=first,
-                                most_ring=most,
-                            )
-                        )
-        if not found:
+                    one = Family(
+                        data=data, microbatches=microbatches, ulysses=ulysses, first_ring=first, most_ring=most
+                    )
+                    families += [one] if first <= most else []
+        if not families:
             pinned = " × ".join(
                 f"{name} {self.pins[name]}" for name in ("data", "ring", "ulysses") if name in self.pins
             )
@@ -125,7 +120,7 @@ class Space:
                 f"{pinned} does not fit: data x ring x ulysses may be 1 to {self.replica_gpus} "
                 f"with at least two tokens for each rank of a context of {self.workload.context_tokens}"
             )
-        return tuple(found)
+        return tuple(families)
 
     def _pinned(self, name: str, legal: list[int], why: str) -> list[int]:
         if name not in self.pins:

@@ -111,8 +111,7 @@ def _sweep(given: dict[str, Any]) -> Any:
     from planner.what_if.scenario import Sweep
 
     points = options.whole(given["points"], "--points", least=2)
-    if given["objective"] not in ("time", "memory", "gpu-hours"):
-        raise InputError(f"--objective {given['objective']!r} is unknown; legal: time, memory, gpu-hours")
+    objective = options.objective(given["objective"])
     changes = [axes.vary(text, points) for text in given["vary"]]
     changes += [axes.event(flag, text) for flag in _EVENTS for text in given[flag]]
     changes += [axes.gpu(given["gpu"])] if given["gpu"] else []
@@ -124,7 +123,7 @@ def _sweep(given: dict[str, Any]) -> Any:
         given=asked,
         axes=tuple(changes),
         fixed=options.pins(given["fix"]),
-        objective=given["objective"],
+        objective=objective,
         seed=options.whole(given["seed"], "--seed", least=0),
     )
 

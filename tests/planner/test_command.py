@@ -309,3 +309,61 @@ def test_frameworks_are_listed_with_their_reasons(run):
 def test_a_wrong_framework_is_one_line(run, words, message):
     code, out, err = run(*PRICED, "data=8", *words)
     assert (code, out) == (2, "") and message in err and err.count("\n") == 1
+
+
+def test_the_bound_names_the_space_that_was_searched(run):
+    code, out, _ = run(*SMALL, "--fix", "ulysses=4")
+    words = " ".join(out.split())
+    assert code == 0 and "no layout of the space searched is priced below" in words
+    assert "Searched data, microbatches, ring, shard, zero, recompute; every placement" in words
+    assert "Held ulysses 4, tensor 1, pipeline 1," in words and "loss_chunk_tokens 1024" in words
+    space = json.loads(run(*SMALL, "--mode", "prefill", "--json")[1])["searched"]
+    assert space["varied"] == ["data", "ring", "ulysses", "shard", "zero"]
+    assert {"tensor": "1", "pipeline": "1", "microbatches": "1", "recompute": "none"}.items() <= space["held"].items()
+
+
+def test_at_the_time_limit_the_plan_says_that_it_is_not_reproducible(run):
+    code, out, _ = run("--gpus", "64", "--ctx", "1M", "--time-limit", "1e-6")
+    assert code == 0 and "stopped at the time limit: not reproducible" in out
+    plan = Plan.load("plan.json")
+    assert not plan.reproducible and 0 < plan.bound <= plan.cost.step_s
+    code, out, _ = run("check", "plan.json")
+    assert code == 0 and "bound, choice and alternatives are not checked" in out
+    code, _, err = run(*SMALL, "--time-limit", "soon")
+    assert code == 2 and "--time-limit 'soon' is not a number of seconds above 0" in err
+
+
+EDITS = {
+    "bound": lambda plan: plan.update(bound=1e-9, gap=1.0),
+    "gap": lambda plan: plan.update(gap=0.5),
+    "simulated": lambda plan: plan["simulated"].update(step_s=1e-9),
+    "memory.capacity_bytes": lambda plan: plan["memory"].update(capacity_bytes=10**15),
+    "priced.model_flops": lambda plan: plan["priced"].update(model_flops=1e30),
+    "alternatives": lambda plan: plan.update(alternatives=[]),
+    "chosen_by": lambda plan: plan.update(chosen_by="simulator"),
+    "objective": lambda plan: plan.update(objective="memory"),
+    "fixed": lambda plan: plan.update(fixed={"ulysses": "999"}, searched=None),
+    "priced.seconds.": lambda plan: plan["priced"]["seconds"].update(
+        compute=plan["priced"]["seconds"]["compute"] + plan["priced"]["seconds"].pop("vision"), vision=0.0
+    ),
+}
+
+
+@pytest.mark.parametrize("key", EDITS)
+def test_an_edited_number_is_not_called_consistent(run, tmp_path, key):
+    run(*SMALL, "--fix", "ulysses=2")
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    EDITS[key](plan)
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    code, out, err = run("check", "plan.json")
+    assert (code, out) == (2, "") and err.count("\n") == 1
+    assert key in err or "ulysses=999" in err or key == "objective"
+
+
+def test_what_was_searched_cannot_be_edited(run, tmp_path):
+    run(*SMALL)
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    plan["searched"]["varied"].append("tensor")
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    code, _, err = run("show", "plan.json")
+    assert code == 2 and "searched is not what the strategy and the fixed choices give" in err

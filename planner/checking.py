@@ -1,0 +1,67 @@
+"""Whether everything that a plan states is what this release computes for its question.
+
+    same question, same plan    the question is planned anew and every key compared: choice, price, simulation, bound, …
+    cut by a time limit         such a search does not end in the same place again: price and simulation are compared
+
+Numbers agree to 1e-9, all else exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from cost_models.errors import InputError
+from cost_models.pricing import price
+from cost_models.profile import Profile
+from planner import options
+from planner.plan_file import Plan
+from planner.planning import plan as plan_again
+from planner.planning import summary
+from planner.simulator.simulation import simulate
+
+AGREES = 1e-9
+
+
+def check_plan(
+    plan: Plan, where: str, profile: Profile | None, on_step: Callable[[str], None] = lambda _: None
+) -> bool:
+    """True if all was computed again and agrees, False if bound and alternatives could not be; else an InputError."""
+    if plan.reproducible:
+        pins = ",".join(f"{name}={value}" for name, value in (plan.fixed or {}).items())
+        fixed = options.pins(pins, f"{where}: fixed")
+        again = plan_again(
+            plan.cluster, plan.workload, fixed=fixed, objective=plan.objective, profile=profile, on_step=on_step
+        )
+    else:
+        layout = (plan.cluster, plan.workload, plan.strategy, plan.placement)
+        cost, played = price(*layout, profile), simulate(*layout, profile=profile)
+        again = replace(plan, cost=cost, simulated=summary(played))
+    _compare(plan.to_dict(), again.to_dict(), where, "")
+    return plan.reproducible
+
+
+def _compare(stated: object, computed: object, where: str, key: str) -> None:
+    """Refuse the first difference, by its key."""
+    if isinstance(stated, Mapping) and isinstance(computed, Mapping) and set(stated) == set(computed):
+        for name, value in stated.items():
+            _compare(value, computed[name], where, f"{key}.{name}".removeprefix("."))
+    elif isinstance(stated, list | tuple) and isinstance(computed, list | tuple) and len(stated) == len(computed):
+        for index, (one, other) in enumerate(zip(stated, computed, strict=True)):
+            _compare(one, other, where, f"{key}[{index}]")
+    elif not _same(stated, computed):
+        raise InputError(
+            f"{where}: {key} states {_short(stated)}, this release computes {_short(computed)}; plan again"
+        )
+
+
+def _same(stated: Any, computed: Any) -> bool:
+    if isinstance(stated, int | float) and isinstance(computed, int | float) and not isinstance(stated, bool):
+        return abs(stated - computed) <= AGREES * max(abs(stated), abs(computed))
+    return bool(stated == computed)
+
+
+def _short(value: object) -> str:
+    text = f"{len(value)} entries" if isinstance(value, Mapping | list | tuple) else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
