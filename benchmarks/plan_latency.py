@@ -3,8 +3,8 @@
     python benchmarks/plan_latency.py [--runs 20] [--seed 0]
 
 Random GPU counts (8 to 16,384) and contexts (8K to 4M); each question is asked once as a process of its own, next to
-a process that only imports the installed packages that the command was seen to import. Prints both medians and the median
-of the pairwise ratios; the target is a ratio of at most 2. No result is cached: every question is new to its process.
+a process that only imports the installed packages that the command was seen to import. Prints both medians and the
+median of the pairwise ratios; the target is a ratio of at most 2. No result is cached: every question is new to its process.
 """
 
 from __future__ import annotations
