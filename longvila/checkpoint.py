@@ -1,11 +1,12 @@
 """Checkpoints of a run: parameters, optimizer, place in the data; whole or absent, readable under another sharding.
 
     run/checkpoints/step-000020.partial/ --all ranks write, rank 0 marks and renames--> run/checkpoints/step-000020/
-                                                                                         *.distcp + complete.json
+                                                                                  shard-*.safetensors + complete.json
 
-Written by `torch.distributed.checkpoint`, every tensor under its parameter's plain name, so any process count and
-any shard degree reads it. `complete.json` is the marker: a folder without it does not count. It also holds the model
-and the settings that a resumed run must share. Leaves out asynchronous writing.
+Written by `torch.distributed.checkpoint` as safetensors, every tensor under its parameter's plain name, so that any
+number of processes and any shard degree reads it, and nothing that is read can run code. `complete.json` is the marker:
+a folder without it does not count. It holds the SHA-256 of every file, the model, and the settings that a resumed run
+must share. Files reach the disk before the folder gets its name. Leaves out asynchronous writing.
 """
 
 from __future__ import annotations
@@ -24,14 +25,19 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan, SavePlanner
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 
-from longvila.checkpoint_index import IndexReader
 from longvila.dataset import Cursor
+from longvila.files import digest, to_disk, write_whole
 from longvila.job import JobError
 from longvila.optimizer import Optimizer
 from longvila.weights import plain_parameters
 
-FORMAT = 1
+FORMAT = 2
 MARKER = "complete.json"
 
 
@@ -43,6 +49,7 @@ class Marker:
     cursor: Cursor
     model: Mapping[str, Any]
     settings: Mapping[str, Any]  # those that the losses after a resume depend on
+    files: Mapping[str, str] = dataclasses.field(default_factory=dict)  # file name -> SHA-256, filled in by `save`
 
 
 def save(folder: Path, model: nn.Module, optimizer: Optimizer, marker: Marker, *, rank: int, keep: int) -> None:
@@ -53,12 +60,16 @@ def save(folder: Path, model: nn.Module, optimizer: Optimizer, marker: Marker, *
         if rank == 0:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
+        writer = _Writer(partial)
         with _quiet():  # returns when every process has written
-            state_dict_saver.save(_tensors(model, optimizer), checkpoint_id=str(partial))
+            state_dict_saver.save(_tensors(model, optimizer), storage_writer=writer)
         if rank == 0:
-            (partial / MARKER).write_text(json.dumps({"format": FORMAT, **dataclasses.asdict(marker)}, indent=2))
+            marker = dataclasses.replace(marker, files=writer.digests)
+            write_whole(partial / MARKER, json.dumps({"format": FORMAT, **dataclasses.asdict(marker)}, indent=2))
+            to_disk(partial)
             shutil.rmtree(target, ignore_errors=True)
             partial.rename(target)
+            to_disk(folder)
             for old in complete(folder)[:-keep]:
                 shutil.rmtree(old)
     except (CheckpointException, OSError) as fault:
@@ -67,14 +78,55 @@ def save(folder: Path, model: nn.Module, optimizer: Optimizer, marker: Marker, *
 
 def load(path: Path, model: nn.Module, optimizer: Optimizer | None) -> None:
     """Collective. Fills the parameters, and the optimizer where one is given."""
-    tensors = _tensors(model, optimizer)
+    tensors, files = _tensors(model, optimizer), read_marker(path).files
     try:
         with _quiet():
-            state_dict_loader.load(tensors, storage_reader=IndexReader(path))
+            state_dict_loader.load(tensors, storage_reader=_Reader(path, files))
     except (CheckpointException, RuntimeError, KeyError, ValueError, OSError) as fault:
         raise JobError(f"checkpoint {path} cannot be read: {_cause(fault)}") from None
     if optimizer is not None:
         torch.set_rng_state(tensors["rng"])
+
+
+class _Writer(HuggingFaceStorageWriter):
+    """A file per process; `digests` of all files is known to rank 0 in the end."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(str(folder), save_distributed=True)
+        self._folder = folder
+        self.digests: dict[str, str] = {}
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        results = super().write_data(plan, planner).value()
+        names = {result.storage_data.relative_path for result in results}
+        digests = {name: digest(self._folder / name) for name in names}
+        done: Future[list[WriteResult]] = Future()
+        done.set_result([dataclasses.replace(result, storage_data=digests) for result in results])
+        return done
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        for written in results:
+            self.digests.update(written[0].storage_data if written else {})
+
+
+class _Reader(HuggingFaceStorageReader):
+    """Reads the files that the marker names, each after comparing its content with the marker."""
+
+    def __init__(self, folder: Path, digests: Mapping[str, str]) -> None:
+        super().__init__(str(folder))
+        self._folder, self._digests = folder, digests
+
+    def read_metadata(self) -> Metadata:
+        here = {file.name for file in self._folder.glob("*.safetensors")}
+        if odd := sorted(here ^ set(self._digests)):
+            raise JobError(f"{odd[0]} is {'not named by' if odd[0] in here else 'missing, though it is in'} {MARKER}")
+        return super().read_metadata()
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        for file in sorted({Path(self.storage_data[item.storage_index].relative_path) for item in plan.items}):
+            if digest(file) != self._digests[file.name]:
+                raise JobError(f"{file.name} is not as it was written: its SHA-256 is not that of {MARKER}")
+        return super().read_data(plan, planner)
 
 
 def _room(folder: Path) -> str:
@@ -101,8 +153,8 @@ def read_marker(path: Path) -> Marker:
         whole = (marker.step, marker.cursor.epoch, marker.cursor.position)
         if not all(isinstance(number, int) and number >= 0 for number in whole) or marker.step == 0:
             raise ValueError(f"step {marker.step} at {marker.cursor}")
-        if not (isinstance(marker.model, dict) and isinstance(marker.settings, dict)):
-            raise ValueError("model and settings are no objects")
+        if not all(isinstance(part, dict) for part in (marker.model, marker.settings, marker.files)):
+            raise ValueError("model, settings and files are no objects")
     except JobError:
         raise
     except OSError:

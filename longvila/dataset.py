@@ -37,6 +37,10 @@ class Sample:
     videos: tuple[Path, ...]
     turns: tuple[Turn, ...]
 
+    @property
+    def media(self) -> tuple[Path, ...]:
+        return (*self.images, *self.videos)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:

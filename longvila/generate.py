@@ -21,6 +21,7 @@ from longvila import checkpoint
 from longvila.assemble import build_model, build_writer, model_config, precision
 from longvila.config import LongVilaConfig
 from longvila.dataset import Documents, Row, Sample, Sampling, read_samples, row_batch
+from longvila.files import write_whole
 from longvila.job import Job, JobError
 from longvila.model import NextToken
 from longvila.settings import read_settings
@@ -83,7 +84,7 @@ def main(job: Job) -> None:
         if job.sharding.rank == 0:
             print(answer, flush=True)
     if settings.answers is not None and job.sharding.rank == 0:
-        _write_whole(Path(settings.answers), "\n".join(lines) + "\n")
+        write_whole(Path(settings.answers), "\n".join(lines) + "\n")
 
 
 @torch.no_grad()  # not inference mode: sharded weights are gathered in place, which counts versions
@@ -123,9 +124,3 @@ def _file(path: str) -> Path:
     if not Path(path).is_file():
         raise JobError(f"{path}: no such file")
     return Path(path)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

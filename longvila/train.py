@@ -10,6 +10,7 @@ seconds, grad_norm, lr, peak memory in bytes), `checkpoints/`. Leaves out evalua
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import resource
@@ -42,6 +43,7 @@ from longvila.dataset import (
     read_samples,
     row_batch,
 )
+from longvila.files import write_whole
 from longvila.job import Job, JobError
 from longvila.optimizer import SCHEDULES, Optimizer, learning_rate
 from longvila.processor import FrameCache
@@ -103,7 +105,7 @@ class TrainSettings:
         _require(self.max_frames is None or self.fps is not None, "max_frames", self.max_frames, "used with fps only")
 
     def lasting(self) -> dict[str, Any]:
-        """What must not change over a resume, for the losses to go on as they would have."""
+        """The settings that must not change over a resume, for the losses to go on as they would have."""
         free = (
             "media",
             "run",
@@ -133,9 +135,10 @@ def main(job: Job) -> None:
         raise JobError(f"settings: export {settings.export} exists already; name a new folder")
     config = model_config(settings.model, settings.weights, settings.rope_theta)
     rows = make_rows(settings, build_writer(config, settings.weights), samples)
-    marker = None if resume is None else _matching_marker(resume, config, settings)
+    lasting = {**settings.lasting(), "data": data_fingerprint(samples)}
+    marker = None if resume is None else _matching_marker(resume, config, settings, lasting)
     model, optimizer = _build(job, settings, config, filled=resume is None)
-    run = _Run(job=job, settings=settings, config=config, rows=rows, model=model, optimizer=optimizer)
+    run = _Run(job=job, settings=settings, lasting=lasting, config=config, rows=rows, model=model, optimizer=optimizer)
     if resume is not None:
         checkpoint.load(resume, model, optimizer)
     run.go(0 if marker is None else marker.step, Cursor() if marker is None else marker.cursor)
@@ -190,12 +193,14 @@ def _resume_from(settings: TrainSettings) -> Path | None:
     return checkpoint.latest(folder if settings.resume == "latest" else Path(settings.resume))
 
 
-def _matching_marker(path: Path, config: LongVilaConfig, settings: TrainSettings) -> checkpoint.Marker:
+def _matching_marker(
+    path: Path, config: LongVilaConfig, settings: TrainSettings, lasting: dict[str, Any]
+) -> checkpoint.Marker:
     """The checkpoint's marker, if a run with these settings may go on from it."""
     marker = checkpoint.read_marker(path)
     for what, then, now in (
         ("model", marker.model, model_fingerprint(config)),
-        ("setting", marker.settings, settings.lasting()),
+        ("setting", marker.settings, lasting),
     ):
         for key in sorted({*then, *now}):
             if then.get(key) != now.get(key):
@@ -220,6 +225,15 @@ def model_fingerprint(config: LongVilaConfig) -> dict[str, Any]:
     return _plain(dataclasses.asdict(config))
 
 
+def data_fingerprint(samples: Sequence[Sample]) -> str:
+    """What is learned from: names, turns and media names, in order. The content of the media is not read for it."""
+    told = [
+        (sample.name, [(turn.role, turn.text) for turn in sample.turns], [file.name for file in sample.media])
+        for sample in samples
+    ]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+
+
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
     """As JSON gives them back: tuples become lists."""
     plain: dict[str, Any] = json.loads(json.dumps(values))
@@ -230,6 +244,7 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
 class _Run:
     job: Job
     settings: TrainSettings
+    lasting: dict[str, Any]  # what a resumed run must share
     config: LongVilaConfig
     rows: Rows
     model: nn.Module
@@ -298,7 +313,7 @@ class _Run:
 
     def _save(self, folder: Path, step: int, cursor: Cursor) -> None:
         marker = checkpoint.Marker(
-            step=step, cursor=cursor, model=model_fingerprint(self.config), settings=self.settings.lasting()
+            step=step, cursor=cursor, model=model_fingerprint(self.config), settings=self.lasting
         )
         checkpoint.save(
             folder,
@@ -353,7 +368,7 @@ def _forget_after(path: Path, step: int) -> None:
         if path.is_file():
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-            path.write_text("".join(kept), encoding="utf-8")
+            write_whole(path, "".join(kept))
     except OSError as fault:
         raise JobError(f"{path} cannot be written: {fault.strerror}") from None
     except (ValueError, TypeError, KeyError) as fault:

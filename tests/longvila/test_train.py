@@ -15,6 +15,7 @@ from longvila.optimizer import Optimizer, learning_rate
 from tests.longvila.clips import EXAMPLES, MEDIA
 
 CLIPS = str(EXAMPLES / "clips.jsonl")
+MARKER = checkpoint.Marker(step=1, cursor=Cursor(), model={}, settings={})
 
 
 def settings(run, **changes):
@@ -79,10 +80,13 @@ def test_checkpoints_are_kept_to_the_number(tmp_path):
 
 def test_a_resume_that_does_not_match_says_what_differs(tmp_path):
     run_job(tmp_path, steps=1)
+    other = tmp_path / "reversed.jsonl"
+    other.write_text("\n".join(reversed(Path(CLIPS).read_text().splitlines())))
     for change, message in (
         ({"seed": 7}, "setting seed is 7, .* trained with 0"),
         ({"frames": 3}, "setting frames is 3, .* trained with 2"),
         ({"rope_theta": 5e5}, r"model llm.rope_parameters.rope_theta is 500000.0, .* trained with 10000.0"),
+        ({"data": [str(other)]}, "setting data is '[0-9a-f]{16}', .* trained with"),
         ({"steps": 1}, "has done 1 steps, steps is 1: raise steps"),
     ):
         with pytest.raises(JobError, match=message):
@@ -225,9 +229,8 @@ def test_only_gradients_above_the_limit_are_scaled(scale, kept):
 def test_a_resumed_run_draws_the_random_numbers_of_an_unbroken_one(tmp_path):
     layer = torch.nn.Linear(1, 1)
     optimizer = Optimizer(dict(layer.named_parameters()), betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
-    marker = checkpoint.Marker(step=1, cursor=Cursor(), model={}, settings={})
     torch.manual_seed(5)
-    checkpoint.save(tmp_path, layer, optimizer, marker, rank=0, keep=1)
+    checkpoint.save(tmp_path, layer, optimizer, MARKER, rank=0, keep=1)
     drawn = torch.rand(3)
     checkpoint.load(tmp_path / "step-000001", layer, optimizer)
     assert torch.equal(torch.rand(3), drawn)
@@ -262,7 +265,7 @@ def test_a_checkpoint_without_its_marker_does_not_count(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "[]", '{"format": 1}', '{"format": 1, "step": -5, "cursor": {}, "model": {}, "settings": {}}']
+    "content", ["{", "[]", '{"format": 2}', '{"format": 2, "step": -5, "cursor": {}, "model": {}, "settings": {}}']
 )
 def test_a_damaged_marker_is_named(tmp_path, content):
     (tmp_path / "complete.json").write_text(content)
@@ -270,12 +273,32 @@ def test_a_damaged_marker_is_named(tmp_path, content):
         checkpoint.read_marker(tmp_path)
 
 
-def test_a_damaged_checkpoint_is_one_line(tmp_path):
-    run_job(tmp_path, steps=1)
-    (data,) = (tmp_path / "checkpoints/step-000001").glob("*.distcp")
-    data.unlink()
-    with pytest.raises(JobError, match=r"cannot be read: .*No such file or directory: '.*distcp'") as fault:
-        run_job(tmp_path, steps=2, resume="latest")
+def _flip(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (Path.unlink, "shard-00001.* is missing, though it is in complete.json"),
+        (lambda file: file.with_name("more.safetensors").touch(), "more.safetensors is not named by complete.json"),
+        (_flip, "shard-00001.* is not as it was written"),
+        (lambda file: file.write_bytes(file.read_bytes()[:-9]), "cannot be read: "),
+        (lambda file: file.write_bytes(b"\x80\x04."), "cannot be read: "),
+    ],
+)
+def test_a_damaged_checkpoint_is_one_line(tmp_path, damage, message):
+    layer = torch.nn.Linear(300, 300)
+    optimizer = Optimizer(dict(layer.named_parameters()), betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
+    checkpoint.save(tmp_path, layer, optimizer, MARKER, rank=0, keep=1)
+    assert not list(tmp_path.glob("**/*.distcp")) and not list(tmp_path.glob("**/.metadata")), "no pickle"
+    (data,) = tmp_path.glob("step-000001/*.safetensors")
+    checkpoint.load(tmp_path / "step-000001", layer, optimizer)
+    damage(data)
+    with pytest.raises(JobError, match=message) as fault:
+        checkpoint.load(tmp_path / "step-000001", layer, optimizer)
     assert "\n" not in str(fault.value) and "Traceback" not in str(fault.value)
 
 

@@ -1,0 +1,31 @@
+"""Files that are there whole or not at all, and that what was written is what is read: digests, and the way to disk."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+
+def write_whole(path: Path, text: str) -> None:
+    """The text under its name only once all of it is on the disk; an OSError leaves what was there."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    to_disk(partial)
+    partial.replace(path)
+
+
+def to_disk(*paths: Path) -> None:
+    """Wait until files, or the names in folders, would survive a power cut."""
+    for path in paths:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def digest(file: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
