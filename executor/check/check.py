@@ -25,6 +25,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from cost_models.errors import InputError
 from executor.check.footprint import Footprint
 from executor.launch.requirements import unsupported
+from executor.launch.settings import preset_of
 from executor.launch.worker import make_sharding
 from longvila.config import LongVilaConfig, load_config
 from longvila.optimizer import Optimizer
@@ -80,7 +81,7 @@ def check(plan: Plan, rank: int, tell: Callable[[str], None] = lambda _: None) -
 def model_config(plan: Plan) -> LongVilaConfig:
     """The plan's model as longvila builds it; a model without a preset there is an InputError."""
     model = plan.workload.model
-    name = "tiny" if model.name == "longvila-tiny" else model.name
+    name = preset_of(plan)
     if model.vision is None or not name.startswith(("longvila-", "tiny")):
         raise InputError(f"model {model.name!r} has no preset in longvila; plan one of its presets to check it")
     config = load_config(name)

@@ -2,29 +2,21 @@
 
     device kind · GPU model · number of GPUs or cores · free memory for the ranks of the host · library versions
 
-`refuse` raises one InputError that lists all differences, so that a user sees the whole distance at once. Speeds are
-not compared (`executor profile` measures them). Memory: the plan's peak of the worst rank, times ranks on a CPU host.
+Each function lists all that it finds, so that a user sees every difference at once. Speeds are not compared (`executor
+profile` measures them). Memory: the plan's peak of the worst rank, times ranks on a CPU host.
 """
 
 from __future__ import annotations
 
-from cost_models.errors import InputError
 from cost_models.hardware.device_names import same_card
 from cost_models.hardware.machine import Host
+from cost_models.token_layout import RING_LAYOUTS
 from cost_models.units import show_bytes
 from executor.launch.hosts import gpus_needed
+from executor.mmsp import POLICIES
 from planner.plan_file import Plan
 
-RING_KINDS = ("zigzag", "contiguous")
-RECOMPUTES = ("none", "mlp", "all_but_attention", "full")
 LEAST_TORCH = (2, 13)
-
-
-def refuse(plan: Plan, host: Host, slot: int, ranks: int) -> None:
-    """Raise if the plan cannot run, or its slot with `ranks` ranks not on this host."""
-    found = [*unsupported(plan), *differences(plan, host, slot, ranks)]
-    if found:
-        raise InputError(f"this plan does not run on {host.name}: " + "; ".join(found))
 
 
 def unsupported(plan: Plan) -> list[str]:
@@ -38,8 +30,8 @@ def unsupported(plan: Plan) -> list[str]:
     for axis in ("tensor", "pipeline"):
         if getattr(strategy, axis) > 1:
             found.append(f"{axis}={getattr(strategy, axis)} is priced but not executed; plan with {axis}=1")
-    if strategy.ring_kind not in RING_KINDS:
-        found.append(f"ring_kind={strategy.ring_kind} is not executed; legal: {', '.join(RING_KINDS)}")
+    if strategy.ring_kind not in RING_LAYOUTS:
+        found.append(f"ring_kind={strategy.ring_kind} is not executed; legal: {', '.join(RING_LAYOUTS)}")
     for name in ("mlp_chunk_tokens", "attention_chunk_tokens"):
         if getattr(strategy, name) is not None:
             found.append(f"{name}={getattr(strategy, name)} is priced but not executed; plan with none")
@@ -48,8 +40,8 @@ def unsupported(plan: Plan) -> list[str]:
     if strategy.zero == 0 and strategy.shard > 1:
         found.append(f"zero=0 shards nothing, but shard={strategy.shard}; plan with zero 1, 2 or 3")
     for part in strategy.layers:
-        if part.recompute not in RECOMPUTES:
-            found.append(f"recompute={part.recompute} is not executed; legal: {', '.join(RECOMPUTES)}")
+        if part.recompute not in POLICIES:
+            found.append(f"recompute={part.recompute} is not executed; legal: {', '.join(POLICIES)}")
         if part.offload != "none":
             found.append(f"offload={part.offload} is not executed; plan with offload=none")
     stored = {precision.master, precision.grad, precision.optimizer}

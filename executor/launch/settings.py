@@ -55,7 +55,7 @@ def _train(plan: Plan, given: Mapping[str, Any]) -> Settings:
     if work.mode != "train":
         raise InputError(f"the plan is for mode={work.mode}; longvila.train needs one for train")
     if "weights" not in given:
-        given = {"model": _preset(plan), **given}
+        given = {"model": preset_of(plan), **given}
     settings = _precision(plan, given)
     values, notes = dict(settings.values), list(settings.notes)
     _decided(values, "rows_per_step", work.global_batch, f"the plan's global batch is {work.global_batch}")
@@ -91,7 +91,8 @@ def _decided(values: dict[str, Any], key: str, planned: Any, why: str) -> None:
         raise InputError(f"{key}={values[key]} conflicts with the plan: {why}; drop the setting or plan again")
 
 
-def _preset(plan: Plan) -> str:
+def preset_of(plan: Plan) -> str:
+    """What longvila calls the plan's model."""
     name = plan.workload.model.name
     return "tiny" if name == "longvila-tiny" else name
 

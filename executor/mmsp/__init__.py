@@ -1,1 +1,6 @@
-"""Multi-modal sequence parallelism: which tokens a rank holds, and the attention, embeddings and cache over them."""
+"""Multi-modal sequence parallelism: the attention, embeddings and cache of a row whose tokens lie on many ranks."""
+
+from cost_models.layer import recompute
+
+POLICIES = tuple(name for name, policy in recompute.POLICIES.items() if policy.planned)
+"""Of the recompute policies, those that run; the others are priced only."""

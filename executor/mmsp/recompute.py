@@ -23,9 +23,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cost_models.errors import InputError
+from executor.mmsp import POLICIES
 from executor.mmsp.attention import Kept, MmSp
-
-POLICIES = ("none", "mlp", "all_but_attention", "full")
 
 
 def apply_recompute(layers: Sequence[nn.Module], policies: Sequence[str]) -> None:

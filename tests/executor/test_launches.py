@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cost_models import Model, Strategy, Workload
 from cost_models.layer.launches import GATHER_OPERATORS, REDUCE_OPERATORS, layer_calls
 from cost_models.layer.sizes import RankSizes
+from executor.mmsp import POLICIES
 from longvila.config import LongVilaConfig
 from tests.executor import sharded_step
 from tests.executor.sharded_step import Case, make_rows, make_sharding, with_own_frames
@@ -71,13 +72,28 @@ def _of_a_layer(case: Case, policy: str) -> list[tuple[float, float, float]]:
 BASE = Case(dtype="float32", param="bfloat16", frames=((48,),))
 
 
-@pytest.mark.parametrize("policy", ["none", "mlp", "all_but_attention", "full"])
-@pytest.mark.parametrize("ulysses, ring", [(2, 1), (1, 2), (2, 2)])
-def test_calls_of_a_layer(ulysses, ring, policy):
-    ranks = ulysses * ring
-    forward, backward = run_ranks(_of_a_layer, ranks, replace(BASE, ulysses=ulysses, ring=ring), policy)[0]
+CASES = [(ulysses, ring, policy) for ulysses, ring in ((2, 1), (1, 2), (2, 2)) for policy in POLICIES]
+
+
+def _of_all_cases() -> list[list[tuple[float, float, float]]]:
+    """On four ranks; where a context has two, two replicas compute the same row."""
+    return [
+        _of_a_layer(replace(BASE, data=4 // (ulysses * ring), ulysses=ulysses, ring=ring), policy)
+        for ulysses, ring, policy in CASES
+    ]
+
+
+@pytest.fixture(scope="module")
+def counted():
+    """One start of the ranks for all cases."""
+    return dict(zip(CASES, run_ranks(_of_all_cases, 4)[0], strict=True))
+
+
+@pytest.mark.parametrize(("ulysses", "ring", "policy"), CASES)
+def test_calls_of_a_layer(counted, ulysses, ring, policy):
+    forward, backward = counted[ulysses, ring, policy]
     hops = ring - 1
-    layout = Strategy(ulysses=ulysses, ring=ring, shard=ranks)
+    layout = Strategy(ulysses=ulysses, ring=ring, shard=ulysses * ring)
     sizes = RankSizes(Workload(Model.load("longvila-tiny"), context_tokens=4096), layout)
     forth, back = layer_calls(sizes), layer_calls(sizes, policy)
     assert forward[0] == pytest.approx(forth.operators + hops * forth.hops + GATHER_OPERATORS, rel=0.05)

@@ -9,10 +9,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, masking_utils
 
 from cost_models.errors import InputError
 from cost_models.token_layout import Layout
-from executor.mmsp import attention, ring
+from executor.mmsp import POLICIES, attention, ring
 from executor.mmsp.attention import MmSp
 from executor.mmsp.exchange import Alone
-from executor.mmsp.recompute import POLICIES, apply_recompute
+from executor.mmsp.recompute import apply_recompute
 from planner.search.space import SEARCHED
 
 LAYERS, TOKENS = 3, 12
