@@ -8,7 +8,7 @@ What the host calls for it is in `launches`, the moments of memory in `memory/`,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from cost_models.either import Number, pick, somewhere
 from cost_models.layer.attention import attention_operators, attention_phases
@@ -17,15 +17,20 @@ from cost_models.layer.mlp import mlp_operators
 from cost_models.layer.operators import Operator, Table, products_s
 from cost_models.layer.recompute import policy, run_again
 from cost_models.layer.sizes import RankSizes
+from cost_models.models.model import Mixer, Mlp
 from cost_models.program import Compute, Phase
 from cost_models.timing.kernels import Kernels
+
+MIXERS: dict[Mixer, Callable[[RankSizes], Table]] = {"attention": attention_operators}
+MLPS: dict[Mlp, Callable[[RankSizes], Table]] = {"dense": mlp_operators, "experts": expert_operators}
+"""The builders of both halves; a new part of a layer is a module with one, and a row here."""
 
 
 def operators(sizes: RankSizes) -> Table:
     """The layer of this kind on one rank; built once for each."""
     if "layer" not in sizes.tables:
-        second = mlp_operators(sizes) if sizes.experts is None else expert_operators(sizes, sizes.experts)
-        sizes.tables["layer"] = (*attention_operators(sizes), *second)
+        mixer, mlp = sizes.parts
+        sizes.tables["layer"] = (*MIXERS[mixer](sizes), *MLPS[mlp](sizes))
     table: Table = sizes.tables["layer"]
     return table
 

@@ -40,8 +40,10 @@ ROUTER_LAUNCHES = 20
 """Small kernels of a router: softmax, top-k, masks, scatter, counts, cumulative sums, balancing loss."""
 
 
-def expert_operators(sizes: RankSizes, experts: Experts) -> Table:
+def expert_operators(sizes: RankSizes) -> Table:
     """The second half of a layer whose MLP is a mixture of experts."""
+    experts = sizes.experts
+    assert experts is not None
     hidden, routed, one_rank = sizes.workload.model.hidden, _routed_tokens(sizes), sizes.degrees.expert == 1
     copies = routed * experts.chosen
     permuted = (routed + copies) * hidden * sizes.width * PERMUTE_SLOWDOWN

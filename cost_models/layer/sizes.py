@@ -21,7 +21,7 @@ from cost_models.framework import OURS, Framework
 from cost_models.layer.frames import busiest
 from cost_models.layer.heads import HeadSplit
 from cost_models.models.experts import Experts
-from cost_models.models.model import LayerKind
+from cost_models.models.model import LAYER_KINDS, LayerKind, LayerParts
 from cost_models.token_layout import row_granule
 from cost_models.workload import DTYPE_BYTES, LoraTarget, Workload
 
@@ -57,9 +57,8 @@ class RankSizes:
     workload: Workload
     degrees: Any
     framework: Framework = OURS
-    kind: LayerKind | None = None  # the kind of layer that is looked at; none: the model's last, which most are
-
-    stage: Stage | None = None  # none: every stage has an equal share of all layers
+    kind: LayerKind | None = None  # of the layer whose sizes these are; None means the model's last layer
+    stage: Stage | None = None  # None means that every stage has an equal share of all layers
     tables: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)  # of `decoder`: built once
 
     def __post_init__(self) -> None:
@@ -76,9 +75,13 @@ class RankSizes:
         return self.kind or self.workload.model.layer_kinds[-1]
 
     @cached_property
+    def parts(self) -> LayerParts:
+        return LAYER_KINDS[self.layer_kind]
+
+    @cached_property
     def experts(self) -> Experts | None:
         """The experts of a layer of this kind."""
-        return self.workload.model.experts if self.layer_kind == "experts" else None
+        return self.workload.model.experts if self.parts.mlp == "experts" else None
 
     @cached_property
     def rows(self) -> Any:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from cost_models import strict
 from cost_models.errors import InputError
@@ -19,7 +19,22 @@ from cost_models.models.experts import Experts
 from cost_models.models.latent import Latent
 
 LayerKind = Literal["attention", "experts"]
-"""attention: with a dense MLP; experts: with a mixture of them."""
+Mixer = Literal["attention"]
+Mlp = Literal["dense", "experts"]
+
+
+class LayerParts(NamedTuple):
+    """What mixes the tokens of a layer, and the MLP behind it: two choices of their own."""
+
+    mixer: Mixer
+    mlp: Mlp
+
+
+LAYER_KINDS: dict[LayerKind, LayerParts] = {
+    "attention": LayerParts("attention", "dense"),
+    "experts": LayerParts("attention", "experts"),
+}
+"""A kind is the name of a pair, as models and plan files write it."""
 MOST_LAYERS = 10_000
 """Beyond any model; each layer has a name of its own in `layer_kinds`."""
 _PRESETS = Path(__file__).parents[1] / "presets" / "models"
@@ -95,7 +110,7 @@ class Model:
             object.__setattr__(self, "layer_kinds", (kind,) * self.layers)
         if len(self.layer_kinds) != self.layers:
             raise InputError(f"layer_kinds names {len(self.layer_kinds)} layers of {self.layers}")
-        if ("experts" in self.layer_kinds) != (self.experts is not None):
+        if any(LAYER_KINDS[kind].mlp == "experts" for kind in self.layer_kinds) != (self.experts is not None):
             raise InputError("layer_kinds and experts disagree: layers of experts need `experts`, and the other way")
         if self.latent is not None and (self.latent.qk_dim, self.heads) != (self.head_dim, self.kv_heads):
             raise InputError(
@@ -156,7 +171,7 @@ class Model:
 
     @cached_property
     def expert_layers(self) -> int:
-        return self.layer_kinds.count("experts")
+        return sum(LAYER_KINDS[kind].mlp == "experts" for kind in self.layer_kinds)
 
     @cached_property
     def expert_layer_params(self) -> int:
