@@ -9,21 +9,19 @@ of `measurements/README.md`, is judged like the others: `--measurements FOLDER`.
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import click
+from rich.console import Console
+from rich.progress import track
 
 from cost_models.errors import InputError
 from validation.plot import svg
 from validation.report import as_json, markdown, tables
-from validation.rows import FOLDER, files, read
-from validation.score import FileReport, score
+from validation.rows import FOLDER, files
+from validation.score import score
 from validation.tables import display, write
-
-PATIENCE_S = 2.0
-"""A progress bar shows after this long."""
 
 
 @click.command(help=__doc__)
@@ -37,7 +35,8 @@ def main(chosen: tuple[str, ...], folder: Path, page: Path | None, data: Path | 
         for target in (page, picture, None if str(data) == "-" else data):
             if target is not None and (target.is_dir() or not target.parent.is_dir()):
                 raise InputError(f"{str(target)!r} cannot be written: a folder, or in a folder that is not there")
-        reports = _judged(chosen or files(folder), folder)
+        names, console = chosen or files(folder), Console(stderr=True)
+        reports = [*chain(*(score([name], folder) for name in track(names, "files", console=console, transient=True)))]
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
@@ -51,21 +50,6 @@ def main(chosen: tuple[str, ...], folder: Path, page: Path | None, data: Path | 
         write(picture, svg(reports))
     if data:
         write(data, as_json(reports) + "\n")
-
-
-def _judged(names: Sequence[str], folder: Path) -> tuple[FileReport, ...]:
-    total = sum(len(read(name, folder)) for name in names)
-    from rich.console import Console
-    from rich.progress import Progress
-
-    start = time.monotonic()
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("rows", total=total, visible=False)
-
-        def advance(rows: int) -> None:
-            bar.update(task, advance=rows, visible=time.monotonic() - start > PATIENCE_S)
-
-        return score(names, folder, advance)
 
 
 if __name__ == "__main__":

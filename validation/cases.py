@@ -1,6 +1,10 @@
 """A row as what can be priced: cluster, workload, strategy, framework and the measured numbers.
 
 A row that the model has no words for becomes `Refused` with the reason, so that it is counted and never lost.
+
+    allocated   what a framework's allocator counts: without CUDA context, libraries' buffers and fragmentation
+    reserved    the same with what fragmentation holds
+
 Rows are read by `standard.py` (training) and `operators.py` (one operator alone).
 """
 
@@ -8,9 +12,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cost_models.cost import StepCost
 from cost_models.framework import Framework
 from cost_models.hardware.cluster import Cluster
+from cost_models.hardware.device import Device
+from cost_models.memory.components import context_bytes
 from cost_models.models.model import Model
+from cost_models.pricing import price
 from cost_models.strategy import LayerRange, Recompute, Strategy
 from cost_models.workload import Workload
 from validation.rows import Row
@@ -44,3 +52,16 @@ class Refused:
 
 def layers_of(model: Model, recompute: Recompute) -> tuple[LayerRange, ...]:
     return (LayerRange(recompute=recompute, count=model.layers),)
+
+
+def price_of(case: Case, framework: Framework | None = None) -> StepCost:
+    """The row's step; `framework` replaces its own. InputError for what cannot exist."""
+    return price(case.cluster, case.workload, case.strategy, framework=framework or case.framework)
+
+
+def allocated_bytes(cost: StepCost) -> int:
+    return cost.memory_bytes - cost.memory["communication"] - cost.memory["reserve"]
+
+
+def reserved_bytes(cost: StepCost, device: Device) -> int:
+    return cost.memory_bytes - cost.memory["communication"] - context_bytes(device)

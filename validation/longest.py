@@ -17,10 +17,9 @@ from typing import Literal
 from cost_models.errors import InputError
 from cost_models.layer.sizes import RankSizes
 from cost_models.longest import most_tokens
-from validation.cases import Case, Refused
+from validation.cases import Case, Refused, price_of
 from validation.operator_time import Call
 from validation.operators import call_of
-from validation.row_price import price_of
 from validation.rows import Row
 from validation.standard import untimed_case
 
@@ -74,11 +73,11 @@ class Ending:
 
 def limit_of(row: Row) -> Limit | None:
     """The row's longest sequence, if it prints one that it ran."""
-    printed = row.cells.get("max_seq_len", "").strip()
+    printed = row.cell("max_seq_len")
     if not printed or row.score == "no" or outcome_of(row) is not None:
         return None
     tokens = row.count("max_seq_len")
-    stated = row if row.cells.get("seq_len", "").strip() else replace(row, cells={**row.cells, "seq_len": printed})
+    stated = row if row.cell("seq_len") else replace(row, cells={**row.cells, "seq_len": printed})
     blank = Limit(file=row.file, row=row.number, label=_words(row), printed_tokens=tokens)
     try:
         case = untimed_case(stated)
@@ -91,8 +90,12 @@ def limit_of(row: Row) -> Limit | None:
 
 def longest(case: Case) -> int:
     """Tokens of the longest row that fits the case's GPUs."""
-    unit = 2 * case.strategy.context * case.strategy.tensor
-    return most_tokens(lambda tokens: _share(_of_length(case, tokens)) <= 1, unit)
+
+    def fits(tokens: int) -> bool:
+        work = replace(case.workload, context_tokens=tokens, text_tokens=None, lengths=())
+        return _share(replace(case, workload=work)) <= 1
+
+    return most_tokens(fits, 2 * case.strategy.context * case.strategy.tensor)
 
 
 def ending_of(row: Row) -> Ending | None:
@@ -105,7 +108,9 @@ def ending_of(row: Row) -> Ending | None:
         return replace(blank, reason="configuration incomplete in the source: never scored")
     try:
         if row.file.startswith("op_"):
-            return _operator_ending(row, blank)
+            call = call_of(row)
+            share = operator_bytes(call) / call.cluster.runs[0].node.device.memory_bytes
+            return replace(blank, fits=share <= 1, used_share=share)
         case = untimed_case(row)
         if isinstance(case, Refused):
             return replace(blank, reason=case.reason)
@@ -121,7 +126,7 @@ def outcome_of(row: Row) -> Outcome | None:
     >>> outcome_of(Row(file="", number="", score="yes", cells=cells))
     'ran out'
     """
-    text = row.cells.get("outcome", "").strip().lower()
+    text = row.cell("outcome").lower()
     if re.search(r"\boom\b|out of memory", text):
         return "ran out"
     return "fits" if text.startswith("fit") else None
@@ -131,16 +136,6 @@ def _share(case: Case) -> float:
     """Predicted memory of the fullest GPU over what it has."""
     cost = price_of(case)
     return cost.memory_bytes / cost.capacity_bytes
-
-
-def _of_length(case: Case, tokens: int) -> Case:
-    return replace(case, workload=replace(case.workload, context_tokens=tokens, text_tokens=None, lengths=()))
-
-
-def _operator_ending(row: Row, blank: Ending) -> Ending:
-    call = call_of(row)
-    share = operator_bytes(call) / call.cluster.runs[0].node.device.memory_bytes
-    return replace(blank, fits=share <= 1, used_share=share)
 
 
 def operator_bytes(call: Call) -> float:
@@ -158,6 +153,5 @@ def _label(case: Case) -> str:
 
 def _words(row: Row) -> str:
     """What the row itself says, where there is no case."""
-    names = ("model", "gpu", "other", "ring_impl", "api", "seq_len", "seq_len_global")
-    words = [row.cells.get(name, "").strip() for name in names]
-    return f"{row.cells.get('n_gpus', '?')} GPUs, " + ", ".join(filter(None, words))
+    names = ("model", "gpu", "other", "ring_impl", "api", "seq_len")
+    return f"{row.cell('n_gpus') or '?'} GPUs, " + ", ".join(filter(None, map(row.cell, names)))

@@ -24,8 +24,7 @@ from cost_models.longest import most_tokens
 from cost_models.models.model import Model
 from cost_models.strategy import Recompute, Strategy
 from cost_models.workload import Workload
-from validation.cases import Case, layers_of
-from validation.row_price import price_of
+from validation.cases import Case, layers_of, price_of
 from validation.rows import Row
 
 K = 1024

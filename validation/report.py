@@ -13,9 +13,9 @@ from typing import Any
 
 import yaml
 
+from cost_models.framework import Framework
 from validation import longest
 from validation import tables as shown
-from validation.frameworks import frameworks
 from validation.rows import FOLDER
 from validation.score import FileReport, Verdict, against_ours, against_peer
 from validation.statistics import Errors, Ranking
@@ -88,7 +88,7 @@ def median_of_medians(reports: Sequence[FileReport]) -> float:
 def _files(reports: Sequence[FileReport]) -> Table:
     scored = {report.file: report.scored() for report in reports if report.scored()}
     scored["all rows"] = [one for rows in scored.values() for one in rows]
-    neutral = {name: Errors.of([one.neutral_s / one.measured_s - 1 for one in rows]) for name, rows in scored.items()}
+    neutral = {name: Errors.of(one.neutral_error for one in rows) for name, rows in scored.items()}
     return Table(
         title="Step time",
         text=f"Rows scored `yes`. Median of the files' medians: {percent(median_of_medians(reports))}. Neutral: the "
@@ -280,7 +280,7 @@ def _reasons() -> Table:
         title="Frameworks and their reasons",
         text="One file per framework and generation (cost_models/frameworks); nothing is set per row.",
         columns=("framework", "reason"),
-        rows=[(one.title, one.reason) for one in frameworks()],
+        rows=[(one.title, one.reason) for one in map(Framework.load, Framework.names())],
     )
 
 

@@ -48,6 +48,10 @@ class Row:
         """A count that is None where the cell is blank or the column absent."""
         return self.count(column) if self.cell(column) else None
 
+    def quantity(self, column: str, unit: float) -> float | None:
+        """A number above zero in SI units; None where the cell is blank or the column absent."""
+        return self.positive(column) * unit if self.cell(column) else None
+
     def number_of(self, column: str, default: float | None = None) -> float:
         """The cell as a number; `default` for a blank (an InputError without one)."""
         text = self.text(column)

@@ -22,10 +22,9 @@ from cost_models.errors import InputError
 from cost_models.framework import Framework
 from cost_models.models.model import LayerKind, Model
 from cost_models.strategy import Strategy
-from cost_models.workload import LORA_TARGETS, LoraTarget, Workload
+from cost_models.workload import LORA_TARGETS, LoraTarget, Precision, Workload
 from validation import words
 from validation.cases import GIB, Case, Refused
-from validation.frameworks import PURE_BF16, in_eight_bits
 from validation.machines import cluster_of
 from validation.rows import Row
 
@@ -52,6 +51,10 @@ _UNREADABLE = {
     "dtensor": "tensor parallelism by DTensor: what its dispatch costs the host is not modelled",
 }
 """Names of frameworks whose rows are refused, with the reason."""
+PURE_BF16 = Precision(master="bf16", grad="bf16", reduce="bf16", optimizer="bf16")
+"""A model loaded in bf16 and given to AdamW as it is: no fp32 copy of anything."""
+EIGHT_BITS = {"megatron-recipes": "megatron-fp8", "ours": "megatron-fp8", "composer-pure": "composer-fp8"}
+"""The file of the same code with its layers' products in 8 bits, where there is one."""
 LORA_RANK = 16
 """Where a row does not say: between peft's 8 and NeMo's 32; it moves the time by less than 1%."""
 
@@ -86,7 +89,7 @@ def untimed_case(row: Row) -> Case | Refused:
         strategy=strategy,
         framework=framework,
         measured_s=math.nan,
-        measured_bytes=row.positive("peak_mem_gb") * GIB if row.cell("peak_mem_gb") else None,
+        measured_bytes=row.quantity("peak_mem_gb", GIB),
         sweep=row.cells.get("sweep", default),
     )
 
@@ -110,6 +113,19 @@ def framework_of(row: Row) -> Framework:
     if products == "fp16":
         found = replace(found, precision=replace(found.precision, param="fp16"))
     return in_eight_bits(found) if products == "fp8" and not found.product_dtype else found
+
+
+def in_eight_bits(framework: Framework) -> Framework:
+    """The same code with its layers' products in 8 bits.
+
+    >>> in_eight_bits(Framework.load("torchtitan")).product_dtype
+    'fp8'
+    >>> in_eight_bits(Framework.load("megatron-recipes")).name
+    'megatron-fp8'
+    """
+    if framework.name in EIGHT_BITS and framework == Framework.load(framework.name):
+        return Framework.load(EIGHT_BITS[framework.name])
+    return replace(framework, title=f"{framework.title}, products in fp8", product_dtype="fp8")
 
 
 @cache

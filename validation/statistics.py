@@ -7,7 +7,7 @@ tau   = (agreeing - disagreeing) / pairs, over pairs that the measurement puts m
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -17,6 +17,14 @@ from validation.tables import percent, signed
 
 APART = 0.05
 """Pairs closer than this are ties: no order is asked for."""
+
+
+def error(predicted: float | None, measured: float | None) -> float | None:
+    """
+    >>> error(1.5, 1.0), error(None, 1.0)
+    (0.5, None)
+    """
+    return None if predicted is None or measured is None else predicted / measured - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +38,13 @@ class Errors:
     bias: float
 
     @classmethod
-    def of(cls, errors: Sequence[float]) -> Errors:
-        """
-        >>> Errors.of([0.1, -0.3, 0.2]).median
+    def of(cls, found: Iterable[float | None]) -> Errors:
+        """None is a row without the quantity.
+
+        >>> Errors.of([0.1, -0.3, None, 0.2]).median
         0.2
         """
+        errors = [one for one in found if one is not None]
         if not errors:
             return cls(rows=0, median=math.nan, p90=math.nan, worst=math.nan, bias=math.nan)
         size = np.abs(np.asarray(errors, dtype=np.float64))

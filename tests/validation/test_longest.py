@@ -8,10 +8,10 @@ import pytest
 
 from cost_models import InputError
 from cost_models.longest import MOST_TOKENS, most_tokens
+from validation.cases import allocated_bytes, price_of, reserved_bytes
 from validation.longest import Limit, ending_of, limit_of, longest, operator_bytes
 from validation.operators import call_of
 from validation.report import as_json, markdown
-from validation.row_price import allocated_bytes, price_of, reserved_bytes
 from validation.rows import FOLDER, read
 from validation.score import score
 from validation.standard import case_of

@@ -4,8 +4,7 @@ import pytest
 
 from cost_models import price
 from cost_models.framework import OURS
-from validation.cases import Case
-from validation.row_price import allocated_bytes
+from validation.cases import Case, allocated_bytes
 from validation.rows import FOLDER, files, read
 from validation.score import score
 from validation.standard import case_of

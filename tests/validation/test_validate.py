@@ -16,10 +16,9 @@ from cost_models.step import sharding
 from cost_models.step.assembly import trained_params
 from cost_models.timing.kernels import Kernels
 from validation.__main__ import main
-from validation.cases import Refused
+from validation.cases import Refused, price_of
 from validation.plot import svg
 from validation.report import as_json, markdown
-from validation.row_price import price_of
 from validation.rows import FOLDER, read
 from validation.score import score
 from validation.standard import case_of

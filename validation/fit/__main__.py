@@ -15,14 +15,13 @@ import click
 import numpy as np
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from cost_models.curves.grid import Floats, pack
 from cost_models.errors import InputError
 from cost_models.timing.packed import FOLDER
 from validation.fit import checks, devices, rates
 from validation.fit.rows import DEFAULT_FOLDER
-from validation.tables import write
+from validation.tables import Table, display, percent, signed, write
 
 
 def summary(errors: Floats) -> dict[str, float]:
@@ -51,10 +50,7 @@ def write_facts(
     out: Path, recipe: devices.Recipe, errors: dict[str, dict[str, float]], scaled: dict[str, dict[str, float]]
 ) -> None:
     """Per operation its source, the presets that were measured, and the error where another is scaled from them."""
-    facts: dict[str, Any] = {
-        op: {"source": words, "measured_on": list(presets), "scaled": scaled[op]}
-        for op, (words, presets) in recipe.sources.items()
-    }
+    facts: dict[str, Any] = {op: {**words, "scaled": scaled[op]} for op, words in recipe.sources.items()}
     facts["left_out"] = errors
     (out / f"{recipe.device}.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
 
@@ -70,12 +66,15 @@ def fit_links(measurements: Path, out: Path) -> dict[str, dict[str, dict[str, fl
     return errors
 
 
-def show(console: Console, title: str, first: str, errors: dict[str, dict[str, float]]) -> None:
+def cells(e: dict[str, float]) -> tuple[str, str, str, str]:
+    """As tables show them: rows, median, 90th percentile, bias."""
+    return str(e["rows"]), percent(e["median"]), percent(e["p90"]), signed(e["bias"])
+
+
+def show(title: str, first: str, errors: dict[str, dict[str, float]]) -> None:
     """One table of errors."""
-    shown = Table(first, "rows", "median", "p90", "bias", title=title)
-    for name, e in errors.items():
-        shown.add_row(name, str(e["rows"]), f"{e['median']:.1%}", f"{e['p90']:.1%}", f"{e['bias']:+.1%}")
-    console.print(shown)
+    rows = [(name, *cells(e)) for name, e in errors.items()]
+    display([Table(title=title, columns=(first, "rows", "median", "p90", "bias"), rows=rows)])
 
 
 def with_errors(page: str, folder: Path) -> str:
@@ -98,10 +97,7 @@ def with_errors(page: str, folder: Path) -> str:
     for head, errors in rows.items():
         start = next(place for place, line in enumerate(lines) if line.startswith(head)) + 2
         end = lines.index("", start)
-        lines[start:end] = [
-            f"| {name} | {e['rows']} | {e['median']:.1%} | {e['p90']:.1%} | {e['bias']:+.1%} |"
-            for name, e in errors.items()
-        ]
+        lines[start:end] = [f"| {' | '.join((name, *cells(e)))} |" for name, e in errors.items()]
     return "\n".join(lines)
 
 
@@ -133,10 +129,10 @@ def main(measurements: Path, out: Path, check: bool, page: Path | None) -> None:
     except InputError as error:
         raise click.UsageError(str(error)) from error
     families = {f"{curve}: {name}": e for curve, by_name in found.items() for name, e in by_name.items()}
-    show(console, "error on families left out of the fit", "left out", families)
-    show(console, "a measured device scaled from another by data sheets", "operation", scaled)
+    show("error on families left out of the fit", "left out", families)
+    show("a measured device scaled from another by data sheets", "operation", scaled)
+    show("against other set-ups", "rows", others)
     if others:
-        show(console, "against other set-ups", "rows", others)
         (out / "checks.json").write_text(json.dumps(others, indent=1, sort_keys=True) + "\n")
     size = sum(path.stat().st_size for path in out.glob("*.npz")) + sum(p.stat().st_size for p in out.glob("*.json"))
     console.print(f"packed {size / 1000:.0f} kB in {out}")

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from cost_models.curves.grid import Floats, LogGrid
 from cost_models.hardware.device import Device
@@ -38,64 +39,12 @@ class Recipe:
     gemm_file: str
     prefill_file: str
     training_device: str  # whose peak the training rows are shares of
-    sources: dict[str, tuple[str, tuple[str, ...]]]  # op -> (words, presets that were measured)
+    sources: dict[str, dict[str, Any]]  # by operation: `source` in words, `measured_on`: presets
 
 
-RECIPES = (
-    Recipe(
-        device="a100-sxm-80gb",
-        gemm_file="kernels_gemm_a100_vllm0.14.csv",
-        prefill_file="kernels_attnfwd_a100_vllm0.14.csv",
-        training_device="a100-sxm-80gb",
-        sources={
-            "gemm": ("A100-SXM4-80GB, vLLM 0.14 grid (AIConfigurator, Apache-2.0)", ("a100-sxm-80gb",)),
-            "attention_forward": (
-                "A100-SXM4-80GB, FlashAttention-2 pair labels (BSD-3), A100-PCIe SimuMax rows; paged: vLLM 0.14 grid",
-                ("a100-sxm-80gb",),
-            ),
-            "attention_backward": (
-                "A100-SXM4-80GB FlashAttention-2 forward+backward labels (BSD-3), A100-PCIe SimuMax rows (Apache-2.0)",
-                ("a100-sxm-80gb", "a100-pcie-80gb"),
-            ),
-            "memory_bound": ("A100 residual additions (Vidur, MIT)", ("a100-sxm-80gb",)),
-        },
-    ),
-    Recipe(
-        device="h100-sxm-80gb",
-        gemm_file="kernels_gemm_h100_vllm0.19.csv",
-        prefill_file="kernels_attnfwd_h100_vllm0.19.csv",
-        training_device="h100-sxm-80gb",
-        sources={
-            "gemm": ("H100 80GB HBM3, vLLM 0.19 grid (AIConfigurator, Apache-2.0)", ("h100-sxm-80gb",)),
-            "attention_forward": (
-                "H100 SXM5 FlashAttention-3 labels (BSD-3), cuDNN on H200 (MIT); paged: vLLM 0.19 grid (FA3)",
-                ("h100-sxm-80gb", "h200-sxm-141gb"),
-            ),
-            "attention_backward": (
-                "cuDNN on H200, same die and clock as H100 SXM (cudnn-frontend, MIT)",
-                ("h100-sxm-80gb", "h200-sxm-141gb"),
-            ),
-            "memory_bound": (
-                "H100 residual additions (Vidur, MIT), cuDNN's RMSNorm on H200 (MIT)",
-                ("h100-sxm-80gb", "h200-sxm-141gb"),
-            ),
-        },
-    ),
-    Recipe(
-        device="b200-sxm-180gb",
-        gemm_file="kernels_gemm_b200_vllm0.19.csv",
-        prefill_file="kernels_attnfwd_b200_vllm0.19.csv",
-        training_device="gb200",
-        sources={
-            "gemm": ("B200, vLLM 0.19 grid (AIConfigurator, Apache-2.0)", ("b200-sxm-180gb",)),
-            "attention_forward": (
-                "cuDNN on GB200, by share of peak (cudnn-frontend, MIT); paged: B200, vLLM 0.19 grid (flashinfer)",
-                ("gb200",),
-            ),
-            "attention_backward": ("cuDNN on GB200, by share of peak (cudnn-frontend, MIT)", ("gb200",)),
-            "memory_bound": ("RMSNorm of cuDNN and of torch.compile on GB200 (cudnn-frontend, MIT)", ("gb200",)),
-        },
-    ),
+RECIPES = tuple(
+    Recipe(device=device, **recipe)
+    for device, recipe in yaml.safe_load((rows.DEFAULT_FOLDER / "recipes.yaml").read_text(encoding="utf-8")).items()
 )
 
 
