@@ -3,7 +3,9 @@
 Along each numeric axis, with all others as they are now, neighbouring values whose plans differ in a trait (whether
 anything fits, where ulysses and ring lie, recompute, sharding, degrees) hold a threshold between them. Bisection
 narrows it to CLOSE. A cliff names the number, the trait and both sides: "ulysses is inside the node up to 38, across
-nodes from 38.3". Several changes between two values: the one that bisection meets is told.
+nodes from 38.3". Where the question
+cannot be asked in between (part of a node), the values that can be stand. Of several changes between two values
+bisection meets one.
 """
 
 from __future__ import annotations
@@ -71,6 +73,8 @@ def _along(sweep: Sweep, index: int, axis: Axis) -> Iterator[Cliff]:
 
 def _changed(left: Outcome, right: Outcome) -> list[str]:
     """Traits that differ: only whether anything runs, or else degrees only where no other trait explains them."""
+    if not (left.possible and right.possible):
+        return []
     if bool(left.problem) != bool(right.problem):
         return ["runs"]
     if left.problem or right.problem:
@@ -87,7 +91,7 @@ def _bisect(axis: Axis, trait: str, low: Value, high: Value, at: Callable[[Value
     below = _trait(at(low), trait)
     while (high.number or 0.0) - (low.number or 0.0) > CLOSE * (low.number or 0.0):
         middle = axis.at(((low.number or 0.0) * (high.number or 0.0)) ** 0.5)
-        if not (low.number or 0.0) < (middle.number or 0.0) < (high.number or 0.0):
+        if not (low.number or 0.0) < (middle.number or 0.0) < (high.number or 0.0) or not at(middle).possible:
             break
         if _trait(at(middle), trait) == below:
             low = middle

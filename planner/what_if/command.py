@@ -63,6 +63,7 @@ def what_if(**given: Any) -> None:
     from planner.what_if.sweep import WHOLE, Part, Store, run
 
     sweep = _sweep(given)
+    sweep.check()
     output = _output(given["output"])
     if given["page"]:
         check_target(given["page"], "--report")

@@ -63,7 +63,13 @@ class Sweep:
         for axis, value in zip(self.axes, values, strict=True):
             if value is not None and axis.option is not None:
                 given[axis.option] = f"{round(value.number)}" if value.number is not None else value.text
-        asked = options.question(given)
+        changed = " ".join(
+            f"{axis.name} {value.text}" for axis, value in zip(self.axes, values, strict=True) if value and axis.option
+        )
+        try:
+            asked = options.question(given)
+        except InputError as error:
+            raise InputError(f"{changed}: {error}" if changed else str(error)) from None
         for axis, value in zip(self.axes, values, strict=True):
             if value is not None and axis.change is not None:
                 try:
@@ -74,6 +80,12 @@ class Sweep:
 
     def now(self) -> tuple[Value | None, ...]:
         return (None,) * len(self.axes)
+
+    def check(self) -> None:
+        """Every value must make sense with all else as it is now; else an InputError that names it."""
+        for index, axis in enumerate(self.axes):
+            for value in axis.values:
+                self.question([value if i == index else None for i in range(len(self.axes))])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +103,7 @@ class Outcome:
     capacity_bytes: int | None = None
     gap: float | None = None
     problem: str = ""
+    possible: bool = True  # whether the question can be asked at all
     kept_s: float | None = None
     kept_problem: str = ""
 
@@ -117,7 +130,7 @@ def outcome(sweep: Sweep, values: Sequence[Value | None], old: Solution | None) 
     try:
         asked = sweep.question(values)
     except InputError as error:
-        return Outcome(values=texts, problem=str(error))
+        return Outcome(values=texts, problem=str(error), possible=False)
     try:
         found = planned(sweep, asked)
     except InputError as error:

@@ -27,7 +27,7 @@ def rows(sweep: Sweep, now: Outcome, found: Sequence[Outcome], per_gpu_hour: flo
 def _row(sweep: Sweep, one: Outcome, now: Outcome, per_gpu_hour: float | None) -> dict[str, Any]:
     row: dict[str, Any] = {axis.name: text for axis, text in zip(sweep.axes, one.values, strict=True)}
     stated = asdict(one)
-    del stated["values"], stated["traits"]
+    del stated["values"], stated["traits"], stated["possible"]
     row |= stated | {"regret": one.regret, "tokens_per_s": one.tokens_per_s}
     same = now.tokens_per_s and one.tokens_per_s
     row["speed_of_now"] = (
@@ -69,11 +69,15 @@ def lines(sweep: Sweep, table: list[dict[str, Any]], found: Sequence[Cliff]) -> 
     return shown
 
 
+def _more(regret: float) -> str:
+    return f"{regret:+.1%}" if regret < 10 else f"{1 + regret:.3g}×"
+
+
 def _cells(row: dict[str, Any], money: bool) -> list[str]:
     if row["problem"]:
         return ["-", "-", "-", "-", *(["-"] if money else []), row["problem"]]
     speed = row["speed_of_now"]
-    kept = row["kept_problem"] or ("-" if row["kept_s"] is None else f"{row['regret']:+.1%}")
+    kept = row["kept_problem"] or ("-" if row["kept_s"] is None else _more(row["regret"]))
     dollars = [f"{row['dollars_per_million_tokens']:.3g}"] if money else []
     return [
         show_seconds(row["step_s"]),

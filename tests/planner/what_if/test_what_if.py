@@ -142,7 +142,15 @@ def test_an_old_plan_that_does_not_fit_says_how_much_it_needs():
 
 def test_a_scenario_that_removes_everything_says_so():
     asked = sweep(axes.event("lose", "node:2"))
-    assert "0 free GPUs" in outcome(asked, asked.all()[0], None).problem
+    found = outcome(asked, asked.all()[0], None)
+    assert "0 free GPUs" in found.problem and not found.possible
+
+
+def test_bisection_stops_where_the_question_cannot_be_asked():
+    asked = sweep(axes.vary("gpus=8,16", 2), ctx="256K")  # 11 GPUs are part of a second node
+    for cliff in cliffs(asked):
+        assert (cliff.low.text, cliff.high.text) == ("8", "16")
+        assert "nothing fits" not in (cliff.below, cliff.above)
 
 
 def test_the_threshold_of_memory_is_where_the_planner_itself_stops_fitting():
@@ -251,6 +259,10 @@ def test_a_batch_script_runs_this_command_in_parts(typed):
         (["--vary", "ctx=16K", "-o", "a.txt"], "neither a .csv nor a .json"),
         (["--vary", "ctx=16K", "--price-per-gpu-hour", "free"], "dollars above 0"),
         (["--lose", "node:1", "--ctx", "64M"], "the question as it is now: nothing fits"),
+        (["--lose", "node:2"], "lose node 2: the cluster has 0 free GPUs"),
+        (["--lose", "node:1,99"], "lose node 99: 99 of 2 cannot be hit"),
+        (["--vary", "model=longvila-8b,nope"], "model nope: --model 'nope' is neither"),
+        (["--vary", "memory_gib=0,80"], "memory_gib 0"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(typed, words, message):
