@@ -18,14 +18,14 @@ from dataclasses import dataclass
 
 from cost_models import flops
 from cost_models.cost import MEMORY, PRICED_AS, SECONDS, StepCost
-from cost_models.either import both, larger, pick, smaller, somewhere
+from cost_models.either import Number, both, larger, pick, smaller, somewhere
 from cost_models.framework import OURS, Framework
 from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.placement import Placement, check_placement
 from cost_models.layer.sizes import RankSizes
 from cost_models.memory.components import fullest
 from cost_models.profile import Profile
-from cost_models.program import Broadcasts, Compute, Exchange, Number, Ring, Segment, Staged, StepProgram
+from cost_models.program import Broadcasts, Compute, Exchange, Ring, Segment, Staged, StepProgram
 from cost_models.step.assembly import step_program
 from cost_models.strategy import Strategy
 from cost_models.timing.cluster_costs import cluster_costs
@@ -86,10 +86,10 @@ def price(
     parts, moment = fullest(shape, ranges, devices[0])
     named = (*SECONDS, "experts") if "experts" in folded.seconds else SECONDS
     cost = StepCost(
-        seconds={name: float(folded.seconds.get(name, 0.0)) for name in named},
+        seconds=_floats({name: folded.seconds.get(name, 0.0) for name in named}),
         memory={name: round(float(parts[name])) for name in MEMORY},
-        sent_bytes={name: float(value) for name, value in sent_bytes(program, strategy).items()},
-        hidden_s={name: float(value) for name, value in folded.hidden_s.items()},
+        sent_bytes=_floats(sent_bytes(program, strategy)),
+        hidden_s=_floats(folded.hidden_s),
         capacity_bytes=min(device.memory_bytes for device in devices),
         model_flops=flops.model_flops(workload),
         executed_flops=flops.executed_flops(workload, strategy),
@@ -103,9 +103,14 @@ def price(
     return cost
 
 
+def _floats(parts: Mapping[str, Number]) -> dict[str, float]:
+    return {name: float(value) for name, value in parts.items()}
+
+
 def fold(program: StepProgram, paths: Paths) -> Folded:
     """All segments of a step of one rank."""
-    step, filling = NOTHING, 0.0
+    step: Folded = NOTHING
+    filling: Number = 0.0
     for segment in program.microbatch:
         once = fold_segment(segment, paths)
         last = once if segment.last is None else fold_segment(segment.last, paths)
@@ -120,7 +125,8 @@ def fold_segment(segment: Segment, paths: Paths) -> Folded:
     """One repeat of a segment."""
     seconds: dict[str, Number] = {}
     hidden: dict[str, Number] = {}
-    busy = staged = 0.0  # seconds of the NICs and of the host's link that the phases' own transfers take
+    busy: Number = 0.0  # seconds of the NICs that the ring takes
+    staged: Number = 0.0  # seconds of the host's link that blocks of attention hide
     for phase in segment.phases:
         name = PRICED_AS[phase.part]
         if isinstance(phase, Compute):

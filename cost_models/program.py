@@ -19,22 +19,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
+from cost_models.either import Number
 from cost_models.models.model import LayerKind
 from cost_models.strategy import Axis as Axis
 
-Number = float | NDArray[np.float64]
 Op = Literal["all_to_all", "all_gather", "reduce_scatter", "all_reduce", "send"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
     part: str  # a key of `cost.PARTS`
-    seconds: Any
+    seconds: Number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +39,7 @@ class Exchange:
     part: str
     axis: Axis
     op: Op
-    bytes: Any
+    bytes: Number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,12 +60,12 @@ class Ring:
     """
 
     part: str  # "attention" or "recompute"
-    pieces: Any
-    first_s: Any
-    piece_s: Any
-    hop_bytes: Any
-    gradient_bytes: Any = 0.0
-    beside: Any = 1.0  # share of a block's time that a hop inside a domain can hide behind
+    pieces: Number
+    first_s: Number
+    piece_s: Number
+    hop_bytes: Number
+    gradient_bytes: Number = 0.0
+    beside: Number = 1.0  # share of a block's time that a hop inside a domain can hide behind
     double: bool = False
 
 
@@ -77,9 +74,9 @@ class Staged:
     """`blocks` equal pieces of attention in a row; during each, `bytes` go over the host's link in either direction."""
 
     part: str  # "attention" or "recompute"
-    blocks: Any
-    seconds: Any  # of one
-    bytes: Any
+    blocks: Number
+    seconds: Number  # of one
+    bytes: Number
 
 
 Phase = Compute | Exchange | Broadcasts | Ring | Staged
@@ -91,23 +88,23 @@ class Segment:
 
     name: str  # for people; nothing depends on it
     phases: tuple[Phase, ...]
-    repeat: Any = 1
+    repeat: Number = 1
     sharding: tuple[Exchange, ...] = ()  # concurrent with the phases of each repeat: gathers, then reductions
     last: Segment | None = None  # this segment in a step's last microbatch; `None` means that it is the same there
-    offload_bytes: Any = 0.0  # to host memory or, if `from_host`, from there, concurrent with each repeat
+    offload_bytes: Number = 0.0  # to host memory or, if `from_host`, from there, concurrent with each repeat
     from_host: bool = False
-    host_update_bytes: Any = 0.0  # of host memory that the CPU reads and writes to update this rank's weights
-    host_s: Any = 0.0  # what the host needs to launch one repeat, without the hops of its rings
-    host_hop_s: Any = 0.0  # … and for each hop
+    host_update_bytes: Number = 0.0  # of host memory that the CPU reads and writes to update this rank's weights
+    host_s: Number = 0.0  # what the host needs to launch one repeat, without the hops of its rings
+    host_hop_s: Number = 0.0  # … and for each hop
     overlap_cost: float = 0.0  # seconds by which each hidden second of sharding lengthens the phases
     kind: LayerKind | None = None  # of the layer, where it is one
-    elsewhere: Any = None  # repeats that the other stages run of one microbatch; `None` means as many on each as here
+    elsewhere: Number | None = None  # repeats that other stages run of a microbatch; `None`: as many on each as here
 
-    def fill(self, stages: Any) -> Any:
+    def fill(self, stages: Number) -> Number:
         """Repeats of one microbatch on all other pipeline stages together: what its way through them takes."""
         return self.repeat * (stages - 1) if self.elsewhere is None else self.elsewhere
 
-    def launching_s(self) -> Any:
+    def launching_s(self) -> Number:
         """Host time of one repeat; the rings of a segment have equally many pieces."""
         pieces = next((phase.pieces for phase in self.phases if isinstance(phase, Ring)), 1)
         return self.host_s + self.host_hop_s * (pieces - 1)
@@ -119,16 +116,16 @@ class StepProgram:
 
     microbatch: tuple[Segment, ...]  # run in every microbatch but the last
     epilogue: tuple[Segment, ...]  # run once, after the last microbatch
-    microbatches: Any
-    pipeline: Any = 1  # stages; the bubble is what `Segment.fill` says, over `virtual`
-    virtual: Any = 1
+    microbatches: Number
+    pipeline: Number = 1  # stages; the bubble is what `Segment.fill` says, over `virtual`
+    virtual: Number = 1
 
     @property
     def last(self) -> tuple[Segment, ...]:
         """The last microbatch."""
         return tuple(segment.last or segment for segment in self.microbatch)
 
-    def segments(self) -> Iterator[tuple[Segment, Any]]:
+    def segments(self) -> Iterator[tuple[Segment, Number]]:
         """Every segment with how often a step runs it (repeats included)."""
         for segment in self.microbatch:
             yield segment, (self.microbatches - (segment.last is not None)) * segment.repeat

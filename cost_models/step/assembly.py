@@ -10,9 +10,9 @@ Weights are gathered and gradients reduced as `sharding.py` says. Left out: data
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
-from cost_models.either import larger, pick, smaller, somewhere
+from cost_models.either import Number, larger, pick, smaller, somewhere
 from cost_models.errors import InputError
 from cost_models.layer import decoder
 from cost_models.layer.launches import layer_host_s
@@ -84,7 +84,7 @@ def _at(segment: Segment, run: Run) -> Segment:
     return replace(segment, elsewhere=run.elsewhere, last=last)
 
 
-def forward_segment(shape: RankSizes, kernels: Kernels, *, repeat: Any, offload: str = "none") -> Segment:
+def forward_segment(shape: RankSizes, kernels: Kernels, *, repeat: Number, offload: str = "none") -> Segment:
     """`repeat` layers forward."""
     phases = (*decoder.forward(shape, kernels), _framework(kernels, "framework_layer", FORWARD_SHARE))
     if somewhere(shape.degrees.pipeline > 1):
@@ -108,7 +108,7 @@ def forward_segment(shape: RankSizes, kernels: Kernels, *, repeat: Any, offload:
 
 
 def backward_segment(
-    shape: RankSizes, kernels: Kernels, recompute: str, *, repeat: Any, offload: str = "none"
+    shape: RankSizes, kernels: Kernels, recompute: str, *, repeat: Number, offload: str = "none"
 ) -> Segment:
     """`repeat` layers backward, with what the policy runs again."""
     again = policy(recompute)
@@ -144,7 +144,7 @@ def backward_segment(
     return sharded(segment, shape, kernels, weights, passes=again.passes)
 
 
-def _copied(kernels: Kernels, moved: Any) -> tuple[Phase, ...]:
+def _copied(kernels: Kernels, moved: Number) -> tuple[Phase, ...]:
     """A framework's copies of weights and gradients, of so many bytes."""
     return (Compute(part="memory_bound", seconds=kernels.memory_bound_s(moved, 6)),) if somewhere(moved > 0) else ()
 
@@ -159,7 +159,7 @@ def _overlap_cost(shape: RankSizes, kernels: Kernels) -> float:
     return 0.0 if kernels.device.architecture == "cpu" else shape.framework.overlap_cost
 
 
-def _offloaded(shape: RankSizes, offload: str) -> Any:
+def _offloaded(shape: RankSizes, offload: str) -> Number:
     """A layer's input (the residual stream) to host memory and back."""
     return shape.tokens * shape.workload.model.hidden * shape.width if offload == "activations" else 0.0
 
@@ -222,7 +222,7 @@ def root_gradients(shape: RankSizes, kernels: Kernels) -> Segment:
     return sharded(segment, shape, kernels, Weights(trained=shape.trained_root_params))
 
 
-def _embedding_copies(shape: RankSizes) -> Any:
+def _embedding_copies(shape: RankSizes) -> Number:
     """The embedding's gradient is a full table, zeroed, and then added to a buffer; the head's is added like a layer's.
 
     A head whose product adds it itself (`accumulator`) pays in its product; an embedding has none. With a pipeline the
@@ -235,7 +235,7 @@ def _embedding_copies(shape: RankSizes) -> Any:
     return table * (2 * shape.width + 2 * DTYPE_BYTES[shape.workload.precision.grad]) * alone
 
 
-def _loss_s(shape: RankSizes, kernels: Kernels, vocab: Any) -> Any:
+def _loss_s(shape: RankSizes, kernels: Kernels, vocab: Number) -> Number:
     """Logits, softmax and the products of their gradients, once for each chunk; whole: by autograd's cross entropy.
 
     A chunk's traffic per logit (b bytes): log-softmax r b w 4, exp r 4 w 4, mask and cast r 4 w b. Its part of the
@@ -277,7 +277,7 @@ def update(shape: RankSizes, kernels: Kernels) -> Segment:
     return Segment(name="optimizer", phases=(step, _framework(kernels, "framework_step"), exchange))
 
 
-def _host_update(shape: RankSizes, kernels: Kernels, params: Any) -> Segment:
+def _host_update(shape: RankSizes, kernels: Kernels, params: Number) -> Segment:
     """The CPU's update (ZeRO-Offload, arXiv 2101.06840); new weights go up beside it unless they stay on the host."""
     norm = Exchange(part="gradients", axis="shard", op="all_reduce", bytes=4.0)
     return Segment(
@@ -293,20 +293,20 @@ def _framework(kernels: Kernels, unit: str, share: float = 1.0) -> Compute:
     return Compute(part="memory_bound", seconds=share * kernels.framework_s(unit))
 
 
-def trained_params(shape: RankSizes) -> Any:
+def trained_params(shape: RankSizes) -> Number:
     """Weights of one rank before sharding that have gradients, over all pipeline stages, without spread experts."""
     model = shape.workload.model
     layers = model.layers * shape.trained_layer_params
     if shape.stage is not None:
         layers = shape.stage_total(lambda here: here.trained_layer_params) * shape.degrees.pipeline
-    total: Any = layers + shape.trained_root_params
+    total: Number = layers + shape.trained_root_params
     if model.vision is not None:
         total = total + (model.vision.tower_params if shape.trains("tower") else 0)
         total = total + (model.vision.projector_params(model.hidden) if shape.trains("projector") else 0)
     return total
 
 
-def trained_expert_params(shape: RankSizes) -> Any:
+def trained_expert_params(shape: RankSizes) -> Number:
     """Weights of spread experts that one rank of a stage holds and trains, before sharding."""
     return shape.stage_total(lambda here: here.trained_expert_params)
 
@@ -333,5 +333,5 @@ def _decode(shape: RankSizes, kernels: Kernels) -> StepProgram:
     return StepProgram(microbatch=segments, epilogue=(), microbatches=shape.degrees.microbatches)
 
 
-def _token_bytes(shape: RankSizes) -> Any:
+def _token_bytes(shape: RankSizes) -> Number:
     return shape.tokens * shape.workload.model.hidden * (28 + 5 * shape.width)

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
-from cost_models.either import pick, somewhere
+from cost_models.either import Number, pick, somewhere
 from cost_models.layer.sizes import RankSizes
 from cost_models.program import Axis, Broadcasts, Compute, Exchange, Op, Phase, Segment
 from cost_models.timing.host import PYTORCH_2024
@@ -34,10 +33,10 @@ LIST_OPERATORS = 2
 class Weights:
     """Of one repeat of a segment, on one rank before sharding; `experts`: those spread over `expert` ranks."""
 
-    gathered: Any = 0.0  # before it
-    trained: Any = 0.0  # their gradients are reduced after it
-    gathered_experts: Any = 0.0
-    trained_experts: Any = 0.0
+    gathered: Number = 0.0  # before it
+    trained: Number = 0.0  # their gradients are reduced after it
+    gathered_experts: Number = 0.0
+    trained_experts: Number = 0.0
 
 
 def sharded(segment: Segment, shape: RankSizes, kernels: Kernels, weights: Weights, *, passes: int = 1) -> Segment:
@@ -62,7 +61,7 @@ def sharded(segment: Segment, shape: RankSizes, kernels: Kernels, weights: Weigh
     return replace(segment, last=replace(segment, phases=(*segment.phases, *copies), sharding=once))
 
 
-def _present(axis: Axis, op: Op, size: Any) -> tuple[Exchange, ...]:
+def _present(axis: Axis, op: Op, size: Number) -> tuple[Exchange, ...]:
     return (Exchange(part="sharding", axis=axis, op=op, bytes=size),) if somewhere(size > 0) else ()
 
 

@@ -168,7 +168,9 @@ class _Writer:
         actions = [
             action for phase in segment.phases if (action := self._action(phase, scale, segment.from_host)) is not None
         ]
-        sharding = [self._send("sharding", SHARDING, one.axis, one.op, one.bytes * scale) for one in segment.sharding]
+        sharding = [
+            self._send("sharding", SHARDING, one.axis, one.op, float(one.bytes) * scale) for one in segment.sharding
+        ]
         sends = [(send, one.op) for send, one in zip(sharding, segment.sharding, strict=True) if send is not None]
         offload = None
         if segment.offload_bytes > 0:
@@ -189,7 +191,7 @@ class _Writer:
             seconds = float(phase.seconds) * scale
             return Work(part=phase.part, seconds=seconds) if seconds > 0 else None
         if isinstance(phase, Exchange):
-            return self._send("main", phase.part, phase.axis, phase.op, phase.bytes * scale)
+            return self._send("main", phase.part, phase.axis, phase.op, float(phase.bytes) * scale)
         if isinstance(phase, Staged):
             if not phase.blocks:
                 return None
