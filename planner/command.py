@@ -63,8 +63,9 @@ Examples:
 def cli(context: click.Context, /, **given: Any) -> None:
     """Choose the parallel layout of a long-context step: degrees, placement, sharding, recompute.
 
-    Answers without GPUs: a cost model prices every layout, an integer program proves the best one, and a
-    discrete-event simulation on the cluster's topology verifies it. With --ctx alone all tokens are text.
+    Answers without GPUs: a cost model prices layouts, branch and bound with an integer program proves the best one of
+    the space that the answer names, and a discrete-event simulation on the cluster's topology verifies it. With --ctx
+    alone all tokens are text.
     """
     if context.invoked_subcommand is None:
         _plan(given)

@@ -1,4 +1,4 @@
-"""Price many layouts side by side: what the integer program's columns are made of.
+"""Linear prices of many layouts at once, by recompute policy: what the integer program's columns are made of.
 
     step_s  = other_s + sum over policies of layers x layer_s[policy]           (linear in the layer counts)
     memory  = base + sum of layers x kept[policy] + the largest transient of a policy in use
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from cost_models.memory.peaks import kept_bytes
 from cost_models.pricing import fold, fold_segment
 from cost_models.program import Exchange, Phase, Ring, Segment
 from cost_models.step.assembly import backward_segment, forward_segment, step_program
-from cost_models.strategy import Recompute, Strategy
+from cost_models.strategy import VARIED, Recompute, Strategy
 from cost_models.timing.kernels import Kernels
 from cost_models.timing.paths import Paths
 from cost_models.timing.slowest import KernelsInUse
@@ -38,7 +39,7 @@ EQUAL = 1e-12
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PolicyPrices:
-    """Prices of layouts side by side; the policy is the last axis of the three-way arrays."""
+    """Prices of many layouts; the policy is the last axis of `layer_s`, `kept_bytes` and `again_bytes`."""
 
     policies: tuple[Recompute, ...]
     layers: int
@@ -71,7 +72,7 @@ class PolicyPrices:
         room = (capacity_bytes - self.base_bytes)[..., None, None] / self.layers
         kept, seconds = self.kept_bytes, self.layer_s
         kept_a, kept_b = kept[..., :, None], kept[..., None, :]
-        share = np.clip(_divide(room - kept_b, kept_a - kept_b), 0.0, 1.0)  # of policy a, the hungrier one
+        share = np.clip(_divide(room - kept_b, kept_a - kept_b), 0.0, 1.0)  # of policy a, which keeps more
         possible = (kept_b <= room) & (kept_a >= kept_b)
         share = np.where(kept_a <= room, 1.0, share)
         mixed = share * seconds[..., :, None] + (1 - share) * seconds[..., None, :]
@@ -82,7 +83,7 @@ class PolicyPrices:
     def mixed(self, capacity_bytes: Any) -> tuple[Floats, NDArray[np.int64]]:
         """A good whole-layer answer for each column: seconds (infinite if none) and layers (columns, policies).
 
-        Tries every pair of policies with as many layers of the hungrier one as fit, transients counted.
+        Tries every pair of policies with as many layers of the one that keeps more as fit, transients counted.
         """
         count = len(self.policies)
         best = np.full(self.other_s.shape, np.inf)
@@ -101,7 +102,7 @@ class PolicyPrices:
         return best, layers
 
     def _most_layers(self, a: int, b: int, capacity_bytes: Any) -> NDArray[np.int64]:
-        """Most layers of policy a beside policy b that fit; -1 if no number does."""
+        """Most layers of policy a, the others of policy b, that fit; -1 if no number does."""
         again, total = np.maximum(self.again_bytes[..., a], self.again_bytes[..., b]), self.layers
         room = capacity_bytes - self.base_bytes - again - total * self.kept_bytes[..., b]
         extra = self.kept_bytes[..., a] - self.kept_bytes[..., b]
@@ -124,7 +125,7 @@ class PolicyPrices:
 
 def policy_prices(
     workload: Workload,
-    degrees: Strategy,
+    layouts: Strategy,
     kernels: Kernels,
     paths: Paths,
     policies: Sequence[Recompute],
@@ -132,54 +133,89 @@ def policy_prices(
     least_ring: Any = None,
     quick: bool = False,
 ) -> PolicyPrices:
-    """Price `degrees` under `paths`. `least_ring`: count only so many ring pieces (a bound over a range of rings).
+    """Prices of `layouts` (one strategy of arrays) under `paths`.
 
-    `quick` takes every policy's time as that of the first, which must be the fastest: a bound at a third of the work.
+    `least_ring`: only so many ring pieces are counted (a bound over a range of rings). `quick` takes every policy's
+    time as that of the first, which must be the fastest: a bound at a third of the work.
     """
-    shape, kernels = RankSizes(workload, degrees), KernelsInUse.afresh(kernels)
-    shape_of = np.broadcast_shapes(
-        *(np.shape(getattr(degrees, name)) for name in ("data", "ring", "ulysses", "shard", "zero")),
-        *(np.shape(path.gather_s_per_byte) for path in paths.axes.values()),
-    )
-    repeats = np.asarray(degrees.microbatches + (degrees.pipeline - 1) / degrees.virtual)
-
-    def seconds(segment: Segment) -> Any:
-        one = _with_ring(segment, least_ring, degrees)
-        each = fold_segment(one, paths).total_s
-        return repeats * each if one.last is None else (repeats - 1) * each + fold_segment(one.last, paths).total_s
-
-    def full(value: Any) -> Floats:
-        return np.broadcast_to(np.asarray(value, dtype=np.float64), shape_of)
-
-    program = step_program(shape, kernels, ())
-    micro = tuple(_with_ring(segment, least_ring, degrees) for segment in program.microbatch)
-    program = replace(program, microbatch=micro)
-    forward: Any = 0.0
-    if workload.mode != "decode":
-        forward = seconds(forward_segment(shape, kernels, repeat=1)) / degrees.pipeline
-    each: list[Floats] = []
-    kept: list[Floats] = []
-    again: list[Floats] = []
-    rest = peaks.peak(shape)
-    base = sum(components(shape, 0, rest, device).values())
-    layer_s = forward
-    for policy in policies:
-        if workload.mode == "train" and not (quick and each):
-            layer_s = forward + seconds(backward_segment(shape, kernels, policy, repeat=1)) / degrees.pipeline
-        each.append(full(layer_s))
-        held = components(shape, kept_bytes(shape, policy) / degrees.pipeline, rest, device)
-        kept.append(full(sum(held.values()) - base))
-        transient = components(shape, 0, peaks.peak(shape, [policy]), device)
-        again.append(full(sum(transient.values()) - base))
+    priced = _Layouts(workload, layouts, kernels, paths, device, least_ring)
+    each = [priced.layer_s(policy) for policy in (policies[:1] if quick else policies)]
+    base = priced.bytes_with()
     return PolicyPrices(
         policies=tuple(policies),
         layers=workload.model.layers,
-        other_s=full(fold(program, paths).total_s),
-        layer_s=np.stack(each, axis=-1),
-        base_bytes=full(base),
-        kept_bytes=np.stack(kept, axis=-1),
-        again_bytes=np.stack(again, axis=-1),
+        other_s=priced.full(priced.other_s()),
+        layer_s=priced.by_policy(each * len(policies) if quick else each),
+        base_bytes=priced.full(base),
+        kept_bytes=priced.by_policy([priced.bytes_with(kept=policy) - base for policy in policies]),
+        again_bytes=priced.by_policy([priced.bytes_with(again=policy) - base for policy in policies]),
     )
+
+
+class _Layouts:
+    """Layouts as one strategy of arrays, with the step's parts that do not depend on recompute."""
+
+    def __init__(
+        self,
+        workload: Workload,
+        layouts: Strategy,
+        kernels: Kernels,
+        paths: Paths,
+        device: Device,
+        least_ring: Any,
+    ) -> None:
+        self.workload, self.layouts, self.device, self.least_ring = workload, layouts, device, least_ring
+        self.sizes, self.kernels, self.paths = RankSizes(workload, layouts), KernelsInUse.afresh(kernels), paths
+        self.shape = np.broadcast_shapes(
+            *(np.shape(getattr(layouts, name)) for name in VARIED),
+            *(np.shape(path.gather_s_per_byte) for path in paths.axes.values()),
+        )
+
+    def full(self, value: Any) -> Floats:
+        """One entry for each layout."""
+        return np.broadcast_to(np.asarray(value, dtype=np.float64), self.shape)
+
+    def by_policy(self, values: Sequence[Any]) -> Floats:
+        """The values of the policies along a last axis."""
+        return np.stack([self.full(value) for value in values], axis=-1)
+
+    def other_s(self) -> Any:
+        """The step without its layers."""
+        program = step_program(self.sizes, self.kernels, ())
+        micro = tuple(_with_ring(segment, self.least_ring, self.layouts) for segment in program.microbatch)
+        return fold(replace(program, microbatch=micro), self.paths).total_s
+
+    def layer_s(self, policy: Recompute) -> Any:
+        """One layer in every microbatch of a step."""
+        if self.workload.mode == "decode":
+            return 0.0
+        seconds = self._in_step_s(self._forward)
+        if self.workload.mode == "train":
+            seconds = seconds + self._in_step_s(backward_segment(self.sizes, self.kernels, policy, repeat=1))
+        return seconds
+
+    @cached_property
+    def _forward(self) -> Segment:
+        return forward_segment(self.sizes, self.kernels, repeat=1)
+
+    def _in_step_s(self, segment: Segment) -> Any:
+        """A layer's segment in all microbatches and the bubble, spread over the stages."""
+        one = _with_ring(segment, self.least_ring, self.layouts)
+        repeats = np.asarray(self.layouts.microbatches + (self.layouts.pipeline - 1) / self.layouts.virtual)
+        each = fold_segment(one, self.paths).total_s
+        last = each if one.last is None else fold_segment(one.last, self.paths).total_s
+        return ((repeats - 1) * each + last) / self.layouts.pipeline
+
+    def bytes_with(self, kept: Recompute | None = None, again: Recompute | None = None) -> Any:
+        """Memory without layers; with what one layer of a policy keeps, or what lives while it is recomputed."""
+        held = 0 if kept is None else kept_bytes(self.sizes, kept) / self.layouts.pipeline
+        peak = self._rest if again is None else peaks.peak(self.sizes, [again])
+        return sum(components(self.sizes, held, peak, self.device).values())
+
+    @cached_property
+    def _rest(self) -> peaks.Peak:
+        """The peak of what is no layer."""
+        return peaks.peak(self.sizes)
 
 
 def _with_ring(segment: Segment, least_ring: Any, degrees: Strategy) -> Segment:
