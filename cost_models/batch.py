@@ -9,8 +9,9 @@ bytes sent and FLOP (`price` has them), and explicit placements: ranks lie in or
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -66,9 +67,13 @@ def price_batch(
     3
     """
     here, count = cluster_costs(cluster, profile), len(strategies)
+    runs_of = {}
+    for ranks in {strategy.ranks for strategy in strategies}:
+        check_placement(cluster, ranks, None)
+        runs_of[ranks] = here.runs(ranks)
     groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
     for index, strategy in enumerate(strategies):
-        groups[_group(here, strategy)].append(index)
+        groups[runs_of[strategy.ranks], *_shared(strategy)].append(index)
     seconds = {name: np.zeros(count) for name in SECONDS}
     used = {name: np.zeros(count) for name in MEMORY}
     capacity = np.zeros(count)
@@ -77,41 +82,29 @@ def price_batch(
         devices = here.devices(runs)
         capacity[members] = min(device.memory_bytes for device in devices)
         max(mine, key=lambda one: one.ulysses).check(workload.model)
-        shape = RankSizes(workload, stacked(mine))
+        many = stacked(mine)
+        shape = RankSizes(workload, many)
         kernels = KernelsInUse.afresh(here.kernels(runs))
         ranges = mine[0].layer_ranges(workload.model.layers)
         program = step_program(shape, kernels, ranges)
-        for name, value in fold(program, _paths(here, mine)).seconds.items():
+        for name, value in fold(program, _paths(here, runs, many)).seconds.items():
             seconds.setdefault(name, np.zeros(count))[members] = value
         for name, value in peak(shape, ranges, devices[0]).items():
             used[name][members] = np.round(value)
     return BatchCost(seconds=seconds, memory=used, capacity_bytes=capacity)
 
 
-def _group(here: ClusterCosts, strategy: Strategy) -> tuple[Any, ...]:
-    """(runs of nodes in use, everything that a group shares)."""
-    check_placement(here.cluster, strategy.ranks, None)
-    shared = tuple(getattr(strategy, name) for name in _SHARED)
-    return (here.runs(strategy.ranks), *shared)
+_shared = attrgetter(*(one.name for one in fields(Strategy) if one.name not in VARIED))
+"""What all strategies of a group have in common."""
 
 
-_SHARED = tuple(one.name for one in fields(Strategy) if one.name not in VARIED)
-
-
-def _paths(here: ClusterCosts, strategies: Sequence[Strategy]) -> Paths:
+def _paths(here: ClusterCosts, runs: tuple[int, ...], many: Strategy) -> Paths:
     """Every axis as arrays; each distinct (stride, size, ranks) is read once."""
     axes: dict[Axis, Path] = {}
-    for axis, patterns in sent_patterns(strategies[0]).items():
-        known: dict[Hashable, int] = {}
-        distinct: list[Path] = []
-        where = []
-        for strategy in strategies:
-            key = (*axis_stride(strategy, axis), strategy.ranks)
-            if key not in known:
-                known[key] = len(distinct)
-                distinct.append(here.in_order(axis, patterns, *key))
-            where.append(known[key])
-        axes[axis] = Path(
-            **{one.name: np.array([getattr(path, one.name) for path in distinct])[where] for one in fields(Path)}
-        )
-    return here.assembled(here.runs(strategies[0].ranks), axes)
+    for axis, patterns in sent_patterns(many).items():
+        keys = np.stack(np.broadcast_arrays(*axis_stride(many, axis), many.ranks), axis=-1)
+        distinct, where = np.unique(keys, axis=0, return_inverse=True)
+        paths = [here.in_order(axis, patterns, *key) for key in distinct.tolist()]
+        numbers = {one.name: np.array([getattr(path, one.name) for path in paths]) for one in fields(Path)}
+        axes[axis] = Path(**{name: values[where.reshape(-1)] for name, values in numbers.items()})
+    return here.assembled(runs, axes)
