@@ -16,6 +16,7 @@ from cost_models.cost import PARTS, StepCost
 from cost_models.framework import OURS, Framework
 from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.placement import Placement
+from cost_models.hardware.wiring import Wiring
 from cost_models.strategy import Strategy, rank_groups
 from cost_models.units import show_bytes, show_rate, show_seconds
 
@@ -67,7 +68,7 @@ def cluster_line(cluster: Cluster) -> str:
 
 def placement_line(cluster: Cluster, strategy: Strategy, placement: Placement) -> str:
     """How each axis lies: inside a scale-up domain, or across how many."""
-    domain = cluster.domain_of_slot[placement.slot_of_rank]
+    domain = Wiring(cluster).seats(placement.slot_of_rank, placement.gpu_of_rank).domain
     place = "node" if cluster.nodes_per_domain == 1 else "NVLink domain"
     words = []
     for axis in ("tensor", "ulysses", "ring", "data", "pipeline"):

@@ -181,15 +181,11 @@ def _tour(wiring: Wiring, slots: Ints, kind_of_run: Ints) -> Ints:
 
 def _ranked(unit: Ints, free: Ints, kind: Ints) -> Ints:
     """A number for each unit: the smaller the more GPUs it has, then by the kinds of its nodes."""
-    order = np.lexsort((kind, unit))
-    starts = np.flatnonzero(np.diff(unit[order], prepend=-1))
-    total = np.bincount(unit, weights=free)
-    keys = {int(unit[part[0]]): (-total[unit[part[0]]], *kind[part].tolist()) for part in np.split(order, starts[1:])}
-    number = {key: place for place, key in enumerate(sorted(set(keys.values())))}
-    ranked = np.zeros(len(total), dtype=np.int64)
-    for one, key in keys.items():
-        ranked[one] = number[key]
-    return ranked
+    kind = kind - kind.min()
+    units, kinds = int(unit.max()) + 1, int(kind.max()) + 1
+    nodes = np.bincount(unit * kinds + kind, minlength=units * kinds).reshape(units, kinds)
+    gpus = np.bincount(unit, weights=free)
+    return np.unique(-np.column_stack([gpus, nodes]), axis=0, return_inverse=True)[1].reshape(-1)
 
 
 def _blocks(strategy: Strategy, free: Ints) -> list[int]:
