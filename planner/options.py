@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -39,7 +39,12 @@ _OPTIONS = (
     click.option("--model", "model", default="longvila-8b", show_default=True, metavar="NAME|PATH",
                  help="A preset, or a Hugging Face config.json or its folder."),
     click.option("--cluster", "cluster", default="dgx-h100", show_default=True, metavar="NAME|FILE",
-                 help="A preset, a YAML file, or `local` for this machine."),
+                 help="A preset, a cluster file (YAML), `local` for this machine, or what machines print: "
+                      "nvidia-smi topo -m, NCCL's XML, Slurm's topology.conf, a hostfile, … (docs/cluster.md)."),
+    click.option("--fabric", "fabric", multiple=True, metavar="FILE",
+                 help="What joins the hosts, where --cluster is about one: topology.conf, ibnetdiscover, …"),
+    click.option("--device", "device", default=None, metavar="NAME",
+                 help="The GPUs of a printed host that does not name them (`plan devices`)."),
     click.option("--mode", default="train", show_default=True, metavar="train|prefill|decode",
                  help="What a step does."),
     click.option("--batch", default="1", show_default=True, metavar="N", help="Rows of one optimizer step."),
@@ -60,6 +65,8 @@ NAMES = (
     "ctx",
     "model",
     "cluster",
+    "fabric",
+    "device",
     "mode",
     "batch",
     "frames",
@@ -111,7 +118,7 @@ def question(given: Mapping[str, Any], any_length: bool = False) -> Question:
         raise InputError("--ctx is missing: give the context length, such as 128K or 2M (or --frames N)")
     tokens = parse_tokens(given["ctx"]) if given["ctx"] is not None else 0 if frames else ANY_TOKENS
     model = Model.load(given["model"])
-    cluster = load_cluster(given["cluster"], gpus)
+    cluster = load_cluster(given["cluster"], gpus, given.get("fabric", ()), given.get("device"))
     mode = given["mode"]
     if mode not in ("train", "prefill", "decode"):
         raise InputError(f"--mode {mode!r} is unknown; {strict.nearest(mode, ('train', 'prefill', 'decode'))}")
@@ -180,10 +187,10 @@ def profile_of(plan: Plan, path: str | None) -> Profile | None:
     return profile
 
 
-def load_cluster(name: str, gpus: int | None) -> Cluster:
-    if gpus is None and name in Cluster.presets() and name != "local":
+def load_cluster(name: str, gpus: int | None, fabrics: Sequence[str] = (), device: str | None = None) -> Cluster:
+    if gpus is None and name in Cluster.presets() and name != "local" and not fabrics:
         raise InputError(f"--gpus is missing: how many GPUs of {name} shall be planned for? (such as 8 or 256)")
-    return Cluster.load(name, gpus=gpus)
+    return Cluster.load(name, gpus=gpus, fabrics=fabrics, device=device)
 
 
 def precision(name: str | None, cluster: Cluster) -> Precision:

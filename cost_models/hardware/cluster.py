@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -52,7 +52,9 @@ class ScaleUp:
     pcie_bytes_per_s: float = 0.0  # beyond the pair, for kind = pairs
     peer_to_peer: bool = True
     gpus_per_switch: int = 0  # GPUs under one PCIe switch or socket; 0 = all
-    cross_bytes_per_s: float = 0.0  # between those groups, all GPUs together, one way; 0 = not limited
+    cross_bytes_per_s: float = 0.0  # out of one of those groups, all its GPUs together, one way; 0 = not limited
+    gpus_per_socket: int = field(default=0, metadata=strict.OPTIONAL)  # GPUs of several switches; 0 = all
+    socket_bytes_per_s: float = field(default=0.0, metadata=strict.OPTIONAL)  # out of one socket; 0 = not limited
 
     @property
     def reached_bytes_per_s(self) -> float:
@@ -61,8 +63,8 @@ class ScaleUp:
         return self.bytes_per_s * (HOST_STAGED_SHARE if staged else 1.0)
 
     def __post_init__(self) -> None:
-        for name, least in (("bytes_per_s", 1.0), ("cross_bytes_per_s", 0.0), ("pcie_bytes_per_s", 0.0)):
-            rate = getattr(self, name)
+        for name in ("bytes_per_s", "cross_bytes_per_s", "socket_bytes_per_s", "pcie_bytes_per_s"):
+            rate, least = getattr(self, name), 1.0 if name == "bytes_per_s" else 0.0
             if not (rate == least == 0.0 or 1.0 <= rate <= MOST_BYTES_PER_S):
                 legal = f"from 1 to {MOST_BYTES_PER_S:g} bytes/s" + (" (0: not limited)" if least == 0.0 else "")
                 raise InputError(f"scale_up: {name}={rate:g}; {legal}")
@@ -75,6 +77,13 @@ class ScaleUp:
             raise InputError(f"scale_up.link={self.link!r} is unknown; {strict.nearest(self.link, LINKS)}")
         if self.cross_bytes_per_s and not self.gpus_per_switch:
             raise InputError("scale_up.cross_bytes_per_s needs gpus_per_switch: between which GPUs does it lie?")
+        if self.gpus_per_socket or self.socket_bytes_per_s:
+            nested = self.gpus_per_switch and self.gpus_per_socket and not self.gpus_per_socket % self.gpus_per_switch
+            if not nested or not self.cross_bytes_per_s or not self.socket_bytes_per_s:
+                raise InputError(
+                    f"scale_up: gpus_per_socket={self.gpus_per_socket}, socket_bytes_per_s={self.socket_bytes_per_s:g} "
+                    "need each other, gpus_per_switch (a divisor of gpus_per_socket) and cross_bytes_per_s"
+                )
         if self.kind == "pairs" and self.pcie_bytes_per_s <= 0:
             raise InputError("scale_up.kind=pairs needs pcie_bytes_per_s")
 
@@ -160,10 +169,14 @@ class Fabric:
     oversubscription: float = 1.0  # leaf downlinks / uplinks; 1 = full bisection
     hop_latency_s: float = 0.0  # of one switch
     spine_hops: int = 2  # further switches when leaves differ
+    leaves: tuple[int, ...] = field(default=(), metadata=strict.OPTIONAL)
+    """Nodes of each leaf in slot order, where they differ; () means `nodes_per_leaf` each."""
 
     def __post_init__(self) -> None:
         if self.nodes_per_leaf < 1 or self.oversubscription < 1 or self.hop_latency_s < 0 or self.spine_hops < 0:
             raise InputError("fabric needs nodes_per_leaf >= 1, oversubscription >= 1 and latencies >= 0")
+        if any(nodes < 1 for nodes in self.leaves):
+            raise InputError(f"fabric.leaves={list(self.leaves)[:8]}: every leaf needs at least 1 node")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,12 +192,17 @@ class Cluster:
     fabric: Fabric
     nodes_per_domain: int = 1
     notes: tuple[str, ...] = ()
+    domains: tuple[int, ...] = field(default=(), metadata=strict.OPTIONAL)
+    """Nodes of each scale-up domain in slot order, where they differ; () means `nodes_per_domain` each."""
 
     def __post_init__(self) -> None:
         if not self.runs or self.nodes_per_domain < 1:
             raise InputError("a cluster needs at least one node and nodes_per_domain of at least 1")
         if self.gpus < 1 or self.gpus > MAX_GPUS:
             raise InputError(f"the cluster has {self.gpus} free GPUs; from 1 to {MAX_GPUS} can be planned")
+        for name, sizes in (("fabric.leaves", self.fabric.leaves), ("domains", self.domains)):
+            if sizes and (min(sizes) < 1 or sum(sizes) < self.slots):
+                raise InputError(f"{name} hold {sum(sizes)} nodes; the cluster has {self.slots}, and none may be empty")
         cut_off = any(run.node.nics.count == len(run.node.missing_nics) for run in self.runs)
         if cut_off and self.nodes_per_domain < self.slots:
             raise InputError("a node without a working NIC cannot be part of a cluster of several nodes")
@@ -193,20 +211,38 @@ class Cluster:
         return hash((self.name, self.gpus, self.slots))
 
     @classmethod
-    def load(cls, name: str, *, nodes: int | None = None, gpus: int | None = None) -> Cluster:
-        """A preset or a YAML file, sized to `nodes` or to whole nodes of `gpus` (a last node may be partly used)."""
-        from cost_models.hardware.cluster_file import read_cluster
+    def load(
+        cls,
+        name: str,
+        *,
+        nodes: int | None = None,
+        gpus: int | None = None,
+        fabrics: Sequence[str] = (),
+        device: str | None = None,
+    ) -> Cluster:
+        """A preset or a file, sized to `nodes` or `gpus` (a last node may be partly used).
 
+        Files are our own (YAML) or printed topologies (`readers/printed.py`); `fabrics` are files about the network,
+        `device` names the GPUs of a printed host.
+        """
+        from cost_models.hardware.cluster_file import is_cluster_file, read_cluster
+
+        preset = name in cls.presets()
+        if not preset and not Path(name).is_file():
+            raise InputError(
+                f"--cluster {name!r} is neither a preset nor a file; {strict.nearest(name, cls.presets())}"
+            )
+        known = preset or is_cluster_file(strict.read_text(name, "--cluster"))
+        if fabrics or device is not None or not known:
+            from cost_models.hardware.readers import printed
+
+            return printed.load(name, fabrics, device, nodes=nodes, gpus=gpus)
         if name == "local":
             from cost_models.hardware.local import local_cluster
 
             return local_cluster(gpus)
-        if name in cls.presets():
+        if preset:
             return read_cluster(PRESETS / f"{name}.yaml", name, nodes=nodes, gpus=gpus)
-        if not Path(name).is_file():
-            raise InputError(
-                f"--cluster {name!r} is neither a preset nor a YAML file; " + strict.nearest(name, cls.presets())
-            )
         return read_cluster(Path(name), Path(name).stem, nodes=nodes, gpus=gpus)
 
     @staticmethod
@@ -244,11 +280,11 @@ class Cluster:
 
     @cached_property
     def domain_of_slot(self) -> NDArray[np.int64]:
-        return np.arange(self.slots) // self.nodes_per_domain
+        return _numbered(self.slots, self.domains, self.nodes_per_domain)
 
     @cached_property
     def leaf_of_slot(self) -> NDArray[np.int64]:
-        return np.arange(self.slots) // self.fabric.nodes_per_leaf
+        return _numbered(self.slots, self.fabric.leaves, self.fabric.nodes_per_leaf)
 
     @cached_property
     def uniform(self) -> bool:
@@ -284,6 +320,13 @@ class Cluster:
             else:
                 joined.append(NodeRun(count=slot, node=node))
         return replace(self, runs=tuple(joined))
+
+
+def _numbered(slots: int, sizes: tuple[int, ...], size: int) -> NDArray[np.int64]:
+    """The number of the group that each slot is in."""
+    if sizes:
+        return np.repeat(np.arange(len(sizes)), sizes)[:slots]
+    return np.arange(slots) // size
 
 
 def _pieces(cluster: Cluster, changes: Mapping[int, Node]) -> list[tuple[int, Node]]:

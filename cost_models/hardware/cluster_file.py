@@ -89,6 +89,7 @@ class ClusterEntry:
     fabric: Fabric
     name: str | None = None
     nodes_per_domain: int = 1
+    domains: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
     overrides: tuple[Override, ...] = ()
 
@@ -110,10 +111,24 @@ def read_cluster(path: Path, name: str, *, nodes: int | None = None, gpus: int |
         runs=runs,
         fabric=entry.fabric,
         nodes_per_domain=entry.nodes_per_domain,
+        domains=entry.domains,
         notes=entry.notes,
     )
     cluster = cluster.override(_changes(cluster, entry.overrides, where))
     return _cut(cluster, nodes=count if sized else nodes, gpus=gpus)
+
+
+def fit(cluster: Cluster, *, sized: bool, nodes: int | None, gpus: int | None) -> Cluster:
+    """The first slots of a cluster that give `nodes` or `gpus`; where `sized`, its one run grows to them."""
+    count = _wanted_nodes(cluster.runs, sized, nodes, gpus, cluster.name)
+    if sized:
+        cluster = replace(cluster, runs=(replace(cluster.runs[0], count=count),))
+    return _cut(cluster, nodes=count if sized else nodes, gpus=gpus)
+
+
+def is_cluster_file(text: str) -> bool:
+    """Whether a text has the keys of a cluster file at its outermost level."""
+    return bool(re.search(r"^(base|nodes|fabric|overrides)\s*:", text, re.M))
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """A cluster read once into arrays: where each GPU sits, which links its bytes cross, and what those links carry.
 
-    leaf > scale-up domain > slot > PCIe switch > pair > GPU          card = NIC of a slot, on one of its switches
+    leaf > scale-up domain > slot > socket > PCIe switch > pair > GPU       card = NIC of a slot, on one of its switches
 
 Every unit has a number that is unique in the cluster: place = slot x gpu_places + GPU, and so on. `Wiring.seats` turns
 arrays of slots and GPUs, of any shape, into arrays of units of the same shape. `LinkRates` says what a link carries:
@@ -26,11 +26,10 @@ Floats = NDArray[np.float64]
 
 KINDS = (
     "gpu out", "gpu in", "pcie out", "pcie in", "host out", "host in",
-    "nic out", "nic in", "switch out", "switch in", "leaf up", "leaf down",
+    "nic out", "nic in", "switch out", "switch in", "socket out", "socket in", "leaf up", "leaf down",
 )  # fmt: skip
-GPU_OUT, GPU_IN, PCIE_OUT, PCIE_IN, HOST_OUT, HOST_IN, NIC_OUT, NIC_IN, SWITCH_OUT, SWITCH_IN, LEAF_UP, LEAF_DOWN = (
-    range(len(KINDS))
-)
+GPU_OUT, GPU_IN, PCIE_OUT, PCIE_IN, HOST_OUT, HOST_IN, NIC_OUT, NIC_IN = range(8)
+SWITCH_OUT, SWITCH_IN, SOCKET_OUT, SOCKET_IN, LEAF_UP, LEAF_DOWN = range(8, len(KINDS))
 OF_GPU = frozenset((GPU_OUT, GPU_IN, PCIE_OUT, PCIE_IN, HOST_OUT, HOST_IN))
 PCIE_SHARE = 0.75
 """Share of a PCIe link's line rate that NCCL reaches between pairs: 24 of 32 GB/s in NCCL's own model (12 of PCIe 3's
@@ -50,18 +49,20 @@ class Wiring:
         self.nodes = [run.node for run in cluster.runs]
         self.gpu_places = max(1, *(node.gpus for node in self.nodes))
         self.nic_places = max(1, *(node.nics.count for node in self.nodes))
-        self.switch_places = max(max(1, -(-node.gpus // _under_switch(node))) for node in self.nodes)
+        self.switch_places = max(max(1, -(-node.gpus // _under_switch(node))) for node in self.nodes)  # sockets: fewer
         self.switch_gpus = np.array([_under_switch(node) for node in self.nodes])  # (runs,)
+        self.socket_gpus = np.array([_under_socket(node) for node in self.nodes])  # (runs,)
         self.nic_of = np.zeros((len(self.nodes), self.gpu_places), dtype=np.int64)  # (runs, GPUs)
-        self.switch_of_nic = np.zeros((len(self.nodes), self.nic_places), dtype=np.int64)  # a card's first GPU has it
+        self.gpu_of_nic = np.zeros((len(self.nodes), self.nic_places), dtype=np.int64)  # the first: on its switch
         for run, node in enumerate(self.nodes):
             self.nic_of[run, : node.gpus] = np.maximum(node.nic_of_gpu(node.gpus), 0)
             first = -(-np.arange(node.nics.count) * node.gpus // max(node.nics.count, 1))
-            self.switch_of_nic[run, : node.nics.count] = first // _under_switch(node)
+            self.gpu_of_nic[run, : node.nics.count] = first
         self.on_pcie = np.array([node.scale_up.kind in ("pcie", "pairs") for node in self.nodes])
         self.in_pairs = np.array([node.scale_up.kind == "pairs" for node in self.nodes])
         self.through_host = np.array([not node.scale_up.peer_to_peer for node in self.nodes])
         self.crosses_switch = np.array([node.scale_up.cross_bytes_per_s > 0 for node in self.nodes]) & self.on_pcie
+        self.crosses_socket = np.array([node.scale_up.socket_bytes_per_s > 0 for node in self.nodes]) & self.on_pcie
 
     def seats(self, slot: Ints, gpu: Ints) -> Seats:
         """Where ranks on these GPUs sit."""
@@ -95,6 +96,7 @@ class Wiring:
                 pcie = link.pcie_bytes_per_s * (1.0 if name == "line" else PCIE_SHARE * staged)
             of_run[run, [PCIE_OUT, PCIE_IN]] = pcie
             of_run[run, [SWITCH_OUT, SWITCH_IN]] = link.cross_bytes_per_s or np.inf
+            of_run[run, [SOCKET_OUT, SOCKET_IN]] = link.socket_bytes_per_s or np.inf
         of_run[:, [GPU_OUT, GPU_IN]] = scale_up[:, None]
         of_run[:, [HOST_OUT, HOST_IN]] = np.array([node.host_link_bytes_per_s for node in self.nodes])[:, None]
         of_run[:, [NIC_OUT, NIC_IN]] = nic[:, None]
@@ -141,10 +143,20 @@ class Seats:
         return np.asarray(self.slot * self.wiring.switch_places + self.gpu // self.wiring.switch_gpus[self.run])
 
     @cached_property
+    def socket(self) -> Ints:
+        """Numbered as switches are: a slot has as many places for either."""
+        return np.asarray(self.slot * self.wiring.switch_places + self.gpu // self.wiring.socket_gpus[self.run])
+
+    @cached_property
+    def at_nic(self) -> Seats:
+        """The seats of the first GPU of each rank's card: the card hangs on their switch and socket."""
+        gpu = self.wiring.gpu_of_nic[self.run, self.nic - self.slot * self.wiring.nic_places]
+        return Seats(wiring=self.wiring, slot=self.slot, gpu=gpu)
+
+    @property
     def nic_switch(self) -> Ints:
         """The PCIe switch that the rank's card hangs on."""
-        switch = self.wiring.switch_of_nic[self.run, self.nic - self.slot * self.wiring.nic_places]
-        return np.asarray(self.slot * self.wiring.switch_places + switch)
+        return self.at_nic.switch
 
 
 RatesName = Literal["line", "reached", "measured"]
@@ -188,3 +200,8 @@ class LinkRates:
 def _under_switch(node: Node) -> int:
     """GPUs under one PCIe switch or socket."""
     return node.scale_up.gpus_per_switch or max(node.gpus, 1)
+
+
+def _under_socket(node: Node) -> int:
+    """GPUs of one socket, where switches and sockets are two tiers."""
+    return node.scale_up.gpus_per_socket or max(node.gpus, 1)

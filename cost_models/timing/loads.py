@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cost_models.hardware.wiring import NIC_OUT, PCIE_OUT, SWITCH_OUT, Floats, Ints, LinkRates
+from cost_models.hardware.wiring import NIC_OUT, PCIE_OUT, SOCKET_OUT, SWITCH_OUT, Floats, Ints, LinkRates
 from cost_models.strategy import AXIS_GROUPS, Axis, Strategy, rank_groups, sent_patterns
 from cost_models.timing.paths import Path
 from cost_models.timing.rings import Blocks
@@ -52,7 +52,7 @@ class Loads:
 
     @cached_property
     def buses(self) -> list[tuple[Ints, Floats]]:
-        """Unit and what leaves it, of every rank: bridged pairs, then PCIe switches or sockets; only such as limit."""
+        """Unit and what leaves it, of every rank: bridged pairs, PCIe switches, sockets; only such as limit."""
         seats, levels = self.seats, []
         if self.wiring.in_pairs.any():
             pair_rate = np.where(self.wiring.in_pairs, 2 * self.rates.of_run[:, PCIE_OUT], np.inf)
@@ -60,6 +60,9 @@ class Loads:
         if self.wiring.crosses_switch.any():
             switch_rate = np.where(self.wiring.crosses_switch, self.rates.of_run[:, SWITCH_OUT], np.inf)
             levels.append((seats.switch, switch_rate[seats.run]))
+        if self.wiring.crosses_socket.any():
+            socket_rate = np.where(self.wiring.crosses_socket, self.rates.of_run[:, SOCKET_OUT], np.inf)
+            levels.append((seats.socket, socket_rate[seats.run]))
         return levels
 
     def path(self, groups: Ints, patterns: Sequence[str]) -> Path:

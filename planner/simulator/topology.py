@@ -1,8 +1,8 @@
 """The links of a cluster and the route between any two ranks, as arrays over all ranks at once.
 
-    inside a domain   switch: gpu out > gpu in · pairs: the bridge, else PCIe · pcie: pcie out > [switch out > switch
-                      in] > pcie in, through host memory without peer-to-peer (host out > host in of the two GPUs)
-    between domains   [pcie out > switch out > switch in >] nic out > [leaf up > leaf down >] nic in [> … > pcie in]
+    inside a domain   switch: gpu out > gpu in · pairs: the bridge, else PCIe · pcie: pcie out > [switch out > [socket
+                      out > socket in >] switch in >] pcie in, through host memory without peer-to-peer (host out > in)
+    between domains   [pcie out > switch out > … > switch in >] nic out > [leaf up > leaf down >] nic in [> … > pcie in]
     offload           [pcie out >] host out, and the same inwards
 
 A link is (kind, unit) of the cluster's wiring (`hardware/wiring.py`), and carries what the given rates say, by default
@@ -31,6 +31,8 @@ from cost_models.hardware.wiring import (
     OF_GPU,
     PCIE_IN,
     PCIE_OUT,
+    SOCKET_IN,
+    SOCKET_OUT,
     SWITCH_IN,
     SWITCH_OUT,
     LinkRates,
@@ -39,7 +41,7 @@ from cost_models.hardware.wiring import (
 from cost_models.hardware.wiring import Floats as Floats
 from cost_models.hardware.wiring import Ints as Ints
 
-LEAVING_STEPS = 7
+LEAVING_STEPS = 9
 """Steps of a route on the sender's side, up to its leaf; the rest belong to the receiver."""
 
 
@@ -84,6 +86,9 @@ class Topology:
         self.on_pcie, self.in_pairs = wiring.on_pcie[self.run], wiring.in_pairs[self.run]
         self.through_host, self.crosses_switch = wiring.through_host[self.run], wiring.crosses_switch[self.run]
         several = bool((self.domain != self.domain[0]).any())
+        self.socket, self.nic_socket, self.crosses_socket = (
+            seats.socket, seats.at_nic.socket, wiring.crosses_socket[self.run]
+        )  # fmt: skip
         self.reaches_nic_across = self.crosses_switch & (self.switch != self.nic_switch) & several
 
     def rate(self, kind: int, unit: Ints) -> Floats:
@@ -106,18 +111,26 @@ class Topology:
         out_cross = out_bus & self.crosses_switch[source] & (self.switch[source] != self.nic_switch[source])
         in_cross = in_bus & self.crosses_switch[to] & (self.switch[to] != self.nic_switch[to])
         cross = pcie & self.crosses_switch[source] & (self.switch[source] != self.switch[to])
+        between = cross & self.crosses_socket[source] & (self.socket[source] != self.socket[to])
+        out_socket = out_cross & self.crosses_socket[source] & (self.socket[source] != self.nic_socket[source])
+        in_socket = in_cross & self.crosses_socket[to] & (self.socket[to] != self.nic_socket[to])
         steps = (
             (GPU_OUT, ~network & ~pcie, self.place[source]),
             (PCIE_OUT, pcie | out_bus, self.place[source]),
             (HOST_OUT, host, self.place[source]),
             (SWITCH_OUT, cross | out_cross, self.switch[source]),
+            (SOCKET_OUT, between | out_socket, self.socket[source]),
+            (SOCKET_IN, out_socket, self.nic_socket[source]),
             (SWITCH_IN, out_cross, self.nic_switch[source]),
             (NIC_OUT, network, self.nic[source]),
             (LEAF_UP, up, self.leaf[source]),
+            (SOCKET_IN, between, self.socket[to]),
             (SWITCH_IN, cross, self.switch[to]),
             (LEAF_DOWN, up, self.leaf[to]),
             (NIC_IN, network, self.nic[to]),
             (SWITCH_OUT, in_cross, self.nic_switch[to]),
+            (SOCKET_OUT, in_socket, self.nic_socket[to]),
+            (SOCKET_IN, in_socket, self.socket[to]),
             (SWITCH_IN, in_cross, self.switch[to]),
             (HOST_IN, host, self.place[to]),
             (PCIE_IN, pcie | in_bus, self.place[to]),
@@ -134,7 +147,7 @@ class Topology:
 
     def nearness(self, source: Ints, to: Ints) -> Ints:
         """A number that tells routes of different kinds apart: what the two ranks share."""
-        levels = [self.pair, self.switch, self.slot, self.domain, self.leaf]
+        levels = [self.pair, self.switch, self.slot, self.domain, self.leaf, self.socket]
         return sum(((level[source] != level[to]).astype(np.int64) << i for i, level in enumerate(levels)), source * 0)
 
     def latency_s(self, source: Ints, to: Ints) -> Floats:

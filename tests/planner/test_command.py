@@ -134,7 +134,7 @@ MISTAKES = [
     (["--gpus", "8"], "--ctx is missing"),
     (["--ctx", "8K"], "--gpus is missing"),
     ([*SMALL, "--model", "longvila-9b"], "did you mean longvila-8b"),
-    ([*SMALL, "--cluster", "nowhere.yaml"], "is neither a preset nor a YAML file"),
+    ([*SMALL, "--cluster", "nowhere.yaml"], "is neither a preset nor a file"),
     ([*SMALL, "--mode", "trian"], "did you mean train"),
     ([*SMALL, "--objective", "joy"], "legal: time, memory, gpu-hours"),
     ([*SMALL, "--fix", "ulyses=8"], "did you mean ulysses"),

@@ -23,9 +23,15 @@ def expand(text: str, where: str = "--hosts") -> tuple[str, ...]:
     (('gpu001', 'gpu002', 'gpu003', 'gpu7'), ('a', 'rack1n0', 'rack1n1', 'rack2n0', 'rack2n1'))
     """
     hosts: list[str] = []
-    for item in re.split(r",(?![^\[]*\])", text):
-        if item.strip():
-            hosts.extend(_expand_one(item.strip(), where, MOST_HOSTS - len(hosts)))
+    start, inside = 0, False
+    for mark in re.finditer(r"[,\[\]]|\Z", text):
+        if mark[0] in ("[", "]"):
+            inside = mark[0] == "["
+        elif mark[0] == "" or not inside:
+            item = text[start : mark.start()].strip()
+            if item:
+                hosts.extend(_expand_one(item, where, MOST_HOSTS - len(hosts)))
+            start = mark.end()
     return tuple(hosts)
 
 

@@ -1,0 +1,204 @@
+"""The network between printed hosts: a graph of hosts and switches (networkx), and what of it a `Fabric` holds.
+
+    hosts and switches are vertices; an edge has its number of `links` and, where it is told, their `bytes_per_s`
+
+Hosts that share a switch make one leaf (with several rails, the leaf is all their switches together); leaves under one
+upper switch stand side by side in slot order. Oversubscription is what hosts send into a leaf over what its uplinks
+carry, the worst of all leaves and levels; it is known only where the file lists every link. Hosts may belong to
+scale-up `domain`s (NVLink racks). Left out: which rail a card is on, and routes that leave the tree.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import networkx as nx
+
+from cost_models.errors import InputError
+
+MOST_VERTICES = 2**18
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FabricTree:
+    graph: nx.Graph
+    every_link: bool = False  # whether every cable is listed, so that oversubscription can be counted
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def hosts(self) -> list[str]:
+        """In slot order: domain by domain and leaf by leaf."""
+        return [host for leaf in self.leaves for host in leaf]
+
+    @cached_property
+    def level(self) -> dict[str, int]:
+        """Switches between a vertex and its nearest host; hosts are 0."""
+        hosts = [vertex for vertex, facts in self.graph.nodes(data=True) if facts["kind"] == "host"]
+        return dict(nx.multi_source_dijkstra_path_length(self.graph, hosts, weight=None)) if hosts else {}
+
+    @cached_property
+    def leaves(self) -> list[list[str]]:
+        """Hosts of each leaf. A file without switches has one leaf for each domain, else one in all."""
+        order = {vertex: i for i, vertex in enumerate(self.graph.nodes)}
+        hosts = [vertex for vertex in order if self.graph.nodes[vertex]["kind"] == "host"]
+        near = nx.Graph()
+        near.add_nodes_from(hosts)
+        near.add_edges_from((host, switch) for host in hosts for switch in self.graph[host])
+        if not any(self.graph[host] for host in hosts):
+            groups = [hosts]
+        else:
+            groups = [[v for v in group if self.level[v] == 0] for group in nx.connected_components(near)]
+        domain = self.domain_of
+
+        def by_domain(host: str) -> tuple[int, int]:
+            return domain.get(host, 0), order[host]
+
+        def by_place(group: list[str]) -> tuple[object, ...]:
+            return (
+                min(domain.get(host, 0) for host in group),
+                self._upper(group, order),
+                min(order[host] for host in group),
+            )
+
+        return sorted((sorted(group, key=by_domain) for group in groups), key=by_place)
+
+    @cached_property
+    def domain_of(self) -> dict[str, int]:
+        """Number of the scale-up domain of each host that has one, in the order of the file."""
+        names = nx.get_node_attributes(self.graph, "domain")
+        number = {name: i for i, name in enumerate(dict.fromkeys(names.values()))}
+        return {host: number[name] for host, name in names.items()}
+
+    def domain_sizes(self) -> tuple[int, ...]:
+        """Hosts of each scale-up domain, in slot order; () where none is told."""
+        sizes: list[int] = []
+        last = None
+        for host in self.hosts:
+            domain = self.domain_of.get(host)
+            if domain is not None and domain == last:
+                sizes[-1] += 1
+            else:
+                sizes.append(1)
+            last = domain
+        return tuple(sizes) if self.domain_of else ()
+
+    def _upper(self, group: list[str], order: dict[str, int]) -> tuple[int, ...]:
+        """The switches above a leaf, from the top: the first of each level."""
+        at, chain = {switch for host in group for switch in self.graph[host]}, []
+        while at:
+            first = min(at, key=order.__getitem__)
+            at = {v for switch in at for v in self.graph[switch] if self.level[v] > self.level[switch]}
+            chain.append(order[first])
+        return tuple(reversed(chain[1:]))
+
+    @cached_property
+    def levels(self) -> int:
+        """Levels of switches."""
+        return max(self.level.values(), default=0)
+
+    def oversubscription(self) -> float | None:
+        """Hosts' rate into a leaf over the rate of its uplinks, the worst of all leaves and levels; None: not told."""
+        if not self.every_link or self.levels < 2:
+            return None
+        worst = 1.0
+        for level in range(1, self.levels):
+            lower = [vertex for vertex, at in self.level.items() if at <= level]
+            for part in nx.connected_components(self.graph.subgraph(lower)):
+                below = sum(self._rate(edge) for edge in self._crossing(part, 0, 1))
+                above = sum(self._rate(edge) for edge in self._crossing(part, level, level + 1))
+                if below and above:
+                    worst = max(worst, below / above)
+        return worst
+
+    def _crossing(self, part: set[str], low: int, high: int) -> list[tuple[str, str]]:
+        return [
+            (vertex, other)
+            for vertex in part
+            if self.level[vertex] == low
+            for other in self.graph[vertex]
+            if self.level[other] == high
+        ]
+
+    def _rate(self, edge: tuple[str, str]) -> float:
+        facts = self.graph.edges[edge]
+        return float(facts["links"] * facts.get("bytes_per_s", 1.0))
+
+    def cards(self) -> tuple[int, float | None] | None:
+        """(cards of a host, bytes/s of one), the most common; None where links are not counted."""
+        if not self.every_link:
+            return None
+        counts = [sum(self.graph.edges[host, v]["links"] for v in self.graph[host]) for host in self.hosts]
+        rates = [self.graph.edges[host, v].get("bytes_per_s") for host in self.hosts for v in self.graph[host]]
+        counts = [count for count in counts if count]
+        if not counts:
+            return None
+        return Counter(counts).most_common(1)[0][0], Counter(rates).most_common(1)[0][0]
+
+
+class Builder:
+    """Collects hosts and switches; a host that two leaves list stays at the first."""
+
+    def __init__(self, where: str) -> None:
+        self.where, self.graph = where, nx.Graph()
+        self.under = nx.DiGraph()  # switch -> the one above it
+        self.notes: list[str] = []
+        self.twice: list[str] = []  # hosts that several switches list
+
+    def switch(self, name: str) -> None:
+        if name not in self.graph:
+            self._room()
+            self.graph.add_node(name, kind="switch")
+
+    def hosts(self, names: Sequence[str], switch: str | None = None, domain: str | None = None) -> None:
+        """Hosts under a switch (None: under none) and in a scale-up domain."""
+        for name in names:
+            if name in self.graph and self.graph.nodes[name]["kind"] == "switch":
+                raise InputError(f"{self.where}: {name[:40]!r} is a host and a switch")
+            if name not in self.graph:
+                self._room()
+                self.graph.add_node(name, kind="host")
+            elif switch is not None and self.graph[name]:
+                self.twice.append(name)
+                continue
+            if switch is not None:
+                self.graph.add_edge(name, switch, links=1)
+            if domain is not None:
+                self.graph.nodes[name]["domain"] = domain
+
+    def cable(self, one: str, other: str, bytes_per_s: float | None = None) -> None:
+        """One more link between two vertices."""
+        if one == other:
+            raise InputError(f"{self.where}: {one[:40]!r} is cabled to itself")
+        if not self.graph.has_edge(one, other):
+            self.graph.add_edge(one, other, links=0)
+        facts = self.graph.edges[one, other]
+        facts["links"] += 1
+        if bytes_per_s is not None:
+            facts["bytes_per_s"] = bytes_per_s
+
+    def above(self, upper: str, lower: Sequence[str]) -> None:
+        """Switches under an upper one; a switch under itself is refused."""
+        self.switch(upper)
+        for name in lower:
+            self.switch(name)
+            self.graph.add_edge(name, upper, links=1)
+            self.under.add_edge(name, upper)
+
+    def _room(self) -> None:
+        if len(self.graph) >= MOST_VERTICES:
+            raise InputError(f"{self.where} names more than {MOST_VERTICES:,} hosts and switches")
+
+    def finish(self, every_link: bool = False) -> FabricTree:
+        if self.twice:
+            names = ", ".join(self.twice[:3]) + (", …" if len(self.twice) > 3 else "")
+            self.notes.append(f"{names} of {self.where} taken under the first of the switches that list them")
+        tree = FabricTree(graph=self.graph, every_link=every_link, notes=tuple(self.notes))
+        if not nx.is_directed_acyclic_graph(self.under):
+            (lower, _), *_ = nx.find_cycle(self.under)
+            raise InputError(f"{self.where}: switch {lower[:40]!r} is under itself")
+        if not any(facts["kind"] == "host" for _, facts in self.graph.nodes(data=True)):
+            raise InputError(f"{self.where} names no host")
+        return tree

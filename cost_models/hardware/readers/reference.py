@@ -1,0 +1,111 @@
+"""What a printed topology does not say about its hosts, taken from the preset that resembles them most.
+
+    device and GPUs of a host  ->  the preset with that device and as many GPUs; makers' designs (dgx, hgx) come first
+
+Also how NVLink and PCIe are entered: `joined` and `tiers` of a HostTree -> ScaleUp.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+from cost_models.errors import InputError
+from cost_models.hardware.cluster import Cluster, Node, ScaleUp
+from cost_models.hardware.device import Device
+from cost_models.hardware.links import LINKS
+from cost_models.hardware.readers.host_tree import HostTree
+
+_BY_LINKS = {
+    ("NV", 12, 8): "a100-sxm-80gb", ("NV", 12, 16): "a100-sxm-80gb", ("NV", 18, 8): "h100-sxm-80gb",
+    ("NV", 4, 4): "a100-sxm-80gb", ("NV", 6, 4): "gh200", ("XGMI", 1, 8): "mi300x",
+}  # fmt: skip
+"""The likeliest GPU of a host, by the word and number of links of a pair, and the GPUs that are joined so."""
+_PCIE = {"volta": "pcie3", "turing": "pcie3", "ampere": "pcie4", "ada": "pcie4", "cdna2": "pcie4"}
+_QUADS = {"nvlink2": "nvlink2-quad", "nvlink3": "nvlink3-quad", "nvlink4": "nvlink4-quad"}
+LINKS_OF_GPU = {"nvlink2": 6, "nvlink3": 12, "nvlink4": 18, "nvlink5": 18}
+SWITCH_SHARE = 0.75
+"""Of a PCIe switch's line rate, what its GPUs share on the way out: as between pairs (`wiring.PCIE_SHARE`)."""
+SOCKET_BYTES_PER_S = 22e9
+"""Between two sockets, one way: Sapphire Rapids in NCCL's own model (src/graph/topo.h)."""
+
+
+def likely_device(tree: HostTree) -> str | None:
+    """A preset's name from the number of links; None where several kinds of GPU look alike."""
+    joined, count = tree.joined
+    if joined not in ("all", "switch"):
+        return None
+    return _BY_LINKS.get((tree.link or "NV", count, len(tree.gpus)))
+
+
+@cache
+def reference(device: str, gpus: int, cards: int | None = None) -> Cluster:
+    """The preset cluster, of one node, that is most like hosts with `gpus` of this device and as many cards."""
+    wanted = Device.load(device)
+    presets = [Cluster.load(name, nodes=1) for name in Cluster.presets() if name != "local"]
+
+    def distance(cluster: Cluster) -> tuple[object, ...]:
+        node = cluster.runs[0].node
+        return (
+            node.device.name != device,
+            node.device.link != wanted.link,
+            node.device.architecture != wanted.architecture,
+            node.gpus != gpus,
+            abs(node.gpus - gpus),
+            cards is not None and abs(node.nics.count - cards),
+            not cluster.name.startswith(("dgx", "hgx")),
+            not cluster.name.startswith("dgx"),
+            cluster.name,
+        )
+
+    return min(presets, key=distance)
+
+
+def scale_up(tree: HostTree, device: Device, like: Node) -> tuple[ScaleUp, str]:
+    """How the GPUs are joined, and the same in words."""
+    joined, count = tree.joined
+    gpus, links = len(tree.gpus), LINKS_OF_GPU.get(device.link.partition("-")[0], 0)
+    same = like.device.link == device.link and like.scale_up.kind == "switch"
+    told = like.scale_up if same else ScaleUp(
+        kind="switch", link=device.link, bytes_per_s=LINKS[device.link].bytes_per_s, latency_s=2e-6
+    )  # fmt: skip
+    if device.link.startswith(("pcie", "shared")) and joined in ("all", "switch", "some"):
+        raise InputError(f"--device {device.name}: the file prints {tree.link or 'NVLink'}, which this card has not")
+    if tree.link == "XGMI":
+        return told, f"{gpus} GPUs joined by XGMI"
+    if joined == "switch" or (joined == "all" and (gpus == 2 or count * (gpus - 1) > links)):
+        return told, f"{gpus} GPUs, {count} links each, by switches" if gpus > 2 else f"{gpus} GPUs, {count} links"
+    if joined == "all":
+        quad = _QUADS.get(device.link, device.link)
+        rate = min(LINKS[quad].bytes_per_s, LINKS[device.link].bytes_per_s)
+        return ScaleUp(kind="switch", link=quad, bytes_per_s=rate, latency_s=2e-6), f"{gpus} GPUs, {count} links a pair"
+    if joined == "some":
+        return told, f"{gpus} GPUs, of which some pairs share NVLinks (as in {like.device.name}'s preset)"
+    if joined == "pairs":
+        return _pcie(tree, device, like, bridged=True), f"{gpus} GPUs in pairs of {count} links"
+    if not tree.nvlinks_listed and not device.link.startswith("pcie") and like.scale_up.kind == "switch":
+        return told, f"{gpus} GPUs; NVLink, which the file leaves out, as the device has it"
+    tiers = " × ".join(map(str, tree.tiers())) or "all alike"
+    return _pcie(tree, device, like, bridged=False), f"{gpus} GPUs by PCIe, groups of {tiers}"
+
+
+def _pcie(tree: HostTree, device: Device, like: Node, bridged: bool) -> ScaleUp:
+    link = _PCIE.get(device.architecture, "pcie5")
+    rate = LINKS[link].bytes_per_s
+    tiers = tree.tiers()
+    by_socket = bool(tiers) and len(tree.groups(len(("PIX", "PXB", "PHB", "NODE")) - 1)) > 1
+    peers = like.scale_up.peer_to_peer if like.device.name == device.name else True
+    bridge = device.link if "bridge" in device.link else "nvlink3-bridge"
+    switch, socket = (tiers[0], tiers[1] if len(tiers) > 1 else 0) if tiers else (0, 0)
+    switch_rate = SOCKET_BYTES_PER_S if by_socket and len(tiers) == 1 else SWITCH_SHARE * rate
+    return ScaleUp(
+        kind="pairs" if bridged else "pcie",
+        link=bridge if bridged else link,
+        bytes_per_s=LINKS[bridge].bytes_per_s if bridged else rate,
+        latency_s=8e-6,
+        pcie_bytes_per_s=rate if bridged else 0.0,
+        peer_to_peer=peers,
+        gpus_per_switch=switch,
+        cross_bytes_per_s=switch_rate if switch else 0.0,
+        gpus_per_socket=socket,
+        socket_bytes_per_s=SOCKET_BYTES_PER_S if socket else 0.0,
+    )

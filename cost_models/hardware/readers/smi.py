@@ -1,0 +1,109 @@
+"""`nvidia-smi topo -m` and `rocm-smi --showtopo` -> HostTree: a matrix of how near GPUs and cards are.
+
+            GPU0  GPU1  NIC0  CPU Affinity  NUMA Affinity           NV12: joined by 12 NVLinks
+    GPU0     X    NV12  PXB   0-31,64-95    0                       PIX PXB PHB NODE SYS: how near over PCIe
+    GPU1    NV12   X    PXB   0-31,64-95    0                       XGMI, PCIE: AMD's link types
+
+Columns are told apart by blanks or tabs; cards are named NIC0, mlx5_0 or by any other name. Where NVLink joins two GPUs
+the matrix does not say how near they are over PCIe: their NUMA nodes do. GPUs keep their numbers.
+"""
+
+from __future__ import annotations
+
+import re
+
+import networkx as nx
+
+from cost_models.errors import InputError
+from cost_models.hardware.readers.host_tree import NEARNESS, HostTree, grow
+
+MOST_VERTICES = 512
+_NVIDIA = re.compile(r"^[ \t]*GPU0[ \t]+(?:[^\s]+[ \t]+)*?CPU Affinity", re.M)
+_AMD = re.compile(r"Link Type between two GPUs")
+_CELL = re.compile(r"X|NV[0-9]{1,3}|PIX|PXB|PHB|NODE|SYS")
+_AMD_NUMA = re.compile(r"GPU\s*\[?(\d{1,3})\]?\s*:.*Numa Node:\s*(\d{1,4})")
+
+
+def is_topology(text: str) -> bool:
+    return bool(_NVIDIA.search(text) or _AMD.search(text))
+
+
+def read(text: str, where: str) -> HostTree:
+    return _amd(text, where) if _AMD.search(text) else _nvidia(text, where)
+
+
+def _nvidia(text: str, where: str) -> HostTree:
+    lines = iter(text.splitlines())
+    header = next(line for line in lines if _NVIDIA.match(line))
+    names = header.partition("CPU Affinity")[0].split()
+    if len(set(names)) < len(names) or len(names) > MOST_VERTICES:
+        raise InputError(f"{where}: the heading names {len(names)} GPUs and cards; at most {MOST_VERTICES}, none twice")
+    rows: dict[str, list[str]] = {}
+    numa: dict[str, str] = {}
+    for line in lines:
+        words = line.split()
+        if not words or words[0] not in names or words[0] in rows:
+            break
+        cells = words[1 : len(names) + 1]
+        if not _is_row(cells, len(names), line) and not (words[0].startswith("GPU")):
+            break  # a row of a card that is cut off
+        for name, cell in zip(names, cells, strict=False):
+            if not _CELL.fullmatch(cell):
+                raise InputError(f"{where}: row {words[0]}, column {name}: {cell[:20]!r} is none of X, NV#, {_LEGAL}")
+        rows[words[0]] = cells
+        rest = words[len(names) + 1 :]
+        if words[0].startswith("GPU") and len(rest) >= 2:
+            numa[words[0]] = rest[1]
+    gpus = [name for name in names if re.fullmatch(r"GPU\d{1,3}", name)]
+    for gpu in gpus:
+        if len(rows.get(gpu, [])) < len(names):
+            raise InputError(f"{where}: the row of {gpu} is missing or shorter than the heading's {len(names)} columns")
+    graph = nx.Graph()
+    graph.add_nodes_from(gpus, kind="gpu")
+    graph.add_nodes_from((name for name in names if name not in gpus), kind="nic")
+    near: dict[tuple[str, str], int] = {}
+    for gpu in gpus:
+        for name, cell in zip(names, rows[gpu], strict=True):
+            if cell.startswith("NV"):
+                graph.add_edge(gpu, name, kind="nvlink", count=int(cell[2:]))
+                alike = gpu in numa and numa.get(gpu) == numa.get(name)
+                near[gpu, name] = NEARNESS.index("NODE" if alike else "SYS")
+            elif cell != "X":
+                near[gpu, name] = NEARNESS.index(cell)
+    grow(graph, near)
+    return HostTree(graph=graph)
+
+
+_LEGAL = ", ".join(NEARNESS)
+
+
+def _is_row(cells: list[str], columns: int, line: str) -> bool:
+    return len(cells) == columns and "\x00" not in line
+
+
+def _amd(text: str, where: str) -> HostTree:
+    block = text[_AMD.search(text).end() :].splitlines()  # type: ignore[union-attr]
+    lines = iter(line.split() for line in block[1:])
+    names = next((words for words in lines if words[:1] == ["GPU0"]), [])
+    links: dict[tuple[str, str], str] = {}
+    for words in lines:
+        if not words or words[0] not in names:
+            break
+        if len(words) != len(names) + 1:
+            raise InputError(f"{where}: the row of {words[0]} has {len(words) - 1} of {len(names)} columns")
+        links.update({(words[0], name): cell for name, cell in zip(names, words[1:], strict=True) if name != words[0]})
+    if not names or len(names) > MOST_VERTICES or len(links) != len(names) * (len(names) - 1):
+        raise InputError(f"{where}: the block `Link Type between two GPUs` is cut off; print it whole")
+    numa = {f"GPU{gpu}": node for gpu, node in _AMD_NUMA.findall(text)}
+    graph = nx.Graph()
+    graph.add_nodes_from(names, kind="gpu")
+    near = {}
+    for (a, b), link in links.items():
+        if link not in ("XGMI", "PCIE"):
+            raise InputError(f"{where}: the link between {a} and {b} is {link[:20]!r}; legal: XGMI, PCIE")
+        if link == "XGMI":
+            graph.add_edge(a, b, kind="nvlink", count=1)
+        alike = a in numa and numa.get(a) == numa.get(b)
+        near[a, b] = NEARNESS.index("NODE" if alike else "SYS")
+    grow(graph, near)
+    return HostTree(graph=graph, link="XGMI" if "XGMI" in links.values() else "PCIE")

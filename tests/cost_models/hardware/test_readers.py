@@ -1,0 +1,235 @@
+"""Printed topologies: what each real file of `printed/` is read as (its SOURCES.md says where each comes from)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cost_models import Model, Placement, Strategy, Workload, price
+from cost_models.errors import InputError
+from cost_models.hardware.cluster import Cluster
+from cost_models.hardware.readers import hostfile, ibnetdiscover, nccl_xml, slurm, smi, topograph
+from cost_models.hardware.readers.fabric_tree import FabricTree
+from cost_models.hardware.readers.host_tree import HostTree
+from cost_models.hardware.readers.printed import parse
+from planner.simulator.simulation import simulate
+
+PRINTED = Path(__file__).parent / "printed"
+FILES = sorted(path for path in PRINTED.glob("*/*") if path.name != "NOTICE")
+
+# file: GPUs, cards in use, groups of neighbours over PCIe, how NVLink joins them and with how many links
+HOSTS = {
+    "topo_m/smi_h100_reversed.txt": (8, [f"NIC{8 - i}" for i in range(8)], (4,), ("all", 18)),
+    "topo_m/h20_vm_8nic_reversed.txt": (8, [f"NIC{7 - i}" for i in range(8)], (4,), ("all", 18)),
+    "topo_m/h100_sxm_8nic_pix.txt": (8, [f"NIC{i}" for i in range(8)], (4,), ("all", 18)),
+    "topo_m/a100_8nic_pxb_pairs.txt": (8, [f"NIC{i}" for i in range(8)], (2, 4), ("all", 12)),
+    "topo_m/b200_gcp_a4_8nic_pairs.txt": (8, [f"NIC{i}" for i in range(8)], (2, 4), ("all", 18)),
+    "topo_m/dgx_a100_nps4_10nic.txt": (8, [f"NIC{i}" for i in range(8)], (2,), ("all", 12)),
+    "topo_m/hgx_a100_nps4_1nic_oldformat.txt": (8, ["mlx5_0"], (2,), ("all", 12)),
+    "topo_m/aws_p4d_a100_no_nic.txt": (8, [], (4,), ("all", 12)),
+    "topo_m/gh200_quad_hpe_ex.txt": (4, [], (), ("all", 6)),
+    "topo_m/smi_pcie_tree.txt": (8, [], (2, 4), ("none", 0)),
+    "topo_m/pcie_4gpu_node.txt": (4, [], (), ("none", 0)),
+    "topo_m/pcie_6gpu_sm120.txt": (6, [], (2, 4), ("none", 0)),
+    "topo_m/pcie_8gpu_all_sys_tabs.txt": (8, [], (), ("none", 0)),
+    "topo_m/pcie_8gpu_pix4_2nic.txt": (8, ["NIC0", "NIC1"], (4,), ("none", 0)),
+    "topo_m/pcie_8gpu_pix_pairs.txt": (8, [], (2, 4), ("none", 0)),
+    "topo_m/rtx_pro_6000_2gpu_tabs.txt": (2, [], (), ("none", 0)),
+    "topo_m/rocm_mi250x_4gpu_showtopo.txt": (4, [], (), ("all", 1)),
+    "topo_m/rocm_mi308x_8gpu_showtopo.txt": (8, [], (4,), ("all", 1)),
+    "topo_m/rocm_mi355x_8gpu_linktype_only.txt": (8, [], (), ("all", 1)),
+    "nccl_xml/two_a100_one_card.xml": (2, ["mlx5_0"], (), ("all", 12)),
+    "nccl_xml/ibm_vpc_8xh100_nvswitch_8nic200.xml": (8, [f"mlx5_{7 - i}" for i in range(8)], (4,), ("switch", 18)),
+    "nccl_xml/aws_g5_48xl_8xa10g_pcie.xml": (8, ["NIC0"], (4,), ("none", 0)),
+    "nccl_xml/azure_ncv4_4xa100_pcie.xml": (4, ["eth0"], (), ("none", 0)),
+}
+
+# file: hosts, hosts of each leaf, hosts of each scale-up domain, levels of switches
+FABRICS = {
+    "slurm/topology_tree_man_page.conf": (18, [6, 6, 6], (), 2),
+    "slurm/topology_tree_superpod_a100.conf": (79, [18, 18, 18, 18, 7], (), 1),
+    "slurm/topology_block_man_page.conf": (128, [128], (32, 32, 32, 32), 0),
+    "slurm/topology_block_azure_gb200.conf": (51, [51], (18, 16, 8, 9), 0),
+    "slurm/scontrol_show_topology_gb300_block.txt": (36, [36], (18, 18), 0),
+    "topograph/model_small-tree.yaml": (6, [3, 3], (3, 3), 2),
+    "topograph/model_medium.yaml": (8, [2, 2, 2, 2], (2, 2, 2, 2), 3),
+    "topograph/model_nvl72.yaml": (72, [18] * 4, (18,) * 4, 3),
+    "topograph/model_large.yaml": (96, [8] * 12, (8,) * 12, 3),
+    "topograph/model_dual-xclr-regular.yaml": (96, [8] * 12, (48, 48), 3),
+    "topograph/model_dual-xclr-irregular.yaml": (255, None, (124, 131), 3),
+    "topograph/ibnetdiscover_example.out": (122, [17, 11, 16, 16, 15, 18, 18, 11], (), 2),
+    "topograph/netq_topologyGraph.json": (8, [4, 4], (), 2),
+    "topograph/netq_computeNodes.json": (2, [2], (2,), 0),
+}
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_a_host_is_read_as_printed(name: str) -> None:
+    host = parse(PRINTED / name)
+    gpus, cards, tiers, joined = HOSTS[name]
+    assert isinstance(host, HostTree)
+    assert (len(host.gpus), host.used_cards, host.tiers(), host.joined) == (gpus, cards, tiers, joined)
+
+
+@pytest.mark.parametrize("name", FABRICS)
+def test_a_network_is_read_as_printed(name: str) -> None:
+    tree = parse(PRINTED / name)
+    hosts, leaves, domains, levels = FABRICS[name]
+    assert isinstance(tree, FabricTree)
+    assert (len(tree.hosts), tree.domain_sizes(), tree.levels) == (hosts, domains, levels)
+    assert len(set(tree.hosts)) == hosts and sum(map(len, tree.leaves)) == hosts
+    assert leaves is None or [len(leaf) for leaf in tree.leaves] == leaves
+
+
+@pytest.mark.parametrize("path", FILES, ids=[path.name for path in FILES])
+def test_every_file_makes_a_cluster_that_is_priced(path: Path) -> None:
+    device = None
+    try:
+        cluster = Cluster.load(str(path))
+    except InputError as error:
+        assert "does not say which GPUs these are; give --device" in str(error)
+        device = "mi250x-gcd" if "mi250x" in path.name else "l40s"
+        cluster = Cluster.load(str(path), device=device)
+    assert cluster.notes and all(path.name in note or "preset" in note for note in cluster.notes)
+    assert Cluster.from_dict(json.loads(json.dumps(cluster.to_dict()))).digest == cluster.digest
+    gpus = cluster.runs[0].node.gpus
+    workload = Workload(Model.load("llama-3-8b"), context_tokens=4096 * gpus)
+    cost = price(Cluster.load(str(path), gpus=gpus, device=device), workload, Strategy(ring=gpus, shard=gpus))
+    assert 0 < cost.mfu < 0.8
+
+
+def test_oversubscription_is_counted_where_every_cable_is_listed() -> None:
+    tree = parse(PRINTED / "topograph/ibnetdiscover_example.out")
+    assert isinstance(tree, FabricTree)
+    # the fullest leaf group: 18 hosts x 4 cards of 400 Gbit/s over 67 uplinks of 400 Gbit/s
+    assert tree.oversubscription() == pytest.approx(72 / 67)
+    assert tree.cards() == (4, 50e9)
+
+
+def test_what_is_taken_is_said() -> None:
+    cluster = Cluster.load(str(PRINTED / "topo_m/smi_h100_reversed.txt"), gpus=32)
+    node = cluster.runs[0].node
+    assert (cluster.slots, node.device.name, node.nics.count, node.scale_up.link) == (4, "h100-sxm-80gb", 8, "nvlink4")
+    said = " | ".join(cluster.notes)
+    assert "GPUs taken as h100-sxm-80gb by their links (--device says otherwise)" in said
+    assert (
+        "(NIC8, NIC7, NIC6, …) without NIC0, near no GPU" in said
+        and "taken from preset dgx-h100: cards 50 GB/s" in said
+    )
+    other = Cluster.load(str(PRINTED / "topo_m/smi_h100_reversed.txt"), device="h20", gpus=8)
+    assert other.runs[0].node.device.name == "h20" and not any("by their links" in note for note in other.notes)
+
+
+def test_the_speed_of_cards_is_the_file_s() -> None:
+    cluster = Cluster.load(str(PRINTED / "nccl_xml/ibm_vpc_8xh100_nvswitch_8nic200.xml"))
+    assert cluster.runs[0].node.nics.bytes_per_s == 25e9 and cluster.runs[0].node.device.name == "h100-sxm-80gb"
+
+
+def test_several_files_make_one_cluster() -> None:
+    host, fabric = PRINTED / "topo_m/dgx_a100_nps4_10nic.txt", PRINTED / "slurm/topology_tree_superpod_a100.conf"
+    cluster = Cluster.load(str(host), fabrics=[str(fabric)])
+    assert (cluster.slots, cluster.gpus, cluster.runs[0].node.device.name) == (79, 632, "a100-sxm-80gb")
+    assert cluster.fabric.leaves == (18, 18, 18, 18, 7) and cluster.leaf_of_slot.tolist()[70:74] == [3, 3, 4, 4]
+    preset = Cluster.load("dgx-h200", fabrics=[str(fabric)], gpus=160)
+    assert (preset.slots, preset.leaf_of_slot.max()) == (20, 1)
+
+
+def test_domains_of_unlike_size_are_kept() -> None:
+    cluster = Cluster.load(str(PRINTED / "slurm/topology_block_azure_gb200.conf"), device="gb200")
+    assert (cluster.nodes_per_domain, cluster.domains) == (18, (18, 16, 8, 9))
+    assert [int((cluster.domain_of_slot == i).sum()) for i in range(4)] == [18, 16, 8, 9]
+    boxes = Cluster.load(str(PRINTED / "slurm/topology_block_azure_gb200.conf"), device="h100-sxm-80gb")
+    assert boxes.nodes_per_domain == 1 and any("NVLink domains of 18 hosts left out" in note for note in boxes.notes)
+
+
+def test_three_tiers_of_pcie_cost_more_than_two() -> None:
+    """Of a buffer, 4 GPUs send 1/2 out of a socket at 22 GB/s, 2 GPUs 1/2 out of a switch at 24 GB/s: 2.18 times."""
+    cluster = Cluster.load(str(PRINTED / "topo_m/smi_pcie_tree.txt"), device="rtx3090")
+    node = cluster.runs[0].node
+    link = node.scale_up
+    assert (link.gpus_per_switch, link.cross_bytes_per_s) == (2, 24e9)
+    assert (link.gpus_per_socket, link.socket_bytes_per_s) == (4, 22e9)
+    direct = replace(link, peer_to_peer=True)
+    two_tiers = cluster.override(
+        {0: replace(node, scale_up=replace(direct, gpus_per_socket=0, socket_bytes_per_s=0.0))}
+    )
+    cluster = cluster.override({0: replace(node, scale_up=direct)})
+    work = Workload(Model.load("longvila-1.5b"), context_tokens=32768, global_batch=2)
+    strategy = Strategy(ulysses=4, data=2, shard=1, zero=0)
+    across = Placement(slot_of_rank=np.zeros(8, int), gpu_of_rank=np.array([0, 1, 4, 5, 2, 3, 6, 7]))
+    three, two = (price(each, work, strategy, across).seconds["all_to_all"] for each in (cluster, two_tiers))
+    assert three / two == pytest.approx((4 / 22) / (2 / 24), rel=0.02)
+    simulated = simulate(cluster, work, strategy, across).seconds["all_to_all"]
+    assert simulated == pytest.approx(three, rel=0.1)
+
+
+def test_topology_yaml_hostfile_and_graph_output() -> None:
+    tree = slurm.read_yaml(
+        [
+            {"topology": "flat", "flat": True},
+            {
+                "topology": "t",
+                "cluster_default": True,
+                "tree": {"switches": [{"switch": "top", "children": "s[1-2]"}, {"switch": "s1", "nodes": "n[1-3]"},
+                                      {"switch": "s2", "nodes": "n[4-5]"}]},
+            },
+        ],
+        "topology.yaml",
+    )  # fmt: skip
+    assert [len(leaf) for leaf in tree.leaves] == [3, 2] and tree.levels == 2
+    blocks = slurm.read_yaml(
+        [{"topology": "b", "block": {"block_sizes": [2], "blocks": [{"block": "x", "nodes": "a[1-2]"}]}}], "y"
+    )
+    assert blocks.domain_sizes() == (2,)
+    hosts = hostfile.read("gpu001 slots=8\ngpu[002-004] slots=8  # the rest\nlogin:8\n", "hosts")
+    assert hosts.hosts == ["gpu001", "gpu002", "gpu003", "gpu004", "login"]
+    graph = {
+        "instances": [
+            {"id": f"n{i}", "network_layers": [f"leaf{i // 2}", "core"], "labels": {"x/accelerator": f"nvl{i // 2}"}}
+            for i in range(4)
+        ]
+    }
+    made = topograph.read(graph, "graph.json")
+    assert (made.levels, [len(leaf) for leaf in made.leaves], made.domain_sizes()) == (2, [2, 2], (2, 2))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"name": "dgx-h100", "fabrics": ["slurm/topology_tree_man_page.conf"], "device": "l40s"}, "leave it out"),
+        (
+            {"name": "topo_m/smi_pcie_tree.txt", "fabrics": ["topo_m/pcie_4gpu_node.txt"]},
+            "a second description of the hosts",
+        ),
+        ({"name": "topo_m/smi_pcie_tree.txt", "fabrics": ["nowhere.conf"]}, "--fabric 'nowhere.conf' is neither"),
+        ({"name": "topo_m/smi_h100_reversed.txt", "device": "l40s"}, "NVLink, which this card has not"),
+        ({"name": "topo_m/smi_h100_reversed.txt", "device": "h900"}, "device='h900' is unknown"),
+        ({"name": "topo_m/smi_h100_reversed.txt", "gpus": 12}, "legal: 1 to 8, or a multiple of 8"),
+        ({"name": "slurm/topology_tree_man_page.conf", "gpus": 1000}, "has 144 free GPUs; at most 144"),
+    ],
+)
+def test_files_that_do_not_fit_are_refused_in_a_line(words: dict[str, object], message: str) -> None:
+    given = dict(words)
+    name, fabrics = str(given.pop("name")), [str(f) for f in given.pop("fabrics", [])]  # type: ignore[attr-defined]
+    paths = [str(PRINTED / fabric) if (PRINTED / fabric).is_file() else fabric for fabric in fabrics]
+    with pytest.raises(InputError, match=message) as error:
+        Cluster.load(str(PRINTED / name) if "/" in name else name, fabrics=paths, **given)  # type: ignore[arg-type]
+    assert "\n" not in str(error.value)
+
+
+def test_formats_are_told_apart_by_content() -> None:
+    for path in FILES:
+        text = path.read_text()
+        readers = (
+            smi.is_topology,
+            nccl_xml.is_topology,
+            ibnetdiscover.is_discovery,
+            slurm.is_conf,
+            hostfile.is_hostfile,
+        )
+        kinds = [is_one(text) for is_one in readers]
+        assert sum(kinds) == (0 if path.suffix in (".yaml", ".json") else 1), path.name
