@@ -127,4 +127,5 @@ def test_a_hostile_flag_is_refused_at_once(tmp_path: Path, words: list[str], mes
 
 
 def test_the_schema_in_the_package_is_that_of_the_reader() -> None:
+    """`make schema` writes it anew."""
     assert json.loads(SCHEMA.read_text(encoding="utf-8")) == json.loads(schema_text())
