@@ -29,15 +29,21 @@ Outcome = Literal["ran out", "fits"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limit:
-    """One configuration's longest row, printed and predicted."""
+class Printed:
+    """A row that prints an end of memory."""
 
     file: str
     row: str
     label: str
+    reason: str = ""  # why nothing is predicted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limit(Printed):
+    """One configuration's longest row, printed and predicted."""
+
     printed_tokens: int
     predicted_tokens: int | None = None
-    reason: str = ""  # why nothing is predicted
 
     @property
     def ratio(self) -> float | None:
@@ -55,16 +61,12 @@ class Limit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ending:
+class Ending(Printed):
     """A row without a time: it ran out of memory, or is only said to fit."""
 
-    file: str
-    row: str
-    label: str
     printed: Outcome
     fits: bool | None = None
     used_share: float | None = None  # predicted memory over the GPU's
-    reason: str = ""
 
     @property
     def agrees(self) -> bool | None:

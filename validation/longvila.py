@@ -54,21 +54,10 @@ class Method:
     layouts: Callable[[int], tuple[Strategy, ...]]  # of so many GPUs; the fastest counts
 
 
-def _two_d(gpus: int) -> tuple[Strategy, ...]:
-    ulysses = min(gpus, NODE)
-    return (Strategy(ring=gpus // ulysses, ulysses=ulysses, shard=gpus, loss_chunk_tokens=None),)
-
-
-def _any_degrees(gpus: int) -> tuple[Strategy, ...]:
-    return tuple(
-        Strategy(ring=gpus // ulysses, ulysses=ulysses, shard=gpus, loss_chunk_tokens=None)
-        for ulysses in (1, 2, 4, 8, 16, 32)
-        if gpus % ulysses == 0
-    )
-
-
-def _ring(gpus: int) -> tuple[Strategy, ...]:
-    return (Strategy(ring=gpus, shard=gpus, loss_chunk_tokens=None),)
+def _hybrid(gpus: int, *ulysses: int) -> tuple[Strategy, ...]:
+    """Heads over so many neighbours, a ring across them, FSDP over all."""
+    degrees = [degree for degree in ulysses if gpus % degree == 0]
+    return tuple(Strategy(ring=gpus // one, ulysses=one, shard=gpus, loss_chunk_tokens=None) for one in degrees)
 
 
 def _ulysses(gpus: int) -> tuple[Strategy, ...]:
@@ -76,27 +65,24 @@ def _ulysses(gpus: int) -> tuple[Strategy, ...]:
     return (Strategy(data=gpus // ulysses, ulysses=ulysses, shard=gpus, loss_chunk_tokens=None),)
 
 
-def _context_and_tensor(gpus: int) -> tuple[Strategy, ...]:
+def _megatron(gpus: int, *tensor: int) -> tuple[Strategy, ...]:
+    """A ring over groups of so many tensor ranks, weights whole on each group, ZeRO-1."""
     return tuple(
-        Strategy(ring=gpus // tensor, tensor=tensor, shard=gpus // tensor, zero=1, loss_chunk_tokens=None)
-        for tensor in (2, 4, 8)
-        if gpus % tensor == 0
+        Strategy(ring=gpus // one, tensor=one, shard=gpus // one, zero=1, loss_chunk_tokens=None)
+        for one in tensor
+        if gpus % one == 0
     )
-
-
-def _context(gpus: int) -> tuple[Strategy, ...]:
-    return (Strategy(ring=gpus, shard=gpus, zero=1, loss_chunk_tokens=None),)
 
 
 METHODS = {
     method.name: method
     for method in (
-        Method(name="MM-SP", framework=MM_SP, layouts=_two_d),
-        Method(name="best degrees", framework=MM_SP, layouts=_any_degrees),
-        Method(name="ring", framework=MM_SP, layouts=_ring),
+        Method(name="MM-SP", framework=MM_SP, layouts=lambda gpus: _hybrid(gpus, min(gpus, NODE))),
+        Method(name="best degrees", framework=MM_SP, layouts=lambda gpus: _hybrid(gpus, 1, 2, 4, 8, 16, 32)),
+        Method(name="ring", framework=MM_SP, layouts=lambda gpus: _hybrid(gpus, 1)),
         Method(name="Ulysses", framework=MM_SP, layouts=_ulysses),
-        Method(name="CP + TP", framework=MEGATRON, layouts=_context_and_tensor),
-        Method(name="CP", framework=MEGATRON, layouts=_context),
+        Method(name="CP + TP", framework=MEGATRON, layouts=lambda gpus: _megatron(gpus, 2, 4, 8)),
+        Method(name="CP", framework=MEGATRON, layouts=lambda gpus: _megatron(gpus, 1)),
     )
 }
 

@@ -22,15 +22,17 @@ from validation.statistics import Errors, Ranking
 from validation.tables import Cell, Table, percent, signed
 
 WORST = 12
+APART = "Reported apart: their peaks are not in the bf16 grids."
 ERRORS = ("rows", "median", "p90", "worst", "bias")
 
 
 def tables(reports: Sequence[FileReport]) -> list[Table]:
     """Everything that is shown, in reading order."""
+    apart = [(report.file, report.errors("apart")) for report in reports]
     return [
-        _files(reports), _inferred(reports), _apart(reports), _memory(reports), _longest(reports), _endings(reports),
-        _peers(reports), _sweeps(reports), _frameworks(reports), _worst(reports), _silent(reports), _notes(reports),
-        _reasons(),
+        _files(reports), _inferred(reports), _errors("8- and 4-bit rows", APART, apart), _memory(reports),
+        _longest(reports), _endings(reports), _peers(reports), _sweeps(reports), _frameworks(reports), _worst(reports),
+        _silent(reports), _notes(reports), _reasons(),
     ]  # fmt: skip
 
 
@@ -124,24 +126,14 @@ def _errors(title: str, text: str, errors: Sequence[tuple[str, Errors]]) -> Tabl
     return Table(title=title, text=text, columns=("file", *ERRORS), rows=rows)
 
 
-def _apart(reports: Sequence[FileReport]) -> Table:
-    text = "Reported apart: their peaks are not in the bf16 grids."
-    return _errors("8- and 4-bit rows", text, [(report.file, report.errors("apart")) for report in reports])
-
-
 def _memory(reports: Sequence[FileReport]) -> Table:
     text = (
         "Rows scored `yes` with a printed peak; allocated bytes. Not scored: what the allocator held, against "
         "allocated bytes and a flat slack; its fragmentation is not modelled."
     )
-    errors = [
-        pair
-        for report in reports
-        for pair in (
-            (report.file, report.memory_errors()),
-            (f"{report.file}, reserved (not scored)", report.reserved_errors()),
-        )
-    ]
+    errors: list[tuple[str, Errors]] = []
+    for one in reports:
+        errors += [(one.file, one.memory_errors()), (f"{one.file}, reserved (not scored)", one.reserved_errors())]
     return _errors("Peak memory", text, errors)
 
 
