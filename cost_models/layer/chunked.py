@@ -28,7 +28,9 @@ ROWS_IN_BACKWARD = 3
 
 def chunks(sizes: RankSizes) -> tuple[Number, Number]:
     """(tokens of a chunk in each row, how many)."""
-    many = -(-sizes.ring_tokens // sizes.degrees.attention_chunk_tokens)
+    chunk = sizes.degrees.attention_chunk_tokens
+    assert chunk is not None
+    many = -(-sizes.ring_tokens // chunk)
     return -(-sizes.ring_tokens // many), many
 
 

@@ -8,25 +8,29 @@ the same length. Tokens are rounded up as the executor pads them (`token_layout.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from cost_models.either import larger, pick, somewhere
+from cost_models.either import Number, larger, pick, somewhere
 from cost_models.errors import InputError
 from cost_models.framework import OURS, Framework
 from cost_models.layer.frames import busiest
 from cost_models.layer.heads import HeadSplit
 from cost_models.models.experts import Experts
 from cost_models.models.model import LAYER_KINDS, LayerKind, LayerParts
+from cost_models.strategy import Strategy
 from cost_models.token_layout import row_granule
 from cost_models.workload import DTYPE_BYTES, LoraTarget, Workload
 
+Maps = tuple[tuple[Number, Number], ...]
+"""(columns out, columns in) of linear maps."""
 
-def _by_degree(function: Callable[[int], int], degrees: Any) -> Any:
+
+def _by_degree(function: Callable[[int], int], degrees: Number) -> Number:
     """`function` of each integer in a scalar or array."""
     if np.ndim(degrees) == 0:
         return function(int(degrees))
@@ -34,7 +38,7 @@ def _by_degree(function: Callable[[int], int], degrees: Any) -> Any:
     return np.array([function(int(value)) for value in values])[where]
 
 
-def _by_pair(function: Callable[[int, int], int], left: Any, right: Any) -> Any:
+def _by_pair(function: Callable[[int, int], int], left: Number, right: Number) -> Number:
     """`function` of two integers, or of the pairs of two arrays."""
     if np.ndim(left) == 0 and np.ndim(right) == 0:
         return function(int(left), int(right))
@@ -55,11 +59,11 @@ class Stage:
 @dataclass(frozen=True, eq=False)
 class RankSizes:
     workload: Workload
-    degrees: Any
+    degrees: Strategy
     framework: Framework = OURS
     kind: LayerKind | None = None  # of the layer whose sizes these are; None means the model's last layer
     stage: Stage | None = None  # None means that every stage has an equal share of all layers
-    tables: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)  # of `decoder`: built once
+    tables: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)  # of `decoder`: built once
 
     def __post_init__(self) -> None:
         if self.framework.zero_1_as_2 and somewhere(self.degrees.zero == 1):
@@ -84,7 +88,7 @@ class RankSizes:
         return self.workload.model.experts if self.parts.mlp == "experts" else None
 
     @cached_property
-    def rows(self) -> Any:
+    def rows(self) -> Number:
         """Rows of one microbatch on one data replica."""
         batch, parts = self.workload.global_batch, self.degrees.data * self.degrees.microbatches
         if somewhere(batch % parts != 0):
@@ -92,7 +96,7 @@ class RankSizes:
         return batch // parts
 
     @cached_property
-    def ring_tokens(self) -> Any:
+    def ring_tokens(self) -> Number:
         """Tokens of one row on one ring position, all ulysses ranks together, padded as `row_granule` says."""
         degrees, context = self.degrees, self.workload.context_tokens
         if self.workload.mode == "decode":
@@ -101,14 +105,14 @@ class RankSizes:
         return -(-context // granule) * granule // degrees.ring
 
     @cached_property
-    def tokens(self) -> Any:
+    def tokens(self) -> Number:
         """S: tokens of one rank in one microbatch (outside attention); in decode, one new token for each row."""
         if self.workload.mode == "decode":
             return self.rows
         return self.rows * self.ring_tokens // self.degrees.ulysses
 
     @cached_property
-    def outer_tokens(self) -> Any:
+    def outer_tokens(self) -> Number:
         """Tokens that one rank norms and adds: with sequence-parallel tensor parallelism its share of S."""
         return self.tokens // self.degrees.tensor if self.framework.sequence_parallel else self.tokens
 
@@ -118,17 +122,17 @@ class RankSizes:
         return HeadSplit(q_heads=queries, kv_heads=queries if self.framework.repeats_kv else keys, ulysses=ulysses)
 
     @cached_property
-    def heads(self) -> Any:
+    def heads(self) -> Number:
         """Query heads of one rank inside the exchange (the most of any rank)."""
         return _by_degree(lambda u: max(share.q_heads for share in self._split(u).shares), self.degrees.ulysses)
 
     @cached_property
-    def kv_heads(self) -> Any:
+    def kv_heads(self) -> Number:
         """KV heads of one rank inside the exchange (the most of any rank)."""
         return _by_degree(lambda u: max(share.kv_heads for share in self._split(u).shares), self.degrees.ulysses)
 
     @cached_property
-    def sent_kv_heads(self) -> Any:
+    def sent_kv_heads(self) -> Number:
         """K': KV heads that the exchange carries, repetition included."""
         return _by_degree(lambda u: self._split(u).sent_kv_heads, self.degrees.ulysses)
 
@@ -138,52 +142,52 @@ class RankSizes:
         return DTYPE_BYTES[self.workload.precision.param]
 
     @cached_property
-    def row_bytes(self) -> Any:
+    def row_bytes(self) -> Number:
         """A layer's input, or its result."""
         return self.outer_tokens * self.workload.model.hidden * self.width
 
     @cached_property
-    def _gradients_pass(self) -> Any:
+    def _gradients_pass(self) -> Number:
         """Whether a gradient is whole for a moment; elsewhere it is added up in the resident one at once (below ZeRO-2,
         unless the host has them)."""
         return self.degrees.zero >= (2 if self.degrees.offload_states == "none" else 0)
 
     @cached_property
-    def gradient_bytes(self) -> Any:
+    def gradient_bytes(self) -> Number:
         """Bytes per weight of a gradient before its reduction."""
         return pick(self._gradients_pass, self.width, 0)
 
     @cached_property
-    def reduced_bytes(self) -> Any:
+    def reduced_bytes(self) -> Number:
         """Bytes per weight of the copy that is reduced."""
         return pick(self._gradients_pass, DTYPE_BYTES[self.workload.precision.reduce], 0)
 
     @cached_property
-    def q_width(self) -> Any:
+    def q_width(self) -> Number:
         """Query columns of one rank outside the exchange."""
         return self.workload.model.heads // self.degrees.tensor * self.workload.model.head_dim
 
     @cached_property
-    def kv_width(self) -> Any:
+    def kv_width(self) -> Number:
         heads = larger(1, self.workload.model.kv_heads // self.degrees.tensor)
         return heads * self.workload.model.head_dim
 
     @cached_property
-    def out_width(self) -> Any:
+    def out_width(self) -> Number:
         """Columns of one rank's attention output outside the exchange."""
         return self.workload.model.heads // self.degrees.tensor * self.workload.model.v_dim
 
     @cached_property
-    def sent_kv_width(self) -> Any:
+    def sent_kv_width(self) -> Number:
         """Columns of K and V together that the exchange carries."""
         return self.sent_kv_heads * (self.workload.model.head_dim + self.workload.model.v_dim)
 
     @cached_property
-    def ffn(self) -> Any:
+    def ffn(self) -> Number:
         return self.workload.model.ffn // self.degrees.tensor
 
     @cached_property
-    def layer_params(self) -> Any:
+    def layer_params(self) -> Number:
         """Weights of one layer of this kind on one rank before sharding, without those in `expert_params`."""
         model, tensor = self.workload.model, self.degrees.tensor
         if self.experts is None and model.latent is None:
@@ -202,7 +206,7 @@ class RankSizes:
         return attention + mlp + model.layer_small_params
 
     @cached_property
-    def expert_params(self) -> Any:
+    def expert_params(self) -> Number:
         """Weights of the experts that one rank holds of a layer, where they are spread over `expert` ranks."""
         if self.experts is None:
             return 0
@@ -211,24 +215,28 @@ class RankSizes:
         return pick(self.degrees.expert == 1, 0, own)
 
     @cached_property
-    def linears(self) -> dict[LoraTarget, tuple[tuple[Any, Any], ...]]:
+    def linears(self) -> dict[LoraTarget, Maps]:
         """(columns out, columns in) of a dense layer's linear maps on one rank."""
         hidden, ups = self.workload.model.hidden, 2 if self.workload.model.gated else 1
-        qkv: tuple[tuple[Any, Any], ...] = ((self.q_width, hidden), (self.kv_width, hidden), (self.kv_width, hidden))
-        up: tuple[tuple[Any, Any], ...] = ((self.ffn, hidden),) * ups
+        qkv: Maps = (
+            (self.q_width, hidden),
+            (self.kv_width, hidden),
+            (self.kv_width, hidden),
+        )
+        up: Maps = ((self.ffn, hidden),) * ups
         if self.framework.joined_products:
             qkv, up = ((self.q_width + 2 * self.kv_width, hidden),), ((ups * self.ffn, hidden),)
         return {"qkv": qkv, "out": ((hidden, self.out_width),), "up": up, "down": ((hidden, self.ffn),)}
 
     @cached_property
-    def adapter_params(self) -> Any:
+    def adapter_params(self) -> Number:
         """Weights of one layer's low-rank adapters."""
         work = self.workload
         pairs = [pair for target, several in self.linears.items() if target in work.lora_targets for pair in several]
         return work.lora_rank * sum(out + inside for out, inside in pairs)
 
     @cached_property
-    def trained_layer_params(self) -> Any:
+    def trained_layer_params(self) -> Number:
         """Those of `layer_params` that have gradients."""
         if self.workload.lora_rank:
             norms = self.workload.model.layer_small_params if "norms" in self.workload.lora_beside else 0
@@ -236,31 +244,31 @@ class RankSizes:
         return self.layer_params if self.trains("llm") else 0
 
     @cached_property
-    def trained_expert_params(self) -> Any:
+    def trained_expert_params(self) -> Number:
         return self.expert_params if self.trains("llm") else 0
 
     @cached_property
-    def trained_root_params(self) -> Any:
+    def trained_root_params(self) -> Number:
         model, beside = self.workload.model, self.workload.lora_beside
         if self.workload.lora_rank:
             embedding = model.embedding_params // self.degrees.tensor if "embeddings" in beside else 0
             return embedding + (model.hidden if "norms" in beside else 0)
         return self.root_params if self.trains("llm") else 0
 
-    def stage_total(self, per_layer: Callable[[RankSizes], Any]) -> Any:
+    def stage_total(self, per_layer: Callable[[RankSizes], Number]) -> Number:
         """Sum over the layers of one pipeline stage of a number of each."""
         if self.stage is None:
             return self.workload.model.layers * per_layer(self) / self.degrees.pipeline
         return sum(per_layer(self.of(kind)) * count for kind, count in self.stage.layers)
 
     @cached_property
-    def root_params(self) -> Any:
+    def root_params(self) -> Number:
         """Embedding, final norm and output head."""
         model = self.workload.model
         return (model.embedding_params + model.head_params) // self.degrees.tensor + model.hidden
 
     @cached_property
-    def frames(self) -> Any:
+    def frames(self) -> Number:
         """Frames that one rank encodes in a microbatch (the most of any rank)."""
         if self.framework.frame_sharding in ("exchanged", "reduced"):
             return -(-self.workload.frames // self.degrees.context) * self.rows
@@ -273,14 +281,14 @@ class RankSizes:
         text = work.text_tokens or 0
         return busiest(self.framework.frame_sharding, work.frames, vision.tokens_per_frame, text, ring, ulysses)
 
-    def fetched_bytes(self, weights: Any, of_experts: Any = 0.0) -> Any:
+    def fetched_bytes(self, weights: Number, of_experts: Number = 0.0) -> Number:
         """From host memory before a gather: a rank's part of the weights, where all states are there (ZeRO-Offload,
         arXiv 2101.06840). `weights` are shared by the shard group."""
         if self.degrees.offload_states != "all":
             return 0.0
         return (weights / self.degrees.shard + of_experts / self.degrees.expert_shard) * self.width
 
-    def returned_bytes(self, gradient: Any, of_experts: Any = 0.0) -> Any:
+    def returned_bytes(self, gradient: Number, of_experts: Number = 0.0) -> Number:
         """To host memory after a reduction: a rank's part of the gradients (without ZeRO all of them), where the
         optimizer is there. `gradient` bytes before the reduction."""
         if self.degrees.offload_states == "none":

@@ -12,8 +12,9 @@ Left out: stages of unequal length, as a user may choose them.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from cost_models.either import Number
 from cost_models.layer.sizes import RankSizes, Stage
 from cost_models.models.model import LayerKind, Model
 from cost_models.strategy import LayerRange
@@ -24,8 +25,8 @@ class Run(NamedTuple):
 
     part: LayerRange
     kind: LayerKind
-    here: Any
-    elsewhere: Any = None
+    here: Number
+    elsewhere: Number | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ def is_mixed(model: Model) -> bool:
     return len(set(model.layer_kinds)) > 1
 
 
-def runs(model: Model, ranges: tuple[LayerRange, ...], stages: Any) -> tuple[Run, ...]:
+def runs(model: Model, ranges: tuple[LayerRange, ...], stages: Number) -> tuple[Run, ...]:
     """The layers of one microbatch in order of the forward pass."""
     if not is_mixed(model):
         return tuple(Run(part, model.layer_kinds[0], part.count / stages) for part in ranges)

@@ -9,9 +9,7 @@ communication, reserve   library buffers, CUDA context, allocator slack: named e
 
 from __future__ import annotations
 
-from typing import Any
-
-from cost_models.either import larger, pick, smaller, somewhere
+from cost_models.either import Number, larger, pick, smaller, somewhere
 from cost_models.hardware.device import Device
 from cost_models.layer.sizes import RankSizes
 from cost_models.layer.stages import at_stage, is_mixed, stage
@@ -33,7 +31,7 @@ def context_bytes(device: Device) -> int:
     return CONTEXT_BYTES["cpu" if device.architecture == "cpu" else "gpu"]
 
 
-def components(shape: RankSizes, activations: Any, moment: Peak, device: Device) -> dict[str, Any]:
+def components(shape: RankSizes, activations: Number, moment: Peak, device: Device) -> dict[str, Number]:
     """Components in bytes. `activations`: kept by all layers together; `moment`: the highest of the step."""
     kind = "cpu" if device.architecture == "cpu" else "gpu"
     parts = {
@@ -51,7 +49,7 @@ def components(shape: RankSizes, activations: Any, moment: Peak, device: Device)
     return parts
 
 
-def _outside_layers(shape: RankSizes) -> Any:
+def _outside_layers(shape: RankSizes) -> Number:
     """Cosines and sines of the rotary positions and the positions (8 B), and the final norm's input if it is saved."""
     if shape.workload.mode != "train":
         return 0 * shape.tokens
@@ -63,7 +61,7 @@ def _outside_layers(shape: RankSizes) -> Any:
     return last + tables * 2 * model.head_dim * width + shape.tokens * 8
 
 
-def _vision(shape: RankSizes) -> Any:
+def _vision(shape: RankSizes) -> Number:
     """Pictures, what tower and projector keep of them, and the vision tokens that come from other ranks.
 
     Tower, per patch and layer (one layer's worth without training): 2 residuals, 2 normalised, q, k, v, attention's
@@ -84,7 +82,7 @@ def _vision(shape: RankSizes) -> Any:
     return tower + projector + received
 
 
-def _cache(shape: RankSizes) -> Any:
+def _cache(shape: RankSizes) -> Number:
     if shape.workload.mode == "train":
         return 0 * shape.tokens
     tokens = shape.rows * (shape.ring_tokens // shape.degrees.ulysses)
@@ -93,26 +91,26 @@ def _cache(shape: RankSizes) -> Any:
     return tokens * columns * shape.width * shape.workload.model.layers // shape.degrees.pipeline
 
 
-def _communication(shape: RankSizes, group_bytes: int) -> Any:
+def _communication(shape: RankSizes, group_bytes: int) -> Number:
     degrees = shape.degrees
     axes = (degrees.ulysses, degrees.ring, degrees.shard, degrees.replicate, degrees.tensor, degrees.pipeline,
             degrees.expert)  # fmt: skip
     return sum(pick(size > 1, group_bytes, 0) for size in axes)
 
 
-def peak(shape: RankSizes, ranges: tuple[LayerRange, ...], device: Device) -> dict[str, Any]:
+def peak(shape: RankSizes, ranges: tuple[LayerRange, ...], device: Device) -> dict[str, Number]:
     """Bytes by component, of one rank of the fullest stage."""
     return fullest(shape, ranges, device)[0]
 
 
-def fullest(shape: RankSizes, ranges: tuple[LayerRange, ...], device: Device) -> tuple[dict[str, Any], str]:
+def fullest(shape: RankSizes, ranges: tuple[LayerRange, ...], device: Device) -> tuple[dict[str, Number], str]:
     """The same, and the moment of the step."""
     model, stages = shape.workload.model, shape.degrees.pipeline
     if not is_mixed(model) and stages == 1:
         kept = sum(kept_bytes(shape, part) * part.count for part in ranges)
         moment = peaks.peak(shape, ranges)
         return components(shape, kept, moment, device), moment.name
-    found: dict[str, Any] = {}
+    found: dict[str, Number] = {}
     name = ""
     for index in sorted({0, stages - 1}):
         here, pieces = at_stage(shape, ranges, index), stage(model, ranges, stages, index)

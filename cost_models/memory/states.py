@@ -8,15 +8,13 @@ What `offload_states` keeps in host memory is not here. Bytes of one rank; numbe
 
 from __future__ import annotations
 
-from typing import Any
-
-from cost_models.either import both, pick, smaller
+from cost_models.either import Number, both, pick, smaller
 from cost_models.layer.sizes import RankSizes
 from cost_models.step.assembly import trained_expert_params, trained_params
 from cost_models.workload import DTYPE_BYTES
 
 
-def states(shape: RankSizes) -> dict[str, Any]:
+def states(shape: RankSizes) -> dict[str, Number]:
     precision, zero, shard = shape.workload.precision, shape.degrees.zero, shape.degrees.shard
     total, experts = _held(shape), shape.stage_total(lambda here: here.expert_params)
     trained, trained_experts = smaller(trained_params(shape), total), trained_expert_params(shape)
@@ -42,26 +40,26 @@ def states(shape: RankSizes) -> dict[str, Any]:
     }
 
 
-def _held(shape: RankSizes) -> Any:
+def _held(shape: RankSizes) -> Number:
     """Weights of one rank before sharding, without spread experts."""
     return shape.stage_total(lambda here: here.layer_params) + root_params(shape) + shape.workload.model.vision_params
 
 
-def _gradients(shape: RankSizes) -> Any:
+def _gradients(shape: RankSizes) -> Number:
     zero, degrees = shape.degrees.zero, shape.degrees
     trained, experts = smaller(trained_params(shape), _held(shape)), trained_expert_params(shape)
     held = trained / pick(zero >= 2, degrees.shard, 1) + experts / pick(zero >= 2, degrees.expert_shard, 1)
     return held * DTYPE_BYTES[shape.workload.precision.grad]
 
 
-def dropped_gradients(shape: RankSizes) -> Any:
+def dropped_gradients(shape: RankSizes) -> Number:
     """Gradients that are not there while activations are: dropped after each step of one microbatch."""
     if not shape.framework.drops_gradients or shape.workload.mode != "train":
         return 0
     return pick(both(shape.degrees.microbatches == 1, shape.degrees.zero < 3), _gradients(shape), 0)
 
 
-def root_params(shape: RankSizes) -> Any:
+def root_params(shape: RankSizes) -> Number:
     """Embedding and head; with a pipeline they lie in its first and last stage."""
     model = shape.workload.model
     if shape.stage is not None:
@@ -72,7 +70,7 @@ def root_params(shape: RankSizes) -> Any:
     return shape.root_params - pick(shape.degrees.pipeline > 1, apart, 0)
 
 
-def dummy_gradients(shape: RankSizes) -> Any:
+def dummy_gradients(shape: RankSizes) -> Number:
     """One placeholder for each weight shape: those of a layer, and the head's where one stage holds it all."""
     model, tensor = shape.workload.model, shape.degrees.tensor
     if not shape.workload.trains_weights:
@@ -88,7 +86,7 @@ def dummy_gradients(shape: RankSizes) -> Any:
     return shape.framework.dummy_gradient_bytes * (model.layer_matmul_params + head) // tensor
 
 
-def _shapes(shape: RankSizes) -> Any:
+def _shapes(shape: RankSizes) -> Number:
     """Weights of a layer, those of equal shape once: its experts share one."""
     if shape.experts is None:
         return shape.layer_params

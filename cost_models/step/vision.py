@@ -8,9 +8,7 @@ without frames runs one dummy frame. Left out: the patches' own product (0.2% of
 
 from __future__ import annotations
 
-from typing import Any
-
-from cost_models.either import larger, pick
+from cost_models.either import Number, larger, pick
 from cost_models.layer.sizes import RankSizes
 from cost_models.models.model import Vision
 from cost_models.program import Compute, Exchange, Segment
@@ -82,7 +80,7 @@ def _edge_params(shape: RankSizes, vision: Vision) -> float:
     return float(vision.projector_params(shape.workload.model.hidden))
 
 
-def _frames(shape: RankSizes) -> Any:
+def _frames(shape: RankSizes) -> Number:
     return larger(shape.frames, 1)
 
 
@@ -98,7 +96,7 @@ def _exchange(shape: RankSizes, vision: Vision, grad: bool = False) -> tuple[Exc
     return ()
 
 
-def _block_s(shape: RankSizes, vision: Vision, kernels: Kernels, grad: bool) -> Any:
+def _block_s(shape: RankSizes, vision: Vision, kernels: Kernels, grad: bool) -> Number:
     dtype, frames = shape.workload.precision.param, _frames(shape)
     tokens, hidden = frames * vision.patches, vision.hidden
     products = [(hidden, hidden)] * 4 + [(vision.ffn, hidden)] * (2 if vision.gated else 1) + [(hidden, vision.ffn)]
@@ -118,14 +116,14 @@ def _block_s(shape: RankSizes, vision: Vision, kernels: Kernels, grad: bool) -> 
     return seconds + attention + kernels.memory_bound_s(moved, 10)
 
 
-def _projector_s(shape: RankSizes, vision: Vision, kernels: Kernels, grad: bool) -> Any:
+def _projector_s(shape: RankSizes, vision: Vision, kernels: Kernels, grad: bool) -> Number:
     dtype, tokens = shape.workload.precision.param, _frames(shape) * vision.tokens_per_frame
     out = shape.workload.model.hidden
     shapes = ((vision.projector_hidden, vision.projector_in), (out, vision.projector_hidden))
     return sum(_product_s(kernels, tokens, n, k, dtype, grad) for n, k in shapes)
 
 
-def _product_s(kernels: Kernels, m: Any, n: Any, k: Any, dtype: str, grad: bool) -> Any:
+def _product_s(kernels: Kernels, m: Number, n: Number, k: Number, dtype: str, grad: bool) -> Number:
     if not grad:
         return kernels.gemm_s(m, n, k, dtype)
     return kernels.gemm_s(m, k, n, dtype) + kernels.gemm_s(k, n, m, dtype)
