@@ -42,11 +42,8 @@ class Sharing:
 
     def rates(self, active: Ints) -> Floats:
         """Rates in bytes/s of the `active` flows, in their order; a flow that crosses no link has rate infinity."""
-        crossed = self._crossed[active]
-        end = np.cumsum(crossed)
-        flow = np.repeat(np.arange(active.size), crossed)
-        entry = np.arange(flow.size) + np.repeat(self._first[active] - end + crossed, crossed)
-        link, count, left = self.link[entry], self.count[entry], self.capacity
+        flow, link, count = self.crossings(active)
+        left = self.capacity
         if link.size < left.size:  # number the links that are crossed
             used, link = np.unique(link, return_inverse=True)
             left = left[used]
@@ -55,6 +52,14 @@ class Sharing:
         while flow.size:
             flow, link, count = _freeze(flow, link, count, rate, left)
         return rate
+
+    def crossings(self, active: Ints) -> tuple[Ints, Ints, Floats]:
+        """The arrays of the `active` flows alone, which are numbered anew in their order."""
+        crossed = self._crossed[active]
+        end = np.cumsum(crossed)
+        flow = np.repeat(np.arange(active.size), crossed)
+        entry = np.arange(flow.size) + np.repeat(self._first[active] - end + crossed, crossed)
+        return flow, self.link[entry], self.count[entry]
 
 
 def _freeze(flow: Ints, link: Ints, count: Floats, rate: Floats, left: Floats) -> tuple[Ints, Ints, Floats]:

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from planner.simulator.filling import Filling
 from planner.simulator.maxmin import Sharing
 from planner.simulator.topology import Floats, Ints
 
@@ -20,6 +21,8 @@ SAME = 1e-12
 """Relative to a flow's size, or to the time: closer than this is the same moment."""
 REMEMBERED = 1 << 22
 """When so many flows are stored with their rates, the stored rates are dropped."""
+FEW_ENDS = 8
+"""When flows have ended so often and none has started, it pays to keep track of what an end changes."""
 NOTHING: Ints = np.zeros(0, dtype=np.int64)
 NO_BYTES: Floats = np.zeros(0)
 
@@ -27,12 +30,17 @@ NO_BYTES: Floats = np.zeros(0)
 class Component:
     """The flows in flight of one island, or of several islands that flows between them join."""
 
-    __slots__ = ("at", "flows", "islands", "left", "rate", "serial", "started", "time")
+    __slots__ = (
+        "at", "ended", "ends", "filling", "flows", "islands", "left", "rate", "row", "serial", "started", "time",
+    )  # fmt: skip
 
     def __init__(self, islands: tuple[int, ...]) -> None:
         self.islands = islands
         self.flows, self.left, self.rate = NOTHING, NO_BYTES, NO_BYTES
         self.started: list[Ints] = []  # not among `flows` before `settle`
+        self.ends = 0  # how often flows have ended since one started
+        self.filling: Filling | None = None  # from FEW_ENDS on
+        self.row = self.ended = NOTHING  # rows in there: of `flows`, and of those that ended before `settle`
         self.at = 0.0  # when `left` was so
         self.time = np.inf  # when the next flow is done
         self.serial = -1  # of the entry for `time` in the list of events
@@ -72,6 +80,9 @@ class Transfers:
         left = component.left_at(now)
         still = left > np.maximum(self.size[component.flows] * SAME, component.rate * (now * SAME * 1e-2))
         done = component.flows[~still]
+        component.ends += 1
+        if component.filling:
+            component.row, component.ended = component.row[still], component.row[~still]
         component.flows, component.left, component.rate = component.flows[still], left[still], component.rate[still]
         component.at = now
         self.changed[component.islands[0]] = component
@@ -81,11 +92,13 @@ class Transfers:
         """New rates for what has changed; the components whose `time` is new."""
         settled: list[Component] = []
         for component in self.changed.values():
-            flows = np.concatenate([component.flows, *component.started])
-            left = np.concatenate([component.left_at(now), *(self.size[flows] for flows in component.started)])
+            flows, left = component.flows, component.left_at(now)
             if component.started:
+                flows = np.concatenate([flows, *component.started])
+                left = np.concatenate([left, *(self.size[started] for started in component.started)])
                 order = np.argsort(flows)
-                flows, left, component.started = flows[order], left[order], []
+                flows, left = flows[order], left[order]
+                component.started, component.ends, component.filling = [], 0, None
             if len(component.islands) == 1 or (self.island_of_flow[flows] == self.islands).any():
                 settled.append(self._restart(component, flows, left, now))
             else:
@@ -99,14 +112,23 @@ class Transfers:
 
     def _restart(self, component: Component, flows: Ints, left: Floats, now: float) -> Component:
         component.flows, component.left, component.at = flows, left, now
-        component.rate = self._rates(flows)
+        component.rate = self._rates(component)
         component.time = now + float((left / component.rate).min()) if flows.size else np.inf
         return component
 
-    def _rates(self, flows: Ints) -> Floats:
+    def _rates(self, component: Component) -> Floats:
+        """Of the component's flows: remembered, changed by what has ended, or anew."""
+        flows = component.flows
+        if component.filling:
+            if component.filling.end(component.ended):
+                return component.filling.rates(component.row)
+            component.filling = None
         key = flows.tobytes()
         if (known := self._known.get(key)) is not None:
             return known
+        if component.ends >= FEW_ENDS and Filling.suits(self.sharing, flows):
+            component.filling, component.row = Filling(self.sharing, flows), np.arange(flows.size)
+            return component.filling.rates(component.row)
         if self._stored > REMEMBERED:
             self._known.clear()
             self._stored = 0

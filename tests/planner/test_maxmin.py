@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from planner.simulator.filling import Filling
 from planner.simulator.maxmin import Sharing
+from planner.simulator.transfers import end_times as end_times_of
 
 
 def exact_rates(routes: list[list[int]], capacity: list[Fraction]) -> list[Fraction]:
@@ -115,3 +117,42 @@ def test_a_faster_link_can_end_a_fixed_set_of_flows_later() -> None:
 
 def test_flow_without_links_is_not_limited() -> None:
     assert np.isinf(sharing([[], [0]], [2.0]).rates(np.array([0]))).all()
+
+
+@given(networks(), st.integers(1, 4), st.randoms(use_true_random=False))
+@settings(max_examples=100, deadline=None)
+def test_rates_changed_by_each_end_equal_rates_found_anew(  # type: ignore[no-untyped-def]
+    case: tuple[list[list[int]], list[int]], copies: int, random
+) -> None:
+    routes, capacity = case
+    routes = [route for route in routes for _ in range(copies)]
+    network = sharing(routes, [float(c) for c in capacity])
+    filling, rows = Filling(network, np.arange(len(routes))), list(range(len(routes)))
+    while True:
+        left = np.array(rows)
+        assert filling.rates(left) == pytest.approx(network.rates(left), rel=1e-11)
+        if len(rows) == 1:
+            return
+        gone = sorted(random.sample(rows, random.randint(1, min(2, len(rows) - 1))))
+        rows = [row for row in rows if row not in gone]
+        if not filling.end(np.array(gone)):
+            return  # it says that it lost track; the caller starts anew
+
+
+def test_many_flows_of_different_size_end_as_if_shared_out_anew() -> None:
+    """300 flows of 20 hosts: from the eighth end on, each end changes the rates before it."""
+    rng = np.random.default_rng(3)
+    source = rng.integers(0, 20, 300)
+    routes = [[int(s), 20 + int((s + d) % 20)] for s, d in zip(source, rng.integers(1, 20, 300), strict=True)]
+    capacity = [10.0] * 40
+    capacity[3] = 2.5
+    sizes = rng.integers(1, 1000, 300).astype(float)
+    found = end_times_of(sharing(routes, capacity), sizes, np.zeros(300))
+    assert found == pytest.approx(end_times(routes, capacity, sizes.tolist()), rel=1e-11)
+
+
+def test_equal_links_that_the_same_flows_cross_in_different_order() -> None:
+    network = sharing([[0, 1], [1, 0], [1]], [4.0, 4.0])
+    filling = Filling(network, np.arange(3))
+    assert filling.end(np.array([2]))
+    assert filling.rates(np.array([0, 1])).tolist() == [2.0, 2.0]
