@@ -42,7 +42,7 @@ class Failures:
         """Expected seconds of an interval with so much work and its checkpoint.
 
         >>> round(Failures(between_s=3600, checkpoint_s=60, restart_s=300).wall_s(600))
-        785
+        787
         """
         mean = self.between_s
         exponents = self.restart_s / mean, (work_s + self.checkpoint_s) / mean

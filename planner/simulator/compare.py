@@ -22,7 +22,7 @@ from typing import Any
 
 from cost_models import strict
 from cost_models.errors import InputError
-from cost_models.strategy import Axis, Strategy, rank_groups
+from cost_models.strategy import AXIS_GROUPS, EXPERT_AXES, Strategy, rank_groups
 from planner.simulator.simulation import Simulation
 
 CLASSES = (
@@ -40,7 +40,7 @@ SIMULATED = {"attention": "attention", "matmul": "products", "loss": "products",
              "memory_bound": "element-wise", "optimizer": "element-wise"}  # fmt: skip
 OF_OP = {"all_to_all": "all_to_all and hops", "send": "all_to_all and hops"}
 GPU_WORK = ("kernel", "gpu_memcpy", "gpu_memset")
-AXES: tuple[Axis, ...] = ("ulysses", "ring", "context", "shard", "replicate", "gradient", "tensor", "pipeline")
+AXES = tuple(axis for axis, of in AXIS_GROUPS.items() if of.patterns and axis not in EXPERT_AXES)
 
 
 @dataclass(frozen=True, kw_only=True)
