@@ -94,9 +94,9 @@ def check(plan: Path, rank: int, as_json: bool) -> None:
     from planner.plan_file import Plan
 
     loaded = Plan.load(plan)
-    from executor.check import checked
+    from executor.check.check import report
 
-    click.echo(checked.run(loaded, rank, as_json))
+    click.echo(report(loaded, rank, as_json))
 
 
 @cli.command("profile")

@@ -68,7 +68,7 @@ class Groups:
     shard: Axis
     replicate: Axis
     places: tuple[tuple[int, int], ...]
-    mesh_ranks: tuple[tuple[int, ...], ...]  # [replica][shard]: the ranks that this rank's parameters lie on
+    mesh_ranks: tuple[tuple[int, ...], ...]  # [replica][shard]: the ranks that hold this rank's parameters
 
     def mesh(self, device_type: str) -> DeviceMesh:
         """The (replicate, shard) mesh of parameters, gradients and optimizer state, on the groups made here.
@@ -95,9 +95,9 @@ def make_groups(
 ) -> Groups:
     """Collective over all processes: the groups of a plan. `lists` maps each of `AXES` to lists of global ranks.
 
-    `backend` is that of these groups alone, the world's if None: where the world has one for CPU tensors too, they
-    need not connect over it. `timeout` is that of one collective; without it torch takes its own (30 minutes for gloo,
-    10 for NCCL), whatever the world has.
+    `backend` is that of these groups alone; None means the world's. Where the world also has a backend for CPU tensors,
+    these groups need not connect over it. `timeout` is that of one collective; without it torch takes its own (30
+    minutes for gloo, 10 for NCCL), whatever the world has.
     """
     world = dist.get_world_size()
     _check(lists, world)

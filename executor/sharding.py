@@ -4,7 +4,7 @@
     frames -> own frames -> tower -> all-to-all-v -> own vision tokens             (embeddings)
     local loss sum / label tokens of the whole step, gradients SUMMED over data and context = one process's gradients
 
-Parameters lie by FSDP2 on the plan's (replicate, shard) mesh, one unit per decoder layer, per vision layer and for
+FSDP2 shards parameters over the plan's (replicate, shard) mesh, one unit per decoder layer, per vision layer and for
 the rest. ZeRO 3: parameters are freed after a unit's forward. ZeRO 1 and 2: kept until its backward; FSDP2 shards
 gradients as they are reduced, so 1 runs as 2: the same bytes on the wire, no more memory. ZeRO 0, or shard = 1: every
 rank holds all. Gradients are summed by all-reduce over the replicate group, in a step's last microbatch only.
@@ -81,7 +81,7 @@ class ContextSharding:
         return dist.get_world_size()
 
     def layout(self, tokens: int) -> Layout:
-        """How a row of so many tokens lies on this rank's context group."""
+        """How a row of so many tokens is split over this rank's context group."""
         ulysses, ring = self.groups.ulysses.size, self.groups.ring.size
         return Layout(tokens=tokens, ulysses=ulysses, ring=ring, kind=self.ring_layout)
 
@@ -137,6 +137,7 @@ class ContextSharding:
         decoders = [block for block in blocks if _is_decoder(block)]
         for decoder in decoders:
             _check_heads(decoder, self.groups.ulysses.size)
+        attention.guard(model)
         policies = [policy for policy, count in self.recompute for _ in range(count)]
         apply_recompute(decoders, policies or ["none"] * len(decoders))
         # Inputs follow the parameters' dtype from the embeddings on. FSDP2's own casting would walk, and copy, every

@@ -53,7 +53,7 @@ class Marker:
 
 
 def save(folder: Path, model: nn.Module, optimizer: Optimizer, marker: Marker, *, rank: int, keep: int) -> None:
-    """Collective. Writes beside, then renames; older checkpoints beyond `keep` go last."""
+    """Collective. Writes to `.partial`, then renames; older checkpoints beyond `keep` go last."""
     target = folder / f"step-{marker.step:06d}"
     partial = target.with_suffix(".partial")
     try:

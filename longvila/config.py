@@ -33,7 +33,7 @@ class LongVilaConfig:
     chat: str = "chatml"  # how turns are written, see tokens.CHATS
     frame_separator: str = "\n"  # text after the tokens of each frame
     loss_chunk_tokens: int = 4096  # tokens whose logits exist at one time
-    frames_per_chunk: int | None = None  # frames that go through the tower at one time; None: all
+    frames_per_chunk: int | None = None  # frames that go through the tower at one time; None means all
 
     def __post_init__(self) -> None:
         if "model_type" not in self.llm:

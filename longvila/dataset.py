@@ -325,7 +325,7 @@ def row_batch(
 
 
 def _own_pixels(media: Sequence[Frames], own: range, size: int, cache: FrameCache | None) -> torch.Tensor:
-    """Frames `own` of all media laid end to end, [len(own), 3, size, size]; no other frame is decoded for itself."""
+    """Frames `own` of all media in sequence, [len(own), 3, size, size]; others are decoded only on the way."""
     pixels, start = [torch.zeros(0, 3, size, size)], 0
     for frames in media:
         count = len(frames.times)

@@ -4,7 +4,7 @@
 
     frames --own_frames--> tower, projector --exchange_embeddings--> tokens of this rank --> LLM --> token_mean
 
-A batch is one packed row: documents laid end to end, told apart by `document_L`; labels are already shifted, so
+A batch is one packed row: documents one after another, told apart by `document_L`; labels are already shifted, so
 that cutting the row anywhere loses no target. Shape legend: L tokens of the row, S tokens of this rank,
 V vision tokens, N embeddings encoded here, F frames, D model width, C H W a picture.
 The executor brings the implementation for many ranks; nothing here knows of plans or process groups.
@@ -36,7 +36,9 @@ class Batch:
     vision_at_V: Tensor  # int64, on the CPU, ascending: where the vision tokens stand, frame by frame
     frames: int  # F of the whole row; V = F x tokens per frame
     pixels_FCHW: Tensor  # only the frames that `own_frames(frames)` gives to this rank, possibly none
-    most_frames: int = 0  # of the rows that the replicas compute at this time; 0: none has more than this row
+    most_frames: int = (
+        0  # of the rows that all replicas compute at this time; 0 means that no row has more than this one
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """`executor check`: the memory of a plan, counted on its real step, without a GPU and without allocating it.
 
     model of the plan on fake tensors -> the executor's sharding on a fake process group -> forward, backward, optimizer
-    every storage is counted by what made it (`footprint`), and laid beside the plan, component by component
+    every storage is counted by what made it (`footprint`), and compared with the plan, component by component
 
 One rank of any plan runs at full shape in this process: same groups, FSDP2 units, recompute policies and attention as
 a launch; collectives copy nothing, and attention goes through the CPU kernel's shapes. Two microbatches at most: the
@@ -11,18 +11,24 @@ buffers, CUDA context, allocator slack) and the optimizer's transients.
 
 from __future__ import annotations
 
+import json
+import math
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from cost_models.errors import InputError
+from cost_models.units import show_bytes
 from executor.check.footprint import Footprint
 from executor.launch.requirements import unsupported
 from executor.launch.settings import preset_of
@@ -34,6 +40,7 @@ from longvila.weights import empty_model, materialise, plain_parameters
 from planner.plan_file import Plan
 
 TRANSIENT = ("gathered", "working", "logits")
+PHASES = ("model", "forward", "backward", "optimizer")
 KEPT = ("parameters", "gradients", "optimizer", "activations", "vision")
 
 
@@ -116,7 +123,7 @@ def _count(plan: Plan, rank: int, config: LongVilaConfig, tell: Callable[[str], 
         if plan.workload.precision.master == "fp64":
             getattr(model, part).double()
     wrapped, batch = sharding.wrap(model), row(plan, config, sharding)
-    footprint = Footprint("gathered", beside=("gradients",))
+    footprint = Footprint("gathered", apart=("gradients",))
     with FakeTensorMode(allow_non_fake_inputs=True), footprint, footprint.following_resizes():
         materialise(wrapped, torch.device("cpu"))
         for parameter in wrapped.parameters():
@@ -180,9 +187,9 @@ def _with_optimizer(model: nn.Module, footprint: Footprint) -> Counter[str]:
 def _components(
     plan: Plan, states: Counter[str], after: Counter[str], peaks: Sequence[Counter[str]]
 ) -> tuple[Component, ...]:
-    """Kept components as they stand between forward and backward; the rest at the highest moment beside them.
+    """Kept components as they are between forward and backward; transient ones at the peak, less what is kept.
 
-    Gradients are resident from the second microbatch on; here they count in full beside the highest moment.
+    Gradients are resident from the second microbatch on, so all of them count, whatever exists at the peak.
     """
     counted = {name: states[name] for name in ("parameters", "gradients", "optimizer")}
     counted |= {name: after[name] for name in ("activations", "vision")}
@@ -201,3 +208,40 @@ def _components(
 def _not_counted(plan: Plan) -> tuple[tuple[str, int], ...]:
     shown = {*KEPT, *TRANSIENT}
     return tuple((name, size) for name, size in plan.cost.memory.items() if name not in shown and size)
+
+
+def report(plan: Plan, rank: int, as_json: bool) -> str:
+    """Count and report."""
+    columns = (TextColumn("counting"), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task(PHASES[0], total=len(PHASES))
+        found = check(plan, rank, lambda phase: progress.update(task, description=phase, advance=1))
+        progress.update(task, completed=len(PHASES))
+    return to_json(found) if as_json else table(plan, found)
+
+
+def to_json(found: Checked) -> str:
+    """Components with their difference, and the parts that were not counted."""
+    rows = [{**asdict(part), "difference": _number(part.difference)} for part in found.components]
+    return json.dumps({"rank": found.rank, "components": rows, "not_counted": dict(found.not_counted)}, indent=1)
+
+
+def table(plan: Plan, found: Checked) -> str:
+    """A line per component: planned, counted, and planned / counted - 1; below it the estimates of the plan."""
+    lines = [
+        f"{plan.workload.describe()}; {plan.strategy.describe()}",
+        f"rank {found.rank} of {plan.strategy.ranks}: fake tensors, fake process group, shapes of the CPU attention",
+        f"{'component':<28}{'planned':>12}{'counted':>12}{'difference':>12}",
+    ]
+    for part in found.components:
+        share = f"{part.difference:+.1%}" if math.isfinite(part.difference) else "not planned"
+        planned, counted = show_bytes(part.planned_bytes), show_bytes(part.counted_bytes)
+        lines.append(f"{part.name:<28}{planned:>12}{counted:>12}{share:>12}")
+    estimates = ", ".join(f"{name} {show_bytes(size)}" for name, size in found.not_counted)
+    lines.append(f"estimates of the plan that no tensor shows: {estimates}")
+    return "\n".join(lines)
+
+
+def _number(value: float) -> float | None:
+    return round(value, 6) if math.isfinite(value) else None

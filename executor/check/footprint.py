@@ -24,12 +24,12 @@ from torch.utils._pytree import tree_leaves
 class Footprint(TorchDispatchMode):
     """`live` is the bytes now, `peak` the same at the moment when the total was largest since `reset_peak`.
 
-    Labels in `beside` are counted, but not in the total: the peak is that of everything else.
+    Labels in `apart` are counted, but not in the total: the peak is that of everything else.
     """
 
-    def __init__(self, phase: str, beside: tuple[str, ...] = ()) -> None:
+    def __init__(self, phase: str, apart: tuple[str, ...] = ()) -> None:
         super().__init__()
-        self.phase, self._beside = phase, beside
+        self.phase, self._apart = phase, apart
         self.live: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
         self._total = self._peak_total = 0
@@ -73,7 +73,7 @@ class Footprint(TorchDispatchMode):
 
     def _count(self, label: str, change: int) -> None:
         self.live[label] += change
-        if label in self._beside:
+        if label in self._apart:
             return
         self._total += change
         if self._total > self._peak_total:

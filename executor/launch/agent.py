@@ -3,7 +3,7 @@
     this process: agent + meeting store (node 0) ── fork on Linux for CPU ranks, spawn otherwise ── local rank 0, 1, …
 
 A forked rank shares what this process imported, so imports are paid once. A rank that fails writes its reason and its
-traceback as files beside its log and leaves at once; the agent sees that within a tenth of a second and ends the
+traceback to files next to its log and leaves at once; the agent sees that within a tenth of a second and ends the
 others. Lost connections are consequences: a rank that raises a RuntimeError stays `_CAUSE_FIRST_S` longer, so that the
 rank that caused it is seen first. The kernel ends ranks whose agent was killed. Leaves out: restarts, and ranks that
 outlive a killed agent on systems other than Linux.
@@ -55,7 +55,7 @@ class Team:
     node: int = 0
     nodes: int = 1
     master: str = "127.0.0.1"  # the host of node 0
-    port: int | None = None  # None: a free one for one node, DEFAULT_PORT for several
+    port: int | None = None  # None means a free port for one node, DEFAULT_PORT for several
     shown: bool = True  # the first local rank's output, on this process's own
 
 

@@ -51,7 +51,7 @@ class Launch:
     binding: Binding
     backend: str
     here: Host
-    host: str | None  # this host's name in the binding; None: several hosts, and it was not said which one this is
+    host: str | None  # this host's name in the binding; None means that nobody said which of several hosts this is
 
     @property
     def seats(self) -> tuple[Seat, ...]:

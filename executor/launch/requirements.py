@@ -70,7 +70,7 @@ def _number_formats(plan: Plan) -> list[str]:
             )
     if precision.param == precision.master != precision.reduce:
         found.append(
-            f"precision reduce={precision.reduce} is executed only beside a param that differs from master; "
+            f"precision reduce={precision.reduce} is executed only with a param that differs from master; "
             f"plan with reduce={precision.param}"
         )
     on_gpu = any(run.node.device.architecture != "cpu" for run in plan.cluster.runs)

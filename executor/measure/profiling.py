@@ -3,8 +3,8 @@
     start N ranks running `measuring` -> samples of loads 1 … N (divisors of N) -> profile.json, whole or not at all
 
 The ranks are started as for a plan, so a lost rank or Ctrl-C ends all and leaves no file. `path` of a collective is
-the link of the local cluster. On a CPU every sample says how many processes ran beside it (`ranks`; collectives:
-`shape`); the planner takes the load that its plan has. Left out: the network between hosts.
+the link of the local cluster. On a CPU every sample says how many processes ran at once (`ranks`; collectives:
+`shape`); the planner takes the samples of its plan's load. Leaves out: the network between hosts.
 """
 
 from __future__ import annotations

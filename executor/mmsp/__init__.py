@@ -1,4 +1,4 @@
-"""Multi-modal sequence parallelism: the attention, embeddings and cache of a row whose tokens lie on many ranks."""
+"""Multi-modal sequence parallelism: the attention, embeddings and cache of a row that is split over many ranks."""
 
 from cost_models.layer import recompute
 

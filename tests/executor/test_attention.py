@@ -6,12 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from cost_models.errors import InputError
 from cost_models.layer.heads import HeadSplit
 from cost_models.token_layout import Layout, Span, Tile, document_edges
 from executor.mmsp import kernel
-from executor.mmsp.attention import Kept, MmSp, _sum_heads, attention
+from executor.mmsp.attention import Kept, MmSp, _sum_heads, attention, guard, register
 from executor.mmsp.exchange import Alone, LocalExchange, local_exchanges
 from executor.mmsp.ring import RingWork, ring_backward, ring_forward
 
@@ -246,6 +247,42 @@ def test_kept_result_is_taken_once():
     kept.put(torch.ones(1), torch.zeros(1))
     assert kept.take() == (torch.ones(1), torch.zeros(1))
     assert kept.take() is None
+
+
+def _llama(**changes):
+    sizes = {
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "vocab_size": 8,
+    }
+    config = LlamaConfig(**sizes, num_key_value_heads=1, **changes)
+    register()
+    return LlamaForCausalLM._from_config(config, attn_implementation="mm_sp")
+
+
+def test_arguments_that_the_attention_would_never_see_are_refused():
+    model = _llama()
+    guard(model)
+    call = MmSp.over(Layout(tokens=4), (0, 4), ulysses=Alone(), ring=Alone())
+    ids = torch.arange(4)[None]
+    right = {"input_ids": ids, "position_ids": ids, "use_cache": False, "mm_sp": call}
+    assert model(**right).logits.shape == (1, 4, 8)
+    for change, message in (
+        ({"attention_mask": torch.tensor([[0, 1, 1, 1]])}, "takes no attention_mask"),
+        ({"labels": ids}, "would shift labels"),
+        ({"position_ids": None}, "needs position_ids: pass"),
+    ):
+        with pytest.raises(InputError, match=message):
+            model(**{**right, **change})
+
+
+def test_models_whose_layers_depend_on_the_tokens_of_one_rank_are_refused():
+    with pytest.raises(InputError, match="rope_type=dynamic follows from the tokens of one rank"):
+        guard(_llama(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}))
+    with pytest.raises(InputError, match="does not do attention_chunk_size"):
+        guard(_llama(attention_chunk_size=8))
 
 
 def test_what_cannot_be_done_is_refused():

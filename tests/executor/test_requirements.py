@@ -24,7 +24,7 @@ def test_formats_that_run_on_a_cpu(precision):
     [
         (Precision(param="fp16"), "param=fp16 is not executed for mode=train; legal: fp64, fp32, bf16"),
         (Precision(reduce="fp16"), "reduce=fp16 is not executed for mode=train; legal: fp64, fp32, bf16"),
-        (Precision(param="fp32", reduce="bf16"), "beside a param that differs from master; plan with reduce=fp32"),
+        (Precision(param="fp32", reduce="bf16"), "with a param that differs from master; plan with reduce=fp32"),
         (Precision(grad="bf16"), "grad=bf16 optimizer=fp32 is not executed; legal: all three fp32"),
     ],
 )
