@@ -135,6 +135,38 @@ def test_what_a_card_receives_counts_like_what_it_sends() -> None:
     assert paths.axes["ring"].send_s_per_byte == pytest.approx(2 / (0.92 * 10 * GB))
 
 
+def test_a_gather_has_as_many_channels_as_its_domain_with_the_fewest_cards() -> None:
+    """Four slow cards meet one fast one: the one channel needs (P - 1) / P of the buffer on one of the slow cards."""
+    where = cluster(node(4, 4, nics=DEGRADED), node(4, 1))
+    path = ClusterCosts(where).paths(Strategy(data=8, shard=8)).axes["shard"]
+    assert path.gather_s_per_byte == pytest.approx(7 / 8 / (0.92 * 3 * GB))
+    even = ClusterCosts(cluster(node(4, 4, nics=DEGRADED), node(4, 4))).paths(Strategy(data=8, shard=8)).axes["shard"]
+    assert even.gather_s_per_byte == pytest.approx(7 / 8 / 4 / (0.92 * 3 * GB))
+
+
+@pytest.mark.parametrize(("cards", "passes"), [(1, 1.0), (2, 0.5)])
+def test_a_ring_that_leaves_the_node_spares_one_socket_per_channel(cards: int, passes: float) -> None:
+    """Over two boxes of two sockets: with a card each, half of the channels end at each socket."""
+    where = cluster(node(4, cards, scale_up=PCIE), node(4, cards, scale_up=PCIE))
+    path = ClusterCosts(where).paths(Strategy(data=8, shard=8)).axes["shard"]
+    assert path.bus_gather_s_per_byte == pytest.approx(passes * 7 / 8 / (25 * GB))
+
+
+def test_a_gather_over_leaves_goes_through_their_uplinks() -> None:
+    """A node a leaf, 4:1: four cards of 9.2 GB/s in each, of which the uplink carries one card's worth."""
+    where = cluster(node(), node(), leaf=1, oversubscription=4.0)
+    path = ClusterCosts(where).paths(Strategy(data=8, shard=8)).axes["shard"]
+    assert path.gather_s_per_byte == pytest.approx(7 / 8 / (0.92 * 10 * GB))
+
+
+def test_two_trees_share_cards_but_not_what_a_node_passes_on() -> None:
+    """Two groups over both nodes, three cards of 23 GB/s: each group may pass 65 GB/s on, together they send 69."""
+    where = Cluster.load("dgx-a100", nodes=2)
+    three = replace(where.node(0), nics=replace(where.node(0).nics, count=3))
+    path = ClusterCosts(where.override({0: three, 1: three})).paths(Strategy(data=8, ulysses=2, shard=2))
+    assert path.axes["replicate"].all_reduce_s_per_byte == pytest.approx(2 / (3 * 23 * GB))
+
+
 def test_a_mixed_cluster_takes_the_slower_link_of_each_operation() -> None:
     """A mesh of 448 GB/s is slower than a switch of 447 for two GPUs: its pairs have 64 GB/s."""
     mesh, switch = Collectives.of("xgmi-mi300x"), Collectives.of("nvlink4", bytes_per_s=447 * GB)
