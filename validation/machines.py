@@ -27,8 +27,7 @@ def cluster_of(row: Row, gpus: int | None = None) -> Cluster:
 
     So many `gpus` of it, else as many as the row says.
     """
-    memory_gb = row.number_of("gpu_mem_gb") if row.cell("gpu_mem_gb") else None
-    device = Device.load(row.cell("device")) if row.cell("device") else device_of(row.text("gpu"), memory_gb)
+    device = Device.load(row.cell("device")) if row.cell("device") else _device(row)
     gpus, per_node = gpus or row.count("n_gpus"), row.optional("gpus_per_node") or 8
     base = _preset(row.cell("cluster")) if row.cell("cluster") else _nearest(device.name, per_node)
     node = replace(base.runs[0].node, device=device, gpus=min(gpus, per_node))
@@ -36,6 +35,16 @@ def cluster_of(row: Row, gpus: int | None = None) -> Cluster:
         node = replace(node, scale_up=replace(node.scale_up, link=device.link))
     run = replace(base.runs[0], count=-(-gpus // per_node), node=_with_rates(node, row, per_node))
     return replace(base, runs=(run,), nodes_per_domain=_segment(base.nodes_per_domain, run.count))
+
+
+def _device(row: Row) -> Device:
+    """The printed card; where neither name nor column says its memory, the board of the maker's reference node."""
+    memory_gb = row.number_of("gpu_mem_gb") if row.cell("gpu_mem_gb") else None
+    device = device_of(row.text("gpu"), memory_gb)
+    if memory_gb is None and not re.search(r"\d ?gb", row.text("gpu").lower()):
+        nodes = (_preset(name).runs[0].node for name in Cluster.presets() if name.startswith("dgx"))
+        return next((node.device for node in nodes if _board(node.device) == _board(device)), device)
+    return device
 
 
 @cache

@@ -134,6 +134,7 @@ def case_of_own(**changes: str) -> Case:
         ("H100-SXM", "64", "4", "marenostrum5", 4),
         ("H800", "80", "8", "hgx-h800", 8),
         ("GB200", "", "4", "gb200-nvl72", 4),
+        ("H100", "", "8", "dgx-h100", 8),
     ],
 )
 def test_an_unnamed_network_is_the_maker_s(gpu: str, memory: str, per_node: str, cluster: str, cards: int) -> None:
@@ -323,3 +324,17 @@ def test_words_of_precision_and_adapters() -> None:
     named = case_of_own(other="LoRA r=8", lora_targets="qkv out").workload
     assert (named.lora_rank, named.lora_targets) == (8, ("qkv", "out"))
     assert not case_of_own(sharding="FSDP, no sequence parallelism").framework.sequence_parallel
+
+
+@pytest.mark.parametrize(
+    ("gpu", "name"),
+    [
+        ("H100", "h100-sxm-80gb"),
+        ("A100", "a100-sxm-80gb"),
+        ("H200", "h200-sxm-141gb"),
+        ("A100-40GB", "a100-sxm-40gb"),
+        ("H100 PCIe", "h100-pcie-80gb"),
+    ],
+)
+def test_a_card_of_no_stated_memory_is_the_reference_node_s(gpu: str, name: str) -> None:
+    assert case_of_own(gpu=gpu, gpu_mem_gb="").cluster.runs[0].node.device.name == name
