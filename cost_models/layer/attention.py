@@ -140,8 +140,8 @@ def attention_phases(
 def _ring(sizes: RankSizes, kernels: Kernels, part: str, grad: bool, causal: bool) -> Ring:
     """A rank's own block (causal), then one block for each hop.
 
-    zigzag, double and striped: every block is half masked, all ranks alike. contiguous: the last rank computes whole
-    blocks. Without a causal mask all blocks are whole. Widening the result, once, is spread over the hops: where there
+    zigzag, double and striped: every block is half masked, all ranks alike. contiguous: the last rank computes full
+    blocks. Without a causal mask all blocks are full. Widening the result, once, is spread over the hops: where there
     are none, nothing is widened (and a bound that takes fewer hops stays below).
     """
     degrees, tokens, kind = sizes.degrees, sizes.ring_tokens, sizes.degrees.ring_kind
@@ -177,7 +177,7 @@ def _last_blocks(sizes: RankSizes, kernels: Kernels) -> Number:
     NVIDIA/nccl issue 689), 32 of them inside an NVSwitch domain ("32 p2p channels per peer" in its log on 8 A100 or
     H100). On a stream of the usual priority it waits for an event of the computing stream, whose next kernel follows
     at once and refills every SM until it has no block left; only then does NCCL's get in (NVIDIA/nccl issue 1431
-    reports it). Between nodes and over PCIe a peer has 2 channels, and hops are seen to hide behind whole blocks.
+    reports it). Between nodes and over PCIe a peer has 2 channels, and hops are seen to hide behind full blocks.
     """
     if kernels.device.sms is None:
         return 1.0

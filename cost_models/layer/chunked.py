@@ -11,7 +11,7 @@ Bytes over the host's link (hq, hk heads of a rank, D head dim, b bytes; C token
                own block    in: k, v, normed input beside these
 As in DeepSpeed's `deepspeed/sequence/fpdt_layer.py` (arXiv 2408.16978), whose copies run on one stream, two chunks
 deep: what does not hide behind its block shows. Blocks are merged in fp32, by the framework's own passes. Left out:
-products and exchanges are priced whole (each chunk has its own, with a barrier), pinned memory, the host's size.
+products and exchanges are priced as one (each chunk has some, with a barrier), pinned memory, the host's size.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _backward_bytes(sizes: RankSizes, tokens: Number, many: Number) -> tuple[Num
 
 
 def chunk_working_bytes(sizes: RankSizes) -> Number:
-    """Backward pass of attention beside the layer's tensors: whole rows, and the buffers of one block.
+    """Bytes that attention's backward pass adds to the layer's tensors: full rows, and the buffers of one block.
 
     Two chunks each of q, output, gradient and fp32 dQ, of k, v; the kernel's dQ, dK, dV and its fp32 sum; sums of dK
     and dV; three copies of a chunk in an exchange; the joined weight's gradient in fp32.

@@ -5,7 +5,7 @@
 
 The down products are the same for all heads: every tensor rank computes them for its own tokens, and what is gathered
 is their narrow result. Bytes per token and head (fused rotary): queries r w rope in place; keys and values read
-nope + v, write nope + rope + v. Unfused: rotary in 8 passes over the rope parts, and copies of q, k and v. Kept beside
+nope + v, write nope + rope + v. Unfused: rotary in 8 passes over the rope parts, and copies of q, k and v. Kept with
 queries, keys and values: both compressions, as they were and normalised. The host's calls are counted as a dense
 layer's.
 """

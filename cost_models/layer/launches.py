@@ -23,7 +23,8 @@ from cost_models.timing.host import Host
 TENSOR_EXCHANGES = 4
 """Of a layer one way: its input gathered and its output scattered, around attention and around the MLP."""
 GATHER_OPERATORS, REDUCE_OPERATORS = 3, 3
-"""FSDP2 beside a collective: copied in, out to the parameters and their copies; chunked, divided, taken apart."""
+"""Operators that FSDP2 calls around a collective. Gather: copied in, out to the parameters and their copies. Reduction:
+chunked, divided, taken apart."""
 ADDED_GRADIENTS = 9
 """Weights of a layer whose gradients a further microbatch adds to those before."""
 

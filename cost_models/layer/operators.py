@@ -48,7 +48,7 @@ class Operator(NamedTuple):
     launches: Number = 0  # memory-bound kernels
     launches_back: Number = 0
     call: str = ""  # operators of one call are timed as one memory-bound call; empty means a call of its own
-    idle_s: float = 0.0  # seconds in which the device waits beside eager operators
+    idle_s: float = 0.0  # seconds in which the device waits for eager operators
     idle_back_s: float = 0.0
     exchanges: tuple[Exchange, ...] = ()
     exchanges_back: tuple[Exchange, ...] = ()
@@ -58,7 +58,7 @@ class Operator(NamedTuple):
     active: Number | bool = True  # where its memory-bound work runs at all
     kept: Number = 0  # bytes
     working: Number = 0  # bytes alive while it runs without gradients
-    working_back: Number = 0  # bytes alive while its gradients are made, beside the layer's tensors
+    working_back: Number = 0  # bytes that are alive while its gradients are made and are no tensors of the layer
     freed: Number = 0  # bytes of the layer's tensors that are gone after that
     host: Number = 0  # operators that the host calls
     host_back: Number = 0

@@ -21,7 +21,10 @@ from cost_models.strategy import LayerRange
 
 
 class Run(NamedTuple):
-    """Equal layers: how many on the stage that sets the pace, and on all others together (none: as many on each)."""
+    """Equal layers: how many stand on the stage that sets the pace, and on all others together.
+
+    `elsewhere` None means that each stage has as many.
+    """
 
     part: LayerRange
     kind: LayerKind

@@ -1,7 +1,7 @@
-"""Peak memory of the busiest rank by component, at the highest moment of the step (`moments`).
+"""Peak memory of the busiest rank by component, at the highest moment of the step (`peaks`).
 
 parameters, gradients, optimizer       resident all the time (`states`)
-activations   what each layer keeps until its backward pass (`kept`), the final norm's input, rotary tables
+activations   what each layer keeps until its backward pass, the final norm's input, rotary tables
 gathered, working, logits              alive at that moment only: whole weights; what is recomputed, gradients in
               flight; the loss and the head's gradient        vision   of the own frames
 communication, reserve   library buffers, CUDA context, allocator slack: named estimates below

@@ -1,4 +1,4 @@
-"""The moments of a step at which memory may be highest, and what is alive then beside states and kept activations.
+"""The moments of a step at which memory may be highest, and what is alive then apart from states and kept activations.
 
     loss              all activations kept; head gathered; logits and their gradients, the head's gradient
     layer backward    head's gradient waiting, this layer and the next one gathered, what is recomputed, gradients of
@@ -46,7 +46,8 @@ class Peak:
 
 
 def peak(sizes: RankSizes, layers: Iterable[LayerRange | str | tuple[RankSizes, LayerRange]] = ()) -> Peak:
-    """The highest moment of a step with layers of these policies (or ranges, or ranges of a kind); none: of the rest.
+    """The highest moment of a step whose layers have these policies (or ranges, or ranges of a kind). Without `layers`
+    it is the highest moment outside the layers.
 
     What comes while activations go (gradients) is counted above the least that any policy keeps, so that the sum of
     kept activations and this moment is linear in the layers of each policy.
@@ -160,8 +161,8 @@ def layer_backward(sizes: RankSizes, part: LayerRange | str) -> Peak:
 
 
 def _products(sizes: RankSizes) -> Number:
-    """Beside the layer's own tensors: gradients of the MLP's inside, or of attention once the MLP's are gone; and the
-    residual's."""
+    """What a layer's backward pass adds to the layer's tensors: gradients of the MLP's inside, or of attention once the
+    MLP's are gone; and the residual's."""
     return peak_bytes(decoder.operators(sizes), grad=True) + sizes.row_bytes
 
 
@@ -177,7 +178,7 @@ def root_gradients(sizes: RankSizes, kept: Number) -> Peak:
 
 
 def _head_gradient(sizes: RankSizes) -> Number:
-    """The head's whole gradient, made first and reduced last."""
+    """The head's gradient before its reduction: made first, reduced last."""
     if not sizes.workload.trains_head or (sizes.stage is not None and not sizes.stage.last):
         return 0
     model = sizes.workload.model
@@ -185,7 +186,7 @@ def _head_gradient(sizes: RankSizes) -> Number:
 
 
 def _gathered(sizes: RankSizes, layers: int) -> Number:
-    """ZeRO-3: the root whole, and so many layers; below, whole weights are resident."""
+    """ZeRO-3 gathers the root and so many layers. Below ZeRO-3 all weights are resident."""
     vision = sizes.workload.model.vision
     root = root_params(sizes)
     if vision is not None:  # what of the vision side is no layer is in the root's unit of sharding
