@@ -110,9 +110,9 @@ class Strategy:
     loss_chunk_tokens: int | None = 1024  # None = all logits at once
     expert: int = field(default=1, metadata=strict.OPTIONAL)
     mlp_chunk_tokens: int | None = field(default=None, metadata=strict.OPTIONAL)
-    """Tokens of a rank that go through an MLP at one time, computed again in backward; none: all, once."""
+    """Tokens of a rank that go through an MLP at one time, computed again in backward. `None` means all at once."""
     attention_chunk_tokens: int | None = field(default=None, metadata=strict.OPTIONAL)
-    """Tokens of a row whose queries, keys and values are on the GPUs at one time, others on the host; none: all."""
+    """Tokens of a row whose queries, keys and values are on the GPUs at one time, others on the host. `None`: all."""
     offload_states: OffloadStates = field(default="none", metadata=strict.OPTIONAL)
     """Master weights and optimizer in host memory, updated by the CPU; all: the sharded weights, too (ZeRO-3)."""
 

@@ -101,7 +101,7 @@ def framework_lines(framework: Framework, strategy: Strategy) -> list[str]:
 
 def cost_lines(cost: StepCost, simulated: Simulated | None, longest: int | None = None) -> list[str]:
     """Time and memory, each with its parts; the longest row that fits, where it was asked for."""
-    beside = f", simulated {show_seconds(simulated.step_s)}" if simulated else ""
+    played = f", simulated {show_seconds(simulated.step_s)}" if simulated else ""
     rate = f"{cost.tokens_per_s_per_gpu:,.0f} tokens/s/GPU"
     mfu = f"MFU {cost.mfu:.1%} (6 × weights + causal attention, no recompute, over the dense peak)"
     over = "" if cost.fits else "  DOES NOT FIT"
@@ -111,7 +111,7 @@ def cost_lines(cost: StepCost, simulated: Simulated | None, longest: int | None 
     memory = {name: value for name, value in cost.memory.items() if value > 0}
     most = [] if longest is None else [_title("Longest   ") + f"{longest:,} tokens in a row fit in memory"]
     return [
-        _title("Step      ") + f"{show_seconds(cost.step_s)} priced{beside} · {rate} · {mfu}",
+        _title("Step      ") + f"{show_seconds(cost.step_s)} priced{played} · {rate} · {mfu}",
         *_wrap([f"{name} {show_seconds(value)}" for name, value in seconds.items()]),
         _title("Memory    ") + f"{show_bytes(cost.memory_bytes)} of {show_bytes(cost.capacity_bytes)} per GPU{over}",
         *_wrap([f"{name} {show_bytes(value)}" for name, value in memory.items()]),

@@ -53,7 +53,7 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class Solution:
-    best: tuple[Choice, ...]  # different degrees, best first, each with its own optimal recompute mix and placement
+    best: tuple[Choice, ...]  # different degrees, best first, each with its optimal recompute mix and placement
     lost: tuple[Choice, ...]  # what people would try by hand, also where it does not fit
     bound: float
     gap: float
@@ -116,7 +116,7 @@ def solve(
 
 
 class _Program:
-    """The integer program over the columns of a search, and what its answer means for the whole space."""
+    """The integer program over the columns of a search, and what its answer means for the space."""
 
     def __init__(self, result: SearchResult, objective: Objective, deadline: float | None) -> None:
         self.result, self.columns = result, result.columns
@@ -133,7 +133,7 @@ class _Program:
         if self.objective == "memory":
             return column, answer, bound
         # Of equal columns the solver returns any one, which may change with its version. Columns whose mix of two
-        # policies is as good as its answer are therefore ordered by our own rule, and the first is taken.
+        # policies is as good as its answer are therefore ordered by our rule, and the first is taken.
         best = min(answer.value, result.incumbent)
         equal = [i for i in candidates if result.value[i] <= best * (1 + EQUAL)]
         if equal:
@@ -188,7 +188,7 @@ class _Program:
         )
 
     def _of_search(self, candidates: list[int], column: int, optimal: bool = False) -> Answer:
-        """The search's own mix for a column: what there is where a time limit leaves the program without an answer."""
+        """The search's mix for a column: what there is where a time limit leaves the program without an answer."""
         return Answer(
             column=candidates.index(column),
             layers=tuple(int(count) for count in self.result.layers[column]),

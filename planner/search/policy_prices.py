@@ -81,7 +81,7 @@ class PolicyPrices:
         return np.where(self.least_bytes() <= capacity_bytes, relaxed, np.inf)
 
     def mixed(self, capacity_bytes: Any) -> tuple[Floats, NDArray[np.int64]]:
-        """A good whole-layer answer for each column: seconds (infinite if none) and layers (columns, policies).
+        """A good answer in entire layers for each column: seconds (infinite if none) and layers (columns, policies).
 
         Tries every pair of policies with as many layers of the one that keeps more as fit, transients counted.
         """
@@ -112,12 +112,12 @@ class PolicyPrices:
         return np.where(alone >= 0, total, many).astype(np.int64)
 
     def seconds_of(self, layers: NDArray[np.int64]) -> Floats:
-        """Step seconds of whole-layer counts (columns, policies)."""
+        """Step seconds for layers by policy, shape (columns, policies)."""
         seconds: Floats = self.other_s + (layers * self.layer_s).sum(axis=-1)
         return seconds
 
     def bytes_of(self, layers: NDArray[np.int64]) -> Floats:
-        """Memory of whole-layer counts (columns, policies)."""
+        """Memory for layers by policy, shape (columns, policies)."""
         again = np.where(layers > 0, self.again_bytes, 0.0).max(axis=-1)
         used: Floats = self.base_bytes + (layers * self.kept_bytes).sum(axis=-1) + again
         return used
