@@ -46,7 +46,7 @@ class ScaleUp:
     """
 
     kind: Literal["switch", "pairs", "pcie", "memory"]
-    link: str  # a link of `collectives.LINKS`: its measured curve, scaled to bytes_per_s
+    link: str  # one of `links.LINKS`: its measured curve, scaled to bytes_per_s
     bytes_per_s: float  # of one GPU, one way
     latency_s: float
     pcie_bytes_per_s: float = 0.0  # beyond the pair, for kind = pairs

@@ -5,7 +5,7 @@
     another device      launch + (t − launch) · (c⁴·peak ratio + b⁴·bandwidth ratio) / (c⁴ + b⁴),
                         c, b: FLOPs and bytes over the measured device's peaks (roofline form, an estimate with a band)
     CPU                 launch + FLOPs / (share of peak) or bytes / bandwidth, the larger; a profile replaces the shares
-    busy board          GEMM grids are timed in bursts; under its power limit a busy board is slower (busy.py)
+    busy board          GEMM grids are timed in bursts; under its power limit a busy board is slower (power_limit.py)
     accumulate          a weight gradient added to a resident buffer: part of the buffer's traffic is not hidden
     grouped             products of one shape in one call: FLOPs and traffic of each add up (grouped.py)
     with samples        any of these × exp(interpolated log(measured / predicted)), see curves/samples.py

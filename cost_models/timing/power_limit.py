@@ -25,7 +25,7 @@ POWER_EXPONENT = 0.25
 
 @dataclass(frozen=True, kw_only=True)
 class Busy:
-    """Of one board (see fit/busy.py)."""
+    """Of one board (fitted in `validation/fit/products.py`)."""
 
     limit_flops: float  # 16-bit
     slow: float  # burst time of a product below the limit, times this: caches and launches of a running program
