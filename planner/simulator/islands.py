@@ -27,7 +27,7 @@ class Group:
     ranks: list[int]  # the same
     flows: Ints
     batches: tuple[Batch, ...]
-    islands: tuple[int, ...]  # of its members and of the links it crosses
+    islands: tuple[int, ...]  # of its members
     slowest: float  # the largest `scale` of its members
 
     @property
@@ -62,11 +62,14 @@ def find_islands(script: Script, network: Network, scale: Floats) -> Islands:
     while True:
         label, of_link = _labels(group_of, owner, network, tied)
         touched = _touched(group_of, owner, network, label, of_link, len(tied))
-        members = _touched(group_of, owner, network, label, np.full_like(of_link, -1), len(tied))
-        strangers = [number for number, islands in enumerate(touched) if islands != members[number]]
-        if not strangers:
+        islands = _touched(group_of, owner, network, label, np.full_like(of_link, -1), len(tied))
+        joined = _joined(owner, network, islands)
+        # A group in one island ties the links that it crosses. So does one that meets, on a link, flows of an island
+        # that it has no member in: such an island would not know when to wait for it.
+        tying = [n for n, mine in enumerate(islands) if len(mine) == 1 or mine != touched[n] or mine != joined[n]]
+        if tied[tying].all():
             break
-        tied[strangers] = True  # its flows cross links of an island that it has no member in
+        tied[tying] = True
     lowest, of_class = np.unique(label, return_inverse=True)
     groups = tuple(
         tuple(
@@ -76,7 +79,7 @@ def find_islands(script: Script, network: Network, scale: Floats) -> Islands:
                 ranks=members.tolist(),
                 flows=flows[first[c] + g],
                 batches=one.batches[g],
-                islands=tuple(np.searchsorted(lowest, touched[first[c] + g]).tolist()),
+                islands=tuple(np.searchsorted(lowest, islands[first[c] + g]).tolist()),
                 slowest=float(scale[members].max()),
             )
             for g, members in enumerate(one.members)
@@ -129,6 +132,26 @@ def _labels(group_of: list[Ints], owner: Ints, network: Network, tied: np.ndarra
         if np.array_equal(lower, label):
             return label, np.where(of_link < classes, of_link, -1)
         label = lower
+
+
+def _joined(owner: Ints, network: Network, islands: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """For each group the islands of all groups between islands that share links with it, directly or not."""
+    several = np.array([len(mine) > 1 for mine in islands])
+    entry = several[owner[network.sharing.flow]]
+    group, link = owner[network.sharing.flow[entry]], network.sharing.link[entry]
+    label = np.arange(len(islands))
+    while True:
+        of_link = np.full(len(network.sharing.capacity), len(islands))
+        np.minimum.at(of_link, link, label[group])
+        lower = label.copy()
+        np.minimum.at(lower, group, of_link[link])
+        if np.array_equal(lower, label):
+            break
+        label = lower
+    union: dict[int, set[int]] = {}
+    for number in np.flatnonzero(several).tolist():
+        union.setdefault(int(label[number]), set()).update(islands[number])
+    return [tuple(sorted(union[int(label[number])])) if len(mine) > 1 else mine for number, mine in enumerate(islands)]
 
 
 def _touched(

@@ -1,6 +1,7 @@
 """Folded equals unfolded: random clusters, layouts, placements and programs, rank by rank and link by link."""
 
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -298,3 +299,19 @@ def test_groups_of_a_ring_are_alike_however_many_members_are_broken() -> None:
     uses = (("ulysses", "all_to_all"), ("shard", "all_gather"), ("replicate", "all_gather"))
     patterns = [pattern(topology, rank_groups(layout, axis), op) for axis, op in uses]  # type: ignore[arg-type]
     assert equitable(topology, patterns, np.ones(32)).classes == 3
+
+
+def test_collectives_between_islands_that_share_a_link_share_its_rate() -> None:
+    """Two pairs of GPUs, each pair across the switch: nothing but an all-reduce of the epilogue ties them."""
+    layout, where = Strategy(data=2, tensor=2, shard=2), cluster(node(4, 1, scale_up=PCIE))
+    program = step(layers(1, 1, exchange=0.0, hop=0.0))
+    big = replace(program.epilogue[0].phases[1], bytes=25e6)
+    program = replace(program, epilogue=(replace(program.epilogue[0], phases=(program.epilogue[0].phases[0], big)),))
+    assert_equal((program, where, layout, Placement.in_order(where, 4), np.ones(4)))
+    unfolded = play(program, where, layout, fold=False)
+    assert unfolded.step_s == pytest.approx(program_s(program) + 2 * 25e6 / 25e9 + 2 * 8e-6, rel=1e-9)
+
+
+def program_s(program: StepProgram) -> float:
+    phases = [phase for segment, _ in program.segments() for phase in segment.phases]
+    return sum(phase.seconds for phase in phases if isinstance(phase, Compute)) + 0.6 * 4e-4
