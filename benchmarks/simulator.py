@@ -9,6 +9,7 @@ LongVILA-8B's own step.
 from __future__ import annotations
 
 import argparse
+import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,30 +21,38 @@ from cost_models.workload import Workload
 from planner.simulator.simulation import Simulation, simulate
 
 CASES: tuple[tuple[str, int, Strategy, int], ...] = (
-    ("uniform", 2, Strategy(ring=2, ulysses=8, shard=16), 2**17),
+    ("whole", 2, Strategy(ring=2, ulysses=8, shard=16), 2**17),
     ("half-rate NICs in one node", 2, Strategy(ring=2, ulysses=8, shard=16), 2**17),
-    ("uniform, shard in the node", 8, Strategy(data=4, ring=2, ulysses=8, shard=16), 2**17),
+    ("whole, shard in the node", 8, Strategy(data=4, ring=2, ulysses=8, shard=16), 2**17),
     ("NIC missing in one node", 8, Strategy(data=4, ring=2, ulysses=8, shard=16), 2**17),
-    ("uniform", 32, Strategy(ring=32, ulysses=8, shard=256), 2**21),
-    ("NIC missing in one node", 32, Strategy(ring=32, ulysses=8, shard=256), 2**21),
-    ("uniform, odd ring", 32, Strategy(ring=185, shard=185), 2**21),
-    ("uniform", 2048, Strategy(data=64, ring=32, ulysses=8, shard=256), 2**21),
-    ("uniform, one ring", 2048, Strategy(ring=2048, ulysses=8, shard=16384), 2**24),
+    ("whole", 32, Strategy(ring=32, ulysses=8, shard=256), 2**21),
+    ("1% of nodes broken", 32, Strategy(ring=32, ulysses=8, shard=256), 2**21),
+    ("whole, odd ring", 32, Strategy(ring=185, shard=185), 2**21),
+    ("whole", 512, Strategy(data=16, ring=32, ulysses=8, shard=256), 2**21),
+    ("1% of nodes broken", 512, Strategy(data=16, ring=32, ulysses=8, shard=256), 2**21),
+    ("whole", 2048, Strategy(data=64, ring=32, ulysses=8, shard=256), 2**21),
     ("NIC missing in one node", 2048, Strategy(data=64, ring=32, ulysses=8, shard=256), 2**21),
+    ("1% of nodes broken", 2048, Strategy(data=64, ring=32, ulysses=8, shard=256), 2**21),
+    ("whole, one ring", 2048, Strategy(ring=2048, ulysses=8, shard=16384), 2**24),
+    ("whole", 16384, Strategy(data=512, ring=32, ulysses=8, shard=256), 2**21),
 )
 
 
 def cluster(kind: str, nodes: int) -> Cluster:
-    """DGX H100 nodes, one of them odd if `kind` says so."""
+    """DGX H100 nodes, one of them odd or 1% broken (a NIC missing, NICs at half or a quarter), if `kind` says so."""
     made = Cluster.load("dgx-h100", nodes=nodes)
-    odd = made.runs[0].node
+    node = made.runs[0].node
+    missing = replace(node, missing_nics=(3,))
+    half, quarter = (replace(node, nics=replace(node.nics, bytes_per_s=node.nics.bytes_per_s * f)) for f in (0.5, 0.25))
     if kind.startswith("half"):
-        odd = replace(odd, nics=replace(odd.nics, bytes_per_s=odd.nics.bytes_per_s / 2))
-    elif kind.startswith("NIC missing"):
-        odd = replace(odd, missing_nics=(3,))
-    else:
-        return made
-    return made.override({nodes // 2: odd})
+        return made.override({nodes // 2: half})
+    if kind.startswith("NIC missing"):
+        return made.override({nodes // 2: missing})
+    if kind.startswith("1%"):
+        draw = random.Random(1)
+        broken = draw.sample(range(nodes), max(1, nodes // 100))
+        return made.override({slot: draw.choice((missing, half, quarter)) for slot in broken})
+    return made
 
 
 def timed(play: Callable[[], Simulation], times: int) -> tuple[Simulation, float]:
