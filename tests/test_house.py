@@ -1,6 +1,7 @@
 """The house rules that a machine can check: import arrows, no torch where none belongs, files and modules described."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -115,3 +116,31 @@ def test_functions_stay_readable():
                 if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                     length = (node.end_lineno or 0) - node.lineno + 1
                     assert length <= 80, f"{path.relative_to(ROOT)}: {node.name} has {length} lines"
+
+
+def test_every_invariant_names_a_test_that_exists():
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
+    assert len(named) >= 15
+    for file, name in named:
+        tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+        assert name in {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}, f"{file}::{name}"
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "README.md",
+        "ARCHITECTURE.md",
+        "CONTRIBUTING.md",
+        *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md")),
+    ],
+)
+def test_files_that_pages_name_exist(page):
+    """A file named with its folder is there; names with <…> stand for others."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for name in re.findall(
+        r"`((?:cost_models|planner|executor|longvila|validation|tests|benchmarks|examples|docs|scripts|measurements)/[\w./-]+)`",
+        text,
+    ):
+        assert (ROOT / name).exists(), f"{page} names {name}"

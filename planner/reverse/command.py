@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -14,8 +14,9 @@ from cost_models.hardware.cluster import Cluster, NodeRun
 from cost_models.units import show_bytes, show_seconds
 from cost_models.workload import DTYPE_BYTES, Workload
 from planner import options
-from planner.reverse.goodput import Failures, Fleet, fleets, rates_of
-from planner.solve import NothingFits, solve
+
+if TYPE_CHECKING:
+    from planner.reverse.goodput import Failures, Fleet
 
 F = TypeVar("F", bound=Callable[..., Any])
 _FAILURES = ("mtbf_hours", "checkpoint_gb_per_s", "restart_minutes", "repair_hours")
@@ -87,6 +88,8 @@ def finish(given: Mapping[str, Any], on_step: Callable[[str], None]) -> None:
 
 def goodput(given: Mapping[str, Any], asked: options.Question, on_step: Callable[[str], None]) -> None:
     """Print the best checkpoint interval, and spares against planning again, for this cluster."""
+    from planner.reverse.goodput import Failures, fleets, rates_of
+
     if given["mtbf_hours"] is None:
         raise InputError("--mtbf-hours is missing: hours between failures of the whole cluster (such as 8)")
     numbers = {name: positive(given[name], f"--{name.replace('_', '-')}") for name in _FAILURES}
@@ -157,6 +160,8 @@ def first_nodes(cluster: Cluster, nodes: int) -> Cluster:
 
 def rate_of(cluster: Cluster, workload: Workload, asked: options.Question, fixed: Mapping[str, object]) -> float:
     """Tokens a second of the best plan; 0 where nothing fits."""
+    from planner.solve import NothingFits, solve
+
     try:
         cost = solve(cluster, workload, fixed=fixed, profile=asked.profile, keep=1).best[0].cost
     except NothingFits:
