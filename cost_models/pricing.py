@@ -18,12 +18,12 @@ from dataclasses import dataclass
 
 from cost_models import flops
 from cost_models.cost import MEMORY, PRICED_AS, SECONDS, StepCost
-from cost_models.either import Number, both, larger, pick, smaller, somewhere
 from cost_models.framework import OURS, Framework
 from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.placement import Placement, check_placement
 from cost_models.layer.sizes import RankSizes
 from cost_models.memory.components import fullest
+from cost_models.number import Number, both, larger, pick, smaller, somewhere
 from cost_models.profile import Profile
 from cost_models.program import Broadcasts, Compute, Exchange, Ring, Segment, Staged, StepProgram
 from cost_models.step.assembly import step_program
@@ -199,7 +199,8 @@ def _ring(ring: Ring, paths: Paths) -> tuple[Number, Number, Number]:
         return _double_ring(ring, paths)
     hops = ring.pieces - 1
     hop = paths.exchange_s("ring", "send", ring.hop_bytes)
-    both_ways, gradient = hop, 0.0
+    both_ways: Number = hop
+    gradient: Number = 0.0
     if somewhere(ring.gradient_bytes > 0):
         both_ways = paths.exchange_s("ring", "send", ring.hop_bytes + ring.gradient_bytes)
         gradient = pick(ring.gradient_bytes > 0, paths.exchange_s("ring", "send", ring.gradient_bytes), 0.0)

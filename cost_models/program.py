@@ -21,8 +21,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from cost_models.either import Number
 from cost_models.models.model import LayerKind
+from cost_models.number import Number
 from cost_models.strategy import Axis as Axis
 
 Op = Literal["all_to_all", "all_gather", "reduce_scatter", "all_reduce", "send"]

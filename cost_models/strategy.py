@@ -25,9 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models import strict
-from cost_models.either import larger, somewhere
 from cost_models.errors import InputError
 from cost_models.models.model import Model
+from cost_models.number import larger, somewhere
 
 Recompute = Literal["none", "mlp", "all_but_attention", "full", "core_attention"]
 Offload = Literal["none", "activations"]

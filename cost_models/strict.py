@@ -36,7 +36,7 @@ MOST_DEPTH = 32
 MOST_DIGITS = 30
 MOST_WHOLE = 2**63 - 1
 
-OPTIONAL: Mapping[str, Any] = MappingProxyType({"optional": True})
+OPTIONAL: Mapping[str, object] = MappingProxyType({"optional": True})
 """Metadata of a field that files leave out where it has its default: those who do not use it see no change."""
 
 _HIDDEN = "\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u200e\u200f\u202a-\u202e\u2066-\u2069"
@@ -88,7 +88,7 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON")
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, Any]:
     data = dict(pairs)
     if len(data) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -114,12 +114,13 @@ def parse_yaml(text: str, where: str) -> Any:
         raise InputError(f"{where} is not valid YAML: {' '.join(str(error).split())[:200]}") from None
 
 
-def _node(event: Any, events: Iterator[Any], depth: int) -> Any:
+def _node(event: yaml.Event, events: Iterator[yaml.Event], depth: int) -> Any:
     """The data that starts with `event`; its further events are taken from `events`."""
     if isinstance(event, yaml.AliasEvent):
         raise yaml.YAMLError("aliases (*name) are not read; write the value out")
-    if event.tag is not None:
-        raise yaml.YAMLError(f"the tag {event.tag} is not read; leave it out")
+    tag = getattr(event, "tag", None)
+    if tag is not None:
+        raise yaml.YAMLError(f"the tag {tag} is not read; leave it out")
     if isinstance(event, yaml.ScalarEvent):
         return _text(event.value) if event.style else _scalar(event.value)
     if depth == MOST_DEPTH:
@@ -211,7 +212,7 @@ def _show(data: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _build(kind: inspect.Type, data: Any, where: str) -> Any:
+def _build(kind: inspect.Type, data: object, where: str) -> Any:
     if isinstance(kind, inspect.IntType | inspect.FloatType):
         return _number(kind, data, where)
     if isinstance(kind, inspect.UnionType):
@@ -235,13 +236,13 @@ def _build(kind: inspect.Type, data: Any, where: str) -> Any:
     return data
 
 
-def _mapping(data: object, where: str) -> Mapping[Any, Any]:
+def _mapping(data: object, where: str) -> Mapping[object, object]:
     if not isinstance(data, Mapping):
         raise InputError(f"{where} must hold keys and values, not {_show(data)}")
     return data
 
 
-def _dataclass(kind: inspect.DataclassType, data: Mapping[Any, Any], where: str) -> Any:
+def _dataclass(kind: inspect.DataclassType, data: Mapping[object, object], where: str) -> Any:
     known = {field.name: field for field in kind.fields}
     for key in data:
         if key not in known:
@@ -258,7 +259,7 @@ def _dataclass(kind: inspect.DataclassType, data: Mapping[Any, Any], where: str)
         raise InputError(f"{where}: {error}") from error
 
 
-def _tuple(kind: inspect.VarTupleType | inspect.TupleType, data: Any, where: str) -> tuple[Any, ...]:
+def _tuple(kind: inspect.VarTupleType | inspect.TupleType, data: object, where: str) -> tuple[object, ...]:
     if not isinstance(data, list | tuple):
         raise InputError(f"{where} must be a list, not {_show(data)}")
     if isinstance(kind, inspect.VarTupleType):
@@ -268,7 +269,7 @@ def _tuple(kind: inspect.VarTupleType | inspect.TupleType, data: Any, where: str
     return tuple([_build(kind.item_types[i], item, f"{where}[{i}]") for i, item in enumerate(data)])
 
 
-def _number(kind: inspect.IntType | inspect.FloatType, data: Any, where: str) -> int | float:
+def _number(kind: inspect.IntType | inspect.FloatType, data: object, where: str) -> int | float:
     if isinstance(data, str):
         data = _with_unit(data, where)
     if isinstance(data, bool) or not isinstance(data, int | float):

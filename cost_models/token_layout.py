@@ -23,8 +23,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cost_models.either import Number, pick
 from cost_models.errors import InputError
+from cost_models.number import Number, pick
 
 Places = NDArray[np.int64]
 """Positions in a row. Plain arrays, not tensors: a step on fake tensors still has to know them."""
@@ -41,8 +41,8 @@ def row_granule(ring: Number, ulysses: Number, ring_kind: str = "zigzag") -> Num
     """
     chunks = 1 if ring_kind in ("contiguous", "striped") else pick(ring > 1, 2, 1)
     if isinstance(chunks, np.ndarray) or isinstance(ulysses, np.ndarray):
-        return ring * np.lcm(chunks, ulysses)
-    return ring * math.lcm(chunks, int(ulysses))
+        return np.asarray(ring * np.lcm(chunks, ulysses))
+    return ring * math.lcm(int(chunks), int(ulysses))
 
 
 class Span(NamedTuple):

@@ -105,7 +105,7 @@ class _Work:
         moved = self.shape.tokens * self.shape.width * width
         device_s = float(self.paths.exchange_s("ulysses", "all_to_all", moved))
         copies = EXCHANGE_COPIES + (1 if ranks == 1 else 0)
-        device_s += self.kernels.memory_bound_s(2 * moved * copies, copies)
+        device_s += float(self.kernels.memory_bound_s(2 * moved * copies, copies))
         host_s = EXCHANGE_OPERATORS[packed] * self.host.operator_s + self.host.send_s(messages=2 * ranks)
         return Stage(host_s=host_s, device_s=device_s)
 
@@ -120,7 +120,8 @@ class _Work:
             moved, launches = moved + values * framework.widen_bytes, launches + 2
         if not launches:
             return ()
-        return (Stage(host_s=launches * self.host.operator_s, device_s=self.kernels.memory_bound_s(moved, launches)),)
+        device_s = float(self.kernels.memory_bound_s(moved, launches))
+        return (Stage(host_s=launches * self.host.operator_s, device_s=device_s),)
 
     def blocks(self, grad: bool) -> tuple[Stage, ...]:
         """The ring's blocks, equal shares of its time; or the gathered keys and values, and one block."""

@@ -15,11 +15,11 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from cost_models.errors import InputError
+from cost_models.number import Number
 
 FRAMEWORK = ("framework_layer", "framework_microbatch", "framework_step")
 """Host time that no kernel explains (Python, autograd, sharding's bookkeeping), forward and backward together."""
@@ -72,10 +72,10 @@ class Correction:
         self._shift = measured - merged[0]
         self._x, self._y = self._work.tolist(), self._shift.tolist()
 
-    def factor(self, work: Any) -> Any:
+    def factor(self, work: Number) -> Number:
         """At one amount of work (float), or many (array)."""
         if isinstance(work, np.ndarray):
-            return np.exp(np.interp(np.log(work), self._work, self._shift))
+            return np.asarray(np.exp(np.interp(np.log(work), self._work, self._shift)))
         x, xs, ys = math.log(work), self._x, self._y
         i = bisect_right(xs, x)
         if i == 0 or i == len(xs):

@@ -9,7 +9,6 @@ Packed documents attend to a fraction of a row. Units: seconds, bytes.
 
 from __future__ import annotations
 
-from cost_models.either import Number, larger, pick, smaller
 from cost_models.layer.chunked import chunk_working_bytes, chunked
 from cost_models.layer.latent import latent_inputs
 from cost_models.layer.operators import (
@@ -24,6 +23,7 @@ from cost_models.layer.operators import (
     tensor_operator,
 )
 from cost_models.layer.sizes import RankSizes
+from cost_models.number import Number, larger, pick, smaller
 from cost_models.program import Compute, Exchange, Phase, Ring
 from cost_models.timing.kernels import QUERY_TILE, Kernels
 from cost_models.workload import DTYPE_BYTES

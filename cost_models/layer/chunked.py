@@ -16,9 +16,9 @@ products and exchanges are priced as one (each chunk has some, with a barrier), 
 
 from __future__ import annotations
 
-from cost_models.either import Number
 from cost_models.layer.operators import attention_call_s, attention_passes_s
 from cost_models.layer.sizes import RankSizes
+from cost_models.number import Number
 from cost_models.program import Phase, Staged
 from cost_models.timing.kernels import Kernels
 

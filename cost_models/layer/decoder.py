@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-from cost_models.either import Number, pick, somewhere
 from cost_models.layer.attention import attention_operators, attention_phases
 from cost_models.layer.experts import expert_operators
 from cost_models.layer.mlp import mlp_operators
@@ -18,6 +17,7 @@ from cost_models.layer.operators import Operator, Table, products_s
 from cost_models.layer.recompute import policy, run_again
 from cost_models.layer.sizes import RankSizes
 from cost_models.models.model import Mixer, Mlp
+from cost_models.number import Number, pick, somewhere
 from cost_models.program import Compute, Phase
 from cost_models.timing.kernels import Kernels
 

@@ -14,7 +14,6 @@ host's calls are counted as a dense layer's.
 
 from __future__ import annotations
 
-from cost_models.either import Number, larger, pick, somewhere
 from cost_models.layer.operators import (
     HOST_CALLS,
     Operator,
@@ -30,6 +29,7 @@ from cost_models.layer.operators import (
 )
 from cost_models.layer.sizes import RankSizes
 from cost_models.models.experts import Experts
+from cost_models.number import Number, larger, pick, somewhere
 from cost_models.program import Exchange
 
 PERMUTE_SLOWDOWN = 1.32

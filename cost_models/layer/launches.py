@@ -14,10 +14,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cost_models.either import Number, pick
 from cost_models.layer.decoder import operators
 from cost_models.layer.recompute import policy
 from cost_models.layer.sizes import RankSizes
+from cost_models.number import Number, pick
 from cost_models.timing.host import Host
 
 TENSOR_EXCHANGES = 4

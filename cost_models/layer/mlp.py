@@ -12,7 +12,6 @@ Bytes. Left out: a last slice that is shorter (slices count as a fraction), sums
 
 from __future__ import annotations
 
-from cost_models.either import Number, larger, pick, smaller, somewhere
 from cost_models.layer.operators import (
     Operator,
     Table,
@@ -25,6 +24,7 @@ from cost_models.layer.operators import (
     tensor_operator,
 )
 from cost_models.layer.sizes import RankSizes
+from cost_models.number import Number, larger, pick, smaller, somewhere
 
 JOINED_PASSES, INPUT_GRADIENT_PASSES, SUM_PASSES = 2, 4, 3
 """Readings and writings of each value: slices joined; the input's gradient cleared, and added to (r, r, w); a weight's

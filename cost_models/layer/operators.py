@@ -16,9 +16,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
-from cost_models.either import Number, larger, somewhere
 from cost_models.framework import FA1_SLOWDOWN, OVERLAP_COST
 from cost_models.layer.sizes import RankSizes
+from cost_models.number import Number, larger, somewhere
 from cost_models.program import Exchange, Op
 from cost_models.timing.kernels import Kernels
 from cost_models.workload import LoraTarget

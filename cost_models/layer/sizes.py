@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from cost_models.either import Number, larger, pick, somewhere
 from cost_models.errors import InputError
 from cost_models.framework import OURS, Framework
 from cost_models.layer.frames import busiest
 from cost_models.layer.heads import HeadSplit
 from cost_models.models.experts import Experts
 from cost_models.models.model import LAYER_KINDS, LayerKind, LayerParts
+from cost_models.number import Number, larger, pick, somewhere
 from cost_models.strategy import Strategy
 from cost_models.token_layout import row_granule
 from cost_models.workload import DTYPE_BYTES, LoraTarget, Workload

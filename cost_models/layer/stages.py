@@ -14,9 +14,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from cost_models.either import Number
 from cost_models.layer.sizes import RankSizes, Stage
 from cost_models.models.model import LayerKind, Model
+from cost_models.number import Number
 from cost_models.strategy import LayerRange
 
 

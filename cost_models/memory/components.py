@@ -9,13 +9,13 @@ communication, reserve   library buffers, CUDA context, allocator slack: named e
 
 from __future__ import annotations
 
-from cost_models.either import Number, larger, pick, smaller, somewhere
 from cost_models.hardware.device import Device
 from cost_models.layer.sizes import RankSizes
 from cost_models.layer.stages import at_stage, is_mixed, stage
 from cost_models.memory import peaks
 from cost_models.memory.peaks import Peak, final_norm_input, kept_bytes, microbatches_in_flight
 from cost_models.memory.states import states
+from cost_models.number import Number, larger, pick, smaller, somewhere
 from cost_models.strategy import LayerRange
 
 CONTEXT_BYTES = {"gpu": 640 * 2**20, "cpu": 450 * 2**20}

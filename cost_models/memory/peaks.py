@@ -16,12 +16,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from cost_models.either import Number, both, larger, pick, smaller, somewhere
 from cost_models.layer import decoder
 from cost_models.layer.operators import peak_bytes
 from cost_models.layer.recompute import policy
 from cost_models.layer.sizes import RankSizes
 from cost_models.memory.states import dropped_gradients, dummy_gradients, root_params
+from cost_models.number import Number, both, larger, pick, smaller, somewhere
 from cost_models.strategy import LayerRange
 
 ROW_BYTES = 40

@@ -8,8 +8,8 @@ What `offload_states` keeps in host memory is not here. Bytes of one rank; numbe
 
 from __future__ import annotations
 
-from cost_models.either import Number, both, pick, smaller
 from cost_models.layer.sizes import RankSizes
+from cost_models.number import Number, both, pick, smaller
 from cost_models.step.assembly import trained_expert_params, trained_params
 from cost_models.workload import DTYPE_BYTES
 

@@ -41,28 +41,32 @@ def read_config(path: Path) -> Model:
         raise InputError(f"{text_where}: language model kind {text_kind!r} is not supported; legal: {legal}")
     fields = _text(text, text_kind, text_where)
     tower, tower_where = _part(config, ("vision_config", "vision_tower_cfg"), path, "vision_tower", where)
-    tower = tower.get("vision_config", tower)
-    merge = _merge(config, tower, kind)
+    inner = tower.get("vision_config")
+    tower = inner if isinstance(inner, Mapping) else tower
+    merge = _merge(config, tower, kind, tower_where)
     return Model(name=name, vision=_vision(tower, merge, fields["hidden"], tower_where), **fields)
 
 
-def _kind(config: Mapping[str, Any], where: str, fallback: str | None = None) -> str:
+def _kind(config: Mapping[str, object], where: str, fallback: str | None = None) -> str:
     kind = config.get("model_type", fallback)
     if not isinstance(kind, str) or (fallback is None and kind not in DENSE + MIXTURES + VLM):
         raise InputError(f"{where}: model_type {kind!r} is not supported; legal: {', '.join(DENSE + MIXTURES + VLM)}")
     return kind
 
 
-def _name(config: Mapping[str, Any], path: Path) -> str:
+def _name(config: Mapping[str, object], path: Path) -> str:
     given = config.get("_name_or_path")
     name = given if isinstance(given, str) and given else path.resolve().parent.name
     return name.rstrip("/").rsplit("/", 1)[-1][:80] or "model"
 
 
-def _part(config: Mapping[str, Any], keys: tuple[str, ...], path: Path, folder: str, where: str) -> tuple[Any, str]:
+def _part(
+    config: Mapping[str, object], keys: tuple[str, ...], path: Path, folder: str, where: str
+) -> tuple[Mapping[str, object], str]:
     for key in keys:
-        if isinstance(config.get(key), Mapping):
-            return config[key], f"{where}: {key}"
+        part = config.get(key)
+        if isinstance(part, Mapping):
+            return part, f"{where}: {key}"
     beside = path.parent / folder / "config.json"
     if beside.is_file():
         return strict.read_json(beside, "--model"), str(beside)
@@ -71,14 +75,14 @@ def _part(config: Mapping[str, Any], keys: tuple[str, ...], path: Path, folder: 
     raise InputError(f"{where}: needs {' or '.join(keys)} (or {folder}/config.json beside it)")
 
 
-def _yes(config: Mapping[str, Any], key: str, where: str, default: bool) -> bool:
+def _yes(config: Mapping[str, object], key: str, where: str, default: bool) -> bool:
     value = config.get(key, default)
     if not isinstance(value, bool):
         raise InputError(f"{where}: {key}={value!r}; legal: true, false")
     return value
 
 
-def _number(config: Mapping[str, Any], key: str, where: str, default: int | None = None) -> int:
+def _number(config: Mapping[str, object], key: str, where: str, default: int | None = None) -> int:
     value = config.get(key)
     if value is None:
         value = default
@@ -89,7 +93,7 @@ def _number(config: Mapping[str, Any], key: str, where: str, default: int | None
     return value
 
 
-def _text(config: Mapping[str, Any], kind: str, where: str) -> dict[str, Any]:
+def _text(config: Mapping[str, object], kind: str, where: str) -> dict[str, Any]:
     if kind in DENSE and (config.get("num_experts") or config.get("num_local_experts")):
         raise InputError(f"{where}: model_type {kind!r} has no experts; legal with experts: {', '.join(MIXTURES)}")
     heads = _number(config, "num_attention_heads", where)
@@ -110,15 +114,20 @@ def _text(config: Mapping[str, Any], kind: str, where: str) -> dict[str, Any]:
     return {**dense, **mixture_fields(config, kind, where, _number)} if kind in MIXTURES else dense
 
 
-def _merge(config: Mapping[str, Any], tower: Mapping[str, Any], kind: str) -> int:
+def _merge(config: Mapping[str, object], tower: Mapping[str, object], kind: str, where: str) -> int:
     """Patches merged along each side of the grid before the projector."""
     if kind.startswith("qwen"):
-        return int(tower.get("spatial_merge_size", 2))
+        return _number(tower, "spatial_merge_size", where, 2)
     projector = str(config.get("mm_projector_type", config.get("mm_projector", "")))
     return 2 if "downsample" in projector or kind in ("vila", "llava_llama") else 1
 
 
-def _vision(tower: Mapping[str, Any], merge: int, out: int, where: str) -> Vision:
+def _named(config: Mapping[str, object], usual: str, other: str) -> str:
+    """The key that the config has of two names of one thing; the usual one where it has neither."""
+    return other if config.get(usual) is None and config.get(other) is not None else usual
+
+
+def _vision(tower: Mapping[str, object], merge: int, out: int, where: str) -> Vision:
     hidden_key = "embed_dim" if "embed_dim" in tower and "depth" in tower and "mlp_ratio" in tower else "hidden_size"
     hidden = _number(tower, hidden_key, where)
     patch = _number(tower, "patch_size", where, 14)
@@ -127,10 +136,10 @@ def _vision(tower: Mapping[str, Any], merge: int, out: int, where: str) -> Visio
     ffn = int(hidden * ratio) if isinstance(ratio, int | float) else 4 * hidden
     merged = -(-side // merge)
     return Vision(
-        layers=_number(tower, "num_hidden_layers", where, tower.get("depth")),
+        layers=_number(tower, _named(tower, "num_hidden_layers", "depth"), where),
         hidden=hidden,
         ffn=_number(tower, "intermediate_size", where, ffn),
-        heads=_number(tower, "num_attention_heads", where, tower.get("num_heads")),
+        heads=_number(tower, _named(tower, "num_attention_heads", "num_heads"), where),
         patches=side * side,
         patch_size=patch,
         tokens_per_frame=merged * merged,

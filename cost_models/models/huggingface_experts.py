@@ -31,7 +31,7 @@ Number = Callable[..., int]
 """(config, key, where, default) -> the number, or an InputError that names the key."""
 
 
-def mixture_fields(config: Mapping[str, Any], kind: str, where: str, number: Number) -> dict[str, Any]:
+def mixture_fields(config: Mapping[str, object], kind: str, where: str, number: Number) -> dict[str, Any]:
     """Fields of a Model beside the dense ones (and in place of them for latent attention)."""
     width = "intermediate_size" if kind == "mixtral" else "moe_intermediate_size"
     keys = [key for key in _COUNT_KEYS[kind] if key in config] or [_COUNT_KEYS[kind][0]]
@@ -58,7 +58,7 @@ def mixture_fields(config: Mapping[str, Any], kind: str, where: str, number: Num
     return fields
 
 
-def _shared(config: Mapping[str, Any], kind: str, where: str, number: Number, ffn: int) -> int:
+def _shared(config: Mapping[str, object], kind: str, where: str, number: Number, ffn: int) -> int:
     if kind == "qwen2_moe":
         return number(config, "shared_expert_intermediate_size", where)
     if kind in _LATENT:
@@ -66,7 +66,7 @@ def _shared(config: Mapping[str, Any], kind: str, where: str, number: Number, ff
     return 0
 
 
-def _dense_layers(config: Mapping[str, Any], kind: str, where: str, layers: int, number: Number) -> set[int]:
+def _dense_layers(config: Mapping[str, object], kind: str, where: str, layers: int, number: Number) -> set[int]:
     """Layers, from 0, whose MLP is dense."""
     if kind == "mixtral":
         return set()
@@ -86,7 +86,7 @@ def _dense_layers(config: Mapping[str, Any], kind: str, where: str, layers: int,
     return {layer for layer in range(layers) if layer in listed or (layer + 1) % every}
 
 
-def _latent(config: Mapping[str, Any], where: str, number: Number) -> dict[str, Any]:
+def _latent(config: Mapping[str, object], where: str, number: Number) -> dict[str, Any]:
     if config.get("attention_bias"):
         raise InputError(f"{where}: attention_bias=true is not supported beside latent attention; legal: false")
     if "q_lora_rank" not in config:

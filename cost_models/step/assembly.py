@@ -12,7 +12,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from cost_models.either import Number, larger, pick, smaller, somewhere
 from cost_models.errors import InputError
 from cost_models.layer import decoder
 from cost_models.layer.launches import layer_host_s
@@ -20,6 +19,7 @@ from cost_models.layer.operators import product_s, tensor_exchange
 from cost_models.layer.recompute import policy
 from cost_models.layer.sizes import RankSizes
 from cost_models.layer.stages import Run, at_stage, is_mixed, runs
+from cost_models.number import Number, larger, pick, smaller, somewhere
 from cost_models.program import Compute, Exchange, Phase, Segment, StepProgram
 from cost_models.step import vision
 from cost_models.step.sharding import Weights, broadcast_by_owners, sharded

@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from cost_models.either import Number, pick, somewhere
 from cost_models.layer.sizes import RankSizes
+from cost_models.number import Number, pick, somewhere
 from cost_models.program import Axis, Broadcasts, Compute, Exchange, Op, Phase, Segment
 from cost_models.timing.host import PYTORCH_2024
 from cost_models.timing.kernels import Kernels

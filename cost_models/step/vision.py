@@ -8,9 +8,9 @@ without frames runs one dummy frame. Left out: the patches' own product (0.2% of
 
 from __future__ import annotations
 
-from cost_models.either import Number, larger, pick
 from cost_models.layer.sizes import RankSizes
 from cost_models.models.model import Vision
+from cost_models.number import Number, larger, pick
 from cost_models.program import Compute, Exchange, Segment
 from cost_models.step.sharding import Weights, sharded
 from cost_models.timing.kernels import Kernels

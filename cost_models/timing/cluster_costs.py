@@ -16,11 +16,11 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from cost_models.curves.samples import Sample
-from cost_models.either import larger
 from cost_models.hardware.cluster import Cluster, Node
 from cost_models.hardware.device import Device
 from cost_models.hardware.placement import Placement
 from cost_models.hardware.wiring import LinkRates, Wiring
+from cost_models.number import larger
 from cost_models.profile import Profile, network
 from cost_models.strategy import Axis, Strategy, axis_stride, sent_patterns
 from cost_models.timing.collectives import Collectives

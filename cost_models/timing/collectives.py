@@ -21,10 +21,10 @@ import numpy as np
 
 from cost_models.curves.grid import LogGrid, unpack
 from cost_models.curves.samples import Correction, Sample
-from cost_models.either import Number, larger
 from cost_models.errors import InputError
 from cost_models.hardware.device import Device
 from cost_models.hardware.links import LINKS, Link
+from cost_models.number import Number, larger
 from cost_models.timing.packed import FOLDER
 
 OPS = ("all_to_all", "all_gather", "reduce_scatter", "all_reduce", "send_recv")

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cost_models.either import Number
+from cost_models.number import Number
 from cost_models.timing.power_limit import SHARPNESS
 
 

@@ -17,16 +17,16 @@ Left out: launch gaps of an eager framework, strided or batched products.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from cost_models.curves.samples import FRAMEWORK, Correction, Sample
-from cost_models.either import larger, pick, somewhere
 from cost_models.errors import InputError
 from cost_models.hardware.device import DTYPE_BYTES, Device
+from cost_models.number import Number, larger, pick, somewhere
 from cost_models.timing.packed import BASES, BUSY_BOARDS, DeviceCurves, HeadDim, device_curves
 from cost_models.timing.power_limit import limit_flops, limited_s
 
@@ -39,6 +39,7 @@ HEAD_DIM_TILE = 32
 MOST_HEAD_DIM = 512
 GENERIC_SHARE = {"gemm": 0.9, "attention_forward": 0.7, "attention_backward": 0.6, "memory_bound": 0.7}
 """Share of peak where nothing was measured: a matrix product on 2 CPU cores and one attention reached about these."""
+Larger = Callable[[Number, Number], Number]
 GENERIC_LAUNCH_S = 5e-6
 FP8_REACH = 0.9
 """8-bit products reach this much of what their doubled peak promises: 1402.6 against 794.5 TFLOP/s of bf16 on H100 and
@@ -117,7 +118,7 @@ class Kernels:
         kernels._framework = {sample.op: sample.median_s for sample in samples if sample.op in FRAMEWORK}
         return kernels
 
-    def gemm_s(self, m: Any, n: Any, k: Any, dtype: str = "bf16", accumulate: str | None = None) -> Any:
+    def gemm_s(self, m: Number, n: Number, k: Number, dtype: str = "bf16", accumulate: str | None = None) -> Number:
         """C[m,n] = A[m,k] B[k,n]; `accumulate`: C is added to a resident buffer of that dtype (a weight gradient)."""
         larger = _larger(m, n, k)
         flops = 2.0 * m * n * k
@@ -135,7 +136,9 @@ class Kernels:
             seconds = seconds + added * self._busy.exposed / self.device.memory_bytes_per_s
         return larger(self._corrected("gemm", seconds, flops), flops / self.device.peak(dtype))
 
-    def grouped_s(self, groups: Any, m: Any, n: Any, k: Any, dtype: str = "bf16", accumulate: str | None = None) -> Any:
+    def grouped_s(
+        self, groups: Number, m: Number, n: Number, k: Number, dtype: str = "bf16", accumulate: str | None = None
+    ) -> Number:
         """`groups` products of that shape in one call; one group is a product alone."""
         if self._curves is None or not somewhere(groups > 1):
             return groups * self.gemm_s(m, n, k, dtype, accumulate)
@@ -150,18 +153,18 @@ class Kernels:
 
     def attention_s(
         self,
-        q_tokens: Any,
-        kv_tokens: Any,
-        heads: Any,
-        kv_heads: Any,
+        q_tokens: Number,
+        kv_tokens: Number,
+        heads: Number,
+        kv_heads: Number,
         head_dim: int,
         causal: bool,
         backward: bool = False,
-        batch: Any = 1,
+        batch: Number = 1,
         dtype: str = "bf16",
         paged: bool = False,
         value_dim: int | None = None,
-    ) -> Any:
+    ) -> Number:
         """One fused attention: `q_tokens` queries on `kv_tokens` keys, `batch` times `heads` query heads.
 
         `head_dim` of queries and keys, `value_dim` of values (none: as wide), as in multi-head latent attention.
@@ -193,7 +196,7 @@ class Kernels:
             seconds = seconds * unequal
         return larger(self._corrected(op, seconds, flops), flops / self.device.peak(dtype))
 
-    def memory_bound_s(self, bytes_moved: Any, launches: Any = 1) -> Any:
+    def memory_bound_s(self, bytes_moved: Number, launches: Number = 1) -> Number:
         """Norms, activations, residuals, optimizer: `bytes_moved` to and from memory in `launches` kernels."""
         if self._curves is None:
             launch_s, share = GENERIC_LAUNCH_S, GENERIC_SHARE["memory_bound"]
@@ -243,7 +246,7 @@ class Kernels:
         dim = max(head_dim, value_dim) if backward else -(-(head_dim + value_dim) // 2)
         return dim, 1.0 if self._curves is None else self._unequal[backward]
 
-    def _training(self, shape: tuple[Any, ...], padded: int, backward: bool, larger: Any) -> Any:
+    def _training(self, shape: tuple[Number, ...], padded: int, backward: bool, larger: Larger) -> Number:
         """The closed form of contiguous kernels (fit/attention.py)."""
         assert self._curves is not None and self.base.sms is not None
         q, kv, heads, _, batch, pairs = shape
@@ -256,7 +259,7 @@ class Kernels:
         work = work * form.unmasked ** _unmasked_share(q, kv, pairs, larger)
         return form.launch_s + work * (1 + form.half_keys / keys) * (1 + form.half_units / units)
 
-    def _paged(self, shape: tuple[Any, ...], padded: int, larger: Any) -> Any:
+    def _paged(self, shape: tuple[Number, ...], padded: int, larger: Larger) -> Number:
         """Map any shape onto square causal prefill of the same FLOPs, query tiles and keys per query."""
         q, kv, heads, group, batch, pairs = shape
         smaller = min if larger is max else np.minimum
@@ -275,7 +278,7 @@ class Kernels:
         found = work * (math.exp(logs) if larger is max else np.exp(logs))
         return larger(found * self._forward.unmasked ** _unmasked_share(q, kv, pairs, larger), self._floor_s)
 
-    def _on_this_board(self, seconds: Any, flops: Any, dtype: str) -> Any:
+    def _on_this_board(self, seconds: Number, flops: Number, dtype: str) -> Number:
         """Attention was timed in long loops, at its board's power limit: only another limit changes it."""
         assert self._limit_flops is not None and self._base_limit_flops is not None
         reached = self._reached(dtype) / self.device.peak_16bit
@@ -285,7 +288,7 @@ class Kernels:
         limit = reached * self.device.peak_16bit
         return seconds * (limited_s(seconds, flops, own * limit) / limited_s(seconds, flops, theirs * limit))
 
-    def _scaled(self, base_s: Any, flops: Any, moved: Any, dtype: str) -> Any:
+    def _scaled(self, base_s: Number, flops: Number, moved: Number, dtype: str) -> Number:
         """A measured device's time carried to this device and dtype by the roofline form."""
         base = self.base
         by_flops = base.peak("bf16") / self._reached(dtype)
@@ -312,12 +315,12 @@ class Kernels:
             raise InputError(f"head_dim={head_dim}; legal: 1 to {MOST_HEAD_DIM}")
         return head_dim if self._curves is None else -(-head_dim // HEAD_DIM_TILE) * HEAD_DIM_TILE
 
-    def _generic(self, op: str, flops: Any, moved: Any, dtype: str, larger: Any) -> Any:
+    def _generic(self, op: str, flops: Number, moved: Number, dtype: str, larger: Larger) -> Number:
         compute = flops / (self.device.peak(dtype) * GENERIC_SHARE[op])
         memory = moved / (self.device.memory_bytes_per_s * GENERIC_SHARE["memory_bound"])
         return GENERIC_LAUNCH_S + larger(compute, memory)
 
-    def _corrected(self, op: str, seconds: Any, work: Any) -> Any:
+    def _corrected(self, op: str, seconds: Number, work: Number) -> Number:
         correction = self._corrections.get(op)
         return seconds if correction is None else seconds * correction.factor(work)
 
@@ -337,13 +340,13 @@ class Kernels:
                 backward = op == "attention_backward"
                 padded = self._padded(dim)
                 passes = 2.5 if backward else 1.0
-                work.append(4.0 * passes * batch * heads * attention_pairs(q, kv, bool(causal)) * padded)
+                work.append(float(4.0 * passes * batch * heads * attention_pairs(q, kv, bool(causal)) * padded))
                 seconds = self.attention_s(q, kv, heads, kv_heads, dim, bool(causal), backward, batch, row.dtype)
                 base_s.append(float(seconds))
         return Correction(work=work, base_s=base_s, measured_s=[row.median_s for row in rows])
 
 
-def attention_pairs(q_tokens: Any, kv_tokens: Any, causal: bool) -> Any:
+def attention_pairs(q_tokens: Number, kv_tokens: Number, causal: bool) -> Number:
     """Query-key pairs of one head; causal is aligned at the end.
 
     >>> attention_pairs(4, 4, True), attention_pairs(2, 4, True), attention_pairs(4, 2, True)
@@ -355,7 +358,7 @@ def attention_pairs(q_tokens: Any, kv_tokens: Any, causal: bool) -> Any:
     return seen * (kv_tokens - (seen - 1) / 2.0)
 
 
-def _unmasked_share(q_tokens: Any, kv_tokens: Any, pairs: Any, larger: Any) -> Any:
+def _unmasked_share(q_tokens: Number, kv_tokens: Number, pairs: Number, larger: Larger) -> Number:
     """0 for a causal square, 1 where every query sees every key."""
     return larger(2.0 * pairs / larger(q_tokens * kv_tokens, 1.0) - 1.0, 0.0)
 
@@ -371,7 +374,7 @@ def _beside(dims: Sequence[HeadDim], padded: int) -> list[tuple[HeadDim, float]]
     return [(low, 1.0 - share), (high, share)]
 
 
-def _larger(*values: Any) -> Any:
+def _larger(*values: Number) -> Larger:
     """`max` for numbers, `np.maximum` if any value is an array."""
     for value in values:
         if isinstance(value, np.ndarray):

@@ -69,7 +69,7 @@ class Loads:
         """One axis whose groups (groups, members) all act at once, for `patterns` of traffic."""
         members, zeros = groups.shape[1], np.zeros(self.several)
         ranks, none = np.full(self.several, members), np.zeros(self.several, dtype=np.int64)
-        costs: dict[str, Any] = {f"{pattern}_s_per_byte": zeros for pattern in _NETWORK}
+        costs: dict[str, Floats] = {f"{pattern}_s_per_byte": zeros for pattern in _NETWORK}
         costs |= {f"bus_{pattern}_s_per_byte": zeros for pattern in _BUSES}
         costs |= dict.fromkeys(("ring_latency_s", "tree_latency_s", "chain_latency_s", "latency_s"), zeros)
         if members == 1:

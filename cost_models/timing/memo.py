@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+T = TypeVar("T")
 MOST_CALLS = 50_000
-NOTHING: Mapping[str, Any] = MappingProxyType({})
+NOTHING: Mapping[str, object] = MappingProxyType({})
 
 
 class Memo:
@@ -26,7 +27,7 @@ class Memo:
     def __init__(self) -> None:
         self.known: dict[Hashable, Any] = {}
 
-    def recall(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any] = NOTHING) -> Any:
+    def recall(self, call: Callable[..., T], args: tuple[object, ...], kwargs: Mapping[str, object] = NOTHING) -> T:
         """`call(*args, **kwargs)`, remembered by the arguments; one memo holds the answers of one `call`."""
         key: Hashable = (args, *kwargs.items())
         try:
@@ -38,10 +39,11 @@ class Memo:
             if len(self.known) >= MOST_CALLS:
                 self.known.clear()
             answer = self.known[key] = call(*args, **kwargs)
-        return answer
+        remembered: T = answer
+        return remembered
 
 
-def _key(value: Any) -> Hashable:
+def _key(value: object) -> Hashable:
     if isinstance(value, np.ndarray):
         return value.shape, value.dtype.char, value.tobytes()
-    return value  # type: ignore[no-any-return]
+    return value

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cost_models.curves.grid import LogGrid, unpack
+from cost_models.number import Array
 from cost_models.timing.grouped import Grouped
 from cost_models.timing.power_limit import Busy
 
@@ -80,7 +81,7 @@ class DeviceCurves:
     """What was fitted for one measured device."""
 
     name: str
-    arrays: Mapping[str, Any]
+    arrays: Mapping[str, Array]
 
     @cached_property
     def gemm(self) -> LogGrid:

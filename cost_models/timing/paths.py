@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cost_models.curves.samples import Sample
-from cost_models.either import Number, larger, pick, smaller
 from cost_models.hardware.cluster import Node, ScaleUp
 from cost_models.hardware.wiring import LinkRates, Wiring
+from cost_models.number import Number, larger, pick, smaller
 from cost_models.profile import network
 from cost_models.program import Op
 from cost_models.strategy import Axis

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cost_models.either import Number
 from cost_models.hardware.device import Device
+from cost_models.number import Number
 
 SHARPNESS = 8
 POWER_EXPONENT = 0.25

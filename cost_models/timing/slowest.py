@@ -11,13 +11,13 @@ from functools import reduce
 from typing import Any
 
 from cost_models.curves.samples import Sample
-from cost_models.either import Number, larger
 from cost_models.hardware.device import Device
+from cost_models.number import Number, larger
 from cost_models.timing.collectives import Collectives
 from cost_models.timing.kernels import FA2_ARCHITECTURES, Kernels
 from cost_models.timing.memo import Memo
 
-Choice = Callable[[Any, Any], Any]
+Choice = Callable[[Number, Number], Number]
 
 
 class KernelsInUse(Kernels):
@@ -48,22 +48,22 @@ class KernelsInUse(Kernels):
         """The same kernels with nothing remembered: for arrays, which are not asked for again."""
         return cls(kernels.each, kernels.choose) if isinstance(kernels, KernelsInUse) else cls([kernels])
 
-    def _chosen(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        answers = [getattr(kernels, name)(*args, **kwargs) for kernels in self.each]
+    def _chosen(self, name: str, *args: object, **kwargs: object) -> Number:
+        answers: list[Number] = [getattr(kernels, name)(*args, **kwargs) for kernels in self.each]
         return answers[0] if len(answers) == 1 else reduce(self.choose, answers)
 
-    def gemm_s(self, *args: Any, **kwargs: Any) -> Any:
+    def gemm_s(self, *args: Any, **kwargs: Any) -> Number:
         return self.memo.recall(self._chosen, ("gemm_s", *args), kwargs)
 
-    def grouped_s(self, groups: Any, *args: Any, **kwargs: Any) -> Any:
+    def grouped_s(self, groups: Number, *args: Any, **kwargs: Any) -> Number:
         if isinstance(groups, int) and groups == 1:
             return self.gemm_s(*args, **kwargs)
         return self.memo.recall(self._chosen, ("grouped_s", groups, *args), kwargs)
 
-    def attention_s(self, *args: Any, **kwargs: Any) -> Any:
+    def attention_s(self, *args: Any, **kwargs: Any) -> Number:
         return self.memo.recall(self._chosen, ("attention_s", *args), kwargs)
 
-    def memory_bound_s(self, bytes_moved: Any, launches: Any = 1) -> Any:
+    def memory_bound_s(self, bytes_moved: Number, launches: Number = 1) -> Number:
         return self._chosen("memory_bound_s", bytes_moved, launches)
 
     def framework_s(self, unit: str) -> float:

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cost_models.either import smaller
 from cost_models.errors import InputError
 from cost_models.memory.components import GROUP_BYTES
+from cost_models.number import smaller
 from cost_models.strategy import Axis, Strategy
 from cost_models.timing.cluster_costs import ClusterCosts
 from planner.search.objective import Objective, weight

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from cost_models.either import smaller
 from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.device import Device
 from cost_models.hardware.wiring import NIC_OUT, Ints
+from cost_models.number import smaller
 from cost_models.program import Op
 from cost_models.strategy import Axis
 from cost_models.timing.cluster_costs import ClusterCosts

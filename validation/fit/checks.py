@@ -55,12 +55,12 @@ def _ratios(pairs: Iterator[tuple[float, float]]) -> Floats:
 def _products(rows: Floats, kernels: Kernels) -> Iterator[tuple[float, float]]:
     for m, n, k, added, seconds in rows:
         accumulate = {0: None, 4: "bf16", 8: "fp32"}[int(added)]
-        yield kernels.gemm_s(m, n, k, accumulate=accumulate), seconds
+        yield float(kernels.gemm_s(m, n, k, accumulate=accumulate)), seconds
 
 
 def _sglang(folder: Path, kernels: Kernels) -> Iterator[tuple[float, float]]:
     for batch, tokens, heads, kv, dim, seconds in attention_forward(folder, "kernels_attnfwd_h100_sglang0.5.9.csv"):
-        yield kernels.attention_s(tokens, tokens, heads, kv, int(dim), True, batch=batch, paged=True), seconds
+        yield float(kernels.attention_s(tokens, tokens, heads, kv, int(dim), True, batch=batch, paged=True)), seconds
 
 
 def _magi(folder: Path, part: str, kernels: Kernels) -> Iterator[tuple[float, float]]:
@@ -68,8 +68,8 @@ def _magi(folder: Path, part: str, kernels: Kernels) -> Iterator[tuple[float, fl
         if row["impl"] == "fa3" and row["pass"] == part:
             causal, tokens = row["mask"] == "causal", int(row["seq_len"])
             predicted = kernels.attention_s(tokens, tokens, 64, 8, 128, causal, backward=part == "bwd")
-            flops = (4.0 if part == "fwd" else 10.0) * 64 * attention_pairs(tokens, tokens, causal) * 128
-            yield predicted, flops / (float(row["tflops"]) * 1e12)
+            flops = float((4.0 if part == "fwd" else 10.0) * 64 * attention_pairs(tokens, tokens, causal) * 128)
+            yield float(predicted), flops / (float(row["tflops"]) * 1e12)
 
 
 STEPS = (("h100-sxm-80gb", "a100-sxm-80gb"), ("b200-sxm-180gb", "h100-sxm-80gb"))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from cost_models.errors import InputError
 from cost_models.hardware.readers.fabric_tree import Builder, FabricTree
@@ -51,16 +50,16 @@ def is_yaml(data: object) -> bool:
     return all(isinstance(item, Mapping) and "topology" in item for item in data)
 
 
-def read_yaml(data: list[Mapping[str, Any]], where: str) -> FabricTree:
+def read_yaml(data: list[Mapping[str, object]], where: str) -> FabricTree:
     """The topology that is the cluster's default, else the first that is not flat."""
     chosen = sorted(data, key=lambda item: (not item.get("cluster_default"), not {"tree", "block"} & set(item)))
     builder, found = Builder(where), False
     for kind in ("tree", "block"):
-        part = next((item[kind] for item in chosen if isinstance(item.get(kind), Mapping)), None)
-        if part is None:
+        parts = [part for item in chosen if isinstance(part := item.get(kind), Mapping)]
+        if not parts:
             continue
         found = True
-        for entry in _entries(part.get("switches" if kind == "tree" else "blocks", []), where):
+        for entry in _entries(parts[0].get("switches" if kind == "tree" else "blocks", []), where):
             if kind == "tree":
                 nodes, children = str(entry.get("nodes", "")), str(entry.get("children", ""))
                 _switch(builder, str(entry.get("switch", "")), nodes, children, where)
@@ -71,7 +70,7 @@ def read_yaml(data: list[Mapping[str, Any]], where: str) -> FabricTree:
     return builder.finish()
 
 
-def _entries(data: object, where: str) -> list[Mapping[str, Any]]:
+def _entries(data: object, where: str) -> list[Mapping[str, object]]:
     if not isinstance(data, list) or not all(isinstance(item, Mapping) for item in data):
         raise InputError(f"{where}: switches and blocks must be lists of keys and values")
     return data

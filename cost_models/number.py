@@ -5,32 +5,51 @@ A numpy call on a scalar takes longer than the arithmetic of a whole price; a st
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-Number = float | NDArray[Any]
-"""A number, or one for each candidate."""
+Array = NDArray[Any]
+Number = float | Array
+"""A number or a truth value, or one for each candidate."""
 
 
-def larger(left: Any, right: Any) -> Any:
+@overload
+def larger(left: int, right: int) -> int: ...
+@overload
+def larger(left: float, right: float) -> float: ...
+@overload
+def larger(left: Number, right: Number) -> Number: ...
+def larger(left: Number, right: Number) -> Number:
     """
     >>> larger(1, 2.0), larger(np.array([1, 3]), 2).tolist()
     (2.0, [2, 3])
     """
     if isinstance(left, np.ndarray) or isinstance(right, np.ndarray):
-        return np.maximum(left, right)
+        return np.asarray(np.maximum(left, right))
     return left if left >= right else right
 
 
-def smaller(left: Any, right: Any) -> Any:
+@overload
+def smaller(left: int, right: int) -> int: ...
+@overload
+def smaller(left: float, right: float) -> float: ...
+@overload
+def smaller(left: Number, right: Number) -> Number: ...
+def smaller(left: Number, right: Number) -> Number:
     if isinstance(left, np.ndarray) or isinstance(right, np.ndarray):
-        return np.minimum(left, right)
+        return np.asarray(np.minimum(left, right))
     return left if left <= right else right
 
 
-def pick(condition: Any, then: Any, otherwise: Any) -> Any:
+@overload
+def pick(condition: bool, then: int, otherwise: int) -> int: ...
+@overload
+def pick(condition: bool, then: float, otherwise: float) -> float: ...
+@overload
+def pick(condition: Number, then: Number, otherwise: Number) -> Number: ...
+def pick(condition: Number, then: Number, otherwise: Number) -> Number:
     """`then` where the condition holds.
 
     >>> pick(True, 1.0, 0.0), pick(np.array([True, False]), 1.0, 0.0).tolist()
@@ -41,13 +60,13 @@ def pick(condition: Any, then: Any, otherwise: Any) -> Any:
     return then if condition else otherwise
 
 
-def both(left: Any, right: Any) -> Any:
+def both(left: Number, right: Number) -> Number:
     """Logical and."""
     if isinstance(left, np.ndarray) or isinstance(right, np.ndarray):
-        return np.logical_and(left, right)
+        return np.asarray(np.logical_and(left, right))
     return left and right
 
 
-def somewhere(condition: Any) -> bool:
+def somewhere(condition: Number) -> bool:
     """Whether the condition holds for the number, or for any candidate."""
     return bool(condition.any()) if isinstance(condition, np.ndarray) else bool(condition)
