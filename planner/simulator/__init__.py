@@ -6,5 +6,5 @@ topology     links and routes                              flows      a collecti
 maxmin, filling   fair rates     transfers   bytes in flight     network   the folded links that flows share
 folding, link_classes   which ranks and links are alike    islands    which of them run apart
 fast_forward   skips repeated rounds, layers, microbatches
-trace   what Perfetto opens      goal   what LogGOPSim replays      compare   measured traces      command   the commands
+trace   what Perfetto opens      goal   what LogGOPSim replays     compare   measured traces      command   the commands
 """
