@@ -20,7 +20,7 @@ MAY_IMPORT = {
 
 
 INSIDE = (
-    {"errors", "units", "strict", "either"},
+    {"errors", "units", "strict", "number"},
     {"hardware", "models", "curves"},
     {"workload", "strategy", "program", "profile", "token_layout"},
     {"timing"},
