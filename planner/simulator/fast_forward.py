@@ -128,7 +128,7 @@ class FastForward:
             ):
                 return
         end = script.run_end[within]
-        alone = free and not _meets(script.piece(k), connected)
+        alone = free and not _meets(script.pieces[k], connected)
         if end > within + 1 and (alone or mark.island == playback.islands.of_class[0]):
             last = k - within + end
             self._look(playback, mark.island if alone else None, ("run", mark.island, alone, last), k, k, 1, last)
@@ -176,6 +176,8 @@ def capture(playback: Playback, scope: Scope, at: int, k: int) -> State:
         for r in scope.ranks(playback)
     )
     running = scope.running(playback)
+    for one in running:
+        playback.book_rounds(one)
     inside = tuple((one.group.number, one.todo, one.k - k, one.stage, one.unfinished, one.computing) for one in running)
     due = {_name(event): (event.time, event.serial) for event in scope.events(playback)}
     arrived = tuple(sorted(pair for agenda in scope.agendas(playback) for pair in agenda.arrived.items()))

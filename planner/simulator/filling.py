@@ -27,7 +27,8 @@ class Filling:
     """The flows `flows` of `sharing`, of which some end; rows are in the order of `flows`."""
 
     def __init__(self, sharing: Sharing, flows: Ints) -> None:
-        self.row, link, count = sharing.crossings(flows)
+        link, count, length = sharing.crossings(flows)
+        self.row = np.repeat(np.arange(flows.size), length)
         used, link = np.unique(link, return_inverse=True)
         self.capacity = sharing.capacity[used]
         self.links = len(used)

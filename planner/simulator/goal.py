@@ -101,13 +101,13 @@ def _rank(script: Script, peers: list[_Peers], scale: float) -> list[str]:
     rank, gathered = _Rank(scale), {}
 
     def gather(k: int) -> None:
-        if send := script.piece(k).gather:
+        if send := script.pieces[k].gather:
             rank.sharding = _send(script, rank, peers, send, k * TAGS, rank.sharding + rank.main)
             gathered[k] = rank.sharding
 
     gather(0)
     for k in range(script.end):
-        piece = script.piece(k)
+        piece = script.pieces[k]
         if k >= script.main_end:
             if k not in gathered:
                 gather(k)

@@ -28,11 +28,8 @@ class Group:
     flows: Ints
     batches: tuple[Batch, ...]
     islands: tuple[int, ...]  # of its members
+    between: bool  # whether these are several
     slowest: float  # the largest `scale` of its members
-
-    @property
-    def between(self) -> bool:
-        return len(self.islands) > 1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -80,6 +77,7 @@ def find_islands(script: Script, network: Network, scale: Floats) -> Islands:
                 flows=flows[first[c] + g],
                 batches=one.batches[g],
                 islands=tuple(np.searchsorted(lowest, islands[first[c] + g]).tolist()),
+                between=len(islands[first[c] + g]) > 1,
                 slowest=float(scale[members].max()),
             )
             for g, members in enumerate(one.members)

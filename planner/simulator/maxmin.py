@@ -41,48 +41,50 @@ class Sharing:
         self._first = np.cumsum(self._crossed) - self._crossed
 
     def rates(self, active: Ints) -> Floats:
-        """Rates in bytes/s of the `active` flows, in their order; a flow that crosses no link has rate infinity."""
-        flow, link, count = self.crossings(active)
+        """Rates in bytes/s of the `active` flows, ascending numbers; a flow that crosses no link has rate infinity."""
+        link, count, length = self.crossings(active)
         left = self.capacity
         if link.size < left.size:  # number the links that are crossed
             used, link = np.unique(link, return_inverse=True)
             left = left[used]
-        rate = np.full(active.size, np.inf)
-        left = left.copy()
+        rate, flow = np.full(active.size, np.inf), np.flatnonzero(length)
+        length, left = length[flow], left.copy()
         while flow.size:
-            flow, link, count = _freeze(flow, link, count, rate, left)
+            flow, link, count, length = _freeze(flow, link, count, length, rate, left)
         return rate
 
-    def crossings(self, active: Ints) -> tuple[Ints, Ints, Floats]:
-        """The arrays of the `active` flows alone, which are numbered anew in their order."""
-        crossed = self._crossed[active]
-        end = np.cumsum(crossed)
-        flow = np.repeat(np.arange(active.size), crossed)
-        entry = np.arange(flow.size) + np.repeat(self._first[active] - end + crossed, crossed)
-        return flow, self.link[entry], self.count[entry]
+    def crossings(self, active: Ints) -> tuple[Ints, Floats, Ints]:
+        """Links and counts of the `active` flows one after another, and how many each has."""
+        length = self._crossed[active]
+        if active.size == self.flows:
+            return self.link, self.count, length
+        entry = np.repeat(self._first[active] - np.cumsum(length) + length, length)
+        entry += np.arange(entry.size)
+        return self.link[entry], self.count[entry], length
 
 
-def _freeze(flow: Ints, link: Ints, count: Floats, rate: Floats, left: Floats) -> tuple[Ints, Ints, Floats]:
+def _freeze(
+    flow: Ints, link: Ints, count: Floats, length: Ints, rate: Floats, left: Floats
+) -> tuple[Ints, Ints, Floats, Ints]:
     """One round: set the rates of all flows on local bottlenecks and take them off the links; what remains.
 
-    `flow` is sorted, so that a flow's links are neighbours.
+    `link` and `count` have `length[i]` entries in a row for flow i of those left, whose place in `rate` is `flow[i]`.
     """
-    fresh = np.empty(flow.size, dtype=bool)
-    fresh[0] = True
-    np.not_equal(flow[1:], flow[:-1], out=fresh[1:])
-    first = np.flatnonzero(fresh)
     load = np.bincount(link, count, left.size)
     share = np.full(left.size, np.inf)
     np.divide(left, load, out=share, where=load > 0)
+    first = np.cumsum(length) - length
     smallest = np.minimum.reduceat(share[link], first)  # along each flow
-    of_entry = np.repeat(smallest, np.diff(first, append=flow.size))
+    of_entry = np.repeat(smallest, length)
     along = np.full(left.size, np.inf)
     np.minimum.at(along, link, of_entry)
     bottleneck = along >= share * (1 - TIE)
     done = np.logical_or.reduceat(bottleneck[link], first)
-    rate[flow[first[done]]] = smallest[done]
-    gone = np.repeat(done, np.diff(first, append=flow.size))
+    rate[flow[done]] = smallest[done]
+    stay = ~done
+    if not stay.any():
+        return flow[stay], link, count, length
+    gone = np.repeat(done, length)
     left -= np.bincount(link[gone], (count * of_entry)[gone], left.size)
     np.maximum(left, 0.0, out=left)
-    stay = ~gone
-    return flow[stay], link[stay], count[stay]
+    return flow[stay], link[~gone], count[~gone], length[stay]

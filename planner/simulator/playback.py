@@ -43,6 +43,8 @@ class Running:
     round_began: float = 0.0
     unfinished: int = 0
     computing: bool = False
+    blocks_s: float = 0.0  # of rounds that are over but not booked yet: at scale 1
+    exposed_s: float = 0.0  # … what they lasted longer than their blocks
 
 
 @dataclass(slots=True, eq=False)
@@ -66,6 +68,7 @@ class Event:
     time: float = 0.0
     serial: int = 0
     rank: int = -1
+    part: str = ""  # that the rank's time is booked to
     running: Running | None = None
     batch: Batch | None = None
     size: float = 0.0
@@ -189,7 +192,7 @@ class Playback:
         event.serial = -event.serial
         if running is None:
             del self.agenda[self.island[event.rank]].due[-event.serial]
-            self._book(event.rank, self._doing(event.rank), self.since[event.rank])
+            self._book(event.rank, event.part, self.since[event.rank])
             self._next(event.rank)
             return
         del self._agenda(running.group).due[-event.serial]
@@ -201,12 +204,6 @@ class Playback:
 
     def _start(self, group: Group, batch: Batch, size: float) -> None:
         self.transfers.start(batch.flows, size * batch.share, group.islands, self.now)
-
-    def _doing(self, r: int) -> str:
-        """The part that a computation, or a wait at the end of a segment, is booked to."""
-        rank = self.ranks[r]
-        behind = rank.action - len(actions := self.script.piece(rank.k).actions)
-        return actions[rank.action].part if behind < 0 else (SHARDING, HOST)[behind]
 
     def _agenda(self, group: Group) -> Agenda:
         return self.agenda[-1 if group.between else group.islands[0]]
@@ -244,7 +241,7 @@ class Playback:
         if rank.k >= script.main_end:
             if rank.sending or rank.queue:
                 return
-        elif script.piece(rank.k).gather and rank.gathered < rank.k:
+        elif script.pieces[rank.k].gather and rank.gathered < rank.k:
             return
         self._book(r, waited_for, self.since[r])
         if rank.k == script.end:
@@ -252,10 +249,10 @@ class Playback:
             return
         if rank.k + 1 < script.main_end:
             self._push_gather(r, rank.k + 1)
-        offload = script.piece(rank.k).offload
+        offload = script.pieces[rank.k].offload
         if offload:
             rank.copying = True
-            self._arrive(r, offload, rank.k)
+            self._arrive(r, self._group(r, offload), offload, rank.k)
         self.began[r], self.shared[r] = self.now, 0.0
         self.starts[r].append((rank.k, self.now))
         if self.first[self.island[r]] == r:
@@ -265,16 +262,16 @@ class Playback:
     def _next(self, r: int) -> None:
         """Begin the next action, or end the segment."""
         rank = self.ranks[r]
-        piece = self.script.piece(rank.k)
+        piece = self.script.pieces[rank.k]
         rank.action += 1
         self.since[r] = self.now
         behind = rank.action - len(piece.actions)
         if behind == 0 and (taken := piece.overlap_cost * self._shared_s(r)) > 0:
-            self._at(taken, Event(rank=r))
+            self._at(taken, Event(rank=r, part=SHARDING))
             return
         rank.action += behind == 0
         if behind in (0, 1) and (left := self.came[r] + piece.host_s - self.now) > SAME * self.now:
-            self._at(left, Event(rank=r))
+            self._at(left, Event(rank=r, part=HOST))
             return
         if behind >= 0:
             for send in piece.reduce:
@@ -284,10 +281,11 @@ class Playback:
             return
         action = piece.actions[rank.action]
         if isinstance(action, Work):
-            self._at(action.seconds * self.scale[r], Event(rank=r))
+            self._at(action.seconds * self.scale[r], Event(rank=r, part=action.part))
         else:
-            self.joined[self.island[r]] += self.group(r, action).between
-            self._arrive(r, action, rank.k)
+            group = self._group(r, action)
+            self.joined[self.island[r]] += group.between
+            self._arrive(r, group, action, rank.k)
 
     def _shared_s(self, r: int) -> float:
         """Seconds of this segment that had a collective of the sharding stream concurrent with them."""
@@ -297,29 +295,29 @@ class Playback:
     # sharding stream
 
     def _push_gather(self, r: int, k: int) -> None:
-        if k < self.script.end and (send := self.script.piece(k).gather):
+        if k < self.script.end and (send := self.script.pieces[k].gather):
             self._push(r, send, k, gather=True)
 
     def _push(self, r: int, send: Send, k: int, *, gather: bool) -> None:
         self.ranks[r].queue.append((send, k, gather))
-        self.joined[self.island[r]] += self.group(r, send).between
+        self.joined[self.island[r]] += self._group(r, send).between
         self._send_first(r)
 
     def _send_first(self, r: int) -> None:
         rank = self.ranks[r]
         if rank.queue and not rank.sending:
             rank.sending = True
-            self._arrive(r, rank.queue[0][0], rank.queue[0][1])
+            send, k, _ = rank.queue[0]
+            self._arrive(r, self._group(r, send), send, k)
 
     # collectives
 
-    def group(self, r: int, todo: Send | Rounds) -> Group:
+    def _group(self, r: int, todo: Send | Rounds) -> Group:
         """The group of a rank class that does `todo` together."""
         return self.islands.groups[todo.use][self.group_of[todo.use][r]]
 
-    def _arrive(self, r: int, todo: Send | Rounds, k: int) -> None:
+    def _arrive(self, r: int, group: Group, todo: Send | Rounds, k: int) -> None:
         """A rank class has reached a collective; the last one of its group starts it."""
-        group = self.group(r, todo)
         agenda = self._agenda(group)
         arrived = agenda.arrived.get(group.number, 0) + 1
         agenda.arrived[group.number] = arrived
@@ -367,18 +365,14 @@ class Playback:
 
     def _end_round(self, running: Running, todo: Rounds) -> None:
         now, group = todo.rounds[running.stage], running.group
-        members, parts = group.members, self.parts
-        longest = now.seconds * group.slowest
-        computed = now.seconds * self.scale[members]
-        parts[members, self.column[todo.part]] += computed
-        parts[members, self.column[WAITING]] += longest - computed
-        exposed = OFFLOAD if todo.use < 0 else RING
-        parts[members, self.column[exposed]] += self.now - running.round_began - longest
+        running.blocks_s += now.seconds
+        running.exposed_s += self.now - running.round_began - now.seconds * group.slowest
         running.round += 1
         if running.round == now.times:
             running.stage, running.round = running.stage + 1, 0
         if running.stage == len(todo.rounds):
             del self._agenda(group).running[group.number]
+            self.book_rounds(running)
             for r in group.ranks:
                 self._record(r, "main", "ring attention", running.began, running.k)
                 self.joined[self.island[r]] -= group.between
@@ -388,6 +382,16 @@ class Playback:
         if running.round and self.first[island] == group.ranks[0]:
             self.marks.append(Mark(kind="round", island=island, k=running.k, running=running))
         self._begin_round(running, todo)
+
+    def book_rounds(self, running: Running) -> None:
+        """Add the rounds that are over to the parts of the group's members."""
+        if running.blocks_s or running.exposed_s:
+            todo, members, slowest = running.todo, running.group.members, running.group.slowest
+            computed = running.blocks_s * self.scale[members]
+            self.parts[members, self.column[todo.part]] += computed
+            self.parts[members, self.column[WAITING]] += running.blocks_s * slowest - computed
+            self.parts[members, self.column[OFFLOAD if todo.use < 0 else RING]] += running.exposed_s
+            running.blocks_s = running.exposed_s = 0.0
 
     def _end(self, running: Running, todo: Send) -> None:
         group = running.group

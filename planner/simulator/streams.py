@@ -108,10 +108,10 @@ class Script:
             return k
         return self.run_end[k % len(self.cycle)] + (self.end if k >= self.steady_end else 0)
 
-    def piece(self, k: int) -> Piece:
-        if k < self.main_end:
-            return (self.cycle if k < self.steady_end else self.last)[k % len(self.cycle)]
-        return self.epilogue[k - self.main_end]
+    @cached_property
+    def pieces(self) -> tuple[Piece, ...]:
+        """All instances in order."""
+        return self.cycle * (self.cycles - 1) + self.last + self.epilogue
 
 
 HOST_OUT, HOST_IN = -2, -1
