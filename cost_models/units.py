@@ -116,4 +116,6 @@ def show_rate(bytes_per_s: float) -> str:
     >>> show_rate(50e9)
     '50 GB/s'
     """
+    if bytes_per_s >= 1e12:
+        return f"{bytes_per_s / 1e12:.3g} TB/s"
     return f"{bytes_per_s / 1e9:.3g} GB/s" if bytes_per_s >= 1e9 else f"{bytes_per_s / 1e6:.3g} MB/s"

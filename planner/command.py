@@ -16,6 +16,7 @@ import click
 
 from cost_models.errors import InputError
 from planner import console, options
+from planner.cluster_commands import discover, topology
 from planner.reverse.command import asked_in_reverse
 from planner.simulator.command import compare, simulate
 from planner.what_if.command import what_if
@@ -219,6 +220,8 @@ def frameworks(name: str | None) -> None:
 
 
 cli.add_command(what_if)
+cli.add_command(topology)
+cli.add_command(discover)
 cli.add_command(simulate)
 cli.add_command(compare)
 

@@ -45,11 +45,18 @@ class NodeEntry:
     missing_nics: tuple[int, ...] = ()
     memory_bytes: int | None = None  # of one GPU, where it differs from the device's
     clock_mhz: float | None = None  # that a power or clock limit leaves, where it is below the device's
+    memory_bytes_per_s: float | None = None  # of one GPU (or one of several CPU processes), where it differs
+    peak_share: float | None = None  # of the device's peaks, where a process has only part of the cores
 
     def build(self) -> NodeRun:
         device = Device.load(self.device)
         if self.clock_mhz is not None:
             device = device.at_clock(self.clock_mhz * 1e6)
+        if self.peak_share is not None:
+            peaks = {dtype: flops * self.peak_share for dtype, flops in device.peak_flops.items()}
+            device = replace(device, peak_flops=peaks)
+        if self.memory_bytes_per_s is not None:
+            device = replace(device, memory_bytes_per_s=self.memory_bytes_per_s)
         if self.memory_bytes is not None:
             device = replace(device, memory_bytes=self.memory_bytes)
         kept = ("gpus", "scale_up", "nics", "host_memory_bytes", "host_link_bytes_per_s", "cpus", "missing_nics")

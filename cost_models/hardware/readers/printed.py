@@ -148,16 +148,20 @@ def _node(
     notes = [f"{note}: see {names}" for note in host.notes]
     if device is None and host.device is None:
         notes.append(f"GPUs taken as {guess} by their links (--device says otherwise): {names} does not name them")
-    card = Device.load(device or str(guess))
+    node, like, more = node_of(host, Device.load(device or str(guess)), names)
+    return node, like, (*notes, *more)
+
+
+def node_of(host: HostTree, card: Device, names: str) -> tuple[Node, Cluster, tuple[str, ...]]:
+    """A printed host with this device: the node, the preset that fills gaps, and what is to be said."""
     like = reference(card.name, len(host.gpus), len(host.used_cards) or None)
     like_node = like.runs[0].node
     joined, words = scale_up(host, card, like_node)
     nics, told = _nics(host, like_node.nics)
     node = replace(like_node, device=card, gpus=len(host.gpus), scale_up=joined, nics=nics, missing_nics=())
     taken = f"host memory {show_bytes(node.host_memory_bytes)}, its links {show_rate(node.host_link_bytes_per_s)}"
-    notes.append(f"{words}; {told}: {names}")
-    notes.append(f"rates and host taken from preset {like.name}: cards {show_rate(nics.bytes_per_s)}, {taken}")
-    return node, like, tuple(notes)
+    rates = f"rates and host taken from preset {like.name}: cards {show_rate(nics.bytes_per_s)}, {taken}"
+    return node, like, (f"{words}; {told}: {names}", rates)
 
 
 def _nics(host: HostTree, like: Nics) -> tuple[Nics, str]:

@@ -71,6 +71,9 @@ def _nvidia(text: str, where: str) -> HostTree:
             elif cell != "X":
                 near[gpu, name] = NEARNESS.index(cell)
     grow(graph, near)
+    for card, name in re.findall(r"^[ \t]*(NIC[0-9]{1,3}):[ \t]*([\w.-]{1,40})[ \t]*$", text, re.M):
+        if card in graph:
+            graph.nodes[card]["name"] = name
     return HostTree(graph=graph)
 
 

@@ -1,0 +1,163 @@
+"""A cluster drawn in the terminal, and what is believed of each kind of path: rate, latency, and where both come from.
+
+    spine > leaves > nodes > sockets and PCIe switches > GPUs and cards: a tree (networkx), equal neighbours on one line
+
+`line` is the data sheet's rate of the link, one way; `reached` what large messages get of it: inside a node of an
+all-gather of 1 GiB over all GPUs, between nodes of one message. Rates are those that prices and simulation use.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import groupby
+
+import networkx as nx
+import numpy as np
+
+from cost_models import strict
+from cost_models.hardware.cluster import Cluster, Node
+from cost_models.hardware.links import LINKS
+from cost_models.hardware.networks import NETWORKS
+from cost_models.hardware.wiring import NIC_OUT, PCIE_OUT, Wiring
+from cost_models.timing.cluster_costs import cluster_costs
+from cost_models.timing.collectives import Collectives
+from cost_models.units import show_rate, show_seconds
+from planner.report import cluster_line
+
+Row = tuple[str, float, float, float | None, str]
+STATED = "as the preset or file states"
+MOST_LINES = 40
+MOST_KINDS = 4
+PROBE_BYTES = 2.0**30
+
+
+def lines(cluster: Cluster) -> list[str]:
+    """The drawing, the table of paths, and what the files did not say."""
+    notes = [f"  - {note}" for note in cluster.notes]
+    return [
+        cluster_line(cluster),
+        *nx.generate_network_text(tree(cluster), max_depth=8),
+        "",
+        *table(cluster),
+        *(["", "Taken, not read:", *notes] if notes else []),
+    ]
+
+
+def tree(cluster: Cluster) -> nx.DiGraph:
+    """Network, leaves, nodes and what is in them; neighbours that are alike are one vertex. Vertices have a `label`."""
+    graph, fabric = nx.DiGraph(), cluster.fabric
+    share = "full bisection" if fabric.oversubscription == 1 else f"{fabric.oversubscription:.3g}:1 oversubscribed"
+    leaves = int(cluster.leaf_of_slot[-1]) + 1
+    root = _add(graph, None, f"spine of {leaves} leaves, {share}" if leaves > 1 else "one leaf")
+    first = np.array(_first_alike(cluster))
+    kinds: dict[int, tuple[tuple[int, int], ...]] = {}
+    for leaf in range(leaves):
+        in_leaf = first[cluster.run_of_slot[cluster.leaf_of_slot == leaf]].tolist()
+        kinds[leaf] = tuple((run, len(list(same))) for run, same in groupby(in_leaf))
+    described: set[int] = set()
+    for nodes, group in groupby(range(leaves), key=kinds.__getitem__):
+        same = list(group)
+        if len(graph) > MOST_LINES:
+            _add(graph, root, f"… {leaves - same[0]} leaves more")
+            break
+        top = root if leaves == 1 else _add(graph, root, f"leaf {_span(same)}{', each' if len(same) > 1 else ''}")
+        for run, count in nodes:
+            label = f"{count} × node {_letter(run)}" + (", as above" if run in described else "")
+            place = _add(graph, top, label)
+            if run not in described:
+                described.add(run)
+                _inside(graph, place, cluster.runs[run].node)
+    return graph
+
+
+def _first_alike(cluster: Cluster) -> list[int]:
+    """For each run of nodes, the first run with an equal node."""
+    known: dict[str, int] = {}
+    return [known.setdefault(json.dumps(strict.plain(run.node)), i) for i, run in enumerate(cluster.runs)]
+
+
+def _add(graph: nx.DiGraph, parent: int | None, label: str) -> int:
+    vertex = len(graph)
+    graph.add_node(vertex, label=label)
+    if parent is not None:
+        graph.add_edge(parent, vertex)
+    return vertex
+
+
+def _letter(run: int) -> str:
+    """The name of a kind of node: A, B, … Z, 26, 27, …"""
+    return chr(ord("A") + run) if run < 26 else str(run)
+
+
+def _span(numbers: list[int]) -> str:
+    return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]}-{numbers[-1]}"
+
+
+def _inside(graph: nx.DiGraph, place: int, node: Node) -> None:
+    """Adds the parts of a node under its vertex."""
+    link = node.scale_up
+    socket, switch = link.gpus_per_socket or node.gpus, link.gpus_per_switch or node.gpus
+    if switch >= node.gpus or link.kind not in ("pcie", "pairs"):
+        _add(graph, place, f"{node.gpus} × {node.device.name} joined by {_joined(node)}")
+    else:
+        for first in range(0, node.gpus, socket):
+            stop = min(first + socket, node.gpus)
+            under = place if socket >= node.gpus else _add(graph, place, f"socket of GPU {first}-{stop - 1}")
+            for one in range(first, stop, switch):
+                gpus = _span(list(range(one, min(one + switch, stop))))
+                _add(graph, under, f"PCIe switch or socket: {node.device.name} {gpus}")
+    missing = f", without {', '.join(map(str, node.missing_nics))}" if node.missing_nics else ""
+    _add(graph, place, f"{node.nics.count} × card of {show_rate(node.nics.bytes_per_s)} ({node.nics.kind}){missing}")
+
+
+def _joined(node: Node) -> str:
+    return {"switch": f"{node.scale_up.link}", "memory": "shared memory"}.get(node.scale_up.kind, "PCIe")
+
+
+def table(cluster: Cluster) -> list[str]:
+    """One line for each kind of path: line rate, reached rate, latency, source."""
+    rows = [("path", "line", "reached", "latency", "source")]
+    kinds = sorted(set(_first_alike(cluster)))
+    for run in kinds[:MOST_KINDS]:
+        named = f" ({_letter(run)})" if len(kinds) > 1 else ""
+        rows += [_cells(named, *row) for row in _paths(cluster, run)]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[4]]) for row in rows]
+
+
+def _cells(
+    named: str, path: str, line: float, reached: float, latency: float | None, source: str
+) -> tuple[str, str, str, str, str]:
+    return path + named, show_rate(line), show_rate(reached), "" if latency is None else show_seconds(latency), source
+
+
+def _paths(cluster: Cluster, run: int) -> Iterator[Row]:
+    """(path, bytes/s by data sheet, bytes/s reached, latency, source) of one kind of node."""
+    node, fabric = cluster.runs[run].node, cluster.fabric
+    link, nics = node.scale_up, node.nics
+    rates = cluster_costs(cluster).rates
+    if node.gpus > 1:
+        words = {"switch": "GPU to GPU", "pairs": "GPU to GPU of a pair", "memory": "process to process"}
+        inside = Collectives.of(link.link, bytes_per_s=link.reached_bytes_per_s)
+        ranks = 2 if link.kind == "pairs" else node.gpus
+        seconds = float(np.asarray(inside.intra_s("all_gather", ranks, PROBE_BYTES)))
+        word = words.get(link.kind, "GPU to GPU, PCIe")
+        yield word, link.bytes_per_s, PROBE_BYTES / seconds, link.latency_s, LINKS[link.link].source
+    if link.kind == "pairs":
+        reached = float(rates.of_run[run, PCIE_OUT])
+        yield "GPU to another pair, PCIe", link.pcie_bytes_per_s, reached, link.latency_s, STATED
+    if link.cross_bytes_per_s and link.kind in ("pcie", "pairs"):
+        under = f"all {link.gpus_per_switch} GPUs of a PCIe switch or socket, to others"
+        yield under, link.cross_bytes_per_s, link.cross_bytes_per_s, None, STATED
+    if link.socket_bytes_per_s:
+        under = f"all {link.gpus_per_socket} GPUs of a socket, to others"
+        yield under, link.socket_bytes_per_s, link.socket_bytes_per_s, None, STATED
+    yield "GPU to host memory", node.host_link_bytes_per_s, node.host_link_bytes_per_s, None, STATED
+    if cluster.slots > cluster.nodes_per_domain:
+        latency, card = nics.latency_s + fabric.hop_latency_s, float(rates.of_run[run, NIC_OUT])
+        yield "card to card, one leaf", nics.bytes_per_s, card, latency, NETWORKS[nics.kind].source
+    if cluster.leaf_of_slot[-1] and run == 0:
+        latency = nics.latency_s + (1 + fabric.spine_hops) * fabric.hop_latency_s
+        line, up = float(Wiring(cluster).line.of_leaf[0]), float(rates.of_leaf[0])
+        yield "all uplinks of leaf 0, to other leaves", line, up, latency, STATED
