@@ -17,7 +17,7 @@ from cost_models.layer.decoder import operators
 from cost_models.layer.operators import Table, product_flops
 from cost_models.layer.recompute import run_again
 from cost_models.layer.sizes import RankSizes
-from cost_models.layer.stages import pieces
+from cost_models.layer.stages import all_runs
 from cost_models.models.model import LayerKind
 from cost_models.strategy import Strategy
 from cost_models.workload import Workload
@@ -39,11 +39,11 @@ def executed_flops(workload: Workload, strategy: Strategy) -> float:
     if workload.mode != "train":
         return model_flops(workload)
     total, attention = 0.0, _attention(workload)
-    for piece in pieces(workload.model, strategy.layer_ranges(workload.model.layers)):
-        table = _table(workload, piece.kind, strategy.mlp_chunk_tokens)
-        again = run_again(table, piece.part.recompute)
+    for run in all_runs(workload.model, strategy.layer_ranges(workload.model.layers)):
+        table = _table(workload, run.kind, strategy.mlp_chunk_tokens)
+        again = run_again(table, run.part.recompute)
         products = product_flops(table) + product_flops(table, grad=True) + product_flops(again)
-        total += piece.count * (products + (3.5 + sum(one.attends for one in again)) * attention)
+        total += float(run.layers) * (products + (3.5 + sum(one.attends for one in again)) * attention)
     return total + _head(workload) + _tower(workload)
 
 

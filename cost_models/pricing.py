@@ -14,7 +14,7 @@ domain. The same functions take arrays of candidates, so that the planner's colu
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from cost_models import flops
 from cost_models.cost import MEMORY, PRICED_AS, SECONDS, StepCost
@@ -34,28 +34,20 @@ from cost_models.timing.paths import Paths
 from cost_models.workload import Workload
 
 
-@dataclass(frozen=True, kw_only=True)
-class Folded:
+class Folded(NamedTuple):
     """One segment (or a sum of them): exposed seconds by part, communication hidden behind compute."""
 
     seconds: dict[str, Number]
     hidden_s: dict[str, Number]
 
-    def plus(self, other: Folded, times: Number = 1) -> Folded:
-        return Folded(
-            seconds=_add(self.seconds, other.seconds, times), hidden_s=_add(self.hidden_s, other.hidden_s, times)
-        )
+    def add(self, other: Folded, times: Number = 1) -> None:
+        for total, parts in zip(self, other, strict=True):
+            for name, value in parts.items():
+                _book(total, name, value * times)
 
     @property
     def total_s(self) -> Number:
         return sum(self.seconds.values())
-
-
-NOTHING = Folded(seconds={}, hidden_s={})
-
-
-def _add(left: Mapping[str, Number], right: Mapping[str, Number], times: Number) -> dict[str, Number]:
-    return {**left, **{name: left.get(name, 0.0) + value * times for name, value in right.items()}}
 
 
 def price(
@@ -109,16 +101,19 @@ def _floats(parts: Mapping[str, Number]) -> dict[str, float]:
 
 def fold(program: StepProgram, paths: Paths) -> Folded:
     """All segments of a step of one rank."""
-    step: Folded = NOTHING
+    step = Folded(seconds={}, hidden_s={"sharding": 0.0})
     filling: Number = 0.0
     for segment in program.microbatch:
-        once = fold_segment(segment, paths)
-        last = once if segment.last is None else fold_segment(segment.last, paths)
-        step = step.plus(once, (program.microbatches - 1) * segment.repeat).plus(last, segment.repeat)
+        once, times = fold_segment(segment, paths), program.microbatches
+        if segment.last is not None:
+            step.add(fold_segment(segment.last, paths), segment.repeat)
+            times = times - 1
+        step.add(once, times * segment.repeat)
         filling = filling + once.total_s * segment.fill(program.pipeline)
     for segment in program.epilogue:
-        step = step.plus(fold_segment(segment, paths), segment.repeat)
-    return step.plus(Folded(seconds={"pipeline": filling / program.virtual}, hidden_s={}))
+        step.add(fold_segment(segment, paths), segment.repeat)
+    _book(step.seconds, "pipeline", filling / program.virtual)
+    return step
 
 
 def fold_segment(segment: Segment, paths: Paths) -> Folded:
@@ -163,12 +158,15 @@ def _concurrent(
     """Adds what runs concurrently with a segment's phases: sharding, host memory, and the host's launches."""
     if somewhere(segment.host_update_bytes > 0):
         _book(seconds, "optimizer", segment.host_update_bytes / paths.host_memory_bytes_per_s)
-    duration = sum(seconds.values())
-    sharding = _sharding_s(segment, paths)
-    exposed = smaller(larger(segment.overlap_cost * sharding, sharding + busy - duration), sharding)
-    _book(seconds, "sharding", exposed)
-    _book(seconds, "offload", larger(0.0, segment.offload_bytes / paths.host_bytes_per_s + staged - duration - exposed))
-    _book(hidden, "sharding", sharding - exposed)
+    duration, exposed = sum(seconds.values()), 0.0
+    if segment.sharding:
+        sharding = _sharding_s(segment, paths)
+        exposed = smaller(larger(segment.overlap_cost * sharding, sharding + busy - duration), sharding)
+        _book(seconds, "sharding", exposed)
+        _book(hidden, "sharding", sharding - exposed)
+    copied = segment.offload_bytes / paths.host_bytes_per_s + staged
+    if somewhere(copied > 0):
+        _book(seconds, "offload", larger(0.0, copied - duration - exposed))
     launching = segment.launching_s()
     if somewhere(launching > 0):
         _book(seconds, "host", larger(0.0, launching - sum(seconds.values())))
@@ -205,7 +203,7 @@ def _ring(ring: Ring, paths: Paths) -> tuple[Number, Number, Number]:
         both_ways = paths.exchange_s("ring", "send", ring.hop_bytes + ring.gradient_bytes)
         gradient = pick(ring.gradient_bytes > 0, paths.exchange_s("ring", "send", ring.gradient_bytes), 0.0)
     computed, further = ring.first_s + hops * ring.piece_s, larger(hops - 1, 0)
-    beside = pick(paths.crosses("ring"), 1.0, ring.beside if paths.inside.many_channels else 1.0)
+    beside = pick(paths.crosses("ring"), 1.0, ring.hiding if paths.inside.many_channels else 1.0)
     exposed = over(hop, beside * ring.first_s) + further * over(both_ways, beside * ring.piece_s)
     exposed = pick(hops > 0, exposed + gradient, 0.0)
     sent = pick(hops > 0, hop + further * both_ways + gradient, 0.0)
@@ -233,7 +231,7 @@ def _double_ring(ring: Ring, paths: Paths) -> tuple[Number, Number, Number]:
     whole = ring.hop_bytes + ring.gradient_bytes
     inside = pick(inner > 1, paths.inside_s("send", path, whole), 0.0)
     outside = pick(windows > 1, paths.outward_s("ring", whole), 0.0)
-    beside = ring.beside if paths.inside.many_channels else 1.0
+    beside = ring.hiding if paths.inside.many_channels else 1.0
     exposed = windows * (inner - 1) * over(inside, beside * ring.piece_s)
     exposed = exposed + (windows - 1) * over(outside, inner * ring.piece_s)
     home = pick(ring.gradient_bytes > 0, paths.exchange_s("ring", "send", ring.gradient_bytes), 0.0)
@@ -256,9 +254,9 @@ def sent_bytes(program: StepProgram, strategy: Strategy) -> dict[str, Number]:
 
     def count(axis: str, op: str, size: Number, times: Number) -> None:
         ranks = getattr(strategy, axis)
-        share = 1.0 if op == "send" else (ranks - 1) / ranks * (2 if op == "all_reduce" else 1)
         if ranks > 1 and somewhere(size > 0):
-            sent[f"{axis} {op}"] = sent.get(f"{axis} {op}", 0.0) + share * size * times
+            share = 1.0 if op == "send" else (ranks - 1) / ranks * (2 if op == "all_reduce" else 1)
+            _book(sent, f"{axis} {op}", share * size * times)
 
     for segment, times in program.segments():
         for phase in (*segment.sharding, *segment.phases):

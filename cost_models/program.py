@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from cost_models.models.model import LayerKind
 from cost_models.number import Number
@@ -28,30 +28,26 @@ from cost_models.strategy import Axis as Axis
 Op = Literal["all_to_all", "all_gather", "reduce_scatter", "all_reduce", "send"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Compute:
+class Compute(NamedTuple):
     part: str  # a key of `cost.PARTS`
     seconds: Number
 
 
-@dataclass(frozen=True, kw_only=True)
-class Exchange:
+class Exchange(NamedTuple):
     part: str
     axis: Axis
     op: Op
     bytes: Number
 
 
-@dataclass(frozen=True, kw_only=True)
-class Broadcasts:
+class Broadcasts(NamedTuple):
     part: str
     axis: Axis
     bytes: float  # of all tensors together
     owners: int  # each waits for its chain of ranks
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ring:
+class Ring(NamedTuple):
     """`pieces` blocks of attention in a row: the first (a rank's own, causal) block, then one per hop.
 
     Hop i (of `pieces` - 1) is sent while block i computes; block i + 1 starts when both are done. Backward adds the
@@ -65,12 +61,11 @@ class Ring:
     piece_s: Number
     hop_bytes: Number
     gradient_bytes: Number = 0.0
-    beside: Number = 1.0  # share of a block's time that a hop inside a domain can hide behind
+    hiding: Number = 1.0  # share of a block's time that a hop inside a domain can hide behind
     double: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class Staged:
+class Staged(NamedTuple):
     """`blocks` equal pieces of attention in a row; during each, `bytes` go over the host's link in either direction."""
 
     part: str  # "attention" or "recompute"
@@ -82,9 +77,8 @@ class Staged:
 Phase = Compute | Exchange | Broadcasts | Ring | Staged
 
 
-@dataclass(frozen=True, kw_only=True)
-class Segment:
-    """`repeat` equal pieces of work in a row, each with its own weights to gather and gradients to reduce."""
+class Segment(NamedTuple):
+    """`repeat` equal pieces of work in a row; each gathers its weights and reduces its gradients."""
 
     name: str  # for people; nothing depends on it
     phases: tuple[Phase, ...]

@@ -165,7 +165,7 @@ def _ring(sizes: RankSizes, kernels: Kernels, part: str, grad: bool, causal: boo
         piece_s=piece + _merge_s(sizes, kernels, grad) + widened / larger(degrees.ring - 1, 1),
         hop_bytes=kv * sizes.width,
         gradient_bytes=kv * DTYPE_BYTES[degrees.grad_ring_dtype] if grad else 0.0 * kv,
-        beside=_last_blocks(sizes, kernels) if sizes.framework.late_hops else 1.0,
+        hiding=_last_blocks(sizes, kernels) if sizes.framework.late_hops else 1.0,
         double=kind == "double",
     )
 

@@ -72,6 +72,14 @@ class HeadSplit:
         return tuple(shares)
 
     @cached_property
+    def most_q_heads(self) -> int:
+        return max(share.q_heads for share in self.shares)
+
+    @cached_property
+    def most_kv_heads(self) -> int:
+        return max(share.kv_heads for share in self.shares)
+
+    @cached_property
     def sent_kv_heads(self) -> int:
         """K': KV heads of all ranks together, after the repetition that the exchange makes."""
         return sum(share.kv_heads for share in self.shares)
@@ -90,6 +98,10 @@ class HeadSplit:
             else:
                 runs.append(Run(start, stop, local, local + 1))
         return tuple(runs)
+
+
+head_split = lru_cache(maxsize=256)(HeadSplit)
+"""The split of some heads over some ranks, made once."""
 
 
 @lru_cache(maxsize=256)

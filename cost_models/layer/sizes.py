@@ -18,7 +18,7 @@ import numpy as np
 from cost_models.errors import InputError
 from cost_models.framework import OURS, Framework
 from cost_models.layer.frames import busiest
-from cost_models.layer.heads import HeadSplit
+from cost_models.layer.heads import HeadSplit, head_split
 from cost_models.models.experts import Experts
 from cost_models.models.model import LAYER_KINDS, LayerKind, LayerParts
 from cost_models.number import Number, larger, pick, somewhere
@@ -32,7 +32,7 @@ Maps = tuple[tuple[Number, Number], ...]
 
 def _by_degree(function: Callable[[int], int], degrees: Number) -> Number:
     """`function` of each integer in a scalar or array."""
-    if np.ndim(degrees) == 0:
+    if not isinstance(degrees, np.ndarray):
         return function(int(degrees))
     values, where = np.unique(degrees, return_inverse=True)
     return np.array([function(int(value)) for value in values])[where]
@@ -40,7 +40,7 @@ def _by_degree(function: Callable[[int], int], degrees: Number) -> Number:
 
 def _by_pair(function: Callable[[int, int], int], left: Number, right: Number) -> Number:
     """`function` of two integers, or of the pairs of two arrays."""
-    if np.ndim(left) == 0 and np.ndim(right) == 0:
+    if not isinstance(left, np.ndarray) and not isinstance(right, np.ndarray):
         return function(int(left), int(right))
     pairs = np.stack(np.broadcast_arrays(left, right), axis=-1)
     values, where = np.unique(pairs, axis=0, return_inverse=True)
@@ -51,7 +51,7 @@ def _by_pair(function: Callable[[int, int], int], left: Number, right: Number) -
 class Stage:
     """One pipeline stage of a model whose layers differ."""
 
-    layers: tuple[tuple[LayerKind, float], ...]
+    layers: tuple[tuple[LayerKind, Number], ...]
     first: bool
     last: bool
 
@@ -119,22 +119,23 @@ class RankSizes:
     def _split(self, ulysses: int) -> HeadSplit:
         model, tensor = self.workload.model, int(np.max(self.degrees.tensor))
         queries, keys = model.heads // tensor, max(1, model.kv_heads // tensor)
-        return HeadSplit(q_heads=queries, kv_heads=queries if self.framework.repeats_kv else keys, ulysses=ulysses)
+        keys = queries if self.framework.repeats_kv else keys
+        return head_split(q_heads=queries, kv_heads=keys, ulysses=ulysses)
 
     @cached_property
     def heads(self) -> Number:
         """Query heads of one rank inside the exchange (the most of any rank)."""
-        return _by_degree(lambda u: max(share.q_heads for share in self._split(u).shares), self.degrees.ulysses)
+        return _by_degree(lambda ulysses: self._split(ulysses).most_q_heads, self.degrees.ulysses)
 
     @cached_property
     def kv_heads(self) -> Number:
         """KV heads of one rank inside the exchange (the most of any rank)."""
-        return _by_degree(lambda u: max(share.kv_heads for share in self._split(u).shares), self.degrees.ulysses)
+        return _by_degree(lambda ulysses: self._split(ulysses).most_kv_heads, self.degrees.ulysses)
 
     @cached_property
     def sent_kv_heads(self) -> Number:
         """K': KV heads that the exchange carries, repetition included."""
-        return _by_degree(lambda u: self._split(u).sent_kv_heads, self.degrees.ulysses)
+        return _by_degree(lambda ulysses: self._split(ulysses).sent_kv_heads, self.degrees.ulysses)
 
     @cached_property
     def width(self) -> float:

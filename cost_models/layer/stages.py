@@ -1,8 +1,8 @@
 """Which layers stand where in a pipeline.
 
 A model whose layers are all of one kind gives every stage an equal share of each range. Where kinds differ (leading
-dense layers before experts) layers are laid in order, layers / stages on each. Then the last stage, which has the head
-and the most experts, sets the pace:
+dense layers before experts) layers lie in order, layers / stages on each. Then the last stage, which has the head and
+the most experts, sets the pace:
 
     step = microbatches x the last stage + one microbatch's way through all others
 
@@ -11,78 +11,71 @@ Left out: stages of unequal length, as a user may choose them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import groupby
 from typing import NamedTuple
 
 from cost_models.layer.sizes import RankSizes, Stage
 from cost_models.models.model import LayerKind, Model
-from cost_models.number import Number
+from cost_models.number import Number, larger, smaller
 from cost_models.strategy import LayerRange
 
 
 class Run(NamedTuple):
-    """Equal layers: how many stand on the stage that sets the pace, and on all others together.
+    """`layers` neighbours of one range and one kind, and how many such layers the other stages have.
 
-    `elsewhere` None means that each stage has as many.
+    `elsewhere` `None` means that each stage has as many.
     """
 
     part: LayerRange
     kind: LayerKind
-    here: Number
+    layers: Number
     elsewhere: Number | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Piece:
-    """Neighbours of one range and one kind."""
-
-    part: LayerRange
-    kind: LayerKind
-    count: float
-
-
 def is_mixed(model: Model) -> bool:
-    return len(set(model.layer_kinds)) > 1
+    kinds = model.layer_kinds
+    return kinds.count(kinds[0]) < len(kinds)
 
 
-def runs(model: Model, ranges: tuple[LayerRange, ...], stages: Number) -> tuple[Run, ...]:
-    """The layers of one microbatch in order of the forward pass."""
+def all_runs(model: Model, ranges: tuple[LayerRange, ...]) -> list[Run]:
+    """Every layer of the model, first layer first."""
+    found, start = [], 0
+    for part in ranges:
+        kinds = groupby(model.layer_kinds[start : start + part.count])
+        found += [Run(part, kind, len(list(same))) for kind, same in kinds]
+        start += part.count
+    return found
+
+
+def runs(model: Model, ranges: tuple[LayerRange, ...], stages: Number) -> list[Run]:
+    """The layers of one microbatch on the stage that sets the pace, in order of the forward pass."""
     if not is_mixed(model):
-        return tuple(Run(part, model.layer_kinds[0], part.count / stages) for part in ranges)
-    start = model.layers - model.layers / stages
-    found, before = [], 0.0
-    for piece in pieces(model, ranges):
-        here = max(0.0, before + piece.count - max(before, start))
-        found.append(Run(piece.part, piece.kind, here, piece.count - here))
-        before += piece.count
-    return tuple(found)
+        return [Run(part, model.layer_kinds[0], part.count / stages) for part in ranges]
+    here = _shares(model, ranges, stages, stages - 1)
+    return [run._replace(layers=count, elsewhere=run.layers - count) for run, count in here]
 
 
-def stage(model: Model, ranges: tuple[LayerRange, ...], stages: int, index: int) -> tuple[Piece, ...]:
+def stage(model: Model, ranges: tuple[LayerRange, ...], stages: int, index: int) -> list[Run]:
     """The layers of one stage, first layer first."""
-    share, found, before = model.layers / stages, [], 0.0
-    for piece in pieces(model, ranges):
-        count = min(before + piece.count, (index + 1) * share) - max(before, index * share)
-        if count > 0:
-            found.append(replace(piece, count=count))
-        before += piece.count
-    return tuple(found)
+    here = _shares(model, ranges, stages, index)
+    return [run._replace(layers=count) for run, count in here if count > 0]
+
+
+def _shares(model: Model, ranges: tuple[LayerRange, ...], stages: Number, index: Number) -> list[tuple[Run, Number]]:
+    """All runs of the model with how many layers of each stand on one stage; counted in parts of a layer, exactly."""
+    first, last = index * model.layers, (index + 1) * model.layers
+    found: list[tuple[Run, Number]] = []
+    before: Number = 0
+    for run in all_runs(model, ranges):
+        after = before + run.layers * stages
+        found.append((run, larger(0, smaller(after, last) - larger(before, first)) / stages))
+        before = after
+    return found
 
 
 def at_stage(shape: RankSizes, ranges: tuple[LayerRange, ...], index: int) -> RankSizes:
     """The rank as one of this stage."""
     model, stages = shape.workload.model, shape.degrees.pipeline
-    layers = tuple((piece.kind, piece.count) for piece in stage(model, ranges, stages, index))
+    layers = tuple((run.kind, run.layers) for run in stage(model, ranges, stages, index))
     return replace(shape, stage=Stage(layers=layers, first=index == 0, last=index == stages - 1))
-
-
-def pieces(model: Model, ranges: tuple[LayerRange, ...]) -> list[Piece]:
-    """Neighbours of one range and one kind, first layer first."""
-    policies = [part for part in ranges for _ in range(part.count)]
-    found: list[Piece] = []
-    for part, kind in zip(policies, model.layer_kinds, strict=True):
-        if found and (found[-1].part, found[-1].kind) == (part, kind):
-            found[-1] = replace(found[-1], count=found[-1].count + 1)
-        else:
-            found.append(Piece(part=part, kind=kind, count=1))
-    return found

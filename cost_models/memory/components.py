@@ -113,9 +113,9 @@ def fullest(shape: RankSizes, ranges: tuple[LayerRange, ...], device: Device) ->
     found: dict[str, Number] = {}
     name = ""
     for index in sorted({0, stages - 1}):
-        here, pieces = at_stage(shape, ranges, index), stage(model, ranges, stages, index)
-        kept = sum(kept_bytes(here.of(piece.kind), piece.part) * piece.count for piece in pieces)
-        moment = peaks.peak(here, [(here.of(piece.kind), piece.part) for piece in pieces])
+        here, runs = at_stage(shape, ranges, index), stage(model, ranges, stages, index)
+        kept = sum(kept_bytes(here.of(run.kind), run.part) * run.layers for run in runs)
+        moment = peaks.peak(here, [(here.of(run.kind), run.part) for run in runs])
         parts = components(here, kept, moment, device)
         more = sum(parts.values()) > sum(found.values())
         found = {part: pick(more, size, found.get(part, 0)) for part, size in parts.items()}

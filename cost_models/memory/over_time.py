@@ -37,7 +37,7 @@ def over_time(
     forward = runs(sizes.workload.model, ranges, sizes.degrees.pipeline)
     order = [*forward, *reversed(forward)]
     assert len(layers) == len(order)
-    every = sum(_kept(sizes, run) * run.here for run in forward)
+    every = sum(_kept(sizes, run) * run.layers for run in forward)
     in_flight = float(microbatches_in_flight(sizes))
     always = peaks.always(sizes)
 

@@ -9,7 +9,6 @@ Weights are gathered and gradients reduced as `sharding.py` says. Left out: data
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Literal
 
 from cost_models.errors import InputError
@@ -52,14 +51,14 @@ def step_program(shape: RankSizes, kernels: Kernels, ranges: tuple[LayerRange, .
         return _decode(shape, kernels)
     layers = runs(model, ranges, stages)
     forward = [
-        _at(forward_segment(shape.of(r.kind), kernels, repeat=r.here, offload=r.part.offload), r) for r in layers
+        _at(forward_segment(shape.of(r.kind), kernels, repeat=r.layers, offload=r.part.offload), r) for r in layers
     ]
     segments = [*vision.forward(shape, kernels), embed(shape, kernels), *forward, head(shape, kernels)]
     epilogue: tuple[Segment, ...] = ()
     if shape.workload.mode == "train":
         for run in reversed(layers):
             part, here = run.part, shape.of(run.kind)
-            segment = backward_segment(here, kernels, part.recompute, repeat=run.here, offload=part.offload)
+            segment = backward_segment(here, kernels, part.recompute, repeat=run.layers, offload=part.offload)
             segments.append(_at(segment, run))
         segments += [*vision.backward(shape, kernels), root_gradients(shape, kernels)]
         last = at_stage(shape, ranges, stages - 1) if is_mixed(model) else shape
@@ -80,8 +79,8 @@ def _at(segment: Segment, run: Run) -> Segment:
     """The segment as one of a pipeline's stage."""
     if run.elsewhere is None:
         return segment
-    last = None if segment.last is None else replace(segment.last, elsewhere=run.elsewhere)
-    return replace(segment, elsewhere=run.elsewhere, last=last)
+    last = None if segment.last is None else segment.last._replace(elsewhere=run.elsewhere)
+    return segment._replace(elsewhere=run.elsewhere, last=last)
 
 
 def forward_segment(shape: RankSizes, kernels: Kernels, *, repeat: Number, offload: str = "none") -> Segment:

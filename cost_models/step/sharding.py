@@ -12,7 +12,7 @@ updates and broadcasts it. Bytes of one rank; numbers or arrays over candidates.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from cost_models.layer.sizes import RankSizes
 from cost_models.number import Number, pick, somewhere
@@ -29,9 +29,8 @@ LIST_OPERATORS = 2
 """Eager operators for each rank where a collective takes a list of tensors: a view and a copy."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Weights:
-    """Of one repeat of a segment, on one rank before sharding; `experts`: those spread over `expert` ranks."""
+class Weights(NamedTuple):
+    """Of one repeat of a segment, on one rank before sharding; `_experts` are those spread over `expert` ranks."""
 
     gathered: Number = 0.0  # before it
     trained: Number = 0.0  # their gradients are reduced after it
@@ -45,20 +44,22 @@ def sharded(segment: Segment, shape: RankSizes, kernels: Kernels, weights: Weigh
     gathers, scatters, sums = _gathers(shape, weights), _scatters(shape, weights), _sums(shape, weights)
     if framework.blocking_tensors and shape.degrees.zero == 3:
         blocking = _blocking(segment, shape, kernels, gathers, scatters, passes)
-        return replace(segment, phases=(*blocking, *segment.phases))
-    plain = () if not somewhere(every) else (*gathers, *scatters)
-    plain = tuple(replace(one, bytes=pick(every, one.bytes, 0.0)) for one in plain)
-    once: tuple[Exchange, ...] = (*gathers, *scatters, *sums)
+        return segment._replace(phases=(*blocking, *segment.phases))
+    plain: tuple[Exchange, ...] = ()
+    if somewhere(every):
+        plain = tuple(one._replace(bytes=pick(every, one.bytes, 0.0)) for one in (*gathers, *scatters))
+    if not (sums or ((gathers or scatters) and somewhere(shape.degrees.zero < 2))):
+        return segment._replace(sharding=plain)
     copies: tuple[Phase, ...] = ()
     if framework.owned_tensors and not somewhere(every):
-        copies = _flattened(shape, kernels, weights)
-        once = (*gathers, *(replace(one, axis="gradient", op="all_reduce") for one in scatters))
-    segment = replace(segment, sharding=plain)
-    if not once or not (sums or somewhere(shape.degrees.zero < 2)):
-        return segment
+        copies, sums = _flattened(shape, kernels, weights), ()
+        scatters = tuple(one._replace(axis="gradient", op="all_reduce") for one in scatters)
+    once, phases = (*gathers, *scatters, *sums), (*segment.phases, *copies)
     if framework.reduction == "exposed":
-        return replace(segment, last=replace(segment, phases=(*segment.phases, *copies, *once)))
-    return replace(segment, last=replace(segment, phases=(*segment.phases, *copies), sharding=once))
+        last = segment._replace(phases=(*phases, *once), sharding=plain)
+    else:
+        last = segment._replace(phases=phases, sharding=once)
+    return segment._replace(sharding=plain, last=last)
 
 
 def _present(axis: Axis, op: Op, size: Number) -> tuple[Exchange, ...]:
@@ -112,7 +113,7 @@ def _blocking(
         for one in exchanges:
             size = one.bytes / tensors
             flat_s = kernels.memory_bound_s(touched * size, 1)
-            phases += (replace(one, bytes=size), Compute(part="sharding", seconds=flat_s + host_s)) * count
+            phases += (one._replace(bytes=size), Compute(part="sharding", seconds=flat_s + host_s)) * count
     return phases
 
 
@@ -133,7 +134,7 @@ def broadcast_by_owners(segments: list[Segment], shape: RankSizes) -> tuple[list
         if last is not None:
             moved += sum(float(one.bytes * segment.repeat) for one in last.sharding if one.op == "all_gather")
             kept = tuple(one for one in last.sharding if one.op != "all_gather")
-            segment = replace(segment, last=replace(last, sharding=kept))
+            segment = segment._replace(last=last._replace(sharding=kept))
         found.append(segment)
     owners = min(int(shape.degrees.shard), shape.framework.owned_tensors * shape.workload.model.layers + ROOT_TENSORS)
     sending = Broadcasts(part="sharding", axis="shard", bytes=moved, owners=owners)

@@ -225,12 +225,12 @@ def _with_ring(segment: Segment, least_ring: Any, degrees: Strategy) -> Segment:
     phases: list[Phase] = []
     for phase in segment.phases:
         if isinstance(phase, Ring):
-            phase = replace(phase, pieces=least_ring)
+            phase = phase._replace(pieces=least_ring)
         elif isinstance(phase, Exchange) and phase.axis == "context" and phase.op == "all_gather":
-            phase = replace(phase, bytes=phase.bytes * (least_ring / degrees.ring))
+            phase = phase._replace(bytes=phase.bytes * (least_ring / degrees.ring))
         phases.append(phase)
     last = None if segment.last is None else _with_ring(segment.last, least_ring, degrees)
-    return replace(segment, phases=tuple(phases), last=last)
+    return segment._replace(phases=tuple(phases), last=last)
 
 
 def _divide(above: Any, below: Any) -> Any:

@@ -133,7 +133,7 @@ def _updated(program: StepProgram, cluster: Cluster, placement: Placement) -> St
         used = np.unique(cluster.run_of_slot[placement.slot_of_rank])
         _, rate = host_rates(cluster.runs[run].node for run in used)
         host = Compute(part="optimizer", seconds=segment.host_update_bytes / rate)
-        return replace(segment, phases=(host, *segment.phases))
+        return segment._replace(phases=(host, *segment.phases))
 
     return replace(program, epilogue=tuple(map(updated, program.epilogue)))
 

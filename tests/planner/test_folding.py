@@ -305,8 +305,9 @@ def test_collectives_between_islands_that_share_a_link_share_its_rate() -> None:
     """Two pairs of GPUs, each pair across the switch: nothing but an all-reduce of the epilogue ties them."""
     layout, where = Strategy(data=2, tensor=2, shard=2), cluster(node(4, 1, scale_up=PCIE))
     program = step(layers(1, 1, exchange=0.0, hop=0.0))
-    big = replace(program.epilogue[0].phases[1], bytes=25e6)
-    program = replace(program, epilogue=(replace(program.epilogue[0], phases=(program.epilogue[0].phases[0], big)),))
+    first, other, *_ = program.epilogue[0].phases
+    phases = (first, other._replace(bytes=25e6))
+    program = replace(program, epilogue=(program.epilogue[0]._replace(phases=phases),))
     assert_equal((program, where, layout, Placement.in_order(where, 4), np.ones(4)))
     unfolded = play(program, where, layout, fold=False)
     assert unfolded.step_s == pytest.approx(program_s(program) + 2 * 25e6 / 25e9 + 2 * 8e-6, rel=1e-9)

@@ -75,7 +75,7 @@ def test_copies_and_merges_by_hand():
     widened = A100.memory_bound_s(values * 12, 2)  # once, here in the only hop
     assert ring.piece_s == pytest.approx(half + A100.memory_bound_s(values * 38, 4) + widened, rel=1e-9)
     assert ring.hop_bytes == 2 * 2048 * 1024 * 2
-    assert ring.beside == 108 / (2 * 8 * 4096 / 128)  # one turn of an SM of those of all blocks
+    assert ring.hiding == 108 / (2 * 8 * 4096 / 128)  # one turn of an SM of those of all blocks
     (striped,) = attention_phases(
         RankSizes(SMALL.workload, replace(SMALL.strategy, ring_kind="striped"), YUNCHANG), A100, part="attention"
     )
@@ -149,7 +149,7 @@ def test_late_hops_hide_behind_the_last_blocks_inside_a_node_only():
     kernels = Kernels.of("h100-sxm-80gb")
     shares = [
         attention_phases(RankSizes(Workload(attention(32, 8, 128), context_tokens=8 * tokens), Strategy(ring=8), late),
-                         kernels, part="attention")[0].beside
+                         kernels, part="attention")[0].hiding
         for tokens in (128, 4096)
     ]  # fmt: skip
     assert shares == [1.0, 132 / 1024]
