@@ -158,7 +158,8 @@ def _concurrent(
     """Adds what runs concurrently with a segment's phases: sharding, host memory, and the host's launches."""
     if somewhere(segment.host_update_bytes > 0):
         _book(seconds, "optimizer", segment.host_update_bytes / paths.host_memory_bytes_per_s)
-    duration, exposed = sum(seconds.values()), 0.0
+    duration = sum(seconds.values())
+    exposed: Number = 0.0
     if segment.sharding:
         sharding = _sharding_s(segment, paths)
         exposed = smaller(larger(segment.overlap_cost * sharding, sharding + busy - duration), sharding)
