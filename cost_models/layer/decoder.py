@@ -50,11 +50,10 @@ def backward(sizes: RankSizes, kernels: Kernels, recompute: str) -> tuple[Phase,
 
 def _one_way(sizes: RankSizes, kernels: Kernels, grad: bool) -> tuple[Phase, ...]:
     """All operators; ranges of several policies ask for the same."""
-    known, found = sizes.tables.get(("phases", grad), (None, ()))
-    if known is not kernels:
-        found = phases(sizes, kernels, operators(sizes), grad=grad)
-        sizes.tables["phases", grad] = (kernels, found)
-    return found
+    known: tuple[Kernels | None, tuple[Phase, ...]] = sizes.tables.get(("phases", grad), (None, ()))
+    if known[0] is not kernels:
+        known = sizes.tables["phases", grad] = kernels, phases(sizes, kernels, operators(sizes), grad=grad)
+    return known[1]
 
 
 def phases(

@@ -125,7 +125,7 @@ def test_offload_slower_than_its_segment_shows() -> None:
 def test_a_segment_lasts_as_long_as_its_launches() -> None:
     """4 layers of 1 ms that take the host 3 ms, of 5 ms that take it 3 ms."""
     short = Segment(name="layer", phases=(Compute(part="matmul", seconds=1e-3),), repeat=4, host_s=3e-3)
-    long = replace(short, phases=(Compute(part="matmul", seconds=5e-3),))
+    long = short._replace(phases=(Compute(part="matmul", seconds=5e-3),))
     found = play(StepProgram(microbatch=(short, long), epilogue=(), microbatches=1), cluster(node()), Strategy())
     assert found.step_s == pytest.approx(4 * 3e-3 + 4 * 5e-3, rel=1e-12)
     assert found.seconds["host"] == pytest.approx(4 * 2e-3)
@@ -187,9 +187,9 @@ def test_a_tree_over_two_nodes_is_as_fast_as_its_switch_passes_bytes_on() -> Non
 def test_the_last_microbatch_alone_sums_over_the_replicas() -> None:
     """Six microbatches of three layers of 1 ms; the sums of the last follow one another, and two of its layers hide."""
     layer = Segment(name="layer", phases=(Compute(part="matmul", seconds=1e-3),), repeat=3)
-    last = replace(layer, sharding=sharding(replicate=500e6))
+    last = layer._replace(sharding=sharding(replicate=500e6))
     update = Segment(name="optimizer", phases=(Compute(part="optimizer", seconds=1e-3),))
-    program = StepProgram(microbatch=(replace(layer, last=last),), epilogue=(update,), microbatches=6)
+    program = StepProgram(microbatch=(layer._replace(last=last),), epilogue=(update,), microbatches=6)
     where, layout = cluster(node()), Strategy(data=4)
     alone = play(only(sharding=sharding(replicate=500e6)), where, layout).step_s
     assert alone > 1e-3

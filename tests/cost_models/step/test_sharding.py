@@ -57,7 +57,7 @@ def test_only_the_last_microbatch_has_what_happens_once_a_step():
     paths = cluster_costs(NODE).paths(Strategy(data=8, shard=8))
     reduction = Exchange(part="sharding", axis="shard", op="reduce_scatter", bytes=2e12)
     work = Segment(name="layer", phases=(Compute(part="matmul", seconds=2.0),))
-    segment = replace(work, last=replace(work, sharding=(reduction,)))
+    segment = work._replace(last=work._replace(sharding=(reduction,)))
     program = StepProgram(microbatch=(segment,), epilogue=(), microbatches=4, pipeline=3, virtual=2)
     alone = float(paths.exchange_s("shard", "reduce_scatter", 2e12))
     folded = fold(program, paths)
