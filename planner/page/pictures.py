@@ -3,7 +3,7 @@
     topology    nodes in a grid, each GPU in the colour of a group that the reader picks, each network card by its load
     tokens      for each ring position the pieces of the row that it holds
     timeline    what the streams of one rank do over the step
-    memory      parts of the fullest rank against the capacity
+    memory      parts of the fullest rank against the capacity, and what the slowest rank holds over the step
     choices     step time and memory of the plan and of the layouts that lost
     curves      step time over one axis of a what-if, the new plan and the old one
 
@@ -122,6 +122,24 @@ def memory(parts: Rows, capacity_gib: float) -> dict[str, Any]:
         "encoding": {"x": {"field": "gib", "type": "quantitative"}, "tooltip": _tooltip(text="capacity")},
     }
     return _spec(parts, 60, layer=[bars, limit])
+
+
+def over_time(levels: Rows, capacity_gib: float) -> dict[str, Any]:
+    """`levels`: at (seconds), gib until the next one, text."""
+    steps = {
+        "mark": {"type": "area", "interpolate": "step-after", "line": True, "fillOpacity": 0.3},
+        "encoding": {
+            "x": {"field": "at", "type": "quantitative", "title": "seconds", "scale": {"nice": False}},
+            "y": {"field": "gib", "type": "quantitative", "title": "GiB of the slowest rank"},
+            "tooltip": _tooltip(at="seconds", text="holds"),
+        },
+    }
+    limit = {
+        "data": {"values": [{"gib": capacity_gib}]},
+        "mark": {"type": "rule", "strokeWidth": 2, "color": "#d62728"},
+        "encoding": {"y": {"field": "gib", "type": "quantitative"}},
+    }
+    return _spec(levels, 140, layer=[steps, limit])
 
 
 def choices(layouts: Rows) -> dict[str, Any]:

@@ -51,7 +51,13 @@ def plan_page(plan: Plan, simulation: Simulation | None) -> Page:
         (f"{cost.tokens_per_s_per_gpu:,.0f}", "tokens/s/GPU"),
         (f"{plan.gap:.2%}", "gap to the bound"),
     ]
-    sections = [_topology(plan, simulation), _tokens(plan), *_timeline(simulation), _memory(plan), _choices(plan)]
+    sections = [
+        _topology(plan, simulation),
+        _tokens(plan),
+        *_timeline(simulation),
+        _memory(plan, simulation),
+        _choices(plan),
+    ]
     lines = [
         plan.workload.describe(),
         report.cluster_line(plan.cluster),
@@ -67,7 +73,7 @@ def _topology(plan: Plan, simulation: Simulation | None) -> Section:
     groups = {axis: _index(plan.groups[axis].tolist()) for axis in ("ulysses", "ring", "context")}
     slots = min(cluster.slots, MOST_NODES)
     per_row = max(1, min(slots, math.ceil(math.sqrt(slots * 2))))
-    loads = {link.name: link for link in simulation.busiest_links} if simulation else {}
+    loads = simulation.trace.card_loads if simulation and simulation.trace else {}
     gpus: list[dict[str, Any]] = []
     cards: list[dict[str, Any]] = []
     most = max(run.node.gpus for run in cluster.runs) or 1
@@ -81,12 +87,10 @@ def _topology(plan: Plan, simulation: Simulation | None) -> Section:
             words = _words(rank, groups, strategy, int(cluster.leaf_of_slot[slot]))
             gpus.append({"x": x, "x2": x + 0.9, "y": y, "y2": y + 0.9, "slot": slot, "gpu": gpu, **words})
         for card in range(node.nics.count):
-            busy = [
-                loads[name].utilisation for way in ("out", "in") if (name := f"slot {slot} nic {card} {way}") in loads
-            ]
+            ways = {way: loads.get(f"slot {slot} nic {card} {way}", 0.0) for way in ("out", "in")}
             x = left + (card + 0.5) * wide / node.nics.count
-            shown = f"{max(busy):.0%} of the step" if busy else "not among the busiest links"
-            cards.append({"x": x, "y": top + 2.4, "card": f"slot {slot}, card {card}", "load": max(busy, default=0.0),
+            shown = ", ".join(f"{way} {share:.1%} of the step" for way, share in ways.items())
+            cards.append({"x": x, "y": top + 2.4, "card": f"slot {slot}, card {card}", "load": max(ways.values()),
                           "shown": "missing" if card in node.missing_nics else shown})  # fmt: skip
     across, down = per_row * (wide + 0.8), math.ceil(slots / per_row) * 3.6
     cut = f" The first {slots} of {cluster.slots} nodes." if slots < cluster.slots else ""
@@ -182,15 +186,26 @@ def merged(spans: list[tuple[str, str, float, float]]) -> list[tuple[str, str, f
         gap = max(2 * gap, end / 10_000)
 
 
-def _memory(plan: Plan) -> Section:
+def _memory(plan: Plan, simulation: Simulation | None) -> Section:
     parts = [
         {"part": name, "gib": size / 2**30, "text": show_bytes(size)} for name, size in plan.cost.memory.items() if size
     ]
+    capacity = plan.cost.capacity_bytes / 2**30
+    curve = simulation.memory if simulation else ()
+    levels = [{"at": at, "gib": held / 2**30, "text": show_bytes(held)} for at, held in thinned(curve)]
+    over_time = {"memory-over-time": pictures.over_time(levels, capacity)} if levels else {}
     return Section(
         heading="Memory",
         words=f"{show_bytes(plan.cost.memory_bytes)} of {show_bytes(plan.cost.capacity_bytes)} (the red line).",
-        pictures={"memory": pictures.memory(parts, plan.cost.capacity_bytes / 2**30)},
+        pictures={"memory": pictures.memory(parts, capacity), **over_time},
     )
+
+
+def thinned(curve: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
+    """At most about MOST_SPANS levels: of neighbours the highest stands, so that no peak is lost."""
+    size = max(1, -(-len(curve) // MOST_SPANS))
+    groups = (curve[i : i + size] for i in range(0, len(curve), size))
+    return [(group[0][0], max(held for _, held in group)) for group in groups]
 
 
 def _choices(plan: Plan) -> Section:

@@ -20,7 +20,7 @@ import numpy as np
 from cost_models.cost import COMPUTED, PRICED_AS
 from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.placement import Placement
-from cost_models.hardware.wiring import LinkRates
+from cost_models.hardware.wiring import NIC_IN, NIC_OUT, LinkRates
 from cost_models.layer.sizes import RankSizes
 from cost_models.memory.over_time import over_time
 from cost_models.profile import Profile
@@ -34,6 +34,7 @@ from planner.plannable import check_plannable
 from planner.simulator.fast_forward import FastForward
 from planner.simulator.flows import Pattern, pattern, twice
 from planner.simulator.folding import Partition, equitable, singletons
+from planner.simulator.link_classes import LinkClasses
 from planner.simulator.network import Network, network
 from planner.simulator.playback import Playback
 from planner.simulator.streams import BUBBLE, WAITING, Script, instances, write_script
@@ -183,7 +184,13 @@ def play(
             arrows=tuple(playback.recorder.arrows),
             counters=(*_link_counters(playback), *_memory_counters(playback, topology, memory)),
         )
-    return _result(playback, forward.jumps, memory, made)
+    found = _result(playback, forward.jumps, memory, made)
+    if made is None:
+        return found
+    carried = playback.transfers.carried
+    return replace(
+        found, trace=replace(made, card_loads=_card_loads(playback.network, topology, carried, found.step_s))
+    )
 
 
 def prepare(
@@ -324,6 +331,19 @@ def _link_counters(playback: Playback) -> tuple[Counter, ...]:
         Counter(name=folded.link_names[link], slot=None, unit="load", times_s=tuple(times), values=tuple(values))
         for link, times, values in playback.recorder.link_loads(links)
     )
+
+
+def _card_loads(folded: Network, topology: Topology, carried: Floats, step_s: float) -> dict[str, float]:
+    """Share of the step that each network card is busy, one way, by the link's name."""
+    used = _load(folded, carried) / (folded.sharing.capacity * step_s)
+    of_class = dict(zip(folded.link_names, used.tolist(), strict=True))
+    classes = LinkClasses(topology, folded.partition)
+    loads: dict[str, float] = {}
+    for kind in (NIC_OUT, NIC_IN):
+        class_of_unit, _, lowest = classes.of_kind(kind)
+        for unit, number in enumerate(class_of_unit.tolist()):
+            loads[topology.link_name(kind, unit)] = of_class.get(topology.link_name(kind, int(lowest[number])), 0.0)
+    return loads
 
 
 def _busiest(folded: Network, carried: Floats, step_s: float) -> tuple[LinkUse, ...]:

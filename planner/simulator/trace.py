@@ -10,8 +10,8 @@ simulation, same bytes: keys are sorted, times are rounded to a nanosecond, no c
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +121,7 @@ class Trace:
     places: tuple[Place, ...]  # by rank class
     arrows: tuple[Arrow, ...] = ()
     counters: tuple[Counter, ...] = ()
+    card_loads: Mapping[str, float] = field(default_factory=dict)  # share of the step that a card is busy, by its link
 
     def events(self) -> list[dict[str, Any]]:
         """Trace events: names of processes and threads first, then spans by start, arrows, counters."""

@@ -9,9 +9,9 @@ import pytest
 
 from cost_models import Cluster, Model, Workload
 from cost_models.units import show_bytes, show_seconds
-from planner import command, plan
+from planner import command, plan, simulate
 from planner.page.page import Page, Section, Table
-from planner.page.report_page import MOST_SPANS, merged, plan_page
+from planner.page.report_page import MOST_SPANS, merged, plan_page, thinned
 from planner.plan_file import Plan
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -99,6 +99,7 @@ def test_a_plan_s_page_shows_its_numbers_and_answers_to_hovering(browser, plan_r
     tip = hovered(browser, "#topology .mark-rect path")
     assert "rank" in tip and "ulysses group" in tip
     assert "GiB" in hovered(browser, "#memory .mark-rect path")
+    assert "of the step" in hovered(browser, "#topology .mark-symbol path")
 
 
 @needs_browser
@@ -180,6 +181,27 @@ def test_text_from_outside_is_escaped():
     assert "<b>alert" not in page and "<script>alert" not in page
     start = page.index('type="application/json">') + len('type="application/json">')
     assert json.loads(page[start : page.index("</script>", start)]) == {"a": {"title": evil}}
+
+
+def test_a_card_s_load_is_that_of_its_class_in_every_node():
+    made = plan(Cluster.load("dgx-h100", nodes=2), Workload(Model.load("longvila-8b"), context_tokens=2**17))
+    found = simulate(made.cluster, made.workload, made.strategy, made.placement, trace=True)
+    loads = found.trace.card_loads
+    assert sorted(loads) == sorted(
+        f"slot {s} nic {c} {way}" for s in range(2) for c in range(8) for way in ("in", "out")
+    )
+    busiest = {link.name: link.utilisation for link in found.busiest_links if " nic " in link.name}
+    assert busiest
+    for name, share in busiest.items():
+        assert loads[name] == share
+    assert len(set(loads.values())) <= 2  # all cards do the same, one way and the other
+
+
+def test_a_thinned_curve_keeps_its_peak():
+    curve = [(float(i), float(i % 977)) for i in range(10 * MOST_SPANS)]
+    few = thinned(curve)
+    assert len(few) <= MOST_SPANS and max(held for _, held in few) == 976
+    assert thinned(curve[:5]) == curve[:5]
 
 
 def test_bars_are_joined_until_there_are_few_enough():
