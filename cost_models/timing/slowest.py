@@ -7,17 +7,31 @@ and of the slowest link among those in use, by operation, shape and group size. 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import reduce
 from typing import Any
 
 from cost_models.curves.samples import Sample
 from cost_models.hardware.device import Device
-from cost_models.number import Number, larger
+from cost_models.number import Number, larger, smaller
 from cost_models.timing.collectives import Collectives
 from cost_models.timing.kernels import FA2_ARCHITECTURES, Kernels
 from cost_models.timing.memo import Memo
 
 Choice = Callable[[Number, Number], Number]
+
+
+def _decides(device: Device, other: Device, choose: Choice) -> bool:
+    """Whether `other` is the same card at another clock, and `device` the one that is taken at every call.
+
+    At a lower clock no kernel is faster, so of one card at many clocks the lowest one (or the highest) is asked alone.
+    """
+    if device.clock_hz is None or other.clock_hz is None or device.clock_hz == other.clock_hz:
+        return False
+    at = {"clock_hz": other.clock_hz, "peak_flops": other.peak_flops, "sustained_flops": other.sustained_flops}
+    if choose not in (larger, smaller) or replace(device, **at) != other:  # type: ignore[arg-type]
+        return False
+    return device.clock_hz < other.clock_hz if choose is larger else device.clock_hz > other.clock_hz
 
 
 class KernelsInUse(Kernels):
@@ -36,12 +50,18 @@ class KernelsInUse(Kernels):
         attention: str = "newest",
     ) -> KernelsInUse:
         """`attention` is "fa2" for FlashAttention-2, which counts on the architectures where it was measured."""
-        each: list[Kernels] = []
+        known: list[Device] = []
         for device in devices:
-            if all(device != known.device for known in each):
+            if device not in known:
+                known.append(device)
+        each: list[Kernels] = []
+        for device in known:
+            if not any(_decides(other, device, choose) for other in known):
                 kernel = attention if device.architecture in FA2_ARCHITECTURES else "newest"
                 each.append(Kernels.of(device, samples, attention=kernel))
-        return cls(each, choose)
+        made = cls(each, choose)
+        made.device = min(known, key=lambda device: device.peak_16bit)
+        return made
 
     @classmethod
     def afresh(cls, kernels: Kernels) -> KernelsInUse:
