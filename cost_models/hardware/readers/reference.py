@@ -14,6 +14,7 @@ from cost_models.hardware.cluster import Cluster, Node, ScaleUp
 from cost_models.hardware.device import Device
 from cost_models.hardware.links import LINKS
 from cost_models.hardware.readers.host_tree import HostTree
+from cost_models.units import show_rate
 
 _BY_LINKS = {
     ("NV", 12, 8): "a100-sxm-80gb", ("NV", 12, 16): "a100-sxm-80gb", ("NV", 18, 8): "h100-sxm-80gb",
@@ -84,8 +85,11 @@ def scale_up(tree: HostTree, device: Device, like: Node) -> tuple[ScaleUp, str]:
         return _pcie(tree, device, like, bridged=True), f"{gpus} GPUs in pairs of {count} links"
     if not tree.nvlinks_listed and not device.link.startswith("pcie") and like.scale_up.kind == "switch":
         return told, f"{gpus} GPUs; NVLink, which the file leaves out, as the device has it"
+    link = _pcie(tree, device, like, bridged=False)
     tiers = " × ".join(map(str, tree.tiers())) or "all alike"
-    return _pcie(tree, device, like, bridged=False), f"{gpus} GPUs by PCIe, groups of {tiers}"
+    ways = [f"{show_rate(rate)} out of one" for rate in (link.cross_bytes_per_s, link.socket_bytes_per_s) if rate]
+    taken = f", taken as {' and '.join(ways)}" if ways else ""
+    return link, f"{gpus} GPUs by PCIe, groups of {tiers}{taken}"
 
 
 def _pcie(tree: HostTree, device: Device, like: Node, bridged: bool) -> ScaleUp:
