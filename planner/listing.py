@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cost_models.errors import InputError
 from cost_models.framework import Framework
 from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.device import Device
@@ -24,7 +25,11 @@ def device_lines() -> list[str]:
     """
     lines = []
     for name in Device.names():
-        device = Device.load(name)
+        try:
+            device = Device.load(name)
+        except InputError as error:  # one wrong file hides no other
+            lines.append(f"{name:<21}  {error}")
+            continue
         half = "bf16" if "bf16" in device.peak_flops else "fp16"
         known = "measured" if name in BASES.values() else "estimate"
         rate, peak = device.memory_bytes_per_s / 1e12, device.peak_16bit / 1e12

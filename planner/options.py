@@ -34,7 +34,7 @@ ANY_TOKENS = 1024
 """Stands in where the length itself is asked for."""
 
 _OPTIONS = (
-    click.option("--gpus", metavar="N", help="GPUs to plan for: whole nodes of the preset, or part of one node."),
+    click.option("--gpus", metavar="N", help="GPUs to plan for; the last node may be used in part."),
     click.option("--ctx", metavar="TOKENS", help="Context length: 8192, 128K, 2M (K = 1024, M = 1048576)."),
     click.option("--model", "model", default="longvila-8b", show_default=True, metavar="NAME|PATH",
                  help="A preset, or a Hugging Face config.json or its folder."),

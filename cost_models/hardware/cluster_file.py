@@ -181,13 +181,7 @@ def _wanted_nodes(runs: tuple[NodeRun, ...], sized: bool, nodes: int | None, gpu
         return sum(run.count for run in runs)
     if gpus is None:
         return nodes or 1
-    if gpus > each and gpus % each:
-        low = gpus // each * each
-        raise InputError(
-            f"--gpus {gpus}: nodes of {name} have {each} GPUs; legal: 1 to {each}, or a multiple of {each} "
-            f"(nearest: {low} or {low + each})"
-        )
-    return max(1, gpus // each)
+    return -(-gpus // each)  # the last node may be used in part
 
 
 def _slots(items: tuple[Any, ...], limit: int, where: str) -> list[range]:

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from cost_models.errors import InputError
+from cost_models.hardware.device import Device
 from planner import command, options
 from planner.plan_file import Plan
 
@@ -126,7 +128,6 @@ def test_a_plan_is_simulated_with_a_trace(run, tmp_path):
 
 
 MISTAKES = [
-    (["--gpus", "100", "--ctx", "2M"], "--gpus 100: nodes of dgx-h100 have 8 GPUs; legal: 1 to 8, or a multiple of 8"),
     (["--gpus", "0", "--ctx", "2M"], "--gpus '0' is not a whole number of at least 1"),
     (["--gpus", "8", "--ctx", "0"], "--ctx '0' is not a whole number of tokens"),
     (["--gpus", "8", "--ctx", "2m"], "lower-case m is milli; write 2M"),
@@ -247,6 +248,19 @@ def test_clusters_and_devices_are_listed_with_their_sources(run):
     assert (code, err) == (0, "") and "jean-zay-v100" in out and "Omni-Path" in out
     code, out, err = run("devices")
     assert (code, err) == (0, "") and "125 TFLOP/s fp16  estimate  NVIDIA V100 data sheet" in out
+
+
+def test_one_wrong_preset_hides_no_other(run, monkeypatch):
+    right = Device.load
+
+    def load(name):
+        if name == "t4":
+            raise InputError("t4: architecture='cdna5'; legal: volta")
+        return right(name)
+
+    monkeypatch.setattr(Device, "load", load)
+    code, out, _ = run("devices")
+    assert code == 0 and "t4                     t4: architecture='cdna5'; legal: volta" in out and "a10g " in out
 
 
 @pytest.mark.parametrize(

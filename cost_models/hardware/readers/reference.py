@@ -42,7 +42,7 @@ def likely_device(tree: HostTree) -> str | None:
 def reference(device: str, gpus: int, cards: int | None = None) -> Cluster:
     """The preset cluster, of one node, that is most like hosts with `gpus` of this device and as many cards."""
     wanted = Device.load(device)
-    presets = [Cluster.load(name, nodes=1) for name in Cluster.presets() if name != "local"]
+    presets = [cluster for name in Cluster.presets() if name != "local" and (cluster := _readable(name)) is not None]
 
     def distance(cluster: Cluster) -> tuple[object, ...]:
         node = cluster.runs[0].node
@@ -59,6 +59,14 @@ def reference(device: str, gpus: int, cards: int | None = None) -> Cluster:
         )
 
     return min(presets, key=distance)
+
+
+def _readable(preset: str) -> Cluster | None:
+    """The preset, of one node; None where its file is wrong, which the command that names it says."""
+    try:
+        return Cluster.load(preset, nodes=1)
+    except InputError:
+        return None
 
 
 def scale_up(tree: HostTree, device: Device, like: Node) -> tuple[ScaleUp, str]:
