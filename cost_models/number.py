@@ -70,3 +70,15 @@ def both(left: Number, right: Number) -> Number:
 def somewhere(condition: Number) -> bool:
     """Whether the condition holds for the number, or for any candidate."""
     return bool(condition.any()) if isinstance(condition, np.ndarray) else bool(condition)
+
+
+def distinct(values: NDArray[Any]) -> NDArray[Any]:
+    """The values that occur, ascending; `np.unique` does the same, but first imports numpy's masked arrays.
+
+    >>> distinct(np.array([[3, 1], [1, 3]])).tolist()
+    [1, 3]
+    """
+    ordered = np.sort(values, axis=None)
+    first = np.ones(len(ordered), dtype=bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    return ordered[first]

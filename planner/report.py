@@ -17,6 +17,7 @@ from cost_models.framework import OURS, Framework
 from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.placement import Placement
 from cost_models.hardware.wiring import Wiring
+from cost_models.number import distinct
 from cost_models.strategy import Strategy, rank_groups
 from cost_models.units import show_bytes, show_rate, show_seconds
 
@@ -77,7 +78,7 @@ def placement_line(cluster: Cluster, strategy: Strategy, placement: Placement) -
         spans = np.sort(domain[rank_groups(strategy, axis)], axis=1)
         most = int((1 + (np.diff(spans, axis=1) != 0).sum(axis=1)).max())
         words.append(f"{axis} inside one {place}" if most == 1 else f"{axis} across {most} {place}s")
-    used, free = len(np.unique(placement.slot_of_rank)), cluster.gpus - strategy.ranks
+    used, free = len(distinct(placement.slot_of_rank)), cluster.gpus - strategy.ranks
     tail = f"{strategy.ranks} GPUs on {used} node{'s' if used > 1 else ''}"
     return "; ".join([*words, tail + (f", {free} left free" if free else "")])
 

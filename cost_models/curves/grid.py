@@ -63,24 +63,44 @@ class LogGrid:
         return math.exp(_blend(self._flat, at, shares, len(shares))), tuple(clamped)
 
     def read_many(self, *point: npt.ArrayLike) -> tuple[Floats, list[Floats]]:
-        """The same for arrays that broadcast together."""
-        values = np.broadcast_arrays(*(np.asarray(p, np.float64) for p in point))
-        clamped = [np.clip(v, axis[0], axis[-1]) for v, axis in zip(values, self.axes, strict=True)]
-        lows, highs = [], []
-        for value, axis, logs in zip(clamped, self.axes, self._log_axes, strict=True):
-            i = np.clip(np.searchsorted(axis, value, side="right") - 1, 0, max(len(axis) - 2, 0))
-            j = np.minimum(i + 1, len(axis) - 1)
-            span = np.where(j > i, logs[j] - logs[i], 1.0)
-            lows.append(i)
-            highs.append((j, (np.log(value) - logs[i]) / span))
-        total = np.zeros(values[0].shape)
-        for bits in product((0, 1), repeat=len(values)):
-            index = tuple(high[0] if bit else low for bit, low, high in zip(bits, lows, highs, strict=True))
-            weight = np.ones(values[0].shape)
-            for bit, high in zip(bits, highs, strict=True):
-                weight = weight * (high[1] if bit else 1.0 - high[1])
-            total += weight * self.log_s[index]
-        return np.exp(total), clamped
+        """The same for numbers and arrays that broadcast together; an axis that is a number is cut away first."""
+        table, arrays, clamped = self.log_s, [], []
+        for value, axis, logs in zip(point, self.axes, self._log_axes, strict=True):
+            inside = np.minimum(np.maximum(np.asarray(value, np.float64), axis[0]), axis[-1])
+            clamped.append(inside)
+            if inside.ndim == 0:
+                table = _cut(table, len(arrays), logs, float(np.log(inside)))
+            else:
+                arrays.append((logs, np.log(inside)))
+        if len(arrays) == 1:
+            return np.exp(np.interp(arrays[0][1], arrays[0][0], table)), clamped
+        return np.exp(_multilinear(table, arrays)), clamped
+
+
+def _cut(table: Floats, axis: int, logs: Floats, at: float) -> Floats:
+    """The table at one point of an axis, which is then gone."""
+    i = min(bisect_right(logs, at), len(logs) - 1) - 1  # type: ignore[arg-type]
+    low: Floats = table.take(max(i, 0), axis)
+    if i < 0:
+        return low
+    share = (at - logs[i]) / (logs[i + 1] - logs[i])
+    return low + (table.take(i + 1, axis) - low) * share
+
+
+def _multilinear(table: Floats, arrays: Sequence[tuple[Floats, Floats]]) -> Floats:
+    """The table at points that are arrays on every axis: (log knots, log values) of each."""
+    cells = []
+    for logs, at in arrays:
+        low = np.minimum(np.searchsorted(logs, at, side="right"), len(logs) - 1) - 1
+        low = np.maximum(low, 0)
+        high = np.minimum(low + 1, len(logs) - 1)
+        cells.append((low, high, (at - logs[low]) / np.where(high > low, logs[high] - logs[low], 1.0)))
+    total: Any = 0.0
+    for bits in product((0, 1), repeat=len(cells)):
+        index = tuple(cell[bit] for bit, cell in zip(bits, cells, strict=True))
+        shares = (cell[2] if bit else 1.0 - cell[2] for bit, cell in zip(bits, cells, strict=True))
+        total = total + math.prod(shares) * table[index]
+    return np.asarray(total)
 
 
 def _blend(flat: list[float], at: int, shares: list[tuple[int, float]], axes: int) -> float:

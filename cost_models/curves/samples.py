@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cost_models.errors import InputError
-from cost_models.number import Number
+from cost_models.number import Number, distinct
 
 FRAMEWORK = ("framework_layer", "framework_microbatch", "framework_step")
 """Host time that no kernel explains (Python, autograd, sharding's bookkeeping), forward and backward together."""
@@ -66,7 +66,7 @@ class Correction:
 
     def __init__(self, *, work: Sequence[float], base_s: Sequence[float], measured_s: Sequence[float]) -> None:
         logs = np.log(np.array([work, base_s, measured_s], np.float64))
-        self._work = np.unique(logs[0])
+        self._work = distinct(logs[0])
         merged = np.array([[np.median(row[logs[0] == w]) for row in logs[1:]] for w in self._work]).T
         measured = np.minimum.accumulate(merged[1][::-1])[::-1] / 2 + np.maximum.accumulate(merged[1]) / 2
         self._shift = measured - merged[0]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from cost_models.errors import InputError
 from cost_models.hardware.cluster import Cluster
+from cost_models.number import distinct
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,6 +29,12 @@ class Placement:
         first = np.concatenate([[0], np.cumsum(free)[:-1]])
         return cls(slot_of_rank=slot, gpu_of_rank=np.arange(ranks) - first[slot])
 
+    def is_in_order(self, cluster: Cluster) -> bool:
+        """Whether it is the placement that `in_order` gives."""
+        usual = Placement.in_order(cluster, len(self.slot_of_rank))
+        same_slots = np.array_equal(self.slot_of_rank, usual.slot_of_rank)
+        return same_slots and np.array_equal(self.gpu_of_rank, usual.gpu_of_rank)
+
     def check(self, cluster: Cluster, ranks: int) -> None:
         """Refuse a placement that is not one free GPU of the cluster for every rank."""
         if len(self.slot_of_rank) != ranks or len(self.gpu_of_rank) != ranks:
@@ -37,7 +44,7 @@ class Placement:
         if np.any(self.gpu_of_rank < 0) or np.any(self.gpu_of_rank >= cluster.gpus_of_slot[self.slot_of_rank]):
             raise InputError("the placement names a GPU that its slot does not have free")
         place = self.slot_of_rank * (int(cluster.gpus_of_slot.max()) + 1) + self.gpu_of_rank
-        if len(np.unique(place)) != ranks:
+        if len(distinct(place)) != ranks:
             raise InputError("the placement puts two ranks on one GPU")
 
 

@@ -20,11 +20,11 @@ from cost_models.hardware.cluster import Cluster, Node
 from cost_models.hardware.device import Device
 from cost_models.hardware.placement import Placement
 from cost_models.hardware.wiring import LinkRates, Wiring
-from cost_models.number import larger
+from cost_models.number import distinct, larger
 from cost_models.profile import Profile, network
 from cost_models.strategy import Axis, Strategy, axis_stride, sent_patterns
 from cost_models.timing.collectives import Collectives
-from cost_models.timing.loads import Loads, axis_paths
+from cost_models.timing.loads import Loads
 from cost_models.timing.paths import Path, Paths, domain_link, host_rates, reached
 from cost_models.timing.profile_samples import samples_for
 from cost_models.timing.slowest import Choice, KernelsInUse, LinksInUse
@@ -57,7 +57,7 @@ class ClusterCosts:
     def runs(self, ranks: int, placement: Placement | None = None) -> tuple[int, ...]:
         """Which runs of equal nodes are in use."""
         if placement is not None:
-            return tuple(np.unique(self.cluster.run_of_slot[placement.slot_of_rank]).tolist())
+            return tuple(distinct(self.cluster.run_of_slot[placement.slot_of_rank]).tolist())
         last = int(np.searchsorted(self._filled, ranks))
         return tuple(run for run in range(last + 1) if self.cluster.runs[run].node.gpus)
 
@@ -83,16 +83,13 @@ class ClusterCosts:
 
     def paths(self, strategy: Strategy, placement: Placement | None = None, sums_gradients: bool = False) -> Paths:
         """Of every axis, read off the placement (default: ranks in order); `sums_gradients`: also of `gradient`."""
-        axes: dict[Axis, Path] = {}
-        patterns = sent_patterns(strategy, sums_gradients)
-        if placement is not None:
-            slots, gpus = placement.slot_of_rank[None, :], placement.gpu_of_rank[None, :]
-            several = axis_paths(self.rates, strategy, slots, gpus, tuple(patterns))
-            axes = {axis: _first(path) for axis, path in several.items()}
-        else:
-            for axis in patterns:
-                axes[axis] = self.in_order(axis, patterns[axis], *axis_stride(strategy, axis), strategy.ranks)
-        return self.assembled(self.runs(strategy.ranks, placement), axes)
+        patterns, ranks = sent_patterns(strategy, sums_gradients), strategy.ranks
+        if placement is None or placement.is_in_order(self.cluster):
+            axes = {a: self.in_order(a, patterns[a], *axis_stride(strategy, a), ranks) for a in patterns}
+            return self.assembled(self.runs(ranks), axes)
+        loads = Loads(self.rates, placement.slot_of_rank[None, :], placement.gpu_of_rank[None, :])
+        axes = {axis: _first(path) for axis, path in loads.paths(strategy, patterns).items()}
+        return self.assembled(self.runs(ranks, placement), axes)
 
     def assembled(self, runs: tuple[int, ...], axes: Mapping[Axis, Path]) -> Paths:
         """Paths of axes whose ranks lie on nodes of the `runs`."""

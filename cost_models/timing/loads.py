@@ -13,7 +13,7 @@ Left out: the way to a card under another switch, and traffic inside a unit that
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -21,24 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.hardware.wiring import NIC_OUT, PCIE_OUT, SOCKET_OUT, SWITCH_OUT, Floats, Ints, LinkRates
-from cost_models.strategy import AXIS_GROUPS, Axis, Strategy, rank_groups, sent_patterns
+from cost_models.strategy import AXIS_GROUPS, Axis, Strategy, rank_groups
 from cost_models.timing.paths import Path
 from cost_models.timing.rings import Blocks
 
 _NETWORK = ("all_to_all", "send", "gather", "all_reduce")
 _BUSES = ("all_to_all", "send", "gather")
-
-
-def axis_paths(
-    rates: LinkRates, strategy: Strategy, slots: Ints, gpus: Ints, axes: Sequence[Axis] | None = None
-) -> dict[Axis, Path]:
-    """Axes of several placements of one strategy: slots and GPUs (placements, ranks) -> arrays (placements,).
-
-    `axes` defaults to all that a step sends over.
-    """
-    loads = Loads(rates, slots, gpus)
-    read = sent_patterns(strategy) if axes is None else axes
-    return {axis: loads.path(rank_groups(strategy, axis), AXIS_GROUPS[axis].patterns) for axis in read}
 
 
 class Loads:
@@ -49,6 +37,10 @@ class Loads:
         self.several = len(slots)
         self.fabric = rates.wiring.cluster.fabric
         self.card_rate = rates.of_run[self.seats.run, NIC_OUT]
+
+    def paths(self, strategy: Strategy, axes: Iterable[Axis]) -> dict[Axis, Path]:
+        """Axes of a strategy; arrays over the placements."""
+        return {axis: self.path(rank_groups(strategy, axis), AXIS_GROUPS[axis].patterns) for axis in axes}
 
     @cached_property
     def buses(self) -> list[tuple[Ints, Floats]]:

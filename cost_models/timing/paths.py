@@ -24,7 +24,7 @@ import numpy as np
 from cost_models.curves.samples import Sample
 from cost_models.hardware.cluster import Node, ScaleUp
 from cost_models.hardware.wiring import LinkRates, Wiring
-from cost_models.number import Number, larger, pick, smaller
+from cost_models.number import Number, distinct, larger, pick, smaller
 from cost_models.profile import network
 from cost_models.program import Op
 from cost_models.strategy import Axis
@@ -119,11 +119,11 @@ class Paths:
         if np.ndim(local) == 0:
             return self.inside.intra_s(name, int(local), wire)
         seconds = np.zeros(np.broadcast(local, wire).shape)
+        several = distinct(local[local > 1]).tolist()
         wire, local = np.broadcast_to(wire, seconds.shape), np.broadcast_to(local, seconds.shape)
-        for members in np.unique(local[local > 1]):
+        for members in several:
             these = local == members
-            sizes, where = np.unique(wire[these], return_inverse=True)  # layouts side by side share many sizes
-            seconds[these] = np.asarray(self.inside.intra_s(name, int(members), sizes))[where]
+            seconds[these] = self.inside.intra_s(name, members, wire[these])
         return seconds
 
     def outward_s(self, axis: Axis, size: Number) -> Number:

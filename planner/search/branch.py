@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from cost_models.errors import InputError
 from cost_models.memory.components import GROUP_BYTES
-from cost_models.number import smaller
+from cost_models.number import distinct, smaller
 from cost_models.strategy import Axis, Strategy
 from cost_models.timing.cluster_costs import ClusterCosts
 from planner.search.objective import Objective, weight
@@ -123,7 +123,7 @@ class Tree:
         branches = self.branches(ranges)
         if self.layouts <= SINGLE_ROWS and np.isinf(branches.least_bytes).all():
             ranks = self.data[branches.family] * self.ulysses[branches.family] * branches.first
-            legal = sorted({divisor for count in np.unique(ranks) for divisor in divisors(int(count))})
+            legal = sorted({divisor for count in distinct(ranks) for divisor in divisors(int(count))})
             shard = self.space.pins.get("shard", 1)
             raise InputError(
                 f"shard={shard} with these pins is not possible: it divides data x context; "
@@ -153,7 +153,7 @@ class Tree:
         ranks = self.data[family] * self.ulysses[family] * first * self.model_parallel
         needed = np.array([above for above, _ in self.reach.tiers])
         tier = np.searchsorted(needed, ranks) - 1  # of the fastest devices that so many ranks cannot do without
-        for index in np.unique(tier):
+        for index in distinct(tier):
             mine = np.flatnonzero(tier == index)
             bound, least = self._bounds(int(index), branches.take(mine), quick)
             branches.bound[mine], branches.least_bytes[mine] = bound, least

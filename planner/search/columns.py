@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from cost_models.hardware.placement import Placement
 from cost_models.strategy import Axis, LayerRange, Strategy, sent_patterns, stacked
 from cost_models.timing.cluster_costs import ClusterCosts
-from cost_models.timing.loads import axis_paths
+from cost_models.timing.loads import Loads
 from cost_models.timing.paths import Path
 from planner.search.placements import Placements, Placer
 from planner.search.policy_prices import PolicyPrices, policy_prices
@@ -144,26 +144,28 @@ class _Placed:
     """The placements of a strategy, the runs of nodes that each uses, and the paths that sharding does not change."""
 
     def __init__(self, costs: ClusterCosts, placements: Placements, strategy: Strategy) -> None:
-        self.costs, self.placements = costs, placements
+        self.placements = placements
         slots, cluster = placements.slots, costs.cluster
         self.uses = np.zeros((len(slots), len(cluster.runs)), dtype=bool)
         self.paths: dict[Axis, Path] = {}
         if len(slots):
             self.uses[np.arange(len(slots))[:, None], cluster.run_of_slot[slots]] = True
-            axes = [axis for axis in sent_patterns(strategy) if axis not in _SHARDED]
-            self.paths = axis_paths(costs.rates, strategy, slots, placements.gpus, axes)
+            self.loads = Loads(costs.rates, slots, placements.gpus)
+            self.paths = self.loads.paths(strategy, [axis for axis in sent_patterns(strategy) if axis not in _SHARDED])
 
     def distinct(self, strategy: Strategy) -> Iterator[tuple[tuple[int, ...], _SamePaths]]:
         """(runs in use, placements) that some axis tells apart; of equal ones the first."""
         slots, gpus = self.placements.slots, self.placements.gpus
         if not len(slots):
             return
-        sharded = axis_paths(self.costs.rates, strategy, slots, gpus, _SHARDED)
+        sharded = self.loads.paths(strategy, _SHARDED)
         paths = {axis: sharded.get(axis) or self.paths[axis] for axis in sent_patterns(strategy)}
         numbers = [getattr(path, one.name) for path in paths.values() for one in fields(Path)]
-        told_apart = np.concatenate([np.nan_to_num(np.stack(numbers, axis=1)), self.uses], axis=1)
-        _, first = np.unique(told_apart, axis=0, return_index=True)
-        first = np.sort(first)
+        told_apart = np.concatenate([np.stack(numbers, axis=1), self.uses], axis=1) + 0.0
+        seen: dict[bytes, int] = {}
+        for place, row in enumerate(told_apart):
+            seen.setdefault(row.tobytes(), place)
+        first = np.array([*seen.values()])
         for used in dict.fromkeys(map(tuple, self.uses[first].tolist())):
             these = first[(self.uses[first] == used).all(axis=1)]
             yield (
@@ -186,8 +188,8 @@ def _joined(paths: Sequence[Path]) -> Path:
 
 def crossing_load(axes: dict[Axis, Path]) -> NDArray[np.float64]:
     """Load on the busiest NIC: the heaviest pattern of each axis, summed over the axes; unread patterns are nan."""
-    loads = [[np.nan_to_num(getattr(path, name)) for name in _NETWORK] for path in axes.values()]
-    total: NDArray[np.float64] = np.sum(np.max(loads, axis=1), axis=0)
+    loads = [[getattr(path, name) for name in _NETWORK] for path in axes.values()]
+    total: NDArray[np.float64] = np.sum(np.fmax.reduce(loads, axis=1, initial=0.0), axis=0)
     return total
 
 

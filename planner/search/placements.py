@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from cost_models.hardware.cluster import Node
 from cost_models.hardware.wiring import NIC_OUT, Ints, Wiring
+from cost_models.number import distinct
 from cost_models.strategy import AXES, Strategy, rank_grid
 from cost_models.timing.cluster_costs import ClusterCosts
 from cost_models.timing.paths import LARGE_BYTES
@@ -50,7 +51,7 @@ class Placer:
         self.cluster, wiring = costs.cluster, costs.wiring
         self.gpu_order = [_spread(run.node) for run in self.cluster.runs]
         self.tiers = list(_tiers(costs))
-        self.domain_sizes = np.unique(wiring.domain_gpus)
+        self.domain_sizes = distinct(wiring.domain_gpus)
         self._rooms: dict[tuple[int, int], tuple[Ints, Ints]] = {}
         self.cells = _Cells(wiring) if self.cluster.gpus <= 4 * COMPLETE_RANKS else None
         buses = wiring.in_pairs.any() or wiring.crosses_switch.any()
@@ -107,7 +108,7 @@ class Placer:
         place = (np.arange(free.sum()) - np.repeat(before, free))[:ranks]
         gpu = np.empty(ranks, dtype=np.int64)
         run = cluster.run_of_slot[slot]
-        for index in np.unique(run):
+        for index in distinct(run):
             mine = run == index
             gpu[mine] = self.gpu_order[index][place[mine]]
         return slot, gpu
@@ -143,8 +144,8 @@ def _traits(costs: ClusterCosts) -> NDArray[np.float64]:
 def _tiers(costs: ClusterCosts) -> Iterator[Ints]:
     """Sets of slots worth using alone, as tours; the whole cluster first."""
     cluster, traits = costs.cluster, _traits(costs)
-    kinds = np.unique(traits, axis=0)[::-1]
-    kind = np.unique(traits, axis=0, return_inverse=True)[1].reshape(-1)
+    rising, kind = np.unique(traits, axis=0, return_inverse=True)
+    kinds, kind = rising[::-1], kind.reshape(-1)
     seen: set[tuple[bool, ...]] = set()
     tours: set[bytes] = set()
     for least_of in (np.zeros(traits.shape[1]), *kinds):

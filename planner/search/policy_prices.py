@@ -44,7 +44,7 @@ class PolicyPrices:
     policies: tuple[Recompute, ...]
     layers: int
     other_s: Floats
-    layer_s: Floats  # (..., policies), of one layer in every microbatch
+    layer_s: Floats  # (..., policies), of one layer in every microbatch; (..., 1) if all are taken as equally fast
     base_bytes: Floats
     kept_bytes: Floats  # (..., policies), of one layer
     again_bytes: Floats  # (..., policies), transient while a layer of that policy is recomputed
@@ -69,16 +69,17 @@ class PolicyPrices:
 
         The optimum of that relaxation mixes at most two policies, so all pairs are tried.
         """
-        room = (capacity_bytes - self.base_bytes)[..., None, None] / self.layers
-        kept, seconds = self.kept_bytes, self.layer_s
+        fits, seconds = self.least_bytes() <= capacity_bytes, self.layer_s
+        if seconds.shape[-1] == 1:
+            return np.where(fits, self.other_s + self.layers * seconds[..., 0], np.inf)
+        room, kept = (capacity_bytes - self.base_bytes)[..., None, None] / self.layers, self.kept_bytes
         kept_a, kept_b = kept[..., :, None], kept[..., None, :]
-        share = np.clip(_divide(room - kept_b, kept_a - kept_b), 0.0, 1.0)  # of policy a, which keeps more
+        share = np.minimum(np.maximum(_divide(room - kept_b, kept_a - kept_b), 0.0), 1.0)  # of a, which keeps more
         possible = (kept_b <= room) & (kept_a >= kept_b)
         share = np.where(kept_a <= room, 1.0, share)
         mixed = share * seconds[..., :, None] + (1 - share) * seconds[..., None, :]
         best = np.where(possible, mixed, np.inf).min(axis=(-1, -2))
-        relaxed: Floats = self.other_s + self.layers * best
-        return np.where(self.least_bytes() <= capacity_bytes, relaxed, np.inf)
+        return np.where(fits, self.other_s + self.layers * best, np.inf)
 
     def mixed(self, capacity_bytes: Any) -> tuple[Floats, NDArray[np.int64]]:
         """A good answer in entire layers for each column: seconds (infinite if none) and layers (columns, policies).
@@ -139,17 +140,29 @@ def policy_prices(
     time as that of the first, which must be the fastest: a bound at a third of the work.
     """
     priced = _Layouts(workload, layouts, kernels, paths, device, least_ring)
-    each = [priced.layer_s(policy) for policy in (policies[:1] if quick else policies)]
-    base = priced.bytes_with()
+    base, spread, held = priced.bytes_with(), priced.spread, priced.held
     return PolicyPrices(
         policies=tuple(policies),
         layers=workload.model.layers,
-        other_s=priced.full(priced.other_s()),
-        layer_s=priced.by_policy(each * len(policies) if quick else each),
-        base_bytes=priced.full(base),
-        kept_bytes=priced.by_policy([priced.bytes_with(kept=policy) - base for policy in policies]),
-        again_bytes=priced.by_policy([priced.bytes_with(again=policy) - base for policy in policies]),
+        other_s=_full(priced.other_s(), spread),
+        layer_s=_by_policy([priced.layer_s(policy) for policy in (policies[:1] if quick else policies)], spread),
+        base_bytes=_full(base, held),
+        kept_bytes=_by_policy([priced.bytes_with(kept=policy) - base for policy in policies], held),
+        again_bytes=_by_policy([priced.bytes_with(again=policy) - base for policy in policies], held),
     )
+
+
+def _full(value: Any, shape: tuple[int, ...]) -> Floats:
+    """One entry for each layout."""
+    return np.broadcast_to(np.asarray(value, dtype=np.float64), shape)
+
+
+def _by_policy(values: Sequence[Any], shape: tuple[int, ...]) -> Floats:
+    """The values of the policies along a last axis."""
+    stacked = np.empty((*shape, len(values)))
+    for place, value in enumerate(values):
+        stacked[..., place] = value
+    return stacked
 
 
 class _Layouts:
@@ -166,18 +179,10 @@ class _Layouts:
     ) -> None:
         self.workload, self.layouts, self.device, self.least_ring = workload, layouts, device, least_ring
         self.sizes, self.kernels, self.paths = RankSizes(workload, layouts), KernelsInUse.afresh(kernels), paths
-        self.shape = np.broadcast_shapes(
-            *(np.shape(getattr(layouts, name)) for name in VARIED),
-            *(np.shape(path.gather_s_per_byte) for path in paths.axes.values()),
-        )
-
-    def full(self, value: Any) -> Floats:
-        """One entry for each layout."""
-        return np.broadcast_to(np.asarray(value, dtype=np.float64), self.shape)
-
-    def by_policy(self, values: Sequence[Any]) -> Floats:
-        """The values of the policies along a last axis."""
-        return np.stack([self.full(value) for value in values], axis=-1)
+        self.held = np.broadcast_shapes(*(np.shape(getattr(layouts, name)) for name in VARIED))
+        """Shape of the layouts, and so of what they hold; of what they take, with the paths: `spread`."""
+        sent = (np.shape(path.gather_s_per_byte) for path in paths.axes.values())
+        self.spread = np.broadcast_shapes(self.held, *sent)
 
     def other_s(self) -> Any:
         """The step without its layers."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cost_models.number import distinct
 from planner.simulator.network import Batch, Network
 from planner.simulator.streams import Rounds, Script, Send
 from planner.simulator.topology import Floats, Ints
@@ -161,6 +162,6 @@ def _touched(
     labelled = of_link[link] >= 0
     met.append(owner[flow[labelled]] * len(label) + of_link[link[labelled]])
     found: list[list[int]] = [[] for _ in range(groups)]
-    for pair in np.unique(np.concatenate(met)).tolist():
+    for pair in distinct(np.concatenate(met)).tolist():
         found[pair // len(label)].append(pair % len(label))
     return [tuple(islands) for islands in found]

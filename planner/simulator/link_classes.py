@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from cost_models.hardware.wiring import KINDS, LEAF_DOWN, LEAF_UP, NIC_IN, NIC_OUT, OF_GPU
+from cost_models.number import distinct
 from planner.simulator.folding import Hashes, Partition, mix
 from planner.simulator.topology import Floats, Ints, Topology
 
@@ -64,7 +65,7 @@ class LinkClasses:
         which, kinds = np.divmod(used, len(KINDS))
         units = np.empty(len(used), dtype=np.int64)
         rate, copies = np.empty(len(used)), np.empty(len(used))
-        for kind in np.unique(kinds).tolist():
+        for kind in distinct(kinds).tolist():
             these = kinds == kind
             _, size, lowest = self.of_kind(kind)
             units[these] = lowest[which[these]]

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cost_models.number import distinct
 from planner.simulator.flows import Pattern
 from planner.simulator.folding import Bags, Partition
 from planner.simulator.link_classes import LinkClasses
@@ -159,7 +160,7 @@ def _pairs(table: _Table, pattern: Pattern, group: Ints, groups: int) -> tuple[t
     routes, flows = topology.routes(source, to), table.add(copies)
     table.cross(flows, routes, copies)
     owner = group[partition.class_of_rank[source]]
-    latencies = np.unique(routes.latency_s)
+    latencies = distinct(routes.latency_s)
     batches: list[list[Batch]] = [[] for _ in range(groups)]
     key = owner * len(latencies) + np.searchsorted(latencies, routes.latency_s)
     order = np.argsort(key, kind="stable")

@@ -23,6 +23,7 @@ from cost_models.hardware.placement import Placement
 from cost_models.hardware.wiring import NIC_IN, NIC_OUT, LinkRates
 from cost_models.layer.sizes import RankSizes
 from cost_models.memory.over_time import over_time
+from cost_models.number import distinct
 from cost_models.profile import Profile
 from cost_models.program import Compute, Ring, Segment, Staged, StepProgram
 from cost_models.step.assembly import step_program
@@ -131,7 +132,7 @@ def _updated(program: StepProgram, cluster: Cluster, placement: Placement) -> St
     def updated(segment: Segment) -> Segment:
         if not segment.host_update_bytes:
             return segment
-        used = np.unique(cluster.run_of_slot[placement.slot_of_rank])
+        used = distinct(cluster.run_of_slot[placement.slot_of_rank])
         _, rate = host_rates(cluster.runs[run].node for run in used)
         host = Compute(part="optimizer", seconds=segment.host_update_bytes / rate)
         return segment._replace(phases=(host, *segment.phases))

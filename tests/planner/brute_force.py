@@ -13,8 +13,9 @@ from dataclasses import fields, replace
 import numpy as np
 
 from cost_models import Cluster, LayerRange, Placement, Strategy, Workload, price
+from cost_models.strategy import sent_patterns
 from cost_models.timing.cluster_costs import cluster_costs
-from cost_models.timing.loads import axis_paths
+from cost_models.timing.loads import Loads
 
 POLICIES = ("none", "mlp", "all_but_attention", "full")
 
@@ -74,7 +75,7 @@ def distinct_placements(
     """One of all placements that share their path numbers and the kinds of nodes in use."""
     rows = [cluster.run_of_slot[slots] == run for run in range(len(cluster.runs))]
     numbers = [row.any(axis=1).astype(float) for row in rows]
-    for path in axis_paths(cluster_costs(cluster).rates, strategy, slots, gpus).values():
+    for path in Loads(cluster_costs(cluster).rates, slots, gpus).paths(strategy, sent_patterns(strategy)).values():
         numbers += [np.nan_to_num(getattr(path, field.name).astype(float)) for field in fields(path)]
     _, first = np.unique(np.stack(numbers, axis=1), axis=0, return_index=True)
     for index in first:

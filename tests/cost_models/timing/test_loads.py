@@ -12,8 +12,9 @@ import pytest
 from cost_models import Cluster, Model, Placement, Strategy, Workload, price
 from cost_models.framework import Framework
 from cost_models.hardware.cluster import NodeRun, ScaleUp
+from cost_models.strategy import sent_patterns
 from cost_models.timing.cluster_costs import cluster_costs
-from cost_models.timing.loads import axis_paths
+from cost_models.timing.loads import Loads
 from cost_models.timing.paths import Paths
 from validation.operator_time import Call, operator_s
 
@@ -79,7 +80,7 @@ def test_all_reduce_over_two_bridged_pairs_meets_vidurs_rows() -> None:
 def test_arrays_of_placements_equal_one() -> None:
     cluster, strategy = box(TREE), Strategy(ring=4, ulysses=2)
     gpus = np.array([np.arange(8), [0, 4, 1, 5, 2, 6, 3, 7]])
-    both = axis_paths(cluster_costs(cluster).rates, strategy, np.zeros((2, 8), int), gpus)
+    both = Loads(cluster_costs(cluster).rates, np.zeros((2, 8), int), gpus).paths(strategy, sent_patterns(strategy))
     for index in range(2):
         place = Placement(slot_of_rank=np.zeros(8, int), gpu_of_rank=gpus[index])
         one = cluster_costs(cluster).paths(strategy, place)
