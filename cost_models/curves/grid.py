@@ -64,7 +64,8 @@ class LogGrid:
 
     def read_many(self, *point: npt.ArrayLike) -> tuple[Floats, list[Floats]]:
         """The same for numbers and arrays that broadcast together; an axis that is a number is cut away first."""
-        table, arrays, clamped = self.log_s, [], []
+        table, clamped = self.log_s, []
+        arrays: list[tuple[Floats, Floats]] = []
         for value, axis, logs in zip(point, self.axes, self._log_axes, strict=True):
             inside = np.minimum(np.maximum(np.asarray(value, np.float64), axis[0]), axis[-1])
             clamped.append(inside)
@@ -79,12 +80,12 @@ class LogGrid:
 
 def _cut(table: Floats, axis: int, logs: Floats, at: float) -> Floats:
     """The table at one point of an axis, which is then gone."""
-    i = min(bisect_right(logs, at), len(logs) - 1) - 1  # type: ignore[arg-type]
-    low: Floats = table.take(max(i, 0), axis)
+    i = min(bisect_right(logs, at), len(logs) - 1) - 1
+    low = np.asarray(table.take(max(i, 0), axis))
     if i < 0:
         return low
     share = (at - logs[i]) / (logs[i + 1] - logs[i])
-    return low + (table.take(i + 1, axis) - low) * share
+    return np.asarray(low + (table.take(i + 1, axis) - low) * share)
 
 
 def _multilinear(table: Floats, arrays: Sequence[tuple[Floats, Floats]]) -> Floats:

@@ -116,7 +116,7 @@ class Paths:
         else:
             wire = size * (local - 1) / local * (2 if op == "all_reduce" else 1)
         name = "send_recv" if op == "send" else op
-        if np.ndim(local) == 0:
+        if not isinstance(local, np.ndarray):
             return self.inside.intra_s(name, int(local), wire)
         seconds = np.zeros(np.broadcast(local, wire).shape)
         several = distinct(local[local > 1]).tolist()
