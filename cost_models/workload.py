@@ -28,6 +28,8 @@ LoraTarget = Literal["qkv", "out", "up", "down"]
 LORA_TARGETS: tuple[LoraTarget, ...] = get_args(LoraTarget)
 """The linear maps of a layer that may have a low-rank adapter: attention's inputs and output, the MLP's two sides."""
 LoraBeside = Literal["embeddings", "norms"]
+OPTIMIZER_STATES = {"adamw": 2, "sgd": 1}
+"""Values that an optimizer keeps for each weight; SGD keeps its momentum."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from cost_models.layer.sizes import RankSizes
 from cost_models.number import Number, both, pick, smaller
 from cost_models.step.assembly import trained_expert_params, trained_params
-from cost_models.workload import DTYPE_BYTES
+from cost_models.workload import DTYPE_BYTES, OPTIMIZER_STATES
 
 
 def states(shape: RankSizes) -> dict[str, Number]:
@@ -22,7 +22,7 @@ def states(shape: RankSizes) -> dict[str, Number]:
         resident = total * shape.width * (1 + pick(shard > 1, 1 / shard, 0.0)) + experts * shape.width  # stays gathered
         return {"parameters": resident, "gradients": 0.0 * resident, "optimizer": 0.0 * resident}
     master, param = DTYPE_BYTES[precision.master], DTYPE_BYTES[precision.param]
-    each = {"adamw": 2, "sgd": 1}[shape.workload.optimizer] * DTYPE_BYTES[precision.optimizer]
+    each = OPTIMIZER_STATES[shape.workload.optimizer] * DTYPE_BYTES[precision.optimizer]
     own, expert_own = pick(zero >= 1, shard, 1), pick(zero >= 1, shape.degrees.expert_shard, 1)
     copied = zero < 3 if master != param else both(zero < 3, own > 1)
     stored = (total / own + experts / expert_own) * master + pick(copied, (total + experts) * param, 0)

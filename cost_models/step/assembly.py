@@ -25,15 +25,15 @@ from cost_models.step.sharding import Weights, broadcast_by_owners, sharded
 from cost_models.strategy import LayerRange
 from cost_models.timing.host import Host
 from cost_models.timing.kernels import Kernels
-from cost_models.workload import DTYPE_BYTES
+from cost_models.workload import DTYPE_BYTES, OPTIMIZER_STATES
 
 FORWARD_SHARE = 1 / 3
 """Of a layer's host time, as of its matrix products."""
 WHOLE_LOSS_BYTES = 32
 """Traffic per logit of autograd's cross entropy beside reading the logits and writing their gradient: cast w4,
 log-softmax r4 w4, zeros for the gradient w4, backward of the softmax r4 r4 w4, cast r4."""
-OPTIMIZER_BYTES = {"adamw": 7 * 4, "sgd": 3 * 4}
-"""Traffic per parameter of a fused fp32 update: read weight, gradient and states, write weight and states."""
+STATE_BYTES = 8
+"""Traffic per weight and state of a fused fp32 update: r4 w4, as of the weight; the gradient is read."""
 NORM_BYTES = 4
 """Per gradient: read for the norm."""
 
@@ -268,7 +268,7 @@ def update(shape: RankSizes, kernels: Kernels) -> Segment:
         params = larger(params, shape.workload.model.embedding_params / shape.degrees.tensor)
     if shape.degrees.offload_states != "none":
         return _host_update(shape, kernels, params)
-    moved = params * (framework.optimizer_bytes or OPTIMIZER_BYTES[shape.workload.optimizer] + NORM_BYTES)
+    moved = params * _update_bytes(shape)
     if framework.accumulator is not None:
         moved = moved + (whole + experts) * DTYPE_BYTES[framework.accumulator]
     exchange = Exchange(part="gradients", axis="shard", op="all_reduce", bytes=4.0)
@@ -282,9 +282,17 @@ def _host_update(shape: RankSizes, kernels: Kernels, params: Number) -> Segment:
     return Segment(
         name="optimizer",
         phases=(_framework(kernels, "framework_step"), norm),
-        host_update_bytes=params * OPTIMIZER_BYTES[shape.workload.optimizer],
+        host_update_bytes=params * (_update_bytes(shape) - NORM_BYTES),
         offload_bytes=params * shape.width if shape.degrees.offload_states == "optimizer" else 0.0,
     )
+
+
+def _update_bytes(shape: RankSizes) -> int:
+    """Traffic per weight of norm and update; a framework's number is of AdamW, with two states."""
+    states = OPTIMIZER_STATES[shape.workload.optimizer]
+    if shape.framework.optimizer_bytes is not None:
+        return shape.framework.optimizer_bytes - STATE_BYTES * (OPTIMIZER_STATES["adamw"] - states)
+    return STATE_BYTES * (1 + states) + 4 + NORM_BYTES
 
 
 def _framework(kernels: Kernels, unit: str, share: float = 1.0) -> Compute:

@@ -13,7 +13,9 @@ import pytest
 
 from cost_models import Cluster, InputError, LayerRange, Model, Placement, Strategy, Workload, price
 from cost_models.flops import executed_flops, model_flops
+from cost_models.framework import OURS, Framework
 from cost_models.layer.sizes import RankSizes
+from cost_models.memory.states import states
 from cost_models.step.assembly import head, step_program, update
 from cost_models.timing.cluster_costs import cluster_costs
 from cost_models.timing.kernels import Kernels
@@ -243,10 +245,24 @@ def test_a_token_of_decode_reads_every_key_and_value_of_its_rank_once():
 
 
 def test_the_update_reads_and_writes_weights_gradients_and_states_in_fp32():
-    """AdamW: weight r4 w4, gradient r4, two states r4 w4 each (28 B); SGD: no states (12 B); the norm: gradient r4."""
+    """AdamW: weight r4 w4, gradient r4, two states r4 w4 each (28 B); SGD: its momentum r4 w4 (20 B); the norm: r4."""
     kernels = Kernels.of("h100-sxm-80gb")
     params = MODEL.llm_params / 8
-    for optimizer, each in (("adamw", 28), ("sgd", 12)):
+    for optimizer, each in (("adamw", 28), ("sgd", 20)):
         work = Workload(MODEL, context_tokens=8192, optimizer=optimizer)
         step = update(RankSizes(work, Strategy(ulysses=8, shard=8)), kernels).phases[0]
         assert step.seconds == pytest.approx(kernels.memory_bound_s(params * (each + 4), 6), rel=1e-9)
+
+
+def test_an_optimizer_moves_the_states_that_it_keeps_in_memory_under_every_framework():
+    """AdamW's second state costs its 4 B of memory per weight, and r4 w4 of traffic."""
+    kernels, params, layout = Kernels.of("h100-sxm-80gb"), MODEL.llm_params / 8, Strategy(ulysses=8, shard=8)
+    for framework in (OURS, Framework.load("megatron-te")):
+        sizes = [
+            RankSizes(Workload(MODEL, context_tokens=8192, optimizer=name), layout, framework)
+            for name in ("adamw", "sgd")
+        ]
+        adamw, sgd = (update(one, kernels).phases[0].seconds for one in sizes)
+        assert adamw - sgd == pytest.approx(kernels.memory_bound_s(params * 8) - kernels.memory_bound_s(0), rel=1e-6)
+        kept, less = (states(one)["optimizer"] for one in sizes)
+        assert kept - less == pytest.approx(params * 4, rel=1e-6)
