@@ -57,7 +57,9 @@ def runs(model: Model, ranges: tuple[LayerRange, ...], stages: Number) -> list[R
 
 
 def stage(model: Model, ranges: tuple[LayerRange, ...], stages: int, index: int) -> list[Run]:
-    """The layers of one stage, first layer first."""
+    """The layers of one stage, first layer first; of a model whose layers are alike its share of each range."""
+    if not is_mixed(model):
+        return runs(model, ranges, stages)
     here = _shares(model, ranges, stages, index)
     return [run._replace(layers=count) for run, count in here if count > 0]
 
@@ -72,6 +74,11 @@ def _shares(model: Model, ranges: tuple[LayerRange, ...], stages: Number, index:
         found.append((run, larger(0, smaller(after, last) - larger(before, first)) / stages))
         before = after
     return found
+
+
+def end_stages(stages: int) -> list[int]:
+    """The stages that may need most memory: the first holds most microbatches, the last the head and the loss."""
+    return sorted({0, stages - 1})
 
 
 def at_stage(shape: RankSizes, ranges: tuple[LayerRange, ...], index: int) -> RankSizes:

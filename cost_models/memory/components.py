@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from cost_models.hardware.device import Device
 from cost_models.layer.sizes import RankSizes
-from cost_models.layer.stages import at_stage, is_mixed, stage
+from cost_models.layer.stages import at_stage, end_stages, is_mixed, stage
 from cost_models.memory import peaks
 from cost_models.memory.peaks import Peak, final_norm_input, kept_bytes, microbatches_in_flight
 from cost_models.memory.states import states
@@ -112,7 +112,7 @@ def fullest(shape: RankSizes, ranges: tuple[LayerRange, ...], device: Device) ->
         return components(shape, kept, moment, device), moment.name
     found: dict[str, Number] = {}
     name = ""
-    for index in sorted({0, stages - 1}):
+    for index in end_stages(stages):
         here, runs = at_stage(shape, ranges, index), stage(model, ranges, stages, index)
         kept = sum(kept_bytes(here.of(run.kind), run.part) * run.layers for run in runs)
         moment = peaks.peak(here, [(here.of(run.kind), run.part) for run in runs])

@@ -151,7 +151,7 @@ class Search:
         if self.objective != "memory":
             seconds, layers = prices.mixed(capacity_bytes)
             return seconds * weight(self.objective, columns.ranks), layers
-        used = prices.base_bytes[:, None] + prices.layers * prices.kept_bytes + prices.again_bytes
+        used = prices.uniform_bytes().max(axis=1)
         value = used.min(axis=1)
         uniform = prices.layers * np.eye(len(prices.policies), dtype=np.int64)
         return np.where(value <= capacity_bytes, value, np.inf), uniform[used.argmin(axis=1)]

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.hardware.placement import Placement
+from cost_models.layer.stages import end_stages
 from cost_models.strategy import Axis, LayerRange, Strategy, sent_patterns, stacked
 from cost_models.timing.cluster_costs import ClusterCosts
 from cost_models.timing.loads import Loads
@@ -195,15 +196,16 @@ def crossing_load(axes: dict[Axis, Path]) -> NDArray[np.float64]:
 
 def _no_columns(space: Space) -> PricedLayouts:
     """A start for `joined`, so that it also works where no layout has a placement."""
-    empty, by_policy = np.zeros(0), np.zeros((0, len(space.policies)))
+    stages, policies = len(end_stages(space.base.pipeline)), len(space.policies)
+    empty, by_policy, by_stage = np.zeros(0), np.zeros((0, policies)), np.zeros((0, stages, policies))
     prices = PolicyPrices(
         policies=space.policies,
         layers=space.workload.model.layers,
         other_s=empty,
         layer_s=by_policy,
-        base_bytes=empty,
-        kept_bytes=by_policy,
-        again_bytes=by_policy,
+        base_bytes=np.zeros((0, stages)),
+        kept_bytes=by_stage,
+        again_bytes=by_stage,
     )
     return PricedLayouts(
         strategies=(), placements=(), prices=prices, capacity_bytes=empty, crossing=empty, complete=frozenset()

@@ -3,10 +3,10 @@
     minimise    sum over columns c of  weight_c (other_c x_c + sum over policies p of layer_cp n_cp)
     subject to  sum x_c = 1                              x binary: one layout on one placement
                 sum_p n_cp = layers x_c                  n integer: layers that recompute by policy p
-                n_cp <= layers u_cp,  t_c >= again_cp u_cp          u binary: the policy is in use
-                base_c x_c + sum_p kept_cp n_cp + t_c <= capacity_c x_c
+                n_cp <= layers u_cp,  t_cs >= again_csp u_cp        u binary: the policy is in use
+                base_cs x_c + sum_p kept_csp n_cp + t_cs <= capacity_c x_c      s: the first and the last pipeline stage
 
-Seconds and GiB. `memory` as objective: the left side of the last row first, then seconds at that memory. Gap 0, one
+Seconds and GiB. `memory` as objective: the left side of the last rows first, then seconds at that memory. Gap 0, one
 thread, fixed seed: the same columns give the same answer. Left out: what the columns leave out.
 """
 
@@ -62,19 +62,25 @@ class _Model:
         columns, problem, x, n = self.columns, self.problem, self.x[c], self.n[c]
         policies = range(len(columns.policies))
         problem += pulp.lpSum(n) == columns.layers * x, f"layers_{c}"
-        terms = [(x, float(columns.base_bytes[c]) / GIB)]
-        terms += [(n[p], float(columns.kept_bytes[c, p]) / GIB) for p in policies]
-        again = [float(columns.again_bytes[c, p]) / GIB for p in policies]
-        if max(again) > 0:
-            transient = pulp.LpVariable(f"t_{c}", 0)
-            terms.append((transient, 1.0))
-            for p in (p for p in policies if again[p] > 0):
-                used = pulp.LpVariable(f"u_{c}_{p}", cat=pulp.LpBinary)
-                problem += n[p] <= columns.layers * used, f"used_{c}_{p}"
-                problem += transient >= again[p] * used, f"transient_{c}_{p}"
-        self.gib += terms
+        base, kept, again = (array[c] / GIB for array in (columns.base_bytes, columns.kept_bytes, columns.again_bytes))
+        stages = [[(x, float(base[s])), *((n[p], float(kept[s, p])) for p in policies)] for s in range(len(base))]
+        transients = {s: pulp.LpVariable(f"t_{c}_{s}", 0) for s in range(len(base)) if again[s].max() > 0}
+        for p in (p for p in policies if again[:, p].max() > 0):
+            used = pulp.LpVariable(f"u_{c}_{p}", cat=pulp.LpBinary)
+            problem += n[p] <= columns.layers * used, f"used_{c}_{p}"
+            for s in (s for s in transients if again[s, p] > 0):
+                problem += transients[s] >= float(again[s, p]) * used, f"transient_{c}_{s}_{p}"
         room = (capacity_bytes - ROUNDING_BYTES) / GIB
-        problem += pulp.LpAffineExpression([(x, terms[0][1] - room), *terms[1:]]) <= 0, f"memory_{c}"
+        for s, terms in enumerate(stages):
+            terms += [(transients[s], 1.0)] if s in transients else []
+            problem += pulp.LpAffineExpression([(x, terms[0][1] - room), *terms[1:]]) <= 0, f"memory_{c}_{s}"
+        if len(stages) == 1:
+            self.gib += stages[0]
+            return
+        fullest = pulp.LpVariable(f"g_{c}", 0)
+        for s, terms in enumerate(stages):
+            problem += pulp.LpAffineExpression([*terms, (fullest, -1.0)]) <= 0, f"fullest_{c}_{s}"
+        self.gib.append((fullest, 1.0))
 
     def minimise(self, objective: list[tuple[Any, float]], time_limit_s: float) -> tuple[float, bool] | None:
         """(bound, proven), or None if nothing is feasible."""

@@ -2,6 +2,7 @@
 
     step_s  = other_s + sum over policies of layers x layer_s[policy]           (linear in the layer counts)
     memory  = base + sum of layers x kept[policy] + the largest transient of a policy in use
+              on the first or the last stage of a pipeline, whichever needs more
 
 Built from the same segments, paths and memory functions as `pricing.price`, over numpy arrays: one entry for each
 layout and placement. Times in seconds per step, memory in bytes per GPU. Left out: what a policy costs in bytes sent.
@@ -19,13 +20,14 @@ from numpy.typing import NDArray
 
 from cost_models.hardware.device import Device
 from cost_models.layer.sizes import RankSizes
+from cost_models.layer.stages import at_stage, end_stages
 from cost_models.memory import peaks
 from cost_models.memory.components import components
 from cost_models.memory.peaks import kept_bytes
 from cost_models.pricing import fold, fold_segment
 from cost_models.program import Exchange, Phase, Ring, Segment
 from cost_models.step.assembly import backward_segment, forward_segment, step_program
-from cost_models.strategy import VARIED, Recompute, Strategy
+from cost_models.strategy import VARIED, LayerRange, Recompute, Strategy
 from cost_models.timing.kernels import Kernels
 from cost_models.timing.paths import Paths
 from cost_models.timing.slowest import KernelsInUse
@@ -39,15 +41,18 @@ EQUAL = 1e-12
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PolicyPrices:
-    """Prices of many layouts; the policy is the last axis of `layer_s`, `kept_bytes` and `again_bytes`."""
+    """Prices of many layouts; the policy is the last axis of `layer_s`, `kept_bytes` and `again_bytes`.
+
+    Bytes are those of the first and the last stage of a pipeline, each with an equal share of every policy's layers.
+    """
 
     policies: tuple[Recompute, ...]
     layers: int
     other_s: Floats
     layer_s: Floats  # (..., policies), of one layer in every microbatch; (..., 1) if all are taken as equally fast
-    base_bytes: Floats
-    kept_bytes: Floats  # (..., policies), of one layer
-    again_bytes: Floats  # (..., policies), transient while a layer of that policy is recomputed
+    base_bytes: Floats  # (..., stages)
+    kept_bytes: Floats  # (..., stages, policies), of one layer of the model
+    again_bytes: Floats  # (..., stages, policies), transient while a layer of that policy is recomputed
 
     def take(self, where: Any) -> PolicyPrices:
         """Some of the columns, by index or mask."""
@@ -59,9 +64,13 @@ class PolicyPrices:
         arrays: dict[str, Any] = {name: np.concatenate([getattr(one, name) for one in parts]) for name in _ARRAYS}
         return replace(parts[0], **arrays)
 
+    def uniform_bytes(self) -> Floats:
+        """Memory where all layers have one policy, shape (..., stages, policies)."""
+        return self.base_bytes[..., None] + self.layers * self.kept_bytes + self.again_bytes
+
     def least_bytes(self) -> Floats:
-        """The least memory that any choice of policies for the layers needs."""
-        least: Floats = (self.base_bytes[..., None] + self.layers * self.kept_bytes + self.again_bytes).min(axis=-1)
+        """Memory that no choice of policies for the layers goes below."""
+        least: Floats = self.uniform_bytes().min(axis=-1).max(axis=-1)
         return least
 
     def relaxed_s(self, capacity_bytes: Any) -> Floats:
@@ -72,13 +81,14 @@ class PolicyPrices:
         fits, seconds = self.least_bytes() <= capacity_bytes, self.layer_s
         if seconds.shape[-1] == 1:
             return np.where(fits, self.other_s + self.layers * seconds[..., 0], np.inf)
-        room, kept = (capacity_bytes - self.base_bytes)[..., None, None] / self.layers, self.kept_bytes
+        room = (np.asarray(capacity_bytes)[..., None] - self.base_bytes)[..., None, None] / self.layers
+        kept, seconds = self.kept_bytes, seconds[..., None, :]
         kept_a, kept_b = kept[..., :, None], kept[..., None, :]
         share = np.minimum(np.maximum(_divide(room - kept_b, kept_a - kept_b), 0.0), 1.0)  # of a, which keeps more
         possible = (kept_b <= room) & (kept_a >= kept_b)
         share = np.where(kept_a <= room, 1.0, share)
         mixed = share * seconds[..., :, None] + (1 - share) * seconds[..., None, :]
-        best = np.where(possible, mixed, np.inf).min(axis=(-1, -2))
+        best = np.where(possible, mixed, np.inf).min(axis=(-1, -2)).max(axis=-1)  # no stage allows less
         return np.where(fits, self.other_s + self.layers * best, np.inf)
 
     def mixed(self, capacity_bytes: Any) -> tuple[Floats, NDArray[np.int64]]:
@@ -105,12 +115,13 @@ class PolicyPrices:
     def _most_layers(self, a: int, b: int, capacity_bytes: Any) -> NDArray[np.int64]:
         """Most layers of policy a, the others of policy b, that fit; -1 if no number does."""
         again, total = np.maximum(self.again_bytes[..., a], self.again_bytes[..., b]), self.layers
-        room = capacity_bytes - self.base_bytes - again - total * self.kept_bytes[..., b]
+        free = np.asarray(capacity_bytes)[..., None] - self.base_bytes
+        room = free - again - total * self.kept_bytes[..., b]
         extra = self.kept_bytes[..., a] - self.kept_bytes[..., b]
         many = np.where(extra > 0, np.floor(_divide(room, extra)), np.where(room >= 0, total, -1.0))
         many = np.where((room < 0) & (extra >= 0), -1.0, np.minimum(many, total))
-        alone = capacity_bytes - self.base_bytes - self.again_bytes[..., a] - total * self.kept_bytes[..., a]
-        return np.where(alone >= 0, total, many).astype(np.int64)
+        alone = free - self.again_bytes[..., a] - total * self.kept_bytes[..., a] >= 0
+        return np.where(alone.all(axis=-1), total, many.min(axis=-1)).astype(np.int64)
 
     def seconds_of(self, layers: NDArray[np.int64]) -> Floats:
         """Step seconds for layers by policy, shape (columns, policies)."""
@@ -119,8 +130,9 @@ class PolicyPrices:
 
     def bytes_of(self, layers: NDArray[np.int64]) -> Floats:
         """Memory for layers by policy, shape (columns, policies)."""
-        again = np.where(layers > 0, self.again_bytes, 0.0).max(axis=-1)
-        used: Floats = self.base_bytes + (layers * self.kept_bytes).sum(axis=-1) + again
+        counts = layers[..., None, :]
+        again = np.where(counts > 0, self.again_bytes, 0.0).max(axis=-1)
+        used: Floats = (self.base_bytes + (counts * self.kept_bytes).sum(axis=-1) + again).max(axis=-1)
         return used
 
 
@@ -140,15 +152,15 @@ def policy_prices(
     time as that of the first, which must be the fastest: a bound at a third of the work.
     """
     priced = _Layouts(workload, layouts, kernels, paths, device, least_ring)
-    base, spread, held = priced.bytes_with(), priced.spread, priced.held
+    base, spread = priced.bytes_with(), priced.spread
     return PolicyPrices(
         policies=tuple(policies),
         layers=workload.model.layers,
         other_s=_full(priced.other_s(), spread),
         layer_s=_by_policy([priced.layer_s(policy) for policy in (policies[:1] if quick else policies)], spread),
-        base_bytes=_full(base, held),
-        kept_bytes=_by_policy([priced.bytes_with(kept=policy) - base for policy in policies], held),
-        again_bytes=_by_policy([priced.bytes_with(again=policy) - base for policy in policies], held),
+        base_bytes=base,
+        kept_bytes=_by_policy([priced.bytes_with(kept=policy) - base for policy in policies], base.shape),
+        again_bytes=_by_policy([priced.bytes_with(again=policy) - base for policy in policies], base.shape),
     )
 
 
@@ -211,16 +223,23 @@ class _Layouts:
         last = each if one.last is None else fold_segment(one.last, self.paths).total_s
         return ((repeats - 1) * each + last) / self.layouts.pipeline
 
-    def bytes_with(self, kept: Recompute | None = None, again: Recompute | None = None) -> Any:
-        """Memory without layers; with what one layer of a policy keeps, or what lives while it is recomputed."""
-        held = 0 if kept is None else kept_bytes(self.sizes, kept) / self.layouts.pipeline
-        peak = self._rest if again is None else peaks.peak(self.sizes, [again])
-        return sum(components(self.sizes, held, peak, self.device).values())
+    def bytes_with(self, kept: Recompute | None = None, again: Recompute | None = None) -> Floats:
+        """Memory of each stage without layers; with what one layer of a policy keeps, or what lives while it is
+        recomputed."""
+        each = []
+        for here, rest in self._stages:
+            held = 0 if kept is None else kept_bytes(here, kept) / self.layouts.pipeline
+            peak = rest if again is None else peaks.peak(here, [again])
+            each.append(_full(sum(components(here, held, peak, self.device).values()), self.held))
+        return np.stack(each, axis=-1)
 
     @cached_property
-    def _rest(self) -> peaks.Peak:
-        """The peak of what is no layer."""
-        return peaks.peak(self.sizes)
+    def _stages(self) -> list[tuple[RankSizes, peaks.Peak]]:
+        """A rank of the first and of the last stage, with its peak of what is no layer."""
+        ranges = (LayerRange(count=self.workload.model.layers),)
+        several = [at_stage(self.sizes, ranges, index) for index in end_stages(self.layouts.pipeline)]
+        ranks = several if len(several) > 1 else [self.sizes]
+        return [(here, peaks.peak(here)) for here in ranks]
 
 
 def _with_ring(segment: Segment, least_ring: Any, degrees: Strategy) -> Segment:

@@ -9,7 +9,7 @@ from planner.search.integer_program import GIB, choose
 from planner.search.policy_prices import PolicyPrices
 
 
-def random_columns(seed: int, count: int = 4, layers: int = 5) -> tuple[PolicyPrices, np.ndarray]:
+def random_columns(seed: int, count: int = 4, layers: int = 5, stages: int = 1) -> tuple[PolicyPrices, np.ndarray]:
     """Unordered prices: policies need not be sensible."""
     rng = np.random.default_rng(seed)
     columns = PolicyPrices(
@@ -17,9 +17,9 @@ def random_columns(seed: int, count: int = 4, layers: int = 5) -> tuple[PolicyPr
         layers=layers,
         other_s=rng.uniform(1, 2, count),
         layer_s=rng.uniform(1, 2, (count, 4)),
-        base_bytes=rng.uniform(5, 20, count) * GIB,
-        kept_bytes=rng.uniform(0.5, 8, (count, 4)) * GIB,
-        again_bytes=rng.uniform(0, 4, (count, 4)) * GIB,
+        base_bytes=rng.uniform(5, 20, (count, stages)) * GIB,
+        kept_bytes=rng.uniform(0.5, 8, (count, stages, 4)) * GIB,
+        again_bytes=rng.uniform(0, 4, (count, stages, 4)) * GIB,
     )
     return columns, rng.uniform(20, 50, count) * GIB
 
@@ -38,9 +38,10 @@ def enumerated(columns: PolicyPrices, capacity: np.ndarray, weight: np.ndarray) 
     return float(seconds), float(least)
 
 
+@pytest.mark.parametrize("stages", [1, 2])
 @pytest.mark.parametrize("seed", range(12))
-def test_equals_enumeration(seed: int) -> None:
-    columns, capacity = random_columns(seed)
+def test_equals_enumeration(seed: int, stages: int) -> None:
+    columns, capacity = random_columns(seed, stages=stages)
     weight = np.random.default_rng(seed).uniform(1, 1.5, 4)
     seconds, least = enumerated(columns, capacity, weight)
     answer = choose(columns, capacity, weight)
@@ -63,9 +64,9 @@ def test_a_transient_counts_once_whatever_the_number_of_layers() -> None:
         layers=4,
         other_s=np.zeros(1),
         layer_s=np.array([[10.0, 11.0]]),
-        base_bytes=np.zeros(1),
-        kept_bytes=np.array([[8.0, 1.0]]) * GIB,
-        again_bytes=np.array([[0.0, 6.0]]) * GIB,
+        base_bytes=np.zeros((1, 1)),
+        kept_bytes=np.array([[[8.0, 1.0]]]) * GIB,
+        again_bytes=np.array([[[0.0, 6.0]]]) * GIB,
     )
     for room, layers in ((32.1, (4, 0)), (31.1, (3, 1)), (30.9, (2, 2)), (10.1, (0, 4))):
         answer = choose(columns, np.array([room * GIB]), np.ones(1))
@@ -79,9 +80,9 @@ def test_equal_memory_is_settled_by_time() -> None:
         layers=3,
         other_s=np.array([2.0, 1.0]),
         layer_s=np.ones((2, 1)),
-        base_bytes=np.full(2, GIB),
-        kept_bytes=np.full((2, 1), GIB),
-        again_bytes=np.zeros((2, 1)),
+        base_bytes=np.full((2, 1), GIB),
+        kept_bytes=np.full((2, 1, 1), GIB),
+        again_bytes=np.zeros((2, 1, 1)),
     )
     answer = choose(columns, np.full(2, 10 * GIB), np.ones(2), memory_first=True)
     assert answer is not None and answer.column == 1

@@ -20,11 +20,11 @@ from tests.planner.clusters import node
 WORK = Workload(Model.load("longvila-1.5b"), context_tokens=2**17, global_batch=4, frames=256)
 
 
-def tree_of(cluster: Cluster, work: Workload = WORK, **pins: int) -> Tree:
+def tree_of(cluster: Cluster, work: Workload = WORK, **pins: int | str) -> Tree:
     return Tree(Space(cluster=cluster, workload=work, pins=pins), "time", costs_of(cluster))
 
 
-def priced(work: Workload = WORK, **pins: int) -> PricedLayouts:
+def priced(work: Workload = WORK, **pins: int | str) -> PricedLayouts:
     """The layouts of a few pinned degrees on all their placements."""
     tree = tree_of(Cluster.load("dgx-h100", nodes=2), work, **pins)
     found = tree.start()
@@ -34,9 +34,16 @@ def priced(work: Workload = WORK, **pins: int) -> PricedLayouts:
 
 @pytest.mark.parametrize("mode", ["train", "prefill", "decode"])
 @pytest.mark.parametrize(
-    "pins", [{"ring": 4, "ulysses": 4}, {"ring": 3, "ulysses": 2, "data": 2}, {"ring": 1, "ulysses": 12}]
+    "pins",
+    [
+        {"ring": 4, "ulysses": 4},
+        {"ring": 3, "ulysses": 2, "data": 2},
+        {"ring": 1, "ulysses": 12},
+        {"ring": 2, "ulysses": 2, "pipeline": 2},  # the first stage holds most microbatches
+        {"ring": 1, "ulysses": 4, "pipeline": 2, "schedule": "gpipe"},  # both hold all; the last has the loss
+    ],
 )
-def test_columns_are_the_price(mode: str, pins: dict[str, int]) -> None:
+def test_columns_are_the_price(mode: str, pins: dict[str, int | str]) -> None:
     work = replace(WORK, mode=mode)
     found = priced(work=work, **pins)
     assert len(found.strategies) > 1
@@ -97,19 +104,19 @@ def test_a_range_of_rings_is_bounded_by_each_of_them() -> None:
         assert whole.least_bytes.min() <= each.least_bytes.min()
 
 
-def made(seed: int, layers: int = 6) -> tuple[PolicyPrices, float]:
+def made(seed: int, layers: int = 6, stages: int = 1) -> tuple[PolicyPrices, float]:
     rng = np.random.default_rng(seed)
-    kept = np.sort(rng.uniform(1, 10, 4))[::-1]
+    kept = np.sort(rng.uniform(1, 10, (stages, 4)))[:, ::-1]
     columns = PolicyPrices(
         policies=("none", "mlp", "all_but_attention", "full"),
         layers=layers,
         other_s=rng.uniform(1, 2, 1),
         layer_s=np.sort(rng.uniform(1, 2, (1, 4))),
-        base_bytes=rng.uniform(1, 5, 1),
+        base_bytes=rng.uniform(1, 5, (1, stages)),
         kept_bytes=kept[None],
-        again_bytes=(kept[0] - kept)[None],
+        again_bytes=(kept[:, :1] - kept)[None],
     )
-    return columns, float(columns.base_bytes[0] + layers * kept.mean())
+    return columns, float((columns.base_bytes[0] + layers * kept.mean(axis=-1)).max())
 
 
 def enumerated(columns: PolicyPrices, capacity: float) -> float:
@@ -121,9 +128,10 @@ def enumerated(columns: PolicyPrices, capacity: float) -> float:
     return best
 
 
+@pytest.mark.parametrize("stages", [1, 2])
 @pytest.mark.parametrize("seed", range(8))
-def test_relaxation_below_and_mix_above_the_best_integers(seed: int) -> None:
-    columns, capacity = made(seed)
+def test_relaxation_below_and_mix_above_the_best_integers(seed: int, stages: int) -> None:
+    columns, capacity = made(seed, stages=stages)
     best = enumerated(columns, capacity)
     value, layers = columns.mixed(np.array([capacity]))
     assert columns.relaxed_s(np.array([capacity]))[0] <= best * (1 + 1e-12)
