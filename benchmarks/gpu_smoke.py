@@ -33,8 +33,8 @@ from cost_models.token_layout import Layout, document_edges
 from cost_models.units import show_bytes, show_seconds
 from cost_models.workload import Precision
 from executor.mmsp.attention import MmSp
-from executor.mmsp.exchange import local_exchanges
 from planner.plan_file import Plan, Simulated
+from tests.executor.threads import local_exchanges
 
 HEADS, KV_HEADS, DIM, TOKENS = 8, 2, 128, 1536
 DOCUMENTS = (1000, 36, 500)

@@ -82,7 +82,9 @@ def launch(
     elif prepared.host is None:
         click.echo(preview.start_lines(prepared))
     else:
-        sys.exit(launching.run(prepared))
+        from executor.launch.worker import run
+
+        sys.exit(run(prepared))
 
 
 @cli.command()

@@ -117,15 +117,6 @@ def make_groups(
     )
 
 
-def one_rank_each(world: int) -> list[list[int]]:
-    """The lists of an axis of degree 1.
-
-    >>> one_rank_each(2)
-    [[0], [1]]
-    """
-    return [[rank] for rank in range(world)]
-
-
 def _check(lists: Mapping[str, RankLists], world: int) -> None:
     for name in AXES:
         if name not in lists:

@@ -13,7 +13,7 @@ Leaves out: tensor, pipeline, offload.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,7 @@ class ContextSharding:
     recompute: tuple[tuple[str, int], ...] = ()
     precision: Precision = field(default_factory=Precision)
     grad_ring_dtype: torch.dtype = torch.float32
+    loss_chunk_tokens: int | None = None  # None means the model's
     attention: str = attention.NAME
     _row_tokens: int = field(default=0, init=False)  # of the row cut last: the cache asks at its prefill
 
@@ -133,6 +134,9 @@ class ContextSharding:
         return -(-frames // self.groups.context.size)
 
     def wrap(self, model: nn.Module) -> nn.Module:
+        config: Any = getattr(model, "config", None)
+        if self.loss_chunk_tokens is not None and hasattr(config, "loss_chunk_tokens"):
+            model.config = replace(config, loss_chunk_tokens=self.loss_chunk_tokens)
         blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
         decoders = [block for block in blocks if _is_decoder(block)]
         for decoder in decoders:

@@ -11,7 +11,7 @@ layer before the final norm, -2 that of the layer before; layers that no output 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -109,5 +109,4 @@ def with_rope_theta(config: LongVilaConfig, rope_theta: float | None) -> LongVil
     llm = dict(config.llm)
     llm.pop("rope_theta", None)
     rope = {"rope_type": "default", **dict(llm.get("rope_parameters") or {}), "rope_theta": rope_theta}
-    fields = {name: getattr(config, name) for name in config.__dataclass_fields__}
-    return LongVilaConfig(**{**fields, "llm": {**llm, "rope_parameters": rope}})
+    return replace(config, llm={**llm, "rope_parameters": rope})

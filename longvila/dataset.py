@@ -13,7 +13,7 @@ Leaves out weighting of several data sets and reading over a network.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,9 +99,8 @@ def _entries(file: Path) -> Iterator[tuple[str, Any]]:
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as fault:
-        raise JobError(
-            f"data: cannot read {file} ({getattr(fault, 'strerror', None) or fault.__class__.__name__})"
-        ) from None
+        why = getattr(fault, "strerror", None) or type(fault).__name__
+        raise JobError(f"data: cannot read {file} ({why})") from None
     if text.lstrip().startswith("["):
         try:
             entries = json.loads(text)
@@ -154,22 +153,13 @@ def _turn(turn: Any, place: int, where: str) -> Turn:
     if not isinstance(turn, dict) or set(turn) != {"from", "value"} or not isinstance(turn["value"], str):
         raise JobError(f'{where}: turn {place + 1} is not {{"from": …, "value": text}}')
     role = turn["from"]
-    if not _is_text(turn["value"]):
+    if any("\ud800" <= letter <= "\udfff" for letter in turn["value"]):  # JSON's escapes can name them
         raise JobError(f"{where}: turn {place + 1} holds half a surrogate pair, which is no character")
     if role not in ROLES:
         raise JobError(f"{where}: turn {place + 1} is from {role!r}; legal: {', '.join(ROLES)}")
     if role != ROLES[place % 2]:
         raise JobError(f"{where}: turn {place + 1} is from {role!r}; turns alternate and human begins")
     return Turn(role=role, text=turn["value"])
-
-
-def _is_text(value: str) -> bool:
-    """Whether it can be written in UTF-8: JSON's escapes can name what no text holds."""
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _media(given: Any, kind: str, where: str, folder: Path) -> tuple[Path, ...]:
@@ -294,30 +284,22 @@ def row_batch(
     most_frames: int = 0,
 ) -> Batch:
     """The row as tensors, with the pixels of this process's frames only; `most_frames` as in `Batch`."""
-    ids: list[int] = []
-    labels: list[int] = []
-    positions: list[int] = []
-    document_of: list[int] = []
-    vision_at: list[int] = []
-    for number, document in enumerate(row.documents):
-        text, start = document.text, len(ids)
-        ids.extend(text.input_ids)
-        labels.extend(text.labels)
-        positions.extend(range(len(text.input_ids)))
-        document_of.extend([number] * len(text.input_ids))
-        vision_at.extend(start + at for at in text.vision_at)
+    texts = [document.text for document in row.documents]
+    lengths = np.array([len(text.input_ids) for text in texts], dtype=np.int64)
+    starts = lengths.cumsum() - lengths
+    document_L = np.arange(len(texts)).repeat(lengths)
     media = [frames for document in row.documents for frames in document.media]
     pixels_FCHW = _own_pixels(media, sharding.own_frames(row.frames), image_size, cache)
 
-    def column(values: list[int]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.int64)
+    def column(parts: Iterable[Sequence[int]]) -> torch.Tensor:
+        return torch.tensor([value for part in parts for value in part], dtype=torch.int64)
 
     return Batch(
-        input_ids_L=column(ids).to(device),
-        labels_L=column(labels).to(device),
-        positions_L=column(positions).to(device),
-        document_L=column(document_of),
-        vision_at_V=column(vision_at),
+        input_ids_L=column(text.input_ids for text in texts).to(device),
+        labels_L=column(text.labels for text in texts).to(device),
+        positions_L=torch.from_numpy(np.arange(lengths.sum()) - starts.repeat(lengths)).to(device),
+        document_L=torch.from_numpy(document_L),
+        vision_at_V=column([first + at for at in text.vision_at] for first, text in zip(starts, texts, strict=True)),
         frames=row.frames,
         pixels_FCHW=pixels_FCHW.to(device=device, dtype=dtype),
         most_frames=most_frames,

@@ -52,8 +52,15 @@ class LocalBatch:
     attention: dict[str, Any] = field(default_factory=dict)  # keyword arguments for the attention function
 
 
+def places_on(places: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on the device; from pinned memory, so that the host does not wait for what runs there."""
+    if device.type == "cuda" and places.device.type == "cpu":
+        return places.pin_memory().to(device, non_blocking=True)
+    return places.to(device)
+
+
 class Sharding(Protocol):
-    """What a job asks of the way it is split. Implementations are collective: every rank calls the same methods."""
+    """How a job is split. Every method is collective: all ranks call the same ones. The bodies are for one process."""
 
     @property
     def attention(self) -> str:
@@ -74,65 +81,10 @@ class Sharding(Protocol):
 
     def own_frames(self, frames: int) -> range:
         """The frames of a row of `frames` frames that this process decodes and encodes (may be empty)."""
-
-    def shard_batch(self, batch: Batch) -> LocalBatch:
-        """The tokens that this process computes on."""
-
-    def exchange_embeddings(self, own_ND: Tensor, batch: Batch) -> Tensor:
-        """Embeddings of the own frames -> those of the vision tokens of this rank, in local order, differentiable."""
-
-    def token_mean(self, loss_sum: Tensor, step_label_tokens: float) -> Tensor:
-        """Local sum of token losses -> a scalar whose gradients, after `wrap`'s reduction, are those of the mean."""
-
-    def total(self, value: float) -> float:
-        """The sum of a number over the data replicas and token shards (a loss sum, a count), same on every rank."""
-
-    def most_own_frames(self, frames: int) -> int:
-        """The most frames that any process gets by `own_frames`, from integers alone: nothing is sent."""
-
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """Shard parameters, gradients and optimizer state as the plan says; gradients are summed, not averaged."""
-
-    def before_microbatch(self, model: nn.Module, *, last: bool) -> None:
-        """Told before every row of a step: sums of gradients that can wait need to be there after the `last` only."""
-
-    def before_answers(self, model: nn.Module) -> None:
-        """Told before a wrapped model answers: one token at a time, it would gather sharded weights for each."""
-
-    def cache(self) -> Any:
-        """An empty key-value cache for generation, as `past_key_values` of a Hugging Face model."""
-
-    def from_last_token(self, hidden_SD: Tensor, batch: Batch) -> Tensor:
-        """The row's last token's vector [D], the same on every rank, from the rank that computed it (no gradient)."""
-
-    def decode_attention(self) -> dict[str, Any]:
-        """Keyword arguments of the attention function for a step of one new token."""
-
-    def agree(self, token: int) -> int:
-        """One answer for all: the token (or stop) that the first rank of the context group chose."""
-
-
-def places_on(places: Tensor, device: torch.device) -> Tensor:
-    """A CPU tensor on the device; from pinned memory, so that the host does not wait for what runs there."""
-    if device.type == "cuda" and places.device.type == "cpu":
-        return places.pin_memory().to(device, non_blocking=True)
-    return places.to(device)
-
-
-@dataclass(frozen=True, kw_only=True)
-class OneProcess:
-    """The whole job in this process."""
-
-    attention: str = "sdpa"
-    data_index: int = 0
-    data_count: int = 1
-    rank: int = 0
-    world: int = 1
-
-    def own_frames(self, frames: int) -> range:
         return range(frames)
 
     def shard_batch(self, batch: Batch) -> LocalBatch:
+        """The tokens that this process computes on."""
         return LocalBatch(
             input_ids_S=batch.input_ids_L,
             labels_S=batch.labels_L,
@@ -141,36 +93,58 @@ class OneProcess:
         )
 
     def exchange_embeddings(self, own_ND: Tensor, batch: Batch) -> Tensor:
+        """This rank's embeddings -> those of the vision tokens of this rank, in local order, differentiable."""
         return own_ND
 
     def token_mean(self, loss_sum: Tensor, step_label_tokens: float) -> Tensor:
+        """Local sum of token losses -> a scalar whose gradients, after `wrap`'s reduction, are those of the mean."""
         return loss_sum / step_label_tokens
 
     def total(self, value: float) -> float:
+        """The sum of a number over the data replicas and token shards (a loss sum, a count), same on every rank."""
         return value
 
     def most_own_frames(self, frames: int) -> int:
+        """The most frames that any process gets by `own_frames`, from integers alone: nothing is sent."""
         return frames
 
     def wrap(self, model: nn.Module) -> nn.Module:
+        """Shard parameters, gradients and optimizer state as the plan says; gradients are summed, not averaged."""
         return model
 
     def before_microbatch(self, model: nn.Module, *, last: bool) -> None:
-        pass
+        """Called before every row of a step: gradients may be summed over replicas after the `last` row only."""
+        return
 
     def before_answers(self, model: nn.Module) -> None:
-        pass
+        """Called before a wrapped model decodes: without it, sharded weights would be gathered for each token."""
+        return
 
     def cache(self) -> Any:
+        """An empty key-value cache for generation, as `past_key_values` of a Hugging Face model."""
         from transformers import DynamicCache
 
         return DynamicCache()
 
     def from_last_token(self, hidden_SD: Tensor, batch: Batch) -> Tensor:
+        """The row's last token's vector [D], the same on every rank, from the rank that computed it (no gradient)."""
         return hidden_SD[-1]
 
     def decode_attention(self) -> dict[str, Any]:
+        """Keyword arguments of the attention function for a step of one new token."""
         return {}
 
     def agree(self, token: int) -> int:
+        """The token (or stop) that the first rank of the context group chose, the same on every rank."""
         return token
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneProcess(Sharding):
+    """The job in one process."""
+
+    attention: str = "sdpa"
+    data_index: int = 0
+    data_count: int = 1
+    rank: int = 0
+    world: int = 1

@@ -28,21 +28,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
-from longvila import checkpoint
+from longvila import checkpoint, dataset
 from longvila.assemble import PARTS, build_model, build_writer, model_config, precision
 from longvila.config import LongVilaConfig
-from longvila.dataset import (
-    Cursor,
-    Documents,
-    Row,
-    Rows,
-    Sample,
-    Sampling,
-    most_frames,
-    own_rows,
-    read_samples,
-    row_batch,
-)
+from longvila.dataset import Cursor, Documents, Row, Rows, Sample, Sampling
 from longvila.files import write_whole
 from longvila.job import Job, JobError
 from longvila.optimizer import SCHEDULES, Optimizer, learning_rate
@@ -51,6 +40,10 @@ from longvila.settings import read_settings
 from longvila.sharding import Batch
 from longvila.tokens import Writer
 from longvila.weights import plain_parameters, save_weights
+
+FREE = frozenset({"data", "media", "run", "weights", "model", "checkpoint_every", "keep_checkpoints", "resume",
+                  "export", "frame_cache_bytes"})  # fmt: skip
+"""Settings that may change over a resume; the model and the content of the data are compared by themselves."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,20 +99,8 @@ class TrainSettings:
 
     def lasting(self) -> dict[str, Any]:
         """The settings that must not change over a resume, for the losses to go on as they would have."""
-        free = (
-            "media",
-            "run",
-            "weights",
-            "model",
-            "checkpoint_every",
-            "keep_checkpoints",
-            "resume",
-            "export",
-            "data",
-            "frame_cache_bytes",
-        )
-        kept = {k: v for k, v in dataclasses.asdict(self).items() if k not in (*free, "steps")}
-        return _plain({**kept, **({"steps": self.steps} if self.schedule == "cosine" else {})})
+        free = FREE if self.schedule == "cosine" else FREE | {"steps"}
+        return _plain({name: value for name, value in dataclasses.asdict(self).items() if name not in free})
 
 
 def _require(holds: bool, name: str, value: object, legal: str) -> None:
@@ -149,39 +130,26 @@ def main(job: Job) -> None:
 
 def _samples(settings: TrainSettings) -> tuple[Sample, ...]:
     files = [Path(file) for file in settings.data]
-    return read_samples(files, Path(settings.media) if settings.media else files[0].parent)
+    return dataset.read_samples(files, Path(settings.media) if settings.media else files[0].parent)
 
 
 def make_rows(settings: TrainSettings, writer: Writer, samples: Sequence[Sample] | None = None) -> Rows:
     """The rows that a run passes, of its settings' data files unless their samples are given."""
     sampling = Sampling(frames=settings.frames, fps=settings.fps, max_frames=settings.max_frames)
     return Rows(
-        _samples(settings) if samples is None else samples,
-        Documents(writer, sampling),
-        max_tokens=settings.max_tokens,
-        pack=settings.pack,
-        seed=settings.seed,
-        shuffle=settings.shuffle,
-    )
+        _samples(settings) if samples is None else samples, Documents(writer, sampling),
+        max_tokens=settings.max_tokens, pack=settings.pack, seed=settings.seed, shuffle=settings.shuffle,
+    )  # fmt: skip
 
 
 def _build(job: Job, settings: TrainSettings, config: LongVilaConfig, *, filled: bool) -> tuple[nn.Module, Optimizer]:
     model = build_model(
-        config,
-        job,
-        dtype=precision(settings.precision),
-        seed=settings.seed,
-        weights=settings.weights,
-        trained=settings.trained,
-        filled=filled,
-    )
-    optimizer = Optimizer(
-        plain_parameters(model),
-        betas=(settings.betas[0], settings.betas[1]),
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
-    )
-    return model, optimizer
+        config, job, dtype=precision(settings.precision), seed=settings.seed, weights=settings.weights,
+        trained=settings.trained, filled=filled,
+    )  # fmt: skip
+    first, second = settings.betas
+    decay = settings.weight_decay
+    return model, Optimizer(plain_parameters(model), betas=(first, second), eps=settings.eps, weight_decay=decay)
 
 
 def _resume_from(settings: TrainSettings) -> Path | None:
@@ -198,14 +166,10 @@ def _matching_marker(
 ) -> checkpoint.Marker:
     """The checkpoint's marker, if a run with these settings may go on from it."""
     marker = checkpoint.read_marker(path)
-    for what, then, now in (
-        ("model", marker.model, model_fingerprint(config)),
-        ("setting", marker.settings, lasting),
-    ):
-        for key in sorted({*then, *now}):
-            if then.get(key) != now.get(key):
-                name, old, new = _first_difference(key, then.get(key), now.get(key))
-                raise JobError(f"resume: {what} {name} is {new!r}, {path} was trained with {old!r}")
+    for what, then, now in (("model", marker.model, model_fingerprint(config)), ("setting", marker.settings, lasting)):
+        if then != now:
+            name, old, new = _first_difference("", then, now)
+            raise JobError(f"resume: {what} {name} is {new!r}, {path} was trained with {old!r}")
     if marker.step >= settings.steps:
         raise JobError(f"resume: {path} has done {marker.step} steps, steps is {settings.steps}: raise steps")
     return marker
@@ -216,7 +180,7 @@ def _first_difference(name: str, then: Any, now: Any) -> tuple[str, Any, Any]:
     if isinstance(then, dict) and isinstance(now, dict):
         for key in sorted({*then, *now}):
             if then.get(key) != now.get(key):
-                return _first_difference(f"{name}.{key}", then.get(key), now.get(key))
+                return _first_difference(f"{name}.{key}".lstrip("."), then.get(key), now.get(key))
     return name, then, now
 
 
@@ -278,30 +242,26 @@ class _Run:
             loss = self.model(batch, sharding)
             sharding.token_mean(loss, labels).backward()
             loss_sum += loss.detach()
+        warmup_steps, schedule = round(settings.warmup * settings.steps), settings.schedule
         lr = learning_rate(
-            step - 1,
-            steps=settings.steps,
-            peak=settings.lr,
-            schedule=settings.schedule,
-            warmup_steps=round(settings.warmup * settings.steps),
+            step - 1, steps=settings.steps, peak=settings.lr, schedule=schedule, warmup_steps=warmup_steps
         )
         norm = self.optimizer.step(lr, settings.clip)
         loss_mean = sharding.total(float(loss_sum)) / labels
         if not (math.isfinite(loss_mean) and math.isfinite(norm)):
             raise JobError(f"step {step}: loss {loss_mean}, gradient norm {norm}: lower lr or resume from a checkpoint")
-        tokens = sum(row.tokens for row in rows)
-        peak = peak_memory_bytes(self.job.device)
-        return {
-            "step": step, "loss": loss_mean, "tokens": tokens, "label_tokens": labels, "grad_norm": norm, "lr": lr,
-            "peak_memory_bytes": peak,
-        }  # fmt: skip
+        tokens, peak = sum(row.tokens for row in rows), peak_memory_bytes(self.job.device)
+        metrics = {"step": step, "loss": loss_mean, "tokens": tokens, "label_tokens": labels}
+        return {**metrics, "grad_norm": norm, "lr": lr, "peak_memory_bytes": peak}
 
     def _batches(self, rows: Sequence[Row], frames: FrameCache) -> Iterator[Batch]:
         """This replica's rows of the step as batches, the next one decoded while this one computes."""
         sharding, device, dtype = self.job.sharding, self.job.device, precision(self.settings.precision)
-        own = own_rows(rows, sharding.data_index, sharding.data_count)
-        most = most_frames(rows, sharding.data_count)
-        make = partial(row_batch, sharding=sharding, image_size=self.config.image_size, device=device, dtype=dtype)
+        own = dataset.own_rows(rows, sharding.data_index, sharding.data_count)
+        most = dataset.most_frames(rows, sharding.data_count)
+        make = partial(
+            dataset.row_batch, sharding=sharding, image_size=self.config.image_size, device=device, dtype=dtype
+        )
         with ThreadPoolExecutor(1) as ahead:
             pending = None
             for turn in [*zip(own, most, strict=True), None]:
@@ -312,17 +272,9 @@ class _Run:
                     yield ready.result()
 
     def _save(self, folder: Path, step: int, cursor: Cursor) -> None:
-        marker = checkpoint.Marker(
-            step=step, cursor=cursor, model=model_fingerprint(self.config), settings=self.lasting
-        )
-        checkpoint.save(
-            folder,
-            self.model,
-            self.optimizer,
-            marker,
-            rank=self.job.sharding.rank,
-            keep=self.settings.keep_checkpoints,
-        )
+        model, rank, keep = model_fingerprint(self.config), self.job.sharding.rank, self.settings.keep_checkpoints
+        marker = checkpoint.Marker(step=step, cursor=cursor, model=model, settings=self.lasting)
+        checkpoint.save(folder, self.model, self.optimizer, marker, rank=rank, keep=keep)
 
 
 class _Report:

@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
+from huggingface_hub import save_torch_state_dict
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -105,9 +105,12 @@ def save_weights(
             raise JobError(f"export: {folder} exists already; name a new folder")
         shutil.rmtree(partial, ignore_errors=True)
     for part, attribute in PARTS.items():
+        tensors = _gathered(getattr(model, attribute), first)
         if first:
             (partial / part).mkdir(parents=True)
-        _save_part(getattr(model, attribute), partial / part, first, "vision_model." if part == "vision_tower" else "")
+            prefix = "vision_model." if part == "vision_tower" else ""
+            named = {prefix + name: tensor for name, tensor in tensors.items()}
+            save_torch_state_dict(named, partial / part, max_shard_size=FILE_BYTES)
     if not first:
         return
     config = model.config
@@ -130,32 +133,15 @@ def plain_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     return {re.sub(r"(_checkpoint_wrapped_module|_orig_mod)\.", "", n): p for n, p in module.named_parameters()}
 
 
-def _save_part(module: nn.Module, folder: Path, first: bool, prefix: str) -> None:
-    files: list[dict[str, Tensor]] = [{}]
-    size = 0
+def _gathered(module: nn.Module, kept: bool) -> dict[str, Tensor]:
+    """Every parameter in full, on the CPU. Collective; a process that keeps none returns an empty mapping."""
+    full = {}
     for name, parameter in plain_parameters(module).items():
         value = parameter.detach()
-        full = value.full_tensor() if isinstance(value, DTensor) else value
-        if not first:
-            continue
-        if size and size + full.nbytes > FILE_BYTES:
-            files.append({})
-            size = 0
-        files[-1][prefix + name] = full.cpu().contiguous()
-        size += full.nbytes
-    if not first:
-        return
-    if len(files) == 1:
-        save_file(files[0], folder / "model.safetensors", metadata={"format": "pt"})
-        return
-    index = {}
-    for number, tensors in enumerate(files, start=1):
-        name = f"model-{number:05d}-of-{len(files):05d}.safetensors"
-        save_file(tensors, folder / name, metadata={"format": "pt"})
-        index.update(dict.fromkeys(tensors, name))
-    total = sum(t.nbytes for tensors in files for t in tensors.values())
-    text = json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=2)
-    (folder / "model.safetensors.index.json").write_text(text)
+        value = value.full_tensor() if isinstance(value, DTensor) else value
+        if kept:
+            full[name] = value.cpu()
+    return full
 
 
 def _tensor_files(folder: Path) -> dict[str, Path]:

@@ -16,7 +16,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -132,7 +132,7 @@ def _count(plan: Plan, rank: int, config: LongVilaConfig, tell: Callable[[str], 
                 parameter.register_post_accumulate_grad_hook(lambda p: footprint.mark(p.grad, "gradients"))
         _label_phases(wrapped, footprint)
         wrapped.train()
-        batch = _with_pixels(batch)
+        batch = replace(batch, pixels_FCHW=torch.empty(batch.pixels_FCHW.shape))  # a fake tensor, which counts
         footprint.mark(batch.pixels_FCHW, "vision")
         tell("forward")
         footprint.reset_peak()
@@ -149,13 +149,6 @@ def _count(plan: Plan, rank: int, config: LongVilaConfig, tell: Callable[[str], 
         states = _with_optimizer(wrapped, footprint)
     components = _components(plan, states, after, highest)
     return Checked(rank=rank, components=components, not_counted=_not_counted(plan))
-
-
-def _with_pixels(batch: Batch) -> Batch:
-    """The same row with its frames as fake tensors, which count; made inside the mode."""
-    pixels = torch.empty(batch.pixels_FCHW.shape, dtype=batch.pixels_FCHW.dtype)
-    fields = {name: getattr(batch, name) for name in batch.__dataclass_fields__}
-    return Batch(**{**fields, "pixels_FCHW": pixels})
 
 
 def _label_phases(model: Any, footprint: Footprint) -> None:

@@ -56,7 +56,6 @@ class Team:
     nodes: int = 1
     master: str = "127.0.0.1"  # the host of node 0
     port: int | None = None  # None means a free port for one node, DEFAULT_PORT for several
-    shown: bool = True  # the first local rank's output, on this process's own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +217,7 @@ class _Logs(LogsSpecs):
 
         for local, file in files("failure").items():
             envs[local]["TORCHELASTIC_ERROR_FILE"] = file
-        shown = self._team.ranks[:1] if self._team.shown else ()
+        shown = self._team.ranks[:1]  # its output also appears on this process's own
         return LogsDest(
             stdouts=files("out"),
             stderrs=files("log"),

@@ -1,17 +1,15 @@
-"""`executor launch`: a plan becomes processes on this machine (or the lines that start them on several).
+"""`executor launch`: a request becomes a launch in which everything is known and nothing is started.
 
-    plan.json -> check against what is here -> bind slots to hosts -> start ranks (`agent`) -> first failure ends all
+    plan.json -> bind slots to hosts -> check against what is here -> Launch -> `worker.run` starts the ranks
 
-One host: this process starts every rank and is the only one to be stopped; Ctrl-C, a lost rank or this process's death
-end all within a second. Several hosts: the same on each with `--node-rank`, or `torchrun` (`worker`), or a batch script
-(`slurm`); the ranks meet at the first host. Importing this module imports no torch. Exit codes: 0 done, 1 a rank
-failed, 2 the user's mistake, 130 stopped. Leaves out: restarts (resume from the checkpoint instead).
+One host: this process starts every rank; Ctrl-C, a lost rank or this process's death end all within a second. Several
+hosts: the same on each with `--node-rank`, or `torchrun` (`worker`), or a batch script (`slurm`); the ranks meet at the
+first host. Exit codes: 0 done, 1 a rank failed, 2 the user's mistake, 130 stopped.
+Leaves out: restarts (resume from the checkpoint instead).
 """
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,37 +107,6 @@ def _backend(request: Request, plan: Plan) -> str:
         device = "CPU processes" if natural == "gloo" else "GPUs"
         raise InputError(f"--backend {request.backend}: this plan is for {device}, which talk over {natural}")
     return natural
-
-
-def run(launch: Launch) -> int:
-    """Start this host's ranks, show the first one's output, and wait; the exit code."""
-    os.environ |= rank_environment(launch.threads)  # before torch is imported, here and in the ranks
-    hosts = launch.binding.hosts
-    if len(hosts) == 1 or hosts[0].startswith("127."):
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo" if sys.platform == "linux" else "lo0"
-    seats = launch.seats
-    assert launch.host is not None and seats, "only a launch that knows its host can run"
-    print(f"starting {len(seats)} ranks", file=sys.stderr, flush=True)
-    from executor.launch.agent import Team, run_team
-    from executor.launch.worker import job_main, run_rank
-
-    job_main(launch.request.job)
-    import executor.sharding  # noqa: F401  forked ranks share it: paid once instead of once per rank
-
-    team = Team(
-        ranks=tuple(seat.rank for seat in seats),
-        logs=launch.run_dir / "logs",
-        forked=sys.platform == "linux" and launch.backend == "gloo",
-        timeout_s=launch.request.timeout_s,
-        node=hosts.index(launch.host),
-        nodes=len(hosts),
-        master=hosts[0] if len(hosts) > 1 else "127.0.0.1",
-        port=launch.request.port,
-    )
-    outcome = run_team(run_rank, launch, team)
-    if outcome.code:
-        print(f"executor: {outcome.reason}", file=sys.stderr, flush=True)
-    return outcome.code
 
 
 def rank_environment(threads: int) -> dict[str, str]:

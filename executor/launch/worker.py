@@ -1,11 +1,12 @@
-"""What each rank runs: meet the others, build the plan's groups and sharding, call the job's `main`.
+"""Start the ranks of this host; each meets the others, builds the plan's groups and sharding, calls the job's `main`.
 
-    executor launch PLAN ── agent ── run_rank(launch)                                       this host's ranks
+    executor launch PLAN ── run(launch) ── agent ── run_rank(launch)                        this host's ranks
     torchrun … --module executor.launch.worker PLAN --host h1 --hosts h1,h2 ── run_rank(launch)      the same
 
-A rank knows itself by its host and local rank: the number that torchrun gives it only tells its posts apart. Before
-any group is made, every rank compares what it was asked for with rank 0, so that hosts with other plans or settings
-stop at once. Under torchrun, processes post what their hosts have and bind hosts to slots of their class.
+A rank finds its seat by its host and local rank; the rank number of torchrun only tells its posts apart. Before
+any group is made, every rank compares its plan, job and settings with those of rank 0: hosts that differ stop at once.
+Under torchrun, processes post what their hosts have, and hosts are bound to slots of their class.
+Importing this module imports no torch.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import asdict
 from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
@@ -27,7 +28,7 @@ import click
 from cost_models.errors import InputError
 from cost_models.hardware.machine import Gpu, Host, discover
 from executor.launch.hosts import Seat
-from executor.launch.launch import Launch, Request, prepare
+from executor.launch.launch import Launch, Request, prepare, rank_environment
 from executor.launch.settings import check_job
 from planner.plan_file import Plan
 
@@ -48,28 +49,12 @@ def make_sharding(plan: Plan, rank: int, device: torch.device, timeout: timedelt
     from executor.groups import make_groups
     from executor.sharding import ContextSharding, Precision
 
-    @dataclass(kw_only=True)
-    class PlannedSharding(ContextSharding):
-        """Also hands the plan's loss chunk to the model: how it is computed, not what."""
-
-        loss_chunk_tokens: int
-
-        def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
-            config = getattr(model, "config", None)
-            if is_dataclass(config) and hasattr(config, "loss_chunk_tokens"):
-                model.config = replace(config, loss_chunk_tokens=self.loss_chunk_tokens)  # type: ignore[type-var, assignment]
-            return super().wrap(model)
-
     strategy, precision = plan.strategy, plan.workload.precision
     dtypes = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     mixed = precision.param != precision.master
-    return PlannedSharding(
-        groups=make_groups(
-            {axis: lists.tolist() for axis, lists in plan.groups.items()},
-            rank,
-            "nccl" if device.type == "cuda" else None,
-            timeout,
-        ),
+    lists = {axis: groups.tolist() for axis, groups in plan.groups.items()}
+    return ContextSharding(
+        groups=make_groups(lists, rank, "nccl" if device.type == "cuda" else None, timeout),
         device=device,
         ring_layout=strategy.ring_kind,
         zero=strategy.zero,
@@ -94,6 +79,36 @@ def job_main(name: str) -> Callable[[Any], None]:
     if not callable(main):
         raise InputError(f"--job {name}: the module has no function main(job)")
     return main
+
+
+def run(launch: Launch) -> int:
+    """Start this host's ranks, show the first one's output, and wait; the exit code."""
+    os.environ |= rank_environment(launch.threads)  # before torch is imported, here and in the ranks
+    hosts = launch.binding.hosts
+    if len(hosts) == 1 or hosts[0].startswith("127."):
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo" if sys.platform == "linux" else "lo0"
+    seats = launch.seats
+    assert launch.host is not None and seats, "only a launch that knows its host can run"
+    print(f"starting {len(seats)} ranks", file=sys.stderr, flush=True)
+    from executor.launch.agent import Team, run_team
+
+    job_main(launch.request.job)
+    import executor.sharding  # noqa: F401  forked ranks share it: paid once instead of once per rank
+
+    team = Team(
+        ranks=tuple(seat.rank for seat in seats),
+        logs=launch.run_dir / "logs",
+        forked=sys.platform == "linux" and launch.backend == "gloo",
+        timeout_s=launch.request.timeout_s,
+        node=hosts.index(launch.host),
+        nodes=len(hosts),
+        master=hosts[0] if len(hosts) > 1 else "127.0.0.1",
+        port=launch.request.port,
+    )
+    outcome = run_team(run_rank, launch, team)
+    if outcome.code:
+        print(f"executor: {outcome.reason}", file=sys.stderr, flush=True)
+    return outcome.code
 
 
 def run_rank(launch: Launch) -> None:

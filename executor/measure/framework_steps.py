@@ -25,7 +25,7 @@ from cost_models.strategy import Strategy
 from cost_models.workload import Precision, Workload
 from executor.groups import Groups, make_groups
 from executor.sharding import ContextSharding
-from longvila.config import LongVilaConfig, load_config
+from longvila.config import load_config
 from longvila.model import LongVilaForConditionalGeneration
 from longvila.optimizer import Optimizer
 from longvila.sharding import Batch
@@ -80,8 +80,7 @@ def _priced_s(bench: Bench, layers: int, microbatches: int) -> float:
 def _step(groups: Groups, device: torch.device, layers: int, microbatches: int) -> Callable[[], None]:
     sharding = ContextSharding(groups=groups, device=device)
     tiny = load_config("tiny")
-    fields = {name: getattr(tiny, name) for name in tiny.__dataclass_fields__}
-    config = LongVilaConfig(**{**fields, "llm": {**tiny.llm, "num_hidden_layers": layers}})
+    config = replace(tiny, llm={**tiny.llm, "num_hidden_layers": layers})
     torch.manual_seed(0)
     model: nn.Module = sharding.wrap(LongVilaForConditionalGeneration(config, sharding.attention).to(device))
     model.train()

@@ -13,13 +13,7 @@ import json
 import os
 import sys
 import tempfile
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cost_models.curves.samples import Sample
 from cost_models.errors import InputError
@@ -66,7 +60,7 @@ def _measure(cluster: Cluster, here: Host, count: int, quick: bool) -> tuple[Sam
     loads, node = loads_of(count), cluster.runs[0].node
     os.environ |= rank_environment(max(1, here.cores // count))
     os.environ["GLOO_SOCKET_IFNAME"] = "lo" if sys.platform == "linux" else "lo0"
-    with tempfile.TemporaryDirectory(prefix="profile-") as name, _progress(Path(name), loads):
+    with tempfile.TemporaryDirectory(prefix="profile-") as name:
         from executor.launch.agent import Team, run_team
         from executor.measure.measuring import Order, measure
 
@@ -78,49 +72,12 @@ def _measure(cluster: Cluster, here: Host, count: int, quick: bool) -> tuple[Sam
             cores=here.cores,
             path=node.scale_up.link,
             cuda=cuda,
-            folder=Path(name),
         )
-        team = Team(
-            ranks=tuple(range(count)),
-            logs=Path(name) / "logs",
-            forked=sys.platform == "linux" and not cuda,
-            shown=False,
-        )
+        forked = sys.platform == "linux" and not cuda
+        team = Team(ranks=tuple(range(count)), logs=Path(name) / "logs", forked=forked)
         outcome = run_team(measure, order, team)
     if outcome.code == 130:
         raise KeyboardInterrupt
     if outcome.code:
         raise InputError(f"the measurement did not end well: {outcome.reason}")
     return tuple(outcome.value)
-
-
-@contextmanager
-def _progress(folder: Path, loads: Sequence[int]) -> Iterator[None]:
-    """Shows the loads that are measured, as their files appear: a bar on a terminal, else a line for each."""
-    columns = (TextColumn("measuring"), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    bar = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
-    task, ended = bar.add_task("starting", total=len(loads)), threading.Event()
-
-    def show(load: int) -> None:
-        line = f"measured with {load} of {loads[-1]} ranks at once"
-        bar.update(task, description=line, advance=1)
-        if bar.disable:
-            print(line, file=sys.stderr, flush=True)
-
-    def watch() -> None:
-        left = list(loads)
-        while left:
-            last = ended.wait(0.2)
-            while left and (folder / f"load-{left[0]}").exists():
-                show(left.pop(0))
-            if last:
-                return
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    with bar:
-        watcher.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            watcher.join()

@@ -1,19 +1,17 @@
-"""What the algorithms of this package need of communication, over a process group or between threads of one process.
+"""The communication that the algorithms of this package need; they take an `Exchange` and know no process group.
 
     all_to_all   rows to every member, counts may differ        ulysses heads, embeddings
     shift        one buffer to the next member of a ring        keys, values and their gradients
     all_gather   equal buffers from everybody, stacked          decoding
 
-A shift is started, then waited for: what is computed between the two hides it. Members must call the same methods in
-the same order. `GroupExchange` is a process group (gloo, NCCL); `local_exchanges` joins threads of one process, with
-which the whole attention is tested without any; a group of one is the identity and sends nothing.
+A shift is started, then waited for; computation between the two is overlapped with it. Members must call the same
+methods in the same order. `GroupExchange` is a process group (gloo, NCCL). A group of one sends nothing.
 """
 
 from __future__ import annotations
 
-import queue
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -22,7 +20,7 @@ from torch import Tensor
 
 
 class Pending(Protocol):
-    """A shift under way."""
+    """A shift that is in flight."""
 
     def wait(self) -> Tensor:
         """The buffer from the previous member; the sent one may be reused from here on."""
@@ -114,53 +112,6 @@ class _InFlight:
         for work in self.works:
             work.wait()
         return self.received
-
-
-@dataclass(frozen=True, kw_only=True)
-class LocalExchange:
-    """Between threads of one process; `boxes[sender][receiver]` holds what is on its way."""
-
-    boxes: Sequence[Sequence[queue.SimpleQueue[Tensor]]] = field(repr=False)
-    index: int
-    timeout_s: float = 30.0
-
-    @property
-    def size(self) -> int:
-        return len(self.boxes)
-
-    def all_to_all(self, rows: Tensor, send: Sequence[int], receive: Sequence[int]) -> Tensor:
-        for member, piece in enumerate(rows.split(list(send))):
-            self.boxes[self.index][member].put(piece.clone())
-        received = torch.cat([self._take(member) for member in range(self.size)])
-        assert received.shape[0] == sum(receive)
-        return received
-
-    def start_shift(self, buffer: Tensor) -> Pending:
-        self.boxes[self.index][(self.index + 1) % self.size].put(buffer.clone())
-        return _InBox(self, (self.index - 1) % self.size)
-
-    def all_gather(self, buffer: Tensor) -> Tensor:
-        for member in range(self.size):
-            self.boxes[self.index][member].put(buffer.clone())
-        return torch.stack([self._take(member) for member in range(self.size)])
-
-    def _take(self, sender: int) -> Tensor:
-        return self.boxes[sender][self.index].get(timeout=self.timeout_s)
-
-
-@dataclass(frozen=True)
-class _InBox:
-    exchange: LocalExchange
-    sender: int
-
-    def wait(self) -> Tensor:
-        return self.exchange._take(self.sender)
-
-
-def local_exchanges(size: int) -> list[LocalExchange]:
-    """A group of `size` threads, one exchange for each."""
-    boxes: list[list[queue.SimpleQueue[Tensor]]] = [[queue.SimpleQueue() for _ in range(size)] for _ in range(size)]
-    return [LocalExchange(boxes=boxes, index=index) for index in range(size)]
 
 
 class _AllToAll(torch.autograd.Function):

@@ -13,12 +13,17 @@ from __future__ import annotations
 
 import importlib.util
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from cost_models.errors import InputError
+
+_FLASH_ATTN: dict[str, Any] = {
+    "dropout_p": 0.0, "window_size_left": -1, "window_size_right": -1, "softcap": 0.0, "alibi_slopes": None,
+}  # fmt: skip
+"""What flash-attn's raw operators want to be told of features that are not used here; -1 means no window."""
 
 
 class BlockOut(NamedTuple):
@@ -59,7 +64,7 @@ def backward(
 def _cpu_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float
 ) -> BlockGrad:
-    """Torch's kernel gives each thread whole KV heads; with fewer heads than threads it is 20 times slower.
+    """Torch's kernel splits its work over KV heads; with fewer heads than threads it is 20 times slower.
 
     Then every query head gets a view of its KV head, and the gradients are summed. With one thread nothing changes.
     """
@@ -88,19 +93,7 @@ def _flash_attn_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: fl
     from flash_attn.flash_attn_interface import _flash_attn_forward as op
 
     q_BSHD, k_BSHD, v_BSHD = (x.transpose(1, 2) for x in (q, k, v))
-    out, lse, *_ = op(
-        q_BSHD,
-        k_BSHD,
-        v_BSHD,
-        dropout_p=0.0,
-        softmax_scale=scale,
-        causal=causal,
-        window_size_left=-1,
-        window_size_right=-1,
-        softcap=0.0,
-        alibi_slopes=None,
-        return_softmax=False,
-    )
+    out, lse, *_ = op(q_BSHD, k_BSHD, v_BSHD, softmax_scale=scale, causal=causal, return_softmax=False, **_FLASH_ATTN)
     return BlockOut(out.transpose(1, 2), lse)
 
 
@@ -112,25 +105,8 @@ def _flash_attn_backward(
     # Any strides will do but the last dim's, which the op looks after; lse it takes as dense.
     dout, q, k, v, out = (x.transpose(1, 2) for x in (dout, q, k, v, out))
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-    op(
-        dout,
-        q,
-        k,
-        v,
-        out,
-        lse.contiguous(),
-        dq,
-        dk,
-        dv,
-        dropout_p=0.0,
-        softmax_scale=scale,
-        causal=causal,
-        window_size_left=-1,
-        window_size_right=-1,
-        softcap=0.0,
-        alibi_slopes=None,
-        deterministic=False,
-    )
+    tensors = (dout, q, k, v, out, lse.contiguous(), dq, dk, dv)
+    op(*tensors, softmax_scale=scale, causal=causal, deterministic=False, **_FLASH_ATTN)
     return BlockGrad(dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2))
 
 

@@ -13,8 +13,9 @@ from cost_models.layer.heads import HeadSplit
 from cost_models.token_layout import Layout, Span, Tile, document_edges
 from executor.mmsp import kernel
 from executor.mmsp.attention import Kept, MmSp, _sum_heads, attention, guard, register
-from executor.mmsp.exchange import Alone, LocalExchange, local_exchanges
+from executor.mmsp.exchange import Alone
 from executor.mmsp.ring import RingWork, ring_backward, ring_forward
+from tests.executor.threads import LocalExchange, local_exchanges
 
 DIM = 4
 

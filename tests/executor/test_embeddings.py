@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from cost_models.errors import InputError
 from cost_models.token_layout import Layout
 from executor.mmsp.embeddings import exchange_embeddings, own_frames, route
-from executor.mmsp.exchange import Alone, local_exchanges
+from executor.mmsp.exchange import Alone
+from tests.executor.threads import local_exchanges
 
 
 @given(frames=st.integers(0, 300), members=st.integers(1, 40))

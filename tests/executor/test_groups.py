@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from cost_models.errors import InputError
-from executor.groups import AXES, make_groups, one_rank_each
+from executor.groups import AXES, make_groups
 from executor.mmsp.exchange import Alone, all_to_all
 from tests.executor.sharded_step import Case, rank_lists
 from tests.ranks import run_ranks
@@ -107,4 +107,3 @@ def test_groups_are_of_the_backend_asked_for(four_ranks, monkeypatch, backend):
 
 def test_lists_of_the_grid():
     assert set(rank_lists(Case(ulysses=2, ring=2))) == set(AXES)
-    assert one_rank_each(3) == [[0], [1], [2]]
