@@ -3,8 +3,8 @@
     results = run_ranks(check, 4, "float64")        # every rank calls check("float64") inside an initialised group
 
 One process per rank, one thread each; rendezvous through a file, so parallel test runs never meet. The function is
-a top-level one of an importable module (pickled by name). On Linux a host process imports that module once and forks
-the ranks: imports are most of the time. The first rank that fails decides: its traceback is the message of
+a top-level one of an importable module (pickled by name). A host process, forked from the server that has imported
+torch (`tests.forked`), forks the ranks. The first rank that fails decides: its traceback is the message of
 `RankFailure`, the others are killed. Nothing is left running, also at the time limit.
 """
 
@@ -13,10 +13,8 @@ from __future__ import annotations
 import os
 import pickle
 import signal
-import subprocess
 import sys
 import tempfile
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -24,7 +22,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.forked import forked
 
 
 class RankFailure(AssertionError):
@@ -34,40 +32,18 @@ class RankFailure(AssertionError):
 def run_ranks(function: Callable[..., Any], ranks: int, *args: Any, timeout_s: float = 300.0) -> list[Any]:
     """What `function(*args)` returned on each of `ranks` processes, in rank order; picklable values only."""
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
-        Path(folder, "job").write_bytes(pickle.dumps((function, args, ranks, timeout_s)))
-        environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-            "OMP_NUM_THREADS": "1",
-            "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0",
-        }
-        command = [sys.executable, "-P", str(Path(__file__).resolve()), folder]
-        of_host = [list(range(ranks))] if sys.platform == "linux" else [[rank] for rank in range(ranks)]
-        hosts = [
-            subprocess.Popen(
-                [*command, *map(str, own)], env=environment, cwd=ROOT, stdin=subprocess.DEVNULL, start_new_session=True
-            )
-            for own in of_host
-        ]
+        host = forked(_host, Path(folder), ranks, timeout_s, function, args)
         try:
-            _wait(hosts, Path(folder), time.monotonic() + timeout_s)
+            host.join(timeout_s)
+            if host.exitcode is None:
+                raise RankFailure("the ranks did not end in time")
+            if host.exitcode:
+                raise RankFailure(_first_failure(Path(folder)))
         finally:
-            for host in hosts:
-                with suppress(ProcessLookupError):
-                    os.killpg(host.pid, signal.SIGKILL)
-                host.wait()
+            with suppress(ProcessLookupError):
+                os.killpg(host.pid, signal.SIGKILL)
+            host.join()
         return [pickle.loads(Path(folder, f"result{rank}").read_bytes()) for rank in range(ranks)]
-
-
-def _wait(hosts: Sequence[subprocess.Popen[bytes]], folder: Path, deadline_s: float) -> None:
-    while True:
-        codes = [host.poll() for host in hosts]
-        if all(code == 0 for code in codes):
-            return
-        if any(code not in (None, 0) for code in codes):
-            raise RankFailure(_first_failure(folder))
-        if time.monotonic() > deadline_s:
-            raise RankFailure("the ranks did not end in time")
-        time.sleep(0.02)
 
 
 def _first_failure(folder: Path) -> str:
@@ -77,11 +53,12 @@ def _first_failure(folder: Path) -> str:
     return f"rank {reports[0].name.removeprefix('error')} failed first:\n{reports[0].read_text()}"
 
 
-def _host(folder: Path, own: Sequence[int]) -> int:
-    """Import once, fork the ranks, wait for the first failure or for all; 0 if all did well."""
-    function, args, ranks, timeout_s = pickle.loads((folder / "job").read_bytes())
+def _host(folder: Path, ranks: int, timeout_s: float, function: Callable[..., Any], args: Sequence[Any]) -> None:
+    """Fork the ranks, wait for the first failure or for all; the exit code is 0 if all did well."""
+    os.setsid()
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo" if sys.platform == "linux" else "lo0"
     children = {}
-    for rank in own:
+    for rank in range(ranks):
         if (pid := os.fork()) == 0:
             os._exit(_rank(folder, rank, ranks, timeout_s, function, args))
         children[pid] = rank
@@ -91,8 +68,7 @@ def _host(folder: Path, own: Sequence[int]) -> int:
         if code:
             if not list(folder.glob("error*")):
                 _report(folder, rank, f"it died with exit code {code}")
-            return 1
-    return 0
+            sys.exit(1)
 
 
 def _rank(
@@ -124,7 +100,3 @@ def _report(folder: Path, rank: int, text: str) -> None:
     partial = folder / f"partial{rank}"
     partial.write_text(text)
     partial.rename(folder / f"error{rank}")
-
-
-if __name__ == "__main__":
-    sys.exit(_host(Path(sys.argv[1]), [int(rank) for rank in sys.argv[2:]]))

@@ -3,14 +3,16 @@
 import json
 import os
 import signal
-import subprocess
 import sys
-from functools import partial
+import tempfile
 from pathlib import Path
+from subprocess import CompletedProcess
 
 from cost_models import Cluster, Model, Placement, Profile, Strategy, Workload, price
 from cost_models.workload import Precision
+from executor.command import main
 from planner.plan_file import Plan, Simulated
+from tests.forked import forked
 
 ROOT = Path(__file__).resolve().parents[2]
 FP32 = Precision(param="fp32", master="fp32", grad="fp32", reduce="fp32", optimizer="fp32")
@@ -65,24 +67,44 @@ def edit_plan(path: Path, **changes) -> Path:
     return path
 
 
-def start(*arguments: str | Path, folder: Path) -> subprocess.Popen[str]:
-    """The `executor` command in `folder`, tests importable as jobs."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", "executor.command", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=folder,
-        env=environment,
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # ignored under `tests &`
-    )
+class Command:
+    """An `executor` command that runs in `folder`, with the tests importable as jobs."""
+
+    def __init__(self, *arguments: str | Path, folder: Path) -> None:
+        self._streams = tempfile.TemporaryDirectory(prefix="command-")
+        files = [Path(self._streams.name, name) for name in ("stdout", "stderr")]
+        for file in files:
+            file.touch()
+        self._process = forked(_command, [str(argument) for argument in arguments], folder, files)
+        self._files = files
+
+    @property
+    def running(self) -> bool:
+        return self._process.exitcode is None
+
+    def signal(self, number: int) -> None:
+        os.kill(self._process.pid, number)
+
+    def end(self, timeout_s: float = 90.0) -> CompletedProcess[str]:
+        """Waits; what does not end in time is killed and fails the test."""
+        self._process.join(timeout_s)
+        late = self.running
+        if late:
+            self._process.kill()
+        out, err = (file.read_text() for file in self._files)
+        self._streams.cleanup()
+        assert not late, out + err
+        return CompletedProcess((), self._process.exitcode, out, err)
 
 
-def run(*arguments: str | Path, folder: Path, timeout_s: float = 90.0) -> subprocess.CompletedProcess[str]:
-    process = start(*arguments, folder=folder)
-    try:
-        out, err = process.communicate(timeout=timeout_s)
-    finally:
-        process.kill()
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+def _command(arguments: list[str], folder: Path, streams: list[Path]) -> None:
+    for number, stream in enumerate(streams, start=1):
+        os.dup2(os.open(stream, os.O_WRONLY), number)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.chdir(folder)
+    sys.argv = ["executor", *arguments]
+    main()
+
+
+def run(*arguments: str | Path, folder: Path, timeout_s: float = 90.0) -> CompletedProcess[str]:
+    return Command(*arguments, folder=folder).end(timeout_s)

@@ -9,10 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from cost_models import Cluster, Placement, Strategy
-from tests.executor.planned import make_plan, run, save_plan, start
+from tests.executor.planned import Command, make_plan, run, save_plan
 
 JOB = "--job=tests.executor.launched_jobs"
 
@@ -37,11 +36,11 @@ def _gone(pids: list[int], within_s: float = 5.0) -> bool:
     return False
 
 
-def _pids(folder: Path, ranks: int, process) -> list[int]:
+def _pids(folder: Path, ranks: int, process: Command) -> list[int]:
     """Processes of the ranks, once all have come up."""
     files, deadline_s = [folder / f"rank{rank}.json" for rank in range(ranks)], time.monotonic() + 60
     while not all(file.exists() for file in files):
-        assert process.poll() is None, process.communicate()
+        assert process.running, process.end()
         assert time.monotonic() < deadline_s
         time.sleep(0.05)
     return [json.loads(file.read_text())["pid"] for file in files]
@@ -82,22 +81,31 @@ def test_the_rank_that_failed_is_named_not_those_that_lost_it(tmp_path):
 
 def test_a_killed_rank_ends_all(tmp_path):
     plan = save_plan(tmp_path, Strategy(ulysses=2, shard=2))
-    process = start("launch", plan, *_options(tmp_path, "collective"), folder=tmp_path)
+    process = Command("launch", plan, *_options(tmp_path, "collective"), folder=tmp_path)
     pids = _pids(tmp_path, 2, process)
     os.kill(pids[1], signal.SIGKILL)
-    out, err = process.communicate(timeout=20)
-    assert process.returncode == 1 and "rank 1 failed: killed by signal 9 (SIGKILL)" in err, out + err
+    done = process.end(20)
+    assert done.returncode == 1 and "rank 1 failed: killed by signal 9 (SIGKILL)" in done.stderr
     assert _gone(pids)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_no_orphans_when_the_launcher_ends(tmp_path, number):
+def test_no_orphans_when_the_launcher_is_killed(tmp_path):
     plan = save_plan(tmp_path, Strategy(ulysses=2, shard=2))
-    process = start("launch", plan, *_options(tmp_path, "wait"), folder=tmp_path)
+    process = Command("launch", plan, *_options(tmp_path, "wait"), folder=tmp_path)
     pids = _pids(tmp_path, 2, process)
-    process.send_signal(number)
-    process.communicate(timeout=20)
-    assert process.returncode == (130 if number == signal.SIGINT else -9)
+    process.signal(signal.SIGKILL)
+    assert process.end(20).returncode == -9
+    assert _gone(pids)
+
+
+def test_the_run_folder_is_one_launchs_and_ctrl_c_ends_all_its_ranks(tmp_path):
+    plan = save_plan(tmp_path, Strategy(ulysses=2, shard=2))
+    first = Command("launch", plan, *_options(tmp_path, "wait"), folder=tmp_path)
+    pids = _pids(tmp_path, 2, first)
+    second = run("launch", plan, *_options(tmp_path), folder=tmp_path)
+    assert second.returncode == 2 and "another launch is writing to runs/launch/logs" in second.stderr
+    first.signal(signal.SIGINT)
+    assert first.end(20).returncode == 130
     assert _gone(pids)
 
 
@@ -135,7 +143,7 @@ def _on_two_hosts(folder: Path, *more: list[str]) -> list[tuple[int, str]]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     started = [
-        start(
+        Command(
             "launch",
             plan,
             *_options(folder),
@@ -149,18 +157,7 @@ def _on_two_hosts(folder: Path, *more: list[str]) -> list[tuple[int, str]]:
         )
         for node, options in enumerate(more)
     ]
-    outputs = ["".join(process.communicate(timeout=90)) for process in started]
-    return [(process.returncode, output) for process, output in zip(started, outputs, strict=True)]
-
-
-def test_two_launches_do_not_share_a_run_folder(tmp_path):
-    plan = save_plan(tmp_path, Strategy())
-    first = start("launch", plan, *_options(tmp_path, "wait"), folder=tmp_path)
-    _pids(tmp_path, 1, first)
-    second = run("launch", plan, *_options(tmp_path), folder=tmp_path)
-    first.send_signal(signal.SIGINT)
-    first.communicate(timeout=20)
-    assert second.returncode == 2 and "another launch is writing to runs/launch/logs" in second.stderr
+    return [(done.returncode, done.stdout + done.stderr) for done in (process.end() for process in started)]
 
 
 def _two_slots(folder: Path) -> Path:
