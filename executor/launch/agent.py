@@ -22,6 +22,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -94,6 +95,8 @@ def run_team(function: Callable[[Any], Any], argument: object, team: Team) -> Ou
     finally:
         for left in multiprocessing.active_children():
             left.kill()
+        for rank in team.ranks:
+            logs.file(rank, "room").unlink(missing_ok=True)
     if not result.is_failed():
         return Outcome(code=0, value=next(iter(result.return_values.values())))
     failure = next(iter(result.failures.values()))
@@ -145,23 +148,22 @@ def _rank(function: Callable[[Any], Any], argument: object, agent: int) -> Any:
     except BaseException as error:
         _record(error, Path(variable("TORCHELASTIC_ERROR_FILE")))
         for stream in (sys.stdout, sys.stderr):
-            stream.flush()
+            with suppress(OSError):
+                stream.flush()
         if isinstance(error, RuntimeError):
             time.sleep(_CAUSE_FIRST_S)
         os._exit(2 if is_mistake(error) else 1)
 
 
 def _record(error: BaseException, file: Path) -> None:
-    """The reason in the form that torch's agent reads, whole or not at all, and the traceback for people."""
-    at_ns = time.time_ns()
+    """The reason in the form that torch's agent reads, in room that was kept for it, and the traceback for people."""
+    at_ns, room = time.time_ns(), file.with_suffix(".room")
     reason = {"message": one_line(error), "extraInfo": {"timestamp": at_ns // 10**9}}
-    try:
+    with suppress(OSError):
+        with room.open("r+", encoding="utf-8") as start:
+            start.write(json.dumps({"message": reason, "at_ns": at_ns}))
+        room.replace(file)
         file.with_suffix(".traceback").write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps({"message": reason, "at_ns": at_ns}), encoding="utf-8")
-        partial.replace(file)
-    except OSError as full:  # the log may still take a line
-        print(f"{one_line(error)} (and its reason cannot be written: {full.strerror})", file=sys.stderr)
 
 
 def _reason(failure: ProcessFailure, team: Team, logs: _Logs) -> str:
@@ -199,6 +201,8 @@ class _Logs(LogsSpecs):
                     self.file(rank, kind).unlink(missing_ok=True)
                 for kind in ("out", "log"):
                     self.file(rank, kind).write_text("", encoding="utf-8")
+                # A disk that the job fills still takes the reason of the failure: it replaces these blanks.
+                self.file(rank, "room").write_text(" " * 4096, encoding="utf-8")
         except BlockingIOError:
             raise InputError(f"--run-dir: another launch is writing to {team.logs}; give another --run-dir") from None
         except OSError as error:

@@ -28,6 +28,13 @@ def main(job):
     partial.rename(out / f"rank{rank}.json")
     print(f"to stdout from {rank}", flush=True)
     print(f"to stderr from {rank}", file=sys.stderr, flush=True)
+    if what == "full":
+        try:
+            with (out / "filler").open("wb", buffering=0) as filler:
+                while True:
+                    filler.write(bytes(4096))
+        except OSError as fault:
+            raise JobError(f"checkpoint cannot be written: {fault.strerror}") from None
     if what == "mistake":
         raise JobError("data: no such file; name one that is there")
     if what == "fault" and rank == 1:

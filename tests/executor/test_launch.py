@@ -4,11 +4,13 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from cost_models import Cluster, Placement, Strategy
 from tests.executor.planned import Command, make_plan, run, save_plan
@@ -77,6 +79,24 @@ def test_the_rank_that_failed_is_named_not_those_that_lost_it(tmp_path):
     assert done.returncode == 1
     assert "rank 1 failed: ValueError: this rank is broken" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def test_a_full_disk_under_the_run_folder_is_named(tmp_path, small_disk):
+    plan = save_plan(tmp_path, Strategy(ulysses=2, shard=2))
+    done = run("launch", plan, *_options(small_disk, "full"), f"--run-dir={small_disk / 'run'}", folder=tmp_path)
+    assert done.returncode == 2
+    assert "executor: checkpoint cannot be written: No space left on device" in done.stderr.splitlines()
 
 
 def test_a_killed_rank_ends_all(tmp_path):
