@@ -30,7 +30,7 @@ from planner.search.integer_program import Answer, choose
 from planner.search.objective import Objective, value_of, weight
 from planner.search.policy_prices import EQUAL
 from planner.search.reasons import notable
-from planner.search.remedies import NothingFits, remedies
+from planner.search.remedies import NothingFits
 from planner.search.space import Space
 
 __all__ = ["Choice", "NothingFits", "Solution", "solve"]
@@ -88,7 +88,7 @@ def solve(
     costs = cluster_costs(cluster, profile)
     result = Search(space, objective, costs, deadline).run(runners=keep + 1)
     if not np.isfinite(result.incumbent):
-        raise NothingFits(*remedies(space, costs.samples))
+        raise NothingFits(space, costs.samples)
     program = _Program(result, objective, deadline)
     column, answer, bound = program.answer()
     picked = [(column, answer.layers), *program.runners_up(column, keep - 1)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 
@@ -30,22 +31,34 @@ CONTEXT_STEP = 1024
 
 
 class NothingFits(InputError):
-    """No layout has the memory; `remedies` says what would, each with its number."""
+    """No layout has the memory; `remedies` says what would, each with its number.
 
-    def __init__(self, problem: str, found: tuple[str, ...]) -> None:
-        super().__init__("; ".join([problem, *found]))
-        self.problem = problem
-        self.remedies = found
+    Both are computed when they are read: a sweep or a bisection that only asks whether anything fits waits for neither.
+    """
 
+    def __init__(self, space: Space, samples: tuple[Sample, ...]) -> None:
+        super().__init__()
+        self._space, self._samples = space, samples
 
-def remedies(space: Space, samples: tuple[Sample, ...]) -> tuple[str, tuple[str, ...]]:
-    """(what is wrong, what would fit)."""
-    least, room = _least(space, samples)
-    workload, cluster = space.workload, space.cluster
-    pinned = ", ".join(f"{name}={value}" for name, value in space.pins.items())
-    words = f"nothing fits: {workload.describe()} needs at least {show_bytes(least)} per GPU of {show_bytes(room)}"
-    words += f" on {cluster.gpus} GPUs" + (f" with {pinned}" if pinned else "")
-    return words, tuple(_tried(space, samples))
+    @cached_property
+    def problem(self) -> str:
+        """What is wrong, with the least bytes that any layout needs."""
+        least, room = _least(self._space, self._samples)
+        workload, gpus = self._space.workload, self._space.cluster.gpus
+        pinned = ", ".join(f"{name}={value}" for name, value in self._space.pins.items())
+        words = f"nothing fits: {workload.describe()} needs at least {show_bytes(least)} per GPU of {show_bytes(room)}"
+        return words + f" on {gpus} GPUs" + (f" with {pinned}" if pinned else "")
+
+    @cached_property
+    def remedies(self) -> tuple[str, ...]:
+        """What would fit."""
+        return tuple(_tried(self._space, self._samples))
+
+    def __str__(self) -> str:
+        return "; ".join([self.problem, *self.remedies])
+
+    def __reduce__(self) -> tuple[type[NothingFits], tuple[Space, tuple[Sample, ...]]]:
+        return NothingFits, (self._space, self._samples)
 
 
 def _tried(space: Space, samples: tuple[Sample, ...]) -> Iterator[str]:

@@ -316,6 +316,15 @@ def test_remedies_are_true() -> None:
         solve(Cluster.load("dgx-h100", gpus=gpus - 8), Workload(model, context_tokens=2**21))
 
 
+def test_a_search_that_only_asks_whether_it_fits_pays_for_no_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bisections and sweeps meet rows that do not fit many times; what would fit is sought only where it is shown."""
+    monkeypatch.setattr("planner.search.remedies._tried", lambda space, samples: pytest.fail("remedies were sought"))
+    work = Workload(Model.load("longvila-8b"), context_tokens=2**21)
+    with pytest.raises(NothingFits) as caught:
+        solve(Cluster.load("dgx-h100", nodes=1), work)
+    assert caught.value.problem.startswith("nothing fits: longvila-8b")
+
+
 def test_a_pin_that_makes_it_too_big_is_named() -> None:
     here, work = Cluster.load("dgx-h100", nodes=32), Workload(Model.load("longvila-8b"), context_tokens=2**21)
     with pytest.raises(NothingFits, match="without shard=1 it fits"):
