@@ -6,7 +6,7 @@ Each name is imported when it is first used, so that a command pays only for wha
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cost_models.batch import BatchCost as BatchCost
@@ -39,7 +39,7 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'cost_models' has no attribute {name!r}")
     return getattr(importlib.import_module(f"cost_models.{_HOMES[name]}"), name)

@@ -182,13 +182,13 @@ def _load(name: str) -> Framework:
     return replace(found, precision=precision, host=HOSTS[host] if host else None, reasons=reasons)
 
 
-def _settled(name: str, above: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str]]:
+def _settled(name: str, above: tuple[str, ...]) -> tuple[dict[str, object], dict[str, str]]:
     """(fields, reasons) of a file and of those that it is like. Refuses what is unknown, or changes nothing."""
     file, where = _read(name), f"framework {name}"
     if name in above:
         raise InputError(f"{where} is like itself, by way of {', '.join(above)}")
     settled, reasons = ({}, {}) if file.like is None else _settled(file.like, (*above, name))
-    here: dict[str, Any] = {}
+    here: dict[str, object] = {}
     for index, fact in enumerate(file.facts):
         place = f"{where}.facts[{index}]"
         why = fact.get("why") if isinstance(fact, dict) else None

@@ -72,7 +72,7 @@ def somewhere(condition: Number) -> bool:
     return bool(condition.any()) if isinstance(condition, np.ndarray) else bool(condition)
 
 
-def distinct(values: NDArray[Any]) -> NDArray[Any]:
+def distinct(values: Array) -> Array:
     """The values that occur, ascending; `np.unique` does the same, but first imports numpy's masked arrays.
 
     >>> distinct(np.array([[3, 1], [1, 3]])).tolist()

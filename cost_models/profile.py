@@ -13,7 +13,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from cost_models import strict
 from cost_models.curves.samples import Sample
@@ -38,7 +37,7 @@ class Profile:
     def load(cls, path: str | Path) -> Profile:
         return strict.read(cls, strict.read_json(path, "--profile"), str(path))
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         return strict.plain(self)  # type: ignore[no-any-return]
 
     def __hash__(self) -> int:

@@ -19,7 +19,7 @@ from dataclasses import Field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 import yaml
@@ -88,7 +88,7 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON")
 
 
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     data = dict(pairs)
     if len(data) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -114,7 +114,7 @@ def parse_yaml(text: str, where: str) -> Any:
         raise InputError(f"{where} is not valid YAML: {' '.join(str(error).split())[:200]}") from None
 
 
-def _node(event: yaml.Event, events: Iterator[yaml.Event], depth: int) -> Any:
+def _node(event: yaml.Event, events: Iterator[yaml.Event], depth: int) -> object:
     """The data that starts with `event`; its further events are taken from `events`."""
     if isinstance(event, yaml.AliasEvent):
         raise yaml.YAMLError("aliases (*name) are not read; write the value out")
@@ -148,7 +148,7 @@ def _text(value: str) -> str:
     return value
 
 
-def _scalar(value: str) -> Any:
+def _scalar(value: str) -> object:
     """What unquoted text means in YAML's core schema.
 
     >>> [_scalar(text) for text in ("8", "1e9", "true", "", "yes", "0x10")]
@@ -181,8 +181,7 @@ def nearest(name: str, legal: Iterable[str]) -> str:
 
 def read(cls: type[T], data: object, where: str) -> T:
     """An instance of the dataclass `cls` from plain data; `where` names the file or key for error messages."""
-    built: T = _build(_kind(cls), data, where)  # type: ignore[arg-type]  # classes are hashable
-    return built
+    return cast(T, _build(_kind(cls), data, where))  # type: ignore[arg-type]  # classes are hashable
 
 
 def plain(value: object) -> Any:
@@ -197,7 +196,7 @@ def plain(value: object) -> Any:
     return value
 
 
-def _left_out(field: Field[Any], value: object) -> bool:
+def _left_out(field: Field[object], value: object) -> bool:
     return bool(field.metadata.get("optional")) and bool(getattr(value, field.name) == field.default)
 
 
@@ -212,7 +211,7 @@ def _show(data: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _build(kind: inspect.Type, data: object, where: str) -> Any:
+def _build(kind: inspect.Type, data: object, where: str) -> object:
     if isinstance(kind, inspect.IntType | inspect.FloatType):
         return _number(kind, data, where)
     if isinstance(kind, inspect.UnionType):
@@ -242,7 +241,7 @@ def _mapping(data: object, where: str) -> Mapping[object, object]:
     return data
 
 
-def _dataclass(kind: inspect.DataclassType, data: Mapping[object, object], where: str) -> Any:
+def _dataclass(kind: inspect.DataclassType, data: Mapping[object, object], where: str) -> object:
     known = {field.name: field for field in kind.fields}
     for key in data:
         if key not in known:
@@ -295,7 +294,7 @@ def _least(kind: inspect.IntType | inspect.FloatType) -> str:
     return f" of {kind.ge:g}" if kind.ge is not None else f": it must be above {kind.gt:g}"
 
 
-def _with_unit(text: str, where: str) -> Any:
+def _with_unit(text: str, where: str) -> object:
     name = where.rpartition(".")[2]
     if name.endswith("bytes_per_s"):
         return parse_rate(text, where)
@@ -304,7 +303,7 @@ def _with_unit(text: str, where: str) -> Any:
     return parse_seconds(text, where) if name.endswith("_s") else text
 
 
-def schema(cls: type) -> dict[str, Any]:
+def schema(cls: type) -> dict[str, object]:
     """The JSON Schema of a dataclass, which refuses unknown keys as `read` does."""
     described = msgspec.json.schema(cls)
     for part in described["$defs"].values():

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -294,12 +294,12 @@ class Cluster:
     def node(self, slot: int) -> Node:
         return self.runs[int(self.run_of_slot[slot])].node
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain data that `from_dict` reads back, devices by value."""
         return plain(self)  # type: ignore[no-any-return]
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any], where: str = "cluster") -> Cluster:
+    def from_dict(cls, data: Mapping[str, object], where: str = "cluster") -> Cluster:
         return strict.read(cls, data, where)
 
     @cached_property

@@ -157,7 +157,7 @@ def _preset(name: str) -> dict[str, Any]:
     return _load(PRESETS / f"{name}.yaml")
 
 
-def _on_base(data: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _on_base(data: dict[str, Any], where: str) -> dict[str, Any]:
     base = data["base"]
     if base not in Cluster.presets() or base == "local":
         raise InputError(f"{where}.base={base!r} is no preset; {strict.nearest(str(base), Cluster.presets())}")
@@ -184,7 +184,7 @@ def _wanted_nodes(runs: tuple[NodeRun, ...], sized: bool, nodes: int | None, gpu
     return -(-gpus // each)  # the last node may be used in part
 
 
-def _slots(items: tuple[Any, ...], limit: int, where: str) -> list[range]:
+def _slots(items: tuple[object, ...], limit: int, where: str) -> list[range]:
     spans = []
     for item in items:
         match = _SPAN.fullmatch(str(item))

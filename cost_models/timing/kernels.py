@@ -226,7 +226,7 @@ class Kernels:
         return f"measured: {facts['source']}"
 
     @staticmethod
-    def _band(facts: Mapping[str, Any]) -> str:
+    def _band(facts: Mapping[str, Mapping[str, float]]) -> str:
         """How wrong measured devices come out when they are scaled so (fit/scaling.py)."""
         return f"±{facts['scaled']['median']:.0%} as a rule, ±{facts['scaled']['p90']:.0%} in one of ten"
 

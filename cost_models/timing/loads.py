@@ -15,12 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.hardware.wiring import NIC_OUT, PCIE_OUT, SOCKET_OUT, SWITCH_OUT, Floats, Ints, LinkRates
+from cost_models.number import Array
 from cost_models.strategy import AXIS_GROUPS, Axis, Strategy, rank_groups
 from cost_models.timing.paths import Path
 from cost_models.timing.rings import Blocks
@@ -122,7 +122,7 @@ class Loads:
             costs["gather_s_per_byte"], costs["all_reduce_s_per_byte"] = self._rings(groups, leaf, blocks)
         return costs
 
-    def _busiest(self, groups: Ints, out: NDArray[Any], into: NDArray[Any], up: NDArray[Any]) -> Floats:
+    def _busiest(self, groups: Ints, out: Array, into: Array, up: Array) -> Floats:
         """On cards and uplinks: the shares of a buffer that each member sends, receives, and sends out of its leaf."""
         nic, rate = self.seats.nic[:, groups], self.card_rate[:, groups]
         busiest = self._most(nic, out / rate)
@@ -178,12 +178,12 @@ class Loads:
             busiest = np.maximum(busiest, np.max(loads, axis=0))
         return busiest
 
-    def _most(self, unit: Ints, seconds: NDArray[Any]) -> Floats:
+    def _most(self, unit: Ints, seconds: Array) -> Floats:
         """The largest sum over a unit, by placement (first axis)."""
         placement = np.repeat(np.arange(self.several), unit[0].size)
         return self._most_of(placement, unit.ravel(), seconds.ravel())
 
-    def _most_of(self, placement: Ints, unit: Ints, seconds: NDArray[Any]) -> Floats:
+    def _most_of(self, placement: Ints, unit: Ints, seconds: Array) -> Floats:
         bins = int(unit.max()) + 1
         sums = np.bincount(placement * bins + unit, weights=seconds, minlength=self.several * bins)
         return np.asarray(sums.reshape(self.several, bins).max(axis=1))

@@ -19,6 +19,8 @@ from cost_models.number import Array
 from cost_models.timing.grouped import Grouped
 from cost_models.timing.power_limit import Busy
 
+Facts = dict[str, Any]
+"""What a fit says of one operation: numbers, lists of devices, and errors by kind."""
 FOLDER = Path(__file__).parents[1] / "curves"
 BASES = {
     "volta": "a100-sxm-80gb",
@@ -130,9 +132,9 @@ class DeviceCurves:
         return launch_s, share
 
     @cached_property
-    def facts(self) -> dict[str, dict[str, Any]]:
+    def facts(self) -> dict[str, Facts]:
         """Per operation: source, measured_on, and the left-out errors."""
-        loaded: dict[str, dict[str, Any]] = json.loads((FOLDER / f"{self.name}.json").read_text())
+        loaded: dict[str, Facts] = json.loads((FOLDER / f"{self.name}.json").read_text())
         return loaded
 
     def _grid(self, name: str, axes: int) -> LogGrid:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import reduce
-from typing import Any
 
 from cost_models.curves.samples import Sample
 from cost_models.hardware.device import Device
@@ -18,6 +17,7 @@ from cost_models.timing.collectives import Collectives
 from cost_models.timing.kernels import FA2_ARCHITECTURES, Kernels
 from cost_models.timing.memo import Memo
 
+Argument = Number | str | bool | None
 Choice = Callable[[Number, Number], Number]
 
 
@@ -72,15 +72,15 @@ class KernelsInUse(Kernels):
         answers: list[Number] = [getattr(kernels, name)(*args, **kwargs) for kernels in self.each]
         return answers[0] if len(answers) == 1 else reduce(self.choose, answers)
 
-    def gemm_s(self, *args: Any, **kwargs: Any) -> Number:
+    def gemm_s(self, *args: Argument, **kwargs: Argument) -> Number:
         return self.memo.recall(self._chosen, ("gemm_s", *args), kwargs)
 
-    def grouped_s(self, groups: Number, *args: Any, **kwargs: Any) -> Number:
+    def grouped_s(self, groups: Number, *args: Argument, **kwargs: Argument) -> Number:
         if isinstance(groups, int) and groups == 1:
             return self.gemm_s(*args, **kwargs)
         return self.memo.recall(self._chosen, ("grouped_s", groups, *args), kwargs)
 
-    def attention_s(self, *args: Any, **kwargs: Any) -> Number:
+    def attention_s(self, *args: Argument, **kwargs: Argument) -> Number:
         return self.memo.recall(self._chosen, ("attention_s", *args), kwargs)
 
     def memory_bound_s(self, bytes_moved: Number, launches: Number = 1) -> Number:
