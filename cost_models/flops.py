@@ -2,7 +2,7 @@
 
     product         2 forward, 4 backward (2 where the weight is frozen)        of a layer's table, for one rank alone
     attention       causal 4 D H pairs forward, 2.5 x backward; pairs = L (L + 1) / 2 for each row; packed documents
-                    see only their own
+                    see only their own, a layer with a window of w keys L w - w (w - 1) / 2
 
 MFU here: matmul weights (embedding lookup not counted, output head counted) and causal attention with the backward
 counted as twice the forward (the usual convention); the executed count takes the kernel's 2.5 x. A token counts the
@@ -18,7 +18,7 @@ from cost_models.layer.operators import Table, product_flops
 from cost_models.layer.recompute import run_again
 from cost_models.layer.sizes import RankSizes
 from cost_models.layer.stages import all_runs
-from cost_models.models.model import LayerKind
+from cost_models.models.model import LAYER_KINDS, LayerKind
 from cost_models.strategy import Strategy
 from cost_models.workload import Workload
 
@@ -30,7 +30,7 @@ def model_flops(workload: Workload) -> float:
     for kind in dict.fromkeys(kinds):
         table = _table(workload, kind, None)
         once = product_flops(table) + (product_flops(table, grad=True) if train else 0.0)
-        total += kinds.count(kind) * (once + (3 if train else 1) * _attention(workload))
+        total += kinds.count(kind) * (once + (3 if train else 1) * _attention(workload, kind))
     return total + _head(workload) + _tower(workload)
 
 
@@ -38,12 +38,14 @@ def executed_flops(workload: Workload, strategy: Strategy) -> float:
     """With recompute, and attention's backward at 2.5 times its forward."""
     if workload.mode != "train":
         return model_flops(workload)
-    total, attention = 0.0, _attention(workload)
+    total = 0.0
     for run in all_runs(workload.model, strategy.layer_ranges(workload.model.layers)):
         table = _table(workload, run.kind, strategy.mlp_chunk_tokens)
         again = run_again(table, run.part.recompute)
         products = product_flops(table) + product_flops(table, grad=True) + product_flops(again)
-        total += float(run.layers) * (products + (3.5 + sum(one.attends for one in again)) * attention)
+        total += float(run.layers) * (
+            products + (3.5 + sum(one.attends for one in again)) * _attention(workload, run.kind)
+        )
     return total + _head(workload) + _tower(workload)
 
 
@@ -53,10 +55,11 @@ def _table(workload: Workload, kind: LayerKind, mlp_chunk_tokens: int | None) ->
     return operators(RankSizes(workload, Strategy(mlp_chunk_tokens=mlp_chunk_tokens), kind=kind))
 
 
-def _attention(workload: Workload) -> float:
-    """Of one layer forward, over all rows."""
-    model, context = workload.model, float(workload.context_tokens)
-    pairs = context if workload.mode == "decode" else context * (context + 1) / 2 * workload.attended_fraction
+def _attention(workload: Workload, kind: LayerKind) -> float:
+    """Of one layer of this kind forward, over all rows."""
+    model, context = workload.model, workload.context_tokens
+    window = model.window if LAYER_KINDS[kind].mixer == "window" else 0
+    pairs = float(min(window or context, context)) if workload.mode == "decode" else workload.causal_pairs(window)
     return 2.0 * model.heads * (model.head_dim + model.v_dim) * pairs * workload.global_batch
 
 
@@ -73,9 +76,9 @@ def _tower(workload: Workload) -> float:
     vision = workload.model.vision
     if vision is None or not workload.frames or workload.mode == "decode":
         return 0.0
-    frames = float(workload.frames * workload.global_batch)
+    frames = float(workload.grids * workload.global_batch)
     block = 4 * vision.hidden**2 + (3 if vision.gated else 2) * vision.hidden * vision.ffn
     tower = vision.layers * (2.0 * block * vision.patches + 4.0 * vision.patches**2 * vision.hidden)
     projector = vision.projector_in * vision.projector_hidden + vision.projector_hidden * workload.model.hidden
     passes = 3 if workload.mode == "train" and "tower" in workload.trainable else 1
-    return passes * frames * (tower + 2.0 * projector * vision.tokens_per_frame)
+    return passes * frames * (tower + 2.0 * projector * vision.projectors * vision.tokens_per_frame)

@@ -117,7 +117,12 @@ class Workload:
 
     @property
     def vision_tokens(self) -> int:
-        return self.frames * self.model.vision.tokens_per_frame if self.model.vision else 0
+        return self.grids * self.model.vision.tokens_per_frame if self.model.vision else 0
+
+    @property
+    def grids(self) -> int:
+        """What the tower works on: frames, or as many of them together as one patch spans."""
+        return self.model.vision.grids(self.frames) if self.model.vision else 0
 
     @property
     def attended_fraction(self) -> float:
@@ -127,10 +132,23 @@ class Workload:
         pairs = sum(count * tokens**2 for tokens, count in self.lengths)
         return pairs / (sum(count * tokens for tokens, count in self.lengths) * self.context_tokens)
 
+    def causal_pairs(self, window: int = 0) -> float:
+        """(query, key) pairs of a row; with a window of w keys L w - w (w - 1) / 2 for a document of L >= w tokens."""
+        context = self.context_tokens
+        if not window:
+            return context * (context + 1) / 2 * self.attended_fraction
+        lengths = self.lengths or ((context, 1),)
+        tokens = sum(count * length for length, count in lengths)
+        seen = ((length, min(window, length), count) for length, count in lengths)
+        return sum(count * (length * w - w * (w - 1) / 2) for length, w, count in seen) * context / tokens
+
     def describe(self) -> str:
         tokens = f"{show_tokens(self.context_tokens)} tokens"
         if self.frames:
-            mix = f"{self.frames} frames × {self.model.vision.tokens_per_frame}" if self.model.vision else ""
+            vision = self.model.vision
+            mix = f"{self.frames} frames × {vision.tokens_per_frame}" if vision else ""
+            if vision and vision.frames_per_grid > 1:
+                mix = f"{self.frames} frames, {vision.tokens_per_frame} for each {vision.frames_per_grid}"
             tokens += f" ({mix} + {show_tokens(self.text_tokens or 0)} text)"
         else:
             tokens += " of text"

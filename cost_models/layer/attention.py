@@ -141,7 +141,8 @@ def _ring(sizes: RankSizes, kernels: Kernels, part: str, grad: bool, causal: boo
     """A rank's own block (causal), then one block for each hop.
 
     zigzag, double and striped: every block is half masked, all ranks alike. contiguous: the last rank computes full
-    blocks. Without a causal mask all blocks are full. Widening the result, once, is spread over the hops: where there
+    blocks. Without a causal mask all blocks are full; with a window all ranks are alike, and a call is shortened to
+    its share of the pairs. Widening the result, once, is spread over the hops: where there
     are none, nothing is widened (and a bound that takes fewer hops stays below).
     """
     degrees, tokens, kind = sizes.degrees, sizes.ring_tokens, sizes.degrees.ring_kind
@@ -150,7 +151,7 @@ def _ring(sizes: RankSizes, kernels: Kernels, part: str, grad: bool, causal: boo
     first = attention_call_s(sizes, kernels, tokens, tokens, grad, causal)
     if kind == "striped":
         piece = first
-    elif kind == "contiguous" or not causal:
+    elif (kind == "contiguous" and not sizes.window) or not causal:
         piece = attention_call_s(sizes, kernels, tokens, tokens, grad, False)
     else:
         piece = attention_call_s(sizes, kernels, tokens, larger(tokens // 2, 1), grad, False)
@@ -162,12 +163,21 @@ def _ring(sizes: RankSizes, kernels: Kernels, part: str, grad: bool, causal: boo
         part=part,
         pieces=degrees.ring,
         first_s=first,
-        piece_s=piece + _merge_s(sizes, kernels, grad) + widened / larger(degrees.ring - 1, 1),
+        piece_s=piece + _merged_share(sizes) * _merge_s(sizes, kernels, grad) + widened / larger(degrees.ring - 1, 1),
         hop_bytes=kv * sizes.width,
         gradient_bytes=kv * DTYPE_BYTES[degrees.grad_ring_dtype] if grad else 0.0 * kv,
         hiding=_last_blocks(sizes, kernels) if sizes.framework.late_hops else 1.0,
         double=kind == "double",
     )
+
+
+def _merged_share(sizes: RankSizes) -> Number:
+    """Share of the hops whose block some query sees: with a window each half of the rank's tokens sees as many halves
+    before it as the window reaches; what a hop adds is averaged over all of them, and all blocks are still sent."""
+    if not sizes.window:
+        return 1.0
+    reached = 2 * -(-sizes.window // larger(sizes.ring_tokens // 2, 1))
+    return smaller(reached / larger(sizes.degrees.ring - 1, 1), 1.0)
 
 
 def _last_blocks(sizes: RankSizes, kernels: Kernels) -> Number:

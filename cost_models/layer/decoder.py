@@ -21,7 +21,7 @@ from cost_models.number import Number, pick, somewhere
 from cost_models.program import Compute, Phase
 from cost_models.timing.kernels import Kernels
 
-MIXERS: dict[Mixer, Callable[[RankSizes], Table]] = {"attention": attention_operators}
+MIXERS: dict[Mixer, Callable[[RankSizes], Table]] = {"attention": attention_operators, "window": attention_operators}
 MLPS: dict[Mlp, Callable[[RankSizes], Table]] = {"dense": mlp_operators, "experts": expert_operators}
 """The builders of both halves; a new part of a layer is a module with one, and a row here."""
 

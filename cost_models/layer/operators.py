@@ -288,7 +288,7 @@ def attention_call_s(
         backward=grad, batch=sizes.rows, dtype=sizes.workload.precision.param, value_dim=model.v_dim,
     )  # fmt: skip
     slower = FA1_SLOWDOWN if sizes.framework.attention == "fa1" else 1.0
-    return seconds * sizes.workload.attended_fraction * slower + sizes.framework.gap_s
+    return seconds * sizes.attended_fraction * slower + sizes.framework.gap_s
 
 
 def attention_passes_s(

@@ -23,6 +23,7 @@ from cost_models.models.experts import Experts
 from cost_models.models.model import LAYER_KINDS, LayerKind, LayerParts
 from cost_models.number import Number, larger, pick, somewhere
 from cost_models.strategy import Strategy
+from cost_models.timing.kernels import QUERY_TILE
 from cost_models.token_layout import row_granule
 from cost_models.workload import DTYPE_BYTES, LoraTarget, Workload
 
@@ -81,6 +82,23 @@ class RankSizes:
     @cached_property
     def parts(self) -> LayerParts:
         return LAYER_KINDS[self.layer_kind]
+
+    @cached_property
+    def window(self) -> int:
+        """Keys that a token of this layer sees at most, its own too; 0 means all before it."""
+        return self.workload.model.window if self.parts.mixer == "window" else 0
+
+    @cached_property
+    def attended_fraction(self) -> float:
+        """Share of a full row's causal pairs that this layer's attention works on.
+
+        The kernel works on tiles of keys: a tile of queries reaches window + tile - 1 of them.
+        """
+        if not self.window:
+            return self.workload.attended_fraction
+        context = self.workload.context_tokens
+        wide = self.workload.causal_pairs(min(self.window + QUERY_TILE - 1, context))
+        return wide / (context * (context + 1) / 2)
 
     @cached_property
     def experts(self) -> Experts | None:
@@ -192,7 +210,7 @@ class RankSizes:
         """Weights of one layer of this kind on one rank before sharding, without those in `expert_params`."""
         model, tensor = self.workload.model, self.degrees.tensor
         if self.experts is None and model.latent is None:
-            own = model.layer_matmul_params // tensor + model.layer_small_params
+            own = model.layer_matmul_params // tensor + model.layer_small_params + model.mlp_bias_params
             return own + self.adapter_params if self.workload.lora_rank else own
         mlp = (3 if model.gated else 2) * model.hidden * model.ffn // tensor
         if self.experts is not None:
@@ -272,7 +290,7 @@ class RankSizes:
     def frames(self) -> Number:
         """Frames that one rank encodes in a microbatch (the most of any rank)."""
         if self.framework.frame_sharding in ("exchanged", "reduced"):
-            return -(-self.workload.frames // self.degrees.context) * self.rows
+            return -(-self.workload.grids // self.degrees.context) * self.rows
         return _by_pair(self._own_frames, self.degrees.ring, self.degrees.ulysses) * self.rows
 
     def _own_frames(self, ring: int, ulysses: int) -> int:
@@ -280,7 +298,7 @@ class RankSizes:
         if vision is None:
             return 0
         text = work.text_tokens or 0
-        return busiest(self.framework.frame_sharding, work.frames, vision.tokens_per_frame, text, ring, ulysses)
+        return busiest(self.framework.frame_sharding, work.grids, vision.tokens_per_frame, text, ring, ulysses)
 
     def fetched_bytes(self, weights: Number, of_experts: Number = 0.0) -> Number:
         """From host memory before a gather: a rank's part of the weights, where all states are there (ZeRO-Offload,

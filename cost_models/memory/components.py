@@ -73,9 +73,10 @@ def _vision(shape: RankSizes) -> Number:
         return 0 * shape.tokens
     frames = larger(shape.frames, 1)
     layer = (8 * vision.hidden + 2 * vision.ffn) * width + 4 * (vision.heads + 4)
-    pixels = 3 * vision.patch_size**2 * width
+    pixels = 3 * vision.patch_size**2 * vision.frames_per_grid * width
     tower = frames * vision.patches * (pixels + layer * (vision.layers if shape.trains("tower") else 1))
-    projector = frames * vision.tokens_per_frame * (2 * (vision.projector_in + vision.projector_hidden) * width + 8)
+    inputs = 2 * (vision.projector_in + vision.projector_hidden) * width + 8
+    projector = frames * vision.projectors * vision.tokens_per_frame * inputs
     received = smaller(shape.rows * shape.workload.vision_tokens, shape.tokens) * shape.workload.model.hidden * width
     if shape.framework.frame_sharding == "reduced":  # the whole row, zero-filled, on every rank
         received = received + shape.rows * shape.workload.context_tokens * shape.workload.model.hidden * width

@@ -4,13 +4,14 @@
 
 The experts that every token visits are one dense MLP of width `shared_ffn` beside the chosen ones. Weights are exact;
 a gated expert has three matrices, another two. Left out: load imbalance (routing is taken as balanced, as training's
-auxiliary loss or a capacity makes it).
+auxiliary loss or a capacity makes it), and what steers the choice without a gradient (DeepSeek-V3's correction).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from cost_models import strict
 from cost_models.errors import InputError
 
 
@@ -27,7 +28,8 @@ class Experts:
     ffn: int  # of one expert
     shared_ffn: int = 0  # of the experts that every token visits, together; 0 = none
     shared_gate: bool = False  # a learned weight on the shared experts' output (Qwen2-MoE)
-    router_bias: bool = False  # one number for each expert, added when choosing (DeepSeek-V3)
+    router_bias: bool = False  # a trained number for each expert (gpt-oss)
+    bias: bool = field(default=False, metadata=strict.OPTIONAL)  # of every product of an expert (gpt-oss)
 
     def __post_init__(self) -> None:
         for name in ("count", "chosen", "ffn"):
@@ -40,7 +42,8 @@ class Experts:
 
     def matmul_params(self, hidden: int, gated: bool) -> int:
         """Weights of all experts of one layer, without router and shared ones."""
-        return self.count * (3 if gated else 2) * hidden * self.ffn
+        bias = (2 if gated else 1) * self.ffn + hidden if self.bias else 0
+        return self.count * ((3 if gated else 2) * hidden * self.ffn + bias)
 
     def shared_params(self, hidden: int, gated: bool) -> int:
         return (3 if gated else 2) * hidden * self.shared_ffn

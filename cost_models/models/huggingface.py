@@ -1,57 +1,99 @@
-"""Hugging Face `config.json` -> Model: Llama, Mistral, Qwen2, Qwen3, and VLMs of the LLaVA, VILA and Qwen-VL kind.
+"""Hugging Face `config.json` -> Model: language models (`text_kinds.py`), and VLMs with a tower in front of one.
 
-Mixtures of experts (Mixtral, Qwen-MoE, DeepSeek) are read with the help of `huggingface_experts.py`.
-
-A VLM's config nests the language model (`text_config`, or `llm_cfg` in VILA) and the tower (`vision_config`,
-`vision_tower_cfg`); VILA keeps each in a folder of its own. Files are data: only named fields are read, a missing
-one is an error that names it. Towers with registers, windows or 3-D patches are taken as plain ViTs of their size.
+A VLM's config nests the language model (`text_config`; `llm_cfg` in VILA, `llm_config` in InternVL's own files) and the
+tower (`vision_config`, `vision_tower_cfg`); VILA keeps each in a folder of its own, LLaVA-Video the language model at
+the top. `tie_word_embeddings` counts where the class looks for it: at the top, or nested as well (`_TIED`).
+Files are data: only named fields are read; what a kind does not have is an error that names the key.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from cost_models import strict
 from cost_models.errors import InputError
-from cost_models.models.huggingface_experts import MIXTURES, mixture_fields
-from cost_models.models.model import Model, Vision
+from cost_models.models.config_fields import Fields
+from cost_models.models.huggingface_text import text_fields
+from cost_models.models.huggingface_vision import TOWERS, vision
+from cost_models.models.model import Model
+from cost_models.models.text_kinds import TEXT_KINDS
 
-DENSE = ("llama", "mistral", "qwen2", "qwen3")
-_TEXT_KIND = {"qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3"}
-VLM = ("llava", "llava_next", "llava_onevision", "llava_llama", "vila", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+
+@dataclass(frozen=True, kw_only=True)
+class Nesting:
+    """`text`: the language model's kind where the nested config names none. `tied`: where tie_word_embeddings counts:
+    at the top (with this default), at the top or nested, or nested alone (the top where that is silent)."""
+
+    text: str | None
+    tied: Literal["top", "either", "nested"]
+    default: bool = False
+
+
+VLM: dict[str, Nesting] = {
+    "llava": Nesting(text="llama", tied="either"),
+    "llava_next": Nesting(text="llama", tied="top"),
+    "llava_next_video": Nesting(text="llama", tied="either"),
+    "llava_onevision": Nesting(text="qwen2", tied="either"),
+    "llava_llama": Nesting(text=None, tied="nested"),
+    "llava_qwen": Nesting(text="qwen2", tied="nested"),
+    "vila": Nesting(text=None, tied="nested"),
+    "qwen2_vl": Nesting(text="qwen2_vl_text", tied="either"),
+    "qwen2_5_vl": Nesting(text="qwen2_5_vl_text", tied="either"),
+    "qwen3_vl": Nesting(text="qwen3_vl_text", tied="top"),
+    "qwen3_vl_moe": Nesting(text="qwen3_vl_moe_text", tied="top"),
+    "gemma3": Nesting(text="gemma3_text", tied="top", default=True),
+    "mistral3": Nesting(text="mistral", tied="top", default=True),
+    "internvl": Nesting(text="qwen2", tied="top", default=True),
+    "internvl_chat": Nesting(text=None, tied="nested"),
+    "smolvlm": Nesting(text="llama", tied="top"),
+    "idefics3": Nesting(text="llama", tied="top"),
+    "glm4v": Nesting(text="glm4v_text", tied="either"),
+    "glm4v_moe": Nesting(text="glm4v_moe_text", tied="either"),
+}
+_TEXT_AT_THE_TOP = ("qwen2_vl", "qwen2_5_vl", "llava_qwen")
+"""Qwen2-VL before transformers 4.52, and LLaVA-Video."""
 
 
 def read_config(path: Path) -> Model:
     """The model that a `config.json` describes; anything but the kinds above is refused by name."""
     config = strict.read_json(path, "--model")
     where = str(path)
-    kind = _kind(config, where)
-    name = _name(config, path)
-    if kind in DENSE + MIXTURES:
-        return Model(name=name, **_text(config, kind, where))
-    text, text_where = _part(config, ("text_config", "llm_cfg"), path, "llm", where)
-    text_kind = _kind(text, text_where, fallback=kind)
-    text_kind = _TEXT_KIND.get(text_kind, text_kind)
-    if kind in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl") and text_kind == kind:
-        text_kind = "qwen3" if kind == "qwen3_vl" else "qwen2"
-    if text_kind not in DENSE + MIXTURES:
-        legal = ", ".join(DENSE + MIXTURES)
-        raise InputError(f"{text_where}: language model kind {text_kind!r} is not supported; legal: {legal}")
-    fields = _text(text, text_kind, text_where)
-    tower, tower_where = _part(config, ("vision_config", "vision_tower_cfg"), path, "vision_tower", where)
-    inner = tower.get("vision_config")
-    tower = inner if isinstance(inner, Mapping) else tower
-    merge = _merge(config, tower, kind, tower_where)
-    return Model(name=name, vision=_vision(tower, merge, fields["hidden"], tower_where), **fields)
+    kind = config.get("model_type")
+    if kind in TEXT_KINDS:
+        return Model(name=_name(config, path), **text_fields(config, kind, where, nested=False))
+    if kind not in VLM:
+        raise InputError(f"{where}: model_type {kind!r} is not supported; legal: {', '.join([*TEXT_KINDS, *VLM])}")
+    text, text_where = _part(config, ("text_config", "llm_cfg", "llm_config"), path, "llm", where, kind)
+    text_kind = _text_kind(text, kind, text_where)
+    fields = text_fields(text, text_kind, text_where, nested=text is not config)
+    fields["tied_embeddings"] = _tied(config, text, VLM[kind], text_kind, where, text_where)
+    tower, tower_where = _tower(config, kind, path, where)
+    made = vision(config, tower, kind, fields["hidden"], where, tower_where)
+    return Model(name=_name(config, path), vision=made, **fields)
 
 
-def _kind(config: Mapping[str, object], where: str, fallback: str | None = None) -> str:
-    kind = config.get("model_type", fallback)
-    if not isinstance(kind, str) or (fallback is None and kind not in DENSE + MIXTURES + VLM):
-        raise InputError(f"{where}: model_type {kind!r} is not supported; legal: {', '.join(DENSE + MIXTURES + VLM)}")
-    return kind
+def _text_kind(text: Mapping[str, object], kind: str, where: str) -> str:
+    named = text.get("model_type", VLM[kind].text)
+    found = VLM[kind].text if named == kind else named
+    if found not in TEXT_KINDS:
+        raise InputError(f"{where}: language model kind {named!r} is not supported; legal: {', '.join(TEXT_KINDS)}")
+    return found
+
+
+def _tied(
+    config: Mapping[str, object], text: Mapping[str, object], nesting: Nesting, kind: str, where: str, text_where: str
+) -> bool:
+    """Whether embeddings and output head are one matrix."""
+    top = Fields(config, where, {"tie_word_embeddings": nesting.default}).yes("tie_word_embeddings")
+    nested = Fields(text, text_where, TEXT_KINDS[kind].defaults).yes("tie_word_embeddings")
+    if nesting.tied == "top":
+        return top
+    if nesting.tied == "nested":
+        return nested if "tie_word_embeddings" in text else top or nested
+    return top or nested
 
 
 def _name(config: Mapping[str, object], path: Path) -> str:
@@ -61,7 +103,7 @@ def _name(config: Mapping[str, object], path: Path) -> str:
 
 
 def _part(
-    config: Mapping[str, object], keys: tuple[str, ...], path: Path, folder: str, where: str
+    config: Mapping[str, object], keys: tuple[str, ...], path: Path, folder: str, where: str, kind: str
 ) -> tuple[Mapping[str, object], str]:
     for key in keys:
         part = config.get(key)
@@ -70,80 +112,19 @@ def _part(
     beside = path.parent / folder / "config.json"
     if beside.is_file():
         return strict.read_json(beside, "--model"), str(beside)
-    if "hidden_size" in config and folder == "llm":  # Qwen2-VL before transformers 4.52 keeps the LLM at the top
+    if "hidden_size" in config and folder == "llm" and kind in _TEXT_AT_THE_TOP:
         return config, where
-    raise InputError(f"{where}: needs {' or '.join(keys)} (or {folder}/config.json beside it)")
+    raise InputError(f"{where}: needs {' or '.join(keys[:2])} (or {folder}/config.json beside it)")
 
 
-def _yes(config: Mapping[str, object], key: str, where: str, default: bool) -> bool:
-    value = config.get(key, default)
-    if not isinstance(value, bool):
-        raise InputError(f"{where}: {key}={value!r}; legal: true, false")
-    return value
-
-
-def _number(config: Mapping[str, object], key: str, where: str, default: int | None = None) -> int:
-    value = config.get(key)
-    if value is None:
-        value = default
-    if value is None:
-        raise InputError(f"{where}: {key} is missing")
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{where}: {key}={value!r} must be a whole number of at least 1")
-    return value
-
-
-def _text(config: Mapping[str, object], kind: str, where: str) -> dict[str, Any]:
-    if kind in DENSE and (config.get("num_experts") or config.get("num_local_experts")):
-        raise InputError(f"{where}: model_type {kind!r} has no experts; legal with experts: {', '.join(MIXTURES)}")
-    heads = _number(config, "num_attention_heads", where)
-    hidden = _number(config, "hidden_size", where)
-    tied = {"qwen3": True}.get(kind, False)
-    dense = {
-        "layers": _number(config, "num_hidden_layers", where),
-        "hidden": hidden,
-        "ffn": _number(config, "intermediate_size", where),
-        "heads": heads,
-        "kv_heads": _number(config, "num_key_value_heads", where, heads),
-        "head_dim": _number(config, "head_dim", where, 128 if kind.startswith("qwen3") else hidden // heads),
-        "vocab": _number(config, "vocab_size", where),
-        "tied_embeddings": _yes(config, "tie_word_embeddings", where, tied),
-        "qkv_bias": kind == "qwen2" or bool(config.get("attention_bias", False)),
-        "qk_norm": kind.startswith("qwen3"),
-    }
-    return {**dense, **mixture_fields(config, kind, where, _number)} if kind in MIXTURES else dense
-
-
-def _merge(config: Mapping[str, object], tower: Mapping[str, object], kind: str, where: str) -> int:
-    """Patches merged along each side of the grid before the projector."""
-    if kind.startswith("qwen"):
-        return _number(tower, "spatial_merge_size", where, 2)
-    projector = str(config.get("mm_projector_type", config.get("mm_projector", "")))
-    return 2 if "downsample" in projector or kind in ("vila", "llava_llama") else 1
-
-
-def _named(config: Mapping[str, object], usual: str, other: str) -> str:
-    """The key that the config has of two names of one thing; the usual one where it has neither."""
-    return other if config.get(usual) is None and config.get(other) is not None else usual
-
-
-def _vision(tower: Mapping[str, object], merge: int, out: int, where: str) -> Vision:
-    hidden_key = "embed_dim" if "embed_dim" in tower and "depth" in tower and "mlp_ratio" in tower else "hidden_size"
-    hidden = _number(tower, hidden_key, where)
-    patch = _number(tower, "patch_size", where, 14)
-    side = _number(tower, "image_size", where, 448) // patch
-    ratio = tower.get("mlp_ratio", 4)
-    ffn = int(hidden * ratio) if isinstance(ratio, int | float) else 4 * hidden
-    merged = -(-side // merge)
-    return Vision(
-        layers=_number(tower, _named(tower, "num_hidden_layers", "depth"), where),
-        hidden=hidden,
-        ffn=_number(tower, "intermediate_size", where, ffn),
-        heads=_number(tower, _named(tower, "num_attention_heads", "num_heads"), where),
-        patches=side * side,
-        patch_size=patch,
-        tokens_per_frame=merged * merged,
-        projector_in=hidden * merge * merge,
-        projector_hidden=out,
-        gated=str(tower.get("hidden_act", "")) == "silu",
-    )
+def _tower(config: Mapping[str, object], kind: str, path: Path, where: str) -> tuple[Mapping[str, object], str]:
+    """The tower's config; LLaVA-Video names it only."""
+    named = config.get("mm_vision_tower")
+    if kind == "llava_qwen" and isinstance(named, str):
+        short = named.rstrip("/").rsplit("/", 1)[-1]
+        if short not in TOWERS:
+            raise InputError(f"{where}: mm_vision_tower={named!r} is not known; legal: {', '.join(TOWERS)}")
+        return TOWERS[short], f"{where}: mm_vision_tower"
+    tower, tower_where = _part(config, ("vision_config", "vision_tower_cfg"), path, "vision_tower", where, kind)
+    inner = tower.get("vision_config")
+    return (inner, tower_where) if isinstance(inner, Mapping) else (tower, tower_where)

@@ -1,101 +1,95 @@
 """The parts of a Hugging Face `config.json` that dense models lack: experts and latent attention.
 
-    mixtral                     num_local_experts of width intermediate_size, no dense layer
-    qwen2_moe, qwen3_moe        num_experts of width moe_intermediate_size; mlp_only_layers and decoder_sparse_step
-                                leave layers dense; Qwen2's shared expert has a gate
-    deepseek_v2, deepseek_v3    n_routed_experts, n_shared_experts; the first first_k_dense_replace layers are dense;
-                                multi-head latent attention
+    mixtral, gpt_oss    num_local_experts of width intermediate_size, no dense layer; gpt-oss with biases
+    qwen                num_experts of width moe_intermediate_size; mlp_only_layers and decoder_sparse_step leave
+                        layers dense; Qwen2's shared expert has a gate
+    deepseek (and GLM)  n_routed_experts, n_shared_experts; the first first_k_dense_replace layers are dense;
+                        DeepSeek has multi-head latent attention
 
 Strict: a missing field is an error that names it. Left out: multi-token prediction layers (weights beside the model).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 from cost_models.errors import InputError
+from cost_models.models.config_fields import Fields
 from cost_models.models.experts import Experts
 from cost_models.models.latent import Latent
+from cost_models.models.text_kinds import TextKind
 
-MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3")
-_LATENT = ("deepseek_v2", "deepseek_v3")
 _COUNT_KEYS = {
-    "mixtral": ("num_local_experts",),
-    "qwen2_moe": ("num_experts", "num_local_experts"),
-    "qwen3_moe": ("num_experts", "num_local_experts"),
-    "deepseek_v2": ("n_routed_experts",),
-    "deepseek_v3": ("n_routed_experts",),
+    "mixtral": ("num_local_experts", "num_experts"),
+    "gpt_oss": ("num_local_experts", "num_experts"),
+    "qwen": ("num_experts", "num_local_experts"),
+    "deepseek": ("n_routed_experts", "num_experts", "num_local_experts"),
 }
-Number = Callable[..., int]
-"""(config, key, where, default) -> the number, or an InputError that names the key."""
 
 
-def mixture_fields(config: Mapping[str, object], kind: str, where: str, number: Number) -> dict[str, Any]:
-    """Fields of a Model beside the dense ones (and in place of them for latent attention)."""
-    width = "intermediate_size" if kind == "mixtral" else "moe_intermediate_size"
-    keys = [key for key in _COUNT_KEYS[kind] if key in config] or [_COUNT_KEYS[kind][0]]
-    ffn = number(config, width, where)
+def experts_of(fields: Fields, kind: TextKind, layers: int) -> tuple[Experts, set[int]]:
+    """(the experts, the layers from 0 whose MLP is dense)."""
+    narrow = kind.experts in ("mixtral", "gpt_oss")
+    ffn = fields.number("intermediate_size" if narrow else "moe_intermediate_size")
+    keys = [key for key in _COUNT_KEYS[kind.experts] if key in fields.config] or [_COUNT_KEYS[kind.experts][0]]
+    gated_share = "shared_expert_intermediate_size" in (*fields.config, *kind.defaults)
     experts = Experts(
-        count=number(config, keys[0], where),
-        chosen=number(config, "num_experts_per_tok", where),
+        count=fields.number(keys[0]),
+        chosen=fields.number("num_experts_per_tok"),
         ffn=ffn,
-        shared_ffn=_shared(config, kind, where, number, ffn),
-        shared_gate=kind == "qwen2_moe",
-        router_bias=kind == "deepseek_v3",
+        shared_ffn=_shared(fields, kind, ffn, gated_share),
+        shared_gate=gated_share and kind.experts == "qwen",
+        router_bias=kind.experts == "gpt_oss",
+        bias=kind.experts == "gpt_oss",
     )
-    fields: dict[str, Any] = {"experts": experts}
-    layers = number(config, "num_hidden_layers", where)
-    dense = _dense_layers(config, kind, where, layers, number)
-    kinds = tuple("attention" if layer in dense else "experts" for layer in range(layers))
-    if "experts" not in kinds:
-        raise InputError(f"{where}: every layer is dense, though the config has {experts.count} experts")
-    fields["layer_kinds"] = kinds
-    if kind in _LATENT:
-        fields |= _latent(config, where, number)
-    if kind == "qwen2_moe":
-        fields["qkv_bias"] = bool(config.get("qkv_bias", True))
-    return fields
+    dense = set() if narrow else _dense_layers(fields, kind, layers)
+    if len(dense) == layers:
+        raise InputError(f"{fields.where}: every layer is dense, though the config has {experts.count} experts")
+    return experts, dense
 
 
-def _shared(config: Mapping[str, object], kind: str, where: str, number: Number, ffn: int) -> int:
-    if kind == "qwen2_moe":
-        return number(config, "shared_expert_intermediate_size", where)
-    if kind in _LATENT:
-        return ffn * number(config, "n_shared_experts", where) if config.get("n_shared_experts", 1) else 0
+def _shared(fields: Fields, kind: TextKind, ffn: int, gated_share: bool) -> int:
+    if kind.experts == "qwen":
+        return fields.number("shared_expert_intermediate_size") if gated_share else 0
+    if kind.experts == "deepseek":
+        return 0 if fields.get("n_shared_experts") in (None, 0) and "n_shared_experts" in fields.config else (
+            ffn * fields.number("n_shared_experts")
+        )  # fmt: skip
     return 0
 
 
-def _dense_layers(config: Mapping[str, object], kind: str, where: str, layers: int, number: Number) -> set[int]:
+def _dense_layers(fields: Fields, kind: TextKind, layers: int) -> set[int]:
     """Layers, from 0, whose MLP is dense."""
-    if kind == "mixtral":
-        return set()
-    if kind in _LATENT:
-        if config.get("moe_layer_freq", 1) != 1:
-            raise InputError(f"{where}: moe_layer_freq={config['moe_layer_freq']!r} is not supported; legal: 1")
-        first = config.get("first_k_dense_replace")
-        if first is None:
-            raise InputError(f"{where}: first_k_dense_replace is missing")
-        if isinstance(first, bool) or not isinstance(first, int) or not 0 <= first <= layers:
-            raise InputError(f"{where}: first_k_dense_replace={first!r} must be a whole number from 0 to {layers}")
+    if kind.experts == "deepseek":
+        if fields.config.get("moe_layer_freq", 1) != 1:
+            raise InputError(
+                f"{fields.where}: moe_layer_freq={fields.config['moe_layer_freq']!r} is not supported; legal: 1"
+            )
+        first = fields.number("first_k_dense_replace", least=0)
+        if first > layers:
+            raise InputError(
+                f"{fields.where}: first_k_dense_replace={first!r} must be a whole number from 0 to {layers}"
+            )
         return set(range(first))
-    every = number(config, "decoder_sparse_step", where, 1)
-    listed = config.get("mlp_only_layers") or []
+    every = fields.number("decoder_sparse_step", 1)
+    listed = fields.config.get("mlp_only_layers") or []
     if not isinstance(listed, list) or not all(isinstance(layer, int) and 0 <= layer < layers for layer in listed):
-        raise InputError(f"{where}: mlp_only_layers={listed!r} must be a list of layers from 0 to {layers - 1}")
+        raise InputError(f"{fields.where}: mlp_only_layers={listed!r} must be a list of layers from 0 to {layers - 1}")
     return {layer for layer in range(layers) if layer in listed or (layer + 1) % every}
 
 
-def _latent(config: Mapping[str, object], where: str, number: Number) -> dict[str, Any]:
-    if config.get("attention_bias"):
-        raise InputError(f"{where}: attention_bias=true is not supported beside latent attention; legal: false")
-    if "q_lora_rank" not in config:
-        raise InputError(f"{where}: q_lora_rank is missing (null where queries are not compressed)")
+def latent_of(fields: Fields) -> dict[str, Any]:
+    """Fields of a Model with multi-head latent attention."""
+    for key in ("attention_bias", "mlp_bias"):
+        if fields.config.get(key):
+            raise InputError(f"{fields.where}: {key}=true is not supported beside latent attention; legal: false")
+    if "q_lora_rank" not in fields.config and "q_lora_rank" not in fields.defaults:
+        raise InputError(f"{fields.where}: q_lora_rank is missing (null where queries are not compressed)")
     latent = Latent(
-        q_rank=number(config, "q_lora_rank", where) if config["q_lora_rank"] is not None else None,
-        kv_rank=number(config, "kv_lora_rank", where),
-        rope_dim=number(config, "qk_rope_head_dim", where),
-        nope_dim=number(config, "qk_nope_head_dim", where),
-        v_dim=number(config, "v_head_dim", where),
+        q_rank=fields.number("q_lora_rank") if fields.get("q_lora_rank") is not None else None,
+        kv_rank=fields.number("kv_lora_rank"),
+        rope_dim=fields.number("qk_rope_head_dim"),
+        nope_dim=fields.number("qk_nope_head_dim"),
+        v_dim=fields.number("v_head_dim"),
     )
-    return {"latent": latent, "head_dim": latent.qk_dim, "kv_heads": number(config, "num_attention_heads", where)}
+    return {"latent": latent, "head_dim": latent.qk_dim, "kv_heads": fields.number("num_attention_heads")}

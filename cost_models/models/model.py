@@ -8,7 +8,8 @@ Parameter counts are exact for the listed architectures: weights and biases, nor
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -18,8 +19,8 @@ from cost_models.errors import InputError
 from cost_models.models.experts import Experts
 from cost_models.models.latent import Latent
 
-LayerKind = Literal["attention", "experts"]
-Mixer = Literal["attention"]
+LayerKind = Literal["attention", "experts", "window", "window_experts"]
+Mixer = Literal["attention", "window"]
 Mlp = Literal["dense", "experts"]
 
 
@@ -33,6 +34,8 @@ class LayerParts(NamedTuple):
 LAYER_KINDS: dict[LayerKind, LayerParts] = {
     "attention": LayerParts("attention", "dense"),
     "experts": LayerParts("attention", "experts"),
+    "window": LayerParts("window", "dense"),
+    "window_experts": LayerParts("window", "experts"),
 }
 """A kind is the name of a pair, as models and plan files write it."""
 MOST_LAYERS = 10_000
@@ -54,9 +57,15 @@ class Vision:
     projector_in: int  # width of a downsampled patch: hidden x merged patches
     projector_hidden: int
     gated: bool = False
+    frames_per_grid: int = field(default=1, metadata=strict.OPTIONAL)  # that one patch spans; counts are a grid's
+    projectors: int = field(default=1, metadata=strict.OPTIONAL)  # of the same size: DeepStack adds one for each level
+    pixel_step: int = field(default=0, metadata=strict.OPTIONAL)  # sides are multiples of it; 0 = the size is fixed
 
     def __post_init__(self) -> None:
-        _positive("vision", self)
+        if self.pixel_step:
+            _positive("vision", self)
+        else:
+            _positive("vision", self, "pixel_step")
         if self.hidden % self.heads:
             raise InputError(f"vision.hidden={self.hidden} is not a multiple of vision.heads={self.heads}")
 
@@ -69,11 +78,29 @@ class Vision:
     @property
     def embedding_params(self) -> int:
         """Patches to the tower's width, and their learned positions."""
-        return 3 * self.patch_size**2 * self.hidden + self.hidden + self.patches * self.hidden
+        pixels = 3 * self.patch_size**2 * self.frames_per_grid
+        return pixels * self.hidden + self.hidden + self.patches * self.hidden
 
     def projector_params(self, out: int) -> int:
         inside, mid = self.projector_in, self.projector_hidden
-        return 2 * inside + inside * mid + mid + mid * out + out
+        return self.projectors * (2 * inside + inside * mid + mid + mid * out + out)
+
+    def grids(self, frames: int) -> int:
+        """Grids of patches that so many frames make.
+
+        >>> Model.load("longvila-8b").vision.grids(9)
+        9
+        """
+        return -(-frames // self.frames_per_grid)
+
+    def of_pixels(self, height: int, width: int) -> Vision:
+        """The tower for frames of height x width pixels, each side rounded to a multiple of `pixel_step`."""
+        if not self.pixel_step:
+            side = math.isqrt(self.patches) * self.patch_size
+            raise InputError(f"frame pixels {height}x{width}: this tower resizes every frame; legal: {side}x{side}")
+        high, wide = (max(1, round(side / self.pixel_step)) for side in (height, width))
+        merged = self.pixel_step // self.patch_size
+        return replace(self, patches=high * wide * merged**2, tokens_per_frame=high * wide)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +127,16 @@ class Model:
     layer_kinds: tuple[LayerKind, ...] = ()  # () = all alike: experts where the model has any
     experts: Experts | None = field(default=None, metadata=strict.OPTIONAL)
     latent: Latent | None = field(default=None, metadata=strict.OPTIONAL)
+    window: int = field(default=0, metadata=strict.OPTIONAL)  # keys that a token of a `window` layer sees, its own too
+    norms: int = field(default=2, metadata=strict.OPTIONAL)  # of a layer, as wide as the model; 4: behind each half too
+    o_bias: bool = field(default=False, metadata=strict.OPTIONAL)  # on attention's output
+    mlp_bias: bool = field(default=False, metadata=strict.OPTIONAL)  # of a dense MLP
+    sinks: bool = field(default=False, metadata=strict.OPTIONAL)  # a learned score for each head, of no key
+    attention_softcap: float | None = field(default=None, metadata=strict.OPTIONAL)  # cap x tanh(score / cap)
+    logits_softcap: float | None = field(default=None, metadata=strict.OPTIONAL)
 
     def __post_init__(self) -> None:
-        _positive("model", self)
+        _positive("model", self, *(() if self.window else ("window",)))
         if not self.layer_kinds:
             kind: LayerKind = "experts" if self.experts else "attention"
             if not 1 <= self.layers <= MOST_LAYERS:
@@ -110,6 +144,8 @@ class Model:
             object.__setattr__(self, "layer_kinds", (kind,) * self.layers)
         if len(self.layer_kinds) != self.layers:
             raise InputError(f"layer_kinds names {len(self.layer_kinds)} layers of {self.layers}")
+        if any(LAYER_KINDS[kind].mixer == "window" for kind in self.layer_kinds) != (self.window > 0):
+            raise InputError("layer_kinds and window disagree: layers of windows need `window`, and the other way")
         if any(LAYER_KINDS[kind].mlp == "experts" for kind in self.layer_kinds) != (self.experts is not None):
             raise InputError("layer_kinds and experts disagree: layers of experts need `experts`, and the other way")
         if self.latent is not None and (self.latent.qk_dim, self.heads) != (self.head_dim, self.kv_heads):
@@ -149,7 +185,7 @@ class Model:
     @cached_property
     def layer_params(self) -> int:
         """Weights of one decoder layer with a dense MLP."""
-        return self.layer_matmul_params + self.layer_small_params
+        return self.layer_matmul_params + self.layer_small_params + self.mlp_bias_params
 
     @cached_property
     def attention_params(self) -> int:
@@ -166,8 +202,14 @@ class Model:
     @cached_property
     def layer_small_params(self) -> int:
         bias = (self.heads + 2 * self.kv_heads) * self.head_dim if self.qkv_bias else 0
+        bias += (self.hidden if self.o_bias else 0) + (self.heads if self.sinks else 0)
         latent = self.latent.norm_params if self.latent else 0
-        return 2 * self.hidden + bias + (2 * self.head_dim if self.qk_norm else 0) + latent
+        return self.norms * self.hidden + bias + (2 * self.head_dim if self.qk_norm else 0) + latent
+
+    @property
+    def mlp_bias_params(self) -> int:
+        """Biases of a dense MLP."""
+        return (2 if self.gated else 1) * self.ffn + self.hidden if self.mlp_bias else 0
 
     @cached_property
     def expert_layers(self) -> int:
@@ -197,7 +239,8 @@ class Model:
         """Weights that a token passes: all but the experts that it does not visit."""
         if self.experts is None:
             return self.llm_params
-        idle = (self.experts.count - self.experts.chosen) * (3 if self.gated else 2) * self.hidden * self.experts.ffn
+        one = self.experts.matmul_params(self.hidden, self.gated) // self.experts.count
+        idle = (self.experts.count - self.experts.chosen) * one
         return self.llm_params - self.expert_layers * idle
 
     @cached_property
@@ -224,9 +267,9 @@ class Model:
         return self.llm_params + self.vision_params
 
 
-def _positive(where: str, value: object) -> None:
+def _positive(where: str, value: object, *unless: str) -> None:
     for name, number in vars(value).items():
-        if isinstance(number, int) and not isinstance(number, bool) and not 1 <= number <= 2**31:
+        if name not in unless and isinstance(number, int) and not isinstance(number, bool) and not 1 <= number <= 2**31:
             raise InputError(f"{where}.{name}={number} must be from 1 to 2^31")
 
 

@@ -120,7 +120,7 @@ def _projector_s(shape: RankSizes, vision: Vision, kernels: Kernels, grad: bool)
     dtype, tokens = shape.workload.precision.param, _frames(shape) * vision.tokens_per_frame
     out = shape.workload.model.hidden
     shapes = ((vision.projector_hidden, vision.projector_in), (out, vision.projector_hidden))
-    return sum(_product_s(kernels, tokens, n, k, dtype, grad) for n, k in shapes)
+    return vision.projectors * sum(_product_s(kernels, tokens, n, k, dtype, grad) for n, k in shapes)
 
 
 def _product_s(kernels: Kernels, m: Number, n: Number, k: Number, dtype: str, grad: bool) -> Number:

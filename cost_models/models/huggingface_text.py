@@ -1,0 +1,79 @@
+"""The language model of a Hugging Face config -> the fields of a Model, by the parts of its kind (`text_kinds.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cost_models.errors import InputError
+from cost_models.models.config_fields import Fields
+from cost_models.models.huggingface_experts import experts_of, latent_of
+from cost_models.models.text_kinds import SIZES, TEXT_KINDS, TextKind
+from cost_models.models.windows import windows
+
+ACTIVATIONS = ("silu", "swish", "gelu", "gelu_pytorch_tanh", "gelu_new", "gelu_fast")
+_EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
+FOREIGN = ("q_lora_rank", "kv_lora_rank", "attention_chunk_size", "linear_num_key_heads", "mamba_d_state",
+           "num_kv_shared_layers", "hidden_size_per_layer_input", "full_attention_interval")  # fmt: skip
+"""Keys of other architectures: a file of a plain kind that has one is not that kind."""
+
+
+def text_fields(config: Mapping[str, object], kind: str, where: str, nested: bool) -> dict[str, Any]:
+    """Fields of a Model, without its name; `nested`: within a vision-language model, sizes have defaults too."""
+    one = TEXT_KINDS[kind]
+    _check(config, kind, one, where)
+    fields = Fields(config, where, one.defaults if nested else _said(one.defaults))
+    heads, layers = fields.number("num_attention_heads"), fields.number("num_hidden_layers")
+    hidden = fields.number("hidden_size")
+    window, chosen = windows(fields, one, layers)
+    result: dict[str, Any] = {
+        "layers": layers,
+        "hidden": hidden,
+        "ffn": fields.number("intermediate_size"),
+        "heads": heads,
+        "kv_heads": heads if one.latent else fields.number("num_key_value_heads", heads),
+        "head_dim": fields.number("head_dim", hidden // heads),
+        "vocab": fields.number("vocab_size"),
+        "tied_embeddings": fields.yes("tie_word_embeddings"),
+        "qkv_bias": _part(fields, one.qkv_bias),
+        "o_bias": _part(fields, one.o_bias),
+        "mlp_bias": one.mlp_bias and fields.yes("mlp_bias"),
+        "qk_norm": _part(fields, one.qk_norm),
+        "norms": one.norms,
+        "sinks": one.sinks,
+        "window": window,
+        "attention_softcap": fields.real("attn_logit_softcapping"),
+        "logits_softcap": fields.real("final_logit_softcapping"),
+    }
+    dense = set(range(layers))
+    if one.experts:
+        result["experts"], dense = experts_of(fields, one, layers)
+    result["layer_kinds"] = tuple(
+        {(False, True): "attention", (True, True): "window", (False, False): "experts"}.get(
+            (sliding, layer in dense), "window_experts"
+        )
+        for layer, sliding in enumerate(chosen)
+    )
+    return {**result, **latent_of(fields)} if one.latent else result
+
+
+def _said(defaults: Mapping[str, object]) -> dict[str, Any]:
+    return {key: value for key, value in defaults.items() if key not in SIZES}
+
+
+def _part(fields: Fields, part: bool | str) -> bool:
+    """Whether the kind has a part, or the file says so under this key."""
+    return part if isinstance(part, bool) else bool(part) and fields.yes(part)
+
+
+def _check(config: Mapping[str, object], kind: str, one: TextKind, where: str) -> None:
+    """Refuses what the kind does not have."""
+    if not one.experts and any(config.get(key) for key in _EXPERT_KEYS):
+        legal = ", ".join(name for name, other in TEXT_KINDS.items() if other.experts)
+        raise InputError(f"{where}: model_type {kind!r} has no experts; legal with experts: {legal}")
+    for key in FOREIGN:
+        if config.get(key) is not None and not (one.latent and key.endswith("lora_rank")):
+            raise InputError(f"{where}: {key} is not a key of model_type {kind!r}: its attention is not known")
+    for key in ("hidden_act", "hidden_activation"):
+        if config.get(key) is not None and config[key] not in ACTIVATIONS:
+            raise InputError(f"{where}: {key}={config[key]!r} is not known; legal: {', '.join(ACTIVATIONS)}")

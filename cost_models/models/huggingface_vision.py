@@ -1,0 +1,204 @@
+"""The tower and projector of a Hugging Face VLM config, and how many tokens of the language model a frame becomes.
+
+    patches of a frame     (image_size / patch_size)^2; towers of any size (Qwen, GLM, Pixtral) take ANY_SIDE pixels
+                           squared unless `--frame-pixels` says otherwise, each side a multiple of patch x merge
+    tokens of a frame      merged in squares: ceil(side / merge)^2, by
+        spatial_merge_size         Qwen-VL, GLM-V, Mistral 3; temporal_patch_size frames share a grid (Qwen, GLM)
+        mm_projector_type          VILA, NVILA: mlp_downsample 2, mlp_downsample_3x3 3
+        downsample_ratio           InternVL: 1 / ratio
+        scale_factor               SmolVLM, Idefics3
+        mm_tokens_per_image        Gemma 3: pooled to that many
+        pooling of video           LLaVA-OneVision 2 x 2 (bilinear, rounded up); LLaVA-NeXT-Video spatial_pool_stride
+                                   (rounded down); LLaVA-Video mm_spatial_pool_stride, with a token behind each row
+                                   of the grid where mm_newline_position is `grid`, behind each frame for `frame`
+
+Towers with registers, windows or 3-D patches are taken as plain ViTs of their size. Left out: separators and
+timestamps between frames, which are text; InternVL's tiles (a video frame is one).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from cost_models.errors import InputError
+from cost_models.models.config_fields import Fields
+from cost_models.models.model import Vision
+
+ANY_SIDE = 448
+"""Pixels along a frame where the tower takes any size."""
+_SIGLIP = {"hidden_size": 1152, "intermediate_size": 4304, "num_attention_heads": 16, "image_size": 384,
+           "patch_size": 14, "num_hidden_layers": 26}  # fmt: skip
+TOWERS: dict[str, Mapping[str, object]] = {
+    "siglip-so400m-patch14-384": _SIGLIP,  # LLaVA-NeXT drops the last of its 27 layers
+    "clip-vit-large-patch14-336": {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16,
+                                   "image_size": 336, "patch_size": 14, "num_hidden_layers": 24},
+}  # fmt: skip
+"""Of LLaVA-Video's configs, which name the tower only (their `config.json` on the hub)."""
+_CLIP = TOWERS["clip-vit-large-patch14-336"]
+_QWEN25 = {"depth": 32, "hidden_size": 3584, "intermediate_size": 3420, "num_heads": 16, "patch_size": 14,
+           "hidden_act": "silu", "temporal_patch_size": 2, "spatial_merge_size": 2}  # fmt: skip
+_QWEN3 = {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "num_heads": 16, "patch_size": 16,
+          "temporal_patch_size": 2, "spatial_merge_size": 2, "deepstack_visual_indexes": [8, 16, 24]}  # fmt: skip
+_GLM = {"depth": 24, "hidden_size": 1536, "intermediate_size": 13696, "num_heads": 12, "patch_size": 14,
+        "hidden_act": "silu", "temporal_patch_size": 2, "spatial_merge_size": 2}  # fmt: skip
+_SMALL = {"hidden_size": 1152, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 16,
+          "image_size": 224, "patch_size": 32}  # fmt: skip
+_BY_MODEL: dict[str, Mapping[str, object]] = {
+    "qwen2_vl": {"depth": 32, "embed_dim": 1280, "mlp_ratio": 4, "num_heads": 16, "patch_size": 14,
+                 "temporal_patch_size": 2, "spatial_merge_size": 2},
+    "qwen2_5_vl": _QWEN25,
+    "qwen3_vl": _QWEN3,
+    "qwen3_vl_moe": _QWEN3,
+    "glm4v": _GLM,
+    "glm4v_moe": _GLM,
+    "smolvlm": _SMALL,
+    "idefics3": _SMALL,
+    "internvl": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
+                 "image_size": 448, "patch_size": 14},
+    "mistral3": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
+                 "patch_size": 14},
+}  # fmt: skip
+_BY_TOWER: dict[str, Mapping[str, object]] = {
+    "clip_vision_model": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
+                          "num_attention_heads": 12, "image_size": 224, "patch_size": 32},
+    "siglip_vision_model": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
+                            "num_attention_heads": 12, "image_size": 224, "patch_size": 16},
+}  # fmt: skip
+"""Defaults of the tower's classes in transformers 5.23."""
+_ANY_SIZE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", "glm4v_moe", "mistral3")
+_SEQUENTIAL = ("mlp_downsample", "mlp_downsample_2x2_fix", "mlp_downsample_3x3_fix", "mlp_downsample_3x3_s2",
+               "mlp_downsample_3x3_s2_fix", "identity", "linear", "mlpNx_gelu")  # fmt: skip
+
+
+class Grid(NamedTuple):
+    """How patches become tokens."""
+
+    merge: int  # along each side, before the projector, whose input is that much wider
+    tokens: int
+    wider: bool = True  # whether merged patches are joined (False: pooled or averaged)
+
+
+def vision(
+    config: Mapping[str, object], tower: Mapping[str, object], kind: str, out: int, where: str, tower_where: str
+) -> Vision:
+    """The tower in front of a language model of width `out`."""
+    fields = Fields(tower, tower_where, _defaults(tower, kind))
+    hidden = _hidden(fields, kind)
+    patch = _side(fields, "patch_size")
+    any_size = kind in _ANY_SIZE
+    pixels = ANY_SIDE if any_size else _side(fields, "image_size")
+    grid = _grid(config, fields, kind, pixels // patch, where)
+    joined = hidden * (grid.merge**2 if grid.wider else 1)
+    ratio = fields.get("mlp_ratio")
+    ffn = int(hidden * ratio) if isinstance(ratio, int | float) and not isinstance(ratio, bool) else 4 * hidden
+    temporal = fields.number("temporal_patch_size", 1) if kind != "mistral3" else 1
+    levels = fields.get("deepstack_visual_indexes")
+    return Vision(
+        layers=fields.number("depth" if fields.get("num_hidden_layers") is None else "num_hidden_layers"),
+        hidden=hidden,
+        ffn=fields.number("intermediate_size", ffn),
+        heads=fields.number("num_heads" if fields.get("num_attention_heads") is None else "num_attention_heads"),
+        patches=(pixels // patch) ** 2,
+        patch_size=patch,
+        tokens_per_frame=grid.tokens,
+        projector_in=joined,
+        projector_hidden=joined if kind.startswith("qwen") else out,
+        gated=str(fields.get("hidden_act") or "") == "silu",
+        frames_per_grid=temporal,
+        projectors=1 + (len(levels) if isinstance(levels, list) else 0),
+        pixel_step=patch * grid.merge if any_size else 0,
+    )
+
+
+def _defaults(tower: Mapping[str, object], kind: str) -> Mapping[str, object]:
+    named = tower.get("model_type")
+    if kind.startswith(("llava", "gemma3")) and isinstance(named, str) and named in _BY_TOWER:
+        return _BY_TOWER[named]
+    if kind in ("llava", "llava_next", "llava_next_video") and named is None:
+        return _CLIP
+    return _BY_MODEL.get(kind, {})
+
+
+def _hidden(fields: Fields, kind: str) -> int:
+    """Qwen2-VL's tower calls its width embed_dim, and the language model's hidden_size."""
+    return fields.number("embed_dim" if kind == "qwen2_vl" else "hidden_size")
+
+
+def _side(fields: Fields, key: str) -> int:
+    """A square's side, which InternVL writes as a pair."""
+    value = fields.get(key)
+    if isinstance(value, list):
+        if len(value) != 2 or value[0] != value[1]:
+            raise InputError(f"{fields.where}: {key}={value!r} must be a square")
+        return Fields({key: value[0]}, fields.where, {}).number(key)
+    return fields.number(key, 14 if key == "patch_size" else None)
+
+
+def _grid(config: Mapping[str, object], tower: Fields, kind: str, side: int, where: str) -> Grid:
+    top = Fields(config, where, {})
+    if kind in ("llava_llama", "vila"):
+        return _merged(_vila_merge(config, where), side)
+    if kind == "mistral3":
+        return _merged(top.number("spatial_merge_size", 2), side)
+    if kind in _ANY_SIZE:
+        return _merged(tower.number("spatial_merge_size", 2), side)
+    if kind in ("internvl", "internvl_chat"):
+        ratio = top.real("downsample_ratio") or 0.5
+        return _merged(_whole_inverse(ratio, where), side)
+    if kind in ("smolvlm", "idefics3"):
+        return _merged(top.number("scale_factor", 2), side)
+    if kind == "gemma3":
+        return Grid(1, top.number("mm_tokens_per_image", 256), wider=False)
+    if kind == "llava_onevision":
+        return Grid(1, (-(-side // 2)) ** 2, wider=False)
+    if kind == "llava_next_video":
+        return Grid(1, (side // top.number("spatial_pool_stride", 2)) ** 2, wider=False)
+    if kind == "llava_qwen":
+        return Grid(1, _llava_video_tokens(top, side), wider=False)
+    extra = 1 if config.get("vision_feature_select_strategy") == "full" else 0
+    return Grid(1, side * side + extra)
+
+
+def _merged(merge: int, side: int) -> Grid:
+    return Grid(merge, (-(-side // merge)) ** 2)
+
+
+def _whole_inverse(ratio: float, where: str) -> int:
+    merge = round(1 / ratio)
+    if merge < 1 or abs(merge * ratio - 1) > 1e-9:
+        raise InputError(f"{where}: downsample_ratio={ratio!r} must be 1 over a whole number")
+    return merge
+
+
+def _vila_merge(config: Mapping[str, object], where: str) -> int:
+    """Patches merged along a side, by the projector's type (VILA's `multimodal_projector/base_projector.py`)."""
+    nested = config.get("mm_projector_cfg")
+    named = nested.get("mm_projector_type") if isinstance(nested, Mapping) else None
+    for key in ("mm_projector_type", "mm_projector"):
+        named = named or config.get(key)
+    if named is None or not isinstance(named, str):
+        return 2
+    if named.startswith("mlp_downsample_3x3"):
+        merge = 3
+    elif named.startswith("mlp_downsample"):
+        merge = 2
+    else:
+        merge = 1
+    if named not in _SEQUENTIAL and not re.fullmatch(r"mlp\d+x_gelu", named):
+        raise InputError(f"{where}: mm_projector_type={named!r} is not known; legal: {', '.join(_SEQUENTIAL)}")
+    return merge
+
+
+def _llava_video_tokens(top: Fields, side: int) -> int:
+    stride = top.number("mm_spatial_pool_stride", 2)
+    mode = top.get("mm_spatial_pool_mode") or "bilinear"
+    if mode not in ("bilinear", "average", "max"):
+        raise InputError(f"{top.where}: mm_spatial_pool_mode={mode!r}; legal: average, max, bilinear")
+    pooled = -(-side // stride) if mode == "bilinear" else side // stride
+    newline = top.get("mm_newline_position") or "one_token"
+    after = {"grid": pooled, "frame": 1, "one_token": 0, "no_token": 0}
+    if newline not in after:
+        raise InputError(f"{top.where}: mm_newline_position={newline!r}; legal: {', '.join(after)}")
+    return pooled * pooled + after[newline]

@@ -1,0 +1,81 @@
+"""Layers that see a window of keys: pairs counted by hand, FLOP, and prices between none and all keys."""
+
+from dataclasses import replace
+
+import pytest
+
+from cost_models import Cluster, InputError, Model, Strategy, Workload, price
+from cost_models.flops import executed_flops, model_flops
+from cost_models.strategy import LayerRange
+from planner.plannable import check_plannable
+
+FULL = Model.load("llama-3-8b")
+LOCAL = replace(FULL, layer_kinds=("window",) * 32, window=4096)
+MIXED = replace(FULL, layer_kinds=("window", "attention") * 16, window=4096)
+RECOMPUTED = (LayerRange(recompute="full", count=32),)
+NODE = Cluster.load("dgx-h100", nodes=1)
+
+
+@pytest.mark.parametrize("window", [1, 3, 7, 12, 13, 50])
+@pytest.mark.parametrize("lengths", [(), ((12, 1),), ((5, 1), (7, 1))])
+def test_pairs_are_those_of_a_walk(window, lengths):
+    work = Workload(FULL, context_tokens=12, lengths=lengths)
+    documents = [tokens for tokens, count in lengths or ((12, 1),) for _ in range(count)]
+    walked = sum(min(place + 1, window) for tokens in documents for place in range(tokens))
+    assert work.causal_pairs(window) == walked
+
+
+def test_flop_are_those_of_each_layers_pairs():
+    length = 2**18
+    full, local, mixed = (Workload(one, context_tokens=length) for one in (FULL, LOCAL, MIXED))
+    left = 32 * 3 * 4 * 32 * 128 * (length * (length + 1) / 2 - (length * 4096 - 4096 * 4095 / 2))
+    assert model_flops(full) - model_flops(local) == pytest.approx(left, rel=1e-12)
+    assert model_flops(full) - model_flops(mixed) == pytest.approx(left / 2, rel=1e-12)
+    plan = Strategy(ulysses=8, shard=8, layers=RECOMPUTED)
+    assert executed_flops(full, plan) - executed_flops(local, plan) == pytest.approx(left * 1.5, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        Strategy(ulysses=8, shard=8),
+        Strategy(ring=8, shard=8),
+        Strategy(ring=4, ulysses=2, shard=8, layers=RECOMPUTED),
+        Strategy(ring=8, shard=8, ring_kind="all_gather"),
+    ],
+)
+def test_attention_costs_its_share_of_the_pairs(strategy):
+    length, least = 2**18, replace(LOCAL, window=1)
+
+    def compute_s(model):
+        return price(NODE, Workload(model, context_tokens=length), strategy).seconds["compute"]
+
+    full, local, mixed, none = (compute_s(one) for one in (FULL, LOCAL, MIXED, least))
+    assert local - none == pytest.approx((full - none) * 4095 * 2 / length, rel=0.25)
+    assert mixed == pytest.approx((full + local) / 2, rel=1e-9)
+
+
+def test_every_rank_of_a_contiguous_ring_has_the_same_window():
+    work = Workload(LOCAL, context_tokens=2**18)
+    costs = [price(NODE, work, Strategy(ring=8, shard=8, ring_kind=kind)) for kind in ("zigzag", "contiguous")]
+    assert costs[0].seconds["compute"] == pytest.approx(costs[1].seconds["compute"], rel=1e-12)
+
+
+def test_a_window_as_long_as_the_row_is_full_attention():
+    wide = replace(FULL, layer_kinds=("window",) * 32, window=2**15)
+    costs = [price(NODE, Workload(one, context_tokens=2**15), Strategy(ulysses=8, shard=8)) for one in (FULL, wide)]
+    assert costs[0].step_s == pytest.approx(costs[1].step_s, rel=1e-12)
+    assert costs[0].memory == costs[1].memory
+
+
+def test_layers_of_both_kinds_are_not_planned():
+    check_plannable(LOCAL)
+    with pytest.raises(InputError, match="has layers with and without a window: priced, but neither planned nor run"):
+        check_plannable(MIXED)
+
+
+def test_kinds_and_window_agree():
+    with pytest.raises(InputError, match="layer_kinds and window disagree"):
+        replace(FULL, window=4096)
+    with pytest.raises(InputError, match="layer_kinds and window disagree"):
+        replace(FULL, layer_kinds=("window",) * 32)
