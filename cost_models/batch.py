@@ -105,6 +105,6 @@ def _paths(here: ClusterCosts, runs: tuple[int, ...], many: Strategy) -> Paths:
         keys = np.stack(np.broadcast_arrays(*axis_stride(many, axis), many.ranks), axis=-1)
         distinct, where = np.unique(keys, axis=0, return_inverse=True)
         paths = [here.in_order(axis, patterns, *key) for key in distinct.tolist()]
-        numbers = {one.name: np.array([getattr(path, one.name) for path in paths]) for one in fields(Path)}
+        numbers = {name: np.array([getattr(path, name) for path in paths]) for name in Path.__struct_fields__}
         axes[axis] = Path(**{name: values[where.reshape(-1)] for name, values in numbers.items()})
     return here.assembled(runs, axes)

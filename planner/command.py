@@ -8,6 +8,8 @@ Heavy imports wait until a subcommand needs them. A user's mistake ends with one
 
 from __future__ import annotations
 
+import gc
+import importlib
 import json
 from dataclasses import replace
 from typing import Any
@@ -16,10 +18,7 @@ import click
 
 from cost_models.errors import InputError
 from planner import console, options
-from planner.cluster_commands import discover, topology
 from planner.reverse.command import asked_in_reverse
-from planner.simulator.command import compare, simulate
-from planner.what_if.command import what_if
 
 EXAMPLES = """\b
 Examples:
@@ -43,7 +42,30 @@ Examples:
 """
 
 
+ELSEWHERE = {
+    "what-if": "what_if.command:what_if",
+    "topology": "cluster_commands:topology",
+    "discover": "cluster_commands:discover",
+    "simulate": "simulator.command:simulate",
+    "compare": "simulator.command:compare",
+}
+"""Subcommands of other modules, which are imported when they are asked for."""
+
+
+class _Commands(click.Group):
+    def list_commands(self, context: click.Context) -> list[str]:
+        return sorted({*self.commands, *ELSEWHERE})
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in ELSEWHERE:
+            return super().get_command(context, name)
+        module, _, function = ELSEWHERE[name].partition(":")
+        command: click.Command = getattr(importlib.import_module(f"planner.{module}"), function)
+        return command
+
+
 @click.group(
+    cls=_Commands,
     invoke_without_command=True,
     epilog=EXAMPLES,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
@@ -219,15 +241,9 @@ def frameworks(name: str | None) -> None:
     click.echo("\n".join(listing.framework_lines() if name is None else listing.fact_lines(name)))
 
 
-cli.add_command(what_if)
-cli.add_command(topology)
-cli.add_command(discover)
-cli.add_command(simulate)
-cli.add_command(compare)
-
-
 def main() -> None:
-    """The `plan` console script."""
+    """The `plan` console script. Its garbage is left to the end of the process, unless there is very much of it."""
+    gc.set_threshold(200_000)
     console.run(cli, "plan")
 
 

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from msgspec import structs
+
 from cost_models.hardware.cluster import Cluster
 from cost_models.pricing import price
 from cost_models.profile import Profile
@@ -98,7 +100,7 @@ def _roomier(cluster: Cluster, workload: Workload, choice: Choice, profile: Prof
     strategy = replace(choice.strategy, zero=3)
     cost = price(cluster, workload, strategy, choice.placement, profile)
     tie = cost.step_s <= choice.cost.step_s * (1 + TIE) and cost.memory_bytes < choice.cost.memory_bytes
-    return replace(choice, strategy=strategy, cost=cost) if tie else choice
+    return structs.replace(choice, strategy=strategy, cost=cost) if tie else choice
 
 
 def summary(simulation: Simulation) -> Simulated:

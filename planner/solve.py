@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 
 from cost_models.cost import StepCost
 from cost_models.hardware.cluster import Cluster
@@ -42,8 +42,7 @@ PROGRAM_S = 20.0
 """The integer program gets so long where the caller sets no limit; it needs some hundredths."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Choice:
+class Choice(Struct, frozen=True, kw_only=True):
     """A layout on a placement with its price."""
 
     strategy: Strategy
@@ -51,8 +50,7 @@ class Choice:
     cost: StepCost
 
 
-@dataclass(frozen=True, kw_only=True)
-class Solution:
+class Solution(Struct, frozen=True, kw_only=True):
     best: tuple[Choice, ...]  # different degrees, best first, each with its optimal recompute mix and placement
     lost: tuple[Choice, ...]  # what people would try by hand, also where it does not fit
     bound: float

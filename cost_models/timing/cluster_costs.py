@@ -10,7 +10,6 @@ stride x size. Strategies share most axes, so these paths are remembered. Left o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -137,7 +136,7 @@ class ClusterCosts:
 
 def _first(several: Path) -> Path:
     """The path of the first of several placements, as plain numbers."""
-    return Path(**{one.name: getattr(several, one.name)[0].item() for one in fields(Path)})
+    return Path(**{name: getattr(several, name)[0].item() for name in Path.__struct_fields__})
 
 
 @lru_cache(maxsize=8)

@@ -11,14 +11,13 @@ streams); `call` is what the host needs to launch a group. Units: seconds, FLOP/
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from cost_models.number import Number
 from cost_models.timing.power_limit import SHARPNESS
 
 
-@dataclass(frozen=True, kw_only=True)
-class Grouped:
+class Grouped(Struct, frozen=True, kw_only=True):
     """
     >>> form = Grouped(slow=1.0, exposed=1.2, call_s=1e-5)
     >>> round(form.group_s(1e12, 1e9, limit_flops=1e15, bytes_per_s=1e13) * 1e6)

@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from cost_models.curves.grid import LogGrid, unpack
 from cost_models.number import Array
@@ -45,8 +47,7 @@ BUSY_BOARDS = {
 """Measured device -> the board on which products were timed in long runs."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class HeadDim:
+class HeadDim(Struct, frozen=True, kw_only=True):
     """How paged attention at one head dim is read."""
 
     dim: int
@@ -54,8 +55,7 @@ class HeadDim:
     paged: float  # time per FLOP over that table's
 
 
-@dataclass(frozen=True, kw_only=True)
-class Training:
+class Training(Struct, frozen=True, kw_only=True):
     """The closed form of a contiguous attention kernel (fit/attention.py)."""
 
     launch_s: float
@@ -103,7 +103,7 @@ class DeviceCurves:
         """`part`: forward or backward; `kernel`: newest or fa2."""
         name = f"{part}_fa2" if kernel == "fa2" and f"{part}_fa2" in self.arrays else part
         values = self.arrays[name].tolist()
-        return Training(**{field.name: value for field, value in zip(fields(Training), values, strict=True)})
+        return Training(**dict(zip(Training.__struct_fields__, values, strict=True)))
 
     @property
     def busy(self) -> Busy:

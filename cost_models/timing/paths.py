@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from msgspec import Struct
 
 from cost_models.curves.samples import Sample
 from cost_models.hardware.cluster import Node, ScaleUp
@@ -61,8 +62,7 @@ def host_rates(nodes: Iterable[Node]) -> tuple[float, float]:
     return min(node.host_link_bytes_per_s for node in there), HOST_MEMORY_BYTES_PER_S / max(n.gpus for n in there)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Path:
+class Path(Struct, frozen=True, kw_only=True):
     """One axis: group size, members that share a domain, and the price of what leaves it. Numbers or arrays."""
 
     ranks: Number

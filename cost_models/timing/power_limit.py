@@ -14,7 +14,7 @@ hide. Units: seconds, FLOP/s. Left out: how warm the room is, boards of a node t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from cost_models.hardware.device import Device
 from cost_models.number import Number
@@ -23,8 +23,7 @@ SHARPNESS = 8
 POWER_EXPONENT = 0.25
 
 
-@dataclass(frozen=True, kw_only=True)
-class Busy:
+class Busy(Struct, frozen=True, kw_only=True):
     """Of one board (fitted in `validation/fit/products.py`)."""
 
     limit_flops: float  # 16-bit

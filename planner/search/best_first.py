@@ -12,9 +12,9 @@ A clock is read only where the caller gives a deadline; what it cuts off is left
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from cost_models.strategy import Strategy
@@ -33,8 +33,7 @@ FIRST_BATCH = 6
 _Entry = tuple[float, int, int]  # bound, row of the branches, sharding
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class SearchResult:
+class SearchResult(Struct, frozen=True, kw_only=True, eq=False):
     """Priced columns, each with its best mix of at most two recompute policies, for the program to choose from."""
 
     columns: PricedLayouts

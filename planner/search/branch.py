@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+from msgspec import Struct, structs
 from numpy.typing import NDArray
 
 from cost_models.errors import InputError
@@ -39,8 +40,7 @@ _Ints = NDArray[np.int64]
 _Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Branches:
+class Branches(Struct, frozen=True, kw_only=True, eq=False):
     """Branches of the tree, one a row; the second axis of `shard`, `zero`, `bound`, `least_bytes` is the sharding."""
 
     family: _Ints
@@ -64,10 +64,10 @@ class Branches:
         return least
 
     def take(self, where: Any) -> Branches:
-        return Branches(**{name: value[where] for name, value in vars(self).items()})
+        return Branches(**{name: value[where] for name, value in structs.asdict(self).items()})
 
     def join(self, other: Branches) -> Branches:
-        mine, theirs = vars(self), vars(other)
+        mine, theirs = structs.asdict(self), structs.asdict(other)
         return Branches(**{name: np.concatenate([mine[name], theirs[name]]) for name in mine})
 
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from msgspec import Struct, structs
 from numpy.typing import NDArray
 
 from cost_models.hardware.placement import Placement
@@ -31,8 +32,7 @@ _SHARDED: tuple[Axis, ...] = ("shard", "replicate")
 _NETWORK = ("all_to_all_s_per_byte", "send_s_per_byte", "gather_s_per_byte")
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class PricedLayouts:
+class PricedLayouts(Struct, frozen=True, kw_only=True, eq=False):
     """Priced columns: entry i is `strategies[i]` on `placements[i]`."""
 
     strategies: tuple[Strategy, ...]  # without layers
@@ -56,7 +56,7 @@ class PricedLayouts:
 
     def take(self, where: Sequence[int]) -> PricedLayouts:
         index = np.asarray(where, dtype=np.int64)
-        return replace(
+        return structs.replace(
             self,
             strategies=tuple(self.strategies[i] for i in index),
             placements=tuple(self.placements[i] for i in index),
@@ -107,7 +107,7 @@ class Pricer:
             for runs, those in placed[unsharded].distinct(strategy):
                 by_runs[runs].append(those)
         columns += [self._priced(runs, several) for runs, several in sorted(by_runs.items(), key=lambda item: item[0])]
-        return replace(PricedLayouts.joined(columns), complete=frozenset(complete))
+        return structs.replace(PricedLayouts.joined(columns), complete=frozenset(complete))
 
     def _priced(self, runs: tuple[int, ...], several: Sequence[_SamePaths]) -> PricedLayouts:
         """Columns that use nodes of the same runs."""
@@ -132,8 +132,7 @@ class Pricer:
         )
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _SamePaths:
+class _SamePaths(Struct, frozen=True, kw_only=True, eq=False):
     """Placements of one strategy with their paths, an array entry for each placement."""
 
     strategy: Strategy
@@ -161,7 +160,7 @@ class _Placed:
             return
         sharded = self.loads.paths(strategy, _SHARDED)
         paths = {axis: sharded.get(axis) or self.paths[axis] for axis in sent_patterns(strategy)}
-        numbers = [getattr(path, one.name) for path in paths.values() for one in fields(Path)]
+        numbers = [getattr(path, name) for path in paths.values() for name in Path.__struct_fields__]
         told_apart = np.concatenate([np.stack(numbers, axis=1), self.uses], axis=1) + 0.0
         seen: dict[bytes, int] = {}
         for place, row in enumerate(told_apart):
@@ -180,11 +179,11 @@ class _Placed:
 
 
 def _taken(path: Path, where: _Ints) -> Path:
-    return Path(**{one.name: getattr(path, one.name)[where] for one in fields(Path)})
+    return Path(**{name: getattr(path, name)[where] for name in Path.__struct_fields__})
 
 
 def _joined(paths: Sequence[Path]) -> Path:
-    return Path(**{one.name: np.concatenate([getattr(path, one.name) for path in paths]) for one in fields(Path)})
+    return Path(**{name: np.concatenate([getattr(path, name) for path in paths]) for name in Path.__struct_fields__})
 
 
 def crossing_load(axes: dict[Axis, Path]) -> NDArray[np.float64]:

@@ -12,11 +12,11 @@ thread, fixed seed: the same columns give the same answer. Left out: what the co
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pulp
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from planner.search.policy_prices import PolicyPrices
@@ -28,8 +28,7 @@ HAIR = 1e-9
 """Relative slack of the second stage of the memory objective."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Answer:
+class Answer(Struct, frozen=True, kw_only=True):
     column: int
     layers: tuple[int, ...]  # by policy of the columns
     value: float  # weighted seconds, or bytes

@@ -13,11 +13,13 @@ Left out: leaf uplinks (free here); that ulysses and ring cannot both stay insid
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 
 from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.device import Device
@@ -29,8 +31,7 @@ from cost_models.timing.cluster_costs import ClusterCosts
 from cost_models.timing.paths import HOST_MEMORY_BYTES_PER_S, Path, Paths, crossing_s
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reach:
+class Reach(Struct, frozen=True, kw_only=True, dict=True):
     """The best that any part of a cluster offers."""
 
     costs: ClusterCosts

@@ -14,9 +14,9 @@ that a fill makes.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from cost_models.hardware.cluster import Node
@@ -35,8 +35,7 @@ MANY_RANKS = 2048
 """Beyond so many ranks only ulysses or the ring is tried innermost."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Placements:
+class Placements(Struct, frozen=True, kw_only=True, eq=False):
     """Placements of one layout: slots and GPUs of shape (placements, ranks)."""
 
     slots: Ints

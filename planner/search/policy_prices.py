@@ -11,11 +11,12 @@ layout and placement. Times in seconds per step, memory in bytes per GPU. Left o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+from msgspec import Struct, structs
 from numpy.typing import NDArray
 
 from cost_models.hardware.device import Device
@@ -39,8 +40,7 @@ EQUAL = 1e-12
 """Relative difference below which two values are the same; the policy that recomputes less is then taken."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class PolicyPrices:
+class PolicyPrices(Struct, frozen=True, kw_only=True, eq=False):
     """Prices of many layouts; the policy is the last axis of `layer_s`, `kept_bytes` and `again_bytes`.
 
     Bytes are those of the first and the last stage of a pipeline, each with an equal share of every policy's layers.
@@ -56,13 +56,13 @@ class PolicyPrices:
 
     def take(self, where: Any) -> PolicyPrices:
         """Some of the columns, by index or mask."""
-        return replace(self, **{name: getattr(self, name)[where] for name in _ARRAYS})
+        return structs.replace(self, **{name: getattr(self, name)[where] for name in _ARRAYS})
 
     @classmethod
     def joined(cls, parts: Sequence[PolicyPrices]) -> PolicyPrices:
         """The columns of all parts, in order."""
         arrays: dict[str, Any] = {name: np.concatenate([getattr(one, name) for one in parts]) for name in _ARRAYS}
-        return replace(parts[0], **arrays)
+        return structs.replace(parts[0], **arrays)
 
     def uniform_bytes(self) -> Floats:
         """Memory where all layers have one policy, shape (..., stages, policies)."""

@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
+from msgspec import structs
 
 from cost_models.curves.samples import Sample
 from cost_models.errors import InputError
@@ -63,7 +64,7 @@ class NothingFits(InputError):
 
 def _tried(space: Space, samples: tuple[Sample, ...]) -> Iterator[str]:
     for name in space.pins:
-        looser = replace(space, pins={pin: value for pin, value in space.pins.items() if pin != name})
+        looser = structs.replace(space, pins={pin: value for pin, value in space.pins.items() if pin != name})
         least, room = _least(looser, samples)
         if least <= room:
             yield f"without {name}={space.pins[name]} it fits: {show_bytes(least)}"
@@ -111,7 +112,7 @@ def _more_gpus(space: Space, samples: tuple[Sample, ...]) -> int | None:
     most = (min(MAX_GPUS, 16 * space.cluster.gpus + 64) - space.cluster.gpus) // max(each, 1)
 
     def fits(nodes: int) -> bool:
-        return _fits(replace(space, cluster=_grown(space.cluster, nodes)), samples)
+        return _fits(structs.replace(space, cluster=_grown(space.cluster, nodes)), samples)
 
     if each == 0 or most < 1 or not fits(most):
         return None
@@ -129,7 +130,7 @@ def _shorter(space: Space, samples: tuple[Sample, ...]) -> int | None:
 
     def fits(thousands: int) -> bool:
         shorter = replace(workload, context_tokens=thousands * CONTEXT_STEP, text_tokens=None, lengths=())
-        return _fits(replace(space, workload=shorter), samples)
+        return _fits(structs.replace(space, workload=shorter), samples)
 
     low, high = fewest, workload.context_tokens // CONTEXT_STEP
     if high <= low or not fits(low):

@@ -12,11 +12,11 @@ Left out: tensor and pipeline degrees, virtual stages and schedules are searched
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from cost_models.errors import InputError
@@ -30,8 +30,7 @@ SHARDINGS = (("ranks", 3), ("ranks", 2), ("domain", 3), ("domain", 2), ("context
 SEARCHED: tuple[Recompute, ...] = tuple(name for name, policy in POLICIES.items() if policy.planned)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Family:
+class Family(Struct, frozen=True, kw_only=True):
     """Layouts that differ only in ring degree and sharding."""
 
     data: int
@@ -41,8 +40,7 @@ class Family:
     most_ring: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Space:
+class Space(Struct, frozen=True, kw_only=True, dict=True):
     """The layouts of one cluster and workload under the pins."""
 
     cluster: Cluster

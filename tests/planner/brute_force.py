@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -76,7 +76,7 @@ def distinct_placements(
     rows = [cluster.run_of_slot[slots] == run for run in range(len(cluster.runs))]
     numbers = [row.any(axis=1).astype(float) for row in rows]
     for path in Loads(cluster_costs(cluster).rates, slots, gpus).paths(strategy, sent_patterns(strategy)).values():
-        numbers += [np.nan_to_num(getattr(path, field.name).astype(float)) for field in fields(path)]
+        numbers += [np.nan_to_num(getattr(path, name).astype(float)) for name in path.__struct_fields__]
     _, first = np.unique(np.stack(numbers, axis=1), axis=0, return_index=True)
     for index in first:
         yield Placement(slot_of_rank=slots[index], gpu_of_rank=gpus[index])

@@ -1,10 +1,10 @@
 """Collectives across nodes: rings wait one hop for each further rank, all-reduces may take trees."""
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from cost_models import Cluster, Placement, Strategy
 from cost_models.program import Op
