@@ -17,9 +17,9 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 import numpy as np
+from msgspec import Struct, field
 
 from planner.simulator.playback import Agenda, Event, Mark, Playback, RankState, Running
 from planner.simulator.streams import Piece, Rounds, Send
@@ -34,8 +34,7 @@ FOREVER = 2**62
 Key = tuple[object, ...]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Scope:
+class Scope(Struct, frozen=True, kw_only=True, eq=False):
     """The part of a playback that is moved ahead together: one island, or all."""
 
     classes: Ints
@@ -70,8 +69,7 @@ class Scope:
         return playback.transfers.components(self.islands)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class State:
+class State(Struct, frozen=True, kw_only=True, eq=False):
     """Everything that decides what happens next, and what has been added up so far."""
 
     at: int  # instance, or round
@@ -90,14 +88,12 @@ class State:
     carried: Floats
 
 
-@dataclass(slots=True)
-class Seen:
+class Seen(Struct):
     state: State
     failures: int = 0
 
 
-@dataclass(slots=True)
-class FastForward:
+class FastForward(Struct):
     """`at_mark` of a playback."""
 
     jumps: int = 0

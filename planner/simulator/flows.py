@@ -17,9 +17,9 @@ in-switch reduction.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 
 from cost_models.hardware.wiring import NIC_OUT
 from cost_models.program import Op
@@ -27,16 +27,14 @@ from cost_models.timing.rings import Blocks
 from planner.simulator.topology import Floats, Ints, Topology
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Hops:
+class Hops(Struct, frozen=True, kw_only=True, eq=False):
     """Hops out of each rank: `count` of them (over channels) to rank `to`; 0 = none."""
 
     to: Ints  # (ranks,)
     count: Ints  # (ranks,)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Pattern:
+class Pattern(Struct, frozen=True, kw_only=True, eq=False):
     """One collective over all groups of an axis."""
 
     op: Op

@@ -12,10 +12,10 @@ near the members are. Colours are 64-bit mixed sums: multisets compare by one nu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from planner.simulator.flows import Pattern
@@ -24,8 +24,7 @@ from planner.simulator.topology import Floats, Ints, Topology
 Hashes = NDArray[np.uint64]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Partition:
+class Partition(Struct, frozen=True, kw_only=True, eq=False):
     class_of_rank: Ints  # (ranks,)
     representative: Ints  # (classes,): lowest rank of each
     size: Ints  # (classes,): ranks in each

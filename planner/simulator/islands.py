@@ -9,9 +9,8 @@ Between two reductions islands run apart, at different speeds if their nodes dif
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
+from msgspec import Struct
 
 from cost_models.number import distinct
 from planner.simulator.network import Batch, Network
@@ -19,8 +18,7 @@ from planner.simulator.streams import Rounds, Script, Send
 from planner.simulator.topology import Floats, Ints
 
 
-@dataclass(slots=True, eq=False)
-class Group:
+class Group(Struct, eq=False):
     """A group class of a collective: who takes part, and what it sends."""
 
     number: int  # over all collectives
@@ -33,8 +31,7 @@ class Group:
     slowest: float  # the largest `scale` of its members
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Islands:
+class Islands(Struct, frozen=True, kw_only=True, eq=False):
     count: int
     of_class: Ints  # (rank classes,)
     of_flow: Ints  # (flows,): `count` if between islands

@@ -11,10 +11,10 @@ Units: bytes, bytes/s, seconds.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from cost_models.number import distinct
@@ -25,8 +25,7 @@ from planner.simulator.maxmin import Sharing
 from planner.simulator.topology import Floats, Ints, Routes, Topology
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Batch:
+class Batch(Struct, frozen=True, kw_only=True, eq=False):
     """Flows of one group's collective that start together: `latency_s` after the collective does."""
 
     latency_s: float
@@ -34,8 +33,7 @@ class Batch:
     share: Floats  # of the collective's bytes
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Collective:
+class Collective(Struct, frozen=True, kw_only=True, eq=False):
     """A pattern on the folded network, by group class."""
 
     group_of_class: Ints  # (classes,): group class of each rank class
@@ -43,8 +41,7 @@ class Collective:
     batches: tuple[tuple[Batch, ...], ...]  # of each group class
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Network:
+class Network(Struct, frozen=True, kw_only=True, eq=False):
     partition: Partition
     sharing: Sharing
     collectives: tuple[Collective, ...]  # one for each pattern, then host memory out and in

@@ -16,10 +16,10 @@ from __future__ import annotations
 import heapq
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+from msgspec import Struct, field
 
 from cost_models.program import Op
 from planner.simulator.islands import Group, find_islands
@@ -30,8 +30,7 @@ from planner.simulator.trace import Recorder, Span
 from planner.simulator.transfers import SAME, Component, Transfers
 
 
-@dataclass(slots=True, eq=False)
-class Running:
+class Running(Struct, eq=False):
     """A collective in progress."""
 
     group: Group
@@ -47,8 +46,7 @@ class Running:
     exposed_s: float = 0.0  # … what they lasted longer than their blocks
 
 
-@dataclass(slots=True, eq=False)
-class RankState:
+class RankState(Struct, eq=False):
     """Where one rank class is in the script."""
 
     k: int = 0
@@ -61,8 +59,7 @@ class RankState:
     ended: float = -1.0
 
 
-@dataclass(slots=True, eq=False)
-class Event:
+class Event(Struct, eq=False):
     """A rank's computation ends; or a ring's blocks do; or a batch of flows starts."""
 
     time: float = 0.0
@@ -74,8 +71,7 @@ class Event:
     size: float = 0.0
 
 
-@dataclass(slots=True, eq=False)
-class Agenda:
+class Agenda(Struct, eq=False):
     """What is under way in one island, or between islands."""
 
     running: dict[int, Running] = field(default_factory=dict)  # by number of the group
@@ -83,8 +79,7 @@ class Agenda:
     due: dict[int, Event] = field(default_factory=dict)  # by serial
 
 
-@dataclass(frozen=True, kw_only=True)
-class Mark:
+class Mark(Struct, frozen=True, kw_only=True):
     """A moment of an island's first rank class that comes again: it begins instance `k`, or a round of a ring."""
 
     kind: Literal["segment", "round"]

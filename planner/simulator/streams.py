@@ -13,9 +13,10 @@ plain one, and sending takes no SMs.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
+
+from msgspec import Struct
 
 from cost_models.program import Axis, Broadcasts, Compute, Exchange, Op, Phase, Ring, Segment, Staged, StepProgram
 from cost_models.strategy import Strategy
@@ -32,14 +33,12 @@ class Use(NamedTuple):
     op: Op
 
 
-@dataclass(frozen=True, kw_only=True)
-class Work:
+class Work(Struct, frozen=True, kw_only=True):
     part: str
     seconds: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Send:
+class Send(Struct, frozen=True, kw_only=True):
     """A collective: `use` indexes Script.uses, behind them host memory out (-2) and in (-1)."""
 
     part: str
@@ -54,8 +53,7 @@ class Round(NamedTuple):
     bytes: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rounds:
+class Rounds(Struct, frozen=True, kw_only=True):
     part: str
     use: int
     rounds: tuple[Round, ...]
@@ -64,8 +62,7 @@ class Rounds:
 Action = Work | Send | Rounds
 
 
-@dataclass(frozen=True, kw_only=True)
-class Piece:
+class Piece(Struct, frozen=True, kw_only=True):
     """One instance of a segment."""
 
     name: str
@@ -77,8 +74,7 @@ class Piece:
     overlap_cost: float = 0.0  # seconds that a second of the sharding stream beside it adds to it
 
 
-@dataclass(frozen=True, kw_only=True)
-class Script:
+class Script(Struct, frozen=True, kw_only=True, dict=True):
     uses: tuple[Use, ...]
     cycle: tuple[Piece, ...]  # one microbatch
     last: tuple[Piece, ...]  # the last one: as long, with what happens once a step

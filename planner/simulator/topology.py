@@ -12,9 +12,8 @@ on any route.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
+from msgspec import Struct
 
 from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.placement import Placement
@@ -45,8 +44,7 @@ LEAVING_STEPS = 9
 """Steps of a route on the sender's side, up to its leaf; the rest belong to the receiver."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Routes:
+class Routes(Struct, frozen=True, kw_only=True, eq=False):
     """Flows' links in order: `kind[i]` and `unit[:, i]`, unit -1 where a flow does not take step i."""
 
     kind: tuple[int, ...]

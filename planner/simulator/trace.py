@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 
 from cost_models.program import Op
 from planner.files import write_whole
@@ -27,8 +28,7 @@ from planner.simulator.transfers import Component
 STREAMS: tuple[Stream, ...] = ("main", "sharding", "copy", "ring")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Span:
+class Span(Struct, frozen=True, kw_only=True):
     """What a stream of a rank class did for how long, in instance `k` of the script; `op` if it was a collective."""
 
     rank_class: int
@@ -40,8 +40,7 @@ class Span:
     op: Op | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Arrow:
+class Arrow(Struct, frozen=True, kw_only=True):
     """A collective starts: `source` reached it last, `target` waited."""
 
     source: int
@@ -50,8 +49,7 @@ class Arrow:
     at_s: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Place:
+class Place(Struct, frozen=True, kw_only=True):
     """The rank that stands for a class."""
 
     rank: int
@@ -60,8 +58,7 @@ class Place:
     gpu: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Counter:
+class Counter(Struct, frozen=True, kw_only=True):
     """Values over time: each holds from its time to the next one's. `slot` is `None` for what lies between slots."""
 
     name: str
