@@ -66,14 +66,14 @@ class Search:
     def run(self, runners: int) -> SearchResult:
         """Search; also prices the most promising layout of `runners` other families, for comparison."""
         branches = self.tree.start()
-        self._price_best(branches)
+        self._price([*self._promising(branches), *self._runners(branches, runners)])
         while not self._out_of_time():
             split = ~branches.single & (branches.best < self._limit())
             if not split.any() or len(branches.family) > MOST_ROWS:
                 break
             parts = self.tree.split(branches.take(split))
             branches = branches.take(~split).join(parts)
-            self._price_best(parts)
+            self._price(self._promising(parts))
         branches = self._refined(branches)
         self._price_all(branches)
         if not self._out_of_time():
@@ -102,15 +102,15 @@ class Search:
         bound = branches.bound[row, sharding]
         shard, zero = branches.shard[row, sharding], branches.zero[row, sharding]
         order = np.lexsort((zero, shard, branches.first[row], branches.family[row], bound))
-        return [(float(bound[i]), int(row[i]), int(sharding[i])) for i in order]
+        return list(zip(bound[order].tolist(), row[order].tolist(), sharding[order].tolist(), strict=True))
 
     def _strategies(self, branches: Branches, entries: list[_Entry]) -> list[Strategy]:
         return [self.tree.strategy(branches, row, sharding) for _, row, sharding in entries]
 
-    def _price_best(self, branches: Branches) -> None:
-        """The first incumbent, or a better one."""
-        entries = [entry for entry in self._entries(branches)[: 4 * FIRST_BATCH] if entry[0] < self._limit()]
-        self._price(self._strategies(branches, entries[:FIRST_BATCH]))
+    def _promising(self, branches: Branches) -> list[Strategy]:
+        """What may be the first incumbent, or a better one."""
+        entries = [entry for entry in self._entries(branches)[:FIRST_BATCH] if entry[0] < self._limit()]
+        return self._strategies(branches, entries)
 
     def _price_all(self, branches: Branches) -> None:
         """Everything that could still win, in growing batches, as far as the budget goes."""
@@ -135,7 +135,7 @@ class Search:
         return self._strategies(branches, list(first.values()))
 
     def _price(self, strategies: list[Strategy]) -> None:
-        new = [strategy for strategy in strategies if strategy not in self.done]
+        new = [strategy for strategy in dict.fromkeys(strategies) if strategy not in self.done]
         if not new:
             return
         self.done.update(new)

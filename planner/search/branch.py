@@ -153,10 +153,12 @@ class Tree:
         ranks = self.data[family] * self.ulysses[family] * first * self.model_parallel
         needed = np.array([above for above, _ in self.reach.tiers])
         tier = np.searchsorted(needed, ranks) - 1  # of the fastest devices that so many ranks cannot do without
-        for index in distinct(tier):
+        possible = np.flatnonzero(legal.any(axis=0))
+        for index in distinct(tier) if len(possible) else ():
             mine = np.flatnonzero(tier == index)
-            bound, least = self._bounds(int(index), branches.take(mine), quick)
-            branches.bound[mine], branches.least_bytes[mine] = bound, least
+            bound, least = self._bounds(int(index), branches.take(mine), possible, quick)
+            there = np.ix_(mine, possible)
+            branches.bound[there], branches.least_bytes[there] = bound, least
         branches.bound[~legal], branches.least_bytes[~legal] = np.inf, np.inf
         return branches
 
@@ -193,11 +195,12 @@ class Tree:
             zero=int(branches.zero[row, sharding]),
         )
 
-    def _bounds(self, tier: int, some: Branches, quick: bool) -> tuple[_Floats, _Floats]:
-        """(bound, least bytes) of branches that need a device of this tier.
+    def _bounds(self, tier: int, some: Branches, shardings: _Ints, quick: bool) -> tuple[_Floats, _Floats]:
+        """(bound, least bytes) of branches that need a device of this tier, under some of `SHARDINGS`.
 
         Arrays are branches x shardings x crowdings of a domain.
         """
+        some = structs.replace(some, shard=some.shard[:, shardings], zero=some.zero[:, shardings])
         kernels, single = self.costs.kernels(self.reach.tiers[tier][1], choose=smaller), some.single
         layouts = self.strategies(
             some.family[:, None, None], some.last[:, None, None], some.shard[:, :, None], some.zero[:, :, None]
@@ -206,7 +209,7 @@ class Tree:
             self.space.workload,
             layouts,
             kernels,
-            self._paths(some),
+            self._paths(some, shardings),
             self.space.policies,
             kernels.device,
             some.first[:, None, None],
@@ -221,12 +224,12 @@ class Tree:
         seconds = priced.relaxed_s((room + spare)[:, :, None]).min(axis=-1)
         return seconds * weight(self.objective, ranks)[:, None], least
 
-    def _paths(self, some: Branches) -> FloorPaths:
+    def _paths(self, some: Branches, shardings: _Ints) -> FloorPaths:
         """Paths that no placement of any ring of a branch beats: groups are as small as its first ring makes them."""
         context = self.ulysses[some.family] * some.first
         ranks = self.data[some.family] * context
         smallest = {"ranks": ranks, "context": context, "domain": np.ones_like(ranks), "one": np.ones_like(ranks)}
-        within = np.stack([smallest[name] for name, _ in SHARDINGS], axis=1)
+        within = np.stack([smallest[SHARDINGS[i][0]] for i in shardings], axis=1)
         shard = np.where(some.single[:, None] | ("shard" in self.space.pins), some.shard, within)
         sizes: dict[Axis, _Ints] = {
             "ulysses": self.ulysses[some.family][:, None, None],
