@@ -16,7 +16,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-from msgspec import Struct
 
 from cost_models.cost import COMPUTED, PRICED_AS
 from cost_models.hardware.cluster import Cluster
@@ -46,7 +45,8 @@ from planner.simulator.trace import Counter, Place, Recorder, Trace
 BUSIEST = 8
 
 
-class LinkUse(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, kw_only=True)
+class LinkUse:
     """A link, one of `alike` that carry the same."""
 
     name: str
