@@ -13,6 +13,7 @@ from cost_models.layer.chunked import chunk_working_bytes, chunked
 from cost_models.layer.latent import latent_inputs
 from cost_models.layer.operators import (
     Operator,
+    Passes,
     Table,
     attention_call_s,
     attention_passes_s,
@@ -58,7 +59,7 @@ def _inputs(sizes: RankSizes) -> Table:
         norm(sizes, "norm", call="inputs"),
         *tensor_operator(sizes, "qkv", "all_gather"),
         *maps(sizes, "qkv", sizes.tokens),
-        elementwise(sizes, "rotary", turned, ROTARY_LAUNCHES[rotary], call="inputs")._replace(host=10, host_back=18),
+        elementwise(sizes, "rotary", turned, ROTARY_LAUNCHES[rotary], call="inputs", host=(10, 18)),
     )
 
 
@@ -71,30 +72,26 @@ def _core(sizes: RankSizes) -> Table:
     sent = sizes.tokens * sizes.width * (sizes.q_width + sizes.sent_kv_width)
     sent_back = sizes.tokens * sizes.out_width * sizes.width
     exchanged_back = pick(sizes.degrees.ulysses > 1, sent_back, 0)
+    back = chunk_working_bytes(sizes) - 3 * sizes.row_bytes if in_chunks else _working_back(sizes)
     return (
-        _exchanged(sizes, "heads", sent)._replace(kept=0 if in_chunks else inputs, host=3, host_back=3),
+        _exchanged(sizes, "heads", sent)._replace(kept=0 if in_chunks else inputs, host=(3, 3)),
         Operator(
             name="attention",
             attends=True,
             kept=sent_back if in_chunks else output + lse,
-            working=_working(sizes),
-            working_back=chunk_working_bytes(sizes) - 3 * sizes.row_bytes if in_chunks else _working_back(sizes),
+            working=(_working(sizes), back),
         ),
         Operator(name="scores", kept=_scores(sizes)),
-        Operator(name="result", host=2, host_back=3),
+        Operator(name="result", host=(2, 3)),
         _exchanged(sizes, "heads back", sent_back)._replace(kept=0 if in_chunks else exchanged_back),
     )  # fmt: skip
 
 
 def _exchanged(sizes: RankSizes, name: str, moved: Number) -> Operator:
     """An all-to-all of `moved` bytes, with the copies that put it in the order of ranks and back in that of heads."""
-    copies, exchange = EXCHANGE_COPIES, Exchange(
-        part="all_to_all", axis="ulysses", op="all_to_all", bytes=moved
-    )  # fmt: skip
-    return Operator(
-        name=name, moved=2 * moved * copies, moved_back=2 * moved * copies, launches=copies, launches_back=copies,
-        active=sizes.degrees.ulysses > 1, exchanges=(exchange,), exchanges_back=(exchange,),
-    )  # fmt: skip
+    exchange = (Exchange(part="all_to_all", axis="ulysses", op="all_to_all", bytes=moved),)
+    copies = Passes(2 * moved * EXCHANGE_COPIES, EXCHANGE_COPIES)
+    return Operator(name, passes=(copies, copies), exchanges=(exchange, exchange), active=sizes.degrees.ulysses > 1)
 
 
 def _scores(sizes: RankSizes) -> Number:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from cost_models.layer.attention import attention_operators, attention_phases
 from cost_models.layer.experts import expert_operators
 from cost_models.layer.mlp import mlp_operators
-from cost_models.layer.operators import Operator, Table, products_s
+from cost_models.layer.operators import Operator, Passes, Table, products_s
 from cost_models.layer.recompute import policy, run_again
 from cost_models.layer.sizes import RankSizes
 from cost_models.models.model import Mixer, Mlp
@@ -63,32 +63,16 @@ def phases(
     calls: dict[str, Passes] = {}
     for one in table:
         if one.call:
-            calls[one.call] = _together(calls.get(one.call), _passes(one, grad))
+            calls[one.call] = calls.get(one.call, Passes()).plus(one.passes[grad])
     rerun = tuple(one._replace(reruns=False) for one in table if one.reruns) if grad else ()
     last = max((place for place, one in enumerate(table) if one.reruns), default=None)
     units: list[tuple[Phase, ...]] = []
     for place, one in enumerate(table):
-        passes = calls.pop(one.call, NO_PASSES) if one.call else _passes(one, grad)
+        passes = calls.pop(one.call, Passes()) if one.call else one.passes[grad]
         units += _units(sizes, kernels, one, passes, grad, part)
         if rerun and place == last:
             units.append(phases(sizes, kernels, rerun, part="recompute"))
     return _joined(phase for unit in (reversed(units) if grad else units) for phase in unit)
-
-
-Passes = tuple[Number, Number, float]
-"""Of memory-bound work: bytes moved, kernels launched, seconds idle."""
-NO_PASSES: Passes = (0, 0, 0.0)
-
-
-def _passes(one: Operator, grad: bool) -> Passes:
-    if grad:
-        return one.moved_back, one.launches_back, one.idle_back_s
-    return one.moved, one.launches, one.idle_s
-
-
-def _together(left: Passes | None, right: Passes) -> Passes:
-    """As one call."""
-    return right if left is None else (left[0] + right[0], left[1] + right[1], left[2] + right[2])
 
 
 def _units(
@@ -101,8 +85,8 @@ def _units(
             seconds = one.times * (kernels.memory_bound_s(moved, launches) + idle_s)
             yield (Compute(part=part or "memory_bound", seconds=pick(one.active, seconds, 0.0)),)
         idle_s = 0.0
-    if exchanges := one.exchanges_back if grad else one.exchanges:
-        yield exchanges
+    if one.exchanges[grad]:
+        yield one.exchanges[grad]
     if one.products:
         seconds = one.times * (products_s(sizes, kernels, one, grad) + idle_s)
         yield (Compute(part=part or "matmul", seconds=seconds),)

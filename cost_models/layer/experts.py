@@ -67,11 +67,8 @@ def expert_operators(sizes: RankSizes) -> Table:
 def _router(sizes: RankSizes, experts: Experts, tokens: Number) -> Operator:
     scores = multiplies(sizes, "router", (tokens, experts.count, sizes.workload.model.hidden))
     small = moves(sizes, "router", tokens * experts.count * ROUTER_BYTES, ROUTER_LAUNCHES)
-    return small._replace(
-        products=scores.products,
-        idle_s=small.idle_s + scores.idle_s,
-        idle_back_s=small.idle_back_s + scores.idle_back_s,
-    )
+    forward, backward = (one.plus(other) for one, other in zip(small.passes, scores.passes, strict=True))
+    return small._replace(products=scores.products, passes=(forward, backward))
 
 
 def _grouped(sizes: RankSizes, experts: Experts, copies: Number) -> Table:
@@ -86,16 +83,12 @@ def _grouped(sizes: RankSizes, experts: Experts, copies: Number) -> Table:
     inside = copies * ffn * sizes.width
     widest = copies * larger(2 * model.hidden, 3 * ffn) * sizes.width
     kept = _kept_bytes(sizes, experts, ffn)
-    activation = elementwise(sizes, "activation", inside * activation_passes(sizes), 2, host=2, host_back=3)
-    products = (multiplies(sizes, "up", (copies / own, *up), groups=own),
-                multiplies(sizes, "down", (copies / own, model.hidden, ffn), groups=own))  # fmt: skip
-    calls = (HOST_CALLS["up"], HOST_CALLS["down"])
-    first, last = (p._replace(host=h, host_back=b) for p, (h, b) in zip(products, calls, strict=True))
+    activation = elementwise(sizes, "activation", inside * activation_passes(sizes), 2, host=(2, 3))
     return (
-        first,
-        activation._replace(kept=kept, working=widest, working_back=widest, freed=kept),
-        last,
-    )  # fmt: skip
+        multiplies(sizes, "up", (copies / own, *up), groups=own, host=HOST_CALLS["up"]),
+        activation._replace(kept=kept, working=(widest, widest), freed=kept),
+        multiplies(sizes, "down", (copies / own, model.hidden, ffn), groups=own, host=HOST_CALLS["down"]),
+    )
 
 
 def _kept_bytes(sizes: RankSizes, experts: Experts, ffn: Number) -> Number:
@@ -119,7 +112,7 @@ def _exchange(sizes: RankSizes, name: str, moved: Number) -> Table:
     if not somewhere(sizes.degrees.expert > 1):
         return ()
     exchange = (Exchange(part="experts", axis="expert", op="all_to_all", bytes=moved),)
-    return (Operator(name=name, exchanges=exchange, exchanges_back=exchange),)
+    return (Operator(name, exchanges=(exchange, exchange)),)
 
 
 def _shared(sizes: RankSizes, experts: Experts) -> Table:

@@ -55,7 +55,7 @@ def layer_calls(sizes: RankSizes, recompute: str | None = None) -> Calls:
     """Backward under a policy, or forward (None)."""
     table, grad = operators(sizes), recompute is not None
     again = () if recompute is None else tuple(one for one in table if policy(recompute).host(one.name))
-    own = sum(one.host_back if grad else one.host for one in table) + sum(one.host for one in again)
+    own = sum(one.host[grad] for one in table) + sum(one.host[False] for one in again)
     exchanges = sum(one.name in ("heads", "heads back") for one in again)
     attends = sum(one.attends for one in again)
     here = BACKWARD if grad else FORWARD

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from cost_models.layer.operators import (
     Operator,
+    Passes,
     Table,
     activation_passes,
     elementwise,
@@ -64,12 +65,11 @@ def _activation(sizes: RankSizes, tokens: Number, call: str = "") -> Operator:
     fused, gated = sizes.framework.activation == "fused", sizes.workload.model.gated
     inside = tokens * sizes.ffn * sizes.width
     moved, launches = inside * activation_passes(sizes), 2 if fused else 5
-    made = elementwise(sizes, "activation", moved, launches, call=call, host=2, host_back=3)
+    made = elementwise(sizes, "activation", moved, launches, call=call, host=(2, 3))
     weights = _weight_gradient_bytes(sizes)
     matrices = 3 if gated else 2
     return made._replace(
-        working=inside * matrices,
-        working_back=larger(inside * (matrices - 1) + weights, _gathered_halves(sizes)),
+        working=(inside * matrices, larger(inside * (matrices - 1) + weights, _gathered_halves(sizes))),
         freed=inside * inner_tensors(sizes) - matrices * weights,
     )
 
@@ -101,33 +101,28 @@ def _sliced(sizes: RankSizes) -> Table:
     first, last, weights = norm(sizes, "sliced norm"), residual(sizes, "sum", 0), _weight_gradient_bytes(sizes)
     inside = _activation(sizes, tokens)
     inside = inside._replace(
-        working_back=inside.working_back + inside.freed + 2 * matrices * weights + row,
+        working=(inside.working[0], inside.working[1] + inside.freed + 2 * matrices * weights + row),
         freed=-matrices * weights - row,
     )
     each = [*maps(sizes, "up", tokens), inside, *maps(sizes, "down", tokens)]
-    gap = sizes.framework.gap_s
+    forward, backward = (one.plus(other) for one, other in zip(first.passes, last.passes, strict=True))
+    gap_s = sizes.framework.gap_s
+    joined = Passes(row * JOINED_PASSES, 1, gap_s), Passes(row * INPUT_GRADIENT_PASSES, 2, 2 * gap_s)
     return (
-        first._replace(
-            moved=first.moved + last.moved, moved_back=first.moved_back + last.moved_back, kept=first.kept + last.kept
-        ),
+        first._replace(passes=(forward, backward), kept=first.kept + last.kept),
         *tensor_operator(sizes, "slices", "all_gather"),
-        *(one._replace(name="slices", times=slices, reruns=True, host=0, host_back=0) for one in each),
-        Operator(name="slices", host=slices * SLICE_FORWARD, host_back=slices * SLICE_BACKWARD),
-        Operator(
-            name="join", moved=row * JOINED_PASSES, moved_back=row * INPUT_GRADIENT_PASSES, launches=1, launches_back=2,
-            idle_s=gap, idle_back_s=2 * gap, host=2, host_back=1,
-        ),
+        *(one._replace(name="slices", times=slices, reruns=True, host=(0, 0)) for one in each),
+        Operator("slices", host=(slices * SLICE_FORWARD, slices * SLICE_BACKWARD)),
+        Operator("join", passes=joined, host=(2, 1)),
         _weight_sums(sizes, slices, matrices),
         *tensor_operator(sizes, "mlp scatter", "reduce_scatter"),
-    )  # fmt: skip
+    )
 
 
 def _weight_sums(sizes: RankSizes, slices: Number, matrices: int) -> Operator:
     """Adding a slice's weight gradients to those of the slices before, unless the product itself does that."""
     if sizes.framework.accumulator is not None or not sizes.workload.trains_weights:
-        return Operator(name="weight sums")
+        return Operator("weight sums")
     moved = matrices * sizes.workload.model.hidden * sizes.ffn * SUM_PASSES * sizes.width
-    return Operator(
-        name="weight sums", moved_back=moved, launches_back=matrices, times=larger(slices - 1, 0),
-        idle_back_s=matrices * sizes.framework.gap_s,
-    )  # fmt: skip
+    added = Passes(moved, matrices, matrices * sizes.framework.gap_s)
+    return Operator("weight sums", passes=(Passes(), added), times=larger(slices - 1, 0))

@@ -38,35 +38,39 @@ class Product(NamedTuple):
     equal: int = 1  # how many such products
 
 
+class Passes(NamedTuple):
+    """Memory-bound work one way."""
+
+    moved: Number = 0  # bytes read and written
+    launches: Number = 0  # kernels
+    idle_s: float = 0.0  # seconds in which the device waits for eager operators
+
+    def plus(self, other: Passes) -> Passes:
+        """Both as one call."""
+        return Passes(self.moved + other.moved, self.launches + other.launches, self.idle_s + other.idle_s)
+
+
 class Operator(NamedTuple):
-    """A step of a layer's forward pass; fields that end in `_back` are of its backward pass."""
+    """A step of a layer's forward pass. A pair is of the forward and of the backward pass: `pair[grad]`."""
 
     name: str
     products: tuple[Product, ...] = ()
-    moved: Number = 0  # bytes that memory-bound kernels read and write
-    moved_back: Number = 0
-    launches: Number = 0  # memory-bound kernels
-    launches_back: Number = 0
+    passes: tuple[Passes, Passes] = (Passes(), Passes())
     call: str = ""  # operators of one call are timed as one memory-bound call; empty means a call of its own
-    idle_s: float = 0.0  # seconds in which the device waits for eager operators
-    idle_back_s: float = 0.0
-    exchanges: tuple[Exchange, ...] = ()
-    exchanges_back: tuple[Exchange, ...] = ()
+    exchanges: tuple[tuple[Exchange, ...], tuple[Exchange, ...]] = ((), ())
     attends: bool = False  # the attention of the rank's ring
     times: Number = 1  # how often products and memory-bound work run, one slice of the tokens each time
     reruns: bool = False  # its backward pass runs it forward first, whatever the policy
     active: Number | bool = True  # where its memory-bound work runs at all
     kept: Number = 0  # bytes
-    working: Number = 0  # bytes alive while it runs without gradients
-    working_back: Number = 0  # bytes that are alive while its gradients are made and are no tensors of the layer
-    freed: Number = 0  # bytes of the layer's tensors that are gone after that
-    host: Number = 0  # operators that the host calls
-    host_back: Number = 0
+    working: tuple[Number, Number] = (0, 0)  # bytes alive while it runs; backward without the layer's tensors
+    freed: Number = 0  # bytes of the layer's tensors that are gone after its backward pass
+    host: tuple[Number, Number] = (0, 0)  # operators that the host calls
 
 
 Table = tuple[Operator, ...]
 HOST_CALLS: dict[LoraTarget, tuple[int, int]] = {"qkv": (3, 8), "out": (1, 2), "up": (2, 5), "down": (1, 2)}
-"""Forward, and backward: two products for each weight and the sum of the gradients of an input that several share."""
+"""Backward: two products for each weight and the sum of the gradients of an input that several share."""
 
 
 def elementwise(
@@ -78,38 +82,35 @@ def elementwise(
     back: Number | None = None,
     call: str = "",
     kept: Number = 0,
-    host: int = 0,
-    host_back: int = 0,
+    host: tuple[int, int] = (0, 0),
 ) -> Operator:
     """Memory-bound work whose backward pass reads the saved input as well as the gradient: twice the traffic.
 
     `back`: half the backward pass's bytes, where they are not those of the forward pass.
     """
-    gap = sizes.framework.gap_s
-    return Operator(
-        name=name, moved=moved, moved_back=2 * (moved if back is None else back), launches=launches,
-        launches_back=2 * launches, idle_s=launches * gap, idle_back_s=2 * launches * gap, call=call, kept=kept,
-        host=host, host_back=host_back,
-    )  # fmt: skip
+    idle_s = launches * sizes.framework.gap_s
+    backward = Passes(2 * (moved if back is None else back), 2 * launches, 2 * idle_s)
+    return Operator(name, passes=(Passes(moved, launches, idle_s), backward), call=call, kept=kept, host=host)
 
 
 def moves(sizes: RankSizes, name: str, moved: Number, launches: int) -> Operator:
     """Memory-bound work whose gradients move as many bytes."""
-    gap = launches * sizes.framework.gap_s
-    return Operator(
-        name=name, moved=moved, moved_back=moved, launches=launches, launches_back=launches, idle_s=gap, idle_back_s=gap
-    )
+    passes = Passes(moved, launches, launches * sizes.framework.gap_s)
+    return Operator(name, passes=(passes, passes))
 
 
-def multiplies(sizes: RankSizes, name: str, *shapes: tuple[Number, ...], groups: Number = 1) -> Operator:
+def multiplies(
+    sizes: RankSizes, name: str, *shapes: tuple[Number, ...], groups: Number = 1, host: tuple[int, int] = (0, 0)
+) -> Operator:
     """Products of the language model's weights; `shapes`: (rows, out, inside) and how many of them."""
     trained = sizes.workload.trains_weights
     products = tuple(
         Product(rows, out, inside, trained, groups, int(count[0]) if count else 1)
         for rows, out, inside, *count in shapes
     )
-    idle = sum(one.equal for one in products) * sizes.framework.gap_s
-    return Operator(name=name, products=products, idle_s=idle, idle_back_s=idle * (2 if trained else 1))
+    idle_s = sum(one.equal for one in products) * sizes.framework.gap_s
+    passes = Passes(idle_s=idle_s), Passes(idle_s=idle_s * (2 if trained else 1))
+    return Operator(name, products=products, passes=passes, host=host)
 
 
 def maps(sizes: RankSizes, target: LoraTarget, rows: Number) -> Table:
@@ -123,22 +124,17 @@ def maps(sizes: RankSizes, target: LoraTarget, rows: Number) -> Table:
     """
     work, shapes = sizes.workload, sizes.linears[target]
     counted = {shape: shapes.count(shape) for shape in shapes}
-    own = multiplies(sizes, target, *((rows, *shape, count) for shape, count in counted.items()))
-    host, host_back = HOST_CALLS[target]
-    table = [own._replace(host=host, host_back=host_back)]
+    weights = ((rows, *shape, count) for shape, count in counted.items())
+    table = [multiplies(sizes, target, *weights, host=HOST_CALLS[target])]
     if not work.lora_rank or target not in work.lora_targets:
         return tuple(table)
     rank, sliced = work.lora_rank, sizes.degrees.mlp_chunk_tokens is not None and target in ("up", "down")
     for out, inside in shapes:
-        thin, wide = Product(rows, rank, inside, True), Product(rows, out, rank, True)
-        gap = 2 * sizes.framework.gap_s
-        table.append(
-            Operator(
-                name=target, products=(thin, wide), moved=rows * 5 * out * sizes.width, launches=2, idle_s=gap,
-                moved_back=rows * (2 * out + 3 * inside) * sizes.width, launches_back=2, idle_back_s=2 * gap,
-                kept=0 if sliced else sizes.tokens * rank * sizes.width,
-            )
-        )  # fmt: skip
+        products, gap_s = (Product(rows, rank, inside, True), Product(rows, out, rank, True)), sizes.framework.gap_s
+        forward = Passes(rows * 5 * out * sizes.width, 2, 2 * gap_s)
+        backward = Passes(rows * (2 * out + 3 * inside) * sizes.width, 2, 4 * gap_s)
+        kept = 0 if sliced else sizes.tokens * rank * sizes.width
+        table.append(Operator(target, products, (forward, backward), kept=kept))
     return tuple(table)
 
 
@@ -156,7 +152,7 @@ def norm(sizes: RankSizes, name: str, call: str = "") -> Operator:
         forward, back = 8 + 2 * b, 6 + b
     return elementwise(
         sizes, name, tokens * hidden * forward, 1 if fused else 6, back=tokens * hidden * back, call=call,
-        kept=tokens * (hidden * (2 * b + (0 if fused else 4)) + 4), host=8, host_back=16,
+        kept=tokens * (hidden * (2 * b + (0 if fused else 4)) + 4), host=(8, 16),
     )  # fmt: skip
 
 
@@ -164,7 +160,7 @@ def residual(sizes: RankSizes, name: str, launches: int, call: str = "") -> Oper
     """Both inputs read, the sum written; dropout's mask is one byte more, and kept."""
     values, mask = sizes.outer_tokens * sizes.workload.model.hidden, 1 if sizes.framework.dropout else 0
     moved = values * (3 * sizes.width + mask)
-    return elementwise(sizes, name, moved, launches, call=call, kept=values * mask, host=1, host_back=1)
+    return elementwise(sizes, name, moved, launches, call=call, kept=values * mask, host=(1, 1))
 
 
 def activation_passes(sizes: RankSizes) -> int:
@@ -212,7 +208,7 @@ def tensor_operator(
 ) -> Table:
     """The exchange as a row of the table; none where no candidate has tensor parallelism."""
     forth, back = (tensor_exchange(sizes, op, grad, columns) for grad in (False, True))
-    return (Operator(name=name, exchanges=forth, exchanges_back=back),) if forth or back else ()
+    return (Operator(name, exchanges=(forth, back)),) if forth or back else ()
 
 
 def product_s(
@@ -273,7 +269,7 @@ def peak_bytes(operators: Table, grad: bool) -> Number:
     peak: Number = 0
     gone: Number = 0
     for one in reversed(operators) if grad else operators:
-        peak = larger(peak, one.working_back - gone if grad else one.working)
+        peak = larger(peak, one.working[grad] - gone if grad else one.working[grad])
         gone = gone + one.freed
     return peak
 
