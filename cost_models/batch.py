@@ -83,13 +83,13 @@ def price_batch(
         capacity[members] = min(device.memory_bytes for device in devices)
         max(mine, key=lambda one: one.ulysses).check(workload.model)
         many = stacked(mine)
-        shape = RankSizes(workload, many)
+        sizes = RankSizes(workload, many)
         kernels = KernelsInUse.afresh(here.kernels(runs))
         ranges = mine[0].layer_ranges(workload.model.layers)
-        program = step_program(shape, kernels, ranges)
+        program = step_program(sizes, kernels, ranges)
         for name, value in fold(program, _paths(here, runs, many)).seconds.items():
             seconds.setdefault(name, np.zeros(count))[members] = value
-        for name, value in peak(shape, ranges, devices[0]).items():
+        for name, value in peak(sizes, ranges, devices[0]).items():
             used[name][members] = np.round(value)
     return BatchCost(seconds=seconds, memory=used, capacity_bytes=capacity)
 

@@ -69,13 +69,13 @@ def price(
     framework.check_scope("step")
     strategy.check(workload.model)
     check_placement(cluster, strategy.ranks, placement)
-    shape, here = RankSizes(workload, strategy, framework), cluster_costs(cluster, profile)
+    sizes, here = RankSizes(workload, strategy, framework), cluster_costs(cluster, profile)
     runs, paths = here.runs(strategy.ranks, placement), here.paths(strategy, placement, framework.owned_tensors > 0)
     kernels, devices = here.kernels(runs, framework.measured_attention), here.devices(runs)
     ranges = strategy.layer_ranges(workload.model.layers)
-    program = step_program(shape, kernels, ranges)
+    program = step_program(sizes, kernels, ranges)
     folded = fold(program, paths)
-    parts, moment = fullest(shape, ranges, devices[0])
+    parts, moment = fullest(sizes, ranges, devices[0])
     named = (*SECONDS, "experts") if "experts" in folded.seconds else SECONDS
     cost = StepCost(
         seconds=_floats({name: folded.seconds.get(name, 0.0) for name in named}),

@@ -81,8 +81,8 @@ def end_stages(stages: int) -> list[int]:
     return sorted({0, stages - 1})
 
 
-def at_stage(shape: RankSizes, ranges: tuple[LayerRange, ...], index: int) -> RankSizes:
+def at_stage(sizes: RankSizes, ranges: tuple[LayerRange, ...], index: int) -> RankSizes:
     """The rank as one of this stage."""
-    model, stages = shape.workload.model, shape.degrees.pipeline
+    model, stages = sizes.workload.model, sizes.degrees.pipeline
     layers = tuple((run.kind, run.layers) for run in stage(model, ranges, stages, index))
-    return replace(shape, stage=Stage(layers=layers, first=index == 0, last=index == stages - 1))
+    return replace(sizes, stage=Stage(layers=layers, first=index == 0, last=index == stages - 1))

@@ -17,13 +17,12 @@ from cost_models.layer.launches import layer_host_s
 from cost_models.layer.operators import product_s, tensor_exchange
 from cost_models.layer.recompute import policy
 from cost_models.layer.sizes import RankSizes
-from cost_models.layer.stages import Run, at_stage, is_mixed, runs
+from cost_models.layer.stages import at_stage, is_mixed, runs
 from cost_models.number import Number, larger, pick, smaller, somewhere
 from cost_models.program import Compute, Exchange, Phase, Segment, StepProgram
 from cost_models.step import vision
 from cost_models.step.sharding import Weights, broadcast_by_owners, sharded
 from cost_models.strategy import LayerRange
-from cost_models.timing.host import Host
 from cost_models.timing.kernels import Kernels
 from cost_models.workload import DTYPE_BYTES, OPTIMIZER_STATES
 
@@ -38,109 +37,106 @@ NORM_BYTES = 4
 """Per gradient: read for the norm."""
 
 
-def step_program(shape: RankSizes, kernels: Kernels, ranges: tuple[LayerRange, ...]) -> StepProgram:
+def step_program(sizes: RankSizes, kernels: Kernels, ranges: tuple[LayerRange, ...]) -> StepProgram:
     """The step for `ranges` of layers (all layers of the model; `stages.py` says which pipeline stage has which)."""
-    model, stages, mode = shape.workload.model, shape.degrees.pipeline, shape.workload.mode
-    if mode != "train" and shape.degrees.offload_states != "none":
-        raise InputError(f"offload_states={shape.degrees.offload_states} with mode={mode}; legal here: none")
-    if mode == "decode" and shape.degrees.attention_chunk_tokens is not None:
-        raise InputError(f"attention_chunk_tokens={shape.degrees.attention_chunk_tokens} with mode=decode; legal: none")
+    model, stages, mode = sizes.workload.model, sizes.degrees.pipeline, sizes.workload.mode
+    if mode != "train" and sizes.degrees.offload_states != "none":
+        raise InputError(f"offload_states={sizes.degrees.offload_states} with mode={mode}; legal here: none")
+    if mode == "decode" and sizes.degrees.attention_chunk_tokens is not None:
+        raise InputError(f"attention_chunk_tokens={sizes.degrees.attention_chunk_tokens} with mode=decode; legal: none")
     if mode == "decode":
         if model.experts or model.latent:
             raise InputError(f"mode=decode is not priced for {model.name} (experts or latent attention); legal: train")
-        return _decode(shape, kernels)
+        return _decode(sizes, kernels)
     layers = runs(model, ranges, stages)
     forward = [
-        _at(forward_segment(shape.of(r.kind), kernels, repeat=r.layers, offload=r.part.offload), r) for r in layers
+        forward_segment(sizes.of(run.kind), kernels, run.layers, run.part.offload, run.elsewhere) for run in layers
     ]
-    segments = [*vision.forward(shape, kernels), embed(shape, kernels), *forward, head(shape, kernels)]
+    segments = [*vision.forward(sizes, kernels), embed(sizes, kernels), *forward, head(sizes, kernels)]
     epilogue: tuple[Segment, ...] = ()
-    if shape.workload.mode == "train":
+    if sizes.workload.mode == "train":
         for run in reversed(layers):
-            part, here = run.part, shape.of(run.kind)
-            segment = backward_segment(here, kernels, part.recompute, repeat=run.layers, offload=part.offload)
-            segments.append(_at(segment, run))
-        segments += [*vision.backward(shape, kernels), root_gradients(shape, kernels)]
-        last = at_stage(shape, ranges, stages - 1) if is_mixed(model) else shape
+            part, here = run.part, sizes.of(run.kind)
+            segments.append(backward_segment(here, kernels, part.recompute, run.layers, part.offload, run.elsewhere))
+        segments += [*vision.backward(sizes, kernels), root_gradients(sizes, kernels)]
+        last = at_stage(sizes, ranges, stages - 1) if is_mixed(model) else sizes
         epilogue = (update(last, kernels),)
-    if shape.framework.owned_tensors and mode == "train" and shape.degrees.zero < 2:
-        segments, broadcasts = broadcast_by_owners(segments, shape)
+    if sizes.framework.owned_tensors and mode == "train" and sizes.degrees.zero < 2:
+        segments, broadcasts = broadcast_by_owners(segments, sizes)
         epilogue = (*epilogue, *broadcasts)
     return StepProgram(
         microbatch=tuple(segments),
         epilogue=epilogue,
-        microbatches=shape.degrees.microbatches,
+        microbatches=sizes.degrees.microbatches,
         pipeline=stages,
-        virtual=shape.degrees.virtual,
+        virtual=sizes.degrees.virtual,
     )
 
 
-def _at(segment: Segment, run: Run) -> Segment:
-    """The segment as one of a pipeline's stage."""
-    if run.elsewhere is None:
-        return segment
-    last = None if segment.last is None else segment.last._replace(elsewhere=run.elsewhere)
-    return segment._replace(elsewhere=run.elsewhere, last=last)
-
-
-def forward_segment(shape: RankSizes, kernels: Kernels, *, repeat: Number, offload: str = "none") -> Segment:
-    """`repeat` layers forward."""
-    phases = (*decoder.forward(shape, kernels), _framework(kernels, "framework_layer", FORWARD_SHARE))
-    if somewhere(shape.degrees.pipeline > 1):
-        phases = (*phases, _to_next_stage(shape))
-    host_s, host_hop_s = layer_host_s(shape, _host(shape, kernels))
+def forward_segment(
+    sizes: RankSizes, kernels: Kernels, repeat: Number, offload: str = "none", elsewhere: Number | None = None
+) -> Segment:
+    """`repeat` layers forward; other stages run `elsewhere` of them."""
+    params, experts = sizes.layer_params, sizes.expert_params
+    cast = (params + experts) * sizes.framework.autocast_bytes
     segment = Segment(
         name="layer forward",
-        phases=(
-            *phases,
-            *_copied(kernels, (shape.layer_params + shape.expert_params) * shape.framework.autocast_bytes),
-        ),
+        phases=_layer_phases(sizes, kernels, decoder.forward(sizes, kernels), FORWARD_SHARE, cast),
         repeat=repeat,
-        offload_bytes=_offloaded(shape, offload) + shape.fetched_bytes(shape.layer_params, shape.expert_params),
-        kind=shape.layer_kind,
-        overlap_cost=_overlap_cost(shape, kernels),
-        host_s=host_s,
-        host_hop_s=host_hop_s,
+        elsewhere=elsewhere,
+        offload_bytes=_offloaded(sizes, offload) + sizes.fetched_bytes(params, experts),
     )
-    weights = Weights(gathered=shape.layer_params, gathered_experts=shape.expert_params)
-    return sharded(segment, shape, kernels, weights)
+    weights = Weights(gathered=params, gathered_experts=experts)
+    return sharded(_of_layer(segment, sizes, kernels, None), sizes, kernels, weights)
 
 
 def backward_segment(
-    shape: RankSizes, kernels: Kernels, recompute: str, *, repeat: Number, offload: str = "none"
+    sizes: RankSizes,
+    kernels: Kernels,
+    recompute: str,
+    repeat: Number,
+    offload: str = "none",
+    elsewhere: Number | None = None,
 ) -> Segment:
     """`repeat` layers backward, with what the policy runs again."""
-    again = policy(recompute)
+    again, reduce = policy(recompute), DTYPE_BYTES[sizes.workload.precision.reduce]
     host_share = 1 - FORWARD_SHARE + (FORWARD_SHARE if again.keeps_input else 0.0)
-    reduce = DTYPE_BYTES[shape.workload.precision.reduce]
-    phases: tuple[Phase, ...] = decoder.backward(shape, kernels, recompute)
-    if somewhere(shape.degrees.pipeline > 1):
-        phases = (*phases, _to_next_stage(shape))
-    trained, trained_experts = shape.trained_layer_params, shape.trained_expert_params
-    cast = (shape.layer_params + shape.expert_params) * shape.framework.autocast_bytes * again.passes
-    added = (trained + trained_experts) * shape.framework.accumulate_bytes
-    between = shape.fetched_bytes(shape.layer_params, shape.expert_params)
-    between = between + shape.returned_bytes(trained * reduce, trained_experts * reduce)
-    host_s, host_hop_s = layer_host_s(shape, _host(shape, kernels), recompute)
+    params, experts = sizes.layer_params, sizes.expert_params
+    trained, trained_experts = sizes.trained_layer_params, sizes.trained_expert_params
+    cast = (params + experts) * sizes.framework.autocast_bytes * again.passes
+    copied = cast + (trained + trained_experts) * sizes.framework.accumulate_bytes
+    returned = sizes.returned_bytes(trained * reduce, trained_experts * reduce)
     segment = Segment(
         name=f"layer backward {recompute}",
-        phases=(*phases, _framework(kernels, "framework_layer", host_share), *_copied(kernels, cast + added)),
+        phases=_layer_phases(sizes, kernels, decoder.backward(sizes, kernels, recompute), host_share, copied),
         repeat=repeat,
+        elsewhere=elsewhere,
         from_host=True,
-        offload_bytes=_offloaded(shape, offload) + between,
-        kind=shape.layer_kind,
-        overlap_cost=_overlap_cost(shape, kernels),
-        host_s=host_s,
-        host_hop_s=host_hop_s,
+        offload_bytes=_offloaded(sizes, offload) + sizes.fetched_bytes(params, experts) + returned,
     )
-    gathered = pick(shape.degrees.zero == 3, 1, 0)
-    weights = Weights(
-        gathered=gathered * shape.layer_params,
-        trained=trained,
-        gathered_experts=gathered * shape.expert_params,
-        trained_experts=trained_experts,
-    )
-    return sharded(segment, shape, kernels, weights, passes=again.passes)
+    gathered = pick(sizes.degrees.zero == 3, 1, 0)
+    weights = Weights(gathered * params, trained, gathered * experts, trained_experts)
+    return sharded(_of_layer(segment, sizes, kernels, recompute), sizes, kernels, weights, passes=again.passes)
+
+
+def _layer_phases(
+    sizes: RankSizes, kernels: Kernels, phases: tuple[Phase, ...], host_share: float, copied: Number
+) -> tuple[Phase, ...]:
+    """A layer's operators one way, what goes to the next stage, and a framework's copies."""
+    sent = (_to_next_stage(sizes),) if somewhere(sizes.degrees.pipeline > 1) else ()
+    return (*phases, *sent, _framework(kernels, "framework_layer", host_share), *_copied(kernels, copied))
+
+
+def _of_layer(segment: Segment, sizes: RankSizes, kernels: Kernels, recompute: str | None) -> Segment:
+    """With the host's launches and what NCCL's overlap costs.
+
+    A CPU process is its own host: its profile was measured with exchanges, and has what no kernel explains.
+    """
+    segment = segment._replace(kind=sizes.layer_kind)
+    if kernels.device.architecture == "cpu":
+        return segment
+    host_s, host_hop_s = layer_host_s(sizes, sizes.framework.host, recompute)
+    return segment._replace(overlap_cost=sizes.framework.overlap_cost, host_s=host_s, host_hop_s=host_hop_s)
 
 
 def _copied(kernels: Kernels, moved: Number) -> tuple[Phase, ...]:
@@ -148,127 +144,117 @@ def _copied(kernels: Kernels, moved: Number) -> tuple[Phase, ...]:
     return (Compute(part="memory_bound", seconds=kernels.memory_bound_s(moved, 6)),) if somewhere(moved > 0) else ()
 
 
-def _host(shape: RankSizes, kernels: Kernels) -> Host | None:
-    """A CPU process is its own host: what no kernel explains there is measured (`framework_s`)."""
-    return None if kernels.device.architecture == "cpu" else shape.framework.host
-
-
-def _overlap_cost(shape: RankSizes, kernels: Kernels) -> float:
-    """NCCL's; a profile of CPU processes was measured beside their exchanges."""
-    return 0.0 if kernels.device.architecture == "cpu" else shape.framework.overlap_cost
-
-
-def _offloaded(shape: RankSizes, offload: str) -> Number:
+def _offloaded(sizes: RankSizes, offload: str) -> Number:
     """A layer's input (the residual stream) to host memory and back."""
-    return shape.tokens * shape.workload.model.hidden * shape.width if offload == "activations" else 0.0
+    return sizes.tokens * sizes.workload.model.hidden * sizes.width if offload == "activations" else 0.0
 
 
-def _to_next_stage(shape: RankSizes) -> Exchange:
+def _to_next_stage(sizes: RankSizes) -> Exchange:
     """Its share of a layer's boundary; each tensor rank sends its own slice (Megatron-LM, arXiv 2104.04473, 4.1)."""
-    moved = shape.tokens * shape.workload.model.hidden * shape.width / shape.degrees.tensor
-    layers = shape.workload.model.layers / (shape.degrees.pipeline * shape.degrees.virtual)
+    moved = sizes.tokens * sizes.workload.model.hidden * sizes.width / sizes.degrees.tensor
+    layers = sizes.workload.model.layers / (sizes.degrees.pipeline * sizes.degrees.virtual)
     return Exchange(part="pipeline", axis="pipeline", op="send", bytes=moved / layers)
 
 
-def embed(shape: RankSizes, kernels: Kernels) -> Segment:
+def embed(sizes: RankSizes, kernels: Kernels) -> Segment:
     """Embedding rows of this rank's tokens; the root's weights (embedding, norm, head) are gathered here, once.
 
     A table cut by `tensor` (each rank has rows of the vocabulary) is summed like a row-parallel product, its gradient
     gathered. A decode step finds all weights gathered by the prefill.
     """
-    moved = 2 * shape.tokens * shape.workload.model.hidden * shape.width
+    moved = 2 * sizes.tokens * sizes.workload.model.hidden * sizes.width
     rows = Compute(part="memory_bound", seconds=kernels.memory_bound_s(moved, 2))
     segment = Segment(
         name="embed",
-        phases=(rows, *_cut_by_tensor(shape, "reduce_scatter"), _framework(kernels, "framework_microbatch")),
-        offload_bytes=shape.fetched_bytes(shape.root_params),
+        phases=(rows, *_cut_by_tensor(sizes, "reduce_scatter"), _framework(kernels, "framework_microbatch")),
+        offload_bytes=sizes.fetched_bytes(sizes.root_params),
         elsewhere=0.0,
     )
-    gathered = 0.0 if shape.workload.mode == "decode" else shape.root_params
-    return sharded(segment, shape, kernels, Weights(gathered=gathered))
+    gathered = 0.0 if sizes.workload.mode == "decode" else sizes.root_params
+    return sharded(segment, sizes, kernels, Weights(gathered=gathered))
 
 
-def head(shape: RankSizes, kernels: Kernels) -> Segment:
+def head(sizes: RankSizes, kernels: Kernels) -> Segment:
     """Logits and cross entropy with their backward pass; else the last token's logits."""
-    model, dtype = shape.workload.model, shape.workload.precision.param
-    vocab = model.vocab // shape.degrees.tensor
-    if shape.workload.mode != "train":
-        seconds = kernels.gemm_s(larger(shape.rows, 1), vocab, model.hidden, dtype)
+    model, dtype = sizes.workload.model, sizes.workload.precision.param
+    vocab = model.vocab // sizes.degrees.tensor
+    if sizes.workload.mode != "train":
+        seconds = kernels.gemm_s(larger(sizes.rows, 1), vocab, model.hidden, dtype)
         return Segment(name="logits", phases=(Compute(part="loss", seconds=seconds),), elsewhere=0.0)
-    loss = Compute(part="loss", seconds=_loss_s(shape, kernels, vocab))
+    loss = Compute(part="loss", seconds=_loss_s(sizes, kernels, vocab))
     added = (
-        model.embedding_params / shape.degrees.tensor * shape.framework.accumulate_bytes * shape.workload.trains_head
+        model.embedding_params / sizes.degrees.tensor * sizes.framework.accumulate_bytes * sizes.workload.trains_head
     )
-    phases = (loss, *_cut_by_tensor(shape, "all_gather"), *_copied(kernels, added))
+    phases = (loss, *_cut_by_tensor(sizes, "all_gather"), *_copied(kernels, added))
     return Segment(name="head and loss", phases=phases, elsewhere=0.0)
 
 
-def _cut_by_tensor(shape: RankSizes, op: Literal["all_gather", "reduce_scatter"]) -> tuple[Phase, ...]:
+def _cut_by_tensor(sizes: RankSizes, op: Literal["all_gather", "reduce_scatter"]) -> tuple[Phase, ...]:
     """The exchange of a table cut by `tensor` and, in training, of its gradient."""
-    forward = tensor_exchange(shape, op, False)
-    return (*forward, *tensor_exchange(shape, op, True)) if shape.workload.mode == "train" else forward
+    forward = tensor_exchange(sizes, op, False)
+    return (*forward, *tensor_exchange(sizes, op, True)) if sizes.workload.mode == "train" else forward
 
 
-def root_gradients(shape: RankSizes, kernels: Kernels) -> Segment:
+def root_gradients(sizes: RankSizes, kernels: Kernels) -> Segment:
     """Embedding, norm and head, one unit of sharding: reduced last in the backward pass, with nothing behind it."""
-    gradient = shape.trained_root_params * DTYPE_BYTES[shape.workload.precision.reduce]
+    gradient = sizes.trained_root_params * DTYPE_BYTES[sizes.workload.precision.reduce]
     segment = Segment(
         name="root gradients",
-        phases=_copied(kernels, _embedding_copies(shape)),
-        offload_bytes=shape.returned_bytes(gradient),
+        phases=_copied(kernels, _embedding_copies(sizes)),
+        offload_bytes=sizes.returned_bytes(gradient),
         elsewhere=0.0,
     )
-    return sharded(segment, shape, kernels, Weights(trained=shape.trained_root_params))
+    return sharded(segment, sizes, kernels, Weights(trained=sizes.trained_root_params))
 
 
-def _embedding_copies(shape: RankSizes) -> Number:
+def _embedding_copies(sizes: RankSizes) -> Number:
     """The embedding's gradient is a full table, zeroed, and then added to a buffer; the head's is added like a layer's.
 
     A head whose product adds it itself (`accumulator`) pays in its product; an embedding has none. With a pipeline the
     embedding stands on the first stage, where no head is.
     """
-    table = shape.workload.model.embedding_params / shape.degrees.tensor
-    if not (shape.framework.accumulate_bytes or shape.framework.accumulator):
+    table = sizes.workload.model.embedding_params / sizes.degrees.tensor
+    if not (sizes.framework.accumulate_bytes or sizes.framework.accumulator):
         return 0.0
-    alone = shape.degrees.pipeline == 1 and float(shape.trained_root_params) >= table
-    return table * (2 * shape.width + 2 * DTYPE_BYTES[shape.workload.precision.grad]) * alone
+    alone = sizes.degrees.pipeline == 1 and float(sizes.trained_root_params) >= table
+    return table * (2 * sizes.width + 2 * DTYPE_BYTES[sizes.workload.precision.grad]) * alone
 
 
-def _loss_s(shape: RankSizes, kernels: Kernels, vocab: Number) -> Number:
+def _loss_s(sizes: RankSizes, kernels: Kernels, vocab: Number) -> Number:
     """Logits, softmax and the products of their gradients, once for each chunk; whole: by autograd's cross entropy.
 
     A chunk's traffic per logit (b bytes): log-softmax r b w 4, exp r 4 w 4, mask and cast r 4 w b. Its part of the
     head's gradient is added to a float32 sum (r b r 4 w 4 for each weight) unless it is float32 itself. In the end the
     sum and the gradient of the hidden states are scaled (r 4 w b; r b w b).
     """
-    model, dtype, width = shape.workload.model, shape.workload.precision.param, shape.width
-    chunk, weights = shape.degrees.loss_chunk_tokens, vocab * model.hidden
-    tokens = shape.tokens if chunk is None else smaller(shape.tokens, chunk)
+    model, dtype, width = sizes.workload.model, sizes.workload.precision.param, sizes.width
+    chunk, weights = sizes.degrees.loss_chunk_tokens, vocab * model.hidden
+    tokens = sizes.tokens if chunk is None else smaller(sizes.tokens, chunk)
     product = kernels.gemm_s(tokens, vocab, model.hidden, dtype)
-    trained = shape.workload.trains_head
-    products = product + product_s(shape, kernels, tokens, vocab, model.hidden, True, dtype, trained)
-    products = products + (2 if trained else 1) * shape.framework.gap_s
+    trained = sizes.workload.trains_head
+    products = product + product_s(sizes, kernels, tokens, vocab, model.hidden, True, dtype, trained)
+    products = products + (2 if trained else 1) * sizes.framework.gap_s
     if chunk is None:
-        moved = WHOLE_LOSS_BYTES + 2 * width if shape.framework.loss_bytes is None else shape.framework.loss_bytes
+        moved = WHOLE_LOSS_BYTES + 2 * width if sizes.framework.loss_bytes is None else sizes.framework.loss_bytes
         return products + kernels.memory_bound_s(tokens * vocab * moved, 8)
     softmax = kernels.memory_bound_s(tokens * vocab * (16 + 2 * width), 8)
     summed = kernels.memory_bound_s(weights * (8 + width), 1) if trained and width < 4 else 0.0
-    scaled = kernels.memory_bound_s(2 * shape.tokens * model.hidden * width, 1)
+    scaled = kernels.memory_bound_s(2 * sizes.tokens * model.hidden * width, 1)
     if trained:
         scaled = scaled + kernels.memory_bound_s(weights * (4 + width), 2)
-    return shape.tokens / tokens * (products + softmax + summed) + scaled
+    return sizes.tokens / tokens * (products + softmax + summed) + scaled
 
 
-def update(shape: RankSizes, kernels: Kernels) -> Segment:
+def update(sizes: RankSizes, kernels: Kernels) -> Segment:
     """Gradient norm and optimizer on this rank's shard (on everything without sharding); a resident buffer cleared."""
-    framework, whole = shape.framework, trained_params(shape) / shape.degrees.pipeline
-    experts, zero = trained_expert_params(shape), shape.degrees.zero
-    params = whole / pick(zero == 0, 1, shape.degrees.shard) + experts / pick(zero == 0, 1, shape.degrees.expert_shard)
+    framework, whole = sizes.framework, trained_params(sizes) / sizes.degrees.pipeline
+    experts, zero = trained_expert_params(sizes), sizes.degrees.zero
+    params = whole / pick(zero == 0, 1, sizes.degrees.shard) + experts / pick(zero == 0, 1, sizes.degrees.expert_shard)
     if framework.owned_tensors:  # one owner has the largest tensor to itself
-        params = larger(params, shape.workload.model.embedding_params / shape.degrees.tensor)
-    if shape.degrees.offload_states != "none":
-        return _host_update(shape, kernels, params)
-    moved = params * _update_bytes(shape)
+        params = larger(params, sizes.workload.model.embedding_params / sizes.degrees.tensor)
+    if sizes.degrees.offload_states != "none":
+        return _host_update(sizes, kernels, params)
+    moved = params * _update_bytes(sizes)
     if framework.accumulator is not None:
         moved = moved + (whole + experts) * DTYPE_BYTES[framework.accumulator]
     exchange = Exchange(part="gradients", axis="shard", op="all_reduce", bytes=4.0)
@@ -276,22 +262,22 @@ def update(shape: RankSizes, kernels: Kernels) -> Segment:
     return Segment(name="optimizer", phases=(step, _framework(kernels, "framework_step"), exchange))
 
 
-def _host_update(shape: RankSizes, kernels: Kernels, params: Number) -> Segment:
+def _host_update(sizes: RankSizes, kernels: Kernels, params: Number) -> Segment:
     """The CPU's update (ZeRO-Offload, arXiv 2101.06840); new weights go up beside it unless they stay on the host."""
     norm = Exchange(part="gradients", axis="shard", op="all_reduce", bytes=4.0)
     return Segment(
         name="optimizer",
         phases=(_framework(kernels, "framework_step"), norm),
-        host_update_bytes=params * (_update_bytes(shape) - NORM_BYTES),
-        offload_bytes=params * shape.width if shape.degrees.offload_states == "optimizer" else 0.0,
+        host_update_bytes=params * (_update_bytes(sizes) - NORM_BYTES),
+        offload_bytes=params * sizes.width if sizes.degrees.offload_states == "optimizer" else 0.0,
     )
 
 
-def _update_bytes(shape: RankSizes) -> int:
+def _update_bytes(sizes: RankSizes) -> int:
     """Traffic per weight of norm and update; a framework's number is of AdamW, with two states."""
-    states = OPTIMIZER_STATES[shape.workload.optimizer]
-    if shape.framework.optimizer_bytes is not None:
-        return shape.framework.optimizer_bytes - STATE_BYTES * (OPTIMIZER_STATES["adamw"] - states)
+    states = OPTIMIZER_STATES[sizes.workload.optimizer]
+    if sizes.framework.optimizer_bytes is not None:
+        return sizes.framework.optimizer_bytes - STATE_BYTES * (OPTIMIZER_STATES["adamw"] - states)
     return STATE_BYTES * (1 + states) + 4 + NORM_BYTES
 
 
@@ -300,35 +286,32 @@ def _framework(kernels: Kernels, unit: str, share: float = 1.0) -> Compute:
     return Compute(part="memory_bound", seconds=share * kernels.framework_s(unit))
 
 
-def trained_params(shape: RankSizes) -> Number:
+def trained_params(sizes: RankSizes) -> Number:
     """Weights of one rank before sharding that have gradients, over all pipeline stages, without spread experts."""
-    model = shape.workload.model
-    layers = model.layers * shape.trained_layer_params
-    if shape.stage is not None:
-        layers = shape.stage_total(lambda here: here.trained_layer_params) * shape.degrees.pipeline
-    total: Number = layers + shape.trained_root_params
+    model = sizes.workload.model
+    layers = model.layers * sizes.trained_layer_params
+    if sizes.stage is not None:
+        layers = sizes.stage_total(lambda here: here.trained_layer_params) * sizes.degrees.pipeline
+    total: Number = layers + sizes.trained_root_params
     if model.vision is not None:
-        total = total + (model.vision.tower_params if shape.trains("tower") else 0)
-        total = total + (model.vision.projector_params(model.hidden) if shape.trains("projector") else 0)
+        total = total + (model.vision.tower_params if sizes.trains("tower") else 0)
+        total = total + (model.vision.projector_params(model.hidden) if sizes.trains("projector") else 0)
     return total
 
 
-def trained_expert_params(shape: RankSizes) -> Number:
+def trained_expert_params(sizes: RankSizes) -> Number:
     """Weights of spread experts that one rank of a stage holds and trains, before sharding."""
-    return shape.stage_total(lambda here: here.trained_expert_params)
+    return sizes.stage_total(lambda here: here.trained_expert_params)
 
 
-def _decode(shape: RankSizes, kernels: Kernels) -> StepProgram:
-    model, width, dtype = shape.workload.model, shape.width, shape.workload.precision.param
-    rows, cached = shape.rows, shape.rows * (shape.ring_tokens // shape.degrees.ulysses)
-    widths = ((shape.q_width, model.hidden), (shape.kv_width, model.hidden), (shape.kv_width, model.hidden))
-    shapes = (*widths, (model.hidden, shape.q_width), (shape.ffn, model.hidden), (model.hidden, shape.ffn))
-    products = sum(kernels.gemm_s(larger(rows, 1), n, k, dtype) for n, k in shapes)
-    if model.gated:
-        products = products + kernels.gemm_s(larger(rows, 1), shape.ffn, model.hidden, dtype)
-    cache = kernels.memory_bound_s(cached * 2 * shape.kv_width * width, 1)
-    small = kernels.memory_bound_s(2 * _token_bytes(shape), 28)
-    merge = rows * (shape.q_width + model.heads) * 4 * shape.degrees.context
+def _decode(sizes: RankSizes, kernels: Kernels) -> StepProgram:
+    model, width, dtype = sizes.workload.model, sizes.width, sizes.workload.precision.param
+    rows, cached = sizes.rows, sizes.rows * (sizes.ring_tokens // sizes.degrees.ulysses)
+    maps = (pair for several in sizes.linears.values() for pair in several)
+    products = sum(kernels.gemm_s(larger(rows, 1), out, inside, dtype) for out, inside in maps)
+    cache = kernels.memory_bound_s(cached * 2 * sizes.kv_width * width, 1)
+    small = kernels.memory_bound_s(2 * _token_bytes(sizes), 28)
+    merge = rows * (sizes.q_width + model.heads) * 4 * sizes.degrees.context
     phases = (
         Compute(part="matmul", seconds=products),
         Compute(part="attention", seconds=cache),
@@ -336,9 +319,9 @@ def _decode(shape: RankSizes, kernels: Kernels) -> StepProgram:
         Compute(part="memory_bound", seconds=small),
     )
     one = Segment(name="layer decode", phases=phases, repeat=model.layers)
-    segments = (embed(shape, kernels), one, head(shape, kernels))
-    return StepProgram(microbatch=segments, epilogue=(), microbatches=shape.degrees.microbatches)
+    segments = (embed(sizes, kernels), one, head(sizes, kernels))
+    return StepProgram(microbatch=segments, epilogue=(), microbatches=sizes.degrees.microbatches)
 
 
-def _token_bytes(shape: RankSizes) -> Number:
-    return shape.tokens * shape.workload.model.hidden * (28 + 5 * shape.width)
+def _token_bytes(sizes: RankSizes) -> Number:
+    return sizes.tokens * sizes.workload.model.hidden * (28 + 5 * sizes.width)

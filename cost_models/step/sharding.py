@@ -38,21 +38,21 @@ class Weights(NamedTuple):
     trained_experts: Number = 0.0
 
 
-def sharded(segment: Segment, shape: RankSizes, kernels: Kernels, weights: Weights, *, passes: int = 1) -> Segment:
+def sharded(segment: Segment, sizes: RankSizes, kernels: Kernels, weights: Weights, *, passes: int = 1) -> Segment:
     """The segment with its gathers and reductions; a recomputed layer has two `passes` over its weights."""
-    framework, every = shape.framework, shape.degrees.zero >= 2
-    gathers, scatters, sums = _gathers(shape, weights), _scatters(shape, weights), _sums(shape, weights)
-    if framework.blocking_tensors and shape.degrees.zero == 3:
-        blocking = _blocking(segment, shape, kernels, gathers, scatters, passes)
+    framework, every = sizes.framework, sizes.degrees.zero >= 2
+    gathers, scatters, sums = _gathers(sizes, weights), _scatters(sizes, weights), _sums(sizes, weights)
+    if framework.blocking_tensors and sizes.degrees.zero == 3:
+        blocking = _blocking(segment, sizes, kernels, gathers, scatters, passes)
         return segment._replace(phases=(*blocking, *segment.phases))
     plain: tuple[Exchange, ...] = ()
     if somewhere(every):
         plain = tuple(one._replace(bytes=pick(every, one.bytes, 0.0)) for one in (*gathers, *scatters))
-    if not (sums or ((gathers or scatters) and somewhere(shape.degrees.zero < 2))):
+    if not (sums or ((gathers or scatters) and somewhere(sizes.degrees.zero < 2))):
         return segment._replace(sharding=plain)
     copies: tuple[Phase, ...] = ()
     if framework.owned_tensors and not somewhere(every):
-        copies, sums = _flattened(shape, kernels, weights), ()
+        copies, sums = _flattened(sizes, kernels, weights), ()
         scatters = tuple(one._replace(axis="gradient", op="all_reduce") for one in scatters)
     once, phases = (*gathers, *scatters, *sums), (*segment.phases, *copies)
     if framework.reduction == "exposed":
@@ -66,25 +66,25 @@ def _present(axis: Axis, op: Op, size: Number) -> tuple[Exchange, ...]:
     return (Exchange(part="sharding", axis=axis, op=op, bytes=size),) if somewhere(size > 0) else ()
 
 
-def _gathers(shape: RankSizes, weights: Weights) -> tuple[Exchange, ...]:
-    width = 4 if shape.framework.autocast_bytes else shape.width
+def _gathers(sizes: RankSizes, weights: Weights) -> tuple[Exchange, ...]:
+    width = 4 if sizes.framework.autocast_bytes else sizes.width
     return (
         *_present("shard", "all_gather", weights.gathered * width),
         *_present("expert_shard", "all_gather", weights.gathered_experts * width),
     )
 
 
-def _scatters(shape: RankSizes, weights: Weights) -> tuple[Exchange, ...]:
-    width = DTYPE_BYTES[shape.workload.precision.reduce]
+def _scatters(sizes: RankSizes, weights: Weights) -> tuple[Exchange, ...]:
+    width = DTYPE_BYTES[sizes.workload.precision.reduce]
     return (
         *_present("shard", "reduce_scatter", weights.trained * width),
         *_present("expert_shard", "reduce_scatter", weights.trained_experts * width),
     )
 
 
-def _sums(shape: RankSizes, weights: Weights) -> tuple[Exchange, ...]:
+def _sums(sizes: RankSizes, weights: Weights) -> tuple[Exchange, ...]:
     """Over the replicas of each shard."""
-    width, degrees = DTYPE_BYTES[shape.workload.precision.reduce], shape.degrees
+    width, degrees = DTYPE_BYTES[sizes.workload.precision.reduce], sizes.degrees
     replicated = somewhere(degrees.replicate > 1)
     found = _present("replicate", "all_reduce", weights.trained * width / degrees.shard) if replicated else ()
     if not somewhere(weights.trained_experts > 0):
@@ -94,7 +94,7 @@ def _sums(shape: RankSizes, weights: Weights) -> tuple[Exchange, ...]:
 
 def _blocking(
     segment: Segment,
-    shape: RankSizes,
+    sizes: RankSizes,
     kernels: Kernels,
     gathers: Iterable[Exchange],
     scatters: Iterable[Exchange],
@@ -105,9 +105,9 @@ def _blocking(
     As lists of tensors each collective goes through a flat buffer, read and written with eager operators per rank; the
     buffer of a gather is cleared first.
     """
-    framework = shape.framework
+    framework = sizes.framework
     tensors = framework.blocking_tensors if segment.kind is not None else 1
-    host_s = LIST_OPERATORS * int(shape.degrees.shard) * PYTORCH_2024.operator_s
+    host_s = LIST_OPERATORS * int(sizes.degrees.shard) * PYTORCH_2024.operator_s
     phases: tuple[Phase, ...] = ()
     for exchanges, count, touched in ((gathers, tensors * passes, 3), (scatters, tensors, 2)):
         for one in exchanges:
@@ -117,13 +117,13 @@ def _blocking(
     return phases
 
 
-def _flattened(shape: RankSizes, kernels: Kernels, weights: Weights) -> tuple[Phase, ...]:
+def _flattened(sizes: RankSizes, kernels: Kernels, weights: Weights) -> tuple[Phase, ...]:
     """Gradients copied to a flat bucket, divided, and copied back."""
     moved = weights.trained * FLATTEN_BYTES
     return (Compute(part="memory_bound", seconds=kernels.memory_bound_s(moved, 3)),) if moved else ()
 
 
-def broadcast_by_owners(segments: list[Segment], shape: RankSizes) -> tuple[list[Segment], tuple[Segment, ...]]:
+def broadcast_by_owners(segments: list[Segment], sizes: RankSizes) -> tuple[list[Segment], tuple[Segment, ...]]:
     """(segments without the gathers of their last microbatch, the owners' broadcasts of those weights after it).
 
     Tensors are dealt out undivided (those of the layers, embedding, head and last norm), so no more ranks own any.
@@ -136,6 +136,6 @@ def broadcast_by_owners(segments: list[Segment], shape: RankSizes) -> tuple[list
             kept = tuple(one for one in last.sharding if one.op != "all_gather")
             segment = segment._replace(last=last._replace(sharding=kept))
         found.append(segment)
-    owners = min(int(shape.degrees.shard), shape.framework.owned_tensors * shape.workload.model.layers + ROOT_TENSORS)
+    owners = min(int(sizes.degrees.shard), sizes.framework.owned_tensors * sizes.workload.model.layers + ROOT_TENSORS)
     sending = Broadcasts(part="sharding", axis="shard", bytes=moved, owners=owners)
     return found, (Segment(name="broadcasts of the owners", phases=(sending,)),)
