@@ -94,14 +94,14 @@ def what_if(**given: Any) -> None:
         sys.exit(130)
     answers = table.rows(sweep, now, [store.known[i] for i in range(sweep.scenarios)], dollars)
     if output is not None:
-        write_whole(output, table.as_csv(answers) if output.suffix == ".csv" else table.as_json(answers, found))
+        write_whole(output, table.as_csv(answers) if output.suffix == ".csv" else table.as_json(sweep, answers, found))
     if given["page"]:
         from planner.page.report_page import save_what_if_page
 
         save_what_if_page(given["page"], sweep, now, [store.known[i] for i in range(sweep.scenarios)], found)
     store.close(remove=True)
     if given["as_json"]:
-        click.echo(table.as_json(answers, found), nl=False)
+        click.echo(table.as_json(sweep, answers, found), nl=False)
     else:
         click.echo("\n".join([*table.lines(sweep, answers, found), *([f"Wrote {output}"] if output else [])]))
 

@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from cost_models.strategy import Strategy
 from cost_models.units import show_bytes, show_seconds
+from planner.searched import searched
 from planner.what_if.cliffs import Cliff
 from planner.what_if.scenario import Outcome, Sweep
 
@@ -46,11 +48,12 @@ def as_csv(table: list[dict[str, Any]]) -> str:
     return out.getvalue()
 
 
-def as_json(table: list[dict[str, Any]], found: Sequence[Cliff]) -> str:
+def as_json(sweep: Sweep, table: list[dict[str, Any]], found: Sequence[Cliff]) -> str:
     """One row a line, so that files can be compared."""
     lines = ",\n".join(f"  {json.dumps(row)}" for row in table)
     steps = ",\n".join(f"  {json.dumps({'words': cliff.words(), **asdict(cliff)})}" for cliff in found)
-    return f'{{\n "scenarios": [\n{lines}\n ],\n "cliffs": [\n{steps}\n ]\n}}\n'
+    space = json.dumps(_varied(sweep))
+    return f'{{\n "searched": {space},\n "scenarios": [\n{lines}\n ],\n "cliffs": [\n{steps}\n ]\n}}\n'
 
 
 def lines(sweep: Sweep, table: list[dict[str, Any]], found: Sequence[Cliff]) -> list[str]:
@@ -66,7 +69,12 @@ def lines(sweep: Sweep, table: list[dict[str, Any]], found: Sequence[Cliff]) -> 
         shown.append(f"… {len(table) - MOST_LINES - 1} more: -o FILE.csv or FILE.json holds all")
     if found:
         shown += ["", "Where the plan changes, all else as now:", *(f"  {cliff.words()}" for cliff in found)]
-    return shown
+    return [*shown, "", f"Prices, not simulated. Searched for each plan: {', '.join(_varied(sweep))}; every placement"]
+
+
+def _varied(sweep: Sweep) -> tuple[str, ...]:
+    """The choices that each plan is the best of; everything else is held as in `plan`."""
+    return searched(Strategy(), sweep.fixed, sweep.given["mode"]).varied
 
 
 def _more(regret: float) -> str:

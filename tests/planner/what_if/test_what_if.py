@@ -236,6 +236,7 @@ def test_table_csv_and_json_hold_the_same_rows(typed, tmp_path):
     answer = json.loads(printed)
     assert [row["plan"] for row in rows] == [row["plan"] for row in answer["scenarios"]]
     assert [row["ctx"] for row in rows] == ["now", "16K", "64K"]
+    assert answer["searched"] == ["data", "microbatches", "ring", "ulysses", "shard", "zero", "recompute"]
     now = answer["scenarios"][0]
     dollars = 2.5 * now["gpus"] / 3600 * now["step_s"] / now["tokens"] * 1e6
     assert now["dollars_per_million_tokens"] == pytest.approx(dollars)
