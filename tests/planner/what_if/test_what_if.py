@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -20,6 +21,8 @@ SMALL = {
     "ctx": "32K",
     "model": "longvila-1.5b",
     "cluster": "dgx-h100",
+    "fabric": (),
+    "device": None,
     "mode": "train",
     "batch": "1",
     "frames": "0",
@@ -147,9 +150,17 @@ def test_a_scenario_that_removes_everything_says_so():
 
 
 def test_bisection_stops_where_the_question_cannot_be_asked():
-    asked = sweep(axes.vary("gpus=8,16", 2), ctx="256K")  # 11 GPUs are part of a second node
-    for cliff in cliffs(asked):
-        assert (cliff.low.text, cliff.high.text) == ("8", "16")
+    rates = axes.vary("inter_node_gb_per_s=1,100", 2)
+
+    def change(cluster, value, seed):
+        if 1 < value.number < 100:
+            raise InputError("no such card is made")
+        return rates.change(cluster, value, seed)
+
+    found = cliffs(sweep(replace(rates, change=change)))
+    assert found
+    for cliff in found:
+        assert (cliff.low.text, cliff.high.text) == ("1", "100")
         assert "nothing fits" not in (cliff.below, cliff.above)
 
 
