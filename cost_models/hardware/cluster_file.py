@@ -104,7 +104,7 @@ class ClusterEntry:
 def read_cluster(path: Path, name: str, *, nodes: int | None = None, gpus: int | None = None) -> Cluster:
     """The cluster of a YAML file, cut or (one run without a fixed size) grown to `nodes` or `gpus`."""
     where = path.name
-    data = _preset(name) if path.parent == PRESETS else _load(path)
+    data = _preset(path) if path.parent == PRESETS else _load(path)
     if "base" in data:
         data = _on_base(data, where)
     entry = strict.read(ClusterEntry, data, where)
@@ -151,17 +151,15 @@ def _load(path: Path) -> dict[str, Any]:
     return data
 
 
-@cache
-def _preset(name: str) -> dict[str, Any]:
-    """A preset's plain data, read once; nobody changes it."""
-    return _load(PRESETS / f"{name}.yaml")
+_preset = cache(_load)
+"""A preset's plain data, read once; nobody changes it."""
 
 
 def _on_base(data: dict[str, Any], where: str) -> dict[str, Any]:
     base = data["base"]
     if base not in Cluster.presets() or base == "local":
         raise InputError(f"{where}.base={base!r} is no preset; {strict.nearest(str(base), Cluster.presets())}")
-    preset = _preset(base)
+    preset = _preset(PRESETS / f"{base}.yaml")
     merged = {**preset, **{key: value for key, value in data.items() if key not in ("base", "nodes")}}
     given = data.get("nodes") or [{}]
     if not all(isinstance(run, Mapping) for run in given):

@@ -11,8 +11,6 @@ Strict: a missing field is an error that names it. Left out: multi-token predict
 
 from __future__ import annotations
 
-from typing import Any
-
 from cost_models.errors import InputError
 from cost_models.models.config_fields import Fields
 from cost_models.models.experts import Experts
@@ -78,7 +76,7 @@ def _dense_layers(fields: Fields, kind: TextKind, layers: int) -> set[int]:
     return {layer for layer in range(layers) if layer in listed or (layer + 1) % every}
 
 
-def latent_of(fields: Fields) -> dict[str, Any]:
+def latent_of(fields: Fields) -> dict[str, Latent | int | None]:
     """Fields of a Model with multi-head latent attention."""
     for key in ("attention_bias", "mlp_bias"):
         if fields.config.get(key):

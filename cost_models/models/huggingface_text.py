@@ -57,7 +57,7 @@ def text_fields(config: Mapping[str, object], kind: str, where: str, nested: boo
     return {**result, **latent_of(fields)} if one.latent else result
 
 
-def _said(defaults: Mapping[str, object]) -> dict[str, Any]:
+def _said(defaults: Mapping[str, object]) -> dict[str, object]:
     return {key: value for key, value in defaults.items() if key not in SIZES}
 
 
