@@ -23,6 +23,7 @@ from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.placement import Placement, check_placement
 from cost_models.layer.sizes import RankSizes
 from cost_models.memory.components import fullest
+from cost_models.models.model import Model
 from cost_models.number import Number, both, larger, pick, smaller, somewhere
 from cost_models.profile import Profile
 from cost_models.program import Broadcasts, Compute, Exchange, Ring, Segment, Staged, StepProgram
@@ -88,7 +89,7 @@ def price(
         peak_flops=strategy.ranks * sum(device.peak_16bit for device in devices) / len(devices),
         tokens=workload.global_batch * (1 if workload.mode == "decode" else workload.context_tokens),
         ranks=strategy.ranks,
-        estimates=estimates(kernels, paths, cluster, strategy),
+        estimates=estimates(kernels, paths, cluster, strategy, workload.model),
         moment=moment,
     )
     _refuse_above_peak(cost)
@@ -271,7 +272,7 @@ def sent_bytes(program: StepProgram, strategy: Strategy) -> dict[str, Number]:
     return sent
 
 
-def estimates(kernels: Kernels, paths: Paths, cluster: Cluster, strategy: Strategy) -> tuple[str, ...]:
+def estimates(kernels: Kernels, paths: Paths, cluster: Cluster, strategy: Strategy, model: Model) -> tuple[str, ...]:
     """What no measurement backs, in words."""
     found = [f"{op}: {kernels.source(op)}" for op in OPS if kernels.is_estimate(op)]
     inside = paths.inside
@@ -281,6 +282,8 @@ def estimates(kernels: Kernels, paths: Paths, cluster: Cluster, strategy: Strate
         found.append(paths.network_source)
     if strategy.offload_states != "none":
         found.append("the CPU's update of states in host memory: its rate, and that the host has room for them")
+    if model.window:
+        found.append(f"windows of {model.window} keys: full attention's rate for their share of the pairs")
     found.append("memory: reserve and communication buffers are estimates; the rest is counted tensor by tensor")
     return (*found, *cluster.notes)
 

@@ -49,6 +49,8 @@ _OPTIONS = (
                  help="What a step does."),
     click.option("--batch", default="1", show_default=True, metavar="N", help="Rows of one optimizer step."),
     click.option("--frames", default="0", metavar="N", help="Video frames of a row; the rest of --ctx is text."),
+    click.option("--frame-pixels", default=None, metavar="HxW",
+                 help="Size of a frame where the tower takes any (Qwen-VL, GLM-V, Mistral 3); 448x448 if left out."),
     click.option("--lora-rank", default="0", metavar="R",
                  help="Train adapters of rank R on every linear map of the language model, its weights frozen."),
     click.option("--lora-beside", default="", metavar="PARTS",
@@ -70,6 +72,7 @@ NAMES = (
     "mode",
     "batch",
     "frames",
+    "frame_pixels",
     "lora_rank",
     "lora_beside",
     "precision",
@@ -118,6 +121,8 @@ def question(given: Mapping[str, Any], any_length: bool = False) -> Question:
         raise InputError("--ctx is missing: give the context length, such as 128K or 2M (or --frames N)")
     tokens = parse_tokens(given["ctx"]) if given["ctx"] is not None else 0 if frames else ANY_TOKENS
     model = Model.load(given["model"])
+    if given.get("frame_pixels") is not None:
+        model = of_frame_pixels(model, given["frame_pixels"])
     cluster = load_cluster(given["cluster"], gpus, given.get("fabric", ()), given.get("device"))
     mode = given["mode"]
     if mode not in ("train", "prefill", "decode"):
@@ -137,6 +142,20 @@ def question(given: Mapping[str, Any], any_length: bool = False) -> Question:
         workload=workload,
         profile=Profile.load(given["profile"]) if given["profile"] else None,
     )
+
+
+def of_frame_pixels(model: Model, text: str) -> Model:
+    """The model for frames of `text` pixels, height x width.
+
+    >>> of_frame_pixels(Model.load("longvila-8b"), "448x448").vision.patches
+    1024
+    """
+    sides = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", text)
+    if sides is None:
+        raise InputError(f"--frame-pixels {text!r}; legal: HEIGHTxWIDTH in pixels, such as 448x448")
+    if model.vision is None:
+        raise InputError(f"--frame-pixels {text}, but {model.name} has no vision tower; legal: leave it out")
+    return replace(model, vision=model.vision.of_pixels(int(sides[1]), int(sides[2])))
 
 
 def framework_of(name: str, asked: Question, given: Mapping[str, Any]) -> tuple[Framework, Question]:

@@ -20,6 +20,7 @@ from cost_models.layer.operators import (
     elementwise,
     maps,
     norm,
+    norm_behind,
     residual,
     tensor_operator,
 )
@@ -47,6 +48,7 @@ def attention_operators(sizes: RankSizes) -> Table:
         *_core(sizes),
         *maps(sizes, "out", sizes.tokens),
         *tensor_operator(sizes, "out", "reduce_scatter"),
+        *norm_behind(sizes, "norm"),
         residual(sizes, "sum", 1),
     )
 

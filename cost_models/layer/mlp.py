@@ -21,6 +21,7 @@ from cost_models.layer.operators import (
     inner_tensors,
     maps,
     norm,
+    norm_behind,
     residual,
     tensor_operator,
 )
@@ -47,6 +48,7 @@ def mlp_operators(sizes: RankSizes) -> Table:
         _activation(sizes, sizes.tokens, call="mlp")._replace(kept=kept),
         *maps(sizes, "down", sizes.tokens),
         *tensor_operator(sizes, "mlp scatter", "reduce_scatter"),
+        *norm_behind(sizes, "mlp norm"),
         residual(sizes, "mlp sum", 0, call="mlp"),
     )
 
@@ -116,6 +118,7 @@ def _sliced(sizes: RankSizes) -> Table:
         Operator("join", passes=joined, host=(2, 1)),
         _weight_sums(sizes, slices, matrices),
         *tensor_operator(sizes, "mlp scatter", "reduce_scatter"),
+        *norm_behind(sizes, "sliced norm"),
     )
 
 

@@ -156,6 +156,11 @@ def norm(sizes: RankSizes, name: str, call: str = "") -> Operator:
     )  # fmt: skip
 
 
+def norm_behind(sizes: RankSizes, name: str) -> Table:
+    """The norm of a half's result before it is added, where a layer has four norms (Gemma, GLM-4)."""
+    return (norm(sizes, name),) if sizes.workload.model.norms == 4 else ()
+
+
 def residual(sizes: RankSizes, name: str, launches: int, call: str = "") -> Operator:
     """Both inputs read, the sum written; dropout's mask is one byte more, and kept."""
     values, mask = sizes.outer_tokens * sizes.workload.model.hidden, 1 if sizes.framework.dropout else 0

@@ -97,6 +97,8 @@ class Vision:
         """The tower for frames of height x width pixels, each side rounded to a multiple of `pixel_step`."""
         if not self.pixel_step:
             side = math.isqrt(self.patches) * self.patch_size
+            if (height, width) == (side, side):
+                return self
             raise InputError(f"frame pixels {height}x{width}: this tower resizes every frame; legal: {side}x{side}")
         high, wide = (max(1, round(side / self.pixel_step)) for side in (height, width))
         merged = self.pixel_step // self.patch_size

@@ -18,6 +18,7 @@ from cost_models.layer.operators import product_s, tensor_exchange
 from cost_models.layer.recompute import policy
 from cost_models.layer.sizes import RankSizes
 from cost_models.layer.stages import at_stage, is_mixed, runs
+from cost_models.models.model import LayerKind
 from cost_models.number import Number, larger, pick, smaller, somewhere
 from cost_models.program import Compute, Exchange, Phase, Segment, StepProgram
 from cost_models.step import vision
@@ -309,7 +310,11 @@ def _decode(sizes: RankSizes, kernels: Kernels) -> StepProgram:
     rows, cached = sizes.rows, sizes.rows * (sizes.ring_tokens // sizes.degrees.ulysses)
     maps = (pair for several in sizes.linears.values() for pair in several)
     products = sum(kernels.gemm_s(larger(rows, 1), out, inside, dtype) for out, inside in maps)
-    cache = kernels.memory_bound_s(cached * 2 * sizes.kv_width * width, 1)
+    of_kind = {
+        kind: kernels.memory_bound_s(_seen(sizes, kind, cached) * 2 * sizes.kv_width * width, 1)
+        for kind in dict.fromkeys(model.layer_kinds)
+    }
+    cache = sum(seconds * (model.layer_kinds.count(kind) / model.layers) for kind, seconds in of_kind.items())
     small = kernels.memory_bound_s(2 * _token_bytes(sizes), 28)
     merge = rows * (sizes.q_width + model.heads) * 4 * sizes.degrees.context
     phases = (
@@ -321,6 +326,12 @@ def _decode(sizes: RankSizes, kernels: Kernels) -> StepProgram:
     one = Segment(name="layer decode", phases=phases, repeat=model.layers)
     segments = (embed(sizes, kernels), one, head(sizes, kernels))
     return StepProgram(microbatch=segments, epilogue=(), microbatches=sizes.degrees.microbatches)
+
+
+def _seen(sizes: RankSizes, kind: LayerKind, cached: Number) -> Number:
+    """Of a rank's cached tokens those that a new one sees: of a window the last ranks hold all, so no more than it."""
+    window = sizes.of(kind).window
+    return smaller(cached, sizes.rows * window) if window else cached
 
 
 def _token_bytes(sizes: RankSizes) -> Number:

@@ -6,6 +6,8 @@ import pytest
 
 from cost_models import Cluster, InputError, Model, Strategy, Workload, price
 from cost_models.flops import executed_flops, model_flops
+from cost_models.layer.decoder import operators
+from cost_models.layer.sizes import RankSizes
 from cost_models.strategy import LayerRange
 from planner.plannable import check_plannable
 
@@ -58,6 +60,7 @@ def test_attention_costs_its_share_of_the_pairs(strategy):
 def test_every_rank_of_a_contiguous_ring_has_the_same_window():
     work = Workload(LOCAL, context_tokens=2**18)
     costs = [price(NODE, work, Strategy(ring=8, shard=8, ring_kind=kind)) for kind in ("zigzag", "contiguous")]
+    assert any("windows of 4096 keys" in line for line in costs[0].estimates)
     assert costs[0].seconds["compute"] == pytest.approx(costs[1].seconds["compute"], rel=1e-12)
 
 
@@ -72,6 +75,24 @@ def test_layers_of_both_kinds_are_not_planned():
     check_plannable(LOCAL)
     with pytest.raises(InputError, match="has layers with and without a window: priced, but neither planned nor run"):
         check_plannable(MIXED)
+
+
+def test_a_new_token_reads_what_its_window_holds():
+    def cache_s(model):
+        work = Workload(model, context_tokens=2**18, mode="decode", global_batch=8)
+        return price(NODE, work, Strategy(data=8)).seconds["compute"]
+
+    full, local, mixed, short = (cache_s(one) for one in (FULL, LOCAL, MIXED, replace(LOCAL, window=1)))
+    assert local - short < (full - short) / 32
+    assert mixed == pytest.approx((full + local) / 2, rel=1e-9)
+
+
+def test_four_norms_keep_and_read_twice_as_much_as_two():
+    work = (Workload(replace(FULL, norms=norms), context_tokens=2**15) for norms in (2, 4))
+    two, four = (RankSizes(one, Strategy(ulysses=8)) for one in work)
+    again = [row for row in operators(four) if row.name in ("norm", "mlp norm")]
+    assert sum(row.kept for row in again) == 2 * sum(row.kept for row in operators(two) if "norm" in row.name)
+    assert four.layer_params == two.layer_params + 2 * FULL.hidden
 
 
 def test_kinds_and_window_agree():

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from cost_models import InputError, Model, Workload
+from planner.options import of_frame_pixels
 
 SIGLIP = {"model_type": "siglip_vision_model", "hidden_size": 1152, "image_size": 448, "intermediate_size": 4304,
           "num_attention_heads": 16, "num_hidden_layers": 27, "patch_size": 14}  # fmt: skip
@@ -71,6 +72,11 @@ def test_frames_of_another_size(tmp_path):
     assert vision is not None
     small = vision.of_pixels(224, 420)
     assert (small.tokens_per_frame, small.patches) == (8 * 15, 4 * 8 * 15)
+    assert of_frame_pixels(load(tmp_path, QWEN25), "224x420").vision == small
+    with pytest.raises(InputError, match="--frame-pixels '448'; legal: HEIGHTxWIDTH"):
+        of_frame_pixels(load(tmp_path, QWEN25), "448")
+    with pytest.raises(InputError, match="has no vision tower"):
+        of_frame_pixels(load(tmp_path, TEXT), "448x448")
     fixed = load(tmp_path, NVILA).vision
     assert fixed is not None
     with pytest.raises(InputError, match="this tower resizes every frame; legal: 448x448"):
