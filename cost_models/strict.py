@@ -58,7 +58,7 @@ def read_text(path: str | Path, what: str) -> str:
         size = file.stat().st_size
         if size > MAX_FILE_BYTES:
             raise InputError(f"{what} {str(path)!r} has {size:,} bytes; at most {MAX_FILE_BYTES:,} are read")
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")  # with or without a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{what} {str(path)!r} cannot be read: {error}") from error
 

@@ -170,7 +170,8 @@ def _estimates(cost: StepCost, brief: bool) -> list[str]:
     if not cost.estimates:
         return []
     if brief:
-        return ["Estimates, not measured: " + "; ".join(text.split(":")[0] for text in cost.estimates) + " (--explain)"]
+        essences = "; ".join(text.split(": ")[0] for text in cost.estimates)
+        return [f"Estimates, not measured: {essences} (--explain)"]
     return ["Estimates, not measured:", *(f"  - {text}" for text in cost.estimates)]
 
 

@@ -27,6 +27,7 @@ class FabricTree:
     graph: nx.Graph
     every_link: bool = False  # whether every cable is listed, so that oversubscription can be counted
     notes: tuple[str, ...] = ()
+    gpus: int | None = None  # of a host, where a hostfile counts its slots
 
     @cached_property
     def hosts(self) -> list[str]:

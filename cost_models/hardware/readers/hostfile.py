@@ -2,19 +2,24 @@
 
     gpu001 slots=8          gpu002:8          gpu[003-010]          # a comment
 
-Counts of slots must be equal: they say how many GPUs a host has, which the printed host or the preset says too.
+Slots are the GPUs that a job may use of a host. Left out: hosts with unlike numbers of slots, which are refused.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import replace
 
 from cost_models.errors import InputError
 from cost_models.hardware.readers.fabric_tree import Builder, FabricTree
-from cost_models.hardware.readers.hostlist import expand
+from cost_models.hardware.readers.hostlist import MOST_HOSTS, expand
 
-_LINE = re.compile(r"([A-Za-z0-9][A-Za-z0-9._,\[\]-]*)(?:\s+(?:slots|max_slots)=[0-9]{1,4})*(?::[0-9]{1,4})?\s*")
+_LINE = re.compile(
+    r"([A-Za-z0-9][A-Za-z0-9._,\[\]-]*)(?:\s+(?:slots=([0-9]{1,4})|max_slots=[0-9]{1,4}))*(?::([0-9]{1,4}))?\s*"
+)
+
+LOOKED_AT, MOST_LINE = 100, 2**16
 
 
 def _lines(text: str) -> list[str]:
@@ -22,16 +27,30 @@ def _lines(text: str) -> list[str]:
 
 
 def is_hostfile(text: str) -> bool:
-    lines = _lines(text)
+    """Whether the first lines name hosts."""
+    lines = _lines(text[:MOST_LINE])[:LOOKED_AT]
     return bool(lines) and all(_LINE.fullmatch(line) for line in lines)
 
 
 def read(text: str, where: str) -> FabricTree:
     builder = Builder(where)
     builder.switch("network")
-    names = [name for line in _lines(text) for name in expand(_LINE.fullmatch(line)[1], where)]  # type: ignore[index]
+    lines = _lines(text)
+    if len(lines) > MOST_HOSTS:
+        raise InputError(f"{where} names {len(lines):,} hosts; at most {MOST_HOSTS:,} are read")
+    matches = [_LINE.fullmatch(line) for line in lines]
+    if None in matches:
+        line = lines[matches.index(None)]
+        raise InputError(f"{where}: {line[:60]!r} is no host, such as 'gpu001 slots=8' or 'gpu[003-010]'")
+    names = [name for match in matches if match for name in expand(match[1], where)]
     name, times = Counter(names).most_common(1)[0]
     if times > 1:
         raise InputError(f"{where} names host {name} {times} times")
+    counts = {int(match[2] or match[3] or 0) for match in matches if match}
+    if len(counts) > 1:
+        told = ", ".join(str(count) if count else "none" for count in sorted(counts))
+        raise InputError(
+            f"{where}: hosts have unlike numbers of slots ({told}); give all the same, or write a cluster file"
+        )
     builder.hosts(names, "network")
-    return builder.finish()
+    return replace(builder.finish(), gpus=counts.pop() or None)

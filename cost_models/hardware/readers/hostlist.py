@@ -12,6 +12,8 @@ from itertools import product
 from cost_models.errors import InputError
 
 MOST_HOSTS = 2**17
+MOST_NAME = 253
+"""Characters of a host's name (RFC 1035)."""
 _PIECE = re.compile(r"[A-Za-z0-9._-]+|\[([0-9,\s-]+)\]")
 _SPAN = re.compile(r"\s*([0-9]{1,9})(?:-([0-9]{1,9}))?\s*")
 
@@ -48,6 +50,8 @@ def _expand_one(item: str, where: str, room: int) -> list[str]:
         if count > room:
             raise InputError(f"{where} {item[:60]!r} names more than {MOST_HOSTS:,} hosts")
         at = piece.end()
+    if sum(len(max(names, key=len)) for names in choices) > MOST_NAME:
+        raise InputError(f"{where} {item[:60]!r} names a host of more than {MOST_NAME} characters")
     return ["".join(parts) for parts in product(*choices)]
 
 

@@ -70,5 +70,5 @@ def read(text: str, where: str) -> FabricTree:
             elif "Aggregation" not in described:
                 nameless += 1
     if nameless:
-        builder.notes.append(f"{where}: {nameless} cards carry no host's name and are left out")
+        builder.notes.append(f"{nameless} cards carry no host's name and are left out: {where}")
     return builder.finish(every_link=True)

@@ -10,6 +10,7 @@ colon. A GPU that no file names must be given by `--device`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,8 @@ from cost_models.hardware.readers.reference import likely_device, reference, sca
 from cost_models.units import show_bytes, show_rate
 
 T = TypeVar("T")
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+"""Terminal codes; nvidia-smi underlines its heading with them, also into a file."""
 MOST_CHARACTERS = 2**26
 LEGAL = (
     "a cluster file (YAML), nvidia-smi topo -m, rocm-smi --showtopo, NCCL's topology XML, Slurm's topology.conf or "
@@ -38,7 +41,7 @@ LEGAL = (
 
 def parse(path: Path) -> HostTree | FabricTree | None:
     """What a file holds; None for a cluster file of our own."""
-    text, where = strict.read_text(path, "--cluster"), path.name
+    text, where = _COLOURS.sub("", strict.read_text(path, "--cluster")), path.name
     if len(text) > MOST_CHARACTERS:
         raise InputError(f"{where} has {len(text):,} characters; at most {MOST_CHARACTERS:,} are read")
     if is_cluster_file(text):
@@ -99,13 +102,14 @@ def load(
         network, domain, domains, more = _network(fabric, like, names)
         notes, count = (*notes, *fabric.notes, *more), len(fabric.hosts)
         node = _cards_of_fabric(node, fabric) if host is None else node
+        node, notes = _with_slots(node, fabric.gpus, notes, names)
     built = Cluster(
         name=Path(cluster).stem if Path(cluster).is_file() else cluster,
         runs=(NodeRun(count=count, node=node),),
         fabric=network,
         nodes_per_domain=domain,
         domains=domains,
-        notes=notes,
+        notes=tuple(dict.fromkeys(notes)),
     )
     return fit(built, sized=fabric is None, nodes=nodes, gpus=gpus)
 
@@ -123,6 +127,7 @@ def _joined(trees: list[FabricTree]) -> FabricTree | None:
     return FabricTree(
         graph=nx.compose_all([tree.graph for tree in trees]),
         every_link=any(tree.every_link for tree in trees),
+        gpus=min((tree.gpus for tree in trees if tree.gpus), default=None),
         notes=tuple(note for tree in trees for note in tree.notes),
     )
 
@@ -136,7 +141,7 @@ def _node(
     if host is None:
         chosen = device or ("gb200" if fabric is not None and fabric.domain_of else "h100-sxm-80gb")
         like = reference(chosen, 4 if chosen.startswith("gb") else 8)
-        said = "" if device else " (no file says what they are: give --device, or --cluster and --fabric)"
+        said = "" if device else " (no file says what they are; give --device, or --cluster and --fabric)"
         note = f"hosts taken as those of preset {like.name}{said}: {names} is about the network"
         return like.runs[0].node, like, (note,)
     guess = host.device or likely_device(host)
@@ -190,6 +195,18 @@ def _cards_of_fabric(node: Node, fabric: FabricTree) -> Node:
     count, rate = cards
     nics = replace(node.nics, count=count, bytes_per_s=rate or node.nics.bytes_per_s)
     return replace(node, nics=nics, missing_nics=())
+
+
+def _with_slots(node: Node, slots: int | None, notes: tuple[str, ...], names: str) -> tuple[Node, tuple[str, ...]]:
+    """The node with as many free GPUs as a hostfile has slots for."""
+    if slots is None or slots == node.gpus:
+        return node, notes
+    if slots > node.gpus:
+        raise InputError(f"{names}: {slots} slots of a host that has {node.gpus} GPUs")
+    return replace(node, gpus=slots), (
+        *notes,
+        f"{slots} of the {node.gpus} GPUs of each host are used: slots of {names}",
+    )
 
 
 def _network(tree: FabricTree, like: Cluster, names: str) -> tuple[Fabric, int, tuple[int, ...], tuple[str, ...]]:

@@ -18,7 +18,7 @@ from cost_models.errors import InputError
 from cost_models.hardware.readers.host_tree import NEARNESS, HostTree, grow
 
 MOST_VERTICES = 512
-_NVIDIA = re.compile(r"^[ \t]*GPU0[ \t]+(?:[^\s]+[ \t]+)*?CPU Affinity", re.M)
+_NVIDIA = re.compile(r"^[ \t]*GPU0\b.*\n\s*GPU0[ \t]+X\b", re.M)
 _AMD = re.compile(r"Link Type between two GPUs")
 _CELL = re.compile(r"X|NV[0-9]{1,3}|PIX|PXB|PHB|NODE|SYS")
 _AMD_NUMA = re.compile(r"GPU\s*\[?(\d{1,3})\]?\s*:.*Numa Node:\s*(\d{1,4})")
@@ -33,8 +33,8 @@ def read(text: str, where: str) -> HostTree:
 
 
 def _nvidia(text: str, where: str) -> HostTree:
-    lines = iter(text.splitlines())
-    header = next(line for line in lines if _NVIDIA.match(line))
+    header, *rows_below = text[_NVIDIA.search(text).start() :].splitlines()  # type: ignore[union-attr]
+    lines = iter(rows_below)
     names = header.partition("CPU Affinity")[0].split()
     if len(set(names)) < len(names) or len(names) > MOST_VERTICES:
         raise InputError(f"{where}: the heading names {len(names)} GPUs and cards; at most {MOST_VERTICES}, none twice")

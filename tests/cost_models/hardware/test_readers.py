@@ -233,3 +233,47 @@ def test_formats_are_told_apart_by_content() -> None:
         )
         kinds = [is_one(text) for is_one in readers]
         assert sum(kinds) == (0 if path.suffix in (".yaml", ".json") else 1), path.name
+
+
+def test_what_programs_add_to_their_output_is_skipped(tmp_path: Path) -> None:
+    """Terminal codes around the heading, a byte order mark, a matrix without its affinity columns."""
+    plain = (PRINTED / "topo_m/h100_sxm_8nic_pix.txt").read_text()
+    coloured = tmp_path / "coloured.txt"
+    coloured.write_text(plain.replace("GPU0", "\x1b[4mGPU0", 1).replace("\n", "\x1b[0m\n", 1))
+    assert Cluster.load(str(coloured)).runs == Cluster.load(str(PRINTED / "topo_m/h100_sxm_8nic_pix.txt")).runs
+    marked = tmp_path / "marked.conf"
+    marked.write_bytes(b"\xef\xbb\xbfSwitchName=s0 Nodes=n[1-4]\r\n")
+    assert Cluster.load(str(marked)).slots == 4
+    short = tmp_path / "short.txt"
+    short.write_text("\tGPU0\tGPU1\nGPU0\tX\tNV12\nGPU1\tNV12\tX\n")
+    assert Cluster.load(str(short), device="a100-sxm-80gb").gpus == 2
+
+
+def test_slots_of_a_hostfile_are_the_gpus_of_its_hosts(tmp_path: Path) -> None:
+    hosts = tmp_path / "hosts"
+    hosts.write_text("gpu[001-004] slots=4\n")
+    cluster = Cluster.load(str(hosts))
+    assert (cluster.gpus, cluster.slots) == (16, 4)
+    assert any("4 of the 8 GPUs" in note for note in cluster.notes)
+    for text, problem in {
+        "gpu1 slots=4\ngpu2 slots=8\n": "unlike numbers of slots",
+        "gpu1 slots=16\n": "16 slots of a host that has 8 GPUs",
+        "x" * 300: "more than 253 characters",
+        "gpu1\n" * 200 + "what is this?\n": "is no host",
+    }.items():
+        hosts.write_text(text)
+        with pytest.raises(InputError, match=problem):
+            Cluster.load(str(hosts))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_the_essence_of_a_note_stands_before_its_colon(path: Path) -> None:
+    """The short report prints notes up to the first colon: what is left must still be said in full, and once."""
+    try:
+        notes = Cluster.load(str(path)).notes
+    except InputError as error:
+        assert "--device" in str(error)
+        return
+    essences = [note.split(": ")[0] for note in notes]
+    assert all(essence.count("(") == essence.count(")") and essence != path.name for essence in essences)
+    assert len(set(notes)) == len(notes)
