@@ -109,8 +109,8 @@ def profile_command(output: Path, ranks: int | None, quick: bool) -> None:
     """Measure kernels, collectives and framework time here, and write a profile for `plan --profile`."""
     from executor.measure import profiling
 
-    found = profiling.profile(output, ranks, quick)
-    click.echo(f"wrote {output}: {len(found.samples)} samples of {found.machine}")
+    measured = profiling.profile(output, ranks, quick)
+    click.echo(f"wrote {output}: {len(measured.samples)} samples of {measured.machine}")
 
 
 def main() -> None:

@@ -96,7 +96,7 @@ def make_groups(
     """Collective over all processes: the groups of a plan. `lists` maps each of `AXES` to lists of global ranks.
 
     `backend` is that of these groups alone; None means the world's. Where the world also has a backend for CPU tensors,
-    these groups need not connect over it. `timeout` is that of one collective; without it torch takes its own (30
+    these groups need not connect over it. `timeout` is that of one collective; without it torch takes its default (30
     minutes for gloo, 10 for NCCL), whatever the world has.
     """
     world = dist.get_world_size()

@@ -1,8 +1,8 @@
 """The job as a plan splits it: `longvila`'s `Sharding` protocol over process groups.
 
     row of L tokens -> padded -> this rank's S = L' / (ring * ulysses) tokens      (layout)
-    frames -> own frames -> tower -> all-to-all-v -> own vision tokens             (embeddings)
-    local loss sum / label tokens of the whole step, gradients SUMMED over data and context = one process's gradients
+    frames -> this rank's frames -> tower -> all-to-all-v -> its vision tokens     (embeddings)
+    local loss sum / label tokens of the step, gradients SUMMED over data and context = one process's gradients
 
 FSDP2 shards parameters over the plan's (replicate, shard) mesh, one unit per decoder layer, per vision layer and for
 the rest. ZeRO 3: parameters are freed after a unit's forward. ZeRO 1 and 2: kept until its backward; FSDP2 shards
@@ -45,7 +45,7 @@ class Precision:
 
 @dataclass(kw_only=True)
 class ContextSharding:
-    """One rank's view of a plan. `recompute` is (policy, number of layers) per range, or empty for none."""
+    """One rank's view of a plan. `recompute` is (policy, number of layers) per range; empty means no recompute."""
 
     groups: Groups
     device: torch.device
@@ -112,7 +112,7 @@ class ContextSharding:
             attention={"mm_sp": call},
         )
 
-    def exchange_embeddings(self, own_ND: Tensor, batch: Batch) -> Tensor:
+    def exchange_embeddings(self, made_ND: Tensor, batch: Batch) -> Tensor:
         way = embeddings.route(
             vision_at=_places(batch.vision_at_V),
             frames=batch.frames,
@@ -120,7 +120,7 @@ class ContextSharding:
             places=self.groups.places,
             index=self.groups.context.index,
         )
-        return embeddings.exchange_embeddings(own_ND, way, self.groups.context.exchange())
+        return embeddings.exchange_embeddings(made_ND, way, self.groups.context.exchange())
 
     def token_mean(self, loss_sum: Tensor, step_label_tokens: float) -> Tensor:
         return loss_sum / step_label_tokens
@@ -144,7 +144,7 @@ class ContextSharding:
         attention.guard(model)
         policies = [policy for policy, count in self.recompute for _ in range(count)]
         apply_recompute(decoders, policies or ["none"] * len(decoders))
-        # Inputs follow the parameters' dtype from the embeddings on. FSDP2's own casting would walk, and copy, every
+        # Inputs follow the parameters' dtype from the embeddings on. The casting of FSDP2 would walk, and copy, every
         # dataclass that is handed to a layer.
         precision = MixedPrecisionPolicy(
             param_dtype=self.precision.param, reduce_dtype=self.precision.reduce, cast_forward_inputs=False
@@ -162,12 +162,12 @@ class ContextSharding:
         return model
 
     def before_microbatch(self, model: nn.Module, *, last: bool) -> None:
-        """Shards of gradients are summed over the replicas once a step; every row reduce-scatters its own."""
+        """Shards of gradients are summed over the replicas once a step; reduce-scatters run for every row."""
         if isinstance(model, FSDPModule):
             model.set_requires_all_reduce(last)
 
     def before_answers(self, model: nn.Module) -> None:
-        """Weights stay whole from the prefill on, under ZeRO 3 too: they do not change, and every token needs all."""
+        """Gathered weights stay from the prefill on, under ZeRO 3 too: they do not change; every token needs all."""
         if isinstance(model, FSDPModule):
             model.set_reshard_after_forward(False)
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: parameters, optimizer, place in the data; whole or absent, readable under another sharding.
+"""Checkpoints of a run: parameters, optimizer, place in the data; complete or absent, readable under another sharding.
 
     run/checkpoints/step-000020.partial/ --all ranks write, rank 0 marks and renames--> run/checkpoints/step-000020/
                                                                                   shard-*.safetensors + complete.json
@@ -150,8 +150,8 @@ def read_marker(path: Path) -> Marker:
         if isinstance(content, dict) and content.pop("format", None) != FORMAT:
             raise JobError(f"checkpoint {path} is of another format version; this one reads {FORMAT}")
         marker = Marker(**{**content, "cursor": Cursor(**content["cursor"])})
-        whole = (marker.step, marker.cursor.epoch, marker.cursor.position)
-        if not all(isinstance(number, int) and number >= 0 for number in whole) or marker.step == 0:
+        counts = (marker.step, marker.cursor.epoch, marker.cursor.position)
+        if not all(isinstance(number, int) and number >= 0 for number in counts) or marker.step == 0:
             raise ValueError(f"step {marker.step} at {marker.cursor}")
         if not all(isinstance(part, dict) for part in (marker.model, marker.settings, marker.files)):
             raise ValueError("model, settings and files are no objects")
@@ -174,10 +174,10 @@ def latest(folder: Path) -> Path:
     """A checkpoint itself, or the newest complete one of a run or of its checkpoint folder."""
     if (folder / MARKER).is_file():
         return folder
-    found = complete(folder) or complete(folder / "checkpoints")
-    if not found:
+    newest_last = complete(folder) or complete(folder / "checkpoints")
+    if not newest_last:
         raise JobError(f"checkpoint: {folder} holds no complete checkpoint")
-    return found[-1]
+    return newest_last[-1]
 
 
 @contextmanager

@@ -87,7 +87,7 @@ IDLE_ROW = Row(documents=(Document(text=Rendered(input_ids=(0,), labels=(IGNORE,
 
 
 def read_samples(files: Sequence[Path], media_folder: Path, *, prompts: bool = False) -> tuple[Sample, ...]:
-    """All samples of the files; as `prompts`, a last answer is dropped and none needed."""
+    """All samples of the files; as `prompts`, they need no last answer, and one is dropped."""
     samples = tuple(_sample(entry, where, media_folder, prompts) for file in files for where, entry in _entries(file))
     if not samples:
         raise JobError(f"data: {', '.join(map(str, files)) or 'no file'} holds no samples")
@@ -258,15 +258,15 @@ class Rows:
         return Row(documents=tuple(taken)), after
 
 
-def own_rows(rows: Sequence[Row], data_index: int, data_count: int) -> list[Row]:
-    """This replica's rows, as many as every other's: idle rows fill up."""
+def replica_rows(rows: Sequence[Row], data_index: int, data_count: int) -> list[Row]:
+    """The rows of one replica. Idle rows fill up where they do not divide, so that all replicas have as many."""
     each = -(-len(rows) // data_count)
-    own = list(rows[data_index::data_count])
-    return own + [IDLE_ROW] * (each - len(own))
+    here = list(rows[data_index::data_count])
+    return here + [IDLE_ROW] * (each - len(here))
 
 
 def most_frames(rows: Sequence[Row], data_count: int) -> list[int]:
-    """For each of the rows of `own_rows` in turn, the most frames of the rows that all replicas have then.
+    """For each of the rows of `replica_rows` in turn, the most frames of the rows that all replicas have then.
 
     >>> most_frames([], 2)
     []
@@ -289,7 +289,7 @@ def row_batch(
     starts = lengths.cumsum() - lengths
     document_L = np.arange(len(texts)).repeat(lengths)
     media = [frames for document in row.documents for frames in document.media]
-    pixels_FCHW = _own_pixels(media, sharding.own_frames(row.frames), image_size, cache)
+    pixels_FCHW = _pixels(media, sharding.own_frames(row.frames), image_size, cache)
 
     def column(parts: Iterable[Sequence[int]]) -> torch.Tensor:
         return torch.tensor([value for part in parts for value in part], dtype=torch.int64)
@@ -306,12 +306,12 @@ def row_batch(
     )
 
 
-def _own_pixels(media: Sequence[Frames], own: range, size: int, cache: FrameCache | None) -> torch.Tensor:
-    """Frames `own` of all media in sequence, [len(own), 3, size, size]; others are decoded only on the way."""
+def _pixels(media: Sequence[Frames], here: range, size: int, cache: FrameCache | None) -> torch.Tensor:
+    """Frames `here` of all media in sequence, [len(here), 3, size, size]; others are decoded only on the way."""
     pixels, start = [torch.zeros(0, 3, size, size)], 0
     for frames in media:
         count = len(frames.times)
-        mine = range(max(own.start, start) - start, min(own.stop, start + count) - start)
+        mine = range(max(here.start, start) - start, min(here.stop, start + count) - start)
         if len(mine):
             pixels.append(decode(frames, mine, size, cache))
         start += count

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and that what was written is what is read: digests, and the way to disk."""
+"""Files that are complete or absent: writing them, waiting until they are on the disk, and their digests."""
 
 from __future__ import annotations
 

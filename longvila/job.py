@@ -1,7 +1,7 @@
 """What a job is given: its settings, how it is split, and where it computes.
 
 A job is a module with `main(job: Job) -> None`, started by dotted name (`longvila.train`, `longvila.generate`).
-Settings come from `--config file.yaml` and `--set key=value` and are checked by the job's own strict reader.
+Settings come from `--config file.yaml` and `--set key=value` and are checked by the strict reader of the job.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """LongVILA: frames and text in, the summed token loss or the next token's logits out, over any sharding.
 
-    own frames -> tower (SigLIP) -> projector (2x2 downsample, MLP) --exchange_embeddings--> vision tokens of this rank
-    own tokens -> embedding table ------------------------------------------------------\\-> LLM -> head -> loss sum
+    frames of this rank -> tower (SigLIP) -> projector (2x2 downsample, MLP) --exchange_embeddings--> its vision tokens
+    tokens of this rank -> embedding table ------------------------------------------------\\-> LLM -> head -> loss sum
 
 `model(batch, sharding)` gives the local loss SUM (float32; float64 for float64 models), to be scaled by
 `sharding.token_mean`; with `cache=` it prefills the cache and gives the row's last logits; with a `NextToken` it
 decodes one step. Everything runs inside `forward`, so that a sharded root gathers its parameters once; the modules
 that are called by themselves, each once per layer, are `layers()`.
 No shape depends on data, so a step also runs on fake tensors: the loss therefore visits unlabelled tokens too.
-Leaves out S2/dynamic tiling and pooled features. Shapes: L row, S local tokens, N own vision tokens, D width.
+Leaves out S2/dynamic tiling and pooled features. Shapes: L row, S local tokens, N embeddings made here, D width.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class LongVilaForConditionalGeneration(nn.Module):
 
         `most_frames` is the most frames that any process encodes at this time.
 
-        A process without frames encodes an empty picture and keeps none of its embeddings, so that it joins the
+        A process without frames encodes an empty picture and drops its embeddings, so that it joins the
         collectives of a sharded tower and its gradient is exactly zero.
         """
         frames = pixels_FCHW.shape[0]
@@ -134,8 +134,8 @@ class LongVilaForConditionalGeneration(nn.Module):
 
     def _hidden(self, batch: Batch, local: LocalBatch, sharding: Sharding, cache: Any) -> Tensor:
         most_frames = sharding.most_own_frames(max(batch.frames, batch.most_frames))
-        own_ND = self.encode_frames(batch.pixels_FCHW, most_frames)
-        vision_VD = sharding.exchange_embeddings(own_ND, batch)
+        made_ND = self.encode_frames(batch.pixels_FCHW, most_frames)
+        vision_VD = sharding.exchange_embeddings(made_ND, batch)
         text_SD = self.llm.get_input_embeddings()(local.input_ids_S)
         # By index: `masked_scatter` would hold 8 bytes for each of the S x D numbers on CUDA. An exchange that brought
         # nothing is in the graph all the same and takes its (empty) part in the backward exchange.

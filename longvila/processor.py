@@ -6,7 +6,7 @@ A `Clip` is the list of shown times, read from the packets without decoding, so 
 of the same file whatever it decodes itself, also without a frame count and at a variable rate. Decoding walks forward
 and holds one frame; it seeks only in containers with an exact index (mp4, mov, Matroska) and only past a key frame.
 A chosen time gives the first frame shown at or after it. Pixels are scaled bicubically to a square and normalised as
-SigLIP's (value/255 - 0.5) / 0.5. Times are in the stream's own ticks; settings are in frames and frames per second.
+SigLIP's (value/255 - 0.5) / 0.5. Times are in ticks of the stream; settings are in frames and frames per second.
 Leaves out: audio, subtitles, and decoding ahead of the step that needs it.
 """
 
@@ -118,13 +118,13 @@ class FrameCache:
             self._held_bytes -= self._pictures.popitem(last=False)[1].nbytes
 
 
-def decode(frames: Frames, own: range, size: int, cache: FrameCache | None = None) -> Tensor:
-    """Frames `own` (positions in `frames.times`) as float32 [len(own), 3, size, size] in -1 … 1."""
+def decode(frames: Frames, places: range, size: int, cache: FrameCache | None = None) -> Tensor:
+    """Frames `places` (positions in `frames.times`) as float32 [len(places), 3, size, size] in -1 … 1."""
     cache = cache or FrameCache(0)
-    path, wanted = frames.clip.path, [frames.times[i] for i in own]
+    path, wanted = frames.clip.path, [frames.times[i] for i in places]
     held = [cache.get(path, time, size) for time in wanted]
     missing = [time for time, picture in zip(wanted, held, strict=True) if picture is None]
-    pixels_FHWC = np.empty((len(own), size, size, 3), dtype=np.uint8)
+    pixels_FHWC = np.empty((len(places), size, size, 3), dtype=np.uint8)
     try:
         decoded = _pictures(frames.clip, missing, size)
         for place, picture in enumerate(held):
@@ -164,7 +164,7 @@ def _walk(container: av.container.InputContainer, stream: av.VideoStream) -> Ite
         try:
             frames = packet.decode()
         except av.FFmpegError:
-            continue  # a damaged or empty packet costs its own frame, as in every player
+            continue  # a damaged or empty packet costs one frame, as in every player
         for frame in frames:
             time = frame.pts
             if time is None or (before is not None and time <= before):
@@ -209,5 +209,5 @@ def _key_before(clip: Clip, target: int) -> int | None:
 
 def _square(frame: av.VideoFrame, size: int) -> np.ndarray:
     scaled = frame.reformat(width=size, height=size, format="rgb24", interpolation="BICUBIC")
-    # the frame's own rotation (a phone held upright) is counter-clockwise, as rot90's
+    # the rotation that the frame names (a phone held upright) is counter-clockwise, as rot90's
     return np.rot90(scaled.to_ndarray(), k=round(frame.rotation / 90))

@@ -3,7 +3,7 @@
     {"steps": 20, "lr": 1e-3}  --read_settings(TrainSettings)-->  TrainSettings(steps=20, lr=0.001, …)
 
 msgspec checks the types; this module names what is wrong: an unknown key with the nearest known name, a wrong type
-with the value and the type wanted. A dataclass checks its own ranges in `__post_init__` by raising `JobError`.
+with the value and the type wanted. A dataclass checks its ranges in `__post_init__` by raising `JobError`.
 """
 
 from __future__ import annotations

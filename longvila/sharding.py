@@ -34,7 +34,7 @@ class Batch:
     positions_L: Tensor  # int64, restarts at 0 in every document (rotary positions)
     document_L: Tensor  # int64, on the CPU: which document a token is of; attention never crosses it
     vision_at_V: Tensor  # int64, on the CPU, ascending: where the vision tokens stand, frame by frame
-    frames: int  # F of the whole row; V = F x tokens per frame
+    frames: int  # F of the row; V = F x tokens per frame
     pixels_FCHW: Tensor  # only the frames that `own_frames(frames)` gives to this rank, possibly none
     most_frames: int = (
         0  # of the rows that all replicas compute at this time; 0 means that no row has more than this one
@@ -92,9 +92,9 @@ class Sharding(Protocol):
             vision_at_V=places_on(batch.vision_at_V, batch.input_ids_L.device),
         )
 
-    def exchange_embeddings(self, own_ND: Tensor, batch: Batch) -> Tensor:
+    def exchange_embeddings(self, made_ND: Tensor, batch: Batch) -> Tensor:
         """This rank's embeddings -> those of the vision tokens of this rank, in local order, differentiable."""
-        return own_ND
+        return made_ND
 
     def token_mean(self, loss_sum: Tensor, step_label_tokens: float) -> Tensor:
         """Local sum of token losses -> a scalar whose gradients, after `wrap`'s reduction, are those of the mean."""

@@ -4,7 +4,7 @@
             \\__ frames x tokens per frame (+ separator)    \\________________/ labels, shifted by one
 
 Only assistant text and the token that ends its turn carry a label. `ByteTokenizer` (264 ids, no files) serves the
-tiny model; released models bring their own tokenizer in the `llm` folder. Text of a user is never read as a special
+tiny model; released models bring a tokenizer in the `llm` folder. Text of a user is never read as a special
 token. Leaves out system prompts per sample and tool turns.
 """
 
@@ -141,7 +141,7 @@ class Writer:
     def document(self, turns: Sequence[Turn], frames: Sequence[int], *, prompt: bool = False) -> Rendered:
         """`frames[i]` frames stand where the i-th `<image>` or `<video>` is written; with no tag, before the text.
 
-        A `prompt` ends with the opened assistant turn and has no labels of its own.
+        A `prompt` ends with the opened assistant turn and has no labels.
         """
         special, chat = self.tokenizer.special, self._chat
         ids: list[int] = special(chat.begin)

@@ -1,6 +1,6 @@
 """The training job: rows in, checkpoints and a line of metrics per step out, the same losses under any sharding.
 
-    for each step: rows of the world -> own rows -> [decode ahead] -> loss sum -> token_mean -> backward -> AdamW
+    for each step: rows of the world -> rows of this replica -> decode ahead -> loss sum -> token_mean -> backward -> AdamW
 
 The loss of a step is the mean over the label tokens of all its rows; every process counts them itself, since every
 process knows all rows. Settings are `TrainSettings`. Files in the run folder: `metrics.jsonl` (step, loss, tokens,
@@ -53,7 +53,7 @@ class TrainSettings:
     model: str = "tiny"  # preset or YAML file; not read when weights are given
     weights: str | None = None  # released folder to start from
     run: str = "runs/train"
-    steps: int = 100  # optimizer steps of the whole run
+    steps: int = 100  # optimizer steps of the run, over all resumes
     rows_per_step: int = 1  # rows of the world per step, over all replicas and accumulation
     max_tokens: int = 4096  # of a row
     pack: bool = True  # several samples in a row
@@ -257,14 +257,14 @@ class _Run:
     def _batches(self, rows: Sequence[Row], frames: FrameCache) -> Iterator[Batch]:
         """This replica's rows of the step as batches, the next one decoded while this one computes."""
         sharding, device, dtype = self.job.sharding, self.job.device, precision(self.settings.precision)
-        own = dataset.own_rows(rows, sharding.data_index, sharding.data_count)
+        here = dataset.replica_rows(rows, sharding.data_index, sharding.data_count)
         most = dataset.most_frames(rows, sharding.data_count)
         make = partial(
             dataset.row_batch, sharding=sharding, image_size=self.config.image_size, device=device, dtype=dtype
         )
         with ThreadPoolExecutor(1) as ahead:
             pending = None
-            for turn in [*zip(own, most, strict=True), None]:
+            for turn in [*zip(here, most, strict=True), None]:
                 ready = pending
                 if turn is not None:
                     pending = ahead.submit(make, turn[0], cache=frames, most_frames=turn[1])

@@ -1,11 +1,11 @@
-"""The released folder layout, read and written: `llm/`, `vision_tower/`, `mm_projector/`, each with its own config.
+"""The released folder layout, read and written: `llm/`, `vision_tower/`, `mm_projector/`, each with a config.
 
     folder/config.json  llm/{config.json, *.safetensors, tokenizer}  vision_tower/…  mm_projector/…
 
 Only safetensors: a pickled `.bin` can run code when it is read, so it is refused. Names must match exactly; what the
 model does not build (the tower's pooling head, final norm, and layers past the selected one) is left unread.
-A sharded parameter reads only its own region of the file, so no process ever holds more than one tensor beyond its
-shard. Writing gathers a tensor at a time on every process, keeps it on the first, and appears whole or not at all.
+A sharded parameter reads only its region of the file, so no process ever holds more than one tensor beyond its
+shard. Writing gathers a tensor at a time on every process, keeps it on the first; a fault leaves no folder.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from longvila.sharding import Sharding
 
 PARTS = {"llm": "llm", "vision_tower": "tower", "mm_projector": "projector"}
 FILE_BYTES = 4 * 10**9  # a safetensors file of a part holds at most this much
-OWN_KEYS = ("tokenizer", "chat", "frame_separator", "loss_chunk_tokens", "frames_per_chunk")
+EXTRA_KEYS = ("tokenizer", "chat", "frame_separator", "loss_chunk_tokens", "frames_per_chunk")
 
 
 def read_config(folder: Path) -> LongVilaConfig:
@@ -48,7 +48,7 @@ def read_config(folder: Path) -> LongVilaConfig:
     top = _read_json(folder / "config.json")
     given = {
         "chat": "llama3" if llm.get("model_type") == "llama" else "chatml",
-        **{key: value for key, value in top.get("longvila", {}).items() if key in OWN_KEYS},
+        **{key: value for key, value in top.get("longvila", {}).items() if key in EXTRA_KEYS},
         "llm": {key: value for key, value in llm.items() if key not in ("torch_dtype", "dtype")},
         "vision": {key: value for key, value in vision.items() if key not in ("torch_dtype", "dtype", "model_type")},
         "vision_select_layer": top.get("mm_vision_select_layer", -2),
@@ -79,18 +79,18 @@ def load_weights(model: LongVilaForConditionalGeneration, folder: Path) -> None:
         wanted = plain_parameters(module)
         tied = _tied_names(module) - set(wanted)
         files = _tensor_files(folder / part)
-        found = {_own_name(name): name for name in files}
+        stored = {_plain_name(name): name for name in files}
         layers = len(model.tower.encoder.layers)
-        extra = [n for n in found if n not in wanted and n not in tied and not _unbuilt(part, n, layers)]
-        missing = [name for name in wanted if name not in found]
+        extra = [n for n in stored if n not in wanted and n not in tied and not _unbuilt(part, n, layers)]
+        missing = [name for name in wanted if name not in stored]
         if missing or extra:
             raise JobError(f"weights: {folder / part}: {_list('missing', missing)}{_list('unexpected', extra)}")
         for file in sorted(set(files.values())):
             try:
                 with safe_open(str(file), framework="pt") as reader:
-                    for own, name in found.items():
-                        if own in wanted and files[name] == file:
-                            _copy(wanted[own], reader.get_slice(name), f"weights: {folder / part}: {name}")
+                    for plain, name in stored.items():
+                        if plain in wanted and files[name] == file:
+                            _copy(wanted[plain], reader.get_slice(name), f"weights: {folder / part}: {name}")
             except SafetensorError as fault:
                 raise JobError(f"weights: {file} is not the file that was indexed ({fault})") from None
 
@@ -118,8 +118,8 @@ def save_weights(
     config.vision_config().save_pretrained(partial / "vision_tower")
     projector = {"mm_projector_type": "mlp_downsample", "model_type": "v2l_projector"}
     (partial / "mm_projector" / "config.json").write_text(json.dumps(projector, indent=2))
-    own = {key: getattr(config, key) for key in OWN_KEYS}
-    top = {"model_type": "llava_" + model.llm.config.model_type, "mm_vision_select_layer": -1, "longvila": own}
+    extra = {key: getattr(config, key) for key in EXTRA_KEYS}
+    top = {"model_type": "llava_" + model.llm.config.model_type, "mm_vision_select_layer": -1, "longvila": extra}
     (partial / "config.json").write_text(json.dumps(top, indent=2))
     if tokenizer_from is not None:
         for file in (tokenizer_from / "llm").iterdir():
@@ -173,7 +173,7 @@ def _tensor_files(folder: Path) -> dict[str, Path]:
     return names
 
 
-def _own_name(name: str) -> str:
+def _plain_name(name: str) -> str:
     return name.removeprefix("vision_model.")
 
 

@@ -100,7 +100,7 @@ def model_config(plan: Plan) -> LongVilaConfig:
 
 
 def row(plan: Plan, config: LongVilaConfig, sharding: Sharding) -> Batch:
-    """One row of the workload: whole frames first, then text; pixels of the own frames on fake tensors."""
+    """One row of the workload: its frames first, then text; the pixels are those of the frames of this rank."""
     work, tokens = plan.workload, plan.workload.context_tokens
     dtype, size = torch.float32, config.image_size
     zeros = torch.zeros(tokens, dtype=torch.int64)
@@ -209,29 +209,29 @@ def report(plan: Plan, rank: int, as_json: bool) -> str:
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task(PHASES[0], total=len(PHASES))
-        found = check(plan, rank, lambda phase: progress.update(task, description=phase, advance=1))
+        checked = check(plan, rank, lambda phase: progress.update(task, description=phase, advance=1))
         progress.update(task, completed=len(PHASES))
-    return to_json(found) if as_json else table(plan, found)
+    return to_json(checked) if as_json else table(plan, checked)
 
 
-def to_json(found: Checked) -> str:
+def to_json(checked: Checked) -> str:
     """Components with their difference, and the parts that were not counted."""
-    rows = [{**asdict(part), "difference": _number(part.difference)} for part in found.components]
-    return json.dumps({"rank": found.rank, "components": rows, "not_counted": dict(found.not_counted)}, indent=1)
+    rows = [{**asdict(part), "difference": _number(part.difference)} for part in checked.components]
+    return json.dumps({"rank": checked.rank, "components": rows, "not_counted": dict(checked.not_counted)}, indent=1)
 
 
-def table(plan: Plan, found: Checked) -> str:
+def table(plan: Plan, checked: Checked) -> str:
     """A line per component: planned, counted, and planned / counted - 1; below it the estimates of the plan."""
     lines = [
         f"{plan.workload.describe()}; {plan.strategy.describe()}",
-        f"rank {found.rank} of {plan.strategy.ranks}: fake tensors, fake process group, shapes of the CPU attention",
+        f"rank {checked.rank} of {plan.strategy.ranks}: fake tensors, fake process group, shapes of the CPU attention",
         f"{'component':<28}{'planned':>12}{'counted':>12}{'difference':>12}",
     ]
-    for part in found.components:
+    for part in checked.components:
         share = f"{part.difference:+.1%}" if math.isfinite(part.difference) else "not planned"
         planned, counted = show_bytes(part.planned_bytes), show_bytes(part.counted_bytes)
         lines.append(f"{part.name:<28}{planned:>12}{counted:>12}{share:>12}")
-    estimates = ", ".join(f"{name} {show_bytes(size)}" for name, size in found.not_counted)
+    estimates = ", ".join(f"{name} {show_bytes(size)}" for name, size in checked.not_counted)
     lines.append(f"estimates of the plan that no tensor shows: {estimates}")
     return "\n".join(lines)
 

@@ -4,7 +4,7 @@
     freed storages are forgotten by a weak reference; FSDP's resized ones (to 0 and back) are followed
 
 A TorchDispatchMode: enter it around a step. Wrapped tensors (DTensor) count by what they hold. Leaves out the
-allocator's rounding and the libraries' own buffers, which the plan names as estimates.
+allocator's rounding and the buffers of libraries, which the plan names as estimates.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Footprint(TorchDispatchMode):
 
 
 def _plain(tensor: Tensor) -> Iterator[Tensor]:
-    """The tensors with memory of their own inside a wrapped one."""
+    """The tensors that hold memory inside a wrapped one."""
     if is_traceable_wrapper_subclass(tensor):
         names, _ = tensor.__tensor_flatten__()
         for name in names:

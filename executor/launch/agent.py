@@ -138,7 +138,7 @@ def killed(number: int) -> str:
 
 
 def _rank(function: Callable[[Any], Any], argument: object, agent: int) -> Any:
-    """One rank in its own process. What the agent handles by itself is left to the system here."""
+    """One rank, in a process of its agent. Signals that the agent handles get the default action of the system here."""
     for name in _STOPS:
         signal.signal(getattr(signal, name), signal.SIG_DFL)
     if os.getppid() != agent:  # it ended before the kernel was asked to end this process with it
@@ -172,10 +172,10 @@ def _reason(failure: ProcessFailure, team: Team, logs: _Logs) -> str:
     if failure.exitcode < 0:
         return f"rank {rank} failed: {killed(-failure.exitcode)} (more in {logs.file(rank, 'log')})"
     records = [(record, rank) for rank in team.ranks if (record := _read(logs.file(rank, "failure")))]
-    if failure.exitcode == 2 and (own := _read(logs.file(rank, "failure"))):
-        return str(own["message"]["message"])
+    if failure.exitcode == 2 and (mistake := _read(logs.file(rank, "failure"))):
+        return str(mistake["message"]["message"])
     if records:
-        record, rank = min(records, key=lambda found: (found[0]["at_ns"], found[1]))
+        record, rank = min(records, key=lambda entry: (entry[0]["at_ns"], entry[1]))
         message = record["message"]["message"]
     else:
         message = f"it ended without a word: exit code {failure.exitcode}"
@@ -221,7 +221,7 @@ class _Logs(LogsSpecs):
 
         for local, file in files("failure").items():
             envs[local]["TORCHELASTIC_ERROR_FILE"] = file
-        shown = self._team.ranks[:1]  # its output also appears on this process's own
+        shown = self._team.ranks[:1]  # its output also appears on that of this process
         return LogsDest(
             stdouts=files("out"),
             stderrs=files("log"),

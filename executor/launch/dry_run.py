@@ -83,12 +83,12 @@ def start_lines(launch: Launch) -> str:
 
 
 def job_arguments(launch: Launch) -> list[str]:
-    """The launch's own arguments, as its command line had them."""
+    """The arguments of the launch, as its command line had them."""
     request = launch.request
-    found = [str(request.plan), f"--job={request.job}"]
-    found += [f"--config={request.config}"] if request.config else []
-    found += [f"--set={text}" for text in request.sets]
-    return [*found, f"--timeout={request.timeout_s:g}"]
+    arguments = [str(request.plan), f"--job={request.job}"]
+    arguments += [f"--config={request.config}"] if request.config else []
+    arguments += [f"--set={text}" for text in request.sets]
+    return [*arguments, f"--timeout={request.timeout_s:g}"]
 
 
 def _has_frames(span: tuple[int, int]) -> bool:

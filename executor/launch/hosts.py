@@ -81,8 +81,8 @@ def bind(plan: Plan, names: Sequence[str], known: Mapping[str, Host] | None = No
         if not fitting:
             raise InputError(f"{known[name].describe()} fits none of the plan's free slots {free}")
         # A host known by name only takes the slot of its place in the list while that is free.
-        own = slots[list(names).index(name)]
-        slot = own if own in fitting else fitting[0]
+        listed = slots[list(names).index(name)]
+        slot = listed if listed in fitting else fitting[0]
         chosen[slot] = name
         free.remove(slot)
     return Binding(host_of_slot=chosen, seats=_seats(plan, chosen))

@@ -21,95 +21,95 @@ LEAST_TORCH = (2, 13)
 
 def unsupported(plan: Plan) -> list[str]:
     """What the plan asks for that the executor does not do."""
-    strategy, precision, found = plan.strategy, plan.workload.precision, []
+    strategy, precision, problems = plan.strategy, plan.workload.precision, []
     model = plan.workload.model
     if model.experts is not None:
-        found.append(f"{model.name} has experts, which are priced but not executed; plan a dense model")
+        problems.append(f"{model.name} has experts, which are priced but not executed; plan a dense model")
     if model.latent is not None:
-        found.append(f"{model.name} has latent attention, which is priced but not executed; plan another model")
+        problems.append(f"{model.name} has latent attention, which is priced but not executed; plan another model")
     for axis in ("tensor", "pipeline"):
         if getattr(strategy, axis) > 1:
-            found.append(f"{axis}={getattr(strategy, axis)} is priced but not executed; plan with {axis}=1")
+            problems.append(f"{axis}={getattr(strategy, axis)} is priced but not executed; plan with {axis}=1")
     if strategy.ring_kind not in RING_LAYOUTS:
-        found.append(f"ring_kind={strategy.ring_kind} is not executed; legal: {', '.join(RING_LAYOUTS)}")
+        problems.append(f"ring_kind={strategy.ring_kind} is not executed; legal: {', '.join(RING_LAYOUTS)}")
     for name in ("mlp_chunk_tokens", "attention_chunk_tokens"):
         if getattr(strategy, name) is not None:
-            found.append(f"{name}={getattr(strategy, name)} is priced but not executed; plan with none")
+            problems.append(f"{name}={getattr(strategy, name)} is priced but not executed; plan with none")
     if strategy.offload_states != "none":
-        found.append(f"offload_states={strategy.offload_states} is priced but not executed; plan with none")
+        problems.append(f"offload_states={strategy.offload_states} is priced but not executed; plan with none")
     if strategy.zero == 0 and strategy.shard > 1:
-        found.append(f"zero=0 shards nothing, but shard={strategy.shard}; plan with zero 1, 2 or 3")
+        problems.append(f"zero=0 shards nothing, but shard={strategy.shard}; plan with zero 1, 2 or 3")
     for part in strategy.layers:
         if part.recompute not in POLICIES:
-            found.append(f"recompute={part.recompute} is not executed; legal: {', '.join(POLICIES)}")
+            problems.append(f"recompute={part.recompute} is not executed; legal: {', '.join(POLICIES)}")
         if part.offload != "none":
-            found.append(f"offload={part.offload} is not executed; plan with offload=none")
+            problems.append(f"offload={part.offload} is not executed; plan with offload=none")
     stored = {precision.master, precision.grad, precision.optimizer}
     if stored not in ({"fp32"}, {"fp64"}):
-        found.append(
+        problems.append(
             f"precision master={precision.master} grad={precision.grad} optimizer={precision.optimizer} is not "
             "executed; legal: all three fp32, or all three fp64"
         )
     if plan.workload.lora_rank:
-        found.append(f"lora_rank={plan.workload.lora_rank} is planned but not executed; plan with --lora-rank 0")
-    found += _number_formats(plan)
+        problems.append(f"lora_rank={plan.workload.lora_rank} is planned but not executed; plan with --lora-rank 0")
+    problems += _number_formats(plan)
     if plan.workload.optimizer != "adamw":
-        found.append(f"optimizer={plan.workload.optimizer} is not executed; legal: adamw")
-    return list(dict.fromkeys(found))
+        problems.append(f"optimizer={plan.workload.optimizer} is not executed; legal: adamw")
+    return list(dict.fromkeys(problems))
 
 
 def _number_formats(plan: Plan) -> list[str]:
     """What layers are computed and gradients summed in, where that cannot be done or would go wrong."""
-    precision, found = plan.workload.precision, []
+    precision, problems = plan.workload.precision, []
     # A loss over a million tokens has gradients below fp16's smallest number, and nothing scales them up.
     legal = ("fp64", "fp32", "bf16") if plan.workload.mode == "train" else ("fp64", "fp32", "bf16", "fp16")
     for name in ("param", "reduce"):
         if (chosen := getattr(precision, name)) not in legal:
-            found.append(
+            problems.append(
                 f"precision {name}={chosen} is not executed for mode={plan.workload.mode}; legal: {', '.join(legal)}"
             )
     if precision.param == precision.master != precision.reduce:
-        found.append(
+        problems.append(
             f"precision reduce={precision.reduce} is executed only with a param that differs from master; "
             f"plan with reduce={precision.param}"
         )
     on_gpu = any(run.node.device.architecture != "cpu" for run in plan.cluster.runs)
     if on_gpu and precision.param not in ("bf16", "fp16"):
-        found.append(f"precision param={precision.param} has no attention kernel on GPUs; legal: bf16")
-    return found
+        problems.append(f"precision param={precision.param} has no attention kernel on GPUs; legal: bf16")
+    return problems
 
 
 def differences(plan: Plan, host: Host, slot: int, ranks: int) -> list[str]:
     """What the plan's slot has and this host lacks, one text each."""
     node = plan.cluster.node(slot)
-    found = _versions(host)
+    problems = _versions(host)
     if node.device.architecture == "cpu":
         if host.cores != node.cpus:
-            found.append(f"cores: the plan was made for {node.cpus}, {host.cores} are here; plan again here")
+            problems.append(f"cores: the plan was made for {node.cpus}, {host.cores} are here; plan again here")
         need = plan.cost.memory_bytes * ranks
         if need > host.free_bytes:
-            found.append(
+            problems.append(
                 f"memory: {ranks} ranks need {show_bytes(need)}, {show_bytes(host.free_bytes)} are free; "
                 "plan fewer ranks or a shorter context"
             )
-        return found
+        return problems
     if not host.gpus:
-        found.append(
+        problems.append(
             f"device: the plan was made for {node.device.name}, no GPU is here; "
             "for CPU processes plan with --cluster local"
         )
-        return found
+        return problems
     need = gpus_needed(plan, slot)
     if len(host.gpus) < need:
-        found.append(f"GPUs: the plan needs {need} on this host, {len(host.gpus)} are here")
+        problems.append(f"GPUs: the plan needs {need} on this host, {len(host.gpus)} are here")
     other = {gpu.name for gpu in host.gpus if not same_card(node.device, gpu.name, gpu.memory_bytes / 1e9)}
     if other:
-        found.append(f"device: the plan was made for {node.device.name}, here is {', '.join(sorted(other))}")
+        problems.append(f"device: the plan was made for {node.device.name}, here is {', '.join(sorted(other))}")
     for index, gpu in enumerate(host.gpus[:need]):
         if gpu.free_bytes < plan.cost.memory_bytes:
             free, planned = show_bytes(gpu.free_bytes), show_bytes(plan.cost.memory_bytes)
-            found.append(f"memory: GPU {index} has {free} free, the plan needs {planned}")
-    return found
+            problems.append(f"memory: GPU {index} has {free} free, the plan needs {planned}")
+    return problems
 
 
 def _versions(host: Host) -> list[str]:

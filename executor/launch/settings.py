@@ -7,7 +7,7 @@ A setting that says otherwise than the plan is an error that names both, because
 makes every prediction worthless; the one exception is precision=fp64, where the plan computes in what it stores: that
 runs wider than planned and says so.
 Recompute, degrees, loss chunks and frames per rank come from the plan alone and are no settings. Which settings a job
-of one's own has is its own business.
+of the user has is not checked here.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""A Slurm batch script for a plan: one task per host, each starting its own ranks; hosts are bound to slots by name.
+"""A Slurm batch script for a plan: one task per host, which starts its ranks; hosts are bound to slots by name.
 
     #SBATCH --nodes --ntasks-per-node=1 --gpus-per-node      srun executor launch plan.json --hosts … --node-rank=auto
 
 Nothing of the plan or the command line is ever interpreted by the shell: every value is quoted, and a value with a
-line break or control character is refused. Slurm's own node order is only a list of names here. Leaves out site
+line break or control character is refused. The node order of Slurm is not read. Leaves out site
 settings (account, partition, time): pass them to `sbatch`.
 """
 
@@ -27,10 +27,10 @@ def script(launch: Launch) -> str:
     plan, slots = launch.plan, used_slots(launch.plan)
     gpus = max(gpus_needed(plan, slot) for slot in slots)
     run_dir = _printable(str(launch.run_dir), "--run-dir")
-    own = [_printable(text, "the command line") for text in job_arguments(launch)]
+    arguments = [_printable(text, "the command line") for text in job_arguments(launch)]
     if launch.request.run_dir is not None:
-        own.append(f"--run-dir={run_dir}")
-    own.append(f"--port={launch.request.port or DEFAULT_PORT}")
+        arguments.append(f"--run-dir={run_dir}")
+    arguments.append(f"--port={launch.request.port or DEFAULT_PORT}")
     directives = [
         "--job-name=mmsp",
         f"--nodes={len(slots)}",
@@ -48,14 +48,14 @@ def script(launch: Launch) -> str:
             'hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | paste -sd, -)',
             "# One task per host; the first that fails ends all.",
             'srun --kill-on-bad-exit=1 executor launch --hosts="$hosts" --node-rank=auto \\',
-            f"  {shlex.join(own)}",
+            f"  {shlex.join(arguments)}",
             "",
         ]
     )
 
 
 def write(launch: Launch, target: Path) -> None:
-    """Write the script, whole or not at all."""
+    """Write the script; a fault leaves what was there."""
     write_whole(target, script(launch), "--slurm")
 
 

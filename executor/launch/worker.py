@@ -181,7 +181,7 @@ def _hosts_here(store: Store, name: str, named: tuple[str, ...]) -> dict[str, Ho
 @click.option("--config")
 @click.option("--set", "sets", multiple=True)
 @click.option("--timeout", "timeout_s", default=600.0)
-@click.option("--host", help="This host's name, as in --hosts.  [default: its own]")
+@click.option("--host", help="This host's name, as in --hosts.  [default: its host name]")
 @click.option("--hosts", help="All hosts, in slot order where they are alike.  [default: all that started processes]")
 def main(host: str | None, hosts: str | None, timeout_s: float, **given: Any) -> None:
     """Run this process's rank of PLAN; started by torchrun."""

@@ -60,10 +60,8 @@ def framework_samples(bench: Bench, groups: Groups) -> list[Sample]:
     layer_s = (left_s[1] - left_s[0]) / (CASES[1][0] - CASES[0][0])
     microbatch_s = (left_s[2] - left_s[0]) / (CASES[2][1] - CASES[0][1]) - CASES[0][0] * layer_s
     step_s = left_s[0] - microbatch_s - CASES[0][0] * layer_s
-    found = {"framework_layer": layer_s, "framework_microbatch": microbatch_s, "framework_step": step_s}
-    return [
-        Sample(op=op, median_s=max(seconds, LEAST_S), dtype="fp32", ranks=bench.ranks) for op, seconds in found.items()
-    ]
+    parts_s = {"framework_layer": layer_s, "framework_microbatch": microbatch_s, "framework_step": step_s}
+    return [Sample(op=op, median_s=max(s, LEAST_S), dtype="fp32", ranks=bench.ranks) for op, s in parts_s.items()]
 
 
 def _priced_s(bench: Bench, layers: int, microbatches: int) -> float:

@@ -82,9 +82,9 @@ class Bench:
         for _ in range(count):
             call()
         self.synchronize()
-        own = torch.tensor((time.perf_counter() - began_s) / count, dtype=torch.float64, device=self.device)
-        dist.all_reduce(own, group=self.group)
-        return float(own) / self.ranks
+        mine_s = torch.tensor((time.perf_counter() - began_s) / count, dtype=torch.float64, device=self.device)
+        dist.all_reduce(mine_s, group=self.group)
+        return float(mine_s) / self.ranks
 
     def barrier(self) -> None:
         dist.barrier(group=self.group)
@@ -131,20 +131,20 @@ class Bench:
         members, index = len(ranks), ranks.index(rank)
         for size in BUFFERS if self.device.type == "cpu" else (*BUFFERS, 2**24, 2**27):
             count = max(members, size // self.dtype.itemsize // members * members)
-            whole = torch.zeros(count, dtype=self.dtype, device=self.device)
-            other, part = torch.empty_like(whole), torch.zeros(count // members, dtype=self.dtype, device=self.device)
+            full = torch.zeros(count, dtype=self.dtype, device=self.device)
+            other, part = torch.empty_like(full), torch.zeros(count // members, dtype=self.dtype, device=self.device)
             following, previous = ranks[(index + 1) % members], ranks[index - 1]
 
-            def shift(whole: Tensor = whole, other: Tensor = other, to: int = following, by: int = previous) -> None:
-                sends = [dist.P2POp(dist.isend, whole, to, group), dist.P2POp(dist.irecv, other, by, group)]
+            def shift(full: Tensor = full, other: Tensor = other, to: int = following, by: int = previous) -> None:
+                sends = [dist.P2POp(dist.isend, full, to, group), dist.P2POp(dist.irecv, other, by, group)]
                 for work in dist.batch_isend_irecv(sends):
                     work.wait()
 
             calls: dict[str, Callable[[], Any]] = {
-                "all_to_all": lambda o=other, w=whole: dist.all_to_all_single(o, w, group=group),  # type: ignore[misc]
-                "all_gather": lambda w=whole, p=part: dist.all_gather_into_tensor(w, p, group=group),  # type: ignore[misc]
-                "reduce_scatter": lambda w=whole, p=part: dist.reduce_scatter_tensor(p, w, group=group),  # type: ignore[misc]
-                "all_reduce": lambda w=whole: dist.all_reduce(w, group=group),  # type: ignore[misc]
+                "all_to_all": lambda o=other, w=full: dist.all_to_all_single(o, w, group=group),  # type: ignore[misc]
+                "all_gather": lambda w=full, p=part: dist.all_gather_into_tensor(w, p, group=group),  # type: ignore[misc]
+                "reduce_scatter": lambda w=full, p=part: dist.reduce_scatter_tensor(p, w, group=group),  # type: ignore[misc]
+                "all_reduce": lambda w=full: dist.all_reduce(w, group=group),  # type: ignore[misc]
                 "send_recv": shift,
             }
             for op in COLLECTIVES:

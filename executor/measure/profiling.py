@@ -1,6 +1,6 @@
 """`executor profile`: measure this machine under the loads that a plan will have, and write `profile.json`.
 
-    start N ranks running `measuring` -> samples of loads 1 … N (divisors of N) -> profile.json, whole or not at all
+    start N ranks running `measuring` -> samples of loads 1 … N (divisors of N) -> profile.json, complete or not written
 
 The ranks are started as for a plan, so a lost rank or Ctrl-C ends all and leaves no file. `path` of a collective is
 the link of the local cluster. On a CPU every sample says how many processes ran at once (`ranks`; collectives:
@@ -45,15 +45,15 @@ def profile(target: Path, ranks: int | None, quick: bool) -> Profile:
         raise InputError(f"--ranks {count}: on this machine from 1 to {most} ranks can measure")
     cluster = Cluster.load("local", gpus=count)
     device = cluster.runs[0].node.device
-    found = Profile(
+    measured = Profile(
         version=VERSION,
         device=device.name,
         machine=f"{here.describe()}; {', '.join(map(str, loads_of(count)))} processes at once",
         versions=here.versions,
         samples=_measure(cluster, here, count, quick),
     )
-    write_whole(target, json.dumps(found.to_dict(), indent=1) + "\n")
-    return found
+    write_whole(target, json.dumps(measured.to_dict(), indent=1) + "\n")
+    return measured
 
 
 def _measure(cluster: Cluster, here: Host, count: int, quick: bool) -> tuple[Sample, ...]:

@@ -184,15 +184,15 @@ class _GatherRow(torch.autograd.Function):
         ctx.split, ctx.exchange = split, exchange
         if exchange.size == 1:
             return q.contiguous(), torch.stack((k, v))
-        own, sent = split.shares[exchange.index], []
+        mine, sent = split.shares[exchange.index], []
         for share in split.shares:
             kv_heads = slice(share.kv_start, share.kv_stop)
             sent += [q[:, share.q_start : share.q_stop], k[:, kv_heads], v[:, kv_heads]]
         rows_HBSD = torch.cat([part.transpose(0, 1) for part in sent])
-        rows_HBSD = exchange.all_to_all(rows_HBSD, _rows_of_all(split), [_rows(own)] * exchange.size)
-        rows_UHBSD = rows_HBSD.unflatten(0, (exchange.size, _rows(own)))
-        q_UHBSD, kv_UHBSD = rows_UHBSD.split((own.q_heads, 2 * own.kv_heads), dim=1)
-        kv_2BHUSD = kv_UHBSD.unflatten(1, (2, own.kv_heads)).permute(1, 3, 2, 0, 4, 5)
+        rows_HBSD = exchange.all_to_all(rows_HBSD, _rows_of_all(split), [_rows(mine)] * exchange.size)
+        rows_UHBSD = rows_HBSD.unflatten(0, (exchange.size, _rows(mine)))
+        q_UHBSD, kv_UHBSD = rows_UHBSD.split((mine.q_heads, 2 * mine.kv_heads), dim=1)
+        kv_2BHUSD = kv_UHBSD.unflatten(1, (2, mine.kv_heads)).permute(1, 3, 2, 0, 4, 5)
         return _join(q_UHBSD.permute(2, 1, 0, 3, 4)), _join(kv_2BHUSD)
 
     @staticmethod
@@ -200,11 +200,11 @@ class _GatherRow(torch.autograd.Function):
         split, exchange = ctx.split, ctx.exchange
         if exchange.size == 1:
             return dq, dkv[0], dkv[1], None, None
-        own = split.shares[exchange.index]
+        mine = split.shares[exchange.index]
         dq_UHBSD = dq.unflatten(2, (exchange.size, -1)).permute(2, 1, 0, 3, 4)
         dkv_UHBSD = dkv.unflatten(3, (exchange.size, -1)).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)
         rows_HBSD = torch.cat((dq_UHBSD, dkv_UHBSD), dim=1).flatten(0, 1)
-        rows_HBSD = exchange.all_to_all(rows_HBSD, [_rows(own)] * exchange.size, _rows_of_all(split))
+        rows_HBSD = exchange.all_to_all(rows_HBSD, [_rows(mine)] * exchange.size, _rows_of_all(split))
         return (*_sum_heads(rows_HBSD, split), None, None)
 
 
@@ -216,20 +216,20 @@ class _ScatterRow(torch.autograd.Function):
         ctx.split, ctx.exchange = split, exchange
         if exchange.size == 1:
             return out.transpose(1, 2)
-        own = split.shares[exchange.index].q_heads
+        mine = split.shares[exchange.index].q_heads
         rows_HBSD = out.unflatten(2, (exchange.size, -1)).permute(2, 1, 0, 3, 4).flatten(0, 1)
         counts = [share.q_heads for share in split.shares]
-        return exchange.all_to_all(rows_HBSD, [own] * exchange.size, counts).permute(1, 2, 0, 3)
+        return exchange.all_to_all(rows_HBSD, [mine] * exchange.size, counts).permute(1, 2, 0, 3)
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         split, exchange = ctx.split, ctx.exchange
         if exchange.size == 1:
             return dout.transpose(1, 2), None, None
-        own = split.shares[exchange.index].q_heads
+        mine = split.shares[exchange.index].q_heads
         counts = [share.q_heads for share in split.shares]
-        rows_HBSD = exchange.all_to_all(dout.permute(2, 0, 1, 3).contiguous(), counts, [own] * exchange.size)
-        return _join(rows_HBSD.unflatten(0, (exchange.size, own)).permute(2, 1, 0, 3, 4)), None, None
+        rows_HBSD = exchange.all_to_all(dout.permute(2, 0, 1, 3).contiguous(), counts, [mine] * exchange.size)
+        return _join(rows_HBSD.unflatten(0, (exchange.size, mine)).permute(2, 1, 0, 3, 4)), None, None
 
 
 def _rows(share: Share) -> int:

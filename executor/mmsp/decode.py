@@ -1,8 +1,8 @@
 """Decoding one token at a time over a key-value cache that is sharded over the context group.
 
-    prefill   every rank stores the keys and values of its own tokens (all KV heads, as projected; padding dropped)
+    prefill   every rank stores the keys and values of its tokens (all KV heads, as projected; padding dropped)
     step      the new token's q, k, v are computed by all; the rank with the fewest tokens stores k, v;
-              each attends to its own shard -> (out_i, lse_i); all ranks merge the same gathered parts:
+              each attends to its shard -> (out_i, lse_i); all ranks merge the same gathered parts:
               lse = log sum_i exp lse_i        out = sum_i out_i exp(lse_i - lse)
 
 Bytes per layer and step: every rank sends H * (D + 1) * 4 to each of the others; memory: tokens / N per rank, counts
@@ -62,7 +62,7 @@ class ShardedLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Store what belongs here. Returns what attention needs: the prefill's own tensors, or the whole shard."""
+        """Store what belongs to this rank. Returns what attention needs: the tensors of the prefill, or the shard."""
         if self._store is None:
             return self._prefill(key_states, value_states)
         if key_states.shape[2] != 1:
@@ -74,7 +74,7 @@ class ShardedLayer(DynamicLayer):
         return self._view()
 
     def get_seq_length(self) -> int:
-        """Tokens of the whole row so far, over all ranks."""
+        """Tokens of the row so far, summed over all ranks."""
         return sum(self._counts)
 
     def reset(self) -> None:
@@ -84,19 +84,19 @@ class ShardedLayer(DynamicLayer):
     def _prefill(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
         self._counts = list(self._prefill_counts())
         self.lazy_initialization(key_states, value_states)
-        own = self._counts[self._member]
-        self._store = torch.stack((key_states[:, :, :own], value_states[:, :, :own]))
+        filled = self._counts[self._member]
+        self._store = torch.stack((key_states[:, :, :filled], value_states[:, :, :filled]))
         self._view()
         return key_states, value_states
 
     def _append(self, key_states: Tensor, value_states: Tensor) -> None:
-        own, store = self._counts[self._member], self._store
+        filled, store = self._counts[self._member], self._store
         assert store is not None
-        if own == store.shape[3]:
+        if filled == store.shape[3]:
             batch, heads, dim = store.shape[1], store.shape[2], store.shape[4]
-            spare = store.new_empty((2, batch, heads, max(_SPARE, own // 8), dim))
+            spare = store.new_empty((2, batch, heads, max(_SPARE, filled // 8), dim))
             self._store = store = torch.cat((store, spare), dim=3)
-        store[:, :, :, own] = torch.stack((key_states[:, :, 0], value_states[:, :, 0]))
+        store[:, :, :, filled] = torch.stack((key_states[:, :, 0], value_states[:, :, 0]))
 
     def _view(self) -> tuple[Tensor, Tensor]:
         assert self._store is not None

@@ -1,9 +1,9 @@
 """The two-stage split of vision: who encodes which frame, and the way of its embeddings to the tokens' owners.
 
-    F frames on N ranks: rank i encodes [F*i//N, F*(i+1)//N)         whole frames, counts differ by at most one
+    F frames on N ranks: rank i encodes [F*i//N, F*(i+1)//N)         counts of frames differ by at most one
     encoder i --its embeddings, in row order--> owner j of the token   one all-to-all-v, gradients go back the same way
 
-Memory O(V / N) embeddings a rank, never the whole row; bytes sent a rank at most (own embeddings) * D * b. All counts
+Memory O(V / N) embeddings a rank, never all of the row; a rank sends at most (embeddings it made) * D * b bytes. Counts
 follow from integers that every rank knows, so nothing is negotiated. Ranks with no frames, or no vision tokens, join
 with empty buffers. Leaves out: frames with unequal numbers of tokens.
 """
@@ -35,7 +35,7 @@ def own_frames(frames: int, members: int, index: int) -> range:
 class Route:
     """One rank's part of the exchange: embeddings to send in `order`, and how many go to and come from each member."""
 
-    order: Places  # own embeddings (row order) sorted by receiver
+    order: Places  # the rank's embeddings (row order) sorted by receiver
     send: tuple[int, ...]
     receive: tuple[int, ...]
 
@@ -43,9 +43,9 @@ class Route:
 def vision_of(positions: Places, vision_at: Places) -> tuple[np.ndarray, Places]:
     """For places in the row: which of them are vision tokens (mask), and the numbers of those vision tokens."""
     number = np.searchsorted(vision_at, positions)
-    found = number < len(vision_at)
-    found[found] = vision_at[number[found]] == positions[found]
-    return found, number[found]
+    is_vision = number < len(vision_at)
+    is_vision[is_vision] = vision_at[number[is_vision]] == positions[is_vision]
+    return is_vision, number[is_vision]
 
 
 def route(*, vision_at: Places, frames: int, layout: Layout, places: tuple[tuple[int, int], ...], index: int) -> Route:
@@ -55,12 +55,12 @@ def route(*, vision_at: Places, frames: int, layout: Layout, places: tuple[tuple
         raise InputError(f"{len(vision_at)} vision tokens cannot be {frames} frames of equal length")
     per_frame = len(vision_at) // frames if frames else 0
     first_frames = [own_frames(frames, members, member).start for member in range(members)]
-    own = own_frames(frames, members, index)
+    encoded = own_frames(frames, members, index)
 
     member_at = np.empty(members, dtype=np.int64)
     for member, (ring_index, ulysses_index) in enumerate(places):
         member_at[ring_index * layout.ulysses + ulysses_index] = member
-    owner = member_at[layout.owner(vision_at[own.start * per_frame : own.stop * per_frame])]
+    owner = member_at[layout.owner(vision_at[encoded.start * per_frame : encoded.stop * per_frame])]
 
     _, mine = vision_of(layout.index(*places[index]), vision_at)
     encoder = np.searchsorted(first_frames, mine // max(per_frame, 1), side="right") - 1
@@ -71,14 +71,14 @@ def route(*, vision_at: Places, frames: int, layout: Layout, places: tuple[tuple
     )
 
 
-def exchange_embeddings(own_ND: Tensor, way: Route, context: Exchange) -> Tensor:
-    """Own embeddings -> those of this rank's vision tokens in local order.
+def exchange_embeddings(made_ND: Tensor, way: Route, context: Exchange) -> Tensor:
+    """The embeddings that this rank made -> those of its vision tokens in local order.
 
     Encoders hold ascending ranges of frames and local order ascends in the row, so what arrives is already in order.
     """
-    if own_ND.shape[0] != len(way.order):
-        raise InputError(f"this rank encoded {own_ND.shape[0]} embeddings, but its frames have {len(way.order)}")
-    ordered = own_ND
+    if made_ND.shape[0] != len(way.order):
+        raise InputError(f"this rank encoded {made_ND.shape[0]} embeddings, but its frames have {len(way.order)}")
+    ordered = made_ND
     if len(way.send) > 1:
-        ordered = own_ND[places_on(torch.from_numpy(way.order), own_ND.device)]
+        ordered = made_ND[places_on(torch.from_numpy(way.order), made_ND.device)]
     return all_to_all(ordered, context, way.send, way.receive)

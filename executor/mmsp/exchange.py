@@ -126,5 +126,5 @@ class _AllToAll(torch.autograd.Function):
 
 
 def all_to_all(rows: Tensor, exchange: Exchange, send: Sequence[int], receive: Sequence[int]) -> Tensor:
-    """`exchange.all_to_all` with its gradient: the same exchange backwards. All members or none must need it."""
+    """`exchange.all_to_all` with its gradient: the same exchange backwards. Either all members need it or none."""
     return _AllToAll.apply(rows, exchange, tuple(send), tuple(receive))

@@ -1,9 +1,9 @@
-"""Attention of one block of queries with one block of keys, and its gradient from the whole row's result.
+"""Attention of one block of queries with one block of keys, and its gradient from the result over the row.
 
     out = softmax(scale * q k^T) v        lse = log sum exp(scale * q k^T), natural log, per query
 
 `backward` takes the *global* out and lse, so that gradients of blocks add up to those of the row. Kernels: flash-attn
-on CUDA if installed, else torch's own flash kernel on CUDA, else torch's flash kernel for CPU (also under fake
+on CUDA if installed, else torch's flash kernel on CUDA, else torch's flash kernel for CPU (also under fake
 tensors). Tensors are BHSD with D the head dim; K divides H (grouped queries, head h reads h * K // H).
 Causal blocks are square: with Sq != Skv the kernels disagree on where the diagonal is.
 Leaves out: dropout, additive masks, windows.

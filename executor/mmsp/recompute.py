@@ -6,7 +6,7 @@
                        all-to-alls, but no attention kernel and no ring
     full               the layer's input; everything is computed again, with all its communication
 
-Set through Hugging Face's own seams (`GradientCheckpointingLayer`), so hooks of FSDP2 stay outside and parameter names
+Set through `GradientCheckpointingLayer` of Hugging Face, so hooks of FSDP2 stay outside and parameter names
 do not change. Gradients are those of `none`. Active in training mode only. Leaves out: the vision tower, offload.
 """
 

@@ -4,7 +4,7 @@
 
     merge      lse' = log(exp lse + exp lse_b)        out' = out + (out_b - out) * sigmoid(lse_b - lse)
     backward   blocks are recomputed from the saved global out and lse; dK, dV of block j start at rank j + 1, gather
-               what ranks j + 1, …, j - 1 add, and come home in R - 1 hops: the own part never leaves
+               what ranks j + 1, …, j - 1 add, and come home in R - 1 hops; what rank j adds to its block is never sent
 
 Bytes sent per rank, T block tokens, K heads, D head dim: forward (R-1) * 2TKD * b; backward the same for keys and
 values again, and (R-1) * 2TKD * b_grad. Merging and gradient sums are in float32 (float64 for float64).
@@ -82,7 +82,7 @@ def ring_backward(
 
 @dataclass(frozen=True)
 class _Merged:
-    """The result so far of every query; the own block comes first and gives each at least itself."""
+    """The result so far of every query. This rank's block comes first: in it every query sees at least itself."""
 
     out: Tensor
     lse: Tensor
@@ -109,7 +109,7 @@ def _attend(q: Tensor, kv: Tensor, tile: Tile, run: Run, scale: float, into: _Me
     queries, keys = slice(*tile.q), slice(*tile.kv)
     k, v = kv[:, :, kv_heads, keys]
     block = kernel.forward(q[:, heads, queries], k, v, causal=tile.causal, scale=scale)
-    # Causal tiles are those of the own block.
+    # Causal tiles are those of this rank's block, which comes first.
     into.add(heads, queries, block, first=tile.causal)
 
 

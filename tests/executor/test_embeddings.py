@@ -30,10 +30,10 @@ def _exchange(frames, per_frame, layout, places, vision_at):
         way = route(vision_at=vision_at, frames=frames, layout=layout, places=places, index=index)
         own = own_frames(frames, len(places), index)
         numbers = torch.arange(own.start * per_frame, own.stop * per_frame, dtype=torch.float64)
-        own_ND = numbers[:, None].expand(-1, 3).clone().requires_grad_()
-        got = exchange_embeddings(own_ND, way, exchanges[index])
+        made_ND = numbers[:, None].expand(-1, 3).clone().requires_grad_()
+        got = exchange_embeddings(made_ND, way, exchanges[index])
         got.backward((got.detach() + 1) * torch.tensor([1.0, 2.0, 3.0]))
-        return got.detach(), own_ND.grad, numbers, way
+        return got.detach(), made_ND.grad, numbers, way
 
     with ThreadPoolExecutor(len(places)) as pool:
         return list(pool.map(work, range(len(places))))

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from longvila.dataset import Cursor, Documents, Rows, Sampling, most_frames, own_rows, read_samples, row_batch
+from longvila.dataset import Cursor, Documents, Rows, Sampling, most_frames, read_samples, replica_rows, row_batch
 from longvila.job import JobError
 from longvila.sharding import IGNORE, OneProcess
 from longvila.tokens import ByteTokenizer, Turn, Writer
@@ -83,7 +83,7 @@ def test_order_depends_on_seed_and_epoch_only():
 @pytest.mark.parametrize("replicas", [1, 2, 3, 4, 7])
 def test_replicas_share_out_the_same_rows_and_compute_equally_often(replicas):
     rows, _ = rows_of(pack=False).step(Cursor(), 5)
-    shares = [own_rows(rows, i, replicas) for i in range(replicas)]
+    shares = [replica_rows(rows, i, replicas) for i in range(replicas)]
     assert len({len(share) for share in shares}) == 1
     assert sum(row.label_tokens for share in shares for row in share) == sum(row.label_tokens for row in rows)
     real = [row for share in shares for row in share if row.label_tokens]
@@ -93,7 +93,7 @@ def test_replicas_share_out_the_same_rows_and_compute_equally_often(replicas):
 @pytest.mark.parametrize("replicas", [1, 2, 3, 4, 7])
 def test_every_replica_knows_the_most_frames_of_each_turn(replicas):
     rows, _ = rows_of(pack=False).step(Cursor(), 5)
-    shares = [own_rows(rows, i, replicas) for i in range(replicas)]
+    shares = [replica_rows(rows, i, replicas) for i in range(replicas)]
     expected = [max(row.frames for row in turn) for turn in zip(*shares, strict=True)]
     assert most_frames(rows, replicas) == expected
     assert max(expected) > 0
