@@ -17,6 +17,7 @@ import click
 from cost_models.errors import InputError
 from cost_models.hardware.readers import hostlist
 from planner import console
+from planner.files import write_whole
 
 EXAMPLES = """\b
 Examples:
@@ -75,7 +76,7 @@ def launch(
     if slurm is not None:
         from executor.launch import slurm as batch
 
-        batch.write(prepared, slurm)
+        write_whole(slurm, batch.script(prepared), "--slurm")
         click.echo(f"wrote {slurm}: submit it with `sbatch {slurm}`")
     elif dry_run:
         click.echo(preview.describe(prepared))

@@ -14,9 +14,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +30,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from longvila.dataset import Cursor
-from longvila.files import digest, to_disk, write_whole
+from longvila.files import digest, quiet, to_disk, write_whole
 from longvila.job import JobError
 from longvila.optimizer import Optimizer
 from longvila.weights import plain_parameters
@@ -61,7 +59,7 @@ def save(folder: Path, model: nn.Module, optimizer: Optimizer, marker: Marker, *
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         writer = _Writer(partial)
-        with _quiet():  # returns when every process has written
+        with quiet():  # returns when every process has written
             state_dict_saver.save(_tensors(model, optimizer), storage_writer=writer)
         if rank == 0:
             marker = dataclasses.replace(marker, files=writer.digests)
@@ -80,7 +78,7 @@ def load(path: Path, model: nn.Module, optimizer: Optimizer | None) -> None:
     """Collective. Fills the parameters, and the optimizer where one is given."""
     tensors, files = _tensors(model, optimizer), read_marker(path).files
     try:
-        with _quiet():
+        with quiet():
             state_dict_loader.load(tensors, storage_reader=_Reader(path, files))
     except (CheckpointException, RuntimeError, KeyError, ValueError, OSError) as fault:
         raise JobError(f"checkpoint {path} cannot be read: {_cause(fault)}") from None
@@ -178,14 +176,6 @@ def latest(folder: Path) -> Path:
     if not newest_last:
         raise JobError(f"checkpoint: {folder} holds no complete checkpoint")
     return newest_last[-1]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without torch's notice that a process without a group saves or loads alone."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
-        yield
 
 
 def _tensors(model: nn.Module, optimizer: Optimizer | None) -> dict[str, Any]:

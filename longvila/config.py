@@ -18,6 +18,7 @@ from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig, SiglipVisionConfig
 
+from longvila.files import read_text
 from longvila.job import JobError
 from longvila.settings import read_settings, read_yaml
 
@@ -89,15 +90,11 @@ def load_config(name: str, rope_theta: float | None = None) -> LongVilaConfig:
     if name in presets():
         text = (resources.files("longvila") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
     elif Path(name).is_file():
-        try:
-            text = Path(name).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as fault:
-            raise JobError(f"model: {name} cannot be read: {fault}") from None
+        text = read_text(Path(name), "model: ")
     else:
         raise JobError(f"model: {name!r} is neither a preset ({', '.join(presets())}) nor a YAML file")
-    return with_rope_theta(
-        read_settings(LongVilaConfig, read_yaml(text, f"model: {name}"), f"model {name}"), rope_theta
-    )
+    config = read_settings(LongVilaConfig, read_yaml(text, f"model: {name}"), f"model {name}")
+    return with_rope_theta(config, rope_theta)
 
 
 def with_rope_theta(config: LongVilaConfig, rope_theta: float | None) -> LongVilaConfig:

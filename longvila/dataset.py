@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from longvila.files import read_text
 from longvila.job import JobError
 from longvila.processor import Clip, FrameCache, Frames, choose_frames, decode, open_clip
 from longvila.sharding import IGNORE, Batch, Sharding
@@ -96,32 +97,24 @@ def read_samples(files: Sequence[Path], media_folder: Path, *, prompts: bool = F
 
 def _entries(file: Path) -> Iterator[tuple[str, Any]]:
     """(file:line, parsed) of a JSON list or of JSON lines; in a list, the place in it stands for the line."""
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as fault:
-        why = getattr(fault, "strerror", None) or type(fault).__name__
-        raise JobError(f"data: cannot read {file} ({why})") from None
+    text = read_text(file, "data: ")
     if text.lstrip().startswith("["):
-        try:
-            entries = json.loads(text)
-        except (ValueError, RecursionError) as fault:
-            raise JobError(f"{file}:{getattr(fault, 'lineno', 1)}: broken JSON ({_what(fault)})") from None
-        for place, entry in enumerate(entries, start=1):
+        for place, entry in enumerate(_parsed(text, file, 1), start=1):
             yield f"{file}: sample {place}", entry
         return
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            try:
-                yield f"{file}:{number}", json.loads(line)
-            except (ValueError, RecursionError) as fault:
-                raise JobError(f"{file}:{number}: broken JSON ({_what(fault)})") from None
+            yield f"{file}:{number}", _parsed(line, file, number)
 
 
-def _what(fault: ValueError | RecursionError) -> str:
-    """Of JSON that is broken, nested too deeply, or holds an endless number."""
-    if isinstance(fault, json.JSONDecodeError):
-        return f"{fault.msg} at column {fault.colno}"
-    return " ".join(str(fault).split())[:100]
+def _parsed(text: str, file: Path, line: int) -> Any:
+    """JSON that begins in that line; broken, nested too deeply, or with an endless number it is a JobError."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as fault:
+        raise JobError(f"{file}:{line + fault.lineno - 1}: broken JSON ({fault.msg} at column {fault.colno})") from None
+    except (ValueError, RecursionError) as fault:
+        raise JobError(f"{file}:{line}: broken JSON ({' '.join(str(fault).split())[:100]})") from None
 
 
 def _sample(entry: Any, where: str, folder: Path, prompt: bool) -> Sample:

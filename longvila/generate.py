@@ -22,7 +22,7 @@ from longvila.assemble import build_model, build_writer, model_config, precision
 from longvila.config import LongVilaConfig
 from longvila.dataset import Documents, Row, Sample, Sampling, read_samples, row_batch
 from longvila.files import write_whole
-from longvila.job import Job, JobError
+from longvila.job import Job, JobError, require
 from longvila.model import NextToken
 from longvila.settings import read_settings
 from longvila.sharding import Batch, Sharding
@@ -55,10 +55,8 @@ class GenerateSettings:
             raise JobError("settings: video and image go with question; questions names its own")
         for name in ("frames", "max_new_tokens", "max_frames"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise JobError(f"settings: {name} {value!r} must be at least 1")
-        if self.max_frames is not None and self.fps is None:
-            raise JobError(f"settings: max_frames {self.max_frames} is used with fps only")
+            require(value is None or value >= 1, name, value, "at least 1")
+        require(self.max_frames is None or self.fps is not None, "max_frames", self.max_frames, "used with fps only")
 
 
 def main(job: Job) -> None:

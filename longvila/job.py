@@ -19,6 +19,12 @@ class JobError(ValueError):
     """A setting, checkpoint or data file that a job cannot use; the message holds the fix, on one line."""
 
 
+def require(holds: bool, name: str, value: object, legal: str) -> None:
+    """Refuse a setting that does not hold what it must."""
+    if not holds:
+        raise JobError(f"settings: {name} {value!r} must be {legal}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
     config: Mapping[str, Any] = field(default_factory=dict)

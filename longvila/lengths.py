@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from longvila.assemble import build_writer, model_config
 from longvila.dataset import Cursor, Row
+from longvila.files import read_text
 from longvila.job import JobError
 from longvila.settings import read_settings, read_yaml
 from longvila.train import TrainSettings, make_rows
@@ -59,10 +60,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         if len(arguments) != 1:
             raise JobError("usage: python -m longvila.lengths train.yaml")
-        try:
-            text = Path(arguments[0]).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as fault:
-            raise JobError(f"{arguments[0]}: cannot be read ({' '.join(str(fault).split())[:200]})") from None
+        text = read_text(Path(arguments[0]), "")
         print(first_epoch(read_yaml(text, arguments[0]), arguments[0]))
     except JobError as error:
         print(f"longvila: {error}", file=sys.stderr)

@@ -109,27 +109,20 @@ class LongVilaForConditionalGeneration(nn.Module):
         collectives of a sharded tower and its gradient is exactly zero.
         """
         frames = pixels_FCHW.shape[0]
-        size = self.config.frames_per_chunk
-        calls = 1 if size is None else max(1, -(-max(frames, most_frames) // size))
-        chunks = [pixels_FCHW] if size is None or frames == 0 else list(torch.split(pixels_FCHW, size))
+        size = self.config.frames_per_chunk or max(frames, most_frames, 1)
+        calls = max(1, -(-max(frames, most_frames) // size))
         tower_grad = torch.is_grad_enabled() and any(p.requires_grad for p in self.tower.parameters())
         kept = []
-        for call in range(calls):
-            chunk = chunks[call] if call < len(chunks) else pixels_FCHW[:0]
-            blank = chunk.shape[0] == 0
-            if blank:
-                chunk = pixels_FCHW.new_zeros(1, *pixels_FCHW.shape[1:])
-            if tower_grad and calls > 1:
-                embedded: Tensor = checkpoint(self._embed, chunk, use_reentrant=False)
-            else:
-                embedded = self._embed(chunk)
-            embedded_ND = embedded.flatten(0, 1)
-            kept.append(embedded_ND[:0] if blank else embedded_ND)
+        for start in range(0, calls * size, size):
+            chunk = pixels_FCHW[start : start + size]
+            real = chunk if chunk.shape[0] else pixels_FCHW.new_zeros(1, *pixels_FCHW.shape[1:])
+            again = tower_grad and calls > 1
+            embedded: Tensor = checkpoint(self._embed, real, use_reentrant=False) if again else self._embed(real)
+            kept.append(embedded[: chunk.shape[0]].flatten(0, 1))
         return torch.cat(kept)
 
     def _embed(self, pixels_FCHW: Tensor) -> Tensor:
-        patches_FPC: Tensor = self.tower(pixel_values=pixels_FCHW).last_hidden_state
-        embeddings_FPD: Tensor = self.projector(patches_FPC)
+        embeddings_FPD: Tensor = self.projector(self.tower(pixel_values=pixels_FCHW).last_hidden_state)
         return embeddings_FPD
 
     def _hidden(self, batch: Batch, local: LocalBatch, sharding: Sharding, cache: Any) -> Tensor:

@@ -1,6 +1,6 @@
 """The training job: rows in, checkpoints and a line of metrics per step out, the same losses under any sharding.
 
-    for each step: rows of the world -> rows of this replica -> decode ahead -> loss sum -> token_mean -> backward -> AdamW
+    for each step: rows of the world -> this replica's -> decode ahead -> loss sum -> token_mean -> backward -> AdamW
 
 The loss of a step is the mean over the label tokens of all its rows; every process counts them itself, since every
 process knows all rows. Settings are `TrainSettings`. Files in the run folder: `metrics.jsonl` (step, loss, tokens,
@@ -33,7 +33,7 @@ from longvila.assemble import PARTS, build_model, build_writer, model_config, pr
 from longvila.config import LongVilaConfig
 from longvila.dataset import Cursor, Documents, Row, Rows, Sample, Sampling
 from longvila.files import write_whole
-from longvila.job import Job, JobError
+from longvila.job import Job, JobError, require
 from longvila.optimizer import SCHEDULES, Optimizer, learning_rate
 from longvila.processor import FrameCache
 from longvila.settings import read_settings
@@ -79,33 +79,28 @@ class TrainSettings:
     export: str | None = None  # new folder for the weights at the end
 
     def __post_init__(self) -> None:
-        _require(bool(self.data), "data", list(self.data), "one JSON or JSONL file or more")
+        require(bool(self.data), "data", list(self.data), "one JSON or JSONL file or more")
         for name in ("steps", "rows_per_step", "max_tokens", "frames", "keep_checkpoints"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        _require(0 <= self.seed < 2**63, "seed", self.seed, "0 … 2^63 - 1")
-        _require(self.frame_cache_bytes >= 0, "frame_cache_bytes", self.frame_cache_bytes, "at least 0")
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require(0 <= self.seed < 2**63, "seed", self.seed, "0 … 2^63 - 1")
+        require(self.frame_cache_bytes >= 0, "frame_cache_bytes", self.frame_cache_bytes, "at least 0")
         for name in ("max_frames", "checkpoint_every"):
             value = getattr(self, name)
-            _require(value is None or value >= 1, name, value, "at least 1")
+            require(value is None or value >= 1, name, value, "at least 1")
         for name in ("lr", "eps", "clip", "fps"):
             value = getattr(self, name)
-            _require(value is None or 0 < value < math.inf, name, value, "positive")
-        _require(self.schedule in SCHEDULES, "schedule", self.schedule, f"one of {', '.join(SCHEDULES)}")
-        _require(0 <= self.warmup <= 1, "warmup", self.warmup, "a fraction of the steps, 0 … 1")
-        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "at least 0")
-        _require(len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "betas", self.betas, "two in 0 … 1")
-        _require(bool(self.trained), "trained", self.trained, f"some of {', '.join(PARTS)}")
-        _require(self.max_frames is None or self.fps is not None, "max_frames", self.max_frames, "used with fps only")
+            require(value is None or 0 < value < math.inf, name, value, "positive")
+        require(self.schedule in SCHEDULES, "schedule", self.schedule, f"one of {', '.join(SCHEDULES)}")
+        require(0 <= self.warmup <= 1, "warmup", self.warmup, "a fraction of the steps, 0 … 1")
+        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "at least 0")
+        require(len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "betas", self.betas, "two in 0 … 1")
+        require(bool(self.trained), "trained", self.trained, f"some of {', '.join(PARTS)}")
+        require(self.max_frames is None or self.fps is not None, "max_frames", self.max_frames, "used with fps only")
 
     def lasting(self) -> dict[str, Any]:
         """The settings that must not change over a resume, for the losses to go on as they would have."""
         free = FREE if self.schedule == "cosine" else FREE | {"steps"}
         return _plain({name: value for name, value in dataclasses.asdict(self).items() if name not in free})
-
-
-def _require(holds: bool, name: str, value: object, legal: str) -> None:
-    if not holds:
-        raise JobError(f"settings: {name} {value!r} must be {legal}")
 
 
 def main(job: Job) -> None:

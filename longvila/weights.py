@@ -21,12 +21,14 @@ import torch
 from accelerate import init_empty_weights
 from huggingface_hub import save_torch_state_dict
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from longvila.config import LongVilaConfig
+from longvila.files import quiet, read_text
 from longvila.job import JobError
 from longvila.model import LongVilaForConditionalGeneration
 from longvila.settings import read_settings
@@ -74,25 +76,33 @@ def materialise(model: nn.Module, device: torch.device) -> None:
 
 
 def load_weights(model: LongVilaForConditionalGeneration, folder: Path) -> None:
+    """Fill every parameter. Collective; each process reads the regions of its shards."""
     for part, attribute in PARTS.items():
-        module = getattr(model, attribute)
+        module, where = getattr(model, attribute), folder / part
+        reader = HuggingFaceStorageReader(str(where))
+        try:
+            sizes = {name: entry.size for name, entry in reader.read_metadata().state_dict_metadata.items()}  # type: ignore[union-attr]
+        except (SafetensorError, OSError) as fault:
+            raise JobError(f"weights: {where} holds a file that is no safetensors file ({fault})") from None
+        pickled = sorted(file.name for file in where.glob("*") if file.suffix in (".bin", ".pt", ".pth"))
+        if not sizes and pickled:
+            raise JobError(
+                f"weights: {where / pickled[0]} is a pickle, which can run code when read; convert it to safetensors"
+            )
         wanted = plain_parameters(module)
-        tied = _tied_names(module) - set(wanted)
-        files = _tensor_files(folder / part)
-        stored = {_plain_name(name): name for name in files}
-        layers = len(model.tower.encoder.layers)
+        stored = {_plain_name(name): name for name in sizes}
+        tied, layers = _tied_names(module) - set(wanted), len(model.tower.encoder.layers)
         extra = [n for n in stored if n not in wanted and n not in tied and not _unbuilt(part, n, layers)]
         missing = [name for name in wanted if name not in stored]
         if missing or extra:
-            raise JobError(f"weights: {folder / part}: {_list('missing', missing)}{_list('unexpected', extra)}")
-        for file in sorted(set(files.values())):
-            try:
-                with safe_open(str(file), framework="pt") as reader:
-                    for plain, name in stored.items():
-                        if plain in wanted and files[name] == file:
-                            _copy(wanted[plain], reader.get_slice(name), f"weights: {folder / part}: {name}")
-            except SafetensorError as fault:
-                raise JobError(f"weights: {file} is not the file that was indexed ({fault})") from None
+            raise JobError(f"weights: {where}: {_list('missing', missing)}{_list('unexpected', extra)}")
+        for plain, parameter in wanted.items():
+            if (size := sizes[stored[plain]]) != parameter.shape:
+                raise JobError(
+                    f"weights: {where}: {stored[plain]} has shape {list(size)}, the model wants {list(parameter.shape)}"
+                )
+        with quiet():
+            load({stored[plain]: parameter.detach() for plain, parameter in wanted.items()}, storage_reader=reader)
 
 
 def save_weights(
@@ -144,35 +154,6 @@ def _gathered(module: nn.Module, kept: bool) -> dict[str, Tensor]:
     return full
 
 
-def _tensor_files(folder: Path) -> dict[str, Path]:
-    """Tensor name -> the safetensors file that holds it."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        listed = _read_json(index).get("weight_map")
-        if not isinstance(listed, Mapping) or not all(isinstance(file, str) for file in listed.values()):
-            raise JobError(f"weights: {index} holds no weight_map of tensor names to file names")
-        files = {name: folder / file for name, file in listed.items()}
-        for file in set(files.values()):
-            if not file.is_file() or file.parent != folder:
-                raise JobError(f"weights: {index} names {file.name}, which is not in {folder}")
-        return files
-    names: dict[str, Path] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(str(file), framework="pt") as reader:
-                names.update(dict.fromkeys(reader.keys(), file))
-        except SafetensorError as fault:
-            raise JobError(f"weights: {file} is not a safetensors file ({fault})") from None
-    if not names:
-        pickled = sorted(p.name for p in folder.glob("*") if p.suffix in (".bin", ".pt", ".pth"))
-        if pickled:
-            raise JobError(
-                f"weights: {folder / pickled[0]} is a pickle, which can run code when read; convert it to safetensors"
-            )
-        raise JobError(f"weights: {folder} holds no .safetensors file")
-    return names
-
-
 def _plain_name(name: str) -> str:
     return name.removeprefix("vision_model.")
 
@@ -192,25 +173,11 @@ def _tied_names(module: nn.Module) -> set[str]:
     return {"lm_head.weight"} if tied else set()
 
 
-@torch.no_grad()
-def _copy(parameter: nn.Parameter, stored: Any, where: str) -> None:
-    """Read this process's region of a stored tensor into its parameter."""
-    if list(stored.get_shape()) != list(parameter.shape):
-        raise JobError(f"{where} has shape {list(stored.get_shape())}, the model wants {list(parameter.shape)}")
-    local, region = parameter.data, tuple(slice(0, size) for size in parameter.shape)
-    if isinstance(local, DTensor):
-        shape, start = compute_local_shape_and_global_offset(local.shape, local.device_mesh, local.placements)
-        region = tuple(slice(at, at + size) for at, size in zip(start, shape, strict=True))
-        local = local.to_local()
-    if local.numel():
-        local.copy_(stored[region] if region else stored[:])
-
-
 def _read_json(path: Path) -> Mapping[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as fault:
-        raise JobError(f"weights: cannot read {path} ({getattr(fault, 'strerror', None) or 'not JSON'})") from None
+        content = json.loads(read_text(path, "weights: "))
+    except (ValueError, RecursionError) as fault:
+        raise fault if isinstance(fault, JobError) else JobError(f"weights: {path} cannot be read (not JSON)") from None
     if not isinstance(content, Mapping):
         raise JobError(f"weights: {path} is not a JSON object")
     return content

@@ -41,11 +41,10 @@ def describe(launch: Launch) -> str:
     lines += [f"note       {note}" for note in launch.settings.notes]
     lines.append(f"each rank  OMP_NUM_THREADS={launch.threads}, log {launch.run_dir / 'logs/rank-N.log'}")
     lines += [f"{axis:<10} {_lists(plan.groups[axis].tolist())}" for axis in _AXES]
-    frames = plan.frames
     places = [
         f"rank {seat.rank:<5} slot {seat.slot} on {seat.host}, {kind} {seat.gpu}"
-        + (f", frames {frames[seat.rank][0]} … {frames[seat.rank][1] - 1}" if _has_frames(frames[seat.rank]) else "")
-        for seat in seats
+        + (f", frames {first} … {after - 1}" if after > first else "")
+        for seat, (first, after) in ((seat, plan.frames[seat.rank]) for seat in seats)
     ]
     lines += _cut(places)
     if launch.host is None:
@@ -62,18 +61,11 @@ def start_lines(launch: Launch) -> str:
     shown = []
     for number, host in enumerate(hosts):
         torchrun = [
-            "torchrun",
-            f"--nnodes={len(hosts)}",
-            f"--node-rank={number}",
-            f"--nproc-per-node={len(launch.binding.on(host))}",
-            f"--master-addr={hosts[0]}",
-            f"--master-port={launch.request.port or DEFAULT_PORT}",
-            "--module",
-            "executor.launch.worker",
-            *job_arguments(launch),
-            f"--host={host}",
-            f"--hosts={','.join(hosts)}",
-        ]
+            "torchrun", f"--nnodes={len(hosts)}", f"--node-rank={number}",
+            f"--nproc-per-node={len(launch.binding.on(host))}", f"--master-addr={hosts[0]}",
+            f"--master-port={launch.request.port or DEFAULT_PORT}", "--module", "executor.launch.worker",
+            *job_arguments(launch), f"--host={host}", f"--hosts={','.join(hosts)}",
+        ]  # fmt: skip
         shown.append(f"{host}:  {shlex.join(torchrun)}")
     lines += _cut(shown)
     mine = ["executor", "launch", *job_arguments(launch), f"--hosts={','.join(hosts)}", "--node-rank=auto"]
@@ -89,10 +81,6 @@ def job_arguments(launch: Launch) -> list[str]:
     arguments += [f"--config={request.config}"] if request.config else []
     arguments += [f"--set={text}" for text in request.sets]
     return [*arguments, f"--timeout={request.timeout_s:g}"]
-
-
-def _has_frames(span: tuple[int, int]) -> bool:
-    return span[1] > span[0]
 
 
 def _lists(groups: Sequence[Sequence[int]]) -> str:

@@ -21,41 +21,32 @@ LEAST_TORCH = (2, 13)
 
 def unsupported(plan: Plan) -> list[str]:
     """What the plan asks for that the executor does not do."""
-    strategy, precision, problems = plan.strategy, plan.workload.precision, []
-    model = plan.workload.model
-    if model.experts is not None:
-        problems.append(f"{model.name} has experts, which are priced but not executed; plan a dense model")
-    if model.latent is not None:
-        problems.append(f"{model.name} has latent attention, which is priced but not executed; plan another model")
-    for axis in ("tensor", "pipeline"):
-        if getattr(strategy, axis) > 1:
-            problems.append(f"{axis}={getattr(strategy, axis)} is priced but not executed; plan with {axis}=1")
-    if strategy.ring_kind not in RING_LAYOUTS:
-        problems.append(f"ring_kind={strategy.ring_kind} is not executed; legal: {', '.join(RING_LAYOUTS)}")
-    for name in ("mlp_chunk_tokens", "attention_chunk_tokens"):
-        if getattr(strategy, name) is not None:
-            problems.append(f"{name}={getattr(strategy, name)} is priced but not executed; plan with none")
-    if strategy.offload_states != "none":
-        problems.append(f"offload_states={strategy.offload_states} is priced but not executed; plan with none")
-    if strategy.zero == 0 and strategy.shard > 1:
-        problems.append(f"zero=0 shards nothing, but shard={strategy.shard}; plan with zero 1, 2 or 3")
-    for part in strategy.layers:
-        if part.recompute not in POLICIES:
-            problems.append(f"recompute={part.recompute} is not executed; legal: {', '.join(POLICIES)}")
-        if part.offload != "none":
-            problems.append(f"offload={part.offload} is not executed; plan with offload=none")
+    strategy, work, model = plan.strategy, plan.workload, plan.workload.model
+    precision = work.precision
     stored = {precision.master, precision.grad, precision.optimizer}
-    if stored not in ({"fp32"}, {"fp64"}):
-        problems.append(
-            f"precision master={precision.master} grad={precision.grad} optimizer={precision.optimizer} is not "
-            "executed; legal: all three fp32, or all three fp64"
-        )
-    if plan.workload.lora_rank:
-        problems.append(f"lora_rank={plan.workload.lora_rank} is planned but not executed; plan with --lora-rank 0")
-    problems += _number_formats(plan)
-    if plan.workload.optimizer != "adamw":
-        problems.append(f"optimizer={plan.workload.optimizer} is not executed; legal: adamw")
-    return list(dict.fromkeys(problems))
+    formats = f"master={precision.master} grad={precision.grad} optimizer={precision.optimizer}"
+    refused = [
+        (model.experts, f"{model.name} has experts, which are priced but not executed; plan a dense model"),
+        (model.latent, f"{model.name} has latent attention, which is priced but not executed; plan another model"),
+        *((degree > 1, f"{axis}={degree} is priced but not executed; plan with {axis}=1")
+          for axis, degree in (("tensor", strategy.tensor), ("pipeline", strategy.pipeline))),
+        (strategy.ring_kind not in RING_LAYOUTS,
+         f"ring_kind={strategy.ring_kind} is not executed; legal: {', '.join(RING_LAYOUTS)}"),
+        *((getattr(strategy, name), f"{name}={getattr(strategy, name)} is priced but not executed; plan with none")
+          for name in ("mlp_chunk_tokens", "attention_chunk_tokens")),
+        (strategy.offload_states != "none",
+         f"offload_states={strategy.offload_states} is priced but not executed; plan with none"),
+        (strategy.zero == 0 and strategy.shard > 1,
+         f"zero=0 shards nothing, but shard={strategy.shard}; plan with zero 1, 2 or 3"),
+        *((part.recompute not in POLICIES,
+           f"recompute={part.recompute} is not executed; legal: {', '.join(POLICIES)}") for part in strategy.layers),
+        *((part.offload != "none", f"offload={part.offload} is not executed; plan with offload=none")
+          for part in strategy.layers),
+        (stored not in ({"fp32"}, {"fp64"}), f"precision {formats} is not executed; legal: all three fp32, or all three fp64"),
+        (work.lora_rank, f"lora_rank={work.lora_rank} is planned but not executed; plan with --lora-rank 0"),
+        (work.optimizer != "adamw", f"optimizer={work.optimizer} is not executed; legal: adamw"),
+    ]  # fmt: skip
+    return list(dict.fromkeys([*(text for broken, text in refused if broken), *_number_formats(plan)]))
 
 
 def _number_formats(plan: Plan) -> list[str]:

@@ -10,13 +10,11 @@ settings (account, partition, time): pass them to `sbatch`.
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cost_models.errors import InputError
 from executor.launch.dry_run import DEFAULT_PORT, job_arguments
 from executor.launch.hosts import gpus_needed, used_slots
-from planner.files import write_whole
 
 if TYPE_CHECKING:
     from executor.launch.launch import Launch
@@ -52,11 +50,6 @@ def script(launch: Launch) -> str:
             "",
         ]
     )
-
-
-def write(launch: Launch, target: Path) -> None:
-    """Write the script; a fault leaves what was there."""
-    write_whole(target, script(launch), "--slurm")
 
 
 def _printable(text: str, where: str) -> str:

@@ -77,21 +77,15 @@ class Bench:
 
     def window_s(self, call: Callable[[], Any], count: int) -> float:
         """Seconds of one call, mean over ranks."""
-        self.barrier()
+        dist.barrier(group=self.group)
         began_s = time.perf_counter()
         for _ in range(count):
             call()
-        self.synchronize()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
         mine_s = torch.tensor((time.perf_counter() - began_s) / count, dtype=torch.float64, device=self.device)
         dist.all_reduce(mine_s, group=self.group)
         return float(mine_s) / self.ranks
-
-    def barrier(self) -> None:
-        dist.barrier(group=self.group)
-
-    def synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
     def random(self, *shape: int) -> Tensor:
         return torch.randn(shape, device=self.device).to(self.dtype)

@@ -65,14 +65,9 @@ def _measure(cluster: Cluster, here: Host, count: int, quick: bool) -> tuple[Sam
         from executor.measure.measuring import Order, measure
 
         cuda = node.device.architecture != "cpu"
-        order = Order(
-            window_s=0.012 if quick else 0.05,
-            windows=3 if quick else 7,
-            loads=loads,
-            cores=here.cores,
-            path=node.scale_up.link,
-            cuda=cuda,
-        )
+        window_s, windows = (0.012, 3) if quick else (0.05, 7)
+        path, cores = node.scale_up.link, here.cores
+        order = Order(window_s=window_s, windows=windows, loads=loads, cores=cores, path=path, cuda=cuda)
         forked = sys.platform == "linux" and not cuda
         team = Team(ranks=tuple(range(count)), logs=Path(name) / "logs", forked=forked)
         outcome = run_team(measure, order, team)

@@ -169,7 +169,7 @@ def test_broken_json_and_empty_files_are_refused(tmp_path):
     file.write_text("\n")
     with pytest.raises(JobError, match="holds no samples"):
         read_samples([file], MEDIA)
-    with pytest.raises(JobError, match="cannot read"):
+    with pytest.raises(JobError, match="cannot be read"):
         read_samples([tmp_path / "gone.jsonl"], MEDIA)
 
 

@@ -54,4 +54,4 @@ def test_what_training_would_refuse_is_found(tmp_path, capsys):
     assert code == 2 and printed.endswith("no.mp4: not a video (Invalid data found when processing input)\n")
     assert "no.jsonl:1: " in printed
     assert len(printed.splitlines()) == 1
-    assert lengths.main(["gone.yaml"]) == 2 and "gone.yaml: cannot be read" in capsys.readouterr().err
+    assert lengths.main(["gone.yaml"]) == 2 and "gone.yaml cannot be read" in capsys.readouterr().err
