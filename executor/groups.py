@@ -87,7 +87,6 @@ class Groups:
 
 
 AXES = ("ulysses", "ring", "context", "data", "shard", "replicate")
-_MESH_AXES = ("shard", "replicate")  # a device mesh wants a group also where it has one member
 
 
 def make_groups(
@@ -105,7 +104,7 @@ def make_groups(
     for name in AXES:
         for ranks in lists[name]:
             group = None
-            if len(ranks) > 1 or name in _MESH_AXES:
+            if len(ranks) > 1 or name in ("shard", "replicate"):  # a device mesh wants a group also of one member
                 group = dist.new_group(list(ranks), timeout=timeout, backend=backend, group_desc=name, sort_ranks=False)
             if rank in ranks:
                 axes[name] = Axis(name=name, ranks=tuple(ranks), index=list(ranks).index(rank), group=group)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -196,23 +196,17 @@ class Documents:
         return self._clips[path]
 
 
+@dataclass(frozen=True)
 class Rows:
     """The endless sequence of packed rows of a data set."""
 
-    def __init__(
-        self, samples: Sequence[Sample], documents: Documents, *, max_tokens: int, pack: bool, seed: int, shuffle: bool
-    ) -> None:
-        self._samples = samples
-        self._documents = documents
-        self._max_tokens = max_tokens
-        self._pack = pack
-        self._seed = seed
-        self._shuffle = shuffle
-
-    @property
-    def samples(self) -> int:
-        """How many an epoch has."""
-        return len(self._samples)
+    samples: Sequence[Sample]
+    documents: Documents
+    _: KW_ONLY
+    max_tokens: int
+    pack: bool  # several samples in a row
+    seed: int
+    shuffle: bool
 
     def step(self, cursor: Cursor, rows: int) -> tuple[list[Row], Cursor]:
         """The next `rows` rows of the world and where the step after goes on."""
@@ -223,25 +217,25 @@ class Rows:
         return taken, cursor
 
     def _order(self, epoch: int) -> list[int]:
-        if not self._shuffle:
-            return list(range(len(self._samples)))
-        return [int(i) for i in np.random.default_rng([self._seed, epoch]).permutation(len(self._samples))]
+        if not self.shuffle:
+            return list(range(len(self.samples)))
+        return [int(i) for i in np.random.default_rng([self.seed, epoch]).permutation(len(self.samples))]
 
     def _row(self, cursor: Cursor) -> tuple[Row, Cursor]:
         """A row ends when the next sample does not fit, when the epoch ends, or after one sample unless packing."""
         order, tokens = self._order(cursor.epoch), 0
         taken: list[Document] = []
         position = cursor.position
-        while position < len(order) and (self._pack or not taken):
-            sample = self._samples[order[position]]
-            document = self._documents.make(sample)
+        while position < len(order) and (self.pack or not taken):
+            sample = self.samples[order[position]]
+            document = self.documents.make(sample)
             length = len(document.text.input_ids)
-            if length > self._max_tokens:
+            if length > self.max_tokens:
                 raise JobError(
-                    f"{sample.where}: sample {sample.name!r} has {length} tokens, max_tokens is {self._max_tokens}: "
+                    f"{sample.where}: sample {sample.name!r} has {length} tokens, max_tokens is {self.max_tokens}: "
                     "raise max_tokens or take fewer frames"
                 )
-            if tokens + length > self._max_tokens:
+            if tokens + length > self.max_tokens:
                 break
             taken.append(document)
             tokens += length

@@ -48,7 +48,7 @@ def first_epoch(given: Mapping[str, Any], where: str) -> str:
     rows, passed, cursor = make_rows(settings, build_writer(config, settings.weights)), [], Cursor()
     columns = (TextColumn("reading"), MofNCompleteColumn(), BarColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("samples", total=rows.samples)
+        task = bar.add_task("samples", total=len(rows.samples))
         while cursor.epoch == 0:
             (row,), cursor = rows.step(cursor, 1)
             passed.append(row)

@@ -148,7 +148,9 @@ def _count(plan: Plan, rank: int, config: LongVilaConfig, tell: Callable[[str], 
         tell("optimizer")
         states = _with_optimizer(wrapped, footprint)
     components = _components(plan, states, after, highest)
-    return Checked(rank=rank, components=components, not_counted=_not_counted(plan))
+    shown = {*KEPT, *TRANSIENT}
+    estimates = tuple((name, size) for name, size in plan.cost.memory.items() if name not in shown and size)
+    return Checked(rank=rank, components=components, not_counted=estimates)
 
 
 def _label_phases(model: Any, footprint: Footprint) -> None:
@@ -198,11 +200,6 @@ def _components(
     return (*rows, Component(name="total of these", planned_bytes=total[0], counted_bytes=total[1]))
 
 
-def _not_counted(plan: Plan) -> tuple[tuple[str, int], ...]:
-    shown = {*KEPT, *TRANSIENT}
-    return tuple((name, size) for name, size in plan.cost.memory.items() if name not in shown and size)
-
-
 def report(plan: Plan, rank: int, as_json: bool) -> str:
     """Count and report."""
     columns = (TextColumn("counting"), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
@@ -216,7 +213,9 @@ def report(plan: Plan, rank: int, as_json: bool) -> str:
 
 def to_json(checked: Checked) -> str:
     """Components with their difference, and the parts that were not counted."""
-    rows = [{**asdict(part), "difference": _number(part.difference)} for part in checked.components]
+    shares = [part.difference for part in checked.components]
+    known = [round(share, 6) if math.isfinite(share) else None for share in shares]
+    rows = [{**asdict(part), "difference": share} for part, share in zip(checked.components, known, strict=True)]
     return json.dumps({"rank": checked.rank, "components": rows, "not_counted": dict(checked.not_counted)}, indent=1)
 
 
@@ -234,7 +233,3 @@ def table(plan: Plan, checked: Checked) -> str:
     estimates = ", ".join(f"{name} {show_bytes(size)}" for name, size in checked.not_counted)
     lines.append(f"estimates of the plan that no tensor shows: {estimates}")
     return "\n".join(lines)
-
-
-def _number(value: float) -> float | None:
-    return round(value, 6) if math.isfinite(value) else None

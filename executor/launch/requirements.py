@@ -24,7 +24,10 @@ def unsupported(plan: Plan) -> list[str]:
     strategy, work, model = plan.strategy, plan.workload, plan.workload.model
     precision = work.precision
     stored = {precision.master, precision.grad, precision.optimizer}
-    formats = f"master={precision.master} grad={precision.grad} optimizer={precision.optimizer}"
+    formats = (
+        f"precision master={precision.master} grad={precision.grad} optimizer={precision.optimizer} is not executed; "
+        "legal: all three fp32, or all three fp64"
+    )
     refused = [
         (model.experts, f"{model.name} has experts, which are priced but not executed; plan a dense model"),
         (model.latent, f"{model.name} has latent attention, which is priced but not executed; plan another model"),
@@ -42,7 +45,7 @@ def unsupported(plan: Plan) -> list[str]:
            f"recompute={part.recompute} is not executed; legal: {', '.join(POLICIES)}") for part in strategy.layers),
         *((part.offload != "none", f"offload={part.offload} is not executed; plan with offload=none")
           for part in strategy.layers),
-        (stored not in ({"fp32"}, {"fp64"}), f"precision {formats} is not executed; legal: all three fp32, or all three fp64"),
+        (stored not in ({"fp32"}, {"fp64"}), formats),
         (work.lora_rank, f"lora_rank={work.lora_rank} is planned but not executed; plan with --lora-rank 0"),
         (work.optimizer != "adamw", f"optimizer={work.optimizer} is not executed; legal: adamw"),
     ]  # fmt: skip

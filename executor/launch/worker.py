@@ -38,9 +38,6 @@ if TYPE_CHECKING:
 
     from executor.sharding import ContextSharding
 
-_ALL_AT_ONCE = 2**40
-"""Tokens of a loss chunk where the plan says all at once."""
-
 
 def make_sharding(plan: Plan, rank: int, device: torch.device, timeout: timedelta | None = None) -> ContextSharding:
     """Collective over all ranks: the plan's groups, and the job's view of them on this rank."""
@@ -61,7 +58,7 @@ def make_sharding(plan: Plan, rank: int, device: torch.device, timeout: timedelt
         recompute=tuple((part.recompute, part.count) for part in strategy.layers),
         precision=Precision(param=dtypes[precision.param], reduce=dtypes[precision.reduce]) if mixed else Precision(),
         grad_ring_dtype=dtypes[strategy.grad_ring_dtype],
-        loss_chunk_tokens=strategy.loss_chunk_tokens or _ALL_AT_ONCE,
+        loss_chunk_tokens=strategy.loss_chunk_tokens or 2**40,  # more than any row has: all at once
     )
 
 

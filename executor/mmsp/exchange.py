@@ -56,18 +56,10 @@ class Alone:
         return rows
 
     def start_shift(self, buffer: Tensor) -> Pending:
-        return _Arrived(buffer)
+        return _InFlight((), buffer, buffer)
 
     def all_gather(self, buffer: Tensor) -> Tensor:
         return buffer.unsqueeze(0)
-
-
-@dataclass(frozen=True)
-class _Arrived:
-    buffer: Tensor
-
-    def wait(self) -> Tensor:
-        return self.buffer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -155,18 +155,18 @@ def test_parts_that_are_not_trained_stay(tmp_path):
 def test_the_example_is_learned_and_answered_word_for_word(tmp_path, capsys):
     """The example's settings, fewer steps and frames; answers come back from checkpoint and exported weights."""
     config = yaml.safe_load((EXAMPLES / "train.yaml").read_text())
-    config |= {"data": [CLIPS], "media": str(MEDIA), "run": str(tmp_path / "run"), "frames": 2, "steps": 90}
+    config |= {"data": [CLIPS], "media": str(MEDIA), "run": str(tmp_path / "run"), "frames": 1, "steps": 90}
     train.main(Job(config={**config, "export": str(tmp_path / "weights")}))
     assert losses(tmp_path / "run")[-1] < 0.1
     wanted = [json.loads(line)["conversations"][-1]["value"] for line in Path(CLIPS).read_text().splitlines()]
-    asked = {"questions": CLIPS, "media": str(MEDIA), "frames": 2}
+    asked = {"questions": CLIPS, "media": str(MEDIA), "frames": 1}
     for source in ({"checkpoint": str(tmp_path / "run")}, {"weights": str(tmp_path / "weights")}):
         capsys.readouterr()
         generate.main(Job(config={**asked, **source, "answers": str(tmp_path / "answers.jsonl")}))
         assert capsys.readouterr().out.splitlines() == wanted
         answers = (tmp_path / "answers.jsonl").read_text().splitlines()
         assert [json.loads(line)["answer"] for line in answers] == wanted
-    one = {"checkpoint": str(tmp_path / "run"), "video": str(MEDIA / "rabbit.mp4"), "frames": 2}
+    one = {"checkpoint": str(tmp_path / "run"), "video": str(MEDIA / "rabbit.mp4"), "frames": 1}
     generate.main(Job(config={**one, "question": "<video>\nWhat does the rabbit do?"}))
     assert capsys.readouterr().out.strip() == wanted[0]
 
