@@ -1,4 +1,4 @@
-"""What would make a workload fit, found by pricing: more GPUs, recompute, offload, a shorter context, other pins.
+"""What would make a workload fit: other pins, tensor or pipeline degrees, offload, more GPUs, a shorter context.
 
 Every remedy is tried: the space is bounded again with one thing changed, and the memory of a layout does not depend on
 where its ranks lie, so what fits there fits. GPU counts and contexts are found by bisection. Bytes per GPU.
@@ -7,6 +7,7 @@ Left out: combinations of remedies.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
@@ -25,7 +26,7 @@ from cost_models.strategy import LayerRange
 from cost_models.timing.cluster_costs import costs_of
 from cost_models.units import show_bytes, show_tokens
 from planner.search.branch import Branches, Tree
-from planner.search.space import Space
+from planner.search.space import Space, divisors
 
 CONTEXT_STEP = 1024
 """Contexts are offered in whole K tokens."""
@@ -68,6 +69,11 @@ def _tried(space: Space, samples: tuple[Sample, ...]) -> Iterator[str]:
         least, room = _least(looser, samples)
         if least <= room:
             yield f"without {name}={space.pins[name]} it fits: {show_bytes(least)}"
+    for axis in ("tensor", "pipeline"):
+        degree = _degree(space, samples, axis)
+        if degree is not None:
+            pin = f"{axis}={degree[0]}"
+            yield f"{pin} fits: {show_bytes(degree[1])} (`plan --fix {pin}`; `executor` cannot run it)"
     offloaded = _offloaded(space, samples)
     if offloaded is not None:
         yield f"recompute=full with offload to the host fits: {show_bytes(offloaded)} (`executor` cannot)"
@@ -77,6 +83,22 @@ def _tried(space: Space, samples: tuple[Sample, ...]) -> Iterator[str]:
     context = _shorter(space, samples)
     if context is not None:
         yield f"a context of at most {show_tokens(context)} ({context} tokens) fits"
+
+
+def _degree(space: Space, samples: tuple[Sample, ...], axis: str) -> tuple[int, float] | None:
+    """The smallest degree that fits of an axis that is searched only as pinned, and its bytes; `None` means no degree."""
+    if axis in space.pins:
+        return None
+    model = space.workload.model
+    legal, most = (model.heads, space.domain_gpus) if axis == "tensor" else (model.layers, space.cluster.gpus)
+    for degree in (d for d in divisors(legal) if 1 < d <= most):
+        try:
+            least, room = _least(structs.replace(space, pins={**space.pins, axis: degree}), samples)
+        except InputError:
+            continue
+        if least <= room:
+            return degree, least
+    return None
 
 
 def _least(space: Space, samples: tuple[Sample, ...]) -> tuple[float, float]:
@@ -116,11 +138,7 @@ def _more_gpus(space: Space, samples: tuple[Sample, ...]) -> int | None:
 
     if each == 0 or most < 1 or not fits(most):
         return None
-    low, high = 0, most
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if fits(middle) else (middle, high)
-    return _grown(space.cluster, high).gpus
+    return _grown(space.cluster, 1 + bisect_left(range(1, most), True, key=fits)).gpus
 
 
 def _shorter(space: Space, samples: tuple[Sample, ...]) -> int | None:
@@ -132,13 +150,11 @@ def _shorter(space: Space, samples: tuple[Sample, ...]) -> int | None:
         shorter = replace(workload, context_tokens=thousands * CONTEXT_STEP, text_tokens=None, lengths=())
         return _fits(structs.replace(space, workload=shorter), samples)
 
-    low, high = fewest, workload.context_tokens // CONTEXT_STEP
-    if high <= low or not fits(low):
+    most = workload.context_tokens // CONTEXT_STEP
+    if most <= fewest or not fits(fewest):
         return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low * CONTEXT_STEP
+    longer = range(fewest + 1, most)
+    return (fewest + bisect_left(longer, True, key=lambda thousands: not fits(thousands))) * CONTEXT_STEP
 
 
 def _offloaded(space: Space, samples: tuple[Sample, ...]) -> int | None:

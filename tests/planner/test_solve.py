@@ -316,6 +316,17 @@ def test_remedies_are_true() -> None:
         solve(Cluster.load("dgx-h100", gpus=gpus - 8), Workload(model, context_tokens=2**21))
 
 
+@pytest.mark.parametrize("axis", ["tensor", "pipeline"])
+def test_a_model_that_fits_when_it_is_cut_is_told_so(axis: str) -> None:
+    """70B on one node: its weights fit no single GPU, but a part of every layer or some of the layers do."""
+    here = Cluster.load("dgx-h100", nodes=1)
+    work = Workload(Model.load("llama-3-70b"), context_tokens=2**17, mode="decode")
+    with pytest.raises(NothingFits) as caught:
+        solve(here, work)
+    pin = next(one for one in caught.value.remedies if one.startswith(axis)).split(" ")[0]
+    assert solve(here, work, fixed={axis: int(pin.removeprefix(f"{axis}="))}).best[0].cost.fits
+
+
 def test_a_search_that_only_asks_whether_it_fits_pays_for_no_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bisections and sweeps meet rows that do not fit many times; what would fit is sought only where it is shown."""
     monkeypatch.setattr("planner.search.remedies._tried", lambda space, samples: pytest.fail("remedies were sought"))
