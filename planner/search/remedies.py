@@ -86,7 +86,7 @@ def _tried(space: Space, samples: tuple[Sample, ...]) -> Iterator[str]:
 
 
 def _degree(space: Space, samples: tuple[Sample, ...], axis: str) -> tuple[int, float] | None:
-    """The smallest degree that fits of an axis that is searched only as pinned, and its bytes; `None` means no degree."""
+    """(smallest degree that fits, its bytes) of an axis that is searched only as pinned; `None` means no degree."""
     if axis in space.pins:
         return None
     model = space.workload.model
