@@ -38,21 +38,33 @@ def _fail(name: str, message: str, remedies: tuple[str, ...] = ()) -> None:
 
 
 class Progress:
-    """A spinner on a terminal's stderr, for what takes longer than a glance; nothing otherwise."""
+    """What a command is doing, on a terminal's stderr: a spinner, or a bar where there is a `total`; else nothing."""
+
+    def __init__(self, total: int | None = None) -> None:
+        self.total = total
+        self.shown: Any = None
 
     def __enter__(self) -> Progress:
-        self.status: Any = None
         if sys.stderr.isatty():
+            from rich import progress
             from rich.console import Console
 
-            self.status = Console(stderr=True).status("planning")
-            self.status.start()
+            words = progress.TextColumn("{task.description}")
+            bar = (words, progress.BarColumn(), progress.MofNCompleteColumn(), progress.TimeRemainingColumn())
+            columns = (progress.SpinnerColumn(), words) if self.total is None else bar
+            self.shown = progress.Progress(*columns, console=Console(stderr=True), transient=True)
+            self.shown.start()
+            self.task = self.shown.add_task("planning", total=self.total)
         return self
 
     def show(self, what: str) -> None:
-        if self.status is not None:
-            self.status.update(what)
+        if self.shown is not None:
+            self.shown.update(self.task, description=what)
+
+    def advance(self, done: int, of: int) -> None:
+        if self.shown is not None:
+            self.shown.update(self.task, completed=done, total=of)
 
     def __exit__(self, *exc: object) -> None:
-        if self.status is not None:
-            self.status.stop()
+        if self.shown is not None:
+            self.shown.stop()

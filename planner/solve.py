@@ -24,14 +24,13 @@ from cost_models.profile import Profile
 from cost_models.strategy import Strategy
 from cost_models.timing.cluster_costs import cluster_costs
 from cost_models.workload import Workload
-from planner.plannable import check_plannable
 from planner.search.best_first import Search, SearchResult
 from planner.search.integer_program import Answer, choose
 from planner.search.objective import Objective, value_of, weight
 from planner.search.policy_prices import EQUAL
 from planner.search.reasons import notable
 from planner.search.remedies import NothingFits
-from planner.search.space import Space
+from planner.search.space import Space, check_plannable
 
 __all__ = ["Choice", "NothingFits", "Solution", "solve"]
 MOST_COLUMNS = 24

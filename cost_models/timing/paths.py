@@ -30,7 +30,7 @@ from cost_models.profile import network
 from cost_models.program import Op
 from cost_models.strategy import Axis
 from cost_models.timing.collectives import Collectives
-from cost_models.timing.memo import Memo
+from cost_models.timing.slowest import Memo
 
 LARGE_BYTES = 2**30
 

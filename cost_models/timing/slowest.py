@@ -1,24 +1,64 @@
 """Several devices, or several kinds of link, that wait for each other: for each call the slowest (or fastest).
 
 Ranks of one context group get equal shares and meet at every exchange, so a step runs at the pace of the slowest device
-and of the slowest link among those in use, by operation, shape and group size. Calls of kernels are remembered.
+and of the slowest link among those in use, by operation, shape and group size. A step asks for the same products and
+exchanges over and over: each distinct call, by value of its arguments, is computed once (`Memo`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import numpy as np
 
 from cost_models.curves.samples import Sample
 from cost_models.hardware.device import Device
 from cost_models.number import Number, larger, smaller
 from cost_models.timing.collectives import Collectives
 from cost_models.timing.kernels import FA2_ARCHITECTURES, Kernels
-from cost_models.timing.memo import Memo
 
+T = TypeVar("T")
+MOST_CALLS = 50_000
+"""Beyond so many answers all are forgotten at once."""
+NOTHING: Mapping[str, object] = MappingProxyType({})
 Argument = Number | str | bool | None
 Choice = Callable[[Number, Number], Number]
+
+
+class Memo:
+    """
+    >>> memo = Memo()
+    >>> [memo.recall(max, (2, 3)) for _ in range(2)], len(memo.known)
+    ([3, 3], 1)
+    """
+
+    def __init__(self) -> None:
+        self.known: dict[Hashable, Any] = {}
+
+    def recall(self, call: Callable[..., T], args: tuple[object, ...], kwargs: Mapping[str, object] = NOTHING) -> T:
+        """`call(*args, **kwargs)`, remembered by the arguments; one memo holds the answers of one `call`."""
+        key: Hashable = (args, *kwargs.items())
+        try:
+            answer = self.known.get(key)
+        except TypeError:  # arrays cannot be hashed
+            key = (tuple(map(_key, args)), *((word, _key(value)) for word, value in kwargs.items()))
+            answer = self.known.get(key)
+        if answer is None:
+            if len(self.known) >= MOST_CALLS:
+                self.known.clear()
+            answer = self.known[key] = call(*args, **kwargs)
+        remembered: T = answer
+        return remembered
+
+
+def _key(value: object) -> Hashable:
+    if isinstance(value, np.ndarray):
+        return value.shape, value.dtype.char, value.tobytes()
+    return value
 
 
 def _decides(device: Device, other: Device, choose: Choice) -> bool:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from cost_models.errors import InputError
 from cost_models.hardware.cluster import Cluster
 from cost_models.layer.recompute import POLICIES
+from cost_models.models.model import LAYER_KINDS, Model
 from cost_models.strategy import PINS, RECOMPUTES, Recompute, Strategy
 from cost_models.workload import Workload
 
@@ -197,6 +198,25 @@ class Space(Struct, frozen=True, kw_only=True, dict=True):
             legal[:, :-1] &= "shard" in self.pins or not unsharded
             legal[:, -1] &= "shard" in self.pins or unsharded or (ranks == 1)
         return shard, zero, legal
+
+
+def check_plannable(model: Model) -> None:
+    """InputError: a model that is priced (`plan price`, `cost_models.price`), but neither searched nor simulated.
+
+    The search counts layers that are all alike and that the executor can run; all may have the same window.
+    """
+    found = []
+    if model.experts is not None:
+        found.append("experts")
+    if model.latent is not None:
+        found.append("latent attention")
+    if len({LAYER_KINDS[kind].mixer for kind in model.layer_kinds}) > 1:
+        found.append("layers with and without a window")
+    if found:
+        raise InputError(
+            f"--model {model.name!r} has {' and '.join(found)}: priced, but neither planned nor run; "
+            "price a layout with `plan price --strategy data=8,…`, or plan a model whose layers are alike"
+        )
 
 
 def divisors(number: int) -> list[int]:

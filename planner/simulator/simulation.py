@@ -31,7 +31,7 @@ from cost_models.strategy import Strategy, rank_groups
 from cost_models.timing.cluster_costs import cluster_costs
 from cost_models.timing.paths import host_rates
 from cost_models.workload import Workload
-from planner.plannable import check_plannable
+from planner.search.space import check_plannable
 from planner.simulator.fast_forward import FastForward
 from planner.simulator.flows import Pattern, pattern, twice
 from planner.simulator.folding import Partition, equitable, singletons

@@ -1,4 +1,4 @@
-"""`plan what-if`: the options of the subcommand, its progress bar, its files and its Slurm script."""
+"""`plan what-if`: the options of the subcommand, its files and its Slurm script."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from cost_models.errors import InputError
-from planner import options
+from planner import console, options
 from planner.files import check_target, write_whole
 
 EXAMPLES = """\b
@@ -80,13 +80,13 @@ def what_if(**given: Any) -> None:
         raise InputError(f"the question as it is now: {now.problem}")
     store = Store(output, sweep, part)
     try:
-        with _Bar(sweep.scenarios) as bar:
-            run(sweep, store, part, jobs, bar.show)
+        with console.Progress(sweep.scenarios) as progress:
+            run(sweep, store, part, jobs, progress.advance)
             if part != WHOLE:
                 store.close()
                 click.echo(f"answered part {part.number} of {part.of}")
                 return
-            found = [] if given["no_cliffs"] else cliffs(sweep, bar.say)
+            found = [] if given["no_cliffs"] else cliffs(sweep, progress.show)
     except KeyboardInterrupt:
         store.close()
         held = f"; {store.path} holds them: the same command goes on" if output else ""
@@ -162,34 +162,3 @@ def _slurm(parts: int, output: Path | None) -> str:
 {command} --part "$SLURM_ARRAY_TASK_ID/{parts}" --jobs "$SLURM_CPUS_PER_TASK"
 # then, once: {command}
 """
-
-
-class _Bar:
-    """A progress bar on a terminal's stderr."""
-
-    def __init__(self, total: int) -> None:
-        self.total = total
-        self.progress: Any = None
-
-    def __enter__(self) -> _Bar:
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self.progress = Progress(*columns, console=Console(stderr=True), transient=True)
-            self.progress.start()
-            self.task = self.progress.add_task("scenarios", total=self.total)
-        return self
-
-    def show(self, done: int, of: int) -> None:
-        if self.progress is not None:
-            self.progress.update(self.task, completed=done, total=of)
-
-    def say(self, what: str) -> None:
-        if self.progress is not None:
-            self.progress.update(self.task, description=what)
-
-    def __exit__(self, *exc: object) -> None:
-        if self.progress is not None:
-            self.progress.stop()

@@ -9,7 +9,7 @@ from cost_models.flops import executed_flops, model_flops
 from cost_models.layer.decoder import operators
 from cost_models.layer.sizes import RankSizes
 from cost_models.strategy import LayerRange
-from planner.plannable import check_plannable
+from planner.search.space import check_plannable
 
 FULL = Model.load("llama-3-8b")
 LOCAL = replace(FULL, layer_kinds=("window",) * 32, window=4096)
