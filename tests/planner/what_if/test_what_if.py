@@ -29,6 +29,7 @@ SMALL = {
     "lora_rank": "0",
     "lora_beside": "",
     "precision": None,
+    "frame_pixels": None,
     "profile": None,
 }
 
