@@ -37,7 +37,7 @@ VLM: dict[str, Nesting] = {
     "llava_next": Nesting(text="llama", tied="top"),
     "llava_next_video": Nesting(text="llama", tied="either"),
     "llava_onevision": Nesting(text="qwen2", tied="either"),
-    "llava_llama": Nesting(text=None, tied="nested"),
+    "llava_llama": Nesting(text="llama", tied="nested"),
     "llava_qwen": Nesting(text="qwen2", tied="nested"),
     "vila": Nesting(text=None, tied="nested"),
     "qwen2_vl": Nesting(text="qwen2_vl_text", tied="either"),
@@ -53,8 +53,8 @@ VLM: dict[str, Nesting] = {
     "glm4v": Nesting(text="glm4v_text", tied="either"),
     "glm4v_moe": Nesting(text="glm4v_moe_text", tied="either"),
 }
-_TEXT_AT_THE_TOP = ("qwen2_vl", "qwen2_5_vl", "llava_qwen")
-"""Qwen2-VL before transformers 4.52, and LLaVA-Video."""
+_TEXT_AT_THE_TOP = ("qwen2_vl", "qwen2_5_vl", "llava_qwen", "llava_llama")
+"""Qwen2-VL before transformers 4.52, LLaVA-Video, and LLaVA's own files."""
 
 
 def read_config(path: Path) -> Model:
@@ -118,9 +118,9 @@ def _part(
 
 
 def _tower(config: Mapping[str, object], kind: str, path: Path, where: str) -> tuple[Mapping[str, object], str]:
-    """The tower's config; LLaVA-Video names it only."""
+    """The tower's config; LLaVA's own files and LLaVA-Video's name it only."""
     named = config.get("mm_vision_tower")
-    if kind == "llava_qwen" and isinstance(named, str):
+    if kind in ("llava_qwen", "llava_llama") and isinstance(named, str) and "vision_tower_cfg" not in config:
         short = named.rstrip("/").rsplit("/", 1)[-1]
         if short not in TOWERS:
             raise InputError(f"{where}: mm_vision_tower={named!r} is not known; legal: {', '.join(TOWERS)}")

@@ -138,7 +138,7 @@ def vlm_config(kind, text_kind, top, nested):
 TOWER = {"llava": "clip_vision_model", "llava_next": "clip_vision_model", "llava_next_video": "clip_vision_model",
          "llava_onevision": "siglip_vision_model", "gemma3": "siglip_vision_model", "mistral3": "pixtral"}  # fmt: skip
 TEXTS = [
-    *((kind, one.text) for kind, one in VLM.items() if one.text and kind != "llava_qwen"),
+    *((kind, one.text) for kind, one in VLM.items() if one.text and kind in CONFIG_MAPPING),
     ("mistral3", "ministral3"), ("internvl", "qwen3"), ("internvl", "llama"), ("llava", "mistral"),
     ("llava_next", "qwen2"), ("internvl", "qwen3_moe"), ("internvl", "gpt_oss"), ("llava_onevision", "qwen3"),
 ]  # fmt: skip
@@ -152,6 +152,26 @@ def test_weights_behind_towers_equal_transformers_count(tmp_path, kind, text):
             data["vision_config"]["model_type"] = TOWER[kind]
         theirs = built(AutoModelForImageTextToText, CONFIG_MAPPING[kind].from_dict(data))
         assert load(tmp_path, data).llm_params == llm_parameters(theirs), (top, nested)
+
+
+@pytest.mark.parametrize(("kind", "text"), TEXTS)
+@pytest.mark.parametrize("brief", [True, False])
+def test_what_transformers_saves_is_read_back(tmp_path, kind, text, brief):
+    """It leaves out what equals a default, or writes all."""
+    data = vlm_config(kind, text, None, None)
+    if kind in TOWER:
+        data["vision_config"]["model_type"] = TOWER[kind]
+    saved = CONFIG_MAPPING[kind].from_dict(data).to_json_string(use_diff=brief)
+    assert load(tmp_path, json.loads(saved)).llm_params == load(tmp_path, data).llm_params
+
+
+@pytest.mark.parametrize("kind", ALONE)
+@pytest.mark.parametrize("brief", [True, False])
+def test_a_language_model_that_transformers_saves_is_read_back(tmp_path, kind, brief):
+    data = {"model_type": kind, **SMALL, **PADS, **NEEDED.get(kind, {})}
+    saved = CONFIG_MAPPING[kind].from_dict(data).to_json_string(use_diff=brief)
+    ours, given = load(tmp_path, json.loads(saved)), load(tmp_path, data)
+    assert (ours.llm_params, ours.layer_kinds, ours.window) == (given.llm_params, given.layer_kinds, given.window)
 
 
 @pytest.mark.parametrize(("kind", "text"), TEXTS)

@@ -43,6 +43,15 @@ def nested(kind, tower, **more):
         (LLAVA_VIDEO, 196),
         ({**LLAVA_VIDEO, "mm_newline_position": "grid"}, 210),  # a token behind each of 14 rows
         ({**LLAVA_VIDEO, "mm_spatial_pool_mode": "average"}, 169),
+        (
+            {
+                **TEXT,
+                "model_type": "llava_llama",
+                "mm_vision_tower": "openai/clip-vit-large-patch14-336",
+                "mm_projector_type": "mlp2x_gelu",
+            },
+            576,
+        ),
         (nested("internvl", {"image_size": [448, 448], "patch_size": [14, 14]}), 256),
         (nested("gemma3", {**SIGLIP, "image_size": 896}), 256),
         (nested("smolvlm", {**SIGLIP, "image_size": 512, "patch_size": 16}, scale_factor=4), 64),
