@@ -12,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from operator import attrgetter
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,7 +70,7 @@ def price_batch(
     for ranks in {strategy.ranks for strategy in strategies}:
         check_placement(cluster, ranks, None)
         runs_of[ranks] = here.runs(ranks)
-    groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+    groups: dict[tuple[tuple[int, ...], *tuple[object, ...]], list[int]] = defaultdict(list)
     for index, strategy in enumerate(strategies):
         groups[runs_of[strategy.ranks], *_shared(strategy)].append(index)
     seconds = {name: np.zeros(count) for name in SECONDS}

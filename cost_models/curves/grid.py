@@ -129,7 +129,7 @@ def pack(path: Path, arrays: Mapping[str, npt.ArrayLike]) -> None:
         parts.append(array.ravel())
     text = np.frombuffer(json.dumps(index).encode(), np.uint8)
     with zipfile.ZipFile(path, "w") as archive:
-        members: dict[str, npt.NDArray[Any]] = {"index": text, "body": np.concatenate(parts)}
+        members: dict[str, npt.NDArray[np.generic]] = {"index": text, "body": np.concatenate(parts)}
         for name, member in members.items():
             data = io.BytesIO()
             np.lib.format.write_array(data, member, allow_pickle=False)

@@ -28,32 +28,20 @@ MLPS: dict[Mlp, Callable[[RankSizes], Table]] = {"dense": mlp_operators, "expert
 
 def operators(sizes: RankSizes) -> Table:
     """The layer of this kind on one rank; built once for each."""
-    if "layer" not in sizes.tables:
-        mixer, mlp = sizes.parts
-        sizes.tables["layer"] = (*MIXERS[mixer](sizes), *MLPS[mlp](sizes))
-    table: Table = sizes.tables["layer"]
-    return table
+    mixer, mlp = sizes.parts
+    return sizes.once("layer", lambda: (*MIXERS[mixer](sizes), *MLPS[mlp](sizes)))
 
 
 def forward(sizes: RankSizes, kernels: Kernels) -> tuple[Phase, ...]:
-    """Phases of one layer."""
-    return _one_way(sizes, kernels, False)
+    """Phases of one layer; ranges of several policies ask for the same."""
+    return sizes.once(("forward", kernels), lambda: phases(sizes, kernels, operators(sizes)))
 
 
 def backward(sizes: RankSizes, kernels: Kernels, recompute: str) -> tuple[Phase, ...]:
     """With what the recompute policy runs again first."""
     again = run_again(operators(sizes), recompute, sizes.framework.norm_copies)
-    if not again:
-        return _one_way(sizes, kernels, True)
-    return (*phases(sizes, kernels, again, part="recompute"), *_one_way(sizes, kernels, True))
-
-
-def _one_way(sizes: RankSizes, kernels: Kernels, grad: bool) -> tuple[Phase, ...]:
-    """All operators; ranges of several policies ask for the same."""
-    known: tuple[Kernels | None, tuple[Phase, ...]] = sizes.tables.get(("phases", grad), (None, ()))
-    if known[0] is not kernels:
-        known = sizes.tables["phases", grad] = kernels, phases(sizes, kernels, operators(sizes), grad=grad)
-    return known[1]
+    rerun = phases(sizes, kernels, again, part="recompute") if again else ()
+    return (*rerun, *sizes.once(("backward", kernels), lambda: phases(sizes, kernels, operators(sizes), grad=True)))
 
 
 def phases(
@@ -109,7 +97,7 @@ def _joined(phases: Iterable[Phase]) -> tuple[Phase, ...]:
 def kept_bytes(sizes: RankSizes, recompute: str, offloaded: bool = False) -> Number:
     """Bytes that a layer keeps from its forward to its backward pass; `offloaded`: its input waits in host memory."""
     chosen = policy(recompute)
-    if ("kept", recompute) not in sizes.tables:
-        sizes.tables["kept", recompute] = sum(one.kept for one in operators(sizes) if chosen.keeps(one.name))
-    kept: Number = sizes.tables["kept", recompute]
+    kept: Number = sizes.once(
+        ("kept", recompute), lambda: sum(one.kept for one in operators(sizes) if chosen.keeps(one.name))
+    )
     return kept + (sizes.row_bytes if chosen.keeps_input and not offloaded else 0)

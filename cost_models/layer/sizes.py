@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from cost_models.timing.kernels import QUERY_TILE
 from cost_models.token_layout import row_granule
 from cost_models.workload import DTYPE_BYTES, LoraTarget, Workload
 
+Made = TypeVar("Made")
 Maps = tuple[tuple[Number, Number], ...]
 """(columns out, columns in) of linear maps."""
 
@@ -64,12 +65,19 @@ class RankSizes:
     framework: Framework = OURS
     kind: LayerKind | None = None  # of the layer whose sizes these are; None means the model's last layer
     stage: Stage | None = None  # None means that every stage has an equal share of all layers
-    tables: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)  # of `decoder`: built once
+    _made: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.framework.zero_1_as_2 and somewhere(self.degrees.zero == 1):
             zero = pick(self.degrees.zero == 1, 2, self.degrees.zero)
             object.__setattr__(self, "degrees", replace(self.degrees, zero=zero))
+
+    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What `make` returns for this key, computed the first time."""
+        if key not in self._made:
+            self._made[key] = make()
+        made: Made = self._made[key]
+        return made
 
     def of(self, kind: LayerKind) -> RankSizes:
         """The same rank at a layer of this kind."""
