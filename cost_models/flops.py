@@ -77,8 +77,8 @@ def _tower(workload: Workload) -> float:
     if vision is None or not workload.frames or workload.mode == "decode":
         return 0.0
     frames = float(workload.grids * workload.global_batch)
-    block = 4 * vision.hidden**2 + (3 if vision.gated else 2) * vision.hidden * vision.ffn
+    block = sum(out * inside for out, inside in vision.block_maps)
+    projector = sum(out * inside for out, inside in vision.projector_maps(workload.model.hidden))
     tower = vision.layers * (2.0 * block * vision.patches + 4.0 * vision.patches**2 * vision.hidden)
-    projector = vision.projector_in * vision.projector_hidden + vision.projector_hidden * workload.model.hidden
     passes = 3 if workload.mode == "train" and "tower" in workload.trainable else 1
-    return passes * frames * (tower + 2.0 * projector * vision.projectors * vision.tokens_per_frame)
+    return passes * frames * (tower + 2.0 * projector * vision.tokens_per_frame)

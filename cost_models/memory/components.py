@@ -31,90 +31,90 @@ def context_bytes(device: Device) -> int:
     return CONTEXT_BYTES["cpu" if device.architecture == "cpu" else "gpu"]
 
 
-def components(shape: RankSizes, activations: Number, moment: Peak, device: Device) -> dict[str, Number]:
+def components(sizes: RankSizes, activations: Number, moment: Peak, device: Device) -> dict[str, Number]:
     """Components in bytes. `activations`: kept by all layers together; `moment`: the highest of the step."""
     kind = "cpu" if device.architecture == "cpu" else "gpu"
     parts = {
-        **states(shape),
+        **states(sizes),
         "gathered": moment.gathered,
-        "activations": activations * microbatches_in_flight(shape) + _outside_layers(shape),
+        "activations": activations * microbatches_in_flight(sizes) + _outside_layers(sizes),
         "working": moment.working,
         "logits": moment.logits,
-        "vision": _vision(shape),
-        "cache": _cache(shape),
-        "communication": _communication(shape, GROUP_BYTES[kind]),
+        "vision": _vision(sizes),
+        "cache": _cache(sizes),
+        "communication": _communication(sizes, GROUP_BYTES[kind]),
     }
     dynamic = sum(parts[name] for name in ("gathered", "activations", "working", "logits", "vision"))
     parts["reserve"] = context_bytes(device) + SLACK * dynamic
     return parts
 
 
-def _outside_layers(shape: RankSizes) -> Number:
+def _outside_layers(sizes: RankSizes) -> Number:
     """Cosines and sines of the rotary positions and the positions (8 B), and the final norm's input if it is saved."""
-    if shape.workload.mode != "train":
-        return 0 * shape.tokens
-    model, width = shape.workload.model, shape.width
-    last = final_norm_input(shape)
-    if shape.framework.rotary == "none":
+    if sizes.workload.mode != "train":
+        return 0 * sizes.tokens
+    model, width = sizes.workload.model, sizes.width
+    last = final_norm_input(sizes)
+    if sizes.framework.rotary == "none":
         return last
-    tables = shape.rows * shape.workload.context_tokens if shape.framework.whole_rotary else shape.tokens
-    return last + tables * 2 * model.head_dim * width + shape.tokens * 8
+    tables = sizes.rows * sizes.workload.context_tokens if sizes.framework.whole_rotary else sizes.tokens
+    return last + tables * 2 * model.head_dim * width + sizes.tokens * 8
 
 
-def _vision(shape: RankSizes) -> Number:
+def _vision(sizes: RankSizes) -> Number:
     """Pictures, what tower and projector keep of them, and the vision tokens that come from other ranks.
 
     Tower, per patch and layer (one layer's worth without training): 2 residuals, 2 normalised, q, k, v, attention's
     output (8 h), GELU's input and output (2 f), lse and statistics of the norms. Projector, per token: its input,
     normalised, GELU's input and output.
     """
-    vision, width = shape.workload.model.vision, shape.width
-    if vision is None or shape.workload.mode == "decode":
-        return 0 * shape.tokens
-    frames = larger(shape.frames, 1)
+    vision, width = sizes.workload.model.vision, sizes.width
+    if vision is None or sizes.workload.mode == "decode":
+        return 0 * sizes.tokens
+    frames = larger(sizes.frames, 1)
     layer = (8 * vision.hidden + 2 * vision.ffn) * width + 4 * (vision.heads + 4)
     pixels = 3 * vision.patch_size**2 * vision.frames_per_grid * width
-    tower = frames * vision.patches * (pixels + layer * (vision.layers if shape.trains("tower") else 1))
+    tower = frames * vision.patches * (pixels + layer * (vision.layers if sizes.trains("tower") else 1))
     inputs = 2 * (vision.projector_in + vision.projector_hidden) * width + 8
     projector = frames * vision.projectors * vision.tokens_per_frame * inputs
-    received = smaller(shape.rows * shape.workload.vision_tokens, shape.tokens) * shape.workload.model.hidden * width
-    if shape.framework.frame_sharding == "reduced":  # the whole row, zero-filled, on every rank
-        received = received + shape.rows * shape.workload.context_tokens * shape.workload.model.hidden * width
+    received = smaller(sizes.rows * sizes.workload.vision_tokens, sizes.tokens) * sizes.workload.model.hidden * width
+    if sizes.framework.frame_sharding == "reduced":  # the whole row, zero-filled, on every rank
+        received = received + sizes.rows * sizes.workload.context_tokens * sizes.workload.model.hidden * width
     return tower + projector + received
 
 
-def _cache(shape: RankSizes) -> Number:
-    if shape.workload.mode == "train":
-        return 0 * shape.tokens
-    tokens = shape.rows * (shape.ring_tokens // shape.degrees.ulysses)
-    latent = shape.workload.model.latent
-    columns = 2 * shape.kv_width if latent is None else latent.kv_rank + latent.rope_dim
-    return tokens * columns * shape.width * shape.workload.model.layers // shape.degrees.pipeline
+def _cache(sizes: RankSizes) -> Number:
+    if sizes.workload.mode == "train":
+        return 0 * sizes.tokens
+    tokens = sizes.rows * (sizes.ring_tokens // sizes.degrees.ulysses)
+    latent = sizes.workload.model.latent
+    columns = 2 * sizes.kv_width if latent is None else latent.kv_rank + latent.rope_dim
+    return tokens * columns * sizes.width * sizes.workload.model.layers // sizes.degrees.pipeline
 
 
-def _communication(shape: RankSizes, group_bytes: int) -> Number:
-    degrees = shape.degrees
+def _communication(sizes: RankSizes, group_bytes: int) -> Number:
+    degrees = sizes.degrees
     axes = (degrees.ulysses, degrees.ring, degrees.shard, degrees.replicate, degrees.tensor, degrees.pipeline,
             degrees.expert)  # fmt: skip
     return sum(pick(size > 1, group_bytes, 0) for size in axes)
 
 
-def peak(shape: RankSizes, ranges: tuple[LayerRange, ...], device: Device) -> dict[str, Number]:
+def peak(sizes: RankSizes, ranges: tuple[LayerRange, ...], device: Device) -> dict[str, Number]:
     """Bytes by component, of one rank of the fullest stage."""
-    return fullest(shape, ranges, device)[0]
+    return fullest(sizes, ranges, device)[0]
 
 
-def fullest(shape: RankSizes, ranges: tuple[LayerRange, ...], device: Device) -> tuple[dict[str, Number], str]:
+def fullest(sizes: RankSizes, ranges: tuple[LayerRange, ...], device: Device) -> tuple[dict[str, Number], str]:
     """The same, and the moment of the step."""
-    model, stages = shape.workload.model, shape.degrees.pipeline
+    model, stages = sizes.workload.model, sizes.degrees.pipeline
     if not is_mixed(model) and stages == 1:
-        kept = sum(kept_bytes(shape, part) * part.count for part in ranges)
-        moment = peaks.peak(shape, ranges)
-        return components(shape, kept, moment, device), moment.name
+        kept = sum(kept_bytes(sizes, part) * part.count for part in ranges)
+        moment = peaks.peak(sizes, ranges)
+        return components(sizes, kept, moment, device), moment.name
     found: dict[str, Number] = {}
     name = ""
     for index in end_stages(stages):
-        here, runs = at_stage(shape, ranges, index), stage(model, ranges, stages, index)
+        here, runs = at_stage(sizes, ranges, index), stage(model, ranges, stages, index)
         kept = sum(kept_bytes(here.of(run.kind), run.part) * run.layers for run in runs)
         moment = peaks.peak(here, [(here.of(run.kind), run.part) for run in runs])
         parts = components(here, kept, moment, device)

@@ -81,6 +81,16 @@ class Vision:
         pixels = 3 * self.patch_size**2 * self.frames_per_grid
         return pixels * self.hidden + self.hidden + self.patches * self.hidden
 
+    @property
+    def block_maps(self) -> tuple[tuple[int, int], ...]:
+        """(columns out, columns in) of a block's linear maps."""
+        h, ups = self.hidden, 2 if self.gated else 1
+        return ((h, h),) * 4 + ((self.ffn, h),) * ups + ((h, self.ffn),)
+
+    def projector_maps(self, out: int) -> tuple[tuple[int, int], ...]:
+        """The same of the projector, to a language model of `out` columns."""
+        return ((self.projector_hidden, self.projector_in), (out, self.projector_hidden)) * self.projectors
+
     def projector_params(self, out: int) -> int:
         inside, mid = self.projector_in, self.projector_hidden
         return self.projectors * (2 * inside + inside * mid + mid + mid * out + out)

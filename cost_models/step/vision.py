@@ -1,12 +1,16 @@
-"""The vision side of a step: a rank's own frames through the ViT tower and projector, then to their tokens' owners.
+"""The vision side of a step: a rank's frames through the ViT tower and projector, then to the ranks that hold their
+tokens.
 
-Frames are dealt whole, so the busiest rank has ceil(frames / context): the imbalance is in the price. The exchange
+A frame stays on one rank, so the busiest rank has ceil(frames / context): the price counts the imbalance. The exchange
 moves every embedding once, tokens x hidden bytes over the context group, forward and (if anything behind it trains)
-backward. Other ways to deal frames are a habit (`frames.py`). The tower attends within a frame, without mask. A rank
-without frames runs one dummy frame. Left out: the patches' own product (0.2% of the tower), decoding of the video.
+backward. A framework may deal frames in another way (`frames.py`). The tower attends within a frame, without mask. A
+rank without frames runs one dummy frame, as every rank joins a sharded tower. Left out: the patches' product (0.2% of
+the tower), decoding of the video.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from cost_models.layer.sizes import RankSizes
 from cost_models.models.model import Vision
@@ -17,113 +21,96 @@ from cost_models.timing.kernels import Kernels
 from cost_models.workload import DTYPE_BYTES
 
 
-def forward(shape: RankSizes, kernels: Kernels) -> list[Segment]:
-    """Tower layers, projector and exchange; without frames, a dummy one, as every rank joins a sharded tower."""
-    vision = shape.workload.model.vision
+def forward(sizes: RankSizes, kernels: Kernels) -> list[Segment]:
+    """Tower layers, projector and exchange."""
+    vision = sizes.workload.model.vision
     if vision is None:
         return []
+    block, edge = _params(sizes, vision)
     tower = Segment(
         name="vision forward",
-        phases=(Compute(part="vision", seconds=_block_s(shape, vision, kernels, grad=False)),),
+        phases=(_block(sizes, vision, kernels, grad=False),),
         repeat=vision.layers,
-        offload_bytes=shape.fetched_bytes(_block_params(vision)),
+        offload_bytes=sizes.fetched_bytes(block),
     )
     projector = Segment(
         name="projector and exchange",
-        phases=(
-            Compute(part="vision", seconds=_projector_s(shape, vision, kernels, grad=False)),
-            *_exchange(shape, vision),
-        ),
-        offload_bytes=shape.fetched_bytes(_edge_params(shape, vision)),
+        phases=(_projector(sizes, vision, kernels, grad=False), *_exchange(sizes, vision, grad=False)),
+        offload_bytes=sizes.fetched_bytes(edge),
     )
     return [
-        sharded(tower, shape, kernels, Weights(gathered=_block_params(vision))),
-        sharded(projector, shape, kernels, Weights(gathered=_edge_params(shape, vision))),
+        sharded(tower, sizes, kernels, Weights(gathered=block)),
+        sharded(projector, sizes, kernels, Weights(gathered=edge)),
     ]
 
 
-def backward(shape: RankSizes, kernels: Kernels) -> list[Segment]:
+def backward(sizes: RankSizes, kernels: Kernels) -> list[Segment]:
     """The same in reverse for the parts that train."""
-    vision = shape.workload.model.vision
-    if vision is None or not (shape.trains("projector") or shape.trains("tower")):
+    vision = sizes.workload.model.vision
+    if vision is None or not (sizes.trains("projector") or sizes.trains("tower")):
         return []
-    reduce = DTYPE_BYTES[shape.workload.precision.reduce]
-    edge, block = _edge_params(shape, vision), _block_params(vision)
+    reduce, (block, edge) = DTYPE_BYTES[sizes.workload.precision.reduce], _params(sizes, vision)
     projector = Segment(
         name="projector backward",
-        phases=(
-            *_exchange(shape, vision, grad=True),
-            Compute(part="vision", seconds=_projector_s(shape, vision, kernels, grad=True)),
-        ),
+        phases=(*_exchange(sizes, vision, grad=True), _projector(sizes, vision, kernels, grad=True)),
         from_host=True,
-        offload_bytes=shape.returned_bytes(edge * reduce),
+        offload_bytes=sizes.returned_bytes(edge * reduce),
     )
-    segments = [sharded(projector, shape, kernels, Weights(trained=edge))]
-    if shape.trains("tower"):
+    segments = [sharded(projector, sizes, kernels, Weights(trained=edge))]
+    if sizes.trains("tower"):
         tower = Segment(
             name="vision backward",
-            phases=(Compute(part="vision", seconds=_block_s(shape, vision, kernels, grad=True)),),
+            phases=(_block(sizes, vision, kernels, grad=True),),
             repeat=vision.layers,
             from_host=True,
-            offload_bytes=shape.fetched_bytes(block) + shape.returned_bytes(block * reduce),
+            offload_bytes=sizes.fetched_bytes(block) + sizes.returned_bytes(block * reduce),
         )
-        weights = Weights(gathered=pick(shape.degrees.zero == 3, block, 0), trained=block)
-        segments.append(sharded(tower, shape, kernels, weights))
+        weights = Weights(gathered=pick(sizes.degrees.zero == 3, block, 0), trained=block)
+        segments.append(sharded(tower, sizes, kernels, weights))
     return segments
 
 
-def _block_params(vision: Vision) -> float:
-    return vision.tower_params / vision.layers
+def _params(sizes: RankSizes, vision: Vision) -> tuple[float, float]:
+    """(weights of a block of the tower, of the projector)."""
+    return vision.tower_params / vision.layers, float(vision.projector_params(sizes.workload.model.hidden))
 
 
-def _edge_params(shape: RankSizes, vision: Vision) -> float:
-    return float(vision.projector_params(shape.workload.model.hidden))
-
-
-def _frames(shape: RankSizes) -> Number:
-    return larger(shape.frames, 1)
-
-
-def _exchange(shape: RankSizes, vision: Vision, grad: bool = False) -> tuple[Exchange, ...]:
-    """Embeddings of the own frames to the ranks that own their tokens, or what stands in its place (`frames.py`)."""
-    hidden, sharding = shape.workload.model.hidden, shape.framework.frame_sharding
+def _exchange(sizes: RankSizes, vision: Vision, grad: bool) -> tuple[Exchange, ...]:
+    """Embeddings of a rank's frames to the ranks that hold their tokens, by the framework's way (`frames.py`)."""
+    hidden, sharding = sizes.workload.model.hidden, sizes.framework.frame_sharding
     if sharding == "exchanged":
-        moved = shape.frames * vision.tokens_per_frame * hidden * shape.width
+        moved = sizes.frames * vision.tokens_per_frame * hidden * sizes.width
         return (Exchange(part="embeddings", axis="context", op="all_to_all", bytes=moved),)
     if sharding == "reduced" and not grad:  # the all-reduce carries no gradient
-        whole = shape.rows * shape.workload.context_tokens * hidden * shape.width
-        return (Exchange(part="embeddings", axis="context", op="all_reduce", bytes=whole),)
+        row = sizes.rows * sizes.workload.context_tokens * hidden * sizes.width
+        return (Exchange(part="embeddings", axis="context", op="all_reduce", bytes=row),)
     return ()
 
 
-def _block_s(shape: RankSizes, vision: Vision, kernels: Kernels, grad: bool) -> Number:
-    dtype, frames = shape.workload.precision.param, _frames(shape)
-    tokens, hidden = frames * vision.patches, vision.hidden
-    products = [(hidden, hidden)] * 4 + [(vision.ffn, hidden)] * (2 if vision.gated else 1) + [(hidden, vision.ffn)]
-    seconds = sum(_product_s(kernels, tokens, n, k, dtype, grad) for n, k in products)
+def _block(sizes: RankSizes, vision: Vision, kernels: Kernels, grad: bool) -> Compute:
+    frames, dim = larger(sizes.frames, 1), vision.hidden // vision.heads
+    tokens = frames * vision.patches
     attention = kernels.attention_s(
-        vision.patches,
-        vision.patches,
-        vision.heads,
-        vision.heads,
-        hidden // vision.heads,
-        causal=False,
-        backward=grad,
-        batch=frames,
-        dtype=dtype,
-    )
-    moved = tokens * shape.width * (16 * hidden + 4 * vision.ffn) * (2 if grad else 1)
-    return seconds + attention + kernels.memory_bound_s(moved, 10)
+        vision.patches, vision.patches, vision.heads, vision.heads, dim, causal=False,
+        backward=grad, batch=frames, dtype=sizes.workload.precision.param,
+    )  # fmt: skip
+    moved = tokens * sizes.width * (16 * vision.hidden + 4 * vision.ffn) * (2 if grad else 1)
+    seconds = _products_s(sizes, kernels, vision.block_maps, tokens, grad) + attention
+    return Compute(part="vision", seconds=seconds + kernels.memory_bound_s(moved, 10))
 
 
-def _projector_s(shape: RankSizes, vision: Vision, kernels: Kernels, grad: bool) -> Number:
-    dtype, tokens = shape.workload.precision.param, _frames(shape) * vision.tokens_per_frame
-    out = shape.workload.model.hidden
-    shapes = ((vision.projector_hidden, vision.projector_in), (out, vision.projector_hidden))
-    return vision.projectors * sum(_product_s(kernels, tokens, n, k, dtype, grad) for n, k in shapes)
+def _projector(sizes: RankSizes, vision: Vision, kernels: Kernels, grad: bool) -> Compute:
+    tokens, maps = larger(sizes.frames, 1) * vision.tokens_per_frame, vision.projector_maps(sizes.workload.model.hidden)
+    return Compute(part="vision", seconds=_products_s(sizes, kernels, maps, tokens, grad))
 
 
-def _product_s(kernels: Kernels, m: Number, n: Number, k: Number, dtype: str, grad: bool) -> Number:
+def _products_s(
+    sizes: RankSizes, kernels: Kernels, maps: Iterable[tuple[int, int]], rows: Number, grad: bool
+) -> Number:
+    """Linear maps on `rows`, or the gradients of their inputs and weights."""
+    dtype = sizes.workload.precision.param
     if not grad:
-        return kernels.gemm_s(m, n, k, dtype)
-    return kernels.gemm_s(m, k, n, dtype) + kernels.gemm_s(k, n, m, dtype)
+        return sum(kernels.gemm_s(rows, out, inside, dtype) for out, inside in maps)
+    return sum(
+        kernels.gemm_s(rows, inside, out, dtype) + kernels.gemm_s(inside, out, rows, dtype) for out, inside in maps
+    )
