@@ -2,7 +2,7 @@
 
     product         2 forward, 4 backward (2 where the weight is frozen)        of a layer's table, for one rank alone
     attention       causal 4 D H pairs forward, 2.5 x backward; pairs = L (L + 1) / 2 for each row; packed documents
-                    see only their own, a layer with a window of w keys L w - w (w - 1) / 2
+                    count each alone, a layer with a window of w keys L w - w (w - 1) / 2
 
 MFU here: matmul weights (embedding lookup not counted, output head counted) and causal attention with the backward
 counted as twice the forward (the usual convention); the executed count takes the kernel's 2.5 x. A token counts the
@@ -24,7 +24,7 @@ from cost_models.workload import Workload
 
 
 def model_flops(workload: Workload) -> float:
-    """The whole step over all ranks, without recompute."""
+    """All ranks together, without recompute."""
     kinds, train = workload.model.layer_kinds, workload.mode == "train"
     total = 0.0
     for kind in dict.fromkeys(kinds):

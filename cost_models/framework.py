@@ -61,7 +61,7 @@ class Framework:
     reasons: dict[str, str] = field(default_factory=dict, compare=False)  # why, by field
     norm: Fusion = "unfused"  # fused: one kernel, one read and one write; unfused: Hugging Face's RMSNorm
     norm_copies: bool = False  # fused norms get a copy in fp32; kept layers run them, and a sum, again in backward
-    rotary: Fusion = "unfused"  # none: learned or ALiBi positions
+    rotary: Fusion = "unfused"  # "none" means learned or ALiBi positions
     activation: Fusion = "unfused"  # fused: gate, activation and product (or bias and GELU) in one kernel
     product_dtype: Literal["fp8"] | None = None  # of the layers' products; `None`: as the parameters
     joined_products: bool = False  # one product for Q, K, V and one for gate and up
@@ -76,22 +76,22 @@ class Framework:
     gathered_bytes: int = 0  # per gathered key and value (all_gather): put in order, packed for the kernel
     gathered_gradient_bytes: int = 0  # the same in backward, with clearing, unpacking and adding their gradients
     late_hops: bool = False  # a hop inside a domain starts with the block's last ones; the simulator does not play it
-    gap_s: float = 0.0  # beside each eager operator that is not a product: what it takes with nothing to do
+    gap_s: float = 0.0  # what each eager operator that is not a product takes with nothing to do
     dropout: bool = False  # on attention's scores (if unfused) and on both residual branches, masks kept
     sequence_parallel: bool = True  # tensor parallel: reduce-scatter and all-gather, norms on a share of the tokens
     tensor_overlap: TensorOverlap = "none"  # what hides tensor exchanges: products of backward, or chunks of a product
     autocast_bytes: int = 0  # weights travel as fp32, and every use casts them: bytes moved per weight
     accumulate_bytes: int = 0  # per weight and microbatch: adding the gradient to a resident buffer, by other kernels
-    accumulator: Literal["bf16", "fp32"] | None = None  # buffer to which a weight gradient's own product adds it
+    accumulator: Literal["bf16", "fp32"] | None = None  # buffer to which a weight gradient's product adds it
     overlap_cost: float = 0.0  # seconds that a second of hidden gathers and reductions adds to the computation
-    reduction: Reduction = "overlapped"  # gradient reduction and weight gathers beside the computation, or after it
-    blocking_tensors: int = 0  # ZeRO-3: a layer's weights, each in a collective of its own that nothing hides
+    reduction: Reduction = "overlapped"  # concurrent with the computation, or after it
+    blocking_tensors: int = 0  # ZeRO-3: a layer's weights, each in one collective that nothing hides
     repeats_kv: bool = False  # keys and values are repeated to all query heads before they are exchanged and kept
-    whole_rotary: bool = False  # every rank has cosines and sines of the whole row, not of its own tokens
+    whole_rotary: bool = False  # every rank has cosines and sines of all the row, not of its tokens alone
     reentrant: bool = False  # full recompute runs a layer to its end and holds its result while gradients are made
     bucket_values: int = 0  # of a buffer in which gradients wait: always there with ZeRO-3, in backward with 1 and 2
     dummy_gradient_bytes: int = 0  # per weight of each distinct shape: placeholders that autograd is handed
-    loss_bytes: int | None = None  # traffic per logit of a whole loss; `None`: autograd's cross entropy in fp32
+    loss_bytes: int | None = None  # traffic per logit of a loss without chunks; `None`: autograd's in fp32
     drops_gradients: bool = False  # below ZeRO-3: gradients are dropped after a step and come as activations go
     logit_bytes: int | None = None  # held per logit at the loss; `None`: b for logits and gradient, twice fp32
     zero_1_as_2: bool = False  # gradients are sharded as they are reduced, so that ZeRO-1 runs as ZeRO-2 (FSDP)

@@ -1,6 +1,6 @@
 """Arithmetic on a number or on an array of candidates: one formula, and no numpy call where there is one number.
 
-A numpy call on a scalar takes longer than the arithmetic of a whole price; a strategy's price is numbers throughout.
+A numpy call on a scalar takes longer than all the arithmetic of a price; a strategy's price is numbers throughout.
 """
 
 from __future__ import annotations

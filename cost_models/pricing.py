@@ -193,7 +193,7 @@ def _broadcasts_s(sent: Broadcasts, paths: Paths) -> Number:
 def _ring(ring: Ring, paths: Paths) -> tuple[Number, Number, Number]:
     """(compute, exposed, sent) seconds: hop i hides behind block i, gradient hop i behind block i + 1.
 
-    Over NVLink a hop may have no more than the share `beside` of the block to hide behind (`layer.py`).
+    Over NVLink a hop may hide behind no more than the share `hiding` of the block (`layer/attention.py`).
     """
     if ring.double:
         return _double_ring(ring, paths)
@@ -205,8 +205,8 @@ def _ring(ring: Ring, paths: Paths) -> tuple[Number, Number, Number]:
         both_ways = paths.exchange_s("ring", "send", ring.hop_bytes + ring.gradient_bytes)
         gradient = pick(ring.gradient_bytes > 0, paths.exchange_s("ring", "send", ring.gradient_bytes), 0.0)
     computed, further = ring.first_s + hops * ring.piece_s, larger(hops - 1, 0)
-    beside = pick(paths.crosses("ring"), 1.0, ring.hiding if paths.inside.many_channels else 1.0)
-    exposed = over(hop, beside * ring.first_s) + further * over(both_ways, beside * ring.piece_s)
+    hiding = pick(paths.crosses("ring"), 1.0, ring.hiding if paths.inside.many_channels else 1.0)
+    exposed = over(hop, hiding * ring.first_s) + further * over(both_ways, hiding * ring.piece_s)
     exposed = pick(hops > 0, exposed + gradient, 0.0)
     sent = pick(hops > 0, hop + further * both_ways + gradient, 0.0)
     return computed, exposed, sent
@@ -218,23 +218,22 @@ def over(sending_s: Number, computing_s: Number) -> Number:
     >>> over(2.0, 1.0), over(1.0, 2.0)
     (1.0, 0.0)
     """
-    longer: Number = larger(0.0, sending_s - computing_s)
-    return longer
+    return larger(0.0, sending_s - computing_s)
 
 
 def _double_ring(ring: Ring, paths: Paths) -> tuple[Number, Number, Number]:
     """Rings inside the domains while one over the domains brings the next window's first block, on every rank's NIC.
 
-    An inner hop hides behind a block, an outer one behind a whole inner round (LoongTrain, arXiv 2406.18485).
+    An inner hop hides behind a block, an outer one behind an inner round (LoongTrain, arXiv 2406.18485).
     """
     path = paths.axes["ring"]
     inner = path.local
     windows = ring.pieces / inner
-    whole = ring.hop_bytes + ring.gradient_bytes
-    inside = pick(inner > 1, paths.inside_s("send", path, whole), 0.0)
-    outside = pick(windows > 1, paths.outward_s("ring", whole), 0.0)
-    beside = ring.hiding if paths.inside.many_channels else 1.0
-    exposed = windows * (inner - 1) * over(inside, beside * ring.piece_s)
+    hop_bytes = ring.hop_bytes + ring.gradient_bytes
+    inside = pick(inner > 1, paths.inside_s("send", path, hop_bytes), 0.0)
+    outside = pick(windows > 1, paths.outward_s("ring", hop_bytes), 0.0)
+    hiding = ring.hiding if paths.inside.many_channels else 1.0
+    exposed = windows * (inner - 1) * over(inside, hiding * ring.piece_s)
     exposed = exposed + (windows - 1) * over(outside, inner * ring.piece_s)
     home = pick(ring.gradient_bytes > 0, paths.exchange_s("ring", "send", ring.gradient_bytes), 0.0)
     last = pick(ring.pieces > 1, home, 0.0)
@@ -251,7 +250,7 @@ def _sharding_s(segment: Segment, paths: Paths) -> Number:
 
 
 def sent_bytes(program: StepProgram, strategy: Strategy) -> dict[str, Number]:
-    """Bytes that one rank sends in a step, by axis and operation (its own part stays at home)."""
+    """Bytes that one rank sends in a step, by axis and operation (the rank's part of the result is not sent)."""
     sent: dict[str, Number] = {}
 
     def count(axis: str, op: str, size: Number, times: Number) -> None:
@@ -274,18 +273,18 @@ def sent_bytes(program: StepProgram, strategy: Strategy) -> dict[str, Number]:
 
 def estimates(kernels: Kernels, paths: Paths, cluster: Cluster, strategy: Strategy, model: Model) -> tuple[str, ...]:
     """What no measurement backs, in words."""
-    found = [f"{op}: {kernels.source(op)}" for op in OPS if kernels.is_estimate(op)]
+    words = [f"{op}: {kernels.source(op)}" for op in OPS if kernels.is_estimate(op)]
     inside = paths.inside
     if strategy.ranks > 1 and inside.is_estimate("all_to_all"):
-        found.append(f"links inside a node: {inside.source('all_to_all')}")
+        words.append(f"links inside a node: {inside.source('all_to_all')}")
     if any(somewhere(paths.crosses(axis)) for axis in paths.axes):
-        found.append(paths.network_source)
+        words.append(paths.network_source)
     if strategy.offload_states != "none":
-        found.append("the CPU's update of states in host memory: its rate, and that the host has room for them")
+        words.append("the CPU's update of states in host memory: its rate, and that the host has room for them")
     if model.window:
-        found.append(f"windows of {model.window} keys: full attention's rate for their share of the pairs")
-    found.append("memory: reserve and communication buffers are estimates; the rest is counted tensor by tensor")
-    return (*found, *cluster.notes)
+        words.append(f"windows of {model.window} keys: full attention's rate for their share of the pairs")
+    words.append("memory: reserve and communication buffers are estimates; the rest is counted tensor by tensor")
+    return (*words, *cluster.notes)
 
 
 def _refuse_above_peak(cost: StepCost) -> None:

@@ -1,4 +1,4 @@
-"""A profile: what was measured on the user's own cluster, as `executor profile` writes it. It overrides any curve.
+"""A profile: what was measured on the user's cluster, as `executor profile` writes it. It overrides any curve.
 
     profile.json   {"version": 1, "device": "cpu", "machine": …, "versions": {…}, "samples": [{op, shape, dtype, …}]}
 

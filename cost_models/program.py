@@ -48,7 +48,7 @@ class Broadcasts(NamedTuple):
 
 
 class Ring(NamedTuple):
-    """`pieces` blocks of attention in a row: the first (a rank's own, causal) block, then one per hop.
+    """`pieces` blocks of attention in a row: the first is causal, of the rank's keys; then one per hop.
 
     Hop i (of `pieces` - 1) is sent while block i computes; block i + 1 starts when both are done. Backward adds the
     gradient hops: `gradient_bytes` more in each hop, needed one block later. `double`: rings inside the domains, and

@@ -55,7 +55,7 @@ class Span(NamedTuple):
 class Tile(NamedTuple):
     """A rectangle of attention in local coordinates: queries [q) against keys [kv) of another rank's block.
 
-    `causal` tiles are square and on the diagonal (own block); others are full.
+    `causal` tiles are square and on the diagonal; others are full.
     """
 
     q: Span

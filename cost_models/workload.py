@@ -60,7 +60,7 @@ class Workload:
     precision: Precision = field(default_factory=Precision, kw_only=True)
     optimizer: Literal["adamw", "sgd"] = field(default="adamw", kw_only=True)
     trainable: tuple[Part, ...] = field(default=("llm", "projector", "tower"), kw_only=True)
-    lora_rank: int = field(default=0, kw_only=True, metadata=strict.OPTIONAL)  # 0: the language model's own weights
+    lora_rank: int = field(default=0, kw_only=True, metadata=strict.OPTIONAL)  # 0: its weights train
     lora_targets: tuple[LoraTarget, ...] = field(default=LORA_TARGETS, kw_only=True, metadata=strict.OPTIONAL)
     lora_beside: tuple[LoraBeside, ...] = field(default=(), kw_only=True, metadata=strict.OPTIONAL)  # trained whole
 
@@ -107,7 +107,7 @@ class Workload:
 
     @property
     def trains_weights(self) -> bool:
-        """Whether the language model's own matrices have gradients."""
+        """Whether the language model's matrices have gradients."""
         return self.mode == "train" and "llm" in self.trainable and not self.lora_rank
 
     @property

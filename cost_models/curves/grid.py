@@ -3,7 +3,7 @@
     log t(x, y, …) = multilinear in (log x, log y, …); outside the knots the nearest edge is read
 and the caller carries on from there with its physical form (`read` returns the clamped point for that). Times in
 seconds, axes in the unit of the axis (tokens, elements, bytes). A table whose entries rise along every axis gives a
-reading that rises too. The scalar path is plain Python, because one numpy call costs more than the whole reading.
+reading that rises too. The scalar path is plain Python, because one numpy call takes longer than such a reading.
 """
 
 from __future__ import annotations

@@ -137,7 +137,7 @@ def attention_phases(
 
 
 def _ring(sizes: RankSizes, kernels: Kernels, part: str, grad: bool, causal: bool) -> Ring:
-    """A rank's own block (causal), then one block for each hop.
+    """The causal block of the rank's keys, then one block for each hop.
 
     zigzag, double and striped: every block is half masked, all ranks alike. contiguous: the last rank computes full
     blocks. Without a causal mask all blocks are full; with a window all ranks are alike, and a call is shortened to
@@ -182,7 +182,7 @@ def _merged_share(sizes: RankSizes) -> Number:
 def _last_blocks(sizes: RankSizes, kernels: Kernels) -> Number:
     """Share of an attention kernel's time after its last thread block has started: one turn of all turns of an SM.
 
-    NCCL's kernel needs a whole SM for each channel (its authors: its blocks share an SM with no other kernel,
+    NCCL's kernel needs an SM to itself for each channel (its authors: its blocks share an SM with no other kernel,
     NVIDIA/nccl issue 689), 32 of them inside an NVSwitch domain ("32 p2p channels per peer" in its log on 8 A100 or
     H100). On a stream of the usual priority it waits for an event of the computing stream, whose next kernel follows
     at once and refills every SM until it has no block left; only then does NCCL's get in (NVIDIA/nccl issue 1431

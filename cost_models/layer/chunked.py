@@ -1,16 +1,16 @@
 """Attention by chunks of the row, with what finished chunks made in host memory (Ulysses-Offload: FPDT).
 
-    n = ceil(L / chunk) chunks of C tokens, each of all ulysses ranks together; forward for chunk i: its own keys
+    n = ceil(L / chunk) chunks of C tokens, each of all ulysses ranks together; forward for chunk i: its keys
     (causal), then those of the i - 1 chunks before it, which come from the host while the block before them computes
     backward for key chunk i: queries i … n - 1, each with its output, gradient, log-sum-exp and fp32 sum of dQ
 
 Bytes over the host's link (hq, hk heads of a rank, D head dim, b bytes; C tokens of each row):
-    forward    own block    out: q, k, v, output, log-sum-exp, and the layer's normed input (S / n tokens of h)
+    forward    first block  out: q, k, v, output, log-sum-exp, and the layer's normed input (S / n tokens of h)
                other block  in: k, v
     backward   each block   in: q, output, its gradient (b each), sum of dQ (4), log-sum-exp; out: sum of dQ (4)
-               own block    in: k, v, normed input beside these
+               first block  in: k, v, normed input as well
 As in DeepSpeed's `deepspeed/sequence/fpdt_layer.py` (arXiv 2408.16978), whose copies run on one stream, two chunks
-deep: what does not hide behind its block shows. Blocks are merged in fp32, by the framework's own passes. Left out:
+deep: what does not hide behind its block shows. Blocks are merged in fp32, by the framework's passes. Left out:
 products and exchanges are priced as one (each chunk has some, with a barrier), pinned memory, the host's size.
 """
 
@@ -35,20 +35,20 @@ def chunks(sizes: RankSizes) -> tuple[Number, Number]:
 
 
 def chunked(sizes: RankSizes, kernels: Kernels, part: str, grad: bool, causal: bool) -> tuple[Phase, ...]:
-    """All blocks of a rank's heads: one of each chunk with its own keys, then the others."""
+    """All blocks of a rank's heads: for each chunk one with its keys, then those with others."""
     tokens, many = chunks(sizes)
     framework = sizes.framework
     pairs = many * (many - 1) / 2 if causal else many * (many - 1)
     merge = attention_passes_s(
         sizes, kernels, tokens, grad, framework.merge_gradient_bytes if grad else framework.merge_bytes, 3
     )
-    own = attention_call_s(sizes, kernels, tokens, tokens, grad, causal)
+    causal_s = attention_call_s(sizes, kernels, tokens, tokens, grad, causal)
     if not grad:
-        own = own + attention_passes_s(sizes, kernels, tokens, grad, framework.widen_bytes, 2)
+        causal_s = causal_s + attention_passes_s(sizes, kernels, tokens, grad, framework.widen_bytes, 2)
     other = attention_call_s(sizes, kernels, tokens, tokens, grad, False) + merge
     first, further = _backward_bytes(sizes, tokens, many) if grad else _forward_bytes(sizes, tokens, many)
     return (
-        Staged(part=part, blocks=many, seconds=own, bytes=first),
+        Staged(part=part, blocks=many, seconds=causal_s, bytes=first),
         Staged(part=part, blocks=pairs, seconds=other, bytes=further),
     )
 

@@ -1,7 +1,7 @@
 """One decoder layer: its table of operators, folded into phases of the step program and into bytes kept.
 
     forward:   the operators in order        backward: what the recompute policy runs again, then all in reverse
-    table:     mixer (attention, latent or not) and MLP (dense, in slices, experts), two choices of their own
+    table:     mixer (attention, latent or not) and MLP (dense, in slices, experts), chosen apart
 
 What the host calls for it is in `launches`, the moments of memory in `memory/`, FLOP in `flops`.
 """
@@ -84,14 +84,14 @@ def _units(
 
 def _joined(phases: Iterable[Phase]) -> tuple[Phase, ...]:
     """Neighbouring computation of one part as one phase."""
-    found: list[Phase] = []
+    result: list[Phase] = []
     for phase in phases:
-        before = found[-1] if found else None
+        before = result[-1] if result else None
         if isinstance(phase, Compute) and isinstance(before, Compute) and before.part == phase.part:
-            found[-1] = Compute(part=phase.part, seconds=before.seconds + phase.seconds)
+            result[-1] = Compute(part=phase.part, seconds=before.seconds + phase.seconds)
         else:
-            found.append(phase)
-    return tuple(found)
+            result.append(phase)
+    return tuple(result)
 
 
 def kept_bytes(sizes: RankSizes, recompute: str, offloaded: bool = False) -> Number:

@@ -5,7 +5,7 @@
 
 T tokens of a rank make T x chosen copies. Routing is balanced: as many copies come back from the `expert` ranks as were
 sent, and a rank's experts get equally many. With expert = 1 nothing is sent and the experts' width is cut by `tensor`.
-A permute moves whole rows of `hidden` by index, at PERMUTE_SLOWDOWN of a stream. Bytes per copy: permute reads T rows
+A permute moves rows of `hidden` by index, at PERMUTE_SLOWDOWN of a stream. Bytes per copy: permute reads T rows
 and writes the copies; each sort reads and writes them; the exchange carries hidden x b each way, forward and backward.
 
 Left out: imbalance, dropped tokens, hiding the exchange behind the shared experts, host synchronisation on counts; the
@@ -77,7 +77,7 @@ def _grouped(sizes: RankSizes, experts: Experts, copies: Number) -> Table:
     The widest moment, forward and backward: copies before and after their sort, or one product with its gradient.
     """
     model, ranks = sizes.workload.model, sizes.degrees.expert
-    own, ffn = experts.count // ranks, experts.ffn // pick(ranks == 1, sizes.degrees.tensor, 1)
+    held, ffn = experts.count // ranks, experts.ffn // pick(ranks == 1, sizes.degrees.tensor, 1)
     ups = 2 if model.gated else 1
     up = (ups * ffn, model.hidden, 1) if sizes.framework.joined_products else (ffn, model.hidden, ups)
     inside = copies * ffn * sizes.width
@@ -85,9 +85,9 @@ def _grouped(sizes: RankSizes, experts: Experts, copies: Number) -> Table:
     kept = _kept_bytes(sizes, experts, ffn)
     activation = elementwise(sizes, "activation", inside * activation_passes(sizes), 2, host=(2, 3))
     return (
-        multiplies(sizes, "up", (copies / own, *up), groups=own, host=HOST_CALLS["up"]),
+        multiplies(sizes, "up", (copies / held, *up), groups=held, host=HOST_CALLS["up"]),
         activation._replace(kept=kept, working=(widest, widest), freed=kept),
-        multiplies(sizes, "down", (copies / own, model.hidden, ffn), groups=own, host=HOST_CALLS["down"]),
+        multiplies(sizes, "down", (copies / held, model.hidden, ffn), groups=held, host=HOST_CALLS["down"]),
     )
 
 
@@ -104,7 +104,7 @@ def _kept_bytes(sizes: RankSizes, experts: Experts, ffn: Number) -> Number:
 
 
 def _routed_tokens(sizes: RankSizes) -> Number:
-    """Tokens that one rank sends to experts: with expert parallelism its own share, else all of the tensor group."""
+    """Tokens that one rank sends to experts: with expert parallelism its share, else all of the tensor group."""
     return pick(sizes.degrees.expert == 1, sizes.tokens, sizes.outer_tokens)
 
 

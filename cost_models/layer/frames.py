@@ -1,11 +1,11 @@
 """How many of a row's frames the busiest rank encodes, by how the frames reach their ranks.
 
-    exchanged     two stages: whole frames dealt evenly, embeddings sent on to the owners of their tokens
-    reduced       two stages: dealt evenly, embeddings rebuilt whole on every rank by an all-reduce (LongVILA's code)
+    exchanged     two stages: frames dealt evenly, embeddings sent on to the ranks that hold their tokens
+    reduced       two stages: dealt evenly, all embeddings rebuilt on every rank by an all-reduce (LongVILA's code)
     own_tokens    one stage: tokens are dealt first, and a rank encodes every frame that it has a token of
     placeholders  one stage: frames are dealt before they are tokens, each counting as much as one text token
 
-Dealt evenly: ceil(frames / context). By own tokens: a frame that spans two ranks is encoded twice, and ranks that hold
+Dealt evenly: ceil(frames / context). By tokens: a frame that spans two ranks is encoded twice, and ranks that hold
 text encode fewer. By placeholder: ceil((frames + text) / context), as if text came last. Left out: frames that lie
 between text (the video is taken to start the row), and the uneven tokens that placeholders leave to the language model.
 """

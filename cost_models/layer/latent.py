@@ -3,7 +3,7 @@
     norm · down products (q_rank; kv_rank + rope) · two norms · [gather of what they gave] · up products per head
          · rotary on the rope parts · queries and keys put together
 
-The down products are the same for all heads: every tensor rank computes them for its own tokens, and what is gathered
+The down products are the same for all heads: every tensor rank computes them for its tokens, and what is gathered
 is their narrow result. Bytes per token and head (fused rotary): queries r w rope in place; keys and values read
 nope + v, write nope + rope + v. Unfused: rotary in 8 passes over the rope parts, and copies of q, k and v. Kept with
 queries, keys and values: both compressions, as they were and normalised. The host's calls are counted as a dense

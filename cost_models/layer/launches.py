@@ -4,7 +4,7 @@
     a layer takes the longer of what its calls take the host and what their kernels take the device
 
 Matters for short rows on many ranks, where a kernel ends before the next one is launched. The operators of a layer are
-a fold of its table; the sums (42 forward, 78 backward) are counted in the executor's own step under FSDP2 with
+a fold of its table; the sums (42 forward, 78 backward) are counted in the executor's step under FSDP2 with
 parameters in bf16 (`tests/executor/test_launches.py`), their split follows the code of a Llama layer of Hugging Face.
 Views are part of what an operator takes. Left out: the vision tower, the loss, the update, experts and latent
 attention (counted as a dense layer), chunks of attention (as one call), and that the host may run layers ahead.
@@ -55,14 +55,14 @@ def layer_calls(sizes: RankSizes, recompute: str | None = None) -> Calls:
     """Backward under a policy, or forward (None)."""
     table, grad = operators(sizes), recompute is not None
     again = () if recompute is None else tuple(one for one in table if policy(recompute).host(one.name))
-    own = sum(one.host[grad] for one in table) + sum(one.host[False] for one in again)
+    called = sum(one.host[grad] for one in table) + sum(one.host[False] for one in again)
     exchanges = sum(one.name in ("heads", "heads back") for one in again)
     attends = sum(one.attends for one in again)
     here = BACKWARD if grad else FORWARD
     ulysses, ring = sizes.degrees.ulysses > 1, sizes.degrees.ring > 1
     sent = pick(ulysses, 2 * here.exchange + exchanges * FORWARD.exchange, 0)
     return Calls(
-        operators=own + sent + pick(ring, here.ring + attends * FORWARD.ring, 0),
+        operators=called + sent + pick(ring, here.ring + attends * FORWARD.ring, 0),
         attentions=1 + attends,
         exchanges=pick(ulysses, 2 + exchanges, 0),
         hops=here.hop + attends * FORWARD.hop,

@@ -78,13 +78,13 @@ def _activation(sizes: RankSizes, tokens: Number, call: str = "") -> Operator:
 
 def _weight_gradient_bytes(sizes: RankSizes) -> Number:
     """The gradient of one matrix of the MLP before its reduction."""
-    whole = sizes.gradient_bytes if sizes.workload.trains_weights else 0
-    return sizes.workload.model.hidden * sizes.ffn * whole
+    each = sizes.gradient_bytes if sizes.workload.trains_weights else 0
+    return sizes.workload.model.hidden * sizes.ffn * each
 
 
 def _gathered_halves(sizes: RankSizes) -> Number:
-    """Sequence-parallel tensor parallelism gathers whole tensors for its products: behind the MLP the gradient of its
-    output beside that of down's input, before it the input again and its gradient, when the inside is gone."""
+    """Sequence-parallel tensor parallelism gathers tensors for its products: behind the MLP the gradient of its output,
+    while that of down's input is alive; before it the input again and its gradient, when the inside is gone."""
     model, width = sizes.workload.model, sizes.width
     if not sizes.framework.sequence_parallel or not somewhere(sizes.degrees.tensor > 1):
         return 0

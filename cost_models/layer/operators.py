@@ -56,7 +56,7 @@ class Operator(NamedTuple):
     name: str
     products: tuple[Product, ...] = ()
     passes: tuple[Passes, Passes] = (Passes(), Passes())
-    call: str = ""  # operators of one call are timed as one memory-bound call; empty means a call of its own
+    call: str = ""  # operators of one call are timed as one memory-bound call; empty means a call for itself alone
     exchanges: tuple[tuple[Exchange, ...], tuple[Exchange, ...]] = ((), ())
     attends: bool = False  # the attention of the rank's ring
     times: Number = 1  # how often products and memory-bound work run, one slice of the tokens each time
@@ -248,11 +248,11 @@ def product_s(
 
 
 def products_s(sizes: RankSizes, kernels: Kernels, operator: Operator, grad: bool) -> Number:
-    """An operator's products; a grouped product has a whole number of rows."""
+    """An operator's products; the rows of a grouped product are rounded down."""
     seconds: Number = 0.0
     for rows, out, inside, trained, groups, equal in operator.products:
-        whole = rows if isinstance(rows, int) else larger(rows // 1, 1)
-        once = product_s(sizes, kernels, whole, out, inside, grad, trained=trained, groups=groups)
+        full_rows = rows if isinstance(rows, int) else larger(rows // 1, 1)
+        once = product_s(sizes, kernels, full_rows, out, inside, grad, trained=trained, groups=groups)
         seconds = seconds + (equal * once if equal > 1 else once)
     return seconds
 

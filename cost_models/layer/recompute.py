@@ -66,7 +66,7 @@ POLICIES: dict[Recompute, Policy] = {
         keeps=_all_but("scores"), again=_only("attention"), host=_only("attention"), returns=False, planned=False
     ),
 }  # fmt: skip
-"""`core_attention` is Megatron's: unfused scores are made again; that they return is part of attention's own work."""
+"""`core_attention` is Megatron's: unfused scores are made again; that they return is part of attention's work."""
 NORMS_AGAIN = _only("norm", "sum", "mlp norm")
 """What a framework with `norm_copies` runs again under "none"."""
 

@@ -93,7 +93,7 @@ class RankSizes:
 
     @cached_property
     def window(self) -> int:
-        """Keys that a token of this layer sees at most, its own too; 0 means all before it."""
+        """Keys that a token of this layer sees at most, itself included; 0 means all before it."""
         return self.workload.model.window if self.parts.mixer == "window" else 0
 
     @cached_property
@@ -175,8 +175,8 @@ class RankSizes:
 
     @cached_property
     def _gradients_pass(self) -> Number:
-        """Whether a gradient is whole for a moment; elsewhere it is added up in the resident one at once (below ZeRO-2,
-        unless the host has them)."""
+        """Whether a gradient exists before its reduction. Else it is added at once to the resident one (below
+        ZeRO-2, unless the host has them)."""
         return self.degrees.zero >= (2 if self.degrees.offload_states == "none" else 0)
 
     @cached_property
@@ -218,14 +218,14 @@ class RankSizes:
         """Weights of one layer of this kind on one rank before sharding, without those in `expert_params`."""
         model, tensor = self.workload.model, self.degrees.tensor
         if self.experts is None and model.latent is None:
-            own = model.layer_matmul_params // tensor + model.layer_small_params + model.mlp_bias_params
-            return own + self.adapter_params if self.workload.lora_rank else own
+            params = model.layer_matmul_params // tensor + model.layer_small_params + model.mlp_bias_params
+            return params + self.adapter_params if self.workload.lora_rank else params
         mlp = (3 if model.gated else 2) * model.hidden * model.ffn // tensor
         if self.experts is not None:
             shared = self.experts.shared_params(model.hidden, model.gated) // tensor
             mlp = shared + self.experts.router_params(model.hidden)
-            whole = self.experts.matmul_params(model.hidden, model.gated) // tensor
-            mlp = mlp + pick(self.degrees.expert == 1, whole, 0)
+            undivided = self.experts.matmul_params(model.hidden, model.gated) // tensor
+            mlp = mlp + pick(self.degrees.expert == 1, undivided, 0)
         attention = model.attention_params // tensor
         if model.latent is not None:  # what is the same for all heads is on every tensor rank
             down = model.hidden * model.latent.down_params_per_hidden
@@ -238,8 +238,8 @@ class RankSizes:
         if self.experts is None:
             return 0
         model = self.workload.model
-        own = self.experts.matmul_params(model.hidden, model.gated) // self.degrees.expert
-        return pick(self.degrees.expert == 1, 0, own)
+        held = self.experts.matmul_params(model.hidden, model.gated) // self.degrees.expert
+        return pick(self.degrees.expert == 1, 0, held)
 
     @cached_property
     def linears(self) -> dict[LoraTarget, Maps]:

@@ -40,12 +40,12 @@ def is_mixed(model: Model) -> bool:
 
 def all_runs(model: Model, ranges: tuple[LayerRange, ...]) -> list[Run]:
     """Every layer of the model, first layer first."""
-    found, start = [], 0
+    result, start = [], 0
     for part in ranges:
         kinds = groupby(model.layer_kinds[start : start + part.count])
-        found += [Run(part, kind, len(list(same))) for kind, same in kinds]
+        result += [Run(part, kind, len(list(same))) for kind, same in kinds]
         start += part.count
-    return found
+    return result
 
 
 def runs(model: Model, ranges: tuple[LayerRange, ...], stages: Number) -> list[Run]:
@@ -67,13 +67,13 @@ def stage(model: Model, ranges: tuple[LayerRange, ...], stages: int, index: int)
 def _shares(model: Model, ranges: tuple[LayerRange, ...], stages: Number, index: Number) -> list[tuple[Run, Number]]:
     """All runs of the model with how many layers of each stand on one stage; counted in parts of a layer, exactly."""
     first, last = index * model.layers, (index + 1) * model.layers
-    found: list[tuple[Run, Number]] = []
+    result: list[tuple[Run, Number]] = []
     before: Number = 0
     for run in all_runs(model, ranges):
         after = before + run.layers * stages
-        found.append((run, larger(0, smaller(after, last) - larger(before, first)) / stages))
+        result.append((run, larger(0, smaller(after, last) - larger(before, first)) / stages))
         before = after
-    return found
+    return result
 
 
 def end_stages(stages: int) -> list[int]:

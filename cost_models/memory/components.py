@@ -2,8 +2,8 @@
 
 parameters, gradients, optimizer       resident all the time (`states`)
 activations   what each layer keeps until its backward pass, the final norm's input, rotary tables
-gathered, working, logits              alive at that moment only: whole weights; what is recomputed, gradients in
-              flight; the loss and the head's gradient        vision   of the own frames
+gathered, working, logits              alive at that moment only: full weights; what is recomputed, gradients in
+              flight; the loss and the head's gradient        vision   of the rank's frames
 communication, reserve   library buffers, CUDA context, allocator slack: named estimates below
 """
 
@@ -78,7 +78,7 @@ def _vision(sizes: RankSizes) -> Number:
     inputs = 2 * (vision.projector_in + vision.projector_hidden) * width + 8
     projector = frames * vision.projectors * vision.tokens_per_frame * inputs
     received = smaller(sizes.rows * sizes.workload.vision_tokens, sizes.tokens) * sizes.workload.model.hidden * width
-    if sizes.framework.frame_sharding == "reduced":  # the whole row, zero-filled, on every rank
+    if sizes.framework.frame_sharding == "reduced":  # all of the row, zero-filled, on every rank
         received = received + sizes.rows * sizes.workload.context_tokens * sizes.workload.model.hidden * width
     return tower + projector + received
 
@@ -111,14 +111,14 @@ def fullest(sizes: RankSizes, ranges: tuple[LayerRange, ...], device: Device) ->
         kept = sum(kept_bytes(sizes, part) * part.count for part in ranges)
         moment = peaks.peak(sizes, ranges)
         return components(sizes, kept, moment, device), moment.name
-    found: dict[str, Number] = {}
+    parts_of_fullest: dict[str, Number] = {}
     name = ""
     for index in end_stages(stages):
         here, runs = at_stage(sizes, ranges, index), stage(model, ranges, stages, index)
         kept = sum(kept_bytes(here.of(run.kind), run.part) * run.layers for run in runs)
         moment = peaks.peak(here, [(here.of(run.kind), run.part) for run in runs])
         parts = components(here, kept, moment, device)
-        more = sum(parts.values()) > sum(found.values())
-        found = {part: pick(more, size, found.get(part, 0)) for part, size in parts.items()}
+        more = sum(parts.values()) > sum(parts_of_fullest.values())
+        parts_of_fullest = {part: pick(more, size, parts_of_fullest.get(part, 0)) for part, size in parts.items()}
         name = moment.name if somewhere(more) else name
-    return found, name
+    return parts_of_fullest, name

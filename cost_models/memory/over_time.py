@@ -2,11 +2,11 @@
 
     forward layer i     states + what layers 1 … i keep + one layer's tensors
     head and loss       states + what all layers keep + the loss's logits
-    backward layer i    states + what layers 1 … i keep + what its backward pass holds beside that
-    root gradients      states + whole gradients of embedding, head and projector
+    backward layer i    states + what layers 1 … i keep + what its backward pass adds to that
+    root gradients      states + full gradients of embedding, head and projector
 
 The highest segment is the peak that `price` states, to what the peak counts in simpler form. Of a pipeline this is the
-stage whose layers are played, with all microbatches that it holds in flight. Left out: the vision tower's own curve.
+stage whose layers are played, with all microbatches that it holds in flight. Left out: the vision tower's curve.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ def over_time(
         moment = replace(moment, working=moment.working + always)
         return float(sum(components(sizes, activations, moment, device).values()))
 
-    kept, found = 0.0, []
+    kept, levels = 0.0, []
     for i, segment in enumerate(program.microbatch):
         if i not in layers:
-            found.append(np.full(2, at(kept, _outside(sizes, i, layers, len(forward)))))
+            levels.append(np.full(2, at(kept, _outside(sizes, i, layers, len(forward)))))
             continue
         place = layers.index(i)
         run, sign = order[place], 1 if place < len(forward) else -1
@@ -57,9 +57,9 @@ def over_time(
         moment = replace(peaks.forward(here), logits=0) if sign > 0 else peaks.layer_backward(here, run.part)
         first = kept + (each if sign > 0 else 0.0)
         last = first + sign * each * max(0.0, float(segment.repeat) - 1)
-        found.append(np.array([at(first, moment), at(last, moment)]))
+        levels.append(np.array([at(first, moment), at(last, moment)]))
         kept += sign * each * float(segment.repeat)
-    return found + [np.full(2, at(0.0, Peak(name="update")))] * len(program.epilogue)
+    return levels + [np.full(2, at(0.0, Peak(name="update")))] * len(program.epilogue)
 
 
 def _kept(sizes: RankSizes, run: Run) -> float:

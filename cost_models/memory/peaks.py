@@ -2,13 +2,13 @@
 
     loss              all activations kept; head gathered; logits and their gradients, the head's gradient
     layer backward    head's gradient waiting, this layer and the next one gathered, what is recomputed, gradients of
-                      the MLP's inside or of attention, whole gradients of this layer and of the one before
-    root gradients    activations gone; whole gradients of embedding, head and projector, copied for their reduction
+                      the MLP's inside or of attention, full gradients of this layer and of the one before
+    root gradients    activations gone; full gradients of embedding, head and projector, copied for their reduction
     forward           without training: one layer's tensors and the last token's logits
 
 They follow one another, so the peak is their maximum and never their sum. Each is an upper bound by a few percent of
 itself of what `executor check` counts. Bytes of one rank; numbers or arrays over candidates. Left out: the update's
-transients (no activation is alive beside them), and the tower's backward pass.
+transients (no activation is alive then), and the tower's backward pass.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from cost_models.number import Number, both, larger, pick, smaller, somewhere
 from cost_models.strategy import LayerRange
 
 ROW_BYTES = 40
-"""Per token of a whole row, which every rank reads: ids, labels, positions, documents and their places, 8 B each."""
+"""Per token of a row, which every rank reads: ids, labels, positions, documents and their places, 8 B each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,17 +54,17 @@ def peak(sizes: RankSizes, layers: Iterable[LayerRange | str | tuple[RankSizes, 
     """
     if sizes.workload.mode != "train":
         return forward(sizes)
-    found = _higher(loss(sizes), root_gradients(sizes, least_kept(sizes)))
+    highest = _higher(loss(sizes), root_gradients(sizes, least_kept(sizes)))
     for one in layers:
         here, part = one if isinstance(one, tuple) else (sizes, one)
-        found = _higher(found, layer_backward(here, part))
+        highest = _higher(highest, layer_backward(here, part))
         if not isinstance(part, str) and part.offload != "none":
-            found = _higher(found, root_gradients(sizes, 0))
-    return replace(found, working=found.working + always(sizes))
+            highest = _higher(highest, root_gradients(sizes, 0))
+    return replace(highest, working=highest.working + always(sizes))
 
 
 def always(sizes: RankSizes) -> Number:
-    """What is there at every moment of a training step: whole rows, dummy gradients, a bucket."""
+    """What is there at every moment of a training step: rows, dummy gradients, a bucket."""
     rows = ROW_BYTES * sizes.rows * sizes.workload.context_tokens + dummy_gradients(sizes)
     return rows + pick(sizes.degrees.zero == 3, sizes.framework.bucket_values * sizes.width, 0)
 
@@ -94,7 +94,7 @@ def forward(sizes: RankSizes) -> Peak:
 
 
 def loss(sizes: RankSizes) -> Peak:
-    """Logits by `_logits`, beside the final norm and the gradient of its output; the last layer's gather buffer.
+    """Logits by `_logits`, with the final norm and the gradient of its output; the last layer's gather buffer.
 
     Of a pipeline without `stage` this is the last stage's, which holds fewer microbatches than the first: by at
     least the inputs of its layers.
@@ -115,7 +115,7 @@ def loss(sizes: RankSizes) -> Peak:
 def _logits(sizes: RankSizes) -> Number:
     """What the loss holds at its highest moment: for one chunk of tokens, or for all of the rank by autograd.
 
-    whole    logits in the parameter dtype, in fp32, and the gradient of both; the head's gradient
+    at once  logits in the parameter dtype, in fp32, and the gradient of both; the head's gradient
     chunk    b + 4 + 4 per logit (a CPU's; CUDA's log-softmax casts as it reads), or the gradient's b beside the
              chunk's product; all the while the head's gradient in float32, which the backward pass then casts
     """
@@ -141,10 +141,10 @@ def layer_backward(sizes: RankSizes, part: LayerRange | str) -> Peak:
     width = sizes.width
     recompute = part if isinstance(part, str) else part.recompute
     again = recomputed_bytes(sizes, recompute)
-    whole, reduced = sizes.gradient_bytes, sizes.reduced_bytes
+    full, reduced = sizes.gradient_bytes, sizes.reduced_bytes
     trained = sizes.trained_layer_params + sizes.trained_expert_params
     passing = larger(trained * reduced - kept_bytes(sizes, part), 0)
-    inside = larger(again + _products(sizes) + passing, trained * (whole + reduced))
+    inside = larger(again + _products(sizes) + passing, trained * (full + reduced))
     offloaded = not isinstance(part, str) and part.offload != "none"
     late = larger(dropped_gradients(sizes) - (0 if offloaded else least_kept(sizes)), 0)
     inside = larger(inside - final_norm_input(sizes), 0)  # gone, and counted as kept
@@ -168,13 +168,13 @@ def _products(sizes: RankSizes) -> Number:
 
 def root_gradients(sizes: RankSizes, kept: Number) -> Peak:
     """Whole gradients of the root, and their copy for the reduction, in place of its gathered weights."""
-    whole, reduced = sizes.gradient_bytes, sizes.reduced_bytes
+    full, reduced = sizes.gradient_bytes, sizes.reduced_bytes
     vision, trained = sizes.workload.model.vision, smaller(sizes.trained_root_params, root_params(sizes))
     if vision is not None:
         trained = trained + (vision.embedding_params if sizes.trains("tower") else 0)
         hidden = sizes.workload.model.hidden
         trained = trained + (vision.projector_params(hidden) if sizes.trains("projector") else 0)
-    return Peak(name="root gradients", working=larger(trained * (whole + reduced) - kept, 0))
+    return Peak(name="root gradients", working=larger(trained * (full + reduced) - kept, 0))
 
 
 def _head_gradient(sizes: RankSizes) -> Number:
@@ -191,8 +191,8 @@ def _gathered(sizes: RankSizes, layers: int) -> Number:
     root = root_params(sizes)
     if vision is not None:  # what of the vision side is no layer is in the root's unit of sharding
         root = root + vision.embedding_params + vision.projector_params(sizes.workload.model.hidden)
-    whole = (root + layers * (sizes.layer_params + sizes.expert_params)) * sizes.width
-    return pick(sizes.degrees.zero == 3, whole, 0)
+    full = (root + layers * (sizes.layer_params + sizes.expert_params)) * sizes.width
+    return pick(sizes.degrees.zero == 3, full, 0)
 
 
 def least_kept(sizes: RankSizes) -> Number:

@@ -23,20 +23,20 @@ def states(sizes: RankSizes) -> dict[str, Number]:
         return {"parameters": resident, "gradients": 0.0 * resident, "optimizer": 0.0 * resident}
     master, param = DTYPE_BYTES[precision.master], DTYPE_BYTES[precision.param]
     each = OPTIMIZER_STATES[sizes.workload.optimizer] * DTYPE_BYTES[precision.optimizer]
-    own, expert_own = pick(zero >= 1, shard, 1), pick(zero >= 1, sizes.degrees.expert_shard, 1)
-    copied = zero < 3 if master != param else both(zero < 3, own > 1)
-    stored = (total / own + experts / expert_own) * master + pick(copied, (total + experts) * param, 0)
+    ranks, expert_ranks = pick(zero >= 1, shard, 1), pick(zero >= 1, sizes.degrees.expert_shard, 1)
+    copied = zero < 3 if master != param else both(zero < 3, ranks > 1)
+    stored = (total / ranks + experts / expert_ranks) * master + pick(copied, (total + experts) * param, 0)
     if sizes.workload.lora_rank:  # frozen weights have no master: they stay in the parameter dtype
-        frozen, whole = total - trained, pick(copied, trained * param, 0)
-        stored = trained * master / own + whole + frozen * param / pick(zero == 3, shard, 1)
-    if sizes.degrees.offload_states != "none":  # beside each other on the host: masters, states and gradients
-        held = (total / pick(zero == 3, own, 1) + experts / pick(zero == 3, expert_own, 1)) * param
+        frozen, copies = total - trained, pick(copied, trained * param, 0)
+        stored = trained * master / ranks + copies + frozen * param / pick(zero == 3, shard, 1)
+    if sizes.degrees.offload_states != "none":  # the host has them: masters, states and gradients
+        held = (total / pick(zero == 3, ranks, 1) + experts / pick(zero == 3, expert_ranks, 1)) * param
         resident = 0.0 * held if sizes.degrees.offload_states == "all" else held
         return {"parameters": resident, "gradients": 0.0 * held, "optimizer": 0.0 * held}
     return {
         "parameters": stored,
         "gradients": _gradients(sizes) - dropped_gradients(sizes),
-        "optimizer": (trained / own + trained_experts / expert_own) * each,
+        "optimizer": (trained / ranks + trained_experts / expert_ranks) * each,
     }
 
 

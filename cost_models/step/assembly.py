@@ -1,4 +1,4 @@
-"""A whole step as a program: vision, embedding exchange, layers forward, head and loss, layers backward, optimizer.
+"""A step as a program: vision, embedding exchange, layers forward, head and loss, layers backward, optimizer.
 
     train    microbatches x [vision · embed · layers forward · loss · layers backward · vision backward] · optimizer
     prefill  [vision · embed · layers forward · logits of the last token]
@@ -30,7 +30,7 @@ from cost_models.workload import DTYPE_BYTES, OPTIMIZER_STATES
 FORWARD_SHARE = 1 / 3
 """Of a layer's host time, as of its matrix products."""
 WHOLE_LOSS_BYTES = 32
-"""Traffic per logit of autograd's cross entropy beside reading the logits and writing their gradient: cast w4,
+"""Traffic per logit of autograd's cross entropy, without reading the logits and writing their gradient: cast w4,
 log-softmax r4 w4, zeros for the gradient w4, backward of the softmax r4 r4 w4, cast r4."""
 STATE_BYTES = 8
 """Traffic per weight and state of a fused fp32 update: r4 w4, as of the weight; the gradient is read."""
@@ -131,7 +131,7 @@ def _layer_phases(
 def _of_layer(segment: Segment, sizes: RankSizes, kernels: Kernels, recompute: str | None) -> Segment:
     """With the host's launches and what NCCL's overlap costs.
 
-    A CPU process is its own host: its profile was measured with exchanges, and has what no kernel explains.
+    A CPU process launches nothing: its profile was measured with exchanges, and has what no kernel explains.
     """
     segment = segment._replace(kind=sizes.layer_kind)
     if kernels.device.architecture == "cpu":
@@ -151,7 +151,7 @@ def _offloaded(sizes: RankSizes, offload: str) -> Number:
 
 
 def _to_next_stage(sizes: RankSizes) -> Exchange:
-    """Its share of a layer's boundary; each tensor rank sends its own slice (Megatron-LM, arXiv 2104.04473, 4.1)."""
+    """Its share of a layer's boundary; each tensor rank sends its slice (Megatron-LM, arXiv 2104.04473, 4.1)."""
     moved = sizes.tokens * sizes.workload.model.hidden * sizes.width / sizes.degrees.tensor
     layers = sizes.workload.model.layers / (sizes.degrees.pipeline * sizes.degrees.virtual)
     return Exchange(part="pipeline", axis="pipeline", op="send", bytes=moved / layers)
@@ -222,7 +222,7 @@ def _embedding_copies(sizes: RankSizes) -> Number:
 
 
 def _loss_s(sizes: RankSizes, kernels: Kernels, vocab: Number) -> Number:
-    """Logits, softmax and the products of their gradients, once for each chunk; whole: by autograd's cross entropy.
+    """Logits, softmax and the products of their gradients, once for each chunk; else autograd's cross entropy.
 
     A chunk's traffic per logit (b bytes): log-softmax r b w 4, exp r 4 w 4, mask and cast r 4 w b. Its part of the
     head's gradient is added to a float32 sum (r b r 4 w 4 for each weight) unless it is float32 itself. In the end the
@@ -248,23 +248,25 @@ def _loss_s(sizes: RankSizes, kernels: Kernels, vocab: Number) -> Number:
 
 def update(sizes: RankSizes, kernels: Kernels) -> Segment:
     """Gradient norm and optimizer on this rank's shard (on everything without sharding); a resident buffer cleared."""
-    framework, whole = sizes.framework, trained_params(sizes) / sizes.degrees.pipeline
+    framework, trained = sizes.framework, trained_params(sizes) / sizes.degrees.pipeline
     experts, zero = trained_expert_params(sizes), sizes.degrees.zero
-    params = whole / pick(zero == 0, 1, sizes.degrees.shard) + experts / pick(zero == 0, 1, sizes.degrees.expert_shard)
+    params = trained / pick(zero == 0, 1, sizes.degrees.shard) + experts / pick(
+        zero == 0, 1, sizes.degrees.expert_shard
+    )
     if framework.owned_tensors:  # one owner has the largest tensor to itself
         params = larger(params, sizes.workload.model.embedding_params / sizes.degrees.tensor)
     if sizes.degrees.offload_states != "none":
         return _host_update(sizes, kernels, params)
     moved = params * _update_bytes(sizes)
     if framework.accumulator is not None:
-        moved = moved + (whole + experts) * DTYPE_BYTES[framework.accumulator]
+        moved = moved + (trained + experts) * DTYPE_BYTES[framework.accumulator]
     exchange = Exchange(part="gradients", axis="shard", op="all_reduce", bytes=4.0)
     step = Compute(part="optimizer", seconds=kernels.memory_bound_s(moved, 6))
     return Segment(name="optimizer", phases=(step, _framework(kernels, "framework_step"), exchange))
 
 
 def _host_update(sizes: RankSizes, kernels: Kernels, params: Number) -> Segment:
-    """The CPU's update (ZeRO-Offload, arXiv 2101.06840); new weights go up beside it unless they stay on the host."""
+    """The CPU's update (ZeRO-Offload, arXiv 2101.06840); new weights go up meanwhile unless they stay on the host."""
     norm = Exchange(part="gradients", axis="shard", op="all_reduce", bytes=4.0)
     return Segment(
         name="optimizer",

@@ -86,10 +86,13 @@ def _sums(sizes: RankSizes, weights: Weights) -> tuple[Exchange, ...]:
     """Over the replicas of each shard."""
     width, degrees = DTYPE_BYTES[sizes.workload.precision.reduce], sizes.degrees
     replicated = somewhere(degrees.replicate > 1)
-    found = _present("replicate", "all_reduce", weights.trained * width / degrees.shard) if replicated else ()
+    result = _present("replicate", "all_reduce", weights.trained * width / degrees.shard) if replicated else ()
     if not somewhere(weights.trained_experts > 0):
-        return found
-    return (*found, *_present("expert_replicate", "all_reduce", weights.trained_experts * width / degrees.expert_shard))
+        return result
+    return (
+        *result,
+        *_present("expert_replicate", "all_reduce", weights.trained_experts * width / degrees.expert_shard),
+    )
 
 
 def _blocking(
@@ -100,7 +103,7 @@ def _blocking(
     scatters: Iterable[Exchange],
     passes: int,
 ) -> tuple[Phase, ...]:
-    """Each weight of a layer by a collective of its own, with nothing concurrent; gathers once for each pass.
+    """Each weight of a layer by one collective, with nothing concurrent; gathers once for each pass.
 
     As lists of tensors each collective goes through a flat buffer, read and written with eager operators per rank; the
     buffer of a gather is cleared first.
@@ -126,16 +129,16 @@ def _flattened(sizes: RankSizes, kernels: Kernels, weights: Weights) -> tuple[Ph
 def broadcast_by_owners(segments: list[Segment], sizes: RankSizes) -> tuple[list[Segment], tuple[Segment, ...]]:
     """(segments without the gathers of their last microbatch, the owners' broadcasts of those weights after it).
 
-    Tensors are dealt out undivided (those of the layers, embedding, head and last norm), so no more ranks own any.
+    Tensors are dealt out undivided (those of the layers, embedding, head and last norm), so no more ranks have any.
     """
-    moved, found = 0.0, []
+    moved, result = 0.0, []
     for segment in segments:
         last = segment.last
         if last is not None:
             moved += sum(float(one.bytes * segment.repeat) for one in last.sharding if one.op == "all_gather")
             kept = tuple(one for one in last.sharding if one.op != "all_gather")
             segment = segment._replace(last=last._replace(sharding=kept))
-        found.append(segment)
+        result.append(segment)
     owners = min(int(sizes.degrees.shard), sizes.framework.owned_tensors * sizes.workload.model.layers + ROOT_TENSORS)
     sending = Broadcasts(part="sharding", axis="shard", bytes=moved, owners=owners)
-    return found, (Segment(name="broadcasts of the owners", phases=(sending,)),)
+    return result, (Segment(name="broadcasts of the owners", phases=(sending,)),)
