@@ -2,14 +2,13 @@
 
 import json
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed.run
 
 from cost_models import Cluster, InputError, LayerRange, Placement, Strategy
 from executor.launch.agent import is_mistake, one_line
@@ -17,6 +16,7 @@ from executor.launch.worker import job_main
 from longvila import train
 from longvila.job import Job, JobError
 from tests.executor.planned import ROOT, make_plan, run, save_plan
+from tests.forked import forked
 
 
 def _settings(folder: Path) -> dict[str, object]:
@@ -52,6 +52,12 @@ def test_launched_training_equals_one_process(tmp_path):
         assert _losses(out) == pytest.approx(alone, rel=1e-9)
 
 
+def _torchrun(command: list[str], folder: Path) -> None:
+    os.environ |= {"PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
+    os.chdir(folder)
+    torch.distributed.run.main(command)
+
+
 def test_torchrun_numbers_decide_nothing(tmp_path):
     """Two torchrun agents with swapped node ranks: the places in the plan win."""
     one = Cluster.load("local", gpus=2)
@@ -61,16 +67,15 @@ def test_torchrun_numbers_decide_nothing(tmp_path):
     make_plan(Strategy(ulysses=4, shard=4), cluster=cluster, placement=placement).save(plan)
     agents = []
     for number, host in enumerate(("b", "a")):
-        command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={number}"]
+        command = ["--nnodes=2", f"--node-rank={number}"]
         command += ["--nproc-per-node=2", "--master-addr=127.0.0.1", "--master-port=29533"]
         command += ["--module", "executor.launch.worker", str(plan), f"--host={host}", "--hosts=a,b"]
         command += ["--job=tests.executor.launched_jobs", f"--set=out={tmp_path}"]
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-        agents.append(subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True))
+        agents.append(forked(_torchrun, command, tmp_path))
     try:
         for agent in agents:
-            _, err = agent.communicate(timeout=90)
-            assert agent.returncode == 0, err
+            agent.join(90)
+            assert agent.exitcode == 0
     finally:
         for agent in agents:
             agent.kill()
