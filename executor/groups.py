@@ -28,7 +28,7 @@ RankLists = Sequence[Sequence[int]]
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """This rank's group along one axis; `group` is None where the rank is alone and nothing is ever sent."""
+    """This rank's group along one axis; `group` None means that the rank is alone and sends nothing."""
 
     name: str
     ranks: tuple[int, ...]
@@ -45,13 +45,13 @@ class Axis:
         return GroupExchange(group=self.group, ranks=self.ranks, index=self.index)
 
     def reduce(self, value: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
-        """In place, the same on every member."""
+        """Reduce in place; every member gets the same result."""
         if self.size > 1:
             dist.all_reduce(value, operation, group=self.group)
         return value
 
     def broadcast(self, value: Tensor, member: int = 0) -> Tensor:
-        """In place, the value of that member."""
+        """Overwrite `value` in place with that of one member."""
         if self.size > 1:
             dist.broadcast(value, src=self.ranks[member], group=self.group)
         return value
@@ -138,7 +138,7 @@ def _check(lists: Mapping[str, RankLists], world: int) -> None:
 
 
 def _check_context(context: Sequence[int], lists: Mapping[str, RankLists]) -> None:
-    """A context group is a full grid: rings across, ulysses groups along."""
+    """Refuse a context group that is not a full grid of ring groups and ulysses groups."""
     rings, ulysses = ({_list_of(lists[name], rank) for rank in context} for name in ("ring", "ulysses"))
     places = {(_index(lists["ring"], rank), _index(lists["ulysses"], rank)) for rank in context}
     sizes = {len(ring) for ring in rings}, {len(ranks) for ranks in ulysses}

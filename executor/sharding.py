@@ -37,7 +37,7 @@ from longvila.sharding import IGNORE, Batch, LocalBatch, places_on
 
 @dataclass(frozen=True, kw_only=True)
 class Precision:
-    """Of FSDP2: what parameters are gathered and computed in, and what gradients are summed in; None keeps theirs."""
+    """FSDP2 gathers and computes in `param` and sums gradients in `reduce`; None means the parameters' dtype."""
 
     param: torch.dtype | None = None
     reduce: torch.dtype | None = None
@@ -199,7 +199,7 @@ class ContextSharding:
 
 
 def _places(tensor: Tensor) -> Places:
-    """The numbers of an integer tensor, also while a step runs on fake tensors: which token is where stays real."""
+    """The numbers of an integer tensor, also while a step runs on fake tensors: places of tokens stay real."""
     with unset_fake_temporarily():
         return tensor.cpu().numpy()
 
@@ -209,7 +209,7 @@ def _is_decoder(block: nn.Module) -> bool:
 
 
 def _check_heads(decoder: nn.Module, ulysses: int) -> None:
-    """Degrees that the model's heads do not allow are refused here, before anything is loaded or sent."""
+    """Refuse degrees that the model's heads do not allow, before anything is loaded or sent."""
     config = getattr(decoder.self_attn, "config", None)
     if config is not None:
         HeadSplit(q_heads=config.num_attention_heads, kv_heads=config.num_key_value_heads, ulysses=ulysses)

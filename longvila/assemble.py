@@ -50,7 +50,7 @@ def build_model(
 ) -> nn.Module:
     """The wrapped model on the job's device, with only the `trained` parts (projector, llm, tower) taking gradients.
 
-    Not `filled`, its parameters have memory but no values yet, for a checkpoint to be read into.
+    Without `filled`, parameters have memory but no values: a checkpoint is read into them.
     """
     for part in trained:
         if part not in PARTS:

@@ -87,7 +87,7 @@ def load(path: Path, model: nn.Module, optimizer: Optimizer | None) -> None:
 
 
 class _Writer(HuggingFaceStorageWriter):
-    """A file per process; `digests` of all files is known to rank 0 in the end."""
+    """Every process writes a file; rank 0 gets the `digests` of all files."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(str(folder), save_distributed=True)
@@ -128,7 +128,7 @@ class _Reader(HuggingFaceStorageReader):
 
 
 def _room(folder: Path) -> str:
-    """How much its disk has left: torch's writer does not say that a disk is full."""
+    """Free space of the disk: torch's writer does not say that a disk is full."""
     try:
         return f" ({shutil.disk_usage(folder).free / 2**20:,.0f} MiB free)"
     except OSError:
@@ -136,7 +136,7 @@ def _room(folder: Path) -> str:
 
 
 def _cause(fault: BaseException) -> str:
-    """In words, on one line; of what several processes met, the first."""
+    """The fault on one line; the first one where several processes met faults."""
     if isinstance(fault, CheckpointException) and fault.failures:
         fault = next(iter(fault.failures.values()))[0]
     return " ".join(str(fault).split())[:300] or type(fault).__name__

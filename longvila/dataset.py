@@ -96,7 +96,7 @@ def read_samples(files: Sequence[Path], media_folder: Path, *, prompts: bool = F
 
 
 def _entries(file: Path) -> Iterator[tuple[str, Any]]:
-    """(file:line, parsed) of a JSON list or of JSON lines; in a list, the place in it stands for the line."""
+    """(file:line, parsed) of JSON lines, or (file: sample N, parsed) of a JSON list."""
     text = read_text(file, "data: ")
     if text.lstrip().startswith("["):
         for place, entry in enumerate(_parsed(text, file, 1), start=1):
@@ -108,7 +108,7 @@ def _entries(file: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _parsed(text: str, file: Path, line: int) -> Any:
-    """JSON that begins in that line; broken, nested too deeply, or with an endless number it is a JobError."""
+    """Parse JSON that begins in that line; JSON that is broken or nested too deeply is a JobError."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as fault:
@@ -209,7 +209,7 @@ class Rows:
     shuffle: bool
 
     def step(self, cursor: Cursor, rows: int) -> tuple[list[Row], Cursor]:
-        """The next `rows` rows of the world and where the step after goes on."""
+        """The next `rows` rows of the world and where the next step goes on."""
         taken = []
         for _ in range(rows):
             row, cursor = self._row(cursor)

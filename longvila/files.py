@@ -22,7 +22,7 @@ def read_text(path: Path, where: str) -> str:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """The text under its name only once all of it is on the disk; an OSError leaves what was there."""
+    """Write a text; it gets its name once it is on the disk. An OSError leaves what was there."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")
     to_disk(partial)
@@ -47,7 +47,7 @@ def digest(file: Path) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without torch's notice that a process without a group saves or loads alone."""
+    """Silence torch's notice that a process without a group saves or loads alone."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
         yield

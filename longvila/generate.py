@@ -37,7 +37,7 @@ class GenerateSettings:
     image: str | None = None
     question: str | None = None
     questions: str | None = None  # JSON or JSONL instead of video and question
-    media: str | None = None  # folder of its clips; default: the file's
+    media: str | None = None  # folder of its clips; None means that of the file
     answers: str | None = None  # JSONL file to write
     frames: int = 8
     fps: float | None = None

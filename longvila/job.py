@@ -20,7 +20,7 @@ class JobError(ValueError):
 
 
 def require(holds: bool, name: str, value: object, legal: str) -> None:
-    """Refuse a setting that does not hold what it must."""
+    """Raise a JobError that names the setting, its value and the legal ones, unless it `holds`."""
     if not holds:
         raise JobError(f"settings: {name} {value!r} must be {legal}")
 

@@ -46,7 +46,7 @@ def read_settings(kind: type[Settings], given: Mapping[str, Any], where: str) ->
 
 
 def _number(value: Any, kind: object) -> Any:
-    """PyYAML reads 1e-3 as text; a number written so is a number to whoever wrote it."""
+    """Read text as a number where the field wants one: PyYAML reads 1e-3 as text."""
     try:
         return float(value) if isinstance(value, str) and str(kind).startswith("float") else value
     except ValueError:

@@ -49,7 +49,7 @@ FREE = frozenset({"data", "media", "run", "weights", "model", "checkpoint_every"
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
     data: tuple[str, ...]  # JSON or JSONL files
-    media: str | None = None  # folder of the clips; default: the first data file's
+    media: str | None = None  # folder of the clips; None means that of the first data file
     model: str = "tiny"  # preset or YAML file; not read when weights are given
     weights: str | None = None  # released folder to start from
     run: str = "runs/train"
@@ -185,7 +185,7 @@ def model_fingerprint(config: LongVilaConfig) -> dict[str, Any]:
 
 
 def data_fingerprint(samples: Sequence[Sample]) -> str:
-    """What is learned from: names, turns and media names, in order. The content of the media is not read for it."""
+    """A hash of the samples: names, turns and media names, in order. The content of the media is not read."""
     told = [
         (sample.name, [(turn.role, turn.text) for turn in sample.turns], [file.name for file in sample.media])
         for sample in samples
@@ -194,7 +194,7 @@ def data_fingerprint(samples: Sequence[Sample]) -> str:
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """As JSON gives them back: tuples become lists."""
+    """The values as JSON gives them back: tuples become lists."""
     plain: dict[str, Any] = json.loads(json.dumps(values))
     return plain
 

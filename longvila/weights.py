@@ -159,7 +159,7 @@ def _plain_name(name: str) -> str:
 
 
 def _unbuilt(part: str, name: str, layers: int) -> bool:
-    """What released files hold and the model has no use for."""
+    """Whether released files hold this tensor and the model does not build it."""
     if name.endswith(("rotary_emb.inv_freq", "position_ids")):
         return True
     layer = re.match(r"encoder\.layers\.(\d+)\.", name)

@@ -52,7 +52,7 @@ class Component:
 
     @property
     def difference(self) -> float:
-        """(planned - counted) / counted; 0 if both are nothing."""
+        """(planned - counted) / counted; 0 where both are 0."""
         if self.counted_bytes == 0:
             return 0.0 if self.planned_bytes == 0 else float("inf")
         return self.planned_bytes / self.counted_bytes - 1.0
@@ -154,7 +154,7 @@ def _count(plan: Plan, rank: int, config: LongVilaConfig, tell: Callable[[str], 
 
 
 def _label_phases(model: Any, footprint: Footprint) -> None:
-    """What is made while the tower runs is vision's, then the decoder layers', then the head's."""
+    """Label tensors by the module that makes them: the tower, then the decoder layers, then the head."""
 
     def phase(name: str) -> Callable[..., None]:
         def hook(*_: Any) -> None:
@@ -170,7 +170,7 @@ def _label_phases(model: Any, footprint: Footprint) -> None:
 
 
 def _with_optimizer(model: nn.Module, footprint: Footprint) -> Counter[str]:
-    """What is alive once the optimizer has its state."""
+    """Bytes that are alive once the optimizer has its state."""
     optimizer = Optimizer(plain_parameters(model), betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
     for kind, tensors in optimizer.state().items():
         for tensor in tensors.values():
@@ -201,7 +201,7 @@ def _components(
 
 
 def report(plan: Plan, rank: int, as_json: bool) -> str:
-    """Count and report."""
+    """Count one rank with a progress bar; the text of the result."""
     columns = (TextColumn("counting"), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as progress:

@@ -43,7 +43,7 @@ class Footprint(TorchDispatchMode):
         return result
 
     def mark(self, tensor: Tensor, label: str | None) -> None:
-        """Count a tensor's storages; with a label, they are of that from now on."""
+        """Count a tensor's storages. A label replaces the one that they had."""
         for plain in _plain(tensor):
             storage = plain.untyped_storage()
             known = self._known.get(id(storage))
@@ -88,7 +88,7 @@ class Footprint(TorchDispatchMode):
 
     @contextmanager
     def following_resizes(self) -> Iterator[None]:
-        """FSDP frees and refills gathered weights by resizing their storage, which no dispatch sees."""
+        """Also count resizes of storages: FSDP frees and refills gathered weights so, and no dispatch sees it."""
         original: Callable[..., Any] = torch.UntypedStorage.resize_
 
         def resize_(storage: torch.UntypedStorage, size: int) -> Any:

@@ -104,7 +104,7 @@ def run_team(function: Callable[[Any], Any], argument: object, team: Team) -> Ou
 
 
 def open_store(timeout_s: float) -> Store:
-    """The store of the agent that started this process, by the variables that it set."""
+    """Connect to the store of the agent that started this process; the agent set the variables that name it."""
     limit = timedelta(seconds=timeout_s)
     store, _, _ = next(rendezvous("env://", int(variable("RANK")), int(variable("WORLD_SIZE")), timeout=limit))
     store.set_timeout(limit)
@@ -132,7 +132,7 @@ def one_line(error: BaseException) -> str:
 
 
 def killed(number: int) -> str:
-    """A signal in words."""
+    """Describe a signal by number, name and likely cause."""
     hint = "; out of memory?" if number == signal.SIGKILL else ""
     return f"killed by signal {number} ({signal.Signals(number).name}){hint}"
 
@@ -156,7 +156,7 @@ def _rank(function: Callable[[Any], Any], argument: object, agent: int) -> Any:
 
 
 def _record(error: BaseException, file: Path) -> None:
-    """The reason in the form that torch's agent reads, in room that was kept for it, and the traceback for people."""
+    """Write the reason, as torch's agent reads it, into room that was kept for it; then the traceback for people."""
     at_ns, room = time.time_ns(), file.with_suffix(".room")
     reason = {"message": one_line(error), "extraInfo": {"timestamp": at_ns // 10**9}}
     with suppress(OSError):
@@ -167,7 +167,7 @@ def _record(error: BaseException, file: Path) -> None:
 
 
 def _reason(failure: ProcessFailure, team: Team, logs: _Logs) -> str:
-    """The first cause in one line: the rank that the agent saw end, or one that failed before it."""
+    """Name the first cause in one line: the rank that the agent saw end, or one that failed before it."""
     rank, message = team.ranks[failure.local_rank], ""
     if failure.exitcode < 0:
         return f"rank {rank} failed: {killed(-failure.exitcode)} (more in {logs.file(rank, 'log')})"
@@ -232,7 +232,7 @@ class _Logs(LogsSpecs):
 
 
 class _Meeting(StaticTCPRendezvous):
-    """Nodes in the order of --hosts, at a store that is open already."""
+    """Nodes meet in the order of --hosts, at a store that is open already."""
 
     def __init__(self, store: TCPStore, team: Team) -> None:
         super().__init__(team.master, store.port, team.node, team.nodes, "launch", round(team.timeout_s))

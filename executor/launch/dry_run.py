@@ -25,7 +25,7 @@ DEFAULT_PORT = 29400
 
 
 def describe(launch: Launch) -> str:
-    """Everything that `--dry-run` shows."""
+    """The text that `--dry-run` shows."""
     plan, cost, seats = launch.plan, launch.plan.cost, launch.binding.seats
     kind = "CPU process" if launch.backend == "gloo" else "GPU"
     where = f"{len(launch.binding.host_of_slot)} host(s), {launch.backend}"

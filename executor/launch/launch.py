@@ -57,7 +57,7 @@ class Launch:
 
     @property
     def threads(self) -> int:
-        """Of torch, for each rank of this host."""
+        """Threads of torch for each rank of this host."""
         return max(1, self.here.cores // max(len(self.seats), 1))
 
     @property
@@ -66,7 +66,7 @@ class Launch:
 
 
 def prepare(request: Request, known: Mapping[str, Host] | None = None) -> Launch:
-    """Check everything that can be checked before a process starts; `known`: what is on the other hosts."""
+    """Check everything that can be checked before a process starts; `known` is what other hosts have."""
     check_job(request.job)
     plan = Plan.load(request.plan)
     settings = merge(plan, request.job, request.config, request.sets)
@@ -110,5 +110,5 @@ def _backend(request: Request, plan: Plan) -> str:
 
 
 def rank_environment(threads: int) -> dict[str, str]:
-    """Threads that sleep while they wait: ranks share cores, and one that spins takes its neighbour's time."""
+    """Make threads sleep while they wait: ranks share cores, and one that spins takes time from the others."""
     return {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"}

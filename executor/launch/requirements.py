@@ -53,7 +53,7 @@ def unsupported(plan: Plan) -> list[str]:
 
 
 def _number_formats(plan: Plan) -> list[str]:
-    """What layers are computed and gradients summed in, where that cannot be done or would go wrong."""
+    """Number formats of layers and gradient sums that cannot be run or would give wrong results."""
     precision, problems = plan.workload.precision, []
     # A loss over a million tokens has gradients below fp16's smallest number, and nothing scales them up.
     legal = ("fp64", "fp32", "bf16") if plan.workload.mode == "train" else ("fp64", "fp32", "bf16", "fp16")
@@ -74,7 +74,7 @@ def _number_formats(plan: Plan) -> list[str]:
 
 
 def differences(plan: Plan, host: Host, slot: int, ranks: int) -> list[str]:
-    """What the plan's slot has and this host lacks, one text each."""
+    """One text for each thing that the plan's slot has and this host lacks."""
     node = plan.cluster.node(slot)
     problems = _versions(host)
     if node.device.architecture == "cpu":

@@ -63,7 +63,7 @@ def make_sharding(plan: Plan, rank: int, device: torch.device, timeout: timedelt
 
 
 def job_main(name: str) -> Callable[[Any], None]:
-    """The `main` of a job module; one that is not there is the user's mistake."""
+    """The `main` of a job module; a module without it, or no module, is an InputError."""
     check_job(name)
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # last: a job in the user's folder never shadows an installed module
@@ -79,7 +79,7 @@ def job_main(name: str) -> Callable[[Any], None]:
 
 
 def run(launch: Launch) -> int:
-    """Start this host's ranks, show the first one's output, and wait; the exit code."""
+    """Start this host's ranks, show the output of the first, and wait; the exit code."""
     os.environ |= rank_environment(launch.threads)  # before torch is imported, here and in the ranks
     hosts = launch.binding.hosts
     if len(hosts) == 1 or hosts[0].startswith("127."):
@@ -138,7 +138,7 @@ def run_rank(launch: Launch) -> None:
 
 
 def _agree(launch: Launch, seat: Seat, store: Store) -> None:
-    """Refuse to start where hosts were given different plans, jobs or settings: one model would be trained as two."""
+    """Refuse to start where hosts were given different plans, jobs or settings."""
     if store.add(f"claims/{seat.rank}", 1) > 1:
         raise RuntimeError(f"two processes claim rank {seat.rank}; is another launch using this port?")
     plan = hashlib.sha256(json.dumps(launch.plan.to_dict(), sort_keys=True).encode()).hexdigest()

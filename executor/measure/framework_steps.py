@@ -65,7 +65,7 @@ def framework_samples(bench: Bench, groups: Groups) -> list[Sample]:
 
 
 def _priced_s(bench: Bench, layers: int, microbatches: int) -> float:
-    """What the kernels and collectives measured so far say about the step."""
+    """Price the step from the kernels and collectives measured so far."""
     model = replace(Model.load("longvila-tiny"), layers=layers, layer_kinds=())
     precision = Precision(param="fp32", master="fp32", grad="fp32", reduce="fp32", optimizer="fp32")
     ranks = bench.ranks

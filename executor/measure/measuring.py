@@ -120,7 +120,7 @@ class Bench:
             self.add(lambda a=a: torch.add(a, a), op="memory_bound", bytes=float(moved))  # type: ignore[misc]
 
     def collectives(self, groups: Sequence[tuple[tuple[int, ...], dist.ProcessGroup]], rank: int) -> None:
-        """Every group of one size at once."""
+        """Time the collectives; all groups of one size run at once."""
         ranks, group = next((ranks, group) for ranks, group in groups if rank in ranks)
         members, index = len(ranks), ranks.index(rank)
         for size in BUFFERS if self.device.type == "cpu" else (*BUFFERS, 2**24, 2**27):

@@ -28,7 +28,7 @@ _REFUSED = ("sliding_window", "softcap", "position_bias", "s_aux")
 
 
 class Attend(Protocol):
-    """What the keyword argument `mm_sp` of a model call is: attention of this rank's tokens with all others."""
+    """The keyword argument `mm_sp` of a model call: it computes attention of this rank's tokens with all tokens."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """q (B, H, S, D), k and v (B, K, S', D) -> (B, S, H, D)."""
@@ -68,7 +68,7 @@ class MmSp:
         ring: Exchange,
         grad_ring_dtype: torch.dtype = torch.float32,
     ) -> MmSp:
-        """For a row with document `edges` (see `layout.document_edges`)."""
+        """Attention for a row with document `edges` (see `layout.document_edges`)."""
         tiles = tuple(layout.tiles(ring.index, block, edges) for block in range(ring.size))
         return cls(ulysses=ulysses, ring=ring, tiles=tiles, grad_ring_dtype=grad_ring_dtype)
 
@@ -98,7 +98,7 @@ def attention(
     mm_sp: Attend | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """What Hugging Face models call: query (B, H, S, D), key and value (B, K, S', D) -> ((B, S, H, D), None)."""
+    """Called by Hugging Face models: query (B, H, S, D), key and value (B, K, S', D) -> ((B, S, H, D), None)."""
     if mm_sp is None:
         raise InputError('attention "mm_sp" needs the keyword argument mm_sp: pass **local.attention to the model')
     refused = [name for name in _REFUSED if kwargs.get(name) is not None]
@@ -209,7 +209,7 @@ class _GatherRow(torch.autograd.Function):
 
 
 class _ScatterRow(torch.autograd.Function):
-    """Back again: (B, Hu, T, D) -> (B, S, H, D)."""
+    """The inverse of `_GatherRow` for the output: (B, Hu, T, D) -> (B, S, H, D)."""
 
     @staticmethod
     def forward(ctx: Any, out: Tensor, split: HeadSplit, exchange: Exchange) -> Tensor:

@@ -106,7 +106,7 @@ class ShardedLayer(DynamicLayer):
 
 
 class ShardedCache(Cache):
-    """What `past_key_values` of a Hugging Face model is while it generates over a context group."""
+    """The `past_key_values` of a Hugging Face model that generates over a context group."""
 
     def __init__(self, counts: Callable[[], tuple[int, ...]], member: int) -> None:
         new_layer: Any = partial(ShardedLayer, counts, member)  # called as a class is, one for each layer

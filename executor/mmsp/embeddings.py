@@ -41,7 +41,7 @@ class Route:
 
 
 def vision_of(positions: Places, vision_at: Places) -> tuple[np.ndarray, Places]:
-    """For places in the row: which of them are vision tokens (mask), and the numbers of those vision tokens."""
+    """Which places in the row are vision tokens (a mask), and the numbers of those vision tokens."""
     number = np.searchsorted(vision_at, positions)
     is_vision = number < len(vision_at)
     is_vision[is_vision] = vision_at[number[is_vision]] == positions[is_vision]

@@ -23,7 +23,7 @@ class Pending(Protocol):
     """A shift that is in flight."""
 
     def wait(self) -> Tensor:
-        """The buffer from the previous member; the sent one may be reused from here on."""
+        """Return the buffer from the previous member; the sent one may be reused from then on."""
 
 
 class Exchange(Protocol):
@@ -42,7 +42,7 @@ class Exchange(Protocol):
         """Send a contiguous buffer to member index + 1 and take one like it from index - 1, in a circle."""
 
     def all_gather(self, buffer: Tensor) -> Tensor:
-        """(size, *buffer.shape), in member order."""
+        """Stack the buffers of all members in member order: (size, *buffer.shape)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class Alone:
 
 @dataclass(frozen=True, kw_only=True)
 class GroupExchange:
-    """Over a process group; `ranks` are the members' global ranks in the plan's order, which the group keeps."""
+    """An exchange over a process group; `ranks` are the global ranks of its members, in the plan's order."""
 
     group: dist.ProcessGroup
     ranks: tuple[int, ...]

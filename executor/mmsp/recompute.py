@@ -57,7 +57,7 @@ def _full(forward: Callable[..., Any], *args: Any) -> Any:
 
 
 def _all_but_attention(forward: functools.partial[Any], *args: Any) -> Any:
-    """`forward` carries the layer's keyword arguments, among them the attention's, which gets a place to keep."""
+    """`forward` carries the layer's keyword arguments, among them `mm_sp`, which gets a place to keep its result."""
     call = forward.keywords.get("mm_sp")
     if not isinstance(call, MmSp):
         raise InputError("recompute 'all_but_attention' needs attention \"mm_sp\"; use 'full' with any other")
