@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: written beside their target, flushed, then renamed over it.
+"""Files that appear complete or not at all: written next to their target, flushed, then renamed over it.
 
 A folder that is missing or cannot be written is the user's error, named before anything is computed.
 """

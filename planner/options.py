@@ -54,7 +54,7 @@ _OPTIONS = (
     click.option("--lora-rank", default="0", metavar="R",
                  help="Train adapters of rank R on every linear map of the language model, its weights frozen."),
     click.option("--lora-beside", default="", metavar="PARTS",
-                 help="Trained whole beside the adapters: embeddings,norms (LongVILA's context extension has both)."),
+                 help="Also trained, in full: embeddings,norms (LongVILA's context extension has both)."),
     click.option("--precision", default=None, metavar="bf16|fp16|fp32",
                  help="Weights and activations (default bf16 over fp32 masters; fp16 before Ampere, fp32 on a CPU)."),
     click.option("--profile", "profile", default=None, metavar="FILE",
@@ -287,7 +287,7 @@ def _pin(name: str, value: str, flag: str) -> Any:
 
 
 def strategy_of(fixed: Mapping[str, Any], layers: int) -> Strategy:
-    """A whole strategy from pins: what is not given is 1; shard defaults to all ranks, zero to 3."""
+    """A complete strategy from pins: what is not given is 1; shard defaults to all ranks, zero to 3."""
     given = dict(fixed)
     recompute = given.pop("recompute", "none")
     ranks = given.get("data", 1) * given.get("ring", 1) * given.get("ulysses", 1)

@@ -37,7 +37,7 @@ SCHEMA = Path(__file__).parent / "schemas" / "plan.schema.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Simulated:
-    """What the simulator found for one layout."""
+    """What the simulator says of one layout."""
 
     step_s: float
     seconds: Mapping[str, float]  # by part, along the slowest rank
@@ -84,7 +84,7 @@ class Plan:
 
     @cached_property
     def frames(self) -> list[tuple[int, int]]:
-        """[first, last + 1) frame of each rank: whole frames spread evenly over the context group."""
+        """[first, last + 1) frame of each rank: undivided frames spread evenly over the context group."""
         context, frames = self.strategy.context, self.workload.frames
         spans = np.zeros((self.strategy.ranks, 2), dtype=np.int64)
         for index, ranks in enumerate(self.groups["context"].T):

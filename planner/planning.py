@@ -94,7 +94,7 @@ def plan(
 
 
 def _roomier(cluster: Cluster, workload: Workload, choice: Choice, profile: Profile | None) -> Choice:
-    """The same layout with ZeRO-3, where whole weights buy less than TIE of the time: memory is worth more."""
+    """The same layout with ZeRO-3, where undivided weights save less than TIE of the time: memory is worth more."""
     if choice.strategy.zero != 2:
         return choice
     strategy = replace(choice.strategy, zero=3)

@@ -123,7 +123,11 @@ class _Program:
         """(column, its layers and value, the bound of the space)."""
         result = self.result
         candidates, beyond = self._candidates()
-        answer = self._choose(candidates) or self._of_search(candidates, int(result.value.argmin()))
+        best = int(result.value.argmin())
+        if self.objective != "memory" and result.incumbent <= float(result.bound[candidates].min()) * (1 + EQUAL):
+            answer = self._of_search(candidates, best, True)  # entire layers reach the bound of fractions
+        else:
+            answer = self._choose(candidates) or self._of_search(candidates, best)
         of_columns = max(answer.bound, float(result.bound[candidates].min()))  # at a time limit fractions may say more
         bound = min(of_columns, result.open_bound, result.bound[beyond].min(initial=np.inf))
         column = candidates[answer.column]
@@ -131,8 +135,8 @@ class _Program:
             return column, answer, bound
         # Of equal columns the solver returns any one, which may change with its version. Columns whose mix of two
         # policies is as good as its answer are therefore ordered by our rule, and the first is taken.
-        best = min(answer.value, result.incumbent)
-        equal = [i for i in candidates if result.value[i] <= best * (1 + EQUAL)]
+        least = min(answer.value, result.incumbent)
+        equal = [i for i in candidates if result.value[i] <= least * (1 + EQUAL)]
         if equal:
             column = min(equal, key=self.columns.tie_key)
             proven = answer.optimal

@@ -2,7 +2,7 @@
 
 `bytes_per_rank` is what each rank puts on the wire, the number that the byte formulas of the step use; `wire_bytes`
 turns a buffer into it (B the buffer in bytes as NCCL's tests count it, n ranks):
-    all_to_all  B·(n−1)/n  (B: one rank's whole send buffer)     all_reduce  2·B·(n−1)/n  (ring)
+    all_to_all  B·(n−1)/n  (B: all that one rank sends from)     all_reduce  2·B·(n−1)/n  (ring)
     all_gather, reduce_scatter  B·(n−1)/n  (B: the full tensor)  send_recv   B
 Measured tables (2, 4, 8 ranks; 512 B to 512 MiB) are read in log-log; below them the latency holds, above them the
 rate. More than 8 ranks keep the rate of 8 and add latency as from 4 to 8. An unmeasured link keeps its relative's

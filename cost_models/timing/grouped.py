@@ -3,8 +3,8 @@
     group = ((slow · FLOPs / limit + exposed · bytes / bandwidth)^8 + call^8)^(1/8),   call of `groups` = groups · group
     bytes = both factors once, and the result; a weight gradient reads and writes its accumulator instead
 
-Alone, a product hides its traffic behind its own tiles, and in a timed loop its weights stay in the cache. Each group
-has weights and sums of its own, which come from memory while little else runs: FLOPs and traffic add up. `limit` is
+Alone, a product hides its traffic behind its tiles, and in a timed loop its weights stay in the cache. Each group
+has other weights and sums, which come from memory while little else runs: FLOPs and traffic add up. `limit` is
 that of a busy board (`power_limit.py`), with the idle ends of one group filled by the next (its calls lie on four
 streams); `call` is what the host needs to launch a group. Units: seconds, FLOP/s, bytes. Left out: unequal groups.
 """

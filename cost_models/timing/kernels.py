@@ -82,7 +82,7 @@ class Kernels:
             held, measured = clock == "held", curves.busy.limit_flops
             self._limit_flops = limit_flops(device, base, board, measured) if held else None
             self._base_limit_flops = limit_flops(base, base, board, measured) if held else None
-            self._unequal = curves.unequal(own=device.name == board.name)
+            self._unequal = curves.unequal(same_board=device.name == board.name)
             self._dims = curves.head_dims
             self._tables = {t: curves.attention_paged(t) for t in {near.table for near in self._dims}}
             self._longest = float(next(iter(self._tables.values())).axes[0][-1])
@@ -167,7 +167,7 @@ class Kernels:
     ) -> Number:
         """One fused attention: `q_tokens` queries on `kv_tokens` keys, `batch` times `heads` query heads.
 
-        `head_dim` of queries and keys, `value_dim` of values (none: as wide), as in multi-head latent attention.
+        `head_dim` of queries and keys, `value_dim` of values (`None` means as wide), as in multi-head latent attention.
 
         `paged`: the serving kernel that reads a paged cache (forward only); else the contiguous kernel of training.
 
@@ -269,7 +269,7 @@ class Kernels:
         columns = heads * smaller(copies, 1.0)
         work = batch * heads * pairs
         logs = 0.0
-        for near, weight in _beside(self._dims, padded):
+        for near, weight in _neighbours(self._dims, padded):
             grid = self._tables[near.table]
             read: Any = grid.read if larger is max else grid.read_many
             seconds, (ct, cb, ch, _) = read(tokens, larger(copies, 1.0), columns, group)
@@ -363,8 +363,8 @@ def _unmasked_share(q_tokens: Number, kv_tokens: Number, pairs: Number, larger: 
     return larger(2.0 * pairs / larger(q_tokens * kv_tokens, 1.0) - 1.0, 0.0)
 
 
-def _beside(dims: Sequence[HeadDim], padded: int) -> list[tuple[HeadDim, float]]:
-    """The known head dims beside `padded` and their weights in log."""
+def _neighbours(dims: Sequence[HeadDim], padded: int) -> list[tuple[HeadDim, float]]:
+    """The known head dims below and above `padded` and their weights in log."""
     below = [row for row in dims if row.dim <= padded] or [dims[0]]
     above = [row for row in dims if row.dim >= padded] or [dims[-1]]
     low, high = below[-1], above[0]

@@ -1,6 +1,6 @@
 """The packed curves of the devices that were measured, and which of them a device is scaled from.
 
-One .npz per measured architecture (tables of log-seconds) and one .json beside it with the source of each
+One .npz per measured architecture (tables of log-seconds) and one .json of the same name with the source of each
 operation, the presets that it was measured on, and the error on shape families left out of the fit. Read once, kept.
 """
 
@@ -111,12 +111,12 @@ class DeviceCurves:
         limit, slow, exposed = self.arrays["busy"].tolist()
         return Busy(limit_flops=limit, slow=slow, exposed=exposed)
 
-    def unequal(self, own: bool) -> tuple[float, float]:
+    def unequal(self, same_board: bool) -> tuple[float, float]:
         """Attention with 192-wide keys and 128-wide values over the curve of an equal head dim, forward and backward.
 
-        `own`: of the board that BUSY_BOARDS names; else of the one that the curve is of.
+        `same_board`: of the board that BUSY_BOARDS names; else of the one that the curve is of.
         """
-        forward, backward = self.arrays["unequal"][int(own)].tolist()
+        forward, backward = self.arrays["unequal"][int(same_board)].tolist()
         return forward, backward
 
     @property

@@ -1,4 +1,4 @@
-"""What a matrix product takes on a busy board: its burst time under the power limit, and an accumulator beside it.
+"""What a matrix product takes on a busy board: its burst time under the power limit, and with an accumulator.
 
     busy  = ((slow · burst)^8 + (FLOPs / limit)^8)^(1/8) + exposed · accumulator bytes / bandwidth
     limit = the rate at which a board that only multiplies settles; of another board of the architecture

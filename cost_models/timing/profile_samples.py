@@ -17,7 +17,7 @@ from cost_models.timing.collectives import OPS as COLLECTIVES
 
 
 def samples_for(profile: Profile | None, cluster: Cluster) -> tuple[Sample, ...]:
-    """The samples that price this cluster; none without a profile."""
+    """The samples that price this cluster; empty without a profile."""
     if profile is None:
         return ()
     node = cluster.runs[0].node

@@ -6,7 +6,7 @@
 A ring visits each domain of its group once per channel. A group has as many channels as its block with the fewest
 cards has cards; a channel carries 1 / channels of the buffer. Which of its cards a block with more of them uses is not
 known: the closed form spreads a channel's bytes evenly over them, the simulator takes every n-th one. Over two domains
-an all-reduce may take a tree instead: it sends the whole buffer out of each domain once, where rings send
+an all-reduce may take a tree instead: it sends all of the buffer out of each domain once, where rings send
 2 (P - 1) / P of it, but no faster than a tree inside the domain passes bytes on. Left out: trees over more domains.
 """
 

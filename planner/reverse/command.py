@@ -26,7 +26,7 @@ _OPTIONS = (
     click.option("--finish", metavar="'N tokens in T'",
                  help="Fewest GPUs for '3T tokens in 30 days'; --cluster may name several presets by commas."),
     click.option("--goodput", is_flag=True, help="What failures leave: checkpoint interval, spares, planning again."),
-    click.option("--mtbf-hours", metavar="H", help="With --goodput: hours between failures of the whole cluster."),
+    click.option("--mtbf-hours", metavar="H", help="With --goodput: hours between failures of the cluster."),
     click.option("--checkpoint-gb-per-s", metavar="R", default="2", show_default=True,
                  help="With --goodput: GB/s at which a node writes its part of a checkpoint."),
     click.option("--restart-minutes", metavar="M", default="10", show_default=True,
@@ -91,7 +91,7 @@ def goodput(given: Mapping[str, Any], asked: options.Question, on_step: Callable
     from planner.reverse.goodput import Failures, fleets, rates_of
 
     if given["mtbf_hours"] is None:
-        raise InputError("--mtbf-hours is missing: hours between failures of the whole cluster (such as 8)")
+        raise InputError("--mtbf-hours is missing: hours between failures of the cluster (such as 8)")
     numbers = {name: positive(given[name], f"--{name.replace('_', '-')}") for name in _FAILURES}
     cluster, workload = asked.cluster, asked.workload
     size = state_bytes(workload)
@@ -108,7 +108,7 @@ def goodput(given: Mapping[str, Any], asked: options.Question, on_step: Callable
 
     rates = rates_of(rate, cluster.slots, failures)
     if not rates[0]:
-        raise InputError("nothing fits on the whole cluster; `plan` says what would")
+        raise InputError("nothing fits on the cluster; `plan` says what would")
     found = fleets(failures, rates, cluster.slots)
     if given["as_json"]:
         answer = {"interval_s": failures.interval_s(), "checkpoint_s": failures.checkpoint_s, "rates": rates}

@@ -77,7 +77,7 @@ def fewest(
     dollars_per_gpu_hour: float | None = None,
     on_step: Callable[[str], None] = lambda what: None,
 ) -> Fewest:
-    """The smallest number of whole nodes of preset `name` on which the goal is reached."""
+    """The smallest number of nodes of preset `name` on which the goal is reached."""
     known: dict[int, Choice | None] = {}
 
     def best(nodes: int) -> Choice | None:

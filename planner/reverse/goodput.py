@@ -55,7 +55,7 @@ class Failures:
         return work_s / self.wall_s(work_s)
 
     def interval_s(self) -> float:
-        """The best distance of checkpoints: goodput has one maximum, found by golden sections of its logarithm."""
+        """The best distance of checkpoints: goodput has one maximum, which golden sections of its logarithm reach."""
         guess = math.sqrt(2 * self.checkpoint_s * self.between_s)
         low, high = math.log(guess / 100), math.log(guess * 100)
         golden = (math.sqrt(5) - 1) / 2

@@ -1,6 +1,6 @@
 """Best-first search: from bounds to the few priced columns that the integer program chooses from.
 
-    1  bound the whole space (ranges of rings where it is large)
+    1  bound all of the space (ranges of rings where it is large)
     2  price the most promising layouts on their placements: the incumbent
     3  split every range, then price every layout, whose bound is below the incumbent, in ascending order
 

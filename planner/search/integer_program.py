@@ -23,7 +23,7 @@ from planner.search.policy_prices import PolicyPrices
 
 GIB = 2.0**30
 ROUNDING_BYTES = 6.0
-"""`price` rounds each of 11 memory parts to whole bytes: their sum may be this much above the exact one."""
+"""`price` rounds each of 11 memory parts to bytes: their sum may be this much above the exact one."""
 HAIR = 1e-9
 """Relative slack of the second stage of the memory objective."""
 
@@ -82,7 +82,7 @@ class _Model:
         self.gib.append((fullest, 1.0))
 
     def minimise(self, objective: list[tuple[Any, float]], time_limit_s: float) -> tuple[float, bool] | None:
-        """(bound, proven), or None if nothing is feasible."""
+        """(bound, proven); `None` means that nothing is feasible."""
         self.problem.setObjective(pulp.LpAffineExpression(objective))
         solver = pulp.HiGHS(
             msg=False,
@@ -119,7 +119,7 @@ def choose(
     memory_first: bool = False,
     time_limit_s: float = 10.0,
 ) -> Answer | None:
-    """The best column with its layers by policy; None if no column fits, or none was found in time."""
+    """The best column with its layers by policy; `None` means that no column fits, or that the time ran out."""
     model = _Model(columns, capacity_bytes, weight)
     scale = max(
         1e-30, float(np.min(columns.other_s * weight + columns.layers * np.min(columns.layer_s, axis=1) * weight))

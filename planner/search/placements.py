@@ -1,7 +1,7 @@
 """Where ranks can lie: placements of one layout, complete on small clusters, the promising families on large ones.
 
     order   which ranks are neighbours: ulysses innermost, ring innermost, data innermost, or a box a x b of both
-    fill    how many of them each slot takes: all free GPUs, or whole ulysses blocks only (a node of 5 hosts one of 4)
+    fill    how many of them each slot takes: all free GPUs, or complete ulysses blocks only (one of 4 on a node of 5)
     tier    which slots: all, or only those with at least some GPU speed, card rate, memory, or rate inside the domain
     tour    leaf by leaf and domain by domain, those with most GPUs first, their better nodes first or last
 
@@ -57,7 +57,7 @@ class Placer:
         self.alike = self.cluster.slots == 1 and not buses  # one node whose GPUs no price can tell apart
 
     def placements(self, strategy: Strategy) -> Placements:
-        """Every placement up to symmetry if there are few, else those of the families; none if GPUs do not suffice."""
+        """Every placement up to symmetry if there are few, else those of the families; empty without room."""
         if self.cells is not None and strategy.ranks <= COMPLETE_RANKS:
             listed = self.cells.placements(strategy.ranks)
             if listed is not None:
@@ -79,7 +79,7 @@ class Placer:
         return Placements(slots=slots, gpus=gpus, complete=self.alike)
 
     def _room(self, tier: int, block: int) -> tuple[Ints, Ints]:
-        """GPUs that each slot of a tier gives to whole blocks in its domain, and their running sum."""
+        """GPUs that each slot of a tier gives to undivided blocks in its domain, and their running sum."""
         if (tier, block) in self._rooms:
             return self._rooms[tier, block]
         cluster, slots = self.cluster, self.tiers[tier]
@@ -96,7 +96,7 @@ class Placer:
         return self._rooms[tier, block]
 
     def _fill(self, tier: int, block: int, ranks: int) -> tuple[Ints, Ints] | None:
-        """(slot, GPU) of so many ranks in order, whole blocks in each domain; None if there is no room."""
+        """(slot, GPU) of so many ranks in order, undivided blocks in each domain; `None` means that there is no room."""
         cluster = self.cluster
         free, total = self._room(tier, block)
         if not len(total) or total[-1] < ranks:
@@ -141,7 +141,7 @@ def _traits(costs: ClusterCosts) -> NDArray[np.float64]:
 
 
 def _tiers(costs: ClusterCosts) -> Iterator[Ints]:
-    """Sets of slots worth using alone, as tours; the whole cluster first."""
+    """Sets of slots worth using alone, as tours; all slots first."""
     cluster, traits = costs.cluster, _traits(costs)
     rising, kind = np.unique(traits, axis=0, return_inverse=True)
     kinds, kind = rising[::-1], kind.reshape(-1)
@@ -189,7 +189,7 @@ def _ranked(unit: Ints, free: Ints, kind: Ints) -> Ints:
 
 
 def _blocks(strategy: Strategy, free: Ints) -> list[int]:
-    """Blocks of ranks that may be kept whole in a domain: 1 (fill everything), ulysses, ring, context."""
+    """Blocks of ranks that may stay together in a domain: 1 (fill everything), ulysses, ring, context."""
     inner = strategy.tensor
     sizes = {1, inner * strategy.ulysses, inner * strategy.ring, inner * strategy.context}
     return sorted(size for size in sizes if size == 1 or (size <= free.max() and np.any(free % size)))
@@ -257,7 +257,7 @@ class _Cells:
                 self.rules.append((node_cells[slot], node_cells[twin_slot]))
 
     def placements(self, ranks: int) -> tuple[Ints, Ints] | None:
-        """Slots and GPUs of every assignment of ranks to cells up to exchange, or None if they are too many."""
+        """Slots and GPUs of every assignment of ranks to cells up to exchange; `None` means that they are too many."""
         if ranks in self.listed:
             return self.listed[ranks]
         self.listed[ranks] = None
@@ -314,7 +314,7 @@ def _exchangeable(units: Ints, one: Ints, other: Ints) -> bool:
 
 
 def _twin(wiring: Wiring, slot: int) -> int:
-    """The last earlier slot with an equal node and the same leaf, each its own domain; -1 if there is none."""
+    """The last earlier slot with an equal node and the same leaf, whose nodes are domains by themselves; -1 if there is no such slot."""
     cluster = wiring.cluster
     alike = [
         other

@@ -1,7 +1,7 @@
 """What would make a workload fit: other pins, tensor or pipeline degrees, offload, more GPUs, a shorter context.
 
 Every remedy is tried: the space is bounded again with one thing changed, and the memory of a layout does not depend on
-where its ranks lie, so what fits there fits. GPU counts and contexts are found by bisection. Bytes per GPU.
+where its ranks lie, so what fits there fits. Bisection gives GPU counts and contexts. Bytes per GPU.
 Left out: combinations of remedies.
 """
 
@@ -29,7 +29,7 @@ from planner.search.branch import Branches, Tree
 from planner.search.space import Space, divisors
 
 CONTEXT_STEP = 1024
-"""Contexts are offered in whole K tokens."""
+"""Contexts are offered in multiples of so many tokens."""
 
 
 class NothingFits(InputError):
@@ -142,7 +142,7 @@ def _more_gpus(space: Space, samples: tuple[Sample, ...]) -> int | None:
 
 
 def _shorter(space: Space, samples: tuple[Sample, ...]) -> int | None:
-    """The longest context that fits, in whole K tokens."""
+    """The longest multiple of `CONTEXT_STEP` tokens that fits; `None` means that no shorter one does."""
     workload = space.workload
     fewest = -(-max(workload.vision_tokens, 1) // CONTEXT_STEP)
 
@@ -158,7 +158,7 @@ def _shorter(space: Space, samples: tuple[Sample, ...]) -> int | None:
 
 
 def _offloaded(space: Space, samples: tuple[Sample, ...]) -> int | None:
-    """Least memory with every layer recomputed and its input on the host, over the layouts; None if above the room."""
+    """Least memory with every layer recomputed and its input on the host, over the layouts; `None` if it does not fit."""
     if space.workload.mode != "train" or space.pins.get("recompute", "full") != "full":
         return None
     tree, single = _listed(space, samples)

@@ -1,4 +1,4 @@
-"""Where a plan turns into another one: the thresholds of a numeric axis, found by bisection and said in words.
+"""Where a plan turns into another one: the thresholds of a numeric axis, by bisection, in words.
 
 Along each numeric axis, with all others as they are now, neighbouring values whose plans differ in a trait (whether
 anything fits, where ulysses and ring lie, recompute, sharding, degrees) hold a threshold between them. Bisection

@@ -55,7 +55,7 @@ def what_if(**given: Any) -> None:
     """What happens to the plan if the network, the machines or the question change.
 
     Every scenario is planned again, and priced with the old plan kept. Options that change something combine: every
-    value of each with every value of the others. Thresholds at which the plan changes are found by bisection.
+    value of each with every value of the others. Bisection gives the thresholds at which the plan changes.
     """
     from planner.what_if import table
     from planner.what_if.cliffs import cliffs
