@@ -79,7 +79,7 @@ class Placer:
         return Placements(slots=slots, gpus=gpus, complete=self.alike)
 
     def _room(self, tier: int, block: int) -> tuple[Ints, Ints]:
-        """GPUs that each slot of a tier gives to undivided blocks in its domain, and their running sum."""
+        """GPUs that each slot of a tier gives to complete blocks in its domain, and their running sum."""
         if (tier, block) in self._rooms:
             return self._rooms[tier, block]
         cluster, slots = self.cluster, self.tiers[tier]
@@ -96,7 +96,7 @@ class Placer:
         return self._rooms[tier, block]
 
     def _fill(self, tier: int, block: int, ranks: int) -> tuple[Ints, Ints] | None:
-        """(slot, GPU) of so many ranks in order, undivided blocks in each domain; `None` means that there is no room."""
+        """(slot, GPU) of so many ranks in order, complete blocks in each domain; `None` if there is no room."""
         cluster = self.cluster
         free, total = self._room(tier, block)
         if not len(total) or total[-1] < ranks:
@@ -314,7 +314,7 @@ def _exchangeable(units: Ints, one: Ints, other: Ints) -> bool:
 
 
 def _twin(wiring: Wiring, slot: int) -> int:
-    """The last earlier slot with an equal node and the same leaf, whose nodes are domains by themselves; -1 if there is no such slot."""
+    """The last earlier slot with an equal node and the same leaf, each in a separate domain; -1: no such slot."""
     cluster = wiring.cluster
     alike = [
         other

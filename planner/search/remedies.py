@@ -158,7 +158,7 @@ def _shorter(space: Space, samples: tuple[Sample, ...]) -> int | None:
 
 
 def _offloaded(space: Space, samples: tuple[Sample, ...]) -> int | None:
-    """Least memory with every layer recomputed and its input on the host, over the layouts; `None` if it does not fit."""
+    """Least memory of any layout with every layer recomputed and its input on the host; `None` if that does not fit."""
     if space.workload.mode != "train" or space.pins.get("recompute", "full") != "full":
         return None
     tree, single = _listed(space, samples)
