@@ -62,9 +62,9 @@ def read_config(path: Path) -> Model:
     config = strict.read_json(path, "--model")
     where = str(path)
     kind = config.get("model_type")
-    if kind in TEXT_KINDS:
+    if isinstance(kind, str) and kind in TEXT_KINDS:
         return Model(name=_name(config, path), **text_fields(config, kind, where, nested=False))
-    if kind not in VLM:
+    if not isinstance(kind, str) or kind not in VLM:
         raise InputError(f"{where}: model_type {kind!r} is not supported; legal: {', '.join([*TEXT_KINDS, *VLM])}")
     text, text_where = _part(config, ("text_config", "llm_cfg", "llm_config"), path, "llm", where, kind)
     text_kind = _text_kind(text, kind, text_where)
@@ -78,7 +78,7 @@ def read_config(path: Path) -> Model:
 def _text_kind(text: Mapping[str, object], kind: str, where: str) -> str:
     named = text.get("model_type", VLM[kind].text)
     found = VLM[kind].text if named == kind else named
-    if found not in TEXT_KINDS:
+    if not isinstance(found, str) or found not in TEXT_KINDS:
         raise InputError(f"{where}: language model kind {named!r} is not supported; legal: {', '.join(TEXT_KINDS)}")
     return found
 

@@ -8,6 +8,7 @@ from typing import Any
 from cost_models.errors import InputError
 from cost_models.models.config_fields import Fields
 from cost_models.models.huggingface_experts import experts_of, latent_of
+from cost_models.models.model import MOST_LAYERS
 from cost_models.models.text_kinds import SIZES, TEXT_KINDS, TextKind
 from cost_models.models.windows import windows
 
@@ -24,6 +25,8 @@ def text_fields(config: Mapping[str, object], kind: str, where: str, nested: boo
     _check(config, kind, one, where)
     fields = Fields(config, where, one.defaults if nested else _said(one.defaults))
     heads, layers = fields.number("num_attention_heads"), fields.number("num_hidden_layers")
+    if layers > MOST_LAYERS:
+        raise InputError(f"{where}: num_hidden_layers={layers}; legal: 1 to {MOST_LAYERS}")
     hidden = fields.number("hidden_size")
     window, chosen = windows(fields, one, layers)
     result: dict[str, Any] = {

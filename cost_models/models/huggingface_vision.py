@@ -199,6 +199,6 @@ def _llava_video_tokens(top: Fields, side: int) -> int:
     pooled = -(-side // stride) if mode == "bilinear" else side // stride
     newline = top.get("mm_newline_position") or "one_token"
     after = {"grid": pooled, "frame": 1, "one_token": 0, "no_token": 0}
-    if newline not in after:
+    if not isinstance(newline, str) or newline not in after:
         raise InputError(f"{top.where}: mm_newline_position={newline!r}; legal: {', '.join(after)}")
     return pooled * pooled + after[newline]

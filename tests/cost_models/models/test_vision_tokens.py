@@ -26,7 +26,7 @@ def load(folder, data):
 
 
 def nested(kind, tower, **more):
-    return {"model_type": kind, "text_config": TEXT, "vision_config": tower, **more}
+    return {"model_type": kind, "text_config": TEXT, "vision_config": tower} | more
 
 
 @pytest.mark.parametrize(
@@ -101,6 +101,10 @@ def test_frames_of_another_size(tmp_path):
         ),
         ({**LLAVA_VIDEO, "mm_vision_tower": "some/tower"}, "mm_vision_tower='some/tower' is not known"),
         ({**LLAVA_VIDEO, "mm_newline_position": "row"}, "mm_newline_position='row'; legal: grid"),
+        ({**LLAVA_VIDEO, "mm_newline_position": ["grid"]}, r"mm_newline_position=\['grid'\]; legal: grid"),
+        ({**TEXT, "model_type": ["qwen2"]}, r"model_type \['qwen2'\] is not supported"),
+        (nested("llava", SIGLIP, text_config={**TEXT, "model_type": {}}), "language model kind {} is not supported"),
+        ({**TEXT, "num_hidden_layers": 10**12}, "num_hidden_layers=1000000000000; legal: 1 to 10000"),
         (nested("internvl", {}, downsample_ratio=0.4), "downsample_ratio=0.4 must be 1 over"),
         ({**TEXT, "layer_types": ["full_attention", "linear_attention"]}, "layer_types has 'linear_att"),
         (
