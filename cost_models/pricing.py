@@ -149,12 +149,7 @@ def fold_segment(segment: Segment, paths: Paths) -> Folded:
 
 
 def _concurrent(
-    segment: Segment,
-    paths: Paths,
-    seconds: dict[str, Number],
-    hidden: dict[str, Number],
-    busy: Number,
-    staged: Number,
+    segment: Segment, paths: Paths, seconds: dict[str, Number], hidden: dict[str, Number], busy: Number, staged: Number
 ) -> None:
     """Adds what runs concurrently with a segment's phases: sharding, host memory, and the host's launches."""
     if somewhere(segment.host_update_bytes > 0):

@@ -12,7 +12,7 @@ attention (counted as a dense layer), chunks of attention (as one call), and tha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from cost_models.layer.decoder import operators
 from cost_models.layer.recompute import policy
@@ -29,20 +29,11 @@ ADDED_GRADIENTS = 9
 """Weights of a layer whose gradients a further microbatch adds to those before."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Attends:
-    """Operators around attention that depend on the layout: of an exchange of heads, of a ring once, of each hop."""
-
-    exchange: int
-    ring: int
-    hop: int
+EXCHANGE_CALLS, RING_CALLS, HOP_CALLS = (1, 7), (1, 2), (6, 8)
+"""Operators around attention, forward and backward: of an exchange of heads, of a ring once, of each hop."""
 
 
-FORWARD, BACKWARD = Attends(exchange=1, ring=1, hop=6), Attends(exchange=7, ring=2, hop=8)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Calls:
+class Calls(NamedTuple):
     """Of a layer one way, with what its policy runs again, without what sharding calls."""
 
     operators: Number  # without those of hops
@@ -52,25 +43,24 @@ class Calls:
 
 
 def layer_calls(sizes: RankSizes, recompute: str | None = None) -> Calls:
-    """Backward under a policy, or forward (None)."""
+    """Backward under a policy; `None` means forward."""
     table, grad = operators(sizes), recompute is not None
     again = () if recompute is None else tuple(one for one in table if policy(recompute).host(one.name))
     called = sum(one.host[grad] for one in table) + sum(one.host[False] for one in again)
     exchanges = sum(one.name in ("heads", "heads back") for one in again)
     attends = sum(one.attends for one in again)
-    here = BACKWARD if grad else FORWARD
     ulysses, ring = sizes.degrees.ulysses > 1, sizes.degrees.ring > 1
-    sent = pick(ulysses, 2 * here.exchange + exchanges * FORWARD.exchange, 0)
+    sent = pick(ulysses, 2 * EXCHANGE_CALLS[grad] + exchanges * EXCHANGE_CALLS[False], 0)
     return Calls(
-        operators=called + sent + pick(ring, here.ring + attends * FORWARD.ring, 0),
+        operators=called + sent + pick(ring, RING_CALLS[grad] + attends * RING_CALLS[False], 0),
         attentions=1 + attends,
         exchanges=pick(ulysses, 2 + exchanges, 0),
-        hops=here.hop + attends * FORWARD.hop,
+        hops=HOP_CALLS[grad] + attends * HOP_CALLS[False],
     )
 
 
 def layer_host_s(sizes: RankSizes, host: Host | None, recompute: str | None = None) -> tuple[Number, Number]:
-    """(seconds of a layer without its hops, seconds of each hop); backward under a policy, or forward (None)."""
+    """(seconds of a layer without its hops, seconds of each hop); backward under a policy; `None` means forward."""
     if host is None:
         return 0.0, 0.0
     degrees, calls, grad = sizes.degrees, layer_calls(sizes, recompute), recompute is not None

@@ -245,11 +245,7 @@ class RankSizes:
     def linears(self) -> dict[LoraTarget, Maps]:
         """(columns out, columns in) of a dense layer's linear maps on one rank."""
         hidden, ups = self.workload.model.hidden, 2 if self.workload.model.gated else 1
-        qkv: Maps = (
-            (self.q_width, hidden),
-            (self.kv_width, hidden),
-            (self.kv_width, hidden),
-        )
+        qkv: Maps = ((self.q_width, hidden), (self.kv_width, hidden), (self.kv_width, hidden))
         up: Maps = ((self.ffn, hidden),) * ups
         if self.framework.joined_products:
             qkv, up = ((self.q_width + 2 * self.kv_width, hidden),), ((ups * self.ffn, hidden),)

@@ -1,4 +1,4 @@
-"""What `cost_models/step/launches.py` counts for a decoder layer is what the executor's step really calls."""
+"""What `cost_models/layer/launches.py` counts for a decoder layer is what the executor's step really calls."""
 
 from collections import Counter
 from dataclasses import replace
