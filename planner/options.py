@@ -147,8 +147,8 @@ def question(given: Mapping[str, Any], any_length: bool = False) -> Question:
 def of_frame_pixels(model: Model, text: str) -> Model:
     """The model for frames of `text` pixels, height x width.
 
-    >>> of_frame_pixels(Model.load("longvila-8b"), "448x448").vision.patches
-    1024
+    >>> of_frame_pixels(Model.load("longvila-8b"), "378x378").vision.patches
+    729
     """
     sides = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", text)
     if sides is None:

@@ -14,7 +14,7 @@ fitted together where both were timed; 256 is a ratio to 128. Left out: SimuMax'
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,7 @@ def at_256(folder: Path, recipe: Recipe, kernel: str, plain: Floats) -> float:
 
 def head_dims(forward: Floats, measured: list[int]) -> Floats:
     """Rows of `packed.HeadDim`: a head dim without a table of its own reads the nearest by the training kernel's."""
-    form = Packed(**{field.name: value for field, value in zip(fields(Packed), forward.tolist(), strict=True)})
+    form = Packed(**dict(zip(Packed.__struct_fields__, forward.tolist(), strict=True)))
     found = []
     for dim in (32, 64, 128, 256):
         table = min(measured, key=lambda known: abs(np.log(known / dim)))
