@@ -123,11 +123,7 @@ class _Program:
         """(column, its layers and value, the bound of the space)."""
         result = self.result
         candidates, beyond = self._candidates()
-        best = int(result.value.argmin())
-        if self.objective != "memory" and result.incumbent <= float(result.bound[candidates].min()) * (1 + EQUAL):
-            answer = self._of_search(candidates, best, True)  # entire layers reach the bound of fractions
-        else:
-            answer = self._choose(candidates) or self._of_search(candidates, best)
+        answer = self._choose(candidates) or self._of_search(candidates, int(result.value.argmin()))
         of_columns = max(answer.bound, float(result.bound[candidates].min()))  # at a time limit fractions may say more
         bound = min(of_columns, result.open_bound, result.bound[beyond].min(initial=np.inf))
         column = candidates[answer.column]
