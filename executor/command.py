@@ -24,7 +24,7 @@ Examples:
   executor profile -o profile.json
   executor check plan.json
   executor launch plan.json --config examples/train.yaml
-  executor launch plan.json --job longvila.generate --config examples/ask.yaml
+  executor launch plan.json --job longvila.generate --config examples/ask.yaml --set checkpoint=runs/example
   executor launch plan.json --hosts node1,node2 --dry-run
   executor launch plan.json --slurm job.sh
 """

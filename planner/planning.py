@@ -10,12 +10,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-
-from msgspec import structs
 
 from cost_models.hardware.cluster import Cluster
-from cost_models.pricing import price
 from cost_models.profile import Profile
 from cost_models.workload import Workload
 from planner.kinds import by_kind
@@ -23,13 +19,10 @@ from planner.plan_file import Alternative, Plan, Simulated
 from planner.search.objective import Objective, value_of
 from planner.search.reasons import reason
 from planner.simulator.simulation import Simulation, simulate
-from planner.solve import Choice, solve
+from planner.solve import Choice, roomier, solve, weights_may_be_sharded
 
 SIMULATED = 3
 """How many of the best priced layouts are simulated."""
-TIE = 1e-2
-"""Relative time that no price here is sharp enough to tell apart (published steps are met within 5% in the median, and
-the share that hidden gathers take of a computation is one number for all); within it, less memory wins."""
 CLOSE = 1.25
 """A layout priced above this multiple of the best is not simulated; closed form and events seldom differ so much."""
 
@@ -55,8 +48,8 @@ def plan(
         cluster, workload, fixed=fixed or {}, objective=objective, profile=profile, time_limit_s=time_limit_s
     )
     best = solution.best
-    if objective != "memory" and "zero" not in (fixed or {}):
-        best = tuple(_roomier(cluster, workload, choice, profile) for choice in best)
+    if weights_may_be_sharded(fixed or {}, objective):
+        best = tuple(roomier(cluster, workload, choice, profile) for choice in best)
     most = best[0].cost.step_s * CLOSE
     late = time_limit_s is not None and time.monotonic() - began_s > time_limit_s
     near = [i for i, choice in enumerate(best[:SIMULATED]) if i == 0 or choice.cost.step_s < most]
@@ -91,16 +84,6 @@ def plan(
         profile_digest=profile.digest if profile else None,
         fixed={name: "none" if value is None else str(value) for name, value in (fixed or {}).items()},
     )
-
-
-def _roomier(cluster: Cluster, workload: Workload, choice: Choice, profile: Profile | None) -> Choice:
-    """The same layout with ZeRO-3, where undivided weights save less than TIE of the time: memory is worth more."""
-    if choice.strategy.zero != 2:
-        return choice
-    strategy = replace(choice.strategy, zero=3)
-    cost = price(cluster, workload, strategy, choice.placement, profile)
-    tie = cost.step_s <= choice.cost.step_s * (1 + TIE) and cost.memory_bytes < choice.cost.memory_bytes
-    return structs.replace(choice, strategy=strategy, cost=cost) if tie else choice
 
 
 def summary(simulation: Simulation) -> Simulated:

@@ -100,7 +100,13 @@ def timeline(spans: Rows) -> dict[str, Any]:
         "x": {"field": "start", "type": "quantitative", "title": "seconds", "scale": {"nice": False}},
         "x2": {"field": "stop"},
         "y": {"field": "stream", "type": "nominal", "title": None, "sort": None},
-        "color": {"field": "what", "type": "nominal", "title": None, "legend": {"orient": "top", "columns": 5}},
+        "color": {
+            "field": "what",
+            "type": "nominal",
+            "title": None,
+            "scale": {"scheme": "tableau20"},
+            "legend": {"orient": "top", "columns": 5},
+        },
         "tooltip": _tooltip(what="what", text="for"),
     }
     return _spec(spans, 130, mark={"type": "bar", "clip": True}, params=[closer], encoding=encoding)
@@ -112,7 +118,13 @@ def memory(parts: Rows, capacity_gib: float) -> dict[str, Any]:
         "mark": {"type": "bar"},
         "encoding": {
             "x": {"field": "gib", "type": "quantitative", "title": "GiB of the fullest rank", "stack": "zero"},
-            "color": {"field": "part", "type": "nominal", "title": None, "legend": {"orient": "top", "columns": 4}},
+            "color": {
+                "field": "part",
+                "type": "nominal",
+                "title": None,
+                "scale": {"scheme": "tableau20"},
+                "legend": {"orient": "top", "columns": 4},
+            },
             "tooltip": _tooltip(part="part", text="holds"),
         },
     }

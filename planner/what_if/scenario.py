@@ -16,12 +16,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from msgspec import structs
+
 from cost_models.errors import InputError
 from cost_models.hardware.placement import Placement
 from cost_models.pricing import price
 from cost_models.strategy import LayerRange, Strategy
 from planner import options
-from planner.solve import NothingFits, Solution, solve
+from planner.search.objective import value_of
+from planner.solve import NothingFits, Solution, roomier, solve, weights_may_be_sharded
 from planner.what_if.axes import Axis, Value
 
 MOST_SCENARIOS = 100_000
@@ -154,10 +157,15 @@ def outcome(sweep: Sweep, values: Sequence[Value | None], old: Solution | None) 
 
 
 def planned(sweep: Sweep, asked: options.Question) -> Solution:
-    """The best layout by price, without the runners-up that a single plan shows."""
-    return solve(
+    """The best layout by price, as `plan` chooses it, without the runners-up that a single plan shows."""
+    found = solve(
         asked.cluster, asked.workload, fixed=sweep.fixed, objective=sweep.objective, profile=asked.profile, keep=1
     )
+    if not weights_may_be_sharded(sweep.fixed, sweep.objective):
+        return found
+    best = roomier(asked.cluster, asked.workload, found.best[0], asked.profile)
+    gap = max(0.0, 1 - found.bound / value_of(sweep.objective, best.cost))
+    return structs.replace(found, best=(best,), gap=gap)
 
 
 def _kept(asked: options.Question, strategy: Strategy, placement: Placement) -> tuple[float | None, str]:

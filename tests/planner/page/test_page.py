@@ -10,6 +10,7 @@ import pytest
 from cost_models import Cluster, Model, Workload
 from cost_models.units import show_bytes, show_seconds
 from planner import command, plan, simulate
+from planner.page import pictures
 from planner.page.page import Page, Section, Table
 from planner.page.report_page import MOST_SPANS, merged, plan_page, thinned
 from planner.plan_file import Plan
@@ -211,3 +212,14 @@ def test_bars_are_joined_until_there_are_few_enough():
     assert max(bar[3] for bar in bars) <= MOST_SPANS
     few = [("main", "a", 0.0, 1.0), ("main", "a", 1.0, 2.0), ("main", "b", 2.0, 3.0), ("other", "a", 0.0, 1.0)]
     assert merged(few) == [("main", "a", 0.0, 2.0), ("main", "b", 2.0, 3.0), ("other", "a", 0.0, 1.0)]
+
+
+def test_no_two_names_of_a_legend_share_a_colour():
+    """Vega's usual ten colours start again at the eleventh name; a step has more parts than that."""
+    colours = {"tableau10": 10, "tableau20": 20}
+    spans = [{"stream": "main", "what": f"part {i}", "start": i, "stop": i + 1, "text": ""} for i in range(13)]
+    parts = [{"part": f"part {i}", "gib": 1.0, "text": ""} for i in range(13)]
+    color = pictures.timeline(spans)["encoding"]["color"]
+    assert colours[color["scale"]["scheme"]] >= 13
+    color = pictures.memory(parts, 80.0)["layer"][0]["encoding"]["color"]
+    assert colours[color["scale"]["scheme"]] >= 13

@@ -9,7 +9,7 @@ import pytest
 
 from cost_models import Cluster, price
 from cost_models.errors import InputError
-from planner import command, options
+from planner import command, options, plan
 from planner.solve import solve
 from planner.what_if import axes
 from planner.what_if.cliffs import cliffs
@@ -283,3 +283,13 @@ def test_mistakes_are_one_line_and_exit_code_2(typed, words, message):
     assert (code, out) == (2, "")
     assert err.count("\n") == 1
     assert message in err
+
+
+def test_the_plan_of_now_is_the_plan_that_plan_writes():
+    """What keeping the old plan costs is of the plan that its reader has: the same ties are settled the same way."""
+    asked = sweep(axes.vary("ctx=1M", 2), gpus="256", ctx="2M", model="longvila-8b")
+    question = options.question(asked.given)
+    now = outcome(asked, asked.now(), None)
+    written = plan(question.cluster, question.workload)
+    assert written.strategy.zero == 3
+    assert (now.plan, now.memory_bytes) == (written.strategy.describe(), written.cost.memory_bytes)
