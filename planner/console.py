@@ -12,6 +12,9 @@ import click
 
 from cost_models.errors import InputError
 
+OURS = ("cost_models", "planner", "executor", "longvila")
+"""A missing module of these is a bug; any other is a package of an extra that was not installed."""
+
 
 def run(command: click.Group, name: str) -> None:
     """Run a click command as a console script."""
@@ -23,9 +26,17 @@ def run(command: click.Group, name: str) -> None:
         sys.exit(130)
     except click.ClickException as error:
         _fail(name, error.format_message() + f"; see {name} --help")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] in OURS:
+            raise
+        _fail(name, f"needs the package {error.name}, which is not installed: pip install 'mmsp[executor]'")
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _fail(name, f"{str(error.filename)[:100]!r} cannot be used: {error.strerror}")
     else:
         sys.exit(code if isinstance(code, int) else 0)
 

@@ -381,3 +381,32 @@ def test_what_was_searched_cannot_be_edited(run, tmp_path):
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     code, _, err = run("show", "plan.json")
     assert code == 2 and "searched is not what the strategy and the fixed choices give" in err
+
+
+def test_a_package_that_is_not_installed_is_one_line(run, monkeypatch):
+    def missing(*_, **__):
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    monkeypatch.setattr(options, "question", missing)
+    code, out, err = run(*SMALL)
+    assert (code, out) == (2, "")
+    assert err == "plan: needs the package torch, which is not installed: pip install 'mmsp[executor]'\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--model", "9" * 5000],
+        ["--cluster", "9" * 5000],
+        ["--fabric", "9" * 5000],
+        ["--profile", "9" * 5000],
+        ["-o", "9" * 5000],
+        ["--report", "9" * 5000],
+        ["--model", "a\0b"],
+        ["--cluster", "a\0b"],
+    ],
+)
+def test_a_name_that_no_file_can_have_is_one_line(run, words):
+    code, _, err = run(*SMALL, *words)
+    assert code == 2
+    assert err.count("\n") == 1 and err.startswith("plan: ")

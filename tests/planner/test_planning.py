@@ -4,7 +4,7 @@ import pytest
 
 from cost_models import Cluster, Model, Workload
 from planner import plan
-from planner.planning import TIE
+from planner.solve import TIE
 
 
 def test_headline_fits_without_recompute_and_keeps_room():
