@@ -5,6 +5,7 @@ Used by `plan` and `executor` alike; a traceback on the terminal is a bug of our
 
 from __future__ import annotations
 
+import errno
 import sys
 from typing import Any
 
@@ -34,8 +35,10 @@ def run(command: click.Group, name: str) -> None:
         sys.stderr.close()
         sys.exit(1)
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno != errno.ENOSPC:
             raise
+        if error.filename is None:
+            _fail(name, f"the answer cannot be written: {error.strerror}")
         _fail(name, f"{str(error.filename)[:100]!r} cannot be used: {error.strerror}")
     else:
         sys.exit(code if isinstance(code, int) else 0)

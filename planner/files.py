@@ -14,10 +14,12 @@ from cost_models.errors import InputError
 
 def check_target(path: str | Path, flag: str) -> Path:
     """The path, if a file can be written there; else an InputError that says why."""
-    target = Path(path)
+    target = Path(os.path.realpath(path) if os.path.islink(path) else path)  # a link stays; its target is written
     folder = target.parent
     if target.is_dir():
         raise InputError(f"{flag} {str(path)!r} is a folder; give a file name")
+    if target.exists() and not target.is_file():
+        raise InputError(f"{flag} {str(path)!r} is a device or a pipe; give a file name")
     if not folder.is_dir():
         raise InputError(f"{flag} {str(path)!r}: the folder {str(folder)!r} is not there; create it first")
     if not os.access(folder, os.W_OK):

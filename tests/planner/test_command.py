@@ -1,6 +1,8 @@
 """The `plan` command as a user types it: answers, files, and one clear line for every mistake."""
 
+import errno
 import json
+import os
 import sys
 
 import pytest
@@ -410,3 +412,26 @@ def test_a_name_that_no_file_can_have_is_one_line(run, words):
     code, _, err = run(*SMALL, *words)
     assert code == 2
     assert err.count("\n") == 1 and err.startswith("plan: ")
+
+
+@pytest.mark.parametrize("flag", ["-o", "--report"])
+def test_a_file_replaces_no_pipe_and_follows_links(run, tmp_path, flag):
+    """A rename would put a plain file in a device's place: `-o /dev/null` as root must leave the device there."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    code, _, err = run(*SMALL, flag, str(pipe))
+    assert (code, err.count("\n")) == (2, 1) and "is a device or a pipe" in err
+    assert pipe.is_fifo()
+    link, target = tmp_path / "link", tmp_path / "target"
+    link.symlink_to(target)
+    assert run(*SMALL, flag, str(link))[0] == 0
+    assert link.is_symlink() and target.is_file()
+
+
+def test_an_answer_that_cannot_be_written_is_one_line(run, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("planner.command.click.echo", full)
+    monkeypatch.setattr("planner.console._fail", lambda name, message: sys.exit(message))
+    assert run("clusters")[0] == "the answer cannot be written: No space left on device"
