@@ -8,10 +8,12 @@ Numbers agree to 1e-9, all else exactly.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from cost_models import strict
 from cost_models.errors import InputError
 from cost_models.pricing import price
 from cost_models.profile import Profile
@@ -25,9 +27,12 @@ AGREES = 1e-9
 
 
 def check_plan(
-    plan: Plan, where: str, profile: Profile | None, on_step: Callable[[str], None] = lambda _: None
+    where: str, plan: Plan, profile: Profile | None, on_step: Callable[[str], None] = lambda _: None
 ) -> bool:
-    """True if all was computed again and agrees, False if bound and alternatives could not be; else an InputError."""
+    """Compare the file `where`, which was read as `plan`, as it stands: also keys that reading does not need.
+
+    True if all was computed again and agrees, False if bound and alternatives could not be; else an InputError.
+    """
     if plan.reproducible:
         pins = ",".join(f"{name}={value}" for name, value in (plan.fixed or {}).items())
         fixed = options.pins(pins, f"{where}: fixed")
@@ -38,7 +43,7 @@ def check_plan(
         layout = (plan.cluster, plan.workload, plan.strategy, plan.placement)
         cost, played = price(*layout, profile), simulate(*layout, profile=profile)
         again = replace(plan, cost=cost, simulated=summary(played))
-    _compare(plan.to_dict(), again.to_dict(), where, "")
+    _compare(strict.read_json(where, "plan"), json.loads(again.to_json()), where, "")
     return plan.reproducible
 
 

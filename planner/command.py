@@ -211,7 +211,7 @@ def check(plan_file: str, profile: str | None) -> None:
     plan = Plan.load(plan_file)
     measured = options.profile_of(plan, profile)
     with console.Progress() as progress:
-        complete = check_plan(plan, plan_file, measured, progress.show)
+        complete = check_plan(plan_file, plan, measured, progress.show)
     left = "" if complete else "; a time limit cut its search short: bound, choice and alternatives are not checked"
     click.echo(f"{plan_file}: consistent; {plan.strategy.describe()}, {plan.cost.step_s:.4g} s a step{left}")
 

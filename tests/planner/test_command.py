@@ -354,6 +354,7 @@ EDITS = {
     "gap": lambda plan: plan.update(gap=0.5),
     "simulated": lambda plan: plan["simulated"].update(step_s=1e-9),
     "memory.capacity_bytes": lambda plan: plan["memory"].update(capacity_bytes=10**15),
+    "priced.step_s": lambda plan: plan["priced"].update(step_s=1e-9),
     "priced.model_flops": lambda plan: plan["priced"].update(model_flops=1e30),
     "alternatives": lambda plan: plan.update(alternatives=[]),
     "chosen_by": lambda plan: plan.update(chosen_by="simulator"),
