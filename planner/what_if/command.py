@@ -19,7 +19,7 @@ Examples:
   plan what-if --gpus 256 --ctx 2M --vary inter_node_gb_per_s=12.5..100
   plan what-if --gpus 256 --ctx 2M --lose node:1,2,4 --degrade link:0.5@0.1
   plan what-if --gpus 64 --ctx 512K --gpu h200,b200 --vary ctx=256K..4M --points 9 -o sweep.csv
-  plan what-if --gpus 256 --ctx 2M --oversubscribe 2:1..8:1 --price-per-gpu-hour 2.5 --json
+  plan what-if --gpus 1024 --ctx 2M --batch 4 --oversubscribe 2:1..8:1 --price-per-gpu-hour 2.5 --json
   plan what-if --gpus 256 --ctx 2M --vary ctx=64K..4M --points 500 -o big.json --slurm 16 > sweep.sh
 """
 _EVENTS = ("lose", "degrade", "slow")
