@@ -50,6 +50,7 @@ CLUSTERS = {
     "xml_other": ("<html></html>", "the outermost element is 'html'; NCCL's is system"),
     "xml_empty": ("<system/>", "holds no GPU"),
     "hosts": ("n[1-999999999]\n", "names more than 131,072 hosts"),
+    "long_line": ("x" * 60_000_000, "a line of 60,000,000 characters; at most 4,194,304 are read"),
     "commas": ("SwitchName=s Nodes=" + "a," * 400_000 + "n[1-", "names more than 131,072 hosts"),
     "blank_lines": ("\n" * 1_000_000, "is none of: a cluster file"),
     "cycle": ("SwitchName=a Switches=b\nSwitchName=b Switches=a\nSwitchName=b Nodes=n1", "is under itself"),

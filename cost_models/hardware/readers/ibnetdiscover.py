@@ -30,7 +30,6 @@ LANE_GBIT_PER_S = MappingProxyType(
     }
 )
 """Data rate of one lane (InfiniBand Trade Association's roadmap)."""
-MOST_CHARACTERS = 2**26
 MOST_LINE = 1000
 _SWITCH = re.compile(r'^Switch\s+[0-9]+\s+"(S-[0-9a-f]+)"\s+#\s+"([^"]*)"')
 _PORT = re.compile(
@@ -44,8 +43,6 @@ def is_discovery(text: str) -> bool:
 
 
 def read(text: str, where: str) -> FabricTree:
-    if len(text) > MOST_CHARACTERS:
-        raise InputError(f"{where} has {len(text):,} characters; at most {MOST_CHARACTERS:,} are read")
     builder, switch, nameless = Builder(where), None, 0
     for line in text.splitlines():
         if len(line) > MOST_LINE:

@@ -32,7 +32,8 @@ from cost_models.units import show_bytes, show_rate
 T = TypeVar("T")
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 """Terminal codes; nvidia-smi underlines its heading with them, also into a file."""
-MOST_CHARACTERS = 2**26
+MOST_CHARACTERS, MOST_LINE = 2**26, 2**22
+"""Of one file (a discovery of 16,000 hosts with 8 cards has about as many), and of one line."""
 LEGAL = (
     "a cluster file (YAML), nvidia-smi topo -m, rocm-smi --showtopo, NCCL's topology XML, Slurm's topology.conf or "
     "topology.yaml, ibnetdiscover, Topograph's or NetQ's files, a hostfile"
@@ -41,9 +42,12 @@ LEGAL = (
 
 def parse(path: Path) -> HostTree | FabricTree | None:
     """What a file holds; None for a cluster file of our own."""
-    text, where = _COLOURS.sub("", strict.read_text(path, "--cluster")), path.name
+    text, where = strict.read_text(path, "--cluster"), path.name
     if len(text) > MOST_CHARACTERS:
         raise InputError(f"{where} has {len(text):,} characters; at most {MOST_CHARACTERS:,} are read")
+    if (longest := max(map(len, text.split("\n")))) > MOST_LINE:
+        raise InputError(f"{where}: a line of {longest:,} characters; at most {MOST_LINE:,} are read")
+    text = _COLOURS.sub("", text)
     if is_cluster_file(text):
         return None
     if nccl_xml.is_topology(text):
