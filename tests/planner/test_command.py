@@ -9,28 +9,15 @@ import pytest
 
 from cost_models.errors import InputError
 from cost_models.hardware.device import Device
-from planner import command, options
+from planner import options
 from planner.plan_file import Plan
 
 SMALL = ["--gpus", "8", "--ctx", "32K"]
 
 
 @pytest.fixture
-def run(monkeypatch, tmp_path, capsys):
-    """Runs `plan ARGS` in an empty folder -> (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["plan", *words])
-        code = 0
-        try:
-            command.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        told = capsys.readouterr()
-        return code, told.out, told.err
-
-    return call
+def run(typed):
+    return typed
 
 
 def test_a_plan_is_shown_written_and_read_back(run, tmp_path):

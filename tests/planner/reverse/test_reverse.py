@@ -1,13 +1,12 @@
 """`plan --longest`, `--finish` and `--goodput` as typed, and their answers against the planner's own."""
 
 import json
-import sys
 
 import pytest
 
 from cost_models import Cluster, Model, Workload
 from cost_models.errors import InputError
-from planner import NothingFits, command
+from planner import NothingFits
 from planner.reverse.command import first_nodes, state_bytes
 from planner.reverse.finish import Goal, fewest
 from planner.reverse.longest import STEP_TOKENS, longest_context
@@ -67,23 +66,6 @@ def test_fewer_nodes_are_the_first_ones():
 
 def test_a_checkpoint_holds_masters_and_two_moments_in_fp32():
     assert state_bytes(TINY) == 12 * TINY.model.params
-
-
-@pytest.fixture
-def typed(monkeypatch, tmp_path, capsys):
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["plan", *words])
-        code = 0
-        try:
-            command.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        told = capsys.readouterr()
-        return code, told.out, told.err
-
-    return call
 
 
 def test_the_longest_row_is_planned(typed):

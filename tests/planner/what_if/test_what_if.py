@@ -2,14 +2,13 @@
 
 import csv
 import json
-import sys
 from dataclasses import replace
 
 import pytest
 
 from cost_models import Cluster, price
 from cost_models.errors import InputError
-from planner import command, options, plan
+from planner import options, plan
 from planner.solve import solve
 from planner.what_if import axes
 from planner.what_if.cliffs import cliffs
@@ -217,34 +216,16 @@ def test_answers_to_another_question_are_refused(tmp_path):
         Store(path, sweep(axes.vary("ctx=8K..64K", 6)), Part(0, 1))
 
 
-@pytest.fixture
-def typed(monkeypatch, tmp_path, capsys):
-    """Runs `plan what-if ARGS` in an empty folder -> (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["plan", "what-if", *words])
-        code = 0
-        try:
-            command.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        told = capsys.readouterr()
-        return code, told.out, told.err
-
-    return call
-
-
 ASKED = ["--gpus", "16", "--ctx", "32K", "--model", "longvila-1.5b", "--jobs", "1"]
 
 
 def test_table_csv_and_json_hold_the_same_rows(typed, tmp_path):
     change = ["--vary", "ctx=16K,64K", "--degrade", "link:0.5", "--price-per-gpu-hour", "2.5"]
-    code, out, err = typed(*ASKED, *change, "-o", "a.csv", "--no-cliffs")
+    code, out, err = typed("what-if", *ASKED, *change, "-o", "a.csv", "--no-cliffs")
     assert (code, err) == (0, "")
     with (tmp_path / "a.csv").open() as file:
         rows = list(csv.DictReader(file))
-    code, printed, _ = typed(*ASKED, *change, "--json", "--no-cliffs")
+    code, printed, _ = typed("what-if", *ASKED, *change, "--json", "--no-cliffs")
     answer = json.loads(printed)
     assert [row["plan"] for row in rows] == [row["plan"] for row in answer["scenarios"]]
     assert [row["ctx"] for row in rows] == ["now", "16K", "64K"]
@@ -257,7 +238,7 @@ def test_table_csv_and_json_hold_the_same_rows(typed, tmp_path):
 
 
 def test_a_batch_script_runs_this_command_in_parts(typed):
-    code, out, _ = typed(*ASKED, "--vary", "ctx=16K..64K", "-o", "a.json", "--slurm", "4")
+    code, out, _ = typed("what-if", *ASKED, "--vary", "ctx=16K..64K", "-o", "a.json", "--slurm", "4")
     assert code == 0
     assert "--array=0-3" in out
     assert '--vary ctx=16K..64K -o a.json --part "$SLURM_ARRAY_TASK_ID/4"' in out
@@ -279,7 +260,7 @@ def test_a_batch_script_runs_this_command_in_parts(typed):
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(typed, words, message):
-    code, out, err = typed(*ASKED, *words)
+    code, out, err = typed("what-if", *ASKED, *words)
     assert (code, out) == (2, "")
     assert err.count("\n") == 1
     assert message in err

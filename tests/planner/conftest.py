@@ -1,0 +1,25 @@
+"""The `plan` command as typed: one way to run it for all tests of the planner."""
+
+import sys
+
+import pytest
+
+from planner import command
+
+
+@pytest.fixture
+def typed(monkeypatch, tmp_path, capsys):
+    """Runs `plan ARGS` in an empty folder -> (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["plan", *words])
+        code = 0
+        try:
+            command.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return call
