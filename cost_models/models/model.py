@@ -237,16 +237,6 @@ class Model:
         return self.attention_params + mixture + shared + self.layer_small_params
 
     @cached_property
-    def active_matmul_params(self) -> int:
-        """Matrix weights of all layers that one token is multiplied with."""
-        dense = (self.layers - self.expert_layers) * self.layer_matmul_params
-        if self.experts is None:
-            return dense
-        return dense + self.expert_layers * (
-            self.attention_params + self.experts.active_params(self.hidden, self.gated)
-        )
-
-    @cached_property
     def active_params(self) -> int:
         """Weights that a token passes: all but the experts that it does not visit."""
         if self.experts is None:

@@ -139,11 +139,6 @@ def simulate_failures(failures: Failures, interval_s: float, work_s: float, seed
     return clock
 
 
-def checkpoint_bytes(weights: int, bytes_per_weight: float) -> float:
-    """Masters and optimizer state, written once whatever the sharding."""
-    return weights * bytes_per_weight
-
-
 def most_away(failures: Failures) -> int:
     """Nodes that may be away at a time, but for one time in a million."""
     total, count = failures.away(0), 0
