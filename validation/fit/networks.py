@@ -1,0 +1,181 @@
+"""Published collectives over several nodes, as calls on clusters: what was timed, on which machine, and its prediction.
+
+    cell    the rows of one table, machine, operation, number of ranks, setting and size; its time is their median
+            (single rows are up to four times off)
+    where   inside a scale-up domain · over PCIe · across nodes
+
+Predicted by the closed form (`timing/paths.py`) over all ranks in order, one group. Cards beyond one for each GPU are
+bundled into one for each. A row whose bus rate exceeds what its links can carry is an error of the data: refused.
+Left out: rows that force an algorithm which NCCL would not take (they say what a tuned choice gains), expert dispatch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from statistics import median
+
+from cost_models.hardware.cluster import Cluster
+from cost_models.program import Op
+from cost_models.strategy import Axis, Strategy
+from cost_models.timing.cluster_costs import cluster_costs
+from cost_models.timing.collectives import wire_bytes
+from validation.fit.rows import read_rows
+
+PRESETS = (
+    ("A100", "EFA", "aws-p4de"), ("H100", "EFA", "aws-p5"), ("H200", "EFA", "aws-p5en"),
+    ("GH200", "Slingshot", "alps-gh200"), ("GB200", "", "gb200-nvl72"), ("GB300", "", "gb300-nvl72"),
+    ("B300", "", "dgx-b300"), ("MI355X", "", "mi355x-8"), ("H100", "TCPXO", "gcp-a3-mega"),
+    ("H100", "TCPX", "gcp-a3"), ("H200", "RoCE", "gcp-a3-ultra"), ("B200", "InfiniBand", "dgx-b200"),
+    ("A100", "InfiniBand", "dgx-a100"), ("H100", "InfiniBand", "dgx-h100"), ("H20", "RoCE", "hgx-h20"),
+)  # fmt: skip
+"""What the columns `gpu` and `nic` contain, and the preset whose nodes these are; the first that fits."""
+OPS: dict[str, tuple[Axis, Op]] = {
+    "all_reduce": ("shard", "all_reduce"), "all_gather": ("shard", "all_gather"), "alltoall": ("ulysses", "all_to_all"),
+    "reduce_scatter": ("shard", "reduce_scatter"), "sendrecv": ("ring", "send"), "send_recv": ("ring", "send"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One timed collective: buffer bytes as nccl-tests counts them, median seconds over its rows."""
+
+    source: str
+    machine: str
+    cluster: Cluster
+    op: str
+    ranks: int
+    setting: str
+    buffer_bytes: float
+    seconds: float
+    rows: int
+
+    @property
+    def across(self) -> bool:
+        return bool(len(set(self.cluster.domain_of_slot.tolist())) > 1)
+
+    @property
+    def predicted_s(self) -> float:
+        axis, op = OPS[self.op]
+        layouts = {"ulysses": Strategy(ulysses=self.ranks), "ring": Strategy(ring=self.ranks)}
+        layout = layouts.get(axis, Strategy(data=self.ranks, shard=self.ranks))
+        return float(cluster_costs(self.cluster).paths(layout).exchange_s(axis, op, self.buffer_bytes))
+
+    @property
+    def error(self) -> float:
+        """Signed: predicted over measured, minus one."""
+        return self.predicted_s / self.seconds - 1
+
+
+def multinode(folder: Path) -> list[Cell]:
+    """The scored rows of kernels_comm_multinode.csv."""
+    rows = [row for row in read_rows(folder, "kernels_comm_multinode.csv") if row["score"] == "yes"]
+    return cells(rows, _multinode)
+
+
+def _multinode(row: dict[str, str]) -> Cell:
+    gpu, nic, nodes, per_node = row["gpu"], row["nic"], int(row["nodes"]), int(row["gpus_per_node"])
+    preset = next(name for g, n, name in PRESETS if gpu.startswith(g) and n in nic)
+    rate = float(row["nic_gbps"]) * 1e9 / 8 if row["nic_gbps"] else None
+    domain = nodes // 3 if row["scaleup"].startswith("3 separate") else None
+    cards = int(row["nics_per_node"])
+    where = machine(preset, nodes, per_node, cards, rate, domain)
+    return Cell(
+        source=row["source_id"], machine=f"{gpu.split(' ')[0]} {nic}", cluster=where, op=row["op"],
+        ranks=int(row["ranks"]), setting=row["env"], buffer_bytes=float(row["bytes"]),
+        seconds=float(row["time_us"]) * 1e-6, rows=1,
+    )  # fmt: skip
+
+
+VIDUR = {
+    "a100_dgx": "dgx-a100", "h100_dgx": "dgx-h100", "a100_pairwise_nvlink": "a100-pcie-pairs",
+    "h100_pairwise_nvlink": "h100-nvl", "a40_pairwise_nvlink": "a40-pairs",
+}  # fmt: skip
+AICONFIGURATOR = {
+    "NVIDIA A100-SXM4-80GB": "dgx-a100", "NVIDIA H100 80GB HBM3": "dgx-h100", "NVIDIA B200": "dgx-b200",
+    "NVIDIA H200": "hgx-h200", "NVIDIA GB200": "gb200-nvl72", "NVIDIA L40S": "l40s-pcie",
+}  # fmt: skip
+
+
+def vidur(folder: Path) -> list[Cell]:
+    """kernels_comm_vidur.csv: all-reduces and sends of one node and of two."""
+    return cells(read_rows(folder, "kernels_comm_vidur.csv"), _vidur)
+
+
+def _vidur(row: dict[str, str]) -> Cell:
+    return Cell(
+        source="vidur", machine=row["node_sku"], op=row["op"], ranks=int(row["num_workers"]), setting="",
+        cluster=machine(VIDUR[row["node_sku"]], int(row["nodes"]), int(row["devices_per_node"])),
+        buffer_bytes=float(row["bytes"]), seconds=float(row["median_ms"]) * 1e-3, rows=1,
+    )  # fmt: skip
+
+
+def aiconfigurator(folder: Path) -> list[Cell]:
+    """kernels_comm_aiconfigurator.csv: collectives of one node, half precision."""
+    rows = [row for row in read_rows(folder, "kernels_comm_aiconfigurator.csv") if row["nccl_dtype"] == "half"]
+    return cells(rows, _aiconfigurator)
+
+
+def _aiconfigurator(row: dict[str, str]) -> Cell:
+    ranks, preset = int(row["num_gpus"]), AICONFIGURATOR[row["device"]]
+    per_node = min(ranks, 4 if preset == "gb200-nvl72" else 8)
+    return Cell(
+        source="aiconfigurator", machine=row["device"], op=row["op"], ranks=ranks, setting="",
+        cluster=machine(preset, ranks // per_node, per_node),
+        buffer_bytes=float(row["bytes"]), seconds=float(row["latency_ms"]) * 1e-3, rows=1,
+    )  # fmt: skip
+
+
+@cache
+def machine(
+    preset: str, nodes: int, per_node: int, cards: int | None = None, rate: float | None = None,
+    domain: int | None = None,
+) -> Cluster:  # fmt: skip
+    """A preset with so many nodes, GPUs and cards of them; cards beyond one for each GPU are bundled."""
+    base = Cluster.load(preset, nodes=nodes)
+    node = replace(base.runs[0].node, gpus=per_node)
+    if cards is not None:
+        each = node.nics.bytes_per_s if rate is None else rate
+        bundle = max(cards // per_node, 1)
+        node = replace(node, nics=replace(node.nics, count=cards // bundle, bytes_per_s=each * bundle))
+    if domain is None and base.nodes_per_domain > 1:
+        domain = nodes if nodes <= base.nodes_per_domain else _rack(base.nodes_per_domain, nodes)
+    run = replace(base.runs[0], node=node)
+    return replace(base, runs=(run,), nodes_per_domain=domain or 1)
+
+
+def _rack(most: int, nodes: int) -> int:
+    """Nodes of each rack, where a job takes as many from each: whole racks, else 16 of 18."""
+    sizes: tuple[int, ...] = (most, 16, *range(most, 0, -1))
+    return next(size for size in sizes if nodes % size == 0)
+
+
+def cells(rows: Iterable[dict[str, str]], read: Callable[[dict[str, str]], Cell]) -> list[Cell]:
+    """Rows that say the same thing, as one cell with their median time."""
+    found: dict[tuple[object, ...], list[Cell]] = {}
+    for row in rows:
+        cell = read(row)
+        if impossible(cell):
+            continue
+        key = (cell.source, cell.machine, cell.cluster, cell.op, cell.ranks, cell.setting, cell.buffer_bytes)
+        found.setdefault(key, []).append(cell)
+    return [
+        replace(several[0], seconds=median(one.seconds for one in several), rows=len(several))
+        for several in found.values()
+    ]
+
+
+def impossible(cell: Cell) -> str:
+    """Why no such row can be true: a rank would send more than its links carry; empty if it may be."""
+    node = cell.cluster.runs[0].node
+    line = node.scale_up.bytes_per_s
+    if node.gpus == 1 and cell.cluster.nodes_per_domain == 1 and cell.ranks > 1:
+        line = node.nics.bytes_per_s * node.nics.count
+    op = {"alltoall": "all_to_all", "sendrecv": "send_recv"}.get(cell.op, cell.op)
+    sums = 0.5 if op == "all_reduce" else 1.0  # a switch that sums sends half
+    sent = wire_bytes(op, cell.ranks, cell.buffer_bytes) * sums / cell.seconds
+    if sent <= line:
+        return ""
+    return f"{cell.op} over {cell.ranks} ranks: {sent / 1e9:.0f} GB/s over links of {line / 1e9:.0f}"
