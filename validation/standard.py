@@ -228,7 +228,7 @@ def workload_of(row: Row, model: Model, strategy: Strategy, framework: Framework
         targets = tuple(row.cell("lora_targets").split())  # type: ignore[arg-type]
     return Workload(
         model, context_tokens=row.count("seq_len"), global_batch=batch, precision=framework.precision,
-        lora_rank=lora_rank_of(row), lora_targets=targets,
+        lengths=words.lengths(row.cell("lengths")), lora_rank=lora_rank_of(row), lora_targets=targets,
     )  # fmt: skip
 
 

@@ -236,6 +236,18 @@ def layer_ranges(text: str, layers: int, offloaded: Offload) -> tuple[LayerRange
     )
 
 
+def lengths(text: str) -> tuple[tuple[int, int], ...]:
+    """Documents packed into a row, from a `lengths` cell: (tokens, count).
+
+    >>> lengths("4x11910 1x294"), lengths("")
+    (((11910, 4), (294, 1)), ())
+    """
+    found = [re.fullmatch(r"(\d+)[x×](\d+)", word) for word in text.split()]
+    if not all(found):
+        raise InputError(f"lengths={text!r} is not understood; write documents as 4x11910 1x294")
+    return tuple((int(one[2]), int(one[1])) for one in found if one)
+
+
 def lora_rank(remarks: str) -> int | None:
     """Rank of the adapters that remarks name; 0 where they name none, None where they do not say the rank.
 
