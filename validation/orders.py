@@ -1,18 +1,17 @@
-"""`python -m validation.orders`: tensor against context parallelism, and ring against Ulysses against all-gather, by length.
+"""`python -m validation.orders`: tensor against context parallelism, ring against Ulysses against all-gather, by length.
 
     pairs   two layouts of the same work that the measurement puts more than APART apart; right: predicted in that order
     flip    the length at which one layout begins to win: the split of all lengths that leaves the least log ratios on
             the wrong side, the middle of equally good ones; None where one layout wins at every length
 
-Rows rank only. Those of a TPU have no preset: they are priced on a STAND_IN, 64 cards of 312 TFLOP/s in one domain of 100
-GB/s each way, which has their ratio of FLOPs to bytes sent (459 TFLOP/s, and two links of a torus to a neighbour). Left
-out there: XLA's schedule, and that an all-gather of consecutive tokens leaves the last rank twice the mean work.
+Rows rank only. Those of a TPU have no preset: they are priced on a stand-in, 64 A100 (312 TFLOP/s for its 459) in one
+domain of 100 GB/s each way, a link of its torus. Left out there: XLA's schedule, and that an all-gather of consecutive
+tokens leaves the last rank twice the mean work.
 """
 
 from __future__ import annotations
 
 import math
-import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -130,4 +129,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -10,9 +10,7 @@ def _rows(predicted: float) -> list[Timed]:
     found = []
     for tokens in (50, 100, 150, 250, 400, 800):
         for layout, measured, priced in (("a", tokens, tokens), ("b", tokens / 2 + 100, tokens / 2 + predicted)):
-            found.append(
-                Timed(work=str(tokens), layout=layout, tokens=tokens, measured_s=measured, predicted_s=priced)
-            )
+            found.append(Timed(work=str(tokens), layout=layout, tokens=tokens, measured_s=measured, predicted_s=priced))
     return found
 
 
