@@ -1,4 +1,4 @@
-"""`python -m validation.orders`: tensor against context parallelism, ring against Ulysses against all-gather, by length.
+"""`python -m validation.orders`: tensor against context parallelism, ring against Ulysses or all-gather, by length.
 
     pairs   two layouts of the same work that the measurement puts more than APART apart; right: predicted in that order
     flip    the length at which one layout begins to win: the split of all lengths that leaves the least log ratios on
