@@ -229,15 +229,15 @@ def product_s(
 ) -> Number:
     """A product forward, or the gradients of its input (rows, inside, out) and of a trained weight (inside, out, rows).
 
-    `dtype` None means that of the layers' products: 8-bit inputs are quantised first, and a layer's biases have
-    gradients that read the output's gradient once more.
+    `dtype` None means that of the layers' products: 8-bit inputs are quantised first (a frozen weight never again after
+    it was loaded), and a layer's biases have gradients that read the output's gradient once more.
     """
     framework, layer = sizes.framework, dtype is None
     if dtype is None:
         dtype = framework.product_dtype or sizes.workload.precision.param
     quantised: Number = 0.0
     if framework.product_dtype == "fp8" == dtype:
-        values = rows * out if grad else rows * inside + out * inside
+        values = rows * out if grad else rows * inside + (out * inside if trained else 0)
         quantised = kernels.memory_bound_s(groups * values * QUANTISE_BYTES, 2)
     if not grad:
         return kernels.grouped_s(groups, rows, out, inside, dtype) + quantised

@@ -22,7 +22,7 @@ from cost_models.models.model import LayerKind
 from cost_models.number import Number, larger, pick, smaller, somewhere
 from cost_models.program import Compute, Exchange, Phase, Segment, StepProgram
 from cost_models.step import vision
-from cost_models.step.sharding import Weights, broadcast_by_owners, sharded
+from cost_models.step.sharding import Weights, broadcast_by_owners, gathered_params, sharded
 from cost_models.strategy import LayerRange
 from cost_models.timing.kernels import Kernels
 from cost_models.workload import DTYPE_BYTES, OPTIMIZER_STATES
@@ -87,7 +87,10 @@ def forward_segment(
         elsewhere=elsewhere,
         offload_bytes=_offloaded(sizes, offload) + sizes.fetched_bytes(params, experts),
     )
-    weights = Weights(gathered=params, gathered_experts=experts)
+    weights = Weights(
+        gathered=gathered_params(sizes, params, sizes.trained_layer_params),
+        gathered_experts=gathered_params(sizes, experts, sizes.trained_expert_params),
+    )
     return sharded(_of_layer(segment, sizes, kernels, None), sizes, kernels, weights)
 
 
@@ -171,7 +174,9 @@ def embed(sizes: RankSizes, kernels: Kernels) -> Segment:
         offload_bytes=sizes.fetched_bytes(sizes.root_params),
         elsewhere=0.0,
     )
-    gathered = 0.0 if sizes.workload.mode == "decode" else sizes.root_params
+    gathered = gathered_params(sizes, sizes.root_params, sizes.trained_root_params)
+    if sizes.workload.mode == "decode":
+        gathered = 0.0
     return sharded(segment, sizes, kernels, Weights(gathered=gathered))
 
 

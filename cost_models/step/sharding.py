@@ -3,6 +3,7 @@
     ZeRO-3      every microbatch: weights gathered (again in backward), gradients reduce-scattered over `shard`
     ZeRO-2      every microbatch: weights gathered once, gradients reduce-scattered
     ZeRO-0, -1  once a step, in the last microbatch: gradients reduced, weights gathered
+    frozen      weights that do not train: below ZeRO-3 every rank holds them whole, so they are never gathered
     replicas    once a step, in the last microbatch: shards of gradients all-reduced over `replicate`
 
 A framework may leave its once-a-step reductions exposed, block on every weight, or let each tensor have one owner that
@@ -36,6 +37,11 @@ class Weights(NamedTuple):
     trained: Number = 0.0  # their gradients are reduced after it
     gathered_experts: Number = 0.0
     trained_experts: Number = 0.0
+
+
+def gathered_params(sizes: RankSizes, held: Number, trained: Number) -> Number:
+    """Of a unit's weights those that its forward pass gathers in training; a rank that only serves gathers all once."""
+    return held if sizes.workload.mode != "train" else pick(sizes.degrees.zero == 3, held, trained)
 
 
 def sharded(segment: Segment, sizes: RankSizes, kernels: Kernels, weights: Weights, *, passes: int = 1) -> Segment:

@@ -16,7 +16,7 @@ from cost_models.layer.sizes import RankSizes
 from cost_models.models.model import Vision
 from cost_models.number import Number, larger, pick
 from cost_models.program import Compute, Exchange, Segment
-from cost_models.step.sharding import Weights, sharded
+from cost_models.step.sharding import Weights, gathered_params, sharded
 from cost_models.timing.kernels import Kernels
 from cost_models.workload import DTYPE_BYTES
 
@@ -38,9 +38,10 @@ def forward(sizes: RankSizes, kernels: Kernels) -> list[Segment]:
         phases=(_projector(sizes, vision, kernels, grad=False), *_exchange(sizes, vision, grad=False)),
         offload_bytes=sizes.fetched_bytes(edge),
     )
+    trained = (block * sizes.trains("tower"), edge * sizes.trains("projector"))
     return [
-        sharded(tower, sizes, kernels, Weights(gathered=block)),
-        sharded(projector, sizes, kernels, Weights(gathered=edge)),
+        sharded(tower, sizes, kernels, Weights(gathered=gathered_params(sizes, block, trained[0]))),
+        sharded(projector, sizes, kernels, Weights(gathered=gathered_params(sizes, edge, trained[1]))),
     ]
 
 
@@ -56,7 +57,7 @@ def backward(sizes: RankSizes, kernels: Kernels) -> list[Segment]:
         from_host=True,
         offload_bytes=sizes.returned_bytes(edge * reduce),
     )
-    segments = [sharded(projector, sizes, kernels, Weights(trained=edge))]
+    segments = [sharded(projector, sizes, kernels, Weights(trained=edge * sizes.trains("projector")))]
     if sizes.trains("tower"):
         tower = Segment(
             name="vision backward",

@@ -13,9 +13,12 @@ import pytest
 from cost_models import Cluster, Model, Strategy, Workload, price
 from cost_models.batch import price_batch
 from cost_models.framework import OURS
+from cost_models.layer.operators import QUANTISE_BYTES, product_s
+from cost_models.layer.sizes import RankSizes
 from cost_models.pricing import fold, fold_segment
 from cost_models.program import Compute, Exchange, Segment, StepProgram
 from cost_models.timing.cluster_costs import cluster_costs
+from cost_models.timing.kernels import Kernels
 
 NODE = Cluster.load("dgx-h100", nodes=1)
 NODES = Cluster.load("dgx-h100", nodes=2)
@@ -35,6 +38,39 @@ def test_gathers_and_reductions_by_zero_stage(zero, framework, gathers_of_layers
     gathered = 2 * (gathers_of_layers * LAYERS + gathers_of_root * ROOT) * 7 / 8
     assert cost.sent_bytes["shard all_gather"] == pytest.approx(gathered, rel=1e-12)
     assert cost.sent_bytes["shard reduce_scatter"] == pytest.approx(4 * reductions * (LAYERS + ROOT) * 7 / 8, rel=1e-12)
+
+
+@pytest.mark.parametrize("zero", [1, 2])
+def test_frozen_weights_are_gathered_by_zero_3_alone(zero):
+    """Below ZeRO-3 the memory has them whole on every rank, so adapters alone are gathered after their update."""
+    work = replace(WORK, lora_rank=16)
+    adapters = 32 * RankSizes(work, LAYOUT).adapter_params
+    sent = price(NODE, work, replace(LAYOUT, zero=zero), framework=OF_MEGATRON).sent_bytes
+    passes = 4 if zero == 2 else 1
+    assert sent["shard all_gather"] == pytest.approx(2 * passes * adapters * 7 / 8, rel=1e-12)
+    whole = price(NODE, work, LAYOUT).sent_bytes["shard all_gather"]
+    assert whole == pytest.approx(2 * 4 * (2 * (LAYERS + adapters) + ROOT) * 7 / 8, rel=1e-12)
+
+
+def test_frozen_weights_of_a_tower_are_gathered_by_zero_3_alone():
+    model = Model.load("longvila-8b")
+    work = Workload(model, frames=64, text_tokens=1024, global_batch=8, trainable=("projector",))
+    layout = Strategy(data=8, shard=8, zero=2)
+    projector = model.vision.projector_params(model.hidden)
+    sent = price(NODE, work, layout).sent_bytes
+    assert sent["shard all_gather"] == pytest.approx(2 * projector * 7 / 8, rel=1e-12)
+
+
+def test_a_frozen_weight_is_not_quantised_again():
+    """Each forward product reads and writes its input alone; a trained weight is quantised as well."""
+    kernels, framework = Kernels.of("h100-sxm-80gb"), replace(OURS, product_dtype="fp8")
+    sizes = RankSizes(WORK, LAYOUT, framework)
+    rows, out, inside = 8192, 8192, 4096
+    added = (product_s(sizes, kernels, rows, out, inside, False, trained=t) for t in (True, False))
+    trained_s, frozen_s = added
+    moved = QUANTISE_BYTES * out * inside
+    both, input_alone = (kernels.memory_bound_s(QUANTISE_BYTES * rows * inside + m, 2) for m in (moved, 0))
+    assert trained_s - frozen_s == pytest.approx(both - input_alone, rel=1e-9)
 
 
 def test_zero_1_of_this_executor_is_zero_2():
