@@ -171,7 +171,7 @@ class _Program:
                 continue
             seen.add(self._kind(column))
             answer = self._of_search([column], column)
-            if answer.layers[0] != self.columns.prices.layers and len(answer.layers) > 1:
+            if not self.columns.prices.most_is_kept(answer.layers) and len(answer.layers) > 1:
                 answer = self._choose([column]) or answer
             picked.append((answer.value, column, answer.layers))
         return [(column, layers) for _, column, layers in sorted(picked)]

@@ -60,7 +60,7 @@ def step_program(sizes: RankSizes, kernels: Kernels, ranges: tuple[LayerRange, .
             part, here = run.part, sizes.of(run.kind)
             segments.append(backward_segment(here, kernels, part.recompute, run.layers, part.offload, run.elsewhere))
         segments += [*vision.backward(sizes, kernels), root_gradients(sizes, kernels)]
-        last = at_stage(sizes, ranges, stages - 1) if is_mixed(model) else sizes
+        last = at_stage(sizes, (LayerRange(count=model.layers),), stages - 1) if is_mixed(model) else sizes
         epilogue = (update(last, kernels),)
     if sizes.framework.owned_tensors and mode == "train" and sizes.degrees.zero < 2:
         segments, broadcasts = broadcast_by_owners(segments, sizes)

@@ -34,11 +34,11 @@ _Entry = tuple[float, int, int]  # bound, row of the branches, sharding
 
 
 class SearchResult(Struct, frozen=True, kw_only=True, eq=False):
-    """Priced columns, each with its best mix of at most two recompute policies, for the program to choose from."""
+    """Priced columns, each with its best mix of recompute policies, for the program to choose from."""
 
     columns: PricedLayouts
     value: NDArray[np.float64]  # of each column with that mix; infinite if nothing fits
-    layers: NDArray[np.int64]  # by policy, of that mix
+    layers: NDArray[np.int64]  # by choice, of that mix
     bound: NDArray[np.float64]  # of each column, layers in fractions
     open_bound: float  # of everything of which not every placement was priced; infinite if nothing is left
     considered: int  # layouts in the space, sharding counted
@@ -145,15 +145,14 @@ class Search:
         self.incumbent = min(self.incumbent, float(self._values(columns)[0].min(initial=np.inf)))
 
     def _values(self, columns: PricedLayouts) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """The objective of each column with its best mix of at most two policies, and the layers by policy."""
+        """The objective of each column with its best mix, and the layers by choice."""
         prices, capacity_bytes = columns.prices, columns.capacity_bytes
         if self.objective != "memory":
             seconds, layers = prices.mixed(capacity_bytes)
             return seconds * weight(self.objective, columns.ranks), layers
         used = prices.uniform_bytes().max(axis=1)
         value = used.min(axis=1)
-        uniform = prices.layers * np.eye(len(prices.policies), dtype=np.int64)
-        return np.where(value <= capacity_bytes, value, np.inf), uniform[used.argmin(axis=1)]
+        return np.where(value <= capacity_bytes, value, np.inf), prices.uniform[used.argmin(axis=1)]
 
     def _open_bound(self, branches: Branches, complete: frozenset[Strategy]) -> float:
         """The least bound of ranges left, layouts not priced, and layouts of which only families were priced."""

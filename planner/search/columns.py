@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from cost_models.hardware.placement import Placement
 from cost_models.layer.stages import end_stages
-from cost_models.strategy import Axis, LayerRange, Strategy, sent_patterns, stacked
+from cost_models.strategy import Axis, Strategy, sent_patterns, stacked
 from cost_models.timing.cluster_costs import ClusterCosts
 from cost_models.timing.loads import Loads
 from cost_models.timing.paths import Path
@@ -70,13 +70,8 @@ class PricedLayouts(Struct, frozen=True, kw_only=True, eq=False):
         return np.array([strategy.ranks for strategy in self.strategies], dtype=np.int64)
 
     def strategy(self, column: int, layers: Sequence[int]) -> Strategy:
-        """The layout with its layers; those that recompute most come first, so that the last ones are freed first."""
-        ranges = [
-            LayerRange(recompute=policy, count=int(count))
-            for policy, count in zip(self.prices.policies, layers, strict=True)
-            if count
-        ]
-        return replace(self.strategies[column], layers=tuple(reversed(ranges)))
+        """The layout with its layers."""
+        return replace(self.strategies[column], layers=self.prices.ranges(layers))
 
     def tie_key(self, column: int) -> tuple[Any, ...]:
         """Order of equally good columns: less load on the busiest NICs, more ulysses, then the smaller degrees."""
@@ -195,13 +190,14 @@ def crossing_load(axes: dict[Axis, Path]) -> NDArray[np.float64]:
 
 def _no_columns(space: Space) -> PricedLayouts:
     """A start for `joined`, so that it also works where no layout has a placement."""
-    stages, policies = len(end_stages(space.base.pipeline)), len(space.policies)
-    empty, by_policy, by_stage = np.zeros(0), np.zeros((0, policies)), np.zeros((0, stages, policies))
+    kinds = space.workload.model.layer_kinds
+    stages, choices = len(end_stages(space.base.pipeline)), len(set(kinds)) * len(space.policies)
+    empty, by_choice, by_stage = np.zeros(0), np.zeros((0, choices)), np.zeros((0, stages, choices))
     prices = PolicyPrices(
         policies=space.policies,
-        layers=space.workload.model.layers,
+        layer_kinds=kinds,
         other_s=empty,
-        layer_s=by_policy,
+        layer_s=by_choice,
         base_bytes=np.zeros((0, stages)),
         kept_bytes=by_stage,
         again_bytes=by_stage,

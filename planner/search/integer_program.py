@@ -1,9 +1,9 @@
 """The choice among priced columns as one mixed-integer program (PuLP, solved by HiGHS).
 
-    minimise    sum over columns c of  weight_c (other_c x_c + sum over policies p of layer_cp n_cp)
+    minimise    sum over columns c of  weight_c (other_c x_c + sum over choices p of layer_cp n_cp)
     subject to  sum x_c = 1                              x binary: one layout on one placement
-                sum_p n_cp = layers x_c                  n integer: layers that recompute by policy p
-                n_cp <= layers u_cp,  t_cs >= again_csp u_cp        u binary: the policy is in use
+                sum_p of kind k  n_cp = layers_k x_c     n integer: layers of kind k that recompute by choice p
+                n_cp <= layers_k u_cp,  t_cs >= again_csp u_cp      u binary: the choice is in use
                 base_cs x_c + sum_p kept_csp n_cp + t_cs <= capacity_c x_c      s: the first and the last pipeline stage
 
 Seconds and GiB. `memory` as objective: the left side of the last rows first, then seconds at that memory. Gap 0, one
@@ -30,7 +30,7 @@ HAIR = 1e-9
 
 class Answer(Struct, frozen=True, kw_only=True):
     column: int
-    layers: tuple[int, ...]  # by policy of the columns
+    layers: tuple[int, ...]  # by choice of the columns
     value: float  # weighted seconds, or bytes
     bound: float  # no feasible answer among the columns is below it
     optimal: bool  # proven; false at the time limit
@@ -42,10 +42,11 @@ class _Model:
     def __init__(self, columns: PolicyPrices, capacity_bytes: NDArray[np.float64], weight: NDArray[np.float64]) -> None:
         self.columns, self.count, self.capacity_bytes = columns, len(columns.other_s), capacity_bytes
         self.problem = pulp.LpProblem("layout", pulp.LpMinimize)
-        policies = range(len(columns.policies))
+        choices = range(len(columns.choices))
+        self.most = [many for those, many in columns.choices_of for _ in those]
         self.x = [pulp.LpVariable(f"x_{c}", cat=pulp.LpBinary) for c in range(self.count)]
         self.n = [
-            [pulp.LpVariable(f"n_{c}_{p}", 0, columns.layers, cat=pulp.LpInteger) for p in policies]
+            [pulp.LpVariable(f"n_{c}_{p}", 0, self.most[p], cat=pulp.LpInteger) for p in choices]
             for c in range(self.count)
         ]
         self.seconds: list[tuple[Any, float]] = []
@@ -54,19 +55,20 @@ class _Model:
         for c in range(self.count):
             self._column(c, float(capacity_bytes[c]))
             terms = [(self.x[c], float(columns.other_s[c] * weight[c]))]
-            terms += [(self.n[c][p], float(columns.layer_s[c, p] * weight[c])) for p in policies]
+            terms += [(self.n[c][p], float(columns.layer_s[c, p] * weight[c])) for p in choices]
             self.seconds += terms
 
     def _column(self, c: int, capacity_bytes: float) -> None:
         columns, problem, x, n = self.columns, self.problem, self.x[c], self.n[c]
-        policies = range(len(columns.policies))
-        problem += pulp.lpSum(n) == columns.layers * x, f"layers_{c}"
+        choices = range(len(columns.choices))
+        for k, (those, many) in enumerate(columns.choices_of):
+            problem += pulp.lpSum(n[p] for p in those) == many * x, f"layers_{c}_{k}"
         base, kept, again = (array[c] / GIB for array in (columns.base_bytes, columns.kept_bytes, columns.again_bytes))
-        stages = [[(x, float(base[s])), *((n[p], float(kept[s, p])) for p in policies)] for s in range(len(base))]
+        stages = [[(x, float(base[s])), *((n[p], float(kept[s, p])) for p in choices)] for s in range(len(base))]
         transients = {s: pulp.LpVariable(f"t_{c}_{s}", 0) for s in range(len(base)) if again[s].max() > 0}
-        for p in (p for p in policies if again[:, p].max() > 0):
+        for p in (p for p in choices if again[:, p].max() > 0):
             used = pulp.LpVariable(f"u_{c}_{p}", cat=pulp.LpBinary)
-            problem += n[p] <= columns.layers * used, f"used_{c}_{p}"
+            problem += n[p] <= self.most[p] * used, f"used_{c}_{p}"
             for s in (s for s in transients if again[s, p] > 0):
                 problem += transients[s] >= float(again[s, p]) * used, f"transient_{c}_{s}_{p}"
         room = (capacity_bytes - ROUNDING_BYTES) / GIB
@@ -108,7 +110,8 @@ class _Model:
     def holds(self, column: int, layers: NDArray[np.int64]) -> bool:
         """Whether the answer obeys its rows exactly; what a time limit leaves in the variables may not."""
         used = float(self.columns.take(np.array([column])).bytes_of(layers[None])[0])
-        return int(layers.sum()) == self.columns.layers and used <= self.capacity_bytes[column]
+        counted = all(layers[those.start : those.stop].sum() == many for those, many in self.columns.choices_of)
+        return counted and used <= self.capacity_bytes[column]
 
 
 def choose(
@@ -119,11 +122,10 @@ def choose(
     memory_first: bool = False,
     time_limit_s: float = 10.0,
 ) -> Answer | None:
-    """The best column with its layers by policy; `None` means that no column fits, or that the time ran out."""
+    """The best column with its layers by choice; `None` means that no column fits, or that the time ran out."""
     model = _Model(columns, capacity_bytes, weight)
-    scale = max(
-        1e-30, float(np.min(columns.other_s * weight + columns.layers * np.min(columns.layer_s, axis=1) * weight))
-    )
+    least = sum(many * columns.layer_s[:, those.start : those.stop].min(axis=1) for those, many in columns.choices_of)
+    scale = max(1e-30, float(np.min((columns.other_s + least) * weight)))
     seconds = [(variable, value / scale) for variable, value in model.seconds]
     solved = model.minimise(model.gib if memory_first else seconds, time_limit_s)
     if solved is None:

@@ -1,7 +1,8 @@
-"""Linear prices of many layouts at once, by recompute policy: what the integer program's columns are made of.
+"""Linear prices of many layouts at once, by kind of layer and recompute policy: the integer program's columns.
 
-    step_s  = other_s + sum over policies of layers x layer_s[policy]           (linear in the layer counts)
-    memory  = base + sum of layers x kept[policy] + the largest transient of a policy in use
+    choice  = (kind, policy), kind by kind; a kind has as many layers as the model gives it
+    step_s  = other_s + sum over choices of layers x layer_s[choice]            (linear in the layer counts)
+    memory  = base + sum of layers x kept[choice] + the largest transient of a choice in use
               on the first or the last stage of a pipeline, whichever needs more
 
 Built from the same segments, paths and memory functions as `pricing.price`, over numpy arrays: one entry for each
@@ -10,10 +11,11 @@ layout and placement. Times in seconds per step, memory in bytes per GPU. Left o
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from msgspec import Struct, structs
@@ -21,10 +23,11 @@ from numpy.typing import NDArray
 
 from cost_models.hardware.device import Device
 from cost_models.layer.sizes import RankSizes
-from cost_models.layer.stages import at_stage, end_stages
+from cost_models.layer.stages import at_stage, end_stages, is_mixed
 from cost_models.memory import peaks
 from cost_models.memory.components import components
 from cost_models.memory.peaks import kept_bytes
+from cost_models.models.model import LayerKind
 from cost_models.pricing import fold, fold_segment
 from cost_models.program import Exchange, Phase, Ring, Segment
 from cost_models.step.assembly import backward_segment, forward_segment, step_program
@@ -35,24 +38,68 @@ from cost_models.timing.slowest import KernelsInUse
 from cost_models.workload import Workload
 
 Floats = NDArray[np.float64]
+Choice = tuple[LayerKind, Recompute]
 _ARRAYS = ("other_s", "layer_s", "base_bytes", "kept_bytes", "again_bytes")
 EQUAL = 1e-12
 """Relative difference below which two values are the same; the policy that recomputes less is then taken."""
 
 
-class PolicyPrices(Struct, frozen=True, kw_only=True, eq=False):
-    """Prices of many layouts; the policy is the last axis of `layer_s`, `kept_bytes` and `again_bytes`.
+class Mix(NamedTuple):
+    """One choice for the layers of every kind, but two for those of one kind."""
 
-    Bytes are those of the first and the last stage of a pipeline, each with an equal share of every policy's layers.
+    fixed: tuple[tuple[int, int], ...]  # (choice, layers) of the other kinds
+    more: int  # the choice that comes first
+    less: int
+    layers: int  # of the kind that has both
+
+
+class PolicyPrices(Struct, frozen=True, kw_only=True, eq=False, dict=True):
+    """Prices of many layouts; the choice is the last axis of `layer_s`, `kept_bytes` and `again_bytes`.
+
+    Bytes are those of the first and the last stage of a pipeline, each with an equal share of every choice's layers.
     """
 
     policies: tuple[Recompute, ...]
-    layers: int
+    layer_kinds: tuple[LayerKind, ...]  # of every layer of the model
     other_s: Floats
-    layer_s: Floats  # (..., policies), of one layer in every microbatch; (..., 1) if all are taken as equally fast
+    layer_s: Floats  # (..., choices), of one layer in every microbatch; (..., kinds) if all policies are as fast
     base_bytes: Floats  # (..., stages)
-    kept_bytes: Floats  # (..., stages, policies), of one layer of the model
-    again_bytes: Floats  # (..., stages, policies), transient while a layer of that policy is recomputed
+    kept_bytes: Floats  # (..., stages, choices), of one layer of the model
+    again_bytes: Floats  # (..., stages, choices), transient while a layer of that choice is recomputed
+
+    @cached_property
+    def layers_of(self) -> dict[LayerKind, int]:
+        """Layers of each kind, kinds in order of the model."""
+        return {kind: self.layer_kinds.count(kind) for kind in dict.fromkeys(self.layer_kinds)}
+
+    @cached_property
+    def choices(self) -> tuple[tuple[LayerKind, Recompute], ...]:
+        return tuple(itertools.product(self.layers_of, self.policies))
+
+    @cached_property
+    def choices_of(self) -> list[tuple[range, int]]:
+        """For each kind its choices and its layers."""
+        count = len(self.policies)
+        return [(range(i * count, (i + 1) * count), many) for i, many in enumerate(self.layers_of.values())]
+
+    @cached_property
+    def uniform(self) -> NDArray[np.int64]:
+        """Layers by choice where each kind has one policy, shape (assignments, choices)."""
+        several = list(itertools.product(*(choices for choices, _ in self.choices_of)))
+        counts = np.zeros((len(several), len(self.choices)), dtype=np.int64)
+        for row, chosen in enumerate(several):
+            counts[row, list(chosen)] = list(self.layers_of.values())
+        return counts
+
+    @cached_property
+    def mixes(self) -> list[Mix]:
+        """Every mix: the optimum of the relaxed program, which has one row besides those of the kinds, is one."""
+        found = []
+        for index, (choices, many) in enumerate(self.choices_of):
+            others = [one for place, one in enumerate(self.choices_of) if place != index]
+            for fixed in itertools.product(*([(choice, layers) for choice in each] for each, layers in others)):
+                found += [Mix(fixed, more, less, many) for more, less in itertools.product(choices, choices)]
+        return found
 
     def take(self, where: Any) -> PolicyPrices:
         """Some of the columns, by index or mask."""
@@ -65,8 +112,12 @@ class PolicyPrices(Struct, frozen=True, kw_only=True, eq=False):
         return structs.replace(parts[0], **arrays)
 
     def uniform_bytes(self) -> Floats:
-        """Memory where all layers have one policy, shape (..., stages, policies)."""
-        return self.base_bytes[..., None] + self.layers * self.kept_bytes + self.again_bytes
+        """Memory of each row of `uniform`, shape (..., stages, assignments)."""
+        if len(self.layers_of) == 1:
+            return self.base_bytes[..., None] + len(self.layer_kinds) * self.kept_bytes + self.again_bytes
+        again = np.where(self.uniform > 0, self.again_bytes[..., None, :], 0.0).max(axis=-1)
+        used: Floats = self.base_bytes[..., None] + self.kept_bytes @ self.uniform.T + again
+        return used
 
     def least_bytes(self) -> Floats:
         """Memory that no choice of policies for the layers goes below."""
@@ -74,62 +125,89 @@ class PolicyPrices(Struct, frozen=True, kw_only=True, eq=False):
         return least
 
     def relaxed_s(self, capacity_bytes: Any) -> Floats:
-        """A lower bound on the step: fractional layers, no transients; infinite where nothing fits.
-
-        The optimum of that relaxation mixes at most two policies, so all pairs are tried.
-        """
+        """A lower bound on the step: fractional layers, no transients; infinite where nothing fits."""
         fits, seconds = self.least_bytes() <= capacity_bytes, self.layer_s
-        if seconds.shape[-1] == 1:
-            return np.where(fits, self.other_s + self.layers * seconds[..., 0], np.inf)
-        room = (np.asarray(capacity_bytes)[..., None] - self.base_bytes)[..., None, None] / self.layers
-        kept, seconds = self.kept_bytes, seconds[..., None, :]
-        kept_a, kept_b = kept[..., :, None], kept[..., None, :]
-        share = np.minimum(np.maximum(_divide(room - kept_b, kept_a - kept_b), 0.0), 1.0)  # of a, which keeps more
-        possible = (kept_b <= room) & (kept_a >= kept_b)
-        share = np.where(kept_a <= room, 1.0, share)
-        mixed = share * seconds[..., :, None] + (1 - share) * seconds[..., None, :]
-        best = np.where(possible, mixed, np.inf).min(axis=(-1, -2)).max(axis=-1)  # no stage allows less
-        return np.where(fits, self.other_s + self.layers * best, np.inf)
+        if seconds.shape[-1] < len(self.choices):
+            return np.where(fits, self.other_s + seconds @ np.array([*self.layers_of.values()], dtype=float), np.inf)
+        more, less, many = (np.array([getattr(mix, name) for mix in self.mixes]) for name in ("more", "less", "layers"))
+        room = (np.asarray(capacity_bytes)[..., None] - self.base_bytes)[..., None]
+        fixed: Any = 0.0
+        if len(self.layers_of) > 1:
+            counts = np.zeros((len(self.mixes), len(self.choices)))
+            for row, mix in enumerate(self.mixes):
+                for choice, layers in mix.fixed:
+                    counts[row, choice] = layers
+            room = room - self.kept_bytes @ counts.T
+            fixed = (seconds @ counts.T)[..., None, :]
+        kept_more, kept_less, room = self.kept_bytes[..., more], self.kept_bytes[..., less], room / many
+        share = np.minimum(np.maximum(_divide(room - kept_less, kept_more - kept_less), 0.0), 1.0)
+        possible = (kept_less <= room) & (kept_more >= kept_less)
+        share = np.where(kept_more <= room, 1.0, share)
+        seconds = seconds[..., None, :]
+        mixed = fixed + many * (share * seconds[..., more] + (1 - share) * seconds[..., less])
+        best = np.where(possible, mixed, np.inf).min(axis=-1).max(axis=-1)  # no stage allows less
+        return np.where(fits, self.other_s + best, np.inf)
 
     def mixed(self, capacity_bytes: Any) -> tuple[Floats, NDArray[np.int64]]:
-        """A good answer in entire layers for each column: seconds (infinite if none) and layers (columns, policies).
+        """A good answer in entire layers for each column: seconds (infinite if none) and layers (columns, choices).
 
-        Tries every pair of policies with as many layers of the one that keeps more as fit, transients counted.
+        Tries every mix with as many layers of its first choice as fit, transients counted.
         """
-        count = len(self.policies)
         best = np.full(self.other_s.shape, np.inf)
-        layers = np.zeros((*self.other_s.shape, count), dtype=np.int64)
-        for a in range(count):
-            for b in range(count):
-                many = self._most_layers(a, b, capacity_bytes)
-                seconds = self.other_s + many * self.layer_s[..., a] + (self.layers - many) * self.layer_s[..., b]
-                seconds = np.where(many >= 0, seconds, np.inf)
-                better = seconds < best * (1 - EQUAL)
-                best = np.where(better, seconds, best)
-                chosen = np.zeros_like(layers)
-                chosen[..., a] += many
-                chosen[..., b] += self.layers - many
-                layers = np.where(better[..., None], chosen, layers)
+        layers = np.zeros((*self.other_s.shape, len(self.choices)), dtype=np.int64)
+        for mix in self.mixes:
+            many = self._most_layers(mix, capacity_bytes)
+            seconds = (
+                self.other_s + many * self.layer_s[..., mix.more] + (mix.layers - many) * self.layer_s[..., mix.less]
+            )
+            for choice, count in mix.fixed:
+                seconds = seconds + count * self.layer_s[..., choice]
+            seconds = np.where(many >= 0, seconds, np.inf)
+            better = seconds < best * (1 - EQUAL)
+            best = np.where(better, seconds, best)
+            chosen = np.zeros_like(layers)
+            chosen[..., mix.more] += many
+            chosen[..., mix.less] += mix.layers - many
+            for choice, count in mix.fixed:
+                chosen[..., choice] += count
+            layers = np.where(better[..., None], chosen, layers)
         return best, layers
 
-    def _most_layers(self, a: int, b: int, capacity_bytes: Any) -> NDArray[np.int64]:
-        """Most layers of policy a, the others of policy b, that fit; -1 if no number does."""
-        again, total = np.maximum(self.again_bytes[..., a], self.again_bytes[..., b]), self.layers
-        free = np.asarray(capacity_bytes)[..., None] - self.base_bytes
-        room = free - again - total * self.kept_bytes[..., b]
+    def _most_layers(self, mix: Mix, capacity_bytes: Any) -> NDArray[np.int64]:
+        """Most layers of a mix's first choice, the others of its second, that fit; -1 if no number does."""
+        a, b, total = mix.more, mix.less, mix.layers
+        free, rest = np.asarray(capacity_bytes)[..., None] - self.base_bytes, np.zeros_like(self.base_bytes)
+        for choice, count in mix.fixed:
+            free, rest = free - count * self.kept_bytes[..., choice], np.maximum(rest, self.again_bytes[..., choice])
+        again = np.maximum(self.again_bytes[..., a], self.again_bytes[..., b])
+        room = free - np.maximum(again, rest) - total * self.kept_bytes[..., b]
         extra = self.kept_bytes[..., a] - self.kept_bytes[..., b]
         many = np.where(extra > 0, np.floor(_divide(room, extra)), np.where(room >= 0, total, -1.0))
         many = np.where((room < 0) & (extra >= 0), -1.0, np.minimum(many, total))
-        alone = free - self.again_bytes[..., a] - total * self.kept_bytes[..., a] >= 0
+        alone = free - np.maximum(self.again_bytes[..., a], rest) - total * self.kept_bytes[..., a] >= 0
         return np.where(alone.all(axis=-1), total, many.min(axis=-1)).astype(np.int64)
 
+    def most_is_kept(self, layers: Sequence[int]) -> bool:
+        """Whether all layers have the first policy, which keeps most."""
+        return all(layers[choices[0]] == many for choices, many in self.choices_of)
+
+    def ranges(self, layers: Sequence[int]) -> tuple[LayerRange, ...]:
+        """The layers of each choice in the model's order; of a kind those that recompute most come first, so that the
+        last ones are freed first."""
+        left = {
+            kind: [policy for choice in reversed(choices) for policy in (self.choices[choice][1],) * layers[choice]]
+            for kind, (choices, _) in zip(self.layers_of, self.choices_of, strict=True)
+        }
+        order = [left[kind].pop(0) for kind in self.layer_kinds]
+        return tuple(LayerRange(recompute=policy, count=len(list(same))) for policy, same in itertools.groupby(order))
+
     def seconds_of(self, layers: NDArray[np.int64]) -> Floats:
-        """Step seconds for layers by policy, shape (columns, policies)."""
+        """Step seconds for layers by choice, shape (columns, choices)."""
         seconds: Floats = self.other_s + (layers * self.layer_s).sum(axis=-1)
         return seconds
 
     def bytes_of(self, layers: NDArray[np.int64]) -> Floats:
-        """Memory for layers by policy, shape (columns, policies)."""
+        """Memory for layers by choice, shape (columns, choices)."""
         counts = layers[..., None, :]
         again = np.where(counts > 0, self.again_bytes, 0.0).max(axis=-1)
         used: Floats = (self.base_bytes + (counts * self.kept_bytes).sum(axis=-1) + again).max(axis=-1)
@@ -152,15 +230,17 @@ def policy_prices(
     time as that of the first, which must be the fastest: a bound at a third of the work.
     """
     priced = _Layouts(workload, layouts, kernels, paths, device, least_ring)
-    base, spread = priced.bytes_with(), priced.spread
+    base, spread, kinds = priced.bytes_with(), priced.spread, tuple(dict.fromkeys(workload.model.layer_kinds))
+    choices = list(itertools.product(kinds, policies))
+    timed = list(itertools.product(kinds, policies[:1])) if quick else choices
     return PolicyPrices(
         policies=tuple(policies),
-        layers=workload.model.layers,
+        layer_kinds=workload.model.layer_kinds,
         other_s=_full(priced.other_s(), spread),
-        layer_s=_by_policy([priced.layer_s(policy) for policy in (policies[:1] if quick else policies)], spread),
+        layer_s=_by_choice([priced.layer_s(*choice) for choice in timed], spread),
         base_bytes=base,
-        kept_bytes=_by_policy([priced.bytes_with(kept=policy) - base for policy in policies], base.shape),
-        again_bytes=_by_policy([priced.bytes_with(again=policy) - base for policy in policies], base.shape),
+        kept_bytes=_by_choice([priced.bytes_with(kept=choice) - base for choice in choices], base.shape),
+        again_bytes=_by_choice([priced.bytes_with(again=choice) - base for choice in choices], base.shape),
     )
 
 
@@ -169,8 +249,8 @@ def _full(value: Any, shape: tuple[int, ...]) -> Floats:
     return np.broadcast_to(np.asarray(value, dtype=np.float64), shape)
 
 
-def _by_policy(values: Sequence[Any], shape: tuple[int, ...]) -> Floats:
-    """The values of the policies along a last axis."""
+def _by_choice(values: Sequence[Any], shape: tuple[int, ...]) -> Floats:
+    """The values of the choices along a last axis."""
     stacked = np.empty((*shape, len(values)))
     for place, value in enumerate(values):
         stacked[..., place] = value
@@ -202,18 +282,15 @@ class _Layouts:
         micro = tuple(_with_ring(segment, self.least_ring, self.layouts) for segment in program.microbatch)
         return fold(replace(program, microbatch=micro), self.paths).total_s
 
-    def layer_s(self, policy: Recompute) -> Any:
+    def layer_s(self, kind: LayerKind, policy: Recompute) -> Any:
         """One layer in every microbatch of a step."""
         if self.workload.mode == "decode":
             return 0.0
-        seconds = self._in_step_s(self._forward)
+        here = self.sizes.once(("of", kind), lambda: self.sizes.of(kind))
+        seconds = here.once("forward_s", lambda: self._in_step_s(forward_segment(here, self.kernels, repeat=1)))
         if self.workload.mode == "train":
-            seconds = seconds + self._in_step_s(backward_segment(self.sizes, self.kernels, policy, repeat=1))
+            seconds = seconds + self._in_step_s(backward_segment(here, self.kernels, policy, repeat=1))
         return seconds
-
-    @cached_property
-    def _forward(self) -> Segment:
-        return forward_segment(self.sizes, self.kernels, repeat=1)
 
     def _in_step_s(self, segment: Segment) -> Any:
         """A layer's segment in all microbatches and the bubble, spread over the stages."""
@@ -223,13 +300,17 @@ class _Layouts:
         last = each if one.last is None else fold_segment(one.last, self.paths).total_s
         return ((repeats - 1) * each + last) / self.layouts.pipeline
 
-    def bytes_with(self, kept: Recompute | None = None, again: Recompute | None = None) -> Floats:
-        """Memory of each stage without layers; with what one layer of a policy keeps, or what lives while it is
+    def bytes_with(self, kept: Choice | None = None, again: Choice | None = None) -> Floats:
+        """Memory of each stage without layers; with what one layer of a choice keeps, or what lives while it is
         recomputed."""
         each = []
         for here, rest in self._stages:
-            held = 0 if kept is None else kept_bytes(here, kept) / self.layouts.pipeline
-            peak = rest if again is None else peaks.peak(here, [again])
+            held = 0 if kept is None else kept_bytes(here.of(kept[0]), kept[1]) / self.layouts.pipeline
+            peak = (
+                rest
+                if again is None
+                else peaks.peak(here, [(here.of(again[0]), LayerRange(recompute=again[1], count=1))])
+            )
             each.append(_full(sum(components(here, held, peak, self.device).values()), self.held))
         return np.stack(each, axis=-1)
 
@@ -238,7 +319,7 @@ class _Layouts:
         """A rank of the first and of the last stage, with its peak of what is no layer."""
         ranges = (LayerRange(count=self.workload.model.layers),)
         several = [at_stage(self.sizes, ranges, index) for index in end_stages(self.layouts.pipeline)]
-        ranks = several if len(several) > 1 else [self.sizes]
+        ranks = several if len(several) > 1 or is_mixed(self.workload.model) else [self.sizes]
         return [(here, peaks.peak(here)) for here in ranks]
 
 

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from cost_models.errors import InputError
 from cost_models.hardware.cluster import Cluster
 from cost_models.layer.recompute import POLICIES
-from cost_models.models.model import LAYER_KINDS, Model
+from cost_models.layer.stages import is_mixed
+from cost_models.models.model import Model
 from cost_models.strategy import PINS, RECOMPUTES, Recompute, Strategy
 from cost_models.workload import Workload
 
@@ -69,6 +70,11 @@ class Space(Struct, frozen=True, kw_only=True, dict=True):
             raise InputError(f"recompute={self.pins['recompute']} without training; legal: none")
         if self.pins.get("zero", 3) not in (0, 1, 2, 3):
             raise InputError(f"zero={self.pins['zero']} is unknown; legal: 0, 1, 2, 3")
+        if is_mixed(self.workload.model) and self.base.pipeline > 1:
+            raise InputError(
+                f"pipeline={self.base.pipeline} for layers of several kinds is priced (`plan price --strategy`), "
+                "not planned; legal: 1"
+            )
         if not 1 <= self.pins.get("shard", 1) <= self.replica_gpus:
             raise InputError(f"shard={self.pins['shard']} exceeds the GPUs; legal: 1 to {self.replica_gpus}")
 
@@ -201,21 +207,12 @@ class Space(Struct, frozen=True, kw_only=True, dict=True):
 
 
 def check_plannable(model: Model) -> None:
-    """InputError: a model that is priced (`plan price`, `cost_models.price`), but neither searched nor simulated.
-
-    The search counts layers that are all alike and that the executor can run; all may have the same window.
-    """
-    found = []
-    if model.experts is not None:
-        found.append("experts")
-    if model.latent is not None:
-        found.append("latent attention")
-    if len({LAYER_KINDS[kind].mixer for kind in model.layer_kinds}) > 1:
-        found.append("layers with and without a window")
+    """InputError: a model that is priced (`plan price`, `cost_models.price`), but neither searched nor simulated."""
+    found = ["experts"] * (model.experts is not None) + ["latent attention"] * (model.latent is not None)
     if found:
         raise InputError(
             f"--model {model.name!r} has {' and '.join(found)}: priced, but neither planned nor run; "
-            "price a layout with `plan price --strategy data=8,…`, or plan a model whose layers are alike"
+            "price a layout with `plan price --strategy data=8,…`, or plan a model without"
         )
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from cost_models import Cluster, LayerRange, Placement, Strategy, Workload, price
+from cost_models import Cluster, LayerRange, Model, Placement, Strategy, Workload, price
 from cost_models.strategy import sent_patterns
 from cost_models.timing.cluster_costs import cluster_costs
 from cost_models.timing.loads import Loads
@@ -27,7 +27,7 @@ def best_value(cluster: Cluster, workload: Workload, objective: str = "time") ->
     """
     best = None
     listed: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-    mixes = [tuple(mix) for mix in layer_mixes(workload.model.layers)] if workload.mode == "train" else [()]
+    mixes = [tuple(mix) for mix in layer_mixes(workload.model)] if workload.mode == "train" else [()]
     for strategy in strategies(cluster, workload):
         if strategy.ranks not in listed:
             listed[strategy.ranks] = placements(cluster, strategy.ranks)
@@ -42,8 +42,13 @@ def best_value(cluster: Cluster, workload: Workload, objective: str = "time") ->
     return best
 
 
-def layer_mixes(layers: int) -> Iterator[tuple[LayerRange, ...]]:
-    """Every number of layers of each policy, all without recompute first."""
+def layer_mixes(model: Model) -> Iterator[tuple[LayerRange, ...]]:
+    """Every number of layers of each policy, all without recompute first; of unlike layers a policy for each one."""
+    layers = model.layers
+    if len(set(model.layer_kinds)) > 1:
+        for chosen in itertools.product(POLICIES, repeat=layers):
+            yield tuple(LayerRange(recompute=policy, count=1) for policy in chosen)
+        return
     for counts in itertools.product(range(layers, -1, -1), repeat=len(POLICIES)):
         if sum(counts) == layers:
             yield tuple(LayerRange(recompute=p, count=n) for p, n in zip(POLICIES, counts, strict=True) if n)

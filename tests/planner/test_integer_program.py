@@ -14,7 +14,7 @@ def random_columns(seed: int, count: int = 4, layers: int = 5, stages: int = 1) 
     rng = np.random.default_rng(seed)
     columns = PolicyPrices(
         policies=("none", "mlp", "all_but_attention", "full"),
-        layers=layers,
+        layer_kinds=("attention",) * layers,
         other_s=rng.uniform(1, 2, count),
         layer_s=rng.uniform(1, 2, (count, 4)),
         base_bytes=rng.uniform(5, 20, (count, stages)) * GIB,
@@ -27,8 +27,8 @@ def random_columns(seed: int, count: int = 4, layers: int = 5, stages: int = 1) 
 def enumerated(columns: PolicyPrices, capacity: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
     """(least weighted seconds, least bytes) of what fits."""
     seconds = least = np.inf
-    for counts in itertools.product(range(columns.layers + 1), repeat=4):
-        if sum(counts) != columns.layers:
+    for counts in itertools.product(range(len(columns.layer_kinds) + 1), repeat=4):
+        if sum(counts) != len(columns.layer_kinds):
             continue
         layers = np.broadcast_to(np.array(counts), columns.layer_s.shape)
         used = columns.bytes_of(layers)
@@ -61,7 +61,7 @@ def test_a_transient_counts_once_whatever_the_number_of_layers() -> None:
     """Two policies: 10 s and 8 GiB, or 11 s and 1 GiB with a transient of 6 GiB. 30 GiB hold three of the first."""
     columns = PolicyPrices(
         policies=("none", "full"),
-        layers=4,
+        layer_kinds=("attention",) * 4,
         other_s=np.zeros(1),
         layer_s=np.array([[10.0, 11.0]]),
         base_bytes=np.zeros((1, 1)),
@@ -77,7 +77,7 @@ def test_a_transient_counts_once_whatever_the_number_of_layers() -> None:
 def test_equal_memory_is_settled_by_time() -> None:
     columns = PolicyPrices(
         policies=("none",),
-        layers=3,
+        layer_kinds=("attention",) * 3,
         other_s=np.array([2.0, 1.0]),
         layer_s=np.ones((2, 1)),
         base_bytes=np.full((2, 1), GIB),

@@ -8,6 +8,7 @@ import pytest
 
 from cost_models import Cluster, Model, Placement, Workload, price
 from cost_models.hardware.device import Device
+from cost_models.models.model import LayerKind
 from cost_models.timing.cluster_costs import costs_of
 from cost_models.timing.paths import Path
 from planner.search.branch import Tree
@@ -61,6 +62,20 @@ def test_columns_are_the_price(mode: str, pins: dict[str, int | str]) -> None:
             assert found.capacity_bytes[index] == cost.capacity_bytes
 
 
+@pytest.mark.parametrize("mode", ["train", "prefill", "decode"])
+def test_columns_of_unlike_layers_are_the_price(mode: str) -> None:
+    kinds = ("window", "window", "attention") * 9 + ("window",)
+    model = replace(WORK.model, layer_kinds=kinds, window=4096)
+    work, cluster = replace(WORK, model=model, mode=mode), Cluster.load("dgx-h100", nodes=2)
+    found = priced(work=work, ring=2, ulysses=4)
+    assert len(found.strategies) > 1
+    for index, counts in itertools.product(range(len(found.strategies)), found.prices.uniform):
+        cost = price(cluster, work, found.strategy(index, counts), found.placements[index])
+        one = found.prices.take(np.array([index]))
+        assert one.seconds_of(counts[None])[0] == pytest.approx(cost.step_s, rel=1e-12)
+        assert one.bytes_of(counts[None])[0] == pytest.approx(cost.memory_bytes, abs=6)
+
+
 def test_bounds_hold_for_every_placement_priced() -> None:
     cluster = Cluster.load("dgx-h100", nodes=2)
     tree = tree_of(cluster, ring=4, data=1)
@@ -104,40 +119,48 @@ def test_a_range_of_rings_is_bounded_by_each_of_them() -> None:
         assert whole.least_bytes.min() <= each.least_bytes.min()
 
 
-def made(seed: int, layers: int = 6, stages: int = 1) -> tuple[PolicyPrices, float]:
-    rng = np.random.default_rng(seed)
-    kept = np.sort(rng.uniform(1, 10, (stages, 4)))[:, ::-1]
+ALIKE: tuple[LayerKind, ...] = ("attention",) * 6
+UNLIKE: tuple[LayerKind, ...] = ("window", "window", "attention", "window")
+
+
+def made(seed: int, kinds: tuple[LayerKind, ...] = ALIKE, stages: int = 1) -> tuple[PolicyPrices, float]:
+    rng, count = np.random.default_rng(seed), len(set(kinds))
+    kept = np.sort(rng.uniform(1, 10, (stages, count, 4)))[..., ::-1]
     columns = PolicyPrices(
         policies=("none", "mlp", "all_but_attention", "full"),
-        layers=layers,
+        layer_kinds=kinds,
         other_s=rng.uniform(1, 2, 1),
-        layer_s=np.sort(rng.uniform(1, 2, (1, 4))),
+        layer_s=np.sort(rng.uniform(1, 2, (1, count, 4))).reshape(1, -1),
         base_bytes=rng.uniform(1, 5, (1, stages)),
-        kept_bytes=kept[None],
-        again_bytes=(kept[:, :1] - kept)[None],
+        kept_bytes=kept.reshape(1, stages, -1),
+        again_bytes=(kept[..., :1] - kept).reshape(1, stages, -1),
     )
-    return columns, float((columns.base_bytes[0] + layers * kept.mean(axis=-1)).max())
+    return columns, float((columns.base_bytes[0] + len(kinds) * kept.mean(axis=(-1, -2))).max())
 
 
 def enumerated(columns: PolicyPrices, capacity: float) -> float:
     best = np.inf
-    for counts in itertools.product(range(columns.layers + 1), repeat=4):
+    kinds = list(columns.layers_of.values())
+    for counts in itertools.product(*(range(many + 1) for many in kinds for _ in range(4))):
         layers = np.array([counts])
-        if layers.sum() == columns.layers and columns.bytes_of(layers)[0] <= capacity:
+        each = layers.reshape(-1, 4).sum(axis=1).tolist()
+        if each == kinds and columns.bytes_of(layers)[0] <= capacity:
             best = min(best, float(columns.seconds_of(layers)[0]))
     return best
 
 
+@pytest.mark.parametrize("kinds", [ALIKE, UNLIKE], ids=["alike", "unlike"])
 @pytest.mark.parametrize("stages", [1, 2])
 @pytest.mark.parametrize("seed", range(8))
-def test_relaxation_below_and_mix_above_the_best_integers(seed: int, stages: int) -> None:
-    columns, capacity = made(seed, stages=stages)
+def test_relaxation_below_and_mix_above_the_best_integers(seed: int, stages: int, kinds: tuple[LayerKind, ...]) -> None:
+    columns, capacity = made(seed, kinds, stages)
     best = enumerated(columns, capacity)
     value, layers = columns.mixed(np.array([capacity]))
     assert columns.relaxed_s(np.array([capacity]))[0] <= best * (1 + 1e-12)
     assert value[0] >= best * (1 - 1e-12)
     if np.isfinite(value[0]):
-        assert layers.sum() == columns.layers
+        assert [part.recompute for part in columns.ranges(layers[0])]
+        assert sum(part.count for part in columns.ranges(layers[0])) == len(kinds) == layers.sum()
         assert columns.bytes_of(layers)[0] <= capacity
         assert columns.seconds_of(layers)[0] == pytest.approx(value[0])
 

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from cost_models import Cluster, InputError, Model, Placement, Strategy, Workload, price
 from cost_models.hardware.cluster import NodeRun, ScaleUp
 from cost_models.hardware.device import Device
+from cost_models.models.model import LayerKind
 from planner.search.integer_program import ROUNDING_BYTES
+from planner.search.objective import Objective
 from planner.search.reasons import reason
 from planner.solve import NothingFits, Solution, solve
 from tests.planner.brute_force import best_value
@@ -103,6 +105,19 @@ def test_only_a_mix_of_policies_fits_by_a_hair() -> None:
         except NothingFits:
             continue
         assert one.cost.step_s > best.cost.step_s
+
+
+@pytest.mark.parametrize("spared", [2**24, 2**26, 2**27])
+@pytest.mark.parametrize("objective", ["time", "memory"])
+def test_layers_with_and_without_a_window_equal_enumeration(objective: Objective, spared: int) -> None:
+    """Against a policy for each single layer, in any order."""
+    kinds: tuple[LayerKind, ...] = ("window", "window", "attention", "window")
+    model = replace(TINY, layers=4, layer_kinds=kinds, window=2**10)
+    here, work = cluster(node(2), node(1)), Workload(model, context_tokens=2**18)
+    tight = with_memory(here, solve(here, work).best[0].cost.memory_bytes - spared)
+    found = solve(tight, work, objective=objective)
+    assert value(found, objective) == pytest.approx(best_value(tight, work, objective), rel=EQUAL)
+    assert found.bound <= value(found, objective)
 
 
 def test_groups_lie_differently_on_a_lopsided_cluster() -> None:

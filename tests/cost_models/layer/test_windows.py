@@ -9,7 +9,6 @@ from cost_models.flops import executed_flops, model_flops
 from cost_models.layer.decoder import operators
 from cost_models.layer.sizes import RankSizes
 from cost_models.strategy import LayerRange
-from planner.search.space import check_plannable
 
 FULL = Model.load("llama-3-8b")
 LOCAL = replace(FULL, layer_kinds=("window",) * 32, window=4096)
@@ -69,12 +68,6 @@ def test_a_window_as_long_as_the_row_is_full_attention():
     costs = [price(NODE, Workload(one, context_tokens=2**15), Strategy(ulysses=8, shard=8)) for one in (FULL, wide)]
     assert costs[0].step_s == pytest.approx(costs[1].step_s, rel=1e-12)
     assert costs[0].memory == costs[1].memory
-
-
-def test_layers_of_both_kinds_are_not_planned():
-    check_plannable(LOCAL)
-    with pytest.raises(InputError, match="has layers with and without a window: priced, but neither planned nor run"):
-        check_plannable(MIXED)
 
 
 def test_a_new_token_reads_what_its_window_holds():
