@@ -16,11 +16,12 @@ from operator import attrgetter
 import numpy as np
 from numpy.typing import NDArray
 
-from cost_models.cost import MEMORY, SECONDS
+from cost_models.cost import MEMORY, SECONDS, Memory
 from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.placement import check_placement
 from cost_models.layer.sizes import RankSizes
 from cost_models.memory.components import peak
+from cost_models.memory.host import fullest_host, rank_host_bytes
 from cost_models.pricing import fold
 from cost_models.profile import Profile
 from cost_models.step.assembly import step_program
@@ -38,8 +39,9 @@ class BatchCost:
     """Entry i is the cost of strategy i."""
 
     seconds: Mapping[str, Floats]  # by part of SECONDS
-    memory: Mapping[str, Floats]  # by part of MEMORY
+    memory: Memory[Floats]  # by part of MEMORY, arrays
     capacity_bytes: Floats
+    fits_host: NDArray[np.bool_]  # what is offloaded within the memory of every node
 
     @property
     def step_s(self) -> Floats:
@@ -47,11 +49,11 @@ class BatchCost:
 
     @property
     def memory_bytes(self) -> Floats:
-        return np.sum(list(self.memory.values()), axis=0)  # type: ignore[no-any-return]
+        return self.memory.device_bytes
 
     @property
     def fits(self) -> NDArray[np.bool_]:
-        return self.memory_bytes <= self.capacity_bytes
+        return (self.memory_bytes <= self.capacity_bytes) & self.fits_host
 
 
 def price_batch(
@@ -74,12 +76,12 @@ def price_batch(
     for index, strategy in enumerate(strategies):
         groups[runs_of[strategy.ranks], *_shared(strategy)].append(index)
     seconds = {name: np.zeros(count) for name in SECONDS}
-    used = {name: np.zeros(count) for name in MEMORY}
-    capacity = np.zeros(count)
+    used: Memory[Floats] = Memory((name, np.zeros(count)) for name in MEMORY)
+    capacity, fits_host = np.zeros(count), np.ones(count, dtype=bool)
     for (runs, *_), members in groups.items():
         mine = [strategies[index] for index in members]
         devices = here.devices(runs)
-        capacity[members] = min(device.memory_bytes for device in devices)
+        capacity[members] = min(device.allocatable_bytes for device in devices)
         max(mine, key=lambda one: one.ulysses).check(workload.model)
         many = stacked(mine)
         sizes = RankSizes(workload, many)
@@ -90,7 +92,11 @@ def price_batch(
             seconds.setdefault(name, np.zeros(count))[members] = value
         for name, value in peak(sizes, ranges, devices[0]).items():
             used[name][members] = np.round(value)
-    return BatchCost(seconds=seconds, memory=used, capacity_bytes=capacity)
+        offloaded = np.broadcast_to(np.asarray(rank_host_bytes(sizes, ranges)), len(members))
+        for index, one, size in zip(members, mine, offloaded, strict=True):
+            need, has = fullest_host(cluster, runs, one.ranks, None, float(size))
+            fits_host[index] = not has or need <= has
+    return BatchCost(seconds=seconds, memory=used, capacity_bytes=capacity, fits_host=fits_host)
 
 
 _shared = attrgetter(*(one.name for one in fields(Strategy) if one.name not in VARIED))

@@ -1,16 +1,23 @@
 """What a step costs, as named parts that add up: seconds, bytes of memory, bytes sent, FLOP.
 
-    step_s = sum of `seconds`        memory_bytes = sum of `memory`        never a bare float
+    step_s = sum of `seconds`        memory_bytes = `memory.device_bytes`        never a bare float
 
-Only exposed communication is in `seconds`: what fits behind compute is in `hidden_s`. `PARTS` is the one table of the
-names of parts: which part of a cost the phases of a program belong to, and what people read.
+    allocated   what tensors take, which the framework's allocator counts as in use
+    reserved    the segments that the allocator holds for them: + fragments
+    device      what the driver says that the process takes: + communication + context
+
+A step fits where `device` is within what the driver hands out, and what is offloaded within the host's memory. Only
+exposed communication is in `seconds`: what fits behind compute is in `hidden_s`. `PARTS` is the one table of the names
+of parts: which part of a cost the phases of a program belong to, and what people read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
+
+Held = TypeVar("Held")
 
 
 class Part(NamedTuple):
@@ -40,17 +47,41 @@ PRICED_AS = {phase: name for name, part in PARTS.items() for phase in (*part.com
 COMPUTED = tuple(phase for part in PARTS.values() for phase in part.computed)
 SECONDS = tuple(name for name in PARTS if name != "experts")
 """Of every cost; "experts" only where they are spread over ranks."""
-MEMORY = ("parameters", "gradients", "optimizer", "gathered", "activations", "working", "logits", "vision", "cache",
-          "communication", "reserve")  # fmt: skip
+ALLOCATED = ("parameters", "gradients", "optimizer", "gathered", "activations", "working", "logits", "vision", "cache")
+MEMORY = (*ALLOCATED, "fragments", "communication", "context")
+
+
+class Memory(dict[str, Held], Generic[Held]):
+    """Bytes by part of MEMORY, of one rank or of many, and their sums at three levels.
+
+    >>> memory = Memory(parameters=5, activations=3, fragments=1, context=2)
+    >>> memory.allocated_bytes, memory.reserved_bytes, memory.device_bytes
+    (8, 9, 11)
+    """
+
+    @property
+    def allocated_bytes(self) -> Held:
+        return self._sum(ALLOCATED)
+
+    @property
+    def reserved_bytes(self) -> Held:
+        return self._sum((*ALLOCATED, "fragments"))
+
+    @property
+    def device_bytes(self) -> Held:
+        return self._sum(tuple(self))
+
+    def _sum(self, names: tuple[str, ...]) -> Held:
+        return sum(self[name] for name in names if name in self)  # type: ignore[return-value, misc]
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepCost:
     seconds: Mapping[str, float]  # by part of SECONDS, and "experts" where they are spread over ranks
-    memory: Mapping[str, int]  # peak of the worst rank, by part of MEMORY
+    memory: Memory[int]  # peak of the worst rank, by part of MEMORY, whole bytes
     sent_bytes: Mapping[str, float]  # per rank and step, by axis and operation
     hidden_s: Mapping[str, float]  # communication that compute hides
-    capacity_bytes: int  # of the smallest GPU in use
+    capacity_bytes: int  # what the driver hands out on the smallest GPU in use
     model_flops: float  # of all ranks in a step, without recompute: matmuls and causal attention
     executed_flops: float  # recompute counted
     peak_flops: float  # of all GPUs in use
@@ -58,6 +89,8 @@ class StepCost:
     ranks: int
     estimates: tuple[str, ...]  # numbers that no measurement backs, in words
     moment: str = ""  # of the step, when memory peaks; empty where a plan file was read
+    host_bytes: int = 0  # that offloading takes on the fullest node
+    host_capacity_bytes: int = 0  # of that node; 0: not known, so not compared
 
     @property
     def step_s(self) -> float:
@@ -65,11 +98,16 @@ class StepCost:
 
     @property
     def memory_bytes(self) -> int:
-        return sum(self.memory.values())
+        """At the level of the device, which `fits` compares."""
+        return self.memory.device_bytes
 
     @property
     def fits(self) -> bool:
-        return self.memory_bytes <= self.capacity_bytes
+        return self.memory_bytes <= self.capacity_bytes and self.fits_host
+
+    @property
+    def fits_host(self) -> bool:
+        return not self.host_capacity_bytes or self.host_bytes <= self.host_capacity_bytes
 
     @property
     def mfu(self) -> float:

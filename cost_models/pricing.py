@@ -13,16 +13,18 @@ domain. The same functions take arrays of candidates, so that the planner's colu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from cost_models import flops
-from cost_models.cost import MEMORY, PRICED_AS, SECONDS, StepCost
+from cost_models.cost import MEMORY, PRICED_AS, SECONDS, Memory, StepCost
 from cost_models.framework import OURS, Framework
 from cost_models.hardware.cluster import Cluster
+from cost_models.hardware.device import DRIVER_GIB, Device
 from cost_models.hardware.placement import Placement, check_placement
 from cost_models.layer.sizes import RankSizes
 from cost_models.memory.components import fullest
+from cost_models.memory.host import fullest_host, rank_host_bytes
 from cost_models.models.model import Model
 from cost_models.number import Number, both, larger, pick, smaller, somewhere
 from cost_models.profile import Profile
@@ -32,6 +34,7 @@ from cost_models.strategy import Strategy
 from cost_models.timing.cluster_costs import cluster_costs
 from cost_models.timing.kernels import OPS, Kernels
 from cost_models.timing.paths import Paths
+from cost_models.units import show_bytes
 from cost_models.workload import Workload
 
 
@@ -77,20 +80,23 @@ def price(
     program = step_program(sizes, kernels, ranges)
     folded = fold(program, paths)
     parts, moment = fullest(sizes, ranges, devices[0])
+    host = fullest_host(cluster, runs, strategy.ranks, placement, float(rank_host_bytes(sizes, ranges)))
     named = (*SECONDS, "experts") if "experts" in folded.seconds else SECONDS
     cost = StepCost(
         seconds=_floats({name: folded.seconds.get(name, 0.0) for name in named}),
-        memory={name: round(float(parts[name])) for name in MEMORY},
+        memory=Memory((name, round(float(parts[name]))) for name in MEMORY),
         sent_bytes=_floats(sent_bytes(program, strategy)),
         hidden_s=_floats(folded.hidden_s),
-        capacity_bytes=min(device.memory_bytes for device in devices),
+        capacity_bytes=min(device.allocatable_bytes for device in devices),
         model_flops=flops.model_flops(workload),
         executed_flops=flops.executed_flops(workload, strategy),
         peak_flops=strategy.ranks * sum(device.peak_16bit for device in devices) / len(devices),
         tokens=workload.global_batch * (1 if workload.mode == "decode" else workload.context_tokens),
         ranks=strategy.ranks,
-        estimates=estimates(kernels, paths, cluster, strategy, workload.model),
+        estimates=(*estimates(kernels, paths, cluster, strategy, workload.model), *_memory_estimates(devices, host)),
         moment=moment,
+        host_bytes=host[0],
+        host_capacity_bytes=host[1],
     )
     _refuse_above_peak(cost)
     return cost
@@ -275,11 +281,18 @@ def estimates(kernels: Kernels, paths: Paths, cluster: Cluster, strategy: Strate
     if any(somewhere(paths.crosses(axis)) for axis in paths.axes):
         words.append(paths.network_source)
     if strategy.offload_states != "none":
-        words.append("the CPU's update of states in host memory: its rate, and that the host has room for them")
+        words.append("the CPU's update of states in host memory: its rate")
     if model.window:
         words.append(f"windows of {model.window} keys: full attention's rate for their share of the pairs")
-    words.append("memory: reserve and communication buffers are estimates; the rest is counted tensor by tensor")
     return (*words, *cluster.notes)
+
+
+def _memory_estimates(devices: Sequence[Device], host: tuple[int, int]) -> Iterator[str]:
+    yield "memory: fragments, communication and context are estimates; the rest is counted tensor by tensor"
+    for name in dict.fromkeys(device.name for device in devices if not device.allocatable_source):
+        yield f"memory of {name}: {DRIVER_GIB} GiB (0.02 to 1.1) of what its driver lists are the driver's own"
+    if host[0] and not host[1]:
+        yield f"host memory is not known: the {show_bytes(host[0])} a node needs there are compared with nothing"
 
 
 def _refuse_above_peak(cost: StepCost) -> None:

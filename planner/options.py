@@ -180,10 +180,12 @@ def longest_row(asked: Question, strategy: Strategy, framework: Framework = OURS
     if not most:
         least = shortest_tokens(asked.workload, strategy)
         cost = price(asked.cluster, of_length(asked, least).workload, strategy, framework=framework)
-        raise InputError(
-            f"--longest: no row fits: {least} tokens already need {show_bytes(cost.memory_bytes)} of "
-            f"{show_bytes(cost.capacity_bytes)}; give more GPUs, a larger shard, or recompute=full"
-        )
+        need = f"{show_bytes(cost.memory_bytes)} of {show_bytes(cost.capacity_bytes)}; give more GPUs, a larger shard, "
+        if not cost.fits_host:
+            need = (
+                f"{show_bytes(cost.host_bytes)} of {show_bytes(cost.host_capacity_bytes)} of a host; give more nodes, "
+            )
+        raise InputError(f"--longest: no row fits: {least} tokens already need {need}or recompute=full")
     return most
 
 

@@ -20,6 +20,7 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from cost_models import strict
+from cost_models.cost import Memory as StepMemory
 from cost_models.cost import StepCost
 from cost_models.errors import InputError
 from cost_models.hardware.cluster import MAX_GPUS, Cluster
@@ -206,7 +207,7 @@ def from_dict(data: Mapping[str, Any], where: str) -> Plan:
     placement = Placement(slot_of_rank=places[:, 0], gpu_of_rank=places[:, 1])
     placement.check(cluster, strategy.ranks)
     cost = StepCost(
-        memory=stated.memory.parts,
+        memory=StepMemory(stated.memory.parts),
         capacity_bytes=stated.memory.capacity_bytes,
         ranks=strategy.ranks,
         **{name: getattr(stated.priced, name) for name in _PRICED},

@@ -105,7 +105,7 @@ def cost_lines(cost: StepCost, simulated: Simulated | None, longest: int | None 
     played = f", simulated {show_seconds(simulated.step_s)}" if simulated else ""
     rate = f"{cost.tokens_per_s_per_gpu:,.0f} tokens/s/GPU"
     mfu = f"MFU {cost.mfu:.1%} (6 × weights + causal attention, no recompute, over the dense peak)"
-    over = "" if cost.fits else "  DOES NOT FIT"
+    over = "" if cost.memory_bytes <= cost.capacity_bytes else "  DOES NOT FIT"
     seconds = {
         PARTS[name].words: value for name, value in cost.seconds.items() if value > 0 or name in ("compute", "ring")
     }
@@ -116,7 +116,18 @@ def cost_lines(cost: StepCost, simulated: Simulated | None, longest: int | None 
         *_wrap([f"{name} {show_seconds(value)}" for name, value in seconds.items()]),
         _title("Memory    ") + f"{show_bytes(cost.memory_bytes)} of {show_bytes(cost.capacity_bytes)} per GPU{over}",
         *_wrap([f"{name} {show_bytes(value)}" for name, value in memory.items()]),
+        *_host_lines(cost),
         *most,
+    ]
+
+
+def _host_lines(cost: StepCost) -> list[str]:
+    """What offloading puts on a node's host, where it puts something there."""
+    if not cost.host_bytes:
+        return []
+    has = f"{show_bytes(cost.host_capacity_bytes)} per node" if cost.host_capacity_bytes else "an unknown size"
+    return [
+        _title("Host      ") + f"{show_bytes(cost.host_bytes)} of {has}{'' if cost.fits_host else '  DOES NOT FIT'}"
     ]
 
 

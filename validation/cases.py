@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from cost_models.cost import StepCost
 from cost_models.framework import Framework
 from cost_models.hardware.cluster import Cluster
-from cost_models.hardware.device import Device
-from cost_models.memory.components import context_bytes
 from cost_models.models.model import Model
 from cost_models.pricing import price
 from cost_models.strategy import LayerRange, Recompute, Strategy
@@ -60,8 +58,8 @@ def price_of(case: Case, framework: Framework | None = None) -> StepCost:
 
 
 def allocated_bytes(cost: StepCost) -> int:
-    return cost.memory_bytes - cost.memory["communication"] - cost.memory["reserve"]
+    return cost.memory.allocated_bytes
 
 
-def reserved_bytes(cost: StepCost, device: Device) -> int:
-    return cost.memory_bytes - cost.memory["communication"] - context_bytes(device)
+def reserved_bytes(cost: StepCost) -> int:
+    return cost.memory.reserved_bytes

@@ -111,7 +111,7 @@ def ending_of(row: Row) -> Ending | None:
     try:
         if row.file.startswith("op_"):
             call = call_of(row)
-            share = operator_bytes(call) / call.cluster.runs[0].node.device.memory_bytes
+            share = operator_bytes(call) / call.cluster.runs[0].node.device.allocatable_bytes
             return replace(blank, fits=share <= 1, used_share=share)
         case = untimed_case(row)
         if isinstance(case, Refused):

@@ -144,8 +144,8 @@ def verdict(row: Row) -> Verdict | Refused:
 
 
 def _step(case: Case) -> Verdict:
-    predicted, device = price_of(case), case.cluster.runs[0].node.device
-    row, reserved = case.row, case.row.quantity("reserved_mem_gb", GIB)
+    predicted, row = price_of(case), case.row
+    reserved = row.quantity("reserved_mem_gb", GIB)
     return Verdict(
         file=case.row.file,
         row=case.row.number,
@@ -161,7 +161,7 @@ def _step(case: Case) -> Verdict:
         peer_s=row.quantity("peer_ms", 1e-3),
         peer_bytes=row.quantity("peer_mem_gb", GIB),
         measured_reserved_bytes=reserved,
-        predicted_reserved_bytes=reserved_bytes(predicted, device) if reserved else None,
+        predicted_reserved_bytes=reserved_bytes(predicted) if reserved else None,
     )
 
 

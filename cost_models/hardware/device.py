@@ -1,8 +1,9 @@
 """One accelerator as data: memory, peaks by dtype, link, and from which data sheet each number is.
 
 A preset is a YAML file in `presets/devices/`, its name the file's stem. Peaks are dense (no structured sparsity), in
-FLOP/s at the boost clock of the data sheet; memory is the physical amount, in bytes; its bandwidth in bytes/s. What the
-context, the allocator and fragmentation take away is the memory model's business; how much of a peak a kernel reaches
+FLOP/s at the boost clock of the data sheet; memory is what the driver lists (nvidia-smi), in bytes, of which programs
+get less (`allocatable_bytes`); its bandwidth in bytes/s. What the context, libraries and fragmentation take of that is
+the memory model's business; how much of a peak a kernel reaches
 is `kernels.py`'s. Cards before Ampere have no bf16: `peak_16bit` is what all of them have, `peak("bf16")` is refused. A
 card that is kept below its clock (`at_clock`) loses FLOP/s in proportion and no bandwidth. Left out: MIG slices, and
 what a power cap makes of the clock (give the clock, or a profile).
@@ -28,6 +29,9 @@ Dtype = Literal["fp64", "fp32", "bf16", "fp16", "fp8", "fp4"]
 DTYPE_BYTES: dict[str, float] = {"fp64": 8, "fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "fp4": 0.5}
 """Every numeric type of a weight, an activation or a product; which of them a device computes in, `peak_flops` says."""
 LEAST_CLOCK_HZ = 1e6
+DRIVER_GIB = 0.5
+"""What the driver keeps of the memory that it lists, where nobody printed what programs get: an estimate. The presets
+that have it printed: NVIDIA's 0.25 to 1.1, median 0.5 (V100: 0.02), AMD's MI300X 0.02."""
 ARCHITECTURES = ("volta", "turing", "ampere", "ada", "hopper", "blackwell", "cdna2", "cdna3", "cdna4", "gaudi", "cpu")
 
 
@@ -51,6 +55,8 @@ class Device:
     power_w: float | None = field(default=None, metadata={"optional": True})  # board power limit; none: unknown
     sustained_flops: float | None = field(default=None, metadata={"optional": True})
     """16-bit products of a busy board, where published; none: by curves and power."""
+    driver_bytes: int = round(DRIVER_GIB * 2**30)  # of the memory, which the driver keeps for itself
+    allocatable_source: str = ""  # empty: an estimate
 
     @classmethod
     def load(cls, name: str) -> Device:
@@ -77,6 +83,15 @@ class Device:
         """
         return self.peak_flops.get("bf16") or self.peak_flops["fp16"]
 
+    @property
+    def allocatable_bytes(self) -> int:
+        """What the driver hands out to all programs together: `total_memory` of CUDA, "total capacity" of PyTorch.
+
+        >>> round(Device.load("a100-sxm-80gb").allocatable_bytes / 2**30, 2)
+        79.25
+        """
+        return max(0, self.memory_bytes - self.driver_bytes)
+
     def at_clock(self, clock_hz: float) -> Device:
         """The same card kept at a lower clock: peaks in proportion, bandwidth as it was.
 
@@ -99,6 +114,8 @@ class Device:
         for name in ("memory_bytes", "memory_bytes_per_s"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{self.name}: {name}={getattr(self, name)} must be above 0 and finite")
+        if self.driver_bytes < 0:
+            raise InputError(f"{self.name}: allocatable memory is above the memory that the driver lists")
         for name in ("power_w", "sustained_flops"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
@@ -140,15 +157,20 @@ class _Sheet:
     source: str
     power_w: float | None = None
     sustained_tflops: float | None = None
+    allocatable_gib: float | None = None  # what programs get
+    allocatable_source: str = ""
 
 
 def read_device(data: object, name: str) -> Device:
     """A device from the keys of a preset's file; a wrong one is an InputError that names the key."""
     sheet = strict.read(_Sheet, data, f"device {name}")
+    if (sheet.allocatable_gib is None) != (not sheet.allocatable_source):
+        raise InputError(f"device {name}: allocatable_gib and allocatable_source come together or not at all")
+    given, listed = sheet.allocatable_gib, round(sheet.memory_gib * 2**30)
     return Device(
         name=name,
         architecture=sheet.architecture,
-        memory_bytes=round(sheet.memory_gib * 2**30),
+        memory_bytes=listed,
         memory_bytes_per_s=sheet.memory_tb_per_s * 1e12,
         peak_flops=MappingProxyType({dtype: tflops * 1e12 for dtype, tflops in sheet.peak_tflops.items()}),
         sms=sheet.sms,
@@ -157,4 +179,6 @@ def read_device(data: object, name: str) -> Device:
         source=sheet.source,
         power_w=sheet.power_w,
         sustained_flops=None if sheet.sustained_tflops is None else sheet.sustained_tflops * 1e12,
+        driver_bytes=round(DRIVER_GIB * 2**30) if given is None else listed - round(given * 2**30),
+        allocatable_source=sheet.allocatable_source,
     )

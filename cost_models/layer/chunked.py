@@ -76,6 +76,12 @@ def _backward_bytes(sizes: RankSizes, tokens: Number, many: Number) -> tuple[Num
     return each + kv * sizes.width + _normed_bytes(sizes, many), each
 
 
+def host_chunk_bytes(sizes: RankSizes) -> Number:
+    """In host memory while a layer's gradients are made: all of a rank's chunks of one layer."""
+    queries, output, kv, lse = _tensors(sizes, sizes.ring_tokens)
+    return queries * (sizes.width + 4) + (2 * output + kv) * sizes.width + 4 * lse + _normed_bytes(sizes, 1)
+
+
 def chunk_working_bytes(sizes: RankSizes) -> Number:
     """Bytes that attention's backward pass adds to the layer's tensors: full rows, and the buffers of one block.
 

@@ -4,7 +4,7 @@ parameters, gradients, optimizer       resident all the time (`states`)
 activations   what each layer keeps until its backward pass, the final norm's input, rotary tables
 gathered, working, logits              alive at that moment only: full weights; what is recomputed, gradients in
               flight; the loss and the head's gradient        vision   of the rank's frames
-communication, reserve   library buffers, CUDA context, allocator slack: named estimates below
+fragments     what the allocator holds and no tensor uses       communication, context   of libraries and the driver
 """
 
 from __future__ import annotations
@@ -42,10 +42,11 @@ def components(sizes: RankSizes, activations: Number, moment: Peak, device: Devi
         "logits": moment.logits,
         "vision": _vision(sizes),
         "cache": _cache(sizes),
-        "communication": _communication(sizes, GROUP_BYTES[kind]),
     }
     dynamic = sum(parts[name] for name in ("gathered", "activations", "working", "logits", "vision"))
-    parts["reserve"] = context_bytes(device) + SLACK * dynamic
+    parts["fragments"] = SLACK * dynamic
+    parts["communication"] = _communication(sizes, GROUP_BYTES[kind])
+    parts["context"] = context_bytes(device) + 0 * sizes.tokens
     return parts
 
 

@@ -40,6 +40,22 @@ def states(sizes: RankSizes) -> dict[str, Number]:
     }
 
 
+def host_state_bytes(sizes: RankSizes) -> Number:
+    """In host memory, of one rank: what `offload_states` keeps there. The CPU updates in the master's width."""
+    if sizes.degrees.offload_states == "none":
+        return 0.0 * sizes.tokens
+    precision, zero, degrees = sizes.workload.precision, sizes.degrees.zero, sizes.degrees
+    trained, trained_experts = smaller(trained_params(sizes), _held(sizes)), trained_expert_params(sizes)
+    each = 2 * DTYPE_BYTES[precision.master]
+    each += OPTIMIZER_STATES[sizes.workload.optimizer] * DTYPE_BYTES[precision.optimizer]
+    ranks, expert_ranks = pick(zero >= 1, degrees.shard, 1), pick(zero >= 1, degrees.expert_shard, 1)
+    held = (trained / ranks + trained_experts / expert_ranks) * each
+    if degrees.offload_states == "all":
+        experts = sizes.stage_total(lambda here: here.expert_params)
+        held = held + (_held(sizes) / ranks + experts / expert_ranks) * DTYPE_BYTES[precision.param]
+    return held
+
+
 def _held(sizes: RankSizes) -> Number:
     """Weights of one rank before sharding, without spread experts."""
     return sizes.stage_total(lambda here: here.layer_params) + root_params(sizes) + sizes.workload.model.vision_params

@@ -101,7 +101,7 @@ class Tree:
         """(GPUs with at least this memory, bytes), most memory first."""
         gpus: dict[int, int] = {}
         for run in self.space.cluster.runs:
-            memory = run.node.device.memory_bytes
+            memory = run.node.device.allocatable_bytes
             gpus[memory] = gpus.get(memory, 0) + run.count * run.node.gpus
         sizes = sorted(gpus, reverse=True)
         return [(sum(gpus[other] for other in sizes if other >= size), size) for size in sizes]

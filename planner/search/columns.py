@@ -121,7 +121,7 @@ class Pricer:
             strategies=strategies,
             placements=tuple(placement for one in several for placement in one.placements),
             prices=prices,
-            capacity_bytes=np.full(len(strategies), float(min(device.memory_bytes for device in devices))),
+            capacity_bytes=np.full(len(strategies), float(min(device.allocatable_bytes for device in devices))),
             crossing=crossing_load(axes),
             complete=frozenset(),
         )

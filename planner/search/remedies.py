@@ -7,6 +7,7 @@ Left out: combinations of remedies.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,6 +22,7 @@ from cost_models.hardware.cluster import MAX_GPUS, Cluster, NodeRun
 from cost_models.layer.sizes import RankSizes
 from cost_models.memory import peaks
 from cost_models.memory.components import components
+from cost_models.memory.host import rank_host_bytes
 from cost_models.memory.peaks import kept_bytes
 from cost_models.strategy import LayerRange
 from cost_models.timing.cluster_costs import costs_of
@@ -76,7 +78,14 @@ def _tried(space: Space, samples: tuple[Sample, ...]) -> Iterator[str]:
             yield f"{pin} fits: {show_bytes(degree[1])} (`plan --fix {pin}`; `executor` cannot run it)"
     offloaded = _offloaded(space, samples)
     if offloaded is not None:
-        yield f"recompute=full with offload to the host fits: {show_bytes(offloaded)} (`executor` cannot)"
+        least, on_host, share = offloaded
+        if on_host <= share:
+            yield f"recompute=full with offload to the host fits: {show_bytes(least)} (`executor` cannot)"
+        else:
+            yield (
+                f"recompute=full with offload would fit the GPUs, but each needs {show_bytes(on_host)} of host memory "
+                f"and has {show_bytes(share)}"
+            )
     gpus = _more_gpus(space, samples)
     if gpus is not None:
         yield f"{gpus - space.cluster.gpus} GPUs more ({gpus}) fit"
@@ -104,7 +113,7 @@ def _degree(space: Space, samples: tuple[Sample, ...], axis: str) -> tuple[int, 
 def _least(space: Space, samples: tuple[Sample, ...]) -> tuple[float, float]:
     """(least memory of any layout, memory of the largest GPU), bytes; the least that fits if any does."""
     _, single = _listed(space, samples)
-    room = float(max(run.node.device.memory_bytes for run in space.cluster.runs))
+    room = float(max(run.node.device.allocatable_bytes for run in space.cluster.runs))
     fitting = single.bound.min(initial=np.inf)
     return (float(fitting), room) if np.isfinite(fitting) else (float(single.least_bytes.min(initial=np.inf)), room)
 
@@ -157,8 +166,9 @@ def _shorter(space: Space, samples: tuple[Sample, ...]) -> int | None:
     return (fewest + bisect_left(longer, True, key=lambda thousands: not fits(thousands))) * CONTEXT_STEP
 
 
-def _offloaded(space: Space, samples: tuple[Sample, ...]) -> int | None:
-    """Least memory of any layout with every layer recomputed and its input on the host; `None` if that does not fit."""
+def _offloaded(space: Space, samples: tuple[Sample, ...]) -> tuple[float, float, float] | None:
+    """(bytes of a GPU, its bytes on the host, its share of the host's memory) of the layout that needs least with every
+    layer recomputed and its input on the host; `None` if no GPU holds it."""
     if space.workload.mode != "train" or space.pins.get("recompute", "full") != "full":
         return None
     tree, single = _listed(space, samples)
@@ -170,6 +180,12 @@ def _offloaded(space: Space, samples: tuple[Sample, ...]) -> int | None:
     kept = kept_bytes(shape, part) * layers
     parts = components(shape, kept, peaks.peak(shape, [part]), device)
     used = np.where(np.isfinite(single.least_bytes), sum(parts.values()), np.inf)
-    least = float(used.min(initial=np.inf))
-    room = max(run.node.device.memory_bytes for run in space.cluster.runs)
-    return round(least) if least <= room else None
+    if used.min(initial=np.inf) > max(run.node.device.allocatable_bytes for run in space.cluster.runs):
+        return None
+    nodes = [run.node for run in space.cluster.runs if run.node.gpus and run.node.host_memory_bytes]
+    share = min((node.host_memory_bytes / node.gpus for node in nodes), default=math.inf)
+    on_host = np.broadcast_to(rank_host_bytes(shape, [replace(part, count=space.workload.model.layers)]), used.shape)
+    within = np.where(on_host <= share, used, np.inf)
+    chosen = within if np.isfinite(within).any() else used
+    row = np.unravel_index(chosen.argmin(), used.shape)
+    return float(used[row]), float(on_host[row]), share

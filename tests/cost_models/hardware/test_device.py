@@ -161,3 +161,25 @@ def test_leonardo_s_card_adds_up_to_its_rank_in_the_top500() -> None:
     card = Device.load("a100-sxm-64gb")
     assert 13824 * card.sms * 128 * card.clock_hz == pytest.approx(306.31e15, rel=0.01)
     assert card.peak("bf16") == pytest.approx(card.sms * 2048 * card.clock_hz, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "gib"), [("a100-sxm-80gb", 79.25), ("rtx3090", 23.70), ("h200-sxm-141gb", 139.80), ("cpu", 16)]
+)
+def test_programs_get_what_cuda_reports(name, gib):
+    """PyTorch's "total capacity", which is below what nvidia-smi lists."""
+    device = Device.load(name)
+    assert device.allocatable_bytes == round(gib * 2**30) <= device.memory_bytes
+    assert device.allocatable_source
+
+
+def test_a_card_that_nobody_reported_keeps_half_a_gib_for_its_driver():
+    device = Device.load("b300")
+    assert not device.allocatable_source
+    assert device.memory_bytes - device.allocatable_bytes == 2**29
+
+
+@pytest.mark.parametrize("change", [{"allocatable_gib": 90, "allocatable_source": "x"}, {"allocatable_gib": 70}])
+def test_impossible_or_unsourced_allocatable_memory_is_refused(change):
+    with pytest.raises(InputError, match="allocatable"):
+        read_device({**GOOD, "memory_gib": 80, **change}, "mine")

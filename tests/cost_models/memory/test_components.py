@@ -37,13 +37,20 @@ def test_a_cpu_s_groups_have_small_buffers():
     assert price(here, work, Strategy(ulysses=2, shard=2)).memory["communication"] == 2 * 1_048_576
 
 
-def test_the_reserve_is_a_context_and_three_hundredths_of_what_moves():
+def test_fragments_are_three_hundredths_of_what_moves_and_the_context_is_the_kind_of_device_s():
     """CUDA context and cuBLAS workspaces 640 MiB (nvidia-smi of an idle PyTorch process: 450 to 700); a CPU's
     interpreter with its libraries 450 MiB."""
     for cluster, name, context in ((NODE, "longvila-8b", 640), (Cluster.load("local", gpus=2), "longvila-tiny", 450)):
         found = price(cluster, Workload(Model.load(name), context_tokens=8192), Strategy(ulysses=2, shard=2)).memory
         moving = sum(found[part] for part in ("gathered", "activations", "working", "logits", "vision"))
-        assert found["reserve"] == pytest.approx(context * MIB + 0.03 * moving, abs=2)
+        assert found["fragments"] == pytest.approx(0.03 * moving, abs=2)
+        assert found["context"] == context * MIB
+
+
+def test_three_levels_each_above_the_one_before():
+    memory = price(NODE, WORK, Strategy(ulysses=8, shard=8)).memory
+    assert memory.reserved_bytes == memory.allocated_bytes + memory["fragments"]
+    assert memory.device_bytes == memory.reserved_bytes + memory["communication"] + memory["context"]
 
 
 def test_a_cache_holds_keys_and_values_of_every_layer():
