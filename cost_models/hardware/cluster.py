@@ -1,7 +1,8 @@
 """A cluster as data: runs of equal nodes (hosts), what joins the GPUs inside, and the fabric between them.
 
-    spine ── leaf ── node: [NIC per rail] ── [GPU …] joined by NVSwitch, NVLink pairs or PCIe
-             └ nodes_per_leaf, oversubscription          scale-up domain = nodes_per_domain hosts (18 in NVL72)
+    core ── spine ── leaf ── node: [NIC per rail] ── [GPU …] joined by NVSwitch, NVLink pairs or PCIe
+            │        └ nodes_per_leaf, oversubscription         scale-up domain = nodes_per_domain hosts (18 in NVL72)
+            └ leaves_per_spine, spine_oversubscription          rail_only: each rail has switches of its own
 
 A *slot* is a place for a host: slots are numbered through the runs, and a plan names slots, never hosts.
 All rates are one way, per GPU or per NIC. Loads presets and YAML files (strict, see docs/cluster.md); per-slot
@@ -13,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -133,12 +135,28 @@ class Node:
     host_link_bytes_per_s: float  # GPU to host memory, one way, per GPU (offload)
     cpus: int = 0
     missing_nics: tuple[int, ...] = ()
+    missing_bridges: tuple[int, ...] = field(default=(), metadata=strict.OPTIONAL)
+    """Of kind `pairs`: pairs i (GPUs 2i and 2i + 1) whose bridge is dead: they have PCIe alone."""
+    nic_shares: tuple[float, ...] = field(default=(), metadata=strict.OPTIONAL)
+    """What each card, in order, still has of its rate; () means all of it."""
 
     def __post_init__(self) -> None:
+        self._check_links()
         if not 0 <= self.gpus <= MOST_GPUS_PER_NODE or self.host_memory_bytes < 0 or self.host_link_bytes_per_s <= 0:
             raise InputError("a node needs 0 to 1024 gpus, host_memory_bytes >= 0 and a positive host_link_bytes_per_s")
         if any(not 0 <= nic < self.nics.count for nic in self.missing_nics):
             raise InputError(f"missing_nics={list(self.missing_nics)}: the node has NICs 0 to {self.nics.count - 1}")
+
+    def _check_links(self) -> None:
+        shares, pairs = self.nic_shares, self.gpus // 2 if self.scale_up.kind == "pairs" else 0
+        if shares and (len(shares) != self.nics.count or not all(0 < share <= 1 for share in shares)):
+            raise InputError(
+                f"nic_shares={list(shares)[:8]}: a share above 0, at most 1, for each of {self.nics.count} NICs "
+                "(missing_nics are those that are gone)"
+            )
+        if any(not 0 <= pair < pairs for pair in self.missing_bridges):
+            legal = f"pairs 0 to {pairs - 1}" if pairs else "none: its GPUs are not joined in pairs"
+            raise InputError(f"missing_bridges={list(self.missing_bridges)[:8]}; legal: {legal}")
 
     def nic_of_gpu(self, slots: int) -> NDArray[np.int64]:
         """The card that each of `slots` GPU places sends through; users of a missing card share the next one."""
@@ -163,20 +181,52 @@ class NodeRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Fabric:
-    """The network between nodes: rails meet in leaf switches, leaves in a spine."""
+    """The network between nodes: rails meet in leaf switches, leaves in spines, spines in a core.
+
+    `rail_only`: cards of unlike number have no switch in common, here and above. What is for another rail first crosses
+    the sender's scale-up link to the GPU of that rail (NCCL's PXN), or the receiver's where the sender lacks the rail.
+    """
 
     nodes_per_leaf: int
     oversubscription: float = 1.0  # leaf downlinks / uplinks; 1 = full bisection
     hop_latency_s: float = 0.0  # of one switch
-    spine_hops: int = 2  # further switches when leaves differ
+    spine_hops: int = 2  # further switches when leaves differ; twice as many when spines do
     leaves: tuple[int, ...] = field(default=(), metadata=strict.OPTIONAL)
     """Nodes of each leaf in slot order, where they differ; () means `nodes_per_leaf` each."""
+    leaves_per_spine: int = field(default=0, metadata=strict.OPTIONAL)  # 0: one spine joins all leaves
+    spines: tuple[int, ...] = field(default=(), metadata=strict.OPTIONAL)
+    """Leaves of each spine in slot order, where they differ; () means `leaves_per_spine` each."""
+    spine_oversubscription: float = field(default=1.0, metadata=strict.OPTIONAL)  # uplinks of its leaves / its own
+    rail_only: bool = field(default=False, metadata=strict.OPTIONAL)
+    missing_uplinks: tuple[int, ...] = field(default=(), metadata=strict.OPTIONAL)
+    """The leaf of each dead uplink (a cable of a card's rate); a leaf that lost several stands there several times."""
 
     def __post_init__(self) -> None:
-        if self.nodes_per_leaf < 1 or self.oversubscription < 1 or self.hop_latency_s < 0 or self.spine_hops < 0:
-            raise InputError("fabric needs nodes_per_leaf >= 1, oversubscription >= 1 and latencies >= 0")
-        if any(nodes < 1 for nodes in self.leaves):
-            raise InputError(f"fabric.leaves={list(self.leaves)[:8]}: every leaf needs at least 1 node")
+        ratios = self.oversubscription, self.spine_oversubscription
+        if self.nodes_per_leaf < 1 or min(ratios) < 1 or self.hop_latency_s < 0 or self.spine_hops < 0:
+            raise InputError(
+                "fabric needs nodes_per_leaf >= 1, oversubscription >= 1 (and spine_oversubscription), latencies >= 0"
+            )
+        for name, sizes in (("leaves", self.leaves), ("spines", self.spines)):
+            if any(size < 1 for size in sizes):
+                raise InputError(f"fabric.{name}={list(sizes)[:8]}: each needs at least 1")
+        if self.leaves_per_spine < 0 or (self.leaves_per_spine == 0 and (self.spines or ratios[1] > 1)):
+            raise InputError(
+                f"fabric.leaves_per_spine={self.leaves_per_spine}; at least 1 where spines or spine_oversubscription "
+                "are given (left out: one spine joins all leaves)"
+            )
+        if self.rail_only and self.missing_uplinks:
+            raise InputError("fabric.missing_uplinks: of a rail_only fabric no file says whose rail an uplink is")
+
+    @property
+    def leaves_limit(self) -> bool:
+        """Whether a leaf's uplinks may carry less than its cards."""
+        return self.oversubscription > 1 or bool(self.missing_uplinks)
+
+    @property
+    def spines_limit(self) -> bool:
+        """Whether a spine's uplinks may carry less than those of its leaves."""
+        return self.spine_oversubscription > 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,9 +253,34 @@ class Cluster:
         for name, sizes in (("fabric.leaves", self.fabric.leaves), ("domains", self.domains)):
             if sizes and (min(sizes) < 1 or sum(sizes) < self.slots):
                 raise InputError(f"{name} hold {sum(sizes)} nodes; the cluster has {self.slots}, and none may be empty")
+        self._check_fabric()
         cut_off = any(run.node.nics.count == len(run.node.missing_nics) for run in self.runs)
         if cut_off and self.nodes_per_domain < self.slots:
             raise InputError("a node without a working NIC cannot be part of a cluster of several nodes")
+
+    def _check_fabric(self) -> None:
+        fabric, leaves = self.fabric, int(self.leaf_of_slot[-1]) + 1
+        if fabric.spines and sum(fabric.spines) < leaves:
+            raise InputError(f"fabric.spines hold {sum(fabric.spines)} leaves; the cluster has {leaves}")
+        for leaf, dead in Counter(fabric.missing_uplinks).items():
+            if not 0 <= leaf < leaves:
+                raise InputError(f"fabric.missing_uplinks: there is no leaf {leaf}; legal: 0 to {leaves - 1}")
+            nodes = [self.node(int(slot)) for slot in np.flatnonzero(self.leaf_of_slot == leaf)]
+            uplinks = len(nodes) * max(node.nics.count for node in nodes) / fabric.oversubscription
+            if dead >= uplinks and leaves > 1:
+                raise InputError(
+                    f"fabric.missing_uplinks: {dead} of leaf {leaf}, which has {uplinks:.3g}; one must be left"
+                )
+        if fabric.rail_only and self.nodes_per_domain < self.slots:
+            cards = {
+                frozenset(range(run.node.nics.count)) - frozenset(run.node.missing_nics)
+                for run in self.runs
+                if run.node.gpus
+            }
+            apart = next(((a, b) for a in cards for b in cards if not a & b), None)
+            if apart is not None:
+                told = " and ".join(str(sorted(one)) for one in sorted(apart, key=sorted))
+                raise InputError(f"fabric.rail_only: nodes with cards {told} have no rail in common and cannot meet")
 
     def __hash__(self) -> int:
         return hash((self.name, self.gpus, self.slots))
@@ -285,6 +360,11 @@ class Cluster:
     @cached_property
     def leaf_of_slot(self) -> NDArray[np.int64]:
         return _numbered(self.slots, self.fabric.leaves, self.fabric.nodes_per_leaf)
+
+    @cached_property
+    def spine_of_slot(self) -> NDArray[np.int64]:
+        leaves = int(self.leaf_of_slot[-1]) + 1
+        return _numbered(leaves, self.fabric.spines, self.fabric.leaves_per_spine or leaves)[self.leaf_of_slot]
 
     @cached_property
     def uniform(self) -> bool:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -43,6 +43,8 @@ class NodeEntry:
     cpus: int = 0
     count: int = 1
     missing_nics: tuple[int, ...] = ()
+    missing_bridges: tuple[int, ...] = ()
+    nic_shares: tuple[float, ...] = ()
     memory_bytes: int | None = None  # of one GPU, where it differs from the device's
     clock_mhz: float | None = None  # that a power or clock limit leaves, where it is below the device's
     memory_bytes_per_s: float | None = None  # of one GPU (or one of several CPU processes), where it differs
@@ -59,8 +61,10 @@ class NodeEntry:
             device = replace(device, memory_bytes_per_s=self.memory_bytes_per_s)
         if self.memory_bytes is not None:
             device = replace(device, memory_bytes=self.memory_bytes)
-        kept = ("gpus", "scale_up", "nics", "host_memory_bytes", "host_link_bytes_per_s", "cpus", "missing_nics")
-        return NodeRun(count=self.count, node=Node(device=device, **{name: getattr(self, name) for name in kept}))
+        return NodeRun(count=self.count, node=Node(device=device, **{name: getattr(self, name) for name in _KEPT}))
+
+
+_KEPT = tuple(field.name for field in fields(Node) if field.name != "device")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +75,8 @@ class Override:
     gpus: int | None = None
     device: str | None = None
     missing_nics: tuple[int, ...] | None = None
+    missing_bridges: tuple[int, ...] | None = None
+    nic_shares: tuple[float, ...] | None = None
     nic_bytes_per_s: float | None = None
     scale_up_bytes_per_s: float | None = None
 
@@ -81,8 +87,8 @@ class Override:
             node = replace(node, nics=replace(node.nics, bytes_per_s=self.nic_bytes_per_s))
         if self.scale_up_bytes_per_s is not None:
             node = replace(node, scale_up=replace(node.scale_up, bytes_per_s=self.scale_up_bytes_per_s))
-        if self.missing_nics is not None:
-            node = replace(node, missing_nics=self.missing_nics)
+        dead = {name: getattr(self, name) for name in ("missing_nics", "missing_bridges", "nic_shares")}
+        node = replace(node, **{name: value for name, value in dead.items() if value is not None})
         if self.gpus is not None:
             if self.gpus > node.gpus:
                 raise InputError(f"gpus={self.gpus} free of the node's {node.gpus}; at most {node.gpus}")

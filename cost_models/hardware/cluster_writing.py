@@ -38,8 +38,9 @@ def _run(run: NodeRun) -> dict[str, object]:
     entry = {"count": run.count, "device": node.device.name, "gpus": node.gpus}
     entry |= {name: _part(getattr(node, name)) for name in ("scale_up", "nics")}
     entry |= {name: getattr(node, name) for name in ("host_memory_bytes", "host_link_bytes_per_s", "cpus")}
-    if node.missing_nics:
-        entry["missing_nics"] = list(node.missing_nics)
+    for name in ("missing_nics", "missing_bridges", "nic_shares"):
+        if value := getattr(node, name):
+            entry[name] = list(value)
     return _written({**entry, **_differences(node.device)})
 
 

@@ -1,12 +1,13 @@
 """A cluster read once into arrays: where each GPU sits, which links its bytes cross, and what those links carry.
 
-    leaf > scale-up domain > slot > socket > PCIe switch > pair > GPU       card = NIC of a slot, on one of its switches
+    spine > leaf > scale-up domain > slot > socket > PCIe switch > pair > GPU       card = NIC of a slot, on a switch
 
 Every unit has a number that is unique in the cluster: place = slot x gpu_places + GPU, and so on. `Wiring.seats` turns
 arrays of slots and GPUs, of any shape, into arrays of units of the same shape. `LinkRates` says what a link carries:
 its data sheet's rate (`line`), what large messages reach of it (`reached`), or what a profile measured between nodes
 (`measured`). Rates are bytes/s one way, latencies seconds. A leaf's uplinks are sized for its best node, with all its
-cards: a broken card takes nothing from its switch. Left out: rail-only wiring, and links inside the spine.
+cards: a broken card takes nothing from its switch; a spine's for all uplinks of its leaves. Where a fabric is
+`rail_only`, each leaf and spine stands once for every rail. Left out: links inside a spine or the core.
 """
 
 from __future__ import annotations
@@ -27,9 +28,12 @@ Floats = NDArray[np.float64]
 KINDS = (
     "gpu out", "gpu in", "pcie out", "pcie in", "host out", "host in",
     "nic out", "nic in", "switch out", "switch in", "socket out", "socket in", "leaf up", "leaf down",
+    "spine up", "spine down",
 )  # fmt: skip
 GPU_OUT, GPU_IN, PCIE_OUT, PCIE_IN, HOST_OUT, HOST_IN, NIC_OUT, NIC_IN = range(8)
-SWITCH_OUT, SWITCH_IN, SOCKET_OUT, SOCKET_IN, LEAF_UP, LEAF_DOWN = range(8, len(KINDS))
+SWITCH_OUT, SWITCH_IN, SOCKET_OUT, SOCKET_IN, LEAF_UP, LEAF_DOWN, SPINE_UP, SPINE_DOWN = range(8, len(KINDS))
+TRUNKS = frozenset((LEAF_UP, LEAF_DOWN, SPINE_UP, SPINE_DOWN))
+"""Links of switches that are in no slot."""
 OF_GPU = frozenset((GPU_OUT, GPU_IN, PCIE_OUT, PCIE_IN, HOST_OUT, HOST_IN))
 PCIE_SHARE = 0.75
 """Share of a PCIe link's line rate that NCCL reaches between pairs: 24 of 32 GB/s in NCCL's own model (12 of PCIe 3's
@@ -57,7 +61,15 @@ class Wiring:
         for run, node in enumerate(self.nodes):
             self.nic_of[run, : node.gpus] = np.maximum(node.nic_of_gpu(node.gpus), 0)
             first = -(-np.arange(node.nics.count) * node.gpus // max(node.nics.count, 1))
-            self.gpu_of_nic[run, : node.nics.count] = first
+            self.gpu_of_nic[run, : node.nics.count] = np.minimum(first, max(node.gpus - 1, 0))
+        self.card_share = np.ones((len(self.nodes), self.nic_places))
+        self.bridged = np.ones((len(self.nodes), self.gpu_places), dtype=bool)
+        for run, node in enumerate(self.nodes):
+            self.card_share[run, : len(node.nic_shares)] = node.nic_shares
+            for pair in node.missing_bridges:
+                self.bridged[run, 2 * pair : 2 * pair + 2] = False
+        self.rail_only = cluster.fabric.rail_only
+        self.rails = self.nic_places if self.rail_only else 1
         self.on_pcie = np.array([node.scale_up.kind in ("pcie", "pairs") for node in self.nodes])
         self.in_pairs = np.array([node.scale_up.kind == "pairs" for node in self.nodes])
         self.through_host = np.array([not node.scale_up.peer_to_peer for node in self.nodes])
@@ -69,7 +81,7 @@ class Wiring:
         return Seats(wiring=self, slot=slot, gpu=gpu)
 
     def per_slot(self, kind: int) -> int:
-        """Units of this kind of link in one slot (leaves are in none)."""
+        """Units of this kind of link in one slot (those of leaves and spines are in none)."""
         if kind in OF_GPU:
             return self.gpu_places
         return self.nic_places if kind in (NIC_OUT, NIC_IN) else self.switch_places
@@ -78,6 +90,30 @@ class Wiring:
     def domain_gpus(self) -> Ints:
         """Free GPUs of each scale-up domain."""
         return np.bincount(self.cluster.domain_of_slot, weights=self.cluster.gpus_of_slot).astype(np.int64)
+
+    @cached_property
+    def has_rail(self) -> NDArray[np.bool_]:
+        """Whether a run's nodes have a card of this number; (runs, cards)."""
+        found = np.zeros((len(self.nodes), self.nic_places), dtype=bool)
+        for run, node in enumerate(self.nodes):
+            found[run, : node.nics.count] = True
+            found[run, list(node.missing_nics)] = False
+        return found
+
+    @cached_property
+    def relays(self) -> NDArray[np.bool_]:
+        """Whether a GPU sits at this card that passes others' bytes on over its scale-up link; (runs, cards)."""
+        here = np.take_along_axis(self.nic_of, self.gpu_of_nic, axis=1) == np.arange(self.nic_places)
+        return np.asarray(here & self.has_rail & ~self.on_pcie[:, None])
+
+    def rail(self, run: Ints, card: Ints, to_run: Ints, to_card: Ints) -> Ints:
+        """The rail of a rail-only fabric that bytes take: the receiver's, else the sender's, else the first of both."""
+        found = np.where(self.has_rail[run, to_card], to_card, card)
+        neither = ~self.has_rail[run, found] | ~self.has_rail[to_run, found]
+        if neither.any():
+            both = self.has_rail[run[neither]] & self.has_rail[to_run[neither]]
+            found[neither] = both.argmax(axis=-1)
+        return found
 
     @cached_property
     def line(self) -> LinkRates:
@@ -126,17 +162,31 @@ class Seats:
         return self.wiring.cluster.leaf_of_slot[self.slot]
 
     @cached_property
+    def spine(self) -> Ints:
+        return self.wiring.cluster.spine_of_slot[self.slot]
+
+    @cached_property
     def place(self) -> Ints:
         return self.slot * self.wiring.gpu_places + self.gpu
 
     @cached_property
     def pair(self) -> Ints:
         """The first place of a bridged pair; elsewhere the GPU's own."""
-        return np.asarray(np.where(self.wiring.in_pairs[self.run], self.place - self.gpu % 2, self.place))
+        return np.asarray(np.where(self.bridged, self.place - self.gpu % 2, self.place))
+
+    @cached_property
+    def bridged(self) -> NDArray[np.bool_]:
+        """Whether a bridge joins the GPU to its pair's other one."""
+        return np.asarray(self.wiring.in_pairs[self.run] & self.wiring.bridged[self.run, self.gpu])
+
+    @cached_property
+    def card(self) -> Ints:
+        """The card's number in its slot: its rail."""
+        return np.asarray(self.wiring.nic_of[self.run, self.gpu])
 
     @cached_property
     def nic(self) -> Ints:
-        return np.asarray(self.slot * self.wiring.nic_places + self.wiring.nic_of[self.run, self.gpu])
+        return np.asarray(self.slot * self.wiring.nic_places + self.card)
 
     @cached_property
     def switch(self) -> Ints:
@@ -150,8 +200,11 @@ class Seats:
     @cached_property
     def at_nic(self) -> Seats:
         """The seats of the first GPU of each rank's card: the card hangs on their switch and socket."""
-        gpu = self.wiring.gpu_of_nic[self.run, self.nic - self.slot * self.wiring.nic_places]
-        return Seats(wiring=self.wiring, slot=self.slot, gpu=gpu)
+        return self.at_rail(self.card)
+
+    def at_rail(self, card: Ints) -> Seats:
+        """The seats of the first GPU of card `card` of each rank's slot."""
+        return Seats(wiring=self.wiring, slot=self.slot, gpu=self.wiring.gpu_of_nic[self.run, card])
 
     @property
     def nic_switch(self) -> Ints:
@@ -180,21 +233,51 @@ class LinkRates:
         """Of an all-reduce's buffer, what a tree inside the domain passes on; by run."""
         return np.array([LINKS[node.scale_up.link].tree_bytes_per_s for node in self.wiring.nodes])
 
+    def cards(self, seats: Seats) -> Floats:
+        """Of the card that each of these ranks sends through."""
+        return np.asarray(self.of_run[seats.run, NIC_OUT] * self.wiring.card_share[seats.run, seats.card])
+
+    @cached_property
+    def _sized(self) -> tuple[Floats, Floats]:
+        """(a leaf's uplinks as they were sized, one of them), by leaf: its nodes times the best one's cards, over the
+        oversubscription; an uplink is as fast as a card of that node."""
+        cluster = self.wiring.cluster
+        leaves, card = cluster.leaf_of_slot, self.of_run[:, NIC_OUT]
+        cards = np.array([node.nics.count for node in self.wiring.nodes]) * card
+        best, one = np.zeros(int(leaves[-1]) + 1), np.zeros(int(leaves[-1]) + 1)
+        np.maximum.at(best, leaves, cards[cluster.run_of_slot])
+        np.maximum.at(one, leaves, card[cluster.run_of_slot])
+        return np.bincount(leaves) * best / cluster.fabric.oversubscription, one
+
     @cached_property
     def of_leaf(self) -> Floats:
-        """Uplinks of each leaf: its nodes times the cards of the best one, over the oversubscription."""
+        """Uplinks of each leaf without the dead ones; in a rail-only fabric of each (leaf, rail)."""
+        sized, one = self._sized
+        dead = np.bincount(self.wiring.cluster.fabric.missing_uplinks, minlength=len(sized))
+        left = sized - dead * one
+        return np.repeat(left / self.wiring.rails, self.wiring.rails)
+
+    @cached_property
+    def of_spine(self) -> Floats:
+        """Uplinks of each spine to the core: as many as its leaves have, over its oversubscription; as `of_leaf`."""
         cluster = self.wiring.cluster
-        cards = np.array([node.nics.count for node in self.wiring.nodes]) * self.of_run[:, NIC_OUT]
-        best = np.zeros(int(cluster.leaf_of_slot[-1]) + 1)
-        np.maximum.at(best, cluster.leaf_of_slot, cards[cluster.run_of_slot])
-        return np.asarray(np.bincount(cluster.leaf_of_slot) * best / cluster.fabric.oversubscription)
+        first = np.unique(cluster.leaf_of_slot, return_index=True)[1]
+        sized = (
+            np.bincount(cluster.spine_of_slot[first], weights=self._sized[0]) / cluster.fabric.spine_oversubscription
+        )
+        return np.repeat(sized / self.wiring.rails, self.wiring.rails)
 
     def of(self, kind: int, unit: Ints) -> Floats:
         """Bytes/s of links of one kind."""
-        if kind in (LEAF_UP, LEAF_DOWN):
-            return np.asarray(self.of_leaf[unit], dtype=np.float64)
-        run = self.wiring.cluster.run_of_slot[unit // self.wiring.per_slot(kind)]
-        return np.asarray(self.of_run[run, kind], dtype=np.float64)
+        if kind in TRUNKS:
+            trunk = self.of_leaf if kind in (LEAF_UP, LEAF_DOWN) else self.of_spine
+            return np.asarray(trunk[unit], dtype=np.float64)
+        slot, inside = np.divmod(unit, self.wiring.per_slot(kind))
+        run = self.wiring.cluster.run_of_slot[slot]
+        rate = self.of_run[run, kind]
+        if kind in (NIC_OUT, NIC_IN):
+            rate = rate * self.wiring.card_share[run, inside]
+        return np.asarray(rate, dtype=np.float64)
 
 
 def _under_switch(node: Node) -> int:

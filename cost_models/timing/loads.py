@@ -8,6 +8,7 @@
 
 Between PCIe switches, sockets and bridged pairs of a node the same counting holds for what leaves a unit for another
 one of its domain. A ring leaves each unit once; one that also leaves the domain ends there, and spares one of u units.
+In a rail-only fabric the cards of other GPUs count too (`rails.py`).
 Left out: the way to a card under another switch, and traffic inside a unit that goes through its host bridge.
 """
 
@@ -17,12 +18,12 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
-from cost_models.hardware.wiring import NIC_OUT, PCIE_OUT, SOCKET_OUT, SWITCH_OUT, Floats, Ints, LinkRates
+from cost_models.hardware.wiring import PCIE_OUT, SOCKET_OUT, SWITCH_OUT, Floats, Ints, LinkRates
 from cost_models.number import Array
 from cost_models.strategy import AXIS_GROUPS, Axis, Strategy, rank_groups
 from cost_models.timing.paths import Path
+from cost_models.timing.rails import heavier
 from cost_models.timing.rings import Blocks
 
 _NETWORK = ("all_to_all", "send", "gather", "all_reduce")
@@ -36,7 +37,7 @@ class Loads:
         self.rates, self.wiring, self.seats = rates, rates.wiring, rates.wiring.seats(slots, gpus)
         self.several = len(slots)
         self.fabric = rates.wiring.cluster.fabric
-        self.card_rate = rates.of_run[self.seats.run, NIC_OUT]
+        self.card_rate = rates.cards(self.seats)
 
     def paths(self, strategy: Strategy, axes: Iterable[Axis]) -> dict[Axis, Path]:
         """Axes of a strategy; arrays over the placements."""
@@ -47,14 +48,24 @@ class Loads:
         """Unit and what leaves it, of every rank: bridged pairs, PCIe switches, sockets; only such as limit."""
         seats, levels = self.seats, []
         if self.wiring.in_pairs.any():
-            pair_rate = np.where(self.wiring.in_pairs, 2 * self.rates.of_run[:, PCIE_OUT], np.inf)
-            levels.append((seats.pair, pair_rate[seats.run]))
+            pair_rate = np.where(self.wiring.in_pairs, self.rates.of_run[:, PCIE_OUT], np.inf)[seats.run]
+            levels.append((seats.pair, pair_rate * np.where(seats.bridged, 2, 1)))
         if self.wiring.crosses_switch.any():
             switch_rate = np.where(self.wiring.crosses_switch, self.rates.of_run[:, SWITCH_OUT], np.inf)
             levels.append((seats.switch, switch_rate[seats.run]))
         if self.wiring.crosses_socket.any():
             socket_rate = np.where(self.wiring.crosses_socket, self.rates.of_run[:, SOCKET_OUT], np.inf)
             levels.append((seats.socket, socket_rate[seats.run]))
+        return levels
+
+    @cached_property
+    def trunks(self) -> list[tuple[Ints, Floats]]:
+        """Leaf and spine of every rank, and what the uplinks of each carry; only such as limit."""
+        fabric, rates, levels = self.fabric, self.rates, []
+        if fabric.leaves_limit:
+            levels.append((self.seats.leaf, rates.of_leaf.reshape(-1, self.wiring.rails).sum(axis=1)))
+        if fabric.spines_limit:
+            levels.append((self.seats.spine, rates.of_spine.reshape(-1, self.wiring.rails).sum(axis=1)))
         return levels
 
     def path(self, groups: Ints, patterns: Sequence[str]) -> Path:
@@ -79,12 +90,14 @@ class Loads:
             costs[f"bus_{pattern}_s_per_byte"] = self._busiest_bus(pattern, groups, domain, local, blocks)
         if not crosses:
             return Path(ranks=ranks, local=ranks, hops_out=none, **costs)
-        leaf = self.seats.leaf[:, groups]
-        costs |= self._network(groups, patterns, domain, leaf, local, blocks)
+        costs |= self._network(groups, patterns, domain, local, blocks)
         domains = blocks.domains.reshape(self.several, -1).max(axis=1)
-        spine = (away.any(axis=2) & (leaf != leaf[:, :, :1]).any(axis=2)).any(axis=1)
+        levels = (self.seats.leaf[:, groups], self.seats.spine[:, groups])
+        above = sum((away.any(axis=2) & (unit != unit[:, :, :1]).any(axis=2)).any(axis=1) * 1 for unit in levels)
         most = local.max(axis=(1, 2))
-        costs |= self._waits(members, most, domains, spine)
+        costs |= self._waits(members, most, domains, above)
+        if self.wiring.rail_only:
+            costs = heavier(self, groups, patterns, costs, blocks)
         return Path(ranks=ranks, local=most, hops_out=np.where(domains > 1, domains, 0), **costs)
 
     @cached_property
@@ -94,10 +107,13 @@ class Loads:
         card_s = self.rates.nic_latency_s[run].max(axis=1) + self.fabric.hop_latency_s
         return card_s, self.rates.scale_up_latency_s[run].max(axis=1)
 
-    def _waits(self, members: int, most: Ints, domains: Ints, spine: NDArray[np.bool_]) -> dict[str, Floats]:
-        """Latency of one message out of a domain, of all hops of a ring, and of a tree from its leaves to its root."""
+    def _waits(self, members: int, most: Ints, domains: Ints, above: Ints) -> dict[str, Floats]:
+        """Latency of one message out of a domain, of all hops of a ring, and of a tree from its leaves to its root.
+
+        `above`: levels of switches above the leaves that groups cross.
+        """
         card_s, inside_s = self._latencies
-        out_s = np.where(spine, card_s + self.fabric.spine_hops * self.fabric.hop_latency_s, card_s)
+        out_s = card_s + above * self.fabric.spine_hops * self.fabric.hop_latency_s
         ring_s = domains * out_s + (members - domains) * inside_s
         tree_s = np.log2(domains) * out_s + (most - 1) * inside_s
         waits = {"latency_s": out_s, "ring_latency_s": ring_s, "tree_latency_s": tree_s}
@@ -105,49 +121,49 @@ class Loads:
         return {"chain_latency_s": chain_s, **{name: np.where(domains > 1, wait, 0.0) for name, wait in waits.items()}}
 
     def _network(
-        self, groups: Ints, patterns: Sequence[str], domain: Ints, leaf: Ints, local: Ints, blocks: Blocks
+        self, groups: Ints, patterns: Sequence[str], domain: Ints, local: Ints, blocks: Blocks
     ) -> dict[str, Floats]:
         """Seconds per byte on the busiest card or uplink, by pattern; not a number where it is not asked for."""
         members, unread = groups.shape[1], np.full(self.several, np.nan)
         costs = {f"{pattern}_s_per_byte": unread for pattern in _NETWORK}
         if "all_to_all" in patterns:
-            near = np.maximum(local, alike(leaf)) if self.fabric.oversubscription > 1 else np.full_like(local, members)
             out = (members - local) / members
-            costs["all_to_all_s_per_byte"] = self._busiest(groups, out, out, (members - near) / members)
+            up = [(members - np.maximum(local, alike(unit[:, groups]))) / members for unit, _ in self.trunks]
+            costs["all_to_all_s_per_byte"] = self._busiest(groups, out, out, up)
         if "send" in patterns:
             out = np.roll(domain, -1, axis=2) != domain
-            up = out & (np.roll(leaf, -1, axis=2) != leaf)
+            ends = ((unit[:, groups], unit[:, np.roll(groups, -1, axis=1)]) for unit, _ in self.trunks)
+            up = [out & (one != other) for one, other in ends]
             costs["send_s_per_byte"] = self._busiest(groups, out, np.roll(out, 1, axis=2), up)
         if "gather" in patterns:
-            costs["gather_s_per_byte"], costs["all_reduce_s_per_byte"] = self._rings(groups, leaf, blocks)
+            costs["gather_s_per_byte"], costs["all_reduce_s_per_byte"] = self._rings(groups, blocks)
         return costs
 
-    def _busiest(self, groups: Ints, out: Array, into: Array, up: Array) -> Floats:
-        """On cards and uplinks: the shares of a buffer that each member sends, receives, and sends out of its leaf."""
+    def _busiest(self, groups: Ints, out: Array, into: Array, up: Sequence[Array]) -> Floats:
+        """On cards and uplinks: the shares of a buffer that each member sends, receives, and sends up from `trunks`."""
         nic, rate = self.seats.nic[:, groups], self.card_rate[:, groups]
         busiest = self._most(nic, out / rate)
         if into is not out:
             busiest = np.maximum(busiest, self._most(nic, into / rate))
-        if self.fabric.oversubscription > 1 and up.any():
-            leaf = self.seats.leaf[:, groups]
-            busiest = np.maximum(busiest, self._most(leaf, up / self.rates.of_leaf[leaf]))
+        for (unit, carried), share in zip(self.trunks, up, strict=True):
+            if share.any():
+                at = unit[:, groups]
+                busiest = np.maximum(busiest, self._most(at, share / carried[at]))
         return busiest
 
-    def _rings(self, groups: Ints, leaf: Ints, blocks: Blocks) -> tuple[Floats, Floats]:
+    def _rings(self, groups: Ints, blocks: Blocks) -> tuple[Floats, Floats]:
         """(gather, all_reduce): every card of a block carries an equal part, and one channel fits through one card."""
         members, order = groups.shape[1], blocks.order
-        cards, run = self.card_rate[:, groups].ravel()[order], self.seats.run[:, groups].reshape(-1, members)
+        cards = self.card_rate[:, groups].ravel()[order]
         part = np.where(blocks.domains > 1, (members - 1) / members, 0.0)[blocks.group]
         channel = part / blocks.channels[blocks.group] / np.maximum.reduceat(cards, blocks.start)
         block = np.repeat(np.arange(len(blocks.start)), blocks.entry_count)
         entry, placement = blocks.entries, blocks.entries // groups.size
         share = (part / blocks.entry_count)[block]
-        nic, leaves = self.seats.nic[:, groups].ravel()[order][entry], leaf.ravel()[order]
-        up = leaves[blocks.start + blocks.size - 1] != leaves[blocks.start[blocks.next]]
-        uplinks = self.fabric.oversubscription > 1 and bool(up.any())
-        trees = blocks.all_reduce_times(
-            self.card_rate[:, groups].reshape(-1, members), self.rates.tree_bytes_per_s[run]
-        )
+        nic = self.seats.nic[:, groups].ravel()[order][entry]
+        trunks = [(unit[:, groups].ravel()[order], carried) for unit, carried in self.trunks]
+        last, first = blocks.start + blocks.size - 1, blocks.start[blocks.next]
+        trees = self.all_reduce_times(groups, blocks)
         tree = (blocks.domains == 2) & (trees < 2.0)
         tree_sends = np.where(tree, members / (members - 1), trees)
         loads = []
@@ -155,11 +171,19 @@ class Loads:
             sent = share * sends[blocks.group[block]]
             busiest = self._most_of(placement, nic, sent / cards[entry])
             np.maximum.at(busiest, blocks.start // groups.size, channel * times[blocks.group])
-            if uplinks:
-                over = sent * up[block] / self.rates.of_leaf[leaves[entry]]
-                busiest = np.maximum(busiest, self._most_of(placement, leaves[entry], over))
+            for unit, carried in trunks:
+                up = (unit[last] != unit[first])[block]
+                if up.any():
+                    over = sent * up / carried[unit[entry]]
+                    busiest = np.maximum(busiest, self._most_of(placement, unit[entry], over))
             loads.append(busiest)
         return loads[0], loads[1]
+
+    def all_reduce_times(self, groups: Ints, blocks: Blocks) -> Floats:
+        """How often each group's all-reduce sends what a gather does."""
+        flat = (-1, groups.shape[1])
+        passed = self.rates.tree_bytes_per_s[self.seats.run[:, groups]].reshape(flat)
+        return blocks.all_reduce_times(self.card_rate[:, groups].reshape(flat), passed)
 
     def _busiest_bus(self, pattern: str, groups: Ints, domain: Ints, local: Ints, blocks: Blocks) -> Floats:
         """Seconds per byte on the busiest pair, switch or socket."""

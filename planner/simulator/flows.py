@@ -21,7 +21,6 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
-from cost_models.hardware.wiring import NIC_OUT
 from cost_models.program import Op
 from cost_models.timing.rings import Blocks
 from planner.simulator.topology import Floats, Ints, Topology
@@ -77,8 +76,8 @@ def pattern(topology: Topology, groups: Ints, op: Op) -> Pattern:
     delay = np.zeros(count)
     for hop in hops:
         delay += np.bincount(group_of_rank, hop.count * topology.latency_s(np.arange(topology.ranks), hop.to), count)
-    run, rates = topology.run[groups], topology.rates
-    reduced = blocks.all_reduce_times(rates.of_run[run, NIC_OUT], rates.tree_bytes_per_s[run])
+    passed = topology.rates.tree_bytes_per_s[topology.run[groups]]
+    reduced = blocks.all_reduce_times(topology.card_rate[groups], passed)
     tree_s = _tree_s(topology, group_of_rank, blocks, hops)
     once = replace(made, hops=hops, hop_share=share, delay_s=delay * share, tree_s=tree_s, reduced=reduced)
     return twice(once) if op == "all_reduce" else once

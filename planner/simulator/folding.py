@@ -19,7 +19,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from planner.simulator.flows import Pattern
-from planner.simulator.topology import Floats, Ints, Topology
+from planner.simulator.topology import NEARNESSES, Floats, Ints, Topology
 
 Hashes = NDArray[np.uint64]
 
@@ -61,15 +61,25 @@ def _start(topology: Topology, patterns: Sequence[Pattern], scale: Floats) -> Ha
     """What tells ranks apart whoever their partners are."""
     node_kind = _first_equal(topology.nodes)[topology.run]
     parts = [node_kind * 2 + topology.reaches_nic_across, _bits(scale)]
-    if crosses_leaves(topology, patterns):
-        parts.append(_bits(topology.leaf_rate)[topology.leaf])
+    if (topology.wiring.card_share != 1).any():
+        parts.append(_bits(topology.card_rate))
+    rails = topology.wiring.rails
+    for level, rate in _trunks(topology, patterns):
+        parts.append(_bits(rate)[level * rails])
+    if topology.rail_only:  # bytes cross links of other GPUs of the node, by their number
+        parts.append(topology.gpu)
     here = np.arange(topology.ranks)
     for pattern in patterns:
         parts += [_bits(pattern.delay_s)[pattern.group_of_rank], _bits(pattern.hop_share)[pattern.group_of_rank]]
         for hop in pattern.hops:
-            like = np.where(hop.count > 0, topology.nearness(here, hop.to) + 32 * hop.count, 0)
+            near = topology.nearness(here, hop.to)
             if not topology.leaves_limit:
-                like &= ~16  # whether leaves differ is then in the delay alone
+                near &= ~16  # whether leaves differ is then in the delay alone
+            if not topology.spines_limit:
+                near &= ~64
+            if topology.rail_only:
+                near = near + NEARNESSES * topology.rail(here, hop.to)
+            like = np.where(hop.count > 0, near + NEARNESSES * topology.wiring.rails * hop.count, 0)
             arriving = np.zeros_like(like)
             sending = hop.count > 0
             arriving[hop.to[sending]] = like[sending]
@@ -85,9 +95,8 @@ def _start(topology: Topology, patterns: Sequence[Pattern], scale: Floats) -> Ha
 def _bags(topology: Topology, patterns: Sequence[Pattern]) -> tuple[list[Bags], list[Bags]]:
     """Everything that ranks meet in, each once, without what holds one rank each; and the groups that are rings."""
     bags = [topology.nic, topology.nic_switch, topology.switch, topology.slot]
-    if crosses_leaves(topology, patterns):
-        bags.append(topology.leaf)
-    near = [topology.pair, topology.switch, topology.slot, topology.domain, topology.leaf]
+    bags += [level for level, _ in _trunks(topology, patterns)]
+    near = [topology.pair, topology.switch, topology.slot, topology.domain, topology.leaf, topology.spine]
     for pattern in patterns:
         if pattern.each_share:
             bags.append(pattern.group_of_rank)
@@ -101,16 +110,21 @@ def _several(bags: list[Ints]) -> list[Bags]:
     return [made for made in (Bags(bag) for bag in different) if made.size.max() > 1]
 
 
-def crosses_leaves(topology: Topology, patterns: Sequence[Pattern]) -> bool:
-    """Whether any flow goes over a leaf's uplink that could limit it."""
-    if not topology.leaves_limit:
-        return False
-    leaf, outside = topology.leaf, topology.domain
+def _trunks(topology: Topology, patterns: Sequence[Pattern]) -> list[tuple[Ints, Floats]]:
+    """Leaves and spines, each with the rates of uplinks, where any flow crosses some that could limit it."""
+    levels = (
+        (topology.leaves_limit, topology.leaf, topology.leaf_rate),
+        (topology.spines_limit, topology.spine, topology.spine_rate),
+    )
+    return [(level, rate) for limits, level, rate in levels if limits and _crosses(topology.domain, level, patterns)]
+
+
+def _crosses(domain: Ints, level: Ints, patterns: Sequence[Pattern]) -> bool:
     for pattern in patterns:
         for hop in pattern.hops:
-            if np.any((hop.count > 0) & (leaf != leaf[hop.to]) & (outside != outside[hop.to])):
+            if np.any((hop.count > 0) & (level != level[hop.to]) & (domain != domain[hop.to])):
                 return True
-        if pattern.each_share and np.any(leaf[pattern.groups] != leaf[pattern.groups[:, :1]]):
+        if pattern.each_share and np.any(level[pattern.groups] != level[pattern.groups[:, :1]]):
             return True
     return False
 

@@ -1,7 +1,8 @@
 """Classes of links from classes of ranks: a GPU's links go with its rank, shared ones with all the ranks they serve.
 
     NIC, PCIe switch: the multisets of classes on the unit and in its slot (a switch also: whose NIC hangs on it)
-    leaf:             the multiset of classes in the leaf
+    leaf, spine:      the multiset of classes in it
+    rail-only         all of these by their number too: bytes enter and leave at cards and GPUs of others
 
 With single ranks as classes every link is its own class. A class is named after its lowest unit.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cost_models.hardware.wiring import KINDS, LEAF_DOWN, LEAF_UP, NIC_IN, NIC_OUT, OF_GPU
+from cost_models.hardware.wiring import KINDS, LEAF_DOWN, LEAF_UP, NIC_IN, NIC_OUT, OF_GPU, TRUNKS
 from cost_models.number import distinct
 from planner.simulator.folding import Hashes, Partition, mix
 from planner.simulator.topology import Floats, Ints, Topology
@@ -31,28 +32,39 @@ class LinkClasses:
         return self.known[family]
 
     def _gpu_units(self) -> tuple[Ints, Ints, Ints]:
-        place, of_rank = self.topology.place, self.partition.class_of_rank
-        of_unit = np.full(int(place.max()) + 1, -1)
+        t, place, of_rank = self.topology, self.topology.place, self.partition.class_of_rank
+        units = t.cluster.slots * t.wiring.gpu_places if t.rail_only else int(place.max()) + 1
+        of_unit = np.full(units, -1)
         of_unit[place] = of_rank
         lowest = np.full(self.partition.classes, len(of_unit))
         np.minimum.at(lowest, of_rank, place)
-        return of_unit, self.partition.size, lowest
+        if not t.rail_only:
+            return of_unit, self.partition.size, lowest
+        free = np.flatnonzero(of_unit < 0)  # GPUs without a rank, whose links others' bytes may cross
+        colour = mix(self.partition.class_of_rank.astype(np.uint64))
+        whole = _numbered(_sums(t.slot, colour, t.cluster.slots), t.wiring.gpu_places)[free]
+        _, first, number, size = np.unique(whole, return_index=True, return_inverse=True, return_counts=True)
+        of_unit[free] = self.partition.classes + number
+        return of_unit, np.concatenate([self.partition.size, size]), np.concatenate([lowest, free[first]])
 
     def _shared_units(self, kind: int) -> tuple[Ints, Ints, Ints]:
         t = self.topology
         colour = mix(self.partition.class_of_rank.astype(np.uint64))
-        if kind in (LEAF_UP, LEAF_DOWN):
-            units, of_rank, around = len(t.leaf_rate), t.leaf, np.zeros(len(t.leaf_rate), dtype=np.uint64)
+        if kind in TRUNKS:
+            rates, level = (t.leaf_rate, t.leaf) if kind in (LEAF_UP, LEAF_DOWN) else (t.spine_rate, t.spine)
+            units = len(rates)
+            whole = _numbered(_sums(level, colour, units // t.wiring.rails), t.wiring.rails)
         else:
             per_slot = t.per_slot(kind)
             units, of_rank = t.cluster.slots * per_slot, t.nic if kind in (NIC_OUT, NIC_IN) else t.switch
-            around = np.repeat(_sums(t.slot, colour, t.cluster.slots), per_slot)
-        with np.errstate(over="ignore"):
-            whole = mix(_sums(of_rank, colour, units)) + mix(around)
-            if kind not in (LEAF_UP, LEAF_DOWN, NIC_OUT, NIC_IN) and t.reaches_nic_across.any():
-                whole = whole + mix(_sums(t.nic_switch, mix(colour), units))
-            if self.partition.classes == t.ranks:
-                whole = np.arange(units, dtype=np.uint64)
+            around = _sums(t.slot, colour, t.cluster.slots)
+            around = _numbered(around, per_slot) if t.rail_only else np.repeat(around, per_slot)
+            with np.errstate(over="ignore"):
+                whole = mix(_sums(of_rank, colour, units)) + mix(around)
+                if kind not in (NIC_OUT, NIC_IN) and t.reaches_nic_across.any():
+                    whole = whole + mix(_sums(t.nic_switch, mix(colour), units))
+        if self.partition.classes == t.ranks:
+            whole = np.arange(units, dtype=np.uint64)
         _, lowest, of_unit, size = np.unique(whole, return_index=True, return_inverse=True, return_counts=True)
         return of_unit, size, lowest
 
@@ -79,3 +91,9 @@ def _sums(bag: Ints, value: Hashes, bags: int) -> Hashes:
     total = np.zeros(bags, dtype=np.uint64)
     np.add.at(total, bag, value)
     return total
+
+
+def _numbered(value: Hashes, places: int) -> Hashes:
+    """`value` for each of `places` units of a slot or switch, told apart by their number."""
+    with np.errstate(over="ignore"):
+        return np.repeat(mix(value), places) + np.tile(np.arange(places, dtype=np.uint64), len(value))

@@ -22,7 +22,7 @@ from planner.simulator.flows import Pattern
 from planner.simulator.folding import Bags, Partition
 from planner.simulator.link_classes import LinkClasses
 from planner.simulator.maxmin import Sharing
-from planner.simulator.topology import Floats, Ints, Routes, Topology
+from planner.simulator.topology import NEARNESSES, Floats, Ints, Routes, Topology
 
 
 class Batch(Struct, frozen=True, kw_only=True, eq=False):
@@ -151,7 +151,7 @@ def _pairs(table: _Table, pattern: Pattern, group: Ints, groups: int) -> tuple[t
     to = pattern.groups[pattern.group_of_rank[reps]].ravel()
     source, to = source[source != to], to[source != to]
     ends = partition.class_of_rank[source] * partition.classes + partition.class_of_rank[to]
-    _, first, each = np.unique(ends * 32 + topology.nearness(source, to), return_index=True, return_counts=True)
+    _, first, each = np.unique(ends * NEARNESSES + topology.nearness(source, to), return_index=True, return_counts=True)
     source, to = source[first], to[first]
     copies = (each * partition.size[partition.class_of_rank[source]]).astype(np.float64)
     routes, flows = topology.routes(source, to), table.add(copies)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from cost_models.errors import InputError
 from cost_models.hardware.cluster import Cluster, Fabric, Nics, Node, NodeRun, ScaleUp
 from cost_models.hardware.device import Device
 from cost_models.program import Compute, Exchange, Ring, Segment, StepProgram
@@ -22,8 +23,8 @@ def node(gpus: int = 4, cards: int = 4, **changes: object) -> Node:
     return replace(made, **changes)
 
 
-def cluster(*nodes: Node, leaf: int = 64, oversubscription: float = 1.0, domain: int = 1) -> Cluster:
-    fabric = Fabric(nodes_per_leaf=leaf, oversubscription=oversubscription, hop_latency_s=1e-6)
+def cluster(*nodes: Node, leaf: int = 64, oversubscription: float = 1.0, domain: int = 1, **more: object) -> Cluster:
+    fabric = Fabric(nodes_per_leaf=leaf, oversubscription=oversubscription, hop_latency_s=1e-6, **more)
     runs = tuple(NodeRun(count=1, node=one) for one in nodes)
     return Cluster(name="test", runs=runs, fabric=fabric, nodes_per_domain=domain)
 
@@ -99,3 +100,18 @@ def step(*segments: Segment, microbatches: int = 1, **more: object) -> StepProgr
         ),
     )
     return StepProgram(microbatch=segments, epilogue=(update,), microbatches=microbatches, **more)
+
+
+FABRICS: tuple[dict[str, object], ...] = (
+    {}, {}, {}, {"rail_only": True}, {"leaves_per_spine": 2, "spine_oversubscription": 2.0},
+    {"leaves_per_spine": 1, "spine_oversubscription": 3.0, "rail_only": True}, {"missing_uplinks": (0,)},
+)  # fmt: skip
+"""What else a fabric may be: rails without a spine in common, three levels, a leaf that lost an uplink."""
+
+
+def possible(*nodes: Node, more: dict[str, object], **rest: object) -> Cluster:
+    """The cluster with `more` of its fabric, where such nodes can have it."""
+    try:
+        return cluster(*nodes, **more, **rest)
+    except InputError:  # no rail in common, or a leaf with one uplink alone
+        return cluster(*nodes, **rest)

@@ -17,13 +17,28 @@ from planner.simulator.flows import pattern
 from planner.simulator.folding import equitable
 from planner.simulator.simulation import play, prepare
 from planner.simulator.topology import Topology
-from tests.planner.clusters import DEGRADED, GB, PAIRS, PCIE, STAGED, cluster, layers, node, sharding, step
+from tests.planner.clusters import (
+    DEGRADED,
+    FABRICS,
+    GB,
+    PAIRS,
+    PCIE,
+    STAGED,
+    cluster,
+    layers,
+    node,
+    possible,
+    sharding,
+    step,
+)
 
 NODES = (
     node(4, 4),
     node(4, 2),
     node(4, 4, nics=DEGRADED),
     node(4, 4, missing_nics=(1,)),
+    node(4, 4, nic_shares=(1.0, 0.25, 1.0, 1.0)),
+    node(4, 2, scale_up=PAIRS, missing_bridges=(1,)),
     node(3, 4),
     node(4, 1, scale_up=PCIE),
     node(4, 2, scale_up=PAIRS),
@@ -42,7 +57,9 @@ def clusters(draw: st.DrawFn) -> Cluster:
     elif kind == "any":
         nodes = [draw(st.sampled_from(NODES)) for _ in range(count)]
     leaf, oversubscription = draw(st.sampled_from((1, 2, 64))), draw(st.sampled_from((1.0, 3.0)))
-    return cluster(*nodes, leaf=leaf, oversubscription=oversubscription, domain=draw(st.sampled_from((1, 1, 2))))
+    more = draw(st.sampled_from(FABRICS))
+    domain = draw(st.sampled_from((1, 1, 2)))
+    return possible(*nodes, leaf=leaf, oversubscription=oversubscription, domain=domain, more=more)
 
 
 @st.composite

@@ -20,7 +20,7 @@ from cost_models.program import Exchange, Segment, StepProgram
 from cost_models.timing.cluster_costs import ClusterCosts
 from cost_models.timing.collectives import Collectives
 from planner.simulator.simulation import play, simulate
-from tests.planner.clusters import DEGRADED, GB, PAIRS, PCIE, STAGED, cluster, node
+from tests.planner.clusters import DEGRADED, FABRICS, GB, PAIRS, PCIE, STAGED, cluster, node, possible
 from tests.planner.test_folding import layouts
 
 LEAST_SHARE = 0.4
@@ -65,6 +65,8 @@ NODES = tuple(
             node(4, 2, scale_up=PAIRS),
             node(4, 1, scale_up=STAGED),
             node(4, 2, scale_up=replace(PAIRS, peer_to_peer=False)),
+            node(4, 4, nic_shares=(1.0, 0.5, 1.0, 0.5)),
+            node(4, 2, scale_up=PAIRS, missing_bridges=(0,)),
         ),
     )
 )
@@ -74,7 +76,9 @@ NODES = tuple(
 def cases(draw: st.DrawFn) -> tuple[Cluster, Strategy, Placement, str, str]:
     nodes = draw(st.lists(st.sampled_from(NODES), min_size=1, max_size=4))
     leaf, oversubscription = draw(st.sampled_from((1, 2, 64))), draw(st.sampled_from((1.0, 3.0)))
-    where = cluster(*nodes, leaf=leaf, oversubscription=oversubscription, domain=draw(st.sampled_from((1, 1, 1, 2))))
+    more = draw(st.sampled_from(FABRICS))
+    domain = draw(st.sampled_from((1, 1, 1, 2)))
+    where = possible(*nodes, leaf=leaf, oversubscription=oversubscription, domain=domain, more=more)
     where = replace(where, fabric=replace(where.fabric, hop_latency_s=0.0))
     layout = draw(layouts(where.gpus))
     everywhere = Placement.in_order(where, where.gpus)
@@ -106,7 +110,8 @@ def seconds(case: tuple[Cluster, Strategy, Placement, str, str]) -> tuple[float,
 def test_one_collective_takes_the_simulator_at_least_as_long_and_not_much_longer(case: Any) -> None:
     where, _, placement, _, op = case
     closed, played = seconds(case)
-    assert closed <= played * (1 + 1e-9)
+    if not where.fabric.rail_only or where.uniform:  # else a GPU's own card counts, where other rails could take part
+        assert closed <= played * (1 + 1e-9)
     switched = all(where.node(int(slot)).scale_up.kind == "switch" for slot in placement.slot_of_rank)
     if switched and closed > 1e-4:
         assert closed >= (1 - 1e-9 if op in ("all_to_all", "send") else LEAST_SHARE) * played

@@ -1,0 +1,153 @@
+"""What a rail-only fabric adds to the loads of an axis: bytes for another rail leave and enter at other GPUs' cards.
+
+    from a GPU at card i of node A to one at card j of node B, no switch joins the rails:
+        A has rail j      A's scale-up link to the GPU at card j, card j out, card j in          (NCCL's PXN)
+        else              card i out, card i in, B's scale-up link to the GPU at card j
+
+`Wiring.rail` chooses. Every pair (of a ring: every hop between domains, by channel) is followed over cards, uplinks of
+its rail, and the scale-up links that it borrows; an axis costs the larger of this and of what its own cards carry.
+Left out: on a PCIe tree, the way to the other card; what a borrowed link carries at that time of the group's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cost_models.hardware.wiring import (
+    GPU_IN,
+    GPU_OUT,
+    LEAF_DOWN,
+    LEAF_UP,
+    NIC_IN,
+    NIC_OUT,
+    SPINE_DOWN,
+    SPINE_UP,
+    Floats,
+    Ints,
+)
+from cost_models.timing.rings import Blocks
+
+if TYPE_CHECKING:
+    from cost_models.timing.loads import Loads
+
+MOST_PAIRS = 2**21
+"""Pairs that are followed at a time."""
+
+
+def heavier(
+    loads: Loads, groups: Ints, patterns: Sequence[str], costs: dict[str, Floats], blocks: Blocks
+) -> dict[str, Floats]:
+    """`costs` (seconds per byte by pattern, latencies) of an axis, where following the rails gives more."""
+    found = dict(costs)
+    inside_s = loads.rates.scale_up_latency_s[loads.seats.run].max(axis=1)
+    for pattern in patterns:
+        follow = {"all_to_all": _pairs, "send": _sends, "gather": _rings}[pattern]
+        for name, meter in follow(loads, groups, blocks).items():
+            found[f"{name}_s_per_byte"] = np.maximum(costs[f"{name}_s_per_byte"], meter.busiest())
+            wait = "ring_latency_s" if pattern == "gather" else "latency_s"
+            hops = blocks.domains.reshape(loads.several, -1).max(axis=1) if pattern == "gather" else 1
+            found[wait] = np.maximum(found[wait], costs[wait] + hops * inside_s * meter.relays)
+    return found
+
+
+class _Meter:
+    """Seconds per byte on every card, uplink and borrowed link, by placement."""
+
+    def __init__(self, loads: Loads) -> None:
+        self.loads, self.seconds = loads, dict[int, Floats]()
+        self.relays = np.zeros(loads.several, dtype=bool)
+
+    def follow(self, placement: Ints, source: Ints, to: Ints, share: Floats) -> None:
+        """`share[i]` of a buffer from rank `source[i]` to `to[i]` of a placement, which is in another domain."""
+        loads = self.loads
+        seats, wiring, fabric = loads.seats, loads.wiring, loads.fabric
+        one, other = (placement, source), (placement, to)
+        rail = wiring.rail(seats.run[one], seats.card[one], seats.run[other], seats.card[other])
+        for end, nic, out, into in ((one, NIC_OUT, GPU_OUT, GPU_IN), (other, NIC_IN, GPU_IN, GPU_OUT)):
+            self._add(nic, placement, seats.slot[end] * wiring.nic_places + rail, share)
+            relayed = (seats.card[end] != rail) & wiring.relays[seats.run[end], rail]
+            if relayed.any():
+                self.relays[placement[relayed]] = True
+                at_rail = wiring.seats(seats.slot[end], seats.gpu[end]).at_rail(rail)
+                self._add(out, placement[relayed], seats.place[end][relayed], share[relayed])
+                self._add(into, placement[relayed], at_rail.place[relayed], share[relayed])
+        trunks = (
+            (fabric.leaves_limit, seats.leaf, LEAF_UP, LEAF_DOWN),
+            (fabric.spines_limit, seats.spine, SPINE_UP, SPINE_DOWN),
+        )
+        for limits, level, up, down in trunks:
+            crosses = (level[one] != level[other]) & limits
+            for end, kind in ((one, up), (other, down)):
+                self._add(kind, placement[crosses], (level[end] * wiring.rails + rail)[crosses], share[crosses])
+
+    def _add(self, kind: int, placement: Ints, unit: Ints, share: Floats) -> None:
+        if not len(unit):
+            return
+        wiring, rates = self.loads.wiring, self.loads.rates
+        trunk = (
+            rates.of_leaf
+            if kind in (LEAF_UP, LEAF_DOWN)
+            else rates.of_spine
+            if kind in (SPINE_UP, SPINE_DOWN)
+            else None
+        )
+        units = wiring.cluster.slots * wiring.per_slot(kind) if trunk is None else len(trunk)
+        total = self.seconds.setdefault(kind, np.zeros((self.loads.several, units)))
+        weights = share / rates.of(kind, unit)
+        total += np.bincount(placement * units + unit, weights, total.size).reshape(total.shape)
+
+    def busiest(self) -> Floats:
+        """Of each placement."""
+        return np.asarray(
+            np.max([np.zeros(self.loads.several), *(one.max(axis=1) for one in self.seconds.values())], axis=0)
+        )
+
+
+def _followed(meter: _Meter, placement: Ints, source: Ints, to: Ints, share: Floats) -> None:
+    domain = meter.loads.seats.domain
+    away = domain[placement, source] != domain[placement, to]
+    meter.follow(placement[away], source[away], to[away], share[away])
+
+
+def _pairs(loads: Loads, groups: Ints, blocks: Blocks) -> dict[str, _Meter]:
+    """Every member to every other: 1 / P each."""
+    meter, members = _Meter(loads), groups.shape[1]
+    together = max(1, MOST_PAIRS // (members * members * loads.several))
+    for first in range(0, len(groups), together):
+        some = groups[first : first + together]
+        shape = (loads.several, len(some), members, members)
+        source, to = np.broadcast_to(some[:, :, None], shape), np.broadcast_to(some[:, None, :], shape)
+        placement = np.broadcast_to(np.arange(loads.several)[:, None, None, None], shape)
+        share = np.full(source.size, 1 / members)
+        _followed(meter, placement.ravel(), source.ravel(), to.ravel(), share)
+    return {"all_to_all": meter}
+
+
+def _sends(loads: Loads, groups: Ints, blocks: Blocks) -> dict[str, _Meter]:
+    """Every member to the next."""
+    meter, shape = _Meter(loads), (loads.several, *groups.shape)
+    source, to = np.broadcast_to(groups, shape), np.broadcast_to(np.roll(groups, -1, axis=1), shape)
+    placement = np.broadcast_to(np.arange(loads.several)[:, None, None], shape)
+    _followed(meter, placement.ravel(), source.ravel(), to.ravel(), np.ones(source.size))
+    return {"send": meter}
+
+
+def _rings(loads: Loads, groups: Ints, blocks: Blocks) -> dict[str, _Meter]:
+    """The hops between domains of every channel of every ring, once, and as often as an all-reduce sends."""
+    members = groups.shape[1]
+    once, summed = _Meter(loads), _Meter(loads)
+    placement, place = np.divmod(blocks.order, groups.size)
+    rank = groups.ravel()[place]
+    channels = blocks.channels[blocks.group]
+    times = loads.all_reduce_times(groups, blocks)[blocks.group]
+    for channel in range(int(channels.max())):
+        entry, leave = blocks.ends(channel)
+        used = (blocks.domains[blocks.group] > 1) & (channel < channels)
+        exits, entries = leave[used], entry[blocks.next][used]
+        share = (members - 1) / members / channels[used]
+        for meter, sends in ((once, share), (summed, share * times[used])):
+            meter.follow(placement[exits], rank[exits], rank[entries], sends)
+    return {"gather": once, "all_reduce": summed}
