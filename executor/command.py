@@ -74,9 +74,9 @@ def launch(
     for note in prepared.settings.notes:
         click.echo(f"note: {note}", err=True)
     if slurm is not None:
-        from executor.launch import slurm as batch
+        from planner.exports.slurm import script
 
-        write_whole(slurm, batch.script(prepared), "--slurm")
+        write_whole(slurm, script(prepared.plan, preview.batch_arguments(prepared)), "--slurm")
         click.echo(f"wrote {slurm}: submit it with `sbatch {slurm}`")
     elif dry_run:
         click.echo(preview.describe(prepared))

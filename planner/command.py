@@ -36,6 +36,7 @@ Examples:
   plan --gpus 256 --longest
   plan --finish '3T tokens in 30 days' --cluster dgx-h100,dgx-b200 --ctx 8K --batch 2048
   plan --gpus 256 --ctx 2M --goodput --mtbf-hours 8
+  plan export plan.json --to slurm
   plan clusters
   plan devices
   plan frameworks
@@ -48,6 +49,7 @@ ELSEWHERE = {
     "discover": "cluster_commands:discover",
     "simulate": "simulator.command:simulate",
     "compare": "simulator.command:compare",
+    "export": "exports.command:export",
 }
 """Subcommands of other modules, which are imported when they are asked for."""
 

@@ -38,8 +38,8 @@ from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCP
 from torch.distributed.rendezvous import rendezvous
 
 from cost_models.errors import InputError
-from executor.launch.dry_run import DEFAULT_PORT
 from longvila.job import JobError
+from planner.exports.torchrun import PORT
 
 _CAUSE_FIRST_S = 1.0
 _STOPS = ("SIGINT", "SIGTERM", "SIGHUP")
@@ -56,7 +56,7 @@ class Team:
     node: int = 0
     nodes: int = 1
     master: str = "127.0.0.1"  # the host of node 0
-    port: int | None = None  # None means a free port for one node, DEFAULT_PORT for several
+    port: int | None = None  # None means a free port for one node, PORT for several
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,13 +241,13 @@ class _Meeting(StaticTCPRendezvous):
 
 def _meeting_store(team: Team) -> TCPStore:
     """Node 0 listens, on this machine only if all ranks are here; the others look for it until the time limit."""
-    limit, port = timedelta(seconds=team.timeout_s), team.port or DEFAULT_PORT
+    limit, port = timedelta(seconds=team.timeout_s), team.port or PORT
     if team.node > 0:
         try:
             return TCPStore(team.master, port, None, False, limit)
         except DistError as error:
             raise InputError(f"no launch answers at {team.master}, port {port}: {one_line(error)}") from None
-    wanted = team.port if team.port is not None else (0 if team.nodes == 1 else DEFAULT_PORT)
+    wanted = team.port if team.port is not None else (0 if team.nodes == 1 else PORT)
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cost_models.units import show_bytes, show_seconds
+from planner.exports import torchrun
 
 if TYPE_CHECKING:
     from executor.launch.launch import Launch
 
 _MOST_LINES = 64
 _AXES = ("ulysses", "ring", "context", "data", "shard", "replicate")
-DEFAULT_PORT = 29400
 
 
 def describe(launch: Launch) -> str:
@@ -58,16 +58,9 @@ def start_lines(launch: Launch) -> str:
     lines = [f"This plan runs on {len(hosts)} hosts. On each host run its line:"]
     if any(name.startswith("HOST") for name in hosts) and not launch.request.hosts:
         lines.append("(HOST0, … stand for host names: give them with --hosts h1,h2,…)")
-    shown = []
-    for number, host in enumerate(hosts):
-        torchrun = [
-            "torchrun", f"--nnodes={len(hosts)}", f"--node-rank={number}",
-            f"--nproc-per-node={len(launch.binding.on(host))}", f"--master-addr={hosts[0]}",
-            f"--master-port={launch.request.port or DEFAULT_PORT}", "--module", "executor.launch.worker",
-            *job_arguments(launch), f"--host={host}", f"--hosts={','.join(hosts)}",
-        ]  # fmt: skip
-        shown.append(f"{host}:  {shlex.join(torchrun)}")
-    lines += _cut(shown)
+    ranks_on = {host: len(launch.binding.on(host)) for host in hosts}
+    shown = torchrun.lines(ranks_on, job_arguments(launch), launch.request.port or torchrun.PORT)
+    lines += _cut([f"{host}:  {line}" for host, line in shown.items()])
     mine = ["executor", "launch", *job_arguments(launch), f"--hosts={','.join(hosts)}", "--node-rank=auto"]
     lines.append(f"or, the same line on every host:  {shlex.join(mine)}")
     return "\n".join(lines)
@@ -80,6 +73,12 @@ def job_arguments(launch: Launch) -> list[str]:
     arguments += [f"--config={request.config}"] if request.config else []
     arguments += [f"--set={text}" for text in request.sets]
     return [*arguments, f"--timeout={request.timeout_s:g}"]
+
+
+def batch_arguments(launch: Launch) -> list[str]:
+    """Those of `executor launch` in a batch script."""
+    run_dir = [] if launch.request.run_dir is None else [f"--run-dir={launch.run_dir}"]
+    return [*job_arguments(launch), *run_dir, f"--port={launch.request.port or torchrun.PORT}"]
 
 
 def _lists(groups: Sequence[Sequence[int]]) -> str:

@@ -3,8 +3,8 @@
     plan.json -> bind slots to hosts -> check against what is here -> Launch -> `worker.run` starts the ranks
 
 One host: this process starts every rank; Ctrl-C, a lost rank or this process's death end all within a second. Several
-hosts: the same on each with `--node-rank`, or `torchrun` (`worker`), or a batch script (`slurm`); the ranks meet at the
-first host. Exit codes: 0 done, 1 a rank failed, 2 the user's mistake, 130 stopped.
+hosts: the same on each with `--node-rank`, or `torchrun` (`worker`), or a batch script; the ranks meet at the first
+host. Exit codes: 0 done, 1 a rank failed, 2 the user's mistake, 130 stopped.
 Leaves out: restarts (resume from the checkpoint instead).
 """
 

@@ -9,13 +9,18 @@ import pytest
 
 from cost_models import Cluster, InputError, Strategy
 from cost_models.hardware.machine import discover
+from executor.launch.dry_run import batch_arguments
 from executor.launch.hosts import bind
 from executor.launch.launch import Launch, Request
 from executor.launch.settings import Settings
-from executor.launch.slurm import script
+from planner.exports import slurm
 from tests.executor.planned import make_plan
 
 EVIL = "run=a b'\"; touch pwned; $(touch pwned) `touch pwned`"
+
+
+def script(launch: Launch) -> str:
+    return slurm.script(launch.plan, batch_arguments(launch))
 
 
 def _launch(**given) -> Launch:

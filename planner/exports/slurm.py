@@ -1,39 +1,34 @@
-"""A Slurm batch script for a plan: one task per host, which starts its ranks; hosts are bound to slots by name.
+"""A Slurm batch script: one task for each host, which starts its ranks; hosts are bound to slots by name.
 
     #SBATCH --nodes --ntasks-per-node=1 --gpus-per-node      srun executor launch plan.json --hosts … --node-rank=auto
 
 Nothing of the plan or the command line is ever interpreted by the shell: every value is quoted, and a value with a
-line break or control character is refused. The node order of Slurm is not read. Leaves out site
-settings (account, partition, time): pass them to `sbatch`.
+line break or control character is refused. The node order of Slurm is not read. Leaves out site settings (account,
+partition, time): pass them to `sbatch`.
 """
 
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+
+import numpy as np
 
 from cost_models.errors import InputError
-from executor.launch.dry_run import DEFAULT_PORT, job_arguments
-from executor.launch.hosts import gpus_needed, used_slots
-
-if TYPE_CHECKING:
-    from executor.launch.launch import Launch
+from planner.exports.export import Export
+from planner.exports.torchrun import PORT
+from planner.plan_file import Plan
 
 
-def script(launch: Launch) -> str:
-    """The text of the batch script."""
-    plan, slots = launch.plan, used_slots(launch.plan)
-    gpus = max(gpus_needed(plan, slot) for slot in slots)
-    run_dir = _printable(str(launch.run_dir), "--run-dir")
-    arguments = [_printable(text, "the command line") for text in job_arguments(launch)]
-    if launch.request.run_dir is not None:
-        arguments.append(f"--run-dir={run_dir}")
-    arguments.append(f"--port={launch.request.port or DEFAULT_PORT}")
+def script(plan: Plan, arguments: Sequence[str]) -> str:
+    """The text of the batch script; `arguments` are those of `executor launch`."""
+    slots, gpus = np.unique(plan.placement.slot_of_rank), int(plan.placement.gpu_of_rank.max()) + 1
+    on_gpus = plan.cluster.node(int(slots[0])).device.architecture != "cpu"
     directives = [
         "--job-name=mmsp",
         f"--nodes={len(slots)}",
         "--ntasks-per-node=1",
-        *([f"--gpus-per-node={gpus}"] if launch.backend == "nccl" else []),
+        *([f"--gpus-per-node={gpus}"] if on_gpus else []),
         "--exclusive",
         "--output=slurm-%j.log",
     ]
@@ -46,10 +41,14 @@ def script(launch: Launch) -> str:
             'hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | paste -sd, -)',
             "# One task per host; the first that fails ends all.",
             'srun --kill-on-bad-exit=1 executor launch --hosts="$hosts" --node-rank=auto \\',
-            f"  {shlex.join(arguments)}",
+            f"  {shlex.join(_printable(text, 'the command line') for text in arguments)}",
             "",
         ]
     )
+
+
+def files(plan: Plan, plan_file: str) -> Export:
+    return Export({"job.sh": script(plan, [plan_file, f"--port={PORT}"])})
 
 
 def _printable(text: str, where: str) -> str:

@@ -1,0 +1,1 @@
+"""A plan as another program's files: one module for each target, `files(plan) -> Export`."""

@@ -1,0 +1,62 @@
+"""Megatron-LM's flags (core 0.16): hierarchical context parallelism is ulysses inside, a ring outside.
+
+    --context-parallel-size R·U  --hierarchical-context-parallel-sizes U R  --cp-comm-type a2a+p2p
+
+ZeRO-1 is its distributed optimizer; higher stages become its FSDP (`--use-megatron-fsdp`).
+"""
+
+from __future__ import annotations
+
+from planner.exports.export import Export, batch_of_rank, no_levers, only, recomputed, unsaid
+from planner.plan_file import Plan
+
+SHARDED = {1: "optim", 2: "optim_grads", 3: "optim_grads_params"}
+
+Flags = list[tuple[str, object]]
+RECOMPUTED: dict[str, Flags] = {
+    "none": [],
+    "mlp": [("recompute-granularity", "selective"), ("recompute-modules", "mlp")],
+    "full": [("recompute-granularity", "full"), ("recompute-method", "uniform"), ("recompute-num-layers", 1)],
+}
+
+
+def files(plan: Plan, plan_file: str) -> Export:
+    only(plan, "megatron", "train")
+    no_levers(plan, "megatron")
+    one, work, model = plan.strategy, plan.workload, plan.workload.model
+    policy, notes = recomputed(plan, ("none", "mlp", "full"))
+    flags: Flags = [
+        ("tensor-model-parallel-size", one.tensor),
+        ("pipeline-model-parallel-size", one.pipeline),
+        ("context-parallel-size", one.context),
+        ("micro-batch-size", batch_of_rank(plan)),
+        ("global-batch-size", work.global_batch),
+        ("seq-length", work.context_tokens),
+        ("max-position-embeddings", work.context_tokens),
+        ("num-layers", model.layers),
+        ("hidden-size", model.hidden),
+        ("ffn-hidden-size", model.ffn),
+        ("num-attention-heads", model.heads),
+        ("group-query-attention", ""),
+        ("num-query-groups", model.kv_heads),
+        ("kv-channels", model.head_dim),
+    ]
+    if one.context > 1:
+        both = one.ring > 1 and one.ulysses > 1
+        flags += [("hierarchical-context-parallel-sizes", f"{one.ulysses} {one.ring}")] if both else []
+        flags.append(("cp-comm-type", "a2a+p2p" if both else "a2a" if one.ulysses > 1 else "p2p"))
+    flags += [("sequence-parallel", "")] if one.tensor > 1 else []
+    flags += [("expert-model-parallel-size", one.expert)] if one.expert > 1 else []
+    if one.virtual > 1:
+        flags.append(("num-virtual-stages-per-pipeline-rank", one.virtual))
+    if one.zero == 1:
+        flags.append(("use-distributed-optimizer", ""))
+    elif one.zero > 1:
+        flags += [("use-megatron-fsdp", ""), ("data-parallel-sharding-strategy", SHARDED[one.zero])]
+        flags.append(("use-distributed-optimizer", ""))
+    flags += RECOMPUTED[policy]
+    flags.append(("bf16", ""))
+    if one.shard not in (1, one.data * one.context):
+        notes = (*notes, f"shard={one.shard}: Megatron shards over all of data x context")
+    text = "".join(f"--{name} {value}".rstrip() + "\n" for name, value in flags)
+    return Export({"megatron.args": text}, (*notes, *unsaid(plan)))

@@ -1,0 +1,34 @@
+"""`vllm serve` flags for a decode or prefill plan: tensor, pipeline and data degrees, the context's length.
+
+The ring of a decode plan is a cache cut by tokens: `--decode-context-parallel-size`, which vLLM takes from inside the
+tensor ranks, so it must divide them. Ulysses has no word there.
+"""
+
+from __future__ import annotations
+
+from cost_models.errors import InputError
+from planner.exports.export import Export
+from planner.plan_file import Plan
+
+
+def files(plan: Plan, plan_file: str) -> Export:
+    one, work = plan.strategy, plan.workload
+    if work.mode == "train":
+        raise InputError("--to vllm takes plans with mode=decode or prefill; this one has mode=train")
+    if one.context > 1:
+        raise InputError(
+            f"--to vllm cannot hold ring={one.ring}, ulysses={one.ulysses} beside the tensor ranks; legal: 1 and 1 "
+            "(plan with --fix ring=1,ulysses=1)"
+        )
+    flags: dict[str, object] = {
+        "tensor-parallel-size": one.tensor,
+        "pipeline-parallel-size": one.pipeline,
+        "data-parallel-size": one.data,
+        "max-model-len": work.context_tokens,
+        "max-num-seqs": -(-work.global_batch // one.data),
+        "dtype": "bfloat16",
+    }
+    if work.frames:
+        flags["limit-mm-per-prompt.video"] = 1
+    text = "".join(f"--{name} {value}\n" for name, value in flags.items())
+    return Export({"vllm.args": f"# append to: vllm serve MODEL\n{text}"})
