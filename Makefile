@@ -1,6 +1,7 @@
 # make plan GPUS=256 CTX=2M    plan on a fresh machine (light install, no torch)
 # make run                     plan, profile this machine, train LongVILA-tiny on a real video, ask it a question
 # make pages                   write the pages whose numbers come from commands: accuracy, headline, curves
+# make certificate             write anew how wrong prices are on rows that were not fitted
 # make schema                  write the JSON Schema of plan.json from the classes that read it
 # make test                    install everything and run the checks that CI runs
 
@@ -11,7 +12,7 @@ GPUS ?= 256
 CTX ?= 2M
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: plan run pages schema test check
+.PHONY: plan run certificate pages schema test check
 
 $(VENV)/light: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -42,6 +43,9 @@ pages: $(VENV)/validation
 		--markdown docs/accuracy-later.md --plot docs/accuracy-later.svg
 	$(BIN)/python -m benchmarks.headline --markdown docs/headline.md
 	$(BIN)/python -m validation.fit --page docs/curves.md
+
+certificate: $(VENV)/validation
+	$(BIN)/python -m validation.certify
 
 schema: $(VENV)/light
 	$(BIN)/python -c "from planner import plan_file as p; p.SCHEMA.write_text(p.schema_text())"

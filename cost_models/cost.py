@@ -14,8 +14,11 @@ of parts: which part of a cost the phases of a program belong to, and what peopl
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
+
+from cost_models.basis import Basis
+from cost_models.strict import OPTIONAL
 
 Held = TypeVar("Held")
 
@@ -91,6 +94,7 @@ class StepCost:
     moment: str = ""  # of the step, when memory peaks; empty where a plan file was read
     host_bytes: int = 0  # that offloading takes on the fullest node
     host_capacity_bytes: int = 0  # of that node; 0: not known, so not compared
+    basis: Basis | None = field(default=None, repr=False, metadata=OPTIONAL)  # None where a plan file was read
 
     @property
     def step_s(self) -> float:

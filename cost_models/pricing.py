@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from cost_models import flops
+from cost_models.basis import basis_of
 from cost_models.cost import MEMORY, PRICED_AS, SECONDS, Memory, StepCost
 from cost_models.framework import OURS, Framework
 from cost_models.hardware.cluster import Cluster
@@ -82,8 +83,9 @@ def price(
     parts, moment = fullest(sizes, ranges, devices[0])
     host = fullest_host(cluster, runs, strategy.ranks, placement, float(rank_host_bytes(sizes, ranges)))
     named = (*SECONDS, "experts") if "experts" in folded.seconds else SECONDS
+    seconds = _floats({name: folded.seconds.get(name, 0.0) for name in named})
     cost = StepCost(
-        seconds=_floats({name: folded.seconds.get(name, 0.0) for name in named}),
+        seconds=seconds,
         memory=Memory((name, round(float(parts[name]))) for name in MEMORY),
         sent_bytes=_floats(sent_bytes(program, strategy)),
         hidden_s=_floats(folded.hidden_s),
@@ -97,6 +99,7 @@ def price(
         moment=moment,
         host_bytes=host[0],
         host_capacity_bytes=host[1],
+        basis=basis_of(seconds, program, kernels, paths),
     )
     _refuse_above_peak(cost)
     return cost

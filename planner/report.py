@@ -5,13 +5,14 @@ Every total stands above the parts that it is the sum of; what no measurement ba
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
 
 from cost_models import strict
+from cost_models.bands import Band, memory_band, step_band
 from cost_models.cost import PARTS, StepCost
 from cost_models.framework import OURS, Framework
 from cost_models.hardware.cluster import Cluster
@@ -111,10 +112,13 @@ def cost_lines(cost: StepCost, simulated: Simulated | None, longest: int | None 
     }
     memory = {name: value for name, value in cost.memory.items() if value > 0}
     most = [] if longest is None else [_title("Longest   ") + f"{longest:,} tokens in a row fit in memory"]
+    step, used = show_seconds(cost.step_s), show_bytes(cost.memory_bytes)
+    if cost.basis is not None:
+        step, used = banded(step_band(cost), show_seconds), banded(memory_band(cost), show_bytes)
     return [
-        _title("Step      ") + f"{show_seconds(cost.step_s)} priced{played} · {rate} · {mfu}",
+        _title("Step      ") + f"{step} priced{played} · {rate} · {mfu}",
         *_wrap([f"{name} {show_seconds(value)}" for name, value in seconds.items()]),
-        _title("Memory    ") + f"{show_bytes(cost.memory_bytes)} of {show_bytes(cost.capacity_bytes)} per GPU{over}",
+        _title("Memory    ") + f"{used} of {show_bytes(cost.capacity_bytes)} per GPU{over}",
         *_wrap([f"{name} {show_bytes(value)}" for name, value in memory.items()]),
         *_host_lines(cost),
         *most,
@@ -237,7 +241,21 @@ def simulation_dict(found: Simulation) -> dict[str, Any]:
 
 def cost_dict(cost: StepCost) -> Mapping[str, Any]:
     derived = {"step_s": cost.step_s, "memory_bytes": cost.memory_bytes, "fits": cost.fits, "mfu": cost.mfu}
-    return {**derived, "tokens_per_s_per_gpu": cost.tokens_per_s_per_gpu, **strict.plain(cost)}
+    bands = {"step_band_s": strict.plain(step_band(cost)), "memory_band_bytes": strict.plain(memory_band(cost))}
+    return {**derived, **bands, "tokens_per_s_per_gpu": cost.tokens_per_s_per_gpu, **strict.plain(cost)}
+
+
+def banded(band: Band, show: Callable[[float], str]) -> str:
+    """What is expected, and how far off it may be.
+
+    >>> banded(Band(low=24.6, middle=26.2, high=28.9, level=0.8), show_seconds)
+    '26.2 s (24.6–28.9, 80%)'
+    """
+    middle, low, high = (show(value) for value in (band.middle, band.low, band.high))
+    unit = middle[middle.index(" ") :]
+    if low.endswith(unit) and high.endswith(unit):
+        low, high = low.removesuffix(unit), high.removesuffix(unit)
+    return f"{middle} ({low}–{high}, {band.level:.0%})"
 
 
 def _title(text: str) -> str:

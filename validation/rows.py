@@ -40,6 +40,11 @@ class Row:
         """The same, blank where the file has no such column."""
         return self.cells.get(column, "").strip()
 
+    @property
+    def source(self) -> str:
+        """Who measured: the repository, else the file."""
+        return self.cell("source_repo") or self.file
+
     def degree(self, column: str) -> int:
         """A count that is 1 where the cell is blank or the column absent."""
         return self.count(column, 1) if column in self.cells else 1

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cost_models.basis import Basis
 from cost_models.errors import InputError
 from cost_models.framework import OURS
 from validation.cases import GIB, Case, Refused, allocated_bytes, price_of, reserved_bytes
@@ -49,6 +50,8 @@ class Verdict:
     peer_bytes: float | None = None
     measured_reserved_bytes: float | None = None  # what the allocator held, not all of it in use
     predicted_reserved_bytes: float | None = None
+    source: str = ""  # who measured
+    basis: Basis | None = None  # what the price of a step rests on
 
     @property
     def error(self) -> float:
@@ -162,6 +165,8 @@ def _step(case: Case) -> Verdict:
         peer_bytes=row.quantity("peer_mem_gb", GIB),
         measured_reserved_bytes=reserved,
         predicted_reserved_bytes=reserved_bytes(predicted) if reserved else None,
+        source=row.source,
+        basis=predicted.basis,
     )
 
 

@@ -1,0 +1,144 @@
+"""How wrong one price may be, and which of two layouts is faster, from the certificate's errors.
+
+    sigma^2    = sum over sources of error (share of the step x spread)^2 + residual^2
+    band       = price x exp(quantiles of the step's domain x sigma)
+    difference = ln(price b / price a);  its sigma^2 = sum (share in a - share in b)^2 spread^2 + 2 residual^2
+    odds       = the share of pairs whose error was below difference / sigma
+
+An error of a curve or a link is common to all layouts of one question, so it cancels where two spend as much of their
+step on it; what is left are shares that differ, and each layout's own residual. Log units; probabilities. Memory is
+scaled by the quantiles of its level. Left out: errors of the workload (lengths that vary) and of the machine as stated.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from cost_models.basis import KERNELS, SOURCES, Basis
+from cost_models.certificate import PROBABILITIES, Certificate, certificate
+from cost_models.cost import StepCost
+from cost_models.errors import InputError
+from cost_models.number import Number
+
+LEVEL, CONFIDENCE = 0.8, 0.95
+MOST_SURE = 0.995
+"""No odds beyond this: pairs are too few to say more."""
+_DOMAINS = {
+    "inside": "collectives inside a node", "pcie": "collectives over PCIe", "across": "collectives across nodes",
+    "offload": "offload", "host": "host",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Band:
+    """At least `level` of what is measured is expected between `low` and `high`; `middle` is the price."""
+
+    low: float
+    middle: float
+    high: float
+    level: float
+
+    @property
+    def half_width(self) -> float:
+        """Relative.
+
+        >>> Band(low=9.0, middle=10.0, high=12.0, level=0.8).half_width
+        0.15
+        """
+        return (self.high - self.low) / 2 / self.middle
+
+
+class Held(Protocol):
+    """One cost, or a batch of them."""
+
+    @property
+    def memory_bytes(self) -> Number: ...
+
+
+def step_band(cost: StepCost, level: float = LEVEL) -> Band:
+    """Seconds of a step."""
+    basis, known = _basis(cost), certificate()
+    normal, sigma = known.domain(domain_of(basis)).normal, sigma_of(basis, known)
+    return _band(cost.step_s, normal, sigma, level)
+
+
+def memory_band(cost: StepCost, level: float = LEVEL) -> Band:
+    """Bytes of the fullest GPU that its driver counts as used."""
+    return _band(cost.memory_bytes, certificate().domain("device memory").quantiles, 1.0, level)
+
+
+def memory_at(cost: Held, confidence: float = CONFIDENCE) -> Number:
+    """Bytes that suffice with this probability: of one cost, or of each of a batch."""
+    return cost.memory_bytes * memory_factor(confidence)
+
+
+def memory_factor(confidence: float = CONFIDENCE) -> float:
+    """`memory_at` over the price's bytes."""
+    _check(confidence, "confidence")
+    return math.exp(quantile(certificate().domain("device memory").quantiles, confidence))
+
+
+def odds(first: StepCost, second: StepCost) -> float:
+    """Probability that `first` is the faster of two layouts of one question."""
+    known = certificate()
+    sigma = difference_sigma(_basis(first), _basis(second), known)
+    normal = math.log(second.step_s / first.step_s) / sigma
+    sure = float(np.interp(abs(normal), known.pairs.normal, PROBABILITIES))
+    sure = min(max(sure, 0.5), MOST_SURE)
+    return sure if normal >= 0 else 1 - sure
+
+
+def sigma_of(basis: Basis, known: Certificate) -> float:
+    """Expected spread of ln(measured / predicted) of a step."""
+    spreads = spreads_of(basis, known)
+    return math.sqrt(sum((basis.shares[name] * spreads[name]) ** 2 for name in SOURCES) + known.residual**2)
+
+
+def difference_sigma(first: Basis, second: Basis, known: Certificate) -> float:
+    """Expected spread of the error of ln(price / price)."""
+    spreads, one, other = spreads_of(first, known), first.shares, second.shares
+    common = sum(((one[name] - other[name]) * spreads[name]) ** 2 for name in SOURCES)
+    return math.sqrt(common + 2 * known.pairs.residual**2)
+
+
+def spreads_of(basis: Basis, known: Certificate) -> dict[str, float]:
+    """By source of error."""
+    names = {name: f"{name}, {basis.board}" for name in KERNELS} | _DOMAINS
+    return {name: known.domain(domain).spread for name, domain in names.items()}
+
+
+def domain_of(basis: Basis) -> str:
+    """The step's domain of the certificate.
+
+    >>> domain_of(Basis(board="measured", seconds={"products": 1.0, "across": 0.1}))
+    'step, measured, across nodes'
+    """
+    where = {"inside": "inside a node", "pcie": "over PCIe", "across": "across nodes"}
+    return f"step, {basis.board}, {where[basis.place]}"
+
+
+def quantile(values: tuple[float, ...], probability: float) -> float:
+    """Between the certificate's quantiles; beyond them as far as its outermost ones."""
+    return float(np.interp(probability, PROBABILITIES, values))
+
+
+def _band(middle: float, errors: tuple[float, ...], sigma: float, level: float) -> Band:
+    """Errors that are mostly of one sign move an end as far as the price, never beyond it."""
+    _check(level, "level")
+    low, high = (math.exp(quantile(errors, one) * sigma) for one in ((1 - level) / 2, (1 + level) / 2))
+    return Band(low=middle * min(low, 1.0), middle=middle, high=middle * max(high, 1.0), level=level)
+
+
+def _check(value: float, name: str) -> None:
+    if not 0 < value < 1:
+        raise InputError(f"{name}={value} must be above 0 and below 1")
+
+
+def _basis(cost: StepCost) -> Basis:
+    if cost.basis is None:
+        raise InputError("this cost says not what it rests on: price the layout again")
+    return cost.basis

@@ -1,0 +1,110 @@
+"""What a price rests on: its seconds by where their error comes from, and what was measured of the machine.
+
+    attention, products, elementwise   kernels, by a board's curves: measured, or scaled from another by data sheets
+    inside, pcie, across               exposed collectives: over NVLink, over PCIe, between nodes
+    offload, host                      copies to host memory, and launches that the GPU waits for
+
+`StepCost.seconds` names parts of a step; the same second is here under the curve that it was read from. A part that is
+made of others (recomputation, a pipeline's bubble) is spread as these are. Kernels that hide a transfer count as
+kernels. Left out: which of several boards of a cluster was the slowest at a call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from cost_models.number import Number
+from cost_models.program import Axis, Compute, Phase, Ring, Staged, StepProgram
+from cost_models.timing.kernels import Kernels
+from cost_models.timing.paths import Paths
+
+Board = Literal["measured", "scaled"]
+Link = Literal["inside", "pcie"]
+KERNELS = ("attention", "products", "elementwise")
+SOURCES = (*KERNELS, "inside", "pcie", "across", "offload", "host")
+"""Of errors, in the order of their shares."""
+_KERNEL = {"attention": "attention", "matmul": "products", "memory_bound": "elementwise", "loss": "products"}
+"""By part of a program's phases."""
+_PARTS = {"vision": "products", "optimizer": "elementwise", "offload": "offload", "host": "host"}
+_AXES: Mapping[str, tuple[Axis, ...]] = {
+    "all_to_all": ("ulysses",), "ring": ("ring",), "sharding": ("shard", "replicate", "gradient"),
+    "tensor": ("tensor",), "experts": ("expert",),
+}  # fmt: skip
+"""Parts of a cost that are exchanges, and the axes that they cross."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Basis:
+    board: Board
+    seconds: Mapping[str, float]  # by SOURCES; together the step's
+
+    @property
+    def place(self) -> Literal["inside", "pcie", "across"]:
+        """Where the step's exchanges run: the farthest counts."""
+        if "across" in self.seconds:
+            return "across"
+        return "pcie" if "pcie" in self.seconds else "inside"
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Of the step, by SOURCES.
+
+        >>> Basis(board="measured", seconds={"products": 3.0, "inside": 1.0}).shares["products"]
+        0.75
+        """
+        total = sum(self.seconds.values())
+        return {name: self.seconds.get(name, 0.0) / total for name in SOURCES}
+
+
+def basis_of(seconds: Mapping[str, float], program: StepProgram, kernels: Kernels, paths: Paths) -> Basis:
+    """Of one step: `seconds` by part of a cost, as `program` was folded over `paths`."""
+    found: dict[str, float] = {}
+    inside: Link = "inside" if paths.inside.many_channels else "pcie"
+    for axis, path in paths.axes.items():
+        if path.ranks > 1:
+            found.setdefault("across" if paths.crosses(axis) else inside, 0.0)
+    kernel_s = _kernel_seconds(program)
+    for part, value in seconds.items():
+        if part in _PARTS:
+            _add(found, _PARTS[part], value)
+        elif part in _AXES:
+            _add(found, "across" if _crosses(paths, _AXES[part]) else inside, value)
+        elif part == "compute":
+            total = sum(kernel_s.values())
+            for name, taken in kernel_s.items():
+                _add(found, name, value * taken / total)
+    rest = sum(seconds.values()) - sum(found.values())  # recomputation, a pipeline's bubble
+    known = sum(found.values())
+    spread = {name: value * (1 + rest / known) for name, value in found.items()}
+    scaled = kernels.is_estimate("gemm") or kernels.is_estimate("attention_forward")
+    return Basis(board="scaled" if scaled else "measured", seconds=spread)
+
+
+def _crosses(paths: Paths, axes: tuple[Axis, ...]) -> bool:
+    """Whether any axis of the part's exchanges leaves a domain."""
+    return any(name in paths.axes and bool(paths.crosses(name)) for name in axes)
+
+
+def _kernel_seconds(program: StepProgram) -> dict[str, float]:
+    """Seconds of each kind of kernel of one microbatch, forward and backward, without what is recomputed."""
+    found: dict[str, float] = {}
+    for segment in program.microbatch:
+        for phase in segment.phases:
+            kernel = _KERNEL.get(phase.part)
+            if kernel is not None:
+                _add(found, kernel, float(segment.repeat * _seconds(phase)))
+    return found or {"products": 1.0}
+
+
+def _seconds(phase: Phase) -> Number:
+    if isinstance(phase, Compute):
+        return phase.seconds
+    if isinstance(phase, Ring):
+        return phase.first_s + (phase.pieces - 1) * phase.piece_s
+    return phase.blocks * phase.seconds if isinstance(phase, Staged) else 0.0
+
+
+def _add(found: dict[str, float], name: str, value: float) -> None:
+    found[name] = found.get(name, 0.0) + value

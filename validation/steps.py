@@ -1,0 +1,180 @@
+"""Domains of the certificate for whole steps, and for pairs of layouts: rows of published runs that set no constant.
+
+    step, board, place   board measured or scaled; exchanges inside a node, over PCIe, across nodes
+    normal               error / sigma of the price (`cost_models/bands.py`); pooled where a domain has few sources
+    residual             what makes most rows' errors as large as their sigma: the part that no curve's error explains
+    pairs                of one sweep: rows for the same work on the same GPUs
+
+Held out are the rows of `later/`, whose files came after the model was built. Nothing is fitted to any step, but facts
+of frameworks were found by looking at some, so rows of `measurements/` itself are not counted as held out. `quarter`
+names the sources that no constant may ever be set by.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations, product
+
+import numpy as np
+
+from cost_models.bands import difference_sigma, domain_of, sigma_of
+from cost_models.basis import Basis
+from cost_models.certificate import Apart, Certificate, Domain, Pairs
+from validation.domains import Error, measured, quantiles, rounded, spread, stated
+from validation.score import FileReport, Verdict
+
+BOARDS, PLACES = ("measured", "scaled"), ("inside a node", "over PCIe", "across nodes")
+FEW_ROWS, FEW_SOURCES = 20, 4
+"""A domain with fewer takes the quantiles of all steps together."""
+EDGES = (0.0, 0.01, 0.03, 0.1, 0.3)
+TIE = 0.005
+"""Rows measured closer than this have no order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step(Error):
+    """A published step."""
+
+    basis: Basis
+    sweep: str
+    predicted_s: float
+    measured_s: float
+
+
+def quarter(source: str) -> bool:
+    """Whether a source belongs to the quarter that no constant is ever set by: by the digest of its name.
+
+    >>> quarter("pytorch/torchtitan"), quarter("InternLM/InternEvo")
+    (True, False)
+    """
+    return int(hashlib.sha256(source.encode()).hexdigest(), 16) % 4 == 3
+
+
+def steps(reports: Sequence[FileReport], scores: tuple[str, ...] = ("yes",)) -> list[Step]:
+    """Rows of whole steps that may judge."""
+    return [_step(one) for report in reports for one in report.verdicts if one.score in scores and one.basis]
+
+
+def _step(one: Verdict) -> Step:
+    assert one.basis is not None
+    return Step(
+        source=one.source,
+        error=math.log(one.measured_s / one.predicted_s),
+        basis=one.basis,
+        sweep=f"{one.file}: {one.sweep}" if one.sweep else "",
+        predicted_s=one.predicted_s,
+        measured_s=one.measured_s,
+    )
+
+
+def residual(rows: Sequence[Error], sigmas: Callable[[float], Sequence[float]]) -> float:
+    """The residual with which errors about their median, each over its sigma, have a spread of one."""
+    sources = [one.source for one in rows]
+
+    def excess(value: float) -> float:
+        over = [one.error / sigma for one, sigma in zip(rows, sigmas(value), strict=True)]
+        return spread(over, sources) - 1
+
+    low, high = 0.005, 1.0
+    if excess(low) <= 0:
+        return low
+    for _ in range(30):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if excess(middle) > 0 else (low, middle)
+    return round(high, 4)
+
+
+def domains(rows: Sequence[Step], known: Certificate) -> dict[str, Domain]:
+    """Every step's domain. `known` holds the parts' errors and the residual."""
+    every = normals(rows, known)
+    pooled = measured(rows, every)
+    found: dict[str, list[int]] = defaultdict(list)
+    for index, row in enumerate(rows):
+        found[domain_of(row.basis)].append(index)
+    made = {}
+    for board, place in product(BOARDS, PLACES):
+        name = f"step, {board}, {place}"
+        mine = [rows[index] for index in found[name]]
+        if not mine:
+            why = "no rows of such steps: the errors of all others, over what is expected of this one"
+            made[name] = stated(2 * pooled.spread, why, pooled)
+        elif few(mine):
+            made[name] = replace(measured(mine), normal=pooled.normal)
+        else:
+            made[name] = measured(mine, [every[index] for index in found[name]])
+    return made
+
+
+def few(rows: Sequence[Error]) -> bool:
+    return len(rows) < FEW_ROWS or len({one.source for one in rows}) < FEW_SOURCES
+
+
+def normals(rows: Sequence[Step], known: Certificate) -> list[float]:
+    return [one.error / sigma_of(one.basis, known) for one in rows]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair(Error):
+    """Two rows of one sweep; `error` is that of ln(slower / faster) as priced, `distance`."""
+
+    first: Basis
+    second: Basis
+    distance: float
+
+    @property
+    def loss(self) -> float:
+        """How much longer the one priced faster took; below zero where the order is right."""
+        return math.expm1(-(self.distance + self.error))
+
+
+def pairs(rows: Sequence[Step]) -> list[Pair]:
+    """Of every sweep, those that were measured apart."""
+    sweeps: dict[str, list[Step]] = defaultdict(list)
+    for row in rows:
+        if row.sweep:
+            sweeps[row.sweep].append(row)
+    return [found for sweep in sweeps.values() for found in map(_pair, combinations(sweep, 2)) if found is not None]
+
+
+def _pair(both: tuple[Step, Step]) -> Pair | None:
+    faster, slower = sorted(both, key=lambda one: one.predicted_s)
+    if abs(math.log(slower.measured_s / faster.measured_s)) < TIE:
+        return None
+    distance = math.log(slower.predicted_s / faster.predicted_s)
+    error = math.log(slower.measured_s / faster.measured_s) - distance
+    return Pair(source=faster.source, error=error, first=faster.basis, second=slower.basis, distance=distance)
+
+
+def pair_facts(found: Sequence[Pair], known: Certificate) -> Pairs:
+    """Residual, quantiles of the normalised error, and the order by distance."""
+
+    def sigmas(value: float) -> list[float]:
+        tried = replace(known, pairs=replace(known.pairs, residual=value))
+        return [difference_sigma(one.first, one.second, tried) for one in found]
+
+    value = residual(found, sigmas)
+    sources = [one.source for one in found]
+    over = [one.error / sigma for one, sigma in zip(found, sigmas(value), strict=True)]
+    both_ways = quantiles([*over, *(-one for one in over)], sources * 2)
+    return Pairs(
+        sources=tuple(sorted(set(sources))),
+        residual=value,
+        normal=rounded(both_ways),
+        apart=tuple(_apart(found, *edges) for edges in zip(EDGES, (*EDGES[1:], math.inf), strict=True)),
+    )
+
+
+def _apart(found: Sequence[Pair], least: float, most: float) -> Apart:
+    inside = [one for one in found if least <= one.distance < most]
+    losses = [one.loss for one in inside if one.loss > 0]
+    return Apart(
+        least=least,
+        pairs=len(inside),
+        wrong=len(losses),
+        loss=round(float(np.median(losses)), 4) if losses else 0.0,
+        worst_loss=round(max(losses, default=0.0), 4),
+    )
