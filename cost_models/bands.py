@@ -52,7 +52,7 @@ class Band:
         return (self.high - self.low) / 2 / self.middle
 
 
-class Held(Protocol):
+class HoldsMemory(Protocol):
     """One cost, or a batch of them."""
 
     @property
@@ -71,7 +71,7 @@ def memory_band(cost: StepCost, level: float = LEVEL) -> Band:
     return _band(cost.memory_bytes, certificate().domain("device memory").quantiles, 1.0, level)
 
 
-def memory_at(cost: Held, confidence: float = CONFIDENCE) -> Number:
+def memory_at(cost: HoldsMemory, confidence: float = CONFIDENCE) -> Number:
     """Bytes that suffice with this probability: of one cost, or of each of a batch."""
     return cost.memory_bytes * memory_factor(confidence)
 

@@ -15,8 +15,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from cost_models.errors import InputError
 from cost_models.number import Number
 from cost_models.program import Axis, Compute, Phase, Ring, Staged, StepProgram
+from cost_models.strict import nearest
 from cost_models.timing.kernels import Kernels
 from cost_models.timing.paths import Paths
 
@@ -39,6 +41,15 @@ _AXES: Mapping[str, tuple[Axis, ...]] = {
 class Basis:
     board: Board
     seconds: Mapping[str, float]  # by SOURCES; together the step's
+
+    def __post_init__(self) -> None:
+        for name, value in self.seconds.items():
+            if name not in SOURCES:
+                raise InputError(f"seconds.{name} is unknown; {nearest(name, SOURCES)}")
+            if not value >= 0:
+                raise InputError(f"seconds.{name}={value} must be at least 0")
+        if not sum(self.seconds.values()) > 0:
+            raise InputError("seconds must be above 0 together")
 
     @property
     def place(self) -> Literal["inside", "pcie", "across"]:

@@ -20,6 +20,7 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from cost_models import strict
+from cost_models.basis import Basis
 from cost_models.cost import Memory as StepMemory
 from cost_models.cost import StepCost
 from cost_models.errors import InputError
@@ -132,7 +133,8 @@ class Plan:
         return from_dict(strict.read_json(path, "plan"), str(path))
 
 
-_PRICED = ("seconds", "hidden_s", "sent_bytes", "model_flops", "executed_flops", "peak_flops", "tokens", "estimates")
+_PRICED = ("seconds", "hidden_s", "sent_bytes", "model_flops", "executed_flops", "peak_flops", "tokens", "estimates",
+           "basis")  # fmt: skip
 
 _KEPT = ("workload", "simulated", "objective", "chosen_by", "alternatives", "bound", "gap", "reproducible", "fixed")
 
@@ -163,6 +165,7 @@ class Priced:
     peak_flops: Above
     tokens: Annotated[int, Meta(ge=1)]
     estimates: tuple[str, ...]
+    basis: Basis | None = None  # files of earlier releases do not say
 
 
 @dataclass(frozen=True, kw_only=True)
