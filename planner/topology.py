@@ -1,6 +1,6 @@
 """A cluster drawn in the terminal, and what is believed of each kind of path: rate, latency, and where both come from.
 
-    spine > leaves > nodes > sockets and PCIe switches > GPUs and cards: a tree (networkx), equal neighbours on one line
+    core > spines > leaves > nodes > sockets, PCIe switches > GPUs, cards: a tree (networkx), equal neighbours once
 
 `line` is the data sheet's rate of the link, one way; `reached` what large messages get of it: inside a node of an
 all-gather of 1 GiB over all GPUs, between nodes of one message. Rates are those that prices and simulation use.
@@ -25,6 +25,8 @@ from cost_models.timing.collectives import Collectives
 from cost_models.units import show_rate, show_seconds
 from planner.report import cluster_line
 
+Leaf = tuple[tuple[tuple[int, int], ...], int]
+"""(kind, count) of a leaf's nodes in slot order, and its dead uplinks."""
 Row = tuple[str, float, float, float | None, str]
 STATED = "as the preset or file states"
 MOST_LINES = 40
@@ -46,29 +48,63 @@ def lines(cluster: Cluster) -> list[str]:
 
 def tree(cluster: Cluster) -> nx.DiGraph:
     """Network, leaves, nodes and what is in them; neighbours that are alike are one vertex. Vertices have a `label`."""
-    graph, fabric = nx.DiGraph(), cluster.fabric
-    share = "full bisection" if fabric.oversubscription == 1 else f"{fabric.oversubscription:.3g}:1 oversubscribed"
-    leaves = int(cluster.leaf_of_slot[-1]) + 1
-    root = _add(graph, None, f"spine of {leaves} leaves, {share}" if leaves > 1 else "one leaf")
+    graph, fabric, leaves = nx.DiGraph(), cluster.fabric, int(cluster.leaf_of_slot[-1]) + 1
     first = np.array(_first_alike(cluster))
-    kinds: dict[int, tuple[tuple[int, int], ...]] = {}
+    kinds: dict[int, Leaf] = {}
     for leaf in range(leaves):
         in_leaf = first[cluster.run_of_slot[cluster.leaf_of_slot == leaf]].tolist()
-        kinds[leaf] = tuple((run, len(list(same))) for run, same in groupby(in_leaf))
+        nodes = tuple((run, len(list(same))) for run, same in groupby(in_leaf))
+        kinds[leaf] = (nodes, fabric.missing_uplinks.count(leaf))
+    spine_of = cluster.spine_of_slot[np.unique(cluster.leaf_of_slot, return_index=True)[1]]
+    under = [np.flatnonzero(spine_of == spine).tolist() for spine in range(int(spine_of[-1]) + 1)]
     described: set[int] = set()
-    for nodes, group in groupby(range(leaves), key=kinds.__getitem__):
+    if len(under) == 1:
+        _spine(graph, None, cluster, under[0], kinds, described)
+        return graph
+    root = _add(graph, None, f"core of {len(under)} spines, {_share(fabric.spine_oversubscription)}")
+    done = 0
+    for _, group in groupby(under, key=lambda spine: [kinds[leaf] for leaf in spine]):
         same = list(group)
         if len(graph) > MOST_LINES:
-            _add(graph, root, f"… {leaves - same[0]} leaves more")
+            _add(graph, root, f"… {len(under) - done} spines more")
             break
-        top = root if leaves == 1 else _add(graph, root, f"leaf {_span(same)}{', each' if len(same) > 1 else ''}")
-        for run, count in nodes:
-            label = f"{count} × node {_letter(run)}" + (", as above" if run in described else "")
+        _spine(
+            graph, root, cluster, same[0], kinds, described, f" {_span(list(range(done, done + len(same))))}", len(same)
+        )
+        done += len(same)
+    return graph
+
+
+def _spine(
+    graph: nx.DiGraph, root: int | None, cluster: Cluster, leaves: list[int], kinds: dict[int, Leaf],
+    described: set[int], number: str = "", count: int = 1,
+) -> None:  # fmt: skip
+    """Adds a spine (or `count` alike) with its leaves; one leaf alone has none."""
+    fabric = cluster.fabric
+    rails = ", each rail with its own switches" if fabric.rail_only else ""
+    each = ", each" if count > 1 else ""
+    said = f"spine{number}{each} of {len(leaves)} leaves, {_share(fabric.oversubscription)}"
+    alone = len(leaves) == 1 and root is None
+    spine = _add(graph, root, ("one leaf" if alone else said) + rails)
+    for (nodes, dead), group in groupby(leaves, key=lambda leaf: kinds[leaf]):
+        same = list(group)
+        if len(graph) > MOST_LINES:
+            _add(graph, spine, f"… {leaves[-1] + 1 - same[0]} leaves more")
+            break
+        names = "" if count > 1 else f" {_span(same)}"
+        told = f"{len(same)} leaves" if count > 1 else f"leaf{names}{', each' if len(same) > 1 else ''}"
+        lost = f", {dead} uplink{'s' if dead != 1 else ''} dead" if dead else ""
+        top = spine if alone else _add(graph, spine, told + lost)
+        for run, nodes_of_kind in nodes:
+            label = f"{nodes_of_kind} × node {_letter(run)}" + (", as above" if run in described else "")
             place = _add(graph, top, label)
             if run not in described:
                 described.add(run)
                 _inside(graph, place, cluster.runs[run].node)
-    return graph
+
+
+def _share(oversubscription: float) -> str:
+    return "full bisection" if oversubscription == 1 else f"{oversubscription:.3g}:1 oversubscribed"
 
 
 def _first_alike(cluster: Cluster) -> list[int]:
@@ -108,6 +144,14 @@ def _inside(graph: nx.DiGraph, place: int, node: Node) -> None:
                 gpus = _span(list(range(one, min(one + switch, stop))))
                 _add(graph, under, f"PCIe switch or socket: {node.device.name} {gpus}")
     missing = f", without {', '.join(map(str, node.missing_nics))}" if node.missing_nics else ""
+    slow = [f"card {card} at {share:.0%}" for card, share in enumerate(node.nic_shares) if share < 1]
+    missing += f", {', '.join(slow)}" if slow else ""
+    if node.missing_bridges:
+        _add(
+            graph,
+            place,
+            f"no bridge between GPUs {', '.join(f'{2 * p} and {2 * p + 1}' for p in node.missing_bridges)}",
+        )
     _add(graph, place, f"{node.nics.count} × card of {show_rate(node.nics.bytes_per_s)} ({node.nics.kind}){missing}")
 
 
@@ -157,7 +201,33 @@ def _paths(cluster: Cluster, run: int) -> Iterator[Row]:
     if cluster.slots > cluster.nodes_per_domain:
         latency, card = nics.latency_s + fabric.hop_latency_s, float(rates.of_run[run, NIC_OUT])
         yield "card to card, one leaf", nics.bytes_per_s, card, latency, NETWORKS[nics.kind].source
-    if cluster.leaf_of_slot[-1] and run == 0:
-        latency = nics.latency_s + (1 + fabric.spine_hops) * fabric.hop_latency_s
-        line, up = float(Wiring(cluster).line.of_leaf[0]), float(rates.of_leaf[0])
-        yield "all uplinks of leaf 0, to other leaves", line, up, latency, STATED
+        if fabric.rail_only and node.nics.count > 1:
+            by = (
+                "over the PCIe tree to that rail's card"
+                if link.kind in ("pcie", "pairs")
+                else "scale-up link, then rail"
+            )
+            relay_s = 0.0 if link.kind in ("pcie", "pairs") else link.latency_s
+            yield "card to card of another rail", nics.bytes_per_s, card, latency + relay_s, by
+    if run == 0:
+        yield from _trunks(cluster, nics.latency_s)
+
+
+def _trunks(cluster: Cluster, card_s: float) -> Iterator[Row]:
+    """All uplinks of the first leaf, and of the first spine."""
+    fabric, line, rates = cluster.fabric, Wiring(cluster).line, cluster_costs(cluster).rates
+    one = " (one rail)" if fabric.rail_only else ""
+    for name, of_slot, stated, reached, hops in (
+        ("leaf", cluster.leaf_of_slot, line.of_leaf, rates.of_leaf, 1 + fabric.spine_hops),
+        ("spine", cluster.spine_of_slot, line.of_spine, rates.of_spine, 1 + 2 * fabric.spine_hops),
+    ):
+        if of_slot[-1]:
+            latency = card_s + hops * fabric.hop_latency_s
+            others = "leaves" if name == "leaf" else "spines"
+            yield (
+                f"all uplinks of {name} 0, to other {others}{one}",
+                float(stated[0]),
+                float(reached[0]),
+                latency,
+                STATED,
+            )

@@ -236,4 +236,6 @@ def _cut(cluster: Cluster, *, nodes: int | None, gpus: int | None) -> Cluster:
             left_nodes, left_gpus = left_nodes - 1, 0
         if not left_nodes or not left_gpus:
             break
-    return replace(cluster, runs=tuple(kept))
+    leaves = int(cluster.leaf_of_slot[sum(run.count for run in kept) - 1]) + 1
+    uplinks = tuple(leaf for leaf in cluster.fabric.missing_uplinks if leaf < leaves)
+    return replace(cluster, runs=tuple(kept), fabric=replace(cluster.fabric, missing_uplinks=uplinks))

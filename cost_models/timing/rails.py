@@ -25,6 +25,7 @@ from cost_models.hardware.wiring import (
     NIC_OUT,
     SPINE_DOWN,
     SPINE_UP,
+    TRUNKS,
     Floats,
     Ints,
 )
@@ -60,50 +61,51 @@ class _Meter:
         self.loads, self.seconds = loads, dict[int, Floats]()
         self.relays = np.zeros(loads.several, dtype=bool)
 
+    @property
+    def trunks(self) -> tuple[tuple[bool, Ints, int, int], ...]:
+        """(whether it may limit, switch of each rank, its uplinks, its downlinks) of leaves and spines."""
+        fabric, seats = self.loads.fabric, self.loads.seats
+        return (
+            (fabric.leaves_limit, seats.leaf, LEAF_UP, LEAF_DOWN),
+            (fabric.spines_limit, seats.spine, SPINE_UP, SPINE_DOWN),
+        )
+
     def follow(self, placement: Ints, source: Ints, to: Ints, share: Floats) -> None:
         """`share[i]` of a buffer from rank `source[i]` to `to[i]` of a placement, which is in another domain."""
-        loads = self.loads
-        seats, wiring, fabric = loads.seats, loads.wiring, loads.fabric
+        seats, wiring = self.loads.seats, self.loads.wiring
         one, other = (placement, source), (placement, to)
         rail = wiring.rail(seats.run[one], seats.card[one], seats.run[other], seats.card[other])
         for end, nic, out, into in ((one, NIC_OUT, GPU_OUT, GPU_IN), (other, NIC_IN, GPU_IN, GPU_OUT)):
-            self._add(nic, placement, seats.slot[end] * wiring.nic_places + rail, share)
+            self.add(nic, placement, seats.slot[end] * wiring.nic_places + rail, share)
             relayed = (seats.card[end] != rail) & wiring.relays[seats.run[end], rail]
             if relayed.any():
                 self.relays[placement[relayed]] = True
                 at_rail = wiring.seats(seats.slot[end], seats.gpu[end]).at_rail(rail)
-                self._add(out, placement[relayed], seats.place[end][relayed], share[relayed])
-                self._add(into, placement[relayed], at_rail.place[relayed], share[relayed])
-        trunks = (
-            (fabric.leaves_limit, seats.leaf, LEAF_UP, LEAF_DOWN),
-            (fabric.spines_limit, seats.spine, SPINE_UP, SPINE_DOWN),
-        )
-        for limits, level, up, down in trunks:
+                self.add(out, placement[relayed], seats.place[end][relayed], share[relayed])
+                self.add(into, placement[relayed], at_rail.place[relayed], share[relayed])
+        for limits, level, up, down in self.trunks:
             crosses = (level[one] != level[other]) & limits
             for end, kind in ((one, up), (other, down)):
-                self._add(kind, placement[crosses], (level[end] * wiring.rails + rail)[crosses], share[crosses])
+                self.add(kind, placement[crosses], (level[end] * wiring.rails + rail)[crosses], share[crosses])
 
-    def _add(self, kind: int, placement: Ints, unit: Ints, share: Floats) -> None:
+    def add(self, kind: int, placement: Ints, unit: Ints, share: Floats) -> None:
         if not len(unit):
             return
         wiring, rates = self.loads.wiring, self.loads.rates
-        trunk = (
-            rates.of_leaf
-            if kind in (LEAF_UP, LEAF_DOWN)
-            else rates.of_spine
-            if kind in (SPINE_UP, SPINE_DOWN)
-            else None
-        )
-        units = wiring.cluster.slots * wiring.per_slot(kind) if trunk is None else len(trunk)
+        if kind in TRUNKS:
+            units = len(rates.of_leaf if kind in (LEAF_UP, LEAF_DOWN) else rates.of_spine)
+        else:
+            units = wiring.cluster.slots * wiring.per_slot(kind)
         total = self.seconds.setdefault(kind, np.zeros((self.loads.several, units)))
         weights = share / rates.of(kind, unit)
         total += np.bincount(placement * units + unit, weights, total.size).reshape(total.shape)
 
     def busiest(self) -> Floats:
         """Of each placement."""
-        return np.asarray(
-            np.max([np.zeros(self.loads.several), *(one.max(axis=1) for one in self.seconds.values())], axis=0)
-        )
+        found = np.zeros(self.loads.several)
+        for seconds in self.seconds.values():
+            found = np.maximum(found, seconds.max(axis=1))
+        return found
 
 
 def _followed(meter: _Meter, placement: Ints, source: Ints, to: Ints, share: Floats) -> None:
@@ -114,6 +116,17 @@ def _followed(meter: _Meter, placement: Ints, source: Ints, to: Ints, share: Flo
 
 def _pairs(loads: Loads, groups: Ints, blocks: Blocks) -> dict[str, _Meter]:
     """Every member to every other: 1 / P each."""
+    seats, wiring = loads.seats, loads.wiring
+    here = wiring.has_rail[np.unique(seats.run)][:, np.unique(seats.card)]
+    first_slot = np.unique(wiring.cluster.domain_of_slot, return_index=True)[1][wiring.cluster.domain_of_slot]
+    spread = (wiring.cluster.leaf_of_slot[first_slot] != wiring.cluster.leaf_of_slot).any()
+    if here.all() and not spread:
+        return {"all_to_all": counted_pairs(loads, groups)}
+    return {"all_to_all": followed_pairs(loads, groups)}
+
+
+def followed_pairs(loads: Loads, groups: Ints) -> _Meter:
+    """Every pair on its own."""
     meter, members = _Meter(loads), groups.shape[1]
     together = max(1, MOST_PAIRS // (members * members * loads.several))
     for first in range(0, len(groups), together):
@@ -123,7 +136,70 @@ def _pairs(loads: Loads, groups: Ints, blocks: Blocks) -> dict[str, _Meter]:
         placement = np.broadcast_to(np.arange(loads.several)[:, None, None, None], shape)
         share = np.full(source.size, 1 / members)
         _followed(meter, placement.ravel(), source.ravel(), to.ravel(), share)
-    return {"all_to_all": meter}
+    return meter
+
+
+def counted_pairs(loads: Loads, groups: Ints) -> _Meter:
+    """As `followed_pairs` where every node has every rail in use, and bytes take the receiver's: by counting members.
+
+    n members in a slot send n (N - d) / P out of its card j, for N members at cards j of which d in the slot's domain.
+    What cards receive is what their own members do: the axis counts that anyhow.
+    """
+    meter, seats, wiring, members = _Meter(loads), loads.seats, loads.wiring, groups.shape[1]
+    card = seats.card[:, groups]
+
+    def add(kind: int, unit: Ints, share: Floats) -> None:
+        used = share > 0
+        meter.add(kind, np.nonzero(used)[0], unit[used], share[used])
+
+    slots = _Members(seats.slot[:, groups], card, wiring.nic_places)
+    domains = _Members(seats.domain[:, groups], card, wiring.nic_places)
+    rail = np.arange(wiring.nic_places)
+    away = domains.all - domains.count  # (placements, groups, domains, rails)
+    domain_of = slots.of(domains.index)
+    away_slot = np.take_along_axis(away, domain_of[..., None], axis=2)
+    add(NIC_OUT, slots.unit[..., None] * wiring.nic_places + rail, slots.size * away_slot / members)
+    run = wiring.cluster.run_of_slot[slots.unit]
+    relays = wiring.relays[run]  # (placements, groups, slots, rails)
+    place = slots.unit[..., None] * wiring.gpu_places + wiring.gpu_of_nic[run]
+    add(GPU_IN, place, np.where(relays, (slots.size - slots.count) * away_slot / members, 0.0))
+    mine = np.take_along_axis(away, domains.index[..., None], axis=2)  # (placements, groups, members, rails)
+    other = wiring.relays[seats.run[:, groups]] & (rail != card[..., None])
+    crossing = np.where(other, mine, 0).sum(axis=3) / members
+    add(GPU_OUT, seats.place[:, groups], crossing)
+    meter.relays = (crossing > 0).any(axis=(1, 2))
+    for limits, level, up, down in meter.trunks:
+        if limits:
+            at = _Members(level[:, groups], card, wiring.nic_places)
+            unit = at.unit[..., None] * wiring.rails + rail
+            add(up, unit, at.size * (at.all - at.count) / members)
+            add(down, unit, at.count * (members - at.size) / members)
+    return meter
+
+
+class _Members:
+    """How many members of each group are in each of its units (slots, domains, leaves), by card number."""
+
+    def __init__(self, unit: Ints, card: Ints, cards: int) -> None:
+        order = np.argsort(unit, axis=2, kind="stable")
+        ordered = np.take_along_axis(unit, order, axis=2)
+        fresh = np.zeros(unit.shape, dtype=np.int64)
+        fresh[:, :, 1:] = ordered[:, :, 1:] != ordered[:, :, :-1]
+        self.index = np.empty_like(unit)  # of a member's unit among those of its group
+        np.put_along_axis(self.index, order, np.cumsum(fresh, axis=2), axis=2)
+        self.units = int(self.index.max()) + 1
+        self.unit = self.of(unit)
+        row = np.arange(unit.shape[0] * unit.shape[1]).reshape(*unit.shape[:2], 1) * self.units + self.index
+        shape = (*unit.shape[:2], self.units, cards)
+        self.count = np.bincount((row * cards + card).ravel(), minlength=int(np.prod(shape))).reshape(shape)
+        self.size = self.count.sum(axis=3, keepdims=True)
+        self.all = self.count.sum(axis=2, keepdims=True)
+
+    def of(self, value: Ints) -> Ints:
+        """A value that members of a unit share, by unit; 0 where a group has fewer units than others."""
+        found = np.zeros((*value.shape[:2], self.units), dtype=np.int64)
+        np.put_along_axis(found, self.index, value, axis=2)
+        return found
 
 
 def _sends(loads: Loads, groups: Ints, blocks: Blocks) -> dict[str, _Meter]:

@@ -4,12 +4,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cost_models import Cluster, Placement, Strategy, Workload, price
 from cost_models.errors import InputError
 from cost_models.hardware.cluster_writing import cluster_yaml
+from cost_models.hardware.wiring import NIC_IN
 from cost_models.models.model import Model
+from cost_models.timing import rails
 from cost_models.timing.cluster_costs import ClusterCosts
+from cost_models.timing.loads import Loads
 from planner.simulator.simulation import simulate
 from planner.simulator.topology import Topology
 from tests.planner.clusters import GB, PAIRS, PCIE, cluster, node
@@ -54,9 +59,9 @@ def test_the_crossing_costs_a_slow_scale_up_link() -> None:
     slow = node(2, 2, scale_up=replace(node().scale_up, bytes_per_s=1 * GB))
     where = cluster(slow, slow)
     path = {}
-    for rails in (False, True):
-        there = replace(where, fabric=replace(where.fabric, rail_only=rails))
-        path[rails] = ClusterCosts(there).paths(Strategy(ulysses=4)).axes["ulysses"]
+    for rail_only in (False, True):
+        there = replace(where, fabric=replace(where.fabric, rail_only=rail_only))
+        path[rail_only] = ClusterCosts(there).paths(Strategy(ulysses=4)).axes["ulysses"]
     assert path[False].all_to_all_s_per_byte == pytest.approx(0.5 / (REACHED * 10 * GB))
     reached = ClusterCosts(where).rates.of_run[0, 0]
     assert path[True].all_to_all_s_per_byte == pytest.approx(0.25 / reached)
@@ -138,3 +143,27 @@ def test_written_and_read_again(tmp_path: object) -> None:
     file = tmp_path / "test.yaml"  # type: ignore[operator]
     file.write_text(cluster_yaml(where))
     assert Cluster.load(str(file)) == where
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_counting_members_loads_links_as_following_pairs_does(seed: int) -> None:
+    """Of an all-to-all on rails that every node has: random nodes, levels, groups and placements."""
+    rng = np.random.default_rng(seed)
+    cards = int(rng.choice([1, 2, 4]))
+    nodes = [node(int(rng.choice([2, 4, 8])), cards) for _ in range(rng.integers(2, 6))]
+    leaf, domain = rng.choice([(1, 1), (2, 1), (2, 2)]).tolist()
+    where = cluster(
+        *nodes, leaf=leaf, oversubscription=2.0, domain=domain, rail_only=True,
+        leaves_per_spine=int(rng.choice([1, 2])), spine_oversubscription=2.0,
+    )  # fmt: skip
+    free = np.array([(slot, gpu) for slot in range(where.slots) for gpu in range(where.node(slot).gpus)])
+    members = int(rng.choice([2, 3, 4]))
+    groups = np.arange(len(free) // members * members).reshape(-1, members)
+    places = np.stack([rng.permutation(free)[: groups.size], free[: groups.size]])
+    loads = Loads(ClusterCosts(where).rates, places[:, :, 0], places[:, :, 1])
+    followed, counted = rails.followed_pairs(loads, groups), rails.counted_pairs(loads, groups)
+    assert (followed.relays == counted.relays).all()
+    for kind, seconds in followed.seconds.items():
+        if kind != NIC_IN:  # as the members' own cards receive
+            assert counted.seconds[kind] == pytest.approx(seconds)

@@ -2,10 +2,11 @@
 
     hosts and switches are vertices; an edge has its number of `links` and, where it is told, their `bytes_per_s`
 
-Hosts that share a switch make one leaf (with several rails, the leaf is all their switches together); leaves under one
-upper switch stand side by side in slot order. Oversubscription is what hosts send into a leaf over what its uplinks
-carry, the worst of all leaves and levels; it is known only where the file lists every link. Hosts may belong to
-scale-up `domain`s (NVLink racks). Left out: which rail a card is on, and routes that leave the tree.
+Hosts that share a switch make one leaf (with several rails, the leaf is all their switches together); leaves that share
+an upper switch make one spine, and stand side by side in slot order. Oversubscription is what enters a leaf or spine
+from below over what its uplinks carry, the worst of a level; it is known only where the file lists every link, and so
+is whether no switch joins the rails. Hosts may belong to scale-up `domain`s (NVLink racks). Left out: levels above the
+third, which card is on which rail, and routes that leave the tree.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 
 import networkx as nx
 
@@ -31,7 +33,7 @@ class FabricTree:
 
     @cached_property
     def hosts(self) -> list[str]:
-        """In slot order: domain by domain and leaf by leaf."""
+        """In slot order: spine by spine, domain by domain and leaf by leaf."""
         return [host for leaf in self.leaves for host in leaf]
 
     @cached_property
@@ -59,6 +61,7 @@ class FabricTree:
 
         def by_place(group: list[str]) -> tuple[object, ...]:
             return (
+                self._spine[group[0]] if self.levels > 2 else 0,
                 min(domain.get(host, 0) for host in group),
                 self._upper(group, order),
                 min(order[host] for host in group),
@@ -100,19 +103,44 @@ class FabricTree:
         """Levels of switches."""
         return max(self.level.values(), default=0)
 
-    def oversubscription(self) -> float | None:
-        """Hosts' rate into a leaf over the rate of its uplinks, the worst of all leaves and levels; None: not told."""
-        if not self.every_link or self.levels < 2:
+    def spine_sizes(self) -> tuple[int, ...]:
+        """Leaves of each spine, in slot order; () where one spine joins all."""
+        if self.levels < 3:
+            return ()
+        sizes = [len(list(same)) for _, same in groupby(self.leaves, key=lambda leaf: self._spine[leaf[0]])]
+        return tuple(sizes) if len(sizes) > 1 else ()
+
+    @cached_property
+    def _spine(self) -> dict[str, int]:
+        """The number of the part that a host or switch is in, were there nothing above the second level."""
+        lower = self.graph.subgraph([vertex for vertex, at in self.level.items() if at <= 2])
+        return {vertex: i for i, part in enumerate(nx.connected_components(lower)) for vertex in part}
+
+    def oversubscription(self, level: int = 1) -> float | None:
+        """Rate into the switches of a level (1: leaves, 2: spines) over the rate out of them, the worst of all of them;
+        None: not told."""
+        if not self.every_link or self.levels <= level:
             return None
         worst = 1.0
-        for level in range(1, self.levels):
-            lower = [vertex for vertex, at in self.level.items() if at <= level]
-            for part in nx.connected_components(self.graph.subgraph(lower)):
-                below = sum(self._rate(edge) for edge in self._crossing(part, 0, 1))
-                above = sum(self._rate(edge) for edge in self._crossing(part, level, level + 1))
-                if below and above:
-                    worst = max(worst, below / above)
+        lower = [vertex for vertex, at in self.level.items() if at <= level]
+        for part in nx.connected_components(self.graph.subgraph(lower)):
+            below, above = (
+                sum(self._rate(edge) for edge in self._crossing(part, at, at + 1)) for at in (level - 1, level)
+            )
+            if below and above:
+                worst = max(worst, below / above)
         return worst
+
+    @cached_property
+    def planes(self) -> int:
+        """Parts of the network that no switch joins and that every host has cards in; 1 where cables are not listed."""
+        if not self.every_link:
+            return 1
+        switches = [vertex for vertex, facts in self.graph.nodes(data=True) if facts["kind"] == "switch"]
+        parts = nx.connected_components(self.graph.subgraph(switches))
+        part_of = {switch: i for i, part in enumerate(parts) for switch in part}
+        met = {frozenset(part_of[switch] for switch in self.graph[host]) for host in self.hosts}
+        return len(next(iter(met))) if len(met) == 1 else 1
 
     def _crossing(self, part: set[str], low: int, high: int) -> list[tuple[str, str]]:
         return [
@@ -202,4 +230,17 @@ class Builder:
             raise InputError(f"{self.where}: switch {lower[:40]!r} is under itself")
         if not any(facts["kind"] == "host" for _, facts in self.graph.nodes(data=True)):
             raise InputError(f"{self.where} names no host")
+        self._drop_empty()
         return tree
+
+    def _drop_empty(self) -> None:
+        """Takes out switches that files list under others, but that have no host below: they are no level."""
+        used = {
+            vertex
+            for vertex in self.under
+            if any(self.graph.nodes[other]["kind"] == "host" for other in self.graph[vertex])
+        }
+        for vertex in nx.topological_sort(self.under):
+            if vertex in used:
+                used.update(self.under[vertex])
+        self.graph.remove_nodes_from(set(self.under) - used)

@@ -216,20 +216,28 @@ def _with_slots(node: Node, slots: int | None, notes: tuple[str, ...], names: st
 def _network(tree: FabricTree, like: Cluster, names: str) -> tuple[Fabric, int, tuple[int, ...], tuple[str, ...]]:
     """(fabric, nodes of a domain, domains where they differ, what is to be said)."""
     notes = []
-    leaves = tuple(len(leaf) for leaf in tree.leaves)
+    leaves, spines = tuple(len(leaf) for leaf in tree.leaves), tree.spine_sizes()
     told = tree.oversubscription()
     if told is None and tree.levels > 1:
         notes.append(f"full bisection above the leaves taken: {names} does not say how many uplinks they have")
     if tree.levels == 1 and len(leaves) > 1:
         notes.append(f"a spine above {len(leaves)} leaves taken: {names} names none")
-    if tree.levels > 2:
-        notes.append(f"{tree.levels} levels of switches priced as leaves and one spine: {names}")
+    if tree.levels > 3:
+        notes.append(f"{tree.levels} levels of switches priced as leaves, spines and one core: {names}")
+    cards = (tree.cards() or (1, None))[0]
+    if 1 < tree.planes < cards:
+        notes.append(
+            f"{tree.planes} networks that no switch joins priced as one, {cards} cards a host share them: {names}"
+        )
     fabric = Fabric(
         nodes_per_leaf=max(leaves),
         leaves=leaves if len(set(leaves)) > 1 else (),
         oversubscription=told or 1.0,
         hop_latency_s=like.fabric.hop_latency_s,
-        spine_hops=max(2, 2 * (tree.levels - 1)),
+        leaves_per_spine=max(spines, default=0),
+        spines=spines if len(set(spines)) > 1 else (),
+        spine_oversubscription=(tree.oversubscription(2) or 1.0) if spines else 1.0,
+        rail_only=1 < tree.planes == cards,
     )
     domains = tree.domain_sizes()
     if not domains or max(domains) > like.nodes_per_domain:

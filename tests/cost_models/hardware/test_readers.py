@@ -277,3 +277,83 @@ def test_the_essence_of_a_note_stands_before_its_colon(path: Path) -> None:
     essences = [note.split(": ")[0] for note in notes]
     assert all(essence.count("(") == essence.count(")") and essence != path.name for essence in essences)
     assert len(set(notes)) == len(notes)
+
+
+def discovered(tmp_path: Path, cables: list[tuple[str, str, int]]) -> FabricTree:
+    """Cables as ibnetdiscover prints them: (switch, `host mlx5_N` or another switch, links)."""
+    guid = {name: f"S-{i:04x}" for i, name in enumerate(dict.fromkeys(switch for switch, *_ in cables))}
+    lines = []
+    for switch, number in guid.items():
+        lines.append(f'Switch\t65 "{number}"\t\t# "MF0;{switch}:MQM9701/U1" enhanced port 0 lid 1 lmc 0')
+        ends = [(b, n) for a, b, n in cables if a == switch] + [(a, n) for a, b, n in cables if b == switch]
+        for port, other in enumerate((end for end, links in ends for _ in range(links)), 1):
+            to = guid.get(other, "H-" + other.encode().hex())
+            lines.append(f'[{port}]\t"{to}"[1]\t\t# "{other}" lid 1 4xNDR')
+    file = tmp_path / "fabric.out"
+    file.write_text("\n".join(lines))
+    tree = parse(file)
+    assert isinstance(tree, FabricTree)
+    return tree
+
+
+def rails(leaf: int, hosts: range, switch: str) -> list[tuple[str, str, int]]:
+    return [(switch.format(rail=rail, leaf=leaf), f"n{host} mlx5_{rail}", 1) for host in hosts for rail in range(2)]
+
+
+def test_rails_that_no_switch_joins_are_read_as_such(tmp_path: Path) -> None:
+    """Two rails of two leaves, each rail with a spine of its own; with a cable between the spines it is one network."""
+    cables = [*rails(0, range(4), "r{rail}l{leaf}"), *rails(1, range(4, 8), "r{rail}l{leaf}")]
+    cables += [(f"spine{rail}", f"r{rail}l{leaf}", 2) for rail in range(2) for leaf in range(2)]
+    tree = discovered(tmp_path, cables)
+    assert (tree.planes, tree.oversubscription(), [len(leaf) for leaf in tree.leaves]) == (2, 2.0, [4, 4])
+    cluster = Cluster.load(str(tmp_path / "fabric.out"))
+    assert cluster.fabric.rail_only and cluster.fabric.oversubscription == 2.0 and cluster.node(0).nics.count == 2
+    joined = discovered(tmp_path, [*cables, ("spine0", "spine1", 1)])
+    assert joined.planes == 1
+    alone = discovered(tmp_path, rails(0, range(4), "r{rail}"))
+    assert alone.planes == 2 and Cluster.load(str(tmp_path / "fabric.out")).fabric.rail_only
+
+
+def test_three_levels_are_read_with_the_uplinks_of_each(tmp_path: Path) -> None:
+    """Four leaves of four hosts and two cards, four uplinks each (2:1); two spines with four uplinks of eight (2:1)."""
+    cables = [cable for leaf in range(4) for cable in rails(leaf, range(4 * leaf, 4 * leaf + 4), "l{leaf}")]
+    cables += [(f"spine{leaf // 2}", f"l{leaf}", 4) for leaf in range(4)] + [("core", f"spine{i}", 4) for i in range(2)]
+    discovered(tmp_path, cables)
+    fabric = Cluster.load(str(tmp_path / "fabric.out")).fabric
+    assert (fabric.nodes_per_leaf, fabric.leaves_per_spine) == (4, 2)
+    assert (fabric.oversubscription, fabric.spine_oversubscription, fabric.rail_only) == (2.0, 2.0, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("topology.conf", (
+            "SwitchName=l0 Nodes=n[0-3]\nSwitchName=l1 Nodes=n[4-7]\nSwitchName=l2 Nodes=n[8-11]\n"
+            "SwitchName=s0 Switches=l[0-1]\nSwitchName=s1 Switches=l2\nSwitchName=core Switches=s[0-1]\n")),
+        ("topology.yaml", (
+            "- topology: t\n  cluster_default: true\n  tree:\n    switches:\n"
+            "    - {switch: core, children: 's[0-1]'}\n    - {switch: s0, children: 'l[0-1]'}\n"
+            "    - {switch: s1, children: l2}\n    - {switch: l0, nodes: 'n[0-3]'}\n"
+            "    - {switch: l1, nodes: 'n[4-7]'}\n    - {switch: l2, nodes: 'n[8-11]'}\n")),
+        ("model.yaml", (
+            "switches:\n  core: {switches: [s0, s1]}\n  s0: {switches: [l0, l1]}\n  s1: {switches: [l2]}\nblocks:\n"
+            "- {switch: l0, nodes: ['n[0-3]']}\n- {switch: l1, nodes: ['n[4-7]']}\n"
+            "- {switch: l2, nodes: ['n[8-11]']}\n")),
+        ("graph.json", json.dumps({"instances": [
+            {"id": f"n{i}", "network_layers": [f"l{i // 4}", f"s{i // 8}", "core"]} for i in range(12)]})),
+    ],
+)  # fmt: skip
+def test_three_levels_are_read_from_lists_of_switches(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    cluster = Cluster.load(str(tmp_path / name))
+    assert (cluster.fabric.nodes_per_leaf, cluster.fabric.leaves_per_spine, cluster.fabric.spines) == (4, 2, (2, 1))
+    assert cluster.spine_of_slot.tolist() == [0] * 8 + [1] * 4
+    assert any("does not say how many uplinks they have" in note for note in cluster.notes)
+
+
+def test_a_leaf_without_hosts_is_no_level(tmp_path: Path) -> None:
+    (tmp_path / "topology.conf").write_text(
+        "SwitchName=l0 Nodes=n[0-3]\nSwitchName=l1 Nodes=n[4-7]\nSwitchName=top Switches=l[0-2]\n"
+    )
+    cluster = Cluster.load(str(tmp_path / "topology.conf"))
+    assert (cluster.slots, cluster.fabric.leaves_per_spine) == (8, 0)
