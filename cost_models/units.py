@@ -100,15 +100,15 @@ def show_bytes(count: float) -> str:
     return f"{count:.0f} B"
 
 
-def show_seconds(seconds: float) -> str:
+def show_seconds(seconds: float, digits: int = 3) -> str:
     """
-    >>> show_seconds(12.345), show_seconds(0.0123), show_seconds(2e-6), show_seconds(0)
-    ('12.3 s', '12.3 ms', '2 us', '0 s')
+    >>> show_seconds(12.345), show_seconds(0.0123), show_seconds(2e-6), show_seconds(0), show_seconds(12.345, 4)
+    ('12.3 s', '12.3 ms', '2 us', '0 s', '12.35 s')
     """
     for unit, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
         if seconds >= scale:
-            return f"{seconds / scale:.3g} {unit}" if seconds < 1e4 else f"{seconds:,.0f} s"
-    return f"{seconds * 1e9:.3g} ns" if seconds > 0 else "0 s"
+            return f"{seconds / scale:.{digits}g} {unit}" if seconds < 1e4 else f"{seconds:,.0f} s"
+    return f"{seconds * 1e9:.{digits}g} ns" if seconds > 0 else "0 s"
 
 
 def show_rate(bytes_per_s: float) -> str:

@@ -37,8 +37,9 @@ def check_plan(
         pins = ",".join(f"{name}={value}" for name, value in (plan.fixed or {}).items())
         fixed = options.pins(pins, f"{where}: fixed")
         again = plan_again(
-            plan.cluster, plan.workload, fixed=fixed, objective=plan.objective, profile=profile, on_step=on_step
-        )
+            plan.cluster, plan.workload, fixed=fixed, objective=plan.objective, trust_model=plan.trust_model,
+            profile=profile, on_step=on_step,
+        )  # fmt: skip
     else:
         layout = (plan.cluster, plan.workload, plan.strategy, plan.placement)
         cost, played = price(*layout, profile), simulate(*layout, profile=profile)

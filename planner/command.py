@@ -77,6 +77,7 @@ class _Commands(click.Group):
 @click.option("--fix", metavar="NAME=VALUE,…", help="Pin choices: data, ring, ulysses, shard, zero, recompute, …")
 @click.option("--objective", default="time", show_default=True, metavar="time|memory|gpu-hours",
               help="What to minimise.")  # fmt: skip
+@click.option("--trust-model", is_flag=True, help="Take the best price, also where other layouts are tied with it.")
 @asked_in_reverse
 @click.option("--time-limit", metavar="SECONDS",
               help="Stop searching then, with the best layout so far and a bound that still holds.")  # fmt: skip
@@ -88,9 +89,10 @@ class _Commands(click.Group):
 def cli(context: click.Context, /, **given: Any) -> None:
     """Choose the parallel layout of a long-context step: degrees, placement, sharding, recompute.
 
-    Answers without GPUs: a cost model prices layouts, branch and bound with an integer program proves the best one of
-    the space that the answer names, and a discrete-event simulation on the cluster's topology verifies it. With --ctx
-    alone all tokens are text.
+    Answers without GPUs: a cost model prices layouts, branch and bound with an integer program proves that no layout of
+    the space that the answer names is priced below a bound. Of the layouts tied with the best price the plan is the one
+    that loses least over what is uncertain, and a discrete-event simulation on the cluster's topology verifies it. With
+    --ctx alone all tokens are text.
     """
     if context.invoked_subcommand is None:
         _plan(given)
@@ -132,8 +134,8 @@ def _plan(given: dict[str, Any]) -> None:
             progress.show("searching the longest row")
             asked = replace(asked, workload=longest_context(asked.cluster, asked.workload, fixed, asked.profile))
         found = plan(
-            asked.cluster, asked.workload, fixed=fixed, objective=objective, profile=asked.profile,
-            time_limit_s=limit_s, on_step=progress.show,
+            asked.cluster, asked.workload, fixed=fixed, objective=objective, trust_model=given["trust_model"],
+            profile=asked.profile, time_limit_s=limit_s, on_step=progress.show,
         )  # fmt: skip
     if output is not None:
         found.save(output)
@@ -183,6 +185,7 @@ def price(strategy: str, longest: bool, name: str, as_json: bool, **given: Any) 
     report.show([asked.workload.describe(), report.cluster_line(asked.cluster), layout.describe()])
     report.show(report.framework_lines(framework, layout))
     report.show(report.cost_lines(cost, simulated=None, longest=most))
+    report.show(report.dummy_lines(cost, asked.workload))
     report.show(report.explanation(cost))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -30,9 +30,10 @@ from cost_models.strategy import LISTED_AXES, Strategy, rank_groups
 from cost_models.workload import Workload
 from planner.files import write_whole
 from planner.search.objective import Objective
-from planner.searched import Searched, searched
+from planner.searched import Searched
 
-VERSION = 1
+VERSION = 2
+ChosenBy = Literal["model", "regret", "simulator"]
 SCHEMA = Path(__file__).parent / "schemas" / "plan.schema.json"
 """The JSON Schema of `PlanFile`, for readers in other languages; a test compares."""
 
@@ -54,7 +55,17 @@ class Alternative:
     step_s: float
     memory_bytes: int
     simulated_s: float | None
+    regret: float | None  # of a layout that is tied with the best price
     reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regret:
+    """What the plan takes at most above the best of the layouts that are tied with it."""
+
+    most: float
+    scenario: str  # where it takes that much
+    tied: int  # layouts, this one counted
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -66,18 +77,16 @@ class Plan:
     cost: StepCost
     simulated: Simulated
     objective: Objective
-    chosen_by: Literal["model", "simulator"]
-    alternatives: tuple[Alternative, ...]
+    chosen_by: ChosenBy
+    regret: Regret | None = None  # nothing is tied with it
+    alternatives: tuple[Alternative, ...]  # the tied ones first, best price first
+    searched: Searched = field(default_factory=Searched)
     bound: float  # in the objective's unit: no layout of the space `searched` is priced below it on any placement
-    gap: float  # (best priced - bound) / best priced
+    gap: float  # (price of this layout - bound) / price of this layout
     reproducible: bool = True
     profile_digest: str | None = None
     fixed: Mapping[str, str] | None = None  # what the user pinned
-
-    @property
-    def searched(self) -> Searched:
-        """The space that the bound speaks of."""
-        return searched(self.strategy, self.fixed or {}, self.workload.mode)
+    trust_model: bool = False  # what is tied with the best price does not count
 
     @cached_property
     def groups(self) -> dict[str, NDArray[np.int64]]:
@@ -99,6 +108,7 @@ class Plan:
             "version": VERSION,
             "objective": self.objective,
             "fixed": dict(sorted((self.fixed or {}).items())),
+            "trust_model": self.trust_model,
             "profile": self.profile_digest,
             "cluster": {"digest": self.cluster.digest, **self.cluster.to_dict()},
             "workload": strict.plain(self.workload),
@@ -107,6 +117,7 @@ class Plan:
             "priced": {"step_s": cost.step_s, **_rest(cost)},
             "simulated": strict.plain(self.simulated),
             "chosen_by": self.chosen_by,
+            "regret": strict.plain(self.regret),
             "alternatives": strict.plain(self.alternatives),
             "searched": strict.plain(self.searched),
             "bound": self.bound,
@@ -136,7 +147,8 @@ class Plan:
 _PRICED = ("seconds", "hidden_s", "sent_bytes", "model_flops", "executed_flops", "peak_flops", "tokens", "estimates",
            "basis")  # fmt: skip
 
-_KEPT = ("workload", "simulated", "objective", "chosen_by", "alternatives", "bound", "gap", "reproducible", "fixed")
+_KEPT = ("workload", "simulated", "objective", "chosen_by", "regret", "alternatives", "searched",
+         "bound", "gap", "reproducible", "fixed", "trust_model")  # fmt: skip
 
 
 def _rest(cost: StepCost) -> dict[str, Any]:
@@ -172,9 +184,10 @@ class Priced:
 class PlanFile:
     """What plan.json holds, key by key."""
 
-    version: Literal[1]
+    version: Literal[2]
     objective: Objective
     fixed: Mapping[str, str]
+    trust_model: bool
     profile: str | None
     cluster: Mapping[str, Any]  # its digest, and what `Cluster.from_dict` reads
     workload: Workload
@@ -182,9 +195,10 @@ class PlanFile:
     memory: Memory
     priced: Priced
     simulated: Simulated
-    chosen_by: Literal["model", "simulator"]
+    chosen_by: ChosenBy
+    regret: Regret | None
     alternatives: tuple[Alternative, ...]
-    searched: Searched | None = None  # files of earlier releases do not say
+    searched: Searched
     bound: Least
     gap: Least
     reproducible: bool
@@ -223,8 +237,6 @@ def from_dict(data: Mapping[str, Any], where: str) -> Plan:
         profile_digest=stated.profile,
         **{name: getattr(stated, name) for name in _KEPT},
     )
-    if stated.searched not in (None, plan.searched):
-        raise InputError(f"{where}: searched is not what the strategy and the fixed choices give")
     _check_lists(plan, stated, where)
     return plan
 

@@ -1,30 +1,39 @@
-"""From a cluster and a workload to a plan: solve, simulate the best few, choose, and say why.
+"""From a cluster and a workload to a plan: solve, choose among ties, simulate, and say why.
 
-    solve (prune, integer program, price)  ->  best few layouts  ->  simulate each  ->  the plan
+    solve (prune, integer program, price)  ->  ties  ->  least regret  ->  simulate it  ->  the plan
 
-The closed form ranks; the simulator decides between the best few when time is what counts. Where it reverses the
-order, the plan says `chosen_by: simulator` and keeps both numbers.
+    chosen_by  model      the best price: no other layout is tied with it, or the model is trusted
+               regret     of the tied layouts the one that loses least (`choosing.py`)
+               simulator  another one, because in the simulator these take longer than priced
+
+One simulation is enough where no other layout is priced below it by more than `ALIKE`: a price seldom exceeds its
+simulation. Else such layouts are simulated, too, and the choice is made again with what the simulator adds to each.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+
+from msgspec import Struct
 
 from cost_models.hardware.cluster import Cluster
 from cost_models.profile import Profile
+from cost_models.timing.cluster_costs import ClusterCosts, cluster_costs
 from cost_models.workload import Workload
+from planner.choosing import ALIKE, Ties, only, ties, value, weighed
 from planner.kinds import by_kind
-from planner.plan_file import Alternative, Plan, Simulated
-from planner.search.objective import Objective, value_of
-from planner.search.reasons import reason
+from planner.plan_file import Alternative, ChosenBy, Plan, Regret, Simulated
+from planner.search.objective import Objective, paid_ranks, value_of
+from planner.search.reasons import reason, tied_reason
+from planner.search.space import Space
+from planner.searched import searched
 from planner.simulator.simulation import Simulation, simulate
-from planner.solve import Choice, roomier, solve, weights_may_be_sharded
+from planner.solve import Choice, Solution, solve
 
 SIMULATED = 3
-"""How many of the best priced layouts are simulated."""
-CLOSE = 1.25
-"""A layout priced above this multiple of the best is not simulated; closed form and events seldom differ so much."""
+"""At most so many layouts are simulated."""
+Play = Callable[[Choice], Simulation]
 
 
 def plan(
@@ -33,70 +42,138 @@ def plan(
     *,
     fixed: Mapping[str, object] | None = None,
     objective: Objective = "time",
+    trust_model: bool = False,
     profile: Profile | None = None,
     time_limit_s: float | None = None,
     on_step: Callable[[str], None] = lambda what: None,
 ) -> Plan:
-    """The best plan found, with a proven bound; NothingFits (an InputError) says what would fit instead.
+    """The plan, with a proven bound; NothingFits (an InputError) says what would fit instead.
 
-    At the time limit the search stops and the best layout so far is simulated alone; `reproducible` is then false.
+    `trust_model`: the best price, whatever is tied with it. At the time limit the search stops and the best layout so
+    far is simulated alone; `reproducible` is then false.
     """
     began_s = time.monotonic()
     cluster, merged = by_kind(cluster)
     on_step(f"searching layouts{'; ' + merged if merged else ''}")
+    doubted = objective != "memory" and not trust_model
     solution = solve(
-        cluster, workload, fixed=fixed or {}, objective=objective, profile=profile, time_limit_s=time_limit_s
+        cluster, workload, fixed=fixed, objective=objective, profile=profile, near=doubted, time_limit_s=time_limit_s
     )
-    best = solution.best
-    if weights_may_be_sharded(fixed or {}, objective):
-        best = tuple(roomier(cluster, workload, choice, profile) for choice in best)
-    most = best[0].cost.step_s * CLOSE
     late = time_limit_s is not None and time.monotonic() - began_s > time_limit_s
-    near = [i for i, choice in enumerate(best[:SIMULATED]) if i == 0 or choice.cost.step_s < most]
-    simulated: dict[int, Simulation] = {}
-    for i in near[:1] if late or objective == "memory" else near:
-        on_step(f"simulating {best[i].strategy.describe()}")
-        simulated[i] = simulate(cluster, workload, best[i].strategy, best[i].placement, profile=profile)
-    paid = [choice.strategy.ranks if objective == "gpu-hours" else 1 for choice in best]
-    values = {i: simulation.step_s * paid[i] for i, simulation in simulated.items()}
-    winner = min(values, key=lambda i: (values[i], i))
-    chosen = best[winner]
-    alternatives = []
-    for i, choice in enumerate(best):
-        if choice is not chosen:
-            pair = (values[i], values[winner]) if i in values else None
-            why = reason(choice.cost, chosen.cost, objective, pair)
-            alternatives.append(_alternative(choice, simulated.get(i), why))
-    alternatives += [_alternative(lost, None, reason(lost.cost, chosen.cost, objective)) for lost in solution.lost]
+
+    def play(choice: Choice) -> Simulation:
+        on_step(f"simulating {choice.strategy.describe()}")
+        return simulate(cluster, workload, choice.strategy, choice.placement, profile=profile)
+
+    costs = cluster_costs(cluster, profile)
+    chosen = _chosen(workload, costs, solution, objective, play, doubted=doubted, once=late or not doubted)
+    choice = chosen.choice
     return Plan(
         cluster=cluster,
         workload=workload,
-        strategy=chosen.strategy,
-        placement=chosen.placement,
-        cost=chosen.cost,
-        simulated=summary(simulated[winner]),
+        strategy=choice.strategy,
+        placement=choice.placement,
+        cost=choice.cost,
+        simulated=summary(chosen.simulation),
         objective=objective,
-        chosen_by="model" if winner == 0 else "simulator",
-        alternatives=tuple(alternatives),
+        chosen_by=chosen.by,
+        regret=chosen.regret,
+        alternatives=tuple(_alternatives(solution, chosen, objective)),
+        searched=searched(Space(cluster=cluster, workload=workload, pins=dict(fixed or {})), choice.strategy),
         bound=solution.bound,
-        gap=max(0.0, 1 - solution.bound / value_of(objective, chosen.cost)),
+        gap=max(0.0, 1 - solution.bound / value_of(objective, choice.cost)),
         reproducible=solution.reproducible and not late,
         profile_digest=profile.digest if profile else None,
+        trust_model=trust_model,
         fixed={name: "none" if value is None else str(value) for name, value in (fixed or {}).items()},
     )
+
+
+class _Chosen(Struct, frozen=True, kw_only=True):
+    """The layout of the plan, what was tied, and what was simulated."""
+
+    choice: Choice
+    by: ChosenBy
+    ties: Ties
+    played: Sequence[tuple[Choice, Simulation]]
+
+    @property
+    def simulation(self) -> Simulation:
+        return next(played for choice, played in self.played if choice is self.choice)
+
+    @property
+    def regret(self) -> Regret | None:
+        """`None`: nothing was tied, or the simulator chose a layout that was not."""
+        place = [one is self.choice for one in self.ties.tied]
+        if len(place) == 1 or not any(place):
+            return None
+        most, scenario = self.ties.worst(place.index(True))
+        return Regret(most=most, scenario=scenario, tied=len(place))
+
+
+def _chosen(
+    workload: Workload,
+    costs: ClusterCosts,
+    solution: Solution,
+    objective: Objective,
+    play: Play,
+    *,
+    doubted: bool,
+    once: bool,
+) -> _Chosen:
+    """`doubted`: ties count; `once`: simulate no second layout."""
+    open_ = ties(workload, costs, solution, objective) if doubted else only(solution.best[0])
+    first = open_.tied[open_.pick()]
+    by: ChosenBy = "regret" if len(open_.tied) > 1 else "model"
+    played = [(first, play(first))]
+    limit = played[0][1].step_s * paid_ranks(objective, first.strategy.ranks) / (1 + ALIKE)
+    pool = {id(one): one for one in (*solution.near, *solution.best)}.values()
+    rivals = [one for one in pool if one is not first and value(one, objective) < limit]
+    if once or not rivals:
+        return _Chosen(choice=first, by=by, ties=open_, played=played)
+    rivals.sort(key=lambda one: value(one, objective))
+    played += [(one, play(one)) for one in rivals[: SIMULATED - 1]]
+    played.sort(key=lambda one: value(one[0], objective))
+    again = weighed(workload, costs, [one for one, _ in played], objective, [found.step_s for _, found in played])
+    last = again.tied[again.pick()]
+    return _Chosen(choice=last, by=by if last is first else "simulator", ties=open_, played=played)
+
+
+def _alternatives(solution: Solution, chosen: _Chosen, objective: Objective) -> list[Alternative]:
+    """The tied layouts, then the best of other degrees, then what people would try by hand."""
+    mine = chosen.choice
+    own = paid_ranks(objective, mine.strategy.ranks) * chosen.simulation.step_s
+    found = []
+
+    def add(one: Choice, regret: float | None) -> None:
+        step_s = next((played.step_s for choice, played in chosen.played if choice is one), None)
+        if regret is not None:
+            why = tied_reason(one.cost, mine.cost, objective, regret)
+        else:
+            paid = paid_ranks(objective, one.strategy.ranks)
+            why = reason(one.cost, mine.cost, objective, None if step_s is None else (step_s * paid, own))
+        found.append(
+            Alternative(
+                strategy=one.strategy,
+                step_s=one.cost.step_s,
+                memory_bytes=one.cost.memory_bytes,
+                simulated_s=step_s,
+                regret=regret,
+                reason=why,
+            )
+        )
+
+    tied = chosen.ties.tied
+    for place, one in enumerate(tied):
+        if one is not mine:
+            add(one, chosen.ties.worst(place)[0])
+    for one in (*solution.best, *solution.lost):
+        if one is not mine and not any(one is other for other in tied):
+            add(one, None)
+    return found
 
 
 def summary(simulation: Simulation) -> Simulated:
     """What a plan keeps of a simulation."""
     links = tuple((link.name, round(link.utilisation, 6)) for link in simulation.busiest_links[:5])
     return Simulated(step_s=simulation.step_s, seconds=dict(simulation.seconds), busiest_links=links)
-
-
-def _alternative(choice: Choice, simulation: Simulation | None, why: str) -> Alternative:
-    return Alternative(
-        strategy=choice.strategy,
-        step_s=choice.cost.step_s,
-        memory_bytes=choice.cost.memory_bytes,
-        simulated_s=simulation.step_s if simulation else None,
-        reason=why,
-    )

@@ -21,10 +21,17 @@ from cost_models.hardware.wiring import Wiring
 from cost_models.number import distinct
 from cost_models.strategy import Strategy, rank_groups
 from cost_models.units import show_bytes, show_rate, show_seconds
+from cost_models.workload import Workload
+from planner.search.objective import show_value, value_of
+from planner.searched import held_words, varied_words
 
 if TYPE_CHECKING:
     from planner.plan_file import Alternative, Plan, Simulated
     from planner.simulator.simulation import Simulation
+
+
+SHOWN = 6
+"""Alternatives on the screen; --explain and plan.json have all."""
 
 
 def show(lines: Iterable[str]) -> None:
@@ -42,8 +49,9 @@ def plan_lines(plan: Plan, explain: bool = False) -> list[str]:
         f"          {placement_line(plan.cluster, plan.strategy, plan.placement)}",
         f"          {layers_line(plan.strategy, plan.workload.model.layers)}",
         *cost_lines(plan.cost, plan.simulated),
+        *dummy_lines(plan.cost, plan.workload),
         "",
-        *_alternatives(plan.alternatives, everything=explain),
+        *_alternatives(plan, everything=explain),
         *_bound(plan),
         *_estimates(plan.cost, brief=not explain),
     ]
@@ -103,7 +111,7 @@ def framework_lines(framework: Framework, strategy: Strategy) -> list[str]:
 
 def cost_lines(cost: StepCost, simulated: Simulated | None, longest: int | None = None) -> list[str]:
     """Time and memory, each with its parts; the longest row that fits, where it was asked for."""
-    played = f", simulated {show_seconds(simulated.step_s)}" if simulated else ""
+    played = f", simulated {show_seconds(simulated.step_s, 4)}" if simulated else ""
     rate = f"{cost.tokens_per_s_per_gpu:,.0f} tokens/s/GPU"
     mfu = f"MFU {cost.mfu:.1%} (6 × weights + causal attention, no recompute, over the dense peak)"
     over = "" if cost.memory_bytes <= cost.capacity_bytes else "  DOES NOT FIT"
@@ -135,6 +143,13 @@ def _host_lines(cost: StepCost) -> list[str]:
     ]
 
 
+def dummy_lines(cost: StepCost, workload: Workload) -> list[str]:
+    """Why a row without frames takes time and memory for vision."""
+    if workload.frames or not cost.seconds.get("vision"):
+        return []
+    return ["          vision: no frames, so each rank runs an empty one; all ranks join a sharded tower's gathers"]
+
+
 def _wrap(items: list[str], width: int = 104, joined: str = " + ") -> list[str]:
     """Items joined by ` + ` or as asked, on indented lines of at most `width` characters."""
     lines, line = [], "          "
@@ -147,35 +162,80 @@ def _wrap(items: list[str], width: int = 104, joined: str = " + ") -> list[str]:
     return [*lines, line.rstrip()]
 
 
-def _alternatives(alternatives: tuple[Alternative, ...], everything: bool) -> list[str]:
-    shown = alternatives if everything else alternatives[:5]
+def _alternatives(plan: Plan, everything: bool) -> list[str]:
+    shown = plan.alternatives if everything else _few(plan)
     if not shown:
         return ["No other layout was in reach."]
     rows = [("Runners-up", "priced", "simulated", "memory", "why it lost")]
     for other in shown:
-        simulated = show_seconds(other.simulated_s) if other.simulated_s is not None else "-"
+        simulated = show_seconds(other.simulated_s, 4) if other.simulated_s is not None else "-"
         name = other.strategy.describe()
-        rows.append((name, show_seconds(other.step_s), simulated, show_bytes(other.memory_bytes), other.reason))
+        rows.append((name, show_seconds(other.step_s, 4), simulated, show_bytes(other.memory_bytes), other.reason))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[4]]) for row in rows]
     return [_title(lines[0]), *lines[1:]]
 
 
-def _bound(plan: Plan) -> list[str]:
-    """How far from the optimum the plan can be, and of which space."""
-    from planner.search.objective import show_value
-    from planner.searched import held_words
+def _few(plan: Plan) -> list[Alternative]:
+    """The best price if it is not the plan's, then one of each other degrees."""
+    best = modelled(plan)
+    kinds = {(plan.strategy.data, plan.strategy.ulysses)}
+    shown = [] if best is None else [best]
+    for other in plan.alternatives:
+        kind = (other.strategy.data, other.strategy.ulysses)
+        if kind not in kinds:
+            kinds.add(kind)
+            shown += [] if other is best else [other]
+    return shown[:SHOWN]
 
-    proven = (
-        f"no layout of the space searched is priced below {show_value(plan.objective, plan.bound)} (gap {plan.gap:.2%})"
-    )
+
+def modelled(plan: Plan) -> Alternative | None:
+    """The tied layout that is better if all is as modelled; `None` if the plan's is the best."""
+    tied = [other for other in plan.alternatives if other.regret is not None]
+    best = min(tied, key=lambda other: _value(plan, other), default=None)
+    return None if best is None or _value(plan, best) >= value_of(plan.objective, plan.cost) else best
+
+
+def _value(plan: Plan, other: Alternative) -> float:
+    return other.step_s * (other.strategy.ranks / 3600 if plan.objective == "gpu-hours" else 1)
+
+
+def choice_words(plan: Plan) -> list[str]:
+    """Why this layout, as clauses of one sentence."""
+    regret, best = plan.regret, modelled(plan)
+    by = "regret" if plan.chosen_by == "regret" else f"the {plan.chosen_by}"
+    if regret is None:
+        return [f"Chosen by {by}"]
+    said = [(f"Chosen by {by}: of {regret.tied} tied layouts this one loses at most {regret.most:.1%}, "
+            f"with {regret.scenario}")]  # fmt: skip
+    if best is not None:
+        share = value_of(plan.objective, plan.cost) / _value(plan, best) - 1
+        more = "fewer GPU-hours" if plan.objective == "gpu-hours" else "faster"
+        said.append(f"{best.strategy.describe()} is {share:.1%} {more} if all is as modelled")
+    return said
+
+
+def _sentence(clauses: list[str]) -> list[str]:
+    """On one line, or a clause a line."""
+    line = f"{'; '.join(clauses)}."
+    return [line] if len(line) <= 120 else [*(f"{clause};" for clause in clauses[:-1]), f"{clauses[-1]}."]
+
+
+def bound_words(plan: Plan) -> str:
+    """How far from the optimum the plan can be, and of which space."""
+    least = show_value(plan.objective, plan.bound, digits=4)
     stopped = "" if plan.reproducible else "; stopped at the time limit: not reproducible"
-    space = plan.searched
-    varied = f"{', '.join(space.varied)}; every placement" if space.varied else "every placement"
-    held = _wrap([*held_words(space, plan.fixed or {})], joined=", ")
+    return f"No layout of this space is priced below {least} on any placement (gap {plan.gap:.2%}){stopped}:"
+
+
+def _bound(plan: Plan) -> list[str]:
+    varied = _wrap(varied_words(plan.searched), joined="; ")
+    held = _wrap(held_words(plan.searched, plan.fixed or {}), joined=", ")
     return [
-        f"Chosen by the {plan.chosen_by}; {proven}{stopped}.",
-        _title("Searched  ") + varied,
+        *_sentence(choice_words(plan)),
+        bound_words(plan),
+        _title("Searched  ") + varied[0].lstrip(),
+        *varied[1:],
         _title("Held      ") + held[0].lstrip(),
         *held[1:],
     ]

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from msgspec import Struct, structs
+from msgspec import Struct
 
 from cost_models.cost import StepCost
 from cost_models.hardware.cluster import Cluster
@@ -25,7 +24,7 @@ from cost_models.profile import Profile
 from cost_models.strategy import Strategy
 from cost_models.timing.cluster_costs import cluster_costs
 from cost_models.workload import Workload
-from planner.search.best_first import Search, SearchResult
+from planner.search.best_first import MOST_NEAR, NEAR, Search, SearchResult
 from planner.search.integer_program import Answer, choose
 from planner.search.objective import Objective, value_of, weight
 from planner.search.policy_prices import EQUAL
@@ -38,9 +37,6 @@ MOST_COLUMNS = 24
 """Columns of the integer program; the bounds of further ones count into the reported bound."""
 AGREES = 1e-9
 """Relative difference that summation order may make between the program's value and the price."""
-TIE = 1e-2
-"""Relative time that no price here is sharp enough to tell apart (published steps are met within 5% in the median, and
-the share that hidden gathers take of a computation is one number for all); within it, less memory wins."""
 PROGRAM_S = 20.0
 """The integer program gets so long where the caller sets no limit; it needs some hundredths."""
 
@@ -55,6 +51,7 @@ class Choice(Struct, frozen=True, kw_only=True):
 
 class Solution(Struct, frozen=True, kw_only=True):
     best: tuple[Choice, ...]  # different degrees, best first, each with its optimal recompute mix and placement
+    near: tuple[Choice, ...]  # the best and what is priced within NEAR of it, also with its degrees, best first
     lost: tuple[Choice, ...]  # what people would try by hand, also where it does not fit
     bound: float
     gap: float
@@ -71,9 +68,12 @@ def solve(
     objective: Objective = "time",
     profile: Profile | None = None,
     keep: int = 5,
+    near: bool = False,
     time_limit_s: float | None = None,
 ) -> Solution:
     """The best layouts; NothingFits (an InputError with remedies) if none has the memory.
+
+    `near`: also those whose price is so close to the best that errors of the model may turn the order.
 
     At the time limit the best layouts so far are returned, with a bound that is valid for what was left undone, too.
 
@@ -87,17 +87,21 @@ def solve(
     check_plannable(workload.model)
     space = Space(cluster=cluster, workload=workload, pins=dict(fixed or {}))
     costs = cluster_costs(cluster, profile)
-    result = Search(space, objective, costs, deadline).run(runners=keep + 1)
+    result = Search(space, objective, costs, deadline).run(runners=keep + 1, near=near)
     if not np.isfinite(result.incumbent):
         raise NothingFits(space, costs.samples)
     program = _Program(result, objective, deadline)
     column, answer, bound = program.answer()
     picked = [(column, answer.layers), *program.runners_up(column, keep - 1)]
-    best = []
-    for index, layers in picked:
+
+    def priced(index: int, layers: tuple[int, ...]) -> Choice:
         strategy, placement = result.columns.strategy(index, layers), result.columns.placements[index]
-        cost = price(cluster, workload, strategy, placement, profile)
-        best.append(Choice(strategy=strategy, placement=placement, cost=cost))
+        return Choice(
+            strategy=strategy, placement=placement, cost=price(cluster, workload, strategy, placement, profile)
+        )
+
+    known = {one: priced(*one) for one in picked}
+    best = list(known.values())
     value = value_of(objective, best[0].cost)
     _agree(value, answer.value, best[0])
     lost = []
@@ -107,6 +111,7 @@ def solve(
         lost.append(Choice(strategy=strategy, placement=placement, cost=cost))
     return Solution(
         best=tuple(best),
+        near=(best[0], *(known.get(one) or priced(*one) for one in program.near(column) if near)),
         lost=tuple(lost),
         bound=min(bound, value),
         gap=max(0.0, 1 - bound / value),
@@ -114,21 +119,6 @@ def solve(
         considered=result.considered,
         pruned=result.pruned,
     )
-
-
-def weights_may_be_sharded(fixed: Mapping[str, object], objective: Objective) -> bool:
-    """Whether `roomier` may choose the ZeRO stage of an answer."""
-    return objective != "memory" and "zero" not in fixed
-
-
-def roomier(cluster: Cluster, workload: Workload, choice: Choice, profile: Profile | None) -> Choice:
-    """The same layout with ZeRO-3, where undivided weights save less than TIE of the time: memory is worth more."""
-    if choice.strategy.zero != 2:
-        return choice
-    strategy = replace(choice.strategy, zero=3)
-    cost = price(cluster, workload, strategy, choice.placement, profile)
-    tie = cost.step_s <= choice.cost.step_s * (1 + TIE) and cost.memory_bytes < choice.cost.memory_bytes
-    return structs.replace(choice, strategy=strategy, cost=cost) if tie else choice
 
 
 class _Program:
@@ -175,6 +165,20 @@ class _Program:
                 answer = self._choose([column]) or answer
             picked.append((answer.value, column, answer.layers))
         return [(column, layers) for _, column, layers in sorted(picked)]
+
+    def near(self, best: int) -> list[tuple[int, tuple[int, ...]]]:
+        """Further strategies near the best: of each its best column with its layers, the best prices first."""
+        result, seen = self.result, {self.columns.strategies[best]}
+        columns = sorted(
+            np.flatnonzero(result.value < result.value[best] * NEAR).tolist(),
+            key=lambda i: (_digits(result.value[i]), self.columns.tie_key(i)),
+        )
+        found = []
+        for column in columns:
+            if self.columns.strategies[column] not in seen:
+                seen.add(self.columns.strategies[column])
+                found.append((column, tuple(int(count) for count in result.layers[column])))
+        return found[: MOST_NEAR - 1]
 
     def _candidates(self) -> tuple[list[int], list[int]]:
         """(columns of the program, further ones that could win, too), the most promising first."""

@@ -20,6 +20,7 @@ from planner.files import write_whole
 from planner.page import pictures
 from planner.page.page import Page, Section, Table
 from planner.plan_file import Plan
+from planner.searched import held_words, varied_words
 from planner.simulator.simulation import Simulation, simulate
 from planner.what_if.cliffs import Cliff
 from planner.what_if.scenario import Outcome, Sweep
@@ -210,19 +211,19 @@ def thinned(curve: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float
 
 def _choices(plan: Plan) -> Section:
     mine = {"layout": plan.strategy.describe(), "step": plan.cost.step_s, "gib": plan.cost.memory_bytes / 2**30,
-            "role": "chosen", "why": f"chosen by the {plan.chosen_by}"}  # fmt: skip
+            "role": "chosen", "why": report.choice_words(plan)[0]}  # fmt: skip
     lost = [
         {
             "layout": o.strategy.describe(),
             "step": o.step_s,
             "gib": o.memory_bytes / 2**30,
-            "role": "lost",
+            "role": "lost" if o.regret is None else "tied",
             "why": o.reason,
         }
         for o in plan.alternatives
     ]
     rows = [(plan.strategy.describe(), show_seconds(plan.cost.step_s), show_seconds(plan.simulated.step_s),
-             show_bytes(plan.cost.memory_bytes), f"chosen by the {plan.chosen_by}")]  # fmt: skip
+             show_bytes(plan.cost.memory_bytes), report.choice_words(plan)[0])]  # fmt: skip
     rows += [
         (o.strategy.describe(), show_seconds(o.step_s), show_seconds(o.simulated_s) if o.simulated_s else "-",
          show_bytes(o.memory_bytes), o.reason)
@@ -230,6 +231,8 @@ def _choices(plan: Plan) -> Section:
     ]  # fmt: skip
     return Section(
         heading="What else was possible",
+        words=f"{'; '.join(report.choice_words(plan))}. {report.bound_words(plan)} "
+        f"{'; '.join([*varied_words(plan.searched), *held_words(plan.searched, plan.fixed or {})])}.",
         pictures={"choices": pictures.choices([mine, *lost])},
         table=Table(head=("layout", "priced", "simulated", "memory", "why"), rows=rows),
     )

@@ -30,6 +30,9 @@ MOST_ROWS = 12_000
 MOST_PLACED_RANKS = 250_000
 """Ranks of all placements that are read: what remains stays in the bound."""
 FIRST_BATCH = 6
+NEAR = 1.05
+"""Layouts bounded below this multiple of the best price are worth pricing where near ones are asked for."""
+MOST_NEAR = 12
 _Entry = tuple[float, int, int]  # bound, row of the branches, sharding
 
 
@@ -63,10 +66,11 @@ class Search:
         self.placed_ranks = 0
         self.stopped = False
 
-    def run(self, runners: int) -> SearchResult:
-        """Search; also prices the most promising layout of `runners` other families, for comparison."""
+    def run(self, runners: int, near: bool = False) -> SearchResult:
+        """Search; also prices the most promising layout of `runners` other families, and what is near the best."""
         branches = self.tree.start()
-        self._price([*self._promising(branches), *self._runners(branches, runners)])
+        wanted = self._near(branches) if near else []
+        self._price([*self._promising(branches), *self._runners(branches, runners), *wanted])
         while not self._out_of_time():
             split = ~branches.single & (branches.best < self._limit())
             if not split.any() or len(branches.family) > MOST_ROWS:
@@ -77,7 +81,7 @@ class Search:
         branches = self._refined(branches)
         self._price_all(branches)
         if not self._out_of_time():
-            self._price(self._runners(branches, runners))
+            self._price([*self._runners(branches, runners), *(self._near(branches) if near else ())])
         return self._result(branches)
 
     def _limit(self) -> float:
@@ -133,6 +137,11 @@ class Search:
             if len(first) == count:
                 break
         return self._strategies(branches, list(first.values()))
+
+    def _near(self, branches: Branches) -> list[Strategy]:
+        """What the price may not tell from the best: other degrees, and other shardings of the same."""
+        entries = self._entries(branches)[:MOST_NEAR]
+        return self._strategies(branches, [entry for entry in entries if entry[0] < entries[0][0] * NEAR])
 
     def _price(self, strategies: list[Strategy]) -> None:
         new = [strategy for strategy in dict.fromkeys(strategies) if strategy not in self.done]

@@ -86,20 +86,20 @@ class Pricer:
     def __init__(self, space: Space, costs: ClusterCosts) -> None:
         self.space, self.costs = space, costs
         self.placer = Placer(costs)
+        self.placed: dict[Strategy, _Placed] = {}
 
     def price(self, strategies: Sequence[Strategy]) -> PricedLayouts:
         """Every strategy on every placement that is worth it."""
         columns = [_no_columns(self.space)]
         complete: set[Strategy] = set()
-        placed: dict[Strategy, _Placed] = {}
         by_runs: dict[tuple[int, ...], list[_SamePaths]] = defaultdict(list)
         for strategy in strategies:
             unsharded = replace(strategy, shard=1, zero=0)  # placements do not depend on how parameters are sharded
-            if unsharded not in placed:
-                placed[unsharded] = _Placed(self.costs, self.placer.placements(strategy), unsharded)
-            if placed[unsharded].placements.complete:
+            if unsharded not in self.placed:
+                self.placed[unsharded] = _Placed(self.costs, self.placer.placements(strategy), unsharded)
+            if self.placed[unsharded].placements.complete:
                 complete.add(strategy)
-            for runs, those in placed[unsharded].distinct(strategy):
+            for runs, those in self.placed[unsharded].distinct(strategy):
                 by_runs[runs].append(those)
         columns += [self._priced(runs, several) for runs, several in sorted(by_runs.items(), key=lambda item: item[0])]
         return structs.replace(PricedLayouts.joined(columns), complete=frozenset(complete))

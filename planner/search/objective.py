@@ -29,7 +29,12 @@ def weight(objective: Objective, ranks: NDArray[np.int64]) -> NDArray[np.float64
     return ranks / 3600.0 if objective == "gpu-hours" else np.ones(ranks.shape)
 
 
-def show_value(objective: Objective, value: float) -> str:
+def paid_ranks(objective: Objective, ranks: int) -> int:
+    """What a second of a step counts: once, or for every GPU in use."""
+    return ranks if objective == "gpu-hours" else 1
+
+
+def show_value(objective: Objective, value: float, digits: int = 3) -> str:
     """A value with its unit.
 
     >>> show_value("gpu-hours", 1.25), show_value("time", 26.04)
@@ -37,4 +42,4 @@ def show_value(objective: Objective, value: float) -> str:
     """
     if objective == "memory":
         return show_bytes(value)
-    return f"{value:.4g} GPU-hours" if objective == "gpu-hours" else show_seconds(value)
+    return f"{value:.4g} GPU-hours" if objective == "gpu-hours" else show_seconds(value, digits)

@@ -43,6 +43,16 @@ def reason(cost: StepCost, best: StepCost, objective: Objective, simulated: tupl
     return "as good; lost the tie on degrees"
 
 
+def tied_reason(cost: StepCost, chosen: StepCost, objective: Objective, regret: float) -> str:
+    """What a layout that is tied with the chosen one has against it, and for it."""
+    value, own = value_of(objective, cost), value_of(objective, chosen)
+    words = f"tied: {abs(value / own - 1):.1%} {'faster' if value < own else 'slower'}, loses at most {regret:.1%}"
+    if objective == "gpu-hours":
+        words = words.replace("faster", "fewer GPU-hours").replace("slower", "more GPU-hours")
+    more = cost.memory_bytes - chosen.memory_bytes
+    return f"{words}, {show_bytes(more)} more memory" if more >= 2**28 else words
+
+
 def notable(space: Space, best: Strategy, shown: Sequence[Strategy]) -> Iterator[Strategy]:
     """Layouts that a reader would ask about and that are not among those shown; only such as respect the pins."""
     known = {(one.data, one.ring, one.ulysses, one.shard) for one in shown}

@@ -22,9 +22,11 @@ from cost_models.errors import InputError
 from cost_models.hardware.placement import Placement
 from cost_models.pricing import price
 from cost_models.strategy import LayerRange, Strategy
+from cost_models.timing.cluster_costs import cluster_costs
 from planner import options
+from planner.choosing import ties
 from planner.search.objective import value_of
-from planner.solve import NothingFits, Solution, roomier, solve, weights_may_be_sharded
+from planner.solve import NothingFits, Solution, solve
 from planner.what_if.axes import Axis, Value
 
 MOST_SCENARIOS = 100_000
@@ -157,13 +159,16 @@ def outcome(sweep: Sweep, values: Sequence[Value | None], old: Solution | None) 
 
 
 def planned(sweep: Sweep, asked: options.Question) -> Solution:
-    """The best layout by price, as `plan` chooses it, without the runners-up that a single plan shows."""
+    """The layout that `plan` chooses before it simulates, without the runners-up that a single plan shows."""
+    doubted = sweep.objective != "memory"
     found = solve(
-        asked.cluster, asked.workload, fixed=sweep.fixed, objective=sweep.objective, profile=asked.profile, keep=1
-    )
-    if not weights_may_be_sharded(sweep.fixed, sweep.objective):
+        asked.cluster, asked.workload, fixed=sweep.fixed, objective=sweep.objective, profile=asked.profile, keep=1,
+        near=doubted,
+    )  # fmt: skip
+    if not doubted:
         return found
-    best = roomier(asked.cluster, asked.workload, found.best[0], asked.profile)
+    open_ = ties(asked.workload, cluster_costs(asked.cluster, asked.profile), found, sweep.objective)
+    best = open_.tied[open_.pick()]
     gap = max(0.0, 1 - found.bound / value_of(sweep.objective, best.cost))
     return structs.replace(found, best=(best,), gap=gap)
 

@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from cost_models.strategy import Strategy
 from cost_models.units import show_bytes, show_seconds
-from planner.searched import searched
+from planner.searched import varied_names
 from planner.what_if.cliffs import Cliff
 from planner.what_if.scenario import Outcome, Sweep
 
@@ -74,7 +73,7 @@ def lines(sweep: Sweep, table: list[dict[str, Any]], found: Sequence[Cliff]) -> 
 
 def _varied(sweep: Sweep) -> tuple[str, ...]:
     """The choices that each plan is the best of; everything else is held as in `plan`."""
-    return searched(Strategy(), sweep.fixed, sweep.given["mode"]).varied
+    return varied_names(sweep.fixed, sweep.given["mode"])
 
 
 def _more(regret: float) -> str:

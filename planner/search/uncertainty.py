@@ -1,0 +1,191 @@
+"""What a step takes where the world is not as modelled: a few layouts in a few scenarios, priced together.
+
+    network   transfers between nodes reach 30% less or more than modelled
+    inside    transfers inside nodes, slower or faster by the band of their link
+    kernels   attention, products, or what memory limits, each slower or faster by its band
+    node      one node computes a tenth slower; a layout that leaves a node free leaves that one
+
+A scenario multiplies the seconds of one cause, and the step is folded again as `pricing.price` folds it: what stays
+behind computation stays hidden. Seconds, shape (layouts, scenarios). Left out: two causes at once; memory, which none
+changes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from cost_models.hardware.placement import Placement
+from cost_models.models.model import LayerKind
+from cost_models.number import Number, distinct
+from cost_models.program import Op
+from cost_models.strategy import VARIED, Recompute, Strategy, stacked
+from cost_models.timing.cluster_costs import ClusterCosts
+from cost_models.timing.collectives import Collectives
+from cost_models.timing.kernels import Kernels
+from cost_models.timing.paths import Path, Paths
+from cost_models.workload import Workload
+from planner.search.policy_prices import policy_prices
+
+NETWORK = 0.3
+"""Share by which the network may reach less or more: other jobs, routing, what NCCL makes of the fabric. Estimate."""
+STRAGGLER = 0.1
+"""Share of its speed that a slow node lacks; from there on a job counts as straggling in arXiv 2505.05713."""
+BANDS = {False: 0.05, True: 0.15}
+"""Half-width of the band of a kernel or link by whether it is an estimate."""
+_BUSES = ("bus_all_to_all_s_per_byte", "bus_send_s_per_byte", "bus_gather_s_per_byte")
+_NETWORK = ("all_to_all_s_per_byte", "send_s_per_byte", "gather_s_per_byte", "all_reduce_s_per_byte")
+_OPS = {
+    "attention": ("attention_forward", "attention_backward"),
+    "products": ("gemm",),
+    "norms and merges": ("memory_bound",),
+}
+Floats = NDArray[np.float64]
+
+
+class Scenario(Struct, frozen=True, kw_only=True):
+    """Factors on the seconds of each cause; 1 is as modelled."""
+
+    words: str
+    network: float = 1.0
+    inside: float = 1.0
+    kernels: tuple[float, ...] = (1.0,) * len(_OPS)  # in the order of `_OPS`
+    node: float = 1.0
+
+
+AS_MODELLED = Scenario(words="all as modelled")
+
+
+def scenarios(kernels: Kernels, inside: Collectives) -> tuple[Scenario, ...]:
+    """As modelled first, then one cause at a time."""
+    found = [AS_MODELLED]
+    for word, rate in (("slower", 1 - NETWORK), ("faster", 1 + NETWORK)):
+        found.append(Scenario(words=f"network {NETWORK:.0%} {word}", network=1 / rate))
+    link = BANDS[inside.is_estimate("all_to_all")]
+    for word, factor in (("slower", 1 + link), ("faster", 1 / (1 + link))):
+        found.append(Scenario(words=f"links inside nodes {link:.0%} {word}", inside=factor))
+    for place, (name, ops) in enumerate(_OPS.items()):
+        band = BANDS[any(kernels.is_estimate(op) for op in ops)]
+        for word, factor in (("slower", 1 + band), ("faster", 1 / (1 + band))):
+            each = tuple(factor if i == place else 1.0 for i in range(len(_OPS)))
+            found.append(Scenario(words=f"{name} {band:.0%} {word}", kernels=each))
+    found.append(Scenario(words="one slow node", node=1 / (1 - STRAGGLER)))
+    return tuple(found)
+
+
+def seconds_in(
+    workload: Workload, costs: ClusterCosts, layouts: Sequence[tuple[Strategy, Placement]], several: Sequence[Scenario]
+) -> Floats:
+    """Step seconds of each layout in each scenario, shape (layouts, scenarios)."""
+    found = np.empty((len(layouts), len(several)))
+    runs = [costs.runs(strategy.ranks, placement) for strategy, placement in layouts]
+    for used in dict.fromkeys(runs):
+        mine = [index for index, other in enumerate(runs) if other == used]
+        found[mine] = _of_runs(workload, costs, used, [layouts[index] for index in mine], several)
+    return found
+
+
+def _of_runs(
+    workload: Workload,
+    costs: ClusterCosts,
+    runs: tuple[int, ...],
+    layouts: Sequence[tuple[Strategy, Placement]],
+    several: Sequence[Scenario],
+) -> Floats:
+    """Of layouts that use nodes of the same runs."""
+    policies, counts = _layers_by_choice([strategy for strategy, _ in layouts], workload.model.layer_kinds)
+    spare = np.array([_leaves_a_node(costs, placement) for _, placement in layouts])
+    node = np.where(spare[:, None], 1.0, [one.node for one in several])
+    factors = {
+        op: node * np.array([one.kernels[place] for one in several])
+        for place, ops in enumerate(_OPS.values())
+        for op in ops
+    }
+    network, inside = (np.array([getattr(one, cause) for one in several]) for cause in ("network", "inside"))
+    each = [costs.paths(strategy, placement).axes for strategy, placement in layouts]
+    axes = {axis: _scaled([paths[axis] for paths in each], network, inside) for axis in each[0]}
+    paths = costs.assembled(runs, axes)
+    priced = policy_prices(
+        workload,
+        _as_column(stacked([strategy for strategy, _ in layouts])),
+        _Slowed(costs.kernels(runs), factors),
+        _SlowedPaths(**{one.name: getattr(paths, one.name) for one in fields(paths) if one.init}, slowed=inside),
+        policies,
+        costs.devices(runs)[0],
+    )
+    return priced.seconds_of(counts[:, None, :])
+
+
+def _layers_by_choice(
+    strategies: Sequence[Strategy], kinds: Sequence[LayerKind]
+) -> tuple[tuple[Recompute, ...], NDArray[np.int64]]:
+    """(policies in use, layers of each kind and policy by strategy, in the order of `PolicyPrices.choices`)."""
+    each = [
+        [part.recompute for part in strategy.layer_ranges(len(kinds)) for _ in range(part.count)]
+        for strategy in strategies
+    ]
+    policies = tuple(dict.fromkeys(policy for several in each for policy in several))
+    places = {choice: place for place, choice in enumerate(itertools.product(dict.fromkeys(kinds), policies))}
+    counts = np.zeros((len(strategies), len(places)), dtype=np.int64)
+    for row, several in enumerate(each):
+        for choice in zip(kinds, several, strict=True):
+            counts[row, places[choice]] += 1
+    return policies, counts
+
+
+def _leaves_a_node(costs: ClusterCosts, placement: Placement) -> bool:
+    """Whether a node with as many GPUs as any in use is free: it can stand in for a slow one."""
+    gpus, used = costs.cluster.gpus_of_slot, distinct(placement.slot_of_rank)
+    free = np.ones(len(gpus), dtype=bool)
+    free[used] = False
+    return bool(gpus[free].max(initial=0) >= gpus[used].max())
+
+
+def _as_column(strategies: Strategy) -> Strategy:
+    """Degrees of shape (layouts, 1), for a second axis of scenarios."""
+    return strategies.varied(**{name: getattr(strategies, name)[:, None] for name in VARIED})
+
+
+def _scaled(paths: Sequence[Path], network: Floats, inside: Floats) -> Path:
+    """The paths of one axis as arrays of layouts and scenarios."""
+    columns = {name: np.array([getattr(path, name) for path in paths])[:, None] for name in Path.__struct_fields__}
+    columns |= {name: columns[name] * network for name in _NETWORK} | {name: columns[name] * inside for name in _BUSES}
+    return Path(**columns)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SlowedPaths(Paths):
+    """Paths whose seconds inside a domain are multiplied."""
+
+    slowed: Floats
+
+    def inside_s(self, op: Op, path: Path, size: Number) -> Number:
+        return super().inside_s(op, path, size) * self.slowed
+
+
+class _Slowed(Kernels):
+    """Kernels whose seconds are multiplied by operation: factors of shape (layouts, scenarios)."""
+
+    def __init__(self, kernels: Kernels, factors: dict[str, Floats]) -> None:
+        self.kernels, self.factors, self.device = kernels, factors, kernels.device
+
+    def gemm_s(self, *args: Any, **kwargs: Any) -> Number:
+        return self.kernels.gemm_s(*args, **kwargs) * self.factors["gemm"]
+
+    def grouped_s(self, *args: Any, **kwargs: Any) -> Number:
+        return self.kernels.grouped_s(*args, **kwargs) * self.factors["gemm"]
+
+    def attention_s(self, *args: Any, **kwargs: Any) -> Number:
+        return self.kernels.attention_s(*args, **kwargs) * self.factors["attention_forward"]
+
+    def memory_bound_s(self, *args: Any, **kwargs: Any) -> Number:
+        return self.kernels.memory_bound_s(*args, **kwargs) * self.factors["memory_bound"]
+
+    def framework_s(self, unit: str) -> float:
+        return self.kernels.framework_s(unit)
