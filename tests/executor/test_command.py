@@ -67,12 +67,12 @@ def test_mistakes(plan, tmp_path, arguments, message):
 
 def test_a_plan_of_another_version(plan):
     code, output = _run("launch", edit_plan(plan, version=99))
-    assert code == 2 and "plan version 99 is not 1" in output
+    assert code == 2 and "plan version 99 is not 2" in output
 
 
 @pytest.mark.parametrize(("number", "message"), [("NaN", "NaN is no number"), ("9" * 5000, "Exceeds the limit")])
 def test_numbers_that_are_none_are_not_read(plan, number, message):
-    plan.write_text(plan.read_text().replace('"version": 1', f'"version": {number}', 1))
+    plan.write_text(plan.read_text().replace('"version": 2', f'"version": {number}', 1))
     code, output = _run("launch", plan)
     assert code == 2 and message in output and len(output.splitlines()) == 1
 

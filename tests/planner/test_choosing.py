@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cost_models import Cluster, Model, Placement, Workload, price
+from cost_models.cost import Memory
 from cost_models.strategy import LayerRange, Strategy
 from cost_models.timing.cluster_costs import cluster_costs
 from planner.choosing import ALIKE, ROOM, Ties, between_nodes, ties
@@ -70,7 +71,7 @@ def test_the_choice_is_minimax_regret_by_enumeration(seed: int) -> None:
     pool = some.near[:5]
     changed = [
         Choice(strategy=one.strategy, placement=one.placement, cost=replace(
-            one.cost, memory={"parameters": int(rng.integers(1, 60)) * 2**29})) for one in pool]  # fmt: skip
+            one.cost, memory=Memory(parameters=int(rng.integers(1, 60)) * 2**29))) for one in pool]  # fmt: skip
     values = 1 + rng.random((len(pool), 6)) * 0.03
     sent = tuple(rng.integers(0, 3, len(pool)).astype(float).tolist())
     names = tuple(Scenario(words=str(i)) for i in range(6))
