@@ -2,6 +2,7 @@
 
 One run prints, for growing clusters, the simulated step, its difference between folded and unfolded play (0 up to
 rounding), events, classes and seconds of this machine's CPU (best of three folded, one unfolded, pricing included).
+Where nodes are broken, also how many times as long the folded play takes as that of the whole cluster.
 Unfolded play of the largest ones would take hours and is left out, as `--unfolded-up-to` says. The program is
 LongVILA-8B's own step.
 """
@@ -35,7 +36,10 @@ CASES: tuple[tuple[str, int, Strategy, int], ...] = (
     ("1% of nodes broken", 2048, Strategy(data=64, ring=32, ulysses=8, shard=256), 2**21),
     ("whole, one ring", 2048, Strategy(ring=2048, ulysses=8, shard=16384), 2**24),
     ("whole", 16384, Strategy(data=512, ring=32, ulysses=8, shard=256), 2**21),
+    ("1% of nodes broken", 16384, Strategy(data=512, ring=32, ulysses=8, shard=256), 2**21),
 )
+
+BROKEN = ("1% of nodes broken", "NIC missing in one node")
 
 
 def cluster(kind: str, nodes: int) -> Cluster:
@@ -76,6 +80,7 @@ def main() -> None:
     model = Model.load("longvila-8b")
     columns = ("GPUs", "step s", "difference", "classes", "events", "CPU ms")
     print(line(columns), "layout; cluster")
+    whole: dict[int, float] = {}
     for kind, nodes, layout, tokens in CASES:
         where = cluster(kind, nodes)
         work = Workload(model, context_tokens=tokens, global_batch=layout.data)
@@ -89,7 +94,10 @@ def main() -> None:
             events += f" / {unfolded.events}"
             seconds += f" / {unfolded_s * 1e3:.1f}"
         cells = (str(layout.ranks), f"{folded.step_s:.6f}", difference, str(folded.classes), events, seconds)
-        print(line(cells), f"{layout.describe()}; {kind}", flush=True)
+        times = f", {folded_s / whole[layout.ranks]:.1f}x whole" if kind in BROKEN and layout.ranks in whole else ""
+        if kind == "whole":
+            whole[layout.ranks] = folded_s
+        print(line(cells), f"{layout.describe()}; {kind}{times}", flush=True)
     print("events and CPU ms: folded / unfolded")
 
 

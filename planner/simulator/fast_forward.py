@@ -21,7 +21,8 @@ from collections.abc import Iterator
 import numpy as np
 from msgspec import Struct, field
 
-from planner.simulator.playback import Agenda, Event, Mark, Playback, RankState, Running
+from planner.simulator.playback import Playback
+from planner.simulator.state import Agenda, Event, Mark, RankState, Running
 from planner.simulator.streams import Piece, Rounds, Send
 from planner.simulator.topology import Floats, Ints
 from planner.simulator.transfers import Component
@@ -198,12 +199,12 @@ def capture(playback: Playback, scope: Scope, at: int, k: int) -> State:
 
 
 def _moments(playback: Playback) -> tuple[Floats, ...]:
-    return playback.since, playback.came, playback.began, playback.sharing_since
+    return playback.since, playback.came, playback.began, playback.asked, playback.sharing_since
 
 
 def _name(event: Event) -> tuple[int, ...]:
     if event.running is None:
-        return (0, event.rank)
+        return (0, *event.ranks)
     first = -1 if event.batch is None else int(event.batch.flows[0])
     return (1, event.running.group.number, first)
 

@@ -1,4 +1,4 @@
-"""Which ranks behave alike: the coarsest partition found that is equitable for groups, flows and links.
+"""Which ranks behave alike: `equitable` for groups, flows and links, or `coarse`, to be proved while it is played.
 
     start:  the node, how long it computes, how many hops leave it and reach it, of what kind, and with what delay
     colour(rank) <- mix(colour, as multisets the colours in its NIC, PCIe switch, node, leaf and in each of its groups)
@@ -16,18 +16,22 @@ from typing import Any
 
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
+from cost_models.hardware.wiring import NIC_OUT
 from planner.simulator.flows import Pattern
 from planner.simulator.topology import NEARNESSES, Floats, Ints, Topology
 
 Hashes = NDArray[np.uint64]
+Flags = NDArray[np.bool_]
 
 
 class Partition(Struct, frozen=True, kw_only=True, eq=False):
     class_of_rank: Ints  # (ranks,)
     representative: Ints  # (classes,): lowest rank of each
     size: Ints  # (classes,): ranks in each
+    equitable: bool = True  # else groups of one class may differ in members
 
     @property
     def classes(self) -> int:
@@ -42,7 +46,41 @@ def singletons(ranks: int) -> Partition:
 def equitable(topology: Topology, patterns: Sequence[Pattern], scale: Floats) -> Partition:
     """The classes of ranks; `scale` (per rank) is what else tells ranks apart: how long they compute."""
     bags, rings = _bags(topology, patterns)
+    return _refined(_partition(_start(topology, patterns, scale)), bags, rings)
+
+
+def coarse(topology: Topology, patterns: Sequence[Pattern], scale: Floats) -> Partition:
+    """Classes of ranks told apart by the weakest members of their rings, not by all: the rest may not matter.
+
+    Weakest are those with the least of a network card; whoever computes longest counts too. Equitable for all that is
+    not a ring, so that the links of a class carry the same. `proof.py` finds out whether that is enough.
+    """
+    bags, rings = _bags(topology, patterns)
     partition = _partition(_start(topology, patterns, scale))
+    if partition.classes == 1 or not rings:
+        return _refined(partition, bags, rings)
+    power = topology.rate(NIC_OUT, topology.nic) / np.bincount(topology.nic)[topology.nic]
+    colour = mix(partition.class_of_rank.astype(np.uint64))
+    with np.errstate(over="ignore"):
+        total = mix(colour)
+        for i, ring in enumerate(rings):
+            weakest = np.where(power == ring.lowest(power), colour, np.uint64(0))
+            total = total + mix(ring.sums_of_different(weakest) + _bits(ring.lowest(-scale)) + np.uint64(i))
+    return replace(_refined(_partition(total), bags, []), equitable=False)
+
+
+def split(topology: Topology, patterns: Sequence[Pattern], partition: Partition, apart: Sequence[Flags]) -> Partition:
+    """`partition` with ranks in each of `apart` told from those that are not."""
+    bags, _ = _bags(topology, patterns)
+    colour = mix(partition.class_of_rank.astype(np.uint64))
+    with np.errstate(over="ignore"):
+        for i, those in enumerate(apart):
+            colour = colour + those * mix(np.array([i], dtype=np.uint64))
+    return replace(_refined(_partition(colour), bags, []), equitable=False)
+
+
+def _refined(partition: Partition, bags: list[Bags], rings: list[Bags]) -> Partition:
+    """Split until classes are the same all over bags and rings."""
     while True:
         colour = mix(partition.class_of_rank.astype(np.uint64))
         with np.errstate(over="ignore"):
@@ -70,7 +108,8 @@ def _start(topology: Topology, patterns: Sequence[Pattern], scale: Floats) -> Ha
         parts.append(topology.gpu)
     here = np.arange(topology.ranks)
     for pattern in patterns:
-        parts += [_bits(pattern.delay_s)[pattern.group_of_rank], _bits(pattern.hop_share)[pattern.group_of_rank]]
+        of_group = (pattern.delay_s, pattern.hop_share, pattern.tree_s, pattern.reduced)
+        parts += [_bits(value)[pattern.group_of_rank] for value in of_group]
         for hop in pattern.hops:
             near = topology.nearness(here, hop.to)
             if not topology.leaves_limit:
@@ -191,7 +230,7 @@ class Bags:
             total[mixed] = np.add.reduceat(ordered, np.flatnonzero(np.diff(bag, prepend=-1)))
         return self._spread(total)
 
-    def lowest(self, value: Ints) -> Ints:
+    def lowest(self, value: NDArray[Any]) -> NDArray[Any]:
         """The smallest value in each bag."""
         ordered = value if self.order is None else value[self.order]
         return self._spread(np.minimum.reduceat(ordered, self.start))

@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from cost_models.number import distinct
 from planner.simulator.network import Batch, Network
+from planner.simulator.proof import Kinds
 from planner.simulator.streams import Rounds, Script, Send
 from planner.simulator.topology import Floats, Ints
 
@@ -29,6 +30,7 @@ class Group(Struct, eq=False):
     islands: tuple[int, ...]  # of its members
     between: bool  # whether these are several
     slowest: float  # the largest `scale` of its members
+    kinds: Kinds | None  # of group that it stands for, if these are several
 
 
 class Islands(Struct, frozen=True, kw_only=True, eq=False):
@@ -76,7 +78,8 @@ def find_islands(script: Script, network: Network, scale: Floats) -> Islands:
                 batches=one.batches[g],
                 islands=tuple(np.searchsorted(lowest, islands[first[c] + g]).tolist()),
                 between=len(islands[first[c] + g]) > 1,
-                slowest=float(scale[members].max()),
+                slowest=_slowest(scale[members], one.kinds[g]),
+                kinds=one.kinds[g],
             )
             for g, members in enumerate(one.members)
         )
@@ -92,6 +95,12 @@ def find_islands(script: Script, network: Network, scale: Floats) -> Islands:
         groups=groups,
         between=frozenset(c for c, mine in enumerate(groups) if any(group.between for group in mine)),
     )
+
+
+def _slowest(scale: Floats, kinds: Kinds | None) -> float:
+    slowest = float(scale.max())
+    assert kinds is None or kinds.there[:, scale == slowest].any(axis=1).all(), "classes tell slow rings apart"
+    return slowest
 
 
 NONE: Ints = np.zeros(0, dtype=np.int64)

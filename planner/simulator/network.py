@@ -3,9 +3,10 @@
     count[link class, flow class] = crossings of the link class by all flows of the class / links in the class
 
 With classes from an equitable partition this is a whole number for every link, and max-min rates of the classes are
-the rates of the flows. With single ranks as classes it is the plain network. The hops of a group's ring are one flow;
-its links are collected rank by rank, from the sender's side of each hop and the receiver's.
-Units: bytes, bytes/s, seconds.
+the rates of the flows. With a coarser one a group class may stand for several kinds of group, as long as `proof.py`
+finds no difference; its flow crosses the links of all of them. With single ranks as classes it is the plain network.
+The hops of a group's ring are one flow; its links are collected rank by rank, from the sender's side of each hop and
+the receiver's. Units: bytes, bytes/s, seconds.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from numpy.typing import NDArray
 
 from cost_models.number import distinct
 from planner.simulator.flows import Pattern
-from planner.simulator.folding import Bags, Partition
+from planner.simulator.folding import Bags, Flags, Hashes, Partition, mix
 from planner.simulator.link_classes import LinkClasses
 from planner.simulator.maxmin import Sharing
+from planner.simulator.proof import Kinds, Variants
 from planner.simulator.topology import NEARNESSES, Floats, Ints, Routes, Topology
 
 
@@ -39,6 +41,7 @@ class Collective(Struct, frozen=True, kw_only=True, eq=False):
     group_of_class: Ints  # (classes,): group class of each rank class
     members: tuple[Ints, ...]  # rank classes of each group class
     batches: tuple[tuple[Batch, ...], ...]  # of each group class
+    kinds: tuple[Kinds | None, ...]  # of the groups of each group class, where it has several
 
 
 class Network(Struct, frozen=True, kw_only=True, eq=False):
@@ -48,6 +51,7 @@ class Network(Struct, frozen=True, kw_only=True, eq=False):
     copies: Floats  # (flows,): how many equal senders the class stands for
     link_copies: Floats  # (links,)
     link_names: tuple[str, ...]  # of the first link of each class
+    variants: Variants | None  # of group classes that stand for several kinds of group
 
 
 class _Table:
@@ -59,6 +63,9 @@ class _Table:
         self.copies: list[Floats] = []
         self.flows = 0
         self.crossings: list[tuple[Ints, Ints, Floats]] = []  # flow, number of the link class, how often
+        self.parts: list[tuple[Ints, Ints, Ints]] = []  # of rings: flow, rank class, link class
+        self.kinds: list[tuple[int, Ints, int, int]] = []  # of groups: flow, rank classes, pattern, a rank
+        self.colours: list[Hashes] = []  # by pattern: of each rank, the kind of its group
 
     def add(self, copies: NDArray[np.number[Any]]) -> Ints:
         """Numbers of new flow classes."""
@@ -66,13 +73,41 @@ class _Table:
         self.copies.append(copies.astype(np.float64))
         return np.arange(first, self.flows)
 
-    def cross(self, flow: Ints, routes: Routes, times: Floats, *, arriving: bool | None = None) -> None:
-        """`flow[i]` takes route i `times[i]` times: all of it, or only the sender's or the receiver's side."""
+    def cross(
+        self, flow: Ints, routes: Routes, times: Floats, *, arriving: bool | None = None, part: Ints | None = None
+    ) -> None:
+        """`flow[i]` takes route i `times[i]` times: all of it, or only the sender's or the receiver's side.
+
+        `part[i]` is the rank class whose hops these are.
+        """
         for step, kind in enumerate(routes.kind):
             if arriving is None or routes.arriving[step] == arriving:
                 crossed = np.flatnonzero(routes.unit[:, step] >= 0)
                 link = self.links.number(kind, routes.unit[crossed, step])
                 self.crossings.append((flow[crossed], link, times[crossed]))
+                if part is not None and not self.partition.equitable:
+                    self.parts.append((flow[crossed], part[crossed], link))
+
+    def variants(self, used: Ints) -> Variants | None:
+        """`used`: numbers of the link classes, ascending."""
+        if not self.kinds:
+            return None
+        parts = np.stack([np.concatenate(column) for column in zip(*self.parts, strict=True)])
+        flow, owner, link = parts[:, np.isin(parts[0], [number for number, _, _, _ in self.kinds])]
+        classes = self.partition.classes
+        known, part = np.unique(flow * classes + owner, return_inverse=True)
+        kinds = [np.searchsorted(known, number * classes + members) for number, members, _, _ in self.kinds]
+        assert all(np.array_equal(known[k], f * classes + m) for k, (f, m, _, _) in zip(kinds, self.kinds, strict=True))
+        return Variants(
+            first=np.cumsum([0, *(len(kind) for kind in kinds)])[:-1],
+            parts=np.concatenate(kinds),
+            part=part,
+            part_flow=flow,
+            part_link=np.searchsorted(used, link),
+            colours=tuple(self.colours),
+            pattern=np.array([pattern for _, _, pattern, _ in self.kinds]),
+            rank=np.array([rank for _, _, _, rank in self.kinds]),
+        )
 
 
 def network(topology: Topology, partition: Partition, patterns: Sequence[Pattern]) -> Network:
@@ -91,6 +126,7 @@ def network(topology: Topology, partition: Partition, patterns: Sequence[Pattern
         copies=np.concatenate(table.copies),
         link_copies=link_copies,
         link_names=names,
+        variants=table.variants(used),
     )
 
 
@@ -102,27 +138,65 @@ def _host_memory(table: _Table, *, inwards: bool) -> Collective:
     flows = table.add(size)
     table.cross(flows, table.topology.host_routes(partition.representative, inwards=inwards), size)
     batches = tuple((Batch(latency_s=0.0, flows=flows[c : c + 1], share=np.ones(1)),) for c in alone)
-    return Collective(group_of_class=alone, members=tuple(np.array([c]) for c in alone), batches=batches)
+    return Collective(
+        group_of_class=alone,
+        members=tuple(np.array([c]) for c in alone),
+        batches=batches,
+        kinds=(None,) * partition.classes,
+    )
 
 
 def _collective(table: _Table, pattern: Pattern) -> Collective:
-    """Group classes of a pattern and their flows."""
-    partition = table.partition
-    lowest = Bags(pattern.group_of_rank).lowest(partition.class_of_rank)[partition.representative]
+    """Group classes of a pattern (classes that are in a group together) and their flows."""
+    partition, bags = table.partition, Bags(pattern.group_of_rank)
+    lowest = bags.lowest(partition.class_of_rank)[partition.representative]
+    while not partition.equitable:
+        joined = lowest.copy()
+        np.minimum.at(joined, partition.class_of_rank, bags.lowest(lowest[partition.class_of_rank]))
+        if np.array_equal(joined, lowest):
+            break
+        lowest = joined
     _, group = np.unique(lowest, return_inverse=True)
     groups = int(group.max()) + 1
     order = np.argsort(group, kind="stable")
     members = tuple(np.split(order, np.cumsum(np.bincount(group))[:-1]))
     batches: tuple[tuple[Batch, ...], ...] = ((),) * groups
+    kinds: tuple[Kinds | None, ...] = (None,) * groups
     if pattern.each_share:
         batches = _pairs(table, pattern, group, groups)
     elif pattern.hops:
+        if not partition.equitable:
+            kinds = _kinds(table, pattern, bags, group, members)
         batches = _ring(table, pattern, group, members)
-    return Collective(group_of_class=group, members=members, batches=batches)
+    return Collective(group_of_class=group, members=members, batches=batches, kinds=kinds)
+
+
+def _kinds(
+    table: _Table, pattern: Pattern, bags: Bags, group: Ints, members: tuple[Ints, ...]
+) -> tuple[Kinds | None, ...]:
+    """Of each group class the kinds of its groups; `None` where everyone is in all of them."""
+    partition = table.partition
+    colour = bags.sums_of_different(mix(partition.class_of_rank.astype(np.uint64)))
+    _, first = np.unique(colour, return_index=True)
+    found: list[list[tuple[int, Flags]]] = [[] for _ in members]
+    for rank in first.tolist():
+        there = np.zeros(partition.classes, dtype=bool)
+        there[partition.class_of_rank[pattern.groups[pattern.group_of_rank[rank]]]] = True
+        mine = int(group[partition.class_of_rank[rank]])
+        found[mine].append((rank, there[members[mine]]))
+    kinds: list[Kinds | None] = []
+    for g, several in enumerate(found):
+        if len(several) == 1:
+            kinds.append(None)
+            continue
+        kinds.append(Kinds(first=len(table.kinds), there=np.stack([there for _, there in several])))
+        table.kinds += [(table.flows + g, members[g][there], len(table.colours), rank) for rank, there in several]
+    table.colours.append(colour)
+    return tuple(kinds)
 
 
 def _ring(table: _Table, pattern: Pattern, group: Ints, members: tuple[Ints, ...]) -> tuple[tuple[Batch, ...], ...]:
-    """One flow for each group class over the links of all its hops."""
+    """One flow for each group class over the links of all its hops; flow `table.flows + g` is that of class g."""
     reps, size, topology = table.partition.representative, table.partition.size, table.topology
     sent = sum((hop.count[reps] * size for hop in pattern.hops), size * 0)
     flows = table.add(np.bincount(group, sent))
@@ -130,12 +204,15 @@ def _ring(table: _Table, pattern: Pattern, group: Ints, members: tuple[Ints, ...
         source = np.full(topology.ranks, -1)
         sending = np.flatnonzero(hop.count)
         source[hop.to[sending]] = sending
-        out, into = hop.count[reps] > 0, source[reps] >= 0
+        out, into = np.flatnonzero(hop.count[reps]), np.flatnonzero(source[reps] >= 0)
         leaving = topology.routes(reps[out], hop.to[reps[out]])
-        table.cross(flows[group[out]], leaving, (hop.count[reps] * size)[out].astype(np.float64), arriving=False)
+        left = (hop.count[reps] * size)[out].astype(float)
+        table.cross(flows[group[out]], leaving, left, part=out, arriving=False)
         sender = source[reps[into]]
         coming = topology.routes(sender, reps[into])
-        table.cross(flows[group[into]], coming, (hop.count[sender] * size[into]).astype(np.float64), arriving=True)
+        table.cross(
+            flows[group[into]], coming, (hop.count[sender] * size[into]).astype(float), part=into, arriving=True
+        )
     first = pattern.group_of_rank[reps[[ranks[0] for ranks in members]]]
     delay, share = pattern.delay_s[first], pattern.hop_share[first]
     return tuple(

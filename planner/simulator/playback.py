@@ -14,78 +14,19 @@ same time (to 1e-12) is one event. Flows of one collective and group never meet 
 from __future__ import annotations
 
 import heapq
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
-from typing import Literal
 
 import numpy as np
-from msgspec import Struct, field
 
 from cost_models.program import Op
 from planner.simulator.islands import Group, find_islands
 from planner.simulator.network import Batch, Network
+from planner.simulator.state import Agenda, Event, Mark, RankState, Running
 from planner.simulator.streams import HOST, OFFLOAD, RING, SHARDING, WAITING, Rounds, Script, Send, Stream, Work
 from planner.simulator.topology import Floats
 from planner.simulator.trace import Recorder, Span
 from planner.simulator.transfers import SAME, Component, Transfers
-
-
-class Running(Struct, eq=False):
-    """A collective in progress."""
-
-    group: Group
-    todo: Send | Rounds
-    k: int  # instance it belongs to
-    began: float
-    stage: int = 0
-    round: int = 0
-    round_began: float = 0.0
-    unfinished: int = 0
-    computing: bool = False
-    blocks_s: float = 0.0  # of rounds that are over but not booked yet: at scale 1
-    exposed_s: float = 0.0  # … what they lasted longer than their blocks
-
-
-class RankState(Struct, eq=False):
-    """Where one rank class is in the script."""
-
-    k: int = 0
-    action: int = -1  # -1: at the gate; behind the last: slowed by the sharding stream, then by the host
-    gathered: int = -1  # last instance whose weights are there
-    sending: bool = False
-    copying: bool = False
-    queue: deque[tuple[Send, int, bool]] = field(default_factory=deque)  # (what, instance, whether it is a gather)
-    main_ended: float = 0.0
-    ended: float = -1.0
-
-
-class Event(Struct, eq=False):
-    """A rank's computation ends; or a ring's blocks do; or a batch of flows starts."""
-
-    time: float = 0.0
-    serial: int = 0
-    rank: int = -1
-    part: str = ""  # that the rank's time is booked to
-    running: Running | None = None
-    batch: Batch | None = None
-    size: float = 0.0
-
-
-class Agenda(Struct, eq=False):
-    """What is under way in one island, or between islands."""
-
-    running: dict[int, Running] = field(default_factory=dict)  # by number of the group
-    arrived: dict[int, int] = field(default_factory=dict)  # members that wait, by number of the group
-    due: dict[int, Event] = field(default_factory=dict)  # by serial
-
-
-class Mark(Struct, frozen=True, kw_only=True):
-    """A moment of an island's first rank class that comes again: it begins instance `k`, or a round of a ring."""
-
-    kind: Literal["segment", "round"]
-    island: int
-    k: int
-    running: Running | None = None
 
 
 class Playback:
@@ -96,7 +37,7 @@ class Playback:
         self.recorder: Recorder | None = None  # keeps what the streams do, for a trace
         self.now, self.events, self.serial = 0.0, 0, 0
         self.islands = find_islands(script, network, scale)
-        self.transfers = Transfers(network.sharing, self.islands.of_flow, self.islands.count)
+        self.transfers = Transfers(network.sharing, self.islands.of_flow, self.islands.count, network.variants)
         classes = network.partition.classes
         self.ranks = [RankState() for _ in range(classes)]
         self.island: list[int] = self.islands.of_class.tolist()
@@ -108,12 +49,15 @@ class Playback:
         self.since = np.zeros(classes)  # when the main stream began what it does now
         self.came = np.zeros(classes)  # … to wait at the gate of its segment, whose launches begin then
         self.began = np.zeros(classes)  # … the segment itself
+        self.asked = np.zeros(classes)  # when the sharding stream came to the first collective in its queue
         self.sharing_since = np.full(classes, -1.0)  # when a collective of the sharding stream began; -1: none runs
         self.shared = np.zeros(classes)  # seconds of this segment concurrent with such collectives that have ended
         self.agenda = [Agenda() for _ in range(self.islands.count + 1)]  # the last one: between islands
         self.joined = [0] * self.islands.count  # collectives between islands that the island's ranks wait for
         self.heap: list[tuple[float, int, Event | Component]] = []
         self.marks: list[Mark] = []
+        self.waits: dict[tuple[int, int, int, float], list[int]] = {}  # what rank classes began now: see `_wait`
+        self.share = {work: self._shares(work) for piece in dict.fromkeys(script.pieces) for work in piece.works}
         self.numbered = [group for groups in self.islands.groups for group in groups]
 
     def play(self, at_mark: Callable[[Playback, Mark], None] | None = None) -> None:
@@ -121,6 +65,7 @@ class Playback:
         for r in range(len(self.ranks)):
             self._push_gather(r, 0)
             self._enter(r)
+        self._begin_waits()
         while self._step():
             if at_mark:
                 for mark in self.marks:
@@ -163,6 +108,7 @@ class Playback:
                 self._flows_end(entry[2])
             else:
                 self._happen(entry[2])
+        self._begin_waits()
         return True
 
     def _stands(self, entry: tuple[float, int, Event | Component]) -> bool:
@@ -186,9 +132,10 @@ class Playback:
         running = event.running
         event.serial = -event.serial
         if running is None:
-            del self.agenda[self.island[event.rank]].due[-event.serial]
-            self._book(event.rank, event.part, self.since[event.rank])
-            self._next(event.rank)
+            del self.agenda[self.island[event.ranks[0]]].due[-event.serial]
+            self._book_waited(event)
+            for r in event.ranks:
+                self._next(r)
             return
         del self._agenda(running.group).due[-event.serial]
         if event.batch is not None:
@@ -206,7 +153,9 @@ class Playback:
     def _at(self, seconds: float, event: Event) -> None:
         self.serial += 1
         event.time, event.serial = self.now + seconds, self.serial
-        agenda = self.agenda[self.island[event.rank]] if event.running is None else self._agenda(event.running.group)
+        agenda = (
+            self.agenda[self.island[event.ranks[0]]] if event.running is None else self._agenda(event.running.group)
+        )
         agenda.due[event.serial] = event
         heapq.heappush(self.heap, (event.time, event.serial, event))
 
@@ -262,11 +211,11 @@ class Playback:
         self.since[r] = self.now
         behind = rank.action - len(piece.actions)
         if behind == 0 and (taken := piece.overlap_cost * self._shared_s(r)) > 0:
-            self._at(taken, Event(rank=r, part=SHARDING))
+            self._wait(r, taken)
             return
         rank.action += behind == 0
         if behind in (0, 1) and (left := self.came[r] + piece.host_s - self.now) > SAME * self.now:
-            self._at(left, Event(rank=r, part=HOST))
+            self._wait(r, left)
             return
         if behind >= 0:
             for send in piece.reduce:
@@ -276,11 +225,47 @@ class Playback:
             return
         action = piece.actions[rank.action]
         if isinstance(action, Work):
-            self._at(action.seconds * self.scale[r], Event(rank=r, part=action.part))
+            self._wait(r, action.seconds * float(self.scale[r]))
         else:
             group = self._group(r, action)
             self.joined[self.island[r]] += group.between
             self._arrive(r, group, action, rank.k)
+
+    def _wait(self, r: int, seconds: float) -> None:
+        """Go on in so long. Rank classes of an island that began the same action now for as long share an event."""
+        rank = self.ranks[r]
+        self.waits.setdefault((self.island[r], rank.k, rank.action, seconds), []).append(r)
+
+    def _begin_waits(self) -> None:
+        for (_, k, action, seconds), ranks in self.waits.items():
+            actions = self.script.pieces[k].actions
+            work = actions[action] if action < len(actions) else None
+            part = SHARDING if action == len(actions) else HOST
+            self._at(seconds, Event(ranks=tuple(ranks), work=work if isinstance(work, Work) else None, part=part))
+        self.waits.clear()
+
+    def _book_waited(self, event: Event) -> None:
+        """Main streams of `event.ranks` did what they waited for, from `since` until now."""
+        ranks, first = list(event.ranks), event.ranks[0]
+        began, k, work = float(self.since[first]), self.ranks[first].k, event.work
+        if work is None:
+            self.parts[ranks, self.column[event.part]] += self.now - began
+        else:
+            self.parts[ranks] += self.share[work] * (self.now - began)
+        if self.recorder:
+            spent = [(event.part, 1.0)] if work is None else [(part, s / work.seconds) for part, s in work.parts]
+            for part, share in spent:
+                ends = began + share * (self.now - began)
+                for r in ranks:
+                    self.recorder.span(Span(rank_class=r, stream="main", name=part, start_s=began, end_s=ends, k=k))
+                began = ends
+
+    def _shares(self, work: Work) -> Floats:
+        """Of each part, its share of the seconds."""
+        share = np.zeros(len(self.script.parts))
+        for part, seconds in work.parts:
+            share[self.column[part]] += seconds / work.seconds
+        return share
 
     def _shared_s(self, r: int) -> float:
         """Seconds of this segment that had a collective of the sharding stream concurrent with them."""
@@ -301,7 +286,7 @@ class Playback:
     def _send_first(self, r: int) -> None:
         rank = self.ranks[r]
         if rank.queue and not rank.sending:
-            rank.sending = True
+            rank.sending, self.asked[r] = True, self.now
             send, k, _ = rank.queue[0]
             self._arrive(r, self._group(r, send), send, k)
 
@@ -320,6 +305,9 @@ class Playback:
             return
         del agenda.arrived[group.number]
         members = group.members
+        if group.kinds is not None:
+            came = self.asked if isinstance(todo, Send) and todo.stream == "sharding" else self.since
+            group.kinds.check_start(came[members], self.now)
         agenda.running[group.number] = running = Running(group=group, todo=todo, k=k, began=self.now)
         if self.recorder:
             self.recorder.arrow(r, group.ranks, todo, self.now)

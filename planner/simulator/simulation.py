@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+from msgspec import Struct
 
 from cost_models.cost import COMPUTED, PRICED_AS
 from cost_models.hardware.cluster import Cluster
@@ -34,15 +35,20 @@ from cost_models.workload import Workload
 from planner.search.space import check_plannable
 from planner.simulator.fast_forward import FastForward
 from planner.simulator.flows import Pattern, pattern, twice
-from planner.simulator.folding import Partition, equitable, singletons
+from planner.simulator.folding import Partition, coarse, equitable, singletons, split
 from planner.simulator.link_classes import LinkClasses
 from planner.simulator.network import Network, network
 from planner.simulator.playback import Playback
+from planner.simulator.proof import Unlike
 from planner.simulator.streams import BUBBLE, WAITING, Script, instances, write_script
 from planner.simulator.topology import Floats, Topology
 from planner.simulator.trace import Counter, Place, Recorder, Trace
 
 BUSIEST = 8
+MOST_SPLITS = 8
+"""After so many splits of coarse classes the equitable ones are played, …"""
+FEWER = 3
+"""… and unless coarse classes are so many times fewer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,12 +177,9 @@ def play(
     `compute_scale` (per rank) stretches computation. `memory` has a rank's bytes during each instance of a segment:
     those of one microbatch, then the epilogue's.
     """
-    playback, topology = prepare(
-        program, cluster, strategy, placement, rates=rates, compute_scale=compute_scale, fold=fold
-    )
-    playback.recorder = Recorder(playback.network) if trace else None
-    forward = FastForward()
-    playback.play(forward if fold and not trace else None)
+    setup = set_up(program, cluster, strategy, placement, rates=rates, compute_scale=compute_scale)
+    playback, jumps = played(setup, fold=fold, trace=trace)
+    topology = setup.topology
     made = None
     if playback.recorder:
         made = Trace(
@@ -185,7 +188,7 @@ def play(
             arrows=tuple(playback.recorder.arrows),
             counters=(*_link_counters(playback), *_memory_counters(playback, topology, memory)),
         )
-    found = _result(playback, forward.jumps, memory, made)
+    found = _result(playback, jumps, memory, made)
     if made is None:
         return found
     carried = playback.transfers.carried
@@ -194,7 +197,22 @@ def play(
     )
 
 
-def prepare(
+class Setup(Struct, frozen=True, kw_only=True, eq=False):
+    """A step and where it runs, before its ranks are put into classes."""
+
+    script: Script
+    topology: Topology
+    patterns: list[Pattern]  # by use
+    different: list[Pattern]  # of these, by more than how often a ring goes round
+    scale: Floats  # (ranks,)
+
+    def playback(self, partition: Partition) -> Playback:
+        """All set up, nothing played."""
+        folded = network(self.topology, partition, self.patterns)
+        return Playback(self.script, folded, self.scale[partition.representative])
+
+
+def set_up(
     program: StepProgram,
     cluster: Cluster,
     strategy: Strategy,
@@ -202,18 +220,37 @@ def prepare(
     *,
     rates: LinkRates | None = None,
     compute_scale: Floats | None = None,
-    fold: bool = True,
-) -> tuple[Playback, Topology]:
-    """Everything set up, nothing played: classes of ranks (each its own without `fold`), their flows and links."""
+) -> Setup:
     placement = placement or Placement.in_order(cluster, strategy.ranks)
     placement.check(cluster, strategy.ranks)
     scale = np.ones(strategy.ranks) if compute_scale is None else np.asarray(compute_scale, dtype=np.float64)
     script = write_script(program, strategy)
     topology = Topology(cluster, placement, rates)
     patterns, different = _patterns(topology, script, strategy)
-    partition = equitable(topology, different, scale) if fold else singletons(strategy.ranks)
-    folded = network(topology, partition, patterns)
-    return Playback(script, folded, scale[partition.representative]), topology
+    return Setup(script=script, topology=topology, patterns=patterns, different=different, scale=scale)
+
+
+def played(setup: Setup, *, fold: bool = True, trace: bool = False) -> tuple[Playback, int]:
+    """The playback at its end, and how often it jumped over repeats; without `fold` each rank is a class of its own.
+
+    Coarse classes, where they are far fewer, are split where `proof.py` finds that they differ, and played anew.
+    """
+    about = setup.topology, setup.different
+    fine = equitable(*about, setup.scale) if fold else singletons(setup.topology.ranks)
+    partition = coarse(*about, setup.scale) if fine.classes > 1 and fold else fine
+    for splits in range(MOST_SPLITS + 1):
+        if partition.classes * FEWER > fine.classes or splits == MOST_SPLITS:
+            partition = fine
+        playback, forward = setup.playback(partition), FastForward()
+        playback.recorder = Recorder(playback.network) if trace else None
+        try:
+            playback.play(forward if fold and not trace else None)
+            break
+        except Unlike as unlike:
+            variants = playback.network.variants
+            assert variants is not None
+            partition = split(*about, partition, variants.ranks(unlike.kinds))
+    return playback, forward.jumps
 
 
 def _patterns(topology: Topology, script: Script, strategy: Strategy) -> tuple[list[Pattern], list[Pattern]]:

@@ -33,9 +33,14 @@ class Use(NamedTuple):
     op: Op
 
 
-class Work(Struct, frozen=True, kw_only=True):
-    part: str
-    seconds: float
+class Work(Struct, frozen=True, kw_only=True, dict=True):
+    """Computation in a row: seconds by part, in order."""
+
+    parts: tuple[tuple[str, float], ...]
+
+    @cached_property
+    def seconds(self) -> float:
+        return sum(seconds for _, seconds in self.parts)
 
 
 class Send(Struct, frozen=True, kw_only=True):
@@ -72,6 +77,10 @@ class Piece(Struct, frozen=True, kw_only=True):
     offload: Send | None
     host_s: float = 0.0  # it lasts at least so long: what the host needs to launch it
     overlap_cost: float = 0.0  # seconds that a second of the sharding stream beside it adds to it
+
+    @property
+    def works(self) -> list[Work]:
+        return [action for action in self.actions if isinstance(action, Work)]
 
 
 class Script(Struct, frozen=True, kw_only=True, dict=True):
@@ -132,7 +141,10 @@ def write_script(program: StepProgram, strategy: Strategy) -> Script:
         if cycle[k] is cycle[k + 1]:
             ends[k] = ends[k + 1]
     actions = [action for piece in (*cycle, *last, *epilogue) for action in piece.actions]
-    parts = dict.fromkeys((*(action.part for action in actions), WAITING, RING, SHARDING, OFFLOAD, BUBBLE, HOST))
+    named = [[part for part, _ in one.parts] if isinstance(one, Work) else [one.part] for one in actions]
+    parts = dict.fromkeys(
+        (*(part for names in named for part in names), WAITING, RING, SHARDING, OFFLOAD, BUBBLE, HOST)
+    )
     return Script(
         uses=tuple(writer.uses),
         cycle=cycle,
@@ -161,9 +173,13 @@ class _Writer:
         return found
 
     def _piece(self, segment: Segment, scale: float) -> Piece:
-        actions = [
-            action for phase in segment.phases if (action := self._action(phase, scale, segment.from_host)) is not None
-        ]
+        actions: list[Action] = []
+        for phase in segment.phases:
+            action = self._action(phase, scale, segment.from_host)
+            if isinstance(action, Work) and actions and isinstance(actions[-1], Work):
+                actions[-1] = Work(parts=actions[-1].parts + action.parts)
+            elif action is not None:
+                actions.append(action)
         sharding = [
             self._send("sharding", SHARDING, one.axis, one.op, float(one.bytes) * scale) for one in segment.sharding
         ]
@@ -185,7 +201,7 @@ class _Writer:
     def _action(self, phase: Phase, scale: float, from_host: bool) -> Action | None:
         if isinstance(phase, Compute):
             seconds = float(phase.seconds) * scale
-            return Work(part=phase.part, seconds=seconds) if seconds > 0 else None
+            return Work(parts=((phase.part, seconds),)) if seconds > 0 else None
         if isinstance(phase, Exchange):
             return self._send("main", phase.part, phase.axis, phase.op, float(phase.bytes) * scale)
         if isinstance(phase, Staged):
@@ -198,7 +214,7 @@ class _Writer:
         use = self._use("main", "ring", "send")
         rounds = ring_rounds(phase, scale)
         if use is None:
-            return Work(part=phase.part, seconds=sum(r.times * r.seconds for r in rounds))
+            return Work(parts=((phase.part, sum(r.times * r.seconds for r in rounds)),))
         return Rounds(part=phase.part, use=use, rounds=rounds)
 
     def _send(self, stream: Stream, part: str, axis: Axis, op: Op, size: float) -> Send | None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from planner.simulator.filling import Filling
 from planner.simulator.maxmin import Sharing
+from planner.simulator.proof import Variants
 from planner.simulator.topology import Floats, Ints
 
 SAME = 1e-12
@@ -53,8 +54,14 @@ class Component:
 class Transfers:
     """All flows. `settle` follows `start` and `end` before time goes on."""
 
-    def __init__(self, sharing: Sharing, island_of_flow: Ints | None = None, islands: int = 1) -> None:
-        self.sharing, self.islands = sharing, islands
+    def __init__(
+        self,
+        sharing: Sharing,
+        island_of_flow: Ints | None = None,
+        islands: int = 1,
+        variants: Variants | None = None,
+    ) -> None:
+        self.sharing, self.islands, self.variants = sharing, islands, variants
         self.island_of_flow = np.zeros(sharing.flows, np.int64) if island_of_flow is None else island_of_flow
         self.size = np.zeros(sharing.flows)
         self.serial = np.zeros(sharing.flows, dtype=np.int64)  # how often it was started
@@ -126,7 +133,7 @@ class Transfers:
         key = flows.tobytes()
         if (known := self._known.get(key)) is not None:
             return known
-        if component.ends >= FEW_ENDS and Filling.suits(self.sharing, flows):
+        if component.ends >= FEW_ENDS and not self.variants and Filling.suits(self.sharing, flows):
             component.filling, component.row = Filling(self.sharing, flows), np.arange(flows.size)
             return component.filling.rates(component.row)
         if self._stored > REMEMBERED:
@@ -134,6 +141,8 @@ class Transfers:
             self._stored = 0
         self._stored += flows.size
         self._known[key] = rate = self.sharing.rates(flows)
+        if self.variants and flows.size:
+            self.variants.check(self.sharing, flows, rate)
         return rate
 
     def _join(self, islands: tuple[int, ...], now: float) -> Component:

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,10 +13,13 @@ from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.placement import Placement
 from cost_models.program import Compute, Exchange, Segment, StepProgram
 from cost_models.strategy import Strategy, rank_groups
+from planner.simulator import simulation
 from planner.simulator.fast_forward import FastForward
 from planner.simulator.flows import pattern
-from planner.simulator.folding import equitable
-from planner.simulator.simulation import play, prepare
+from planner.simulator.folding import coarse, equitable, singletons
+from planner.simulator.playback import Playback
+from planner.simulator.proof import Unlike
+from planner.simulator.simulation import play, played, set_up
 from planner.simulator.topology import Topology
 from tests.planner.clusters import (
     DEGRADED,
@@ -122,11 +126,8 @@ def cases(draw: st.DrawFn) -> tuple[StepProgram, Cluster, Strategy, Placement, n
     return draw(programs(layout.ring)), where, layout, placement, scale
 
 
-def played(case: tuple, fold: bool) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
+def by_rank(playback: Playback) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
     """Per rank: end and parts; per link that the folded run names: bytes."""
-    program, where, layout, placement, scale = case
-    playback, _ = prepare(program, where, layout, placement, compute_scale=scale, fold=fold)
-    playback.play(FastForward() if fold else None)
     network = playback.network
     ended = np.array([rank.ended for rank in playback.ranks])[network.partition.class_of_rank]
     load = np.bincount(
@@ -138,7 +139,18 @@ def played(case: tuple, fold: bool) -> tuple[np.ndarray, np.ndarray, dict[str, f
 
 
 def assert_equal(case: tuple) -> None:
-    folded, unfolded = played(case, True), played(case, False)
+    """Coarse classes, split where they differ, and equitable ones: both are what all ranks do."""
+    program, where, layout, placement, scale = case
+    setup = set_up(program, where, layout, placement, compute_scale=scale)
+    unfolded = by_rank(played(setup, fold=False)[0])
+    fine = setup.playback(equitable(setup.topology, setup.different, setup.scale))
+    fine.play(FastForward())
+    assert_alike(by_rank(fine), unfolded)
+    with mock.patch.object(simulation, "FEWER", 0):
+        assert_alike(by_rank(played(setup)[0]), unfolded)
+
+
+def assert_alike(folded: tuple, unfolded: tuple) -> None:
     assert folded[0] == pytest.approx(unfolded[0], rel=1e-9)
     assert folded[1] == pytest.approx(unfolded[1], rel=1e-9, abs=1e-9 * float(unfolded[0].max()))
     for name, load in folded[2].items():
@@ -149,6 +161,80 @@ def assert_equal(case: tuple) -> None:
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 def test_folded_equals_unfolded(case: tuple) -> None:
     assert_equal(case)
+
+
+@st.composite
+def replicas(draw: st.DrawFn) -> tuple[StepProgram, Cluster, Strategy, Placement, np.ndarray]:
+    """Many replicas, whose nodes are broken in some of a few ways."""
+    data, ring, count = draw(st.integers(3, 8)), draw(st.sampled_from((1, 2, 3))), draw(st.sampled_from((1, 2)))
+    half, slow = (replace(DEGRADED, count=2, bytes_per_s=rate * GB) for rate in (3, 1.5))
+    odd = (node(2, 2, nics=half), node(2, 2, missing_nics=(1,)), node(2, 2, nics=slow))
+    nodes = [node(2, 2)] * (data * ring * count)
+    for slot in draw(st.lists(st.integers(0, len(nodes) - 1), max_size=6)):
+        nodes[slot] = draw(st.sampled_from(odd))
+    where = cluster(
+        *nodes, leaf=draw(st.sampled_from((2, 64))), oversubscription=draw(st.sampled_from((1.0, 1.0, 3.0)))
+    )
+    layout = Strategy(data=data, ring=ring * count, ulysses=2, shard=2 * ring)
+    placement = Placement.in_order(where, layout.ranks)
+    longer = draw(st.sampled_from((1.0, 1.0, 1.2)))
+    scale = np.where(placement.slot_of_rank == draw(st.integers(0, len(nodes) - 1)), longer, 1.0)
+    return draw(programs(layout.ring)), where, layout, placement, scale
+
+
+@given(replicas())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+def test_replicas_that_differ_in_what_does_not_matter_are_folded_exactly(case: tuple) -> None:
+    assert_equal(case)
+
+
+def test_a_ring_that_waits_for_a_slow_partner_is_told_from_one_that_does_not() -> None:
+    """Rank 0 is slow, so rank 1, its tensor partner, comes late to a ring that has no slow member."""
+    phases = (
+        Compute(part="vision", seconds=5e-3),
+        Exchange(part="tensor", axis="tensor", op="all_gather", bytes=1e6),
+    )
+    program = step(Segment(name="vision forward", phases=phases, repeat=3), layers(2, 3, exchange=0.0, hop=1e6))
+    where, layout = cluster(node(8, 8)), Strategy(data=2, ring=2, tensor=2, shard=1)
+    scale = np.array([1.3, *[1.0] * 7])
+    assert_split((program, where, layout, Placement.in_order(where, 8), scale))
+
+
+def test_a_flow_is_told_from_one_whose_bottleneck_it_does_not_cross() -> None:
+    """Slow cards in two of three replicas, and a slow node in one of these."""
+    slow = replace(DEGRADED, bytes_per_s=1.5 * GB)
+    where = cluster(*[node(4, 4, nics=slow) if i in (7, 10) else node() for i in range(12)])
+    layout = Strategy(data=3, ring=4, ulysses=4, shard=16)
+    backward = layers(4, 4, hop=9e6, gather=3e6, scatter=6e6, replicate=3e6, gradient=6e6, name="layer backward")
+    program = step(layers(4, 4, hop=9e6, gather=3e6), backward)
+    placement = Placement.in_order(where, layout.ranks)
+    assert_split((program, where, layout, placement, np.where(placement.slot_of_rank == 5, 1.3, 1.0)))
+
+
+def assert_split(case: tuple) -> None:
+    """Coarse classes are too coarse here, which is found out."""
+    program, where, layout, placement, scale = case
+    setup = set_up(program, where, layout, placement, compute_scale=scale)
+    with pytest.raises(Unlike):
+        setup.playback(coarse(setup.topology, setup.different, setup.scale)).play(FastForward())
+    assert_equal(case)
+
+
+def test_six_broken_nodes_of_64_make_few_classes() -> None:
+    """Coarse classes hold, and are far fewer than equitable ones."""
+    half, slow = (replace(DEGRADED, bytes_per_s=rate * GB) for rate in (12.5, 6.25))
+    broken = {3: half, 20: slow, 33: half, 41: slow, 50: half, 62: slow}
+    where = cluster(*[node(4, 4, nics=broken[i]) if i in broken else node() for i in range(64)])
+    layout = Strategy(data=16, ring=4, ulysses=4, shard=16)
+    backward = layers(4, 4, hop=9e6, gather=3e6, scatter=6e6, replicate=3e6, gradient=6e6, name="layer backward")
+    case = (step(layers(4, 4, hop=9e6), backward), where, layout, Placement.in_order(where, 256), np.ones(256))
+    setup = set_up(*case[:4], compute_scale=case[4])
+    with mock.patch.object(simulation, "FEWER", 2):
+        coarsely, _ = played(setup)
+    fine = setup.playback(equitable(setup.topology, setup.different, setup.scale))
+    assert coarsely.network.partition.classes * 2 < fine.network.partition.classes
+    fine.play(FastForward())
+    assert_alike(by_rank(coarsely), by_rank(fine))
 
 
 def embeddings(shared: float, sent: float) -> Segment:
@@ -229,14 +315,16 @@ def test_classes_are_equitable_by_count() -> None:
     """Every link of a class carries the same number of flows of a class: counts are whole numbers."""
     nodes = [node(), node(nics=DEGRADED), node(), node(missing_nics=(0,))]
     where = cluster(*nodes, leaf=2, oversubscription=2.0)
-    playback, _ = prepare(UNEVEN, where, Strategy(ring=4, ulysses=4, shard=16))
+    setup = set_up(UNEVEN, where, Strategy(ring=4, ulysses=4, shard=16))
+    playback = setup.playback(equitable(setup.topology, setup.different, setup.scale))
     count = playback.network.sharing.count
     assert count == pytest.approx(np.round(count), abs=1e-12)
 
 
 def test_unfolded_keeps_every_rank_flow_and_link_apart() -> None:
     layout = Strategy(ring=4, ulysses=4, shard=16)
-    playback, topology = prepare(UNEVEN, cluster(*[node()] * 4), layout, fold=False)
+    setup = set_up(UNEVEN, cluster(*[node()] * 4), layout)
+    playback, topology = setup.playback(singletons(16)), setup.topology
     network = playback.network
     assert network.partition.classes == 16
     assert (network.link_copies == 1).all()
@@ -263,7 +351,8 @@ def test_flow_of_a_ring_crosses_the_links_of_all_its_hops() -> None:
         Strategy(ring=4, ulysses=4, shard=16),
         cluster(node(), node(cards=2), node(missing_nics=(2,)), node()),
     )
-    playback, topology = prepare(UNEVEN, where, layout, fold=False)
+    setup = set_up(UNEVEN, where, layout)
+    playback, topology = setup.playback(singletons(16)), setup.topology
     network, use = playback.network, playback.script.uses.index(("sharding", "shard", "all_gather"))
     found = pattern(topology, rank_groups(layout, "shard"), "all_gather")
     crossed: dict[str, int] = defaultdict(int)
