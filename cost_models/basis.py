@@ -72,7 +72,7 @@ class Basis:
 def basis_of(seconds: Mapping[str, float], program: StepProgram, kernels: Kernels, paths: Paths) -> Basis:
     """Of one step: `seconds` by part of a cost, as `program` was folded over `paths`."""
     found: dict[str, float] = {}
-    inside: Link = "inside" if paths.inside.many_channels else "pcie"
+    inside: Link = "pcie" if paths.inside.name.startswith("pcie") else "inside"
     for axis, path in paths.axes.items():
         if path.ranks > 1:
             found.setdefault("across" if paths.crosses(axis) else inside, 0.0)

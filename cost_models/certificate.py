@@ -78,7 +78,6 @@ class Certificate:
     version: Literal[1]
     code: str  # digest of cost_models, without this file's
     data: str  # digest of the measurements
-    parts: str  # digest of what the domains of kernels and collectives were made of
     domains: Mapping[str, Domain]
     residual: Least  # what a step has beyond the errors of its parts, in log units
     pairs: Pairs

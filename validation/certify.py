@@ -1,11 +1,11 @@
 """`python -m validation.certify`: write `cost_models/certificate.json`, how wrong prices are on rows not fitted.
 
-    parts    kernels and collectives: families left out of the fits (`parts.py`); kept while their digest stays
+    parts    kernels and collectives: families left out of the fits, tables of other sources (`parts.py`)
     memory   allocated, reserved, device: printed peaks (ln of measured / predicted)
     steps    whole steps and pairs of layouts of the held-out rows (`steps.py`)
 
 The certificate carries the digest of the code, of the measurements and of itself; `tests/validation/test_certify.py`
-fails where one of them is another. `--all` also makes the parts anew (minutes), as a changed fit does.
+fails where one of them is another. Curves are fitted apart (`python -m validation.fit`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,20 +51,13 @@ def data_digest() -> str:
     return files_digest(ROOT, (path for path in FOLDER.rglob("*") if path.suffix in (".csv", ".json")))
 
 
-def parts_digest() -> str:
-    """Of what the parts' domains are made of: kernel files, the fits, and the code that reads their curves."""
-    code = ("validation/fit", "cost_models/curves", "cost_models/timing", "cost_models/hardware", "cost_models/presets")
-    found = [path for name in code for path in (ROOT / name).rglob("*") if path.suffix in (".py", ".npz", ".yaml")]
-    return files_digest(ROOT, [*found, ROOT / "validation/parts.py", *FOLDER.glob("kernels_*")])
-
-
-def certify(domains: dict[str, Domain], reports: Sequence[FileReport], fitted: str) -> Certificate:
+def certify(domains: dict[str, Domain], reports: Sequence[FileReport]) -> Certificate:
     """The certificate, from the parts' domains and the held-out files' reports."""
     rows = steps.steps(reports)
     domains = domains | memory(reports)
     flat = Pairs(sources=(), residual=0.0, normal=(0.0,) * len(PROBABILITIES), apart=())
     draft = Certificate(
-        version=1, code=code_digest(), data=data_digest(), parts=fitted, domains=domains, residual=0.0, pairs=flat,
+        version=1, code=code_digest(), data=data_digest(), domains=domains, residual=0.0, pairs=flat,
         digest="",
     )  # fmt: skip
     middle = measured(rows).bias
@@ -100,35 +93,17 @@ def text_of(found: Certificate) -> str:
     return "{\n" + ",\n".join([*head, ' "domains": {\n' + ",\n".join(lines) + "\n }"]) + "\n}\n"
 
 
-def kept_parts(path: Path) -> dict[str, Domain] | None:
-    """The parts' domains of the file at `path`, if nothing they are made of has changed."""
-    try:
-        found = strict.read(Certificate, strict.read_json(path, "certificate"), str(path))
-    except InputError:
-        return None
-    if found.parts != parts_digest():
-        return None
-    return {
-        name: domain for name, domain in found.domains.items() if name not in LEVELS and not name.startswith("step")
-    }
-
-
-def renewed(path: Path, every: bool, on_step: Callable[[str], None]) -> Certificate:
+def renewed() -> Certificate:
     """The certificate of this checkout."""
-    domains = None if every else kept_parts(path)
-    if domains is None:
-        domains = parts.domains(FOLDER, on_step)
-    on_step("held-out rows")
-    return certify(domains, score(files(HELD_OUT), HELD_OUT), parts_digest())
+    return certify(parts.domains(FOLDER), score(files(HELD_OUT), HELD_OUT))
 
 
 @click.command(help=__doc__)
-@click.option("--all", "every", is_flag=True, help="Also what curves and links left out, if nothing of it has changed.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=PATH, help="Where to write it.")
-def main(every: bool, output: Path) -> None:
+def main(output: Path) -> None:
     console = Console(stderr=True)
     try:
-        found = renewed(output, every, lambda words: console.print(words))
+        found = renewed()
         write(output, text_of(found))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

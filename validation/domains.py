@@ -11,8 +11,8 @@ Rows of one source share a machine, a script and a version, so their errors are 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -90,3 +90,28 @@ def stated(sigma: float, why: str, like: Domain | None = None) -> Domain:
 
 def rounded(values: Iterable[float]) -> tuple[float, ...]:
     return tuple(round(float(one), 4) for one in values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Rows of one source, by their errors' quantiles at PROBABILITIES."""
+
+    rows: int
+    quantiles: tuple[float, ...]
+
+
+POINTS = 200
+"""That stand for a family: so many equal shares of its rows."""
+
+
+def pooled(families: Mapping[str, Family]) -> Domain:
+    """A domain in which every family counts alike."""
+    shares = (np.arange(POINTS) + 0.5) / POINTS
+    values = np.concatenate([np.interp(shares, PROBABILITIES, one.quantiles) for one in families.values()])
+    found = measured(
+        [
+            Error(source=name, error=float(one))
+            for name, one in zip(np.repeat(list(families), POINTS), values, strict=True)
+        ]
+    )
+    return replace(found, rows=sum(one.rows for one in families.values()))

@@ -1,68 +1,101 @@
 """Domains of the certificate for parts of a step: kernels and collectives, by rows that no curve was fitted to.
 
-    attention, products, elementwise     measured: families left out of the fit (`fit/devices.py`), and other set-ups'
-                                         rows (`fit/checks.py`)      scaled: one generation from another's curves
-    collectives inside a node            sizes and numbers of ranks left out of the tables (`fit/rates.py`)
+    attention, products, elementwise     measured: families left out of the fits, as `python -m validation.fit` packed
+                                         their errors      scaled: one generation from another's curves
+    collectives inside a node            sizes and numbers of ranks left out of the tables; tables of other sources
+    over PCIe, across nodes              published tables over links whose rates come from elsewhere (`fit/networks.py`)
 
-A family of one device is one source. What has no rows is stated, wider than its measured relatives, with the reason.
+A family of one device, or a table of one source, counts as one source. Messages below 1 MiB are left out: a step waits
+for larger ones. What has no rows is stated, with the reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import json
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
-from cost_models.certificate import Domain
-from cost_models.curves.grid import Floats
-from validation.domains import Error, measured, stated
-from validation.fit import checks, devices, rates
+from cost_models.certificate import PROBABILITIES, Domain
+from cost_models.errors import InputError
+from cost_models.timing.packed import FOLDER as CURVES
+from validation.domains import Family, pooled, stated
+from validation.fit import networks
 
-FAMILIES = {
+KERNELS = {
     "gemm": "products", "busy products": "products", "grouped products": "products", "attention": "attention",
     "unequal dims": "attention", "memory-bound": "elementwise", "memory_bound": "elementwise",
 }  # fmt: skip
-"""By the first words of a family's name."""
-CHECKED = {"projections": "products", "matmuls": "products", "prefill": "attention", "FA3": "attention"}
-"""By a word of a check's name. Products at the burst clock are not what a step runs."""
+"""By the first words of a family's name, or of an operation's."""
+FITTED = ("NVIDIA A100-SXM4-80GB", "NVIDIA H100 80GB HBM3", "NVIDIA B200")
+"""Machines whose tables the links' curves are: these rows count by what was left out of them."""
+LEAST_BYTES = 2**20
 STATED: Mapping[str, tuple[float, str]] = {
-    "collectives over PCIe": (0.3, "rates are closed forms of one board's fit: no row was left out of it"),
-    "collectives across nodes": (0.25, "the first tables across nodes came out 20 to 60% early at 1 to 64 MiB"),
     "offload": (0.3, "no rows of copies to host memory alone"),
     "host": (0.3, "launches of a layer are counted, their time comes from one source"),
 }
 
 
-def domains(folder: Path, on_step: Callable[[str], None]) -> dict[str, Domain]:
-    """Every part's domain; minutes."""
-    found: dict[str, list[Error]] = {}
-    fitted = {}
-    for recipe in devices.RECIPES:
-        on_step(f"{recipe.device}: families left out")
-        fitted[recipe.device] = arrays = devices.fit(folder, recipe)
-        for family, errors in devices.left_out(folder, recipe, arrays).items():
-            _put(found, f"{_kernel(family, FAMILIES)}, measured", f"{recipe.device}: {family}", errors)
-    on_step("other set-ups")
-    for name, errors in checks.errors(folder).items():
-        if "burst" not in name:
-            kernel = next(kernel for word, kernel in CHECKED.items() if word in name)
-            _put(found, f"{kernel}, measured", name, errors)
-    for op, errors in checks.scaled_errors(folder, fitted).items():
-        _put(found, f"{_kernel(op, FAMILIES)}, scaled", op, errors)
-    for link in rates.MEASURED:
-        for family, errors in rates.links_left_out(folder, link).items():
-            _put(found, "collectives inside a node", f"{link}: {family}", errors)
-    made = {name: measured(errors) for name, errors in sorted(found.items())}
-    return made | {name: stated(*words) for name, words in STATED.items() if name not in made}
+def domains(folder: Path) -> dict[str, Domain]:
+    """Every part's domain."""
+    found: dict[str, dict[str, Family]] = {}
+    for path in sorted(CURVES.glob("*.json")):
+        for name, family, summary in _families(path):
+            found.setdefault(name, {})[family] = Family(rows=summary["rows"], quantiles=_quantiles(summary))
+    for name, families in _tables(folder).items():
+        for source, logs in families.items():
+            spots = tuple(np.quantile(logs, PROBABILITIES).tolist())
+            found.setdefault(name, {})[source] = Family(rows=len(logs), quantiles=spots)
+    made = {name: pooled(families) for name, families in sorted(found.items())}
+    return made | {name: stated(*words) for name, words in STATED.items()}
 
 
-def _kernel(family: str, names: Mapping[str, str]) -> str:
-    """A family that no domain knows ends the run: it must be named here."""
-    return next(kernel for words, kernel in names.items() if family.startswith(words))
+def _quantiles(summary: Mapping[str, Any]) -> tuple[float, ...]:
+    """As packed; of a fit that packed none, those of normal errors with its median and bias."""
+    if "quantiles" in summary:
+        return tuple(summary["quantiles"])
+    normal, sigma = NormalDist(), summary["median"] / NormalDist().inv_cdf(0.75)
+    return tuple(sigma * normal.inv_cdf(one) - summary["bias"] for one in PROBABILITIES)
 
 
-def _put(found: dict[str, list[Error]], domain: str, source: str, errors: Floats) -> None:
-    """`errors` are predicted / measured - 1."""
-    logs: Iterable[float] = -np.log1p(errors)
-    found.setdefault(domain, []).extend(Error(source=source, error=float(one)) for one in logs)
+def _tables(folder: Path) -> dict[str, dict[str, list[float]]]:
+    """Errors of published tables of collectives, by domain and by source and machine."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for cell in (*networks.multinode(folder), *networks.vidur(folder), *networks.aiconfigurator(folder)):
+        if cell.buffer_bytes >= LEAST_BYTES and cell.machine not in FITTED:
+            machines = found.setdefault(f"collectives {place_of(cell)}", {})
+            machines.setdefault(f"{cell.source}, {cell.machine}", []).append(-math.log1p(cell.error))
+    return found
+
+
+def place_of(cell: networks.Cell) -> str:
+    if cell.across:
+        return "across nodes"
+    return "over PCIe" if cell.cluster.runs[0].node.scale_up.link.startswith("pcie") else "inside a node"
+
+
+def _families(path: Path) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """(domain, family, summary) of one file of packed curves."""
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    if path.stem == "links":
+        for link, families in facts.items():
+            yield from (("collectives inside a node", f"{link}: {name}", one) for name, one in families.items())
+        return
+    if path.stem == "checks":
+        return  # other clocks and servers of the same rows
+    for name, one in facts["left_out"].items():
+        yield f"{_kernel(name)}, measured", f"{path.stem}: {name}", one
+    for op, said in facts.items():
+        if op != "left_out" and "scaled" in said:
+            yield f"{_kernel(op)}, scaled", f"generations: {op}", said["scaled"]
+
+
+def _kernel(family: str) -> str:
+    found = next((kernel for words, kernel in KERNELS.items() if family.startswith(words)), None)
+    if found is None:
+        raise InputError(f"validation/parts.py does not say which kernel the family {family!r} is of")
+    return found

@@ -16,6 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
+from cost_models.certificate import PROBABILITIES
 from cost_models.curves.grid import Floats, pack
 from cost_models.errors import InputError
 from cost_models.timing.packed import FOLDER
@@ -24,10 +25,11 @@ from validation.fit.rows import DEFAULT_FOLDER
 from validation.tables import Table, display, percent, signed, write
 
 
-def summary(errors: Floats) -> dict[str, float]:
-    """Median and 90th percentile of the absolute error, the bias, and the number of rows."""
-    size = np.abs(errors)
+def summary(errors: Floats) -> dict[str, Any]:
+    """Median and 90th percentile of the absolute error, the bias, the number of rows; quantiles for the certificate."""
+    size, logs = np.abs(errors), -np.log1p(errors)
     return {
+        "quantiles": [round(float(one), 4) for one in np.quantile(logs, PROBABILITIES)],
         "median": round(float(np.median(size)), 4),
         "p90": round(float(np.percentile(size, 90)), 4),
         "bias": round(float(np.median(errors)), 4),
@@ -37,17 +39,17 @@ def summary(errors: Floats) -> dict[str, float]:
 
 def left_out(
     measurements: Path, out: Path, recipe: devices.Recipe, arrays: dict[str, Any], check: bool
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, Any]]:
     """The errors by family of one device (those of the last check if `check` is off); `arrays` is its fit."""
     if check:
         return {name: summary(e) for name, e in devices.left_out(measurements, recipe, arrays).items()}
     path = out / f"{recipe.device}.json"
-    kept: dict[str, dict[str, float]] = json.loads(path.read_text())["left_out"] if path.is_file() else {}
+    kept: dict[str, dict[str, Any]] = json.loads(path.read_text())["left_out"] if path.is_file() else {}
     return kept
 
 
 def write_facts(
-    out: Path, recipe: devices.Recipe, errors: dict[str, dict[str, float]], scaled: dict[str, dict[str, float]]
+    out: Path, recipe: devices.Recipe, errors: dict[str, dict[str, Any]], scaled: dict[str, dict[str, Any]]
 ) -> None:
     """Per operation its source, the presets that were measured, and the error where another is scaled from them."""
     facts: dict[str, Any] = {op: {**words, "scaled": scaled[op]} for op, words in recipe.sources.items()}
@@ -55,7 +57,7 @@ def write_facts(
     (out / f"{recipe.device}.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
 
 
-def fit_links(measurements: Path, out: Path) -> dict[str, dict[str, dict[str, float]]]:
+def fit_links(measurements: Path, out: Path) -> dict[str, dict[str, dict[str, Any]]]:
     """Fit and pack the links; errors by link and family."""
     pack(out / "links.npz", rates.link_tables(measurements))
     errors = {
@@ -66,12 +68,12 @@ def fit_links(measurements: Path, out: Path) -> dict[str, dict[str, dict[str, fl
     return errors
 
 
-def cells(e: dict[str, float]) -> tuple[str, str, str, str]:
+def cells(e: dict[str, Any]) -> tuple[str, str, str, str]:
     """As tables show them: rows, median, 90th percentile, bias."""
     return str(e["rows"]), percent(e["median"]), percent(e["p90"]), signed(e["bias"])
 
 
-def show(title: str, first: str, errors: dict[str, dict[str, float]]) -> None:
+def show(title: str, first: str, errors: dict[str, dict[str, Any]]) -> None:
     """One table of errors."""
     rows = [(name, *cells(e)) for name, e in errors.items()]
     display([Table(title=title, columns=(first, "rows", "median", "p90", "bias"), rows=rows)])
