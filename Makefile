@@ -37,7 +37,7 @@ $(VENV)/validation: $(VENV)/light
 	$(PIP) --editable '.[validation]'
 	touch $@
 
-pages: $(VENV)/validation
+pages: certificate
 	$(BIN)/python -m validation --markdown docs/accuracy.md --plot docs/accuracy.svg
 	$(BIN)/python -m validation --measurements measurements/later \
 		--markdown docs/accuracy-later.md --plot docs/accuracy-later.svg
@@ -45,7 +45,8 @@ pages: $(VENV)/validation
 	$(BIN)/python -m validation.fit --page docs/curves.md
 
 certificate: $(VENV)/validation
-	$(BIN)/python -m validation.certify
+	$(BIN)/python -m validation.certify \
+		--markdown docs/accuracy-certificate.md --plot docs/accuracy-certificate.svg
 
 schema: $(VENV)/light
 	$(BIN)/python -c "from planner import plan_file as p; p.SCHEMA.write_text(p.schema_text())"

@@ -25,6 +25,7 @@ from cost_models.errors import InputError
 from cost_models.number import Number
 
 LEVEL, CONFIDENCE = 0.8, 0.95
+NARROW = "step, 8 or 4 bits"
 MOST_SURE = 0.995
 """No odds beyond this: pairs are too few to say more."""
 _DOMAINS = {
@@ -61,9 +62,12 @@ class HoldsMemory(Protocol):
 
 def step_band(cost: StepCost, level: float = LEVEL) -> Band:
     """Seconds of a step."""
-    basis, known = _basis(cost), certificate()
-    normal, sigma = known.domain(domain_of(basis)).normal, sigma_of(basis, known)
-    return _band(cost.step_s, normal, sigma, level)
+    return band_of(_basis(cost), cost.step_s, certificate(), level)
+
+
+def band_of(basis: Basis, step_s: float, known: Certificate, level: float = LEVEL) -> Band:
+    """The same of a price that rests on `basis`, from a certificate's errors."""
+    return _band(step_s, known.domain(domain_of(basis)).normal, sigma_of(basis, known), level)
 
 
 def memory_band(cost: StepCost, level: float = LEVEL) -> Band:
@@ -117,6 +121,8 @@ def domain_of(basis: Basis) -> str:
     >>> domain_of(Basis(board="measured", seconds={"products": 1.0, "across": 0.1}))
     'step, measured, across nodes'
     """
+    if basis.narrow:
+        return NARROW
     where = {"inside": "inside a node", "pcie": "over PCIe", "across": "across nodes"}
     return f"step, {basis.board}, {where[basis.place]}"
 

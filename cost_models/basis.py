@@ -41,6 +41,7 @@ _AXES: Mapping[str, tuple[Axis, ...]] = {
 class Basis:
     board: Board
     seconds: Mapping[str, float]  # by SOURCES; together the step's
+    narrow: bool = False  # the layers' products in 8 or 4 bits
 
     def __post_init__(self) -> None:
         for name, value in self.seconds.items():
@@ -69,7 +70,9 @@ class Basis:
         return {name: self.seconds.get(name, 0.0) / total for name in SOURCES}
 
 
-def basis_of(seconds: Mapping[str, float], program: StepProgram, kernels: Kernels, paths: Paths) -> Basis:
+def basis_of(
+    seconds: Mapping[str, float], program: StepProgram, kernels: Kernels, paths: Paths, narrow: bool = False
+) -> Basis:
     """Of one step: `seconds` by part of a cost, as `program` was folded over `paths`."""
     found: dict[str, float] = {}
     inside: Link = "pcie" if paths.inside.name.startswith("pcie") else "inside"
@@ -90,7 +93,7 @@ def basis_of(seconds: Mapping[str, float], program: StepProgram, kernels: Kernel
     known = sum(found.values())
     spread = {name: value * (1 + rest / known) for name, value in found.items()}
     scaled = kernels.is_estimate("gemm") or kernels.is_estimate("attention_forward")
-    return Basis(board="scaled" if scaled else "measured", seconds=spread)
+    return Basis(board="scaled" if scaled else "measured", seconds=spread, narrow=narrow)
 
 
 def _crosses(paths: Paths, axes: tuple[Axis, ...]) -> bool:

@@ -99,7 +99,7 @@ def price(
         moment=moment,
         host_bytes=host[0],
         host_capacity_bytes=host[1],
-        basis=basis_of(seconds, program, kernels, paths),
+        basis=basis_of(seconds, program, kernels, paths, framework.product_dtype is not None),
     )
     _refuse_above_peak(cost)
     return cost

@@ -18,7 +18,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from cost_models import strict
 from cost_models.bands import sigma_of
@@ -37,7 +36,8 @@ from validation import parts, steps
 from validation.domains import Error, measured, stated
 from validation.rows import FOLDER, files
 from validation.score import FileReport, score
-from validation.tables import write
+from validation.steps import Step
+from validation.tables import display, write
 
 ROOT = FOLDER.parent
 HELD_OUT = FOLDER / "later"
@@ -53,36 +53,49 @@ def data_digest() -> str:
 
 def certify(domains: dict[str, Domain], reports: Sequence[FileReport]) -> Certificate:
     """The certificate, from the parts' domains and the held-out files' reports."""
-    rows = steps.steps(reports)
-    domains = domains | memory(reports)
-    flat = Pairs(sources=(), residual=0.0, normal=(0.0,) * len(PROBABILITIES), apart=())
     draft = Certificate(
-        version=1, code=code_digest(), data=data_digest(), domains=domains, residual=0.0, pairs=flat,
-        digest="",
+        version=1, code=code_digest(), data=data_digest(), domains=domains | memory(reports), residual=0.0,
+        pairs=Pairs(sources=(), residual=0.0, normal=(0.0,) * len(PROBABILITIES), apart=()), digest="",
     )  # fmt: skip
-    middle = measured(rows).bias
-    centred = [replace(one, error=one.error - middle) for one in rows]
-    value = steps.residual(
-        centred, lambda tried: [sigma_of(one.basis, replace(draft, residual=tried)) for one in centred]
-    )
-    draft = replace(draft, residual=value)
-    draft = replace(draft, domains=domains | steps.domains(rows, draft))
-    draft = replace(draft, pairs=steps.pair_facts(steps.pairs(rows), draft))
+    draft = with_steps(draft, steps.steps(reports))
+    ranked = steps.steps(reports, ("yes", "apart", "rank"))
+    draft = replace(draft, pairs=steps.pair_facts(steps.pairs(ranked), draft))
     plain = strict.plain(draft)
     del plain["digest"]
     return replace(draft, digest=digest_of(plain))
 
 
+def with_steps(draft: Certificate, rows: Sequence[Step]) -> Certificate:
+    """The residual of steps and their domains, from `rows` alone."""
+    middle = measured(rows).bias
+    centred = [replace(one, error=one.error - middle) for one in rows]
+
+    def sigmas(tried: float) -> list[float]:
+        known = replace(draft, residual=tried)
+        return [sigma_of(one.basis, known) for one in centred]
+
+    draft = replace(draft, residual=steps.residual(centred, sigmas))
+    return replace(draft, domains={**draft.domains, **steps.domains(rows, draft)})
+
+
 def memory(reports: Sequence[FileReport]) -> dict[str, Domain]:
-    """Errors of printed peaks by level; a level without rows is stated, wider than the one below."""
+    """By level; one without rows is stated."""
+    why = "no held-out rows print this level: an estimate of fragments, context and buffers"
+    return {
+        level: measured(errors) if errors else stated(STATED[level], why)
+        for level, errors in memory_errors(reports).items()
+    }
+
+
+def memory_errors(reports: Sequence[FileReport]) -> dict[str, list[Error]]:
+    """Of printed peaks, by level."""
     found: dict[str, list[Error]] = {level: [] for level in LEVELS}
     for report in reports:
         for one in report.verdicts:
             for level, ratio in (("allocated", one.memory_error), ("reserved", one.reserved_error)):
                 if ratio is not None:
                     found[level].append(Error(source=one.source, error=-math.log1p(ratio)))
-    why = "no held-out rows print this level: an estimate of fragments, context and buffers"
-    return {level: measured(errors) if errors else stated(STATED[level], why) for level, errors in found.items()}
+    return found
 
 
 def text_of(found: Certificate) -> str:
@@ -93,24 +106,26 @@ def text_of(found: Certificate) -> str:
     return "{\n" + ",\n".join([*head, ' "domains": {\n' + ",\n".join(lines) + "\n }"]) + "\n}\n"
 
 
-def renewed() -> Certificate:
-    """The certificate of this checkout."""
-    return certify(parts.domains(FOLDER), score(files(HELD_OUT), HELD_OUT))
-
-
 @click.command(help=__doc__)
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=PATH, help="Where to write it.")
-def main(output: Path) -> None:
-    console = Console(stderr=True)
+@click.option("--markdown", "page", type=click.Path(path_type=Path), help="Write the page of the certificate here.")
+@click.option("--plot", "picture", type=click.Path(path_type=Path), help="Draw its calibration here, as SVG.")
+def main(output: Path, page: Path | None, picture: Path | None) -> None:
+    from validation import certificate_page
+
     try:
-        found = renewed()
+        reports = score(files(HELD_OUT), HELD_OUT)
+        found = certify(parts.domains(FOLDER), reports)
         write(output, text_of(found))
+        shown = certificate_page.Page.of(found, reports)
+        if page is not None:
+            write(page, shown.markdown())
+        if picture is not None:
+            write(picture, shown.svg())
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
-    for name, domain in found.domains.items():
-        shown = domain.stated or f"{domain.rows} rows of {len(domain.sources)} sources, bias {domain.bias:+.1%}"
-        console.print(f"{name}: spread {domain.spread:.1%}; {shown}", highlight=False)
+    display(shown.tables())
 
 
 if __name__ == "__main__":

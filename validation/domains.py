@@ -104,14 +104,16 @@ POINTS = 200
 """That stand for a family: so many equal shares of its rows."""
 
 
+def points(families: Mapping[str, Family]) -> list[Error]:
+    """As many equally likely errors of each family."""
+    shares = (np.arange(POINTS) + 0.5) / POINTS
+    return [
+        Error(source=name, error=float(error))
+        for name, one in families.items()
+        for error in np.interp(shares, PROBABILITIES, one.quantiles)
+    ]
+
+
 def pooled(families: Mapping[str, Family]) -> Domain:
     """A domain in which every family counts alike."""
-    shares = (np.arange(POINTS) + 0.5) / POINTS
-    values = np.concatenate([np.interp(shares, PROBABILITIES, one.quantiles) for one in families.values()])
-    found = measured(
-        [
-            Error(source=name, error=float(one))
-            for name, one in zip(np.repeat(list(families), POINTS), values, strict=True)
-        ]
-    )
-    return replace(found, rows=sum(one.rows for one in families.values()))
+    return replace(measured(points(families)), rows=sum(one.rows for one in families.values()))

@@ -42,16 +42,21 @@ STATED: Mapping[str, tuple[float, str]] = {
 
 def domains(folder: Path) -> dict[str, Domain]:
     """Every part's domain."""
+    made = {name: pooled(one) for name, one in families(folder).items()}
+    return made | {name: stated(*words) for name, words in STATED.items()}
+
+
+def families(folder: Path) -> dict[str, dict[str, Family]]:
+    """Errors by domain and by family or table."""
     found: dict[str, dict[str, Family]] = {}
     for path in sorted(CURVES.glob("*.json")):
-        for name, family, summary in _families(path):
+        for name, family, summary in _packed(path):
             found.setdefault(name, {})[family] = Family(rows=summary["rows"], quantiles=_quantiles(summary))
-    for name, families in _tables(folder).items():
-        for source, logs in families.items():
+    for name, tables in _tables(folder).items():
+        for source, logs in tables.items():
             spots = tuple(np.quantile(logs, PROBABILITIES).tolist())
             found.setdefault(name, {})[source] = Family(rows=len(logs), quantiles=spots)
-    made = {name: pooled(families) for name, families in sorted(found.items())}
-    return made | {name: stated(*words) for name, words in STATED.items()}
+    return dict(sorted(found.items()))
 
 
 def _quantiles(summary: Mapping[str, Any]) -> tuple[float, ...]:
@@ -78,7 +83,7 @@ def place_of(cell: networks.Cell) -> str:
     return "over PCIe" if cell.cluster.runs[0].node.scale_up.link.startswith("pcie") else "inside a node"
 
 
-def _families(path: Path) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+def _packed(path: Path) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     """(domain, family, summary) of one file of packed curves."""
     facts = json.loads(path.read_text(encoding="utf-8"))
     if path.stem == "links":

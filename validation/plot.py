@@ -8,7 +8,8 @@ Written by hand so that no plotting library is needed. Same input, same bytes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from validation.score import FileReport
@@ -76,3 +77,33 @@ def _page(parts: Sequence[str]) -> str:
         'font-family="sans-serif" font-size="12">'
     )
     return "\n".join([head, '<rect width="100%" height="100%" fill="white"/>', *parts, "</svg>"]) + "\n"
+
+
+def calibration(curves: Mapping[str, Sequence[float]]) -> str:
+    """Predicted against observed quantiles, a line for each domain; `curves`: the probability given to each row.
+
+    Diagonal: calibrated. Below it on the left and above it on the right: bands too narrow.
+    """
+
+    def at(share: float) -> float:
+        return MARGIN + share * SIZE
+
+    parts = [f'<rect x="{MARGIN}" y="{MARGIN}" width="{SIZE}" height="{SIZE}" fill="none" stroke="#444"/>']
+    parts.append(f'<line x1="{at(0)}" y1="{_up(at(0))}" x2="{at(1)}" y2="{_up(at(1))}" stroke="#888"/>')
+    for share in (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0):
+        parts.append(f'<text x="{at(share):.1f}" y="{at(1) + 18}" text-anchor="middle">{share:g}</text>')
+        parts.append(f'<text x="{MARGIN - 6}" y="{_up(at(share)) + 4:.1f}" text-anchor="end">{share:g}</text>')
+    for place, (name, given) in enumerate(curves.items()):
+        colour, ordered = COLOURS[place % len(COLOURS)], sorted(given)
+        style = "" if place < len(COLOURS) else ' stroke-dasharray="5 3"'
+        shares = [step / 50 for step in range(51)]
+        below = [bisect_right(ordered, share) / len(ordered) for share in shares]
+        path = " ".join(f"{at(share):.1f},{_up(at(seen)):.1f}" for share, seen in zip(shares, below, strict=True))
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5"{style}/>')
+        top = MARGIN + 20 * place
+        line = f'x1="{SIZE + MARGIN + 16}" y1="{top}" x2="{SIZE + MARGIN + 32}" y2="{top}"'
+        parts.append(f'<line {line} stroke="{colour}" stroke-width="3"{style}/>')
+        parts.append(f'<text x="{SIZE + MARGIN + 38}" y="{top + 4}">{escape(name)}</text>')
+    parts.append(f'<text x="{at(0.5)}" y="{at(1) + 38}" text-anchor="middle">predicted quantile</text>')
+    parts.append(f'<text x="{at(0)}" y="{at(0) - 14}">share of rows below it</text>')
+    return _page(parts)

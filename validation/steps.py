@@ -21,10 +21,11 @@ from itertools import combinations, product
 
 import numpy as np
 
-from cost_models.bands import difference_sigma, domain_of, sigma_of
+from cost_models.bands import NARROW, difference_sigma, domain_of, sigma_of
 from cost_models.basis import Basis
 from cost_models.certificate import Apart, Certificate, Domain, Pairs
 from validation.domains import Error, measured, quantiles, rounded, spread, stated
+from validation.rows import Score
 from validation.score import FileReport, Verdict
 
 BOARDS, PLACES = ("measured", "scaled"), ("inside a node", "over PCIe", "across nodes")
@@ -39,6 +40,8 @@ TIE = 0.005
 class Step(Error):
     """A published step."""
 
+    name: str  # file and row
+    label: str
     basis: Basis
     sweep: str
     predicted_s: float
@@ -54,14 +57,16 @@ def quarter(source: str) -> bool:
     return int(hashlib.sha256(source.encode()).hexdigest(), 16) % 4 == 3
 
 
-def steps(reports: Sequence[FileReport], scores: tuple[str, ...] = ("yes",)) -> list[Step]:
-    """Rows of whole steps that may judge."""
+def steps(reports: Sequence[FileReport], scores: tuple[Score, ...] = ("yes", "apart")) -> list[Step]:
+    """Rows of whole steps that may judge; 8- and 4-bit ones are a domain of their own."""
     return [_step(one) for report in reports for one in report.verdicts if one.score in scores and one.basis]
 
 
 def _step(one: Verdict) -> Step:
     assert one.basis is not None
     return Step(
+        name=f"{one.file} {one.row}",
+        label=one.label,
         source=one.source,
         error=math.log(one.measured_s / one.predicted_s),
         basis=one.basis,
@@ -96,8 +101,7 @@ def domains(rows: Sequence[Step], known: Certificate) -> dict[str, Domain]:
     for index, row in enumerate(rows):
         found[domain_of(row.basis)].append(index)
     made = {}
-    for board, place in product(BOARDS, PLACES):
-        name = f"step, {board}, {place}"
+    for name in (*(f"step, {board}, {place}" for board, place in product(BOARDS, PLACES)), NARROW):
         mine = [rows[index] for index in found[name]]
         if not mine:
             why = "no rows of such steps: the errors of all others, over what is expected of this one"

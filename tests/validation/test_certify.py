@@ -1,17 +1,68 @@
-"""The certificate is that of this code and of these measurements."""
+"""The certificate is that of this code and of these measurements; its page shows it; its bands hold what they say."""
 
+import math
+from pathlib import Path
+
+import pytest
+
+from cost_models.bands import LEVEL
 from cost_models.certificate import MEND, certificate, code_digest
-from validation.certify import data_digest
+from validation.certificate_page import LEAST, MOST, Page
+from validation.certify import HELD_OUT, data_digest
+from validation.coverage import coverages, errors_against_others
+from validation.domains import Error, measured, quantiles, weights
+from validation.rows import files
+from validation.score import score
+from validation.steps import FEW_ROWS, quarter, steps
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+@pytest.fixture(scope="module")
+def page():
+    return Page.of(certificate(), score(files(HELD_OUT), HELD_OUT))
 
 
 def test_code_measurements_and_certificate_agree():
     found = certificate()
-    stale = [
-        name
-        for name, stated, now in (
-            ("code", found.code, code_digest()),
-            ("measurements", found.data, data_digest()),
-        )
-        if stated != now
-    ]
+    compared = (("code", found.code, code_digest()), ("measurements", found.data, data_digest()))
+    stale = [name for name, stated, now in compared if stated != now]
     assert not stale, f"cost_models/certificate.json was made of other {', '.join(stale)}: {MEND}"
+
+
+def test_the_page_shows_the_certificate(page):
+    assert (DOCS / "accuracy-certificate.md").read_text() == page.markdown()
+    assert (DOCS / "accuracy-certificate.svg").read_text() == page.svg()
+
+
+def test_bands_hold_what_they_say_of_rows_that_did_not_set_them(page):
+    tested = [one for one in page.coverage.values() if one.rows >= FEW_ROWS]
+    assert len(tested) >= 5
+    off = {one.domain: round(one.share, 3) for one in tested if not LEAST <= one.share <= MOST}
+    assert not off, f"{LEVEL:.0%} bands hold {off} of the rows of these domains"
+
+
+def test_a_source_that_is_unlike_the_others_is_not_covered():
+    errors = [Error(source=name, error=shift + 0.01 * step) for name, shift in zip("abcd", (0, 0, 0, 1), strict=True)
+              for step in range(10)]  # fmt: skip
+    tested = list(errors_against_others("x", errors))
+    assert {one.source for one in tested if not one.inside} >= {"d"}
+    (found,) = coverages(tested)
+    assert found.rows == 40 and found.sources == 4 and found.share < 0.8
+    assert not list(errors_against_others("x", [one for one in errors if one.source in "ab"])), (
+        "two sources test nothing"
+    )
+
+
+def test_no_source_outvotes_the_others():
+    many, few = [Error(source="many", error=0.0)] * 500, [Error(source="few", error=1.0)] * 5
+    assert measured(few + many).bias == pytest.approx(0.0)
+    assert sum(weights(["many"] * 500)) < 3.0
+    values, sources = [0.0] * 500 + [1.0] * 5, ["many"] * 500 + ["few"] * 5
+    assert quantiles(values, sources, (0.9,))[0] == pytest.approx(1.0)
+
+
+def test_rows_that_set_the_band_are_not_those_in_sight(page):
+    rows = steps(page.reports)
+    assert rows and all(math.isfinite(one.error) for one in rows)
+    assert any(quarter(one.source) for one in rows) and not all(quarter(one.source) for one in rows)
