@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from torch import Tensor
 from benchmarks.local_prediction import write_rows
 from cost_models import Cluster, Model, Placement, Profile, Strategy, Workload, price
 from cost_models.strategy import LayerRange
-from cost_models.token_layout import Layout, document_edges
+from cost_models.token_layout import Layout
 from cost_models.units import show_bytes, show_seconds
 from cost_models.workload import Precision
 from executor.mmsp.attention import MmSp
@@ -62,21 +63,21 @@ def operator_errors(device: str) -> list[tuple[str, float]]:
     wanted = [expected.detach(), *torch.autograd.grad((expected * dout.float()).sum(), leaves)]
     found = []
     for ulysses, ring in DEGREES:
-        got = sharded(Layout(tokens=TOKENS, ulysses=ulysses, ring=ring), q, k, v, dout, document_L)
+        layout = Layout(tokens=TOKENS, ulysses=ulysses, ring=ring, documents=(0, *accumulate(DOCUMENTS[:-1])))
+        got = sharded(layout, q, k, v, dout)
         error = max(float((one.float() - want).norm() / want.norm()) for one, want in zip(got, wanted, strict=True))
         found.append((f"ulysses {ulysses} × ring {ring}", error))
     return found
 
 
-def sharded(layout: Layout, q: Tensor, k: Tensor, v: Tensor, dout: Tensor, document_L: Tensor) -> list[Tensor]:
+def sharded(layout: Layout, q: Tensor, k: Tensor, v: Tensor, dout: Tensor) -> list[Tensor]:
     """Out (B, L, H, D) and gradients (B, H, L, D) of all ranks, put back into the order of the row."""
-    edges = document_edges(document_L.cpu().numpy(), layout.padded_tokens)
     ulysses = [local_exchanges(layout.ulysses) for _ in range(layout.ring)]
     rings = [local_exchanges(layout.ring) for _ in range(layout.ulysses)]
 
     def work(ring: int, u: int) -> tuple[Tensor, list[Tensor]]:
         index_S = torch.from_numpy(layout.index(ring, u)).to(q.device)
-        call = MmSp.over(layout, edges, ulysses=ulysses[ring][u], ring=rings[u][ring])
+        call = MmSp.over(layout, ulysses=ulysses[ring][u], ring=rings[u][ring])
         leaves = [x.index_select(2, index_S).requires_grad_() for x in (q, k, v)]
         out_S = call.attend(*leaves, DIM**-0.5)
         grads = torch.autograd.grad((out_S * dout.index_select(1, index_S)).sum(), leaves)

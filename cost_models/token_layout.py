@@ -6,8 +6,9 @@ the ring block is then cut into U equal slices, one for each ulysses rank:
     row      | c0 | c1 | c2 | c3 |        ring 0: c0 c3    ring 1: c1 c2      (contiguous: ring 0: c0 c1, …)
     ring 0   | c0 . c3 |  -> ulysses 0: first half of (c0 c3), ulysses 1: second half
 
-After the head exchange a rank sees its whole ring block again, so causality is a matter of chunks alone: two chunks
-are the same (causal) or one lies wholly before the other (all or nothing). A local index ascends with the row's.
+`balanced` deals a packed row by its documents (`balanced_rows`); of one document it is zigzag. After the head exchange
+a rank sees its whole ring block again, so causality is a matter of pieces alone: two pieces are the same (causal) or
+one lies wholly before the other (all or nothing). A local index ascends with the row's.
 Units: tokens. Leaves out blocks of unequal size: the row is padded to a multiple of `granule`, pads at the end.
 """
 
@@ -18,18 +19,20 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cost_models.balanced_rows import balanced
 from cost_models.errors import InputError
 from cost_models.number import Number, pick
 
 Places = NDArray[np.int64]
 """Positions in a row. Plain arrays, not tensors: a step on fake tensors still has to know them."""
 
-RING_LAYOUTS = ("zigzag", "contiguous")
+RING_LAYOUTS = ("zigzag", "contiguous", "balanced")
 
 
 def row_granule(ring: Number, ulysses: Number, ring_kind: str = "zigzag") -> Number:
@@ -63,6 +66,26 @@ class Tile(NamedTuple):
     causal: bool
 
 
+class Travel(NamedTuple):
+    """What of a ring block other ranks need: keys go round to the last that does."""
+
+    spans: tuple[Span, ...]  # of the block, in local coordinates; on the way they lie end to end
+    hops: int
+
+    @property
+    def tokens(self) -> int:
+        return sum(span.stop - span.start for span in self.spans)
+
+    def on_the_way(self, keys: Span) -> Span:
+        """Where keys of the block, all of one document, lie in what travels."""
+        before = 0
+        for span in self.spans:
+            if span.start <= keys.start and keys.stop <= span.stop:
+                return Span(keys.start - span.start + before, keys.stop - span.start + before)
+            before += span.stop - span.start
+        raise ValueError(f"{keys} does not travel: {self.spans}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     """How a row of `tokens` tokens lies on ring x ulysses ranks."""
@@ -71,6 +94,7 @@ class Layout:
     ulysses: int = 1
     ring: int = 1
     kind: str = "zigzag"
+    documents: tuple[int, ...] = ()  # where documents start, ascending from 0; () is one
 
     def __post_init__(self) -> None:
         if self.kind not in RING_LAYOUTS:
@@ -78,6 +102,16 @@ class Layout:
         for name in ("tokens", "ulysses", "ring"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 1")
+
+    @cached_property
+    def edges(self) -> tuple[int, ...]:
+        """Where documents start and the row ends, with the padding as a last document: (0, …, tokens, padded_tokens).
+
+        >>> Layout(tokens=3, ring=2, documents=(0, 2)).edges
+        (0, 2, 3, 4)
+        """
+        ends = (self.tokens,) if self.padded_tokens == self.tokens else (self.tokens, self.padded_tokens)
+        return (*(self.documents or (0,)), *ends)
 
     @cached_property
     def granule(self) -> int:
@@ -98,23 +132,27 @@ class Layout:
         """Tokens of one rank: what everything but attention sees."""
         return self.block_tokens // self.ulysses
 
-    def segments(self, ring_index: int) -> tuple[Span, ...]:
-        """The pieces of the row in this ring block, ascending, laid end to end in the block.
+    @cached_property
+    def blocks(self) -> tuple[tuple[Span, ...], ...]:
+        """The pieces of the row in each ring block, ascending; in the block they lie end to end.
 
-        >>> Layout(tokens=8, ring=2).segments(0)
+        >>> Layout(tokens=8, ring=2).blocks[0]
         (Span(start=0, stop=2), Span(start=6, stop=8))
         """
-        if self.kind == "contiguous" or self.ring == 1:
-            return (Span(ring_index * self.block_tokens, (ring_index + 1) * self.block_tokens),)
-        chunk = self.block_tokens // 2
-        last = 2 * self.ring - 1 - ring_index
-        return (Span(ring_index * chunk, (ring_index + 1) * chunk), Span(last * chunk, (last + 1) * chunk))
+        ring, size = self.ring, self.block_tokens
+        if self.kind == "contiguous" or ring == 1:
+            return tuple((Span(index * size, (index + 1) * size),) for index in range(ring))
+        if self.kind == "balanced" and len(self.documents) > 1:
+            return tuple(_merged([Span(*piece) for piece in mine]) for mine in balanced(self.edges, ring))
+        chunk = size // 2
+        pairs = ((index, 2 * ring - 1 - index) for index in range(ring))
+        return tuple(tuple(Span(at * chunk, (at + 1) * chunk) for at in pair) for pair in pairs)
 
     def index(self, ring_index: int, ulysses_index: int) -> Places:
         """Positions in the padded row of a rank's tokens, ascending, int64 (S,); places >= `tokens` are padding."""
         start = ulysses_index * self.rank_tokens
         pieces = []
-        for segment in self.segments(ring_index):
+        for segment in self.blocks[ring_index]:
             length = segment.stop - segment.start
             low, high = max(0, start), min(length, start + self.rank_tokens)
             if low < high:
@@ -124,34 +162,41 @@ class Layout:
 
     def owner(self, positions: Places) -> Places:
         """Which rank holds each position of the row, as ring_index * ulysses + ulysses_index."""
-        if self.kind == "contiguous" or self.ring == 1:
-            return positions // self.rank_tokens
-        size = self.block_tokens // 2
-        chunk = positions // size
-        late = chunk >= self.ring
-        ring_index = np.where(late, 2 * self.ring - 1 - chunk, chunk)
-        in_block = positions % size + late * size
-        return np.asarray(ring_index * self.ulysses + in_block // self.rank_tokens)
+        starts, shifts, rings = self._pieces
+        piece = np.searchsorted(starts, positions, side="right") - 1
+        return np.asarray(rings[piece] * self.ulysses + (positions + shifts[piece]) // self.rank_tokens)
+
+    @cached_property
+    def _pieces(self) -> tuple[Places, Places, Places]:
+        """Of all pieces of the row: start, its place in its block less the start, and the block."""
+        found = []
+        for block, spans in enumerate(self.blocks):
+            local = 0
+            for span in spans:
+                found.append((span.start, local - span.start, block))
+                local += span.stop - span.start
+        starts, shifts, blocks = np.array(sorted(found), dtype=np.int64).T
+        return starts, shifts, blocks
 
     def real_tokens(self, ring_index: int, ulysses_index: int) -> int:
         """How many of a rank's tokens are not padding; they come first."""
         start = ulysses_index * self.rank_tokens
         count = 0
-        for segment in self.segments(ring_index):
+        for segment in self.blocks[ring_index]:
             low, high = segment.start + max(start, 0), segment.start + start + self.rank_tokens
             count += max(0, min(high, segment.stop, self.tokens) - low)
             start -= segment.stop - segment.start
         return count
 
-    def tiles(self, ring_q: int, ring_kv: int, edges: Sequence[int]) -> tuple[Tile, ...]:
+    def tiles(self, ring_q: int, ring_kv: int) -> tuple[Tile, ...]:
         """What queries of block `ring_q` have to see of the keys of block `ring_kv`, largest rectangles.
 
-        edges: ascending document edges of the padded row, from 0 to `padded_tokens`; no tile crosses one. A document's
-        part of a block is contiguous there: if it reaches both chunks it covers all between them.
+        No tile crosses a document's edge. A document's part of a block is contiguous there: what lies between two of
+        its pieces in the row is its own.
         """
-        queries, keys = self.segments(ring_q), self.segments(ring_kv)
+        queries, keys = self.blocks[ring_q], self.blocks[ring_kv]
         if ring_q == ring_kv:
-            own = (_cut(queries, document) for document in _documents(edges, queries))
+            own = (_cut(queries, document) for document in _documents(self.edges, queries))
             return tuple(
                 Tile(Span(part[0][1].start, part[-1][1].stop), Span(part[0][1].start, part[-1][1].stop), True)
                 for part in own
@@ -159,21 +204,69 @@ class Layout:
             )
         return tuple(
             tile
-            for document in _documents(edges, queries)
-            for tile in _off_diagonal(_cut(queries, document), _cut(keys, document))
+            for document in self._shared
+            if ring_q in document.rings and ring_kv in document.rings
+            for tile in _off_diagonal(_cut(queries, document.span), _cut(keys, document.span))
         )
 
+    @cached_property
+    def _shared(self) -> tuple[_Shared, ...]:
+        """The documents that lie on several ring blocks."""
+        starts, _, blocks = self._pieces
+        found = []
+        for start, stop in pairwise(self.edges):
+            first, last = np.searchsorted(starts, [start, stop - 1], side="right") - 1
+            order = blocks[first : last + 1].tolist()
+            if len(rings := frozenset(order)) > 1:
+                found.append(_Shared(Span(start, stop), tuple(order), rings))
+        return tuple(found)
 
-def document_edges(document_L: Places, padded_tokens: int) -> tuple[int, ...]:
-    """Where documents start and the row ends, with the padding as a last document: (0, …, tokens, padded_tokens).
+    @cached_property
+    def travels(self) -> tuple[Travel, ...]:
+        """What travels of each ring block: of documents with later queries on other ranks, as far as one needs them.
 
-    >>> document_edges(np.array([4, 4, 7]), 4)
-    (0, 2, 3, 4)
+        >>> [(one.tokens, one.hops) for one in Layout(tokens=8, ring=4, kind="contiguous").travels]
+        [(2, 3), (2, 2), (2, 1), (0, 0)]
+        """
+        hops, spans = [0] * self.ring, [list[Span]() for _ in range(self.ring)]
+        for document in self._shared:
+            needed, later = dict[int, int](), set[int]()
+            for block in reversed(document.order):
+                if others := later - {block}:
+                    far = max((other - block) % self.ring for other in others)
+                    needed[block] = max(far, needed.get(block, 0))
+                later.add(block)
+            for block, far in needed.items():
+                pieces = _cut(self.blocks[block], document.span)
+                hops[block] = max(hops[block], far)
+                spans[block].append(Span(pieces[0][1].start, pieces[-1][1].stop))
+        return tuple(Travel(_merged(mine), far) for mine, far in zip(spans, hops, strict=True))
+
+
+class _Shared(NamedTuple):
+    """A document on several ring blocks."""
+
+    span: Span
+    order: tuple[int, ...]  # the blocks of its pieces, in the row's order
+    rings: frozenset[int]
+
+
+def _merged(spans: list[Span]) -> tuple[Span, ...]:
+    """Ascending spans, those that touch as one."""
+    result: list[Span] = []
+    for span in spans:
+        touches = result and result[-1].stop == span.start
+        result[-1:] = [Span(result[-1].start, span.stop)] if touches else [*result[-1:], span]
+    return tuple(result)
+
+
+def document_starts(document_L: Places) -> tuple[int, ...]:
+    """Where documents start in a row of document numbers.
+
+    >>> document_starts(np.array([4, 4, 7]))
+    (0, 2)
     """
-    tokens = len(document_L)
-    starts = np.flatnonzero(np.diff(document_L)) + 1
-    edges = [0, *starts.tolist(), tokens]
-    return tuple(edges) if padded_tokens == tokens else (*edges, padded_tokens)
+    return (0, *(np.flatnonzero(np.diff(document_L)) + 1).tolist())
 
 
 def _documents(edges: Sequence[int], segments: Sequence[Span]) -> Iterator[Span]:

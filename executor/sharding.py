@@ -26,7 +26,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cost_models.errors import InputError
 from cost_models.layer.heads import HeadSplit
-from cost_models.token_layout import Layout, Places, document_edges
+from cost_models.token_layout import Layout, Places, document_starts
 from executor.groups import Groups
 from executor.mmsp import attention, embeddings
 from executor.mmsp.attention import MmSp
@@ -56,7 +56,8 @@ class ContextSharding:
     grad_ring_dtype: torch.dtype = torch.float32
     loss_chunk_tokens: int | None = None  # None means the model's
     attention: str = attention.NAME
-    _row_tokens: int = field(default=0, init=False)  # of the row cut last: the cache asks at its prefill
+    _row: Layout | None = field(default=None, init=False)  # that was cut last: the cache asks at its prefill
+    _row_of: Tensor | None = field(default=None, init=False)  # the documents that it was made of
 
     def __post_init__(self) -> None:
         if self.zero not in (0, 1, 2, 3):
@@ -81,17 +82,25 @@ class ContextSharding:
     def world(self) -> int:
         return dist.get_world_size()
 
-    def layout(self, tokens: int) -> Layout:
-        """How a row of so many tokens is split over this rank's context group."""
-        ulysses, ring = self.groups.ulysses.size, self.groups.ring.size
-        return Layout(tokens=tokens, ulysses=ulysses, ring=ring, kind=self.ring_layout)
+    def layout(self, batch: Batch) -> Layout:
+        """How a row is split over this rank's context group."""
+        row = batch.document_L
+        if self._row is None or self._row_of is not row:
+            self._row_of = row
+            self._row = Layout(
+                tokens=row.shape[0],
+                ulysses=self.groups.ulysses.size,
+                ring=self.groups.ring.size,
+                kind=self.ring_layout,
+                documents=document_starts(_places(row)),
+            )
+        return self._row
 
     def own_frames(self, frames: int) -> range:
         return embeddings.own_frames(frames, self.groups.context.size, self.groups.context.index)
 
     def shard_batch(self, batch: Batch) -> LocalBatch:
-        layout = self.layout(batch.input_ids_L.shape[0])
-        self._row_tokens = layout.tokens
+        layout = self.layout(batch)
         index_S = layout.index(*self._place)
         device = batch.input_ids_L.device
         take_S = places_on(torch.from_numpy(np.minimum(index_S, layout.tokens - 1)), device)
@@ -99,7 +108,6 @@ class ContextSharding:
         vision_S, _ = embeddings.vision_of(index_S, _places(batch.vision_at_V))
         call = MmSp.over(
             layout,
-            document_edges(_places(batch.document_L), layout.padded_tokens),
             ulysses=self.groups.ulysses.exchange(),
             ring=self.groups.ring.exchange(),
             grad_ring_dtype=self.grad_ring_dtype,
@@ -116,7 +124,7 @@ class ContextSharding:
         way = embeddings.route(
             vision_at=_places(batch.vision_at_V),
             frames=batch.frames,
-            layout=self.layout(batch.input_ids_L.shape[0]),
+            layout=self.layout(batch),
             places=self.groups.places,
             index=self.groups.context.index,
         )
@@ -175,7 +183,7 @@ class ContextSharding:
         return ShardedCache(self._prefill_counts, self.groups.context.index)
 
     def from_last_token(self, hidden_SD: Tensor, batch: Batch) -> Tensor:
-        layout = self.layout(batch.input_ids_L.shape[0])
+        layout = self.layout(batch)
         owner = int(layout.owner(np.array([layout.tokens - 1]))[0])
         place = divmod(owner, layout.ulysses)
         last_D = hidden_SD[layout.real_tokens(*place) - 1].detach().clone()
@@ -192,10 +200,9 @@ class ContextSharding:
         return self.groups.places[self.groups.context.index]
 
     def _prefill_counts(self) -> tuple[int, ...]:
-        if not self._row_tokens:
+        if self._row is None:
             raise InputError("the cache is filled by a row that shard_batch cut; cut one first")
-        layout = self.layout(self._row_tokens)
-        return tuple(layout.real_tokens(*place) for place in self.groups.places)
+        return tuple(self._row.real_tokens(*place) for place in self.groups.places)
 
 
 def _places(tensor: Tensor) -> Places:

@@ -139,10 +139,10 @@ def attention_phases(
 def _ring(sizes: RankSizes, kernels: Kernels, part: str, grad: bool, causal: bool) -> Ring:
     """The causal block of the rank's keys, then one block for each hop.
 
-    zigzag, double and striped: every block is half masked, all ranks alike. contiguous: the last rank computes full
-    blocks. Without a causal mask all blocks are full; with a window all ranks are alike, and a call is shortened to
-    its share of the pairs. Widening the result, once, is spread over the hops: where there
-    are none, nothing is widened (and a bound that takes fewer hops stays below).
+    zigzag, balanced, double and striped: every block is half masked, all ranks alike. contiguous: the last rank
+    computes full blocks. Without a causal mask all blocks are full; with a window all ranks are alike, and a call is
+    shortened to its share of the pairs. Widening the result, once, is spread over the hops: where there are none,
+    nothing is widened (and a bound that takes fewer hops stays below).
     """
     degrees, tokens, kind = sizes.degrees, sizes.ring_tokens, sizes.degrees.ring_kind
     if sizes.framework.attention == "unfused":

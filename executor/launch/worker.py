@@ -130,7 +130,11 @@ def run_rank(launch: Launch) -> None:
     # gloo for what checkpoints tell each other; the plan's groups are NCCL's alone.
     backend = "cpu:gloo,cuda:nccl" if launch.backend == "nccl" else "gloo"
     limit = timedelta(seconds=request.timeout_s)
-    dist.init_process_group(backend, store=store, rank=seat.rank, world_size=plan.strategy.ranks, timeout=limit)
+    # With a device NCCL connects every group when it is made: a ring's first transfer need not be every rank's.
+    dist.init_process_group(
+        backend, store=store, rank=seat.rank, world_size=plan.strategy.ranks, timeout=limit,
+        device_id=device if device.type == "cuda" else None,
+    )  # fmt: skip
     sharding = make_sharding(plan, seat.rank, device, limit)
     job_main(request.job)(Job(config=launch.settings.values, sharding=sharding, device=device))
     dist.barrier()

@@ -19,7 +19,7 @@ from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 
 from cost_models.errors import InputError
 from cost_models.layer.heads import HeadSplit, Share
-from cost_models.token_layout import Layout, Tile
+from cost_models.token_layout import Layout, Tile, Travel
 from executor.mmsp.exchange import Exchange
 from executor.mmsp.ring import RingWork, ring_backward, ring_forward
 
@@ -55,6 +55,7 @@ class MmSp:
     ulysses: Exchange
     ring: Exchange
     tiles: tuple[tuple[Tile, ...], ...]  # against the block of each ring rank
+    travels: tuple[Travel, ...]  # of those blocks
     grad_ring_dtype: torch.dtype = torch.float32
     kept: Kept | None = None  # set by recompute "all_but_attention", anew for every layer
 
@@ -62,21 +63,28 @@ class MmSp:
     def over(
         cls,
         layout: Layout,
-        edges: tuple[int, ...],
         *,
         ulysses: Exchange,
         ring: Exchange,
         grad_ring_dtype: torch.dtype = torch.float32,
     ) -> MmSp:
-        """Attention for a row with document `edges` (see `layout.document_edges`)."""
-        tiles = tuple(layout.tiles(ring.index, block, edges) for block in range(ring.size))
-        return cls(ulysses=ulysses, ring=ring, tiles=tiles, grad_ring_dtype=grad_ring_dtype)
+        """Attention for a row that lies as `layout` says."""
+        tiles = []
+        for block, travel in enumerate(layout.travels):
+            here = layout.tiles(ring.index, block)
+            tiles.append(
+                here if block == ring.index else tuple(tile._replace(kv=travel.on_the_way(tile.kv)) for tile in here)
+            )
+        return cls(
+            ulysses=ulysses, ring=ring, tiles=tuple(tiles), travels=layout.travels, grad_ring_dtype=grad_ring_dtype
+        )
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         split = HeadSplit(q_heads=q.shape[1], kv_heads=k.shape[1], ulysses=self.ulysses.size)
         work = RingWork(
             exchange=self.ring,
             tiles=self.tiles,
+            travels=self.travels,
             runs=split.runs(self.ulysses.index),
             scale=scale,
             grad_dtype=self.grad_ring_dtype,

@@ -1,11 +1,12 @@
 """The communication that the algorithms of this package need; they take an `Exchange` and know no process group.
 
     all_to_all   rows to every member, counts may differ        ulysses heads, embeddings
-    shift        one buffer to the next member of a ring        keys, values and their gradients
+    transfer     buffers to and from members, if any            keys, values and their gradients in a ring
     all_gather   equal buffers from everybody, stacked          decoding
 
-A shift is started, then waited for; computation between the two is overlapped with it. Members must call the same
-methods in the same order. `GroupExchange` is a process group (gloo, NCCL). A group of one sends nothing.
+A transfer is started, then waited for; computation between the two is overlapped with it. Members must call the same
+methods in the same order; what one sends another takes. `GroupExchange` is a process group (gloo, NCCL). A group of
+one sends nothing.
 """
 
 from __future__ import annotations
@@ -20,10 +21,14 @@ from torch import Tensor
 
 
 class Pending(Protocol):
-    """A shift that is in flight."""
+    """A transfer that is in flight."""
 
-    def wait(self) -> Tensor:
-        """Return the buffer from the previous member; the sent one may be reused from then on."""
+    def wait(self) -> list[Tensor]:
+        """Return the received buffers, in order; sent ones may be reused from then on."""
+
+
+Transfers = Sequence[tuple[int, Tensor]]
+"""(member, contiguous buffer): what to send there, or to fill from there; at most one for each member."""
 
 
 class Exchange(Protocol):
@@ -38,8 +43,8 @@ class Exchange(Protocol):
     def all_to_all(self, rows: Tensor, send: Sequence[int], receive: Sequence[int]) -> Tensor:
         """Rows (sum(send), …), ordered by member, in exchange for (sum(receive), …), ordered by member."""
 
-    def start_shift(self, buffer: Tensor) -> Pending:
-        """Send a contiguous buffer to member index + 1 and take one like it from index - 1, in a circle."""
+    def start_transfer(self, send: Transfers, receive: Transfers) -> Pending:
+        """Send buffers to members and fill others from members."""
 
     def all_gather(self, buffer: Tensor) -> Tensor:
         """Stack the buffers of all members in member order: (size, *buffer.shape)."""
@@ -55,8 +60,8 @@ class Alone:
     def all_to_all(self, rows: Tensor, send: Sequence[int], receive: Sequence[int]) -> Tensor:
         return rows
 
-    def start_shift(self, buffer: Tensor) -> Pending:
-        return _InFlight((), buffer, buffer)
+    def start_transfer(self, send: Transfers, receive: Transfers) -> Pending:
+        return _InFlight((), send, receive)
 
     def all_gather(self, buffer: Tensor) -> Tensor:
         return buffer.unsqueeze(0)
@@ -79,14 +84,10 @@ class GroupExchange:
         dist.all_to_all_single(received, rows.contiguous(), list(receive), list(send), group=self.group)
         return received
 
-    def start_shift(self, buffer: Tensor) -> Pending:
-        received = torch.empty_like(buffer)
-        following, previous = self.ranks[(self.index + 1) % self.size], self.ranks[self.index - 1]
-        operations = [
-            dist.P2POp(dist.isend, buffer, following, group=self.group),
-            dist.P2POp(dist.irecv, received, previous, group=self.group),
-        ]
-        return _InFlight(tuple(dist.batch_isend_irecv(operations)), buffer, received)
+    def start_transfer(self, send: Transfers, receive: Transfers) -> Pending:
+        operations = [dist.P2POp(dist.isend, buffer, self.ranks[to], group=self.group) for to, buffer in send]
+        operations += [dist.P2POp(dist.irecv, buffer, self.ranks[by], group=self.group) for by, buffer in receive]
+        return _InFlight(tuple(dist.batch_isend_irecv(operations)) if operations else (), send, receive)
 
     def all_gather(self, buffer: Tensor) -> Tensor:
         gathered = buffer.new_empty((self.size, *buffer.shape))
@@ -97,13 +98,13 @@ class GroupExchange:
 @dataclass(frozen=True)
 class _InFlight:
     works: tuple[dist.Work, ...]
-    sent: Tensor  # kept alive until it is sent
-    received: Tensor
+    sent: Transfers  # kept alive until they are sent
+    received: Transfers
 
-    def wait(self) -> Tensor:
+    def wait(self) -> list[Tensor]:
         for work in self.works:
             work.wait()
-        return self.received
+        return [buffer for _, buffer in self.received]
 
 
 class _AllToAll(torch.autograd.Function):

@@ -4,11 +4,13 @@
 
     merge      lse' = log(exp lse + exp lse_b)        out' = out + (out_b - out) * sigmoid(lse_b - lse)
     backward   blocks are recomputed from the saved global out and lse; dK, dV of block j start at rank j + 1, gather
-               what ranks j + 1, …, j - 1 add, and come home in R - 1 hops; what rank j adds to its block is never sent
+               what ranks up to the last that needs block j add, and go home from there
 
-Bytes sent per rank, T block tokens, K heads, D head dim: forward (R-1) * 2TKD * b; backward the same for keys and
-values again, and (R-1) * 2TKD * b_grad. Merging and gradient sums are in float32 (float64 for float64).
-Shapes: q (B, H, T, D), kv (2, B, K, T, D), lse (B, H, T). Leaves out: which tokens a block holds (`layout.tiles`).
+Of a block only documents that others need travel, and only to the last rank that needs any (`Travel`): a packed row
+whose documents lie on one rank each sends nothing. Bytes sent per rank with n travelling tokens, h hops, K heads, D
+head dim: forward h * 2nKD * b; backward the same for keys and values again, and h * 2nKD * b_grad. One document in
+zigzag: n = T, h = R - 1. Merging and gradient sums are in float32 (float64 for float64).
+Shapes: q (B, H, T, D), kv (2, B, K, T, D), lse (B, H, T). Leaves out: which tokens a block holds (`token_layout`).
 """
 
 from __future__ import annotations
@@ -20,36 +22,91 @@ import torch
 from torch import Tensor
 
 from cost_models.layer.heads import Run
-from cost_models.token_layout import Tile
+from cost_models.token_layout import Tile, Travel
 from executor.mmsp import kernel
-from executor.mmsp.exchange import Exchange
+from executor.mmsp.exchange import Exchange, Pending
 
 
 @dataclass(frozen=True, kw_only=True)
 class RingWork:
-    """What one rank does: for every other block the tiles to compute, and how heads are grouped in a kernel call."""
+    """What one rank does: for every block the tiles to compute, what travels, and how heads go into a kernel call."""
 
     exchange: Exchange
-    tiles: tuple[tuple[Tile, ...], ...]  # tiles[j]: against the block of ring rank j
+    tiles: tuple[tuple[Tile, ...], ...]  # tiles[j]: against ring rank j's block; keys of others as they lie on the way
+    travels: tuple[Travel, ...]  # of each block
     runs: tuple[Run, ...]
     scale: float
     grad_dtype: torch.dtype = torch.float32  # of dK and dV on their way; at least that of the inputs if they are wider
 
-    def block_at(self, step: int) -> int:
-        return (self.exchange.index - step) % self.exchange.size
+    @property
+    def index(self) -> int:
+        return self.exchange.index
+
+    @property
+    def steps(self) -> int:
+        """Of the block that travels farthest, with the step at home."""
+        return 1 + max(one.hops for one in self.travels)
+
+    def block_at(self, step: int) -> int | None:
+        """The block that is here at a step, if it comes so far."""
+        block = (self.index - step) % self.exchange.size
+        return block if self.travels[block].hops >= step else None
+
+    def travelling(self, kv: Tensor) -> Tensor:
+        """What of this rank's block others need."""
+        spans = self.travels[self.index].spans
+        if len(spans) == 1 and spans[0] == (0, kv.shape[3]):
+            return kv
+        parts = [kv[:, :, :, span.start : span.stop] for span in spans]
+        return torch.cat(parts, dim=3) if parts else kv[:, :, :, :0]
+
+    def come_home(self, home: Tensor, grad: Tensor) -> None:
+        """Add the gradient of what travelled to the block's."""
+        at = 0
+        for span in self.travels[self.index].spans:
+            size = span.stop - span.start
+            home[:, :, :, span.start : span.stop] += grad[:, :, :, at : at + size]
+            at += size
+
+    def start_next(self, held: Tensor, step: int) -> Pending:
+        """Keys and values of the block here at `step` to the next rank, of the block there to this one."""
+        following, previous = (self.index + 1) % self.exchange.size, (self.index - 1) % self.exchange.size
+        mine, coming = self.block_at(step), self.block_at(step + 1)
+        send = [(following, held)] if mine is not None and self.travels[mine].hops > step else []
+        receive = [] if coming is None else [(previous, self._like(held, coming))]
+        return self.exchange.start_transfer(send, receive)
+
+    def start_gradient(self, dkv: Tensor, step: int, like: Tensor) -> tuple[Pending, bool]:
+        """The gradient of the block here at `step` to the next rank that needs the block, else home. What arrives is
+        that of this rank's block, if its last rank is done (then True), and that of the block here at the next step."""
+        size, send, receive = self.exchange.size, [], []
+        mine, coming = self.block_at(step), self.block_at(step + 1)
+        if mine is not None:
+            send = [(mine if self.travels[mine].hops == step else (self.index + 1) % size, dkv)]
+        done = self.travels[self.index].hops == step
+        if done:
+            receive.append(((self.index + step) % size, self._like(like, self.index)))
+        if coming is not None:
+            receive.append(((self.index - 1) % size, self._like(like, coming)))
+        return self.exchange.start_transfer(send, receive), done
+
+    def _like(self, kv: Tensor, block: int) -> Tensor:
+        return kv.new_empty((*kv.shape[:3], self.travels[block].tokens, kv.shape[4]))
 
 
 def ring_forward(q: Tensor, kv: Tensor, work: RingWork) -> tuple[Tensor, Tensor]:
     """(out, lse) of this rank's queries over all the keys that they may see; out has q's dtype."""
-    steps = work.exchange.size
+    steps = work.steps
     accumulated = _Merged.empty(q, widen=steps > 1)
+    held = work.travelling(kv) if steps > 1 else kv
     for step in range(steps):
-        following = work.exchange.start_shift(kv) if step + 1 < steps else None
-        for tile in work.tiles[work.block_at(step)]:
+        following = work.start_next(held, step) if step + 1 < steps else None
+        block = work.block_at(step)
+        for tile in work.tiles[block] if block is not None else ():
             for run in work.runs:
-                _attend(q, kv, tile, run, work.scale, accumulated)
+                _attend(q, held if step else kv, tile, run, work.scale, accumulated)
         if following:
-            kv = following.wait()
+            held = next(iter(following.wait()), held)
     return accumulated.out.to(q.dtype), accumulated.lse
 
 
@@ -57,27 +114,40 @@ def ring_backward(
     dout: Tensor, q: Tensor, kv: Tensor, out: Tensor, lse: Tensor, work: RingWork
 ) -> tuple[Tensor, Tensor]:
     """(dq, dkv) in the dtypes of q and kv."""
-    steps = work.exchange.size
+    steps = work.steps
     wide = torch.promote_types(q.dtype, torch.float32)
     travel_dtype = torch.promote_types(work.grad_dtype, q.dtype)
     saved = (dout, q, out, lse)
     dq = torch.zeros(q.shape, dtype=wide if steps > 1 else q.dtype, device=q.device)
-    home = torch.zeros(kv.shape, dtype=wide if steps > 1 else kv.dtype, device=kv.device)
-    arriving = None
+    home = torch.zeros(kv.shape, dtype=dq.dtype, device=kv.device)
+    held, like = work.travelling(kv) if steps > 1 else kv, home[:, :, :, :0].to(travel_dtype)
+    arriving: tuple[Pending, bool] | None = None
     for step in range(steps):
-        following = work.exchange.start_shift(kv) if step + 1 < steps else None
-        dkv = home if step == 0 else torch.zeros_like(home)
-        for tile in work.tiles[work.block_at(step)]:
+        following = work.start_next(held, step) if step + 1 < steps else None
+        block = work.block_at(step)
+        dkv = home if step == 0 else torch.zeros(held.shape, dtype=wide, device=kv.device)
+        for tile in work.tiles[block] if block is not None else ():
             for run in work.runs:
-                _attend_backward(saved, kv, tile, run, work.scale, dq, dkv)
-        if step > 0:
-            travelling = dkv if arriving is None else dkv.add_(arriving.wait())
-            arriving = work.exchange.start_shift(travelling.to(travel_dtype))
+                _attend_backward(saved, held if step else kv, tile, run, work.scale, dq, dkv)
+        if step:
+            _take(arriving, work, home, dkv)
+            arriving = work.start_gradient(dkv.to(travel_dtype), step, like)
         if following:
-            kv = following.wait()
-    if arriving:
-        home += arriving.wait()
+            held = next(iter(following.wait()), held)
+    _take(arriving, work, home, home)
     return dq.to(q.dtype), home.to(kv.dtype)
+
+
+def _take(arriving: tuple[Pending, bool] | None, work: RingWork, home: Tensor, dkv: Tensor) -> None:
+    """Add the gradients that have arrived: to this rank's block, and to that of the block here now."""
+    if arriving is None:
+        return
+    pending, done = arriving
+    grads = pending.wait()
+    if done:
+        work.come_home(home, grads.pop(0))
+    for grad in grads:
+        dkv += grad
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ def _tokens(plan: Plan) -> Section:
     layout = Layout(
         tokens=workload.context_tokens, ulysses=strategy.ulysses, ring=strategy.ring, kind=strategy.ring_kind
     )
-    spans = [layout.segments(ring) for ring in range(strategy.ring)]
+    spans = layout.blocks
     pieces = [
         {"ring": ring, "start": span.start, "stop": span.stop, "text": f"{span.start:,} to {span.stop:,}"}
         for ring, several in enumerate(spans)

@@ -1,6 +1,8 @@
 """Every causal pair of a document is in exactly one tile, for any ulysses, ring, length and packing."""
 
 import itertools
+from csv import DictReader
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,15 +13,15 @@ from cost_models import Model, Strategy, Workload
 from cost_models.errors import InputError
 from cost_models.layer.heads import HeadSplit
 from cost_models.layer.sizes import RankSizes
-from cost_models.token_layout import Layout, document_edges
+from cost_models.token_layout import RING_LAYOUTS, Layout, document_starts
 
 
-def _coverage(layout: Layout, edges: tuple[int, ...]) -> np.ndarray:
+def _coverage(layout: Layout) -> np.ndarray:
     """How often each (query, key) pair of the padded row is computed, built from what the ranks hold."""
     seen = np.zeros((layout.padded_tokens, layout.padded_tokens), dtype=np.int64)
     blocks = [np.concatenate([layout.index(r, u) for u in range(layout.ulysses)]) for r in range(layout.ring)]
     for q, kv in itertools.product(range(layout.ring), repeat=2):
-        for tile in layout.tiles(q, kv, edges):
+        for tile in layout.tiles(q, kv):
             rows, columns = blocks[q][slice(*tile.q)], blocks[kv][slice(*tile.kv)]
             ones = np.ones((len(rows), len(columns)), dtype=np.int64)
             seen[rows[:, None], columns[None]] += np.tril(ones) if tile.causal else ones
@@ -35,19 +37,26 @@ def _expected(edges: tuple[int, ...]) -> np.ndarray:
     tokens=st.integers(1, 70),
     ulysses=st.integers(1, 5),
     ring=st.integers(1, 6),
-    kind=st.sampled_from(["zigzag", "contiguous"]),
+    kind=st.sampled_from(RING_LAYOUTS),
     cuts=st.sets(st.integers(1, 69), max_size=5),
 )
 def test_every_causal_pair_of_a_document_exactly_once(tokens, ulysses, ring, kind, cuts):
-    layout = Layout(tokens=tokens, ulysses=ulysses, ring=ring, kind=kind)
     document_L = np.searchsorted(sorted(cuts), np.arange(tokens), side="right")
-    edges = document_edges(document_L, layout.padded_tokens)
-    assert np.array_equal(_coverage(layout, edges), _expected(edges))
+    documents = document_starts(document_L)
+    layout = Layout(tokens=tokens, ulysses=ulysses, ring=ring, kind=kind, documents=documents)
+    assert np.array_equal(_coverage(layout), _expected(layout.edges))
 
 
-@given(tokens=st.integers(1, 200), ulysses=st.integers(1, 6), ring=st.integers(1, 6), kind=st.booleans())
-def test_every_token_has_one_owner_and_ascends(tokens, ulysses, ring, kind):
-    layout = Layout(tokens=tokens, ulysses=ulysses, ring=ring, kind="zigzag" if kind else "contiguous")
+@given(
+    tokens=st.integers(1, 200),
+    ulysses=st.integers(1, 6),
+    ring=st.integers(1, 6),
+    kind=st.sampled_from(RING_LAYOUTS),
+    cuts=st.sets(st.integers(1, 199), max_size=5),
+)
+def test_every_token_has_one_owner_and_ascends(tokens, ulysses, ring, kind, cuts):
+    documents = (0, *sorted(cut for cut in cuts if cut < tokens))
+    layout = Layout(tokens=tokens, ulysses=ulysses, ring=ring, kind=kind, documents=documents)
     held = []
     for r, u in itertools.product(range(ring), range(ulysses)):
         index_S = layout.index(r, u)
@@ -63,20 +72,70 @@ def test_every_token_has_one_owner_and_ascends(tokens, ulysses, ring, kind):
 def test_zigzag_work_is_equal_and_needs_one_tile_per_hop():
     layout = Layout(tokens=64, ring=4, ulysses=2)
     for q in range(4):
-        tiles = [layout.tiles(q, kv, (0, 64)) for kv in range(4)]
+        tiles = [layout.tiles(q, kv) for kv in range(4)]
         assert [len(tile) for tile in tiles] == [1, 1, 1, 1]
         areas = [(t.q.stop - t.q.start) * (t.kv.stop - t.kv.start) for (t,) in tiles]
         assert areas == [16 * 16 if kv == q else 16 * 8 for kv in range(4)]
 
 
+def _packed(name: str, tokens: int, seed: int) -> tuple[int, ...]:
+    """Starts of documents of a published histogram, drawn until they fill a row; the last is cut short."""
+    with (Path(__file__).parents[2] / f"measurements/lengths_{name}.csv").open() as lines:
+        buckets = [(int(b["bucket_from"]), int(b["bucket_to_exclusive"]), float(b["share"])) for b in DictReader(lines)]
+    random, starts = np.random.default_rng(seed), [0]
+    low, high, share = map(np.array, zip(*buckets, strict=True))
+    while starts[-1] < tokens:
+        bucket = random.choice(len(low), p=share / share.sum())
+        starts.append(starts[-1] + max(1, int(random.integers(low[bucket], high[bucket]))))
+    return tuple(starts[:-1])
+
+
+def _pairs(layout: Layout) -> np.ndarray:
+    """(query, key) pairs that each ring rank works on."""
+    area = np.zeros(layout.ring)
+    for q, kv in itertools.product(range(layout.ring), repeat=2):
+        for tile in layout.tiles(q, kv):
+            rows, columns = tile.q.stop - tile.q.start, tile.kv.stop - tile.kv.start
+            area[q] += rows * (rows + 1) / 2 if tile.causal else rows * columns
+    return area
+
+
+@pytest.mark.parametrize("ring", [4, 8])
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", ["longca_pile", "longca_prolong64k", "longca_prolong512k", "magiattention_default"])
+def test_packed_documents_of_real_corpora_are_balanced(name, seed, ring):
+    """The fullest rank is within a tenth of the mean."""
+    documents = _packed(name, 2**16, seed)
+    balanced, zigzag = (
+        Layout(tokens=2**16, ring=ring, kind=kind, documents=documents) for kind in ("balanced", "zigzag")
+    )
+    pairs = _pairs(balanced)
+    assert pairs.sum() == _pairs(zigzag).sum()
+    assert pairs.max() <= 1.1 * pairs.mean()
+
+
+def test_documents_on_one_rank_do_not_travel():
+    layout = Layout(tokens=64, ring=4, ulysses=2, kind="balanced", documents=(0, 16, 32, 48))
+    assert all(one.tokens == one.hops == 0 for one in layout.travels)
+    assert _pairs(layout).tolist() == [16 * 17 / 2] * 4
+
+
+def test_a_long_document_travels_and_the_short_ones_stay():
+    """40 tokens cut over 4 ranks; next to its part each rank has a short one of its own."""
+    layout = Layout(tokens=64, ring=4, kind="balanced", documents=(0, 40, 46, 52, 58))
+    assert [(one.tokens, one.hops) for one in layout.travels] == [(10, 3)] * 4
+    zigzag = Layout(tokens=64, ring=4, documents=layout.documents)
+    assert _pairs(layout).max() < _pairs(zigzag).max() / 1.4
+
+
 def test_contiguous_skips_the_future():
     layout = Layout(tokens=64, ring=4, kind="contiguous")
-    assert [len(layout.tiles(1, kv, (0, 64))) for kv in range(4)] == [1, 1, 0, 0]
+    assert [len(layout.tiles(1, kv)) for kv in range(4)] == [1, 1, 0, 0]
 
 
 def test_padding_is_a_document_of_its_own():
-    assert document_edges(np.array([0, 0, 1]), 8) == (0, 2, 3, 8)
-    assert document_edges(np.array([5]), 1) == (0, 1)
+    assert Layout(tokens=3, ring=4, documents=(0, 2)).edges == (0, 2, 3, 8)
+    assert Layout(tokens=1).edges == (0, 1)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +176,7 @@ def test_heads_are_tiled_and_each_query_meets_its_own_kv(kv_heads, group, data):
 def test_wrong_degrees_name_the_legal_values():
     with pytest.raises(InputError, match="ulysses=64 exceeds the model's 32 query heads; at most 32"):
         HeadSplit(q_heads=32, kv_heads=8, ulysses=64)
-    with pytest.raises(InputError, match="'spiral' is not one of zigzag, contiguous"):
+    with pytest.raises(InputError, match="'spiral' is not one of zigzag, contiguous, balanced"):
         Layout(tokens=4, kind="spiral")
     with pytest.raises(InputError, match="ring=0 must be at least 1"):
         Layout(tokens=4, ring=0)

@@ -2,15 +2,17 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from cost_models.errors import InputError
 from cost_models.layer.heads import HeadSplit
-from cost_models.token_layout import Layout, Span, Tile, document_edges
+from cost_models.token_layout import RING_LAYOUTS, Layout, Span, Tile, Travel, document_starts
 from executor.mmsp import kernel
 from executor.mmsp.attention import Kept, MmSp, _sum_heads, attention, guard, register
 from executor.mmsp.exchange import Alone
@@ -46,7 +48,7 @@ def on_threads(layout, work):
 
 def sharded(layout, q, k, v, dout, document_L, kept=False, recompute=False):
     """Forward and gradients of all ranks, put back into row order; padding holds noise that must not matter."""
-    edges = document_edges(document_L.numpy(), layout.padded_tokens)
+    layout = replace(layout, documents=document_starts(document_L.numpy()))
 
     def cut(x_L, index_S, axis):
         noise = torch.full((1,), 7.0, dtype=x_L.dtype).expand(*x_L.shape[:axis], 1, *x_L.shape[axis + 1 :])
@@ -55,7 +57,7 @@ def sharded(layout, q, k, v, dout, document_L, kept=False, recompute=False):
 
     def work(ulysses, ring):
         index_S = torch.from_numpy(layout.index(ring.index, ulysses.index))
-        call = MmSp.over(layout, edges, ulysses=ulysses, ring=ring)
+        call = MmSp.over(layout, ulysses=ulysses, ring=ring)
         leaves = [cut(x, index_S, 2).requires_grad_() for x in (q, k, v)]
         out_S = call.attend(*leaves, 0.3)
         real = (index_S < layout.tokens)[None, :, None, None]
@@ -90,6 +92,12 @@ CASES = [
     (48, 4, 2, 2, 3, "contiguous", [48]),
     (45, 4, 2, 2, 4, "contiguous", [5, 1, 17, 20, 2]),
     (37, 7, 7, 4, 2, "contiguous", [37]),
+    (48, 4, 2, 2, 3, "balanced", [48]),
+    (45, 4, 2, 2, 3, "balanced", [5, 1, 17, 20, 2]),
+    (45, 4, 2, 1, 8, "balanced", [30, 1, 1, 1, 12]),
+    (64, 8, 2, 4, 2, "balanced", [8] * 8),  # nothing travels
+    (61, 4, 4, 1, 5, "balanced", [1] * 20 + [41]),
+    (40, 4, 2, 1, 4, "balanced", [11, 9, 11, 9]),  # documents without room are cut
 ]
 
 
@@ -131,8 +139,11 @@ def test_ring_error_in_bfloat16_does_not_grow_with_the_ring():
         assert all(many < 2**0.5 * one for one, many in zip(errors[1], errors[ring], strict=True)), errors
 
 
-@pytest.mark.parametrize(("ulysses", "ring", "kind"), [(1, 4, "zigzag"), (4, 2, "zigzag"), (2, 3, "contiguous")])
-def test_bytes_on_the_wire_are_the_formulas(ulysses, ring, kind):
+@pytest.mark.parametrize(
+    ("ulysses", "ring", "kind", "share"),
+    [(1, 4, "zigzag", 1), (4, 2, "zigzag", 1), (2, 3, "contiguous", 0.5), (2, 3, "balanced", 1)],
+)  # in a contiguous ring block j goes to the R - 1 - j ranks behind it alone
+def test_bytes_on_the_wire_are_the_formulas(ulysses, ring, kind, share):
     tokens, heads, kv_heads, number = 48, 8, 2, 8
     lock, sent = threading.Lock(), {"ring": 0, "ulysses": 0}
 
@@ -144,9 +155,9 @@ def test_bytes_on_the_wire_are_the_formulas(ulysses, ring, kind):
             with lock:
                 sent[self.name] += numbers * number
 
-        def start_shift(self, buffer):
-            self.count(buffer.numel())
-            return self.inner.start_shift(buffer)
+        def start_transfer(self, send, receive):
+            self.count(sum(buffer.numel() for _, buffer in send))
+            return self.inner.start_transfer(send, receive)
 
         def all_to_all(self, rows, send, receive):
             self.count((sum(send) - send[self.index]) * rows[0].numel())
@@ -156,16 +167,32 @@ def test_bytes_on_the_wire_are_the_formulas(ulysses, ring, kind):
     q, k, v, _ = row(tokens, heads, kv_heads)
 
     def work(u, r):
-        call = MmSp.over(layout, (0, tokens), ulysses=Counting("ulysses", u), ring=Counting("ring", r))
+        call = MmSp.over(layout, ulysses=Counting("ulysses", u), ring=Counting("ring", r))
         index_S = torch.from_numpy(layout.index(r.index, u.index))
         leaves = [x[:, :, index_S].requires_grad_() for x in (q, k, v)]
         torch.autograd.grad(call.attend(*leaves, 0.3).sum(), leaves)
 
     on_threads(layout, work)
     s, sent_kv = layout.rank_tokens, max(kv_heads, ulysses)  # K' after the repetition
-    per_rank_ring = (ring - 1) * 2 * s * sent_kv * DIM * number * 3  # forward, backward kv, backward dkv
+    per_rank_ring = share * (ring - 1) * 2 * s * sent_kv * DIM * number * 3  # forward, backward kv, backward dkv
     per_rank_ulysses = s * DIM * number * (2 * heads + 2 * sent_kv) * (ulysses - 1) / ulysses * 2
     assert sent == {"ring": per_rank_ring * ulysses * ring, "ulysses": per_rank_ulysses * ulysses * ring}
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_random_packed_rows_equal_dense_attention(seed):
+    """Blocks travel different distances, in parts, or not at all; so do their gradients."""
+    random = np.random.default_rng(seed)
+    ring, ulysses, kind = int(random.integers(2, 9)), int(random.integers(1, 3)), RING_LAYOUTS[seed % 3]
+    documents = [int(length) for length in random.integers(1, 40, int(random.integers(1, 9)))]
+    document_L = torch.repeat_interleave(torch.arange(len(documents)), torch.tensor(documents))
+    q, k, v, dout = row(sum(documents), 4, 2)
+    leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+    expected_out = dense(*leaves, document_L, 0.3)
+    expected = [expected_out.detach().transpose(1, 2), *torch.autograd.grad((expected_out * dout).sum(), leaves)]
+    layout = Layout(tokens=sum(documents), ulysses=ulysses, ring=ring, kind=kind)
+    for got, want in zip(sharded(layout, q, k, v, dout, document_L), expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize(
@@ -180,17 +207,17 @@ def test_gradients_travel_the_ring_in_the_dtype_asked_for(inputs, asked, on_the_
     lock, seen = threading.Lock(), []
 
     class Watching(LocalExchange):
-        def start_shift(self, buffer):
+        def start_transfer(self, send, receive):
             with lock:
-                seen.append(buffer.dtype)
-            return super().start_shift(buffer)
+                seen.extend(buffer.dtype for _, buffer in send)
+            return super().start_transfer(send, receive)
 
     layout = Layout(tokens=12, ring=3)
     q, k, v, _ = row(12, 4, 2, dtype=inputs)
 
     def work(u, r):
         ring = Watching(boxes=r.boxes, index=r.index)
-        call = MmSp.over(layout, (0, 12), ulysses=u, ring=ring, grad_ring_dtype=asked)
+        call = MmSp.over(layout, ulysses=u, ring=ring, grad_ring_dtype=asked)
         leaves = [x[:, :, torch.from_numpy(layout.index(r.index, 0))].requires_grad_() for x in (q, k, v)]
         torch.autograd.grad(call.attend(*leaves, 0.3).float().sum(), leaves)
 
@@ -200,17 +227,19 @@ def test_gradients_travel_the_ring_in_the_dtype_asked_for(inputs, asked, on_the_
 
 
 class Recorded:
-    """A ring of three that hands back what it was sent, and writes down when a shift starts and when it is awaited."""
+    """A ring of three from which nothing comes, and that writes down when a transfer starts and when it is awaited."""
 
     size, index = 3, 1
 
     def __init__(self):
         self.log = []
 
-    def start_shift(self, buffer):
-        what = "keys" if buffer.dtype == torch.bfloat16 else "gradients"
+    def start_transfer(self, send, receive):
+        what = "keys" if (send or receive)[0][1].dtype == torch.bfloat16 else "gradients"
         self.log.append(f"start {what}")
-        return SimpleNamespace(wait=lambda: self.log.append(f"wait {what}") or buffer)
+        return SimpleNamespace(
+            wait=lambda: self.log.append(f"wait {what}") or [buffer.zero_() for _, buffer in receive]
+        )
 
 
 def test_the_next_block_is_in_flight_while_a_tile_computes(monkeypatch):
@@ -220,7 +249,11 @@ def test_the_next_block_is_in_flight_while_a_tile_computes(monkeypatch):
         monkeypatch.setattr(kernel, name, lambda *a, whole=whole, **k: ring.log.append("compute") or whole(*a, **k))
     tile = Tile(Span(0, 4), Span(0, 4), True)
     work = RingWork(
-        exchange=ring, tiles=((tile,),) * 3, runs=HeadSplit(q_heads=2, kv_heads=1, ulysses=1).runs(0), scale=1
+        exchange=ring,
+        tiles=((tile,),) * 3,
+        travels=(Travel((Span(0, 4),), 2),) * 3,
+        runs=HeadSplit(q_heads=2, kv_heads=1, ulysses=1).runs(0),
+        scale=1,
     )
     q, k, v, _ = row(4, 2, 1, dtype=torch.bfloat16)
     out, lse = ring_forward(q, torch.stack((k, v)), work)
@@ -266,7 +299,7 @@ def _llama(**changes):
 def test_arguments_that_the_attention_would_never_see_are_refused():
     model = _llama()
     guard(model)
-    call = MmSp.over(Layout(tokens=4), (0, 4), ulysses=Alone(), ring=Alone())
+    call = MmSp.over(Layout(tokens=4), ulysses=Alone(), ring=Alone())
     ids = torch.arange(4)[None]
     right = {"input_ids": ids, "position_ids": ids, "use_cache": False, "mm_sp": call}
     assert model(**right).logits.shape == (1, 4, 8)
@@ -288,7 +321,7 @@ def test_models_whose_layers_depend_on_the_tokens_of_one_rank_are_refused():
 
 def test_what_cannot_be_done_is_refused():
     q, k, v, _ = row(4, 2, 1)
-    call = MmSp.over(Layout(tokens=4), (0, 4), ulysses=Alone(), ring=Alone())
+    call = MmSp.over(Layout(tokens=4), ulysses=Alone(), ring=Alone())
     module = torch.nn.Module()
     with pytest.raises(InputError, match="needs the keyword argument mm_sp"):
         attention(module, q, k, v, None)
@@ -300,4 +333,4 @@ def test_what_cannot_be_done_is_refused():
     with pytest.raises(InputError, match="does not do attention to later tokens"):
         attention(module, q, k, v, None, mm_sp=call)
     with pytest.raises(InputError, match="ulysses=4 exceeds the model's 2 query heads; at most 2"):
-        MmSp.over(Layout(tokens=4), (0, 4), ulysses=local_exchanges(4)[0], ring=Alone()).attend(q, k, v, 1.0)
+        MmSp.over(Layout(tokens=4), ulysses=local_exchanges(4)[0], ring=Alone()).attend(q, k, v, 1.0)

@@ -18,6 +18,7 @@ CASES = [
     Case(ulysses=4, frames=((3,),)),
     Case(ulysses=2, ring=2, frames=((0,),)),
     Case(ring=4, kind="contiguous", llm="qwen2", frames=((1,),)),
+    Case(ring=2, ulysses=2, kind="balanced", frames=((1,),)),
     Case(data=2, ulysses=2, reverse=True, frames=((2,),)),
     Case(data=4, frames=((2,),)),
 ]

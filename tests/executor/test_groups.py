@@ -28,13 +28,14 @@ def _collectives():
     groups = make_groups(SHUFFLED, dist.get_rank(), timeout=timedelta(seconds=77))
     own = torch.tensor([float(dist.get_rank())], requires_grad=True)
     ulysses, ring = groups.ulysses.exchange(), groups.ring.exchange()
+    following, previous = (ring.index + 1) % ring.size, (ring.index - 1) % ring.size
     both = all_to_all(own.expand(2), ulysses, [1, 1], [1, 1])
     (both * torch.tensor([1.0, 10.0])).sum().backward()
     mesh = groups.mesh("cpu")
     return {
         "from ulysses": both.tolist(),
         "gradient": own.grad.tolist(),
-        "from ring": ring.start_shift(own.detach()).wait().tolist(),
+        "from ring": ring.start_transfer([(following, own.detach())], [(previous, torch.empty(1))]).wait()[0].tolist(),
         "gathered": groups.context.exchange().all_gather(own.detach()).flatten().tolist(),
         "places": groups.places,
         "first of context": groups.context.broadcast(own.detach().clone()).tolist(),

@@ -24,6 +24,8 @@ FOUR_RANKS = [
     Case(ulysses=2, ring=2),
     Case(ulysses=2, ring=2, reverse=True),
     Case(ulysses=2, ring=2, kind="contiguous"),
+    Case(ulysses=2, ring=2, kind="balanced"),
+    Case(ring=4, kind="balanced", frames=((0,), (1,))),
     Case(ulysses=2, ring=2, dtype="float32"),
     Case(ulysses=2, ring=2, dtype="float32", param="bfloat16", recompute=(("all_but_attention", 2),)),
     Case(ulysses=4, llm="qwen2"),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from executor.mmsp.exchange import Pending
+from executor.mmsp.exchange import Pending, Transfers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +31,10 @@ class LocalExchange:
         assert received.shape[0] == sum(receive)
         return received
 
-    def start_shift(self, buffer: Tensor) -> Pending:
-        self.boxes[self.index][(self.index + 1) % self.size].put(buffer.clone())
-        return _InBox(self, (self.index - 1) % self.size)
+    def start_transfer(self, send: Transfers, receive: Transfers) -> Pending:
+        for member, buffer in send:
+            self.boxes[self.index][member].put(buffer.clone())
+        return _InBox(self, receive)
 
     def all_gather(self, buffer: Tensor) -> Tensor:
         for member in range(self.size):
@@ -47,10 +48,12 @@ class LocalExchange:
 @dataclass(frozen=True)
 class _InBox:
     exchange: LocalExchange
-    sender: int
+    receive: Transfers
 
-    def wait(self) -> Tensor:
-        return self.exchange._take(self.sender)
+    def wait(self) -> list[Tensor]:
+        for member, buffer in self.receive:
+            buffer.copy_(self.exchange._take(member))
+        return [buffer for _, buffer in self.receive]
 
 
 def local_exchanges(size: int) -> list[LocalExchange]:

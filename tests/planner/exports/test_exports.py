@@ -52,6 +52,18 @@ def test_megatron_core_takes_its_flags() -> None:
     assert {"use-megatron-fsdp", "group-query-attention", "bf16"} <= set(said)
 
 
+def test_deepspeed_has_the_keys_that_it_is_given() -> None:
+    """Keys of deepspeed.ai/docs/config-json, 0.19, and `sequence_parallel_size` (deepspeed/runtime/config.py)."""
+    strategy = Strategy(data=8, ulysses=8, shard=64, zero=3, offload_states="optimizer")
+    config = json.loads(export(plan_of(strategy), "deepspeed").files["ds_config.json"])
+    assert set(config) == {
+        "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "sequence_parallel_size",
+        "bf16", "zero_optimization",
+    }  # fmt: skip
+    assert config["zero_optimization"] == {"stage": 3, "offload_optimizer": {"device": "cpu", "pin_memory": True}}
+    assert config["sequence_parallel_size"] * config["train_batch_size"] == 64
+
+
 def test_deepspeed_takes_its_config(tmp_path) -> None:
     pytest.importorskip("deepspeed")
     made = export(plan_of(Strategy(data=8, ulysses=8, shard=64, zero=3, microbatches=2), batch=32), "deepspeed")
