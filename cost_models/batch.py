@@ -112,4 +112,4 @@ def _paths(here: ClusterCosts, runs: tuple[int, ...], many: Strategy) -> Paths:
         paths = [here.in_order(axis, patterns, *key) for key in distinct.tolist()]
         numbers = {name: np.array([getattr(path, name) for path in paths]) for name in Path.__struct_fields__}
         axes[axis] = Path(**{name: values[where.reshape(-1)] for name, values in numbers.items()})
-    return here.assembled(runs, axes)
+    return here.assembled(runs, axes, many.ranks)

@@ -135,12 +135,13 @@ def fold_segment(segment: Segment, paths: Paths) -> Folded:
     for phase in segment.phases:
         name = PRICED_AS[phase.part]
         if isinstance(phase, Compute):
-            _book(seconds, name, phase.seconds)
+            _book(seconds, name, phase.seconds * paths.pace)
         elif isinstance(phase, Exchange):
             _book(seconds, name, paths.exchange_s(phase.axis, phase.op, phase.bytes))
         elif isinstance(phase, Broadcasts):
             _book(seconds, name, _broadcasts_s(phase, paths))
         elif isinstance(phase, Staged):
+            phase = phase._replace(seconds=phase.seconds * paths.pace)
             copied = phase.blocks * phase.bytes / paths.host_bytes_per_s
             exposed = phase.blocks * over(phase.bytes / paths.host_bytes_per_s, phase.seconds)
             _book(seconds, name, phase.blocks * phase.seconds)
@@ -148,6 +149,7 @@ def fold_segment(segment: Segment, paths: Paths) -> Folded:
             _book(hidden, "offload", copied - exposed)
             staged = staged + copied - exposed
         else:
+            phase = phase._replace(first_s=phase.first_s * paths.pace, piece_s=phase.piece_s * paths.pace)
             computed, exposed, sent = _ring(phase, paths)
             _book(seconds, name, computed)
             _book(seconds, "ring", exposed)
@@ -167,7 +169,7 @@ def _concurrent(
     exposed: Number = 0.0
     if segment.sharding:
         sharding = _sharding_s(segment, paths)
-        exposed = smaller(larger(segment.overlap_cost * sharding, sharding + busy - duration), sharding)
+        exposed = smaller(larger(overlap_cost(segment, paths) * sharding, sharding + busy - duration), sharding)
         _book(seconds, "sharding", exposed)
         _book(hidden, "sharding", sharding - exposed)
     copied = segment.offload_bytes / paths.host_bytes_per_s + staged
@@ -251,6 +253,17 @@ def _sharding_s(segment: Segment, paths: Paths) -> Number:
     for one in segment.sharding:
         total = total + pick(one.bytes > 0, paths.exchange_s(one.axis, one.op, one.bytes), 0.0)
     return total
+
+
+def overlap_cost(segment: Segment, paths: Paths) -> Number:
+    """Seconds by which a hidden second of the segment's collectives lengthens its phases, by where those run."""
+    if not segment.overlap_cost or paths.network_share == 1.0:
+        return segment.overlap_cost
+    taken: Number = 0.0
+    for one in segment.sharding:
+        seconds = pick(one.bytes > 0, paths.exchange_s(one.axis, one.op, one.bytes), 0.0)
+        taken = taken + seconds * paths.taken(one.axis)
+    return segment.overlap_cost * taken / larger(_sharding_s(segment, paths), 1e-12)
 
 
 def sent_bytes(program: StepProgram, strategy: Strategy) -> dict[str, Number]:

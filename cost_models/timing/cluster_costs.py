@@ -19,14 +19,14 @@ from cost_models.hardware.cluster import Cluster, Node
 from cost_models.hardware.device import Device
 from cost_models.hardware.placement import Placement
 from cost_models.hardware.wiring import LinkRates, Wiring
-from cost_models.number import distinct, larger
+from cost_models.number import Number, distinct, larger
 from cost_models.profile import Profile, network
 from cost_models.strategy import Axis, Strategy, axis_stride, sent_patterns
 from cost_models.timing.collectives import Collectives
 from cost_models.timing.loads import Loads
-from cost_models.timing.paths import Path, Paths, domain_link, host_rates, reached
+from cost_models.timing.paths import Path, Paths, domain_link, host_rates, network_share, reached
 from cost_models.timing.profile_samples import samples_for
-from cost_models.timing.slowest import Choice, KernelsInUse, LinksInUse
+from cost_models.timing.slowest import Choice, KernelsInUse, LinksInUse, pace
 
 MOST_PATHS = 20_000
 
@@ -85,13 +85,13 @@ class ClusterCosts:
         patterns, ranks = sent_patterns(strategy, sums_gradients), strategy.ranks
         if placement is None or placement.is_in_order(self.cluster):
             axes = {a: self.in_order(a, patterns[a], *axis_stride(strategy, a), ranks) for a in patterns}
-            return self.assembled(self.runs(ranks), axes)
+            return self.assembled(self.runs(ranks), axes, ranks)
         loads = Loads(self.rates, placement.slot_of_rank[None, :], placement.gpu_of_rank[None, :])
         axes = {axis: _first(path) for axis, path in loads.paths(strategy, patterns).items()}
-        return self.assembled(self.runs(ranks, placement), axes)
+        return self.assembled(self.runs(ranks, placement), axes, ranks)
 
-    def assembled(self, runs: tuple[int, ...], axes: Mapping[Axis, Path]) -> Paths:
-        """Paths of axes whose ranks lie on nodes of the `runs`."""
+    def assembled(self, runs: tuple[int, ...], axes: Mapping[Axis, Path], ranks: Number) -> Paths:
+        """Paths of axes whose so many ranks lie on nodes of the `runs`."""
         host, memory = host_rates(self.nodes(runs))
         return Paths(
             axes=dict(axes),
@@ -99,6 +99,8 @@ class ClusterCosts:
             host_bytes_per_s=host,
             network_source=self.network_source,
             host_memory_bytes_per_s=memory,
+            network_share=network_share(self.nodes(runs)),
+            pace=pace(self.devices(runs), ranks),
         )
 
     def in_order(self, axis: Axis, patterns: tuple[str, ...], stride: int, size: int, ranks: int) -> Path:

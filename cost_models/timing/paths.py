@@ -56,6 +56,16 @@ HOST_MEMORY_BYTES_PER_S = 150e9
 """That a CPU's update of weights reaches on a node of two sockets. Estimate: half of 16 channels of DDR4-2400."""
 
 
+CARDS_AS_A_DOMAIN = 8
+"""Cards that keep as many of NCCL's channels busy, each on an SM of its own, as a domain of NVSwitches: two channels a
+card (NVIDIA/nccl issue 438), 16 in the domain ("NVLS should not need more than 16 channels", issue 1041)."""
+
+
+def network_share(nodes: Iterable[Node]) -> float:
+    """Channels of the node with the most cards, over those of a domain; at least a card's."""
+    return min(max((node.nics.count for node in nodes), default=1) / CARDS_AS_A_DOMAIN, 1.0) or 1 / CARDS_AS_A_DOMAIN
+
+
 def host_rates(nodes: Iterable[Node]) -> tuple[float, float]:
     """(a GPU's link to host memory, its share of what the CPU's update reaches), bytes/s, where both are least."""
     there = [node for node in nodes if node.gpus]
@@ -88,6 +98,8 @@ class Paths:
     host_bytes_per_s: float
     network_source: str
     host_memory_bytes_per_s: float  # a GPU's share of its node's: what the CPU's update reaches
+    network_share: float = 1.0  # multiprocessors that a collective between domains takes, over those of one inside
+    pace: Number = 1.0  # seconds of the slowest board over the median one's
     memo: Memo = field(default_factory=Memo, init=False, repr=False, compare=False)
 
     def exchange_s(self, axis: Axis, op: Op, size: Number) -> Number:
@@ -136,6 +148,10 @@ class Paths:
         sent_s = size * path.all_to_all_s_per_byte * path.ranks / away + path.latency_s
         seconds: Number = pick(path.hops_out > 0, sent_s, 0.0)
         return seconds
+
+    def taken(self, axis: Axis) -> Number:
+        """What a collective of this axis takes from computation, over what one inside a domain takes."""
+        return pick(self.crosses(axis), self.network_share, 1.0)
 
     def crosses(self, axis: Axis) -> Number:
         """Whether anything of this axis leaves its scale-up domain (and so shares the NICs)."""

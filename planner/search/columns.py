@@ -109,11 +109,12 @@ class Pricer:
         strategies = tuple(one.strategy for one in several for _ in one.placements)
         devices = self.costs.devices(runs)
         axes = {axis: _joined([one.paths[axis] for one in several]) for axis in several[0].paths}
+        many = stacked(strategies)
         prices = policy_prices(
             self.space.workload,
-            stacked(strategies),
+            many,
             self.costs.kernels(runs),
-            self.costs.assembled(runs, axes),
+            self.costs.assembled(runs, axes, many.ranks),
             self.space.policies,
             devices[0],
         )

@@ -24,13 +24,13 @@ from cost_models.hardware.placement import Placement
 from cost_models.hardware.wiring import NIC_IN, NIC_OUT, LinkRates
 from cost_models.layer.sizes import RankSizes
 from cost_models.memory.over_time import over_time
-from cost_models.number import distinct
+from cost_models.pricing import overlap_cost
 from cost_models.profile import Profile
 from cost_models.program import Compute, Ring, Segment, Staged, StepProgram
 from cost_models.step.assembly import step_program
 from cost_models.strategy import Strategy, rank_groups
 from cost_models.timing.cluster_costs import cluster_costs
-from cost_models.timing.paths import host_rates
+from cost_models.timing.paths import Paths
 from cost_models.workload import Workload
 from planner.search.space import check_plannable
 from planner.simulator.fast_forward import FastForward
@@ -129,17 +129,28 @@ def played_program(
     if len(set(first)) > 1:
         seconds = {i: compute_s(step_program(shape, costs.kernels((runs[i],)), ranges)) for i in set(first)}
         factor[list(runs)] = [seconds[i] / compute_s(program) for i in first]
-    return _updated(program, cluster, placement), factor[cluster.run_of_slot[placement.slot_of_rank]]
+    paths = costs.paths(strategy, placement)
+    played = _shared(_updated(program, paths), paths)
+    return played, paths.pace * factor[cluster.run_of_slot[placement.slot_of_rank]]
 
 
-def _updated(program: StepProgram, cluster: Cluster, placement: Placement) -> StepProgram:
-    """With the CPU's update of states in host memory, if there is one, in seconds."""
+def _shared(program: StepProgram, paths: Paths) -> StepProgram:
+    """With what hidden collectives take from the computation by where they run."""
+
+    def shared(segment: Segment) -> Segment:
+        last = None if segment.last is None else shared(segment.last)
+        return segment._replace(overlap_cost=float(overlap_cost(segment, paths)), last=last)
+
+    return replace(program, microbatch=tuple(map(shared, program.microbatch)))
+
+
+def _updated(program: StepProgram, paths: Paths) -> StepProgram:
+    """With the CPU's update of states in host memory, if there is one, in seconds, which no slow board stretches."""
 
     def updated(segment: Segment) -> Segment:
         if not segment.host_update_bytes:
             return segment
-        used = distinct(cluster.run_of_slot[placement.slot_of_rank])
-        _, rate = host_rates(cluster.runs[run].node for run in used)
+        rate = paths.host_memory_bytes_per_s * float(paths.pace)
         host = Compute(part="optimizer", seconds=segment.host_update_bytes / rate)
         return segment._replace(phases=(host, *segment.phases))
 

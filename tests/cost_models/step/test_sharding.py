@@ -13,12 +13,15 @@ import pytest
 from cost_models import Cluster, Model, Strategy, Workload, price
 from cost_models.batch import price_batch
 from cost_models.framework import OURS
+from cost_models.hardware.device import Device
 from cost_models.layer.operators import QUANTISE_BYTES, product_s
 from cost_models.layer.sizes import RankSizes
-from cost_models.pricing import fold, fold_segment
+from cost_models.pricing import fold, fold_segment, overlap_cost
 from cost_models.program import Compute, Exchange, Segment, StepProgram
 from cost_models.timing.cluster_costs import cluster_costs
 from cost_models.timing.kernels import Kernels
+from cost_models.timing.slowest import pace
+from planner import simulate
 
 NODE = Cluster.load("dgx-h100", nodes=1)
 NODES = Cluster.load("dgx-h100", nodes=2)
@@ -90,7 +93,7 @@ def test_replicas_sum_their_shards_once_a_step(zero):
 
 def test_only_the_last_microbatch_has_what_happens_once_a_step():
     """3 x 2 s of work and a last one of 2 s that hides 2 of a reduction's seconds; a bubble of the first kind alone."""
-    paths = cluster_costs(NODE).paths(Strategy(data=8, shard=8))
+    paths = replace(cluster_costs(NODE).paths(Strategy(data=8, shard=8)), pace=1.0)
     reduction = Exchange(part="sharding", axis="shard", op="reduce_scatter", bytes=2e12)
     work = Segment(name="layer", phases=(Compute(part="matmul", seconds=2.0),))
     segment = work._replace(last=work._replace(sharding=(reduction,)))
@@ -103,6 +106,40 @@ def test_only_the_last_microbatch_has_what_happens_once_a_step():
     assert folded.hidden_s["sharding"] == pytest.approx(2.0)
     assert folded.seconds["pipeline"] == pytest.approx(2.0 * (3 - 1) / 2)
     assert fold_segment(segment, paths).total_s == 2.0
+
+
+def test_hidden_collectives_take_as_many_multiprocessors_as_cards_keep_busy():
+    """Inside a domain as NCCL was measured; between nodes 8 cards as much, 4 a half; some of both in proportion."""
+    shared, whole = Strategy(data=16, shard=8, zero=3), Strategy(data=16, shard=16, zero=3)
+    four = Cluster.load("hgx-h100-4nic", nodes=2)
+    work = Segment(name="layer", phases=(Compute(part="matmul", seconds=9.0),), overlap_cost=0.6)
+    gather = Exchange(part="sharding", axis="shard", op="all_gather", bytes=1e11)
+    apart = Exchange(part="sharding", axis="replicate", op="all_reduce", bytes=1e10)
+    found = {}
+    for name, cluster, layout, sent in (
+        ("inside", four, shared, (gather,)), ("8 cards", NODES, whole, (gather,)), ("4 cards", four, whole, (gather,)),
+        ("both", four, shared, (gather, apart)),
+    ):  # fmt: skip
+        paths = cluster_costs(cluster).paths(layout)
+        found[name] = overlap_cost(work._replace(sharding=sent), paths)
+    assert found["inside"] == found["8 cards"] == pytest.approx(0.6)
+    assert found["4 cards"] == pytest.approx(0.3)
+    paths = cluster_costs(four).paths(shared)
+    inside, between = (paths.exchange_s(one.axis, one.op, one.bytes) for one in (gather, apart))
+    assert found["both"] == pytest.approx((0.6 * inside + 0.3 * between) / (inside + between))
+
+
+def test_a_step_runs_at_the_pace_of_its_slowest_board():
+    """The same work on each board: computation lasts longer on 512 of them than on 8, by what the slowest takes."""
+    several = Cluster.load("dgx-h100", nodes=64)
+    few, many = (
+        price(several, replace(WORK, global_batch=4 * ranks), Strategy(data=ranks, shard=8, microbatches=4))
+        for ranks in (8, 512)
+    )
+    boards = [Device.load("h100-sxm-80gb")]
+    assert many.seconds["compute"] / few.seconds["compute"] == pytest.approx(pace(boards, 512) / pace(boards, 8))
+    played = simulate(NODE, WORK, LAYOUT)
+    assert played.seconds["compute"] == pytest.approx(price(NODE, WORK, LAYOUT).seconds["compute"])
 
 
 def test_arrays_of_zero_stages_are_the_single_prices():
