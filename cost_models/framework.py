@@ -20,7 +20,7 @@ from cost_models import strict
 from cost_models.errors import InputError
 from cost_models.layer.frames import FrameSharding
 from cost_models.timing.host import HOSTS, Host
-from cost_models.workload import Precision
+from cost_models.workload import LORA_TARGETS, LoraTarget, Precision
 
 FOLDER = Path(__file__).parent / "frameworks"
 Fusion = Literal["unfused", "fused", "none"]
@@ -36,8 +36,8 @@ OVERLAP_COST = 0.61
 """Seconds by which a second of NCCL's collectives, hidden behind computation, lengthens that computation: they take
 multiprocessors and memory bandwidth from it. FSDP on 4 A100, H100, MI250 or MI210 (arXiv 2507.03114, abstract):
 overlapped computation is 18.9% slower, and one after the other 10.2% slower than overlapped, so that 1.189 x 1.102 - 1
-= 0.31 of communication costs 0.189. Between nodes it is taken as the same: a smaller cost there (NCCL's share of the
-SMs and three passes of memory: 0.1 to 0.4) left FSDP on 16 to 512 GPUs of five sources 6 to 11 points further off."""
+= 0.31 of communication costs 0.189. Between nodes NCCL has as many channels as the cards keep busy (`paths.py`,
+`network_share`), and takes as much less."""
 
 _OF_OPERATORS = (
     "attention", "merge_bytes", "merge_gradient_bytes", "slice_bytes", "widen_bytes", "late_hops", "gathered_bytes",
@@ -58,6 +58,7 @@ class Framework:
     title: str = "a framework that no file describes"
     scope: Scope = "step"
     precision: Precision = field(default_factory=Precision)  # of its workloads; `price` takes the workload's
+    lora_targets: tuple[LoraTarget, ...] = LORA_TARGETS  # that its recipes adapt; `price` takes the workload's
     reasons: dict[str, str] = field(default_factory=dict, compare=False)  # why, by field
     norm: Fusion = "unfused"  # fused: one kernel, one read and one write; unfused: Hugging Face's RMSNorm
     norm_copies: bool = False  # fused norms get a copy in fp32; kept layers run them, and a sum, again in backward
@@ -83,6 +84,9 @@ class Framework:
     autocast_bytes: int = 0  # weights travel as fp32, and every use casts them: bytes moved per weight
     accumulate_bytes: int = 0  # per weight and microbatch: adding the gradient to a resident buffer, by other kernels
     accumulator: Literal["bf16", "fp32"] | None = None  # buffer to which a weight gradient's product adds it
+    gather_copy_bytes: int = 0  # per weight and gather over several ranks: from the flat buffer to the weights
+    reduce_copy_bytes: int = 0  # per weight and reduction over several ranks: gradients into a flat buffer, divided
+    overlapped_sends: bool = False  # interleaved pipelines send to the next stage while the next chunk computes
     overlap_cost: float = 0.0  # seconds that a second of hidden gathers and reductions adds to the computation
     reduction: Reduction = "overlapped"  # concurrent with the computation, or after it
     blocking_tensors: int = 0  # ZeRO-3: a layer's weights, each in one collective that nothing hides

@@ -22,7 +22,7 @@ from cost_models.errors import InputError
 from cost_models.framework import Framework
 from cost_models.models.model import LayerKind, Model
 from cost_models.strategy import Strategy
-from cost_models.workload import LORA_TARGETS, LoraTarget, Precision, Workload
+from cost_models.workload import LORA_TARGETS, Precision, Workload
 from validation import words
 from validation.cases import GIB, Case, Refused
 from validation.machines import cluster_of
@@ -223,19 +223,20 @@ def _microbatches(row: Row, data: int, stages: int) -> int:
 
 def workload_of(row: Row, model: Model, strategy: Strategy, framework: Framework) -> Workload:
     batch = strategy.data * strategy.microbatches * row.degree("micro_batch")
-    targets: tuple[LoraTarget, ...] = LORA_TARGETS
+    rank = lora_rank_of(row)
+    targets = framework.lora_targets if rank else LORA_TARGETS
     if row.cell("lora_targets"):
-        targets = tuple(row.cell("lora_targets").split())  # type: ignore[arg-type]
+        targets = tuple(row.cell("lora_targets").split())  # type: ignore[assignment]
     return Workload(
         model, context_tokens=row.count("seq_len"), global_batch=batch, precision=framework.precision,
-        lengths=words.lengths(row.cell("lengths")), lora_rank=lora_rank_of(row), lora_targets=targets,
+        lengths=words.lengths(row.cell("lengths")), lora_rank=rank, lora_targets=targets,
     )  # fmt: skip
 
 
 def lora_rank_of(row: Row) -> int:
     """Rank of the adapters from its column or the remarks; 0 without adapters, LORA_RANK where it is not said.
 
-    They are taken to stand on every linear map, unless `lora_targets` names some.
+    They are taken to stand where the framework's recipes have them, unless `lora_targets` names some.
     """
     if row.cell("lora_rank"):
         return row.count("lora_rank", least=0)

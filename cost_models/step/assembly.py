@@ -22,7 +22,7 @@ from cost_models.models.model import LayerKind
 from cost_models.number import Number, larger, pick, smaller, somewhere
 from cost_models.program import Compute, Exchange, Phase, Segment, StepProgram
 from cost_models.step import vision
-from cost_models.step.sharding import Weights, broadcast_by_owners, gathered_params, sharded
+from cost_models.step.sharding import Weights, broadcast_by_owners, copied_bytes, gathered_params, sharded
 from cost_models.strategy import LayerRange
 from cost_models.timing.kernels import Kernels
 from cost_models.workload import DTYPE_BYTES, OPTIMIZER_STATES
@@ -79,7 +79,11 @@ def forward_segment(
 ) -> Segment:
     """`repeat` layers forward; other stages run `elsewhere` of them."""
     params, experts = sizes.layer_params, sizes.expert_params
-    cast = (params + experts) * sizes.framework.autocast_bytes
+    weights = Weights(
+        gathered=gathered_params(sizes, params, sizes.trained_layer_params),
+        gathered_experts=gathered_params(sizes, experts, sizes.trained_expert_params),
+    )
+    cast = (params + experts) * sizes.framework.autocast_bytes + copied_bytes(sizes, weights)
     segment = Segment(
         name="layer forward",
         phases=_layer_phases(sizes, kernels, decoder.forward(sizes, kernels), FORWARD_SHARE, cast),
@@ -87,11 +91,7 @@ def forward_segment(
         elsewhere=elsewhere,
         offload_bytes=_offloaded(sizes, offload) + sizes.fetched_bytes(params, experts),
     )
-    weights = Weights(
-        gathered=gathered_params(sizes, params, sizes.trained_layer_params),
-        gathered_experts=gathered_params(sizes, experts, sizes.trained_expert_params),
-    )
-    return sharded(_of_layer(segment, sizes, kernels, None), sizes, kernels, weights)
+    return _sent_beside(sharded(_of_layer(segment, sizes, kernels, None), sizes, kernels, weights), sizes)
 
 
 def backward_segment(
@@ -107,8 +107,11 @@ def backward_segment(
     host_share = 1 - FORWARD_SHARE + (FORWARD_SHARE if again.keeps_input else 0.0)
     params, experts = sizes.layer_params, sizes.expert_params
     trained, trained_experts = sizes.trained_layer_params, sizes.trained_expert_params
+    gathered = pick(sizes.degrees.zero == 3, 1, 0)
+    weights = Weights(gathered * params, trained, gathered * experts, trained_experts)
     cast = (params + experts) * sizes.framework.autocast_bytes * again.passes
-    copied = cast + (trained + trained_experts) * sizes.framework.accumulate_bytes
+    added = (trained + trained_experts) * sizes.framework.accumulate_bytes
+    copied = cast + added + copied_bytes(sizes, weights)
     returned = sizes.returned_bytes(trained * reduce, trained_experts * reduce)
     segment = Segment(
         name=f"layer backward {recompute}",
@@ -118,17 +121,29 @@ def backward_segment(
         from_host=True,
         offload_bytes=_offloaded(sizes, offload) + sizes.fetched_bytes(params, experts) + returned,
     )
-    gathered = pick(sizes.degrees.zero == 3, 1, 0)
-    weights = Weights(gathered * params, trained, gathered * experts, trained_experts)
-    return sharded(_of_layer(segment, sizes, kernels, recompute), sizes, kernels, weights, passes=again.passes)
+    whole = sharded(_of_layer(segment, sizes, kernels, recompute), sizes, kernels, weights, passes=again.passes)
+    return _sent_beside(whole, sizes)
 
 
 def _layer_phases(
     sizes: RankSizes, kernels: Kernels, phases: tuple[Phase, ...], host_share: float, copied: Number
 ) -> tuple[Phase, ...]:
     """A layer's operators one way, what goes to the next stage, and a framework's copies."""
-    sent = (_to_next_stage(sizes),) if somewhere(sizes.degrees.pipeline > 1) else ()
+    sent = (_to_next_stage(sizes),) if somewhere(sizes.degrees.pipeline > 1) and not _sends_beside(sizes) else ()
     return (*phases, *sent, _framework(kernels, "framework_layer", host_share), *_copied(kernels, copied))
+
+
+def _sends_beside(sizes: RankSizes) -> bool:
+    """Whether a chunk's result travels while the next chunk computes (Megatron-Core's overlap_p2p_comm)."""
+    return sizes.framework.overlapped_sends and not somewhere(sizes.degrees.virtual == 1)
+
+
+def _sent_beside(segment: Segment, sizes: RankSizes) -> Segment:
+    """The layer's segment with what goes to the next stage on the sharding stream, whose cards it shares."""
+    if not somewhere(sizes.degrees.pipeline > 1) or not _sends_beside(sizes):
+        return segment
+    last = None if segment.last is None else _sent_beside(segment.last, sizes)
+    return segment._replace(sharding=(*segment.sharding, _to_next_stage(sizes)), last=last)
 
 
 def _of_layer(segment: Segment, sizes: RankSizes, kernels: Kernels, recompute: str | None) -> Segment:
@@ -145,7 +160,9 @@ def _of_layer(segment: Segment, sizes: RankSizes, kernels: Kernels, recompute: s
 
 def _copied(kernels: Kernels, moved: Number) -> tuple[Phase, ...]:
     """A framework's copies of weights and gradients, of so many bytes."""
-    return (Compute(part="memory_bound", seconds=kernels.memory_bound_s(moved, 6)),) if somewhere(moved > 0) else ()
+    if not somewhere(moved > 0):
+        return ()
+    return (Compute(part="memory_bound", seconds=pick(moved > 0, kernels.memory_bound_s(moved, 6), 0.0)),)
 
 
 def _offloaded(sizes: RankSizes, offload: str) -> Number:

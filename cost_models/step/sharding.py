@@ -44,6 +44,13 @@ def gathered_params(sizes: RankSizes, held: Number, trained: Number) -> Number:
     return held if sizes.workload.mode != "train" else pick(sizes.degrees.zero == 3, held, trained)
 
 
+def copied_bytes(sizes: RankSizes, weights: Weights) -> Number:
+    """Traffic of a framework's copies around the collectives of a unit that several ranks share."""
+    framework, several = sizes.framework, sizes.degrees.shard > 1
+    held, trained = weights.gathered + weights.gathered_experts, weights.trained + weights.trained_experts
+    return pick(several, held * framework.gather_copy_bytes + trained * framework.reduce_copy_bytes, 0.0)
+
+
 def sharded(segment: Segment, sizes: RankSizes, kernels: Kernels, weights: Weights, *, passes: int = 1) -> Segment:
     """The segment with its gathers and reductions; a recomputed layer has two `passes` over its weights."""
     framework, every = sizes.framework, sizes.degrees.zero >= 2

@@ -12,7 +12,7 @@ import pytest
 
 from cost_models import Cluster, Model, Strategy, Workload, price
 from cost_models.batch import price_batch
-from cost_models.framework import OURS
+from cost_models.framework import OURS, Framework
 from cost_models.hardware.device import Device
 from cost_models.layer.operators import QUANTISE_BYTES, product_s
 from cost_models.layer.sizes import RankSizes
@@ -127,6 +127,31 @@ def test_hidden_collectives_take_as_many_multiprocessors_as_cards_keep_busy():
     paths = cluster_costs(four).paths(shared)
     inside, between = (paths.exchange_s(one.axis, one.op, one.bytes) for one in (gather, apart))
     assert found["both"] == pytest.approx((0.6 * inside + 0.3 * between) / (inside + between))
+
+
+def test_fsdp_copies_what_it_gathers_and_reduces():
+    """FSDP2: 4 bytes for each gathered weight, twice under ZeRO-3, and 6 for each gradient; nothing on one rank."""
+    bare = replace(OURS, gather_copy_bytes=0, reduce_copy_bytes=0, overlap_cost=0.0)
+    full = replace(OURS, overlap_cost=0.0)
+    kernels = cluster_costs(NODE).kernels((0,))
+    added = price(NODE, WORK, LAYOUT, framework=full).seconds["compute"]
+    added -= price(NODE, WORK, LAYOUT, framework=bare).seconds["compute"]
+    each = kernels.memory_bound_s(4 * MODEL.layer_params, 6) + kernels.memory_bound_s(10 * MODEL.layer_params, 6)
+    assert added == pytest.approx(4 * 32 * each * pace([kernels.device], 8), rel=1e-6)
+    alone = replace(LAYOUT, data=1, shard=1, microbatches=32)
+    assert price(NODE, WORK, alone, framework=full).seconds == price(NODE, WORK, alone, framework=bare).seconds
+
+
+def test_interleaved_stages_send_beside_the_next_chunk():
+    """Megatron-Core's overlap_p2p_comm: nothing shows of a send that is shorter than a chunk."""
+    framework = Framework.load("megatron-recipes")
+    stages = Strategy(data=4, pipeline=4, microbatches=8, shard=4, zero=1)
+    chunks = replace(stages, virtual=8, schedule="interleaved")
+    plain, interleaved = (price(NODES, WORK, layout, framework=framework) for layout in (stages, chunks))
+    shown = price(NODES, WORK, chunks, framework=replace(framework, overlapped_sends=False))
+    assert interleaved.sent_bytes["pipeline send"] == shown.sent_bytes["pipeline send"] > 0
+    assert interleaved.seconds["pipeline"] < shown.seconds["pipeline"]
+    assert interleaved.step_s < shown.step_s < plain.step_s
 
 
 def test_a_step_runs_at_the_pace_of_its_slowest_board():
