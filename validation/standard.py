@@ -226,7 +226,7 @@ def workload_of(row: Row, model: Model, strategy: Strategy, framework: Framework
     rank = lora_rank_of(row)
     targets = framework.lora_targets if rank else LORA_TARGETS
     if row.cell("lora_targets"):
-        targets = tuple(row.cell("lora_targets").split())  # type: ignore[assignment]
+        targets = tuple(row.cell("lora_targets").split())  # type: ignore[arg-type]
     return Workload(
         model, context_tokens=row.count("seq_len"), global_batch=batch, precision=framework.precision,
         lengths=words.lengths(row.cell("lengths")), lora_rank=rank, lora_targets=targets,

@@ -110,10 +110,11 @@ def _of_runs(
     network, inside = (np.array([getattr(one, cause) for one in several]) for cause in ("network", "inside"))
     each = [costs.paths(strategy, placement).axes for strategy, placement in layouts]
     axes = {axis: _scaled([paths[axis] for paths in each], network, inside) for axis in each[0]}
-    paths = costs.assembled(runs, axes)
+    many = _as_column(stacked([strategy for strategy, _ in layouts]))
+    paths = costs.assembled(runs, axes, many.ranks)
     priced = policy_prices(
         workload,
-        _as_column(stacked([strategy for strategy, _ in layouts])),
+        many,
         _Slowed(costs.kernels(runs), factors),
         _SlowedPaths(**{one.name: getattr(paths, one.name) for one in fields(paths) if one.init}, slowed=inside),
         policies,
