@@ -168,15 +168,15 @@ def _scalar(value: str) -> object:
 
 
 def nearest(name: str, legal: Iterable[str]) -> str:
-    """A hint for a mistyped name: `did you mean X? (legal: …)`.
+    """A hint for a mistyped name: `did you mean X? (legal: …)`, or `legal: …` where none is like it.
 
-    >>> nearest("ulyses", ["data", "ring", "ulysses"])
-    'did you mean ulysses? (legal: data, ring, ulysses)'
+    >>> nearest("ulyses", ["data", "ring", "ulysses"]), nearest("x", ["data", "ring"])
+    ('did you mean ulysses? (legal: data, ring, ulysses)', 'legal: data, ring')
     """
     names = list(legal)
     close = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
-    return f"{hint}(legal: {', '.join(names)})"
+    listed = f"legal: {', '.join(names)}"
+    return f"did you mean {close[0]}? ({listed})" if close else listed
 
 
 def read(cls: type[T], data: object, where: str) -> T:

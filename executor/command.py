@@ -30,7 +30,11 @@ Examples:
 """
 
 
-@click.group(epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=console.NoEmptyGroup,
+    epilog=EXAMPLES,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
 @click.version_option(package_name="mmsp", prog_name="executor")
 def cli() -> None:
     """Make a plan real: launch it, measure this machine, or check a plan's memory."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from planner import options
+from planner import console, options
 
 _CLUSTER = (
     click.option("--gpus", metavar="N", help="How many GPUs: as for `plan` [default: all, or one node of a preset]."),
@@ -27,7 +27,7 @@ def _of_cluster(default: str) -> Callable[[options.F], options.F]:
     return add
 
 
-@click.command()
+@click.command(cls=console.NoEmpty)
 @_of_cluster("local")
 def topology(**given: Any) -> None:
     """Draw the cluster, and say what is believed of each kind of path: rate, latency, source."""
@@ -37,7 +37,7 @@ def topology(**given: Any) -> None:
     report.show(lines(_cluster(given)))
 
 
-@click.command()
+@click.command(cls=console.NoEmpty)
 @_of_cluster("local")
 @click.option("-o", "--output", required=True, metavar="FILE", help="Where to write the cluster file.")
 def discover(output: str, **given: Any) -> None:

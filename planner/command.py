@@ -54,7 +54,7 @@ ELSEWHERE = {
 """Subcommands of other modules, which are imported when they are asked for."""
 
 
-class _Commands(click.Group):
+class _Commands(console.NoEmptyGroup):
     def list_commands(self, context: click.Context) -> list[str]:
         return sorted({*self.commands, *ELSEWHERE})
 
@@ -147,11 +147,8 @@ def _plan(given: dict[str, Any]) -> None:
         click.echo(found.to_json(), nl=False)
         return
     from planner import report
-    from planner.kinds import by_kind
 
     report.show(report.plan_lines(found, explain=given["explain"]))
-    if said := by_kind(asked.cluster)[1]:
-        report.show([said])
     if output is not None:
         report.show([f"Wrote {output}. Next: executor launch {output}"])
 

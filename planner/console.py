@@ -17,6 +17,26 @@ OURS = ("cost_models", "planner", "executor", "longvila")
 """A missing module of these is a bug; any other is a package of an extra that was not installed."""
 
 
+class NoEmpty(click.Command):
+    """A command that takes an empty text for a mistake, such as a shell's unset variable: `-o ""` is not no `-o`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        rest = super().parse_args(ctx, args)
+        for parameter in self.params:
+            value = ctx.params.get(parameter.name or "")
+            given = ctx.get_parameter_source(parameter.name or "") is click.core.ParameterSource.COMMANDLINE
+            if given and "" in (value if isinstance(value, tuple) else (value,)):
+                name = parameter.opts[-1] if isinstance(parameter, click.Option) else parameter.human_readable_name
+                raise InputError(f"{name} '' is empty; give a value, or leave it out")
+        return rest
+
+
+class NoEmptyGroup(NoEmpty, click.Group):
+    """The same for a group and the commands made by its decorator."""
+
+    command_class = NoEmpty
+
+
 def run(command: click.Group, name: str) -> None:
     """Run a click command as a console script."""
     try:

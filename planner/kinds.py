@@ -4,7 +4,7 @@
     kind     the least of each number among its nodes (of latencies the largest): no node is slower than its kind
 
 Up to `MOST_EXACT` kinds nothing is merged. Above, the tolerance is the smallest of `TOLERANCES` that leaves at most
-`FEW`, and is said where the plan is shown. Left out: kinds that no tolerance brings together stay apart.
+`FEW`, and is said among the cluster's notes. Left out: kinds that no tolerance brings together stay apart.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ class _Number:
     name: str
 
 
-def by_kind(cluster: Cluster) -> tuple[Cluster, str | None]:
-    """The cluster with few kinds of node, and the sentence that says so (`None` if nothing was merged)."""
+def by_kind(cluster: Cluster) -> Cluster:
+    """The cluster with few kinds of node, and a note that says so if any were merged."""
     if len(cluster.runs) <= MOST_EXACT:
-        return cluster, None
+        return cluster
     read = [_kind(run.node) for run in cluster.runs]
     kinds = dict(zip(read, (run.node for run in cluster.runs), strict=True))
     if len(kinds) <= MOST_EXACT:
-        return cluster, None
+        return cluster
     for tolerance in TOLERANCES:
         merged = _merged(list(kinds), tolerance)
         fewer = len(set(merged.values()))
         if fewer <= FEW:
             break
     if fewer == len(kinds):
-        return cluster, None
+        return cluster
     node_of = {worst: _node(kinds[kind], worst) for kind, worst in merged.items()}
     runs = []
     for worst, equal in itertools.groupby(zip(read, cluster.runs, strict=True), key=lambda pair: merged[pair[0]]):
         runs.append(NodeRun(count=sum(run.count for _, run in equal), node=node_of[worst]))
     said = f"{len(kinds)} kinds of node planned as {fewer}: nodes within {tolerance:.1%} count as the slowest of them"
-    return replace(cluster, runs=tuple(runs)), said
+    return replace(cluster, runs=tuple(runs), notes=(*cluster.notes, said))
 
 
 def _kind(node: Node) -> Kind:

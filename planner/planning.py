@@ -53,8 +53,8 @@ def plan(
     far is simulated alone; `reproducible` is then false.
     """
     began_s = time.monotonic()
-    cluster, merged = by_kind(cluster)
-    on_step(f"searching layouts{'; ' + merged if merged else ''}")
+    asked, cluster = cluster, by_kind(cluster)
+    on_step("; ".join(["searching layouts", *cluster.notes[len(asked.notes) :]]))
     doubted = objective != "memory" and not trust_model
     solution = solve(
         cluster, workload, fixed=fixed, objective=objective, profile=profile, near=doubted, time_limit_s=time_limit_s

@@ -56,6 +56,8 @@ SUMS_IN_SWITCH = ("nvlink4", "nvlink5")
 TREE_BYTES_PER_S = 65e9
 """Of an all-reduce's buffer that trees over two domains pass on where no switch sums (NVLink SHARP): half of the 130
 GB/s that NCCL reckons with on Ampere (src/graph/tuning.cc, maxTreeBw). With eight cards a node rings are faster."""
+LINKS_OF_GPU: Mapping[str, int] = MappingProxyType({"nvlink2": 6, "nvlink3": 12, "nvlink4": 18, "nvlink5": 18})
+"""NVLinks of a GPU, by the generation that a link's name begins with (data sheets of V100, A100, H100, B200)."""
 HOST_STAGED_SHARE = 0.51
 """Rate through host memory over the peer-to-peer rate of the same PCIe link: the sender writes to a buffer in the host
 and the receiver reads it. 8.2 GB/s of 16.1 (15 GiB/s): Vidur's send/recv between A40s that no bridge joins, over

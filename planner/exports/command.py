@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from planner import console
+
 EXAMPLES = """\b
 Examples:
   plan export plan.json --to slurm > job.sh
@@ -14,7 +16,7 @@ Examples:
 """
 
 
-@click.command(epilog=EXAMPLES)
+@click.command(cls=console.NoEmpty, epilog=EXAMPLES)
 @click.argument("plan_file", metavar="PLAN")
 @click.option("--to", "target", required=True, metavar="NAME",
               help="torchrun, slurm, skypilot, kubeflow (they start this executor); torchtitan, megatron, deepspeed, "

@@ -12,6 +12,7 @@ Widths follow the page. Hovering shows the numbers behind a mark.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -166,12 +167,23 @@ def choices(layouts: Rows) -> dict[str, Any]:
 
 
 def curves(rows: Rows, axis: str, others: Sequence[str], cliffs: Rows) -> dict[str, Any]:
-    """`rows`: at (number), step, which plan, scenario, plan; `cliffs`: at, words. The reader picks a scenario."""
+    """`rows`: at (number), text (the number as it was asked), step, which plan, scenario, plan; `cliffs`: at, words.
+
+    The reader picks a scenario.
+    """
+    ticks = {f"{row['at']:.15g}": row["text"] for row in rows}
+    as_asked = {"values": [float(at) for at in ticks], "labelExpr": f"({json.dumps(ticks)})[datum.value]"}
     lines = {
         "transform": [{"filter": "datum.scenario === scenario"}],
         "mark": {"type": "line", "point": {"filled": True, "size": 60}},
         "encoding": {
-            "x": {"field": "at", "type": "quantitative", "title": axis, "scale": {"type": "log", "nice": False}},
+            "x": {
+                "field": "at",
+                "type": "quantitative",
+                "title": axis,
+                "scale": {"type": "log", "nice": False},
+                "axis": {**as_asked, "labelOverlap": True},
+            },
             "y": {"field": "step", "type": "quantitative", "title": "seconds a step", "scale": {"zero": False}},
             "color": {"field": "which", "type": "nominal", "title": None, "legend": {"orient": "top"}},
             "strokeDash": {"field": "which", "type": "nominal"},
@@ -182,7 +194,7 @@ def curves(rows: Rows, axis: str, others: Sequence[str], cliffs: Rows) -> dict[s
         "data": {"values": list(cliffs)},
         "mark": {"type": "rule", "strokeDash": [3, 3], "strokeWidth": 2, "color": "#d62728"},
         "encoding": {
-            "x": {"field": "at", "type": "quantitative", "scale": {"type": "log"}},
+            "x": {"field": "at", "type": "quantitative", "scale": {"type": "log"}, "axis": as_asked},
             "tooltip": _tooltip(words="the plan changes"),
         },
     }

@@ -24,7 +24,7 @@ _FAILURES = ("mtbf_hours", "checkpoint_gb_per_s", "restart_minutes", "repair_hou
 _OPTIONS = (
     click.option("--longest", is_flag=True, help="Plan the longest row that fits on this cluster; takes no --ctx."),
     click.option("--finish", metavar="'N tokens in T'",
-                 help="Fewest GPUs for '3T tokens in 30 days'; --cluster may name several presets by commas."),
+                 help="Fewest nodes for '3T tokens in 30 days'; --cluster may name several presets by commas."),
     click.option("--goodput", is_flag=True, help="What failures leave: checkpoint interval, spares, planning again."),
     click.option("--mtbf-hours", metavar="H", help="With --goodput: hours between failures of the cluster."),
     click.option("--checkpoint-gb-per-s", metavar="R", default="2", show_default=True,
@@ -79,7 +79,9 @@ def finish(given: Mapping[str, Any], on_step: Callable[[str], None]) -> None:
             return f"{one.cluster}: {one.problem}"
         cost = f", ${one.dollars:,.0f}" if one.dollars is not None else ""
         time = f"{one.seconds / 86400:.3g} days, {one.gpu_hours:,.0f} GPU-hours{cost}"
-        return f"{one.cluster}: {one.gpus} × {one.device}, {time}; {one.plan}"
+        free = f" ({one.gpus - one.used} of them free)" if one.used < one.gpus else ""
+        nodes = f"{one.nodes} node{'s' if one.nodes != 1 else ''}"
+        return f"{one.cluster}: {nodes}, {one.gpus} × {one.device}{free}, {time}; {one.plan}"
 
     click.echo("\n".join(line(one) for one in found))
     if not found[0].problem:

@@ -1,4 +1,4 @@
-"""The fewest GPUs of each kind that train so many tokens in so many days, and what they cost.
+"""The fewest whole nodes of each kind that train so many tokens in so many days, and what they cost.
 
     needed rate = tokens / time        rate(nodes) = tokens of a step / priced seconds of the best plan on these nodes
 
@@ -57,7 +57,9 @@ class Fewest:
 
     cluster: str
     device: str
-    gpus: int = 0
+    nodes: int = 0
+    gpus: int = 0  # of these nodes: who rents a node pays for GPUs that the plan leaves free, too
+    used: int = 0  # by the plan
     seconds: float = 0.0
     dollars: float | None = None
     plan: str = ""
@@ -105,10 +107,12 @@ def fewest(
         low, high = (low, middle) if reaches(middle) else (middle, high)
     choice = best(high)
     assert choice is not None
-    ranks, seconds = choice.strategy.ranks, goal.tokens * choice.cost.step_s / choice.cost.tokens
-    dollars = None if dollars_per_gpu_hour is None else dollars_per_gpu_hour * ranks * seconds / 3600
-    described = choice.strategy.describe()
-    return Fewest(cluster=name, device=device, gpus=ranks, seconds=seconds, dollars=dollars, plan=described)
+    gpus, seconds = Cluster.load(name, nodes=high).gpus, goal.tokens * choice.cost.step_s / choice.cost.tokens
+    dollars = None if dollars_per_gpu_hour is None else dollars_per_gpu_hour * gpus * seconds / 3600
+    return Fewest(
+        cluster=name, device=device, nodes=high, gpus=gpus, used=choice.strategy.ranks, seconds=seconds,
+        dollars=dollars, plan=choice.strategy.describe(),
+    )  # fmt: skip
 
 
 def _no_faster(known: Mapping[int, Choice | None], nodes: int) -> bool:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MOST_SEEDS = 1000
 
 
-@click.command()
+@click.command(cls=console.NoEmpty)
 @click.argument("plan_file", metavar="PLAN")
 @click.option("--trace", metavar="FILE", help="Write a trace that Perfetto (ui.perfetto.dev) opens.")
 @click.option("--goal", metavar="FILE", help="Write a GOAL schedule for LogGOPSim or ATLAHS.")
@@ -103,7 +103,7 @@ def jitter_lines(deviation: float, steps: Sequence[float]) -> list[str]:
     return [f"Jitter    {drawn}, where the speeds of GPUs deviate by {deviation:.1%}"]
 
 
-@click.command()
+@click.command(cls=console.NoEmpty)
 @click.argument("plan_file", metavar="PLAN")
 @click.argument("traces", metavar="TRACE…", nargs=-1, required=True)
 @click.option("--profile", "profile", metavar="FILE", help="The profile that the plan was made with, if any.")

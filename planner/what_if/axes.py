@@ -1,21 +1,15 @@
 """The axes of a what-if question: what changes, through which values, and how a value changes the question.
 
     --vary ctx=256K..4M           an option of `plan`, or a number of the cluster, through a range or a list of values
-    --lose node:3                 nodes, cards, GPUs or leaves that are gone: a count, or a share below 1
-    --degrade link:0.5@0.1        rates times 0.5, on 10% of the nodes; without @ on every node
-    --slow node:0.3@2             two nodes whose clock is 30% lower
     --gpu h200                    another device in every node
 
-A range a..b has `points` values with equal ratios. Which nodes are hit is drawn by a seed, so that the same question
-has the same answer. Left out: what a failure does before it is noticed.
+A range a..b has `points` values with equal ratios. What is lost, degraded or slow is in `events.py`.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from cost_models import strict
 from cost_models.errors import InputError
@@ -58,20 +52,20 @@ class Axis:
         return self.read(f"{round(number / grain) * grain}")
 
 
-def _nodes(cluster: Cluster, change: Callable[[Node], Node]) -> Cluster:
+def every_node(cluster: Cluster, change: Callable[[Node], Node]) -> Cluster:
     """The cluster with every node changed."""
     return replace(cluster, runs=tuple(NodeRun(count=run.count, node=change(run.node)) for run in cluster.runs))
 
 
 def _nic_rate(cluster: Cluster, value: Value, seed: int) -> Cluster:
-    return _nodes(cluster, lambda node: _with_nic_rate(node, (value.number or 0.0) * 1e9))
+    return every_node(cluster, lambda node: with_nic_rate(node, (value.number or 0.0) * 1e9))
 
 
-def _with_nic_rate(node: Node, bytes_per_s: float) -> Node:
+def with_nic_rate(node: Node, bytes_per_s: float) -> Node:
     return replace(node, nics=replace(node.nics, bytes_per_s=bytes_per_s))
 
 
-def _scale_up(node: Node, share: float) -> Node:
+def with_scale_up(node: Node, share: float) -> Node:
     """The node with every rate between its GPUs times `share`."""
     inside = node.scale_up
     return replace(
@@ -81,26 +75,29 @@ def _scale_up(node: Node, share: float) -> Node:
             bytes_per_s=inside.bytes_per_s * share,
             pcie_bytes_per_s=inside.pcie_bytes_per_s * share,
             cross_bytes_per_s=inside.cross_bytes_per_s * share,
+            socket_bytes_per_s=inside.socket_bytes_per_s * share,
         ),
     )
 
 
 def _scale_up_rate(cluster: Cluster, value: Value, seed: int) -> Cluster:
-    return _nodes(cluster, lambda node: _scale_up(node, (value.number or 0.0) * 1e9 / node.scale_up.bytes_per_s))
+    return every_node(
+        cluster, lambda node: with_scale_up(node, (value.number or 0.0) * 1e9 / node.scale_up.bytes_per_s)
+    )
 
 
 def _memory(cluster: Cluster, value: Value, seed: int) -> Cluster:
     size = round((value.number or 0.0) * 2**30)
-    return _nodes(cluster, lambda node: replace(node, device=replace(node.device, memory_bytes=size)))
+    return every_node(cluster, lambda node: replace(node, device=replace(node.device, memory_bytes=size)))
 
 
 def _host_link(cluster: Cluster, value: Value, seed: int) -> Cluster:
-    return _nodes(cluster, lambda node: replace(node, host_link_bytes_per_s=(value.number or 0.0) * 1e9))
+    return every_node(cluster, lambda node: replace(node, host_link_bytes_per_s=(value.number or 0.0) * 1e9))
 
 
 def _nic_latency(cluster: Cluster, value: Value, seed: int) -> Cluster:
     latency = (value.number or 0.0) * 1e-6
-    return _nodes(cluster, lambda node: replace(node, nics=replace(node.nics, latency_s=latency)))
+    return every_node(cluster, lambda node: replace(node, nics=replace(node.nics, latency_s=latency)))
 
 
 def _leaf_size(cluster: Cluster, value: Value, seed: int) -> Cluster:
@@ -111,7 +108,7 @@ def _oversubscription(cluster: Cluster, value: Value, seed: int) -> Cluster:
     return replace(cluster, fabric=replace(cluster.fabric, oversubscription=value.number or 0.0))
 
 
-def _number(text: str) -> Value:
+def number_of(text: str) -> Value:
     try:
         number = float(text)
     except ValueError:
@@ -135,7 +132,7 @@ def _tokens(text: str) -> Value:
 def _ratio(text: str) -> Value:
     """`4:1` or `4`."""
     left, _, right = text.partition(":")
-    number = (_number(left).number or 0.0) / ((_number(right).number or 0.0) or 1.0 if right else 1.0)
+    number = (number_of(left).number or 0.0) / ((number_of(right).number or 0.0) or 1.0 if right else 1.0)
     return Value(text=f"{number:g}:1", number=number)
 
 
@@ -160,11 +157,11 @@ QUANTITIES = {
     "gpus": Quantity(about="GPUs", read=_count, option="gpus", grain=1),
     "frames": Quantity(about="video frames of a row", read=_count, option="frames", grain=1),
     "batch": Quantity(about="rows of a step", read=_count, option="batch", grain=1),
-    "inter_node_gb_per_s": Quantity(about="GB/s of one network card, one way", read=_number, change=_nic_rate),
-    "intra_node_gb_per_s": Quantity(about="GB/s of one GPU inside its node", read=_number, change=_scale_up_rate),
-    "memory_gib": Quantity(about="GiB of one GPU", read=_number, change=_memory),
-    "host_link_gb_per_s": Quantity(about="GB/s of one GPU to host memory", read=_number, change=_host_link),
-    "nic_latency_us": Quantity(about="microseconds of one network card", read=_number, change=_nic_latency),
+    "inter_node_gb_per_s": Quantity(about="GB/s of one network card, one way", read=number_of, change=_nic_rate),
+    "intra_node_gb_per_s": Quantity(about="GB/s of one GPU inside its node", read=number_of, change=_scale_up_rate),
+    "memory_gib": Quantity(about="GiB of one GPU", read=number_of, change=_memory),
+    "host_link_gb_per_s": Quantity(about="GB/s of one GPU to host memory", read=number_of, change=_host_link),
+    "nic_latency_us": Quantity(about="microseconds of one network card", read=number_of, change=_nic_latency),
     "nodes_per_leaf": Quantity(about="nodes of one leaf switch", read=_count, change=_leaf_size, grain=1),
     "oversubscription": Quantity(about="downlinks over uplinks", read=_ratio, change=_oversubscription),
     "model": Quantity(about="model presets or configs", read=_word, option="model", numeric=False),
@@ -202,17 +199,17 @@ def vary(text: str, points: int) -> Axis:
 def _values(axis: Axis, read: Callable[[str], Value], text: str, points: int) -> tuple[Value, ...]:
     first, dots, last = (part.strip() for part in text.partition(".."))
     if not dots:
-        return _distinct(read(part.strip()) for part in text.split(","))
+        return distinct(read(part.strip()) for part in text.split(","))
     if axis.read is None:
         raise InputError("has no range; give a list a,b,c")
     low, high = read(first).number or 0.0, read(last).number or 0.0
     if not 0 < low < high:
         raise InputError("a range a..b needs 0 < a < b")
     ratio = (high / low) ** (1 / (points - 1))
-    return _distinct([read(first), *(axis.at(low * ratio**i) for i in range(1, points - 1)), read(last)])
+    return distinct([read(first), *(axis.at(low * ratio**i) for i in range(1, points - 1)), read(last)])
 
 
-def _distinct(values: Iterable[Value]) -> tuple[Value, ...]:
+def distinct(values: Iterable[Value]) -> tuple[Value, ...]:
     kept = tuple(dict.fromkeys(values))
     if len(kept) > MOST_VALUES:
         raise InputError(f"{len(kept)} values; at most {MOST_VALUES}")
@@ -223,9 +220,11 @@ def gpu(text: str) -> Axis:
     """Other devices in every node: preset names, or the beginning of one (`h200` in an SXM node is h200-sxm-141gb)."""
 
     def change(cluster: Cluster, value: Value, seed: int) -> Cluster:
-        return _nodes(cluster, lambda node: replace(node, device=Device.load(_device(value.text, node.device.name))))
+        return every_node(
+            cluster, lambda node: replace(node, device=Device.load(_device(value.text, node.device.name)))
+        )
 
-    values = _distinct(Value(text=part.strip()) for part in text.split(","))
+    values = distinct(Value(text=part.strip()) for part in text.split(","))
     for value in values:
         _device(value.text, "")
     return Axis(name="gpu", values=values, change=change)
@@ -242,114 +241,3 @@ def _device(name: str, present: str) -> str:
     if not alike:
         raise InputError(f"--gpu {name!r} is unknown; {strict.nearest(name, known)}")
     return alike[-1]
-
-
-Kind = Literal["node", "nic", "gpu", "leaf", "link", "nvlink"]
-EVENTS: dict[str, tuple[str, ...]] = {
-    "lose": ("node", "nic", "gpu", "leaf"),
-    "degrade": ("link", "nvlink"),
-    "slow": ("node",),
-}
-
-
-def event(flag: str, text: str) -> Axis:
-    """`--lose node:3`, `--degrade link:0.5@0.1`, `--slow node:0.3@2`: several amounts by commas are several values."""
-    kind, colon, amounts = (part.strip() for part in text.partition(":"))
-    if not colon or kind not in EVENTS[flag]:
-        raise InputError(f"--{flag} {text!r}: legal: {', '.join(f'{name}:AMOUNT' for name in EVENTS[flag])}")
-    values = _distinct(_amount(flag, kind, part.strip()) for part in amounts.split(","))
-    changes = {"lose": _lose, "degrade": _degrade, "slow": _slow}
-
-    def change(cluster: Cluster, value: Value, seed: int) -> Cluster:
-        return changes[flag](cluster, kind, value.text, random.Random(seed))
-
-    return Axis(name=f"{flag} {kind}", values=values, change=change)
-
-
-def _amount(flag: str, kind: str, text: str) -> Value:
-    amount, at, where = text.partition("@")
-    number = _number(amount).number or 0.0
-    if flag == "lose":
-        legal, ok = "a count, or a share below 1", number < 1 or number == int(number)
-        ok = ok and not at
-    else:
-        legal, ok = "a factor above 0 and below 1, then @count or @share of the nodes if not all", 0 < number < 1
-        ok = ok and (not at or _is_amount(where))
-    if not ok:
-        raise InputError(f"--{flag} {kind}:{text}: legal: {legal}")
-    return Value(text=text)
-
-
-def _is_amount(text: str) -> bool:
-    number = _number(text).number or 0.0
-    return number > 0 and (number < 1 or number == int(number))
-
-
-def _hit(amount: str, among: int, draw: random.Random) -> list[int]:
-    """A count or share of `among` things, drawn; a share hits at least one."""
-    number = float(amount)
-    count = max(1, round(number * among)) if 0 < number < 1 else int(number)
-    if count > among:
-        raise InputError(f"{count} of {among} cannot be hit")
-    return sorted(draw.sample(range(among), count))
-
-
-def _gone(node: Node) -> Node:
-    return replace(node, gpus=0)
-
-
-def _lose(cluster: Cluster, kind: str, amount: str, draw: random.Random) -> Cluster:
-    """The cluster without some nodes, leaves, cards or GPUs; slots keep their places."""
-    if kind == "node":
-        return cluster.override({slot: _gone(cluster.node(slot)) for slot in _hit(amount, cluster.slots, draw)})
-    if kind == "leaf":
-        leaves = set(_hit(amount, int(cluster.leaf_of_slot.max()) + 1, draw))
-        lost = [slot for slot in range(cluster.slots) if int(cluster.leaf_of_slot[slot]) in leaves]
-        return cluster.override({slot: _gone(cluster.node(slot)) for slot in lost})
-    each = [
-        cluster.node(slot).nics.count if kind == "nic" else cluster.node(slot).gpus for slot in range(cluster.slots)
-    ]
-    places = [(slot, i) for slot, count in enumerate(each) for i in range(count)]
-    hit: dict[int, list[int]] = {}
-    for index in _hit(amount, len(places), draw):
-        slot, i = places[index]
-        hit.setdefault(slot, []).append(i)
-    if kind == "gpu":
-        lost_gpus = {slot: replace(cluster.node(slot), gpus=each[slot] - len(gone)) for slot, gone in hit.items()}
-        return cluster.override(lost_gpus)
-    return cluster.override({slot: _without_nics(cluster.node(slot), gone) for slot, gone in hit.items()})
-
-
-def _without_nics(node: Node, lost: list[int]) -> Node:
-    """A node with no card left is cut off: none of its GPUs can be used."""
-    missing = tuple(sorted({*node.missing_nics, *lost}))
-    return replace(node, missing_nics=missing) if len(missing) < node.nics.count else _gone(node)
-
-
-def _degrade(cluster: Cluster, kind: str, amount: str, draw: random.Random) -> Cluster:
-    factor, _, where = amount.partition("@")
-
-    def change(node: Node) -> Node:
-        if kind == "link":
-            return _with_nic_rate(node, node.nics.bytes_per_s * float(factor))
-        return _scale_up(node, float(factor))
-
-    return _some(cluster, where, change, draw)
-
-
-def _slow(cluster: Cluster, kind: str, amount: str, draw: random.Random) -> Cluster:
-    share, _, where = amount.partition("@")
-
-    def change(node: Node) -> Node:
-        clock = node.device.clock_hz
-        if clock is None:
-            raise InputError(f"--slow node: {node.device.name} has no clock to lower")
-        return replace(node, device=node.device.at_clock(clock * (1 - float(share))))
-
-    return _some(cluster, where or "1", change, draw)
-
-
-def _some(cluster: Cluster, where: str, change: Callable[[Node], Node], draw: random.Random) -> Cluster:
-    if not where:
-        return _nodes(cluster, change)
-    return cluster.override({slot: change(cluster.node(slot)) for slot in _hit(where, cluster.slots, draw)})

@@ -25,15 +25,22 @@ Examples:
 _EVENTS = ("lose", "degrade", "slow")
 
 
-@click.command(name="what-if", epilog=EXAMPLES)
+@click.command(name="what-if", cls=console.NoEmpty, epilog=EXAMPLES)
 @options.shared_but("model")
 @click.option("--vary", multiple=True, metavar="NAME=A..B|A,B,…",
               help="A number or word of the question: ctx, gpus, frames, batch, model, cluster, mode, "
               "inter_node_gb_per_s, intra_node_gb_per_s, memory_gib, host_link_gb_per_s, nic_latency_us, "
               "nodes_per_leaf, oversubscription.")  # fmt: skip
-@click.option("--lose", multiple=True, metavar="node|nic|gpu|leaf:N", help="Gone: a count, or a share below 1.")
-@click.option("--degrade", multiple=True, metavar="link|nvlink:F[@N]", help="Rates times F, on N nodes (or a share).")
-@click.option("--slow", multiple=True, metavar="node:S[@N]", help="The clock of N nodes (1 unless given) lower by S.")
+@click.option(
+    "--lose",
+    multiple=True,
+    metavar="node|nic|gpu|leaf|uplink:N",
+    help="Gone: a count, or a share below 1; by name link:slot3.nic2, link:slot3.gpu0-1, link:leaf1.",
+)
+@click.option("--degrade", multiple=True, metavar="link|nvlink:F[@N]",
+              help="Rates times F, on N nodes (or a share), or @slot3, @slot3.nic2.")  # fmt: skip
+@click.option("--slow", multiple=True, metavar="node:S[@N]",
+              help="The clock of N nodes (1 unless given), or @slot3, lower by S.")  # fmt: skip
 @click.option("--gpu", metavar="NAME,…", help="Other devices in every node, such as h200,b200.")
 @click.option("--model", default="longvila-8b", show_default=True, metavar="NAME|PATH,…",
               help="Presets or configs, as in `plan`; the first is the one of now.")  # fmt: skip
@@ -109,12 +116,13 @@ def what_if(**given: Any) -> None:
 def _sweep(given: dict[str, Any]) -> Any:
     """The axes in the order in which the help names their options."""
     from planner.what_if import axes
+    from planner.what_if.events import event
     from planner.what_if.scenario import Sweep
 
     points = options.whole(given["points"], "--points", least=2)
     objective = options.objective(given["objective"])
     changes = [axes.vary(text, points) for text in given["vary"]]
-    changes += [axes.event(flag, text) for flag in _EVENTS for text in given[flag]]
+    changes += [event(flag, text) for flag in _EVENTS for text in given[flag]]
     changes += [axes.gpu(given["gpu"])] if given["gpu"] else []
     changes += [axes.vary(f"oversubscription={given['oversubscribe']}", points)] if given["oversubscribe"] else []
     asked = {name: given[name] for name in options.NAMES}

@@ -92,6 +92,25 @@ class Sweep:
             for value in axis.values:
                 self.question([value if i == index else None for i in range(len(self.axes))])
 
+    def notes(self) -> list[str]:
+        """What a reader of equal rows should know."""
+        index = next((i for i, axis in enumerate(self.axes) if axis.name == "oversubscription"), None)
+        if index is None:
+            return []
+        alone: list[tuple[Value | None, ...]] = [self.now()]
+        for i, axis in enumerate(self.axes):
+            alone += [tuple(value if i == j else None for j in range(len(self.axes))) for value in axis.values]
+        leaves = set()
+        for values in alone:
+            try:
+                leaves.add(int(self.question(values).cluster.leaf_of_slot[-1]) + 1)
+            except InputError:  # said in its row
+                continue
+        if leaves != {1}:
+            return []
+        said = "oversubscription changes nothing here: all nodes are under one leaf, which has no uplinks"
+        return [f"{said} (--vary nodes_per_leaf=…, or fabric in a cluster file, says how many nodes share a leaf)"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:

@@ -52,7 +52,10 @@ def as_json(sweep: Sweep, table: list[dict[str, Any]], found: Sequence[Cliff]) -
     lines = ",\n".join(f"  {json.dumps(row)}" for row in table)
     steps = ",\n".join(f"  {json.dumps({'words': cliff.words(), **asdict(cliff)})}" for cliff in found)
     space = json.dumps(_varied(sweep))
-    return f'{{\n "searched": {space},\n "scenarios": [\n{lines}\n ],\n "cliffs": [\n{steps}\n ]\n}}\n'
+    said = json.dumps(sweep.notes())
+    return (
+        f'{{\n "searched": {space},\n "notes": {said},\n "scenarios": [\n{lines}\n ],\n "cliffs": [\n{steps}\n ]\n}}\n'
+    )
 
 
 def lines(sweep: Sweep, table: list[dict[str, Any]], found: Sequence[Cliff]) -> list[str]:
@@ -68,6 +71,7 @@ def lines(sweep: Sweep, table: list[dict[str, Any]], found: Sequence[Cliff]) -> 
         shown.append(f"… {len(table) - MOST_LINES - 1} more: -o FILE.csv or FILE.json holds all")
     if found:
         shown += ["", "Where the plan changes, all else as now:", *(f"  {cliff.words()}" for cliff in found)]
+    shown += ["", *notes] if (notes := sweep.notes()) else []
     return [*shown, "", f"Prices, not simulated. Searched for each plan: {', '.join(_varied(sweep))}; every placement"]
 
 

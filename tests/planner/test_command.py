@@ -432,3 +432,21 @@ def test_an_answer_that_cannot_be_written_is_one_line(run, monkeypatch):
     monkeypatch.setattr("planner.command.click.echo", full)
     monkeypatch.setattr("planner.console._fail", lambda name, message: sys.exit(message))
     assert run("clusters")[0] == "the answer cannot be written: No space left on device"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([*SMALL, "-o", ""], "--output '' is empty"),
+        ([*SMALL, "--fix", ""], "--fix '' is empty"),
+        (["what-if", *SMALL, "--vary", ""], "--vary '' is empty"),
+        (["price", *SMALL, "--strategy", ""], "--strategy '' is empty"),
+        (["show", ""], "PLAN '' is empty"),
+        (["topology", "--cluster", ""], "--cluster '' is empty"),
+    ],
+)
+def test_an_empty_value_is_a_mistake(run, tmp_path, words, message):
+    """`-o "$OUT"` with OUT unset must not write to plan.json."""
+    code, out, err = run(*words)
+    assert (code, out) == (2, "") and err == f"plan: {message}; give a value, or leave it out\n"
+    assert list(tmp_path.iterdir()) == []

@@ -19,7 +19,7 @@ def fleet(clocks_mhz: list[int]) -> Cluster:
 
 def test_few_kinds_are_left_as_they_are() -> None:
     cluster = fleet([1830 - i for i in range(MOST_EXACT)])
-    assert by_kind(cluster) == (cluster, None)
+    assert by_kind(cluster) == cluster
 
 
 @pytest.mark.parametrize(("count", "most", "tolerance"), [(160, 16, 0.01), (1000, 17, 0.05)])
@@ -27,8 +27,9 @@ def test_a_measured_fleet_becomes_few_kinds(count: int, most: int, tolerance: fl
     clocks = list(range(1830 - count, 1830))
     random.Random(1).shuffle(clocks)
     cluster = fleet(clocks)
-    merged, said = by_kind(cluster)
-    assert said is not None and said.startswith(f"{count} kinds of node planned as ") and f"{tolerance:.1%}" in said
+    merged = by_kind(cluster)
+    (said,) = merged.notes
+    assert said.startswith(f"{count} kinds of node planned as ") and f"{tolerance:.1%}" in said
     assert merged.slots == cluster.slots
     kinds = set()
     for slot in range(cluster.slots):
@@ -48,7 +49,7 @@ def test_different_parts_stay_apart_and_latencies_are_the_longest() -> None:
     rate = BASE.host_link_bytes_per_s
     rates = [replace(node, host_link_bytes_per_s=rate * (1 - i * 1e-4)) for i in range(12) for node in nodes]
     cluster = replace(Cluster.load("dgx-h100", nodes=1), runs=tuple(NodeRun(count=1, node=node) for node in rates))
-    merged, _ = by_kind(cluster)
+    merged = by_kind(cluster)
     found = [merged.runs[merged.run_of_slot[slot]].node for slot in range(merged.slots)]
     assert {(node.gpus, node.missing_nics) for node in found} == {(8, ()), (8, (1,)), (7, ())}
     assert found[0] == found[1] and found[0].nics.latency_s == slow.nics.latency_s

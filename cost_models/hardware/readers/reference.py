@@ -12,7 +12,7 @@ from functools import cache
 from cost_models.errors import InputError
 from cost_models.hardware.cluster import Cluster, Node, ScaleUp
 from cost_models.hardware.device import Device
-from cost_models.hardware.links import LINKS
+from cost_models.hardware.links import LINKS, LINKS_OF_GPU
 from cost_models.hardware.readers.host_tree import HostTree
 from cost_models.units import show_rate
 
@@ -23,7 +23,6 @@ _BY_LINKS = {
 """The likeliest GPU of a host, by the word and number of links of a pair, and the GPUs that are joined so."""
 _PCIE = {"volta": "pcie3", "turing": "pcie3", "ampere": "pcie4", "ada": "pcie4", "cdna2": "pcie4"}
 _QUADS = {"nvlink2": "nvlink2-quad", "nvlink3": "nvlink3-quad", "nvlink4": "nvlink4-quad"}
-LINKS_OF_GPU = {"nvlink2": 6, "nvlink3": 12, "nvlink4": 18, "nvlink5": 18}
 SWITCH_SHARE = 0.75
 """Of a PCIe switch's line rate, what its GPUs share on the way out: as between pairs (`wiring.PCIE_SHARE`)."""
 SOCKET_BYTES_PER_S = 22e9

@@ -45,6 +45,14 @@ def test_one_node_fewer_does_not_reach_the_goal():
     assert answer.dollars == pytest.approx(2.0 * answer.gpus * answer.seconds / 3600)
 
 
+def test_whole_nodes_are_counted_and_paid_for():
+    """A layout pinned to three GPUs still takes a node of eight."""
+    fixed = {"data": 1, "ring": 3, "ulysses": 1, "microbatches": 1}
+    answer = fewest("dgx-h100", TINY, Goal.read("1M tokens in 1 week"), fixed=fixed, dollars_per_gpu_hour=1.0)
+    assert (answer.nodes, answer.gpus, answer.used) == (1, 8, 3)
+    assert answer.dollars == pytest.approx(8 * answer.seconds / 3600)
+
+
 def test_a_goal_that_no_number_of_gpus_reaches_says_the_most():
     answer = fewest("dgx-h100", TINY, Goal.read("3T tokens in 1 hour"))
     assert "is the most" in answer.problem and "--batch" in answer.problem

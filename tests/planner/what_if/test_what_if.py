@@ -12,6 +12,7 @@ from planner import options, plan
 from planner.solve import solve
 from planner.what_if import axes
 from planner.what_if.cliffs import cliffs
+from planner.what_if.events import event
 from planner.what_if.scenario import Sweep, outcome
 from planner.what_if.sweep import Part, Store, run
 
@@ -63,27 +64,27 @@ def test_a_rate_replaces_every_card_s():
 
 def test_lost_things_are_gone_where_they_stood_and_nothing_else_moves():
     whole = Cluster.load("dgx-h100", gpus=64)
-    node = cluster_after(axes.event("lose", "node:3"), gpus="64")
+    node = cluster_after(event("lose", "node:3"), gpus="64")
     assert (node.gpus, node.slots) == (40, whole.slots)
-    cards = cluster_after(axes.event("lose", "nic:0.25"), gpus="64")
+    cards = cluster_after(event("lose", "nic:0.25"), gpus="64")
     assert sum(run.count * len(run.node.missing_nics) for run in cards.runs) == 16
     assert cards.gpus == 64
-    assert cluster_after(axes.event("lose", "gpu:5"), gpus="64").gpus == 59
-    assert cluster_after(axes.event("lose", "node:0"), gpus="64") == whole
+    assert cluster_after(event("lose", "gpu:5"), gpus="64").gpus == 59
+    assert cluster_after(event("lose", "node:0"), gpus="64") == whole
 
 
 def test_a_node_without_cards_is_lost():
-    cut = cluster_after(axes.event("lose", "nic:1"), gpus="16", cluster="hgx-h100-1nic")
+    cut = cluster_after(event("lose", "nic:1"), gpus="16", cluster="hgx-h100-1nic")
     assert cut.gpus == 8
 
 
 def test_a_lost_leaf_takes_its_nodes():
     # dgx-h100 has 32 nodes on a leaf: 64 nodes are two leaves
-    assert cluster_after(axes.event("lose", "leaf:1"), gpus="512").gpus == 256
+    assert cluster_after(event("lose", "leaf:1"), gpus="512").gpus == 256
 
 
 def test_the_seed_draws_which_node_is_hit():
-    axis = axes.event("slow", "node:0.3")
+    axis = event("slow", "node:0.3")
     hit = {cluster_after(axis, seed, gpus="64").gpus_of_slot.tobytes() for seed in range(4)}
     places = {tuple(cluster_after(axis, seed, gpus="64").run_of_slot.tolist()) for seed in range(8)}
     assert len(hit) == 1  # slow nodes are still there
@@ -107,12 +108,12 @@ def test_another_gpu_keeps_the_form_of_the_node():
         (lambda: axes.vary("ctx=4K..2K", 5), "needs 0 < a < b"),
         (lambda: axes.vary("model=a..b", 5), "no range"),
         (lambda: axes.vary("gpus=1e9", 5), "whole number"),
-        (lambda: axes.event("lose", "rack:1"), "legal: node:AMOUNT"),
-        (lambda: axes.event("lose", "node:1.5"), "a count, or a share below 1"),
-        (lambda: axes.event("degrade", "link:2"), "above 0 and below 1"),
-        (lambda: axes.event("degrade", "link:0.5@1.5"), "above 0 and below 1"),
+        (lambda: event("lose", "rack:1"), "legal: node:AMOUNT"),
+        (lambda: event("lose", "node:1.5"), "a count, or a share below 1"),
+        (lambda: event("degrade", "link:2"), "above 0 and below 1"),
+        (lambda: event("degrade", "link:0.5@1.5"), "above 0 and below 1"),
         (lambda: sweep(), "nothing changes"),
-        (lambda: sweep(axes.event("lose", "node:1"), axes.event("lose", "node:2")), "given twice"),
+        (lambda: sweep(event("lose", "node:1"), event("lose", "node:2")), "given twice"),
         (lambda: sweep(axes.vary("ctx=1K..2M", 1000), axes.vary("memory_gib=1..99", 1000)), "at most 100000"),
         (lambda: Part.read("8/8"), "is not K/N"),
     ],
@@ -123,7 +124,7 @@ def test_what_cannot_be_asked_is_refused_by_name(make, message):
 
 
 def test_the_old_plan_is_priced_where_it_still_runs_and_named_where_not():
-    asked = sweep(axes.vary("inter_node_gb_per_s=5", 2), axes.event("lose", "node:0,1"))
+    asked = sweep(axes.vary("inter_node_gb_per_s=5", 2), event("lose", "node:0,1"))
     base = options.question(SMALL)
     old = solve(base.cluster, base.workload, keep=1)
     best = old.best[0]
@@ -144,9 +145,9 @@ def test_an_old_plan_that_does_not_fit_says_how_much_it_needs():
 
 
 def test_a_scenario_that_removes_everything_says_so():
-    asked = sweep(axes.event("lose", "node:2"))
+    asked = sweep(event("lose", "node:2"))
     found = outcome(asked, asked.all()[0], None)
-    assert "0 free GPUs" in found.problem and not found.possible
+    assert "none of the 16 GPUs would be left" in found.problem and not found.possible
 
 
 def test_bisection_stops_where_the_question_cannot_be_asked():
@@ -237,6 +238,15 @@ def test_table_csv_and_json_hold_the_same_rows(typed, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv"]
 
 
+def test_oversubscription_without_uplinks_is_said_to_change_nothing(typed):
+    command = ["what-if", *ASKED, "--oversubscribe", "2:1,4:1", "--no-cliffs"]
+    code, out, _ = typed(*command)
+    assert code == 0 and "oversubscription changes nothing here: all nodes are under one leaf" in out
+    assert len(json.loads(typed(*command, "--json")[1])["notes"]) == 1
+    code, out, _ = typed(*command, "--vary", "nodes_per_leaf=1,2")
+    assert code == 0 and "changes nothing" not in out
+
+
 def test_a_batch_script_runs_this_command_in_parts(typed):
     code, out, _ = typed("what-if", *ASKED, "--vary", "ctx=16K..64K", "-o", "a.json", "--slurm", "4")
     assert code == 0
@@ -253,7 +263,7 @@ def test_a_batch_script_runs_this_command_in_parts(typed):
         (["--vary", "ctx=16K", "-o", "a.txt"], "neither a .csv nor a .json"),
         (["--vary", "ctx=16K", "--price-per-gpu-hour", "free"], "dollars above 0"),
         (["--lose", "node:1", "--ctx", "64M"], "the question as it is now: nothing fits"),
-        (["--lose", "node:2"], "lose node 2: the cluster has 0 free GPUs"),
+        (["--lose", "node:2"], "lose node 2: none of the 16 GPUs would be left"),
         (["--lose", "node:1,99"], "lose node 99: 99 of 2 cannot be hit"),
         (["--vary", "model=longvila-8b,nope"], "model nope: --model 'nope' is neither"),
         (["--vary", "memory_gib=0,80"], "memory_gib 0"),
