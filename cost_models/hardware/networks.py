@@ -1,11 +1,13 @@
 """Networks between nodes as data: the share of a card's line rate that large messages reach, by kind, with its source.
 
     reached bytes/s = line rate x share of the kind x (1, or HOST_STAGED_NIC_SHARE without GPUDirect)
+    a ring or a send    the same x ring_share on cards of 400 Gbit/s: one queue pair fills a slower card, many peers any
 
-By message size: latency (of the cluster file) + bytes / reached. Line rates of one card: InfiniBand EDR 100, HDR 200,
-NDR 400, XDR 800 Gbit/s; EFA 100 a card (4 of them on p4d, 32 on p5) and 400 on p5en and p6; Slingshot 11 200; Omni-Path
-100. Band: right within a tenth on InfiniBand and RoCE, within a third elsewhere. Left out: congestion, and collectives
-inside switches (SHARP), which an all-reduce over InfiniBand may use.
+By message size: `timing/protocols.py`, from the latency that the cluster file states. Line rates of one card:
+InfiniBand EDR 100, HDR 200, NDR 400, XDR 800 Gbit/s; EFA 100 (4 cards on p4d, 32 on p5), 400 on p5en and p6; Slingshot
+11 200; Omni-Path 100. Shares of InfiniBand, RoCE, EFA, Slingshot and TCPX: `kernels_comm_multinode.csv`. Band: within a
+tenth by default settings; tuned ones (24 channels, two queue pairs) reach 0.97 also by rings. Left out: congestion, and
+collectives inside switches (SHARP), which an all-reduce over InfiniBand may use.
 """
 
 from __future__ import annotations
@@ -15,35 +17,50 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-NetworkKind = Literal["infiniband", "roce", "efa", "slingshot", "omni-path", "tcpx", "ethernet"]
+NetworkKind = Literal[
+    "infiniband", "roce", "efa", "efa-v1", "slingshot", "omni-path", "tcpx", "tcpxo", "ethernet"
+]  # fmt: skip
 HOST_STAGED_NIC_SHARE = 0.4
 """Rate of a card whose bytes go through host memory over the same with GPUDirect RDMA. Three published runs: 8 V100
 nodes on 100 Gbit/s InfiniBand reach 4.3 of 12.5 GB/s (NVIDIA/nccl-tests issue 78: 0.38 of the share below), TCP on AWS
 p3dn 4.7 of 12.5 (NVIDIA/nccl issue 398: 0.41), Jean Zay's four Omni-Path cards 135 of 400 Gbit/s (0.40;
 stas00/ml-engineering, network/README.md)."""
 
+FAST_CARD_BYTES_PER_S = 40e9
+"""From this line rate on a ring by NCCL's default settings does not fill the card."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
     share: float
     source: str
+    ring_share: float = 1.0  # on FAST_CARD or more
+    rails: bool = False  # messages between different rails meet on few uplinks (`timing/protocols.py`)
 
 
 NETWORKS: Mapping[NetworkKind, Network] = MappingProxyType(
     {
         "infiniband": Network(
             share=0.92,
-            source="headers and flow control; Vidur's two A100 nodes fit 100 Gbit/s cards at 0.94 (one), 0.90 (four)",
+            ring_share=0.92,
+            rails=True,
+            source="rings 0.94 (HDR), trees 0.94 and 0.95, all-to-alls 0.90; rings over NDR 0.79 to 0.91",
         ),
         "roce": Network(
-            share=0.92, source="as InfiniBand; ConnectX-7 at 400 Gbit/s reach 48 GB/s (nccl-tests issue 267)"
+            share=0.92,
+            ring_share=0.96,
+            source="all-to-alls 0.79 to 0.96 (MI355X, B300), gathers of H200 0.84, of MI355X 0.92; a ConnectX-7 at 400 "
+            "Gbit/s reaches 48 GB/s (NVIDIA/nccl-tests issue 267)",
         ),
-        "efa": Network(
-            share=0.85, source="p4d: 340 of 400 Gbit/s in all-reduce tests (stas00/ml-engineering, network)"
+        "efa": Network(share=0.91, source="p5en: all-to-alls 0.91, sends 0.90, rings 0.92"),
+        "efa-v1": Network(
+            share=0.85,
+            source="p4d: 340 of 400 Gbit/s (stas00/ml-engineering, network), p4de 0.84 (awsome-distributed-training)",
         ),
-        "slingshot": Network(share=0.88, source="estimate: Ethernet frames, the card's own transport"),
+        "slingshot": Network(share=0.91, source="Alps, one card a node: 22.9 of 25 GB/s (eth-cscs/cscs-docs)"),
         "omni-path": Network(share=0.85, source="estimate; Jean Zay reaches 0.34, see HOST_STAGED_NIC_SHARE"),
-        "tcpx": Network(share=0.8, source="estimate: GPUDirect-TCPX and TCPXO of Google's A3"),
+        "tcpx": Network(share=0.75, source="a3-highgpu: 71 of 100 GB/s a node at 512 MiB (cluster-toolkit)"),
+        "tcpxo": Network(share=0.94, source="a3-megagpu: 189 of 200 GB/s a node (cluster-toolkit)"),
         "ethernet": Network(share=0.92, source="TCP; it has no GPUDirect, so set gpudirect: false"),
     }
 )

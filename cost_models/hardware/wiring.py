@@ -21,9 +21,11 @@ from numpy.typing import NDArray
 
 from cost_models.hardware.cluster import Cluster, Node
 from cost_models.hardware.links import HOST_STAGED_SHARE, LINKS
+from cost_models.hardware.networks import FAST_CARD_BYTES_PER_S, NETWORKS
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 
 KINDS = (
     "gpu out", "gpu in", "pcie out", "pcie in", "host out", "host in",
@@ -223,6 +225,25 @@ class LinkRates:
     wiring: Wiring
     of_run: Floats  # (runs, KINDS), infinite where there is no such link; leaves are in `of_leaf`
     nic_latency_s: Floats  # (runs,)
+
+    @cached_property
+    def ring_share(self) -> Floats:
+        """Of what a card reaches, what one ring or send gets; by run."""
+        cards = [node.nics for node in self.wiring.nodes]
+        fast = np.array([card.bytes_per_s >= FAST_CARD_BYTES_PER_S for card in cards]) & self.has_protocols
+        return np.where(fast, [NETWORKS[card.kind].ring_share for card in cards], 1.0)
+
+    @cached_property
+    def has_rails(self) -> Bools:
+        """Where switches join the rails, and messages between unlike ones meet on few uplinks; by run."""
+        kinds = [NETWORKS[node.nics.kind] for node in self.wiring.nodes]
+        joined = self.has_protocols and not self.wiring.rail_only
+        return np.array([kind.rails and joined for kind in kinds])
+
+    @property
+    def has_protocols(self) -> bool:
+        """Whether NCCL's protocols add to the cards' latency: not to that of a data sheet or a profile."""
+        return self.name == "reached"
 
     @cached_property
     def scale_up_latency_s(self) -> Floats:

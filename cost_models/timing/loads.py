@@ -23,6 +23,7 @@ from cost_models.hardware.wiring import PCIE_OUT, SOCKET_OUT, SWITCH_OUT, Floats
 from cost_models.number import Array
 from cost_models.strategy import AXIS_GROUPS, Axis, Strategy, rank_groups
 from cost_models.timing.paths import Path
+from cost_models.timing.protocols import rail_crowding
 from cost_models.timing.rails import heavier
 from cost_models.timing.rings import Blocks
 
@@ -74,7 +75,7 @@ class Loads:
         ranks, none = np.full(self.several, members), np.zeros(self.several, dtype=np.int64)
         costs: dict[str, Floats] = {f"{pattern}_s_per_byte": zeros for pattern in _NETWORK}
         costs |= {f"bus_{pattern}_s_per_byte": zeros for pattern in _BUSES}
-        costs |= dict.fromkeys(("ring_latency_s", "tree_latency_s", "chain_latency_s", "latency_s"), zeros)
+        costs |= dict.fromkeys(("ring_latency_s", "tree_latency_s", "chain_latency_s", "latency_s", "protocols"), zeros)
         if members == 1:
             return Path(ranks=ranks, local=ranks, hops_out=none, **costs)
         costs["chain_latency_s"] = members * self.rates.scale_up_latency_s[self.seats.run].max(axis=1)
@@ -117,6 +118,7 @@ class Loads:
         ring_s = domains * out_s + (members - domains) * inside_s
         tree_s = np.log2(domains) * out_s + (most - 1) * inside_s
         waits = {"latency_s": out_s, "ring_latency_s": ring_s, "tree_latency_s": tree_s}
+        waits["protocols"] = np.full(self.several, float(self.rates.has_protocols))
         chain_s = members * np.where(domains > 1, out_s, inside_s)
         return {"chain_latency_s": chain_s, **{name: np.where(domains > 1, wait, 0.0) for name, wait in waits.items()}}
 
@@ -134,10 +136,18 @@ class Loads:
             out = np.roll(domain, -1, axis=2) != domain
             ends = ((unit[:, groups], unit[:, np.roll(groups, -1, axis=1)]) for unit, _ in self.trunks)
             up = [out & (one != other) for one, other in ends]
-            costs["send_s_per_byte"] = self._busiest(groups, out, np.roll(out, 1, axis=2), up)
+            sent = out * self._crowding(groups, blocks) / self.rates.ring_share[self.seats.run[:, groups]]
+            costs["send_s_per_byte"] = self._busiest(groups, sent, np.roll(sent, 1, axis=2), up)
         if "gather" in patterns:
             costs["gather_s_per_byte"], costs["all_reduce_s_per_byte"] = self._rings(groups, blocks)
         return costs
+
+    def _crowding(self, groups: Ints, blocks: Blocks) -> Floats:
+        """How many messages to the next member share an uplink between rails, at each member."""
+        rail = self.seats.card[:, groups]
+        unlike = (np.roll(rail, -1, axis=2) != rail) & self.rates.has_rails[self.seats.run[:, groups]]
+        crowding = rail_crowding(blocks.domains.reshape(self.several, -1, 1))
+        return np.asarray(np.where(unlike, crowding, 1.0))
 
     def _busiest(self, groups: Ints, out: Array, into: Array, up: Sequence[Array]) -> Floats:
         """On cards and uplinks: the shares of a buffer that each member sends, receives, and sends up from `trunks`."""
@@ -155,8 +165,8 @@ class Loads:
         """(gather, all_reduce): every card of a block carries an equal part, and one channel fits through one card."""
         members, order = groups.shape[1], blocks.order
         cards = self.card_rate[:, groups].ravel()[order]
+        shares = self.rates.ring_share[self.seats.run[:, groups]].ravel()[order]
         part = np.where(blocks.domains > 1, (members - 1) / members, 0.0)[blocks.group]
-        channel = part / blocks.channels[blocks.group] / np.maximum.reduceat(cards, blocks.start)
         block = np.repeat(np.arange(len(blocks.start)), blocks.entry_count)
         entry, placement = blocks.entries, blocks.entries // groups.size
         share = (part / blocks.entry_count)[block]
@@ -165,11 +175,13 @@ class Loads:
         last, first = blocks.start + blocks.size - 1, blocks.start[blocks.next]
         trees = self.all_reduce_times(groups, blocks)
         tree = (blocks.domains == 2) & (trees < 2.0)
-        tree_sends = np.where(tree, members / (members - 1), trees)
+        tree_sends, no_tree = np.where(tree, members / (members - 1), trees), np.zeros_like(tree)
         loads = []
-        for sends, times in ((np.ones(blocks.groups),) * 2, (tree_sends, trees)):
+        for sends, times, by_tree in ((np.ones(blocks.groups),) * 2 + (no_tree,), (tree_sends, trees, tree)):
+            rates = np.where(np.repeat(by_tree, members), cards, cards * shares)
+            channel = part / blocks.channels[blocks.group] / np.maximum.reduceat(rates, blocks.start)
             sent = share * sends[blocks.group[block]]
-            busiest = self._most_of(placement, nic, sent / cards[entry])
+            busiest = self._most_of(placement, nic, sent / rates[entry])
             np.maximum.at(busiest, blocks.start // groups.size, channel * times[blocks.group])
             for unit, carried in trunks:
                 up = (unit[last] != unit[first])[block]

@@ -11,7 +11,7 @@ An all-reduce may take trees instead, along the domain's ranks and then log2(dom
 tuning.cc); they carry as many bytes, so the shorter wait counts. But over two domains: there a tree sends the sums of a
 domain once each way, B bytes where rings of P ranks send 2 B (P - 1) / P. On 2 nodes 134 against 268 ms
 (NVIDIA/nccl-tests issue 22); 2 x 8 H100 with four cards of 400 Gbit/s reach 189 of 200 GB/s so, rings at most 104.
-Left out: protocols that trade rate for latency, trees that are cut from three domains on.
+Protocols of larger messages add to both (`protocols.py`). Left out: trees that are cut from three domains on.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from cost_models.profile import network
 from cost_models.program import Op
 from cost_models.strategy import Axis
 from cost_models.timing.collectives import Collectives
+from cost_models.timing.protocols import PEER_S, START_S, slower_s
 from cost_models.timing.slowest import Memo
 
 LARGE_BYTES = 2**30
@@ -82,6 +83,7 @@ class Path(Struct, frozen=True, kw_only=True):
     gather_s_per_byte: Number = 0.0
     all_reduce_s_per_byte: Number = 0.0
     latency_s: Number = 0.0  # of one message out of the domain; 0 if nothing leaves
+    protocols: Number = 0.0  # 1 where NCCL's protocols add to that (`protocols.py`); 0 where a profile measured it
     hops_out: Number = 0  # domains of a group: a ring leaves each once; 0 if it is inside one
     ring_latency_s: Number = 0.0  # of all hops of that ring, inside domains and between them
     tree_latency_s: Number = 0.0  # of the hops of one tree from its leaves to its root
@@ -115,6 +117,7 @@ class Paths:
         inside = larger(self.inside_s(op, path, size), size * bus)
         crossing = crossing_s(op, path, size)
         either = larger(inside, pick(path.hops_out > 0, crossing, 0.0))
+        either = either + pick(path.hops_out > 0, grown_s(op, path, size), 0.0)
         seconds: Number = pick(path.ranks > 1, either, 0.0)
         return seconds
 
@@ -145,7 +148,7 @@ class Paths:
         """
         path = self.axes[axis]
         away = larger(path.ranks - path.local, 1)
-        sent_s = size * path.all_to_all_s_per_byte * path.ranks / away + path.latency_s
+        sent_s = size * path.all_to_all_s_per_byte * path.ranks / away + _start_s("send", path)
         seconds: Number = pick(path.hops_out > 0, sent_s, 0.0)
         return seconds
 
@@ -159,13 +162,28 @@ class Paths:
 
 
 def crossing_s(op: Op, path: Path, size: Number) -> Number:
-    """The part that leaves the domain, over cards and leaf uplinks."""
-    if op == "all_to_all":
-        return size * path.all_to_all_s_per_byte + path.latency_s
-    if op == "send":
-        return size * path.send_s_per_byte + path.latency_s
-    wait = (path.ranks - 1) / path.ranks * path.ring_latency_s
-    if op == "all_reduce":
-        shorter: Number = smaller(wait, path.tree_latency_s)
-        return size * path.all_reduce_s_per_byte + 2 * shorter
-    return size * path.gather_s_per_byte + wait
+    """The part that leaves the domain, over cards and leaf uplinks, by the protocols of small messages."""
+    return _sent_s(op, path, size) + _start_s(op, path)
+
+
+def grown_s(op: Op, path: Path, size: Number) -> Number:
+    """What the protocols of larger messages add to that, also where the links inside domains decide."""
+    return path.protocols * slower_s(op, _start_s(op, path), _sent_s(op, path, size))
+
+
+def _sent_s(op: Op, path: Path, size: Number) -> Number:
+    per_byte = {
+        "all_to_all": path.all_to_all_s_per_byte,
+        "send": path.send_s_per_byte,
+        "all_reduce": path.all_reduce_s_per_byte,
+    }
+    return size * per_byte.get(op, path.gather_s_per_byte)
+
+
+def _start_s(op: Op, path: Path) -> Number:
+    """Latency of the hops that a collective waits for, one after the other."""
+    if op in ("all_to_all", "send"):
+        peers = path.ranks - 1 if op == "all_to_all" else 0
+        return path.latency_s + path.protocols * (START_S + PEER_S * peers)
+    wait: Number = (path.ranks - 1) / path.ranks * path.ring_latency_s
+    return 2 * smaller(wait, path.tree_latency_s) if op == "all_reduce" else wait

@@ -28,7 +28,7 @@ from cost_models.number import smaller
 from cost_models.program import Op
 from cost_models.strategy import Axis
 from cost_models.timing.cluster_costs import ClusterCosts
-from cost_models.timing.paths import HOST_MEMORY_BYTES_PER_S, Path, Paths, crossing_s, network_share
+from cost_models.timing.paths import HOST_MEMORY_BYTES_PER_S, Path, Paths, crossing_s, grown_s, network_share
 from cost_models.timing.slowest import pace
 
 
@@ -153,6 +153,7 @@ class Reach(Struct, frozen=True, kw_only=True, dict=True):
             send_s_per_byte=np.maximum(1.0 / nic, each / domain),
             gather_s_per_byte=(members - 1) / members * np.maximum(each, 1.0) / domain,
             latency_s=self.latency_s + np.where(members > self.leaf_gpus, spine, 0.0),
+            protocols=float(self.costs.rates.has_protocols),
             hops_out=np.where(forced, visits, 0),
         )
 
@@ -196,7 +197,7 @@ class FloorPaths(Paths):
         path = self.axes[axis]
         if np.all(np.asarray(path.ranks) == 1):
             return 0.0
-        crossing = crossing_s(op, path, size)
+        crossing = crossing_s(op, path, size) + grown_s(op, path, size)
         within = np.minimum(self.inside_s(op, path, size), crossing)
         seconds = np.where(np.asarray(path.hops_out) > 0, crossing, within)
         return np.where(np.asarray(path.ranks) > 1, seconds, 0.0)

@@ -22,6 +22,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from cost_models.program import Op
+from cost_models.timing.protocols import START_S, rail_crowding
 from cost_models.timing.rings import Blocks
 from planner.simulator.topology import Floats, Ints, Topology
 
@@ -45,6 +46,7 @@ class Pattern(Struct, frozen=True, kw_only=True, eq=False):
     delay_s: Floats  # (groups,) before the hops start; each pair of an all_to_all has its own route's
     tree_s: Floats  # (groups,) the same for a tree from its leaves to its root
     reduced: Floats  # (groups,) how often an all_reduce sends as much: 2 by rings, less by trees over two domains
+    card_share: Floats  # (ranks,) of what a rank's card reaches, what one of its hops gets
 
     @property
     def members(self) -> int:
@@ -59,18 +61,16 @@ def pattern(topology: Topology, groups: Ints, op: Op) -> Pattern:
     nothing = np.zeros(count)
     made = Pattern(
         op=op, groups=groups, group_of_rank=group_of_rank, hop_share=nothing, delay_s=nothing, tree_s=nothing,
-        reduced=np.full(count, 2.0),
+        reduced=np.full(count, 2.0), card_share=np.ones(topology.ranks),
     )  # fmt: skip
     if members == 1:
         return made
     if op == "all_to_all":
         return replace(made, each_share=1 / members)
-    if op == "send":
-        hop = Hops(to=_next(topology, groups), count=np.ones(topology.ranks, dtype=np.int64))
-        longest = topology.latency_s(np.arange(topology.ranks), hop.to)[groups].max(axis=1)
-        return replace(made, hops=(hop,), hop_share=np.ones(count), delay_s=longest)
     seats = topology.seats
     blocks = Blocks(seats.place[groups], seats.domain[groups], seats.nic[groups])
+    if op == "send":
+        return _sends(topology, made, blocks)
     hops = _rings(topology, groups, blocks)
     share = (members - 1) / members / blocks.channels
     delay = np.zeros(count)
@@ -79,19 +79,39 @@ def pattern(topology: Topology, groups: Ints, op: Op) -> Pattern:
     passed = topology.rates.tree_bytes_per_s[topology.run[groups]]
     reduced = blocks.all_reduce_times(topology.card_rate[groups], passed)
     tree_s = _tree_s(topology, group_of_rank, blocks, hops)
-    once = replace(made, hops=hops, hop_share=share, delay_s=delay * share, tree_s=tree_s, reduced=reduced)
+    once = replace(
+        made, hops=hops, hop_share=share, delay_s=delay * share, tree_s=tree_s, reduced=reduced,
+        card_share=topology.rates.ring_share[topology.run],
+    )  # fmt: skip
     return twice(once) if op == "all_reduce" else once
 
 
 def twice(once: Pattern) -> Pattern:
     """The all_reduce over the groups of an all_gather: rings twice, or a tree where members are in two domains."""
     delay_s = np.minimum(once.delay_s, once.tree_s) * 2
-    hops = once.hops
+    hops, card_share = once.hops, once.card_share
     if len(hops) == 2:
         inside, across = hops
-        tree = (once.reduced < 2) & (np.bincount(once.group_of_rank, across.count) > 0)
-        hops = (replace(inside, count=np.where(tree[once.group_of_rank], 2, 1) * inside.count), across)
-    return replace(once, op="all_reduce", hops=hops, hop_share=once.hop_share * once.reduced, delay_s=delay_s)
+        tree = ((once.reduced < 2) & (np.bincount(once.group_of_rank, across.count) > 0))[once.group_of_rank]
+        hops, card_share = (replace(inside, count=np.where(tree, 2, 1) * inside.count), across), card_share + tree
+    return replace(
+        once, op="all_reduce", hops=hops, hop_share=once.hop_share * once.reduced, delay_s=delay_s,
+        card_share=np.minimum(card_share, 1.0),
+    )  # fmt: skip
+
+
+def _sends(topology: Topology, made: Pattern, blocks: Blocks) -> Pattern:
+    """Each rank to the next; between unlike rails several of them share an uplink."""
+    ranks, rates = np.arange(topology.ranks), topology.rates
+    hop = Hops(to=_next(topology, made.groups), count=np.ones(topology.ranks, dtype=np.int64))
+    crosses = topology.domain != topology.domain[hop.to]
+    latency = topology.latency_s(ranks, hop.to) + np.where(crosses, rates.has_protocols * START_S, 0.0)
+    rail = topology.seats.card
+    unlike = (rail != rail[hop.to]) & rates.has_rails[topology.run]
+    crowding = np.asarray(rail_crowding(blocks.domains))[made.group_of_rank]
+    share = rates.ring_share[topology.run] / np.where(unlike, crowding, 1.0)
+    longest = latency[made.groups].max(axis=1)
+    return replace(made, hops=(hop,), hop_share=np.ones(len(longest)), delay_s=longest, card_share=share)
 
 
 def _tree_s(topology: Topology, group_of_rank: Ints, blocks: Blocks, hops: tuple[Hops, ...]) -> Floats:

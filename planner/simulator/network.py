@@ -16,9 +16,13 @@ from typing import Any
 
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
+from cost_models.hardware.wiring import KINDS, NIC_IN, NIC_OUT
 from cost_models.number import distinct
+from cost_models.program import Op
+from cost_models.timing.protocols import PEER_S, SLOWER, START_S, slower_s
 from planner.simulator.flows import Pattern
 from planner.simulator.folding import Bags, Flags, Hashes, Partition, mix
 from planner.simulator.link_classes import LinkClasses
@@ -28,11 +32,17 @@ from planner.simulator.topology import NEARNESSES, Floats, Ints, Routes, Topolog
 
 
 class Batch(Struct, frozen=True, kw_only=True, eq=False):
-    """Flows of one group's collective that start together: `latency_s` after the collective does."""
+    """Flows of one group's collective that start together: `delay_s` after the collective does."""
 
     latency_s: float
     flows: Ints
     share: Floats  # of the collective's bytes
+    op: Op = "send"
+    card_s_per_byte: float = 0.0  # of the collective's bytes, on the busiest card of its pattern, alone
+
+    def delay_s(self, size: float) -> float:
+        """Latency, and what the protocols of larger messages add."""
+        return self.latency_s + float(slower_s(self.op, self.latency_s, size * self.card_s_per_byte))
 
 
 class Collective(Struct, frozen=True, kw_only=True, eq=False):
@@ -74,17 +84,27 @@ class _Table:
         return np.arange(first, self.flows)
 
     def cross(
-        self, flow: Ints, routes: Routes, times: Floats, *, arriving: bool | None = None, part: Ints | None = None
+        self,
+        flow: Ints,
+        routes: Routes,
+        times: Floats,
+        *,
+        arriving: bool | None = None,
+        part: Ints | None = None,
+        share: Floats | None = None,
     ) -> None:
         """`flow[i]` takes route i `times[i]` times: all of it, or only the sender's or the receiver's side.
 
-        `part[i]` is the rank class whose hops these are.
+        `part[i]` is the rank class whose hops these are; `share[i]`: of what cards reach, what such a flow gets.
         """
         for step, kind in enumerate(routes.kind):
             if arriving is None or routes.arriving[step] == arriving:
                 crossed = np.flatnonzero(routes.unit[:, step] >= 0)
                 link = self.links.number(kind, routes.unit[crossed, step])
-                self.crossings.append((flow[crossed], link, times[crossed]))
+                taken = times[crossed]
+                if share is not None and kind in (NIC_OUT, NIC_IN):
+                    taken = taken / share[crossed]
+                self.crossings.append((flow[crossed], link, taken))
                 if part is not None and not self.partition.equitable:
                     self.parts.append((flow[crossed], part[crossed], link))
 
@@ -119,6 +139,12 @@ def network(topology: Topology, partition: Partition, patterns: Sequence[Pattern
     used, number = np.unique(link, return_inverse=True)
     capacity, link_copies, names = table.links.describe(used)
     count = times / link_copies[number]
+    if topology.rates.has_protocols:
+        on_cards = np.isin(link % len(KINDS), (NIC_OUT, NIC_IN))
+        seconds = np.where(on_cards, count / capacity[number], 0.0)
+        of_flow = (flow, number, seconds, table.flows)
+        for place, pattern in enumerate(patterns):
+            collectives[place] = _with_protocols(collectives[place], pattern.op, *of_flow)
     return Network(
         partition=partition,
         sharing=Sharing(flow=flow, link=number, count=count, capacity=capacity, flows=table.flows),
@@ -128,6 +154,18 @@ def network(topology: Topology, partition: Partition, patterns: Sequence[Pattern
         link_names=names,
         variants=table.variants(used),
     )
+
+
+def _with_protocols(one: Collective, op: Op, flow: Ints, link: Ints, seconds: Floats, flows: int) -> Collective:
+    """The collective, knowing how long its busiest card takes for a byte of it."""
+    if not SLOWER[op]:
+        return one
+    share = np.zeros(flows)
+    for batch in (batch for batches in one.batches for batch in batches):
+        share[batch.flows] = batch.share
+    most = float(np.bincount(link, seconds * share[flow]).max())
+    batches = tuple(tuple(replace(b, op=op, card_s_per_byte=most) for b in of_group) for of_group in one.batches)
+    return replace(one, batches=batches)
 
 
 def _host_memory(table: _Table, *, inwards: bool) -> Collective:
@@ -207,12 +245,11 @@ def _ring(table: _Table, pattern: Pattern, group: Ints, members: tuple[Ints, ...
         out, into = np.flatnonzero(hop.count[reps]), np.flatnonzero(source[reps] >= 0)
         leaving = topology.routes(reps[out], hop.to[reps[out]])
         left = (hop.count[reps] * size)[out].astype(float)
-        table.cross(flows[group[out]], leaving, left, part=out, arriving=False)
+        table.cross(flows[group[out]], leaving, left, part=out, arriving=False, share=pattern.card_share[reps[out]])
         sender = source[reps[into]]
         coming = topology.routes(sender, reps[into])
-        table.cross(
-            flows[group[into]], coming, (hop.count[sender] * size[into]).astype(float), part=into, arriving=True
-        )
+        come = (hop.count[sender] * size[into]).astype(float)
+        table.cross(flows[group[into]], coming, come, part=into, arriving=True, share=pattern.card_share[sender])
     first = pattern.group_of_rank[reps[[ranks[0] for ranks in members]]]
     delay, share = pattern.delay_s[first], pattern.hop_share[first]
     return tuple(
@@ -234,12 +271,14 @@ def _pairs(table: _Table, pattern: Pattern, group: Ints, groups: int) -> tuple[t
     routes, flows = topology.routes(source, to), table.add(copies)
     table.cross(flows, routes, copies)
     owner = group[partition.class_of_rank[source]]
-    latencies = distinct(routes.latency_s)
+    starts = topology.rates.has_protocols * (START_S + PEER_S * (pattern.members - 1))
+    wait_s = routes.latency_s + np.where(topology.domain[source] != topology.domain[to], starts, 0.0)
+    latencies = distinct(wait_s)
     batches: list[list[Batch]] = [[] for _ in range(groups)]
-    key = owner * len(latencies) + np.searchsorted(latencies, routes.latency_s)
+    key = owner * len(latencies) + np.searchsorted(latencies, wait_s)
     order = np.argsort(key, kind="stable")
     for chosen in np.split(order, np.flatnonzero(np.diff(key[order])) + 1):
         share = np.full(len(chosen), pattern.each_share)
-        batch = Batch(latency_s=float(routes.latency_s[chosen[0]]), flows=flows[chosen], share=share)
+        batch = Batch(latency_s=float(wait_s[chosen[0]]), flows=flows[chosen], share=share)
         batches[int(owner[chosen[0]])].append(batch)
     return tuple(tuple(of_group) for of_group in batches)

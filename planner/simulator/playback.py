@@ -332,8 +332,8 @@ class Playback:
         if running.computing:
             self._at(seconds, Event(running=running))
         for batch in batches:
-            if batch.latency_s > 0:
-                self._at(batch.latency_s, Event(running=running, batch=batch, size=size))
+            if (delay_s := batch.delay_s(size)) > 0:
+                self._at(delay_s, Event(running=running, batch=batch, size=size))
             else:
                 self._start(running.group, batch, size)
 

@@ -25,14 +25,14 @@ def with_nics(cluster: Cluster, **changes: Any) -> Cluster:
 
 def test_the_kind_of_a_network_is_in_the_price_and_in_the_simulation() -> None:
     cluster, strategy = Cluster.load("dgx-h100", nodes=4), Strategy(ring=32, shard=32)  # every hop outlasts its block
-    kinds: list[dict[str, Any]] = [{}, {"kind": "roce"}, {"kind": "efa"}, {"gpudirect": False}]
+    kinds: list[dict[str, Any]] = [{"kind": "efa"}, {"kind": "roce"}, {}, {"gpudirect": False}]  # by rates of rings
     for seconds in (
         [price(with_nics(cluster, **kind), WORK, strategy).step_s for kind in kinds],
         [simulate(with_nics(cluster, **kind), WORK, strategy).step_s for kind in kinds],
     ):
-        assert seconds[0] == seconds[1] < seconds[2] < seconds[3]
+        assert seconds == sorted(set(seconds))
     told = " ".join(price(with_nics(cluster, kind="efa"), WORK, strategy).estimates)
-    assert "85% of the line rate of efa" in told
+    assert "91% of the line rate of efa" in told
 
 
 def test_the_plan_on_a_staged_network_keeps_its_bound() -> None:

@@ -69,10 +69,23 @@ class Cell:
         return self.predicted_s / self.seconds - 1
 
 
+NOT_NCCLS_CHOICE = ("CollNet", "device kernel", "NCCL_ALGO=")
+"""Settings whose time is no default's: sums inside InfiniBand switches, another library, one algorithm at any cost."""
+FORCED = ("algo=", "ring, default", "tree;")
+
+
 def multinode(folder: Path) -> list[Cell]:
-    """The scored rows of kernels_comm_multinode.csv."""
+    """The scored rows of kernels_comm_multinode.csv; of algorithms forced one after the other the fastest."""
     rows = [row for row in read_rows(folder, "kernels_comm_multinode.csv") if row["score"] == "yes"]
-    return cells(rows, _multinode)
+    found: dict[tuple[object, ...], Cell] = {}
+    for cell in cells(rows, _multinode):
+        if any(word in cell.setting for word in NOT_NCCLS_CHOICE):
+            continue
+        setting = "fastest" if cell.setting.startswith(FORCED) else cell.setting
+        key = (cell.source, cell.machine, cell.cluster, cell.op, cell.ranks, setting, cell.buffer_bytes)
+        if key not in found or cell.seconds < found[key].seconds:
+            found[key] = replace(cell, setting=setting)
+    return list(found.values())
 
 
 def _multinode(row: dict[str, str]) -> Cell:

@@ -144,7 +144,7 @@ def test_a_missing_card_is_shared_with_its_neighbour(tmp_path):
         ("base: dgx-h100\nnodes: [{nics: {count: 8, bytes_per_s: 0 GB/s, latency_s: 0}}]", "nics: .*bytes_per_s=0"),
         ("base: dgx-h100\nnodes: [{nics: {count: 8, latency_s: 0}}]", "nics.bytes_per_s is missing"),
         ("base: dgx-h100\nnodes: [{nics: {count: 8, bytes_per_s: 1 GB/s, latency_s: 0, kind: token-ring}}]",
-         "kind: 'token-ring' is not one of efa, ethernet, infiniband"),
+         "kind: 'token-ring' is not one of efa, efa-v1, ethernet, infiniband"),
     ],
 )  # fmt: skip
 def test_faults_in_a_file_name_the_key_and_the_legal_values(tmp_path, text, message):
