@@ -1,7 +1,8 @@
 """What moves bytes: collective tables by link, and memory-bound kernels.
 
 Links: seconds by (ranks, buffer bytes), measured where NCCL was timed, closed form for PCIe.
-    NVLink  median over NCCL versions of the half-precision rows, made rising in bytes
+    NVLink  median over NCCL versions of the half-precision rows, made rising in bytes; NVLink 5 beyond 512 MiB as
+            B200, GB200, B300 and GB300 of one domain in kernels_comm_multinode.csv
     PCIe    t = steps · latency + wire bytes / (rate · efficiency), SimuMax's fitted values for 2, 4 and 8 A100 PCIe
     send_recv over NVLink is the all-to-all of 2 ranks, each sending half of its buffer to the other
 Left out: Vidur's send/recv rows (up to 670 GB/s over a 300 GB/s link: they time the launch, not the arrival).
@@ -27,10 +28,13 @@ from cost_models.curves.grid import Floats, LogGrid
 from cost_models.errors import InputError
 from cost_models.hardware.device import Device
 from cost_models.timing.collectives import OPS, wire_bytes
+from validation.fit.networks import multinode
 from validation.fit.rows import collectives, read_rows, rising
 
 RANKS = np.array([2.0, 4.0, 8.0])
-BUFFER_BYTES: Floats = np.array([2.0**i for i in range(9, 30)])
+BUFFER_BYTES: Floats = np.array([2.0**i for i in range(9, 34)])
+SMALLER = 21
+"""Of these knots, those up to 512 MiB, where AIConfigurator timed; beyond: `larger_messages`."""
 MEASURED = {"nvlink3": "NVIDIA A100-SXM4-80GB", "nvlink4": "NVIDIA H100 80GB HBM3", "nvlink5": "NVIDIA B200"}
 NCCL_NAMES = {"all_to_all": "alltoall"}
 GIB = 2**30
@@ -44,8 +48,31 @@ def measured_table(folder: Path, device: str, op: str) -> Floats:
     for ranks, wire, seconds in rows:
         buffer_bytes = wire / wire_bytes(op, int(ranks), 1.0)
         cells[np.searchsorted(RANKS, ranks), round(float(np.log2(buffer_bytes))) - 9] = np.log(seconds)
-    assert not np.isnan(cells).any(), f"{device} {op}: holes in the measured sizes"
+    assert not np.isnan(cells[:, :SMALLER]).any(), f"{device} {op}: holes in the measured sizes"
+    cells[:, SMALLER:] = cells[:, SMALLER - 1 : SMALLER] + np.log(BUFFER_BYTES[SMALLER:] / BUFFER_BYTES[SMALLER - 1])
     return cells
+
+
+def larger_messages(folder: Path, op: str, cells: Floats) -> Floats:
+    """The same with what NVLink 5 reaches beyond 512 MiB, where rates still rise by a fifth; in one domain, by op.
+
+    Where only other numbers of ranks were timed, the rate rises as theirs.
+    """
+    found: dict[int, list[tuple[float, float]]] = {}
+    for cell in multinode(folder):
+        blackwell, name = cell.machine.startswith(("B200", "GB200", "B300", "GB300")), NCCL_NAMES.get(op, op)
+        if blackwell and cell.op == name and not cell.across and cell.ranks in RANKS:
+            found.setdefault(int(cell.ranks), []).append((np.log(cell.buffer_bytes), np.log(cell.seconds)))
+    timed = {ranks: np.array(sorted(rows)) for ranks, rows in found.items()}
+    grown = cells.copy()
+    knots = np.log(BUFFER_BYTES)
+    for row, ranks in enumerate(RANKS.tolist()):
+        nearest = min(timed, key=lambda known: abs(np.log(known / ranks)))
+        own, rows = cells[int(np.searchsorted(RANKS, nearest))], timed[nearest]
+        rises = rows[:, 1] - np.interp(rows[:, 0], knots, own)
+        at = np.append(knots[SMALLER - 1], rows[:, 0])
+        grown[row] += np.where(knots > at[0], np.interp(knots, at, np.append(0.0, rises)), 0.0)
+    return grown
 
 
 def send_recv(all_to_all: Floats) -> Floats:
@@ -83,7 +110,9 @@ def link_tables(folder: Path) -> dict[str, Floats]:
     packed: dict[str, Floats] = {"ranks": RANKS, "buffer_bytes": BUFFER_BYTES}
     for link, device in MEASURED.items():
         for op in OPS[:4]:
-            packed[f"{link}_{op}"] = rising(measured_table(folder, device, op), [1])
+            cells = measured_table(folder, device, op)
+            cells = larger_messages(folder, op, cells) if link == "nvlink5" else cells
+            packed[f"{link}_{op}"] = rising(cells, [1])
         packed[f"{link}_send_recv"] = send_recv(packed[f"{link}_all_to_all"])
     for op in OPS:
         packed[f"pcie4_{op}"] = rising(pcie_table(folder, op), [1])
@@ -94,12 +123,12 @@ def links_left_out(folder: Path, link: str) -> dict[str, Floats]:
     """Signed relative errors with every other size left out, and with all rows of 4 ranks left out."""
     errors: dict[str, list[Floats]] = {"sizes": [], "ranks": []}
     for op in OPS[:4]:
-        cells = measured_table(folder, MEASURED[link], op)
-        without = LogGrid([RANKS, BUFFER_BYTES[::2]], rising(cells[:, ::2], [1]))
-        predicted = without.read_many(RANKS[:, None], BUFFER_BYTES[None, 1::2])[0]
+        cells, sizes = measured_table(folder, MEASURED[link], op)[:, :SMALLER], BUFFER_BYTES[:SMALLER]
+        without = LogGrid([RANKS, sizes[::2]], rising(cells[:, ::2], [1]))
+        predicted = without.read_many(RANKS[:, None], sizes[None, 1::2])[0]
         errors["sizes"].append((predicted / np.exp(cells[:, 1::2]) - 1).ravel())
-        without = LogGrid([RANKS[::2], BUFFER_BYTES], rising(cells[::2], [1]))
-        errors["ranks"].append(without.read_many(4.0, BUFFER_BYTES)[0] / np.exp(cells[1]) - 1)
+        without = LogGrid([RANKS[::2], sizes], rising(cells[::2], [1]))
+        errors["ranks"].append(without.read_many(4.0, sizes)[0] / np.exp(cells[1]) - 1)
     return {family: np.concatenate(found) for family, found in errors.items()}
 
 
