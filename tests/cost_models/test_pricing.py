@@ -115,6 +115,7 @@ def test_exposed_ring_is_what_a_block_cannot_hide(index):
         hop = float(paths.exchange_s("ring", "send", 2 * hop_bytes))
         both = float(paths.exchange_s("ring", "send", 6 * hop_bytes)) if backward else hop
         last = float(paths.exchange_s("ring", "send", 4 * hop_bytes)) if backward else 0.0
+        first, piece = first * paths.pace, piece * paths.pace
         return max(0.0, hop - first) + (strategy.ring - 2) * max(0.0, both - piece) + last
 
     assert cost.seconds["ring"] == pytest.approx(32 * (exposed(False) + exposed(True)), rel=1e-9)
