@@ -22,10 +22,11 @@ from validation.domains import points
 from validation.plot import calibration
 from validation.rows import FOLDER
 from validation.score import FileReport
-from validation.steps import FEW_ROWS, FEW_SOURCES, quarter, steps
+from validation.steps import FEW_ROWS, FEW_SOURCES, quarter, ranked_pairs, steps
 from validation.tables import Cell, Table, percent, signed
 
 WORST = 20
+APART = 0.03
 LEAST, MOST = 0.75, 0.88
 """Share of a domain's rows that an 80% band should hold."""
 INTRODUCTION = """
@@ -108,11 +109,14 @@ class Page:
 
     def _pairs(self) -> Table:
         pairs = self.known.pairs
+        apart = [one for one in ranked_pairs(self.reports) if abs(one.distance + one.error) > math.log1p(APART)]
+        right = sum(one.loss < 0 for one in apart)
         ends = [*(f"to {one.least:.0%}" for one in pairs.apart[1:]), "and more"]
         return Table(
             title="Order of two layouts",
             text=f"Pairs of held-out rows for the same work on the same GPUs ({len(pairs.sources)} sources). Beyond "
-            f"what both share, a layout has {percent(pairs.residual)} of its own.",
+            f"what both share, a layout has {percent(pairs.residual)} of its own. Of {len(apart)} pairs measured more than "
+            f"{APART:.0%} apart {percent(right / len(apart))} are in the right order.",
             columns=("priced apart by", "pairs", "wrong order", "loss of the wrong, median", "worst"),
             rows=[
                 (f"{one.least:.0%} {end}", str(one.pairs), str(one.wrong), percent(one.loss), percent(one.worst_loss))

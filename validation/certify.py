@@ -58,8 +58,7 @@ def certify(domains: dict[str, Domain], reports: Sequence[FileReport]) -> Certif
         pairs=Pairs(sources=(), residual=0.0, normal=(0.0,) * len(PROBABILITIES), apart=()), digest="",
     )  # fmt: skip
     draft = with_steps(draft, steps.steps(reports))
-    ranked = steps.steps(reports, ("yes", "apart", "rank"))
-    draft = replace(draft, pairs=steps.pair_facts(steps.pairs(ranked), draft))
+    draft = replace(draft, pairs=steps.pair_facts(steps.ranked_pairs(reports), draft))
     plain = strict.plain(draft)
     del plain["digest"]
     return replace(draft, digest=digest_of(plain))

@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import yaml
 
+from cost_models.bands import LEVEL
 from cost_models.framework import Framework
 from validation import longest
 from validation import tables as shown
@@ -30,7 +32,8 @@ def tables(reports: Sequence[FileReport]) -> list[Table]:
     """Everything that is shown, in reading order."""
     apart = [(report.file, report.errors("apart")) for report in reports]
     return [
-        _files(reports), _inferred(reports), _errors("8- and 4-bit rows", APART, apart), _memory(reports),
+        _files(reports), _inferred(reports), _errors("8- and 4-bit rows", APART, apart), _bands(reports),
+        _memory(reports),
         _longest(reports), _endings(reports), _peers(reports), _sweeps(reports), _frameworks(reports), _worst(reports),
         _silent(reports), _notes(reports), _reasons(),
     ]  # fmt: skip
@@ -135,6 +138,25 @@ def _memory(reports: Sequence[FileReport]) -> Table:
     for one in reports:
         errors += [(one.file, one.memory_errors()), (f"{one.file}, reserved (not scored)", one.reserved_errors())]
     return _errors("Peak memory", text, errors)
+
+
+def _bands(reports: Sequence[FileReport]) -> Table:
+    """By file: how many rows' measured seconds lie in the band that `plan` prints of such a price."""
+    rows: list[tuple[Cell, ...]] = []
+    for report in reports:
+        found = [(one, one.band) for one in report.verdicts if one.score in ("yes", "apart") and one.band is not None]
+        if found:
+            inside = sum(band.low <= one.measured_s <= band.high for one, band in found)
+            width = float(np.median([band.half_width for _, band in found]))
+            rows.append((report.file, str(len(found)), percent(inside / len(found)), percent(width)))
+    return Table(
+        title="Bands",
+        text=f"Steps whose measured time lies in the {LEVEL:.0%} band of their price; the bands' median half-width. Rows "
+        "of `measurements/later/` set the bands; whether they hold for rows that did not is in "
+        "docs/accuracy-certificate.md.",
+        columns=("file", "rows", "inside", "half-width"),
+        rows=rows,
+    )
 
 
 def _longest(reports: Sequence[FileReport]) -> Table:

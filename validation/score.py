@@ -18,7 +18,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cost_models.bands import Band, band_of
 from cost_models.basis import Basis
+from cost_models.certificate import certificate
 from cost_models.errors import InputError
 from cost_models.framework import OURS
 from validation.cases import GIB, Case, Refused, allocated_bytes, price_of, reserved_bytes
@@ -60,6 +62,11 @@ class Verdict:
     @property
     def neutral_error(self) -> float:
         return self.neutral_s / self.measured_s - 1
+
+    @property
+    def band(self) -> Band | None:
+        """Of a step's price, in seconds."""
+        return None if self.basis is None else band_of(self.basis, self.predicted_s, certificate())
 
     @property
     def memory_error(self) -> float | None:

@@ -135,10 +135,10 @@ class Pair(Error):
         return math.expm1(-(self.distance + self.error))
 
 
-def pairs(rows: Sequence[Step]) -> list[Pair]:
-    """Of every sweep, those that were measured apart."""
+def ranked_pairs(reports: Sequence[FileReport]) -> list[Pair]:
+    """Of every sweep those that were measured apart; also of rows that only rank."""
     sweeps: dict[str, list[Step]] = defaultdict(list)
-    for row in rows:
+    for row in steps(reports, ("yes", "apart", "rank")):
         if row.sweep:
             sweeps[row.sweep].append(row)
     return [found for sweep in sweeps.values() for found in map(_pair, combinations(sweep, 2)) if found is not None]
