@@ -25,7 +25,9 @@ from cost_models.errors import InputError
 from cost_models.number import Number
 
 LEVEL, CONFIDENCE = 0.8, 0.95
-NARROW = "step, 8 or 4 bits"
+NARROW, OFFLOADED = "step, 8 or 4 bits", "step, in host memory"
+MOST_OFFLOADED = 0.05
+"""Share of a step that may be exposed copies to host memory and updates there, before it counts as such a step."""
 MOST_SURE = 0.995
 """No odds beyond this: pairs are too few to say more."""
 _DOMAINS = {
@@ -123,6 +125,8 @@ def domain_of(basis: Basis) -> str:
     """
     if basis.narrow:
         return NARROW
+    if basis.shares["offload"] > MOST_OFFLOADED:
+        return OFFLOADED
     where = {"inside": "inside a node", "pcie": "over PCIe", "across": "across nodes"}
     return f"step, {basis.board}, {where[basis.place]}"
 

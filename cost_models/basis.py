@@ -2,7 +2,7 @@
 
     attention, products, elementwise   kernels, by a board's curves: measured, or scaled from another by data sheets
     inside, pcie, across               exposed collectives: over NVLink, over PCIe, between nodes
-    offload, host                      copies to host memory, and launches that the GPU waits for
+    offload, host                      copies to host memory and the CPU's update there; launches that the GPU waits for
 
 `StepCost.seconds` names parts of a step; the same second is here under the curve that it was read from. A part that is
 made of others (recomputation, a pipeline's bubble) is spread as these are. Kernels that hide a transfer count as
@@ -30,6 +30,7 @@ SOURCES = (*KERNELS, "inside", "pcie", "across", "offload", "host")
 _KERNEL = {"attention": "attention", "matmul": "products", "memory_bound": "elementwise", "loss": "products"}
 """By part of a program's phases."""
 _PARTS = {"vision": "products", "optimizer": "elementwise", "offload": "offload", "host": "host"}
+_ON_HOST = {**_PARTS, "optimizer": "offload"}
 _AXES: Mapping[str, tuple[Axis, ...]] = {
     "all_to_all": ("ulysses",), "ring": ("ring",), "sharding": ("shard", "replicate", "gradient"),
     "tensor": ("tensor",), "experts": ("expert",),
@@ -80,9 +81,11 @@ def basis_of(
         if path.ranks > 1:
             found.setdefault("across" if paths.crosses(axis) else inside, 0.0)
     kernel_s = _kernel_seconds(program)
+    updated = any(segment.host_update_bytes for segment in (*program.microbatch, *program.last, *program.epilogue))
+    parts = _ON_HOST if updated else _PARTS
     for part, value in seconds.items():
-        if part in _PARTS:
-            _add(found, _PARTS[part], value)
+        if part in parts:
+            _add(found, parts[part], value)
         elif part in _AXES:
             _add(found, "across" if _crosses(paths, _AXES[part]) else inside, value)
         elif part == "compute":

@@ -47,7 +47,7 @@ INTRODUCTION = """
     **How a band is made.** The spreads of kernels and links, times their shares of the step, and a residual of
     {residual} give the sigma of one price; the quantiles of error / sigma in the step's domain give its band. A source
     counts as n / (1 + (n - 1) / 3) rows. Domains of fewer than {few} rows or {sources} sources take the quantiles of
-    all steps. Coverage is cross-validated: the rows of a source are tested against bands that the other sources set.
+    all steps where these are farther out. Coverage is cross-validated: the rows of a source are tested against bands that the other sources set.
 
     ![predicted quantile against observed]({picture})
 """
@@ -115,8 +115,8 @@ class Page:
         return Table(
             title="Order of two layouts",
             text=f"Pairs of held-out rows for the same work on the same GPUs ({len(pairs.sources)} sources). Beyond "
-            f"what both share, a layout has {percent(pairs.residual)} of its own. Of {len(apart)} pairs measured more than "
-            f"{APART:.0%} apart {percent(right / len(apart))} are in the right order.",
+            f"what both share, a layout has {percent(pairs.residual)} of its own. Of {len(apart)} pairs measured more "
+            f"than {APART:.0%} apart {percent(right / len(apart))} are in the right order.",
             columns=("priced apart by", "pairs", "wrong order", "loss of the wrong, median", "worst"),
             rows=[
                 (f"{one.least:.0%} {end}", str(one.pairs), str(one.wrong), percent(one.loss), percent(one.worst_loss))

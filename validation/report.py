@@ -151,9 +151,8 @@ def _bands(reports: Sequence[FileReport]) -> Table:
             rows.append((report.file, str(len(found)), percent(inside / len(found)), percent(width)))
     return Table(
         title="Bands",
-        text=f"Steps whose measured time lies in the {LEVEL:.0%} band of their price; the bands' median half-width. Rows "
-        "of `measurements/later/` set the bands; whether they hold for rows that did not is in "
-        "docs/accuracy-certificate.md.",
+        text=f"Steps whose measured time lies in the {LEVEL:.0%} band of their price; the bands' median half-width. "
+        "Rows of `measurements/later/` set the bands; whether they hold for others is in docs/accuracy-certificate.md.",
         columns=("file", "rows", "inside", "half-width"),
         rows=rows,
     )

@@ -21,16 +21,16 @@ from itertools import combinations, product
 
 import numpy as np
 
-from cost_models.bands import NARROW, difference_sigma, domain_of, sigma_of
+from cost_models.bands import NARROW, OFFLOADED, difference_sigma, domain_of, sigma_of
 from cost_models.basis import Basis
-from cost_models.certificate import Apart, Certificate, Domain, Pairs
+from cost_models.certificate import PROBABILITIES, Apart, Certificate, Domain, Pairs
 from validation.domains import Error, measured, quantiles, rounded, spread, stated
 from validation.rows import Score
 from validation.score import FileReport, Verdict
 
 BOARDS, PLACES = ("measured", "scaled"), ("inside a node", "over PCIe", "across nodes")
 FEW_ROWS, FEW_SOURCES = 20, 4
-"""A domain with fewer takes the quantiles of all steps together."""
+"""A domain with fewer takes those of all steps together where they are farther out."""
 EDGES = (0.0, 0.01, 0.03, 0.1, 0.3)
 TIE = 0.005
 """Rows measured closer than this have no order."""
@@ -101,16 +101,26 @@ def domains(rows: Sequence[Step], known: Certificate) -> dict[str, Domain]:
     for index, row in enumerate(rows):
         found[domain_of(row.basis)].append(index)
     made = {}
-    for name in (*(f"step, {board}, {place}" for board, place in product(BOARDS, PLACES)), NARROW):
+    for name in (*(f"step, {board}, {place}" for board, place in product(BOARDS, PLACES)), NARROW, OFFLOADED):
         mine = [rows[index] for index in found[name]]
         if not mine:
             why = "no rows of such steps: the errors of all others, over what is expected of this one"
             made[name] = stated(2 * pooled.spread, why, pooled)
-        elif few(mine):
-            made[name] = replace(measured(mine), normal=pooled.normal)
         else:
             made[name] = measured(mine, [every[index] for index in found[name]])
+            if few(mine):
+                made[name] = replace(made[name], normal=wider(made[name].normal, pooled.normal))
     return made
+
+
+def wider(one: Sequence[float], other: Sequence[float]) -> tuple[float, ...]:
+    """At each probability the quantile that is farther out.
+
+    >>> wider([-1.0] * 5 + [0.0] + [2.0] * 5, [-3.0] * 5 + [0.0] + [1.0] * 5)[::5]
+    (-3.0, 0.0, 2.0)
+    """
+    pairs = zip(PROBABILITIES, one, other, strict=True)
+    return tuple((min if probability < 0.5 else max)(pair) for probability, *pair in pairs)
 
 
 def few(rows: Sequence[Error]) -> bool:
