@@ -47,7 +47,8 @@ INTRODUCTION = """
     **How a band is made.** The spreads of kernels and links, times their shares of the step, and a residual of
     {residual} give the sigma of one price; the quantiles of error / sigma in the step's domain give its band. A source
     counts as n / (1 + (n - 1) / 3) rows. Domains of fewer than {few} rows or {sources} sources take the quantiles of
-    all steps where these are farther out. Coverage is cross-validated: the rows of a source are tested against bands that the other sources set.
+    all steps, wider where its own rows refute these. Coverage is cross-validated: the rows of a source are tested
+    against bands that the other sources set.
 
     ![predicted quantile against observed]({picture})
 """
