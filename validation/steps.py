@@ -114,7 +114,7 @@ def domains(rows: Sequence[Step], known: Certificate) -> dict[str, Domain]:
 
 
 def borrowed(own: tuple[float, ...], pooled: tuple[float, ...]) -> tuple[float, ...]:
-    """Of a domain with few rows: those of all steps, made wider where its own median lies beyond nine tenths of them."""
+    """Of a domain with few rows: those of all steps, wider if its own median is outside the middle 80% of them."""
     low, middle, high = (PROBABILITIES.index(one) for one in (0.1, 0.5, 0.9))
     return pooled if pooled[low] <= own[middle] <= pooled[high] else wider(own, pooled)
 
