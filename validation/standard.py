@@ -29,6 +29,7 @@ from validation.machines import cluster_of
 from validation.rows import Row
 
 _FRAMEWORKS = {
+    "openpipe/art": "art",
     "torchtitan": "torchtitan",
     "llm-foundry": "composer-pure",
     "composer": "composer-pure",

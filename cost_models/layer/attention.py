@@ -34,6 +34,7 @@ EXCHANGE_COPIES = 2
 """Kernels that each tensor passes through around an exchange of heads (read and write)."""
 ROTARY_PASSES = {"unfused": 8, "fused": 2, "none": 0}
 ROTARY_LAUNCHES = {"unfused": 10, "fused": 2, "none": 0}
+ROTARY_CALLS = {"unfused": (10, 18), "fused": (2, 2), "none": (0, 0)}
 
 
 def attention_operators(sizes: RankSizes) -> Table:
@@ -61,7 +62,7 @@ def _inputs(sizes: RankSizes) -> Table:
         norm(sizes, "norm", call="inputs"),
         *tensor_operator(sizes, "qkv", "all_gather"),
         *maps(sizes, "qkv", sizes.tokens),
-        elementwise(sizes, "rotary", turned, ROTARY_LAUNCHES[rotary], call="inputs", host=(10, 18)),
+        elementwise(sizes, "rotary", turned, ROTARY_LAUNCHES[rotary], call="inputs", host=ROTARY_CALLS[rotary]),
     )
 
 
@@ -158,11 +159,12 @@ def _ring(sizes: RankSizes, kernels: Kernels, part: str, grad: bool, causal: boo
     if sizes.framework.widen_bytes:
         widened = attention_passes_s(sizes, kernels, tokens, grad, sizes.framework.widen_bytes, 2)
     kv = sizes.tokens * sizes.sent_kv_width
+    merged = _merged_share(sizes) * (_merge_s(sizes, kernels, grad) + sizes.framework.hop_wait_s)
     return Ring(
         part=part,
         pieces=degrees.ring,
         first_s=first,
-        piece_s=piece + _merged_share(sizes) * _merge_s(sizes, kernels, grad) + widened / larger(degrees.ring - 1, 1),
+        piece_s=piece + merged + widened / larger(degrees.ring - 1, 1),
         hop_bytes=kv * sizes.width,
         gradient_bytes=kv * DTYPE_BYTES[degrees.grad_ring_dtype] if grad else 0.0 * kv,
         hiding=_last_blocks(sizes, kernels) if sizes.framework.late_hops else 1.0,

@@ -8,19 +8,19 @@ sent, and a rank's experts get equally many. With expert = 1 nothing is sent and
 A permute moves rows of `hidden` by index, at PERMUTE_SLOWDOWN of a stream. Bytes per copy: permute reads T rows
 and writes the copies; each sort reads and writes them; the exchange carries hidden x b each way, forward and backward.
 
-Left out: imbalance, dropped tokens, hiding the exchange behind the shared experts, host synchronisation on counts; the
-host's calls are counted as a dense layer's.
+Left out: imbalance, dropped tokens, hiding the exchange behind the shared experts, host synchronisation on counts.
 """
 
 from __future__ import annotations
 
 from cost_models.layer.operators import (
-    HOST_CALLS,
+    FUSED_CALLS,
     Operator,
     Table,
     activation_passes,
     elementwise,
     inner_tensors,
+    map_calls,
     moves,
     multiplies,
     norm,
@@ -68,7 +68,8 @@ def _router(sizes: RankSizes, experts: Experts, tokens: Number) -> Operator:
     scores = multiplies(sizes, "router", (tokens, experts.count, sizes.workload.model.hidden))
     small = moves(sizes, "router", tokens * experts.count * ROUTER_BYTES, ROUTER_LAUNCHES)
     forward, backward = (one.plus(other) for one, other in zip(small.passes, scores.passes, strict=True))
-    return small._replace(products=scores.products, passes=(forward, backward))
+    calls = (ROUTER_LAUNCHES + 1, ROUTER_LAUNCHES + 2)
+    return small._replace(products=scores.products, passes=(forward, backward), host=calls)
 
 
 def _grouped(sizes: RankSizes, experts: Experts, copies: Number) -> Table:
@@ -83,11 +84,13 @@ def _grouped(sizes: RankSizes, experts: Experts, copies: Number) -> Table:
     inside = copies * ffn * sizes.width
     widest = copies * larger(2 * model.hidden, 3 * ffn) * sizes.width
     kept = _kept_bytes(sizes, experts, ffn)
-    activation = elementwise(sizes, "activation", inside * activation_passes(sizes), 2, host=(2, 3))
+    fused = sizes.framework.activation == "fused"
+    calls = FUSED_CALLS if fused else (2, 3)
+    activation = elementwise(sizes, "activation", inside * activation_passes(sizes), 2, host=calls)
     return (
-        multiplies(sizes, "up", (copies / held, *up), groups=held, host=HOST_CALLS["up"]),
+        multiplies(sizes, "up", (copies / held, *up), groups=held, host=map_calls(sizes, "up")),
         activation._replace(kept=kept, working=(widest, widest), freed=kept),
-        multiplies(sizes, "down", (copies / held, model.hidden, ffn), groups=held, host=HOST_CALLS["down"]),
+        multiplies(sizes, "down", (copies / held, model.hidden, ffn), groups=held, host=map_calls(sizes, "down")),
     )
 
 

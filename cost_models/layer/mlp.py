@@ -13,6 +13,7 @@ Bytes. Left out: a last slice that is shorter (slices count as a fraction), sums
 from __future__ import annotations
 
 from cost_models.layer.operators import (
+    FUSED_CALLS,
     Operator,
     Passes,
     Table,
@@ -67,7 +68,7 @@ def _activation(sizes: RankSizes, tokens: Number, call: str = "") -> Operator:
     fused, gated = sizes.framework.activation == "fused", sizes.workload.model.gated
     inside = tokens * sizes.ffn * sizes.width
     moved, launches = inside * activation_passes(sizes), 2 if fused else 5
-    made = elementwise(sizes, "activation", moved, launches, call=call, host=(2, 3))
+    made = elementwise(sizes, "activation", moved, launches, call=call, host=FUSED_CALLS if fused else (2, 3))
     weights = _weight_gradient_bytes(sizes)
     matrices = 3 if gated else 2
     return made._replace(

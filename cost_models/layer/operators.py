@@ -71,6 +71,17 @@ class Operator(NamedTuple):
 Table = tuple[Operator, ...]
 HOST_CALLS: dict[LoraTarget, tuple[int, int]] = {"qkv": (3, 8), "out": (1, 2), "up": (2, 5), "down": (1, 2)}
 """Backward: two products for each weight and the sum of the gradients of an input that several share."""
+JOINED_CALLS: dict[LoraTarget, tuple[int, int]] = {"qkv": (1, 2), "out": (1, 2), "up": (1, 2), "down": (1, 2)}
+"""Where Q, K and V, and gate and up, are one product."""
+FUSED_CALLS = (1, 1)
+"""Of a kernel that does in one what eager layers call operator by operator."""
+LORA_CALLS = (5, 12)
+"""Of an adapter: a cast, two products, a scale and a sum; backward two gradients of each product, scale and sums."""
+
+
+def map_calls(sizes: RankSizes, target: LoraTarget) -> tuple[int, int]:
+    """Operators that the host calls for a layer's maps of one kind."""
+    return (JOINED_CALLS if sizes.framework.joined_products else HOST_CALLS)[target]
 
 
 def elementwise(
@@ -96,7 +107,7 @@ def elementwise(
 def moves(sizes: RankSizes, name: str, moved: Number, launches: int) -> Operator:
     """Memory-bound work whose gradients move as many bytes."""
     passes = Passes(moved, launches, launches * sizes.framework.gap_s)
-    return Operator(name, passes=(passes, passes))
+    return Operator(name, passes=(passes, passes), host=(launches, launches))
 
 
 def multiplies(
@@ -120,12 +131,13 @@ def maps(sizes: RankSizes, target: LoraTarget, rows: Number) -> Table:
 
     An adapter's passes over memory: forward B's result is scaled (r w) and added (r r w); backward its gradient is
     scaled (r w) and A's is added to the input's (r r w). It keeps A's result, unless the tokens go in slices. With
-    tensor parallelism A or B is cut as its weight is. Left out: dropout before A, adapters on experts.
+    tensor parallelism A or B is cut as its weight is, and where a weight's output is summed over the group the adapter's
+    is so as well, apart from it (ART's and NeMo's adapters). Left out: dropout before A, adapters on experts.
     """
     work, shapes = sizes.workload, sizes.linears[target]
     counted = {shape: shapes.count(shape) for shape in shapes}
     weights = ((rows, *shape, count) for shape, count in counted.items())
-    table = [multiplies(sizes, target, *weights, host=HOST_CALLS[target])]
+    table = [multiplies(sizes, target, *weights, host=map_calls(sizes, target))]
     if not work.lora_rank or target not in work.lora_targets:
         return tuple(table)
     rank, sliced = work.lora_rank, sizes.degrees.mlp_chunk_tokens is not None and target in ("up", "down")
@@ -134,7 +146,9 @@ def maps(sizes: RankSizes, target: LoraTarget, rows: Number) -> Table:
         forward = Passes(rows * 5 * out * sizes.width, 2, 2 * gap_s)
         backward = Passes(rows * (2 * out + 3 * inside) * sizes.width, 2, 4 * gap_s)
         kept = 0 if sliced else sizes.tokens * rank * sizes.width
-        table.append(Operator(target, products, (forward, backward), kept=kept))
+        table.append(Operator(target, products, (forward, backward), kept=kept, host=LORA_CALLS))
+    if target in ("out", "down"):
+        table += tensor_operator(sizes, target, "reduce_scatter")
     return tuple(table)
 
 
@@ -152,7 +166,7 @@ def norm(sizes: RankSizes, name: str, call: str = "") -> Operator:
         forward, back = 8 + 2 * b, 6 + b
     return elementwise(
         sizes, name, tokens * hidden * forward, 1 if fused else 6, back=tokens * hidden * back, call=call,
-        kept=tokens * (hidden * (2 * b + (0 if fused else 4)) + 4), host=(8, 16),
+        kept=tokens * (hidden * (2 * b + (0 if fused else 4)) + 4), host=FUSED_CALLS if fused else (8, 16),
     )  # fmt: skip
 
 
@@ -188,14 +202,16 @@ def tensor_exchange(
     Without sequence parallelism every rank has the input already, and an all-reduce sums the output (in the backward
     pass the input's gradient). `columns` are exchanged; None means the hidden width. Where products overlap them, two
     backward exchanges do: the reduction of an input's gradient, and (with sequence parallelism) a second
-    gather of the input. Those products are longer, so such an exchange counts OVERLAP_COST of its bytes.
+    gather of the input. Those products are longer, so such an exchange counts OVERLAP_COST of its bytes. A frozen weight
+    has no product of its gradient to run beside, and needs its input no second time.
     """
     if not somewhere(sizes.degrees.tensor > 1):
         return ()
     moved = sizes.tokens * (sizes.workload.model.hidden if columns is None else columns) * sizes.width
     if sizes.framework.tensor_overlap == "chunks":  # of which the first is exposed
         moved = moved / sizes.degrees.tensor
-    if grad and op == "all_gather" and sizes.framework.tensor_overlap == "products":
+    beside_products = sizes.framework.tensor_overlap == "products" and sizes.workload.trains_weights
+    if grad and op == "all_gather" and beside_products:
         hidden: tuple[Op, ...] = (
             ("all_gather", "reduce_scatter") if sizes.framework.sequence_parallel else ("all_reduce",)
         )

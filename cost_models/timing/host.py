@@ -41,4 +41,10 @@ PYTORCH_2024 = Host(operator_s=10e-6, attention_s=60e-6, collective_s=100e-6, me
 a call of c10d 50 to 100 us. A message, an entry for each of 32 channels, is what these leave of ring-flash-attn's first
 benchmark on 8 H800 (README of early 2024, 8,192 tokens of 5 heads x 128 each, forward): zigzag 283 and striped 259.6
 passes a second, 3.53 and 3.85 ms of which the kernels need 2.6 and 2.9, give 34 and 35 us for each of 28."""
-HOSTS = {"pytorch-2024": PYTORCH_2024}
+PYTORCH_COMPILED = Host(operator_s=5e-6, attention_s=30e-6, collective_s=100e-6, message_s=35e-6)
+"""torch.compile: Inductor's wrapper calls each kernel without dispatcher, autograd and Python module: half of an eager
+call (estimate; no row of a compiled layer that waits for its host is known). Collectives stay eager."""
+TRANSFORMER_ENGINE = Host(operator_s=30e-6, attention_s=100e-6, collective_s=100e-6, message_s=35e-6)
+"""Megatron-Core's modules over Transformer Engine's: what an operator takes at no bytes is 30 us on SimuMax's B200 and 40
+on its A100 (kernels_simumax_network_fit.json), three eager ones of PyTorch. Attention: estimate, with as much more."""
+HOSTS = {"pytorch-2024": PYTORCH_2024, "pytorch-compiled": PYTORCH_COMPILED, "transformer-engine": TRANSFORMER_ENGINE}

@@ -96,3 +96,15 @@ def test_a_batch_costs_what_each_costs():
 def test_adapters_that_cannot_be_are_refused(change, message):
     with pytest.raises(InputError, match=message):
         replace(WHOLE, **change)
+
+
+def test_an_adapter_of_a_summed_output_is_summed_apart():
+    """Tensor 2: a layer scatters its two outputs, and those of their two adapters; Q, K, V and gate, up have none."""
+    work = Workload(MODEL, context_tokens=8192, lora_rank=16)
+    layout = Strategy(tensor=2)
+    both, inputs = (
+        price(NODE, replace(work, lora_targets=targets), layout).sent_bytes["tensor reduce_scatter"]
+        for targets in (("qkv", "out", "up", "down"), ("qkv", "up"))
+    )
+    row = 8192 * MODEL.hidden * 2
+    assert both - inputs == pytest.approx(32 * 2 * row / 2)
