@@ -131,8 +131,8 @@ def maps(sizes: RankSizes, target: LoraTarget, rows: Number) -> Table:
 
     An adapter's passes over memory: forward B's result is scaled (r w) and added (r r w); backward its gradient is
     scaled (r w) and A's is added to the input's (r r w). It keeps A's result, unless the tokens go in slices. With
-    tensor parallelism A or B is cut as its weight is, and where a weight's output is summed over the group the adapter's
-    is so as well, apart from it (ART's and NeMo's adapters). Left out: dropout before A, adapters on experts.
+    tensor parallelism A or B is cut as its weight is, and where a weight's output is summed over the group an adapter's
+    is so too, apart from it (ART's and NeMo's adapters). Left out: dropout before A, adapters on experts.
     """
     work, shapes = sizes.workload, sizes.linears[target]
     counted = {shape: shapes.count(shape) for shape in shapes}
@@ -202,8 +202,8 @@ def tensor_exchange(
     Without sequence parallelism every rank has the input already, and an all-reduce sums the output (in the backward
     pass the input's gradient). `columns` are exchanged; None means the hidden width. Where products overlap them, two
     backward exchanges do: the reduction of an input's gradient, and (with sequence parallelism) a second
-    gather of the input. Those products are longer, so such an exchange counts OVERLAP_COST of its bytes. A frozen weight
-    has no product of its gradient to run beside, and needs its input no second time.
+    gather of the input. Those products are longer, so such an exchange counts OVERLAP_COST of its bytes. Frozen weights
+    have no product of their gradients to run beside, and need no input a second time.
     """
     if not somewhere(sizes.degrees.tensor > 1):
         return ()

@@ -45,6 +45,6 @@ PYTORCH_COMPILED = Host(operator_s=5e-6, attention_s=30e-6, collective_s=100e-6,
 """torch.compile: Inductor's wrapper calls each kernel without dispatcher, autograd and Python module: half of an eager
 call (estimate; no row of a compiled layer that waits for its host is known). Collectives stay eager."""
 TRANSFORMER_ENGINE = Host(operator_s=30e-6, attention_s=100e-6, collective_s=100e-6, message_s=35e-6)
-"""Megatron-Core's modules over Transformer Engine's: what an operator takes at no bytes is 30 us on SimuMax's B200 and 40
-on its A100 (kernels_simumax_network_fit.json), three eager ones of PyTorch. Attention: estimate, with as much more."""
+"""Megatron-Core's modules over Transformer Engine's: what an operator takes at no bytes is 30 us on SimuMax's B200 and
+40 on its A100 (kernels_simumax_network_fit.json), three eager ones of PyTorch. Attention: estimate, as much more."""
 HOSTS = {"pytorch-2024": PYTORCH_2024, "pytorch-compiled": PYTORCH_COMPILED, "transformer-engine": TRANSFORMER_ENGINE}

@@ -55,7 +55,7 @@ def test_what_a_file_does_not_say_is_as_in_the_one_it_is_like():
         ("title: t\nfacts:\n  - {why: it does, norm: melted}\n", "norm: 'melted' is not one of fused, none, unfused"),
         ("title: t\nlike: x\nfacts: []\n", "framework x is like itself"),
         ("title: t\nlike: torchtitan\nfacts: []\n", "framework 'torchtitan' is unknown"),
-        ("title: t\nfacts:\n  - {why: it does, host: abacus}\n", "host='abacus' is unknown; .legal: pytorch-2024"),
+        ("title: t\nfacts:\n  - {why: it does, host: abacus}\n", "host='abacus' is unknown; legal: pytorch-2024"),
         ("title: t\nfacts:\n  - {why: it does, norm_copies: true}\n", "counts only for a fused norm"),
         ("title: t\nfacts:\n  - {why: it does, exchange_alone: true}\n", "read for scope=operator alone"),
         ("title: t\nscope: operator\nfacts:\n  - {why: it does, loss_bytes: 4}\n", "is not read for scope=operator"),
