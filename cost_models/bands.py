@@ -62,9 +62,9 @@ class HoldsMemory(Protocol):
     def memory_bytes(self) -> Number: ...
 
 
-def step_band(cost: StepCost, level: float = LEVEL) -> Band:
-    """Seconds of a step."""
-    return band_of(_basis(cost), cost.step_s, certificate(), level)
+def step_band(cost: StepCost, level: float = LEVEL, known: Certificate | None = None) -> Band:
+    """Seconds of a step; `known` replaces this release's certificate."""
+    return band_of(_basis(cost), cost.step_s, known or certificate(), level)
 
 
 def band_of(basis: Basis, step_s: float, known: Certificate, level: float = LEVEL) -> Band:
@@ -72,9 +72,9 @@ def band_of(basis: Basis, step_s: float, known: Certificate, level: float = LEVE
     return _band(step_s, known.domain(domain_of(basis)).normal, sigma_of(basis, known), level)
 
 
-def memory_band(cost: StepCost, level: float = LEVEL) -> Band:
+def memory_band(cost: StepCost, level: float = LEVEL, known: Certificate | None = None) -> Band:
     """Bytes of the fullest GPU that its driver counts as used."""
-    return _band(cost.memory_bytes, certificate().domain("device memory").quantiles, 1.0, level)
+    return _band(cost.memory_bytes, (known or certificate()).domain("device memory").quantiles, 1.0, level)
 
 
 def memory_at(cost: HoldsMemory, confidence: float = CONFIDENCE) -> Number:

@@ -89,20 +89,27 @@ class Certificate:
         return self.domains[name]
 
 
-def load(path: Path = PATH) -> Certificate:
-    """The certificate of `path`. InputError: it was edited, or has other keys than this release."""
+def load(path: Path) -> Certificate:
+    """A certificate that someone gives. InputError: it was edited, or is of other code."""
+    found = _read(path)
+    if found.code != code_digest():
+        raise InputError(f"certificate {str(path)!r} is of other code than this release's prices; {MEND}")
+    return found
+
+
+@cache
+def certificate() -> Certificate:
+    """This release's, read once; that it is of this code is what `tests/validation/test_certify.py` holds."""
+    return _read(PATH)
+
+
+def _read(path: Path) -> Certificate:
     data = strict.read_json(path, "certificate")
     found = strict.read(Certificate, data, str(path))
     stated = data.pop("digest")
     if stated != digest_of(data):
         raise InputError(f"certificate {str(path)!r} does not have the digest that it states: it was edited; {MEND}")
     return found
-
-
-@cache
-def certificate() -> Certificate:
-    """This release's, read once."""
-    return load()
 
 
 def digest_of(data: Mapping[str, object]) -> str:

@@ -12,6 +12,7 @@ import gc
 import importlib
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import click
@@ -161,8 +162,10 @@ def _plan(given: dict[str, Any]) -> None:
               help="Also the longest row whose memory fits; without --ctx that row is priced.")  # fmt: skip
 @click.option("--for", "name", default="ours", show_default=True, metavar="FRAMEWORK",
               help="Whose code runs the step; `plan frameworks` lists them.")  # fmt: skip
+@click.option("--certificate", "certified", metavar="FILE",
+              help="Bands from this certificate, of your own rows [default: this release's].")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def price(strategy: str, longest: bool, name: str, as_json: bool, **given: Any) -> None:
+def price(strategy: str, longest: bool, name: str, certified: str | None, as_json: bool, **given: Any) -> None:
     """Price one given layout, without search: time, memory and bytes by part."""
     asked = options.question(given, any_length=longest)
     fixed = options.pins(strategy, "--strategy")
@@ -171,17 +174,19 @@ def price(strategy: str, longest: bool, name: str, as_json: bool, **given: Any) 
     most = options.longest_row(asked, layout, framework) if longest else None
     if most is not None and given["ctx"] is None:
         asked = options.of_length(asked, most)
+    from cost_models.certificate import load
     from cost_models.pricing import price as price_layout
     from planner import report
 
+    known = load(Path(certified)) if certified else None
     cost = price_layout(asked.cluster, asked.workload, layout, profile=asked.profile, framework=framework)
     if as_json:
         found = {} if most is None else {"longest_tokens": most}
-        click.echo(json.dumps({"framework": framework.name, **found, **report.cost_dict(cost)}, indent=1))
+        click.echo(json.dumps({"framework": framework.name, **found, **report.cost_dict(cost, known)}, indent=1))
         return
     report.show([asked.workload.describe(), report.cluster_line(asked.cluster), layout.describe()])
     report.show(report.framework_lines(framework, layout))
-    report.show(report.cost_lines(cost, simulated=None, longest=most))
+    report.show(report.cost_lines(cost, simulated=None, longest=most, known=known))
     report.show(report.dummy_lines(cost, asked.workload))
     report.show(report.explanation(cost))
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from cost_models import strict
 from cost_models.bands import Band, memory_band, step_band
+from cost_models.certificate import Certificate
 from cost_models.cost import PARTS, StepCost
 from cost_models.framework import OURS, Framework
 from cost_models.hardware.cluster import Cluster
@@ -109,7 +110,9 @@ def framework_lines(framework: Framework, strategy: Strategy) -> list[str]:
     return lines
 
 
-def cost_lines(cost: StepCost, simulated: Simulated | None, longest: int | None = None) -> list[str]:
+def cost_lines(
+    cost: StepCost, simulated: Simulated | None, longest: int | None = None, known: Certificate | None = None
+) -> list[str]:
     """Time and memory, each with its parts; the longest row that fits, where it was asked for."""
     played = f", simulated {show_seconds(simulated.step_s, 4)}" if simulated else ""
     rate = f"{cost.tokens_per_s_per_gpu:,.0f} tokens/s/GPU"
@@ -122,7 +125,10 @@ def cost_lines(cost: StepCost, simulated: Simulated | None, longest: int | None 
     most = [] if longest is None else [_title("Longest   ") + f"{longest:,} tokens in a row fit in memory"]
     step, used = show_seconds(cost.step_s), show_bytes(cost.memory_bytes)
     if cost.basis is not None:
-        step, used = banded(step_band(cost), show_seconds), banded(memory_band(cost), show_bytes)
+        step, used = (
+            banded(step_band(cost, known=known), show_seconds),
+            banded(memory_band(cost, known=known), show_bytes),
+        )
     return [
         _title("Step      ") + f"{step} priced{played} · {rate} · {mfu}",
         *_wrap([f"{name} {show_seconds(value)}" for name, value in seconds.items()]),
@@ -299,9 +305,12 @@ def simulation_dict(found: Simulation) -> dict[str, Any]:
     return {"step_s": found.step_s, "seconds": dict(found.seconds), "busiest_links": links, "memory": memory}
 
 
-def cost_dict(cost: StepCost) -> Mapping[str, Any]:
+def cost_dict(cost: StepCost, known: Certificate | None = None) -> Mapping[str, Any]:
     derived = {"step_s": cost.step_s, "memory_bytes": cost.memory_bytes, "fits": cost.fits, "mfu": cost.mfu}
-    bands = {"step_band_s": strict.plain(step_band(cost)), "memory_band_bytes": strict.plain(memory_band(cost))}
+    bands = {
+        "step_band_s": strict.plain(step_band(cost, known=known)),
+        "memory_band_bytes": strict.plain(memory_band(cost, known=known)),
+    }
     return {**derived, **bands, "tokens_per_s_per_gpu": cost.tokens_per_s_per_gpu, **strict.plain(cost)}
 
 

@@ -5,7 +5,8 @@
     steps    whole steps and pairs of layouts of the held-out rows (`steps.py`)
 
 The certificate carries the digest of the code, of the measurements and of itself; `tests/validation/test_certify.py`
-fails where one of them is another. Curves are fitted apart (`python -m validation.fit`).
+fails where one of them is another. Curves are fitted apart (`python -m validation.fit`). Rows of your own
+(`--measurements FOLDER -o FILE`) make a certificate for `plan price --certificate FILE`.
 """
 
 from __future__ import annotations
@@ -39,22 +40,22 @@ from validation.score import FileReport, score
 from validation.steps import Step
 from validation.tables import display, write
 
-ROOT = FOLDER.parent
 HELD_OUT = FOLDER / "later"
 LEVELS = ("allocated", "reserved", "device memory")
 STATED = {"reserved": 0.05, "device memory": 0.06}
 """Spread of a level of memory without held-out rows: fragments, the driver's context and NCCL's buffers. Estimates."""
 
 
-def data_digest() -> str:
-    """Of every measurement."""
-    return files_digest(ROOT, (path for path in FOLDER.rglob("*") if path.suffix in (".csv", ".json")))
+def data_digest(held_out: Path = HELD_OUT) -> str:
+    """Of every measurement, or of a folder of held-out rows that is not among them."""
+    root = FOLDER if FOLDER in held_out.resolve().parents else held_out
+    return files_digest(root, (path for path in root.rglob("*") if path.suffix in (".csv", ".json")))
 
 
-def certify(domains: dict[str, Domain], reports: Sequence[FileReport]) -> Certificate:
+def certify(domains: dict[str, Domain], reports: Sequence[FileReport], data: str) -> Certificate:
     """The certificate, from the parts' domains and the held-out files' reports."""
     draft = Certificate(
-        version=1, code=code_digest(), data=data_digest(), domains=domains | memory(reports), residual=0.0,
+        version=1, code=code_digest(), data=data, domains=domains | memory(reports), residual=0.0,
         pairs=Pairs(sources=(), residual=0.0, normal=(0.0,) * len(PROBABILITIES), apart=()), digest="",
     )  # fmt: skip
     draft = with_steps(draft, steps.steps(reports))
@@ -106,15 +107,17 @@ def text_of(found: Certificate) -> str:
 
 
 @click.command(help=__doc__)
+@click.option("--measurements", "folder", type=click.Path(path_type=Path), default=HELD_OUT,
+              help="Folder of the held-out rows.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=PATH, help="Where to write it.")
 @click.option("--markdown", "page", type=click.Path(path_type=Path), help="Write the page of the certificate here.")
 @click.option("--plot", "picture", type=click.Path(path_type=Path), help="Draw its calibration here, as SVG.")
-def main(output: Path, page: Path | None, picture: Path | None) -> None:
+def main(folder: Path, output: Path, page: Path | None, picture: Path | None) -> None:
     from validation import certificate_page
 
     try:
-        reports = score(files(HELD_OUT), HELD_OUT)
-        found = certify(parts.domains(FOLDER), reports)
+        reports = score(files(folder), folder)
+        found = certify(parts.domains(FOLDER), reports, data_digest(folder))
         write(output, text_of(found))
         shown = certificate_page.Page.of(found, reports)
         if page is not None:

@@ -77,6 +77,14 @@ def test_an_edited_certificate_is_refused(tmp_path):
         load(_written(tmp_path / "edited.json", data))
 
 
+def test_a_certificate_of_other_code_is_refused(tmp_path):
+    data = json.loads(PATH.read_text())
+    del data["digest"]
+    data["code"] = "0" * 64
+    with pytest.raises(InputError, match="is of other code"):
+        load(_written(tmp_path / "other.json", data | {"digest": digest_of(data)}))
+
+
 def test_a_certificate_of_other_keys_or_quantiles_is_refused(tmp_path):
     data = json.loads(PATH.read_text())
     data["mode"] = 1

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from cost_models.certificate import PATH
 from cost_models.errors import InputError
 from cost_models.hardware.device import Device
 from planner import options
@@ -97,6 +98,16 @@ def test_one_strategy_is_priced(run):
     code, out, _ = run("price", *SMALL, "--strategy", "ring=2,ulysses=4", "--json")
     cost = json.loads(out)
     assert cost["step_s"] == pytest.approx(sum(cost["seconds"].values()))
+    band = cost["step_band_s"]
+    assert band["low"] <= cost["step_s"] == band["middle"] <= band["high"] and band["level"] == 0.8
+    assert cost["memory_band_bytes"]["low"] < cost["memory_bytes"] < cost["memory_band_bytes"]["high"]
+
+
+def test_a_certificate_that_was_edited_is_refused_in_one_line(run, tmp_path):
+    edited = tmp_path / "certificate.json"
+    edited.write_text(PATH.read_text().replace('"residual": 0', '"residual": 1', 1))
+    code, _, err = run("price", *SMALL, "--strategy", "ulysses=8", "--certificate", str(edited))
+    assert code == 2 and err.count("\n") == 1 and "it was edited" in err
 
 
 LLAMA = ["--gpus", "8", "--model", "llama-3-8b", "--strategy", "ring=2,ulysses=4,recompute=full"]
