@@ -328,7 +328,7 @@ def test_frameworks_are_listed_with_their_reasons(run):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--for", "torchtitna"], "--for 'torchtitna' is unknown; did you mean torchtitan? (legal: composer-a100, "),
+        (["--for", "torchtitna"], "--for 'torchtitna' is unknown; did you mean torchtitan? (legal: "),
         (["--for", "yunchang"], "--for 'yunchang' is unknown; "),
         (["--for", "torchtitan", "--precision", "fp16"], "--precision 'fp16' with --for torchtitan"),
     ],
