@@ -80,9 +80,9 @@ def with_steps(draft: Certificate, rows: Sequence[Step]) -> Certificate:
 
 def memory(reports: Sequence[FileReport]) -> dict[str, Domain]:
     """By level; one without rows is stated."""
-    why = "no held-out rows print this level: an estimate of fragments, context and buffers"
+    why = "too few sources print this level: an estimate of fragments, context and buffers"
     return {
-        level: measured(errors) if errors else stated(STATED[level], why)
+        level: stated(STATED[level], why) if level in STATED and steps.few(errors) else measured(errors)
         for level, errors in memory_errors(reports).items()
     }
 
@@ -92,7 +92,7 @@ def memory_errors(reports: Sequence[FileReport]) -> dict[str, list[Error]]:
     found: dict[str, list[Error]] = {level: [] for level in LEVELS}
     for report in reports:
         for one in report.verdicts:
-            for level, ratio in (("allocated", one.memory_error), ("reserved", one.reserved_error)):
+            for level, ratio in zip(LEVELS, (one.memory_error, one.reserved_error, one.device_error), strict=True):
                 if ratio is not None:
                     found[level].append(Error(source=one.source, error=-math.log1p(ratio)))
     return found

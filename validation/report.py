@@ -74,6 +74,7 @@ def as_json(reports: Sequence[FileReport]) -> str:
             "apart": _plain(report.errors("apart")),
             "memory": _plain(report.memory_errors()),
             "reserved": _plain(report.reserved_errors()),
+            "device": _plain(report.device_errors()),
             "inferred": _plain(report.inferred_errors()),
             "sweeps": [_plain(one) for one in report.rankings()],
             "not_predicted": report.reasons(),
@@ -131,12 +132,18 @@ def _errors(title: str, text: str, errors: Sequence[tuple[str, Errors]]) -> Tabl
 
 def _memory(reports: Sequence[FileReport]) -> Table:
     text = (
-        "Rows scored `yes` with a printed peak; allocated bytes. Not scored: what the allocator held, against "
-        "allocated bytes and a flat slack; its fragmentation is not modelled."
+        "Rows scored `yes` with a printed peak, each at the level that it prints: allocated, reserved by the allocator, or "
+        "used on the device."
     )
-    errors: list[tuple[str, Errors]] = []
-    for one in reports:
-        errors += [(one.file, one.memory_errors()), (f"{one.file}, reserved (not scored)", one.reserved_errors())]
+    errors = [
+        (f"{one.file}, {level}", found)
+        for one in reports
+        for level, found in (
+            ("allocated", one.memory_errors()),
+            ("reserved", one.reserved_errors()),
+            ("device", one.device_errors()),
+        )
+    ]
     return _errors("Peak memory", text, errors)
 
 

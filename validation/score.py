@@ -1,7 +1,8 @@
 """Every row predicted and compared with its measurement; files and sweeps summed up.
 
     predicted   the price under its framework            neutral   under this project's executor (as a plan is priced)
-    reserved    what PyTorch's allocator held at most, where it is printed (`reserved_mem_gb`)
+    memory      at the level that a row prints: allocated (`peak_mem_gb`), reserved by the allocator
+                (`reserved_mem_gb`), or used on the device as nvidia-smi has it (`device_mem_gb`)
 
 Rows that only rank take part in sweeps, not in errors. Rows that cannot be read are listed by reason and counted.
 
@@ -52,6 +53,8 @@ class Verdict:
     peer_bytes: float | None = None
     measured_reserved_bytes: float | None = None  # what the allocator held, not all of it in use
     predicted_reserved_bytes: float | None = None
+    measured_device_bytes: float | None = None  # that the driver counts
+    predicted_device_bytes: float | None = None
     source: str = ""  # who measured
     basis: Basis | None = None  # what the price of a step rests on
 
@@ -75,6 +78,10 @@ class Verdict:
     @property
     def reserved_error(self) -> float | None:
         return error(self.predicted_reserved_bytes, self.measured_reserved_bytes)
+
+    @property
+    def device_error(self) -> float | None:
+        return error(self.predicted_device_bytes, self.measured_device_bytes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +113,9 @@ class FileReport:
 
     def reserved_errors(self) -> Errors:
         return Errors.of(one.reserved_error for one in self.scored())
+
+    def device_errors(self) -> Errors:
+        return Errors.of(one.device_error for one in self.scored())
 
     def rankings(self) -> list[Ranking]:
         """Sweeps of at least two rows."""
@@ -155,7 +165,7 @@ def verdict(row: Row) -> Verdict | Refused:
 
 def _step(case: Case) -> Verdict:
     predicted, row = price_of(case), case.row
-    reserved = row.quantity("reserved_mem_gb", GIB)
+    reserved, device = (row.quantity(name, GIB) for name in ("reserved_mem_gb", "device_mem_gb"))
     return Verdict(
         file=case.row.file,
         row=case.row.number,
@@ -172,6 +182,8 @@ def _step(case: Case) -> Verdict:
         peer_bytes=row.quantity("peer_mem_gb", GIB),
         measured_reserved_bytes=reserved,
         predicted_reserved_bytes=reserved_bytes(predicted) if reserved else None,
+        measured_device_bytes=device,
+        predicted_device_bytes=predicted.memory.device_bytes if device else None,
         source=row.source,
         basis=predicted.basis,
     )
