@@ -132,8 +132,8 @@ def _errors(title: str, text: str, errors: Sequence[tuple[str, Errors]]) -> Tabl
 
 def _memory(reports: Sequence[FileReport]) -> Table:
     text = (
-        "Rows scored `yes` with a printed peak, each at the level that it prints: allocated, reserved by the allocator, or "
-        "used on the device."
+        "Rows scored `yes` with a printed peak, each at the level that it prints: allocated, reserved, used on the "
+        "device."
     )
     errors = [
         (f"{one.file}, {level}", found)
