@@ -87,6 +87,7 @@ class Framework:
     accumulator: Literal["bf16", "fp32"] | None = None  # buffer to which a weight gradient's product adds it
     gather_copy_bytes: int = 0  # per weight and gather over several ranks: from the flat buffer to the weights
     reduce_copy_bytes: int = 0  # per weight and reduction over several ranks: gradients into a flat buffer, divided
+    experts_once: bool = False  # tokens go once to a domain and once to a rank, however many experts they chose there
     overlapped_sends: bool = False  # interleaved pipelines send to the next stage while the next chunk computes
     overlap_cost: float = 0.0  # seconds that a second of hidden gathers and reductions adds to the computation
     reduction: Reduction = "overlapped"  # concurrent with the computation, or after it

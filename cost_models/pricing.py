@@ -34,7 +34,7 @@ from cost_models.step.assembly import step_program
 from cost_models.strategy import Strategy
 from cost_models.timing.cluster_costs import cluster_costs
 from cost_models.timing.kernels import OPS, Kernels
-from cost_models.timing.paths import Paths
+from cost_models.timing.paths import Paths, met
 from cost_models.units import show_bytes
 from cost_models.workload import Workload
 
@@ -137,7 +137,12 @@ def fold_segment(segment: Segment, paths: Paths) -> Folded:
         if isinstance(phase, Compute):
             _book(seconds, name, phase.seconds * paths.pace)
         elif isinstance(phase, Exchange):
-            _book(seconds, name, paths.exchange_s(phase.axis, phase.op, phase.bytes))
+            sent_s = (
+                paths.exchange_s(phase.axis, phase.op, phase.bytes)
+                if phase.copies == 1
+                else paths.dispatch_s(phase.axis, phase.bytes, phase.copies)
+            )
+            _book(seconds, name, sent_s)
         elif isinstance(phase, Broadcasts):
             _book(seconds, name, _broadcasts_s(phase, paths))
         elif isinstance(phase, Staged):
@@ -279,7 +284,8 @@ def sent_bytes(program: StepProgram, strategy: Strategy) -> dict[str, Number]:
     for segment, times in program.segments():
         for phase in (*segment.sharding, *segment.phases):
             if isinstance(phase, Exchange):
-                count(phase.axis, phase.op, phase.bytes, times)
+                once = 1.0 if phase.copies == 1 else met(getattr(strategy, phase.axis), phase.copies)
+                count(phase.axis, phase.op, phase.bytes * once, times)
             elif isinstance(phase, Broadcasts):
                 count(phase.axis, "broadcast", phase.bytes, times)
             elif isinstance(phase, Ring):

@@ -38,6 +38,7 @@ class Exchange(NamedTuple):
     axis: Axis
     op: Op
     bytes: Number
+    copies: int = 1  # of each value; where there are more, a value goes once to a domain and once to each rank there
 
 
 class Broadcasts(NamedTuple):

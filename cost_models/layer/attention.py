@@ -62,8 +62,16 @@ def _inputs(sizes: RankSizes) -> Table:
         norm(sizes, "norm", call="inputs"),
         *tensor_operator(sizes, "qkv", "all_gather"),
         *maps(sizes, "qkv", sizes.tokens),
+        *_head_norms(sizes),
         elementwise(sizes, "rotary", turned, ROTARY_LAUNCHES[rotary], call="inputs", host=ROTARY_CALLS[rotary]),
     )
+
+
+def _head_norms(sizes: RankSizes) -> Table:
+    """Of queries and keys, head by head, where the model has them (Qwen3, Gemma 3); made again like the projections."""
+    if not sizes.workload.model.qk_norm:
+        return ()
+    return tuple(norm(sizes, "qkv", values=sizes.tokens * width) for width in (sizes.q_width, sizes.kv_width))
 
 
 def _core(sizes: RankSizes) -> Table:

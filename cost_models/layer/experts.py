@@ -6,7 +6,8 @@
 T tokens of a rank make T x chosen copies. Routing is balanced: as many copies come back from the `expert` ranks as were
 sent, and a rank's experts get equally many. With expert = 1 nothing is sent and the experts' width is cut by `tensor`.
 A permute moves rows of `hidden` by index, at PERMUTE_SLOWDOWN of a stream. Bytes per copy: permute reads T rows
-and writes the copies; each sort reads and writes them; the exchange carries hidden x b each way, forward and backward.
+and writes the copies; each sort reads and writes them; the exchange carries hidden x b each way, forward and backward,
+of each copy, or (`experts_once`) of each token once to a domain and once to a rank.
 
 Left out: imbalance, dropped tokens, hiding the exchange behind the shared experts, host synchronisation on counts.
 """
@@ -114,7 +115,8 @@ def _routed_tokens(sizes: RankSizes) -> Number:
 def _exchange(sizes: RankSizes, name: str, moved: Number) -> Table:
     if not somewhere(sizes.degrees.expert > 1):
         return ()
-    exchange = (Exchange(part="experts", axis="expert", op="all_to_all", bytes=moved),)
+    copies = sizes.experts.chosen if sizes.experts is not None and sizes.framework.experts_once else 1
+    exchange = (Exchange(part="experts", axis="expert", op="all_to_all", bytes=moved, copies=copies),)
     return (Operator(name, exchanges=(exchange, exchange)),)
 
 

@@ -152,21 +152,24 @@ def maps(sizes: RankSizes, target: LoraTarget, rows: Number) -> Table:
     return tuple(table)
 
 
-def norm(sizes: RankSizes, name: str, call: str = "") -> Operator:
-    """An RMSNorm: unfused it casts, squares, means and scales in fp32 (28 B), casts back and weighs (3 x b + 2 b).
+def norm(sizes: RankSizes, name: str, call: str = "", values: Number | None = None) -> Operator:
+    """An RMSNorm of so many values (None: of the layer's rows).
+
+    Unfused it casts, squares, means and scales in fp32 (28 B), casts back and weighs (3 x b + 2 b).
 
     A fused norm of a copy in fp32 (`norm_copies`): copied (r b w 4), read and written (r 4 w b); backward, of which the
     number here is half, reads both and writes its gradient in fp32 (r b r 4 w 4), which is cast back (r 4 w b).
     Kept: an fp32 copy (unfused), the normalised values, the result and a number per token.
     """
     fused, b = sizes.framework.norm == "fused", sizes.width
-    tokens, hidden = sizes.outer_tokens, sizes.workload.model.hidden
+    tokens = sizes.outer_tokens
+    rows = tokens * sizes.workload.model.hidden if values is None else values
     forward = back = 2 * b if fused else 28 + 5 * b
     if sizes.framework.norm_copies:
         forward, back = 8 + 2 * b, 6 + b
     return elementwise(
-        sizes, name, tokens * hidden * forward, 1 if fused else 6, back=tokens * hidden * back, call=call,
-        kept=tokens * (hidden * (2 * b + (0 if fused else 4)) + 4), host=FUSED_CALLS if fused else (8, 16),
+        sizes, name, rows * forward, 1 if fused else 6, back=rows * back, call=call,
+        kept=rows * (2 * b + (0 if fused else 4)) + tokens * 4, host=FUSED_CALLS if fused else (8, 16),
     )  # fmt: skip
 
 

@@ -121,6 +121,18 @@ class Paths:
         seconds: Number = pick(path.ranks > 1, either, 0.0)
         return seconds
 
+    def dispatch_s(self, axis: Axis, size: Number, copies: int) -> Number:
+        """An all-to-all of `copies` of each value to ranks chosen at random, where a value goes once to each domain
+        with some of them and from there once to each of those ranks, both at the same time (DeepEP, HybridEP)."""
+        path = self.axes[axis]
+        inside = self.inside_s("all_to_all", path, size * met(path.ranks, copies))
+        left = size * met(larger(path.hops_out, 1), copies)
+        crossing = crossing_s("all_to_all", path, left)
+        either = larger(inside, pick(path.hops_out > 0, crossing, 0.0))
+        either = either + pick(path.hops_out > 0, grown_s("all_to_all", path, left), 0.0)
+        seconds: Number = pick(path.ranks > 1, either, 0.0)
+        return seconds
+
     def inside_s(self, op: Op, path: Path, size: Number) -> Number:
         """The part between members of one domain, by the measured curve of its link and the group's size there."""
         local = path.local
@@ -159,6 +171,15 @@ class Paths:
     def crosses(self, axis: Axis) -> Number:
         """Whether anything of this axis leaves its scale-up domain (and so shares the NICs)."""
         return self.axes[axis].hops_out > 0
+
+
+def met(places: Number, copies: int) -> Number:
+    """Of `copies` that choose among so many places at random, the share that is left of one to each place chosen.
+
+    >>> met(1, 8), met(4, 1), round(met(4, 8), 3)
+    (0.125, 1.0, 0.45)
+    """
+    return places * (1.0 - (1.0 - 1.0 / places) ** copies) / copies
 
 
 def crossing_s(op: Op, path: Path, size: Number) -> Number:

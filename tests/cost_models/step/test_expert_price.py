@@ -17,6 +17,7 @@ from cost_models.flops import executed_flops, model_flops
 from cost_models.framework import OURS
 from cost_models.models.experts import Experts
 from cost_models.strategy import rank_groups
+from cost_models.timing.cluster_costs import cluster_costs
 
 V2 = Model.load("deepseek-v2")
 FOUR = replace(V2, layers=4, layer_kinds=("attention", "experts", "experts", "experts"))
@@ -33,6 +34,22 @@ def work(model=FOUR, batch=8):
 
 def test_presets_are_the_published_models():
     assert (V2.llm_params, Model.load("deepseek-v3").llm_params) == (235_741_434_880, 671_026_404_352)
+
+
+def test_a_token_goes_once_to_a_node_and_once_to_a_rank():
+    """6 of 160 experts on 16 ranks: 16 (1 - (15/16)^6) = 5.14 ranks for 6 copies, and 1.97 of 2 nodes, half away."""
+    nodes, layout = Cluster.load("dgx-h100", nodes=2), Strategy(data=16, shard=16, zero=1, expert=16)
+    copied, once = (
+        price(nodes, work(batch=16), layout, framework=replace(ZERO_1, experts_once=choice)) for choice in (False, True)
+    )
+    ranks = 16 * (1 - (15 / 16) ** 6) / 6
+    sent = copied.sent_bytes["expert all_to_all"]
+    assert once.sent_bytes["expert all_to_all"] == pytest.approx(sent * ranks)
+    path = cluster_costs(nodes).paths(layout).axes["expert"]
+    left = 3 * 4 * 4096 * 6 * 5120 * 2 * path.all_to_all_s_per_byte
+    assert once.seconds["experts"] / copied.seconds["experts"] == pytest.approx(2 * (1 - 1 / 2**6) / 6, rel=0.05)
+    assert copied.seconds["experts"] == pytest.approx(left, rel=0.05)
+    assert copied.seconds["compute"] == once.seconds["compute"]
 
 
 def test_each_copy_goes_out_and_comes_back_twice():
