@@ -44,7 +44,8 @@ class ScaleUp:
     """What joins the GPUs of one domain.
 
     switch: any pair at the full rate · pairs: NVLink bridges between neighbours 2i and 2i+1, PCIe otherwise ·
-    pcie: one tree; without peer-to-peer every byte crosses host memory twice · memory: processes of one host
+    pcie: one tree; without peer-to-peer bytes go through host memory, and where both tiers are given only those that
+    leave a switch (`gpus_per_switch` of them are then joined) · memory: processes of one host
     """
 
     kind: Literal["switch", "pairs", "pcie", "memory"]
@@ -61,7 +62,7 @@ class ScaleUp:
     @property
     def reached_bytes_per_s(self) -> float:
         """The rate to read the link's curve at: through host memory where PCIe has no peer-to-peer."""
-        staged = self.kind == "pcie" and not self.peer_to_peer
+        staged = self.kind == "pcie" and not self.peer_to_peer and not self.gpus_per_socket
         return self.bytes_per_s * (HOST_STAGED_SHARE if staged else 1.0)
 
     def __post_init__(self) -> None:

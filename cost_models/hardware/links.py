@@ -8,8 +8,8 @@ How much of a rate a collective reaches is the measured link's (NCCL itself reck
 of 50 GB/s of a link on A100, H100 and B200: src/graph/topo.h). H100's and B200's tables hold NVLink SHARP: what has no
 NVSwitch is scaled from A100's. Band of a link that nobody here measured, from the checks in test_links.py: right within
 a third on NVLink and xGMI, within half to twice on PCIe, whose boxes differ most; one pair of bridged H100 PCIe cards
-(NVIDIA/nccl issue 1161) is 1.7 times slower than predicted. Left out: links of unequal width in one mesh (the narrowest
-is taken).
+(NVIDIA/nccl issue 1161) is 1.7 times slower than predicted, another (Vidur) a tenth faster. Left out: links of unequal
+width in one mesh (the narrowest is taken).
 """
 
 from __future__ import annotations
@@ -58,10 +58,14 @@ TREE_BYTES_PER_S = 65e9
 GB/s that NCCL reckons with on Ampere (src/graph/tuning.cc, maxTreeBw). With eight cards a node rings are faster."""
 LINKS_OF_GPU: Mapping[str, int] = MappingProxyType({"nvlink2": 6, "nvlink3": 12, "nvlink4": 18, "nvlink5": 18})
 """NVLinks of a GPU, by the generation that a link's name begins with (data sheets of V100, A100, H100, B200)."""
-HOST_STAGED_SHARE = 0.51
-"""Rate through host memory over the peer-to-peer rate of the same PCIe link: the sender writes to a buffer in the host
-and the receiver reads it. 8.2 GB/s of 16.1 (15 GiB/s): Vidur's send/recv between A40s that no bridge joins, over
-SimuMax's A100."""
+HOST_STAGED_SHARE = 0.25
+"""Rate of one message through host memory over the peer-to-peer rate of the same PCIe link: the sender writes to a
+buffer in the host and the receiver reads it. 4.0 GB/s (Vidur's send/recv between A40s that no bridge joins) of 16.1 (15
+GiB/s: SimuMax's A100); 4.7 of 19.6 a hop of a ring over four L40S (AIConfigurator)."""
+STAGED_SHARES: Mapping[str, float] = MappingProxyType({"all_to_all": 0.47, "gather": 0.28, "send": 1.0})
+"""Where switches or sockets pass bytes on through host memory, what collectives get of the rate that single messages to
+one neighbour have there. Eight L40S: all-to-all 1.1 to 2.0 GB/s of bus rate, gathers 1.2 to 1.7; four: 4.6 and 4.8
+(AIConfigurator). Eight L20: an all-to-all 1.2, of four 4.2; a ring's hops 6.9 or more (long-context-attention)."""
 
 M = "(from memory)"
 LINKS: Mapping[str, Link] = MappingProxyType(

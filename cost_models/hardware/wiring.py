@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.hardware.cluster import Cluster, Node
-from cost_models.hardware.links import HOST_STAGED_SHARE, LINKS
+from cost_models.hardware.links import HOST_STAGED_SHARE, LINKS, STAGED_SHARES
 from cost_models.hardware.networks import FAST_CARD_BYTES_PER_S, NETWORKS
 
 Ints = NDArray[np.int64]
@@ -39,7 +39,7 @@ TRUNKS = frozenset((LEAF_UP, LEAF_DOWN, SPINE_UP, SPINE_DOWN))
 OF_GPU = frozenset((GPU_OUT, GPU_IN, PCIE_OUT, PCIE_IN, HOST_OUT, HOST_IN))
 PCIE_SHARE = 0.75
 """Share of a PCIe link's line rate that NCCL reaches between pairs: 24 of 32 GB/s in NCCL's own model (12 of PCIe 3's
-16, src/graph/topo.h), 23.7 in Vidur's all-reduce over two bridged pairs of A100s."""
+16, src/graph/topo.h); rings over two bridged pairs reach 23.7 GB/s on A100 and 48.8 of PCIe 5's 64 on H100 (Vidur)."""
 
 
 class Wiring:
@@ -75,6 +75,7 @@ class Wiring:
         self.on_pcie = np.array([node.scale_up.kind in ("pcie", "pairs") for node in self.nodes])
         self.in_pairs = np.array([node.scale_up.kind == "pairs" for node in self.nodes])
         self.through_host = np.array([not node.scale_up.peer_to_peer for node in self.nodes])
+        self.joined_by_switch = np.array([node.scale_up.gpus_per_socket > 0 for node in self.nodes])
         self.crosses_switch = np.array([node.scale_up.cross_bytes_per_s > 0 for node in self.nodes]) & self.on_pcie
         self.crosses_socket = np.array([node.scale_up.socket_bytes_per_s > 0 for node in self.nodes]) & self.on_pcie
 
@@ -239,6 +240,11 @@ class LinkRates:
         kinds = [NETWORKS[node.nics.kind] for node in self.wiring.nodes]
         joined = self.has_protocols and not self.wiring.rail_only
         return np.array([kind.rails and joined for kind in kinds])
+
+    def staged_share(self, pattern: str) -> Floats:
+        """Of what a switch or socket passes on through host memory, what a pattern of traffic gets; by run."""
+        counts = self.wiring.through_host & (self.name != "line")
+        return np.where(counts, STAGED_SHARES[pattern], 1.0)
 
     @property
     def has_protocols(self) -> bool:

@@ -45,18 +45,18 @@ class Loads:
         return {axis: self.path(rank_groups(strategy, axis), AXIS_GROUPS[axis].patterns) for axis in axes}
 
     @cached_property
-    def buses(self) -> list[tuple[Ints, Floats]]:
-        """Unit and what leaves it, of every rank: bridged pairs, PCIe switches, sockets; only such as limit."""
+    def buses(self) -> list[tuple[Ints, Floats, bool]]:
+        """Unit, what leaves it, and whether that may pass host memory, of every rank; only such as limit."""
         seats, levels = self.seats, []
         if self.wiring.in_pairs.any():
             pair_rate = np.where(self.wiring.in_pairs, self.rates.of_run[:, PCIE_OUT], np.inf)[seats.run]
-            levels.append((seats.pair, pair_rate * np.where(seats.bridged, 2, 1)))
+            levels.append((seats.pair, pair_rate * np.where(seats.bridged, 2, 1), False))
         if self.wiring.crosses_switch.any():
             switch_rate = np.where(self.wiring.crosses_switch, self.rates.of_run[:, SWITCH_OUT], np.inf)
-            levels.append((seats.switch, switch_rate[seats.run]))
+            levels.append((seats.switch, switch_rate[seats.run], True))
         if self.wiring.crosses_socket.any():
             socket_rate = np.where(self.wiring.crosses_socket, self.rates.of_run[:, SOCKET_OUT], np.inf)
-            levels.append((seats.socket, socket_rate[seats.run]))
+            levels.append((seats.socket, socket_rate[seats.run], True))
         return levels
 
     @cached_property
@@ -200,8 +200,12 @@ class Loads:
     def _busiest_bus(self, pattern: str, groups: Ints, domain: Ints, local: Ints, blocks: Blocks) -> Floats:
         """Seconds per byte on the busiest pair, switch or socket."""
         members, busiest = groups.shape[1], np.zeros(self.several)
-        for unit_of_rank, rate_of_rank in self.buses:
+        for unit_of_rank, rate_of_rank, staged in self.buses:
             unit, rate = unit_of_rank[:, groups], rate_of_rank[:, groups]
+            if pattern == "gather" and not staged:
+                rate = rate / np.where(self.seats.bridged[:, groups], 2, 1)  # a ring leaves a pair by one card
+            if staged:
+                rate = rate * self.rates.staged_share(pattern)[self.seats.run[:, groups]]
             near = alike(unit)
             if pattern == "send":
                 out = (np.roll(domain, -1, axis=2) == domain) & (np.roll(unit, -1, axis=2) != unit)

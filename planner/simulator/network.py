@@ -19,7 +19,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from cost_models.hardware.wiring import KINDS, NIC_IN, NIC_OUT
+from cost_models.hardware.wiring import KINDS, NIC_IN, NIC_OUT, SOCKET_IN, SOCKET_OUT, SWITCH_IN, SWITCH_OUT
 from cost_models.number import distinct
 from cost_models.program import Op
 from cost_models.timing.protocols import PEER_S, SLOWER, START_S, slower_s
@@ -29,6 +29,9 @@ from planner.simulator.link_classes import LinkClasses
 from planner.simulator.maxmin import Sharing
 from planner.simulator.proof import Kinds, Variants
 from planner.simulator.topology import NEARNESSES, Floats, Ints, Routes, Topology
+
+CARDS = frozenset((NIC_OUT, NIC_IN))
+BUSES = frozenset((SWITCH_OUT, SWITCH_IN, SOCKET_OUT, SOCKET_IN))
 
 
 class Batch(Struct, frozen=True, kw_only=True, eq=False):
@@ -91,19 +94,21 @@ class _Table:
         *,
         arriving: bool | None = None,
         part: Ints | None = None,
-        share: Floats | None = None,
+        shares: Sequence[tuple[frozenset[int], Floats]] = (),
     ) -> None:
         """`flow[i]` takes route i `times[i]` times: all of it, or only the sender's or the receiver's side.
 
-        `part[i]` is the rank class whose hops these are; `share[i]`: of what cards reach, what such a flow gets.
+        `part[i]` is the rank class whose hops these are; `shares`: (kinds of links, of what they reach what each
+        flow gets).
         """
         for step, kind in enumerate(routes.kind):
             if arriving is None or routes.arriving[step] == arriving:
                 crossed = np.flatnonzero(routes.unit[:, step] >= 0)
                 link = self.links.number(kind, routes.unit[crossed, step])
                 taken = times[crossed]
-                if share is not None and kind in (NIC_OUT, NIC_IN):
-                    taken = taken / share[crossed]
+                for kinds, share in shares:
+                    if kind in kinds:
+                        taken = taken / share[crossed]
                 self.crossings.append((flow[crossed], link, taken))
                 if part is not None and not self.partition.equitable:
                     self.parts.append((flow[crossed], part[crossed], link))
@@ -140,7 +145,7 @@ def network(topology: Topology, partition: Partition, patterns: Sequence[Pattern
     capacity, link_copies, names = table.links.describe(used)
     count = times / link_copies[number]
     if topology.rates.has_protocols:
-        on_cards = np.isin(link % len(KINDS), (NIC_OUT, NIC_IN))
+        on_cards = np.isin(link % len(KINDS), sorted(CARDS))
         seconds = np.where(on_cards, count / capacity[number], 0.0)
         of_flow = (flow, number, seconds, table.flows)
         for place, pattern in enumerate(patterns):
@@ -245,16 +250,24 @@ def _ring(table: _Table, pattern: Pattern, group: Ints, members: tuple[Ints, ...
         out, into = np.flatnonzero(hop.count[reps]), np.flatnonzero(source[reps] >= 0)
         leaving = topology.routes(reps[out], hop.to[reps[out]])
         left = (hop.count[reps] * size)[out].astype(float)
-        table.cross(flows[group[out]], leaving, left, part=out, arriving=False, share=pattern.card_share[reps[out]])
+        shares = _shares(topology, pattern, reps[out], hop.to[reps[out]])
+        table.cross(flows[group[out]], leaving, left, part=out, arriving=False, shares=shares)
         sender = source[reps[into]]
         coming = topology.routes(sender, reps[into])
-        come = (hop.count[sender] * size[into]).astype(float)
-        table.cross(flows[group[into]], coming, come, part=into, arriving=True, share=pattern.card_share[sender])
+        come, shares = (hop.count[sender] * size[into]).astype(float), _shares(topology, pattern, sender, reps[into])
+        table.cross(flows[group[into]], coming, come, part=into, arriving=True, shares=shares)
     first = pattern.group_of_rank[reps[[ranks[0] for ranks in members]]]
     delay, share = pattern.delay_s[first], pattern.hop_share[first]
     return tuple(
         (Batch(latency_s=float(delay[g]), flows=flows[g : g + 1], share=share[g : g + 1]),) for g in range(len(members))
     )
+
+
+def _shares(topology: Topology, pattern: Pattern, source: Ints, to: Ints) -> tuple[tuple[frozenset[int], Floats], ...]:
+    """Of cards, and of switches and sockets that pass bytes on through host memory, what each flow gets."""
+    name = pattern.op if pattern.op in ("all_to_all", "send") else "gather"
+    staged = np.where(topology.staged(source, to), topology.rates.staged_share(name)[topology.run[source]], 1.0)
+    return (CARDS, pattern.card_share[source]), (BUSES, staged)
 
 
 def _pairs(table: _Table, pattern: Pattern, group: Ints, groups: int) -> tuple[tuple[Batch, ...], ...]:
@@ -269,7 +282,7 @@ def _pairs(table: _Table, pattern: Pattern, group: Ints, groups: int) -> tuple[t
     source, to = source[first], to[first]
     copies = (each * partition.size[partition.class_of_rank[source]]).astype(np.float64)
     routes, flows = topology.routes(source, to), table.add(copies)
-    table.cross(flows, routes, copies)
+    table.cross(flows, routes, copies, shares=_shares(topology, pattern, source, to))
     owner = group[partition.class_of_rank[source]]
     starts = topology.rates.has_protocols * (START_S + PEER_S * (pattern.members - 1))
     wait_s = routes.latency_s + np.where(topology.domain[source] != topology.domain[to], starts, 0.0)

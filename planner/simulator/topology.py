@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 from msgspec import Struct
+from numpy.typing import NDArray
 
 from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.placement import Placement
@@ -133,7 +134,7 @@ class Topology:
         pcie = ~network & self.on_pcie[source]
         bridge = pcie & self.in_pairs[source] & (self.pair[source] == self.pair[to])
         pcie &= ~bridge
-        host = pcie & self.through_host[source]
+        host = self.staged(source, to)
         out_bus, in_bus = network & self.on_pcie[source], network & self.on_pcie[to]
         out_cross = out_bus & self.crosses_switch[source] & (self.switch[source] != leave.switch)
         in_cross = in_bus & self.crosses_switch[to] & (self.switch[to] != enter.switch)
@@ -176,6 +177,13 @@ class Topology:
             unit=np.stack(units, axis=1) if used else np.zeros((len(source), 0), dtype=np.int64),
             latency_s=self.latency_s(source, to),
         )
+
+    def staged(self, source: Ints, to: Ints) -> NDArray[np.bool_]:
+        """Whether bytes go through host memory inside a node."""
+        pcie = (self.domain[source] == self.domain[to]) & self.on_pcie[source] & self.through_host[source]
+        bridge = self.in_pairs[source] & (self.pair[source] == self.pair[to])
+        joined = self.wiring.joined_by_switch[self.run[source]] & (self.switch[source] == self.switch[to])
+        return np.asarray(pcie & ~bridge & ~joined)
 
     def _ways(self, ranks: Ints, rail: Ints | None) -> Way:
         """The cards that ranks use: their own, or those of a rail."""

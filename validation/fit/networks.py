@@ -5,7 +5,7 @@
     where   inside a scale-up domain · over PCIe · across nodes
 
 Predicted by the closed form (`timing/paths.py`) over all ranks in order, one group. Cards beyond one for each GPU are
-bundled into one for each. A row whose bus rate exceeds what its links can carry is an error of the data: refused.
+bundled into one for each. A table with a row whose rate exceeds what its links carry is an error of the data: refused.
 Left out: rows that force an algorithm which NCCL would not take (they say what a tuned choice gains), expert dispatch.
 """
 
@@ -93,7 +93,7 @@ def _multinode(row: dict[str, str]) -> Cell:
     preset = next(name for g, n, name in PRESETS if gpu.startswith(g) and n in nic)
     rate = float(row["nic_gbps"]) * 1e9 / 8 if row["nic_gbps"] else None
     domain = nodes // 3 if row["scaleup"].startswith("3 separate") else None
-    cards = int(row["nics_per_node"])
+    cards = 1 if row["env"] == "rails=1" else int(row["nics_per_node"])
     where = machine(preset, nodes, per_node, cards, rate, domain)
     return Cell(
         source=row["source_id"], machine=f"{gpu.split(' ')[0]} {nic}", cluster=where, op=row["op"],
@@ -106,6 +106,8 @@ VIDUR = {
     "a100_dgx": "dgx-a100", "h100_dgx": "dgx-h100", "a100_pairwise_nvlink": "a100-pcie-pairs",
     "h100_pairwise_nvlink": "h100-nvl", "a40_pairwise_nvlink": "a40-pairs",
 }  # fmt: skip
+UNBRIDGED = "a40_pairwise_nvlink"
+"""Its two GPUs of one node exchange 4 GB/s: no bridge joins these."""
 AICONFIGURATOR = {
     "NVIDIA A100-SXM4-80GB": "dgx-a100", "NVIDIA H100 80GB HBM3": "dgx-h100", "NVIDIA B200": "dgx-b200",
     "NVIDIA H200": "hgx-h200", "NVIDIA GB200": "gb200-nvl72", "NVIDIA L40S": "l40s-pcie",
@@ -113,14 +115,19 @@ AICONFIGURATOR = {
 
 
 def vidur(folder: Path) -> list[Cell]:
-    """kernels_comm_vidur.csv: all-reduces and sends of one node and of two."""
-    return cells(read_rows(folder, "kernels_comm_vidur.csv"), _vidur)
+    """kernels_comm_vidur.csv: all-reduces and sends of one node; the cards between two are not stated."""
+    rows = [row for row in read_rows(folder, "kernels_comm_vidur.csv") if row["nodes"] == "1"]
+    return cells(rows, _vidur)
 
 
 def _vidur(row: dict[str, str]) -> Cell:
+    where = machine(VIDUR[row["node_sku"]], 1, int(row["devices_per_node"]))
+    if row["node_sku"] == UNBRIDGED:
+        run = where.runs[0]
+        where = replace(where, runs=(replace(run, node=replace(run.node, missing_bridges=(0,))),))
     return Cell(
         source="vidur", machine=row["node_sku"], op=row["op"], ranks=int(row["num_workers"]), setting="",
-        cluster=machine(VIDUR[row["node_sku"]], int(row["nodes"]), int(row["devices_per_node"])),
+        cluster=where,
         buffer_bytes=float(row["bytes"]), seconds=float(row["median_ms"]) * 1e-3, rows=1,
     )  # fmt: skip
 
@@ -166,17 +173,17 @@ def _rack(most: int, nodes: int) -> int:
 
 
 def cells(rows: Iterable[dict[str, str]], read: Callable[[dict[str, str]], Cell]) -> list[Cell]:
-    """Rows that say the same thing, as one cell with their median time."""
-    found: dict[tuple[object, ...], list[Cell]] = {}
+    """Rows that say the same thing, as one cell with their median time; tables with an impossible row are left out."""
+    tables: dict[tuple[object, ...], dict[float, list[Cell]]] = {}
     for row in rows:
         cell = read(row)
-        if impossible(cell):
-            continue
-        key = (cell.source, cell.machine, cell.cluster, cell.op, cell.ranks, cell.setting, cell.buffer_bytes)
-        found.setdefault(key, []).append(cell)
+        key = (cell.source, cell.machine, cell.cluster, cell.op, cell.ranks, cell.setting)
+        tables.setdefault(key, {}).setdefault(cell.buffer_bytes, []).append(cell)
     return [
         replace(several[0], seconds=median(one.seconds for one in several), rows=len(several))
-        for several in found.values()
+        for table in tables.values()
+        if not any(impossible(cell) for several in table.values() for cell in several)
+        for several in table.values()
     ]
 
 

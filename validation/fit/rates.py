@@ -3,9 +3,11 @@
 Links: seconds by (ranks, buffer bytes), measured where NCCL was timed, closed form for PCIe.
     NVLink  median over NCCL versions of the half-precision rows, made rising in bytes; NVLink 5 beyond 512 MiB as
             B200, GB200, B300 and GB300 of one domain in kernels_comm_multinode.csv
-    PCIe    t = steps · latency + wire bytes / (rate · efficiency), SimuMax's fitted values for 2, 4 and 8 A100 PCIe
+    PCIe    t = steps · latency + wire bytes / (rate · efficiency), SimuMax's fitted values for 2, 4 and 8 A100 PCIe;
+            small messages as L40S take them
     send_recv over NVLink is the all-to-all of 2 ranks, each sending half of its buffer to the other
-Left out: Vidur's send/recv rows (up to 670 GB/s over a 300 GB/s link: they time the launch, not the arrival).
+Left out: Vidur's sends, one way at a time (up to 0.77 of NVLink's rate on A100 and H100 nodes; 1.01 over an A100
+bridge, which the reader refuses): the ranks of a ring send and receive at once.
 
 Memory-bound kernels:
     t = launch + ideal / share,   ideal = bytes / data-sheet bandwidth of the device that was timed
@@ -83,10 +85,11 @@ def send_recv(all_to_all: Floats) -> Floats:
 
 
 def pcie_table(folder: Path, op: str) -> Floats:
-    """The closed form of SimuMax's A100 PCIe file on the same knots.
+    """The closed form of SimuMax's A100 PCIe file on the same knots, and AIConfigurator's L40S below it.
 
-    Its rates are in GiB/s and its latency is that of one of a ring's steps: ranks - 1, twice as many for an all-reduce
-    (SimuMax, simu_tools/efficency_test/nccl_fit.py).
+    SimuMax's rates are in GiB/s and its latency is that of one of a ring's steps: ranks - 1, twice as many for an
+    all-reduce (SimuMax, simu_tools/efficency_test/nccl_fit.py). It was fitted to large messages, whose protocols wait
+    longer (`timing/protocols.py`): the smallest ones take what L40S show.
     """
     path = folder / "kernels_simumax_network_fit.json"
     if not path.is_file():
@@ -99,10 +102,19 @@ def pcie_table(folder: Path, op: str) -> Floats:
         defaults, fitted = network["bandwidth"], network["op"].get(SIMUMAX_NAMES.get(op, op), {})
         share = fitted.get("efficient_factor", defaults["efficient_factor"])
         steps = 1 if op == "send_recv" else (int(ranks) - 1) * fitted["scale"]
-        latency_s = fitted.get("latency_us", defaults["latency_us"]) * 1e-6 * steps
-        wire = wire_bytes(op, int(ranks), BUFFER_BYTES)
-        rows.append(np.log(latency_s + wire / (defaults["gbps"] * GIB * share)))
+        like = network["op"]["all_gather"] if op == "reduce_scatter" else fitted  # as L40S: 131 us over 2 is refuted
+        large_s = like.get("latency_us", defaults["latency_us"]) * 1e-6 * steps
+        sent_s = wire_bytes(op, int(ranks), BUFFER_BYTES) / (defaults["gbps"] * GIB * share)
+        small_s = smallest(folder, op, int(ranks))
+        rises = np.sqrt(sent_s / (sent_s + 4 * small_s))
+        rows.append(np.log(small_s + sent_s + max(large_s - small_s, 0.0) * rises))
     return np.array(rows)
+
+
+def smallest(folder: Path, op: str, ranks: int) -> float:
+    """Seconds of the smallest collective over L40S cards on PCIe."""
+    timed = collectives(folder, "NVIDIA L40S", "alltoall" if op == "send_recv" else NCCL_NAMES.get(op, op))
+    return float(timed[timed[:, 0] == (2 if op == "send_recv" else ranks)][:, 2].min())
 
 
 def link_tables(folder: Path) -> dict[str, Floats]:

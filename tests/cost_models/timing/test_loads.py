@@ -116,8 +116,9 @@ def attention_per_s(cluster: Cluster, ulysses: int) -> float:
 def test_the_best_ulysses_degree_moves_with_the_network() -> None:
     # feifeibear/long-context-attention, media/pcie_machine.jpg (read off: U8 14.3, U4 32.8, U2 62.8, U1 58.4 it/s on
     # 8 L20 PCIe) and media/benchmark_results.png (8 A100 NVLink: U8 and U4 win); GROUP_NUM=4 of
-    # scripts/run_qkvpack_compare.sh. Missed: how slow U8 is there (40 it/s are predicted); the best degree is met.
+    # scripts/run_qkvpack_compare.sh. U2 and U1, which wait for nothing, come out a quarter late.
     l20 = {degree: attention_per_s(Cluster.load("l20-pcie", gpus=8), degree) for degree in (8, 4, 2, 1)}
-    assert max(l20, key=l20.__getitem__) == 2
+    assert sorted(l20, key=l20.__getitem__) == [8, 4, 1, 2]
+    assert (l20[8], l20[4]) == pytest.approx((14.3, 32.8), rel=0.1)
     a100 = {degree: attention_per_s(Cluster.load("dgx-a100", gpus=8), degree) for degree in (8, 4, 2, 1)}
     assert max(a100, key=a100.__getitem__) in (4, 8)
