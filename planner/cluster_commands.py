@@ -12,6 +12,7 @@ from planner import console, options
 _CLUSTER = (
     click.option("--gpus", metavar="N", help="How many GPUs: as for `plan` [default: all, or one node of a preset]."),
     click.option("--fabric", "fabric", multiple=True, metavar="FILE", help="What joins the hosts, as for `plan`."),
+    click.option("--hosts", "hosts", default=None, metavar="LIST", help="The hosts to use, as for `plan`."),
     click.option("--device", "device", default=None, metavar="NAME", help="The GPUs of a printed host."),
 )
 
@@ -56,4 +57,5 @@ def _cluster(given: dict[str, Any]) -> Any:
     from cost_models.hardware.cluster import Cluster
 
     gpus = options.whole(given["gpus"], "--gpus") if given["gpus"] is not None else None
-    return Cluster.load(given["cluster"], gpus=gpus, fabrics=given["fabric"], device=given["device"])
+    hosts = options.host_list(given["hosts"]) if given["hosts"] is not None else ()
+    return Cluster.load(given["cluster"], gpus=gpus, fabrics=given["fabric"], device=given["device"], hosts=hosts)

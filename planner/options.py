@@ -43,6 +43,9 @@ _OPTIONS = (
                       "nvidia-smi topo -m, NCCL's XML, Slurm's topology.conf, a hostfile, … (docs/cluster.md)."),
     click.option("--fabric", "fabric", multiple=True, metavar="FILE",
                  help="What joins the hosts, where --cluster is about one: topology.conf, ibnetdiscover, …"),
+    click.option("--hosts", "hosts", default=None, metavar="LIST",
+                 help="The hosts to use, such as gpu[001-004],gpu007: of those that the network's files name, else in "
+                      "slot order; the plan has them, and launch binds them."),
     click.option("--device", "device", default=None, metavar="NAME",
                  help="The GPUs of a printed host that does not name them (`plan devices`)."),
     click.option("--mode", default="train", show_default=True, metavar="train|prefill|decode",
@@ -68,6 +71,7 @@ NAMES = (
     "model",
     "cluster",
     "fabric",
+    "hosts",
     "device",
     "mode",
     "batch",
@@ -123,7 +127,7 @@ def question(given: Mapping[str, Any], any_length: bool = False) -> Question:
     model = Model.load(given["model"])
     if given.get("frame_pixels") is not None:
         model = of_frame_pixels(model, given["frame_pixels"])
-    cluster = load_cluster(given["cluster"], gpus, given.get("fabric", ()), given.get("device"))
+    cluster = load_cluster(given["cluster"], gpus, given.get("fabric", ()), given.get("device"), given.get("hosts"))
     mode = given["mode"]
     if mode not in ("train", "prefill", "decode"):
         raise InputError(f"--mode {mode!r} is unknown; {strict.nearest(mode, ('train', 'prefill', 'decode'))}")
@@ -208,10 +212,20 @@ def profile_of(plan: Plan, path: str | None) -> Profile | None:
     return profile
 
 
-def load_cluster(name: str, gpus: int | None, fabrics: Sequence[str] = (), device: str | None = None) -> Cluster:
-    if gpus is None and name in Cluster.presets() and name != "local" and not fabrics:
+def load_cluster(
+    name: str, gpus: int | None, fabrics: Sequence[str] = (), device: str | None = None, hosts: str | None = None
+) -> Cluster:
+    named = host_list(hosts) if hosts is not None else ()
+    if gpus is None and not named and name in Cluster.presets() and name != "local" and not fabrics:
         raise InputError(f"--gpus is missing: how many GPUs of {name} shall be planned for? (such as 8 or 256)")
-    return Cluster.load(name, gpus=gpus, fabrics=fabrics, device=device)
+    return Cluster.load(name, gpus=gpus, fabrics=fabrics, device=device, hosts=named)
+
+
+def host_list(text: str) -> tuple[str, ...]:
+    """`gpu[001-004],gpu007` -> names."""
+    from cost_models.hardware.readers.hostlist import expand
+
+    return expand(text, "--hosts")
 
 
 def precision(name: str | None, cluster: Cluster) -> Precision:

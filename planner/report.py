@@ -35,6 +35,10 @@ SHOWN = 6
 """Alternatives on the screen; --explain and plan.json have all."""
 
 
+MOST_HOSTS_SHOWN = 100
+"""Characters of a list of hosts."""
+
+
 def show(lines: Iterable[str]) -> None:
     for line in lines:
         click.echo(line)
@@ -48,6 +52,7 @@ def plan_lines(plan: Plan, explain: bool = False) -> list[str]:
         "",
         _title("Plan      ") + f"{plan.strategy.describe()}",
         f"          {placement_line(plan.cluster, plan.strategy, plan.placement)}",
+        *hosts_lines(plan.cluster, plan.placement),
         f"          {layers_line(plan.strategy, plan.workload.model.layers)}",
         *cost_lines(plan.cost, plan.simulated),
         *dummy_lines(plan.cost, plan.workload),
@@ -75,6 +80,16 @@ def cluster_line(cluster: Cluster) -> str:
         )
     more = f" + {len(runs) - 4} more kinds of run" if len(runs) > 4 else ""
     return f"{cluster.name}: {' + '.join(runs[:4])}{more}; {cluster.gpus} GPUs"
+
+
+def hosts_lines(cluster: Cluster, placement: Placement) -> list[str]:
+    """Which hosts the ranks are on, where the cluster names its hosts."""
+    if not cluster.hosts:
+        return []
+    from cost_models.hardware.readers.hostlist import compress
+
+    used = compress([cluster.hosts[slot] for slot in distinct(placement.slot_of_rank).tolist()])
+    return [f"          on {used if len(used) <= MOST_HOSTS_SHOWN else used[:MOST_HOSTS_SHOWN] + '…'}"]
 
 
 def placement_line(cluster: Cluster, strategy: Strategy, placement: Placement) -> str:

@@ -4,7 +4,7 @@
             │        └ nodes_per_leaf, oversubscription         scale-up domain = nodes_per_domain hosts (18 in NVL72)
             └ leaves_per_spine, spine_oversubscription          rail_only: each rail has switches of its own
 
-A *slot* is a place for a host: slots are numbered through the runs, and a plan names slots, never hosts.
+A *slot* is a place for a host: slots are numbered through the runs; `hosts` names them where it is known who they are.
 All rates are one way, per GPU or per NIC. Loads presets and YAML files (strict, see docs/cluster.md); per-slot
 overrides split the runs. What is left out: storage, and CPU-side NUMA other than as part of a PCIe tree.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -245,6 +246,8 @@ class Cluster:
     notes: tuple[str, ...] = ()
     domains: tuple[int, ...] = field(default=(), metadata=strict.OPTIONAL)
     """Nodes of each scale-up domain in slot order, where they differ; () means `nodes_per_domain` each."""
+    hosts: tuple[str, ...] = field(default=(), metadata=strict.OPTIONAL)
+    """The host of each slot; () means that nobody said, and whoever launches a plan binds slots to hosts."""
 
     def __post_init__(self) -> None:
         if not self.runs or self.nodes_per_domain < 1:
@@ -254,6 +257,8 @@ class Cluster:
         for name, sizes in (("fabric.leaves", self.fabric.leaves), ("domains", self.domains)):
             if sizes and (min(sizes) < 1 or sum(sizes) < self.slots):
                 raise InputError(f"{name} hold {sum(sizes)} nodes; the cluster has {self.slots}, and none may be empty")
+        if self.hosts:
+            _check_hosts(self.hosts, self.slots)
         self._check_fabric()
         cut_off = any(run.node.nics.count == len(run.node.missing_nics) for run in self.runs)
         if cut_off and self.nodes_per_domain < self.slots:
@@ -295,11 +300,13 @@ class Cluster:
         gpus: int | None = None,
         fabrics: Sequence[str] = (),
         device: str | None = None,
+        hosts: Sequence[str] = (),
     ) -> Cluster:
         """A preset or a file, sized to `nodes` or `gpus` (a last node may be partly used).
 
         Files are our own (YAML) or printed topologies (`readers/printed.py`); `fabrics` are files about the network,
-        `device` names the GPUs of a printed host.
+        `device` names the GPUs of a printed host, `hosts` the hosts to use: of those that the network's files name, or
+        in slot order.
         """
         from cost_models.hardware.cluster_file import is_cluster_file, read_cluster
 
@@ -312,7 +319,9 @@ class Cluster:
         if fabrics or device is not None or not known:
             from cost_models.hardware.readers import printed
 
-            return printed.load(name, fabrics, device, nodes=nodes, gpus=gpus)
+            return printed.load(name, fabrics, device, nodes=nodes, gpus=gpus, hosts=hosts)
+        if hosts:
+            return cls._on_hosts(name, hosts, nodes, gpus)
         if name == "local":
             from cost_models.hardware.local import local_cluster
 
@@ -320,6 +329,16 @@ class Cluster:
         if preset:
             return read_cluster(PRESETS / f"{name}.yaml", name, nodes=nodes, gpus=gpus)
         return read_cluster(Path(name), Path(name).stem, nodes=nodes, gpus=gpus)
+
+    @classmethod
+    def _on_hosts(cls, name: str, hosts: Sequence[str], nodes: int | None, gpus: int | None) -> Cluster:
+        """The preset or cluster file, on so many nodes as `hosts` are named."""
+        sized = cls.load(name, nodes=len(hosts) if nodes is None and gpus is None else nodes, gpus=gpus)
+        if sized.hosts and sized.hosts != tuple(hosts):
+            raise InputError(f"--hosts: {name} names its hosts itself; leave --hosts out, or change the file")
+        if len(hosts) != sized.slots:
+            raise InputError(f"--hosts names {len(hosts)} hosts, the cluster has {sized.slots} nodes; give as many")
+        return replace(sized, hosts=tuple(hosts))
 
     @staticmethod
     def presets() -> list[str]:
@@ -401,6 +420,20 @@ class Cluster:
             else:
                 joined.append(NodeRun(count=slot, node=node))
         return replace(self, runs=tuple(joined))
+
+
+_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
+
+
+def _check_hosts(hosts: tuple[str, ...], slots: int) -> None:
+    if len(hosts) != slots:
+        raise InputError(f"hosts: {len(hosts)} names for {slots} nodes; one for each, in slot order")
+    odd = next((name for name in hosts if not _HOST.fullmatch(name)), None)
+    if odd is not None:
+        raise InputError(f"hosts: {odd[:40]!r} is no host's name (letters, digits, dots, hyphens, underscores)")
+    if len(set(hosts)) < len(hosts):
+        name, times = Counter(hosts).most_common(1)[0]
+        raise InputError(f"hosts: {name} stands there {times} times")
 
 
 def _numbered(slots: int, sizes: tuple[int, ...], size: int) -> NDArray[np.int64]:

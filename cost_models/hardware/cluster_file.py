@@ -105,6 +105,7 @@ class ClusterEntry:
     domains: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
     overrides: tuple[Override, ...] = ()
+    hosts: str = ""  # a list such as gpu[001-004], in slot order
 
 
 def read_cluster(path: Path, name: str, *, nodes: int | None = None, gpus: int | None = None) -> Cluster:
@@ -119,6 +120,8 @@ def read_cluster(path: Path, name: str, *, nodes: int | None = None, gpus: int |
     count = _wanted_nodes(runs, sized, nodes, gpus, name)
     if sized:
         runs = (replace(runs[0], count=count),)
+    from cost_models.hardware.readers.hostlist import expand
+
     cluster = Cluster(
         name=entry.name or name,
         runs=runs,
@@ -126,6 +129,7 @@ def read_cluster(path: Path, name: str, *, nodes: int | None = None, gpus: int |
         nodes_per_domain=entry.nodes_per_domain,
         domains=entry.domains,
         notes=entry.notes,
+        hosts=expand(entry.hosts, f"{where}.hosts") if entry.hosts else (),
     )
     cluster = cluster.override(_changes(cluster, entry.overrides, where))
     return _cut(cluster, nodes=count if sized else nodes, gpus=gpus)
@@ -236,6 +240,8 @@ def _cut(cluster: Cluster, *, nodes: int | None, gpus: int | None) -> Cluster:
             left_nodes, left_gpus = left_nodes - 1, 0
         if not left_nodes or not left_gpus:
             break
-    leaves = int(cluster.leaf_of_slot[sum(run.count for run in kept) - 1]) + 1
+    slots = sum(run.count for run in kept)
+    leaves = int(cluster.leaf_of_slot[slots - 1]) + 1
     uplinks = tuple(leaf for leaf in cluster.fabric.missing_uplinks if leaf < leaves)
-    return replace(cluster, runs=tuple(kept), fabric=replace(cluster.fabric, missing_uplinks=uplinks))
+    fabric = replace(cluster.fabric, missing_uplinks=uplinks)
+    return replace(cluster, runs=tuple(kept), fabric=fabric, hosts=cluster.hosts[:slots])

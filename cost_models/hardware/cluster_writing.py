@@ -14,6 +14,7 @@ from cost_models import strict
 from cost_models.errors import InputError
 from cost_models.hardware.cluster import Cluster, NodeRun
 from cost_models.hardware.device import Device
+from cost_models.hardware.readers.hostlist import compress
 from cost_models.units import parse_bytes, parse_rate, parse_seconds
 
 
@@ -28,6 +29,8 @@ def cluster_yaml(cluster: Cluster) -> str:
         data["nodes_per_domain"] = cluster.nodes_per_domain
     if cluster.domains:
         data["domains"] = list(cluster.domains)
+    if cluster.hosts:
+        data["hosts"] = compress(cluster.hosts)
     if cluster.notes:
         data["notes"] = list(cluster.notes)
     return yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=100, allow_unicode=True)

@@ -55,8 +55,9 @@ def describe(launch: Launch) -> str:
 def start_lines(launch: Launch) -> str:
     """One torchrun line per host, and the same without torchrun."""
     hosts = launch.binding.hosts
-    lines = [f"This plan runs on {len(hosts)} hosts. On each host run its line:"]
-    if any(name.startswith("HOST") for name in hosts) and not launch.request.hosts:
+    several = f"{len(hosts)} hosts. On each host run its line" if len(hosts) > 1 else f"{hosts[0]}. Run there"
+    lines = [f"This plan runs on {several}:"]
+    if any(name.startswith("HOST") for name in hosts) and not (launch.request.hosts or launch.plan.cluster.hosts):
         lines.append("(HOST0, … stand for host names: give them with --hosts h1,h2,…)")
     ranks_on = {host: len(launch.binding.on(host)) for host in hosts}
     shown = torchrun.lines(ranks_on, job_arguments(launch), launch.request.port or torchrun.PORT)

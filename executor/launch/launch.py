@@ -71,7 +71,9 @@ def prepare(request: Request, known: Mapping[str, Host] | None = None) -> Launch
     plan = Plan.load(request.plan)
     settings = merge(plan, request.job, request.config, request.sets)
     slots, here = used_slots(plan), discover()
-    names = request.hosts or ((here.name,) if len(slots) == 1 else tuple(f"HOST{slot}" for slot in slots))
+    named = tuple(plan.cluster.hosts[slot] for slot in slots) if plan.cluster.hosts else ()
+    nobody = (here.name,) if len(slots) == 1 else tuple(f"HOST{slot}" for slot in slots)
+    names = request.hosts or named or nobody
     binding = bind(plan, names, known)
     host = _this_host(request, binding, here)
     problems = requirements.unsupported(plan)
@@ -88,11 +90,11 @@ def _this_host(request: Request, binding: Binding, here: Host) -> str | None:
     hosts, number = binding.hosts, request.node_rank
     if request.host is not None:
         return request.host
+    short = here.name.split(".")[0]
+    mine = [name for name in hosts if name in (here.name, short) or name.split(".")[0] == short]
     if number is None:
-        return hosts[0] if len(hosts) == 1 else None
+        return hosts[0] if len(hosts) == 1 and (request.hosts or mine) else None
     if number == -1:
-        short = here.name.split(".")[0]
-        mine = [name for name in hosts if name in (here.name, short) or name.split(".")[0] == short]
         if len(mine) != 1:
             raise InputError(f"--node-rank auto: this host is {here.name}, which is not one of {', '.join(hosts)}")
         return mine[0]

@@ -7,9 +7,12 @@ import pytest
 
 from cost_models import Cluster, InputError, Placement, Strategy
 from cost_models.hardware.device import Device
-from cost_models.hardware.machine import Gpu, Host
+from cost_models.hardware.machine import Gpu, Host, discover
+from cost_models.workload import Precision
+from executor.launch.dry_run import start_lines
 from executor.launch.hosts import bind, used_slots
-from tests.executor.planned import make_plan
+from executor.launch.launch import Request, prepare
+from tests.executor.planned import make_plan, save_plan
 
 H100 = Gpu(name="NVIDIA H100 80GB HBM3", memory_bytes=80 * 2**30, free_bytes=79 * 2**30)
 A100 = Gpu(name="NVIDIA A100-SXM4-80GB", memory_bytes=80 * 2**30, free_bytes=79 * 2**30)
@@ -66,3 +69,23 @@ def test_only_used_slots_need_a_host():
     plan = make_plan(Strategy(ulysses=8, shard=8), cluster=cluster, placement=placement)
     assert used_slots(plan) == (2,)
     assert bind(plan, ["only"]).host_of_slot == {2: "only"}
+
+
+def test_a_plan_that_names_its_hosts_is_bound_to_them(tmp_path):
+    """`plan --hosts`: nobody has to name them again; `executor launch --hosts` still decides."""
+    cluster = replace(Cluster.load("dgx-h100", nodes=4), hosts=("a", "b", "c", "d"))
+    placement = Placement(slot_of_rank=np.repeat([1, 3], 8), gpu_of_rank=np.tile(np.arange(8), 2))
+    layout = Strategy(ring=2, ulysses=8, shard=16)
+    path = save_plan(tmp_path, layout, cluster=cluster, placement=placement, precision=Precision())
+    launch = prepare(Request(plan=path))
+    assert launch.binding.host_of_slot == {1: "b", 3: "d"} and launch.host is None
+    assert prepare(Request(plan=path, hosts=("x", "y"))).binding.hosts == ("x", "y")
+
+
+def test_a_plan_for_another_host_is_not_started_here(tmp_path):
+    layout = Strategy(ulysses=2, shard=2)
+    here, local = discover().name, Cluster.load("local", gpus=2)
+    there = save_plan(tmp_path, layout, cluster=replace(local, hosts=("another",)))
+    launch = prepare(Request(plan=there))
+    assert launch.host is None and "This plan runs on another. Run there:" in start_lines(launch)
+    assert prepare(Request(plan=save_plan(tmp_path, layout, cluster=replace(local, hosts=(here,))))).host == here

@@ -461,3 +461,16 @@ def test_an_empty_value_is_a_mistake(run, tmp_path, words, message):
     code, out, err = run(*words)
     assert (code, out) == (2, "") and err == f"plan: {message}; give a value, or leave it out\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_hosts_are_written_into_the_plan(run, tmp_path):
+    code, out, _ = run("--hosts", "gpu[001-002]", "--ctx", "32K")
+    assert code == 0 and "          on gpu[001-002]\n" in out
+    plan = Plan.load(tmp_path / "plan.json")
+    assert plan.cluster.hosts == ("gpu001", "gpu002") and run("show", "plan.json")[1].count("gpu[001-002]") == 1
+    for words, message in (
+        (["--gpus", "8", "--hosts", "a,b"], "--hosts names 2 hosts, the cluster has 1 nodes; give as many"),
+        (["--hosts", "gpu[2-1]"], "neither a number nor a range"),
+    ):
+        code, _, err = run(*words, "--ctx", "32K")
+        assert code == 2 and message in err and err.count("\n") == 1

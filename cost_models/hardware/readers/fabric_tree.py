@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 
@@ -35,6 +35,20 @@ class FabricTree:
     def hosts(self) -> list[str]:
         """In slot order: spine by spine, domain by domain and leaf by leaf."""
         return [host for leaf in self.leaves for host in leaf]
+
+    def only(self, hosts: Sequence[str], where: str) -> FabricTree:
+        """The network with these hosts alone, and without switches that have none below."""
+        known = set(self.hosts)
+        unknown = [name for name in dict.fromkeys(hosts) if name not in known]
+        if unknown:
+            raise InputError(f"--hosts: {', '.join(unknown[:3])}{', …' if unknown[3:] else ''} not in {where}")
+        kept = set(hosts)
+        for vertex, level in sorted(self.level.items(), key=lambda item: item[1]):
+            if level and any(other in kept and self.level[other] == level - 1 for other in self.graph[vertex]):
+                kept.add(vertex)
+        graph = self.graph.copy()
+        graph.remove_nodes_from([vertex for vertex in self.graph if vertex not in kept])
+        return replace(self, graph=graph)
 
     @cached_property
     def level(self) -> dict[str, int]:

@@ -7,7 +7,8 @@ may hold is letters, digits, dot, hyphen and underscore.
 from __future__ import annotations
 
 import re
-from itertools import product
+from collections.abc import Sequence
+from itertools import groupby, product
 
 from cost_models.errors import InputError
 
@@ -15,6 +16,7 @@ MOST_HOSTS = 2**17
 MOST_NAME = 253
 """Characters of a host's name (RFC 1035)."""
 _PIECE = re.compile(r"[A-Za-z0-9._-]+|\[([0-9,\s-]+)\]")
+_NUMBERED = re.compile(r"(.*?)([0-9]{0,9})")
 _SPAN = re.compile(r"\s*([0-9]{1,9})(?:-([0-9]{1,9}))?\s*")
 
 
@@ -35,6 +37,30 @@ def expand(text: str, where: str = "--hosts") -> tuple[str, ...]:
                 hosts.extend(_expand_one(item, where, MOST_HOSTS - len(hosts)))
             start = mark.end()
     return tuple(hosts)
+
+
+def compress(hosts: Sequence[str]) -> str:
+    """The list as Slurm writes it: `expand` gives the same hosts in the same order.
+
+    >>> compress(["gpu001", "gpu002", "gpu003", "gpu007", "login"])
+    'gpu[001-003,007],login'
+    """
+    pieces = []
+    named = [(match[1], match[2]) for host in hosts if (match := _NUMBERED.fullmatch(host))]
+    for (prefix, width), group in groupby(named, key=lambda name: (name[0], len(name[1]))):
+        numbers = [digits for _, digits in group]
+        if not width:
+            pieces += [prefix] * len(numbers)
+            continue
+        spans: list[list[str]] = []
+        for digits in numbers:
+            if spans and int(digits) == int(spans[-1][-1]) + 1:
+                spans[-1] = [spans[-1][0], digits]
+            else:
+                spans.append([digits])
+        listed = ",".join("-".join(span) for span in spans)
+        pieces.append(f"{prefix}{listed}" if listed.isdigit() else f"{prefix}[{listed}]")
+    return ",".join(pieces)
 
 
 def _expand_one(item: str, where: str, room: int) -> list[str]:

@@ -71,9 +71,15 @@ def parse(path: Path) -> HostTree | FabricTree | None:
 
 
 def load(
-    cluster: str, fabrics: Sequence[str], device: str | None, *, nodes: int | None = None, gpus: int | None = None
+    cluster: str,
+    fabrics: Sequence[str],
+    device: str | None,
+    *,
+    nodes: int | None = None,
+    gpus: int | None = None,
+    hosts: Sequence[str] = (),
 ) -> Cluster:
-    """The cluster of `--cluster` (a preset or a file) with the networks of `--fabric` files."""
+    """The cluster of `--cluster` (a preset or a file) with the networks of `--fabric` files, or `hosts` of it."""
     host: HostTree | None = None
     trees: list[FabricTree] = []
     base: Cluster | None = None
@@ -103,7 +109,8 @@ def load(
     network, domain, count = like.fabric, like.nodes_per_domain, 1
     domains: tuple[int, ...] = ()
     if fabric is not None:
-        network, domain, domains, more = _network(fabric, like, names)
+        whole, fabric = fabric, fabric.only(hosts, names) if hosts else fabric
+        network, domain, domains, more = _network(fabric, whole, like, names)
         notes, count = (*notes, *fabric.notes, *more), len(fabric.hosts)
         node = _cards_of_fabric(node, fabric) if host is None else node
         node, notes = _with_slots(node, fabric.gpus, notes, names)
@@ -114,8 +121,14 @@ def load(
         nodes_per_domain=domain,
         domains=domains,
         notes=tuple(dict.fromkeys(notes)),
+        hosts=tuple(fabric.hosts) if fabric is not None else (),
     )
-    return fit(built, sized=fabric is None, nodes=nodes, gpus=gpus)
+    if fabric is not None or not hosts:
+        return fit(built, sized=fabric is None, nodes=nodes, gpus=gpus)
+    sized = fit(built, sized=True, nodes=len(hosts) if nodes is None and gpus is None else nodes, gpus=gpus)
+    if sized.slots != len(hosts):
+        raise InputError(f"--hosts names {len(hosts)} hosts, the cluster has {sized.slots} nodes; give as many")
+    return replace(sized, hosts=tuple(hosts))
 
 
 def _only(had: T | None, given: T, name: str) -> T:
@@ -213,11 +226,16 @@ def _with_slots(node: Node, slots: int | None, notes: tuple[str, ...], names: st
     )
 
 
-def _network(tree: FabricTree, like: Cluster, names: str) -> tuple[Fabric, int, tuple[int, ...], tuple[str, ...]]:
-    """(fabric, nodes of a domain, domains where they differ, what is to be said)."""
+def _network(
+    tree: FabricTree, whole: FabricTree, like: Cluster, names: str
+) -> tuple[Fabric, int, tuple[int, ...], tuple[str, ...]]:
+    """(fabric, nodes of a domain, domains where they differ, what is to be said).
+
+    `whole` is the network with hosts that are not used: they share the uplinks.
+    """
     notes = []
     leaves, spines = tuple(len(leaf) for leaf in tree.leaves), tree.spine_sizes()
-    told = tree.oversubscription()
+    told = whole.oversubscription()
     if told is None and tree.levels > 1:
         notes.append(f"full bisection above the leaves taken: {names} does not say how many uplinks they have")
     if tree.levels == 1 and len(leaves) > 1:
@@ -236,7 +254,7 @@ def _network(tree: FabricTree, like: Cluster, names: str) -> tuple[Fabric, int, 
         hop_latency_s=like.fabric.hop_latency_s,
         leaves_per_spine=max(spines, default=0),
         spines=spines if len(set(spines)) > 1 else (),
-        spine_oversubscription=(tree.oversubscription(2) or 1.0) if spines else 1.0,
+        spine_oversubscription=(whole.oversubscription(2) or 1.0) if spines else 1.0,
         rail_only=1 < tree.planes == cards,
     )
     domains = tree.domain_sizes()

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cost_models import Model, Placement, Strategy, Workload, price
 from cost_models.errors import InputError
 from cost_models.hardware.cluster import Cluster
-from cost_models.hardware.readers import hostfile, ibnetdiscover, nccl_xml, slurm, smi, topograph
+from cost_models.hardware.readers import hostfile, hostlist, ibnetdiscover, nccl_xml, slurm, smi, topograph
 from cost_models.hardware.readers.fabric_tree import FabricTree
 from cost_models.hardware.readers.host_tree import HostTree
 from cost_models.hardware.readers.printed import parse
@@ -357,3 +359,35 @@ def test_a_leaf_without_hosts_is_no_level(tmp_path: Path) -> None:
     )
     cluster = Cluster.load(str(tmp_path / "topology.conf"))
     assert (cluster.slots, cluster.fabric.leaves_per_spine) == (8, 0)
+
+
+def test_hosts_chosen_from_a_network_keep_their_leaves() -> None:
+    """Of 79 hosts under five leaves, 20 of two: in the network's order, each under its own leaf."""
+    host, fabric = PRINTED / "topo_m/dgx_a100_nps4_10nic.txt", PRINTED / "slurm/topology_tree_superpod_a100.conf"
+    chosen = hostlist.expand("node-[021-030,001-010]")
+    cluster = Cluster.load(str(host), fabrics=[str(fabric)], hosts=chosen)
+    assert cluster.hosts == hostlist.expand("node-[001-010,021-030]")
+    assert (cluster.slots, cluster.fabric.nodes_per_leaf) == (20, 10)
+    assert Cluster.load(str(host), fabrics=[str(fabric)]).hosts[16:18] == ("node-019", "node-020")
+    with pytest.raises(InputError, match="--hosts: node-099 not in"):
+        Cluster.load(str(host), fabrics=[str(fabric)], hosts=["node-001", "node-099"])
+
+
+def test_hosts_name_the_slots_where_no_network_does(tmp_path: Path) -> None:
+    named = Cluster.load("dgx-h100", hosts=["a1", "a2"])
+    assert (named.slots, named.hosts) == (2, ("a1", "a2"))
+    with pytest.raises(InputError, match="--hosts names 2 hosts, the cluster has 4 nodes"):
+        Cluster.load("dgx-h100", gpus=32, hosts=["a1", "a2"])
+    (tmp_path / "c.yaml").write_text("base: dgx-h100\nnodes: [{count: 4}]\nhosts: 'n[01-03],login'\n")
+    file = Cluster.load(str(tmp_path / "c.yaml"), gpus=16)
+    assert file.hosts == ("n01", "n02")
+    for text, message in (("n[1-3]", "3 names for 4 nodes"), ("n[1-3],n1", "n1 stands there 2 times")):
+        (tmp_path / "c.yaml").write_text(f"base: dgx-h100\nnodes: [{{count: 4}}]\nhosts: '{text}'\n")
+        with pytest.raises(InputError, match=message):
+            Cluster.load(str(tmp_path / "c.yaml"))
+
+
+@given(st.lists(st.from_regex(r"[a-c]{1,2}-?[0-9]{0,3}", fullmatch=True), min_size=1, max_size=30))
+@settings(max_examples=200, deadline=None, derandomize=True)
+def test_a_compressed_list_names_the_same_hosts_in_the_same_order(names: list[str]) -> None:
+    assert list(hostlist.expand(hostlist.compress(names))) == names

@@ -22,6 +22,7 @@ SMALL = {
     "model": "longvila-1.5b",
     "cluster": "dgx-h100",
     "fabric": (),
+    "hosts": None,
     "device": None,
     "mode": "train",
     "batch": "1",
