@@ -28,7 +28,7 @@ def test_a_preset_is_drawn_with_the_rates_that_prices_use() -> None:
     assert "spine of 2 leaves, full bisection" in out and "leaf 0-1, each" in out
     assert "8 × h100-sxm-80gb joined by nvlink4" in out and "8 × card of 50 GB/s (infiniband)" in out
     (line,) = [line for line in out.splitlines() if line.startswith("card to card")]
-    assert line.split()[5:12] == ["50", "GB/s", "46", "GB/s", "3.3", "us", "headers"]
+    assert line.split()[5:11] == ["50", "GB/s", "46", "GB/s", "3.3", "us"]
 
 
 def test_three_tiers_are_drawn_and_what_was_taken_is_said() -> None:
