@@ -156,7 +156,9 @@ def _inside(graph: nx.DiGraph, place: int, node: Node) -> None:
 
 
 def _joined(node: Node) -> str:
-    return {"switch": f"{node.scale_up.link}", "memory": "shared memory"}.get(node.scale_up.kind, "PCIe")
+    link = node.scale_up.link
+    words = {"switch": link, "memory": "shared memory", "pairs": f"{link} in pairs, PCIe between them"}
+    return words.get(node.scale_up.kind, "PCIe")
 
 
 def table(cluster: Cluster) -> list[str]:

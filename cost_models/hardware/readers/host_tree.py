@@ -29,7 +29,9 @@ class HostTree:
     """One host. Vertices have a `kind`; cards may have `bytes_per_s` and `network`."""
 
     graph: nx.Graph
-    device: str | None = None  # preset that the file names, by the PCI identifier of its GPUs
+    device: str | None = None  # preset that the file names, by the PCI identifier or the printed name of its GPUs
+    unknown: str | None = None  # a printed name that no preset has
+    sm: int | None = None  # NVIDIA's compute capability, such as 90
     link: str | None = None  # what joins the GPUs, where the file says it in a word: "XGMI"
     nvlinks_listed: bool = True  # False: the file leaves NVLink to whoever reads it
     notes: tuple[str, ...] = ()

@@ -2,8 +2,10 @@
 
     system > cpu > pci (class 0x0604: a bridge) > pci (0x0302: a GPU, 0x02…: a card) > gpu > nvlink, nic > net
 
-A GPU's PCI identifier names its preset. `net speed` is in Mbit/s. Link speeds of bridges are not read: virtual machines
-print "2.5 GT/s x1" there. Files that are handed to NCCL often leave out `gpu` and `nvlink`: NCCL finds those itself.
+A GPU's PCI identifier names its preset, else `sm` its generation. `net speed` is in Mbit/s; a net that is named as
+Ethernet cards are (eth0) is TCP's. Link speeds of bridges are not read: virtual machines print "2.5 GT/s x1" there.
+Machines that hide the other card of a bridged pair print NVLinks from a GPU to itself: its neighbour is then taken as
+the partner. Files that are handed to NCCL often leave out `gpu` and `nvlink`: NCCL finds those itself.
 Document types, entities and nesting beyond 32 levels are refused.
 """
 
@@ -72,6 +74,7 @@ class _Reader:
         self.graph.add_node(ROOT, kind="system")
         self.bridges = 0
         self.devices: list[str] = []
+        self.sm: int | None = None
         self.gpu_of_bus: dict[str, str] = {}
         self.targets: list[tuple[str, str, str, int]] = []
         self.unknown: list[tuple[str, str]] = []  # (bus, parent) of entries without a class
@@ -119,14 +122,17 @@ class _Reader:
         self.devices.append(element.get("device", ""))
         for gpu in element.iter("gpu"):
             self.has_gpu_elements = True
+            self.sm = _whole(gpu.get("sm", "0"), f"{self.where}: gpu sm") or None
             for link in gpu.iter("nvlink"):
                 count = _whole(link.get("count", "1"), f"{self.where}: nvlink count")
                 self.targets.append((name, link.get("target", ""), link.get("tclass", ""), count))
 
     def _nets(self, element: ElementTree.Element, parent: str) -> None:
         for net in element.iter("net"):
-            facts = {"bytes_per_s": _whole(net.get("speed", "0"), f"{self.where}: net speed") * 1e6 / 8 or None}
-            self._join(net.get("name", f"net{len(self.graph)}"), parent, kind="nic", **facts)
+            name, speed = net.get("name", f"net{len(self.graph)}"), net.get("speed", "0")
+            rate = _whole(speed, f"{self.where}: net speed") * 1e6 / 8 or None
+            network = "ethernet" if re.match(r"(eth|en[a-z]|bond)[0-9]", name) else None
+            self._join(name, parent, kind="nic", bytes_per_s=rate, network=network)
 
     def _join(self, name: str, parent: str, **facts: object) -> None:
         if len(self.graph) > MOST_VERTICES:
@@ -137,7 +143,7 @@ class _Reader:
         self.graph.add_edge(parent, name, kind="pcie")
 
     def finish(self) -> HostTree:
-        notes = self._guess()
+        notes = self._guess() + self._pair_hidden()
         for gpu, target, kind, count in self.targets:
             if kind.startswith("0x0680"):
                 self.graph.add_node(target, kind="nvswitch")
@@ -149,8 +155,25 @@ class _Reader:
         named = {DEVICES.get(device.lower()) for device in self.devices}
         device = named.pop() if len(named) == 1 else None
         return HostTree(
-            graph=self.graph, device=device, nvlinks_listed=bool(self.targets) or self.has_gpu_elements, notes=notes
+            graph=self.graph,
+            device=device,
+            sm=self.sm,
+            nvlinks_listed=bool(self.targets) or self.has_gpu_elements,
+            notes=notes,
         )
+
+    def _pair_hidden(self) -> tuple[str, ...]:
+        """Where every GPU's links end at itself: bridges between GPUs 2i and 2i + 1, and the words for it."""
+        hidden = [
+            (gpu, count) for gpu, target, kind, count in self.targets
+            if kind.startswith(_GPU) and self.gpu_of_bus.get(target) == gpu
+        ]  # fmt: skip
+        gpus = sorted(self.gpu_of_bus.values(), key=lambda name: int(name.removeprefix("GPU")))
+        if len(hidden) != len(self.targets) or [gpu for gpu, _ in hidden] != gpus or len(gpus) % 2:
+            return ()
+        for (first, count), (second, _) in zip(hidden[::2], hidden[1::2], strict=True):
+            self.graph.add_edge(first, second, kind="nvlink", count=count)
+        return ("NVLinks that the XML prints from each GPU to itself are taken as bridges of GPUs 2i and 2i + 1",)
 
     def _guess(self) -> tuple[str, ...]:
         """Entries without a class, in files that name buses only: the first power of two are GPUs, the rest cards."""

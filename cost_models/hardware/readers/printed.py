@@ -161,7 +161,11 @@ def _node(
         said = "" if device else " (no file says what they are; give --device, or --cluster and --fabric)"
         note = f"hosts taken as those of preset {like.name}{said}: {names} is about the network"
         return like.runs[0].node, like, (note,)
-    guess = host.device or likely_device(host)
+    guess = host.device or (likely_device(host) if host.unknown is None else None)
+    if device is None and guess is None and host.unknown is not None:
+        raise InputError(
+            f"{names} prints {host.unknown!r}, which is no preset; give --device (`plan devices` lists all)"
+        )
     if device is None and guess is None:
         raise InputError(
             f"{names} does not say which GPUs these are; give --device, such as l40s, rtx4090 or a100-pcie-80gb "
@@ -201,6 +205,8 @@ def _nics(host: HostTree, like: Nics) -> tuple[Nics, str]:
     far = [gpu for gpu, card in entered.items() if card not in host.cards_of_gpu[gpu]]
     if far:
         words += f"; {', '.join(far)} are entered at another card than their nearest"
+    if all(host.graph.nodes[card].get("network") == "ethernet" for card in used):
+        like, words = replace(like, kind="ethernet", gpudirect=False), f"{words}, TCP by their names"
     return replace(like, count=len(used), bytes_per_s=rate or like.bytes_per_s), words
 
 

@@ -21,6 +21,8 @@ _BY_LINKS = {
     ("NV", 4, 4): "a100-sxm-80gb", ("NV", 6, 4): "gh200", ("XGMI", 1, 8): "mi300x",
 }  # fmt: skip
 """The likeliest GPU of a host, by the word and number of links of a pair, and the GPUs that are joined so."""
+_BY_SM = {100: {"h100-sxm-80gb": "b200-sxm-180gb"}, 103: {"h100-sxm-80gb": "b300"}}
+"""Of a later generation whose links are as many, by compute capability (CUDA C++ Programming Guide, table of GPUs)."""
 _PCIE = {"volta": "pcie3", "turing": "pcie3", "ampere": "pcie4", "ada": "pcie4", "cdna2": "pcie4"}
 _QUADS = {"nvlink2": "nvlink2-quad", "nvlink3": "nvlink3-quad", "nvlink4": "nvlink4-quad"}
 SWITCH_SHARE = 0.75
@@ -34,7 +36,8 @@ def likely_device(tree: HostTree) -> str | None:
     joined, count = tree.joined
     if joined not in ("all", "switch"):
         return None
-    return _BY_LINKS.get((tree.link or "NV", count, len(tree.gpus)))
+    likely = _BY_LINKS.get((tree.link or "NV", count, len(tree.gpus)))
+    return _BY_SM.get(tree.sm, {}).get(likely or "", likely) if tree.sm is not None else likely
 
 
 @cache

@@ -5,7 +5,8 @@
     GPU1    NV12   X    PXB   0-31,64-95    0                       XGMI, PCIE: AMD's link types
 
 Columns are told apart by blanks or tabs; cards are named NIC0, mlx5_0 or by any other name. Where NVLink joins two GPUs
-the matrix does not say how near they are over PCIe: their NUMA nodes do. GPUs keep their numbers.
+the matrix does not say how near they are over PCIe: their NUMA nodes do. GPUs keep their numbers. Where the file also
+holds `nvidia-smi -L`, `nvidia-smi` or `rocm-smi --showproductname`, the GPUs have the name printed there.
 """
 
 from __future__ import annotations
@@ -15,12 +16,19 @@ import re
 import networkx as nx
 
 from cost_models.errors import InputError
+from cost_models.hardware.device_names import device_of
 from cost_models.hardware.readers.host_tree import NEARNESS, HostTree, grow
 
 MOST_VERTICES = 512
 _NVIDIA = re.compile(r"^[ \t]*GPU0\b.*\n\s*GPU0[ \t]+X\b", re.M)
 _AMD = re.compile(r"Link Type between two GPUs")
 _CELL = re.compile(r"X|NV[0-9]{1,3}|PIX|PXB|PHB|NODE|SYS")
+_NAME = re.compile(
+    r"^GPU [0-9]{1,3}: (NVIDIA [^(\n]{1,60}) \(UUID"  # nvidia-smi -L
+    r"|^\|[ \t]+[0-9]{1,3}[ \t]+(NVIDIA [\w. -]{1,40}?)[ \t]{2,}"  # nvidia-smi
+    r"|Card [Ss]eries:[ \t]*(AMD [^\n]{1,60})",  # rocm-smi --showproductname
+    re.M,
+)
 _AMD_NUMA = re.compile(r"GPU\s*\[?(\d{1,3})\]?\s*:.*Numa Node:\s*(\d{1,4})")
 
 
@@ -58,6 +66,8 @@ def _nvidia(text: str, where: str) -> HostTree:
     for gpu in gpus:
         if len(rows.get(gpu, [])) < len(names):
             raise InputError(f"{where}: the row of {gpu} is missing or shorter than the heading's {len(names)} columns")
+    between = {(a, b): cell for a in gpus for b, cell in zip(names, rows[a], strict=True) if b in gpus}
+    _check_symmetry(between, where)
     graph = nx.Graph()
     graph.add_nodes_from(gpus, kind="gpu")
     graph.add_nodes_from((name for name in names if name not in gpus), kind="nic")
@@ -74,7 +84,28 @@ def _nvidia(text: str, where: str) -> HostTree:
     for card, name in re.findall(r"^[ \t]*(NIC[0-9]{1,3}):[ \t]*([\w.-]{1,40})[ \t]*$", text, re.M):
         if card in graph:
             graph.nodes[card]["name"] = name
-    return HostTree(graph=graph)
+    device, unknown = _named(text, where)
+    return HostTree(graph=graph, device=device, unknown=unknown)
+
+
+def _check_symmetry(between: dict[tuple[str, str], str], where: str) -> None:
+    """Two GPUs are as near from either side; a matrix that says otherwise was edited or cut."""
+    for (a, b), cell in between.items():
+        if (back := between.get((b, a), cell)) != cell:
+            raise InputError(f"{where}: row {a} says {cell} of {b}, row {b} says {back} of {a}; print it again")
+
+
+def _named(text: str, where: str) -> tuple[str | None, str | None]:
+    """(preset, name that no preset has) of the GPUs' printed name; None where none is printed."""
+    names = sorted({name.strip() for match in _NAME.finditer(text) for name in match.groups() if name})
+    if len(names) > 1:
+        raise InputError(f"{where} prints GPUs of several kinds: {', '.join(names)[:80]}")
+    for name in names:
+        try:
+            return device_of(name).name, None
+        except InputError:
+            return None, name
+    return None, None
 
 
 _LEGAL = ", ".join(NEARNESS)
@@ -97,6 +128,7 @@ def _amd(text: str, where: str) -> HostTree:
         links.update({(words[0], name): cell for name, cell in zip(names, words[1:], strict=True) if name != words[0]})
     if not names or len(names) > MOST_VERTICES or len(links) != len(names) * (len(names) - 1):
         raise InputError(f"{where}: the block `Link Type between two GPUs` is cut off; print it whole")
+    _check_symmetry(links, where)
     numa = {f"GPU{gpu}": node for gpu, node in _AMD_NUMA.findall(text)}
     graph = nx.Graph()
     graph.add_nodes_from(names, kind="gpu")
@@ -109,4 +141,6 @@ def _amd(text: str, where: str) -> HostTree:
         alike = a in numa and numa.get(a) == numa.get(b)
         near[a, b] = NEARNESS.index("NODE" if alike else "SYS")
     grow(graph, near)
-    return HostTree(graph=graph, link="XGMI" if "XGMI" in links.values() else "PCIE")
+    link = "XGMI" if "XGMI" in links.values() else "PCIE"
+    device, unknown = _named(text, where)
+    return HostTree(graph=graph, link=link, device=device, unknown=unknown)

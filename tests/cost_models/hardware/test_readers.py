@@ -18,6 +18,7 @@ from cost_models.hardware.readers import hostfile, hostlist, ibnetdiscover, nccl
 from cost_models.hardware.readers.fabric_tree import FabricTree
 from cost_models.hardware.readers.host_tree import HostTree
 from cost_models.hardware.readers.printed import parse
+from cost_models.hardware.readers.reference import likely_device
 from planner.simulator.simulation import simulate
 
 PRINTED = Path(__file__).parent / "printed"
@@ -47,7 +48,7 @@ HOSTS = {
     "nccl_xml/two_a100_one_card.xml": (2, ["mlx5_0"], (), ("all", 12)),
     "nccl_xml/ibm_vpc_8xh100_nvswitch_8nic200.xml": (8, [f"mlx5_{7 - i}" for i in range(8)], (4,), ("switch", 18)),
     "nccl_xml/aws_g5_48xl_8xa10g_pcie.xml": (8, ["NIC0"], (4,), ("none", 0)),
-    "nccl_xml/azure_ncv4_4xa100_pcie.xml": (4, ["eth0"], (), ("none", 0)),
+    "nccl_xml/azure_ncv4_4xa100_pcie.xml": (4, ["eth0"], (), ("pairs", 12)),
 }
 
 # file: hosts, hosts of each leaf, hosts of each scale-up domain, levels of switches
@@ -391,3 +392,60 @@ def test_hosts_name_the_slots_where_no_network_does(tmp_path: Path) -> None:
 @settings(max_examples=200, deadline=None, derandomize=True)
 def test_a_compressed_list_names_the_same_hosts_in_the_same_order(names: list[str]) -> None:
     assert list(hostlist.expand(hostlist.compress(names))) == names
+
+
+def test_pairs_whose_other_card_the_machine_hides() -> None:
+    """Azure's NC A100 v4 prints 12 NVLinks from each GPU to itself, and a TCP card."""
+    cluster = Cluster.load(str(PRINTED / "nccl_xml/azure_ncv4_4xa100_pcie.xml"))
+    node = cluster.node(0)
+    assert (node.scale_up.kind, node.scale_up.bytes_per_s) == ("pairs", 300e9)
+    assert (node.nics.kind, node.nics.gpudirect, node.nics.bytes_per_s) == ("ethernet", False, 12.5e9)
+    assert any("taken as bridges of GPUs 2i and 2i + 1" in note for note in cluster.notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "print_", "device", "rate"),
+    [
+        ("h20_vm_8nic_reversed.txt", "GPU 0: NVIDIA H20 (UUID: GPU-1)\n", "h20", 450e9),
+        (
+            "b200_gcp_a4_8nic_pairs.txt",
+            "|   0  NVIDIA B200         On  | Off |\n",
+            "b200-sxm-180gb",
+            900e9,
+        ),
+        ("h100_sxm_8nic_pix.txt", "GPU 0: NVIDIA H200 (UUID: GPU-1)\n", "h200-sxm-141gb", 450e9),
+        ("rocm_mi355x_8gpu_linktype_only.txt", "GPU[0]\t: Card Series:\tAMD Instinct MI355X\n", "mi355x", None),
+    ],
+)
+def test_a_printed_name_decides_which_gpu_it_is(
+    tmp_path: Path, name: str, print_: str, device: str, rate: float | None
+) -> None:
+    """`nvidia-smi topo -m` names no GPU; a file that also holds `nvidia-smi -L`, `nvidia-smi` or the like does."""
+    (tmp_path / name).write_text(print_ + (PRINTED / "topo_m" / name).read_text())
+    cluster = Cluster.load(str(tmp_path / name))
+    assert cluster.node(0).device.name == device and not any("by their links" in note for note in cluster.notes)
+    assert rate is None or cluster.node(0).scale_up.bytes_per_s == rate
+
+
+def test_a_printed_name_without_a_preset_is_not_guessed(tmp_path: Path) -> None:
+    text = (PRINTED / "topo_m/rocm_mi308x_8gpu_showtopo.txt").read_text()
+    (tmp_path / "a.txt").write_text("GPU[0]: Card Series: AMD Instinct MI308X\n" + text)
+    with pytest.raises(InputError, match="prints 'AMD Instinct MI308X', which is no preset; give --device"):
+        Cluster.load(str(tmp_path / "a.txt"))
+    assert Cluster.load(str(tmp_path / "a.txt"), device="mi300x").node(0).device.name == "mi300x"
+
+
+def test_links_as_many_as_an_h100s_of_a_later_generation() -> None:
+    text = (PRINTED / "nccl_xml/ibm_vpc_8xh100_nvswitch_8nic200.xml").read_text()
+    for sm, device in (("100", "b200-sxm-180gb"), ("103", "b300"), ("90", "h100-sxm-80gb")):
+        changed = text.replace('sm="90"', f'sm="{sm}"').replace('device="0x2330"', 'device="0xffff"')
+        assert likely_device(nccl_xml.read(changed, "a.xml")) == device
+
+
+def test_a_matrix_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
+    lines = (PRINTED / "topo_m/dgx_a100_nps4_10nic.txt").read_text().splitlines()
+    row = next(i for i, line in enumerate(lines) if line.startswith("GPU1"))
+    lines[row] = lines[row].replace("NV12", "NV4 ", 1)
+    (tmp_path / "a.txt").write_text("\n".join(lines))
+    with pytest.raises(InputError, match="row GPU0 says NV12 of GPU1, row GPU1 says NV4 of GPU0"):
+        Cluster.load(str(tmp_path / "a.txt"))
