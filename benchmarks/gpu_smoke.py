@@ -77,7 +77,7 @@ def sharded(layout: Layout, q: Tensor, k: Tensor, v: Tensor, dout: Tensor) -> li
 
     def work(ring: int, u: int) -> tuple[Tensor, list[Tensor]]:
         index_S = torch.from_numpy(layout.index(ring, u)).to(q.device)
-        call = MmSp.over(layout, ulysses=ulysses[ring][u], ring=rings[u][ring])
+        call = MmSp(layout=layout, ulysses=ulysses[ring][u], ring=rings[u][ring])
         leaves = [x.index_select(2, index_S).requires_grad_() for x in (q, k, v)]
         out_S = call.attend(*leaves, DIM**-0.5)
         grads = torch.autograd.grad((out_S * dout.index_select(1, index_S)).sum(), leaves)

@@ -58,12 +58,15 @@ class Span(NamedTuple):
 class Tile(NamedTuple):
     """A rectangle of attention in local coordinates: queries [q) against keys [kv) of another rank's block.
 
-    `causal` tiles are square and on the diagonal; others are full.
+    A `causal` tile ends on the diagonal and holds all keys of its block that its queries see and that touch them; of
+    each query there is one. Other tiles are full. With a `window` a query sees only keys less than so many before it.
     """
 
     q: Span
     kv: Span
     causal: bool
+    lead: int = 0  # place of the first query in the row less that of the first key
+    window: int = 0  # 0: none that cuts this tile
 
 
 class Travel(NamedTuple):
@@ -95,6 +98,7 @@ class Layout:
     ring: int = 1
     kind: str = "zigzag"
     documents: tuple[int, ...] = ()  # where documents start, ascending from 0; () is one
+    window: int = 0  # keys that a token sees at most, its own included; 0: all before it
 
     def __post_init__(self) -> None:
         if self.kind not in RING_LAYOUTS:
@@ -195,6 +199,14 @@ class Layout:
         its pieces in the row is its own.
         """
         queries, keys = self.blocks[ring_q], self.blocks[ring_kv]
+        if self.window:
+            documents = _documents(self.edges, queries) if ring_q == ring_kv else (one.span for one in self._shared)
+            found = [
+                tile
+                for document in documents
+                for tile in _windowed(_cut(queries, document), _cut(keys, document), self.window)
+            ]
+            return tuple(sorted(found, key=lambda tile: not tile.causal))
         if ring_q == ring_kv:
             own = (_cut(queries, document) for document in _documents(self.edges, queries))
             return tuple(
@@ -223,24 +235,49 @@ class Layout:
 
     @cached_property
     def travels(self) -> tuple[Travel, ...]:
-        """What travels of each ring block: of documents with later queries on other ranks, as far as one needs them.
+        """What travels of each ring block: of documents with later queries on other ranks, as far as one needs them;
+        with a window only the halo in front of those queries.
 
         >>> [(one.tokens, one.hops) for one in Layout(tokens=8, ring=4, kind="contiguous").travels]
         [(2, 3), (2, 2), (2, 1), (0, 0)]
+        >>> [(one.tokens, one.hops) for one in Layout(tokens=8, ring=4, kind="contiguous", window=2).travels]
+        [(1, 1), (1, 1), (1, 1), (0, 0)]
         """
         hops, spans = [0] * self.ring, [list[Span]() for _ in range(self.ring)]
         for document in self._shared:
-            needed, later = dict[int, int](), set[int]()
-            for block in reversed(document.order):
-                if others := later - {block}:
-                    far = max((other - block) % self.ring for other in others)
-                    needed[block] = max(far, needed.get(block, 0))
-                later.add(block)
-            for block, far in needed.items():
-                pieces = _cut(self.blocks[block], document.span)
+            needed = self._halo(document) if self.window else self._all_of(document)
+            for block, far, span in needed:
                 hops[block] = max(hops[block], far)
-                spans[block].append(Span(pieces[0][1].start, pieces[-1][1].stop))
-        return tuple(Travel(_merged(mine), far) for mine, far in zip(spans, hops, strict=True))
+                spans[block].append(span)
+        return tuple(Travel(_merged(sorted(mine)), far) for mine, far in zip(spans, hops, strict=True))
+
+    def _all_of(self, document: _Shared) -> Iterator[tuple[int, int, Span]]:
+        """(block, hops, span of the block): a block's part of the document, if another rank has later queries."""
+        needed, later = dict[int, int](), set[int]()
+        for block in reversed(document.order):
+            if others := later - {block}:
+                far = max((other - block) % self.ring for other in others)
+                needed[block] = max(far, needed.get(block, 0))
+            later.add(block)
+        for block, far in needed.items():
+            pieces = _cut(self.blocks[block], document.span)
+            yield block, far, Span(pieces[0][1].start, pieces[-1][1].stop)
+
+    def _halo(self, document: _Shared) -> Iterator[tuple[int, int, Span]]:
+        """The same of a window: of each piece the keys that a later piece of another rank reaches back to."""
+        pieces = sorted(
+            (row, local, block) for block in document.rings for row, local in _cut(self.blocks[block], document.span)
+        )
+        for place, (row, local, block) in enumerate(pieces):
+            far, first = 0, row.stop
+            for later, _, other in pieces[place + 1 :]:
+                if later.start - (row.stop - 1) >= self.window:
+                    break
+                if other != block:
+                    far = max(far, (other - block) % self.ring)
+                    first = min(first, max(row.start, later.start - self.window + 1))
+            if far:
+                yield block, far, Span(local.stop - (row.stop - first), local.stop)
 
 
 class _Shared(NamedTuple):
@@ -289,6 +326,22 @@ def _cut(segments: Sequence[Span], document: Span) -> list[tuple[Span, Span]]:
             pieces.append((Span(low, high), Span(low + shift, high + shift)))
         offset += segment.stop - segment.start
     return pieces
+
+
+def _windowed(queries: list[tuple[Span, Span]], keys: list[tuple[Span, Span]], window: int) -> Iterator[Tile]:
+    """Tiles of a document's pieces where a query sees less than `window` keys back, by at most `window` queries."""
+    for row, local in queries:
+        for key_row, key_local in keys:
+            own, reached = key_row == row, key_row.stop - 1 + window
+            if not own and (key_row.start > row.start or reached <= row.start):
+                continue
+            for start in range(row.start, min(row.stop, reached), window):
+                stop = min(start + window, row.stop if own else min(row.stop, reached))
+                first, last = max(key_row.start, start - window + 1), stop if own else key_row.stop
+                kv = Span(first - key_row.start + key_local.start, last - key_row.start + key_local.start)
+                q = Span(start - row.start + local.start, stop - row.start + local.start)
+                masked = stop - 1 - first >= window or (own and start > first)
+                yield Tile(q, kv, own, start - first, window if masked else 0)
 
 
 def _off_diagonal(queries: list[tuple[Span, Span]], keys: list[tuple[Span, Span]]) -> Iterator[Tile]:

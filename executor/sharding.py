@@ -106,8 +106,8 @@ class ContextSharding:
         take_S = places_on(torch.from_numpy(np.minimum(index_S, layout.tokens - 1)), device)
         pad_S = places_on(torch.from_numpy(index_S >= layout.tokens), device)
         vision_S, _ = embeddings.vision_of(index_S, _places(batch.vision_at_V))
-        call = MmSp.over(
-            layout,
+        call = MmSp(
+            layout=layout,
             ulysses=self.groups.ulysses.exchange(),
             ring=self.groups.ring.exchange(),
             grad_ring_dtype=self.grad_ring_dtype,

@@ -101,14 +101,14 @@ class Bench:
             shape = (1, tokens, tokens, heads, kv_heads, dim, 1)
 
             def forward(q: Tensor = q, k: Tensor = k, scale: float = dim**-0.5) -> kernel.BlockOut:
-                return kernel.forward(q, k, k, causal=True, scale=scale)
+                return kernel.forward(q, k, k, block=kernel.Block(causal=True), scale=scale)
 
             done = forward()
 
             def backward(
                 q: Tensor = q, k: Tensor = k, done: kernel.BlockOut = done, scale: float = dim**-0.5
             ) -> kernel.BlockGrad:
-                return kernel.backward(q, q, k, k, done.out, done.lse, causal=True, scale=scale)
+                return kernel.backward(q, q, k, k, done.out, done.lse, block=kernel.Block(causal=True), scale=scale)
 
             self.add(forward, op="attention_forward", shape=shape)
             self.add(backward, op="attention_backward", shape=shape)

@@ -5,13 +5,14 @@
 Bytes a rank sends, b a number's: all-to-all (U-1)/U * S*D*b*(2H + 2K') forward and the same backward (K' from
 `heads`); the ring's in `ring`. A Hugging Face model reaches this by attn_implementation="mm_sp" and the keyword
 argument `mm_sp`, which the model passes down unread: groups and layout are arguments, nothing is looked up.
-Saved for backward: q, k, v after the exchange, out, lse. Leaves out: dropout, windows, soft caps (refused).
+Saved for backward: q, k, v after the exchange, out, lse. A layer with a window sees tiles of its own, and only the halo
+of a block travels; a sink is one more score of no key. Leaves out: dropout, soft caps (refused).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,14 +25,17 @@ from executor.mmsp.exchange import Exchange
 from executor.mmsp.ring import RingWork, ring_backward, ring_forward
 
 NAME = "mm_sp"
-_REFUSED = ("sliding_window", "softcap", "position_bias", "s_aux")
+_REFUSED = ("softcap", "position_bias")
 
 
 class Attend(Protocol):
     """The keyword argument `mm_sp` of a model call: it computes attention of this rank's tokens with all tokens."""
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        """q (B, H, S, D), k and v (B, K, S', D) -> (B, S, H, D)."""
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, *, window: int = 0, sinks: Tensor | None = None
+    ) -> Tensor:
+        """q (B, H, S, D), k and v (B, K, S', D) -> (B, S, H, D). A token sees `window` keys at most (0: all), itself
+        included; `sinks` (H) are scores that take their share and give no value."""
 
 
 class Kept:
@@ -52,46 +56,52 @@ class Kept:
 class MmSp:
     """Attention over one packed row that is split over ring x ulysses ranks; the same for all layers."""
 
+    layout: Layout
     ulysses: Exchange
     ring: Exchange
-    tiles: tuple[tuple[Tile, ...], ...]  # against the block of each ring rank
-    travels: tuple[Travel, ...]  # of those blocks
     grad_ring_dtype: torch.dtype = torch.float32
     kept: Kept | None = None  # set by recompute "all_but_attention", anew for every layer
+    _routes: dict[int, Route] = field(default_factory=dict, repr=False)  # by window, made when a layer first asks
 
-    @classmethod
-    def over(
-        cls,
-        layout: Layout,
-        *,
-        ulysses: Exchange,
-        ring: Exchange,
-        grad_ring_dtype: torch.dtype = torch.float32,
-    ) -> MmSp:
-        """Attention for a row that lies as `layout` says."""
-        tiles = []
-        for block, travel in enumerate(layout.travels):
-            here = layout.tiles(ring.index, block)
-            tiles.append(
-                here if block == ring.index else tuple(tile._replace(kv=travel.on_the_way(tile.kv)) for tile in here)
-            )
-        return cls(
-            ulysses=ulysses, ring=ring, tiles=tuple(tiles), travels=layout.travels, grad_ring_dtype=grad_ring_dtype
-        )
+    def route(self, window: int) -> Route:
+        """What this rank computes and what travels for layers with this window."""
+        if window >= self.layout.tokens:
+            window = 0
+        if window not in self._routes:
+            layout, mine, tiles = replace(self.layout, window=window), self.ring.index, []
+            for block, travel in enumerate(layout.travels):
+                here = layout.tiles(mine, block)
+                if block != mine:
+                    here = tuple(tile._replace(kv=travel.on_the_way(tile.kv)) for tile in here)
+                tiles.append(here)
+            self._routes[window] = Route(tuple(tiles), layout.travels)
+        return self._routes[window]
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        split = HeadSplit(q_heads=q.shape[1], kv_heads=k.shape[1], ulysses=self.ulysses.size)
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, *, window: int = 0, sinks: Tensor | None = None
+    ) -> Tensor:
+        split, route = HeadSplit(q_heads=q.shape[1], kv_heads=k.shape[1], ulysses=self.ulysses.size), self.route(window)
         work = RingWork(
             exchange=self.ring,
-            tiles=self.tiles,
-            travels=self.travels,
+            tiles=route.tiles,
+            travels=route.travels,
             runs=split.runs(self.ulysses.index),
             scale=scale,
             grad_dtype=self.grad_ring_dtype,
         )
+        if sinks is not None:
+            share = split.shares[self.ulysses.index]
+            sinks = sinks[share.q_start : share.q_stop]
         q_BHTD, kv_BHTD = _GatherRow.apply(q, k, v, split, self.ulysses)
-        out_BHTD = _Ring.apply(q_BHTD, kv_BHTD, work, self.kept)
+        out_BHTD = _Ring.apply(q_BHTD, kv_BHTD, sinks, work, self.kept)
         return _ScatterRow.apply(out_BHTD, split, self.ulysses)
+
+
+class Route(NamedTuple):
+    """One window's part of `RingWork`."""
+
+    tiles: tuple[tuple[Tile, ...], ...]  # against the block of each ring rank
+    travels: tuple[Travel, ...]  # of those blocks
 
 
 def attention(
@@ -103,6 +113,8 @@ def attention(
     *,
     scaling: float | None = None,
     dropout: float = 0.0,
+    sliding_window: int | None = None,
+    s_aux: Tensor | None = None,
     mm_sp: Attend | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
@@ -115,7 +127,8 @@ def attention(
     if dropout or refused or attention_mask is not None:
         what = f"dropout={dropout}" if dropout else ", ".join(refused) or "an attention mask"
         raise InputError(f'attention "mm_sp" does not do {what}; switch it off in the model\'s config')
-    return mm_sp.attend(query, key, value, scaling or query.shape[-1] ** -0.5), None
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return mm_sp.attend(query, key, value, scale, window=sliding_window or 0, sinks=s_aux), None
 
 
 def register() -> None:
@@ -166,20 +179,33 @@ def _refuse_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str
 
 class _Ring(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, kv: Tensor, work: RingWork, kept: Kept | None) -> Tensor:
+    def forward(ctx: Any, q: Tensor, kv: Tensor, sinks: Tensor | None, work: RingWork, kept: Kept | None) -> Tensor:
         result = kept.take() if kept else None
-        out, lse = result or ring_forward(q, kv, work)
+        out, lse = result or _with_sinks(*ring_forward(q, kv, work), sinks)
         if kept and not result:
             kept.put(out, lse)
         ctx.work = work
-        ctx.save_for_backward(q, kv, out, lse)
+        ctx.save_for_backward(q, kv, out, lse, *(() if sinks is None else (sinks,)))
         return out
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-        q, kv, out, lse = ctx.saved_tensors
+        q, kv, out, lse, *sinks = ctx.saved_tensors
         dq, dkv = ring_backward(dout, q, kv, out, lse, ctx.work)
-        return dq, dkv, None, None
+        dsinks = None
+        if sinks:
+            # A sink's share of a query times what it takes from it: -(dout . out), as a key with value zero.
+            taken = (dout.to(lse.dtype) * out).sum(-1) * torch.exp(sinks[0].to(lse.dtype)[:, None] - lse)
+            dsinks = -taken.sum((0, 2)).to(sinks[0].dtype)
+        return dq, dkv, dsinks, None, None
+
+
+def _with_sinks(out: Tensor, lse: Tensor, sinks: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(out, lse) with one more score for each head (H), of no key: all shares shrink."""
+    if sinks is None:
+        return out, lse
+    whole = torch.logaddexp(lse, sinks.to(lse.dtype)[:, None].expand_as(lse[0]))
+    return (out * torch.exp(lse - whole).unsqueeze(-1)).to(out.dtype), whole
 
 
 class _GatherRow(torch.autograd.Function):

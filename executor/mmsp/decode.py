@@ -34,18 +34,27 @@ class DecodeStep:
 
     context: Exchange
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, *, window: int = 0, sinks: Tensor | None = None
+    ) -> Tensor:
         """q (B, H, 1, D), this rank's k and v (B, K, n, D), n may be 0 -> (B, 1, H, D), the same on all ranks."""
+        if window:
+            raise InputError(
+                f"tokens are not generated with a window of {window} keys: a shard of the cache has no places"
+            )
         wide = torch.promote_types(q.dtype, torch.float32)
         if k.shape[2]:
-            block = kernel.forward(q, k, v, causal=False, scale=scale)
+            block = kernel.forward(q, k, v, block=kernel.Block(causal=False), scale=scale)
             part = torch.cat((block.out.to(wide), block.lse.to(wide).unsqueeze(-1)), dim=-1)
         else:
             part = torch.zeros((*q.shape[:-1], q.shape[-1] + 1), dtype=wide, device=q.device)
             part[..., -1] = -torch.inf
         parts = self.context.all_gather(part)
-        weights = parts[..., -1:].softmax(0)
-        return (parts[..., :-1] * weights).sum(0).to(q.dtype).transpose(1, 2)
+        lse = parts[..., -1:]
+        whole = lse.logsumexp(0)
+        if sinks is not None:
+            whole = torch.logaddexp(whole, sinks.to(wide)[:, None, None].expand_as(whole))
+        return (parts[..., :-1] * torch.exp(lse - whole)).sum(0).to(q.dtype).transpose(1, 2)
 
 
 class ShardedLayer(DynamicLayer):

@@ -5,8 +5,8 @@
 `backward` takes the *global* out and lse, so that gradients of blocks add up to those of the row. Kernels: flash-attn
 on CUDA if installed, else torch's flash kernel on CUDA, else torch's flash kernel for CPU (also under fake
 tensors). Tensors are BHSD with D the head dim; K divides H (grouped queries, head h reads h * K // H).
-Causal blocks are square: with Sq != Skv the kernels disagree on where the diagonal is.
-Leaves out: dropout, additive masks, windows.
+A block's shape is its `Block`: causal ones without a window are square. A window is a mask for torch's CPU kernel, a
+pair of numbers for flash-attn; torch's CUDA kernel takes none and is refused. Leaves out: dropout, soft caps.
 """
 
 from __future__ import annotations
@@ -20,10 +20,28 @@ from torch import Tensor
 
 from cost_models.errors import InputError
 
-_FLASH_ATTN: dict[str, Any] = {
-    "dropout_p": 0.0, "window_size_left": -1, "window_size_right": -1, "softcap": 0.0, "alibi_slopes": None,
-}  # fmt: skip
-"""What flash-attn's raw operators want to be told of features that are not used here; -1 means no window."""
+_FLASH_ATTN: dict[str, Any] = {"dropout_p": 0.0, "softcap": 0.0, "alibi_slopes": None}
+"""What flash-attn's raw operators want to be told of features that are not used here."""
+
+
+class Block(NamedTuple):
+    """Which keys of a block its queries see: query i is `lead` + i - j before key j."""
+
+    causal: bool
+    lead: int = 0
+    window: int = 0  # keys less than so many before a query; 0: all
+
+    def mask(self, queries: int, keys: int, device: torch.device) -> Tensor:
+        """(Sq, Skv) of what is seen."""
+        behind = self.lead + torch.arange(queries, device=device)[:, None] - torch.arange(keys, device=device)
+        return (behind < self.window) & (behind >= 0) if self.causal else behind < self.window
+
+    def of_flash_attn(self, queries: int, keys: int) -> dict[str, int]:
+        """The window by flash-attn, which counts from the last query and the last key; -1 is none."""
+        if not self.window:
+            return {"window_size_left": -1, "window_size_right": -1}
+        shift = keys - queries - self.lead
+        return {"window_size_left": self.window - 1 + shift, "window_size_right": -shift if self.causal else -1}
 
 
 class BlockOut(NamedTuple):
@@ -37,44 +55,53 @@ class BlockGrad(NamedTuple):
     dv: Tensor
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float) -> BlockOut:
+def forward(q: Tensor, k: Tensor, v: Tensor, *, block: Block, scale: float) -> BlockOut:
     """Attention of q (B, H, Sq, D) with k, v (B, K, Skv, D); no row of queries or keys may be empty."""
-    assert not causal or q.shape[2] == k.shape[2]
+    assert block.window or not block.causal or q.shape[2] == k.shape[2]
     if q.device.type != "cuda":
-        return BlockOut(*torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale))
-    _check_cuda(q)
+        op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        return BlockOut(*op(q, k, v, 0.0, **_seen_by_cpu(q, k, block), scale=scale))
+    _check_cuda(q, block)
     if _has_flash_attn():
-        return _flash_attn_forward(q, k, v, causal, scale)
-    result = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, False, scale=scale)
+        return _flash_attn_forward(q, k, v, block, scale)
+    result = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, block.causal, False, scale=scale)
     return BlockOut(result[0], result[1])
 
 
 def backward(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *, causal: bool, scale: float
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *, block: Block, scale: float
 ) -> BlockGrad:
     """This block's part of the gradients of q, k, v; `out` and `lse` are those over all keys of the row."""
     if q.device.type == "cuda":
-        _check_cuda(q)
+        _check_cuda(q, block)
         if _has_flash_attn():
-            return _flash_attn_backward(dout, q, k, v, out, lse, causal, scale)
-        return _aten_cuda_backward(dout, q, k, v, out, lse, causal, scale)
-    return _cpu_backward(dout, q, k, v, out, lse, causal, scale)
+            return _flash_attn_backward(dout, q, k, v, out, lse, block, scale)
+        return _aten_cuda_backward(dout, q, k, v, out, lse, block.causal, scale)
+    return _cpu_backward(dout, q, k, v, out, lse, block, scale)
+
+
+def _seen_by_cpu(q: Tensor, k: Tensor, block: Block) -> dict[str, Any]:
+    """What a block's queries see, as torch's CPU kernel is told."""
+    if not block.window:
+        return {"is_causal": block.causal, "attn_mask": None}
+    seen = block.mask(q.shape[2], k.shape[2], q.device)
+    return {"is_causal": False, "attn_mask": torch.zeros_like(seen, dtype=q.dtype).masked_fill(~seen, -torch.inf)}
 
 
 def _cpu_backward(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, block: Block, scale: float
 ) -> BlockGrad:
     """Torch's kernel splits its work over KV heads; with fewer heads than threads it is 20 times slower.
 
     Then every query head gets a view of its KV head, and the gradients are summed. With one thread nothing changes.
     """
-    op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    op, seen = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward, _seen_by_cpu(q, k, block)
     batch, kv_heads = k.shape[:2]
     group = q.shape[1] // kv_heads
     if group == 1 or batch * kv_heads >= torch.get_num_threads():
-        return BlockGrad(*op(dout, q, k, v, out, lse, 0.0, causal, scale=scale))
+        return BlockGrad(*op(dout, q, k, v, out, lse, 0.0, **seen, scale=scale))
     k, v = (x.unsqueeze(2).expand(-1, -1, group, -1, -1).flatten(1, 2) for x in (k, v))
-    dq, dk, dv = op(dout, q, k, v, out, lse, 0.0, causal, scale=scale)
+    dq, dk, dv = op(dout, q, k, v, out, lse, 0.0, **seen, scale=scale)
     return BlockGrad(dq, *(x.unflatten(1, (kv_heads, group)).sum(2) for x in (dk, dv)))
 
 
@@ -89,16 +116,17 @@ def _aten_cuda_backward(
     return BlockGrad(*op(dout, q, k, v, out, lse.contiguous(), *lengths, 0.0, causal, seed, offset, scale=scale))
 
 
-def _flash_attn_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> BlockOut:
+def _flash_attn_forward(q: Tensor, k: Tensor, v: Tensor, block: Block, scale: float) -> BlockOut:
     from flash_attn.flash_attn_interface import _flash_attn_forward as op
 
     q_BSHD, k_BSHD, v_BSHD = (x.transpose(1, 2) for x in (q, k, v))
-    out, lse, *_ = op(q_BSHD, k_BSHD, v_BSHD, softmax_scale=scale, causal=causal, return_softmax=False, **_FLASH_ATTN)
+    shape = {"causal": block.causal and not block.window, **block.of_flash_attn(q.shape[2], k.shape[2])}
+    out, lse, *_ = op(q_BSHD, k_BSHD, v_BSHD, softmax_scale=scale, return_softmax=False, **shape, **_FLASH_ATTN)
     return BlockOut(out.transpose(1, 2), lse)
 
 
 def _flash_attn_backward(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, block: Block, scale: float
 ) -> BlockGrad:
     from flash_attn.flash_attn_interface import _flash_attn_backward as op
 
@@ -106,13 +134,16 @@ def _flash_attn_backward(
     dout, q, k, v, out = (x.transpose(1, 2) for x in (dout, q, k, v, out))
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     tensors = (dout, q, k, v, out, lse.contiguous(), dq, dk, dv)
-    op(*tensors, softmax_scale=scale, causal=causal, deterministic=False, **_FLASH_ATTN)
+    shape = {"causal": block.causal and not block.window, **block.of_flash_attn(q.shape[1], k.shape[1])}
+    op(*tensors, softmax_scale=scale, deterministic=False, **shape, **_FLASH_ATTN)
     return BlockGrad(dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2))
 
 
-def _check_cuda(q: Tensor) -> None:
+def _check_cuda(q: Tensor, block: Block) -> None:
     if q.dtype not in (torch.float16, torch.bfloat16):
         raise InputError(f"attention in {q.dtype} has no kernel on CUDA; use bfloat16 or float16")
+    if block.window and not _has_flash_attn():
+        raise InputError(f"a window of {block.window} keys needs flash-attn on CUDA; install it (extra `gpu`)")
 
 
 @cache

@@ -47,6 +47,11 @@ class RingWork:
         """Of the block that travels farthest, with the step at home."""
         return 1 + max(one.hops for one in self.travels)
 
+    @property
+    def merges(self) -> bool:
+        """Whether a query has several tiles, whose results are then kept in a wider type."""
+        return self.steps > 1 or any(not tile.causal for tile in self.tiles[self.index])
+
     def block_at(self, step: int) -> int | None:
         """The block that is here at a step, if it comes so far."""
         block = (self.index - step) % self.exchange.size
@@ -97,7 +102,7 @@ class RingWork:
 def ring_forward(q: Tensor, kv: Tensor, work: RingWork) -> tuple[Tensor, Tensor]:
     """(out, lse) of this rank's queries over all the keys that they may see; out has q's dtype."""
     steps = work.steps
-    accumulated = _Merged.empty(q, widen=steps > 1)
+    accumulated = _Merged.empty(q, widen=work.merges)
     held = work.travelling(kv) if steps > 1 else kv
     for step in range(steps):
         following = work.start_next(held, step) if step + 1 < steps else None
@@ -118,7 +123,7 @@ def ring_backward(
     wide = torch.promote_types(q.dtype, torch.float32)
     travel_dtype = torch.promote_types(work.grad_dtype, q.dtype)
     saved = (dout, q, out, lse)
-    dq = torch.zeros(q.shape, dtype=wide if steps > 1 else q.dtype, device=q.device)
+    dq = torch.zeros(q.shape, dtype=wide if work.merges else q.dtype, device=q.device)
     home = torch.zeros(kv.shape, dtype=dq.dtype, device=kv.device)
     held, like = work.travelling(kv) if steps > 1 else kv, home[:, :, :, :0].to(travel_dtype)
     arriving: tuple[Pending, bool] | None = None
@@ -178,8 +183,9 @@ def _attend(q: Tensor, kv: Tensor, tile: Tile, run: Run, scale: float, into: _Me
     heads, kv_heads = slice(run.q_start, run.q_stop), slice(run.kv_start, run.kv_stop)
     queries, keys = slice(*tile.q), slice(*tile.kv)
     k, v = kv[:, :, kv_heads, keys]
-    block = kernel.forward(q[:, heads, queries], k, v, causal=tile.causal, scale=scale)
-    # Causal tiles are those of this rank's block, which comes first.
+    shape = kernel.Block(tile.causal, tile.lead, tile.window)
+    block = kernel.forward(q[:, heads, queries], k, v, block=shape, scale=scale)
+    # Causal tiles are the first of this rank's block, which comes first; of each query there is one.
     into.add(heads, queries, block, first=tile.causal)
 
 
@@ -190,7 +196,8 @@ def _attend_backward(
     queries, keys = slice(*tile.q), slice(*tile.kv)
     dout, q, out, lse = (x[:, heads, queries] for x in saved)
     k, v = kv[:, :, kv_heads, keys]
-    grad = kernel.backward(dout, q, k, v, out, lse, causal=tile.causal, scale=scale)
+    shape = kernel.Block(tile.causal, tile.lead, tile.window)
+    grad = kernel.backward(dout, q, k, v, out, lse, block=shape, scale=scale)
     dq[:, heads, queries] += grad.dq
     dkv[0][:, kv_heads, keys] += grad.dk
     dkv[1][:, kv_heads, keys] += grad.dv

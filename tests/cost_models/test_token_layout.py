@@ -23,14 +23,21 @@ def _coverage(layout: Layout) -> np.ndarray:
     for q, kv in itertools.product(range(layout.ring), repeat=2):
         for tile in layout.tiles(q, kv):
             rows, columns = blocks[q][slice(*tile.q)], blocks[kv][slice(*tile.kv)]
-            ones = np.ones((len(rows), len(columns)), dtype=np.int64)
-            seen[rows[:, None], columns[None]] += np.tril(ones) if tile.causal else ones
+            behind = tile.lead + np.arange(len(rows))[:, None] - np.arange(len(columns))
+            mask = (behind >= 0) | (not tile.causal)
+            mask &= (behind < tile.window) | (not tile.window)
+            assert mask.any(axis=1).all(), "a query of a tile sees no key"
+            seen[rows[:, None], columns[None]] += mask
+            if q != kv:
+                layout.travels[kv].on_the_way(tile.kv)
     return seen
 
 
-def _expected(edges: tuple[int, ...]) -> np.ndarray:
-    document = np.repeat(np.arange(len(edges) - 1), np.diff(edges))
-    return np.tril((document[:, None] == document[None]).astype(np.int64))
+def _expected(layout: Layout) -> np.ndarray:
+    document = np.repeat(np.arange(len(layout.edges) - 1), np.diff(layout.edges))
+    behind = np.arange(len(document))[:, None] - np.arange(len(document))
+    near = (behind < layout.window) | (not layout.window)
+    return ((document[:, None] == document[None]) & (behind >= 0) & near).astype(np.int64)
 
 
 @given(
@@ -39,12 +46,13 @@ def _expected(edges: tuple[int, ...]) -> np.ndarray:
     ring=st.integers(1, 6),
     kind=st.sampled_from(RING_LAYOUTS),
     cuts=st.sets(st.integers(1, 69), max_size=5),
+    window=st.sampled_from([0, 0, 1, 2, 5, 16, 100]),
 )
-def test_every_causal_pair_of_a_document_exactly_once(tokens, ulysses, ring, kind, cuts):
+def test_every_causal_pair_of_a_document_exactly_once(tokens, ulysses, ring, kind, cuts, window):
     document_L = np.searchsorted(sorted(cuts), np.arange(tokens), side="right")
     documents = document_starts(document_L)
-    layout = Layout(tokens=tokens, ulysses=ulysses, ring=ring, kind=kind, documents=documents)
-    assert np.array_equal(_coverage(layout), _expected(layout.edges))
+    layout = Layout(tokens=tokens, ulysses=ulysses, ring=ring, kind=kind, documents=documents, window=window)
+    assert np.array_equal(_coverage(layout), _expected(layout))
 
 
 @given(

@@ -22,12 +22,16 @@ from tests.executor.threads import LocalExchange, local_exchanges
 DIM = 4
 
 
-def dense(q, k, v, document_L, scale):
+def dense(q, k, v, document_L, scale, window=0, sinks=None):
     """Reference: causal inside each document, all scores at once; (B, H, L, D) -> (B, L, H, D)."""
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     allowed = (document_L[:, None] == document_L[None]).tril()
+    if window:
+        allowed &= allowed.new_ones(allowed.shape).triu(1 - window)
     scores = (q @ k.transpose(-1, -2) * scale).masked_fill(~allowed, -torch.inf)
-    return (scores.softmax(-1) @ v).transpose(1, 2)
+    if sinks is not None:
+        scores = torch.cat((scores, sinks[None, :, None, None].expand(*scores.shape[:3], 1)), dim=-1)
+    return (scores.softmax(-1)[..., : k.shape[2]] @ v).transpose(1, 2)
 
 
 def row(tokens, heads, kv_heads, dtype=torch.float64, batch=1):
@@ -46,7 +50,7 @@ def on_threads(layout, work):
         return {place: future.result(60) for place, future in futures.items()}
 
 
-def sharded(layout, q, k, v, dout, document_L, kept=False, recompute=False):
+def sharded(layout, q, k, v, dout, document_L, kept=False, recompute=False, window=0):
     """Forward and gradients of all ranks, put back into row order; padding holds noise that must not matter."""
     layout = replace(layout, documents=document_starts(document_L.numpy()))
 
@@ -57,9 +61,9 @@ def sharded(layout, q, k, v, dout, document_L, kept=False, recompute=False):
 
     def work(ulysses, ring):
         index_S = torch.from_numpy(layout.index(ring.index, ulysses.index))
-        call = MmSp.over(layout, ulysses=ulysses, ring=ring)
+        call = MmSp(layout=layout, ulysses=ulysses, ring=ring)
         leaves = [cut(x, index_S, 2).requires_grad_() for x in (q, k, v)]
-        out_S = call.attend(*leaves, 0.3)
+        out_S = call.attend(*leaves, 0.3, window=window)
         real = (index_S < layout.tokens)[None, :, None, None]
         grads = torch.autograd.grad((out_S * cut(dout, index_S, 1) * real).sum(), leaves)
         return index_S, [out_S.detach().transpose(1, 2), *grads]
@@ -167,7 +171,7 @@ def test_bytes_on_the_wire_are_the_formulas(ulysses, ring, kind, share):
     q, k, v, _ = row(tokens, heads, kv_heads)
 
     def work(u, r):
-        call = MmSp.over(layout, ulysses=Counting("ulysses", u), ring=Counting("ring", r))
+        call = MmSp(layout=layout, ulysses=Counting("ulysses", u), ring=Counting("ring", r))
         index_S = torch.from_numpy(layout.index(r.index, u.index))
         leaves = [x[:, :, index_S].requires_grad_() for x in (q, k, v)]
         torch.autograd.grad(call.attend(*leaves, 0.3).sum(), leaves)
@@ -179,20 +183,55 @@ def test_bytes_on_the_wire_are_the_formulas(ulysses, ring, kind, share):
     assert sent == {"ring": per_rank_ring * ulysses * ring, "ulysses": per_rank_ulysses * ulysses * ring}
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", range(36))
 def test_random_packed_rows_equal_dense_attention(seed):
     """Blocks travel different distances, in parts, or not at all; so do their gradients."""
+    window = (0, 0, 1, 3, 16, 40)[seed % 6]
     random = np.random.default_rng(seed)
     ring, ulysses, kind = int(random.integers(2, 9)), int(random.integers(1, 3)), RING_LAYOUTS[seed % 3]
     documents = [int(length) for length in random.integers(1, 40, int(random.integers(1, 9)))]
     document_L = torch.repeat_interleave(torch.arange(len(documents)), torch.tensor(documents))
     q, k, v, dout = row(sum(documents), 4, 2)
     leaves = [x.clone().requires_grad_() for x in (q, k, v)]
-    expected_out = dense(*leaves, document_L, 0.3)
+    expected_out = dense(*leaves, document_L, 0.3, window)
     expected = [expected_out.detach().transpose(1, 2), *torch.autograd.grad((expected_out * dout).sum(), leaves)]
     layout = Layout(tokens=sum(documents), ulysses=ulysses, ring=ring, kind=kind)
-    for got, want in zip(sharded(layout, q, k, v, dout, document_L), expected, strict=True):
+    for got, want in zip(sharded(layout, q, k, v, dout, document_L, window=window), expected, strict=True):
         torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("window", [0, 5])
+def test_sinks_take_their_share_and_have_gradients(window):
+    """One more score for each head, of no key; each ulysses rank has the sinks of its heads."""
+    document_L = torch.repeat_interleave(torch.arange(2), torch.tensor([13, 11]))
+    q, k, v, dout = row(24, 4, 2)
+    sinks = torch.tensor([0.5, -1.0, 2.0, 0.0], dtype=torch.float64, requires_grad=True)
+    leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+    expected_out = dense(*leaves, document_L, 0.3, window, sinks)
+    *expected, expected_sinks = torch.autograd.grad((expected_out * dout).sum(), (*leaves, sinks))
+    layout = Layout(tokens=24, ulysses=2, ring=2, documents=(0, 13))
+
+    def work(ulysses, ring):
+        index_S = torch.from_numpy(layout.index(ring.index, ulysses.index))
+        call = MmSp(layout=layout, ulysses=ulysses, ring=ring)
+        mine = [x[:, :, index_S].requires_grad_() for x in (q, k, v)]
+        own = sinks.detach().requires_grad_()
+        out_S = call.attend(*mine, 0.3, window=window, sinks=own)
+        return index_S, out_S.detach(), torch.autograd.grad((out_S * dout[:, index_S]).sum(), (*mine, own))
+
+    got = on_threads(layout, work).values()
+    for index_S, out_S, (*grads, _) in got:
+        torch.testing.assert_close(out_S, expected_out.detach()[:, index_S], rtol=0, atol=1e-10)
+        for grad, want in zip(grads, expected, strict=True):
+            torch.testing.assert_close(grad, want[:, :, index_S], rtol=0, atol=1e-10)
+    summed = sum(grads[-1] for _, _, grads in got)
+    torch.testing.assert_close(summed, expected_sinks, rtol=0, atol=1e-10)
+
+
+def test_a_window_sends_the_halo_alone():
+    """64 tokens over a ring of 4: a window of 5 sends 4 keys in front of each chunk that another rank goes on from."""
+    travels = replace(Layout(tokens=64, ring=4), window=5).travels
+    assert [(one.tokens, one.hops) for one in travels] == [(4, 1), (8, 3), (8, 3), (4, 3)]
 
 
 @pytest.mark.parametrize(
@@ -217,7 +256,7 @@ def test_gradients_travel_the_ring_in_the_dtype_asked_for(inputs, asked, on_the_
 
     def work(u, r):
         ring = Watching(boxes=r.boxes, index=r.index)
-        call = MmSp.over(layout, ulysses=u, ring=ring, grad_ring_dtype=asked)
+        call = MmSp(layout=layout, ulysses=u, ring=ring, grad_ring_dtype=asked)
         leaves = [x[:, :, torch.from_numpy(layout.index(r.index, 0))].requires_grad_() for x in (q, k, v)]
         torch.autograd.grad(call.attend(*leaves, 0.3).float().sum(), leaves)
 
@@ -299,7 +338,7 @@ def _llama(**changes):
 def test_arguments_that_the_attention_would_never_see_are_refused():
     model = _llama()
     guard(model)
-    call = MmSp.over(Layout(tokens=4), ulysses=Alone(), ring=Alone())
+    call = MmSp(layout=Layout(tokens=4), ulysses=Alone(), ring=Alone())
     ids = torch.arange(4)[None]
     right = {"input_ids": ids, "position_ids": ids, "use_cache": False, "mm_sp": call}
     assert model(**right).logits.shape == (1, 4, 8)
@@ -321,16 +360,16 @@ def test_models_whose_layers_depend_on_the_tokens_of_one_rank_are_refused():
 
 def test_what_cannot_be_done_is_refused():
     q, k, v, _ = row(4, 2, 1)
-    call = MmSp.over(Layout(tokens=4), ulysses=Alone(), ring=Alone())
+    call = MmSp(layout=Layout(tokens=4), ulysses=Alone(), ring=Alone())
     module = torch.nn.Module()
     with pytest.raises(InputError, match="needs the keyword argument mm_sp"):
         attention(module, q, k, v, None)
-    with pytest.raises(InputError, match="does not do sliding_window"):
-        attention(module, q, k, v, None, mm_sp=call, sliding_window=8)
+    with pytest.raises(InputError, match="does not do softcap"):
+        attention(module, q, k, v, None, mm_sp=call, softcap=50.0)
     with pytest.raises(InputError, match=r"does not do dropout=0\.1"):
         attention(module, q, k, v, None, mm_sp=call, dropout=0.1)
     module.is_causal = False
     with pytest.raises(InputError, match="does not do attention to later tokens"):
         attention(module, q, k, v, None, mm_sp=call)
     with pytest.raises(InputError, match="ulysses=4 exceeds the model's 2 query heads; at most 2"):
-        MmSp.over(Layout(tokens=4), ulysses=local_exchanges(4)[0], ring=Alone()).attend(q, k, v, 1.0)
+        MmSp(layout=Layout(tokens=4), ulysses=local_exchanges(4)[0], ring=Alone()).attend(q, k, v, 1.0)

@@ -32,7 +32,7 @@ def _plain(q, k, v, causal):
 @pytest.mark.parametrize(("causal", "keys"), [(True, 6), (False, 10), (False, 1)])
 def test_forward_and_natural_logarithm(causal, keys):
     q, k, v = _block(keys=keys)
-    got, want = kernel.forward(q, k, v, causal=causal, scale=0.2), _plain(q, k, v, causal)
+    got, want = kernel.forward(q, k, v, block=kernel.Block(causal), scale=0.2), _plain(q, k, v, causal)
     torch.testing.assert_close(got.out, want[0], rtol=0, atol=1e-12)
     torch.testing.assert_close(got.lse, want[1], rtol=0, atol=1e-12)
 
@@ -43,7 +43,7 @@ def test_gradients_of_two_blocks_add_up_to_those_of_the_row():
     dout = torch.randn_like(out)
     want = torch.autograd.grad((out * dout).sum(), (q, k, v))
     parts = [
-        kernel.backward(dout, q, k[:, :, cut], v[:, :, cut], out, lse, causal=False, scale=0.2)
+        kernel.backward(dout, q, k[:, :, cut], v[:, :, cut], out, lse, block=kernel.Block(False), scale=0.2)
         for cut in (slice(0, 3), slice(3, 10))
     ]
     torch.testing.assert_close(parts[0].dq + parts[1].dq, want[0], rtol=0, atol=1e-12)
@@ -63,15 +63,19 @@ def test_fewer_key_heads_than_threads_give_the_same_gradients(eight_threads):
     q, k, v = (x.requires_grad_() for x in _block())
     out, lse = _plain(q, k, v, False)
     dout = torch.randn_like(out)
-    got = kernel.backward(dout, q, k, v, out, lse, causal=False, scale=0.2)
+    got = kernel.backward(dout, q, k, v, out, lse, block=kernel.Block(False), scale=0.2)
     for grad, want in zip(got, torch.autograd.grad((out * dout).sum(), (q, k, v)), strict=True):
         torch.testing.assert_close(grad, want, rtol=0, atol=1e-12)
 
 
-def _with_window(causal, left, right):
-    """flash-attn masks keys after the query also where the window's right side is 0."""
-    assert left == -1 and right in (-1, 0)
-    return causal or right == 0
+def _with_window(queries, keys, causal, left, right):
+    """flash-attn: query i sees keys i + Sk - Sq - left to i + Sk - Sq + right; -1 is no end; causal is right 0."""
+    right = 0 if causal else right
+    last = torch.arange(queries)[:, None] + keys - queries
+    seen = torch.ones(queries, keys, dtype=torch.bool)
+    seen &= (torch.arange(keys) >= last - left) | (left < 0)
+    seen &= (torch.arange(keys) <= last + right) | (right < 0)
+    return torch.zeros(queries, keys, dtype=torch.float64).masked_fill(~seen, -torch.inf)
 
 
 @pytest.fixture
@@ -98,8 +102,8 @@ def flash_attn(monkeypatch):
         return_softmax,
     ):
         given.extend((q, k, v))
-        causal = _with_window(causal, window_size_left, window_size_right)
-        out, lse = of_cpu(*swap(q, k, v), dropout_p, causal, scale=softmax_scale)
+        mask = _with_window(q.shape[1], k.shape[1], causal, window_size_left, window_size_right)
+        out, lse = of_cpu(*swap(q, k, v), dropout_p, False, attn_mask=mask, scale=softmax_scale)
         return out.transpose(1, 2), lse, None, None
 
     def _flash_attn_backward(
@@ -124,8 +128,9 @@ def flash_attn(monkeypatch):
     ):
         assert all(x.stride(-1) == 1 for x in (dq, dk, dv)) and softmax_lse.is_contiguous()
         given.extend((dout, q, k, v, out))
-        causal = _with_window(causal, window_size_left, window_size_right)
-        grads = back_of_cpu(*swap(dout, q, k, v, out), softmax_lse, dropout_p, causal, scale=softmax_scale)
+        mask = _with_window(q.shape[1], k.shape[1], causal, window_size_left, window_size_right)
+        tensors = swap(dout, q, k, v, out)
+        grads = back_of_cpu(*tensors, softmax_lse, dropout_p, False, attn_mask=mask, scale=softmax_scale)
         for target, grad in zip((dq, dk, dv), grads, strict=True):
             target.copy_(grad.transpose(1, 2))
 
@@ -136,17 +141,26 @@ def flash_attn(monkeypatch):
     return given
 
 
-@pytest.mark.parametrize("causal", [True, False])
-def test_flash_attn_is_handed_views_and_gives_the_same(flash_attn, causal):
+@pytest.mark.parametrize(
+    ("block", "queries"),
+    [
+        (kernel.Block(True), 7),
+        (kernel.Block(False), 7),
+        (kernel.Block(True, 2, 3), 5),  # keys from two before the first query on
+        (kernel.Block(False, 8, 12), 7),
+        (kernel.Block(False, 4, 8), 10),
+    ],
+)
+def test_flash_attn_is_handed_views_and_gives_the_same(flash_attn, block, queries):
     """Arguments, layouts and copies only: flash-attn's own arithmetic is not run here."""
-    q, k, v = (x[:, :, 1:] for x in _block(7, 7))
-    want = kernel.forward(q, k, v, causal=causal, scale=0.2)
-    got = kernel._flash_attn_forward(q, k, v, causal, 0.2)
-    torch.testing.assert_close(got, want, rtol=0, atol=0)
-    dout = torch.randn(8, 2, 4, 6, dtype=q.dtype).permute(1, 2, 3, 0).contiguous()
-    grads = kernel._flash_attn_backward(dout, q, k, v, want.out, want.lse, causal, 0.2)
-    expected = kernel.backward(dout, q, k, v, *want, causal=causal, scale=0.2)
-    torch.testing.assert_close(grads, expected, rtol=0, atol=0)
+    q, k, v = (x[:, :, 1:] for x in _block(queries + 1, 8))
+    want = kernel.forward(q, k, v, block=block, scale=0.2)
+    got = kernel._flash_attn_forward(q, k, v, block, 0.2)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
+    dout = torch.randn(8, 2, 4, queries, dtype=q.dtype).permute(1, 2, 3, 0).contiguous()
+    grads = kernel._flash_attn_backward(dout, q, k, v, want.out, want.lse, block, 0.2)
+    expected = kernel.backward(dout, q, k, v, *want, block=block, scale=0.2)
+    torch.testing.assert_close(grads, expected, rtol=0, atol=1e-12)
     sources = (q, k, v, dout, q, k, v, want.out)
     assert [x.data_ptr() for x in flash_attn] == [x.data_ptr() for x in sources], "no copies on the way"
 
@@ -156,8 +170,10 @@ def test_shapes_and_dtypes_on_fake_tensors(device):
     """Also the arguments of the CUDA op that torch ships, without a GPU; its arithmetic is not run here."""
     with FakeTensorMode():
         q, k, v = _fake_block(torch.bfloat16, device)
-        block = kernel.forward(q, k, v, causal=False, scale=0.2)
-        grads = kernel.backward(torch.empty_like(q), q, k, v, block.out, block.lse, causal=False, scale=0.2)
+        block = kernel.forward(q, k, v, block=kernel.Block(False), scale=0.2)
+        grads = kernel.backward(
+            torch.empty_like(q), q, k, v, block.out, block.lse, block=kernel.Block(False), scale=0.2
+        )
     assert block.out.shape == q.shape and block.out.dtype == torch.bfloat16
     assert block.lse.shape == q.shape[:3] and block.lse.dtype == torch.float32
     assert [grad.shape for grad in grads] == [q.shape, k.shape, v.shape]
@@ -166,4 +182,4 @@ def test_shapes_and_dtypes_on_fake_tensors(device):
 
 def test_no_kernel_for_single_precision_on_cuda_is_said():
     with FakeTensorMode(), pytest.raises(InputError, match=r"torch\.float32 has no kernel on CUDA; use bfloat16"):
-        kernel.forward(*_fake_block(torch.float32, "cuda"), causal=False, scale=0.2)
+        kernel.forward(*_fake_block(torch.float32, "cuda"), block=kernel.Block(False), scale=0.2)

@@ -47,7 +47,7 @@ def _step(model, monkeypatch):
     for layer in model.model.layers:
         layer.mlp.act_fn.register_forward_hook(lambda *_: runs.update(["mlp"]))
         layer.self_attn.q_proj.register_forward_hook(lambda *_: runs.update(["projection"]))
-    call = MmSp.over(Layout(tokens=TOKENS, documents=(0, 5)), ulysses=Alone(), ring=Alone())
+    call = MmSp(layout=Layout(tokens=TOKENS, documents=(0, 5)), ulysses=Alone(), ring=Alone())
     ids = torch.arange(TOKENS)[None] * 5 % 32
     positions = torch.cat((torch.arange(5), torch.arange(TOKENS - 5)))[None]
     out = model(input_ids=ids, position_ids=positions, use_cache=False, mm_sp=call).logits
@@ -80,7 +80,7 @@ def test_same_gradients_and_only_the_named_work_again(policies, again, monkeypat
 def _saved_bytes(policy, tokens):
     """Bytes that autograd and the policy hold between forward and backward of one layer stack, inputs included."""
     model = _model((policy,) * LAYERS)
-    call = MmSp.over(Layout(tokens=tokens), ulysses=Alone(), ring=Alone())
+    call = MmSp(layout=Layout(tokens=tokens), ulysses=Alone(), ring=Alone())
     held: dict[int, tuple[int, object]] = {}
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
 
@@ -103,11 +103,11 @@ def _saved_bytes(policy, tokens):
 def test_no_mask_is_made_and_nothing_read_for_one(monkeypatch):
     monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", lambda *_: pytest.fail("the device was read"))
     model = _model(("none",) * LAYERS)
-    call = MmSp.over(Layout(tokens=TOKENS, documents=(0, 5)), ulysses=Alone(), ring=Alone())
+    call = MmSp(layout=Layout(tokens=TOKENS, documents=(0, 5)), ulysses=Alone(), ring=Alone())
     positions = torch.cat((torch.arange(5), torch.arange(TOKENS - 5)))[None]
     ids = torch.arange(TOKENS)[None]
     packed = model(input_ids=ids, position_ids=positions, use_cache=False, mm_sp=call).logits[0, 5:]
-    alone = MmSp.over(Layout(tokens=TOKENS - 5), ulysses=Alone(), ring=Alone())
+    alone = MmSp(layout=Layout(tokens=TOKENS - 5), ulysses=Alone(), ring=Alone())
     got = model(input_ids=ids[:, 5:], use_cache=False, mm_sp=alone).logits[0]
     torch.testing.assert_close(packed, got, rtol=0, atol=1e-12)
 
