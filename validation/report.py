@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from cost_models.bands import LEVEL
+from cost_models.bands import CONFIDENCE, LEVEL, memory_factor
 from cost_models.framework import Framework
 from validation import longest
 from validation import tables as shown
@@ -33,9 +33,8 @@ def tables(reports: Sequence[FileReport]) -> list[Table]:
     apart = [(report.file, report.errors("apart")) for report in reports]
     return [
         _files(reports), _inferred(reports), _errors("8- and 4-bit rows", APART, apart), _bands(reports),
-        _memory(reports),
-        _longest(reports), _endings(reports), _peers(reports), _sweeps(reports), _frameworks(reports), _worst(reports),
-        _silent(reports), _notes(reports), _reasons(),
+        _memory(reports), _fits(reports), _longest(reports), _endings(reports), _peers(reports), _sweeps(reports),
+        _frameworks(reports), _worst(reports), _silent(reports), _notes(reports), _reasons(),
     ]  # fmt: skip
 
 
@@ -162,6 +161,25 @@ def _bands(reports: Sequence[FileReport]) -> Table:
         "Rows of `measurements/later/` set the bands; whether they hold for others is in docs/accuracy-certificate.md.",
         columns=("file", "rows", "inside", "half-width"),
         rows=rows,
+    )
+
+
+def _fits(reports: Sequence[FileReport]) -> Table:
+    """Runs that were real, and those that were not, against what is said to fit."""
+    ran = [one.used_share for report in reports for one in report.verdicts if one.used_share is not None]
+    out = [
+        one.used_share for report in reports for one in report.endings if one.printed == "ran out" and one.used_share
+    ]
+
+    def row(words: str, factor: float) -> tuple[Cell, ...]:
+        refused, called = sum(one * factor > 1 for one in ran), sum(one * factor <= 1 for one in out)
+        return (words, str(len(ran)), percent(refused / max(len(ran), 1)), str(len(out)), str(called))
+
+    return Table(
+        title="What fits",
+        text="Memory used on the device against what its driver hands out, as priced and at the confidence of `plan`.",
+        columns=("at", "rows that ran", "refused", "rows that ran out", "called a fit"),
+        rows=[row("the price", 1.0), row(f"{CONFIDENCE:.0%}", memory_factor())],
     )
 
 

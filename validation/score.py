@@ -55,6 +55,7 @@ class Verdict:
     predicted_reserved_bytes: float | None = None
     measured_device_bytes: float | None = None  # that the driver counts
     predicted_device_bytes: float | None = None
+    used_share: float | None = None  # of what the GPU's driver hands out, predicted
     source: str = ""  # who measured
     basis: Basis | None = None  # what the price of a step rests on
 
@@ -184,6 +185,7 @@ def _step(case: Case) -> Verdict:
         predicted_reserved_bytes=reserved_bytes(predicted) if reserved else None,
         measured_device_bytes=device,
         predicted_device_bytes=predicted.memory.device_bytes if device else None,
+        used_share=predicted.memory_bytes / predicted.capacity_bytes,
         source=row.source,
         basis=predicted.basis,
     )
