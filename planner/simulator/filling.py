@@ -1,15 +1,22 @@
 """Max-min rates of many flows that end one after another: each end changes the rates before it instead of all anew.
 
-    bottleneck[f]     a saturated link of flow f on which no other flow is faster: f's rate is that link's share
-    A z = capacity    A[l, m] = flows with bottleneck m that cross l;  z[m] = the share of link m
+    order          the links by their share, from the least on: those in which progressive filling fills them up
+    bottleneck[f]  the first of flow f's links in that order; f's rate is that link's share
+    share[m] = left[i, m] / given[m, m]               m = order[i]
+    left[i + 1] = left[i] - given[m] x share[m]       given[m, l]: how often flows with bottleneck m cross link l
 
-A link that is nobody's bottleneck has the unit column, and its z is the capacity that is left. An end takes its flow
-off a column of A; a flow whose bottleneck is no longer the smallest share along its route moves to another column. Both
-are rank-one changes, under which the inverse of A is updated (Sherman and Morrison) and one step of refinement keeps z
-exact. When no flow moves any more and no link is overloaded, the rates are the max-min rates, which are unique.
+An end changes `given` of one link, so the shares before it in the order stay. From there on they are computed anew;
+where two neighbours are then in the wrong order they change places, and flows that cross both change their bottleneck.
+When shares ascend and no link is overloaded, the rates are the max-min rates, which are unique. `drain` goes on from
+end to end: flows of one bottleneck have one rate, so each keeps the bytes that its link has sent per flow by its end.
+
+These functions are plain Python on arrays. `compiled` has numba compile them, if it is installed (`mmsp[fast]`): the
+same source, and the same results to the last bit. Units: bytes, bytes/s, seconds.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,10 +24,206 @@ from planner.simulator.maxmin import Floats, Ints, Sharing
 
 LEAST_FLOWS, MOST_LINKS = 256, 512
 """Fewer flows, or flows over more links, are shared out anew at every change."""
-MOST_ROUNDS = 64
-RENEWED = 256
-"""The inverse is computed anew after so many updates."""
 EQUAL = 1e-13
+SAME = 1e-12
+"""Relative to a flow's size, or (a hundredth of it) to the time: closer than this is the end."""
+
+
+class Filled(NamedTuple):
+    """Flows and their links: flow f crosses `link[e]` `times[e]` times, for e from `first[f]` to `first[f + 1]`."""
+
+    first: Ints  # (flows + 1,)
+    link: Ints  # (crossings,)
+    times: Floats  # (crossings,)
+    capacity: Floats  # (links,)
+    bottleneck: Ints  # (flows,): -1 = ended
+    start: Ints  # (links + 1,): where a link's crossings are in `users`
+    users: Ints  # (crossings,): flows, by link; of these, `using` are in flight
+    using: Ints  # (links,)
+    spot: Ints  # (crossings,): where each is in `users`
+    order: Ints  # (links,)
+    place: Ints  # (links,): of a link in `order`
+    serves: Ints  # (links,): flows whose bottleneck it is
+    given: Floats  # (links, links)
+    left: Floats  # (links + 1, links)
+    share: Floats  # (links,): infinity where it is nobody's bottleneck
+    sent: Floats  # (links,): bytes that a flow with this bottleneck has sent since `drain` began
+    until: Floats  # (flows,): what its bottleneck will have sent at the flow's end
+    soonest: Floats  # (links,): least `until` of the flows whose bottleneck it is …
+    stale: Ints  # (links,): … unless 1: the soonest one has gone
+
+
+def fill(net: Filled) -> None:
+    """Everything from the beginning: the link with the least share next, again and again."""
+    links = len(net.capacity)
+    net.given[:] = 0.0
+    net.serves[:], net.stale[:], net.soonest[:] = 0, 0, np.inf
+    net.left[0] = net.capacity
+    waiting = np.zeros(links)  # crossings by flows that have no bottleneck yet
+    net.place[:] = links
+    for f in range(len(net.bottleneck)):
+        if net.bottleneck[f] >= 0:
+            net.until[f] -= net.sent[net.bottleneck[f]]
+            net.bottleneck[f] = links
+            for e in range(net.first[f], net.first[f + 1]):
+                waiting[net.link[e]] += net.times[e]
+    for i in range(links):
+        next_one, least = -1, np.inf
+        for m in range(links):
+            if net.place[m] == links:
+                share = max(net.left[i, m], 0.0) / waiting[m] if waiting[m] > 1e-9 else np.inf
+                if next_one < 0 or share < least:
+                    next_one, least = m, share
+        net.order[i], net.place[next_one], net.share[next_one] = next_one, i, least
+        if least < np.inf:
+            for e in range(net.start[next_one], net.start[next_one] + net.using[next_one]):
+                f = net.users[e]
+                if net.bottleneck[f] == links:
+                    net.until[f] += net.sent[next_one]
+                    _give(net, f, next_one, 1)
+            waiting -= net.given[next_one]
+        net.left[i + 1] = net.left[i] - net.given[next_one] * (least if least < np.inf else 0.0)
+
+
+def refill(net: Filled, i: int) -> bool:
+    """The shares from place `i` of the order on; False where no order was found soon, which calls for `fill`."""
+    links = len(net.capacity)
+    for _ in range(64 * links):
+        if i < links:
+            m = net.order[i]
+            share = max(net.left[i, m], 0.0) / net.given[m, m] if net.serves[m] else np.inf
+            if i and share < net.share[net.order[i - 1]] * (1 - EQUAL):
+                _overtake(net, m, net.order[i - 1])
+                i -= 1
+                continue
+            net.share[m] = share
+            np.multiply(net.given[m], share if share < np.inf else 0.0, net.left[i + 1])  # in place: no new arrays
+            np.subtract(net.left[i], net.left[i + 1], net.left[i + 1])
+            i += 1
+            continue
+        over = -1
+        for m in range(links):
+            if not net.serves[m] and net.left[links, m] < -EQUAL * net.capacity[m]:
+                over = m
+        if over < 0:
+            return True
+        last = 0
+        for e in range(net.start[over], net.start[over] + net.using[over]):
+            last = max(last, net.place[net.bottleneck[net.users[e]]])
+        while net.place[over] > last:
+            _overtake(net, over, net.order[net.place[over] - 1])
+        i = last
+    return False
+
+
+def _overtake(net: Filled, m: int, before: int) -> None:
+    """Link `m` changes places with the one before it; flows that cross both have `m` as their bottleneck now."""
+    i = net.place[before]
+    net.order[i], net.order[i + 1], net.place[m], net.place[before] = m, before, i, i + 1
+    if not net.serves[before]:
+        return
+    for e in range(net.start[before], net.start[before] + net.using[before]):
+        f = net.users[e]
+        if net.bottleneck[f] == before:
+            crosses = False
+            for c in range(net.first[f], net.first[f + 1]):
+                if net.link[c] == m:
+                    crosses = True
+            if crosses:
+                _give(net, f, before, -1)
+                net.until[f] += net.sent[m] - net.sent[before]
+                _give(net, f, m, 1)
+    if not net.serves[before]:
+        net.given[before] = 0.0
+
+
+def _give(net: Filled, f: int, m: int, sign: int) -> None:
+    """Flow `f` gets (1) or loses (-1) the bottleneck `m`."""
+    for c in range(net.first[f], net.first[f + 1]):
+        net.given[m, net.link[c]] += sign * net.times[c]
+    net.bottleneck[f] = m
+    net.serves[m] += sign
+    if sign > 0:
+        net.soonest[m] = min(net.soonest[m], net.until[f])
+    elif net.until[f] <= net.soonest[m]:
+        net.stale[m] = 1
+
+
+def take_off(net: Filled, f: int) -> int:
+    """Flow `f` has ended; the place in the order from which on shares change."""
+    m = net.bottleneck[f]
+    _give(net, f, m, -1)
+    if not net.serves[m]:
+        net.given[m] = 0.0
+    for e in range(net.first[f], net.first[f + 1]):
+        used = net.link[e]
+        net.using[used] -= 1
+        gap, last = net.spot[e], net.start[used] + net.using[used]
+        moved = net.users[last]
+        net.users[gap] = moved
+        for c in range(net.first[moved], net.first[moved + 1]):
+            if net.link[c] == used:
+                net.spot[c] = gap
+    net.bottleneck[f] = -1
+    return int(net.place[m])
+
+
+def drain(net: Filled, size: Floats, ends: Floats, now: float, until: float) -> None:
+    """Let flows end up to `until`, and write when into `ends`. `net.until` has the bytes left at `now`."""
+    links, largest = len(net.capacity), size.max()
+    ended = np.zeros(len(size), dtype=np.int64)
+    while True:
+        wait, soonest = np.inf, -1
+        for m in range(links):
+            if net.serves[m]:
+                if net.stale[m]:
+                    net.soonest[m], net.stale[m] = np.inf, 0
+                    for e in range(net.start[m], net.start[m] + net.using[m]):
+                        if net.bottleneck[net.users[e]] == m:
+                            net.soonest[m] = min(net.soonest[m], net.until[net.users[e]])
+                if (net.soonest[m] - net.sent[m]) / net.share[m] < wait:
+                    wait, soonest = (net.soonest[m] - net.sent[m]) / net.share[m], m
+        if soonest < 0 or now + wait >= until:
+            wait, soonest = (until - now if until < np.inf else 0.0), -1
+        now += wait
+        many = 0
+        for m in range(links):
+            if net.serves[m]:
+                net.sent[m] += net.share[m] * wait
+                slack = net.share[m] * (now * SAME * 1e-2)
+                if m == soonest or net.soonest[m] - net.sent[m] <= max(slack, largest * SAME):
+                    for e in range(net.start[m], net.start[m] + net.using[m]):
+                        f = net.users[e]
+                        if net.bottleneck[f] == m and (
+                            net.until[f] - net.sent[m] <= max(slack, size[f] * SAME)
+                            or (m == soonest and net.until[f] == net.soonest[m])
+                        ):
+                            ended[many] = f
+                            many += 1
+        place = links
+        for f in ended[:many]:
+            ends[f] = now
+            place = min(place, take_off(net, f))
+        if place < links and not refill(net, place):
+            fill(net)
+        if soonest < 0:
+            return
+
+
+def compiled() -> bool:
+    """Have the functions above compiled, once; False without numba, or where it has no folder to keep its code in."""
+    functions = globals()
+    if not hasattr(drain, "py_func"):
+        try:
+            from numba import njit
+
+            for name in ("_give", "_overtake", "take_off"):
+                functions[name] = njit(cache=True, inline="always")(functions[name])
+            for name in ("fill", "refill", "drain"):
+                functions[name] = njit(cache=True)(functions[name])
+        except (ImportError, RuntimeError):
+            return False
+    return True
 
 
 class Filling:
@@ -28,131 +231,42 @@ class Filling:
 
     def __init__(self, sharing: Sharing, flows: Ints) -> None:
         link, count, length = sharing.crossings(flows)
-        self.row = np.repeat(np.arange(flows.size), length)
         used, link = np.unique(link, return_inverse=True)
-        self.capacity = sharing.capacity[used]
-        self.links = len(used)
-        self.first = np.searchsorted(self.row, np.arange(len(flows) + 1))
-        self.link, self.count = link, count
-        steps = int(np.diff(self.first).max())
-        self.route = np.full((steps, len(flows)), self.links)
-        self.route[np.arange(len(link)) - self.first[self.row], self.row] = link
-        self.bottleneck = self._bottlenecks(sharing.rates(flows))
-        self.served = np.bincount(self.bottleneck, minlength=self.links)
-        self.matrix = np.zeros((self.links, self.links))
-        np.add.at(self.matrix, (link, self.bottleneck[self.row]), count)
-        unused = np.flatnonzero(self.served == 0)
-        self.matrix[unused, unused] = 1.0
-        self._change = np.empty_like(self.matrix)
-        self._renew()
+        links, first = len(used), np.cumsum([0, *length])
+        by_link = np.argsort(link, kind="stable")
+        spot = np.empty_like(by_link)
+        spot[by_link] = np.arange(len(link))
+        using = np.bincount(link, minlength=links)
+        whole, some = np.zeros(links, dtype=np.int64), np.zeros(links)
+        self.net = Filled(
+            first=first, link=link, times=count, capacity=sharing.capacity[used],
+            bottleneck=np.zeros(len(flows), dtype=np.int64),
+            start=np.cumsum([0, *using]), users=np.repeat(np.arange(len(flows)), length)[by_link], using=using,
+            spot=spot,
+            order=whole.copy(), place=whole.copy(), serves=whole.copy(),
+            given=np.zeros((links, links)), left=np.zeros((links + 1, links)), share=some.copy(),
+            sent=some.copy(), until=np.zeros(len(flows)), stale=whole.copy(), soonest=some.copy(),
+        )  # fmt: skip
+        fill(self.net)
 
     @staticmethod
     def suits(sharing: Sharing, flows: Ints) -> bool:
         """Whether there are many flows over few links."""
         return flows.size >= LEAST_FLOWS and len(sharing.capacity) <= MOST_LINKS
 
-    def end(self, rows: Ints) -> bool:
-        """Take the flows in `rows` off; False if the rates could not be found this way."""
-        for row in rows.tolist():
-            self._leave(row, self._crossed(row))
-            self.bottleneck[row] = self.links
-            self.route[:, row] = self.links
-        return self._settle()
+    def end(self, rows: Ints) -> None:
+        """Take the flows in `rows` off."""
+        place = min(take_off(self.net, row) for row in rows.tolist())
+        if not refill(self.net, place):
+            fill(self.net)
 
     def rates(self, rows: Ints) -> Floats:
-        return np.asarray(self.share[self.bottleneck[rows]], dtype=np.float64)
+        return np.asarray(self.net.share[self.net.bottleneck[rows]], dtype=np.float64)
 
-    def _bottlenecks(self, rate: Floats) -> Ints:
-        """For each flow a link that its rate fills up and on which it is the fastest."""
-        load = np.bincount(self.link, self.count * rate[self.row], self.links)
-        fastest = np.zeros(self.links)
-        np.maximum.at(fastest, self.link, rate[self.row])
-        good = (load >= self.capacity * (1 - 1e-9))[self.link] & (rate[self.row] >= fastest[self.link] * (1 - 1e-9))
-        bottleneck = np.full(len(rate), self.links)
-        np.minimum.at(bottleneck, self.row[good], self.link[good])  # of equal ones the first, so that A has an inverse
-        return bottleneck
-
-    def _renew(self) -> None:
-        self.inverse = np.linalg.inv(self.matrix)
-        self.updates = 0
-        self.lost = False  # the inverse, where the matrix has none
-        self._solve()
-
-    def _solve(self) -> None:
-        """`left`: z; `share`: of links that are somebody's bottleneck, else infinity, which also ends short routes."""
-        z = self.inverse @ self.capacity
-        self.left = z + self.inverse @ (self.capacity - self.matrix @ z)
-        self.share = np.append(np.where(self.served > 0, self.left, np.inf), np.inf)
-
-    def _crossed(self, row: int) -> Floats:
-        """How often the flow crosses each link."""
-        crossed = np.zeros(self.links)
-        mine = slice(self.first[row], self.first[row + 1])
-        crossed[self.link[mine]] = self.count[mine]
-        return crossed
-
-    def _settle(self) -> bool:
-        for _ in range(MOST_ROUNDS):
-            if self.lost:
-                return False
-            if self.updates > RENEWED:
-                try:
-                    self._renew()
-                except np.linalg.LinAlgError:
-                    return False
-            self._solve()
-            along = self.share[self.route]
-            smallest = along.min(axis=0)
-            moving = np.flatnonzero(self.share[self.bottleneck] > smallest * (1 + EQUAL))
-            for row in moving.tolist():
-                self._move(row, int(self.route[along[:, row].argmin(), row]))
-            if moving.size:
-                continue
-            overloaded = np.flatnonzero((self.served == 0) & (self.left < -EQUAL * self.capacity))
-            if not overloaded.size:
-                return True
-            for link in overloaded.tolist():
-                users = np.flatnonzero((self.route == link).any(axis=0))
-                self._move(int(users[self.share[self.bottleneck[users]].argmax()]), link)
-        return False
-
-    def _move(self, row: int, link: int) -> None:
-        crossed = self._crossed(row)
-        before = int(self.bottleneck[row])
-        if self.served[before] > 1 and self.served[link]:
-            self.served[before] -= 1
-            self.served[link] += 1
-            self.matrix[:, link] += crossed
-            self.matrix[:, before] -= crossed
-            self._update(crossed, self.inverse[link] - self.inverse[before], link, before)
-        else:
-            self._leave(row, crossed)
-            joining = crossed.copy()
-            if not self.served[link]:
-                joining[link] -= 1.0
-            self.served[link] += 1
-            self.matrix[:, link] += joining
-            self._update(joining, self.inverse[link].copy(), link)
-        self.bottleneck[row] = link
-
-    def _leave(self, row: int, crossed: Floats) -> None:
-        link = int(self.bottleneck[row])
-        self.served[link] -= 1
-        leaving = -crossed
-        if not self.served[link]:
-            leaving = -self.matrix[:, link]
-            leaving[link] += 1.0
-        self.matrix[:, link] += leaving
-        self._update(leaving, self.inverse[link].copy(), link)
-
-    def _update(self, column: Floats, row: Floats, more: int, less: int | None = None) -> None:
-        """The inverse after `column` was added to column `more` of the matrix, and taken off column `less`."""
-        moved = self.inverse @ column
-        pivot = 1.0 + moved[more] - (moved[less] if less is not None else 0.0)
-        if abs(pivot) < 1e-9:
-            self.lost = True
-            return
-        moved /= pivot
-        np.multiply(moved[:, None], row, out=self._change)
-        self.inverse -= self._change
-        self.updates += 1
+    def drain(self, size: Floats, left: Floats, now: float, until: float) -> tuple[Floats, Floats]:
+        """When each flow ends that does before `until` (else infinity), and the bytes that are left of it then."""
+        net, ends = self.net, np.full(len(size), np.inf)
+        net.until[:] = left
+        net.stale[:] = 1
+        drain(net, size, ends, now, until)
+        return ends, np.where(ends < np.inf, 0.0, net.until - net.sent[net.bottleneck])

@@ -20,13 +20,14 @@ from collections.abc import Callable
 import numpy as np
 
 from cost_models.program import Op
+from planner.simulator.filling import SAME
 from planner.simulator.islands import Group, find_islands
 from planner.simulator.network import Batch, Network
 from planner.simulator.state import Agenda, Event, Mark, RankState, Running
 from planner.simulator.streams import HOST, OFFLOAD, RING, SHARDING, WAITING, Rounds, Script, Send, Stream, Work
 from planner.simulator.topology import Floats
 from planner.simulator.trace import Recorder, Span
-from planner.simulator.transfers import SAME, Component, Transfers
+from planner.simulator.transfers import Component, Transfers
 
 
 class Playback:

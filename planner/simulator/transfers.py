@@ -13,13 +13,13 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from planner.simulator.filling import Filling
+from planner.simulator.filling import LEAST_FLOWS, SAME, Filling, compiled
 from planner.simulator.maxmin import Sharing
 from planner.simulator.proof import Variants
 from planner.simulator.topology import Floats, Ints
 
-SAME = 1e-12
-"""Relative to a flow's size, or to the time: closer than this is the same moment."""
+WORTH_COMPILING = 1024
+"""Flows; for fewer, loading numba takes longer than they do."""
 REMEMBERED = 1 << 22
 """When so many flows are stored with their rates, the stored rates are dropped."""
 FEW_ENDS = 8
@@ -113,6 +113,16 @@ class Transfers:
         self.changed.clear()
         return settled
 
+    def drain(self, component: Component, ends: Floats, now: float, until: float) -> None:
+        """Let flows of `component` end, one after another, up to `until`; when, is written into `ends`."""
+        if component.flows.size >= WORTH_COMPILING:
+            compiled()
+        flows, size = component.flows, self.size[component.flows]
+        ends[flows], left = Filling(self.sharing, flows).drain(size, component.left_at(now), now, until)
+        still = ends[flows] == np.inf
+        component.flows, component.left, component.at = flows[still], left[still], until
+        component.rate, component.time = np.zeros(len(component.flows)), np.inf
+
     def components(self, islands: Iterable[int]) -> list[Component]:
         """Those of `islands`, each once."""
         return list({id(one): one for one in (self.component_of[island] for island in islands)}.values())
@@ -127,9 +137,10 @@ class Transfers:
         """Of the component's flows: remembered, changed by what has ended, or anew."""
         flows = component.flows
         if component.filling:
-            if component.filling.end(component.ended):
-                return component.filling.rates(component.row)
-            component.filling = None
+            if component.ended.size:
+                component.filling.end(component.ended)
+                component.ended = NOTHING
+            return component.filling.rates(component.row)
         key = flows.tobytes()
         if (known := self._known.get(key)) is not None:
             return known
@@ -186,16 +197,18 @@ def end_times(sharing: Sharing, size: Floats, start_s: Floats) -> Floats:
     starts, batch = np.unique(start_s, return_inverse=True)
     order = np.argsort(batch, kind="stable")
     batches = np.split(order, np.cumsum(np.bincount(batch))[:-1])
+    starts = np.append(starts, np.inf)
     component, now, next_batch = transfers.component_of[0], 0.0, 0
     while True:
-        start = starts[next_batch] if next_batch < len(starts) else np.inf
-        now = min(component.time, start)
+        now = min(component.time, starts[next_batch])
         if now == np.inf:
             return ends
         if component.time <= now * (1 + SAME * 1e-2):
             ends[transfers.end(component, now)] = now
-        if start <= now * (1 + SAME * 1e-2):
+        if starts[next_batch] <= now * (1 + SAME * 1e-2):
             flows = batches[next_batch]
             transfers.start(flows, size[flows], (0,), now)
             next_batch += 1
         transfers.settle(now)
+        if Filling.suits(sharing, component.flows) and len(np.unique(size[component.flows])) > LEAST_FLOWS:
+            transfers.drain(component, ends, now, starts[next_batch])
