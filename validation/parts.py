@@ -3,7 +3,8 @@
     attention, products, elementwise     measured: families left out of the fits, as `python -m validation.fit` packed
                                          their errors      scaled: one generation from another's curves
     collectives inside a node            sizes and numbers of ranks left out of the tables; tables of other sources
-    over PCIe, across nodes              published tables over links whose rates come from elsewhere (`fit/networks.py`)
+    over PCIe, across nodes              published tables over links whose rates come from elsewhere, and each source on
+                                         a network described without it (`fit/networks.py`)
 
 A family of one device, or a table of one source, counts as one source. Messages below 1 MiB are left out: a step waits
 for larger ones. What has no rows is stated, with the reason.
@@ -73,7 +74,7 @@ def _quantiles(summary: Mapping[str, Any]) -> tuple[float, ...]:
 def _tables(folder: Path) -> dict[str, dict[str, list[float]]]:
     """Errors of published tables of collectives, by domain and by source and machine."""
     found: dict[str, dict[str, list[float]]] = {}
-    for cell in (*networks.multinode(folder), *networks.vidur(folder), *networks.aiconfigurator(folder)):
+    for cell in (*networks.left_out(folder), *networks.vidur(folder), *networks.aiconfigurator(folder)):
         if cell.buffer_bytes >= LEAST_BYTES and cell.machine not in FITTED:
             machines = found.setdefault(f"collectives {place_of(cell)}", {})
             machines.setdefault(f"{cell.source}, {cell.machine}", []).append(-math.log1p(cell.error))

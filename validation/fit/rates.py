@@ -30,7 +30,7 @@ from cost_models.curves.grid import Floats, LogGrid
 from cost_models.errors import InputError
 from cost_models.hardware.device import Device
 from cost_models.timing.collectives import OPS, wire_bytes
-from validation.fit.networks import multinode
+from validation.fit.networks import BLACKWELL, multinode
 from validation.fit.rows import collectives, read_rows, rising
 
 RANKS = np.array([2.0, 4.0, 8.0])
@@ -62,7 +62,7 @@ def larger_messages(folder: Path, op: str, cells: Floats) -> Floats:
     """
     found: dict[int, list[tuple[float, float]]] = {}
     for cell in multinode(folder):
-        blackwell, name = cell.machine.startswith(("B200", "GB200", "B300", "GB300")), NCCL_NAMES.get(op, op)
+        blackwell, name = cell.machine.startswith(BLACKWELL), NCCL_NAMES.get(op, op)
         if blackwell and cell.op == name and not cell.across and cell.ranks in RANKS:
             found.setdefault(int(cell.ranks), []).append((np.log(cell.buffer_bytes), np.log(cell.seconds)))
     timed = {ranks: np.array(sorted(rows)) for ranks, rows in found.items()}

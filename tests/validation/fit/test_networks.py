@@ -43,3 +43,14 @@ def test_a_rate_above_the_link_is_an_error_of_the_data() -> None:
     assert not networks.impossible(cell)
     doubled = replace(cell, op="send_recv", ranks=2, buffer_bytes=2.0**28, seconds=2.0**28 / 670e9)
     assert networks.impossible(doubled) == "send_recv over 2 ranks: 670 GB/s over links of 300"
+
+
+def test_a_source_left_out_is_predicted_on_a_network_that_it_did_not_describe() -> None:
+    seen, unseen = (
+        {(cell.source, cell.machine): cell.cluster.runs[0].node.nics for cell in cells}
+        for cells in (CELLS, networks.left_out(DEFAULT_FOLDER))
+    )
+    moved = {source for source, machine in unseen if unseen[source, machine] != seen[source, machine]}
+    assert moved == {source for source, *_ in networks.UNSEEN}
+    alps = unseen["cscs_alps", next(machine for source, machine in unseen if source == "cscs_alps")]
+    assert (alps.kind, alps.latency_s) == ("roce", 4e-6)
