@@ -18,13 +18,14 @@ from typing import Protocol
 
 import numpy as np
 
-from cost_models.basis import KERNELS, SOURCES, Basis
+from cost_models.basis import KERNELS, SOURCES, Basis, Board
 from cost_models.certificate import PROBABILITIES, Certificate, certificate
 from cost_models.cost import StepCost
 from cost_models.errors import InputError
 from cost_models.number import Number
 
 LEVEL, CONFIDENCE = 0.8, 0.95
+DEVICE_MEMORY = "device memory"
 NARROW, OFFLOADED = "step, 8 or 4 bits", "step, in host memory"
 MOST_OFFLOADED = 0.05
 """Share of a step that may be exposed copies to host memory and updates there, before it counts as such a step."""
@@ -44,6 +45,10 @@ class Band:
     middle: float
     high: float
     level: float
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        return self.low, self.high
 
     @property
     def half_width(self) -> float:
@@ -74,7 +79,7 @@ def band_of(basis: Basis, step_s: float, known: Certificate, level: float = LEVE
 
 def memory_band(cost: StepCost, level: float = LEVEL, known: Certificate | None = None) -> Band:
     """Bytes of the fullest GPU that its driver counts as used."""
-    return _band(cost.memory_bytes, (known or certificate()).domain("device memory").quantiles, 1.0, level)
+    return _band(cost.memory_bytes, (known or certificate()).domain(DEVICE_MEMORY).quantiles, 1.0, level)
 
 
 def memory_at(cost: HoldsMemory, confidence: float = CONFIDENCE) -> Number:
@@ -85,14 +90,17 @@ def memory_at(cost: HoldsMemory, confidence: float = CONFIDENCE) -> Number:
 def memory_factor(confidence: float = CONFIDENCE) -> float:
     """`memory_at` over the price's bytes."""
     _check(confidence, "confidence")
-    return math.exp(quantile(certificate().domain("device memory").quantiles, confidence))
+    return math.exp(quantile(certificate().domain(DEVICE_MEMORY).quantiles, confidence))
 
 
-def odds(first: StepCost, second: StepCost) -> float:
-    """Probability that `first` is the faster of two layouts of one question."""
+def odds(first: StepCost, second: StepCost, paid: float = 1.0) -> float:
+    """Probability that `first` is the better of two layouts of one question.
+
+    `paid`: what a second of the second layout costs over one of the first, where GPU-hours count.
+    """
     known = certificate()
     sigma = difference_sigma(_basis(first), _basis(second), known)
-    normal = math.log(second.step_s / first.step_s) / sigma
+    normal = math.log(paid * second.step_s / first.step_s) / sigma
     sure = float(np.interp(abs(normal), known.pairs.normal, PROBABILITIES))
     sure = min(max(sure, 0.5), MOST_SURE)
     return sure if normal >= 0 else 1 - sure
@@ -113,8 +121,16 @@ def difference_sigma(first: Basis, second: Basis, known: Certificate) -> float:
 
 def spreads_of(basis: Basis, known: Certificate) -> dict[str, float]:
     """By source of error."""
-    names = {name: f"{name}, {basis.board}" for name in KERNELS} | _DOMAINS
-    return {name: known.domain(domain).spread for name, domain in names.items()}
+    return {name: known.domain(source_domain(name, basis.board)).spread for name in SOURCES}
+
+
+def source_domain(source: str, board: Board) -> str:
+    """The certificate's domain of a source of error.
+
+    >>> source_domain("products", "scaled"), source_domain("pcie", "scaled")
+    ('products, scaled', 'collectives over PCIe')
+    """
+    return f"{source}, {board}" if source in KERNELS else _DOMAINS[source]
 
 
 def domain_of(basis: Basis) -> str:

@@ -14,6 +14,7 @@ from cost_models.errors import InputError
 from cost_models.framework import OURS, Framework
 from cost_models.hardware.cluster import Cluster
 from cost_models.pricing import price
+from cost_models.room import AS_PRICED, Room
 from cost_models.strategy import Strategy
 from cost_models.workload import Workload
 
@@ -21,7 +22,9 @@ MOST_TOKENS = 2**32
 """Beyond any row that is trained; what fits more than this is refused."""
 
 
-def longest_tokens(cluster: Cluster, workload: Workload, strategy: Strategy, framework: Framework = OURS) -> int:
+def longest_tokens(
+    cluster: Cluster, workload: Workload, strategy: Strategy, framework: Framework = OURS, room: Room = AS_PRICED
+) -> int:
     """Tokens of the longest row that fits; 0 if not even the shortest does. Frames stay, text fills the row.
 
     >>> from cost_models import Cluster, Model, Strategy, Workload
@@ -34,7 +37,7 @@ def longest_tokens(cluster: Cluster, workload: Workload, strategy: Strategy, fra
 
     def fits(tokens: int) -> bool:
         row = replace(workload, context_tokens=tokens, text_tokens=None, lengths=())
-        return price(cluster, row, strategy, framework=framework).fits
+        return room.holds(price(cluster, row, strategy, framework=framework))
 
     return most_tokens(fits, unit, fewest // unit)
 

@@ -38,7 +38,7 @@ def check_plan(
         fixed = options.pins(pins, f"{where}: fixed")
         again = plan_again(
             plan.cluster, plan.workload, fixed=fixed, objective=plan.objective, trust_model=plan.trust_model,
-            profile=profile, on_step=on_step,
+            room=plan.room,            profile=profile, on_step=on_step,
         )  # fmt: skip
     else:
         layout = (plan.cluster, plan.workload, plan.strategy, plan.placement)

@@ -1,6 +1,6 @@
 """Which of the layouts that the model cannot tell apart becomes the plan: what loses least over what is uncertain.
 
-    tied      the best price, and every layout whose order against it is not sure
+    tied      the best price, and every layout whose order against it is not sure by the certificate (`bands.odds`)
     regret    of a layout: the most, over the scenarios, that it takes above the best of the tied ones there
     chosen    regret within ALIKE of the least; of these memory within ROOM of the least; of these the fewest bytes
               between nodes; of these the best price
@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 from msgspec import Struct
 
+from cost_models.bands import odds
 from cost_models.number import Number
 from cost_models.timing.cluster_costs import ClusterCosts
 from cost_models.workload import Workload
@@ -23,10 +24,11 @@ from planner.search.objective import Objective, paid_ranks
 from planner.search.uncertainty import AS_MODELLED, Floats, Scenario, scenarios, seconds_in
 from planner.solve import Choice, Solution
 
-TIED = 0.03
-"""Layouts closer than this in price are not told apart."""
+SURE = 0.8
+"""Odds from which on one layout is told from another: those of the bands on the screen."""
 ALIKE = 0.01
-"""Regrets closer than this are alike: a step that is run twice differs by as much."""
+"""Regrets closer than this are alike: of layouts priced less than 1% apart about as many were measured in either order
+(`pairs.apart` of the certificate)."""
 ROOM = 2**30
 """Bytes per GPU by which two layouts may differ and need the same memory."""
 
@@ -59,16 +61,17 @@ class Ties(Struct, frozen=True, kw_only=True, eq=False):
         return int(min(roomy, key=lambda i: (float(f"{self.between_bytes[i]:.9e}"), i)))
 
 
-def value(one: Choice, objective: Objective) -> float:
-    """Seconds or GPU-hours."""
-    return one.cost.step_s * paid_ranks(objective, one.strategy.ranks)
-
-
-def ties(workload: Workload, costs: ClusterCosts, solution: Solution, objective: Objective) -> Ties:
+def ties(workload: Workload, costs: ClusterCosts, solution: Solution) -> Ties:
     """What a solution with its near layouts leaves open; its best layout alone where the model is sure."""
-    best, *others = solution.near
-    tied = [best, *(one for one in others if value(one, objective) <= value(best, objective) * (1 + TIED))]
-    return weighed(workload, costs, tied, objective) if len(tied) > 1 else only(best)
+    best, *others = solution.candidates
+    tied = [best, *(one for one in others if _odds(best, one, solution.objective) < SURE)]
+    return weighed(workload, costs, tied, solution.objective) if len(tied) > 1 else only(best)
+
+
+def _odds(best: Choice, other: Choice, objective: Objective) -> float:
+    """Probability that `best` is the better one."""
+    paid = paid_ranks(objective, other.strategy.ranks) / paid_ranks(objective, best.strategy.ranks)
+    return odds(best.cost, other.cost, paid)
 
 
 def only(best: Choice) -> Ties:
@@ -84,8 +87,9 @@ def weighed(
     played_s: Sequence[float] | None = None,
 ) -> Ties:
     """Layouts priced in every scenario; `played_s`: what each takes in the simulator."""
-    runs = costs.runs(choices[0].strategy.ranks, choices[0].placement)
-    several = scenarios(costs.kernels(runs), costs.links(runs))
+    runs, basis = costs.runs(choices[0].strategy.ranks, choices[0].placement), choices[0].cost.basis
+    assert basis is not None
+    several = scenarios(basis.board, costs.links(runs))
     seconds = seconds_in(workload, costs, [(one.strategy, one.placement) for one in choices], several)
     factor = np.array([paid_ranks(objective, one.strategy.ranks) for one in choices])
     if played_s is not None:

@@ -133,10 +133,11 @@ def _plan(given: dict[str, Any]) -> None:
             from planner.reverse.longest import longest_context
 
             progress.show("searching the longest row")
-            asked = replace(asked, workload=longest_context(asked.cluster, asked.workload, fixed, asked.profile))
+            most = longest_context(asked.cluster, asked.workload, fixed, asked.profile, asked.room)
+            asked = replace(asked, workload=most)
         found = plan(
             asked.cluster, asked.workload, fixed=fixed, objective=objective, trust_model=given["trust_model"],
-            profile=asked.profile, time_limit_s=limit_s, on_step=progress.show,
+            room=asked.room,            profile=asked.profile, time_limit_s=limit_s, on_step=progress.show,
         )  # fmt: skip
     if output is not None:
         found.save(output)
@@ -182,11 +183,11 @@ def price(strategy: str, longest: bool, name: str, certified: str | None, as_jso
     cost = price_layout(asked.cluster, asked.workload, layout, profile=asked.profile, framework=framework)
     if as_json:
         found = {} if most is None else {"longest_tokens": most}
-        click.echo(json.dumps({"framework": framework.name, **found, **report.cost_dict(cost, known)}, indent=1))
+        click.echo(json.dumps({"framework": framework.name, **found, **report.cost_dict(cost, asked.room, known)}, indent=1))
         return
     report.show([asked.workload.describe(), report.cluster_line(asked.cluster), layout.describe()])
     report.show(report.framework_lines(framework, layout))
-    report.show(report.cost_lines(cost, simulated=None, longest=most, known=known))
+    report.show(report.cost_lines(cost, simulated=None, longest=most, room=asked.room, known=known))
     report.show(report.dummy_lines(cost, asked.workload))
     report.show(report.explanation(cost))
 

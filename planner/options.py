@@ -19,8 +19,9 @@ from cost_models.framework import OURS, Framework
 from cost_models.hardware.cluster import MAX_GPUS, Cluster
 from cost_models.models.model import Model
 from cost_models.profile import Profile
+from cost_models.room import LEAST, MOST, Room
 from cost_models.strategy import PINS, RECOMPUTES, LayerRange, Strategy
-from cost_models.units import parse_tokens, show_bytes
+from cost_models.units import parse_bytes, parse_tokens, show_bytes
 from cost_models.workload import Precision, Workload
 
 if TYPE_CHECKING:
@@ -60,6 +61,10 @@ _OPTIONS = (
                  help="Also trained, in full: embeddings,norms (LongVILA's context extension has both)."),
     click.option("--precision", default=None, metavar="bf16|fp16|fp32",
                  help="Weights and activations (default bf16 over fp32 masters; fp16 before Ampere, fp32 on a CPU)."),
+    click.option("--confidence", default=None, metavar="P",
+                 help="A layout fits if its memory does with this probability, 0.5 to 0.999 [default: 0.95]."),
+    click.option("--headroom", default=None, metavar="BYTES",
+                 help="In place of --confidence: it fits if so much of the memory stays free, such as 2GiB."),
     click.option("--profile", "profile", default=None, metavar="FILE",
                  help="profile.json that `executor profile` measured; replaces the built-in curves."),
 )  # fmt: skip
@@ -80,6 +85,8 @@ NAMES = (
     "lora_rank",
     "lora_beside",
     "precision",
+    "confidence",
+    "headroom",
     "profile",
 )
 """What `question` reads."""
@@ -114,6 +121,7 @@ class Question:
     cluster: Cluster
     workload: Workload
     profile: Profile | None
+    room: Room
 
 
 def question(given: Mapping[str, Any], any_length: bool = False) -> Question:
@@ -145,7 +153,29 @@ def question(given: Mapping[str, Any], any_length: bool = False) -> Question:
         cluster=cluster,
         workload=workload,
         profile=Profile.load(given["profile"]) if given["profile"] else None,
+        room=room(given.get("confidence"), given.get("headroom")),
     )
+
+
+def room(confidence: str | None, headroom: str | None) -> Room:
+    """What counts as fitting.
+
+    >>> room("0.99", None).confidence, room(None, "2GiB").headroom_bytes
+    (0.99, 2147483648)
+    """
+    if headroom is not None:
+        if confidence is not None:
+            raise InputError(f"--headroom {headroom!r} with --confidence {confidence!r}: give one of them")
+        return Room(headroom_bytes=parse_bytes(headroom, "--headroom"))
+    if confidence is None:
+        return Room()
+    try:
+        value = float(confidence)
+    except ValueError:
+        value = math.nan
+    if not LEAST <= value <= MOST:
+        raise InputError(f"--confidence {confidence!r}; legal: {LEAST} to {MOST}")
+    return Room(confidence=value)
 
 
 def of_frame_pixels(model: Model, text: str) -> Model:
@@ -180,7 +210,7 @@ def longest_row(asked: Question, strategy: Strategy, framework: Framework = OURS
     from cost_models.longest import longest_tokens, shortest_tokens
     from cost_models.pricing import price
 
-    most = longest_tokens(asked.cluster, asked.workload, strategy, framework)
+    most = longest_tokens(asked.cluster, asked.workload, strategy, framework, asked.room)
     if not most:
         least = shortest_tokens(asked.workload, strategy)
         cost = price(asked.cluster, of_length(asked, least).workload, strategy, framework=framework)

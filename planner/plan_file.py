@@ -20,12 +20,14 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from cost_models import strict
+from cost_models.bands import memory_band, step_band
 from cost_models.basis import Basis
 from cost_models.cost import Memory as StepMemory
 from cost_models.cost import StepCost
 from cost_models.errors import InputError
 from cost_models.hardware.cluster import MAX_GPUS, Cluster
 from cost_models.hardware.placement import Placement
+from cost_models.room import Room, sureness
 from cost_models.strategy import LISTED_AXES, Strategy, rank_groups
 from cost_models.workload import Workload
 from planner.files import write_whole
@@ -87,6 +89,18 @@ class Plan:
     profile_digest: str | None = None
     fixed: Mapping[str, str] | None = None  # what the user pinned
     trust_model: bool = False  # what is tied with the best price does not count
+    room: Room = field(default_factory=Room)  # what counts as fitting
+
+    @property
+    def bands(self) -> dict[str, Any]:
+        """What 80% of steps are expected to take and hold, and how sure it is that they fit."""
+        step, memory = step_band(self.cost), memory_band(self.cost)
+        return {
+            "level": step.level,
+            "step_s": [step.low, step.high],
+            "memory_bytes": [memory.low, memory.high],
+            "fits_at": sureness(self.cost.memory_bytes, self.cost.capacity_bytes),
+        }
 
     @cached_property
     def groups(self) -> dict[str, NDArray[np.int64]]:
@@ -109,12 +123,14 @@ class Plan:
             "objective": self.objective,
             "fixed": dict(sorted((self.fixed or {}).items())),
             "trust_model": self.trust_model,
+            "room": strict.plain(self.room),
             "profile": self.profile_digest,
             "cluster": {"digest": self.cluster.digest, **self.cluster.to_dict()},
             "workload": strict.plain(self.workload),
             "strategy": strict.plain(self.strategy),
             "memory": {"capacity_bytes": cost.capacity_bytes, "parts": dict(cost.memory)},
             "priced": {"step_s": cost.step_s, **_rest(cost)},
+            "bands": self.bands,
             "simulated": strict.plain(self.simulated),
             "chosen_by": self.chosen_by,
             "regret": strict.plain(self.regret),
@@ -148,7 +164,8 @@ _PRICED = ("seconds", "hidden_s", "sent_bytes", "model_flops", "executed_flops",
            "basis")  # fmt: skip
 
 _KEPT = ("workload", "simulated", "objective", "chosen_by", "regret", "alternatives", "searched",
-         "bound", "gap", "reproducible", "fixed", "trust_model")  # fmt: skip
+         "bound", "gap", "reproducible", "fixed", "trust_model",
+         "room")  # fmt: skip
 
 
 def _rest(cost: StepCost) -> dict[str, Any]:
@@ -181,6 +198,14 @@ class Priced:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Bands:
+    level: float
+    step_s: tuple[Least, Least]
+    memory_bytes: tuple[Least, Least]
+    fits_at: Annotated[float, Meta(ge=0, le=1)]  # probability that the memory fits
+
+
+@dataclass(frozen=True, kw_only=True)
 class PlanFile:
     """What plan.json holds, key by key."""
 
@@ -188,12 +213,14 @@ class PlanFile:
     objective: Objective
     fixed: Mapping[str, str]
     trust_model: bool
+    room: Room
     profile: str | None
     cluster: Mapping[str, Any]  # its digest, and what `Cluster.from_dict` reads
     workload: Workload
     strategy: Strategy
     memory: Memory
     priced: Priced
+    bands: Bands
     simulated: Simulated
     chosen_by: ChosenBy
     regret: Regret | None

@@ -19,9 +19,10 @@ from msgspec import Struct
 
 from cost_models.hardware.cluster import Cluster
 from cost_models.profile import Profile
+from cost_models.room import DEFAULT_ROOM, Room
 from cost_models.timing.cluster_costs import ClusterCosts, cluster_costs
 from cost_models.workload import Workload
-from planner.choosing import ALIKE, Ties, only, ties, value, weighed
+from planner.choosing import ALIKE, Ties, only, ties, weighed
 from planner.kinds import by_kind
 from planner.plan_file import Alternative, ChosenBy, Plan, Regret, Simulated
 from planner.search.objective import Objective, paid_ranks, value_of
@@ -42,6 +43,7 @@ def plan(
     *,
     fixed: Mapping[str, object] | None = None,
     objective: Objective = "time",
+    room: Room = DEFAULT_ROOM,
     trust_model: bool = False,
     profile: Profile | None = None,
     time_limit_s: float | None = None,
@@ -49,16 +51,17 @@ def plan(
 ) -> Plan:
     """The plan, with a proven bound; NothingFits (an InputError) says what would fit instead.
 
-    `trust_model`: the best price, whatever is tied with it. At the time limit the search stops and the best layout so
-    far is simulated alone; `reproducible` is then false.
+    `room`: what counts as fitting. `trust_model`: the best price, whatever is tied with it. At the time limit the
+    search stops and the best layout so far is simulated alone; `reproducible` is then false.
     """
     began_s = time.monotonic()
     asked, cluster = cluster, by_kind(cluster)
     on_step("; ".join(["searching layouts", *cluster.notes[len(asked.notes) :]]))
     doubted = objective != "memory" and not trust_model
     solution = solve(
-        cluster, workload, fixed=fixed, objective=objective, profile=profile, near=doubted, time_limit_s=time_limit_s
-    )
+        cluster, workload, fixed=fixed, objective=objective, profile=profile, room=room, near=doubted,
+        time_limit_s=time_limit_s,
+    )  # fmt: skip
     late = time_limit_s is not None and time.monotonic() - began_s > time_limit_s
 
     def play(choice: Choice) -> Simulation:
@@ -78,13 +81,14 @@ def plan(
         objective=objective,
         chosen_by=chosen.by,
         regret=chosen.regret,
-        alternatives=tuple(_alternatives(solution, chosen, objective)),
+        alternatives=tuple(_alternatives(solution, chosen, objective, room)),
         searched=searched(Space(cluster=cluster, workload=workload, pins=dict(fixed or {})), choice.strategy),
         bound=solution.bound,
         gap=max(0.0, 1 - solution.bound / value_of(objective, choice.cost)),
         reproducible=solution.reproducible and not late,
         profile_digest=profile.digest if profile else None,
         trust_model=trust_model,
+        room=room,
         fixed={name: "none" if value is None else str(value) for name, value in (fixed or {}).items()},
     )
 
@@ -122,24 +126,22 @@ def _chosen(
     once: bool,
 ) -> _Chosen:
     """`doubted`: ties count; `once`: simulate no second layout."""
-    open_ = ties(workload, costs, solution, objective) if doubted else only(solution.best[0])
+    open_ = ties(workload, costs, solution) if doubted else only(solution.best[0])
     first = open_.tied[open_.pick()]
     by: ChosenBy = "regret" if len(open_.tied) > 1 else "model"
     played = [(first, play(first))]
-    limit = played[0][1].step_s * paid_ranks(objective, first.strategy.ranks) / (1 + ALIKE)
-    pool = {id(one): one for one in (*solution.near, *solution.best)}.values()
-    rivals = [one for one in pool if one is not first and value(one, objective) < limit]
+    limit = value_of(objective, first.cost) * played[0][1].step_s / first.cost.step_s / (1 + ALIKE)
+    rivals = [one for one in solution.candidates if one is not first and value_of(objective, one.cost) < limit]
     if once or not rivals:
         return _Chosen(choice=first, by=by, ties=open_, played=played)
-    rivals.sort(key=lambda one: value(one, objective))
     played += [(one, play(one)) for one in rivals[: SIMULATED - 1]]
-    played.sort(key=lambda one: value(one[0], objective))
+    played.sort(key=lambda one: value_of(objective, one[0].cost))
     again = weighed(workload, costs, [one for one, _ in played], objective, [found.step_s for _, found in played])
     last = again.tied[again.pick()]
     return _Chosen(choice=last, by=by if last is first else "simulator", ties=open_, played=played)
 
 
-def _alternatives(solution: Solution, chosen: _Chosen, objective: Objective) -> list[Alternative]:
+def _alternatives(solution: Solution, chosen: _Chosen, objective: Objective, room: Room) -> list[Alternative]:
     """The tied layouts, then the best of other degrees, then what people would try by hand."""
     mine = chosen.choice
     own = paid_ranks(objective, mine.strategy.ranks) * chosen.simulation.step_s
@@ -151,7 +153,7 @@ def _alternatives(solution: Solution, chosen: _Chosen, objective: Objective) -> 
             why = tied_reason(one.cost, mine.cost, objective, regret)
         else:
             paid = paid_ranks(objective, one.strategy.ranks)
-            why = reason(one.cost, mine.cost, objective, None if step_s is None else (step_s * paid, own))
+            why = reason(one.cost, mine.cost, objective, None if step_s is None else (step_s * paid, own), room)
         found.append(
             Alternative(
                 strategy=one.strategy,

@@ -20,6 +20,7 @@ from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.placement import Placement
 from cost_models.hardware.wiring import Wiring
 from cost_models.number import distinct
+from cost_models.room import DEFAULT_ROOM, Room, sureness
 from cost_models.strategy import Strategy, rank_groups
 from cost_models.units import show_bytes, show_rate, show_seconds
 from cost_models.workload import Workload
@@ -27,7 +28,7 @@ from planner.search.objective import show_value, value_of
 from planner.searched import held_words, varied_words
 
 if TYPE_CHECKING:
-    from planner.plan_file import Alternative, Plan, Simulated
+    from planner.plan_file import Alternative, Plan, Regret, Simulated
     from planner.simulator.simulation import Simulation
 
 
@@ -54,7 +55,7 @@ def plan_lines(plan: Plan, explain: bool = False) -> list[str]:
         f"          {placement_line(plan.cluster, plan.strategy, plan.placement)}",
         *hosts_lines(plan.cluster, plan.placement),
         f"          {layers_line(plan.strategy, plan.workload.model.layers)}",
-        *cost_lines(plan.cost, plan.simulated),
+        *cost_lines(plan.cost, plan.simulated, room=plan.room),
         *dummy_lines(plan.cost, plan.workload),
         "",
         *_alternatives(plan, everything=explain),
@@ -126,13 +127,16 @@ def framework_lines(framework: Framework, strategy: Strategy) -> list[str]:
 
 
 def cost_lines(
-    cost: StepCost, simulated: Simulated | None, longest: int | None = None, known: Certificate | None = None
+    cost: StepCost,
+    simulated: Simulated | None,
+    longest: int | None = None,
+    room: Room = DEFAULT_ROOM,
+    known: Certificate | None = None,
 ) -> list[str]:
     """Time and memory, each with its parts; the longest row that fits, where it was asked for."""
     played = f", simulated {show_seconds(simulated.step_s, 4)}" if simulated else ""
     rate = f"{cost.tokens_per_s_per_gpu:,.0f} tokens/s/GPU"
     mfu = f"MFU {cost.mfu:.1%} (6 × weights + causal attention, no recompute, over the dense peak)"
-    over = "" if cost.memory_bytes <= cost.capacity_bytes else "  DOES NOT FIT"
     seconds = {
         PARTS[name].words: value for name, value in cost.seconds.items() if value > 0 or name in ("compute", "ring")
     }
@@ -147,11 +151,20 @@ def cost_lines(
     return [
         _title("Step      ") + f"{step} priced{played} · {rate} · {mfu}",
         *_wrap([f"{name} {show_seconds(value)}" for name, value in seconds.items()]),
-        _title("Memory    ") + f"{used} of {show_bytes(cost.capacity_bytes)} per GPU{over}",
+        _title("Memory    ") + f"{used} of {show_bytes(cost.capacity_bytes)} per GPU; {fit_words(cost, room)}",
         *_wrap([f"{name} {show_bytes(value)}" for name, value in memory.items()]),
         *_host_lines(cost),
         *most,
     ]
+
+
+def fit_words(cost: StepCost, room: Room) -> str:
+    """How sure it is that a step fits, and what it leaves free if memory is as priced."""
+    free = cost.capacity_bytes - cost.memory_bytes
+    if free < 0:
+        return f"DOES NOT FIT: {show_bytes(-free)} too many"
+    asked = "" if room.holds(cost) else f", LESS THAN the {room.words} asked for"
+    return f"fits at {sureness(cost.memory_bytes, cost.capacity_bytes):.0%}: {show_bytes(free)} free as priced{asked}"
 
 
 def _host_lines(cost: StepCost) -> list[str]:
@@ -227,13 +240,18 @@ def choice_words(plan: Plan) -> list[str]:
     by = "regret" if plan.chosen_by == "regret" else f"the {plan.chosen_by}"
     if regret is None:
         return [f"Chosen by {by}"]
-    said = [(f"Chosen by {by}: of {regret.tied} tied layouts this one loses at most {regret.most:.1%}, "
-            f"with {regret.scenario}")]  # fmt: skip
+    said = [f"Chosen by {by}: of {regret.tied} tied layouts this one {_loses(regret)}"]
     if best is not None:
         share = value_of(plan.objective, plan.cost) / _value(plan, best) - 1
         more = "fewer GPU-hours" if plan.objective == "gpu-hours" else "faster"
         said.append(f"{best.strategy.describe()} is {share:.1%} {more} if all is as modelled")
     return said
+
+
+def _loses(regret: Regret) -> str:
+    if not regret.most:
+        return "is the best whatever is slower or faster"
+    return f"loses at most {regret.most:.1%}, with {regret.scenario}"
 
 
 def _sentence(clauses: list[str]) -> list[str]:
@@ -320,8 +338,9 @@ def simulation_dict(found: Simulation) -> dict[str, Any]:
     return {"step_s": found.step_s, "seconds": dict(found.seconds), "busiest_links": links, "memory": memory}
 
 
-def cost_dict(cost: StepCost, known: Certificate | None = None) -> Mapping[str, Any]:
-    derived = {"step_s": cost.step_s, "memory_bytes": cost.memory_bytes, "fits": cost.fits, "mfu": cost.mfu}
+def cost_dict(cost: StepCost, room: Room, known: Certificate | None = None) -> Mapping[str, Any]:
+    derived = {"step_s": cost.step_s, "memory_bytes": cost.memory_bytes, "fits": room.holds(cost), "mfu": cost.mfu}
+    derived["fits_at"] = sureness(cost.memory_bytes, cost.capacity_bytes)
     bands = {
         "step_band_s": strict.plain(step_band(cost, known=known)),
         "memory_band_bytes": strict.plain(memory_band(cost, known=known)),

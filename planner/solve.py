@@ -21,6 +21,7 @@ from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.placement import Placement
 from cost_models.pricing import price
 from cost_models.profile import Profile
+from cost_models.room import DEFAULT_ROOM, Room
 from cost_models.strategy import Strategy
 from cost_models.timing.cluster_costs import cluster_costs
 from cost_models.workload import Workload
@@ -50,6 +51,7 @@ class Choice(Struct, frozen=True, kw_only=True):
 
 
 class Solution(Struct, frozen=True, kw_only=True):
+    objective: Objective
     best: tuple[Choice, ...]  # different degrees, best first, each with its optimal recompute mix and placement
     near: tuple[Choice, ...]  # the best and what is priced within NEAR of it, also with its degrees, best first
     lost: tuple[Choice, ...]  # what people would try by hand, also where it does not fit
@@ -58,6 +60,12 @@ class Solution(Struct, frozen=True, kw_only=True):
     reproducible: bool  # false if a time limit cut the search or the program short
     considered: int
     pruned: int
+
+    @property
+    def candidates(self) -> list[Choice]:
+        """Everything here that fits, the best prices first."""
+        every = {id(one): one for one in (*self.near, *self.best)}.values()
+        return sorted(every, key=lambda one: value_of(self.objective, one.cost))
 
 
 def solve(
@@ -68,6 +76,7 @@ def solve(
     objective: Objective = "time",
     profile: Profile | None = None,
     keep: int = 5,
+    room: Room = DEFAULT_ROOM,
     near: bool = False,
     time_limit_s: float | None = None,
 ) -> Solution:
@@ -85,7 +94,7 @@ def solve(
     """
     deadline = None if time_limit_s is None else time.monotonic() + time_limit_s
     check_plannable(workload.model)
-    space = Space(cluster=cluster, workload=workload, pins=dict(fixed or {}))
+    space = Space(cluster=cluster, workload=workload, pins=dict(fixed or {}), room=room)
     costs = cluster_costs(cluster, profile)
     result = Search(space, objective, costs, deadline).run(runners=keep + 1, near=near)
     if not np.isfinite(result.incumbent):
@@ -103,13 +112,14 @@ def solve(
     known = {one: priced(*one) for one in picked}
     best = list(known.values())
     value = value_of(objective, best[0].cost)
-    _agree(value, answer.value, best[0])
+    _agree(value, answer.value, best[0], room)
     lost = []
     for strategy in notable(space, best[0].strategy, [choice.strategy for choice in best]):
         placement = Placement.in_order(cluster, strategy.ranks)
         cost = price(cluster, workload, strategy, placement, profile)
         lost.append(Choice(strategy=strategy, placement=placement, cost=cost))
     return Solution(
+        objective=objective,
         best=tuple(best),
         near=(best[0], *(known.get(one) or priced(*one) for one in program.near(column) if near)),
         lost=tuple(lost),
@@ -226,8 +236,8 @@ def _digits(value: Any) -> float:
     return float(f"{value:.11e}")
 
 
-def _agree(priced: float, programmed: float, choice: Choice) -> None:
-    if abs(priced - programmed) > AGREES * abs(priced) + 16 * (programmed > 1e6) or not choice.cost.fits:
+def _agree(priced: float, programmed: float, choice: Choice, room: Room) -> None:
+    if abs(priced - programmed) > AGREES * abs(priced) + 16 * (programmed > 1e6) or not room.holds(choice.cost):
         raise AssertionError(
             f"the program says {programmed!r} and the price {priced!r} for {choice.strategy.describe()}"
         )

@@ -64,9 +64,13 @@ def finish(given: Mapping[str, Any], on_step: Callable[[str], None]) -> None:
         raise InputError("--gpus is what --finish asks for; leave it out")
     dollars = positive(given["dollars"], "--price-per-gpu-hour") if given["dollars"] else None
     names = [name.strip() for name in given["cluster"].split(",")]
-    workload = options.question({**given, "cluster": names[0], "gpus": "1"}).workload
+    asked = options.question({**given, "cluster": names[0], "gpus": "1"})
+    workload = asked.workload
     pins = options.pins(given["fix"])
-    found = [fewest(name, workload, goal, fixed=pins, dollars_per_gpu_hour=dollars, on_step=on_step) for name in names]
+    found = [
+        fewest(name, workload, goal, fixed=pins, dollars_per_gpu_hour=dollars, room=asked.room, on_step=on_step)
+        for name in names
+    ]
     found.sort(key=lambda one: (bool(one.problem), one.dollars or one.gpu_hours, one.gpus))
     if given["as_json"]:
         click.echo(json.dumps([asdict(one) for one in found], indent=1))
@@ -165,7 +169,7 @@ def rate_of(cluster: Cluster, workload: Workload, asked: options.Question, fixed
     from planner.solve import NothingFits, solve
 
     try:
-        cost = solve(cluster, workload, fixed=fixed, profile=asked.profile, keep=1).best[0].cost
+        cost = solve(cluster, workload, fixed=fixed, profile=asked.profile, room=asked.room, keep=1).best[0].cost
     except NothingFits:
         return 0.0
     return cost.tokens / cost.step_s

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from cost_models.errors import InputError
 from cost_models.hardware.cluster import Cluster
+from cost_models.room import DEFAULT_ROOM, Room
 from cost_models.workload import Workload
 from planner.solve import Choice, NothingFits, solve
 
@@ -77,6 +78,7 @@ def fewest(
     *,
     fixed: Mapping[str, object] | None = None,
     dollars_per_gpu_hour: float | None = None,
+    room: Room = DEFAULT_ROOM,
     on_step: Callable[[str], None] = lambda what: None,
 ) -> Fewest:
     """The smallest number of nodes of preset `name` on which the goal is reached."""
@@ -86,7 +88,8 @@ def fewest(
         if nodes not in known:
             on_step(f"{name}: {nodes} nodes")
             try:
-                known[nodes] = solve(Cluster.load(name, nodes=nodes), workload, fixed=fixed, keep=1).best[0]
+                here = Cluster.load(name, nodes=nodes)
+                known[nodes] = solve(here, workload, fixed=fixed, room=room, keep=1).best[0]
             except NothingFits:
                 known[nodes] = None
         return known[nodes]

@@ -14,6 +14,7 @@ from cost_models.errors import InputError
 from cost_models.hardware.cluster import Cluster
 from cost_models.longest import most_tokens
 from cost_models.profile import Profile
+from cost_models.room import DEFAULT_ROOM, Room
 from cost_models.workload import Workload
 from planner.solve import NothingFits, solve
 
@@ -21,7 +22,11 @@ STEP_TOKENS = 1024
 
 
 def longest_context(
-    cluster: Cluster, workload: Workload, fixed: Mapping[str, object] | None = None, profile: Profile | None = None
+    cluster: Cluster,
+    workload: Workload,
+    fixed: Mapping[str, object] | None = None,
+    profile: Profile | None = None,
+    room: Room = DEFAULT_ROOM,
 ) -> Workload:
     """The workload at its longest row; an InputError where not even the shortest row fits."""
 
@@ -30,7 +35,7 @@ def longest_context(
 
     def fits(tokens: int) -> bool:
         try:
-            solve(cluster, of(tokens), fixed=fixed, objective="memory", profile=profile, keep=1)
+            solve(cluster, of(tokens), fixed=fixed, objective="memory", profile=profile, room=room, keep=1)
         except NothingFits:
             return False
         return True

@@ -97,11 +97,11 @@ class Tree:
         return self.space.base.tensor * self.space.base.pipeline
 
     @cached_property
-    def capacities(self) -> list[tuple[int, int]]:
-        """(GPUs with at least this memory, bytes), most memory first."""
-        gpus: dict[int, int] = {}
+    def capacities(self) -> list[tuple[int, float]]:
+        """(GPUs with at least this room, bytes), most room first."""
+        gpus: dict[float, int] = {}
         for run in self.space.cluster.runs:
-            memory = run.node.device.allocatable_bytes
+            memory = self.space.room.limit_bytes(run.node.device.allocatable_bytes)
             gpus[memory] = gpus.get(memory, 0) + run.count * run.node.gpus
         sizes = sorted(gpus, reverse=True)
         return [(sum(gpus[other] for other in sizes if other >= size), size) for size in sizes]

@@ -122,7 +122,9 @@ class Pricer:
             strategies=strategies,
             placements=tuple(placement for one in several for placement in one.placements),
             prices=prices,
-            capacity_bytes=np.full(len(strategies), float(min(device.allocatable_bytes for device in devices))),
+            capacity_bytes=np.full(
+                len(strategies), self.space.room.limit_bytes(min(device.allocatable_bytes for device in devices))
+            ),
             crossing=crossing_load(axes),
             complete=frozenset(),
         )

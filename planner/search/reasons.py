@@ -13,16 +13,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from cost_models.cost import PARTS, StepCost
+from cost_models.room import AS_PRICED, Room
 from cost_models.strategy import LayerRange, Strategy
 from cost_models.units import show_bytes, show_seconds
 from planner.search.objective import Objective, value_of
 from planner.search.space import Space, divisors
 
 
-def reason(cost: StepCost, best: StepCost, objective: Objective, simulated: tuple[float, float] | None = None) -> str:
+def reason(
+    cost: StepCost,
+    best: StepCost,
+    objective: Objective,
+    simulated: tuple[float, float] | None = None,
+    room: Room = AS_PRICED,
+) -> str:
     """Why a layout with `cost` lost to the best one; `simulated`: the objective's value of both in the simulator."""
-    if not cost.fits:
-        return f"needs {show_bytes(cost.memory_bytes)} of {show_bytes(cost.capacity_bytes)}"
+    if not room.holds(cost):
+        return f"needs {show_bytes(cost.memory_bytes)} of {show_bytes(room.limit_bytes(cost.capacity_bytes))}"
     value, least = value_of(objective, cost), value_of(objective, best)
     if value < least and simulated is not None:
         return f"priced better, but simulated {simulated[0] / simulated[1] - 1:.1%} worse"
@@ -50,7 +57,7 @@ def tied_reason(cost: StepCost, chosen: StepCost, objective: Objective, regret: 
     if objective == "gpu-hours":
         words = words.replace("faster", "fewer GPU-hours").replace("slower", "more GPU-hours")
     more = cost.memory_bytes - chosen.memory_bytes
-    return f"{words}, {show_bytes(more)} more memory" if more >= 2**28 else words
+    return f"{words}, {show_bytes(more)} more memory" if more >= 2**30 else words
 
 
 def notable(space: Space, best: Strategy, shown: Sequence[Strategy]) -> Iterator[Strategy]:

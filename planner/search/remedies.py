@@ -24,6 +24,7 @@ from cost_models.memory import peaks
 from cost_models.memory.components import components
 from cost_models.memory.host import rank_host_bytes
 from cost_models.memory.peaks import kept_bytes
+from cost_models.room import LEAST, sureness
 from cost_models.strategy import LayerRange
 from cost_models.timing.cluster_costs import costs_of
 from cost_models.units import show_bytes, show_tokens
@@ -47,10 +48,13 @@ class NothingFits(InputError):
     @cached_property
     def problem(self) -> str:
         """What is wrong, with the least bytes that any layout needs."""
-        least, room = _least(self._space, self._samples)
+        least, room = least_bytes(self._space, self._samples)
         workload, gpus = self._space.workload, self._space.cluster.gpus
         pinned = ", ".join(f"{name}={value}" for name, value in self._space.pins.items())
+        whole = largest_gpu_bytes(self._space)
+        limit = "" if room == whole else f" ({show_bytes(whole)} with {self._space.room.words})"
         words = f"nothing fits: {workload.describe()} needs at least {show_bytes(least)} per GPU of {show_bytes(room)}"
+        words += limit
         return words + f" on {gpus} GPUs" + (f" with {pinned}" if pinned else "")
 
     @cached_property
@@ -66,9 +70,13 @@ class NothingFits(InputError):
 
 
 def _tried(space: Space, samples: tuple[Sample, ...]) -> Iterator[str]:
+    least, _ = least_bytes(space, samples)
+    sure = math.floor(100 * sureness(least, largest_gpu_bytes(space))) / 100
+    if LEAST <= sure < space.room.confidence and space.room.headroom_bytes is None:
+        yield f"it fits with {sure:.0%} confidence: {show_bytes(least)} (`--confidence {sure:g}`)"
     for name in space.pins:
         looser = structs.replace(space, pins={pin: value for pin, value in space.pins.items() if pin != name})
-        least, room = _least(looser, samples)
+        least, room = least_bytes(looser, samples)
         if least <= room:
             yield f"without {name}={space.pins[name]} it fits: {show_bytes(least)}"
     for axis in ("tensor", "pipeline"):
@@ -102,7 +110,7 @@ def _degree(space: Space, samples: tuple[Sample, ...], axis: str) -> tuple[int, 
     legal, most = (model.heads, space.domain_gpus) if axis == "tensor" else (model.layers, space.cluster.gpus)
     for degree in (d for d in divisors(legal) if 1 < d <= most):
         try:
-            least, room = _least(structs.replace(space, pins={**space.pins, axis: degree}), samples)
+            least, room = least_bytes(structs.replace(space, pins={**space.pins, axis: degree}), samples)
         except InputError:
             continue
         if least <= room:
@@ -110,12 +118,17 @@ def _degree(space: Space, samples: tuple[Sample, ...], axis: str) -> tuple[int, 
     return None
 
 
-def _least(space: Space, samples: tuple[Sample, ...]) -> tuple[float, float]:
-    """(least memory of any layout, memory of the largest GPU), bytes; the least that fits if any does."""
+def least_bytes(space: Space, samples: tuple[Sample, ...]) -> tuple[float, float]:
+    """(least memory of any layout, room on the largest GPU), bytes; the least that fits if any does."""
     _, single = _listed(space, samples)
-    room = float(max(run.node.device.allocatable_bytes for run in space.cluster.runs))
+    room = space.room.limit_bytes(largest_gpu_bytes(space))
     fitting = single.bound.min(initial=np.inf)
     return (float(fitting), room) if np.isfinite(fitting) else (float(single.least_bytes.min(initial=np.inf)), room)
+
+
+def largest_gpu_bytes(space: Space) -> int:
+    """Bytes that the driver hands out on the largest GPU."""
+    return max(run.node.device.allocatable_bytes for run in space.cluster.runs)
 
 
 def _listed(space: Space, samples: tuple[Sample, ...]) -> tuple[Tree, Branches]:
@@ -180,7 +193,7 @@ def _offloaded(space: Space, samples: tuple[Sample, ...]) -> tuple[float, float,
     kept = kept_bytes(shape, part) * layers
     parts = components(shape, kept, peaks.peak(shape, [part]), device)
     used = np.where(np.isfinite(single.least_bytes), sum(parts.values()), np.inf)
-    if used.min(initial=np.inf) > max(run.node.device.allocatable_bytes for run in space.cluster.runs):
+    if used.min(initial=np.inf) > space.room.limit_bytes(largest_gpu_bytes(space)):
         return None
     nodes = [run.node for run in space.cluster.runs if run.node.gpus and run.node.host_memory_bytes]
     share = min((node.host_memory_bytes / node.gpus for node in nodes), default=math.inf)

@@ -24,6 +24,7 @@ from cost_models.hardware.cluster import Cluster
 from cost_models.layer.recompute import POLICIES
 from cost_models.layer.stages import is_mixed
 from cost_models.models.model import Model
+from cost_models.room import DEFAULT_ROOM, Room
 from cost_models.strategy import PINS, RECOMPUTES, Recompute, Strategy
 from cost_models.workload import Workload
 
@@ -48,6 +49,7 @@ class Space(Struct, frozen=True, kw_only=True, dict=True):
     cluster: Cluster
     workload: Workload
     pins: Mapping[str, Any]
+    room: Room = DEFAULT_ROOM
 
     def __post_init__(self) -> None:
         for name in self.pins:

@@ -13,6 +13,7 @@ changes.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -21,6 +22,9 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
+from cost_models.bands import quantile, source_domain
+from cost_models.basis import KERNELS, Board
+from cost_models.certificate import certificate
 from cost_models.hardware.placement import Placement
 from cost_models.models.model import LayerKind
 from cost_models.number import Number, distinct
@@ -37,15 +41,11 @@ NETWORK = 0.3
 """Share by which the network may reach less or more: other jobs, routing, what NCCL makes of the fabric. Estimate."""
 STRAGGLER = 0.1
 """Share of its speed that a slow node lacks; from there on a job counts as straggling in arXiv 2505.05713."""
-BANDS = {False: 0.05, True: 0.15}
-"""Half-width of the band of a kernel or link by whether it is an estimate."""
 _BUSES = ("bus_all_to_all_s_per_byte", "bus_send_s_per_byte", "bus_gather_s_per_byte")
 _NETWORK = ("all_to_all_s_per_byte", "send_s_per_byte", "gather_s_per_byte", "all_reduce_s_per_byte")
-_OPS = {
-    "attention": ("attention_forward", "attention_backward"),
-    "products": ("gemm",),
-    "norms and merges": ("memory_bound",),
-}
+_WORDS = ("attention", "products", "norms and merges")
+_ENDS = ("slower", 0.9), ("faster", 0.1)
+"""Ends of the 80% bands, as quantiles of ln(measured / predicted)."""
 Floats = NDArray[np.float64]
 
 
@@ -55,28 +55,38 @@ class Scenario(Struct, frozen=True, kw_only=True):
     words: str
     network: float = 1.0
     inside: float = 1.0
-    kernels: tuple[float, ...] = (1.0,) * len(_OPS)  # in the order of `_OPS`
+    kernels: tuple[float, ...] = (1.0,) * len(KERNELS)  # in the order of `KERNELS`
     node: float = 1.0
 
 
 AS_MODELLED = Scenario(words="all as modelled")
 
 
-def scenarios(kernels: Kernels, inside: Collectives) -> tuple[Scenario, ...]:
+def scenarios(board: Board, inside: Collectives) -> tuple[Scenario, ...]:
     """As modelled first, then one cause at a time."""
     found = [AS_MODELLED]
     for word, rate in (("slower", 1 - NETWORK), ("faster", 1 + NETWORK)):
         found.append(Scenario(words=f"network {NETWORK:.0%} {word}", network=1 / rate))
-    link = BANDS[inside.is_estimate("all_to_all")]
-    for word, factor in (("slower", 1 + link), ("faster", 1 / (1 + link))):
-        found.append(Scenario(words=f"links inside nodes {link:.0%} {word}", inside=factor))
-    for place, (name, ops) in enumerate(_OPS.items()):
-        band = BANDS[any(kernels.is_estimate(op) for op in ops)]
-        for word, factor in (("slower", 1 + band), ("faster", 1 / (1 + band))):
-            each = tuple(factor if i == place else 1.0 for i in range(len(_OPS)))
-            found.append(Scenario(words=f"{name} {band:.0%} {word}", kernels=each))
+    for word, end in _ENDS:
+        factor = _factor(source_domain("inside" if inside.many_channels else "pcie", board), end)
+        found.append(Scenario(words=f"links inside nodes {_off(factor)} {word}", inside=factor))
+    for place, name in enumerate(KERNELS):
+        for word, end in _ENDS:
+            factor = _factor(source_domain(name, board), end)
+            each = tuple(factor if i == place else 1.0 for i in range(len(KERNELS)))
+            found.append(Scenario(words=f"{_WORDS[place]} {_off(factor)} {word}", kernels=each))
     found.append(Scenario(words="one slow node", node=1 / (1 - STRAGGLER)))
     return tuple(found)
+
+
+def _factor(domain: str, probability: float) -> float:
+    """Seconds over the modelled ones at the end of a domain's band, about its median: a bias is no doubt."""
+    errors = certificate().domain(domain).quantiles
+    return math.exp(quantile(errors, probability) - quantile(errors, 0.5))
+
+
+def _off(factor: float) -> str:
+    return f"{abs(factor - 1):.0%}"
 
 
 def seconds_in(
@@ -102,11 +112,7 @@ def _of_runs(
     policies, counts = _layers_by_choice([strategy for strategy, _ in layouts], workload.model.layer_kinds)
     spare = np.array([_leaves_a_node(costs, placement) for _, placement in layouts])
     node = np.where(spare[:, None], 1.0, [one.node for one in several])
-    factors = {
-        op: node * np.array([one.kernels[place] for one in several])
-        for place, ops in enumerate(_OPS.values())
-        for op in ops
-    }
+    factors = {name: node * [one.kernels[place] for one in several] for place, name in enumerate(KERNELS)}
     network, inside = (np.array([getattr(one, cause) for one in several]) for cause in ("network", "inside"))
     each = [costs.paths(strategy, placement).axes for strategy, placement in layouts]
     axes = {axis: _scaled([paths[axis] for paths in each], network, inside) for axis in each[0]}
@@ -171,22 +177,22 @@ class _SlowedPaths(Paths):
 
 
 class _Slowed(Kernels):
-    """Kernels whose seconds are multiplied by operation: factors of shape (layouts, scenarios)."""
+    """Kernels whose seconds are multiplied by operation: by kind, of shape (layouts, scenarios)."""
 
     def __init__(self, kernels: Kernels, factors: dict[str, Floats]) -> None:
         self.kernels, self.factors, self.device = kernels, factors, kernels.device
 
     def gemm_s(self, *args: Any, **kwargs: Any) -> Number:
-        return self.kernels.gemm_s(*args, **kwargs) * self.factors["gemm"]
+        return self.kernels.gemm_s(*args, **kwargs) * self.factors["products"]
 
     def grouped_s(self, *args: Any, **kwargs: Any) -> Number:
-        return self.kernels.grouped_s(*args, **kwargs) * self.factors["gemm"]
+        return self.kernels.grouped_s(*args, **kwargs) * self.factors["products"]
 
     def attention_s(self, *args: Any, **kwargs: Any) -> Number:
-        return self.kernels.attention_s(*args, **kwargs) * self.factors["attention_forward"]
+        return self.kernels.attention_s(*args, **kwargs) * self.factors["attention"]
 
     def memory_bound_s(self, *args: Any, **kwargs: Any) -> Number:
-        return self.kernels.memory_bound_s(*args, **kwargs) * self.factors["memory_bound"]
+        return self.kernels.memory_bound_s(*args, **kwargs) * self.factors["elementwise"]
 
     def framework_s(self, unit: str) -> float:
         return self.kernels.framework_s(unit)

@@ -5,20 +5,33 @@ anything fits, where ulysses and ring lie, recompute, sharding, degrees) hold a 
 narrows it to CLOSE. A cliff names the number, the trait and both sides: "ulysses is inside the node up to 38, across
 nodes from 38.3". Where the question
 cannot be asked in between (part of a node), the values that can be stand. Of several changes between two values
-bisection meets one.
+bisection meets one. The band of a threshold ends where the odds for the plan below it pass 90% and 10%.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from cost_models.bands import odds
+from cost_models.errors import InputError
+from cost_models.room import sureness
+from cost_models.timing.cluster_costs import cluster_costs
+from planner import options
+from planner.search.remedies import largest_gpu_bytes, least_bytes
+from planner.search.space import Space
 from planner.what_if.axes import Axis, Value
-from planner.what_if.scenario import Outcome, Sweep, outcome
+from planner.what_if.scenario import Outcome, Sweep, kept, outcome, planned
 
 CLOSE = 0.01
 """Relative width to which a threshold is narrowed."""
+NARROW = 0.05
+"""And the ends of its band."""
+REACH = 8.0
+"""Ends of a band are sought up to this multiple of the threshold, and down to its inverse."""
+LEVELS = (0.9, 0.1)
 TRAITS = ("runs", "ulysses", "ring", "recompute", "sharding", "degrees")
 
 
@@ -34,15 +47,20 @@ class Cliff:
     above: str
     step_below_s: float | None
     step_above_s: float | None
-    band: tuple[float, float] | None = None  # of the threshold; no band yet: prices have none
+    band: tuple[Value | None, Value | None] = (None, None)  # see `_band`; None: not reached within REACH
 
     def words(self) -> str:
         """One sentence."""
+        low, high = (end and end.text for end in self.band)
+        ends = f"{f'from {low}' if low else 'below any tried'} {f'to {high}' if high else 'to above any tried'}"
         if self.trait == "runs":
             said = f"fits up to {self.low.text}" if self.below == "fits" else f"fits from {self.high.text}"
-            return f"{self.axis}: a plan {said}"
+            return f"{self.axis}: a plan {said} (80%: {ends})"
         subject = "degrees are" if self.trait == "degrees" else f"{self.trait} is"
-        return f"{self.axis}: {subject} {self.below} up to {self.low.text}, {self.above} from {self.high.text}"
+        return (
+            f"{self.axis}: {subject} {self.below} up to {self.low.text}, {self.above} from {self.high.text} "
+            f"(80%: {ends})"
+        )
 
 
 def cliffs(sweep: Sweep, on_step: Callable[[str], None] = lambda what: None) -> list[Cliff]:
@@ -68,7 +86,7 @@ def _along(sweep: Sweep, index: int, axis: Axis) -> Iterator[Cliff]:
     for low, high in itertools.pairwise(values):
         changed = _changed(at(low), at(high))
         for trait in changed:
-            yield _bisect(axis, trait, low, high, at)
+            yield _bisect(sweep, index, trait, low, high, at)
 
 
 def _changed(left: Outcome, right: Outcome) -> list[str]:
@@ -87,7 +105,8 @@ def _trait(one: Outcome, trait: str) -> str:
     return "nothing fits" if one.traits is None else one.traits[trait]
 
 
-def _bisect(axis: Axis, trait: str, low: Value, high: Value, at: Callable[[Value], Outcome]) -> Cliff:
+def _bisect(sweep: Sweep, index: int, trait: str, low: Value, high: Value, at: Callable[[Value], Outcome]) -> Cliff:
+    axis = sweep.axes[index]
     below = _trait(at(low), trait)
     while (high.number or 0.0) - (low.number or 0.0) > CLOSE * (low.number or 0.0):
         middle = axis.at(((low.number or 0.0) * (high.number or 0.0)) ** 0.5)
@@ -98,6 +117,7 @@ def _bisect(axis: Axis, trait: str, low: Value, high: Value, at: Callable[[Value
         else:
             high = middle
     return Cliff(
+        band=_band(sweep, index, trait, low, high),
         axis=axis.name,
         trait=trait,
         low=low,
@@ -107,3 +127,72 @@ def _bisect(axis: Axis, trait: str, low: Value, high: Value, at: Callable[[Value
         step_below_s=at(low).step_s,
         step_above_s=at(high).step_s,
     )
+
+
+def _band(sweep: Sweep, index: int, trait: str, low: Value, high: Value) -> tuple[Value | None, Value | None]:
+    """Values of the axis where the odds for what holds below the threshold pass 90% and 10%.
+
+    The odds that the plan below is faster than the one above, both kept as they are; or that anything fits.
+    """
+    axis = sweep.axes[index]
+
+    def asked(value: Value) -> options.Question | None:
+        try:
+            return sweep.question([value if i == index else None for i in range(len(sweep.axes))])
+        except InputError:
+            return None
+
+    if trait == "runs":
+        fits_below = not outcome(sweep, [low if i == index else None for i in range(len(sweep.axes))], None).problem
+
+        def odds_below(question: options.Question) -> float | None:
+            sure = _fits_at(sweep, question)
+            return sure if fits_below else 1 - sure
+    else:
+        sides = [planned(sweep, question).best[0] for question in map(asked, (low, high)) if question is not None]
+
+        def odds_below(question: options.Question) -> float | None:
+            below, above = (kept(question, one.strategy, one.placement)[0] for one in sides)
+            if below is None or above is None:
+                return None
+            paid = above.ranks / below.ranks if sweep.objective == "gpu-hours" else 1.0
+            return odds(below, above, paid)
+
+    def certain(value: Value, level: float) -> bool | None:
+        question = asked(value)
+        found = None if question is None else odds_below(question)
+        return None if found is None else (found >= level if level > 0.5 else found <= level)
+
+    return _end(axis, low, 1 / REACH, LEVELS[0], certain), _end(axis, high, REACH, LEVELS[1], certain)
+
+
+def _end(
+    axis: Axis, start: Value, reach: float, level: float, certain: Callable[[Value, float], bool | None]
+) -> Value | None:
+    """The value nearest to `start`, towards `reach` times it, where the odds pass the level; None if none does."""
+    near, far = 1.0, reach
+    begin = start.number or 0.0
+    outer = axis.at(begin * far)
+    if certain(start, level):
+        return start
+    while certain(outer, level) is None and abs(math.log(far / near)) > NARROW:  # the farthest that can be asked
+        far = math.sqrt(near * far)
+        outer = axis.at(begin * far)
+    if not certain(outer, level):
+        return None
+    while abs(math.log(far / near)) > NARROW:
+        middle = math.sqrt(near * far)
+        value = axis.at(begin * middle)
+        if certain(value, level):
+            far, outer = middle, value
+        else:
+            near = middle
+    return outer
+
+
+def _fits_at(sweep: Sweep, question: options.Question) -> float:
+    """Probability that the layout that needs least memory has it."""
+    samples = cluster_costs(question.cluster, question.profile).samples
+    space = Space(cluster=question.cluster, workload=question.workload, pins=dict(sweep.fixed), room=question.room)
+    least, _ = least_bytes(space, samples)
+    return sureness(least, largest_gpu_bytes(space))

@@ -18,6 +18,8 @@ from typing import Any, Literal
 
 from msgspec import structs
 
+from cost_models.bands import memory_band, step_band
+from cost_models.cost import StepCost
 from cost_models.errors import InputError
 from cost_models.hardware.placement import Placement
 from cost_models.pricing import price
@@ -121,9 +123,10 @@ class Outcome:
     plan: str = ""  # the degrees, as printed everywhere
     traits: Mapping[str, str] | None = None  # what a cliff is looked for in: see `traits`
     step_s: float | None = None
-    step_band_s: tuple[float, float] | None = None  # no band yet: prices have none
+    step_band_s: tuple[float, float] | None = None  # 80% of steps are expected between these
     tokens: int = 0
     memory_bytes: int | None = None
+    memory_band_bytes: tuple[float, float] | None = None
     capacity_bytes: int | None = None
     gap: float | None = None
     problem: str = ""
@@ -161,18 +164,20 @@ def outcome(sweep: Sweep, values: Sequence[Value | None], old: Solution | None) 
         problem = error.problem if isinstance(error, NothingFits) else str(error)
         return Outcome(values=texts, problem=problem)
     best = found.best[0]
-    kept_s, kept_problem = _kept(asked, old.best[0].strategy, old.best[0].placement) if old else (None, "")
+    still, kept_problem = kept(asked, old.best[0].strategy, old.best[0].placement) if old else (None, "")
     return Outcome(
         values=texts,
         gpus=best.strategy.ranks,
         plan=best.strategy.describe(),
         traits=traits(asked, best.strategy, best.placement),
         step_s=best.cost.step_s,
+        step_band_s=step_band(best.cost).ends,
         tokens=best.cost.tokens,
         memory_bytes=best.cost.memory_bytes,
+        memory_band_bytes=memory_band(best.cost).ends,
         capacity_bytes=best.cost.capacity_bytes,
         gap=found.gap,
-        kept_s=kept_s,
+        kept_s=None if still is None else still.step_s,
         kept_problem=kept_problem,
     )
 
@@ -182,18 +187,19 @@ def planned(sweep: Sweep, asked: options.Question) -> Solution:
     doubted = sweep.objective != "memory"
     found = solve(
         asked.cluster, asked.workload, fixed=sweep.fixed, objective=sweep.objective, profile=asked.profile, keep=1,
+        room=asked.room,
         near=doubted,
     )  # fmt: skip
     if not doubted:
         return found
-    open_ = ties(asked.workload, cluster_costs(asked.cluster, asked.profile), found, sweep.objective)
+    open_ = ties(asked.workload, cluster_costs(asked.cluster, asked.profile), found)
     best = open_.tied[open_.pick()]
     gap = max(0.0, 1 - found.bound / value_of(sweep.objective, best.cost))
     return structs.replace(found, best=(best,), gap=gap)
 
 
-def _kept(asked: options.Question, strategy: Strategy, placement: Placement) -> tuple[float | None, str]:
-    """(seconds, why not) of a plan that is not made again."""
+def kept(asked: options.Question, strategy: Strategy, placement: Placement) -> tuple[StepCost | None, str]:
+    """(price, why not) of a plan that is not made again."""
     layers = asked.workload.model.layers
     if sum(part.count for part in strategy.layers) not in (0, layers):
         one = {part.recompute for part in strategy.layers}
@@ -212,9 +218,9 @@ def _kept(asked: options.Question, strategy: Strategy, placement: Placement) -> 
         cost = price(asked.cluster, asked.workload, strategy, placement, asked.profile)
     except InputError as error:
         return None, str(error)
-    if not cost.fits:
-        return None, f"it needs {_gib(cost.memory_bytes)} of {_gib(cost.capacity_bytes)} GiB"
-    return cost.step_s, ""
+    if not asked.room.holds(cost):
+        return None, f"it needs {_gib(cost.memory_bytes)} of {_gib(asked.room.limit_bytes(cost.capacity_bytes))} GiB"
+    return cost, ""
 
 
 def _gib(count: float) -> str:

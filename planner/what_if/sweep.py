@@ -132,8 +132,8 @@ def _entry(path: Path, number: int, line: str) -> dict[str, Any]:
 def _outcome(path: Path, number: int, entry: dict[str, Any]) -> Outcome:
     if set(entry) != {field.name for field in fields(Outcome)} or not isinstance(entry["values"], list):
         raise InputError(f"{path}, line {number + 1}: no answer of this release; remove the file")
-    band = entry["step_band_s"]
-    return Outcome(**{**entry, "values": tuple(entry["values"]), "step_band_s": band and tuple(band)})
+    tuples = ("values", "step_band_s", "memory_band_bytes")
+    return Outcome(**entry | {name: entry[name] and tuple(entry[name]) for name in tuples})
 
 
 def run(

@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from cost_models import Cluster, LayerRange, Model, Placement, Strategy, Workload, price
+from cost_models.room import DEFAULT_ROOM
 from cost_models.strategy import sent_patterns
 from cost_models.timing.cluster_costs import cluster_costs
 from cost_models.timing.loads import Loads
@@ -34,7 +35,7 @@ def best_value(cluster: Cluster, workload: Workload, objective: str = "time") ->
         for placement in distinct_placements(cluster, strategy, *listed[strategy.ranks]):
             for mix in mixes:
                 cost = price(cluster, workload, replace(strategy, layers=mix), placement)
-                if cost.fits:
+                if DEFAULT_ROOM.holds(cost):
                     value = {"time": cost.step_s, "gpu-hours": cost.gpu_hours, "memory": cost.memory_bytes}[objective]
                     best = value if best is None else min(best, value)
                     if mix == mixes[0] and objective != "memory":

@@ -53,7 +53,7 @@ def test_another_network_is_the_price_on_that_network(rate: float) -> None:
 
 def test_every_cause_is_felt_and_a_free_node_stands_in_for_a_slow_one() -> None:
     costs = cluster_costs(NODES)
-    several = scenarios(costs.kernels((0,)), costs.links((0,)))
+    several = scenarios("measured", costs.links((0,)))
     found = seconds_in(WORK, costs, layouts(NODES), several)
     slower = [i for i, one in enumerate(several) if "slower" in one.words]
     faster = [i for i, one in enumerate(several) if "faster" in one.words]
@@ -87,7 +87,7 @@ def test_the_choice_is_minimax_regret_by_enumeration(seed: int) -> None:
 def test_what_is_tied_fits_and_is_near() -> None:
     here, work = Cluster.load("dgx-h100", nodes=2), replace(WORK, global_batch=1)
     solution = solve(here, work, near=True)
-    open_ = ties(work, cluster_costs(here), solution, "time")
+    open_ = ties(work, cluster_costs(here), solution)
     assert len(open_.tied) > 1 and open_.tied[0] is solution.best[0]
     assert all(one.cost.fits for one in open_.tied)
     assert open_.values[:, 0] == pytest.approx([one.cost.step_s for one in open_.tied], rel=1e-9)

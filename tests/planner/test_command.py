@@ -78,6 +78,34 @@ def test_vision_without_frames_is_explained(run):
     assert words not in run(*SMALL, "--model", "llama-3-8b")[1]
 
 
+def test_what_counts_as_fitting_is_asked_for_kept_and_shown(run, tmp_path):
+    """A row that fills a node's memory recomputes less with less confidence; the plan and its check keep the limit."""
+    asked = ["--gpus", "8", "--ctx", "128K"]
+    held = []
+    for words in ([], ["--confidence", "0.6"], ["--headroom", "2GiB"]):
+        code, out, _ = run(*asked, *words)
+        plan = Plan.load(tmp_path / "plan.json")
+        assert code == 0 and plan.room.holds(plan.cost)
+        assert f"fits at {plan.bands['fits_at']:.0%}: " in out and "free as priced" in out and "LESS" not in out
+        assert run("show", "plan.json")[1] in out
+        held.append(plan.cost.memory_bytes)
+    assert held[0] < held[1] < plan.cost.capacity_bytes
+    assert run("check", "plan.json")[0] == 0
+    out = run("price", *asked, "--strategy", "ulysses=8,zero=3,recompute=mlp", "--confidence", "0.999")[1]
+    assert "LESS THAN the 99.9% confidence asked for" in out or "DOES NOT FIT" in out
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (("--confidence", "0.3"), "--confidence '0.3'; legal: 0.5 to 0.999"),
+    (("--confidence", "sure"), "--confidence 'sure'; legal: 0.5 to 0.999"),
+    (("--headroom", "2"), "--headroom: '2' is not a number with one of the units"),
+    (("--headroom", "2GiB", "--confidence", "0.9"), "give one of them"),
+])  # fmt: skip
+def test_a_wrong_limit_is_one_line(run, words, message):
+    code, out, err = run(*SMALL, *words)
+    assert (code, out) == (2, "") and message in err and err.count("\n") == 1
+
+
 def test_the_model_is_trusted_where_asked(run):
     code, out, _ = run(*SMALL, "--trust-model")
     assert code == 0 and "Chosen by the model.\n" in out

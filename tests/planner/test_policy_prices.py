@@ -9,6 +9,7 @@ import pytest
 from cost_models import Cluster, Model, Placement, Workload, price
 from cost_models.hardware.device import Device
 from cost_models.models.model import LayerKind
+from cost_models.room import DEFAULT_ROOM
 from cost_models.timing.cluster_costs import costs_of
 from cost_models.timing.paths import Path
 from planner.search.branch import Tree
@@ -59,7 +60,7 @@ def test_columns_are_the_price(mode: str, pins: dict[str, int | str]) -> None:
             one = found.prices.take(np.array([index]))
             assert one.seconds_of(counts[None])[0] == pytest.approx(cost.step_s, rel=1e-12)
             assert one.bytes_of(counts[None])[0] == pytest.approx(cost.memory_bytes, abs=6)
-            assert found.capacity_bytes[index] == cost.capacity_bytes
+            assert found.capacity_bytes[index] == DEFAULT_ROOM.limit_bytes(cost.capacity_bytes)
 
 
 @pytest.mark.parametrize("mode", ["train", "prefill", "decode"])

@@ -11,6 +11,7 @@ from cost_models import Cluster, InputError, Model, Placement, Strategy, Workloa
 from cost_models.hardware.cluster import NodeRun, ScaleUp
 from cost_models.hardware.device import Device
 from cost_models.models.model import LayerKind
+from cost_models.room import AS_PRICED, Room
 from planner.search.integer_program import ROUNDING_BYTES
 from planner.search.objective import Objective
 from planner.search.reasons import reason
@@ -221,7 +222,7 @@ def test_two_clocks_of_one_device_are_two_devices() -> None:
 def test_published_headline_on_256_gpus() -> None:
     """LongVILA-8B, 2M tokens, batch 1 on 32 DGX-H100: the whole cluster in one context group, no recompute."""
     work = Workload(Model.load("longvila-8b"), context_tokens=2 * 2**20)
-    found = solve(Cluster.load("dgx-h100", nodes=32), work)
+    found = solve(Cluster.load("dgx-h100", nodes=32), work, room=AS_PRICED)
     best = found.best[0]
     assert best.strategy.context == 256
     assert best.strategy.ulysses in (8, 16), "head exchange within a node, or a pair of them"
@@ -405,3 +406,28 @@ def test_optimum_never_rises_with_memory(sizes: tuple[int, ...], share: float, g
     except NothingFits:
         return
     assert value(solve(with_memory(here, int(needed * share * growth)), work)) <= before * (1 + EQUAL)
+
+
+def test_a_plan_fits_with_the_confidence_asked_for() -> None:
+    """The same row recomputes more the surer its memory must be; the bound holds against every such limit."""
+    here, work = Cluster.load("dgx-h100", nodes=1), Workload(Model.load("longvila-8b"), context_tokens=2**17)
+    rooms = [AS_PRICED, Room(confidence=0.8), Room(confidence=0.95), Room(confidence=0.999)]
+    found = [solve(here, work, room=room) for room in rooms]
+    for room, one in zip(rooms, found, strict=True):
+        assert room.holds(one.best[0].cost) and one.gap < 0.01
+        assert one.best[0].cost.memory_bytes > 0.97 * room.limit_bytes(one.best[0].cost.capacity_bytes)
+    seconds = [value(one) for one in found]
+    assert seconds == sorted(seconds) and len(set(seconds)) == len(seconds)
+
+
+def test_less_confidence_is_a_remedy_that_works() -> None:
+    here, work = Cluster.load("dgx-h100", nodes=1), Workload(Model.load("longvila-8b"), context_tokens=2**18)
+    most = solve(here, work, objective="memory", room=AS_PRICED).best[0].cost
+    tight = with_memory(here, int(most.memory_bytes * 1.08))
+    with pytest.raises(NothingFits) as caught:
+        solve(tight, work)
+    remedy = next(one for one in caught.value.remedies if "--confidence" in one)
+    confidence = float(remedy.rpartition(" ")[2].rstrip("`)"))
+    assert 0.5 <= confidence < 0.95
+    assert solve(tight, work, room=Room(confidence=confidence)).best[0].cost.fits
+    assert "95% confidence" in caught.value.problem

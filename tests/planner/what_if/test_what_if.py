@@ -30,6 +30,8 @@ SMALL = {
     "lora_rank": "0",
     "lora_beside": "",
     "precision": None,
+    "confidence": None,
+    "headroom": None,
     "frame_pixels": None,
     "profile": None,
 }
