@@ -3,7 +3,7 @@
     network   transfers between nodes reach 30% less or more than modelled
     inside    transfers inside nodes, slower or faster by the band of their link
     kernels   attention, products, or what memory limits, each slower or faster by its band
-    node      one node computes a tenth slower; a layout that leaves a node free leaves that one
+    node      one node in use computes a tenth slower, and so all that wait for it
 
 A scenario multiplies the seconds of one cause, and the step is folded again as `pricing.price` folds it: what stays
 behind computation stays hidden. Seconds, shape (layouts, scenarios). Left out: two causes at once; memory, which none
@@ -27,7 +27,7 @@ from cost_models.basis import KERNELS, Board
 from cost_models.certificate import certificate
 from cost_models.hardware.placement import Placement
 from cost_models.models.model import LayerKind
-from cost_models.number import Number, distinct
+from cost_models.number import Number
 from cost_models.program import Op
 from cost_models.strategy import VARIED, Recompute, Strategy, stacked
 from cost_models.timing.cluster_costs import ClusterCosts
@@ -110,9 +110,7 @@ def _of_runs(
 ) -> Floats:
     """Of layouts that use nodes of the same runs."""
     policies, counts = _layers_by_choice([strategy for strategy, _ in layouts], workload.model.layer_kinds)
-    spare = np.array([_leaves_a_node(costs, placement) for _, placement in layouts])
-    node = np.where(spare[:, None], 1.0, [one.node for one in several])
-    factors = {name: node * [one.kernels[place] for one in several] for place, name in enumerate(KERNELS)}
+    factors = {name: np.array([one.node * one.kernels[place] for one in several]) for place, name in enumerate(KERNELS)}
     network, inside = (np.array([getattr(one, cause) for one in several]) for cause in ("network", "inside"))
     each = [costs.paths(strategy, placement).axes for strategy, placement in layouts]
     axes = {axis: _scaled([paths[axis] for paths in each], network, inside) for axis in each[0]}
@@ -146,14 +144,6 @@ def _layers_by_choice(
     return policies, counts
 
 
-def _leaves_a_node(costs: ClusterCosts, placement: Placement) -> bool:
-    """Whether a node with as many GPUs as any in use is free: it can stand in for a slow one."""
-    gpus, used = costs.cluster.gpus_of_slot, distinct(placement.slot_of_rank)
-    free = np.ones(len(gpus), dtype=bool)
-    free[used] = False
-    return bool(gpus[free].max(initial=0) >= gpus[used].max())
-
-
 def _as_column(strategies: Strategy) -> Strategy:
     """Degrees of shape (layouts, 1), for a second axis of scenarios."""
     return strategies.varied(**{name: getattr(strategies, name)[:, None] for name in VARIED})
@@ -177,7 +167,7 @@ class _SlowedPaths(Paths):
 
 
 class _Slowed(Kernels):
-    """Kernels whose seconds are multiplied by operation: by kind, of shape (layouts, scenarios)."""
+    """Kernels whose seconds are multiplied by operation: by kind and scenario."""
 
     def __init__(self, kernels: Kernels, factors: dict[str, Floats]) -> None:
         self.kernels, self.factors, self.device = kernels, factors, kernels.device

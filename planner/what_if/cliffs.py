@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from cost_models.bands import odds
 from cost_models.errors import InputError
-from cost_models.room import sureness
+from cost_models.room import OUTERMOST, sureness
 from cost_models.timing.cluster_costs import cluster_costs
 from planner import options
 from planner.search.remedies import largest_gpu_bytes, least_bytes
@@ -51,16 +51,20 @@ class Cliff:
 
     def words(self) -> str:
         """One sentence."""
-        low, high = (end and end.text for end in self.band)
-        ends = f"{f'from {low}' if low else 'below any tried'} {f'to {high}' if high else 'to above any tried'}"
         if self.trait == "runs":
             said = f"fits up to {self.low.text}" if self.below == "fits" else f"fits from {self.high.text}"
-            return f"{self.axis}: a plan {said} (80%: {ends})"
+            return f"{self.axis}: a plan {said} ({self._ends()})"
         subject = "degrees are" if self.trait == "degrees" else f"{self.trait} is"
-        return (
-            f"{self.axis}: {subject} {self.below} up to {self.low.text}, {self.above} from {self.high.text} "
-            f"(80%: {ends})"
-        )
+        sides = f"{self.below} up to {self.low.text}, {self.above} from {self.high.text}"
+        return f"{self.axis}: {subject} {sides} ({self._ends()})"
+
+    def _ends(self) -> str:
+        low, high = (end and end.text for end in self.band)
+        if low and high:
+            return f"80%: {low} to {high}"
+        if low or high:
+            return f"80%: from {low} on" if low else f"80%: up to {high}"
+        return f"either may be better, also {REACH:g}× away"
 
 
 def cliffs(sweep: Sweep, on_step: Callable[[str], None] = lambda what: None) -> list[Cliff]:
@@ -132,7 +136,8 @@ def _bisect(sweep: Sweep, index: int, trait: str, low: Value, high: Value, at: C
 def _band(sweep: Sweep, index: int, trait: str, low: Value, high: Value) -> tuple[Value | None, Value | None]:
     """Values of the axis where the odds for what holds below the threshold pass 90% and 10%.
 
-    The odds that the plan below is faster than the one above, both kept as they are; or that anything fits.
+    These are the odds that the plan below fits and is faster than the one above, or that one does not fit, both kept as
+    they are; or, where the threshold is of memory alone, the odds that anything fits.
     """
     axis = sweep.axes[index]
 
@@ -156,7 +161,9 @@ def _band(sweep: Sweep, index: int, trait: str, low: Value, high: Value) -> tupl
             if below is None or above is None:
                 return None
             paid = above.ranks / below.ranks if sweep.objective == "gpu-hours" else 1.0
-            return odds(below, above, paid)
+            faster = odds(below, above, paid)
+            fits, other = (sureness(one.memory_bytes, one.capacity_bytes) / OUTERMOST for one in (below, above))
+            return fits * (1 - other) + fits * other * faster + (1 - fits) * (1 - other) / 2
 
     def certain(value: Value, level: float) -> bool | None:
         question = asked(value)
@@ -170,15 +177,18 @@ def _end(
     axis: Axis, start: Value, reach: float, level: float, certain: Callable[[Value, float], bool | None]
 ) -> Value | None:
     """The value nearest to `start`, towards `reach` times it, where the odds pass the level; None if none does."""
-    near, far = 1.0, reach
     begin = start.number or 0.0
-    outer = axis.at(begin * far)
-    if certain(start, level):
-        return start
-    while certain(outer, level) is None and abs(math.log(far / near)) > NARROW:  # the farthest that can be asked
-        far = math.sqrt(near * far)
-        outer = axis.at(begin * far)
-    if not certain(outer, level):
+    near, outer = 1.0, start
+    for power in (0.0, *(2.0**-n for n in range(6, -1, -1))):
+        far, value = reach**power, axis.at(begin * reach**power)
+        sure = certain(value, level)
+        if sure is None:
+            return None
+        if sure:
+            outer = value
+            break
+        near = far
+    else:
         return None
     while abs(math.log(far / near)) > NARROW:
         middle = math.sqrt(near * far)

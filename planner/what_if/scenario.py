@@ -164,7 +164,8 @@ def outcome(sweep: Sweep, values: Sequence[Value | None], old: Solution | None) 
         problem = error.problem if isinstance(error, NothingFits) else str(error)
         return Outcome(values=texts, problem=problem)
     best = found.best[0]
-    still, kept_problem = kept(asked, old.best[0].strategy, old.best[0].placement) if old else (None, "")
+    still = kept(asked, old.best[0].strategy, old.best[0].placement) if old else (None, "")
+    kept_s, kept_problem = _fitting(asked, *still)
     return Outcome(
         values=texts,
         gpus=best.strategy.ranks,
@@ -177,7 +178,7 @@ def outcome(sweep: Sweep, values: Sequence[Value | None], old: Solution | None) 
         memory_band_bytes=memory_band(best.cost).ends,
         capacity_bytes=best.cost.capacity_bytes,
         gap=found.gap,
-        kept_s=None if still is None else still.step_s,
+        kept_s=kept_s,
         kept_problem=kept_problem,
     )
 
@@ -199,7 +200,7 @@ def planned(sweep: Sweep, asked: options.Question) -> Solution:
 
 
 def kept(asked: options.Question, strategy: Strategy, placement: Placement) -> tuple[StepCost | None, str]:
-    """(price, why not) of a plan that is not made again."""
+    """(price, why there is none) of a plan that is not made again, whether or not it fits."""
     layers = asked.workload.model.layers
     if sum(part.count for part in strategy.layers) not in (0, layers):
         one = {part.recompute for part in strategy.layers}
@@ -215,12 +216,18 @@ def kept(asked: options.Question, strategy: Strategy, placement: Placement) -> t
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
         return None, f"it needs GPUs of slot {lost[0]}{more} that are gone"
     try:
-        cost = price(asked.cluster, asked.workload, strategy, placement, asked.profile)
+        return price(asked.cluster, asked.workload, strategy, placement, asked.profile), ""
     except InputError as error:
         return None, str(error)
+
+
+def _fitting(asked: options.Question, cost: StepCost | None, problem: str) -> tuple[float | None, str]:
+    """(seconds, why not) of a plan that is not made again."""
+    if cost is None:
+        return None, problem
     if not asked.room.holds(cost):
         return None, f"it needs {_gib(cost.memory_bytes)} of {_gib(asked.room.limit_bytes(cost.capacity_bytes))} GiB"
-    return cost, ""
+    return cost.step_s, ""
 
 
 def _gib(count: float) -> str:

@@ -40,18 +40,19 @@ def test_as_modelled_is_the_price(preset: str) -> None:
     assert found[:, 0] == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("rate", [1 - NETWORK, 1 + NETWORK])
-def test_another_network_is_the_price_on_that_network(rate: float) -> None:
-    node = NODES.node(0)
-    other = replace(NODES, runs=(replace(NODES.runs[0], node=replace(
-        node, nics=replace(node.nics, bytes_per_s=node.nics.bytes_per_s * rate))),))  # fmt: skip
-    found = seconds_in(WORK, cluster_costs(NODES), layouts(NODES), [Scenario(words="", network=1 / rate)])
-    expected = [price(other, WORK, *one).step_s for one in layouts(other)]
-    assert found[:, 0] == pytest.approx(expected, rel=1e-9)
-    assert found[0, 0] != price(NODES, WORK, *layouts(NODES)[0]).step_s
+def test_another_network_is_the_price_on_that_network() -> None:
+    """Faster by 30%, and from there as much slower again; cards of a slower kind would also reach another share."""
+    node, rate = NODES.node(0), 1 + NETWORK
+    cards = replace(node.nics, bytes_per_s=node.nics.bytes_per_s * rate)
+    faster = replace(NODES, runs=(replace(NODES.runs[0], node=replace(node, nics=cards)),))
+    for here, there, factor in ((NODES, faster, 1 / rate), (faster, NODES, rate)):
+        found = seconds_in(WORK, cluster_costs(here), layouts(here), [Scenario(words="", network=factor)])
+        expected = [price(there, WORK, *one).step_s for one in layouts(there)]
+        assert found[:, 0] == pytest.approx(expected, rel=1e-9)
+        assert found[0, 0] != price(here, WORK, *layouts(here)[0]).step_s
 
 
-def test_every_cause_is_felt_and_a_free_node_stands_in_for_a_slow_one() -> None:
+def test_every_cause_is_felt() -> None:
     costs = cluster_costs(NODES)
     several = scenarios("measured", costs.links((0,)))
     found = seconds_in(WORK, costs, layouts(NODES), several)
@@ -60,8 +61,7 @@ def test_every_cause_is_felt_and_a_free_node_stands_in_for_a_slow_one() -> None:
     assert len(slower) == len(faster) == 5
     assert (found[0, slower] > found[0, 0]).all() and (found[0, faster] < found[0, 0]).all()
     assert several[-1].node == 1 / (1 - STRAGGLER)
-    assert (found[[0, 1, 2, 4], -1] > found[[0, 1, 2, 4], 0]).all()
-    assert found[3, -1] == found[3, 0], "two of four nodes are in use"
+    assert (found[:, -1] > found[:, 0]).all()
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -7,13 +7,14 @@ from dataclasses import replace
 import pytest
 
 from cost_models import Cluster, price
+from cost_models.bands import odds
 from cost_models.errors import InputError
 from planner import options, plan
 from planner.solve import solve
 from planner.what_if import axes
-from planner.what_if.cliffs import cliffs
+from planner.what_if.cliffs import LEVELS, cliffs
 from planner.what_if.events import event
-from planner.what_if.scenario import Sweep, outcome
+from planner.what_if.scenario import Sweep, outcome, planned
 from planner.what_if.sweep import Part, Store, run
 
 SMALL = {
@@ -176,7 +177,32 @@ def test_the_threshold_of_memory_is_where_the_planner_itself_stops_fitting():
     below, above = (outcome(asked, [value], None) for value in (cliff.low, cliff.high))
     assert below.problem.startswith("nothing fits") and not above.problem
     assert cliff.high.number / cliff.low.number < 1.02
-    assert cliff.words() == f"memory_gib: a plan fits from {cliff.high.text}"
+    low, high = cliff.band
+    assert low.number < cliff.low.number and high == cliff.high  # at 95% it fits, so 90% is behind it
+    assert cliff.words() == f"memory_gib: a plan fits from {cliff.high.text} (80%: {low.text} to {high.text})"
+
+
+def test_the_band_of_a_threshold_ends_where_one_plan_is_surely_better():
+    """On a slow network ulysses across nodes is surely worse somewhere, and the odds there are what the ends say."""
+    asked = sweep(axes.vary("inter_node_gb_per_s=0.1..100", 4), ctx="128K")
+    found = cliffs(asked)
+    ends = [(cliff, level, end) for cliff in found for level, end in zip(LEVELS, cliff.band, strict=True) if end]
+    assert ends, [cliff.words() for cliff in found]
+    for cliff, level, end in ends:
+        below, above = (planned(asked, asked.question([value])).best[0] for value in (cliff.low, cliff.high))
+        there = asked.question([end])
+        one, other = (price(there.cluster, there.workload, best.strategy, best.placement) for best in (below, above))
+        sure = odds(one, other)
+        assert sure >= level if level > 0.5 else sure <= level
+
+
+def test_bands_stand_beside_steps_and_memory(typed):
+    code, out, _ = typed("what-if", *ASKED, "--vary", "ctx=16K,64K", "--json", "--no-cliffs")
+    assert code == 0
+    for row in json.loads(out)["scenarios"]:
+        assert row["step_band_s"][0] < row["step_s"] < row["step_band_s"][1]
+        assert row["memory_band_bytes"][0] < row["memory_bytes"] < row["memory_band_bytes"][1]
+    assert ", 80%)" in typed("what-if", *ASKED, "--vary", "ctx=16K", "--no-cliffs")[1]
 
 
 def test_processes_and_one_process_give_the_same_answers():
