@@ -183,7 +183,9 @@ def price(strategy: str, longest: bool, name: str, certified: str | None, as_jso
     cost = price_layout(asked.cluster, asked.workload, layout, profile=asked.profile, framework=framework)
     if as_json:
         found = {} if most is None else {"longest_tokens": most}
-        click.echo(json.dumps({"framework": framework.name, **found, **report.cost_dict(cost, asked.room, known)}, indent=1))
+        click.echo(
+            json.dumps({"framework": framework.name, **found, **report.cost_dict(cost, asked.room, known)}, indent=1)
+        )
         return
     report.show([asked.workload.describe(), report.cluster_line(asked.cluster), layout.describe()])
     report.show(report.framework_lines(framework, layout))
