@@ -93,7 +93,7 @@ def _board(device: Device) -> str:
     >>> _board(Device.load("a100-sxm-80gb")), _board(Device.load("h200-nvl-141gb")), _board(Device.load("gb200"))
     ('a100-sxm', 'h200-nvl', 'gb200')
     """
-    return re.sub(r"-\d+gb(-capped)?$", "", device.name)
+    return re.sub(r"-\d+gb$", "", device.name)
 
 
 def _with_rates(node: Node, row: Row, per_node: int) -> Node:

@@ -28,6 +28,8 @@ FOLDER = Path(__file__).parents[1] / "presets" / "devices"
 Dtype = Literal["fp64", "fp32", "bf16", "fp16", "fp8", "fp4"]
 DTYPE_BYTES: dict[str, float] = {"fp64": 8, "fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "fp4": 0.5}
 """Every numeric type of a weight, an activation or a product; which of them a device computes in, `peak_flops` says."""
+EXPONENTIALS_PER_CLOCK = 16
+"""Of a multiprocessor (CUDA programming guide, throughput of native arithmetic; a quarter of AMD's 64 lanes)."""
 LEAST_CLOCK_HZ = 1e6
 DRIVER_GIB = 0.5
 """What the driver keeps of the memory that it lists, where nobody printed what programs get: an estimate. The presets
@@ -91,6 +93,15 @@ class Device:
         79.25
         """
         return max(0, self.memory_bytes - self.driver_bytes)
+
+    @property
+    def exponentials_per_s(self) -> float | None:
+        """What the softmax of attention waits for; `None` where SMs or clock are not known.
+
+        >>> Device.load("a100-sxm-80gb").exponentials_per_s / 1e12
+        2.43648
+        """
+        return None if self.sms is None or self.clock_hz is None else EXPONENTIALS_PER_CLOCK * self.sms * self.clock_hz
 
     def at_clock(self, clock_hz: float) -> Device:
         """The same card kept at a lower clock: peaks in proportion, bandwidth as it was.

@@ -38,10 +38,10 @@ def device_of(text: str, memory_gb: float | None = None) -> Device:
         memory_gb = next((size for size in printed if size <= _MOST_PRINTED_GB), None)
     form = next((form for form in _FORMS if any(word.startswith(form) for word in words)), "sxm")
 
-    def distance(name: str) -> tuple[bool, float, bool, str]:
+    def distance(name: str) -> tuple[bool, float, str]:
         size = Device.load(name).memory_bytes / 1e9
         off = abs(size - memory_gb) if memory_gb else 0.0
-        return not any(part.startswith(form) for part in name.split("-")), off, "capped" in name, name
+        return not any(part.startswith(form) for part in name.split("-")), off, name
 
     device = Device.load(min(named, key=distance))
     if memory_gb and abs(device.memory_bytes / 1e9 / memory_gb - 1) > MEMORY_MARGIN:
@@ -50,7 +50,7 @@ def device_of(text: str, memory_gb: float | None = None) -> Device:
 
 
 def same_card(device: Device, text: str, memory_gb: float | None = None) -> bool:
-    """Whether a card that prints this name is the preset's, whatever its power cap.
+    """Whether a card that prints this name is the preset's.
 
     >>> same_card(Device.load("h100-sxm-80gb"), "NVIDIA H100 80GB HBM3"), same_card(Device.load("l20"), "NVIDIA L40")
     (True, False)
@@ -59,7 +59,7 @@ def same_card(device: Device, text: str, memory_gb: float | None = None) -> bool
         printed = device_of(text, memory_gb)
     except InputError:
         return False
-    return printed.name.removesuffix("-capped") == device.name.removesuffix("-capped")
+    return printed.name == device.name
 
 
 def _family(name: str) -> str:

@@ -2,8 +2,9 @@
 
     measured device     GEMM and paged prefill: a table in log-log, its edge efficiency held beyond; training attention:
                         a closed form whose efficiency rises with keys per query and tiles per SM to a plateau
-    another device      launch + (t − launch) · (c⁴·peak ratio + b⁴·bandwidth ratio) / (c⁴ + b⁴),
+    another device      GEMM: launch + (t − launch) · (c⁴·peak ratio + b⁴·bandwidth ratio) / (c⁴ + b⁴),
                         c, b: FLOPs and bytes over the measured device's peaks (roofline form, an estimate with a band)
+                        attention: the same form with its own peak, SMs and exponentials a second (SMs · clock · 16)
     CPU                 launch + FLOPs / (share of peak) or bytes / bandwidth, the larger; a profile replaces the shares
     busy board          GEMM grids are timed in bursts; under its power limit a busy board is slower (power_limit.py)
     accumulate          a weight gradient added to a resident buffer: part of the buffer's traffic is not hidden
@@ -27,12 +28,16 @@ from cost_models.curves.samples import FRAMEWORK, Correction, Sample
 from cost_models.errors import InputError
 from cost_models.hardware.device import DTYPE_BYTES, Device
 from cost_models.number import Number, larger, pick, somewhere
-from cost_models.timing.packed import BASES, BUSY_BOARDS, DeviceCurves, HeadDim, device_curves
+from cost_models.timing.packed import ATTENTION_TIMED, BUSY_BOARDS, LIMITED_BY, DeviceCurves, HeadDim, base_name, device_curves
 from cost_models.timing.power_limit import limit_flops, limited_s
 
 CLOCKS = ("held", "burst")
 ATTENTION_KERNELS = ("newest", "fa2")
-FA2_ARCHITECTURES = ("ampere", "ada", "hopper")
+NEWEST = {
+    "hopper": "FlashAttention-3 or cuDNN",
+    "blackwell": "cuDNN",
+}
+"""Architecture -> the kernel that "newest" is; elsewhere FlashAttention-2, or its share of the peak."""
 OPS = ("gemm", "attention_forward", "attention_backward", "memory_bound")
 QUERY_TILE = 128
 HEAD_DIM_TILE = 32
@@ -65,11 +70,6 @@ class Kernels:
             raise InputError(f"clock={clock!r}; legal: {', '.join(CLOCKS)}")
         if attention not in ATTENTION_KERNELS:
             raise InputError(f"attention={attention!r}; legal: {', '.join(ATTENTION_KERNELS)}")
-        if attention == "fa2" and device.architecture not in FA2_ARCHITECTURES:
-            known = ", ".join(FA2_ARCHITECTURES)
-            raise InputError(
-                f"attention='fa2' has no measurement for {device.architecture} ({device.name}); for: {known}"
-            )
         self.device = device
         self.base = base
         self._curves = curves
@@ -78,18 +78,22 @@ class Kernels:
         if curves is not None:
             self._gemm = curves.gemm
             self._busy, self._grouped = curves.busy, curves.grouped
-            board = Device.load(BUSY_BOARDS[base.name])
-            held, measured = clock == "held", curves.busy.limit_flops
-            self._limit_flops = limit_flops(device, base, board, measured) if held else None
-            self._base_limit_flops = limit_flops(base, base, board, measured) if held else None
-            self._unequal = curves.unequal(same_board=device.name == board.name)
+            timed = ATTENTION_TIMED.get(device.name, ATTENTION_TIMED.get(base.name, base.name))
+            share = _limit_share(device, base, curves)
+            self._limit_flops = share * device.peak_16bit if clock == "held" else None
+            self._timed_share = _limit_share(Device.load(timed), base, curves)
+            self._unequal = curves.unequal(timed)
             self._dims = curves.head_dims
             self._tables = {t: curves.attention_paged(t) for t in {near.table for near in self._dims}}
             self._longest = float(next(iter(self._tables.values())).axes[0][-1])
             self._floor_s = math.exp(min(float(table.log_s.min()) for table in self._tables.values()))
-            self._forward, self._backward = (curves.training(part, attention) for part in ("forward", "backward"))
-            pads = range(HEAD_DIM_TILE, MOST_HEAD_DIM + 1, HEAD_DIM_TILE)
-            self._widths = tuple({d: form.width(d) for d in pads} for form in (self._forward, self._backward))
+            kernel = "fa2" if device.architecture.startswith("cdna") else attention
+            self._forward, self._backward = (curves.training(part, kernel, timed) for part in ("forward", "backward"))
+            assert base.sms is not None and base.exponentials_per_s is not None
+            self._sms = device.sms or base.sms
+            self._exponentials_per_s = (
+                device.exponentials_per_s or base.exponentials_per_s * device.peak_16bit / base.peak_16bit
+            )
 
     @classmethod
     def of(
@@ -102,10 +106,10 @@ class Kernels:
         """Curves of `device` (a Device or a preset's name), moved onto `samples` where there are any.
 
         `clock`: "held", products at the power limit of a busy board; "burst", as the GEMM grids were timed.
-        `attention`: training's kernel, "newest" (FlashAttention-3 or cuDNN on Hopper) or "fa2" (FlashAttention-2).
+        `attention`: training's kernel, "newest" (NEWEST says which) or "fa2" (FlashAttention-2).
         """
         device = Device.load(device) if isinstance(device, str) else device
-        name = BASES.get(device.architecture)
+        name = base_name(device)
         base, curves = (Device.load(name), device_curves(name)) if name else (device, None)
         kernels = cls(device, base, curves, clock, attention)
         corrections, profiled = {}, {}
@@ -188,8 +192,11 @@ class Kernels:
         else:
             shape = (q_tokens, kv_tokens, heads, heads / kv_heads, batch, pairs)
             paged = paged and not backward
-            seconds = self._paged(shape, padded, larger) if paged else self._training(shape, padded, backward, larger)
-            seconds = self._scaled(seconds, flops, moved, dtype)
+            peak = self._reached(dtype)
+            if paged:
+                seconds = self._paged(shape, padded, peak, larger)
+            else:
+                seconds = self._training(shape, padded, backward, peak, larger)
             seconds = larger(seconds, moved / self.device.memory_bytes_per_s)
             if self._limit_flops is not None and not paged:
                 seconds = self._on_this_board(seconds, flops, dtype)
@@ -201,7 +208,7 @@ class Kernels:
         if self._curves is None:
             launch_s, share = GENERIC_LAUNCH_S, GENERIC_SHARE["memory_bound"]
         else:
-            launch_s, share = self._curves.memory_bound
+            launch_s, share = self._curves.memory_bound(self.device.name)
         seconds = launches * launch_s + bytes_moved / (self.device.memory_bytes_per_s * share)
         return self._corrected("memory_bound", seconds, bytes_moved)
 
@@ -246,20 +253,18 @@ class Kernels:
         dim = max(head_dim, value_dim) if backward else -(-(head_dim + value_dim) // 2)
         return dim, 1.0 if self._curves is None else self._unequal[backward]
 
-    def _training(self, shape: tuple[Number, ...], padded: int, backward: bool, larger: Larger) -> Number:
-        """The closed form of contiguous kernels (fit/attention.py)."""
-        assert self._curves is not None and self.base.sms is not None
+    def _training(
+        self, shape: tuple[Number, ...], padded: int, backward: bool, peak: float, larger: Larger
+    ) -> Number:
+        """The closed form of contiguous kernels (packed.py)."""
         q, kv, heads, _, batch, pairs = shape
-        form = self._backward if backward else self._forward
+        form, passes = (self._backward, 2.5) if backward else (self._forward, 1.0)
         keys = larger(pairs / larger(q, 1.0), 0.5)
-        units = batch * heads * larger(q / QUERY_TILE, 1.0) / self.base.sms
-        width = padded * self._widths[backward][padded]
-        flops = (10.0 if backward else 4.0) * batch * heads * pairs * width
-        work = flops / self.base.peak("bf16") * (1 + form.slow)
-        work = work * form.unmasked ** _unmasked_share(q, kv, pairs, larger)
-        return form.launch_s + work * (1 + form.half_keys / keys) * (1 + form.half_units / units)
+        units = batch * heads * larger(q / QUERY_TILE, 1.0) / self._sms
+        scores_s = batch * heads * pairs * form.score_s(padded, passes, peak, self._exponentials_per_s)
+        return form.seconds(scores_s, keys, units, 1.0 - _unmasked_share(q, kv, pairs, larger))
 
-    def _paged(self, shape: tuple[Number, ...], padded: int, larger: Larger) -> Number:
+    def _paged(self, shape: tuple[Number, ...], padded: int, peak: float, larger: Larger) -> Number:
         """Map any shape onto square causal prefill of the same FLOPs, query tiles and keys per query."""
         q, kv, heads, group, batch, pairs = shape
         smaller = min if larger is max else np.minimum
@@ -276,16 +281,29 @@ class Kernels:
             at_dim = seconds * near.paged * padded / near.table / (cb * ch * ct * (ct + 1) / 2.0)
             logs = logs + weight * (math.log(at_dim) if larger is max else np.log(at_dim))
         found = work * (math.exp(logs) if larger is max else np.exp(logs))
-        return larger(found * self._forward.unmasked ** _unmasked_share(q, kv, pairs, larger), self._floor_s)
+        return larger(found * self._paged_ratio(padded, peak), self._floor_s)
+
+    def _paged_ratio(self, padded: int, peak: float) -> float:
+        """A score's time on this device over that on the base, each at its board's limit."""
+        base, form, curves = self.base, self._forward, self._curves
+        assert curves is not None and base.exponentials_per_s is not None
+        if self.device.name == base.name and peak == base.peak_16bit:
+            return 1.0
+        shares = (_limit_share(one, base, curves) for one in (self.device, base))
+        rates = ((peak, self._exponentials_per_s), (base.peak_16bit, base.exponentials_per_s))
+        own_s, base_s = (
+            float(limited_s(form.score_s(padded, 1.0, *rate), 4.0 * padded, share * rate[0]))
+            for rate, share in zip(rates, shares, strict=True)
+        )
+        return own_s / base_s
 
     def _on_this_board(self, seconds: Number, flops: Number, dtype: str) -> Number:
         """Attention was timed in long loops, at its board's power limit: only another limit changes it."""
-        assert self._limit_flops is not None and self._base_limit_flops is not None
-        reached = self._reached(dtype) / self.device.peak_16bit
-        own, theirs = self._limit_flops / self.device.peak_16bit, self._base_limit_flops / self.base.peak_16bit
+        assert self._limit_flops is not None
+        own, theirs = self._limit_flops / self.device.peak_16bit, self._timed_share
         if own == theirs:
             return seconds
-        limit = reached * self.device.peak_16bit
+        limit = self._reached(dtype)
         return seconds * (limited_s(seconds, flops, own * limit) / limited_s(seconds, flops, theirs * limit))
 
     def _scaled(self, base_s: Number, flops: Number, moved: Number, dtype: str) -> Number:
@@ -296,7 +314,7 @@ class Kernels:
         if by_flops == 1.0 and by_bytes == 1.0:
             return base_s
         assert self._curves is not None
-        launch_s = self._curves.memory_bound[0]
+        launch_s = self._curves.memory_bound(self.device.name)[0]
         compute, memory = (flops / base.peak("bf16")) ** 4, (moved / base.memory_bytes_per_s) ** 4
         ratio = (compute * by_flops + memory * by_bytes) / (compute + memory)
         variable = base_s - launch_s
@@ -356,6 +374,15 @@ def attention_pairs(q_tokens: Number, kv_tokens: Number, causal: bool) -> Number
         return q_tokens * kv_tokens * 1.0
     seen = np.minimum(q_tokens, kv_tokens) if isinstance(q_tokens + kv_tokens, np.ndarray) else min(q_tokens, kv_tokens)
     return seen * (kv_tokens - (seen - 1) / 2.0)
+
+
+def _limit_share(board: Device, base: Device, curves: DeviceCurves) -> float:
+    """Share of its 16-bit peak that a busy board sustains, by the curves of its architecture."""
+    name = LIMITED_BY[board.architecture]
+    if name != base.name:
+        base, curves = Device.load(name), device_curves(name)
+    measured = limit_flops(board, base, Device.load(BUSY_BOARDS[base.name]), curves.busy.limit_flops)
+    return measured / board.peak_16bit
 
 
 def _unmasked_share(q_tokens: Number, kv_tokens: Number, pairs: Number, larger: Larger) -> Number:

@@ -17,7 +17,8 @@ from typing import Any
 from msgspec import Struct
 
 from cost_models.curves.grid import LogGrid, unpack
-from cost_models.number import Array
+from cost_models.hardware.device import Device
+from cost_models.number import Array, Number
 from cost_models.timing.grouped import Grouped
 from cost_models.timing.power_limit import Busy
 
@@ -37,14 +38,27 @@ BASES = {
     "blackwell": "b200-sxm-180gb",
 }
 """Architecture -> the measured device that its members are scaled from. A CPU has none."""
-
+BASES_BY_NAME = {
+    "l40s": "l40s",
+    "rtx6000-ada": "l40s",
+    "rtx5090": "a100-sxm-80gb",
+    "rtx6000-pro": "a100-sxm-80gb",
+}
+"""Other devices than their architecture's: L40S was measured, and its grid is held back by its 350 W, which boards of
+half its peak are not; the small Blackwell chips multiply by Ampere's instructions, not by B200's."""
+LIMITED_BY = {**BASES, "ada": "l40s"}
+"""Architecture -> the curves that its boards' power limit is scaled from."""
 
 BUSY_BOARDS = {
     "a100-sxm-80gb": "a100-pcie-80gb",
     "h100-sxm-80gb": "h100-sxm-80gb",
-    "b200-sxm-180gb": "b200-sxm-180gb-capped",
+    "l40s": "l40s",
+    "b200-sxm-180gb": "b200-sxm-180gb",
 }
 """Measured device -> the board on which products were timed in long runs."""
+ATTENTION_TIMED = {"gb200": "gb200", "gb300": "gb300", "b300": "gb300", "l40s": "a100-sxm-80gb"}
+"""Device -> the board on which its training attention was timed, where that is not the base of its architecture: of its
+own chip, or for Ada, whose FlashAttention-2 is A100's."""
 
 
 class HeadDim(Struct, frozen=True, kw_only=True):
@@ -56,26 +70,38 @@ class HeadDim(Struct, frozen=True, kw_only=True):
 
 
 class Training(Struct, frozen=True, kw_only=True):
-    """The closed form of a contiguous attention kernel (fit/attention.py)."""
+    """The closed form of a contiguous attention kernel (fit/attention.py), in shares that hold for any board."""
 
     launch_s: float
-    slow: float  # of a score over the peak, at head dim 128
+    reached: float  # share of the peak at which the products of a score run, forward or backward
+    exponentials: float  # a score's time beyond its products, counted in exponentials
     half_keys: float
     half_units: float
-    unmasked: float
-    softmax: float  # share of a score's time at head dim 128 that does not shrink with the head dim
-    at_256: float
+    diagonal: float  # keys per query that a causal mask's diagonal tiles lose
+    tail: float  # query tiles per SM that uneven causal tiles lose
+    at_256: float  # time per FLOP at head dim 256 over 128's
 
-    def width(self, head_dim: int) -> float:
-        """Time per FLOP over that of head dim 128.
+    def products_s(self, head_dim: Number, passes: float, peak_flops: float) -> Number:
+        """Seconds of one score's products."""
+        return 4 * passes * head_dim / (peak_flops * self.reached)
 
-        >>> form = Training(launch_s=0, slow=0, half_keys=0, half_units=0, unmasked=1, softmax=0.25, at_256=1.1)
-        >>> form.width(64), form.width(128), form.width(512)
-        (1.25, 1.0, 1.1)
+    def score_s(self, head_dim: int, passes: float, peak_flops: float, exponentials_per_s: float) -> float:
+        """Seconds of one score on a board of that peak and so many exponentials a second.
+
+        >>> numbers = {"half_keys": 0, "half_units": 0, "diagonal": 0, "tail": 0, "at_256": 1.1}
+        >>> form = Training(launch_s=0, reached=0.5, exponentials=1.0, **numbers)
+        >>> [round(form.score_s(dim, 1.0, 1e15, 4e12) * 1e12, 3) for dim in (64, 128, 256)]
+        [0.762, 1.274, 2.803]
         """
+        plain = float(self.products_s(min(head_dim, 128), passes, peak_flops)) + self.exponentials / exponentials_per_s
         if head_dim <= 128:
-            return 1 - self.softmax + self.softmax * 128 / head_dim
-        return float(self.at_256 ** min(math.log2(head_dim / 128), 1.0))
+            return plain
+        return float(plain * head_dim / 128 * self.at_256 ** min(math.log2(head_dim / 128), 1.0))
+
+    def seconds(self, scores_s: Number, keys: Number, units: Number, masked: Number) -> Number:
+        """`scores_s`: of all scores; `keys` per query; query tiles per SM; `masked`: 1 for a causal square, 0 in full."""
+        by_keys = 1 + (self.half_keys + self.diagonal * masked) / keys
+        return self.launch_s + scores_s * by_keys * (1 + (self.half_units + self.tail * masked) / units)
 
 
 @dataclass(frozen=True)
@@ -99,10 +125,10 @@ class DeviceCurves:
         """The head dims whose paged time is known, smallest first."""
         return [HeadDim(dim=int(d), table=int(t), paged=ratio) for d, t, ratio in self.arrays["head_dims"].tolist()]
 
-    def training(self, part: str, kernel: str) -> Training:
-        """`part`: forward or backward; `kernel`: newest or fa2."""
-        name = f"{part}_fa2" if kernel == "fa2" and f"{part}_fa2" in self.arrays else part
-        values = self.arrays[name].tolist()
+    def training(self, part: str, kernel: str, board: str) -> Training:
+        """`part`: forward or backward; `kernel`: newest or fa2; `board`: this device, or one of ATTENTION_TIMED's."""
+        name = f"{part}_fa2" if kernel == "fa2" else f"{part}_{board}"
+        values = self.arrays.get(name, self.arrays[part]).tolist()
         return Training(**dict(zip(Training.__struct_fields__, values, strict=True)))
 
     @property
@@ -111,12 +137,9 @@ class DeviceCurves:
         limit, slow, exposed = self.arrays["busy"].tolist()
         return Busy(limit_flops=limit, slow=slow, exposed=exposed)
 
-    def unequal(self, same_board: bool) -> tuple[float, float]:
-        """Attention with 192-wide keys and 128-wide values over the curve of an equal head dim, forward and backward.
-
-        `same_board`: of the board that BUSY_BOARDS names; else of the one that the curve is of.
-        """
-        forward, backward = self.arrays["unequal"][int(same_board)].tolist()
+    def unequal(self, board: str) -> tuple[float, float]:
+        """Attention with 192-wide keys and 128-wide values over the curve of an equal head dim, forward and backward."""
+        forward, backward = self.arrays.get(f"unequal_{board}", self.arrays["unequal"]).tolist()
         return forward, backward
 
     @property
@@ -125,10 +148,9 @@ class DeviceCurves:
         slow, exposed, call_s = self.arrays["grouped"].tolist()
         return Grouped(slow=slow, exposed=exposed, call_s=call_s)
 
-    @property
-    def memory_bound(self) -> tuple[float, float]:
-        """launch_s, and the reached share of the memory bandwidth."""
-        launch_s, share = self.arrays["memory_bound"].tolist()
+    def memory_bound(self, device: str) -> tuple[float, float]:
+        """launch_s, and the reached share of the memory bandwidth: the device's own where it was timed."""
+        launch_s, share = self.arrays.get(f"memory_bound_{device}", self.arrays["memory_bound"]).tolist()
         return launch_s, share
 
     @cached_property
@@ -140,6 +162,11 @@ class DeviceCurves:
     def _grid(self, name: str, axes: int) -> LogGrid:
         axis_arrays = [self.arrays[f"{name}_axis{i}"] for i in range(axes)]
         return LogGrid(axis_arrays, self.arrays[name])
+
+
+def base_name(device: Device) -> str | None:
+    """The measured device that `device` is read or scaled from; `None` for a CPU."""
+    return BASES_BY_NAME.get(device.name, BASES.get(device.architecture))
 
 
 @cache

@@ -21,7 +21,7 @@ from cost_models.curves.samples import Sample
 from cost_models.hardware.device import Device
 from cost_models.number import Number, larger, smaller
 from cost_models.timing.collectives import Collectives
-from cost_models.timing.kernels import FA2_ARCHITECTURES, Kernels
+from cost_models.timing.kernels import Kernels
 
 T = TypeVar("T")
 MOST_CALLS = 50_000
@@ -116,7 +116,7 @@ class KernelsInUse(Kernels):
         choose: Choice = larger,
         attention: str = "newest",
     ) -> KernelsInUse:
-        """`attention` is "fa2" for FlashAttention-2, which counts on the architectures where it was measured."""
+        """`attention`: the kernel of training, as `Kernels.of` has it."""
         known: list[Device] = []
         for device in devices:
             if device not in known:
@@ -124,8 +124,7 @@ class KernelsInUse(Kernels):
         each: list[Kernels] = []
         for device in known:
             if not any(_decides(other, device, choose) for other in known):
-                kernel = attention if device.architecture in FA2_ARCHITECTURES else "newest"
-                each.append(Kernels.of(device, samples, attention=kernel))
+                each.append(Kernels.of(device, samples, attention=attention))
         made = cls(each, choose)
         made.device = min(known, key=lambda device: device.peak_16bit)
         return made

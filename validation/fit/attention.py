@@ -1,28 +1,29 @@
 """Attention curves: closed forms for training's forward and backward, a table for the paged prefill of serving.
 
-    form   t = launch + p·4·pairs·128 / peak · (1 + slow) · width(D) · (1 + L0/L) · (1 + U0/U) · unmasked
+    form   t = launch + pairs · score(D) · (1 + (L0 + d·masked)/L) · (1 + (U0 + u·masked)/U)
+           score(D) = 4·p·D / (peak · reached) + x / exponentials per second          (`timing/packed.py`)
            p: 1 forward, 2.5 backward · L: mean keys per query (S/2 if causal) · U = B·H·⌈S/128⌉ / SMs
-           width(D) = (1 − σ) · D/128 + σ: products shrink with the head dim, the softmax of a score does not
-           σ = x · seconds of one exponential per score / seconds of a score at head dim 128
-           unmasked: below 1 where every query sees every key, since no tile is half empty; 1 if causal
+           masked: 1 if causal, 0 where every query sees every key
+           d: half of a causal mask's diagonal tiles is worked on for nothing, some 100 keys for each query
+           u: causal tiles have 1 to S/128 blocks of keys each, so the last SMs wait longer for each other
     table  form × exp(deviation), a penalised grid over (tokens, batch, heads, group): least squares on the rows
            plus λ · (second differences)²
+Both of the mask's losses fall with the length, so that a causal kernel reaches the rate of a full one: cuDNN's rates on
+H200, GB200 and GB300 are 0.76, 0.88, 0.92, 0.95 and 1.0 of the full mask's at 2K, 4K, 8K, 16K and 32K tokens.
 An SM makes 16 exponentials per clock (CUDA programming guide, throughput of native arithmetic). x says how many of them
 a score waits for: fitted where two head dims were timed (0.8 to 1.2 forward, 2.1 to 2.4 backward, which also scales,
 subtracts and converts), else WAITED, but never more than what the products at their peak leave. The table's rows are
 causal and of equal lengths; how other shapes map onto them is in `kernels.py`. `group` is query heads per KV head.
-Where the rows hold one mask only, UNMASKED_PRIOR decides. Left out: sliding windows, dropout,
-the deterministic backward.
+Left out: dropout, the deterministic backward; a window is priced as its share of the pairs.
 
 Attention whose keys are wider than its values (192 and 128: DeepSeek's) is a ratio to the curve at an equal head dim:
 least squares in log of measured / curve; the curve forward at the head dim with as many FLOPs, backward at the wider
 one.
     A100    Transformer Engine on A100 PCIe, 4 rows each way (SimuMax)            H100    no rows: 1
-    B200    cuDNN on GB200, 20 rows each way; on the board of BUSY_BOARDS Transformer Engine, 10 (SimuMax)
-A board below its architecture's usual limit loses more here than where values are as wide, and more the longer a
-forward kernel is (0.95 of the curve at 0.1 ms, 1.2 at 0.7 ms, 1.7 at 0.5 s): that board has its own ratio. SimuMax
-timed from an operator's first kernel to its last: TRACED_GAP_S of the forward is the host's time between a small kernel
-and the attention. Rows below LONG_S are left out, as for products.
+    B200    Transformer Engine, 10 rows each way (SimuMax)     GB200, GB300    cuDNN, 20 rows each way
+On SimuMax's B200 the forward's ratio grows with the kernel (1.0 at 0.2 ms, 1.6 at 0.5 s); one number goes between.
+SimuMax timed from an operator's first kernel to its last: TRACED_GAP_S of the forward is the host's time between a
+small kernel and the attention. Rows below LONG_S are left out, as for products.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from msgspec.structs import astuple
 from scipy import sparse
 from scipy.optimize import least_squares
 from scipy.sparse.linalg import spsolve
@@ -38,13 +40,12 @@ from scipy.sparse.linalg import spsolve
 from cost_models.curves.grid import Floats, LogGrid
 from cost_models.hardware.device import Device
 from cost_models.timing.kernels import Kernels
-from cost_models.timing.packed import BUSY_BOARDS, DeviceCurves
+from cost_models.timing.packed import DeviceCurves, Training
 from validation.fit.products import LONG_S
 from validation.fit.rows import rising, thirds, unequal_attention
 
 QUERY_TILE = 128
 PLAIN_DIM = 128
-EXPONENTIALS_PER_CLOCK = 16
 WAITED = {1.0: 1.0, 2.5: 2.0}
 """Exponentials' time per score that is not hidden, forward and backward (by passes)."""
 KNOTS = (
@@ -54,14 +55,17 @@ KNOTS = (
     np.array([1.0, 2, 4, 8, 64]),
 )
 SMOOTHNESS = 0.15
-UNMASKED_PRIOR = 0.95
-UNMASKED_WEIGHT = 1.0
+START = {"launch_s": 3e-6, "slow": 0.3, "half_keys": 100.0, "half_units": 0.3, "diagonal": 64.0, "tail": 0.3}
+WEIGHTS = (0.03, 0.03, 0.03, 0.03, 0.05, 0.05, 0.05)
+LEAST = (1e-7, 1e-3, 1e-2, 1e-3, 1e-1, 1e-3, 0.2)
+MOST = (2e-5, 100.0, 1e4, 100.0, 2e3, 10.0, 4.0)
+"""Of START's parameters and x, in its order."""
 BELOW_TOKENS = (64.0, 128.0, 256.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """The fitted closed form; `parameters` are logs of launch, slowness, L0, U0, the unmasked ratio and x."""
+    """The fitted closed form; `parameters` are the logs of START's and of x."""
 
     parameters: Floats
     sms: int
@@ -69,20 +73,28 @@ class Form:
     exponentials_per_s: float
     passes: float  # 1 forward, 2.5 backward
 
+    def at(self, most_softmax: float = 0.9) -> Training:
+        """As it is packed; the softmax takes at most that share of a score's time at head dim 128."""
+        launch_s, slow, half_keys, half_units, diagonal, tail, waited = np.exp(self.parameters).tolist()
+        at_peak_s = 4 * self.passes * PLAIN_DIM / self.peak_flops
+        score_s = at_peak_s * (1 + slow)
+        softmax_s = min(waited / self.exponentials_per_s, most_softmax * score_s)
+        return Training(
+            launch_s=launch_s, reached=at_peak_s / (score_s - softmax_s), exponentials=softmax_s * self.exponentials_per_s,
+            half_keys=half_keys, half_units=half_units, diagonal=diagonal, tail=tail, at_256=1.0,
+        )  # fmt: skip
+
     @property
-    def softmax(self) -> float:
-        """σ: share of a score's time at head dim 128 that does not shrink with the head dim."""
-        slow, waited = np.exp(self.parameters[[1, 5]])
-        score_s = 4 * self.passes * PLAIN_DIM / self.peak_flops * (1 + slow)
-        return min(float(waited / self.exponentials_per_s / score_s), 0.9)
+    def one_dim(self) -> Training:
+        """Where one head dim was timed: a score's products are no faster than the peak."""
+        slow = float(np.exp(self.parameters[1]))
+        return self.at(min(0.9, slow / (1 + slow)))
 
     def seconds(self, units: Floats, keys: Floats, pairs: Floats, causal: Floats, dims: Floats) -> Floats:
         """units: query tiles per SM; keys: mean keys per query; pairs: query-key pairs over batch and heads."""
-        launch, slow, half_keys, half_units, unmasked, _ = np.exp(self.parameters)
-        width = (1 - self.softmax) * dims / PLAIN_DIM + self.softmax
-        work = 4 * self.passes * pairs * PLAIN_DIM / self.peak_flops * (1 + slow) * width
-        work = work * np.where(causal > 0, 1.0, unmasked)
-        return np.asarray(launch + work * (1 + half_keys / keys) * (1 + half_units / units))
+        form = self.at()
+        score_s = form.products_s(dims, self.passes, self.peak_flops) + form.exponentials / self.exponentials_per_s
+        return np.asarray(form.seconds(pairs * score_s, keys, units, causal))
 
 
 def shapes(batch: Floats, tokens: Floats, heads: Floats, causal: Floats, dims: Floats, sms: int) -> tuple[Floats, ...]:
@@ -94,21 +106,19 @@ def shapes(batch: Floats, tokens: Floats, heads: Floats, causal: Floats, dims: F
 
 def fit_form(shape: tuple[Floats, ...], seconds: Floats, device: Device, passes: float) -> Form:
     """Least squares of log time; the start values are typical of flash kernels and hold what the rows leave open."""
-    start = np.log(np.array([3e-6, 0.3, 100.0, 0.3, UNMASKED_PRIOR, WAITED[passes]]))
-    weights = np.array([0.03, 0.03, 0.03, 0.03, UNMASKED_WEIGHT, 0.05])
-    assert device.sms is not None and device.clock_hz is not None
-    sms, peak = device.sms, device.peak("bf16")
-    exponentials = EXPONENTIALS_PER_CLOCK * sms * device.clock_hz
+    start = np.log([*START.values(), WAITED[passes]])
+    assert device.sms is not None and device.exponentials_per_s is not None
+    sms, peak, exponentials = device.sms, device.peak("bf16"), device.exponentials_per_s
 
     def form(parameters: Floats) -> Form:
         return Form(parameters=parameters, sms=sms, peak_flops=peak, exponentials_per_s=exponentials, passes=passes)
 
     def residual(parameters: Floats) -> Floats:
         misfit = np.log(form(parameters).seconds(*shape)) - np.log(seconds)
-        return np.concatenate([misfit, weights * (parameters - start)])
+        return np.concatenate([misfit, np.array(WEIGHTS) * (parameters - start)])
 
-    bounds = (np.log([1e-7, 1e-3, 1e-2, 1e-3, 0.8, 0.2]), np.log([2e-5, 100.0, 1e4, 100.0, 1.01, 4.0]))
-    return form(least_squares(residual, start, bounds=bounds, loss="soft_l1", f_scale=0.1, max_nfev=200).x)
+    bounds = (np.log(LEAST), np.log(MOST))
+    return form(least_squares(residual, start, bounds=bounds, loss="soft_l1", f_scale=0.1, max_nfev=300).x)
 
 
 def _corners(rows: Floats) -> sparse.csr_matrix:
@@ -175,15 +185,10 @@ def fit_training(rows: Floats, device: Device, passes: float) -> Form:
 
 
 def packed(rows: Floats, device: Device, passes: float, at_256: float) -> Floats:
-    """launch_s, slowness, L0, U0, unmasked ratio, σ, and time per FLOP at head dim 256 over 128's.
-
-    One head dim says nothing about σ: then at most what the products at their peak leave of a score's time.
-    """
+    """The fields of `packed.Training`, from rows of `device`."""
     form = fit_training(rows, device, passes)
-    numbers = np.exp(form.parameters[:5])
-    one_dim = len(np.unique(rows[:, 4])) == 1
-    softmax = min(form.softmax, float(numbers[1] / (1 + numbers[1]))) if one_dim else form.softmax
-    return np.array([*numbers, softmax, at_256])
+    found = form.one_dim if len(np.unique(rows[:, 4])) == 1 else form.at()
+    return np.array([*astuple(found)[:-1], at_256])
 
 
 def wide(rows: Floats, plain: Floats, device: Device, passes: float) -> float:
@@ -215,26 +220,28 @@ TRACED_GAP_S = {"B200-SXM": 30e-6}
 length, in the forward alone."""
 PARTS = ("fwd", "bwd")
 UNEQUAL_TIMED = {
-    "a100-sxm-80gb": (("a100-pcie-80gb", "A100-PCIe-80GB"),),
-    "h100-sxm-80gb": (),
-    "b200-sxm-180gb": (("gb200", "NVIDIA GB200"), (BUSY_BOARDS["b200-sxm-180gb"], "B200-SXM")),
+    "a100-sxm-80gb": {"": ("a100-pcie-80gb", "A100-PCIe-80GB")},
+    "b200-sxm-180gb": {
+        "": ("b200-sxm-180gb", "B200-SXM"),
+        "_gb200": ("gb200", "NVIDIA GB200"),
+        "_gb300": ("gb300", "NVIDIA GB300"),
+    },
 }
-"""Curve -> the boards that were timed, as presets and as the files name them: the curve's own first."""
+"""Curve -> by the ending of its packed names, the board that was timed: as a preset and as the files name it."""
 
 
-def fit_unequal(folder: Path, name: str, arrays: dict[str, Floats]) -> Floats:
-    """Forward and backward ratio, of the curve's own board and of the busy one."""
-    found = [
-        [_mean_ratio(unequal_ratios(folder, name, arrays, board, part)) for part in PARTS]
-        for board in UNEQUAL_TIMED[name]
-    ]
-    return np.array([found[0], found[-1]] if found else [[1.0, 1.0], [1.0, 1.0]])
+def add_unequal(folder: Path, name: str, arrays: dict[str, Floats]) -> None:
+    """Forward and backward ratio of each board; 1 where none was timed."""
+    arrays["unequal"] = np.ones(2)
+    for ending, board in UNEQUAL_TIMED.get(name, {}).items():
+        ratios = [_mean_ratio(unequal_ratios(folder, name, arrays, board, part)) for part in PARTS]
+        arrays[f"unequal{ending}"] = np.array(ratios)
 
 
 def unequal_ratios(folder: Path, name: str, arrays: dict[str, Floats], board: tuple[str, str], part: str) -> Floats:
     """Measured over the curve's seconds."""
     preset, gpu = board
-    plain = DeviceCurves(name, {**arrays, "unequal": np.ones((2, 2))})
+    plain = DeviceCurves(name, {key: np.ones(2) if key.startswith("unequal") else a for key, a in arrays.items()})
     kernels, found = Kernels(Device.load(preset), Device.load(name), plain), []
     gap_s = TRACED_GAP_S.get(gpu, 0.0) if part == "fwd" else 0.0
     for batch, tokens, heads, kv, keys, values, causal, seconds in unequal_attention(folder, gpu, part):
@@ -249,7 +256,7 @@ def unequal_ratios(folder: Path, name: str, arrays: dict[str, Floats], board: tu
 def unequal_left_out(folder: Path, name: str, arrays: dict[str, Floats]) -> dict[str, Floats]:
     """Signed relative errors of each row by the others of its board."""
     errors = {}
-    for board in UNEQUAL_TIMED[name]:
+    for board in UNEQUAL_TIMED.get(name, {}).values():
         for part in PARTS:
             found = unequal_ratios(folder, name, arrays, board, part)
             others = [_mean_ratio(np.delete(found, i)) for i in range(len(found))]

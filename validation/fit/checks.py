@@ -7,9 +7,9 @@
 The first two at the burst clock show what a busy board costs; the busy fit took SimuMax's rows and Vidur's H100 rows
 of at least 0.1 ms, so that only Vidur's A100 rows and short products are new to the held clock.
 
-How wrong a device is that nobody measured (`scaled_errors`): H100's rows from A100's curves, B200's (and GB200's) from
+How wrong a device is that nobody measured (`scaled_errors`): H100's and L40S's rows from A100's curves, B200's from
 H100's, by the data sheets, as any unmeasured device is scaled. The band that an estimate states is the median error
-over both steps; each is one generation, so it is what to expect of a new one and more than to expect of a sibling (H200
+over all steps; each is one generation, so it is what to expect of a new one and more than to expect of a sibling (H200
 from H100). Products are compared at the burst clock, as timed.
 """
 
@@ -37,7 +37,7 @@ def errors(folder: Path) -> dict[str, Floats]:
         for gpu in ("a100-pcie-80gb", "h100-sxm-80gb"):
             rows = _products(busy_vidur(folder, gpu[:4]), Kernels.of(gpu, clock=clock))
             found[f"{gpu}, {clock} clock: Vidur projections"] = _ratios(rows)
-        for gpu, board in (("a100-pcie-80gb", "A100-PCIe-80GB"), ("b200-sxm-180gb-capped", "B200-SXM")):
+        for gpu, board in (("a100-pcie-80gb", "A100-PCIe-80GB"), ("b200-sxm-180gb", "B200-SXM")):
             rows = _products(busy_simumax(folder, board), Kernels.of(gpu, clock=clock))
             found[f"{gpu}, {clock} clock: SimuMax matmuls"] = _ratios(rows)
     h100 = Kernels.of("h100-sxm-80gb")
@@ -65,14 +65,14 @@ def _sglang(folder: Path, kernels: Kernels) -> Iterator[tuple[float, float]]:
 
 def _magi(folder: Path, part: str, kernels: Kernels) -> Iterator[tuple[float, float]]:
     for row in read_rows(folder, "kernels_attn_magi_digitized.csv"):
-        if row["impl"] == "fa3" and row["pass"] == part:
+        if row["gpu"] == "H100" and row["impl"] == "fa3" and row["pass"] == part:
             causal, tokens = row["mask"] == "causal", int(row["seq_len"])
             predicted = kernels.attention_s(tokens, tokens, 64, 8, 128, causal, backward=part == "bwd")
             flops = float((4.0 if part == "fwd" else 10.0) * 64 * attention_pairs(tokens, tokens, causal) * 128)
             yield float(predicted), flops / (float(row["tflops"]) * 1e12)
 
 
-STEPS = (("h100-sxm-80gb", "a100-sxm-80gb"), ("b200-sxm-180gb", "h100-sxm-80gb"))
+STEPS = (("h100-sxm-80gb", "a100-sxm-80gb"), ("l40s", "a100-sxm-80gb"), ("b200-sxm-180gb", "h100-sxm-80gb"))
 
 
 def scaled_errors(folder: Path, fitted: Mapping[str, Mapping[str, Any]]) -> dict[str, Floats]:
@@ -92,7 +92,9 @@ def _step(folder: Path, recipe: devices.Recipe, curves: DeviceCurves) -> dict[st
     m, n, k, seconds = gemm(folder, recipe.gemm_file).T
     found = {"gemm": timed.gemm_s(m, n, k) / seconds - 1}
     training = devices.training_rows(folder, recipe)
-    kernels = Kernels(Device.load(recipe.training_device), base, curves)
+    if recipe.device == "l40s":
+        return found  # its attention is A100's already, and its memory's rows are A40's
+    kernels = Kernels(Device.load(recipe.device), base, curves)
     for op, part in (("attention_forward", training.forward), ("attention_backward", training.backward)):
         predicted = [
             kernels.attention_s(s, s, heads, kv, int(dim), bool(causal), op == "attention_backward", batch)
@@ -100,6 +102,6 @@ def _step(folder: Path, recipe: devices.Recipe, curves: DeviceCurves) -> dict[st
         ]
         found[op] = np.array(predicted) / part[:, 6] - 1
     ideal, seconds = devices.memory_rows(folder, recipe).T
-    launch_s, share = curves.memory_bound
+    launch_s, share = curves.memory_bound("")
     found["memory_bound"] = (launch_s + ideal / share) / seconds - 1
     return found

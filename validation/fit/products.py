@@ -8,7 +8,7 @@
     busy     (`power_limit.py`) from products timed inside long runs, of at least LONG_S: shorter loops end before a
              board throttles. A100: SimuMax on A100 PCIe (300 W), forward (TN), input gradient (NN), weight gradient
              (NT, added to fp32). H100: Vidur's projections on H100 SXM, timed inside a running model; exposed:
-             EXPOSED_START. B200: SimuMax on a board that sustains less than others (`b200-sxm-180gb-capped`).
+             EXPOSED_START. B200: SimuMax on B200.
     grouped  (`timing/grouped.py`) from SimuMax's products of two mixtures. A100 PCIe: 12 rows, 20 and 40 groups. B200:
              108 rows, 20 to 256 groups of 128 to 9,832 rows; forward (M, N, K), gradient of the input (M, K, N), of the
              weight (N, K, M; added to fp32 or bf16). H100 has no rows and keeps GROUPED_START.
@@ -145,7 +145,7 @@ def gemm_left_out(rows: Floats, device: Device) -> Floats:
 
 LONG_S = 100e-6
 LEAST_TOKENS = 512
-START = {"a100-pcie-80gb": 0.75, "h100-sxm-80gb": 0.75, "b200-sxm-180gb-capped": 0.5}
+START = {"a100-pcie-80gb": 0.75, "h100-sxm-80gb": 0.75, "b200-sxm-180gb": 0.5}
 """Share of the peak that the search for the limit starts from."""
 SLOW_START = 1.03
 EXPOSED_START = 0.3

@@ -109,6 +109,20 @@ def flash_labels(folder: Path, path_part: str, impl: str) -> Floats:
     return np.array(rows)
 
 
+def magi_attention(folder: Path, gpu: str, impl: str, part: str) -> Floats:
+    """MagiAttention's bars, read off plots to 4 TFLOP/s; causal counts half of the pairs. Columns as of training."""
+    found = []
+    for row in read_rows(folder, "kernels_attn_magi_digitized.csv"):
+        if (row["gpu"], row["impl"], row["pass"]) == (gpu, impl, part):
+            batch, tokens, heads, kv, dim = (
+                float(row[c]) for c in ("batch", "seq_len", "heads", "kv_heads", "head_dim")
+            )
+            causal = float(row["mask"] == "causal")
+            flops = (4 if part == "fwd" else 10) * batch * heads * tokens**2 * dim / (1 + causal)
+            found.append([batch, tokens, heads, kv, dim, causal, flops / (float(row["tflops"]) * 1e12)])
+    return np.array(found).reshape(-1, 7)
+
+
 def collectives(folder: Path, device: str, op: str) -> Floats:
     """NCCL half-precision rows in one node: ranks, wire bytes per rank, seconds (median over NCCL versions)."""
     found: dict[tuple[int, float], list[float]] = {}

@@ -10,7 +10,7 @@ from cost_models.timing.slowest import KernelsInUse
 from validation.fit import products
 from validation.rows import FOLDER
 
-BOARDS = {"b200-sxm-180gb-capped": ("B200-SXM", 108, 0.08), "a100-pcie-80gb": ("A100-PCIe-80GB", 12, 0.03)}
+BOARDS = {"b200-sxm-180gb": ("B200-SXM", 108, 0.08), "a100-pcie-80gb": ("A100-PCIe-80GB", 12, 0.03)}
 
 
 @pytest.mark.parametrize("board", BOARDS)

@@ -125,8 +125,8 @@ def test_a_busy_device_is_slower_than_a_burst() -> None:
         ("a100-pcie-80gb", "A100-PCIe-80GB", (4096, 57344, 8192, None), 235.0),
         ("a100-pcie-80gb", "A100-PCIe-80GB", (4096, 8192, 57344, None), 236.5),
         ("a100-pcie-80gb", "A100-PCIe-80GB", (57344, 8192, 4096, "fp32"), 221.5),
-        ("b200-sxm-180gb-capped", "B200-SXM", (4096, 57344, 8192, None), 1095.0),
-        ("b200-sxm-180gb-capped", "B200-SXM", (57344, 8192, 4096, "fp32"), 1020.6),
+        ("b200-sxm-180gb", "B200-SXM", (4096, 57344, 8192, None), 1095.0),
+        ("b200-sxm-180gb", "B200-SXM", (57344, 8192, 4096, "fp32"), 1020.6),
     ],
 )
 def test_the_three_products_of_a_layer_at_the_power_limit(
@@ -142,7 +142,7 @@ def test_boards_of_one_chip_are_ordered_by_power() -> None:
     big = (8192, 28672, 8192)
     sxm, pcie, small = (Kernels.of(n).gemm_s(*big) for n in ("a100-sxm-80gb", "a100-pcie-80gb", "a100-pcie-40gb"))
     assert sxm < pcie < small < 1.25 * sxm
-    assert 1.15 < Kernels.of("b200-sxm-180gb-capped").gemm_s(*big) / Kernels.of("b200-sxm-180gb").gemm_s(*big) < 1.3
+    assert 1.15 < Kernels.of("b200-sxm-180gb").gemm_s(*big) / Kernels.of("b200-sxm-180gb").gemm_s(*big) < 1.3
     h100, h200, nvl = (Kernels.of(n).gemm_s(*big) for n in ("h100-sxm-80gb", "h200-sxm-141gb", "h100-nvl-94gb"))
     assert h100 == pytest.approx(h200, rel=1e-3) and h200 < nvl
     many = Kernels.of("h100-sxm-80gb").gemm_s(np.array([512, 8192]), 8192, 8192, accumulate="fp32")
@@ -345,7 +345,7 @@ def test_a_wrong_sample_is_refused(wrong: dict[str, object], message: str) -> No
 
 def test_attention_follows_the_limit_of_its_board() -> None:
     """SimuMax's B200 (kernels_simumax_efficiency.csv): 131,072 tokens, 8 heads, causal, forward in 31.2 ms."""
-    capped, free = Kernels.of("b200-sxm-180gb-capped"), Kernels.of("b200-sxm-180gb")
+    capped, free = Kernels.of("b200-sxm-180gb"), Kernels.of("b200-sxm-180gb")
     call = (131072, 131072, 8, 1, 128, True)
     assert capped.attention_s(*call) == pytest.approx(31.2e-3, rel=0.1)
     assert free.attention_s(*call) < capped.attention_s(*call)
@@ -354,7 +354,7 @@ def test_attention_follows_the_limit_of_its_board() -> None:
 
 
 def test_keys_wider_than_values_take_each_board_s_own_ratio() -> None:
-    capped, usual = Kernels.of("b200-sxm-180gb-capped"), Kernels.of("gb200")
+    capped, usual = Kernels.of("b200-sxm-180gb"), Kernels.of("gb200")
     shape = (4096, 4096, 128, 128, 192, True)
     assert usual.attention_s(*shape, value_dim=128) == pytest.approx(
         1.008 * usual.attention_s(4096, 4096, 128, 128, 160, True), rel=0.01
