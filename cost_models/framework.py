@@ -24,7 +24,7 @@ from cost_models.workload import LORA_TARGETS, LoraTarget, Precision
 
 FOLDER = Path(__file__).parent / "frameworks"
 Fusion = Literal["unfused", "fused", "none"]
-AttentionKernel = Literal["newest", "fa2", "fa1", "unfused"]
+AttentionKernel = Literal["newest", "fa2", "sdpa", "fa1", "unfused"]
 Reduction = Literal["overlapped", "exposed"]
 Scope = Literal["step", "operator"]
 TensorOverlap = Literal["none", "products", "chunks"]
@@ -67,7 +67,7 @@ class Framework:
     product_dtype: Literal["fp8"] | None = None  # of the layers' products; `None`: as the parameters
     joined_products: bool = False  # one product for Q, K, V and one for gate and up
     biases: bool = False  # linear layers have them: their gradients read each product's output gradient again
-    attention: AttentionKernel = "newest"  # fa1: FlashAttention before 2; unfused: scores in memory
+    attention: AttentionKernel = "newest"  # sdpa: fa2, on Blackwell cuDNN; fa1: before fa2; unfused: scores in memory
     merge_bytes: int = 18  # per output value and ring hop: cast the block (r2 w4), one blend in fp32 (r4 r4 w4)
     merge_gradient_bytes: int = 10  # per value of dQ, dK, dV and hop: a bf16 block added to an fp32 sum (r2 r4 w4)
     slice_bytes: int = 0  # per output value and striped hop, where the merged slice is copied back
@@ -123,9 +123,11 @@ class Framework:
         return "; ".join(dict.fromkeys(self.reasons.values()))
 
     @property
-    def measured_attention(self) -> Literal["newest", "fa2"]:
+    def measured_attention(self) -> Literal["newest", "fa2", "sdpa"]:
         """The measured kernel that its attention is, or is slower than by a factor."""
-        return "fa2" if self.attention in ("fa2", "fa1") else "newest"
+        if self.attention in ("newest", "sdpa"):
+            return self.attention
+        return "newest" if self.attention == "unfused" else "fa2"
 
     def __post_init__(self) -> None:
         for name, legal in (

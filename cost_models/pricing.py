@@ -296,7 +296,8 @@ def sent_bytes(program: StepProgram, strategy: Strategy) -> dict[str, Number]:
 
 def estimates(kernels: Kernels, paths: Paths, cluster: Cluster, strategy: Strategy, model: Model) -> tuple[str, ...]:
     """What no measurement backs, in words."""
-    words = [f"{op}: {kernels.source(op)}" for op in OPS if kernels.is_estimate(op)]
+    words = [f"attention's kernel: {kernels.attention_kernel}"]
+    words += [f"{op}: {kernels.source(op)}" for op in OPS if kernels.is_estimate(op)]
     inside = paths.inside
     if strategy.ranks > 1 and inside.is_estimate("all_to_all"):
         words.append(f"links inside a node: {inside.source('all_to_all')}")

@@ -24,6 +24,7 @@ from cost_models.basis import Basis
 from cost_models.certificate import certificate
 from cost_models.errors import InputError
 from cost_models.framework import OURS
+from cost_models.timing.impossible import refuse_flops
 from validation.cases import GIB, Case, Refused, allocated_bytes, price_of, reserved_bytes
 from validation.longest import Ending, Limit, ending_of, limit_of
 from validation.operator_time import operator_s
@@ -167,6 +168,10 @@ def verdict(row: Row) -> Verdict | Refused:
 def _step(case: Case) -> Verdict:
     predicted, row = price_of(case), case.row
     reserved, device = (row.quantity(name, GIB) for name in ("reserved_mem_gb", "device_mem_gb"))
+    here = case.cluster.runs[0].node.device
+    dtype = case.framework.product_dtype or case.workload.precision.param
+    what = f"measured, {case.cluster.gpus} GPUs"
+    refuse_flops(what, predicted.model_flops / predicted.ranks, case.measured_s, here, dtype)
     return Verdict(
         file=case.row.file,
         row=case.row.number,

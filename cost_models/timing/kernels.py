@@ -28,16 +28,31 @@ from cost_models.curves.samples import FRAMEWORK, Correction, Sample
 from cost_models.errors import InputError
 from cost_models.hardware.device import DTYPE_BYTES, Device
 from cost_models.number import Number, larger, pick, somewhere
-from cost_models.timing.packed import ATTENTION_TIMED, BUSY_BOARDS, LIMITED_BY, DeviceCurves, HeadDim, base_name, device_curves
-from cost_models.timing.power_limit import limit_flops, limited_s
+from cost_models.timing.packed import (
+    ATTENTION_TIMED,
+    BUSY_BOARDS,
+    LIMITED_BY,
+    TIMED_IN_BURSTS,
+    DeviceCurves,
+    Facts,
+    HeadDim,
+    base_name,
+    device_curves,
+)
+from cost_models.timing.power_limit import dtype_share, limit_flops, limited_s, reach
 
 CLOCKS = ("held", "burst")
-ATTENTION_KERNELS = ("newest", "fa2")
-NEWEST = {
-    "hopper": "FlashAttention-3 or cuDNN",
-    "blackwell": "cuDNN",
+ATTENTION_KERNELS = ("newest", "fa2", "sdpa")
+"""Training's: the newest; FlashAttention-2; as torchtitan orders SDPA's backends (that, on Blackwell cuDNN)."""
+KERNEL_WORDS = {
+    ("ampere", "fa2"): "FlashAttention-2",
+    ("ada", "fa2"): "FlashAttention-2",
+    ("hopper", "newest"): "FlashAttention-3 (cuDNN backward)",
+    ("hopper", "fa2"): "FlashAttention-2",
+    ("blackwell", "newest"): "cuDNN",
+    ("blackwell", "fa2"): "FlashAttention-2, in instructions of older cards",
 }
-"""Architecture -> the kernel that "newest" is; elsewhere FlashAttention-2, or its share of the peak."""
+"""By architecture and kernel; elsewhere FlashAttention-2's share of the peak."""
 OPS = ("gemm", "attention_forward", "attention_backward", "memory_bound")
 QUERY_TILE = 128
 HEAD_DIM_TILE = 32
@@ -46,9 +61,6 @@ GENERIC_SHARE = {"gemm": 0.9, "attention_forward": 0.7, "attention_backward": 0.
 """Share of peak where nothing was measured: a matrix product on 2 CPU cores and one attention reached about these."""
 Larger = Callable[[Number, Number], Number]
 GENERIC_LAUNCH_S = 5e-6
-FP8_REACH = 0.9
-"""8-bit products reach this much of what their doubled peak promises: 1402.6 against 794.5 TFLOP/s of bf16 on H100 and
-1535 against 828.6 on GH200, 1.77 and 1.85 times (ML Engineering's tables of achievable products)."""
 
 
 class Kernels:
@@ -81,14 +93,16 @@ class Kernels:
             timed = ATTENTION_TIMED.get(device.name, ATTENTION_TIMED.get(base.name, base.name))
             share = _limit_share(device, base, curves)
             self._limit_flops = share * device.peak_16bit if clock == "held" else None
-            self._timed_share = _limit_share(Device.load(timed), base, curves)
+            burst = timed in TIMED_IN_BURSTS
+            self._timed_share = math.inf if burst else _limit_share(Device.load(timed), base, curves)
             self._unequal = curves.unequal(timed)
             self._dims = curves.head_dims
             self._tables = {t: curves.attention_paged(t) for t in {near.table for near in self._dims}}
             self._longest = float(next(iter(self._tables.values())).axes[0][-1])
             self._floor_s = math.exp(min(float(table.log_s.min()) for table in self._tables.values()))
-            kernel = "fa2" if device.architecture.startswith("cdna") else attention
-            self._forward, self._backward = (curves.training(part, kernel, timed) for part in ("forward", "backward"))
+            self._kernel = _kernel_of(device, attention)
+            training = [curves.training(part, self._kernel, timed) for part in ("forward", "backward")]
+            self._forward, self._backward = training
             assert base.sms is not None and base.exponentials_per_s is not None
             self._sms = device.sms or base.sms
             self._exponentials_per_s = (
@@ -106,7 +120,7 @@ class Kernels:
         """Curves of `device` (a Device or a preset's name), moved onto `samples` where there are any.
 
         `clock`: "held", products at the power limit of a busy board; "burst", as the GEMM grids were timed.
-        `attention`: training's kernel, "newest" (NEWEST says which) or "fa2" (FlashAttention-2).
+        `attention`: training's kernel, one of ATTENTION_KERNELS (`attention_kernel` says what it is here).
         """
         device = Device.load(device) if isinstance(device, str) else device
         name = base_name(device)
@@ -135,7 +149,7 @@ class Kernels:
             seconds, (cm, cn, ck) = read(m, n, k)
             seconds = self._scaled(seconds * (flops / (2.0 * cm * cn * ck)), flops, moved, dtype)
             if self._limit_flops is not None:
-                limit = self._limit_flops * (self._reached(dtype) / self.device.peak_16bit)
+                limit = self._limit_flops * dtype_share(self.device, dtype)
                 seconds = self._busy.product_s(seconds, flops, limit)
             seconds = seconds + added * self._busy.exposed / self.device.memory_bytes_per_s
         return larger(self._corrected("gemm", seconds, flops), flops / self.device.peak(dtype))
@@ -148,8 +162,8 @@ class Kernels:
             return groups * self.gemm_s(m, n, k, dtype, accumulate)
         flops, size = 2.0 * m * n * k, float(DTYPE_BYTES[_known(dtype)])
         moved = (m * k + n * k) * size + m * n * (2.0 * DTYPE_BYTES[_known(accumulate)] if accumulate else size)
-        reached = self._reached(dtype)
-        limit = reached if self._limit_flops is None else self._limit_flops * (reached / self.device.peak_16bit)
+        held = self._limit_flops
+        limit = self._reached(dtype) if held is None else held * dtype_share(self.device, dtype)
         seconds = self._grouped.group_s(flops, moved, limit, self.device.memory_bytes_per_s)
         seconds = larger(self._corrected("gemm", seconds, flops), flops / self.device.peak(dtype))
         alone = self.gemm_s(m, n, k, dtype, accumulate) if isinstance(groups, np.ndarray) else seconds
@@ -217,6 +231,13 @@ class Kernels:
         assert unit in FRAMEWORK
         return self._framework.get(unit, 0.0)
 
+    @property
+    def attention_kernel(self) -> str:
+        """The kernel of training's attention, in words."""
+        if self._curves is None:
+            return "PyTorch's"
+        return KERNEL_WORDS.get((self.device.architecture, self._kernel), "FlashAttention-2's share of the peak")
+
     def source(self, op: str) -> str:
         """Where the curve of `op` comes from, in words."""
         if _op(op) in self._profiled:
@@ -224,7 +245,7 @@ class Kernels:
         if self._curves is None:
             share = GENERIC_SHARE[op]
             return f"estimate: {share:.0%} of the peak of {self.device.name} ({self.device.source}); profile it"
-        facts = self._curves.facts[op]
+        facts = self._facts(op)
         if self.is_estimate(op) and self.device.name == self.base.name:
             return f"estimate: {facts['source']}"
         if self.is_estimate(op):
@@ -241,7 +262,12 @@ class Kernels:
         """True where no measurement of this device (or its profile) backs `op`."""
         if _op(op) in self._profiled:
             return False
-        return self._curves is None or self.device.name not in self._curves.facts[op]["measured_on"]
+        return self._curves is None or self.device.name not in self._facts(op)["measured_on"]
+
+    def _facts(self, op: str) -> Facts:
+        assert self._curves is not None
+        older = self._kernel == "fa2" and op.startswith("attention") and "attention_fa2" in self._curves.facts
+        return self._curves.facts["attention_fa2" if older else op]
 
     def _equal_dim(self, head_dim: int, value_dim: int | None, backward: bool) -> tuple[int, float]:
         """An equal head dim to read the curve at, and the time of unequal ones over the curve's there.
@@ -253,9 +279,7 @@ class Kernels:
         dim = max(head_dim, value_dim) if backward else -(-(head_dim + value_dim) // 2)
         return dim, 1.0 if self._curves is None else self._unequal[backward]
 
-    def _training(
-        self, shape: tuple[Number, ...], padded: int, backward: bool, peak: float, larger: Larger
-    ) -> Number:
+    def _training(self, shape: tuple[Number, ...], padded: int, backward: bool, peak: float, larger: Larger) -> Number:
         """The closed form of contiguous kernels (packed.py)."""
         q, kv, heads, _, batch, pairs = shape
         form, passes = (self._backward, 2.5) if backward else (self._forward, 1.0)
@@ -266,7 +290,7 @@ class Kernels:
 
     def _paged(self, shape: tuple[Number, ...], padded: int, peak: float, larger: Larger) -> Number:
         """Map any shape onto square causal prefill of the same FLOPs, query tiles and keys per query."""
-        q, kv, heads, group, batch, pairs = shape
+        q, _, heads, group, batch, pairs = shape
         smaller = min if larger is max else np.minimum
         square = larger(2.0 * pairs / larger(q, 1.0) - 1.0, 1.0)  # the causal square with as many keys per query
         tokens = smaller(square, self._longest)
@@ -298,12 +322,12 @@ class Kernels:
         return own_s / base_s
 
     def _on_this_board(self, seconds: Number, flops: Number, dtype: str) -> Number:
-        """Attention was timed in long loops, at its board's power limit: only another limit changes it."""
+        """Attention timed in long loops is at its board's power limit, so that only another limit changes it."""
         assert self._limit_flops is not None
         own, theirs = self._limit_flops / self.device.peak_16bit, self._timed_share
         if own == theirs:
             return seconds
-        limit = self._reached(dtype)
+        limit = self.device.peak_16bit * dtype_share(self.device, dtype)
         return seconds * (limited_s(seconds, flops, own * limit) / limited_s(seconds, flops, theirs * limit))
 
     def _scaled(self, base_s: Number, flops: Number, moved: Number, dtype: str) -> Number:
@@ -325,7 +349,7 @@ class Kernels:
         )
 
     def _reached(self, dtype: str) -> float:
-        return self.device.peak(dtype) * (FP8_REACH if dtype == "fp8" else 1.0)
+        return self.device.peak(dtype) * reach(self.device, dtype)
 
     def _padded(self, head_dim: int) -> int:
         """The head dim that the kernel really works on; CPU kernels do not pad."""
@@ -374,6 +398,13 @@ def attention_pairs(q_tokens: Number, kv_tokens: Number, causal: bool) -> Number
         return q_tokens * kv_tokens * 1.0
     seen = np.minimum(q_tokens, kv_tokens) if isinstance(q_tokens + kv_tokens, np.ndarray) else min(q_tokens, kv_tokens)
     return seen * (kv_tokens - (seen - 1) / 2.0)
+
+
+def _kernel_of(device: Device, attention: str) -> str:
+    """The curve that an attention kernel's name means on a device."""
+    if device.architecture not in ("hopper", "blackwell"):
+        return "fa2"
+    return attention if attention != "sdpa" else ("newest" if device.architecture == "blackwell" else "fa2")
 
 
 def _limit_share(board: Device, base: Device, curves: DeviceCurves) -> float:

@@ -59,6 +59,8 @@ BUSY_BOARDS = {
 ATTENTION_TIMED = {"gb200": "gb200", "gb300": "gb300", "b300": "gb300", "l40s": "a100-sxm-80gb"}
 """Device -> the board on which its training attention was timed, where that is not the base of its architecture: of its
 own chip, or for Ada, whose FlashAttention-2 is A100's."""
+TIMED_IN_BURSTS = ("b200-sxm-180gb",)
+"""Boards whose rows of training attention end before the board is at its power limit; others' loops were long."""
 
 
 class HeadDim(Struct, frozen=True, kw_only=True):
@@ -99,7 +101,7 @@ class Training(Struct, frozen=True, kw_only=True):
         return float(plain * head_dim / 128 * self.at_256 ** min(math.log2(head_dim / 128), 1.0))
 
     def seconds(self, scores_s: Number, keys: Number, units: Number, masked: Number) -> Number:
-        """`scores_s`: of all scores; `keys` per query; query tiles per SM; `masked`: 1 for a causal square, 0 in full."""
+        """Of so many scores_s; `keys` per query; query tiles per SM; `masked`: 1 for a causal square, 0 if full."""
         by_keys = 1 + (self.half_keys + self.diagonal * masked) / keys
         return self.launch_s + scores_s * by_keys * (1 + (self.half_units + self.tail * masked) / units)
 
@@ -138,7 +140,7 @@ class DeviceCurves:
         return Busy(limit_flops=limit, slow=slow, exposed=exposed)
 
     def unequal(self, board: str) -> tuple[float, float]:
-        """Attention with 192-wide keys and 128-wide values over the curve of an equal head dim, forward and backward."""
+        """Attention with 192-wide keys and 128-wide values over the curve of an equal head dim: forward, backward."""
         forward, backward = self.arrays.get(f"unequal_{board}", self.arrays["unequal"]).tolist()
         return forward, backward
 

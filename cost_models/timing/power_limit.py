@@ -9,7 +9,8 @@ clock until it fits, so every product that would be faster ends near one rate (A
 the others keep theirs. SMs^(3/4) · W^(1/4) follows from power per SM ~ clock^4: ML Engineering's table of matrix
 products has A100 SXM (400 W) at 271.2 and A100 PCIe (300 W) at 252.9 TFLOP/s, 1.07 = (4/3)^0.24. A weight gradient
 that is added to a resident buffer reads and writes it; `exposed` is the share of that traffic that its product does not
-hide. Units: seconds, FLOP/s. Left out: how warm the room is, boards of a node that share its power, values of the data.
+hide. Narrow products are limited by their own power: `dtype_share`. Units: seconds, FLOP/s. Left out: how warm the room
+is, boards of a node that share its power, values of the data.
 """
 
 from __future__ import annotations
@@ -21,6 +22,18 @@ from cost_models.number import Number
 
 SHARPNESS = 8
 POWER_EXPONENT = 0.25
+
+
+REACH = {"hopper": {"fp8": 0.91}, "blackwell": {"fp8": 0.97, "fp4": 0.93}}
+"""Share of what the ratio of two dtypes' peaks promises, by architecture: fp8 over bf16 1.77 (H100), 1.83 (H200), 1.85
+(GH200), 1.97 (B200), 1.90 (B300), 1.98 (GB200) in ML Engineering's tables of achievable products; fp4 6787 TFLOP/s on
+GB200 (NVIDIA's blog on cuBLAS 12.9, from memory) over its 1822 of bf16."""
+NARROW_REACH = {"fp8": 0.9, "fp4": 0.9}
+"""On other architectures: no rows."""
+ENERGY = {"blackwell": {"fp8": 0.375, "fp4": 0.156}}
+"""Energy of a FLOP over a 16-bit one's, an estimate: half of it moves operands and goes with their bits, half is the
+multiplier's and goes with the square of the significand's (8, 4 and 2 bits). On Hopper no row shows it: the best fp8
+product (1402.6 TFLOP/s on H100) is what the 16-bit limit's share of the peak gives."""
 
 
 class Busy(Struct, frozen=True, kw_only=True):
@@ -42,6 +55,22 @@ class Busy(Struct, frozen=True, kw_only=True):
 def limited_s(seconds: Number, flops: Number, limit_flops: float) -> Number:
     """What a kernel of so many seconds takes on a board that sustains `limit_flops`; far below the limit the same."""
     return (seconds**SHARPNESS + (flops / limit_flops) ** SHARPNESS) ** (1 / SHARPNESS)
+
+
+def reach(device: Device, dtype: str) -> float:
+    """Share of the ratio of peaks that products of `dtype` reach of 16-bit ones'."""
+    return REACH.get(device.architecture, NARROW_REACH).get(dtype, 1.0)
+
+
+def dtype_share(device: Device, dtype: str) -> float:
+    """What a busy board sustains of `dtype` over what it does of 16 bits: reach · ratio · (ratio · energy)^-¼.
+
+    >>> round(dtype_share(Device.load("gb200"), "fp8"), 2), dtype_share(Device.load("gb200"), "bf16")
+    (2.08, 1.0)
+    """
+    ratio = device.peak(dtype) / device.peak_16bit
+    energy = ENERGY.get(device.architecture, {}).get(dtype)
+    return reach(device, dtype) * ratio * (1.0 if energy is None else (ratio * energy) ** -POWER_EXPONENT)
 
 
 def limit_flops(device: Device, base: Device, board: Device, measured: float) -> float:

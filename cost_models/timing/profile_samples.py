@@ -2,7 +2,8 @@
 
 Processes of one host share cores, so a kernel's time depends on how many run at once. A profile holds each sample for
 several loads (kernels: `ranks`; collectives: `shape` = (processes,)); the load nearest to the processes of a node is
-taken, and scaled in proportion beyond the largest. GPUs are not shared: their samples are passed on as they are.
+taken, and scaled in proportion beyond the largest. GPUs are not shared: their samples are passed on as they are, unless
+one is impossible (`impossible.py`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from cost_models.curves.samples import Sample
 from cost_models.hardware.cluster import Cluster
 from cost_models.profile import Profile
 from cost_models.timing.collectives import OPS as COLLECTIVES
+from cost_models.timing.impossible import refuse_samples
 
 
 def samples_for(profile: Profile | None, cluster: Cluster) -> tuple[Sample, ...]:
@@ -22,6 +24,7 @@ def samples_for(profile: Profile | None, cluster: Cluster) -> tuple[Sample, ...]
         return ()
     node = cluster.runs[0].node
     if node.device.architecture != "cpu":
+        refuse_samples(profile.samples, cluster)
         return profile.samples
     loads = sorted({load for sample in profile.samples if (load := _load(sample))})
     if not loads:

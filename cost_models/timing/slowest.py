@@ -155,6 +155,10 @@ class KernelsInUse(Kernels):
     def framework_s(self, unit: str) -> float:
         return float(self._chosen("framework_s", unit))
 
+    @property
+    def attention_kernel(self) -> str:
+        return ", ".join(dict.fromkeys(kernels.attention_kernel for kernels in self.each))
+
     def source(self, op: str) -> str:
         return "; ".join(dict.fromkeys(kernels.source(op) for kernels in self.each))
 

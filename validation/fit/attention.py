@@ -80,7 +80,8 @@ class Form:
         score_s = at_peak_s * (1 + slow)
         softmax_s = min(waited / self.exponentials_per_s, most_softmax * score_s)
         return Training(
-            launch_s=launch_s, reached=at_peak_s / (score_s - softmax_s), exponentials=softmax_s * self.exponentials_per_s,
+            launch_s=launch_s, reached=at_peak_s / (score_s - softmax_s),
+            exponentials=softmax_s * self.exponentials_per_s,
             half_keys=half_keys, half_units=half_units, diagonal=diagonal, tail=tail, at_256=1.0,
         )  # fmt: skip
 

@@ -4,6 +4,7 @@
     SimuMax matmuls      A100 PCIe, B200: by exact shape; the three products of a layer
     sglang prefill       H100: the same paged shapes under another server's kernel
     MagiAttention plots  H100: FA3 forward and backward, digitised (trust C)
+    SimuMax attention    B200: 131,072 tokens, long enough to be at the board's power limit
 The first two at the burst clock show what a busy board costs; the busy fit took SimuMax's rows and Vidur's H100 rows
 of at least 0.1 ms, so that only Vidur's A100 rows and short products are new to the held clock.
 
@@ -26,8 +27,9 @@ from cost_models.hardware.device import Device
 from cost_models.timing.kernels import CLOCKS, Kernels, attention_pairs
 from cost_models.timing.packed import DeviceCurves
 from validation.fit import devices
+from validation.fit.attention import PARTS
 from validation.fit.products import busy_simumax, busy_vidur
-from validation.fit.rows import attention_forward, gemm, read_rows
+from validation.fit.rows import attention_forward, gemm, read_rows, simumax_attention
 
 
 def errors(folder: Path) -> dict[str, Floats]:
@@ -40,6 +42,7 @@ def errors(folder: Path) -> dict[str, Floats]:
         for gpu, board in (("a100-pcie-80gb", "A100-PCIe-80GB"), ("b200-sxm-180gb", "B200-SXM")):
             rows = _products(busy_simumax(folder, board), Kernels.of(gpu, clock=clock))
             found[f"{gpu}, {clock} clock: SimuMax matmuls"] = _ratios(rows)
+    found["b200-sxm-180gb: SimuMax attention at the power limit"] = _ratios(_limited(folder))
     h100 = Kernels.of("h100-sxm-80gb")
     found["h100-sxm-80gb: sglang paged prefill"] = _ratios(_sglang(folder, h100))
     for part in ("fwd", "bwd"):
@@ -61,6 +64,15 @@ def _products(rows: Floats, kernels: Kernels) -> Iterator[tuple[float, float]]:
 def _sglang(folder: Path, kernels: Kernels) -> Iterator[tuple[float, float]]:
     for batch, tokens, heads, kv, dim, seconds in attention_forward(folder, "kernels_attnfwd_h100_sglang0.5.9.csv"):
         yield float(kernels.attention_s(tokens, tokens, heads, kv, int(dim), True, batch=batch, paged=True)), seconds
+
+
+def _limited(folder: Path) -> Iterator[tuple[float, float]]:
+    kernels = Kernels.of("b200-sxm-180gb")
+    for part in PARTS:
+        for batch, tokens, heads, kv, dim, _, seconds in simumax_attention(folder, "B200-SXM", part):
+            if tokens >= devices.LIMITED_TOKENS:
+                call = (tokens, tokens, heads, kv, int(dim), True, part == "bwd", batch)
+                yield float(kernels.attention_s(*call)), seconds
 
 
 def _magi(folder: Path, part: str, kernels: Kernels) -> Iterator[tuple[float, float]]:

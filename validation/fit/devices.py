@@ -34,6 +34,7 @@ from cost_models.hardware.device import Device
 from cost_models.timing.kernels import Kernels
 from cost_models.timing.packed import ATTENTION_TIMED, BUSY_BOARDS, DeviceCurves
 from cost_models.timing.packed import Training as Packed
+from cost_models.timing.power_limit import Busy
 from validation.fit import attention, products, rates, rows
 
 SIMUMAX_BOARDS = {"a100-sxm-80gb": "A100-PCIe-80GB", "b200-sxm-180gb": "B200-SXM"}
@@ -68,6 +69,11 @@ SIBLINGS = {"b200-sxm-180gb": {"gb200": "NVIDIA GB200", "gb300": "NVIDIA GB300"}
 """Curve -> boards of its architecture whose training attention was timed, as presets and as the file names them."""
 
 
+LIMITED_TOKENS = 131072.0
+HOST_BOUND_S = 130e-6
+"""Backward of 4 and of 8 heads takes 110 and 120 us in SimuMax's table: shorter calls wait for the host."""
+
+
 def training_rows(folder: Path, recipe: Recipe) -> Training:
     """The rows of the module's table for a curve's own board."""
     if recipe.device == "b200-sxm-180gb":
@@ -97,11 +103,16 @@ def sibling_rows(folder: Path, gpu: str) -> Training:
 
 
 def _b200(folder: Path, part: str) -> Floats:
-    """Transformer Engine's calls of cuDNN, less what was traced before the kernel, and SDPA's."""
+    """Transformer Engine's calls of cuDNN, less what was traced before the kernel, and SDPA's.
+
+    Calls of 131,072 tokens (60 ms and more) ran at the power limit, 1120 TFLOP/s: they check it (`checks.py`).
+    """
     traced = rows.simumax_attention(folder, "B200-SXM", part)
+    traced = traced[traced[:, 1] < LIMITED_TOKENS]
     if part == "fwd":
         traced[:, 6] -= attention.TRACED_GAP_S["B200-SXM"]
-    return np.vstack([traced, rows.magi_attention(folder, "B200", "sdpa", part)])
+    found = np.vstack([traced, rows.magi_attention(folder, "B200", "sdpa", part)])
+    return np.asarray(found[found[:, 6] >= HOST_BOUND_S])
 
 
 def flash_2_rows(folder: Path, recipe: Recipe) -> Training:
@@ -166,7 +177,7 @@ def fit(folder: Path, recipe: Recipe) -> dict[str, Any]:
     if recipe.device == "a100-sxm-80gb":
         arrays["memory_bound_a40"] = rates.fit_memory(rates.additions(folder, "a40", Device.load("a40")))
     if recipe.device == "l40s":
-        found = products.Busy(limit_flops=_l40s_limit(folder, arrays), slow=1.0, exposed=products.EXPOSED_START)
+        found = Busy(limit_flops=_l40s_limit(folder, arrays), slow=1.0, exposed=products.EXPOSED_START)
         of_groups = products.GROUPED_START
     else:
         busy_rows, burst_s, board = busy_products(folder, recipe, _read(arrays))
@@ -208,7 +219,10 @@ def l40s_by_limit(arrays: dict[str, Any], limit_flops: float, a100: Floats) -> F
     device = Device.load("l40s")
     kernels = Kernels(device, device, DeviceCurves("l40s", arrays | {"busy": busy, **UNTIMED}))
     batch, tokens, heads, kv = a100[:, :4].T
-    ratio = [one.attention_s(tokens, tokens, heads, kv, 128, True, batch=batch) for one in (kernels, Kernels.of("a100-sxm-80gb"))]
+    ratio = [
+        one.attention_s(tokens, tokens, heads, kv, 128, True, batch=batch)
+        for one in (kernels, Kernels.of("a100-sxm-80gb"))
+    ]
     return np.asarray(a100[:, 5] * ratio[0] / ratio[1])
 
 

@@ -7,12 +7,14 @@
     collectives  ranks, wire bytes per rank, seconds
 
 Files are those of the top-level `measurements/` folder. Rows that failed, other dtypes and sliding windows are dropped.
+A row above its card's peak is an error in the data: it is refused by its file, shape and rate, and nothing is fitted.
 """
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,9 @@ import numpy.typing as npt
 
 from cost_models.curves.grid import Floats
 from cost_models.errors import InputError
+from cost_models.hardware.device import Device
+from cost_models.hardware.device_names import device_of
+from cost_models.timing.impossible import refuse_flops
 
 DEFAULT_FOLDER = Path(__file__).parents[2] / "measurements"
 
@@ -35,18 +40,28 @@ def read_rows(folder: Path, file: str) -> Iterator[dict[str, str]]:
 
 def gemm(folder: Path, file: str) -> Floats:
     """bf16 matrix products: m, n, k, seconds."""
-    columns = ("m", "n", "k", "latency_ms")
-    rows = [[float(row[c]) for c in columns] for row in read_rows(folder, file)]
-    return np.array(rows) * [1, 1, 1, 1e-3]
+    found = []
+    for row in read_rows(folder, file):
+        m, n, k = (float(row[c]) for c in ("m", "n", "k"))
+        seconds = float(row["latency_ms"]) * 1e-3
+        _possible(f"{file}: {m:.0f} x {n:.0f} x {k:.0f}", 2 * m * n * k, seconds, row["device"])
+        found.append([m, n, k, seconds])
+    return np.array(found)
 
 
 def attention_forward(folder: Path, file: str) -> Floats:
     """Causal prefill: batch, tokens, heads, kv heads, head dim, seconds; equal shapes averaged (median)."""
-    columns = ("batch_size", "isl", "num_heads", "num_key_value_heads", "head_dim", "latency_ms")
-    rows = np.array([[float(row[c]) for c in columns] for row in read_rows(folder, file)]) * [1, 1, 1, 1, 1, 1e-3]
+    columns = ("batch_size", "isl", "num_heads", "num_key_value_heads", "head_dim")
+    timed = []
+    for row in read_rows(folder, file):
+        shape, seconds = [float(row[c]) for c in columns], float(row["latency_ms"]) * 1e-3
+        batch, tokens, heads, _, dim = shape
+        _possible(f"{file}: {shape}", 2 * batch * heads * tokens * (tokens + 1) * dim, seconds, row["device"])
+        timed.append([*shape, seconds])
+    rows = np.array(timed)
     shapes, inverse = np.unique(rows[:, :5], axis=0, return_inverse=True)
-    seconds = np.array([np.median(rows[inverse == i, 5]) for i in range(len(shapes))])
-    return np.column_stack([shapes, seconds])
+    medians = np.array([np.median(rows[inverse == i, 5]) for i in range(len(shapes))])
+    return np.column_stack([shapes, medians])
 
 
 def cudnn_attention(folder: Path, gpu: str, part: str) -> Floats:
@@ -65,6 +80,21 @@ def unequal_attention(folder: Path, gpu: str, part: str) -> Floats:
     return np.asarray(found[found[:, 4] != found[:, 5]])
 
 
+def _attention_possible(file: str, row: Sequence[float], part: str, gpu: str) -> None:
+    batch, tokens, heads, _, keys, values, causal, seconds = row
+    flops = (2 if part == "fwd" else 5) * batch * heads * tokens**2 * (keys + values) / (1 + causal)
+    _possible(f"{file}: {part}, {list(row[:7])}", flops, seconds, gpu)
+
+
+def _possible(what: str, flops: float, seconds: float, gpu: str) -> None:
+    refuse_flops(what, flops, seconds, _device(gpu), "bf16")
+
+
+@cache
+def _device(gpu: str) -> Device:
+    return device_of(gpu)
+
+
 def _equal(found: Floats) -> Floats:
     return np.asarray(np.delete(found[found[:, 4] == found[:, 5]], 5, axis=1))
 
@@ -76,8 +106,9 @@ def _cudnn(folder: Path, gpu: str, part: str) -> Floats:
         plain = row["success"] == "True" and not row["sliding_window_size"] and row["deterministic_bwd"] == "False"
         if wanted and plain:
             columns = ("batch_size", "q_seqlen", "num_q_heads", "num_kv_heads", "head_dim_qk", "head_dim_vo", "time_ms")
-            values = [float(row[c]) for c in columns]
-            rows.append([*values[:6], float(row["attn_mask"] == "top_left"), values[6] * 1e-3])
+            *shape, ms = [float(row[c]) for c in columns]
+            rows.append([*shape, float(row["attn_mask"] == "top_left"), ms * 1e-3])
+            _attention_possible("kernels_sdpa_fwdbwd_cudnn.csv", rows[-1], part, gpu)
     return np.array(rows).reshape(-1, 8)
 
 
@@ -95,6 +126,7 @@ def _simumax(folder: Path, gpu: str, part: str) -> Floats:
         )
         flops = (2 if part == "fwd" else 5) * batch * heads * tokens**2 * (keys + values)
         rows.append([batch, tokens, heads, kv, keys, values, 1.0, flops / (float(row["measured_tflops"]) * 1e12)])
+        _attention_possible("kernels_simumax_efficiency.csv", rows[-1], part, gpu)
     return np.array(rows).reshape(-1, 8)
 
 
