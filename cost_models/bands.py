@@ -100,7 +100,11 @@ def odds(first: StepCost, second: StepCost, paid: float = 1.0) -> float:
     """
     known = certificate()
     sigma = difference_sigma(_basis(first), _basis(second), known)
-    normal = math.log(paid * second.step_s / first.step_s) / sigma
+    return odds_of(math.log(paid * second.step_s / first.step_s) / sigma, known)
+
+
+def odds_of(normal: float, known: Certificate) -> float:
+    """Of a difference over its sigma, for the layout that is ahead if it is above zero."""
     sure = float(np.interp(abs(normal), known.pairs.normal, PROBABILITIES))
     sure = min(max(sure, 0.5), MOST_SURE)
     return sure if normal >= 0 else 1 - sure

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import yaml
@@ -17,7 +18,14 @@ from cost_models.bands import LEVEL, quantile
 from cost_models.certificate import Certificate, Domain
 from validation import parts, tables
 from validation.certify import memory_errors
-from validation.coverage import Coverage, Tested, coverages, errors_against_others, steps_against_others
+from validation.coverage import (
+    Coverage,
+    Tested,
+    coverages,
+    errors_against_others,
+    odds_against_others,
+    steps_against_others,
+)
 from validation.domains import points
 from validation.plot import calibration
 from validation.rows import FOLDER
@@ -27,6 +35,7 @@ from validation.tables import Cell, Table, percent, signed
 
 WORST = 20
 APART = 0.03
+ODDS = (0.5, 0.6, 0.75, 0.9, 0.97, 1.01)
 LEAST, MOST = 0.75, 0.88
 """Share of a domain's rows that an 80% band should hold."""
 INTRODUCTION = """
@@ -90,7 +99,7 @@ class Page:
         return calibration(dict(sorted(curves.items())))
 
     def tables(self) -> list[Table]:
-        return [self._domains(), self._pairs()]
+        return [self._domains(), self._pairs(), self._odds()]
 
     def _domains(self) -> Table:
         return Table(
@@ -123,6 +132,21 @@ class Page:
                 (f"{one.least:.0%} {end}", str(one.pairs), str(one.wrong), percent(one.loss), percent(one.worst_loss))
                 for one, end in zip(pairs.apart, ends, strict=True)
             ],
+        )
+
+    def _odds(self) -> Table:
+        given = odds_against_others(ranked_pairs(self.reports), self.known)
+        rows: list[tuple[Cell, ...]] = []
+        for low, high in pairwise(ODDS):
+            mine = [(odds, right) for odds, right in given if low <= odds < high]
+            if mine:
+                odds, right = (sum(column) / len(mine) for column in zip(*mine, strict=True))
+                rows.append((f"{low:.0%} to {min(high, 1):.0%}", str(len(mine)), percent(odds), percent(right)))
+        return Table(
+            title="Odds",
+            text="That the layout priced faster is faster, from the pairs of all other sources; and how often it was.",
+            columns=("odds", "pairs", "odds, mean", "faster"),
+            rows=rows,
         )
 
     def _worst(self) -> Table:

@@ -12,15 +12,15 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cost_models.bands import LEVEL, Band, band_of, domain_of, quantile, sigma_of
+from cost_models.bands import LEVEL, Band, band_of, difference_sigma, domain_of, odds_of, quantile, sigma_of
 from cost_models.certificate import PROBABILITIES, Certificate
 from validation.certify import with_steps
 from validation.domains import Error, measured
-from validation.steps import FEW_SOURCES, Step
+from validation.steps import FEW_SOURCES, Pair, Step, pair_facts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,3 +103,15 @@ def coverages(tested: Sequence[Tested]) -> list[Coverage]:
         )
         for name, rows in sorted(found.items())
     ]
+
+
+def odds_against_others(pairs: Sequence[Pair], known: Certificate) -> list[tuple[float, bool]]:
+    """For each pair the odds of the layout that is priced faster, from the other sources' pairs; whether it was."""
+    found = []
+    for source in sorted({one.source for one in pairs}):
+        others = replace(known, pairs=pair_facts([one for one in pairs if one.source != source], known))
+        for one in pairs:
+            if one.source == source:
+                sigma = difference_sigma(one.first, one.second, others)
+                found.append((odds_of(one.distance / sigma, others), one.loss < 0))
+    return found
