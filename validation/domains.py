@@ -22,8 +22,8 @@ from cost_models.certificate import PROBABILITIES, Domain
 
 Floats = NDArray[np.float64]
 ALIKE = 1 / 3
-"""Correlation of the errors of one source's rows. Estimate: on held-out steps a third to a half of the variance lies
-between sources."""
+"""Correlation of the errors of one source's rows: 0.30 over the held-out steps (one-way analysis of variance), and 0 to
+0.76 in single domains, which have too few sources for a number of their own."""
 SIXTEENTH = NormalDist().cdf(-1)
 
 

@@ -16,7 +16,6 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -55,20 +54,12 @@ def families(folder: Path) -> dict[str, dict[str, Family]]:
     found: dict[str, dict[str, Family]] = {}
     for path in sorted(CURVES.glob("*.json")):
         for name, family, summary in _packed(path):
-            found.setdefault(name, {})[family] = Family(rows=summary["rows"], quantiles=_quantiles(summary))
+            found.setdefault(name, {})[family] = Family(rows=summary["rows"], quantiles=tuple(summary["quantiles"]))
     for name, tables in _tables(folder).items():
         for source, logs in tables.items():
             spots = tuple(np.quantile(logs, PROBABILITIES).tolist())
             found.setdefault(name, {})[source] = Family(rows=len(logs), quantiles=spots)
     return dict(sorted(found.items()))
-
-
-def _quantiles(summary: Mapping[str, Any]) -> tuple[float, ...]:
-    """As packed; of a fit that packed none, those of normal errors with its median and bias."""
-    if "quantiles" in summary:
-        return tuple(summary["quantiles"])
-    normal, sigma = NormalDist(), summary["median"] / NormalDist().inv_cdf(0.75)
-    return tuple(sigma * normal.inv_cdf(one) - summary["bias"] for one in PROBABILITIES)
 
 
 def _tables(folder: Path) -> dict[str, dict[str, list[float]]]:
