@@ -24,6 +24,7 @@ from cost_models.workload import LORA_TARGETS, LoraTarget, Precision
 
 FOLDER = Path(__file__).parent / "frameworks"
 Fusion = Literal["unfused", "fused", "none"]
+NormKernel = Literal["library", "pytorch", "compiled"]
 AttentionKernel = Literal["newest", "fa2", "sdpa", "fa1", "unfused"]
 Reduction = Literal["overlapped", "exposed"]
 Scope = Literal["step", "operator"]
@@ -61,6 +62,7 @@ class Framework:
     lora_targets: tuple[LoraTarget, ...] = LORA_TARGETS  # that its recipes adapt; `price` takes the workload's
     reasons: dict[str, str] = field(default_factory=dict, compare=False)  # why, by field
     norm: Fusion = "unfused"  # fused: one kernel, one read and one write; unfused: Hugging Face's RMSNorm
+    norm_kernel: NormKernel = "library"  # whose a fused norm is: apex's or Transformer Engine's, PyTorch's, Inductor's
     norm_copies: bool = False  # fused norms get a copy in fp32; kept layers run them, and a sum, again in backward
     rotary: Fusion = "unfused"  # "none" means learned or ALiBi positions
     activation: Fusion = "unfused"  # fused: gate, activation and product (or bias and GELU) in one kernel
@@ -97,6 +99,7 @@ class Framework:
     reentrant: bool = False  # full recompute runs a layer to its end and holds its result while gradients are made
     bucket_values: int = 0  # of a buffer in which gradients wait: always there with ZeRO-3, in backward with 1 and 2
     dummy_gradient_bytes: int = 0  # per weight of each distinct shape: placeholders that autograd is handed
+    whole_loss: bool = False  # logits of all of a rank's tokens at once, whatever the strategy's chunk
     loss_bytes: int | None = None  # traffic per logit of a loss without chunks; `None`: autograd's in fp32
     drops_gradients: bool = False  # below ZeRO-3: gradients are dropped after a step and come as activations go
     logit_bytes: int | None = None  # held per logit at the loss; `None`: b for logits and gradient, twice fp32
@@ -132,6 +135,7 @@ class Framework:
     def __post_init__(self) -> None:
         for name, legal in (
             ("norm", Fusion),
+            ("norm_kernel", NormKernel),
             ("rotary", Fusion),
             ("activation", Fusion),
             ("attention", AttentionKernel),
@@ -163,8 +167,9 @@ class Framework:
                 raise InputError(f"{one} is not read for scope=operator; legal: {', '.join(_OF_OPERATORS)}")
             if self.scope == "step" and one in _OF_OPERATORS_ALONE:
                 raise InputError(f"{one} is read for scope=operator alone, not for scope=step")
-        if self.norm_copies and self.norm != "fused":
-            raise InputError(f"norm_copies counts only for a fused norm, not for norm={self.norm}")
+        for one in ("norm_copies", "norm_kernel"):
+            if getattr(self, one) != _DEFAULTS[one] and self.norm != "fused":
+                raise InputError(f"{one} counts only for a fused norm, not for norm={self.norm}")
 
 
 _SETTLED = tuple(one.name for one in fields(Framework) if one.name not in ("name", "title", "scope", "reasons"))

@@ -262,8 +262,8 @@ def _sharding_s(segment: Segment, paths: Paths) -> Number:
 
 def overlap_cost(segment: Segment, paths: Paths) -> Number:
     """Seconds by which a hidden second of the segment's collectives lengthens its phases, by where those run."""
-    if not segment.overlap_cost or paths.network_share == 1.0:
-        return segment.overlap_cost
+    if not segment.overlap_cost:
+        return 0.0
     taken: Number = 0.0
     for one in segment.sharding:
         seconds = pick(one.bytes > 0, paths.exchange_s(one.axis, one.op, one.bytes), 0.0)

@@ -23,6 +23,11 @@ from cost_models.program import Exchange, Op
 from cost_models.timing.kernels import Kernels
 from cost_models.workload import LoraTarget
 
+NORM_PASSES = {"library": (2.0, 2.0), "pytorch": (2.7, 4.3), "compiled": (2.5, 3.8)}
+"""Readings and writings of each value that take as long as a fused norm: forward, and half of them backward. cuDNN's
+benchmark on H200, GB200 and GB300, 67 to 134 MB (kernels_norms_cudnn.csv), over the share that a stream reaches there:
+forward 0.57 to 0.78 of the bandwidth for two passes, backward, for three, 0.63 to 0.74 by cuDNN, 0.26 to 0.38 by
+PyTorch and Inductor, which sum the weight's gradient over all rows. On Ampere taken as the same."""
 QUANTISE_BYTES = 4
 """Each value that enters an 8-bit product is read (2 B) and written with its transpose (1 B each)."""
 
@@ -164,7 +169,8 @@ def norm(sizes: RankSizes, name: str, call: str = "", values: Number | None = No
     fused, b = sizes.framework.norm == "fused", sizes.width
     tokens = sizes.outer_tokens
     rows = tokens * sizes.workload.model.hidden if values is None else values
-    forward = back = 2 * b if fused else 28 + 5 * b
+    passes = NORM_PASSES[sizes.framework.norm_kernel]
+    forward, back = (b * passes[0], b * passes[1]) if fused else (28 + 5 * b, 28 + 5 * b)
     if sizes.framework.norm_copies:
         forward, back = 8 + 2 * b, 6 + b
     return elementwise(

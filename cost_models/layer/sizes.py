@@ -71,6 +71,8 @@ class RankSizes:
         if self.framework.zero_1_as_2 and somewhere(self.degrees.zero == 1):
             zero = pick(self.degrees.zero == 1, 2, self.degrees.zero)
             object.__setattr__(self, "degrees", replace(self.degrees, zero=zero))
+        if self.framework.whole_loss and self.degrees.loss_chunk_tokens is not None:
+            object.__setattr__(self, "degrees", replace(self.degrees, loss_chunk_tokens=None))
 
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
         """What `make` returns for this key, computed the first time."""

@@ -165,8 +165,12 @@ class Paths:
         return seconds
 
     def taken(self, axis: Axis) -> Number:
-        """What a collective of this axis takes from computation, over what one inside a domain takes."""
-        return pick(self.crosses(axis), self.network_share, 1.0)
+        """What a collective of this axis takes from computation, over what one inside a domain takes.
+
+        A group uses the cards of its members: with one member in each domain it has the two channels of one card.
+        """
+        cards = smaller(self.network_share, self.axes[axis].local / CARDS_AS_A_DOMAIN)
+        return pick(self.crosses(axis), cards, 1.0)
 
     def crosses(self, axis: Axis) -> Number:
         """Whether anything of this axis leaves its scale-up domain (and so shares the NICs)."""

@@ -28,7 +28,15 @@ from cost_models.number import smaller
 from cost_models.program import Op
 from cost_models.strategy import Axis
 from cost_models.timing.cluster_costs import ClusterCosts
-from cost_models.timing.paths import HOST_MEMORY_BYTES_PER_S, Path, Paths, crossing_s, grown_s, network_share
+from cost_models.timing.paths import (
+    CARDS_AS_A_DOMAIN,
+    HOST_MEMORY_BYTES_PER_S,
+    Path,
+    Paths,
+    crossing_s,
+    grown_s,
+    network_share,
+)
 from cost_models.timing.slowest import pace
 
 
@@ -105,16 +113,10 @@ class Reach(Struct, frozen=True, kw_only=True, dict=True):
             host_bytes_per_s=host,
             network_source="bound",
             host_memory_bytes_per_s=HOST_MEMORY_BYTES_PER_S / fewest,
-            network_share=self._network_share,
+            network_share=min(network_share([run.node]) for run in self.cluster.runs),
+            domains=len(self.domain_gpus),
             pace=pace(self.costs.devices(tuple(range(len(self.cluster.runs)))), np.asarray(ranks)),
         )
-
-    @property
-    def _network_share(self) -> float:
-        """Of the node with the fewest cards; in one domain everything is inside."""
-        if len(self.domain_gpus) == 1:
-            return 1.0
-        return min(network_share([run.node]) for run in self.cluster.runs)
 
     def _waiting(self, path: Path) -> Path:
         """With the waits of a ring and a tree that cross, where further hops take the shortest one, and all-reduces."""
@@ -189,9 +191,13 @@ class Reach(Struct, frozen=True, kw_only=True, dict=True):
 class FloorPaths(Paths):
     """Every exchange at its least: inside a domain or across domains, whichever is cheaper, unless it must cross."""
 
+    domains: int = 1
+
     def taken(self, axis: Axis) -> Any:
-        """Whichever takes the fewest multiprocessors."""
-        return self.network_share
+        """Whichever takes the fewest multiprocessors: a group spread over all domains has that many members in one."""
+        spread = -(-np.asarray(self.axes[axis].ranks) // self.domains)
+        least = np.minimum(self.network_share, spread / CARDS_AS_A_DOMAIN)
+        return np.where(np.asarray(self.domains) == 1, 1.0, least)
 
     def _exchange_s(self, axis: Axis, op: Op, size: Any) -> Any:
         path = self.axes[axis]

@@ -4,7 +4,7 @@ from dataclasses import fields, replace
 
 import pytest
 
-from cost_models import Cluster, InputError, Model, Strategy, Workload, framework, price
+from cost_models import Cluster, InputError, LayerRange, Model, Strategy, Workload, framework, price
 from cost_models.framework import OURS, Framework
 
 WORK = Workload(Model.load("llama-3-8b"), context_tokens=8192)
@@ -85,3 +85,15 @@ def test_fused_kernels_take_less_time_and_the_default_is_ours():
     node, layout = Cluster.load("dgx-h100", nodes=1), Strategy(ulysses=8, shard=8)
     ours, fused = (price(node, WORK, layout, framework=one) for one in (OURS, replace(OURS, norm="fused")))
     assert fused.step_s < ours.step_s == price(node, WORK, layout).step_s
+
+
+@pytest.mark.parametrize(("degree", "fits"), [(4, False), (7, False), (8, True)])
+def test_hugging_faces_loss_runs_out_where_it_did(degree, fits):
+    """Qwen2-7B at 128K tokens on 80 GB: ulysses 4 and 7 ran out of memory, 8 ran (InternLM/xtuner issue 755)."""
+    node, model = Cluster.load("hgx-h800", gpus=8 if degree == 4 else degree), Model.load("qwen2-7b")
+    data, layers = 2 if degree == 4 else 1, (LayerRange(recompute="full", count=model.layers),)
+    layout = Strategy(data=data, ulysses=degree, shard=data * degree, layers=layers)
+    asked = Workload(model, context_tokens=2**17, global_batch=data)
+    found = price(node, asked, layout, framework=Framework.load("hf-transformers"))
+    assert found.fits == fits
+    assert price(node, asked, layout).fits  # this executor's loss goes in chunks
