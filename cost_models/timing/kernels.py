@@ -249,7 +249,8 @@ class Kernels:
         if self.is_estimate(op) and self.device.name == self.base.name:
             return f"estimate: {facts['source']}"
         if self.is_estimate(op):
-            words = f"estimate: {self.device.name} scaled from {self.base.name} by data sheet, {self._band(facts)}"
+            band = self._band(self._curves.facts[op])
+            words = f"estimate: {self.device.name} scaled from {self.base.name} by data sheet, {band}"
             return f"{words} ({self.device.source}); {facts['source']}"
         return f"measured: {facts['source']}"
 

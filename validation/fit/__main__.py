@@ -53,7 +53,7 @@ def write_facts(
 ) -> None:
     """Per operation its source, the presets that were measured, and the error where another is scaled from them."""
     facts: dict[str, Any] = {
-        op: {**words, "scaled": scaled.get(op, scaled["attention_forward"])} for op, words in recipe.sources.items()
+        op: {**words, "scaled": scaled[op]} if op in scaled else words for op, words in recipe.sources.items()
     }
     facts["left_out"] = errors
     (out / f"{recipe.device}.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")

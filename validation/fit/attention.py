@@ -202,15 +202,24 @@ def wide(rows: Floats, plain: Floats, device: Device, passes: float) -> float:
     return float(np.median(rows[:, 6] / at_128))
 
 
+def errors(form: Form, rows: Floats, device: Device) -> Floats:
+    """Signed relative errors of a form on rows of `device`, by that device's peak, SMs and exponentials."""
+    assert device.sms is not None and device.exponentials_per_s is not None
+    units, keys, pairs, causal, dims = _shapes_of(rows, device)
+    found = form.at()
+    products_s = found.products_s(dims, form.passes, device.peak("bf16"))
+    scores_s = pairs * (products_s + found.exponentials / device.exponentials_per_s)
+    return np.asarray(found.seconds(scores_s, keys, units, causal) / rows[:, 6] - 1)
+
+
 def left_out_training(rows: Floats, device: Device, passes: float) -> Floats:
     """Signed relative errors of the closed form, one (heads, kv heads, mask) family left out at a time."""
     family = rows[:, [2, 3, 5]]
-    errors = []
+    found = []
     for one in np.unique(family, axis=0):
         out = (family == one).all(axis=1)
-        form = fit_training(rows[~out], device, passes)
-        errors.append(form.seconds(*_shapes_of(rows[out], device)) / rows[out, 6] - 1)
-    return np.concatenate(errors)
+        found.append(errors(fit_training(rows[~out], device, passes), rows[out], device))
+    return np.concatenate(found)
 
 
 def _shapes_of(rows: Floats, device: Device) -> tuple[Floats, ...]:
