@@ -6,7 +6,7 @@ Settings come from `--config file.yaml` and `--set key=value` and are checked by
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,3 +30,4 @@ class Job:
     config: Mapping[str, Any] = field(default_factory=dict)
     sharding: Sharding = field(default_factory=OneProcess)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    step_done: Callable[[], None] = field(default=lambda: None)  # a job of steps calls this after each

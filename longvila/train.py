@@ -221,6 +221,7 @@ class _Run:
                 began_s = time.perf_counter()
                 rows, cursor = self.rows.step(cursor, settings.rows_per_step)
                 metrics = self._step(done, rows, frames)
+                self.job.step_done()
                 metrics["seconds"] = time.perf_counter() - began_s
                 report.show(metrics)
                 if (settings.checkpoint_every and done % settings.checkpoint_every == 0) or done == settings.steps:

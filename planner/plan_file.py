@@ -8,6 +8,7 @@ Reading checks the schema, the cluster's digest and that the lists are those of 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -115,6 +116,11 @@ class Plan:
         for index, ranks in enumerate(self.groups["context"].T):
             spans[ranks] = index * frames // context, (index + 1) * frames // context
         return [(int(first), int(stop)) for first, stop in spans]
+
+    @property
+    def digest(self) -> str:
+        """Tells plans apart by all that they state."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
         cost = self.cost

@@ -73,6 +73,7 @@ def job_arguments(launch: Launch) -> list[str]:
     arguments = [str(request.plan), f"--job={request.job}"]
     arguments += [f"--config={request.config}"] if request.config else []
     arguments += [f"--set={text}" for text in request.sets]
+    arguments += [f"--trace={request.trace}"] if request.trace else []
     return [*arguments, f"--timeout={request.timeout_s:g}"]
 
 

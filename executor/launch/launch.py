@@ -37,6 +37,7 @@ class Request:
     port: int | None = None
     backend: str | None = None
     timeout_s: float = 600.0
+    trace: Path | None = None  # folder for a profiler trace of each rank
 
 
 @dataclass(frozen=True, kw_only=True)

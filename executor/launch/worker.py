@@ -11,13 +11,12 @@ Importing this module imports no torch.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
@@ -30,6 +29,7 @@ from cost_models.hardware.machine import Gpu, Host, discover
 from executor.launch.hosts import Seat
 from executor.launch.launch import Launch, Request, prepare, rank_environment
 from executor.launch.settings import check_job
+from executor.launch.tracing import traced
 from planner.plan_file import Plan
 
 if TYPE_CHECKING:
@@ -136,7 +136,12 @@ def run_rank(launch: Launch) -> None:
         device_id=device if device.type == "cuda" else None,
     )  # fmt: skip
     sharding = make_sharding(plan, seat.rank, device, limit)
-    job_main(request.job)(Job(config=launch.settings.values, sharding=sharding, device=device))
+    job = Job(config=launch.settings.values, sharding=sharding, device=device)
+    if request.trace is None:
+        job_main(request.job)(job)
+    else:
+        with traced(request.trace, plan, seat.rank, device) as step_done:
+            job_main(request.job)(replace(job, step_done=step_done))
     dist.barrier()
     dist.destroy_process_group()
 
@@ -145,9 +150,8 @@ def _agree(launch: Launch, seat: Seat, store: Store) -> None:
     """Refuse to start where hosts were given different plans, jobs or settings."""
     if store.add(f"claims/{seat.rank}", 1) > 1:
         raise RuntimeError(f"two processes claim rank {seat.rank}; is another launch using this port?")
-    plan = hashlib.sha256(json.dumps(launch.plan.to_dict(), sort_keys=True).encode()).hexdigest()
     settings = {f"setting {name}": value for name, value in launch.settings.values.items()}
-    mine = json.loads(json.dumps({"plan": plan, "job": launch.request.job, **settings}, default=str))
+    mine = json.loads(json.dumps({"plan": launch.plan.digest, "job": launch.request.job, **settings}, default=str))
     if seat.rank == 0:
         store.set("asked", json.dumps(mine))
     first = json.loads(store.get("asked"))
@@ -182,6 +186,7 @@ def _hosts_here(store: Store, name: str, named: tuple[str, ...]) -> dict[str, Ho
 @click.option("--config")
 @click.option("--set", "sets", multiple=True)
 @click.option("--timeout", "timeout_s", default=600.0)
+@click.option("--trace", type=click.Path(path_type=Path))
 @click.option("--host", help="This host's name, as in --hosts.  [default: its host name]")
 @click.option("--hosts", help="All hosts, in slot order where they are alike.  [default: all that started processes]")
 def main(host: str | None, hosts: str | None, timeout_s: float, **given: Any) -> None:

@@ -109,23 +109,24 @@ def jitter_lines(deviation: float, steps: Sequence[float]) -> list[str]:
 @click.option("--profile", "profile", metavar="FILE", help="The profile that the plan was made with, if any.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def compare(plan_file: str, traces: tuple[str, ...], profile: str | None, as_json: bool) -> None:
-    """Compare a plan's simulated step with traces of torch.profiler (.json or .json.gz, one a rank)."""
+    """Compare a plan's simulated step with traces of torch.profiler (.json or .json.gz, one a rank; or folders)."""
     from planner import report
     from planner.plan_file import Plan
     from planner.simulator.compare import compare as compare_traces
+    from planner.simulator.compare import trace_files
     from planner.simulator.simulation import simulate as play
 
-    plan = Plan.load(plan_file)
+    plan, files = Plan.load(plan_file), [file for path in traces for file in trace_files(path)]
     measured = options.profile_of(plan, profile)
     with console.Progress() as progress:
         progress.show("simulating")
         found = play(plan.cluster, plan.workload, plan.strategy, plan.placement, profile=measured, trace=True)
         progress.show("reading traces")
-        rows = compare_traces(found, plan.strategy, traces)
+        rows = compare_traces(found, plan.strategy, files, plan.digest)
     if as_json:
         click.echo(json.dumps(_rows_dict(rows), indent=1))
     else:
-        report.show(_rows_lines(plan, rows, len(traces)))
+        report.show(_rows_lines(plan, rows, len(files)))
 
 
 def _rows_dict(rows: Sequence[Row]) -> dict[str, Any]:

@@ -3,11 +3,13 @@
     attention · products (matmul, head, vision) · element-wise (norms, optimizer) · copies
     all_to_all and hops (NCCL's send/recv) · all_gather · reduce_scatter · all_reduce
 
-Measured are the files that `torch.profiler` exports (Chrome JSON, also .json.gz): kernels on the GPU within the
-profiler's steps, per step, averaged over the files (one a rank). A collective's kernel also lasts while its rank waits
-for the others. Recomputation runs the same kernels as the forward pass: it is spread over the classes as these are.
-A trace of another number of ranks, or with groups that the plan does not have, is an InputError. Left out: what the
-host does, and kernels outside the steps.
+Measured are the files that `torch.profiler` exports (Chrome JSON, also .json.gz; `executor launch --trace`):
+kernels on the GPU within the profiler's steps, per step, averaged over the files (one a rank). Without a GPU: operators
+that compute, each without those that it calls, and gloo's collectives under the names of the calls that started them,
+those of one class that are in flight together counted once. A collective also lasts while its rank waits for others.
+Recomputation runs the same kernels as the forward pass: it is spread over the classes as these are. A trace that names
+another plan, another number of ranks, or groups that the plan does not have, is an InputError. Left out: what the host
+does, and kernels outside the steps.
 """
 
 from __future__ import annotations
@@ -15,8 +17,9 @@ from __future__ import annotations
 import gzip
 import re
 import zlib
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +30,23 @@ from planner.simulator.simulation import Simulation
 
 CLASSES = (
     ("attention", re.compile(r"flash|fmha|attention|sdpa", re.I)),
-    ("all_gather", re.compile(r"nccl.*all_?gather", re.I)),
-    ("reduce_scatter", re.compile(r"nccl.*reduce_?scatter", re.I)),
-    ("all_reduce", re.compile(r"nccl.*all_?reduce", re.I)),
-    ("all_to_all and hops", re.compile(r"nccl", re.I)),
-    ("copies", re.compile(r"^mem(cpy|set)", re.I)),
-    ("products", re.compile(r"gemm|cutlass|cublas|xmma|nvjet|matmul", re.I)),
+    ("all_gather", re.compile(r"(nccl|c10d).*all_?gather", re.I)),
+    ("reduce_scatter", re.compile(r"(nccl|c10d).*reduce_?scatter", re.I)),
+    ("all_reduce", re.compile(r"(nccl|c10d).*all_?reduce", re.I)),
+    ("all_to_all and hops", re.compile(r"nccl|c10d", re.I)),
+    ("copies", re.compile(r"^mem(cpy|set)|^aten::(_foreach_)?(copy_|cat)$|^fsdp::", re.I)),
+    (
+        "products",
+        re.compile(r"gemm|cutlass|cublas|xmma|nvjet|matmul|^aten::(addmm|b?mm|baddbmm|\w*convolution\w*)$", re.I),
+    ),
     ("element-wise", re.compile("")),
 )
-"""By the kernel's name; the first that fits."""
+"""By the name of the kernel, of an operator, or of the call of a collective; the first that fits."""
 SIMULATED = {"attention": "attention", "matmul": "products", "loss": "products", "vision": "products",
              "memory_bound": "element-wise", "optimizer": "element-wise"}  # fmt: skip
 OF_OP = {"all_to_all": "all_to_all and hops", "send": "all_to_all and hops"}
 GPU_WORK = ("kernel", "gpu_memcpy", "gpu_memset")
+COMPUTES, CALLS, GLOO = ("aten::", "fsdp::"), "c10d::", "gloo:"
 AXES = tuple(axis for axis, of in AXIS_GROUPS.items() if of.patterns and axis not in EXPERT_AXES)
 
 
@@ -51,6 +58,7 @@ class Measured:
     seconds: Mapping[str, float]  # by class of kernel
     ranks: int
     groups: frozenset[int]  # sizes of the groups that its collectives ran over
+    plan: str | None  # digest of the plan that was run, if the trace names it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +68,11 @@ class Row:
     measured_s: float
 
 
-def compare(simulation: Simulation, strategy: Strategy, paths: Sequence[str]) -> list[Row]:
-    """Rows by class, then the step itself; `simulation` was made with `trace=True`."""
+def compare(simulation: Simulation, strategy: Strategy, paths: Sequence[str], plan: str | None = None) -> list[Row]:
+    """Rows by class, then the step itself; `simulation` was made with `trace=True`, `plan` is the plan's digest."""
     measured = [read_trace(path) for path in paths]
     for path, one in zip(paths, measured, strict=True):
-        _check(path, one, strategy)
+        _check(path, one, strategy, plan)
     simulated = simulated_s(simulation)
     rows = [
         Row(
@@ -103,7 +111,19 @@ def simulated_s(simulation: Simulation) -> dict[str, float]:
     return seconds
 
 
-def _check(path: str, measured: Measured, strategy: Strategy) -> None:
+def trace_files(path: str) -> list[str]:
+    """The traces in a folder, or the file itself."""
+    if not Path(path).is_dir():
+        return [path]
+    found = sorted(str(one) for one in Path(path).iterdir() if one.name.endswith((".json", ".json.gz")))
+    if not found:
+        raise InputError(f"trace {path!r}: the folder holds no .json or .json.gz")
+    return found
+
+
+def _check(path: str, measured: Measured, strategy: Strategy, plan: str | None) -> None:
+    if plan and measured.plan not in (None, plan):
+        raise InputError(f"{path}: a trace of another plan; its digest begins with {measured.plan:.12}, not {plan:.12}")
     if measured.ranks != strategy.ranks:
         raise InputError(f"{path}: a trace of {measured.ranks} ranks; the plan has {strategy.ranks}: another plan's")
     legal = {strategy.ranks, *(rank_groups(strategy, axis).shape[1] for axis in AXES)}
@@ -124,9 +144,9 @@ def read_trace(path: str) -> Measured:
     ranks = about.get("world_size", 1) if isinstance(about, dict) else 1
     spans = [_span(event, path) for event in events if isinstance(event, dict) and event.get("ph") == "X"]
     steps = [span for span in spans if span.kind == "user_annotation" and span.name.startswith("ProfilerStep#")]
-    work = [span for span in spans if span.kind in GPU_WORK]
+    work = [span for span in spans if span.kind in GPU_WORK] or [*_computing(spans), *_collectives(spans)]
     if not steps or not work:
-        missing = "ProfilerStep# annotations (profile with a schedule, or call step())" if not steps else "GPU kernels"
+        missing = "ProfilerStep# annotations (profile with a schedule, or call step())" if not steps else "kernels"
         raise InputError(f"{path}: no {missing}")
     begin, end = min(span.start_us for span in steps), max(span.start_us + span.us for span in steps)
     seconds: dict[str, float] = {}
@@ -138,16 +158,53 @@ def read_trace(path: str) -> Measured:
             groups |= {span.group} if span.group else set()
     if not isinstance(ranks, int):
         raise InputError(f"{path}: distributedInfo.world_size {ranks!r} is not a whole number")
-    return Measured(step_s=(end - begin) * 1e-6 / len(steps), seconds=seconds, ranks=ranks, groups=frozenset(groups))
+    step_s, plan = (end - begin) * 1e-6 / len(steps), data.get("plan")
+    plan = plan if isinstance(plan, str) else None
+    return Measured(step_s=step_s, seconds=seconds, ranks=ranks, groups=frozenset(groups), plan=plan)
 
 
-@dataclass(frozen=True, slots=True)
+def _computing(spans: Sequence[_Span]) -> list[_Span]:
+    """Operators of the CPU that compute, each with its time outside the operators that it calls."""
+    found: list[_Span] = []
+    threads: dict[object, list[_Span]] = {}
+    for span in sorted((one for one in spans if one.kind == "cpu_op"), key=lambda one: (one.start_us, -one.us)):
+        callers = threads.setdefault(span.thread, [])
+        while callers and callers[-1].start_us + callers[-1].us <= span.start_us:
+            callers.pop()
+        if callers:
+            callers[-1].own_us -= span.us
+        callers.append(span)
+        if span.name.startswith(COMPUTES):
+            found.append(span)
+    return [replace(span, us=max(span.own_us, 0.0)) for span in found]
+
+
+def _collectives(spans: Sequence[_Span]) -> list[_Span]:
+    """What gloo had in flight, by the call before it; where several of one class overlap, the later ones' rest."""
+    calls = sorted((span for span in spans if span.name.startswith(CALLS)), key=lambda span: span.start_us)
+    starts = [call.start_us for call in calls]
+    until: dict[str, float] = {}
+    found = []
+    for span in sorted((one for one in spans if one.name.startswith(GLOO)), key=lambda one: one.start_us):
+        at = bisect_right(starts, span.start_us)
+        call = calls[at - 1].name if at else CALLS + span.name
+        kind = next(name for name, pattern in CLASSES if pattern.search(call))
+        begin, end = max(span.start_us, until.get(kind, 0.0)), span.start_us + span.us
+        if end > begin:
+            found.append(replace(span, name=call, start_us=begin, us=end - begin))
+            until[kind] = end
+    return found
+
+
+@dataclass(slots=True)
 class _Span:
     name: str
     kind: str
     start_us: float
     us: float
     group: int  # ranks of its collective; 0: none
+    thread: object
+    own_us: float  # without what it calls
 
 
 def _span(event: Mapping[str, Any], path: str) -> _Span:
@@ -157,7 +214,8 @@ def _span(event: Mapping[str, Any], path: str) -> _Span:
     arguments = event.get("args")
     group = arguments.get("Group size", 0) if isinstance(arguments, dict) else 0
     kind = event.get("cat")
-    return _Span(name, kind if isinstance(kind, str) else "", start, us, group if isinstance(group, int) else 0)
+    kind, group = kind if isinstance(kind, str) else "", group if isinstance(group, int) else 0
+    return _Span(name, kind, start, us, group, str(event.get("tid")), us)
 
 
 def _json(path: str) -> Mapping[str, Any]:
