@@ -70,6 +70,11 @@ class Reach(Struct, frozen=True, kw_only=True, dict=True):
         return max(float(np.bincount(self.cluster.domain_of_slot, weights=per_slot).max()), 1.0)
 
     @cached_property
+    def ring_share(self) -> float:
+        """Of what a card reaches, what rings and sends get where they get most."""
+        return float(self.costs.rates.ring_share.max())
+
+    @cached_property
     def latency_s(self) -> float:
         return float(self.costs.rates.nic_latency_s.min()) + self.cluster.fabric.hop_latency_s
 
@@ -123,7 +128,7 @@ class Reach(Struct, frozen=True, kw_only=True, dict=True):
         step_s = min(self.latency_s, min(run.node.scale_up.latency_s for run in self.cluster.runs))
         visits = np.maximum(path.hops_out, 2)
         ring_s = visits * path.latency_s + np.maximum(path.ranks - visits, 0) * step_s
-        tree = np.minimum(path.ranks / np.maximum(path.ranks - 1, 1), 2.0)  # over two domains
+        tree = np.minimum(path.ranks / np.maximum(path.ranks - 1, 1) * self.ring_share, 2.0)  # over two domains
         return replace(
             path,
             all_reduce_s_per_byte=path.gather_s_per_byte * np.where(visits == 2, tree, 2.0),
@@ -146,14 +151,14 @@ class Reach(Struct, frozen=True, kw_only=True, dict=True):
         visits = np.maximum(2, -(-members // most))
         each = np.where(members > most, np.ceil(groups * visits / domains), 1.0)  # groups that meet in one domain
         many = np.where(members > most, np.maximum(ranks / domains, 1.0) * (1 - most / members), 0.0)
-        nic, domain = self.nic_bytes_per_s, self.domain_bytes_per_s
+        nic, domain, ring = self.nic_bytes_per_s, self.domain_bytes_per_s, self.ring_share
         spine = self.cluster.fabric.spine_hops * self.cluster.fabric.hop_latency_s
         return Path(
             ranks=members,
             local=np.where(forced, 1, np.minimum(members, most)),
             all_to_all_s_per_byte=np.maximum((1 - 1 / visits) / nic, many / domain),
-            send_s_per_byte=np.maximum(1.0 / nic, each / domain),
-            gather_s_per_byte=(members - 1) / members * np.maximum(each, 1.0) / domain,
+            send_s_per_byte=np.maximum(1.0 / nic, each / domain) / ring,
+            gather_s_per_byte=(members - 1) / members * np.maximum(each, 1.0) / (domain * ring),
             latency_s=self.latency_s + np.where(members > self.leaf_gpus, spine, 0.0),
             protocols=float(self.costs.rates.has_protocols),
             hops_out=np.where(forced, visits, 0),
@@ -166,13 +171,13 @@ class Reach(Struct, frozen=True, kw_only=True, dict=True):
         domain number at least m / a, so its at most m NICs carry 1 / a of a buffer or more; shard groups that cross
         load them with a / m. A shard group of Z lies inside only if Z + a - 1 <= D, a replicate group of P if P <= a.
         """
-        most = int(self.domain_gpus.max())
+        most, nic = int(self.domain_gpus.max()), self.nic_bytes_per_s * self.ring_share
         fewest, largest = self.crowdings
         crossing_shard = (shard.ranks > 1) & (shard.ranks + fewest - 1 > most)
         crossing_replicate = (replicate.ranks > 1) & (replicate.ranks > largest)
         visits = -(-replicate.ranks // largest)
-        shard_load = (shard.ranks - 1) / shard.ranks * fewest / (most * self.nic_bytes_per_s)
-        replicate_load = (replicate.ranks - 1) / replicate.ranks / (largest * self.nic_bytes_per_s)
+        shard_load = (shard.ranks - 1) / shard.ranks * fewest / (most * nic)
+        replicate_load = (replicate.ranks - 1) / replicate.ranks / (largest * nic)
         return (
             replace(
                 shard,
