@@ -31,6 +31,7 @@ from executor.groups import Groups
 from executor.mmsp import attention, embeddings
 from executor.mmsp.attention import MmSp
 from executor.mmsp.decode import DecodeStep, ShardedCache
+from executor.mmsp.guard import guard
 from executor.mmsp.recompute import apply_recompute
 from longvila.sharding import IGNORE, Batch, LocalBatch, places_on
 
@@ -149,7 +150,7 @@ class ContextSharding:
         decoders = [block for block in blocks if _is_decoder(block)]
         for decoder in decoders:
             _check_heads(decoder, self.groups.ulysses.size)
-        attention.guard(model)
+        guard(model)
         policies = [policy for policy, count in self.recompute for _ in range(count)]
         apply_recompute(decoders, policies or ["none"] * len(decoders))
         # Inputs follow the parameters' dtype from the embeddings on. The casting of FSDP2 would walk, and copy, every

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
+from transformers import AttentionInterface
 
 from cost_models.errors import InputError
 from cost_models.layer.heads import HeadSplit, Share
@@ -138,43 +138,6 @@ def register() -> None:
     the device whether documents are packed.
     """
     AttentionInterface.register(NAME, attention)
-
-
-def guard(model: nn.Module) -> None:
-    """Refuse, at every call of a Hugging Face model in `model`, arguments that "mm_sp" would never see.
-
-    transformers makes no mask for it and so drops a given one; a model shifts labels inside each rank's tokens, and
-    without positions it counts them from 0 on every rank. Configurations whose mask or rotary base follows from the
-    row that one rank sees are refused at once.
-    """
-    for module in model.modules():
-        if isinstance(module, PreTrainedModel) and module.config._attn_implementation == NAME:
-            _refuse_config(module.config)
-            module.register_forward_pre_hook(_refuse_arguments, with_kwargs=True)
-
-
-def _refuse_config(config: PreTrainedConfig) -> None:
-    if getattr(config, "attention_chunk_size", None):
-        raise InputError('attention "mm_sp" does not do attention_chunk_size; set it to null in the model\'s config')
-    rope = getattr(config, "rope_parameters", None) or {}
-    for part in (rope, *(value for value in rope.values() if isinstance(value, dict))):
-        if part.get("rope_type") == "dynamic":
-            raise InputError(
-                "rope_type=dynamic follows from the tokens of one rank, not of the row; use yarn or linear"
-            )
-
-
-def _refuse_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    if kwargs.get("mm_sp") is None:
-        return
-    if len(args) > 1:
-        raise InputError('attention "mm_sp": pass all but the token ids by keyword')
-    if kwargs.get("attention_mask") is not None:
-        raise InputError('attention "mm_sp" takes no attention_mask: documents are in the layout, padding ends the row')
-    if kwargs.get("labels") is not None:
-        raise InputError("the model would shift labels inside a rank's tokens: take the loss from local.labels_S")
-    if kwargs.get("position_ids") is None:
-        raise InputError('attention "mm_sp" needs position_ids: pass position_ids=local.positions_S[None]')
 
 
 class _Ring(torch.autograd.Function):

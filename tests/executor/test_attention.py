@@ -14,8 +14,9 @@ from cost_models.errors import InputError
 from cost_models.layer.heads import HeadSplit
 from cost_models.token_layout import RING_LAYOUTS, Layout, Span, Tile, Travel, document_starts
 from executor.mmsp import kernel
-from executor.mmsp.attention import Kept, MmSp, _sum_heads, attention, guard, register
+from executor.mmsp.attention import Kept, MmSp, _sum_heads, attention, register
 from executor.mmsp.exchange import Alone
+from executor.mmsp.guard import guard
 from executor.mmsp.ring import RingWork, ring_backward, ring_forward
 from tests.executor.threads import LocalExchange, local_exchanges
 

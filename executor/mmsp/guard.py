@@ -1,0 +1,76 @@
+"""What of a Hugging Face model "mm_sp" computes rightly, and the refusal of everything else by name.
+
+A model is right under "mm_sp" if its tokens meet in attention alone, and its attention asks transformers' interface
+with all that it depends on. Convolutions, state spaces and attention of a model's own see the tokens of one rank
+instead, and nothing fails. So `KNOWN` lists the kinds that a test has compared with one process, out of all causal
+models of transformers; other kinds are refused.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from cost_models.errors import InputError
+from executor.mmsp.attention import NAME
+
+KNOWN = frozenset((
+    "apertus", "arcee", "bitnet", "cohere", "cohere2", "cohere2_moe", "cwm", "ernie4_5", "ernie4_5_moe", "exaone4",
+    "exaone_moe", "flex_olmo", "gemma", "gemma3_text", "glm", "glm4", "glm4_moe", "gpt2", "gpt_bigcode",
+    "gpt_neox", "gpt_oss", "granite", "granite_swa", "granitemoe", "granitemoe_swa", "granitemoeshared", "helium",
+    "hy_v3", "hyperclovax", "internlm3", "iquestcoder", "jais2", "llama", "mellum", "minimax_m2", "ministral3",
+    "mistral", "mixtral", "nanochat", "olmo", "olmo2", "olmo3", "olmoe", "opt", "persimmon", "phi", "phi3",
+    "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "solar_open", "starcoder2",
+    "qwen2_5_vl_text", "qwen2_vl_text", "qwen3_vl_moe_text", "qwen3_vl_text",
+))  # fmt: skip
+"""`model_type`s; `tests/executor/test_every_model.py` compares each with one process."""
+_LAYERS = ("full_attention", "sliding_attention")
+
+
+def guard(model: nn.Module) -> None:
+    """Refuse, at every call of a Hugging Face model in `model`, arguments that "mm_sp" would never see.
+
+    transformers makes no mask for it and so drops a given one; a model shifts labels inside each rank's tokens, and
+    without positions it counts them from 0 on every rank. Kinds of model that are not known, and configurations whose
+    mask or rotary base follows from the row that one rank sees, are refused at once.
+    """
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel) and module.config._attn_implementation == NAME:
+            refuse_config(module.config)
+            module.register_forward_pre_hook(_refuse_arguments, with_kwargs=True)
+
+
+def refuse_config(config: PreTrainedConfig) -> None:
+    """InputError: a configuration whose model would give other numbers than one process."""
+    if config.model_type not in KNOWN:
+        raise InputError(
+            f'attention "mm_sp" is not known to be right for model_type={config.model_type}; '
+            f"known: {', '.join(sorted(KNOWN))}"
+        )
+    if others := sorted(set(getattr(config, "layer_types", None) or ()) - set(_LAYERS)):
+        raise InputError(f'attention "mm_sp" does not do layer_types={", ".join(others)}; legal: {", ".join(_LAYERS)}')
+    if getattr(config, "use_bidirectional_attention", None):
+        raise InputError('attention "mm_sp" does not do use_bidirectional_attention; legal: null')
+    if getattr(config, "attention_chunk_size", None):
+        raise InputError('attention "mm_sp" does not do attention_chunk_size; set it to null in the model\'s config')
+    rope = getattr(config, "rope_parameters", None) or {}
+    for part in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+        if part.get("rope_type") == "dynamic":
+            raise InputError(
+                "rope_type=dynamic follows from the tokens of one rank, not of the row; use yarn or linear"
+            )
+
+
+def _refuse_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if kwargs.get("mm_sp") is None:
+        return
+    if len(args) > 1:
+        raise InputError('attention "mm_sp": pass all but the token ids by keyword')
+    if kwargs.get("attention_mask") is not None:
+        raise InputError('attention "mm_sp" takes no attention_mask: documents are in the layout, padding ends the row')
+    if kwargs.get("labels") is not None:
+        raise InputError("the model would shift labels inside a rank's tokens: take the loss from local.labels_S")
+    if kwargs.get("position_ids") is None:
+        raise InputError('attention "mm_sp" needs position_ids: pass position_ids=local.positions_S[None]')
