@@ -23,7 +23,7 @@ from pathlib import Path
 TARGET = 2.0
 SEEN = """
 import sys
-from planner.command import main
+from planner.__main__ import main
 sys.argv = ["plan", "--gpus", "256", "--ctx", "2M", "-o", sys.argv[1]]
 try:
     main()
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     choose = random.Random(asked.seed)
-    plan = [sys.executable, "-m", "planner.command"]
+    plan = [sys.executable, "-m", "planner"]
     output = str(Path(tempfile.mkdtemp()) / "plan.json")
     stands_on = imports(output)
     print(f"the command stands on: {stands_on}")

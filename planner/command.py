@@ -8,7 +8,6 @@ Heavy imports wait until a subcommand needs them. A user's mistake ends with one
 
 from __future__ import annotations
 
-import gc
 import importlib
 import json
 from dataclasses import replace
@@ -252,10 +251,5 @@ def frameworks(name: str | None) -> None:
 
 
 def main() -> None:
-    """The `plan` console script. Its garbage is left to the end of the process, unless there is very much of it."""
-    gc.set_threshold(200_000)
+    """Run the command line; `planner.__main__` is the console script."""
     console.run(cli, "plan")
-
-
-if __name__ == "__main__":
-    main()

@@ -10,7 +10,7 @@ busiest NICs, then more ulysses, then smaller degrees. Left out: contention; the
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -159,36 +159,20 @@ class _Program:
         return column, answer, bound
 
     def runners_up(self, best: int, count: int) -> list[tuple[int, tuple[int, ...]]]:
-        """The best column of each other (data, ulysses) with its optimal layers, best first."""
-        result, seen = self.result, {self._kind(best)}
-        picked: list[tuple[float, int, tuple[int, ...]]] = []
-        for column in sorted(
-            range(len(result.value)), key=lambda i: (_digits(result.value[i]), self.columns.tie_key(i))
-        ):
-            if len(picked) == count or not np.isfinite(result.value[column]):
-                break
-            if self._kind(column) in seen:
-                continue
-            seen.add(self._kind(column))
-            answer = self._of_search([column], column)
-            if not self.columns.prices.most_is_kept(answer.layers) and len(answer.layers) > 1:
-                answer = self._choose([column]) or answer
-            picked.append((answer.value, column, answer.layers))
-        return [(column, layers) for _, column, layers in sorted(picked)]
+        """The best column of each other (data, ulysses) with its mix of at most two policies, best first."""
+        return self._firsts(self._kind, best, np.inf)[:count]
 
     def near(self, best: int) -> list[tuple[int, tuple[int, ...]]]:
-        """Further strategies near the best: of each its best column with its layers, the best prices first."""
-        result, seen = self.result, {self.columns.strategies[best]}
-        columns = sorted(
-            np.flatnonzero(result.value < result.value[best] * NEAR).tolist(),
-            key=lambda i: (_digits(result.value[i]), self.columns.tie_key(i)),
-        )
-        found = []
-        for column in columns:
-            if self.columns.strategies[column] not in seen:
-                seen.add(self.columns.strategies[column])
-                found.append((column, tuple(int(count) for count in result.layers[column])))
-        return found[: MOST_NEAR - 1]
+        """Further strategies near the best, each with its best column, best first."""
+        return self._firsts(lambda column: self.columns.strategies[column], best, NEAR)[: MOST_NEAR - 1]
+
+    def _firsts(self, name: Callable[[int], object], best: int, within: float) -> list[tuple[int, tuple[int, ...]]]:
+        """Of the columns below `within` times the best value the best one of each name, but for the best one's name."""
+        value, first = self.result.value, {name(best): best}
+        columns = np.flatnonzero(np.isfinite(value) & (value <= value[best] * within)).tolist()
+        for column in sorted(columns, key=lambda i: (_digits(value[i]), self.columns.tie_key(i))):
+            first.setdefault(name(column), column)
+        return [(column, tuple(self.result.layers[column].tolist())) for column in list(first.values())[1:]]
 
     def _candidates(self) -> tuple[list[int], list[int]]:
         """(columns of the program, further ones that could win, too), the most promising first."""

@@ -69,7 +69,7 @@ import resource
 resource.setrlimit(resource.RLIMIT_CPU, ({CPU_S}, {CPU_S}))
 resource.setrlimit(resource.RLIMIT_DATA, ({BYTES}, {BYTES}))
 import sys
-from planner.command import main
+from planner.__main__ import main
 sys.argv = ["plan", *{list(words)!r}]
 main()
 """
@@ -89,7 +89,7 @@ def test_a_hostile_cluster_file_is_refused_at_once(name: str, tmp_path: Path) ->
 @pytest.fixture(scope="module")
 def plan_text(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("plan")
-    words = [sys.executable, "-m", "planner.command", "--gpus", "8", "--ctx", "32K"]
+    words = [sys.executable, "-m", "planner", "--gpus", "8", "--ctx", "32K"]
     subprocess.run(words, cwd=folder, check=True, capture_output=True)
     return (folder / "plan.json").read_text()
 
