@@ -167,7 +167,8 @@ def choices(layouts: Rows) -> dict[str, Any]:
 
 
 def curves(rows: Rows, axis: str, others: Sequence[str], cliffs: Rows) -> dict[str, Any]:
-    """`rows`: at (number), text (the number as it was asked), step, which plan, scenario, plan; `cliffs`: at, words.
+    """`rows`: at (number), text (the number as it was asked), step, low and high of its band, which plan, scenario,
+    plan; `cliffs`: at, words.
 
     The reader picks a scenario.
     """
@@ -190,6 +191,16 @@ def curves(rows: Rows, axis: str, others: Sequence[str], cliffs: Rows) -> dict[s
             "tooltip": _tooltip(text=axis, step="seconds", plan="plan", which="which"),
         },
     }
+    band = {
+        "transform": [{"filter": "datum.scenario === scenario && isValid(datum.low)"}],
+        "mark": {"type": "area", "fillOpacity": 0.15},
+        "encoding": {
+            "x": {"field": "at", "type": "quantitative", "scale": {"type": "log"}, "axis": as_asked},
+            "y": {"field": "low", "type": "quantitative"},
+            "y2": {"field": "high"},
+            "color": {"field": "which", "type": "nominal"},
+        },
+    }
     rules = {
         "data": {"values": list(cliffs)},
         "mark": {"type": "rule", "strokeDash": [3, 3], "strokeWidth": 2, "color": "#d62728"},
@@ -203,4 +214,4 @@ def curves(rows: Rows, axis: str, others: Sequence[str], cliffs: Rows) -> dict[s
         "value": others[0],
         "bind": {"input": "select", "options": list(others), "name": "all else "},
     }
-    return _spec(rows, 300, params=[switch], layer=[lines, rules] if cliffs else [lines])
+    return _spec(rows, 300, params=[switch], layer=[band, lines, *([rules] if cliffs else [])])

@@ -3,7 +3,7 @@
     plan_page(plan, simulation)      topology with groups, tokens, timeline, memory, alternatives
     what_if_page(sweep, …)           curves and thresholds, scenarios as a table
 
-Clusters of more than MOST_NODES nodes show their first ones, and say so. Bands and ties stand where prices have them.
+Clusters of more than MOST_NODES nodes show their first ones, and say so. Steps and memory stand with their 80% bands.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cost_models.bands import memory_band, step_band
 from cost_models.profile import Profile
 from cost_models.token_layout import Layout
 from cost_models.units import show_bytes, show_seconds, show_tokens
@@ -23,7 +24,7 @@ from planner.plan_file import Plan
 from planner.searched import held_words, varied_words
 from planner.simulator.simulation import Simulation, simulate
 from planner.what_if.cliffs import Cliff
-from planner.what_if.scenario import Outcome, Sweep
+from planner.what_if.scenario import Outcome, Sweep, banded
 
 MOST_NODES = 128
 MOST_SPANS = 2000
@@ -45,9 +46,12 @@ def save_what_if_page(path: str, sweep: Sweep, now: Outcome, found: Sequence[Out
 def plan_page(plan: Plan, simulation: Simulation | None) -> Page:
     cost = plan.cost
     numbers = [
-        (show_seconds(cost.step_s), "a step, priced"),
+        (report.banded(step_band(cost), show_seconds), "a step, priced"),
         (show_seconds(plan.simulated.step_s), "a step, simulated"),
-        (f"{show_bytes(cost.memory_bytes)} of {show_bytes(cost.capacity_bytes)}", "memory of the fullest GPU"),
+        (
+            f"{report.banded(memory_band(cost), show_bytes)} of {show_bytes(cost.capacity_bytes)}",
+            f"memory of the fullest GPU; {report.fit_words(cost, plan.room)}",
+        ),
         (f"{cost.mfu:.1%}", "MFU"),
         (f"{cost.tokens_per_s_per_gpu:,.0f}", "tokens/s/GPU"),
         (f"{plan.gap:.2%}", "gap to the bound"),
@@ -197,7 +201,8 @@ def _memory(plan: Plan, simulation: Simulation | None) -> Section:
     over_time = {"memory-over-time": pictures.over_time(levels, capacity)} if levels else {}
     return Section(
         heading="Memory",
-        words=f"{show_bytes(plan.cost.memory_bytes)} of {show_bytes(plan.cost.capacity_bytes)} (the red line).",
+        words=f"{report.banded(memory_band(plan.cost), show_bytes)} of {show_bytes(plan.cost.capacity_bytes)} "
+        f"(the red line); {report.fit_words(plan.cost, plan.room)}.",
         pictures={"memory": pictures.memory(parts, capacity), **over_time},
     )
 
@@ -268,7 +273,8 @@ def _curve(sweep: Sweep, index: int, found: Sequence[Outcome], cliffs: Sequence[
         rest = [f"{a.name} {v}" for i, (a, v) in enumerate(zip(sweep.axes, one.values, strict=True)) if i != index]
         common = {"at": numbers[text], "text": text, "scenario": ", ".join(rest) or "as now", "plan": one.plan}
         if one.step_s is not None:
-            rows.append({**common, "step": one.step_s, "which": "planned again"})
+            low, high = one.step_band_s or (one.step_s, one.step_s)
+            rows.append({**common, "step": one.step_s, "low": low, "high": high, "which": "planned again"})
         if one.kept_s is not None:
             rows.append({**common, "step": one.kept_s, "which": "old plan kept"})
     others = list(dict.fromkeys(row["scenario"] for row in rows)) or ["as now"]
@@ -281,7 +287,9 @@ def _scenarios(sweep: Sweep, now: Outcome, found: Sequence[Outcome]) -> Section:
     rows = []
     for one in (now, *found):
         kept = one.kept_problem or ("-" if one.regret is None else f"{one.regret:+.1%}")
-        told = (show_seconds(one.step_s), show_bytes(one.memory_bytes or 0), kept, one.plan) if one.step_s else (
-            "-", "-", "-", one.problem)  # fmt: skip
+        told = ("-", "-", "-", one.problem)
+        if one.step_s and one.memory_bytes:
+            step = banded(one.step_s, one.step_band_s, show_seconds)
+            told = (step, banded(one.memory_bytes, one.memory_band_bytes, show_bytes), kept, one.plan)
         rows.append((*one.values, *told))
     return Section(heading="All scenarios", table=Table(head=head, rows=rows))

@@ -12,20 +12,20 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from msgspec import structs
 
-from cost_models.bands import memory_band, step_band
+from cost_models.bands import LEVEL, Band, memory_band, step_band
 from cost_models.cost import StepCost
 from cost_models.errors import InputError
 from cost_models.hardware.placement import Placement
 from cost_models.pricing import price
 from cost_models.strategy import LayerRange, Strategy
 from cost_models.timing.cluster_costs import cluster_costs
-from planner import options
+from planner import options, report
 from planner.choosing import ties
 from planner.search.objective import value_of
 from planner.solve import NothingFits, Solution, solve
@@ -181,6 +181,13 @@ def outcome(sweep: Sweep, values: Sequence[Value | None], old: Solution | None) 
         kept_s=kept_s,
         kept_problem=kept_problem,
     )
+
+
+def banded(middle: float, ends: tuple[float, float] | None, show: Callable[[float], str]) -> str:
+    """A number of an outcome with its band, in words."""
+    if ends is None:
+        return show(middle)
+    return report.banded(Band(low=ends[0], middle=middle, high=ends[1], level=LEVEL), show)
 
 
 def planned(sweep: Sweep, asked: options.Question) -> Solution:

@@ -8,16 +8,14 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from cost_models.bands import LEVEL, Band
 from cost_models.units import show_bytes, show_seconds
-from planner.report import banded
 from planner.searched import varied_names
 from planner.what_if.cliffs import Cliff
-from planner.what_if.scenario import Outcome, Sweep
+from planner.what_if.scenario import Outcome, Sweep, banded
 
 MOST_LINES = 60
 
@@ -86,10 +84,6 @@ def _more(regret: float) -> str:
     return f"{regret:+.1%}" if regret < 10 else f"{1 + regret:.3g}×"
 
 
-def _banded(middle: float, ends: tuple[float, float], show: Callable[[float], str]) -> str:
-    return banded(Band(low=ends[0], middle=middle, high=ends[1], level=LEVEL), show)
-
-
 def _cells(row: dict[str, Any], money: bool) -> list[str]:
     if row["problem"]:
         return ["-", "-", "-", "-", *(["-"] if money else []), row["problem"]]
@@ -97,9 +91,9 @@ def _cells(row: dict[str, Any], money: bool) -> list[str]:
     kept = row["kept_problem"] or ("-" if row["kept_s"] is None else _more(row["regret"]))
     dollars = [f"{row['dollars_per_million_tokens']:.3g}"] if money else []
     return [
-        _banded(row["step_s"], row["step_band_s"], show_seconds),
+        banded(row["step_s"], row["step_band_s"], show_seconds),
         "-" if speed is None else f"{speed:.2f}×",
-        _banded(row["memory_bytes"], row["memory_band_bytes"], show_bytes),
+        banded(row["memory_bytes"], row["memory_band_bytes"], show_bytes),
         kept,
         *dollars,
         row["plan"],

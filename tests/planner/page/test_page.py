@@ -8,8 +8,9 @@ import time
 import pytest
 
 from cost_models import Cluster, Model, Workload
+from cost_models.bands import memory_band, step_band
 from cost_models.units import show_bytes, show_seconds
-from planner import command, plan, simulate
+from planner import command, plan, report, simulate
 from planner.page import pictures
 from planner.page.page import Page, Section, Table
 from planner.page.report_page import MOST_SPANS, merged, plan_page, thinned
@@ -93,6 +94,11 @@ def test_a_plan_s_page_shows_its_numbers_and_answers_to_hovering(browser, plan_r
         show_seconds(made.cost.step_s),
         show_seconds(made.simulated.step_s),
         show_bytes(made.cost.memory_bytes),
+        report.banded(step_band(made.cost), show_seconds),
+        report.banded(memory_band(made.cost), show_bytes),
+        report.fit_words(made.cost, made.room),
+        *report.choice_words(made),
+        report.bound_words(made),
         made.strategy.describe(),
         *(other.reason for other in made.alternatives),
     ):
