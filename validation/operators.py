@@ -6,12 +6,11 @@
 
 MagiAttention's degrees are not in its plots but in its code (exps/dist_attn/run_benchmark.py, `CP_GROUP_META`): USP and
 LoongTrain split heads over the 8 GPUs of a node and ring across nodes; hybrid CP of one document is a plain ring.
-`inferred_head_dim` is the head dim that a row's time says it ran with; such a reading is shown, and never scored.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from cost_models.errors import InputError
 from cost_models.framework import Framework
@@ -52,16 +51,6 @@ def operator_case(row: Row) -> OperatorCase | Refused:
     return OperatorCase(
         row=row, call=call_of(row), framework=framework_of(row), measured_s=seconds, sweep=row.cell("sweep")
     )
-
-
-def inferred_reading(case: OperatorCase) -> OperatorCase | None:
-    """The row as its time says it ran, where that is not as transcribed."""
-    head_dim = case.row.optional("inferred_head_dim")
-    if head_dim is None:
-        return None
-    model = case.call.workload.model
-    work = replace(case.call.workload, model=_attention_model(model.heads, model.kv_heads, head_dim))
-    return replace(case, call=replace(case.call, workload=work))
 
 
 def call_of(row: Row) -> Call:

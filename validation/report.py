@@ -32,7 +32,7 @@ def tables(reports: Sequence[FileReport]) -> list[Table]:
     """Everything that is shown, in reading order."""
     apart = [(report.file, report.errors("apart")) for report in reports]
     return [
-        _files(reports), _inferred(reports), _errors("8- and 4-bit rows", APART, apart), _bands(reports),
+        _files(reports), _errors("8- and 4-bit rows", APART, apart), _bands(reports),
         _memory(reports), _fits(reports), _longest(reports), _endings(reports), _peers(reports), _sweeps(reports),
         _frameworks(reports), _worst(reports), _silent(reports), _notes(reports), _reasons(),
     ]  # fmt: skip
@@ -74,7 +74,6 @@ def as_json(reports: Sequence[FileReport]) -> str:
             "memory": _plain(report.memory_errors()),
             "reserved": _plain(report.reserved_errors()),
             "device": _plain(report.device_errors()),
-            "inferred": _plain(report.inferred_errors()),
             "sweeps": [_plain(one) for one in report.rankings()],
             "not_predicted": report.reasons(),
             "longest": [{**asdict(one), "ratio": one.ratio, "met": one.met} for one in report.limits],
@@ -103,23 +102,6 @@ def _files(reports: Sequence[FileReport]) -> Table:
             (name, *Errors.of([one.error for one in rows]).cells(), *neutral[name].centre())
             for name, rows in scored.items()
         ],
-    )
-
-
-def _inferred(reports: Sequence[FileReport]) -> Table:
-    rows: list[tuple[Cell, ...]] = []
-    for report in reports:
-        if (inferred := report.inferred_errors()).rows:
-            changed = str(sum(one.inferred_s is not None for one in report.scored()))
-            for what, count, errors in (("scored", "", report.errors()), ("inferred", changed, inferred)):
-                number, *cells = errors.cells()
-                rows.append((f"{report.file}, as {what}", number, count, *cells))
-    return Table(
-        title="Inferred readings",
-        text='Not in the score: the same files with some rows read as their times say that they ran (see "Why rows '
-        "are off\"): USP's rows up to 32K tokens at head dim 128 instead of the transcribed 32.",
-        columns=("file", "rows", "read otherwise", *ERRORS[1:]),
-        rows=rows,
     )
 
 

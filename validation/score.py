@@ -28,7 +28,7 @@ from cost_models.timing.impossible import refuse_flops
 from validation.cases import GIB, Case, Refused, allocated_bytes, price_of, reserved_bytes
 from validation.longest import Ending, Limit, ending_of, limit_of
 from validation.operator_time import operator_s
-from validation.operators import OperatorCase, inferred_reading, operator_case
+from validation.operators import OperatorCase, operator_case
 from validation.rows import Row, Score, read
 from validation.standard import case_of
 from validation.statistics import Errors, Ranking, error, ranking
@@ -49,7 +49,6 @@ class Verdict:
     neutral_s: float
     measured_bytes: float | None = None
     predicted_bytes: float | None = None
-    inferred_s: float | None = None  # predicted as the row seems to have run, where that is not as transcribed
     peer_s: float | None = None  # what another simulator predicted
     peer_bytes: float | None = None
     measured_reserved_bytes: float | None = None  # what the allocator held, not all of it in use
@@ -102,13 +101,6 @@ class FileReport:
 
     def neutral_errors(self) -> Errors:
         return Errors.of(one.neutral_error for one in self.scored())
-
-    def inferred_errors(self) -> Errors:
-        """Of all scored rows, those with an inferred reading by it; no rows where no row has one."""
-        scored = self.scored()
-        if all(one.inferred_s is None for one in scored):
-            return Errors.of([])
-        return Errors.of(error(one.inferred_s or one.predicted_s, one.measured_s) for one in scored)
 
     def memory_errors(self) -> Errors:
         return Errors.of(one.memory_error for one in self.scored())
@@ -197,7 +189,7 @@ def _step(case: Case) -> Verdict:
 
 
 def _operator(case: OperatorCase) -> Verdict:
-    framework, cluster, inferred = case.framework, case.call.cluster, inferred_reading(case)
+    framework, cluster = case.framework, case.call.cluster
     return Verdict(
         file=case.row.file,
         row=case.row.number,
@@ -208,7 +200,6 @@ def _operator(case: OperatorCase) -> Verdict:
         measured_s=case.measured_s,
         predicted_s=operator_s(case.call, framework),
         neutral_s=operator_s(case.call, OURS),
-        inferred_s=operator_s(inferred.call, framework) if inferred else None,
     )
 
 

@@ -19,8 +19,7 @@ from cost_models.timing.host import PYTORCH_2024, Host
 from cost_models.timing.kernels import Kernels
 from validation.machines import cluster_of
 from validation.operator_time import Call, operator_s, operator_stages
-from validation.operators import OperatorCase, inferred_reading, operator_case
-from validation.report import as_json, markdown
+from validation.operators import OperatorCase, operator_case
 from validation.rows import Row, read
 from validation.score import score
 
@@ -256,17 +255,6 @@ def test_exchanges_between_nodes_meet_measured_ones():
     assert set(report.reasons()) == {"MagiAttention's own schedule of group collectives: no words for it"}
     pairs = [one for one in report.rankings() if one.pairs]
     assert sum(one.tau * one.pairs for one in pairs) / sum(one.pairs for one in pairs) > 0.9
-
-
-def test_an_inferred_reading_is_shown_and_not_scored():
-    report = score(["op_usp_ulysses_ring"], FOLDER)[0]
-    read_otherwise = [one for one in report.scored() if one.inferred_s is not None]
-    assert len(read_otherwise) == 54 and all("131072" not in one.label for one in read_otherwise)
-    assert report.inferred_errors().p90 < report.errors().p90
-    assert "op_usp_ulysses_ring, as inferred" in markdown([report])
-    assert '"inferred"' in as_json([report])
-    other = operator_case(read("op_ring_flash_attention")[0])
-    assert isinstance(other, OperatorCase) and inferred_reading(other) is None
 
 
 def test_negative_host_times_are_refused():
