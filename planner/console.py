@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import sys
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import click
@@ -98,6 +99,12 @@ class Progress:
     def advance(self, done: int, of: int) -> None:
         if self.shown is not None:
             self.shown.update(self.task, completed=done, total=of)
+
+    def each(self, parts: Iterable[str], total: int) -> Iterator[str]:
+        """`parts`, of which `total` are to come: the bar says how many have."""
+        for done, part in enumerate(parts, 1):
+            yield part
+            self.advance(done, total)
 
     def __exit__(self, *exc: object) -> None:
         if self.shown is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from cost_models.errors import InputError
@@ -27,14 +28,14 @@ def check_target(path: str | Path, flag: str) -> Path:
     return target
 
 
-def write_whole(path: str | Path, text: str, flag: str = "-o") -> None:
-    """Write `text` so that a reader sees the old file or the new one, never a part."""
+def write_whole(path: str | Path, text: str | Iterable[str], flag: str = "-o") -> None:
+    """Write `text` (or its parts) so that a reader sees the old file or the new one, never a part."""
     target = check_target(path, flag)
     try:
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
+                file.writelines((text,) if isinstance(text, str) else text)
                 file.flush()
                 os.fsync(file.fileno())
             mask = os.umask(0)

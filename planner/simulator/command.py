@@ -55,20 +55,24 @@ def simulate(
     plan = Plan.load(plan_file)
     asked = (plan.cluster, plan.workload, plan.strategy, plan.placement)
     measured = options.profile_of(plan, profile)
-    with console.Progress() as progress:
+    total = 1 + (draws if deviation else 0)
+    with console.Progress(total if total > 1 else None) as progress:
         progress.show("simulating")
         found = play(*asked, profile=measured, trace=trace is not None)
         steps = []
-        for seed in range(draws if deviation else 0):
-            progress.show(f"simulating draw {seed + 1} of {draws}")
-            steps.append(play(*asked, profile=measured, jitter=deviation, seed=seed).step_s)
+        for done in range(1, total):
+            progress.advance(done, total)
+            steps.append(play(*asked, profile=measured, jitter=deviation, seed=done - 1).step_s)
     if trace is not None and found.trace is not None:
         found.trace.write(trace)
     if goal is not None:
         from planner.simulator.goal import goal as schedule
         from planner.simulator.simulation import played_program
 
-        write_whole(goal, schedule(*played_program(*asked, measured), plan.strategy), "--goal")
+        parts = schedule(*played_program(*asked, measured), plan.strategy)
+        with console.Progress(plan.strategy.ranks) as progress:
+            progress.show("writing the schedule")
+            write_whole(goal, progress.each(parts, 1 + plan.strategy.ranks), "--goal")
     if page is not None:
         from planner.page.report_page import save_plan_page
 

@@ -15,6 +15,7 @@ to host memory, what the host and hidden collectives add to a segment, and laten
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -50,59 +51,42 @@ class _Rank:
         return self.add(f"calc {round(seconds * self.scale * 1e9)} cpu 0", after)
 
 
-@dataclass(frozen=True, slots=True)
-class _Peers:
-    """The members of a rank's group on one axis, in order, and the rank's place among them."""
+def goal(program: StepProgram, scale: Floats, strategy: Strategy) -> Iterator[str]:
+    """The schedule: a head, then a part for each rank. `scale` (per rank) multiplies compute seconds.
 
-    members: tuple[int, ...]
-    place: int
-
-    @property
-    def next(self) -> int:
-        return self.members[(self.place + 1) % len(self.members)]
-
-    @property
-    def before(self) -> int:
-        return self.members[self.place - 1]
-
-
-def goal(program: StepProgram, scale: Floats, strategy: Strategy) -> str:
-    """The schedule of all ranks. `scale` (per rank) multiplies compute seconds."""
+    Ranks that compute as long have the same lines but for the ranks that they name: `%(u+i)d` is member i after the
+    rank itself in its group of use u.
+    """
     script = write_script(program, strategy)
     groups = [rank_groups(strategy, use.axis) for use in script.uses]
-    places = [_places(group) for group in groups]
-    text = [f"num_ranks {strategy.ranks}\n"]
-    operations = 0
+    yield f"num_ranks {strategy.ranks}\n"
+    lines: dict[float, str] = {}
+    places = [np.argsort(group, axis=None) for group in groups]  # of each rank, row by row
     for r in range(strategy.ranks):
-        peers = [
-            _Peers(tuple(group[place[r, 0]].tolist()), int(place[r, 1]))
-            for group, place in zip(groups, places, strict=True)
-        ]
-        lines = _rank(script, peers, float(scale[r]))
-        operations += len(lines)
-        if operations / (r + 1) * strategy.ranks > 3 * MOST_OPERATIONS:
-            raise InputError(
-                f"--goal: about {len(lines) * strategy.ranks // 3:,} operations; at most {MOST_OPERATIONS:,} are "
-                "written (fewer GPUs, layers or microbatches)"
-            )
-        text += [f"\nrank {r} {{\n", "\n".join(lines), "\n}\n"]
-    return "".join(text)
+        mine = float(scale[r])
+        if mine not in lines:
+            made = _rank(script, [group.shape[1] for group in groups], mine)
+            if sum(": " in line for line in made) * strategy.ranks > MOST_OPERATIONS:
+                raise InputError(
+                    f"--goal: {sum(': ' in line for line in made) * strategy.ranks:,} operations; at most "
+                    f"{MOST_OPERATIONS:,} are written (fewer GPUs, layers or microbatches)"
+                )
+            lines[mine] = "\n".join(made)
+        named: dict[str, int] = {}
+        for u, (group, place) in enumerate(zip(groups, places, strict=True)):
+            row, here = divmod(int(place[r]), group.shape[1])
+            turned = np.roll(group[row], -here).tolist()
+            named |= {f"{u}+{i}": other for i, other in enumerate(turned)}
+        yield f"\nrank {r} {{\n{lines[mine] % named}\n}}\n"
 
 
-def _places(groups: np.ndarray) -> np.ndarray:
-    """For each rank its group and its place there."""
-    place = np.empty((groups.size, 2), dtype=np.int64)
-    rows, columns = np.indices(groups.shape)
-    place[groups.ravel(), 0], place[groups.ravel(), 1] = rows.ravel(), columns.ravel()
-    return place
-
-
-def _rank(script: Script, peers: list[_Peers], scale: float) -> list[str]:
+def _rank(script: Script, members: list[int], scale: float) -> list[str]:
+    """The lines of a rank that computes `scale` times as long; `members`: of a group, by use."""
     rank, gathered = _Rank(scale), {}
 
     def gather(k: int) -> None:
         if send := script.pieces[k].gather:
-            rank.sharding = _send(script, rank, peers, send, k * TAGS, rank.sharding + rank.main)
+            rank.sharding = _send(script, rank, members, send, k * TAGS, rank.sharding + rank.main)
             gathered[k] = rank.sharding
 
     gather(0)
@@ -116,51 +100,50 @@ def _rank(script: Script, peers: list[_Peers], scale: float) -> list[str]:
             gather(k + 1)
         rank.main += gathered.get(k, ())
         for i, action in enumerate(piece.actions, 1):
-            _act(script, rank, peers, action, k * TAGS + i)
+            _act(script, rank, members, action, k * TAGS + i)
         for i, send in enumerate(piece.reduce, len(piece.actions) + 1):
-            rank.sharding = _send(script, rank, peers, send, k * TAGS + i, rank.sharding + rank.main)
+            rank.sharding = _send(script, rank, members, send, k * TAGS + i, rank.sharding + rank.main)
     return rank.lines
 
 
-def _act(script: Script, rank: _Rank, peers: list[_Peers], action: Action, tag: int) -> None:
+def _act(script: Script, rank: _Rank, members: list[int], action: Action, tag: int) -> None:
     if isinstance(action, Work):
         rank.main = (rank.calc(action.seconds, rank.main),)
     elif isinstance(action, Send):
-        rank.main = _send(script, rank, peers, action, tag, rank.main)
+        rank.main = _send(script, rank, members, action, tag, rank.main)
     else:
-        _rounds(rank, None if action.use < 0 else peers[action.use], action, tag)
+        _rounds(rank, None if action.use < 0 else members[action.use], action, tag)
 
 
-def _rounds(rank: _Rank, peers: _Peers | None, rounds: Rounds, tag: int) -> None:
+def _rounds(rank: _Rank, members: int | None, rounds: Rounds, tag: int) -> None:
     """Blocks and hops: the next round requires both."""
     for one in rounds.rounds:
         for _ in range(one.times):
             after = rank.main
             done = [rank.calc(one.seconds, after)]
-            if peers and one.bytes > 0:
-                done.append(_message(rank, peers.next, one.bytes, tag, after))
-                done.append(_receipt(rank, peers.before, one.bytes, tag, after))
+            if members and one.bytes > 0:
+                done.append(_message(rank, rounds.use, 1, one.bytes, tag, after))
+                done.append(_receipt(rank, rounds.use, members - 1, one.bytes, tag, after))
             rank.main = tuple(done)
 
 
 def _send(
-    script: Script, rank: _Rank, peers: list[_Peers], send: Send, tag: int, after: tuple[int, ...]
+    script: Script, rank: _Rank, members: list[int], send: Send, tag: int, after: tuple[int, ...]
 ) -> tuple[int, ...]:
     """The messages of a collective; their labels."""
-    mine, op = peers[send.use], script.uses[send.use].op
-    count = len(mine.members)
+    count, op, use = members[send.use], script.uses[send.use].op, send.use
     if op == "all_to_all":
-        others = [member for member in mine.members if member != mine.members[mine.place]]
-        sent = [_message(rank, other, send.bytes / count, tag, after) for other in others]
-        return (*sent, *(_receipt(rank, other, send.bytes / count, tag, after) for other in others))
+        size, others = send.bytes / count, range(1, count)
+        sent = [_message(rank, use, other, size, tag, after) for other in others]
+        return (*sent, *(_receipt(rank, use, other, size, tag, after) for other in others))
     times = 1.0 if op == "send" else (count - 1) / count * (2 if op == "all_reduce" else 1)
     size = send.bytes * times
-    return _message(rank, mine.next, size, tag, after), _receipt(rank, mine.before, size, tag, after)
+    return _message(rank, use, 1, size, tag, after), _receipt(rank, use, count - 1, size, tag, after)
 
 
-def _message(rank: _Rank, to: int, size: float, tag: int, after: tuple[int, ...]) -> int:
-    return rank.add(f"send {max(1, round(size))}b to {to} tag {tag} cpu 0 nic 0", after)
+def _message(rank: _Rank, use: int, to: int, size: float, tag: int, after: tuple[int, ...]) -> int:
+    return rank.add(f"send {max(1, round(size))}b to %({use}+{to})d tag {tag} cpu 0 nic 0", after)
 
 
-def _receipt(rank: _Rank, source: int, size: float, tag: int, after: tuple[int, ...]) -> int:
-    return rank.add(f"recv {max(1, round(size))}b from {source} tag {tag} cpu 0 nic 0", after)
+def _receipt(rank: _Rank, use: int, source: int, size: float, tag: int, after: tuple[int, ...]) -> int:
+    return rank.add(f"recv {max(1, round(size))}b from %({use}+{source})d tag {tag} cpu 0 nic 0", after)

@@ -46,7 +46,7 @@ def read(text: str) -> tuple[list[list[re.Match[str]]], list[dict[int, list[int]
 
 
 def test_every_message_is_received_once_and_nothing_waits_for_itself() -> None:
-    operations, requires = read(goal(PROGRAM, np.ones(8), LAYOUT))
+    operations, requires = read("".join(goal(PROGRAM, np.ones(8), LAYOUT)))
     sent, received = Counter(), Counter()
     for r, mine in enumerate(operations):
         for one in mine:
@@ -61,7 +61,7 @@ def test_every_message_is_received_once_and_nothing_waits_for_itself() -> None:
 
 def test_it_runs_to_its_end() -> None:
     """Played without times: an operation runs when what it requires has run, a receipt when its message was sent."""
-    operations, requires = read(goal(PROGRAM, np.ones(8), LAYOUT))
+    operations, requires = read("".join(goal(PROGRAM, np.ones(8), LAYOUT)))
     done: list[set[int]] = [set() for _ in operations]
     sent: Counter[tuple[int, int, str]] = Counter()
     moved = True
@@ -85,7 +85,7 @@ def test_it_runs_to_its_end() -> None:
 
 def test_it_computes_as_long_as_the_step() -> None:
     scale = np.array([1, 1, 1, 1, 1, 1, 1, 2.0])
-    operations, _ = read(goal(PROGRAM, scale, LAYOUT))
+    operations, _ = read("".join(goal(PROGRAM, scale, LAYOUT)))
     computed = [sum(int(one[3]) for one in mine if one[2] == "calc") * 1e-9 for mine in operations]
     assert computed == pytest.approx((compute_s(PROGRAM) * scale).tolist(), rel=1e-6)
 
@@ -93,4 +93,4 @@ def test_it_computes_as_long_as_the_step() -> None:
 def test_too_many_operations_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_OPERATIONS", 10)
     with pytest.raises(InputError, match="at most 10 are written"):
-        goal(PROGRAM, np.ones(8), LAYOUT)
+        "".join(goal(PROGRAM, np.ones(8), LAYOUT))
