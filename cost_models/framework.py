@@ -105,6 +105,7 @@ class Framework:
     logit_bytes: int | None = None  # held per logit at the loss; `None`: b for logits and gradient, twice fp32
     zero_1_as_2: bool = False  # gradients are sharded as they are reduced, so that ZeRO-1 runs as ZeRO-2 (FSDP)
     owned_tensors: int = 0  # ZeRO-1: a layer's tensors, dealt out to owners, who update and broadcast them one by one
+    update_calls: int = 1  # of the host for each tensor: 1 is PyTorch's foreach AdamW, which goes through lists of them
     optimizer_bytes: int | None = None  # traffic per weight of the update; `None`: a fused fp32 update
     frame_sharding: FrameSharding = "exchanged"  # how frames and their embeddings reach their ranks: frames.py
     host: Host | None = None  # what calls cost the host (`launches.py`); `None`: always ahead of the device

@@ -1,4 +1,4 @@
-"""What the host calls for one decoder layer of this project's executor, in seconds: operators, attention, collectives.
+"""What the host calls for a decoder layer, the loss and the update, in seconds: operators, attention, collectives.
 
     host_s = operators x operator_s + attention calls x attention_s + collectives x collective_s + messages x message_s
     a layer takes the longer of what its calls take the host and what their kernels take the device
@@ -6,8 +6,8 @@
 Matters for short rows on many ranks, where a kernel ends before the next one is launched. The operators of a layer are
 a fold of its table; the sums (42 forward, 78 backward) are counted in the executor's step under FSDP2 with
 parameters in bf16 (`tests/executor/test_launches.py`), their split follows the code of a Llama layer of Hugging Face.
-Views are part of what an operator takes. Left out: the vision tower, the loss, the update, experts and latent
-attention (counted as a dense layer), chunks of attention (as one call), and that the host may run layers ahead.
+Views are part of what an operator takes. The loss and the update are counted by hand. Left out: the vision tower,
+latent attention (counted as a dense layer), chunks of attention (as one call), and that the host may run layers ahead.
 """
 
 from __future__ import annotations
@@ -31,6 +31,12 @@ ADDED_GRADIENTS = 9
 
 EXCHANGE_CALLS, RING_CALLS, HOP_CALLS = (1, 7), (1, 2), (6, 8)
 """Operators around attention, forward and backward: of an exchange of heads, of a ring once, of each hop."""
+
+
+LOSS_CALLS, CHUNK_CALLS = 30, 14
+"""Of the last norm, the head and the loss with their gradients; of each further chunk of the loss."""
+ROOT_TENSORS = 3
+"""Embedding, head and last norm."""
 
 
 class Calls(NamedTuple):
@@ -77,3 +83,19 @@ def layer_host_s(sizes: RankSizes, host: Host | None, recompute: str | None = No
     seconds = count * host.operator_s + calls.attentions * host.attention_s + collectives * host.collective_s
     sends = (2 if grad else 1) + calls.attentions - 1
     return seconds, calls.hops * host.operator_s + calls.attentions * host.attention_s + sends * host.send_s(messages=2)
+
+
+def loss_host_s(sizes: RankSizes, chunks: Number) -> Number:
+    """Seconds to launch the head and a loss of so many chunks, forward and backward."""
+    host = sizes.framework.host
+    return 0.0 if host is None else (LOSS_CALLS + CHUNK_CALLS * (chunks - 1)) * host.operator_s
+
+
+def update_host_s(sizes: RankSizes) -> Number:
+    """Seconds to launch the norm and the update of every tensor that trains on a rank (a LoRA's: two an adapter)."""
+    host, work = sizes.framework.host, sizes.workload
+    if host is None:
+        return 0.0
+    adapters = 2 * sum(len(sizes.linears[target]) for target in work.lora_targets) if work.lora_rank else 0
+    tensors = (adapters or ADDED_GRADIENTS) * work.model.layers / sizes.degrees.pipeline + ROOT_TENSORS
+    return tensors * sizes.framework.update_calls * host.operator_s

@@ -13,7 +13,7 @@ from typing import Literal
 
 from cost_models.errors import InputError
 from cost_models.layer import decoder
-from cost_models.layer.launches import layer_host_s
+from cost_models.layer.launches import layer_host_s, loss_host_s, update_host_s
 from cost_models.layer.operators import product_s, tensor_exchange
 from cost_models.layer.recompute import policy
 from cost_models.layer.sizes import RankSizes
@@ -209,7 +209,14 @@ def head(sizes: RankSizes, kernels: Kernels) -> Segment:
         model.embedding_params / sizes.degrees.tensor * sizes.framework.accumulate_bytes * sizes.workload.trains_head
     )
     phases = (loss, *_cut_by_tensor(sizes, "all_gather"), *_copied(kernels, added))
-    return Segment(name="head and loss", phases=phases, elsewhere=0.0)
+    chunk = sizes.degrees.loss_chunk_tokens
+    chunks = 1.0 if chunk is None else larger(sizes.tokens / chunk, 1.0)
+    return _launched(Segment(name="head and loss", phases=phases, elsewhere=0.0), kernels, loss_host_s(sizes, chunks))
+
+
+def _launched(segment: Segment, kernels: Kernels, host_s: Number) -> Segment:
+    """With what the host takes to launch it; a CPU process launches nothing."""
+    return segment if kernels.device.architecture == "cpu" else segment._replace(host_s=host_s)
 
 
 def _cut_by_tensor(sizes: RankSizes, op: Literal["all_gather", "reduce_scatter"]) -> tuple[Phase, ...]:
@@ -284,7 +291,8 @@ def update(sizes: RankSizes, kernels: Kernels) -> Segment:
         moved = moved + (trained + experts) * DTYPE_BYTES[framework.accumulator]
     exchange = Exchange(part="gradients", axis="shard", op="all_reduce", bytes=4.0)
     step = Compute(part="optimizer", seconds=kernels.memory_bound_s(moved, 6))
-    return Segment(name="optimizer", phases=(step, _framework(kernels, "framework_step"), exchange))
+    phases = (step, _framework(kernels, "framework_step"), exchange)
+    return _launched(Segment(name="optimizer", phases=phases), kernels, update_host_s(sizes))
 
 
 def _host_update(sizes: RankSizes, kernels: Kernels, params: Number) -> Segment:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from cost_models import InputError, Model, Strategy, Workload
+from cost_models import Cluster, InputError, Model, Strategy, Workload, price
 from cost_models.framework import OURS, OVERLAP_COST, Framework
 from cost_models.layer.sizes import RankSizes
 from cost_models.program import Compute, Exchange, Ring, Segment
@@ -99,3 +99,16 @@ def test_a_vocabulary_cut_by_tensor_is_summed_and_gathered() -> None:
     assert not tensor_exchanges(embed(RankSizes(WORK, Strategy()), KERNELS))
     prefill = RankSizes(replace(WORK, mode="prefill"), Strategy(tensor=8))
     assert tensor_exchanges(embed(prefill, KERNELS)) == [("reduce_scatter", whole)]
+
+
+def test_a_small_step_waits_for_the_launches_of_its_loss_and_update():
+    """One narrow layer, 8 tokens: 30 calls for the loss, 9 + 3 tensors updated by one call each, or by eleven."""
+    model = replace(Model.load("llama-3-8b"), layers=1, layer_kinds=(), hidden=64, ffn=128, heads=1, kv_heads=1,
+                    head_dim=64, vocab=256)  # fmt: skip
+    work, node = Workload(model, context_tokens=8), Cluster.load("dgx-h100", nodes=1)
+    free, one, eleven = (
+        price(node, work, Strategy(loss_chunk_tokens=None), framework=each).step_s
+        for each in (replace(OURS, host=None), OURS, replace(OURS, update_calls=11))
+    )
+    assert eleven - one == pytest.approx((9 + 3) * 10 * 10e-6, rel=1e-6)
+    assert one - free > (30 + 9 + 3) * 10e-6 / 2
