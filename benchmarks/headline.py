@@ -30,7 +30,7 @@ from validation.tables import Table, display, markdown, paragraphs, write
 
 GPUS = (8, 16, 32, 64, 128, 256)
 CONTEXTS = tuple(lv.K * 2**power for power in range(5, 12))
-PARTS = ("compute", "recompute", "ring", "all_to_all", "tensor", "sharding", "optimizer")
+PARTS = ("compute", "recompute", "ring", "all_to_all", "tensor", "sharding", "optimizer", "host")
 RIVALS = ("ring", "CP + TP", "CP")
 TEXT = Model.load("llama-3-8b")
 VIDEO = Model.load("longvila-8b")
@@ -201,9 +201,10 @@ def _network_notes() -> tuple[str, ...]:
         wire. The released code sends Llama's 8 KV heads as they are, Megatron's CP does too, and MM-SP's floor would
         stay unexplained.
 
-        Unexplained: the 578K ring row implies half the series' rate, though a ring's bytes per rank do not depend on
-        the number of GPUs; recompute (the ring once more) or a longer way through the fabric would go in that
-        direction. Host time (eager launches, the released exchange's barriers and synchronisations) may be part of
+        Half explained: the 578K ring row, on twice as many nodes, implies a lower rate, though a ring's bytes per rank
+        do not depend on the number of GPUs. A ring over all GPUs goes from rail to rail between nodes, where messages
+        share uplinks: on 8 B200 nodes it reaches 0.6 of what it does on 4, on 16 a third (docs/cluster.md; priced).
+        Why 4 nodes are so slow here is not known. Host time (eager launches, the released exchange's barriers and synchronisations) may be part of
         MM-SP's floor and is not modelled. `fits`: all activations kept; at 320K the paper ran MM-SP and ran out with
         the ring, whose memory is the same within a few per cent here.
     """)
