@@ -44,9 +44,10 @@ INTRODUCTION = """
     docs/accuracy-certificate.md --plot docs/accuracy-certificate.svg` (`make pages`); an error is
     ln(measured / predicted), so +10% is a run that took a tenth longer than priced.
 
-    **What is held out, and how.** Kernels: whole families of shapes (all products of one width, all heads of one
-    number) are left out of a fit and predicted by the rest. Links inside a node: sizes and numbers of ranks left out,
-    and tables of machines that no curve is of. Across nodes and over PCIe: published tables; a kind of network's rate
+    **What is held out, and how.** Attention and products: a board's curve is fitted without one of its sources and
+    predicts that source's rows; boards that nobody measured are tested by measured ones priced from another's curve.
+    What memory limits: sizes left out. Links inside a node: sizes and numbers of ranks left out, and tables of
+    machines that no curve is of. Across nodes and over PCIe: published tables; a kind of network's rate
     may come from one of them, so their errors are of sizes, nodes and operations rather than of that rate. Whole steps
     and memory: no number is fitted to any, but which facts a framework has was found by looking at rows, so those of
     `measurements/` itself are not counted here; those of `measurements/later/` came after the model, and what was

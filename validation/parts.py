@@ -1,12 +1,13 @@
 """Domains of the certificate for parts of a step: kernels and collectives, by rows that no curve was fitted to.
 
-    attention, products, elementwise     measured: families left out of the fits, as `python -m validation.fit` packed
-                                         their errors      scaled: one generation from another's curves
-    collectives inside a node            sizes and numbers of ranks left out of the tables; tables of other sources
-    over PCIe, across nodes              published tables over links whose rates come from elsewhere, and each source on
-                                         a network described without it (`fit/networks.py`)
+    attention, products        measured: a board's curve without one of its sources, on that source's rows; scaled: a
+                               board's rows by another board's curve (`fit/sources.py`)
+    elementwise                measured: sizes left out of the fits, as `python -m validation.fit` packed their errors;
+                               scaled: one generation from another's
+    collectives inside a node  sizes and numbers of ranks left out of the tables; tables of machines without a curve
+    over PCIe, across nodes    published tables over links whose rates come from elsewhere (`fit/networks.py`)
 
-A family of one device, or a table of one source, counts as one source. Messages below 1 MiB are left out: a step waits
+A source of one board, or a table of one machine, counts as one source. Messages below 1 MiB are left out: a step waits
 for larger ones. What has no rows is stated, with the reason.
 """
 
@@ -21,16 +22,12 @@ from typing import Any
 import numpy as np
 
 from cost_models.certificate import PROBABILITIES, Domain
-from cost_models.errors import InputError
+from cost_models.curves.grid import Floats
 from cost_models.timing.packed import FOLDER as CURVES
 from validation.domains import Family, pooled, stated
 from validation.fit import networks
+from validation.fit.sources import left_out_sources
 
-KERNELS = {
-    "gemm": "products", "busy products": "products", "grouped products": "products", "attention": "attention",
-    "unequal dims": "attention", "memory-bound": "elementwise", "memory_bound": "elementwise",
-}  # fmt: skip
-"""By the first words of a family's name, or of an operation's."""
 FITTED = ("NVIDIA A100-SXM4-80GB", "NVIDIA H100 80GB HBM3", "NVIDIA B200")
 """Machines whose tables the links' curves are: these rows count by what was left out of them."""
 LEAST_BYTES = 2**20
@@ -50,22 +47,27 @@ def domains(folder: Path) -> dict[str, Domain]:
 
 
 def families(folder: Path) -> dict[str, dict[str, Family]]:
-    """Errors by domain and by family or table."""
+    """Errors by domain and by source."""
     found: dict[str, dict[str, Family]] = {}
     for path in sorted(CURVES.glob("*.json")):
-        for name, family, summary in _packed(path):
-            found.setdefault(name, {})[family] = Family(rows=summary["rows"], quantiles=tuple(summary["quantiles"]))
-    for name, tables in _tables(folder).items():
-        for source, logs in tables.items():
-            spots = tuple(np.quantile(logs, PROBABILITIES).tolist())
-            found.setdefault(name, {})[source] = Family(rows=len(logs), quantiles=spots)
+        for domain, family, summary in _packed(path):
+            one = Family(rows=summary["rows"], quantiles=tuple(summary["quantiles"]))
+            found.setdefault(domain, {})[family] = one
+    for domain, sources in left_out_sources(folder).items():
+        found[domain] = {source: _family(-np.log1p(errors)) for source, errors in sources.items()}
+    for domain, tables in _tables(folder).items():
+        found.setdefault(domain, {}).update({source: _family(np.array(logs)) for source, logs in tables.items()})
     return dict(sorted(found.items()))
+
+
+def _family(logs: Floats) -> Family:
+    return Family(rows=len(logs), quantiles=tuple(np.quantile(logs, PROBABILITIES).tolist()))
 
 
 def _tables(folder: Path) -> dict[str, dict[str, list[float]]]:
     """Errors of published tables of collectives, by domain and by source and machine."""
     found: dict[str, dict[str, list[float]]] = {}
-    for cell in (*networks.left_out(folder), *networks.vidur(folder), *networks.aiconfigurator(folder)):
+    for cell in (*networks.multinode(folder), *networks.vidur(folder), *networks.aiconfigurator(folder)):
         if cell.buffer_bytes >= LEAST_BYTES and cell.machine not in FITTED:
             machines = found.setdefault(f"collectives {place_of(cell)}", {})
             machines.setdefault(f"{cell.source}, {cell.machine}", []).append(-math.log1p(cell.error))
@@ -79,23 +81,14 @@ def place_of(cell: networks.Cell) -> str:
 
 
 def _packed(path: Path) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """(domain, family, summary) of one file of packed curves."""
+    """(domain, family, summary) of links, or of what memory limits, of one file of packed curves."""
     facts = json.loads(path.read_text(encoding="utf-8"))
     if path.stem == "links":
         for link, families in facts.items():
             yield from (("collectives inside a node", f"{link}: {name}", one) for name, one in families.items())
-        return
-    if path.stem == "checks":
-        return  # other clocks and servers of the same rows
-    for name, one in facts["left_out"].items():
-        yield f"{_kernel(name)}, measured", f"{path.stem}: {name}", one
-    for op, said in facts.items():
-        if op != "left_out" and "scaled" in said:
-            yield f"{_kernel(op)}, scaled", f"generations: {op}", said["scaled"]
-
-
-def _kernel(family: str) -> str:
-    found = next((kernel for words, kernel in KERNELS.items() if family.startswith(words)), None)
-    if found is None:
-        raise InputError(f"validation/parts.py does not say which kernel the family {family!r} is of")
-    return found
+    elif path.stem != "checks":
+        for name, one in facts["left_out"].items():
+            if name.startswith("memory-bound"):
+                yield "elementwise, measured", f"{path.stem}: {name}", one
+        if "scaled" in facts["memory_bound"]:
+            yield "elementwise, scaled", "generations", facts["memory_bound"]["scaled"]
