@@ -205,8 +205,8 @@ def _network_notes() -> tuple[str, ...]:
         do not depend on the number of GPUs. A ring over all GPUs goes from rail to rail between nodes, where messages
         share uplinks: on 8 B200 nodes it reaches 0.6 of what it does on 4, on 16 a third (docs/cluster.md; priced).
         Why 4 nodes are so slow here is not known. Host time (eager launches, the released exchange's barriers and
-        synchronisations) may be part of MM-SP's floor. `fits`: all activations kept; at 320K the paper ran MM-SP and ran out with
-        the ring, whose memory is the same within a few per cent here.
+        synchronisations) may be part of MM-SP's floor. `fits`: all activations kept; at 320K the paper ran MM-SP and
+        ran out with the ring, whose memory is the same within a few per cent here.
     """)
 
 
