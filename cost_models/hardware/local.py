@@ -7,9 +7,7 @@ an estimate until `executor profile` has measured it. Memory per process is the 
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import replace
-from pathlib import Path
 
 from cost_models.errors import InputError
 from cost_models.hardware.cluster import Cluster, Fabric, Nics, Node, NodeRun, ScaleUp
@@ -17,6 +15,8 @@ from cost_models.hardware.device import Device
 from cost_models.hardware.device_names import device_of
 from cost_models.hardware.machine import Gpu, gpus, output
 from cost_models.hardware.machine import cores as available_cores
+from cost_models.hardware.network_cards import network_cards, numa_nodes
+from cost_models.units import show_rate
 
 MAX_PROCESSES = 64
 PRESET_CORES = 2
@@ -41,11 +41,12 @@ def local_cluster(processes: int | None) -> Cluster:
         memory_bytes_per_s=cpu.memory_bytes_per_s / count,
         peak_flops={dtype: flops * share for dtype, flops in cpu.peak_flops.items()},
     )
+    nics, said = _cards(Nics(count=1, bytes_per_s=1e9, latency_s=1e-4))
     node = Node(
         device=device,
         gpus=count,
         scale_up=ScaleUp(kind="memory", link="shared-memory", bytes_per_s=1e9, latency_s=1e-4),
-        nics=Nics(count=1, bytes_per_s=1e9, latency_s=1e-4),
+        nics=nics,
         host_memory_bytes=memory,
         host_link_bytes_per_s=5e9,
         cpus=cores,
@@ -54,8 +55,25 @@ def local_cluster(processes: int | None) -> Cluster:
         name="local",
         runs=(NodeRun(count=1, node=node),),
         fabric=Fabric(nodes_per_leaf=1),
-        notes=("CPU processes: every speed is an estimate until `executor profile` has measured this machine",),
+        notes=("CPU processes: every speed is an estimate until `executor profile` has measured this machine", said),
     )
+
+
+def _cards(otherwise: Nics) -> tuple[Nics, str]:
+    """The fastest network cards that the kernel lists, and the same in words; `otherwise` where it tells no rate."""
+    cards, numa = network_cards(), numa_nodes()
+    rate = max((card.bytes_per_s or 0.0 for card in cards), default=0.0)
+    memory = f"{numa} NUMA nodes, links between them not told apart" if numa > 1 else "one NUMA node"
+    listed = ", ".join(card.name + ("" if card.numa is None else f" at node {card.numa}") for card in cards[:8])
+    if not rate:
+        told = f"the kernel tells no rate of {listed}" if cards else "the kernel lists no network card"
+        return otherwise, f"network card of {show_rate(otherwise.bytes_per_s)} taken: {told}; {memory}"
+    fastest = [card for card in cards if card.bytes_per_s == rate]
+    kind = fastest[0].kind
+    nics = replace(
+        otherwise, count=len(fastest), bytes_per_s=rate, kind=kind, gpudirect=otherwise.gpudirect and kind != "ethernet"
+    )
+    return nics, f"cards as the kernel lists them: {listed}; {len(fastest)} of {show_rate(rate)}; {memory}"
 
 
 def _gpu_node(cards: tuple[Gpu, ...], wanted: int | None) -> Cluster:
@@ -81,20 +99,16 @@ def _printed_node(device: Device, count: int) -> tuple[Node, tuple[str, ...]]:
     text = output("nvidia-smi", "topo", "-m") or output("rocm-smi", "--showtopo")
     if not smi.is_topology(text):
         like = reference.reference(device.name, count)
-        note = f"links and cards of this machine taken from preset {like.name}: its driver prints no topology"
-        return replace(like.runs[0].node, device=device), (note,)
+        note = f"links of this machine taken from preset {like.name}: its driver prints no topology"
+        nics, said = _cards(like.runs[0].node.nics)
+        return replace(like.runs[0].node, device=device, nics=nics, missing_nics=()), (note, said)
     tree = smi.read(text, "this machine's topology")
+    rates = {card.name: card.bytes_per_s for card in network_cards()}
     for card in tree.cards:
         facts = tree.graph.nodes[card]
-        facts["bytes_per_s"] = _card_rate(facts.get("name", card))
+        facts["bytes_per_s"] = rates.get(facts.get("name", card))
     node, _, notes = printed.node_of(tree, device, "this machine's topology")
+    if not tree.used_cards:
+        nics, said = _cards(node.nics)
+        node, notes = replace(node, nics=nics), (*notes, said)
     return node, notes
-
-
-def _card_rate(name: str) -> float | None:
-    """Bytes/s of an InfiniBand or RoCE card, as the kernel tells it ("400 Gb/sec (4X NDR)")."""
-    for file in sorted(Path("/sys/class/infiniband").glob(f"{name}/ports/*/rate")):
-        match = re.match(r"([0-9.]+) Gb/sec", file.read_text(encoding="utf-8"))
-        if match:
-            return float(match[1]) * 1e9 / 8
-    return None

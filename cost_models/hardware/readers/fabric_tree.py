@@ -12,7 +12,7 @@ third, which card is on which rail, and routes that leave the tree.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
@@ -51,23 +51,49 @@ class FabricTree:
         return replace(self, graph=graph)
 
     @cached_property
+    def _next_to(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = nx.to_dict_of_lists(self.graph)
+        return found
+
+    @cached_property
     def level(self) -> dict[str, int]:
         """Switches between a vertex and its nearest host; hosts are 0."""
-        hosts = [vertex for vertex, facts in self.graph.nodes(data=True) if facts["kind"] == "host"]
-        return dict(nx.multi_source_dijkstra_path_length(self.graph, hosts, weight=None)) if hosts else {}
+        at = [vertex for vertex, facts in self.graph.nodes(data=True) if facts["kind"] == "host"]
+        found = dict.fromkeys(at, 0)
+        level = 0
+        while at:
+            level += 1
+            at = list(dict.fromkeys(other for vertex in at for other in self._next_to[vertex] if other not in found))
+            found.update(dict.fromkeys(at, level))
+        return found
+
+    def _parts(self, vertices: Iterable[str]) -> dict[str, int]:
+        """The number of the part that each of these vertices is in, were there no others."""
+        left, found, parts = dict.fromkeys(vertices), dict[str, int](), 0
+        for first in left:
+            if first in found:
+                continue
+            found[first], at = parts, [first]
+            while at:
+                for other in self._next_to[at.pop()]:
+                    if other in left and other not in found:
+                        found[other] = parts
+                        at.append(other)
+            parts += 1
+        return found
 
     @cached_property
     def leaves(self) -> list[list[str]]:
         """Hosts of each leaf. A file without switches has one leaf for each domain, else one in all."""
         order = {vertex: i for i, vertex in enumerate(self.graph.nodes)}
         hosts = [vertex for vertex in order if self.graph.nodes[vertex]["kind"] == "host"]
-        near = nx.Graph()
-        near.add_nodes_from(hosts)
-        near.add_edges_from((host, switch) for host in hosts for switch in self.graph[host])
-        if not any(self.graph[host] for host in hosts):
-            groups = [hosts]
+        if any(self._next_to[host] for host in hosts):
+            part = self._parts(vertex for vertex, level in self.level.items() if level <= 1)
+            groups: list[list[str]] = [[] for _ in range(max(part.values()) + 1)]
+            for host in hosts:
+                groups[part[host]].append(host)
         else:
-            groups = [[v for v in group if self.level[v] == 0] for group in nx.connected_components(near)]
+            groups = [hosts]
         domain = self.domain_of
 
         def by_domain(host: str) -> tuple[int, int]:
@@ -105,12 +131,20 @@ class FabricTree:
 
     def _upper(self, group: list[str], order: dict[str, int]) -> tuple[int, ...]:
         """The switches above a leaf, from the top: the first of each level."""
-        at, chain = {switch for host in group for switch in self.graph[host]}, []
+        at, chain = {switch for host in group for switch in self._next_to[host]}, []
         while at:
             first = min(at, key=order.__getitem__)
-            at = {v for switch in at for v in self.graph[switch] if self.level[v] > self.level[switch]}
+            at = {upper for switch in at for upper in self._above[switch]}
             chain.append(order[first])
         return tuple(reversed(chain[1:]))
+
+    @cached_property
+    def _above(self) -> dict[str, list[str]]:
+        """The vertices of the next level that each one has an edge to."""
+        return {
+            vertex: [other for other in self._next_to[vertex] if self.level[other] > level]
+            for vertex, level in self.level.items()
+        }
 
     @cached_property
     def levels(self) -> int:
@@ -127,58 +161,45 @@ class FabricTree:
     @cached_property
     def _spine(self) -> dict[str, int]:
         """The number of the part that a host or switch is in, were there nothing above the second level."""
-        lower = self.graph.subgraph([vertex for vertex, at in self.level.items() if at <= 2])
-        return {vertex: i for i, part in enumerate(nx.connected_components(lower)) for vertex in part}
+        return self._parts(vertex for vertex, at in self.level.items() if at <= 2)
 
     def oversubscription(self, level: int = 1) -> float | None:
         """Rate into the switches of a level (1: leaves, 2: spines) over the rate out of them, the worst of all of them;
         None: not told."""
         if not self.every_link or self.levels <= level:
             return None
-        worst = 1.0
-        lower = [vertex for vertex, at in self.level.items() if at <= level]
-        for part in nx.connected_components(self.graph.subgraph(lower)):
-            below, above = (
-                sum(self._rate(edge) for edge in self._crossing(part, at, at + 1)) for at in (level - 1, level)
-            )
-            if below and above:
-                worst = max(worst, below / above)
-        return worst
+        part = self._parts(vertex for vertex, at in self.level.items() if at <= level)
+        below, above = Counter[int](), Counter[int]()
+        for one, other, facts in self.graph.edges(data=True):
+            lower, upper = sorted((one, other), key=self.level.__getitem__)
+            for rates, at in ((below, level - 1), (above, level)):
+                if (self.level[lower], self.level[upper]) == (at, at + 1):
+                    rates[part[lower]] += facts["links"] * facts.get("bytes_per_s", 1.0)
+        return max([1.0, *(below[number] / above[number] for number in below if above[number])])
 
     @cached_property
     def planes(self) -> int:
         """Parts of the network that no switch joins and that every host has cards in; 1 where cables are not listed."""
         if not self.every_link:
             return 1
-        switches = [vertex for vertex, facts in self.graph.nodes(data=True) if facts["kind"] == "switch"]
-        parts = nx.connected_components(self.graph.subgraph(switches))
-        part_of = {switch: i for i, part in enumerate(parts) for switch in part}
-        met = {frozenset(part_of[switch] for switch in self.graph[host]) for host in self.hosts}
+        part = self._parts(vertex for vertex, level in self.level.items() if level)
+        met = {frozenset(part[switch] for switch in self._next_to[host]) for host in self.hosts}
         return len(next(iter(met))) if len(met) == 1 else 1
 
-    def _crossing(self, part: set[str], low: int, high: int) -> list[tuple[str, str]]:
-        return [
-            (vertex, other)
-            for vertex in part
-            if self.level[vertex] == low
-            for other in self.graph[vertex]
-            if self.level[other] == high
-        ]
-
-    def _rate(self, edge: tuple[str, str]) -> float:
-        facts = self.graph.edges[edge]
-        return float(facts["links"] * facts.get("bytes_per_s", 1.0))
-
+    @cached_property
     def cards(self) -> tuple[int, float | None] | None:
         """(cards of a host, bytes/s of one), the most common; None where links are not counted."""
         if not self.every_link:
             return None
-        counts = [sum(self.graph.edges[host, v]["links"] for v in self.graph[host]) for host in self.hosts]
-        rates = [self.graph.edges[host, v].get("bytes_per_s") for host in self.hosts for v in self.graph[host]]
-        counts = [count for count in counts if count]
+        counts, rates = Counter[str](), Counter[float | None]()
+        for one, other, facts in self.graph.edges(data=True):
+            for host in (one, other):
+                if not self.level.get(host, 1):
+                    counts[host] += facts["links"]
+                    rates[facts.get("bytes_per_s")] += 1
         if not counts:
             return None
-        return Counter(counts).most_common(1)[0][0], Counter(rates).most_common(1)[0][0]
+        return Counter(counts.values()).most_common(1)[0][0], rates.most_common(1)[0][0]
 
 
 class Builder:
@@ -211,14 +232,14 @@ class Builder:
             if domain is not None:
                 self.graph.nodes[name]["domain"] = domain
 
-    def cable(self, one: str, other: str, bytes_per_s: float | None = None) -> None:
-        """One more link between two vertices."""
+    def cable(self, one: str, other: str, bytes_per_s: float | None = None, links: int = 1) -> None:
+        """So many more links between two vertices."""
         if one == other:
             raise InputError(f"{self.where}: {one[:40]!r} is cabled to itself")
         if not self.graph.has_edge(one, other):
             self.graph.add_edge(one, other, links=0)
         facts = self.graph.edges[one, other]
-        facts["links"] += 1
+        facts["links"] += links
         if bytes_per_s is not None:
             facts["bytes_per_s"] = bytes_per_s
 

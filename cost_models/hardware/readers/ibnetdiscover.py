@@ -11,10 +11,12 @@ and are left out, as are the aggregation nodes inside switches.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from types import MappingProxyType
 
 from cost_models.errors import InputError
 from cost_models.hardware.readers.fabric_tree import Builder, FabricTree
+from cost_models.hardware.readers.hostlist import MOST_HOSTS
 
 LANE_GBIT_PER_S = MappingProxyType(
     {
@@ -31,11 +33,15 @@ LANE_GBIT_PER_S = MappingProxyType(
 )
 """Data rate of one lane (InfiniBand Trade Association's roadmap)."""
 MOST_LINE = 1000
-_SWITCH = re.compile(r'^Switch\s+[0-9]+\s+"(S-[0-9a-f]+)"\s+#\s+"([^"]*)"')
-_PORT = re.compile(
-    r'^\[[0-9]+\](?:\[[^\]]*\])?\s+"([SH]-[0-9a-f]+)"\[[0-9]+\]\S*\s+#\s+"([^"]*)".*?([0-9]+)x([A-Z0-9]+)\s*$'
+_LINE = re.compile(
+    r'^(?:Switch[ \t]+[0-9]+[ \t]+"(S-[0-9a-f]+)"[ \t]+#[ \t]+"|(Switch|Ca)\b'
+    r'|\[[0-9]+\](?:\[[^\]\n]*\])?[ \t]+"([SH]-[0-9a-f]+)"\[[0-9]+\][^\s]*[ \t]+#[ \t]+"([^"\n]*)"'
+    r"[^\n]*?([0-9]+)x([A-Z0-9]+)[ \t]*$)",
+    re.M,
 )
-_HOST = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)\s+(?:mlx[0-9]+_[0-9]+|HCA-[0-9]+|\S*(?:ib|hca|mlx)\S*)\s*$", re.I)
+"""The beginning of a switch, of anything else with ports, or one of its ports."""
+_CARD = re.compile(r"mlx[0-9]+_[0-9]+|HCA-[0-9]+|\S*(?:ib|hca|mlx)\S*", re.I)
+_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def is_discovery(text: str) -> bool:
@@ -43,29 +49,42 @@ def is_discovery(text: str) -> bool:
 
 
 def read(text: str, where: str) -> FabricTree:
+    if (longest := max(map(len, text.split("\n")))) > MOST_LINE:
+        raise InputError(f"{where}: a line of {longest:,} characters; at most {MOST_LINE} are read")
     builder, switch, nameless = Builder(where), None, 0
-    for line in text.splitlines():
-        if len(line) > MOST_LINE:
-            raise InputError(f"{where}: a line of {len(line):,} characters; at most {MOST_LINE} are read")
-        if line.startswith(("Switch", "Ca")):
-            match = _SWITCH.match(line)
-            switch = match[1] if match else None
+    hosts: dict[str, None] = {}
+    cables: Counter[tuple[str, str, float]] = Counter()
+    is_card: dict[str, bool] = {}
+    for match in _LINE.finditer(text):
+        started, other_kind, other, described, lanes, speed = match.groups()
+        if other is None:
+            switch = started
             if switch is not None:
                 builder.switch(switch)
-        elif switch is not None and (port := _PORT.match(line)):
-            other, described, lanes, speed = port.groups()
-            if speed not in LANE_GBIT_PER_S:
-                raise InputError(f"{where}: link rate {lanes}x{speed} is unknown; legal: {', '.join(LANE_GBIT_PER_S)}")
-            rate = int(lanes) * LANE_GBIT_PER_S[speed] * 1e9 / 8
-            if other.startswith("S-"):
-                builder.switch(other)
-                if switch < other:  # each cable is printed at both ends
-                    builder.cable(switch, other, rate)
-            elif host := _HOST.match(described):
-                builder.hosts([host[1]])
-                builder.cable(host[1], switch, rate)
-            elif "Aggregation" not in described:
-                nameless += 1
+            continue
+        if switch is None or other_kind is not None:
+            continue
+        if speed not in LANE_GBIT_PER_S:
+            raise InputError(f"{where}: link rate {lanes}x{speed} is unknown; legal: {', '.join(LANE_GBIT_PER_S)}")
+        rate = int(lanes) * LANE_GBIT_PER_S[speed] * 1e9 / 8
+        if other[0] == "S":
+            builder.switch(other)
+            if switch < other:  # each cable is printed at both ends
+                cables[switch, other, rate] += 1
+            continue
+        name, _, card = described.strip().partition(" ")
+        if card not in is_card:
+            is_card[card] = bool(_CARD.fullmatch(card.strip()))
+        if is_card[card] and _HOST.fullmatch(name):
+            hosts[name] = None
+            if len(hosts) > MOST_HOSTS:
+                raise InputError(f"{where} names more than {MOST_HOSTS:,} hosts")
+            cables[name, switch, rate] += 1
+        elif "Aggregation" not in described:
+            nameless += 1
+    builder.hosts(list(hosts))
+    for (one, other, rate), links in cables.items():
+        builder.cable(one, other, rate, links)
     if nameless:
         builder.notes.append(f"{nameless} cards carry no host's name and are left out: {where}")
     return builder.finish(every_link=True)

@@ -212,7 +212,7 @@ def _nics(host: HostTree, like: Nics) -> tuple[Nics, str]:
 
 def _cards_of_fabric(node: Node, fabric: FabricTree) -> Node:
     """The node with the number and rate of the cards that the network's cables show."""
-    cards = fabric.cards()
+    cards = fabric.cards
     if cards is None:
         return node
     count, rate = cards
@@ -248,7 +248,7 @@ def _network(
         notes.append(f"a spine above {len(leaves)} leaves taken: {names} names none")
     if tree.levels > 3:
         notes.append(f"{tree.levels} levels of switches priced as leaves, spines and one core: {names}")
-    cards = (tree.cards() or (1, None))[0]
+    cards = (tree.cards or (1, None))[0]
     if 1 < tree.planes < cards:
         notes.append(
             f"{tree.planes} networks that no switch joins priced as one, {cards} cards a host share them: {names}"

@@ -110,7 +110,7 @@ def test_oversubscription_is_counted_where_every_cable_is_listed() -> None:
     assert isinstance(tree, FabricTree)
     # the fullest leaf group: 18 hosts x 4 cards of 400 Gbit/s over 67 uplinks of 400 Gbit/s
     assert tree.oversubscription() == pytest.approx(72 / 67)
-    assert tree.cards() == (4, 50e9)
+    assert tree.cards == (4, 50e9)
 
 
 def test_what_is_taken_is_said() -> None:
