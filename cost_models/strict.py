@@ -14,6 +14,8 @@ import difflib
 import json
 import math
 import re
+import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import Field, fields, is_dataclass
 from functools import cache
@@ -81,7 +83,9 @@ def parse_json(text: str, where: str) -> Any:
     except RecursionError:
         raise InputError(f"{where} is not valid JSON: it nests too deeply") from None
     except ValueError as error:
-        raise InputError(f"{where} is not valid JSON: {error}") from error
+        long = "integer string conversion" in str(error)
+        told = f"a number of more than {sys.get_int_max_str_digits():,} digits" if long else str(error)
+        raise InputError(f"{where} is not valid JSON: {told}") from error
 
 
 def _refuse_constant(name: str) -> None:
@@ -91,8 +95,8 @@ def _refuse_constant(name: str) -> None:
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     data = dict(pairs)
     if len(data) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)} is given twice")
+        key, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the key {key[:40]!a} is given twice")
     return data
 
 

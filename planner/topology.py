@@ -9,6 +9,7 @@ all-gather of 1 GiB over all GPUs, between nodes of one message. Rates are those
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from itertools import groupby
 
@@ -48,13 +49,15 @@ def lines(cluster: Cluster) -> list[str]:
 
 def tree(cluster: Cluster) -> nx.DiGraph:
     """Network, leaves, nodes and what is in them; neighbours that are alike are one vertex. Vertices have a `label`."""
-    graph, fabric, leaves = nx.DiGraph(), cluster.fabric, int(cluster.leaf_of_slot[-1]) + 1
+    graph, fabric = nx.DiGraph(), cluster.fabric
     first = np.array(_first_alike(cluster))
     kinds: dict[int, Leaf] = {}
-    for leaf in range(leaves):
-        in_leaf = first[cluster.run_of_slot[cluster.leaf_of_slot == leaf]].tolist()
+    dead = Counter(fabric.missing_uplinks)
+    starts = np.flatnonzero(np.diff(cluster.leaf_of_slot)) + 1  # slots stand leaf by leaf
+    for leaf, kinds_in_leaf in enumerate(np.split(first[cluster.run_of_slot], starts)):
+        in_leaf = kinds_in_leaf.tolist()
         nodes = tuple((run, len(list(same))) for run, same in groupby(in_leaf))
-        kinds[leaf] = (nodes, fabric.missing_uplinks.count(leaf))
+        kinds[leaf] = (nodes, dead[leaf])
     spine_of = cluster.spine_of_slot[np.unique(cluster.leaf_of_slot, return_index=True)[1]]
     under = [np.flatnonzero(spine_of == spine).tolist() for spine in range(int(spine_of[-1]) + 1)]
     described: set[int] = set()

@@ -36,6 +36,9 @@ PRESETS = Path(__file__).parents[1] / "presets" / "clusters"
 MAX_GPUS = 2**20
 MOST_NICS = 1024
 MOST_GPUS_PER_NODE = 1024
+MOST_OVERSUBSCRIPTION = 1e6
+MOST_HOPS = 64
+LEAST_SHARE = 1e-3
 MOST_BYTES_PER_S = 1e15
 """Of one link: a thousand times the fastest there is; larger numbers only overflow."""
 
@@ -151,9 +154,9 @@ class Node:
 
     def _check_links(self) -> None:
         shares, pairs = self.nic_shares, self.gpus // 2 if self.scale_up.kind == "pairs" else 0
-        if shares and (len(shares) != self.nics.count or not all(0 < share <= 1 for share in shares)):
+        if shares and (len(shares) != self.nics.count or not all(LEAST_SHARE <= share <= 1 for share in shares)):
             raise InputError(
-                f"nic_shares={list(shares)[:8]}: a share above 0, at most 1, for each of {self.nics.count} NICs "
+                f"nic_shares={list(shares)[:8]}: a share from {LEAST_SHARE:g} to 1 for each of {self.nics.count} NICs "
                 "(missing_nics are those that are gone)"
             )
         if any(not 0 <= pair < pairs for pair in self.missing_bridges):
@@ -205,9 +208,11 @@ class Fabric:
 
     def __post_init__(self) -> None:
         ratios = self.oversubscription, self.spine_oversubscription
-        if self.nodes_per_leaf < 1 or min(ratios) < 1 or self.hop_latency_s < 0 or self.spine_hops < 0:
+        waits = 0 <= self.hop_latency_s <= 1 and 0 <= self.spine_hops <= MOST_HOPS
+        if self.nodes_per_leaf < 1 or not 1 <= min(ratios) <= max(ratios) <= MOST_OVERSUBSCRIPTION or not waits:
             raise InputError(
-                "fabric needs nodes_per_leaf >= 1, oversubscription >= 1 (and spine_oversubscription), latencies >= 0"
+                "fabric needs nodes_per_leaf >= 1, oversubscription >= 1 (and spine_oversubscription), at most "
+                f"{MOST_OVERSUBSCRIPTION:g}, hop_latency_s from 0 to 1 and spine_hops from 0 to {MOST_HOPS}"
             )
         for name, sizes in (("leaves", self.leaves), ("spines", self.spines)):
             if any(size < 1 for size in sizes):
@@ -439,7 +444,7 @@ def _check_hosts(hosts: tuple[str, ...], slots: int) -> None:
 def _numbered(slots: int, sizes: tuple[int, ...], size: int) -> NDArray[np.int64]:
     """The number of the group that each slot is in."""
     if sizes:
-        return np.repeat(np.arange(len(sizes)), sizes)[:slots]
+        return np.repeat(np.arange(len(sizes)), np.minimum(sizes, slots))[:slots]
     return np.arange(slots) // size
 
 

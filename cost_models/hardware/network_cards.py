@@ -1,6 +1,6 @@
 """This machine's network cards as the kernel lists them: rate, kind and NUMA node of each.
 
-    /sys/class/infiniband/mlx5_0   ports/1/rate "400 Gb/sec (4X NDR)", ports/1/link_layer, device/numa_node, device/driver
+    /sys/class/infiniband/mlx5_0   ports/1/rate "400 Gb/sec (4X NDR)", ports/1/link_layer, device/{numa_node,driver}
     /sys/class/net/eth0            speed (Mbit/s), device/numa_node; virtual devices have no `device`
 
 Where there are RDMA cards, Ethernet's are left out: they are the same ones, or are for storage and logins. A rate that

@@ -20,8 +20,10 @@ from itertools import groupby
 import networkx as nx
 
 from cost_models.errors import InputError
+from cost_models.hardware.readers.hostlist import MOST_HOSTS
 
 MOST_VERTICES = 2**18
+MOST_LEVELS = 16
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -208,6 +210,7 @@ class Builder:
     def __init__(self, where: str) -> None:
         self.where, self.graph = where, nx.Graph()
         self.under = nx.DiGraph()  # switch -> the one above it
+        self.host_count = 0
         self.notes: list[str] = []
         self.twice: list[str] = []  # hosts that several switches list
 
@@ -223,6 +226,9 @@ class Builder:
                 raise InputError(f"{self.where}: {name[:40]!r} is a host and a switch")
             if name not in self.graph:
                 self._room()
+                self.host_count += 1
+                if self.host_count > MOST_HOSTS:
+                    raise InputError(f"{self.where} names more than {MOST_HOSTS:,} hosts")
                 self.graph.add_node(name, kind="host")
             elif switch is not None and self.graph[name]:
                 self.twice.append(name)
@@ -266,6 +272,8 @@ class Builder:
         if not any(facts["kind"] == "host" for _, facts in self.graph.nodes(data=True)):
             raise InputError(f"{self.where} names no host")
         self._drop_empty()
+        if tree.levels > MOST_LEVELS:
+            raise InputError(f"{self.where}: {tree.levels:,} levels of switches; at most {MOST_LEVELS} are read")
         return tree
 
     def _drop_empty(self) -> None:

@@ -36,7 +36,7 @@ MOST_LINE = 1000
 _LINE = re.compile(
     r'^(?:Switch[ \t]+[0-9]+[ \t]+"(S-[0-9a-f]+)"[ \t]+#[ \t]+"|(Switch|Ca)\b'
     r'|\[[0-9]+\](?:\[[^\]\n]*\])?[ \t]+"([SH]-[0-9a-f]+)"\[[0-9]+\][^\s]*[ \t]+#[ \t]+"([^"\n]*)"'
-    r"[^\n]*?([0-9]+)x([A-Z0-9]+)[ \t]*$)",
+    r"[^\n]*?[ \t]([0-9]{1,3})x([A-Z0-9]{1,8})[ \t]*$)",
     re.M,
 )
 """The beginning of a switch, of anything else with ports, or one of its ports."""

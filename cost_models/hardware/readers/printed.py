@@ -32,6 +32,7 @@ from cost_models.units import show_bytes, show_rate
 T = TypeVar("T")
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 """Terminal codes; nvidia-smi underlines its heading with them, also into a file."""
+_REORDERING = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 MOST_CHARACTERS, MOST_LINE = 2**26, 2**22
 """Of one file (a discovery of 16,000 hosts with 8 cards has about as many), and of one line."""
 LEGAL = (
@@ -48,6 +49,8 @@ def parse(path: Path) -> HostTree | FabricTree | None:
     if (longest := max(map(len, text.split("\n")))) > MOST_LINE:
         raise InputError(f"{where}: a line of {longest:,} characters; at most {MOST_LINE:,} are read")
     text = _COLOURS.sub("", text)
+    if (hidden := _REORDERING.search(text)) is not None:
+        raise InputError(f"{where}: the character {hidden[0]!a} at {hidden.start()} hides or reorders text")
     if is_cluster_file(text):
         return None
     if nccl_xml.is_topology(text):

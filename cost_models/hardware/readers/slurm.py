@@ -17,6 +17,7 @@ from cost_models.hardware.readers.fabric_tree import Builder, FabricTree
 from cost_models.hardware.readers.hostlist import expand
 
 _LINE = re.compile(r"^[ \t]*(SwitchName|BlockName)=", re.I | re.M)
+MOST_LINES = 2**16
 _WORD = re.compile(r"([A-Za-z]+)=(\S*)")
 
 
@@ -26,6 +27,8 @@ def is_conf(text: str) -> bool:
 
 def read_conf(text: str, where: str) -> FabricTree:
     builder = Builder(where)
+    if (count := text.count("\n")) > MOST_LINES:
+        raise InputError(f"{where} has {count:,} lines; at most {MOST_LINES:,} are read")
     for number, raw in enumerate(text.replace("\\\n", " ").splitlines(), 1):
         line = raw.partition("#")[0].strip()
         if not line:

@@ -17,7 +17,7 @@ from typing import TypeVar
 import msgspec
 
 from cost_models.errors import InputError
-from cost_models.hardware.readers.fabric_tree import Builder, FabricTree
+from cost_models.hardware.readers.fabric_tree import MOST_LEVELS, Builder, FabricTree
 from cost_models.hardware.readers.hostlist import expand
 
 T = TypeVar("T")
@@ -115,6 +115,8 @@ def _model(builder: Builder, model: _Model) -> None:
 def _instances(builder: Builder, data: _Instances) -> None:
     for instance in data.instances:
         layers = instance.network_layers or []
+        if len(layers) > MOST_LEVELS:
+            raise InputError(f"{builder.where}: {len(layers):,} network layers; at most {MOST_LEVELS} are read")
         for lower, upper in pairwise(layers):
             builder.above(upper, [lower])
         if layers:

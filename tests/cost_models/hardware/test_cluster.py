@@ -186,3 +186,9 @@ def test_placements_are_checked():
 def test_values_that_would_hang_or_overflow_a_price_are_refused(tmp_path, line):
     with pytest.raises(InputError, match=r"count from 0 to 1024|at least 1, at most 1830 MHz"):
         load(tmp_path, f"base: dgx-h100\nnodes:\n  - {{count: 2, {line}}}\n")
+
+
+def test_a_leaf_or_spine_of_more_nodes_than_there_are_is_as_large_as_they_are(tmp_path):
+    text = "base: dgx-h100\nnodes: [{count: 8}]\nfabric: {nodes_per_leaf: 2, leaves_per_spine: 2, "
+    assert load(tmp_path, text + "leaves: [9000000000000000000]}").leaf_of_slot.tolist() == [0] * 8
+    assert load(tmp_path, text + "spines: [1, 9000000000000000000]}").spine_of_slot.tolist() == [0, 0] + [1] * 6
