@@ -66,7 +66,7 @@ class Framework:
     norm_copies: bool = False  # fused norms get a copy in fp32; kept layers run them, and a sum, again in backward
     rotary: Fusion = "unfused"  # "none" means learned or ALiBi positions
     activation: Fusion = "unfused"  # fused: gate, activation and product (or bias and GELU) in one kernel
-    product_dtype: Literal["fp8"] | None = None  # of the layers' products; `None`: as the parameters
+    product_dtype: Literal["fp8", "fp4"] | None = None  # of the layers' products; `None`: as the parameters
     joined_products: bool = False  # one product for Q, K, V and one for gate and up
     biases: bool = False  # linear layers have them: their gradients read each product's output gradient again
     attention: AttentionKernel = "newest"  # sdpa: fa2, on Blackwell cuDNN; fa1: before fa2; unfused: scores in memory

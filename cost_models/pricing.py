@@ -101,7 +101,9 @@ def price(
         host_capacity_bytes=host[1],
         basis=basis_of(seconds, program, kernels, paths, framework.product_dtype is not None),
     )
-    _refuse_above_peak(cost)
+    narrow = framework.product_dtype
+    peaks = (device.peak(narrow) if narrow else device.peak_16bit for device in devices)
+    _refuse_above_peak(cost, strategy.ranks * max(peaks))
     return cost
 
 
@@ -318,8 +320,8 @@ def _memory_estimates(devices: Sequence[Device], host: tuple[int, int]) -> Itera
         yield f"host memory is not known: the {show_bytes(host[0])} a node needs there are compared with nothing"
 
 
-def _refuse_above_peak(cost: StepCost) -> None:
-    if cost.executed_flops > cost.step_s * cost.peak_flops:
+def _refuse_above_peak(cost: StepCost, peak_flops: float) -> None:
+    if cost.executed_flops > cost.step_s * peak_flops:
         raise AssertionError(
-            f"{cost.executed_flops:.3g} FLOP in {cost.step_s:.3g} s is above the peak of {cost.peak_flops:.3g} FLOP/s"
+            f"{cost.executed_flops:.3g} FLOP in {cost.step_s:.3g} s is above the peak of {peak_flops:.3g} FLOP/s"
         )

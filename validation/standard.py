@@ -17,6 +17,7 @@ import math
 import re
 from dataclasses import replace
 from functools import cache
+from typing import Literal
 
 from cost_models.errors import InputError
 from cost_models.framework import Framework
@@ -54,8 +55,12 @@ _UNREADABLE = {
 """Names of frameworks whose rows are refused, with the reason."""
 PURE_BF16 = Precision(master="bf16", grad="bf16", reduce="bf16", optimizer="bf16")
 """A model loaded in bf16 and given to AdamW as it is: no fp32 copy of anything."""
-EIGHT_BITS = {"megatron-recipes": "megatron-fp8", "ours": "megatron-fp8", "composer-pure": "composer-fp8"}
-"""The file of the same code with its layers' products in 8 bits, where there is one."""
+NARROW = {
+    ("megatron-recipes", "fp8"): "megatron-fp8", ("ours", "fp8"): "megatron-fp8",
+    ("megatron-recipes", "fp4"): "megatron-fp4", ("ours", "fp4"): "megatron-fp4",
+    ("composer-pure", "fp8"): "composer-fp8",
+}  # fmt: skip
+"""The file of the same code with its layers' products in 8 or 4 bits, where there is one."""
 LORA_RANK = 16
 """Where a row does not say: between peft's 8 and NeMo's 32; it moves the time by less than 1%."""
 
@@ -113,20 +118,20 @@ def framework_of(row: Row) -> Framework:
     products = words.dtype(row.cell("precision"), row.cell("other"))
     if products == "fp16":
         found = replace(found, precision=replace(found.precision, param="fp16"))
-    return in_eight_bits(found) if products == "fp8" and not found.product_dtype else found
+    return in_narrow(found, products) if products in ("fp8", "fp4") and not found.product_dtype else found
 
 
-def in_eight_bits(framework: Framework) -> Framework:
-    """The same code with its layers' products in 8 bits.
+def in_narrow(framework: Framework, dtype: Literal["fp8", "fp4"]) -> Framework:
+    """The same code with its layers' products in 8 or 4 bits.
 
-    >>> in_eight_bits(Framework.load("torchtitan")).product_dtype
+    >>> in_narrow(Framework.load("torchtitan"), "fp8").product_dtype
     'fp8'
-    >>> in_eight_bits(Framework.load("megatron-recipes")).name
-    'megatron-fp8'
+    >>> in_narrow(Framework.load("megatron-recipes"), "fp4").name
+    'megatron-fp4'
     """
-    if framework.name in EIGHT_BITS and framework == Framework.load(framework.name):
-        return Framework.load(EIGHT_BITS[framework.name])
-    return replace(framework, title=f"{framework.title}, products in fp8", product_dtype="fp8")
+    if (framework.name, dtype) in NARROW and framework == Framework.load(framework.name):
+        return Framework.load(NARROW[framework.name, dtype])
+    return replace(framework, title=f"{framework.title}, products in {dtype}", product_dtype=dtype)
 
 
 @cache

@@ -103,33 +103,35 @@ def _all_known(column: str, text: str, rest: str, known: re.Pattern[str]) -> Non
 
 _DTYPES = {
     "bf16": ("bf16", "bfloat16"), "fp16": ("fp16", "float16", "half"),
-    "fp8": ("fp8", "float8", "mxfp8", "e4m3", "e5m2"),
+    "fp8": ("fp8", "float8", "mxfp8", "e4m3", "e5m2"), "fp4": ("fp4", "nvfp4", "mxfp4"),
 }  # fmt: skip
 _SCALINGS = ("amp", "mixed", "precision", "cs", "mx", "per", "tensor", "subchannel", "variant", "rowwise", "tensorwise",
              "blockwise", "current", "delayed", "scaling", "hybrid")  # fmt: skip
-_UNPRICED = re.compile(r"\b(nvfp4|mxfp4|fp4|int8|int4|nf4|qlora|4-?bit|8-?bit)\b", re.IGNORECASE)
-Products = Literal["bf16", "fp16", "fp8"]
+_UNPRICED = re.compile(r"\b(int8|int4|nf4|qlora|4-?bit|8-?bit)\b", re.IGNORECASE)
+Products = Literal["bf16", "fp16", "fp8", "fp4"]
 
 
 def dtype(text: str, remarks: str = "") -> Products:
     """The dtype of a layer's products from a `precision` cell; `remarks` may say float8 of rows that are bf16 else.
 
-    >>> dtype("FP8 (MX / subchannel variant)"), dtype("bf16", "compile, float8"), dtype("")
-    ('fp8', 'fp8', 'bf16')
+    >>> dtype("FP8 (MX / subchannel variant)"), dtype("bf16", "compile, float8"), dtype("NVFP4"), dtype("")
+    ('fp8', 'fp8', 'fp4', 'bf16')
     """
     unpriced = _UNPRICED.search(f"{text}, {remarks}")
     if unpriced:
-        raise InputError(f"{unpriced[1]!r}: such products or weights have no price here; legal: bf16, fp16, fp8")
+        raise InputError(f"{unpriced[1]!r}: such products or weights have no price here; legal: bf16, fp16, fp8, fp4")
     named: set[Products] = set()
     for word in filter(None, re.split(r"[^a-z0-9]+", text.lower())):
         found: list[Products] = [name for name, words in _DTYPES.items() if word in words]  # type: ignore[misc]
         if not found and word not in _SCALINGS:
-            raise InputError(f"precision={text!r}: {word!r} is not understood; legal: bf16, fp16, fp8")
+            raise InputError(f"precision={text!r}: {word!r} is not understood; legal: bf16, fp16, fp8, fp4")
         named.update(found)
+    if "fp4" in named or re.search(r"\b(nvfp4|mxfp4|fp4)\b", remarks, re.IGNORECASE):
+        return "fp4"
     if re.search(r"\b(float8|fp8|mxfp8)\b", remarks, re.IGNORECASE) or "fp8" in named:
         return "fp8"
     if len(named) > 1:
-        raise InputError(f"precision={text!r} names two dtypes; legal: bf16, fp16, fp8")
+        raise InputError(f"precision={text!r} names two dtypes; legal: bf16, fp16, fp8, fp4")
     return named.pop() if named else "bf16"
 
 

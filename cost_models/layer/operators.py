@@ -28,8 +28,9 @@ NORM_PASSES = {"library": (2.0, 2.0), "pytorch": (2.7, 4.3), "compiled": (2.5, 3
 benchmark on H200, GB200 and GB300, 67 to 134 MB (kernels_norms_cudnn.csv), over the share that a stream reaches there:
 forward 0.57 to 0.78 of the bandwidth for two passes, backward, for three, 0.63 to 0.74 by cuDNN, 0.26 to 0.38 by
 PyTorch and Inductor, which sum the weight's gradient over all rows. On Ampere taken as the same."""
-QUANTISE_BYTES = 4
-"""Each value that enters an 8-bit product is read (2 B) and written with its transpose (1 B each)."""
+QUANTISE_BYTES = {"fp8": 4.0, "fp4": 5.125}
+"""Each value that enters an 8-bit product is read (2 B) and written with its transpose (1 B each). Of a 4-bit one the
+tensor's maximum is read first (2 B), and every 16 values have a scale (9/16 B each way)."""
 
 
 class Product(NamedTuple):
@@ -254,16 +255,16 @@ def product_s(
 ) -> Number:
     """A product forward, or the gradients of its input (rows, inside, out) and of a trained weight (inside, out, rows).
 
-    `dtype` None means that of the layers' products: 8-bit inputs are quantised first (a frozen weight never again after
-    it was loaded), and a layer's biases have gradients that read the output's gradient once more.
+    `dtype` None means that of the layers' products: 8- and 4-bit inputs are quantised first (a frozen weight never
+    again after it was loaded), and a layer's biases have gradients that read the output's gradient once more.
     """
     framework, layer = sizes.framework, dtype is None
     if dtype is None:
         dtype = framework.product_dtype or sizes.workload.precision.param
     quantised: Number = 0.0
-    if framework.product_dtype == "fp8" == dtype:
+    if framework.product_dtype is not None and framework.product_dtype == dtype:
         values = rows * out if grad else rows * inside + (out * inside if trained else 0)
-        quantised = kernels.memory_bound_s(groups * values * QUANTISE_BYTES, 2)
+        quantised = kernels.memory_bound_s(groups * values * QUANTISE_BYTES[framework.product_dtype], 2)
     if not grad:
         return kernels.grouped_s(groups, rows, out, inside, dtype) + quantised
     seconds = quantised + kernels.grouped_s(groups, rows, inside, out, dtype)

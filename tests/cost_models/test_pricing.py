@@ -270,3 +270,18 @@ def test_an_optimizer_moves_the_states_that_it_keeps_in_memory_under_every_frame
         assert adamw - sgd == pytest.approx(kernels.memory_bound_s(params * 8) - kernels.memory_bound_s(0), rel=1e-6)
         kept, less = (states(one)["optimizer"] for one in sizes)
         assert kept - less == pytest.approx(params * 4, rel=1e-6)
+
+
+def test_narrow_products_have_their_own_peaks():
+    """A step in NVFP4 is 1.2 to 1.5 times as fast as in fp8 on GB200 (Megatron-Bridge's recipes), and may be above the
+    peak of bf16; a card without such products refuses them."""
+    work = Workload(Model.load("llama-3-8b"), context_tokens=8192, global_batch=128)
+    strategy = Strategy(data=8, shard=8, zero=1, microbatches=16)
+    cluster = Cluster.load("gb200-nvl72", nodes=2)
+    steps = {
+        name: price(cluster, work, strategy, framework=Framework.load(f"megatron-{name}")).step_s
+        for name in ("recipes", "fp8", "fp4")
+    }
+    assert 1.2 < steps["recipes"] / steps["fp8"] < 1.7 and 1.2 < steps["fp8"] / steps["fp4"] < 1.5
+    with pytest.raises(InputError, match="h100-sxm-80gb has no fp4 peak"):
+        price(Cluster.load("dgx-h100", nodes=1), work, strategy, framework=Framework.load("megatron-fp4"))

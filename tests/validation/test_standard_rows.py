@@ -245,7 +245,7 @@ def test_adapters_are_known_by_the_row_s_remarks() -> None:
         ("intra_bw", "NVLink bridge 600GB/s", "'bridge' is not understood"),
         ("intra_bw", "PCIe 64 GB/s", "this GPU's preset has nvlink4"),
         ("intra_bw", "50 GB/s per port", "the rate of a port"),
-        ("precision", "NVFP4", "'NVFP4'"),
+        ("precision", "NF4", "'NF4'"),
         ("precision", "int8", "'int8'"),
         ("precision", "tf32", "'tf32' is not understood"),
         ("other", "QLoRA r=16", "'QLoRA'"),

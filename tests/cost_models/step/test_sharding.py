@@ -71,8 +71,8 @@ def test_a_frozen_weight_is_not_quantised_again():
     rows, out, inside = 8192, 8192, 4096
     added = (product_s(sizes, kernels, rows, out, inside, False, trained=t) for t in (True, False))
     trained_s, frozen_s = added
-    moved = QUANTISE_BYTES * out * inside
-    both, input_alone = (kernels.memory_bound_s(QUANTISE_BYTES * rows * inside + m, 2) for m in (moved, 0))
+    moved = QUANTISE_BYTES["fp8"] * out * inside
+    both, input_alone = (kernels.memory_bound_s(QUANTISE_BYTES["fp8"] * rows * inside + m, 2) for m in (moved, 0))
     assert trained_s - frozen_s == pytest.approx(both - input_alone, rel=1e-9)
 
 
