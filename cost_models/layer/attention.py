@@ -166,7 +166,7 @@ def _ring(sizes: RankSizes, kernels: Kernels, part: str, grad: bool, causal: boo
     widened: Number = 0.0
     if sizes.framework.widen_bytes:
         widened = attention_passes_s(sizes, kernels, tokens, grad, sizes.framework.widen_bytes, 2)
-    kv = sizes.tokens * sizes.sent_kv_width
+    kv = sizes.tokens * sizes.sent_kv_width * _travelling(sizes)
     merged = _merged_share(sizes) * (_merge_s(sizes, kernels, grad) + sizes.framework.hop_wait_s)
     return Ring(
         part=part,
@@ -182,11 +182,20 @@ def _ring(sizes: RankSizes, kernels: Kernels, part: str, grad: bool, causal: boo
 
 def _merged_share(sizes: RankSizes) -> Number:
     """Share of the hops whose block some query sees: with a window each half of the rank's tokens sees as many halves
-    before it as the window reaches; what a hop adds is averaged over all of them, and all blocks are still sent."""
+    before it as the window reaches; what a hop adds is averaged over all of them."""
     if not sizes.window:
         return 1.0
     reached = 2 * -(-sizes.window // larger(sizes.ring_tokens // 2, 1))
     return smaller(reached / larger(sizes.degrees.ring - 1, 1), 1.0)
+
+
+def _travelling(sizes: RankSizes) -> Number:
+    """Share of a block that goes round: with a window, where the framework knows it, the window - 1 last keys of each
+    of its chunks; a pass-through of the last chunk, which nobody needs, is counted."""
+    if not sizes.window or not sizes.framework.window_halo:
+        return 1.0
+    chunks = 1 if sizes.degrees.ring_kind == "contiguous" else 2
+    return smaller(chunks * (sizes.window - 1) / larger(sizes.ring_tokens, 1), 1.0)
 
 
 def _last_blocks(sizes: RankSizes, kernels: Kernels) -> Number:

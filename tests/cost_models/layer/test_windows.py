@@ -9,6 +9,7 @@ from cost_models.flops import executed_flops, model_flops
 from cost_models.layer.decoder import operators
 from cost_models.layer.sizes import RankSizes
 from cost_models.strategy import LayerRange
+from cost_models.token_layout import Layout
 
 FULL = Model.load("llama-3-8b")
 LOCAL = replace(FULL, layer_kinds=("window",) * 32, window=4096)
@@ -61,6 +62,17 @@ def test_every_rank_of_a_contiguous_ring_has_the_same_window():
     costs = [price(NODE, work, Strategy(ring=8, shard=8, ring_kind=kind)) for kind in ("zigzag", "contiguous")]
     assert any("windows of 4096 keys" in line for line in costs[0].estimates)
     assert costs[0].seconds["compute"] == pytest.approx(costs[1].seconds["compute"], rel=1e-12)
+
+
+def test_only_the_halo_of_a_window_travels():
+    """What the price sends is what the executor's layout sends: of 8 blocks of 32K tokens two halos of 4,095 each."""
+    degrees = Strategy(ring=8, shard=8)
+    costs = [price(NODE, Workload(one, context_tokens=2**18), degrees) for one in (FULL, LOCAL)]
+    sent = [cost.sent_bytes["ring send"] for cost in costs]
+    travels = Layout(tokens=2**18, ring=8, window=4096).travels
+    most = max(one.tokens for one in travels)
+    assert most == 2 * 4095 and {one.hops for one in travels} == {1, 7}
+    assert sent[1] / sent[0] == pytest.approx(most / 2**15)
 
 
 def test_a_window_as_long_as_the_row_is_full_attention():
