@@ -98,7 +98,8 @@ def _refined(partition: Partition, bags: list[Bags], rings: list[Bags]) -> Parti
 def _start(topology: Topology, patterns: Sequence[Pattern], scale: Floats) -> Hashes:
     """What tells ranks apart whoever their partners are."""
     node_kind = _first_equal(topology.nodes)[topology.run]
-    parts = [node_kind * 2 + topology.reaches_nic_across, _bits(scale)]
+    across = topology.reaches_nic_across + 2 * (topology.crosses_socket & (topology.socket != topology.nic_socket))
+    parts = [node_kind * 4 + across, _bits(scale)]
     if (topology.wiring.card_share != 1).any():
         parts.append(_bits(topology.card_rate))
     rails = topology.wiring.rails
@@ -134,8 +135,13 @@ def _start(topology: Topology, patterns: Sequence[Pattern], scale: Floats) -> Ha
 def _bags(topology: Topology, patterns: Sequence[Pattern]) -> tuple[list[Bags], list[Bags]]:
     """Everything that ranks meet in, each once, without what holds one rank each; and the groups that are rings."""
     bags = [topology.nic, topology.nic_switch, topology.switch, topology.slot]
-    bags += [level for level, _ in _trunks(topology, patterns)]
-    near = [topology.pair, topology.switch, topology.slot, topology.domain, topology.leaf, topology.spine]
+    sockets = [topology.socket] if topology.crosses_socket.any() else []
+    bags += [
+        *sockets,
+        *([topology.nic_socket] if sockets else []),
+        *(level for level, _ in _trunks(topology, patterns)),
+    ]
+    near = [topology.pair, topology.switch, *sockets, topology.slot, topology.domain, topology.leaf, topology.spine]
     for pattern in patterns:
         if pattern.each_share:
             bags.append(pattern.group_of_rank)

@@ -1,6 +1,6 @@
 """Classes of links from classes of ranks: a GPU's links go with its rank, shared ones with all the ranks they serve.
 
-    NIC, PCIe switch: the multisets of classes on the unit and in its slot (a switch also: whose NIC hangs on it)
+    NIC, PCIe switch, socket: the multisets of classes on the unit and in its slot (and whose NIC hangs on it)
     leaf, spine:      the multiset of classes in it
     rail-only         all of these by their number too: bytes enter and leave at cards and GPUs of others
 
@@ -11,7 +11,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from cost_models.hardware.wiring import KINDS, LEAF_DOWN, LEAF_UP, NIC_IN, NIC_OUT, OF_GPU, TRUNKS
+from cost_models.hardware.wiring import (
+    KINDS,
+    LEAF_DOWN,
+    LEAF_UP,
+    NIC_IN,
+    NIC_OUT,
+    OF_GPU,
+    SOCKET_IN,
+    SOCKET_OUT,
+    TRUNKS,
+)
 from cost_models.number import distinct
 from planner.simulator.folding import Hashes, Partition, mix
 from planner.simulator.topology import Floats, Ints, Topology
@@ -56,13 +66,14 @@ class LinkClasses:
             whole = _numbered(_sums(level, colour, units // t.wiring.rails), t.wiring.rails)
         else:
             per_slot = t.per_slot(kind)
-            units, of_rank = t.cluster.slots * per_slot, t.nic if kind in (NIC_OUT, NIC_IN) else t.switch
+            of_rank, of_nic = (t.socket, t.nic_socket) if kind in (SOCKET_OUT, SOCKET_IN) else (t.switch, t.nic_switch)
+            units, of_rank = t.cluster.slots * per_slot, t.nic if kind in (NIC_OUT, NIC_IN) else of_rank
             around = _sums(t.slot, colour, t.cluster.slots)
             around = _numbered(around, per_slot) if t.rail_only else np.repeat(around, per_slot)
             with np.errstate(over="ignore"):
                 whole = mix(_sums(of_rank, colour, units)) + mix(around)
                 if kind not in (NIC_OUT, NIC_IN) and t.reaches_nic_across.any():
-                    whole = whole + mix(_sums(t.nic_switch, mix(colour), units))
+                    whole = whole + mix(_sums(of_nic, mix(colour), units))
         if self.partition.classes == t.ranks:
             whole = np.arange(units, dtype=np.uint64)
         _, lowest, of_unit, size = np.unique(whole, return_index=True, return_inverse=True, return_counts=True)

@@ -34,6 +34,7 @@ PCIE = ScaleUp(
 )
 PAIRS = replace(PCIE, kind="pairs", bytes_per_s=100 * GB, pcie_bytes_per_s=20 * GB)
 STAGED = replace(PCIE, peer_to_peer=False)
+TIERS = replace(PCIE, gpus_per_socket=4, socket_bytes_per_s=12 * GB)
 DEGRADED = Nics(count=4, bytes_per_s=3 * GB, latency_s=5e-6)
 
 

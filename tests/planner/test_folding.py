@@ -28,6 +28,7 @@ from tests.planner.clusters import (
     PAIRS,
     PCIE,
     STAGED,
+    TIERS,
     cluster,
     layers,
     node,
@@ -47,6 +48,8 @@ NODES = (
     node(4, 1, scale_up=PCIE),
     node(4, 2, scale_up=PAIRS),
     node(4, 1, scale_up=STAGED),
+    node(8, 2, scale_up=TIERS),
+    node(8, 1, scale_up=replace(TIERS, peer_to_peer=False)),
 )
 
 
@@ -235,6 +238,16 @@ def test_six_broken_nodes_of_64_make_few_classes() -> None:
     assert coarsely.network.partition.classes * 2 < fine.network.partition.classes
     fine.play(FastForward())
     assert_alike(by_rank(coarsely), by_rank(fine))
+
+
+@pytest.mark.parametrize("peer_to_peer", [True, False])
+def test_sockets_are_links_of_their_own(peer_to_peer: bool) -> None:
+    """Two sockets of two switches each: partners across the sockets, and a node whose card is on one of them."""
+    tiers = replace(TIERS, peer_to_peer=peer_to_peer)
+    for nodes, layout in ((1, Strategy(data=2, ring=2, ulysses=2, shard=4)), (2, Strategy(ring=8, ulysses=2, shard=8))):
+        where = cluster(*[node(8, 1, scale_up=tiers)] * nodes)
+        program = step(layers(layout.ring, 3, gather=3e6, scatter=6e6, replicate=9e6))
+        assert_equal((program, where, layout, Placement.in_order(where, 8 * nodes), np.ones(8 * nodes)))
 
 
 def embeddings(shared: float, sent: float) -> Segment:

@@ -20,7 +20,7 @@ from cost_models.program import Exchange, Segment, StepProgram
 from cost_models.timing.cluster_costs import ClusterCosts
 from cost_models.timing.collectives import Collectives
 from planner.simulator.simulation import play, simulate
-from tests.planner.clusters import DEGRADED, FABRICS, GB, PAIRS, PCIE, STAGED, cluster, node, possible
+from tests.planner.clusters import DEGRADED, FABRICS, GB, PAIRS, PCIE, STAGED, TIERS, cluster, node, possible
 from tests.planner.test_folding import layouts
 
 LEAST_SHARE = 0.4
@@ -64,6 +64,8 @@ NODES = tuple(
             node(4, 1, scale_up=PCIE),
             node(4, 2, scale_up=PAIRS),
             node(4, 1, scale_up=STAGED),
+            node(8, 2, scale_up=TIERS),
+            node(8, 1, scale_up=replace(TIERS, peer_to_peer=False)),
             node(4, 2, scale_up=replace(PAIRS, peer_to_peer=False)),
             node(4, 4, nic_shares=(1.0, 0.5, 1.0, 0.5)),
             node(4, 2, scale_up=PAIRS, missing_bridges=(0,)),
@@ -77,7 +79,8 @@ def cases(draw: st.DrawFn) -> tuple[Cluster, Strategy, Placement, str, str]:
     nodes = draw(st.lists(st.sampled_from(NODES), min_size=1, max_size=4))
     leaf, oversubscription = draw(st.sampled_from((1, 2, 64))), draw(st.sampled_from((1.0, 3.0)))
     more = draw(st.sampled_from(FABRICS))
-    domain = draw(st.sampled_from((1, 1, 1, 2)))
+    alike = len({one.scale_up.kind for one in nodes}) == 1
+    domain = draw(st.sampled_from((1, 1, 1, 2) if alike else (1,)))  # PCIe and a switch do not make one domain
     where = possible(*nodes, leaf=leaf, oversubscription=oversubscription, domain=domain, more=more)
     where = replace(where, fabric=replace(where.fabric, hop_latency_s=0.0))
     layout = draw(layouts(where.gpus))
