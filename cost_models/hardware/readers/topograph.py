@@ -139,7 +139,7 @@ def _netq(builder: Builder, data: _NetQ) -> None:
         else:
             builder.hosts([name])
     for link in data.links:
-        if not {link.src, link.target} <= set(names):
+        if link.src not in names or link.target not in names:
             raise InputError(
                 f"{builder.where}: a link joins {link.src[:40]} and {link.target[:40]}, not both are nodes"
             )
