@@ -1,7 +1,8 @@
 """Networks between nodes as data: the share of a card's line rate that large messages reach, by kind, with its source.
 
     reached bytes/s = line rate x share of the kind x (1, or HOST_STAGED_NIC_SHARE without GPUDirect)
-    a ring or a send    the same x ring_share on cards of 400 Gbit/s: one queue pair fills a slower card, many peers any
+    a ring or a send    the same x ring_share on cards of 400 Gbit/s: one queue pair fills a slower card
+    an all-to-all       the same x all_to_all_share: senders meet at receivers
 
 By message size: `timing/protocols.py`, from the latency that the cluster file states. Line rates of one card:
 InfiniBand EDR 100, HDR 200, NDR 400, XDR 800 Gbit/s; EFA 100 (4 cards on p4d, 32 on p5), 400 on p5en and p6; Slingshot
@@ -35,6 +36,7 @@ class Network:
     share: float
     source: str
     ring_share: float = 1.0  # on FAST_CARD or more
+    all_to_all_share: float = 1.0
     rails: bool = False  # messages between different rails meet on few uplinks (`timing/protocols.py`)
 
 
@@ -43,12 +45,14 @@ NETWORKS: Mapping[NetworkKind, Network] = MappingProxyType(
         "infiniband": Network(
             share=0.92,
             ring_share=0.92,
+            all_to_all_share=0.93,
             rails=True,
-            source="rings 0.94 (HDR), trees 0.94 and 0.95, all-to-alls 0.90; rings over NDR 0.79 to 0.91",
+            source="rings 0.94 (HDR), trees 0.94 and 0.95; rings over NDR 0.79 to 0.91; all-to-alls 0.78 to 0.95",
         ),
         "roce": Network(
             share=0.92,
             ring_share=0.96,
+            all_to_all_share=0.97,
             source="all-to-alls 0.79 to 0.96 (MI355X, B300), gathers of H200 0.84, of MI355X 0.92; a ConnectX-7 at 400 "
             "Gbit/s reaches 48 GB/s (NVIDIA/nccl-tests issue 267)",
         ),

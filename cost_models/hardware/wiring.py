@@ -235,6 +235,12 @@ class LinkRates:
         return np.where(fast, [NETWORKS[card.kind].ring_share for card in cards], 1.0)
 
     @cached_property
+    def all_to_all_share(self) -> Floats:
+        """The same of an all-to-all; by run."""
+        shares = [NETWORKS[node.nics.kind].all_to_all_share for node in self.wiring.nodes]
+        return np.where(self.has_protocols, shares, 1.0)
+
+    @cached_property
     def has_rails(self) -> Bools:
         """Where switches join the rails, and messages between unlike ones meet on few uplinks; by run."""
         kinds = [NETWORKS[node.nics.kind] for node in self.wiring.nodes]

@@ -130,8 +130,9 @@ class Loads:
         costs = {f"{pattern}_s_per_byte": unread for pattern in _NETWORK}
         if "all_to_all" in patterns:
             out = (members - local) / members
+            sent = out / self.rates.all_to_all_share[self.seats.run[:, groups]]
             up = [(members - np.maximum(local, alike(unit[:, groups]))) / members for unit, _ in self.trunks]
-            costs["all_to_all_s_per_byte"] = self._busiest(groups, out, out, up)
+            costs["all_to_all_s_per_byte"] = self._busiest(groups, sent, sent, up)
         if "send" in patterns:
             out = np.roll(domain, -1, axis=2) != domain
             ends = ((unit[:, groups], unit[:, np.roll(groups, -1, axis=1)]) for unit, _ in self.trunks)

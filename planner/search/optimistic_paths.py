@@ -75,6 +75,10 @@ class Reach(Struct, frozen=True, kw_only=True, dict=True):
         return float(self.costs.rates.ring_share.max())
 
     @cached_property
+    def all_to_all_share(self) -> float:
+        return float(self.costs.rates.all_to_all_share.max())
+
+    @cached_property
     def latency_s(self) -> float:
         return float(self.costs.rates.nic_latency_s.min()) + self.cluster.fabric.hop_latency_s
 
@@ -156,7 +160,7 @@ class Reach(Struct, frozen=True, kw_only=True, dict=True):
         return Path(
             ranks=members,
             local=np.where(forced, 1, np.minimum(members, most)),
-            all_to_all_s_per_byte=np.maximum((1 - 1 / visits) / nic, many / domain),
+            all_to_all_s_per_byte=np.maximum((1 - 1 / visits) / nic, many / domain) / self.all_to_all_share,
             send_s_per_byte=np.maximum(1.0 / nic, each / domain) / ring,
             gather_s_per_byte=(members - 1) / members * np.maximum(each, 1.0) / (domain * ring),
             latency_s=self.latency_s + np.where(members > self.leaf_gpus, spine, 0.0),

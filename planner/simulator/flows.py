@@ -66,7 +66,7 @@ def pattern(topology: Topology, groups: Ints, op: Op) -> Pattern:
     if members == 1:
         return made
     if op == "all_to_all":
-        return replace(made, each_share=1 / members)
+        return replace(made, each_share=1 / members, card_share=topology.rates.all_to_all_share[topology.run])
     seats = topology.seats
     blocks = Blocks(seats.place[groups], seats.domain[groups], seats.nic[groups])
     if op == "send":

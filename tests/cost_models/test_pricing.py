@@ -131,14 +131,15 @@ def test_two_nodes_bytes_on_every_link_by_hand():
     assert paths.axes["ulysses"].latency_s == 0 and paths.axes["ulysses"].local == 8
     assert 1 / paths.axes["ring"].send_s_per_byte == pytest.approx(ringed)
     assert 1 / paths.axes["shard"].gather_s_per_byte == pytest.approx(16 / 15 * 8 * ringed)  # in at 8 NICs at once
-    assert 1 / paths.axes["context"].all_to_all_s_per_byte == pytest.approx(16 / 8 * nic)  # half of the peers are away
+    every = nic * 0.93  # of an all-to-all over InfiniBand; half of the peers are away
+    assert 1 / paths.axes["context"].all_to_all_s_per_byte == pytest.approx(16 / 8 * every)
     swapped = Strategy(ring=8, ulysses=2, shard=16)  # ring of 8 with a step of 2 ranks: four hops inside, one out
     far = cluster_costs(cluster).paths(swapped, Placement.in_order(cluster, 16))
     assert 1 / far.axes["ring"].send_s_per_byte == pytest.approx(ringed)
     order = np.arange(16).reshape(2, 8).T.ravel()  # neighbours of the ulysses pairs on different nodes
     place = Placement(slot_of_rank=order // 8, gpu_of_rank=order % 8)
     across = cluster_costs(cluster).paths(swapped, place)
-    assert 1 / across.axes["ulysses"].all_to_all_s_per_byte == pytest.approx(2 * nic)
+    assert 1 / across.axes["ulysses"].all_to_all_s_per_byte == pytest.approx(2 * every)
 
 
 def test_shared_missing_and_oversubscribed_network_links_cost_more():
