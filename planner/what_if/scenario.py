@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -22,11 +22,13 @@ from cost_models.bands import LEVEL, Band, memory_band, step_band
 from cost_models.cost import StepCost
 from cost_models.errors import InputError
 from cost_models.hardware.placement import Placement
+from cost_models.layer.sizes import RankSizes
+from cost_models.memory.peaks import kept_bytes
 from cost_models.pricing import price
-from cost_models.strategy import LayerRange, Strategy
+from cost_models.strategy import RECOMPUTES, LayerRange, Strategy
 from cost_models.timing.cluster_costs import cluster_costs
 from planner import options, report
-from planner.choosing import ties
+from planner.choosing import ROOM, ties
 from planner.search.objective import value_of
 from planner.solve import NothingFits, Solution, solve
 from planner.what_if.axes import Axis, Value
@@ -250,15 +252,23 @@ def traits(asked: options.Question, strategy: Strategy, placement: Placement) ->
             where[axis] = "inside the node" if _inside(domain, strategy, axis) else "across nodes"
         else:
             where[axis] = "not used"
-    recompute = sorted({part.recompute for part in strategy.layer_ranges(asked.workload.model.layers)} - {"none"})
     return {
         "runs": "fits",
         "ulysses": where["ulysses"],
         "ring": where["ring"],
-        "recompute": ", ".join(recompute) or "none",
+        "recompute": ", ".join(sorted(_recomputed(asked, strategy))) or "none",
         "sharding": f"zero {strategy.zero}",
         "degrees": degrees(strategy),
     }
+
+
+def _recomputed(asked: options.Question, strategy: Strategy) -> Iterator[str]:
+    """Policies that free more than `ROOM`: two plans that differ in the last GiB of activations are the same plan."""
+    sizes, freed = RankSizes(asked.workload, strategy), dict.fromkeys(RECOMPUTES, 0.0)
+    for part in strategy.layer_ranges(asked.workload.model.layers):
+        kept, less = kept_bytes(sizes, "none"), kept_bytes(sizes, part.recompute)
+        freed[part.recompute] += part.count * float(kept - less)
+    yield from (policy for policy, size in freed.items() if size > ROOM)
 
 
 def degrees(strategy: Strategy) -> str:

@@ -6,15 +6,18 @@ from dataclasses import replace
 
 import pytest
 
-from cost_models import Cluster, price
+from cost_models import Cluster, LayerRange, Placement, Strategy, price
 from cost_models.bands import odds
 from cost_models.errors import InputError
+from cost_models.layer.sizes import RankSizes
+from cost_models.memory.peaks import kept_bytes
 from planner import options, plan
+from planner.choosing import ROOM
 from planner.solve import solve
 from planner.what_if import axes
 from planner.what_if.cliffs import LEVELS, cliffs
 from planner.what_if.events import event
-from planner.what_if.scenario import Sweep, outcome, planned
+from planner.what_if.scenario import Sweep, outcome, planned, traits
 from planner.what_if.sweep import Part, Store, run
 
 SMALL = {
@@ -194,6 +197,22 @@ def test_the_band_of_a_threshold_ends_where_one_plan_is_surely_better():
         one, other = (price(there.cluster, there.workload, best.strategy, best.placement) for best in (below, above))
         sure = odds(one, other)
         assert sure >= level if level > 0.5 else sure <= level
+
+
+def test_a_layer_that_frees_less_than_a_gib_makes_no_other_plan():
+    asked = options.question({**SMALL, "ctx": "32K", "model": "longvila-8b", "gpus": "8"})
+    placement = Placement.in_order(asked.cluster, 8)
+
+    def recompute(layers: int) -> str:
+        counts = {"mlp": layers, "none": 32 - layers}
+        mix = tuple(LayerRange(recompute=name, count=many) for name, many in counts.items() if many)
+        return traits(asked, Strategy(ulysses=8, shard=8, layers=mix), placement)["recompute"]
+
+    freed = kept_bytes(RankSizes(asked.workload, Strategy(ulysses=8)), "none")
+    freed -= kept_bytes(RankSizes(asked.workload, Strategy(ulysses=8)), "mlp")
+    enough = int(ROOM / freed) + 1
+    assert 1 < enough < 32
+    assert [recompute(n) for n in (0, 1, enough - 1, enough, 31)] == ["none", "none", "none", "mlp", "mlp"]
 
 
 def test_bands_stand_beside_steps_and_memory(typed):
