@@ -95,17 +95,17 @@ def cases(draw: st.DrawFn) -> tuple[Cluster, Strategy, Placement, str, str]:
     return where, layout, placement, axis, op
 
 
-def seconds(case: tuple[Cluster, Strategy, Placement, str, str]) -> tuple[float, float]:
+def seconds(case: tuple[Cluster, Strategy, Placement, str, str], size: float = SIZE) -> tuple[float, float]:
     """(closed form, simulated) of one collective."""
     where, layout, placement, axis, op = case
     costs = ClusterCosts(where)
     paths = costs.paths(layout, placement)
     inside = paths.inside
     paths = replace(paths, inside=NoTime(inside.name, inside.link))
-    phase = Exchange(part="tensor", axis=axis, op=op, bytes=SIZE)
+    phase = Exchange(part="tensor", axis=axis, op=op, bytes=size)
     program = StepProgram(microbatch=(Segment(name="only", phases=(phase,)),), epilogue=(), microbatches=1)
     played = play(program, where, layout, placement, rates=costs.rates)
-    return float(paths.exchange_s(axis, op, SIZE)), played.step_s
+    return float(paths.exchange_s(axis, op, size)), played.step_s
 
 
 @given(cases())
@@ -194,3 +194,17 @@ def test_the_slowest_host_link_of_the_nodes_in_use_counts() -> None:
     for where in (cluster(fast, slow), cluster(slow, fast)):
         assert ClusterCosts(where).paths(Strategy(ulysses=4)).host_bytes_per_s == 5 * GB
     assert ClusterCosts(cluster(fast, slow)).paths(Strategy(ulysses=2)).host_bytes_per_s == 20 * GB
+
+
+@pytest.mark.parametrize("op", ["all_to_all", "send", "all_gather", "all_reduce"])
+@pytest.mark.parametrize("size", [1e3, 1e6, 1e8])
+@pytest.mark.parametrize("nodes", [2, 3])
+def test_price_and_simulation_wait_alike(op: str, size: float, nodes: int) -> None:
+    """With latencies, starts and protocols by size; switches inside the nodes are never what limits."""
+    fast = node(4, 4, scale_up=replace(node().scale_up, bytes_per_s=1e14))
+    where = cluster(*(fast,) * nodes)
+    ranks = 4 * nodes
+    layouts = {"all_to_all": ("ulysses", Strategy(ulysses=ranks)), "send": ("ring", Strategy(ring=ranks))}
+    axis, layout = layouts.get(op, ("shard", Strategy(data=ranks, shard=ranks)))
+    closed, played = seconds((where, layout, Placement.in_order(where, ranks), axis, op), size)
+    assert closed == pytest.approx(played, rel=1e-6)
