@@ -308,7 +308,7 @@ def estimates(kernels: Kernels, paths: Paths, cluster: Cluster, strategy: Strate
     if strategy.offload_states != "none":
         words.append("the CPU's update of states in host memory: its rate")
     if model.window:
-        words.append(f"windows of {model.window} keys: full attention's rate for their share of the pairs")
+        words.append(f"windows of {model.window} keys: their share of the pairs, less what tiles lose at both edges")
     return (*words, *cluster.notes)
 
 

@@ -309,10 +309,11 @@ def attention_call_s(
     sizes: RankSizes, kernels: Kernels, q_tokens: Number, kv_tokens: Number, grad: bool, causal: bool
 ) -> Number:
     """One call of the attention kernel with this rank's heads; a kernel from before FlashAttention-2 is slower."""
-    model = sizes.workload.model
+    model, (seen, edges) = sizes.workload.model, sizes.seen
     seconds = kernels.attention_s(
         q_tokens, kv_tokens, sizes.heads, sizes.kv_heads, model.head_dim, causal,
         backward=grad, batch=sizes.rows, dtype=sizes.workload.precision.param, value_dim=model.v_dim,
+        seen=seen, edges=edges,
     )  # fmt: skip
     slower = FA1_SLOWDOWN if sizes.framework.attention == "fa1" else 1.0
     return seconds * sizes.attended_fraction * slower + sizes.framework.gap_s

@@ -8,6 +8,7 @@ the same length. Tokens are rounded up as the executor pads them (`token_layout.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -23,7 +24,6 @@ from cost_models.models.experts import Experts
 from cost_models.models.model import LAYER_KINDS, LayerKind, LayerParts
 from cost_models.number import Number, larger, pick, somewhere
 from cost_models.strategy import Strategy
-from cost_models.timing.kernels import QUERY_TILE
 from cost_models.token_layout import row_granule
 from cost_models.workload import DTYPE_BYTES, LoraTarget, Workload
 
@@ -100,15 +100,19 @@ class RankSizes:
 
     @cached_property
     def attended_fraction(self) -> float:
-        """Share of a full row's causal pairs that this layer's attention works on.
-
-        The kernel works on tiles of keys: a tile of queries reaches window + tile - 1 of them.
-        """
+        """Share of a full row's causal pairs that this layer's attention works on."""
         if not self.window:
             return self.workload.attended_fraction
         context = self.workload.context_tokens
-        wide = self.workload.causal_pairs(min(self.window + QUERY_TILE - 1, context))
-        return wide / (context * (context + 1) / 2)
+        return self.workload.causal_pairs(min(self.window, context)) / (context * (context + 1) / 2)
+
+    @cached_property
+    def seen(self) -> tuple[float, float]:
+        """Keys that a query sees on average, and masked edges, where a window or documents leave fewer than all."""
+        context, window = self.workload.context_tokens, self.window
+        if window >= context or not window:
+            return (self.workload.causal_pairs() / context, 1.0) if self.workload.lengths else (math.inf, 0.0)
+        return self.workload.causal_pairs(window) / context, 2.0
 
     @cached_property
     def experts(self) -> Experts | None:

@@ -27,7 +27,7 @@ import numpy as np
 from cost_models.curves.samples import FRAMEWORK, Correction, Sample
 from cost_models.errors import InputError
 from cost_models.hardware.device import DTYPE_BYTES, Device
-from cost_models.number import Number, larger, pick, somewhere
+from cost_models.number import Number, larger, pick, smaller, somewhere
 from cost_models.timing.packed import (
     ATTENTION_TIMED,
     BUSY_BOARDS,
@@ -193,10 +193,15 @@ class Kernels:
         dtype: str = "bf16",
         paged: bool = False,
         value_dim: int | None = None,
+        seen: Number = math.inf,
+        edges: float = 0.0,
     ) -> Number:
         """One fused attention: `q_tokens` queries on `kv_tokens` keys, `batch` times `heads` query heads.
 
         `head_dim` of queries and keys, `value_dim` of values (`None` means as wide), as in multi-head latent attention.
+
+        `seen`: keys per query that a window or documents leave. The time stays that of all pairs, at the rate that so
+        few keys and `edges` masked edges (a document 1, a window 2) allow; the caller takes the share of the pairs.
 
         `paged`: the serving kernel that reads a paged cache (forward only); else the contiguous kernel of training.
 
@@ -221,7 +226,7 @@ class Kernels:
             if paged:
                 seconds = self._paged(shape, padded, peak, larger)
             else:
-                seconds = self._training(shape, padded, backward, peak, larger)
+                seconds = self._training(shape, padded, backward, peak, (seen, edges), larger)
             seconds = larger(seconds, moved / self.device.memory_bytes_per_s)
             if self._limit_flops is not None and not paged:
                 seconds = self._on_this_board(seconds, flops, dtype)
@@ -291,19 +296,27 @@ class Kernels:
         dim = max(head_dim, value_dim) if backward else -(-(head_dim + value_dim) // 2)
         return dim, 1.0 if self._curves is None else self._unequal[backward]
 
-    def _training(self, shape: tuple[Number, ...], padded: int, backward: bool, peak: float, larger: Larger) -> Number:
-        """The closed form of contiguous kernels (packed.py)."""
+    def _training(
+        self,
+        shape: tuple[Number, ...],
+        padded: int,
+        backward: bool,
+        peak: float,
+        left: tuple[Number, float],
+        larger: Larger,
+    ) -> Number:
+        """The closed form of contiguous kernels (packed.py); `left`: as `attention_s` has `seen` and `edges`."""
         q, kv, heads, _, batch, pairs = shape
         form, passes = (self._backward, 2.5) if backward else (self._forward, 1.0)
-        keys = larger(pairs / larger(q, 1.0), 0.5)
+        seen, edges = left
+        keys = larger(smaller(pairs / larger(q, 1.0), seen), 0.5)
         units = batch * heads * larger(q / QUERY_TILE, 1.0) / self._sms
         scores_s = batch * heads * pairs * form.score_s(padded, passes, peak, self._exponentials_per_s)
-        return form.seconds(scores_s, keys, units, 1.0 - _unmasked_share(q, kv, pairs, larger))
+        return form.seconds(scores_s, keys, units, larger(1.0 - _unmasked_share(q, kv, pairs, larger), edges))
 
     def _paged(self, shape: tuple[Number, ...], padded: int, peak: float, larger: Larger) -> Number:
         """Map any shape onto square causal prefill of the same FLOPs, query tiles and keys per query."""
         q, _, heads, group, batch, pairs = shape
-        smaller = min if larger is max else np.minimum
         square = larger(2.0 * pairs / larger(q, 1.0) - 1.0, 1.0)  # the causal square with as many keys per query
         tokens = smaller(square, self._longest)
         copies = batch * q / tokens
