@@ -82,9 +82,13 @@ class Space(Struct, frozen=True, kw_only=True, dict=True):
 
     @cached_property
     def base(self) -> Strategy:
-        """Everything that the search does not move, with degrees of 1."""
+        """Everything that the search does not move, with degrees of 1.
+
+        Training rows may be packed, so their documents are dealt in balance; one document lies as in zigzag.
+        """
         moved = ("data", "ring", "ulysses", "shard", "zero", "microbatches", "recompute")
-        return Strategy(**{name: value for name, value in self.pins.items() if name not in moved})
+        kind: dict[str, Any] = {"ring_kind": "balanced"} if self.workload.mode == "train" else {}
+        return Strategy(**{**kind, **{name: value for name, value in self.pins.items() if name not in moved}})
 
     @property
     def policies(self) -> tuple[Recompute, ...]:
