@@ -298,7 +298,7 @@ def sent_bytes(program: StepProgram, strategy: Strategy) -> dict[str, Number]:
 
 def estimates(kernels: Kernels, paths: Paths, cluster: Cluster, strategy: Strategy, model: Model) -> tuple[str, ...]:
     """What no measurement backs, in words."""
-    words = [f"attention's kernel: {kernels.attention_kernel}"]
+    words = [f"attention by {kernels.attention_kernel}: the kernel that is assumed"]
     words += [f"{op}: {kernels.source(op)}" for op in OPS if kernels.is_estimate(op)]
     inside = paths.inside
     if strategy.ranks > 1 and inside.is_estimate("all_to_all"):

@@ -286,3 +286,18 @@ def test_narrow_products_have_their_own_peaks():
     assert 1.2 < steps["recipes"] / steps["fp8"] < 1.7 and 1.2 < steps["fp8"] / steps["fp4"] < 1.5
     with pytest.raises(InputError, match="h100-sxm-80gb has no fp4 peak"):
         price(Cluster.load("dgx-h100", nodes=1), work, strategy, framework=Framework.load("megatron-fp4"))
+
+
+@pytest.mark.parametrize(
+    ("cluster", "framework", "kernel"),
+    [
+        ("dgx-b200", "fms-fsdp", "FlashAttention-2, in instructions of older cards"),
+        ("dgx-b200", "torchtitan", "cuDNN"),
+        ("dgx-h100", "torchtitan", "FlashAttention-2"),
+        ("dgx-h100", "ours", "FlashAttention-3 (cuDNN backward)"),
+    ],
+)
+def test_the_price_names_the_attention_kernel_that_it_assumes(cluster, framework, kernel):
+    work, strategy = Workload(Model.load("llama-3-8b"), context_tokens=32768), Strategy(ulysses=8, shard=8)
+    cost = price(Cluster.load(cluster, nodes=1), work, strategy, framework=Framework.load(framework))
+    assert cost.estimates[0] == f"attention by {kernel}: the kernel that is assumed"
