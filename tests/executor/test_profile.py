@@ -40,7 +40,7 @@ def test_a_price_rests_on_the_profile(measured):
     work = Workload(Model.load("longvila-tiny"), context_tokens=512, precision=FP32)
     cluster = Cluster.load("local", gpus=2)
     cost = price(cluster, work, Strategy(ulysses=2, shard=2), profile=measured)
-    assert not [line for line in cost.estimates if line.startswith(("gemm", "attention", "memory_bound", "links"))]
+    assert not [line for line in cost.estimates if line.startswith(("gemm:", "attention:", "memory_bound:", "links"))]
     faster = replace(measured, samples=tuple(replace(s, median_s=s.median_s / 2) for s in measured.samples))
     halved = price(cluster, work, Strategy(ulysses=2, shard=2), profile=faster)
     assert halved.step_s < 0.75 * cost.step_s
