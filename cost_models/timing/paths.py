@@ -16,6 +16,7 @@ Protocols of larger messages add to both (`protocols.py`). Left out: trees that 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -57,14 +58,15 @@ HOST_MEMORY_BYTES_PER_S = 150e9
 """That a CPU's update of weights reaches on a node of two sockets. Estimate: half of 16 channels of DDR4-2400."""
 
 
-CARDS_AS_A_DOMAIN = 8
-"""Cards that keep as many of NCCL's channels busy, each on an SM of its own, as a domain of NVSwitches: two channels a
-card (NVIDIA/nccl issue 438), 16 in the domain ("NVLS should not need more than 16 channels", issue 1041)."""
+CHANNELS_BYTES_PER_S = 200e9
+"""Between nodes, what keeps as many of NCCL's channels busy, each on an SM of its own, as a domain of NVSwitches does:
+16 ("NVLS should not need more than 16 channels", NVIDIA/nccl issue 1041), which are those of the eight cards of 200
+Gbit/s of a DGX A100, two channels a card (issue 438). Slower cards keep fewer busy."""
 
 
-def network_share(nodes: Iterable[Node]) -> float:
-    """Channels of the node with the most cards, over those of a domain; at least a card's."""
-    return min(max((node.nics.count for node in nodes), default=1) / CARDS_AS_A_DOMAIN, 1.0) or 1 / CARDS_AS_A_DOMAIN
+def network_bytes_per_s(node: Node) -> float:
+    """A GPU's share of its node's cards, at line rate."""
+    return node.nics.count * node.nics.bytes_per_s / max(node.gpus, 1)
 
 
 def host_rates(nodes: Iterable[Node]) -> tuple[float, float]:
@@ -100,7 +102,7 @@ class Paths:
     host_bytes_per_s: float
     network_source: str
     host_memory_bytes_per_s: float  # a GPU's share of its node's: what the CPU's update reaches
-    network_share: float = 1.0  # multiprocessors that a collective between domains takes, over those of one inside
+    network_bytes_per_s: float = math.inf  # a GPU's share of its node's cards
     pace: Number = 1.0  # seconds of the slowest board over the median one's
     memo: Memo = field(default_factory=Memo, init=False, repr=False, compare=False)
 
@@ -167,10 +169,10 @@ class Paths:
     def taken(self, axis: Axis) -> Number:
         """What a collective of this axis takes from computation, over what one inside a domain takes.
 
-        A group uses the cards of its members: with one member in each domain it has the two channels of one card.
+        Channels go by the rate of the cards, of which a group has its members' share in a domain.
         """
-        cards = smaller(self.network_share, self.axes[axis].local / CARDS_AS_A_DOMAIN)
-        return pick(self.crosses(axis), cards, 1.0)
+        channels = smaller(1.0, self.axes[axis].local * self.network_bytes_per_s / CHANNELS_BYTES_PER_S)
+        return pick(self.crosses(axis), channels, 1.0)
 
     def crosses(self, axis: Axis) -> Number:
         """Whether anything of this axis leaves its scale-up domain (and so shares the NICs)."""

@@ -29,13 +29,13 @@ from cost_models.program import Op
 from cost_models.strategy import Axis
 from cost_models.timing.cluster_costs import ClusterCosts
 from cost_models.timing.paths import (
-    CARDS_AS_A_DOMAIN,
+    CHANNELS_BYTES_PER_S,
     HOST_MEMORY_BYTES_PER_S,
     Path,
     Paths,
     crossing_s,
     grown_s,
-    network_share,
+    network_bytes_per_s,
 )
 from cost_models.timing.slowest import pace
 
@@ -122,7 +122,7 @@ class Reach(Struct, frozen=True, kw_only=True, dict=True):
             host_bytes_per_s=host,
             network_source="bound",
             host_memory_bytes_per_s=HOST_MEMORY_BYTES_PER_S / fewest,
-            network_share=min(network_share([run.node]) for run in self.cluster.runs),
+            network_bytes_per_s=min(network_bytes_per_s(run.node) for run in self.cluster.runs),
             domains=len(self.domain_gpus),
             pace=pace(self.costs.devices(tuple(range(len(self.cluster.runs)))), np.asarray(ranks)),
         )
@@ -205,7 +205,7 @@ class FloorPaths(Paths):
     def taken(self, axis: Axis) -> Any:
         """Whichever takes the fewest multiprocessors: a group spread over all domains has that many members in one."""
         spread = -(-np.asarray(self.axes[axis].ranks) // self.domains)
-        least = np.minimum(self.network_share, spread / CARDS_AS_A_DOMAIN)
+        least = np.minimum(1.0, spread * self.network_bytes_per_s / CHANNELS_BYTES_PER_S)
         return np.where(np.asarray(self.domains) == 1, 1.0, least)
 
     def _exchange_s(self, axis: Axis, op: Op, size: Any) -> Any:
