@@ -1,13 +1,14 @@
 """How wrong one price may be, and which of two layouts is faster, from the certificate's errors.
 
-    sigma^2    = sum over sources of error (share of the step x spread)^2 + residual^2
+    sigma^2    = sum over sources of error (stake x spread)^2 + residual^2
     band       = price x exp(quantiles of the step's domain x sigma)
-    difference = ln(price b / price a);  its sigma^2 = sum (share in a - share in b)^2 spread^2 + 2 residual^2
+    difference = ln(price b / price a);  its sigma^2 = sum (stake in a - stake in b)^2 spread^2 + 2 residual^2
     odds       = the share of pairs whose error was below difference / sigma
 
-An error of a curve or a link is common to all layouts of one question, so it cancels where two spend as much of their
-step on it; what is left are shares that differ, and each layout's own residual. Log units; probabilities. Memory is
-scaled by the quantiles of its level. Left out: errors of the workload (lengths that vary) and of the machine as stated.
+A stake is the share of the step that a source's seconds have, and for links also what computation hides of them: a
+slower link shows it. An error of a curve or a link is common to all layouts of one question, so it cancels where two
+have the same stake in it; what is left are stakes that differ, and each layout's own residual. Log units;
+probabilities. Left out: errors of the workload (lengths that vary) and of the machine as stated.
 """
 
 from __future__ import annotations
@@ -113,12 +114,13 @@ def odds_of(normal: float, known: Certificate) -> float:
 def sigma_of(basis: Basis, known: Certificate) -> float:
     """Expected spread of ln(measured / predicted) of a step."""
     spreads = spreads_of(basis, known)
-    return math.sqrt(sum((basis.shares[name] * spreads[name]) ** 2 for name in SOURCES) + known.residual**2)
+    stakes = basis.stakes
+    return math.sqrt(sum((stakes[name] * spreads[name]) ** 2 for name in SOURCES) + known.residual**2)
 
 
 def difference_sigma(first: Basis, second: Basis, known: Certificate) -> float:
     """Expected spread of the error of ln(price / price)."""
-    spreads, one, other = spreads_of(first, known), first.shares, second.shares
+    spreads, one, other = spreads_of(first, known), first.stakes, second.stakes
     common = sum(((one[name] - other[name]) * spreads[name]) ** 2 for name in SOURCES)
     return math.sqrt(common + 2 * known.pairs.residual**2)
 

@@ -12,7 +12,7 @@ kernels. Left out: which of several boards of a cluster was the slowest at a cal
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from cost_models.errors import InputError
@@ -43,9 +43,10 @@ class Basis:
     board: Board
     seconds: Mapping[str, float]  # by SOURCES; together the step's
     narrow: bool = False  # the layers' products in 8 or 4 bits
+    hidden: Mapping[str, float] = field(default_factory=dict)  # seconds of collectives behind computation, by SOURCES
 
     def __post_init__(self) -> None:
-        for name, value in self.seconds.items():
+        for name, value in (*self.seconds.items(), *self.hidden.items()):
             if name not in SOURCES:
                 raise InputError(f"seconds.{name} is unknown; {nearest(name, SOURCES)}")
             if not value >= 0:
@@ -70,11 +71,26 @@ class Basis:
         total = sum(self.seconds.values())
         return {name: self.seconds.get(name, 0.0) / total for name in SOURCES}
 
+    @property
+    def stakes(self) -> dict[str, float]:
+        """Shares that an error of each source would move, to first order: a slower link also shows what it hid.
+
+        >>> Basis(board="measured", seconds={"products": 3.0, "across": 1.0}, hidden={"across": 2.0}).stakes["across"]
+        0.75
+        """
+        total = sum(self.seconds.values())
+        return {name: (self.seconds.get(name, 0.0) + self.hidden.get(name, 0.0)) / total for name in SOURCES}
+
 
 def basis_of(
-    seconds: Mapping[str, float], program: StepProgram, kernels: Kernels, paths: Paths, narrow: bool = False
+    seconds: Mapping[str, float],
+    hidden_s: Mapping[str, float],
+    program: StepProgram,
+    kernels: Kernels,
+    paths: Paths,
+    narrow: bool = False,
 ) -> Basis:
-    """Of one step: `seconds` by part of a cost, as `program` was folded over `paths`."""
+    """Of one step: `seconds` and `hidden_s` by part of a cost, as `program` was folded over `paths`."""
     found: dict[str, float] = {}
     inside: Link = "pcie" if paths.inside.name.startswith("pcie") else "inside"
     for axis, path in paths.axes.items():
@@ -96,7 +112,11 @@ def basis_of(
     known = sum(found.values())
     spread = {name: value * (1 + rest / known) for name, value in found.items()}
     scaled = kernels.is_estimate("gemm") or kernels.is_estimate("attention_forward")
-    return Basis(board="scaled" if scaled else "measured", seconds=spread, narrow=narrow)
+    hidden: dict[str, float] = {}
+    for part, value in hidden_s.items():
+        if part in _AXES and value > 0:
+            _add(hidden, "across" if _crosses(paths, _AXES[part]) else inside, value)
+    return Basis(board="scaled" if scaled else "measured", seconds=spread, narrow=narrow, hidden=hidden)
 
 
 def _crosses(paths: Paths, axes: tuple[Axis, ...]) -> bool:

@@ -84,11 +84,12 @@ def price(
     host = fullest_host(cluster, runs, strategy.ranks, placement, float(rank_host_bytes(sizes, ranges)))
     named = (*SECONDS, "experts") if "experts" in folded.seconds else SECONDS
     seconds = _floats({name: folded.seconds.get(name, 0.0) for name in named})
+    hidden_s = _floats(folded.hidden_s)
     cost = StepCost(
         seconds=seconds,
         memory=Memory((name, round(float(parts[name]))) for name in MEMORY),
         sent_bytes=_floats(sent_bytes(program, strategy)),
-        hidden_s=_floats(folded.hidden_s),
+        hidden_s=hidden_s,
         capacity_bytes=min(device.allocatable_bytes for device in devices),
         model_flops=flops.model_flops(workload),
         executed_flops=flops.executed_flops(workload, strategy),
@@ -99,7 +100,7 @@ def price(
         moment=moment,
         host_bytes=host[0],
         host_capacity_bytes=host[1],
-        basis=basis_of(seconds, program, kernels, paths, framework.product_dtype is not None),
+        basis=basis_of(seconds, hidden_s, program, kernels, paths, framework.product_dtype is not None),
     )
     narrow = framework.product_dtype
     peaks = (device.peak(narrow) if narrow else device.peak_16bit for device in devices)

@@ -54,12 +54,12 @@ INTRODUCTION = """
     looked at of them since is in the notes of docs/accuracy-later.md. Their first prediction, untouched, is below. A
     quarter of all sources, by the digest of the name, may set no constant, ever: {quarter}.
 
-    **How a band is made.** The spreads of kernels and links, times their shares of the step, and a residual of
-    {residual} give the sigma of one price; the quantiles of error / sigma in the step's domain give its band. A source
-    counts as n / (1 + (n - 1) / 3) rows. Domains of fewer than {few} rows or {sources} sources take the quantiles of
-    all steps, wider where its own rows refute these. Coverage is cross-validated: the rows of a source are tested
-    against bands that the other sources set. Allocated, reserved and device are peaks that runs of other frameworks
-    print, each priced as itself; a plan's band takes `device memory`.
+    **How a band is made.** The spreads of kernels and links, times their shares of the step (of links also what is
+    hidden), and a residual of {residual} give the sigma of one price; the quantiles of error / sigma in the step's
+    domain give its band. A source counts as n / (1 + (n - 1) / 3) rows. Domains of fewer than {few} rows or {sources}
+    sources take the quantiles of all steps, wider where its own rows refute these. Coverage is cross-validated: the
+    rows of a source are tested against bands that the other sources set. Allocated, reserved and device are peaks that
+    runs of other frameworks print, each priced as itself; a plan's band takes `device memory`.
 
     ![predicted quantile against observed]({picture})
 """
