@@ -195,7 +195,8 @@ def crossing_s(op: Op, path: Path, size: Number) -> Number:
 
 def grown_s(op: Op, path: Path, size: Number) -> Number:
     """What the protocols of larger messages add to that, also where the links inside domains decide."""
-    return path.protocols * slower_s(op, _start_s(op, path), _sent_s(op, path, size))
+    ring_s = (path.ranks - 1) / path.ranks * path.ring_latency_s
+    return path.protocols * slower_s(op, _start_s(op, path), _sent_s(op, path, size), ring_s, path.hops_out)
 
 
 def _sent_s(op: Op, path: Path, size: Number) -> Number:

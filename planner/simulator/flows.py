@@ -45,6 +45,8 @@ class Pattern(Struct, frozen=True, kw_only=True, eq=False):
     each_share: float = 0.0  # all_to_all: to every other member
     delay_s: Floats  # (groups,) before the hops start; each pair of an all_to_all has its own route's
     tree_s: Floats  # (groups,) the same for a tree from its leaves to its root
+    ring_s: Floats  # (groups,) and for a ring
+    domains: Ints  # (groups,)
     reduced: Floats  # (groups,) how often an all_reduce sends as much: 2 by rings, less by trees over two domains
     card_share: Floats  # (ranks,) of what a rank's card reaches, what one of its hops gets
 
@@ -61,6 +63,7 @@ def pattern(topology: Topology, groups: Ints, op: Op) -> Pattern:
     nothing = np.zeros(count)
     made = Pattern(
         op=op, groups=groups, group_of_rank=group_of_rank, hop_share=nothing, delay_s=nothing, tree_s=nothing,
+        ring_s=nothing, domains=np.ones(count, dtype=np.int64),
         reduced=np.full(count, 2.0), card_share=np.ones(topology.ranks),
     )  # fmt: skip
     if members == 1:
@@ -80,7 +83,8 @@ def pattern(topology: Topology, groups: Ints, op: Op) -> Pattern:
     reduced = blocks.all_reduce_times(topology.card_rate[groups], passed)
     tree_s = _tree_s(topology, group_of_rank, blocks, hops)
     once = replace(
-        made, hops=hops, hop_share=share, delay_s=delay * share, tree_s=tree_s, reduced=reduced,
+        made, hops=hops, hop_share=share, delay_s=delay * share, ring_s=delay * share, tree_s=tree_s, reduced=reduced,
+        domains=blocks.domains,
         card_share=topology.rates.ring_share[topology.run],
     )  # fmt: skip
     return twice(once) if op == "all_reduce" else once

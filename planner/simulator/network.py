@@ -41,11 +41,14 @@ class Batch(Struct, frozen=True, kw_only=True, eq=False):
     flows: Ints
     share: Floats  # of the collective's bytes
     op: Op = "send"
+    ring_s: float = 0.0  # latency of all hops of the group's ring
+    domains: int = 1
     card_s_per_byte: float = 0.0  # of the collective's bytes, on the busiest card of its pattern, alone
 
     def delay_s(self, size: float) -> float:
         """Latency, and what the protocols of larger messages add."""
-        return self.latency_s + float(slower_s(self.op, self.latency_s, size * self.card_s_per_byte))
+        sent_s = size * self.card_s_per_byte
+        return self.latency_s + float(slower_s(self.op, self.latency_s, sent_s, self.ring_s, self.domains))
 
 
 class Collective(Struct, frozen=True, kw_only=True, eq=False):
@@ -257,10 +260,14 @@ def _ring(table: _Table, pattern: Pattern, group: Ints, members: tuple[Ints, ...
         come, shares = (hop.count[sender] * size[into]).astype(float), _shares(topology, pattern, sender, reps[into])
         table.cross(flows[group[into]], coming, come, part=into, arriving=True, shares=shares)
     first = pattern.group_of_rank[reps[[ranks[0] for ranks in members]]]
-    delay, share = pattern.delay_s[first], pattern.hop_share[first]
-    return tuple(
-        (Batch(latency_s=float(delay[g]), flows=flows[g : g + 1], share=share[g : g + 1]),) for g in range(len(members))
-    )
+    batches = (
+        Batch(
+            latency_s=float(pattern.delay_s[of]), flows=flows[g : g + 1], share=pattern.hop_share[of : of + 1],
+            ring_s=float(pattern.ring_s[of]), domains=int(pattern.domains[of]),
+        )
+        for g, of in enumerate(first.tolist())
+    )  # fmt: skip
+    return tuple((batch,) for batch in batches)
 
 
 def _shares(topology: Topology, pattern: Pattern, source: Ints, to: Ints) -> tuple[tuple[frozenset[int], Floats], ...]:

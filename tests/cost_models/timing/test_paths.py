@@ -12,7 +12,7 @@ from cost_models.program import Op
 from cost_models.timing.cluster_costs import cluster_costs, costs_of
 from cost_models.timing.paths import Path, Paths
 from cost_models.timing.paths import crossing_s as crossing
-from cost_models.timing.protocols import slower_s
+from cost_models.timing.protocols import RING_WAITS, slower_s
 
 
 def paths(ranks: int) -> Paths:
@@ -108,3 +108,15 @@ def test_all_to_alls_over_two_nodes_meet_published_rates(preset: str, bus: float
     every = cluster_costs(Cluster.load(preset, nodes=2)).paths(Strategy(ulysses=16))
     found = 15 / 16 * 2.0**33 / float(every.exchange_s("ulysses", "all_to_all", 2.0**33)) / 1e9
     assert found == pytest.approx(bus, rel=0.1)
+
+
+def test_all_reduces_over_many_nodes_go_by_trees_and_the_largest_by_rings() -> None:
+    """64 nodes of B200 (together-nccl-tests): 256 GB/s of bus rate at 2 GiB, 288 at 8 GiB."""
+    every = cluster_costs(Cluster.load("dgx-b200", nodes=64)).paths(Strategy(data=512, shard=512))
+    for size, bus in ((2.0**31, 256), (2.0**33, 288)):
+        found = 2 * 511 / 512 * size / float(every.exchange_s("shard", "all_reduce", size)) / 1e9
+        assert found == pytest.approx(bus, rel=0.1)
+    path = every.axes["shard"]
+    ring_s = 511 / 512 * path.ring_latency_s
+    assert slower_s("all_reduce", 1e-4, 1e3, ring_s, 64) == pytest.approx(RING_WAITS * ring_s - 1e-4)
+    assert slower_s("all_reduce", 1e-4, 1e3, ring_s, 2) == pytest.approx(6e-4, rel=1e-3)
