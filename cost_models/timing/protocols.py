@@ -3,7 +3,7 @@
     small       low-latency protocols: the hops' latency, `wait`
     large       slower hops that carry the whole rate: another SLOWER[op] waits, hidden in what is still to be sent
     between     wait + sent + SLOWER[op] · wait · √(sent / (sent + 4 · wait))            sent = bytes / rate, seconds
-    all-reduce  over three domains and more: that by trees, TREE_SLOWER · sent later, or RING_WAITS · a ring's hops + sent
+    all-reduce  over three domains and more: that by trees, TREE_SLOWER · sent later, or RING_WAITS · all hops + sent
     messages    sends and all-to-alls: START_S before the first byte, PEER_S for each further rank
 
 NCCL reckons with 5, 8.5 and 14 us for a hop between nodes and 0.7, 1.3 and 3.4 inside one, for the protocols LL, LL128
