@@ -20,6 +20,7 @@ from cost_models.timing.kernels import attention_pairs
 
 BOOST = 1.1
 BEYOND_CACHES_BYTES = 1e9
+IN_SWITCH = 2.0
 
 
 def refuse_flops(what: str, flops: float, seconds: float, device: Device, dtype: str) -> None:
@@ -35,6 +36,18 @@ def refuse_flops(what: str, flops: float, seconds: float, device: Device, dtype:
         )
 
 
+def refuse_bytes(what: str, moved: float, seconds: float, most_bytes_per_s: float, whose: str) -> None:
+    """InputError if so many bytes in so many seconds are above a rate.
+
+    >>> refuse_bytes("all_gather of 1 GB", 1e9, 2.5e-3, 450e9, "nvlink4")
+    """
+    if moved > BOOST * most_bytes_per_s * seconds:
+        raise InputError(
+            f"{what}: {moved / seconds / 1e9:,.0f} GB/s in {seconds:.3g} s, above the {most_bytes_per_s / 1e9:,.0f} of"
+            f" {whose}; measure again"
+        )
+
+
 def refuse_samples(samples: tuple[Sample, ...], cluster: Cluster) -> None:
     """InputError that names the first sample of a profile above what the cluster's cards and links can do."""
     nodes = [run.node for run in cluster.runs if run.node.device.architecture != "cpu"]
@@ -45,10 +58,12 @@ def refuse_samples(samples: tuple[Sample, ...], cluster: Cluster) -> None:
         what = f"profile sample {sample.op} {list(sample.shape)}"
         if sample.op not in SHAPE_LENGTHS:
             most = max(_link_bytes_per_s(sample, node) for node in nodes)
-            _refuse_bytes(f"{what} over {sample.path or 'the link'}, {sample.bytes:.3g} B", sample, most, "the link")
+            over = f"{what} over {sample.path or 'the link'}, {sample.bytes:.3g} B"
+            refuse_bytes(over, sample.bytes, sample.median_s, most, "the link")
         elif sample.op == "memory_bound" and sample.bytes >= BEYOND_CACHES_BYTES:
             device = fastest.device
-            _refuse_bytes(f"{what} {sample.bytes:.3g} B", sample, device.memory_bytes_per_s, device.name)
+            moved = f"{what} {sample.bytes:.3g} B"
+            refuse_bytes(moved, sample.bytes, sample.median_s, device.memory_bytes_per_s, device.name)
         elif sample.shape:
             refuse_flops(what, _flops(sample), sample.median_s, fastest.device, sample.dtype)
 
@@ -69,12 +84,4 @@ def _link_bytes_per_s(sample: Sample, node: Node) -> float:
     rate = scale_up.bytes_per_s
     if sample.path not in ("", scale_up.link):
         rate = LINKS[sample.path].bytes_per_s if sample.path in LINKS else math.inf
-    return rate * (2.0 if sample.op == "all_reduce" else 1.0)
-
-
-def _refuse_bytes(what: str, sample: Sample, most_bytes_per_s: float, whose: str) -> None:
-    if sample.bytes > BOOST * most_bytes_per_s * sample.median_s:
-        raise InputError(
-            f"{what}: {sample.bytes / sample.median_s / 1e9:,.0f} GB/s in {sample.median_s:.3g} s, above the"
-            f" {most_bytes_per_s / 1e9:,.0f} of {whose}; measure again"
-        )
+    return rate * (IN_SWITCH if sample.op == "all_reduce" else 1.0)

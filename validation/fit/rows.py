@@ -24,7 +24,8 @@ from cost_models.curves.grid import Floats
 from cost_models.errors import InputError
 from cost_models.hardware.device import Device
 from cost_models.hardware.device_names import device_of
-from cost_models.timing.impossible import refuse_flops
+from cost_models.hardware.links import LINKS
+from cost_models.timing.impossible import IN_SWITCH, refuse_bytes, refuse_flops
 
 DEFAULT_FOLDER = Path(__file__).parents[2] / "measurements"
 
@@ -162,7 +163,12 @@ def collectives(folder: Path, device: str, op: str) -> Floats:
         if row["device"] == device and row["op"] == op and row["nccl_dtype"] == "half":
             ranks, buffer_bytes = int(row["num_gpus"]), float(row["bytes"])
             wire = buffer_bytes * (ranks - 1) / ranks * (2 if op == "all_reduce" else 1)
-            found.setdefault((ranks, wire), []).append(float(row["latency_ms"]) * 1e-3)
+            seconds, link = float(row["latency_ms"]) * 1e-3, LINKS[_device(device).link]
+            most = link.bytes_per_s * (IN_SWITCH if op == "all_reduce" else 1.0)
+            refuse_bytes(
+                f"kernels_comm_aiconfigurator.csv: {op} over {ranks}, {wire:.3g} B", wire, seconds, most, device
+            )
+            found.setdefault((ranks, wire), []).append(seconds)
     return np.array([[ranks, wire, np.median(seconds)] for (ranks, wire), seconds in sorted(found.items())])
 
 
