@@ -165,9 +165,8 @@ def collectives(folder: Path, device: str, op: str) -> Floats:
             wire = buffer_bytes * (ranks - 1) / ranks * (2 if op == "all_reduce" else 1)
             seconds, link = float(row["latency_ms"]) * 1e-3, LINKS[_device(device).link]
             most = link.bytes_per_s * (IN_SWITCH if op == "all_reduce" else 1.0)
-            refuse_bytes(
-                f"kernels_comm_aiconfigurator.csv: {op} over {ranks}, {wire:.3g} B", wire, seconds, most, device
-            )
+            what = f"kernels_comm_aiconfigurator.csv: {op} over {ranks}, {wire:.3g} B"
+            refuse_bytes(what, wire, seconds, most, f"the link of {device}")
             found.setdefault((ranks, wire), []).append(seconds)
     return np.array([[ranks, wire, np.median(seconds)] for (ranks, wire), seconds in sorted(found.items())])
 

@@ -60,5 +60,5 @@ def test_a_published_collective_above_its_link_s_rate_is_refused(tmp_path: Path)
     header = "source,device,nccl_or_fw_version,op,nccl_dtype,num_gpus,scope,bytes,latency_ms,busbw_GBps\n"
     row = "x,NVIDIA A100-SXM4-80GB,2.27.3,all_gather,half,2,intra-node,134217728,0.1,671\n"
     (tmp_path / "kernels_comm_aiconfigurator.csv").write_text(header + row)
-    with pytest.raises(InputError, match="all_gather over 2, .* 671 GB/s .* above the 300 of the link of NVIDIA A100"):
+    with pytest.raises(InputError, match=r"all_gather over 2, .* 671 GB/s .* above the 300 of the link of NVIDIA A100"):
         rows.collectives(tmp_path, "NVIDIA A100-SXM4-80GB", "all_gather")
