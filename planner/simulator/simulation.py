@@ -45,10 +45,10 @@ from planner.simulator.topology import Floats, Topology
 from planner.simulator.trace import Counter, Place, Recorder, Trace
 
 BUSIEST = 8
-MOST_SPLITS = 8
-"""After so many splits of coarse classes the equitable ones are played, …"""
 FEWER = 3
-"""… and unless coarse classes are so many times fewer."""
+"""Unless coarse classes are so many times fewer than equitable ones, these are played …"""
+LOST = 4
+"""… and where plays that failed have taken more than one such part of what these took up to there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,8 +249,9 @@ def played(setup: Setup, *, fold: bool = True, trace: bool = False) -> tuple[Pla
     about = setup.topology, setup.different
     fine = equitable(*about, setup.scale) if fold else singletons(setup.topology.ranks)
     partition = coarse(*about, setup.scale) if fine.classes > 1 and fold else fine
-    for splits in range(MOST_SPLITS + 1):
-        if partition.classes * FEWER > fine.classes or splits == MOST_SPLITS:
+    spent = 0  # rank classes times events of the plays that failed
+    while True:
+        if partition.classes * FEWER > fine.classes:
             partition = fine
         playback, forward = setup.playback(partition), FastForward()
         playback.recorder = Recorder(playback.network) if trace else None
@@ -261,6 +262,9 @@ def played(setup: Setup, *, fold: bool = True, trace: bool = False) -> tuple[Pla
             variants = playback.network.variants
             assert variants is not None
             partition = split(*about, partition, variants.ranks(unlike.kinds))
+            spent += playback.network.partition.classes * playback.events
+            if spent * LOST > fine.classes * playback.events:
+                partition = fine
     return playback, forward.jumps
 
 
