@@ -102,8 +102,10 @@ class Framework:
     dummy_gradient_bytes: int = 0  # per weight of each distinct shape: placeholders that autograd is handed
     whole_loss: bool = False  # logits of all of a rank's tokens at once, whatever the strategy's chunk
     loss_bytes: int | None = None  # traffic per logit of a loss without chunks; `None`: autograd's in fp32
-    drops_gradients: bool = False  # below ZeRO-3: gradients are dropped after a step and come as activations go
+    drops_gradients_to: int | None = None  # ZeRO stage up to which a step drops gradients: they come as activations go
     logit_bytes: int | None = None  # held per logit at the loss; `None`: b for logits and gradient, twice fp32
+    expandable_segments: bool = False  # the allocator's segments grow: freed memory joins, whatever its sizes were
+    copy_streams: int = 0  # streams that copies of chunks take in turn, each with a pool of its own
     zero_1_as_2: bool = False  # gradients are sharded as they are reduced, so that ZeRO-1 runs as ZeRO-2 (FSDP)
     owned_tensors: int = 0  # ZeRO-1: a layer's tensors, dealt out to owners, who update and broadcast them one by one
     update_calls: int = 1  # of the host for each tensor: 1 is PyTorch's foreach AdamW, which goes through lists of them

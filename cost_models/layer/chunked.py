@@ -82,6 +82,24 @@ def host_chunk_bytes(sizes: RankSizes) -> Number:
     return queries * (sizes.width + 4) + (2 * output + kv) * sizes.width + 4 * lse + _normed_bytes(sizes, 1)
 
 
+def stream_bytes(sizes: RankSizes) -> Number:
+    """What one stream's pool ends up with where streams are taken in turn, the mean of four roles (of copies and of the
+    normed input, forward and backward).
+
+    Forward copies: two chunks of k and v, one of q, output and log-sum-exp. Backward copies: two of q, output, its
+    gradient, fp32 dQ, log-sum-exp, k and v; fp32 sums of dK and dV; three copies in an exchange. The others: output and
+    log-sum-exp; two chunks of the normed input and the joined weight's gradient in fp32.
+    """
+    tokens, many = chunks(sizes)
+    queries, output, kv, lse = _tensors(sizes, tokens)
+    width, hidden = sizes.width, sizes.workload.model.hidden
+    forward = (2 * kv + queries + output) * width + 4 * lse
+    backward = 2 * (queries * (width + 4) + 2 * output * width + kv * width + 4 * lse) + 4 * kv + 3 * output * width
+    weight = hidden * (sizes.q_width + 2 * sizes.kv_width) * 4 if sizes.workload.trains_weights else 0
+    others = output * width + 4 * lse + 2 * _normed_bytes(sizes, many) + weight
+    return (forward + backward + others) / 4
+
+
 def chunk_working_bytes(sizes: RankSizes) -> Number:
     """Bytes that attention's backward pass adds to the layer's tensors: full rows, and the buffers of one block.
 

@@ -13,27 +13,16 @@ from cost_models.hardware.device import Device
 from cost_models.layer.sizes import RankSizes
 from cost_models.layer.stages import at_stage, end_stages, is_mixed, stage
 from cost_models.memory import peaks
+from cost_models.memory.buffers import communication_bytes, context_bytes
+from cost_models.memory.fragments import fragment_bytes
 from cost_models.memory.peaks import Peak, final_norm_input, kept_bytes, microbatches_in_flight
 from cost_models.memory.states import states
 from cost_models.number import Number, larger, pick, smaller, somewhere
 from cost_models.strategy import LayerRange
 
-CONTEXT_BYTES = {"gpu": 640 * 2**20, "cpu": 450 * 2**20}
-"""CUDA context and cuBLAS workspaces; on a CPU the interpreter with its libraries. Estimates."""
-GROUP_BYTES = {"gpu": 192 * 2**20, "cpu": 2**20}
-"""Buffers of one process group of more than one rank (NCCL channels; gloo's pairs). Estimates."""
-SLACK = 0.03
-"""Share of the dynamic memory lost to fragmentation. Estimate."""
-
-
-def context_bytes(device: Device) -> int:
-    """Of CONTEXT_BYTES, what this device has."""
-    return CONTEXT_BYTES["cpu" if device.architecture == "cpu" else "gpu"]
-
 
 def components(sizes: RankSizes, activations: Number, moment: Peak, device: Device) -> dict[str, Number]:
     """Components in bytes. `activations`: kept by all layers together; `moment`: the highest of the step."""
-    kind = "cpu" if device.architecture == "cpu" else "gpu"
     parts = {
         **states(sizes),
         "gathered": moment.gathered,
@@ -43,9 +32,8 @@ def components(sizes: RankSizes, activations: Number, moment: Peak, device: Devi
         "vision": _vision(sizes),
         "cache": _cache(sizes),
     }
-    dynamic = sum(parts[name] for name in ("gathered", "activations", "working", "logits", "vision"))
-    parts["fragments"] = SLACK * dynamic
-    parts["communication"] = _communication(sizes, GROUP_BYTES[kind])
+    parts["fragments"] = fragment_bytes(sizes, activations, moment, device)
+    parts["communication"] = communication_bytes(sizes, device)
     parts["context"] = context_bytes(device) + 0 * sizes.tokens
     return parts
 
@@ -91,13 +79,6 @@ def _cache(sizes: RankSizes) -> Number:
     latent = sizes.workload.model.latent
     columns = 2 * sizes.kv_width if latent is None else latent.kv_rank + latent.rope_dim
     return tokens * columns * sizes.width * sizes.workload.model.layers // sizes.degrees.pipeline
-
-
-def _communication(sizes: RankSizes, group_bytes: int) -> Number:
-    degrees = sizes.degrees
-    axes = (degrees.ulysses, degrees.ring, degrees.shard, degrees.replicate, degrees.tensor, degrees.pipeline,
-            degrees.expert)  # fmt: skip
-    return sum(pick(size > 1, group_bytes, 0) for size in axes)
 
 
 def peak(sizes: RankSizes, ranges: tuple[LayerRange, ...], device: Device) -> dict[str, Number]:

@@ -167,14 +167,16 @@ def _products(sizes: RankSizes) -> Number:
 
 
 def root_gradients(sizes: RankSizes, kept: Number) -> Peak:
-    """Whole gradients of the root, and their copy for the reduction, in place of its gathered weights."""
+    """Whole gradients of the root, and their copy for the reduction, in place of its gathered weights; and all
+    gradients that the step has made by then, where none were there before."""
     full, reduced = sizes.gradient_bytes, sizes.reduced_bytes
     vision, trained = sizes.workload.model.vision, smaller(sizes.trained_root_params, root_params(sizes))
     if vision is not None:
         trained = trained + (vision.embedding_params if sizes.trains("tower") else 0)
         hidden = sizes.workload.model.hidden
         trained = trained + (vision.projector_params(hidden) if sizes.trains("projector") else 0)
-    return Peak(name="root gradients", working=larger(trained * (full + reduced) - kept, 0))
+    made = trained * (full + reduced) + dropped_gradients(sizes)
+    return Peak(name="root gradients", working=larger(made - kept, 0))
 
 
 def _head_gradient(sizes: RankSizes) -> Number:

@@ -70,9 +70,10 @@ def _gradients(sizes: RankSizes) -> Number:
 
 def dropped_gradients(sizes: RankSizes) -> Number:
     """Gradients that are not there while activations are: dropped after each step of one microbatch."""
-    if not sizes.framework.drops_gradients or sizes.workload.mode != "train":
+    stage = sizes.framework.drops_gradients_to
+    if stage is None or sizes.workload.mode != "train" or sizes.degrees.offload_states != "none":
         return 0
-    return pick(both(sizes.degrees.microbatches == 1, sizes.degrees.zero < 3), _gradients(sizes), 0)
+    return pick(both(sizes.degrees.microbatches == 1, sizes.degrees.zero <= stage), _gradients(sizes), 0)
 
 
 def root_params(sizes: RankSizes) -> Number:

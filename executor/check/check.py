@@ -28,6 +28,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from cost_models.errors import InputError
+from cost_models.framework import OURS
 from cost_models.units import show_bytes
 from executor.check.footprint import Footprint
 from executor.launch.requirements import unsupported
@@ -123,7 +124,8 @@ def _count(plan: Plan, rank: int, config: LongVilaConfig, tell: Callable[[str], 
         if plan.workload.precision.master == "fp64":
             getattr(model, part).double()
     wrapped, batch = sharding.wrap(model), row(plan, config, sharding)
-    footprint = Footprint("gathered", apart=("gradients",))
+    # Of several microbatches the last one's peak has all gradients below it; they are added to the count.
+    footprint = Footprint("gathered", apart=() if _drops_gradients(plan) else ("gradients",))
     with FakeTensorMode(allow_non_fake_inputs=True), footprint, footprint.following_resizes():
         materialise(wrapped, torch.device("cpu"))
         for parameter in wrapped.parameters():
@@ -184,12 +186,15 @@ def _components(
 ) -> tuple[Component, ...]:
     """Kept components as they are between forward and backward; transient ones at the peak, less what is kept.
 
-    Gradients are resident from the second microbatch on, so all of them count, whatever exists at the peak.
+    Gradients are resident from the second microbatch on, so all of them count, whatever exists at the peak. A step of
+    one microbatch starts without any, and the transient ones are among them.
     """
     counted = {name: states[name] for name in ("parameters", "gradients", "optimizer")}
+    dropped = _drops_gradients(plan)
+    counted["gradients"] *= not dropped
     counted |= {name: after[name] for name in ("activations", "vision")}
     resident = counted["parameters"] + counted["activations"] + counted["vision"]
-    highest = max(sum(peak.values()) - peak["gradients"] for peak in peaks)
+    highest = max(sum(peak.values()) - peak["gradients"] * (not dropped) for peak in peaks)
     planned = plan.cost.memory
     rows = [Component(name=name, planned_bytes=planned.get(name, 0), counted_bytes=counted[name]) for name in KEPT]
     transient = sum(planned.get(name, 0) for name in TRANSIENT)
@@ -198,6 +203,10 @@ def _components(
     )
     total = sum(part.planned_bytes for part in rows), sum(part.counted_bytes for part in rows)
     return (*rows, Component(name="total of these", planned_bytes=total[0], counted_bytes=total[1]))
+
+
+def _drops_gradients(plan: Plan) -> bool:
+    return plan.strategy.microbatches == 1 and OURS.drops_gradients_to is not None
 
 
 def report(plan: Plan, rank: int, as_json: bool) -> str:

@@ -113,5 +113,11 @@ def _backend(request: Request, plan: Plan) -> str:
 
 
 def rank_environment(threads: int) -> dict[str, str]:
-    """Make threads sleep while they wait: ranks share cores, and one that spins takes time from the others."""
-    return {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"}
+    """Make threads sleep while they wait: ranks share cores, and one that spins takes time from the others. PyTorch's
+    segments of device memory grow, so that what one tensor freed serves others of any size."""
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "PYTHONUNBUFFERED": "1",
+        "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+    }

@@ -21,7 +21,7 @@ from msgspec import Struct, structs
 from numpy.typing import NDArray
 
 from cost_models.errors import InputError
-from cost_models.memory.components import GROUP_BYTES
+from cost_models.memory.buffers import most_ring_and_shard_bytes
 from cost_models.number import distinct, smaller
 from cost_models.strategy import Axis, Strategy
 from cost_models.timing.cluster_costs import ClusterCosts
@@ -217,7 +217,7 @@ class Tree:
         )
         ranks = self.data[some.family] * self.ulysses[some.family] * some.first * self.model_parallel
         room = self.capacity_bytes(ranks)[:, None]
-        spare = np.where(single, 0, 2 * GROUP_BYTES["gpu"])[:, None]  # a range may hold groups of one rank
+        spare = np.where(single, 0, most_ring_and_shard_bytes(kernels.device))[:, None]  # groups may be of one rank
         least = priced.least_bytes().min(axis=-1) - spare
         if self.objective == "memory":
             return np.where(least <= room, least, np.inf), least

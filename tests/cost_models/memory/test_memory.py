@@ -24,19 +24,22 @@ LAYER = 64 * (64 * 2 + 32 * 2) + 3 * 64 * 128 + 2 * 64
 ROOT = 2 * 64 * 1000 + 64
 ROW = 40 * 1024
 CLUSTER = Cluster.load("dgx-h100", gpus=8)
+RESIDENT = replace(OURS, drops_gradients_to=None)
 ZERO_1 = replace(OURS, zero_1_as_2=False)
+KEEPS = replace(ZERO_1, drops_gradients_to=None)
 """ZeRO-1 as Megatron has it: gradients reduced once a step."""
 
 
 def of(policy="none", chunk=128, tokens=1024, model=SMALL, **given):
     layers = (LayerRange(recompute=policy, count=model.layers),)
     strategy = Strategy(ulysses=2, shard=2, layers=layers, loss_chunk_tokens=chunk, **given)
-    return price(CLUSTER, Workload(model, context_tokens=tokens), strategy)
+    return price(CLUSTER, Workload(model, context_tokens=tokens, global_batch=strategy.microbatches), strategy)
 
 
 def test_states():
     found, params = of().memory, 2 * LAYER + ROOT
-    assert found["parameters"] == found["gradients"] == 4 * params / 2
+    assert found["parameters"] == 4 * params / 2 and found["gradients"] == 0
+    assert of(microbatches=2).memory["gradients"] == 4 * params / 2  # they wait for the next microbatch
     assert found["optimizer"] == 8 * params / 2
 
 
@@ -58,7 +61,8 @@ def test_a_layer_s_backward_pass():
     again = TOKENS * (2 * (64 * 8 + 4) + 2 * 64 + 2 * 2 * 32 + 2 * 64 + 4 * 4 + 2 * 64 + 4 * 2 * 128)
     products = TOKENS * 2 * 128 * 2 + 2 * 64 * 128 + TOKENS * 2 * 64  # two of f, down's gradient, the residual's
     passing = 4 * LAYER - TOKENS * 2 * 64  # the layer before: its gradients' copy, less its input
-    assert cost.memory["working"] == again + products + passing + ROW
+    made = 4 * (2 * LAYER + ROOT) / 2 - TOKENS * 2 * 2 * 64  # all gradients, less the inputs that are gone by then
+    assert cost.memory["working"] == again + products + passing + made + ROW
     assert cost.memory["gathered"] == 2 * (ROOT + 2 * LAYER)
     assert cost.memory["logits"] == 2 * 64 * 1000
 
@@ -75,7 +79,7 @@ def test_the_loss(chunk):
 def test_the_reduction_of_the_root_s_gradients():
     """bf16 and its fp32 copy, when the inputs of both layers are gone."""
     found = peaks.root_gradients(RankSizes(Workload(SMALL, context_tokens=1024), Strategy(ulysses=2, shard=2)), 1000)
-    assert found.total == ROOT * (2 + 4) - 1000
+    assert found.total == ROOT * (2 + 4) + 4 * (2 * LAYER + ROOT) / 2 - 1000
 
 
 def test_the_vision_side():
@@ -113,9 +117,10 @@ def test_the_first_stage_holds_no_logits():
 def test_dropped_gradients_come_while_activations_go():
     work = Workload(SMALL, context_tokens=1024)
     strategy = Strategy(ulysses=2, shard=2, zero=1)
-    drops = RankSizes(work, strategy, replace(OURS, drops_gradients=True))
+    drops = RankSizes(work, strategy, replace(OURS, drops_gradients_to=2))
     assert states(drops)["gradients"] == 0
-    assert dropped_gradients(drops) == states(RankSizes(work, strategy))["gradients"]
+    assert dropped_gradients(drops) == states(RankSizes(work, strategy, RESIDENT))["gradients"]
+    assert dropped_gradients(RankSizes(work, replace(strategy, zero=3), drops.framework)) == 0
     several = RankSizes(replace(work, global_batch=2), replace(strategy, microbatches=2), drops.framework)
     assert dropped_gradients(several) == 0
 
@@ -149,7 +154,7 @@ def test_arrays_are_the_numbers_side_by_side():
 
 
 def test_an_offloaded_input_is_there_again_in_backward():
-    shape = RankSizes(Workload(SMALL, context_tokens=1024), Strategy(ulysses=2, shard=2, zero=1), ZERO_1)
+    shape = RankSizes(Workload(SMALL, context_tokens=1024), Strategy(ulysses=2, shard=2, zero=1), KEEPS)
     here, away = (LayerRange(recompute="full", offload=where, count=1) for where in ("none", "activations"))
     back = peaks.layer_backward(shape, away).total - peaks.layer_backward(shape, here).total
     assert back == TOKENS * 64 * 2  # kept here, it is among the activations

@@ -1,0 +1,70 @@
+"""What the caching allocator holds and no tensor uses, when a step's memory is highest.
+
+    segments      B + 1.6 K        expandable segments   B        a CPU   3% of what comes and goes
+    B    blocks outside the layers that come and go, each in one piece: the logits in the parameter dtype, too small for
+         what follows them in fp32, and the root's gradients copied for their reduction, if no copy of the logits leaves
+         them room; with a loss in chunks a chunk or the head's gradient in fp32, and the root's gradients (of which
+         growing segments keep the larger). Gradients and states settle where those were
+    K    what a layer keeps, in the mean over a rank's layers
+
+PyTorch's allocator gives a tensor of 10 MiB or more a segment of its own, which later tensors of other sizes split.
+1.6 and the rule for B are from that allocator, played on this project's steps (`executor/check/allocator.py`), and were
+not fitted to a published row; SimuMax's 24 reserved peaks of Megatron are met within 4%. Bytes of one rank. Left out:
+pools of further streams (but `copy_streams`), and that an allocator near the card's end gives cached segments back and
+asks again, which costs time.
+"""
+
+from __future__ import annotations
+
+from cost_models.hardware.device import Device
+from cost_models.layer.chunked import stream_bytes
+from cost_models.layer.sizes import RankSizes
+from cost_models.memory.peaks import Peak
+from cost_models.memory.states import root_params
+from cost_models.number import Number, both, larger, pick, smaller
+
+KEPT_SHARE = 1.6
+CPU_SHARE = 0.03
+"""Of glibc's: an estimate."""
+
+
+def fragment_bytes(sizes: RankSizes, activations: Number, moment: Peak, device: Device) -> Number:
+    """`activations`: kept by all layers of the rank together; `moment`: the highest of the step."""
+    if device.architecture == "cpu":
+        return CPU_SHARE * (moment.total + activations)
+    if sizes.workload.mode != "train":
+        return moment.working + moment.logits
+    block = large_blocks(sizes)
+    if sizes.framework.expandable_segments:
+        return block
+    mean = activations * sizes.degrees.pipeline / sizes.workload.model.layers
+    return block + KEPT_SHARE * mean + _stream_pools(sizes)
+
+
+def large_blocks(sizes: RankSizes) -> Number:
+    """B of the table above."""
+    if sizes.stage is not None and not sizes.stage.last:
+        return 0 * sizes.tokens
+    model, wide, chunk = sizes.workload.model, max(4, sizes.width), sizes.degrees.loss_chunk_tokens
+    vocab, root = model.vocab // sizes.degrees.tensor, _reduced_root(sizes)
+    if chunk is None:
+        logits = sizes.tokens * vocab
+        return logits * sizes.width + pick(root > logits * wide, root, 0)
+    head = model.hidden * vocab * wide if sizes.workload.trains_head else 0
+    loss = larger(smaller(sizes.tokens, chunk) * vocab * wide, head)
+    return larger(loss, root) if sizes.framework.expandable_segments else loss + root
+
+
+def _reduced_root(sizes: RankSizes) -> Number:
+    """The copy of the root's gradients that is reduced in one piece: not where buckets or resident buffers are."""
+    if sizes.framework.bucket_values or sizes.framework.accumulator is not None:
+        return 0
+    reduced = smaller(sizes.trained_root_params, root_params(sizes)) * sizes.reduced_bytes
+    return pick(both(sizes.degrees.zero >= 2, sizes.degrees.shard > 1), reduced, 0)
+
+
+def _stream_pools(sizes: RankSizes) -> Number:
+    """Each stream has a pool of its own, and keeps there what its copies of chunks once needed."""
+    if sizes.degrees.attention_chunk_tokens is None:
+        return 0
+    return sizes.framework.copy_streams * stream_bytes(sizes)
