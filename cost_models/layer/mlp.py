@@ -103,8 +103,9 @@ def _sliced(sizes: RankSizes) -> Table:
     slices, row = sizes.tokens / tokens, sizes.tokens * sizes.workload.model.hidden * sizes.width
     first, last, weights = norm(sizes, "sliced norm"), residual(sizes, "sum", 0), _weight_gradient_bytes(sizes)
     inside = _activation(sizes, tokens)
+    own = 0 if inside.freed is None else inside.freed
     inside = inside._replace(
-        working=(inside.working[0], inside.working[1] + inside.freed + 2 * matrices * weights + row),
+        working=(inside.working[0], inside.working[1] + own + 2 * matrices * weights + row),
         freed=-matrices * weights - row,
     )
     each = [*maps(sizes, "up", tokens), inside, *maps(sizes, "down", tokens)]
