@@ -121,15 +121,14 @@ def _working(sizes: RankSizes) -> Number:
 
 
 def _working_back(sizes: RankSizes) -> Number:
-    """The output's gradient (and before its exchange), dQ (fp32 in a ring), the kernel's dQ, dK, dV, the sum of dK and
-    dV; in a ring the block and the sum that travel, and where it goes on the next of both."""
+    """Output, its exchange, dQ (fp32 in a ring), the kernel's dQ, dK, dV, the sums of dK and dV; in a ring the block and
+    the sum that travel, and where it goes on the next of both."""
     model, width, degrees = sizes.workload.model, sizes.width, sizes.degrees
     lines, wide, ring = sizes.ring_tokens * sizes.rows, max(4, width), degrees.ring > 1
-    exchanged = model.v_dim * pick(degrees.ulysses > 1, 2 * width, width)
-    queries = model.head_dim * (width + pick(ring, wide, width)) + exchanged
+    queries = model.head_dim * (width + pick(ring, wide, width)) + model.v_dim * 2 * width
     further = pick(degrees.ring > 2, width + DTYPE_BYTES[degrees.grad_ring_dtype], 0)
     kv = lines * sizes.kv_heads * (model.head_dim + model.v_dim)
-    return lines * sizes.heads * queries + kv * (width + pick(ring, 2 * wide + width + further, width))
+    return lines * sizes.heads * queries + kv * (width + pick(ring, 2 * wide + width + further, 2 * width))
 
 
 def attention_phases(

@@ -49,17 +49,17 @@ def peak(sizes: RankSizes, layers: Iterable[LayerRange | str | tuple[RankSizes, 
     """The highest moment of a step whose layers have these policies (or ranges, or ranges of a kind). Without `layers`
     it is the highest moment outside the layers.
 
-    What comes while activations go (gradients) is counted above the least that any policy keeps, so that the sum of
-    kept activations and this moment is linear in the layers of each policy.
+    What comes while activations go (gradients) is counted above what all layers keep if all have a policy, the least of
+    those that are there: at most too much, and the sum of kept activations and this moment is linear in the layers of
+    each policy.
     """
     if sizes.workload.mode != "train":
         return forward(sizes)
-    highest = _higher(loss(sizes), root_gradients(sizes, least_kept(sizes)))
+    highest = loss(sizes)
     for one in layers:
         here, part = one if isinstance(one, tuple) else (sizes, one)
         highest = _higher(highest, layer_backward(here, part))
-        if not isinstance(part, str) and part.offload != "none":
-            highest = _higher(highest, root_gradients(sizes, 0))
+        highest = _higher(highest, root_gradients(sizes, _kept_by_all(sizes, part)))
     return replace(highest, working=highest.working + always(sizes))
 
 
@@ -146,7 +146,7 @@ def layer_backward(sizes: RankSizes, part: LayerRange | str) -> Peak:
     passing = larger(trained * reduced - kept_bytes(sizes, part), 0)
     inside = larger(again + _products(sizes) + passing, trained * (full + reduced))
     offloaded = not isinstance(part, str) and part.offload != "none"
-    late = larger(dropped_gradients(sizes) - (0 if offloaded else least_kept(sizes)), 0)
+    late = larger(dropped_gradients(sizes) - _kept_by_all(sizes, part), 0)
     inside = larger(inside - final_norm_input(sizes), 0)  # gone, and counted as kept
     inside = inside + sizes.row_bytes * (offloaded + (sizes.framework.reentrant and recompute == "full"))
     inside = (
@@ -195,6 +195,11 @@ def _gathered(sizes: RankSizes, layers: int) -> Number:
         root = root + vision.embedding_params + vision.projector_params(sizes.workload.model.hidden)
     full = (root + layers * (sizes.layer_params + sizes.expert_params)) * sizes.width
     return pick(sizes.degrees.zero == 3, full, 0)
+
+
+def _kept_by_all(sizes: RankSizes, part: LayerRange | str) -> Number:
+    """What all layers of a rank keep if all have this policy."""
+    return sizes.stage_total(lambda here: kept_bytes(here, part))
 
 
 def least_kept(sizes: RankSizes) -> Number:

@@ -220,14 +220,14 @@ def test_two_clocks_of_one_device_are_two_devices() -> None:
 
 
 def test_published_headline_on_256_gpus() -> None:
-    """LongVILA-8B, 2M tokens, batch 1 on 32 DGX-H100: the whole cluster in one context group, no recompute."""
+    """LongVILA-8B, 2M tokens, batch 1 on 32 DGX-H100: the whole cluster in one context group, little recompute."""
     work = Workload(Model.load("longvila-8b"), context_tokens=2 * 2**20)
     found = solve(Cluster.load("dgx-h100", nodes=32), work, room=AS_PRICED)
     best = found.best[0]
     assert best.strategy.context == 256
     assert best.strategy.ulysses in (8, 16), "head exchange within a node, or a pair of them"
     kept = {part.recompute: part.count for part in best.strategy.layers}
-    assert kept["none"] >= 28, "buffers of the exchange take what a few layers' MLPs keep"
+    assert kept["none"] >= 26, "NCCL's buffers and the root's copy (5.5 GiB more than once thought) are 6 layers' MLPs"
     groups = best.placement.slot_of_rank.reshape(best.strategy.ring, best.strategy.ulysses)
     assert all(len(set(group)) == best.strategy.ulysses // 8 for group in groups.tolist()), "groups lie scattered"
     assert found.gap < 4e-3  # the bound has shards of 8 and rings of 8 inside nodes at once; see docs/planner.md

@@ -110,13 +110,13 @@ def test_rows_in_standard_columns_need_no_time(tmp_path):
     assert [one.printed_tokens for one in report.limits] == [65536] and report.limits[0].predicted_tokens > 16
 
 
-def test_reserved_memory_is_allocated_memory_with_slack_and_without_the_context():
+def test_reserved_memory_of_megatron_is_met_within_five_percent():
+    """No row was fitted: fragments come from the allocator played on this project's steps."""
     (report,) = score(["train_simumax_b200"], FOLDER)
     rows = [one for one in report.verdicts if one.measured_reserved_bytes is not None]
     assert len(rows) == report.reserved_errors().rows == 24
     assert all(one.measured_bytes < one.measured_reserved_bytes for one in rows)
-    case = case_of(read("train_simumax_b200")[0])
-    found = price_of(case)
-    dynamic = sum(found.memory[name] for name in ("gathered", "activations", "working", "logits", "vision"))
-    assert reserved_bytes(found) - allocated_bytes(found) == pytest.approx(0.03 * dynamic, abs=1)
+    assert report.reserved_errors().median < 0.02 and report.reserved_errors().worst < 0.05
+    found = price_of(case_of(read("train_simumax_b200")[0]))
+    assert reserved_bytes(found) - allocated_bytes(found) == found.memory["fragments"]
     assert "train_simumax_b200, reserved | 24 |" in markdown([report])
