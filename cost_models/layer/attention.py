@@ -121,8 +121,8 @@ def _working(sizes: RankSizes) -> Number:
 
 
 def _working_back(sizes: RankSizes) -> Number:
-    """Output, its exchange, dQ (fp32 in a ring), the kernel's dQ, dK, dV, the sums of dK and dV; in a ring the block and
-    the sum that travel, and where it goes on the next of both."""
+    """Output, its exchange, dQ (fp32 in a ring), the kernel's dQ, dK, dV, the sums of dK and dV; in a ring the block
+    and the sum that travel, and where it goes on the next of both."""
     model, width, degrees = sizes.workload.model, sizes.width, sizes.degrees
     lines, wide, ring = sizes.ring_tokens * sizes.rows, max(4, width), degrees.ring > 1
     queries = model.head_dim * (width + pick(ring, wide, width)) + model.v_dim * 2 * width
