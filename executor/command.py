@@ -66,6 +66,8 @@ def _node_rank(text: str | None) -> int | None:
 @click.option("--backend", type=click.Choice(["gloo", "nccl"]), help="Refuse the plan if it needs the other one.")
 @click.option("--timeout", "timeout_s", default=600.0, show_default=True, type=click.FloatRange(5, 86400),
               help="Seconds for the ranks to meet, and for one collective.")  # fmt: skip
+@click.option("--silence", "silence_s", default=20.0, show_default=True, type=click.FloatRange(1, 86400),
+              help="A rank that is not heard of for so many seconds ends the job.")  # fmt: skip
 @click.option("--trace", type=click.Path(path_type=Path, file_okay=False),
               help="Profile a few steps of every rank into this folder, for `plan compare`.")  # fmt: skip
 def launch(

@@ -26,6 +26,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
@@ -38,10 +39,13 @@ from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCP
 from torch.distributed.rendezvous import rendezvous
 
 from cost_models.errors import InputError
+from executor.launch.launch import SILENCE_S
+from executor.launch.liveness import ROUNDS, End, announce, beat_of, in_time, kill_sibling, own_connection
 from longvila.job import JobError
 from planner.exports.torchrun import PORT
 
 _CAUSE_FIRST_S = 1.0
+_PREFIX = "mmsp"
 _STOPS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
@@ -57,6 +61,8 @@ class Team:
     nodes: int = 1
     master: str = "127.0.0.1"  # the host of node 0
     port: int | None = None  # None means a free port for one node, PORT for several
+    host: str = "this host"
+    silence_s: float = SILENCE_S
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +79,7 @@ def run_team(function: Callable[[Any], Any], argument: object, team: Team) -> Ou
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     logging.getLogger("torch.multiprocessing").setLevel(logging.CRITICAL)
     store = _meeting_store(team)
+    meeting = PrefixStore(_PREFIX, store)
     logs = _Logs(team)
     heard = [name for name in _STOPS if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN]
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(heard)
@@ -80,7 +87,7 @@ def run_team(function: Callable[[Any], Any], argument: object, team: Team) -> Ou
         role="",
         local_world_size=len(team.ranks),
         entrypoint=_rank,
-        args=(function, argument, os.getpid()),
+        args=(function, argument, os.getpid(), team.silence_s),
         rdzv_handler=_Meeting(store, team),
         max_restarts=0,
     )
@@ -88,6 +95,8 @@ def run_team(function: Callable[[Any], Any], argument: object, team: Team) -> Ou
     agent = LocalElasticAgent(
         spec, logs, start_method="fork" if team.forked else "spawn", log_line_prefix_template="${role_name}"
     )
+    if team.nodes > 1:
+        Thread(target=_end_silent_ranks, args=(own_connection(meeting), team), daemon=True).start()
     try:
         result = agent.run()
     except (SignalException, KeyboardInterrupt):
@@ -100,7 +109,30 @@ def run_team(function: Callable[[Any], Any], argument: object, team: Team) -> Ou
     if not result.is_failed():
         return Outcome(code=0, value=next(iter(result.return_values.values())))
     failure = next(iter(result.failures.values()))
-    return Outcome(code=2 if failure.exitcode == 2 else 1, reason=_reason(failure, team, logs))
+    end = End(code=2 if failure.exitcode == 2 else 1, reason=_reason(failure, team, logs, meeting))
+    if team.nodes > 1:
+        end = _tell_hosts(end, team, meeting)
+    return Outcome(code=end.code, reason=end.reason)
+
+
+def _tell_hosts(end: End, team: Team, meeting: Store) -> End:
+    """The reason that came first of all hosts. Node 0, which holds the store, waits until the others have read it."""
+    end = in_time(lambda: announce(meeting, end), end)
+    in_time(lambda: meeting.add("read", 1))
+    until_s = time.monotonic() + team.silence_s
+    while team.node == 0 and time.monotonic() < until_s and in_time(lambda: meeting.add("read", 0)) != team.nodes:
+        time.sleep(0.1)
+    return end
+
+
+def _end_silent_ranks(meeting: Store, team: Team) -> None:
+    """End this host's ranks once the job has ended: those that are stopped do not read it."""
+    with suppress(RuntimeError):
+        while not meeting.check(["end"]):
+            time.sleep(team.silence_s / ROUNDS)
+        time.sleep(3 * team.silence_s / ROUNDS)
+        for left in multiprocessing.active_children():
+            left.kill()
 
 
 def open_store(timeout_s: float) -> Store:
@@ -108,7 +140,7 @@ def open_store(timeout_s: float) -> Store:
     limit = timedelta(seconds=timeout_s)
     store, _, _ = next(rendezvous("env://", int(variable("RANK")), int(variable("WORLD_SIZE")), timeout=limit))
     store.set_timeout(limit)
-    return PrefixStore("mmsp", store)
+    return PrefixStore(_PREFIX, store)
 
 
 def variable(name: str) -> str:
@@ -137,7 +169,7 @@ def killed(number: int) -> str:
     return f"killed by signal {number} ({signal.Signals(number).name}){hint}"
 
 
-def _rank(function: Callable[[Any], Any], argument: object, agent: int) -> Any:
+def _rank(function: Callable[[Any], Any], argument: object, agent: int, silence_s: float) -> Any:
     """One rank, in a process of its agent. Signals that the agent handles get the default action of the system here."""
     for name in _STOPS:
         signal.signal(getattr(signal, name), signal.SIG_DFL)
@@ -146,40 +178,65 @@ def _rank(function: Callable[[Any], Any], argument: object, agent: int) -> Any:
     try:
         return function(argument)
     except BaseException as error:
-        _record(error, Path(variable("TORCHELASTIC_ERROR_FILE")))
+        _record(one_line(error), "".join(traceback.format_exception(error)))
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError):
                 stream.flush()
-        if isinstance(error, RuntimeError):
-            time.sleep(_CAUSE_FIRST_S)
+        wait_for_cause(error, silence_s)
         os._exit(2 if is_mistake(error) else 1)
 
 
-def _record(error: BaseException, file: Path) -> None:
-    """Write the reason, as torch's agent reads it, into room that was kept for it; then the traceback for people."""
-    at_ns, room = time.time_ns(), file.with_suffix(".room")
-    reason = {"message": one_line(error), "extraInfo": {"timestamp": at_ns // 10**9}}
+def wait_for_cause(error: BaseException, silence_s: float) -> None:
+    """A lost connection is a consequence: give those who know its cause time to end this process."""
+    if isinstance(error, RuntimeError):
+        lost = "gloo" in str(error) and "imed out" not in str(error)
+        time.sleep(1.5 * silence_s if lost else _CAUSE_FIRST_S)
+
+
+def leave(host: str, end: End) -> None:
+    """End this process, and a silent one of its host, for a reason that is the whole job's."""
+    _record(end.reason, whole=True)
+    kill_sibling(end, host)
     with suppress(OSError):
-        with room.open("r+", encoding="utf-8") as start:
-            start.write(json.dumps({"message": reason, "at_ns": at_ns}))
-        room.replace(file)
-        file.with_suffix(".traceback").write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        print(f"executor: {end.reason}", file=sys.stderr, flush=True)
+    os._exit(end.code)
 
 
-def _reason(failure: ProcessFailure, team: Team, logs: _Logs) -> str:
+def _record(reason: str, trace: str = "", whole: bool = False) -> None:
+    """Write the reason, as torch's agent reads it, into room that was kept for it; then the traceback for people.
+
+    A reason is this rank's, or the `whole` job's.
+    """
+    file, at_ns = Path(os.environ.get("TORCHELASTIC_ERROR_FILE", os.devnull)), time.time_ns()
+    room = file.with_suffix(".room")
+    message = {"message": reason, "extraInfo": {"timestamp": at_ns // 10**9}}
+    with suppress(OSError):
+        with (room if room.exists() else file).open("r+", encoding="utf-8") as start:
+            start.write(json.dumps({"message": message, "at_ns": at_ns, "whole": whole}).ljust(4096))
+        if room.exists():
+            room.replace(file)
+        if trace:
+            file.with_suffix(".traceback").write_text(trace, encoding="utf-8")
+
+
+def _reason(failure: ProcessFailure, team: Team, logs: _Logs, meeting: Store) -> str:
     """Name the first cause in one line: the rank that the agent saw end, or one that failed before it."""
-    rank, message = team.ranks[failure.local_rank], ""
-    if failure.exitcode < 0:
-        return f"rank {rank} failed: {killed(-failure.exitcode)} (more in {logs.file(rank, 'log')})"
+    rank, log = team.ranks[failure.local_rank % len(team.ranks)], "log"
     records = [(record, rank) for rank in team.ranks if (record := _read(logs.file(rank, "failure")))]
+    for record, _ in records:
+        if record["whole"]:
+            return str(record["message"]["message"])
     if failure.exitcode == 2 and (mistake := _read(logs.file(rank, "failure"))):
         return str(mistake["message"]["message"])
-    if records:
+    if failure.exitcode < 0:
+        message = killed(-failure.exitcode)
+    elif records:
         record, rank = min(records, key=lambda entry: (entry[0]["at_ns"], entry[1]))
-        message = record["message"]["message"]
+        message, log = record["message"]["message"], "traceback"
     else:
         message = f"it ended without a word: exit code {failure.exitcode}"
-    return f"rank {rank} failed: {message} (more in {logs.file(rank, 'traceback' if records else 'log')})"
+    last = in_time(lambda: beat_of(meeting, rank), {}).get("doing", "none")
+    return f"rank {rank} failed: {message} (on {team.host}; last collective: {last}; more in {logs.file(rank, log)})"
 
 
 def _read(file: Path) -> Mapping[str, Any] | None:

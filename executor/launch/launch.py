@@ -21,6 +21,9 @@ from executor.launch.hosts import Binding, Seat, bind, used_slots
 from executor.launch.settings import Settings, check_job, merge
 from planner.plan_file import Plan
 
+SILENCE_S = 20.0
+"""A rank that is not heard of for so long ends the job."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
@@ -37,6 +40,7 @@ class Request:
     port: int | None = None
     backend: str | None = None
     timeout_s: float = 600.0
+    silence_s: float = SILENCE_S
     trace: Path | None = None  # folder for a profiler trace of each rank
 
 

@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import timedelta
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ import click
 from cost_models.errors import InputError
 from cost_models.hardware.machine import Gpu, Host, discover
 from executor.launch.hosts import Seat
-from executor.launch.launch import Launch, Request, prepare, rank_environment
+from executor.launch.launch import SILENCE_S, Launch, Request, prepare, rank_environment
 from executor.launch.settings import check_job
 from executor.launch.tracing import traced
 from planner.plan_file import Plan
@@ -101,6 +102,8 @@ def run(launch: Launch) -> int:
         nodes=len(hosts),
         master=hosts[0] if len(hosts) > 1 else "127.0.0.1",
         port=launch.request.port,
+        host=launch.host,
+        silence_s=launch.request.silence_s,
     )
     outcome = run_team(run_rank, launch, team)
     if outcome.code:
@@ -113,7 +116,8 @@ def run_rank(launch: Launch) -> None:
     import torch
     import torch.distributed as dist
 
-    from executor.launch.agent import open_store, variable
+    from executor.launch.agent import leave, open_store, variable
+    from executor.launch.liveness import Liveness
     from longvila.job import Job
 
     request, plan = launch.request, launch.plan
@@ -121,6 +125,11 @@ def run_rank(launch: Launch) -> None:
     assert launch.host is not None
     seat = launch.binding.seat(launch.host, int(variable("LOCAL_RANK")))
     _agree(launch, seat, store)
+    liveness = Liveness(
+        store, rank=seat.rank, world=plan.strategy.ranks, host=launch.host, silence_s=request.silence_s,
+        leave=partial(leave, launch.host),
+    )  # fmt: skip
+    liveness.start()
     torch.set_num_threads(launch.threads)
     torch.manual_seed(0)
     device = torch.device("cpu")
@@ -143,6 +152,7 @@ def run_rank(launch: Launch) -> None:
         with traced(request.trace, plan, seat.rank, device) as step_done:
             job_main(request.job)(replace(job, step_done=step_done))
     dist.barrier()
+    liveness.done()
     dist.destroy_process_group()
 
 
@@ -186,17 +196,20 @@ def _hosts_here(store: Store, name: str, named: tuple[str, ...]) -> dict[str, Ho
 @click.option("--config")
 @click.option("--set", "sets", multiple=True)
 @click.option("--timeout", "timeout_s", default=600.0)
+@click.option("--silence", "silence_s", default=SILENCE_S)
 @click.option("--trace", type=click.Path(path_type=Path))
 @click.option("--host", help="This host's name, as in --hosts.  [default: its host name]")
 @click.option("--hosts", help="All hosts, in slot order where they are alike.  [default: all that started processes]")
 def main(host: str | None, hosts: str | None, timeout_s: float, **given: Any) -> None:
     """Run this process's rank of PLAN; started by torchrun."""
-    from executor.launch.agent import is_mistake, one_line, open_store, variable
+    from executor.launch.agent import is_mistake, one_line, open_store, variable, wait_for_cause
+    from executor.launch.liveness import End, announce, in_time
 
-    name = host or discover().name
+    name, store = host or discover().name, None
     try:
         named = tuple(hosts.split(",")) if hosts else ()
-        known = _hosts_here(open_store(timeout_s), name, named)
+        store = open_store(timeout_s)
+        known = _hosts_here(store, name, named)
         request = Request(hosts=named or tuple(sorted(known)), host=name, timeout_s=timeout_s, **given)
         world, launch = int(variable("WORLD_SIZE")), prepare(request, known)
         if world != launch.plan.strategy.ranks:
@@ -205,9 +218,14 @@ def main(host: str | None, hosts: str | None, timeout_s: float, **given: Any) ->
     except BaseException as error:
         if not is_mistake(error):
             traceback.print_exc()
-        click.echo(f"executor: {name}, local rank {os.environ.get('LOCAL_RANK', '?')}: {one_line(error)}", err=True)
+            wait_for_cause(error, given["silence_s"])
+        local = f"{name}, local rank {os.environ.get('LOCAL_RANK', '?')}"
+        end = End(reason=f"{local}: {one_line(error)}", code=2 if is_mistake(error) else 1)
+        if store is not None:
+            end = in_time(lambda: announce(store, end), end)
+        click.echo(f"executor: {end.reason}", err=True)
         sys.stderr.flush()
-        os._exit(2 if is_mistake(error) else 1)
+        os._exit(end.code)
 
 
 if __name__ == "__main__":

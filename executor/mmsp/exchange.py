@@ -11,6 +11,7 @@ one sends nothing.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -67,6 +68,18 @@ class Alone:
         return buffer.unsqueeze(0)
 
 
+@dataclass
+class LastTransfer:
+    """The transfer that this process started last: torch keeps a record of collectives, of gloo's transfers none."""
+
+    what: str = "none"
+    group: dist.ProcessGroup | None = None
+    at_ns: int = 0  # of the system's clock, as in torch's record
+
+
+LAST = LastTransfer()
+
+
 @dataclass(frozen=True, kw_only=True)
 class GroupExchange:
     """An exchange over a process group; `ranks` are the global ranks of its members, in the plan's order."""
@@ -85,6 +98,7 @@ class GroupExchange:
         return received
 
     def start_transfer(self, send: Transfers, receive: Transfers) -> Pending:
+        LAST.what, LAST.group, LAST.at_ns = "transfer", self.group, time.time_ns()
         operations = [dist.P2POp(dist.isend, buffer, self.ranks[to], group=self.group) for to, buffer in send]
         operations += [dist.P2POp(dist.irecv, buffer, self.ranks[by], group=self.group) for by, buffer in receive]
         return _InFlight(tuple(dist.batch_isend_irecv(operations)) if operations else (), send, receive)

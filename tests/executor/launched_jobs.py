@@ -37,6 +37,12 @@ def main(job):
             raise JobError(f"checkpoint cannot be written: {fault.strerror}") from None
     if what == "mistake":
         raise JobError("data: no such file; name one that is there")
+    while what == "until_told" and not (out / "told").exists():
+        time.sleep(0.05)
+    while what == "transfer":
+        ring, sent = groups.context.exchange(), torch.zeros(1)
+        ring.start_transfer([(1 - rank, sent)], [(1 - rank, torch.zeros(1))]).wait()
+        time.sleep(0.01)
     if what == "fault" and rank == 1:
         raise ValueError("this rank is broken")
     if what in ("fault", "collective"):

@@ -158,26 +158,30 @@ def test_hosts_that_were_given_other_settings_do_not_start(tmp_path):
 
 
 def _on_two_hosts(folder: Path, *more: list[str]) -> list[tuple[int, str]]:
+    return [(done.returncode, done.stdout + done.stderr) for done in (p.end() for p in two_hosts(folder, *more))]
+
+
+def two_hosts(folder: Path, *more: list[str], what: str = "report") -> list[Command]:
+    """Launches with these options, of 127.0.0.2 and 127.0.0.1."""
     plan = _two_slots(folder)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    started = [
+    return [
         Command(
             "launch",
             plan,
-            *_options(folder),
+            *_options(folder, what),
             "--hosts=127.0.0.2,127.0.0.1",
             f"--node-rank={node}",
             f"--port={port}",
-            "--timeout=20",
+            "--timeout=60",
             f"--run-dir={folder / str(node)}",
             *options,
             folder=folder,
         )
         for node, options in enumerate(more)
     ]
-    return [(done.returncode, done.stdout + done.stderr) for done in (process.end() for process in started)]
 
 
 def _two_slots(folder: Path) -> Path:
