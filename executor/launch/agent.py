@@ -195,17 +195,17 @@ def wait_for_cause(error: BaseException, silence_s: float) -> None:
 
 def leave(host: str, end: End) -> None:
     """End this process, and a silent one of its host, for a reason that is the whole job's."""
-    _record(end.reason, whole=True)
+    told = _record(end.reason, whole=True)
     kill_sibling(end, host)
-    with suppress(OSError):
+    if not told:  # to an agent that shows it
         print(f"executor: {end.reason}", file=sys.stderr, flush=True)
     os._exit(end.code)
 
 
-def _record(reason: str, trace: str = "", whole: bool = False) -> None:
+def _record(reason: str, trace: str = "", whole: bool = False) -> bool:
     """Write the reason, as torch's agent reads it, into room that was kept for it; then the traceback for people.
 
-    A reason is this rank's, or the `whole` job's.
+    A reason is this rank's, or the `whole` job's. Whether it could be written.
     """
     file, at_ns = Path(os.environ.get("TORCHELASTIC_ERROR_FILE", os.devnull)), time.time_ns()
     room = file.with_suffix(".room")
@@ -217,6 +217,8 @@ def _record(reason: str, trace: str = "", whole: bool = False) -> None:
             room.replace(file)
         if trace:
             file.with_suffix(".traceback").write_text(trace, encoding="utf-8")
+        return True
+    return False
 
 
 def _reason(failure: ProcessFailure, team: Team, logs: _Logs, meeting: Store) -> str:

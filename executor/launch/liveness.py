@@ -156,14 +156,14 @@ def last_collective() -> str:
                 group = _distributed_c10d._resolve_process_group(entry["process_group"][0])
     if group is None:
         return what
-    return f"{what} of {group.group_desc} {dist.get_process_group_ranks(group)}"
+    return f"{what} of {group.group_desc.replace('default_pg', 'the world')} {dist.get_process_group_ranks(group)}"
 
 
 def _records() -> bytes:
     """Torch's record of the last collectives, JSON; NCCL's where this torch has NCCL."""
     dump = getattr(_distributed_c10d, "_dump_nccl_trace_json", None) if dist.is_nccl_available() else None
     dump = dump or _distributed_c10d._dump_fr_trace_json  # type: ignore[attr-defined]
-    return bytes(dump()) or b'{}'
+    return bytes(dump()) or b"{}"
 
 
 def kill_sibling(end: End, host: str) -> None:
