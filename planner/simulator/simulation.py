@@ -46,9 +46,8 @@ from planner.simulator.trace import Counter, Place, Recorder, Trace
 
 BUSIEST = 8
 FEWER = 3
-"""Unless coarse classes are so many times fewer than equitable ones, these are played …"""
-LOST = 4
-"""… and where plays that failed have taken more than one such part of what these took up to there."""
+"""Unless coarse classes are so many times fewer than equitable ones, or once plays that failed have taken more than
+these would have up to there, equitable ones are played."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,7 +262,7 @@ def played(setup: Setup, *, fold: bool = True, trace: bool = False) -> tuple[Pla
             assert variants is not None
             partition = split(*about, partition, variants.ranks(unlike.kinds))
             spent += playback.network.partition.classes * playback.events
-            if spent * LOST > fine.classes * playback.events:
+            if spent > fine.classes * playback.events:
                 partition = fine
     return playback, forward.jumps
 
