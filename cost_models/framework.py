@@ -38,7 +38,7 @@ OVERLAP_COST = 0.61
 multiprocessors and memory bandwidth from it. FSDP on 4 A100, H100, MI250 or MI210 (arXiv 2507.03114, abstract):
 overlapped computation is 18.9% slower, and one after the other 10.2% slower than overlapped, so that 1.189 x 1.102 - 1
 = 0.31 of communication costs 0.189. Between nodes NCCL has as many channels as the cards keep busy (`paths.py`,
-`taken`), and takes as much less."""
+`taken_s`), and takes as much less."""
 
 _OF_OPERATORS = (
     "attention", "merge_bytes", "merge_gradient_bytes", "slice_bytes", "widen_bytes", "hop_wait_s", "late_hops",

@@ -269,8 +269,7 @@ def overlap_cost(segment: Segment, paths: Paths) -> Number:
         return 0.0
     taken: Number = 0.0
     for one in segment.sharding:
-        seconds = pick(one.bytes > 0, paths.exchange_s(one.axis, one.op, one.bytes), 0.0)
-        taken = taken + seconds * paths.taken(one.axis)
+        taken = taken + pick(one.bytes > 0, paths.taken_s(one.axis, one.op, one.bytes), 0.0)
     return segment.overlap_cost * taken / larger(_sharding_s(segment, paths), 1e-12)
 
 

@@ -166,13 +166,14 @@ class Paths:
         seconds: Number = pick(path.hops_out > 0, sent_s, 0.0)
         return seconds
 
-    def taken(self, axis: Axis) -> Number:
-        """What a collective of this axis takes from computation, over what one inside a domain takes.
+    def taken_s(self, axis: Axis, op: Op, size: Number) -> Number:
+        """Seconds that a collective would take from computation as much as one inside a domain does."""
+        channels = pick(self.crosses(axis), self._channels(self.axes[axis].local), 1.0)
+        return self.exchange_s(axis, op, size) * channels
 
-        Channels go by the rate of the cards, of which a group has its members' share in a domain.
-        """
-        channels = smaller(1.0, self.axes[axis].local * self.network_bytes_per_s / CHANNELS_BYTES_PER_S)
-        return pick(self.crosses(axis), channels, 1.0)
+    def _channels(self, members: Number) -> Number:
+        """Of a group that leaves its domain, over those inside one: by its members' share of the domain's cards."""
+        return smaller(1.0, members * self.network_bytes_per_s / CHANNELS_BYTES_PER_S)
 
     def crosses(self, axis: Axis) -> Number:
         """Whether anything of this axis leaves its scale-up domain (and so shares the NICs)."""

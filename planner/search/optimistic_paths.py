@@ -29,7 +29,6 @@ from cost_models.program import Op
 from cost_models.strategy import Axis
 from cost_models.timing.cluster_costs import ClusterCosts
 from cost_models.timing.paths import (
-    CHANNELS_BYTES_PER_S,
     HOST_MEMORY_BYTES_PER_S,
     Path,
     Paths,
@@ -202,17 +201,20 @@ class FloorPaths(Paths):
 
     domains: int = 1
 
-    def taken(self, axis: Axis) -> Any:
-        """Whichever takes the fewest multiprocessors: a group spread over all domains has that many members in one."""
-        spread = -(-np.asarray(self.axes[axis].ranks) // self.domains)
-        least = np.minimum(1.0, spread * self.network_bytes_per_s / CHANNELS_BYTES_PER_S)
-        return np.where(np.asarray(self.domains) == 1, 1.0, least)
-
     def _exchange_s(self, axis: Axis, op: Op, size: Any) -> Any:
+        return self._least(axis, op, size, 1.0)
+
+    def taken_s(self, axis: Axis, op: Op, size: Any) -> Any:
+        """Between domains with the fewest channels: a group spread over all of them has that many members in one."""
+        spread = -(-np.asarray(self.axes[axis].ranks) // self.domains)
+        return self._least(axis, op, size, self._channels(spread))
+
+    def _least(self, axis: Axis, op: Op, size: Any, channels: Any) -> Any:
+        """Seconds, those between domains times `channels`."""
         path = self.axes[axis]
         if np.all(np.asarray(path.ranks) == 1):
             return 0.0
-        crossing = crossing_s(op, path, size) + grown_s(op, path, size)
+        crossing = (crossing_s(op, path, size) + grown_s(op, path, size)) * channels
         within = np.minimum(self.inside_s(op, path, size), crossing)
         seconds = np.where(np.asarray(path.hops_out) > 0, crossing, within)
         return np.where(np.asarray(path.ranks) > 1, seconds, 0.0)
