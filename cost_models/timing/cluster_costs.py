@@ -99,7 +99,7 @@ class ClusterCosts:
             host_bytes_per_s=host,
             network_source=self.network_source,
             host_memory_bytes_per_s=memory,
-            network_bytes_per_s=max(map(network_bytes_per_s, self.nodes(runs))),
+            network_bytes_per_s=min(map(network_bytes_per_s, self.nodes(runs))),  # NCCL agrees on the fewest channels
             pace=pace(self.devices(runs), ranks),
         )
 
