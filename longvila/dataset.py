@@ -56,6 +56,7 @@ class Sampling:
 class Document:
     text: Rendered
     media: tuple[Frames, ...]  # in the order of their vision tokens
+    name: str = ""  # of its sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +186,7 @@ class Documents:
         tags = media_tags(sample.turns)
         media = tuple(next(images if tag == "<image>" else videos) for tag in tags) if tags else (*images, *videos)
         rendered = self._writer.document(sample.turns, [len(m.times) for m in media], prompt=prompt)
-        return Document(text=rendered, media=media)
+        return Document(text=rendered, media=media, name=sample.name)
 
     def _clip(self, path: Path, sample: Sample) -> Clip:
         if path not in self._clips:

@@ -1,12 +1,15 @@
-"""Files that are complete or absent: writing them, waiting until they are on the disk, and their digests."""
+"""Files that are complete or absent: writing them, waiting for the disk, their digests, and folders of one process."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import json
 import os
+import socket
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from longvila.job import JobError
@@ -43,6 +46,27 @@ def digest(file: Path) -> str:
     """SHA-256 of a file's content, in hexadecimal."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Make a folder, and hold it for this process alone; the system gives it free when the process ends, in any way."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        claim = (folder / "claim.json").open("a+", encoding="utf-8")
+    except OSError as fault:
+        raise JobError(f"{folder} cannot be written: {fault.strerror}") from None
+    with claim:
+        try:
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            claim.seek(0)
+            raise JobError(f"another job writes to {folder}: {claim.read()}; name another folder") from None
+        claim.truncate(0)
+        with suppress(OSError):  # a full disk: the claim holds, it only has no name
+            claim.write(json.dumps({"host": socket.gethostname(), "process": os.getpid()}))
+            claim.flush()
+        yield
 
 
 @contextmanager

@@ -50,14 +50,19 @@ class Optimizer:
         self._adam = torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=betas, eps=eps, fused=True)
 
     def step(self, lr: float, clip: float | None) -> float:
-        """One update from the accumulated gradients, which are then dropped; returns their norm before clipping."""
+        """One update from the accumulated gradients, which are then dropped; returns their norm before clipping.
+
+        A norm that is not finite updates nothing.
+        """
         for name, p in self._parameters.items():
             if self._masters[name] is not p:
                 self._masters[name].grad = None if p.grad is None else p.grad.float()
         grads = [p.grad for p in self._masters.values() if p.grad is not None]
         norm = global_norm(grads)
+        if not torch.isfinite(norm):  # the host waits for it once a step, here
+            return float(norm)
         if clip is not None and grads:
-            torch._foreach_mul_(grads, (clip / norm).clamp(max=1.0))  # on the device: nobody waits for the norm here
+            torch._foreach_mul_(grads, (clip / norm).clamp(max=1.0))
         for group in self._adam.param_groups:
             group["lr"] = lr
         self._adam.step()

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,7 @@ from longvila import checkpoint, dataset
 from longvila.assemble import PARTS, build_model, build_writer, model_config, precision
 from longvila.config import LongVilaConfig
 from longvila.dataset import Cursor, Documents, Row, Rows, Sample, Sampling
-from longvila.files import write_whole
+from longvila.files import claimed, write_whole
 from longvila.job import Job, JobError, require
 from longvila.optimizer import SCHEDULES, Optimizer, learning_rate
 from longvila.processor import FrameCache
@@ -41,6 +42,7 @@ from longvila.sharding import Batch
 from longvila.tokens import Writer
 from longvila.weights import plain_parameters, save_weights
 
+_ADVICE = "nothing was updated: lower lr, or look at the data"
 FREE = frozenset({"data", "media", "run", "weights", "model", "checkpoint_every", "keep_checkpoints", "resume",
                   "export", "frame_cache_bytes"})  # fmt: skip
 """Settings that may change over a resume; the model and the content of the data are compared by themselves."""
@@ -117,7 +119,10 @@ def main(job: Job) -> None:
     run = _Run(job=job, settings=settings, lasting=lasting, config=config, rows=rows, model=model, optimizer=optimizer)
     if resume is not None:
         checkpoint.load(resume, model, optimizer)
-    run.go(0 if marker is None else marker.step, Cursor() if marker is None else marker.cursor)
+    with claimed(Path(settings.run)) if job.sharding.rank == 0 else nullcontext():
+        if job.sharding.rank == 0 and _resume_from(settings) != resume:
+            raise JobError(f"settings: another job has written to run {settings.run} meanwhile; start again")
+        run.go(0 if marker is None else marker.step, Cursor() if marker is None else marker.cursor)
     if settings.export is not None:
         source = Path(settings.weights) if settings.weights else None
         save_weights(model, Path(settings.export), job.sharding, source)  # type: ignore[arg-type]
@@ -231,24 +236,42 @@ class _Run:
         settings, sharding = self.settings, self.job.sharding
         labels = sum(row.label_tokens for row in rows)
         # On the device: reading each row's loss would hold the host until the row is done.
-        loss_sum = torch.zeros((), dtype=torch.float64, device=self.job.device)
+        losses: list[torch.Tensor] = []
         microbatches = -(-len(rows) // sharding.data_count)
         for number, batch in enumerate(self._batches(rows, frames), start=1):
             sharding.before_microbatch(self.model, last=number == microbatches)
             loss = self.model(batch, sharding)
             sharding.token_mean(loss, labels).backward()
-            loss_sum += loss.detach()
+            losses.append(loss.detach().double())
+        loss_mean = sharding.total(float(torch.stack(losses).sum())) / labels
+        if not math.isfinite(loss_mean):
+            raise JobError(f"step {step}: the loss is {loss_mean} {self._where(rows, losses)}; {_ADVICE}")
         warmup_steps, schedule = round(settings.warmup * settings.steps), settings.schedule
         lr = learning_rate(
             step - 1, steps=settings.steps, peak=settings.lr, schedule=schedule, warmup_steps=warmup_steps
         )
         norm = self.optimizer.step(lr, settings.clip)
-        loss_mean = sharding.total(float(loss_sum)) / labels
-        if not (math.isfinite(loss_mean) and math.isfinite(norm)):
-            raise JobError(f"step {step}: loss {loss_mean}, gradient norm {norm}: lower lr or resume from a checkpoint")
+        if not math.isfinite(norm):
+            raise JobError(f"step {step}: the gradient norm is {norm}, of a loss of {loss_mean}; {_ADVICE}")
         tokens, peak = sum(row.tokens for row in rows), peak_memory_bytes(self.job.device)
         metrics = {"step": step, "loss": loss_mean, "tokens": tokens, "label_tokens": labels}
         return {**metrics, "grad_norm": norm, "lr": lr, "peak_memory_bytes": peak}
+
+    def _where(self, rows: Sequence[Row], losses: Sequence[torch.Tensor]) -> str:
+        """Collective: the first rank whose share of the loss is not finite, found by halves, and its first such row."""
+        sharding = self.job.sharding
+        bad = next((number for number, loss in enumerate(losses) if not torch.isfinite(loss)), None)
+        first, after = 0, sharding.world
+        while after - first > 1:
+            middle = (first + after) // 2
+            if sharding.total(float(bad is not None and first <= sharding.rank < middle)):
+                after = middle
+            else:
+                first = middle
+        mine = bad is not None and sharding.rank == first
+        row = round(sharding.total(float((bad or 0) * sharding.data_count + sharding.data_index if mine else 0)))
+        names = ", ".join(document.name for document in rows[row].documents)
+        return f"on rank {first}, in row {row} of the step's {len(rows)} (samples {names[:200]})"
 
     def _batches(self, rows: Sequence[Row], frames: FrameCache) -> Iterator[Batch]:
         """This replica's rows of the step as batches, the next one decoded while this one computes."""

@@ -1,14 +1,17 @@
 """Data replicas on real ranks: the smallest `Sharding` over processes, and the runs that each rank makes."""
 
 import dataclasses
+import math
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from longvila import train
-from longvila.job import Job
+from longvila.job import Job, JobError
+from longvila.model import LongVilaForConditionalGeneration
 from longvila.sharding import OneProcess
 
 
@@ -40,3 +43,20 @@ def train_replicas(jobs):
         train.main(Job(config=config, sharding=sharding))
         dist.barrier()
     return sorted(path.name for path in (Path(jobs[0]["run"]) / "checkpoints").iterdir())
+
+
+def train_spoilt(config):
+    """What every rank says where the loss of rank 1's second row is no number."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    sharding = Replicas(rank=rank, world=world, data_index=rank, data_count=world)
+    calls, forward = [], LongVilaForConditionalGeneration.forward
+
+    def spoilt(*given):
+        calls.append(given)
+        return forward(*given) * (math.nan if (rank, len(calls)) == (1, 2) else 1.0)
+
+    with mock.patch.object(LongVilaForConditionalGeneration, "forward", spoilt):
+        try:
+            train.main(Job(config=config, sharding=sharding))
+        except JobError as error:
+            return str(error)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from longvila.sharding import OneProcess
 from longvila.weights import save_weights
-from tests.longvila.replicas import train_replicas
+from tests.longvila.replicas import train_replicas, train_spoilt
 from tests.longvila.test_train import losses, metrics, run_job, settings
 from tests.longvila.test_weights import fresh
 from tests.ranks import run_ranks
@@ -52,3 +52,9 @@ def test_two_replicas_train_as_one_process(tmp_path):
         assert one.keys() == two.keys()
         for name in one:
             torch.testing.assert_close(two[name], one[name], rtol=1e-6, atol=1e-9, msg=name)
+
+
+def test_a_loss_that_is_no_number_names_its_rank_and_row_on_every_rank(tmp_path):
+    told = run_ranks(train_spoilt, 2, settings(tmp_path, pack=False, rows_per_step=4, steps=1))
+    assert told[0] == told[1]
+    assert told[0].startswith("step 1: the loss is nan on rank 1, in row 3 of the step's 4 (samples ")

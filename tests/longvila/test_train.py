@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ import yaml
 
 from longvila import checkpoint, generate, train
 from longvila.dataset import Cursor
+from longvila.files import claimed
 from longvila.job import Job, JobError
+from longvila.model import LongVilaForConditionalGeneration
 from longvila.optimizer import Optimizer, learning_rate
 from tests.longvila.clips import EXAMPLES, MEDIA
 
@@ -279,6 +282,18 @@ def _flip(file):
     file.write_bytes(content)
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="names of open files are in /proc")
+def test_a_checkpoint_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    done, fsync, rename = [], os.fsync, Path.rename
+    monkeypatch.setattr(os, "fsync", lambda fd: done.append(Path(os.readlink(f"/proc/self/fd/{fd}")).name) or fsync(fd))
+    monkeypatch.setattr(Path, "rename", lambda path, new: done.append("renamed") or rename(path, new))
+    layer = torch.nn.Linear(3, 3)
+    optimizer = Optimizer(dict(layer.named_parameters()), betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
+    checkpoint.save(tmp_path, layer, optimizer, MARKER, rank=0, keep=1)
+    (shard,) = tmp_path.glob("step-000001/*.safetensors")
+    assert done == [shard.name, "complete.json.partial", "step-000001.partial", "renamed", tmp_path.name]
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -302,9 +317,43 @@ def test_a_damaged_checkpoint_is_one_line(tmp_path, damage, message):
     assert "\n" not in str(fault.value) and "Traceback" not in str(fault.value)
 
 
+def test_a_run_folder_is_one_jobs_at_a_time(tmp_path):
+    """Also before the first checkpoint: two jobs would mix their metrics and write one partial checkpoint."""
+    with claimed(tmp_path):
+        with pytest.raises(JobError, match=rf"another job writes to {tmp_path}: .*\"process\": {os.getpid()}"):
+            run_job(tmp_path, steps=1)
+        assert not (tmp_path / "metrics.jsonl").exists()
+    assert len(run_job(tmp_path, steps=1)) == 1
+
+
+def test_a_loss_that_is_no_number_names_its_row_and_updates_nothing(tmp_path, monkeypatch):
+    forward, calls, updates, step = LongVilaForConditionalGeneration.forward, [], [], Optimizer.step
+
+    def spoilt(*given):
+        calls.append(given)
+        return forward(*given) * (math.nan if len(calls) == 5 else 1.0)
+
+    monkeypatch.setattr(LongVilaForConditionalGeneration, "forward", spoilt)
+    monkeypatch.setattr(Optimizer, "step", lambda *given: updates.append(step(*given)) or updates[-1])
+    with pytest.raises(
+        JobError, match=r"step 2: the loss is nan on rank 0, in row 1 of the step's 3 \(samples \w+.*\)"
+    ):
+        run_job(tmp_path, pack=False, rows_per_step=3, steps=3)
+    assert len(updates) == 1
+
+
+def test_a_gradient_norm_that_is_no_number_updates_nothing():
+    layer = torch.nn.Linear(2, 2)
+    before = [p.detach().clone() for p in layer.parameters()]
+    optimizer = Optimizer(dict(layer.named_parameters()), betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    layer(torch.full((1, 2), math.inf)).sum().backward()
+    assert not math.isfinite(optimizer.step(0.1, 1.0))
+    assert all(torch.equal(p, then) for p, then in zip(layer.parameters(), before, strict=True))
+
+
 def test_a_run_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(JobError, match=r"file/metrics\.jsonl cannot be written: File exists"):
+    with pytest.raises(JobError, match=r"file cannot be written: File exists"):
         run_job(tmp_path / "file", steps=1)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoints").write_text("")
