@@ -23,6 +23,7 @@ from cost_models.layer.sizes import RankSizes
 from cost_models.memory.states import dropped_gradients, dummy_gradients, root_params
 from cost_models.number import Number, both, larger, pick, smaller, somewhere
 from cost_models.strategy import LayerRange
+from cost_models.workload import DTYPE_BYTES
 
 ROW_BYTES = 40
 """Per token of a row, which every rank reads: ids, labels, positions, documents and their places, 8 B each."""
@@ -143,10 +144,12 @@ def layer_backward(sizes: RankSizes, part: LayerRange | str) -> Peak:
     again = recomputed_bytes(sizes, recompute)
     full, reduced = sizes.gradient_bytes, sizes.reduced_bytes
     trained = sizes.trained_layer_params + sizes.trained_expert_params
-    passing = larger(trained * reduced - kept_bytes(sizes, part), 0)
+    made = smaller(dropped_gradients(sizes), trained * DTYPE_BYTES[sizes.workload.precision.grad])
+    made = made / pick(sizes.degrees.zero >= 2, sizes.degrees.shard, 1)  # where no gradient waited for it
+    passing = larger(trained * reduced + made - kept_bytes(sizes, part), 0)
     inside = larger(again + _products(sizes) + passing, trained * (full + reduced))
     offloaded = not isinstance(part, str) and part.offload != "none"
-    late = larger(dropped_gradients(sizes) - _kept_by_all(sizes, part), 0)
+    late = larger(dropped_gradients(sizes) - (_kept_by_all(sizes, part) - kept_bytes(sizes, part)), 0)
     inside = larger(inside - final_norm_input(sizes), 0)  # gone, and counted as kept
     inside = inside + sizes.row_bytes * (offloaded + (sizes.framework.reentrant and recompute == "full"))
     inside = (

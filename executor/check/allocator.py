@@ -2,11 +2,12 @@
 
     size     rounded up to 512 B; up to 1 MiB from segments of 2 MiB, below 10 MiB from segments of 20 MiB, else a
              segment of its own, rounded up to 2 MiB
+             (expandable: one segment for small and one for large ones, which grow by so much)
     reuse    the smallest free block that is large enough; what is left of it stays free where it is worth a block
              (512 B of small ones, more than 1 MiB of large ones); neighbours that are free are joined
 
 As `c10/cuda/CUDACachingAllocator.cpp` does with its default settings, on one stream. Bytes. Left out: other streams'
-pools, memory pressure (it would free cached segments and ask again), expandable segments.
+pools, memory pressure (it would free cached segments and ask again).
 """
 
 from __future__ import annotations

@@ -64,6 +64,7 @@ class Checked:
     rank: int
     components: tuple[Component, ...]
     not_counted: tuple[tuple[str, int], ...]  # planned parts that no tensor shows
+    played_bytes: int = 0  # that PyTorch's allocator holds after forward and backward, played
 
 
 def check(plan: Plan, rank: int, tell: Callable[[str], None] = lambda _: None) -> Checked:
@@ -146,13 +147,14 @@ def _count(plan: Plan, rank: int, config: LongVilaConfig, tell: Callable[[str], 
         footprint.reset_peak()
         sharding.token_mean(loss, float(plan.workload.context_tokens)).backward()
         highest.append(Counter(footprint.peak))
+        played = footprint.allocator.reserved
         del loss
         tell("optimizer")
         states = _with_optimizer(wrapped, footprint)
     components = _components(plan, states, after, highest)
     shown = {*KEPT, *TRANSIENT}
     estimates = tuple((name, size) for name, size in plan.cost.memory.items() if name not in shown and size)
-    return Checked(rank=rank, components=components, not_counted=estimates)
+    return Checked(rank=rank, components=components, not_counted=estimates, played_bytes=played)
 
 
 def _label_phases(model: Any, footprint: Footprint) -> None:
@@ -225,7 +227,8 @@ def to_json(checked: Checked) -> str:
     shares = [part.difference for part in checked.components]
     known = [round(share, 6) if math.isfinite(share) else None for share in shares]
     rows = [{**asdict(part), "difference": share} for part, share in zip(checked.components, known, strict=True)]
-    return json.dumps({"rank": checked.rank, "components": rows, "not_counted": dict(checked.not_counted)}, indent=1)
+    found = {"rank": checked.rank, "components": rows, "not_counted": dict(checked.not_counted)}
+    return json.dumps({**found, "played_bytes": checked.played_bytes}, indent=1)
 
 
 def table(plan: Plan, checked: Checked) -> str:
@@ -239,6 +242,7 @@ def table(plan: Plan, checked: Checked) -> str:
         share = f"{part.difference:+.1%}" if math.isfinite(part.difference) else "not planned"
         planned, counted = show_bytes(part.planned_bytes), show_bytes(part.counted_bytes)
         lines.append(f"{part.name:<28}{planned:>12}{counted:>12}{share:>12}")
+    lines.append(f"PyTorch's allocator, played for one step without optimizer: {show_bytes(checked.played_bytes)} held")
     estimates = ", ".join(f"{name} {show_bytes(size)}" for name, size in checked.not_counted)
     lines.append(f"estimates of the plan that no tensor shows: {estimates}")
     return "\n".join(lines)

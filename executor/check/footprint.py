@@ -3,6 +3,8 @@
     storage -> (bytes, label)     label = the phase that was on when it was first seen; relabelled by `mark`
     freed storages are forgotten by a weak reference; FSDP's resized ones (to 0 and back) are followed
 
+Every storage is also played on PyTorch's allocator (`allocator`).
+
 A TorchDispatchMode: enter it around a step. Wrapped tensors (DTensor) count by what they hold. Leaves out the
 allocator's rounding and the buffers of libraries, which the plan names as estimates.
 """
@@ -20,6 +22,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
+from cost_models.framework import OURS
+from executor.check.allocator import Allocator, Block
+
 
 class Footprint(TorchDispatchMode):
     """`live` is the bytes now, `peak` the same at the moment when the total was largest since `reset_peak`.
@@ -29,6 +34,8 @@ class Footprint(TorchDispatchMode):
 
     def __init__(self, phase: str, apart: tuple[str, ...] = ()) -> None:
         super().__init__()
+        self.allocator = Allocator(expandable=OURS.expandable_segments)
+        self._blocks: dict[int, Block] = {}
         self.phase, self._apart = phase, apart
         self.live: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
@@ -62,10 +69,13 @@ class Footprint(TorchDispatchMode):
         reference = weakref.ref(storage, lambda gone: self._gone(key, gone))
         self._known[key] = (reference, storage.nbytes(), label)
         self._count(label, storage.nbytes())
+        if key not in self._blocks:  # else a storage that has a new label
+            self._blocks[key] = self.allocator.allocate(storage.nbytes())
 
     def _gone(self, key: int, reference: weakref.ref[Any]) -> None:
         if key in self._known and self._known[key][0] is reference:
             self._forget(key)
+            self.allocator.release(self._blocks.pop(key))
 
     def _forget(self, key: int) -> None:
         _, count, label = self._known.pop(key)
@@ -85,6 +95,8 @@ class Footprint(TorchDispatchMode):
             _, count, label = known
             self._known[id(storage)] = (known[0], storage.nbytes(), label)
             self._count(label, storage.nbytes() - count)
+            self.allocator.release(self._blocks.pop(id(storage)))
+            self._blocks[id(storage)] = self.allocator.allocate(storage.nbytes())
 
     @contextmanager
     def following_resizes(self) -> Iterator[None]:

@@ -60,8 +60,8 @@ def test_a_layer_s_backward_pass():
     assert cost.moment == "layer backward, full"
     again = TOKENS * (2 * (64 * 8 + 4) + 2 * 64 + 2 * 2 * 32 + 2 * 64 + 4 * 4 + 2 * 64 + 4 * 2 * 128)
     products = TOKENS * 2 * 128 * 2 + 2 * 64 * 128 + TOKENS * 2 * 64  # two of f, down's gradient, the residual's
-    passing = 4 * LAYER - TOKENS * 2 * 64  # the layer before: its gradients' copy, less its input
-    made = 4 * (2 * LAYER + ROOT) / 2 - TOKENS * 2 * 2 * 64  # all gradients, less the inputs that are gone by then
+    passing = (4 + 4 / 2) * LAYER - TOKENS * 2 * 64  # the layer before: its gradients' copy and shard, less its input
+    made = 4 * (2 * LAYER + ROOT) / 2 - TOKENS * 2 * 64  # all gradients, less the other input, which is gone by then
     assert cost.memory["working"] == again + products + passing + made + ROW
     assert cost.memory["gathered"] == 2 * (ROOT + 2 * LAYER)
     assert cost.memory["logits"] == 2 * 64 * 1000
