@@ -45,6 +45,7 @@ from longvila.job import JobError
 from planner.exports.torchrun import PORT
 
 _CAUSE_FIRST_S = 1.0
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 _PREFIX = "mmsp"
 _STOPS = ("SIGINT", "SIGTERM", "SIGHUP")
 
@@ -189,7 +190,7 @@ def _rank(function: Callable[[Any], Any], argument: object, agent: int, silence_
 def wait_for_cause(error: BaseException, silence_s: float) -> None:
     """A lost connection is a consequence: give those who know its cause time to end this process."""
     if isinstance(error, RuntimeError):
-        lost = "gloo" in str(error) and "imed out" not in str(error)
+        lost = any(words in str(error) for words in _LOST)
         time.sleep(1.5 * silence_s if lost else _CAUSE_FIRST_S)
 
 
@@ -223,7 +224,7 @@ def _record(reason: str, trace: str = "", whole: bool = False) -> bool:
 
 def _reason(failure: ProcessFailure, team: Team, logs: _Logs, meeting: Store) -> str:
     """Name the first cause in one line: the rank that the agent saw end, or one that failed before it."""
-    rank, log = team.ranks[failure.local_rank % len(team.ranks)], "log"
+    rank, log = team.ranks[failure.local_rank], "log"
     records = [(record, rank) for rank in team.ranks if (record := _read(logs.file(rank, "failure")))]
     for record, _ in records:
         if record["whole"]:

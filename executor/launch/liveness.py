@@ -149,9 +149,9 @@ def last_collective() -> str:
     """What this process last gave to a process group, with the plan's name of the group and its ranks."""
     transfer = exchange.LAST
     at_ns, what, group = transfer.at_ns, transfer.what, transfer.group
-    for entry in json.loads(_records()).get("entries", [])[-1:]:
+    for entry in _records():
         if entry["time_created_ns"] > at_ns:
-            what = entry["profiling_name"].partition(":")[2]
+            at_ns, what = entry["time_created_ns"], entry["profiling_name"].partition(":")[2]
             with suppress(RuntimeError):
                 group = _distributed_c10d._resolve_process_group(entry["process_group"][0])
     if group is None:
@@ -159,11 +159,10 @@ def last_collective() -> str:
     return f"{what} of {group.group_desc.replace('default_pg', 'the world')} {dist.get_process_group_ranks(group)}"
 
 
-def _records() -> bytes:
-    """Torch's record of the last collectives, JSON; NCCL's where this torch has NCCL."""
-    dump = getattr(_distributed_c10d, "_dump_nccl_trace_json", None) if dist.is_nccl_available() else None
-    dump = dump or _distributed_c10d._dump_fr_trace_json  # type: ignore[attr-defined]
-    return bytes(dump()) or b"{}"
+def _records() -> list[Mapping[str, Any]]:
+    """The last collectives in torch's records: gloo's, and NCCL's where this torch has NCCL."""
+    dumps = (getattr(_distributed_c10d, name, None) for name in ("_dump_fr_trace_json", "_dump_nccl_trace_json"))
+    return [entry for dump in dumps if dump for entry in json.loads(dump() or "{}").get("entries", [])[-1:]]
 
 
 def kill_sibling(end: End, host: str) -> None:

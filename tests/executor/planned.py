@@ -1,5 +1,6 @@
 """Small plans for this machine, made by hand from degrees and priced, and the commands that run them."""
 
+import ctypes
 import json
 import os
 import signal
@@ -68,14 +69,14 @@ def edit_plan(path: Path, **changes) -> Path:
 
 
 class Command:
-    """An `executor` command that runs in `folder`, with the tests importable as jobs."""
+    """An `executor` command that runs in `folder` (and network namespace), with the tests importable as jobs."""
 
-    def __init__(self, *arguments: str | Path, folder: Path) -> None:
+    def __init__(self, *arguments: str | Path, folder: Path, namespace: str | None = None) -> None:
         self._streams = tempfile.TemporaryDirectory(prefix="command-")
         files = [Path(self._streams.name, name) for name in ("stdout", "stderr")]
         for file in files:
             file.touch()
-        self._process = forked(_command, [str(argument) for argument in arguments], folder, files)
+        self._process = forked(_command, [str(argument) for argument in arguments], folder, files, namespace)
         self._files = files
 
     @property
@@ -97,7 +98,11 @@ class Command:
         return CompletedProcess((), self._process.exitcode, out, err)
 
 
-def _command(arguments: list[str], folder: Path, streams: list[Path]) -> None:
+def _command(arguments: list[str], folder: Path, streams: list[Path], namespace: str | None) -> None:
+    if namespace is not None:
+        with Path("/run/netns", namespace).open() as handle:
+            assert ctypes.CDLL(None).setns(handle.fileno(), 0) == 0
+        os.environ["GLOO_SOCKET_IFNAME"] = "eth0"
     for number, stream in enumerate(streams, start=1):
         os.dup2(os.open(stream, os.O_WRONLY), number)
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -38,11 +38,11 @@ def _gone(pids: list[int], within_s: float = 5.0) -> bool:
     return False
 
 
-def _pids(folder: Path, ranks: int, process: Command) -> list[int]:
+def _pids(folder: Path, ranks: int, process: Command | None) -> list[int]:
     """Processes of the ranks, once all have come up."""
     files, deadline_s = [folder / f"rank{rank}.json" for rank in range(ranks)], time.monotonic() + 60
     while not all(file.exists() for file in files):
-        assert process.running, process.end()
+        assert process is None or process.running, process.end()
         assert time.monotonic() < deadline_s
         time.sleep(0.05)
     return [json.loads(file.read_text())["pid"] for file in files]
@@ -161,30 +161,41 @@ def _on_two_hosts(folder: Path, *more: list[str]) -> list[tuple[int, str]]:
     return [(done.returncode, done.stdout + done.stderr) for done in (p.end() for p in two_hosts(folder, *more))]
 
 
-def two_hosts(folder: Path, *more: list[str], what: str = "report") -> list[Command]:
-    """Launches with these options, of 127.0.0.2 and 127.0.0.1."""
-    plan = _two_slots(folder)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def two_hosts(
+    folder: Path,
+    *more: list[str],
+    what: str = "report",
+    hosts: tuple[str, str] = ("127.0.0.2", "127.0.0.1"),
+    namespaces: tuple[str | None, str | None] = (None, None),
+) -> list[Command]:
+    """Launches with these options, of these hosts."""
+    plan = two_slots(folder)
+    port = free_port()
     return [
         Command(
             "launch",
             plan,
             *_options(folder, what),
-            "--hosts=127.0.0.2,127.0.0.1",
+            f"--hosts={','.join(hosts)}",
             f"--node-rank={node}",
             f"--port={port}",
             "--timeout=60",
             f"--run-dir={folder / str(node)}",
             *options,
             folder=folder,
+            namespace=namespaces[node],
         )
         for node, options in enumerate(more)
     ]
 
 
-def _two_slots(folder: Path) -> Path:
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def two_slots(folder: Path) -> Path:
     one = Cluster.load("local", gpus=1)
     cluster = replace(one, runs=(replace(one.runs[0], count=2),))
     placement = Placement(slot_of_rank=np.array([1, 0]), gpu_of_rank=np.array([0, 0]))

@@ -3,8 +3,10 @@
 import os
 import re
 import signal
+import subprocess
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from torch.distributed import HashStore
@@ -12,7 +14,9 @@ from torch.distributed import HashStore
 from cost_models import Strategy
 from executor.launch.liveness import End, Liveness
 from tests.executor.planned import Command, save_plan
-from tests.executor.test_launch import _gone, _options, _pids, two_hosts
+from tests.executor.test_launch import _gone, _options, _pids, free_port, two_hosts, two_slots
+from tests.executor.test_worker import torchrun
+from tests.forked import forked
 
 SILENCE = "--silence=3"
 
@@ -66,6 +70,74 @@ def test_a_rank_that_is_lost_on_one_host_ends_the_launch_on_the_other(tmp_path, 
     for process in hosts:
         done = process.end(25)
         assert done.returncode == 1 and reason in done.stderr and "127.0.0.2" in done.stderr
+    assert _gone(pids)
+
+
+def _torchrun_into(log: Path, command: list[str], folder: Path) -> None:
+    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), 2)
+    torchrun(command, folder)
+
+
+def test_under_torchrun_a_killed_rank_is_named_on_the_other_host(tmp_path):
+    """Where nobody speaks for the killed rank, its silence does; the lost connection is not the reason."""
+    plan, hosts, agents = two_slots(tmp_path), ("a", "b"), []
+    for number, host in enumerate(hosts):
+        command = ["--nnodes=2", f"--node-rank={number}", "--nproc-per-node=1", "--master-addr=127.0.0.1"]
+        command += [f"--master-port={free_port()}" if number == 0 else agents[0][1]]
+        command += ["--module", "executor.launch.worker", str(plan), f"--host={host}", "--hosts=a,b", SILENCE]
+        command += [*_options(tmp_path, "collective")]
+        agents.append((forked(_torchrun_into, tmp_path / host, command, tmp_path), command[4]))
+    try:
+        pids = _pids(tmp_path, 2, None)
+        os.kill(pids[0], signal.SIGKILL)  # on host b: the plan puts rank 0 on the second slot
+        agents[0][0].join(40)
+        assert "executor: rank 0 on b is silent for 3 s" in (tmp_path / "a").read_text()
+    finally:
+        for agent, _ in agents:
+            agent.kill()
+            agent.join()
+    assert _gone(pids)
+
+
+@pytest.fixture
+def cable():
+    """Two network namespaces with a cable between them; called, it cuts the cable."""
+    names = [f"alive{os.getpid()}{side}" for side in "ab"]
+
+    def ip(*arguments: str) -> None:
+        done = subprocess.run(["ip", *arguments], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"no network namespaces here: {done.stderr.strip()}")
+
+    try:
+        for name in names:
+            ip("netns", "add", name)
+        first, second = names
+        ip("link", "add", "eth0", "netns", first, "type", "veth", "peer", "name", "eth0", "netns", second)
+        for number, name in enumerate(names, start=1):
+            ip("-n", name, "addr", "add", f"10.77.0.{number}/24", "dev", "eth0")
+            for link in ("lo", "eth0"):
+                ip("-n", name, "link", "set", link, "up")
+        yield names, lambda: ip("-n", second, "link", "set", "eth0", "down")
+    except FileNotFoundError as error:
+        pytest.skip(f"no network namespaces here: {error}")
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], capture_output=True)
+
+
+def test_a_network_that_is_cut_ends_both_sides_and_each_names_what_it_lost(tmp_path, cable):
+    """The plan puts rank 1 on the first host, which holds the meeting store."""
+    names, cut = cable
+    address = ("10.77.0.1", "10.77.0.2")
+    hosts = two_hosts(tmp_path, [SILENCE], [SILENCE], what="transfer", hosts=address, namespaces=tuple(names))
+    pids = _pids(tmp_path, 2, hosts[0])
+    time.sleep(1.0)
+    cut()
+    first, second = (process.end(25) for process in hosts)
+    assert first.returncode == second.returncode == 1
+    assert "rank 0 on 10.77.0.2 is silent for 3 s" in first.stderr and "transfer of context" in first.stderr
+    assert re.search("rank 0 on 10.77.0.2 (has no answer from|lost) the meeting store", second.stderr)
     assert _gone(pids)
 
 

@@ -52,7 +52,7 @@ def test_launched_training_equals_one_process(tmp_path):
         assert _losses(out) == pytest.approx(alone, rel=1e-9)
 
 
-def _torchrun(command: list[str], folder: Path) -> None:
+def torchrun(command: list[str], folder: Path) -> None:
     os.environ |= {"PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
     os.chdir(folder)
     torch.distributed.run.main(command)
@@ -71,7 +71,7 @@ def test_torchrun_numbers_decide_nothing(tmp_path):
         command += ["--nproc-per-node=2", "--master-addr=127.0.0.1", "--master-port=29533"]
         command += ["--module", "executor.launch.worker", str(plan), f"--host={host}", "--hosts=a,b"]
         command += ["--job=tests.executor.launched_jobs", f"--set=out={tmp_path}"]
-        agents.append(forked(_torchrun, command, tmp_path))
+        agents.append(forked(torchrun, command, tmp_path))
     try:
         for agent in agents:
             agent.join(90)
