@@ -156,7 +156,11 @@ def last_collective() -> str:
                 group = _distributed_c10d._resolve_process_group(entry["process_group"][0])
     if group is None:
         return what
-    return f"{what} of {group.group_desc.replace('default_pg', 'the world')} {dist.get_process_group_ranks(group)}"
+    name = group.group_desc.replace("default_pg", "the world")
+    try:
+        return f"{what} of {name} {dist.get_process_group_ranks(group)}"
+    except KeyError:  # the group is gone: the job has ended
+        return f"{what} of {name}"
 
 
 def _records() -> list[Mapping[str, Any]]:

@@ -7,12 +7,14 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from torch.distributed import HashStore
 
 from cost_models import Strategy
-from executor.launch.liveness import End, Liveness
+from executor.launch.liveness import End, Liveness, last_collective
+from executor.mmsp import exchange
 from tests.executor.planned import Command, save_plan
 from tests.executor.test_launch import _gone, _options, _pids, free_port, two_hosts, two_slots
 from tests.executor.test_worker import torchrun
@@ -172,6 +174,14 @@ def test_a_rank_without_an_answer_from_the_store_says_that_it_is_cut_off():
     meeting.cut.clear()
     alive.done()
     assert ends[0].reason.startswith("rank 0 on host0 has no answer from the meeting store for 1 s")
+
+
+def test_a_group_that_is_gone_is_named_without_its_ranks(monkeypatch):
+    class Gone:
+        group_desc = "ring"
+
+    monkeypatch.setattr(exchange, "LAST", SimpleNamespace(at_ns=2**63, what="transfer", group=Gone()))
+    assert last_collective() == "transfer of ring"
 
 
 def test_a_rank_that_is_done_or_has_not_come_yet_is_not_missed():
