@@ -110,7 +110,7 @@ def run_team(function: Callable[[Any], Any], argument: object, team: Team) -> Ou
     if not result.is_failed():
         return Outcome(code=0, value=next(iter(result.return_values.values())))
     failure = next(iter(result.failures.values()))
-    end = End(code=2 if failure.exitcode == 2 else 1, reason=_reason(failure, team, logs, meeting))
+    end = _end(failure, team, logs, meeting)
     if team.nodes > 1:
         end = _tell_hosts(end, team, meeting)
     return Outcome(code=end.code, reason=end.reason)
@@ -179,7 +179,7 @@ def _rank(function: Callable[[Any], Any], argument: object, agent: int, silence_
     try:
         return function(argument)
     except BaseException as error:
-        _record(one_line(error), "".join(traceback.format_exception(error)))
+        _record(one_line(error), "".join(traceback.format_exception(error)), mistake=is_mistake(error))
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError):
                 stream.flush()
@@ -203,17 +203,19 @@ def leave(host: str, end: End) -> None:
     os._exit(end.code)
 
 
-def _record(reason: str, trace: str = "", whole: bool = False) -> bool:
+def _record(reason: str, trace: str = "", *, whole: bool = False, mistake: bool = False) -> bool:
     """Write the reason, as torch's agent reads it, into room that was kept for it; then the traceback for people.
 
-    A reason is this rank's, or the `whole` job's. Whether it could be written.
+    A reason is this rank's, or the `whole` job's; a `mistake` is the user's. Whether it could be written.
     """
     file, at_ns = Path(os.environ.get("TORCHELASTIC_ERROR_FILE", os.devnull)), time.time_ns()
     room = file.with_suffix(".room")
     message = {"message": reason, "extraInfo": {"timestamp": at_ns // 10**9}}
     with suppress(OSError):
         with (room if room.exists() else file).open("r+", encoding="utf-8") as start:
-            start.write(json.dumps({"message": message, "at_ns": at_ns, "whole": whole}).ljust(4096))
+            start.write(
+                json.dumps({"message": message, "at_ns": at_ns, "whole": whole, "mistake": mistake}).ljust(4096)
+            )
         if room.exists():
             room.replace(file)
         if trace:
@@ -222,24 +224,31 @@ def _record(reason: str, trace: str = "", whole: bool = False) -> bool:
     return False
 
 
-def _reason(failure: ProcessFailure, team: Team, logs: _Logs, meeting: Store) -> str:
-    """Name the first cause in one line: the rank that the agent saw end, or one that failed before it."""
+def _end(failure: ProcessFailure, team: Team, logs: _Logs, meeting: Store) -> End:
+    """The first cause in one line: the rank that the agent saw end, or one that failed before it.
+
+    The agent sees ranks that end within a tenth of a second as one, in no order: what they wrote has the order.
+    """
     rank, log = team.ranks[failure.local_rank], "log"
     records = [(record, rank) for rank in team.ranks if (record := _read(logs.file(rank, "failure")))]
     for record, _ in records:
         if record["whole"]:
-            return str(record["message"]["message"])
+            return End(code=2 if failure.exitcode == 2 else 1, reason=str(record["message"]["message"]))
     if failure.exitcode == 2 and (mistake := _read(logs.file(rank, "failure"))):
-        return str(mistake["message"]["message"])
+        return End(code=2, reason=str(mistake["message"]["message"]))
+    first = min(records, key=lambda entry: (entry[0]["at_ns"], entry[1]), default=None)
+    if failure.exitcode >= 0 and first is not None and first[0]["mistake"]:
+        return End(code=2, reason=str(first[0]["message"]["message"]))
     if failure.exitcode < 0:
         message = killed(-failure.exitcode)
-    elif records:
-        record, rank = min(records, key=lambda entry: (entry[0]["at_ns"], entry[1]))
+    elif first is not None:
+        record, rank = first
         message, log = record["message"]["message"], "traceback"
     else:
         message = f"it ended without a word: exit code {failure.exitcode}"
     last = in_time(lambda: beat_of(meeting, rank), {}).get("doing", "none")
-    return f"rank {rank} failed: {message} (on {team.host}; last collective: {last}; more in {logs.file(rank, log)})"
+    where = f"on {team.host}; last collective: {last}; more in {logs.file(rank, log)}"
+    return End(code=2 if failure.exitcode == 2 else 1, reason=f"rank {rank} failed: {message} ({where})")
 
 
 def _read(file: Path) -> Mapping[str, Any] | None:
