@@ -16,7 +16,8 @@ from types import MappingProxyType
 
 import numpy as np
 
-from cost_models.hardware.cluster import Cluster, Node, NodeRun
+from cost_models.hardware.cluster import Cluster, NodeRun
+from cost_models.hardware.node import Node
 
 MOST_EXACT = 32
 FEW = 16

@@ -17,9 +17,10 @@ import networkx as nx
 import numpy as np
 
 from cost_models import strict
-from cost_models.hardware.cluster import Cluster, Node
+from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.links import LINKS
 from cost_models.hardware.networks import NETWORKS
+from cost_models.hardware.node import Node
 from cost_models.hardware.wiring import NIC_OUT, PCIE_OUT, Wiring
 from cost_models.timing.cluster_costs import cluster_costs
 from cost_models.timing.collectives import Collectives

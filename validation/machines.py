@@ -15,9 +15,10 @@ import re
 from dataclasses import replace
 from functools import cache
 
-from cost_models.hardware.cluster import Cluster, Node
+from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.device import Device
 from cost_models.hardware.device_names import device_of
+from cost_models.hardware.node import Node
 from validation import words
 from validation.rows import Row
 

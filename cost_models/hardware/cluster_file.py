@@ -22,8 +22,9 @@ from typing import Any
 
 from cost_models import strict
 from cost_models.errors import InputError
-from cost_models.hardware.cluster import MAX_GPUS, PRESETS, Cluster, Fabric, Nics, Node, NodeRun, ScaleUp
+from cost_models.hardware.cluster import MAX_GPUS, PRESETS, Cluster, Fabric, NodeRun
 from cost_models.hardware.device import Device
+from cost_models.hardware.node import Nics, Node, ScaleUp
 
 _SPAN = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
 MOST_RUNS = 10_000

@@ -10,12 +10,13 @@ import os
 from dataclasses import replace
 
 from cost_models.errors import InputError
-from cost_models.hardware.cluster import Cluster, Fabric, Nics, Node, NodeRun, ScaleUp
+from cost_models.hardware.cluster import Cluster, Fabric, NodeRun
 from cost_models.hardware.device import Device
 from cost_models.hardware.device_names import device_of
 from cost_models.hardware.machine import Gpu, gpus, output
 from cost_models.hardware.machine import cores as available_cores
 from cost_models.hardware.network_cards import network_cards, numa_nodes
+from cost_models.hardware.node import Nics, Node, ScaleUp
 from cost_models.units import show_rate
 
 MAX_PROCESSES = 64

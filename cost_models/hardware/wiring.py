@@ -19,9 +19,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cost_models.hardware.cluster import Cluster, Node
+from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.links import HOST_STAGED_SHARE, LINKS, STAGED_SHARES
 from cost_models.hardware.networks import FAST_CARD_BYTES_PER_S, NETWORKS
+from cost_models.hardware.node import Node
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

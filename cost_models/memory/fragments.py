@@ -8,10 +8,10 @@
     K    what a layer keeps, in the mean over a rank's layers
 
 PyTorch's allocator gives a tensor of 10 MiB or more a segment of its own, which later tensors of other sizes split.
-1.6 and the rule for B are from that allocator, played on this project's steps (`executor/check/allocator.py`), and were
-not fitted to a published row; SimuMax's 24 reserved peaks of Megatron are met within 4%. Bytes of one rank. Left out:
-pools of further streams (but `copy_streams`), and that an allocator near the card's end gives cached segments back and
-asks again, which costs time.
+1.6 and the rule for B are from that allocator, played on this project's steps (`executor/check/allocator.py`). They
+were chosen with the reserved peaks of SimuMax and torchtitan in sight, so that SimuMax's 24 are met within 4% is no
+test of them. Bytes of one rank. Left out: pools of further streams (but `copy_streams`), and that an allocator near
+the card's end gives cached segments back and asks again, which costs time.
 """
 
 from __future__ import annotations

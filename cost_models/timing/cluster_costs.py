@@ -15,8 +15,9 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from cost_models.curves.samples import Sample
-from cost_models.hardware.cluster import Cluster, Node
+from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.device import Device
+from cost_models.hardware.node import Node
 from cost_models.hardware.placement import Placement
 from cost_models.hardware.wiring import LinkRates, Wiring
 from cost_models.number import Number, distinct, larger

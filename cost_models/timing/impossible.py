@@ -13,9 +13,10 @@ import math
 
 from cost_models.curves.samples import SHAPE_LENGTHS, Sample
 from cost_models.errors import InputError
-from cost_models.hardware.cluster import Cluster, Node
+from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.device import Device
 from cost_models.hardware.links import LINKS
+from cost_models.hardware.node import Node
 from cost_models.timing.kernels import attention_pairs
 
 BOOST = 1.1

@@ -24,7 +24,7 @@ import numpy as np
 from msgspec import Struct
 
 from cost_models.curves.samples import Sample
-from cost_models.hardware.cluster import Node, ScaleUp
+from cost_models.hardware.node import Node, ScaleUp
 from cost_models.hardware.wiring import LinkRates, Wiring
 from cost_models.number import Number, distinct, larger, pick, smaller
 from cost_models.profile import network

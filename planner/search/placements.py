@@ -19,7 +19,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from cost_models.hardware.cluster import Node
+from cost_models.hardware.node import Node
 from cost_models.hardware.wiring import NIC_OUT, Ints, Wiring
 from cost_models.number import distinct
 from cost_models.strategy import AXES, Strategy, rank_grid

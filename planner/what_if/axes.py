@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 
 from cost_models import strict
 from cost_models.errors import InputError
-from cost_models.hardware.cluster import Cluster, Node, NodeRun
+from cost_models.hardware.cluster import Cluster, NodeRun
 from cost_models.hardware.device import Device
+from cost_models.hardware.node import Node
 from cost_models.units import parse_tokens, show_tokens
 
 MOST_VALUES = 1000

@@ -22,8 +22,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cost_models.errors import InputError
-from cost_models.hardware.cluster import Cluster, Node
+from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.links import LINKS, LINKS_OF_GPU
+from cost_models.hardware.node import Node
 from planner.what_if.axes import Axis, Value, distinct, every_node, number_of, with_nic_rate, with_scale_up
 
 EVENTS: dict[str, tuple[str, ...]] = {

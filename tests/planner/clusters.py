@@ -3,8 +3,9 @@
 from dataclasses import replace
 
 from cost_models.errors import InputError
-from cost_models.hardware.cluster import Cluster, Fabric, Nics, Node, NodeRun, ScaleUp
+from cost_models.hardware.cluster import Cluster, Fabric, NodeRun
 from cost_models.hardware.device import Device
+from cost_models.hardware.node import Nics, Node, ScaleUp
 from cost_models.program import Compute, Exchange, Ring, Segment, StepProgram
 
 GB = 1e9

@@ -15,7 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from cost_models import Cluster, Model, Placement, Strategy, Workload, price
-from cost_models.hardware.cluster import Node
+from cost_models.hardware.node import Node
 from cost_models.program import Exchange, Segment, StepProgram
 from cost_models.timing.cluster_costs import ClusterCosts
 from cost_models.timing.collectives import Collectives

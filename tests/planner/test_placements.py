@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cost_models import Cluster, Placement, Strategy
-from cost_models.hardware.cluster import Node
+from cost_models.hardware.node import Node
 from cost_models.timing.cluster_costs import costs_of
 from planner.search.placements import Placements, Placer
 from tests.planner.clusters import cluster, node

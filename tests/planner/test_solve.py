@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cost_models import Cluster, InputError, Model, Placement, Strategy, Workload, price
-from cost_models.hardware.cluster import NodeRun, ScaleUp
+from cost_models.hardware.cluster import NodeRun
 from cost_models.hardware.device import Device
+from cost_models.hardware.node import ScaleUp
 from cost_models.models.model import LayerKind
 from cost_models.room import AS_PRICED, Room
 from planner.search.integer_program import ROUNDING_BYTES

@@ -20,9 +20,10 @@ import networkx as nx
 
 from cost_models import strict
 from cost_models.errors import InputError
-from cost_models.hardware.cluster import Cluster, Fabric, Nics, Node, NodeRun
+from cost_models.hardware.cluster import Cluster, Fabric, NodeRun
 from cost_models.hardware.cluster_file import fit, is_cluster_file, read_cluster
 from cost_models.hardware.device import Device
+from cost_models.hardware.node import Nics, Node
 from cost_models.hardware.readers import hostfile, ibnetdiscover, nccl_xml, slurm, smi, topograph
 from cost_models.hardware.readers.fabric_tree import FabricTree
 from cost_models.hardware.readers.host_tree import HostTree, most_common

@@ -10,9 +10,10 @@ from __future__ import annotations
 from functools import cache
 
 from cost_models.errors import InputError
-from cost_models.hardware.cluster import Cluster, Node, ScaleUp
+from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.device import Device
 from cost_models.hardware.links import LINKS, LINKS_OF_GPU
+from cost_models.hardware.node import Node, ScaleUp
 from cost_models.hardware.readers.host_tree import HostTree
 from cost_models.units import show_rate
 

@@ -7,8 +7,8 @@ import typing
 import pytest
 
 from cost_models import Cluster, InputError
-from cost_models.hardware.cluster import Nics
 from cost_models.hardware.networks import NETWORKS, NetworkKind
+from cost_models.hardware.node import Nics
 
 MEASURED = [
     # preset, GB/s that one node reaches, source, tolerance

@@ -11,7 +11,8 @@ import pytest
 
 from cost_models import Cluster, Model, Placement, Strategy, Workload, price
 from cost_models.framework import Framework
-from cost_models.hardware.cluster import NodeRun, ScaleUp
+from cost_models.hardware.cluster import NodeRun
+from cost_models.hardware.node import ScaleUp
 from cost_models.strategy import sent_patterns
 from cost_models.timing.cluster_costs import cluster_costs
 from cost_models.timing.loads import Loads
