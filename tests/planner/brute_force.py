@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from cost_models import Cluster, LayerRange, Model, Placement, Strategy, Workload, price
+from cost_models.cost import StepCost
 from cost_models.room import DEFAULT_ROOM
 from cost_models.strategy import sent_patterns
 from cost_models.timing.cluster_costs import cluster_costs
@@ -27,20 +28,28 @@ def best_value(cluster: Cluster, workload: Workload, objective: str = "time") ->
     Where seconds count, a layout that fits without recompute is not tried with it: recompute only adds work.
     """
     best = None
+    for costs in prices(cluster, workload):
+        for index, cost in enumerate(costs):
+            if DEFAULT_ROOM.holds(cost):
+                best = value(cost, objective) if best is None else min(best, value(cost, objective))
+                if index == 0 and objective != "memory":
+                    break
+    return best
+
+
+def value(cost: StepCost, objective: str) -> float:
+    return {"time": cost.step_s, "gpu-hours": cost.gpu_hours, "memory": float(cost.memory_bytes)}[objective]
+
+
+def prices(cluster: Cluster, workload: Workload) -> Iterator[Iterator[StepCost]]:
+    """Every layout on every placement that differs, and of each every mix of layers, all without recompute first."""
     listed: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     mixes = [tuple(mix) for mix in layer_mixes(workload.model)] if workload.mode == "train" else [()]
     for strategy in strategies(cluster, workload):
         if strategy.ranks not in listed:
             listed[strategy.ranks] = placements(cluster, strategy.ranks)
         for placement in distinct_placements(cluster, strategy, *listed[strategy.ranks]):
-            for mix in mixes:
-                cost = price(cluster, workload, replace(strategy, layers=mix), placement)
-                if DEFAULT_ROOM.holds(cost):
-                    value = {"time": cost.step_s, "gpu-hours": cost.gpu_hours, "memory": cost.memory_bytes}[objective]
-                    best = value if best is None else min(best, value)
-                    if mix == mixes[0] and objective != "memory":
-                        break
-    return best
+            yield (price(cluster, workload, replace(strategy, layers=mix), placement) for mix in mixes)
 
 
 def layer_mixes(model: Model) -> Iterator[tuple[LayerRange, ...]]:
