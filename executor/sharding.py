@@ -13,6 +13,7 @@ Leaves out: tensor, pipeline, offload.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -30,10 +31,10 @@ from cost_models.token_layout import Layout, Places, document_starts
 from executor.groups import Groups
 from executor.mmsp import attention, embeddings
 from executor.mmsp.attention import MmSp
-from executor.mmsp.decode import DecodeStep, ShardedCache
+from executor.mmsp.decode import DecodeStep, Shard, ShardedCache, row_shards
 from executor.mmsp.guard import guard
 from executor.mmsp.recompute import apply_recompute
-from longvila.sharding import IGNORE, Batch, LocalBatch, places_on
+from longvila.sharding import IGNORE, Batch, DecodeCall, LocalBatch, places_on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +182,7 @@ class ContextSharding:
             model.set_reshard_after_forward(False)
 
     def cache(self) -> ShardedCache:
-        return ShardedCache(self._prefill_counts, self.groups.context.index)
+        return ShardedCache(self._row_shards)
 
     def from_last_token(self, hidden_SD: Tensor, batch: Batch) -> Tensor:
         layout = self.layout(batch)
@@ -190,20 +191,22 @@ class ContextSharding:
         last_D = hidden_SD[layout.real_tokens(*place) - 1].detach().clone()
         return self.groups.context.broadcast(last_D, self.groups.places.index(place))
 
-    def decode_attention(self) -> dict[str, Any]:
-        return {"mm_sp": DecodeStep(context=self.groups.context.exchange())}
+    def decode_calls(self, caches: Sequence[ShardedCache]) -> list[DecodeCall]:
+        shards = [shard for cache in caches for shard in cache.shards]
+        step = DecodeStep(self.groups.context.exchange(), shards)
+        return [DecodeCall(prompts=slice(None), cache=step, attention={"mm_sp": step})]
 
-    def agree(self, token: int) -> int:
-        return int(self.groups.context.broadcast(torch.tensor(token, device=self.device)).item())
+    def agree(self, tokens: Sequence[int]) -> list[int]:
+        return self.groups.context.broadcast(torch.tensor(tokens, device=self.device)).tolist()
 
     @property
     def _place(self) -> tuple[int, int]:
         return self.groups.places[self.groups.context.index]
 
-    def _prefill_counts(self) -> tuple[int, ...]:
+    def _row_shards(self) -> list[tuple[slice, Shard]]:
         if self._row is None:
             raise InputError("the cache is filled by a row that shard_batch cut; cut one first")
-        return tuple(self._row.real_tokens(*place) for place in self.groups.places)
+        return row_shards(self._row, self.groups.places, self.groups.context.index)
 
 
 def _places(tensor: Tensor) -> Places:

@@ -1,67 +1,112 @@
-"""The answering job: a video (or pictures, or text alone) and a question in, a greedy answer out.
+"""The answering job: a video (or pictures, or text alone) and a question in, an answer out.
 
-    prompt --sharded prefill, cache--> last logits --argmax, agree--> token --decode step--> logits --…--> end token
+    questions --`batch` of them at a time--> sharded prefill --> one token a step for each (`answering`) --> answers
 
 The prompt runs through the same sharded path as training; then one token at a time over the cache. Settings are
 `GenerateSettings`; several questions come from a JSONL file of the training format without the last answer. Answers
-go to standard output and, if asked, to a JSONL file. Leaves out sampling, beams and batches of prompts.
+go to standard output in the order of the questions and, if asked, to a JSONL file. Question number i of the file
+draws from seed + i. Leaves out beams.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from longvila import checkpoint
+from longvila.answering import Answering, Sampler
 from longvila.assemble import build_model, build_writer, model_config, precision
 from longvila.config import LongVilaConfig
 from longvila.dataset import Documents, Row, Sample, Sampling, read_samples, row_batch
 from longvila.files import write_whole
 from longvila.job import Job, JobError, require
-from longvila.model import NextToken
 from longvila.settings import read_settings
-from longvila.sharding import Batch, Sharding
-from longvila.tokens import Turn
+from longvila.sharding import Batch
+from longvila.tokens import Turn, Writer
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateSettings:
+class ModelSettings:
+    """Which model answers, and how it sees a video."""
+
     checkpoint: str | None = None  # of a training run, or its run folder
     weights: str | None = None  # a released folder; with a checkpoint: the tokenizer's
+    precision: str = "fp32"
+    rope_theta: float | None = None
+    frames: int = 8
+    fps: float | None = None
+    max_frames: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.checkpoint is None and self.weights is None:
+            raise JobError("settings: set checkpoint to a run or weights to a released folder")
+        for name in ("frames", "max_frames"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, name, value, "at least 1")
+        require(self.max_frames is None or self.fps is not None, "max_frames", self.max_frames, "used with fps only")
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(frames=self.frames, fps=self.fps, max_frames=self.max_frames)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateSettings(ModelSettings):
     video: str | None = None
     image: str | None = None
     question: str | None = None
     questions: str | None = None  # JSON or JSONL instead of video and question
     media: str | None = None  # folder of its clips; None means that of the file
     answers: str | None = None  # JSONL file to write
-    frames: int = 8
-    fps: float | None = None
-    max_frames: int | None = None
     max_new_tokens: int = 256
-    precision: str = "fp32"
-    rope_theta: float | None = None
+    batch: int = 1  # questions that are answered at the same time
+    temperature: float = 0.0  # 0: the likeliest token
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.checkpoint is None and self.weights is None:
-            raise JobError("settings: set checkpoint to a run or weights to a released folder")
+        super().__post_init__()
         if (self.question is None) == (self.questions is None):
             raise JobError("settings: set question, or questions to a JSONL file, but not both")
         if self.questions is not None and (self.video or self.image):
             raise JobError("settings: video and image go with question; questions names its own")
-        for name in ("frames", "max_new_tokens", "max_frames"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, name, value, "at least 1")
-        require(self.max_frames is None or self.fps is not None, "max_frames", self.max_frames, "used with fps only")
+        for name in ("max_new_tokens", "batch"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        self.sampler(0)
+
+    def sampler(self, question: int) -> Sampler:
+        """How the answer to a question is drawn, by its number."""
+        return Sampler(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, seed=self.seed + question)
 
 
 def main(job: Job) -> None:
     settings = read_settings(GenerateSettings, job.config, "settings")
     samples = _samples(settings)
+    model, writer, config = open_model(settings, job)
+    documents = Documents(writer, settings.sampling)
+    dtype = precision(settings.precision)
+
+    def prompt(sample: Sample) -> Batch:
+        row = Row(documents=(documents.make(sample, prompt=True),))
+        return row_batch(row, job.sharding, config.image_size, job.device, dtype)
+
+    answers, lines = _answers(model, [partial(prompt, sample) for sample in samples], job, settings, writer), []
+    for sample, answer in zip(samples, answers, strict=True):
+        lines.append(json.dumps({"id": sample.name, "answer": answer}, ensure_ascii=False))
+        if job.sharding.rank == 0:
+            print(answer, flush=True)
+    if settings.answers is not None and job.sharding.rank == 0:
+        write_whole(Path(settings.answers), "\n".join(lines) + "\n")
+
+
+def open_model(settings: ModelSettings, job: Job) -> tuple[nn.Module, Writer, LongVilaConfig]:
+    """The model of a checkpoint or a released folder, ready to answer, and the writer of its prompts."""
     config, trained = _model_config(settings)
     writer = build_writer(config, settings.weights)
     dtype = precision(settings.precision)
@@ -70,37 +115,32 @@ def main(job: Job) -> None:
         checkpoint.load(trained, model, optimizer=None)
     model.eval()
     job.sharding.before_answers(model)
-    sampling = Sampling(frames=settings.frames, fps=settings.fps, max_frames=settings.max_frames)
-    documents = Documents(writer, sampling)
-    lines = []
-    for sample in samples:
-        row = Row(documents=(documents.make(sample, prompt=True),))
-        batch = row_batch(row, job.sharding, config.image_size, job.device, dtype)
-        ids = list(greedy(model, batch, job.sharding, stop_id=writer.stop_id, max_new_tokens=settings.max_new_tokens))
-        answer = writer.tokenizer.decode(ids)
-        lines.append(json.dumps({"id": sample.name, "answer": answer}, ensure_ascii=False))
-        if job.sharding.rank == 0:
-            print(answer, flush=True)
-    if settings.answers is not None and job.sharding.rank == 0:
-        write_whole(Path(settings.answers), "\n".join(lines) + "\n")
+    return model, writer, config
 
 
-@torch.no_grad()  # not inference mode: sharded weights are gathered in place, which counts versions
-def greedy(model: nn.Module, prompt: Batch, sharding: Sharding, *, stop_id: int, max_new_tokens: int) -> Iterator[int]:
-    """The likeliest token, again and again, until `stop_id` (not given out) or the limit; the same on every rank."""
-    cache = sharding.cache()
-    logits = model(prompt, sharding, cache=cache)
-    length = prompt.input_ids_L.shape[0]
-    for count in range(max_new_tokens):
-        token = sharding.agree(int(logits.argmax()))
-        if token == stop_id:
-            return
-        yield token
-        if count + 1 < max_new_tokens:
-            logits = model(NextToken(token=token, position=length + count), sharding, cache=cache)
+def _answers(
+    model: nn.Module, prompts: Sequence[Callable[[], Batch]], job: Job, settings: GenerateSettings, writer: Writer
+) -> Iterator[str]:
+    """Texts in the order of the prompts, `settings.batch` at work at a time."""
+    answering = Answering(model, job.sharding, writer.stop_id)
+    ids: list[list[int]] = [[] for _ in prompts]
+    ended: set[int] = set()
+    begun = given = 0
+    while given < len(prompts):
+        while begun < len(prompts) and len(answering) < settings.batch:
+            answering.begin(begun, prompts[begun](), settings.sampler(begun), settings.max_new_tokens)
+            begun += 1
+        for event in answering.step():
+            if event.end != "stop":
+                ids[event.key].append(event.token)
+            if event.end:
+                ended.add(event.key)
+        while given in ended:
+            yield writer.tokenizer.decode(ids[given])
+            given += 1
 
 
-def _model_config(settings: GenerateSettings) -> tuple[LongVilaConfig, Path | None]:
+def _model_config(settings: ModelSettings) -> tuple[LongVilaConfig, Path | None]:
     """The model's configuration and, unless its weights are a released folder, the checkpoint to read."""
     if settings.checkpoint is None:
         return model_config(None, settings.weights, settings.rope_theta), None

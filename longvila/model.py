@@ -4,15 +4,17 @@
     tokens of this rank -> embedding table ------------------------------------------------\\-> LLM -> head -> loss sum
 
 `model(batch, sharding)` gives the local loss SUM (float32; float64 for float64 models), to be scaled by
-`sharding.token_mean`; with `cache=` it prefills the cache and gives the row's last logits; with a `NextToken` it
-decodes one step. Everything runs inside `forward`, so that a sharded root gathers its parameters once; the modules
-that are called by themselves, each once per layer, are `layers()`.
+`sharding.token_mean`; with `cache=` it prefills the cache and gives the row's last logits [vocabulary]; with
+`NextTokens` and the caches of all prompts it decodes one step and gives [prompts, vocabulary]. Everything runs inside
+`forward`, so that a sharded root gathers its parameters once; the modules that are called by themselves, each once per
+layer, are `layers()`.
 No shape depends on data, so a step also runs on fake tensors: the loss therefore visits unlabelled tokens too.
 Leaves out S2/dynamic tiling and pooled features. Shapes: L row, S local tokens, N embeddings made here, D width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,11 +30,11 @@ from longvila.sharding import Batch, LocalBatch, OneProcess, Sharding
 
 
 @dataclass(frozen=True, kw_only=True)
-class NextToken:
-    """One token to decode, known to every rank of the context group."""
+class NextTokens:
+    """One more token of each prompt that is answered, known to every rank of the context group."""
 
-    token: int
-    position: int
+    tokens: tuple[int, ...]
+    positions: tuple[int, ...]
 
 
 class Downsample(nn.Module):
@@ -90,9 +92,9 @@ class LongVilaForConditionalGeneration(nn.Module):
         """The repeated blocks, in the order of their first use: what a sharding or a recompute policy wraps."""
         return [*self.tower.encoder.layers, *self.llm.model.layers]
 
-    def forward(self, given: Batch | NextToken, sharding: Sharding | None = None, *, cache: Any = None) -> Tensor:
+    def forward(self, given: Batch | NextTokens, sharding: Sharding | None = None, *, cache: Any = None) -> Tensor:
         sharding = sharding or OneProcess()
-        if isinstance(given, NextToken):
+        if isinstance(given, NextTokens):
             return self._decode(given, sharding, cache)
         local = sharding.shard_batch(given)
         hidden_SD = self._hidden(given, local, sharding, cache)
@@ -145,17 +147,20 @@ class LongVilaForConditionalGeneration(nn.Module):
         hidden_SD: Tensor = output.last_hidden_state[0]
         return hidden_SD
 
-    def _decode(self, given: NextToken, sharding: Sharding, cache: Any) -> Tensor:
+    def _decode(self, given: NextTokens, sharding: Sharding, caches: Sequence[Any]) -> Tensor:
         table = self.llm.get_input_embeddings()
-        device = table.weight.device
-        output = self.llm.model(
-            inputs_embeds=table(torch.tensor([[given.token]], device=device)),
-            position_ids=torch.tensor([[given.position]], device=device),
-            past_key_values=cache,
-            use_cache=True,
-            **sharding.decode_attention(),
-        )
-        return self._logits(output.last_hidden_state[0, -1])
+        tokens_B1, positions_B1 = torch.tensor((given.tokens, given.positions), device=table.weight.device)[..., None]
+        hidden_PD = []
+        for call in sharding.decode_calls(caches):
+            output = self.llm.model(
+                inputs_embeds=table(tokens_B1[call.prompts]),
+                position_ids=positions_B1[call.prompts],
+                past_key_values=call.cache,
+                use_cache=True,
+                **call.attention,
+            )
+            hidden_PD.append(output.last_hidden_state[:, -1])
+        return self._logits(torch.cat(hidden_PD))
 
     def _logits(self, hidden_D: Tensor) -> Tensor:
         logits: Tensor = self.llm.get_output_embeddings()(hidden_D)

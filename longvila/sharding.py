@@ -12,6 +12,7 @@ The executor brings the implementation for many ranks; nothing here knows of pla
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -49,6 +50,15 @@ class LocalBatch:
     labels_S: Tensor
     positions_S: Tensor
     vision_at_V: Tensor  # int64, ascending: which of the S tokens take their embedding from the tower
+    attention: dict[str, Any] = field(default_factory=dict)  # keyword arguments for the attention function
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeCall:
+    """One call of the language model for the next tokens of some prompts, a slice of those that are answered."""
+
+    prompts: slice
+    cache: Any  # `past_key_values`
     attention: dict[str, Any] = field(default_factory=dict)  # keyword arguments for the attention function
 
 
@@ -130,13 +140,13 @@ class Sharding(Protocol):
         """The row's last token's vector [D], the same on every rank, from the rank that computed it (no gradient)."""
         return hidden_SD[-1]
 
-    def decode_attention(self) -> dict[str, Any]:
-        """Keyword arguments of the attention function for a step of one new token."""
-        return {}
+    def decode_calls(self, caches: Sequence[Any]) -> list[DecodeCall]:
+        """How one more token of each of the prompts that filled `caches` is computed; in one process one by one."""
+        return [DecodeCall(prompts=slice(i, i + 1), cache=cache) for i, cache in enumerate(caches)]
 
-    def agree(self, token: int) -> int:
-        """The token (or stop) that the first rank of the context group chose, the same on every rank."""
-        return token
+    def agree(self, tokens: Sequence[int]) -> list[int]:
+        """The tokens that the first rank of the context group chose, the same on every rank."""
+        return list(tokens)
 
 
 @dataclass(frozen=True, kw_only=True)

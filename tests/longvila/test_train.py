@@ -163,7 +163,7 @@ def test_the_example_is_learned_and_answered_word_for_word(tmp_path, capsys):
     assert losses(tmp_path / "run")[-1] < 0.1
     wanted = [json.loads(line)["conversations"][-1]["value"] for line in Path(CLIPS).read_text().splitlines()]
     asked = {"questions": CLIPS, "media": str(MEDIA), "frames": 1}
-    for source in ({"checkpoint": str(tmp_path / "run")}, {"weights": str(tmp_path / "weights")}):
+    for source in ({"checkpoint": str(tmp_path / "run"), "batch": 2}, {"weights": str(tmp_path / "weights")}):
         capsys.readouterr()
         generate.main(Job(config={**asked, **source, "answers": str(tmp_path / "answers.jsonl")}))
         assert capsys.readouterr().out.splitlines() == wanted
@@ -183,6 +183,7 @@ def test_the_example_is_learned_and_answered_word_for_word(tmp_path, capsys):
         ({"weights": "gone", "question": "q"}, "gone is not a folder"),
         ({"checkpoint": "gone", "question": "q", "video": "gone.mp4"}, "gone.mp4: no such file"),
         ({"checkpoint": "gone", "question": "q", "max_new_tokens": 0}, "max_new_tokens 0 must be at least 1"),
+        ({"checkpoint": "gone", "question": "q", "top_p": 0.0}, "top_p 0.0 must be above 0 and at most 1"),
     ],
 )
 def test_wrong_questions_are_refused(change, message):
