@@ -23,7 +23,7 @@ from planner.search.branch import Branches, Tree
 from planner.search.columns import PricedLayouts, Pricer
 from planner.search.objective import Objective, weight
 from planner.search.policy_prices import EQUAL
-from planner.search.space import SHARDINGS, Space
+from planner.search.space import Space
 
 MOST_ROWS = 12_000
 """Branches: ranges are not split beyond."""
@@ -177,7 +177,7 @@ class Search:
         columns = PricedLayouts.joined(self.priced)
         value, layers = self._values(columns)
         relaxed = columns.prices.relaxed_s(columns.capacity_bytes) * weight(self.objective, columns.ranks)
-        considered = self.tree.layouts * (1 if "shard" in self.space.pins else len(SHARDINGS))
+        considered = self.tree.layouts * (1 if "shard" in self.space.pins else len(self.space.shardings))
         return SearchResult(
             columns=columns,
             value=value,

@@ -28,7 +28,7 @@ from cost_models.timing.cluster_costs import ClusterCosts
 from planner.search.objective import Objective, weight
 from planner.search.optimistic_paths import FloorPaths, Reach
 from planner.search.policy_prices import policy_prices
-from planner.search.space import SHARDINGS, Space, divisors
+from planner.search.space import Space, divisors
 
 SINGLE_ROWS = 1500
 """Spaces of up to so many layouts (without sharding) are listed ring by ring."""
@@ -145,6 +145,7 @@ class Tree:
         table = np.array(ranges, dtype=np.int64).reshape(-1, 3)
         family, first, last = table[:, 0], table[:, 1], table[:, 2]
         shard, zero, legal = self.space.shards(self.data[family], last * self.ulysses[family])
+        legal &= self.space.allows(self.ulysses[family], last)[:, None]
         legal |= self._legal_within(family, first, last)
         nothing = np.full(shard.shape, np.inf)
         branches = Branches(
@@ -164,10 +165,11 @@ class Tree:
 
     def _legal_within(self, family: _Ints, first: _Ints, last: _Ints) -> NDArray[np.bool_]:
         """Shardings that some ring of a range may have where the last one does not."""
-        possible = np.ones((len(family), len(SHARDINGS)), dtype=bool)
-        if "zero" in self.space.pins or "shard" in self.space.pins:
-            possible[:, 1::2] = False
-        over_context = [name == "context" for name, _ in SHARDINGS]
+        shardings = self.space.shardings
+        possible = np.ones((len(family), len(shardings)), dtype=bool)
+        if "zero" in self.space.pins:
+            possible[:, self.space.again] = False
+        over_context = [name == "context" for name, _ in shardings]
         possible[:, over_context] &= (self.data[family] > 1)[:, None]
         return possible & (first < last)[:, None]
 
@@ -196,12 +198,13 @@ class Tree:
         )
 
     def _bounds(self, tier: int, some: Branches, shardings: _Ints, quick: bool) -> tuple[_Floats, _Floats]:
-        """(bound, least bytes) of branches that need a device of this tier, under some of `SHARDINGS`.
+        """(bound, least bytes) of branches that need a device of this tier, under some of `Space.shardings`.
 
         Arrays are branches x shardings x crowdings of a domain.
         """
         some = structs.replace(some, shard=some.shard[:, shardings], zero=some.zero[:, shardings])
-        kernels, single = self.costs.kernels(self.reach.tiers[tier][1], choose=smaller), some.single
+        code, single = self.space.target.code, some.single
+        kernels = self.costs.kernels(self.reach.tiers[tier][1], code.measured_attention, choose=smaller)
         layouts = self.strategies(
             some.family[:, None, None], some.last[:, None, None], some.shard[:, :, None], some.zero[:, :, None]
         )
@@ -214,6 +217,7 @@ class Tree:
             kernels.device,
             some.first[:, None, None],
             quick,
+            code,
         )
         ranks = self.data[some.family] * self.ulysses[some.family] * some.first * self.model_parallel
         room = self.capacity_bytes(ranks)[:, None]
@@ -228,8 +232,9 @@ class Tree:
         """Paths that no placement of any ring of a branch beats: groups are as small as its first ring makes them."""
         context = self.ulysses[some.family] * some.first
         ranks = self.data[some.family] * context
-        smallest = {"ranks": ranks, "context": context, "domain": np.ones_like(ranks), "one": np.ones_like(ranks)}
-        within = np.stack([smallest[SHARDINGS[i][0]] for i in shardings], axis=1)
+        one = np.ones_like(ranks)
+        smallest = {"ranks": ranks, "context": context, "domain": one, "one": one, "alone": one}
+        within = np.stack([smallest[self.space.shardings[i][0]] for i in shardings], axis=1)
         shard = np.where(some.single[:, None] | ("shard" in self.space.pins), some.shard, within)
         sizes: dict[Axis, _Ints] = {
             "ulysses": self.ulysses[some.family][:, None, None],

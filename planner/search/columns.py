@@ -113,10 +113,11 @@ class Pricer:
         prices = policy_prices(
             self.space.workload,
             many,
-            self.costs.kernels(runs),
+            self.costs.kernels(runs, self.space.target.code.measured_attention),
             self.costs.assembled(runs, axes, many.ranks),
             self.space.policies,
             devices[0],
+            framework=self.space.target.code,
         )
         return PricedLayouts(
             strategies=strategies,

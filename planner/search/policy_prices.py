@@ -21,6 +21,7 @@ import numpy as np
 from msgspec import Struct, structs
 from numpy.typing import NDArray
 
+from cost_models.framework import OURS, Framework
 from cost_models.hardware.device import Device
 from cost_models.layer.sizes import RankSizes
 from cost_models.layer.stages import at_stage, end_stages, is_mixed
@@ -223,13 +224,14 @@ def policy_prices(
     device: Device,
     least_ring: Any = None,
     quick: bool = False,
+    framework: Framework = OURS,
 ) -> PolicyPrices:
-    """Prices of `layouts` (one strategy of arrays) under `paths`.
+    """Prices of `layouts` (one strategy of arrays) under `paths`, as `framework` runs them.
 
     `least_ring`: only so many ring pieces are counted (a bound over a range of rings). `quick` takes every policy's
     time as that of the first, which must be the fastest: a bound at a third of the work.
     """
-    priced = _Layouts(workload, layouts, kernels, paths, device, least_ring)
+    priced = _Layouts(workload, layouts, kernels, paths, device, least_ring, framework)
     base, spread, kinds = priced.bytes_with(), priced.spread, tuple(dict.fromkeys(workload.model.layer_kinds))
     choices = list(itertools.product(kinds, policies))
     timed = list(itertools.product(kinds, policies[:1])) if quick else choices
@@ -268,9 +270,11 @@ class _Layouts:
         paths: Paths,
         device: Device,
         least_ring: Any,
+        framework: Framework,
     ) -> None:
         self.workload, self.layouts, self.device, self.least_ring = workload, layouts, device, least_ring
-        self.sizes, self.kernels, self.paths = RankSizes(workload, layouts), KernelsInUse.afresh(kernels), paths
+        self.sizes = RankSizes(workload, layouts, framework)
+        self.kernels, self.paths = KernelsInUse.afresh(kernels), paths
         self.held = np.broadcast_shapes(*(np.shape(getattr(layouts, name)) for name in VARIED))
         """Shape of the layouts, and so of what they hold; of what they take, with the paths: `spread`."""
         sent = (np.shape(path.gather_s_per_byte) for path in paths.axes.values())

@@ -4,16 +4,19 @@
     ulysses   1 to the GPUs of a scale-up domain, beyond it the divisors of the query heads; never above the heads
     ring      any integer with at least two tokens for each rank of the context group
     shard     all ranks, as many as fit in a domain, the context group, or 1        zero 3 or 2 (0 where shard = 1)
+    tensor    divisors of the query heads        pipeline x virtual  divisors of the layers
 
-A `Family` fixes everything but the ring degree and how parameters are sharded; rings are ranges 1 to `most_ring`.
-Left out: tensor and pipeline degrees, virtual stages and schedules are searched only as pinned (default 1).
+What of this exists is the target's to say (`planner/targets`). A `Family` fixes everything but the ring degree and how
+parameters are sharded; rings are ranges 1 to `most_ring`. A `Space` has one tensor and pipeline degree and one set of
+recompute policies: `spaces` lists those of a target.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from msgspec import Struct
@@ -27,9 +30,8 @@ from cost_models.models.model import Model
 from cost_models.room import DEFAULT_ROOM, Room
 from cost_models.strategy import PINS, RECOMPUTES, Recompute, Strategy
 from cost_models.workload import Workload
+from planner.targets.target import MMSP, Target
 
-SHARDINGS = (("ranks", 3), ("ranks", 2), ("domain", 3), ("domain", 2), ("context", 3), ("context", 2), ("one", 0))
-"""How parameters can be sharded: over what, and the ZeRO stage."""
 SEARCHED: tuple[Recompute, ...] = tuple(name for name, policy in POLICIES.items() if policy.planned)
 
 
@@ -50,11 +52,14 @@ class Space(Struct, frozen=True, kw_only=True, dict=True):
     workload: Workload
     pins: Mapping[str, Any]
     room: Room = DEFAULT_ROOM
+    target: Target = MMSP
+    among: tuple[Recompute, ...] = SEARCHED  # policies that may stand side by side in the layers
 
     def __post_init__(self) -> None:
         for name in self.pins:
             if name not in PINS:
                 raise InputError(f"fixed {name!r} is unknown; legal: {', '.join(PINS)}")
+        self.target.check_pins(self.pins)
         if self.pins.get("attention_chunk_tokens") is not None:
             raise InputError(
                 f"attention_chunk_tokens={self.pins['attention_chunk_tokens']} is priced (`plan price --strategy`), "
@@ -84,18 +89,30 @@ class Space(Struct, frozen=True, kw_only=True, dict=True):
     def base(self) -> Strategy:
         """Everything that the search does not move, with degrees of 1.
 
-        Training rows may be packed, so their documents are dealt in balance; one document lies as in zigzag.
+        Our training rows may be packed, so their documents are dealt in balance; one document lies as in zigzag.
         """
         moved = ("data", "ring", "ulysses", "shard", "zero", "microbatches", "recompute")
-        kind: dict[str, Any] = {"ring_kind": "balanced"} if self.workload.mode == "train" else {}
-        return Strategy(**{**kind, **{name: value for name, value in self.pins.items() if name not in moved}})
+        held: dict[str, Any] = {"loss_chunk_tokens": self.target.loss_chunk_tokens}
+        held |= {"ring_kind": self.target.ring_kind} if self.workload.mode == "train" else {}
+        return Strategy(**{**held, **{name: value for name, value in self.pins.items() if name not in moved}})
 
     @property
     def policies(self) -> tuple[Recompute, ...]:
         """Recompute policies that layers may have."""
         if "recompute" in self.pins:
             return (self.pins["recompute"],)
-        return SEARCHED if self.workload.mode == "train" else ("none",)
+        return self.among if self.workload.mode == "train" else ("none",)
+
+    @property
+    def shardings(self) -> tuple[tuple[str, int], ...]:
+        """How parameters can be sharded: over what, and the ZeRO stage; not at all comes last."""
+        return self.target.shardings
+
+    @cached_property
+    def again(self) -> list[int]:
+        """Of `shardings` those that differ from the one before in their stage alone."""
+        over = [name for name, _ in self.shardings]
+        return [place for place in range(1, len(over)) if over[place] == over[place - 1]]
 
     @cached_property
     def domain_gpus(self) -> int:
@@ -160,7 +177,7 @@ class Space(Struct, frozen=True, kw_only=True, dict=True):
 
     def _ulysses(self) -> list[int]:
         heads = self.workload.model.heads // self.base.tensor
-        most = min(heads, self.replica_gpus)
+        most = min(heads, self.replica_gpus) if "ulysses" in self.target.degrees else 1
         if "ulysses" in self.pins:
             return self._pinned("ulysses", list(range(1, most + 1)), f"exceeds the {heads} query heads or the GPUs")
         near = range(1, min(most, self.domain_gpus // self.base.tensor) + 1)
@@ -171,6 +188,8 @@ class Space(Struct, frozen=True, kw_only=True, dict=True):
         """The first and the largest ring degree."""
         tokens = -(-self.workload.context_tokens // 2)
         most = min(self.replica_gpus // (data * ulysses), max(1, tokens // ulysses))
+        if "ring" not in self.target.degrees or (self.target.context == "apart" and ulysses > 1):
+            most = min(most, 1)
         if "ring" in self.pins:
             ring = self.pins["ring"]
             if not 1 <= ring <= self.replica_gpus:
@@ -178,15 +197,24 @@ class Space(Struct, frozen=True, kw_only=True, dict=True):
             return ring, min(ring, self.replica_gpus // (data * ulysses))
         return 1, most
 
+    def allows(self, ulysses: NDArray[np.int64], ring: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether the target has these degrees together; all that `families` lists are possible but for "gcd"."""
+        if self.target.context != "gcd":
+            return np.ones(ring.shape, dtype=bool)
+        divided: NDArray[np.bool_] = np.gcd(ulysses * ring, self.workload.model.kv_heads) == ulysses
+        return divided
+
     def shards(self, data: Any, context: Any) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
-        """(shard, zero, legal) of each layout, shape (layouts, len(SHARDINGS)); a repeated choice is not legal."""
+        """(shard, zero, legal) of each layout, shape (layouts, len(shardings)); a repeated choice is not legal."""
         ranks = np.asarray(data) * np.asarray(context)
         near = np.array([_largest_divisor(int(n), self.domain_gpus) for n in ranks], dtype=np.int64)
-        over = {"ranks": ranks, "domain": near, "context": np.broadcast_to(context, ranks.shape), "one": 0 * ranks + 1}
-        shard = np.stack([over[name] for name, _ in SHARDINGS], axis=1)
-        zero = np.broadcast_to(np.array([stage for _, stage in SHARDINGS]), shard.shape).copy()
+        one = np.ones_like(ranks)
+        over = {"ranks": ranks, "domain": near, "context": one * context, "one": one, "alone": one}
+        shard = np.stack([over[name] for name, _ in self.shardings], axis=1)
+        zero = np.broadcast_to(np.array([stage for _, stage in self.shardings]), shard.shape).copy()
         legal = (shard > 1) | (zero == 0)
-        for column in range(2, len(SHARDINGS)):
+        legal[:, [name == "alone" for name, _ in self.shardings]] &= (one * context == 1)[:, None]
+        for column in range(1, len(self.shardings)):
             for earlier in range(column):
                 legal[:, column] &= (shard[:, column] != shard[:, earlier]) | (zero[:, column] != zero[:, earlier])
         return self._pinned_shards(shard, zero, legal, ranks)
@@ -202,14 +230,41 @@ class Space(Struct, frozen=True, kw_only=True, dict=True):
             if wanted == 1:
                 legal[:, -1] = possible
             else:
-                legal[:, 0] = legal[:, 1] = possible
+                stages = [stage for _, stage in self.shardings]
+                legal[:, [stages.index(stage) for stage in set(stages) - {0}]] = possible[:, None]
         if "zero" in self.pins:
             zero = np.full(zero.shape, self.pins["zero"])
-            legal[:, 1::2] = False  # the second of each pair differs in its stage alone
+            legal[:, self.again] = False
             unsharded = self.pins["zero"] == 0
             legal[:, :-1] &= "shard" in self.pins or not unsharded
             legal[:, -1] &= "shard" in self.pins or unsharded or (ranks == 1)
         return shard, zero, legal
+
+
+def spaces(cluster: Cluster, workload: Workload, pins: Mapping[str, Any], room: Room, target: Target) -> list[Space]:
+    """The spaces of a target, one for each tensor degree, pipeline, virtual stages and set of policies."""
+    model, training = workload.model, workload.mode == "train"
+
+    def degrees(name: Literal["tensor", "pipeline"], legal: int) -> list[int]:
+        found = divisors(legal) if name in target.degrees and name not in pins else [pins.get(name, 1)]
+        return [degree for degree in found if degree == pins.get(name) or degree <= cluster.gpus]
+
+    among = target.recompute if training and "recompute" not in pins else target.recompute[:1]
+    found = []
+    for tensor, pipeline in itertools.product(degrees("tensor", model.heads), degrees("pipeline", model.layers)):
+        several = [1]
+        if pipeline > 1:
+            if "pipeline" not in pins and (tensor * pipeline > cluster.gpus or is_mixed(model)):
+                continue
+            if training and "interleaved" in target.schedules and not {"virtual", "schedule"} & {*pins}:
+                several = divisors(model.layers // pipeline)
+        for virtual, policies in itertools.product(several, among):
+            here = {"tensor": tensor, "pipeline": pipeline}
+            here |= {"virtual": virtual} if virtual > 1 else {}
+            schedule = {"schedule": "interleaved"} if virtual > 1 else {}
+            held = {name: value for name, value in here.items() if value > 1} | schedule | {**pins}
+            found.append(Space(cluster=cluster, workload=workload, pins=held, room=room, target=target, among=policies))
+    return found
 
 
 def check_plannable(model: Model) -> None:

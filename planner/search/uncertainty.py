@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from cost_models.bands import quantile, source_domain
 from cost_models.basis import KERNELS, Board
 from cost_models.certificate import certificate
+from cost_models.framework import OURS, Framework
 from cost_models.hardware.placement import Placement
 from cost_models.models.model import LayerKind
 from cost_models.number import Number
@@ -90,14 +91,18 @@ def _off(factor: float) -> str:
 
 
 def seconds_in(
-    workload: Workload, costs: ClusterCosts, layouts: Sequence[tuple[Strategy, Placement]], several: Sequence[Scenario]
+    workload: Workload,
+    costs: ClusterCosts,
+    layouts: Sequence[tuple[Strategy, Placement]],
+    several: Sequence[Scenario],
+    framework: Framework = OURS,
 ) -> Floats:
     """Step seconds of each layout in each scenario, shape (layouts, scenarios)."""
     found = np.empty((len(layouts), len(several)))
     runs = [costs.runs(strategy.ranks, placement) for strategy, placement in layouts]
     for used in dict.fromkeys(runs):
         mine = [index for index, other in enumerate(runs) if other == used]
-        found[mine] = _of_runs(workload, costs, used, [layouts[index] for index in mine], several)
+        found[mine] = _of_runs(workload, costs, used, [layouts[index] for index in mine], several, framework)
     return found
 
 
@@ -107,6 +112,7 @@ def _of_runs(
     runs: tuple[int, ...],
     layouts: Sequence[tuple[Strategy, Placement]],
     several: Sequence[Scenario],
+    framework: Framework,
 ) -> Floats:
     """Of layouts that use nodes of the same runs."""
     policies, counts = _layers_by_choice([strategy for strategy, _ in layouts], workload.model.layer_kinds)
@@ -119,10 +125,11 @@ def _of_runs(
     priced = policy_prices(
         workload,
         many,
-        _Slowed(costs.kernels(runs), factors),
+        _Slowed(costs.kernels(runs, framework.measured_attention), factors),
         _SlowedPaths(**{one.name: getattr(paths, one.name) for one in fields(paths) if one.init}, slowed=inside),
         policies,
         costs.devices(runs)[0],
+        framework=framework,
     )
     return priced.seconds_of(counts[:, None, :])
 

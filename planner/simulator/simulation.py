@@ -19,6 +19,7 @@ import numpy as np
 from msgspec import Struct
 
 from cost_models.cost import COMPUTED, PRICED_AS
+from cost_models.framework import OURS, Framework
 from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.placement import Placement
 from cost_models.hardware.wiring import NIC_IN, NIC_OUT, LinkRates
@@ -85,6 +86,7 @@ def simulate(
     placement: Placement | None = None,
     *,
     profile: Profile | None = None,
+    framework: Framework = OURS,
     fold: bool = True,
     trace: bool = False,
     jitter: float = 0.0,
@@ -102,8 +104,8 @@ def simulate(
     (1, True)
     """
     placement = placement or Placement.in_order(cluster, strategy.ranks)
-    program, scale = played_program(cluster, workload, strategy, placement, profile)
-    memory = _memory_by_instance(cluster, workload, strategy, placement, program)
+    program, scale = played_program(cluster, workload, strategy, placement, profile, framework)
+    memory = _memory_by_instance(cluster, RankSizes(workload, strategy, framework), program)
     if jitter:
         scale = scale * np.exp(jitter * np.random.default_rng(seed).standard_normal(strategy.ranks))
     rates = cluster_costs(cluster, profile).rates
@@ -113,7 +115,12 @@ def simulate(
 
 
 def played_program(
-    cluster: Cluster, workload: Workload, strategy: Strategy, placement: Placement, profile: Profile | None
+    cluster: Cluster,
+    workload: Workload,
+    strategy: Strategy,
+    placement: Placement,
+    profile: Profile | None,
+    framework: Framework = OURS,
 ) -> tuple[StepProgram, Floats]:
     """The step at the slowest device's pace, and for each rank its computation over that."""
     check_plannable(workload.model)
@@ -121,12 +128,13 @@ def played_program(
     placement.check(cluster, strategy.ranks)
     costs = cluster_costs(cluster, profile)
     runs = costs.runs(strategy.ranks, placement)
-    shape, ranges = RankSizes(workload, strategy), strategy.layer_ranges(workload.model.layers)
-    program = step_program(shape, costs.kernels(runs), ranges)
+    shape, ranges = RankSizes(workload, strategy, framework), strategy.layer_ranges(workload.model.layers)
+    attention = framework.measured_attention
+    program = step_program(shape, costs.kernels(runs, attention), ranges)
     factor, devices = np.ones(len(cluster.runs)), costs.devices(runs)
     first = [devices.index(device) for device in devices]  # run with the same device, by run in use
     if len(set(first)) > 1:
-        seconds = {i: compute_s(step_program(shape, costs.kernels((runs[i],)), ranges)) for i in set(first)}
+        seconds = {i: compute_s(step_program(shape, costs.kernels((runs[i],), attention), ranges)) for i in set(first)}
         factor[list(runs)] = [seconds[i] / compute_s(program) for i in first]
     paths = costs.paths(strategy, placement)
     played = _shared(_updated(program, paths), paths)
@@ -286,14 +294,12 @@ def _places(topology: Topology, partition: Partition) -> tuple[Place, ...]:
     )
 
 
-def _memory_by_instance(
-    cluster: Cluster, workload: Workload, strategy: Strategy, placement: Placement, program: StepProgram
-) -> Floats:
+def _memory_by_instance(cluster: Cluster, sizes: RankSizes, program: StepProgram) -> Floats:
     """Bytes of a rank while each instance of a microbatch's segments runs, then each of the epilogue's."""
-    ranges, device = strategy.layer_ranges(workload.model.layers), cluster.runs[0].node.device
+    ranges, device = sizes.degrees.layer_ranges(sizes.workload.model.layers), cluster.runs[0].node.device
     segments = (*program.microbatch, *program.epilogue)
     found = []
-    ends = over_time(RankSizes(workload, strategy), ranges, program, device)
+    ends = over_time(sizes, ranges, program, device)
     for segment, (first, last) in zip(segments, ends, strict=True):
         found.append(np.linspace(first, last, instances(segment)))
     return np.concatenate(found)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cost_models import Cluster, InputError, Model, Workload
-from planner.search.space import SHARDINGS, Space, divisors
+from planner.search.space import Space, divisors
 from tests.planner.clusters import cluster, node
 
 
@@ -44,7 +44,7 @@ def test_shards_divide_the_ranks_and_are_listed_once() -> None:
     assert legal[0].all()
     assert legal[1].tolist() == [True, True, True, True, False, False, True], "context is all ranks"
     assert legal[2].tolist() == [False] * 6 + [True], "one rank shards nothing"
-    assert len(SHARDINGS) == 7
+    assert len(here.shardings) == 7
 
 
 def test_pinned_shard_and_stage() -> None:
