@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from longvila.config import LongVilaConfig, load_config, presets
 from longvila.job import JobError
-from longvila.model import LongVilaForConditionalGeneration, NextToken, Projector
+from longvila.model import LongVilaForConditionalGeneration, NextTokens, Projector
 from longvila.sharding import IGNORE, Batch, OneProcess
 from longvila.weights import empty_model, materialise
 
@@ -196,7 +196,7 @@ def test_decoding_with_a_cache_equals_running_the_whole_row():
             whole = model(again, cache=OneProcess().cache())
             torch.testing.assert_close(logits, whole, rtol=1e-10, atol=1e-12)
             token = int(logits.argmax())
-            logits = model(NextToken(token=token, position=40 + step), cache=cache)
+            (logits,) = model(NextTokens(tokens=(token,), positions=(40 + step,)), cache=[cache])
             ids, positions = torch.cat([ids, torch.tensor([token])]), torch.arange(41 + step)
 
 
