@@ -85,7 +85,7 @@ def price_batch(
         max(mine, key=lambda one: one.ulysses).check(workload.model)
         many = stacked(mine)
         sizes = RankSizes(workload, many)
-        kernels = KernelsInUse.afresh(here.kernels(runs))
+        kernels = KernelsInUse.afresh(here.kernels(runs, sizes.framework.measured_attention(workload)))
         ranges = mine[0].layer_ranges(workload.model.layers)
         program = step_program(sizes, kernels, ranges)
         for name, value in fold(program, _paths(here, runs, many)).seconds.items():

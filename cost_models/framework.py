@@ -20,7 +20,7 @@ from cost_models import strict
 from cost_models.errors import InputError
 from cost_models.layer.frames import FrameSharding
 from cost_models.timing.host import HOSTS, Host
-from cost_models.workload import LORA_TARGETS, LoraTarget, Precision
+from cost_models.workload import LORA_TARGETS, LoraTarget, Precision, Workload
 
 FOLDER = Path(__file__).parent / "frameworks"
 Fusion = Literal["unfused", "fused", "none"]
@@ -129,9 +129,12 @@ class Framework:
         """Every reason once, in the order of the files."""
         return "; ".join(dict.fromkeys(self.reasons.values()))
 
-    @property
-    def measured_attention(self) -> Literal["newest", "fa2", "sdpa"]:
-        """The measured kernel that its attention is, or is slower than by a factor."""
+    def measured_attention(self, workload: Workload) -> Literal["newest", "fa2", "sdpa"]:
+        """The measured kernel that its attention is, or is slower than by a factor; the workload may name another."""
+        if workload.kernel:
+            if self.attention in ("fa1", "unfused"):
+                raise InputError(f"kernel={workload.kernel} with framework {self.name}, whose attention is its own")
+            return workload.kernel
         if self.attention in ("newest", "sdpa"):
             return self.attention
         return "newest" if self.attention == "unfused" else "fa2"

@@ -76,7 +76,7 @@ def price(
     check_placement(cluster, strategy.ranks, placement)
     sizes, here = RankSizes(workload, strategy, framework), cluster_costs(cluster, profile)
     runs, paths = here.runs(strategy.ranks, placement), here.paths(strategy, placement, framework.owned_tensors > 0)
-    kernels, devices = here.kernels(runs, framework.measured_attention), here.devices(runs)
+    kernels, devices = here.kernels(runs, framework.measured_attention(workload)), here.devices(runs)
     ranges = strategy.layer_ranges(workload.model.layers)
     program = step_program(sizes, kernels, ranges)
     folded = fold(program, paths)

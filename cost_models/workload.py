@@ -28,6 +28,8 @@ LoraTarget = Literal["qkv", "out", "up", "down"]
 LORA_TARGETS: tuple[LoraTarget, ...] = get_args(LoraTarget)
 """The linear maps of a layer that may have a low-rank adapter: attention's inputs and output, the MLP's two sides."""
 LoraBeside = Literal["embeddings", "norms"]
+Kernel = Literal["", "fa2", "newest", "sdpa"]
+"""Of attention in training: the framework's own, FlashAttention-2, the newest of the card, or what SDPA takes there."""
 OPTIMIZER_STATES = {"adamw": 2, "sgd": 1}
 """Values that an optimizer keeps for each weight; SGD keeps its momentum."""
 
@@ -63,10 +65,13 @@ class Workload:
     lora_rank: int = field(default=0, kw_only=True, metadata=strict.OPTIONAL)  # 0: its weights train
     lora_targets: tuple[LoraTarget, ...] = field(default=LORA_TARGETS, kw_only=True, metadata=strict.OPTIONAL)
     lora_beside: tuple[LoraBeside, ...] = field(default=(), kw_only=True, metadata=strict.OPTIONAL)  # trained whole
+    kernel: Kernel = field(default="", kw_only=True, metadata=strict.OPTIONAL)  # of attention; "": the framework's own
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):
             raise InputError(f"mode={self.mode!r} is unknown; legal: {', '.join(get_args(Mode))}")
+        if self.kernel not in get_args(Kernel):
+            raise InputError(f"kernel={self.kernel!r} is unknown; legal: {', '.join(filter(None, get_args(Kernel)))}")
         if self.frames < 0 or self.global_batch < 1:
             raise InputError(f"frames={self.frames} must be at least 0 and batch={self.global_batch} at least 1")
         if self.frames and self.model.vision is None:

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
@@ -22,7 +22,7 @@ from cost_models.profile import Profile
 from cost_models.room import LEAST, MOST, Room
 from cost_models.strategy import PINS, RECOMPUTES, LayerRange, Strategy
 from cost_models.units import parse_bytes, parse_tokens, show_bytes
-from cost_models.workload import Precision, Workload
+from cost_models.workload import Kernel, Precision, Workload
 
 if TYPE_CHECKING:
     from planner.plan_file import Plan
@@ -61,6 +61,8 @@ _OPTIONS = (
                  help="Also trained, in full: embeddings,norms (LongVILA's context extension has both)."),
     click.option("--precision", default=None, metavar="bf16|fp16|fp32",
                  help="Weights and activations (default bf16 over fp32 masters; fp16 before Ampere, fp32 on a CPU)."),
+    click.option("--kernel", "kernel", default=None, metavar="fa2|newest|sdpa",
+                 help="Attention's kernel [default: what the framework runs; this executor's is FlashAttention-2]."),
     click.option("--confidence", default=None, metavar="P",
                  help="A layout fits if its memory does with this probability, 0.5 to 0.999 [default: 0.95]."),
     click.option("--headroom", default=None, metavar="BYTES",
@@ -85,6 +87,7 @@ NAMES = (
     "lora_rank",
     "lora_beside",
     "precision",
+    "kernel",
     "confidence",
     "headroom",
     "profile",
@@ -146,6 +149,7 @@ def question(given: Mapping[str, Any], any_length: bool = False) -> Question:
         global_batch=batch,
         mode=mode,
         precision=precision(given["precision"], cluster),
+        kernel=kernel(given.get("kernel")),
         lora_rank=whole(given["lora_rank"], "--lora-rank", least=0),
         lora_beside=tuple(filter(None, (part.strip() for part in given["lora_beside"].split(",")))),
     )
@@ -155,6 +159,13 @@ def question(given: Mapping[str, Any], any_length: bool = False) -> Question:
         profile=Profile.load(given["profile"]) if given["profile"] else None,
         room=room(given.get("confidence"), given.get("headroom")),
     )
+
+
+def kernel(name: str | None) -> Kernel:
+    """Attention's kernel in training; none given means the framework's own."""
+    if name is not None and (name not in get_args(Kernel) or not name):
+        raise InputError(f"--kernel {name!r} is unknown; legal: {', '.join(filter(None, get_args(Kernel)))}")
+    return name or ""  # type: ignore[return-value]
 
 
 def room(confidence: str | None, headroom: str | None) -> Room:

@@ -70,7 +70,7 @@ def operator_stages(call: Call, framework: Framework) -> tuple[Stage, ...]:
     work = _Work(
         call=call,
         shape=RankSizes(call.workload, call.strategy, framework),
-        kernels=costs.kernels(costs.runs(call.strategy.ranks), framework.measured_attention),
+        kernels=costs.kernels(costs.runs(call.strategy.ranks), framework.measured_attention(call.workload)),
         paths=costs.paths(call.strategy),
         host=framework.host or ALWAYS_AHEAD,
     )

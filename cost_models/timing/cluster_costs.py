@@ -67,8 +67,8 @@ class ClusterCosts:
     def devices(self, runs: tuple[int, ...]) -> list[Device]:
         return [node.device for node in self.nodes(runs)]
 
-    def kernels(self, runs: tuple[int, ...], attention: str = "newest", choose: Choice = larger) -> KernelsInUse:
-        """Of the slowest device among the `runs`, with a framework's attention kernel ("newest" or "fa2")."""
+    def kernels(self, runs: tuple[int, ...], attention: str, choose: Choice = larger) -> KernelsInUse:
+        """Of the slowest device among the `runs`, with a framework's attention kernel."""
         key = (runs, attention, choose)
         if key not in self._kernels:
             self._kernels[key] = KernelsInUse.of_devices(self.devices(runs), self.samples, choose, attention)

@@ -118,6 +118,7 @@ def run_rank(launch: Launch) -> None:
 
     from executor.launch.agent import leave, open_store, variable
     from executor.launch.liveness import Liveness
+    from executor.mmsp import kernel
     from longvila.job import Job
 
     request, plan = launch.request, launch.plan
@@ -145,6 +146,8 @@ def run_rank(launch: Launch) -> None:
         device_id=device if device.type == "cuda" else None,
     )  # fmt: skip
     sharding = make_sharding(plan, seat.rank, device, limit)
+    if device.type == "cuda" and seat.rank == 0:
+        print(f"attention by {kernel.words(device)}; the plan: {priced_kernel(plan)}", file=sys.stderr, flush=True)
     job = Job(config=launch.settings.values, sharding=sharding, device=device)
     if request.trace is None:
         job_main(request.job)(job)
@@ -154,6 +157,11 @@ def run_rank(launch: Launch) -> None:
     dist.barrier()
     liveness.done()
     dist.destroy_process_group()
+
+
+def priced_kernel(plan: Plan) -> str:
+    """The attention kernel that the plan's price assumes, in its words."""
+    return next((text for text in plan.cost.estimates if text.startswith("attention by ")), "attention as measured")
 
 
 def _agree(launch: Launch, seat: Seat, store: Store) -> None:

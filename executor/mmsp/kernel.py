@@ -2,11 +2,12 @@
 
     out = softmax(scale * q k^T) v        lse = log sum exp(scale * q k^T), natural log, per query
 
-`backward` takes the *global* out and lse, so that gradients of blocks add up to those of the row. Kernels: flash-attn
-on CUDA if installed, else torch's flash kernel on CUDA, else torch's flash kernel for CPU (also under fake
-tensors). Tensors are BHSD with D the head dim; K divides H (grouped queries, head h reads h * K // H).
-A block's shape is its `Block`: causal ones without a window are square. A window is a mask for torch's CPU kernel, a
-pair of numbers for flash-attn; torch's CUDA kernel takes none and is refused. Leaves out: dropout, soft caps.
+`backward` takes the *global* out and lse, so that gradients of blocks add up to those of the row. Kernels on CUDA:
+FlashAttention-3 (`flash_attn_interface`) on Hopper if installed, else flash-attn if installed, else torch's flash
+kernel; on a CPU torch's flash kernel for it (also under fake tensors). Tensors are BHSD with D the head dim; K divides
+H (grouped queries, head h reads h * K // H). A block's shape is its `Block`: causal ones without a window are square. A
+window is a mask for torch's CPU kernel, a pair of numbers for flash-attn; torch's CUDA kernel takes none and is
+refused. Leaves out: dropout, soft caps.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ from cost_models.errors import InputError
 
 _FLASH_ATTN: dict[str, Any] = {"dropout_p": 0.0, "softcap": 0.0, "alibi_slopes": None}
 """What flash-attn's raw operators want to be told of features that are not used here."""
+
+
+HOPPER = 9
+"""Its compute capability."""
 
 
 class Block(NamedTuple):
@@ -62,6 +67,8 @@ def forward(q: Tensor, k: Tensor, v: Tensor, *, block: Block, scale: float) -> B
         op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         return BlockOut(*op(q, k, v, 0.0, **_seen_by_cpu(q, k, block), scale=scale))
     _check_cuda(q, block)
+    if _has_flash_attn_3(q.device):
+        return _flash_attn_3_forward(q, k, v, block, scale)
     if _has_flash_attn():
         return _flash_attn_forward(q, k, v, block, scale)
     result = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, block.causal, False, scale=scale)
@@ -74,6 +81,8 @@ def backward(
     """This block's part of the gradients of q, k, v; `out` and `lse` are those over all keys of the row."""
     if q.device.type == "cuda":
         _check_cuda(q, block)
+        if _has_flash_attn_3(q.device):
+            return _flash_attn_3_backward(dout, q, k, v, out, lse, block, scale)
         if _has_flash_attn():
             return _flash_attn_backward(dout, q, k, v, out, lse, block, scale)
         return _aten_cuda_backward(dout, q, k, v, out, lse, block.causal, scale)
@@ -139,13 +148,54 @@ def _flash_attn_backward(
     return BlockGrad(dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2))
 
 
+def _flash_attn_3_forward(q: Tensor, k: Tensor, v: Tensor, block: Block, scale: float) -> BlockOut:
+    from flash_attn_interface import _flash_attn_forward as op
+
+    shape = {"causal": block.causal and not block.window, **block.of_flash_attn(q.shape[2], k.shape[2])}
+    out, lse, *_ = op(*(x.transpose(1, 2) for x in (q, k, v)), softmax_scale=scale, **shape)
+    return BlockOut(out.transpose(1, 2), lse)
+
+
+def _flash_attn_3_backward(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, block: Block, scale: float
+) -> BlockGrad:
+    from flash_attn_interface import _flash_attn_backward as op
+
+    dout, q, k, v, out = (x.transpose(1, 2) for x in (dout, q, k, v, out))
+    made = {"dq": torch.empty_like(q), "dk": torch.empty_like(k), "dv": torch.empty_like(v)}
+    shape = {"is_causal": block.causal and not block.window, **block.of_flash_attn(q.shape[1], k.shape[1])}
+    op(dout, q, k, v, out, lse.contiguous(), **made, softmax_scale=scale, **shape)
+    return BlockGrad(**{name: x.transpose(1, 2) for name, x in made.items()})
+
+
+def words(device: torch.device) -> str:
+    """The kernel that runs on a device.
+
+    >>> words(torch.device("cpu"))
+    "torch's flash kernel for CPU"
+    """
+    if device.type != "cuda":
+        return "torch's flash kernel for CPU"
+    if _has_flash_attn_3(device):
+        return "FlashAttention-3 (flash_attn_interface)"
+    return "FlashAttention-2 (flash-attn)" if _has_flash_attn() else "FlashAttention-2 (torch's)"
+
+
 def _check_cuda(q: Tensor, block: Block) -> None:
     if q.dtype not in (torch.float16, torch.bfloat16):
         raise InputError(f"attention in {q.dtype} has no kernel on CUDA; use bfloat16 or float16")
-    if block.window and not _has_flash_attn():
+    if block.window and not (_has_flash_attn_3(q.device) or _has_flash_attn()):
         raise InputError(f"a window of {block.window} keys needs flash-attn on CUDA; install it (extra `gpu`)")
 
 
 @cache
 def _has_flash_attn() -> bool:
     return importlib.util.find_spec("flash_attn") is not None
+
+
+@cache
+def _has_flash_attn_3(device: torch.device) -> bool:
+    """Its package is there, and the card is a Hopper: the package is made for compute capability 9."""
+    if importlib.util.find_spec("flash_attn_interface") is None:
+        return False
+    return torch.cuda.get_device_capability(device)[0] == HOPPER

@@ -204,7 +204,9 @@ class Tree:
         """
         some = structs.replace(some, shard=some.shard[:, shardings], zero=some.zero[:, shardings])
         code, single = self.space.target.code, some.single
-        kernels = self.costs.kernels(self.reach.tiers[tier][1], code.measured_attention, choose=smaller)
+        kernels = self.costs.kernels(
+            self.reach.tiers[tier][1], code.measured_attention(self.space.workload), choose=smaller
+        )
         layouts = self.strategies(
             some.family[:, None, None], some.last[:, None, None], some.shard[:, :, None], some.zero[:, :, None]
         )

@@ -113,7 +113,7 @@ class Pricer:
         prices = policy_prices(
             self.space.workload,
             many,
-            self.costs.kernels(runs, self.space.target.code.measured_attention),
+            self.costs.kernels(runs, self.space.target.code.measured_attention(self.space.workload)),
             self.costs.assembled(runs, axes, many.ranks),
             self.space.policies,
             devices[0],

@@ -125,7 +125,7 @@ def _of_runs(
     priced = policy_prices(
         workload,
         many,
-        _Slowed(costs.kernels(runs, framework.measured_attention), factors),
+        _Slowed(costs.kernels(runs, framework.measured_attention(workload)), factors),
         _SlowedPaths(**{one.name: getattr(paths, one.name) for one in fields(paths) if one.init}, slowed=inside),
         policies,
         costs.devices(runs)[0],

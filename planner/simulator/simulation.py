@@ -129,7 +129,7 @@ def played_program(
     costs = cluster_costs(cluster, profile)
     runs = costs.runs(strategy.ranks, placement)
     shape, ranges = RankSizes(workload, strategy, framework), strategy.layer_ranges(workload.model.layers)
-    attention = framework.measured_attention
+    attention = framework.measured_attention(workload)
     program = step_program(shape, costs.kernels(runs, attention), ranges)
     factor, devices = np.ones(len(cluster.runs)), costs.devices(runs)
     first = [devices.index(device) for device in devices]  # run with the same device, by run in use

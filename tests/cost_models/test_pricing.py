@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from cost_models import Cluster, InputError, LayerRange, Model, Placement, Strategy, Workload, price
+from cost_models.batch import price_batch
 from cost_models.flops import executed_flops, model_flops
 from cost_models.framework import OURS, Framework
 from cost_models.layer.sizes import RankSizes
@@ -100,7 +101,7 @@ def test_memory_counts_states_activations_and_logits(index):
 def test_exposed_ring_is_what_a_block_cannot_hide(index):
     strategy, cluster, work, kv = case(index)
     cost = price(cluster, work, strategy)
-    kernels, here = Kernels.of("h100-sxm-80gb"), Placement.in_order(cluster, strategy.ranks)
+    kernels, here = Kernels.of("h100-sxm-80gb", attention="fa2"), Placement.in_order(cluster, strategy.ranks)
     paths = cluster_costs(cluster).paths(strategy, here)
     row = work.context_tokens // strategy.ring
     shape = {"heads": 32 // strategy.ulysses, "kv_heads": max(1, 8 // strategy.ulysses), "head_dim": 128}
@@ -289,15 +290,34 @@ def test_narrow_products_have_their_own_peaks():
 
 
 @pytest.mark.parametrize(
-    ("cluster", "framework", "kernel"),
+    ("cluster", "framework", "asked", "kernel"),
     [
-        ("dgx-b200", "fms-fsdp", "FlashAttention-2, in instructions of older cards"),
-        ("dgx-b200", "torchtitan", "cuDNN"),
-        ("dgx-h100", "torchtitan", "FlashAttention-2"),
-        ("dgx-h100", "ours", "FlashAttention-3 (cuDNN backward)"),
+        ("dgx-b200", "fms-fsdp", "", "FlashAttention-2, in instructions of older cards"),
+        ("dgx-b200", "torchtitan", "", "cuDNN"),
+        ("dgx-h100", "torchtitan", "", "FlashAttention-2"),
+        ("dgx-h100", "ours", "", "FlashAttention-2"),
+        ("dgx-h100", "ours", "newest", "FlashAttention-3 (cuDNN backward)"),
+        ("dgx-b200", "ours", "sdpa", "cuDNN"),
     ],
 )
-def test_the_price_names_the_attention_kernel_that_it_assumes(cluster, framework, kernel):
-    work, strategy = Workload(Model.load("llama-3-8b"), context_tokens=32768), Strategy(ulysses=8, shard=8)
+def test_the_price_names_the_attention_kernel_that_it_assumes(cluster, framework, asked, kernel):
+    work = Workload(Model.load("llama-3-8b"), context_tokens=32768, kernel=asked)
+    strategy = Strategy(ulysses=8, shard=8)
     cost = price(Cluster.load(cluster, nodes=1), work, strategy, framework=Framework.load(framework))
     assert cost.estimates[0] == f"attention by {kernel}: the kernel that is assumed"
+
+
+def test_another_kernel_is_priced_alone_and_in_batches():
+    """The newest kernel of Hopper instead of what the executor runs."""
+    cluster, layout = Cluster.load("dgx-h100", nodes=1), Strategy(ulysses=8, shard=8)
+    older, newest = (
+        Workload(Model.load("llama-3-8b"), context_tokens=2**17, kernel=kernel) for kernel in ("", "newest")
+    )
+    steps = [price(cluster, work, layout).step_s for work in (older, newest)]
+    assert 1.2 < steps[0] / steps[1] < 2
+    for work, step in zip((older, newest), steps, strict=True):
+        assert price_batch(cluster, work, [layout]).step_s.tolist() == pytest.approx([step])
+    with pytest.raises(InputError, match="kernel='fa4' is unknown; legal: fa2, newest, sdpa"):
+        replace(older, kernel="fa4")
+    with pytest.raises(InputError, match="kernel=newest with framework megatron-2022, whose attention is its own"):
+        price(cluster, newest, layout, framework=Framework.load("megatron-2022"))

@@ -134,8 +134,24 @@ def flash_attn(monkeypatch):
         for target, grad in zip((dq, dk, dv), grads, strict=True):
             target.copy_(grad.transpose(1, 2))
 
+    def forward_of_3(q, k, v, softmax_scale=None, causal=False, window_size_left=-1, window_size_right=-1):
+        """As FlashAttention-3 declares it, but for what is not used here."""
+        return _flash_attn_forward(
+            q, k, v, 0.0, softmax_scale, causal, window_size_left, window_size_right, 0.0, None, False
+        )
+
+    def backward_of_3(
+        dout, q, k, v, out, softmax_lse, dq=None, dk=None, dv=None, softmax_scale=None, is_causal=False,
+        window_size_left=-1, window_size_right=-1,
+    ):  # fmt: skip
+        rest = (0.0, softmax_scale, is_causal, window_size_left, window_size_right, 0.0, None, False)
+        _flash_attn_backward(dout, q, k, v, out, softmax_lse, dq, dk, dv, *rest)
+
     module = ModuleType("flash_attn.flash_attn_interface")
     module._flash_attn_forward, module._flash_attn_backward = _flash_attn_forward, _flash_attn_backward
+    third = ModuleType("flash_attn_interface")
+    third._flash_attn_forward, third._flash_attn_backward = forward_of_3, backward_of_3
+    monkeypatch.setitem(sys.modules, "flash_attn_interface", third)
     monkeypatch.setitem(sys.modules, "flash_attn", ModuleType("flash_attn"))
     monkeypatch.setitem(sys.modules, "flash_attn.flash_attn_interface", module)
     return given
@@ -151,14 +167,21 @@ def flash_attn(monkeypatch):
         (kernel.Block(False, 4, 8), 10),
     ],
 )
-def test_flash_attn_is_handed_views_and_gives_the_same(flash_attn, block, queries):
+@pytest.mark.parametrize(
+    ("forth", "back"),
+    [
+        (kernel._flash_attn_forward, kernel._flash_attn_backward),
+        (kernel._flash_attn_3_forward, kernel._flash_attn_3_backward),
+    ],
+)
+def test_flash_attn_is_handed_views_and_gives_the_same(flash_attn, block, queries, forth, back):
     """Arguments, layouts and copies only: flash-attn's own arithmetic is not run here."""
     q, k, v = (x[:, :, 1:] for x in _block(queries + 1, 8))
     want = kernel.forward(q, k, v, block=block, scale=0.2)
-    got = kernel._flash_attn_forward(q, k, v, block, 0.2)
+    got = forth(q, k, v, block, 0.2)
     torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
     dout = torch.randn(8, 2, 4, queries, dtype=q.dtype).permute(1, 2, 3, 0).contiguous()
-    grads = kernel._flash_attn_backward(dout, q, k, v, want.out, want.lse, block, 0.2)
+    grads = back(dout, q, k, v, want.out, want.lse, block, 0.2)
     expected = kernel.backward(dout, q, k, v, *want, block=block, scale=0.2)
     torch.testing.assert_close(grads, expected, rtol=0, atol=1e-12)
     sources = (q, k, v, dout, q, k, v, want.out)
@@ -183,3 +206,19 @@ def test_shapes_and_dtypes_on_fake_tensors(device):
 def test_no_kernel_for_single_precision_on_cuda_is_said():
     with FakeTensorMode(), pytest.raises(InputError, match=r"torch\.float32 has no kernel on CUDA; use bfloat16"):
         kernel.forward(*_fake_block(torch.float32, "cuda"), block=kernel.Block(False), scale=0.2)
+
+
+def test_flash_attention_3_runs_on_hopper_alone_and_is_named(monkeypatch):
+    """Where its package is and the card has compute capability 9; nothing of it runs here."""
+    monkeypatch.setattr(kernel.importlib.util, "find_spec", lambda name: name == "flash_attn_interface" or None)
+    found = {}
+    for major in (8, 9, 10):
+        kernel._has_flash_attn.cache_clear()
+        kernel._has_flash_attn_3.cache_clear()
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, major=major: (major, 0))
+        found[major] = kernel.words(torch.device("cuda"))
+    kernel._has_flash_attn.cache_clear()
+    kernel._has_flash_attn_3.cache_clear()
+    assert found == {
+        8: "FlashAttention-2 (torch's)", 9: "FlashAttention-3 (flash_attn_interface)", 10: "FlashAttention-2 (torch's)",
+    }  # fmt: skip

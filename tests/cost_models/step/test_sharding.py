@@ -134,7 +134,7 @@ def test_fsdp_copies_what_it_gathers_and_reduces():
     """FSDP2: 4 bytes for each gathered weight, twice under ZeRO-3, and 6 for each gradient; nothing on one rank."""
     bare = replace(OURS, gather_copy_bytes=0, reduce_copy_bytes=0, overlap_cost=0.0)
     full = replace(OURS, overlap_cost=0.0)
-    kernels = cluster_costs(NODE).kernels((0,))
+    kernels = cluster_costs(NODE).kernels((0,), "fa2")
     added = price(NODE, WORK, LAYOUT, framework=full).seconds["compute"]
     added -= price(NODE, WORK, LAYOUT, framework=bare).seconds["compute"]
     each = kernels.memory_bound_s(4 * MODEL.layer_params, 6) + kernels.memory_bound_s(10 * MODEL.layer_params, 6)
