@@ -89,4 +89,6 @@ def build_writer(config: LongVilaConfig, weights: str | None) -> Writer:
         chat=config.chat,
         tokens_per_frame=config.tokens_per_frame,
         frame_separator=config.frame_separator,
+        frame_opening=config.frame_opening,
+        view=config.view(),
     )

@@ -35,7 +35,7 @@ from longvila.job import JobError
 from longvila.optimizer import Optimizer
 from longvila.weights import plain_parameters
 
-FORMAT = 2
+FORMAT = 3
 MARKER = "complete.json"
 
 

@@ -21,6 +21,7 @@ from transformers import AutoConfig, PretrainedConfig, SiglipVisionConfig
 from longvila.files import read_text
 from longvila.job import JobError
 from longvila.settings import read_settings, read_yaml
+from longvila.tokens import View
 
 TOKENIZERS = ("byte", "folder")
 
@@ -33,6 +34,11 @@ class LongVilaConfig:
     tokenizer: str = "folder"  # byte | folder (the `llm` folder of the weights)
     chat: str = "chatml"  # how turns are written, see tokens.CHATS
     frame_separator: str = "\n"  # text after the tokens of each frame
+    frame_opening: str = ""  # text before them
+    video_frames: int = 8  # of a video, where a run does not say
+    video_fps: float | None = None  # instead, up to `video_frames`
+    min_tiles: int = 1  # of a picture
+    max_tiles: int = 1  # 1 means that pictures are not tiled
     loss_chunk_tokens: int = 4096  # tokens whose logits exist at one time
     frames_per_chunk: int | None = None  # frames that go through the tower at one time; None means all
 
@@ -67,6 +73,10 @@ class LongVilaConfig:
     @property
     def vocab_size(self) -> int:
         return int(self.llm_config().vocab_size)
+
+    def view(self) -> View:
+        fewest, most = self.min_tiles, self.max_tiles
+        return View(frames=self.video_frames, fps=self.video_fps, fewest=fewest, most=most, size=self.image_size)
 
     def llm_config(self) -> PretrainedConfig:
         given = dict(self.llm)

@@ -1,53 +1,37 @@
-"""VILA-format conversations to packed rows, the same rows for every process count.
+"""Samples to packed rows and batches, the same rows for every process count.
 
-    JSON/JSONL + media folder --read_samples--> samples --order(seed, epoch)--> documents --pack <= max_tokens--> rows
+    samples --order(seed, epoch)--> documents --pack <= max_tokens--> rows --own frames, decoded--> batch
     step t = the next `rows_per_step` rows of the world; replica i computes rows[i::data_count]
 
-A line is `{"id", "video"|"image": path or list, "conversations": [{"from": "human"|"gpt", "value"}, …]}`; a sample
-without media is text. Every process knows every row (ids cost 8 bytes a token) and where the data stands (`Cursor`),
-so a run goes on under another process count with the same steps. Faults name file and line: those of the files before
-the first step, a broken clip or a sample too long for a row when a row reaches it.
-Leaves out weighting of several data sets and reading over a network.
+Samples come from `longvila.data`. Every process knows every row (ids cost 8 bytes a token) and where the data stands
+(`Cursor`), so a run goes on under another process count with the same steps. A sample that shows itself unusable when a
+row reaches it (a broken clip, one longer than a row) stops the run with its file and line, or is left out and counted;
+every process finds the same ones, since all index every clip. Leaves out reading over a network.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import KW_ONLY, dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, replace
 
 import numpy as np
 import torch
 
-from longvila.files import read_text
+from longvila.data.mixture import Part, epoch_order
+from longvila.data.samples import Sample as Sample
+from longvila.data.samples import read_samples as read_samples
+from longvila.data.sources import Source
 from longvila.job import JobError
-from longvila.processor import Clip, FrameCache, Frames, choose_frames, decode, open_clip
+from longvila.processor import Clip, FrameCache, Frames, choose_frames, decode, open_clip, tile
 from longvila.sharding import IGNORE, Batch, Sharding
-from longvila.tokens import ROLES, Rendered, Turn, Writer, media_tags
-
-KEYS = ("id", "video", "image", "conversations")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    where: str  # file:line, for messages
-    name: str
-    images: tuple[Path, ...]
-    videos: tuple[Path, ...]
-    turns: tuple[Turn, ...]
-
-    @property
-    def media(self) -> tuple[Path, ...]:
-        return (*self.images, *self.videos)
+from longvila.tokens import Rendered, Writer, media_tags
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """Frames of a video: a number, or a rate with a cap."""
+    """Frames of a video: a number, or a rate with a cap; of neither, as the model has it."""
 
-    frames: int | None = 8
+    frames: int | None = None
     fps: float | None = None
     max_frames: int | None = None
 
@@ -69,7 +53,7 @@ class Row:
 
     @property
     def label_tokens(self) -> int:
-        return sum(label != IGNORE for document in self.documents for label in document.text.labels)
+        return sum(int(np.count_nonzero(document.text.labels != IGNORE)) for document in self.documents)
 
     @property
     def frames(self) -> int:
@@ -82,90 +66,20 @@ class Cursor:
 
     epoch: int = 0
     position: int = 0
+    left_out: int = 0  # samples that could not be used, over the whole run
 
 
 # What a replica computes when a step's rows do not divide: it joins every collective and adds nothing.
-IDLE_ROW = Row(documents=(Document(text=Rendered(input_ids=(0,), labels=(IGNORE,), vision_at=()), media=()),))
-
-
-def read_samples(files: Sequence[Path], media_folder: Path, *, prompts: bool = False) -> tuple[Sample, ...]:
-    """All samples of the files; as `prompts`, they need no last answer, and one is dropped."""
-    samples = tuple(_sample(entry, where, media_folder, prompts) for file in files for where, entry in _entries(file))
-    if not samples:
-        raise JobError(f"data: {', '.join(map(str, files)) or 'no file'} holds no samples")
-    return samples
-
-
-def _entries(file: Path) -> Iterator[tuple[str, Any]]:
-    """(file:line, parsed) of JSON lines, or (file: sample N, parsed) of a JSON list."""
-    text = read_text(file, "data: ")
-    if text.lstrip().startswith("["):
-        for place, entry in enumerate(_parsed(text, file, 1), start=1):
-            yield f"{file}: sample {place}", entry
-        return
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield f"{file}:{number}", _parsed(line, file, number)
-
-
-def _parsed(text: str, file: Path, line: int) -> Any:
-    """Parse JSON that begins in that line; JSON that is broken or nested too deeply is a JobError."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as fault:
-        raise JobError(f"{file}:{line + fault.lineno - 1}: broken JSON ({fault.msg} at column {fault.colno})") from None
-    except (ValueError, RecursionError) as fault:
-        raise JobError(f"{file}:{line}: broken JSON ({' '.join(str(fault).split())[:100]})") from None
-
-
-def _sample(entry: Any, where: str, folder: Path, prompt: bool) -> Sample:
-    if not isinstance(entry, dict):
-        raise JobError(f"{where}: a sample is an object with {', '.join(KEYS)}")
-    for key in entry:
-        if key not in KEYS:
-            raise JobError(f"{where}: unknown key {key!r}; known: {', '.join(KEYS)}")
-    conversation = entry.get("conversations")
-    if not isinstance(conversation, list) or not conversation:
-        raise JobError(f"{where}: conversations must be a list of turns")
-    turns = tuple(_turn(turn, place, where) for place, turn in enumerate(conversation))
-    if prompt and turns[-1].role == "gpt":
-        turns = turns[:-1]
-    elif not prompt and turns[-1].role != "gpt":
-        raise JobError(f"{where}: the last turn must be from gpt: nothing else is learned")
-    images, videos = (_media(entry.get(kind), kind, where, folder) for kind in ("image", "video"))
-    tags = media_tags(turns)
-    counts = tags.count("<image>"), tags.count("<video>")
-    if tags and counts != (len(images), len(videos)):
-        raise JobError(
-            f"{where}: the human turns hold {counts[0]} <image> and {counts[1]} <video>, "
-            f"the sample {len(images)} and {len(videos)} files"
-        )
-    return Sample(where=where, name=str(entry.get("id", where)), images=images, videos=videos, turns=turns)
-
-
-def _turn(turn: Any, place: int, where: str) -> Turn:
-    if not isinstance(turn, dict) or set(turn) != {"from", "value"} or not isinstance(turn["value"], str):
-        raise JobError(f'{where}: turn {place + 1} is not {{"from": …, "value": text}}')
-    role = turn["from"]
-    if any("\ud800" <= letter <= "\udfff" for letter in turn["value"]):  # JSON's escapes can name them
-        raise JobError(f"{where}: turn {place + 1} holds half a surrogate pair, which is no character")
-    if role not in ROLES:
-        raise JobError(f"{where}: turn {place + 1} is from {role!r}; legal: {', '.join(ROLES)}")
-    if role != ROLES[place % 2]:
-        raise JobError(f"{where}: turn {place + 1} is from {role!r}; turns alternate and human begins")
-    return Turn(role=role, text=turn["value"])
-
-
-def _media(given: Any, kind: str, where: str, folder: Path) -> tuple[Path, ...]:
-    if given is None:
-        return ()
-    names = given if isinstance(given, list) else [given]
-    for name in names:
-        if not isinstance(name, str):
-            raise JobError(f"{where}: {kind} must be a path or a list of paths, not {name!r}")
-        if not (folder / name).is_file():
-            raise JobError(f"{where}: {kind} {name!r} is not in {folder}")
-    return tuple(folder / name for name in names)
+IDLE_ROW = Row(
+    documents=(
+        Document(
+            text=Rendered(
+                input_ids=np.zeros(1, dtype=np.int64), labels=np.array([IGNORE]), vision_at=np.zeros(0, dtype=np.int64)
+            ),
+            media=(),
+        ),
+    )
+)
 
 
 class Documents:
@@ -174,26 +88,34 @@ class Documents:
     def __init__(self, writer: Writer, sampling: Sampling) -> None:
         self._writer = writer
         self._sampling = sampling
-        self._clips: dict[Path, Clip] = {}
+        self._clips: dict[Source, Clip] = {}
 
     def make(self, sample: Sample, *, prompt: bool = False) -> Document:
-        images = iter([choose_frames(self._clip(path, sample), frames=1) for path in sample.images])
-        sampling = self._sampling
-        videos = iter(
-            choose_frames(self._clip(path, sample), sampling.frames, sampling.fps, sampling.max_frames)
-            for path in sample.videos
-        )
+        try:
+            images = [self._picture(path) for path in sample.images]
+            videos = [self._video(path) for path in sample.videos]
+        except JobError as fault:
+            raise JobError(f"{sample.where}: {fault}") from None
+        left = {"<image>": iter(images), "<video>": iter(videos)}
         tags = media_tags(sample.turns)
-        media = tuple(next(images if tag == "<image>" else videos) for tag in tags) if tags else (*images, *videos)
-        rendered = self._writer.document(sample.turns, [len(m.times) for m in media], prompt=prompt)
+        media = tuple(next(left[tag]) for tag in tags) if tags else (*images, *videos)
+        counts, tiled = [len(m.times) for m in media], [m.grid is not None for m in media]
+        rendered = self._writer.document(sample.turns, counts, prompt=prompt, tiled=tiled)
         return Document(text=rendered, media=media, name=sample.name)
 
-    def _clip(self, path: Path, sample: Sample) -> Clip:
+    def _picture(self, path: Source) -> Frames:
+        clip, view = self._clip(path), self._writer.view
+        return choose_frames(clip, frames=1) if view.most == 1 else tile(clip, view.size, view.fewest, view.most)
+
+    def _video(self, path: Source) -> Frames:
+        own, view = self._sampling, self._writer.view
+        if own.frames is None and own.fps is None:
+            return choose_frames(self._clip(path), view.frames, view.fps, view.frames)
+        return choose_frames(self._clip(path), own.frames or view.frames, own.fps, own.max_frames)
+
+    def _clip(self, path: Source) -> Clip:
         if path not in self._clips:
-            try:
-                self._clips[path] = open_clip(path)
-            except JobError as fault:
-                raise JobError(f"{sample.where}: {fault}") from None
+            self._clips[path] = open_clip(path)
         return self._clips[path]
 
 
@@ -208,42 +130,62 @@ class Rows:
     pack: bool  # several samples in a row
     seed: int
     shuffle: bool
+    parts: Sequence[Part] = ()  # of the samples, where their weights differ
+    skip: bool = False  # leave out a sample that cannot be used
 
     def step(self, cursor: Cursor, rows: int) -> tuple[list[Row], Cursor]:
         """The next `rows` rows of the world and where the next step goes on."""
-        taken = []
-        for _ in range(rows):
+        taken: list[Row] = []
+        empty = 0
+        while len(taken) < rows:
+            before = cursor.epoch
             row, cursor = self._row(cursor)
-            taken.append(row)
+            taken += [row] if row.documents else []
+            empty = 0 if row.documents else empty + cursor.epoch - before
+            if empty > 1:
+                raise JobError(f"data: none of the {len(self.samples)} samples can be used")
         return taken, cursor
 
-    def _order(self, epoch: int) -> list[int]:
-        if not self.shuffle:
-            return list(range(len(self.samples)))
-        return [int(i) for i in np.random.default_rng([self.seed, epoch]).permutation(len(self.samples))]
+    def order(self, epoch: int) -> np.ndarray:
+        """The samples that an epoch passes, as places in `samples`."""
+        parts = self.parts or (Part(len(self.samples)),)
+        return epoch_order(parts, self.seed, epoch, shuffle=self.shuffle)
 
     def _row(self, cursor: Cursor) -> tuple[Row, Cursor]:
-        """A row ends when the next sample does not fit, when the epoch ends, or after one sample unless packing."""
-        order, tokens = self._order(cursor.epoch), 0
+        """A row ends when the next sample does not fit, when the epoch ends, or after one sample unless packing.
+
+        It is empty where an epoch ends with samples that are left out.
+        """
+        order, tokens = self.order(cursor.epoch), 0
         taken: list[Document] = []
-        position = cursor.position
+        position, left_out = cursor.position, cursor.left_out
         while position < len(order) and (self.pack or not taken):
-            sample = self.samples[order[position]]
-            document = self.documents.make(sample)
+            try:
+                document = self._document(self.samples[order[position]])
+            except JobError:
+                if not self.skip:
+                    raise
+                left_out, position = left_out + 1, position + 1
+                continue
             length = len(document.text.input_ids)
-            if length > self.max_tokens:
-                raise JobError(
-                    f"{sample.where}: sample {sample.name!r} has {length} tokens, max_tokens is {self.max_tokens}: "
-                    "raise max_tokens or take fewer frames"
-                )
             if tokens + length > self.max_tokens:
                 break
             taken.append(document)
             tokens += length
             position += 1
         done = position == len(order)
-        after = Cursor(epoch=cursor.epoch + 1) if done else Cursor(epoch=cursor.epoch, position=position)
-        return Row(documents=tuple(taken)), after
+        after = replace(cursor, position=position, left_out=left_out)
+        return Row(documents=tuple(taken)), replace(after, epoch=cursor.epoch + 1, position=0) if done else after
+
+    def _document(self, sample: Sample) -> Document:
+        document = self.documents.make(sample)
+        length = len(document.text.input_ids)
+        if length > self.max_tokens:
+            raise JobError(
+                f"{sample.where}: sample {sample.name!r} has {length} tokens, max_tokens is {self.max_tokens}: "
+                "raise max_tokens or take fewer frames"
+            )
+        return document
 
 
 def replica_rows(rows: Sequence[Row], data_index: int, data_count: int) -> list[Row]:
@@ -275,19 +217,18 @@ def row_batch(
     texts = [document.text for document in row.documents]
     lengths = np.array([len(text.input_ids) for text in texts], dtype=np.int64)
     starts = lengths.cumsum() - lengths
-    document_L = np.arange(len(texts)).repeat(lengths)
     media = [frames for document in row.documents for frames in document.media]
     pixels_FCHW = _pixels(media, sharding.own_frames(row.frames), image_size, cache)
 
-    def column(parts: Iterable[Sequence[int]]) -> torch.Tensor:
-        return torch.tensor([value for part in parts for value in part], dtype=torch.int64)
+    def column(parts: Sequence[np.ndarray]) -> torch.Tensor:
+        return torch.from_numpy(np.concatenate(parts))
 
     return Batch(
-        input_ids_L=column(text.input_ids for text in texts).to(device),
-        labels_L=column(text.labels for text in texts).to(device),
+        input_ids_L=column([text.input_ids for text in texts]).to(device),
+        labels_L=column([text.labels for text in texts]).to(device),
         positions_L=torch.from_numpy(np.arange(lengths.sum()) - starts.repeat(lengths)).to(device),
-        document_L=torch.from_numpy(document_L),
-        vision_at_V=column([first + at for at in text.vision_at] for first, text in zip(starts, texts, strict=True)),
+        document_L=torch.from_numpy(np.arange(len(texts)).repeat(lengths)),
+        vision_at_V=column([first + text.vision_at for first, text in zip(starts, texts, strict=True)]),
         frames=row.frames,
         pixels_FCHW=pixels_FCHW.to(device=device, dtype=dtype),
         most_frames=most_frames,

@@ -38,7 +38,7 @@ class ModelSettings:
     weights: str | None = None  # a released folder; with a checkpoint: the tokenizer's
     precision: str = "fp32"
     rope_theta: float | None = None
-    frames: int = 8
+    frames: int | None = None  # None means the model's own number
     fps: float | None = None
     max_frames: int | None = None
 
@@ -159,6 +159,6 @@ def _samples(settings: GenerateSettings) -> tuple[Sample, ...]:
 
 
 def _file(path: str) -> Path:
-    if not Path(path).is_file():
+    if not Path(path).exists():
         raise JobError(f"{path}: no such file")
     return Path(path)

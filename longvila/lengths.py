@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from longvila.assemble import build_writer, model_config
+from longvila.assemble import model_config
 from longvila.dataset import Cursor, Row
 from longvila.files import read_text
 from longvila.job import JobError
@@ -45,10 +45,10 @@ def first_epoch(given: Mapping[str, Any], where: str) -> str:
     """`describe` for the settings of a run."""
     settings = read_settings(TrainSettings, given, where)
     config = model_config(settings.model, settings.weights, settings.rope_theta)
-    rows, passed, cursor = make_rows(settings, build_writer(config, settings.weights)), [], Cursor()
+    rows, passed, cursor = make_rows(settings, config), [], Cursor()
     columns = (TextColumn("reading"), MofNCompleteColumn(), BarColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("samples", total=len(rows.samples))
+        task = bar.add_task("samples", total=len(rows.order(0)))
         while cursor.epoch == 0:
             (row,), cursor = rows.step(cursor, 1)
             passed.append(row)

@@ -5,7 +5,8 @@
 
 Only assistant text and the token that ends its turn carry a label. `ByteTokenizer` (264 ids, no files) serves the
 tiny model; released models bring a tokenizer in the `llm` folder. Text of a user is never read as a special
-token. Leaves out system prompts per sample and tool turns.
+token. A first turn from `system` stands in place of the chat's own. A document's ids are one array, so that a row of
+2M tokens takes no work token by token. Leaves out tool turns.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from longvila.job import JobError
 from longvila.sharding import IGNORE
 
-ROLES = ("human", "gpt")
 _MEDIA_TAG = re.compile(r"(<image>|<video>)\n?")
 
 
@@ -38,15 +40,29 @@ class Chat:
     """The text around turns; `close` ends a turn and, after an answer, its first token stops generation."""
 
     begin: str
+    system: str = ""  # between `begin` and `open`, unless a sample has its own
+    open: str = ""
     human: str
     gpt: str
     close: str
+    human_close: str | None = None  # where a human's turn is closed otherwise
     after: str = ""  # follows a closed turn and is never learned
 
 
 @dataclass(frozen=True, kw_only=True)
+class View:
+    """What a model sees of media where a run does not say."""
+
+    frames: int = 8  # of a video
+    fps: float | None = None  # instead, up to `frames`
+    fewest: int = 1  # tiles of a picture
+    most: int = 1
+    size: int = 1  # pixels of a tile's side
+
+
+@dataclass(frozen=True, kw_only=True)
 class Turn:
-    role: str  # human | gpt
+    role: str  # system | human | gpt
     text: str
 
 
@@ -54,27 +70,49 @@ class Turn:
 class Rendered:
     """One document: ids, labels already shifted to the position that predicts them, places of the vision tokens."""
 
-    input_ids: tuple[int, ...]
-    labels: tuple[int, ...]
-    vision_at: tuple[int, ...]
+    input_ids: np.ndarray  # int64, as all three
+    labels: np.ndarray
+    vision_at: np.ndarray
 
 
 CHATS = {
     "byte": Chat(begin="<|begin|>", human="<|user|>", gpt="<|assistant|>", close="<|end|>"),
     "llama3": Chat(
-        begin="<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n"
-        "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
-        "provides, and assist the user with a variety of tasks using natural language.<|eot_id|>",
+        begin="<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n",
+        system="You are a helpful language and vision assistant. You are able to understand the visual content that "
+        "the user provides, and assist the user with a variety of tasks using natural language.",
+        open="<|eot_id|>",
         human="<|start_header_id|>user<|end_header_id|>\n\n",
         gpt="<|start_header_id|>assistant<|end_header_id|>\n\n",
         close="<|eot_id|>",
     ),
     "chatml": Chat(
-        begin="<|im_start|>system\nYou are a helpful assistant<|im_end|>\n",
+        begin="<|im_start|>system\n",
+        system="You are a helpful assistant",
+        open="<|im_end|>\n",
         human="<|im_start|>user\n",
         gpt="<|im_start|>assistant\n",
         close="<|im_end|>",
         after="\n",
+    ),
+    # VILA-1.5 of 3B and 13B (Llama 2), and of 40B (Yi): `llava/conversation.py`, "vicuna_v1" and "hermes-2".
+    "vicuna": Chat(
+        begin="<s>",
+        system="A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+        "detailed, and polite answers to the user's questions.",
+        open=" ",
+        human="USER: ",
+        gpt="ASSISTANT:",
+        close="</s>",
+        human_close=" ",
+    ),
+    "hermes": Chat(
+        begin="<|im_start|>system\n",
+        system="Answer the questions.",
+        open="<|im_end|>",
+        human="<|im_start|>user\n",
+        gpt="<|im_start|>assistant\n",
+        close="<|im_end|>",
     ),
 }
 
@@ -126,57 +164,93 @@ class FolderTokenizer:
 class Writer:
     """Writes conversations for one model: its tokenizer, chat template and tokens per frame."""
 
-    def __init__(self, *, tokenizer: Tokenizer, chat: str, tokens_per_frame: int, frame_separator: str) -> None:
+    def __init__(
+        self,
+        *,
+        tokenizer: Tokenizer,
+        chat: str,
+        tokens_per_frame: int,
+        frame_separator: str,
+        frame_opening: str = "",
+        view: View | None = None,
+    ) -> None:
         if chat not in CHATS:
             raise JobError(f"model: chat {chat!r} is none of {', '.join(CHATS)}")
         self.tokenizer = tokenizer
+        self.view = view or View()
         self._chat = CHATS[chat]
         self._tokens_per_frame = tokens_per_frame
-        self._separator = tokenizer.encode(frame_separator)
+        self._before, self._after = tokenizer.encode(frame_opening), tokenizer.encode(frame_separator)
 
     @property
     def stop_id(self) -> int:
         return self.tokenizer.special(self._chat.close)[0]
 
-    def document(self, turns: Sequence[Turn], frames: Sequence[int], *, prompt: bool = False) -> Rendered:
+    def document(
+        self, turns: Sequence[Turn], frames: Sequence[int], *, prompt: bool = False, tiled: Sequence[bool] = ()
+    ) -> Rendered:
         """`frames[i]` frames stand where the i-th `<image>` or `<video>` is written; with no tag, before the text.
 
-        A `prompt` ends with the opened assistant turn and has no labels.
+        The tiles of a `tiled` picture are written a line each. A `prompt` ends with the opened assistant turn and has
+        no labels.
         """
         special, chat = self.tokenizer.special, self._chat
-        ids: list[int] = special(chat.begin)
-        learned: list[bool] = [False] * len(ids)
-        vision_at: list[int] = []
-        media = iter(frames)
+        page = _Page()
+        own_system = turns[0].text if turns and turns[0].role == "system" else None
+        if own_system is None:
+            page.add(special(chat.begin + chat.system + chat.open))
+        else:
+            page.add([*special(chat.begin), *self.tokenizer.encode(own_system), *special(chat.open)])
+            turns = turns[1:]
+        media = iter([self._frames(n, place < len(tiled) and tiled[place]) for place, n in enumerate(frames)])
         untagged = not media_tags(turns)
-
-        def add(new: Sequence[int], learn: bool = False) -> None:
-            ids.extend(new)
-            learned.extend([learn] * len(new))
-
-        def add_frames(count: int) -> None:
-            for _ in range(count):
-                vision_at.extend(range(len(ids), len(ids) + self._tokens_per_frame))
-                add([0] * self._tokens_per_frame)
-                add(self._separator)
-
         for place, turn in enumerate(turns):
             answer = turn.role == "gpt"
-            add(special(chat.gpt if answer else chat.human))
+            page.add(special(chat.gpt if answer else chat.human))
             if untagged and place == 0:
-                for count in media:
-                    add_frames(count)
+                for piece in media:
+                    page.add_vision(*piece)
             for part in [turn.text] if answer else _MEDIA_TAG.split(turn.text):
                 if not answer and part in ("<image>", "<video>"):
-                    add_frames(next(media))
-                else:
-                    add(self.tokenizer.encode(part), answer)
-            add(special(chat.close), answer)
-            add(special(chat.after))
+                    page.add_vision(*next(media))
+                elif part:
+                    page.add(self.tokenizer.encode(part), answer)
+            close = chat.close if answer or chat.human_close is None else chat.human_close
+            page.add(special(close), answer)
+            page.add(special(chat.after))
         if prompt:
-            add(special(chat.gpt))
-        labels = [i if learn else IGNORE for i, learn in zip(ids, learned, strict=True)]
-        return Rendered(input_ids=tuple(ids), labels=(*labels[1:], IGNORE), vision_at=tuple(vision_at))
+            page.add(special(chat.gpt))
+        return page.rendered()
+
+    def _frames(self, count: int, tiled: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of that many frames with the text around each, and the places of the vision tokens in them."""
+        end = [*self._after, *self.tokenizer.encode("\n")] if tiled else self._after
+        one = np.array([*self._before, *[0] * self._tokens_per_frame, *end], dtype=np.int64)
+        starts_F = np.arange(count) * len(one) + len(self._before)
+        return np.tile(one, count), (starts_F[:, None] + np.arange(self._tokens_per_frame)).ravel()
+
+
+class _Page:
+    """A document while it is written: pieces of ids, whether each is learned, and where vision tokens stand."""
+
+    def __init__(self) -> None:
+        self._pieces: list[tuple[np.ndarray, bool]] = []
+        self._vision: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
+        self._length = 0
+
+    def add(self, ids: Sequence[int] | np.ndarray, learn: bool = False) -> None:
+        self._pieces.append((np.asarray(ids, dtype=np.int64), learn))
+        self._length += len(ids)
+
+    def add_vision(self, ids: np.ndarray, vision_at: np.ndarray) -> None:
+        self._vision.append(vision_at + self._length)
+        self.add(ids)
+
+    def rendered(self) -> Rendered:
+        ids = np.concatenate([piece for piece, _ in self._pieces])
+        learned = np.concatenate([piece if learn else np.full(len(piece), IGNORE) for piece, learn in self._pieces])
+        labels = np.append(learned[1:], IGNORE)
+        return Rendered(input_ids=ids, labels=labels, vision_at=np.concatenate(self._vision))
 
 
 def media_tags(turns: Sequence[Turn]) -> list[str]:

@@ -32,14 +32,15 @@ from torch import nn
 from longvila import checkpoint, dataset
 from longvila.assemble import PARTS, build_model, build_writer, model_config, precision
 from longvila.config import LongVilaConfig
-from longvila.dataset import Cursor, Documents, Row, Rows, Sample, Sampling
+from longvila.data.listing import ON_ERROR, DataSet, data_files, read_data
+from longvila.data.sources import name_of
+from longvila.dataset import Cursor, Documents, Row, Rows, Sampling
 from longvila.files import claimed, write_whole
 from longvila.job import Job, JobError, require
 from longvila.optimizer import SCHEDULES, Optimizer, learning_rate
 from longvila.processor import FrameCache
 from longvila.settings import read_settings
 from longvila.sharding import Batch
-from longvila.tokens import Writer
 from longvila.weights import plain_parameters, save_weights
 
 _ADVICE = "nothing was updated: lower lr, or look at the data"
@@ -50,8 +51,9 @@ FREE = frozenset({"data", "media", "run", "weights", "model", "checkpoint_every"
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
-    data: tuple[str, ...]  # JSON or JSONL files
-    media: str | None = None  # folder of the clips; None means that of the first data file
+    data: tuple[str | dict[str, Any], ...]  # files, or {file, weight, media}
+    media: str | None = None  # folder of the clips; None means that of each data file
+    on_error: str = "stop"  # at a sample that cannot be used; skip leaves it out
     model: str = "tiny"  # preset or YAML file; not read when weights are given
     weights: str | None = None  # released folder to start from
     run: str = "runs/train"
@@ -61,7 +63,7 @@ class TrainSettings:
     pack: bool = True  # several samples in a row
     shuffle: bool = True
     seed: int = 0
-    frames: int = 8  # per video, spread evenly
+    frames: int | None = None  # per video, spread evenly; None means the model's own number
     fps: float | None = None  # instead of frames
     max_frames: int | None = None  # cap for fps
     frame_cache_bytes: int = 64 * 2**20  # decoded frames kept for the next epoch
@@ -82,11 +84,12 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         require(bool(self.data), "data", list(self.data), "one JSON or JSONL file or more")
-        for name in ("steps", "rows_per_step", "max_tokens", "frames", "keep_checkpoints"):
+        require(self.on_error in ON_ERROR, "on_error", self.on_error, f"one of {', '.join(ON_ERROR)}")
+        for name in ("steps", "rows_per_step", "max_tokens", "keep_checkpoints"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         require(0 <= self.seed < 2**63, "seed", self.seed, "0 … 2^63 - 1")
         require(self.frame_cache_bytes >= 0, "frame_cache_bytes", self.frame_cache_bytes, "at least 0")
-        for name in ("max_frames", "checkpoint_every"):
+        for name in ("frames", "max_frames", "checkpoint_every"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, value, "at least 1")
         for name in ("lr", "eps", "clip", "fps"):
@@ -107,13 +110,15 @@ class TrainSettings:
 
 def main(job: Job) -> None:
     settings = read_settings(TrainSettings, job.config, "settings")
-    samples = _samples(settings)
+    data = read_data(data_files(settings.data), settings.media, skip=settings.on_error == "skip")
     resume = _resume_from(settings)
     if settings.export is not None and Path(settings.export).exists():
         raise JobError(f"settings: export {settings.export} exists already; name a new folder")
     config = model_config(settings.model, settings.weights, settings.rope_theta)
-    rows = make_rows(settings, build_writer(config, settings.weights), samples)
-    lasting = {**settings.lasting(), "data": data_fingerprint(samples)}
+    if data.faults and job.sharding.rank == 0:
+        print(f"data: {_left_out(data)}; the first: {data.faults[0]}", file=sys.stderr, flush=True)
+    rows = make_rows(settings, config, data)
+    lasting = {**settings.lasting(), "data": data_fingerprint(data)}
     marker = None if resume is None else _matching_marker(resume, config, settings, lasting)
     model, optimizer = _build(job, settings, config, filled=resume is None)
     run = _Run(job=job, settings=settings, lasting=lasting, config=config, rows=rows, model=model, optimizer=optimizer)
@@ -128,17 +133,19 @@ def main(job: Job) -> None:
         save_weights(model, Path(settings.export), job.sharding, source)  # type: ignore[arg-type]
 
 
-def _samples(settings: TrainSettings) -> tuple[Sample, ...]:
-    files = [Path(file) for file in settings.data]
-    return dataset.read_samples(files, Path(settings.media) if settings.media else files[0].parent)
+def _left_out(data: DataSet) -> str:
+    return f"{len(data.faults)} faults; {len(data.samples)} samples are left"
 
 
-def make_rows(settings: TrainSettings, writer: Writer, samples: Sequence[Sample] | None = None) -> Rows:
+def make_rows(settings: TrainSettings, config: LongVilaConfig, data: DataSet | None = None) -> Rows:
     """The rows that a run passes, of its settings' data files unless their samples are given."""
+    skip = settings.on_error == "skip"
+    data = data or read_data(data_files(settings.data), settings.media, skip=skip)
     sampling = Sampling(frames=settings.frames, fps=settings.fps, max_frames=settings.max_frames)
+    documents = Documents(build_writer(config, settings.weights), sampling)
     return Rows(
-        _samples(settings) if samples is None else samples, Documents(writer, sampling),
-        max_tokens=settings.max_tokens, pack=settings.pack, seed=settings.seed, shuffle=settings.shuffle,
+        data.samples, documents, max_tokens=settings.max_tokens, pack=settings.pack, seed=settings.seed,
+        shuffle=settings.shuffle, parts=data.parts, skip=skip,
     )  # fmt: skip
 
 
@@ -189,12 +196,13 @@ def model_fingerprint(config: LongVilaConfig) -> dict[str, Any]:
     return _plain(dataclasses.asdict(config))
 
 
-def data_fingerprint(samples: Sequence[Sample]) -> str:
-    """A hash of the samples: names, turns and media names, in order. The content of the media is not read."""
-    told = [
-        (sample.name, [(turn.role, turn.text) for turn in sample.turns], [file.name for file in sample.media])
-        for sample in samples
+def data_fingerprint(data: DataSet) -> str:
+    """A hash of the samples: names, turns, media names and weights, in order. The content of media is not read."""
+    told: list[object] = [
+        (sample.name, [(turn.role, turn.text) for turn in sample.turns], [name_of(file) for file in sample.media])
+        for sample in data.samples
     ]
+    told += [(part.count, part.weight) for part in data.parts]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
@@ -228,6 +236,8 @@ class _Run:
                 metrics = self._step(done, rows, frames)
                 self.job.step_done()
                 metrics["seconds"] = time.perf_counter() - began_s
+                if settings.on_error == "skip":
+                    metrics["left_out"] = cursor.left_out
                 report.show(metrics)
                 if (settings.checkpoint_every and done % settings.checkpoint_every == 0) or done == settings.steps:
                     self._save(folder / "checkpoints", done, cursor)

@@ -1,0 +1,237 @@
+"""Data sets with one planted fault or oddity each: read as it is meant, or one line with file, line and fault."""
+
+import io
+import json
+import tarfile
+
+import pytest
+from pyarrow import Table, parquet
+
+from longvila.data.__main__ import main
+from longvila.data.samples import read_files
+from longvila.dataset import Documents, Sampling
+from longvila.job import JobError
+from longvila.tokens import ByteTokenizer, Writer
+from tests.longvila.clips import write_clip
+
+
+def turns(*texts):
+    return [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]
+
+
+GOOD = {"id": "good", "conversations": turns("q", "a")}
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("media")
+    write_clip(folder / "clip.mp4", "libx264", frames=6)
+    write_clip(folder / "picture.png", "png", frames=1, pixel="rgb24")
+    frames = folder / "frames"
+    frames.mkdir()
+    for number in (10, 9, 2):
+        (frames / f"frame_{number}.png").write_bytes((folder / "picture.png").read_bytes())
+    (frames / "Thumbs.db").write_bytes(b"no picture")
+    (folder / "empty").mkdir()
+    (folder / "text.mp4").write_text("not a video\n" * 40)
+    (folder / "cut.mp4").write_bytes((folder / "clip.mp4").read_bytes()[:600])
+    return folder
+
+
+def line(**keys):
+    return {"id": "x", **keys}
+
+
+READ = {  # published lines as they are: (line, the human's first text, videos, pictures)
+    "further keys": (
+        line(video="clip.mp4", conversations=turns("<image>\nWhat?", "That."), data_source="0_30_s", fps=3),
+        ("<video>\nWhat?", 1, 0),
+    ),
+    "tag at the end": (line(video="clip.mp4", conversations=turns("What?\n<video>", "a")), ("<video>\nWhat?", 1, 0)),
+    "no tag": (line(image="picture.png", conversations=turns("What?", "a")), ("<image>\nWhat?", 0, 1)),
+    "fewer tags than files": (
+        line(image=["picture.png"] * 3, conversations=turns("<image>\nWhich?", "a")),
+        ("<image>\n<image>\n<image>\nWhich?", 0, 3),
+    ),
+    "tags between texts": (
+        line(images=["picture.png"] * 2, conversations=turns("First <image> then <image>?", "a")),
+        ("First <image> then <image>?", 0, 2),
+    ),
+    "a picture and a video": (
+        line(image="picture.png", video="clip.mp4", conversations=turns("<video> and <image>", "a")),
+        ("<video> and <image>", 1, 1),
+    ),
+    "first turn from gpt": (line(conversations=turns("-", "Sure.", "hi", "hello")[1:]), ("hi", 0, 0)),
+    "a system turn": (
+        line(conversations=[{"from": "system", "value": "Be short."}, *turns("hi", "hello")]),
+        ("hi", 0, 0),
+    ),
+    "keys in turns": (
+        line(conversations=[{**turn, "weight": None} for turn in turns(" hi \n", "hello")]),
+        ("hi", 0, 0),
+    ),
+    "a tag in an answer": (line(video="clip.mp4", conversations=turns("q", "a\n<image>")), ("<video>\nq", 1, 0)),
+    "a folder of frames": (line(video="frames", conversations=turns("<video>\nq", "a")), ("<video>\nq", 1, 0)),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_published_lines_are_read(media, tmp_path, name):
+    entry, (text, videos, images) = READ[name]
+    (tmp_path / "data.json").write_text(json.dumps([entry], indent=1))
+    reading = read_files([tmp_path / "data.json"], media)
+    assert reading.faults == ()
+    (sample,) = reading.samples
+    human = next(turn.text for turn in sample.turns if turn.role == "human")
+    assert (human, len(sample.videos), len(sample.images)) == (text, videos, images)
+    assert all("<" not in turn.text for turn in sample.turns if turn.role != "human")
+
+
+def test_a_system_turn_stands_in_place_of_the_chats_own(media, tmp_path):
+    (tmp_path / "data.json").write_text(json.dumps([READ["a system turn"][0]]))
+    (sample,) = read_files([tmp_path / "data.json"], media).samples
+    writer = Writer(tokenizer=ByteTokenizer(), chat="byte", tokens_per_frame=9, frame_separator="")
+    assert writer.document(sample.turns, []).input_ids[:11].tolist() == [256, *b"Be short.", 257]
+
+
+FAULTS = {
+    "gone": (line(video="gone.mp4", conversations=turns("q", "a")), "video 'gone.mp4' is not in"),
+    "one of two gone": (line(video=["clip.mp4", "g.mp4"], conversations=turns("q", "a")), "'g.mp4' is not in"),
+    "an address": (line(image="https://a/b.png", conversations=turns("q", "a")), "media are read from disk alone"),
+    "an empty name": (line(video="", conversations=turns("q", "a")), "video must be a path or a list of paths"),
+    "no name": (line(video=[None], conversations=turns("q", "a")), "video must be a path"),
+    "a picture that is a folder": (line(image="frames", conversations=turns("q", "a")), "is a folder; a folder of"),
+    "a folder without pictures": (line(video="empty", conversations=turns("q", "a")), "is a folder without pictures"),
+    "no video": (line(video="text.mp4", conversations=turns("q", "a")), "text.mp4: not a video"),
+    "cut off": (line(video="cut.mp4", conversations=turns("q", "a")), "cut.mp4: not a video"),
+    "misspelt": (line(vide="clip.mp4", conversations=turns("q", "a")), "unknown key 'vide'; did you mean 'video'?"),
+    "no conversation": (line(video="clip.mp4"), "conversations must be a list of turns"),
+    "another's roles": (line(conversations=[{"from": "user", "value": "q"}]), "turn 1 is from 'user'; legal: human"),
+    "two questions": (line(conversations=turns("q", "a", "q") + turns("q", "a")), "turn 4 is from 'human'; turns alt"),
+    "system in the middle": (
+        line(conversations=[*turns("q", "a"), {"from": "system", "value": "s"}]),
+        "turn 3 is from 'system'",
+    ),
+    "no answer": (line(conversations=turns("q")), "the last turn must be from gpt"),
+    "only an answer": (line(conversations=turns("q", "a")[1:]), "the last turn must be from gpt"),
+    "a number": (line(conversations=[{"from": "human", "value": 3}]), "turn 1 is not"),
+    "half a character": (line(conversations=turns("\ud83d", "a")), "half a surrogate pair"),
+    "tags without files": (
+        line(conversations=turns("<video>\nq", "a")),
+        "turns hold 0 <image> and 1 <video>",
+    ),
+    "more tags than files": (
+        line(image="picture.png", conversations=turns("<image><image> q", "a")),
+        "2 <image> and 0 <video>, the sample 1 and 0",
+    ),
+    "no object": (["q"], "a sample is an object"),
+}
+BROKEN = {
+    "cut JSON": ('{"id": ', "broken JSON ("),
+    "deep JSON": ("[" * 100_000, "broken JSON ("),
+    "a key twice": ('{"id": 1, "id": 2, "conversations": []}', "key 'id' is given twice"),
+}
+
+
+def checked(capsys, *arguments):
+    code = main(["check", *map(str, arguments)])
+    return code, capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("name", [*FAULTS, *BROKEN])
+def test_a_planted_fault_is_one_line_with_file_and_line(media, tmp_path, capsys, name):
+    text, reason = BROKEN[name] if name in BROKEN else (json.dumps(FAULTS[name][0]), FAULTS[name][1])
+    file = tmp_path / "data.jsonl"
+    file.write_text("\n".join((json.dumps(GOOD), text, json.dumps(GOOD))))
+    code, (fault, held) = checked(capsys, file, "--media", media)
+    assert code == 2 and fault.startswith(f"{file}:2: ") and reason in fault and len(fault) < 400
+    assert held.endswith("1 faults") and ("2 samples" in held or "3 samples" in held)
+
+
+def test_all_faults_are_listed_at_once(media, tmp_path, capsys):
+    faulty = [entry for entry, _ in FAULTS.values()]
+    file = tmp_path / "data.json"
+    file.write_text(json.dumps([GOOD, *faulty], indent=1))
+    code, lines = checked(capsys, file, "--media", media)
+    assert code == 2 and len(lines) == len(faulty) + 1
+    for number, (_, reason) in enumerate(FAULTS.values(), start=2):
+        assert any(f"(sample {number}): " in line and reason in line for line in lines)
+
+
+def test_a_sound_set_has_none_and_marks_of_byte_order_are_no_fault(media, tmp_path, capsys):
+    for name, encoding in {"a": "utf-8-sig", "b": "utf-16", "c": "utf-8"}.items():
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(READ["further keys"][0]) + "\r\n", encoding=encoding)
+    code, lines = checked(capsys, *sorted(tmp_path.glob("*.jsonl")), "--media", media, "--decode")
+    assert (code, lines) == (0, ["3 samples can be read: 3 videos, 0 pictures; 0 faults"])
+    (tmp_path / "a.jsonl").write_bytes(b'{"id": "\xff\xff"}')
+    assert checked(capsys, tmp_path / "a.jsonl")[1][0].endswith("a.jsonl: cannot be read (UnicodeDecodeError)")
+
+
+def add(archive, name, content):
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    archive.addfile(member, io.BytesIO(content))
+
+
+def shard(path, media):
+    clip, picture = (media / "clip.mp4").read_bytes(), (media / "picture.png").read_bytes()
+    with tarfile.open(path, "w") as archive:
+        add(archive, "a/0001.mp4", clip)
+        add(archive, "a/0001.json", json.dumps({"id": "tar", "conversations": turns("<video>\nq", "a")}).encode())
+        add(archive, "a/0002.jpg.png", picture)
+        add(archive, "a/0002.txt", b"a caption")
+        add(archive, "a/0003.json", b"{")
+        add(archive, "a/0004.json", json.dumps(line(video="a/0001.mp4", conversations=turns("q", "a"))).encode())
+        add(archive, "a/0005.mp4", clip)
+    return path
+
+
+def documents():
+    writer = Writer(tokenizer=ByteTokenizer(), chat="byte", tokens_per_frame=9, frame_separator="")
+    return Documents(writer, Sampling(frames=3))
+
+
+def test_shards_of_tar_are_read_in_place(media, tmp_path):
+    reading = read_files([shard(tmp_path / "shard.tar", media)], media)
+    assert [fault.partition(": ")[2] for fault in reading.faults] == [
+        "a/0003: broken JSON (Expecting property name enclosed in double quotes at column 2)",
+        "a/0005: has neither a .json nor a .txt member",
+    ]
+    assert [(len(s.videos), len(s.images)) for s in reading.samples] == [(1, 0), (0, 1), (1, 0)]
+    plain = read_files([_lines(tmp_path / "plain.jsonl", READ["no tag"][0], READ["further keys"][0])], media).samples
+    assert len(documents().make(reading.samples[0]).media[0].times) == 3
+    assert documents().make(reading.samples[1]).media[0].clip.times == documents().make(plain[0]).media[0].clip.times
+    assert documents().make(reading.samples[0]).media[0].clip.times == documents().make(plain[1]).media[0].clip.times
+    with tarfile.open(tmp_path / "shard.tar.gz", "w:gz"):
+        pass
+    assert "decompress it to .tar" in read_files([tmp_path / "shard.tar.gz"], media).faults[0]
+    (tmp_path / "no.tar").write_bytes(b"x" * 600)
+    assert "is no readable tar" in read_files([tmp_path / "no.tar"], media).faults[0]
+
+
+def _lines(path, *entries):
+    path.write_text("\n".join(json.dumps(entry) for entry in entries))
+    return path
+
+
+def test_parquet_holds_lines_with_pictures_as_bytes_or_paths(media, tmp_path):
+    content = (media / "picture.png").read_bytes()
+    rows = [
+        {"id": "1", "image": {"bytes": content, "path": "x.png"}, "video": None, "conversations": turns("q", "a")},
+        {"id": "2", "image": None, "video": "clip.mp4", "conversations": turns("q", "a")},
+        {"id": "3", "image": {"bytes": None, "path": "x.png"}, "video": None, "conversations": turns("q", "a")},
+        {"id": "4", "image": None, "video": "gone.mp4", "conversations": turns("q", "a")},
+    ]
+    file = tmp_path / "data.parquet"
+    parquet.write_table(Table.from_pylist(rows), file, row_group_size=2)
+    reading = read_files([file], media)
+    assert [s.name for s in reading.samples] == ["1", "2", "3"]
+    assert reading.faults == (f"{file}: row 4: video 'gone.mp4' is not in {media}",)
+    assert len(documents().make(reading.samples[0]).media[0].times) == 1
+    with pytest.raises(JobError, match=r"row 3: .*holds no bytes"):
+        documents().make(reading.samples[2])
+    parquet.write_table(Table.from_pylist([{**rows[0], "image": [content] * 2}]), file)
+    (sample,) = read_files([tmp_path], media).samples  # a folder of shards
+    assert [len(m.times) for m in documents().make(sample).media] == [1, 1]
+    file.write_bytes(b"PAR1")
+    assert "is no readable Parquet file" in read_files([file], media).faults[0]
