@@ -269,7 +269,7 @@ def test_a_checkpoint_without_its_marker_does_not_count(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "[]", '{"format": 2}', '{"format": 2, "step": -5, "cursor": {}, "model": {}, "settings": {}}']
+    "content", ["{", "[]", '{"format": 3}', '{"format": 3, "step": -5, "cursor": {}, "model": {}, "settings": {}}']
 )
 def test_a_damaged_marker_is_named(tmp_path, content):
     (tmp_path / "complete.json").write_text(content)
