@@ -226,10 +226,13 @@ class Strategy:
         >>> Strategy(ring=32, ulysses=8, shard=256).describe()
         'data 1 × ring 32 × ulysses 8, zero-3 over 256'
         """
-        parts = [f"{name} {getattr(self, name)}" for name in ("pipeline", "tensor") if getattr(self, name) > 1]
+        parts = [
+            f"{name} {getattr(self, name)}" for name in ("pipeline", "virtual", "tensor") if getattr(self, name) > 1
+        ]
         parts += [f"data {self.data}", f"ring {self.ring}", f"ulysses {self.ulysses}"]
         parts += [f"expert {self.expert}"] if self.expert > 1 else []
-        tail = f", zero-{self.zero} over {self.shard}" if self.shard > 1 else ", unsharded"
+        tail = f" of {self.microbatches} microbatches" if self.pipeline > 1 else ""
+        tail += f", zero-{self.zero} over {self.shard}" if self.shard > 1 else ", unsharded"
         tail += f", MLP by {self.mlp_chunk_tokens} tokens" if self.mlp_chunk_tokens is not None else ""
         tail += f", attention by {self.attention_chunk_tokens}" if self.attention_chunk_tokens is not None else ""
         tail += {"none": "", "optimizer": ", optimizer on the host", "all": ", states on the host"}[self.offload_states]

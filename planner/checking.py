@@ -22,6 +22,7 @@ from planner.plan_file import Plan
 from planner.planning import plan as plan_again
 from planner.planning import summary
 from planner.simulator.simulation import simulate
+from planner.targets.target import Target
 
 AGREES = 1e-9
 
@@ -36,13 +37,17 @@ def check_plan(
     if plan.reproducible:
         pins = ",".join(f"{name}={value}" for name, value in (plan.fixed or {}).items())
         fixed = options.pins(pins, f"{where}: fixed")
+        targets, workload = [Target.load(name) for name in plan.targets or [plan.target.name]], plan.workload
+        if len(targets) > 1:  # each has its own precision, and ours the cluster's
+            workload = replace(workload, precision=options.precision(None, plan.cluster))
         again = plan_again(
-            plan.cluster, plan.workload, fixed=fixed, objective=plan.objective, trust_model=plan.trust_model,
-            room=plan.room,            profile=profile, on_step=on_step,
+            plan.cluster, workload, fixed=fixed, objective=plan.objective, trust_model=plan.trust_model,
+            room=plan.room, profile=profile, targets=targets, on_step=on_step,
         )  # fmt: skip
     else:
         layout = (plan.cluster, plan.workload, plan.strategy, plan.placement)
-        cost, played = price(*layout, profile), simulate(*layout, profile=profile)
+        code = plan.target.code
+        cost, played = price(*layout, profile, code), simulate(*layout, profile=profile, framework=code)
         again = replace(plan, cost=cost, simulated=summary(played))
     _compare(strict.read_json(where, "plan"), json.loads(again.to_json()), where, "")
     return plan.reproducible

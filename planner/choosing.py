@@ -17,6 +17,7 @@ import numpy as np
 from msgspec import Struct
 
 from cost_models.bands import odds
+from cost_models.framework import OURS, Framework
 from cost_models.number import Number
 from cost_models.timing.cluster_costs import ClusterCosts
 from cost_models.workload import Workload
@@ -61,11 +62,13 @@ class Ties(Struct, frozen=True, kw_only=True, eq=False):
         return int(min(roomy, key=lambda i: (float(f"{self.between_bytes[i]:.9e}"), i)))
 
 
-def ties(workload: Workload, costs: ClusterCosts, solution: Solution) -> Ties:
+def ties(costs: ClusterCosts, solution: Solution) -> Ties:
     """What a solution with its near layouts leaves open; its best layout alone where the model is sure."""
     best, *others = solution.candidates
     tied = [best, *(one for one in others if _odds(best, one, solution.objective) < SURE)]
-    return weighed(workload, costs, tied, solution.objective) if len(tied) > 1 else only(best)
+    if len(tied) == 1:
+        return only(best)
+    return weighed(solution.workload, costs, tied, solution.objective, framework=solution.target.code)
 
 
 def _odds(best: Choice, other: Choice, objective: Objective) -> float:
@@ -85,12 +88,14 @@ def weighed(
     choices: Sequence[Choice],
     objective: Objective,
     played_s: Sequence[float] | None = None,
+    framework: Framework = OURS,
 ) -> Ties:
     """Layouts priced in every scenario; `played_s`: what each takes in the simulator."""
     runs, basis = costs.runs(choices[0].strategy.ranks, choices[0].placement), choices[0].cost.basis
     assert basis is not None
     several = scenarios(basis.board, costs.links(runs))
-    seconds = seconds_in(workload, costs, [(one.strategy, one.placement) for one in choices], several)
+    layouts = [(one.strategy, one.placement) for one in choices]
+    seconds = seconds_in(workload, costs, layouts, several, framework)
     factor = np.array([paid_ranks(objective, one.strategy.ranks) for one in choices])
     if played_s is not None:
         factor = factor * np.array(played_s) / [one.cost.step_s for one in choices]

@@ -25,6 +25,9 @@ Examples:
   plan --gpus 256 --ctx 2M
   plan --gpus 64 --ctx 512K --model longvila-7b --frames 2048 --batch 4
   plan --gpus 256 --ctx 2M --fix ulysses=8,recompute=full --explain
+  plan --gpus 64 --ctx 8K --batch 64 --model llama-3-70b --for megatron
+  plan --gpus 64 --ctx 8K --batch 64 --model llama-3-70b --for any
+  plan --gpus 8 --mode decode --frames 1400 --for vllm
   plan --cluster my-cluster.yaml --ctx 1M --objective gpu-hours -o big.json
   plan --cluster local --gpus 4 --model longvila-tiny --ctx 2K --profile profile.json
   plan price --gpus 256 --ctx 2M --strategy ring=32,ulysses=8
@@ -74,6 +77,7 @@ class _Commands(console.NoEmptyGroup):
 )
 @click.version_option(package_name="mmsp", prog_name="plan")
 @options.shared
+@options.target
 @click.option("--fix", metavar="NAME=VALUE,…", help="Pin choices: data, ring, ulysses, shard, zero, recompute, …")
 @click.option("--objective", default="time", show_default=True, metavar="time|memory|gpu-hours",
               help="What to minimise.")  # fmt: skip
@@ -114,12 +118,17 @@ def _plan(given: dict[str, Any]) -> None:
 
     if sum(bool(given[name]) for name in ("longest", "finish", "goodput")) > 1:
         raise InputError("--longest, --finish and --goodput are three questions; ask one at a time")
+    if given["finish"] and given["target"] != "mmsp":
+        raise InputError(f"--for {given['target']} with --finish; legal: mmsp")
     if given["finish"]:
         with console.Progress() as progress:
             reverse.finish(given, progress.show)
         return
     if given["longest"] and given["ctx"] is not None:
         raise InputError("--ctx is what --longest asks for; leave it out")
+    several = options.targets(given["target"], given["precision"])
+    if given["goodput"] and given["target"] != "mmsp":
+        raise InputError(f"--for {given['target']} with --goodput; legal: mmsp")
     asked = options.question(given, any_length=given["longest"])
     if given["goodput"]:
         with console.Progress() as progress:
@@ -132,11 +141,13 @@ def _plan(given: dict[str, Any]) -> None:
             from planner.reverse.longest import longest_context
 
             progress.show("searching the longest row")
-            most = longest_context(asked.cluster, asked.workload, fixed, asked.profile, asked.room)
+            if len(several) > 1:
+                raise InputError("--for any with --longest; legal: one target")
+            most = longest_context(asked.cluster, asked.workload, fixed, asked.profile, asked.room, several[0])
             asked = replace(asked, workload=most)
         found = plan(
             asked.cluster, asked.workload, fixed=fixed, objective=objective, trust_model=given["trust_model"],
-            room=asked.room,            profile=asked.profile, time_limit_s=limit_s, on_step=progress.show,
+            room=asked.room, profile=asked.profile, time_limit_s=limit_s, targets=several, on_step=progress.show,
         )  # fmt: skip
     if output is not None:
         found.save(output)
@@ -151,7 +162,8 @@ def _plan(given: dict[str, Any]) -> None:
 
     report.show(report.plan_lines(found, explain=given["explain"]))
     if output is not None:
-        report.show([f"Wrote {output}. Next: executor launch {output}"])
+        then = f"executor launch {output}" if found.target.is_ours else f"plan export {output} --to {found.target.name}"
+        report.show([f"Wrote {output}. Next: {then}"])
 
 
 @cli.command()

@@ -23,6 +23,7 @@ from cost_models.room import LEAST, MOST, Room
 from cost_models.strategy import PINS, RECOMPUTES, LayerRange, Strategy
 from cost_models.units import parse_bytes, parse_tokens, show_bytes
 from cost_models.workload import Kernel, Precision, Workload
+from planner.targets.target import MMSP, Target
 
 if TYPE_CHECKING:
     from planner.plan_file import Plan
@@ -98,6 +99,15 @@ NAMES = (
 def shared(command: F) -> F:
     """Adds the options that describe cluster and workload."""
     return shared_but()(command)
+
+
+def target(command: F) -> F:
+    """Adds --for."""
+    told = (
+        "The program that is to run the plan: mmsp (this project's executor), megatron, torchtitan, deepspeed, "
+        "accelerate, trl, ms-swift, vllm, or any: the best of all."
+    )
+    return click.option("--for", "target", default="mmsp", show_default=True, metavar="NAME", help=told)(command)
 
 
 def report(command: F) -> F:
@@ -201,6 +211,19 @@ def of_frame_pixels(model: Model, text: str) -> Model:
     if model.vision is None:
         raise InputError(f"--frame-pixels {text}, but {model.name} has no vision tower; legal: leave it out")
     return replace(model, vision=model.vision.of_pixels(int(sides[1]), int(sides[2])))
+
+
+def targets(name: str, precision: str | None) -> list[Target]:
+    """Of `--for`: one, or all.
+
+    >>> [target.name for target in targets("vllm", None)]
+    ['vllm']
+    """
+    every = [one for one in map(Target.load, Target.names()) if one.name not in ("mmsp", "trl")]
+    found = [MMSP, *every] if name == "any" else [Target.load(name)]  # trl has accelerate's layouts
+    if precision is not None and found != [MMSP]:
+        raise InputError(f"--precision {precision!r} with --for {name}, which has its own; leave one out")
+    return found
 
 
 def framework_of(name: str, asked: Question, given: Mapping[str, Any]) -> tuple[Framework, Question]:

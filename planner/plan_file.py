@@ -34,6 +34,7 @@ from cost_models.workload import Workload
 from planner.files import write_whole
 from planner.search.objective import Objective
 from planner.searched import Searched
+from planner.targets.target import MMSP, Target
 
 VERSION = 2
 ChosenBy = Literal["model", "regret", "simulator"]
@@ -73,6 +74,8 @@ class Regret:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Plan:
+    target: Target = MMSP  # the program that it is for
+    targets: Mapping[str, float | None] = field(default_factory=dict)  # of `any`: the best of each, if anything fits
     cluster: Cluster
     workload: Workload
     strategy: Strategy
@@ -126,6 +129,8 @@ class Plan:
         cost = self.cost
         return {
             "version": VERSION,
+            "target": self.target.name,
+            **({"targets": dict(self.targets)} if self.targets else {}),
             "objective": self.objective,
             "fixed": dict(sorted((self.fixed or {}).items())),
             "trust_model": self.trust_model,
@@ -169,7 +174,7 @@ class Plan:
 _PRICED = ("seconds", "hidden_s", "sent_bytes", "model_flops", "executed_flops", "peak_flops", "tokens", "estimates",
            "basis")  # fmt: skip
 
-_KEPT = ("workload", "simulated", "objective", "chosen_by", "regret", "alternatives", "searched",
+_KEPT = ("workload", "targets", "simulated", "objective", "chosen_by", "regret", "alternatives", "searched",
          "bound", "gap", "reproducible", "fixed", "trust_model",
          "room")  # fmt: skip
 
@@ -216,6 +221,8 @@ class PlanFile:
     """What plan.json holds, key by key."""
 
     version: Literal[2]
+    target: str = "mmsp"  # `plan --for`; files of earlier releases do not say
+    targets: Mapping[str, Least | None] = field(default_factory=dict)
     objective: Objective
     fixed: Mapping[str, str]
     trust_model: bool
@@ -263,6 +270,7 @@ def from_dict(data: Mapping[str, Any], where: str) -> Plan:
         **{name: getattr(stated.priced, name) for name in _PRICED},
     )
     plan = Plan(
+        target=Target.load(stated.target),
         cluster=cluster,
         strategy=strategy,
         placement=placement,

@@ -2,6 +2,8 @@
 
     solve (prune, integer program, price)  ->  ties  ->  least regret  ->  simulate it  ->  the plan
 
+Of several targets (`--for any`) each is solved, and the one with the best price goes on.
+
     chosen_by  model      the best price: no other layout is tied with it, or the model is trusted
                regret     of the tied layouts the one that loses least (`choosing.py`)
                simulator  another one, because in the simulator these take longer than priced
@@ -15,8 +17,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
+from cost_models.errors import InputError
 from cost_models.hardware.cluster import Cluster
 from cost_models.profile import Profile
 from cost_models.room import DEFAULT_ROOM, Room
@@ -27,10 +30,10 @@ from planner.kinds import by_kind
 from planner.plan_file import Alternative, ChosenBy, Plan, Regret, Simulated
 from planner.search.objective import Objective, paid_ranks, value_of
 from planner.search.reasons import reason, tied_reason
-from planner.search.space import Space
 from planner.searched import searched
 from planner.simulator.simulation import Simulation, simulate
 from planner.solve import Choice, Solution, solve
+from planner.targets.target import MMSP, Target
 
 SIMULATED = 3
 """At most so many layouts are simulated."""
@@ -47,33 +50,43 @@ def plan(
     trust_model: bool = False,
     profile: Profile | None = None,
     time_limit_s: float | None = None,
+    targets: Sequence[Target] = (MMSP,),
     on_step: Callable[[str], None] = lambda what: None,
 ) -> Plan:
     """The plan, with a proven bound; NothingFits (an InputError) says what would fit instead.
 
-    `room`: what counts as fitting. `trust_model`: the best price, whatever is tied with it. At the time limit the
-    search stops and the best layout so far is simulated alone; `reproducible` is then false.
+    `targets`: the programs that may run it; the plan is for the one with the best price. `room`: what counts as
+    fitting. `trust_model`: the best price, whatever is tied with it. At the time limit the search stops and the best
+    layout so far is simulated alone; `reproducible` is then false.
     """
     began_s = time.monotonic()
     asked, cluster = cluster, by_kind(cluster)
-    on_step("; ".join(["searching layouts", *cluster.notes[len(asked.notes) :]]))
     doubted = objective != "memory" and not trust_model
-    solution = solve(
-        cluster, workload, fixed=fixed, objective=objective, profile=profile, room=room, near=doubted,
-        time_limit_s=time_limit_s,
-    )  # fmt: skip
+
+    def solved(target: Target) -> Solution:
+        whose = [] if target == MMSP else [f"for {target.name}"]
+        on_step("; ".join([" ".join(["searching layouts", *whose]), *cluster.notes[len(asked.notes) :]]))
+        return solve(
+            cluster, workload, fixed=fixed, objective=objective, profile=profile, room=room, near=doubted,
+            time_limit_s=None if time_limit_s is None else time_limit_s / len(targets), target=target,
+        )  # fmt: skip
+
+    solution, values, bound = _of_targets(targets, solved)
     late = time_limit_s is not None and time.monotonic() - began_s > time_limit_s
 
     def play(choice: Choice) -> Simulation:
         on_step(f"simulating {choice.strategy.describe()}")
-        return simulate(cluster, workload, choice.strategy, choice.placement, profile=profile)
+        layout = (cluster, solution.workload, choice.strategy, choice.placement)
+        return simulate(*layout, profile=profile, framework=solution.target.code)
 
     costs = cluster_costs(cluster, profile)
-    chosen = _chosen(workload, costs, solution, objective, play, doubted=doubted, once=late or not doubted)
+    chosen = _chosen(costs, solution, objective, play, doubted=doubted, once=late or not doubted)
     choice = chosen.choice
     return Plan(
         cluster=cluster,
-        workload=workload,
+        target=solution.target,
+        targets=values,
+        workload=solution.workload,
         strategy=choice.strategy,
         placement=choice.placement,
         cost=choice.cost,
@@ -82,15 +95,41 @@ def plan(
         chosen_by=chosen.by,
         regret=chosen.regret,
         alternatives=tuple(_alternatives(solution, chosen, objective, room)),
-        searched=searched(Space(cluster=cluster, workload=workload, pins=dict(fixed or {})), choice.strategy),
-        bound=solution.bound,
-        gap=max(0.0, 1 - solution.bound / value_of(objective, choice.cost)),
+        searched=searched(solution.spaces, choice.strategy, fixed or {}),
+        bound=bound,
+        gap=max(0.0, 1 - bound / value_of(objective, choice.cost)),
         reproducible=solution.reproducible and not late,
         profile_digest=profile.digest if profile else None,
         trust_model=trust_model,
         room=room,
         fixed={name: "none" if value is None else str(value) for name, value in (fixed or {}).items()},
     )
+
+
+def _of_targets(
+    targets: Sequence[Target], solved: Callable[[Target], Solution]
+) -> tuple[Solution, dict[str, float | None], float]:
+    """(the best solution, the best value of each target if there are several, the bound of all)."""
+    if len(targets) == 1:
+        only_one = solved(targets[0])
+        return only_one, {}, only_one.bound
+    found: dict[str, Solution | InputError] = {}
+    for target in targets:
+        try:
+            found[target.name] = solved(target)
+        except InputError as error:  # does not fit, or has no such layout
+            found[target.name] = error
+    solutions = [one for one in found.values() if isinstance(one, Solution)]
+    if not solutions:
+        raise next(one for one in found.values() if isinstance(one, InputError))
+    best = min(solutions, key=lambda one: value_of(one.objective, one.best[0].cost))
+    values = {
+        name: value_of(one.objective, one.best[0].cost) if isinstance(one, Solution) else None
+        for name, one in found.items()
+    }
+    whole = all(one.reproducible for one in solutions)
+    best = structs.replace(best, reproducible=whole)
+    return best, values, min(one.bound for one in solutions)
 
 
 class _Chosen(Struct, frozen=True, kw_only=True):
@@ -116,7 +155,6 @@ class _Chosen(Struct, frozen=True, kw_only=True):
 
 
 def _chosen(
-    workload: Workload,
     costs: ClusterCosts,
     solution: Solution,
     objective: Objective,
@@ -126,7 +164,7 @@ def _chosen(
     once: bool,
 ) -> _Chosen:
     """`doubted`: ties count; `once`: simulate no second layout."""
-    open_ = ties(workload, costs, solution) if doubted else only(solution.best[0])
+    open_ = ties(costs, solution) if doubted else only(solution.best[0])
     first = open_.tied[open_.pick()]
     by: ChosenBy = "regret" if len(open_.tied) > 1 else "model"
     played = [(first, play(first))]
@@ -136,7 +174,10 @@ def _chosen(
         return _Chosen(choice=first, by=by, ties=open_, played=played)
     played += [(one, play(one)) for one in rivals[: SIMULATED - 1]]
     played.sort(key=lambda one: value_of(objective, one[0].cost))
-    again = weighed(workload, costs, [one for one, _ in played], objective, [found.step_s for _, found in played])
+    again = weighed(
+        solution.workload, costs, [one for one, _ in played], objective, [found.step_s for _, found in played],
+        solution.target.code,
+    )  # fmt: skip
     last = again.tied[again.pick()]
     return _Chosen(choice=last, by=by if last is first else "simulator", ties=open_, played=played)
 

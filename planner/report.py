@@ -52,6 +52,7 @@ def plan_lines(plan: Plan, explain: bool = False) -> list[str]:
         cluster_line(plan.cluster),
         "",
         _title("Plan      ") + f"{plan.strategy.describe()}",
+        *target_lines(plan),
         f"          {placement_line(plan.cluster, plan.strategy, plan.placement)}",
         *hosts_lines(plan.cluster, plan.placement),
         f"          {layers_line(plan.strategy, plan.workload.model.layers)}",
@@ -63,6 +64,19 @@ def plan_lines(plan: Plan, explain: bool = False) -> list[str]:
         *_estimates(plan.cost, brief=not explain),
     ]
     return lines + (explanation(plan.cost, plan.simulated) if explain else [])
+
+
+def target_lines(plan: Plan) -> list[str]:
+    """Whom the plan is for, if not this executor, and what the other targets' best layouts take."""
+    lines = [] if plan.target.is_ours else [f"          for {plan.target.title}"]
+    values = {name: value for name, value in plan.targets.items() if name != plan.target.name}
+    if values:
+        words = [
+            f"{name} {show_value(plan.objective, value, 4) if value else 'does not fit'}"
+            for name, value in values.items()
+        ]
+        lines += _wrap([f"for {plan.target.name}; the best of others: {words[0]}", *words[1:]], joined=", ")
+    return lines
 
 
 def cluster_line(cluster: Cluster) -> str:
@@ -213,12 +227,15 @@ def _alternatives(plan: Plan, everything: bool) -> list[str]:
 def _few(plan: Plan) -> list[Alternative]:
     """The best price if it is not the plan's, then one of each other degrees."""
     best = modelled(plan)
-    kinds = {(plan.strategy.data, plan.strategy.ulysses)}
+
+    def kind(one: Strategy) -> tuple[int, ...]:
+        return one.data, one.ulysses, one.tensor, one.pipeline
+
+    kinds = {kind(plan.strategy)}
     shown = [] if best is None else [best]
     for other in plan.alternatives:
-        kind = (other.strategy.data, other.strategy.ulysses)
-        if kind not in kinds:
-            kinds.add(kind)
+        if kind(other.strategy) not in kinds:
+            kinds.add(kind(other.strategy))
             shown += [] if other is best else [other]
     return shown[:SHOWN]
 

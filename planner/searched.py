@@ -1,6 +1,7 @@
 """The space that a plan's bound speaks of, in words: which choices were varied over which values, and what was held.
 
-    varied   data, microbatches, ring, ulysses, shard, zero, recompute, each with its values (`search/space.py`)
+    varied   data, microbatches, ring, ulysses, shard, zero, recompute, and where the target has them tensor, pipeline
+             and virtual, each with its values (`search/space.py`)
     held     everything else that a strategy has, and what the user fixed, each at its value
 
 The bound holds wherever the ranks lie. It says nothing about other values of what was held: `plan price --strategy`
@@ -10,14 +11,18 @@ prices them, and `plan --fix` plans with them.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from cost_models.errors import InputError
 from cost_models.strategy import PINS, Strategy
 from cost_models.workload import Mode
-from planner.search.space import Space
+from planner.search.space import Family, Space
 
 VARIED = ("data", "microbatches", "ring", "ulysses", "shard", "zero", "recompute")
+_HELD = ("tensor", "pipeline", "virtual")
+"""Varied where a target has several spaces."""
+_OVER = {"ranks": "all ranks", "domain": "a domain's", "context": "the context group's", "one": "1", "alone": "1"}
 _ONLY_IN_TRAINING = ("microbatches", "recompute")
 
 
@@ -39,23 +44,38 @@ def varied_names(fixed: Collection[str], mode: Mode) -> tuple[str, ...]:
     return tuple(name for name in VARIED if name not in fixed and name not in skipped)
 
 
-def searched(space: Space, strategy: Strategy) -> Searched:
-    """The space around a planned strategy."""
-    families = space.families
+def searched(spaces: Sequence[Space], strategy: Strategy, fixed: Collection[str]) -> Searched:
+    """The space around a planned strategy; `spaces` differ in what is held in each."""
+    families = [family for space in spaces for family in _families(space)]
+    first = spaces[0]
     values = {name: getattr(strategy, name) for name in PINS if name != "recompute"}
     values["recompute"] = strategy.layers[0].recompute if strategy.layers else "none"
+    stages = sorted({stage for _, stage in first.shardings})
+    unsharded = " (0 for shard 1)" if stages[0] == 0 and len(stages) > 1 else ""
+    among = dict.fromkeys(space.policies for space in spaces)
     words = {
         "data": ranges(one.data for one in families),
         "microbatches": ranges(one.microbatches for one in families),
         "ring": _between(min(one.first_ring for one in families), max(one.most_ring for one in families)),
         "ulysses": ranges(one.ulysses for one in families),
-        "shard": "all ranks, a domain's, the context group's, 1",
-        "zero": "2, 3 (0 for shard 1)",
-        "recompute": f"by layer {', '.join(space.policies)}",
+        "shard": ", ".join(dict.fromkeys(_OVER[over] for over, _ in first.shardings)),
+        "zero": ", ".join(str(stage) for stage in stages if stage or not unsharded) + unsharded,
+        "recompute": "by layer " + "; or ".join(", ".join(policies) for policies in among),
     }
-    names = varied_names(space.pins, space.workload.mode)
+    moved = [name for name in _HELD if name not in fixed and len({getattr(one.base, name) for one in spaces}) > 1]
+    words |= {name: ranges(getattr(one.base, name) for one in spaces) for name in moved}
+    names = (*varied_names(fixed, first.workload.mode), *moved)
     held = {name: "none" if value is None else str(value) for name, value in values.items() if name not in names}
+    if "virtual" in moved:
+        del held["schedule"]
     return Searched(varied={name: words[name] for name in names}, held=held)
+
+
+def _families(space: Space) -> tuple[Family, ...]:
+    try:
+        return space.families
+    except InputError:  # its degrees leave no room
+        return ()
 
 
 def ranges(numbers: Iterable[int]) -> str:

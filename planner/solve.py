@@ -1,7 +1,8 @@
 """The planner's core: the best layouts of a workload on a cluster, with a proven bound.
 
-    space -> bounds and pruning -> columns -> integer program -> price of the answer -> Solution        (all in search/)
+    spaces -> bounds and pruning -> columns -> integer program -> price of the answer -> Solution       (all in search/)
 
+A target (`targets/`) says what its layouts may be: a space for each tensor degree, pipeline and set of policies there.
 Value and bound are seconds, bytes (`memory`) or GPU-hours per step. The bound holds for every placement of every layout
 of the space (`Space.searched`, `Space.held`); the gap is (best - bound) / best. Ties (12 digits) go to less load on the
 busiest NICs, then more ulysses, then smaller degrees. Left out: contention; the caller simulates the best few.
@@ -10,8 +11,8 @@ busiest NICs, then more ulysses, then smaller degrees. Left out: contention; the
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from msgspec import Struct
@@ -25,13 +26,15 @@ from cost_models.room import DEFAULT_ROOM, Room
 from cost_models.strategy import Strategy
 from cost_models.timing.cluster_costs import cluster_costs
 from cost_models.workload import Workload
-from planner.search.best_first import MOST_NEAR, NEAR, Search, SearchResult
+from planner.search.best_first import MOST_NEAR, NEAR, SearchResult
 from planner.search.integer_program import Answer, choose
 from planner.search.objective import Objective, value_of, weight
 from planner.search.policy_prices import EQUAL
 from planner.search.reasons import notable
 from planner.search.remedies import NothingFits
-from planner.search.space import Space, check_plannable
+from planner.search.several import search_several
+from planner.search.space import Space, check_plannable, spaces
+from planner.targets.target import MMSP, Target
 
 __all__ = ["Choice", "NothingFits", "Solution", "solve"]
 MOST_COLUMNS = 24
@@ -52,6 +55,9 @@ class Choice(Struct, frozen=True, kw_only=True):
 
 class Solution(Struct, frozen=True, kw_only=True):
     objective: Objective
+    target: Target
+    workload: Workload  # in the target's precision
+    spaces: tuple[Space, ...]  # whose layouts the bound covers
     best: tuple[Choice, ...]  # different degrees, best first, each with its optimal recompute mix and placement
     near: tuple[Choice, ...]  # the best and what is priced within NEAR of it, also with its degrees, best first
     lost: tuple[Choice, ...]  # what people would try by hand, also where it does not fit
@@ -79,10 +85,12 @@ def solve(
     room: Room = DEFAULT_ROOM,
     near: bool = False,
     time_limit_s: float | None = None,
+    target: Target = MMSP,
 ) -> Solution:
     """The best layouts; NothingFits (an InputError with remedies) if none has the memory.
 
-    `near`: also those whose price is so close to the best that errors of the model may turn the order.
+    `target`: the program that is to run the plan. `near`: also those whose price is so close to the best that errors of
+    the model may turn the order.
 
     At the time limit the best layouts so far are returned, with a bound that is valid for what was left undone, too.
 
@@ -94,49 +102,85 @@ def solve(
     """
     deadline = None if time_limit_s is None else time.monotonic() + time_limit_s
     check_plannable(workload.model)
-    space = Space(cluster=cluster, workload=workload, pins=dict(fixed or {}), room=room)
+    workload = target.asked(workload)
+    several = spaces(cluster, workload, dict(fixed or {}), room, target)
     costs = cluster_costs(cluster, profile)
-    result = Search(space, objective, costs, deadline).run(runners=keep + 1, near=near)
-    if not np.isfinite(result.incumbent):
-        raise NothingFits(space, costs.samples)
-    program = _Program(result, objective, deadline)
-    column, answer, bound = program.answer()
-    picked = [(column, answer.layers), *program.runners_up(column, keep - 1)]
+    results = search_several(several, objective, costs, deadline, keep + 1, near)
+    if not results.found:
+        raise NothingFits(several[0], costs.samples)
 
-    def priced(index: int, layers: tuple[int, ...]) -> Choice:
-        strategy, placement = result.columns.strategy(index, layers), result.columns.placements[index]
-        return Choice(
-            strategy=strategy, placement=placement, cost=price(cluster, workload, strategy, placement, profile)
-        )
+    def priced(strategy: Strategy, placement: Placement) -> Choice:
+        cost = price(cluster, workload, strategy, placement, profile, target.code)
+        return Choice(strategy=strategy, placement=placement, cost=cost)
 
-    known = {one: priced(*one) for one in picked}
+    programs = [_Program(space, result, objective, deadline) for space, result in results.found]
+    decided = _decide(programs, results.bound)
+    program = decided.program
+    picked = [(decided.column, decided.answer.layers), *program.runners_up(decided.column, keep - 1)]
+    known = {one: priced(*program.layout(*one)) for one in picked}
     best = list(known.values())
     value = value_of(objective, best[0].cost)
-    _agree(value, answer.value, best[0], room)
-    lost = []
-    for strategy in notable(space, best[0].strategy, [choice.strategy for choice in best]):
-        placement = Placement.in_order(cluster, strategy.ranks)
-        cost = price(cluster, workload, strategy, placement, profile)
-        lost.append(Choice(strategy=strategy, placement=placement, cost=cost))
+    _agree(value, decided.answer.value, best[0], room)
+    others = [other for other in programs if other is not program][: max(0, keep - 1) if not near else MOST_NEAR]
+    elsewhere = [priced(*other.layout(*other.first())) for other in others]
+    close = [known.get(one) or priced(*program.layout(*one)) for one in program.near(decided.column) if near]
+    close += [one for one in elsewhere if near and value_of(objective, one.cost) <= value * NEAR]
+    lost = [
+        priced(strategy, Placement.in_order(cluster, strategy.ranks))
+        for strategy in notable(program.space, best[0].strategy, [choice.strategy for choice in best])
+    ]
     return Solution(
         objective=objective,
-        best=tuple(best),
-        near=(best[0], *(known.get(one) or priced(*one) for one in program.near(column) if near)),
+        target=target,
+        workload=workload,
+        spaces=tuple(several),
+        best=(*best, *elsewhere[: max(0, keep - 1)]),
+        near=(best[0], *close),
         lost=tuple(lost),
-        bound=min(bound, value),
-        gap=max(0.0, 1 - bound / value),
-        reproducible=answer.optimal and not result.stopped,
-        considered=result.considered,
-        pruned=result.pruned,
+        bound=min(decided.bound, value),
+        gap=max(0.0, 1 - decided.bound / value),
+        reproducible=decided.answer.optimal and not results.stopped,
+        considered=results.considered,
+        pruned=results.considered - results.priced,
     )
+
+
+class _Decided(NamedTuple):
+    """The best answer of several programs, and the bound of all."""
+
+    program: _Program
+    column: int
+    answer: Answer
+    bound: float
+
+
+def _decide(programs: Sequence[_Program], bound: float) -> _Decided:
+    """Solve every program that may hold the best one; `bound`: of what no program has. The first's search is best."""
+    limit, answers = programs[0].result.incumbent * (1 + EQUAL), []
+    for program in programs:
+        if program.result.bound.min() <= limit:
+            answers.append((program, *program.answer()))
+    program, column, answer, _ = min(answers, key=lambda one: _digits(one[2].value))
+    return _Decided(program, column, answer, min(bound, *(floor for *_, floor in answers)))
 
 
 class _Program:
     """The integer program over the columns of a search, and what its answer means for the space."""
 
-    def __init__(self, result: SearchResult, objective: Objective, deadline: float | None) -> None:
-        self.result, self.columns = result, result.columns
+    def __init__(self, space: Space, result: SearchResult, objective: Objective, deadline: float | None) -> None:
+        self.space, self.result, self.columns = space, result, result.columns
         self.objective, self.deadline = objective, deadline
+
+    def layout(self, column: int, layers: tuple[int, ...]) -> tuple[Strategy, Placement]:
+        return self.columns.strategy(column, layers), self.columns.placements[column]
+
+    def first(self) -> tuple[int, tuple[int, ...]]:
+        """The best column of the search with its mix of at most two policies."""
+        value = self.result.value
+        column = min(
+            np.flatnonzero(np.isfinite(value)).tolist(), key=lambda i: (_digits(value[i]), self.columns.tie_key(i))
+        )
+        return column, tuple(self.result.layers[column].tolist())
 
     def answer(self) -> tuple[int, Answer, float]:
         """(column, its layers and value, the bound of the space)."""

@@ -29,6 +29,7 @@ def unsupported(plan: Plan) -> list[str]:
         "legal: all three fp32, or all three fp64"
     )
     refused = [
+        (not plan.target.is_ours, f"the plan is for {plan.target.name}: `plan export` it, or plan with --for mmsp"),
         (model.experts, f"{model.name} has experts, which are priced but not executed; plan a dense model"),
         (model.latent, f"{model.name} has latent attention, which is priced but not executed; plan another model"),
         *((degree > 1, f"{axis}={degree} is priced but not executed; plan with {axis}=1")

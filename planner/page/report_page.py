@@ -33,7 +33,8 @@ COLOURS = ("ulysses group", "ring position", "data replica", "leaf")
 
 def save_plan_page(path: str, plan: Plan, profile: Profile | None) -> None:
     """The plan's step is simulated once more, with its trace."""
-    found = simulate(plan.cluster, plan.workload, plan.strategy, plan.placement, profile=profile, trace=True)
+    layout = (plan.cluster, plan.workload, plan.strategy, plan.placement)
+    found = simulate(*layout, profile=profile, framework=plan.target.code, trace=True)
     write_whole(path, plan_page(plan, found).html(), "--report")
 
 

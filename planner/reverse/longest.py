@@ -17,6 +17,7 @@ from cost_models.profile import Profile
 from cost_models.room import DEFAULT_ROOM, Room
 from cost_models.workload import Workload
 from planner.solve import NothingFits, solve
+from planner.targets.target import MMSP, Target
 
 STEP_TOKENS = 1024
 
@@ -27,6 +28,7 @@ def longest_context(
     fixed: Mapping[str, object] | None = None,
     profile: Profile | None = None,
     room: Room = DEFAULT_ROOM,
+    target: Target = MMSP,
 ) -> Workload:
     """The workload at its longest row; an InputError where not even the shortest row fits."""
 
@@ -35,7 +37,9 @@ def longest_context(
 
     def fits(tokens: int) -> bool:
         try:
-            solve(cluster, of(tokens), fixed=fixed, objective="memory", profile=profile, room=room, keep=1)
+            solve(
+                cluster, of(tokens), fixed=fixed, objective="memory", profile=profile, room=room, keep=1, target=target
+            )  # fmt: skip
         except NothingFits:
             return False
         return True

@@ -12,6 +12,7 @@ A clock is read only where the caller gives a deadline; what it cuts off is left
 from __future__ import annotations
 
 import time
+from functools import cached_property
 
 import numpy as np
 from msgspec import Struct
@@ -62,16 +63,30 @@ class Search:
         self.pricer = Pricer(space, costs)
         self.priced = [self.pricer.price([])]
         self.done: set[Strategy] = set()
-        self.incumbent = np.inf
+        self.incumbent = np.inf  # the best value known, also of another space
         self.placed_ranks = 0
         self.stopped = False
 
+    @cached_property
+    def start(self) -> Branches:
+        return self.tree.start()
+
+    @property
+    def floor(self) -> float:
+        """A value that no layout of the space is below."""
+        return float(self.start.best.min(initial=np.inf))
+
+    @property
+    def layouts(self) -> int:
+        """Of the space, sharding counted."""
+        return self.tree.layouts * (1 if "shard" in self.space.pins else len(self.space.shardings))
+
     def run(self, runners: int, near: bool = False) -> SearchResult:
         """Search; also prices the most promising layout of `runners` other families, and what is near the best."""
-        branches = self.tree.start()
+        branches = self.start
         wanted = self._near(branches) if near else []
         self._price([*self._promising(branches), *self._runners(branches, runners), *wanted])
-        while not self._out_of_time():
+        while not self.out_of_time():
             split = ~branches.single & (branches.best < self._limit())
             if not split.any() or len(branches.family) > MOST_ROWS:
                 break
@@ -80,7 +95,7 @@ class Search:
             self._price(self._promising(parts))
         branches = self._refined(branches)
         self._price_all(branches)
-        if not self._out_of_time():
+        if not self.out_of_time():
             self._price([*self._runners(branches, runners), *(self._near(branches) if near else ())])
         return self._result(branches)
 
@@ -88,14 +103,14 @@ class Search:
         """Bounds from here on cannot win."""
         return self.incumbent * (1 + EQUAL)
 
-    def _out_of_time(self) -> bool:
+    def out_of_time(self) -> bool:
         self.stopped = self.stopped or (self.deadline is not None and time.monotonic() > self.deadline)
         return self.stopped
 
     def _refined(self, branches: Branches) -> Branches:
         """Bounds that count the time of recomputing, for single rings that could still win."""
         again = branches.single & (branches.best < self._limit())
-        if not again.any() or len(self.space.policies) == 1 or self._out_of_time():
+        if not again.any() or len(self.space.policies) == 1 or self.out_of_time():
             return branches
         table = np.stack([branches.family, branches.first, branches.last], axis=1)[again]
         return branches.take(~again).join(self.tree.branches([tuple(row) for row in table.tolist()], quick=False))
@@ -124,7 +139,7 @@ class Search:
         todo = [i for i, strategy in enumerate(strategies) if strategy not in self.done]
         size, at = FIRST_BATCH, 0
         while at < len(todo) and bounds[todo[at]] < self._limit() and self.placed_ranks <= MOST_PLACED_RANKS:
-            if self._out_of_time():
+            if self.out_of_time():
                 return
             self._price([strategies[i] for i in todo[at : at + size] if bounds[i] < self._limit()])
             at, size = at + size, min(32, 2 * size)
@@ -132,7 +147,7 @@ class Search:
     def _runners(self, branches: Branches, count: int) -> list[Strategy]:
         """The most promising layout of each of the best families."""
         first: dict[int, _Entry] = {}
-        for entry in self._entries(branches):
+        for entry in self._entries(branches) if count else ():
             first.setdefault(int(branches.family[entry[1]]), entry)
             if len(first) == count:
                 break
@@ -141,7 +156,8 @@ class Search:
     def _near(self, branches: Branches) -> list[Strategy]:
         """What the price may not tell from the best: other degrees, and other shardings of the same."""
         entries = self._entries(branches)[:MOST_NEAR]
-        return self._strategies(branches, [entry for entry in entries if entry[0] < entries[0][0] * NEAR])
+        limit = min(entries[0][0], self.incumbent) * NEAR if entries else 0.0
+        return self._strategies(branches, [entry for entry in entries if entry[0] < limit])
 
     def _price(self, strategies: list[Strategy]) -> None:
         new = [strategy for strategy in dict.fromkeys(strategies) if strategy not in self.done]
@@ -177,14 +193,13 @@ class Search:
         columns = PricedLayouts.joined(self.priced)
         value, layers = self._values(columns)
         relaxed = columns.prices.relaxed_s(columns.capacity_bytes) * weight(self.objective, columns.ranks)
-        considered = self.tree.layouts * (1 if "shard" in self.space.pins else len(self.space.shardings))
         return SearchResult(
             columns=columns,
             value=value,
             layers=layers,
             bound=value if self.objective == "memory" else relaxed,
             open_bound=self._open_bound(branches, columns.complete),
-            considered=considered,
-            pruned=max(0, considered - len(self.done)),
+            considered=self.layouts,
+            pruned=max(0, self.layouts - len(self.done)),
             stopped=self.stopped,
         )

@@ -233,7 +233,7 @@ class Tree:
     def _paths(self, some: Branches, shardings: _Ints) -> FloorPaths:
         """Paths that no placement of any ring of a branch beats: groups are as small as its first ring makes them."""
         context = self.ulysses[some.family] * some.first
-        ranks = self.data[some.family] * context
+        ranks, base = self.data[some.family] * context, self.space.base
         one = np.ones_like(ranks)
         smallest = {"ranks": ranks, "context": context, "domain": one, "one": one, "alone": one}
         within = np.stack([smallest[self.space.shardings[i][0]] for i in shardings], axis=1)
@@ -244,7 +244,9 @@ class Tree:
             "shard": shard[:, :, None],
             "replicate": np.maximum(1, ranks[:, None] // some.shard)[:, :, None],
         }
-        return self.reach.paths(sizes, ranks[:, None, None])
+        held: dict[Axis, int] = {"tensor": base.tensor, "pipeline": base.pipeline}
+        sizes |= {axis: np.full((1, 1, 1), degree) for axis, degree in held.items() if degree > 1}
+        return self.reach.paths(sizes, (ranks * self.model_parallel)[:, None, None])
 
 
 def _breakpoints(first: int, most: int) -> list[int]:

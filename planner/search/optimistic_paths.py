@@ -4,7 +4,8 @@
     crossing   otherwise it visits at least ceil(P / D) domains:  all-to-all (1 - 1 / visits) of a rank's buffer out,
                a ring at least one hop out of every domain visited, a gather (P - 1) / P of the buffer into each
 
-Sharding and replication pull against each other (`_crowded`): what lies together for one is apart for the other.
+Sharding and replication pull against each other (`_crowded`): what lies together for one is apart for the other. So do
+tensor groups and all others: if groups of T lie inside domains, another group has D / T members in one at most.
 A domain sends at most what all its NICs do, a rank at most what one NIC does; sums over domains give the mean load as
 a bound on the largest. Ranges of rings: the work of the largest ring with the hops of the smallest. Units: seconds.
 Left out: leaf uplinks (free here); that ulysses and ring cannot both stay inside where their product exceeds D.
@@ -12,7 +13,7 @@ Left out: leaf uplinks (free here); that ulysses and ring cannot both stay insid
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -48,10 +49,13 @@ class Reach(Struct, frozen=True, kw_only=True, dict=True):
     def cluster(self) -> Cluster:
         return self.costs.cluster
 
+    inner: int = 1
+    """Ranks that lie together in a domain, and of which a group of another axis has one: a tensor group."""
+
     @property
     def domain_gpus(self) -> Ints:
-        """Free GPUs of each scale-up domain."""
-        return self.costs.wiring.domain_gpus
+        """Of each scale-up domain the free GPUs, in sets of `inner`."""
+        return self.costs.wiring.domain_gpus // self.inner
 
     @cached_property
     def leaf_gpus(self) -> int:
@@ -85,7 +89,7 @@ class Reach(Struct, frozen=True, kw_only=True, dict=True):
         """How many groups of so many members the domains hold without splitting any."""
         sizes, counts = np.unique(self.domain_gpus, return_counts=True)
         distinct, where = np.unique(members, return_inverse=True)
-        held = np.array([int((sizes // max(int(size), 1) * counts).sum()) for size in distinct])
+        held = np.array([self.inner * int((sizes // max(int(size), 1) * counts).sum()) for size in distinct])
         return held[where].reshape(members.shape)
 
     @cached_property
@@ -110,13 +114,9 @@ class Reach(Struct, frozen=True, kw_only=True, dict=True):
         """Optimistic paths of groups of `sizes` in layouts of so many `ranks`, for every crowding (last axis)."""
         host = max(run.node.host_link_bytes_per_s for run in self.cluster.runs)
         fewest = min(run.node.gpus for run in self.cluster.runs if run.node.gpus)
-        axes: dict[Axis, Path] = {a: self._path(np.asarray(n), np.asarray(ranks)) for a, n in sizes.items()}
-        axes["shard"], axes["replicate"] = self._crowded(axes["shard"], axes["replicate"])
-        axes = {axis: self._waiting(path) for axis, path in axes.items()}
-        none = Path(ranks=1, local=1)
-        axes |= dict.fromkeys(("context", "tensor", "pipeline"), none)
+        none: dict[Axis, Path] = dict.fromkeys(("context", "tensor", "pipeline"), Path(ranks=1, local=1))
         return FloorPaths(
-            axes=axes,
+            axes=none | self._axes(sizes, np.asarray(ranks)),
             inside=self.costs.links(tuple(range(len(self.cluster.runs))), smaller),
             host_bytes_per_s=host,
             network_source="bound",
@@ -125,6 +125,25 @@ class Reach(Struct, frozen=True, kw_only=True, dict=True):
             domains=len(self.domain_gpus),
             pace=pace(self.costs.devices(tuple(range(len(self.cluster.runs)))), np.asarray(ranks)),
         )
+
+    def _axes(self, sizes: Mapping[Axis, Any], ranks: Ints) -> dict[Axis, Path]:
+        tensor = np.max(sizes.get("tensor", 1))
+        others: dict[Axis, Any] = {axis: size for axis, size in sizes.items() if axis != "tensor"}
+        if tensor == 1:
+            return self._around(others, ranks)
+        inside = self._path(np.asarray(tensor), ranks)
+        crossing = replace(inside, hops_out=np.maximum(inside.hops_out, 2))
+        cases = [{**self._around(others, ranks), "tensor": self._waiting(crossing)}]
+        if tensor <= self.domain_gpus.max():
+            together = replace(self, inner=int(tensor))._around(others, ranks)
+            cases.append({**together, "tensor": self._waiting(inside)})
+        return {axis: _either([case[axis] for case in cases], [_width(case) for case in cases]) for axis in cases[0]}
+
+    def _around(self, sizes: Mapping[Axis, Any], ranks: Ints) -> dict[Axis, Path]:
+        """All axes but tensor, whose groups lie in domains if `inner` is above 1."""
+        axes: dict[Axis, Path] = {axis: self._path(np.asarray(size), ranks) for axis, size in sizes.items()}
+        axes["shard"], axes["replicate"] = self._crowded(axes["shard"], axes["replicate"])
+        return {axis: self._waiting(path) for axis, path in axes.items()}
 
     def _waiting(self, path: Path) -> Path:
         """With the waits of a ring and a tree that cross, where further hops take the shortest one, and all-reduces."""
@@ -152,7 +171,8 @@ class Reach(Struct, frozen=True, kw_only=True, dict=True):
         groups = ranks // members
         forced = (members > most) | (groups > self.whole_groups(members))
         visits = np.maximum(2, -(-members // most))
-        each = np.where(members > most, np.ceil(groups * visits / domains), 1.0)  # groups that meet in one domain
+        each = np.where(members > most, np.ceil(groups / self.inner * visits / domains), 1.0)  # groups that meet in one
+        each = each * self.inner
         many = np.where(members > most, np.maximum(ranks / domains, 1.0) * (1 - most / members), 0.0)
         nic, domain, ring = self.nic_bytes_per_s, self.domain_bytes_per_s, self.ring_share
         spine = self.cluster.fabric.spine_hops * self.cluster.fabric.hop_latency_s
@@ -193,6 +213,22 @@ class Reach(Struct, frozen=True, kw_only=True, dict=True):
                 hops_out=np.where(crossing_replicate, np.maximum(replicate.hops_out, visits), replicate.hops_out),
             ),
         )
+
+
+def _width(axes: Mapping[Axis, Path]) -> int:
+    """Length of the last axis."""
+    return int(np.max([np.shape(path.gather_s_per_byte)[-1:] or (1,) for path in axes.values()]))
+
+
+def _either(paths: Sequence[Path], widths: Sequence[int]) -> Path:
+    """One axis where several cases are possible: their entries along the last axis."""
+    found = {}
+    for name in Path.__struct_fields__:
+        values = [np.atleast_1d(np.asarray(getattr(path, name))) for path in paths]
+        shape = np.broadcast_shapes(*((*value.shape[:-1], 1) for value in values))
+        wide = [np.broadcast_to(value, (*shape[:-1], width)) for value, width in zip(values, widths, strict=True)]
+        found[name] = np.concatenate(wide, axis=-1)
+    return Path(**found)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -168,6 +168,10 @@ class Space(Struct, frozen=True, kw_only=True, dict=True):
         training = self.workload.mode == "train"
         legal = divisors(rows) if training else [1]
         if (
+            self.base.virtual > 1 and not self.target.is_ours
+        ):  # interleaved schedules run as many microbatches as there are stages at a time
+            legal = [value for value in legal if value % self.base.pipeline == 0]
+        if (
             "microbatches" in self.pins
             and "data" not in self.pins
             and self.pins["microbatches"] in divisors(self.workload.global_batch)
@@ -178,6 +182,11 @@ class Space(Struct, frozen=True, kw_only=True, dict=True):
     def _ulysses(self) -> list[int]:
         heads = self.workload.model.heads // self.base.tensor
         most = min(heads, self.replica_gpus) if "ulysses" in self.target.degrees else 1
+        keys = max(1, self.workload.model.kv_heads // self.base.tensor)
+        if self.target.ulysses != "any":
+            whole = [one for one in divisors(heads) if one <= most]
+            legal = [one for one in whole if keys % one == 0 or (self.target.ulysses == "heads" and one % keys == 0)]
+            return self._pinned("ulysses", legal, f"does not divide the {heads} query and {keys} KV heads")
         if "ulysses" in self.pins:
             return self._pinned("ulysses", list(range(1, most + 1)), f"exceeds the {heads} query heads or the GPUs")
         near = range(1, min(most, self.domain_gpus // self.base.tensor) + 1)
@@ -245,13 +254,15 @@ def spaces(cluster: Cluster, workload: Workload, pins: Mapping[str, Any], room: 
     """The spaces of a target, one for each tensor degree, pipeline, virtual stages and set of policies."""
     model, training = workload.model, workload.mode == "train"
 
-    def degrees(name: Literal["tensor", "pipeline"], legal: int) -> list[int]:
-        found = divisors(legal) if name in target.degrees and name not in pins else [pins.get(name, 1)]
-        return [degree for degree in found if degree == pins.get(name) or degree <= cluster.gpus]
+    def degrees(name: Literal["tensor", "pipeline"], legal: list[int]) -> list[int]:
+        if name in pins or name not in target.degrees:
+            return [pins.get(name, 1)]
+        return [degree for degree in legal if degree <= cluster.gpus]
 
+    tensors = [t for t in divisors(model.heads) if model.ffn % t == 0 and 0 in (model.kv_heads % t, t % model.kv_heads)]
     among = target.recompute if training and "recompute" not in pins else target.recompute[:1]
     found = []
-    for tensor, pipeline in itertools.product(degrees("tensor", model.heads), degrees("pipeline", model.layers)):
+    for tensor, pipeline in itertools.product(degrees("tensor", tensors), degrees("pipeline", divisors(model.layers))):
         several = [1]
         if pipeline > 1:
             if "pipeline" not in pins and (tensor * pipeline > cluster.gpus or is_mixed(model)):

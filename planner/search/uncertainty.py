@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -99,10 +99,11 @@ def seconds_in(
 ) -> Floats:
     """Step seconds of each layout in each scenario, shape (layouts, scenarios)."""
     found = np.empty((len(layouts), len(several)))
-    runs = [costs.runs(strategy.ranks, placement) for strategy, placement in layouts]
-    for used in dict.fromkeys(runs):
-        mine = [index for index, other in enumerate(runs) if other == used]
-        found[mine] = _of_runs(workload, costs, used, [layouts[index] for index in mine], several, framework)
+    plain: dict[str, Any] = {"layers": (), **dict.fromkeys(VARIED, 1)}
+    alike = [(costs.runs(one.ranks, placement), replace(one, **plain)) for one, placement in layouts]
+    for used in dict.fromkeys(alike):
+        mine = [index for index, other in enumerate(alike) if other == used]
+        found[mine] = _of_runs(workload, costs, used[0], [layouts[index] for index in mine], several, framework)
     return found
 
 

@@ -53,23 +53,23 @@ def simulate(
     if draws > MOST_SEEDS:
         raise InputError(f"--seeds {draws}: at most {MOST_SEEDS}")
     plan = Plan.load(plan_file)
-    asked = (plan.cluster, plan.workload, plan.strategy, plan.placement)
+    asked, code = (plan.cluster, plan.workload, plan.strategy, plan.placement), plan.target.code
     measured = options.profile_of(plan, profile)
     total = 1 + (draws if deviation else 0)
     with console.Progress(total if total > 1 else None) as progress:
         progress.show("simulating")
-        found = play(*asked, profile=measured, trace=trace is not None)
+        found = play(*asked, profile=measured, framework=code, trace=trace is not None)
         steps = []
         for done in range(1, total):
             progress.advance(done, total)
-            steps.append(play(*asked, profile=measured, jitter=deviation, seed=done - 1).step_s)
+            steps.append(play(*asked, profile=measured, framework=code, jitter=deviation, seed=done - 1).step_s)
     if trace is not None and found.trace is not None:
         found.trace.write(trace)
     if goal is not None:
         from planner.simulator.goal import goal as schedule
         from planner.simulator.simulation import played_program
 
-        parts = schedule(*played_program(*asked, measured), plan.strategy)
+        parts = schedule(*played_program(*asked, measured, code), plan.strategy)
         with console.Progress(plan.strategy.ranks) as progress:
             progress.show("writing the schedule")
             write_whole(goal, progress.each(parts, 1 + plan.strategy.ranks), "--goal")
@@ -124,7 +124,8 @@ def compare(plan_file: str, traces: tuple[str, ...], profile: str | None, as_jso
     measured = options.profile_of(plan, profile)
     with console.Progress() as progress:
         progress.show("simulating")
-        found = play(plan.cluster, plan.workload, plan.strategy, plan.placement, profile=measured, trace=True)
+        layout, code = (plan.cluster, plan.workload, plan.strategy, plan.placement), plan.target.code
+        found = play(*layout, profile=measured, framework=code, trace=True)
         progress.show("reading traces")
         rows = compare_traces(found, plan.strategy, files, plan.digest)
     if as_json:

@@ -4,6 +4,7 @@
     degrees      which may be above 1, of data, ring, ulysses, tensor, pipeline
     context      ring and ulysses "together", "apart" (one of them 1), or "gcd": ulysses is the greatest common divisor
                  of ring x ulysses and the KV heads
+    ulysses      any integer, a divisor of the query heads (and of the KV heads, or a multiple), or of the KV heads
     shardings    (over what weights and states are sharded, ZeRO stage)
     recompute    sets of policies that may stand side by side in the layers of one model
 
@@ -45,6 +46,7 @@ class Target:
     modes: tuple[Mode, ...] = ("train",)
     degrees: tuple[Degree, ...]
     context: Literal["together", "apart", "gcd"] = "together"
+    ulysses: Literal["any", "heads", "kv_heads"] = "any"
     shardings: tuple[tuple[Sharded, Literal[0, 1, 2, 3]], ...]
     recompute: tuple[tuple[Recompute, ...], ...] = (("none",),)
     ring_kind: RingKind = "zigzag"

@@ -202,7 +202,7 @@ def planned(sweep: Sweep, asked: options.Question) -> Solution:
     )  # fmt: skip
     if not doubted:
         return found
-    open_ = ties(asked.workload, cluster_costs(asked.cluster, asked.profile), found)
+    open_ = ties(cluster_costs(asked.cluster, asked.profile), found)
     best = open_.tied[open_.pick()]
     gap = max(0.0, 1 - found.bound / value_of(sweep.objective, best.cost))
     return structs.replace(found, best=(best,), gap=gap)

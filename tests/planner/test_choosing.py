@@ -89,7 +89,7 @@ def test_the_choice_is_minimax_regret_by_enumeration(seed: int) -> None:
 def test_what_is_tied_fits_and_is_near() -> None:
     here, work = Cluster.load("dgx-h100", nodes=2), replace(WORK, global_batch=1)
     solution = solve(here, work, near=True)
-    open_ = ties(work, cluster_costs(here), solution)
+    open_ = ties(cluster_costs(here), solution)
     assert len(open_.tied) > 1 and open_.tied[0] is solution.best[0]
     assert all(one.cost.fits for one in open_.tied)
     assert open_.values[:, 0] == pytest.approx([one.cost.step_s for one in open_.tied], rel=1e-9)
