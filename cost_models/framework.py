@@ -42,7 +42,7 @@ overlapped computation is 18.9% slower, and one after the other 10.2% slower tha
 
 _OF_OPERATORS = (
     "attention", "merge_bytes", "merge_gradient_bytes", "slice_bytes", "widen_bytes", "hop_wait_s", "late_hops",
-    "window_halo", "gathered_bytes", "gathered_gradient_bytes", "host",
+    "window_halo", "document_ring", "gathered_bytes", "gathered_gradient_bytes", "host",
 )  # fmt: skip
 _OF_OPERATORS_ALONE = ("exchange_alone", "widen_alone")
 
@@ -80,6 +80,7 @@ class Framework:
     gathered_gradient_bytes: int = 0  # the same in backward, with clearing, unpacking and adding their gradients
     hop_wait_s: float = 0.0  # computation stands still for so long in each hop of a ring, whatever it sends
     window_halo: bool = False  # of a layer with a window a ring sends the keys in front of other ranks' queries alone
+    document_ring: bool = False  # of packed documents a ring sends those that other ranks need, as far as one does
     late_hops: bool = False  # a hop inside a domain starts with the block's last ones; the simulator does not play it
     gap_s: float = 0.0  # what each eager operator that is not a product takes with nothing to do
     dropout: bool = False  # on attention's scores (if unfused) and on both residual branches, masks kept

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -67,6 +67,19 @@ class Tile(NamedTuple):
     causal: bool
     lead: int = 0  # place of the first query in the row less that of the first key
     window: int = 0  # 0: none that cuts this tile
+
+
+Parts = list[tuple[Span, Span]]
+"""Pieces of the row, each with where it lies in its block."""
+
+
+class RingWork(NamedTuple):
+    """Of a row in a ring: what the rank with most pairs computes, and what travels."""
+
+    own: int  # pairs with keys of its own block
+    others: int  # … with keys that come round
+    hops: int  # of the block that goes farthest
+    sent: float  # tokens of the largest block under way, averaged over the hops
 
 
 class Travel(NamedTuple):
@@ -198,39 +211,63 @@ class Layout:
         No tile crosses a document's edge. A document's part of a block is contiguous there: what lies between two of
         its pieces in the row is its own.
         """
-        queries, keys = self.blocks[ring_q], self.blocks[ring_kv]
+        queries, keys, own = self._parts[ring_q], self._parts[ring_kv], ring_q == ring_kv
+        both = [document for document in queries if document in keys]
         if self.window:
-            documents = _documents(self.edges, queries) if ring_q == ring_kv else (one.span for one in self._shared)
-            found = [
-                tile
-                for document in documents
-                for tile in _windowed(_cut(queries, document), _cut(keys, document), self.window)
-            ]
+            found = [tile for one in both for tile in _windowed(queries[one], keys[one], self.window)]
             return tuple(sorted(found, key=lambda tile: not tile.causal))
-        if ring_q == ring_kv:
-            own = (_cut(queries, document) for document in _documents(self.edges, queries))
-            return tuple(
-                Tile(Span(part[0][1].start, part[-1][1].stop), Span(part[0][1].start, part[-1][1].stop), True)
-                for part in own
-                if part
-            )
-        return tuple(
-            tile
-            for document in self._shared
-            if ring_q in document.rings and ring_kv in document.rings
-            for tile in _off_diagonal(_cut(queries, document.span), _cut(keys, document.span))
-        )
+        if own:
+            spans = (Span(queries[one][0][1].start, queries[one][-1][1].stop) for one in both)
+            return tuple(Tile(span, span, True) for span in spans)
+        return tuple(tile for one in both for tile in _off_diagonal(queries[one], keys[one]))
+
+    @cached_property
+    def _parts(self) -> tuple[dict[int, Parts], ...]:
+        """What each ring block has of each document, documents and pieces ascending."""
+        found = []
+        for spans in self.blocks:
+            mine, offset = dict[int, Parts](), 0
+            for span in spans:
+                first, last = bisect_right(self.edges, span.start) - 1, bisect_left(self.edges, span.stop)
+                for document in range(first, last):
+                    low, high = max(span.start, self.edges[document]), min(span.stop, self.edges[document + 1])
+                    shift = offset - span.start
+                    mine.setdefault(document, []).append((Span(low, high), Span(low + shift, high + shift)))
+                offset += span.stop - span.start
+            found.append(mine)
+        return tuple(found)
+
+    def ring_work(self) -> RingWork:
+        """Pairs of the rank that has most (without a window), and what is under way while the ring turns.
+
+        >>> Layout(tokens=8, ring=2).ring_work(), Layout(tokens=8, ring=2, documents=(0, 4)).ring_work()
+        (RingWork(own=10, others=8, hops=1, sent=4.0), RingWork(own=6, others=4, hops=1, sent=2.0))
+        """
+        most, own = 0, 0
+        for block in self._parts:
+            pairs = here = 0
+            for document, parts in block.items():
+                start, held = self.edges[document], sum(row.stop - row.start for row, _ in parts)
+                here += held * (held + 1) // 2
+                for row, _ in parts:
+                    first, last = row.start - start, row.stop - start
+                    pairs += (last * (last + 1) - first * (first + 1)) // 2
+            if pairs > most:
+                most, own = pairs, here
+        hops = max(one.hops for one in self.travels)
+        sent = [max(one.tokens for one in self.travels if one.hops > hop) for hop in range(hops)]
+        return RingWork(own, most - own, hops, sum(sent) / max(hops, 1))
 
     @cached_property
     def _shared(self) -> tuple[_Shared, ...]:
         """The documents that lie on several ring blocks."""
         starts, _, blocks = self._pieces
         found = []
-        for start, stop in pairwise(self.edges):
+        for number, (start, stop) in enumerate(pairwise(self.edges)):
             first, last = np.searchsorted(starts, [start, stop - 1], side="right") - 1
             order = blocks[first : last + 1].tolist()
             if len(rings := frozenset(order)) > 1:
-                found.append(_Shared(Span(start, stop), tuple(order), rings))
+                found.append(_Shared(number, tuple(order), rings))
         return tuple(found)
 
     @cached_property
@@ -256,17 +293,18 @@ class Layout:
         needed, later = dict[int, int](), set[int]()
         for block in reversed(document.order):
             if others := later - {block}:
-                far = max((other - block) % self.ring for other in others)
+                before = (block - 1) % self.ring  # the last that a block comes to
+                far = self.ring - 1 if before in others else max((other - block) % self.ring for other in others)
                 needed[block] = max(far, needed.get(block, 0))
             later.add(block)
         for block, far in needed.items():
-            pieces = _cut(self.blocks[block], document.span)
+            pieces = self._parts[block][document.number]
             yield block, far, Span(pieces[0][1].start, pieces[-1][1].stop)
 
     def _halo(self, document: _Shared) -> Iterator[tuple[int, int, Span]]:
         """The same of a window: of each piece the keys that a later piece of another rank reaches back to."""
         pieces = sorted(
-            (row, local, block) for block in document.rings for row, local in _cut(self.blocks[block], document.span)
+            (row, local, block) for block in document.rings for row, local in self._parts[block][document.number]
         )
         for place, (row, local, block) in enumerate(pieces):
             far, first = 0, row.stop
@@ -283,7 +321,7 @@ class Layout:
 class _Shared(NamedTuple):
     """A document on several ring blocks."""
 
-    span: Span
+    number: int
     order: tuple[int, ...]  # the blocks of its pieces, in the row's order
     rings: frozenset[int]
 
@@ -304,28 +342,6 @@ def document_starts(document_L: Places) -> tuple[int, ...]:
     (0, 2)
     """
     return (0, *(np.flatnonzero(np.diff(document_L)) + 1).tolist())
-
-
-def _documents(edges: Sequence[int], segments: Sequence[Span]) -> Iterator[Span]:
-    """The documents that reach any of the segments, ascending."""
-    reached = {
-        document
-        for segment in segments
-        for document in range(bisect_right(edges, segment.start) - 1, bisect_left(edges, segment.stop))
-    }
-    return (Span(edges[document], edges[document + 1]) for document in sorted(reached))
-
-
-def _cut(segments: Sequence[Span], document: Span) -> list[tuple[Span, Span]]:
-    """(piece of the row, the same piece in block coordinates) for every segment that the document reaches."""
-    pieces, offset = [], 0
-    for segment in segments:
-        low, high = max(segment.start, document.start), min(segment.stop, document.stop)
-        if low < high:
-            shift = offset - segment.start
-            pieces.append((Span(low, high), Span(low + shift, high + shift)))
-        offset += segment.stop - segment.start
-    return pieces
 
 
 def _windowed(queries: list[tuple[Span, Span]], keys: list[tuple[Span, Span]], window: int) -> Iterator[Tile]:

@@ -137,6 +137,29 @@ class Workload:
         pairs = sum(count * tokens**2 for tokens, count in self.lengths)
         return pairs / (sum(count * tokens for tokens, count in self.lengths) * self.context_tokens)
 
+    @property
+    def documents(self) -> tuple[int, ...]:
+        """Where the documents of a row start, () if it is one: as listed if they fill it, else as many of each in
+        proportion; what is left at the end is one more.
+
+        >>> model = Model.load("longvila-8b")
+        >>> Workload(model, context_tokens=8, lengths=((4, 1), (2, 2))).documents
+        (0, 4, 6)
+        >>> Workload(model, context_tokens=8, lengths=((4, 10), (2, 20))).documents
+        (0, 4, 6)
+        """
+        if not self.lengths:
+            return ()
+        context, total = self.context_tokens, sum(count * tokens for tokens, count in self.lengths)
+        starts, seen, at = list[int](), 0, 0
+        for tokens, count in self.lengths:
+            seen += count
+            due = (2 * seen * context + total) // (2 * total)  # of those listed so far, rounded
+            here = min(due - len(starts), (context - at) // tokens)
+            starts += range(at, at + here * tokens, tokens)
+            at += here * tokens
+        return (*starts, at) if at < context else tuple(starts)
+
     def causal_pairs(self, window: int = 0) -> float:
         """(query, key) pairs of a row; with a window of w keys L w - w (w - 1) / 2 for a document of L >= w tokens."""
         context = self.context_tokens

@@ -149,17 +149,18 @@ def _ring(sizes: RankSizes, kernels: Kernels, part: str, grad: bool, causal: boo
     """The causal block of the rank's keys, then one block for each hop.
 
     zigzag, balanced, double and striped: every block is half masked, all ranks alike. contiguous: the last rank
-    computes full blocks. Without a causal mask all blocks are full; with a window all ranks are alike, and a call is
-    shortened to its share of the pairs. Widening the result, once, is spread over the hops: where there are none,
-    nothing is widened (and a bound that takes fewer hops stays below).
+    computes full blocks. Packed documents, where the framework's ring knows them: all ranks are as slow as the one with
+    most pairs, and a hop sends the largest block under way (`RingShares`). Without a causal mask all blocks are full;
+    with a window all ranks are alike, and a call is shortened to its share of the pairs. Widening the result, once, is
+    spread over the hops: where there are none, nothing is widened (and a bound that takes fewer hops stays below).
     """
     degrees, tokens, kind = sizes.degrees, sizes.ring_tokens, sizes.degrees.ring_kind
     if sizes.framework.attention == "unfused":
         return _unfused(sizes, kernels, part, grad)
-    first = attention_call_s(sizes, kernels, tokens, tokens, grad, causal)
+    first, shares = attention_call_s(sizes, kernels, tokens, tokens, grad, causal), sizes.ring_shares
     if kind == "striped":
         piece = first
-    elif (kind == "contiguous" and not sizes.window) or not causal:
+    elif (kind == "contiguous" and not sizes.window and shares is None) or not causal:
         piece = attention_call_s(sizes, kernels, tokens, tokens, grad, False)
     else:
         piece = attention_call_s(sizes, kernels, tokens, larger(tokens // 2, 1), grad, False)
@@ -168,11 +169,17 @@ def _ring(sizes: RankSizes, kernels: Kernels, part: str, grad: bool, causal: boo
         widened = attention_passes_s(sizes, kernels, tokens, grad, sizes.framework.widen_bytes, 2)
     kv = sizes.tokens * sizes.sent_kv_width * _travelling(sizes)
     merged = _merged_share(sizes) * (_merge_s(sizes, kernels, grad) + sizes.framework.hop_wait_s)
+    pieces: Number = degrees.ring
+    if shares is not None:
+        first, piece, merged = first * shares.first, piece * shares.piece, merged * shares.sent
+        kv, pieces = kv * shares.sent, shares.hops + 1
+    elif sizes.evenly:
+        first, pieces, kv, merged = degrees.ring * smaller(first, piece), 0 * degrees.ring + 1, 0.0 * kv, 0.0
     return Ring(
         part=part,
-        pieces=degrees.ring,
+        pieces=pieces,
         first_s=first,
-        piece_s=piece + merged + widened / larger(degrees.ring - 1, 1),
+        piece_s=piece + merged + widened / larger(pieces - 1, 1),
         hop_bytes=kv * sizes.width,
         gradient_bytes=kv * DTYPE_BYTES[degrees.grad_ring_dtype] if grad else 0.0 * kv,
         hiding=_last_blocks(sizes, kernels) if sizes.framework.late_hops else 1.0,

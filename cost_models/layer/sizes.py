@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import Any, TypeVar
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from cost_models.models.experts import Experts
 from cost_models.models.model import LAYER_KINDS, LayerKind, LayerParts
 from cost_models.number import Number, larger, pick, somewhere
 from cost_models.strategy import Strategy
-from cost_models.token_layout import row_granule
+from cost_models.token_layout import RING_LAYOUTS, Layout, row_granule
 from cost_models.workload import DTYPE_BYTES, LoraTarget, Workload
 
 Made = TypeVar("Made")
@@ -49,6 +49,23 @@ def _by_pair(function: Callable[[int, int], int], left: Number, right: Number) -
     return np.array([function(int(a), int(b)) for a, b in values])[where.reshape(len(pairs))]
 
 
+class RingShares(NamedTuple):
+    """Of packed documents in a ring, over what one document in zigzag takes with its pairs reduced to theirs."""
+
+    first: Number  # pairs with a rank's own keys, of the rank that has most in all
+    piece: Number  # its pairs in each further round, averaged
+    sent: Number  # tokens of the largest block under way, averaged over the hops
+    hops: Number
+
+
+@lru_cache(maxsize=4096)
+def _ring_shares(work: Workload, ring: int, ulysses: int, kind: str) -> RingShares:
+    row = Layout(tokens=work.context_tokens, ring=ring, ulysses=ulysses, kind=kind, documents=work.documents)
+    did, block = row.ring_work(), row.block_tokens
+    half = block * (block + 1) / 2 * work.attended_fraction
+    return RingShares(did.own / half, did.others / max(did.hops, 1) / half, did.sent / block, did.hops)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """One pipeline stage of a model whose layers differ."""
@@ -65,6 +82,7 @@ class RankSizes:
     framework: Framework = OURS
     kind: LayerKind | None = None  # of the layer whose sizes these are; None means the model's last layer
     stage: Stage | None = None  # None means that every stage has an equal share of all layers
+    evenly: bool = False  # a bound over many rings: documents are dealt evenly, and nothing of them travels
     _made: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -113,6 +131,21 @@ class RankSizes:
         if window >= context or not window:
             return (self.workload.causal_pairs() / context, 1.0) if self.workload.lengths else (math.inf, 0.0)
         return self.workload.causal_pairs(window) / context, 2.0
+
+    @cached_property
+    def ring_shares(self) -> RingShares | None:
+        """What the ring does of packed documents where the framework's knows them; `None`: as for one document."""
+        work, kind = self.workload, self.degrees.ring_kind
+        known = self.framework.document_ring and kind in RING_LAYOUTS and work.mode != "decode"
+        if not known or not work.documents or self.window or self.evenly:
+            return None
+
+        def of(name: str) -> Number:
+            return _by_pair(
+                lambda r, u: getattr(_ring_shares(work, r, u, kind), name), self.degrees.ring, self.degrees.ulysses
+            )
+
+        return RingShares(*map(of, RingShares._fields))
 
     @cached_property
     def experts(self) -> Experts | None:

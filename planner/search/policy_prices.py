@@ -273,7 +273,8 @@ class _Layouts:
         framework: Framework,
     ) -> None:
         self.workload, self.layouts, self.device, self.least_ring = workload, layouts, device, least_ring
-        self.sizes = RankSizes(workload, layouts, framework)
+        evenly = least_ring is not None and bool(workload.lengths) and framework.document_ring
+        self.sizes = RankSizes(workload, layouts, framework, evenly=evenly)
         self.kernels, self.paths = KernelsInUse.afresh(kernels), paths
         self.held = np.broadcast_shapes(*(np.shape(getattr(layouts, name)) for name in VARIED))
         """Shape of the layouts, and so of what they hold; of what they take, with the paths: `spread`."""
@@ -334,7 +335,7 @@ def _with_ring(segment: Segment, least_ring: Any, degrees: Strategy) -> Segment:
     phases: list[Phase] = []
     for phase in segment.phases:
         if isinstance(phase, Ring):
-            phase = phase._replace(pieces=least_ring)
+            phase = phase._replace(pieces=np.minimum(phase.pieces, least_ring))
         elif isinstance(phase, Exchange) and phase.axis == "context" and phase.op == "all_gather":
             phase = phase._replace(bytes=phase.bytes * (least_ring / degrees.ring))
         phases.append(phase)
