@@ -17,12 +17,15 @@ from torch import nn
 
 from longvila.config import LongVilaConfig, load_config, with_rope_theta
 from longvila.job import Job, JobError
+from longvila.lora import NAMES, Adapters, adapt, reset
 from longvila.model import LongVilaForConditionalGeneration
 from longvila.tokens import ByteTokenizer, FolderTokenizer, Tokenizer, Writer
 from longvila.weights import empty_model, load_weights, materialise, read_config
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
-PARTS = ("projector", "llm", "tower")
+WHOLE = ("projector", "llm", "tower")
+PARTS = (*WHOLE, "embeddings", "norms", "lora")
+"""What may be trained; the last three are of the language model, for context extension."""
 
 
 def model_config(model: str | None, weights: str | None, rope_theta: float | None) -> LongVilaConfig:
@@ -46,9 +49,10 @@ def build_model(
     seed: int,
     weights: str | None,
     trained: Sequence[str],
+    adapters: Adapters | None = None,
     filled: bool = True,
 ) -> nn.Module:
-    """The wrapped model on the job's device, with only the `trained` parts (projector, llm, tower) taking gradients.
+    """The wrapped model on the job's device, with only the `trained` parts (some of `PARTS`) taking gradients.
 
     Without `filled`, parameters have memory but no values: a checkpoint is read into them.
     """
@@ -61,18 +65,33 @@ def build_model(
         model = LongVilaForConditionalGeneration(config, job.sharding.attention)
     else:
         model = empty_model(config, job.sharding.attention)
-    for part in PARTS:
-        for parameter in getattr(model, part).parameters():
-            parameter.requires_grad_(part in trained)
-            parameter.data = parameter.data.to(dtype)
+    if adapters is not None:
+        adapt(model.llm, adapters.rank, adapters.alpha)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+        parameter.data = parameter.data.to(dtype)
+    for part in trained:
+        for parameter in _of_part(model, part):
+            parameter.requires_grad_(True)
     if random:
+        reset(model, seed)
         return job.sharding.wrap(model.to(job.device))
     wrapped = job.sharding.wrap(model)
     materialise(model, job.device)
     model.llm.tie_weights()
     if filled and weights is not None:
         load_weights(model, Path(weights))
+        reset(model, seed)
     return wrapped
+
+
+def _of_part(model: LongVilaForConditionalGeneration, part: str) -> list[nn.Parameter]:
+    if part in WHOLE:
+        return list(getattr(model, part).parameters())
+    if part == "embeddings":
+        return list(model.llm.get_input_embeddings().parameters())
+    wanted = NAMES if part == "lora" else ("norm.weight", "norm.bias")
+    return [value for name, value in model.llm.named_parameters() if name.endswith(wanted)]
 
 
 def build_writer(config: LongVilaConfig, weights: str | None) -> Writer:

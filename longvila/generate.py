@@ -25,6 +25,7 @@ from longvila.config import LongVilaConfig
 from longvila.dataset import Documents, Row, Sample, Sampling, read_samples, row_batch
 from longvila.files import write_whole
 from longvila.job import Job, JobError, require
+from longvila.lora import Adapters
 from longvila.settings import read_settings
 from longvila.sharding import Batch
 from longvila.tokens import Turn, Writer
@@ -107,10 +108,13 @@ def main(job: Job) -> None:
 
 def open_model(settings: ModelSettings, job: Job) -> tuple[nn.Module, Writer, LongVilaConfig]:
     """The model of a checkpoint or a released folder, ready to answer, and the writer of its prompts."""
-    config, trained = _model_config(settings)
+    config, trained, adapters = _model_config(settings)
     writer = build_writer(config, settings.weights)
     dtype = precision(settings.precision)
-    model = build_model(config, job, dtype=dtype, seed=0, weights=settings.weights, trained=(), filled=trained is None)
+    model = build_model(
+        config, job, dtype=dtype, seed=0, weights=settings.weights, trained=(), adapters=adapters,
+        filled=trained is None,
+    )  # fmt: skip
     if trained is not None:
         checkpoint.load(trained, model, optimizer=None)
     model.eval()
@@ -140,13 +144,14 @@ def _answers(
             given += 1
 
 
-def _model_config(settings: ModelSettings) -> tuple[LongVilaConfig, Path | None]:
-    """The model's configuration and, unless its weights are a released folder, the checkpoint to read."""
+def _model_config(settings: ModelSettings) -> tuple[LongVilaConfig, Path | None, Adapters | None]:
+    """The model's configuration and, unless its weights are a released folder, the checkpoint and its adapters."""
     if settings.checkpoint is None:
-        return model_config(None, settings.weights, settings.rope_theta), None
+        return model_config(None, settings.weights, settings.rope_theta), None, None
     path = checkpoint.latest(Path(settings.checkpoint))
-    given = checkpoint.read_marker(path).model
-    return read_settings(LongVilaConfig, given, f"checkpoint {path}"), path
+    marker = checkpoint.read_marker(path)
+    config = read_settings(LongVilaConfig, marker.model, f"checkpoint {path}")
+    return config, path, Adapters.asked(marker.settings.get("lora_rank"), marker.settings.get("lora_alpha", 1.0))
 
 
 def _samples(settings: GenerateSettings) -> tuple[Sample, ...]:

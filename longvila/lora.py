@@ -9,11 +9,13 @@ norms that it trains beside them are parts of their own (`assemble.PARTS`). Leav
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn import functional as F
 
 from longvila.job import JobError
@@ -22,17 +24,25 @@ ADAPTED = ("q_proj", "k_proj", "v_proj", "o_proj")
 NAMES = ("lora_a", "lora_b")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Adapters:
+    rank: int
+    alpha: float
+
+    @classmethod
+    def asked(cls, rank: int | None, alpha: float) -> Adapters | None:
+        """Adapters of that rank; without one, none."""
+        return None if rank is None else cls(rank=rank, alpha=alpha)
+
+
 class LoraLinear(nn.Linear):
-    """A linear layer with an adapter; made from one without, whose parameters it takes over."""
+    """A linear layer with an adapter, made from one without; `reset` gives the adapter its values."""
 
     def __init__(self, inner: nn.Linear, rank: int, alpha: float) -> None:
         super().__init__(inner.in_features, inner.out_features, inner.bias is not None, device="meta")
         self.weight, self.bias, self.scale = inner.weight, inner.bias, alpha / rank
-        new = {"device": inner.weight.device, "dtype": inner.weight.dtype}
-        self.lora_a = nn.Parameter(torch.empty(rank, inner.in_features, **new))
-        self.lora_b = nn.Parameter(torch.zeros(inner.out_features, rank, **new))
-        if not inner.weight.is_meta:
-            nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5))
+        self.lora_a = nn.Parameter(inner.weight.new_empty(rank, inner.in_features))
+        self.lora_b = nn.Parameter(inner.weight.new_empty(inner.out_features, rank))
 
     def forward(self, input: Tensor) -> Tensor:
         wide: Tensor = F.linear(F.linear(input, self.lora_a), self.lora_b)
@@ -53,10 +63,29 @@ def adapt(llm: nn.Module, rank: int, alpha: float) -> None:
         setattr(owner, name, LoraLinear(child, rank, alpha))
 
 
-def merged(tensors: Mapping[str, Tensor], scales: Mapping[str, float]) -> dict[str, Tensor]:
-    """The weights that compute what weights and adapters do; `scales` by the name of the adapted layer."""
+def reset(model: nn.Module, seed: int) -> None:
+    """Adapters that change nothing yet, the same under any sharding: A as `nn.Linear` begins, B zero."""
+    random = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, LoraLinear):
+            a: Any = module.lora_a.detach()
+            full = torch.empty(a.shape).uniform_(-1, 1, generator=random) * module.in_features**-0.5
+            full = full.to(device=a.device, dtype=a.dtype)
+            if isinstance(a, DTensor):
+                full = distribute_tensor(full, a.device_mesh, a.placements, src_data_rank=None)
+            a.copy_(full)
+            module.lora_b.detach().zero_()
+
+
+def scales(model: nn.Module) -> dict[str, float]:
+    """The scale of every adapted layer, by its name."""
+    return {name: module.scale for name, module in model.named_modules() if isinstance(module, LoraLinear)}
+
+
+def merged(tensors: Mapping[str, Tensor], scale_of: Mapping[str, float]) -> dict[str, Tensor]:
+    """The weights that compute what weights and adapters do; `scale_of` an adapted layer's name."""
     plain = {name: tensor for name, tensor in tensors.items() if not name.endswith(NAMES)}
-    for layer, scale in scales.items():
+    for layer, scale in scale_of.items():
         a, b, weight = (tensors[f"{layer}.{name}"] for name in (*NAMES, "weight"))
         plain[f"{layer}.weight"] = (weight.double() + scale * b.double() @ a.double()).to(weight.dtype)
     return plain

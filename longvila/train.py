@@ -30,13 +30,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 
 from longvila import checkpoint, dataset
-from longvila.assemble import PARTS, build_model, build_writer, model_config, precision
+from longvila.assemble import PARTS, WHOLE, build_model, build_writer, model_config, precision
 from longvila.config import LongVilaConfig
 from longvila.data.listing import ON_ERROR, DataSet, data_files, read_data
 from longvila.data.sources import name_of
 from longvila.dataset import Cursor, Documents, Row, Rows, Sampling
 from longvila.files import claimed, write_whole
 from longvila.job import Job, JobError, require
+from longvila.lora import Adapters
 from longvila.optimizer import SCHEDULES, Optimizer, learning_rate
 from longvila.processor import FrameCache
 from longvila.settings import read_settings
@@ -75,7 +76,9 @@ class TrainSettings:
     eps: float = 1e-8
     clip: float | None = 1.0  # largest gradient norm
     precision: str = "fp32"
-    trained: tuple[str, ...] = PARTS
+    trained: tuple[str, ...] = WHOLE
+    lora_rank: int | None = None  # adapters on the language model's attention; trained must name lora
+    lora_alpha: float = 16.0
     rope_theta: float | None = None
     checkpoint_every: int | None = None  # steps; one is also written at the end
     keep_checkpoints: int = 2
@@ -92,7 +95,7 @@ class TrainSettings:
         for name in ("frames", "max_frames", "checkpoint_every"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, value, "at least 1")
-        for name in ("lr", "eps", "clip", "fps"):
+        for name in ("lr", "eps", "clip", "fps", "lora_alpha"):
             value = getattr(self, name)
             require(value is None or 0 < value < math.inf, name, value, "positive")
         require(self.schedule in SCHEDULES, "schedule", self.schedule, f"one of {', '.join(SCHEDULES)}")
@@ -100,6 +103,9 @@ class TrainSettings:
         require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "at least 0")
         require(len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "betas", self.betas, "two in 0 … 1")
         require(bool(self.trained), "trained", self.trained, f"some of {', '.join(PARTS)}")
+        adapted = "lora" in self.trained
+        require((self.lora_rank is not None) == adapted, "lora_rank", self.lora_rank, "given where trained names lora")
+        require(self.lora_rank is None or self.lora_rank >= 1, "lora_rank", self.lora_rank, "at least 1")
         require(self.max_frames is None or self.fps is not None, "max_frames", self.max_frames, "used with fps only")
 
     def lasting(self) -> dict[str, Any]:
@@ -152,7 +158,7 @@ def make_rows(settings: TrainSettings, config: LongVilaConfig, data: DataSet | N
 def _build(job: Job, settings: TrainSettings, config: LongVilaConfig, *, filled: bool) -> tuple[nn.Module, Optimizer]:
     model = build_model(
         config, job, dtype=precision(settings.precision), seed=settings.seed, weights=settings.weights,
-        trained=settings.trained, filled=filled,
+        trained=settings.trained, adapters=Adapters.asked(settings.lora_rank, settings.lora_alpha), filled=filled,
     )  # fmt: skip
     first, second = settings.betas
     decay = settings.weight_decay

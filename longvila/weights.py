@@ -27,6 +27,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.tensor import DTensor
 
+from longvila import lora
 from longvila.config import LongVilaConfig
 from longvila.files import quiet, read_text
 from longvila.job import JobError
@@ -89,7 +90,7 @@ def load_weights(model: LongVilaForConditionalGeneration, folder: Path) -> None:
             raise JobError(
                 f"weights: {where / pickled[0]} is a pickle, which can run code when read; convert it to safetensors"
             )
-        wanted = plain_parameters(module)
+        wanted = {name: p for name, p in plain_parameters(module).items() if not name.endswith(lora.NAMES)}
         stored = {_plain_name(name): name for name in sizes}
         tied, layers = _tied_names(module) - set(wanted), len(model.tower.encoder.layers)
         extra = [n for n in stored if n not in wanted and n not in tied and not _unbuilt(part, n, layers)]
@@ -115,8 +116,10 @@ def save_weights(
             raise JobError(f"export: {folder} exists already; name a new folder")
         shutil.rmtree(partial, ignore_errors=True)
     for part, attribute in PARTS.items():
-        tensors = _gathered(getattr(model, attribute), first)
+        module = getattr(model, attribute)
+        tensors = _gathered(module, first)
         if first:
+            tensors = lora.merged(tensors, {_unwrapped(name): scale for name, scale in lora.scales(module).items()})
             (partial / part).mkdir(parents=True)
             prefix = "vision_model." if part == "vision_tower" else ""
             named = {prefix + name: tensor for name, tensor in tensors.items()}
@@ -140,7 +143,11 @@ def save_weights(
 
 def plain_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     """Parameters by the name they have without wrappers (recompute, compile)."""
-    return {re.sub(r"(_checkpoint_wrapped_module|_orig_mod)\.", "", n): p for n, p in module.named_parameters()}
+    return {_unwrapped(name): parameter for name, parameter in module.named_parameters()}
+
+
+def _unwrapped(name: str) -> str:
+    return re.sub(r"(_checkpoint_wrapped_module|_orig_mod)\.", "", name)
 
 
 def _gathered(module: nn.Module, kept: bool) -> dict[str, Tensor]:

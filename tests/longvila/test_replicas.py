@@ -22,7 +22,8 @@ def test_two_replicas_train_as_one_process(tmp_path):
     save_weights(fresh(seed=5), tmp_path / "weights", OneProcess())
     base = {"precision": "fp64", "rows_per_step": 3, "steps": 3, "checkpoint_every": 2, "lr": 3e-3}
     chunked = {**base, "model": str(tmp_path / "model.yaml")}
-    started = {**base, "steps": 1, "weights": str(tmp_path / "weights")}
+    adapted = {"trained": ["lora", "embeddings", "norms"], "lora_rank": 4}
+    started = {**base, "steps": 2, "weights": str(tmp_path / "weights"), **adapted}
 
     run_job(tmp_path / "one", **chunked)
     run_job(tmp_path / "one-started", **started, export=str(tmp_path / "one-weights"))
