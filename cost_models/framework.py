@@ -105,6 +105,9 @@ class Framework:
     loss_bytes: int | None = None  # traffic per logit of a loss without chunks; `None`: autograd's in fp32
     drops_gradients_to: int | None = None  # ZeRO stage up to which a step drops gradients: they come as activations go
     logit_bytes: int | None = None  # held per logit at the loss; `None`: b for logits and gradient, twice fp32
+    tensor_logit_bytes: int | None = None  # the same where tensor parallelism shares the vocabulary; `None`: as without
+    keeps_unread: bool = False  # selective recompute keeps results of its list also where backward does not read them
+    stream_pools: bool = False  # gathers and reductions have streams, and so pools, of their own
     expandable_segments: bool = False  # the allocator's segments grow: freed memory joins, whatever its sizes were
     copy_streams: int = 0  # streams that copies of chunks take in turn, each with a pool of its own
     zero_1_as_2: bool = False  # gradients are sharded as they are reduced, so that ZeRO-1 runs as ZeRO-2 (FSDP)

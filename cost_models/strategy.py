@@ -29,7 +29,7 @@ from cost_models.errors import InputError
 from cost_models.models.model import Model
 from cost_models.number import larger, somewhere
 
-Recompute = Literal["none", "mlp", "all_but_attention", "full", "core_attention"]
+Recompute = Literal["none", "mlp", "all_but_attention", "full", "core_attention", "other_products"]
 Offload = Literal["none", "activations"]
 OffloadStates = Literal["none", "optimizer", "all"]
 RingDtype = Literal["fp32", "bf16"]
@@ -152,7 +152,7 @@ class Strategy:
             if getattr(self, axis) > 1:
                 raise InputError(f"attention_chunk_tokens with {axis}={getattr(self, axis)}; legal here: {axis}=1")
         for part in self.layers:
-            if part.recompute in ("all_but_attention", "core_attention"):
+            if part.recompute in ("all_but_attention", "core_attention", "other_products"):
                 raise InputError(f"attention_chunk_tokens with recompute={part.recompute}; legal here: none, mlp, full")
 
     @property

@@ -211,14 +211,13 @@ def offload(text: str) -> tuple[Offload, OffloadStates, bool]:
 
 _RECOMPUTES: dict[str, Recompute] = {
     "": "none", "none": "none", "no": "none", "full": "full", "selective": "core_attention",
-    "selective(attention)": "core_attention", "selective op": "mlp", "selective layer 1": "full",
+    "selective(attention)": "core_attention", "selective op": "other_products", "selective layer 1": "full",
 }  # fmt: skip
 
 
 def layer_ranges(text: str, layers: int, offloaded: Offload) -> tuple[LayerRange, ...]:
     """Ranges of layers by what they keep, from a `recompute` cell: full; selective (Megatron: attention's core);
-    selective layer N (torchtitan: every Nth layer is recomputed); selective op (torchtitan: every other product, of
-    which `mlp` is the nearest here).
+    selective layer N (torchtitan: every Nth layer is recomputed); selective op (torchtitan: every other product).
 
     >>> [(one.recompute, one.count) for one in layer_ranges("selective layer 2", 5, "none")]
     [('none', 1), ('full', 1), ('none', 1), ('full', 1), ('none', 1)]

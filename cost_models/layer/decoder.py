@@ -14,7 +14,7 @@ from cost_models.layer.attention import attention_operators, attention_phases
 from cost_models.layer.experts import expert_operators
 from cost_models.layer.mlp import mlp_operators
 from cost_models.layer.operators import Operator, Passes, Table, products_s
-from cost_models.layer.recompute import policy, run_again
+from cost_models.layer.recompute import kept_products, policy, run_again
 from cost_models.layer.sizes import RankSizes
 from cost_models.models.model import Mixer, Mlp
 from cost_models.number import Number, pick, somewhere
@@ -100,4 +100,6 @@ def kept_bytes(sizes: RankSizes, recompute: str, offloaded: bool = False) -> Num
     kept: Number = sizes.once(
         ("kept", recompute), lambda: sum(one.kept for one in operators(sizes) if chosen.keeps(one.name))
     )
+    if chosen.every_other:
+        kept = kept + kept_products(operators(sizes), sizes.width, sizes.framework.keeps_unread)
     return kept + (sizes.row_bytes if chosen.keeps_input and not offloaded else 0)

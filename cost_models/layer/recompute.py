@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cost_models.layer.operators import Table
+from cost_models.number import Number, somewhere
 from cost_models.strategy import Recompute
 
 Names = Callable[[str], bool]
@@ -34,6 +35,7 @@ class Policy:
     returns: bool = True  # what it does not keep is alive again while the layer's gradients are made
     passes: int = 1  # over the layer's weights in the backward pass, with a framework's casts and gathers each time
     planned: bool = True  # whether `plan` tries it
+    every_other: bool = False  # keeps the first, third, … product's result, and makes only the others' again
 
 
 def _everything(name: str) -> bool:
@@ -65,8 +67,13 @@ POLICIES: dict[Recompute, Policy] = {
     "core_attention": Policy(
         keeps=_all_but("scores"), again=_only("attention"), host=_only("attention"), returns=False, planned=False
     ),
+    "other_products": Policy(
+        keeps=_only("attention"), again=_all_but("attention", *OUTPUTS),
+        host=_all_but("attention", "result", "slices", *_ENDS), keeps_input=True, planned=False, every_other=True,
+    ),
 }  # fmt: skip
-"""`core_attention` is Megatron's: unfused scores are made again; that they return is part of attention's work."""
+"""`other_products` is torchtitan's selective checkpoint of operators (its save list leaves out every second mm).
+`core_attention` is Megatron's: unfused scores are made again; that they return is part of attention's work."""
 NORMS_AGAIN = _only("norm", "sum", "mlp norm")
 """What a framework with `norm_copies` runs again under "none"."""
 
@@ -74,7 +81,32 @@ NORMS_AGAIN = _only("norm", "sum", "mlp norm")
 def run_again(table: Table, recompute: str, norm_copies: bool = False) -> Table:
     """The operators whose forward work comes before the backward pass of a layer."""
     chosen = NORMS_AGAIN if recompute == "none" and norm_copies else policy(recompute).again
+    if policy(recompute).every_other:
+        table = every_other(table, first=False)
     return tuple(one for one in table if chosen(one.name))
+
+
+def every_other(table: Table, first: bool) -> Table:
+    """The operators with every second of their products, counted through the layer, from the first or second on; grouped
+    products are no such operators, and all of them are made again."""
+    made, place = [], 0 if first else 1
+    for one in table:
+        products = []
+        for product in one.products:
+            if somewhere(product.groups > 1):
+                products += [] if first else [product]
+                continue
+            taken = len(range(place % 2, product.equal, 2))
+            place += product.equal
+            products += [product._replace(equal=taken)] if taken else []
+        made.append(one._replace(products=tuple(products)))
+    return tuple(made)
+
+
+def kept_products(table: Table, width: float, last: bool) -> Number:
+    """Bytes of the results that `other_products` keeps; `last`: also that of the layer's last product."""
+    taken = (one for one in every_other(table, first=True) if last or one.name != "down")
+    return sum(p.rows * p.out * p.equal for one in taken for p in one.products) * width
 
 
 def policy(recompute: str) -> Policy:

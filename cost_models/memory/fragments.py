@@ -1,6 +1,7 @@
 """What the caching allocator holds and no tensor uses, when a step's memory is highest.
 
     segments      B + 1.6 K        expandable segments   B        a CPU   3% of what comes and goes
+    stream pools  + the root's and a layer's gathered weights, + gradients that were dropped
     B    blocks outside the layers that come and go, each in one piece: the logits in the parameter dtype, too small for
          what follows them in fp32, and the root's gradients copied for their reduction, if no copy of the logits leaves
          them room; with a loss in chunks a chunk or the head's gradient in fp32, and the root's gradients (of which
@@ -10,8 +11,11 @@
 PyTorch's allocator gives a tensor of 10 MiB or more a segment of its own, which later tensors of other sizes split.
 1.6 and the rule for B are from that allocator, played on this project's steps (`executor/check/allocator.py`). They
 were chosen with the reserved peaks of SimuMax and torchtitan in sight, so that SimuMax's 24 are met within 4% is no
-test of them. Bytes of one rank. Left out: pools of further streams (but `copy_streams`), and that an allocator near
-the card's end gives cached segments back and asks again, which costs time.
+test of them. A block belongs to the stream that it was made on. FSDP2 makes the flat results of gathers on one stream
+(two units at a time: the copy out of one hides behind the gather of the next) and those of reductions, of which
+gradients are views, on another, so no activation finds room there (torch's _fsdp_collectives.py: all_gather_output,
+reduce_output). Bytes of one rank. Left out: that an allocator near the card's end gives cached segments back and asks
+again, which costs time.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from cost_models.hardware.device import Device
 from cost_models.layer.chunked import stream_bytes
 from cost_models.layer.sizes import RankSizes
 from cost_models.memory.peaks import Peak
-from cost_models.memory.states import root_params
+from cost_models.memory.states import dropped_gradients, root_params
 from cost_models.number import Number, both, larger, pick, smaller
 
 KEPT_SHARE = 1.6
@@ -34,11 +38,11 @@ def fragment_bytes(sizes: RankSizes, activations: Number, moment: Peak, device: 
         return CPU_SHARE * (moment.total + activations)
     if sizes.workload.mode != "train":
         return moment.working + moment.logits
-    block = large_blocks(sizes)
+    held = large_blocks(sizes) + _collectives_pools(sizes, moment)
     if sizes.framework.expandable_segments:
-        return block
+        return held
     mean = activations * sizes.degrees.pipeline / sizes.workload.model.layers
-    return block + KEPT_SHARE * mean + _stream_pools(sizes)
+    return held + KEPT_SHARE * mean + _copies_pools(sizes)
 
 
 def large_blocks(sizes: RankSizes) -> Number:
@@ -63,8 +67,18 @@ def _reduced_root(sizes: RankSizes) -> Number:
     return pick(both(sizes.degrees.zero >= 2, sizes.degrees.shard > 1), reduced, 0)
 
 
-def _stream_pools(sizes: RankSizes) -> Number:
-    """Each stream has a pool of its own, and keeps there what its copies of chunks once needed."""
+def _collectives_pools(sizes: RankSizes, moment: Peak) -> Number:
+    """What gathers and reductions keep for themselves: flat results of a root and a layer, gradients that are gone."""
+    if not sizes.framework.stream_pools:
+        return 0
+    layer = sizes.layer_params + sizes.expert_params
+    gathered = (root_params(sizes) + layer) * sizes.width
+    gathers = both(sizes.degrees.zero == 3, sizes.degrees.shard > 1)
+    return pick(gathers, gathered, 0) + larger(dropped_gradients(sizes) - moment.dropped, 0)
+
+
+def _copies_pools(sizes: RankSizes) -> Number:
+    """Each stream keeps what its copies of chunks once needed."""
     if sizes.degrees.attention_chunk_tokens is None:
         return 0
     return sizes.framework.copy_streams * stream_bytes(sizes)

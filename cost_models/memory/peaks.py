@@ -40,6 +40,7 @@ class Peak:
     gathered: Number = 0
     working: Number = 0
     logits: Number = 0
+    dropped: Number = 0  # among them: gradients that the step before dropped
 
     @property
     def total(self) -> Number:
@@ -80,6 +81,7 @@ def _higher(first: Peak, second: Peak) -> Peak:
         gathered=pick(above, second.gathered, first.gathered),
         working=pick(above, second.working, first.working),
         logits=pick(above, second.logits, first.logits),
+        dropped=pick(above, second.dropped, first.dropped),
     )
 
 
@@ -124,7 +126,10 @@ def _logits(sizes: RankSizes) -> Number:
     vocab, chunk = model.vocab // sizes.degrees.tensor, sizes.degrees.loss_chunk_tokens
     weights = model.hidden * vocab * (1 if sizes.workload.trains_head else 0)
     if chunk is None:
-        held = 2 * width + 8 if sizes.framework.logit_bytes is None else sizes.framework.logit_bytes
+        framework = sizes.framework
+        held: Number = 2 * width + 8 if framework.logit_bytes is None else framework.logit_bytes
+        if framework.tensor_logit_bytes is not None:
+            held = pick(sizes.degrees.tensor > 1, framework.tensor_logit_bytes, held)
         return sizes.tokens * vocab * held + _head_gradient(sizes)
     logits = smaller(sizes.tokens, chunk) * vocab
     wide = max(4, width)
@@ -160,6 +165,7 @@ def layer_backward(sizes: RankSizes, part: LayerRange | str) -> Peak:
         gathered=_gathered(sizes, 2),
         working=inside + late,
         logits=_head_gradient(sizes),
+        dropped=late,
     )
 
 
@@ -178,8 +184,9 @@ def root_gradients(sizes: RankSizes, kept: Number) -> Peak:
         trained = trained + (vision.embedding_params if sizes.trains("tower") else 0)
         hidden = sizes.workload.model.hidden
         trained = trained + (vision.projector_params(hidden) if sizes.trains("projector") else 0)
-    made = trained * (full + reduced) + dropped_gradients(sizes)
-    return Peak(name="root gradients", working=larger(made - kept, 0))
+    made, dropped = trained * (full + reduced), dropped_gradients(sizes)
+    working = larger(made + dropped - kept, 0)
+    return Peak(name="root gradients", working=working, dropped=smaller(dropped, working))
 
 
 def _head_gradient(sizes: RankSizes) -> Number:
