@@ -87,8 +87,10 @@ def run_again(table: Table, recompute: str, norm_copies: bool = False) -> Table:
 
 
 def every_other(table: Table, first: bool) -> Table:
-    """The operators with every second of their products, counted through the layer, from the first or second on; grouped
-    products are no such operators, and all of them are made again."""
+    """The operators with every second of their products, counted through the layer, from the first or second on.
+
+    Grouped products are no such operators, and all of them are made again.
+    """
     made, place = [], 0 if first else 1
     for one in table:
         products = []

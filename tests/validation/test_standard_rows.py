@@ -155,7 +155,7 @@ def test_words_of_recomputation() -> None:
         for text in ("full", "selective", "selective op", "selective layer 1", "selective layer 2", "none")
     }
     assert kept["full"] == kept["selective layer 1"] == [("full", 32)]
-    assert (kept["selective"], kept["selective op"]) == ([("core_attention", 32)], [("mlp", 32)])
+    assert (kept["selective"], kept["selective op"]) == ([("core_attention", 32)], [("other_products", 32)])
     assert kept["selective layer 2"] == [("none", 1), ("full", 1)] * 16 and kept["none"] == [("none", 32)]
     thirds = case_of_own(recompute="selective layer 3").strategy.layers
     assert sum(part.count for part in thirds) == 32 and sum(part.recompute == "full" for part in thirds) == 10

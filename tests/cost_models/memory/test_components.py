@@ -58,13 +58,33 @@ def test_a_cpu_s_groups_have_small_buffers():
 def test_fragments_of_segments_are_large_blocks_and_what_one_layer_keeps():
     """Llama 3 8B's root (4.2 GB in fp32) is copied for its reduction; a loss in chunks has the head's gradient."""
     work, layout = replace(WORK, model=Model.load("llama-3-8b")), Strategy(ulysses=8, shard=8)
-    segments = replace(OURS, expandable_segments=False)
+    growing = replace(OURS, stream_pools=False)
+    segments = replace(growing, expandable_segments=False)
     root, head = 4 * (2 * 128256 * 4096 + 4096), 4 * 128256 * 4096
     kept = float(kept_bytes(RankSizes(work, layout), "none"))
     assert price(NODE, work, layout, framework=segments).memory["fragments"] == pytest.approx(root + head + 1.6 * kept)
-    assert price(NODE, work, layout).memory["fragments"] == root  # this executor's segments grow
+    assert price(NODE, work, layout, framework=growing).memory["fragments"] == root  # this executor's segments grow
     every = replace(layout, loss_chunk_tokens=None)  # of 16,384 x 128,256 logits a copy in fp32 holds the root
-    assert price(NODE, work, every).memory["fragments"] == 2 * 16384 * 128256
+    assert price(NODE, work, every, framework=growing).memory["fragments"] == 2 * 16384 * 128256
+
+
+def test_gathers_and_reductions_of_fsdp_keep_pools_of_their_own():
+    """On each of 8 ranks the flat weights of Llama 3 8B's root and of one layer in bf16, and an eighth of all gradients
+    in fp32, which activations cannot use; with a second microbatch gradients are there all the time anyway."""
+    model = Model.load("llama-3-8b")
+    work, layout = replace(WORK, model=model), Strategy(ulysses=8, shard=8)
+    one = replace(OURS, stream_pools=False)
+    root = 2 * 128256 * 4096 + 4096
+
+    def added(work: Workload, layout: Strategy) -> int:
+        pooled, plain = (price(NODE, work, layout, framework=each).memory for each in (OURS, one))
+        return pooled["fragments"] - plain["fragments"]
+
+    gathered = 2 * (root + model.layer_params)
+    assert added(work, layout) == pytest.approx(gathered + 4 * (root + 32 * model.layer_params) / 8, rel=1e-6)
+    twice = replace(work, global_batch=2)
+    assert added(twice, replace(layout, microbatches=2)) == pytest.approx(gathered, rel=1e-6)
+    assert added(twice, replace(layout, microbatches=2, zero=2)) == 0
 
 
 def test_one_stream_after_another_keeps_a_pool_of_chunks():

@@ -1,0 +1,39 @@
+"""Recompute by operators: torchtitan's selective checkpoint keeps every other product's result."""
+
+from dataclasses import replace
+
+import pytest
+
+from cost_models import Model, Strategy, Workload
+from cost_models.framework import Framework
+from cost_models.layer.decoder import kept_bytes, operators
+from cost_models.layer.operators import product_flops
+from cost_models.layer.recompute import run_again
+from cost_models.layer.sizes import RankSizes
+
+TOKENS = 4096
+WORK = Workload(Model.load("llama-3-8b"), context_tokens=TOKENS)
+
+
+@pytest.mark.parametrize("framework", ["torchtitan", "torchtitan-eager"])
+def test_every_other_product_is_kept_and_only_the_others_run_again(framework):
+    """q (4,096), v (1,024), gate (14,336) of q, k, v, out, gate, up, down; an eager checkpoint has down's too."""
+    sizes = RankSizes(WORK, Strategy(), Framework.load(framework))
+    outputs = 4096 + 1024 + 14336 + (4096 if framework == "torchtitan-eager" else 0)
+    attention, lse = 4096, 32 * 4
+    kept = kept_bytes(sizes, "other_products")
+    assert kept == TOKENS * (2 * (4096 + outputs + attention) + lse)  # with the layer's input
+    again = run_again(operators(sizes), "other_products")
+    assert product_flops(again) == 2.0 * TOKENS * 4096 * (1024 + 4096 + 14336)  # k, out, up
+    assert not any(one.attends for one in again)
+
+
+def test_grouped_products_of_experts_are_all_made_again():
+    """They are no aten.mm, which the list names: of attention q and v are kept."""
+    sizes = RankSizes(replace(WORK, model=Model.load("qwen3-30b-a3b")), Strategy(), Framework.load("torchtitan"))
+    table = operators(sizes)
+    grouped = [one for one in table if any(p.groups > 1 for p in one.products)]
+    again = run_again(table, "other_products")
+    assert grouped and {one.name for one in grouped if one.name != "down"} <= {one.name for one in again}
+    width, lse = 2 * (2048 + 4096 + 512 + 4096), 32 * 4  # input, q, v, attention's output
+    assert kept_bytes(sizes, "other_products") == pytest.approx(TOKENS * (width + lse), rel=0.03)  # and the router's
