@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.cost import MEMORY, SECONDS, Memory
+from cost_models.framework import OURS
 from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.placement import check_placement
 from cost_models.layer.sizes import RankSizes
@@ -84,7 +85,7 @@ def price_batch(
         capacity[members] = min(device.allocatable_bytes for device in devices)
         max(mine, key=lambda one: one.ulysses).check(workload.model)
         many = stacked(mine)
-        sizes = RankSizes(workload, many)
+        sizes = RankSizes(workload, many, OURS.on(devices[0]))
         kernels = KernelsInUse.afresh(here.kernels(runs, sizes.framework.measured_attention(workload)))
         ranges = mine[0].layer_ranges(workload.model.layers)
         program = step_program(sizes, kernels, ranges)

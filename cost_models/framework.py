@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 
 from cost_models import strict
 from cost_models.errors import InputError
+from cost_models.hardware.device import Device
 from cost_models.layer.frames import FrameSharding
 from cost_models.timing.host import HOSTS, Host
 from cost_models.workload import LORA_TARGETS, LoraTarget, Precision, Workload
@@ -28,6 +29,8 @@ NormKernel = Literal["library", "pytorch", "compiled"]
 AttentionKernel = Literal["newest", "fa2", "sdpa", "fa1", "unfused"]
 Reduction = Literal["overlapped", "exposed"]
 Scope = Literal["step", "operator"]
+BackwardBuffers = Literal["fa2", "fa3", "none"]
+BackwardBuffers = Literal["fa2", "fa3", "none"]
 TensorOverlap = Literal["none", "products", "chunks"]
 
 FA1_SLOWDOWN = 2.0
@@ -109,6 +112,11 @@ class Framework:
     keeps_unread: bool = False  # selective recompute keeps results of its list also where backward does not read them
     stream_pools: bool = False  # gathers and reductions have streams, and so pools, of their own
     expandable_segments: bool = False  # the allocator's segments grow: freed memory joins, whatever its sizes were
+    attention_backward: BackwardBuffers = "fa2"  # whose buffers attention's backward kernel takes (`attention.py`)
+    projects_by_heads: bool = False  # with chunks of heads: each projects its own q, k, v, and again in backward
+    slices_norms: bool = False  # with slices of the MLP a layer's norms run in them too, and keep their input alone
+    wide_slice_sums: bool = False  # weight gradients of slices are summed in fp32
+    fetches_master: bool = False  # states on the host: the master is fetched and cast, no narrower copy exists (FSDP2)
     copy_streams: int = 0  # streams that copies of chunks take in turn, each with a pool of its own
     zero_1_as_2: bool = False  # gradients are sharded as they are reduced, so that ZeRO-1 runs as ZeRO-2 (FSDP)
     owned_tensors: int = 0  # ZeRO-1: a layer's tensors, dealt out to owners, who update and broadcast them one by one
@@ -133,6 +141,10 @@ class Framework:
         """Every reason once, in the order of the files."""
         return "; ".join(dict.fromkeys(self.reasons.values()))
 
+    def on(self, device: Device) -> Framework:
+        """The same on a device: a CPU's attention kernel has no buffers that count."""
+        return _without_buffers(self) if device.architecture == "cpu" else self
+
     def measured_attention(self, workload: Workload) -> Literal["newest", "fa2", "sdpa"]:
         """The measured kernel that its attention is, or is slower than by a factor; the workload may name another."""
         if workload.kernel:
@@ -150,6 +162,8 @@ class Framework:
             ("rotary", Fusion),
             ("activation", Fusion),
             ("attention", AttentionKernel),
+            ("attention_backward", BackwardBuffers),
+            ("attention_backward", BackwardBuffers),
             ("reduction", Reduction),
             ("tensor_overlap", TensorOverlap),
             ("frame_sharding", FrameSharding),
@@ -185,6 +199,11 @@ class Framework:
 
 _SETTLED = tuple(one.name for one in fields(Framework) if one.name not in ("name", "title", "scope", "reasons"))
 _DEFAULTS = {one.name: one.default for one in fields(Framework) if one.name in _SETTLED} | {"precision": Precision()}
+
+
+@cache
+def _without_buffers(framework: Framework) -> Framework:
+    return replace(framework, attention_backward="none")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -113,11 +113,14 @@ class Strategy:
     """Tokens of a rank that go through an MLP at one time, computed again in backward. `None` means all at once."""
     attention_chunk_tokens: int | None = field(default=None, metadata=strict.OPTIONAL)
     """Tokens of a row whose queries, keys and values are on the GPUs at one time, others on the host. `None`: all."""
+    attention_head_chunks: int = field(default=1, metadata=strict.OPTIONAL)
+    """A rank's query heads are exchanged and attended in so many pieces, one after the other; backward exchanges them
+    again (Untied Ulysses, arXiv 2602.21196, without its projections)."""
     offload_states: OffloadStates = field(default="none", metadata=strict.OPTIONAL)
     """Master weights and optimizer in host memory, updated by the CPU; all: the sharded weights, too (ZeRO-3)."""
 
     def __post_init__(self) -> None:
-        for name in (*AXES, "virtual", "shard", "microbatches", "expert"):
+        for name in (*AXES, "virtual", "shard", "microbatches", "expert", "attention_head_chunks"):
             if somewhere(getattr(self, name) < 1):
                 raise InputError(f"{name}={getattr(self, name)} must be at least 1")
         for name, legal in (
@@ -148,6 +151,10 @@ class Strategy:
 
     def _check_chunks(self) -> None:
         """Attention in chunks stands on ulysses alone, and has no output on the GPU that a layer could keep."""
+        if self.attention_head_chunks > 1:
+            raise InputError(
+                f"attention_chunk_tokens with attention_head_chunks={self.attention_head_chunks}; legal: 1"
+            )
         for axis in ("ring", "tensor"):
             if getattr(self, axis) > 1:
                 raise InputError(f"attention_chunk_tokens with {axis}={getattr(self, axis)}; legal here: {axis}=1")
@@ -219,6 +226,15 @@ class Strategy:
             raise InputError(f"mlp_chunk_tokens={self.mlp_chunk_tokens} is not priced for experts; legal here: none")
         if self.attention_chunk_tokens is not None and model.latent is not None:
             raise InputError(f"attention_chunk_tokens is not priced for {model.name}'s latent attention; legal: none")
+        if self.attention_head_chunks > 1:
+            if model.latent is not None:
+                raise InputError(f"attention_head_chunks is not priced for {model.name}'s latent attention; legal: 1")
+            most = model.heads // (self.tensor * self.ulysses)
+            if self.attention_head_chunks > most:
+                raise InputError(
+                    f"attention_head_chunks={self.attention_head_chunks} exceeds the {most} query heads of a rank; at "
+                    f"most {most}"
+                )
         self.layer_ranges(model.layers)
 
     def describe(self) -> str:
@@ -234,6 +250,7 @@ class Strategy:
         tail = f" of {self.microbatches} microbatches" if self.pipeline > 1 else ""
         tail += f", zero-{self.zero} over {self.shard}" if self.shard > 1 else ", unsharded"
         tail += f", MLP by {self.mlp_chunk_tokens} tokens" if self.mlp_chunk_tokens is not None else ""
+        tail += f", heads in {self.attention_head_chunks} chunks" if self.attention_head_chunks > 1 else ""
         tail += f", attention by {self.attention_chunk_tokens}" if self.attention_chunk_tokens is not None else ""
         tail += {"none": "", "optimizer": ", optimizer on the host", "all": ", states on the host"}[self.offload_states]
         return " × ".join(parts) + tail

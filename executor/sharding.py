@@ -8,11 +8,12 @@ FSDP2 shards parameters over the plan's (replicate, shard) mesh, one unit per de
 the rest. ZeRO 3: parameters are freed after a unit's forward. ZeRO 1 and 2: kept until its backward; FSDP2 shards
 gradients as they are reduced, so 1 runs as 2: the same bytes on the wire, no more memory. ZeRO 0, or shard = 1: every
 rank holds all. Gradients are summed by all-reduce over the replicate group, in a step's last microbatch only.
-Leaves out: tensor, pipeline, offload.
+Leaves out: tensor, pipeline.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,7 +23,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cost_models.errors import InputError
@@ -33,7 +40,9 @@ from executor.mmsp import attention, embeddings
 from executor.mmsp.attention import MmSp
 from executor.mmsp.decode import DecodeStep, Shard, ShardedCache, row_shards
 from executor.mmsp.guard import guard
+from executor.mmsp.host_memory import HostMemory
 from executor.mmsp.recompute import apply_recompute
+from executor.mmsp.slices import run_in_slices
 from longvila.sharding import IGNORE, Batch, DecodeCall, LocalBatch, places_on
 
 
@@ -47,16 +56,23 @@ class Precision:
 
 @dataclass(kw_only=True)
 class ContextSharding:
-    """One rank's view of a plan. `recompute` is (policy, number of layers) per range; empty means no recompute."""
+    """One rank's view of a plan.
+
+    `recompute` is (policy, number of layers) per range, or (policy, number, offload); empty means no recompute.
+    """
 
     groups: Groups
     device: torch.device
     ring_layout: str = "zigzag"
     zero: int = 3
-    recompute: tuple[tuple[str, int], ...] = ()
+    recompute: tuple[tuple[str, int] | tuple[str, int, str], ...] = ()
     precision: Precision = field(default_factory=Precision)
     grad_ring_dtype: torch.dtype = torch.float32
     loss_chunk_tokens: int | None = None  # None means the model's
+    head_chunks: int = 1  # pieces in which a rank's heads are exchanged and attended
+    mlp_chunk_tokens: int | None = None  # of a rank, that MLPs and norms take at a time; None means all
+    states_on_host: bool = False  # weights, gradients and optimizer live in host memory, gathered from there
+    host: HostMemory = field(default_factory=HostMemory)  # inputs of layers that wait there
     attention: str = attention.NAME
     _row: Layout | None = field(default=None, init=False)  # that was cut last: the cache asks at its prefill
     _row_of: Tensor | None = field(default=None, init=False)  # the documents that it was made of
@@ -67,6 +83,10 @@ class ContextSharding:
         if self.zero == 0 and self.groups.shard.size > 1:
             raise InputError(f"zero=0 shards nothing, but shard={self.groups.shard.size}; use shard=1 or zero 1, 2, 3")
         attention.register()
+
+    @property
+    def states_device(self) -> torch.device | None:
+        return torch.device("cpu") if self.states_on_host else None
 
     @property
     def data_index(self) -> int:
@@ -113,6 +133,7 @@ class ContextSharding:
             ulysses=self.groups.ulysses.exchange(),
             ring=self.groups.ring.exchange(),
             grad_ring_dtype=self.grad_ring_dtype,
+            head_chunks=self.head_chunks,
         )
         return LocalBatch(
             input_ids_S=batch.input_ids_L[take_S].masked_fill(pad_S, 0),
@@ -152,18 +173,31 @@ class ContextSharding:
         for decoder in decoders:
             _check_heads(decoder, self.groups.ulysses.size)
         guard(model)
-        policies = [policy for policy, count in self.recompute for _ in range(count)]
-        apply_recompute(decoders, policies or ["none"] * len(decoders))
+        ranges = [(policy, rest[0] if rest else "none", count) for policy, count, *rest in self.recompute]
+        kept = [(policy, offload) for policy, offload, count in ranges for _ in range(count)]
+        policies, offloads = [one for one, _ in kept], [one for _, one in kept]
+        if self.mlp_chunk_tokens is not None:
+            for decoder in decoders:
+                run_in_slices(decoder, self.mlp_chunk_tokens)
+        apply_recompute(
+            decoders,
+            policies or ["none"] * len(decoders),
+            offloads,
+            host=self.host,
+            sliced=self.mlp_chunk_tokens is not None,
+        )
         # Inputs follow the parameters' dtype from the embeddings on. The casting of FSDP2 would walk, and copy, every
         # dataclass that is handed to a layer.
         precision = MixedPrecisionPolicy(
             param_dtype=self.precision.param, reduce_dtype=self.precision.reduce, cast_forward_inputs=False
         )
         mesh = self.groups.mesh(self.device.type)
+        offload = CPUOffloadPolicy(pin_memory=self.device.type == "cuda") if self.states_on_host else OffloadPolicy()
+        shard = functools.partial(fully_shard, mesh=mesh, mp_policy=precision, offload_policy=offload)
         for block in blocks:
-            fully_shard(block, mesh=mesh, reshard_after_forward=self.zero == 3, mp_policy=precision)
+            shard(block, reshard_after_forward=self.zero == 3)
         # The rest is needed again as soon as the backward pass starts.
-        fully_shard(model, mesh=mesh, reshard_after_forward=False, mp_policy=precision)
+        shard(model, reshard_after_forward=False)
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)

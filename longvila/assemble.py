@@ -77,7 +77,7 @@ def build_model(
         reset(model, seed)
         return job.sharding.wrap(model.to(job.device))
     wrapped = job.sharding.wrap(model)
-    materialise(model, job.device)
+    materialise(model, job.device, job.sharding.states_device)
     model.llm.tie_weights()
     if filled and weights is not None:
         load_weights(model, Path(weights))

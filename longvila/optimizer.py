@@ -4,7 +4,8 @@
 
 Bytes per parameter in bf16: 2 weight + 2 gradient + 4 master + 8 moments (16); in float32: 4 + 4 + 8 (16).
 Matrices decay, norms and biases do not. All state lives under the parameter's name, as plain or sharded tensors, so
-a checkpoint can be read under another sharding. Leaves out other optimizers and offload.
+a checkpoint can be read under another sharding. Parameters in host memory are updated by the CPU.
+Leaves out other optimizers.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+
+from longvila.sharding import whole
 
 SCHEDULES = ("constant", "cosine")
 
@@ -92,4 +94,4 @@ class Optimizer:
 def global_norm(grads: list[Tensor]) -> Tensor:
     """The 2-norm over all gradients, sharded ones counted over all processes of their mesh."""
     norm = torch.nn.utils.get_total_norm(grads)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return whole(norm).to(norm.device)

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 IGNORE = -100
 """The label of a token that no loss is taken from (the convention of torch's cross entropy)."""
@@ -67,6 +68,16 @@ def places_on(places: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and places.device.type == "cpu":
         return places.pin_memory().to(device, non_blocking=True)
     return places.to(device)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor in full, gathered on the devices of its mesh, also where its shards lie in host memory."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    mesh = tensor.device_mesh.device_type
+    there: Any = tensor if tensor.device.type == mesh else tensor.to(mesh)
+    full: Tensor = there.full_tensor()
+    return full
 
 
 class Sharding(Protocol):
@@ -121,6 +132,11 @@ class Sharding(Protocol):
     def wrap(self, model: nn.Module) -> nn.Module:
         """Shard parameters, gradients and optimizer state as the plan says; gradients are summed, not averaged."""
         return model
+
+    @property
+    def states_device(self) -> torch.device | None:
+        """Where weights, gradients and optimizer live, if not on the device that computes."""
+        return None
 
     def before_microbatch(self, model: nn.Module, *, last: bool) -> None:
         """Called before every row of a step: gradients may be summed over replicas after the `last` row only."""

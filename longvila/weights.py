@@ -25,7 +25,6 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.tensor import DTensor
 
 from longvila import lora
 from longvila.config import LongVilaConfig
@@ -33,7 +32,7 @@ from longvila.files import quiet, read_text
 from longvila.job import JobError
 from longvila.model import LongVilaForConditionalGeneration
 from longvila.settings import read_settings
-from longvila.sharding import Sharding
+from longvila.sharding import Sharding, whole
 
 PARTS = {"llm": "llm", "vision_tower": "tower", "mm_projector": "projector"}
 FILE_BYTES = 4 * 10**9  # a safetensors file of a part holds at most this much
@@ -68,12 +67,14 @@ def empty_model(config: LongVilaConfig, attention: str) -> LongVilaForConditiona
         raise JobError(f"model: cannot be built ({' '.join(str(fault).split())[:300]})") from None
 
 
-def materialise(model: nn.Module, device: torch.device) -> None:
-    """Give every parameter its memory (a shard where it is sharded) without touching the buffers' values."""
+def materialise(model: nn.Module, device: torch.device, states: torch.device | None = None) -> None:
+    """Give every parameter its memory (a shard where it is sharded), on `states` if given, without touching the
+    buffers' values, which go to `device`."""
     buffers = {name: buffer.to(device) for name, buffer in model.named_buffers()}
-    model.to_empty(device=device)
-    for name, buffer in model.named_buffers():
-        buffer.copy_(buffers[name])
+    model.to_empty(device=states or device)
+    for name, buffer in [*model.named_buffers()]:
+        module, _, last = name.rpartition(".")
+        setattr(model.get_submodule(module), last, buffer.to(device).copy_(buffers[name]))
 
 
 def load_weights(model: LongVilaForConditionalGeneration, folder: Path) -> None:
@@ -154,8 +155,7 @@ def _gathered(module: nn.Module, kept: bool) -> dict[str, Tensor]:
     """Every parameter in full, on the CPU. Collective; a process that keeps none returns an empty mapping."""
     full = {}
     for name, parameter in plain_parameters(module).items():
-        value = parameter.detach()
-        value = value.full_tensor() if isinstance(value, DTensor) else value
+        value = whole(parameter.detach())
         if kept:
             full[name] = value.cpu()
     return full

@@ -18,6 +18,7 @@ from cost_models.layer.operators import (
     attention_call_s,
     attention_passes_s,
     elementwise,
+    layer_norm,
     maps,
     norm,
     norm_behind,
@@ -57,13 +58,21 @@ def attention_operators(sizes: RankSizes) -> Table:
 def _inputs(sizes: RankSizes) -> Table:
     """Norm, the three projections, rotary."""
     rotary = sizes.framework.rotary
+    projected = sizes.framework.projects_by_heads and sizes.degrees.attention_head_chunks > 1
     turned = sizes.tokens * (sizes.q_width + sizes.kv_width) * ROTARY_PASSES[rotary] * sizes.width
     return (
-        norm(sizes, "norm", call="inputs"),
+        layer_norm(sizes, "norm", call="inputs"),
         *tensor_operator(sizes, "qkv", "all_gather"),
-        *maps(sizes, "qkv", sizes.tokens),
+        *(one._replace(reruns=projected) for one in maps(sizes, "qkv", sizes.tokens)),
         *_head_norms(sizes),
-        elementwise(sizes, "rotary", turned, ROTARY_LAUNCHES[rotary], call="inputs", host=ROTARY_CALLS[rotary]),
+        elementwise(
+            sizes,
+            "rotary",
+            turned,
+            ROTARY_LAUNCHES[rotary],
+            call="" if projected else "inputs",
+            host=ROTARY_CALLS[rotary],
+        )._replace(reruns=projected),
     )
 
 
@@ -80,6 +89,8 @@ def _core(sizes: RankSizes) -> Table:
     lines = sizes.ring_tokens * sizes.rows
     output, lse = lines * sizes.width * sizes.heads * model.v_dim, lines * sizes.heads * 4
     inputs = lines * sizes.width * (sizes.heads * model.head_dim + sizes.kv_heads * (model.head_dim + model.v_dim))
+    if sizes.degrees.attention_head_chunks > 1:
+        return _core_by_heads(sizes)
     sent = sizes.tokens * sizes.width * (sizes.q_width + sizes.sent_kv_width)
     sent_back = sizes.tokens * sizes.out_width * sizes.width
     exchanged_back = pick(sizes.degrees.ulysses > 1, sent_back, 0)
@@ -98,11 +109,61 @@ def _core(sizes: RankSizes) -> Table:
     )  # fmt: skip
 
 
-def _exchanged(sizes: RankSizes, name: str, moved: Number) -> Operator:
-    """An all-to-all of `moved` bytes, with the copies that put it in the order of ranks and back in that of heads."""
-    exchange = (Exchange(part="all_to_all", axis="ulysses", op="all_to_all", bytes=moved),)
-    copies = Passes(2 * moved * EXCHANGE_COPIES, EXCHANGE_COPIES)
-    return Operator(name, passes=(copies, copies), exchanges=(exchange, exchange), active=sizes.degrees.ulysses > 1)
+def _core_by_heads(sizes: RankSizes) -> Table:
+    """Both exchanges and attention for some heads at a time: q, k, v and the result are kept by tokens, and exchanged
+    again in the backward pass. Where a framework projects by heads, its normed input is kept in place of q, k and v,
+    and backward projects them again."""
+    model, chunks = sizes.workload.model, sizes.degrees.attention_head_chunks
+    lines, result = sizes.ring_tokens * sizes.rows, sizes.tokens * sizes.out_width * sizes.width
+    inputs: Number = 0
+    if not sizes.framework.projects_by_heads:
+        inputs = sizes.tokens * sizes.width * (sizes.q_width + sizes.kv_width * (1 + model.v_dim / model.head_dim))
+    kv = sizes.sent_kv_heads_in_chunks * (model.head_dim + model.v_dim)
+    sent = sizes.tokens * sizes.width * (sizes.q_width + kv)
+    return (
+        _exchanged(sizes, "heads", sent, 2 * sent, chunks)._replace(kept=inputs, host=(3, 3)),
+        Operator(
+            name="attention",
+            attends=True,
+            kept=result + lines * sizes.heads * 4,
+            working=(_working(sizes.head_chunk) + result, _working_by_heads(sizes)),
+        ),
+        Operator(name="result", host=(2, 3)),
+        _exchanged(sizes, "heads back", result, 2 * result, chunks),
+    )
+
+
+def _working_by_heads(sizes: RankSizes) -> Number:
+    """The result's gradient, dq and the gradients of K and V by tokens; of one piece q, k, v, the result and its
+    gradient as they are exchanged and put in order, or what attention's backward pass makes of them, with the sums of
+    dK and dV over the pieces that share keys."""
+    model, width, one = sizes.workload.model, sizes.width, sizes.head_chunk
+    wide, lines = max(4, width), sizes.ring_tokens * sizes.rows
+    queries, results = lines * one.heads * model.head_dim, lines * one.heads * model.v_dim
+    kv = lines * one.kv_heads * (model.head_dim + model.v_dim)
+    given = (queries + 2 * results + kv) * width
+    made = _working_back(one) - (2 * results + kv) * width
+    local = sizes.tokens * sizes.out_width * width
+    if sizes.framework.projects_by_heads:  # the normed input's gradient; the kernel's results are those of the piece
+        alone = (queries + kv) * width + _kernel_buffers(one)
+        made = pick(sizes.degrees.ring > 1, made, alone) + kv * width
+        return local + sizes.row_bytes + given + larger(given, made)
+    local = local + sizes.tokens * (sizes.q_width + 2 * sizes.kv_width) * width
+    return local + given + larger(given, made + kv * wide)
+
+
+def _exchanged(sizes: RankSizes, name: str, moved: Number, back: Number | None = None, pieces: int = 1) -> Operator:
+    """An all-to-all of `moved` bytes, of `back` in the backward pass if that is not the same, in so many pieces; with
+    the copies that put it in the order of ranks and back in that of heads."""
+    ways = [moved, moved if back is None else back]
+    exchanges = [
+        (Exchange(part="all_to_all", axis="ulysses", op="all_to_all", bytes=bytes_ / pieces),) * pieces
+        for bytes_ in ways
+    ]
+    copies = [Passes(2 * bytes_ * EXCHANGE_COPIES, EXCHANGE_COPIES * pieces) for bytes_ in ways]
+    return Operator(
+        name, passes=(copies[0], copies[1]), exchanges=(exchanges[0], exchanges[1]), active=sizes.degrees.ulysses > 1
+    )
 
 
 def _scores(sizes: RankSizes) -> Number:
@@ -121,14 +182,27 @@ def _working(sizes: RankSizes) -> Number:
 
 
 def _working_back(sizes: RankSizes) -> Number:
-    """Output, its exchange, dQ (fp32 in a ring), the kernel's dQ, dK, dV, the sums of dK and dV; in a ring the block
-    and the sum that travel, and where it goes on the next of both."""
+    """Output, its exchange, dQ (fp32 in a ring), the kernel's dQ, dK, dV and buffers, the sums of dK and dV; in a ring
+    the block and the sum that travel, and where it goes on the next of both."""
     model, width, degrees = sizes.workload.model, sizes.width, sizes.degrees
     lines, wide, ring = sizes.ring_tokens * sizes.rows, max(4, width), degrees.ring > 1
     queries = model.head_dim * (width + pick(ring, wide, width)) + model.v_dim * 2 * width
     further = pick(degrees.ring > 2, width + DTYPE_BYTES[degrees.grad_ring_dtype], 0)
     kv = lines * sizes.kv_heads * (model.head_dim + model.v_dim)
-    return lines * sizes.heads * queries + kv * (width + pick(ring, 2 * wide + width + further, 2 * width))
+    made = lines * sizes.heads * queries + kv * (width + pick(ring, 2 * wide + width + further, 2 * width))
+    return made + _kernel_buffers(sizes)
+
+
+def _kernel_buffers(sizes: RankSizes) -> Number:
+    """What the backward kernel takes beside its results: dQ summed in fp32; where several queries share a key,
+    FlashAttention-2 has dK and dV of every query head before it adds them up (flash_api.cpp, mha_bwd: dq_accum,
+    dk_expanded, dv_expanded), FlashAttention-3 sums both in fp32 (dk_accum, dv_accum)."""
+    model, kernel = sizes.workload.model, sizes.framework.attention_backward
+    if kernel == "none" or sizes.framework.attention == "unfused":
+        return 0
+    lines, each = sizes.ring_tokens * sizes.rows, model.head_dim + model.v_dim
+    grouped = sizes.heads * each * sizes.width if kernel == "fa2" else sizes.kv_heads * each * 4
+    return lines * (sizes.heads * model.head_dim * 4 + pick(sizes.heads > sizes.kv_heads, grouped, 0))
 
 
 def attention_phases(
@@ -137,12 +211,13 @@ def attention_phases(
     """Attention of one rank over all keys: its ring, its chunks, or (all_gather) all KV first, gradients scattered."""
     if sizes.degrees.attention_chunk_tokens is not None:
         return chunked(sizes, kernels, part, grad, causal)
+    pieces, sizes = sizes.degrees.attention_head_chunks, sizes.head_chunk
     if sizes.degrees.ring_kind != "all_gather":
-        return (_ring(sizes, kernels, part, grad, causal),)
+        return (_ring(sizes, kernels, part, grad, causal),) * pieces
     held = sizes.tokens * sizes.sent_kv_width * sizes.degrees.ring * sizes.width
     gathered = Exchange(part="ring", axis="ring", op="all_gather", bytes=held)
     scattered = (Exchange(part="ring", axis="ring", op="reduce_scatter", bytes=held),) if grad else ()
-    return (gathered, _gathered(sizes, kernels, part, grad, causal), *scattered)
+    return (gathered, _gathered(sizes, kernels, part, grad, causal), *scattered) * pieces
 
 
 def _ring(sizes: RankSizes, kernels: Kernels, part: str, grad: bool, causal: bool) -> Ring:

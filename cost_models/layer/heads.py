@@ -12,7 +12,7 @@ U. Leaves out: balancing ranks of different speed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
@@ -52,6 +52,8 @@ class HeadSplit:
     q_heads: int
     kv_heads: int
     ulysses: int
+    part: tuple[int, int] = (0, 1)
+    """(index, count): of every rank's query heads the index-th of `count` pieces, as even as can be."""
 
     def __post_init__(self) -> None:
         if self.ulysses > self.q_heads:
@@ -63,13 +65,21 @@ class HeadSplit:
 
     @cached_property
     def shares(self) -> tuple[Share, ...]:
-        """One for each ulysses rank; query ranges tile [0, H)."""
-        group = self.q_heads // self.kv_heads
+        """One for each ulysses rank; query ranges tile [0, H), or hold this part of every rank's."""
+        group, (index, count) = self.q_heads // self.kv_heads, self.part
         shares, start = [], 0
         for length in _run_lengths(self.q_heads, group, self.ulysses):
-            shares.append(Share(start, start + length, start // group, (start + length - 1) // group + 1))
+            first, stop = (start + length * edge // count for edge in (index, index + 1))
+            shares.append(Share(first, stop, first // group, (stop - 1) // group + 1))
             start += length
         return tuple(shares)
+
+    def parts(self, count: int) -> tuple[HeadSplit, ...]:
+        """Every rank's heads in `count` pieces, one after the other; no rank may have fewer query heads."""
+        fewest = min(share.q_heads for share in self.shares)
+        if not 1 <= count <= fewest:
+            raise InputError(f"attention_head_chunks={count} of the {fewest} query heads of a rank; at most {fewest}")
+        return tuple(replace(self, part=(index, count)) for index in range(count))
 
     @cached_property
     def most_q_heads(self) -> int:

@@ -56,12 +56,14 @@ def layer_calls(sizes: RankSizes, recompute: str | None = None) -> Calls:
     exchanges = sum(one.name in ("heads", "heads back") for one in again)
     attends = sum(one.attends for one in again)
     ulysses, ring = sizes.degrees.ulysses > 1, sizes.degrees.ring > 1
+    pieces = sizes.degrees.attention_head_chunks
     sent = pick(ulysses, 2 * EXCHANGE_CALLS[grad] + exchanges * EXCHANGE_CALLS[False], 0)
+    ringed = pick(ring, RING_CALLS[grad] + attends * RING_CALLS[False], 0)
     return Calls(
-        operators=called + sent + pick(ring, RING_CALLS[grad] + attends * RING_CALLS[False], 0),
-        attentions=1 + attends,
-        exchanges=pick(ulysses, 2 + exchanges, 0),
-        hops=HOP_CALLS[grad] + attends * HOP_CALLS[False],
+        operators=called + pieces * (sent + ringed),
+        attentions=pieces * (1 + attends),
+        exchanges=pieces * pick(ulysses, 2 + exchanges, 0),
+        hops=pieces * (HOP_CALLS[grad] + attends * HOP_CALLS[False]),
     )
 
 

@@ -19,19 +19,22 @@ from cost_models.layer.operators import (
     Table,
     activation_passes,
     elementwise,
+    in_slices,
     inner_tensors,
+    layer_norm,
     maps,
     norm,
     norm_behind,
     residual,
+    slice_tokens,
     tensor_operator,
 )
 from cost_models.layer.sizes import RankSizes
-from cost_models.number import Number, larger, pick, smaller, somewhere
+from cost_models.number import Number, larger, pick, somewhere
 
 JOINED_PASSES, INPUT_GRADIENT_PASSES, SUM_PASSES = 2, 4, 3
 """Readings and writings of each value: slices joined; the input's gradient cleared, and added to (r, r, w); a weight's
-gradient added to (r, r, w)."""
+gradient added to (r, r, w; in fp32 r b r 4 w 4)."""
 SLICE_FORWARD, SLICE_BACKWARD = 5, 19
 """Operators that the host calls for each slice: gate, up, activation, product, down. Backward: the same again, twice as
 many gradients, three weights' gradients and the input's added up."""
@@ -52,12 +55,6 @@ def mlp_operators(sizes: RankSizes) -> Table:
         *norm_behind(sizes, "mlp norm"),
         residual(sizes, "mlp sum", 0, call="mlp"),
     )
-
-
-def slice_tokens(sizes: RankSizes) -> Number:
-    """Tokens of a rank that go through the MLP at one time."""
-    chunk = sizes.degrees.mlp_chunk_tokens
-    return sizes.tokens if chunk is None else smaller(sizes.tokens, chunk)
 
 
 def _activation(sizes: RankSizes, tokens: Number, call: str = "") -> Operator:
@@ -101,19 +98,19 @@ def _sliced(sizes: RankSizes) -> Table:
     """
     tokens, matrices = slice_tokens(sizes), 3 if sizes.workload.model.gated else 2
     slices, row = sizes.tokens / tokens, sizes.tokens * sizes.workload.model.hidden * sizes.width
-    first, last, weights = norm(sizes, "sliced norm"), residual(sizes, "sum", 0), _weight_gradient_bytes(sizes)
+    last, weights = residual(sizes, "sum", 0), _weight_gradient_bytes(sizes)
+    sums = weights / max(sizes.width, 1) * 4 if sizes.framework.wide_slice_sums and sizes.width < 4 else weights
     inside = _activation(sizes, tokens)
     own = 0 if inside.freed is None else inside.freed
     inside = inside._replace(
-        working=(inside.working[0], inside.working[1] + own + 2 * matrices * weights + row),
+        working=(inside.working[0], inside.working[1] + own + matrices * (weights + sums) + row),
         freed=-matrices * weights - row,
     )
     each = [*maps(sizes, "up", tokens), inside, *maps(sizes, "down", tokens)]
-    forward, backward = (one.plus(other) for one, other in zip(first.passes, last.passes, strict=True))
     gap_s = sizes.framework.gap_s
     joined = Passes(row * JOINED_PASSES, 1, gap_s), Passes(row * INPUT_GRADIENT_PASSES, 2, 2 * gap_s)
     return (
-        first._replace(passes=(forward, backward), kept=first.kept + last.kept),
+        *_norm_and_sum(sizes, last),
         *tensor_operator(sizes, "slices", "all_gather"),
         *(one._replace(name="slices", times=slices, reruns=True, host=(0, 0)) for one in each),
         Operator("slices", host=(slices * SLICE_FORWARD, slices * SLICE_BACKWARD)),
@@ -124,10 +121,22 @@ def _sliced(sizes: RankSizes) -> Table:
     )
 
 
+def _norm_and_sum(sizes: RankSizes, last: Operator) -> Table:
+    """Norm and residual in one call, unless the norm runs in slices of its own."""
+    first = layer_norm(sizes, "sliced norm")
+    # the gradient of the MLP's input goes with it
+    first = first._replace(freed=first.kept + sizes.tokens * sizes.workload.model.hidden * sizes.width)
+    if in_slices(sizes):
+        return first, last._replace(name="join")
+    forward, backward = (one.plus(other) for one, other in zip(first.passes, last.passes, strict=True))
+    return (first._replace(passes=(forward, backward), kept=first.kept + last.kept),)
+
+
 def _weight_sums(sizes: RankSizes, slices: Number, matrices: int) -> Operator:
     """Adding a slice's weight gradients to those of the slices before, unless the product itself does that."""
     if sizes.framework.accumulator is not None or not sizes.workload.trains_weights:
         return Operator("weight sums")
-    moved = matrices * sizes.workload.model.hidden * sizes.ffn * SUM_PASSES * sizes.width
+    each = 8 + sizes.width if sizes.framework.wide_slice_sums else SUM_PASSES * sizes.width
+    moved = matrices * sizes.workload.model.hidden * sizes.ffn * each
     added = Passes(moved, matrices, matrices * sizes.framework.gap_s)
     return Operator("weight sums", passes=(Passes(), added), times=larger(slices - 1, 0))

@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 
 from cost_models.framework import FA1_SLOWDOWN, OVERLAP_COST
 from cost_models.layer.sizes import RankSizes
-from cost_models.number import Number, larger, somewhere
+from cost_models.number import Number, larger, smaller, somewhere
 from cost_models.program import Exchange, Op
 from cost_models.timing.kernels import Kernels
 from cost_models.workload import LoraTarget
@@ -184,9 +184,33 @@ def norm(sizes: RankSizes, name: str, call: str = "", values: Number | None = No
     return made._replace(working=(0, rows * (b if fused else 16 - b)))
 
 
+def in_slices(sizes: RankSizes) -> bool:
+    """Whether a layer's norms run over slices of the tokens, as its MLP does."""
+    return sizes.framework.slices_norms and sizes.degrees.mlp_chunk_tokens is not None
+
+
+def slice_tokens(sizes: RankSizes) -> Number:
+    """Tokens of a rank that go through the MLP at one time."""
+    chunk = sizes.degrees.mlp_chunk_tokens
+    return sizes.tokens if chunk is None else smaller(sizes.tokens, chunk)
+
+
+def layer_norm(sizes: RankSizes, name: str, call: str = "") -> Operator:
+    """A norm of the layer's rows. In slices it keeps its input and its result, and runs again slice by slice in the
+    backward pass, which holds the input's gradient and one slice's tensors."""
+    if not in_slices(sizes):
+        return norm(sizes, name, call)
+    tokens, width = slice_tokens(sizes), sizes.width
+    made = norm(sizes, name, values=tokens * sizes.workload.model.hidden)
+    row = sizes.outer_tokens * sizes.workload.model.hidden * width
+    return made._replace(
+        kept=2 * row, working=(0, row + made.kept + made.working[1]), times=sizes.outer_tokens / tokens, reruns=True
+    )
+
+
 def norm_behind(sizes: RankSizes, name: str) -> Table:
     """The norm of a half's result before it is added, where a layer has four norms (Gemma, GLM-4)."""
-    return (norm(sizes, name),) if sizes.workload.model.norms == 4 else ()
+    return (layer_norm(sizes, name),) if sizes.workload.model.norms == 4 else ()
 
 
 def residual(sizes: RankSizes, name: str, launches: int, call: str = "") -> Operator:

@@ -83,6 +83,7 @@ class RankSizes:
     kind: LayerKind | None = None  # of the layer whose sizes these are; None means the model's last layer
     stage: Stage | None = None  # None means that every stage has an equal share of all layers
     evenly: bool = False  # a bound over many rings: documents are dealt evenly, and nothing of them travels
+    chunked: bool = False  # heads are those of one of the pieces in which they are attended
     _made: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -181,6 +182,16 @@ class RankSizes:
         """Tokens that one rank norms and adds: with sequence-parallel tensor parallelism its share of S."""
         return self.tokens // self.degrees.tensor if self.framework.sequence_parallel else self.tokens
 
+    @cached_property
+    def head_chunk(self) -> RankSizes:
+        """The same rank with the heads that it exchanges and attends at one time; the most of any piece."""
+        return self if self.degrees.attention_head_chunks == 1 else replace(self, chunked=True)
+
+    def _parts(self, ulysses: int) -> tuple[HeadSplit, ...]:
+        """How heads lie on the ranks: all of them, or piece by piece."""
+        whole = self._split(ulysses)
+        return whole.parts(self.degrees.attention_head_chunks) if self.chunked else (whole,)
+
     def _split(self, ulysses: int) -> HeadSplit:
         model, tensor = self.workload.model, int(np.max(self.degrees.tensor))
         queries, keys = model.heads // tensor, max(1, model.kv_heads // tensor)
@@ -190,17 +201,31 @@ class RankSizes:
     @cached_property
     def heads(self) -> Number:
         """Query heads of one rank inside the exchange (the most of any rank)."""
-        return _by_degree(lambda ulysses: self._split(ulysses).most_q_heads, self.degrees.ulysses)
+        return _by_degree(lambda ulysses: max(one.most_q_heads for one in self._parts(ulysses)), self.degrees.ulysses)
 
     @cached_property
     def kv_heads(self) -> Number:
         """KV heads of one rank inside the exchange (the most of any rank)."""
-        return _by_degree(lambda ulysses: self._split(ulysses).most_kv_heads, self.degrees.ulysses)
+        return _by_degree(lambda ulysses: max(one.most_kv_heads for one in self._parts(ulysses)), self.degrees.ulysses)
 
     @cached_property
     def sent_kv_heads(self) -> Number:
-        """K': KV heads that the exchange carries, repetition included."""
-        return _by_degree(lambda ulysses: self._split(ulysses).sent_kv_heads, self.degrees.ulysses)
+        """K': KV heads that the exchange carries, repetition included; of a piece the most of any."""
+        return _by_degree(lambda ulysses: max(one.sent_kv_heads for one in self._parts(ulysses)), self.degrees.ulysses)
+
+    @cached_property
+    def sent_kv_heads_in_chunks(self) -> Number:
+        """KV heads that the exchanges of all pieces carry: a piece finds keys that the one before had, if all ranks
+        do."""
+        chunks = self.head_chunk
+
+        def sent(ulysses: int) -> int:
+            several = chunks._parts(ulysses)
+            keys = [tuple((share.kv_start, share.kv_stop) for share in one.shares) for one in several]
+            fresh = [place for place in range(len(keys)) if not place or keys[place] != keys[place - 1]]
+            return sum(several[place].sent_kv_heads for place in fresh)
+
+        return _by_degree(sent, self.degrees.ulysses)
 
     @cached_property
     def width(self) -> float:
@@ -348,7 +373,9 @@ class RankSizes:
         arXiv 2101.06840). `weights` are shared by the shard group."""
         if self.degrees.offload_states != "all":
             return 0.0
-        return (weights / self.degrees.shard + of_experts / self.degrees.expert_shard) * self.width
+        precision = self.workload.precision
+        width = DTYPE_BYTES[precision.master if self.framework.fetches_master else precision.param]
+        return (weights / self.degrees.shard + of_experts / self.degrees.expert_shard) * width
 
     def returned_bytes(self, gradient: Number, of_experts: Number = 0.0) -> Number:
         """To host memory after a reduction: a rank's part of the gradients (without ZeRO all of them), where the

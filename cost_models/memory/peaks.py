@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from cost_models.layer import decoder
-from cost_models.layer.operators import peak_bytes
+from cost_models.layer.operators import in_slices, peak_bytes
 from cost_models.layer.recompute import policy
 from cost_models.layer.sizes import RankSizes
 from cost_models.memory.states import dropped_gradients, dummy_gradients, root_params
@@ -104,7 +104,7 @@ def loss(sizes: RankSizes) -> Peak:
     """
     if sizes.stage is not None and not sizes.stage.last:
         return Peak(name="loss")
-    copied = 0 if saves_input(sizes) else 4
+    copied = 0 if _last_saves_input(sizes) else 4
     norm = sizes.width + copied + (0 if sizes.framework.norm == "fused" else sizes.width)
     model = sizes.workload.model
     logits = _logits(sizes) + sizes.outer_tokens * model.hidden * (norm + sizes.width)
@@ -218,12 +218,17 @@ def least_kept(sizes: RankSizes) -> Number:
 
 
 def saves_input(sizes: RankSizes) -> bool:
-    """Whether a norm saves its input as it is: a fused one, or one that computes in fp32 on fp32; else an fp32 copy."""
+    """Whether a layer's norm saves its input as it is: one in slices, or as the last norm."""
+    return in_slices(sizes) or _last_saves_input(sizes)
+
+
+def _last_saves_input(sizes: RankSizes) -> bool:
+    """Whether the last norm does: a fused one, or one that computes in fp32 on fp32; others save an fp32 copy."""
     return sizes.framework.norm == "fused" or sizes.width >= 4
 
 
 def final_norm_input(sizes: RankSizes) -> Number:
-    if not saves_input(sizes) or (sizes.stage is not None and not sizes.stage.last):
+    if not _last_saves_input(sizes) or (sizes.stage is not None and not sizes.stage.last):
         return 0
     return sizes.row_bytes if sizes.stage is not None else pick(sizes.degrees.pipeline == 1, sizes.row_bytes, 0)
 

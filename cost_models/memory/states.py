@@ -50,7 +50,7 @@ def host_state_bytes(sizes: RankSizes) -> Number:
     each += OPTIMIZER_STATES[sizes.workload.optimizer] * DTYPE_BYTES[precision.optimizer]
     ranks, expert_ranks = pick(zero >= 1, degrees.shard, 1), pick(zero >= 1, degrees.expert_shard, 1)
     held = (trained / ranks + trained_experts / expert_ranks) * each
-    if degrees.offload_states == "all":
+    if degrees.offload_states == "all" and not sizes.framework.fetches_master:
         experts = sizes.stage_total(lambda here: here.expert_params)
         held = held + (_held(sizes) / ranks + experts / expert_ranks) * DTYPE_BYTES[precision.param]
     return held

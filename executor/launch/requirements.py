@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from cost_models.hardware.device_names import same_card
 from cost_models.hardware.machine import Host
+from cost_models.layer.recompute import policy
 from cost_models.token_layout import RING_LAYOUTS
 from cost_models.units import show_bytes
 from executor.launch.hosts import gpus_needed
-from executor.mmsp import POLICIES
+from executor.mmsp import KEEPING_INPUT, POLICIES
 from planner.plan_file import Plan
 
 LEAST_TORCH = (2, 13)
@@ -36,15 +37,16 @@ def unsupported(plan: Plan) -> list[str]:
           for axis, degree in (("tensor", strategy.tensor), ("pipeline", strategy.pipeline))),
         (strategy.ring_kind not in RING_LAYOUTS,
          f"ring_kind={strategy.ring_kind} is not executed; legal: {', '.join(RING_LAYOUTS)}"),
-        *((getattr(strategy, name), f"{name}={getattr(strategy, name)} is priced but not executed; plan with none")
-          for name in ("mlp_chunk_tokens", "attention_chunk_tokens")),
-        (strategy.offload_states != "none",
-         f"offload_states={strategy.offload_states} is priced but not executed; plan with none"),
+        (strategy.attention_chunk_tokens,
+         f"attention_chunk_tokens={strategy.attention_chunk_tokens} is priced but not executed; plan with none"),
+        (strategy.offload_states == "optimizer",
+         "offload_states=optimizer is priced but not executed; legal: none, all"),
         (strategy.zero == 0 and strategy.shard > 1,
          f"zero=0 shards nothing, but shard={strategy.shard}; plan with zero 1, 2 or 3"),
         *((part.recompute not in POLICIES,
            f"recompute={part.recompute} is not executed; legal: {', '.join(POLICIES)}") for part in strategy.layers),
-        *((part.offload != "none", f"offload={part.offload} is not executed; plan with offload=none")
+        *((part.offload != "none" and not policy(part.recompute).keeps_input,
+           f"offload={part.offload} is executed with recompute={', '.join(KEEPING_INPUT)} alone, not {part.recompute}")
           for part in strategy.layers),
         (stored not in ({"fp32"}, {"fp64"}), formats),
         (work.lora_rank, f"lora_rank={work.lora_rank} is planned but not executed; plan with --lora-rank 0"),

@@ -56,10 +56,13 @@ def make_sharding(plan: Plan, rank: int, device: torch.device, timeout: timedelt
         device=device,
         ring_layout=strategy.ring_kind,
         zero=strategy.zero,
-        recompute=tuple((part.recompute, part.count) for part in strategy.layers),
+        recompute=tuple((part.recompute, part.count, part.offload) for part in strategy.layers),
         precision=Precision(param=dtypes[precision.param], reduce=dtypes[precision.reduce]) if mixed else Precision(),
         grad_ring_dtype=dtypes[strategy.grad_ring_dtype],
         loss_chunk_tokens=strategy.loss_chunk_tokens or 2**40,  # more than any row has: all at once
+        head_chunks=strategy.attention_head_chunks,
+        mlp_chunk_tokens=strategy.mlp_chunk_tokens,
+        states_on_host=strategy.offload_states == "all",
     )
 
 

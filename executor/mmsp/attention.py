@@ -22,6 +22,7 @@ from cost_models.errors import InputError
 from cost_models.layer.heads import HeadSplit, Share
 from cost_models.token_layout import Layout, Tile, Travel
 from executor.mmsp.exchange import Exchange
+from executor.mmsp.head_chunks import HeadChunks, Piece, with_sinks
 from executor.mmsp.ring import RingWork, ring_backward, ring_forward
 
 NAME = "mm_sp"
@@ -60,6 +61,7 @@ class MmSp:
     ulysses: Exchange
     ring: Exchange
     grad_ring_dtype: torch.dtype = torch.float32
+    head_chunks: int = 1  # a rank's heads are exchanged and attended in so many pieces
     kept: Kept | None = None  # set by recompute "all_but_attention", anew for every layer
     _routes: dict[int, Route] = field(default_factory=dict, repr=False)  # by window, made when a layer first asks
 
@@ -81,19 +83,26 @@ class MmSp:
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, *, window: int = 0, sinks: Tensor | None = None
     ) -> Tensor:
         split, route = HeadSplit(q_heads=q.shape[1], kv_heads=k.shape[1], ulysses=self.ulysses.size), self.route(window)
-        work = RingWork(
-            exchange=self.ring,
-            tiles=route.tiles,
-            travels=route.travels,
-            runs=split.runs(self.ulysses.index),
-            scale=scale,
-            grad_dtype=self.grad_ring_dtype,
-        )
+
+        def work(of: HeadSplit) -> RingWork:
+            return RingWork(
+                exchange=self.ring,
+                tiles=route.tiles,
+                travels=route.travels,
+                runs=of.runs(self.ulysses.index),
+                scale=scale,
+                grad_dtype=self.grad_ring_dtype,
+            )
+
         if sinks is not None:
             share = split.shares[self.ulysses.index]
             sinks = sinks[share.q_start : share.q_stop]
+        if self.head_chunks > 1:
+            pieces = [Piece(part, work(part)) for part in split.parts(self.head_chunks)]
+            chunked: Tensor = HeadChunks.apply(q, k, v, sinks, pieces, self.ulysses, self.kept)
+            return chunked
         q_BHTD, kv_BHTD = _GatherRow.apply(q, k, v, split, self.ulysses)
-        out_BHTD = _Ring.apply(q_BHTD, kv_BHTD, sinks, work, self.kept)
+        out_BHTD = _Ring.apply(q_BHTD, kv_BHTD, sinks, work(split), self.kept)
         return _ScatterRow.apply(out_BHTD, split, self.ulysses)
 
 
@@ -144,7 +153,9 @@ class _Ring(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, kv: Tensor, sinks: Tensor | None, work: RingWork, kept: Kept | None) -> Tensor:
         result = kept.take() if kept else None
-        out, lse = result or _with_sinks(*ring_forward(q, kv, work), sinks)
+        out, lse = result or ring_forward(q, kv, work)
+        if sinks is not None and not result:
+            out, lse = with_sinks(out, lse, sinks)
         if kept and not result:
             kept.put(out, lse)
         ctx.work = work
@@ -161,14 +172,6 @@ class _Ring(torch.autograd.Function):
             taken = (dout.to(lse.dtype) * out).sum(-1) * torch.exp(sinks[0].to(lse.dtype)[:, None] - lse)
             dsinks = -taken.sum((0, 2)).to(sinks[0].dtype)
         return dq, dkv, dsinks, None, None
-
-
-def _with_sinks(out: Tensor, lse: Tensor, sinks: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(out, lse) with one more score for each head (H), of no key: all shares shrink."""
-    if sinks is None:
-        return out, lse
-    whole = torch.logaddexp(lse, sinks.to(lse.dtype)[:, None].expand_as(lse[0]))
-    return (out * torch.exp(lse - whole).unsqueeze(-1)).to(out.dtype), whole
 
 
 class _GatherRow(torch.autograd.Function):

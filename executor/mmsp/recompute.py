@@ -6,8 +6,9 @@
                        all-to-alls, but no attention kernel and no ring
     full               the layer's input; everything is computed again, with all its communication
 
-Set through `GradientCheckpointingLayer` of Hugging Face, so hooks of FSDP2 stay outside and parameter names
-do not change. Gradients are those of `none`. Active in training mode only. Leaves out: the vision tower, offload.
+Under the last two the layer's input may wait in host memory (`host_memory`). Set through `GradientCheckpointingLayer`
+of Hugging Face, so hooks of FSDP2 stay outside and parameter names do not change. Gradients are those of `none`. Active
+in training mode only. Leaves out: the vision tower.
 """
 
 from __future__ import annotations
@@ -23,18 +24,32 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cost_models.errors import InputError
-from executor.mmsp import POLICIES
+from executor.mmsp import KEEPING_INPUT, POLICIES
 from executor.mmsp.attention import Kept, MmSp
+from executor.mmsp.host_memory import HostMemory
 
 
-def apply_recompute(layers: Sequence[nn.Module], policies: Sequence[str]) -> None:
-    """Give each decoder layer its policy, before it is sharded. One policy for each layer, in the layers' order."""
+def apply_recompute(
+    layers: Sequence[nn.Module],
+    policies: Sequence[str],
+    offloads: Sequence[str] = (),
+    *,
+    host: HostMemory | None = None,
+    sliced: bool = False,
+) -> None:
+    """Give each decoder layer its policy, before it is sharded. One policy for each layer, in the layers' order.
+
+    `offloads`: "none" or "activations" for each layer; `host` takes the latter's inputs. `sliced`: the MLP's inside
+    is made again slice by slice, whatever the policy.
+    """
     if len(policies) != len(layers):
         raise InputError(f"recompute names {len(policies)} layers, the model has {len(layers)}")
-    for layer, policy in zip(layers, policies, strict=True):
+    for layer, policy, offload in zip(layers, policies, offloads or ["none"] * len(layers), strict=True):
         if policy not in POLICIES:
             raise InputError(f"recompute {policy!r} is not one of {', '.join(POLICIES)}")
-        if policy == "none":
+        if offload != "none" and policy not in KEEPING_INPUT:
+            raise InputError(f"offload={offload} with recompute={policy}; legal with {', '.join(KEEPING_INPUT)}")
+        if policy == "none" or (policy == "mlp" and sliced):
             continue
         if not isinstance(layer, GradientCheckpointingLayer):
             raise InputError(f"recompute {policy!r} needs a Hugging Face decoder layer, not {type(layer).__name__}")
@@ -43,6 +58,8 @@ def apply_recompute(layers: Sequence[nn.Module], policies: Sequence[str]) -> Non
         else:
             layer.gradient_checkpointing = True
             again: Any = _full if policy == "full" else _all_but_attention
+            if offload != "none":
+                again = functools.partial(_on_host, host or HostMemory(), again)
             layer._gradient_checkpointing_func = again
 
 
@@ -50,6 +67,12 @@ def _mlp(layer: nn.Module) -> nn.Module:
     if not isinstance(mlp := getattr(layer, "mlp", None), nn.Module):
         raise InputError(f"recompute 'mlp' needs a layer with a module named mlp; {type(layer).__name__} has none")
     return mlp
+
+
+def _on_host(host: HostMemory, again: Callable[..., Any], forward: Callable[..., Any], *args: Any) -> Any:
+    """Checkpointing, whose saved inputs go to host memory; what it runs inside is not asked."""
+    with host.saved_there():
+        return again(forward, *args)
 
 
 def _full(forward: Callable[..., Any], *args: Any) -> Any:

@@ -274,7 +274,7 @@ class _Layouts:
     ) -> None:
         self.workload, self.layouts, self.device, self.least_ring = workload, layouts, device, least_ring
         evenly = least_ring is not None and bool(workload.lengths) and framework.document_ring
-        self.sizes = RankSizes(workload, layouts, framework, evenly=evenly)
+        self.sizes = RankSizes(workload, layouts, framework.on(device), evenly=evenly)
         self.kernels, self.paths = KernelsInUse.afresh(kernels), paths
         self.held = np.broadcast_shapes(*(np.shape(getattr(layouts, name)) for name in VARIED))
         """Shape of the layouts, and so of what they hold; of what they take, with the paths: `spread`."""

@@ -18,6 +18,7 @@ from msgspec import structs
 
 from cost_models.curves.samples import Sample
 from cost_models.errors import InputError
+from cost_models.framework import OURS
 from cost_models.hardware.cluster import MAX_GPUS, Cluster, NodeRun
 from cost_models.layer.sizes import RankSizes
 from cost_models.memory import peaks
@@ -186,10 +187,10 @@ def _offloaded(space: Space, samples: tuple[Sample, ...]) -> tuple[float, float,
         return None
     tree, single = _listed(space, samples)
     layouts = tree.strategies(single.family[:, None], single.first[:, None], single.shard, single.zero)
-    shape = RankSizes(space.workload, layouts)
+    device = space.cluster.runs[0].node.device
+    shape = RankSizes(space.workload, layouts, OURS.on(device))
     part = LayerRange(recompute="full", offload="activations", count=1)
     layers = space.workload.model.layers / space.base.pipeline
-    device = space.cluster.runs[0].node.device
     kept = kept_bytes(shape, part) * layers
     parts = components(shape, kept, peaks.peak(shape, [part]), device)
     used = np.where(np.isfinite(single.least_bytes), sum(parts.values()), np.inf)

@@ -105,7 +105,9 @@ def simulate(
     """
     placement = placement or Placement.in_order(cluster, strategy.ranks)
     program, scale = played_program(cluster, workload, strategy, placement, profile, framework)
-    memory = _memory_by_instance(cluster, RankSizes(workload, strategy, framework), program)
+    memory = _memory_by_instance(
+        cluster, RankSizes(workload, strategy, framework.on(cluster.runs[0].node.device)), program
+    )
     if jitter:
         scale = scale * np.exp(jitter * np.random.default_rng(seed).standard_normal(strategy.ranks))
     rates = cluster_costs(cluster, profile).rates

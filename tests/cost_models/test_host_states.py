@@ -35,13 +35,14 @@ def test_the_update_reads_and_writes_host_memory():
 
 
 def test_copies_hide_behind_long_layers_and_show_beside_short_ones():
-    """Before and after: 8B's own parts of weights and gradients over 25 GB/s are 0.2 s in a step."""
+    """Before and after: 8B's own parts of weights and gradients over 25 GB/s are 0.3 s in a step; the fp32
+    master is fetched before each pass, and fp32 gradients go back."""
     long = price(HERE, WORK, replace(LAYOUT, offload_states="all"))
     assert long.seconds["offload"] < 0.05 * long.step_s
     slow = replace(HERE.runs[0].node, host_link_bytes_per_s=1e9)
     here = replace(HERE, runs=(replace(HERE.runs[0], node=slow),))
     short = price(here, Workload(WORK.model, context_tokens=2**12), replace(LAYOUT, offload_states="all"))
-    moved = 8.03e9 / 8 * (2 + 2 + 4)
+    moved = 8.03e9 / 8 * (4 + 4 + 4)
     assert short.seconds["offload"] == pytest.approx(moved / 1e9, rel=0.3)
 
 

@@ -38,7 +38,10 @@ class Case:
     shard: int = 0  # 0: all ranks
     zero: int = 3
     kind: str = "zigzag"
-    recompute: tuple[tuple[str, int], ...] = ()
+    recompute: tuple[tuple[str, int] | tuple[str, int, str], ...] = ()
+    head_chunks: int = 1
+    mlp_chunk_tokens: int | None = None
+    states_on_host: bool = False
     dtype: str = "float64"
     param: str | None = None  # what parameters are computed in, if not in `dtype`
     llm: str = "llama"
@@ -72,6 +75,9 @@ def make_sharding(case: Case) -> ContextSharding:
         ring_layout=case.kind,
         zero=case.zero,
         recompute=case.recompute,
+        head_chunks=case.head_chunks,
+        mlp_chunk_tokens=case.mlp_chunk_tokens,
+        states_on_host=case.states_on_host,
         precision=Precision(param=getattr(torch, case.param), reduce=torch.float32) if case.param else Precision(),
     )
 

@@ -51,7 +51,7 @@ def on_threads(layout, work):
         return {place: future.result(60) for place, future in futures.items()}
 
 
-def sharded(layout, q, k, v, dout, document_L, kept=False, recompute=False, window=0):
+def sharded(layout, q, k, v, dout, document_L, kept=False, recompute=False, window=0, head_chunks=1):
     """Forward and gradients of all ranks, put back into row order; padding holds noise that must not matter."""
     layout = replace(layout, documents=document_starts(document_L.numpy()))
 
@@ -62,7 +62,7 @@ def sharded(layout, q, k, v, dout, document_L, kept=False, recompute=False, wind
 
     def work(ulysses, ring):
         index_S = torch.from_numpy(layout.index(ring.index, ulysses.index))
-        call = MmSp(layout=layout, ulysses=ulysses, ring=ring)
+        call = MmSp(layout=layout, ulysses=ulysses, ring=ring, head_chunks=head_chunks)
         leaves = [cut(x, index_S, 2).requires_grad_() for x in (q, k, v)]
         out_S = call.attend(*leaves, 0.3, window=window)
         real = (index_S < layout.tokens)[None, :, None, None]

@@ -63,9 +63,15 @@ def test_adapters_are_refused_with_the_reason():
     assert unsupported(adapted) == ["lora_rank=8 is planned but not executed; plan with --lora-rank 0"]
 
 
-def test_sliced_mlps_are_refused_with_the_reason():
-    plan = make_plan(replace(ONE, mlp_chunk_tokens=512), precision=FP32)
-    assert unsupported(plan) == ["mlp_chunk_tokens=512 is priced but not executed; plan with none"]
+def test_levers_that_run_are_not_refused_and_others_with_the_reason():
+    layers = (LayerRange(recompute="full", offload="activations", count=2),)
+    levers = replace(ONE, mlp_chunk_tokens=512, attention_head_chunks=2, offload_states="all", zero=3, layers=layers)
+    assert unsupported(make_plan(levers, precision=FP32)) == []
+    apart = replace(levers, offload_states="optimizer", layers=(replace(layers[0], recompute="mlp"),))
+    assert unsupported(make_plan(apart, precision=FP32)) == [
+        "offload_states=optimizer is priced but not executed; legal: none, all",
+        "offload=activations is executed with recompute=all_but_attention, full alone, not mlp",
+    ]
 
 
 def test_attention_in_chunks_is_refused_with_the_reason():

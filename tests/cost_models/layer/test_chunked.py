@@ -6,6 +6,7 @@ import pytest
 
 from cost_models import Cluster, InputError, LayerRange, Model, Strategy, Workload, price, price_batch
 from cost_models.flops import executed_flops
+from cost_models.framework import Framework
 from cost_models.layer.chunked import chunk_working_bytes, chunked, chunks
 from cost_models.layer.sizes import RankSizes
 from cost_models.longest import longest_tokens
@@ -73,7 +74,7 @@ def test_what_does_not_hide_behind_its_block_shows():
 
 def test_memory_by_hand():
     """Kept without recompute: both norms' inputs, the second's output (the first's is away), the projection's input."""
-    none = RankSizes(work(2**20), replace(LAYOUT, layers=()))
+    none = RankSizes(work(2**20), replace(LAYOUT, layers=()), Framework())
     row = 2**17 * HIDDEN * 2
     norms = 2 * 2**17 * (HIDDEN * 8 + 4)  # unfused: an fp32 copy, its result and the output
     assert kept_bytes(none, "none") == norms - row + row

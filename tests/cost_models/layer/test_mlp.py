@@ -7,7 +7,8 @@ import pytest
 
 from cost_models import Cluster, InputError, LayerRange, Model, Strategy, Workload, price, price_batch
 from cost_models.flops import executed_flops
-from cost_models.framework import Framework
+from cost_models.framework import OURS, Framework
+from cost_models.layer import decoder
 from cost_models.layer.decoder import phases
 from cost_models.layer.launches import layer_host_s
 from cost_models.layer.mlp import mlp_operators
@@ -22,6 +23,7 @@ from planner.simulator.simulation import simulate
 MODEL, CLUSTER = Model.load("longvila-8b"), Cluster.load("dgx-h100", gpus=8)
 LONG = Workload(MODEL, context_tokens=2**20)
 LAYOUT = Strategy(ulysses=8, shard=8)
+DEEPSPEED = Framework(name="DeepSpeed's TiledMLP under eager layers")
 TOKENS, FFN, HIDDEN = 2**17, MODEL.ffn, MODEL.hidden
 
 
@@ -35,7 +37,7 @@ def tiled(chunk, policy="none", layout=LAYOUT):
 
 
 def test_only_the_input_is_kept():
-    whole, sliced = (RankSizes(LONG, tiled(chunk)) for chunk in (None, 4096))
+    whole, sliced = (RankSizes(LONG, tiled(chunk), DEEPSPEED) for chunk in (None, 4096))
     assert kept_bytes(whole, "none") - kept_bytes(sliced, "none") == TOKENS * FFN * 2 * 4
     assert kept_bytes(sliced, "mlp") == kept_bytes(sliced, "none")
     assert kept_bytes(sliced, "full") == kept_bytes(whole, "full")
@@ -43,9 +45,27 @@ def test_only_the_input_is_kept():
 
 def test_backward_holds_one_slice_and_the_sums_of_the_weights_gradients():
     """Gate, its activation, up and product, three gradients' worth of f; four weights; the residual's and input's h."""
-    found = peaks._products(RankSizes(LONG, tiled(2**16)))
+    found = peaks._products(RankSizes(LONG, tiled(2**16), DEEPSPEED))
     inside, weights = 2**16 * FFN * 2, HIDDEN * FFN * 2
     assert found == inside * (4 + 2) + 4 * weights + 2 * TOKENS * HIDDEN * 2
+
+
+def test_our_norms_run_in_slices_too_and_weights_are_summed_in_fp32():
+    """A norm keeps input and result in place of an fp32 copy, the normalised values and the result, and statistics."""
+    ours, apart = (RankSizes(LONG, tiled(4096), one) for one in (OURS, DEEPSPEED))
+    assert kept_bytes(apart, "none") - kept_bytes(ours, "none") == 2 * TOKENS * (HIDDEN * (8 - 4) + 4)
+    norms = [one for one in decoder.operators(ours) if one.name in ("norm", "sliced norm")]
+    assert [(one.times, one.reruns) for one in norms] == [(TOKENS / 4096, True)] * 2
+    whole = decoder.operators(RankSizes(LONG, tiled(None), OURS))[0]
+    assert norms[0].times * norms[0].passes[0].moved < whole.passes[0].moved + 1
+    sums = {}
+    for name, framework in (("narrow", DEEPSPEED), ("wide", replace(DEEPSPEED, wide_slice_sums=True))):
+        sums[name] = next(one for one in decoder.operators(RankSizes(LONG, tiled(4096), framework))
+                          if one.name == "weight sums").passes[1].moved  # fmt: skip
+    assert sums["wide"] / sums["narrow"] == pytest.approx(10 / 6)
+    more = [peaks._products(RankSizes(LONG, tiled(2**16), one)) for one in (DEEPSPEED, replace(DEEPSPEED,
+            wide_slice_sums=True))]  # fmt: skip
+    assert more[1] - more[0] == 3 * HIDDEN * FFN * 2
 
 
 def test_a_smaller_slice_never_takes_more_memory_and_never_less_time():
@@ -59,8 +79,8 @@ def test_a_smaller_slice_never_takes_more_memory_and_never_less_time():
 
 @pytest.mark.parametrize("gated", [True, False])
 def test_one_slice_runs_forward_once_more(gated):
-    shape = RankSizes(Workload(replace(MODEL, gated=gated), context_tokens=2**20), tiled(2**20))
-    plain = RankSizes(shape.workload, LAYOUT)
+    shape = RankSizes(Workload(replace(MODEL, gated=gated), context_tokens=2**20), tiled(2**20), DEEPSPEED)
+    plain = RankSizes(shape.workload, LAYOUT, DEEPSPEED)
     kernels = Kernels.of("h100-sxm-80gb")
 
     def products(here, grad, part):
@@ -78,9 +98,9 @@ def test_one_slice_runs_forward_once_more(gated):
 def test_slices_add_up_the_gradients_of_weights():
     """Each slice but the first: three matrices read twice and written once, unless the product adds them itself."""
     kernels = Kernels.of("h100-sxm-80gb")
-    many = RankSizes(LONG, tiled(2**14))
+    many = RankSizes(LONG, tiled(2**14), DEEPSPEED)
     fused = replace(many, framework=Framework(accumulator="fp32"))
-    frozen = RankSizes(replace(LONG, trainable=("projector",)), tiled(2**14))
+    frozen = RankSizes(replace(LONG, trainable=("projector",)), tiled(2**14), DEEPSPEED)
     sums = 7 * kernels.memory_bound_s(3 * HIDDEN * FFN * 3 * 2, 3)
 
     def joined(shape):
@@ -112,7 +132,7 @@ def test_batch_and_simulation_follow():
 
 def test_the_host_calls_every_slice():
     """512 slices of 256 tokens: 5 operators each forward, and the join; 19 backward, where a whole MLP has 10."""
-    many, whole = RankSizes(LONG, tiled(256)), RankSizes(LONG, LAYOUT)
+    many, whole = RankSizes(LONG, tiled(256), DEEPSPEED), RankSizes(LONG, LAYOUT, DEEPSPEED)
     for policy, more in ((None, 511 * 5 + 1), ("none", 512 * 19 - 10), ("mlp", 512 * 19 - 14),
                          ("full", 512 * 19 - 10 + 511 * 5 + 1)):  # fmt: skip
         added = layer_host_s(many, PYTORCH_2024, policy)[0] - layer_host_s(whole, PYTORCH_2024, policy)[0]

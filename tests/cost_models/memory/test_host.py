@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cost_models import Cluster, LayerRange, Model, Placement, Strategy, Workload, price, price_batch
+from cost_models.framework import Framework
 from cost_models.hardware.cluster import NodeRun
 
 WORK = Workload(Model.load("llama-3-8b"), context_tokens=2**18)
@@ -21,13 +22,14 @@ def with_host(gib, nodes=1):
     return replace(NODE, runs=(NodeRun(count=nodes, node=node),))
 
 
-@pytest.mark.parametrize(("where", "each"), [("none", 0), ("optimizer", 16), ("all", 18)])
-def test_states_take_16_or_18_bytes_of_every_weight(where, each):
-    """Master, two states and a gradient in fp32; with `all` the bf16 weights too. The node holds one copy."""
-    weights = WORK.model.llm_params
-    assert price(NODE, WORK, replace(LAYOUT, offload_states=where)).host_bytes == pytest.approx(
-        each * weights, rel=1e-5
-    )
+@pytest.mark.parametrize(("where", "each", "apart"), [("none", 0, 0), ("optimizer", 16, 16), ("all", 16, 18)])
+def test_states_take_16_or_18_bytes_of_every_weight(where, each, apart):
+    """Master, two states and a gradient in fp32; with `all` DeepSpeed has the bf16 weights too, where FSDP2 casts the
+    master. The node holds one copy."""
+    weights, layout = WORK.model.llm_params, replace(LAYOUT, offload_states=where)
+    deepspeed = Framework.load("deepspeed-hugging-face")
+    assert price(NODE, WORK, layout).host_bytes == pytest.approx(each * weights, rel=1e-5)
+    assert price(NODE, WORK, layout, framework=deepspeed).host_bytes == pytest.approx(apart * weights, rel=1e-5)
 
 
 def test_checkpoints_take_the_inputs_of_the_layers():
