@@ -30,7 +30,6 @@ AttentionKernel = Literal["newest", "fa2", "sdpa", "fa1", "unfused"]
 Reduction = Literal["overlapped", "exposed"]
 Scope = Literal["step", "operator"]
 BackwardBuffers = Literal["fa2", "fa3", "none"]
-BackwardBuffers = Literal["fa2", "fa3", "none"]
 TensorOverlap = Literal["none", "products", "chunks"]
 
 FA1_SLOWDOWN = 2.0

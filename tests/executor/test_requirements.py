@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from cost_models import Cluster, Model, Strategy
+from cost_models import Cluster, LayerRange, Model, Strategy
 from cost_models.errors import InputError
 from cost_models.workload import Precision
 from executor.launch.requirements import unsupported
@@ -64,7 +64,7 @@ def test_adapters_are_refused_with_the_reason():
 
 
 def test_levers_that_run_are_not_refused_and_others_with_the_reason():
-    layers = (LayerRange(recompute="full", offload="activations", count=2),)
+    layers = (LayerRange(recompute="full", offload="activations", count=4),)
     levers = replace(ONE, mlp_chunk_tokens=512, attention_head_chunks=2, offload_states="all", zero=3, layers=layers)
     assert unsupported(make_plan(levers, precision=FP32)) == []
     apart = replace(levers, offload_states="optimizer", layers=(replace(layers[0], recompute="mlp"),))
