@@ -5,7 +5,9 @@ from dataclasses import replace
 import pytest
 
 from cost_models import Cluster, LayerRange, Model, Strategy, Workload, price
+from cost_models.framework import Framework
 from cost_models.longest import longest_tokens
+from cost_models.room import DEFAULT_ROOM
 
 NODE = Cluster.load("dgx-h100", gpus=8)
 
@@ -26,3 +28,22 @@ def test_recompute_lengthens_the_row_and_too_large_a_model_has_none():
     kept = longest_tokens(NODE, work, Strategy(ulysses=8, shard=8))
     assert longest_tokens(NODE, work, Strategy(ulysses=8, shard=8, layers=full)) > 2 * kept
     assert longest_tokens(NODE, Workload(Model.load("llama-3-70b"), context_tokens=4096), Strategy()) == 0
+
+
+OFFLOADED = (LayerRange(recompute="full", offload="activations", count=32),)
+
+
+@pytest.mark.parametrize(
+    ("framework", "printed", "levers"),
+    [
+        ("alst", 3.7e6, {"loss_chunk_tokens": 1024, "offload_states": "optimizer"}),
+        ("fpdt", 4 * 2**20, {"loss_chunk_tokens": 256, "attention_chunk_tokens": 2**16}),
+        ("untied-ulysses", 5 * 2**20, {"attention_head_chunks": 4}),
+    ],
+)
+def test_printed_ends_of_llama_3_8b_on_8_h100(framework, printed, levers):
+    """arXiv 2506.13996, 2408.16978 and 2602.21196: within -10 and +5%, at the confidence with which plans fit."""
+    work = Workload(Model.load("llama-3-8b"), context_tokens=2**20, precision=Framework.load(framework).precision)
+    strategy = Strategy(ulysses=8, shard=8, layers=OFFLOADED, mlp_chunk_tokens=4096, **levers)
+    found = longest_tokens(NODE, work, strategy, Framework.load(framework), DEFAULT_ROOM)
+    assert 0.90 <= found / printed <= 1.05
