@@ -1,4 +1,4 @@
-"""The `executor` command: launch a plan, profile this machine, check a plan's memory.
+"""The `executor` command: launch a plan, serve it, profile this machine, check a plan's memory.
 
     executor launch plan.json --config train.yaml       executor profile -o profile.json       executor check plan.json
 
@@ -8,6 +8,7 @@ processes that need it, not here.
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ Examples:
   executor check plan.json
   executor launch plan.json --config examples/train.yaml
   executor launch plan.json --job longvila.generate --config examples/ask.yaml --set checkpoint=runs/example
+  executor serve plan.json --set checkpoint=runs/example
   executor launch plan.json --hosts node1,node2 --dry-run
   executor launch plan.json --slurm job.sh
 """
@@ -37,7 +39,7 @@ Examples:
 )
 @click.version_option(package_name="mmsp", prog_name="executor")
 def cli() -> None:
-    """Make a plan real: launch it, measure this machine, or check a plan's memory."""
+    """Make a plan real: launch it, serve it, measure this machine, or check a plan's memory."""
 
 
 def _names(text: str | None) -> tuple[str, ...]:
@@ -94,6 +96,28 @@ def launch(
         from executor.launch.worker import run
 
         sys.exit(run(prepared))
+
+
+@cli.command()
+@click.argument("plan", type=click.Path(path_type=Path))
+@click.option("--config", help="YAML file with the server's settings.")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="One setting; wins over --config.")
+@click.option("--listen", metavar="HOST:PORT", help="Where to take requests.  [default: 127.0.0.1:8000]")
+@click.option("--run-dir", type=click.Path(path_type=Path), help="Folder for logs.  [default: runs/launch]")
+def serve(plan: Path, sets: tuple[str, ...], listen: str | None, **rest: Any) -> None:
+    """Answer questions about videos over HTTP on PLAN's ranks, as OpenAI's chat completions."""
+    from executor.launch import launch as launching
+    from executor.launch.worker import run
+
+    sets += (f"listen={json.dumps(listen)}",) if listen else ()
+    prepared = launching.prepare(launching.Request(plan=plan, sets=sets, job="executor.serve.job", **rest))
+    for note in prepared.settings.notes:
+        click.echo(f"note: {note}", err=True)
+    if prepared.host is None:
+        raise InputError(
+            "a plan of several hosts is served by `executor launch PLAN --job executor.serve.job --hosts …`"
+        )
+    sys.exit(run(prepared))
 
 
 @cli.command()

@@ -47,6 +47,9 @@ def merge(plan: Plan, job: str, config: str | None, sets: Sequence[str]) -> Sett
         return _train(plan, given)
     if job == "longvila.generate":
         return _precision(plan, given)
+    if job == "executor.serve.job":
+        name, most = preset_of(plan), plan.workload.context_tokens
+        return _precision(plan, {"name": name, "max_prompt_tokens": most, **given})
     return Settings(values=given)
 
 
