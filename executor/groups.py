@@ -3,7 +3,8 @@
     {"ulysses": [[0, 1], [2, 3]], "ring": [[0, 2], [1, 3]], "context": [[0, 1, 2, 3]], …}
                        rank 2 -> ulysses (2, 3) index 0, ring (0, 2) index 1, context (0, 1, 2, 3) index 2
 
-Every rank creates every group in one order (axes sorted as below, lists as given), as collectives demand. The lists
+Every rank creates its own groups alone, in the order of the axes below: a constant number of operations on the meeting
+store for each rank, whatever the number of groups (where every rank creates every group, it is the square). The lists
 decide: no rank order is assumed, neither here nor by those who use the result. The ring index is the rank's place in
 its ring list, the ulysses index that in its ulysses list. Leaves out: `init_process_group` and its time limit
 (the launcher's), tensor and pipeline axes (the executor runs plans where they are 1).
@@ -102,12 +103,17 @@ def make_groups(
     _check(lists, world)
     axes: dict[str, Axis] = {}
     for name in AXES:
-        for ranks in lists[name]:
-            group = None
-            if len(ranks) > 1 or name in ("shard", "replicate"):  # a device mesh wants a group also of one member
-                group = dist.new_group(list(ranks), timeout=timeout, backend=backend, group_desc=name, sort_ranks=False)
-            if rank in ranks:
-                axes[name] = Axis(name=name, ranks=tuple(ranks), index=list(ranks).index(rank), group=group)
+        mine = _list_of(lists[name], rank)
+        # Names of groups are hashes of their ranks and of how many a rank has: members must have made equally many. A
+        # device mesh wants a group also of one member.
+        wanted = any(len(ranks) > 1 for ranks in lists[name]) or name in ("shard", "replicate")
+        group = None
+        if wanted:
+            group = dist.new_group(
+                list(mine), timeout=timeout, backend=backend, group_desc=name, sort_ranks=False,
+                use_local_synchronization=True,
+            )  # fmt: skip
+        axes[name] = Axis(name=name, ranks=mine, index=mine.index(rank), group=group)
     return Groups(
         **axes,
         places=tuple((_index(lists["ring"], r), _index(lists["ulysses"], r)) for r in axes["context"].ranks),

@@ -69,6 +69,8 @@ def _check(cases):
         model = sharding.wrap(make_model(case, sharding.attention))
         assert _answered(model, rows, sharding, sampler, STEPS) == expected, case
         assert all(len(set(tokens)) > 1 for tokens in expected), "a constant answer proves little"
+        context = sharding.groups.context
+        assert sharding.agree([context.ranks[context.index], 7]) == [context.ranks[0], 7]
         want, _ = _logits(alone, rows, expected, OneProcess())
         got, caches = _logits(model, rows, expected, sharding)
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)

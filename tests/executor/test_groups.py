@@ -106,5 +106,36 @@ def test_groups_are_of_the_backend_asked_for(four_ranks, monkeypatch, backend):
     assert set(made) == {backend}
 
 
+class _Counted(dist.Store):
+    """A store that answers at once, and counts."""
+
+    def __init__(self):
+        super().__init__()
+        self.operations = 0
+
+    def _count(self, *_):
+        self.operations += 1
+        return 1
+
+    set = get = add = wait = check = _count
+
+
+def test_a_rank_makes_its_groups_in_as_many_store_operations_whatever_the_world(monkeypatch):
+    """So all ranks together in O(N), also with the barrier that torch can have after each group."""
+    monkeypatch.setenv("TORCH_DIST_INIT_BARRIER", "1")
+    operations = []
+    for ranks in (16, 256):
+        store = _Counted()
+        dist.init_process_group("fake", store=store, rank=3, world_size=ranks)
+        try:
+            before = store.operations
+            groups = make_groups(rank_lists(Case(ring=ranks // 8, ulysses=8)), 3)
+            operations.append(store.operations - before)
+            assert (groups.ring.size, groups.ulysses.size, groups.context.size) == (ranks // 8, 8, ranks)
+        finally:
+            dist.destroy_process_group()
+    assert operations[0] == operations[1] <= 6 * 3
+
+
 def test_lists_of_the_grid():
     assert set(rank_lists(Case(ulysses=2, ring=2))) == set(AXES)
