@@ -1,6 +1,7 @@
 """What a LongVILA is made of: vision tower, downsampling projector, language model, and how text is written for it.
 
     image_size 384, patch 14 -> 27x27 patches -> 2x2 downsample (27 padded to 28) -> 14x14 = 196 tokens a frame
+    image_size 448, patch 14 -> 32x32 patches -> 2x2 256, 3x3 (32 padded to 33) 11x11 = 121, none 1,024
 
 Read from a preset (`tiny`, `longvila-8b`, `longvila-7b`, `longvila-1.5b`), from a YAML file of the same keys, or from
 a released folder (see `weights.py`). `llm` holds the keys of any Hugging Face causal LM config, `vision` those of
@@ -18,6 +19,7 @@ from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig, SiglipVisionConfig
 
+from longvila import projector
 from longvila.files import read_text
 from longvila.job import JobError
 from longvila.settings import read_settings, read_yaml
@@ -31,6 +33,9 @@ class LongVilaConfig:
     llm: Mapping[str, Any]
     vision: Mapping[str, Any]
     vision_select_layer: int = -2
+    projector: str = "mlp_downsample"  # see projector.py
+    s2_scales: tuple[int, ...] = ()  # sizes at which the tower sees a frame, ascending; none: its own
+    s2_repeat: int = 1  # times that a frame's channels are repeated (NVILA's dynamic_s2)
     tokenizer: str = "folder"  # byte | folder (the `llm` folder of the weights)
     chat: str = "chatml"  # how turns are written, see tokens.CHATS
     frame_separator: str = "\n"  # text after the tokens of each frame
@@ -56,19 +61,35 @@ class LongVilaConfig:
             raise JobError(f"model: vision num_hidden_layers {layers!r} is not a whole number from 1")
         if not -layers <= self.vision_select_layer <= -1:
             raise JobError(f"model: vision_select_layer {self.vision_select_layer} is not within -{layers} … -1")
+        if not projector.known(self.projector):
+            raise JobError(f"model: projector {self.projector!r} is not known; {projector.LEGAL}")
+        self._check_view()
         for name in ("loss_chunk_tokens", "frames_per_chunk"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise JobError(f"model: {name} {value} must be at least 1")
 
+    def _check_view(self) -> None:
+        size, scales = int(self.vision["image_size"]), self.s2_scales
+        if scales and (scales[0] != size or any(scale % size for scale in scales)):
+            raise JobError(f"model: s2_scales {list(scales)} are not multiples of the tower's {size} pixels, from 1 on")
+        if self.s2_repeat < 1 or self.video_frames < 1 or not 1 <= self.min_tiles <= self.max_tiles:
+            raise JobError("model: s2_repeat, video_frames and 1 <= min_tiles <= max_tiles are whole numbers from 1")
+
     @property
     def image_size(self) -> int:
-        return int(self.vision["image_size"])
+        """Pixels of a frame's side as it is decoded."""
+        return self.s2_scales[-1] if self.s2_scales else int(self.vision["image_size"])
 
     @property
     def tokens_per_frame(self) -> int:
-        side = self.image_size // int(self.vision["patch_size"])
-        return ((side + 1) // 2) ** 2
+        side = int(self.vision["image_size"]) // int(self.vision["patch_size"])
+        return (-(-side // projector.merged_side(self.projector))) ** 2
+
+    @property
+    def vision_width(self) -> int:
+        """Channels of a patch that reaches the projector."""
+        return int(self.vision_config().hidden_size) * max(len(self.s2_scales), 1) * self.s2_repeat
 
     @property
     def vocab_size(self) -> int:
@@ -76,7 +97,11 @@ class LongVilaConfig:
 
     def view(self) -> View:
         fewest, most = self.min_tiles, self.max_tiles
-        return View(frames=self.video_frames, fps=self.video_fps, fewest=fewest, most=most, size=self.image_size)
+        pictures = None if self.s2_repeat == 1 else "image_aspect_ratio dynamic_s2: videos alone are run"
+        return View(
+            frames=self.video_frames, fps=self.video_fps, fewest=fewest, most=most, size=self.image_size,
+            no_pictures=pictures,
+        )  # fmt: skip
 
     def llm_config(self) -> PretrainedConfig:
         given = dict(self.llm)

@@ -105,6 +105,8 @@ class Documents:
 
     def _picture(self, path: Source) -> Frames:
         clip, view = self._clip(path), self._writer.view
+        if view.no_pictures is not None:
+            raise JobError(f"{path}: a picture: {view.no_pictures}")
         return choose_frames(clip, frames=1) if view.most == 1 else tile(clip, view.size, view.fewest, view.most)
 
     def _video(self, path: Source) -> Frames:

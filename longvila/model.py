@@ -9,7 +9,7 @@
 `forward`, so that a sharded root gathers its parameters once; the modules that are called by themselves, each once per
 layer, are `layers()`.
 No shape depends on data, so a step also runs on fake tensors: the loss therefore visits unlabelled tokens too.
-Leaves out S2/dynamic tiling and pooled features. Shapes: L row, S local tokens, N embeddings made here, D width.
+Leaves out features pooled over frames. Shapes: L row, S local tokens, N embeddings made here, D width.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, SiglipVisionModel
 
 from longvila.config import LongVilaConfig
 from longvila.loss import loss_sum, wide_dtype
+from longvila.projector import Projector
+from longvila.scales import multiscale
 from longvila.sharding import Batch, LocalBatch, OneProcess, Sharding
 
 
@@ -35,42 +36,6 @@ class NextTokens:
 
     tokens: tuple[int, ...]
     positions: tuple[int, ...]
-
-
-class Downsample(nn.Module):
-    """Patches [F, h*w, C] -> [F, ceil(h/2)*ceil(w/2), 4C]; odd sides are padded with zeros at the end.
-
-    Channels are (row in the pair, column in the pair, C). Tokens run down the columns first: the released projector
-    was trained on this transposed order, so the weights need it.
-    """
-
-    def forward(self, patches_FPC: Tensor) -> Tensor:
-        frames, patches, width = patches_FPC.shape
-        side = round(patches**0.5)
-        grid = patches_FPC.view(frames, side, side, width)
-        if side % 2:
-            grid = F.pad(grid, (0, 0, 0, 1, 0, 1))
-        half = grid.shape[1] // 2
-        pairs = grid.view(frames, half, 2, half, 2, width)
-        return pairs.permute(0, 3, 1, 2, 4, 5).reshape(frames, half * half, 4 * width)
-
-
-class Projector(nn.Module):
-    """`mlp_downsample`: 2x2 patches to channels, norm, linear, GELU, linear; parameters named as released."""
-
-    def __init__(self, vision_width: int, llm_width: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            Downsample(),
-            nn.LayerNorm(4 * vision_width),
-            nn.Linear(4 * vision_width, llm_width),
-            nn.GELU(),
-            nn.Linear(llm_width, llm_width),
-        )
-
-    def forward(self, patches_FPC: Tensor) -> Tensor:
-        embeddings: Tensor = self.layers(patches_FPC)
-        return embeddings
 
 
 class LongVilaForConditionalGeneration(nn.Module):
@@ -86,7 +51,7 @@ class LongVilaForConditionalGeneration(nn.Module):
         self.tower.post_layernorm = nn.Identity()  # type: ignore[assignment]
         llm_config = config.llm_config()
         self.llm = AutoModelForCausalLM.from_config(llm_config, attn_implementation=attention)
-        self.projector = Projector(vision_config.hidden_size, llm_config.hidden_size)
+        self.projector = Projector(config.projector, config.vision_width, llm_config.hidden_size)
 
     def layers(self) -> list[nn.Module]:
         """The repeated blocks, in the order of their first use: what a sharding or a recompute policy wraps."""
@@ -124,8 +89,14 @@ class LongVilaForConditionalGeneration(nn.Module):
         return torch.cat(kept)
 
     def _embed(self, pixels_FCHW: Tensor) -> Tensor:
-        embeddings_FPD: Tensor = self.projector(self.tower(pixel_values=pixels_FCHW).last_hidden_state)
+        scales = self.config.s2_scales
+        patches_FPC = multiscale(self._patches, pixels_FCHW, scales) if scales else self._patches(pixels_FCHW)
+        embeddings_FPD: Tensor = self.projector(patches_FPC.repeat(1, 1, self.config.s2_repeat))
         return embeddings_FPD
+
+    def _patches(self, pixels_FCHW: Tensor) -> Tensor:
+        patches_FPC: Tensor = self.tower(pixel_values=pixels_FCHW).last_hidden_state
+        return patches_FPC
 
     def _hidden(self, batch: Batch, local: LocalBatch, sharding: Sharding, cache: Any) -> Tensor:
         most_frames = sharding.most_own_frames(max(batch.frames, batch.most_frames))

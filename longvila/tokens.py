@@ -58,6 +58,7 @@ class View:
     fewest: int = 1  # tiles of a picture
     most: int = 1
     size: int = 1  # pixels of a tile's side
+    no_pictures: str | None = None  # why pictures cannot be given
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,8 @@
-"""The released folder layout, read and written: `llm/`, `vision_tower/`, `mm_projector/`, each with a config.
+"""The weights of a released folder, read and written; `released.py` reads what its configs say.
 
     folder/config.json  llm/{config.json, *.safetensors, tokenizer}  vision_tower/…  mm_projector/…
+    folder/config.json  model*.safetensors, named llm.…, vision_tower.vision_tower.…, mm_projector.…, with one index
+    python -m longvila.weights inspect FOLDER     what is in it, what is left unread and why, its tokens per frame
 
 Only safetensors: a pickled `.bin` can run code when it is read, so it is refused. Names must match exactly; what the
 model does not build (the tower's pooling head, final norm, and layers past the selected one) is left unread.
@@ -13,7 +15,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -26,36 +31,16 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from longvila import lora
+from longvila import lora, projector
 from longvila.config import LongVilaConfig
-from longvila.files import quiet, read_text
+from longvila.files import quiet
 from longvila.job import JobError
 from longvila.model import LongVilaForConditionalGeneration
-from longvila.settings import read_settings
+from longvila.released import EXTRA_KEYS, PARTS, unknown
+from longvila.released import read_config as read_config
 from longvila.sharding import Sharding, whole
 
-PARTS = {"llm": "llm", "vision_tower": "tower", "mm_projector": "projector"}
 FILE_BYTES = 4 * 10**9  # a safetensors file of a part holds at most this much
-EXTRA_KEYS = ("tokenizer", "chat", "frame_separator", "loss_chunk_tokens", "frames_per_chunk")
-
-
-def read_config(folder: Path) -> LongVilaConfig:
-    """The model that a released folder describes."""
-    if not folder.is_dir():
-        raise JobError(f"weights: {folder} is not a folder")
-    llm, vision, projector = (_read_json(folder / part / "config.json") for part in PARTS)
-    kind = projector.get("mm_projector_type")
-    if kind != "mlp_downsample":
-        raise JobError(f"weights: {folder}/mm_projector is a {kind!r} projector; legal: mlp_downsample")
-    top = _read_json(folder / "config.json")
-    given = {
-        "chat": "llama3" if llm.get("model_type") == "llama" else "chatml",
-        **{key: value for key, value in top.get("longvila", {}).items() if key in EXTRA_KEYS},
-        "llm": {key: value for key, value in llm.items() if key not in ("torch_dtype", "dtype")},
-        "vision": {key: value for key, value in vision.items() if key not in ("torch_dtype", "dtype", "model_type")},
-        "vision_select_layer": top.get("mm_vision_select_layer", -2),
-    }
-    return read_settings(LongVilaConfig, given, f"weights {folder}")
 
 
 def empty_model(config: LongVilaConfig, attention: str) -> LongVilaForConditionalGeneration:
@@ -77,34 +62,112 @@ def materialise(model: nn.Module, device: torch.device, states: torch.device | N
         setattr(model.get_submodule(module), last, buffer.to(device).copy_(buffers[name]))
 
 
+@dataclass(frozen=True)
+class Stored:
+    """The tensors of a part as files hold them."""
+
+    folder: Path
+    names: Mapping[str, str]  # of the model's parameter -> of the file
+    shapes: Mapping[str, torch.Size]  # by the parameter's name
+    dtypes: Mapping[str, torch.dtype]
+
+
 def load_weights(model: LongVilaForConditionalGeneration, folder: Path) -> None:
     """Fill every parameter. Collective; each process reads the regions of its shards."""
     for part, attribute in PARTS.items():
-        module, where = getattr(model, attribute), folder / part
-        reader = HuggingFaceStorageReader(str(where))
-        try:
-            sizes = {name: entry.size for name, entry in reader.read_metadata().state_dict_metadata.items()}  # type: ignore[union-attr]
-        except (SafetensorError, OSError) as fault:
-            raise JobError(f"weights: {where} holds a file that is no safetensors file ({fault})") from None
-        pickled = sorted(file.name for file in where.glob("*") if file.suffix in (".bin", ".pt", ".pth"))
-        if not sizes and pickled:
-            raise JobError(
-                f"weights: {where / pickled[0]} is a pickle, which can run code when read; convert it to safetensors"
-            )
-        wanted = {name: p for name, p in plain_parameters(module).items() if not name.endswith(lora.NAMES)}
-        stored = {_plain_name(name): name for name in sizes}
-        tied, layers = _tied_names(module) - set(wanted), len(model.tower.encoder.layers)
-        extra = [n for n in stored if n not in wanted and n not in tied and not _unbuilt(part, n, layers)]
-        missing = [name for name in wanted if name not in stored]
-        if missing or extra:
-            raise JobError(f"weights: {where}: {_list('missing', missing)}{_list('unexpected', extra)}")
-        for plain, parameter in wanted.items():
-            if (size := sizes[stored[plain]]) != parameter.shape:
-                raise JobError(
-                    f"weights: {where}: {stored[plain]} has shape {list(size)}, the model wants {list(parameter.shape)}"
-                )
+        stored, module = stored_part(folder, part), getattr(model, attribute)
+        check_part(model, part, stored)
+        tensors = {stored.names[plain]: parameter.detach() for plain, parameter in _stored_parameters(module).items()}
         with quiet():
-            load({stored[plain]: parameter.detach() for plain, parameter in wanted.items()}, storage_reader=reader)
+            load(tensors, storage_reader=HuggingFaceStorageReader(str(stored.folder)))
+
+
+def stored_part(folder: Path, part: str) -> Stored:
+    """What the files hold of a part: those in its own folder, else those at the root that bear its name."""
+    own, root = _metadata(folder / part), _metadata(folder)
+    if own and any(name.startswith(f"{part}.") for name in root):
+        raise JobError(f"weights: {part} is in {folder} and in {folder / part}: one of them must go")
+    if odd := sorted(name for name in root if name.split(".")[0] not in PARTS):
+        raise JobError(f"weights: {folder}: {_list('unexpected', odd)}")
+    held = own or {name: entry for name, entry in root.items() if name.startswith(f"{part}.")}
+    where = folder / part if own else folder
+    if not held:
+        for place in (folder / part, folder):
+            for file in sorted(place.glob("*")):
+                if file.suffix in (".bin", ".pt", ".pth"):
+                    raise JobError(
+                        f"weights: {file} is a pickle, which can run code when read; convert it to safetensors"
+                    )
+    names = {_plain_name(part, name): name for name in held}
+    if len(names) < len(held):
+        raise JobError(f"weights: {where}: a tensor of {part} is stored under two names")
+    entries = {plain: held[name] for plain, name in names.items()}
+    return Stored(
+        where, names, {plain: entry.size for plain, entry in entries.items()},
+        {plain: entry.properties.dtype for plain, entry in entries.items()},
+    )  # fmt: skip
+
+
+def check_part(model: LongVilaForConditionalGeneration, part: str, stored: Stored) -> list[str]:
+    """Names and shapes must be the model's; returns the stored tensors that it does not build."""
+    module = getattr(model, PARTS[part])
+    wanted = _stored_parameters(module)
+    tied, layers = _tied_names(module) - set(wanted), len(model.tower.encoder.layers)
+    beside = [name for name in stored.names if name not in wanted]
+    extra = [name for name in beside if name not in tied and not _unbuilt(part, name, layers)]
+    missing = [name for name in wanted if name not in stored.names]
+    where = stored.folder if stored.folder.name == part else f"{stored.folder}: {part}"
+    if missing or extra:
+        raise JobError(f"weights: {where}: {_list('missing', missing)}{_list('unexpected', extra)}")
+    for plain, parameter in wanted.items():
+        if (size := stored.shapes[plain]) != parameter.shape:
+            raise JobError(
+                f"weights: {where}: {stored.names[plain]} has shape {list(size)}, "
+                f"the model wants {list(parameter.shape)}"
+            )
+    return beside
+
+
+def _metadata(folder: Path) -> Mapping[str, Any]:
+    try:
+        found = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata if folder.is_dir() else {}
+    except (SafetensorError, OSError) as fault:
+        raise JobError(f"weights: {folder} holds a file that is no safetensors file ({fault})") from None
+    return found
+
+
+def inspect(folder: Path) -> str:
+    """What a folder holds, as lines; a folder that cannot be run is a JobError, as it would be in training."""
+    config = read_config(folder)
+    model = empty_model(config, "sdpa")
+    llm, vision = config.llm_config(), config.vision
+    side = int(vision["image_size"]) // int(vision["patch_size"])
+    order = "columns" if config.projector == projector.COLUMNS else "rows"
+    tiles = f"{config.min_tiles} to {config.max_tiles} tiles" if config.max_tiles > 1 else "not tiled"
+    rate = f", at {config.video_fps:g} a second" if config.video_fps else ""
+    scales = f", at {', '.join(map(str, config.s2_scales))} pixels" if config.s2_scales else ""
+    scales += f", channels {config.s2_repeat} times" if config.s2_repeat > 1 else ""
+    layers = f"{config.vision_config().num_hidden_layers} of {vision.get('num_hidden_layers', 12)} layers"
+    size = f"{llm.num_hidden_layers} layers, {llm.hidden_size} wide, {llm.vocab_size} words"
+    around = f"{config.frame_opening!r} before, {config.frame_separator!r} after"
+    lines = [
+        f"language model  {llm.model_type}: {size}; turns as {config.chat}",
+        f"tower           SigLIP: {config.image_size} pixels, {layers} are run{scales}",
+        f"projector       {config.projector}: {side} x {side} patches, {order} first",
+        f"frame           {config.tokens_per_frame} tokens, {around}",
+        f"media           {config.video_frames} frames of a video{rate}; pictures {tiles}",
+    ]
+    for part in PARTS:
+        stored = stored_part(folder, part)
+        beside = check_part(model, part, stored)
+        kinds = ", ".join(sorted({str(dtype).removeprefix("torch.") for dtype in stored.dtypes.values()}))
+        held = sum(prod(shape) * stored.dtypes[name].itemsize for name, shape in stored.shapes.items()) / 1e9
+        lines.append(f"{part:15} {len(stored.names)} tensors, {held:.3f} GB of {kinds}, in {stored.folder}")
+        if beside:
+            lines.append(f"{'':15} not built: {_list('', beside).strip(' ;')}")
+    odd = unknown(folder)
+    lines.append(f"ignored         {', '.join(odd) if odd else 'nothing'}")
+    return "\n".join(lines)
 
 
 def save_weights(
@@ -130,8 +193,9 @@ def save_weights(
     config = model.config
     model.llm.config.save_pretrained(partial / "llm")
     config.vision_config().save_pretrained(partial / "vision_tower")
-    projector = {"mm_projector_type": "mlp_downsample", "model_type": "v2l_projector"}
-    (partial / "mm_projector" / "config.json").write_text(json.dumps(projector, indent=2))
+    kind = "mlp_downsample" if config.projector == projector.COLUMNS else config.projector
+    projected = {"mm_projector_type": kind, "model_type": "v2l_projector"}
+    (partial / "mm_projector" / "config.json").write_text(json.dumps(projected, indent=2))
     extra = {key: getattr(config, key) for key in EXTRA_KEYS}
     top = {"model_type": "llava_" + model.llm.config.model_type, "mm_vision_select_layer": -1, "longvila": extra}
     (partial / "config.json").write_text(json.dumps(top, indent=2))
@@ -145,6 +209,11 @@ def save_weights(
 def plain_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     """Parameters by the name they have without wrappers (recompute, compile)."""
     return {_unwrapped(name): parameter for name, parameter in module.named_parameters()}
+
+
+def _stored_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Those that released files hold: adapters are of a run alone."""
+    return {name: p for name, p in plain_parameters(module).items() if not name.endswith(lora.NAMES)}
 
 
 def _unwrapped(name: str) -> str:
@@ -161,8 +230,8 @@ def _gathered(module: nn.Module, kept: bool) -> dict[str, Tensor]:
     return full
 
 
-def _plain_name(name: str) -> str:
-    return name.removeprefix("vision_model.")
+def _plain_name(part: str, name: str) -> str:
+    return re.sub(rf"^({part}\.)*(vision_model\.)?", "", name)
 
 
 def _unbuilt(part: str, name: str, layers: int) -> bool:
@@ -180,18 +249,23 @@ def _tied_names(module: nn.Module) -> set[str]:
     return {"lm_head.weight"} if tied else set()
 
 
-def _read_json(path: Path) -> Mapping[str, Any]:
-    try:
-        content = json.loads(read_text(path, "weights: "))
-    except (ValueError, RecursionError) as fault:
-        raise fault if isinstance(fault, JobError) else JobError(f"weights: {path} cannot be read (not JSON)") from None
-    if not isinstance(content, Mapping):
-        raise JobError(f"weights: {path} is not a JSON object")
-    return content
-
-
 def _list(what: str, names: list[str]) -> str:
     if not names:
         return ""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"{what} {', '.join(names[:3])}{more}; "
+
+
+def main(arguments: Sequence[str]) -> int:
+    try:
+        if len(arguments) != 2 or arguments[0] != "inspect":
+            raise JobError("usage: python -m longvila.weights inspect FOLDER")
+        print(inspect(Path(arguments[1])))
+    except JobError as error:
+        print(f"longvila: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from longvila.config import LongVilaConfig, load_config, presets
 from longvila.job import JobError
-from longvila.model import LongVilaForConditionalGeneration, NextTokens, Projector
+from longvila.model import LongVilaForConditionalGeneration, NextTokens
 from longvila.sharding import IGNORE, Batch, OneProcess
 from longvila.weights import empty_model, materialise
 
@@ -167,22 +167,6 @@ def test_a_step_runs_on_fake_tensors():
         pixels = torch.empty(batch.pixels_FCHW.shape)
         model(dataclasses.replace(batch, pixels_FCHW=pixels)).backward()
     assert {type(p.grad).__name__ for p in model.parameters()} == {"FakeTensor"}
-
-
-def test_projector_is_the_released_one():
-    """The released block's own operations (NVlabs/VILA, DownSampleBlock.flat_square), for an odd and an even side."""
-    torch.manual_seed(0)
-    projector = Projector(6, 8).double()
-    for side in (5, 4):
-        patches = torch.randn(2, side * side, 6, dtype=torch.float64)
-        grid = patches.reshape(2, side, side, 6)
-        if side % 2:
-            grid = torch.cat([grid, torch.zeros(2, 1, side, 6)], dim=1)
-            grid = torch.cat([grid, torch.zeros(2, side + 1, 1, 6)], dim=2)
-        half = grid.shape[1] // 2
-        grid = grid.view(2, 2 * half, half, 12).permute(0, 2, 1, 3).contiguous().view(2, half, half, 24)
-        expected = projector.layers[1:](grid.reshape(2, half * half, 24))
-        torch.testing.assert_close(projector(patches), expected, rtol=0, atol=0)
 
 
 def test_decoding_with_a_cache_equals_running_the_whole_row():

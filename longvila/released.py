@@ -1,0 +1,178 @@
+"""What a released folder says of its model: every key that changes tokens is run, or refused by its name.
+
+    folder/config.json                      llm_cfg, vision_tower_cfg, mm_projector_cfg, and how media are seen
+    folder/{llm, vision_tower, mm_projector}/   each with config.json and weights; or one index of weights at the root
+
+`released.yaml` says of each key of NVlabs/VILA's configs whether it is run, must be off, or changes nothing here. Any
+other key is told by `unknown`, unless its value is empty.
+
+Which order of tokens `mlp_downsample` means follows from what wrote the folder. The code turned to rows first with
+NVILA's release (36f6adc, December 2024), which also brought the keys `image_encoder` and `video_encoder`; and every
+VILA before it was of Llama's kind. So: one of these keys, or a language model of another kind, means rows first; else
+columns first.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from longvila import projector
+from longvila.config import LongVilaConfig
+from longvila.files import read_text
+from longvila.job import JobError
+from longvila.settings import read_settings, read_yaml
+
+PARTS = {"llm": "llm", "vision_tower": "tower", "mm_projector": "projector"}
+"""Folder of a part -> attribute of the model."""
+EXTRA_KEYS = (
+    "tokenizer", "chat", "frame_separator", "frame_opening", "loss_chunk_tokens", "frames_per_chunk", "projector",
+    "video_frames", "video_fps", "min_tiles", "max_tiles", "s2_scales", "s2_repeat",
+)  # fmt: skip
+"""Fields of `LongVilaConfig` that an exported folder keeps under the key `longvila`."""
+
+_EMPTY: tuple[object, ...] = (None, False, 0, "", [], {}, -1)
+_ENCODERS = {"image_encoder": "BasicImageEncoder", "video_encoder": "BasicVideoEncoder"}
+_TEMPLATES = {"qwen2": "chatml", "vicuna_v1": "vicuna", "llama_3": "llama3", "hermes_2": "hermes", "hermes-2": "hermes"}
+
+
+def read_config(folder: Path) -> LongVilaConfig:
+    """The model that a released folder describes."""
+    if not folder.is_dir():
+        raise JobError(f"weights: {folder} is not a folder")
+    top = _read_json(folder / "config.json")
+    llm, vision, projected = (_part_config(folder, top, part) for part in PARTS)
+    for key, legal in keys()["off"].items():
+        if top.get(key) is not None and top[key] not in legal:
+            raise _refusal(folder, key, top[key], f"run are {', '.join(map(str, legal)) or 'models without it'}")
+    if llm.get("quantization_config"):
+        raise _refusal(folder, "llm quantization_config", llm["quantization_config"], "run are models without it")
+    if vision.get("model_type", "siglip_vision_model") != "siglip_vision_model":
+        raise _refusal(folder, "vision_tower model_type", vision["model_type"], "run is siglip_vision_model")
+    opening, separator = _texts(folder, top)
+    own = top.get("longvila", {})
+    given = {
+        "chat": _chat(folder, top, llm),
+        "projector": projector_of(folder, top, llm, projected),
+        "frame_opening": opening,
+        "frame_separator": separator,
+        **_seen(folder, top, vision),
+        **{key: value for key, value in own.items() if key in EXTRA_KEYS},
+        "llm": {key: value for key, value in llm.items() if key not in ("torch_dtype", "dtype")},
+        "vision": {key: value for key, value in vision.items() if key not in ("torch_dtype", "dtype", "model_type")},
+        "vision_select_layer": top.get("mm_vision_select_layer") or -2,
+    }
+    return read_settings(LongVilaConfig, given, f"weights {folder}")
+
+
+def unknown(folder: Path) -> list[str]:
+    """Keys of config.json that are neither run, nor checked, nor known to change nothing, with a value."""
+    top, known = _read_json(folder / "config.json"), {key for group in keys().values() for key in group}
+    return sorted(key for key in top if key not in known and top[key] not in _EMPTY)
+
+
+@lru_cache(maxsize=1)
+def keys() -> Mapping[str, Any]:
+    """`released.yaml`: run, off with the legal values, idle."""
+    return read_yaml((resources.files("longvila") / "released.yaml").read_text(encoding="utf-8"), "released.yaml")
+
+
+def projector_of(folder: Path, top: Mapping[str, Any], llm: Mapping[str, Any], projected: Mapping[str, Any]) -> str:
+    """The kind of projector, in `projector.py`'s names."""
+    kind = projected.get("mm_projector_type", top.get("mm_projector"))
+    if not projector.known(kind) or kind == projector.COLUMNS:
+        raise _refusal(folder, "mm_projector", kind, projector.LEGAL)
+    if kind == "mlp_downsample":
+        late = "image_encoder" in top or "video_encoder" in top or llm.get("model_type") != "llama"
+        return kind if late and "longvila" not in top else projector.COLUMNS
+    return str(kind)
+
+
+def _seen(folder: Path, top: Mapping[str, Any], vision: Mapping[str, Any]) -> dict[str, Any]:
+    """How frames and pictures reach the tower."""
+    size, fps = vision.get("image_size"), top.get("fps") or 0
+    if top.get("vision_resolution") not in (None, -1, size):
+        raise _refusal(folder, "vision_resolution", top["vision_resolution"], f"run is the tower's {size}")
+    seen: dict[str, Any] = {"video_frames": top.get("num_video_frames") or 8, "video_fps": fps if fps else None}
+    if top.get("image_aspect_ratio") == "dynamic":
+        seen |= {"min_tiles": top.get("min_tiles") or 1, "max_tiles": top.get("max_tiles") or 12}
+    scales = _scales(folder, top)
+    if top.get("dynamic_s2"):
+        seen["s2_repeat"] = len(scales)
+    elif top.get("s2"):
+        seen["s2_scales"] = scales
+    elif top.get("image_aspect_ratio") == "dynamic_s2":
+        raise _refusal(folder, "image_aspect_ratio", "dynamic_s2", "it goes with dynamic_s2: true")
+    return seen
+
+
+def _scales(folder: Path, top: Mapping[str, Any]) -> list[int]:
+    given = top.get("s2_scales")
+    try:
+        scales = sorted(int(scale) for scale in (given.split(",") if isinstance(given, str) else given or []))
+    except (TypeError, ValueError):
+        scales = []
+    if not scales and (top.get("s2") or top.get("dynamic_s2")):
+        raise _refusal(folder, "s2_scales", given, 'it must be sizes such as "448,896"')
+    return scales
+
+
+def _texts(folder: Path, top: Mapping[str, Any]) -> tuple[str, str]:
+    """The text before and after each frame, of the encoders of VILA's `llava/model/encoders`."""
+    texts = {}
+    for key, name in _ENCODERS.items():
+        given = top.get(key)
+        try:
+            encoder = json.loads(given) if isinstance(given, str) else given or {}
+        except ValueError:
+            raise _refusal(folder, key, given, "it is not JSON") from None
+        target = encoder.get("_target_", name).rpartition(".")[2]
+        pools = encoder.get("pool_sizes", [])
+        if target not in (name, "TSPVideoEncoder") or any(size != [1, 1, 1] for size in pools) or len(pools) > 1:
+            raise _refusal(folder, key, target, f"run is {name}; frames are not pooled (pool_sizes)")
+        if encoder.get("sep_tokens") is not None:
+            raise _refusal(folder, f"{key} sep_tokens", encoder["sep_tokens"], "run is none")
+        texts[key] = encoder.get("start_tokens") or "", encoder.get("end_tokens", "\n") or ""
+    if texts["image_encoder"] != texts["video_encoder"]:
+        raise _refusal(folder, "image_encoder", texts["image_encoder"], "run are video_encoder's start and end_tokens")
+    return texts["video_encoder"]
+
+
+def _chat(folder: Path, top: Mapping[str, Any], llm: Mapping[str, Any]) -> str:
+    """The template: named by the folder, else by the language model as VILA's `conversation.py` maps its releases."""
+    named = top.get("chat_template")
+    if named is not None:
+        if named not in _TEMPLATES:
+            raise _refusal(folder, "chat_template", named, f"legal: {', '.join(_TEMPLATES)}")
+        return _TEMPLATES[named]
+    if llm.get("model_type") != "llama":
+        return "chatml"
+    words = llm.get("vocab_size", 0) // 100
+    return {320: "vicuna", 640: "hermes"}.get(words, "llama3")  # Llama 2, Yi, Llama 3
+
+
+def _part_config(folder: Path, top: Mapping[str, Any], part: str) -> Mapping[str, Any]:
+    """The part's own config.json, else what the root's says of it."""
+    inside = top.get(f"{part}_cfg")
+    if (folder / part / "config.json").is_file() or not isinstance(inside, Mapping):
+        inside = _read_json(folder / part / "config.json")
+    return inside.get("vision_config", inside)
+
+
+def _refusal(folder: Path, key: str, value: object, legal: str) -> JobError:
+    shown = str(value) if len(str(value)) < 60 else f"{str(value)[:57]}..."
+    return JobError(f"weights: {folder}/config.json: {key} {shown!r} is not run; {legal}")
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    try:
+        content = json.loads(read_text(path, "weights: "))
+    except (ValueError, RecursionError) as fault:
+        raise fault if isinstance(fault, JobError) else JobError(f"weights: {path} cannot be read (not JSON)") from None
+    if not isinstance(content, Mapping):
+        raise JobError(f"weights: {path} is not a JSON object")
+    return content
