@@ -116,11 +116,13 @@ class Strategy:
     attention_head_chunks: int = field(default=1, metadata=strict.OPTIONAL)
     """A rank's query heads are exchanged and attended in so many pieces, one after the other; backward exchanges them
     again (Untied Ulysses, arXiv 2602.21196, without its projections)."""
+    cache_context: int = field(default=1, metadata=strict.OPTIONAL)
+    """Of the tensor ranks with the same KV heads so many cut a cache by tokens (prefill and decode)."""
     offload_states: OffloadStates = field(default="none", metadata=strict.OPTIONAL)
     """Master weights and optimizer in host memory, updated by the CPU; all: the sharded weights, too (ZeRO-3)."""
 
     def __post_init__(self) -> None:
-        for name in (*AXES, "virtual", "shard", "microbatches", "expert", "attention_head_chunks"):
+        for name in (*AXES, "virtual", "shard", "microbatches", "expert", "attention_head_chunks", "cache_context"):
             if somewhere(getattr(self, name) < 1):
                 raise InputError(f"{name}={getattr(self, name)} must be at least 1")
         for name, legal in (
@@ -217,6 +219,11 @@ class Strategy:
             raise InputError(f"ulysses={self.ulysses} exceeds the model's {model.heads} query heads; at most {most}")
         if model.heads % self.tensor:
             raise InputError(f"tensor={self.tensor} does not divide the model's {model.heads} query heads")
+        copies = max(1, self.tensor // model.kv_heads)
+        if copies % self.cache_context:
+            raise InputError(
+                f"cache_context={self.cache_context}: each KV head is on {copies} tensor ranks; legal: divisors of that"
+            )
         if self.pipeline * self.virtual > model.layers:
             raise InputError(f"pipeline={self.pipeline} x virtual={self.virtual} exceeds the {model.layers} layers")
         if self.expert > 1 and (model.experts is None or model.experts.count % self.expert):
@@ -249,6 +256,7 @@ class Strategy:
         parts += [f"expert {self.expert}"] if self.expert > 1 else []
         tail = f" of {self.microbatches} microbatches" if self.pipeline > 1 else ""
         tail += f", zero-{self.zero} over {self.shard}" if self.shard > 1 else ", unsharded"
+        tail += f", cache by {self.cache_context}" if self.cache_context > 1 else ""
         tail += f", MLP by {self.mlp_chunk_tokens} tokens" if self.mlp_chunk_tokens is not None else ""
         tail += f", heads in {self.attention_head_chunks} chunks" if self.attention_head_chunks > 1 else ""
         tail += f", attention by {self.attention_chunk_tokens}" if self.attention_chunk_tokens is not None else ""

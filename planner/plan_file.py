@@ -72,6 +72,28 @@ class Regret:
     tied: int  # layouts, this one counted
 
 
+@dataclass(frozen=True, kw_only=True)
+class Apart:
+    """Prefill on GPUs of its own."""
+
+    strategy: Strategy
+    first_token_s: float
+    cache_bytes: int  # of one prompt, handed over to the ranks that decode
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """What a server with this layout answers; seconds are none where the memory does not hold it."""
+
+    first_token_s: float | None  # prefill of one prompt a replica
+    token_s: float | None  # a decode step of the batch
+    longest_tokens: int  # of a row, at this batch; 0: none
+    most_rows: int  # of this length at once
+    most_token_s: float | None  # a decode step of so many
+    most_tokens_per_s: float
+    apart: Apart | None = None
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Plan:
     target: Target = MMSP  # the program that it is for
@@ -82,6 +104,7 @@ class Plan:
     placement: Placement
     cost: StepCost
     simulated: Simulated
+    serving: Serving | None = None  # of prefill and decode
     objective: Objective
     chosen_by: ChosenBy
     regret: Regret | None = None  # nothing is tied with it
@@ -143,6 +166,7 @@ class Plan:
             "priced": {"step_s": cost.step_s, **_rest(cost)},
             "bands": self.bands,
             "simulated": strict.plain(self.simulated),
+            **({"serving": strict.plain(self.serving)} if self.serving else {}),
             "chosen_by": self.chosen_by,
             "regret": strict.plain(self.regret),
             "alternatives": strict.plain(self.alternatives),
@@ -174,7 +198,7 @@ class Plan:
 _PRICED = ("seconds", "hidden_s", "sent_bytes", "model_flops", "executed_flops", "peak_flops", "tokens", "estimates",
            "basis")  # fmt: skip
 
-_KEPT = ("workload", "targets", "simulated", "objective", "chosen_by", "regret", "alternatives", "searched",
+_KEPT = ("workload", "targets", "simulated", "serving", "objective", "chosen_by", "regret", "alternatives", "searched",
          "bound", "gap", "reproducible", "fixed", "trust_model",
          "room")  # fmt: skip
 
@@ -235,6 +259,7 @@ class PlanFile:
     priced: Priced
     bands: Bands
     simulated: Simulated
+    serving: Serving | None = None  # files of earlier releases do not say
     chosen_by: ChosenBy
     regret: Regret | None
     alternatives: tuple[Alternative, ...]

@@ -31,6 +31,7 @@ from planner.plan_file import Alternative, ChosenBy, Plan, Regret, Simulated
 from planner.search.objective import Objective, paid_ranks, value_of
 from planner.search.reasons import reason, tied_reason
 from planner.searched import searched
+from planner.serving import serving
 from planner.simulator.simulation import Simulation, simulate
 from planner.solve import Choice, Solution, solve
 from planner.targets.target import MMSP, Target
@@ -82,6 +83,14 @@ def plan(
     costs = cluster_costs(cluster, profile)
     chosen = _chosen(costs, solution, objective, play, doubted=doubted, once=late or not doubted)
     choice = chosen.choice
+
+    def alone(other: Workload) -> Solution:
+        on_step("searching layouts for prefill alone")
+        return solve(
+            cluster, other, fixed=fixed, objective="time", profile=profile, room=room, keep=1,
+            time_limit_s=time_limit_s, target=solution.target,
+        )  # fmt: skip
+
     return Plan(
         cluster=cluster,
         target=solution.target,
@@ -91,6 +100,7 @@ def plan(
         placement=choice.placement,
         cost=choice.cost,
         simulated=summary(chosen.simulation),
+        serving=serving(cluster, solution, choice, room, profile, alone),
         objective=objective,
         chosen_by=chosen.by,
         regret=chosen.regret,

@@ -58,9 +58,11 @@ def plan_lines(plan: Plan, explain: bool = False) -> list[str]:
         f"          {layers_line(plan.strategy, plan.workload.model.layers)}",
         *cost_lines(plan.cost, plan.simulated, room=plan.room),
         *dummy_lines(plan.cost, plan.workload),
+        *_serving(plan),
         "",
         *_alternatives(plan, everything=explain),
         *_bound(plan),
+        *_elsewhere(plan),
         *_estimates(plan.cost, brief=not explain),
     ]
     return lines + (explanation(plan.cost, plan.simulated) if explain else [])
@@ -295,6 +297,56 @@ def _bound(plan: Plan) -> list[str]:
         _title("Held      ") + held[0].lstrip(),
         *held[1:],
     ]
+
+
+def _serving(plan: Plan) -> list[str]:
+    """What a decode or prefill plan means to those who ask."""
+    one = plan.serving
+    if one is None:
+        return []
+    first = "does not fit" if one.first_token_s is None else show_seconds(one.first_token_s, 3)
+    token = "does not fit" if one.token_s is None else show_seconds(one.token_s, 3)
+    words = [f"first token after {first}", f"then {token} each"]
+    if one.longest_tokens:
+        words.append(f"rows of at most {one.longest_tokens:,} tokens")
+    if one.most_rows and one.most_token_s:
+        rate = f"{one.most_tokens_per_s:,.0f} tokens/s, {show_seconds(one.most_token_s, 3)} each"
+        words.append(f"{one.most_rows:,} of this length at once: {rate}")
+    lines = _wrap(words, joined="; ")
+    if one.apart is not None:
+        handed = f"{show_bytes(one.apart.cache_bytes)} of cache to hand over"
+        apart = f"{one.apart.strategy.describe()}, first token after {show_seconds(one.apart.first_token_s, 3)}"
+        lines.append(f"          prefill apart, on as many GPUs: {apart}, {handed}")
+    return [_title("Serving   ") + lines[0].lstrip(), *lines[1:]]
+
+
+def _elsewhere(plan: Plan) -> list[str]:
+    """What another target would bring, beside a plan of ours; nothing where it has no layouts of its own."""
+    if not plan.target.is_ours or plan.targets:
+        return []
+    from planner.targets.elsewhere import elsewhere
+
+    found = elsewhere(plan.cluster, plan.workload, plan.room)
+    if found is None:
+        return []
+    name, degrees = found.target.name, ("tensor", "pipeline", "virtual", "ring", "data")
+    if found.strategy is None or found.cost is None:
+        return [_title("Elsewhere ") + f"none of {found.tried} layouts priced for {name} fits; --for {name} searches"]
+    said = " × ".join(
+        f"{axis} {getattr(found.strategy, axis)}" for axis in degrees if getattr(found.strategy, axis) > 1
+    )
+    words = f"{said}: {show_seconds(found.cost.step_s, 3)}, {_against(found.cost, plan.cost)}"
+    return [_title("Elsewhere ") + f"{name}, {words}; best of {found.tried} priced: --for {name} searches"]
+
+
+def _against(other: StepCost, mine: StepCost) -> str:
+    """How much slower or faster, and by which part most."""
+    share = other.step_s / mine.step_s - 1
+    sign = 1 if share > 0 else -1
+    parts = {name: sign * (other.seconds.get(name, 0.0) - mine.seconds.get(name, 0.0)) for name in PARTS}
+    most = max(parts, key=lambda name: parts[name])
+    word, more = ("slower", "more") if share > 0 else ("faster", "less")
+    return f"{abs(share):.0%} {word} ({PARTS[most].words} {show_seconds(parts[most], 2)} {more})"
 
 
 def _estimates(cost: StepCost, brief: bool) -> list[str]:

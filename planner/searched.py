@@ -20,7 +20,7 @@ from cost_models.workload import Mode
 from planner.search.space import Family, Space
 
 VARIED = ("data", "microbatches", "ring", "ulysses", "shard", "zero", "recompute")
-_HELD = ("tensor", "pipeline", "virtual")
+_HELD = ("tensor", "pipeline", "virtual", "cache_context")
 """Varied where a target has several spaces."""
 _OVER = {"ranks": "all ranks", "domain": "a domain's", "context": "the context group's", "one": "1", "alone": "1"}
 _ONLY_IN_TRAINING = ("microbatches", "recompute")

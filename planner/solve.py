@@ -31,7 +31,7 @@ from planner.search.integer_program import Answer, choose
 from planner.search.objective import Objective, value_of, weight
 from planner.search.policy_prices import EQUAL
 from planner.search.reasons import notable
-from planner.search.remedies import NothingFits
+from planner.search.remedies import NothingFits, roomiest
 from planner.search.several import search_several
 from planner.search.space import Space, check_plannable, spaces
 from planner.targets.target import MMSP, Target
@@ -107,7 +107,7 @@ def solve(
     costs = cluster_costs(cluster, profile)
     results = search_several(several, objective, costs, deadline, keep + 1, near)
     if not results.found:
-        raise NothingFits(several[0], costs.samples)
+        raise NothingFits(roomiest(several, costs.samples), costs.samples)
 
     def priced(strategy: Strategy, placement: Placement) -> Choice:
         cost = price(cluster, workload, strategy, placement, profile, target.code)

@@ -171,6 +171,11 @@ class RankSizes:
         return -(-context // granule) * granule // degrees.ring
 
     @cached_property
+    def cached_tokens(self) -> Number:
+        """Tokens of one row in a rank's cache of keys and values."""
+        return -(-(self.ring_tokens // self.degrees.ulysses) // self.degrees.cache_context)
+
+    @cached_property
     def tokens(self) -> Number:
         """S: tokens of one rank in one microbatch (outside attention); in decode, one new token for each row."""
         if self.workload.mode == "decode":

@@ -75,7 +75,7 @@ def _vision(sizes: RankSizes) -> Number:
 def _cache(sizes: RankSizes) -> Number:
     if sizes.workload.mode == "train":
         return 0 * sizes.tokens
-    tokens = sizes.rows * (sizes.ring_tokens // sizes.degrees.ulysses)
+    tokens = sizes.rows * sizes.cached_tokens
     latent = sizes.workload.model.latent
     columns = 2 * sizes.kv_width if latent is None else latent.kv_rank + latent.rope_dim
     return tokens * columns * sizes.width * sizes.workload.model.layers // sizes.degrees.pipeline

@@ -86,12 +86,20 @@ def _higher(first: Peak, second: Peak) -> Peak:
 
 
 def forward(sizes: RankSizes) -> Peak:
-    """One layer's tensors, attention's or the MLP's, and the logits of each row's last token."""
+    """One layer's tensors, attention's or the MLP's, and the logits of each row's last token.
+
+    A decode step has one token of each row there: its vectors of the layer's width, of Q, K, V and of the MLP.
+    """
     model, width = sizes.workload.model, sizes.width
+    if sizes.workload.mode == "decode":
+        columns = 4 * model.hidden + sizes.q_width + 2 * sizes.kv_width + 2 * sizes.ffn
+        working = sizes.tokens * columns * width
+    else:
+        working = peak_bytes(decoder.operators(sizes), grad=False) + sizes.tokens * model.hidden * width * 2
     last = sizes.stage is None or sizes.stage.last
     return Peak(
         name="forward",
-        working=peak_bytes(decoder.operators(sizes), grad=False) + sizes.tokens * model.hidden * width * 2,
+        working=working,
         logits=larger(sizes.rows, 1) * (model.vocab // sizes.degrees.tensor) * width if last else 0,
     )
 

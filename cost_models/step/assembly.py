@@ -9,6 +9,7 @@ Weights are gathered and gradients reduced as `sharding.py` says. Left out: data
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 from cost_models.errors import InputError
@@ -338,8 +339,9 @@ def trained_expert_params(sizes: RankSizes) -> Number:
 
 
 def _decode(sizes: RankSizes, kernels: Kernels) -> StepProgram:
+    """One token through all layers: a pipeline's stages follow each other, and a tensor group sums twice a layer."""
     model, width, dtype = sizes.workload.model, sizes.width, sizes.workload.precision.param
-    rows, cached = sizes.rows, sizes.rows * (sizes.ring_tokens // sizes.degrees.ulysses)
+    rows, cached = sizes.rows, sizes.rows * sizes.cached_tokens
     maps = (pair for several in sizes.linears.values() for pair in several)
     products = sum(kernels.gemm_s(larger(rows, 1), out, inside, dtype) for out, inside in maps)
     of_kind = {
@@ -354,10 +356,33 @@ def _decode(sizes: RankSizes, kernels: Kernels) -> StepProgram:
         Compute(part="attention", seconds=cache),
         Exchange(part="all_to_all", axis="context", op="all_gather", bytes=merge),
         Compute(part="memory_bound", seconds=small),
+        *_decode_exchanges(sizes),
     )
     one = Segment(name="layer decode", phases=phases, repeat=model.layers)
-    segments = (embed(sizes, kernels), one, head(sizes, kernels))
+    segments = (embed(sizes, kernels), one, *_to_next_stages(sizes), head(sizes, kernels))
     return StepProgram(microbatch=segments, epilogue=(), microbatches=sizes.degrees.microbatches)
+
+
+def _decode_exchanges(sizes: RankSizes) -> Iterator[Phase]:
+    """Of a layer: attention's output and the MLP's are summed, a cache cut by tokens takes the queries of all its ranks
+    and gives back their partial results in fp32 with their log-sum-exps."""
+    if not somewhere(sizes.degrees.tensor > 1):
+        return
+    summed = sizes.rows * sizes.workload.model.hidden * sizes.width
+    yield Exchange(part="tensor", axis="tensor", op="all_reduce", bytes=summed)
+    yield Exchange(part="tensor", axis="tensor", op="all_reduce", bytes=summed)
+    if sizes.degrees.cache_context > 1:
+        queries = sizes.rows * sizes.q_width * sizes.degrees.cache_context
+        heads = queries / sizes.workload.model.head_dim
+        yield Exchange(part="tensor", axis="tensor", op="all_gather", bytes=queries * sizes.width)
+        yield Exchange(part="tensor", axis="tensor", op="reduce_scatter", bytes=(queries + heads) * 4)
+
+
+def _to_next_stages(sizes: RankSizes) -> Iterator[Segment]:
+    if sizes.degrees.pipeline > 1:
+        sent = sizes.rows * sizes.workload.model.hidden * sizes.width
+        phase = Exchange(part="pipeline", axis="pipeline", op="send", bytes=sent)
+        yield Segment(name="to the next stage", phases=(phase,), repeat=sizes.degrees.pipeline - 1)
 
 
 def _seen(sizes: RankSizes, kind: LayerKind, cached: Number) -> Number:

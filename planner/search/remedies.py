@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -84,7 +84,9 @@ def _tried(space: Space, samples: tuple[Sample, ...]) -> Iterator[str]:
         degree = _degree(space, samples, axis)
         if degree is not None:
             pin = f"{axis}={degree[0]}"
-            yield f"{pin} fits: {show_bytes(degree[1])} (`plan --fix {pin}`; `executor` cannot run it)"
+            other = "megatron" if space.workload.mode == "train" else "vllm"
+            plans = f"`plan --for {other}` plans it; this executor cannot run it" if space.target.is_ours else pin
+            yield f"{pin} fits: {show_bytes(degree[1])} ({plans})"
     offloaded = _offloaded(space, samples)
     if offloaded is not None:
         least, on_host, share = offloaded
@@ -125,6 +127,18 @@ def least_bytes(space: Space, samples: tuple[Sample, ...]) -> tuple[float, float
     room = space.room.limit_bytes(largest_gpu_bytes(space))
     fitting = single.bound.min(initial=np.inf)
     return (float(fitting), room) if np.isfinite(fitting) else (float(single.least_bytes.min(initial=np.inf)), room)
+
+
+def roomiest(spaces: Sequence[Space], samples: tuple[Sample, ...]) -> Space:
+    """The space with the layout that needs least."""
+
+    def least(space: Space) -> float:
+        try:
+            return least_bytes(space, samples)[0]
+        except InputError:  # its degrees leave no room
+            return math.inf
+
+    return spaces[0] if len(spaces) == 1 else min(spaces, key=least)
 
 
 def largest_gpu_bytes(space: Space) -> int:

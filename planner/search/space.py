@@ -259,23 +259,33 @@ def spaces(cluster: Cluster, workload: Workload, pins: Mapping[str, Any], room: 
             return [pins.get(name, 1)]
         return [degree for degree in legal if degree <= cluster.gpus]
 
-    tensors = [t for t in divisors(model.heads) if model.ffn % t == 0 and 0 in (model.kv_heads % t, t % model.kv_heads)]
     among = target.recompute if training and "recompute" not in pins else target.recompute[:1]
     found = []
-    for tensor, pipeline in itertools.product(degrees("tensor", tensors), degrees("pipeline", divisors(model.layers))):
+    tensors, pipelines = degrees("tensor", tensor_degrees(model)), degrees("pipeline", divisors(model.layers))
+    for tensor, pipeline in itertools.product(tensors, pipelines):
         several = [1]
         if pipeline > 1:
             if "pipeline" not in pins and (tensor * pipeline > cluster.gpus or is_mixed(model)):
                 continue
             if training and "interleaved" in target.schedules and not {"virtual", "schedule"} & {*pins}:
                 several = divisors(model.layers // pipeline)
-        for virtual, policies in itertools.product(several, among):
-            here = {"tensor": tensor, "pipeline": pipeline}
-            here |= {"virtual": virtual} if virtual > 1 else {}
+        copies = max(1, tensor // model.kv_heads) if "cache" in target.degrees and "cache_context" not in pins else 1
+        for virtual, policies, cut in itertools.product(several, among, divisors(copies)):
+            here = {"tensor": tensor, "pipeline": pipeline, "virtual": virtual, "cache_context": cut}
             schedule = {"schedule": "interleaved"} if virtual > 1 else {}
             held = {name: value for name, value in here.items() if value > 1} | schedule | {**pins}
             found.append(Space(cluster=cluster, workload=workload, pins=held, room=room, target=target, among=policies))
     return found
+
+
+def tensor_degrees(model: Model) -> list[int]:
+    """Divisors of the query heads and the MLP's width that divide the KV heads or are multiples of them.
+
+    >>> tensor_degrees(Model.load("longvila-1.5b"))
+    [1, 2, 4]
+    """
+    legal = [one for one in divisors(model.heads) if model.ffn % one == 0]
+    return [one for one in legal if 0 in (model.kv_heads % one, one % model.kv_heads)]
 
 
 def check_plannable(model: Model) -> None:

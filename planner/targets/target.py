@@ -1,7 +1,8 @@
 """A target: the program that is to run the plan, as a file of what its layouts may be.
 
     targets/megatron.yaml    title, framework (cost_models/frameworks), modes, and what exists there:
-    degrees      which may be above 1, of data, ring, ulysses, tensor, pipeline
+    degrees      which may be above 1, of data, ring, ulysses, tensor, pipeline; cache: tensor ranks with the same KV
+                 heads cut the cache by tokens
     context      ring and ulysses "together", "apart" (one of them 1), or "gcd": ulysses is the greatest common divisor
                  of ring x ulysses and the KV heads
     ulysses      any integer, a divisor of the query heads (and of the KV heads, or a multiple), or of the KV heads
@@ -27,7 +28,7 @@ from cost_models.strategy import Recompute, RingKind, Schedule
 from cost_models.workload import Mode, Workload
 
 FOLDER = Path(__file__).parent
-Degree = Literal["data", "ring", "ulysses", "tensor", "pipeline"]
+Degree = Literal["data", "ring", "ulysses", "tensor", "pipeline", "cache"]
 Sharded = Literal["ranks", "domain", "context", "one", "alone"]
 """Over all of data x context, a scale-up domain's, the context group, or not at all: `alone` without context alone."""
 
@@ -100,10 +101,13 @@ class Target:
         """The values of a pin; `None`: those that the cluster and the workload allow."""
         if name in ("data", "ring", "ulysses", "tensor", "pipeline"):
             return None if name in self.degrees else (1,)
+        if name == "cache_context" and "cache" in self.degrees:
+            return None
         if name == "virtual":
             return None if "interleaved" in self.schedules else (1,)
         known: dict[str, tuple[Any, ...]] = {
             "expert": (1,),
+            "cache_context": (1,),
             "zero": tuple(sorted({stage for _, stage in self.shardings})),
             "recompute": tuple(dict.fromkeys(policy for several in self.recompute for policy in several)),
             "ring_kind": (self.ring_kind,),
