@@ -27,6 +27,8 @@ TARGETS = {
     "trl": "trl", "ms-swift": "ms_swift", "vllm": "vllm",
 }  # fmt: skip
 """The module of each target."""
+LAUNCHERS = ("torchrun", "slurm", "skypilot", "kubeflow")
+"""Start this project's executor."""
 
 
 class Export(NamedTuple):
@@ -38,14 +40,22 @@ def export(plan: Plan, target: str, plan_file: str = "plan.json") -> Export:
     """The files of a target; InputError for a plan that it cannot hold. `plan_file`: where launchers find the plan."""
     if target not in TARGETS:
         raise InputError(f"--to {target!r} is unknown; legal: {', '.join(TARGETS)}")
+    if target in LAUNCHERS and not plan.target.is_ours:
+        raise InputError(
+            f"--to {target} starts this executor, and the plan is for {plan.target.name}; "
+            f"legal: {plan.target.name}, or plan with --for mmsp"
+        )
     made: Export = importlib.import_module(f"planner.exports.{TARGETS[target]}").files(plan, plan_file)
-    return made
+    if target in LAUNCHERS or target == plan.target.name:
+        return made
+    return Export(made.files, (*made.notes, f"times: the plan was priced for {plan.target.name}, not for {target}"))
 
 
 def hosts(plan: Plan) -> dict[str, int]:
-    """Ranks of each host in slot order; hosts are HOST and the slot's number until a launch binds them."""
+    """Ranks of each host in slot order, by the plan's names; HOST and the slot's number where it has none."""
     slots, ranks = np.unique(plan.placement.slot_of_rank, return_counts=True)
-    return {f"HOST{slot}": int(count) for slot, count in zip(slots, ranks, strict=True)}
+    names = plan.cluster.hosts or [f"HOST{slot}" for slot in range(plan.cluster.slots)]
+    return {names[slot]: count for slot, count in zip(slots.tolist(), ranks.tolist(), strict=True)}
 
 
 def equal_hosts(plan: Plan, target: str) -> tuple[int, int]:

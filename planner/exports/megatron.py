@@ -2,7 +2,10 @@
 
     --context-parallel-size R·U  --hierarchical-context-parallel-sizes U R  --cp-comm-type a2a+p2p
 
-ZeRO-1 is its distributed optimizer; higher stages become its FSDP (`--use-megatron-fsdp`).
+ZeRO-1 is its distributed optimizer; higher stages become its FSDP (`--use-megatron-fsdp`). Layers that recompute beside
+layers that do not are so many of each chunk of a stage (`--recompute-method block`, transformer_block.py). A plan made
+for it has the overlaps that its price assumes; what describes the model beyond its sizes (SwiGLU, RMSNorm, rotary
+embedding, vocabulary) is the reader's.
 """
 
 from __future__ import annotations
@@ -20,11 +23,27 @@ RECOMPUTED: dict[str, Flags] = {
 }
 
 
+def _recomputed(plan: Plan) -> tuple[Flags, tuple[str, ...]]:
+    """(flags, notes): of none and full together each chunk of a stage recomputes its share, rounded up."""
+    one, layers = plan.strategy, plan.workload.model.layers
+    counts: dict[str, int] = {}
+    for part in one.layer_ranges(layers):
+        counts[part.recompute] = counts.get(part.recompute, 0) + part.count
+    if set(counts) != {"none", "full"}:
+        policy, notes = recomputed(plan, ("none", "mlp", "full"))
+        return RECOMPUTED[policy], notes
+    chunks = one.pipeline * one.virtual
+    each = -(-counts["full"] // chunks)
+    block: Flags = [("recompute-granularity", "full"), ("recompute-method", "block"), ("recompute-num-layers", each)]
+    more = each * chunks - counts["full"]
+    return block, (f"recompute: {more} layers more than planned, as many in every chunk",) if more else ()
+
+
 def files(plan: Plan, plan_file: str) -> Export:
     only(plan, "megatron", "train")
     no_levers(plan, "megatron")
     one, work, model = plan.strategy, plan.workload, plan.workload.model
-    policy, notes = recomputed(plan, ("none", "mlp", "full"))
+    again, notes = _recomputed(plan)
     flags: Flags = [
         ("tensor-model-parallel-size", one.tensor),
         ("pipeline-model-parallel-size", one.pipeline),
@@ -54,8 +73,12 @@ def files(plan: Plan, plan_file: str) -> Export:
     elif one.zero > 1:
         flags += [("use-megatron-fsdp", ""), ("data-parallel-sharding-strategy", SHARDED[one.zero])]
         flags.append(("use-distributed-optimizer", ""))
-    flags += RECOMPUTED[policy]
+    flags += again
     flags.append(("bf16", ""))
+    if plan.target.name == "megatron":
+        flags += [("overlap-grad-reduce", ""), ("grad-reduce-in-bf16", "")]
+        flags += [("overlap-param-gather", "")] if one.zero == 1 else []
+        flags += [("tp-comm-overlap", "")] if one.tensor > 1 else []
     if one.shard not in (1, one.data * one.context):
         notes = (*notes, f"shard={one.shard}: Megatron shards over all of data x context")
     text = "".join(f"--{name} {value}".rstrip() + "\n" for name, value in flags)

@@ -3,7 +3,8 @@
     #SBATCH --nodes --ntasks-per-node=1 --gpus-per-node      srun executor launch plan.json --hosts … --node-rank=auto
 
 Nothing of the plan or the command line is ever interpreted by the shell: every value is quoted, and a value with a
-line break or control character is refused. The node order of Slurm is not read. Leaves out site settings (account,
+line break or control character is refused. The node order of Slurm is not read; hosts that the
+plan names are asked for. Leaves out site settings (account,
 partition, time): pass them to `sbatch`.
 """
 
@@ -15,7 +16,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from cost_models.errors import InputError
-from planner.exports.export import Export
+from cost_models.hardware.readers.hostlist import compress
+from planner.exports.export import Export, hosts
 from planner.exports.torchrun import PORT
 from planner.plan_file import Plan
 
@@ -28,6 +30,7 @@ def script(plan: Plan, arguments: Sequence[str]) -> str:
         "--job-name=mmsp",
         f"--nodes={len(slots)}",
         "--ntasks-per-node=1",
+        *([f"--nodelist={compress(list(hosts(plan)))}"] if plan.cluster.hosts else []),
         *([f"--gpus-per-node={gpus}"] if on_gpus else []),
         "--exclusive",
         "--output=slurm-%j.log",

@@ -36,6 +36,9 @@ def files(plan: Plan, plan_file: str) -> Export:
     if one.pipeline > 1:
         flags["parallelism.pipeline_parallel_schedule"] = SCHEDULES[one.schedule]
         flags["parallelism.pipeline_parallel_microbatch_size"] = batch_of_rank(plan)
+        flags["parallelism.pipeline_parallel_layers_per_stage"] = work.model.layers // (one.pipeline * one.virtual)
+        flags["parallelism.pipeline_parallel_first_stage_less_layers"] = 0
+        flags["parallelism.pipeline_parallel_last_stage_less_layers"] = 0
     said = [f"--{name} {shlex.quote(str(value))}" for name, value in flags.items()]
     said += ["activation_checkpoint:full-ac"] if policy == "full" else []
     head = "# append to: torchrun … -m torchtitan.train --module MODULE --config CONFIG"

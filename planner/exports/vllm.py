@@ -1,7 +1,7 @@
 """`vllm serve` flags for a decode or prefill plan: tensor, pipeline and data degrees, the context's length.
 
-The ring of a decode plan is a cache cut by tokens: `--decode-context-parallel-size`, which vLLM takes from inside the
-tensor ranks, so it must divide them. Ulysses has no word there.
+A cache that tensor ranks with the same KV heads cut by tokens is `--decode-context-parallel-size`. Ring and ulysses
+ranks beside the tensor ranks have no word there. Hosts are vLLM's to find (Ray, or `--nnodes` and `--node-rank`).
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ def files(plan: Plan, plan_file: str) -> Export:
         "max-num-seqs": -(-work.global_batch // one.data),
         "dtype": "bfloat16",
     }
+    if one.cache_context > 1:
+        flags["decode-context-parallel-size"] = one.cache_context
     if work.frames:
         flags["limit-mm-per-prompt.video"] = 1
     text = "".join(f"--{name} {value}\n" for name, value in flags.items())

@@ -14,6 +14,7 @@ from cost_models import Cluster, InputError, LayerRange, Placement, Strategy
 from planner.exports.export import TARGETS, Export, export
 from planner.exports.megatron import files as megatron_files
 from planner.plan_file import Plan
+from planner.targets.target import Target
 from tests.executor.planned import make_plan
 
 BOTH = Strategy(data=2, ring=4, ulysses=8, shard=64, zero=3)
@@ -47,9 +48,54 @@ def test_megatron_core_takes_its_flags() -> None:
     }  # fmt: skip
     read = {name: kind(said[name.replace("_", "-")]) for name, kind in names.items()}
     found = transformer.TransformerConfig(**read, params_dtype=None, bf16=True)
+    assert (found.recompute_method, found.recompute_num_layers) == ("block", 16)
     assert (found.context_parallel_size, found.hierarchical_context_parallel_sizes) == (32, [8, 4])
     assert (found.cp_comm_type, found.num_query_groups) == ("a2a+p2p", 8)
     assert {"use-megatron-fsdp", "group-query-attention", "bf16"} <= set(said)
+
+
+def test_megatron_core_takes_tensor_and_pipeline_degrees_of_a_plan_made_for_it() -> None:
+    """What the price assumes is switched on, and 20 of 32 layers are 5 of each of 4 chunks."""
+    transformer = pytest.importorskip("megatron.core.transformer.transformer_config")
+    strategy = Strategy(
+        data=8, tensor=4, pipeline=2, virtual=2, schedule="interleaved", microbatches=2, shard=8, zero=1,
+        loss_chunk_tokens=None,
+    )  # fmt: skip
+    plan = replace(plan_of(recomputing(strategy, full=20, none=12), batch=16), target=Target.load("megatron"))
+    made = export(plan, "megatron")
+    said = flags(made, "megatron.args")
+    names = {
+        "tensor_model_parallel_size": int, "pipeline_model_parallel_size": int, "num_layers": int, "hidden_size": int,
+        "num_attention_heads": int, "num_query_groups": int, "recompute_granularity": str, "recompute_method": str,
+        "recompute_num_layers": int,
+    }  # fmt: skip
+    read = {name: kind(said[name.replace("_", "-")]) for name, kind in names.items()}
+    chunks = int(said["num-virtual-stages-per-pipeline-rank"])
+    found = transformer.TransformerConfig(
+        **read, virtual_pipeline_model_parallel_size=chunks, sequence_parallel="sequence-parallel" in said, bf16=True,
+        pipeline_dtype="bf16", params_dtype=None, tp_comm_overlap="tp-comm-overlap" in said,
+    )  # fmt: skip
+    assert (found.tensor_model_parallel_size, found.pipeline_model_parallel_size, chunks) == (4, 2, 2)
+    assert found.recompute_num_layers == 5 and found.tp_comm_overlap
+    assert {"overlap-grad-reduce", "overlap-param-gather", "grad-reduce-in-bf16"} <= set(said)
+    assert (said["micro-batch-size"], said["global-batch-size"]) == ("1", "16") and not made.notes
+
+
+def test_a_plan_for_another_program_starts_no_executor() -> None:
+    plan = replace(plan_of(BOTH), target=Target.load("megatron"))
+    with pytest.raises(
+        InputError, match="--to slurm starts this executor, and the plan is for megatron; legal: megatron"
+    ):
+        export(plan, "slurm")
+    assert any("priced for mmsp, not for megatron" in note for note in export(plan_of(BOTH), "megatron").notes)
+
+
+def test_the_hosts_of_the_plan_are_the_exports() -> None:
+    named = Cluster.load("dgx-h100", gpus=16, hosts=("gpu007", "gpu008"))
+    plan = make_plan(Strategy(ring=16), cluster=named)
+    text = export(plan, "torchrun").files["torchrun.txt"]
+    assert "--master-addr=gpu007" in text and "--host=gpu008 --hosts=gpu007,gpu008" in text and "HOST0" not in text
+    assert "#SBATCH --nodelist=gpu[007-008]\n" in export(plan, "slurm").files["job.sh"]
 
 
 def test_deepspeed_has_the_keys_that_it_is_given() -> None:
@@ -133,6 +179,8 @@ TORCHTITAN = {
     "parallelism.fsdp_reshard_after_forward", "parallelism.context_parallel_degree",
     "parallelism.tensor_parallel_degree", "parallelism.pipeline_parallel_degree",
     "parallelism.pipeline_parallel_schedule", "parallelism.pipeline_parallel_microbatch_size",
+    "parallelism.pipeline_parallel_layers_per_stage", "parallelism.pipeline_parallel_first_stage_less_layers",
+    "parallelism.pipeline_parallel_last_stage_less_layers",
 }  # fmt: skip
 """Fields of `TrainingConfig` and `ParallelismConfig` in torchtitan 0.3.0 (torchtitan/config/configs.py); its
 package asks for a `datasets` that trl's does not allow, so it is not installed here."""
@@ -162,6 +210,8 @@ def test_vllm_serves_a_decode_plan() -> None:
         "tensor-parallel-size": "8", "pipeline-parallel-size": "1", "data-parallel-size": "1",
         "max-model-len": "32768", "max-num-seqs": "1", "dtype": "bfloat16",
     }  # fmt: skip
+    cut = flags(export(plan_of(Strategy(tensor=16, cache_context=2), nodes=2, mode="decode"), "vllm"), "vllm.args")
+    assert (cut["tensor-parallel-size"], cut["decode-context-parallel-size"]) == ("16", "2")
 
 
 def test_skypilot_asks_for_the_cards() -> None:
