@@ -114,6 +114,7 @@ class Target:
             "schedule": self.schedules,
             "loss_chunk_tokens": (self.loss_chunk_tokens,),
             "mlp_chunk_tokens": (None,),
+            "attention_head_chunks": (1,),
             "grad_ring_dtype": ("fp32",),
         }
         return known.get(name)
