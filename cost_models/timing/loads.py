@@ -147,7 +147,7 @@ class Loads:
         """How many messages to the next member share an uplink between rails, at each member."""
         rail = self.seats.card[:, groups]
         unlike = (np.roll(rail, -1, axis=2) != rail) & self.rates.has_rails[self.seats.run[:, groups]]
-        crowding = rail_crowding(blocks.domains.reshape(self.several, -1, 1))
+        crowding = rail_crowding(blocks.domains.reshape(self.several, -1, 1), self.fabric.nodes_per_leaf)
         return np.asarray(np.where(unlike, crowding, 1.0))
 
     def _busiest(self, groups: Ints, out: Array, into: Array, up: Sequence[Array]) -> Floats:

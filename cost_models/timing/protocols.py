@@ -7,19 +7,23 @@
     messages    sends and all-to-alls: START_S before the first byte, PEER_S for each further rank
 
 NCCL reckons with 5, 8.5 and 14 us for a hop between nodes and 0.7, 1.3 and 3.4 inside one, for the protocols LL, LL128
-and Simple (src/graph/tuning.cc). Fitted to `kernels_comm_multinode.csv`, 1 KiB to 16 GiB over 2 to 64 nodes. Where a
-profile measured the network, its latency and rate hold everything and none of this counts.
-Sends from one rail to another (the last GPU of a node to the first of the next) share the few uplinks between the two
-rails' leaves: UPLINKS of them for up to LEAF_NODES nodes. Left out: settings (channels, queue pairs), which one cluster
-tunes and another does not.
+and Simple (src/graph/tuning.cc). Checked against `kernels_comm_multinode.csv`, 1 KiB to 16 GiB over 2 to 64 nodes.
+Where a profile measured the network, its latency and rate hold everything and none of this counts.
+Sends from one rail to another (the last GPU of a node to the first of the next) leave a rail's leaf, one a node, by
+uplinks that static routes choose as if at random: some carry several (`rail_crowding`). Left out: settings (channels,
+queue pairs), which one cluster tunes and another does not; what else a shared network carries at the time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
+from math import factorial
 from types import MappingProxyType
 
-from cost_models.number import Number, larger, pick, smaller
+import numpy as np
+
+from cost_models.number import Array, Number, larger, pick, smaller
 from cost_models.program import Op
 
 START_S = 28e-6
@@ -28,26 +32,39 @@ all-to-all over 16 H100 37 us (autoparallel); cards and switches have 4 of them.
 PEER_S = 0.52e-6
 """For each further rank of an all-to-all: empty ones over 16, 32, 64 and 128 H100 take 37, 42, 60 and 98 us."""
 SLOWER: Mapping[Op, float] = MappingProxyType(
-    {"all_reduce": 6.0, "all_gather": 1.0, "reduce_scatter": 1.0, "send": 0.0, "all_to_all": 0.0}
+    {"all_reduce": 6.0, "all_gather": 2.8, "reduce_scatter": 2.8, "send": 0.0, "all_to_all": 0.0}
 )
-"""All-reduces go from trees of the fastest protocol to those of the slowest."""
+"""All-reduces go from trees of the fastest protocol to those of the slowest. Rings of the slowest wait 3.8 times as
+long as those of the fastest over nodes of eight, 3.4 times over nodes of four (NCCL's latencies, above); over 32 and
+64 nodes of B200 4.6 times, 10 us a rank."""
 TREE_SLOWER = 0.18
 """From three domains on trees carry as much as rings, by so much later: 290 against 330 GB/s on B200, 160 against 198
 as NCCL reckons for H100. The largest all-reduces therefore go by rings, which wait for every hop."""
+MOST_CROWDED = 20
+"""Messages on one uplink beyond which none is expected."""
 RING_WAITS = 4
 """Of a ring's hops: two passes of the slowest protocol, twice the fastest one's latency."""
 
-UPLINKS, LEAF_NODES = 5.3, 16
-"""Rings of sends over 2, 4, 8, 16, 32 and 64 nodes of B200 reach 43, 44, 26, 14.7, 14.6 and 14.8 GB/s. One cluster."""
 
+def rail_crowding(domains: Array, nodes_per_leaf: int) -> Array:
+    """How many sends between two rails share the fullest uplink, where groups visit so many domains.
 
-def rail_crowding(domains: Number) -> Number:
-    """How many sends between two rails share one uplink, where groups visit so many domains.
+    A rail's leaf has as many uplinks as nodes, and each node sends one message. Of random choices half put no more than
+    this on one. Rings of sends over 2, 4, 8, 16, 32 and 64 nodes of B200 reach 43, 44, 26, 14.7, 14.6 and 14.8 GB/s.
 
-    >>> [round(float(rail_crowding(domains)), 1) for domains in (2, 8, 16, 64)]
-    [1.0, 1.5, 3.0, 3.0]
+    >>> rail_crowding(np.array([2, 4, 8, 16, 32, 64]), 32).tolist()
+    [1, 1, 2, 2, 3, 3]
     """
-    return larger(smaller(domains, LEAF_NODES) / UPLINKS, 1.0)
+    return np.asarray(_fullest(nodes_per_leaf)[np.minimum(domains, nodes_per_leaf).astype(int)])
+
+
+@cache
+def _fullest(uplinks: int) -> Array:
+    """The median of the largest of `uplinks` Poisson counts, by how many messages there are in all; at least one."""
+    each = np.arange(uplinks + 1) / uplinks
+    shares = [np.exp(-each) * each**count / factorial(count) for count in range(MOST_CROWDED)]
+    below_half = np.cumsum(shares, axis=0) ** uplinks < 0.5
+    return np.asarray(np.maximum(below_half.sum(axis=0), 1))
 
 
 def slower_s(op: Op, wait_s: Number, sent_s: Number, ring_s: Number = 0.0, domains: Number = 2) -> Number:

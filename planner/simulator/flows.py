@@ -112,7 +112,7 @@ def _sends(topology: Topology, made: Pattern, blocks: Blocks) -> Pattern:
     latency = topology.latency_s(ranks, hop.to) + np.where(crosses, rates.has_protocols * START_S, 0.0)
     rail = topology.seats.card
     unlike = (rail != rail[hop.to]) & rates.has_rails[topology.run]
-    crowding = np.asarray(rail_crowding(blocks.domains))[made.group_of_rank]
+    crowding = rail_crowding(blocks.domains, topology.cluster.fabric.nodes_per_leaf)[made.group_of_rank]
     share = rates.ring_share[topology.run] / np.where(unlike, crowding, 1.0)
     longest = latency[made.groups].max(axis=1)
     return replace(made, hops=(hop,), hop_share=np.ones(len(longest)), delay_s=longest, card_share=share)

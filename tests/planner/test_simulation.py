@@ -157,10 +157,10 @@ def test_what_the_sharding_stream_takes_from_a_segment() -> None:
 
 def test_price_and_simulation_agree_where_the_host_decides() -> None:
     work = Workload(Model.load("longvila-8b"), context_tokens=2**12)
-    where, layout = Cluster.load("dgx-h100", nodes=8), Strategy(ring=8, ulysses=8, shard=64)
+    where, layout = Cluster.load("dgx-h100", nodes=8), Strategy(ring=64, shard=64)
     priced, played = price(where, work, layout), simulate(where, work, layout)
-    assert priced.seconds["host"] > 0.1 * priced.step_s
-    assert played.seconds["host"] > 0.1 * played.step_s  # it also hides gathers that the price exposes
+    assert priced.seconds["host"] > 0.5 * priced.step_s
+    assert played.seconds["host"] > 0.5 * played.step_s
     assert played.step_s == pytest.approx(priced.step_s, rel=0.05)
 
 
