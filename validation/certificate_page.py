@@ -18,6 +18,7 @@ from cost_models.bands import LEVEL, quantile
 from cost_models.certificate import Certificate, Domain
 from validation import parts, tables
 from validation.certify import memory_errors
+from validation.conformal import FEW_ROWS, FEW_SOURCES
 from validation.coverage import (
     Coverage,
     Tested,
@@ -30,7 +31,7 @@ from validation.domains import points
 from validation.plot import calibration
 from validation.rows import FOLDER
 from validation.score import FileReport
-from validation.steps import FEW_ROWS, FEW_SOURCES, quarter, ranked_pairs, steps
+from validation.steps import quarter, ranked_pairs, steps
 from validation.tables import Cell, Table, percent, signed
 
 WORST = 20
@@ -59,10 +60,13 @@ INTRODUCTION = """
 
     **How a band is made.** The spreads of kernels and links, times their shares of the step (of links also what is
     hidden), and a residual of {residual} give the sigma of one price; the quantiles of error / sigma in the step's
-    domain give its band. A source counts as n / (1 + (n - 1) / 3) rows. Domains of fewer than {few} rows or {sources}
-    sources take the quantiles of all steps, wider where its own rows refute these. Coverage is cross-validated: the
-    rows of a source are tested against bands that the other sources set. Allocated, reserved and device are peaks that
-    runs of other frameworks print, each priced as itself; a plan's band takes `device memory`.
+    domain give its band, moved until they hold what they say of sources that had no part in them: every source's rows
+    are scored by how far they lie outside what all others give, and each end moves by that level's quantile of the
+    scores (conformal by source, `validation/conformal.py`). A source counts as n / (1 + (n - 1) / 3) rows in quantiles,
+    each row once in scores. Domains of fewer than {few} rows or {sources} sources take quantiles and scores of all
+    steps but those in host memory, wider where their own rows refute these. Coverage is cross-validated once more: the
+    rows of a source are tested against bands of which the other sources set everything. Allocated, reserved and device
+    are peaks that runs of other frameworks print, each priced as itself; a plan's band takes `device memory`.
 
     ![predicted quantile against observed]({picture})
 """

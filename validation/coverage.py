@@ -19,8 +19,9 @@ import numpy as np
 from cost_models.bands import LEVEL, Band, band_of, difference_sigma, domain_of, odds_of, quantile, sigma_of
 from cost_models.certificate import PROBABILITIES, Certificate
 from validation.certify import with_steps
-from validation.domains import Error, measured
-from validation.steps import FEW_SOURCES, Pair, Step, pair_facts
+from validation.conformal import FEW_SOURCES, Scored, conformal
+from validation.domains import Error
+from validation.steps import Pair, Step, pair_facts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,7 @@ def errors_against_others(domain: str, errors: Sequence[Error]) -> Iterator[Test
         others = [one for one in errors if one.source != source]
         if len({one.source for one in others}) + 1 < FEW_SOURCES:
             return
-        quantiles = measured(others).quantiles
+        quantiles = conformal([Scored(value=one.error, source=one.source, domain=domain) for one in others], domain)
         low, high = (math.exp(quantile(quantiles, one)) for one in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
         for one in errors:
             if one.source == source:

@@ -63,27 +63,25 @@ def spread(values: Iterable[float], sources: Sequence[str]) -> float:
     return float(high - low) / 2
 
 
-def measured(errors: Sequence[Error], normal: Sequence[float] = ()) -> Domain:
-    """A domain of rows; `normal`: the same errors over what was expected of each."""
+def measured(errors: Sequence[Error]) -> Domain:
+    """A domain of rows."""
     values, sources = [one.error for one in errors], [one.source for one in errors]
     return Domain(
         rows=len(errors),
         sources=tuple(sorted(set(sources))),
         quantiles=rounded(quantiles(values, sources)),
         spread=round(spread(values, sources), 4),
-        normal=rounded(quantiles(normal, sources)) if normal else (),
     )
 
 
-def stated(sigma: float, why: str, like: Domain | None = None) -> Domain:
-    """A domain without rows: normal errors of `sigma` about zero; `like` lends what steps need."""
+def stated(sigma: float, why: str) -> Domain:
+    """A domain without rows: normal errors of `sigma` about zero."""
     normal = NormalDist()
     return Domain(
         rows=0,
         sources=(),
         quantiles=rounded(sigma * normal.inv_cdf(one) for one in PROBABILITIES),
         spread=sigma,
-        normal=() if like is None else like.normal,
         stated=why,
     )
 

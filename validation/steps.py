@@ -1,7 +1,7 @@
 """Domains of the certificate for whole steps, and for pairs of layouts: rows of published runs that set no constant.
 
     step, board, place   board measured or scaled; exchanges inside a node, over PCIe, across nodes
-    normal               error / sigma of the price (`cost_models/bands.py`); pooled where a domain has few sources
+    normal               error / sigma of the price (`cost_models/bands.py`), for a source left out (`conformal.py`)
     residual             what makes most rows' errors as large as their sigma: the part that no curve's error explains
     pairs                of one sweep: rows for the same work on the same GPUs
 
@@ -23,14 +23,13 @@ import numpy as np
 
 from cost_models.bands import NARROW, OFFLOADED, difference_sigma, domain_of, sigma_of
 from cost_models.basis import Basis
-from cost_models.certificate import PROBABILITIES, Apart, Certificate, Domain, Pairs
+from cost_models.certificate import Apart, Certificate, Domain, Pairs
+from validation.conformal import Scored, conformal
 from validation.domains import Error, measured, quantiles, rounded, spread, stated
 from validation.rows import Score
 from validation.score import FileReport, Verdict
 
 BOARDS, PLACES = ("measured", "scaled"), ("inside a node", "over PCIe", "across nodes")
-FEW_ROWS, FEW_SOURCES = 20, 4
-"""A domain with fewer takes the quantiles of all steps together."""
 EDGES = (0.0, 0.01, 0.03, 0.1, 0.3)
 TIE = 0.005
 """Rows measured closer than this have no order."""
@@ -95,46 +94,20 @@ def residual(rows: Sequence[Error], sigmas: Callable[[float], Sequence[float]]) 
 
 def domains(rows: Sequence[Step], known: Certificate) -> dict[str, Domain]:
     """Every step's domain. `known` holds the parts' errors and the residual."""
-    every = normals(rows, known)
-    pooled = measured(rows, every)
-    found: dict[str, list[int]] = defaultdict(list)
-    for index, row in enumerate(rows):
-        found[domain_of(row.basis)].append(index)
+    scored = [
+        Scored(value=one.error / sigma_of(one.basis, known), source=one.source, domain=domain_of(one.basis))
+        for one in rows
+    ]
+    found: dict[str, list[Step]] = defaultdict(list)
+    for row, one in zip(rows, scored, strict=True):
+        found[one.domain].append(row)
+    pooled = measured([row for name, mine in found.items() for row in mine if name != OFFLOADED])
     made = {}
     for name in (*(f"step, {board}, {place}" for board, place in product(BOARDS, PLACES)), NARROW, OFFLOADED):
-        mine = [rows[index] for index in found[name]]
-        if not mine:
-            why = "no rows of such steps: the errors of all others, over what is expected of this one"
-            made[name] = stated(2 * pooled.spread, why, pooled)
-        else:
-            made[name] = measured(mine, [every[index] for index in found[name]])
-            if few(mine):
-                made[name] = replace(made[name], normal=borrowed(made[name].normal, pooled.normal))
+        why = "no rows of such steps: the errors of all others, over what is expected of this one"
+        plain = measured(found[name]) if found[name] else stated(2 * pooled.spread, why)
+        made[name] = replace(plain, normal=rounded(conformal(scored, name)))
     return made
-
-
-def borrowed(own: tuple[float, ...], pooled: tuple[float, ...]) -> tuple[float, ...]:
-    """Of a domain with few rows: those of all steps, wider if its own median is outside the middle 80% of them."""
-    low, middle, high = (PROBABILITIES.index(one) for one in (0.1, 0.5, 0.9))
-    return pooled if pooled[low] <= own[middle] <= pooled[high] else wider(own, pooled)
-
-
-def wider(one: Sequence[float], other: Sequence[float]) -> tuple[float, ...]:
-    """At each probability the quantile that is farther out.
-
-    >>> wider([-1.0] * 5 + [0.0] + [2.0] * 5, [-3.0] * 5 + [0.0] + [1.0] * 5)[::5]
-    (-3.0, 0.0, 2.0)
-    """
-    pairs = zip(PROBABILITIES, one, other, strict=True)
-    return tuple((min if probability < 0.5 else max)(pair) for probability, *pair in pairs)
-
-
-def few(rows: Sequence[Error]) -> bool:
-    return len(rows) < FEW_ROWS or len({one.source for one in rows}) < FEW_SOURCES
-
-
-def normals(rows: Sequence[Step], known: Certificate) -> list[float]:
-    return [one.error / sigma_of(one.basis, known) for one in rows]
 
 
 @dataclass(frozen=True, kw_only=True)

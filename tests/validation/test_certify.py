@@ -3,17 +3,19 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from cost_models.bands import LEVEL
-from cost_models.certificate import MEND, certificate, code_digest
+from cost_models.bands import LEVEL, OFFLOADED
+from cost_models.certificate import MEND, PROBABILITIES, certificate, code_digest
 from validation.certificate_page import LEAST, MOST, Page
 from validation.certify import HELD_OUT, data_digest
+from validation.conformal import FEW_ROWS, Scored, conformal
 from validation.coverage import coverages, errors_against_others
 from validation.domains import Error, measured, quantiles, weights
 from validation.rows import files
 from validation.score import score
-from validation.steps import FEW_ROWS, quarter, steps
+from validation.steps import quarter, steps
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -58,6 +60,27 @@ def test_a_source_that_is_unlike_the_others_is_not_covered():
     assert not list(errors_against_others("x", [one for one in errors if one.source in "ab"])), (
         "two sources test nothing"
     )
+
+
+def test_conformal_bands_hold_of_new_sources_what_plain_quantiles_do_not():
+    """Five sources of ten rows that share a shift: 80% bands of four hold 65% of the fifth's, conformal ones 80%."""
+    draws, plain, moved = np.random.default_rng(0), [], []
+    low, high = PROBABILITIES.index(0.1), PROBABILITIES.index(0.9)
+    for _ in range(200):
+        errors = draws.normal(size=(5, 1)) + 0.3 * draws.normal(size=(5, 10))
+        rows = [Scored(value=v, source=str(k), domain="x") for k, mine in enumerate(errors[:4]) for v in mine]
+        plainly, conformally = quantiles([r.value for r in rows], [r.source for r in rows]), conformal(rows, "x")
+        plain += [plainly[low] <= value <= plainly[high] for value in errors[4]]
+        moved += [conformally[low] <= value <= conformally[high] for value in errors[4]]
+    assert np.mean(plain) < 0.7 < LEAST < np.mean(moved) < MOST
+
+
+def test_a_single_source_moves_nothing_and_few_rows_borrow_from_all_but_host_memory():
+    alone = [Scored(value=0.1 * step - 1.5, source="a", domain="x") for step in range(30)]
+    assert conformal(alone, "x") == pytest.approx(quantiles([one.value for one in alone], ["a"] * 30))
+    far = [Scored(value=50.0, source=name, domain=OFFLOADED) for name in "bcdef"]
+    assert conformal([*alone, *far], "no such rows") == conformal([*alone, *far], "x")
+    assert max(conformal([*alone, *far], "x")) < 50.0 < max(conformal([*alone, *far], OFFLOADED)) + 1e-9
 
 
 def test_no_source_outvotes_the_others():
