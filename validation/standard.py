@@ -31,6 +31,7 @@ from validation.rows import Row
 
 _FRAMEWORKS = {
     "openpipe/art": "art",
+    "torch context parallelism": "torch-context-parallel",
     "torchtitan": "torchtitan",
     "llm-foundry": "composer-pure",
     "composer": "composer-pure",
