@@ -133,9 +133,10 @@ class Page:
         ends = [*(f"to {one.least:.0%}" for one in pairs.apart[1:]), "and more"]
         return Table(
             title="Order of two layouts",
-            text=f"Pairs of held-out rows for the same work on the same GPUs ({len(pairs.sources)} sources). Beyond "
-            f"what both share, a layout has {percent(pairs.residual)} of its own. Of {len(apart)} pairs measured more "
-            f"than {APART:.0%} apart {percent(right / len(apart))} are in the right order.",
+            text=f"Pairs of held-out rows for the same work on the same GPUs ({len(pairs.sources)} sources), but for "
+            "runs that are one layout to the price. Beyond what both share, a layout has "
+            f"{percent(pairs.residual)} of its own. Of {len(apart)} pairs measured more than {APART:.0%} apart "
+            f"{percent(right / len(apart))} are in the right order.",
             columns=("priced apart by", "pairs", "wrong order", "loss of the wrong, median", "worst"),
             rows=[
                 (f"{one.least:.0%} {end}", str(one.pairs), str(one.wrong), percent(one.loss), percent(one.worst_loss))

@@ -134,8 +134,9 @@ def ranked_pairs(reports: Sequence[FileReport]) -> list[Pair]:
 
 
 def _pair(both: tuple[Step, Step]) -> Pair | None:
+    """None without an order: measured as a tie, or one layout that was run twice or by switches that have no price."""
     faster, slower = sorted(both, key=lambda one: one.predicted_s)
-    if abs(math.log(slower.measured_s / faster.measured_s)) < TIE:
+    if abs(math.log(slower.measured_s / faster.measured_s)) < TIE or faster.predicted_s == slower.predicted_s:
         return None
     distance = math.log(slower.predicted_s / faster.predicted_s)
     error = math.log(slower.measured_s / faster.measured_s) - distance
