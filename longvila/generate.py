@@ -97,7 +97,10 @@ def main(job: Job) -> None:
         row = Row(documents=(documents.make(sample, prompt=True),))
         return row_batch(row, job.sharding, config.image_size, job.device, dtype)
 
-    answers, lines = _answers(model, [partial(prompt, sample) for sample in samples], job, settings, writer), []
+    prompts, lines = [partial(prompt, sample) for sample in samples], []
+    answers = answer_all(
+        model, prompts, job, writer, batch=settings.batch, most_tokens=settings.max_new_tokens, sampler=settings.sampler
+    )
     for sample, answer in zip(samples, answers, strict=True):
         lines.append(json.dumps({"id": sample.name, "answer": answer}, ensure_ascii=False))
         if job.sharding.rank == 0:
@@ -122,17 +125,18 @@ def open_model(settings: ModelSettings, job: Job) -> tuple[nn.Module, Writer, Lo
     return model, writer, config
 
 
-def _answers(
-    model: nn.Module, prompts: Sequence[Callable[[], Batch]], job: Job, settings: GenerateSettings, writer: Writer
-) -> Iterator[str]:
-    """Texts in the order of the prompts, `settings.batch` at work at a time."""
+def answer_all(
+    model: nn.Module, prompts: Sequence[Callable[[], Batch]], job: Job, writer: Writer, *, batch: int, most_tokens: int,
+    sampler: Callable[[int], Sampler],
+) -> Iterator[str]:  # fmt: skip
+    """Texts in the order of the prompts, `batch` of them at work at a time; `sampler` takes a prompt's number."""
     answering = Answering(model, job.sharding, writer.stop_id)
     ids: list[list[int]] = [[] for _ in prompts]
     ended: set[int] = set()
     begun = given = 0
     while given < len(prompts):
-        while begun < len(prompts) and len(answering) < settings.batch:
-            answering.begin(begun, prompts[begun](), settings.sampler(begun), settings.max_new_tokens)
+        while begun < len(prompts) and len(answering) < batch:
+            answering.begin(begun, prompts[begun](), sampler(begun), most_tokens)
             begun += 1
         for event in answering.step():
             if event.end != "stop":

@@ -1,0 +1,124 @@
+"""Evaluation: what is read from each benchmark, how answers become choices, and a model that is evaluated."""
+
+import csv
+import json
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from longvila.assemble import build_model
+from longvila.config import load_config
+from longvila.evaluate import heatmap, main
+from longvila.evaluate.benchmarks import BENCHMARKS, read
+from longvila.evaluate.needle import make_films
+from longvila.job import Job, JobError
+from longvila.sharding import OneProcess
+from longvila.synthetic import encode, make_film
+from longvila.weights import save_weights
+
+OPTIONS = ["red", "green", "blue", "white", "cyan"]
+QUESTION = "Which colour has the shape?"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A video under the names of all benchmarks, their files, and a model."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    encode(make_film(np.random.default_rng(0), "f", 6, 1), folder / "v1.mp4", 48)
+    lettered = [f"{letter}. {text}" for letter, text in zip("ABCDE", OPTIONS, strict=True)]
+    written = {
+        "videomme": [
+            {"video_id": "001", "videoID": "v1", "duration": "short", "questions": [
+                {"question_id": "001-1", "question": QUESTION, "options": lettered[:4], "answer": "C"},
+                {"question_id": "001-2", "question": QUESTION, "options": lettered[:4], "answer": "A"}]},
+            {"question_id": "002-1", "videoID": "v1", "duration": "long", "question": QUESTION,
+             "options": lettered[:4], "answer": "B"},
+        ],
+        "longvideobench": [{"id": "x_0", "video_id": "x", "video_path": "v1.mp4", "question": QUESTION,
+                            "candidates": OPTIONS, "correct_choice": 4, "question_category": "S2E"}],
+        "egoschema": [{"q_uid": "v1", "question": QUESTION, **{f"option {i}": OPTIONS[i] for i in range(5)}},
+                      {"q_uid": "unanswered", "question": QUESTION, **{f"option {i}": "" for i in range(5)}}],
+    }  # fmt: skip
+    for name, content in written.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    (folder / "egoschema-answers.json").write_text(json.dumps({"v1": 3}))
+    with (folder / "nextqa.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["video", "question", "answer", "qid", "type", *(f"a{i}" for i in range(5))])
+        rows.writerow(["v1", QUESTION, "2", "7", "CW", *OPTIONS])
+    torch.manual_seed(0)
+    model = build_model(load_config("tiny"), Job(), dtype=torch.float32, seed=0, weights=None, trained=())
+    save_weights(model, folder / "weights", OneProcess())
+    return folder
+
+
+FILES = {"videomme": "videomme.json", "longvideobench": "longvideobench.json", "egoschema": "egoschema.json",
+         "nextqa": "nextqa.csv"}  # fmt: skip
+RIGHT = {"videomme": [2, 0, 1], "longvideobench": [4], "egoschema": [3], "nextqa": [2]}
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_each_benchmark_is_read_as_published(folder, name):
+    answers = folder / "egoschema-answers.json" if name == "egoschema" else None
+    choices = read(BENCHMARKS[name], folder / FILES[name], answers, folder)
+    assert [choice.right for choice in choices] == RIGHT[name]
+    for choice in choices:
+        assert choice.video == folder / "v1.mp4"
+        assert choice.question == QUESTION
+        assert list(choice.options) == OPTIONS[: len(choice.options)]
+
+
+@pytest.mark.parametrize(("name", "change", "told"), [
+    ("longvideobench", {"correct_choice": 5}, "entry 1: the answer 5 is not one of 5 options"),
+    ("longvideobench", {"video_path": "../../etc/passwd"}, "entry 1: video '../../etc/passwd' is not in"),
+    ("longvideobench", {"candidates": "red"}, "entry 1: candidates is no list"),
+    ("videomme", {"answer": ""}, "entry 1: the answer -1 is not one of 4 options"),
+])  # fmt: skip
+def test_a_question_that_cannot_be_used_is_one_line(folder, tmp_path, name, change, told):
+    entry = json.loads((folder / FILES[name]).read_text())[-1]
+    (tmp_path / "q.json").write_text(json.dumps([{**entry, **change}]))
+    with pytest.raises(JobError) as error:
+        read(BENCHMARKS[name], tmp_path / "q.json", None, folder)
+    assert told in str(error.value)
+    del entry["question"]
+    (tmp_path / "q.json").write_text(json.dumps([entry]))
+    with pytest.raises(JobError, match="entry 1: has no 'question'"):
+        read(BENCHMARKS[name], tmp_path / "q.json", None, folder)
+
+
+def run(folder, output, **settings):
+    main(Job(config={"weights": str(folder / "weights"), "output": str(output), "frames": 4, **settings}))
+    return json.loads((output / "scores.json").read_text())
+
+
+@pytest.mark.parametrize("by", ["letters", "likelihood"])
+def test_choices_are_made_and_counted(folder, tmp_path, by):
+    given = {"task": "choice", "benchmark": "videomme", "questions": str(folder / "videomme.json"), "by": by}
+    scores = run(folder, tmp_path, **given)
+    right = dict(zip(("001-1", "001-2", "002-1"), RIGHT["videomme"], strict=True))
+    hits = [scores["chosen"][name] == place for name, place in right.items()]
+    assert scores["shares"]["all"]["share"] == pytest.approx(sum(hits) / 3)
+    assert scores["shares"]["long"]["count"] == 1
+    if by == "likelihood":
+        assert None not in scores["chosen"].values()
+
+
+def test_a_needle_is_looked_for_at_every_depth_and_length(folder, tmp_path):
+    scores = run(folder, tmp_path, task="needle", needle_frames=[4, 6], depths=3, films=2)
+    assert np.array(scores["found"]).shape == (2, 3)
+    films = [film for count in (4, 6) for film in make_films(count, 3, 2, seed=1)]
+    assert [film.cards[0].frame for film in films[:6]] == [0, 0, 2, 2, 3, 3]
+    right = [scores["answers"][film.name].strip() == film.cards[0].letter for film in films]
+    assert np.mean(scores["found"]) == pytest.approx(np.mean(right))
+    with av.open(str(tmp_path / "heatmap.png")) as picture:
+        assert next(picture.decode(video=0)).height == heatmap.ABOVE + 2 * heatmap.CELL
+    assert "6 frames" in (tmp_path / "heatmap.html").read_text()
+
+
+def test_a_heat_map_is_green_where_all_is_found():
+    picture = heatmap.draw(np.array([[0.0, 1.0]]), ["8"], ["0%", "100%"])
+    last = picture[heatmap.ABOVE + 5, heatmap.LEFT + 5], picture[heatmap.ABOVE + 5, heatmap.LEFT + heatmap.CELL + 5]
+    assert tuple(last[0]) == tuple(heatmap.LOW)
+    assert tuple(last[1]) == tuple(heatmap.HIGH)
