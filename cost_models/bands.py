@@ -75,12 +75,12 @@ def step_band(cost: StepCost, level: float = LEVEL, known: Certificate | None = 
 
 def band_of(basis: Basis, step_s: float, known: Certificate, level: float = LEVEL) -> Band:
     """The same of a price that rests on `basis`, from a certificate's errors."""
-    return _band(step_s, known.domain(domain_of(basis)).normal, sigma_of(basis, known), level)
+    return band_around(step_s, known.domain(domain_of(basis)).normal, sigma_of(basis, known), level)
 
 
 def memory_band(cost: StepCost, level: float = LEVEL, known: Certificate | None = None) -> Band:
     """Bytes of the fullest GPU that its driver counts as used."""
-    return _band(cost.memory_bytes, (known or certificate()).domain(DEVICE_MEMORY).quantiles, 1.0, level)
+    return band_around(cost.memory_bytes, (known or certificate()).domain(DEVICE_MEMORY).quantiles, 1.0, level)
 
 
 def memory_at(cost: HoldsMemory, confidence: float = CONFIDENCE) -> Number:
@@ -158,7 +158,7 @@ def quantile(values: tuple[float, ...], probability: float) -> float:
     return float(np.interp(probability, PROBABILITIES, values))
 
 
-def _band(middle: float, errors: tuple[float, ...], sigma: float, level: float) -> Band:
+def band_around(middle: float, errors: tuple[float, ...], sigma: float, level: float) -> Band:
     """Errors that are mostly of one sign move an end as far as the price, never beyond it."""
     _check(level, "level")
     low, high = (math.exp(quantile(errors, one) * sigma) for one in ((1 - level) / 2, (1 + level) / 2))

@@ -1,12 +1,12 @@
 """Bands that hold what they say of a source that had no part in them: quantiles of errors, conformal by source.
 
     base     a domain's quantiles over all sources (`domains.py`); of a domain with few rows or sources all domains'
-    score    of a row at a level: how far it lies outside the base that all sources but its own set; below zero inside
+    score    of a row at a level: how far it lies beyond an end that all sources but its own set; below zero inside
     moved    base's lower quantile - margin, upper + margin;  margin = the level's quantile of the scores
 
 Conformalized quantile regression (Romano, Patterson, Candes 2019) with whole sources left out instead of rows, as rows
-of one source err alike. Scores are those of the domain's rows, each counted once; of all domains where it has few. An
-end counts from the price where its quantile lies beyond it, as `bands.py` has it. Left out: what no source shows.
+of one source err alike. Scores are those of the domain's rows, each counted once; of all domains where it has few. A
+band holds its price (`bands.py`): errors above it are scored at the upper end alone. Left out: what no source shows.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def conformal(rows: Sequence[Scored], domain: str) -> tuple[float, ...]:
     for place in range(len(LEVELS) - 1, -1, -1):
         below, above = LEVELS[place]
         margin = np.quantile(scores[:, place], PROBABILITIES[above] - PROBABILITIES[below]) if len(scores) else 0.0
-        low, high = min(low, _lower(base[below]) - margin), max(high, _upper(base[above]) + margin)
+        low, high = min(low, base[below] - margin), max(high, base[above] + margin)
         moved[below], moved[above] = low, high
     return tuple(float(one) for one in moved)
 
@@ -70,7 +70,8 @@ def _scores(rows: Sequence[Scored], domain: str) -> Floats:
 
 
 def _score(value: float, base: Floats) -> list[float]:
-    return [max(_lower(base[below]) - value, value - _upper(base[above])) for below, above in LEVELS]
+    """A band holds its price, so that only the end on the value's side can leave it out."""
+    return [value - base[above] if value > 0 else base[below] - value for below, above in LEVELS]
 
 
 def _base(rows: Sequence[Scored], domain: str) -> Floats:
@@ -102,11 +103,3 @@ def wider(one: Floats, other: Floats) -> Floats:
 
 def _quantiles(rows: Sequence[Scored]) -> Floats:
     return quantiles([one.value for one in rows], [one.source for one in rows])
-
-
-def _lower(quantile: float) -> float:
-    return min(quantile, 0.0)
-
-
-def _upper(quantile: float) -> float:
-    return max(quantile, 0.0)

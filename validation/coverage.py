@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cost_models.bands import LEVEL, Band, band_of, difference_sigma, domain_of, odds_of, quantile, sigma_of
+from cost_models.bands import LEVEL, Band, band_around, band_of, difference_sigma, domain_of, odds_of, sigma_of
 from cost_models.certificate import PROBABILITIES, Certificate
 from validation.certify import with_steps
 from validation.conformal import FEW_SOURCES, Scored, conformal
@@ -79,13 +79,12 @@ def errors_against_others(domain: str, errors: Sequence[Error]) -> Iterator[Test
         if len({one.source for one in others}) + 1 < FEW_SOURCES:
             return
         quantiles = conformal([Scored(value=one.error, source=one.source, domain=domain) for one in others], domain)
-        low, high = (math.exp(quantile(quantiles, one)) for one in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+        band = band_around(1.0, quantiles, 1.0, LEVEL)
         for one in errors:
             if one.source == source:
-                inside = low <= math.exp(one.error) <= high
                 yield Tested(
-                    name=source, domain=domain, source=source, error=one.error, inside=inside,
-                    half_width=(high - low) / 2, below=_probability(one.error, quantiles),
+                    name=source, domain=domain, source=source, error=one.error, inside=_inside(one.error, band),
+                    half_width=band.half_width, below=_probability(one.error, quantiles),
                 )  # fmt: skip
 
 
