@@ -61,8 +61,8 @@ def _scores(rows: Sequence[Scored], domain: str) -> Floats:
     found = []
     for source in sorted({one.source for one in judged}):
         others = [one for one in rows if one.source != source]
-        if not others:
-            break
+        if all(one.domain == OFFLOADED for one in others):
+            continue  # nothing that could judge
         mine = [one for one in judged if one.source == source]
         bases = {name: _base(others, name) for name in {one.domain for one in mine}}
         found += [_score(one.value, bases[one.domain]) for one in mine]

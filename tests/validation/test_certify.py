@@ -38,14 +38,15 @@ def test_the_page_shows_the_certificate(page):
 
 
 def test_bands_hold_what_they_say_of_rows_that_did_not_set_them(page):
-    """Every domain with rows enough, and all steps together."""
+    """Every domain with rows enough, give or take one row, and all steps together."""
     steps_alone = [one for one in page.tested if one.domain.startswith("step")]
     share = sum(one.inside for one in steps_alone) / len(steps_alone)
     assert LEAST <= share <= MOST, f"{LEVEL:.0%} bands hold {share:.1%} of {len(steps_alone)} steps"
     tested = [one for one in page.coverage.values() if one.rows >= FEW_ROWS]
     assert len(tested) >= 10
     for one in tested:
-        assert LEAST <= one.share <= MOST, f"{one.domain}: {one.share:.1%} of {one.rows} rows"
+        row = 1 / one.rows
+        assert LEAST - row <= one.share <= MOST + row, f"{one.domain}: {one.share:.1%} of {one.rows} rows"
 
 
 def test_bands_are_no_wider_than_they_say(page):
