@@ -210,31 +210,32 @@ def test_degrees_are_ordered_as_measured():
     """ring-flash-attention: zigzag before striped before plain, H800 and A100, forward and both passes."""
     report = score(["op_ring_flash_attention"], FOLDER)[0]
     assert all(one.tau == 1.0 and one.regret == 0.0 for one in report.rankings() if one.pairs)
-    assert report.errors().median < 0.08 and report.errors().worst < 0.12
+    assert report.errors().median < 0.05 and report.errors().worst < 0.09
 
 
 @pytest.mark.parametrize(
     ("device", "node", "kind", "backward", "per_s", "within"),
     [
-        ("h800", "dgx-h100", "contiguous", False, 208.0, 0.10),
+        ("h800", "dgx-h100", "contiguous", False, 208.0, 0.03),
         ("h800", "dgx-h100", "zigzag", False, 283.0, 0.02),
         ("h800", "dgx-h100", "striped", False, 259.6, 0.02),
-        ("a100-sxm-80gb", "dgx-a100", "contiguous", False, 124.4, 0.25),
+        ("a100-sxm-80gb", "dgx-a100", "contiguous", False, 124.4, 0.05),
         ("a100-sxm-80gb", "dgx-a100", "zigzag", False, 179.0, 0.16),
-        ("a100-sxm-80gb", "dgx-a100", "striped", False, 163.9, 0.10),
-        ("a100-sxm-80gb", "dgx-a100", "contiguous", True, 33.3, 0.12),
+        ("a100-sxm-80gb", "dgx-a100", "striped", False, 163.9, 0.03),
+        ("a100-sxm-80gb", "dgx-a100", "contiguous", True, 33.3, 0.05),
         ("a100-sxm-80gb", "dgx-a100", "zigzag", True, 49.5, 0.16),
         ("a100-sxm-80gb", "dgx-a100", "striped", True, 45.9, 0.11),
-        ("h800", "dgx-h100", "contiguous", True, 54.3, 0.15),
-        ("h800", "dgx-h100", "zigzag", True, 75.7, 0.31),
-        ("h800", "dgx-h100", "striped", True, 76.9, 0.25),
+        ("h800", "dgx-h100", "contiguous", True, 54.3, 0.08),
+        ("h800", "dgx-h100", "zigzag", True, 75.7, 0.25),
+        ("h800", "dgx-h100", "striped", True, 76.9, 0.16),
     ],
 )
 def test_rows_of_another_source(device, node, kind, backward, per_s, within):
     """ring-flash-attn's first benchmark (README as in feifeibear/long-context-attention 0228a2b4; its script has 5
     heads x 128, 8,192 tokens a GPU): not among the rows here, looked at after the calls were counted. The host's time
     for a message comes from two of them (H800, zigzag and striped, forward); the others shaped nothing. Zigzag on A100
-    came out within 10% while full blocks were priced 7% slower than they are."""
+    came out within 10% while full blocks were priced 7% slower than they are; half of its blocks have 4,096 queries of 5
+    heads, 160 tiles on 108 SMs, and what the second, half empty round of them loses is not priced."""
     call = Call(
         cluster=cluster_of(Row(file="", number="", score="yes", cells={"cluster": node, "device": device}), 8),
         workload=Workload(attention(5, 5, 128), context_tokens=8 * 8192),
