@@ -234,8 +234,8 @@ def test_rows_of_another_source(device, node, kind, backward, per_s, within):
     """ring-flash-attn's first benchmark (README as in feifeibear/long-context-attention 0228a2b4; its script has 5
     heads x 128, 8,192 tokens a GPU): not among the rows here, looked at after the calls were counted. The host's time
     for a message comes from two of them (H800, zigzag and striped, forward); the others shaped nothing. Zigzag on A100
-    came out within 10% while full blocks were priced 7% slower than they are; half of its blocks have 4,096 queries of 5
-    heads, 160 tiles on 108 SMs, and what the second, half empty round of them loses is not priced."""
+    came out within 10% while full blocks were priced 7% slower than they are; half of its blocks have 4,096 queries of
+    5 heads, 160 tiles on 108 SMs, and what the second, half empty round of them loses is not priced."""
     call = Call(
         cluster=cluster_of(Row(file="", number="", score="yes", cells={"cluster": node, "device": device}), 8),
         workload=Workload(attention(5, 5, 128), context_tokens=8 * 8192),
