@@ -15,7 +15,7 @@ import time
 from functools import cached_property
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Struct, structs
 from numpy.typing import NDArray
 
 from cost_models.strategy import Strategy
@@ -24,16 +24,19 @@ from planner.search.branch import Branches, Tree
 from planner.search.columns import PricedLayouts, Pricer
 from planner.search.objective import Objective, weight
 from planner.search.policy_prices import EQUAL
+from planner.search.region_bounds import RegionBounds
 from planner.search.space import Space
 
 MOST_ROWS = 12_000
-"""Branches: ranges are not split beyond."""
+"""Branches that splitting makes: beyond, ranges are left whole."""
 MOST_PLACED_RANKS = 250_000
 """Ranks of all placements that are read: what remains stays in the bound."""
 FIRST_BATCH = 6
 NEAR = 1.05
 """Layouts bounded below this multiple of the best price are worth pricing where near ones are asked for."""
 MOST_NEAR = 12
+MOST_REGIONAL = 2000
+"""Layouts whose placements are looked at region by region."""
 _Entry = tuple[float, int, int]  # bound, row of the branches, sharding
 
 
@@ -86,14 +89,16 @@ class Search:
         branches = self.start
         wanted = self._near(branches) if near else []
         self._price([*self._promising(branches), *self._runners(branches, runners), *wanted])
+        bounded = 0
         while not self.out_of_time():
             split = ~branches.single & (branches.best < self._limit())
-            if not split.any() or len(branches.family) > MOST_ROWS:
+            if not split.any() or bounded > MOST_ROWS:
                 break
             parts = self.tree.split(branches.take(split))
+            bounded += len(parts.family)
             branches = branches.take(~split).join(parts)
             self._price(self._promising(parts))
-        branches = self._refined(branches)
+        branches = self._by_region(self._refined(branches))
         self._price_all(branches)
         if not self.out_of_time():
             self._price([*self._runners(branches, runners), *(self._near(branches) if near else ())])
@@ -114,6 +119,20 @@ class Search:
             return branches
         table = np.stack([branches.family, branches.first, branches.last], axis=1)[again]
         return branches.take(~again).join(self.tree.branches([tuple(row) for row in table.tolist()], quick=False))
+
+    def _by_region(self, branches: Branches) -> Branches:
+        """Bounds by the regions of a layout's placements, for what could still win."""
+        entries = [entry for entry in self._entries(branches) if entry[0] < self._limit()][:MOST_REGIONAL]
+        regions = None if self.objective == "memory" or not entries else RegionBounds.of(self.space, self.tree.reach)
+        if regions is None or self.out_of_time():
+            return branches
+        strategies = self._strategies(branches, entries)
+        found = regions.bounds(strategies)
+        paid = weight(self.objective, np.array([strategy.ranks for strategy in strategies]))
+        bound = branches.bound.copy()
+        for (_, row, sharding), value in zip(entries, found.bound * paid, strict=True):
+            bound[row, sharding] = max(bound[row, sharding], value)
+        return structs.replace(branches, bound=bound)
 
     def _entries(self, branches: Branches) -> list[_Entry]:
         """Single rings under each legal sharding, best first."""

@@ -131,21 +131,21 @@ class Reach(Struct, frozen=True, kw_only=True, dict=True):
         others: dict[Axis, Any] = {axis: size for axis, size in sizes.items() if axis != "tensor"}
         if tensor == 1:
             return self._around(others, ranks)
-        inside = self._path(np.asarray(tensor), ranks)
+        inside = self.path(np.asarray(tensor), ranks)
         crossing = replace(inside, hops_out=np.maximum(inside.hops_out, 2))
-        cases = [{**self._around(others, ranks), "tensor": self._waiting(crossing)}]
+        cases = [{**self._around(others, ranks), "tensor": self.waiting(crossing)}]
         if tensor <= self.domain_gpus.max():
             together = replace(self, inner=int(tensor))._around(others, ranks)
-            cases.append({**together, "tensor": self._waiting(inside)})
+            cases.append({**together, "tensor": self.waiting(inside)})
         return {axis: _either([case[axis] for case in cases], [_width(case) for case in cases]) for axis in cases[0]}
 
     def _around(self, sizes: Mapping[Axis, Any], ranks: Ints) -> dict[Axis, Path]:
         """All axes but tensor, whose groups lie in domains if `inner` is above 1."""
-        axes: dict[Axis, Path] = {axis: self._path(np.asarray(size), ranks) for axis, size in sizes.items()}
+        axes: dict[Axis, Path] = {axis: self.path(np.asarray(size), ranks) for axis, size in sizes.items()}
         axes["shard"], axes["replicate"] = self._crowded(axes["shard"], axes["replicate"])
-        return {axis: self._waiting(path) for axis, path in axes.items()}
+        return {axis: self.waiting(path) for axis, path in axes.items()}
 
-    def _waiting(self, path: Path) -> Path:
+    def waiting(self, path: Path) -> Path:
         """With the waits of a ring and a tree that cross, where further hops take the shortest one, and all-reduces."""
         step_s = min(self.latency_s, min(run.node.scale_up.latency_s for run in self.cluster.runs))
         visits = np.maximum(path.hops_out, 2)
@@ -165,7 +165,7 @@ class Reach(Struct, frozen=True, kw_only=True, dict=True):
         first = 2 ** np.arange(most.bit_length())
         return first, np.minimum(2 * first - 1, most)
 
-    def _path(self, members: Ints, ranks: Ints) -> Path:
+    def path(self, members: Ints, ranks: Ints) -> Path:
         most = int(self.domain_gpus.max())
         domains = len(self.domain_gpus)
         groups = ranks // members
