@@ -22,9 +22,12 @@ from cost_models.strategy import Strategy
 from cost_models.timing.cluster_costs import ClusterCosts
 from planner.search.branch import Branches, Tree
 from planner.search.columns import PricedLayouts, Pricer
+from planner.search.improve import HELPS, MOST_EXCHANGES, MOST_RANKS, exchanged, filled
 from planner.search.objective import Objective, weight
+from planner.search.placements import Placements
 from planner.search.policy_prices import EQUAL
 from planner.search.region_bounds import RegionBounds
+from planner.search.regions import Regions, Rows
 from planner.search.space import Space
 
 MOST_ROWS = 12_000
@@ -37,6 +40,8 @@ NEAR = 1.05
 MOST_NEAR = 12
 MOST_REGIONAL = 2000
 """Layouts whose placements are looked at region by region."""
+MOST_EXCHANGED = 3
+"""Layouts of which ranks are exchanged."""
 _Entry = tuple[float, int, int]  # bound, row of the branches, sharding
 
 
@@ -68,6 +73,7 @@ class Search:
         self.done: set[Strategy] = set()
         self.incumbent = np.inf  # the best value known, also of another space
         self.placed_ranks = 0
+        self.regions: tuple[Regions, dict[Strategy, tuple[Rows, int] | None]] | None = None
         self.stopped = False
 
     @cached_property
@@ -100,6 +106,7 @@ class Search:
             self._price(self._promising(parts))
         branches = self._by_region(self._refined(branches))
         self._price_all(branches)
+        self._improve(branches)
         if not self.out_of_time():
             self._price([*self._runners(branches, runners), *(self._near(branches) if near else ())])
         return self._result(branches)
@@ -123,16 +130,62 @@ class Search:
     def _by_region(self, branches: Branches) -> Branches:
         """Bounds by the regions of a layout's placements, for what could still win."""
         entries = [entry for entry in self._entries(branches) if entry[0] < self._limit()][:MOST_REGIONAL]
-        regions = None if self.objective == "memory" or not entries else RegionBounds.of(self.space, self.tree.reach)
-        if regions is None or self.out_of_time():
+        regional = None if self.objective == "memory" or not entries else RegionBounds.of(self.space, self.tree.reach)
+        if regional is None or self.out_of_time():
             return branches
         strategies = self._strategies(branches, entries)
-        found = regions.bounds(strategies)
+        found = regional.bounds(strategies)
         paid = weight(self.objective, np.array([strategy.ranks for strategy in strategies]))
         bound = branches.bound.copy()
         for (_, row, sharding), value in zip(entries, found.bound * paid, strict=True):
             bound[row, sharding] = max(bound[row, sharding], value)
+        self.regions = regional.regions, dict(zip(strategies, found.rows, strict=True))
         return structs.replace(branches, bound=bound)
+
+    def _improve(self, branches: Branches) -> None:
+        """Layouts that could still win on the fills of their best regions; then exchanges of the best ones."""
+        cluster = self.space.cluster
+        if self.regions is None or cluster.uniform or cluster.nodes_per_domain > 1 or cluster.domains:
+            return
+        regions, rows = self.regions
+        for bound, row, sharding in self._entries(branches):
+            strategy = self.tree.strategy(branches, row, sharding)
+            if bound >= self._limit() or self.out_of_time():
+                break
+            best = rows.get(strategy)
+            if best is not None and strategy.ranks <= MOST_RANKS:
+                self._priced_on(strategy, filled(regions, *best, strategy, self.pricer))
+        columns = PricedLayouts.joined(self.priced)
+        value = self._values(columns)[0]
+        first: dict[Strategy, int] = {}
+        for column in np.argsort(value, kind="stable").tolist():
+            if np.isfinite(value[column]) and len(first) < MOST_EXCHANGED:
+                first.setdefault(columns.strategies[column], column)
+        for strategy, column in first.items():
+            if strategy.ranks <= MOST_RANKS:
+                self._exchange(strategy, columns.take([column]), float(value[column]))
+
+    def _exchange(self, strategy: Strategy, best: PricedLayouts, value: float) -> None:
+        """Makes the best exchange of a placement until none helps."""
+        for _ in range(MOST_EXCHANGES):
+            if self.out_of_time():
+                return
+            columns = self.pricer.price_on(strategy, exchanged(strategy, best, 0, self.pricer))
+            values = self._values(columns)[0]
+            if values.min(initial=np.inf) >= value * (1 - HELPS):
+                return
+            best, value = columns.take([int(values.argmin())]), float(values.min())
+            self._keep(best)
+
+    def _priced_on(self, strategy: Strategy, placements: Placements) -> None:
+        columns = self.pricer.price_on(strategy, placements)
+        values = self._values(columns)[0]
+        if np.isfinite(values).any():
+            self._keep(columns.take([int(values.argmin())]))
+
+    def _keep(self, columns: PricedLayouts) -> None:
+        self.priced.append(columns)
+        self.incumbent = min(self.incumbent, float(self._values(columns)[0].min(initial=np.inf)))
 
     def _entries(self, branches: Branches) -> list[_Entry]:
         """Single rings under each legal sharding, best first."""
@@ -184,9 +237,8 @@ class Search:
             return
         self.done.update(new)
         columns = self.pricer.price(new)
-        self.priced.append(columns)
         self.placed_ranks += int(columns.ranks.sum())
-        self.incumbent = min(self.incumbent, float(self._values(columns)[0].min(initial=np.inf)))
+        self._keep(columns)
 
     def _values(self, columns: PricedLayouts) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """The objective of each column with its best mix, and the layers by choice."""

@@ -90,19 +90,25 @@ class Pricer:
 
     def price(self, strategies: Sequence[Strategy]) -> PricedLayouts:
         """Every strategy on every placement that is worth it."""
-        columns = [_no_columns(self.space)]
-        complete: set[Strategy] = set()
-        by_runs: dict[tuple[int, ...], list[_SamePaths]] = defaultdict(list)
         for strategy in strategies:
-            unsharded = replace(strategy, shard=1, zero=0)  # placements do not depend on how parameters are sharded
+            unsharded = _unsharded(strategy)
             if unsharded not in self.placed:
                 self.placed[unsharded] = _Placed(self.costs, self.placer.placements(strategy), unsharded)
-            if self.placed[unsharded].placements.complete:
-                complete.add(strategy)
-            for runs, those in self.placed[unsharded].distinct(strategy):
+        return self._columns([(strategy, self.placed[_unsharded(strategy)]) for strategy in strategies])
+
+    def price_on(self, strategy: Strategy, placements: Placements) -> PricedLayouts:
+        """One strategy on given placements."""
+        return self._columns([(strategy, _Placed(self.costs, placements, _unsharded(strategy)))])
+
+    def _columns(self, placed: Sequence[tuple[Strategy, _Placed]]) -> PricedLayouts:
+        columns = [_no_columns(self.space)]
+        by_runs: dict[tuple[int, ...], list[_SamePaths]] = defaultdict(list)
+        for strategy, there in placed:
+            for runs, those in there.distinct(strategy):
                 by_runs[runs].append(those)
         columns += [self._priced(runs, several) for runs, several in sorted(by_runs.items(), key=lambda item: item[0])]
-        return structs.replace(PricedLayouts.joined(columns), complete=frozenset(complete))
+        complete = frozenset(strategy for strategy, there in placed if there.placements.complete)
+        return structs.replace(PricedLayouts.joined(columns), complete=complete)
 
     def _priced(self, runs: tuple[int, ...], several: Sequence[_SamePaths]) -> PricedLayouts:
         """Columns that use nodes of the same runs."""
@@ -129,6 +135,11 @@ class Pricer:
             crossing=crossing_load(axes),
             complete=frozenset(),
         )
+
+
+def _unsharded(strategy: Strategy) -> Strategy:
+    """Placements do not depend on how parameters are sharded."""
+    return replace(strategy, shard=1, zero=0)
 
 
 class _SamePaths(Struct, frozen=True, kw_only=True, eq=False):

@@ -68,7 +68,7 @@ class Placer:
                 fill = self._fill(tier, block, strategy.ranks)
                 if fill is None:
                     continue
-                for order in _orders(strategy, block):
+                for order in orders(strategy, block):
                     slot, gpu = np.empty_like(fill[0]), np.empty_like(fill[1])
                     slot[order], gpu[order] = fill
                     found.setdefault(slot.tobytes() + gpu.tobytes(), (slot, gpu))
@@ -195,7 +195,7 @@ def _blocks(strategy: Strategy, free: Ints) -> list[int]:
     return sorted(size for size in sizes if size == 1 or (size <= free.max() and np.any(free % size)))
 
 
-def _orders(strategy: Strategy, block: int) -> Iterator[Ints]:
+def orders(strategy: Strategy, block: int) -> Iterator[Ints]:
     """Orders in which ranks follow each other through the slots."""
     grid = rank_grid(strategy)
     pipeline, data, ring, ulysses, tensor = (AXES.index(name) for name in AXES)

@@ -50,10 +50,17 @@ class RegionBounds:
 
     @classmethod
     def of(cls, space: Space, reach: Reach) -> RegionBounds | None:
-        """`None` where the cluster has too many kinds of domains, or the layouts degrees that regions do not know."""
+        """`None` where the cluster has too many kinds of domains, or some with unlike devices or links in one, or the
+        layouts have degrees that regions do not know."""
         kinds = Kinds.of(reach.costs)
         plain = space.base.tensor == space.base.pipeline == space.base.expert == 1
-        return cls(space, reach, kinds) if plain and len(kinds.count) <= MOST_KINDS else None
+        if not plain or len(kinds.count) > MOST_KINDS:
+            return None
+        for runs in kinds.runs:
+            first, *others = reach.costs.nodes(runs)
+            if any((one.device, one.scale_up) != (first.device, first.scale_up) for one in others):
+                return None
+        return cls(space, reach, kinds)
 
     @cached_property
     def _runs(self) -> list[tuple[int, ...]]:
@@ -206,4 +213,5 @@ class _RegionPaths(FloorPaths):
     def taken_s(self, axis: Axis, op: Op, size: Number) -> Number:
         spread = -(-np.asarray(self.axes[axis].ranks) // self.domains)
         members = np.maximum(spread, self.together) if axis == "shard" else spread
-        return self._least(axis, op, size, self._channels(members))
+        seconds: Number = self._least(axis, op, size, self._channels(members))
+        return seconds

@@ -110,13 +110,14 @@ class Loads:
             here, slow = np.minimum(size - 1, together[self.at, self.slowest]), rate[self.slowest]
             load = np.maximum(load, np.maximum((size - here) / size / slow, 1 / (slow + fastest)))
         ends = np.minimum(self.fewest * (p - self.fewest), p - 1) / p / self.kinds.uplink
-        return np.maximum(load, np.where((size == self.of.ranks) & self.several_leaves, self._worst(ends), 0.0))
+        trunks = np.where((size == self.of.ranks) & self.several_leaves, self._worst(ends), 0.0)
+        return np.asarray(np.maximum(load, trunks))
 
     def _largest_part(self, size: Ints) -> Floats:
         """Of the groups that a domain of each kind cuts, the most members that the smallest part can have."""
         p, largest = size[:, None], np.zeros(self.most.shape)
         if self.kinds.gpus.max() > MOST_COUNTED:
-            return np.broadcast_to(p, largest.shape) * 1.0
+            return np.asarray(np.broadcast_to(p, largest.shape) * 1.0)
         for ranks in range(1, int(self.kinds.gpus.max()) + 1):
             part = ranks // -(-ranks // p)
             legal = (self.fewest <= ranks) & (ranks <= self.most)

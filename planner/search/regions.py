@@ -37,6 +37,7 @@ class Kinds(Struct, frozen=True, kw_only=True, eq=False):
     """Domains that no bound tells apart, an entry for each kind."""
 
     runs: tuple[tuple[int, ...], ...]  # of the nodes in one
+    slots: tuple[Ints, ...]  # the first one of each domain
     count: Ints  # domains
     gpus: Ints
     cards: Ints  # that its GPUs send through
@@ -52,15 +53,14 @@ class Kinds(Struct, frozen=True, kw_only=True, eq=False):
         shares = np.array([wiring.card_share[r, : max(n.nics.count, 1)].max() for r, n in enumerate(wiring.nodes)])
         rate = np.minimum(rates.of_run[:, NIC_OUT] * shares, MOST_RATE)
         cards = np.array([len(set(wiring.nic_of[r, : n.gpus].tolist())) for r, n in enumerate(wiring.nodes)])
-        seen: dict[tuple[tuple[int, ...], int], int] = {}
-        for key in _domains(costs):
-            seen[key] = seen.get(key, 0) + 1
+        seen: dict[tuple[tuple[int, ...], int], list[int]] = {}
+        for slot, key in _domains(costs):
+            seen.setdefault(key, []).append(slot)
         uplinks = rates.of_leaf.reshape(-1, wiring.rails).sum(axis=1)
         if len(seen) > MOST_KINDS:  # whichever leaf, with the best one's uplinks
-            merged: dict[tuple[tuple[int, ...], int], int] = {}
-            for (runs, leaf), many in seen.items():
-                key = runs, -1 if leaf < 0 else int(uplinks.argmax())
-                merged[key] = merged.get(key, 0) + many
+            merged: dict[tuple[tuple[int, ...], int], list[int]] = {}
+            for (runs, leaf), slots in seen.items():
+                merged.setdefault((runs, -1 if leaf < 0 else int(uplinks.argmax())), []).extend(slots)
             seen = merged
         keys = list(seen)
 
@@ -72,7 +72,8 @@ class Kinds(Struct, frozen=True, kw_only=True, eq=False):
 
         return cls(
             runs=tuple(tuple(dict.fromkeys(runs)) for runs, _ in keys),
-            count=np.array(list(seen.values())),
+            slots=tuple(np.array(slots) for slots in seen.values()),
+            count=np.array([len(slots) for slots in seen.values()]),
             gpus=total(np.array([node.gpus for node in wiring.nodes])),
             cards=total(cards),
             rate=best(rate),
@@ -83,8 +84,8 @@ class Kinds(Struct, frozen=True, kw_only=True, eq=False):
         )
 
 
-def _domains(costs: ClusterCosts) -> Iterator[tuple[tuple[int, ...], int]]:
-    """(runs of its nodes with free GPUs, leaf or -1) of each domain that has some."""
+def _domains(costs: ClusterCosts) -> Iterator[tuple[int, tuple[tuple[int, ...], int]]]:
+    """(first slot, (runs of its nodes with free GPUs, leaf or -1)) of each domain that has some."""
     cluster = costs.cluster
     leaf, domain = cluster.leaf_of_slot, cluster.domain_of_slot
     nodes = [one.node for one in cluster.runs]
@@ -95,7 +96,7 @@ def _domains(costs: ClusterCosts) -> Iterator[tuple[tuple[int, ...], int]]:
     for slots in np.split(np.arange(cluster.slots), first[1:]):
         used = slots[cluster.gpus_of_slot[slots] > 0]
         if len(used):
-            yield tuple(sorted(run[used].tolist())), int(leaf[slots[0]]) if limits else -1
+            yield int(used[0]), (tuple(sorted(run[used].tolist())), int(leaf[slots[0]]) if limits else -1)
 
 
 class Where(NamedTuple):

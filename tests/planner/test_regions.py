@@ -1,0 +1,73 @@
+"""Bounds by the regions of a layout's placements: below every placement, and near the best one where much is broken."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from benchmarks.plan_proof import broken
+from cost_models import Cluster, Model, Placement, Strategy, Workload, price
+from cost_models.timing.cluster_costs import costs_of
+from planner.search.branch import Tree
+from planner.search.placements import Placer
+from planner.search.region_bounds import RegionBounds
+from planner.search.regions import Kinds, Regions
+from planner.search.space import Space
+from planner.solve import solve
+from tests.planner.clusters import cluster, node
+
+
+def orders(strategy: Strategy, here: Cluster, rng: np.random.Generator) -> list[np.ndarray]:
+    """Places of the ranks: some of the families, blocks of them exchanged, nodes in any order, and any order at all."""
+    free = np.array([(slot, gpu) for slot in range(here.slots) for gpu in range(here.node(slot).gpus)])
+    tour = np.concatenate([free[free[:, 0] == slot] for slot in rng.permutation(here.slots)])
+    found = [free[rng.permutation(len(free))][: strategy.ranks], tour[: strategy.ranks]]
+    listed = Placer(costs_of(here)).placements(strategy)
+    for index in rng.permutation(len(listed.slots))[:4]:
+        places = np.stack([listed.slots[index], listed.gpus[index]], axis=1)
+        size = int(rng.choice([strategy.ulysses, strategy.context, strategy.shard]))
+        blocks = places.reshape(-1, size, 2)
+        found += [places, blocks[rng.permutation(len(blocks))].reshape(-1, 2)]
+    return found
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_placement_is_priced_below_the_bound_of_its_regions(seed: int) -> None:
+    here, work = broken(seed)
+    rng = np.random.default_rng(seed)
+    space = Space(
+        cluster=here,
+        workload=Workload(work.model, context_tokens=2**13, global_batch=work.global_batch),
+        pins={"recompute": "none"},
+    )
+    tree = Tree(space, "time", costs_of(here))
+    branches = tree.start()
+    usable = np.argwhere(np.isfinite(branches.bound) & branches.single[:, None])
+    layouts = [tree.strategy(branches, *at) for at in usable[rng.permutation(len(usable))[:12]]]
+    regional = RegionBounds.of(tree.space, tree.reach)
+    assert regional is not None
+    for layout, bound in zip(layouts, regional.bounds(layouts).bound, strict=True):
+        for places in orders(layout, here, rng):
+            placement = Placement(slot_of_rank=places[:, 0], gpu_of_rank=places[:, 1])
+            cost = price(here, space.workload, layout, placement)
+            assert not space.room.holds(cost) or bound <= cost.step_s * (1 + 1e-12)
+
+
+def test_a_slow_card_counts_where_its_node_is_needed() -> None:
+    """16 ranks on two nodes of 8, one with cards at a tenth of the rate: no region leaves it out, the gap is small."""
+    base = Cluster.load("dgx-h100", nodes=2)
+    slow = replace(base.node(0), nics=replace(base.node(0).nics, bytes_per_s=base.node(0).nics.bytes_per_s / 10))
+    work = Workload(Model.load("longvila-1.5b"), context_tokens=2**17)
+    found = solve(base.override({1: slow}), work, fixed={"ring": 4, "ulysses": 4})
+    assert found.gap < 0.05
+
+
+@pytest.mark.parametrize(("ranks", "multiple", "least"), [(24, 1, 8), (20, 4, 4), (20, 1, 6), (21, 4, 0), (25, 1, 0)])
+def test_the_emptiest_domain_is_as_full_as_it_can_be(ranks: int, multiple: int, least: int) -> None:
+    """Three nodes of 8, all in use: the largest number that some node must be left with."""
+    here = cluster(*(node(8, 8, host_memory_bytes=2**40 + index) for index in range(3)))
+    regions = Regions(costs_of(here), Kinds.of(costs_of(here)))
+    every = int(regions.used.all(axis=1).argmax())
+    found, _, fewest = regions._filled(ranks, multiple, multiple, False)
+    assert found[every] == least
+    assert not least or fewest[every].min() == max(multiple, ranks - 16)
