@@ -53,6 +53,7 @@ ELSEWHERE = {
     "simulate": "simulator.command:simulate",
     "compare": "simulator.command:compare",
     "export": "exports.command:export",
+    "prove": "prove.command:prove",
 }
 """Subcommands of other modules, which are imported when they are asked for."""
 
@@ -85,6 +86,7 @@ class _Commands(console.NoEmptyGroup):
 @asked_in_reverse
 @click.option("--time-limit", metavar="SECONDS",
               help="Stop searching then, with the best layout so far and a bound that still holds.")  # fmt: skip
+@click.option("--proof", is_flag=True, help="Write a proof of the space into the plan, for `plan prove`.")
 @click.option("-o", "--output", metavar="FILE", help="Where to write the plan [default: plan.json; none with --json].")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON and nothing else.")
 @click.option("--explain", is_flag=True, help="Show every number as a sum of its parts, and where it comes from.")
@@ -149,6 +151,11 @@ def _plan(given: dict[str, Any]) -> None:
             asked.cluster, asked.workload, fixed=fixed, objective=objective, trust_model=given["trust_model"],
             room=asked.room, profile=asked.profile, time_limit_s=limit_s, targets=several, on_step=progress.show,
         )  # fmt: skip
+        if given["proof"]:
+            from planner.prove.proof import prove
+
+            progress.show("proving")
+            found = replace(found, proof=prove(found))
     if output is not None:
         found.save(output)
     if given["page"]:

@@ -32,6 +32,7 @@ from cost_models.room import Room, sureness
 from cost_models.strategy import LISTED_AXES, Strategy, rank_groups
 from cost_models.workload import Workload
 from planner.files import write_whole
+from planner.prove.proof import Proof
 from planner.search.objective import Objective
 from planner.searched import Searched
 from planner.targets.target import MMSP, Target
@@ -117,6 +118,7 @@ class Plan:
     fixed: Mapping[str, str] | None = None  # what the user pinned
     trust_model: bool = False  # what is tied with the best price does not count
     room: Room = field(default_factory=Room)  # what counts as fitting
+    proof: Proof | None = None  # `plan --proof`
 
     @property
     def bands(self) -> dict[str, Any]:
@@ -174,6 +176,7 @@ class Plan:
             "bound": self.bound,
             "gap": self.gap,
             "reproducible": self.reproducible,
+            **({"proof": strict.plain(self.proof)} if self.proof else {}),
             "ranks": np.stack([self.placement.slot_of_rank, self.placement.gpu_of_rank], axis=1).tolist(),
             "frames": self.frames,
             "groups": {axis: groups.tolist() for axis, groups in self.groups.items()},
@@ -200,7 +203,7 @@ _PRICED = ("seconds", "hidden_s", "sent_bytes", "model_flops", "executed_flops",
 
 _KEPT = ("workload", "targets", "simulated", "serving", "objective", "chosen_by", "regret", "alternatives", "searched",
          "bound", "gap", "reproducible", "fixed", "trust_model",
-         "room")  # fmt: skip
+         "room", "proof")  # fmt: skip
 
 
 def _rest(cost: StepCost) -> dict[str, Any]:
@@ -267,6 +270,7 @@ class PlanFile:
     bound: Least
     gap: Least
     reproducible: bool
+    proof: Proof | None = None
     ranks: tuple[tuple[Index, Index], ...]  # (slot, GPU) of each rank
     frames: tuple[tuple[Annotated[int, Meta(ge=0)], Annotated[int, Meta(ge=0)]], ...]
     groups: Mapping[str, tuple[tuple[Index, ...], ...]]

@@ -1,0 +1,125 @@
+"""Proofs: the relaxation is below every price, regions are the space, and what is forged is refused by name."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from cost_models import Cluster, InputError, Model, Placement, Strategy, Workload, price
+from planner.command import cli
+from planner.plan_file import Plan
+from planner.planning import plan
+from planner.prove.proof import prove
+from planner.prove.relaxation import Family, families, least_s
+from planner.search.space import Space
+from tests.planner.clusters import cluster, node
+
+TINY = Model(name="tiny", layers=2, hidden=1024, ffn=2048, heads=6, kv_heads=2, head_dim=64, vocab=512)
+
+
+@pytest.mark.parametrize("fixed", [{}, {"ulysses": 4}, {"data": 2}, {"ring": 3}])
+@pytest.mark.parametrize("sizes", [(8, 8), (5, 3), (1,)])
+def test_the_proof_lists_the_space_that_is_searched(sizes: tuple[int, ...], fixed: dict[str, int]) -> None:
+    here = cluster(*(node(gpus) for gpus in sizes))
+    work = Workload(TINY, context_tokens=40, global_batch=4)
+    try:
+        searched = Space(cluster=here, workload=work, pins=fixed).families
+    except InputError:
+        return
+    expected = {Family(one.data, one.microbatches, one.ulysses): (one.first_ring, one.most_ring) for one in searched}
+    assert families(here, work, fixed) == expected
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_layout_is_priced_below_its_relaxation(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    base = Cluster.load(["dgx-h100", "a100-pcie-pairs", "dgx-h100"][seed], nodes=2)
+    here = base.override({1: replace(base.node(1), gpus=6)}) if seed == 2 else base
+    work = Workload(Model.load("longvila-1.5b"), context_tokens=2**15, global_batch=2)
+    space = families(here, work, {})
+    several = [
+        (list(space)[i], int(rng.integers(1, 1 + space[list(space)[i]][1]))) for i in rng.integers(len(space), size=12)
+    ]
+    least = least_s(here, work, Strategy(ring_kind="balanced"), several)
+    free = np.array([(slot, gpu) for slot in range(here.slots) for gpu in range(here.node(slot).gpus)])
+    for (family, ring), bound in zip(several, least, strict=True):
+        ranks = family.data * family.ulysses * ring
+        for shard, zero in ((ranks, 3), (ranks, 2), (1, 0)):
+            layout = Strategy(
+                ring=ring, shard=shard, zero=zero if shard > 1 else 0, ring_kind="balanced", **family._asdict()
+            )
+            places = free[rng.permutation(len(free))[:ranks]]
+            placement = Placement(slot_of_rank=places[:, 0], gpu_of_rank=places[:, 1])
+            assert bound <= price(here, work, layout, placement).step_s * (1 + 1e-12)
+
+
+@pytest.fixture(scope="module")
+def proven() -> dict[str, Any]:
+    work = Workload(Model.load("longvila-1.5b"), context_tokens=2**16, global_batch=2)
+    found = plan(Cluster.load("dgx-h100", nodes=2), work)
+    data: dict[str, Any] = json.loads(replace(found, proof=prove(found)).to_json())
+    return data
+
+
+def moved(name: str, by: float) -> Callable[[dict[str, Any]], None]:
+    def move(data: dict[str, Any]) -> None:
+        data[name] *= by
+
+    return move
+
+
+def forged(data: dict[str, Any]) -> None:
+    data["proof"]["bound_s"] *= 1.01
+
+
+def region_forged(data: dict[str, Any]) -> None:
+    least = min(data["proof"]["regions"], key=lambda one: one["least_s"])
+    least["least_s"] *= 1.01
+
+
+def region_missing(data: dict[str, Any]) -> None:
+    del data["proof"]["regions"][3]
+
+
+def region_twice(data: dict[str, Any]) -> None:
+    data["proof"]["regions"].append(data["proof"]["regions"][0])
+
+
+@pytest.mark.parametrize(
+    ("forge", "words"),
+    [
+        (forged, "proof.bound_s states"),
+        (region_forged, "least_s (data "),
+        (region_missing, "does not cover data "),
+        (region_twice, "does not cover data "),
+        (moved("gap", 0.5), "gap states"),
+        (moved("bound", 3.0), "above the plan's own price"),
+    ],
+)
+def test_what_is_forged_is_refused_by_name(
+    proven: dict[str, Any], tmp_path: Path, forge: Callable[[dict[str, Any]], None], words: str
+) -> None:
+    data = json.loads(json.dumps(proven))
+    forge(data)
+    file = tmp_path / "plan.json"
+    file.write_text(json.dumps(data))
+    found = CliRunner().invoke(cli, ["prove", str(file)])
+    assert isinstance(found.exception, InputError)
+    assert words in str(found.exception)
+
+
+def test_a_proof_that_holds_says_how_far_it_goes(proven: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    file.write_text(json.dumps(proven))
+    found = CliRunner().invoke(cli, ["prove", str(file)])
+    assert found.exit_code == 0 and "proven." in found.output
+    read = Plan.load(file)
+    assert read.proof is not None
+    assert read.proof.bound_s <= read.bound
+    file.write_text(json.dumps({**proven, "proof": None}))
+    assert "plan again with --proof" in str(CliRunner().invoke(cli, ["prove", str(file)]).exception)
