@@ -141,7 +141,7 @@ class FrameCache:
         key = (path, time, picture.shape[0])
         if key in self._pictures or picture.nbytes > self._limit_bytes:
             return
-        self._pictures[key] = picture
+        self._pictures[key] = picture.copy()
         self._held_bytes += picture.nbytes
         while self._held_bytes > self._limit_bytes:
             self._held_bytes -= self._pictures.popitem(last=False)[1].nbytes
@@ -149,26 +149,42 @@ class FrameCache:
 
 def decode(frames: Frames, places: range, size: int, cache: FrameCache | None = None) -> Tensor:
     """Frames `places` (positions in `frames.times`) as float32 [len(places), 3, size, size] in -1 … 1."""
-    pixels_FHWC = np.empty((len(places), size, size, 3), dtype=np.uint8)
+    return normalised(torch.from_numpy(pictures(frames, places, size, cache)), torch.float32)
+
+
+def normalised(pictures_FHWC: Tensor, dtype: torch.dtype) -> Tensor:
+    """Pictures of bytes as the tower wants them, [F, 3, H, W] in -1 … 1, on their device."""
+    frames, height, width, _ = pictures_FHWC.shape
+    pixels_FCHW = torch.empty(frames, 3, height, width, dtype=dtype, device=pictures_FHWC.device)
+    for start in range(0, frames, 64):  # so that little is held in float32
+        part_FCHW = pictures_FHWC[start : start + 64].permute(0, 3, 1, 2)
+        pixels_FCHW[start : start + 64] = torch.div(part_FCHW, 127.5).sub_(1.0)
+    return pixels_FCHW
+
+
+def pictures(frames: Frames, places: range, size: int, cache: FrameCache | None = None) -> np.ndarray:
+    """Frames `places` as bytes [len(places), size, size, 3]; a fault is a JobError that names the file."""
+    pictures_FHWC = np.empty((len(places), size, size, 3), dtype=np.uint8)
     try:
         if frames.grid is not None:
-            pixels_FHWC[:] = _tiles(frames, size)[places.start : places.stop]
+            pictures_FHWC[:] = _tiles(frames, size)[places.start : places.stop]
         else:
-            _fill(pixels_FHWC, frames.clip, [frames.times[i] for i in places], cache or FrameCache(0))
+            _fill(pictures_FHWC, frames, places, cache or FrameCache(0))
     except av.FFmpegError as fault:
         raise JobError(f"{frames.clip.path}: cannot be decoded ({fault.strerror})") from None
-    return torch.from_numpy(pixels_FHWC).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+    return pictures_FHWC
 
 
-def _fill(pixels_FHWC: np.ndarray, clip: Clip, wanted: Sequence[int], cache: FrameCache) -> None:
-    size = pixels_FHWC.shape[1]
+def _fill(pictures_FHWC: np.ndarray, frames: Frames, places: range, cache: FrameCache) -> None:
+    size, clip = pictures_FHWC.shape[1], frames.clip
+    wanted = [frames.times[i] for i in places]
     held = [cache.get(clip.path, time, size) for time in wanted]
     missing = [time for time, picture in zip(wanted, held, strict=True) if picture is None]
-    decoded = _file_pictures(clip, missing, size) if clip.files else _pictures(clip, missing, size)
+    decoded = _file_pictures(clip, missing, size) if clip.files else _pictures(frames, missing, size)
     for place, picture in enumerate(held):
-        pixels_FHWC[place] = next(decoded) if picture is None else picture
+        pictures_FHWC[place] = next(decoded) if picture is None else picture
         if picture is None:
-            cache.put(clip.path, wanted[place], pixels_FHWC[place].copy())
+            cache.put(clip.path, wanted[place], pictures_FHWC[place])
 
 
 def _spread(count: int, wanted: int) -> list[int]:
@@ -206,24 +222,25 @@ def _decoded_times(path: Source) -> list[int]:
         return [time for time, _ in walk(container, shown_stream(container, path))]
 
 
-def _pictures(clip: Clip, wanted: Sequence[int], size: int) -> Iterator[np.ndarray]:
+def _pictures(frames: Frames, wanted: Sequence[int], size: int) -> Iterator[np.ndarray]:
     """One picture per wanted time (ascending), decoding each stretch once and holding one frame."""
     if not wanted:
         return
-    painter = Painter(clip.path)
+    clip = frames.clip
+    painter, chosen = Painter(clip.path), frozenset(frames.times) if clip.exact_seek else None
     with opened(clip.path) as container:
         stream = shown_stream(container, clip.path)
-        steps, now = walk(container, stream), None
+        steps, now = walk(container, stream, chosen), None
         time, frame = clip.times[0] - 1, None
         for target in wanted:
             key = _key_before(clip, target)
             if key is not None and key > time:
                 container.seek(key, stream=stream, backward=True)
-                steps = walk(container, stream)
+                steps = walk(container, stream, chosen)
                 time, frame = next(steps, (time, frame))
                 if time > target:  # the index lied: walk from the start
                     container.seek(clip.times[0], stream=stream, backward=True)
-                    steps, time = walk(container, stream), clip.times[0] - 1
+                    steps, time = walk(container, stream, chosen), clip.times[0] - 1
             while time < target or frame is None:
                 following = next(steps, None)
                 if following is None:

@@ -1,6 +1,6 @@
 """The training job: rows in, checkpoints and a line of metrics per step out, the same losses under any sharding.
 
-    for each step: rows of the world -> this replica's -> decode ahead -> loss sum -> token_mean -> backward -> AdamW
+    for each step: rows of the world -> this replica's, decoded `ahead` -> loss sum -> token_mean -> backward -> AdamW
 
 The loss of a step is the mean over the label tokens of all its rows; every process counts them itself, since every
 process knows all rows. Settings are `TrainSettings`. Files in the run folder: `metrics.jsonl` (step, loss, tokens,
@@ -17,10 +17,9 @@ import resource
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 
 from longvila import checkpoint, dataset
+from longvila.ahead import Turn, ahead, turns
 from longvila.assemble import PARTS, WHOLE, build_model, build_writer, model_config, precision
 from longvila.config import LongVilaConfig
 from longvila.data.listing import ON_ERROR, DataSet, data_files, read_data
@@ -234,12 +234,11 @@ class _Run:
         if rank == 0:
             _forget_after(folder / "metrics.jsonl", step)
         self.model.train()
-        frames = FrameCache(settings.frame_cache_bytes)
-        with _Report(settings, step, shown=rank == 0) as report:
+        coming = ahead(self._turns(cursor, settings.steps - step))
+        with closing(coming), _Report(settings, step, shown=rank == 0) as report:
             for done in range(step + 1, settings.steps + 1):
                 began_s = time.perf_counter()
-                rows, cursor = self.rows.step(cursor, settings.rows_per_step)
-                metrics = self._step(done, rows, frames)
+                metrics, cursor = self._step(done, coming)
                 self.job.step_done()
                 metrics["seconds"] = time.perf_counter() - began_s
                 if settings.on_error == "skip":
@@ -248,17 +247,17 @@ class _Run:
                 if (settings.checkpoint_every and done % settings.checkpoint_every == 0) or done == settings.steps:
                     self._save(folder / "checkpoints", done, cursor)
 
-    def _step(self, step: int, rows: Sequence[Row], frames: FrameCache) -> dict[str, Any]:
+    def _step(self, step: int, coming: Iterator[Turn]) -> tuple[dict[str, Any], Cursor]:
         settings, sharding = self.settings, self.job.sharding
-        labels = sum(row.label_tokens for row in rows)
         # On the device: reading each row's loss would hold the host until the row is done.
         losses: list[torch.Tensor] = []
-        microbatches = -(-len(rows) // sharding.data_count)
-        for number, batch in enumerate(self._batches(rows, frames), start=1):
+        microbatches = -(-settings.rows_per_step // sharding.data_count)
+        for number, turn in enumerate(islice(coming, microbatches), start=1):
             sharding.before_microbatch(self.model, last=number == microbatches)
-            loss = self.model(batch, sharding)
-            sharding.token_mean(loss, labels).backward()
+            loss = self.model(turn.batch, sharding)
+            sharding.token_mean(loss, turn.labels).backward()
             losses.append(loss.detach().double())
+        rows, labels = turn.rows, turn.labels
         loss_mean = sharding.total(float(torch.stack(losses).sum())) / labels
         if not math.isfinite(loss_mean):
             raise JobError(f"step {step}: the loss is {loss_mean} {self._where(rows, losses)}; {_ADVICE}")
@@ -271,7 +270,7 @@ class _Run:
             raise JobError(f"step {step}: the gradient norm is {norm}, of a loss of {loss_mean}; {_ADVICE}")
         tokens, peak = sum(row.tokens for row in rows), peak_memory_bytes(self.job.device)
         metrics = {"step": step, "loss": loss_mean, "tokens": tokens, "label_tokens": labels}
-        return {**metrics, "grad_norm": norm, "lr": lr, "peak_memory_bytes": peak}
+        return {**metrics, "grad_norm": norm, "lr": lr, "peak_memory_bytes": peak}, turn.cursor
 
     def _where(self, rows: Sequence[Row], losses: Sequence[torch.Tensor]) -> str:
         """Collective: the first rank whose share of the loss is not finite, found by halves, and its first such row."""
@@ -289,22 +288,14 @@ class _Run:
         names = ", ".join(document.name for document in rows[row].documents)
         return f"on rank {first}, in row {row} of the step's {len(rows)} (samples {names[:200]})"
 
-    def _batches(self, rows: Sequence[Row], frames: FrameCache) -> Iterator[Batch]:
-        """This replica's rows of the step as batches, the next one decoded while this one computes."""
+    def _turns(self, cursor: Cursor, steps: int) -> Iterator[Turn]:
         sharding, device, dtype = self.job.sharding, self.job.device, precision(self.settings.precision)
-        here = dataset.replica_rows(rows, sharding.data_index, sharding.data_count)
-        most = dataset.most_frames(rows, sharding.data_count)
-        make = partial(
-            dataset.row_batch, sharding=sharding, image_size=self.config.image_size, device=device, dtype=dtype
-        )
-        with ThreadPoolExecutor(1) as ahead:
-            pending = None
-            for turn in [*zip(here, most, strict=True), None]:
-                ready = pending
-                if turn is not None:
-                    pending = ahead.submit(make, turn[0], cache=frames, most_frames=turn[1])
-                if ready is not None:
-                    yield ready.result()
+        frames, size = FrameCache(self.settings.frame_cache_bytes), self.config.image_size
+
+        def make(row: Row, most: int) -> Batch:
+            return dataset.row_batch(row, sharding, size, device, dtype, frames, most)
+
+        return turns(self.rows, cursor, steps, self.settings.rows_per_step, sharding, make)
 
     def _save(self, folder: Path, step: int, cursor: Cursor) -> None:
         model, rank, keep = model_fingerprint(self.config), self.job.sharding.rank, self.settings.keep_checkpoints

@@ -42,11 +42,18 @@ def shown_stream(container: av.container.InputContainer, source: Source) -> av.V
     return next((video for video in videos if best is not None and video.index == best.index), videos[0])
 
 
-def walk(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Decoded frames with ascending times; a frame without a usable time is one tick after the one before."""
+def walk(
+    container: av.container.InputContainer, stream: av.VideoStream, wanted: frozenset[int] | None = None
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Decoded frames with ascending times; a frame without a usable time is one tick after the one before.
+
+    Of a stream whose packets tell their times, frames that no other refers to are decoded only where `wanted`.
+    """
     joint = round(JOINT_S / stream.time_base) if stream.time_base else 0
     before, step, shift = None, 1, 0
     for packet in container.demux(stream):
+        if wanted is not None:
+            stream.codec_context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
         try:
             frames = packet.decode()
         except av.FFmpegError:
@@ -72,12 +79,14 @@ class Painter:
         self._scaler = VideoReformatter()
 
     def picture(self, frame: av.VideoFrame, width: int, height: int) -> np.ndarray:
-        """The frame as shown, scaled to [height, width, 3] of uint8 (bicubic, as SigLIP's processor)."""
+        """The frame as shown, scaled (bicubic, as SigLIP's processor): a view [height, width, 3] of bytes, to copy."""
         a, b, c, d = _matrix(frame, self._source)
         turned = abs(b) > abs(a)
         size = (height, width) if turned else (width, height)
         scaled = self._scaler.reformat(frame, *size, format="rgb24", interpolation=Interpolation.BICUBIC)
-        stored_HWC = scaled.to_ndarray()
+        plane = scaled.planes[0]
+        lines = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)  # lines end in padding
+        stored_HWC = lines[:, : 3 * plane.width].reshape(plane.height, plane.width, 3)
         shown_HWC = stored_HWC.transpose(1, 0, 2) if turned else stored_HWC
         right, down = (c, b) if turned else (a, d)
         return shown_HWC[:: 1 if down > 0 else -1, :: 1 if right > 0 else -1]
