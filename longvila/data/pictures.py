@@ -84,7 +84,7 @@ class Painter:
         turned = abs(b) > abs(a)
         size = (height, width) if turned else (width, height)
         scaled = self._scaler.reformat(frame, *size, format="rgb24", interpolation=Interpolation.BICUBIC)
-        plane = scaled.planes[0]
+        plane: Any = scaled.planes[0]  # a buffer, though its type does not say so
         lines = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)  # lines end in padding
         stored_HWC = lines[:, : 3 * plane.width].reshape(plane.height, plane.width, 3)
         shown_HWC = stored_HWC.transpose(1, 0, 2) if turned else stored_HWC
