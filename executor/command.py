@@ -70,6 +70,8 @@ def _node_rank(text: str | None) -> int | None:
               help="Seconds for the ranks to meet, and for one collective.")  # fmt: skip
 @click.option("--silence", "silence_s", default=20.0, show_default=True, type=click.FloatRange(1, 86400),
               help="A rank that is not heard of for so many seconds ends the job.")  # fmt: skip
+@click.option("--elastic", default=0, metavar="N", type=click.IntRange(0, 1000),
+              help="After up to N failures go on from the last checkpoint, on what is left.")  # fmt: skip
 @click.option("--trace", type=click.Path(path_type=Path, file_okay=False),
               help="Profile a few steps of every rank into this folder, for `plan compare`.")  # fmt: skip
 def launch(

@@ -5,8 +5,8 @@
 A forked rank shares what this process imported, so imports are paid once. A rank that fails writes its reason and its
 traceback to files next to its log and leaves at once; the agent sees that within a tenth of a second and ends the
 others. Lost connections are consequences: a rank that raises a RuntimeError stays `_CAUSE_FIRST_S` longer, so that the
-rank that caused it is seen first. The kernel ends ranks whose agent was killed. Leaves out: restarts, and ranks that
-outlive a killed agent on systems other than Linux.
+rank that caused it is seen first. The kernel ends ranks whose agent was killed. With an `Elastic` the same agent starts
+ranks again. Leaves out: ranks that outlive a killed agent on systems other than Linux.
 """
 
 from __future__ import annotations
@@ -27,14 +27,16 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, Protocol
 
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 from torch.distributed import DistError
-from torch.distributed.elastic.agent.server.api import WorkerSpec
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+from torch.distributed.elastic.rendezvous import RendezvousHandler
+from torch.distributed.elastic.rendezvous.api import RendezvousError
 from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCPRendezvous
 from torch.distributed.rendezvous import rendezvous
 
@@ -64,6 +66,7 @@ class Team:
     port: int | None = None  # None means a free port for one node, PORT for several
     host: str = "this host"
     silence_s: float = SILENCE_S
+    round: int = 0  # of an elastic job
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,13 +78,21 @@ class Outcome:
     value: Any = None  # what the first local rank's function returned
 
 
-def run_team(function: Callable[[Any], Any], argument: object, team: Team) -> Outcome:
+class Elastic(Protocol):
+    """How an agent goes on after a failure."""
+
+    @property
+    def restarts(self) -> int: ...
+
+    def rounds(self, store: TCPStore, start: Callable[[object, Team], None]) -> RendezvousHandler:
+        """The agents' meetings; each calls `start` with the ranks' argument and this host's team of the round."""
+
+
+def run_team(function: Callable[[Any], Any], argument: object, team: Team, elastic: Elastic | None = None) -> Outcome:
     """Run `function(argument)` on every rank of the team, under an open port and with output in `team.logs`."""
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     logging.getLogger("torch.multiprocessing").setLevel(logging.CRITICAL)
-    store = _meeting_store(team)
-    meeting = PrefixStore(_PREFIX, store)
-    logs = _Logs(team)
+    store, logs = _meeting_store(team), _Logs(team)
     heard = [name for name in _STOPS if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN]
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(heard)
     spec = WorkerSpec(
@@ -90,30 +101,82 @@ def run_team(function: Callable[[Any], Any], argument: object, team: Team) -> Ou
         entrypoint=_rank,
         args=(function, argument, os.getpid(), team.silence_s),
         rdzv_handler=_Meeting(store, team),
-        max_restarts=0,
+        max_restarts=elastic.restarts if elastic else 0,
     )
-    # An empty role name is the only way to an empty prefix: lines are shown as the rank wrote them.
-    agent = LocalElasticAgent(
-        spec, logs, start_method="fork" if team.forked else "spawn", log_line_prefix_template="${role_name}"
-    )
-    if team.nodes > 1:
-        Thread(target=_end_silent_ranks, args=(own_connection(meeting), team), daemon=True).start()
+    agent = _Agent(spec, logs, team, store)
+
+    def start(argument: object, team: Team) -> None:
+        """The next round of an elastic job."""
+        spec.args, spec.local_world_size = (function, argument, os.getpid(), team.silence_s), len(team.ranks)
+        agent.begin(team)
+
+    if elastic:
+        spec.rdzv_handler = elastic.rounds(store, start)
+    else:
+        agent.watch()
     try:
         result = agent.run()
     except (SignalException, KeyboardInterrupt):
         return Outcome(code=130, reason="stopped: all ranks are ended")
+    except RendezvousError as error:
+        return Outcome(code=1, reason=f"the other hosts do not go on ({one_line(error)})")
     finally:
         for left in multiprocessing.active_children():
             left.kill()
-        for rank in team.ranks:
-            logs.file(rank, "room").unlink(missing_ok=True)
+        agent.clear()
+        if elastic:
+            in_time(spec.rdzv_handler.shutdown)
     if not result.is_failed():
         return Outcome(code=0, value=next(iter(result.return_values.values())))
-    failure = next(iter(result.failures.values()))
-    end = _end(failure, team, logs, meeting)
-    if team.nodes > 1:
-        end = _tell_hosts(end, team, meeting)
+    end = agent.cause(result)
+    if agent.team.nodes > 1:
+        end = _tell_hosts(end, agent.team, agent.meeting)
     return Outcome(code=end.code, reason=end.reason)
+
+
+class _Agent(LocalElasticAgent):
+    """Torch's agent, which says why it starts ranks again, and does not where the user has to mend something."""
+
+    def __init__(self, spec: WorkerSpec, logs: _Logs, team: Team, store: Store) -> None:
+        # An empty role name is the only way to an empty prefix: lines are shown as the rank wrote them.
+        method = "fork" if team.forked else "spawn"
+        super().__init__(spec, logs, start_method=method, log_line_prefix_template="${role_name}")
+        self.team, self._rank_logs, self._store_of_all, self._first_logs = team, logs, store, logs
+
+    @property
+    def meeting(self) -> Store:
+        """What the ranks of this round tell each other."""
+        return PrefixStore(f"{_PREFIX}/{self.team.round}", self._store_of_all)
+
+    def begin(self, team: Team) -> None:
+        """A round with this team."""
+        self.team = team
+        if team.round:
+            self.clear()
+            self._rank_logs = self._logs_specs = _Logs(team)
+        self.watch()
+
+    def watch(self) -> None:
+        if self.team.nodes > 1:
+            Thread(target=_end_silent_ranks, args=(own_connection(self.meeting), self.team), daemon=True).start()
+
+    def clear(self) -> None:
+        for rank in self.team.ranks:
+            self._rank_logs.file(rank, "room").unlink(missing_ok=True)
+
+    def cause(self, result: RunResult) -> End:
+        return _end(next(iter(result.failures.values())), self.team, self._rank_logs, self.meeting)
+
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        result = super()._monitor_workers(worker_group)
+        if result.is_failed() and self._remaining_restarts:
+            end, most = self.cause(result), self._worker_group.spec.max_restarts
+            if end.code == 2:
+                self._remaining_restarts = 0
+            else:
+                again = f"starts again ({most - self._remaining_restarts + 1} of {most})"
+                print(f"executor: {end.reason}; {again}", file=sys.stderr, flush=True)
+        return result
 
 
 def _tell_hosts(end: End, team: Team, meeting: Store) -> End:
@@ -131,17 +194,21 @@ def _end_silent_ranks(meeting: Store, team: Team) -> None:
     with suppress(RuntimeError):
         while not meeting.check(["end"]):
             time.sleep(team.silence_s / ROUNDS)
+        ranks = multiprocessing.active_children()  # not those of a next round
         time.sleep(3 * team.silence_s / ROUNDS)
-        for left in multiprocessing.active_children():
+        for left in ranks:
             left.kill()
 
 
-def open_store(timeout_s: float) -> Store:
-    """Connect to the store of the agent that started this process; the agent set the variables that name it."""
+def open_store(timeout_s: float, round: int = 0) -> Store:
+    """Connect to the store of the agent that started this process; the agent set the variables that name it.
+
+    Each `round` of an elastic job has a part of its own.
+    """
     limit = timedelta(seconds=timeout_s)
     store, _, _ = next(rendezvous("env://", int(variable("RANK")), int(variable("WORLD_SIZE")), timeout=limit))
     store.set_timeout(limit)
-    return PrefixStore(_PREFIX, store)
+    return PrefixStore(f"{_PREFIX}/{round}", store)
 
 
 def variable(name: str) -> str:

@@ -5,7 +5,7 @@
 One host: this process starts every rank; Ctrl-C, a lost rank or this process's death end all within a second. Several
 hosts: the same on each with `--node-rank`, or `torchrun` (`worker`), or a batch script; the ranks meet at the first
 host. Exit codes: 0 done, 1 a rank failed, 2 the user's mistake, 130 stopped.
-Leaves out: restarts (resume from the checkpoint instead).
+Restarts after a failure are `elastic`'s.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class Request:
     timeout_s: float = 600.0
     silence_s: float = SILENCE_S
     trace: Path | None = None  # folder for a profiler trace of each rank
+    elastic: int = 0  # failures after which the job goes on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,7 @@ class Launch:
     backend: str
     here: Host
     host: str | None  # this host's name in the binding; None means that nobody said which of several hosts this is
+    round: int = 0  # of an elastic launch: how often its ranks were started before
 
     @property
     def seats(self) -> tuple[Seat, ...]:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     import torch
     from torch._C._distributed_c10d import Store
 
+    from executor.launch.agent import Team
     from executor.sharding import ContextSharding
 
 
@@ -91,14 +92,32 @@ def run(launch: Launch) -> int:
     seats = launch.seats
     assert launch.host is not None and seats, "only a launch that knows its host can run"
     print(f"starting {len(seats)} ranks", file=sys.stderr, flush=True)
-    from executor.launch.agent import Team, run_team
+    from executor.launch.agent import run_team
 
     job_main(launch.request.job)
     import executor.sharding  # noqa: F401  forked ranks share it: paid once instead of once per rank
 
-    team = Team(
-        ranks=tuple(seat.rank for seat in seats),
-        logs=launch.run_dir / "logs",
+    elastic = None
+    if launch.request.elastic:
+        from executor.launch.elastic import Continued
+
+        elastic = Continued(launch, team_of)
+    outcome = run_team(run_rank, launch, team_of(launch), elastic)
+    if outcome.code:
+        print(f"executor: {outcome.reason}", file=sys.stderr, flush=True)
+    return outcome.code
+
+
+def team_of(launch: Launch) -> Team:
+    """This host's part of a launch."""
+    from executor.launch.agent import Team
+
+    hosts = launch.binding.hosts
+    assert launch.host is not None
+    logs = launch.run_dir / "logs"
+    return Team(
+        ranks=tuple(seat.rank for seat in launch.seats),
+        logs=logs / f"round-{launch.round}" if launch.round else logs,
         forked=sys.platform == "linux" and launch.backend == "gloo",
         timeout_s=launch.request.timeout_s,
         node=hosts.index(launch.host),
@@ -107,11 +126,8 @@ def run(launch: Launch) -> int:
         port=launch.request.port,
         host=launch.host,
         silence_s=launch.request.silence_s,
+        round=launch.round,
     )
-    outcome = run_team(run_rank, launch, team)
-    if outcome.code:
-        print(f"executor: {outcome.reason}", file=sys.stderr, flush=True)
-    return outcome.code
 
 
 def run_rank(launch: Launch) -> None:
@@ -125,7 +141,7 @@ def run_rank(launch: Launch) -> None:
     from longvila.job import Job
 
     request, plan = launch.request, launch.plan
-    store = open_store(request.timeout_s)
+    store = open_store(request.timeout_s, launch.round)
     assert launch.host is not None
     seat = launch.binding.seat(launch.host, int(variable("LOCAL_RANK")))
     _agree(launch, seat, store)
