@@ -1,10 +1,11 @@
 """How long the rows of a training run will be: what to plan for, and whether every sample can be read.
 
-    python -m longvila.lengths train.yaml      settings of `longvila.train`; one pass over the data, no frame is decoded
+    python -m longvila.lengths train.yaml [lengths.csv]    settings of `longvila.train`; no frame is decoded
 
     every sample -> document (its clips' indices are read) -> the rows of the first epoch -> tokens, frames
 
-Prints the samples, the rows, and the arguments of `plan` that fit them: --ctx is `max_tokens`, which no row exceeds,
+Writes how many samples have each length, for `plan --lengths lengths.csv`. Prints the samples, the rows, and the
+arguments of `plan` that fit them: --ctx is `max_tokens`, which no row exceeds,
 --frames those of the row that has most. A sample that cannot be read, or is longer than a row, is one line and exit
 code 2, as in training. Left out: later epochs, which pack the same samples in another order.
 """
@@ -12,6 +13,7 @@ code 2, as in training. Left out: later epochs, which pack the same samples in a
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,8 +43,8 @@ def describe(rows: Sequence[Row], settings: TrainSettings, tokens_per_frame: int
     )
 
 
-def first_epoch(given: Mapping[str, Any], where: str) -> str:
-    """`describe` for the settings of a run."""
+def first_epoch(given: Mapping[str, Any], where: str, counts: Path | None = None) -> str:
+    """`describe` for the settings of a run; `counts`: a file to write how many samples have each length."""
     settings = read_settings(TrainSettings, given, where)
     config = model_config(settings.model, settings.weights, settings.rope_theta)
     rows, passed, cursor = make_rows(settings, config), [], Cursor()
@@ -53,15 +55,22 @@ def first_epoch(given: Mapping[str, Any], where: str) -> str:
             (row,), cursor = rows.step(cursor, 1)
             passed.append(row)
             bar.update(task, advance=len(row.documents))
+    if counts is not None:
+        several = Counter(len(document.text.input_ids) for row in passed for document in row.documents)
+        lines = [f"{tokens},{count}" for tokens, count in sorted(several.items())]
+        try:
+            counts.write_text("\n".join(["tokens,count", *lines, ""]), encoding="utf-8")
+        except OSError as fault:
+            raise JobError(f"{counts} cannot be written: {fault.strerror}") from fault
     return describe(passed, settings, config.tokens_per_frame)
 
 
 def main(arguments: Sequence[str]) -> int:
     try:
-        if len(arguments) != 1:
-            raise JobError("usage: python -m longvila.lengths train.yaml")
-        text = read_text(Path(arguments[0]), "")
-        print(first_epoch(read_yaml(text, arguments[0]), arguments[0]))
+        if len(arguments) not in (1, 2):
+            raise JobError("usage: python -m longvila.lengths train.yaml [lengths.csv]")
+        text, counts = read_text(Path(arguments[0]), ""), Path(arguments[1]) if len(arguments) == 2 else None
+        print(first_epoch(read_yaml(text, arguments[0]), arguments[0], counts))
     except JobError as error:
         print(f"longvila: {error}", file=sys.stderr)
         return 2

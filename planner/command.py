@@ -37,6 +37,7 @@ Examples:
   plan compare plan.json rank0.pt.trace.json
   plan what-if --gpus 256 --ctx 2M --vary inter_node_gb_per_s=12.5..100
   plan --gpus 256 --longest
+  plan --gpus 256 --ctx 128K --lengths lengths.csv
   plan --finish '3T tokens in 30 days' --cluster dgx-h100,dgx-b200 --ctx 8K --batch 2048
   plan --gpus 256 --ctx 2M --goodput --mtbf-hours 8
   plan export plan.json --to slurm
@@ -80,6 +81,8 @@ class _Commands(console.NoEmptyGroup):
 @options.shared
 @options.target
 @click.option("--fix", metavar="NAME=VALUE,…", help="Pin choices: data, ring, ulysses, shard, zero, recompute, …")
+@click.option("--lengths", metavar="FILE.csv",
+              help="A histogram of documents to pack: one layout for all, or groups for each batch?")  # fmt: skip
 @click.option("--objective", default="time", show_default=True, metavar="time|memory|gpu-hours",
               help="What to minimise.")  # fmt: skip
 @click.option("--trust-model", is_flag=True, help="Take the best price, also where other layouts are tied with it.")
@@ -118,8 +121,8 @@ def _plan(given: dict[str, Any]) -> None:
             check_target(path, flag)
     from planner.reverse import command as reverse
 
-    if sum(bool(given[name]) for name in ("longest", "finish", "goodput")) > 1:
-        raise InputError("--longest, --finish and --goodput are three questions; ask one at a time")
+    if sum(bool(given[name]) for name in ("longest", "finish", "goodput", "lengths")) > 1:
+        raise InputError("--longest, --finish, --goodput and --lengths are four questions; ask one at a time")
     if given["finish"] and given["target"] != "mmsp":
         raise InputError(f"--for {given['target']} with --finish; legal: mmsp")
     if given["finish"]:
@@ -131,14 +134,20 @@ def _plan(given: dict[str, Any]) -> None:
     several = options.targets(given["target"], given["precision"])
     if given["goodput"] and given["target"] != "mmsp":
         raise InputError(f"--for {given['target']} with --goodput; legal: mmsp")
-    asked = options.question(given, any_length=given["longest"])
+    asked = options.question(given, any_length=given["longest"] or given["lengths"])
     if given["goodput"]:
         with console.Progress() as progress:
             reverse.goodput(given, asked, progress.show)
         return
     from planner.planning import plan
 
+    lengths = None
     with console.Progress() as progress:
+        if given["lengths"]:
+            from planner.lengths.command import answer, batch_is_given
+
+            lengths = answer(given, asked, fixed, batch_is_given(), progress.show)
+            asked, fixed = lengths.asked, lengths.fixed
         if given["longest"]:
             from planner.reverse.longest import longest_context
 
@@ -163,11 +172,14 @@ def _plan(given: dict[str, Any]) -> None:
 
         save_plan_page(given["page"], found, asked.profile)
     if given["as_json"]:
-        click.echo(found.to_json(), nl=False)
+        told = found.to_json()
+        if lengths is not None:
+            told = json.dumps({"lengths": lengths.as_dict, "plan": json.loads(told)}, indent=1) + "\n"
+        click.echo(told, nl=False)
         return
     from planner import report
 
-    report.show(report.plan_lines(found, explain=given["explain"]))
+    report.show([*(lengths.lines if lengths is not None else ()), *report.plan_lines(found, explain=given["explain"])])
     if output is not None:
         then = f"executor launch {output}" if found.target.is_ours else f"plan export {output} --to {found.target.name}"
         report.show([f"Wrote {output}. Next: {then}"])

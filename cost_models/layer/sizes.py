@@ -45,8 +45,8 @@ def _by_pair(function: Callable[[int, int], int], left: Number, right: Number) -
     if not isinstance(left, np.ndarray) and not isinstance(right, np.ndarray):
         return function(int(left), int(right))
     pairs = np.stack(np.broadcast_arrays(left, right), axis=-1)
-    values, where = np.unique(pairs, axis=0, return_inverse=True)
-    return np.array([function(int(a), int(b)) for a, b in values])[where.reshape(len(pairs))]
+    values, where = np.unique(pairs.reshape(-1, 2), axis=0, return_inverse=True)
+    return np.array([function(int(a), int(b)) for a, b in values])[where.reshape(pairs.shape[:-1])]
 
 
 class RingShares(NamedTuple):

@@ -34,6 +34,16 @@ def test_the_example_fills_its_rows(capsys):
     ]
 
 
+def test_the_lengths_of_all_samples_are_written(tmp_path, capsys):
+    """As `plan --lengths` reads them."""
+    assert lengths.main(["examples/train.yaml", str(tmp_path / "lengths.csv")]) == 0
+    header, *lines = (tmp_path / "lengths.csv").read_text().splitlines()
+    counts = [tuple(map(int, line.split(","))) for line in lines]
+    assert header == "tokens,count" and counts == sorted(counts)
+    assert (sum(count for _, count in counts), sum(tokens * count for tokens, count in counts)) == (7, 952)
+    assert lengths.main(["examples/train.yaml", str(tmp_path)]) == 2 and "cannot be written" in capsys.readouterr().err
+
+
 def test_rows_are_those_of_training(tmp_path, capsys):
     code, printed = _lengths(tmp_path, capsys, frames=1, rows_per_step=1)
     rows = int(printed.splitlines()[1].split()[1])
