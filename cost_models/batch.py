@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.cost import MEMORY, SECONDS, Memory
-from cost_models.framework import OURS
+from cost_models.framework import OURS, Framework
 from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.placement import check_placement
 from cost_models.layer.sizes import RankSizes
@@ -58,9 +58,14 @@ class BatchCost:
 
 
 def price_batch(
-    cluster: Cluster, workload: Workload, strategies: Sequence[Strategy], profile: Profile | None = None
+    cluster: Cluster,
+    workload: Workload,
+    strategies: Sequence[Strategy],
+    profile: Profile | None = None,
+    framework: Framework = OURS,
 ) -> BatchCost:
-    """Cost of every strategy, ranks in order. Raises InputError if one of them cannot exist here.
+    """Cost of every strategy as `framework` runs it (not one whose owners send weights), ranks in order. Raises
+    InputError if one of them cannot exist here.
 
     >>> from cost_models import Cluster, Model, Strategy, Workload
     >>> work = Workload(Model.load("longvila-8b"), context_tokens=2 * 2**20)
@@ -85,7 +90,7 @@ def price_batch(
         capacity[members] = min(device.allocatable_bytes for device in devices)
         max(mine, key=lambda one: one.ulysses).check(workload.model)
         many = stacked(mine)
-        sizes = RankSizes(workload, many, OURS.on(devices[0]))
+        sizes = RankSizes(workload, many, framework.on(devices[0]))
         kernels = KernelsInUse.afresh(here.kernels(runs, sizes.framework.measured_attention(workload)))
         ranges = mine[0].layer_ranges(workload.model.layers)
         program = step_program(sizes, kernels, ranges)

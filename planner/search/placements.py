@@ -5,7 +5,8 @@
     tier    which slots: all, or only those with at least some GPU speed, card rate, memory, or rate inside the domain
     tour    leaf by leaf and domain by domain, those with most GPUs first, their better nodes first or last
 
-Inside a slot GPUs are taken so that neighbours use different cards: a ring's exit spreads over all of them. Neither
+Inside a slot GPUs are taken so that neighbours use different cards: a ring's exit spreads over all of them; and, where
+that differs, in their order, so that neighbours are behind one switch or socket. Neither
 tiers nor tours depend on how slots are numbered. On small clusters every assignment of ranks to GPUs is listed, up to
 exchanges that no price can see. Left out beyond that: unequal splits of one ulysses group over nodes other than those
 that a fill makes.
@@ -13,6 +14,7 @@ that a fill makes.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -48,7 +50,9 @@ class Placer:
 
     def __init__(self, costs: ClusterCosts) -> None:
         self.cluster, wiring = costs.cluster, costs.wiring
-        self.gpu_order = [_spread(run.node) for run in self.cluster.runs]
+        spread, plain = ([of(run.node) for run in self.cluster.runs] for of in (_spread, _in_order))
+        alike = all(map(np.array_equal, spread, plain))
+        self.gpu_orders = [spread] if alike else [spread, plain]
         self.tiers = list(_tiers(costs))
         self.domain_sizes = distinct(wiring.domain_gpus)
         self._rooms: dict[tuple[int, int], tuple[Ints, Ints]] = {}
@@ -64,8 +68,8 @@ class Placer:
                 return Placements(slots=listed[0], gpus=listed[1], complete=True)
         found: dict[bytes, tuple[Ints, Ints]] = {}
         for tier in range(len(self.tiers)):
-            for block in _blocks(strategy, self.domain_sizes):
-                fill = self._fill(tier, block, strategy.ranks)
+            for block, gpu_order in itertools.product(_blocks(strategy, self.domain_sizes), self.gpu_orders):
+                fill = self._fill(tier, block, strategy.ranks, gpu_order)
                 if fill is None:
                     continue
                 for order in orders(strategy, block):
@@ -95,7 +99,7 @@ class Placer:
         self._rooms[tier, block] = free, np.cumsum(free)
         return self._rooms[tier, block]
 
-    def _fill(self, tier: int, block: int, ranks: int) -> tuple[Ints, Ints] | None:
+    def _fill(self, tier: int, block: int, ranks: int, gpu_order: list[Ints]) -> tuple[Ints, Ints] | None:
         """(slot, GPU) of so many ranks in order, complete blocks in each domain; `None` if there is no room."""
         cluster = self.cluster
         free, total = self._room(tier, block)
@@ -109,7 +113,7 @@ class Placer:
         run = cluster.run_of_slot[slot]
         for index in distinct(run):
             mine = run == index
-            gpu[mine] = self.gpu_order[index][place[mine]]
+            gpu[mine] = gpu_order[index][place[mine]]
         return slot, gpu
 
 
@@ -123,6 +127,10 @@ def _spread(node: Node) -> Ints:
     nic = node.nic_of_gpu(node.gpus)
     earlier = np.array([int(np.sum(nic[:gpu] == nic[gpu])) for gpu in range(node.gpus)], dtype=np.int64)
     return np.lexsort((np.arange(node.gpus), earlier))
+
+
+def _in_order(node: Node) -> Ints:
+    return np.arange(node.gpus)
 
 
 def _traits(costs: ClusterCosts) -> NDArray[np.float64]:

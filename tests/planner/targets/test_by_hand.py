@@ -1,0 +1,30 @@
+"""No strategy that is priced by hand, with ranks in order, beats the plan of its target by more than 0.1%."""
+
+from dataclasses import replace
+
+import pytest
+
+from benchmarks.hand_priced import WORSE, best_by_hand
+from cost_models import Cluster, Model, Workload
+from planner.solve import solve
+from planner.targets.target import Target
+
+BASE = Model.load("llama-3-8b")
+SMALL = replace(BASE, layers=8, layer_kinds=("attention",) * 8)
+
+
+@pytest.mark.parametrize("name", ["mmsp", "megatron", "torchtitan", "ms-swift"])
+@pytest.mark.parametrize(("preset", "tokens", "batch"), [("hgx-h100-1nic", 2**13, 16), ("l40s-pcie", 2**15, 4)])
+def test_no_strategy_by_hand_beats_the_plan(name: str, preset: str, tokens: int, batch: int) -> None:
+    target, cluster = Target.load(name), Cluster.load(preset, gpus=16)
+    work = target.asked(Workload(SMALL, context_tokens=tokens, global_batch=batch))
+    tried, fitting, least, _ = best_by_hand(cluster, work, target)
+    assert fitting and tried > 40
+    assert solve(cluster, work, target=target, keep=1).best[0].cost.step_s <= least * (1 + WORSE)
+
+
+def test_a_cache_of_a_server_is_planned_as_well_as_by_hand() -> None:
+    target, cluster = Target.load("vllm"), Cluster.load("dgx-h100", gpus=8)
+    work = Workload(Model.load("longvila-1.5b"), context_tokens=2**19, mode="decode", global_batch=4)
+    *_, least, _ = best_by_hand(cluster, work, target)
+    assert solve(cluster, work, target=target, keep=1).best[0].cost.step_s <= least * (1 + WORSE)
