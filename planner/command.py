@@ -181,7 +181,8 @@ def _plan(given: dict[str, Any]) -> None:
 
     report.show([*(lengths.lines if lengths is not None else ()), *report.plan_lines(found, explain=given["explain"])])
     if output is not None:
-        then = f"executor launch {output}" if found.target.is_ours else f"plan export {output} --to {found.target.name}"
+        runs = "launch" if found.workload.mode == "train" else "serve"
+        then = f"executor {runs} {output}" if found.target.is_ours else f"plan export {output} --to {found.target.name}"
         report.show([f"Wrote {output}. Next: {then}"])
 
 
