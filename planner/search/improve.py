@@ -30,10 +30,11 @@ HELPS = 1e-6
 def filled(regions: Regions, rows: Rows, row: int, strategy: Strategy, pricer: Pricer) -> Placements:
     """Placements with the ranks of each domain as a region has them."""
     found: dict[bytes, tuple[Ints, Ints]] = {}
-    for slots, counts in _fills(regions, rows, row, strategy.ranks):
+    fills = _fills(regions, rows, row, strategy.ranks)
+    for (slots, counts), gpu_order in itertools.product(fills, pricer.placer.gpu_orders):
         run = pricer.costs.cluster.run_of_slot
         slot = np.repeat(slots, counts)
-        gpu = np.concatenate([pricer.placer.gpu_order[run[s]][:n] for s, n in zip(slots, counts, strict=True)])
+        gpu = np.concatenate([gpu_order[run[s]][:n] for s, n in zip(slots, counts, strict=True)])
         for order in orders(strategy, 1):
             placed = np.empty_like(slot), np.empty_like(gpu)
             placed[0][order], placed[1][order] = slot, gpu

