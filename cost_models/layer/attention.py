@@ -28,7 +28,8 @@ from cost_models.layer.operators import (
 from cost_models.layer.sizes import RankSizes
 from cost_models.number import Number, larger, pick, smaller
 from cost_models.program import Compute, Exchange, Phase, Ring
-from cost_models.timing.kernels import QUERY_TILE, Kernels
+from cost_models.timing.kernels import Kernels
+from cost_models.timing.shapes import QUERY_TILE
 from cost_models.workload import DTYPE_BYTES
 
 EXCHANGE_COPIES = 2

@@ -17,7 +17,7 @@ from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.device import Device
 from cost_models.hardware.links import LINKS
 from cost_models.hardware.node import Node
-from cost_models.timing.kernels import attention_pairs
+from cost_models.timing.shapes import attention_pairs
 
 BOOST = 1.1
 BEYOND_CACHES_BYTES = 1e9

@@ -18,7 +18,7 @@ Left out: launch gaps of an eager framework, strided or batched products.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -28,43 +28,32 @@ from cost_models.curves.samples import FRAMEWORK, Correction, Sample
 from cost_models.errors import InputError
 from cost_models.hardware.device import DTYPE_BYTES, Device
 from cost_models.number import Number, larger, pick, smaller, somewhere
+from cost_models.timing.attention_kernels import ATTENTION_KERNELS, KERNEL_WORDS, kernel_of
 from cost_models.timing.packed import (
     ATTENTION_TIMED,
-    BUSY_BOARDS,
-    LIMITED_BY,
     TIMED_IN_BURSTS,
     DeviceCurves,
     Facts,
-    HeadDim,
     base_name,
     device_curves,
+    limit_share,
+    neighbours,
 )
-from cost_models.timing.power_limit import dtype_share, limit_flops, limited_s, reach
+from cost_models.timing.power_limit import dtype_share, limited_s, reach
+from cost_models.timing.shapes import (
+    QUERY_TILE,
+    Larger,
+    attention_pairs,
+    padded_dim,
+    tiled,
+    unaligned,
+    unmasked_share,
+)
 
 CLOCKS = ("held", "burst")
-ATTENTION_KERNELS = ("newest", "fa2", "sdpa")
-"""Training's: the newest; FlashAttention-2; as torchtitan orders SDPA's backends (that, on Blackwell cuDNN)."""
-KERNEL_WORDS = {
-    ("ampere", "fa2"): "FlashAttention-2",
-    ("ada", "fa2"): "FlashAttention-2",
-    ("hopper", "newest"): "FlashAttention-3 (cuDNN backward)",
-    ("hopper", "fa2"): "FlashAttention-2",
-    ("blackwell", "newest"): "cuDNN",
-    ("blackwell", "fa2"): "FlashAttention-2, in instructions of older cards",
-}
-"""By architecture and kernel; elsewhere FlashAttention-2's share of the peak."""
 OPS = ("gemm", "attention_forward", "attention_backward", "memory_bound")
-TILE = 64
-"""Values of n and of k that a product's tiles cover at once, at least."""
-UNALIGNED = 1.8
-"""Padding GPT-2's vocabulary from 50,257 to 50,304 made nanoGPT's step 1.25 times as fast (Karpathy, on A100); its head
-has 31% of the FLOPs, so the odd product took 1.8 times as long."""
-QUERY_TILE = 128
-HEAD_DIM_TILE = 32
-MOST_HEAD_DIM = 512
 GENERIC_SHARE = {"gemm": 0.9, "attention_forward": 0.7, "attention_backward": 0.6, "memory_bound": 0.7}
 """Share of peak where nothing was measured: a matrix product on 2 CPU cores and one attention reached about these."""
-Larger = Callable[[Number, Number], Number]
 GENERIC_LAUNCH_S = 5e-6
 
 
@@ -96,16 +85,16 @@ class Kernels:
             self._gemm = curves.gemm
             self._busy, self._grouped = curves.busy, curves.grouped
             timed = ATTENTION_TIMED.get(device.name, ATTENTION_TIMED.get(base.name, base.name))
-            share = _limit_share(device, base, curves)
+            share = limit_share(device, base, curves)
             self._limit_flops = share * device.peak_16bit if clock == "held" else None
             burst = timed in TIMED_IN_BURSTS
-            self._timed_share = math.inf if burst else _limit_share(Device.load(timed), base, curves)
+            self._timed_share = math.inf if burst else limit_share(Device.load(timed), base, curves)
             self._unequal = curves.unequal(timed)
             self._dims = curves.head_dims
             self._tables = {t: curves.attention_paged(t) for t in {near.table for near in self._dims}}
             self._longest = float(next(iter(self._tables.values())).axes[0][-1])
             self._floor_s = math.exp(min(float(table.log_s.min()) for table in self._tables.values()))
-            self._kernel = _kernel_of(device, attention)
+            self._kernel = kernel_of(device, attention)
             training = [curves.training(part, self._kernel, timed) for part in ("forward", "backward")]
             self._forward, self._backward = training
             assert base.sms is not None and base.exponentials_per_s is not None
@@ -155,9 +144,9 @@ class Kernels:
             seconds = self._generic("gemm", flops, moved + added, dtype, larger)
         else:
             read: Any = self._gemm.read if larger is max else self._gemm.read_many
-            tiled_n, tiled_k = _tiled(n), _tiled(k)
+            tiled_n, tiled_k = tiled(n), tiled(k)
             seconds, (cm, cn, ck) = read(m, tiled_n, tiled_k)
-            seconds = seconds * (m * tiled_n * tiled_k / (cm * cn * ck)) * _unaligned(n, dtype)
+            seconds = seconds * (m * tiled_n * tiled_k / (cm * cn * ck)) * unaligned(n, dtype)
             seconds = self._scaled(seconds, flops, moved, dtype)
             if self._limit_flops is not None:
                 limit = self._limit_flops * dtype_share(self.device, dtype)
@@ -312,7 +301,7 @@ class Kernels:
         keys = larger(smaller(pairs / larger(q, 1.0), seen), 0.5)
         units = batch * heads * larger(q / QUERY_TILE, 1.0) / self._sms
         scores_s = batch * heads * pairs * form.score_s(padded, passes, peak, self._exponentials_per_s)
-        return form.seconds(scores_s, keys, units, larger(1.0 - _unmasked_share(q, kv, pairs, larger), edges))
+        return form.seconds(scores_s, keys, units, larger(1.0 - unmasked_share(q, kv, pairs, larger), edges))
 
     def _paged(self, shape: tuple[Number, ...], padded: int, peak: float, larger: Larger) -> Number:
         """Map any shape onto square causal prefill of the same FLOPs, query tiles and keys per query."""
@@ -323,7 +312,7 @@ class Kernels:
         columns = heads * smaller(copies, 1.0)
         work = batch * heads * pairs
         logs = 0.0
-        for near, weight in _neighbours(self._dims, padded):
+        for near, weight in neighbours(self._dims, padded):
             grid = self._tables[near.table]
             read: Any = grid.read if larger is max else grid.read_many
             seconds, (ct, cb, ch, _) = read(tokens, larger(copies, 1.0), columns, group)
@@ -338,7 +327,7 @@ class Kernels:
         assert curves is not None and base.exponentials_per_s is not None
         if self.device.name == base.name and peak == base.peak_16bit:
             return 1.0
-        shares = (_limit_share(one, base, curves) for one in (self.device, base))
+        shares = (limit_share(one, base, curves) for one in (self.device, base))
         rates = ((peak, self._exponentials_per_s), (base.peak_16bit, base.exponentials_per_s))
         own_s, base_s = (
             float(limited_s(form.score_s(padded, 1.0, *rate), 4.0 * padded, share * rate[0]))
@@ -378,9 +367,8 @@ class Kernels:
 
     def _padded(self, head_dim: int) -> int:
         """The head dim that the kernel really works on; CPU kernels do not pad."""
-        if not 0 < head_dim <= MOST_HEAD_DIM:
-            raise InputError(f"head_dim={head_dim}; legal: 1 to {MOST_HEAD_DIM}")
-        return head_dim if self._curves is None else -(-head_dim // HEAD_DIM_TILE) * HEAD_DIM_TILE
+        wide = padded_dim(head_dim)
+        return head_dim if self._curves is None else wide
 
     def _generic(self, op: str, flops: Number, moved: Number, dtype: str, larger: Larger) -> Number:
         compute = flops / (self.device.peak(dtype) * GENERIC_SHARE[op])
@@ -411,69 +399,6 @@ class Kernels:
                 seconds = self.attention_s(q, kv, heads, kv_heads, dim, bool(causal), backward, batch, row.dtype)
                 base_s.append(float(seconds))
         return Correction(work=work, base_s=base_s, measured_s=[row.median_s for row in rows])
-
-
-def attention_pairs(q_tokens: Number, kv_tokens: Number, causal: bool) -> Number:
-    """Query-key pairs of one head; causal is aligned at the end.
-
-    >>> attention_pairs(4, 4, True), attention_pairs(2, 4, True), attention_pairs(4, 2, True)
-    (10.0, 7.0, 3.0)
-    """
-    if not causal:
-        return q_tokens * kv_tokens * 1.0
-    seen = np.minimum(q_tokens, kv_tokens) if isinstance(q_tokens + kv_tokens, np.ndarray) else min(q_tokens, kv_tokens)
-    return seen * (kv_tokens - (seen - 1) / 2.0)
-
-
-def _tiled(size: Number) -> Number:
-    """A dimension as a product's tiles cover it; below one tile as it is.
-
-    >>> _tiled(160), _tiled(128), _tiled(20)
-    (192, 128, 20)
-    """
-    return pick(size < TILE, size, -(-size // TILE) * TILE)
-
-
-def _unaligned(n: Number, dtype: str) -> Number:
-    """What rows of n values cost that do not start at 16 bytes; a fraction of a value is a share that is padded.
-
-    >>> _unaligned(50257, "bf16"), _unaligned(50264, "bf16")
-    (1.8, 1.0)
-    """
-    rest = n % (16 // DTYPE_BYTES[dtype])
-    return pick((rest > 0) & (rest % 1 == 0), UNALIGNED, 1.0)
-
-
-def _kernel_of(device: Device, attention: str) -> str:
-    """The curve that an attention kernel's name means on a device."""
-    if device.architecture not in ("hopper", "blackwell"):
-        return "fa2"
-    return attention if attention != "sdpa" else ("newest" if device.architecture == "blackwell" else "fa2")
-
-
-def _limit_share(board: Device, base: Device, curves: DeviceCurves) -> float:
-    """Share of its 16-bit peak that a busy board sustains, by the curves of its architecture."""
-    name = LIMITED_BY[board.architecture]
-    if name != base.name:
-        base, curves = Device.load(name), device_curves(name)
-    measured = limit_flops(board, base, Device.load(BUSY_BOARDS[base.name]), curves.busy.limit_flops)
-    return measured / board.peak_16bit
-
-
-def _unmasked_share(q_tokens: Number, kv_tokens: Number, pairs: Number, larger: Larger) -> Number:
-    """0 for a causal square, 1 where every query sees every key."""
-    return larger(2.0 * pairs / larger(q_tokens * kv_tokens, 1.0) - 1.0, 0.0)
-
-
-def _neighbours(dims: Sequence[HeadDim], padded: int) -> list[tuple[HeadDim, float]]:
-    """The known head dims below and above `padded` and their weights in log."""
-    below = [row for row in dims if row.dim <= padded] or [dims[0]]
-    above = [row for row in dims if row.dim >= padded] or [dims[-1]]
-    low, high = below[-1], above[0]
-    if low.dim == high.dim:
-        return [(low, 1.0)]
-    share = math.log(padded / low.dim) / math.log(high.dim / low.dim)
-    return [(low, 1.0 - share), (high, share)]
 
 
 def _larger(*values: Number) -> Larger:

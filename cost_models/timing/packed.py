@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ from cost_models.curves.grid import LogGrid, unpack
 from cost_models.hardware.device import Device
 from cost_models.number import Array, Number
 from cost_models.timing.grouped import Grouped
-from cost_models.timing.power_limit import Busy
+from cost_models.timing.power_limit import Busy, limit_flops
 
 Facts = dict[str, Any]
 """What a fit says of one operation: numbers, lists of devices, and errors by kind."""
@@ -175,3 +175,23 @@ def base_name(device: Device) -> str | None:
 def device_curves(name: str) -> DeviceCurves:
     """The packed curves of one of BASES' devices."""
     return DeviceCurves(name, unpack(FOLDER / f"{name}.npz"))
+
+
+def limit_share(board: Device, base: Device, curves: DeviceCurves) -> float:
+    """Share of its 16-bit peak that a busy board sustains, by the curves of its architecture."""
+    name = LIMITED_BY[board.architecture]
+    if name != base.name:
+        base, curves = Device.load(name), device_curves(name)
+    measured = limit_flops(board, base, Device.load(BUSY_BOARDS[base.name]), curves.busy.limit_flops)
+    return measured / board.peak_16bit
+
+
+def neighbours(dims: Sequence[HeadDim], padded: int) -> list[tuple[HeadDim, float]]:
+    """The known head dims below and above `padded` and their weights in log."""
+    below = [row for row in dims if row.dim <= padded] or [dims[0]]
+    above = [row for row in dims if row.dim >= padded] or [dims[-1]]
+    low, high = below[-1], above[0]
+    if low.dim == high.dim:
+        return [(low, 1.0)]
+    share = math.log(padded / low.dim) / math.log(high.dim / low.dim)
+    return [(low, 1.0 - share), (high, share)]

@@ -24,8 +24,9 @@ import numpy as np
 
 from cost_models.curves.grid import Floats
 from cost_models.hardware.device import Device
-from cost_models.timing.kernels import CLOCKS, Kernels, attention_pairs
+from cost_models.timing.kernels import CLOCKS, Kernels
 from cost_models.timing.packed import DeviceCurves
+from cost_models.timing.shapes import attention_pairs
 from validation.fit import devices
 from validation.fit.attention import PARTS
 from validation.fit.products import busy_simumax, busy_vidur

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from cost_models.curves.samples import Sample
 from cost_models.errors import InputError
 from cost_models.hardware.device import Device
-from cost_models.timing.kernels import OPS, Kernels, attention_pairs
+from cost_models.timing.kernels import OPS, Kernels
+from cost_models.timing.shapes import attention_pairs
 
 MEASUREMENTS = Path(__file__).parents[3] / "measurements"
 MEASURED = ("a100-sxm-80gb", "h100-sxm-80gb", "l40s", "b200-sxm-180gb")
@@ -106,7 +107,7 @@ def test_flash_attention_2_on_hopper() -> None:
     assert newest.attention_s(*shape, batch=2) < 0.65 * forward_s
     a100 = Kernels.of("a100-sxm-80gb", attention="fa2")
     assert a100.attention_s(*shape) == Kernels.of("a100-sxm-80gb").attention_s(*shape)
-    with pytest.raises(InputError, match="attention='fa9'; legal: newest, fa2, sdpa"):
+    with pytest.raises(InputError, match="attention='fa9'; legal: fa2, newest, sdpa"):
         Kernels.of("h100-sxm-80gb", attention="fa9")
 
 
