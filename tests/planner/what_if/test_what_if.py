@@ -34,6 +34,7 @@ SMALL = {
     "lora_rank": "0",
     "lora_beside": "",
     "precision": None,
+    "kernel": None,
     "confidence": None,
     "headroom": None,
     "frame_pixels": None,
