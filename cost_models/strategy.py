@@ -158,7 +158,7 @@ class Strategy:
                 f"attention_chunk_tokens with attention_head_chunks={self.attention_head_chunks}; legal: 1"
             )
         for axis in ("ring", "tensor"):
-            if getattr(self, axis) > 1:
+            if somewhere(getattr(self, axis) > 1):
                 raise InputError(f"attention_chunk_tokens with {axis}={getattr(self, axis)}; legal here: {axis}=1")
         for part in self.layers:
             if part.recompute in ("all_but_attention", "core_attention", "other_products"):

@@ -149,13 +149,11 @@ def _plan(given: dict[str, Any]) -> None:
             lengths = answer(given, asked, fixed, batch_is_given(), progress.show)
             asked, fixed = lengths.asked, lengths.fixed
         if given["longest"]:
-            from planner.reverse.longest import longest_context
+            from planner.reverse.longest import longest_of
 
             progress.show("searching the longest row")
-            if len(several) > 1:
-                raise InputError("--for any with --longest; legal: one target")
-            most = longest_context(asked.cluster, asked.workload, fixed, asked.profile, asked.room, several[0])
-            asked = replace(asked, workload=most)
+            most, target = longest_of(asked.cluster, asked.workload, fixed, asked.profile, asked.room, several)
+            asked, several = replace(asked, workload=most), [target]
         found = plan(
             asked.cluster, asked.workload, fixed=fixed, objective=objective, trust_model=given["trust_model"],
             room=asked.room, profile=asked.profile, time_limit_s=limit_s, targets=several, on_step=progress.show,

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from cost_models.errors import InputError
 from cost_models.strategy import PINS, Strategy
 from cost_models.workload import Mode
-from planner.search.space import Family, Space
+from planner.search.levers import FIELDS
+from planner.search.space import Family, Policy, Space
 
 VARIED = ("data", "microbatches", "ring", "ulysses", "shard", "zero", "recompute")
 _HELD = ("tensor", "pipeline", "virtual", "cache_context")
@@ -60,15 +61,26 @@ def searched(spaces: Sequence[Space], strategy: Strategy, fixed: Collection[str]
         "ulysses": ranges(one.ulysses for one in families),
         "shard": ", ".join(dict.fromkeys(_OVER[over] for over, _ in first.shardings)),
         "zero": ", ".join(str(stage) for stage in stages if stage or not unsharded) + unsharded,
-        "recompute": "by layer " + "; or ".join(", ".join(policies) for policies in among),
+        "recompute": "by layer " + "; or ".join(", ".join(map(_policy, policies)) for policies in among),
     }
     moved = [name for name in _HELD if name not in fixed and len({getattr(one.base, name) for one in spaces}) > 1]
     words |= {name: ranges(getattr(one.base, name) for one in spaces) for name in moved}
+    levers = [name for name in FIELDS if len({getattr(one.base, name) for one in spaces}) > 1]
+    words |= {name: _values([getattr(one.base, name) for one in spaces]) for name in levers}
+    moved += levers
     names = (*varied_names(fixed, first.workload.mode), *moved)
     held = {name: "none" if value is None else str(value) for name, value in values.items() if name not in names}
     if "virtual" in moved:
         del held["schedule"]
     return Searched(varied={name: words[name] for name in names}, held=held)
+
+
+def _policy(policy: Policy) -> str:
+    return policy if isinstance(policy, str) else f"{policy.recompute} with its input on the host"
+
+
+def _values(several: Sequence[object]) -> str:
+    return ", ".join(dict.fromkeys("none" if value is None else str(value) for value in several))
 
 
 def _families(space: Space) -> tuple[Family, ...]:

@@ -34,6 +34,7 @@ from planner.search.reasons import notable
 from planner.search.remedies import NothingFits, roomiest
 from planner.search.several import search_several
 from planner.search.space import Space, check_plannable, spaces
+from planner.search.with_levers import search_levers
 from planner.targets.target import MMSP, Target
 
 __all__ = ["Choice", "NothingFits", "Solution", "solve"]
@@ -106,6 +107,7 @@ def solve(
     several = spaces(cluster, workload, dict(fixed or {}), room, target)
     costs = cluster_costs(cluster, profile)
     results = search_several(several, objective, costs, deadline, keep + 1, near)
+    results, with_levers = search_levers(several, results, objective, costs, deadline)
     if not results.found:
         raise NothingFits(roomiest(several, costs.samples), costs.samples)
 
@@ -133,7 +135,7 @@ def solve(
         objective=objective,
         target=target,
         workload=workload,
-        spaces=tuple(several),
+        spaces=(*several, *with_levers),
         best=(*best, *elsewhere[: max(0, keep - 1)]),
         near=(best[0], *close),
         lost=tuple(lost),

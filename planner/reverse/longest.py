@@ -2,24 +2,35 @@
 
     largest multiple of 1,024 tokens for which the planner has a layout; frames stay, text fills the row
 
+Levers of memory that the target has are at their strongest, as far as they help.
 Memory never falls with tokens, so bisection is exact to its step. Left out: time (the plan of that row shows it).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+
+from msgspec import structs
 
 from cost_models.errors import InputError
 from cost_models.hardware.cluster import Cluster
 from cost_models.longest import most_tokens
 from cost_models.profile import Profile
 from cost_models.room import DEFAULT_ROOM, Room
+from cost_models.timing.cluster_costs import cluster_costs
 from cost_models.workload import Workload
-from planner.solve import NothingFits, solve
+from planner.search.space import Space, check_plannable, spaces
+from planner.search.with_levers import holding
 from planner.targets.target import MMSP, Target
 
 STEP_TOKENS = 1024
+
+
+class _Last:
+    """The space that held the longest row so far: it is asked first."""
+
+    held: Space | None = None
 
 
 def longest_context(
@@ -35,17 +46,39 @@ def longest_context(
     def of(tokens: int) -> Workload:
         return replace(workload, context_tokens=tokens, text_tokens=None, lengths=())
 
+    check_plannable(workload.model)
+    costs, last = cluster_costs(cluster, profile), _Last()
+
     def fits(tokens: int) -> bool:
-        try:
-            solve(
-                cluster, of(tokens), fixed=fixed, objective="memory", profile=profile, room=room, keep=1, target=target
-            )  # fmt: skip
-        except NothingFits:
-            return False
-        return True
+        several = spaces(cluster, target.asked(of(tokens)), dict(fixed or {}), room, target)
+        again = None if last.held is None else structs.replace(last.held, workload=several[0].workload)
+        found = holding(several, costs, again)
+        last.held = found or last.held
+        return found is not None
 
     fewest = max(1, -(-workload.vision_tokens // STEP_TOKENS))
     tokens = most_tokens(fits, STEP_TOKENS, fewest)
     if not tokens:
         raise InputError(f"--longest: not even a row of {fewest * STEP_TOKENS} tokens fits; give more GPUs")
     return of(tokens)
+
+
+def longest_of(
+    cluster: Cluster,
+    workload: Workload,
+    fixed: Mapping[str, object] | None,
+    profile: Profile | None,
+    room: Room,
+    targets: Sequence[Target],
+) -> tuple[Workload, Target]:
+    """The longest row of several targets, and whose it is; an InputError where none has a row."""
+    found: list[tuple[Workload, Target]] = []
+    faults: list[InputError] = []
+    for target in targets:
+        try:
+            found.append((longest_context(cluster, workload, fixed, profile, room, target), target))
+        except InputError as fault:
+            faults.append(fault)
+    if not found:
+        raise faults[0]
+    return max(found, key=lambda one: one[0].context_tokens)

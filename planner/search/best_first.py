@@ -246,7 +246,7 @@ class Search:
         if self.objective != "memory":
             seconds, layers = prices.mixed(capacity_bytes)
             return seconds * weight(self.objective, columns.ranks), layers
-        used = prices.uniform_bytes().max(axis=1)
+        used = np.where(prices.uniform_fits_host(), prices.uniform_bytes().max(axis=1), np.inf)
         value = used.min(axis=1)
         return np.where(value <= capacity_bytes, value, np.inf), prices.uniform[used.argmin(axis=1)]
 

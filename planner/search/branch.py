@@ -220,6 +220,7 @@ class Tree:
             some.first[:, None, None],
             quick,
             code,
+            self._host_limit(some),
         )
         ranks = self.data[some.family] * self.ulysses[some.family] * some.first * self.model_parallel
         room = self.capacity_bytes(ranks)[:, None]
@@ -229,6 +230,14 @@ class Tree:
             return np.where(least <= room, least, np.inf), least
         seconds = priced.relaxed_s((room + spare)[:, :, None]).min(axis=-1)
         return seconds * weight(self.objective, ranks)[:, None], least
+
+    def _host_limit(self, some: Branches) -> Any:
+        """The most host memory that a rank can have: so many ranks lie at least on the node that has most of them."""
+        nodes = [run.node.host_memory_bytes for run in self.space.cluster.runs if run.node.gpus]
+        if not self.space.uses_host or not all(nodes):
+            return np.inf
+        ranks = self.data[some.family] * self.ulysses[some.family] * some.first * self.model_parallel
+        return (max(nodes) / -(-ranks // self.space.cluster.slots))[:, None, None]
 
     def _paths(self, some: Branches, shardings: _Ints) -> FloorPaths:
         """Paths that no placement of any ring of a branch beats: groups are as small as its first ring makes them."""

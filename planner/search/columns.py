@@ -124,6 +124,7 @@ class Pricer:
             self.space.policies,
             devices[0],
             framework=self.space.target.code,
+            host_limit=self._host_limits(several),
         )
         return PricedLayouts(
             strategies=strategies,
@@ -136,10 +137,23 @@ class Pricer:
             complete=frozenset(),
         )
 
+    def _host_limits(self, several: Sequence[_SamePaths]) -> Any:
+        if not self.space.uses_host:
+            return np.inf
+        return np.array([self._host_limit(placement) for one in several for placement in one.placements])
+
+    def _host_limit(self, placement: Placement) -> float:
+        """Bytes of host memory for each rank on the node that has least for one; infinite where none is known."""
+        cluster = self.space.cluster
+        ranks = np.bincount(placement.slot_of_rank, minlength=cluster.slots)
+        used = np.flatnonzero(ranks)
+        has = np.array([run.node.host_memory_bytes for run in cluster.runs], dtype=float)[cluster.run_of_slot[used]]
+        return float((np.where(has > 0, has, np.inf) / ranks[used]).min())
+
 
 def _unsharded(strategy: Strategy) -> Strategy:
     """Placements do not depend on how parameters are sharded."""
-    return replace(strategy, shard=1, zero=0)
+    return replace(strategy, shard=1, zero=3)
 
 
 class _SamePaths(Struct, frozen=True, kw_only=True, eq=False):
@@ -216,6 +230,9 @@ def _no_columns(space: Space) -> PricedLayouts:
         base_bytes=np.zeros((0, stages)),
         kept_bytes=by_stage,
         again_bytes=by_stage,
+        host_base=empty,
+        host_kept=by_choice,
+        host_limit=empty,
     )
     return PricedLayouts(
         strategies=(), placements=(), prices=prices, capacity_bytes=empty, crossing=empty, complete=frozenset()

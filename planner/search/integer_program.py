@@ -5,6 +5,7 @@
                 sum_p of kind k  n_cp = layers_k x_c     n integer: layers of kind k that recompute by choice p
                 n_cp <= layers_k u_cp,  t_cs >= again_csp u_cp      u binary: the choice is in use
                 base_cs x_c + sum_p kept_csp n_cp + t_cs <= capacity_c x_c      s: the first and the last pipeline stage
+                host_c x_c + sum_p host_cp n_cp <= host limit_c x_c             what waits in host memory
 
 Seconds and GiB. `memory` as objective: the left side of the last rows first, then seconds at that memory. Gap 0, one
 thread, fixed seed: the same columns give the same answer. Left out: what the columns leave out.
@@ -75,6 +76,10 @@ class _Model:
         for s, terms in enumerate(stages):
             terms += [(transients[s], 1.0)] if s in transients else []
             problem += pulp.LpAffineExpression([(x, terms[0][1] - room), *terms[1:]]) <= 0, f"memory_{c}_{s}"
+        if columns.uses_host and np.isfinite(columns.host_limit[c]):
+            left = float(columns.host_base[c] - columns.host_limit[c]) / GIB
+            held = [(n[p], float(columns.host_kept[c, p]) / GIB) for p in choices]
+            problem += pulp.LpAffineExpression([(x, left), *held]) <= 0, f"host_{c}"
         if len(stages) == 1:
             self.gib += stages[0]
             return
@@ -109,9 +114,10 @@ class _Model:
 
     def holds(self, column: int, layers: NDArray[np.int64]) -> bool:
         """Whether the answer obeys its rows exactly; what a time limit leaves in the variables may not."""
-        used = float(self.columns.take(np.array([column])).bytes_of(layers[None])[0])
+        one = self.columns.take(np.array([column]))
+        used = float(one.bytes_of(layers[None])[0])
         counted = all(layers[those.start : those.stop].sum() == many for those, many in self.columns.choices_of)
-        return counted and used <= self.capacity_bytes[column]
+        return counted and used <= self.capacity_bytes[column] and bool(one.fits_host(layers[None])[0])
 
 
 def choose(

@@ -4,6 +4,9 @@
     step_s  = other_s + sum over choices of layers x layer_s[choice]            (linear in the layer counts)
     memory  = base + sum of layers x kept[choice] + the largest transient of a choice in use
               on the first or the last stage of a pipeline, whichever needs more
+    host    = host_base + sum of layers x host_kept[choice]     of a rank, within its share of a node's host memory
+
+A policy is a recompute policy, or a `LayerRange` of one layer whose input waits on the host.
 
 Built from the same segments, paths and memory functions as `pricing.price`, over numpy arrays: one entry for each
 layout and placement. Times in seconds per step, memory in bytes per GPU. Left out: what a policy costs in bytes sent.
@@ -27,20 +30,22 @@ from cost_models.layer.sizes import RankSizes
 from cost_models.layer.stages import at_stage, end_stages, is_mixed
 from cost_models.memory import peaks
 from cost_models.memory.components import components
+from cost_models.memory.host import rank_host_bytes
 from cost_models.memory.peaks import kept_bytes
 from cost_models.models.model import LayerKind
 from cost_models.pricing import fold, fold_segment
 from cost_models.program import Exchange, Phase, Ring, Segment
 from cost_models.step.assembly import backward_segment, forward_segment, step_program
-from cost_models.strategy import VARIED, LayerRange, Recompute, Strategy
+from cost_models.strategy import VARIED, LayerRange, Offload, Recompute, Strategy
 from cost_models.timing.kernels import Kernels
 from cost_models.timing.paths import Paths
 from cost_models.timing.slowest import KernelsInUse
 from cost_models.workload import Workload
 
 Floats = NDArray[np.float64]
-Choice = tuple[LayerKind, Recompute]
-_ARRAYS = ("other_s", "layer_s", "base_bytes", "kept_bytes", "again_bytes")
+Policy = Recompute | LayerRange
+Choice = tuple[LayerKind, Policy]
+_ARRAYS = ("other_s", "layer_s", "base_bytes", "kept_bytes", "again_bytes", "host_base", "host_kept", "host_limit")
 EQUAL = 1e-12
 """Relative difference below which two values are the same; the policy that recomputes less is then taken."""
 
@@ -60,13 +65,16 @@ class PolicyPrices(Struct, frozen=True, kw_only=True, eq=False, dict=True):
     Bytes are those of the first and the last stage of a pipeline, each with an equal share of every choice's layers.
     """
 
-    policies: tuple[Recompute, ...]
+    policies: tuple[Policy, ...]
     layer_kinds: tuple[LayerKind, ...]  # of every layer of the model
     other_s: Floats
     layer_s: Floats  # (..., choices), of one layer in every microbatch; (..., kinds) if all policies are as fast
     base_bytes: Floats  # (..., stages)
     kept_bytes: Floats  # (..., stages, choices), of one layer of the model
     again_bytes: Floats  # (..., stages, choices), transient while a layer of that choice is recomputed
+    host_base: Floats  # (...), in host memory, of a rank
+    host_kept: Floats  # (..., choices), there, of one layer
+    host_limit: Floats  # (...), a rank's share; infinite where it is not known
 
     @cached_property
     def layers_of(self) -> dict[LayerKind, int]:
@@ -74,7 +82,7 @@ class PolicyPrices(Struct, frozen=True, kw_only=True, eq=False, dict=True):
         return {kind: self.layer_kinds.count(kind) for kind in dict.fromkeys(self.layer_kinds)}
 
     @cached_property
-    def choices(self) -> tuple[tuple[LayerKind, Recompute], ...]:
+    def choices(self) -> tuple[Choice, ...]:
         return tuple(itertools.product(self.layers_of, self.policies))
 
     @cached_property
@@ -112,6 +120,20 @@ class PolicyPrices(Struct, frozen=True, kw_only=True, eq=False, dict=True):
         arrays: dict[str, Any] = {name: np.concatenate([getattr(one, name) for one in parts]) for name in _ARRAYS}
         return structs.replace(parts[0], **arrays)
 
+    @cached_property
+    def uses_host(self) -> bool:
+        """Whether host memory may decide anything."""
+        return bool(np.isfinite(self.host_limit).any()) and bool(
+            (self.host_base > 0).any() or (self.host_kept > 0).any()
+        )
+
+    def uniform_fits_host(self) -> Any:
+        """Whether the host holds each row of `uniform`, shape (..., assignments); True where it decides nothing."""
+        if not self.uses_host:
+            return True
+        used = self.host_base[..., None] + self.host_kept @ self.uniform.T
+        return used <= self.host_limit[..., None]
+
     def uniform_bytes(self) -> Floats:
         """Memory of each row of `uniform`, shape (..., stages, assignments)."""
         if len(self.layers_of) == 1:
@@ -123,6 +145,8 @@ class PolicyPrices(Struct, frozen=True, kw_only=True, eq=False, dict=True):
     def least_bytes(self) -> Floats:
         """Memory that no choice of policies for the layers goes below."""
         least: Floats = self.uniform_bytes().min(axis=-1).max(axis=-1)
+        if self.uses_host:
+            least = np.where(self.host_base <= self.host_limit, least, np.inf)
         return least
 
     def relaxed_s(self, capacity_bytes: Any) -> Floats:
@@ -177,6 +201,7 @@ class PolicyPrices(Struct, frozen=True, kw_only=True, eq=False, dict=True):
     def _most_layers(self, mix: Mix, capacity_bytes: Any) -> NDArray[np.int64]:
         """Most layers of a mix's first choice, the others of its second, that fit; -1 if no number does."""
         a, b, total = mix.more, mix.less, mix.layers
+        low, high = self._host_range(mix)
         free, rest = np.asarray(capacity_bytes)[..., None] - self.base_bytes, np.zeros_like(self.base_bytes)
         for choice, count in mix.fixed:
             free, rest = free - count * self.kept_bytes[..., choice], np.maximum(rest, self.again_bytes[..., choice])
@@ -186,7 +211,28 @@ class PolicyPrices(Struct, frozen=True, kw_only=True, eq=False, dict=True):
         many = np.where(extra > 0, np.floor(_divide(room, extra)), np.where(room >= 0, total, -1.0))
         many = np.where((room < 0) & (extra >= 0), -1.0, np.minimum(many, total))
         alone = free - np.maximum(self.again_bytes[..., a], rest) - total * self.kept_bytes[..., a] >= 0
-        return np.where(alone.all(axis=-1), total, many.min(axis=-1)).astype(np.int64)
+        most = np.minimum(np.where(alone.all(axis=-1), total, many.min(axis=-1)), high)
+        return np.where(most < low, -1, most).astype(np.int64)
+
+    def _host_range(self, mix: Mix) -> tuple[Any, Any]:
+        """The fewest and the most layers of a mix's first choice that the host's memory allows."""
+        a, b, total = mix.more, mix.less, mix.layers
+        if not self.uses_host:
+            return 0, total
+        room = self.host_limit - self.host_base - total * self.host_kept[..., b]
+        for choice, count in mix.fixed:
+            room = room - count * self.host_kept[..., choice]
+        each = self.host_kept[..., a] - self.host_kept[..., b]
+        bound = _divide(room, each)
+        low = np.where(each < 0, np.maximum(np.ceil(bound), 0), np.where((each == 0) & (room < 0), total + 1, 0))
+        high = np.where(each > 0, np.floor(np.minimum(bound, total)), total)
+        return low, high
+
+    def fits_host(self, layers: NDArray[np.int64]) -> Any:
+        """Whether the host holds layers by choice, shape (columns, choices)."""
+        if not self.uses_host:
+            return np.ones(self.host_base.shape, dtype=bool)
+        return self.host_base + (layers * self.host_kept).sum(axis=-1) <= self.host_limit
 
     def most_is_kept(self, layers: Sequence[int]) -> bool:
         """Whether all layers have the first policy, which keeps most."""
@@ -200,7 +246,8 @@ class PolicyPrices(Struct, frozen=True, kw_only=True, eq=False, dict=True):
             for kind, (choices, _) in zip(self.layers_of, self.choices_of, strict=True)
         }
         order = [left[kind].pop(0) for kind in self.layer_kinds]
-        return tuple(LayerRange(recompute=policy, count=len(list(same))) for policy, same in itertools.groupby(order))
+        runs = [(*parts_of(policy), len([*same])) for policy, same in itertools.groupby(order)]
+        return tuple(LayerRange(recompute=again, offload=offload, count=count) for again, offload, count in runs)
 
     def seconds_of(self, layers: NDArray[np.int64]) -> Floats:
         """Step seconds for layers by choice, shape (columns, choices)."""
@@ -215,21 +262,28 @@ class PolicyPrices(Struct, frozen=True, kw_only=True, eq=False, dict=True):
         return used
 
 
+def parts_of(policy: Policy) -> tuple[Recompute, Offload]:
+    """(recompute, offload) of a policy."""
+    return (policy.recompute, policy.offload) if isinstance(policy, LayerRange) else (policy, "none")
+
+
 def policy_prices(
     workload: Workload,
     layouts: Strategy,
     kernels: Kernels,
     paths: Paths,
-    policies: Sequence[Recompute],
+    policies: Sequence[Policy],
     device: Device,
     least_ring: Any = None,
     quick: bool = False,
     framework: Framework = OURS,
+    host_limit: Any = np.inf,
 ) -> PolicyPrices:
     """Prices of `layouts` (one strategy of arrays) under `paths`, as `framework` runs them.
 
     `least_ring`: only so many ring pieces are counted (a bound over a range of rings). `quick` takes every policy's
-    time as that of the first, which must be the fastest: a bound at a third of the work.
+    time as that of the first, which must be the fastest: a bound at a third of the work. `host_limit`: bytes of host
+    memory that a rank may have.
     """
     priced = _Layouts(workload, layouts, kernels, paths, device, least_ring, framework)
     base, spread, kinds = priced.bytes_with(), priced.spread, tuple(dict.fromkeys(workload.model.layer_kinds))
@@ -243,7 +297,14 @@ def policy_prices(
         base_bytes=base,
         kept_bytes=_by_choice([priced.bytes_with(kept=choice) - base for choice in choices], base.shape),
         again_bytes=_by_choice([priced.bytes_with(again=choice) - base for choice in choices], base.shape),
+        host_base=_full(rank_host_bytes(priced.sizes, ()), priced.held),
+        host_kept=_by_choice([priced.layer_host_bytes(choice) for choice in choices], priced.held),
+        host_limit=_full(host_limit, priced.held),
     )
+
+
+def _one_layer(policy: Policy) -> LayerRange:
+    return policy if isinstance(policy, LayerRange) else LayerRange(recompute=policy, count=1)
 
 
 def _full(value: Any, shape: tuple[int, ...]) -> Floats:
@@ -287,14 +348,25 @@ class _Layouts:
         micro = tuple(_with_ring(segment, self.least_ring, self.layouts) for segment in program.microbatch)
         return fold(replace(program, microbatch=micro), self.paths).total_s
 
-    def layer_s(self, kind: LayerKind, policy: Recompute) -> Any:
+    def layer_host_bytes(self, choice: Choice) -> Any:
+        """Bytes in host memory that one layer of a choice adds."""
+        recompute, offload = parts_of(choice[1])
+        if offload == "none":
+            return 0.0
+        one = (LayerRange(recompute=recompute, offload=offload, count=1),)
+        return rank_host_bytes(self.sizes, one) - rank_host_bytes(self.sizes, ())
+
+    def layer_s(self, kind: LayerKind, policy: Policy) -> Any:
         """One layer in every microbatch of a step."""
         if self.workload.mode == "decode":
             return 0.0
-        here = self.sizes.once(("of", kind), lambda: self.sizes.of(kind))
-        seconds = here.once("forward_s", lambda: self._in_step_s(forward_segment(here, self.kernels, repeat=1)))
+        here, (again, offload) = self.sizes.once(("of", kind), lambda: self.sizes.of(kind)), parts_of(policy)
+        seconds = here.once(
+            ("forward_s", offload),
+            lambda: self._in_step_s(forward_segment(here, self.kernels, repeat=1, offload=offload)),
+        )
         if self.workload.mode == "train":
-            seconds = seconds + self._in_step_s(backward_segment(here, self.kernels, policy, repeat=1))
+            seconds = seconds + self._in_step_s(backward_segment(here, self.kernels, again, 1, offload))
         return seconds
 
     def _in_step_s(self, segment: Segment) -> Any:
@@ -311,11 +383,7 @@ class _Layouts:
         each = []
         for here, rest in self._stages:
             held = 0 if kept is None else kept_bytes(here.of(kept[0]), kept[1]) / self.layouts.pipeline
-            peak = (
-                rest
-                if again is None
-                else peaks.peak(here, [(here.of(again[0]), LayerRange(recompute=again[1], count=1))])
-            )
+            peak = rest if again is None else peaks.peak(here, [(here.of(again[0]), _one_layer(again[1]))])
             each.append(_full(sum(components(here, held, peak, self.device).values()), self.held))
         return np.stack(each, axis=-1)
 

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from cost_models.cost import PARTS, StepCost
+from cost_models.errors import InputError
+from cost_models.layer.sizes import RankSizes
 from cost_models.room import AS_PRICED, Room
 from cost_models.strategy import LayerRange, Strategy
 from cost_models.units import show_bytes, show_seconds
@@ -67,6 +69,8 @@ def notable(space: Space, best: Strategy, shown: Sequence[Strategy]) -> Iterator
     if best.layers != plain and "recompute" not in space.pins:
         yield replace(best, layers=plain)
     for one in _tried_by_hand(space, best):
+        if not _possible(space, one):
+            continue
         key = (one.data, one.ring, one.ulysses, one.shard)
         pinned = all(getattr(one, name) == value for name, value in space.pins.items() if name != "recompute")
         if key not in known and pinned:
@@ -74,13 +78,22 @@ def notable(space: Space, best: Strategy, shown: Sequence[Strategy]) -> Iterator
             yield one
 
 
+def _possible(space: Space, one: Strategy) -> bool:
+    """Whether the model has a layout with these degrees and levers."""
+    try:
+        RankSizes(space.workload, one).head_chunk.heads  # noqa: B018  refuses more pieces than a rank has heads
+    except InputError:
+        return False
+    return True
+
+
 def _tried_by_hand(space: Space, best: Strategy) -> Iterator[Strategy]:
     heads, context = space.workload.model.heads // best.tensor, best.context
     ulysses = max(degree for degree in divisors(context) if degree <= heads)
     for degree in (ulysses, 1):
-        if degree != best.ulysses:
+        if degree != best.ulysses and (best.attention_chunk_tokens is None or degree == context):
             yield replace(best, ulysses=degree, ring=context // degree)
-    if best.shard > 1:
+    if best.shard > 1 and best.offload_states != "all":
         yield replace(best, shard=1, zero=0)
     if best.ring % 2 == 0:
         half = replace(best, ring=best.ring // 2, shard=1)

@@ -1,4 +1,4 @@
-"""What would make a workload fit: other pins, tensor or pipeline degrees, offload, more GPUs, a shorter context.
+"""What would make a workload fit: other pins, tensor or pipeline degrees, levers, more GPUs, a shorter context.
 
 Every remedy is tried: the space is bounded again with one thing changed, and the memory of a layout does not depend on
 where its ranks lie, so what fits there fits. Bisection gives GPU counts and contexts. Bytes per GPU.
@@ -18,19 +18,14 @@ from msgspec import structs
 
 from cost_models.curves.samples import Sample
 from cost_models.errors import InputError
-from cost_models.framework import OURS
 from cost_models.hardware.cluster import MAX_GPUS, Cluster, NodeRun
-from cost_models.layer.sizes import RankSizes
-from cost_models.memory import peaks
-from cost_models.memory.components import components
-from cost_models.memory.host import rank_host_bytes
-from cost_models.memory.peaks import kept_bytes
 from cost_models.room import LEAST, sureness
-from cost_models.strategy import LayerRange
 from cost_models.timing.cluster_costs import costs_of
 from cost_models.units import show_bytes, show_tokens
-from planner.search.branch import Branches, Tree
+from planner.search.branch import Tree
+from planner.search.levers import VALUES, strongest
 from planner.search.space import Space, divisors
+from planner.search.with_levers import holding, strongest_of
 
 CONTEXT_STEP = 1024
 """Contexts are offered in multiples of so many tokens."""
@@ -87,16 +82,7 @@ def _tried(space: Space, samples: tuple[Sample, ...]) -> Iterator[str]:
             other = "megatron" if space.workload.mode == "train" else "vllm"
             plans = f"`plan --for {other}` plans it; this executor cannot run it" if space.target.is_ours else pin
             yield f"{pin} fits: {show_bytes(degree[1])} ({plans})"
-    offloaded = _offloaded(space, samples)
-    if offloaded is not None:
-        least, on_host, share = offloaded
-        if on_host <= share:
-            yield f"recompute=full with offload to the host fits: {show_bytes(least)} (`executor` cannot)"
-        else:
-            yield (
-                f"recompute=full with offload would fit the GPUs, but each needs {show_bytes(on_host)} of host memory "
-                f"and has {show_bytes(share)}"
-            )
+    yield from _further_levers(space, samples)
     gpus = _more_gpus(space, samples)
     if gpus is not None:
         yield f"{gpus - space.cluster.gpus} GPUs more ({gpus}) fit"
@@ -122,11 +108,23 @@ def _degree(space: Space, samples: tuple[Sample, ...], axis: str) -> tuple[int, 
 
 
 def least_bytes(space: Space, samples: tuple[Sample, ...]) -> tuple[float, float]:
-    """(least memory of any layout, room on the largest GPU), bytes; the least that fits if any does."""
-    _, single = _listed(space, samples)
-    room = space.room.limit_bytes(largest_gpu_bytes(space))
-    fitting = single.bound.min(initial=np.inf)
-    return (float(fitting), room) if np.isfinite(fitting) else (float(single.least_bytes.min(initial=np.inf)), room)
+    """(least memory of any layout with any levers of the target, room on the largest GPU), bytes; of what fits if any
+    does."""
+    needed = [_least(one, samples) for one in _forms(space)]
+    return min(needed), space.room.limit_bytes(largest_gpu_bytes(space))
+
+
+def _least(space: Space, samples: tuple[Sample, ...]) -> float:
+    """The least memory of any layout; infinite where there is none with these levers."""
+    try:
+        branches = Tree(space, "memory", costs_of(space.cluster, samples)).start()
+    except InputError:
+        if space.levers.chosen:
+            return math.inf
+        raise
+    single = branches.take(branches.single)
+    fitting = float(single.bound.min(initial=np.inf))
+    return fitting if np.isfinite(fitting) else float(single.least_bytes.min(initial=np.inf))
 
 
 def roomiest(spaces: Sequence[Space], samples: tuple[Sample, ...]) -> Space:
@@ -146,18 +144,8 @@ def largest_gpu_bytes(space: Space) -> int:
     return max(run.node.device.allocatable_bytes for run in space.cluster.runs)
 
 
-def _listed(space: Space, samples: tuple[Sample, ...]) -> tuple[Tree, Branches]:
-    """The tree of a space that counts memory, and its single rings."""
-    tree = Tree(space, "memory", costs_of(space.cluster, samples))
-    branches = tree.start()
-    return tree, branches.take(branches.single)
-
-
 def _fits(space: Space, samples: tuple[Sample, ...]) -> bool:
-    try:
-        return bool(np.isfinite(_listed(space, samples)[1].bound).any())
-    except InputError:
-        return False
+    return holding([space], costs_of(space.cluster, samples)) is not None
 
 
 def _grown(cluster: Cluster, nodes: int) -> Cluster:
@@ -194,26 +182,23 @@ def _shorter(space: Space, samples: tuple[Sample, ...]) -> int | None:
     return (fewest + bisect_left(longer, True, key=lambda thousands: not fits(thousands))) * CONTEXT_STEP
 
 
-def _offloaded(space: Space, samples: tuple[Sample, ...]) -> tuple[float, float, float] | None:
-    """(bytes of a GPU, its bytes on the host, its share of the host's memory) of the layout that needs least with every
-    layer recomputed and its input on the host; `None` if no GPU holds it."""
-    if space.workload.mode != "train" or space.pins.get("recompute", "full") != "full":
-        return None
-    tree, single = _listed(space, samples)
-    layouts = tree.strategies(single.family[:, None], single.first[:, None], single.shard, single.zero)
-    device = space.cluster.runs[0].node.device
-    shape = RankSizes(space.workload, layouts, OURS.on(device))
-    part = LayerRange(recompute="full", offload="activations", count=1)
-    layers = space.workload.model.layers / space.base.pipeline
-    kept = kept_bytes(shape, part) * layers
-    parts = components(shape, kept, peaks.peak(shape, [part]), device)
-    used = np.where(np.isfinite(single.least_bytes), sum(parts.values()), np.inf)
-    if used.min(initial=np.inf) > space.room.limit_bytes(largest_gpu_bytes(space)):
-        return None
-    nodes = [run.node for run in space.cluster.runs if run.node.gpus and run.node.host_memory_bytes]
-    share = min((node.host_memory_bytes / node.gpus for node in nodes), default=math.inf)
-    on_host = np.broadcast_to(rank_host_bytes(shape, [replace(part, count=space.workload.model.layers)]), used.shape)
-    within = np.where(on_host <= share, used, np.inf)
-    chosen = within if np.isfinite(within).any() else used
-    row = np.unravel_index(chosen.argmin(), used.shape)
-    return float(used[row]), float(on_host[row]), share
+def _further_levers(space: Space, samples: tuple[Sample, ...]) -> Iterator[str]:
+    """Levers of memory that the target lacks or the user has pinned, each beside all that may be chosen anyway."""
+    if space.workload.mode != "train":
+        return
+    for lever in (one for one in VALUES if one not in space.target.levers):
+        (field, value), *_ = reversed(VALUES[lever])
+        wider = (*space.target.levers, lever)
+        bundles = [one for one in strongest(wider, space.pins) if (field, value) in one.chosen and space.has(one)]
+        held = [structs.replace(space, levers=one) for one in bundles]
+        needed = [_least(one, samples) for one in held]
+        room = space.room.limit_bytes(largest_gpu_bytes(space))
+        if min(needed, default=math.inf) <= room:
+            named = "a layer's input on the host" if field == "inputs" else f"{field}={value}"
+            whether = "fits" if holding(held, costs_of(space.cluster, samples)) else "fits the GPUs, not the hosts"
+            yield f"{named} {whether}: {show_bytes(min(needed))} (not among the levers of --for {space.target.name})"
+
+
+def _forms(space: Space) -> list[Space]:
+    """The space without levers, and with the strongest of its target."""
+    return [space, *strongest_of([space])]

@@ -24,13 +24,17 @@ from numpy.typing import NDArray
 
 from cost_models.errors import InputError
 from cost_models.hardware.cluster import Cluster
-from cost_models.layer.recompute import POLICIES
+from cost_models.layer.heads import head_split
+from cost_models.layer.recompute import POLICIES, policy
 from cost_models.layer.stages import is_mixed
 from cost_models.models.model import Model
 from cost_models.room import DEFAULT_ROOM, Room
-from cost_models.strategy import PINS, RECOMPUTES, Recompute, Strategy
+from cost_models.strategy import PINS, RECOMPUTES, LayerRange, Recompute, Strategy
 from cost_models.workload import Workload
+from planner.search.levers import NONE, Bundle
 from planner.targets.target import MMSP, Target
+
+Policy = Recompute | LayerRange
 
 SEARCHED: tuple[Recompute, ...] = tuple(name for name, policy in POLICIES.items() if policy.planned)
 
@@ -54,23 +58,14 @@ class Space(Struct, frozen=True, kw_only=True, dict=True):
     room: Room = DEFAULT_ROOM
     target: Target = MMSP
     among: tuple[Recompute, ...] = SEARCHED  # policies that may stand side by side in the layers
+    levers: Bundle = NONE  # of memory, that all layouts of this space have
 
     def __post_init__(self) -> None:
         for name in self.pins:
             if name not in PINS:
                 raise InputError(f"fixed {name!r} is unknown; legal: {', '.join(PINS)}")
         self.target.check_pins(self.pins)
-        if self.pins.get("attention_chunk_tokens") is not None:
-            raise InputError(
-                f"attention_chunk_tokens={self.pins['attention_chunk_tokens']} is priced (`plan price --strategy`), "
-                "not planned; legal: none"
-            )
         self.base.check(self.workload.model)
-        if self.pins.get("offload_states", "none") != "none":
-            raise InputError(
-                f"offload_states={self.pins['offload_states']} is priced (`plan price --strategy`), not planned; "
-                "legal: none"
-            )
         if self.pins.get("recompute", "none") not in RECOMPUTES:
             raise InputError(f"recompute={self.pins['recompute']!r} is unknown; legal: {', '.join(RECOMPUTES)}")
         if self.workload.mode != "train" and self.pins.get("recompute", "none") != "none":
@@ -94,14 +89,27 @@ class Space(Struct, frozen=True, kw_only=True, dict=True):
         moved = ("data", "ring", "ulysses", "shard", "zero", "microbatches", "recompute")
         held: dict[str, Any] = {"loss_chunk_tokens": self.target.loss_chunk_tokens}
         held |= {"ring_kind": self.target.ring_kind} if self.workload.mode == "train" else {}
-        return Strategy(**{**held, **{name: value for name, value in self.pins.items() if name not in moved}})
+        pinned = {name: value for name, value in self.pins.items() if name not in moved}
+        return Strategy(**{**held, **self.levers.fields, **pinned})
+
+    @cached_property
+    def policies(self) -> tuple[Policy, ...]:
+        """Recompute policies that layers may have; with that lever also those whose kept input waits on the host."""
+        among = self.among if self.workload.mode == "train" else ("none",)
+        named = (self.pins["recompute"],) if "recompute" in self.pins else among
+        if self.base.attention_chunk_tokens is not None:
+            named = tuple(one for one in named if one not in ("all_but_attention", "core_attention"))
+        if not self.levers.inputs:
+            return named
+        kept = [one for one in named if policy(one).keeps_input]
+        return (*named, *(LayerRange(recompute=one, offload="activations", count=1) for one in kept))
 
     @property
-    def policies(self) -> tuple[Recompute, ...]:
-        """Recompute policies that layers may have."""
-        if "recompute" in self.pins:
-            return (self.pins["recompute"],)
-        return self.among if self.workload.mode == "train" else ("none",)
+    def uses_host(self) -> bool:
+        """Whether anything of a layout may lie in host memory."""
+        return (
+            self.levers.uses_host or self.base.offload_states != "none" or self.base.attention_chunk_tokens is not None
+        )
 
     @property
     def shardings(self) -> tuple[tuple[str, int], ...]:
@@ -134,7 +142,7 @@ class Space(Struct, frozen=True, kw_only=True, dict=True):
         families = []
         for data in self._data():
             for microbatches in self._microbatches(data):
-                for ulysses in self._ulysses():
+                for ulysses in self._with_heads(self._ulysses()):
                     first, most = self._rings(data, ulysses)
                     one = Family(
                         data=data, microbatches=microbatches, ulysses=ulysses, first_ring=first, most_ring=most
@@ -193,11 +201,29 @@ class Space(Struct, frozen=True, kw_only=True, dict=True):
         far = [degree for degree in divisors(heads) if degree <= most]
         return sorted({1, *near, *far})
 
+    def _with_heads(self, degrees: list[int]) -> list[int]:
+        """The degrees at which every rank has a head for each of the pieces in which heads are attended."""
+        chunks, model, tensor = self.base.attention_head_chunks, self.workload.model, self.base.tensor
+        if chunks == 1:
+            return degrees
+        heads, keys = model.heads // tensor, max(1, model.kv_heads // tensor)
+        splits = (head_split(q_heads=heads, kv_heads=keys, ulysses=degree) for degree in degrees)
+        return [one.ulysses for one in splits if min(share.q_heads for share in one.shares) >= chunks]
+
+    def has(self, bundle: Bundle) -> bool:
+        """Whether these levers are possible for the model at all."""
+        model, fields = self.workload.model, bundle.fields
+        heads = model.heads // self.base.tensor
+        if fields.get("attention_head_chunks", 1) > heads or ("mlp_chunk_tokens" in fields and model.experts):
+            return False
+        return "attention_chunk_tokens" not in fields or self.pins.get("ring", 1) == 1
+
     def _rings(self, data: int, ulysses: int) -> tuple[int, int]:
         """The first and the largest ring degree."""
         tokens = -(-self.workload.context_tokens // 2)
         most = min(self.replica_gpus // (data * ulysses), max(1, tokens // ulysses))
-        if "ring" not in self.target.degrees or (self.target.context == "apart" and ulysses > 1):
+        alone = "ring" not in self.target.degrees or self.base.attention_chunk_tokens is not None
+        if alone or (self.target.context == "apart" and ulysses > 1):
             most = min(most, 1)
         if "ring" in self.pins:
             ring = self.pins["ring"]
@@ -226,6 +252,8 @@ class Space(Struct, frozen=True, kw_only=True, dict=True):
         for column in range(1, len(self.shardings)):
             for earlier in range(column):
                 legal[:, column] &= (shard[:, column] != shard[:, earlier]) | (zero[:, column] != zero[:, earlier])
+        if self.base.offload_states == "all":
+            legal &= zero == 3
         return self._pinned_shards(shard, zero, legal, ranks)
 
     def _pinned_shards(

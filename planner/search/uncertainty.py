@@ -30,13 +30,13 @@ from cost_models.hardware.placement import Placement
 from cost_models.models.model import LayerKind
 from cost_models.number import Number
 from cost_models.program import Op
-from cost_models.strategy import VARIED, Recompute, Strategy, stacked
+from cost_models.strategy import VARIED, LayerRange, Strategy, stacked
 from cost_models.timing.cluster_costs import ClusterCosts
 from cost_models.timing.collectives import Collectives
 from cost_models.timing.kernels import Kernels
 from cost_models.timing.paths import Path, Paths
 from cost_models.workload import Workload
-from planner.search.policy_prices import policy_prices
+from planner.search.policy_prices import Policy, policy_prices
 
 NETWORK = 0.3
 """Share by which the network may reach less or more: other jobs, routing, what NCCL makes of the fabric. Estimate."""
@@ -99,7 +99,7 @@ def seconds_in(
 ) -> Floats:
     """Step seconds of each layout in each scenario, shape (layouts, scenarios)."""
     found = np.empty((len(layouts), len(several)))
-    plain: dict[str, Any] = {"layers": (), **dict.fromkeys(VARIED, 1)}
+    plain: dict[str, Any] = {"layers": (), **dict.fromkeys(VARIED, 1), "zero": 3}
     alike = [(costs.runs(one.ranks, placement), replace(one, **plain)) for one, placement in layouts]
     for used in dict.fromkeys(alike):
         mine = [index for index, other in enumerate(alike) if other == used]
@@ -137,10 +137,10 @@ def _of_runs(
 
 def _layers_by_choice(
     strategies: Sequence[Strategy], kinds: Sequence[LayerKind]
-) -> tuple[tuple[Recompute, ...], NDArray[np.int64]]:
+) -> tuple[tuple[Policy, ...], NDArray[np.int64]]:
     """(policies in use, layers of each kind and policy by strategy, in the order of `PolicyPrices.choices`)."""
     each = [
-        [part.recompute for part in strategy.layer_ranges(len(kinds)) for _ in range(part.count)]
+        [_policy(part) for part in strategy.layer_ranges(len(kinds)) for _ in range(part.count)]
         for strategy in strategies
     ]
     policies = tuple(dict.fromkeys(policy for several in each for policy in several))
@@ -150,6 +150,10 @@ def _layers_by_choice(
         for choice in zip(kinds, several, strict=True):
             counts[row, places[choice]] += 1
     return policies, counts
+
+
+def _policy(part: LayerRange) -> Policy:
+    return part.recompute if part.offload == "none" else replace(part, count=1)
 
 
 def _as_column(strategies: Strategy) -> Strategy:

@@ -8,6 +8,7 @@
     ulysses      any integer, a divisor of the query heads (and of the KV heads, or a multiple), or of the KV heads
     shardings    (over what weights and states are sharded, ZeRO stage)
     recompute    sets of policies that may stand side by side in the layers of one model
+    levers       of memory (`search/levers.py`) that may be chosen
 
 `fixed` names choices that are held at their defaults and may be fixed by hand (`--fix`). Left out: experts, and what a
 program can do beyond what is priced; `why` says which and for what reason.
@@ -26,11 +27,15 @@ from cost_models.errors import InputError
 from cost_models.framework import Framework
 from cost_models.strategy import Recompute, RingKind, Schedule
 from cost_models.workload import Mode, Workload
+from planner.search.levers import Lever
 
 FOLDER = Path(__file__).parent
 Degree = Literal["data", "ring", "ulysses", "tensor", "pipeline", "cache"]
 Sharded = Literal["ranks", "domain", "context", "one", "alone"]
 """Over all of data x context, a scale-up domain's, the context group, or not at all: `alone` without context alone."""
+
+
+_STATES: Mapping[str, str] = {"": "none", "optimizer": "optimizer", "states": "all"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +58,7 @@ class Target:
     ring_kind: RingKind = "zigzag"
     schedules: tuple[Schedule, ...] = ("1f1b",)
     loss_chunk_tokens: int | None = None
+    levers: tuple[Lever, ...] = ()
     fixed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -105,16 +111,18 @@ class Target:
             return None
         if name == "virtual":
             return None if "interleaved" in self.schedules else (1,)
-        known: dict[str, tuple[Any, ...]] = {
+        known: dict[str, tuple[Any, ...] | None] = {
             "expert": (1,),
             "cache_context": (1,),
             "zero": tuple(sorted({stage for _, stage in self.shardings})),
             "recompute": tuple(dict.fromkeys(policy for several in self.recompute for policy in several)),
             "ring_kind": (self.ring_kind,),
             "schedule": self.schedules,
-            "loss_chunk_tokens": (self.loss_chunk_tokens,),
-            "mlp_chunk_tokens": (None,),
-            "attention_head_chunks": (1,),
+            "loss_chunk_tokens": None if "loss" in self.levers else (self.loss_chunk_tokens,),
+            "mlp_chunk_tokens": None if "slices" in self.levers else (None,),
+            "attention_chunk_tokens": None if "rows" in self.levers else (None,),
+            "attention_head_chunks": None if "heads" in self.levers else (1,),
+            "offload_states": tuple(value for lever, value in _STATES.items() if lever in ("", *self.levers)),
             "grad_ring_dtype": ("fp32",),
         }
         return known.get(name)

@@ -18,6 +18,7 @@ from planner.search.policy_prices import PolicyPrices
 from planner.search.space import Space
 from tests.planner.clusters import cluster as clusters
 from tests.planner.clusters import node
+from tests.planner.test_integer_program import no_host
 
 WORK = Workload(Model.load("longvila-1.5b"), context_tokens=2**17, global_batch=4, frames=256)
 
@@ -135,6 +136,7 @@ def made(seed: int, kinds: tuple[LayerKind, ...] = ALIKE, stages: int = 1) -> tu
         base_bytes=rng.uniform(1, 5, (1, stages)),
         kept_bytes=kept.reshape(1, stages, -1),
         again_bytes=(kept[..., :1] - kept).reshape(1, stages, -1),
+        **no_host(1, kept.reshape(1, stages, -1).shape[-1]),
     )
     return columns, float((columns.base_bytes[0] + len(kinds) * kept.mean(axis=(-1, -2))).max())
 

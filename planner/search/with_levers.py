@@ -1,0 +1,170 @@
+"""The search over levers of memory: nothing fits without them, or the best layout pays for memory with its time.
+
+    a layout that recomputes nothing is never faster with a lever, so levers are tried where the best one spends more
+    than WORTH of its step on recompute, or where there is none
+
+    branches that could win if memory had no end              all others cost too much with any lever
+    floor of each choice alone, as if memory had no end       what a bundle costs is at least the most of its choices'
+    bundles in ascending order of that floor                  all from the incumbent on are cut at once
+    a space for each bundle that is left                      its own floor over those branches, then its search
+
+Nothing of a space without levers is done again. Where nothing fits, the strongest bundles are asked first.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from msgspec import structs
+
+from cost_models.errors import InputError
+from cost_models.room import Room
+from cost_models.timing.cluster_costs import ClusterCosts
+from planner.search.best_first import Search
+from planner.search.branch import Tree
+from planner.search.levers import Bundle, bundles, strongest
+from planner.search.objective import Objective
+from planner.search.policy_prices import EQUAL
+from planner.search.several import SeveralResults
+from planner.search.space import Space
+
+WORTH = 0.02
+"""Share of the best layout's step below which recompute is not worth a lever. The bound then speaks of no levers."""
+
+
+class _Endless(Room):
+    """Room for everything."""
+
+    def limit_bytes(self, capacity_bytes: float) -> float:
+        return float("inf")
+
+
+def search_levers(
+    spaces: Sequence[Space],
+    without: SeveralResults,
+    objective: Objective,
+    costs: ClusterCosts,
+    deadline: float | None,
+) -> tuple[SeveralResults, list[Space]]:
+    """(what was found without and with levers, the spaces with levers that the bound covers)."""
+    if not _wanted(spaces, without, objective):
+        return without, []
+    if not without.found and holding(spaces, costs) is None:
+        return without, []
+    incumbent = without.found[0][1].incumbent if without.found else np.inf
+    found, bound, stopped, considered = [*without.found], without.bound, without.stopped, without.considered
+    tried = []
+    bounds = [_Bounds(space, objective, costs, incumbent) for space in spaces]
+    queue = [(one.endless(bundle), one, bundle) for one in bounds for bundle in _levers(one.space)]
+    for floor, of, bundle in sorted(queue, key=lambda one: (one[0], len(one[2].chosen))):
+        space = structs.replace(of.space, levers=bundle)
+        tried.append(space)
+        late = bool(found) and deadline is not None and time.monotonic() > deadline
+        if floor <= incumbent * (1 + EQUAL) and not late:
+            floor = max(floor, of.floor(space))
+        if floor > incumbent * (1 + EQUAL) or np.isinf(floor) or late:
+            bound, stopped = min(bound, floor), stopped or late
+            continue
+        search = Search(space, objective, costs, deadline)
+        considered += search.layouts
+        search.incumbent = incumbent
+        result = search.run(runners=0)
+        bound, stopped = min(bound, result.open_bound), stopped or result.stopped
+        found += [(space, result)] if np.isfinite(result.incumbent) else []
+        incumbent = min(incumbent, result.incumbent)
+    found.sort(key=lambda pair: pair[1].incumbent)
+    return SeveralResults(found=found, bound=float(bound), considered=considered, stopped=stopped), tried
+
+
+class _Bounds:
+    """Floors of a space's bundles, over the branches that could win if memory had no end; the others cost too much
+    with any lever."""
+
+    def __init__(self, space: Space, objective: Objective, costs: ClusterCosts, incumbent: float) -> None:
+        self.space, self.objective, self.costs = space, objective, costs
+        self.alone: dict[Bundle, float] = {}
+        tree = Tree(structs.replace(space, room=_Endless()), objective, costs)
+        start = tree.start()
+        open_ = start.take(start.best <= incumbent * (1 + EQUAL))
+        self.beyond = float(start.best[start.best > incumbent * (1 + EQUAL)].min(initial=np.inf))
+        self.rows = [
+            (tree.families[family], int(first), int(last))
+            for family, first, last in zip(open_.family, open_.first, open_.last, strict=True)
+        ]
+
+    def endless(self, bundle: Bundle) -> float:
+        """A value that no layout with these levers is below, whatever memory there is."""
+        for one in bundle.alone:
+            if one not in self.alone:
+                self.alone[one] = self.floor(structs.replace(self.space, levers=one, room=_Endless()))
+        return max(self.alone[one] for one in bundle.alone)
+
+    def floor(self, space: Space) -> float:
+        """A value that no layout of a space with levers is below."""
+        try:
+            tree = Tree(space, self.objective, self.costs)
+            places = {(one.data, one.microbatches, one.ulysses): at for at, one in enumerate(tree.families)}
+        except InputError:
+            return np.inf
+        table = []
+        for family, first, last in self.rows:
+            place = places.get((family.data, family.microbatches, family.ulysses))
+            if place is not None and first <= (most := tree.families[place].most_ring):
+                table.append((place, first, min(last, most)))
+        best = float(tree.branches(table).best.min(initial=np.inf)) if table else np.inf
+        return min(best, self.beyond)
+
+
+def _wanted(spaces: Sequence[Space], without: SeveralResults, objective: Objective) -> bool:
+    """Whether a lever could pay."""
+    if not any(_levers(space) for space in spaces) or spaces[0].workload.mode != "train":
+        return False
+    if not without.found:
+        return True
+    _, result = without.found[0]
+    best = int(result.value.argmin())
+    prices, layers = result.columns.prices.take(np.array([best])), result.layers[best]
+    if objective == "memory":
+        return False
+    fastest = sum(many * float(prices.layer_s[0, list(choices)].min()) for choices, many in prices.choices_of)
+    spent = float((layers * prices.layer_s[0]).sum()) - fastest
+    return spent > WORTH * float(prices.seconds_of(layers[None])[0])
+
+
+def _levers(space: Space) -> list[Bundle]:
+    return [one for one in bundles(space.target.levers, space.pins) if space.has(one)]
+
+
+def strongest_of(spaces: Sequence[Space]) -> Iterator[Space]:
+    """Each space with the bundles of its target's levers of which one needs least memory."""
+    if spaces[0].workload.mode != "train":
+        return
+    for space in spaces:
+        for bundle in strongest(space.target.levers, space.pins):
+            if space.has(bundle):
+                yield structs.replace(space, levers=bundle)
+
+
+def holding(spaces: Sequence[Space], costs: ClusterCosts, first: Space | None = None) -> Space | None:
+    """A space with a layout that its GPUs and hosts hold: of those without levers, or with the strongest; `first` is
+    asked first. `None`: there is none."""
+    for space in itertools.chain([] if first is None else [first], spaces, strongest_of(spaces)):
+        if fits(space, costs) and (not space.uses_host or _held(space, costs)):
+            return space
+    return None
+
+
+def fits(space: Space, costs: ClusterCosts) -> bool:
+    """Whether any layout of a space has the memory of a GPU; of the host's it asks what no choice of layers changes."""
+    try:
+        return bool(np.isfinite(Tree(space, "memory", costs).start().bound).any())
+    except InputError:
+        return False
+
+
+def _held(space: Space, costs: ClusterCosts) -> bool:
+    """The same with the host's memory, on placements."""
+    return bool(np.isfinite(Search(space, "memory", costs).run(runners=0).incumbent))
