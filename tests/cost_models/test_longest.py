@@ -34,16 +34,17 @@ OFFLOADED = (LayerRange(recompute="full", offload="activations", count=32),)
 
 
 @pytest.mark.parametrize(
-    ("framework", "printed", "levers"),
+    ("framework", "least", "most", "levers"),
     [
-        ("alst", 3.7e6, {"loss_chunk_tokens": 1024, "offload_states": "optimizer"}),
-        ("fpdt", 4 * 2**20, {"loss_chunk_tokens": 256, "attention_chunk_tokens": 2**16}),
-        ("untied-ulysses", 5 * 2**20, {"attention_head_chunks": 4}),
+        ("alst", 0.9 * 3.8e6, 1.05 * 3.8e6, {"loss_chunk_tokens": 1024, "offload_states": "optimizer"}),
+        ("fpdt", 4 * 2**20, 5 * 2**20, {"loss_chunk_tokens": 256, "attention_chunk_tokens": 2**16}),
+        ("untied-ulysses", 0.9 * 5 * 2**20, 1.05 * 5 * 2**20, {"attention_head_chunks": 4}),
     ],
 )
-def test_printed_ends_of_llama_3_8b_on_8_h100(framework, printed, levers):
-    """arXiv 2506.13996, 2408.16978 and 2602.21196: within -10 and +5%, at the confidence with which plans fit."""
+def test_printed_ends_of_llama_3_8b_on_8_h100(framework, least, most, levers):
+    """arXiv 2506.13996, 2408.16978 and 2602.21196, at the confidence with which plans fit: ALST's recipe has 3.8M, its
+    paper 3.7M; FPDT's length is the longest that ran of lengths 1M apart."""
     work = Workload(Model.load("llama-3-8b"), context_tokens=2**20, precision=Framework.load(framework).precision)
     strategy = Strategy(ulysses=8, shard=8, layers=OFFLOADED, mlp_chunk_tokens=4096, **levers)
     found = longest_tokens(NODE, work, strategy, Framework.load(framework), DEFAULT_ROOM)
-    assert 0.90 <= found / printed <= 1.05
+    assert least <= found <= most

@@ -33,9 +33,8 @@ def random_columns(seed: int, count: int = 4, layers: int = 5, stages: int = 1) 
 
 def no_host(columns: int, choices: int) -> dict[str, np.ndarray]:
     """Nothing lies in host memory."""
-    return {
-        "host_base": np.zeros(columns), "host_kept": np.zeros((columns, choices)), "host_limit": np.full(columns, np.inf)
-    }  # fmt: skip
+    kept = np.zeros((columns, choices))
+    return {"host_base": np.zeros(columns), "host_kept": kept, "host_limit": np.full(columns, np.inf)}
 
 
 def enumerated(columns: PolicyPrices, capacity: np.ndarray, weight: np.ndarray) -> tuple[float, float]:

@@ -18,10 +18,12 @@ from planner.search.integer_program import ROUNDING_BYTES
 from planner.search.objective import Objective
 from planner.search.reasons import reason
 from planner.solve import NothingFits, Solution, solve
+from planner.targets.target import MMSP
 from tests.planner import brute_force
 from tests.planner.brute_force import best_value
 from tests.planner.clusters import GB, PAIRS, PCIE, cluster, node
 
+NO_LEVERS = replace(MMSP, levers=())
 TINY = Model(name="tiny", layers=2, hidden=1024, ffn=2048, heads=6, kv_heads=2, head_dim=64, vocab=512)
 SLOWER = Device.load("a100-sxm-80gb")
 SCALE_UPS = (PCIE, PAIRS, replace(node().scale_up, link="xgmi-mi300x", bytes_per_s=110 * GB))
@@ -327,16 +329,16 @@ def test_remedies_are_true() -> None:
     """What is offered when nothing fits does fit, and one node or one K token less does not."""
     here, model = Cluster.load("dgx-h100", nodes=1), Model.load("longvila-8b")
     with pytest.raises(NothingFits) as caught:
-        solve(here, Workload(model, context_tokens=2**21))
+        solve(here, Workload(model, context_tokens=2**21), target=NO_LEVERS)
     words = " ".join(caught.value.remedies)
     context = int(words.split("context of at most ")[1].split("(")[1].split()[0])
-    assert solve(here, Workload(model, context_tokens=context)).best[0].cost.fits
+    assert solve(here, Workload(model, context_tokens=context), target=NO_LEVERS).best[0].cost.fits
     with pytest.raises(NothingFits):
-        solve(here, Workload(model, context_tokens=context + 1024))
-    gpus = int(words.split(" GPUs more (")[1].split(")")[0])
-    assert solve(Cluster.load("dgx-h100", gpus=gpus), Workload(model, context_tokens=2**21)).best[0].cost.fits
+        solve(here, Workload(model, context_tokens=context + 1024), target=NO_LEVERS)
+    gpus, work = int(words.split(" GPUs more (")[1].split(")")[0]), Workload(model, context_tokens=2**21)
+    assert solve(Cluster.load("dgx-h100", gpus=gpus), work, target=NO_LEVERS).best[0].cost.fits
     with pytest.raises(NothingFits):
-        solve(Cluster.load("dgx-h100", gpus=gpus - 8), Workload(model, context_tokens=2**21))
+        solve(Cluster.load("dgx-h100", gpus=gpus - 8), work, target=NO_LEVERS)
 
 
 @pytest.mark.parametrize("axis", ["tensor", "pipeline"])
@@ -355,7 +357,7 @@ def test_a_search_that_only_asks_whether_it_fits_pays_for_no_remedy(monkeypatch:
     monkeypatch.setattr("planner.search.remedies._tried", lambda space, samples: pytest.fail("remedies were sought"))
     work = Workload(Model.load("longvila-8b"), context_tokens=2**21)
     with pytest.raises(NothingFits) as caught:
-        solve(Cluster.load("dgx-h100", nodes=1), work)
+        solve(Cluster.load("dgx-h100", nodes=1), work, target=NO_LEVERS)
     assert caught.value.problem.startswith("nothing fits: longvila-8b")
 
 
@@ -430,11 +432,11 @@ def test_a_plan_fits_with_the_confidence_asked_for() -> None:
 def test_less_confidence_is_a_remedy_that_works() -> None:
     here, work = Cluster.load("dgx-h100", nodes=1), Workload(Model.load("longvila-8b"), context_tokens=2**18)
     most = solve(here, work, objective="memory", room=AS_PRICED).best[0].cost
-    tight = with_memory(here, int(most.memory_bytes * 1.08))
+    tight = with_memory(here, int(most.memory_bytes * 1.04))
     with pytest.raises(NothingFits) as caught:
-        solve(tight, work)
+        solve(tight, work, target=NO_LEVERS)
     remedy = next(one for one in caught.value.remedies if "--confidence" in one)
     confidence = float(remedy.rpartition(" ")[2].rstrip("`)"))
     assert 0.5 <= confidence < 0.95
-    assert solve(tight, work, room=Room(confidence=confidence)).best[0].cost.fits
+    assert solve(tight, work, room=Room(confidence=confidence), target=NO_LEVERS).best[0].cost.fits
     assert "95% confidence" in caught.value.problem

@@ -1,0 +1,129 @@
+"""Levers of memory in the search: as an enumeration has it, cut where memory is not short, named where missing."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from cost_models import Cluster, LayerRange, Model, Workload, price
+from cost_models.room import DEFAULT_ROOM
+from executor.launch.requirements import unsupported
+from planner.planning import plan
+from planner.reverse.longest import longest_context
+from planner.search import with_levers
+from planner.solve import NothingFits, solve
+from planner.targets.target import MMSP, Target
+from tests.planner.brute_force import strategies
+from tests.planner.test_solve import TINY, with_memory
+
+ONE_LAYER = replace(TINY, layers=1, layer_kinds=())
+CHOICES = {
+    "slices": ("mlp_chunk_tokens", (None, 16384, 4096)),
+    "loss": ("loss_chunk_tokens", (1024, 128, 16)),
+    "heads": ("attention_head_chunks", (1, 2, 4, 8, 16)),
+    "states": ("offload_states", ("none", "all")),
+}
+KEPT = [("none", "none"), ("mlp", "none"), ("all_but_attention", "none"), ("full", "none")]
+OFFLOADED = [("all_but_attention", "activations"), ("full", "activations")]
+
+
+def enumerated(here, work, levers):
+    """Least seconds of every layout with every combination of lever values, priced one by one in the order of ranks."""
+    fields = [CHOICES[name] for name in levers if name in CHOICES]
+    kept, best = KEPT + OFFLOADED * ("inputs" in levers), np.inf
+    for one in strategies(here, work):
+        for values in itertools.product(*(several for _, several in fields)):
+            chosen = {field: value for (field, _), value in zip(fields, values, strict=True)}
+            chunks = chosen.get("attention_head_chunks", 1)
+            if chunks > work.model.heads // one.ulysses or (chunks > 1 and chosen.get("mlp_chunk_tokens") is None):
+                continue  # the degrees here divide the heads
+            if chosen.get("offload_states") == "all" and one.zero < 3:
+                continue
+            for again, offload in kept:
+                layers = (LayerRange(recompute=again, offload=offload, count=1),)
+                cost = price(here, work, replace(one, layers=layers, **chosen))
+                if DEFAULT_ROOM.holds(cost):
+                    best = min(best, cost.step_s)
+    return best
+
+
+@pytest.mark.parametrize(
+    ("levers", "share", "host_gib"),
+    [
+        (("inputs", "slices", "states"), 0.8, 0),
+        (("inputs", "slices", "states"), 0.6, 0),
+        (("inputs", "states"), 0.9, 1),
+        (("slices", "heads", "loss"), 0.7, 0),
+    ],
+)
+def test_equals_an_enumeration_where_nothing_fits_without(levers, share, host_gib):
+    here, work = Cluster.load("dgx-h100", gpus=2), Workload(ONE_LAYER, context_tokens=2**17)
+    least = solve(here, work, objective="memory").best[0].cost.memory_bytes
+    here = with_memory(here, int(least * share))
+    if host_gib:
+        run = here.runs[0]
+        here = replace(here, runs=(replace(run, node=replace(run.node, host_memory_bytes=host_gib * 2**30)),))
+    expected = enumerated(here, work, levers)
+    target = replace(MMSP, levers=levers)
+    if not np.isfinite(expected):
+        with pytest.raises(NothingFits):
+            solve(here, work, target=target)
+        return
+    found = solve(here, work, target=target)
+    assert found.best[0].cost.step_s == pytest.approx(expected, rel=1e-9)
+    assert found.bound <= expected * (1 + 1e-9) and found.gap < 1e-6
+
+
+def test_no_lever_is_tried_where_memory_costs_nothing(monkeypatch):
+    monkeypatch.setattr(with_levers, "_Bounds", lambda *_: pytest.fail("levers were bounded"))
+    found = solve(Cluster.load("dgx-h100", gpus=2), Workload(ONE_LAYER, context_tokens=2**14))
+    assert [part.recompute for part in found.best[0].strategy.layers] == ["none"]
+
+
+@pytest.fixture(scope="module")
+def long_plan():
+    """2M tokens of 8B on one node, where nothing fits without levers."""
+    return plan(Cluster.load("dgx-h100", nodes=1), Workload(Model.load("longvila-8b"), context_tokens=2**21))
+
+
+def test_the_executor_refuses_no_lever_that_a_plan_for_it_chose(long_plan):
+    chosen = long_plan.strategy
+    assert chosen.mlp_chunk_tokens and chosen.offload_states == "all" and unsupported(long_plan) == []
+    assert "mlp_chunk_tokens" in long_plan.searched.varied and long_plan.cost.fits
+
+
+@pytest.mark.parametrize(
+    ("target", "fixed", "least", "most"),
+    [
+        ("alst", {}, 0.9 * 3.8e6, 1.05 * 3.8e6),  # its recipe's length; the paper prints 3.7M
+        ("fpdt", {}, 4 * 2**20, 5 * 2**20),  # the longest that ran, of lengths 1M apart
+        ("untied-ulysses", {"ulysses": 8, "offload_states": "none"}, 0.9 * 5 * 2**20, 1.05 * 5 * 2**20),
+    ],
+)
+def test_longest_rows_of_llama_3_8b_on_8_h100_with_the_levers_of_each(target, fixed, least, most):
+    here, work = Cluster.load("dgx-h100", gpus=8), Workload(Model.load("llama-3-8b"), context_tokens=2**20)
+    found = longest_context(here, work, fixed, target=Target.load(target))
+    assert least <= found.context_tokens <= most
+
+
+def test_all_levers_of_this_executor_hold_more_than_five_and_a_half_million_tokens():
+    here, work = Cluster.load("dgx-h100", gpus=8), Workload(Model.load("llama-3-8b"), context_tokens=5_500_928)
+    found = solve(here, replace(work, text_tokens=None)).best[0]
+    assert found.cost.fits and DEFAULT_ROOM.holds(found.cost)
+
+
+def test_a_missing_lever_is_named_when_nothing_fits():
+    here, work = Cluster.load("dgx-h100", gpus=8), Workload(Model.load("llama-3-8b"), context_tokens=2**20)
+    with pytest.raises(NothingFits) as caught:
+        solve(here, work, target=replace(MMSP, levers=("loss",)))
+    named = [one for one in caught.value.remedies if "not among the levers" in one]
+    assert any(one.startswith("a layer's input on the host fits") for one in named)
+    assert not any("offload_states=all fits:" in one for one in named)
+
+
+def test_a_vocabulary_of_ten_million_takes_a_smaller_slice_of_the_loss():
+    """Its logits of 1,024 tokens take 40 GiB in float32 alone."""
+    model = Model(name="wide", layers=1, hidden=64, ffn=128, heads=1, kv_heads=1, head_dim=64, vocab=10_000_000)
+    found = solve(Cluster.load("dgx-h100", gpus=8), Workload(model, context_tokens=2**15))
+    assert found.best[0].strategy.loss_chunk_tokens in (128, 16)
