@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cost_models.errors import InputError
 from cost_models.pricing import price
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 MOST_LAYOUTS = 50_000
 """Of a space with more (sharding not counted) no proof is written."""
 AGREES = 1e-9
+LEVERLESS: dict[str, Any] = {
+    "mlp_chunk_tokens": None, "attention_head_chunks": 1, "attention_chunk_tokens": None, "offload_states": "none"
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +106,10 @@ def _held(plan: Plan) -> Strategy:
         raise InputError("a proof is of steps of training in seconds, for mmsp; legal: --objective time --for mmsp")
     if plan.strategy.tensor * plan.strategy.pipeline * plan.strategy.expert > 1:
         raise InputError("a proof knows no tensor, pipeline or expert degree; legal: 1")
-    return replace(plan.strategy, layers=())
+    defaults = {**LEVERLESS, "loss_chunk_tokens": plan.target.loss_chunk_tokens}  # no lever saves time
+    return replace(
+        plan.strategy, layers=(), **{name: of for name, of in defaults.items() if name not in (plan.fixed or {})}
+    )
 
 
 def _space(plan: Plan) -> dict[Family, tuple[int, int]]:

@@ -55,7 +55,6 @@ def test_the_space_of_a_target_without_cross_products() -> None:
         (("--for", "deepspeed", "--fix", "ring=2"), "ring=2 does not exist with --for deepspeed; legal: 1"),
         (("--for", "torchtitan", "--fix", "recompute=mlp"), "recompute=mlp does not exist with --for torch"),
         (("--for", "megatron", "--precision", "fp32"), "--precision 'fp32' with --for megatron, which has its own"),
-        (("--for", "any", "--longest"), "--for any with --longest; legal: one target"),
         (("--for", "megatron", "--goodput"), "--for megatron with --goodput; legal: mmsp"),
     ],
 )  # fmt: skip
