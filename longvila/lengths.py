@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from longvila.assemble import model_config
+from longvila.config import LongVilaConfig
 from longvila.dataset import Cursor, Row
 from longvila.files import read_text
 from longvila.job import JobError
@@ -47,6 +48,19 @@ def first_epoch(given: Mapping[str, Any], where: str, counts: Path | None = None
     """`describe` for the settings of a run; `counts`: a file to write how many samples have each length."""
     settings = read_settings(TrainSettings, given, where)
     config = model_config(settings.model, settings.weights, settings.rope_theta)
+    rows = first_rows(settings, config)
+    if counts is not None:
+        several = Counter(len(document.text.input_ids) for row in rows for document in row.documents)
+        lines = [f"{tokens},{count}" for tokens, count in sorted(several.items())]
+        try:
+            counts.write_text("\n".join(["tokens,count", *lines, ""]), encoding="utf-8")
+        except OSError as fault:
+            raise JobError(f"{counts} cannot be written: {fault.strerror}") from fault
+    return describe(rows, settings, config.tokens_per_frame)
+
+
+def first_rows(settings: TrainSettings, config: LongVilaConfig) -> list[Row]:
+    """The rows of a run's first epoch."""
     rows, passed, cursor = make_rows(settings, config), [], Cursor()
     columns = (TextColumn("reading"), MofNCompleteColumn(), BarColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
@@ -55,14 +69,7 @@ def first_epoch(given: Mapping[str, Any], where: str, counts: Path | None = None
             (row,), cursor = rows.step(cursor, 1)
             passed.append(row)
             bar.update(task, advance=len(row.documents))
-    if counts is not None:
-        several = Counter(len(document.text.input_ids) for row in passed for document in row.documents)
-        lines = [f"{tokens},{count}" for tokens, count in sorted(several.items())]
-        try:
-            counts.write_text("\n".join(["tokens,count", *lines, ""]), encoding="utf-8")
-        except OSError as fault:
-            raise JobError(f"{counts} cannot be written: {fault.strerror}") from fault
-    return describe(passed, settings, config.tokens_per_frame)
+    return passed
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -7,11 +7,12 @@ A scene is one shape of one colour that moves one way over a plain ground. A car
 colour, no colour twice in a film, so `Which letter is on the red card?` has one answer, found by looking at every
 frame: the needle in a haystack. Files, in the form that `longvila.train` reads:
 
-    captions.jsonl   the scenes of a short film in words           stages 1 and 2
-    short.jsonl      the letters of all cards of a short film      stage 3
-    text.jsonl       the same questions about long text, no video  stage 4
-    long.jsonl       the letters of all cards of a long film       stage 5
-    films.jsonl      what is in every film
+    captions.jsonl      the scenes of a short film in words          stages 1 and 2
+    short.jsonl         the letters of all cards of a short film     stage 3
+    short-text.jsonl    the same questions about text, no video      stage 3
+    long-text.jsonl     and about long text                          stage 4
+    long.jsonl          the letters of all cards of a long film      stage 5
+    films.jsonl         what is in every film
 
 The same seed gives the same films and lines. Leaves out sound.
 """
@@ -50,6 +51,7 @@ LETTERS = {  # 5 dots by 7, a row in two hexadecimal digits
     "N": "11191513111111", "O": "0E11111111110E", "P": "1E11111E101010", "S": "0F10100E01011E",
     "T": "1F040404040404", "U": "1111111111110E", "X": "11110A040A1111", "Z": "1F01020408101F",
 }  # fmt: skip
+PAPER, INK = (235, 235, 235), (15, 15, 15)
 FRAMES_PER_S = 8
 LONGEST_SCENE = 12
 MOST_CARDS = len(COLOURS)
@@ -149,9 +151,10 @@ def _card(card: Card, side: int) -> Picture:
     down = np.floor(((np.arange(side) + 0.5) / side - 0.1) / 0.8 * 7).astype(int)
     across = np.floor(((np.arange(side) + 0.5) / side - 0.2) / 0.6 * 5).astype(int)
     framed = ((down >= 0) & (down < 7))[:, None] & ((across >= 0) & (across < 5))
-    return _two_colours(
-        framed & dots[np.clip(down, 0, 6)][:, np.clip(across, 0, 4)], COLOURS[card.colour], (10, 10, 10)
-    )
+    inked = framed & dots[np.clip(down, 0, 6)][:, np.clip(across, 0, 4)]
+    rim, edge = np.full((side, side), True), max(1, side // 16)
+    rim[edge:-edge, edge:-edge] = False
+    return np.where(rim[..., None], np.array(COLOURS[card.colour], dtype=np.uint8), _two_colours(inked, PAPER, INK))
 
 
 def _two_colours(inside: NDArray[np.bool_], ground: Sequence[int], colour: Sequence[int]) -> Picture:
@@ -180,17 +183,18 @@ def line(name: str, asked: Sequence[tuple[str, str]], video: str | None = None) 
     return {"id": name, **({} if video is None else {"video": video}), "conversations": turns}
 
 
-def text_line(random: np.random.Generator, name: str, length: int) -> dict[str, Any]:
-    """A question about a text of about `length` bytes, most of which says nothing of it."""
-    cards = make_film(random, name, 4 * MOST_CARDS, int(random.integers(2, 5))).cards
-    told = [f"The letter on the {card.colour} card is {card.letter}." for card in cards]
+def text_line(random: np.random.Generator, name: str, length: int, most: int) -> dict[str, Any]:
+    """Questions about at most `most` cards in a text of about `length` bytes, most of which says nothing of them."""
+    frames = 2 * MOST_CARDS
+    shown = make_film(random, name, frames, _count(random, most, frames)).cards
+    told = [f"The letter on the {card.colour} card is {card.letter}." for card in shown]
     filler = length - sum(len(words) + 1 for words in told)
     idle: list[str] = []
     while sum(len(words) + 1 for words in idle) < filler:
         idle.append(str(random.choice(_WEATHER)))
     for words in told:
         idle.insert(int(random.integers(len(idle) + 1)), words)
-    asked = [(card.question(), card.letter) for card in cards]
+    asked = [(card.question(), card.letter) for card in shown]
     return line(name, [(" ".join(idle) + "\n" + asked[0][0], asked[0][1]), *asked[1:]])
 
 
@@ -198,12 +202,14 @@ def text_line(random: np.random.Generator, name: str, length: int) -> dict[str, 
 class Corpus:
     """How much is made."""
 
-    short: int = 200
-    long: int = 40
-    text: int = 200
+    short: int = 1200
+    long: int = 200
+    text: int = 1200  # short ones, and as many long ones
+    cards: int = 1  # the most of a film or text
     short_frames: int = 16  # the most of a short film; the fewest are a quarter
     long_frames: int = 64
-    text_bytes: int = 640  # the most of a text; the fewest are a quarter
+    short_text_bytes: int = 200  # the most of a short text; the fewest are a quarter
+    long_text_bytes: int = 700
     side: int = 48
     seed: int = 0
 
@@ -211,7 +217,8 @@ class Corpus:
         for name in ("short", "long", "text"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         for name, least, most in (("short_frames", 4, 2048), ("long_frames", 4, 2048), ("side", 16, 2048),
-                                  ("text_bytes", 200, 2**24)):  # fmt: skip
+                                  ("short_text_bytes", 100, 2**24), ("long_text_bytes", 100, 2**24),
+                                  ("cards", 1, MOST_CARDS)):  # fmt: skip
             value = getattr(self, name)
             require(least <= value <= most, name, value, f"{least} … {most}")
         require(self.side % 2 == 0, "side", self.side, "even")
@@ -230,28 +237,37 @@ def write(folder: Path, wanted: Corpus) -> None:
     for kind, most, number in track(plan, "films", console=Console(stderr=True), disable=not sys.stderr.isatty()):
         random = np.random.default_rng([wanted.seed, kind == "long", number])
         frames = int(random.integers(-(-most // 4), most + 1))
-        film = make_film(random, f"{kind}-{number:05d}", frames, int(random.integers(1, min(5, frames // 2 + 1))))
+        film = make_film(random, f"{kind}-{number:05d}", frames, _count(random, wanted.cards, frames))
         encode(film, videos / f"{film.name}.mp4", wanted.side)
         films.append(film)
         video, asked = f"videos/{film.name}.mp4", [(card.question(), card.letter) for card in film.cards]
         of_kind[kind].append(line(film.name, asked, video))
         if kind == "short":
             of_kind["captions"].append(line(film.name, [("What happens?", film.caption())], video))
-    random = np.random.default_rng([wanted.seed, 2])
-    lengths = random.integers(wanted.text_bytes // 4, wanted.text_bytes + 1, wanted.text)
-    texts = [text_line(random, f"text-{number:05d}", int(length)) for number, length in enumerate(lengths)]
-    for name, lines in {**of_kind, "text": texts, "films": [asdict(film) for film in films]}.items():
+    for place, (kind, most) in enumerate((("short", wanted.short_text_bytes), ("long", wanted.long_text_bytes))):
+        random = np.random.default_rng([wanted.seed, 2 + place])
+        of_kind[f"{kind}-text"] = [
+            text_line(random, f"{kind}-text-{number:05d}", int(random.integers(most // 4, most + 1)), wanted.cards)
+            for number in range(wanted.text)
+        ]
+    for name, lines in {**of_kind, "films": [asdict(film) for film in films]}.items():
         write_whole(folder / f"{name}.jsonl", "".join(json.dumps(entry) + "\n" for entry in lines))
+
+
+def _count(random: np.random.Generator, most: int, frames: int) -> int:
+    return int(random.integers(1, min(most, frames // 2) + 1))
 
 
 @click.command(context_settings={"show_default": True})
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--short", default=Corpus.short, help="Short films.")
 @click.option("--long", default=Corpus.long, help="Long films.")
-@click.option("--text", default=Corpus.text, help="Long texts.")
+@click.option("--text", default=Corpus.text, help="Short texts, and as many long ones.")
+@click.option("--cards", default=Corpus.cards, help="The most cards of a film or text.")
 @click.option("--short-frames", default=Corpus.short_frames, help="The most frames of a short film.")
 @click.option("--long-frames", default=Corpus.long_frames, help="The most frames of a long film.")
-@click.option("--text-bytes", default=Corpus.text_bytes, help="The most bytes of a text.")
+@click.option("--short-text-bytes", default=Corpus.short_text_bytes, help="The most bytes of a short text.")
+@click.option("--long-text-bytes", default=Corpus.long_text_bytes, help="The most bytes of a long text.")
 @click.option("--side", default=Corpus.side, help="Width and height in pixels.")
 @click.option("--seed", default=Corpus.seed)
 def main(folder: Path, **wanted: int) -> None:

@@ -183,7 +183,7 @@ def _matching_marker(
         if then != now:
             name, old, new = _first_difference("", then, now)
             raise JobError(f"resume: {what} {name} is {new!r}, {path} was trained with {old!r}")
-    if marker.step >= settings.steps:
+    if marker.step >= settings.steps and settings.export is None:  # an export that was cut off is made again
         raise JobError(f"resume: {path} has done {marker.step} steps, steps is {settings.steps}: raise steps")
     return marker
 

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from longvila.processor import choose_frames, decode, open_clip
 from longvila.synthetic import COLOURS, Corpus, main, make_film, pictures, text_line, write
 
-SMALL = Corpus(short=6, long=1, text=3, short_frames=12, long_frames=40, side=32)
+SMALL = Corpus(short=6, long=1, text=3, cards=4, short_frames=12, long_frames=40, side=32)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def test_decoded_frames_show_the_cards_where_the_film_has_them(corpus):
         clip = open_clip(corpus / "videos" / f"{film['name']}.mp4")
         assert len(clip.times) == film["frames"]
         shown = decode(choose_frames(clip), range(film["frames"]), 32)
-        corners = (shown[:, :, 1, 1] + 1) * 127.5  # a card's ground
+        corners = (shown[:, :, 1, 1] + 1) * 127.5  # a card's rim
         for card in film["cards"]:
             assert np.abs(corners[card["frame"]].numpy() - COLOURS[card["colour"]]).max() < 30
         grounds = {tuple(COLOURS[card["colour"]]) for card in film["cards"]}
@@ -53,7 +53,7 @@ def test_lines_say_what_the_films_hold(corpus):
 
 
 def test_a_text_answers_its_question():
-    line = text_line(np.random.default_rng(3), "t", 500)
+    line = text_line(np.random.default_rng(3), "t", 500, 3)
     text, answer = (turn["value"] for turn in line["conversations"][:2])
     colour = text.split()[-2]
     assert f"The letter on the {colour} card is {answer}." in text

@@ -1,0 +1,164 @@
+"""`python -m longvila.stages run`: the stages of a recipe, one after another, each from the weights of the one before.
+
+    stage file + corpus -> settings.yaml --plan--> plan.json --executor launch--> train/ -> weights/ -> the next stage
+
+A recipe is a folder of stage files, `1-alignment.yaml` … `5-long.yaml`: settings of `longvila.train`, with the data
+files' names in the corpus. A stage whose weights are there is done; one with checkpoints goes on from the last. With
+`--ranks` each stage is planned on this machine, launched as planned, and the measured step stands beside the
+prediction; without, it runs in this process. `plan` and `executor` are called as commands: nothing of them is
+imported here. A plan prices the training of all parts, so the stages that train few are faster than predicted.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from longvila import train
+from longvila.assemble import model_config
+from longvila.files import read_text, write_whole
+from longvila.job import Job, JobError
+from longvila.lengths import first_rows
+from longvila.settings import read_settings, read_yaml
+
+WARM_STEPS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    name: str
+    settings: Mapping[str, Any]
+    folder: Path
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / "weights"
+
+
+def recipe_files(recipe: str) -> list[Path]:
+    """The stage files of a recipe that comes with the package, or of a folder, in their order."""
+    shipped = Path(str(resources.files("longvila.stages"))) / recipe
+    folder = Path(recipe) if Path(recipe).is_dir() else shipped
+    files = sorted(folder.glob("[0-9]*.yaml"))
+    if not files:
+        names = sorted(path.name for path in shipped.parent.iterdir() if list(path.glob("[0-9]*.yaml")))
+        raise JobError(f"--recipe {recipe!r} is neither a folder of stage files nor one of {', '.join(names)}")
+    return files
+
+
+def make_stages(recipe: str, corpus: Path, run: Path, first: int, last: int, without: Sequence[int]) -> list[Stage]:
+    """The stages from `first` to `last` that are not left out; each begins with the weights of the one before."""
+    stages: list[Stage] = []
+    before: Path | None = None
+    for file in recipe_files(recipe):
+        number = int(file.name.split("-")[0])
+        folder = run / file.stem
+        if number in without:
+            continue
+        given = read_yaml(read_text(file, ""), str(file))
+        given["data"] = [str(corpus / name) for name in given.get("data", [])]
+        given |= {"run": str(folder / "train"), "export": str(folder / "weights")}
+        if before is not None:
+            given["weights"] = str(before)
+        if (folder / "train" / "checkpoints").is_dir():
+            given["resume"] = "latest"
+        read_settings(train.TrainSettings, given, str(file))
+        if first <= number <= last:
+            stages.append(Stage(name=file.stem, settings=given, folder=folder))
+        before = folder / "weights"
+    if not stages:
+        raise JobError(f"--from {first} --to {last}: {recipe} has no such stage")
+    return stages
+
+
+def run_stage(stage: Stage, ranks: int | None, profile: str | None) -> None:
+    stage.folder.mkdir(parents=True, exist_ok=True)
+    if ranks is None:
+        train.main(Job(config=stage.settings))
+        return
+    config, plan = stage.folder / "settings.yaml", stage.folder / "plan.json"
+    write_whole(config, yaml.safe_dump(dict(stage.settings)))
+    settings = read_settings(train.TrainSettings, stage.settings, stage.name)
+    model = model_config(settings.model, settings.weights, settings.rope_theta)
+    frames = max(row.frames for row in first_rows(settings, model))
+    command = (
+        f"plan --cluster local --gpus {ranks} --model longvila-tiny --ctx {settings.max_tokens} --frames {frames} "
+        f"--batch {settings.rows_per_step} -o {shlex.quote(str(plan))}"
+    )
+    _call(command + (f" --profile {shlex.quote(profile)}" if profile else ""))
+    folder = shlex.quote(str(stage.folder / "launch"))
+    _call(f"executor launch {shlex.quote(str(plan))} --config {shlex.quote(str(config))} --run-dir {folder}")
+    click.echo(compared(plan, stage.folder / "train" / "metrics.jsonl"))
+
+
+def compared(plan: Path, metrics: Path) -> str:
+    """Predicted against measured."""
+    priced_s = float(json.loads(plan.read_text())["priced"]["step_s"])
+    seconds = [json.loads(line)["seconds"] for line in metrics.read_text().splitlines()][WARM_STEPS:]
+    if not seconds:
+        return "too few steps to compare with the plan"
+    measured_s = statistics.median(seconds)
+    difference = priced_s / measured_s - 1
+    return f"step predicted {priced_s * 1e3:.0f} ms, measured {measured_s * 1e3:.0f} ms ({difference:+.0%})"
+
+
+def _call(command: str) -> None:
+    """Show a command and run it, of this interpreter's environment; its failure ends this one with its exit code."""
+    click.echo(f"$ {command}")
+    name, *arguments = shlex.split(command)
+    done = subprocess.run([str(Path(sys.executable).parent / name), *arguments], check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+@click.group()
+def main() -> None:
+    """The five stages of LongVILA."""
+
+
+@main.command(context_settings={"show_default": True})
+@click.option("--corpus", required=True, type=click.Path(path_type=Path), help="What `longvila.synthetic` wrote.")
+@click.option("--recipe", default="tiny", help="A recipe that comes with the package, or a folder of stage files.")
+@click.option("--run", "folder", default="runs/stages", type=click.Path(path_type=Path), help="Folder for all stages.")
+@click.option("--from", "first", default=1, help="First stage.")
+@click.option("--to", "last", default=5, help="Last stage.")
+@click.option("--without", multiple=True, type=int, help="A stage to leave out: an ablation.")
+@click.option("--ranks", type=click.IntRange(1), help="Plan each stage for so many ranks here, and launch it.")
+@click.option("--profile", help="With --ranks: what `executor profile` measured on this machine.")
+def run(
+    corpus: Path, recipe: str, folder: Path, first: int, last: int, without: tuple[int, ...], ranks: int | None,
+    profile: str | None,
+) -> None:  # fmt: skip
+    """Run stages; those that are done are passed over.
+
+    \b
+        python -m longvila.stages run --corpus corpus
+        python -m longvila.stages run --corpus corpus --from 4 --to 4 --ranks 2
+        python -m longvila.stages run --corpus corpus --run runs/ablation --without 4
+    """
+    try:
+        stages = make_stages(recipe, corpus, folder, first, last, without)
+        for stage in stages:
+            if stage.weights.exists():
+                click.echo(f"{stage.name}: done, its weights are in {stage.weights}")
+                continue
+            click.echo(f"{stage.name}: {stage.settings['steps']} steps")
+            run_stage(stage, ranks, profile)
+    except JobError as error:
+        print(f"longvila: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
