@@ -1,0 +1,84 @@
+"""The five stages of a recipe: each from the weights before it, what a stage trains, resumed, left out, refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from safetensors.torch import load_file
+
+from longvila.stages.__main__ import compared, main, make_stages, recipe_files
+from longvila.synthetic import Corpus, write
+
+TINY = Corpus(short=6, long=2, text=6, short_frames=6, long_frames=12, long_text_bytes=200)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A corpus, and the shipped recipe cut to one step a stage."""
+    folder = tmp_path_factory.mktemp("stages")
+    write(folder / "corpus", TINY)
+    (folder / "recipe").mkdir()
+    for file in recipe_files("tiny"):
+        settings = {**yaml.safe_load(file.read_text()), "steps": 1, "max_tokens": 400}
+        (folder / "recipe" / file.name).write_text(yaml.safe_dump(settings))
+    return folder
+
+
+def run(made, *more):
+    corpus, recipe = str(made / "corpus"), str(made / "recipe")
+    return CliRunner().invoke(main, ["run", "--corpus", corpus, "--recipe", recipe, *map(str, more)])
+
+
+def moved(before, after):
+    """The parts with a tensor that differs."""
+    return {
+        part
+        for part in ("llm", "vision_tower", "mm_projector")
+        for name, tensor in load_file(before / part / "model.safetensors").items()
+        if not tensor.equal(load_file(after / part / "model.safetensors")[name])
+    }
+
+
+def test_each_stage_goes_on_from_the_one_before_and_moves_its_parts(made):
+    out = made / "out"
+    done = run(made, "--run", out, "--to", 3)
+    assert done.exit_code == 0, done.output
+    done = run(made, "--run", out)
+    assert done.exit_code == 0, done.output
+    assert done.output.count("done, its weights are in") == 3
+    names = ["1-alignment", "2-pretraining", "3-short", "4-context", "5-long"]
+    weights = [out / name / "weights" for name in names]
+    assert moved(weights[0], weights[1]) == {"mm_projector", "llm"}
+    assert moved(weights[1], weights[2]) == {"mm_projector", "llm", "vision_tower"}
+    assert moved(weights[2], weights[3]) == {"llm"}
+    assert json.loads((weights[3] / "llm" / "config.json").read_text())["rope_parameters"]["rope_theta"] == 4000.0
+
+
+def test_a_stage_that_was_cut_off_goes_on_and_one_left_out_is_passed(made, tmp_path):
+    corpus = made / "corpus"
+    (tmp_path / "1-alignment" / "train" / "checkpoints").mkdir(parents=True)
+    stages = make_stages("tiny", corpus, tmp_path, 1, 5, [4])
+    assert [stage.name for stage in stages] == ["1-alignment", "2-pretraining", "3-short", "5-long"]
+    assert stages[0].settings["resume"] == "latest"
+    assert "resume" not in stages[1].settings
+    assert Path(stages[3].settings["weights"]) == tmp_path / "3-short" / "weights"
+    assert stages[3].settings["data"] == [str(corpus / "long.jsonl")]
+
+
+def test_prediction_and_measurement_stand_side_by_side(tmp_path):
+    (tmp_path / "plan.json").write_text(json.dumps({"priced": {"step_s": 0.3}}))
+    lines = [json.dumps({"seconds": 9.0 if step < 5 else 0.2}) for step in range(8)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    said = compared(tmp_path / "plan.json", tmp_path / "metrics.jsonl")
+    assert said == "step predicted 300 ms, measured 200 ms (+50%)"
+
+
+@pytest.mark.parametrize(("given", "told"), [
+    (["--recipe=none"], "--recipe 'none' is neither a folder of stage files nor one of tiny"),
+    (["--from=6", "--to=7"], "--from 6 --to 7: tiny has no such stage"),
+])  # fmt: skip
+def test_what_cannot_be_run_is_one_line(tmp_path, given, told):
+    done = CliRunner().invoke(main, ["run", "--corpus", str(tmp_path), "--run", str(tmp_path), *given])
+    assert (done.exit_code, done.stderr.strip()) == (2, f"longvila: {told}")
