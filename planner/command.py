@@ -191,7 +191,7 @@ def _plan(given: dict[str, Any]) -> None:
 @click.option("--longest", is_flag=True,
               help="Also the longest row whose memory fits; without --ctx that row is priced.")  # fmt: skip
 @click.option("--for", "name", default="ours", show_default=True, metavar="FRAMEWORK",
-              help="Whose code runs the step; `plan frameworks` lists them.")  # fmt: skip
+              help="Whose code runs the step, or a target; `plan frameworks` lists them.")  # fmt: skip
 @click.option("--certificate", "certified", metavar="FILE",
               help="Bands from this certificate, of your own rows [default: this release's].")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")

@@ -229,8 +229,10 @@ def targets(name: str, precision: str | None) -> list[Target]:
 def framework_of(name: str, asked: Question, given: Mapping[str, Any]) -> tuple[Framework, Question]:
     """(the framework of `--for`, the question with its precision)."""
     legal = Framework.names("step")
+    if name not in legal and name in Target.names():
+        name = Target.load(name).framework
     if name not in legal:
-        raise InputError(f"--for {name!r} is unknown; {strict.nearest(name, legal)}")
+        raise InputError(f"--for {name!r} is unknown; {strict.nearest(name, [*legal, *Target.names()])}")
     framework = Framework.load(name)
     if framework == OURS:
         return framework, asked

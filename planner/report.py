@@ -283,7 +283,9 @@ def bound_words(plan: Plan) -> str:
     """How far from the optimum the plan can be, and of which space."""
     least = show_value(plan.objective, plan.bound, digits=4)
     stopped = "" if plan.reproducible else "; stopped at the time limit: not reproducible"
-    return f"No layout of this space is priced below {least} on any placement (gap {plan.gap:.2%}){stopped}:"
+    others = [name for name in plan.targets if name != plan.target.name]
+    space = f"this space, nor of those of {', '.join(others)}," if others else "this space"
+    return f"No layout of {space} is priced below {least} on any placement (gap {plan.gap:.2%}){stopped}:"
 
 
 def _bound(plan: Plan) -> list[str]:
@@ -300,6 +302,11 @@ def _bound(plan: Plan) -> list[str]:
 
 
 def _serving(plan: Plan) -> list[str]:
+    lines = serving_lines(plan)
+    return [_title("Serving   ") + lines[0].lstrip(), *lines[1:]] if lines else []
+
+
+def serving_lines(plan: Plan) -> list[str]:
     """What a decode or prefill plan means to those who ask."""
     one = plan.serving
     if one is None:
@@ -317,7 +324,7 @@ def _serving(plan: Plan) -> list[str]:
         handed = f"{show_bytes(one.apart.cache_bytes)} of cache to hand over"
         apart = f"{one.apart.strategy.describe()}, first token after {show_seconds(one.apart.first_token_s, 3)}"
         lines.append(f"          prefill apart, on as many GPUs: {apart}, {handed}")
-    return [_title("Serving   ") + lines[0].lstrip(), *lines[1:]]
+    return lines
 
 
 def _elsewhere(plan: Plan) -> list[str]:

@@ -6,9 +6,19 @@ ranks beside the tensor ranks have no word there. Hosts are vLLM's to find (Ray,
 
 from __future__ import annotations
 
+import math
+
 from cost_models.errors import InputError
 from planner.exports.export import Export
 from planner.plan_file import Plan
+
+DEFAULT_USED, MOST_USED = 0.9, 0.98
+
+
+def _used(plan: Plan) -> float:
+    """Share of a GPU that vLLM may take: its default, or more where the plan's cache needs more."""
+    first = plan.cluster.node(int(plan.placement.slot_of_rank[0])).device.memory_bytes
+    return min(MOST_USED, max(DEFAULT_USED, math.ceil(100 * plan.cost.memory_bytes / first) / 100))
 
 
 def files(plan: Plan, plan_file: str) -> Export:
@@ -26,6 +36,7 @@ def files(plan: Plan, plan_file: str) -> Export:
         "data-parallel-size": one.data,
         "max-model-len": work.context_tokens,
         "max-num-seqs": -(-work.global_batch // one.data),
+        "gpu-memory-utilization": _used(plan),
         "dtype": "bfloat16",
     }
     if one.cache_context > 1:

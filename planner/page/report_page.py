@@ -68,6 +68,7 @@ def plan_page(plan: Plan, simulation: Simulation | None) -> Page:
         plan.workload.describe(),
         report.cluster_line(plan.cluster),
         plan.strategy.describe() + "; " + report.layers_line(plan.strategy, plan.workload.model.layers),
+        *(line.strip() for line in (*report.target_lines(plan), *report.serving_lines(plan))),
     ]
     return Page(title=f"Plan: {plan.strategy.describe()}", lines=lines, numbers=numbers, sections=sections)
 

@@ -208,7 +208,7 @@ def test_vllm_serves_a_decode_plan() -> None:
     made = export(plan_of(Strategy(tensor=8), nodes=1, mode="decode"), "vllm")
     assert flags(made, "vllm.args") == {
         "tensor-parallel-size": "8", "pipeline-parallel-size": "1", "data-parallel-size": "1",
-        "max-model-len": "32768", "max-num-seqs": "1", "dtype": "bfloat16",
+        "max-model-len": "32768", "max-num-seqs": "1", "gpu-memory-utilization": "0.9", "dtype": "bfloat16",
     }  # fmt: skip
     cut = flags(export(plan_of(Strategy(tensor=16, cache_context=2), nodes=2, mode="decode"), "vllm"), "vllm.args")
     assert (cut["tensor-parallel-size"], cut["decode-context-parallel-size"]) == ("16", "2")
