@@ -41,6 +41,7 @@ Examples:
   plan --finish '3T tokens in 30 days' --cluster dgx-h100,dgx-b200 --ctx 8K --batch 2048
   plan --gpus 256 --ctx 2M --goodput --mtbf-hours 8
   plan export plan.json --to slurm
+  plan explain plan.json
   plan clusters
   plan devices
   plan frameworks
@@ -55,6 +56,7 @@ ELSEWHERE = {
     "compare": "simulator.command:compare",
     "export": "exports.command:export",
     "prove": "prove.command:prove",
+    "explain": "explain.command:explain",
 }
 """Subcommands of other modules, which are imported when they are asked for."""
 

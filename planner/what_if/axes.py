@@ -87,9 +87,12 @@ def _scale_up_rate(cluster: Cluster, value: Value, seed: int) -> Cluster:
     )
 
 
+def with_memory(node: Node, size: int) -> Node:
+    return replace(node, device=replace(node.device, memory_bytes=size))
+
+
 def _memory(cluster: Cluster, value: Value, seed: int) -> Cluster:
-    size = round((value.number or 0.0) * 2**30)
-    return every_node(cluster, lambda node: replace(node, device=replace(node.device, memory_bytes=size)))
+    return every_node(cluster, lambda node: with_memory(node, round((value.number or 0.0) * 2**30)))
 
 
 def _host_link(cluster: Cluster, value: Value, seed: int) -> Cluster:

@@ -1,0 +1,108 @@
+"""Why a plan is what it is: every statement is what solving again says."""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+from click.testing import CliRunner
+
+from cost_models import Cluster, Model, Workload
+from planner.command import cli
+from planner.explain.changes import RESOURCES, binding
+from planner.explain.families import best_of, families
+from planner.planning import plan
+from planner.solve import solve
+from planner.targets.target import Target
+from planner.what_if.axes import every_node
+
+WORK = Workload(Model.load("longvila-1.5b"), context_tokens=160 * 1024)
+NODE = Cluster.load("dgx-h100", gpus=4)
+
+
+@pytest.fixture(scope="module")
+def planned():
+    return plan(NODE, WORK, trust_model=True)
+
+
+@pytest.fixture(scope="module")
+def solved():
+    known = {}
+
+    def best(cluster, held=None, target=None):
+        key = (cluster, tuple(sorted((held or {}).items())), target.name if target else "mmsp")
+        if key not in known:
+            found = solve(cluster, WORK, fixed=held, keep=1, **({} if target is None else {"target": target}))
+            known[key] = found.best[0].strategy, found.best[0].cost
+        return known[key]
+
+    return best
+
+
+def test_the_next_amount_is_where_solving_again_finds_another_layout(planned, solved):
+    found = binding(NODE, "time", solved)
+    now = solved(NODE)
+    assert {one.resource for one in found.bounds} == {"memory", "links in a node"}
+    memory = found.bounds[0]
+    assert memory.next is not None and 80 > memory.amount > 79 and memory.next.amount > memory.amount
+    times = memory.next.amount / memory.amount
+
+    def with_times(share):
+        return solved(every_node(NODE, lambda node: RESOURCES[0].with_times(node, share)))
+
+    assert with_times(times)[0] == memory.next.layout != now[0]
+    assert with_times(1 + (times - 1) * 0.98)[0] == now[0]
+    assert memory.next.gain == pytest.approx(1 - with_times(times)[1].step_s / now[1].step_s)
+    assert memory.free_gain >= memory.next.gain
+    assert found.binds == max(found.bounds, key=lambda one: one.free_gain).resource
+
+
+def test_computation_binds_where_nothing_else_would_save_anything():
+    work = replace(WORK, context_tokens=8 * 1024, text_tokens=None)
+    one = Cluster.load("dgx-h100", gpus=1)
+
+    def best(cluster):
+        found = solve(cluster, work, fixed={"recompute": "none"}, keep=1).best[0]
+        return found.strategy, found.cost
+
+    found = binding(one, "time", best)
+    assert found.binds == "computation" and all(bound.next is None for bound in found.bounds)
+
+
+def test_the_best_of_each_family_is_that_of_a_search_with_its_choices_held(planned, solved):
+    several = {
+        one.name: best_of(planned, one, {}, lambda held, target: solved(NODE, held, target))
+        for one in families(planned)
+    }
+    assert list(several) == ["pure ring", "pure Ulysses", "LongVILA's rule", "Megatron TP + CP"]
+    ring = several["pure ring"]
+    assert ring.cost.step_s == pytest.approx(solve(NODE, WORK, fixed={"ulysses": 1}).best[0].cost.step_s)
+    assert ring.layout.ulysses == 1 and several["pure Ulysses"].layout.ring == 1
+    megatron = solve(NODE, WORK, fixed={"pipeline": 1}, target=Target.load("megatron")).best[0]
+    assert several["Megatron TP + CP"].cost.step_s == pytest.approx(megatron.cost.step_s)
+    assert any(one.why == "these are the plan's degrees" for one in several.values())
+    for one in several.values():
+        assert one.ties == one.why.startswith(("ties: ", "these are"))
+        assert one.ties or one.why.startswith("loses: ") == (one.cost.step_s > planned.cost.step_s)
+
+
+def test_what_the_user_fixed_stays_fixed(planned, solved):
+    family = next(one for one in families(planned) if one.name == "pure ring")
+    found = best_of(planned, family, {"ulysses": 4}, lambda held, target: solved(NODE, held, target))
+    assert found.layout is None and found.why == "ulysses is fixed at 4"
+
+
+def test_the_command_says_it_in_lines_and_as_json(tmp_path, monkeypatch, planned, solved):
+    def known(cluster, workload, *, fixed, target, **given):
+        layout, cost = solved(cluster, fixed, target)
+        return SimpleNamespace(best=[SimpleNamespace(strategy=layout, cost=cost)])
+
+    monkeypatch.setattr("planner.explain.command.solve", known)
+    path = str(tmp_path / "plan.json")
+    planned.save(path)
+    lines, told = (CliRunner().invoke(cli, ["explain", path, *more]) for more in ((), ("--json",)))
+    assert lines.exit_code == told.exit_code == 0, lines.output
+    found = json.loads(told.output)
+    assert f"Binds     {found['binding']['binds']}" in lines.output
+    assert all(one["family"] in lines.output and one["why"] in lines.output for one in found["families"])
+    assert {one["resource"] for one in found["binding"]["resources"]} == {"memory", "links in a node"}
