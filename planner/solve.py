@@ -98,7 +98,7 @@ def solve(
     >>> from cost_models import Cluster, Model, Workload
     >>> work = Workload(Model.load("longvila-8b"), context_tokens=2 * 2**20)
     >>> solution = solve(Cluster.load("dgx-h100", nodes=32), work)
-    >>> solution.best[0].strategy.context, solution.gap < 1e-2
+    >>> solution.best[0].strategy.context, solution.gap < 2e-3
     (256, True)
     """
     deadline = None if time_limit_s is None else time.monotonic() + time_limit_s

@@ -35,12 +35,21 @@ def filled(regions: Regions, rows: Rows, row: int, strategy: Strategy, pricer: P
         run = pricer.costs.cluster.run_of_slot
         slot = np.repeat(slots, counts)
         gpu = np.concatenate([gpu_order[run[s]][:n] for s, n in zip(slots, counts, strict=True)])
-        for order in orders(strategy, 1):
+        for order in (*orders(strategy, 1), *_mixed(strategy, counts)):
             placed = np.empty_like(slot), np.empty_like(gpu)
             placed[0][order], placed[1][order] = slot, gpu
             found.setdefault(placed[0].tobytes() + placed[1].tobytes(), placed)
     slots, gpus = (np.stack(part) for part in zip(*found.values(), strict=True))
     return Placements(slots=slots, gpus=gpus, complete=False)
+
+
+def _mixed(strategy: Strategy, counts: Ints) -> Iterator[Ints]:
+    """Whole ulysses groups in the first domains, and those of all others with their members in as many domains."""
+    size = strategy.ulysses
+    for cut in np.cumsum(counts)[:-1].tolist():
+        if size > 1 and cut % size == 0:
+            rest = np.arange(cut, strategy.ranks).reshape(-1, size).T.ravel()
+            yield np.concatenate([np.arange(cut), rest])
 
 
 def _fills(regions: Regions, rows: Rows, row: int, ranks: int) -> Iterator[tuple[Ints, Ints]]:

@@ -33,6 +33,9 @@ COMPLETE_RANKS = 10
 COMPLETE_PLACEMENTS = 6000
 """Nor are those with more placements than this."""
 MOST_TIERS = 12
+MOST_LISTED_RANKS = 2**19
+"""Placements of a layout are no more than so many ranks have, but at least FEWEST_LISTED."""
+FEWEST_LISTED = 8
 MANY_RANKS = 2048
 """Beyond so many ranks only ulysses or the ring is tried innermost."""
 
@@ -67,9 +70,10 @@ class Placer:
             if listed is not None:
                 return Placements(slots=listed[0], gpus=listed[1], complete=True)
         found: dict[bytes, tuple[Ints, Ints]] = {}
-        for tier in range(len(self.tiers)):
-            for block, gpu_order in itertools.product(_blocks(strategy, self.domain_sizes), self.gpu_orders):
-                fill = self._fill(tier, block, strategy.ranks, gpu_order)
+        most = max(FEWEST_LISTED, MOST_LISTED_RANKS // strategy.ranks)
+        for block, tier in itertools.product(_blocks(strategy, self.domain_sizes), range(len(self.tiers))):
+            for gpu_order in self.gpu_orders:
+                fill = self._fill(tier, block, strategy.ranks, gpu_order) if len(found) < most else None
                 if fill is None:
                     continue
                 for order in orders(strategy, block):

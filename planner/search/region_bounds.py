@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from cost_models.number import Number
 from cost_models.program import Op
 from cost_models.strategy import VARIED, Axis, Strategy
-from cost_models.timing.paths import Path, network_bytes_per_s
+from cost_models.timing.paths import CHANNELS_BYTES_PER_S, Path, network_bytes_per_s
 from cost_models.timing.slowest import pace
 from planner.search.optimistic_paths import FloorPaths, Reach
 from planner.search.policy_prices import policy_prices
@@ -99,6 +99,8 @@ class RegionBounds:
         where = np.concatenate([np.full(len(layout), place) for place, (layout, *_) in enumerate(parts)])
         row = np.concatenate([np.arange(len(layout)) for layout, *_ in parts])
         layout, region = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
+        taken = [self._taken(layouts, *part[:3]) for part in parts]
+        together, least_taken = (np.concatenate([each[i] for each in taken]) for i in (0, 1))
         axes = {axis: self._joined([self._axis(axis, layouts, *part) for part in parts]) for axis in AXES}
         for number in np.unique(self._alike[region]):
             mine = np.flatnonzero(self._alike[region] == number)
@@ -108,6 +110,8 @@ class RegionBounds:
                 layout[mine],
                 region[mine],
                 {a: _taken(p, mine) for a, p in axes.items()},
+                together[mine],
+                least_taken[mine],
             )
             order = np.argsort(found, kind="stable")[::-1]
             last = np.full(len(bound), -1)
@@ -128,6 +132,25 @@ class RegionBounds:
             parts.append((rows.layout, rows.region, rows, Loads(self.regions, layouts, rows).loads()))
         return parts
 
+    def _taken(self, layouts: Layouts, layout: Ints, region: Ints, rows: Rows | None) -> tuple[Ints, Floats]:
+        """Of a shard group over all ranks: at least so many members share a domain; and seconds per byte that a gather
+        takes from computation.
+
+        With at most L members in a domain its rings have at most L channels: (P - 1) / P / (L x rate) seconds per byte,
+        of which L channels take a share that grows with L and no faster. So the largest L takes least.
+        """
+        of, used = layouts.take(layout), self.regions.used[region]
+        together = -(-of.ranks // self.regions.domains[region])
+        if rows is None:
+            return together, np.zeros(len(layout))
+        together = np.maximum(together, np.where(used, rows.fewest, 1).max(axis=1))
+        most = np.where(used, rows.most, 1).max(axis=1)
+        rate = np.where(used, self.regions.kinds.ring_rate, 0.0).max(axis=1)
+        share = np.minimum(1.0, most * self._network[region] / CHANNELS_BYTES_PER_S)
+        everywhere = of.shard == of.ranks
+        least = (of.ranks - 1) / of.ranks / (most * rate) * share
+        return np.where(everywhere, together, 1), np.where(everywhere, least, 0.0)
+
     def _axis(
         self, axis: Axis, layouts: Layouts, layout: Ints, region: Ints, rows: Rows | None, loads: RegionLoads | None
     ) -> Path:
@@ -145,7 +168,7 @@ class RegionBounds:
             "shard": {"gather_s_per_byte": loads.gather},
             "replicate": {"gather_s_per_byte": loads.replicate, "all_reduce_s_per_byte": loads.all_reduce},
         }[axis]
-        hops = np.maximum(path.hops_out, loads.visits[:, None] if axis == "replicate" else 2)
+        hops = np.maximum(path.hops_out, loads.visits if axis == "replicate" else 2)
         return replace(
             path, hops_out=hops, **{name: np.maximum(getattr(path, name), value) for name, value in least.items()}
         )
@@ -170,18 +193,27 @@ class RegionBounds:
             found[name] = np.concatenate([np.broadcast_to(one, (len(one), wide)) for one in columns])
         return Path(**found)
 
-    def _priced(self, many: dict[str, Ints], of: Layouts, layout: Ints, region: Ints, axes: dict[Axis, Path]) -> Floats:
+    def _priced(
+        self,
+        many: dict[str, Ints],
+        of: Layouts,
+        layout: Ints,
+        region: Ints,
+        axes: dict[Axis, Path],
+        together: Ints,
+        least_taken: Floats,
+    ) -> Floats:
         """The bound of each row."""
         runs = self._runs[int(region[0])]
         costs, ranks = self.costs, of.ranks[:, None]
         optimistic = self.reach.paths({axis: np.ones_like(ranks) for axis in AXES}, ranks)
         devices = costs.devices(runs)
-        spread = np.where(of.shard == of.ranks, -(-of.ranks // self.regions.domains[region]), 1)[:, None]
         paths = _RegionPaths(
             axes={**optimistic.axes, **axes}, inside=costs.links(runs), host_bytes_per_s=optimistic.host_bytes_per_s,
             network_source="bound", host_memory_bytes_per_s=optimistic.host_memory_bytes_per_s,
             network_bytes_per_s=self._network[region][:, None],  # type: ignore[arg-type]
-            domains=optimistic.domains, pace=pace(devices, ranks), together=spread,
+            domains=optimistic.domains, pace=pace(devices, ranks), together=together[:, None],
+            least_taken=least_taken[:, None],
         )  # fmt: skip
         degrees = {name: value[layout][:, None] for name, value in many.items()}
         space = self.space
@@ -206,12 +238,13 @@ def _taken(path: Path, where: Ints) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class _RegionPaths(FloorPaths):
-    """Floor paths where a shard group over all ranks has at least so many members `together` in one domain."""
+    """Floor paths with what is known of a shard group over all ranks (`RegionBounds._taken`)."""
 
     together: Ints
+    least_taken: Floats  # seconds per byte
 
     def taken_s(self, axis: Axis, op: Op, size: Number) -> Number:
         spread = -(-np.asarray(self.axes[axis].ranks) // self.domains)
         members = np.maximum(spread, self.together) if axis == "shard" else spread
         seconds: Number = self._least(axis, op, size, self._channels(members))
-        return seconds
+        return np.maximum(seconds, size * self.least_taken) if axis == "shard" else seconds

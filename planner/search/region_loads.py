@@ -13,6 +13,9 @@ least (`_least`). Left out: what two axes load on one card at once, which no pri
 
 from __future__ import annotations
 
+import itertools
+from functools import cached_property
+
 import numpy as np
 from msgspec import Struct
 
@@ -31,7 +34,7 @@ class RegionLoads(Struct, frozen=True, kw_only=True, eq=False):
 
     all_to_all: Floats
     send: Floats
-    gather: Floats  # (rows, crowdings)
+    gather: Floats  # and those below (rows, columns): how full replicate groups are, over two domains or more
     replicate: Floats
     all_reduce: Floats
     visits: Ints  # domains of a replicate group, at least
@@ -47,6 +50,7 @@ class Loads:
         limits = bool((self.kinds.leaf >= 0).any())
         self.several_leaves = regions.several_leaves[rows.region] | (limits & (self.of.ranks > regions.leaf_gpus))
         self.most, self.fewest = rows.most, np.minimum(rows.fewest, rows.most)
+        self.domains = regions.domains[rows.region]
         self.at = np.arange(len(rows.layout))
         self.cards = np.minimum(self.most, self.kinds.cards)
         kinds = self.kinds
@@ -79,11 +83,32 @@ class Loads:
 
     def loads(self) -> RegionLoads:
         visits = self._visits()
-        gather, replicate, all_reduce = self._sharded(visits)
+        two, more = self._sharded(visits), self._sharded(np.maximum(visits, 3))
+        two[0][:] = np.maximum(two[0], self._over_two_domains()[:, None])
+        more[0][:] = np.where(self.domains[:, None] > 2, more[0], IMPOSSIBLE)
+        gather, replicate, all_reduce = (np.concatenate(both, axis=1) for both in zip(two, more, strict=True))
+        columns = len(self.met)
+        by_column = [np.repeat(each[:, None], columns, axis=1) for each in (visits, np.maximum(visits, 3))]
         return RegionLoads(
             all_to_all=self._all_to_all(), send=self._send(), gather=gather, replicate=replicate,
-            all_reduce=all_reduce, visits=visits,
+            all_reduce=all_reduce, visits=np.concatenate(by_column, axis=1),
         )  # fmt: skip
+
+    def _over_two_domains(self) -> Floats:
+        """Of a gather, where some replicate group visits two domains alone: many shard groups meet in one of them."""
+        size, shard, where = self.of.replicate, self.of.shard, self.where
+        if where.replicate or where.shard == INSIDE:
+            return np.zeros(len(size))
+        most, slow = self.most[self.at, self.slowest] // shard, self._slow()
+        rest = -(-size // 2) if where.shard == SLOWEST else np.maximum(size - np.maximum(most, 1), 1)
+        least = np.full(self.most.shape, np.inf)
+        for groups, load in zip(self.met, self._crossings, strict=True):
+            enough = (groups >= rest)[:, None]
+            least = np.where(enough, np.minimum(least, load / self.kinds.ring_rate), least)
+        if where.shard == ELSEWHERE:  # at the slowest kind no shard group crosses
+            another = (most >= rest) & (self.kinds.count[self.slowest] > 1)
+            least = np.where(slow, np.where(another, 0.0, np.inf)[:, None], least)
+        return np.asarray((shard - 1) / shard * np.minimum(self._least(least), IMPOSSIBLE))
 
     def _all_to_all(self) -> Floats:
         where, size, rate = self.where, self.of.ulysses, self.kinds.all_to_all_rate
@@ -109,9 +134,21 @@ class Loads:
         if where.ulysses == SLOWEST:
             here, slow = np.minimum(size - 1, together[self.at, self.slowest]), rate[self.slowest]
             load = np.maximum(load, np.maximum((size - here) / size / slow, 1 / (slow + fastest)))
-        ends = np.minimum(self.fewest * (p - self.fewest), p - 1) / p / self.kinds.uplink
-        trunks = np.where((size == self.of.ranks) & self.several_leaves, self._worst(ends), 0.0)
-        return np.asarray(np.maximum(load, trunks))
+        return np.asarray(np.maximum(load, self._all_to_all_up(one_row)))
+
+    def _all_to_all_up(self, one_row: Bools) -> Floats:
+        """On the uplinks of a leaf, where every group has the same number of members there: there is one group, or one
+        row whose rings are whole in domains."""
+        size, ranks = self.of.ulysses, self.of.ranks
+        same = (self.kinds.leaf[:, None] == self.kinds.leaf) & (self.kinds.leaf >= 0)
+        most = np.where(self.used, self.kinds.count * self.most, 0)
+        high = most @ same
+        low = np.maximum(np.where(self.used, self.fewest, 0) @ same, ranks[:, None] - most.sum(axis=1)[:, None] + high)
+        high = np.minimum(high, ranks[:, None])
+        groups = (ranks // size)[:, None]
+        out = np.minimum(*(n * (size[:, None] - n / groups) / size[:, None] for n in (low, high)))
+        alike = ((size == ranks)[:, None] | one_row) & self.several_leaves[:, None]
+        return self._worst(np.where(alike, np.maximum(out, 0.0), 0.0) / self.kinds.uplink)
 
     def _largest_part(self, size: Ints) -> Floats:
         """Of the groups that a domain of each kind cuts, the most members that the smallest part can have."""
@@ -154,13 +191,13 @@ class Loads:
         those that cross load its cards with gathers.
         """
         size, shard = self.of.replicate, self.of.shard
-        met = CROWDS[: int(np.searchsorted(CROWDS, self.kinds.gpus.max())) + 1]
+        met = self.met
         none = np.zeros((len(size), len(met)))
         gather = np.repeat(self._gather()[:, None], len(met), axis=1)
         if self.where.replicate:
             return gather, none, none
         by_kind = [self._replicated(most) for most in met]
-        crossing = self._crossing(met) if self.where.shard != INSIDE else []
+        crossing = self._crossings if self.where.shard != INSIDE else []
         floor, floor_sum = self._replicate(visits)
         per, times = self._all_reduce(visits)
         replicate, summed, below = none.copy(), none.copy(), np.full(len(size), np.inf)
@@ -204,13 +241,18 @@ class Loads:
         each = self.fewest / self.kinds.cards
         return np.asarray(np.maximum(1.0, np.ceil(each) if most == 1 else each) / most)
 
-    def _crossing(self, met: list[int]) -> list[Floats]:
+    @cached_property
+    def met(self) -> list[int]:
+        """Most shard groups that meet in a domain, by column."""
+        return CROWDS[: int(np.searchsorted(CROWDS, self.kinds.gpus.max())) + 1]
+
+    @cached_property
+    def _crossings(self) -> list[Floats]:
         """For each range of shard groups that meet in a domain the least load of a kind's cards by those that cross."""
         found = []
-        for index, upper in enumerate(met):
-            lower = met[index - 1] + 1 if index else 1
+        for lower, upper in itertools.pairwise([0, *self.met]):
             least = np.full(self.most.shape, np.inf)
-            for groups in range(lower, upper + 1):
+            for groups in range(lower + 1, upper + 1):
                 least = np.minimum(least, self._met(groups))
             found.append(least)
         return found
