@@ -27,7 +27,7 @@ INSIDE = (
     {"framework", "layer", "flops"},
     {"step"},
     {"memory", "basis", "cost"},
-    {"bands", "room"},
+    {"bands", "room", "quality"},
     {"pricing", "batch", "longest"},
 )
 """Of cost_models, from the ground up: each floor imports from itself and from those before it."""
