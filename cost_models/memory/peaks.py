@@ -16,6 +16,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from cost_models.layer import decoder
 from cost_models.layer.operators import in_slices, peak_bytes
 from cost_models.layer.recompute import policy
@@ -60,8 +62,8 @@ def peak(sizes: RankSizes, layers: Iterable[LayerRange | str | tuple[RankSizes, 
     highest = loss(sizes)
     for one in layers:
         here, part = one if isinstance(one, tuple) else (sizes, one)
-        highest = _higher(highest, layer_backward(here, part))
-        highest = _higher(highest, root_gradients(sizes, _kept_by_all(sizes, part)))
+        highest = _higher(sizes, highest, layer_backward(here, part))
+        highest = _higher(sizes, highest, root_gradients(sizes, _kept_by_all(sizes, part)))
     return replace(highest, working=highest.working + always(sizes))
 
 
@@ -71,13 +73,15 @@ def always(sizes: RankSizes) -> Number:
     return rows + pick(sizes.degrees.zero == 3, sizes.framework.bucket_values * sizes.width, 0)
 
 
-def _higher(first: Peak, second: Peak) -> Peak:
-    """The one with more bytes, candidate by candidate."""
-    above = second.total > first.total
+def _higher(sizes: RankSizes, first: Peak, second: Peak) -> Peak:
+    """The one with more bytes, candidate by candidate; where gradients that were dropped stay in a pool of their own
+    (`fragments.py`), they are there at both moments."""
+    pooled = 1 if sizes.framework.stream_pools else 0
+    above = second.total - pooled * second.dropped > first.total - pooled * first.dropped
     if not somewhere(above):
         return first
     return Peak(
-        name=second.name if not somewhere(second.total <= first.total) else "mixed",
+        name=second.name if np.all(above) else "mixed",
         gathered=pick(above, second.gathered, first.gathered),
         working=pick(above, second.working, first.working),
         logits=pick(above, second.logits, first.logits),
