@@ -9,6 +9,7 @@ optimizer keeps float32 masters), fp64 for exact comparisons. Buffers (rotary fr
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,8 +20,9 @@ from longvila.config import LongVilaConfig, load_config, with_rope_theta
 from longvila.job import Job, JobError
 from longvila.lora import NAMES, Adapters, adapt, reset
 from longvila.model import LongVilaForConditionalGeneration
+from longvila.released import read_config, tokenizer_folder, unknown
 from longvila.tokens import ByteTokenizer, FolderTokenizer, Tokenizer, Writer
-from longvila.weights import empty_model, load_weights, materialise, read_config
+from longvila.weights import empty_model, load_weights, materialise
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 WHOLE = ("projector", "llm", "tower")
@@ -80,6 +82,8 @@ def build_model(
     materialise(model, job.device, job.sharding.states_device)
     model.llm.tie_weights()
     if filled and weights is not None:
+        if job.sharding.rank == 0 and (odd := unknown(Path(weights))):
+            print(f"weights: {weights}/config.json: keys not known, left alone: {', '.join(odd)}", file=sys.stderr)
         load_weights(model, Path(weights))
         reset(model, seed)
     return wrapped
@@ -102,7 +106,7 @@ def build_writer(config: LongVilaConfig, weights: str | None) -> Writer:
     elif weights is None:
         raise JobError("settings: this model's tokenizer comes with its weights: set weights to a released folder")
     else:
-        tokenizer = FolderTokenizer(Path(weights) / "llm")
+        tokenizer = FolderTokenizer(tokenizer_folder(Path(weights)))
     return Writer(
         tokenizer=tokenizer,
         chat=config.chat,

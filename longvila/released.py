@@ -69,6 +69,42 @@ def read_config(folder: Path) -> LongVilaConfig:
     return read_settings(LongVilaConfig, given, f"weights {folder}")
 
 
+def root_config(config: LongVilaConfig) -> dict[str, Any]:
+    """config.json of an exported folder: VILA's keys, which its own code reads, and ours under `longvila`."""
+    columns = config.projector == projector.COLUMNS
+    texts = {"start_tokens": config.frame_opening or None, "end_tokens": config.frame_separator or None}
+    encoders = {
+        key: {"_target_": f"llava.model.encoders.{name}", **texts}
+        for key, name in _ENCODERS.items()
+        if not columns  # the earlier code knew no encoders, which is how it is told apart
+    }
+    scales: dict[str, Any] = {"s2": True, "s2_scales": ",".join(map(str, config.s2_scales))} if config.s2_scales else {}
+    if config.s2_repeat > 1:  # of the released scales, multiples of the tower's size, videos see the number alone
+        sizes = [config.image_size * step for step in range(1, config.s2_repeat + 1)]
+        scales = {"dynamic_s2": True, "s2_scales": ",".join(map(str, sizes)), "s2_resize_output_to_scale_idx": -1}
+    tiles = {"min_tiles": config.min_tiles, "max_tiles": config.max_tiles} if config.max_tiles > 1 else {}
+    return {
+        "architectures": ["LlavaLlamaModel"],
+        "model_type": "llava_llama",
+        "mm_projector": "mlp_downsample" if columns else config.projector,
+        "mm_vision_select_layer": -1,
+        "mm_vision_select_feature": "cls_patch",
+        "image_aspect_ratio": "dynamic" if tiles else "resize",
+        "num_video_frames": config.video_frames,
+        "fps": config.video_fps or 0.0,
+        **encoders,
+        **scales,
+        **tiles,
+        "longvila": {key: getattr(config, key) for key in EXTRA_KEYS},
+    }
+
+
+def tokenizer_folder(folder: Path) -> Path:
+    """Where a released folder keeps its tokenizer: with the language model, else at the root."""
+    at_root = not (folder / "llm" / "tokenizer_config.json").is_file()
+    return folder if at_root and (folder / "tokenizer_config.json").is_file() else folder / "llm"
+
+
 def unknown(folder: Path) -> list[str]:
     """Keys of config.json that are neither run, nor checked, nor known to change nothing, with a value."""
     top, known = _read_json(folder / "config.json"), {key for group in keys().values() for key in group}

@@ -36,7 +36,7 @@ from longvila.config import LongVilaConfig
 from longvila.files import quiet
 from longvila.job import JobError
 from longvila.model import LongVilaForConditionalGeneration
-from longvila.released import EXTRA_KEYS, PARTS, unknown
+from longvila.released import PARTS, root_config, tokenizer_folder, unknown
 from longvila.released import read_config as read_config
 from longvila.sharding import Sharding, whole
 
@@ -193,14 +193,14 @@ def save_weights(
     config = model.config
     model.llm.config.save_pretrained(partial / "llm")
     config.vision_config().save_pretrained(partial / "vision_tower")
-    kind = "mlp_downsample" if config.projector == projector.COLUMNS else config.projector
-    projected = {"mm_projector_type": kind, "model_type": "v2l_projector"}
+    top = root_config(config)
+    projected = {"mm_projector_type": top["mm_projector"], "model_type": "v2l_projector"}
     (partial / "mm_projector" / "config.json").write_text(json.dumps(projected, indent=2))
-    extra = {key: getattr(config, key) for key in EXTRA_KEYS}
-    top = {"model_type": "llava_" + model.llm.config.model_type, "mm_vision_select_layer": -1, "longvila": extra}
     (partial / "config.json").write_text(json.dumps(top, indent=2))
     if tokenizer_from is not None:
-        for file in (tokenizer_from / "llm").iterdir():
+        for file in tokenizer_folder(tokenizer_from).iterdir():
+            if file.is_dir() or file.name == "config.json" or file.name.endswith(".index.json"):
+                continue
             if file.suffix not in (".safetensors", ".bin") and not (partial / "llm" / file.name).exists():
                 shutil.copy(file, partial / "llm" / file.name)
     partial.rename(folder)

@@ -16,7 +16,7 @@ from longvila.assemble import build_model
 from longvila.config import LongVilaConfig, load_config, presets
 from longvila.job import Job, JobError
 from longvila.projector import COLUMNS, Projector
-from longvila.released import keys, read_config, unknown
+from longvila.released import keys, read_config, tokenizer_folder, unknown
 from longvila.scales import multiscale
 from longvila.sharding import OneProcess
 
@@ -374,3 +374,32 @@ def test_what_is_exported_is_read_by_transformers(tmp_path):
         torch.testing.assert_close(states[-1], model.tower(pixel_values=pixels).last_hidden_state)
     assert read_config(tmp_path / "out").projector == "mlp_downsample"
     assert weights.inspect(tmp_path / "out").endswith("ignored         nothing")
+
+
+@pytest.mark.parametrize("changes", [
+    {"projector": COLUMNS}, {"projector": "mlp_downsample_3x3_fix", "min_tiles": 2, "max_tiles": 6, "video_fps": 2.0},
+    {"s2_repeat": 3}, {"s2_scales": (48, 96), "frame_opening": "<f>", "frame_separator": "", "video_frames": 32},
+])  # fmt: skip
+def test_an_export_says_what_it_is_in_the_published_keys_alone(tmp_path, changes):
+    """So that VILA's own code, which knows nothing of the key `longvila`, reads the same model."""
+    config = LongVilaConfig(**{**vars(load_config("tiny")), "frame_separator": "\n", **changes})
+    model = build_model(config, Job(), dtype=torch.float32, seed=3, weights=None, trained=())
+    weights.save_weights(model, tmp_path / "out", OneProcess())
+    again = read_config(tmp_path / "out")
+    top = json.loads((tmp_path / "out/config.json").read_text())
+    del top["longvila"]
+    (tmp_path / "out/config.json").write_text(json.dumps(top))
+    published = read_config(tmp_path / "out")
+    for name in ("projector", "min_tiles", "max_tiles", "video_fps", "video_frames", "s2_scales", "s2_repeat",
+                 "frame_opening", "frame_separator", "tokens_per_frame"):  # fmt: skip
+        assert getattr(config, name) == getattr(again, name) == getattr(published, name), name
+    assert unknown(tmp_path / "out") == []
+
+
+def test_a_tokenizer_is_with_the_language_model_or_at_the_root(tmp_path):
+    (tmp_path / "llm").mkdir()
+    assert tokenizer_folder(tmp_path) == tmp_path / "llm"
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    assert tokenizer_folder(tmp_path) == tmp_path
+    (tmp_path / "llm/tokenizer_config.json").write_text("{}")
+    assert tokenizer_folder(tmp_path) == tmp_path / "llm"
