@@ -41,6 +41,7 @@ class Document:
     text: Rendered
     media: tuple[Frames, ...]  # in the order of their vision tokens
     name: str = ""  # of its sample
+    where: str = ""  # its sample's file and line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +84,15 @@ IDLE_ROW = Row(
 
 
 class Documents:
-    """Samples made into documents; remembers each file's index, so that it is read through once."""
+    """Samples made into documents; remembers each file's index, so that it is read through once.
 
-    def __init__(self, writer: Writer, sampling: Sampling) -> None:
+    With `tried`, a frame of each clip is decoded where it is indexed, so that every process knows one that has none.
+    """
+
+    def __init__(self, writer: Writer, sampling: Sampling, *, tried: bool = False) -> None:
         self._writer = writer
         self._sampling = sampling
+        self._tried = tried
         self._clips: dict[Source, Clip] = {}
 
     def make(self, sample: Sample, *, prompt: bool = False) -> Document:
@@ -101,7 +106,7 @@ class Documents:
         media = tuple(next(left[tag]) for tag in tags) if tags else (*images, *videos)
         counts, tiled = [len(m.times) for m in media], [m.grid is not None for m in media]
         rendered = self._writer.document(sample.turns, counts, prompt=prompt, tiled=tiled)
-        return Document(text=rendered, media=media, name=sample.name)
+        return Document(text=rendered, media=media, name=sample.name, where=sample.where)
 
     def _picture(self, path: Source) -> Frames:
         clip, view = self._clip(path), self._writer.view
@@ -117,7 +122,10 @@ class Documents:
 
     def _clip(self, path: Source) -> Clip:
         if path not in self._clips:
-            self._clips[path] = open_clip(path)
+            clip = open_clip(path)
+            if self._tried:
+                pictures(choose_frames(clip, frames=1), range(1), 16)
+            self._clips[path] = clip
         return self._clips[path]
 
 
@@ -219,9 +227,8 @@ def row_batch(
     texts = [document.text for document in row.documents]
     lengths = np.array([len(text.input_ids) for text in texts], dtype=np.int64)
     starts = lengths.cumsum() - lengths
-    media = [frames for document in row.documents for frames in document.media]
     # Bytes go to the device, a quarter of float32.
-    pictures_FHWC = _pictures(media, sharding.own_frames(row.frames), image_size, cache).to(device)
+    pictures_FHWC = _pictures(row, sharding.own_frames(row.frames), image_size, cache).to(device)
 
     def column(parts: Sequence[np.ndarray]) -> torch.Tensor:
         return torch.from_numpy(np.concatenate(parts))
@@ -238,13 +245,18 @@ def row_batch(
     )
 
 
-def _pictures(media: Sequence[Frames], here: range, size: int, cache: FrameCache | None) -> torch.Tensor:
-    """Frames `here` of all media in sequence, as bytes [len(here), size, size, 3]; only they are decoded."""
+def _pictures(row: Row, here: range, size: int, cache: FrameCache | None) -> torch.Tensor:
+    """Frames `here` of all media of the row, as bytes [len(here), size, size, 3]; only they are decoded."""
     taken, start = [np.zeros((0, size, size, 3), dtype=np.uint8)], 0
-    for frames in media:
-        count = len(frames.times)
-        mine = range(max(here.start, start) - start, min(here.stop, start + count) - start)
-        if len(mine):
-            taken.append(pictures(frames, mine, size, cache))
-        start += count
+    for document in row.documents:
+        for frames in document.media:
+            count = len(frames.times)
+            mine = range(max(here.start, start) - start, min(here.stop, start + count) - start)
+            start += count
+            if not len(mine):
+                continue
+            try:
+                taken.append(pictures(frames, mine, size, cache))
+            except JobError as fault:
+                raise JobError(f"{document.where}: {fault}") from None
     return torch.from_numpy(np.concatenate(taken) if len(taken) != 2 else taken[1])

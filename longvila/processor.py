@@ -247,10 +247,23 @@ def _pictures(frames: Frames, wanted: Sequence[int], size: int) -> Iterator[np.n
                     break
                 time, frame = following
             if frame is None:
-                raise JobError(f"{clip.path}: holds no frame that can be decoded")
+                time, frame = _last_shown(clip, target)
             if now != time:
                 picture, now = painter.picture(frame, size, size), time
             yield picture
+
+
+def _last_shown(clip: Clip, target: int) -> tuple[int, av.VideoFrame]:
+    """The last frame up to a time after which nothing can be decoded: what a player goes on showing."""
+    last = None
+    with opened(clip.path) as container:
+        for time, frame in walk(container, shown_stream(container, clip.path)):
+            if last is not None and time > target:
+                break
+            last = time, frame
+    if last is None:
+        raise JobError(f"{clip.path}: holds no frame that can be decoded")
+    return last
 
 
 def _file_pictures(clip: Clip, wanted: Sequence[int], size: int) -> Iterator[np.ndarray]:

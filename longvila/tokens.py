@@ -46,6 +46,7 @@ class Chat:
     gpt: str
     close: str
     human_close: str | None = None  # where a human's turn is closed otherwise
+    human_text: str | None = None  # opens a human's turn that does not begin with media, where it is another
     after: str = ""  # follows a closed turn and is never learned
 
 
@@ -103,6 +104,7 @@ CHATS = {
         "detailed, and polite answers to the user's questions.",
         open=" ",
         human="USER: ",
+        human_text="USER:",  # Llama 2's tokenizer begins a text with a blank
         gpt="ASSISTANT:",
         close="</s>",
         human_close=" ",
@@ -207,7 +209,9 @@ class Writer:
         untagged = not media_tags(turns)
         for place, turn in enumerate(turns):
             answer = turn.role == "gpt"
-            page.add(special(chat.gpt if answer else chat.human))
+            seen = (untagged and place == 0 and bool(frames)) or _MEDIA_TAG.match(turn.text)
+            human = chat.human if seen or chat.human_text is None else chat.human_text
+            page.add(special(chat.gpt if answer else human))
             if untagged and place == 0:
                 for piece in media:
                     page.add_vision(*piece)

@@ -148,7 +148,7 @@ def make_rows(settings: TrainSettings, config: LongVilaConfig, data: DataSet | N
     skip = settings.on_error == "skip"
     data = data or read_data(data_files(settings.data), settings.media, skip=skip)
     sampling = Sampling(frames=settings.frames, fps=settings.fps, max_frames=settings.max_frames)
-    documents = Documents(build_writer(config, settings.weights), sampling)
+    documents = Documents(build_writer(config, settings.weights), sampling, tried=skip)
     return Rows(
         data.samples, documents, max_tokens=settings.max_tokens, pack=settings.pack, seed=settings.seed,
         shuffle=settings.shuffle, parts=data.parts, skip=skip,

@@ -2,12 +2,17 @@
 
 import json
 
+import av
 import pytest
+import torch
 
 from longvila import processor
 from longvila.ahead import ahead
+from longvila.dataset import Documents, Row, Sample, Sampling, row_batch
 from longvila.job import JobError
 from longvila.processor import FrameCache, choose_frames, open_clip, pictures
+from longvila.sharding import OneProcess
+from longvila.tokens import ByteTokenizer, Turn, Writer
 from tests.longvila.clips import MEDIA, frame_numbers, write_clip
 from tests.longvila.test_train import metrics, run_job
 
@@ -47,6 +52,35 @@ def test_frames_that_none_refers_to_are_passed_over_and_change_nothing(tmp_path)
         expected = [clip.times.index(time) for time in chosen.times]
         whole = processor.decode(chosen, range(frames), 32)
         assert frame_numbers(whole) == expected
+
+
+def test_a_clip_of_which_nothing_can_be_decoded_is_named_with_its_line_or_left_out(tmp_path):
+    """Its index is whole, so that only decoding shows it; every process must find it where samples are left out."""
+    content = bytearray(write_clip(tmp_path / "bad.mp4", "libx264", frames=9).read_bytes())
+    start = content.index(b"mdat") + 4
+    end = content.index(b"moov") - 4
+    content[start:end] = bytes(end - start)
+    (tmp_path / "bad.mp4").write_bytes(content)
+    turns = (Turn(role="human", text="q"), Turn(role="gpt", text="a"))
+    sample = Sample(where="data.jsonl:7", name="bad", images=(), videos=(tmp_path / "bad.mp4",), turns=turns)
+    writer = Writer(tokenizer=ByteTokenizer(), chat="byte", tokens_per_frame=9, frame_separator="")
+    row = Row(documents=(Documents(writer, Sampling(frames=2)).make(sample),))
+    with pytest.raises(JobError, match=r"^data.jsonl:7: .*bad.mp4: holds no frame that can be decoded"):
+        row_batch(row, OneProcess(), 32, torch.device("cpu"), torch.float32)
+    with pytest.raises(JobError, match=r"^data.jsonl:7: .*bad.mp4: "):
+        Documents(writer, Sampling(frames=2), tried=True).make(sample)
+
+
+def test_a_damaged_end_shows_the_last_frame_before_it(tmp_path):
+    content = bytearray(write_clip(tmp_path / "cut.mp4", "libx264", frames=24, gop=8).read_bytes())
+    with av.open(str(tmp_path / "cut.mp4")) as container:
+        packets = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+    for position, size in packets[16:]:  # the last of three groups
+        content[position + 4 : position + size] = bytes(size - 4)
+    (tmp_path / "cut.mp4").write_bytes(content)
+    clip = open_clip(tmp_path / "cut.mp4")
+    last = choose_frames(clip, frames=24)
+    assert frame_numbers(processor.decode(last, range(23, 24), 32)) == [15]
 
 
 def test_training_leaves_out_what_it_cannot_use_and_counts_it(tmp_path, capsys):

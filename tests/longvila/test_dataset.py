@@ -177,3 +177,40 @@ def test_broken_json_and_empty_files_are_refused(tmp_path):
 def test_a_sample_that_is_too_long_names_the_fix():
     with pytest.raises(JobError, match="tokens, max_tokens is 40: raise max_tokens or take fewer frames"):
         rows_of(max_tokens=40, shuffle=False).step(Cursor(), 1)
+
+
+class Letters:
+    """A tokenizer whose ids are letters, so that a document can be read."""
+
+    def encode(self, text):
+        return [ord(letter) for letter in text]
+
+    special = encode
+
+
+VILAS = {  # NVlabs/VILA: llava/conversation.py, and the template of Qwen2
+    "chatml": "<|im_start|>system\nYou are a helpful assistant<|im_end|>\n<|im_start|>user\nq<|im_end|>\n"
+    "<|im_start|>assistant\na<|im_end|>\n<|im_start|>user\nr<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n",
+    "hermes": "<|im_start|>system\nAnswer the questions.<|im_end|><|im_start|>user\nq<|im_end|>"
+    "<|im_start|>assistant\na<|im_end|><|im_start|>user\nr<|im_end|><|im_start|>assistant\nb<|im_end|>",
+    "vicuna": "<s>A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+    "detailed, and polite answers to the user's questions. USER:q ASSISTANT:a</s>USER:r ASSISTANT:b</s>",
+    "llama3": "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nYou are a helpful language and vision "
+    "assistant. You are able to understand the visual content that the user provides, and assist the user with a "
+    "variety of tasks using natural language.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nq<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\na<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nr<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\nb<|eot_id|>",
+}
+
+
+@pytest.mark.parametrize("chat", VILAS)
+def test_turns_are_written_as_vila_writes_them(chat):
+    """Texts begin with the blank that Llama 2's tokenizer puts there, which is why vicuna's roles end without one."""
+    made = Writer(tokenizer=Letters(), chat=chat, tokens_per_frame=1, frame_separator="|")
+    talk = [Turn(role="human", text="q"), Turn(role="gpt", text="a")]
+    talk += [Turn(role="human", text="r"), Turn(role="gpt", text="b")]
+    assert "".join(map(chr, made.document(talk, []).input_ids)) == VILAS[chat]
+    seen = "".join(map(chr, made.document([Turn(role="human", text="<video>\nq"), *talk[1:2]], [1]).input_ids))
+    assert ("USER: \0|q" in seen) if chat == "vicuna" else ("\n\0|q" in seen)
+    tiles = made.document([Turn(role="human", text="<image>\nq"), *talk[1:2]], [2], tiled=[True])
+    assert "\0|\n\0|\nq" in "".join(map(chr, tiles.input_ids))
