@@ -143,14 +143,15 @@ def _working_by_heads(sizes: RankSizes) -> Number:
     queries, results = lines * one.heads * model.head_dim, lines * one.heads * model.v_dim
     kv = lines * one.kv_heads * (model.head_dim + model.v_dim)
     given = (queries + 2 * results + kv) * width
-    made = _working_back(one) - (2 * results + kv) * width
+    made = _working_back(one) - 2 * results * width
     local = sizes.tokens * sizes.out_width * width
     if sizes.framework.projects_by_heads:  # the normed input's gradient; the kernel's results are those of the piece
         alone = (queries + kv) * width + _kernel_buffers(one)
         made = pick(sizes.degrees.ring > 1, made, alone) + kv * width
         return local + sizes.row_bytes + given + larger(given, made)
     local = local + sizes.tokens * (sizes.q_width + 2 * sizes.kv_width) * width
-    return local + given + larger(given, made + kv * wide)
+    arriving = pick(sizes.degrees.ring > 1, kv * width, 0)  # a block's gradient, received beside that which is sent
+    return local + given + larger(given, made + kv * wide + arriving)
 
 
 def _exchanged(sizes: RankSizes, name: str, moved: Number, back: Number | None = None, pieces: int = 1) -> Operator:

@@ -42,6 +42,7 @@ from planner.plan_file import Plan
 
 TRANSIENT = ("gathered", "working", "logits")
 PHASES = ("model", "forward", "backward", "optimizer")
+HOST = "host"
 KEPT = ("parameters", "gradients", "optimizer", "activations", "vision")
 
 
@@ -129,13 +130,17 @@ def _count(plan: Plan, rank: int, config: LongVilaConfig, tell: Callable[[str], 
             getattr(model, part).double()
     wrapped, batch = sharding.wrap(model), row(plan, config, sharding)
     # Of several microbatches the last one's peak has all gradients below it; they are added to the count.
-    footprint = Footprint("gathered", apart=() if _drops_gradients(plan) else ("gradients",))
+    # What lies in host memory is no part of it.
+    footprint = Footprint("gathered", apart=(HOST,) if _drops_gradients(plan) else (HOST, "gradients"))
+    sharding.host.on_copy = lambda copy: footprint.mark(copy, HOST)
+    on_host = sharding.states_on_host
     with FakeTensorMode(allow_non_fake_inputs=True), footprint, footprint.following_resizes():
         materialise(wrapped, torch.device("cpu"))
         for parameter in wrapped.parameters():
-            footprint.mark(parameter, "parameters")
+            footprint.mark(parameter, HOST if on_host else "parameters")
             if parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(lambda p: footprint.mark(p.grad, "gradients"))
+                label = HOST if on_host else "gradients"
+                parameter.register_post_accumulate_grad_hook(lambda p, label=label: footprint.mark(p.grad, label))
         _label_phases(wrapped, footprint)
         wrapped.train()
         batch = replace(batch, pixels_FCHW=torch.empty(batch.pixels_FCHW.shape))  # a fake tensor, which counts
@@ -153,7 +158,7 @@ def _count(plan: Plan, rank: int, config: LongVilaConfig, tell: Callable[[str], 
         played = footprint.allocator.reserved
         del loss
         tell("optimizer")
-        states = _with_optimizer(wrapped, footprint)
+        states = _with_optimizer(wrapped, footprint, HOST if on_host else "optimizer")
     components = _components(plan, states, after, highest)
     shown = {*KEPT, *TRANSIENT}
     estimates = tuple((name, size) for name, size in plan.cost.memory.items() if name not in shown and size)
@@ -176,13 +181,13 @@ def _label_phases(model: Any, footprint: Footprint) -> None:
     layers[-1].register_forward_hook(phase("logits"))
 
 
-def _with_optimizer(model: nn.Module, footprint: Footprint) -> Counter[str]:
+def _with_optimizer(model: nn.Module, footprint: Footprint, label: str) -> Counter[str]:
     """Bytes that are alive once the optimizer has its state."""
     optimizer = Optimizer(plain_parameters(model), betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
     for kind, tensors in optimizer.state().items():
         for tensor in tensors.values():
             if kind != "step":
-                footprint.mark(tensor, "optimizer")
+                footprint.mark(tensor, label)
     return Counter(footprint.live)
 
 
@@ -199,7 +204,7 @@ def _components(
     counted["gradients"] *= not dropped
     counted |= {name: after[name] for name in ("activations", "vision")}
     resident = counted["parameters"] + counted["activations"] + counted["vision"]
-    highest = max(sum(peak.values()) - peak["gradients"] * (not dropped) for peak in peaks)
+    highest = max(sum(peak.values()) - peak[HOST] - peak["gradients"] * (not dropped) for peak in peaks)
     planned = plan.cost.memory
     rows = [Component(name=name, planned_bytes=planned.get(name, 0), counted_bytes=counted[name]) for name in KEPT]
     transient = sum(planned.get(name, 0) for name in TRANSIENT)

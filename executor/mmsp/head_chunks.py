@@ -120,6 +120,7 @@ class HeadChunks(torch.autograd.Function):
             for total, parts in zip(dkv, of_keys, strict=False):
                 for heads, part in _summed(piece.keys, parts, wide):
                     total[:, heads] += part
+            del dq_now, back, of_queries, of_keys  # or they would be alive beside the next piece
         dk, dv = dkv.to(k.dtype)
         return dq, dk, dv, dsinks, None, None, None
 
@@ -147,6 +148,7 @@ def _forward(
         (parts,) = to_tokens([(out, piece.queries)], exchange)
         for heads, part in zip(piece.queries, parts, strict=True):
             out_BSHD[:, :, heads] = part.transpose(1, 2)
+        del q_now, out, parts
     return out_BSHD, torch.cat(lses, dim=1)
 
 

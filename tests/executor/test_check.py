@@ -54,6 +54,23 @@ def test_tiny_plans_are_within_1_percent(rank):
     assert _is_close(found), found
 
 
+@pytest.mark.parametrize(
+    ("policy", "offload", "levers"),
+    [
+        ("all_but_attention", "activations", {}),
+        ("full", "none", {"attention_head_chunks": 2, "mlp_chunk_tokens": 128}),
+        ("full", "activations", {"attention_head_chunks": 2, "mlp_chunk_tokens": 128, "offload_states": "all"}),
+    ],
+)
+def test_levers_hold_what_the_plan_says(policy, offload, levers):
+    """What lies in host memory is not on the device; a tiny model's inputs are small, so what is beside them shows."""
+    layers = (LayerRange(recompute=policy, offload=offload, count=4),)
+    plan = make_plan(Strategy(ring=2, ulysses=2, shard=4, layers=layers, **levers), tokens=4096, frames=16)
+    found = _differences(plan)
+    assert all(abs(found[name]) < 0.02 for name in CLOSE) and -0.01 <= found[BOUND] < 0.08, found
+    assert not levers.get("offload_states") or plan.cost.memory["parameters"] == 0 < plan.cost.host_bytes
+
+
 @pytest.mark.parametrize("policies", [("mlp",), ("all_but_attention",), ("full",), ("mlp", "full"), ("full", "none")])
 def test_every_recompute_policy_is_within_1_percent(policies):
     layers = tuple(LayerRange(recompute=policy, count=4 // len(policies)) for policy in policies)
