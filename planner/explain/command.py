@@ -15,6 +15,7 @@ from cost_models.cost import PARTS, StepCost
 from cost_models.hardware.cluster import Cluster
 from cost_models.profile import Profile
 from cost_models.strategy import Strategy
+from cost_models.units import show_seconds
 from planner import console, options, report
 from planner.explain.changes import FREE, LITTLE, Binding, Bound, binding
 from planner.explain.families import Best, best_of, families
@@ -106,7 +107,7 @@ def _next(plan: Plan, one: Bound) -> list[str]:
 def _parts(cost: StepCost) -> str:
     """The parts of a step that matter."""
     named = ((PARTS[name].words, seconds) for name, seconds in cost.seconds.items() if seconds >= SHOWN * cost.step_s)
-    return " + ".join(f"{words} {seconds:.3g} s" for words, seconds in named)
+    return " + ".join(f"{words} {show_seconds(seconds)}" for words, seconds in named)
 
 
 def _binding_dict(bound: Binding) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def _least(lengths: Ints, costs: GroupCosts, policy: PolicyCosts) -> tuple[float
     """A document on several ring positions takes at least the GPU-seconds that it takes on one, if one holds it."""
     degrees = np.array(costs.ulysses)[:, None]
     long = lengths[: int(np.searchsorted(-lengths, -policy.cap))]  # no GPU alone holds them
-    rest = float((policy.local(lengths[len(long) :]) * degrees).min(axis=0).sum()) / costs.gpus
+    rest = float(policy.least_work(lengths[len(long) :], degrees[:, 0]).sum()) / costs.gpus
     if not len(long):
         return rest, float(costs.seconds(policy, range(len(costs.shapes)), lengths[:1], 0.0).min())
     local = policy.local(long)
@@ -142,7 +142,7 @@ def dynamic(batch: Batch, policy: PolicyCosts, waves: int) -> Dealt | None:
     seconds = np.where(long <= sizes[:, None] * policy.cap, seconds, np.inf)
     if len(long) and not np.isfinite(seconds.min(axis=0)).all():
         return None
-    rest = float(policy.local(lengths[len(long) :])[0].sum())
+    rest = float(policy.local(lengths[len(long) :], slice(1)).sum())
     chosen, level = _sizes(seconds, sizes, rest, waves * costs.gpus)
     groups = _Groups(batch, policy, waves)
     if not groups.place_long(chosen, seconds, best, level):

@@ -67,9 +67,18 @@ class PolicyCosts:
     spread_s: Floats  # by shape and length
     grid: Floats
 
-    def local(self, lengths: Ints) -> Floats:
-        """Seconds of each document on one ring position of each ulysses degree, shape (degrees, documents)."""
-        return self._read(self.local_s, lengths)
+    def local(self, lengths: Ints, degrees: Ints | slice = slice(None)) -> Floats:
+        """Seconds of each document on one ring position, by place of the ulysses degree, shape (degrees, documents)."""
+        return self._read(self.local_s[degrees], lengths)
+
+    def least_work(self, lengths: Ints, degrees: Ints) -> Floats:
+        """GPU-seconds that each document takes at least on one ring position of any of the ulysses degrees.
+
+        Between two lengths of the grid the least of lines is above the line through the least at both.
+        """
+        least = (self.local_s * degrees[:, None]).min(axis=0, keepdims=True)
+        work: Floats = self._read(least, lengths)[0]
+        return work
 
     def spread(self, lengths: Ints, shapes: Ints | slice = slice(None)) -> Floats:
         """Seconds of each document over all positions, shape (shapes, documents)."""
@@ -119,7 +128,7 @@ class GroupCosts:
     def seconds(self, policy: PolicyCosts, shapes: Sequence[int] | Ints, lengths: Ints, density: float) -> Floats:
         """Of each document in rows of `density` tokens a GPU, by shape: local where a ring position has room for it."""
         picked = np.array(shapes, dtype=np.int64)
-        found: Floats = policy.local(lengths)[self.degree[picked]] / self.rings[picked, None]
+        found: Floats = policy.local(lengths, self.degree[picked]) / self.rings[picked, None]
         position = density * np.array([self.shapes[one].ulysses for one in picked])[:, None]
         position = np.where(self.rings[picked, None] == 1, np.inf, position)
         over = lengths > position.min()
