@@ -1,6 +1,7 @@
 """The first look at a machine with GPUs: operator exactness, a profile, and training steps against their prices.
 
-    1 operator   MM-SP attention of ulysses x ring ranks (threads of one process) against dense attention in float32
+    1 operator   MM-SP attention of ulysses x ring ranks (threads of one process) against dense attention in float32,
+                 forward, backward and one step of decoding; which kernel runs
     2 profile    `executor profile --quick`
     3 steps      `executor launch` of each layout that this machine has ranks for: measured seconds and peak memory,
                  next to the price from the profile and the price from the built-in curves
@@ -33,7 +34,10 @@ from cost_models.strategy import LayerRange
 from cost_models.token_layout import Layout
 from cost_models.units import show_bytes, show_seconds
 from cost_models.workload import Precision
+from executor.mmsp import kernel
 from executor.mmsp.attention import MmSp
+from executor.mmsp.decode import DecodeStep, ShardedCache, row_shards
+from executor.mmsp.exchange import Exchange
 from planner.plan_file import Plan, Simulated
 from tests.executor.threads import local_exchanges
 
@@ -91,6 +95,27 @@ def sharded(layout: Layout, q: Tensor, k: Tensor, v: Tensor, dout: Tensor) -> li
     return [joined[0].transpose(1, 2), *joined[1:]]
 
 
+def decode_error(device: str) -> float:
+    """Relative error of one new token's attention over a row that lies on three ranks, against dense attention."""
+    torch.manual_seed(1)
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    layout, places = Layout(tokens=99, ring=3), [(0, 0), (1, 0), (2, 0)]
+    q, k, v = (torch.randn(1, heads, 100, DIM, device=device).to(dtype) for heads in (HEADS, KV_HEADS, KV_HEADS))
+    document_L = torch.zeros(100, dtype=torch.int64, device=device)
+    want = dense(*(x.float() for x in (q, k, v)), document_L, DIM**-0.5)[:, -1:]
+
+    def work(exchange: Exchange) -> Tensor:
+        cache = ShardedCache(lambda: row_shards(layout, places, exchange.index))
+        index_S = torch.from_numpy(layout.index(*places[exchange.index])).clamp(max=98).to(device)
+        cache.update(k[:, :, index_S], v[:, :, index_S], 0)
+        step = DecodeStep(exchange, cache.shards)
+        step.update(k[:, :, 99:], v[:, :, 99:], 0)
+        return step.attend(q[:, :, 99:], k, v, DIM**-0.5).float()
+
+    with ThreadPoolExecutor(3) as pool:
+        return max(float((got - want).norm() / want.norm()) for got in pool.map(work, local_exchanges(3)))
+
+
 def layouts(ranks: int) -> list[Strategy]:
     """What so many ranks of one node can run."""
     found = [Strategy(), Strategy(layers=(LayerRange(recompute="full", count=1),))]
@@ -142,7 +167,9 @@ def main(arguments: list[str]) -> int:
     print(
         f"torch {torch.__version__}, {gpus} × {torch.cuda.get_device_name()}" if gpus else "no GPU: CPU processes, tiny"
     )
+    print(f"attention kernel: {kernel.words(torch.device(device))}")
     errors = timed("operator", lambda: operator_errors(device))
+    errors.append(("decoding, ring 3", timed("decoding", lambda: decode_error(device))))
     alone = errors[0][1]
     off = [name for name, error in errors if error > 2 * alone + 1e-6]
     for name, error in errors:

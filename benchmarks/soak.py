@@ -62,8 +62,8 @@ def ip(*arguments: str) -> None:
 class Hosts:
     """Two hosts: namespaces and a small disk for root, else two addresses of this machine."""
 
-    def __init__(self, folder: Path, root: bool) -> None:
-        self.folder, self.root = folder, root
+    def __init__(self, folder: Path, root: bool, silence_s: float) -> None:
+        self.folder, self.root, self.silence_s = folder, root, silence_s
         self.names = [f"soak{os.getpid()}{side}" for side in "ab"]
         self.addresses = ["10.78.0.1", "10.78.0.2"] if root else ["127.0.0.1", "127.0.0.2"]
         self.launches: list[subprocess.Popen[bytes] | None] = [None, None]
@@ -100,7 +100,7 @@ class Hosts:
         with self.texts[number].open("ab") as text:
             self.launches[number] = subprocess.Popen(
                 [*inside, str(executor), "launch", "plan.json", "--config", "train.json", *settings, "--elastic=1000",
-                 f"--hosts={','.join(self.addresses)}", f"--node-rank={number}", "--port=29555", "--silence=5",
+                 f"--hosts={','.join(self.addresses)}", f"--node-rank={number}", "--port=29555", f"--silence={self.silence_s:g}",
                  "--timeout=60", f"--run-dir=launch-{number}"],
                 cwd=self.folder, stdout=text, stderr=text, env={**os.environ, "GLOO_SOCKET_IFNAME": interface},
             )  # fmt: skip
@@ -283,6 +283,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--silence", type=float, default=5.0, help="seconds, of the launches; more on a busy machine")
     parser.add_argument("--kinds", help=f"of {', '.join(WORDS)}; default: all, without root those but cut and full")
     given = parser.parse_args()
     root = os.geteuid() == 0 and shutil.which("ip") is not None
@@ -291,7 +292,7 @@ def main() -> int:
         parser.error(f"--kinds: {odd[0]} is none of {', '.join(WORDS)}, or needs root")
     draw = random.Random(given.seed)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # namespaces and disk are taken down
-    with tempfile.TemporaryDirectory(prefix="soak-") as scratch, Hosts(Path(scratch), root) as hosts:
+    with tempfile.TemporaryDirectory(prefix="soak-") as scratch, Hosts(Path(scratch), root, given.silence) as hosts:
         prepared(hosts.folder)
         for number in (0, 1):
             hosts.start(number, resume=False)
