@@ -100,8 +100,8 @@ class Hosts:
         with self.texts[number].open("ab") as text:
             self.launches[number] = subprocess.Popen(
                 [*inside, str(executor), "launch", "plan.json", "--config", "train.json", *settings, "--elastic=1000",
-                 f"--hosts={','.join(self.addresses)}", f"--node-rank={number}", "--port=29555", f"--silence={self.silence_s:g}",
-                 "--timeout=60", f"--run-dir=launch-{number}"],
+                 f"--hosts={','.join(self.addresses)}", f"--node-rank={number}", "--port=29555", "--timeout=60",
+                 f"--silence={self.silence_s:g}", f"--run-dir=launch-{number}"],
                 cwd=self.folder, stdout=text, stderr=text, env={**os.environ, "GLOO_SOCKET_IFNAME": interface},
             )  # fmt: skip
 

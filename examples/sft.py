@@ -1,4 +1,4 @@
-"""trl's `SFTTrainer` over a plan's ranks, ulysses x ring under FSDP2: a job of `executor launch`, a minute on CPU ranks.
+"""trl's `SFTTrainer` over a plan's ranks, ulysses x ring under FSDP2: a job of `executor launch` on CPU ranks.
 
     plan --cluster local --gpus 4 --model longvila-tiny --ctx 256 --batch 1 --fix ulysses=2,ring=2 -o plan.json
     executor launch plan.json --job examples.sft
