@@ -1,6 +1,7 @@
 """A sharded step over real gloo ranks is one process's step: loss and every gradient of tower, projector and LLM."""
 
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -79,7 +80,7 @@ def _check_counts(case: Case) -> None:
         counted[name] += 1
         return call(*args, **kwargs)
 
-    for name in ("all_reduce", "reduce_scatter_single"):
+    for name in ("all_reduce", "reduce_scatter_single", "all_gather_single"):
         setattr(dist, name, partial(counting, name, getattr(dist, name)))
     counts = []
     for rows in (make_rows(case)[:2], make_rows(case)):  # one row and two for each replica
@@ -87,15 +88,23 @@ def _check_counts(case: Case) -> None:
         model = sharding.wrap(make_model(case, sharding.attention))
         counted.clear()
         step(model, rows, sharding)
+        gathers = counted.pop("all_gather_single")
         counts.append(dict(counted))
     units = sum(isinstance(module, FSDPModule) for module in model.modules())
     sums = 2  # of the loss, over context and data
     assert counts[0] == {"all_reduce": units + sums, "reduce_scatter_single": units}, (units, counts)
     assert counts[1] == {"all_reduce": units + sums, "reduce_scatter_single": 2 * units}, (units, counts)
+    # Of each row: ZeRO 3 gathers a layer for its forward and again for its backward, ZeRO 2 once; the rest once.
+    assert gathers == 2 * (2 * units - 1 if case.zero == 3 else units), (units, gathers)
 
 
-def test_replicas_sum_gradients_once_a_step():
-    run_ranks(_check_counts, 4, Case(data=2, ring=2, shard=2, frames=((1,), (2,), (0,), (1, 1))))
+def test_replicas_sum_gradients_once_a_step_and_layers_are_gathered_as_often_as_zero_says():
+    run_ranks(_check_both_counts, 4, Case(data=2, ring=2, shard=2, frames=((1,), (2,), (0,), (1, 1))))
+
+
+def _check_both_counts(case: Case) -> None:
+    for zero in (2, 3):
+        _check_counts(replace(case, zero=zero))
 
 
 def test_padding_has_no_label_and_no_picture():

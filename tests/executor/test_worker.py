@@ -4,15 +4,17 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed.run
+from torch.distributed import HashStore
 
 from cost_models import Cluster, InputError, LayerRange, Placement, Strategy
 from executor.launch.agent import is_mistake, one_line
-from executor.launch.worker import job_main
+from executor.launch.worker import _agree, job_main
 from longvila import train
 from longvila.job import Job, JobError
 from tests.executor.planned import ROOT, make_plan, run, save_plan
@@ -87,6 +89,29 @@ def test_an_unknown_job_is_named():
     for name, message in (("no.such", "no module no;"), ("os.path", "no function main"), ("a b", "dotted module name")):
         with pytest.raises(InputError, match=message):
             job_main(name)
+
+
+def test_ranks_with_another_plan_job_or_settings_do_not_start():
+    """Or they would make groups that do not fit and wait for ever."""
+
+    def launch(plan="p", job="j", **settings):
+        request, values = SimpleNamespace(job=job), SimpleNamespace(values=settings)
+        return SimpleNamespace(plan=SimpleNamespace(digest=plan), request=request, settings=values)
+
+    def agree(mine):
+        store = HashStore()
+        _agree(launch(lr=1), SimpleNamespace(rank=0, host="a"), store)
+        _agree(mine, SimpleNamespace(rank=1, host="b"), store)
+
+    agree(launch(lr=1))
+    for mine, what in (
+        (launch("q", lr=1), "plan is 'q' for rank 1 on b, 'p' for rank 0"),
+        (launch(job="k", lr=1), "job is 'k'"),
+        (launch(), "setting lr is None for rank 1 on b, 1 for rank 0"),
+        (launch(lr=1, seed=2), "setting seed is 2"),
+    ):
+        with pytest.raises(InputError, match=f"hosts disagree: {what}"):
+            agree(mine)
 
 
 def test_kinds_of_failure():
