@@ -182,7 +182,14 @@ def _plan(given: dict[str, Any]) -> None:
     report.show([*(lengths.lines if lengths is not None else ()), *report.plan_lines(found, explain=given["explain"])])
     if output is not None:
         runs = "launch" if found.workload.mode == "train" else "serve"
-        then = f"executor {runs} {output}" if found.target.is_ours else f"plan export {output} --to {found.target.name}"
+        then = f"executor {runs} {output}"
+        if not found.target.is_ours:
+            from planner.exports.export import TARGETS
+
+            name = found.target.name
+            then = (
+                f"plan export {output} --to {name}" if name in TARGETS else f"give {name}'s own scripts these degrees"
+            )
         report.show([f"Wrote {output}. Next: {then}"])
 
 

@@ -72,7 +72,8 @@ def plan(
             time_limit_s=None if time_limit_s is None else time_limit_s / len(targets), target=target,
         )  # fmt: skip
 
-    solution, values, bound = _of_targets(targets, solved)
+    running = [target for target in targets if workload.mode in target.modes]
+    solution, values, bound = _of_targets(running or targets, solved)
     late = time_limit_s is not None and time.monotonic() - began_s > time_limit_s
 
     def play(choice: Choice) -> Simulation:
