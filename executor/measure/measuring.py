@@ -95,8 +95,9 @@ class Bench:
             a, b = self.random(m, k), self.random(k, n)
             self.add(lambda a=a, b=b: a @ b, op="gemm", shape=(m, n, k))  # type: ignore[misc]
 
-    def attention(self) -> None:
-        for tokens, heads, kv_heads, dim in ATTENTIONS if self.device.type == "cpu" else GPU_ATTENTIONS:
+    def attention(self, shapes: Sequence[tuple[int, int, int, int]] = ()) -> None:
+        """Causal blocks of (tokens, heads, KV heads, head dim); without `shapes` those of a profile."""
+        for tokens, heads, kv_heads, dim in shapes or (ATTENTIONS if self.device.type == "cpu" else GPU_ATTENTIONS):
             q, k = self.random(1, heads, tokens, dim), self.random(1, kv_heads, tokens, dim)
             shape = (1, tokens, tokens, heads, kv_heads, dim, 1)
 
@@ -119,7 +120,12 @@ class Bench:
             a = self.random(max(1, moved // (3 * width)))
             self.add(lambda a=a: torch.add(a, a), op="memory_bound", bytes=float(moved))  # type: ignore[misc]
 
-    def collectives(self, groups: Sequence[tuple[tuple[int, ...], dist.ProcessGroup]], rank: int) -> None:
+    def collectives(
+        self,
+        groups: Sequence[tuple[tuple[int, ...], dist.ProcessGroup]],
+        rank: int,
+        ops: Sequence[str] = COLLECTIVES,
+    ) -> None:
         """Time the collectives; all groups of one size run at once."""
         ranks, group = next((ranks, group) for ranks, group in groups if rank in ranks)
         members, index = len(ranks), ranks.index(rank)
@@ -141,7 +147,7 @@ class Bench:
                 "all_reduce": lambda w=full: dist.all_reduce(w, group=group),  # type: ignore[misc]
                 "send_recv": shift,
             }
-            for op in COLLECTIVES:
+            for op in ops:
                 wire = float(wire_bytes(op, members, count * self.dtype.itemsize))
                 self.add(calls[op], op=op, ranks=members, path=self.order.path, bytes=wire, shape=(self.ranks,))
 

@@ -1,6 +1,5 @@
 """Small plans for this machine, made by hand from degrees and priced, and the commands that run them."""
 
-import ctypes
 import json
 import os
 import signal
@@ -9,6 +8,7 @@ import tempfile
 from pathlib import Path
 from subprocess import CompletedProcess
 
+from benchmarks.namespaces import enter
 from cost_models import Cluster, Model, Placement, Profile, Strategy, Workload, price
 from cost_models.workload import Precision
 from executor.command import main
@@ -100,9 +100,7 @@ class Command:
 
 def _command(arguments: list[str], folder: Path, streams: list[Path], namespace: str | None) -> None:
     if namespace is not None:
-        with Path("/run/netns", namespace).open() as handle:
-            assert ctypes.CDLL(None).setns(handle.fileno(), 0) == 0
-        os.environ["GLOO_SOCKET_IFNAME"] = "eth0"
+        enter(namespace)
     for number, stream in enumerate(streams, start=1):
         os.dup2(os.open(stream, os.O_WRONLY), number)
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import subprocess
 import threading
 import time
 from pathlib import Path
@@ -12,7 +11,8 @@ from types import SimpleNamespace
 import pytest
 from torch.distributed import HashStore
 
-from cost_models import Strategy
+from benchmarks.namespaces import Namespaces
+from cost_models import InputError, Strategy
 from executor.launch.liveness import End, Liveness, last_collective
 from executor.mmsp import exchange
 from tests.executor.planned import Command, save_plan
@@ -103,39 +103,21 @@ def test_under_torchrun_a_killed_rank_is_named_on_the_other_host(tmp_path):
 
 @pytest.fixture
 def cable():
-    """Two network namespaces with a cable between them; called, it cuts the cable."""
-    names = [f"alive{os.getpid()}{side}" for side in "ab"]
-
-    def ip(*arguments: str) -> None:
-        done = subprocess.run(["ip", *arguments], capture_output=True, text=True)
-        if done.returncode:
-            pytest.skip(f"no network namespaces here: {done.stderr.strip()}")
-
+    """Two network namespaces with links between them."""
     try:
-        for name in names:
-            ip("netns", "add", name)
-        first, second = names
-        ip("link", "add", "eth0", "netns", first, "type", "veth", "peer", "name", "eth0", "netns", second)
-        for number, name in enumerate(names, start=1):
-            ip("-n", name, "addr", "add", f"10.77.0.{number}/24", "dev", "eth0")
-            for link in ("lo", "eth0"):
-                ip("-n", name, "link", "set", link, "up")
-        yield names, lambda: ip("-n", second, "link", "set", "eth0", "down")
-    except FileNotFoundError as error:
-        pytest.skip(f"no network namespaces here: {error}")
-    finally:
-        for name in names:
-            subprocess.run(["ip", "netns", "del", name], capture_output=True)
+        with Namespaces([None, None]) as nodes:
+            yield nodes
+    except InputError as error:
+        pytest.skip(str(error))
 
 
 def test_a_network_that_is_cut_ends_both_sides_and_each_names_what_it_lost(tmp_path, cable):
     """The plan puts rank 1 on the first host, which holds the meeting store."""
-    names, cut = cable
-    address = ("10.77.0.1", "10.77.0.2")
-    hosts = two_hosts(tmp_path, [SILENCE], [SILENCE], what="transfer", hosts=address, namespaces=tuple(names))
+    where = {"hosts": cable.addresses, "namespaces": cable.names}
+    hosts = two_hosts(tmp_path, [SILENCE], [SILENCE], what="transfer", **where)
     pids = _pids(tmp_path, 2, hosts[0])
     time.sleep(1.0)
-    cut()
+    cable.cut(1)
     first, second = (process.end(25) for process in hosts)
     assert first.returncode == second.returncode == 1
     assert "rank 0 on 10.77.0.2 is silent for 3 s" in first.stderr and "transfer of context" in first.stderr
