@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.plan_proof import broken
+from benchmarks.plan_proof import broken, exact, monotone
 from cost_models import Cluster, Model, Placement, Strategy, Workload, price
 from cost_models.timing.cluster_costs import costs_of
 from planner.search.branch import Tree
@@ -71,3 +71,18 @@ def test_the_emptiest_domain_is_as_full_as_it_can_be(ranks: int, multiple: int, 
     found, _, fewest = regions._filled(ranks, multiple, multiple, False)
     assert found[every] == least
     assert not least or fewest[every].min() == max(multiple, ranks - 16)
+
+
+@pytest.mark.parametrize("seed", [1, 3])
+def test_answers_on_small_clusters_of_every_kind_are_the_optimum(seed: int) -> None:
+    """A slice of `python -m benchmarks.plan_proof exact`."""
+    answer, optimum, bound = exact(seed, most=3)
+    assert answer == pytest.approx(optimum, rel=1e-12)
+    assert bound <= optimum * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_better_cluster_has_no_worse_optimum(seed: int) -> None:
+    """A slice of `python -m benchmarks.plan_proof monotone`."""
+    before, after, what = monotone(seed, most=4)
+    assert after <= before * (1 + 1e-9), what
