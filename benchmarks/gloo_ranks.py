@@ -18,7 +18,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -67,14 +67,16 @@ def run_ranks(
                 ours, theirs = _SERVER.Pipe(duplex=False)
                 place = (folder, rank, len(homes), home, threads, timeout_s)
                 process = _SERVER.Process(target=_rank, args=(theirs, place, function, tuple(arguments)))
-                process.start()
-                theirs.close()
                 pipes.append(ours)
                 processes.append(process)
+                process.start()
+                theirs.close()
             return _collect(pipes, time.monotonic() + timeout_s)
         finally:
-            for process in processes:
+            started = [process for process in processes if process.pid is not None]
+            for process in started:
                 process.kill()
+            for process in started:
                 process.join()
 
 
@@ -110,7 +112,8 @@ def _rank(pipe: Connection, place: tuple[Any, ...], function: Callable[..., Any]
             os.environ["GLOO_SOCKET_IFNAME"] = "lo" if sys.platform == "linux" else "lo0"
         pipe.send((True, _in_world(Path(folder), rank, world, threads, timeout_s, function, arguments)))
     except BaseException:
-        pipe.send((False, traceback.format_exc()))
+        with suppress(BrokenPipeError):  # the first process was stopped and listens no more
+            pipe.send((False, traceback.format_exc()))
 
 
 def _in_world(
