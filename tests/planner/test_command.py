@@ -211,7 +211,7 @@ def test_mistakes_get_one_line_and_exit_code_2(run, tmp_path, words, message):
 
 
 def test_what_would_fit_is_told(run, tmp_path):
-    code, out, err = run("--gpus", "8", "--ctx", "4M")
+    code, out, err = run("--gpus", "8", "--ctx", "32M")  # more than all levers hold
     assert code == 2
     assert out == ""
     first, *remedies = err.splitlines()
