@@ -164,7 +164,7 @@ class Plan:
             "cluster": {"digest": self.cluster.digest, **self.cluster.to_dict()},
             "workload": strict.plain(self.workload),
             "strategy": strict.plain(self.strategy),
-            "memory": {"capacity_bytes": cost.capacity_bytes, "parts": dict(cost.memory)},
+            "memory": {"capacity_bytes": cost.capacity_bytes, "parts": dict(cost.memory), **_on_host(cost)},
             "priced": {"step_s": cost.step_s, **_rest(cost)},
             "bands": self.bands,
             "simulated": strict.plain(self.simulated),
@@ -219,6 +219,15 @@ Index = Annotated[int, Meta(ge=0, le=MAX_GPUS)]
 class Memory:
     capacity_bytes: Annotated[int, Meta(ge=0)]
     parts: Mapping[str, Annotated[int, Meta(ge=0)]]
+    host_bytes: Annotated[int, Meta(ge=0)] = 0  # that levers take on the fullest node; written where there are any
+    host_capacity_bytes: Annotated[int, Meta(ge=0)] = 0  # of that node; 0: not known
+
+
+def _on_host(cost: StepCost) -> dict[str, int]:
+    return {name: getattr(cost, name) for name in _HOST} if cost.host_bytes else {}
+
+
+_HOST = ("host_bytes", "host_capacity_bytes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,6 +304,7 @@ def from_dict(data: Mapping[str, Any], where: str) -> Plan:
     cost = StepCost(
         memory=StepMemory(stated.memory.parts),
         capacity_bytes=stated.memory.capacity_bytes,
+        **{name: getattr(stated.memory, name) for name in _HOST},
         ranks=strategy.ranks,
         **{name: getattr(stated.priced, name) for name in _PRICED},
     )
