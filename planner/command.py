@@ -40,6 +40,7 @@ Examples:
   plan --gpus 256 --ctx 128K --lengths lengths.csv
   plan --finish '3T tokens in 30 days' --cluster dgx-h100,dgx-b200 --ctx 8K --batch 2048
   plan --gpus 256 --ctx 2M --goodput --mtbf-hours 8
+  plan --recipe longvila-8b --gpus 256 --price-per-gpu-hour 2.5
   plan export plan.json --to slurm
   plan explain plan.json
   plan clusters
@@ -123,24 +124,25 @@ def _plan(given: dict[str, Any]) -> None:
             check_target(path, flag)
     from planner.reverse import command as reverse
 
-    if sum(bool(given[name]) for name in ("longest", "finish", "goodput", "lengths")) > 1:
-        raise InputError("--longest, --finish, --goodput and --lengths are four questions; ask one at a time")
-    if given["finish"] and given["target"] != "mmsp":
-        raise InputError(f"--for {given['target']} with --finish; legal: mmsp")
+    if sum(bool(given[name]) for name in ("longest", "finish", "goodput", "lengths", "recipe")) > 1:
+        raise InputError("--longest, --finish, --goodput, --lengths and --recipe are five questions; ask one at a time")
+    for name in ("finish", "goodput", "recipe"):
+        if given[name] and given["target"] != "mmsp":
+            raise InputError(f"--for {given['target']} with --{name}; legal: mmsp")
     if given["finish"]:
         with console.Progress() as progress:
             reverse.finish(given, progress.show)
         return
-    if given["longest"] and given["ctx"] is not None:
-        raise InputError("--ctx is what --longest asks for; leave it out")
+    for name, has in (("longest", "asks for"), ("recipe", "has for every stage")):
+        if given[name] and given["ctx"] is not None:
+            raise InputError(f"--ctx is what --{name} {has}; leave it out")
     several = options.targets(given["target"], given["precision"])
-    if given["goodput"] and given["target"] != "mmsp":
-        raise InputError(f"--for {given['target']} with --goodput; legal: mmsp")
-    asked = options.question(given, any_length=given["longest"] or given["lengths"])
-    if given["goodput"]:
-        with console.Progress() as progress:
-            reverse.goodput(given, asked, progress.show)
-        return
+    asked = options.question(given, any_length=given["longest"] or given["lengths"] or given["recipe"])
+    for name, answer_to in (("goodput", reverse.goodput), ("recipe", reverse.recipe)):
+        if given[name]:
+            with console.Progress() as progress:
+                answer_to(given, asked, progress.show)
+            return
     from planner.planning import plan
 
     lengths = None

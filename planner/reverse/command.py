@@ -1,4 +1,4 @@
-"""`plan --longest`, `--finish` and `--goodput`: their options, and their answers as lines or JSON."""
+"""`plan --longest`, `--finish`, `--recipe` and `--goodput`: their options, and their answers as lines or JSON."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ _OPTIONS = (
                  help="With --goodput: from a failure to the next step."),
     click.option("--repair-hours", metavar="H", default="24", show_default=True,
                  help="With --goodput: until a failed node is back."),
-    click.option("--price-per-gpu-hour", "dollars", metavar="DOLLARS", help="With --finish: also show the cost."),
+    click.option("--recipe", metavar="NAME",
+                 help="Plan every stage of a training (longvila-8b): hours and GPU-hours; takes no --ctx."),
+    click.option("--price-per-gpu-hour", "dollars", metavar="DOLLARS",
+                 help="With --finish or --recipe: also show the cost."),
 )  # fmt: skip
 
 
@@ -90,6 +93,31 @@ def finish(given: Mapping[str, Any], on_step: Callable[[str], None]) -> None:
     click.echo("\n".join(line(one) for one in found))
     if not found[0].problem:
         click.echo(f"Next: plan --cluster {found[0].cluster} --gpus {found[0].gpus} …; --goodput counts failures")
+
+
+def recipe(given: Mapping[str, Any], asked: options.Question, on_step: Callable[[str], None]) -> None:
+    """Print the plan of each stage, its hours, and the published GPU-hours beside them."""
+    from planner.reverse.recipe import Planned, Recipe, plan_recipe
+
+    whole = Recipe.load(given["recipe"])
+    dollars = positive(given["dollars"], "--price-per-gpu-hour") if given["dollars"] else None
+    found = plan_recipe(
+        whole, asked.cluster, like=asked.workload, fixed=options.pins(given["fix"]), dollars_per_gpu_hour=dollars,
+        profile=asked.profile, room=asked.room, on_step=on_step,
+    )  # fmt: skip
+    if given["as_json"]:
+        click.echo(json.dumps({"recipe": whole.title, "stages": [asdict(one) for one in found]}, indent=1))
+        return
+
+    def line(one: Planned) -> str:
+        if one.problem:
+            return f"{one.stage:22} {one.problem}"
+        time = f"{one.hours:.3g} h, {one.gpu_hours:,.0f} GPU-hours" if one.hours else "steps not published"
+        cost = f", ${one.dollars:,.0f}" if one.dollars and one.hours else ""
+        told = f" (published: {one.published_gpu_hours:,.0f})" if one.published_gpu_hours else ""
+        return f"{one.stage:22} {show_seconds(one.step_s):>8} a step, {time}{cost}{told}; {one.plan}"
+
+    click.echo("\n".join([f"{whole.title} on {asked.cluster.gpus} GPUs", *map(line, found), whole.why]))
 
 
 def goodput(given: Mapping[str, Any], asked: options.Question, on_step: Callable[[str], None]) -> None:
