@@ -202,9 +202,9 @@ def text_line(random: np.random.Generator, name: str, length: int, most: int) ->
 class Corpus:
     """How much is made."""
 
-    short: int = 1200
-    long: int = 200
-    text: int = 1200  # short ones, and as many long ones
+    short: int = 4000
+    long: int = 400
+    text: int = 4000  # short ones, and as many long ones
     cards: int = 1  # the most of a film or text
     short_frames: int = 16  # the most of a short film; the fewest are a quarter
     long_frames: int = 64

@@ -41,9 +41,9 @@ class Evaluated:
             dtype=precision(settings.precision), batch=batch,
         )  # fmt: skip
 
-    def every_frame(self) -> Evaluated:
-        """The same model, shown every frame of a video."""
-        return replace(self, sampling=Sampling(frames=None))
+    def at_rate(self, frames_per_s: float) -> Evaluated:
+        """The same model, shown so many frames of each second of a video."""
+        return replace(self, sampling=Sampling(fps=frames_per_s))
 
     def texts(self, samples: Sequence[Sample], most_tokens: int) -> Iterator[str]:
         """The likeliest answer to each sample, in order."""

@@ -17,7 +17,7 @@ import numpy as np
 from longvila.data.samples import Sample
 from longvila.evaluate import heatmap
 from longvila.evaluate.model import Evaluated
-from longvila.synthetic import Film, encode, make_film
+from longvila.synthetic import FRAMES_PER_S, Film, encode, make_film
 from longvila.tokens import Turn
 
 MOST_FRAMES = 2048
@@ -52,7 +52,7 @@ def task(
             )
             for film in every
         ]  # fmt: skip
-        answers = list(model.every_frame().texts(asked, most_tokens=4))
+        answers = list(model.at_rate(FRAMES_PER_S).texts(asked, most_tokens=4))
         right = [answer.strip() == film.cards[0].letter for answer, film in zip(answers, every, strict=True)]
         found = np.array(right, dtype=float).reshape(len(frames), depths, films).mean(axis=2)
         names = [f"{depth / max(depths - 1, 1):.0%}" for depth in range(depths)]

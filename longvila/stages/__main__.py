@@ -67,7 +67,10 @@ def make_stages(recipe: str, corpus: Path, run: Path, first: int, last: int, wit
         if number in without:
             continue
         given = read_yaml(read_text(file, ""), str(file))
-        given["data"] = [str(corpus / name) for name in given.get("data", [])]
+        given["data"] = [
+            {**one, "file": str(corpus / one["file"])} if isinstance(one, dict) else str(corpus / one)
+            for one in given.get("data", [])
+        ]
         given |= {"run": str(folder / "train"), "export": str(folder / "weights")}
         if before is not None:
             given["weights"] = str(before)

@@ -12,6 +12,7 @@ from longvila.assemble import build_model
 from longvila.config import load_config
 from longvila.evaluate import heatmap, main
 from longvila.evaluate.benchmarks import BENCHMARKS, read
+from longvila.evaluate.model import Evaluated
 from longvila.evaluate.needle import make_films
 from longvila.job import Job, JobError
 from longvila.sharding import OneProcess
@@ -105,16 +106,25 @@ def test_choices_are_made_and_counted(folder, tmp_path, by):
         assert None not in scores["chosen"].values()
 
 
-def test_a_needle_is_looked_for_at_every_depth_and_length(folder, tmp_path):
-    scores = run(folder, tmp_path, task="needle", needle_frames=[4, 6], depths=3, films=2)
+def test_a_needle_is_looked_for_at_every_depth_and_length(folder, tmp_path, monkeypatch):
+    seen, make = [], Evaluated._batch
+
+    def watched(*given, **more):
+        batch = make(*given, **more)
+        seen.append(batch.frames)
+        return batch
+
+    monkeypatch.setattr(Evaluated, "_batch", watched)
+    scores = run(folder, tmp_path, task="needle", needle_frames=[4, 12], depths=3, films=2)
     assert np.array(scores["found"]).shape == (2, 3)
-    films = [film for count in (4, 6) for film in make_films(count, 3, 2, seed=1)]
+    films = [film for count in (4, 12) for film in make_films(count, 3, 2, seed=1)]
     assert [film.cards[0].frame for film in films[:6]] == [0, 0, 2, 2, 3, 3]
+    assert sorted(seen) == sorted(film.frames for film in films)
     right = [scores["answers"][film.name].strip() == film.cards[0].letter for film in films]
     assert np.mean(scores["found"]) == pytest.approx(np.mean(right))
     with av.open(str(tmp_path / "heatmap.png")) as picture:
         assert next(picture.decode(video=0)).height == heatmap.ABOVE + 2 * heatmap.CELL
-    assert "6 frames" in (tmp_path / "heatmap.html").read_text()
+    assert "12 frames" in (tmp_path / "heatmap.html").read_text()
 
 
 def test_a_heat_map_is_green_where_all_is_found():

@@ -10,6 +10,7 @@ from planner import NothingFits
 from planner.reverse.command import first_nodes, state_bytes
 from planner.reverse.finish import Goal, fewest
 from planner.reverse.longest import STEP_TOKENS, longest_context
+from planner.reverse.recipe import Recipe
 from planner.solve import solve
 
 TINY = Workload(Model.load("longvila-1.5b"), context_tokens=8192)
@@ -93,9 +94,26 @@ def test_goodput_names_interval_and_spares(typed):
     assert answer["fleets"][0]["tokens_per_s"] < answer["rates"][0]
 
 
+def test_every_stage_of_a_recipe_is_planned_and_counted(typed):
+    """Also the one whose search looks at ranges of rings with states on the host."""
+    code, out, err = typed("--recipe", "longvila-8b", "--gpus", "64", "--price-per-gpu-hour", "2", "--json")
+    assert (code, err) == (0, "")
+    stages = {one["stage"]: one for one in json.loads(out)["stages"]}
+    recipe = Recipe.load("longvila-8b")
+    assert list(stages) == [stage.name for stage in recipe.stages]
+    for stage in recipe.stages:
+        one = stages[stage.name]
+        assert one["problem"] == ""
+        assert one["gpu_hours"] == pytest.approx(stage.steps * one["step_s"] / 3600 * 64)
+        assert one["dollars"] == pytest.approx(2 * one["gpu_hours"])
+    assert stages["5 long 256 frames"]["published_gpu_hours"] == 832
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--recipe", "longvila-8b", "--gpus", "8", "--ctx", "8K"], "--ctx is what --recipe has for every stage"),
+        (["--recipe", "longvila", "--gpus", "8"], "--recipe 'longvila' is unknown"),
         (["--goodput", "--gpus", "8", "--ctx", "8K"], "--mtbf-hours is missing"),
         (["--goodput", "--gpus", "8", "--ctx", "8K", "--mtbf-hours", "0"], "--mtbf-hours '0' is not a number above 0"),
         (["--longest", "--gpus", "8", "--ctx", "8K"], "--ctx is what --longest asks for"),
