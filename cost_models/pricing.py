@@ -68,7 +68,7 @@ def price(
     >>> from cost_models import Cluster, Model, Strategy, Workload
     >>> work = Workload(Model.load("longvila-8b"), context_tokens=2 * 2**20)
     >>> cost = price(Cluster.load("dgx-h100", nodes=32), work, Strategy(ring=32, ulysses=8, shard=256))
-    >>> cost.fits, 0.3 < cost.mfu < 0.7
+    >>> cost.fits, 0.2 < cost.mfu < 0.7
     (True, True)
     """
     framework.check_scope("step")
