@@ -101,7 +101,7 @@ def backbone(layers: int, hidden: int, ffn: int) -> Model:
     """The dense model that the author's program means by a shape: heads of 128, 8 of keys, SwiGLU, 150,000 words.
 
     >>> backbone(62, 4096, 8192).llm_params
-    10073378816
+    10070904832
     """
     return Model(
         name=f"{layers} x {hidden} x {ffn}", layers=layers, hidden=hidden, ffn=ffn, heads=hidden // 128, kv_heads=8,

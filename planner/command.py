@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import click
 
 from cost_models.errors import InputError
 from planner import console, options
+from planner.backbones.command import asked_for_backbones
 from planner.reverse.command import asked_in_reverse
 
 EXAMPLES = """\b
@@ -39,6 +41,7 @@ Examples:
   plan --gpus 256 --longest
   plan --gpus 256 --ctx 128K --lengths lengths.csv
   plan --finish '3T tokens in 30 days' --cluster dgx-h100,dgx-b200 --ctx 8K --batch 2048
+  plan --backbones --gpus 256 --days 30 --ctx 256K
   plan --gpus 256 --ctx 2M --goodput --mtbf-hours 8
   plan --recipe longvila-8b --gpus 256 --price-per-gpu-hour 2.5
   plan export plan.json --to slurm
@@ -90,6 +93,7 @@ class _Commands(console.NoEmptyGroup):
               help="What to minimise.")  # fmt: skip
 @click.option("--trust-model", is_flag=True, help="Take the best price, also where other layouts are tied with it.")
 @asked_in_reverse
+@asked_for_backbones
 @click.option("--time-limit", metavar="SECONDS",
               help="Stop searching then, with the best layout so far and a bound that still holds.")  # fmt: skip
 @click.option("--proof", is_flag=True, help="Write a proof of the space into the plan, for `plan prove`.")
@@ -107,14 +111,41 @@ def cli(context: click.Context, /, **given: Any) -> None:
     --ctx alone all tokens are text.
     """
     if context.invoked_subcommand is None:
-        _plan(given)
+        _plan(context, given)
     elif any(context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE for name in given):
         raise InputError(f"options before {context.invoked_subcommand!r} would be ignored; put them after it")
 
 
-def _plan(given: dict[str, Any]) -> None:
-    from planner.files import check_target
+QUESTIONS = ("longest", "finish", "goodput", "lengths", "backbones", "recipe")
 
+
+def _one_question(given: Mapping[str, Any]) -> None:
+    """Refuse two questions at once, and options that a question does not take."""
+    if sum(bool(given[name]) for name in QUESTIONS) > 1:
+        asks = ", ".join(f"--{name}" for name in QUESTIONS)
+        raise InputError(f"{asks} are a question each; ask one at a time")
+    for name in ("days", "shapes"):
+        if given[name] is not None and not given["backbones"]:
+            raise InputError(f"--{name} without --backbones; legal with it")
+    for name in ("finish", "goodput", "recipe"):
+        if given[name] and given["target"] != "mmsp":
+            raise InputError(f"--for {given['target']} with --{name}; legal: mmsp")
+    for name, has in (("longest", "asks for"), ("recipe", "has for every stage")):
+        if given[name] and given["ctx"] is not None:
+            raise InputError(f"--ctx is what --{name} {has}; leave it out")
+
+
+def _plan(context: click.Context, given: dict[str, Any]) -> None:
+    from planner.files import check_target
+    from planner.reverse import command as reverse
+
+    _one_question(given)
+    if given["backbones"]:
+        from planner.backbones.command import backbones
+
+        with console.Progress() as progress:
+            backbones(context, given, progress.show)
+        return
     objective = options.objective(given["objective"])
     limit_s = options.seconds(given["time_limit"], "--time-limit")
     fixed = options.pins(given["fix"])
@@ -122,20 +153,10 @@ def _plan(given: dict[str, Any]) -> None:
     for path, flag in ((output, "-o"), (given["page"], "--report")):
         if path is not None:
             check_target(path, flag)
-    from planner.reverse import command as reverse
-
-    if sum(bool(given[name]) for name in ("longest", "finish", "goodput", "lengths", "recipe")) > 1:
-        raise InputError("--longest, --finish, --goodput, --lengths and --recipe are five questions; ask one at a time")
-    for name in ("finish", "goodput", "recipe"):
-        if given[name] and given["target"] != "mmsp":
-            raise InputError(f"--for {given['target']} with --{name}; legal: mmsp")
     if given["finish"]:
         with console.Progress() as progress:
             reverse.finish(given, progress.show)
         return
-    for name, has in (("longest", "asks for"), ("recipe", "has for every stage")):
-        if given[name] and given["ctx"] is not None:
-            raise InputError(f"--ctx is what --{name} {has}; leave it out")
     several = options.targets(given["target"], given["precision"])
     asked = options.question(given, any_length=given["longest"] or given["lengths"] or given["recipe"])
     for name, answer_to in (("goodput", reverse.goodput), ("recipe", reverse.recipe)):

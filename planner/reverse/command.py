@@ -36,7 +36,7 @@ _OPTIONS = (
     click.option("--recipe", metavar="NAME",
                  help="Plan every stage of a training (longvila-8b): hours and GPU-hours; takes no --ctx."),
     click.option("--price-per-gpu-hour", "dollars", metavar="DOLLARS",
-                 help="With --finish or --recipe: also show the cost."),
+                 help="With --finish, --recipe or --backbones: also show the cost."),
 )  # fmt: skip
 
 

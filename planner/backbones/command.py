@@ -1,0 +1,129 @@
+"""`plan --backbones`: its options, and its answer as a table or JSON; each row shown is priced alone once more."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from cost_models.bands import step_band
+from cost_models.errors import InputError
+from cost_models.pricing import price
+from cost_models.quality import DEEPEST, WORDS, backbone
+from cost_models.units import show_tokens
+from planner import options
+
+if TYPE_CHECKING:
+    from planner.backbones.front import Backbone
+    from planner.backbones.widths import Shapes
+
+F = TypeVar("F", bound=Callable[..., Any])
+SHOWN = 12
+"""Rows on the screen; --json has all of the front."""
+STEP_TOKENS = 2**24
+"""Tokens of a step where no --batch is given."""
+_OTHER = ("model", "mode", "frames", "frame_pixels", "lora_rank", "lora_beside", "fix", "target", "objective", "output",
+          "page", "proof", "explain", "trust_model", "time_limit")  # fmt: skip
+"""Options that would be ignored."""
+
+_OPTIONS = (
+    click.option("--backbones", is_flag=True,
+                 help="Which dense language model to train here in --days: predicted quality against time and cost."),
+    click.option("--days", metavar="D", help="With --backbones: days of training."),
+    click.option("--shapes", metavar="LxHxF,…",
+                 help="With --backbones: these layers x hidden x MLP alone [default: some 3,000]."),
+)  # fmt: skip
+
+
+def asked_for_backbones(command: F) -> F:
+    """Adds the options of `--backbones`."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def backbones(context: click.Context, given: Mapping[str, Any], on_step: Callable[[str], None]) -> None:
+    """Print the Pareto front of quality, days and longest row."""
+    from planner.backbones.front import front, grid, named, shown, trained
+    from planner.backbones.widths import Shapes
+    from planner.reverse.command import positive
+
+    def typed(name: str) -> bool:
+        return context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+
+    for name in _OTHER:
+        if typed(name):
+            flag = {"target": "--for", "page": "--report", "output": "-o"}.get(name, f"--{name.replace('_', '-')}")
+            raise InputError(f"{flag} with --backbones would be ignored; leave it out")
+    if given["days"] is None:
+        raise InputError("--days is missing: days of training for --backbones (such as 30)")
+    days = positive(given["days"], "--days")
+    dollars = positive(given["dollars"], "--price-per-gpu-hour") if given["dollars"] else None
+    widths = named(given["shapes"]) if given["shapes"] else grid()
+    asked = options.question(given)
+    work = asked.workload
+    if not typed("batch"):
+        work = replace(work, global_batch=max(1, STEP_TOKENS // work.context_tokens))
+    shapes = Shapes(cluster=asked.cluster, workload=work, profile=asked.profile, room=asked.room)
+    found = trained(shapes, widths, days, on_step)
+    best = front(found)
+    if given["as_json"]:
+        click.echo(
+            json.dumps({"note": WORDS, "candidates": len(found), "front": [_dict(one, dollars) for one in best]})
+        )
+        return
+    count = sum(len(layers) for layers in widths.values())
+    click.echo("\n".join(_lines(shapes, count, len(found), best, shown(best, SHOWN), days, dollars)))
+
+
+def _dict(one: Backbone, dollars: float | None) -> dict[str, object]:
+    numbers = {name: getattr(one, name) for name in one.__struct_fields__ if name not in ("quality", "strategy")}
+    judged = {name: getattr(one.quality, name) for name in one.quality.__struct_fields__}
+    cost = {} if dollars is None else {"dollars": one.gpu_hours * dollars}
+    layout = {"layout": one.strategy.describe(), "recompute": _recompute(one), "at_depth_bound": one.at_depth_bound}
+    return {**numbers, **cost, **judged, **layout}
+
+
+def _recompute(one: Backbone) -> str:
+    return ", ".join(f"{part.recompute} {part.count}" for part in one.strategy.layers)
+
+
+def _lines(
+    shapes: Shapes, count: int, trials: int, best: list[Backbone], rows: list[Backbone], days: float,
+    dollars: float | None,
+) -> list[str]:  # fmt: skip
+    work = shapes.workload
+    deep = sum(one.at_depth_bound for one in best)
+    money = "" if dollars is None else f"{'dollars':>12}"
+    head = f"{'MMLU':>6}{'u':>6}{'layers x hidden x MLP':>24}{'weights':>9}{'tokens':>8}{'days (80%)':>18}"
+    head += f"{'GPU-hours':>11}{money}{'MFU':>7}{'longest row':>13}  layout"
+    lines = [
+        f"{count:,} shapes, {trials:,} shapes x tokens within {days:g} days on {shapes.cluster.gpus} GPUs",
+        f"Rows of {show_tokens(work.context_tokens)} tokens, {work.global_batch} a step",
+        f"MMLU is {WORDS}",
+        "",
+        head,
+    ]
+    for one in rows:
+        priced = replace(work, model=backbone(one.layers, one.hidden, one.ffn))
+        cost = price(shapes.cluster, priced, one.strategy, profile=shapes.profile)
+        low, high = (one.days * end / cost.step_s for end in step_band(cost).ends)
+        spent = "" if dollars is None else f"{one.gpu_hours * dollars:12,.0f}"
+        shape = f"{one.layers} x {one.hidden} x {one.ffn}"
+        lines.append(
+            f"{one.quality.mmlu:6.1f}{one.quality.instability:6.2f}{shape:>24}{one.params / 1e9:8.1f}B"
+            f"{one.tokens / 1e12:7.2f}T{f'{one.days:.1f} ({low:.1f}-{high:.1f})':>18}{one.gpu_hours:11,.0f}{spent}"
+            f"{cost.mfu:7.1%}{show_tokens(one.longest_tokens):>13}  {one.strategy.describe()}; {_recompute(one)}"
+        )
+    lines += [
+        "",
+        f"{len(rows)} of the {len(best)} that no other beats in quality, days and longest row"
+        + ("" if len(rows) == len(best) else " (--json has all)"),
+        f"Depth is bounded at hidden / layers >= {DEEPEST}, and {deep} of {len(best)} lie at that bound: in the law",
+        "depth counts by far the most, and only its discount u for unstable training holds it back",
+        "Days are priced without failures; longest row: on all GPUs, everything recomputed, without levers of memory",
+    ]
+    return lines
