@@ -9,10 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from cost_models.bands import step_band
 from cost_models.errors import InputError
-from cost_models.pricing import price
-from cost_models.quality import DEEPEST, WORDS, backbone
 from cost_models.units import show_tokens
 from planner import options
 
@@ -47,6 +44,7 @@ def asked_for_backbones(command: F) -> F:
 
 def backbones(context: click.Context, given: Mapping[str, Any], on_step: Callable[[str], None]) -> None:
     """Print the Pareto front of quality, days and longest row."""
+    from cost_models.quality import WORDS
     from planner.backbones.front import front, grid, named, shown, trained
     from planner.backbones.widths import Shapes
     from planner.reverse.command import positive
@@ -95,6 +93,10 @@ def _lines(
     shapes: Shapes, count: int, trials: int, best: list[Backbone], rows: list[Backbone], days: float,
     dollars: float | None,
 ) -> list[str]:  # fmt: skip
+    from cost_models.bands import step_band
+    from cost_models.pricing import price
+    from cost_models.quality import DEEPEST, WORDS, backbone
+
     work = shapes.workload
     deep = sum(one.at_depth_bound for one in best)
     money = "" if dollars is None else f"{'dollars':>12}"
