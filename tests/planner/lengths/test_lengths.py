@@ -135,7 +135,7 @@ def test_the_command_plans_the_one_layout_and_says_what_groups_would_bring(tmp_p
         (("--frames", "3"), "--frames 3 with --lengths"),
         (("--fix", "tensor=2"), "--fix tensor with --lengths; legal: data, ring, ulysses, recompute"),
         (("--ctx", "100"), "--ctx 100 with --lengths; legal: at least 1024"),
-        (("--longest",), "four questions"),
+        (("--longest",), "ask one at a time"),
         (("--batch", "999999999"), "tokens on 8 GPUs"),
     ],
 )

@@ -1,6 +1,7 @@
 """`plan --longest`, `--finish` and `--goodput` as typed, and their answers against the planner's own."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -94,19 +95,21 @@ def test_goodput_names_interval_and_spares(typed):
     assert answer["fleets"][0]["tokens_per_s"] < answer["rates"][0]
 
 
-def test_every_stage_of_a_recipe_is_planned_and_counted(typed):
+def test_every_stage_of_a_recipe_is_planned_and_counted(typed, monkeypatch):
     """Also the one whose search looks at ranges of rings with states on the host."""
-    code, out, err = typed("--recipe", "longvila-8b", "--gpus", "64", "--price-per-gpu-hour", "2", "--json")
+    whole = Recipe.load("longvila-8b")
+    stages = [stage for stage in whole.stages if stage.name in ("4 context 64K", "5 long 256 frames")]
+    short = replace(whole, stages=(*stages, replace(stages[0], name="too long", context=2**31)))
+    monkeypatch.setattr(Recipe, "load", lambda name: short)
+    code, out, err = typed("--recipe", "longvila-8b", "--gpus", "32", "--price-per-gpu-hour", "2", "--json")
     assert (code, err) == (0, "")
-    stages = {one["stage"]: one for one in json.loads(out)["stages"]}
-    recipe = Recipe.load("longvila-8b")
-    assert list(stages) == [stage.name for stage in recipe.stages]
-    for stage in recipe.stages:
-        one = stages[stage.name]
-        assert one["problem"] == ""
-        assert one["gpu_hours"] == pytest.approx(stage.steps * one["step_s"] / 3600 * 64)
+    *found, nothing = json.loads(out)["stages"]
+    assert nothing["problem"].startswith("nothing fits")
+    for stage, one in zip(stages, found, strict=True):
+        assert (one["stage"], one["problem"]) == (stage.name, "")
+        assert one["gpu_hours"] == pytest.approx(stage.steps * one["step_s"] / 3600 * 32)
         assert one["dollars"] == pytest.approx(2 * one["gpu_hours"])
-    assert stages["5 long 256 frames"]["published_gpu_hours"] == 832
+    assert found[1]["published_gpu_hours"] == 832
 
 
 @pytest.mark.parametrize(
