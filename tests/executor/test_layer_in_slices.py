@@ -25,12 +25,13 @@ def test_the_ledger_holds_what_a_sliced_layer_holds(ring, ulysses, precision, ab
         mlp_chunk_tokens=TOKENS // 4 // SLICES,
     )  # fmt: skip
     plan, found, before = make_plan(layout, tokens=TOKENS, precision=precision), [], torch.get_num_threads()
-    for threads in (2, 1):  # with more threads than key heads the CPU's gradient copies these; CUDA's never does
+    # with more threads than key heads the CPU's gradient copies these; CUDA's never does
+    for threads in (2, 1) if ring == 2 else (1,):
         torch.set_num_threads(threads)
         try:
             found.append(check(plan, 0))
         finally:
             torch.set_num_threads(before)
-    assert found[0] == found[1]
+    assert found[0] == found[-1]
     (moment,) = (one for one in found[0].components if one.name == " + ".join(TRANSIENT))
     assert -0.04 <= moment.difference <= above, moment
