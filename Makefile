@@ -57,4 +57,4 @@ check: $(VENV)/test
 	$(BIN)/mypy
 
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
