@@ -4,9 +4,10 @@
     image_size 448, patch 14 -> 32x32 patches -> 2x2 256, 3x3 (32 padded to 33) 11x11 = 121, none 1,024
 
 Read from a preset (`tiny`, `longvila-8b`, `longvila-7b`, `longvila-1.5b`), from a YAML file of the same keys, or from
-a released folder (see `weights.py`). `llm` holds the keys of any Hugging Face causal LM config, `vision` those of
-`SiglipVisionConfig`. `vision_select_layer` counts as Hugging Face's `hidden_states` do: -1 is the output of the last
-layer before the final norm, -2 that of the layer before; layers that no output comes from are not built.
+a released folder (see `weights.py`). `llm` holds the keys of any Hugging Face causal LM config, with those of
+`hybrid.py`; `vision` holds those of `SiglipVisionConfig`. `vision_select_layer` counts as Hugging Face's
+`hidden_states` do: -1 is the output of the last layer before the final norm, -2 that of the layer before; layers that
+no output comes from are not built.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig, SiglipVisionConfig
 
-from longvila import projector
+from longvila import hybrid, projector
 from longvila.files import read_text
 from longvila.job import JobError
 from longvila.settings import read_settings, read_yaml
@@ -50,6 +51,7 @@ class LongVilaConfig:
     def __post_init__(self) -> None:
         if "model_type" not in self.llm:
             raise JobError("model: llm has no model_type (for example llama or qwen2)")
+        hybrid.shape_of(self.llm)
         if self.tokenizer not in TOKENIZERS:
             raise JobError(f"model: tokenizer {self.tokenizer!r} is none of {', '.join(TOKENIZERS)}")
         for name in ("image_size", "patch_size"):
@@ -104,7 +106,7 @@ class LongVilaConfig:
         )  # fmt: skip
 
     def llm_config(self) -> PretrainedConfig:
-        given = dict(self.llm)
+        given = hybrid.plain(self.llm)
         return AutoConfig.for_model(given.pop("model_type"), **given)
 
     def vision_config(self) -> SiglipVisionConfig:

@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, SiglipVisionModel
+from transformers import SiglipVisionModel
 
+from longvila import hybrid
 from longvila.config import LongVilaConfig
 from longvila.loss import loss_sum, wide_dtype
 from longvila.projector import Projector
@@ -49,9 +50,8 @@ class LongVilaForConditionalGeneration(nn.Module):
         self.tower = SiglipVisionModel(vision_config)
         # The selected layer's output is taken before the final norm, which is thus no part of the model.
         self.tower.post_layernorm = nn.Identity()  # type: ignore[assignment]
-        llm_config = config.llm_config()
-        self.llm = AutoModelForCausalLM.from_config(llm_config, attn_implementation=attention)
-        self.projector = Projector(config.projector, config.vision_width, llm_config.hidden_size)
+        self.llm: Any = hybrid.build(config.llm, attention)
+        self.projector = Projector(config.projector, config.vision_width, self.llm.config.hidden_size)
 
     def layers(self) -> list[nn.Module]:
         """The repeated blocks, in the order of their first use: what a sharding or a recompute policy wraps."""

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from longvila import lora, projector
+from longvila import hybrid, lora, projector
 from longvila.config import LongVilaConfig
 from longvila.files import quiet
 from longvila.job import JobError
@@ -191,7 +191,7 @@ def save_weights(
     if not first:
         return
     config = model.config
-    model.llm.config.save_pretrained(partial / "llm")
+    hybrid.save_config(model.llm, partial / "llm")
     config.vision_config().save_pretrained(partial / "vision_tower")
     top = root_config(config)
     projected = {"mm_projector_type": top["mm_projector"], "model_type": "v2l_projector"}
