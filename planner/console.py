@@ -47,7 +47,9 @@ def run(command: click.Group, name: str) -> None:
     except click.exceptions.Abort:
         sys.exit(130)
     except click.ClickException as error:
-        _fail(name, error.format_message() + f"; see {name} --help")
+        context = getattr(error, "ctx", None)
+        where = context.command_path if context is not None else name
+        _fail(name, f"{error.format_message().rstrip('.')}; see {where} --help")
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] in OURS:
             raise

@@ -502,3 +502,8 @@ def test_hosts_are_written_into_the_plan(run, tmp_path):
     ):
         code, _, err = run(*words, "--ctx", "32K")
         assert code == 2 and message in err and err.count("\n") == 1
+
+
+def test_an_option_that_is_none_names_the_command_that_would_list_them(typed):
+    code, _, told = typed("what-if", "--nope")
+    assert code == 2 and told.startswith("plan: No such option '--nope'") and told.endswith("see plan what-if --help\n")
