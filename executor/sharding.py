@@ -43,7 +43,9 @@ from executor.mmsp.guard import guard
 from executor.mmsp.host_memory import HostMemory
 from executor.mmsp.recompute import apply_recompute
 from executor.mmsp.slices import run_in_slices
+from executor.mmsp.ssd import SsdSplit, check_heads
 from longvila.sharding import IGNORE, Batch, DecodeCall, LocalBatch, places_on
+from longvila.ssd import DiscreteMamba2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +74,11 @@ class ContextSharding:
     head_chunks: int = 1  # pieces in which a rank's heads are exchanged and attended
     mlp_chunk_tokens: int | None = None  # of a rank, that MLPs and norms take at a time; None means all
     states_on_host: bool = False  # weights, gradients and optimizer live in host memory, gathered from there
+    ssd: str = "states"  # how state-space layers are split, where the model has some
+    ssd_pass: str = "gather"  # how their states are passed on
     host: HostMemory = field(default_factory=HostMemory)  # inputs of layers that wait there
     attention: str = attention.NAME
+    _has_ssd: bool = field(default=False, init=False)
     _row: Layout | None = field(default=None, init=False)  # that was cut last: the cache asks at its prefill
     _row_of: Tensor | None = field(default=None, init=False)  # the documents that it was made of
 
@@ -140,7 +145,19 @@ class ContextSharding:
             labels_S=batch.labels_L[take_S].masked_fill(pad_S, IGNORE),
             positions_S=batch.positions_L[take_S].masked_fill(pad_S, 0),
             vision_at_V=places_on(torch.from_numpy(np.flatnonzero(vision_S)), device),
-            attention={"mm_sp": call},
+            attention={"mm_sp": call, "ssd": self._ssd_split(layout)} if self._has_ssd else {"mm_sp": call},
+        )
+
+    def _ssd_split(self, layout: Layout) -> SsdSplit:
+        groups = self.groups
+        return SsdSplit(
+            layout=layout,
+            context=groups.context.exchange(),
+            ulysses=groups.ulysses.exchange(),
+            ring=groups.ring.exchange(),
+            places=groups.places,
+            split=self.ssd,
+            way=self.ssd_pass,
         )
 
     def exchange_embeddings(self, made_ND: Tensor, batch: Batch) -> Tensor:
@@ -172,6 +189,10 @@ class ContextSharding:
         decoders = [block for block in blocks if _is_decoder(block)]
         for decoder in decoders:
             _check_heads(decoder, self.groups.ulysses.size)
+        mixers = [module for module in model.modules() if isinstance(module, DiscreteMamba2)]
+        for mixer in mixers:
+            check_heads(mixer.heads, self.ssd, context=self.groups.context.size, ulysses=self.groups.ulysses.size)
+        self._has_ssd = bool(mixers)
         guard(model)
         ranges = [(policy, rest[0] if rest else "none", count) for policy, count, *rest in self.recompute]
         kept = [(policy, offload) for policy, offload, count in ranges for _ in range(count)]

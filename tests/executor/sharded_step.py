@@ -50,6 +50,8 @@ class Case:
     tied: bool = False  # one tensor is embedding and head
     frames_per_chunk: int | None = None
     frozen: tuple[str, ...] = ()  # parts of the model
+    layer_types: tuple[str, ...] = ()
+    ssd: tuple[str, str] = ("states", "gather")
 
 
 def rank_lists(case: Case) -> dict[str, list[list[int]]]:
@@ -78,12 +80,17 @@ def make_sharding(case: Case) -> ContextSharding:
         head_chunks=case.head_chunks,
         mlp_chunk_tokens=case.mlp_chunk_tokens,
         states_on_host=case.states_on_host,
+        ssd=case.ssd[0],
+        ssd_pass=case.ssd[1],
         precision=Precision(param=getattr(torch, case.param), reduce=torch.float32) if case.param else Precision(),
     )
 
 
 def make_model(case: Case, attention: str) -> LongVilaForConditionalGeneration:
     llm = {"model_type": case.llm, "vocab_size": 64, "intermediate_size": 40, "num_hidden_layers": 2, **LLM[case.llm]}
+    if case.layer_types:
+        llm |= {"layer_types": case.layer_types, "ssd": {"heads": 4, "head_size": 6, "state": 5, "chunk": 8}}
+        llm["num_hidden_layers"] = len(case.layer_types)
     config = LongVilaConfig(
         llm={**llm, "tie_word_embeddings": case.tied},
         vision=VISION,

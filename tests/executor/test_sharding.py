@@ -19,6 +19,8 @@ from tests.ranks import run_ranks
 EXACT, SINGLE = 1e-9, 1e-5
 HALF = 0.05  # bfloat16 rounds to 2^-9 = 0.002; a few dozen roundings lie between a parameter and the loss
 
+HYBRID = ("ssd", "full_attention", "ssd")
+
 FOUR_RANKS = [
     Case(ulysses=4),
     Case(ring=4),
@@ -50,6 +52,11 @@ FOUR_RANKS = [
     Case(ulysses=2, ring=2, frozen=("tower",), frames_per_chunk=1),
     Case(ulysses=2, ring=2, frozen=("projector", "tower"), recompute=(("full", 1), ("all_but_attention", 1))),
     Case(ulysses=2, ring=2, frozen=("llm",), recompute=(("full", 1), ("all_but_attention", 1)), frames=((0,), (1,))),
+    Case(ulysses=2, ring=2, layer_types=HYBRID, recompute=(("all_but_attention", 2), ("mlp", 1)), head_chunks=2),
+    Case(ring=4, layer_types=HYBRID, kind="balanced", ssd=("states", "tree"), recompute=(("full", 3),), llm="qwen2"),
+    Case(ulysses=2, ring=2, layer_types=HYBRID, kind="contiguous", ssd=("mixed", "chain"), states_on_host=True),
+    Case(data=2, ulysses=2, layer_types=HYBRID, ssd=("heads", "gather"), shard=2, mlp_chunk_tokens=4),
+    Case(ulysses=2, ring=2, layer_types=("ssd", "ssd"), dtype="float32", param="bfloat16"),
 ]
 
 

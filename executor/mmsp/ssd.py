@@ -1,0 +1,204 @@
+"""State-space layers over the context group: their tokens, their heads, or both are dealt out.
+
+    states  each rank scans its own stretches of the row; K - 1 tokens before each come from their owner (the halo of
+            the convolution), states are passed on (`state_passing`)
+    heads   one all-to-all over the context group: all tokens of some heads, x B C a in, y back; the gate stays
+    mixed   heads over the ulysses group, states over the ring group
+
+Bytes a rank sends, b a number's, w a state's (4; 8 in float64): heads (G-1)/G S H (2P + 2N + 1) b; halo
+(K-1) H (P + 2N) b for each stretch that others begin after its tokens; the backward pass sends the same again. Who
+holds which token is the table of attention, so the two chunks of a zigzag are two stretches. Documents are cut by
+positions, which every rank knows. Shapes: B rows, S tokens of a rank, T tokens that it scans, H heads, W channels.
+Leaves out: heads that the group does not divide (refused), overlap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cost_models.errors import InputError
+from cost_models.token_layout import Layout, Places, Span
+from executor.mmsp.exchange import Alone, Exchange, all_to_all
+from executor.mmsp.state_passing import Passing
+from longvila.sharding import places_on
+from longvila.ssd import Inner, mix
+
+SPLITS = ("states", "mixed", "heads")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SsdSplit:
+    """The state-space layers of one packed row over ring x ulysses ranks: the keyword argument `ssd` of a model."""
+
+    layout: Layout
+    context: Exchange
+    ulysses: Exchange
+    ring: Exchange
+    places: tuple[tuple[int, int], ...]  # (ring, ulysses) of the context group's members
+    split: str = "states"
+    way: str = "gather"  # of passing states
+    _halos: dict[int, Halo] = field(default_factory=dict, repr=False)  # by taps
+
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise InputError(f"ssd={self.split} is not one of {', '.join(SPLITS)}")
+
+    def mix(self, inner: Inner, layer: int) -> Tensor:
+        """`inner` of this rank's tokens -> y [B, S, H, P] of them."""
+        heads = inner.skip_H.shape[0]
+        check_heads(heads, self.split, context=self.context.size, ulysses=self.ulysses.size)
+        mine, dtype = self._by_heads(inner), inner.channels_BSHW.dtype
+        device = mine.channels_BSHW.device
+        positions = places_on(torch.from_numpy(_in_documents(self.layout, self._index)), device)[None]
+        halo = self._halo(inner.taps_HWK.shape[-1])
+        spans = self.stretches[self._states.index]
+        before = halo.fetch(mine.channels_BSHW, self._states, len(spans))
+        y, _ = mix(mine, positions, [span.stop - span.start for span in spans], before, self._passing)
+        return self._back(y.to(dtype))
+
+    @property
+    def _states(self) -> Exchange:
+        """The group that states are passed in."""
+        return {"states": self.context, "mixed": self.ring, "heads": Alone()}[self.split]
+
+    @property
+    def _heads(self) -> Exchange:
+        """The group that heads are dealt out to."""
+        return {"states": Alone(), "mixed": self.ulysses, "heads": self.context}[self.split]
+
+    @cached_property
+    def _indices(self) -> tuple[Places, ...]:
+        """The tokens, ascending, that each member of `_states` scans."""
+        layout = self.layout
+        if self.split == "heads":
+            return (np.arange(layout.padded_tokens),)
+        if self.split == "states":
+            return tuple(layout.index(*place) for place in self.places)
+        return tuple(
+            np.concatenate([layout.index(ring, ulysses) for ulysses in range(layout.ulysses)])
+            for ring in range(layout.ring)
+        )
+
+    @property
+    def _index(self) -> Places:
+        return self._indices[self._states.index]
+
+    @cached_property
+    def stretches(self) -> tuple[tuple[Span, ...], ...]:
+        """The runs of neighbouring tokens of each member."""
+        return tuple(tuple(_runs(index)) for index in self._indices)
+
+    @cached_property
+    def _passing(self) -> Passing:
+        return Passing(exchange=self._states, stretches=self.stretches, way=self.way)
+
+    def _halo(self, taps: int) -> Halo:
+        if taps not in self._halos:
+            self._halos[taps] = _halo(self._indices, self.stretches, self._states.index, taps - 1)
+        return self._halos[taps]
+
+    def _by_heads(self, inner: Inner) -> Inner:
+        """The same of this rank's heads and the tokens of all that they were dealt out to."""
+        group = self._heads
+        if group.size == 1:
+            return inner
+        heads = inner.skip_H.shape[0] // group.size
+        here = slice(group.index * heads, (group.index + 1) * heads)
+        rows_HBSW = torch.cat((inner.channels_BSHW, inner.a_BSH[..., None]), -1).permute(2, 0, 1, 3)
+        rows_HBSW = all_to_all(rows_HBSW, group, [heads] * group.size, [heads] * group.size)
+        rows_BTHW = rows_HBSW.unflatten(0, (group.size, heads)).permute(2, 0, 3, 1, 4).flatten(1, 2)
+        if self.split == "heads":
+            rows_BTHW = rows_BTHW[:, places_on(torch.from_numpy(self._to_row), rows_BTHW.device)]
+        return replace(
+            inner, channels_BSHW=rows_BTHW[..., :-1], a_BSH=rows_BTHW[..., -1], taps_HWK=inner.taps_HWK[here],
+            skip_H=inner.skip_H[here],
+        )  # fmt: skip
+
+    def _back(self, y_BTHP: Tensor) -> Tensor:
+        group = self._heads
+        if group.size == 1:
+            return y_BTHP
+        if self.split == "heads":
+            y_BTHP = y_BTHP[:, places_on(torch.from_numpy(np.argsort(self._to_row)), y_BTHP.device)]
+        heads = y_BTHP.shape[2]
+        rows = y_BTHP.unflatten(1, (group.size, -1)).permute(1, 3, 0, 2, 4).flatten(0, 1)
+        return all_to_all(rows, group, [heads] * group.size, [heads] * group.size).permute(1, 2, 0, 3)
+
+    @cached_property
+    def _to_row(self) -> Places:
+        """Tokens in the context group's order -> in the row's."""
+        return np.argsort(np.concatenate([self.layout.index(*place) for place in self.places]))
+
+
+def check_heads(heads: int, split: str, *, context: int, ulysses: int) -> None:
+    """InputError where the heads of a layer cannot be dealt out evenly."""
+    group = {"states": 1, "mixed": ulysses, "heads": context}[split]
+    if heads % group:
+        raise InputError(f"ssd={split} deals {heads} heads to {group} ranks; the ranks must divide the heads")
+
+
+class Halo(NamedTuple):
+    """What one member sends and receives so that each of its stretches knows the tokens before it."""
+
+    send: Places  # which of its tokens, by receiver
+    send_counts: tuple[int, ...]
+    receive_counts: tuple[int, ...]
+    taken: Places  # [stretches * reach]: which of the received is each token before a stretch; the last + 1 is none
+
+    def fetch(self, channels_BTHW: Tensor, group: Exchange, stretches: int) -> Sequence[Tensor]:
+        """The tokens before each of this rank's stretches, [B, reach, H, W]; zeros before the row."""
+        device, tokens_TBHW = channels_BTHW.device, channels_BTHW.transpose(0, 1)
+        got = tokens_TBHW[:0]
+        if sum(map(len, (self.send, self.taken))) and group.size > 1:
+            rows = tokens_TBHW[places_on(torch.from_numpy(self.send), device)]
+            got = all_to_all(rows, group, self.send_counts, self.receive_counts)
+        got = torch.cat((got, got.new_zeros((1, *tokens_TBHW.shape[1:]))))
+        return got[places_on(torch.from_numpy(self.taken), device)].unflatten(0, (stretches, -1)).transpose(1, 2)
+
+
+def _halo(indices: Sequence[Places], stretches: Sequence[Sequence[Span]], me: int, reach: int) -> Halo:
+    members = len(indices)
+    owner = np.empty(sum(map(len, indices)), dtype=np.int64)
+    for member, index in enumerate(indices):
+        owner[index] = member
+    wanted = [
+        np.concatenate([np.arange(span.start - reach, span.start) for span in mine]) if reach else np.empty(0, np.int64)
+        for mine in stretches
+    ]
+    sent = [places[places >= 0] for places in wanted]
+    sent = [places[owner[places] == me] for places in sent]
+    mine = wanted[me]
+    real = np.flatnonzero(mine >= 0)
+    senders = owner[mine[real]]
+    taken = np.full(len(mine), len(real), dtype=np.int64)
+    taken[real[np.argsort(senders, kind="stable")]] = np.arange(len(real))
+    return Halo(
+        send=np.searchsorted(indices[me], np.concatenate(sent)),
+        send_counts=tuple(map(len, sent)),
+        receive_counts=tuple(np.bincount(senders, minlength=members).tolist()),
+        taken=taken,
+    )
+
+
+def _runs(index: Places) -> list[Span]:
+    """Neighbouring places as spans.
+
+    >>> _runs(np.array([0, 1, 2, 7, 8]))
+    [Span(start=0, stop=3), Span(start=7, stop=9)]
+    """
+    edges = [0, *(np.flatnonzero(np.diff(index) > 1) + 1).tolist(), len(index)]
+    return [Span(int(index[first]), int(index[last - 1]) + 1) for first, last in pairwise(edges)]
+
+
+def _in_documents(layout: Layout, index: Places) -> Places:
+    """The places of tokens in their documents; padding is a document."""
+    starts = np.array(layout.edges[:-1])
+    return index - starts[np.searchsorted(starts, index, side="right") - 1]

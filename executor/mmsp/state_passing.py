@@ -1,0 +1,139 @@
+"""The states that a row's stretches are entered with, where ranks hold stretches of it in any order.
+
+    entry_0 = 0        entry_{i+1} = decay_i * entry_i + own_i        i in the row's order, whatever rank holds i
+
+gather  every rank gets all summaries (own, decay) and goes through them itself: one step, G - 1 buffers received
+chain   rank to rank in the row's order, a state each, G - 1 steps: only where each rank holds one stretch
+tree    at step s stretch i joins what i - 2^s has seen to its own: ceil(log2 of the stretches) steps
+
+Gradients take the same way from the last stretch to the first: with g_i that of entry_i, r_{i-1} = decay_i r_i + g_i,
+then d own_i = r_i and d decay_i = <r_i, entry_i>. A summary is H (P N + 1) numbers for each row of the batch.
+Shapes: G stretches of this rank, B rows, H heads, P head size, N state. Leaves out: overlap with computation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cost_models.errors import InputError
+from cost_models.token_layout import Span
+from executor.mmsp.exchange import Exchange
+
+PASSES = ("gather", "chain", "tree")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passing:
+    """How one group passes states on; a `carry` of `longvila.ssd`."""
+
+    exchange: Exchange
+    stretches: tuple[tuple[Span, ...], ...]  # of each member, ascending; together they are the row
+    way: str = "gather"
+
+    def __post_init__(self) -> None:
+        if self.way not in PASSES:
+            raise InputError(f"ssd_pass={self.way} is not one of {', '.join(PASSES)}")
+        if self.way == "chain" and self.slots > 1:
+            raise InputError(
+                f"ssd_pass=chain needs one stretch of the row on each rank, here are up to {self.slots}; "
+                "take ring_layout contiguous, or ssd_pass gather or tree"
+            )
+
+    @cached_property
+    def slots(self) -> int:
+        """The most stretches of a member."""
+        return max(len(mine) for mine in self.stretches)
+
+    @cached_property
+    def order(self) -> tuple[tuple[int, int], ...]:
+        """(member, its stretch) in the row's order."""
+        found = [
+            (span.start, member, slot) for member, mine in enumerate(self.stretches) for slot, span in enumerate(mine)
+        ]
+        return tuple((member, slot) for _, member, slot in sorted(found))
+
+    def __call__(self, own: Tensor, decay: Tensor) -> Tensor:
+        """own [G, B, H, P, N], decay [G, B, H] of this rank's stretches -> their entries, differentiable."""
+        entries: Tensor = _Passed.apply(own, decay, self)
+        return entries
+
+    def entries(self, own: Tensor, decay: Tensor, *, backwards: bool = False) -> Tensor:
+        """The recurrence over all stretches, in the row's order or from its end."""
+        order = self.order[::-1] if backwards else self.order
+        if len(order) == 1:
+            return torch.zeros_like(own)
+        if self.way == "chain":
+            return self._chain(own, decay, [member for member, _ in order])
+        values = torch.cat((own.flatten(-2), decay[..., None]), -1)
+        entries = self._gather(values, order) if self.way == "gather" else self._tree(values, order)
+        return entries[..., :-1].unflatten(-1, own.shape[-2:])
+
+    def _gather(self, values: Tensor, order: Sequence[tuple[int, int]]) -> Tensor:
+        buffer = values.new_zeros((self.slots, *values.shape[1:]))
+        buffer[: len(values)] = values
+        of_all, me = self.exchange.all_gather(buffer), self.exchange.index
+        state, entries = torch.zeros_like(values[0]), torch.empty_like(values)
+        last = max(place for place, (member, _) in enumerate(order) if member == me)
+        for member, slot in order[: last + 1]:
+            if member == me:
+                entries[slot] = state
+            state = _joined(state, of_all[member, slot])
+        return entries
+
+    def _chain(self, own: Tensor, decay: Tensor, order: Sequence[int]) -> Tensor:
+        place, entry = order.index(self.exchange.index), torch.zeros_like(own[0])
+        if place > 0:
+            (entry,) = self.exchange.start_transfer([], [(order[place - 1], entry)]).wait()
+        if place + 1 < len(order):
+            state = decay[0, ..., None, None] * entry + own[0]
+            self.exchange.start_transfer([(order[place + 1], state.contiguous())], []).wait()
+        return entry[None]
+
+    def _tree(self, values: Tensor, order: Sequence[tuple[int, int]]) -> Tensor:
+        me, entries, seen = self.exchange.index, torch.zeros_like(values), values.clone()
+        places = {place: slot for place, (member, slot) in enumerate(order) if member == me}
+        step = 1
+        while step < len(order):
+            sent, wanted = dict[int, list[int]](), dict[int, list[int]]()  # by member: my stretches, in order of place
+            for place, slot in places.items():
+                if place + step < len(order):
+                    sent.setdefault(order[place + step][0], []).append(slot)
+                if place >= step:
+                    wanted.setdefault(order[place - step][0], []).append(slot)
+            send = [(member, seen[slots]) for member, slots in sent.items() if member != me]
+            arrived = {member: torch.empty_like(values[slots]) for member, slots in wanted.items() if member != me}
+            self.exchange.start_transfer(send, [*arrived.items()]).wait()
+            arrived[me] = seen[sent.get(me, [])]
+            for member, slots in wanted.items():
+                # What came spans the `step` stretches before; entries so far span the step - 1 that follow them.
+                entries[slots] = arrived[member] if step == 1 else _joined(arrived[member], entries[slots])
+                seen[slots] = _joined(arrived[member], seen[slots])
+            step *= 2
+        return entries
+
+
+def _joined(earlier: Tensor, later: Tensor) -> Tensor:
+    """(state, decay) of two neighbours as one stretch; the decay is the last number."""
+    decay = later[..., -1:]
+    return torch.cat((decay * earlier[..., :-1] + later[..., :-1], decay * earlier[..., -1:]), -1)
+
+
+class _Passed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, decay: Tensor, passing: Passing) -> Tensor:
+        entries = passing.entries(own, decay)
+        ctx.passing = passing
+        ctx.save_for_backward(decay, entries)
+        return entries
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        decay, entries = ctx.saved_tensors
+        later = ctx.passing.entries(grad, decay, backwards=True)
+        return later, (later * entries).sum((-1, -2)), None
