@@ -249,7 +249,7 @@ class ContextSharding:
     def decode_calls(self, caches: Sequence[ShardedCache]) -> list[DecodeCall]:
         shards = [shard for cache in caches for shard in cache.shards]
         step = DecodeStep(self.groups.context.exchange(), shards)
-        return [DecodeCall(prompts=slice(None), cache=step, attention={"mm_sp": step})]
+        return [DecodeCall(prompts=slice(None), cache=step, attention=step.attention)]
 
     def agree(self, tokens: Sequence[int]) -> list[int]:
         return self.groups.context.broadcast(torch.tensor(tokens, device=self.device)).tolist()

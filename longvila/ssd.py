@@ -52,8 +52,10 @@ class Inner:
 class Split(Protocol):
     """The keyword argument `ssd` of a model call: the tokens of a row lie on several ranks."""
 
-    def mix(self, inner: Inner, layer: int) -> Tensor:
-        """`inner` of this rank's tokens -> y [B, S, H, P] of them, as `mix` gives it for the whole row."""
+    def mix(self, inner: Inner, layer: int, cache: Cache | None) -> Tensor:
+        """`inner` of this rank's tokens -> y [B, S, H, P] of them, as `mix` gives it for the whole row.
+
+        The states that documents end with stay in the `cache`, where there is one."""
 
 
 def scan(
@@ -76,12 +78,12 @@ def scan(
         first[:, 1:] = documents[..., 1:] != documents[..., :-1]
     y_BSHP, ends = scan_stretches(
         x_BSHP, b_BSHN, c_BSHN, log_decay_BSH, first,
-        lengths=(x_BSHP.shape[1],), chunk=chunk, carry=_entered_with(state),
+        lengths=(x_BSHP.shape[1],), chunk=chunk, carry=entered_with(state),
     )  # fmt: skip
     return y_BSHP, ends[0]
 
 
-def _entered_with(state: Tensor | None) -> Carry:
+def entered_with(state: Tensor | None) -> Carry:
     """The carry of one stretch that `state` precedes."""
     return lambda own, decay: torch.zeros_like(own) if state is None else state[None].to(own)
 
@@ -196,6 +198,12 @@ class StateLayer(CacheLayerMixin):
         self.state: Tensor | None = None  # [B, H, P, N]
         self.channels: Tensor | None = None  # [B, K - 1, H, W]
 
+    @property
+    def known(self) -> tuple[Tensor, Tensor]:
+        """State and channels of a layer that has seen tokens."""
+        assert self.state is not None and self.channels is not None
+        return self.state, self.channels
+
     def advance(self, tokens: int, state: Tensor, channels: Tensor) -> None:
         self.tokens, self.state, self.channels = self.tokens + tokens, state, channels
 
@@ -218,8 +226,8 @@ class StateLayer(CacheLayerMixin):
         self.tokens, self.state, self.channels = 0, None, None
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        if self.state is not None and self.channels is not None:
-            self.state, self.channels = self.state[beam_idx], self.channels[beam_idx]
+        state, channels = self.known
+        self.state, self.channels = state[beam_idx], channels[beam_idx]
 
 
 def state_of(cache: Cache, layer: int) -> StateLayer:
@@ -269,7 +277,7 @@ class DiscreteMamba2(nn.Module):
         """[B, S, hidden] -> ([B, S, hidden], None), as a layer of transformers asks its attention."""
         inner, z_BSI = self._inner(hidden_states)
         if ssd is not None:
-            y_BSHP = ssd.mix(inner, self.layer)
+            y_BSHP = ssd.mix(inner, self.layer, past_key_values)
         else:
             held = None if past_key_values is None else state_of(past_key_values, self.layer)
             y_BSHP = self._alone(inner, _positions(hidden_states, position_ids), held)
@@ -305,9 +313,8 @@ class DiscreteMamba2(nn.Module):
     def _alone(self, inner: Inner, positions_BS: Tensor, held: StateLayer | None) -> Tensor:
         """In one process; `held` is read and advanced."""
         channels, tokens = inner.channels_BSHW, positions_BS.shape[1]
-        before = self._nothing(inner) if held is None or held.channels is None else held.channels
-        state = None if held is None else held.state
-        y_BSHP, ends = mix(inner, positions_BS, (tokens,), [before], _entered_with(state))
+        state, before = (None, self._nothing(inner)) if held is None or not held.tokens else held.known
+        y_BSHP, ends = mix(inner, positions_BS, (tokens,), [before], entered_with(state))
         if held is not None:
             held.advance(tokens, ends[0], torch.cat((before, channels), 1)[:, tokens:])
         return y_BSHP

@@ -10,8 +10,9 @@ A rank's tokens of a sequence stand in ascending order, so a window sees the las
 Sequences of one step may come from different prefills and differ in length: nothing is padded. Bytes per layer and
 step: every rank sends B * H * (D + 1) * 4 to each of the others; memory: tokens / N per rank, counts of a sequence
 differ by at most one once growth has evened them out. Merging in float32 (float64 for float64) in member order, so
-all ranks get the same bits. Leaves out: several new tokens of one sequence, beams, and dropping keys that no window
-reaches any more. One kernel call for each sequence.
+all ranks get the same bits. A state-space layer's state is on every rank, and each goes on with it by itself: H P N
+numbers a sequence, nothing sent. Leaves out: several new tokens of one sequence, beams, and dropping keys that no
+window reaches any more. One kernel call for each sequence.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +32,7 @@ from cost_models.errors import InputError
 from cost_models.token_layout import Layout
 from executor.mmsp import kernel
 from executor.mmsp.exchange import Exchange
+from longvila.ssd import Inner, StateLayer, entered_with, mix
 
 _SPARE = 64  # tokens by which a full shard grows at least; else an eighth
 
@@ -41,6 +44,7 @@ class Shard:
     counts: list[int]  # tokens of each member of the context group
     places: list[int]  # of this rank's tokens, ascending
     _stores: dict[int, Tensor] = field(default_factory=dict)  # (2, K, capacity, D), of which len(places) are real
+    states: dict[int, StateLayer] = field(default_factory=dict)  # of state-space layers, whole on every member
 
     @property
     def tokens(self) -> int:
@@ -145,6 +149,22 @@ class DecodeStep(_Shards):
         super().__init__()
         self._context, self.shards, self._layer = context, shards, 0
         self._stored_here = [shard.grow(context.index) for shard in shards]
+
+    @property
+    def attention(self) -> dict[str, Any]:
+        """The keyword arguments of the model's call."""
+        return {"mm_sp": self, "ssd": self} if any(shard.states for shard in self.shards) else {"mm_sp": self}
+
+    def mix(self, inner: Inner, layer: int, cache: Cache | None) -> Tensor:
+        """The state-space layer's part of the step: y (B, 1, H, P) of the new tokens."""
+        held = [shard.states[layer] for shard in self.shards]
+        states, before = torch.cat([one.known[0] for one in held]), torch.cat([one.known[1] for one in held])
+        positions = torch.full((len(held), 1), 1 + before.shape[1], device=before.device)  # what is before is theirs
+        y, ends = mix(inner, positions, (1,), [before], entered_with(states))
+        after = torch.cat((before, inner.channels_BSHW), 1)[:, 1:]
+        for place, one in enumerate(held):
+            one.advance(1, ends[0, place : place + 1], after[place : place + 1])
+        return y
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object

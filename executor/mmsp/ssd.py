@@ -23,13 +23,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from transformers.cache_utils import Cache
 
 from cost_models.errors import InputError
 from cost_models.token_layout import Layout, Places, Span
+from executor.mmsp.decode import ShardedCache
 from executor.mmsp.exchange import Alone, Exchange, all_to_all
 from executor.mmsp.state_passing import Passing
 from longvila.sharding import places_on
-from longvila.ssd import Inner, mix
+from longvila.ssd import Inner, StateLayer, mix
 
 SPLITS = ("states", "mixed", "heads")
 
@@ -45,14 +47,17 @@ class SsdSplit:
     places: tuple[tuple[int, int], ...]  # (ring, ulysses) of the context group's members
     split: str = "states"
     way: str = "gather"  # of passing states
+    cut: bool = False  # stretches end where documents do, so that the states at their ends are known
     _halos: dict[int, Halo] = field(default_factory=dict, repr=False)  # by taps
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
             raise InputError(f"ssd={self.split} is not one of {', '.join(SPLITS)}")
 
-    def mix(self, inner: Inner, layer: int) -> Tensor:
-        """`inner` of this rank's tokens -> y [B, S, H, P] of them."""
+    def mix(self, inner: Inner, layer: int, cache: Cache | None = None) -> Tensor:
+        """`inner` of this rank's tokens -> y [B, S, H, P] of them; a `cache` keeps the states of the documents."""
+        if cache is not None and not self.cut:
+            return self._cut.mix(inner, layer, cache)
         heads = inner.skip_H.shape[0]
         check_heads(heads, self.split, context=self.context.size, ulysses=self.ulysses.size)
         mine, dtype = self._by_heads(inner), inner.channels_BSHW.dtype
@@ -61,8 +66,35 @@ class SsdSplit:
         halo = self._halo(inner.taps_HWK.shape[-1])
         spans = self.stretches[self._states.index]
         before = halo.fetch(mine.channels_BSHW, self._states, len(spans))
-        y, _ = mix(mine, positions, [span.stop - span.start for span in spans], before, self._passing)
+        y, ends = mix(mine, positions, [span.stop - span.start for span in spans], before, self._passing)
+        if cache is not None:
+            assert isinstance(cache, ShardedCache)
+            self._keep(mine, ends, layer, cache)
         return self._back(y.to(dtype))
+
+    @cached_property
+    def _cut(self) -> SsdSplit:
+        """The same for a prefill, whose stretches are too many for a chain."""
+        return replace(self, cut=True, way="gather" if self.way == "chain" else self.way, _halos={})
+
+    def _keep(self, mine: Inner, ends: Tensor, layer: int, cache: ShardedCache) -> None:
+        """Give every member the state at each document's end, and the channels of the K - 1 tokens before it."""
+        reach, channels = mine.taps_HWK.shape[-1] - 1, mine.channels_BSHW[0]
+        edges = self.layout.edges[: len(cache.parts) + 1]
+        states = ends.new_zeros((len(cache.parts), *ends.shape[2:]))
+        tails = channels.new_zeros((len(cache.parts), reach, *channels.shape[1:]))
+        spans, index = self.stretches[self._states.index], self._index
+        for document, (start, stop) in enumerate(pairwise(edges)):
+            for span, end in zip(spans, ends, strict=True):
+                if span.stop == stop:
+                    states[document] = end[0]
+            for place in range(max(start, stop - reach), stop):
+                if (at := int(np.searchsorted(index, place))) < len(index) and index[at] == place:
+                    tails[document, place - stop] = channels[at]
+        states, tails = self._of_all(states, 1), self._of_all(tails, 2)
+        for document, (_, shard) in enumerate(cache.parts):
+            kept = shard.states[layer] = StateLayer()
+            kept.advance(shard.tokens, states[document : document + 1], tails[document : document + 1])
 
     @property
     def _states(self) -> Exchange:
@@ -87,6 +119,10 @@ class SsdSplit:
             for ring in range(layout.ring)
         )
 
+    def _of_all(self, mine: Tensor, heads: int) -> Tensor:
+        """What one member has and the others have as zeros, for all heads, which stand in axis `heads`."""
+        return torch.cat([*self._heads.all_gather(self._states.all_gather(mine).sum(0))], heads)
+
     @property
     def _index(self) -> Places:
         return self._indices[self._states.index]
@@ -94,7 +130,8 @@ class SsdSplit:
     @cached_property
     def stretches(self) -> tuple[tuple[Span, ...], ...]:
         """The runs of neighbouring tokens of each member."""
-        return tuple(tuple(_runs(index)) for index in self._indices)
+        edges = self.layout.edges if self.cut else ()
+        return tuple(tuple(_runs(index, edges)) for index in self._indices)
 
     @cached_property
     def _passing(self) -> Passing:
@@ -157,7 +194,7 @@ class Halo(NamedTuple):
         """The tokens before each of this rank's stretches, [B, reach, H, W]; zeros before the row."""
         device, tokens_TBHW = channels_BTHW.device, channels_BTHW.transpose(0, 1)
         got = tokens_TBHW[:0]
-        if sum(map(len, (self.send, self.taken))) and group.size > 1:
+        if len(self.taken):  # on all members or on none
             rows = tokens_TBHW[places_on(torch.from_numpy(self.send), device)]
             got = all_to_all(rows, group, self.send_counts, self.receive_counts)
         got = torch.cat((got, got.new_zeros((1, *tokens_TBHW.shape[1:]))))
@@ -188,13 +225,14 @@ def _halo(indices: Sequence[Places], stretches: Sequence[Sequence[Span]], me: in
     )
 
 
-def _runs(index: Places) -> list[Span]:
-    """Neighbouring places as spans.
+def _runs(index: Places, cuts: Sequence[int] = ()) -> list[Span]:
+    """Neighbouring places as spans, none of which goes on over a cut.
 
-    >>> _runs(np.array([0, 1, 2, 7, 8]))
-    [Span(start=0, stop=3), Span(start=7, stop=9)]
+    >>> _runs(np.array([0, 1, 2, 7, 8]), [0, 2, 9])
+    [Span(start=0, stop=2), Span(start=2, stop=3), Span(start=7, stop=9)]
     """
-    edges = [0, *(np.flatnonzero(np.diff(index) > 1) + 1).tolist(), len(index)]
+    begins = np.flatnonzero((np.diff(index) > 1) | np.isin(index[1:], cuts)) + 1
+    edges = [0, *begins.tolist(), len(index)]
     return [Span(int(index[first]), int(index[last - 1]) + 1) for first, last in pairwise(edges)]
 
 

@@ -26,6 +26,10 @@ CASES = [
     Case(ring=2, ulysses=2, kind="balanced", frames=((1,),)),
     Case(data=2, ulysses=2, reverse=True, frames=((2,),)),
     Case(data=4, frames=((2,),)),
+    Case(ulysses=2, ring=2, layer_types=("ssd", "full_attention"), frames=((0,), (1,))),
+    Case(ring=4, kind="contiguous", layer_types=("ssd", "full_attention"), ssd=("states", "chain"), frames=((1,),)),
+    Case(ulysses=2, ring=2, layer_types=("full_attention", "ssd"), ssd=("mixed", "tree"), llm="qwen2", frames=((1,),)),
+    Case(data=2, ulysses=2, layer_types=("ssd", "full_attention"), ssd=("heads", "gather"), frames=((0,), (2,))),
 ]
 
 

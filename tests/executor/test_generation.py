@@ -9,6 +9,7 @@ from torch.distributed import get_rank
 from cost_models.errors import InputError
 from executor.generation import generates
 from executor.mmsp.attention import NAME
+from longvila import hybrid
 from tests.executor.sharded_step import Case, make_sharding
 from tests.executor.test_every_model import tiny
 from tests.ranks import run_ranks
@@ -33,11 +34,15 @@ def _answers(model, how, seed):
 
 def _compare(case):
     sharding = make_sharding(case)
-    for kind in KINDS:
-        alone = tiny(kind)
+    for kind in (*KINDS, "ssd"):
+        alone = tiny("llama" if kind == "ssd" else kind)
+        if kind == "ssd":
+            hybrid.convert(alone, {1}, copied=False)
         config = copy.deepcopy(alone.config)
         config._attn_implementation = NAME
         model = type(alone)(config).eval()
+        if kind == "ssd":
+            hybrid.convert(model, {1})
         model.load_state_dict(alone.state_dict())
         model = sharding.wrap(model)
         generates(model, sharding)
