@@ -111,6 +111,7 @@ class Framework:
     keeps_unread: bool = False  # selective recompute keeps results of its list also where backward does not read them
     stream_pools: bool = False  # gathers and reductions have streams, and so pools, of their own
     expandable_segments: bool = False  # the allocator's segments grow: freed memory joins, whatever its sizes were
+    exchange_freed: bool = False  # what was exchanged is gone before attention's backward pass (`attention.py`)
     attention_backward: BackwardBuffers = "fa2"  # whose buffers attention's backward kernel takes (`attention.py`)
     projects_by_heads: bool = False  # with chunks of heads: each projects its own q, k, v, and again in backward
     slices_norms: bool = False  # with slices of the MLP a layer's norms run in them too, and keep their input alone

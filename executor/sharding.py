@@ -76,6 +76,8 @@ class ContextSharding:
     states_on_host: bool = False  # weights, gradients and optimizer live in host memory, gathered from there
     ssd: str = "states"  # how state-space layers are split, where the model has some
     ssd_pass: str = "gather"  # how their states are passed on
+    optimizer_on_host: bool = False  # masters, gradients and optimizer do; weights stay on the device
+    frozen_in_param: bool = False  # weights that are not trained are stored in `precision.param`
     host: HostMemory = field(default_factory=HostMemory)  # inputs of layers that wait there
     attention: str = attention.NAME
     _has_ssd: bool = field(default=False, init=False)
@@ -92,6 +94,10 @@ class ContextSharding:
     @property
     def states_device(self) -> torch.device | None:
         return torch.device("cpu") if self.states_on_host else None
+
+    @property
+    def optimizer_device(self) -> torch.device | None:
+        return torch.device("cpu") if self.optimizer_on_host else None
 
     @property
     def data_index(self) -> int:
@@ -194,6 +200,10 @@ class ContextSharding:
             check_heads(mixer.heads, self.ssd, context=self.groups.context.size, ulysses=self.groups.ulysses.size)
         self._has_ssd = bool(mixers)
         guard(model)
+        if self.frozen_in_param and self.precision.param is not None:
+            for parameter in model.parameters():
+                if not parameter.requires_grad:
+                    parameter.data = parameter.data.to(self.precision.param)
         ranges = [(policy, rest[0] if rest else "none", count) for policy, count, *rest in self.recompute]
         kept = [(policy, offload) for policy, offload, count in ranges for _ in range(count)]
         policies, offloads = [one for one, _ in kept], [one for _, one in kept]

@@ -68,13 +68,10 @@ def build_model(
     else:
         model = empty_model(config, job.sharding.attention)
     if adapters is not None:
-        adapt(model.llm, adapters.rank, adapters.alpha)
+        adapt(model.llm, adapters)
     for parameter in model.parameters():
-        parameter.requires_grad_(False)
         parameter.data = parameter.data.to(dtype)
-    for part in trained:
-        for parameter in _of_part(model, part):
-            parameter.requires_grad_(True)
+    train_only(model, trained)
     if random:
         reset(model, seed)
         return job.sharding.wrap(model.to(job.device))
@@ -87,6 +84,14 @@ def build_model(
         load_weights(model, Path(weights))
         reset(model, seed)
     return wrapped
+
+
+def train_only(model: LongVilaForConditionalGeneration, trained: Sequence[str]) -> None:
+    """Let these of `PARTS` take gradients, and nothing else."""
+    model.requires_grad_(False)
+    for part in trained:
+        for parameter in _of_part(model, part):
+            parameter.requires_grad_(True)
 
 
 def _of_part(model: LongVilaForConditionalGeneration, part: str) -> list[nn.Parameter]:

@@ -25,7 +25,7 @@ from longvila.config import LongVilaConfig
 from longvila.dataset import Documents, Row, Sample, Sampling, read_samples, row_batch
 from longvila.files import write_whole
 from longvila.job import Job, JobError, require
-from longvila.lora import Adapters
+from longvila.lora import ATTENTION, Adapters
 from longvila.settings import read_settings
 from longvila.sharding import Batch
 from longvila.tokens import Turn, Writer
@@ -155,7 +155,9 @@ def _model_config(settings: ModelSettings) -> tuple[LongVilaConfig, Path | None,
     path = checkpoint.latest(Path(settings.checkpoint))
     marker = checkpoint.read_marker(path)
     config = read_settings(LongVilaConfig, marker.model, f"checkpoint {path}")
-    return config, path, Adapters.asked(marker.settings.get("lora_rank"), marker.settings.get("lora_alpha", 1.0))
+    asked = marker.settings
+    targets = asked.get("lora_targets", ATTENTION)
+    return config, path, Adapters.asked(asked.get("lora_rank"), asked.get("lora_alpha", 1.0), targets)
 
 
 def _samples(settings: GenerateSettings) -> tuple[Sample, ...]:

@@ -1,15 +1,16 @@
 """Low-rank adapters: a linear layer that learns two thin matrices beside a weight that stays.
 
-    y = W x + scale · B (A x),   A: rank x in (random),  B: out x rank (zero),   scale = alpha / rank
+    y = W x + B (scale · A x),   A: rank x in (random),  B: out x rank (zero),   scale = alpha / rank
 
 The weight keeps its name, so released files and checkpoints fit; `merged` gives the weights that compute the same
-without adapters. As in LongLoRA the four projections of attention are adapted (arXiv 2309.12307); the embeddings and
-norms that it trains beside them are parts of their own (`assemble.PARTS`). Leaves out dropout.
+without adapters. As in LongLoRA the four projections of attention are adapted (arXiv 2309.12307) unless other targets
+are named; the embeddings and norms that it trains beside them are parts of their own (`assemble.PARTS`). Leaves out
+dropout.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,14 @@ from torch.nn import functional as F
 
 from longvila.job import JobError
 
-ADAPTED = ("q_proj", "k_proj", "v_proj", "o_proj")
+TARGETS = {
+    "qkv": ("q_proj", "k_proj", "v_proj"),
+    "out": ("o_proj",),
+    "up": ("gate_proj", "up_proj"),
+    "down": ("down_proj",),
+}
+"""What may be adapted, with the names of Llama's and Qwen2's layers."""
+ATTENTION = ("qkv", "out")
 NAMES = ("lora_a", "lora_b")
 
 
@@ -28,11 +36,12 @@ NAMES = ("lora_a", "lora_b")
 class Adapters:
     rank: int
     alpha: float
+    targets: tuple[str, ...] = ATTENTION
 
     @classmethod
-    def asked(cls, rank: int | None, alpha: float) -> Adapters | None:
+    def asked(cls, rank: int | None, alpha: float, targets: Sequence[str] = ATTENTION) -> Adapters | None:
         """Adapters of that rank; without one, none."""
-        return None if rank is None else cls(rank=rank, alpha=alpha)
+        return None if rank is None else cls(rank=rank, alpha=alpha, targets=tuple(targets))
 
 
 class LoraLinear(nn.Linear):
@@ -45,22 +54,24 @@ class LoraLinear(nn.Linear):
         self.lora_b = nn.Parameter(inner.weight.new_empty(inner.out_features, rank))
 
     def forward(self, input: Tensor) -> Tensor:
-        wide: Tensor = F.linear(F.linear(input, self.lora_a), self.lora_b)
-        return super().forward(input) + self.scale * wide
+        thin = F.linear(input, self.lora_a) * self.scale  # where it is thin: no copy of the wide result, nor gradient
+        return super().forward(input) + F.linear(thin, self.lora_b)
 
 
-def adapt(llm: nn.Module, rank: int, alpha: float) -> None:
-    """Put adapters on the attention of every layer of a Hugging Face causal LM; none there to adapt is a JobError."""
-    found = [
-        (owner, name, child)
-        for owner in llm.modules()
-        for name, child in owner.named_children()
-        if name in ADAPTED and isinstance(child, nn.Linear)
-    ]
-    if not found:
-        raise JobError(f"settings: lora: this language model has none of the layers {', '.join(ADAPTED)}")
-    for owner, name, child in found:
-        setattr(owner, name, LoraLinear(child, rank, alpha))
+def adapt(llm: nn.Module, adapters: Adapters) -> None:
+    """Put adapters on every layer of a Hugging Face causal LM; none there to adapt is a JobError."""
+    for target in adapters.targets:
+        names = TARGETS[target]
+        found = [
+            (owner, name, child)
+            for owner in llm.modules()
+            for name, child in owner.named_children()
+            if name in names and isinstance(child, nn.Linear)
+        ]
+        if not found:
+            raise JobError(f"settings: lora: this language model has none of the layers {', '.join(names)}")
+        for owner, name, child in found:
+            setattr(owner, name, LoraLinear(child, adapters.rank, adapters.alpha))
 
 
 def reset(model: nn.Module, seed: int) -> None:

@@ -138,6 +138,11 @@ class Sharding(Protocol):
         """Where weights, gradients and optimizer live, if not on the device that computes."""
         return None
 
+    @property
+    def optimizer_device(self) -> torch.device | None:
+        """Where masters, gradients and optimizer live, if not where the weights are."""
+        return None
+
     def before_microbatch(self, model: nn.Module, *, last: bool) -> None:
         """Called before every row of a step: gradients may be summed over replicas after the `last` row only."""
         return

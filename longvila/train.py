@@ -37,7 +37,7 @@ from longvila.data.sources import name_of
 from longvila.dataset import Cursor, Documents, Row, Rows, Sampling
 from longvila.files import claimed, write_whole
 from longvila.job import Job, JobError, require
-from longvila.lora import Adapters
+from longvila.lora import ATTENTION, TARGETS, Adapters
 from longvila.optimizer import SCHEDULES, Optimizer, learning_rate
 from longvila.processor import FrameCache
 from longvila.settings import read_settings
@@ -77,8 +77,9 @@ class TrainSettings:
     clip: float | None = 1.0  # largest gradient norm
     precision: str = "fp32"
     trained: tuple[str, ...] = WHOLE
-    lora_rank: int | None = None  # adapters on the language model's attention; trained must name lora
+    lora_rank: int | None = None  # of adapters on the language model; trained must name lora
     lora_alpha: float = 16.0
+    lora_targets: tuple[str, ...] = ATTENTION  # some of lora.TARGETS
     rope_theta: float | None = None
     checkpoint_every: int | None = None  # steps; one is also written at the end
     keep_checkpoints: int = 2
@@ -106,6 +107,8 @@ class TrainSettings:
         adapted = "lora" in self.trained
         require((self.lora_rank is not None) == adapted, "lora_rank", self.lora_rank, "given where trained names lora")
         require(self.lora_rank is None or self.lora_rank >= 1, "lora_rank", self.lora_rank, "at least 1")
+        legal = bool(self.lora_targets) and {*self.lora_targets} <= {*TARGETS}
+        require(legal, "lora_targets", list(self.lora_targets), f"some of {', '.join(TARGETS)}")
         require(self.max_frames is None or self.fps is not None, "max_frames", self.max_frames, "used with fps only")
 
     def lasting(self) -> dict[str, Any]:
@@ -156,13 +159,18 @@ def make_rows(settings: TrainSettings, config: LongVilaConfig, data: DataSet | N
 
 
 def _build(job: Job, settings: TrainSettings, config: LongVilaConfig, *, filled: bool) -> tuple[nn.Module, Optimizer]:
+    adapters = Adapters.asked(settings.lora_rank, settings.lora_alpha, settings.lora_targets)
     model = build_model(
         config, job, dtype=precision(settings.precision), seed=settings.seed, weights=settings.weights,
-        trained=settings.trained, adapters=Adapters.asked(settings.lora_rank, settings.lora_alpha), filled=filled,
+        trained=settings.trained, adapters=adapters, filled=filled,
     )  # fmt: skip
     first, second = settings.betas
     decay = settings.weight_decay
-    return model, Optimizer(plain_parameters(model), betas=(first, second), eps=settings.eps, weight_decay=decay)
+    optimizer = Optimizer(
+        plain_parameters(model), betas=(first, second), eps=settings.eps, weight_decay=decay,
+        host=job.sharding.optimizer_device,
+    )  # fmt: skip
+    return model, optimizer
 
 
 def _resume_from(settings: TrainSettings) -> Path | None:

@@ -143,7 +143,7 @@ def _working_by_heads(sizes: RankSizes) -> Number:
     queries, results = lines * one.heads * model.head_dim, lines * one.heads * model.v_dim
     kv = lines * one.kv_heads * (model.head_dim + model.v_dim)
     given = (queries + 2 * results + kv) * width
-    made = _working_back(one) - 2 * results * width
+    made = _working_back(one) - results * width * (1 if sizes.framework.exchange_freed else 2)
     local = sizes.tokens * sizes.out_width * width
     if sizes.framework.projects_by_heads:  # the normed input's gradient; the kernel's results are those of the piece
         alone = (queries + kv) * width + _kernel_buffers(one)
@@ -184,14 +184,18 @@ def _working(sizes: RankSizes) -> Number:
 
 
 def _working_back(sizes: RankSizes) -> Number:
-    """Output, its exchange, dQ (fp32 in a ring), the kernel's dQ, dK, dV and buffers, the sums of dK and dV; in a ring
-    the block and the sum that travel, and where it goes on the next of both."""
+    """The output's gradient, dQ (fp32 in a ring), the kernel's dQ, dK, dV and buffers, the sums of dK and dV; in a ring
+    the block and the sum that is added to, and where it goes on the next block and the sum that arrives. Where what was
+    exchanged is freed, a ring also has the sum that leaves; else the gradient before its exchange is there still, and
+    without a ring dK and dV once more."""
     model, width, degrees = sizes.workload.model, sizes.width, sizes.degrees
     lines, wide, ring = sizes.ring_tokens * sizes.rows, max(4, width), degrees.ring > 1
-    queries = model.head_dim * (width + pick(ring, wide, width)) + model.v_dim * 2 * width
-    further = pick(degrees.ring > 2, width + DTYPE_BYTES[degrees.grad_ring_dtype], 0)
+    freed, sent = sizes.framework.exchange_freed, DTYPE_BYTES[degrees.grad_ring_dtype]
+    queries = model.head_dim * (width + pick(ring, wide, width)) + model.v_dim * width * (1 if freed else 2)
+    further = pick(degrees.ring > 2, width + sent * (2 if freed else 1), 0)
     kv = lines * sizes.kv_heads * (model.head_dim + model.v_dim)
-    made = lines * sizes.heads * queries + kv * (width + pick(ring, 2 * wide + width + further, 2 * width))
+    summed = pick(ring, 2 * wide + width + further, width * (1 if freed else 2))
+    made = lines * sizes.heads * queries + kv * (width + summed)
     return made + _kernel_buffers(sizes)
 
 

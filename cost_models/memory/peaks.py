@@ -30,6 +30,10 @@ from cost_models.workload import DTYPE_BYTES
 ROW_BYTES = 40
 """Per token of a row, which every rank reads: ids, labels, positions, documents and their places, 8 B each."""
 
+FINAL_NORM_BYTES = 24
+"""Of each value that an unfused final norm's backward pass is at: its fp32 copy and five tensors of gradients in fp32,
+as counted by `executor check`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Peak:
@@ -109,7 +113,8 @@ def forward(sizes: RankSizes) -> Peak:
 
 
 def loss(sizes: RankSizes) -> Peak:
-    """Logits by `_logits`, with the final norm and the gradient of its output; the last layer's gather buffer.
+    """Logits by `_logits`, with the final norm and the gradient of its output; or that norm's backward pass, with the
+    head's gradient. The last layer's gather buffer.
 
     Of a pipeline without `stage` this is the last stage's, which holds fewer microbatches than the first: by at
     least the inputs of its layers.
@@ -122,6 +127,8 @@ def loss(sizes: RankSizes) -> Peak:
     logits = _logits(sizes) + sizes.outer_tokens * model.hidden * (norm + sizes.width)
     if sizes.framework.sequence_parallel:  # the head's products gather as a layer's do
         logits = logits + pick(sizes.degrees.tensor > 1, 2 * sizes.tokens * model.hidden * sizes.width, 0)
+    back = 3 * sizes.width if sizes.framework.norm == "fused" else FINAL_NORM_BYTES
+    logits = larger(logits, _head_gradient(sizes) + sizes.outer_tokens * model.hidden * back)
     if sizes.stage is None:
         logits = larger(logits - (microbatches_in_flight(sizes) - 1) * least_kept(sizes), 0)
     return Peak(name="loss", gathered=_gathered(sizes, 1), logits=logits)

@@ -32,9 +32,11 @@ from cost_models.framework import OURS
 from cost_models.units import show_bytes
 from executor.check.footprint import Footprint
 from executor.launch.requirements import unsupported
-from executor.launch.settings import preset_of
+from executor.launch.settings import preset_of, stored_dtype, trained_parts
 from executor.launch.worker import make_sharding
+from longvila.assemble import PRECISIONS, train_only
 from longvila.config import LongVilaConfig, load_config
+from longvila.lora import Adapters, adapt
 from longvila.optimizer import Optimizer
 from longvila.sharding import Batch, Sharding
 from longvila.weights import empty_model, materialise, plain_parameters
@@ -123,23 +125,25 @@ def row(plan: Plan, config: LongVilaConfig, sharding: Sharding) -> Batch:
 
 def _count(plan: Plan, rank: int, config: LongVilaConfig, tell: Callable[[str], None]) -> Checked:
     sharding = make_sharding(plan, rank, torch.device("cpu"))
-    model = empty_model(config, sharding.attention)
-    for part in ("llm", "projector", "tower"):
-        getattr(model, part).requires_grad_(part in plan.workload.trainable)
-        if plan.workload.precision.master == "fp64":
-            getattr(model, part).double()
+    model, work = empty_model(config, sharding.attention), plan.workload
+    if adapters := Adapters.asked(work.lora_rank or None, 1.0, work.lora_targets):
+        adapt(model.llm, adapters)
+    train_only(model, trained_parts(work))
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(PRECISIONS[stored_dtype(plan)])
     wrapped, batch = sharding.wrap(model), row(plan, config, sharding)
     # Of several microbatches the last one's peak has all gradients below it; they are added to the count.
     # What lies in host memory is no part of it.
     footprint = Footprint("gathered", apart=(HOST,) if _drops_gradients(plan) else (HOST, "gradients"))
     sharding.host.on_copy = lambda copy: footprint.mark(copy, HOST)
     on_host = sharding.states_on_host
+    updated_there = on_host or sharding.optimizer_on_host
     with FakeTensorMode(allow_non_fake_inputs=True), footprint, footprint.following_resizes():
         materialise(wrapped, torch.device("cpu"))
         for parameter in wrapped.parameters():
             footprint.mark(parameter, HOST if on_host else "parameters")
             if parameter.requires_grad:
-                label = HOST if on_host else "gradients"
+                label = HOST if updated_there else "gradients"
                 parameter.register_post_accumulate_grad_hook(lambda p, label=label: footprint.mark(p.grad, label))
         _label_phases(wrapped, footprint)
         wrapped.train()
@@ -158,7 +162,7 @@ def _count(plan: Plan, rank: int, config: LongVilaConfig, tell: Callable[[str], 
         played = footprint.allocator.reserved
         del loss
         tell("optimizer")
-        states = _with_optimizer(wrapped, footprint, HOST if on_host else "optimizer")
+        states = _with_optimizer(wrapped, footprint, sharding.optimizer_device, HOST if updated_there else "optimizer")
     components = _components(plan, states, after, highest)
     shown = {*KEPT, *TRANSIENT}
     estimates = tuple((name, size) for name, size in plan.cost.memory.items() if name not in shown and size)
@@ -181,9 +185,9 @@ def _label_phases(model: Any, footprint: Footprint) -> None:
     layers[-1].register_forward_hook(phase("logits"))
 
 
-def _with_optimizer(model: nn.Module, footprint: Footprint, label: str) -> Counter[str]:
+def _with_optimizer(model: nn.Module, footprint: Footprint, host: torch.device | None, label: str) -> Counter[str]:
     """Bytes that are alive once the optimizer has its state."""
-    optimizer = Optimizer(plain_parameters(model), betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
+    optimizer = Optimizer(plain_parameters(model), betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, host=host)
     for kind, tensors in optimizer.state().items():
         for tensor in tensors.values():
             if kind != "step":

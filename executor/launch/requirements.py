@@ -39,8 +39,8 @@ def unsupported(plan: Plan) -> list[str]:
          f"ring_kind={strategy.ring_kind} is not executed; legal: {', '.join(RING_LAYOUTS)}"),
         (strategy.attention_chunk_tokens,
          f"attention_chunk_tokens={strategy.attention_chunk_tokens} is priced but not executed; plan with none"),
-        (strategy.offload_states == "optimizer",
-         "offload_states=optimizer is priced but not executed; legal: none, all"),
+        (strategy.offload_states == "optimizer" and strategy.zero != 3,
+         f"offload_states=optimizer with zero={strategy.zero} is not executed; legal here: zero=3"),
         (strategy.zero == 0 and strategy.shard > 1,
          f"zero=0 shards nothing, but shard={strategy.shard}; plan with zero 1, 2 or 3"),
         *((part.recompute not in POLICIES,
@@ -49,7 +49,6 @@ def unsupported(plan: Plan) -> list[str]:
            f"offload={part.offload} is executed with recompute={', '.join(KEEPING_INPUT)} alone, not {part.recompute}")
           for part in strategy.layers),
         (stored not in ({"fp32"}, {"fp64"}), formats),
-        (work.lora_rank, f"lora_rank={work.lora_rank} is planned but not executed; plan with --lora-rank 0"),
         (work.optimizer != "adamw", f"optimizer={work.optimizer} is not executed; legal: adamw"),
     ]  # fmt: skip
     return list(dict.fromkeys([*(text for broken, text in refused if broken), *_number_formats(plan)]))

@@ -1,7 +1,8 @@
 """A job's settings: the config file, then `--set key=value`, then what the plan decides; conflicts are refused.
 
-    rows_per_step = global batch        precision = the stored dtype       trained = trainable parts
+    rows_per_step = global batch        precision = the stored dtype       trained = trainable parts, or adapters
     max_tokens    = context tokens (shorter rows are allowed, longer ones are not)        model = the plan's
+    lora_rank, lora_targets = the plan's adapters
 
 A setting that says otherwise than the plan is an error that names both, because a run that is not the planned one
 makes every prediction worthless; the one exception is precision=fp64, where the plan computes in what it stores: that
@@ -19,6 +20,7 @@ from typing import Any
 
 from cost_models import strict
 from cost_models.errors import InputError
+from cost_models.workload import Dtype, Workload
 from planner.plan_file import Plan
 
 JOB = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
@@ -62,9 +64,14 @@ def _train(plan: Plan, given: Mapping[str, Any]) -> Settings:
     settings = _precision(plan, given)
     values, notes = dict(settings.values), list(settings.notes)
     _decided(values, "rows_per_step", work.global_batch, f"the plan's global batch is {work.global_batch}")
-    trained = values.setdefault("trained", list(work.trainable))
-    if not isinstance(trained, list) or sorted(map(str, trained)) != sorted(work.trainable):
-        raise InputError(f"trained={trained} conflicts with the plan, which trains {', '.join(work.trainable)}")
+    parts = trained_parts(work)
+    trained = values.setdefault("trained", parts)
+    if not isinstance(trained, list) or sorted(map(str, trained)) != sorted(parts):
+        raise InputError(f"trained={trained} conflicts with the plan, which trains {', '.join(parts)}")
+    if work.lora_rank:
+        targets = list(work.lora_targets)
+        _decided(values, "lora_rank", work.lora_rank, f"its adapters are of rank {work.lora_rank}")
+        _decided(values, "lora_targets", targets, f"its adapters are on {', '.join(targets)}")
     tokens = values.setdefault("max_tokens", work.context_tokens)
     if isinstance(tokens, int) and tokens > work.context_tokens:
         raise InputError(
@@ -79,14 +86,27 @@ def _train(plan: Plan, given: Mapping[str, Any]) -> Settings:
 
 
 def _precision(plan: Plan, given: Mapping[str, Any]) -> Settings:
-    planned = plan.workload.precision
-    stored = planned.master if plan.workload.mode == "train" else planned.param
+    planned, stored = plan.workload.precision, stored_dtype(plan)
     if given.get("precision") == "fp64" and stored != "fp64" and planned.param == stored:
         note = f"computes in fp64, wider than the plan's {stored}: twice the memory, other times"
         return Settings(values=dict(given), notes=(note,))
     values = dict(given)
     _decided(values, "precision", stored, f"the plan stores parameters in {stored}")
     return Settings(values=values)
+
+
+def stored_dtype(plan: Plan) -> Dtype:
+    """What weights are stored in on the device: the master's, unless masters are in host memory or nobody trains."""
+    precision = plan.workload.precision
+    on_host = plan.strategy.offload_states == "optimizer"
+    return precision.master if plan.workload.mode == "train" and not on_host else precision.param
+
+
+def trained_parts(work: Workload) -> list[str]:
+    """What is trained, in longvila's words: adapters, and what is beside them, in place of the language model."""
+    if not work.lora_rank:
+        return list(work.trainable)
+    return ["lora", *work.lora_beside, *(part for part in work.trainable if part != "llm")]
 
 
 def _decided(values: dict[str, Any], key: str, planned: Any, why: str) -> None:

@@ -136,10 +136,13 @@ def ring_backward(
                 _attend_backward(saved, held if step else kv, tile, run, work.scale, dq, dkv)
         if step:
             _take(arriving, work, home, dkv)
+            arriving = None  # what it holds is not needed beside the next
             arriving = work.start_gradient(dkv.to(travel_dtype), step, like)
         if following:
             held = next(iter(following.wait()), held)
+    del held, dkv  # or they would be alive beside the results
     _take(arriving, work, home, home)
+    arriving = None
     return dq.to(q.dtype), home.to(kv.dtype)
 
 

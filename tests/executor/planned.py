@@ -7,6 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
 
 from benchmarks.namespaces import enter
 from cost_models import Cluster, Model, Placement, Profile, Strategy, Workload, price
@@ -30,7 +31,9 @@ def make_plan(
     precision: Precision = FP32,
     placement: Placement | None = None,
     profile: Profile | None = None,
+    **asked: Any,
 ) -> Plan:
+    """`asked` is of the workload."""
     cluster = cluster or Cluster.load("local", gpus=strategy.ranks)
     workload = Workload(
         Model.load(model),
@@ -38,6 +41,7 @@ def make_plan(
         frames=frames,
         global_batch=batch or strategy.data * strategy.microbatches,
         precision=precision,
+        **asked,
     )
     placement = placement or Placement.in_order(cluster, strategy.ranks)
     cost = price(cluster, workload, strategy, placement, profile)

@@ -9,7 +9,7 @@ from cost_models import Cluster, InputError, LayerRange, Model, Strategy, Worklo
 from cost_models.workload import Precision
 from executor.check.check import check
 from executor.check.footprint import Footprint
-from tests.executor.planned import make_plan, run, save_plan
+from tests.executor.planned import FP32, make_plan, run, save_plan
 
 CLOSE = ("parameters", "gradients", "optimizer", "activations", "vision")
 BOUND = "gathered + working + logits"
@@ -60,6 +60,7 @@ def test_tiny_plans_are_within_1_percent(rank):
         ("all_but_attention", "activations", {}),
         ("full", "none", {"attention_head_chunks": 2, "mlp_chunk_tokens": 128}),
         ("full", "activations", {"attention_head_chunks": 2, "mlp_chunk_tokens": 128, "offload_states": "all"}),
+        ("all_but_attention", "none", {"offload_states": "optimizer"}),
     ],
 )
 def test_levers_hold_what_the_plan_says(policy, offload, levers):
@@ -68,7 +69,20 @@ def test_levers_hold_what_the_plan_says(policy, offload, levers):
     plan = make_plan(Strategy(ring=2, ulysses=2, shard=4, layers=layers, **levers), tokens=4096, frames=16)
     found = _differences(plan)
     assert all(abs(found[name]) < 0.02 for name in CLOSE) and -0.01 <= found[BOUND] < 0.08, found
-    assert not levers.get("offload_states") or plan.cost.memory["parameters"] == 0 < plan.cost.host_bytes
+    states = levers.get("offload_states", "none")
+    assert (plan.cost.memory["parameters"] == 0) == (states == "all")
+    assert states == "none" or plan.cost.memory["optimizer"] == 0 < plan.cost.host_bytes
+
+
+@pytest.mark.parametrize(("precision", "frames"), [(Precision(), 0), (FP32, 16)])
+def test_adapters_hold_what_the_plan_says(precision, frames):
+    """Frozen weights have no master, no gradient and no state."""
+    plan = make_plan(
+        Strategy(ring=2, ulysses=2, shard=4, layers=(LayerRange(recompute="full", count=4),)),
+        tokens=4096, frames=frames, precision=precision, lora_rank=4, lora_beside=("embeddings", "norms"),
+    )  # fmt: skip
+    found = _differences(plan)
+    assert _is_close(found), found
 
 
 @pytest.mark.parametrize("policies", [("mlp",), ("all_but_attention",), ("full",), ("mlp", "full"), ("full", "none")])

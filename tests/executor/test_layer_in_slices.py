@@ -1,7 +1,7 @@
 """What a recomputed layer holds in its backward pass when its MLP runs in slices, counted on the real step.
 
 Else an MLP's inside is the most that a layer holds, and hides what norms and attention hold; with slices the ledger of
-both is seen. Ulysses 4 is planned 6% (fp32: 23%) above the count: keys are copied for every query head on neither side.
+both is seen: of ulysses 4 in bf16 the final norm's backward pass is the highest moment, else a layer's attention.
 """
 
 import pytest
@@ -16,17 +16,17 @@ SLICES, TOKENS = 32, 32768
 
 
 @pytest.mark.parametrize(
-    ("ring", "ulysses", "precision", "above"),
-    [(1, 4, FP32, 0.24), (1, 4, Precision(), 0.07), (2, 2, Precision(), 0.03), (4, 1, Precision(), 0.03)],
+    ("ring", "ulysses", "precision"),
+    [(1, 4, FP32), (1, 4, Precision()), (2, 2, FP32), (2, 2, Precision()), (4, 1, Precision())],
 )
-def test_the_ledger_holds_what_a_sliced_layer_holds(ring, ulysses, precision, above):
+def test_the_ledger_holds_what_a_sliced_layer_holds(ring, ulysses, precision):
     layout = Strategy(
         ring=ring, ulysses=ulysses, shard=4, layers=(LayerRange(recompute="full", count=4),), loss_chunk_tokens=128,
         mlp_chunk_tokens=TOKENS // 4 // SLICES,
     )  # fmt: skip
     plan, found, before = make_plan(layout, tokens=TOKENS, precision=precision), [], torch.get_num_threads()
     # with more threads than key heads the CPU's gradient copies these; CUDA's never does
-    for threads in (2, 1) if ring == 2 else (1,):
+    for threads in (2, 1) if ring == 2 and precision == FP32 else (1,):
         torch.set_num_threads(threads)
         try:
             found.append(check(plan, 0))
@@ -34,4 +34,4 @@ def test_the_ledger_holds_what_a_sliced_layer_holds(ring, ulysses, precision, ab
             torch.set_num_threads(before)
     assert found[0] == found[-1]
     (moment,) = (one for one in found[0].components if one.name == " + ".join(TRANSIENT))
-    assert -0.04 <= moment.difference <= above, moment
+    assert -1e-3 <= moment.difference <= 0.065, moment

@@ -9,6 +9,9 @@ from cost_models.errors import InputError
 from cost_models.workload import Precision
 from executor.launch.requirements import unsupported
 from executor.launch.settings import merge
+from executor.mmsp import KEEPING_INPUT
+from planner.search.levers import VALUES
+from planner.targets.target import Target
 from tests.executor.planned import FP32, make_plan
 
 ONE = Strategy(data=1)
@@ -57,19 +60,53 @@ def test_experts_and_latent_attention_are_refused_with_the_reason():
     assert "latent attention, which is priced but not executed" in latent
 
 
-def test_adapters_are_refused_with_the_reason():
+def _choices():
+    """Every value of a strategy that a plan for this executor may have, one at a time, and its levers by hand."""
+    target = Target.load("mmsp")
+    for lever in target.levers:
+        yield from ({field: value} for field, value in VALUES[lever] if field != "inputs")
+    for policies in target.recompute:
+        for policy in policies:
+            inputs = "inputs" in target.levers and policy in KEEPING_INPUT
+            for offload in ("none", "activations") if inputs else ("none",):
+                yield {"layers": (LayerRange(recompute=policy, offload=offload, count=4),)}
+    yield from ({"zero": stage} for _, stage in target.shardings)
+    yield from ({"ring_kind": kind} for kind in ("zigzag", "contiguous", target.ring_kind))
+    yield from ({"loss_chunk_tokens": tokens} for tokens in (None, target.loss_chunk_tokens))
+    yield {"offload_states": "optimizer"}
+
+
+@pytest.mark.parametrize("changes", [*_choices()], ids=str)
+def test_launch_takes_every_value_that_a_plan_for_it_may_have(changes):
     plan = make_plan(ONE, precision=FP32)
-    adapted = replace(plan, workload=replace(plan.workload, lora_rank=8))
-    assert unsupported(adapted) == ["lora_rank=8 is planned but not executed; plan with --lora-rank 0"]
+    chosen = replace(plan, strategy=replace(plan.strategy, **changes))
+    assert unsupported(chosen) == []
+    adapted = replace(chosen.workload, lora_rank=8, lora_targets=("qkv", "down"), lora_beside=("norms",))
+    assert unsupported(replace(chosen, workload=adapted)) == []
 
 
-def test_levers_that_run_are_not_refused_and_others_with_the_reason():
-    layers = (LayerRange(recompute="full", offload="activations", count=4),)
-    levers = replace(ONE, mlp_chunk_tokens=512, attention_head_chunks=2, offload_states="all", zero=3, layers=layers)
-    assert unsupported(make_plan(levers, precision=FP32)) == []
-    apart = replace(levers, offload_states="optimizer", layers=(replace(layers[0], recompute="mlp"),))
+@pytest.mark.parametrize("mode", Target.load("mmsp").modes)
+def test_launch_takes_every_mode_of_a_plan_for_it(mode):
+    plan = make_plan(ONE, precision=FP32)
+    assert unsupported(replace(plan, workload=replace(plan.workload, mode=mode))) == []
+
+
+def test_adapters_of_the_plan_are_the_jobs_settings():
+    given = ["data=[x.jsonl]"]
+    asked = {"lora_rank": 8, "lora_targets": ("qkv", "down"), "lora_beside": ("embeddings",)}
+    plan = make_plan(ONE, precision=FP32, **asked)
+    values = merge(plan, "longvila.train", None, given).values
+    assert values["trained"] == ["lora", "embeddings", "projector", "tower"]
+    assert (values["lora_rank"], values["lora_targets"]) == (8, ["qkv", "down"])
+    with pytest.raises(InputError, match="lora_rank=4 conflicts with the plan: its adapters are of rank 8"):
+        merge(plan, "longvila.train", None, [*given, "lora_rank=4"])
+
+
+def test_what_no_plan_for_it_has_is_refused_with_the_reason():
+    layers = (LayerRange(recompute="mlp", offload="activations", count=4),)
+    apart = replace(ONE, offload_states="optimizer", zero=2, layers=layers)
     assert unsupported(make_plan(apart, precision=FP32)) == [
-        "offload_states=optimizer is priced but not executed; legal: none, all",
+        "offload_states=optimizer with zero=2 is not executed; legal here: zero=3",
         "offload=activations is executed with recompute=all_but_attention, full alone, not mlp",
     ]
 

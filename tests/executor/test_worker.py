@@ -41,17 +41,20 @@ def test_launched_training_equals_one_process(tmp_path):
     alone = _losses(tmp_path / "alone")
     assert len(alone) == 3 and alone[2] < alone[0]
     recompute = (LayerRange(recompute="all_but_attention", count=2), LayerRange(recompute="full", count=2))
-    for name, strategy in (
-        ("one", Strategy()),
-        ("four", Strategy(data=2, ulysses=2, shard=4, layers=recompute, loss_chunk_tokens=16)),
+    adapted = {"lora_rank": 2, "lora_targets": ["qkv", "up"], "trained": ["lora", "norms", "projector", "tower"]}
+    train.main(Job(config={**settings, **adapted, "run": str(tmp_path / "adapted"), "precision": "fp64"}))
+    beside = {"lora_rank": 2, "lora_targets": ("qkv", "up"), "lora_beside": ("norms",)}
+    for name, strategy, asked in (
+        ("four", Strategy(data=2, ulysses=2, shard=4, layers=recompute, loss_chunk_tokens=16), {}),
+        ("levers", Strategy(ulysses=2, shard=2, offload_states="optimizer", mlp_chunk_tokens=16), beside),
     ):
-        plan = save_plan(tmp_path, strategy, tokens=128, batch=2)
+        plan = save_plan(tmp_path, strategy, tokens=128, batch=2, **asked)
         sets = [f"--set={key}={json.dumps(value)}" for key, value in settings.items()]
         out = tmp_path / name
         done = run("launch", plan, *sets, f"--set=run={out}", "--set=precision=fp64", folder=tmp_path)
         assert done.returncode == 0, done.stderr
         assert "step 3/3" in done.stderr
-        assert _losses(out) == pytest.approx(alone, rel=1e-9)
+        assert _losses(out) == pytest.approx(_losses(tmp_path / "adapted") if asked else alone, rel=1e-9)
 
 
 def torchrun(command: list[str], folder: Path) -> None:

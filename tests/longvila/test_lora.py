@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 def test_an_exported_model_computes_what_weights_and_adapters_do(tmp_path):
     model = fresh().double()
     plain = model(batch_of())
-    lora.adapt(model.llm, rank=4, alpha=8)
+    lora.adapt(model.llm, lora.Adapters(rank=4, alpha=8, targets=("qkv", "out", "up", "down")))
     lora.reset(model, seed=1)
     assert torch.equal(model(batch_of()), plain), "new adapters change something"
     for module in model.modules():
@@ -41,7 +41,8 @@ def test_a_run_moves_attention_embeddings_and_norms_alone(tmp_path):
     )  # fmt: skip
     before, after = (load_file(tmp_path / name / "llm" / "model.safetensors") for name in ("before", "after"))
     moved = {name for name in before if not torch.equal(before[name], after[name])}
-    assert moved == {n for n in before if any(word in n for word in ("embed_tokens", "norm", *lora.ADAPTED))}
+    adapted = [name for target in lora.ATTENTION for name in lora.TARGETS[target]]
+    assert moved == {n for n in before if any(word in n for word in ("embed_tokens", "norm", *adapted))}
     assert read_config(tmp_path / "after").llm["rope_parameters"]["rope_theta"] == 5e4
 
 
