@@ -1,4 +1,5 @@
-"""The evaluating job: a needle in films of every length, multiple choice of public benchmarks, captions.
+"""The evaluating job: a needle in films of every length, multiple choice of public benchmarks,
+captions, and questions with one answer.
 
     python -m longvila.evaluate settings.yaml [key=value …]     in one process
     executor launch plan.json --job longvila.evaluate --config settings.yaml
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longvila.evaluate import captions, choice, needle
+from longvila.evaluate import captions, choice, needle, retrieval
 from longvila.evaluate.benchmarks import BENCHMARKS
 from longvila.evaluate.model import Evaluated
 from longvila.files import write_whole
@@ -25,12 +26,12 @@ from longvila.generate import ModelSettings
 from longvila.job import Job, JobError, require
 from longvila.settings import read_settings
 
-TASKS = ("needle", "choice", "captions")
+TASKS = ("needle", "choice", "captions", "retrieval")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateSettings(ModelSettings):
-    task: str  # needle | choice | captions
+    task: str  # needle | choice | captions | retrieval
     output: str = "runs/evaluate"  # folder for scores.json, and what else the task writes
     batch: int = 4  # prompts that are answered at the same time
     needle_frames: tuple[int, ...] = (8, 16, 32, 64)  # lengths of the films
@@ -38,7 +39,7 @@ class EvaluateSettings(ModelSettings):
     films: int = 4  # of each length and depth
     seed: int = 1  # of the films; those of a corpus have another
     benchmark: str | None = None  # whose questions: videomme | longvideobench | egoschema | nextqa
-    questions: str | None = None  # file of choices, or of captions in the training format
+    questions: str | None = None  # file of choices; of captions or questions in the training format
     answers: str | None = None  # EgoSchema's file of right options
     media: str | None = None  # folder of the videos; None means that of the questions
     by: str = "letters"  # a choice is the letter that is written, or the likeliest option (likelihood)
@@ -71,6 +72,9 @@ def main(job: Job) -> None:
             _path(settings.media), likelihood=settings.by == "likelihood",
         ),
         "captions": lambda: captions.task(
+            Path(settings.questions or ""), _path(settings.media), most_tokens=settings.max_new_tokens
+        ),
+        "retrieval": lambda: retrieval.task(
             Path(settings.questions or ""), _path(settings.media), most_tokens=settings.max_new_tokens
         ),
     }  # fmt: skip

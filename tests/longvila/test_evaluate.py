@@ -132,3 +132,21 @@ def test_a_heat_map_is_green_where_all_is_found():
     last = picture[heatmap.ABOVE + 5, heatmap.LEFT + 5], picture[heatmap.ABOVE + 5, heatmap.LEFT + heatmap.CELL + 5]
     assert tuple(last[0]) == tuple(heatmap.LOW)
     assert tuple(last[1]) == tuple(heatmap.HIGH)
+
+
+def test_questions_are_asked_in_turn_and_right_where_the_files_answer_is_said(folder, tmp_path, monkeypatch):
+    turns = [("human", "<video>\nWho says A?"), ("gpt", "red"), ("human", "Who says B?"), ("gpt", "blue")]
+    line = {"id": "d/says", "video": "v1.mp4", "conversations": [{"from": who, "value": text} for who, text in turns]}
+    (folder / "asked.jsonl").write_text(json.dumps(line) + "\n" + json.dumps(line | {"id": "d/find"}) + "\n")
+    seen = []
+
+    def texts(self, samples, most_tokens):
+        seen.extend([turn.text for turn in sample.turns] for sample in samples)
+        return iter([" Red", "green", "red", "blue"])
+
+    monkeypatch.setattr(Evaluated, "texts", texts)
+    scores = run(folder, tmp_path, task="retrieval", questions=str(folder / "asked.jsonl"))
+    assert seen[:2] == [["<video>\nWho says A?"], ["<video>\nWho says A?", "red", "Who says B?"]]
+    assert {name: (one["share"], one["count"]) for name, one in scores["shares"].items()} == {
+        "all": (0.75, 4), "find": (1.0, 2), "says": (0.5, 2),
+    }  # fmt: skip
