@@ -109,6 +109,7 @@ class Framework:
     logit_bytes: int | None = None  # held per logit at the loss; `None`: b for logits and gradient, twice fp32
     tensor_logit_bytes: int | None = None  # the same where tensor parallelism shares the vocabulary; `None`: as without
     keeps_unread: bool = False  # selective recompute keeps results of its list also where backward does not read them
+    early_states: bool = False  # optimizer states are made before the first step
     stream_pools: bool = False  # gathers and reductions have streams, and so pools, of their own
     expandable_segments: bool = False  # the allocator's segments grow: freed memory joins, whatever its sizes were
     exchange_freed: bool = False  # what was exchanged is gone before attention's backward pass (`attention.py`)

@@ -22,6 +22,7 @@ from cost_models.layer.operators import (
     maps,
     norm,
     norm_behind,
+    operand_bytes,
     residual,
     tensor_operator,
 )
@@ -49,6 +50,7 @@ def attention_operators(sizes: RankSizes) -> Table:
     return (
         *inputs,
         *_core(sizes),
+        *_quantised_result(sizes),
         *maps(sizes, "out", sizes.tokens),
         *tensor_operator(sizes, "out", "reduce_scatter"),
         *norm_behind(sizes, "norm"),
@@ -81,7 +83,16 @@ def _head_norms(sizes: RankSizes) -> Table:
     """Of queries and keys, head by head, where the model has them (Qwen3, Gemma 3); made again like the projections."""
     if not sizes.workload.model.qk_norm:
         return ()
-    return tuple(norm(sizes, "qkv", values=sizes.tokens * width) for width in (sizes.q_width, sizes.kv_width))
+    return tuple(
+        norm(sizes, "qkv", values=sizes.tokens * width, feeds=False) for width in (sizes.q_width, sizes.kv_width)
+    )
+
+
+def _quantised_result(sizes: RankSizes) -> Table:
+    """In 8 and 4 bits the out projection keeps a copy of the result, which attention keeps as it is."""
+    if sizes.framework.product_dtype is None:
+        return ()
+    return (Operator("out", kept=sizes.tokens * sizes.out_width * operand_bytes(sizes)),)
 
 
 def _core(sizes: RankSizes) -> Table:

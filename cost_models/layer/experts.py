@@ -25,6 +25,7 @@ from cost_models.layer.operators import (
     moves,
     multiplies,
     norm,
+    operand_bytes,
     residual,
     tensor_operator,
 )
@@ -51,7 +52,7 @@ def expert_operators(sizes: RankSizes) -> Table:
     # copies that come from several ranks are sorted by expert; from one they are sorted already
     sorted_bytes = 2 * copies * hidden * sizes.width * PERMUTE_SLOWDOWN * pick(one_rank, 0, 1)
     return (
-        norm(sizes, "mlp norm", call="mlp"),
+        norm(sizes, "mlp norm", call="mlp", feeds=False),
         _router(sizes, experts, routed),
         moves(sizes, "permute", permuted, 2),
         *_exchange(sizes, "dispatch", copies * hidden * sizes.width),
@@ -100,11 +101,11 @@ def _kept_bytes(sizes: RankSizes, experts: Experts, ffn: Number) -> Number:
 
     The weights of the choice are applied between the two products, so that nothing else is kept per copy.
     """
-    routed, inner, width = _routed_tokens(sizes), inner_tensors(sizes), sizes.width
-    copies = routed * experts.chosen
-    shared = sizes.tokens * experts.shared_ffn // sizes.degrees.tensor * inner * width
+    routed, taken = _routed_tokens(sizes), operand_bytes(sizes)
+    copies, inside = routed * experts.chosen, sizes.width * (inner_tensors(sizes) - 1) + taken
+    shared = sizes.tokens * experts.shared_ffn // sizes.degrees.tensor * inside
     routing = routed * experts.count * (4 + 1) + copies * 8
-    return copies * (sizes.workload.model.hidden + ffn * inner) * width + shared + routing
+    return copies * (sizes.workload.model.hidden * taken + ffn * inside) + shared + routing
 
 
 def _routed_tokens(sizes: RankSizes) -> Number:

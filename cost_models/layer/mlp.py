@@ -25,6 +25,7 @@ from cost_models.layer.operators import (
     maps,
     norm,
     norm_behind,
+    operand_bytes,
     residual,
     slice_tokens,
     tensor_operator,
@@ -44,7 +45,7 @@ def mlp_operators(sizes: RankSizes) -> Table:
     """The second half of a decoder layer."""
     if sizes.degrees.mlp_chunk_tokens is not None:
         return _sliced(sizes)
-    kept = sizes.tokens * sizes.ffn * sizes.width * inner_tensors(sizes)
+    kept = _inside_kept(sizes, sizes.tokens)
     return (
         norm(sizes, "mlp norm", call="mlp"),
         *tensor_operator(sizes, "up gather", "all_gather"),
@@ -70,8 +71,13 @@ def _activation(sizes: RankSizes, tokens: Number, call: str = "") -> Operator:
     matrices = 3 if gated else 2
     return made._replace(
         working=(inside * matrices, larger(inside * (matrices - 1) + weights, _gathered_halves(sizes))),
-        freed=inside * inner_tensors(sizes) - matrices * weights,
+        freed=_inside_kept(sizes, tokens) - matrices * weights,
     )
+
+
+def _inside_kept(sizes: RankSizes, tokens: Number) -> Number:
+    """Of an MLP's inside; the last of its tensors is a product's input."""
+    return tokens * sizes.ffn * (sizes.width * (inner_tensors(sizes) - 1) + operand_bytes(sizes))
 
 
 def _weight_gradient_bytes(sizes: RankSizes) -> Number:

@@ -28,6 +28,9 @@ NORM_PASSES = {"library": (2.0, 2.0), "pytorch": (2.7, 4.3), "compiled": (2.5, 3
 benchmark on H200, GB200 and GB300, 67 to 134 MB (kernels_norms_cudnn.csv), over the share that a stream reaches there:
 forward 0.57 to 0.78 of the bandwidth for two passes, backward, for three, 0.63 to 0.74 by cuDNN, 0.26 to 0.38 by
 PyTorch and Inductor, which sum the weight's gradient over all rows. On Ampere taken as the same."""
+OPERAND_BYTES = {"fp8": 1, "fp4": 9 / 16}
+"""That a product keeps of each value of its input for its weight's gradient: the transpose alone, with its scales
+(Transformer Engine's modules save the quantised input: layernorm_linear.py, linear.py)."""
 QUANTISE_BYTES = {"fp8": 4.0, "fp4": 5.125}
 """Each value that enters an 8-bit product is read (2 B) and written with its transpose (1 B each). Of a 4-bit one the
 tensor's maximum is read first (2 B), and every 16 values have a scale (9/16 B each way)."""
@@ -85,6 +88,11 @@ FUSED_CALLS = (1, 1)
 """Of a kernel that does in one what eager layers call operator by operator."""
 LORA_CALLS = (5, 12)
 """Of an adapter: a cast, two products, a scale and a sum; backward two gradients of each product, scale and sums."""
+
+
+def operand_bytes(sizes: RankSizes) -> float:
+    """That a layer's product keeps of each value of its input."""
+    return OPERAND_BYTES.get(sizes.framework.product_dtype or "", sizes.width)
 
 
 def map_calls(sizes: RankSizes, target: LoraTarget) -> tuple[int, int]:
@@ -160,15 +168,15 @@ def maps(sizes: RankSizes, target: LoraTarget, rows: Number) -> Table:
     return tuple(table)
 
 
-def norm(sizes: RankSizes, name: str, call: str = "", values: Number | None = None) -> Operator:
-    """An RMSNorm of so many values (None: of the layer's rows).
+def norm(sizes: RankSizes, name: str, call: str = "", values: Number | None = None, feeds: bool = True) -> Operator:
+    """An RMSNorm of so many values (None: of the layer's rows); `feeds`: products alone take its result.
 
     Unfused it casts, squares, means and scales in fp32 (28 B), casts back and weighs (3 x b + 2 b).
 
     A fused norm of a copy in fp32 (`norm_copies`): copied (r b w 4), read and written (r 4 w b); backward, of which the
     number here is half, reads both and writes its gradient in fp32 (r b r 4 w 4), which is cast back (r 4 w b).
-    Kept: an fp32 copy (unfused), the normalised values, the result and a number per token. Backward adds
-    the input's gradient; unfused four tensors in fp32, when the normalised values are gone.
+    Kept: an fp32 copy (unfused), the normalised values, the result (as products keep it) and a number per token.
+    Backward adds the input's gradient; unfused four tensors in fp32, when the normalised values are gone.
     """
     fused, b = sizes.framework.norm == "fused", sizes.width
     tokens = sizes.outer_tokens
@@ -177,9 +185,10 @@ def norm(sizes: RankSizes, name: str, call: str = "", values: Number | None = No
     forward, back = (b * passes[0], b * passes[1]) if fused else (28 + 5 * b, 28 + 5 * b)
     if sizes.framework.norm_copies:
         forward, back = 8 + 2 * b, 6 + b
+    kept = rows * (b + (operand_bytes(sizes) if feeds else b) + (0 if fused else 4))
     made = elementwise(
-        sizes, name, rows * forward, 1 if fused else 6, back=rows * back, call=call,
-        kept=rows * (2 * b + (0 if fused else 4)) + tokens * 4, host=FUSED_CALLS if fused else (8, 16),
+        sizes, name, rows * forward, 1 if fused else 6, back=rows * back, call=call, kept=kept + tokens * 4,
+        host=FUSED_CALLS if fused else (8, 16),
     )  # fmt: skip
     return made._replace(working=(0, rows * (b if fused else 16 - b)))
 
@@ -195,11 +204,11 @@ def slice_tokens(sizes: RankSizes) -> Number:
     return sizes.tokens if chunk is None else smaller(sizes.tokens, chunk)
 
 
-def layer_norm(sizes: RankSizes, name: str, call: str = "") -> Operator:
+def layer_norm(sizes: RankSizes, name: str, call: str = "", feeds: bool = True) -> Operator:
     """A norm of the layer's rows. In slices it keeps its input and its result, and runs again slice by slice in the
     backward pass, which holds the input's gradient and one slice's tensors."""
     if not in_slices(sizes):
-        return norm(sizes, name, call)
+        return norm(sizes, name, call, feeds=feeds)
     tokens, width = slice_tokens(sizes), sizes.width
     made = norm(sizes, name, values=tokens * sizes.workload.model.hidden)
     row = sizes.outer_tokens * sizes.workload.model.hidden * width
@@ -210,7 +219,7 @@ def layer_norm(sizes: RankSizes, name: str, call: str = "") -> Operator:
 
 def norm_behind(sizes: RankSizes, name: str) -> Table:
     """The norm of a half's result before it is added, where a layer has four norms (Gemma, GLM-4)."""
-    return (layer_norm(sizes, name),) if sizes.workload.model.norms == 4 else ()
+    return (layer_norm(sizes, name, feeds=False),) if sizes.workload.model.norms == 4 else ()
 
 
 def residual(sizes: RankSizes, name: str, launches: int, call: str = "") -> Operator:

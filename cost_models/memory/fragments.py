@@ -5,7 +5,9 @@
     B    blocks outside the layers that come and go, each in one piece: the logits in the parameter dtype, too small for
          what follows them in fp32, and the root's gradients copied for their reduction, if no copy of the logits leaves
          them room; with a loss in chunks a chunk or the head's gradient in fp32, and the root's gradients (of which
-         growing segments keep the larger). Gradients and states settle where those were
+         growing segments keep the larger). Gradients and states settle where those were, so that a loss of two equal
+         blocks (logits and their gradient) leaves one, and nothing is lost where states are made before the first step
+         and gradients go with each
     K    what a layer keeps, in the mean over a rank's layers
 
 PyTorch's allocator gives a tensor of 10 MiB or more a segment of its own, which later tensors of other sizes split.
@@ -38,11 +40,27 @@ def fragment_bytes(sizes: RankSizes, activations: Number, moment: Peak, device: 
         return CPU_SHARE * (moment.total + activations)
     if sizes.workload.mode != "train":
         return moment.working + moment.logits
-    held = large_blocks(sizes) + _collectives_pools(sizes, moment)
+    pools = _collectives_pools(sizes, moment)
     if sizes.framework.expandable_segments:
-        return held
+        return large_blocks(sizes) + pools
     mean = activations * sizes.degrees.pipeline / sizes.workload.model.layers
-    return held + KEPT_SHARE * mean + _copies_pools(sizes)
+    settled = pick(_nothing_settles(sizes), 0.0, large_blocks(sizes) + KEPT_SHARE * mean)
+    return settled + pools + _copies_pools(sizes)
+
+
+def _nothing_settles(sizes: RankSizes) -> Number | bool:
+    """Whether no tensor that stays is made while activations are gone: states are there before the first step,
+    gradients go with it, and the loss holds its logits to its end. The next step finds each block as it was."""
+    framework, degrees = sizes.framework, sizes.degrees
+    if not framework.early_states or framework.drops_gradients_to is None or framework.logit_bytes is None:
+        return False
+    return both(degrees.microbatches == 1, degrees.zero <= framework.drops_gradients_to)
+
+
+def _equal_blocks(sizes: RankSizes) -> bool:
+    """Whether a loss holds logits and their gradient, two blocks of one size: what settles in one leaves the other."""
+    framework = sizes.framework
+    return framework.logit_bytes == 2 * sizes.width and not framework.expandable_segments
 
 
 def large_blocks(sizes: RankSizes) -> Number:
@@ -53,7 +71,8 @@ def large_blocks(sizes: RankSizes) -> Number:
     vocab, root = model.vocab // sizes.degrees.tensor, _reduced_root(sizes)
     if chunk is None:
         logits = sizes.tokens * vocab
-        return logits * sizes.width + pick(root > logits * wide, root, 0)
+        waiting = 0 if _equal_blocks(sizes) else logits * sizes.width
+        return waiting + pick(root > logits * wide, root, 0)
     head = model.hidden * vocab * wide if sizes.workload.trains_head else 0
     loss = larger(smaller(sizes.tokens, chunk) * vocab * wide, head)
     return larger(loss, root) if sizes.framework.expandable_segments else loss + root

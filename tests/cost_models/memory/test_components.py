@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from cost_models import Cluster, Model, Strategy, Workload, price
-from cost_models.framework import OURS
+from cost_models.framework import OURS, Framework
 from cost_models.layer.chunked import stream_bytes
 from cost_models.layer.sizes import RankSizes
 from cost_models.memory.peaks import kept_bytes
@@ -66,6 +66,43 @@ def test_fragments_of_segments_are_large_blocks_and_what_one_layer_keeps():
     assert price(NODE, work, layout, framework=growing).memory["fragments"] == root  # this executor's segments grow
     every = replace(layout, loss_chunk_tokens=None)  # of 16,384 x 128,256 logits a copy in fp32 holds the root
     assert price(NODE, work, every, framework=growing).memory["fragments"] == 2 * 16384 * 128256
+
+
+def test_nothing_settles_where_states_come_first_and_gradients_go():
+    """DeepSpeed's ZeRO-2 with one microbatch; a second one finds the gradients of the first, ZeRO-3 gathers anew."""
+    work, found = replace(WORK, model=Model.load("llama-3-8b"), global_batch=2), Framework.load("deepspeed")
+    late = replace(found, early_states=False)
+
+    def held(framework: Framework, microbatches: int = 1, zero: int = 2) -> int:
+        batch = replace(work, global_batch=microbatches)
+        layout = Strategy(ulysses=8, shard=8, zero=zero, microbatches=microbatches, loss_chunk_tokens=None)
+        return price(NODE, batch, layout, framework=framework).memory["fragments"]
+
+    assert held(found) == 0 < held(late)
+    assert held(found, microbatches=2) == held(late, microbatches=2) > 0
+    assert held(found, zero=3) == held(late, zero=3) > 0
+
+
+def test_two_equal_blocks_of_a_loss_leave_one():
+    """Composer's loss holds bf16 logits and their gradient; for fp32 copies the logits' block is too small."""
+    work, layout = replace(WORK, model=Model.load("llama-3-8b")), Strategy(data=8, shard=8, loss_chunk_tokens=None)
+    found = Framework.load("composer-pure")
+    equal, wide = (
+        price(NODE, replace(work, global_batch=8), layout, framework=one).memory["fragments"]
+        for one in (found, replace(found, logit_bytes=12))
+    )
+    assert wide - equal == WORK.context_tokens * 128256 * 2
+
+
+def test_products_in_8_bits_keep_their_inputs_so():
+    """Two norms' results and the MLP's product of half the bytes, and a copy of attention's result."""
+    model = Model.load("llama-3-8b")
+    narrow = Framework.load("megatron-fp8")
+    eight, sixteen = (
+        float(kept_bytes(RankSizes(replace(WORK, model=model), Strategy(), framework), "none"))
+        for framework in (narrow, replace(narrow, product_dtype=None))
+    )
+    assert sixteen - eight == WORK.context_tokens * (2 * 4096 + 14336 - 4096)
 
 
 def test_gathers_and_reductions_of_fsdp_keep_pools_of_their_own():
