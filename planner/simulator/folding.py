@@ -6,7 +6,8 @@
 repeated until no class splits (colour refinement). Ranks of one class then load the same links in the same way for
 groups of the same classes: one rank of each class stands for all, exactly. Who the next one in a ring is does not
 matter, as all hops of a ring are one flow; in an all_to_all every pair is a flow, so there colours are counted by how
-near the members are. Colours are 64-bit mixed sums: multisets compare by one number. `singletons` folds nothing.
+near the members are. Colours are 64-bit mixed sums: multisets compare by one number. `singletons` folds nothing;
+`averaged` folds what is alike only nearly.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class Partition(Struct, frozen=True, kw_only=True, eq=False):
     representative: Ints  # (classes,): lowest rank of each
     size: Ints  # (classes,): ranks in each
     equitable: bool = True  # else groups of one class may differ in members
+    averaged: bool = False  # then links of a class carry the mean of what each of them would
 
     @property
     def classes(self) -> int:
@@ -67,6 +69,16 @@ def coarse(topology: Topology, patterns: Sequence[Pattern], scale: Floats) -> Pa
             weakest = np.where(power == ring.lowest(power), colour, np.uint64(0))
             total = total + mix(ring.sums_of_different(weakest) + _bits(ring.lowest(-scale)) + np.uint64(i))
     return replace(_refined(_partition(total), bags, []), equitable=False)
+
+
+def averaged(topology: Topology, patterns: Sequence[Pattern], scale: Floats) -> Partition:
+    """Classes of ranks by what they are and share inside a node alone: for layouts that hardly fold.
+
+    Replicas that begin at another place of their node or leaf are one, each with the weakest members that any has.
+    """
+    bags = _several([topology.nic, topology.nic_switch, topology.switch, *_sockets(topology)])
+    found = _refined(_partition(_start(topology, patterns, scale)), bags, [])
+    return replace(found, equitable=False, averaged=True)
 
 
 def split(topology: Topology, patterns: Sequence[Pattern], partition: Partition, apart: Sequence[Flags]) -> Partition:
@@ -135,19 +147,20 @@ def _start(topology: Topology, patterns: Sequence[Pattern], scale: Floats) -> Ha
 def _bags(topology: Topology, patterns: Sequence[Pattern]) -> tuple[list[Bags], list[Bags]]:
     """Everything that ranks meet in, each once, without what holds one rank each; and the groups that are rings."""
     bags = [topology.nic, topology.nic_switch, topology.switch, topology.slot]
-    sockets = [topology.socket] if topology.crosses_socket.any() else []
-    bags += [
-        *sockets,
-        *([topology.nic_socket] if sockets else []),
-        *(level for level, _ in _trunks(topology, patterns)),
-    ]
-    near = [topology.pair, topology.switch, *sockets, topology.slot, topology.domain, topology.leaf, topology.spine]
+    sockets = _sockets(topology)
+    bags += [*sockets, *(level for level, _ in _trunks(topology, patterns))]
+    near = [topology.pair, topology.switch, *sockets[:1], topology.slot, topology.domain, topology.leaf, topology.spine]
     for pattern in patterns:
         if pattern.each_share:
             bags.append(pattern.group_of_rank)
             bags += [level * len(pattern.groups) + pattern.group_of_rank for level in near]
     rings = [pattern.group_of_rank for pattern in patterns if not pattern.each_share]
     return _several(bags), _several(rings)
+
+
+def _sockets(topology: Topology) -> list[Ints]:
+    """The sockets of GPUs and of their cards, where bytes cross between sockets."""
+    return [topology.socket, topology.nic_socket] if topology.crosses_socket.any() else []
 
 
 def _several(bags: list[Ints]) -> list[Bags]:

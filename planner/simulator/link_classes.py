@@ -4,7 +4,8 @@
     leaf, spine:      the multiset of classes in it
     rail-only         all of these by their number too: bytes enter and leave at cards and GPUs of others
 
-With single ranks as classes every link is its own class. A class is named after its lowest unit.
+With single ranks as classes every link is its own class. Of averaged classes a slot counts for nothing, and leaves and
+spines are told apart by their rates. A class is named after its lowest unit.
 """
 
 from __future__ import annotations
@@ -59,16 +60,18 @@ class LinkClasses:
 
     def _shared_units(self, kind: int) -> tuple[Ints, Ints, Ints]:
         t = self.topology
-        colour = mix(self.partition.class_of_rank.astype(np.uint64))
+        colour, averaged = mix(self.partition.class_of_rank.astype(np.uint64)), self.partition.averaged
         if kind in TRUNKS:
             rates, level = (t.leaf_rate, t.leaf) if kind in (LEAF_UP, LEAF_DOWN) else (t.spine_rate, t.spine)
-            units = len(rates)
-            whole = _numbered(_sums(level, colour, units // t.wiring.rails), t.wiring.rails)
+            units, rails = len(rates), t.wiring.rails
+            whole = _numbered(
+                rates[::rails].view(np.uint64) if averaged else _sums(level, colour, units // rails), rails
+            )
         else:
             per_slot = t.per_slot(kind)
             of_rank, of_nic = (t.socket, t.nic_socket) if kind in (SOCKET_OUT, SOCKET_IN) else (t.switch, t.nic_switch)
             units, of_rank = t.cluster.slots * per_slot, t.nic if kind in (NIC_OUT, NIC_IN) else of_rank
-            around = _sums(t.slot, colour, t.cluster.slots)
+            around = np.zeros(t.cluster.slots, dtype=np.uint64) if averaged else _sums(t.slot, colour, t.cluster.slots)
             around = _numbered(around, per_slot) if t.rail_only else np.repeat(around, per_slot)
             with np.errstate(over="ignore"):
                 whole = mix(_sums(of_rank, colour, units)) + mix(around)

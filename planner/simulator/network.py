@@ -113,7 +113,7 @@ class _Table:
                     if kind in kinds:
                         taken = taken / share[crossed]
                 self.crossings.append((flow[crossed], link, taken))
-                if part is not None and not self.partition.equitable:
+                if part is not None and not self.partition.equitable and not self.partition.averaged:
                     self.parts.append((flow[crossed], part[crossed], link))
 
     def variants(self, used: Ints) -> Variants | None:
@@ -211,7 +211,7 @@ def _collective(table: _Table, pattern: Pattern) -> Collective:
     if pattern.each_share:
         batches = _pairs(table, pattern, group, groups)
     elif pattern.hops:
-        if not partition.equitable:
+        if not partition.equitable and not partition.averaged:
             kinds = _kinds(table, pattern, bags, group, members)
         batches = _ring(table, pattern, group, members)
     return Collective(group_of_class=group, members=members, batches=batches, kinds=kinds)

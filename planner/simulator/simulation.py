@@ -36,7 +36,7 @@ from cost_models.workload import Workload
 from planner.search.space import check_plannable
 from planner.simulator.fast_forward import FastForward
 from planner.simulator.flows import Pattern, pattern, twice
-from planner.simulator.folding import Partition, coarse, equitable, singletons, split
+from planner.simulator.folding import Partition, averaged, coarse, equitable, singletons, split
 from planner.simulator.link_classes import LinkClasses
 from planner.simulator.network import Network, network
 from planner.simulator.playback import Playback
@@ -49,6 +49,8 @@ BUSIEST = 8
 FEWER = 3
 """Unless coarse classes are so many times fewer than equitable ones, or once plays that failed have taken more than
 these would have up to there, equitable ones are played."""
+MOST_CLASSES = 512
+"""Of layouts that fold to more classes of ranks averaged ones are played: replicas that are nearly alike as one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +77,7 @@ class Simulation:
     classes: int  # of ranks that behave alike
     flow_classes: int
     jumps: int  # over repeated rounds, layers, microbatches
+    averaged: bool = False  # classes are alike only nearly
     memory: tuple[tuple[float, float], ...] = ()  # of the slowest rank: (from when on, bytes)
     trace: Trace | None = None
 
@@ -253,7 +256,8 @@ def set_up(
 def played(setup: Setup, *, fold: bool = True, trace: bool = False) -> tuple[Playback, int]:
     """The playback at its end, and how often it jumped over repeats; without `fold` each rank is a class of its own.
 
-    Coarse classes, where they are far fewer, are split where `proof.py` finds that they differ, and played anew.
+    Coarse classes, where they are far fewer, are split where `proof.py` finds that they differ, and played anew. Of
+    more than MOST_CLASSES, averaged ones are played instead.
     """
     about = setup.topology, setup.different
     fine = equitable(*about, setup.scale) if fold else singletons(setup.topology.ranks)
@@ -262,6 +266,8 @@ def played(setup: Setup, *, fold: bool = True, trace: bool = False) -> tuple[Pla
     while True:
         if partition.classes * FEWER > fine.classes:
             partition = fine
+        if partition.classes > MOST_CLASSES and fold and not trace:
+            partition = averaged(*about, setup.scale)
         playback, forward = setup.playback(partition), FastForward()
         playback.recorder = Recorder(playback.network) if trace else None
         try:
@@ -351,6 +357,7 @@ def _result(playback: Playback, jumps: int, memory: Floats | None, trace: Trace 
         classes=folded.partition.classes,
         flow_classes=folded.sharing.flows,
         jumps=jumps,
+        averaged=folded.partition.averaged,
         memory=_memory_over_time(playback, memory, slowest),
         trace=trace,
     )

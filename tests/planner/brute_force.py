@@ -92,8 +92,10 @@ def distinct_placements(
     numbers = [row.any(axis=1).astype(float) for row in rows]
     for path in Loads(cluster_costs(cluster).rates, slots, gpus).paths(strategy, sent_patterns(strategy)).values():
         numbers += [np.nan_to_num(getattr(path, name).astype(float)) for name in path.__struct_fields__]
-    _, first = np.unique(np.stack(numbers, axis=1), axis=0, return_index=True)
-    for index in first:
+    first: dict[bytes, int] = {}
+    for index, row in enumerate(np.stack(numbers, axis=1) + 0.0):
+        first.setdefault(row.tobytes(), index)
+    for index in first.values():
         yield Placement(slot_of_rank=slots[index], gpu_of_rank=gpus[index])
 
 

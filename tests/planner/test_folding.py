@@ -11,15 +11,17 @@ from hypothesis import strategies as st
 
 from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.placement import Placement
+from cost_models.models.model import Model
 from cost_models.program import Compute, Exchange, Segment, StepProgram
 from cost_models.strategy import Strategy, rank_groups
+from cost_models.workload import Workload
 from planner.simulator import simulation
 from planner.simulator.fast_forward import FastForward
 from planner.simulator.flows import pattern
 from planner.simulator.folding import coarse, equitable, singletons
 from planner.simulator.playback import Playback
 from planner.simulator.proof import Unlike
-from planner.simulator.simulation import play, played, set_up
+from planner.simulator.simulation import play, played, set_up, simulate
 from planner.simulator.topology import Topology
 from tests.planner.clusters import (
     DEGRADED,
@@ -435,3 +437,17 @@ def test_collectives_between_islands_that_share_a_link_share_its_rate() -> None:
 def program_s(program: StepProgram) -> float:
     phases = [phase for segment, _ in program.segments() for phase in segment.phases]
     return sum(phase.seconds for phase in phases if isinstance(phase, Compute)) + 0.6 * 4e-4
+
+
+def test_averaged_classes_are_near_where_replicas_begin_at_other_places_of_a_node(monkeypatch):
+    whole = Cluster.load("dgx-h100", nodes=16)
+    slow = replace(whole.node(0), nics=replace(whole.node(0).nics, bytes_per_s=whole.node(0).nics.bytes_per_s / 2))
+    fabric = replace(whole.fabric, nodes_per_leaf=4, oversubscription=2.0)
+    broken = replace(whole.override({5: slow, 11: replace(slow, gpus=7)}), fabric=fabric)
+    work = Workload(Model.load("longvila-1.5b"), context_tokens=2**18, global_batch=9)
+    layout = Strategy(data=9, ring=7, ulysses=2, shard=14, zero=3)
+    exact = simulate(broken, work, layout)
+    monkeypatch.setattr(simulation, "MOST_CLASSES", 8)
+    nearly = simulate(broken, work, layout)
+    assert nearly.averaged and not exact.averaged and nearly.classes < exact.classes
+    assert nearly.step_s == pytest.approx(exact.step_s, rel=5e-3)
