@@ -33,11 +33,11 @@ COMPLETE_RANKS = 10
 COMPLETE_PLACEMENTS = 6000
 """Nor are those with more placements than this."""
 MOST_TIERS = 12
-MOST_LISTED_RANKS = 2**19
+MOST_LISTED_RANKS = 2**17
 """Placements of a layout are no more than so many ranks have, but at least FEWEST_LISTED."""
-FEWEST_LISTED = 8
+FEWEST_LISTED = 4
 MANY_RANKS = 2048
-"""Beyond so many ranks only ulysses or the ring is tried innermost."""
+"""Beyond so many ranks only ulysses or the ring is tried innermost, and tiers of fewer kinds of nodes come first."""
 
 
 class Placements(Struct, frozen=True, kw_only=True, eq=False):
@@ -57,6 +57,8 @@ class Placer:
         alike = all(map(np.array_equal, spread, plain))
         self.gpu_orders = [spread] if alike else [spread, plain]
         self.tiers = list(_tiers(costs))
+        kind = np.unique(_traits(costs), axis=0, return_inverse=True)[1].reshape(-1)[self.cluster.run_of_slot]
+        self.purest = sorted(range(len(self.tiers)), key=lambda tier: len(distinct(kind[self.tiers[tier]])))
         self.domain_sizes = distinct(wiring.domain_gpus)
         self._rooms: dict[tuple[int, int], tuple[Ints, Ints]] = {}
         self.cells = _Cells(wiring) if self.cluster.gpus <= 4 * COMPLETE_RANKS else None
@@ -71,7 +73,8 @@ class Placer:
                 return Placements(slots=listed[0], gpus=listed[1], complete=True)
         found: dict[bytes, tuple[Ints, Ints]] = {}
         most = max(FEWEST_LISTED, MOST_LISTED_RANKS // strategy.ranks)
-        for block, tier in itertools.product(_blocks(strategy, self.domain_sizes), range(len(self.tiers))):
+        tiers = self.purest if strategy.ranks > MANY_RANKS else range(len(self.tiers))
+        for block, tier in itertools.product(_blocks(strategy, self.domain_sizes), tiers):
             for gpu_order in self.gpu_orders:
                 fill = self._fill(tier, block, strategy.ranks, gpu_order) if len(found) < most else None
                 if fill is None:
