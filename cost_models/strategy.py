@@ -33,6 +33,8 @@ Recompute = Literal["none", "mlp", "all_but_attention", "full", "core_attention"
 Offload = Literal["none", "activations"]
 OffloadStates = Literal["none", "optimizer", "all"]
 RingDtype = Literal["fp32", "bf16"]
+SsdSplit = Literal["states", "mixed", "heads"]
+SsdPass = Literal["gather", "chain", "tree"]
 RingKind = Literal["zigzag", "contiguous", "balanced", "striped", "all_gather", "double"]
 Schedule = Literal["1f1b", "interleaved", "gpipe"]
 RECOMPUTES: tuple[Recompute, ...] = get_args(Recompute)
@@ -120,6 +122,11 @@ class Strategy:
     """Of the tensor ranks with the same KV heads so many cut a cache by tokens (prefill and decode)."""
     offload_states: OffloadStates = field(default="none", metadata=strict.OPTIONAL)
     """Master weights and optimizer in host memory, updated by the CPU; all: the sharded weights, too (ZeRO-3)."""
+    ssd: SsdSplit = field(default="states", metadata=strict.OPTIONAL)
+    """State-space layers: each rank scans its tokens and states are passed; heads over the context group; or mixed:
+    heads over ulysses, states over the ring."""
+    ssd_pass: SsdPass = field(default="gather", metadata=strict.OPTIONAL)
+    """How states are passed: every rank gets all, rank to rank, or in log2 steps."""
 
     def __post_init__(self) -> None:
         for name in (*AXES, "virtual", "shard", "microbatches", "expert", "attention_head_chunks", "cache_context"):
@@ -130,6 +137,8 @@ class Strategy:
             ("schedule", Schedule),
             ("offload_states", OffloadStates),
             ("grad_ring_dtype", RingDtype),
+            ("ssd", SsdSplit),
+            ("ssd_pass", SsdPass),
         ):
             if getattr(self, name) not in get_args(legal):
                 raise InputError(f"{name}={getattr(self, name)!r} is unknown; legal: {', '.join(get_args(legal))}")

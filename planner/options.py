@@ -357,7 +357,7 @@ def pins(text: str | None, flag: str = "--fix") -> dict[str, Any]:
 
 
 def _pin(name: str, value: str, flag: str) -> Any:
-    if name in ("ring_kind", "schedule", "grad_ring_dtype", "offload_states"):
+    if name in ("ring_kind", "schedule", "grad_ring_dtype", "offload_states", "ssd", "ssd_pass"):
         return value
     if name == "recompute":
         if value not in RECOMPUTES:

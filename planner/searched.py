@@ -21,6 +21,7 @@ from planner.search.levers import FIELDS
 from planner.search.space import Family, Policy, Space
 
 VARIED = ("data", "microbatches", "ring", "ulysses", "shard", "zero", "recompute")
+_OF_SSD = {"ssd", "ssd_pass"}  # held where a user holds them: few models have such layers
 _HELD = ("tensor", "pipeline", "virtual", "cache_context")
 """Varied where a target has several spaces."""
 _OVER = {"ranks": "all ranks", "domain": "a domain's", "context": "the context group's", "one": "1", "alone": "1"}
@@ -49,7 +50,8 @@ def searched(spaces: Sequence[Space], strategy: Strategy, fixed: Collection[str]
     """The space around a planned strategy; `spaces` differ in what is held in each."""
     families = [family for space in spaces for family in _families(space)]
     first = spaces[0]
-    values = {name: getattr(strategy, name) for name in PINS if name != "recompute"}
+    shown = set(PINS) - {"recompute"} - (_OF_SSD - set(fixed))
+    values = {name: getattr(strategy, name) for name in PINS if name in shown}
     values["recompute"] = strategy.layers[0].recompute if strategy.layers else "none"
     stages = sorted({stage for _, stage in first.shardings})
     unsharded = " (0 for shard 1)" if stages[0] == 0 and len(stages) > 1 else ""

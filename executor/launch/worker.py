@@ -64,6 +64,8 @@ def make_sharding(plan: Plan, rank: int, device: torch.device, timeout: timedelt
         head_chunks=strategy.attention_head_chunks,
         mlp_chunk_tokens=strategy.mlp_chunk_tokens,
         states_on_host=strategy.offload_states == "all",
+        ssd=strategy.ssd,
+        ssd_pass=strategy.ssd_pass,
         optimizer_on_host=strategy.offload_states == "optimizer",
         frozen_in_param=plan.workload.lora_rank > 0,
     )

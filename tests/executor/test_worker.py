@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed.run
+import yaml
 from torch.distributed import HashStore
 
 from cost_models import Cluster, InputError, LayerRange, Placement, Strategy
@@ -55,6 +57,29 @@ def test_launched_training_equals_one_process(tmp_path):
         assert done.returncode == 0, done.stderr
         assert "step 3/3" in done.stderr
         assert _losses(out) == pytest.approx(_losses(tmp_path / "adapted") if asked else alone, rel=1e-9)
+
+
+def test_a_model_with_state_space_layers_trains_as_its_plan_splits_them(tmp_path):
+    model = yaml.safe_load((resources.files("longvila") / "presets/tiny.yaml").read_text())
+    model["llm"] |= {"layer_types": ["ssd", "full_attention", "ssd", "ssd"]}
+    model["llm"] |= {"ssd": {"heads": 4, "head_size": 16, "state": 8, "chunk": 16}}
+    (tmp_path / "hybrid.yaml").write_text(yaml.safe_dump(model))
+    settings = {**_settings(tmp_path), "model": str(tmp_path / "hybrid.yaml"), "precision": "fp64"}
+    torch.set_num_threads(1)
+    train.main(Job(config={**settings, "run": str(tmp_path / "alone")}))
+    recompute = (LayerRange(recompute="all_but_attention", count=2), LayerRange(recompute="full", count=2))
+    strategy = Strategy(ulysses=2, ring=2, shard=4, layers=recompute, ssd="mixed", ssd_pass="tree")
+    plan = save_plan(tmp_path, strategy, tokens=128, batch=2)
+    assert json.loads(plan.read_text())["strategy"]["ssd"] == "mixed"
+    sets = [f"--set={key}={json.dumps(value)}" for key, value in settings.items()]
+    done = run("launch", plan, *sets, f"--set=run={tmp_path / 'four'}", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert _losses(tmp_path / "four") == pytest.approx(_losses(tmp_path / "alone"), rel=1e-9)
+    plan = save_plan(
+        tmp_path, replace(strategy, ssd="states", ssd_pass="chain", ring=4, ulysses=1), tokens=128, batch=2
+    )
+    done = run("launch", plan, *sets, f"--set=run={tmp_path / 'chain'}", folder=tmp_path)
+    assert done.returncode == 2 and "ssd_pass=chain needs one stretch of the row on each rank" in done.stderr
 
 
 def torchrun(command: list[str], folder: Path) -> None:
