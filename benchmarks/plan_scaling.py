@@ -3,9 +3,10 @@
     python -m benchmarks.plan_scaling [--gpus 256,4096,16384,131072] [-o scaling.html]
 
 DGX H100, LongVILA-8B, 2M tokens, a row for each 256 GPUs; whole, and with 1% of nodes broken (a GPU or a card missing,
-cards at half rate, seed 0) behind leaves at 2:1. `kinds` is 1,280 GPUs whose 160 nodes all have another clock. Every
-plan is a process of its own. The last column is how much faster than the GPUs the CPU seconds grow, from the row above:
-1 is as fast. The page plots both; times hang on the machine, exponents hardly do.
+cards at half rate, seed 0) behind leaves at 2:1. `kinds` is 1,280 GPUs whose 160 nodes all have another clock. `mixed`
+is 256 GPUs: H100 and A100 nodes, 3 of them partly taken, 5% of the cards at a quarter to three quarters. Every plan is
+a process of its own. The last column is how much faster than the GPUs the CPU seconds grow, from the row above: 1 is as
+fast. The page plots both; times hang on the machine, exponents hardly do.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ def cluster_of(what: str, gpus: int) -> Cluster:
         return replace(whole, runs=runs)
     if what == "whole":
         return whole
+    if what == "mixed":
+        return mixed(gpus)
     rng, nodes = np.random.default_rng(0), gpus // 8
     half = replace(node.nics, bytes_per_s=node.nics.bytes_per_s / 2)
     faults = [replace(node, gpus=7), replace(node, missing_nics=(3,)), replace(node, nics=half)]
@@ -51,12 +54,27 @@ def cluster_of(what: str, gpus: int) -> Cluster:
     return replace(changed, fabric=replace(changed.fabric, oversubscription=2.0))
 
 
+def mixed(gpus: int, seed: int = 0) -> Cluster:
+    """Two GPU models, 3 nodes partly taken, 5% of the cards degraded."""
+    rng, half = np.random.default_rng(seed), gpus // 16
+    fast = Cluster.load("dgx-h100", nodes=half)
+    several = [fast.node(0)] * half + [Cluster.load("dgx-a100", nodes=half).node(0)] * half
+    for slot in rng.choice(2 * half, 3, replace=False).tolist():
+        several[slot] = replace(several[slot], gpus=int(rng.integers(3, 8)))
+    for card in rng.choice(gpus, round(0.05 * gpus), replace=False).tolist():
+        slot, place = divmod(card, 8)
+        shares = list(several[slot].nic_shares or (1.0,) * 8)
+        shares[place] = float(rng.choice([0.25, 0.5, 0.75]))
+        several[slot] = replace(several[slot], nic_shares=tuple(shares))
+    return replace(fast, name="mixed", runs=tuple(NodeRun(count=1, node=node) for node in several))
+
+
 def measure(what: str, gpus: int) -> dict[str, Any]:
     """One plan in this process."""
     cluster = cluster_of(what, gpus)
     work = Workload(Model.load("longvila-8b"), context_tokens=2**21, global_batch=max(1, gpus // 256))
     began = time.process_time()
-    if what != "kinds":  # a plan merges kinds first
+    if what in ("whole", "broken"):  # a plan merges kinds first
         solve(cluster, work, near=True)
     searched = time.process_time()
     found = plan(cluster, work)
@@ -71,7 +89,7 @@ def measure(what: str, gpus: int) -> dict[str, Any]:
 def rows_of(sizes: Sequence[int]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     print(("{:>8} {:>8} {:>6} {:>13} {:>11} {:>6} {:>7} {:>7}").format(*HEAD), flush=True)
-    for what, several in (("whole", sizes), ("broken", sizes), ("kinds", (1280,))):
+    for what, several in (("whole", sizes), ("broken", sizes), ("kinds", (1280,)), ("mixed", (256,))):
         before: Mapping[str, Any] | None = None
         for gpus in several:
             command = [sys.executable, "-m", "benchmarks.plan_scaling", "--one", f"{what}:{gpus}"]

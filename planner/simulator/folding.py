@@ -45,10 +45,13 @@ def singletons(ranks: int) -> Partition:
     return Partition(class_of_rank=each, representative=each, size=np.ones(ranks, dtype=np.int64))
 
 
-def equitable(topology: Topology, patterns: Sequence[Pattern], scale: Floats) -> Partition:
-    """The classes of ranks; `scale` (per rank) is what else tells ranks apart: how long they compute."""
+def equitable(topology: Topology, patterns: Sequence[Pattern], scale: Floats, most: float = float("inf")) -> Partition:
+    """The classes of ranks; `scale` (per rank) is what else tells ranks apart: how long they compute.
+
+    Beyond `most` classes it stops: they are at least as many as the partition has.
+    """
     bags, rings = _bags(topology, patterns)
-    return _refined(_partition(_start(topology, patterns, scale)), bags, rings)
+    return _refined(_partition(_start(topology, patterns, scale)), bags, rings, most)
 
 
 def coarse(topology: Topology, patterns: Sequence[Pattern], scale: Floats) -> Partition:
@@ -91,9 +94,9 @@ def split(topology: Topology, patterns: Sequence[Pattern], partition: Partition,
     return replace(_refined(_partition(colour), bags, []), equitable=False)
 
 
-def _refined(partition: Partition, bags: list[Bags], rings: list[Bags]) -> Partition:
-    """Split until classes are the same all over bags and rings."""
-    while True:
+def _refined(partition: Partition, bags: list[Bags], rings: list[Bags], most: float = float("inf")) -> Partition:
+    """Split until classes are the same all over bags and rings, or more than `most`."""
+    while partition.classes <= most:
         colour = mix(partition.class_of_rank.astype(np.uint64))
         with np.errstate(over="ignore"):
             total = mix(colour)
@@ -105,6 +108,7 @@ def _refined(partition: Partition, bags: list[Bags], rings: list[Bags]) -> Parti
         if finer.classes == partition.classes:
             return finer
         partition = finer
+    return partition
 
 
 def _start(topology: Topology, patterns: Sequence[Pattern], scale: Floats) -> Hashes:
