@@ -36,7 +36,7 @@ INSIDE, ELSEWHERE, SLOWEST = range(3)
 class Kinds(Struct, frozen=True, kw_only=True, eq=False):
     """Domains that no bound tells apart, an entry for each kind."""
 
-    runs: tuple[tuple[int, ...], ...]  # of the nodes in one
+    runs: tuple[tuple[int, ...], ...]  # of the nodes in them
     slots: tuple[Ints, ...]  # the first one of each domain
     count: Ints  # domains
     gpus: Ints
@@ -53,15 +53,19 @@ class Kinds(Struct, frozen=True, kw_only=True, eq=False):
         shares = np.array([wiring.card_share[r, : max(n.nics.count, 1)].max() for r, n in enumerate(wiring.nodes)])
         rate = np.minimum(rates.of_run[:, NIC_OUT] * shares, MOST_RATE)
         cards = np.array([len(set(wiring.nic_of[r, : n.gpus].tolist())) for r, n in enumerate(wiring.nodes)])
-        seen: dict[tuple[tuple[int, ...], int], list[int]] = {}
-        for slot, key in _domains(costs):
-            seen.setdefault(key, []).append(slot)
         uplinks = rates.of_leaf.reshape(-1, wiring.rails).sum(axis=1)
-        if len(seen) > MOST_KINDS:  # whichever leaf, with the best one's uplinks
-            merged: dict[tuple[tuple[int, ...], int], list[int]] = {}
-            for (runs, leaf), slots in seen.items():
-                merged.setdefault((runs, -1 if leaf < 0 else int(uplinks.argmax())), []).extend(slots)
-            seen = merged
+        numbers = np.stack([rate, rate * rates.ring_share, rate * rates.all_to_all_share, cards], axis=1).tolist()
+        alike = [(node.device, node.scale_up, node.gpus, of) for node, of in zip(wiring.nodes, numbers, strict=True)]
+        first = [alike.index(one) for one in alike]
+        seen: dict[tuple[tuple[int, ...], int], list[int]] = {}
+        several: dict[tuple[tuple[int, ...], int], set[int]] = {}
+        domains = list(_domains(costs))
+        anywhere = len({(tuple(first[run] for run in runs), leaf) for _, (runs, leaf) in domains}) > MOST_KINDS
+        for slot, (runs, leaf) in domains:
+            leaf = int(uplinks.argmax()) if anywhere and leaf >= 0 else leaf  # whichever, with the best one's uplinks
+            key = tuple(sorted(first[run] for run in runs)), leaf
+            seen.setdefault(key, []).append(slot)
+            several.setdefault(key, set()).update(runs)
         keys = list(seen)
 
         def best(of_run: Floats) -> Floats:
@@ -71,7 +75,7 @@ class Kinds(Struct, frozen=True, kw_only=True, eq=False):
             return np.array([sum(int(of_run[r]) for r in runs) for runs, _ in keys])
 
         return cls(
-            runs=tuple(tuple(dict.fromkeys(runs)) for runs, _ in keys),
+            runs=tuple(tuple(sorted(several[key])) for key in keys),
             slots=tuple(np.array(slots) for slots in seen.values()),
             count=np.array([len(slots) for slots in seen.values()]),
             gpus=total(np.array([node.gpus for node in wiring.nodes])),

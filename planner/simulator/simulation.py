@@ -260,7 +260,7 @@ def played(setup: Setup, *, fold: bool = True, trace: bool = False) -> tuple[Pla
     more than MOST_CLASSES, averaged ones are played instead.
     """
     about = setup.topology, setup.different
-    enough = np.inf if trace else FEWER * MOST_CLASSES  # then they are not played
+    enough = np.inf if trace else max(FEWER, 1) * MOST_CLASSES  # then they are not played
     fine = equitable(*about, setup.scale, enough) if fold else singletons(setup.topology.ranks)
     partition = coarse(*about, setup.scale) if fine.classes > 1 and fold else fine
     spent = 0  # rank classes times events of the plays that failed
