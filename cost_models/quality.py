@@ -1,29 +1,35 @@
-"""How good a dense language model becomes, as its MMLU: Performance Law (Wu, Tang; arXiv 2408.09895), an estimate.
+"""How good a dense language model becomes, from its shape and tokens: two estimates, each with a measured band.
 
     u  = exp(-((10 / d + 20 / h) gamma N)^2)          instability, in (0, 1]: deep and narrow models train badly
     T' = min(T, S)                                    of tokens no more count than 1,000 for each weight
     M  = 13.95 ln(u N) + 0.2307 ln(u h) - 0.4852 ln(u d) + 5.398 ln(u T') + 9.195         N layers, h wide, d of the MLP
     MMLU = max(M, 25); above 90: 90 + 10 tanh(M / 10 - 9)                                 T in 10^12, S in 10^9
+    refit: chance + (100 - chance) / (1 + exp(-w . (ln uN, ln uh, ln ud, ln uT', 1)))     for each of eight benchmarks
 
-Equation and digits are those of the first author's program (github wuch15/performance-law-planner, plan.py). Depth is
+The law (Performance Law; Wu, Tang; arXiv 2408.09895) has the equation and digits of its first author's program (github
+wuch15/performance-law-planner, plan.py) and knows good data of 2024. The refit has the law's terms and weights fitted
+to 99 published models of 35 families, on good and bad data (`validation/quality.py`; `presets/quality.yaml`). Depth is
 worth by far the most, and only u holds it back: who seeks the best M finds the deepest model, so `DEEPEST` bounds it.
-Left out: what was trained on (the law knows data of 2024), row length, experts. It is no constraint of any plan.
+Left out: what was trained on, row length, experts. It is no constraint of any plan.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
 
 from msgspec import Struct
 
+from cost_models import strict
 from cost_models.errors import InputError
 from cost_models.models.model import Model
 
 CHANCE, SOFT = 25.0, 90.0
 """MMLU of four choices by chance, and where the ceiling begins."""
-BAND = 8.0
-"""Points on either side: of twelve models of late 2023 and 2024 the law was off by 4.6 in the mean, by 7.6 at most.
-Of eight models of 2020 to mid 2023 it said 10 too much: their data were worse."""
+LAW = (13.95018192, 0.23072027, -0.48523402, 5.39801689, 9.195410648934768)
 LAYERS = (16, 126)
 HIDDEN = (896, 16384)
 FFN = (4864, 53248)
@@ -32,17 +38,62 @@ TERA_TOKENS = (0.1, 20.0)
 (0.15) to the most that the author's program plans."""
 DEEPEST = 64
 """hidden / layers is at least this where shapes are sought. Of trained models Llama-3 has 102 to 130."""
-WORDS = f"an estimate: Performance Law, arXiv 2408.09895; data of 2024, ±{BAND:.0f}, not a measurement"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """One benchmark's refit; points of 100."""
+
+    chance: float
+    weights: tuple[float, ...]  # of `terms`
+    low: float  # 10th percentile of predicted - measured, each model's family left out of the fit
+    high: float  # the 90th
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What published evaluations say of both estimates."""
+
+    models: int
+    families: int
+    law_low: float  # 10th percentile of the law's MMLU - measured
+    law_high: float  # the 90th
+    benchmarks: Mapping[str, Benchmark]
+
+
+class Estimate(Struct, frozen=True, kw_only=True):
+    """A score in percent; 80% of published models lie within its ends."""
+
+    value: float
+    low: float
+    high: float
 
 
 class Quality(Struct, frozen=True, kw_only=True):
-    """A predicted MMLU in percent, and what it rests on."""
+    """The law's MMLU in percent, its band (80%), and what it rests on."""
 
     mmlu: float
     low: float
     high: float
     instability: float  # u; 1 is none
     saturated: bool  # further tokens are worth nothing to the law
+
+
+@cache
+def measured() -> Measured:
+    """`presets/quality.yaml`, which `python -m validation.quality` writes."""
+    text = (resources.files("cost_models") / "presets" / "quality.yaml").read_text(encoding="utf-8")
+    return strict.read(Measured, strict.parse_yaml(text, "quality"), "quality")
+
+
+def words() -> str:
+    """What has to be said beside every value of the law."""
+    found = measured()
+    return (
+        "an estimate, not a measurement: Performance Law, arXiv 2408.09895, for good data of 2024; of "
+        f"{found.models} published models\n80% lie from {found.law_high:.0f} points below it to "
+        f"{-found.law_low:.0f} above"
+    )
 
 
 def quality(model: Model, tokens: float, gamma: float = 1.0) -> Quality:
@@ -58,8 +109,27 @@ def quality(model: Model, tokens: float, gamma: float = 1.0) -> Quality:
     billions, trillions = model.llm_params / 1e9, tokens / 1e12
     unstable = instability(model.layers, model.hidden, model.ffn, gamma)
     value = mmlu(model.layers, model.hidden, model.ffn, min(trillions, billions), unstable)
-    low, high = max(CHANCE, value - BAND), min(100.0, value + BAND)
+    found = measured()
+    low, high = max(CHANCE, value - found.law_high), min(100.0, value - found.law_low)
     return Quality(mmlu=value, low=low, high=high, instability=unstable, saturated=trillions > billions)
+
+
+def refitted(model: Model, tokens: float) -> dict[str, Estimate]:
+    """Each benchmark's score by the refit, of a dense model trained on so many tokens. InputError outside the domain.
+
+    >>> score = refitted(Model.load("llama-3-8b"), 15e12)["MMLU"]
+    >>> score.low < score.value < score.high
+    True
+    """
+    check(model, tokens)
+    trillions = min(tokens / 1e12, model.llm_params / 1e9)
+    given = terms(model.layers, model.hidden, model.ffn, trillions, instability(model.layers, model.hidden, model.ffn))
+    found = {}
+    for name, one in measured().benchmarks.items():
+        value = logistic(sum(w * x for w, x in zip(one.weights, given, strict=True)), one.chance)
+        low, high = max(one.chance, value - one.high), min(100.0, value - one.low)
+        found[name] = Estimate(value=value, low=low, high=high)
+    return found
 
 
 def instability(layers: int, hidden: int, ffn: int, gamma: float = 1.0) -> float:
@@ -67,16 +137,21 @@ def instability(layers: int, hidden: int, ffn: int, gamma: float = 1.0) -> float
     return math.exp(-(((10 / ffn + 20 / hidden) * gamma * layers) ** 2))
 
 
-def mmlu(layers: int, hidden: int, ffn: int, trillions: float, unstable: float) -> float:
-    """The law itself; `trillions` of tokens that count, `unstable` is u."""
+def terms(layers: int, hidden: int, ffn: int, trillions: float, unstable: float) -> tuple[float, ...]:
+    """What the law and the refit weigh; `trillions` of tokens that count, `unstable` is u."""
     log_u = math.log(max(unstable, 1e-300))
-    value = (
-        13.95018192 * (log_u + math.log(layers))
-        + 0.23072027 * (log_u + math.log(hidden))
-        - 0.48523402 * (log_u + math.log(ffn))
-        + 5.39801689 * (log_u + math.log(trillions))
-        + 9.195410648934768
-    )
+    return (*(log_u + math.log(value) for value in (layers, hidden, ffn, trillions)), 1.0)
+
+
+def logistic(score: float, chance: float) -> float:
+    """From chance to 100."""
+    return chance + (100 - chance) / (1 + math.exp(-max(-500.0, score)))
+
+
+def mmlu(layers: int, hidden: int, ffn: int, trillions: float, unstable: float) -> float:
+    """The law itself."""
+    given = terms(layers, hidden, ffn, trillions, unstable)
+    value = sum(weight * one for weight, one in zip(LAW, given, strict=True))
     return max(CHANCE, SOFT + 10 * math.tanh(0.1 * value - 9) if value > SOFT else value)
 
 

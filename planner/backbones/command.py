@@ -14,6 +14,7 @@ from cost_models.units import show_tokens
 from planner import options
 
 if TYPE_CHECKING:
+    from cost_models.quality import Estimate
     from planner.backbones.front import Backbone
     from planner.backbones.widths import Shapes
 
@@ -44,7 +45,7 @@ def asked_for_backbones(command: F) -> F:
 
 def backbones(context: click.Context, given: Mapping[str, Any], on_step: Callable[[str], None]) -> None:
     """Print the Pareto front of quality, days and longest row."""
-    from cost_models.quality import WORDS
+    from cost_models.quality import words
     from planner.backbones.front import front, grid, named, shown, trained
     from planner.backbones.widths import Shapes
     from planner.reverse.command import positive
@@ -70,7 +71,7 @@ def backbones(context: click.Context, given: Mapping[str, Any], on_step: Callabl
     best = front(found)
     if given["as_json"]:
         click.echo(
-            json.dumps({"note": WORDS, "candidates": len(found), "front": [_dict(one, dollars) for one in best]})
+            json.dumps({"note": words(), "candidates": len(found), "front": [_dict(one, dollars) for one in best]})
         )
         return
     count = sum(len(layers) for layers in widths.values())
@@ -80,9 +81,20 @@ def backbones(context: click.Context, given: Mapping[str, Any], on_step: Callabl
 def _dict(one: Backbone, dollars: float | None) -> dict[str, object]:
     numbers = {name: getattr(one, name) for name in one.__struct_fields__ if name not in ("quality", "strategy")}
     judged = {name: getattr(one.quality, name) for name in one.quality.__struct_fields__}
+    again = {name: {end: getattr(score, end) for end in score.__struct_fields__} for name, score in _refit(one).items()}
     cost = {} if dollars is None else {"dollars": one.gpu_hours * dollars}
     layout = {"layout": one.strategy.describe(), "recompute": _recompute(one), "at_depth_bound": one.at_depth_bound}
-    return {**numbers, **cost, **judged, **layout}
+    return {**numbers, **cost, **judged, "refit": again, **layout}
+
+
+def _refit(one: Backbone) -> dict[str, Estimate]:
+    from cost_models.quality import backbone, refitted
+
+    return refitted(backbone(one.layers, one.hidden, one.ffn), one.tokens)
+
+
+def _band(value: float, low: float, high: float) -> str:
+    return f"{value:.1f} ({low:.0f}-{high:.0f})"
 
 
 def _recompute(one: Backbone) -> str:
@@ -95,17 +107,18 @@ def _lines(
 ) -> list[str]:  # fmt: skip
     from cost_models.bands import step_band
     from cost_models.pricing import price
-    from cost_models.quality import DEEPEST, WORDS, backbone
+    from cost_models.quality import DEEPEST, backbone, measured, words
 
     work = shapes.workload
     deep = sum(one.at_depth_bound for one in best)
     money = "" if dollars is None else f"{'dollars':>12}"
-    head = f"{'MMLU':>6}{'u':>6}{'layers x hidden x MLP':>24}{'weights':>9}{'tokens':>8}{'days (80%)':>18}"
-    head += f"{'GPU-hours':>11}{money}{'MFU':>7}{'longest row':>13}  layout"
+    head = f"{'MMLU (80%)':>13}{'refit (80%)':>14}{'u':>6}{'layers x hidden x MLP':>24}{'weights':>9}"
+    head += f"{'tokens':>8}{'days (80%)':>18}{'GPU-hours':>11}{money}{'MFU':>7}{'longest row':>13}  layout"
     lines = [
         f"{count:,} shapes, {trials:,} shapes x tokens within {days:g} days on {shapes.cluster.gpus} GPUs",
         f"Rows of {show_tokens(work.context_tokens)} tokens, {work.global_batch} a step",
-        f"MMLU is {WORDS}",
+        f"MMLU is {words()}",
+        f"refit: the same terms fitted to these {measured().models} models, good and bad data (docs/quality.md)",
         "",
         head,
     ]
@@ -114,11 +127,14 @@ def _lines(
         cost = price(shapes.cluster, priced, one.strategy, profile=shapes.profile)
         low, high = (one.days * end / cost.step_s for end in step_band(cost).ends)
         spent = "" if dollars is None else f"{one.gpu_hours * dollars:12,.0f}"
+        again = _refit(one)["MMLU"]
         shape = f"{one.layers} x {one.hidden} x {one.ffn}"
         lines.append(
-            f"{one.quality.mmlu:6.1f}{one.quality.instability:6.2f}{shape:>24}{one.params / 1e9:8.1f}B"
-            f"{one.tokens / 1e12:7.2f}T{f'{one.days:.1f} ({low:.1f}-{high:.1f})':>18}{one.gpu_hours:11,.0f}{spent}"
-            f"{cost.mfu:7.1%}{show_tokens(one.longest_tokens):>13}  {one.strategy.describe()}; {_recompute(one)}"
+            f"{_band(one.quality.mmlu, one.quality.low, one.quality.high):>13}"
+            f"{_band(again.value, again.low, again.high):>14}{one.quality.instability:6.2f}{shape:>24}"
+            f"{one.params / 1e9:8.1f}B{one.tokens / 1e12:7.2f}T{f'{one.days:.1f} ({low:.1f}-{high:.1f})':>18}"
+            f"{one.gpu_hours:11,.0f}{spent}{cost.mfu:7.1%}{show_tokens(one.longest_tokens):>13}"
+            f"  {one.strategy.describe()}; {_recompute(one)}"
         )
     lines += [
         "",
