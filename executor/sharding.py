@@ -34,6 +34,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cost_models.errors import InputError
 from cost_models.layer.heads import HeadSplit
+from cost_models.ssd_messages import check_heads
 from cost_models.token_layout import Layout, Places, document_starts
 from executor.groups import Groups
 from executor.mmsp import attention, embeddings
@@ -43,7 +44,7 @@ from executor.mmsp.guard import guard
 from executor.mmsp.host_memory import HostMemory
 from executor.mmsp.recompute import apply_recompute
 from executor.mmsp.slices import run_in_slices
-from executor.mmsp.ssd import SsdSplit, check_heads
+from executor.mmsp.ssd import SsdSplit
 from longvila.sharding import IGNORE, Batch, DecodeCall, LocalBatch, places_on
 from longvila.ssd import DiscreteMamba2
 

@@ -25,15 +25,13 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from cost_models.errors import InputError
+from cost_models.ssd_messages import check_heads, runs, scanned
 from cost_models.token_layout import Layout, Places, Span
 from executor.mmsp.decode import ShardedCache
 from executor.mmsp.exchange import Alone, Exchange, all_to_all
 from executor.mmsp.state_passing import Passing
 from longvila.sharding import places_on
 from longvila.ssd import Inner, StateLayer, mix
-
-SPLITS = ("states", "mixed", "heads")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +47,6 @@ class SsdSplit:
     way: str = "gather"  # of passing states
     cut: bool = False  # stretches end where documents do, so that the states at their ends are known
     _halos: dict[int, Halo] = field(default_factory=dict, repr=False)  # by taps
-
-    def __post_init__(self) -> None:
-        if self.split not in SPLITS:
-            raise InputError(f"ssd={self.split} is not one of {', '.join(SPLITS)}")
 
     def mix(self, inner: Inner, layer: int, cache: Cache | None = None) -> Tensor:
         """`inner` of this rank's tokens -> y [B, S, H, P] of them; a `cache` keeps the states of the documents."""
@@ -109,15 +103,7 @@ class SsdSplit:
     @cached_property
     def _indices(self) -> tuple[Places, ...]:
         """The tokens, ascending, that each member of `_states` scans."""
-        layout = self.layout
-        if self.split == "heads":
-            return (np.arange(layout.padded_tokens),)
-        if self.split == "states":
-            return tuple(layout.index(*place) for place in self.places)
-        return tuple(
-            np.concatenate([layout.index(ring, ulysses) for ulysses in range(layout.ulysses)])
-            for ring in range(layout.ring)
-        )
+        return scanned(self.layout, self.split, self.places)
 
     def _of_all(self, mine: Tensor, heads: int) -> Tensor:
         """What one member has and the others have as zeros, for all heads, which stand in axis `heads`."""
@@ -131,7 +117,7 @@ class SsdSplit:
     def stretches(self) -> tuple[tuple[Span, ...], ...]:
         """The runs of neighbouring tokens of each member."""
         edges = self.layout.edges if self.cut else ()
-        return tuple(tuple(_runs(index, edges)) for index in self._indices)
+        return tuple(runs(index, edges) for index in self._indices)
 
     @cached_property
     def _passing(self) -> Passing:
@@ -175,13 +161,6 @@ class SsdSplit:
         return np.argsort(np.concatenate([self.layout.index(*place) for place in self.places]))
 
 
-def check_heads(heads: int, split: str, *, context: int, ulysses: int) -> None:
-    """InputError where the heads of a layer cannot be dealt out evenly."""
-    group = {"states": 1, "mixed": ulysses, "heads": context}[split]
-    if heads % group:
-        raise InputError(f"ssd={split} deals {heads} heads to {group} ranks; the ranks must divide the heads")
-
-
 class Halo(NamedTuple):
     """What one member sends and receives so that each of its stretches knows the tokens before it."""
 
@@ -223,17 +202,6 @@ def _halo(indices: Sequence[Places], stretches: Sequence[Sequence[Span]], me: in
         receive_counts=tuple(np.bincount(senders, minlength=members).tolist()),
         taken=taken,
     )
-
-
-def _runs(index: Places, cuts: Sequence[int] = ()) -> list[Span]:
-    """Neighbouring places as spans, none of which goes on over a cut.
-
-    >>> _runs(np.array([0, 1, 2, 7, 8]), [0, 2, 9])
-    [Span(start=0, stop=2), Span(start=2, stop=3), Span(start=7, stop=9)]
-    """
-    begins = np.flatnonzero((np.diff(index) > 1) | np.isin(index[1:], cuts)) + 1
-    edges = [0, *begins.tolist(), len(index)]
-    return [Span(int(index[first]), int(index[last - 1]) + 1) for first, last in pairwise(edges)]
 
 
 def _in_documents(layout: Layout, index: Places) -> Places:

@@ -21,11 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cost_models.errors import InputError
+from cost_models.ssd_messages import check_passing, in_order
 from cost_models.token_layout import Span
 from executor.mmsp.exchange import Exchange
-
-PASSES = ("gather", "chain", "tree")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +35,7 @@ class Passing:
     way: str = "gather"
 
     def __post_init__(self) -> None:
-        if self.way not in PASSES:
-            raise InputError(f"ssd_pass={self.way} is not one of {', '.join(PASSES)}")
-        if self.way == "chain" and self.slots > 1:
-            raise InputError(
-                f"ssd_pass=chain needs one stretch of the row on each rank, here are up to {self.slots}; "
-                "take ring_layout contiguous, or ssd_pass gather or tree"
-            )
+        check_passing(self.way, self.stretches)
 
     @cached_property
     def slots(self) -> int:
@@ -53,10 +45,7 @@ class Passing:
     @cached_property
     def order(self) -> tuple[tuple[int, int], ...]:
         """(member, its stretch) in the row's order."""
-        found = [
-            (span.start, member, slot) for member, mine in enumerate(self.stretches) for slot, span in enumerate(mine)
-        ]
-        return tuple((member, slot) for _, member, slot in sorted(found))
+        return in_order(self.stretches)
 
     def __call__(self, own: Tensor, decay: Tensor) -> Tensor:
         """own [G, B, H, P, N], decay [G, B, H] of this rank's stretches -> their entries, differentiable."""

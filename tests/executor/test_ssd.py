@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cost_models.errors import InputError
+from cost_models.ssd_messages import SsdLayer, rounds
 from cost_models.token_layout import RING_LAYOUTS, Layout
 from executor.mmsp.ssd import SsdSplit
 from longvila.ssd import DiscreteMamba2
@@ -40,7 +41,7 @@ def whole(made, hidden, dout, documents):
     return out.detach(), *torch.autograd.grad((out * dout).sum(), (hidden, *made.parameters()))
 
 
-def on_threads(layout, work, wrap=lambda name, one: one):
+def on_threads(layout, work, wrap=lambda name, one, place: one):
     """work(exchanges by name, place) on every rank of the layout; results by place."""
     places = [(ring, ulysses) for ring in range(layout.ring) for ulysses in range(layout.ulysses)]
     context = local_exchanges(len(places))
@@ -50,11 +51,11 @@ def on_threads(layout, work, wrap=lambda name, one: one):
         futures = []
         for member, (r, u) in enumerate(places):
             groups = {"context": context[member], "ulysses": ulysses[r][u], "ring": rings[u][r]}
-            futures.append(pool.submit(work, {name: wrap(name, one) for name, one in groups.items()}, (r, u)))
+            futures.append(pool.submit(work, {name: wrap(name, one, (r, u)) for name, one in groups.items()}, (r, u)))
         return [future.result(60) for future in futures], tuple(places)
 
 
-def sharded(made, layout, hidden, dout, split, way, wrap=lambda name, one: one):
+def sharded(made, layout, hidden, dout, split, way, wrap=lambda name, one, place: one):
     """Output, gradient of the input in the row's order, and gradients of the weights summed over ranks."""
     places = tuple((ring, ulysses) for ring in range(layout.ring) for ulysses in range(layout.ulysses))
     padding = layout.padded_tokens - layout.tokens
@@ -126,3 +127,49 @@ def test_a_convolution_reaches_over_several_short_stretches(conv):
     for kind in ("zigzag", "contiguous"):
         got = sharded(made, layout_of(1, 4, kind, [5]), hidden, dout, "states", "tree")
         assert_same(got, whole(made, hidden, dout, [5]))
+
+
+class Counting:
+    """An exchange that writes down what this rank sends to others, in bytes."""
+
+    def __init__(self, inner, members, sent):
+        self._inner, self.size, self.index, self._members, self._sent = inner, inner.size, inner.index, members, sent
+
+    def _count(self, member, buffer):
+        if member != self.index:
+            self._sent[self._members[self.index], self._members[member]] += buffer.nbytes
+
+    def all_to_all(self, rows, send, receive):
+        for member, part in enumerate(rows.split(list(send))):
+            self._count(member, part)
+        return self._inner.all_to_all(rows, send, receive)
+
+    def start_transfer(self, send, receive):
+        for member, buffer in send:
+            self._count(member, buffer)
+        return self._inner.start_transfer(send, receive)
+
+    def all_gather(self, buffer):
+        for member in range(self.size):
+            self._count(member, buffer)
+        return self._inner.all_gather(buffer)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("ulysses", "ring", "kind"), [(1, 4, "zigzag"), (2, 2, "zigzag"), (2, 2, "contiguous")])
+def test_bytes_from_each_rank_to_each_are_the_cost_models(ulysses, ring, kind, way):
+    kind = "contiguous" if way[1] == "chain" else kind
+    layout, sent, made = layout_of(ulysses, ring, kind, [37]), torch.zeros(4, 4), layer()
+    hidden, dout = row(37)
+    grid = torch.arange(4).reshape(ring, ulysses)
+    lists = {"context": [grid.flatten()], "ulysses": [*grid], "ring": [*grid.T]}
+
+    def counted(name, one, place):
+        rank = int(grid[place])
+        members = next(ranks for ranks in lists[name] if rank in ranks.tolist())
+        return Counting(one, members.tolist(), sent)
+
+    sharded(made, layout, hidden, dout, *way, counted)
+    sizes = SsdLayer(heads=HEADS, head_size=SIZE, state=STATE, width=8, state_width=8)
+    forward = sum(rounds(layout, sizes, *way))
+    assert sent.tolist() == (forward + forward.T).tolist()
