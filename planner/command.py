@@ -61,6 +61,7 @@ ELSEWHERE = {
     "export": "exports.command:export",
     "prove": "prove.command:prove",
     "explain": "explain.command:explain",
+    "distill": "distill.command:distill",
 }
 """Subcommands of other modules, which are imported when they are asked for."""
 

@@ -1,0 +1,1 @@
+"""A distillation planned: its layers packed onto GPUs, and which of them keep attention."""
