@@ -247,8 +247,17 @@ class ContextSharding:
         if isinstance(model, FSDPModule):
             model.set_reshard_after_forward(False)
 
+    def after_answers(self, model: nn.Module) -> None:
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.set_reshard_after_forward(self.zero == 3 and module is not model, recurse=False)
+                module.reshard()
+
     def cache(self) -> ShardedCache:
         return ShardedCache(self._row_shards)
+
+    def forked(self, cache: ShardedCache, copies: int) -> list[ShardedCache]:
+        return [cache.copy() for _ in range(copies)]
 
     def from_last_token(self, hidden_SD: Tensor, batch: Batch) -> Tensor:
         layout = self.layout(batch)

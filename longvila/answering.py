@@ -6,12 +6,12 @@
 
 A prompt's tokens do not depend on what is answered beside it, but for the last bits of a kernel's sums. The first
 rank of the context group chooses and all take its tokens, so ranks agree on stops too. Every method is collective.
-Leaves out: beams, penalties, several answers to one prompt at one prefill.
+Several answers to one prompt share its prefill. Leaves out: beams, penalties.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -83,19 +83,26 @@ class Answering:
     def __len__(self) -> int:
         return len(self._answers)
 
-    @torch.no_grad()  # not inference mode: sharded weights are gathered in place, which counts versions
     def begin(self, key: int, prompt: Batch, sampler: Sampler, most_tokens: int) -> None:
         """Compute a prompt (one document); its first token comes with the next step."""
-        if any(answer.key == key for answer in self._answers):
-            raise JobError(f"prompt {key!r} is being answered already")
+        self.begin_group({key: sampler}, prompt, most_tokens)
+
+    @torch.no_grad()  # not inference mode: sharded weights are gathered in place, which counts versions
+    def begin_group(self, samplers: Mapping[int, Sampler], prompt: Batch, most_tokens: int) -> None:
+        """Compute a prompt once, to be answered once for each key."""
+        for taken in {answer.key for answer in self._answers} & samplers.keys():
+            raise JobError(f"prompt {taken!r} is being answered already")
         cache = self._sharding.cache()
         logits_V = self._model(prompt, self._sharding, cache=cache)
-        state = torch.Generator().manual_seed(sampler.seed)
+        caches = [cache, *self._sharding.forked(cache, len(samplers) - 1)]
         length = prompt.input_ids_L.shape[0]
-        answer = _Answer(
-            key=key, cache=cache, logits_V=logits_V, sampler=sampler, state=state, position=length, left=most_tokens
-        )
-        self._answers.append(answer)
+        self._answers += [
+            _Answer(
+                key=key, cache=one, logits_V=logits_V, sampler=sampler, position=length, left=most_tokens,
+                state=torch.Generator().manual_seed(sampler.seed),
+            )
+            for (key, sampler), one in zip(samplers.items(), caches, strict=True)
+        ]  # fmt: skip
 
     @torch.no_grad()
     def step(self) -> list[Event]:

@@ -5,7 +5,8 @@
 
 `model(batch, sharding)` gives the local loss SUM (float32; float64 for float64 models), to be scaled by
 `sharding.token_mean`; with `cache=` it prefills the cache and gives the row's last logits [vocabulary]; with
-`NextTokens` and the caches of all prompts it decodes one step and gives [prompts, vocabulary]. Everything runs inside
+`NextTokens` and the caches of all prompts it decodes one step and gives [prompts, vocabulary]; with `Encode` it stops
+at the embeddings of this rank's frames, which a batch may then bring along (`encoded_ND`). Everything runs inside
 `forward`, so that a sharded root gathers its parameters once; the modules that are called by themselves, each once per
 layer, are `layers()`.
 No shape depends on data, so a step also runs on fake tensors: the loss therefore visits unlabelled tokens too.
@@ -25,7 +26,7 @@ from transformers import SiglipVisionModel
 
 from longvila import hybrid
 from longvila.config import LongVilaConfig
-from longvila.loss import loss_sum, wide_dtype
+from longvila.loss import TokenLoss, loss_sum, wide_dtype
 from longvila.projector import Projector
 from longvila.scales import multiscale
 from longvila.sharding import Batch, LocalBatch, OneProcess, Sharding
@@ -37,6 +38,13 @@ class NextTokens:
 
     tokens: tuple[int, ...]
     positions: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encode:
+    """The frames of a batch are asked for alone: [own frames x tokens per frame, D]."""
+
+    batch: Batch
 
 
 class LongVilaForConditionalGeneration(nn.Module):
@@ -57,14 +65,21 @@ class LongVilaForConditionalGeneration(nn.Module):
         """The repeated blocks, in the order of their first use: what a sharding or a recompute policy wraps."""
         return [*self.tower.encoder.layers, *self.llm.model.layers]
 
-    def forward(self, given: Batch | NextTokens, sharding: Sharding | None = None, *, cache: Any = None) -> Tensor:
+    def forward(
+        self, given: Batch | NextTokens | Encode, sharding: Sharding | None = None, *, cache: Any = None,
+        token_loss: TokenLoss | None = None, temperature: float = 1.0,
+    ) -> Tensor:  # fmt: skip
+        """`token_loss` and `temperature` (logits are divided by it) are of the loss; see `longvila.loss`."""
         sharding = sharding or OneProcess()
         if isinstance(given, NextTokens):
             return self._decode(given, sharding, cache)
+        if isinstance(given, Encode):
+            return self._encoded(given.batch, sharding)
         local = sharding.shard_batch(given)
         hidden_SD = self._hidden(given, local, sharding, cache)
         if cache is None:
-            return loss_sum(hidden_SD, self._head_weight(), local.labels_S, self.config.loss_chunk_tokens)
+            hidden_SD = hidden_SD if temperature == 1 else hidden_SD / temperature
+            return loss_sum(hidden_SD, self._head_weight(), local.labels_S, self.config.loss_chunk_tokens, token_loss)
         return self._logits(sharding.from_last_token(hidden_SD, given))
 
     def encode_frames(self, pixels_FCHW: Tensor, most_frames: int) -> Tensor:
@@ -99,8 +114,7 @@ class LongVilaForConditionalGeneration(nn.Module):
         return patches_FPC
 
     def _hidden(self, batch: Batch, local: LocalBatch, sharding: Sharding, cache: Any) -> Tensor:
-        most_frames = sharding.most_own_frames(max(batch.frames, batch.most_frames))
-        made_ND = self.encode_frames(batch.pixels_FCHW, most_frames)
+        made_ND = self._encoded(batch, sharding) if batch.encoded_ND is None else batch.encoded_ND
         vision_VD = sharding.exchange_embeddings(made_ND, batch)
         text_SD = self.llm.get_input_embeddings()(local.input_ids_S)
         # By index: `masked_scatter` would hold 8 bytes for each of the S x D numbers on CUDA. An exchange that brought
@@ -117,6 +131,10 @@ class LongVilaForConditionalGeneration(nn.Module):
         )
         hidden_SD: Tensor = output.last_hidden_state[0]
         return hidden_SD
+
+    def _encoded(self, batch: Batch, sharding: Sharding) -> Tensor:
+        most_frames = sharding.most_own_frames(max(batch.frames, batch.most_frames))
+        return self.encode_frames(batch.pixels_FCHW, most_frames)
 
     def _decode(self, given: NextTokens, sharding: Sharding, caches: Sequence[Any]) -> Tensor:
         table = self.llm.get_input_embeddings()

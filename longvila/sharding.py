@@ -12,6 +12,7 @@ The executor brings the implementation for many ranks; nothing here knows of pla
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -41,6 +42,7 @@ class Batch:
     most_frames: int = (
         0  # of the rows that all replicas compute at this time; 0 means that no row has more than this one
     )
+    encoded_ND: Tensor | None = None  # embeddings of those frames, where they were made before; no pixels then
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,11 +153,19 @@ class Sharding(Protocol):
         """Called before a wrapped model decodes: without it, sharded weights would be gathered for each token."""
         return
 
+    def after_answers(self, model: nn.Module) -> None:
+        """Called before the model trains on: gathered weights go, so that the next ones are those of the update."""
+        return
+
     def cache(self) -> Any:
         """An empty key-value cache for generation, as `past_key_values` of a Hugging Face model."""
         from transformers import DynamicCache
 
         return DynamicCache()
+
+    def forked(self, cache: Any, copies: int) -> list[Any]:
+        """As many caches, the given one not among them, that go on apart from the same prefill."""
+        return [copy.deepcopy(cache) for _ in range(copies)]
 
     def from_last_token(self, hidden_SD: Tensor, batch: Batch) -> Tensor:
         """The row's last token's vector [D], the same on every rank, from the rank that computed it (no gradient)."""

@@ -118,7 +118,11 @@ class TrainSettings:
 
 
 def main(job: Job) -> None:
-    settings = read_settings(TrainSettings, job.config, "settings")
+    run_job(job, read_settings(TrainSettings, job.config, "settings"), Run)
+
+
+def run_job(job: Job, settings: TrainSettings, kind: type[Run]) -> None:
+    """Read the data, build or resume the model, take the steps of a `kind` of run, export."""
     data = read_data(data_files(settings.data), settings.media, skip=settings.on_error == "skip")
     resume = _resume_from(settings)
     if settings.export is not None and Path(settings.export).exists():
@@ -126,11 +130,11 @@ def main(job: Job) -> None:
     config = model_config(settings.model, settings.weights, settings.rope_theta)
     if data.faults and job.sharding.rank == 0:
         print(f"data: {_left_out(data)}; the first: {data.faults[0]}", file=sys.stderr, flush=True)
-    rows = make_rows(settings, config, data)
+    rows = kind.make_rows(settings, config, data)
     lasting = {**settings.lasting(), "data": data_fingerprint(data)}
     marker = None if resume is None else _matching_marker(resume, config, settings, lasting)
     model, optimizer = _build(job, settings, config, filled=resume is None)
-    run = _Run(job=job, settings=settings, lasting=lasting, config=config, rows=rows, model=model, optimizer=optimizer)
+    run = kind(job=job, settings=settings, lasting=lasting, config=config, rows=rows, model=model, optimizer=optimizer)
     if resume is not None:
         checkpoint.load(resume, model, optimizer)
     with claimed(Path(settings.run)) if job.sharding.rank == 0 else nullcontext():
@@ -227,7 +231,9 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Run:
+class Run:
+    """Steps over rows; a subclass takes other steps over other rows."""
+
     job: Job
     settings: TrainSettings
     lasting: dict[str, Any]  # what a resumed run must share
@@ -235,6 +241,15 @@ class _Run:
     rows: Rows
     model: nn.Module
     optimizer: Optimizer
+
+    @classmethod
+    def make_rows(cls, settings: TrainSettings, config: LongVilaConfig, data: DataSet) -> Rows:
+        return make_rows(settings, config, data)
+
+    @property
+    def taken_rows(self) -> int:
+        """Rows that a step takes from the data, over all replicas."""
+        return self.settings.rows_per_step
 
     def go(self, step: int, cursor: Cursor) -> None:
         settings, rank = self.settings, self.job.sharding.rank
@@ -246,16 +261,21 @@ class _Run:
         with closing(coming), _Report(settings, step, shown=rank == 0) as report:
             for done in range(step + 1, settings.steps + 1):
                 began_s = time.perf_counter()
-                metrics, cursor = self._step(done, coming)
+                metrics, cursor = self.step(done, coming)
                 self.job.step_done()
                 metrics["seconds"] = time.perf_counter() - began_s
                 if settings.on_error == "skip":
                     metrics["left_out"] = cursor.left_out
-                report.show(metrics)
+                report.show(metrics, self.said(metrics))
                 if (settings.checkpoint_every and done % settings.checkpoint_every == 0) or done == settings.steps:
                     self._save(folder / "checkpoints", done, cursor)
 
-    def _step(self, step: int, coming: Iterator[Turn]) -> tuple[dict[str, Any], Cursor]:
+    def said(self, metrics: dict[str, Any]) -> str:
+        """A step in one line."""
+        rate = metrics["tokens"] / metrics["seconds"]
+        return f"loss {metrics['loss']:.4f}  {rate:,.0f} tokens/s  gradient norm {metrics['grad_norm']:.3f}"
+
+    def step(self, step: int, coming: Iterator[Turn]) -> tuple[dict[str, Any], Cursor]:
         settings, sharding = self.settings, self.job.sharding
         # On the device: reading each row's loss would hold the host until the row is done.
         losses: list[torch.Tensor] = []
@@ -269,16 +289,20 @@ class _Run:
         loss_mean = sharding.total(float(torch.stack(losses).sum())) / labels
         if not math.isfinite(loss_mean):
             raise JobError(f"step {step}: the loss is {loss_mean} {self._where(rows, losses)}; {_ADVICE}")
+        metrics = {"step": step, "loss": loss_mean, "tokens": sum(row.tokens for row in rows), "label_tokens": labels}
+        return {**metrics, **self.update(step, loss_mean)}, turn.cursor
+
+    def update(self, step: int, loss: float) -> dict[str, Any]:
+        """Update the model by its gradients; what the metrics say of it."""
+        settings = self.settings
         warmup_steps, schedule = round(settings.warmup * settings.steps), settings.schedule
         lr = learning_rate(
             step - 1, steps=settings.steps, peak=settings.lr, schedule=schedule, warmup_steps=warmup_steps
         )
         norm = self.optimizer.step(lr, settings.clip)
         if not math.isfinite(norm):
-            raise JobError(f"step {step}: the gradient norm is {norm}, of a loss of {loss_mean}; {_ADVICE}")
-        tokens, peak = sum(row.tokens for row in rows), peak_memory_bytes(self.job.device)
-        metrics = {"step": step, "loss": loss_mean, "tokens": tokens, "label_tokens": labels}
-        return {**metrics, "grad_norm": norm, "lr": lr, "peak_memory_bytes": peak}, turn.cursor
+            raise JobError(f"step {step}: the gradient norm is {norm}, of a loss of {loss}; {_ADVICE}")
+        return {"grad_norm": norm, "lr": lr, "peak_memory_bytes": peak_memory_bytes(self.job.device)}
 
     def _where(self, rows: Sequence[Row], losses: Sequence[torch.Tensor]) -> str:
         """Collective: the first rank whose share of the loss is not finite, found by halves, and its first such row."""
@@ -303,7 +327,7 @@ class _Run:
         def make(row: Row, most: int) -> Batch:
             return dataset.row_batch(row, sharding, size, device, dtype, frames, most)
 
-        return turns(self.rows, cursor, steps, self.settings.rows_per_step, sharding, make)
+        return turns(self.rows, cursor, steps, self.taken_rows, sharding, make)
 
     def _save(self, folder: Path, step: int, cursor: Cursor) -> None:
         model, rank, keep = model_fingerprint(self.config), self.job.sharding.rank, self.settings.keep_checkpoints
@@ -332,7 +356,7 @@ class _Report:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def show(self, metrics: dict[str, Any]) -> None:
+    def show(self, metrics: dict[str, Any], state: str) -> None:
         if not self._shown:
             return
         try:
@@ -340,8 +364,6 @@ class _Report:
                 lines.write(json.dumps(metrics) + "\n")
         except OSError as fault:
             raise JobError(f"{self._path} cannot be written: {fault.strerror}") from None
-        rate = metrics["tokens"] / metrics["seconds"]
-        state = f"loss {metrics['loss']:.4f}  {rate:,.0f} tokens/s  gradient norm {metrics['grad_norm']:.3f}"
         self._bar.update(self._task, completed=metrics["step"], state=state)
         if self._bar.disable:
             print(f"step {metrics['step']}/{self._steps}  {state}", file=sys.stderr, flush=True)

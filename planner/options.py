@@ -22,7 +22,7 @@ from cost_models.profile import Profile
 from cost_models.room import LEAST, MOST, Room
 from cost_models.strategy import PINS, RECOMPUTES, LayerRange, Strategy
 from cost_models.units import parse_bytes, parse_tokens, show_bytes
-from cost_models.workload import Kernel, Precision, Workload
+from cost_models.workload import Kernel, Part, Precision, Workload
 from planner.targets.target import MMSP, Target
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ _OPTIONS = (
     click.option("--frames", default="0", metavar="N", help="Video frames of a row; the rest of --ctx is text."),
     click.option("--frame-pixels", default=None, metavar="HxW",
                  help="Size of a frame where the tower takes any (Qwen-VL, GLM-V, Mistral 3); 448x448 if left out."),
+    click.option("--train", "trained", default=",".join(get_args(Part)), show_default=True, metavar="PARTS",
+                 help="Parts of the model that are trained; the others are frozen."),
     click.option("--lora-rank", default="0", metavar="R",
                  help="Train adapters of rank R on every linear map of the language model, its weights frozen."),
     click.option("--lora-beside", default="", metavar="PARTS",
@@ -85,6 +87,7 @@ NAMES = (
     "batch",
     "frames",
     "frame_pixels",
+    "trained",
     "lora_rank",
     "lora_beside",
     "precision",
@@ -159,6 +162,7 @@ def question(given: Mapping[str, Any], any_length: bool = False) -> Question:
         global_batch=batch,
         mode=mode,
         precision=precision(given["precision"], cluster),
+        trainable=trained(given["trained"]),
         kernel=kernel(given.get("kernel")),
         lora_rank=whole(given["lora_rank"], "--lora-rank", least=0),
         lora_beside=tuple(filter(None, (part.strip() for part in given["lora_beside"].split(",")))),
@@ -169,6 +173,17 @@ def question(given: Mapping[str, Any], any_length: bool = False) -> Question:
         profile=Profile.load(given["profile"]) if given["profile"] else None,
         room=room(given.get("confidence"), given.get("headroom")),
     )
+
+
+def trained(text: str) -> tuple[Part, ...]:
+    """
+    >>> trained("llm, projector")
+    ('llm', 'projector')
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not set(parts) <= set(get_args(Part)) or len(set(parts)) < len(parts):
+        raise InputError(f"--train {text!r}; legal: some of {', '.join(get_args(Part))}, each once")
+    return tuple(part for part in get_args(Part) if part in parts)
 
 
 def kernel(name: str | None) -> Kernel:

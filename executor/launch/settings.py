@@ -23,6 +23,8 @@ from cost_models.errors import InputError
 from cost_models.workload import Dtype, Workload
 from planner.plan_file import Plan
 
+TRAINING = ("longvila.train", "longvila.reinforce")
+"""Jobs whose steps are what a plan for training predicts."""
 JOB = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 
@@ -45,8 +47,8 @@ def check_job(name: str) -> str:
 def merge(plan: Plan, job: str, config: str | None, sets: Sequence[str]) -> Settings:
     """The settings of one launch."""
     given = {**(_config(config) if config else {}), **dict(_assignment(text) for text in sets)}
-    if job == "longvila.train":
-        return _train(plan, given)
+    if job in TRAINING:
+        return _train(plan, job, given)
     if job == "longvila.generate":
         return _precision(plan, given)
     if job == "executor.serve.job":
@@ -55,10 +57,10 @@ def merge(plan: Plan, job: str, config: str | None, sets: Sequence[str]) -> Sett
     return Settings(values=given)
 
 
-def _train(plan: Plan, given: Mapping[str, Any]) -> Settings:
+def _train(plan: Plan, job: str, given: Mapping[str, Any]) -> Settings:
     work = plan.workload
     if work.mode != "train":
-        raise InputError(f"the plan is for mode={work.mode}; longvila.train needs one for train")
+        raise InputError(f"the plan is for mode={work.mode}; {job} needs one for train")
     if "weights" not in given:
         given = {"model": preset_of(plan), **given}
     settings = _precision(plan, given)
@@ -67,7 +69,7 @@ def _train(plan: Plan, given: Mapping[str, Any]) -> Settings:
     parts = trained_parts(work)
     trained = values.setdefault("trained", parts)
     if not isinstance(trained, list) or sorted(map(str, trained)) != sorted(parts):
-        raise InputError(f"trained={trained} conflicts with the plan, which trains {', '.join(parts)}")
+        raise InputError(f"trained={trained} conflicts with the plan, which trains {', '.join(parts)}; --train plans others")
     if work.lora_rank:
         targets = list(work.lora_targets)
         _decided(values, "lora_rank", work.lora_rank, f"its adapters are of rank {work.lora_rank}")

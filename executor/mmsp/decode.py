@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -125,6 +126,12 @@ class ShardedCache(_Shards):
     @cached_property
     def parts(self) -> list[tuple[slice, Shard]]:
         return self._row()
+
+    def copy(self) -> ShardedCache:
+        """The same sequences once more, to grow by other tokens."""
+        twin = ShardedCache(self._row)
+        twin.parts = [(part, deepcopy(shard)) for part, shard in self.parts]
+        return twin
 
     @property
     def shards(self) -> Sequence[Shard]:  # type: ignore[override]

@@ -26,7 +26,7 @@ import click
 import yaml
 
 from longvila import train
-from longvila.assemble import model_config
+from longvila.assemble import WHOLE, model_config
 from longvila.files import read_text, write_whole
 from longvila.job import Job, JobError
 from longvila.lengths import first_rows
@@ -97,12 +97,22 @@ def run_stage(stage: Stage, ranks: int | None, profile: str | None) -> None:
     frames = max(row.frames for row in first_rows(settings, model))
     command = (
         f"plan --cluster local --gpus {ranks} --model longvila-tiny --ctx {settings.max_tokens} --frames {frames} "
-        f"--batch {settings.rows_per_step} -o {shlex.quote(str(plan))}"
+        f"--batch {settings.rows_per_step} --train {','.join(_planned_parts(settings.trained))} "
+        f"-o {shlex.quote(str(plan))}"
     )
     _call(command + (f" --profile {shlex.quote(profile)}" if profile else ""))
     folder = shlex.quote(str(stage.folder / "launch"))
     _call(f"executor launch {shlex.quote(str(plan))} --config {shlex.quote(str(config))} --run-dir {folder}")
     click.echo(compared(plan, stage.folder / "train" / "metrics.jsonl"))
+
+
+def _planned_parts(trained: Sequence[str]) -> list[str]:
+    """The parts of a plan that these are, or are of.
+
+    >>> _planned_parts(("lora", "embeddings", "norms")), _planned_parts(("projector", "llm"))
+    (['llm'], ['llm', 'projector'])
+    """
+    return sorted({part if part in WHOLE else "llm" for part in trained})
 
 
 def compared(plan: Path, metrics: Path) -> str:

@@ -1,0 +1,31 @@
+"""`python -m longvila.JOB settings.yaml [key=value …]`: a job in one process."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import yaml
+
+from longvila.files import read_text
+from longvila.job import Job, JobError
+from longvila.settings import read_yaml
+
+
+def run(job: str, main: Callable[[Job], None], arguments: Sequence[str]) -> int:
+    """The exit code; `job` is the module's name."""
+    try:
+        if not arguments or arguments[0] in ("-h", "--help"):
+            raise JobError(f"usage: python -m {job} settings.yaml [key=value ...]")
+        given = read_yaml(read_text(Path(arguments[0]), ""), arguments[0])
+        for text in arguments[1:]:
+            key, sign, value = text.partition("=")
+            if not sign:
+                raise JobError(f"{text!r} is not key=value")
+            given[key] = yaml.safe_load(value)
+        main(Job(config=given))
+    except JobError as error:
+        print(f"longvila: {error}", file=sys.stderr)
+        return 2
+    return 0
