@@ -284,6 +284,16 @@ def test_adapters_are_planned_and_only_their_plan_names_them(run):
     assert code == 2 and "lora_beside: 'bias' is unknown; legal: embeddings, norms" in err
 
 
+def test_a_frozen_part_costs_no_gradient_and_parts_are_checked(run):
+    video = ("--model", "longvila-8b", "--gpus", "8", "--ctx", "32K", "--frames", "64", "--json")
+    plans = {parts: json.loads(run(*video, "--train", parts)[1]) for parts in ("tower,llm,projector", "llm")}
+    assert [plan["workload"]["trainable"] for plan in plans.values()] == [["llm", "projector", "tower"], ["llm"]]
+    whole, part = (plan["priced"]["seconds"]["vision"] for plan in plans.values())
+    assert part == pytest.approx(whole / 3, rel=0.3)  # forward alone, of forward and twice that
+    code, _, err = run(*SMALL, "--train", "llm,head")
+    assert code == 2 and "--train 'llm,head'; legal: some of llm, projector, tower, each once" in err
+
+
 def test_clusters_and_devices_are_listed_with_their_sources(run):
     code, out, err = run("clusters")
     assert (code, err) == (0, "") and "jean-zay-v100" in out and "Omni-Path" in out
