@@ -22,7 +22,7 @@ from cost_models.profile import Profile
 from cost_models.room import LEAST, MOST, Room
 from cost_models.strategy import PINS, RECOMPUTES, LayerRange, Strategy
 from cost_models.units import parse_bytes, parse_tokens, show_bytes
-from cost_models.workload import Kernel, Part, Precision, Workload
+from cost_models.workload import LORA_TARGETS, Kernel, Part, Precision, Workload
 from planner.targets.target import MMSP, Target
 
 if TYPE_CHECKING:
@@ -59,7 +59,9 @@ _OPTIONS = (
     click.option("--train", "trained", default=",".join(get_args(Part)), show_default=True, metavar="PARTS",
                  help="Parts of the model that are trained; the others are frozen."),
     click.option("--lora-rank", default="0", metavar="R",
-                 help="Train adapters of rank R on every linear map of the language model, its weights frozen."),
+                 help="Train adapters of rank R on the language model, its weights frozen."),
+    click.option("--lora-targets", default=",".join(LORA_TARGETS), show_default=True, metavar="MAPS",
+                 help="Where the adapters are."),
     click.option("--lora-beside", default="", metavar="PARTS",
                  help="Also trained, in full: embeddings,norms (LongVILA's context extension has both)."),
     click.option("--precision", default=None, metavar="bf16|fp16|fp32",
@@ -89,6 +91,7 @@ NAMES = (
     "frame_pixels",
     "trained",
     "lora_rank",
+    "lora_targets",
     "lora_beside",
     "precision",
     "kernel",
@@ -165,7 +168,8 @@ def question(given: Mapping[str, Any], any_length: bool = False) -> Question:
         trainable=trained(given["trained"]),
         kernel=kernel(given.get("kernel")),
         lora_rank=whole(given["lora_rank"], "--lora-rank", least=0),
-        lora_beside=tuple(filter(None, (part.strip() for part in given["lora_beside"].split(",")))),
+        lora_targets=names(given["lora_targets"]),  # type: ignore[arg-type]
+        lora_beside=names(given["lora_beside"]),  # type: ignore[arg-type]
     )
     return Question(
         cluster=cluster,
@@ -175,13 +179,21 @@ def question(given: Mapping[str, Any], any_length: bool = False) -> Question:
     )
 
 
+def names(text: str) -> tuple[str, ...]:
+    """
+    >>> names("qkv, out"), names("")
+    (('qkv', 'out'), ())
+    """
+    return tuple(filter(None, (name.strip() for name in text.split(","))))
+
+
 def trained(text: str) -> tuple[Part, ...]:
     """
     >>> trained("llm, projector")
     ('llm', 'projector')
     """
-    parts = [part.strip() for part in text.split(",")]
-    if not set(parts) <= set(get_args(Part)) or len(set(parts)) < len(parts):
+    parts = names(text)
+    if not parts or not set(parts) <= set(get_args(Part)) or len(set(parts)) < len(parts):
         raise InputError(f"--train {text!r}; legal: some of {', '.join(get_args(Part))}, each once")
     return tuple(part for part in get_args(Part) if part in parts)
 

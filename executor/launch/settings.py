@@ -69,7 +69,9 @@ def _train(plan: Plan, job: str, given: Mapping[str, Any]) -> Settings:
     parts = trained_parts(work)
     trained = values.setdefault("trained", parts)
     if not isinstance(trained, list) or sorted(map(str, trained)) != sorted(parts):
-        raise InputError(f"trained={trained} conflicts with the plan, which trains {', '.join(parts)}; --train plans others")
+        raise InputError(
+            f"trained={trained} conflicts with the plan, which trains {', '.join(parts)}; --train plans others"
+        )
     if work.lora_rank:
         targets = list(work.lora_targets)
         _decided(values, "lora_rank", work.lora_rank, f"its adapters are of rank {work.lora_rank}")

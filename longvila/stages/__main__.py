@@ -6,7 +6,7 @@ A recipe is a folder of stage files, `1-alignment.yaml` … `5-long.yaml`: setti
 files' names in the corpus. A stage whose weights are there is done; one with checkpoints goes on from the last. With
 `--ranks` each stage is planned on this machine, launched as planned, and the measured step stands beside the
 prediction; without, it runs in this process. `plan` and `executor` are called as commands: nothing of them is
-imported here. A plan prices the training of all parts, so the stages that train few are faster than predicted.
+imported here.
 """
 
 from __future__ import annotations
@@ -97,8 +97,7 @@ def run_stage(stage: Stage, ranks: int | None, profile: str | None) -> None:
     frames = max(row.frames for row in first_rows(settings, model))
     command = (
         f"plan --cluster local --gpus {ranks} --model longvila-tiny --ctx {settings.max_tokens} --frames {frames} "
-        f"--batch {settings.rows_per_step} --train {','.join(_planned_parts(settings.trained))} "
-        f"-o {shlex.quote(str(plan))}"
+        f"--batch {settings.rows_per_step} {' '.join(planned_parts(settings))} -o {shlex.quote(str(plan))}"
     )
     _call(command + (f" --profile {shlex.quote(profile)}" if profile else ""))
     folder = shlex.quote(str(stage.folder / "launch"))
@@ -106,13 +105,14 @@ def run_stage(stage: Stage, ranks: int | None, profile: str | None) -> None:
     click.echo(compared(plan, stage.folder / "train" / "metrics.jsonl"))
 
 
-def _planned_parts(trained: Sequence[str]) -> list[str]:
-    """The parts of a plan that these are, or are of.
-
-    >>> _planned_parts(("lora", "embeddings", "norms")), _planned_parts(("projector", "llm"))
-    (['llm'], ['llm', 'projector'])
-    """
-    return sorted({part if part in WHOLE else "llm" for part in trained})
+def planned_parts(settings: train.TrainSettings) -> list[str]:
+    """What is trained, in the words of `plan`."""
+    whole = [part for part in WHOLE if part in settings.trained]
+    if settings.lora_rank is None:
+        return [f"--train {','.join(whole)}"]
+    beside = [part for part in settings.trained if part not in (*WHOLE, "lora")]
+    adapters = f"--lora-rank {settings.lora_rank} --lora-targets {','.join(settings.lora_targets)}"
+    return [f"--train {','.join(['llm', *whole])}", adapters, f"--lora-beside {','.join(beside)}" if beside else ""]
 
 
 def compared(plan: Path, metrics: Path) -> str:

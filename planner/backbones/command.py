@@ -23,8 +23,8 @@ SHOWN = 12
 """Rows on the screen; --json has all of the front."""
 STEP_TOKENS = 2**24
 """Tokens of a step where no --batch is given."""
-_OTHER = ("model", "mode", "frames", "frame_pixels", "trained", "lora_rank", "lora_beside", "fix", "target",
-          "objective", "output", "page", "proof", "explain", "trust_model", "time_limit")  # fmt: skip
+_OTHER = ("model", "mode", "frames", "frame_pixels", "trained", "lora_rank", "lora_targets", "lora_beside", "fix",
+          "target", "objective", "output", "page", "proof", "explain", "trust_model", "time_limit")  # fmt: skip
 """Options that would be ignored."""
 
 _OPTIONS = (

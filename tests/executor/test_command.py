@@ -40,7 +40,7 @@ def plan(tmp_path, monkeypatch):
     [
         (["--set=rows_per_step=3"], "rows_per_step=3 conflicts with the plan: the plan's global batch is 2"),
         (["--set=precision=bf16"], "precision=bf16 conflicts with the plan"),
-        (["--set=trained=[llm]"], "conflicts with the plan, which trains llm, projector, tower; plan with --train"),
+        (["--set=trained=[llm]"], "conflicts with the plan, which trains llm, projector, tower; --train plans others"),
         (["--set=max_tokens=1024"], "max_tokens=1024 conflicts with the plan's context of 512; plan with --ctx 1024"),
         (["--set=steps"], "--set 'steps' is not key=value"),
         (["--set=steps=[1"], "--set steps is not valid YAML"),

@@ -1,15 +1,22 @@
 """The five stages of a recipe: each from the weights before it, what a stage trains, resumed, left out, refused."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from longvila.stages.__main__ import compared, main, make_stages, recipe_files
+from executor.launch.settings import trained_parts
+from longvila import train
+from longvila.settings import read_settings
+from longvila.stages.__main__ import compared, main, make_stages, planned_parts, recipe_files
 from longvila.synthetic import Corpus, write
+from planner.command import cli as plan_command
+from planner.options import question
 
 TINY = Corpus(short=6, long=2, text=6, short_frames=6, long_frames=12, long_text_bytes=200)
 
@@ -67,6 +74,42 @@ def test_a_stage_that_was_cut_off_goes_on_and_one_left_out_is_passed(made, tmp_p
     assert stages[3].settings["data"] == [str(corpus / "long.jsonl")]
 
 
+def test_a_stage_cut_off_in_a_step_ends_with_the_losses_and_weights_of_an_unbroken_one(made, tmp_path, monkeypatch):
+    recipe = tmp_path / "recipe"
+    recipe.mkdir()
+    settings = yaml.safe_load((made / "recipe" / "1-alignment.yaml").read_text())
+    (recipe / "1-alignment.yaml").write_text(yaml.safe_dump({**settings, "steps": 4, "checkpoint_every": 2}))
+    asked = ["run", "--corpus", str(made / "corpus"), "--recipe", str(recipe), "--run"]
+    assert CliRunner().invoke(main, [*asked, str(tmp_path / "whole")]).exit_code == 0
+    update = train.Run.update
+
+    def cut(run, step, loss):
+        if step == 4:
+            raise KeyboardInterrupt
+        return update(run, step, loss)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Run, "update", cut)
+        assert CliRunner().invoke(main, [*asked, str(tmp_path / "cut")]).exit_code != 0
+    assert CliRunner().invoke(main, [*asked, str(tmp_path / "cut")]).exit_code == 0
+    runs = [tmp_path / name / "1-alignment" for name in ("whole", "cut")]
+    whole, again = ([json.loads(line)["loss"] for line in (run / "train/metrics.jsonl").open()] for run in runs)
+    assert again == pytest.approx(whole, rel=1e-6) and len(whole) == 4
+    ends = [load_file(run / "weights/mm_projector/model.safetensors") for run in runs]
+    for name, tensor in ends[0].items():
+        torch.testing.assert_close(ends[1][name], tensor)
+
+
+def test_each_stage_is_planned_with_the_parts_that_it_trains():
+    for file in recipe_files("tiny"):
+        settings = read_settings(train.TrainSettings, yaml.safe_load(file.read_text()), file.name)
+        flags = shlex.split("--gpus 2 --cluster local --ctx 2K " + " ".join(planned_parts(settings)))
+        work = question(plan_command.make_context("plan", flags).params).workload
+        assert sorted(trained_parts(work)) == sorted(settings.trained), file.name
+        if settings.lora_rank:
+            assert (work.lora_rank, work.lora_targets) == (settings.lora_rank, settings.lora_targets)
+
+
 def test_prediction_and_measurement_stand_side_by_side(tmp_path):
     (tmp_path / "plan.json").write_text(json.dumps({"priced": {"step_s": 0.3}}))
     lines = [json.dumps({"seconds": 9.0 if step < 5 else 0.2}) for step in range(8)]
@@ -76,7 +119,7 @@ def test_prediction_and_measurement_stand_side_by_side(tmp_path):
 
 
 @pytest.mark.parametrize(("given", "told"), [
-    (["--recipe=none"], "--recipe 'none' is neither a folder of stage files nor one of tiny"),
+    (["--recipe=none"], "--recipe 'none' is neither a folder of stage files nor one of dramas, tiny"),
     (["--from=6", "--to=7"], "--from 6 --to 7: tiny has no such stage"),
 ])  # fmt: skip
 def test_what_cannot_be_run_is_one_line(tmp_path, given, told):
