@@ -1,6 +1,7 @@
 """What the ranks of `benchmarks.emulated_cluster` run: a profile of their cluster, and every layout, timed in turns.
 
-    profile    kernels on all ranks at once, collectives inside every node at once, send-receive of pairs of nodes
+    profile    kernels on all ranks at once, collectives inside every node at once, send-receive of pairs of nodes by
+               all their ranks at once: as many connections share the links, and as many ranks the cores, as in a layout
     layouts    in rounds of a random order: all ranks from one barrier, one attention forward and backward
 
 A layout says which process has each place of the ring x ulysses grid, so one start of the ranks runs all layouts. All
@@ -24,7 +25,7 @@ from cost_models.curves.samples import Sample
 from cost_models.profile import network
 from cost_models.token_layout import Layout
 from executor.groups import make_groups
-from executor.measure.measuring import Bench, Order
+from executor.measure.measuring import Bench, Order, tiles
 from executor.mmsp.attention import MmSp
 
 PATH = "shared-memory"
@@ -90,17 +91,16 @@ def profile_cluster(nodes: int, shapes: Sequence[tuple[int, int, int, int]], ord
     samples = [replace(sample, ranks=each) for sample in bench.samples]  # a node's load is that of the machine
     _say("kernels measured")
     members = [tuple(range(node * each, (node + 1) * each)) for node in range(nodes)]
-    inside = [(ranks, dist.new_group(list(ranks))) for ranks in members]
+    inside = tiles(members)
     if each > 1:
-        group = inside[rank // each][1]
-        inner = Bench(order, each, group, torch.device("cpu"))
+        inner = Bench(order, each, inside[rank // each].group, torch.device("cpu"))
         inner.collectives(inside, rank)
         samples += inner.samples
     _say("links inside the nodes measured")
     pairs = [(0, 1)] if alike else list(combinations(range(nodes), 2))
     rates: dict[tuple[int, int], tuple[float, float]] = {}
     for pair in pairs:
-        between, sent = _pair(order, (pair[0] * each, pair[1] * each), rank)
+        between, sent = _pair(order, pair, each, rank)
         rates[pair] = between
         samples += sent if alike else []
         _say(f"nodes {pair[0]} and {pair[1]}: {between[0] * 8e-6:.0f} Mbit/s, {between[1] * 1e3:.2f} ms")
@@ -108,16 +108,19 @@ def profile_cluster(nodes: int, shapes: Sequence[tuple[int, int, int, int]], ord
     return Measured(samples=tuple(samples), cards=tuple(cards))
 
 
-def _pair(order: Order, ranks: tuple[int, int], rank: int) -> tuple[tuple[float, float], list[Sample]]:
-    """((bytes/s, latency), samples) of two ranks that send to one another; the others wait for the first one's."""
-    group = dist.new_group(list(ranks))
+def _pair(order: Order, nodes: tuple[int, int], each: int, rank: int) -> tuple[tuple[float, float], list[Sample]]:
+    """((bytes/s, latency), samples) of two nodes whose ranks all send to their counterparts; bytes are a node's."""
+    couples = [tuple(node * each + place for node in nodes) for place in range(each)]
+    involved = sorted(one for ranks in couples for one in ranks)
+    together = dist.new_group(involved)
+    groups = tiles(couples)
     samples: list[Sample] = []
-    if rank in ranks:
-        bench = Bench(order, 2, group, torch.device("cpu"))
-        bench.collectives([(ranks, group)], rank, ops=("send_recv",))
-        samples = [replace(sample, path="network") for sample in bench.samples]
+    if rank in involved:
+        bench = Bench(order, len(involved), together, torch.device("cpu"))
+        bench.collectives(groups, rank, ops=("send_recv",))
+        samples = [replace(sample, path="network", bytes=each * sample.bytes) for sample in bench.samples]
     told: list[list[Sample]] = [samples]
-    dist.broadcast_object_list(told, src=ranks[0])
+    dist.broadcast_object_list(told, src=involved[0])
     found = network(tuple(told[0]))
     assert found is not None
     return found, told[0]

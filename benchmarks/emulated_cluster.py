@@ -9,8 +9,9 @@ backward in interleaved rounds. Printed for each: measured median, price and sim
 rank of the planner's choice and its regret, choice / best - 1, with a bootstrap interval over the rounds.
 
 The nodes share this machine's cores, so kernels are profiled with all ranks at once. `--rate-mbit 50,200` gives nodes
-different rates: these are measured pair by pair, and a node's card is its best pair. Left out: host time of a step and
-matrix products (the operator has none), packed rows, latency of the links.
+different rates: these are measured pair by pair, and a node's card is its best pair. `--table FILE` runs sixteen
+regimes (`emulated_table`). Left out: host time of a step and matrix products (the operator has none), packed rows,
+latency of the links.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
+from pathlib import Path
 
 import numpy as np
 
@@ -314,7 +316,8 @@ def as_data(rows: Sequence[Row], chosen: int, all_ranks: bool) -> dict[str, obje
     return {"layouts": layouts, "planned": chosen, "all_ranks": all_ranks, "regret": lost, "regret_95": [low, high]}
 
 
-def parse(arguments: Sequence[str]) -> tuple[Asked, bool]:
+def parse(arguments: Sequence[str]) -> tuple[Asked | Path, bool]:
+    """What to run: one regime, or the table in a file; and whether to print every round."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nodes", type=int, default=2, help="2 to 4")
     parser.add_argument("--ranks-per-node", type=int, default=2, help="1 to 4")
@@ -322,7 +325,10 @@ def parse(arguments: Sequence[str]) -> tuple[Asked, bool]:
     for name, value in (("q-heads", 8), ("kv-heads", 8), ("head-dim", 64), ("seq", 2048), ("rounds", 9)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--json", action="store_true", help="every round's times")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="all regimes of benchmarks/emulated_table.py")
     given = parser.parse_args(arguments)
+    if given.table is not None:
+        return given.table, False
     for name, value, legal in (
         ("nodes", given.nodes, range(2, 5)),
         ("ranks-per-node", given.ranks_per_node, range(1, 5)),
@@ -358,6 +364,11 @@ def main(arguments: Sequence[str]) -> int:
     try:
         asked, as_json = parse(arguments)
         with stoppable():
+            if isinstance(asked, Path):
+                from benchmarks.emulated_table import table
+
+                print(table(asked))
+                return 0
             found = run(asked)
     except (InputError, RankFailed) as error:
         print(f"emulated_cluster: {error}", file=sys.stderr)

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from cost_models.timing.collectives import wire_bytes
 from executor.launch.agent import open_store, variable
 from executor.measure.framework_steps import context_groups, framework_samples
 from executor.mmsp import kernel
+from executor.mmsp.exchange import GroupExchange
 
 GEMMS = ((64, 128, 128), (256, 128, 128), (256, 256, 128), (1024, 128, 128), (128, 128, 1024), (1024, 256, 128),
          (2048, 264, 128), (4096, 256, 256), (1024, 1024, 1024))  # fmt: skip
@@ -50,6 +51,14 @@ class Order:
     path: str  # the link that collectives use
     cuda: bool
     timeout_s: float = 600.0
+
+
+class Tile(NamedTuple):
+    """Ranks that a collective is measured over; `back` as in `exchange`."""
+
+    ranks: tuple[int, ...]
+    group: dist.ProcessGroup
+    back: dist.ProcessGroup | None
 
 
 class Bench:
@@ -122,23 +131,22 @@ class Bench:
 
     def collectives(
         self,
-        groups: Sequence[tuple[tuple[int, ...], dist.ProcessGroup]],
+        groups: Sequence[Tile],
         rank: int,
         ops: Sequence[str] = COLLECTIVES,
     ) -> None:
         """Time the collectives; all groups of one size run at once."""
-        ranks, group = next((ranks, group) for ranks, group in groups if rank in ranks)
+        ranks, group, back = next(tile for tile in groups if rank in tile.ranks)
         members, index = len(ranks), ranks.index(rank)
+        exchange = GroupExchange(group=group, ranks=ranks, index=index, back=back)
         for size in BUFFERS if self.device.type == "cpu" else (*BUFFERS, 2**24, 2**27):
             count = max(members, size // self.dtype.itemsize // members * members)
             full = torch.zeros(count, dtype=self.dtype, device=self.device)
             other, part = torch.empty_like(full), torch.zeros(count // members, dtype=self.dtype, device=self.device)
-            following, previous = ranks[(index + 1) % members], ranks[index - 1]
+            following, previous = (index + 1) % members, (index - 1) % members
 
             def shift(full: Tensor = full, other: Tensor = other, to: int = following, by: int = previous) -> None:
-                sends = [dist.P2POp(dist.isend, full, to, group), dist.P2POp(dist.irecv, other, by, group)]
-                for work in dist.batch_isend_irecv(sends):
-                    work.wait()
+                exchange.start_transfer([(to, full)], [(by, other)]).wait()
 
             calls: dict[str, Callable[[], Any]] = {
                 "all_to_all": lambda o=other, w=full: dist.all_to_all_single(o, w, group=group),  # type: ignore[misc]
@@ -161,13 +169,15 @@ def measure(order: Order) -> list[Sample]:
     limit = timedelta(seconds=order.timeout_s)
     backend = "cpu:gloo,cuda:nccl" if order.cuda else "gloo"
     dist.init_process_group(backend, store=open_store(order.timeout_s), rank=rank, world_size=world, timeout=limit)
-    groups = {size: _tiles(world, size) for size in order.loads}
+    groups = {
+        size: tiles([tuple(range(start, start + size)) for start in range(0, world, size)]) for size in order.loads
+    }
     contexts = {size: context_groups(world, size, rank) for size in order.loads}
     samples: list[Sample] = []
     for load in order.loads:
         if rank < load:
             torch.set_num_threads(max(1, order.cores // load))
-            group = next(group for ranks, group in groups[load] if rank in ranks)
+            group = next(tile.group for tile in groups[load] if rank in tile.ranks)
             bench = Bench(order, load, group, device)
             bench.gemms()
             bench.attention()
@@ -185,7 +195,9 @@ def measure(order: Order) -> list[Sample]:
     return samples
 
 
-def _tiles(world: int, size: int) -> list[tuple[tuple[int, ...], dist.ProcessGroup]]:
-    """Groups of neighbours; every rank makes all of them."""
-    tiles = [tuple(range(start, start + size)) for start in range(0, world, size)]
-    return [(ranks, dist.new_group(list(ranks))) for ranks in tiles]
+def tiles(several: Sequence[tuple[int, ...]]) -> list[Tile]:
+    """Collective over the world: groups of these ranks; every rank makes all of them."""
+    gloo = dist.get_backend() == "gloo"
+    return [
+        Tile(ranks, dist.new_group(list(ranks)), dist.new_group(list(ranks)) if gloo else None) for ranks in several
+    ]

@@ -7,6 +7,9 @@
 A transfer is started, then waited for; computation between the two is overlapped with it. Members must call the same
 methods in the same order; what one sends another takes. `GroupExchange` is a process group (gloo, NCCL). A group of
 one sends nothing.
+
+gloo has one connection for each pair of a group, and what goes both ways over one takes turns: twice the time where the
+wire decides. So on gloo what goes from a later to an earlier member has a second group, with connections of its own.
 """
 
 from __future__ import annotations
@@ -82,11 +85,15 @@ LAST = LastTransfer()
 
 @dataclass(frozen=True, kw_only=True)
 class GroupExchange:
-    """An exchange over a process group; `ranks` are the global ranks of its members, in the plan's order."""
+    """An exchange over a process group; `ranks` are the global ranks of its members, in the plan's order.
+
+    `back`: a group of the same members for what goes to earlier ones.
+    """
 
     group: dist.ProcessGroup
     ranks: tuple[int, ...]
     index: int
+    back: dist.ProcessGroup | None = None
 
     @property
     def size(self) -> int:
@@ -99,9 +106,19 @@ class GroupExchange:
 
     def start_transfer(self, send: Transfers, receive: Transfers) -> Pending:
         LAST.what, LAST.group, LAST.at_ns = "transfer", self.group, time.time_ns()
-        operations = [dist.P2POp(dist.isend, buffer, self.ranks[to], group=self.group) for to, buffer in send]
-        operations += [dist.P2POp(dist.irecv, buffer, self.ranks[by], group=self.group) for by, buffer in receive]
-        return _InFlight(tuple(dist.batch_isend_irecv(operations)) if operations else (), send, receive)
+        forth, back = self.group, self.back or self.group
+        operations = [
+            dist.P2POp(dist.isend, buffer, self.ranks[to], group=forth if to > self.index else back)
+            for to, buffer in send
+        ]
+        operations += [
+            dist.P2POp(dist.irecv, buffer, self.ranks[by], group=forth if by < self.index else back)
+            for by, buffer in receive
+        ]
+        works: list[dist.Work] = []
+        for group in dict.fromkeys(one.group for one in operations):  # of a batch all are of one group
+            works += dist.batch_isend_irecv([one for one in operations if one.group is group])
+        return _InFlight(tuple(works), send, receive)
 
     def all_gather(self, buffer: Tensor) -> Tensor:
         gathered = buffer.new_empty((self.size, *buffer.shape))

@@ -5,6 +5,7 @@ import subprocess
 
 import pytest
 
+from benchmarks import emulated_table
 from benchmarks.attention_ranks import Grid, Shape
 from benchmarks.emulated_cluster import Asked, Row, grids, main, regret, run
 from benchmarks.namespaces import check_possible
@@ -52,6 +53,35 @@ def test_a_small_cluster_runs_to_the_end_and_leaves_no_namespace(capfd):
         assert min(row.median_ms, row.priced_ms, row.simulated_ms) > 0 and row.sent_mb > 0
     left = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
     assert f"mmsp{os.getpid()}" not in left
+
+
+def test_the_table_goes_on_where_it_stopped_and_sums_up(tmp_path, monkeypatch):
+    file = tmp_path / "table.jsonl"
+    layouts = [
+        {"layout": "ulysses 1 × ring 4", "processes": [[0], [1], [2], [3]], "measured_ms": [300.0, 302.0, 304.0]},
+        {"layout": "ulysses 2 × ring 2, ulysses inside", "processes": [[0, 1], [2, 3]], "measured_ms": [100.0] * 3},
+    ]
+    found = {
+        "layouts": [{**one, "priced_ms": 151.0, "simulated_ms": 100.0} for one in layouts],
+        "planned": 1, "regret": 0.0, "regret_95": [0.0, 0.0],
+    }  # fmt: skip
+    asked = []
+    monkeypatch.setattr(emulated_table, "run", lambda regime: [asked.append(regime)])
+    monkeypatch.setattr(emulated_table, "as_data", lambda *_: found)
+    emulated_table.run_missing(file, emulated_table.REGIMES[:1])
+    file.write_text(file.read_text() + '{"regime": "cut o')
+    emulated_table.run_missing(file, emulated_table.REGIMES[:2])
+    assert [one.rates_mbit for one in asked] == [(50, 50), (200, 200)]
+    first, _ = emulated_table.stored(file).values()
+    told = emulated_table.summary([first])
+    assert "1 of 2" in told and "3.02" in told and "1.00" in told
+    assert "1 of 1 regimes; median error over 2 layouts: price 50%, simulation 33%" in told
+
+
+def test_regimes_are_sixteen_and_each_is_one_that_can_be_asked_for():
+    assert len({emulated_table.named(one) for one in emulated_table.REGIMES}) == 16
+    for one in emulated_table.REGIMES:
+        assert len(grids(emulated_table.asked_of(one))) > 1
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,10 @@ def _collectives():
         "largest of ring": groups.ring.reduce(own.detach().clone(), dist.ReduceOp.MAX).tolist(),
         "mesh": (mesh.mesh.tolist(), mesh.get_coordinate()),
         "alone": groups.data.exchange() == Alone(),
-        "limits": {_limit_s(axis.group) for axis in (groups.ulysses, groups.ring, groups.context, groups.shard)},
+        "limits": {
+            _limit_s(group)
+            for group in (groups.ulysses.group, groups.ring.group, groups.ring.back, groups.context.group)
+        },
     }
 
 
