@@ -1,6 +1,6 @@
 """Break a training run at random, again and again: each fault must be named, and the losses must be unbroken.
 
-    python benchmarks/soak.py --faults 20 [--seed 0] [--kinds kill,stop]          root for all kinds
+    python benchmarks/soak.py --faults 200 [--minutes 60] [--seed 0] [--kinds kill,stop]          root for all kinds
 
 Two hosts of one rank each train the tiny model under `executor launch --elastic`; as root they are network namespaces
 joined by a cable, and the run lies on a small file system. Faults, drawn at random:
@@ -13,15 +13,18 @@ joined by a cable, and the run lies on a small file system. Faults, drawn at ran
     corrupt   a byte of the newest checkpoint flips,         the checkpoint is refused by name; without it the launch
               and a rank is killed                           is started again
 
-At the end every loss is compared with one process's. Goodput is the time that the steps that count would have taken
-without faults, over the time passed; beside it what `planner/reverse/goodput.py` predicts from the measured times
-between faults, of a restart and of a checkpoint. Exit code 1 if a fault was not named or a loss differs.
+A fault takes 10 to 25 s on two quiet cores, so 200 take about an hour; after `--minutes` no other is begun. At the end,
+also where something did not happen in time, every loss is compared with one process's. Goodput is the time that the
+steps that count would have taken without faults, over the time passed; beside it what `planner/reverse/goodput.py`
+predicts from the measured times between faults, of a restart and of a checkpoint. Exit code 1 if a fault was not named,
+a loss differs or a wait was in vain.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import re
@@ -32,6 +35,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -163,6 +167,7 @@ class Soak:
         self.restarts_s: list[float] = []
         self.checkpoints_s: list[float] = []
         self.unnamed: list[str] = []
+        self.kinds: Counter[str] = Counter()
         Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
@@ -197,6 +202,7 @@ class Soak:
         changed = (hosts.run / "metrics.jsonl").stat().st_mtime_ns
         wait("a step after the fault", lambda: (hosts.run / "metrics.jsonl").stat().st_mtime_ns > changed)
         self.restarts_s.append(time.monotonic() - began_s)
+        self.kinds[kind] += 1
         print(f"  {kind:8} on host {victim}: {named[0] if named else 'NOT NAMED'}; a step again after "
               f"{self.restarts_s[-1]:.0f} s, at step {lines}", flush=True)  # fmt: skip
 
@@ -282,6 +288,7 @@ def unbroken(folder: Path, steps: int) -> list[float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=20)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="after which no other fault is begun")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--silence", type=float, default=5.0, help="seconds, of the launches; more on a busy machine")
     parser.add_argument("--kinds", help=f"of {', '.join(WORDS)}; default: all, without root those but cut and full")
@@ -296,21 +303,25 @@ def main() -> int:
         prepared(hosts.folder)
         for number in (0, 1):
             hosts.start(number, resume=False)
-        soak = Soak(hosts, draw)
+        soak, late = Soak(hosts, draw), False
+        soak.work()
+        began_s, first = time.monotonic(), len(hosts.steps())
         try:
-            soak.work()
-            began_s, first = time.monotonic(), len(hosts.steps())
             for number in range(given.faults):
+                if time.monotonic() - began_s > 60 * given.minutes:
+                    break
                 print(f"fault {number + 1} of {given.faults}", flush=True)
                 soak.fault(draw.choice(kinds))
                 soak.work()
         except (TimeoutError, ProcessLookupError) as error:
             print(f"{error}\n{hosts.said()[-3000:]}", file=sys.stderr)
-            return 1
+            late = True
         wall_s, steps = time.monotonic() - began_s, hosts.steps()
         for number in (0, 1):
             hosts.end(number)
-        return report(soak, steps, len(steps) - first, wall_s, unbroken(hosts.folder, len(steps)))
+        if not soak.restarts_s:
+            return 1
+        return max(late, report(soak, steps, len(steps) - first, wall_s, unbroken(hosts.folder, len(steps))))
 
 
 def report(soak: Soak, steps: list[dict[str, float]], counted: int, wall_s: float, alone: list[float]) -> int:
@@ -322,7 +333,9 @@ def report(soak: Soak, steps: list[dict[str, float]], counted: int, wall_s: floa
     failures = Failures(
         between_s=wall_s / faults, checkpoint_s=checkpoint_s, restart_s=statistics.mean(soak.restarts_s)
     )
-    print(f"{faults} faults, {faults - len(soak.unnamed)} named; {len(steps)} steps, "
+    kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(soak.kinds.items()))
+    print(f"{faults} faults ({kinds}) in {wall_s / 60:.0f} minutes, {faults - len(soak.unnamed)} named")
+    print(f"{len(steps)} steps, "
           f"{'in order' if in_order else 'NOT in order'}, losses within {worst:.0e} of one process's")  # fmt: skip
     print(f"goodput {counted * step_s / wall_s:.1%}; predicted {failures.goodput(EVERY * step_s):.1%} with "
           f"{failures.between_s:.0f} s between faults, {failures.restart_s:.1f} s a restart, {checkpoint_s:.2f} s a "
