@@ -91,6 +91,9 @@ TEXT_KINDS: dict[str, TextKind] = {
                         kv_lora_rank=512, qk_rope_head_dim=64, qk_nope_head_dim=128, v_head_dim=128),
         experts="deepseek", latent=True,
     ),
+    "gemma": TextKind(
+        defaults=_sizes(256000, 3072, 24576, 28, 16, 16, 256, tie_word_embeddings=True), **_ALL_BIAS
+    ),
     "gemma2": TextKind(
         defaults=_sizes(256000, 2304, 9216, 26, 8, 4, 256, sliding_window=4096, tie_word_embeddings=True,
                         attn_logit_softcapping=50.0, final_logit_softcapping=30.0),
@@ -105,6 +108,16 @@ TEXT_KINDS: dict[str, TextKind] = {
         defaults=_sizes(201088, 2880, 2880, 36, 64, 8, 64, num_local_experts=128, num_experts_per_tok=4,
                         sliding_window=128, attention_bias=True),
         windows="alternate", experts="gpt_oss", sinks=True, **_ALL_BIAS,
+    ),
+    "granite": TextKind(defaults=_sizes(32000, 4096, 11008, 32, 32, None), mlp_bias=True, **_ALL_BIAS),
+    "granitemoe": TextKind(
+        defaults=_sizes(32000, 4096, 11008, 32, 32, None, num_local_experts=8, num_experts_per_tok=2),
+        experts="mixtral", **_ALL_BIAS,
+    ),
+    "hunyuan_v1_dense": TextKind(defaults=_sizes(290943, 4096, 11008, 32, 32, None), qk_norm=True, **_ALL_BIAS),
+    "seed_oss": TextKind(
+        defaults=_sizes(155136, 4096, 27648, 64, 80, 8, 128, attention_bias=True),
+        mlp_bias=True, qkv_bias="attention_bias", o_bias="attention_out_bias",
     ),
     "glm": TextKind(defaults=_sizes(151552, 4096, 13696, 40, 32, 2, 128, attention_bias=True),
                     qkv_bias="attention_bias"),

@@ -30,7 +30,9 @@ LATENT = {"q_lora_rank": 24, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope
 NEEDED = {
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "ministral": {"head_dim": 8},  # the class itself fails without
+    "hunyuan_v1_dense": {"head_dim": 8},  # so does this one
     "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "granitemoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "qwen2_moe": {**QWEN_MOE, "shared_expert_intermediate_size": 48},
     "qwen3_moe": QWEN_MOE,
     "qwen3_vl_moe_text": QWEN_MOE,
@@ -41,7 +43,8 @@ NEEDED = {
 }
 CHANGES = [
     {}, {"tie_word_embeddings": True}, {"tie_word_embeddings": False}, {"attention_bias": True}, {"mlp_bias": True},
-    {"attention_bias": False}, {"head_dim": 24}, {"num_key_value_heads": None}, {"num_key_value_heads": 4},
+    {"attention_bias": False}, {"attention_out_bias": True}, {"head_dim": 24},
+    {"num_key_value_heads": None}, {"num_key_value_heads": 4},
     {"qkv_bias": False}, {"use_qk_norm": True}, {"q_lora_rank": None}, {"decoder_sparse_step": 2},
     {"mlp_only_layers": [0, 3]}, {"first_k_dense_replace": 3}, {"n_shared_experts": 2},
 ]  # fmt: skip
@@ -90,7 +93,7 @@ def allowed(kind, change):
             "attention_bias": False
         }
     if "num_key_value_heads" in change and change["num_key_value_heads"] is None:
-        return kind in ("llama", "qwen2", "qwen3", "phi3", "smollm3")
+        return kind in ("llama", "qwen2", "qwen3", "phi3", "smollm3", "granite")
     return True
 
 
