@@ -54,7 +54,9 @@ INTRODUCTION = """
     `measurements/` itself are not counted here; those of `measurements/later/` came after the model. **They are not
     blind any more**: several forms of what hidden collectives take, of slow boards and of host time were tried, and the
     one kept was chosen with the scores of both folders in view; the rule of fragments was chosen with torchtitan's
-    reserved peaks in view. What no choice has seen is the first prediction of each file, untouched, below. A quarter of
+    reserved peaks in view; that peaks of runs with states in host memory are a domain of their own was settled when one
+    source of them held everybody's band open. What no choice
+    has seen is the first prediction of each file, untouched, below. A quarter of
     all sources, by the digest of the name, may set no constant from now on (which quarter was settled after errors had
     been seen): {quarter}.
 

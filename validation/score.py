@@ -58,6 +58,7 @@ class Verdict:
     used_share: float | None = None  # of what the GPU's driver hands out, predicted
     source: str = ""  # who measured
     basis: Basis | None = None  # what the price of a step rests on
+    offloaded: bool = False  # states in host memory
 
     @property
     def error(self) -> float:
@@ -185,6 +186,7 @@ def _step(case: Case) -> Verdict:
         used_share=predicted.memory_bytes / predicted.capacity_bytes,
         source=row.source,
         basis=predicted.basis,
+        offloaded=case.strategy.offload_states != "none",
     )
 
 

@@ -49,6 +49,12 @@ def test_bands_hold_what_they_say_of_rows_that_did_not_set_them(page):
         assert LEAST - row <= one.share <= MOST + row, f"{one.domain}: {one.share:.1%} of {one.rows} rows"
 
 
+def test_peaks_of_runs_with_states_in_host_memory_are_a_domain_of_their_own(page):
+    named = {one.name.split()[0] for one in page.tested if one.domain == "allocated"}
+    assert "huggingface/blog" not in named
+    assert certificate().domain("allocated, in host memory").sources == ("huggingface/blog",)
+
+
 def test_bands_are_no_wider_than_they_say(page):
     for board, most in (("measured", 0.1), ("scaled", 0.18)):
         widths = [one.half_width for one in page.tested if one.domain.startswith(f"step, {board}")]
