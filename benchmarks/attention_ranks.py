@@ -140,13 +140,17 @@ class Timed:
 
 
 def time_layouts(shape: Shape, grids: Sequence[Grid], rounds: int) -> Timed:
-    """On every rank: all layouts once unmeasured, then `rounds` times in turns of a random order."""
-    steps = [attention_step(shape, grid) for grid in grids]
+    """On every rank: all layouts, in turns."""
+    return in_turns([attention_step(shape, grid) for grid in grids], rounds)
+
+
+def in_turns(steps: Sequence[Callable[[], None]], rounds: int) -> Timed:
+    """On every rank: all steps once unmeasured, then `rounds` times in turns of a random order."""
     for number, step in enumerate(steps):
         step()
         _say(f"layout {number + 1} of {len(steps)} runs")
-    sent, every = [0] * len(grids), []
-    shuffled, indices = random.Random(0), list(range(len(grids)))
+    sent, every = [0] * len(steps), []
+    shuffled, indices = random.Random(0), list(range(len(steps)))
     for number in range(rounds):
         shuffled.shuffle(indices)
         spans = {}
@@ -157,7 +161,7 @@ def time_layouts(shape: Shape, grids: Sequence[Grid], rounds: int) -> Timed:
             spans[index] = (began_s, time.monotonic())
             dist.barrier()
             sent[index] += wire_bytes() - before
-        every.append(tuple(spans[index] for index in range(len(grids))))
+        every.append(tuple(spans[index] for index in range(len(steps))))
         _say(f"round {number + 1} of {rounds}")
     return Timed(spans_s=tuple(every), sent_bytes=tuple(sent))
 

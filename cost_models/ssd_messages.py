@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +26,16 @@ from cost_models.token_layout import Layout, Places, Span
 
 SPLITS = ("states", "mixed", "heads")
 PASSES = ("gather", "chain", "tree")
-Round = NDArray[np.float64]
-"""Bytes from each rank to each, all sent at one time."""
+Matrix = NDArray[np.float64]
+"""Bytes from each rank to each."""
+
+
+class Round(NamedTuple):
+    """What is sent at one time."""
+
+    axis: Literal["context", "ulysses", "ring"]
+    op: Literal["all_to_all", "all_gather", "send"]
+    bytes: Matrix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,9 +112,11 @@ def rounds(layout: Layout, layer: SsdLayer, split: str, way: str) -> list[Round]
     grid = np.arange(layout.ring * layout.ulysses).reshape(layout.ring, layout.ulysses)
     dealt = {"states": grid.reshape(-1, 1), "mixed": grid, "heads": grid.reshape(1, -1)}[split]
     passing = {"states": grid.reshape(1, -1), "mixed": grid.T, "heads": grid.reshape(-1, 1)}[split]
+    by_heads: Literal["ulysses", "context"] = "ulysses" if split == "mixed" else "context"
+    by_states: Literal["ring", "context"] = "ring" if split == "mixed" else "context"
     to_each = layout.rank_tokens * layer.heads / dealt.shape[1] * layer.width
     inside = [np.full((dealt.shape[1],) * 2, to_each * numbers) for numbers in (layer.channels + 1, layer.head_size)]
-    into, back = (_spread(one, dealt, grid.size) for one in inside)
+    into, back = (Round(by_heads, "all_to_all", _spread(one, dealt, grid.size)) for one in inside)
     indices = scanned(layout, split, [divmod(rank, layout.ulysses) for rank in range(grid.size)])
     stretches = [runs(index) for index in indices]
     check_passing(way, stretches)
@@ -113,11 +124,13 @@ def rounds(layout: Layout, layer: SsdLayer, split: str, way: str) -> list[Round]
     halo = heads * layer.channels * layer.width * _halo_tokens(indices, stretches, layer.conv - 1)
     state = heads * layer.head_size * layer.state * layer.state_width
     passed = _passed(stretches, way, state, state + heads * layer.state_width)
-    several = [into, *(_spread(one, passing, grid.size) for one in (halo, *passed)), back]
-    return [one for one in several if one.any()]
+    op: Literal["all_gather", "send"] = "all_gather" if way == "gather" else "send"
+    asked = Round(by_states, "all_to_all", _spread(halo, passing, grid.size))
+    between = [Round(by_states, op, _spread(one, passing, grid.size)) for one in passed]
+    return [one for one in (into, asked, *between, back) if one.bytes.any()]
 
 
-def _spread(inside: Round, groups: NDArray[np.int64], ranks: int) -> Round:
+def _spread(inside: Matrix, groups: NDArray[np.int64], ranks: int) -> Matrix:
     """The messages of one group as those of all groups of that axis; none to oneself."""
     every = np.zeros((ranks, ranks))
     for group in groups:
@@ -126,7 +139,7 @@ def _spread(inside: Round, groups: NDArray[np.int64], ranks: int) -> Round:
     return every
 
 
-def _halo_tokens(indices: Sequence[Places], stretches: Sequence[Sequence[Span]], reach: int) -> Round:
+def _halo_tokens(indices: Sequence[Places], stretches: Sequence[Sequence[Span]], reach: int) -> Matrix:
     """Tokens that each member sends to each, for the convolutions of its stretches."""
     owner = np.empty(sum(map(len, indices)), dtype=np.int64)
     for member, index in enumerate(indices):
@@ -138,7 +151,8 @@ def _halo_tokens(indices: Sequence[Places], stretches: Sequence[Sequence[Span]],
     return sent
 
 
-def _passed(stretches: Sequence[Sequence[Span]], way: str, state: float, summary: float) -> list[Round]:
+def _passed(stretches: Sequence[Sequence[Span]], way: str, state: float, summary: float) -> list[Matrix]:
+    """How states go through the members of one group."""
     members = len(stretches)
     if way == "gather":
         return [np.full((members, members), summary * max(map(len, stretches)))] if members > 1 else []

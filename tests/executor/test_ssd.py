@@ -171,5 +171,5 @@ def test_bytes_from_each_rank_to_each_are_the_cost_models(ulysses, ring, kind, w
 
     sharded(made, layout, hidden, dout, *way, counted)
     sizes = SsdLayer(heads=HEADS, head_size=SIZE, state=STATE, width=8, state_width=8)
-    forward = sum(rounds(layout, sizes, *way))
+    forward = sum(one.bytes for one in rounds(layout, sizes, *way))
     assert sent.tolist() == (forward + forward.T).tolist()

@@ -1,0 +1,233 @@
+"""Whether state passing or head exchange is chosen rightly on real, slow links: every split is priced, run and timed.
+
+    python -m benchmarks.ssd            12 regimes: three rates x four shapes; about 6 minutes on two quiet cores
+    python -m benchmarks.ssd --rates 50 --shapes 128x8x32x64 --rounds 3                                a small one
+
+Two nodes of two ranks (network namespaces with shaped links; needs root), ulysses inside, ring across, zigzag. In them
+the links of every axis and the scan alone are profiled; then each split of the mixer runs forward and backward in
+interleaved rounds. Price: scan + twice the rounds of `cost_models.ssd_messages`, each by the measured curve of its
+axis and op at the bytes that its busiest rank sends; messages between nodes share the node's link. Printed: measured
+median and price of each split, the choice (the least price) and its regret, choice / best - 1, with a bootstrap
+interval over the rounds. Left out: projections (the same for all), overlap, copies around an exchange, other grids.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks.attention_ranks import PATH, Grid, Timed
+from benchmarks.emulated_cluster import Row, regret
+from benchmarks.gloo_ranks import RankFailed, run_ranks, stoppable
+from benchmarks.namespaces import Namespaces
+from benchmarks.ssd_ranks import Case, Found, Shape, Split, measure
+from cost_models.curves.samples import Sample
+from cost_models.errors import InputError
+from cost_models.hardware.machine import cores
+from cost_models.ssd_messages import PASSES, SPLITS, Round, SsdLayer, rounds
+from cost_models.token_layout import Layout
+from executor.measure.measuring import Order
+
+NODES, EACH = 2, 2
+GRID = Grid(name="ulysses inside", process=((0, 1), (2, 3)))
+KIND = "zigzag"
+RATES_MBIT = (50.0, 200.0, 1000.0)
+SHAPES = (
+    Shape(tokens=2048, heads=8, head_size=32, state=32),
+    Shape(tokens=512, heads=8, head_size=64, state=64),
+    Shape(tokens=256, heads=8, head_size=64, state=128),
+    Shape(tokens=128, heads=8, head_size=64, state=256),
+)
+"""From long rows of small states to short rows of large ones: a split by heads sends the former, passing the latter."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regime:
+    """One shape at one rate: its splits, measured and priced."""
+
+    rate_mbit: float
+    shape: Shape
+    splits: tuple[Split, ...]
+    rows: tuple[Row, ...]
+
+    @property
+    def chosen(self) -> int:
+        return min(range(len(self.rows)), key=lambda place: self.rows[place].priced_ms)
+
+
+def case_of(shape: Shape) -> Case:
+    """All splits that this grid allows."""
+    layout, found = _layout(shape), list[Split]()
+    for split in SPLITS:
+        for way in PASSES if split != "heads" else PASSES[:1]:
+            try:
+                rounds(layout, _layer(shape), split, way)
+            except InputError:
+                continue
+            found.append((split, way))
+    return Case(shape=shape, splits=tuple(found))
+
+
+def _layout(shape: Shape) -> Layout:
+    return Layout(tokens=shape.tokens, ulysses=GRID.ulysses, ring=GRID.ring, kind=KIND)
+
+
+def _layer(shape: Shape) -> SsdLayer:
+    return SsdLayer(
+        heads=shape.heads, head_size=shape.head_size, state=shape.state, conv=shape.conv, width=4, state_width=4
+    )
+
+
+class Links:
+    """Seconds of a round, from what was measured on this cluster."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self._curves: dict[tuple[str, str], tuple[list[float], list[float]]] = {}
+        for one in samples:
+            sizes, seconds = self._curves.setdefault((one.path, one.op), ([], []))
+            sizes.append(one.bytes)
+            seconds.append(one.median_s)
+
+    def seconds(self, sent: Round) -> float:
+        if sent.op != "send":
+            return self._read(sent.axis, sent.op, float(sent.bytes.sum(1).max()))
+        node = np.arange(NODES * EACH) // EACH
+        away = sent.bytes * (node[:, None] != node)
+        leaving = max(float(away[node == one].sum()) for one in range(NODES))
+        arriving = max(float(away[:, node == one].sum()) for one in range(NODES))
+        staying = float((sent.bytes - away).max())
+        across = self._read("across", "send_recv", max(leaving, arriving)) if leaving else 0.0
+        return max(across, self._read("inside", "send_recv", staying) if staying else 0.0)
+
+    def _read(self, path: str, op: str, size: float) -> float:
+        """Linear between the measured sizes, and on from the last two."""
+        sizes, seconds = self._curves[path, op]
+        if size <= sizes[-1]:
+            return float(np.interp(size, sizes, seconds))
+        slope = (seconds[-1] - seconds[-2]) / (sizes[-1] - sizes[-2])
+        return seconds[-1] + slope * (size - sizes[-1])
+
+
+def price_s(shape: Shape, split: Split, scan_s: float, links: Links) -> float:
+    """Seconds of one forward and backward pass."""
+    return scan_s + 2 * sum(links.seconds(one) for one in rounds(_layout(shape), _layer(shape), *split))
+
+
+def cluster(rate_mbit: float, shapes: Sequence[Shape], rounds_: int, window_s: float) -> list[Regime]:
+    """All shapes at one rate, in one launch."""
+    cases = [case_of(shape) for shape in shapes]
+    order = Order(window_s=window_s, windows=3, loads=(NODES * EACH,), cores=cores(), path=PATH, cuda=False)
+    with Namespaces([rate_mbit] * NODES) as nodes:
+        homes = [nodes.names[rank // EACH] for rank in range(NODES * EACH)]
+        found: list[Found] = run_ranks(measure, (GRID, KIND, cases, order, rounds_), homes)
+    links, regimes = Links(found[0].links), []
+    for number, case in enumerate(cases):
+        rows = tuple(
+            _row(split, place, [one.timed[number] for one in found], rounds_,
+                 price_s(case.shape, split, found[0].scan_s[number][split[0]], links))
+            for place, split in enumerate(case.splits)
+        )  # fmt: skip
+        regimes.append(Regime(rate_mbit=rate_mbit, shape=case.shape, splits=case.splits, rows=rows))
+    return regimes
+
+
+def _row(split: Split, place: int, timed: Sequence[Timed], count: int, priced_s: float) -> Row:
+    measured_ms = []
+    for number in range(count):
+        spans = [one.spans_s[number][place] for one in timed]
+        measured_ms.append(1e3 * (max(end for _, end in spans) - min(start for start, _ in spans)))
+    sent_mb = sum(one.sent_bytes[place] for one in timed[::EACH]) / count / 1e6
+    name = split[0] if split[0] == "heads" else ", ".join(split)
+    return Row(
+        grid=Grid(name=name, process=GRID.process), measured_ms=tuple(measured_ms), sent_mb=sent_mb,
+        priced_ms=1e3 * priced_s, simulated_ms=0.0,
+    )  # fmt: skip
+
+
+def report(regime: Regime) -> str:
+    shape = regime.shape
+    lines = [
+        f"{regime.rate_mbit:g} Mbit/s, {shape.tokens} tokens, {shape.heads} heads of {shape.head_size} × {shape.state}",
+        f"  {'split':<18}{'measured ms (quartiles)':>26}{'sent MB':>9}{'priced':>16}",
+    ]
+    for place in sorted(range(len(regime.rows)), key=lambda place: regime.rows[place].median_ms):
+        row = regime.rows[place]
+        low, high = np.percentile(row.measured_ms, [25, 75])
+        spread = f"{row.median_ms:.1f} ({low:.1f}-{high:.1f})"
+        mark = "  < chosen" if place == regime.chosen else ""
+        error = row.priced_ms / row.median_ms - 1
+        lines.append(f"  {row.grid.name:<18}{spread:>26}{row.sent_mb:>9.2f}{row.priced_ms:>9.1f} {error:>+6.0%}{mark}")
+    lost, low, high = regret(regime.rows, regime.chosen)
+    return "\n".join([*lines, f"  regret {lost:.1%} (95%: {low:.1%} to {high:.1%})"])
+
+
+def summary(regimes: Sequence[Regime]) -> str:
+    errors = [abs(row.priced_ms / row.median_ms - 1) for one in regimes for row in one.rows]
+    lost = [regret(one.rows, one.chosen)[0] for one in regimes]
+    best = [min(one.rows, key=lambda row: row.median_ms).grid.name for one in regimes]
+    return (
+        f"{len(regimes)} regimes, {len(set(best))} different winners ({'; '.join(sorted(set(best)))}): the choice wins "
+        f"or is within 5% in {sum(one <= 0.05 for one in lost)}, worst regret {max(lost):.1%}; error of the price: "
+        f"median {np.median(errors):.0%}, 90% below {np.percentile(errors, 90):.0%}, within 15% in "
+        f"{sum(one <= 0.15 for one in errors)} of {len(errors)}"
+    )
+
+
+def shape_of(text: str) -> Shape:
+    try:
+        tokens, heads, head_size, state = (int(part) for part in text.split("x"))
+    except ValueError:
+        raise InputError(f"--shapes {text!r}; legal: TOKENSxHEADSxSIZExSTATE, as 512x8x64x64") from None
+    if not (8 <= tokens <= 2**16 and heads % 4 == 0 and 4 <= heads <= 256 and 1 <= head_size <= 256 >= state >= 1):
+        raise InputError(
+            f"--shapes {text}; legal: 8 to 65536 tokens, heads in fours to 256, sizes and states of 1 to 256"
+        )
+    return Shape(tokens=tokens, heads=heads, head_size=head_size, state=state)
+
+
+def _numbers(text: str, flag: str, legal: Callable[[float], bool], words: str) -> list[float]:
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or not all(map(legal, numbers)):
+        raise InputError(f"{flag} {text}; legal: {words}")
+    return numbers
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rates", help="Mbit/s, with commas between")
+    parser.add_argument("--shapes", help="TOKENSxHEADSxSIZExSTATE, with commas between")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--window", type=float, default=0.05, help="seconds of a window of the profile")
+    given = parser.parse_args(arguments)
+    try:
+        rates = RATES_MBIT
+        if given.rates:
+            rates = tuple(_numbers(given.rates, "--rates", lambda one: 1 <= one <= 1e5, "1 to 100000"))
+        shapes = tuple(map(shape_of, given.shapes.split(","))) if given.shapes else SHAPES
+        if not 1 <= given.rounds <= 1000 or not 1e-4 <= given.window <= 10:
+            raise InputError(f"--rounds {given.rounds} --window {given.window}; legal: 1 to 1000, 0.0001 to 10")
+        regimes = []
+        with stoppable():
+            for rate in rates:
+                for one in cluster(rate, shapes, given.rounds, given.window):
+                    regimes.append(one)
+                    print(report(one), flush=True)
+    except (InputError, RankFailed) as error:
+        print(f"ssd: {error}", file=sys.stderr)
+        return 2 if isinstance(error, InputError) else 1
+    except KeyboardInterrupt:
+        print("ssd: stopped; ranks and namespaces are gone", file=sys.stderr)
+        return 130
+    print(summary(regimes))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
