@@ -221,6 +221,18 @@ class Layout:
             return tuple(Tile(span, span, True) for span in spans)
         return tuple(tile for one in both for tile in _off_diagonal(queries[one], keys[one]))
 
+    def halo(self, ring_q: int, ring_kv: int) -> Travel:
+        """With a window, the keys of block `ring_kv` that queries of block `ring_q` reach.
+
+        >>> [Layout(tokens=8, ring=4, kind="contiguous", window=2).halo(2, other).tokens for other in range(4)]
+        [0, 1, 2, 0]
+        """
+        spans = list[Span]()
+        for _, span, *_ in sorted(self.tiles(ring_q, ring_kv), key=lambda tile: tile.kv):
+            meets = spans and span.start <= spans[-1].stop
+            spans[-1:] = [Span(spans[-1].start, max(spans[-1].stop, span.stop))] if meets else [*spans[-1:], span]
+        return Travel(tuple(spans), 1 if spans else 0)
+
     @cached_property
     def _parts(self) -> tuple[dict[int, Parts], ...]:
         """What each ring block has of each document, documents and pieces ascending."""
@@ -272,18 +284,15 @@ class Layout:
 
     @cached_property
     def travels(self) -> tuple[Travel, ...]:
-        """What travels of each ring block: of documents with later queries on other ranks, as far as one needs them;
-        with a window only the halo in front of those queries.
+        """What travels of each ring block, without a window: of documents with later queries on other ranks, as far as
+        one needs them.
 
         >>> [(one.tokens, one.hops) for one in Layout(tokens=8, ring=4, kind="contiguous").travels]
         [(2, 3), (2, 2), (2, 1), (0, 0)]
-        >>> [(one.tokens, one.hops) for one in Layout(tokens=8, ring=4, kind="contiguous", window=2).travels]
-        [(1, 1), (1, 1), (1, 1), (0, 0)]
         """
         hops, spans = [0] * self.ring, [list[Span]() for _ in range(self.ring)]
         for document in self._shared:
-            needed = self._halo(document) if self.window else self._all_of(document)
-            for block, far, span in needed:
+            for block, far, span in self._all_of(document):
                 hops[block] = max(hops[block], far)
                 spans[block].append(span)
         return tuple(Travel(_merged(sorted(mine)), far) for mine, far in zip(spans, hops, strict=True))
@@ -300,22 +309,6 @@ class Layout:
         for block, far in needed.items():
             pieces = self._parts[block][document.number]
             yield block, far, Span(pieces[0][1].start, pieces[-1][1].stop)
-
-    def _halo(self, document: _Shared) -> Iterator[tuple[int, int, Span]]:
-        """The same of a window: of each piece the keys that a later piece of another rank reaches back to."""
-        pieces = sorted(
-            (row, local, block) for block in document.rings for row, local in self._parts[block][document.number]
-        )
-        for place, (row, local, block) in enumerate(pieces):
-            far, first = 0, row.stop
-            for later, _, other in pieces[place + 1 :]:
-                if later.start - (row.stop - 1) >= self.window:
-                    break
-                if other != block:
-                    far = max(far, (other - block) % self.ring)
-                    first = min(first, max(row.start, later.start - self.window + 1))
-            if far:
-                yield block, far, Span(local.stop - (row.stop - first), local.stop)
 
 
 class _Shared(NamedTuple):

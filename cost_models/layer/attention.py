@@ -289,12 +289,13 @@ def _merged_share(sizes: RankSizes) -> Number:
 
 
 def _travelling(sizes: RankSizes) -> Number:
-    """Share of a block that goes round: with a window, where the framework knows it, the window - 1 last keys of each
-    of its chunks; a pass-through of the last chunk, which nobody needs, is counted."""
+    """Share of a block that is sent in a hop: with a window, where the framework knows it, the window - 1 last keys of
+    each of its chunks, once, spread over the hops; the last chunk's, which nobody needs, are counted."""
     if not sizes.window or not sizes.framework.window_halo:
         return 1.0
     chunks = 1 if sizes.degrees.ring_kind == "contiguous" else 2
-    return smaller(chunks * (sizes.window - 1) / larger(sizes.ring_tokens, 1), 1.0)
+    halo = chunks * (sizes.window - 1) / larger(sizes.ring_tokens, 1)
+    return smaller(halo / larger(sizes.degrees.ring - 1, 1), 1.0)
 
 
 def _last_blocks(sizes: RankSizes, kernels: Kernels) -> Number:

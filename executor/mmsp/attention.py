@@ -20,10 +20,11 @@ from transformers import AttentionInterface
 
 from cost_models.errors import InputError
 from cost_models.layer.heads import HeadSplit, Share
-from cost_models.token_layout import Layout, Tile, Travel
+from cost_models.token_layout import Layout, Span, Tile, Travel
 from executor.mmsp.exchange import Exchange
+from executor.mmsp.halo import HaloWork, row_backward, row_forward
 from executor.mmsp.head_chunks import HeadChunks, Piece, with_sinks
-from executor.mmsp.ring import RingWork, ring_backward, ring_forward
+from executor.mmsp.ring import RingWork
 
 NAME = "mm_sp"
 _REFUSED = ("softcap", "position_bias")
@@ -71,12 +72,19 @@ class MmSp:
             window = 0
         if window not in self._routes:
             layout, mine, tiles = replace(self.layout, window=window), self.ring.index, []
-            for block, travel in enumerate(layout.travels):
+            travels, others = layout.travels, [other for other in range(layout.ring) if other != mine]
+            if window:
+                travels = tuple(layout.halo(mine, other) for other in range(layout.ring))
+            for block, travel in enumerate(travels):
                 here = layout.tiles(mine, block)
                 if block != mine:
                     here = tuple(tile._replace(kv=travel.on_the_way(tile.kv)) for tile in here)
                 tiles.append(here)
-            self._routes[window] = Route(tuple(tiles), layout.travels)
+            gives = [(other, layout.halo(other, mine).spans) for other in others] if window else []
+            takes = [(other, travels[other].tokens) for other in others] if window else []
+            self._routes[window] = Route(
+                tuple(tiles), travels, tuple(one for one in gives if one[1]), tuple(one for one in takes if one[1])
+            )
         return self._routes[window]
 
     def attend(
@@ -84,14 +92,20 @@ class MmSp:
     ) -> Tensor:
         split, route = HeadSplit(q_heads=q.shape[1], kv_heads=k.shape[1], ulysses=self.ulysses.size), self.route(window)
 
-        def work(of: HeadSplit) -> RingWork:
+        def work(of: HeadSplit) -> RingWork | HaloWork:
+            runs, dtype = of.runs(self.ulysses.index), self.grad_ring_dtype
+            if 0 < window < self.layout.tokens:
+                return HaloWork(
+                    exchange=self.ring, tiles=route.tiles, gives=route.gives, takes=route.takes, runs=runs, scale=scale,
+                    grad_dtype=dtype,
+                )  # fmt: skip
             return RingWork(
                 exchange=self.ring,
                 tiles=route.tiles,
                 travels=route.travels,
-                runs=of.runs(self.ulysses.index),
+                runs=runs,
                 scale=scale,
-                grad_dtype=self.grad_ring_dtype,
+                grad_dtype=dtype,
             )
 
         if sinks is not None:
@@ -107,10 +121,12 @@ class MmSp:
 
 
 class Route(NamedTuple):
-    """One window's part of `RingWork`."""
+    """One window's part of `RingWork`, or of `HaloWork`."""
 
     tiles: tuple[tuple[Tile, ...], ...]  # against the block of each ring rank
-    travels: tuple[Travel, ...]  # of those blocks
+    travels: tuple[Travel, ...]  # of those blocks; with a window what of them comes here
+    gives: tuple[tuple[int, tuple[Span, ...]], ...]
+    takes: tuple[tuple[int, int], ...]
 
 
 def attention(
@@ -151,9 +167,11 @@ def register() -> None:
 
 class _Ring(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, kv: Tensor, sinks: Tensor | None, work: RingWork, kept: Kept | None) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, kv: Tensor, sinks: Tensor | None, work: RingWork | HaloWork, kept: Kept | None
+    ) -> Tensor:
         result = kept.take() if kept else None
-        out, lse = result or ring_forward(q, kv, work)
+        out, lse = result or row_forward(q, kv, work)
         if sinks is not None and not result:
             out, lse = with_sinks(out, lse, sinks)
         if kept and not result:
@@ -165,7 +183,7 @@ class _Ring(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         q, kv, out, lse, *sinks = ctx.saved_tensors
-        dq, dkv = ring_backward(dout, q, kv, out, lse, ctx.work)
+        dq, dkv = row_backward(dout, q, kv, out, lse, ctx.work)
         dsinks = None
         if sinks:
             # A sink's share of a query times what it takes from it: -(dout . out), as a key with value zero.

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from cost_models.layer.heads import HeadSplit
 from executor.mmsp.exchange import Exchange
-from executor.mmsp.ring import RingWork, ring_backward, ring_forward
+from executor.mmsp.halo import HaloWork, row_backward, row_forward
+from executor.mmsp.ring import RingWork
 
 Heads = Sequence[slice]
 """Of each ulysses rank."""
@@ -29,7 +30,7 @@ Heads = Sequence[slice]
 
 class Piece(NamedTuple):
     split: HeadSplit
-    work: RingWork
+    work: RingWork | HaloWork
 
     @property
     def queries(self) -> Heads:
@@ -103,7 +104,7 @@ class HeadChunks(torch.autograd.Function):
             else:
                 q_now, out_now, dout_now = to_heads(given, exchange)
             lse_now = lse[:, mine]
-            dq_now, grad = ring_backward(dout_now, q_now, kv, out_now, lse_now, piece.work)
+            dq_now, grad = row_backward(dout_now, q_now, kv, out_now, lse_now, piece.work)
             dkv_now += grad
             if dsinks is not None:
                 taken = (dout_now.to(lse.dtype) * out_now).sum(-1)
@@ -139,7 +140,7 @@ def _forward(
             del both
         else:
             (q_now,) = to_heads([(q, piece.queries)], exchange)
-        out, lse = ring_forward(q_now, kv, piece.work)
+        out, lse = row_forward(q_now, kv, piece.work)
         if sinks is not None:
             out, lse = with_sinks(out, lse, sinks[_own_queries(pieces, place, exchange.index)])
         lses.append(lse)

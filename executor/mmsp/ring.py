@@ -102,14 +102,14 @@ class RingWork:
 def ring_forward(q: Tensor, kv: Tensor, work: RingWork) -> tuple[Tensor, Tensor]:
     """(out, lse) of this rank's queries over all the keys that they may see; out has q's dtype."""
     steps = work.steps
-    accumulated = _Merged.empty(q, widen=work.merges)
+    accumulated = Merged.empty(q, widen=work.merges)
     held = work.travelling(kv) if steps > 1 else kv
     for step in range(steps):
         following = work.start_next(held, step) if step + 1 < steps else None
         block = work.block_at(step)
         for tile in work.tiles[block] if block is not None else ():
             for run in work.runs:
-                _attend(q, held if step else kv, tile, run, work.scale, accumulated)
+                attend_tile(q, held if step else kv, tile, run, work.scale, accumulated)
         if following:
             held = next(iter(following.wait()), held)
     return accumulated.out.to(q.dtype), accumulated.lse
@@ -133,7 +133,7 @@ def ring_backward(
         dkv = home if step == 0 else torch.zeros(held.shape, dtype=wide, device=kv.device)
         for tile in work.tiles[block] if block is not None else ():
             for run in work.runs:
-                _attend_backward(saved, held if step else kv, tile, run, work.scale, dq, dkv)
+                attend_tile_backward(saved, held if step else kv, tile, run, work.scale, dq, dkv)
         if step:
             _take(arriving, work, home, dkv)
             arriving = None  # what it holds is not needed beside the next
@@ -159,14 +159,14 @@ def _take(arriving: tuple[Pending, bool] | None, work: RingWork, home: Tensor, d
 
 
 @dataclass(frozen=True)
-class _Merged:
+class Merged:
     """The result so far of every query. This rank's block comes first: in it every query sees at least itself."""
 
     out: Tensor
     lse: Tensor
 
     @classmethod
-    def empty(cls, q: Tensor, *, widen: bool) -> _Merged:
+    def empty(cls, q: Tensor, *, widen: bool) -> Merged:
         wide = torch.promote_types(q.dtype, torch.float32)
         out = torch.empty(q.shape, dtype=wide if widen else q.dtype, device=q.device)
         return cls(out, torch.empty(q.shape[:-1], dtype=wide, device=q.device))
@@ -182,7 +182,7 @@ class _Merged:
         lse.copy_(torch.logaddexp(lse, block.lse))
 
 
-def _attend(q: Tensor, kv: Tensor, tile: Tile, run: Run, scale: float, into: _Merged) -> None:
+def attend_tile(q: Tensor, kv: Tensor, tile: Tile, run: Run, scale: float, into: Merged) -> None:
     heads, kv_heads = slice(run.q_start, run.q_stop), slice(run.kv_start, run.kv_stop)
     queries, keys = slice(*tile.q), slice(*tile.kv)
     k, v = kv[:, :, kv_heads, keys]
@@ -192,7 +192,7 @@ def _attend(q: Tensor, kv: Tensor, tile: Tile, run: Run, scale: float, into: _Me
     into.add(heads, queries, block, first=tile.causal)
 
 
-def _attend_backward(
+def attend_tile_backward(
     saved: Sequence[Tensor], kv: Tensor, tile: Tile, run: Run, scale: float, dq: Tensor, dkv: Tensor
 ) -> None:
     heads, kv_heads = slice(run.q_start, run.q_stop), slice(run.kv_start, run.kv_stop)

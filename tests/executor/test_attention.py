@@ -230,9 +230,27 @@ def test_sinks_take_their_share_and_have_gradients(window):
 
 
 def test_a_window_sends_the_halo_alone():
-    """64 tokens over a ring of 4: a window of 5 sends 4 keys in front of each chunk that another rank goes on from."""
-    travels = replace(Layout(tokens=64, ring=4), window=5).travels
-    assert [(one.tokens, one.hops) for one in travels] == [(4, 1), (8, 3), (8, 3), (4, 3)]
+    """64 tokens over a ring of 4: a window of 5 sends 4 keys in front of each chunk that another rank goes on from, to
+    that rank alone, and as many gradients home."""
+    layout, lock, sent = replace(Layout(tokens=64, ring=4), window=5), threading.Lock(), []
+
+    class Watching(LocalExchange):
+        def start_transfer(self, send, receive):
+            with lock:
+                sent.extend((self.index, to, buffer.shape[3]) for to, buffer in send)
+            return super().start_transfer(send, receive)
+
+    q, k, v, _ = row(64, 4, 2)
+
+    def work(u, r):
+        call = MmSp(layout=layout, ulysses=u, ring=Watching(boxes=r.boxes, index=r.index))
+        leaves = [x[:, :, torch.from_numpy(layout.index(r.index, 0))].requires_grad_() for x in (q, k, v)]
+        torch.autograd.grad(call.attend(*leaves, 0.3, window=5).sum(), leaves)
+
+    on_threads(layout, work)
+    halos = [(0, 1, 4), (1, 2, 4), (2, 3, 4), (3, 2, 4), (2, 1, 4), (1, 0, 4)]
+    home = [(to, by, tokens) for by, to, tokens in halos]
+    assert sorted(sent) == sorted([*halos, *halos, *home])
 
 
 @pytest.mark.parametrize(
