@@ -118,6 +118,10 @@ def _backend(request: Request, plan: Plan) -> str:
     return natural
 
 
+GPU_ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+"""CUDA numbers its devices as nvidia-smi does, which says what they have; its default is the fastest first."""
+
+
 def rank_environment(threads: int) -> dict[str, str]:
     """Make threads sleep while they wait: ranks share cores, and one that spins takes time from the others. PyTorch's
     segments of device memory grow, so that what one tensor freed serves others of any size."""
@@ -126,4 +130,5 @@ def rank_environment(threads: int) -> dict[str, str]:
         "OMP_WAIT_POLICY": "PASSIVE",
         "PYTHONUNBUFFERED": "1",
         "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+        **GPU_ORDER,
     }

@@ -28,7 +28,7 @@ import click
 from cost_models.errors import InputError
 from cost_models.hardware.machine import Gpu, Host, discover
 from executor.launch.hosts import Seat
-from executor.launch.launch import SILENCE_S, Launch, Request, prepare, rank_environment
+from executor.launch.launch import GPU_ORDER, SILENCE_S, Launch, Request, prepare, rank_environment
 from executor.launch.settings import check_job
 from executor.launch.tracing import traced
 from planner.plan_file import Plan
@@ -236,6 +236,7 @@ def main(host: str | None, hosts: str | None, timeout_s: float, **given: Any) ->
     from executor.launch.agent import is_mistake, one_line, open_store, variable, wait_for_cause
     from executor.launch.liveness import End, announce, in_time
 
+    os.environ |= GPU_ORDER  # before CUDA is used
     name, store = host or discover().name, None
     try:
         named = tuple(hosts.split(",")) if hosts else ()

@@ -7,7 +7,8 @@ FlashAttention-3 (`flash_attn_interface`) on Hopper if installed, else flash-att
 kernel; on a CPU torch's flash kernel for it (also under fake tensors). Tensors are BHSD with D the head dim; K divides
 H (grouped queries, head h reads h * K // H). A block's shape is its `Block`: causal ones without a window are square. A
 window is a mask for torch's CPU kernel, a pair of numbers for flash-attn; torch's CUDA kernel takes none and is
-refused. Leaves out: dropout, soft caps.
+refused. `torch.use_deterministic_algorithms` makes flash-attn's gradients the same in every run. Leaves out: dropout,
+soft caps, and one call for many documents: flash-attn has kernels that take lengths, a CPU has none.
 """
 
 from __future__ import annotations
@@ -144,7 +145,8 @@ def _flash_attn_backward(
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     tensors = (dout, q, k, v, out, lse.contiguous(), dq, dk, dv)
     shape = {"causal": block.causal and not block.window, **block.of_flash_attn(q.shape[1], k.shape[1])}
-    op(*tensors, softmax_scale=scale, deterministic=False, **shape, **_FLASH_ATTN)
+    same = torch.are_deterministic_algorithms_enabled()
+    op(*tensors, softmax_scale=scale, deterministic=same, **shape, **_FLASH_ATTN)
     return BlockGrad(dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2))
 
 
@@ -164,7 +166,8 @@ def _flash_attn_3_backward(
     dout, q, k, v, out = (x.transpose(1, 2) for x in (dout, q, k, v, out))
     made = {"dq": torch.empty_like(q), "dk": torch.empty_like(k), "dv": torch.empty_like(v)}
     shape = {"is_causal": block.causal and not block.window, **block.of_flash_attn(q.shape[1], k.shape[1])}
-    op(dout, q, k, v, out, lse.contiguous(), **made, softmax_scale=scale, **shape)
+    same = torch.are_deterministic_algorithms_enabled()
+    op(dout, q, k, v, out, lse.contiguous(), **made, softmax_scale=scale, deterministic=same, **shape)
     return BlockGrad(**{name: x.transpose(1, 2) for name, x in made.items()})
 
 
@@ -184,6 +187,8 @@ def words(device: torch.device) -> str:
 def _check_cuda(q: Tensor, block: Block) -> None:
     if q.dtype not in (torch.float16, torch.bfloat16):
         raise InputError(f"attention in {q.dtype} has no kernel on CUDA; use bfloat16 or float16")
+    if q.shape[-1] % 8:
+        raise InputError(f"attention with a head dim of {q.shape[-1]} has no kernel on CUDA; legal: multiples of 8")
     if block.window and not (_has_flash_attn_3(q.device) or _has_flash_attn()):
         raise InputError(f"a window of {block.window} keys needs flash-attn on CUDA; install it (extra `gpu`)")
 

@@ -127,6 +127,7 @@ def flash_attn(monkeypatch):
         rng_state=None,
     ):
         assert all(x.stride(-1) == 1 for x in (dq, dk, dv)) and softmax_lse.is_contiguous()
+        assert deterministic == torch.are_deterministic_algorithms_enabled()
         given.extend((dout, q, k, v, out))
         mask = _with_window(q.shape[1], k.shape[1], causal, window_size_left, window_size_right)
         tensors = swap(dout, q, k, v, out)
@@ -142,9 +143,9 @@ def flash_attn(monkeypatch):
 
     def backward_of_3(
         dout, q, k, v, out, softmax_lse, dq=None, dk=None, dv=None, softmax_scale=None, is_causal=False,
-        window_size_left=-1, window_size_right=-1,
+        window_size_left=-1, window_size_right=-1, deterministic=False,
     ):  # fmt: skip
-        rest = (0.0, softmax_scale, is_causal, window_size_left, window_size_right, 0.0, None, False)
+        rest = (0.0, softmax_scale, is_causal, window_size_left, window_size_right, 0.0, None, deterministic)
         _flash_attn_backward(dout, q, k, v, out, softmax_lse, dq, dk, dv, *rest)
 
     module = ModuleType("flash_attn.flash_attn_interface")
@@ -188,6 +189,19 @@ def test_flash_attn_is_handed_views_and_gives_the_same(flash_attn, block, querie
     assert [x.data_ptr() for x in flash_attn] == [x.data_ptr() for x in sources], "no copies on the way"
 
 
+def test_gradients_are_the_same_in_every_run_where_torch_is_told_so(flash_attn):
+    q, k, v = _block(7, 8)
+    block = kernel.Block(False)
+    out, lse = kernel.forward(q, k, v, block=block, scale=0.2)
+    torch.use_deterministic_algorithms(True)
+    try:
+        for back in (kernel._flash_attn_backward, kernel._flash_attn_3_backward):
+            back(torch.ones_like(q), q, k, v, out, lse, block, 0.2)  # the stand-in compares
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert flash_attn
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_shapes_and_dtypes_on_fake_tensors(device):
     """Also the arguments of the CUDA op that torch ships, without a GPU; its arithmetic is not run here."""
@@ -201,6 +215,12 @@ def test_shapes_and_dtypes_on_fake_tensors(device):
     assert block.lse.shape == q.shape[:3] and block.lse.dtype == torch.float32
     assert [grad.shape for grad in grads] == [q.shape, k.shape, v.shape]
     assert {grad.device.type for grad in grads} == {device}
+
+
+def test_no_kernel_for_an_odd_head_dim_on_cuda_is_said():
+    with FakeTensorMode(), pytest.raises(InputError, match="head dim of 12 has no kernel on CUDA; legal: multiples"):
+        q = torch.empty(1, 2, 7, 12, dtype=torch.bfloat16, device="cuda")
+        kernel.forward(q, q, q, block=kernel.Block(False), scale=0.2)
 
 
 def test_no_kernel_for_single_precision_on_cuda_is_said():
