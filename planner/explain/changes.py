@@ -26,8 +26,8 @@ FREE = 4.0
 LITTLE = 0.01
 """Share of the objective below which a resource does not bind: less is within what a price can be off."""
 STEPS = (1.02, 1.05, 1.1, 1.25, 1.5, 2.0, FREE)
-CLOSE = 0.01
-"""Width, over what there is now, to which the next change is narrowed."""
+CLOSE = 0.05
+"""Share of what is to be added to which the next change is narrowed."""
 Solved = Callable[[Cluster], tuple[Strategy, StepCost]]
 """The best layout on a cluster, and its price; InputError where nothing fits."""
 Name = Literal["memory", "network", "links in a node"]
@@ -115,7 +115,7 @@ def _bound(
     if high is None:
         return Bound(resource=resource.name, unit=resource.unit, amount=amount, free_gain=free, next=None)
     low = max((times for times in (1.0, *STEPS) if times < high), default=1.0)
-    while high - low > CLOSE * min(1.0, high - 1.0):
+    while high - low > CLOSE * (high - 1.0):
         middle = (low + high) / 2
         low, high = (middle, high) if at(middle)[0] == now[0] else (low, middle)
     change = Change(amount=amount * high, layout=at(high)[0], gain=gain(high))
