@@ -24,6 +24,7 @@ from cost_models.room import DEFAULT_ROOM, Room, sureness
 from cost_models.strategy import Strategy, rank_groups
 from cost_models.units import show_bytes, show_rate, show_seconds
 from cost_models.workload import Workload
+from planner.search.levers import FIELDS, WORTH, choices
 from planner.search.objective import show_value, value_of
 from planner.searched import held_words, varied_words
 
@@ -298,6 +299,28 @@ def _bound(plan: Plan) -> list[str]:
         *varied[1:],
         _title("Held      ") + held[0].lstrip(),
         *held[1:],
+        *(
+            _title("Untried   ") + line if not place else f"          {line}"
+            for place, line in enumerate(_untried(plan))
+        ),
+    ]
+
+
+def _untried(plan: Plan) -> list[str]:
+    """The levers of memory that the bound does not speak of, and why none was tried; nothing where some were."""
+    names = [name for name in choices(plan.target.levers, plan.fixed or {}) if name != "recompute"]
+    if plan.workload.mode != "train" or not names or set(FIELDS) & set(plan.searched.varied):
+        return []
+    named = ", ".join("inputs on the host" if name == "inputs" else name for name in names)
+    if plan.objective == "memory":
+        return [
+            f"{named}: levers of memory; with them, by --fix, there may be",
+            "layouts that need less than this bound",
+        ]
+    spent = plan.cost.seconds.get("recompute", 0.0) / plan.cost.step_s
+    return [
+        f"{named}: levers of memory,",
+        f"tried where nothing fits or recompute costs over {WORTH:.0%} of the step (here {spent:.1%}); --fix holds one",
     ]
 
 

@@ -32,6 +32,8 @@ VALUES: Mapping[Lever, tuple[tuple[str, Any], ...]] = {
 }
 """Of each lever the choices, mildest first: (what of a strategy, its value); `inputs` is a choice of layers."""
 FIELDS = tuple(dict.fromkeys(field for choices in VALUES.values() for field, _ in choices if field != "inputs"))
+WORTH = 0.02
+"""Share of the best layout's step below which recompute is not worth a lever. The bound then speaks of no levers."""
 
 
 class Bundle(Struct, frozen=True, kw_only=True):

@@ -25,14 +25,11 @@ from cost_models.room import Room
 from cost_models.timing.cluster_costs import ClusterCosts
 from planner.search.best_first import Search
 from planner.search.branch import Tree
-from planner.search.levers import Bundle, bundles, strongest
+from planner.search.levers import WORTH, Bundle, bundles, strongest
 from planner.search.objective import Objective
 from planner.search.policy_prices import EQUAL
 from planner.search.several import SeveralResults
 from planner.search.space import Space
-
-WORTH = 0.02
-"""Share of the best layout's step below which recompute is not worth a lever. The bound then speaks of no levers."""
 
 
 class _Endless(Room):
