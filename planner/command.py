@@ -45,6 +45,7 @@ Examples:
   plan --gpus 256 --ctx 2M --goodput --mtbf-hours 8
   plan --recipe longvila-8b --gpus 256 --price-per-gpu-hour 2.5
   plan export plan.json --to slurm
+  plan distill pack --gpus 8 --ctx 2K --batch 16
   plan explain plan.json
   plan clusters
   plan devices

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from longvila.distill.documents import Rows, padded
 from longvila.distill.fitting import Fit, Report, plain, result_of
 from longvila.distill.settings import PRECISIONS, DistillSettings
 from longvila.distill.teacher import Seen, load_teacher, watch
-from longvila.files import read_text, write_whole
+from longvila.files import claimed, read_text, write_whole
 from longvila.job import JobError, require
 from longvila.ssd import DiscreteMamba2
 
@@ -49,11 +49,15 @@ def train_layers(settings: DistillSettings, rows: Rows, layers: Sequence[int] | 
     chosen = sorted(mixers) if layers is None else sorted(set(layers))
     for layer in chosen:
         require(layer in mixers, "layers", layer, f"layers of the teacher, 0 to {len(mixers) - 1}")
-    mine = {layer: mixers[layer] for layer in chosen}
-    for stage in ("orient", "align"):
-        _train(settings, rows, mine, stage, teacher)
-    for one in measure(settings, rows, teacher, mine):
-        write_whole(settings.layer_folder(one.layer, "distance.json"), plain(vars(one)))
+    if not (mine := {layer: mixers[layer] for layer in chosen}):
+        return
+    with ExitStack() as held:
+        for layer in mine:
+            held.enter_context(claimed(settings.layer_folder(layer, "")))
+        for stage in ("orient", "align"):
+            _train(settings, rows, mine, stage, teacher)
+        for one in measure(settings, rows, teacher, mine):
+            write_whole(settings.layer_folder(one.layer, "distance.json"), plain(vars(one)))
     gather(settings, len(mixers))
 
 

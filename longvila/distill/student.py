@@ -10,6 +10,7 @@ that `longvila.hybrid.load` reads. One process; leaves out sharding.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -71,8 +72,20 @@ def train_student(settings: DistillSettings, rows: Rows) -> Path:
     if asked:
         scores.add(fit.step, student, asked)
     if not (weights := folder / "weights").exists():
-        hybrid.save(student, weights)
+        _write(student, weights, Path(settings.teacher))
     return weights
+
+
+def _write(student: PreTrainedModel, weights: Path, teacher: Path) -> None:
+    """The student's folder, with the tokenizer's files of the teacher's; complete or absent."""
+    made = weights.with_name("weights.made")
+    shutil.rmtree(made, ignore_errors=True)
+    hybrid.save(student, made)
+    for file in teacher.iterdir():
+        weights_too = file.name == "config.json" or file.name.endswith(".index.json")
+        if file.suffix in (".json", ".txt", ".model", ".jinja") and not weights_too:
+            shutil.copy(file, made)
+    made.rename(weights)
 
 
 class _Scores:

@@ -21,6 +21,7 @@ from longvila.distill.needles import Needles, write
 from longvila.distill.settings import DistillSettings
 from longvila.distill.student import make_student
 from longvila.distill.teacher import load_teacher, watch
+from longvila.files import claimed
 from longvila.job import JobError
 from longvila.settings import read_settings
 
@@ -38,6 +39,7 @@ def folder(tmp_path_factory):
         num_key_value_heads=2, initializer_range=0.3, tie_word_embeddings=False,
     )  # fmt: skip
     hybrid.save(LlamaForCausalLM(config), made / "teacher")
+    (made / "teacher" / "tokenizer_config.json").write_text("{}")
     write(made, NEEDLES, documents=24, asked=6)
     return made
 
@@ -130,6 +132,7 @@ def test_distances_tell_a_layer_that_changes_nothing(settings):
 def test_a_student_keeps_the_teacher_and_learns_from_it(settings, folder, tmp_path):
     assert call(tmp_path, "run", "mlps=false", f"asked={folder / 'asked.jsonl'}", "asked_every=2").exit_code == 0
     student, teacher = hybrid.load(Path(settings.run) / "student" / "weights"), load_teacher(settings)
+    assert (Path(settings.run) / "student" / "weights" / "tokenizer_config.json").is_file()
     assert hybrid.layer_types(student) == ["ssd", "full_attention", "ssd"]
     for mine, its in zip(student.model.layers, teacher.model.layers, strict=True):
         assert torch.equal(mine.mlp.up_proj.weight, its.mlp.up_proj.weight)
@@ -144,6 +147,12 @@ def test_a_student_keeps_the_teacher_and_learns_from_it(settings, folder, tmp_pa
     assert not stored, "the student starts from what stages 1 and 2 learned"
     told = CliRunner().invoke(main, ["evaluate", f"{settings.run}/student/weights", str(folder / "asked.jsonl")])
     assert json.loads(told.output)["answers"] == 6
+
+
+def test_a_layer_is_of_one_process(settings, tmp_path):
+    with claimed(settings.layer_folder(1, "")):
+        error = call(tmp_path, "layers", "--layers", "1,2").exception
+    assert isinstance(error, JobError) and "another job writes to" in str(error)
 
 
 def test_rows_at_a_time_change_no_loss(settings, tmp_path):

@@ -58,7 +58,7 @@ def distances(tmp_path_factory):
     return path
 
 
-SMALL = ("--model", "longvila-8b", "--gpus", "8", "--ctx", "128K")
+SMALL = ("--model", "longvila-8b", "--gpus", "8", "--ctx", "64K")
 
 
 def test_the_command_keeps_what_is_missed_and_prices_it(distances):
