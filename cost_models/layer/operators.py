@@ -157,7 +157,7 @@ def maps(sizes: RankSizes, target: LoraTarget, rows: Number) -> Table:
     if not work.lora_rank or target not in work.lora_targets:
         return tuple(table)
     rank, sliced = work.lora_rank, sizes.degrees.mlp_chunk_tokens is not None and target in ("up", "down")
-    for out, inside in shapes:
+    for out, inside in sizes.adapted[target]:
         products, gap_s = (Product(rows, rank, inside, True), Product(rows, out, rank, True)), sizes.framework.gap_s
         forward = Passes(rows * 5 * out * sizes.width, 2, 2 * gap_s)
         backward = Passes(rows * (2 * out + 3 * inside) * sizes.width, 2, 4 * gap_s)

@@ -313,10 +313,18 @@ class RankSizes:
     @cached_property
     def linears(self) -> dict[LoraTarget, Maps]:
         """(columns out, columns in) of a dense layer's linear maps on one rank."""
+        return self._maps(self.framework.joined_products)
+
+    @cached_property
+    def adapted(self) -> dict[LoraTarget, Maps]:
+        """The same of what each adapter is added to."""
+        return self._maps(self.framework.joined_products and not self.framework.adapters_apart)
+
+    def _maps(self, joined: bool) -> dict[LoraTarget, Maps]:
         hidden, ups = self.workload.model.hidden, 2 if self.workload.model.gated else 1
         qkv: Maps = ((self.q_width, hidden), (self.kv_width, hidden), (self.kv_width, hidden))
         up: Maps = ((self.ffn, hidden),) * ups
-        if self.framework.joined_products:
+        if joined:
             qkv, up = ((self.q_width + 2 * self.kv_width, hidden),), ((ups * self.ffn, hidden),)
         return {"qkv": qkv, "out": ((hidden, self.out_width),), "up": up, "down": ((hidden, self.ffn),)}
 
@@ -324,7 +332,7 @@ class RankSizes:
     def adapter_params(self) -> Number:
         """Weights of one layer's low-rank adapters."""
         work = self.workload
-        pairs = [pair for target, several in self.linears.items() if target in work.lora_targets for pair in several]
+        pairs = [pair for target, several in self.adapted.items() if target in work.lora_targets for pair in several]
         return work.lora_rank * sum(out + inside for out, inside in pairs)
 
     @cached_property
