@@ -42,6 +42,10 @@ def pack(keep: str, orient_steps: str, align_steps: str, as_json: bool, **given:
         options.whole(text, flag, least=0)
         for text, flag in ((orient_steps, "--orient-steps"), (align_steps, "--align-steps"))
     ]
+    if not sum(steps):
+        raise InputError(
+            "--orient-steps 0 with --align-steps 0 leaves nothing to deal out; give one of them at least 1"
+        )
     costs = layer_costs(asked, kept, *steps)
     found = packed(costs, asked.cluster.gpus, room_bytes(asked))
     workers = [

@@ -24,6 +24,7 @@ from cost_models.errors import InputError
 EXACT = 1e-6
 """How far above the lower bound the answer may be, relative."""
 MOST_CASES = 50_000
+GIB = 2.0**30
 Counts = tuple[int, ...]
 
 
@@ -136,9 +137,11 @@ def pack(costs: Sequence[LayerCost], gpus: int, capacity_bytes: float) -> Packin
     high = task.seconds(every) * (1 + EXACT)
     groups = task.fewest(high, gpus)
     if groups is None:
+        deepest = max(every)
+        needs = task.prefix_bytes[deepest] + (costs[deepest].layer_bytes or 0.0)
         raise InputError(
-            f"{len(every)} layers do not fit into {gpus} x {capacity_bytes / 2**30:.0f} GiB: "
-            "give more GPUs or a shorter --ctx"
+            f"{len(every)} layers do not fit into {gpus} x {max(0.0, capacity_bytes) / GIB:.0f} GiB (layer {deepest} "
+            f"needs {needs / GIB:.0f} with the teacher before it): give more or larger GPUs, or a shorter --ctx"
         )
     low = max(task.prefix_s[max(every)], sum(costs[layer].layer_s or 0.0 for layer in every) / gpus)
     high = max(task.seconds(group) for group in groups)

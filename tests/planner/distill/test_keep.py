@@ -101,5 +101,10 @@ def test_layers_are_packed_by_the_command():
     packed = sorted(layer for worker in found["workers"] for layer in worker["layers"])
     assert packed == [layer for layer in range(32) if layer not in (3, 19)]
     assert found["bound_s"] <= found["seconds"] <= found["bound_s"] * (1 + 1e-6)
-    error = run("pack", "--gpus", "8", "--ctx", "2K", "--keep", "3,3").exception
-    assert isinstance(error, InputError) and "twice" in str(error)
+    for words, says in (
+        (("--ctx", "2K", "--keep", "3,3"), "twice"),
+        (("--ctx", "2K", "--orient-steps", "0", "--align-steps", "0"), "leaves nothing"),
+        (("--ctx", "64K"), "do not fit into 8 x 0 GiB (layer 31 needs"),
+    ):
+        error = run("pack", "--gpus", "8", *words).exception
+        assert isinstance(error, InputError) and says in str(error)
