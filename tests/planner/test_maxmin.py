@@ -160,14 +160,12 @@ def test_compiled_equals_plain_to_the_last_bit() -> None:
     routes = [[int(s), 20 + int(t), *([40] if s < 3 else [])] for s, t in zip(source, to, strict=True)]
     network, flows = sharing(routes, [10.0] * 20 + [7.0] * 20 + [2.5]), np.arange(1200)
     sizes = rng.integers(1, 1000, 1200).astype(float)
-    found = []
-    for compile_it in (False, True):
-        spec = importlib.util.spec_from_file_location("filling_alone", filling.__file__)
-        assert spec and spec.loader
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        assert not compile_it or module.compiled()
-        found.append(module.Filling(network, flows).drain(sizes, sizes, 0.0, 4000.0))
+    spec = importlib.util.spec_from_file_location("filling_plain", filling.__file__)
+    assert spec and spec.loader and filling.compiled()
+    plain_one = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(plain_one)
+    assert hasattr(filling.drain, "py_func") and not hasattr(plain_one.drain, "py_func")
+    found = [one.Filling(network, flows).drain(sizes, sizes, 0.0, 4000.0) for one in (plain_one, filling)]
     assert np.isfinite(found[0][0]).sum() > 600 and (found[0][1] > 0).sum() > 100
     for plain, compiled in zip(*found, strict=True):
         assert np.array_equal(plain, compiled)

@@ -33,6 +33,8 @@ SMALL = {
     "frames": "0",
     "lora_rank": "0",
     "lora_beside": "",
+    "lora_targets": "",
+    "trained": "llm,projector,tower",
     "precision": None,
     "kernel": None,
     "confidence": None,
