@@ -33,7 +33,7 @@ SMALL = {
     "frames": "0",
     "lora_rank": "0",
     "lora_beside": "",
-    "lora_targets": "",
+    "lora_targets": "qkv,out,up,down",
     "trained": "llm,projector,tower",
     "precision": None,
     "kernel": None,
