@@ -58,6 +58,8 @@ def _table(workload: Workload, kind: LayerKind, mlp_chunk_tokens: int | None) ->
 def _attention(workload: Workload, kind: LayerKind) -> float:
     """Of one layer of this kind forward, over all rows."""
     model, context = workload.model, workload.context_tokens
+    if LAYER_KINDS[kind].mixer == "ssd":  # its products are in the table
+        return 0.0
     window = model.window if LAYER_KINDS[kind].mixer == "window" else 0
     pairs = float(min(window or context, context)) if workload.mode == "decode" else workload.causal_pairs(window)
     return 2.0 * model.heads * (model.head_dim + model.v_dim) * pairs * workload.global_batch

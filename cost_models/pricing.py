@@ -310,6 +310,8 @@ def estimates(kernels: Kernels, paths: Paths, cluster: Cluster, strategy: Strate
         words.append("the CPU's update of states in host memory: its rate")
     if model.window:
         words.append(f"windows of {model.window} keys: their share of the pairs, less what tiles lose at both edges")
+    if model.ssd is not None:
+        words.append("scans of states: their operators counted from our code, timed as products and passes over memory")
     return (*words, *cluster.notes)
 
 

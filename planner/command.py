@@ -42,6 +42,7 @@ Examples:
   plan --gpus 256 --ctx 128K --lengths lengths.csv
   plan --finish '3T tokens in 30 days' --cluster dgx-h100,dgx-b200 --ctx 8K --batch 2048
   plan --backbones --gpus 256 --days 30 --ctx 256K
+  plan --keep-attention 4..24 --gpus 8 --ctx 256K --model llama-3-8b
   plan --gpus 256 --ctx 2M --goodput --mtbf-hours 8
   plan --recipe longvila-8b --gpus 256 --price-per-gpu-hour 2.5
   plan export plan.json --to slurm
@@ -118,20 +119,22 @@ def cli(context: click.Context, /, **given: Any) -> None:
         raise InputError(f"options before {context.invoked_subcommand!r} would be ignored; put them after it")
 
 
-QUESTIONS = ("longest", "finish", "goodput", "lengths", "backbones", "recipe")
+QUESTIONS = ("longest", "finish", "goodput", "lengths", "backbones", "recipe", "keep_attention")
 
 
 def _one_question(given: Mapping[str, Any]) -> None:
     """Refuse two questions at once, and options that a question does not take."""
     if sum(bool(given[name]) for name in QUESTIONS) > 1:
-        asks = ", ".join(f"--{name}" for name in QUESTIONS)
+        asks = ", ".join(f"--{name.replace('_', '-')}" for name in QUESTIONS)
         raise InputError(f"{asks} are a question each; ask one at a time")
     for name in ("days", "shapes"):
         if given[name] is not None and not given["backbones"]:
             raise InputError(f"--{name} without --backbones; legal with it")
-    for name in ("finish", "goodput", "recipe"):
+    if given["window"] is not None and not given["keep_attention"]:
+        raise InputError("--window without --keep-attention; legal with it")
+    for name in ("finish", "goodput", "recipe", "keep_attention"):
         if given[name] and given["target"] != "mmsp":
-            raise InputError(f"--for {given['target']} with --{name}; legal: mmsp")
+            raise InputError(f"--for {given['target']} with --{name.replace('_', '-')}; legal: mmsp")
     for name, has in (("longest", "asks for"), ("recipe", "has for every stage")):
         if given[name] and given["ctx"] is not None:
             raise InputError(f"--ctx is what --{name} {has}; leave it out")
@@ -161,7 +164,10 @@ def _plan(context: click.Context, given: dict[str, Any]) -> None:
         return
     several = options.targets(given["target"], given["precision"])
     asked = options.question(given, any_length=given["longest"] or given["lengths"] or given["recipe"])
-    for name, answer_to in (("goodput", reverse.goodput), ("recipe", reverse.recipe)):
+    answers = (
+        ("goodput", reverse.goodput), ("recipe", reverse.recipe), ("keep_attention", reverse.keep_attention),
+    )  # fmt: skip
+    for name, answer_to in answers:
         if given[name]:
             with console.Progress() as progress:
                 answer_to(given, asked, progress.show)

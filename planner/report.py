@@ -57,6 +57,7 @@ def plan_lines(plan: Plan, explain: bool = False) -> list[str]:
         f"          {placement_line(plan.cluster, plan.strategy, plan.placement)}",
         *hosts_lines(plan.cluster, plan.placement),
         f"          {layers_line(plan.strategy, plan.workload.model.layers)}",
+        *([f"          {states_line(plan.strategy)}"] if plan.workload.model.ssd is not None else []),
         *cost_lines(plan.cost, plan.simulated, room=plan.room),
         *dummy_lines(plan.cost, plan.workload),
         *_serving(plan),
@@ -124,6 +125,15 @@ def placement_line(cluster: Cluster, strategy: Strategy, placement: Placement) -
     used, free = len(distinct(placement.slot_of_rank)), cluster.gpus - strategy.ranks
     tail = f"{strategy.ranks} GPUs on {used} node{'s' if used > 1 else ''}"
     return "; ".join([*words, tail + (f", {free} left free" if free else "")])
+
+
+def states_line(strategy: Strategy) -> str:
+    """How layers of states are split."""
+    return {
+        "states": "layers of states: each rank scans its own tokens, states are gathered over the context group",
+        "mixed": "layers of states: heads dealt out over ulysses, states gathered over the ring",
+        "heads": "layers of states: heads dealt out over the context group",
+    }[strategy.ssd]
 
 
 def layers_line(strategy: Strategy, layers: int) -> str:

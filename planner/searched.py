@@ -67,7 +67,7 @@ def searched(spaces: Sequence[Space], strategy: Strategy, fixed: Collection[str]
     }
     moved = [name for name in _HELD if name not in fixed and len({getattr(one.base, name) for one in spaces}) > 1]
     words |= {name: ranges(getattr(one.base, name) for one in spaces) for name in moved}
-    levers = [name for name in FIELDS if len({getattr(one.base, name) for one in spaces}) > 1]
+    levers = [name for name in (*FIELDS, "ssd") if len({getattr(one.base, name) for one in spaces}) > 1]
     words |= {name: _values([getattr(one.base, name) for one in spaces]) for name in levers}
     moved += levers
     names = (*varied_names(fixed, first.workload.mode), *moved)

@@ -16,12 +16,15 @@ from cost_models.layer.mlp import mlp_operators
 from cost_models.layer.operators import Operator, Passes, Table, products_s
 from cost_models.layer.recompute import kept_products, policy, run_again
 from cost_models.layer.sizes import RankSizes
+from cost_models.layer.ssd import ssd_operators
 from cost_models.models.model import Mixer, Mlp
 from cost_models.number import Number, pick, somewhere
 from cost_models.program import Compute, Phase
 from cost_models.timing.kernels import Kernels
 
-MIXERS: dict[Mixer, Callable[[RankSizes], Table]] = {"attention": attention_operators, "window": attention_operators}
+MIXERS: dict[Mixer, Callable[[RankSizes], Table]] = {
+    "attention": attention_operators, "window": attention_operators, "ssd": ssd_operators,
+}  # fmt: skip
 MLPS: dict[Mlp, Callable[[RankSizes], Table]] = {"dense": mlp_operators, "experts": expert_operators}
 """The builders of both halves; a new part of a layer is a module with one, and a row here."""
 

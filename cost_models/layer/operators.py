@@ -45,6 +45,7 @@ class Product(NamedTuple):
     trained: bool  # whether its weight has a gradient
     groups: Number = 1
     equal: int = 1  # how many such products
+    dtype: str | None = None  # None: that of the layers' products
 
 
 class Passes(NamedTuple):
@@ -313,9 +314,9 @@ def product_s(
 def products_s(sizes: RankSizes, kernels: Kernels, operator: Operator, grad: bool) -> Number:
     """An operator's products; the rows of a grouped product are rounded down."""
     seconds: Number = 0.0
-    for rows, out, inside, trained, groups, equal in operator.products:
+    for rows, out, inside, trained, groups, equal, dtype in operator.products:
         full_rows = rows if isinstance(rows, int) else larger(rows // 1, 1)
-        once = product_s(sizes, kernels, full_rows, out, inside, grad, trained=trained, groups=groups)
+        once = product_s(sizes, kernels, full_rows, out, inside, grad, dtype, trained, groups)
         seconds = seconds + (equal * once if equal > 1 else once)
     return seconds
 
@@ -324,7 +325,7 @@ def product_flops(operators: Iterable[Operator], grad: bool = False) -> float:
     """FLOP of the products: 2 for each weight and row forward; backward 2, and 2 more where the weight is trained."""
     total = 0.0
     for one in operators:
-        for rows, out, inside, trained, groups, equal in one.products:
+        for rows, out, inside, trained, groups, equal, _ in one.products:
             once = 2.0 * rows * out * inside * groups * equal * one.times
             total += float(once) * ((2 if trained else 1) if grad else 1)
         if grad and one.reruns:

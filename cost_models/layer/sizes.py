@@ -286,6 +286,8 @@ class RankSizes:
     def layer_params(self) -> Number:
         """Weights of one layer of this kind on one rank before sharding, without those in `expert_params`."""
         model, tensor = self.workload.model, self.degrees.tensor
+        if self.parts.mixer == "ssd":  # priced without tensor parallelism (`Strategy.check`)
+            return model.ssd_layer_params
         if self.experts is None and model.latent is None:
             params = model.layer_matmul_params // tensor + model.layer_small_params + model.mlp_bias_params
             return params + self.adapter_params if self.workload.lora_rank else params

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from cost_models import strict
 from cost_models.errors import InputError
 from cost_models.models.config_fields import Fields
 from cost_models.models.huggingface_experts import experts_of, latent_of
 from cost_models.models.model import MOST_LAYERS
+from cost_models.models.ssd import Ssd
 from cost_models.models.text_kinds import SIZES, TEXT_KINDS, TextKind
 from cost_models.models.windows import windows
 
+HYBRIDS = ("llama", "qwen2")
+"""Whose layers may be replaced by layers of states."""
 ACTIVATIONS = ("silu", "swish", "gelu", "gelu_pytorch_tanh", "gelu_new", "gelu_fast")
 _EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
 FOREIGN = ("q_lora_rank", "kv_lora_rank", "attention_chunk_size", "linear_num_key_heads", "mamba_d_state",
@@ -28,6 +32,8 @@ def text_fields(config: Mapping[str, object], kind: str, where: str, nested: boo
     if layers > MOST_LAYERS:
         raise InputError(f"{where}: num_hidden_layers={layers}; legal: 1 to {MOST_LAYERS}")
     hidden = fields.number("hidden_size")
+    config, states, ssd = ssd_of(config, kind, layers, where)
+    fields = Fields(config, where, fields.defaults)
     window, chosen = windows(fields, one, layers)
     result: dict[str, Any] = {
         "layers": layers,
@@ -55,9 +61,32 @@ def text_fields(config: Mapping[str, object], kind: str, where: str, nested: boo
         {(False, True): "attention", (True, True): "window", (False, False): "experts"}.get(
             (sliding, layer in dense), "window_experts"
         )
+        if layer not in states
+        else "ssd"
         for layer, sliding in enumerate(chosen)
     )
+    result["ssd"] = ssd
     return {**result, **latent_of(fields)} if one.latent else result
+
+
+def ssd_of(
+    config: Mapping[str, object], kind: str, layers: int, where: str
+) -> tuple[Mapping[str, object], frozenset[int], Ssd | None]:
+    """The config as its class would have it, the layers that mix tokens by a state, and their sizes: `layer_types` has
+    "ssd" for these, and `ssd` says heads, head_size and state (longvila/hybrid.py)."""
+    types, given = config.get("layer_types"), config.get("ssd")
+    listed: list[object] = types if isinstance(types, list) else []
+    states = frozenset(layer for layer, one in enumerate(listed) if one == "ssd")
+    if not states and given is None:
+        return config, states, None
+    if not states or given is None:
+        raise InputError(f"{where}: ssd and layer_types disagree: layers of type ssd need the key, and the other way")
+    if kind not in HYBRIDS or len(listed) != layers:
+        raise InputError(f"{where}: ssd layers are known of {', '.join(HYBRIDS)}, one type for each of {layers} layers")
+    plain = ["full_attention" if layer in states else one for layer, one in enumerate(listed)]
+    left = {key: value for key, value in config.items() if key not in ("ssd", "layer_types")}
+    kept = {} if set(plain) == {"full_attention"} else {"layer_types": plain}
+    return {**left, **kept}, states, strict.read(Ssd, given, f"{where}: ssd")
 
 
 def _said(defaults: Mapping[str, object]) -> dict[str, object]:

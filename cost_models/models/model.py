@@ -18,9 +18,10 @@ from cost_models import strict
 from cost_models.errors import InputError
 from cost_models.models.experts import Experts
 from cost_models.models.latent import Latent
+from cost_models.models.ssd import Ssd
 
-LayerKind = Literal["attention", "experts", "window", "window_experts"]
-Mixer = Literal["attention", "window"]
+LayerKind = Literal["attention", "experts", "window", "window_experts", "ssd"]
+Mixer = Literal["attention", "window", "ssd"]
 Mlp = Literal["dense", "experts"]
 
 
@@ -36,6 +37,7 @@ LAYER_KINDS: dict[LayerKind, LayerParts] = {
     "experts": LayerParts("attention", "experts"),
     "window": LayerParts("window", "dense"),
     "window_experts": LayerParts("window", "experts"),
+    "ssd": LayerParts("ssd", "dense"),
 }
 """A kind is the name of a pair, as models and plan files write it."""
 MOST_LAYERS = 10_000
@@ -146,6 +148,7 @@ class Model:
     sinks: bool = field(default=False, metadata=strict.OPTIONAL)  # a learned score for each head, of no key
     attention_softcap: float | None = field(default=None, metadata=strict.OPTIONAL)  # cap x tanh(score / cap)
     logits_softcap: float | None = field(default=None, metadata=strict.OPTIONAL)
+    ssd: Ssd | None = field(default=None, metadata=strict.OPTIONAL)  # of the layers that mix tokens by a state
 
     def __post_init__(self) -> None:
         _positive("model", self, *(() if self.window else ("window",)))
@@ -158,6 +161,8 @@ class Model:
             raise InputError(f"layer_kinds names {len(self.layer_kinds)} layers of {self.layers}")
         if any(LAYER_KINDS[kind].mixer == "window" for kind in self.layer_kinds) != (self.window > 0):
             raise InputError("layer_kinds and window disagree: layers of windows need `window`, and the other way")
+        if any(LAYER_KINDS[kind].mixer == "ssd" for kind in self.layer_kinds) != (self.ssd is not None):
+            raise InputError("layer_kinds and ssd disagree: layers of kind ssd need `ssd`, and the other way")
         if any(LAYER_KINDS[kind].mlp == "experts" for kind in self.layer_kinds) != (self.experts is not None):
             raise InputError("layer_kinds and experts disagree: layers of experts need `experts`, and the other way")
         if self.latent is not None and (self.latent.qk_dim, self.heads) != (self.head_dim, self.kv_heads):
@@ -228,6 +233,14 @@ class Model:
         return sum(LAYER_KINDS[kind].mlp == "experts" for kind in self.layer_kinds)
 
     @cached_property
+    def ssd_layer_params(self) -> int:
+        """Weights of one decoder layer that mixes tokens by a state."""
+        if self.ssd is None:
+            return 0
+        mlp = (3 if self.gated else 2) * self.hidden * self.ffn + self.mlp_bias_params
+        return self.ssd.matmul_params(self.hidden) + self.ssd.small_params + mlp + self.norms * self.hidden
+
+    @cached_property
     def expert_layer_params(self) -> int:
         """Weights of one decoder layer whose MLP is a mixture of experts."""
         if self.experts is None:
@@ -256,8 +269,9 @@ class Model:
 
     @cached_property
     def llm_params(self) -> int:
-        dense = (self.layers - self.expert_layers) * self.layer_params
-        layers = dense + self.expert_layers * self.expert_layer_params
+        states = self.layer_kinds.count("ssd")
+        dense = (self.layers - self.expert_layers - states) * self.layer_params
+        layers = dense + self.expert_layers * self.expert_layer_params + states * self.ssd_layer_params
         return layers + self.embedding_params + self.head_params + self.hidden
 
     @cached_property

@@ -137,7 +137,7 @@ class _Budget:
 
     def price(self, keep: Any) -> StepCost:
         from cost_models.pricing import price
-        from planner.distill.costs import hybrid
+        from planner.reverse.keep_attention import hybrid
 
         asked = self.asked
         work = replace(asked.workload, model=hybrid(asked.workload.model, tuple(keep)))

@@ -11,7 +11,7 @@ import click
 
 from cost_models.errors import InputError
 from cost_models.hardware.cluster import Cluster, NodeRun
-from cost_models.units import show_bytes, show_seconds
+from cost_models.units import parse_tokens, show_bytes, show_seconds, show_tokens
 from cost_models.workload import DTYPE_BYTES, Workload
 from planner import options
 
@@ -35,6 +35,9 @@ _OPTIONS = (
                  help="With --goodput: until a failed node is back."),
     click.option("--recipe", metavar="NAME",
                  help="Plan every stage of a training (longvila-8b): hours and GPU-hours; takes no --ctx."),
+    click.option("--keep-attention", metavar="4..24",
+                 help="Time, memory and longest row if so many layers keep attention and the others mix by a state."),
+    click.option("--window", metavar="TOKENS", help="With --keep-attention: the others attend to so many tokens."),
     click.option("--price-per-gpu-hour", "dollars", metavar="DOLLARS",
                  help="With --finish, --recipe or --backbones: also show the cost."),
 )  # fmt: skip
@@ -93,6 +96,28 @@ def finish(given: Mapping[str, Any], on_step: Callable[[str], None]) -> None:
     click.echo("\n".join(line(one) for one in found))
     if not found[0].problem:
         click.echo(f"Next: plan --cluster {found[0].cluster} --gpus {found[0].gpus} …; --goodput counts failures")
+
+
+def keep_attention(given: Mapping[str, Any], asked: options.Question, on_step: Callable[[str], None]) -> None:
+    """Print a row for each number of attention layers."""
+    from planner.reverse.keep_attention import kept, read_counts
+
+    window = parse_tokens(given["window"], "--window") if given["window"] else 0
+    counts = read_counts(given["keep_attention"], asked.workload.model.layers)
+    found = kept(asked, counts, options.pins(given["fix"]), window, on_step)
+    if given["as_json"]:
+        click.echo(json.dumps([asdict(one) for one in found], indent=1))
+        return
+    others = f"attend to a window of {window} tokens" if window else "mix tokens by a state"
+    click.echo(f"{asked.workload.describe()}; layers that do not keep attention {others}")
+    click.echo(f"{'attention':>9} {'weights':>8} {'step':>9} {'memory':>10} {'longest row':>12}  plan")
+    for one in found:
+        step = "-" if one.step_s is None else show_seconds(one.step_s)
+        memory = "-" if one.memory_bytes is None else show_bytes(one.memory_bytes)
+        longest = "none" if one.longest_tokens is None else show_tokens(one.longest_tokens)
+        plan = one.plan or "nothing fits"
+        click.echo(f"{one.attention_layers:>9} {one.params / 1e9:>7.2f}B {step:>9} {memory:>10} {longest:>12}  {plan}")
+    click.echo("Estimates: seconds of the layers' scans. What a model loses: python -m longvila.distill")
 
 
 def recipe(given: Mapping[str, Any], asked: options.Question, on_step: Callable[[str], None]) -> None:

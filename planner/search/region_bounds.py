@@ -53,7 +53,7 @@ class RegionBounds:
         """`None` where the cluster has too many kinds of domains, or some with unlike devices or links in one, or the
         layouts have degrees that regions do not know."""
         kinds = Kinds.of(reach.costs)
-        plain = space.base.tensor == space.base.pipeline == space.base.expert == 1
+        plain = space.base.tensor == space.base.pipeline == space.base.expert == 1 and space.workload.model.ssd is None
         if not plain or len(kinds.count) > MOST_KINDS:
             return None
         for runs in kinds.runs:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from msgspec import Struct
@@ -29,7 +29,7 @@ from cost_models.layer.recompute import POLICIES, policy
 from cost_models.layer.stages import is_mixed
 from cost_models.models.model import Model
 from cost_models.room import DEFAULT_ROOM, Room
-from cost_models.strategy import PINS, RECOMPUTES, LayerRange, Recompute, Strategy
+from cost_models.strategy import PINS, RECOMPUTES, LayerRange, Recompute, SsdSplit, Strategy
 from cost_models.workload import Workload
 from planner.search.levers import NONE, Bundle
 from planner.targets.target import MMSP, Target
@@ -233,11 +233,15 @@ class Space(Struct, frozen=True, kw_only=True, dict=True):
         return 1, most
 
     def allows(self, ulysses: NDArray[np.int64], ring: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Whether the target has these degrees together; all that `families` lists are possible but for "gcd"."""
-        if self.target.context != "gcd":
-            return np.ones(ring.shape, dtype=bool)
-        divided: NDArray[np.bool_] = np.gcd(ulysses * ring, self.workload.model.kv_heads) == ulysses
-        return divided
+        """Whether the target has these degrees together, and layers of states have a head for each rank; all that
+        `families` lists are possible else."""
+        possible = np.ones(ring.shape, dtype=bool)
+        if self.target.context == "gcd":
+            possible &= np.gcd(ulysses * ring, self.workload.model.kv_heads) == ulysses
+        ssd = self.workload.model.ssd
+        if ssd is not None and self.base.ssd != "states":
+            possible &= ssd.heads % (ulysses * ring if self.base.ssd == "heads" else ulysses) == 0
+        return possible
 
     def shards(self, data: Any, context: Any) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
         """(shard, zero, legal) of each layout, shape (layouts, len(shardings)); a repeated choice is not legal."""
@@ -279,7 +283,8 @@ class Space(Struct, frozen=True, kw_only=True, dict=True):
 
 
 def spaces(cluster: Cluster, workload: Workload, pins: Mapping[str, Any], room: Room, target: Target) -> list[Space]:
-    """The spaces of a target, one for each tensor degree, pipeline, virtual stages and set of policies."""
+    """The spaces of a target, one for each tensor degree, pipeline, virtual stages, set of policies, and way to split
+    layers of states."""
     model, training = workload.model, workload.mode == "train"
 
     def degrees(name: Literal["tensor", "pipeline"], legal: list[int]) -> list[int]:
@@ -298,10 +303,12 @@ def spaces(cluster: Cluster, workload: Workload, pins: Mapping[str, Any], room: 
             if training and "interleaved" in target.schedules and not {"virtual", "schedule"} & {*pins}:
                 several = divisors(model.layers // pipeline)
         copies = max(1, tensor // model.kv_heads) if "cache" in target.degrees and "cache_context" not in pins else 1
-        for virtual, policies, cut in itertools.product(several, among, divisors(copies)):
+        splits: tuple[SsdSplit, ...] = ("states",) if model.ssd is None or "ssd" in pins else get_args(SsdSplit)
+        for virtual, policies, cut, ssd in itertools.product(several, among, divisors(copies), splits):
             here = {"tensor": tensor, "pipeline": pipeline, "virtual": virtual, "cache_context": cut}
             schedule = {"schedule": "interleaved"} if virtual > 1 else {}
-            held = {name: value for name, value in here.items() if value > 1} | schedule | {**pins}
+            split = {"ssd": ssd} if len(splits) > 1 else {}
+            held = {name: value for name, value in here.items() if value > 1} | schedule | split | {**pins}
             found.append(Space(cluster=cluster, workload=workload, pins=held, room=room, target=target, among=policies))
     return found
 

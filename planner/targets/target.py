@@ -84,13 +84,16 @@ class Target:
         return self.framework == "ours"
 
     def asked(self, workload: Workload) -> Workload:
-        """The workload in the precision that this code computes in; InputError for a mode that it does not run."""
+        """The workload in the precision that this code computes in; InputError for a mode or layers that it does not
+        run."""
         if workload.mode not in self.modes:
             others = [name for name in self.names() if workload.mode in Target.load(name).modes]
             raise InputError(
                 f"--for {self.name} has no mode={workload.mode}; legal: mode={', '.join(self.modes)} "
                 f"(for {workload.mode}: {', '.join(others)})"
             )
+        if workload.model.ssd is not None and not self.is_ours:
+            raise InputError(f"--for {self.name} does not run {workload.model.name}'s layers of states; legal: mmsp")
         return workload if self.is_ours else replace(workload, precision=self.code.precision)
 
     def check_pins(self, pins: Mapping[str, Any]) -> None:

@@ -1,0 +1,159 @@
+"""A layer that mixes tokens by a state (Discrete Mamba-2): its operators on one rank, and what it exchanges.
+
+    norm · projection · [x B C a to heads] · [halo] · convolution · scan in chunks · [states] · [y back] · gate · out
+
+Of W = S H tokens times heads, chunks of T, head size P, state N: products 2 W (T N + T P + 2 P N) FLOP forward, in
+float32 as the executor sums them; kernels of `longvila/ssd.py`, one PyTorch operator each, counted from its code. So
+the scan's seconds are an estimate: no published row times this code, and fused kernels (mamba-ssm) are faster.
+A rank sends (G ranks of the context group, b bytes a value, 4 a state's):
+
+    heads    S H (P + 2 N + 1) b in, S H P b back, over the context group; mixed: over the ulysses group
+    states   H (P N + 1) 4 of each stretch, gathered by all G; mixed: by the R of the ring, of H / U heads
+    halo     K - 1 tokens of x, B and C for each stretch
+
+The messages themselves, rank by rank, are in `ssd_messages`. Left out: a halo inside a domain (microseconds), states
+passed by a chain or a tree (they run, and are not priced).
+"""
+
+from __future__ import annotations
+
+from cost_models.errors import InputError
+from cost_models.layer.operators import (
+    Operator,
+    Passes,
+    Product,
+    Table,
+    elementwise,
+    layer_norm,
+    multiplies,
+    norm_behind,
+    residual,
+)
+from cost_models.layer.sizes import RankSizes
+from cost_models.models.ssd import Ssd
+from cost_models.number import Number, pick
+from cost_models.program import Exchange
+from cost_models.strategy import Axis
+
+STATE_BYTES = 4
+"""Of a number of the scan and of a state: sums are in float32."""
+TAP_PASSES = 7
+"""Of each earlier tap of the convolution: multiplied (2), masked (2), added (3)."""
+SCAN_PASSES = (14, 32, 46, 40)
+"""Bytes read and written of the scan, for each x, B or C of a head (cast, filled up, cut), each token of a chunk
+(differences of decays, their mask and exponential, scores times these), each value of y (weighed, summed twice, cast,
+skipped), and each number of a chunk's state (own, entered with, joined, whole)."""
+SCAN_CALLS, CHUNK_CALLS = 40, 4
+"""Operators that the host calls for a scan, and for each of its chunks one after another."""
+
+
+def ssd_operators(sizes: RankSizes) -> Table:
+    """The first half of a decoder layer whose tokens are mixed by a state."""
+    ssd, hidden = sizes.workload.model.ssd, sizes.workload.model.hidden
+    assert ssd is not None
+    if sizes.degrees.ssd_pass != "gather":
+        raise InputError(f"ssd_pass={sizes.degrees.ssd_pass} is run, but not priced; legal here: gather")
+    width, tokens = sizes.width, sizes.tokens
+    work = tokens * ssd.heads
+    gated = elementwise(
+        sizes, "gate", work * ssd.head_size * 7 * width, 3, kept=3 * work * ssd.head_size * width, host=(3, 5)
+    )
+    out = multiplies(sizes, "out", (tokens, hidden, ssd.inner), host=(1, 2))
+    return (
+        layer_norm(sizes, "norm", call="inputs"),
+        multiplies(sizes, "qkv", (tokens, ssd.columns, hidden), host=(1, 2))._replace(
+            kept=tokens * ssd.columns * width
+        ),
+        _to_heads(sizes, "heads", work * (ssd.channels + 1) * width),
+        *_convolution(sizes, ssd),
+        *_scan(sizes, ssd),
+        _to_heads(sizes, "heads back", work * ssd.head_size * width),
+        gated,
+        out._replace(kept=work * ssd.head_size * width),
+        *norm_behind(sizes, "norm"),
+        residual(sizes, "sum", 1),
+    )
+
+
+def _dealt(sizes: RankSizes) -> tuple[Axis, Number]:
+    """The axis over which heads are dealt out, and to how many ranks."""
+    degrees = sizes.degrees
+    if degrees.ssd == "states":
+        return "ulysses", 1
+    return ("context", degrees.context) if degrees.ssd == "heads" else ("ulysses", degrees.ulysses)
+
+
+def _to_heads(sizes: RankSizes, name: str, moved: Number) -> Operator:
+    """An all-to-all of so many bytes with the copies that order them before and after."""
+    axis, ranks = _dealt(sizes)
+    if sizes.degrees.ssd == "states":
+        return Operator(name)
+    sent = (Exchange(part="all_to_all", axis=axis, op="all_to_all", bytes=moved),)
+    copies = Passes(4 * moved, 2)
+    return Operator(
+        name, passes=(copies, copies), exchanges=(sent, sent), active=ranks > 1, kept=pick(ranks > 1, moved, 0)
+    )
+
+
+def _stretches(sizes: RankSizes) -> Number:
+    """Runs of neighbouring tokens that a member of the group scans: two chunks of a zigzag, or a half of one of them
+    where ulysses cuts the block; an odd cut leaves both ends to one rank."""
+    degrees = sizes.degrees
+    if degrees.ring_kind == "contiguous":
+        return 1 + 0 * degrees.ring
+    ring = pick(degrees.ring > 1, 2, 1)
+    return ring if degrees.ssd == "mixed" else pick(degrees.ulysses % 2 == 0, 1, ring)
+
+
+def _convolution(sizes: RankSizes, ssd: Ssd) -> Table:
+    """The halo of each stretch, then the taps. What enters is kept as it came and behind its halo, and what comes
+    out; the masks are a byte a token and tap."""
+    moved = sizes.tokens * ssd.heads * ssd.channels * sizes.width
+    taps = ssd.conv - 1
+    sent: tuple[Exchange, ...] = ()
+    if sizes.degrees.ssd != "heads":
+        _, ranks = _dealt(sizes)
+        halo = taps * ssd.heads / ranks * ssd.channels * sizes.width * _stretches(sizes) * sizes.rows
+        sent = (Exchange(part="ring", axis="ring", op="send", bytes=halo),)
+    made = elementwise(
+        sizes, "convolution", moved * (TAP_PASSES * taps + 2), 3 * taps + 2, kept=3 * moved + sizes.tokens * taps,
+        host=(3 * taps + 4, 5 * taps + 4),
+    )  # fmt: skip
+    return (made._replace(exchanges=(sent, sent), working=(2 * moved, 2 * moved)),)
+
+
+def _scan(sizes: RankSizes, ssd: Ssd) -> Table:
+    """Products inside chunks and with their states, all the passes between them, and the states of all stretches."""
+    _, ranks = _dealt(sizes)
+    work, t, p, n = sizes.tokens * ssd.heads, ssd.chunk, ssd.head_size, ssd.state
+    chunks = sizes.tokens * ranks / t
+    passes = SCAN_PASSES[0] * ssd.channels + SCAN_PASSES[1] * t + SCAN_PASSES[2] * p + SCAN_PASSES[3] * p * n / t
+    trained = sizes.workload.mode == "train"
+    products = tuple(
+        Product(rows, out, inside, trained, dtype="fp32")
+        for rows, out, inside in ((work, t, n), (work, p, t), (work * p / t, n, t), (work, p, n))
+    )
+    kept = work * STATE_BYTES * (ssd.channels + 3 * t + 3 * p + 4 * p * n / t) + sizes.tokens * t
+    scanned = elementwise(sizes, "scan", work * passes, SCAN_CALLS, kept=kept, host=(0, 0))
+    calls = SCAN_CALLS + CHUNK_CALLS * chunks
+    passed = _passed(sizes, ssd)
+    return (
+        scanned._replace(
+            products=products,
+            exchanges=(passed, passed),
+            host=(calls, 2 * calls),
+            working=(work * STATE_BYTES * 2 * t, work * STATE_BYTES * (3 * t + 2 * p)),
+        ),
+    )
+
+
+def _passed(sizes: RankSizes, ssd: Ssd) -> tuple[Exchange, ...]:
+    """The summaries of all stretches, gathered; backward those of their gradients."""
+    degrees = sizes.degrees
+    if degrees.ssd == "heads":
+        return ()
+    axis: Axis = "context" if degrees.ssd == "states" else "ring"
+    members = degrees.context if degrees.ssd == "states" else degrees.ring
+    heads = ssd.heads / (1 if degrees.ssd == "states" else degrees.ulysses)
+    summary = sizes.rows * heads * (ssd.head_size * ssd.state + 1) * STATE_BYTES
+    return (Exchange(part="ring", axis=axis, op="all_gather", bytes=members * _stretches(sizes) * summary),)
