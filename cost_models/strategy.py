@@ -253,11 +253,11 @@ class Strategy:
                 )
         if model.ssd is not None:
             if self.tensor > 1:
-                raise InputError(f"tensor={self.tensor} is not priced for layers of states; legal: 1")
+                raise InputError(f"tensor={self.tensor} is not priced for state-space layers; legal: 1")
             dealt = {"states": 1, "mixed": self.ulysses, "heads": self.context}[self.ssd]
             if model.ssd.heads % dealt:
                 raise InputError(
-                    f"ssd={self.ssd} deals the {model.ssd.heads} heads of a layer of states to {dealt} ranks; legal: "
+                    f"ssd={self.ssd} deals the {model.ssd.heads} heads of a state-space layer to {dealt} ranks; legal: "
                     "ranks that divide them"
                 )
         self.layer_ranges(model.layers)

@@ -90,7 +90,9 @@ class Workload:
         if any(tokens < 1 or count < 1 or tokens > self.context_tokens for tokens, count in self.lengths):
             raise InputError(f"lengths must be (tokens from 1 to {self.context_tokens}, count from 1)")
         if self.model.ssd is not None and self.mode != "train":
-            raise InputError(f"mode={self.mode} is not priced for layers of states; legal for {self.model.name}: train")
+            raise InputError(
+                f"mode={self.mode} is not priced for state-space layers; legal for {self.model.name}: train"
+            )
         self._check_lora()
 
     def _check_lora(self) -> None:
@@ -108,7 +110,7 @@ class Workload:
             raise InputError(f"lora_rank={self.lora_rank} trains the llm; legal with mode=train and llm in trainable")
         if self.model.experts or self.model.latent or self.model.ssd:
             raise InputError(
-                f"lora_rank={self.lora_rank} is not priced for experts, latent attention or states; legal: 0"
+                f"lora_rank={self.lora_rank} is not priced for experts, latent attention or ssd layers; legal: 0"
             )
         if not self.lora_targets:
             raise InputError(f"lora_targets is empty; legal: one or more of {', '.join(LORA_TARGETS)}")

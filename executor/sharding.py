@@ -43,7 +43,7 @@ from executor.mmsp.decode import DecodeStep, Shard, ShardedCache, row_shards
 from executor.mmsp.guard import guard
 from executor.mmsp.host_memory import HostMemory
 from executor.mmsp.recompute import apply_recompute
-from executor.mmsp.slices import run_in_slices
+from executor.mmsp.slices import run_in_slices, run_last_norm_in_slices
 from executor.mmsp.ssd import SsdSplit
 from longvila.sharding import IGNORE, Batch, DecodeCall, LocalBatch, places_on
 from longvila.ssd import DiscreteMamba2
@@ -211,6 +211,7 @@ class ContextSharding:
         if self.mlp_chunk_tokens is not None:
             for decoder in decoders:
                 run_in_slices(decoder, self.mlp_chunk_tokens)
+            run_last_norm_in_slices(model, decoders, self.mlp_chunk_tokens)
         apply_recompute(
             decoders,
             policies or ["none"] * len(decoders),

@@ -164,13 +164,10 @@ def _plan(context: click.Context, given: dict[str, Any]) -> None:
         return
     several = options.targets(given["target"], given["precision"])
     asked = options.question(given, any_length=given["longest"] or given["lengths"] or given["recipe"])
-    answers = (
-        ("goodput", reverse.goodput), ("recipe", reverse.recipe), ("keep_attention", reverse.keep_attention),
-    )  # fmt: skip
-    for name, answer_to in answers:
+    for name in ("goodput", "recipe", "keep_attention"):
         if given[name]:
             with console.Progress() as progress:
-                answer_to(given, asked, progress.show)
+                getattr(reverse, name)(given, asked, progress.show)
             return
     from planner.planning import plan
 

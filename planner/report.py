@@ -128,11 +128,11 @@ def placement_line(cluster: Cluster, strategy: Strategy, placement: Placement) -
 
 
 def states_line(strategy: Strategy) -> str:
-    """How layers of states are split."""
+    """How state-space layers are split."""
     return {
-        "states": "layers of states: each rank scans its own tokens, states are gathered over the context group",
-        "mixed": "layers of states: heads dealt out over ulysses, states gathered over the ring",
-        "heads": "layers of states: heads dealt out over the context group",
+        "states": "state-space layers: each rank scans its own tokens, states are gathered over the context group",
+        "mixed": "state-space layers: heads dealt out over ulysses, states gathered over the ring",
+        "heads": "state-space layers: heads dealt out over the context group",
     }[strategy.ssd]
 
 

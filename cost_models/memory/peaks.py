@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cost_models.layer import decoder
-from cost_models.layer.operators import in_slices, peak_bytes
+from cost_models.layer.operators import in_slices, peak_bytes, slice_tokens
 from cost_models.layer.recompute import policy
 from cost_models.layer.sizes import RankSizes
 from cost_models.memory.states import dropped_gradients, dummy_gradients, root_params
@@ -122,13 +122,16 @@ def loss(sizes: RankSizes) -> Peak:
     if sizes.stage is not None and not sizes.stage.last:
         return Peak(name="loss")
     copied = 0 if _last_saves_input(sizes) else 4
-    norm = sizes.width + copied + (0 if sizes.framework.norm == "fused" else sizes.width)
+    plain = sizes.framework.norm != "fused" and not in_slices(sizes)
+    norm = sizes.width + copied + (sizes.width if plain else 0)
     model = sizes.workload.model
     logits = _logits(sizes) + sizes.outer_tokens * model.hidden * (norm + sizes.width)
     if sizes.framework.sequence_parallel:  # the head's products gather as a layer's do
         logits = logits + pick(sizes.degrees.tensor > 1, 2 * sizes.tokens * model.hidden * sizes.width, 0)
-    back = 3 * sizes.width if sizes.framework.norm == "fused" else FINAL_NORM_BYTES
-    logits = larger(logits, _head_gradient(sizes) + sizes.outer_tokens * model.hidden * back)
+    back = sizes.outer_tokens * (FINAL_NORM_BYTES if plain else 3 * sizes.width)
+    if in_slices(sizes):
+        back = back + slice_tokens(sizes) * FINAL_NORM_BYTES
+    logits = larger(logits, _head_gradient(sizes) + model.hidden * back)
     if sizes.stage is None:
         logits = larger(logits - (microbatches_in_flight(sizes) - 1) * least_kept(sizes), 0)
     return Peak(name="loss", gathered=_gathered(sizes, 1), logits=logits)
@@ -242,8 +245,8 @@ def saves_input(sizes: RankSizes) -> bool:
 
 
 def _last_saves_input(sizes: RankSizes) -> bool:
-    """Whether the last norm does: a fused one, or one that computes in fp32 on fp32; others save an fp32 copy."""
-    return sizes.framework.norm == "fused" or sizes.width >= 4
+    """Whether the last norm does: a fused one, one in slices, or one in fp32 on fp32; others save an fp32 copy."""
+    return sizes.framework.norm == "fused" or sizes.width >= 4 or in_slices(sizes)
 
 
 def final_norm_input(sizes: RankSizes) -> Number:

@@ -21,7 +21,7 @@ MOST = 2**20
 class Ssd:
     """
     >>> Ssd(heads=32, head_size=128, state=128).matmul_params(4096)
-    83886080
+    84017152
     """
 
     heads: int

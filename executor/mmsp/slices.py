@@ -1,4 +1,4 @@
-"""What works token by token in a decoder layer, its MLP and its norms, over slices of the tokens.
+"""What works token by token in decoder layers, their MLPs and norms, and behind them, over slices of the tokens.
 
     forward    slice by slice, keeping the input alone
     backward   each slice forward again, then its gradients: its part of the input's, and the weights', added up
@@ -10,7 +10,7 @@ slices run one after the other as well. Leaves out norms inside attention. Token
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,16 @@ def run_in_slices(layer: nn.Module, tokens: int) -> None:
         raise InputError(f"mlp_chunk_tokens needs a layer with a module named mlp; {type(layer).__name__} has none")
     for part in parts:
         part.forward = _sliced(part, part.forward, tokens)
+
+
+def run_last_norm_in_slices(model: nn.Module, layers: Sequence[nn.Module], tokens: int) -> None:
+    """The same for the norm behind the decoder layers, which stands beside their list."""
+    for owner in model.modules():
+        lists = [part for part in owner.children() if isinstance(part, nn.ModuleList)]
+        if any(one is layers[-1] for several in lists for one in several):
+            for part in owner.children():
+                if _is_norm(part):
+                    part.forward = _sliced(part, part.forward, tokens)
 
 
 def _is_norm(module: nn.Module) -> bool:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from planner.distill.keep import Limits
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-ESTIMATE = "an `ssd` layer is priced as attention to a window of 128 tokens: an estimate"
+ESTIMATE = "seconds of the scans of `ssd` layers are an estimate"
 
 
 @click.group(cls=console.NoEmptyGroup)

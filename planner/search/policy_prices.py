@@ -401,10 +401,11 @@ def _with_ring(segment: Segment, least_ring: Any, degrees: Strategy) -> Segment:
     if least_ring is None:
         return segment
     phases: list[Phase] = []
+    grows = ("context",) if degrees.ring_kind == "all_gather" else ("context", "ring")  # gathered keys are the row's
     for phase in segment.phases:
         if isinstance(phase, Ring):
             phase = phase._replace(pieces=np.minimum(phase.pieces, least_ring))
-        elif isinstance(phase, Exchange) and phase.axis == "context" and phase.op == "all_gather":
+        elif isinstance(phase, Exchange) and phase.op == "all_gather" and phase.axis in grows:
             phase = phase._replace(bytes=phase.bytes * (least_ring / degrees.ring))
         phases.append(phase)
     last = None if segment.last is None else _with_ring(segment.last, least_ring, degrees)

@@ -233,7 +233,7 @@ class Space(Struct, frozen=True, kw_only=True, dict=True):
         return 1, most
 
     def allows(self, ulysses: NDArray[np.int64], ring: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Whether the target has these degrees together, and layers of states have a head for each rank; all that
+        """Whether the target has these degrees together, and state-space layers have a head for each rank; all that
         `families` lists are possible else."""
         possible = np.ones(ring.shape, dtype=bool)
         if self.target.context == "gcd":
@@ -284,7 +284,7 @@ class Space(Struct, frozen=True, kw_only=True, dict=True):
 
 def spaces(cluster: Cluster, workload: Workload, pins: Mapping[str, Any], room: Room, target: Target) -> list[Space]:
     """The spaces of a target, one for each tensor degree, pipeline, virtual stages, set of policies, and way to split
-    layers of states."""
+    state-space layers."""
     model, training = workload.model, workload.mode == "train"
 
     def degrees(name: Literal["tensor", "pipeline"], legal: list[int]) -> list[int]:

@@ -93,7 +93,7 @@ class Target:
                 f"(for {workload.mode}: {', '.join(others)})"
             )
         if workload.model.ssd is not None and not self.is_ours:
-            raise InputError(f"--for {self.name} does not run {workload.model.name}'s layers of states; legal: mmsp")
+            raise InputError(f"--for {self.name} does not run {workload.model.name}'s state-space layers; legal: mmsp")
         return workload if self.is_ours else replace(workload, precision=self.code.precision)
 
     def check_pins(self, pins: Mapping[str, Any]) -> None:

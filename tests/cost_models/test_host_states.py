@@ -7,6 +7,7 @@ import pytest
 from cost_models import Cluster, InputError, Model, Strategy, Workload, price, price_batch
 from cost_models.timing.paths import HOST_MEMORY_BYTES_PER_S
 from planner import plan, simulate
+from planner.targets.target import Target
 
 WORK = Workload(Model.load("longvila-8b"), context_tokens=2**18)
 HERE = Cluster.load("dgx-a100", nodes=1)
@@ -62,8 +63,8 @@ def test_bad_words_are_refused():
         Strategy(zero=2, offload_states="all")
     with pytest.raises(InputError, match="grad_ring_dtype='int8' is unknown; legal: fp32, bf16"):
         Strategy(grad_ring_dtype="int8")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="offload_states=optimizer does not exist with --for mmsp"):
-        plan(HERE, WORK, fixed={"offload_states": "optimizer"})
+    with pytest.raises(InputError, match="offload_states=optimizer does not exist with --for trl"):
+        plan(HERE, WORK, fixed={"offload_states": "optimizer"}, targets=[Target.load("trl")])
 
 
 def test_a_faster_gpu_never_costs_more():

@@ -68,6 +68,6 @@ def test_a_target_that_does_not_run_them_says_so(typed, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     words = ("--gpus", "8", "--ctx", "64K", "--model", str(tmp_path))
     code, _, told = typed(*words, "--for", "megatron")
-    assert code == 2 and "layers of states; legal: mmsp" in told
+    assert code == 2 and "state-space layers; legal: mmsp" in told
     code, told, _ = typed(*words)
-    assert code == 0 and "layers of states: " in told and "ssd states, mixed, heads" in told
+    assert code == 0 and "state-space layers: " in told and "ssd states, mixed, heads" in told

@@ -94,7 +94,10 @@ def test_a_batch_costs_what_each_costs():
         ({"lora_rank": 8, "lora_beside": ("bias",)}, "lora_beside: 'bias' is unknown; legal: embeddings, norms"),
         ({"lora_beside": ("norms",)}, "need a lora_rank of at least 1"),
         ({"lora_rank": 8, "mode": "prefill"}, "legal with mode=train and llm in trainable"),
-        ({"lora_rank": 8, "model": Model.load("deepseek-v2")}, "not priced for experts or latent attention"),
+        (
+            {"lora_rank": 8, "model": Model.load("deepseek-v2")},
+            "not priced for experts, latent attention or ssd",
+        ),
     ],
 )
 def test_adapters_that_cannot_be_are_refused(change, message):

@@ -51,8 +51,8 @@ def test_a_rank_sends_what_the_table_of_tokens_says(read, split, ring, ulysses):
     layout = Layout(tokens=tokens, ring=ring, ulysses=ulysses, kind="zigzag")
     layer = SsdLayer(heads=64, head_size=64, state=128)
     halo = 3 * 64 * 320 * 2
-    told = [one for one in rounds(layout, layer, split, "gather") if one.sum() > 2 * halo * ring * ulysses]
-    assert mine == pytest.approx(sum(one.sum(axis=1).max() for one in told))
+    told = [one for one in rounds(layout, layer, split, "gather") if one.bytes.sum() > 2 * halo * ring * ulysses]
+    assert mine == pytest.approx(sum(one.bytes.sum(axis=1).max() for one in told))
 
 
 @pytest.mark.parametrize(("tokens", "ring", "ulysses", "megabytes"), [(2**18, 1, 8, 14.7), (2**21, 32, 8, 535)])
