@@ -18,7 +18,7 @@ from cost_models.hardware.cluster import Cluster
 from cost_models.models.model import Model
 from cost_models.profile import Profile
 from cost_models.room import DEFAULT_ROOM, Room
-from cost_models.workload import Workload
+from cost_models.workload import Part, Workload
 from planner.solve import NothingFits, solve
 
 FOLDER = resources.files("planner.reverse") / "recipes"
@@ -32,6 +32,7 @@ class RecipeStage:
     frames: int = field(default=0, metadata=strict.OPTIONAL)  # of a row
     steps: int = field(default=0, metadata=strict.OPTIONAL)  # 0: not published
     lora_rank: int = field(default=0, metadata=strict.OPTIONAL)  # beside it embeddings and norms are trained
+    trained: tuple[Part, ...] = field(default=("llm", "projector", "tower"), metadata=strict.OPTIONAL)
     published_gpu_hours: float = field(default=0.0, metadata=strict.OPTIONAL)
 
 
@@ -45,8 +46,9 @@ class Recipe:
     @classmethod
     def load(cls, name: str) -> Recipe:
         """
-        >>> Recipe.load("longvila-8b").stages[-1].frames
-        512
+        >>> first, *_, last = Recipe.load("longvila-8b").stages
+        >>> first.trained, last.frames
+        (('projector',), 512)
         """
         known = sorted(entry.name.removesuffix(".yaml") for entry in FOLDER.iterdir())
         if name not in known:
@@ -87,7 +89,7 @@ def plan_recipe(
         work = Workload(
             model, context_tokens=stage.context, frames=stage.frames, global_batch=stage.rows,
             precision=like.precision, kernel=like.kernel, lora_rank=stage.lora_rank,
-            lora_beside=("embeddings", "norms") if stage.lora_rank else (),
+            lora_beside=("embeddings", "norms") if stage.lora_rank else (), trainable=stage.trained,
         )  # fmt: skip
         try:
             choice = solve(cluster, work, fixed=fixed, profile=profile, room=room, keep=1).best[0]
