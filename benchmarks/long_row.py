@@ -3,8 +3,8 @@
     python -m benchmarks.long_row [--frames 1400] [--ranks 2]         about 3 minutes on two quiet cores
 
 196 tokens a frame as LongVILA has (28 x 28 patches, merged two by two), one layer 32 wide in tower and language model,
-a ring of `--ranks` processes in float32. Prints the plan's price beside the measured step, and the largest process. Left
-out: a profile of this machine, so the price rests on what is assumed of a CPU.
+a ring of `--ranks` processes in float32. Prints the plan's price beside the measured step, and the largest process.
+Left out: a profile of this machine, so the price rests on what is assumed of a CPU.
 """
 
 from __future__ import annotations
