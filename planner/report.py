@@ -1,4 +1,4 @@
-"""What a person reads: plans, prices and simulations as plain lines that fit a terminal and can be pasted in a chat.
+"""What a person reads: plans and prices as plain lines that fit a terminal and can be pasted in a chat.
 
 Every total stands above the parts that it is the sum of; what no measurement backs is listed as an estimate.
 """
@@ -30,7 +30,6 @@ from planner.searched import held_words, varied_words
 
 if TYPE_CHECKING:
     from planner.plan_file import Alternative, Plan, Regret, Simulated
-    from planner.simulator.simulation import Simulation
 
 
 SHOWN = 6
@@ -52,7 +51,7 @@ def plan_lines(plan: Plan, explain: bool = False) -> list[str]:
         plan.workload.describe(),
         cluster_line(plan.cluster),
         "",
-        _title("Plan      ") + f"{plan.strategy.describe()}",
+        title("Plan      ") + f"{plan.strategy.describe()}",
         *target_lines(plan),
         f"          {placement_line(plan.cluster, plan.strategy, plan.placement)}",
         *hosts_lines(plan.cluster, plan.placement),
@@ -79,7 +78,7 @@ def target_lines(plan: Plan) -> list[str]:
             f"{name} {show_value(plan.objective, value, 4) if value else 'does not fit'}"
             for name, value in values.items()
         ]
-        lines += _wrap([f"for {plan.target.name}; the best of others: {words[0]}", *words[1:]], joined=", ")
+        lines += wrapped([f"for {plan.target.name}; the best of others: {words[0]}", *words[1:]], joined=", ")
     return lines
 
 
@@ -168,7 +167,7 @@ def cost_lines(
         PARTS[name].words: value for name, value in cost.seconds.items() if value > 0 or name in ("compute", "ring")
     }
     memory = {name: value for name, value in cost.memory.items() if value > 0}
-    most = [] if longest is None else [_title("Longest   ") + f"{longest:,} tokens in a row fit in memory"]
+    most = [] if longest is None else [title("Longest   ") + f"{longest:,} tokens in a row fit in memory"]
     step, used = show_seconds(cost.step_s), show_bytes(cost.memory_bytes)
     if cost.basis is not None:
         step, used = (
@@ -176,10 +175,10 @@ def cost_lines(
             banded(memory_band(cost, known=known), show_bytes),
         )
     return [
-        _title("Step      ") + f"{step} priced{played} · {rate} · {mfu}",
-        *_wrap([f"{name} {show_seconds(value)}" for name, value in seconds.items()]),
-        _title("Memory    ") + f"{used} of {show_bytes(cost.capacity_bytes)} per GPU; {fit_words(cost, room)}",
-        *_wrap([f"{name} {show_bytes(value)}" for name, value in memory.items()]),
+        title("Step      ") + f"{step} priced{played} · {rate} · {mfu}",
+        *wrapped([f"{name} {show_seconds(value)}" for name, value in seconds.items()]),
+        title("Memory    ") + f"{used} of {show_bytes(cost.capacity_bytes)} per GPU; {fit_words(cost, room)}",
+        *wrapped([f"{name} {show_bytes(value)}" for name, value in memory.items()]),
         *_host_lines(cost),
         *most,
     ]
@@ -199,9 +198,7 @@ def _host_lines(cost: StepCost) -> list[str]:
     if not cost.host_bytes:
         return []
     has = f"{show_bytes(cost.host_capacity_bytes)} per node" if cost.host_capacity_bytes else "an unknown size"
-    return [
-        _title("Host      ") + f"{show_bytes(cost.host_bytes)} of {has}{'' if cost.fits_host else '  DOES NOT FIT'}"
-    ]
+    return [title("Host      ") + f"{show_bytes(cost.host_bytes)} of {has}{'' if cost.fits_host else '  DOES NOT FIT'}"]
 
 
 def dummy_lines(cost: StepCost, workload: Workload) -> list[str]:
@@ -211,7 +208,7 @@ def dummy_lines(cost: StepCost, workload: Workload) -> list[str]:
     return ["          vision: no frames, so each rank runs an empty one; all ranks join a sharded tower's gathers"]
 
 
-def _wrap(items: list[str], width: int = 104, joined: str = " + ") -> list[str]:
+def wrapped(items: list[str], width: int = 104, joined: str = " + ") -> list[str]:
     """Items joined by ` + ` or as asked, on indented lines of at most `width` characters."""
     lines, line = [], "          "
     for index, item in enumerate(items):
@@ -234,7 +231,7 @@ def _alternatives(plan: Plan, everything: bool) -> list[str]:
         rows.append((name, show_seconds(other.step_s, 4), simulated, show_bytes(other.memory_bytes), other.reason))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[4]]) for row in rows]
-    return [_title(lines[0]), *lines[1:]]
+    return [title(lines[0]), *lines[1:]]
 
 
 def _few(plan: Plan) -> list[Alternative]:
@@ -300,17 +297,17 @@ def bound_words(plan: Plan) -> str:
 
 
 def _bound(plan: Plan) -> list[str]:
-    varied = _wrap(varied_words(plan.searched), joined="; ")
-    held = _wrap(held_words(plan.searched, plan.fixed or {}), joined=", ")
+    varied = wrapped(varied_words(plan.searched), joined="; ")
+    held = wrapped(held_words(plan.searched, plan.fixed or {}), joined=", ")
     return [
         *_sentence(choice_words(plan)),
         bound_words(plan),
-        _title("Searched  ") + varied[0].lstrip(),
+        title("Searched  ") + varied[0].lstrip(),
         *varied[1:],
-        _title("Held      ") + held[0].lstrip(),
+        title("Held      ") + held[0].lstrip(),
         *held[1:],
         *(
-            _title("Untried   ") + line if not place else f"          {line}"
+            title("Untried   ") + line if not place else f"          {line}"
             for place, line in enumerate(_untried(plan))
         ),
     ]
@@ -336,7 +333,7 @@ def _untried(plan: Plan) -> list[str]:
 
 def _serving(plan: Plan) -> list[str]:
     lines = serving_lines(plan)
-    return [_title("Serving   ") + lines[0].lstrip(), *lines[1:]] if lines else []
+    return [title("Serving   ") + lines[0].lstrip(), *lines[1:]] if lines else []
 
 
 def serving_lines(plan: Plan) -> list[str]:
@@ -352,7 +349,7 @@ def serving_lines(plan: Plan) -> list[str]:
     if one.most_rows and one.most_token_s:
         rate = f"{one.most_tokens_per_s:,.0f} tokens/s, {show_seconds(one.most_token_s, 3)} each"
         words.append(f"{one.most_rows:,} of this length at once: {rate}")
-    lines = _wrap(words, joined="; ")
+    lines = wrapped(words, joined="; ")
     if one.apart is not None:
         handed = f"{show_bytes(one.apart.cache_bytes)} of cache to hand over"
         apart = f"{one.apart.strategy.describe()}, first token after {show_seconds(one.apart.first_token_s, 3)}"
@@ -371,12 +368,12 @@ def _elsewhere(plan: Plan) -> list[str]:
         return []
     name, degrees = found.target.name, ("tensor", "pipeline", "virtual", "ring", "data")
     if found.strategy is None or found.cost is None:
-        return [_title("Elsewhere ") + f"none of {found.tried} layouts priced for {name} fits; --for {name} searches"]
+        return [title("Elsewhere ") + f"none of {found.tried} layouts priced for {name} fits; --for {name} searches"]
     said = " × ".join(
         f"{axis} {getattr(found.strategy, axis)}" for axis in degrees if getattr(found.strategy, axis) > 1
     )
     words = f"{said}: {show_seconds(found.cost.step_s, 3)}, {_against(found.cost, plan.cost)}"
-    return [_title("Elsewhere ") + f"{name}, {words}; best of {found.tried} priced: --for {name} searches"]
+    return [title("Elsewhere ") + f"{name}, {words}; best of {found.tried} priced: --for {name} searches"]
 
 
 def _against(other: StepCost, mine: StepCost) -> str:
@@ -401,50 +398,21 @@ def _estimates(cost: StepCost, brief: bool) -> list[str]:
 def explanation(cost: StepCost, simulated: Simulated | None = None) -> list[str]:
     """Hidden communication, bytes, FLOP, links: what the totals rest on."""
     gib = {name: f"{show_bytes(value)}" for name, value in cost.sent_bytes.items()}
-    lines = [_title("Sent by a rank in one step"), *(f"  {name.ljust(24)} {value}" for name, value in gib.items())]
-    lines += [_title("Hidden behind compute")]
+    lines = [title("Sent by a rank in one step"), *(f"  {name.ljust(24)} {value}" for name, value in gib.items())]
+    lines += [title("Hidden behind compute")]
     lines += [f"  {name.ljust(24)} {show_seconds(value)}" for name, value in cost.hidden_s.items() if value > 0]
     peak, reached = cost.peak_flops / cost.ranks, cost.executed_flops / cost.peak_flops / cost.step_s
     lines += [
-        _title("FLOP of a step"),
+        title("FLOP of a step"),
         f"  model                    {cost.model_flops:.4g}   MFU = model / (step x {cost.ranks} x {peak:.4g} FLOP/s)",
         f"  executed                 {cost.executed_flops:.4g}   {reached:.1%} of peak",
     ]
     if simulated is not None:
-        lines += [_title("Simulated, along the slowest rank")]
+        lines += [title("Simulated, along the slowest rank")]
         lines += [f"  {n.ljust(24)} {show_seconds(v)}" for n, v in simulated.seconds.items() if v > 0]
-        lines += [_title("Busiest links")]
+        lines += [title("Busiest links")]
         lines += [f"  {name.ljust(24)} busy {share:.1%} of the step" for name, share in simulated.busiest_links]
     return lines
-
-
-def simulation_lines(plan: Plan, found: Simulation) -> list[str]:
-    lines = [
-        plan.workload.describe(),
-        f"{plan.strategy.describe()} on {cluster_line(plan.cluster)}",
-        _title("Step      ") + f"{show_seconds(found.step_s)} simulated, {show_seconds(plan.cost.step_s)} priced",
-        *_wrap([f"{_words(n)} {show_seconds(v)}" for n, v in found.seconds.items() if v > 0]),
-        _title("Memory    ") + memory_line(found),
-    ]
-    lines += [f"  {link.name.ljust(24)} busy {link.utilisation:.1%} of the step" for link in found.busiest_links[:8]]
-    return lines
-
-
-def _words(part: str) -> str:
-    """Of a part of a step's seconds; a simulation also has the parts of a stream that waits."""
-    return PARTS[part].words if part in PARTS else part
-
-
-def memory_line(found: Simulation) -> str:
-    """The curve in words: where it starts, its highest point and when."""
-    begin, (when, most) = found.memory[0][1], max(found.memory, key=lambda point: point[1])
-    return f"{show_bytes(begin)} at first, at most {show_bytes(most)} after {show_seconds(when)}"
-
-
-def simulation_dict(found: Simulation) -> dict[str, Any]:
-    links = [strict.plain(link) for link in found.busiest_links]
-    memory = [[start_s, round(held)] for start_s, held in found.memory]
-    return {"step_s": found.step_s, "seconds": dict(found.seconds), "busiest_links": links, "memory": memory}
 
 
 def cost_dict(cost: StepCost, room: Room, known: Certificate | None = None) -> Mapping[str, Any]:
@@ -470,5 +438,5 @@ def banded(band: Band, show: Callable[[float], str]) -> str:
     return f"{middle} ({low}–{high}, {band.level:.0%})"
 
 
-def _title(text: str) -> str:
+def title(text: str) -> str:
     return click.style(text, bold=True)

@@ -42,6 +42,7 @@ def simulate(
     from planner import report
     from planner.files import check_target, write_whole
     from planner.plan_file import Plan
+    from planner.simulator.report import simulation_dict, simulation_lines
     from planner.simulator.simulation import simulate as play
 
     for path, flag in ((trace, "--trace"), (goal, "--goal"), (page, "--report")):
@@ -79,9 +80,9 @@ def simulate(
         save_plan_page(page, plan, measured)
     if as_json:
         drawn = {"jitter": {"deviation": deviation, "step_s": steps}} if steps else {}
-        click.echo(json.dumps({**report.simulation_dict(found), **drawn}, indent=1))
+        click.echo(json.dumps({**simulation_dict(found), **drawn}, indent=1))
         return
-    report.show(report.simulation_lines(plan, found))
+    report.show(simulation_lines(plan, found))
     report.show(jitter_lines(deviation, steps) if steps else [])
     report.show([f"Wrote {path}" for path in (trace, goal, page) if path])
 
