@@ -47,6 +47,8 @@ def show(lines: Iterable[str]) -> None:
 
 def plan_lines(plan: Plan, explain: bool = False) -> list[str]:
     """The answer of `plan`."""
+    from planner.targets.report import elsewhere_lines, kernel_lines, target_lines
+
     lines = [
         plan.workload.describe(),
         cluster_line(plan.cluster),
@@ -63,23 +65,11 @@ def plan_lines(plan: Plan, explain: bool = False) -> list[str]:
         "",
         *_alternatives(plan, everything=explain),
         *_bound(plan),
-        *_elsewhere(plan),
+        *elsewhere_lines(plan),
+        *kernel_lines(plan),
         *_estimates(plan.cost, brief=not explain),
     ]
     return lines + (explanation(plan.cost, plan.simulated) if explain else [])
-
-
-def target_lines(plan: Plan) -> list[str]:
-    """Whom the plan is for, if not this executor, and what the other targets' best layouts take."""
-    lines = [] if plan.target.is_ours else [f"          for {plan.target.title}"]
-    values = {name: value for name, value in plan.targets.items() if name != plan.target.name}
-    if values:
-        words = [
-            f"{name} {show_value(plan.objective, value, 4) if value else 'does not fit'}"
-            for name, value in values.items()
-        ]
-        lines += wrapped([f"for {plan.target.name}; the best of others: {words[0]}", *words[1:]], joined=", ")
-    return lines
 
 
 def cluster_line(cluster: Cluster) -> str:
@@ -355,35 +345,6 @@ def serving_lines(plan: Plan) -> list[str]:
         apart = f"{one.apart.strategy.describe()}, first token after {show_seconds(one.apart.first_token_s, 3)}"
         lines.append(f"          prefill apart, on as many GPUs: {apart}, {handed}")
     return lines
-
-
-def _elsewhere(plan: Plan) -> list[str]:
-    """What another target would bring, beside a plan of ours; nothing where it has no layouts of its own."""
-    if not plan.target.is_ours or plan.targets:
-        return []
-    from planner.targets.elsewhere import elsewhere
-
-    found = elsewhere(plan.cluster, plan.workload, plan.room)
-    if found is None:
-        return []
-    name, degrees = found.target.name, ("tensor", "pipeline", "virtual", "ring", "data")
-    if found.strategy is None or found.cost is None:
-        return [title("Elsewhere ") + f"none of {found.tried} layouts priced for {name} fits; --for {name} searches"]
-    said = " × ".join(
-        f"{axis} {getattr(found.strategy, axis)}" for axis in degrees if getattr(found.strategy, axis) > 1
-    )
-    words = f"{said}: {show_seconds(found.cost.step_s, 3)}, {_against(found.cost, plan.cost)}"
-    return [title("Elsewhere ") + f"{name}, {words}; best of {found.tried} priced: --for {name} searches"]
-
-
-def _against(other: StepCost, mine: StepCost) -> str:
-    """How much slower or faster, and by which part most."""
-    share = other.step_s / mine.step_s - 1
-    sign = 1 if share > 0 else -1
-    parts = {name: sign * (other.seconds.get(name, 0.0) - mine.seconds.get(name, 0.0)) for name in PARTS}
-    most = max(parts, key=lambda name: parts[name])
-    word, more = ("slower", "more") if share > 0 else ("faster", "less")
-    return f"{abs(share):.0%} {word} ({PARTS[most].words} {show_seconds(parts[most], 2)} {more})"
 
 
 def _estimates(cost: StepCost, brief: bool) -> list[str]:

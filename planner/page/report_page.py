@@ -23,6 +23,7 @@ from planner.page.page import Page, Section, Table
 from planner.plan_file import Plan
 from planner.searched import held_words, varied_words
 from planner.simulator.simulation import Simulation, simulate
+from planner.targets.report import target_lines
 from planner.what_if.cliffs import Cliff
 from planner.what_if.scenario import Outcome, Sweep, banded
 
@@ -68,7 +69,7 @@ def plan_page(plan: Plan, simulation: Simulation | None) -> Page:
         plan.workload.describe(),
         report.cluster_line(plan.cluster),
         plan.strategy.describe() + "; " + report.layers_line(plan.strategy, plan.workload.model.layers),
-        *(line.strip() for line in (*report.target_lines(plan), *report.serving_lines(plan))),
+        *(line.strip() for line in (*target_lines(plan), *report.serving_lines(plan))),
     ]
     return Page(title=f"Plan: {plan.strategy.describe()}", lines=lines, numbers=numbers, sections=sections)
 

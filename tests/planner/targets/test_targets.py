@@ -15,6 +15,7 @@ from planner.planning import plan
 from planner.search.space import Space
 from planner.solve import solve
 from planner.targets.elsewhere import elsewhere
+from planner.targets.report import kernel_lines, target_lines
 from planner.targets.target import Target
 
 TINY = replace(Model.load("longvila-1.5b"), layers=4, layer_kinds=("attention",) * 4)
@@ -90,7 +91,7 @@ def test_any_is_the_best_of_all_and_says_what_the_others_take() -> None:
     assert found.targets == alone
     assert found.cost.step_s == min(alone.values()) == alone[found.target.name]
     other = "mmsp" if found.target.name == "megatron" else "megatron"
-    assert f"the best of others: {other} " in " ".join(report.target_lines(found))
+    assert f"the best of others: {other} " in " ".join(target_lines(found))
     assert f"nor of those of {other}," in report.bound_words(found)
 
 
@@ -180,3 +181,13 @@ def test_a_step_of_layers_is_played_as_it_is_priced_for_other_code() -> None:
     assert played.step_s == pytest.approx(
         price(NODE, work, replace(one, microbatches=8), framework=code).step_s, rel=0.1
     )
+
+
+def test_what_the_other_kernel_would_bring_is_its_price_and_is_told_where_it_may_be_taken() -> None:
+    long = Workload(TINY, context_tokens=2**17)
+    found = plan(NODE, long, trust_model=True)
+    newest = price(NODE, replace(long, kernel="newest"), found.strategy, found.placement).step_s
+    (line,) = kernel_lines(found)
+    assert newest < found.cost.step_s and f"{1 - newest / found.cost.step_s:.0%} faster" in line, line
+    assert kernel_lines(plan(NODE, replace(long, kernel="fa2"), trust_model=True)) == []
+    assert kernel_lines(plan(Cluster.load("dgx-a100", nodes=1), long, trust_model=True)) == []
