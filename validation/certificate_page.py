@@ -16,7 +16,7 @@ import yaml
 
 from cost_models.bands import LEVEL, quantile
 from cost_models.certificate import Certificate, Domain
-from validation import parts, tables
+from validation import left_out, parts, tables
 from validation.certify import memory_errors
 from validation.conformal import FEW_ROWS, FEW_SOURCES
 from validation.coverage import (
@@ -99,7 +99,11 @@ class Page:
             quarter=", ".join(held), residual=percent(self.known.residual), few=FEW_ROWS, sources=FEW_SOURCES,
             picture="accuracy-certificate.svg",
         )  # fmt: skip
-        return tables.markdown("The certificate", tables.paragraphs(words), [*self.tables(), self._worst(), _first()])
+        return tables.markdown(
+            "The certificate",
+            tables.paragraphs(words),
+            [*self.tables(), self._worst(), *left_out.tables(FOLDER), _first()],
+        )
 
     def svg(self) -> str:
         """Of domains with as many rows as a coverage stands on."""
