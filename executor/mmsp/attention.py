@@ -91,6 +91,12 @@ class MmSp:
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, *, window: int = 0, sinks: Tensor | None = None
     ) -> Tensor:
         split, route = HeadSplit(q_heads=q.shape[1], kv_heads=k.shape[1], ulysses=self.ulysses.size), self.route(window)
+        held = self.layout.padded_tokens // (self.ring.size * self.ulysses.size)
+        if not q.shape[2] == k.shape[2] == held:
+            raise InputError(
+                f'attention "mm_sp" got {q.shape[2]} queries and {k.shape[2]} keys where a rank holds {held} tokens of '
+                f"the row: pass input_ids=local.input_ids_S[None], and no cache of an earlier call"
+            )
 
         def work(of: HeadSplit) -> RingWork | HaloWork:
             runs, dtype = of.runs(self.ulysses.index), self.grad_ring_dtype

@@ -8,6 +8,8 @@ models of transformers; other kinds are refused.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -27,19 +29,39 @@ KNOWN = frozenset((
 ))  # fmt: skip
 """`model_type`s; `tests/executor/test_every_model.py` compares each with one process."""
 _LAYERS = ("full_attention", "sliding_attention")
+_OUTPUTS = {
+    "output_router_logits": "the loss of the routers would be of one rank's tokens",
+    "output_attentions": "no rank has the weights of a row",
+}
 
 
 def guard(model: nn.Module) -> None:
     """Refuse, at every call of a Hugging Face model in `model`, arguments that "mm_sp" would never see.
 
     transformers makes no mask for it and so drops a given one; a model shifts labels inside each rank's tokens, and
-    without positions it counts them from 0 on every rank. Kinds of model that are not known, and configurations whose
-    mask or rotary base follows from the row that one rank sees, are refused at once.
+    without positions it counts them from 0 on every rank. Kinds of model that are not known, configurations whose
+    mask or rotary base follows from the row that one rank sees, and models with another attention, which would stay
+    inside a rank's tokens, are refused at once.
     """
-    for module in model.modules():
-        if isinstance(module, PreTrainedModel) and module.config._attn_implementation == NAME:
-            refuse_config(module.config)
-            module.register_forward_pre_hook(_refuse_arguments, with_kwargs=True)
+    models = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    split = [one for one in models if one.config._attn_implementation == NAME]
+    causal = [getattr(module, "config", None) for module in model.modules() if getattr(module, "is_causal", False)]
+    configs = list({id(config): config for config in causal if isinstance(config, PreTrainedConfig)}.values())
+    _refuse_attentions(configs if split else [one.config for one in models])
+    for one in split:
+        refuse_config(one.config)
+    for one in models:
+        if any(module in split for module in one.modules()):
+            one.register_forward_pre_hook(partial(_refuse_arguments, configs), with_kwargs=True)
+
+
+def _refuse_attentions(configs: Sequence[PreTrainedConfig]) -> None:
+    for config in configs:
+        if config._attn_implementation != NAME:
+            raise InputError(
+                f"attention {config._attn_implementation!r} of model_type={config.model_type} stays inside a rank's "
+                f'tokens; build the model with attn_implementation="{NAME}"'
+            )
 
 
 def refuse_config(config: PreTrainedConfig) -> None:
@@ -63,7 +85,9 @@ def refuse_config(config: PreTrainedConfig) -> None:
             )
 
 
-def _refuse_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _refuse_arguments(
+    configs: Sequence[PreTrainedConfig], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
     if kwargs.get("mm_sp") is None:
         return
     if len(args) > 1:
@@ -74,3 +98,8 @@ def _refuse_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str
         raise InputError("the model would shift labels inside a rank's tokens: take the loss from local.labels_S")
     if kwargs.get("position_ids") is None:
         raise InputError('attention "mm_sp" needs position_ids: pass position_ids=local.positions_S[None]')
+    _refuse_attentions(configs)  # it may have been set to another since
+    for name, why in _OUTPUTS.items():
+        asked = kwargs.get(name)
+        if asked or (asked is None and getattr(module.config, name, False)):
+            raise InputError(f'attention "mm_sp" does not do {name}={asked or True}: {why}; set it to False')

@@ -8,7 +8,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    DynamicCache,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+)
 
 from cost_models.errors import InputError
 from cost_models.layer.heads import HeadSplit
@@ -365,9 +371,42 @@ def test_arguments_that_the_attention_would_never_see_are_refused():
         ({"attention_mask": torch.tensor([[0, 1, 1, 1]])}, "takes no attention_mask"),
         ({"labels": ids}, "would shift labels"),
         ({"position_ids": None}, "needs position_ids: pass"),
+        ({"output_attentions": True}, "does not do output_attentions=True: no rank has the weights"),
+        ({"output_router_logits": True}, "would be of one rank's tokens"),
     ):
         with pytest.raises(InputError, match=message):
             model(**{**right, **change})
+    earlier = DynamicCache()
+    model(**{**right, "use_cache": True, "past_key_values": earlier})
+    for keys, change in ((3, {"input_ids": ids[:, :3], "position_ids": ids[:, :3]}), (8, {"past_key_values": earlier})):
+        with pytest.raises(InputError, match=f"{min(keys, 4)} queries and {keys} keys where a rank holds 4 tokens"):
+            model(**{**right, **change})
+    model.set_attn_implementation("sdpa")
+    with pytest.raises(InputError, match="attention 'sdpa' of model_type=llama stays inside a rank's tokens"):
+        model(**right)
+
+
+def test_a_model_with_another_attention_is_refused():
+    model = _llama()
+    model.set_attn_implementation("sdpa")
+    with pytest.raises(InputError, match='build the model with attn_implementation="mm_sp"'):
+        guard(model)
+
+
+def test_labels_of_a_model_around_the_language_model_are_refused():
+    text = {"hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "num_key_value_heads": 1, "vocab_size": 32,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}}  # fmt: skip
+    vision = {"depth": 1, "hidden_size": 8, "intermediate_size": 8, "num_heads": 1, "out_hidden_size": 16}
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision)
+    register()
+    implementations = {"text_config": "mm_sp", "vision_config": "sdpa"}
+    model = Qwen2_5_VLForConditionalGeneration._from_config(config, attn_implementation=implementations)
+    guard(model)
+    call = MmSp(layout=Layout(tokens=4), ulysses=Alone(), ring=Alone())
+    ids = torch.arange(4)[None]
+    with pytest.raises(InputError, match="would shift labels"):
+        model(input_ids=ids, position_ids=ids, labels=ids, use_cache=False, mm_sp=call)
 
 
 def test_models_whose_layers_depend_on_the_tokens_of_one_rank_are_refused():
