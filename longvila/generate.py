@@ -11,6 +11,7 @@ draws from seed + i. Leaves out beams.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from torch import nn
 
-from longvila import checkpoint
+from longvila import checkpoint, one_process
 from longvila.answering import Answering, Sampler
 from longvila.assemble import build_model, build_writer, model_config, precision
 from longvila.config import LongVilaConfig
@@ -173,3 +174,7 @@ def _file(path: str) -> Path:
     if not Path(path).exists():
         raise JobError(f"{path}: no such file")
     return Path(path)
+
+
+if __name__ == "__main__":
+    sys.exit(one_process.run("longvila.generate", main, sys.argv[1:]))

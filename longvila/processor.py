@@ -267,13 +267,23 @@ def _last_shown(clip: Clip, target: int) -> tuple[int, av.VideoFrame]:
 
 
 def _file_pictures(clip: Clip, wanted: Sequence[int], size: int) -> Iterator[np.ndarray]:
-    """One picture per wanted place of a folder of frames."""
+    """One picture per wanted place of a folder of frames; for a broken one the readable one before, else after, it."""
     for place in wanted:
-        with opened(clip.files[place]) as container:
-            _, frame = next(walk(container, shown_stream(container, clip.files[place])), (0, None))
-        if frame is None:
-            raise JobError(f"{clip.files[place]}: holds no picture that can be decoded")
-        yield Painter(clip.files[place]).picture(frame, size, size)
+        for near in (*range(place, -1, -1), *range(place + 1, len(clip.files))):
+            frame = _file_frame(clip.files[near])
+            if frame is not None:
+                yield Painter(clip.files[near]).picture(frame, size, size)
+                break
+        else:
+            raise JobError(f"{clip.path}: holds no picture that can be decoded")
+
+
+def _file_frame(file: Path) -> av.VideoFrame | None:
+    try:
+        with opened(file) as container:
+            return next(walk(container, shown_stream(container, file)), (0, None))[1]
+    except (av.FFmpegError, JobError):
+        return None
 
 
 def _tiles(frames: Frames, size: int) -> np.ndarray:

@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
-from longvila import checkpoint, dataset
+from longvila import checkpoint, dataset, one_process
 from longvila.ahead import Turn, ahead, turns
 from longvila.assemble import PARTS, WHOLE, build_model, build_writer, model_config, precision
 from longvila.config import LongVilaConfig
@@ -389,3 +389,7 @@ def peak_memory_bytes(device: torch.device) -> int:
         return int(torch.cuda.max_memory_allocated(device))
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+if __name__ == "__main__":
+    sys.exit(one_process.run("longvila.train", main, sys.argv[1:]))

@@ -13,6 +13,7 @@ More tags than files is a fault: text would ask of what is not there.
 from __future__ import annotations
 
 import difflib
+import posixpath
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from longvila.data.shards import Entry, entries
-from longvila.data.sources import Source, frame_files
+from longvila.data.sources import PICTURES, VIDEOS, Source, frame_files
 from longvila.job import JobError
 from longvila.tokens import Turn
 
@@ -28,6 +29,7 @@ TAG = re.compile(r"<image>|<video>|<vila/video>")
 _TAG_LINE = re.compile(rf"(?:{TAG.pattern})\n?|\n(?:{TAG.pattern})")
 _ROLES = ("human", "gpt", "system")
 _IMAGES, _VIDEOS = ("image", "images"), ("video", "videos")
+_HOLDS = re.compile(r"video|image|picture|media|clip", re.IGNORECASE)  # keys that may name media
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,11 +115,18 @@ class _Line:
         return Sample(where=where, name=str(value.get("id", where)), images=images, videos=videos, turns=turns)
 
     def _near_misses(self, value: Mapping[str, Any]) -> None:
-        """A misspelt name of media would train on text alone."""
+        """Media under another name would train on text alone."""
+        kinds, named = (*_IMAGES, *_VIDEOS), False
         for key in value:
-            close = difflib.get_close_matches(str(key), (*_IMAGES, *_VIDEOS), n=1, cutoff=0.85)
-            if close and str(key) not in (*_IMAGES, *_VIDEOS):
+            close = difflib.get_close_matches(str(key).lower(), kinds, n=1, cutoff=0.85)
+            named |= key in kinds
+            if close and str(key) not in kinds:
                 self.faults.append(f"unknown key {key!r}; did you mean {close[0]!r}?")
+        for key in () if named or self.faults else value:
+            suffix = Path(value[key]).suffix.lower() if isinstance(value[key], str) and len(value[key]) < 999 else ""
+            if _HOLDS.search(str(key)) and suffix in PICTURES | VIDEOS:
+                kind = "video" if suffix in VIDEOS else "image"
+                self.faults.append(f"{key!r} holds {value[key]!r}, and no key {kind!r}: media are read from that alone")
 
     def _media(self, given: Any, kind: str) -> list[Source]:
         names = given if isinstance(given, list) else [] if given is None else [given]
@@ -128,16 +137,26 @@ class _Line:
         if not isinstance(name, str) or not name.strip():
             self.faults.append(f"{kind} must be a path or a list of paths, not {name!r}")
             return None
-        members = self._entry.members
-        if name in members:
-            return members[name]
         if re.match(r"\w+://", name):
             self.faults.append(f"{kind} {name!r} is an address: media are read from disk alone")
             return None
+        if kind in _IMAGES and Path(name).suffix.lower() in VIDEOS:
+            self.faults.append(
+                f"{kind} {name!r} is a video, of which a picture would be its first frame: name it video"
+            )
+            return None
+        member = self._entry.members.get(name) or self._entry.members.get(posixpath.normpath(name))
+        if member is not None:
+            return member
         path = self._folder / name
-        if path.is_file():
+        try:
+            is_file, is_folder = path.is_file(), path.is_dir()
+        except OSError as fault:
+            self.faults.append(f"{kind} {name[:40]!r}… cannot be looked up ({fault.strerror})")
+            return None
+        if is_file:
             return path
-        if not path.is_dir():
+        if not is_folder:
             self.faults.append(f"{kind} {name!r} is not in {self._folder}")
         elif kind in _IMAGES:
             self.faults.append(f"{kind} {name!r} is a folder; a folder of pictures is a video")

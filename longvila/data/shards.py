@@ -5,7 +5,8 @@
     .parquet         a row is a line; pictures may be bytes in it, as in Hugging Face's `{bytes, path}`
     a folder         its .tar and .parquet files in the order of their names
 
-A fault of one entry is given in its place, and reading goes on. Needs pyarrow for Parquet. Left out: compressed tars.
+A fault of one entry is given in its place, and reading goes on. Links in a tar are what they point to; members whose
+name begins with a dot are none. Needs pyarrow for Parquet. Left out: compressed files.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import codecs
 import io
 import itertools
 import json
+import posixpath
 import re
 import tarfile
 from collections.abc import Iterator, Mapping
@@ -25,7 +27,9 @@ from longvila.data.sources import PICTURES, VIDEOS, Cell, Source, Stretch
 from longvila.job import JobError
 
 _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+_PACKED = (b"\x1f\x8b", b"PK\x03\x04", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ")  # gzip, zip, zstd, bzip2, xz
 _KINDS = ("image", "images", "video", "videos")
+_FOREIGN = re.compile("[\udc80-\udcff]")  # a byte that is not UTF-8, as `surrogateescape` gives it
 
 
 @dataclass(frozen=True)
@@ -56,16 +60,32 @@ def entries(file: Path) -> Iterator[Entry]:
 
 def _json(file: Path) -> Iterator[Entry]:
     try:
-        text = _text(file)
+        content = file.read_bytes()
+        text = _text(content)
     except (OSError, UnicodeError) as fault:
         yield Entry(str(file), fault=f"cannot be read ({getattr(fault, 'strerror', None) or type(fault).__name__})")
+        return
+    if content.startswith(_PACKED):
+        yield Entry(str(file), fault="is compressed: decompress it first")
         return
     if text.lstrip().startswith("["):
         yield from _list(text, file)
         return
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield _parsed(line, file, number)
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    one = _one_object(text, lines, file)
+    yield from (_parsed(line, file, number) for number, line in lines) if one is None else (one,)
+
+
+def _one_object(text: str, lines: list[tuple[int, str]], file: Path) -> Entry | None:
+    """The entry of a file that is one object written over many lines, broken or not; None of a file of lines."""
+    if len(lines) < 2 or _parsed(lines[0][1], file, 1).fault is None:
+        return None
+    whole = _parsed(text, file, 1)
+    if whole.fault is None and "conversations" not in whole.value:
+        return Entry(f"{file}:1", fault="one object is no list of samples: write a list, or a sample a line")
+    if whole.fault is None or not any(isinstance(_parsed(line, file, 1).value, dict) for _, line in lines[1:]):
+        return whole
+    return None
 
 
 def _list(text: str, file: Path) -> Iterator[Entry]:
@@ -82,7 +102,7 @@ def _list(text: str, file: Path) -> Iterator[Entry]:
         except (ValueError, RecursionError) as fault:
             yield _broken(fault, file, line, counted)
             return
-        yield Entry(where, value)
+        yield _foreign(text[counted:place], where) or Entry(where, value)
         place = _SPACE.match(text, place).end()  # type: ignore[union-attr]
         if text[place : place + 1] != ",":
             break
@@ -95,15 +115,21 @@ def _list(text: str, file: Path) -> Iterator[Entry]:
         )
 
 
-def _text(file: Path) -> str:
-    content = file.read_bytes()
-    return content.decode(next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8"))
+def _text(content: bytes) -> str:
+    """Bytes that are not UTF-8 become faults of their own entries."""
+    name = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
+    return content.decode(name, "strict" if name == "utf-16" else "surrogateescape")
+
+
+def _foreign(text: str, where: str) -> Entry | None:
+    found = _FOREIGN.search(text)
+    return None if found is None else Entry(where, fault=f"is not UTF-8 (byte 0x{ord(found[0]) - 0xDC00:02x})")
 
 
 def _parsed(text: str, file: Path | str, line: int) -> Entry:
     """One JSON value that stands in that line."""
     try:
-        return Entry(f"{file}:{line}", _DECODER.decode(text))
+        return _foreign(text, f"{file}:{line}") or Entry(f"{file}:{line}", _DECODER.decode(text))
     except (ValueError, RecursionError) as fault:
         return _broken(fault, file, line, 0)
 
@@ -130,22 +156,45 @@ _SPACE = re.compile(r"\s*")
 
 def _tar(file: Path) -> Iterator[Entry]:
     """Members that share a name up to the first dot are a sample, as WebDataset has it."""
-    samples: dict[str, dict[str, Stretch]] = {}
+    samples: dict[str, list[str]] = {}
+    stretches: dict[str, Stretch] = {}
+    links: dict[str, str] = {}
     try:
         with tarfile.open(file, "r:") as archive:
             for member in archive:
-                if member.isfile():
-                    folder, _, base = member.name.rpartition("/")
-                    stretch = Stretch(file, member.name, member.offset_data, member.size)
-                    samples.setdefault(f"{folder}/{base.split('.')[0]}".lstrip("/"), {})[member.name] = stretch
+                name = posixpath.normpath(member.name)
+                folder, base = posixpath.split(name)
+                if base.startswith(".") or not (member.isfile() or member.issym() or member.islnk()):
+                    continue
+                samples.setdefault(posixpath.join(folder, base.split(".")[0]), []).append(name)
+                if member.isfile() and not member.issparse():
+                    stretches[name] = Stretch(file, name, member.offset_data, member.size)
+                else:
+                    links[name] = posixpath.normpath(posixpath.join(folder if member.issym() else "", member.linkname))
     except (tarfile.TarError, OSError) as fault:
         yield Entry(str(file), fault=f"is no readable tar ({' '.join(str(fault).split())[:100]})")
-    every: dict[str, Source] = {name: stretch for members in samples.values() for name, stretch in members.items()}
+    for name in links:
+        _follow(name, links, stretches)
+    every: dict[str, Source] = dict(stretches)
     if not samples:
         return
     with file.open("rb") as content:
-        for key, members in samples.items():
-            yield _tar_sample(content, f"{file}: {key}", members, every)
+        for key, names in samples.items():
+            missing = [name for name in names if name not in stretches]
+            if missing:
+                yield Entry(f"{file}: {key}", fault=f"{missing[0]} is sparse, or a link to what is not in the shard")
+            else:
+                yield _tar_sample(content, f"{file}: {key}", {name: stretches[name] for name in names}, every)
+
+
+def _follow(name: str, links: Mapping[str, str], stretches: dict[str, Stretch]) -> None:
+    """Give a link the stretch of what it points to, over other links."""
+    target, seen = links[name], {name}
+    while target in links and target not in seen:
+        seen.add(target)
+        target = links[target]
+    if target in stretches:
+        stretches[name] = stretches[target]
 
 
 def _tar_sample(
@@ -167,6 +216,8 @@ def _tar_sample(
             if parsed.fault is not None or not isinstance(parsed.value, dict):
                 return Entry(where, parsed.value, parsed.fault)
             value = parsed.value
+        elif ".txt" in suffixes and not (beside["image"] or beside["video"]):
+            return Entry(where, fault="a caption without a picture or video of a known kind beside it")
         elif ".txt" in suffixes:
             turns = [{"from": "human", "value": ""}, {"from": "gpt", "value": text(suffixes[".txt"])}]
             value = {"conversations": turns}

@@ -22,6 +22,7 @@ from longvila.job import JobError
 
 PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".jxl"})
 VIDEOS = frozenset({".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp"})
+VIDEOS |= {".m2ts", ".mts", ".m2v", ".ogv", ".asf", ".f4v", ".vob", ".rmvb", ".mxf"}
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ def opened(source: Source) -> av.container.InputContainer:
     if isinstance(source, Stretch):
         stretch = f"subfile,,start,{source.start},end,{source.start + source.size},,:"
         return av.open(f"{stretch}{source.path.resolve()}", "r")
-    return av.open(io.BytesIO(_cell_bytes(source)) if isinstance(source, Cell) else str(source), "r")
+    # file: so that FFmpeg takes "a:b.mp4" for no protocol
+    return av.open(io.BytesIO(_cell_bytes(source)) if isinstance(source, Cell) else f"file:{source}", "r")
 
 
 def read_bytes(source: Source) -> bytes:
@@ -79,7 +81,8 @@ def name_of(source: Source) -> str:
 
 def frame_files(folder: Path) -> tuple[Path, ...]:
     """The pictures of a folder in the order of their names, numbers by value: frame_2 is before frame_10."""
-    files = [file for file in folder.iterdir() if file.suffix.lower() in PICTURES and not file.name.startswith(".")]
+    shown = [file for file in folder.iterdir() if file.suffix.lower() in PICTURES and not file.name.startswith(".")]
+    files = [file for file in shown if file.is_file()]
     return tuple(sorted(files, key=lambda file: [_rank(part) for part in re.split(r"(\d+)", file.name)]))
 
 

@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import runpy
+import warnings
 from pathlib import Path
 
 import pytest
@@ -364,3 +366,12 @@ def test_a_run_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "odd" / "metrics.jsonl").write_text("nonsense\n")
     with pytest.raises(JobError, match="holds a line that is no step's"):
         run_job(tmp_path / "odd", steps=1)
+
+
+@pytest.mark.parametrize("job", ["longvila.train", "longvila.generate"])
+def test_a_job_runs_as_a_command_in_one_process(monkeypatch, capsys, job):
+    monkeypatch.setattr("sys.argv", [job])
+    with pytest.raises(SystemExit) as ended, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the module is imported already
+        runpy.run_module(job, run_name="__main__")
+    assert ended.value.code == 2 and f"usage: python -m {job} settings.yaml" in capsys.readouterr().err

@@ -98,6 +98,20 @@ def test_joined_streams_go_on_in_time(tmp_path):
     assert numbers[:10] == list(range(0, 30, 3)) and numbers[11:19] == pytest.approx(list(range(3, 27, 3)), abs=2)
 
 
+def test_a_broken_frame_of_a_folder_shows_the_one_before(tmp_path):
+    for name in ("0.png", "1.png", "3.png"):
+        write_clip(tmp_path / name, "png", frames=1, pixel="rgb24")
+    (tmp_path / "0.png").write_bytes(b"junk")
+    (tmp_path / "2.png").write_bytes(b"")
+    (tmp_path / "4.png").mkdir()
+    clip = open_clip(tmp_path)
+    assert len(clip.files) == 4 and frame_numbers(decode(choose_frames(clip, frames=4), range(4), 16)) == [0] * 4
+    for file in clip.files:
+        file.write_bytes(b"junk")
+    with pytest.raises(JobError, match="holds no picture that can be decoded"):
+        decode(choose_frames(clip, frames=1), range(1), 16)
+
+
 def test_a_folder_of_frames_is_a_video_in_the_order_of_names(tmp_path):
     folder = tmp_path / "frames"
     folder.mkdir()

@@ -104,6 +104,16 @@ FAULTS = {
     "a folder without pictures": (line(video="empty", conversations=turns("q", "a")), "is a folder without pictures"),
     "no video": (line(video="text.mp4", conversations=turns("q", "a")), "text.mp4: not a video"),
     "cut off": (line(video="cut.mp4", conversations=turns("q", "a")), "cut.mp4: not a video"),
+    "a long name": (line(video="a" * 5000, conversations=turns("q", "a")), "cannot be looked up (File name too long)"),
+    "a video as picture": (line(image="clip.mp4", conversations=turns("q", "a")), "image 'clip.mp4' is a video"),
+    "in capitals": (
+        line(Video="clip.mp4", conversations=turns("q", "a")),
+        "unknown key 'Video'; did you mean 'video'?",
+    ),
+    "under another key": (
+        line(video_path="clip.mp4", conversations=turns("q", "a")),
+        "'video_path' holds 'clip.mp4', and no key 'video'",
+    ),
     "misspelt": (line(vide="clip.mp4", conversations=turns("q", "a")), "unknown key 'vide'; did you mean 'video'?"),
     "no conversation": (line(video="clip.mp4"), "conversations must be a list of turns"),
     "another's roles": (line(conversations=[{"from": "user", "value": "q"}]), "turn 1 is from 'user'; legal: human"),
@@ -164,7 +174,33 @@ def test_a_sound_set_has_none_and_marks_of_byte_order_are_no_fault(media, tmp_pa
     code, lines = checked(capsys, *sorted(tmp_path.glob("*.jsonl")), "--media", media, "--decode")
     assert (code, lines) == (0, ["3 samples can be read: 3 videos, 0 pictures; 0 faults"])
     (tmp_path / "a.jsonl").write_bytes(b'{"id": "\xff\xff"}')
+    assert checked(capsys, tmp_path / "a.jsonl")[1][0].endswith("a.jsonl:1: is not UTF-8 (byte 0xff)")
+    (tmp_path / "a.jsonl").write_bytes(b"\xff\xfe\x00")
     assert checked(capsys, tmp_path / "a.jsonl")[1][0].endswith("a.jsonl: cannot be read (UnicodeDecodeError)")
+
+
+def test_a_file_that_is_no_list_is_one_fault_and_one_sample_over_many_lines_is_read(tmp_path, capsys):
+    file = tmp_path / "data.json"
+    for content, told in {
+        json.dumps({"data": [GOOD] * 3}, indent=1): "data.json:1: one object is no list of samples",
+        json.dumps(GOOD, indent=1)[:-9]: "data.json:10: broken JSON",
+        "\x1f\x8b": "data.json: is compressed: decompress it first",
+    }.items():
+        file.write_text(content, encoding="latin-1")
+        code, (fault, _) = checked(capsys, file)
+        assert code == 2 and told in fault
+    file.write_text(json.dumps(GOOD, indent=1))
+    assert checked(capsys, file) == (0, ["1 samples can be read: 0 videos, 0 pictures; 0 faults"])
+    file.write_bytes(json.dumps([GOOD, "caf\xe9", GOOD], indent=1, ensure_ascii=False).encode("latin-1"))
+    assert next(line.partition(": ")[2] for line in checked(capsys, file)[1]) == "is not UTF-8 (byte 0xe9)"
+    assert [sample.name for sample in read_files([file], tmp_path).samples] == ["good", "good"]
+
+
+def test_a_name_with_a_colon_is_a_file(media, tmp_path, monkeypatch, capsys):
+    (tmp_path / "a:b.mp4").write_bytes((media / "clip.mp4").read_bytes())
+    _lines(tmp_path / "data.jsonl", line(video="a:b.mp4", conversations=turns("q", "a")))
+    monkeypatch.chdir(tmp_path)
+    assert checked(capsys, "data.jsonl", "--decode")[0] == 0
 
 
 def add(archive, name, content):
@@ -183,7 +219,22 @@ def shard(path, media):
         add(archive, "a/0003.json", b"{")
         add(archive, "a/0004.json", json.dumps(line(video="a/0001.mp4", conversations=turns("q", "a"))).encode())
         add(archive, "a/0005.mp4", clip)
+        add(archive, "a/._0001.txt", b"\xff")
+        add(archive, "a/0006.txt", b"a caption of nothing")
+        for number, kind, target in ((7, tarfile.LNKTYPE, "a/0005.mp4"), (8, tarfile.SYMTYPE, "0007.mp4")):
+            link(archive, f"a/000{number}.mp4", kind, target)
+            add(archive, f"a/000{number}.txt", b"a caption")
+        link(archive, "a/0009.mp4", tarfile.SYMTYPE, "0010.mp4")
+        entry = line(video="0011.mp4", conversations=turns("q", "a"))
+        add(archive, "./0011.json", json.dumps(entry).encode())
+        add(archive, "./0011.mp4", clip)
     return path
+
+
+def link(archive, name, kind, target):
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, target
+    archive.addfile(member)
 
 
 def documents():
@@ -196,8 +247,12 @@ def test_shards_of_tar_are_read_in_place(media, tmp_path):
     assert [fault.partition(": ")[2] for fault in reading.faults] == [
         "a/0003: broken JSON (Expecting property name enclosed in double quotes at column 2)",
         "a/0005: has neither a .json nor a .txt member",
+        "a/0006: a caption without a picture or video of a known kind beside it",
+        "a/0009: a/0009.mp4 is sparse, or a link to what is not in the shard",
     ]
-    assert [(len(s.videos), len(s.images)) for s in reading.samples] == [(1, 0), (0, 1), (1, 0)]
+    assert [(len(s.videos), len(s.images)) for s in reading.samples] == [(1, 0), (0, 1)] + 4 * [(1, 0)]
+    for sample in reading.samples[3:]:
+        assert len(documents().make(sample).media[0].clip.times) == 6
     plain = read_files([_lines(tmp_path / "plain.jsonl", READ["no tag"][0], READ["further keys"][0])], media).samples
     assert len(documents().make(reading.samples[0]).media[0].times) == 3
     assert documents().make(reading.samples[1]).media[0].clip.times == documents().make(plain[0]).media[0].clip.times
