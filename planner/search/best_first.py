@@ -22,7 +22,18 @@ from cost_models.strategy import Strategy
 from cost_models.timing.cluster_costs import ClusterCosts
 from planner.search.branch import Branches, Tree
 from planner.search.columns import PricedLayouts, Pricer
-from planner.search.improve import HELPS, MOST_EXCHANGES, MOST_RANKS, exchanged, filled
+from planner.search.improve import (
+    BATCH,
+    HELPS,
+    MOST_BLOCK_RANKS,
+    MOST_BLOCKS_RANKS,
+    MOST_EXCHANGES,
+    MOST_RANKS,
+    block_pairs,
+    exchanged,
+    exchanged_blocks,
+    filled,
+)
 from planner.search.objective import Objective, weight
 from planner.search.placements import Placements
 from planner.search.policy_prices import EQUAL
@@ -153,7 +164,7 @@ class Search:
             if bound >= self._limit() or self.out_of_time():
                 break
             best = rows.get(strategy)
-            if best is not None and strategy.ranks <= MOST_RANKS:
+            if best is not None and strategy.ranks <= MOST_BLOCK_RANKS:
                 self._priced_on(strategy, filled(regions, *best, strategy, self.pricer))
         columns = PricedLayouts.joined(self.priced)
         value = self._values(columns)[0]
@@ -162,8 +173,11 @@ class Search:
             if np.isfinite(value[column]) and len(first) < MOST_EXCHANGED:
                 first.setdefault(columns.strategies[column], column)
         for strategy, column in first.items():
+            start = columns.take([column]), float(value[column])
             if strategy.ranks <= MOST_RANKS:
-                self._exchange(strategy, columns.take([column]), float(value[column]))
+                self._exchange(strategy, *start)
+            elif strategy.ranks <= MOST_BLOCK_RANKS:
+                self._exchange_blocks(strategy, *start)
 
     def _exchange(self, strategy: Strategy, best: PricedLayouts, value: float) -> None:
         """Makes the best exchange of a placement until none helps."""
@@ -176,6 +190,19 @@ class Search:
                 return
             best, value = columns.take([int(values.argmin())]), float(values.min())
             self._keep(best)
+
+    def _exchange_blocks(self, strategy: Strategy, best: PricedLayouts, value: float) -> None:
+        """Makes the best of each batch of exchanges, until none of all helps or the budget is spent."""
+        pairs, at, since = block_pairs(strategy), 0, 0
+        most = MOST_BLOCKS_RANKS // MOST_EXCHANGED // strategy.ranks
+        while since < len(pairs) and at < most and not self.out_of_time():
+            batch = [pairs[i % len(pairs)] for i in range(at, at + min(BATCH, len(pairs)))]
+            at, since = at + len(batch), since + len(batch)
+            columns = self.pricer.price_on(strategy, exchanged_blocks(best, 0, batch))
+            values = self._values(columns)[0]
+            if values.min(initial=np.inf) < value * (1 - HELPS):
+                best, value, since = columns.take([int(values.argmin())]), float(values.min()), 0
+        self._keep(best)
 
     def _priced_on(self, strategy: Strategy, placements: Placements) -> None:
         columns = self.pricer.price_on(strategy, placements)

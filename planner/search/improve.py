@@ -2,14 +2,16 @@
 
     fill       ranks of each domain as the best region's program has them, the domains in every order
     exchange   two ranks, two blocks of ranks, or a GPU and a free one: the best exchange is made until none helps
+    larger     blocks alone, a batch at a time: a ring's tour then keeps its crossings away from slow cards
 
-So no single exchange improves the answer. Left out: clusters whose domains are several nodes, layouts of more ranks.
+So no single exchange improves the answer on few ranks. Left out: clusters whose domains are several nodes, layouts of
+more than MOST_BLOCK_RANKS.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -20,11 +22,17 @@ from planner.search.placements import Placements, orders
 from planner.search.regions import Ints, Regions, Rows
 
 MOST_RANKS = 64
+MOST_BLOCK_RANKS = 512
+"""Layouts of more than MOST_RANKS and of up to so many exchange whole blocks only."""
+BATCH = 64
+MOST_BLOCKS_RANKS = 400_000
+"""Ranks of all placements that one search reads to exchange blocks."""
 MOST_ORDERED = 4
 """Of more domains not every order is tried."""
 MOST_EXCHANGES = 20
 HELPS = 1e-6
 """An exchange that gains less of the time is not made."""
+Pair = tuple[int, int, int]  # ranks of a block, and the numbers of two blocks
 
 
 def filled(regions: Regions, rows: Rows, row: int, strategy: Strategy, pricer: Pricer) -> Placements:
@@ -77,17 +85,9 @@ def _fills(regions: Regions, rows: Rows, row: int, ranks: int) -> Iterator[tuple
 
 def exchanged(strategy: Strategy, columns: PricedLayouts, column: int, pricer: Pricer) -> Placements:
     """Every placement that one exchange makes of a column's."""
-    slots, gpus = columns.placements[column].slot_of_rank, columns.placements[column].gpu_of_rank
-    places = np.stack([slots, gpus], axis=1)
-    found: list[Ints] = []
-    for size in distinct(np.array([1, strategy.ulysses, strategy.context, strategy.shard])).tolist():
-        blocks = strategy.ranks // size
-        for a, b in itertools.combinations(range(blocks), 2):
-            one, other = slice(a * size, a * size + size), slice(b * size, b * size + size)
-            if not np.array_equal(slots[one], slots[other]):
-                swapped = places.copy()
-                swapped[one], swapped[other] = places[other], places[one]
-                found.append(swapped)
+    places = _places(columns, column)
+    sizes = distinct(np.array([1, strategy.ulysses, strategy.context, strategy.shard])).tolist()
+    found = [_swapped(places, *pair) for pair in _pairs(sizes, strategy.ranks) if _differ(places, *pair)]
     cluster = pricer.costs.cluster
     taken = set(map(tuple, places.tolist()))
     free = [(s, g) for s in range(cluster.slots) for g in range(cluster.node(s).gpus) if (s, g) not in taken]
@@ -95,7 +95,45 @@ def exchanged(strategy: Strategy, columns: PricedLayouts, column: int, pricer: P
         moved = places.copy()
         moved[rank] = place
         found.append(moved)
-    if not found:
-        found = [places]
-    each = np.stack(found)
+    return _listed(found or [places])
+
+
+def block_pairs(strategy: Strategy) -> list[Pair]:
+    """Exchanges of a large layout: ulysses groups, rows and shard groups, neighbours of one block after the other."""
+    sizes = distinct(np.array([strategy.ulysses, strategy.context, strategy.shard])).tolist()
+    return list(_pairs([size for size in sizes if 1 < size < strategy.ranks], strategy.ranks))
+
+
+def exchanged_blocks(columns: PricedLayouts, column: int, pairs: Sequence[Pair]) -> Placements:
+    """A column's placement after each of these exchanges alone."""
+    places = _places(columns, column)
+    return _listed([_swapped(places, *pair) for pair in pairs])
+
+
+def _places(columns: PricedLayouts, column: int) -> Ints:
+    """(slot, GPU) of every rank."""
+    placement = columns.placements[column]
+    return np.stack([placement.slot_of_rank, placement.gpu_of_rank], axis=1)
+
+
+def _listed(places: Sequence[Ints]) -> Placements:
+    each = np.stack(places)
     return Placements(slots=each[..., 0], gpus=each[..., 1], complete=False)
+
+
+def _pairs(sizes: Sequence[int], ranks: int) -> Iterator[Pair]:
+    for size in sizes:
+        yield from ((size, a, b) for a, b in itertools.combinations(range(ranks // size), 2))
+
+
+def _differ(places: Ints, size: int, a: int, b: int) -> bool:
+    """Whether two blocks lie on other slots."""
+    one, other = (places[block * size : (block + 1) * size, 0] for block in (a, b))
+    return not np.array_equal(one, other)
+
+
+def _swapped(places: Ints, size: int, a: int, b: int) -> Ints:
+    swapped = places.copy()
+    one, other = (slice(block * size, (block + 1) * size) for block in (a, b))
+    swapped[one], swapped[other] = places[other], places[one]
+    return swapped

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 
 from benchmarks.plan_proof import broken, exact, monotone
+from benchmarks.plan_scaling import mixed
 from cost_models import Cluster, Model, Placement, Strategy, Workload, price
 from cost_models.timing.cluster_costs import costs_of
 from planner.search.branch import Tree
-from planner.search.placements import Placer
+from planner.search.columns import Pricer
+from planner.search.improve import block_pairs, exchanged_blocks
+from planner.search.placements import Placements, Placer
 from planner.search.region_bounds import RegionBounds
 from planner.search.regions import Kinds, Regions
 from planner.search.space import Space
@@ -60,6 +63,20 @@ def test_a_slow_card_counts_where_its_node_is_needed() -> None:
     work = Workload(Model.load("longvila-1.5b"), context_tokens=2**17)
     found = solve(base.override({1: slow}), work, fixed={"ring": 4, "ulysses": 4})
     assert found.gap < 0.05
+
+
+def test_no_two_blocks_of_a_large_answer_are_better_off_exchanged() -> None:
+    """96 GPUs, slow cards and nodes partly taken: a ulysses group over two nodes is no neighbour of a slow card."""
+    here, work = mixed(96, seed=3), Workload(Model.load("longvila-1.5b"), context_tokens=2**20)
+    found = solve(here, work)
+    pricer = Pricer(found.spaces[0], costs_of(here))
+    best = found.best[0]
+    bare = replace(best.strategy, layers=())
+    places = np.stack([best.placement.slot_of_rank, best.placement.gpu_of_rank])[:, None]
+    column = pricer.price_on(bare, Placements(slots=places[0], gpus=places[1], complete=False))
+    others = pricer.price_on(bare, exchanged_blocks(column, 0, block_pairs(bare)))
+    least = others.prices.mixed(others.capacity_bytes)[0].min()
+    assert least >= best.cost.step_s * (1 - 1e-6)
 
 
 @pytest.mark.parametrize(("ranks", "multiple", "least"), [(24, 1, 8), (20, 4, 4), (20, 1, 6), (21, 4, 0), (25, 1, 0)])
