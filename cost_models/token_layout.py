@@ -8,7 +8,8 @@ the ring block is then cut into U equal slices, one for each ulysses rank:
 
 `balanced` deals a packed row by its documents (`balanced_rows`); of one document it is zigzag. After the head exchange
 a rank sees its whole ring block again, so causality is a matter of pieces alone: two pieces are the same (causal) or
-one lies wholly before the other (all or nothing). A local index ascends with the row's.
+one lies wholly before the other (all or nothing). A local index ascends with the row's. With chunks of the row (no
+ring) each chunk is cut into U slices, so that a chunk's tokens of all ulysses ranks are a piece of the row.
 Units: tokens. Leaves out blocks of unequal size: the row is padded to a multiple of `granule`, pads at the end.
 """
 
@@ -46,6 +47,15 @@ def row_granule(ring: Number, ulysses: Number, ring_kind: str = "zigzag") -> Num
     if isinstance(chunks, np.ndarray) or isinstance(ulysses, np.ndarray):
         return np.asarray(ring * np.lcm(chunks, ulysses))
     return ring * math.lcm(int(chunks), int(ulysses))
+
+
+def row_chunks(block_tokens: Number, chunk_tokens: int | None) -> Number:
+    """Equal chunks of a block of the row, none above `chunk_tokens` before padding; `None`: the whole block as one.
+
+    >>> row_chunks(100, 32), row_chunks(100, None)
+    (4, 1)
+    """
+    return 1 if chunk_tokens is None else -(-block_tokens // chunk_tokens)
 
 
 class Span(NamedTuple):
@@ -112,8 +122,11 @@ class Layout:
     kind: str = "zigzag"
     documents: tuple[int, ...] = ()  # where documents start, ascending from 0; () is one
     window: int = 0  # keys that a token sees at most, its own included; 0: all before it
+    chunk_tokens: int | None = None  # of the row that attention takes at one time; None: all
 
     def __post_init__(self) -> None:
+        if self.chunk_tokens is not None and self.ring > 1:
+            raise InputError(f"attention_chunk_tokens with ring={self.ring}; legal here: ring=1")
         if self.kind not in RING_LAYOUTS:
             raise InputError(f"ring layout {self.kind!r} is not one of {', '.join(RING_LAYOUTS)}")
         for name in ("tokens", "ulysses", "ring"):
@@ -131,9 +144,18 @@ class Layout:
         return (*(self.documents or (0,)), *ends)
 
     @cached_property
+    def chunks(self) -> int:
+        """Into which the row is cut.
+
+        >>> Layout(tokens=9, ulysses=2, chunk_tokens=4).chunks
+        3
+        """
+        return int(row_chunks(self.tokens, self.chunk_tokens))
+
+    @cached_property
     def granule(self) -> int:
         """The padded row is a multiple of this."""
-        return int(row_granule(self.ring, self.ulysses, self.kind))
+        return self.chunks * int(row_granule(self.ring, self.ulysses, self.kind))
 
     @cached_property
     def padded_tokens(self) -> int:
@@ -165,23 +187,27 @@ class Layout:
         pairs = ((index, 2 * ring - 1 - index) for index in range(ring))
         return tuple(tuple(Span(at * chunk, (at + 1) * chunk) for at in pair) for pair in pairs)
 
+    def _spans(self, ring_index: int, ulysses_index: int) -> Iterator[Span]:
+        """A rank's tokens, ascending: of each chunk its slice."""
+        size = self.rank_tokens // self.chunks
+        for chunk in range(self.chunks):
+            start = (chunk * self.ulysses + ulysses_index) * size
+            for segment in self.blocks[ring_index]:
+                low, high = max(0, start), min(segment.stop - segment.start, start + size)
+                if low < high:
+                    yield Span(segment.start + low, segment.start + high)
+                start -= segment.stop - segment.start
+
     def index(self, ring_index: int, ulysses_index: int) -> Places:
         """Positions in the padded row of a rank's tokens, ascending, int64 (S,); places >= `tokens` are padding."""
-        start = ulysses_index * self.rank_tokens
-        pieces = []
-        for segment in self.blocks[ring_index]:
-            length = segment.stop - segment.start
-            low, high = max(0, start), min(length, start + self.rank_tokens)
-            if low < high:
-                pieces.append(np.arange(segment.start + low, segment.start + high))
-            start -= length
-        return np.concatenate(pieces)
+        return np.concatenate([np.arange(*span) for span in self._spans(ring_index, ulysses_index)])
 
     def owner(self, positions: Places) -> Places:
         """Which rank holds each position of the row, as ring_index * ulysses + ulysses_index."""
         starts, shifts, rings = self._pieces
         piece = np.searchsorted(starts, positions, side="right") - 1
-        return np.asarray(rings[piece] * self.ulysses + (positions + shifts[piece]) // self.rank_tokens)
+        in_chunk = (positions + shifts[piece]) % (self.block_tokens // self.chunks)
+        return np.asarray(rings[piece] * self.ulysses + in_chunk // (self.rank_tokens // self.chunks))
 
     @cached_property
     def _pieces(self) -> tuple[Places, Places, Places]:
@@ -197,13 +223,8 @@ class Layout:
 
     def real_tokens(self, ring_index: int, ulysses_index: int) -> int:
         """How many of a rank's tokens are not padding; they come first."""
-        start = ulysses_index * self.rank_tokens
-        count = 0
-        for segment in self.blocks[ring_index]:
-            low, high = segment.start + max(start, 0), segment.start + start + self.rank_tokens
-            count += max(0, min(high, segment.stop, self.tokens) - low)
-            start -= segment.stop - segment.start
-        return count
+        spans = self._spans(ring_index, ulysses_index)
+        return sum(max(0, min(span.stop, self.tokens) - span.start) for span in spans)
 
     def tiles(self, ring_q: int, ring_kv: int) -> tuple[Tile, ...]:
         """What queries of block `ring_q` have to see of the keys of block `ring_kv`, largest rectangles.
@@ -220,6 +241,18 @@ class Layout:
             spans = (Span(queries[one][0][1].start, queries[one][-1][1].stop) for one in both)
             return tuple(Tile(span, span, True) for span in spans)
         return tuple(tile for one in both for tile in _off_diagonal(queries[one], keys[one]))
+
+    def chunk_tiles(self) -> dict[tuple[int, int], tuple[Tile, ...]]:
+        """What queries of one chunk of the row have to see of the keys of another, in their own coordinates.
+
+        >>> Layout(tokens=8, chunk_tokens=4, documents=(0, 2)).chunk_tiles()[1, 0]
+        (Tile(q=Span(start=0, stop=4), kv=Span(start=2, stop=4), causal=False, lead=0, window=0),)
+        """
+        found = dict[tuple[int, int], list[Tile]]()
+        for tile in self.tiles(0, 0):
+            for both, part in _cut(tile, self.block_tokens // self.chunks):
+                found.setdefault(both, []).append(part)
+        return {both: tuple(parts) for both, parts in found.items()}
 
     def halo(self, ring_q: int, ring_kv: int) -> Travel:
         """With a window, the keys of block `ring_kv` that queries of block `ring_q` reach.
@@ -351,6 +384,20 @@ def _windowed(queries: list[tuple[Span, Span]], keys: list[tuple[Span, Span]], w
                 q = Span(start - row.start + local.start, stop - row.start + local.start)
                 masked = stop - 1 - first >= window or (own and start > first)
                 yield Tile(q, kv, own, start - first, window if masked else 0)
+
+
+def _cut(tile: Tile, size: int) -> Iterator[tuple[tuple[int, int], Tile]]:
+    """Of a tile of a row with itself what lies in each two chunks of `size` tokens, queries that see a key there."""
+    for chunk in range(tile.q.start // size, (tile.q.stop - 1) // size + 1):
+        for keys in range(tile.kv.start // size, min(chunk, (tile.kv.stop - 1) // size) + 1):
+            first, last = max(tile.q.start, chunk * size), min(tile.q.stop, (chunk + 1) * size)
+            start, stop = max(tile.kv.start, keys * size), min(tile.kv.stop, (keys + 1) * size)
+            if tile.window:
+                last, start = min(last, stop - 1 + tile.window), max(start, first - tile.window + 1)
+            if first < last and start < stop:
+                q, kv = Span(first - chunk * size, last - chunk * size), Span(start - keys * size, stop - keys * size)
+                lead = first - start if tile.window else 0
+                yield (chunk, keys), Tile(q, kv, chunk == keys, lead, tile.window)
 
 
 def _off_diagonal(queries: list[tuple[Span, Span]], keys: list[tuple[Span, Span]]) -> Iterator[Tile]:

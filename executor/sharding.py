@@ -43,6 +43,7 @@ from executor.mmsp.decode import DecodeStep, Shard, ShardedCache, row_shards
 from executor.mmsp.guard import guard
 from executor.mmsp.host_memory import HostMemory
 from executor.mmsp.recompute import apply_recompute
+from executor.mmsp.row_chunks import run_in_row_chunks
 from executor.mmsp.slices import run_in_slices, run_last_norm_in_slices
 from executor.mmsp.ssd import SsdSplit
 from longvila.sharding import IGNORE, Batch, DecodeCall, LocalBatch, places_on
@@ -73,6 +74,7 @@ class ContextSharding:
     grad_ring_dtype: torch.dtype = torch.float32
     loss_chunk_tokens: int | None = None  # None means the model's
     head_chunks: int = 1  # pieces in which a rank's heads are exchanged and attended
+    attention_chunk_tokens: int | None = None  # of a row, that attention takes at a time; None means all
     mlp_chunk_tokens: int | None = None  # of a rank, that MLPs and norms take at a time; None means all
     states_on_host: bool = False  # weights, gradients and optimizer live in host memory, gathered from there
     ssd: str = "states"  # how state-space layers are split, where the model has some
@@ -127,6 +129,7 @@ class ContextSharding:
                 ring=self.groups.ring.size,
                 kind=self.ring_layout,
                 documents=document_starts(_places(row)),
+                chunk_tokens=self.attention_chunk_tokens,
             )
         return self._row
 
@@ -208,6 +211,13 @@ class ContextSharding:
         ranges = [(policy, rest[0] if rest else "none", count) for policy, count, *rest in self.recompute]
         kept = [(policy, offload) for policy, offload, count in ranges for _ in range(count)]
         policies, offloads = [one for one, _ in kept], [one for _, one in kept]
+        if self.attention_chunk_tokens is not None:
+            if mixers:
+                raise InputError(
+                    "attention_chunk_tokens with state-space layers, whose tokens lie otherwise; legal: none"
+                )
+            for decoder in decoders:
+                run_in_row_chunks(decoder.get_submodule("self_attn"), attention.row_by_chunks)
         if self.mlp_chunk_tokens is not None:
             for decoder in decoders:
                 run_in_slices(decoder, self.mlp_chunk_tokens)

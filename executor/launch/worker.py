@@ -62,6 +62,7 @@ def make_sharding(plan: Plan, rank: int, device: torch.device, timeout: timedelt
         grad_ring_dtype=dtypes[strategy.grad_ring_dtype],
         loss_chunk_tokens=strategy.loss_chunk_tokens or 2**40,  # more than any row has: all at once
         head_chunks=strategy.attention_head_chunks,
+        attention_chunk_tokens=strategy.attention_chunk_tokens,
         mlp_chunk_tokens=strategy.mlp_chunk_tokens,
         states_on_host=strategy.offload_states == "all",
         ssd=strategy.ssd,

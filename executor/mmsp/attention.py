@@ -23,8 +23,9 @@ from cost_models.layer.heads import HeadSplit, Share
 from cost_models.token_layout import Layout, Span, Tile, Travel
 from executor.mmsp.exchange import Exchange
 from executor.mmsp.halo import HaloWork, row_backward, row_forward
-from executor.mmsp.head_chunks import HeadChunks, Piece, with_sinks
+from executor.mmsp.head_chunks import HeadChunks, Piece, sink_gradient, with_sinks
 from executor.mmsp.ring import RingWork
+from executor.mmsp.row_chunks import Row, Tiles, attend_in_turn
 
 NAME = "mm_sp"
 _REFUSED = ("softcap", "position_bias")
@@ -65,6 +66,7 @@ class MmSp:
     head_chunks: int = 1  # a rank's heads are exchanged and attended in so many pieces
     kept: Kept | None = None  # set by recompute "all_but_attention", anew for every layer
     _routes: dict[int, Route] = field(default_factory=dict, repr=False)  # by window, made when a layer first asks
+    _tiles: dict[int, Tiles] = field(default_factory=dict, repr=False)  # of chunks of the row, likewise
 
     def route(self, window: int) -> Route:
         """What this rank computes and what travels for layers with this window."""
@@ -87,9 +89,22 @@ class MmSp:
             )
         return self._routes[window]
 
+    def chunk_tiles(self, window: int) -> Tiles:
+        """What is computed where attention takes the row by chunks, for layers with this window."""
+        if window not in self._tiles:
+            self._tiles[window] = replace(self.layout, window=window).chunk_tiles()
+        return self._tiles[window]
+
+    @property
+    def row(self) -> Row:
+        """For one layer, where attention takes the row by chunks."""
+        return Row(exchange=self.ulysses, chunks=self.layout.chunks, tiles=self.chunk_tiles)
+
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, *, window: int = 0, sinks: Tensor | None = None
     ) -> Tensor:
+        if self.layout.chunks > 1:
+            return attend_in_turn(self.row, q, k, v, scale, window, sinks)
         split, route = HeadSplit(q_heads=q.shape[1], kv_heads=k.shape[1], ulysses=self.ulysses.size), self.route(window)
         held = self.layout.padded_tokens // (self.ring.size * self.ulysses.size)
         if not q.shape[2] == k.shape[2] == held:
@@ -162,6 +177,11 @@ def attention(
     return mm_sp.attend(query, key, value, scale, window=sliding_window or 0, sinks=s_aux), None
 
 
+def row_by_chunks(call: Any) -> Row | None:
+    """The row that a call with this `mm_sp` takes by chunks, if it does."""
+    return call.row if isinstance(call, MmSp) and call.layout.chunks > 1 else None
+
+
 def register() -> None:
     """Make attn_implementation="mm_sp" known to transformers.
 
@@ -192,9 +212,7 @@ class _Ring(torch.autograd.Function):
         dq, dkv = row_backward(dout, q, kv, out, lse, ctx.work)
         dsinks = None
         if sinks:
-            # A sink's share of a query times what it takes from it: -(dout . out), as a key with value zero.
-            taken = (dout.to(lse.dtype) * out).sum(-1) * torch.exp(sinks[0].to(lse.dtype)[:, None] - lse)
-            dsinks = -taken.sum((0, 2)).to(sinks[0].dtype)
+            dsinks = sink_gradient(dout, out, lse, sinks[0])
         return dq, dkv, dsinks, None, None
 
 

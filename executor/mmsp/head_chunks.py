@@ -34,11 +34,19 @@ class Piece(NamedTuple):
 
     @property
     def queries(self) -> Heads:
-        return [slice(share.q_start, share.q_stop) for share in self.split.shares]
+        return query_heads(self.split)
 
     @property
     def keys(self) -> Heads:
-        return [slice(share.kv_start, share.kv_stop) for share in self.split.shares]
+        return key_heads(self.split)
+
+
+def query_heads(split: HeadSplit) -> Heads:
+    return [slice(share.q_start, share.q_stop) for share in split.shares]
+
+
+def key_heads(split: HeadSplit) -> Heads:
+    return [slice(share.kv_start, share.kv_stop) for share in split.shares]
 
 
 def to_heads(pieces: Sequence[tuple[Tensor, Heads]], exchange: Exchange) -> list[Tensor]:
@@ -107,9 +115,7 @@ class HeadChunks(torch.autograd.Function):
             dq_now, grad = row_backward(dout_now, q_now, kv, out_now, lse_now, piece.work)
             dkv_now += grad
             if dsinks is not None:
-                taken = (dout_now.to(lse.dtype) * out_now).sum(-1)
-                taken = taken * torch.exp(sinks[0][mine].to(lse.dtype)[:, None] - lse_now)
-                dsinks[mine] = -taken.sum((0, 2)).to(dsinks.dtype)
+                dsinks[mine] = sink_gradient(dout_now, out_now, lse_now, sinks[0][mine])
             del q_now, out_now, dout_now, grad
             back = [(dq_now, piece.queries)]
             if _last_of_keys(pieces, place):
@@ -119,7 +125,7 @@ class HeadChunks(torch.autograd.Function):
             for heads, part in zip(piece.queries, of_queries, strict=True):
                 dq[:, heads] = part
             for total, parts in zip(dkv, of_keys, strict=False):
-                for heads, part in _summed(piece.keys, parts, wide):
+                for heads, part in summed(piece.keys, parts, wide):
                     total[:, heads] += part
             del dq_now, back, of_queries, of_keys  # or they would be alive beside the next piece
         dk, dv = dkv.to(k.dtype)
@@ -153,7 +159,7 @@ def _forward(
     return out_BSHD, torch.cat(lses, dim=1)
 
 
-def _summed(keys: Heads, parts: Sequence[Tensor], wide: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+def summed(keys: Heads, parts: Sequence[Tensor], wide: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
     """Each range of key heads once, the parts of all ranks that have it added in the wide type."""
     for heads in dict.fromkeys((one.start, one.stop) for one in keys):
         same = [part for one, part in zip(keys, parts, strict=True) if (one.start, one.stop) == heads]
@@ -183,3 +189,9 @@ def with_sinks(out: Tensor, lse: Tensor, sinks: Tensor) -> tuple[Tensor, Tensor]
     """(out, lse) with one more score for each head (H), of no key: all shares shrink."""
     whole = torch.logaddexp(lse, sinks.to(lse.dtype)[:, None].expand_as(lse[0]))
     return (out * torch.exp(lse - whole).unsqueeze(-1)).to(out.dtype), whole
+
+
+def sink_gradient(dout: Tensor, out: Tensor, lse: Tensor, sinks: Tensor) -> Tensor:
+    """A sink's share of a query times what it takes from it: -(dout . out), as a key with value zero."""
+    taken = (dout.to(lse.dtype) * out).sum(-1) * torch.exp(sinks.to(lse.dtype)[:, None] - lse)
+    return -taken.sum((0, 2)).to(sinks.dtype)

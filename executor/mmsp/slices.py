@@ -10,7 +10,7 @@ slices run one after the other as well. Leaves out norms inside attention. Token
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -69,25 +69,39 @@ class _Slices(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
+        parts = (slice(start, start + ctx.tokens) for start in range(0, x.shape[-2], ctx.tokens))
         weights, needed = [*ctx.module.parameters()], ctx.needs_input_grad
-        wanted = [place for place, needs in enumerate(needed[4:]) if needs]
-        grad_x = torch.empty_like(x) if needed[0] else None
-        sums: list[Tensor] = []
-        for start in range(0, x.shape[-2], ctx.tokens):
-            part = slice(start, start + ctx.tokens)
-            with torch.enable_grad():
-                given = x[..., part, :].detach().requires_grad_(grad_x is not None)
-                made = ctx.forward(given)
-            inputs = [*([given] if grad_x is not None else []), *(weights[place] for place in wanted)]
-            grads = [*torch.autograd.grad(made, inputs, grad[..., part, :])]
-            if grad_x is not None:
-                grad_x[..., part, :] = grads.pop(0)
-            if not sums:
-                sums = [one.to(torch.promote_types(one.dtype, torch.float32)) for one in grads]
-                continue
-            for total, one in zip(sums, grads, strict=True):
-                total += one
-        of_weights: list[Tensor | None] = [None] * len(weights)
-        for place, total in zip(wanted, sums, strict=True):
-            of_weights[place] = total.to(weights[place].dtype)
+        calls = ((part, ctx.forward) for part in parts)
+        grad_x, of_weights = gradients_by_parts(x, grad, calls, weights, needed[0], needed[4:])
         return (grad_x, None, None, None, *of_weights)
+
+
+def gradients_by_parts(
+    x: Tensor,
+    grad: Tensor,
+    calls: Iterable[tuple[slice, Call]],
+    weights: Sequence[Tensor],
+    of_x: bool,
+    of_weights: Sequence[bool],
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """Gradients of x and of `weights`, as wanted, of calls for some of its tokens each, run one after the other."""
+    wanted = [place for place, needs in enumerate(of_weights) if needs]
+    grad_x = torch.empty_like(x) if of_x else None
+    sums: list[Tensor] = []
+    for part, forward in calls:
+        with torch.enable_grad():
+            given = x[..., part, :].detach().requires_grad_(of_x)
+            made = forward(given)
+        inputs = [*([given] if of_x else []), *(weights[place] for place in wanted)]
+        grads = [*torch.autograd.grad(made, inputs, grad[..., part, :])]
+        if grad_x is not None:
+            grad_x[..., part, :] = grads.pop(0)
+        if not sums:
+            sums = [one.to(torch.promote_types(one.dtype, torch.float32)) for one in grads]
+            continue
+        for total, one in zip(sums, grads, strict=True):
+            total += one
+    found: list[Tensor | None] = [None] * len(weights)
+    for place, total in zip(wanted, sums, strict=True):
+        found[place] = total.to(weights[place].dtype)
+    return grad_x, found

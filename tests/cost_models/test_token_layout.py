@@ -56,6 +56,33 @@ def test_every_causal_pair_of_a_document_exactly_once(tokens, ulysses, ring, kin
 
 
 @given(
+    tokens=st.integers(1, 70),
+    ulysses=st.integers(1, 5),
+    chunk=st.integers(1, 40),
+    cuts=st.sets(st.integers(1, 69), max_size=5),
+    window=st.sampled_from([0, 0, 1, 2, 5, 16, 100]),
+)
+def test_chunks_of_a_row_hold_every_causal_pair_once(tokens, ulysses, chunk, cuts, window):
+    """A chunk's tokens of all ranks are a piece of the row, and its queries see no later chunk."""
+    documents = document_starts(np.searchsorted(sorted(cuts), np.arange(tokens), side="right"))
+    layout = Layout(tokens=tokens, ulysses=ulysses, documents=documents, window=window, chunk_tokens=chunk)
+    size = layout.block_tokens // layout.chunks
+    held = np.stack([layout.index(0, u).reshape(layout.chunks, -1) for u in range(ulysses)], axis=1)
+    assert held.flatten().tolist() == list(range(layout.padded_tokens))
+    assert size <= -(-chunk // ulysses) * ulysses
+    seen = np.zeros((layout.padded_tokens, layout.padded_tokens), dtype=np.int64)
+    for (q, kv), tiles in layout.chunk_tiles().items():
+        for tile in tiles:
+            rows, columns = q * size + np.arange(*tile.q), kv * size + np.arange(*tile.kv)
+            behind = tile.lead + np.arange(len(rows))[:, None] - np.arange(len(columns))
+            mask = ((behind >= 0) | (not tile.causal)) & ((behind < tile.window) | (not tile.window))
+            assert mask.any(axis=1).all(), "a query of a tile sees no key"
+            assert tile.window or not tile.causal or len(rows) == len(columns)
+            seen[rows[:, None], columns[None]] += mask
+    assert np.array_equal(seen, _expected(layout))
+
+
+@given(
     tokens=st.integers(1, 200),
     ulysses=st.integers(1, 6),
     ring=st.integers(1, 6),

@@ -40,6 +40,7 @@ class Case:
     kind: str = "zigzag"
     recompute: tuple[tuple[str, int] | tuple[str, int, str], ...] = ()
     head_chunks: int = 1
+    attention_chunk_tokens: int | None = None
     mlp_chunk_tokens: int | None = None
     states_on_host: bool = False
     dtype: str = "float64"
@@ -78,6 +79,7 @@ def make_sharding(case: Case) -> ContextSharding:
         zero=case.zero,
         recompute=case.recompute,
         head_chunks=case.head_chunks,
+        attention_chunk_tokens=case.attention_chunk_tokens,
         mlp_chunk_tokens=case.mlp_chunk_tokens,
         states_on_host=case.states_on_host,
         ssd=case.ssd[0],

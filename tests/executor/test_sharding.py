@@ -29,7 +29,11 @@ FOUR_RANKS = [
     Case(ulysses=2, ring=2, kind="balanced"),
     Case(ring=4, kind="balanced", frames=((0,), (1,))),
     Case(ulysses=2, ring=2, dtype="float32", param="bfloat16", recompute=(("all_but_attention", 2),)),
-    Case(ulysses=4, llm="qwen2"),
+    Case(ulysses=4, llm="qwen2", attention_chunk_tokens=9, mlp_chunk_tokens=3),
+    Case(data=2, ulysses=2, attention_chunk_tokens=8, recompute=(("full", 1, "activations"), ("mlp", 1))),
+    Case(
+        ulysses=4, dtype="float32", param="bfloat16", attention_chunk_tokens=12, states_on_host=True, frozen=("tower",)
+    ),
     Case(ulysses=2, ring=2, frames=((1,),)),
     Case(ulysses=2, ring=2, frames=((0,), (0, 0))),
     Case(data=2, ulysses=2, frames=((5,), (0, 3))),
