@@ -6,8 +6,11 @@
     reuse    the smallest free block that is large enough; what is left of it stays free where it is worth a block
              (512 B of small ones, more than 1 MiB of large ones); neighbours that are free are joined
 
-As `c10/cuda/CUDACachingAllocator.cpp` does with its default settings, on one stream. Bytes. Left out: other streams'
-pools, memory pressure (it would free cached segments and ask again).
+    full     pools of a card's streams share its memory: where a segment finds no room, segments of all pools that are
+             free as a whole are given back, and it is asked for again
+
+As `c10/cuda/CUDACachingAllocator.cpp` does with its default settings, a pool for each stream. Bytes. Left out: segments
+that grow do not shrink under pressure.
 """
 
 from __future__ import annotations
@@ -31,6 +34,31 @@ class Block:
     after: Block | None = None
 
 
+class OutOfMemory(Exception):
+    """No segment that is free as a whole is left to give back."""
+
+
+class Card:
+    """Memory that the pools of several streams share."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.retries = limit, 0
+        self.pools: list[Allocator] = []
+
+    def claim(self, size: int) -> None:
+        """Room for a segment, by giving back others if need be."""
+        if self._held() + size <= self.limit:
+            return
+        self.retries += 1
+        for pool in self.pools:
+            pool.give_back()
+        if self._held() + size > self.limit:
+            raise OutOfMemory
+
+    def _held(self) -> int:
+        return sum(pool.reserved for pool in self.pools)
+
+
 class Allocator:
     """
     >>> allocator = Allocator()
@@ -41,8 +69,11 @@ class Allocator:
     30
     """
 
-    def __init__(self, expandable: bool = False) -> None:
+    def __init__(self, expandable: bool = False, card: Card | None = None) -> None:
         self.reserved = 0
+        self._card = card
+        if card is not None:
+            card.pools.append(self)
         self.expandable = expandable
         self._last: dict[bool, Block | None] = {True: None, False: None}
         self._free: dict[bool, list[tuple[int, int, Block]]] = {True: [], False: []}
@@ -70,6 +101,14 @@ class Allocator:
                 self._join(block, beside)
         self._put(block)
 
+    def give_back(self) -> None:
+        """Segments that are free as a whole."""
+        for blocks in self._free.values():
+            for _, _, block in list(blocks):
+                if block.before is None and block.after is None and not self.expandable:
+                    self._take(block)
+                    self.reserved -= block.size
+
     def _grown(self, size: int, small: bool) -> Block:
         last = self._last[small]
         page = SMALL_SEGMENT if small else LARGE_SEGMENT
@@ -92,6 +131,8 @@ class Allocator:
         if self.expandable:
             return self._grown(size, small)
         whole = SMALL_SEGMENT if small else LARGE_SEGMENT if size < LARGE else -(-size // ROUND) * ROUND
+        if self._card is not None:
+            self._card.claim(whole)
         self.reserved += whole
         return self._new(whole, small)
 
