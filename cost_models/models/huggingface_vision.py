@@ -12,7 +12,9 @@
                                    (rounded down); LLaVA-Video mm_spatial_pool_stride, with a token behind each row
                                    of the grid where mm_newline_position is `grid`, behind each frame for `frame`
 
-Towers with registers, windows or 3-D patches are taken as plain ViTs of their size. Left out: separators and
+Towers with registers, windows or 3-D patches are taken as plain ViTs of their size, a projector of one map, or of more
+than two, as one of two with as many weights (and so FLOP). GLM-V's blocks are as wide inside as what the tower gives out
+(`out_hidden_size`), and its `intermediate_size` is the merger's; Pixtral's have a gate whatever the activation. Left out: separators and
 timestamps between frames, which are text; InternVL's tiles (a video frame is one).
 """
 
@@ -42,7 +44,7 @@ _QWEN25 = {"depth": 32, "hidden_size": 3584, "intermediate_size": 3420, "num_hea
 _QWEN3 = {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "num_heads": 16, "patch_size": 16,
           "temporal_patch_size": 2, "spatial_merge_size": 2, "deepstack_visual_indexes": [8, 16, 24]}  # fmt: skip
 _GLM = {"depth": 24, "hidden_size": 1536, "intermediate_size": 13696, "num_heads": 12, "patch_size": 14,
-        "hidden_act": "silu", "temporal_patch_size": 2, "spatial_merge_size": 2}  # fmt: skip
+        "hidden_act": "silu", "temporal_patch_size": 2, "spatial_merge_size": 2, "out_hidden_size": 4096}  # fmt: skip
 _SMALL = {"hidden_size": 1152, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 16,
           "image_size": 224, "patch_size": 32}  # fmt: skip
 _BY_MODEL: dict[str, Mapping[str, object]] = {
@@ -67,6 +69,7 @@ _BY_TOWER: dict[str, Mapping[str, object]] = {
                             "num_attention_heads": 12, "image_size": 224, "patch_size": 16},
 }  # fmt: skip
 """Defaults of the tower's classes in transformers 5.23."""
+_GLM_KINDS = ("glm4v", "glm4v_moe")
 _ANY_SIZE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", "glm4v_moe", "mistral3")
 _SEQUENTIAL = ("mlp_downsample", "mlp_downsample_2x2_fix", "mlp_downsample_3x3_fix", "mlp_downsample_3x3_s2",
                "mlp_downsample_3x3_s2_fix", "identity", "linear", "mlpNx_gelu")  # fmt: skip
@@ -91,21 +94,19 @@ def vision(
     pixels = ANY_SIDE if any_size else _side(fields, "image_size")
     grid = _grid(config, fields, kind, pixels // patch, where)
     joined = hidden * (grid.merge**2 if grid.wider else 1)
-    ratio = fields.get("mlp_ratio")
-    ffn = int(hidden * ratio) if isinstance(ratio, int | float) and not isinstance(ratio, bool) else 4 * hidden
     temporal = fields.number("temporal_patch_size", 1) if kind != "mistral3" else 1
     levels = fields.get("deepstack_visual_indexes")
     return Vision(
         layers=fields.number("depth" if fields.get("num_hidden_layers") is None else "num_hidden_layers"),
         hidden=hidden,
-        ffn=fields.number("intermediate_size", ffn),
+        ffn=_inside(fields, kind, hidden),
         heads=fields.number("num_heads" if fields.get("num_attention_heads") is None else "num_attention_heads"),
         patches=(pixels // patch) ** 2,
         patch_size=patch,
         tokens_per_frame=grid.tokens,
         projector_in=joined,
-        projector_hidden=joined if kind.startswith("qwen") else out,
-        gated=str(fields.get("hidden_act") or "") == "silu",
+        projector_hidden=_projector_hidden(fields, kind, hidden, joined, out),
+        gated=kind == "mistral3" or str(fields.get("hidden_act") or "") == "silu",
         frames_per_grid=temporal,
         projectors=1 + (len(levels) if isinstance(levels, list) else 0),
         pixel_step=patch * grid.merge if any_size else 0,
@@ -124,6 +125,30 @@ def _defaults(tower: Mapping[str, object], kind: str) -> Mapping[str, object]:
 def _hidden(fields: Fields, kind: str) -> int:
     """Qwen2-VL's tower calls its width embed_dim, and the language model's hidden_size."""
     return fields.number("embed_dim" if kind == "qwen2_vl" else "hidden_size")
+
+
+def _inside(fields: Fields, kind: str, hidden: int) -> int:
+    """The width of a block's MLP."""
+    if kind in _GLM_KINDS:
+        return fields.number("out_hidden_size")
+    ratio = fields.get("mlp_ratio")
+    ffn = int(hidden * ratio) if isinstance(ratio, int | float) and not isinstance(ratio, bool) else 4 * hidden
+    return fields.number("intermediate_size", ffn)
+
+
+def _projector_hidden(fields: Fields, kind: str, hidden: int, joined: int, out: int) -> int:
+    """Between the projector's two maps; of other projectors, the width that gives two maps their weights."""
+    if kind.startswith("qwen"):
+        return joined
+    if kind in _GLM_KINDS:  # a strided convolution, a map, and a gated MLP
+        weights = joined * out + out * out + 3 * out * fields.number("intermediate_size")
+    elif kind == "mistral3":  # merging, then two maps
+        weights = joined * hidden + hidden * out + out * out
+    elif kind in ("smolvlm", "idefics3", "gemma3"):
+        weights = joined * out
+    else:
+        return out
+    return round(weights / (joined + out))
 
 
 def _side(fields: Fields, key: str) -> int:

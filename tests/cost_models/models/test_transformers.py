@@ -187,3 +187,32 @@ def test_a_nested_config_that_names_its_kind_alone_has_the_sizes_of_its_class(tm
                    theirs.num_attention_heads, theirs.num_key_value_heads or theirs.num_attention_heads)  # fmt: skip
     assert ours.head_dim == (getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads)
     assert math.prod(got) > 0
+
+
+SIGLIP = {"model_type": "siglip_vision_model", "hidden_size": 1152, "image_size": 384, "intermediate_size": 4304,
+          "num_attention_heads": 16, "num_hidden_layers": 8, "patch_size": 14, "vision_use_head": False}  # fmt: skip
+QWEN_TOWER = {"depth": 8, "hidden_size": 1280, "out_hidden_size": 4096, "intermediate_size": 3420, "num_heads": 16}
+GLM_TOWER = {"depth": 8, "hidden_size": 1536, "num_heads": 12, "out_hidden_size": 4096}
+TOWERS = [
+    ("llava", {"model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "patch_size": 14,
+               "num_attention_heads": 16, "num_hidden_layers": 8, "image_size": 336}),
+    ("llava_onevision", SIGLIP), ("gemma3", {**SIGLIP, "image_size": 896}), ("smolvlm", SIGLIP), ("idefics3", SIGLIP),
+    ("internvl", {"num_hidden_layers": 8}), ("mistral3", {"model_type": "pixtral", "num_hidden_layers": 8}),
+    ("qwen2_vl", {"depth": 8, "embed_dim": 1280, "hidden_size": 4096}), ("qwen2_5_vl", QWEN_TOWER),
+    ("qwen3_vl", {**QWEN_TOWER, "deepstack_visual_indexes": [1, 2]}),
+    ("glm4v", {**GLM_TOWER, "intermediate_size": 13696}), ("glm4v_moe", {**GLM_TOWER, "intermediate_size": 10944}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "tower"), TOWERS)
+def test_weights_of_tower_and_projector_are_transformers_count_within_one_percent(tmp_path, kind, tower):
+    """Class tokens, positions by another rule and biases are left out."""
+    text = VLM[kind].text
+    assert text is not None
+    data = vlm_config(kind, text, None, None)
+    data["text_config"].update(hidden_size=4096, num_attention_heads=32, num_hidden_layers=2)
+    if "rope_parameters" in data["text_config"]:
+        data["text_config"]["rope_parameters"]["mrope_section"] = [16, 24, 24]
+    data["vision_config"] = tower
+    theirs = built(AutoModelForImageTextToText, CONFIG_MAPPING[kind].from_dict(data))
+    assert load(tmp_path, data).vision_params == pytest.approx(parameters(theirs) - llm_parameters(theirs), rel=0.01)
