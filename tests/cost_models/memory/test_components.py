@@ -8,6 +8,7 @@ from cost_models import Cluster, Model, Strategy, Workload, price
 from cost_models.framework import OURS, Framework
 from cost_models.layer.chunked import stream_bytes
 from cost_models.layer.sizes import RankSizes
+from cost_models.memory.fragments import KEPT_SHARE, PRESSED_SHARE
 from cost_models.memory.peaks import kept_bytes
 
 NODE = Cluster.load("dgx-h100", nodes=1)
@@ -84,14 +85,18 @@ def test_nothing_settles_where_states_come_first_and_gradients_go():
 
 
 def test_two_equal_blocks_of_a_loss_leave_one():
-    """Composer's loss holds bf16 logits and their gradient; for fp32 copies the logits' block is too small."""
-    work, layout = replace(WORK, model=Model.load("llama-3-8b")), Strategy(data=8, shard=8, loss_chunk_tokens=None)
-    found = Framework.load("composer-pure")
-    equal, wide = (
-        price(NODE, replace(work, global_batch=8), layout, framework=one).memory["fragments"]
-        for one in (found, replace(found, logit_bytes=12))
-    )
-    assert wide - equal == WORK.context_tokens * 128256 * 2
+    """Composer's loss holds bf16 logits and their gradient; for fp32 copies the logits' block is too small. With one
+    microbatch states alone settle, and a full card gives back the rest."""
+    work, found = replace(WORK, model=Model.load("llama-3-8b")), Framework.load("composer-pure")
+
+    def held(framework: Framework, microbatches: int) -> int:
+        layout = Strategy(data=8, shard=8, microbatches=microbatches, loss_chunk_tokens=None)
+        batch = replace(work, global_batch=8 * microbatches)
+        return price(NODE, batch, layout, framework=framework).memory["fragments"]
+
+    assert held(replace(found, logit_bytes=12), 2) - held(found, 2) == WORK.context_tokens * 128256 * 2
+    kept = float(kept_bytes(RankSizes(work, Strategy(data=8, shard=8), found), "none"))
+    assert held(found, 2) - held(found, 1) == pytest.approx((KEPT_SHARE - PRESSED_SHARE) * kept)
 
 
 def test_products_in_8_bits_keep_their_inputs_so():
