@@ -95,7 +95,7 @@ def test_two_equal_blocks_of_a_loss_leave_one():
         return price(NODE, batch, layout, framework=framework).memory["fragments"]
 
     assert held(replace(found, logit_bytes=12), 2) - held(found, 2) == WORK.context_tokens * 128256 * 2
-    kept = float(kept_bytes(RankSizes(work, Strategy(data=8, shard=8), found), "none"))
+    kept = float(kept_bytes(RankSizes(replace(work, global_batch=8), Strategy(data=8, shard=8), found), "none"))
     assert held(found, 2) - held(found, 1) == pytest.approx((KEPT_SHARE - PRESSED_SHARE) * kept)
 
 
