@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
 from typing import Any, Protocol
 
 import torch
@@ -31,6 +30,8 @@ Carry = Callable[[Tensor, Tensor], Tensor]
 """(own end states [G, B, H, P, N], decays [G, B, H]) of the stretches -> the states that they are entered with."""
 UNIT_GATE = 1.2784645427610738
 """silu of this is 1: a gate that does nothing."""
+BLOCK = 16
+"""Chunks whose states are found by one product. More: more products for each; fewer: more levels of blocks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,59 +107,74 @@ def scan_stretches(
     wide, size = wide_dtype(x_BSHP.dtype), min(chunk, max(lengths))
     counts = [-(-length // size) for length in lengths]
 
-    def by_chunk(of_BSX: Tensor) -> Tensor:
-        """[B, S, ...] -> [B, C, T, ...], each stretch filled up with zeros: they add nothing and decay nothing."""
-        parts = [_filled(part, -part.shape[1] % size) for part in of_BSX.split(list(lengths), 1)]
-        return torch.cat(parts, 1).unflatten(1, (-1, size))
+    def by_chunk(of_BSHX: Tensor) -> Tensor:
+        """[B, S, H, X] -> [B, H, C, T, X], each stretch filled up with zeros: they add nothing and decay nothing."""
+        parts = [_filled(part, -part.shape[1] % size) for part in of_BSHX.split(list(lengths), 1)]
+        return _joined(parts, 1).unflatten(1, (-1, size)).permute(0, 3, 1, 2, 4).contiguous()
 
-    x, b, c = (by_chunk(one.to(wide)).transpose(2, 3) for one in (x_BSHP, b_BSHN, c_BSHN))  # [B, C, H, T, …]
+    x, b, c = (by_chunk(one.to(wide)) for one in (x_BSHP, b_BSHN, c_BSHN))
     # A document's first token is told apart by masks: its decay is left out of the sums, so that none is infinite.
-    decays = by_chunk(log_decay_BSH.to(wide).masked_fill(first_BS[..., None], 0)).transpose(2, 3).cumsum(-1)
-    document = by_chunk(first_BS.long())[:, :, None].cumsum(-1)  # counted from the chunk's start
+    decays = by_chunk(log_decay_BSH.to(wide).masked_fill(first_BS[..., None], 0)[..., None])[..., 0].cumsum(-1)
+    document = by_chunk(first_BS.long()[..., None, None])[..., 0].cumsum(-1)  # counted from the chunk's start
     total, last = decays[..., -1:], document[..., -1:]
 
     seen = (document[..., :, None] == document[..., None, :]).tril()
     inside = (decays[..., :, None] - decays[..., None, :]).masked_fill(~seen, -torch.inf).exp()
     y = (c @ b.transpose(-1, -2) * inside) @ x
     kept = torch.exp(total - decays) * (document == last)
-    own = (x * kept[..., None]).transpose(-1, -2) @ b  # [B, C, H, P, N]
-    through = torch.exp(total[..., 0]) * (last[..., 0] == 0)  # [B, C, H]
-
-    before, ends, products = _entries(own, through, counts)
-    entries = carry(torch.stack(ends), torch.stack([one[:, -1] for one in products]))
-    stretches = list(zip(before, products, entries, strict=True))
-    whole = torch.cat([one + _times(many[:, :-1], entry[:, None]) for one, many, entry in stretches], 1)
+    own = (x * kept[..., None]).transpose(-1, -2) @ b  # [B, H, C, P, N]
+    through = total[..., 0].masked_fill(last[..., 0] > 0, -torch.inf)  # log decay of a chunk
+    chunks = [
+        (*_between(of, log), _products(log))
+        for of, log in zip(own.split(counts, 2), through.split(counts, 2), strict=True)
+    ]
+    ends = torch.stack([end for _, end, _ in chunks])
+    entries = carry(ends, torch.stack([products[..., -1] for _, _, products in chunks]))
+    stretches = list(zip(chunks, entries, strict=True))
+    before = _joined([_added(one, many[..., :-1], entry[:, :, None]) for (one, _, many), entry in stretches], 2)
+    finals = [_added(end, many[..., -1], entry) for (_, end, many), entry in stretches]
     reached = torch.exp(decays) * (document == 0)
-    y = y + (c @ whole.transpose(-1, -2)) * reached[..., None]
-    finals = [end + _times(many[:, -1], entry) for end, many, entry in zip(ends, products, entries, strict=True)]
-    parts = y.transpose(2, 3).flatten(1, 2).split([count * size for count in counts], 1)
-    joined = torch.cat([part[:, :length] for part, length in zip(parts, lengths, strict=True)], 1)
+    y = y + (c @ before.transpose(-1, -2)) * reached[..., None]
+    parts = y.permute(0, 2, 3, 1, 4).flatten(1, 2).split([count * size for count in counts], 1)
+    joined = _joined([part[:, :length] for part, length in zip(parts, lengths, strict=True)], 1)
     return joined.to(x_BSHP.dtype), torch.stack(finals)
 
 
-def _entries(own: Tensor, through: Tensor, counts: Sequence[int]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Of each stretch that nothing precedes: the states before its chunks, that after them, and of the decays the
-    products before each chunk and after the last."""
-    before, ends, products = [], [], []
-    for first, stop in pairwise(accumulate(counts, initial=0)):
-        state, product = torch.zeros_like(own[:, 0]), torch.ones_like(through[:, 0])
-        states, many = [], [product]
-        for chunk in range(first, stop):
-            states.append(state)
-            state = _times(through[:, chunk], state) + own[:, chunk]
-            many.append(many[-1] * through[:, chunk])
-        before.append(torch.stack(states, 1))
-        ends.append(state)
-        products.append(torch.stack(many, 1))
-    return before, ends, products
+def _between(own_BHCPN: Tensor, log_BHC: Tensor) -> tuple[Tensor, Tensor]:
+    """The states before each chunk of a stretch that nothing precedes, and that after the last.
+
+    Blocks of chunks by a matrix of decays, as tokens inside a chunk, and the blocks' own ends likewise.
+    """
+    count = own_BHCPN.shape[2]
+    size = min(BLOCK, count)
+    own, log = (_filled(one, -count % size, 2).unflatten(2, (-1, size)) for one in (own_BHCPN, log_BHC))
+    # Row i + 1, column j: the logs of the chunks between j and i inclusive of i. No differences of long sums.
+    later = torch.ones(size, size, dtype=torch.bool, device=log.device).tril()
+    spans = log[..., :, None].masked_fill(~later.tril(-1), 0).cumsum(-2).masked_fill(~later, -torch.inf)
+    states = (F.pad(spans.exp(), (0, 0, 1, 0)) @ own.flatten(-2)).unflatten(-1, own.shape[-2:])  # after 0 … M chunks
+    if states.shape[2] == 1:
+        return states[:, :, 0, :count], states[:, :, 0, count]
+    entries, end = _between(states[:, :, :, -1], log.sum(-1))
+    states = _added(states[:, :, :, :-1], _products(log)[..., :-1], entries[:, :, :, None])
+    return states.flatten(2, 3)[:, :, :count], end
 
 
-def _times(decay: Tensor, state: Tensor) -> Tensor:
-    return decay[..., None, None] * state
+def _products(log: Tensor) -> Tensor:
+    """Decays over the first 0, 1, … of them."""
+    return F.pad(log.cumsum(-1), (1, 0)).exp()
 
 
-def _filled(of_BSX: Tensor, more: int) -> Tensor:
-    return torch.cat((of_BSX, of_BSX.new_zeros((of_BSX.shape[0], more, *of_BSX.shape[2:]))), 1) if more else of_BSX
+def _added(own: Tensor, decay: Tensor, entry: Tensor) -> Tensor:
+    return torch.addcmul(own, decay[..., None, None], entry)
+
+
+def _joined(parts: Sequence[Tensor], axis: int) -> Tensor:
+    return torch.cat(list(parts), axis) if len(parts) > 1 else parts[0]
+
+
+def _filled(of: Tensor, more: int, axis: int = 1) -> Tensor:
+    """With so many zeros behind."""
+    return torch.cat((of, of.new_zeros((*of.shape[:axis], more, *of.shape[axis + 1 :]))), axis) if more else of
 
 
 def convolve(
@@ -173,7 +189,7 @@ def convolve(
             earlier = seen[:, reach - back : reach - back + part.shape[1]]
             total = total + (earlier * taps_HWK[..., reach - back]).masked_fill(place < back, 0)
         made.append(total)
-    return torch.cat(made, 1) if len(made) > 1 else made[0]
+    return _joined(made, 1)
 
 
 def mix(

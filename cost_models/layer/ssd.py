@@ -2,9 +2,9 @@
 
     norm · projection · [x B C a to heads] · [halo] · convolution · scan in chunks · [states] · [y back] · gate · out
 
-Of W = S H tokens times heads, chunks of T, head size P, state N: products 2 W (T N + T P + 2 P N) FLOP forward, in
-float32 as the executor sums them; kernels of `longvila/ssd.py`, one PyTorch operator each, counted from its code. So
-the scan's seconds are an estimate: no published row times this code, and fused kernels (mamba-ssm) are faster.
+Of W = S H tokens times heads, chunks of T, head size P, state N: products 2 W (T N + T P + (2 + 16 / T) P N) FLOP
+forward, in float32 as the executor sums them; kernels of `longvila/ssd.py`, one PyTorch operator each, counted as it
+runs. So the scan's seconds are an estimate: no published row times this code, and fused kernels (mamba-ssm) are faster.
 A rank sends (G ranks of the context group, b bytes a value, 4 a state's):
 
     heads    S H (P + 2 N + 1) b in, S H P b back, over the context group; mixed: over the ulysses group
@@ -16,6 +16,8 @@ passed by a chain or a tree (they run, and are not priced).
 """
 
 from __future__ import annotations
+
+import numpy as np
 
 from cost_models.errors import InputError
 from cost_models.layer.operators import (
@@ -31,7 +33,7 @@ from cost_models.layer.operators import (
 )
 from cost_models.layer.sizes import RankSizes
 from cost_models.models.ssd import Ssd
-from cost_models.number import Number, pick
+from cost_models.number import Number, larger, pick, smaller
 from cost_models.program import Exchange
 from cost_models.strategy import Axis
 
@@ -39,12 +41,17 @@ STATE_BYTES = 4
 """Of a number of the scan and of a state: sums are in float32."""
 TAP_PASSES = 7
 """Of each earlier tap of the convolution: multiplied (2), masked (2), added (3)."""
-SCAN_PASSES = (14, 32, 46, 40)
-"""Bytes read and written of the scan, for each x, B or C of a head (cast, filled up, cut), each token of a chunk
-(differences of decays, their mask and exponential, scores times these), each value of y (weighed, summed twice, cast,
-skipped), and each number of a chunk's state (own, entered with, joined, whole)."""
-SCAN_CALLS, CHUNK_CALLS = 40, 4
-"""Operators that the host calls for a scan, and for each of its chunks one after another."""
+SCAN_PASSES = ((10, 34, 50, 26), (11, 29, 57, 38))
+"""Bytes read and written of the scan, forward and half of those backward, for each x, B or C of a head (cast, laid out
+by chunks), each token of a chunk (differences of decays, their mask and exponential, scores times these), each value of
+y (weighed, summed twice, and `SKIP_PASSES`), and each number of a chunk's state (filled up, behind its block, entered
+with). `tests/executor/test_ssd_counts.py` counts them."""
+SKIP_PASSES = (20, 12)
+"""Of those of each y: x times a number of its head is added."""
+SCAN_CALLS, LEVEL_CALLS = (52, 76), (18, 28)
+"""Operators that the host calls for a scan, and for each level of blocks of chunks above the first."""
+BLOCK = 16
+"""Chunks of a block (`longvila/ssd.py`): their states are one product."""
 
 
 def ssd_operators(sizes: RankSizes) -> Table:
@@ -127,24 +134,36 @@ def _scan(sizes: RankSizes, ssd: Ssd) -> Table:
     _, ranks = _dealt(sizes)
     work, t, p, n = sizes.tokens * ssd.heads, ssd.chunk, ssd.head_size, ssd.state
     chunks = sizes.tokens * ranks / t
-    passes = SCAN_PASSES[0] * ssd.channels + SCAN_PASSES[1] * t + SCAN_PASSES[2] * p + SCAN_PASSES[3] * p * n / t
+    read, back = (one[0] * ssd.channels + one[1] * t + one[2] * p + one[3] * p * n / t for one in SCAN_PASSES)
     trained = sizes.workload.mode == "train"
     products = tuple(
         Product(rows, out, inside, trained, dtype="fp32")
-        for rows, out, inside in ((work, t, n), (work, p, t), (work * p / t, n, t), (work, p, n))
-    )
-    kept = work * STATE_BYTES * (ssd.channels + 3 * t + 3 * p + 4 * p * n / t) + sizes.tokens * t
-    scanned = elementwise(sizes, "scan", work * passes, SCAN_CALLS, kept=kept, host=(0, 0))
-    calls = SCAN_CALLS + CHUNK_CALLS * chunks
+        for rows, out, inside in (
+            (work, t, n), (work, p, t), (work * p / t, n, t), (work / t, p * n, smaller(BLOCK, chunks)), (work, p, n)
+        )
+    )  # fmt: skip
+    kept = work * STATE_BYTES * (ssd.channels + 3 * t + 2 * p + 3 * p * n / t) + sizes.tokens * t
+    scanned = elementwise(sizes, "scan", work * read, SCAN_CALLS[0], back=work * back, kept=kept, host=(0, 0))
+    levels = _levels(chunks) - 1
     passed = _passed(sizes, ssd)
     return (
         scanned._replace(
             products=products,
             exchanges=(passed, passed),
-            host=(calls, 2 * calls),
+            host=(SCAN_CALLS[0] + LEVEL_CALLS[0] * levels, SCAN_CALLS[1] + LEVEL_CALLS[1] * levels),
             working=(work * STATE_BYTES * 2 * t, work * STATE_BYTES * (3 * t + 2 * p)),
         ),
     )
+
+
+def _levels(chunks: Number) -> Number:
+    """How often blocks are made of blocks.
+
+    >>> [int(_levels(chunks)) for chunks in (1, 16, 17, 257)]
+    [1, 1, 2, 3]
+    """
+    levels: Number = np.ceil(np.log(larger(chunks, 1)) / np.log(BLOCK) - 1e-9)
+    return larger(1, levels)
 
 
 def _passed(sizes: RankSizes, ssd: Ssd) -> tuple[Exchange, ...]:

@@ -55,10 +55,14 @@ def tiny(kind="llama"):
     return model(config(**SIZES)).double()
 
 
-@pytest.mark.parametrize(("tokens", "chunk"), [(1, 4), (7, 8), (24, 8), (29, 8), (29, 1)])
-def test_a_scan_is_the_recurrence_with_its_gradients(tokens, chunk):
+SCANS = [(1, 4, 11), (7, 8, 11), (24, 8, 11), (29, 8, 11), (29, 1, 11), (16, 1, 20), (35, 1, 20), (300, 1, 280)]
+
+
+@pytest.mark.parametrize(("tokens", "chunk", "document"), SCANS)
+def test_a_scan_is_the_recurrence_with_its_gradients(tokens, chunk, document):
+    """One to three levels of blocks of 16 chunks; documents end inside chunks, blocks and blocks of blocks."""
     leaves = inputs(tokens)
-    documents = torch.arange(tokens) // 11
+    documents = torch.arange(tokens) // document
     expected = token_by_token(*leaves, documents)
     got = scan(*leaves, documents=documents, chunk=chunk)
     for one, other in zip(got, expected, strict=True):

@@ -1,0 +1,71 @@
+"""What the price says of a scan, counted as it runs: bytes of its operators, what it keeps, and its calls."""
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from cost_models.layer.ssd import BLOCK, LEVEL_CALLS, SCAN_CALLS, SCAN_PASSES, SKIP_PASSES
+from longvila import ssd
+
+VIEWS = {"view", "_unsafe_view", "split", "split_with_sizes", "slice", "select", "transpose", "permute", "expand"}
+VIEWS |= {"unsqueeze", "squeeze", "detach", "alias", "unbind", "t", "new_empty", "promote_types"}
+SHAPES = [(32, 32, 32), (16, 32, 32), (32, 16, 32), (32, 32, 64), (32, 16, 16)]
+
+
+class Counting(TorchDispatchMode):
+    """Calls of operators that are no views, and bytes that all but products read and write."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.bytes = 0, 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        out = operator(*args, **(kwargs or {}))
+        if operator.overloadpacket.__name__ not in VIEWS:
+            self.calls += 1
+            parts = [one for part in (*args, out) for one in (part if isinstance(part, list | tuple) else [part])]
+            dense = [one for one in parts if isinstance(one, torch.Tensor) and 0 not in one.stride()]
+            self.bytes += (
+                0
+                if operator.overloadpacket.__name__ == "bmm"
+                else sum(one.numel() * one.element_size() for one in dense)
+            )
+        return out
+
+
+def counted(chunks, size, state, chunk, heads=2):
+    """((calls, bytes) forward, (calls, bytes) backward, bytes kept) of one scan."""
+    tokens = chunks * chunk
+    shapes = [(1, tokens, heads, width) for width in (size, state, state)] + [(1, tokens, heads)]
+    leaves = [torch.randn(shape).abs().neg().requires_grad_() for shape in shapes]
+    inputs, kept = [one * 1 for one in leaves], {}
+    own = {one.untyped_storage().data_ptr() for one in inputs}
+
+    def pack(saved):
+        kept[saved.untyped_storage().data_ptr()] = saved.untyped_storage().nbytes()
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved), Counting() as forward:
+        y, _ = ssd.scan(*inputs, chunk=chunk)
+    with Counting() as backward:
+        torch.autograd.grad(y, inputs, torch.ones_like(y))
+    return forward, backward, sum(size for place, size in kept.items() if place not in own)
+
+
+def test_the_price_counts_the_bytes_of_a_scan():
+    """By channel, token of a chunk, value of y, which is skipped elsewhere, and number of a chunk's state."""
+    chunks, found, rows = 104, [], []
+    for size, state, chunk in SHAPES:
+        forward, backward, kept = counted(chunks, size, state, chunk)
+        found.append([one / (2 * chunks * chunk) for one in (forward.bytes, backward.bytes / 2, kept)])
+        rows.append([size + 2 * state, chunk, size, size * state / chunk])
+    each = np.array([*SCAN_PASSES, (4, 12, 8, 12)]) - [[0, 0, one, 0] for one in (*SKIP_PASSES, 0)]
+    assert np.abs(np.array(found).T / (each @ np.array(rows).T) - 1).max() < 0.06
+
+
+@pytest.mark.parametrize(("chunks", "levels"), [(8, 0), (16, 0), (17, 1), (257, 2)])
+def test_the_host_calls_of_a_scan_grow_by_levels(chunks, levels):
+    assert BLOCK == ssd.BLOCK
+    for one, first, further in zip(counted(chunks, 4, 4, 2), SCAN_CALLS, LEVEL_CALLS, strict=False):
+        assert abs(one.calls - first - further * levels) <= 4
