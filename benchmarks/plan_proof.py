@@ -3,6 +3,7 @@
     python -m benchmarks.plan_proof broken [--seeds 0-37]     gaps of broken clusters, and what local search finds
     python -m benchmarks.plan_proof exact --seeds 0-499       answers against an enumeration by GPU
     python -m benchmarks.plan_proof monotone --seeds 0-999    never worse with a faster link, more memory, a node more
+    python -m benchmarks.plan_proof prices --seeds 0-9999     no price of a layout rises with something faster
 
 Broken: 2 to 5 nodes like a DGX H100; 35% of them partly taken, 20% with cards of 40 to 200 Gbit/s, 20% with 1 to 5
 cards missing; leaves of 1, 2 or 64 nodes at 1:1 to 4:1; LongVILA 8B or 1.5B, 32K to 128K tokens, batch 1 or 4. The
@@ -10,7 +11,8 @@ local search swaps ranks, blocks of ranks and free GPUs of the answer at random 
 
 Exact: 2 to 8 GPUs that prices tell apart (PCIe trees, bridged pairs, two clocks, two links, slow or missing cards), and
 every fifth seed 9 or 10 GPUs that they do not; `tests/planner/brute_force.py` shares no code with the planner and lists
-placements by GPU. Monotone: one change of such a cluster for the better, or its slots renumbered.
+placements by GPU. Monotone: one change of such a cluster for the better, or its slots renumbered. Prices: four changes
+of each random question of `tests/cost_models/mixed.py`, layout and placement as they were.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from cost_models import Cluster, Model, Placement, Workload, price
 from cost_models.hardware.cluster import NodeRun
 from cost_models.room import DEFAULT_ROOM
 from planner.solve import Choice, NothingFits, solve
+from tests.cost_models.mixed import Draw
 from tests.planner import brute_force
 
 SWAPS = 900
@@ -215,6 +218,30 @@ def monotone(seed: int, most: int = 8) -> tuple[float, float, str]:
     return solve(cluster, work).best[0].cost.step_s, solve(better, work).best[0].cost.step_s, what
 
 
+def dearer(seed: int) -> list[str]:
+    """What a price of this seed's question rises with, although it is for the better."""
+    draw, found = Draw(seed), []
+    asked = draw.question()
+    before = price(asked.cluster, asked.workload, asked.strategy, asked.placement, framework=asked.framework).step_s
+    for _ in range(4):
+        what, better = draw.better(asked.cluster)
+        after = price(better, asked.workload, asked.strategy, asked.placement, framework=asked.framework).step_s
+        if after > before * (1 + 1e-9):
+            found.append(f"seed {seed}: {what}: {before:.6g} -> {after:.6g} s ({after / before - 1:.2%} dearer)")
+    return found
+
+
+def report_prices(seeds: range) -> None:
+    found = 0
+    for done, seed in enumerate(seeds, start=1):
+        for words in dearer(seed):
+            found += 1
+            print(words, flush=True)
+        if done % 500 == 0:
+            print(f"{done} of {len(seeds)}: {found} of {4 * done} dearer", flush=True)
+    print(f"{len(seeds)} questions, {4 * len(seeds)} changes: {found} dearer")
+
+
 def report_exact(seeds: range) -> None:
     missed, invalid = [], []
     for done, seed in enumerate(seeds, start=1):
@@ -249,7 +276,7 @@ def seeds_of(text: str) -> range:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("broken", "exact", "monotone"))
+    parser.add_argument("what", choices=("broken", "exact", "monotone", "prices"))
     parser.add_argument("--seeds", default="0-37", metavar="FIRST-LAST")
     parser.add_argument("--swaps", type=int, default=SWAPS, help="random exchanges tried for each of the best three")
     asked = parser.parse_args()
@@ -257,7 +284,7 @@ def main() -> None:
     if asked.what == "broken":
         report_broken(seeds, asked.swaps)
     else:
-        {"exact": report_exact, "monotone": report_monotone}[asked.what](seeds)
+        {"exact": report_exact, "monotone": report_monotone, "prices": report_prices}[asked.what](seeds)
 
 
 if __name__ == "__main__":

@@ -230,10 +230,11 @@ class LinkRates:
 
     @cached_property
     def ring_share(self) -> Floats:
-        """Of what a card reaches, what one ring or send gets; by run."""
-        cards = [node.nics for node in self.wiring.nodes]
-        fast = np.array([card.bytes_per_s >= FAST_CARD_BYTES_PER_S for card in cards]) & self.has_protocols
-        return np.where(fast, [NETWORKS[card.kind].ring_share for card in cards], 1.0)
+        """Of what a card reaches, what one ring or send gets; by run. One queue pair fills any card that is slower than
+        what it gets of the slowest fast one, and of faster cards as much as of that, or its share."""
+        shares = [(NETWORKS[node.nics.kind].ring_share, node.nics.bytes_per_s) for node in self.wiring.nodes]
+        found = [max(share, min(1.0, share * FAST_CARD_BYTES_PER_S / rate)) for share, rate in shares]
+        return np.where(self.has_protocols, found, 1.0)
 
     @cached_property
     def all_to_all_share(self) -> Floats:
@@ -272,24 +273,23 @@ class LinkRates:
         return np.asarray(self.of_run[seats.run, NIC_OUT] * self.wiring.card_share[seats.run, seats.card])
 
     @cached_property
-    def _sized(self) -> tuple[Floats, Floats]:
-        """(a leaf's uplinks as they were sized, one of them), by leaf: its nodes times the best one's cards, over the
-        oversubscription; an uplink is as fast as a card of that node."""
+    def _uplinks(self) -> tuple[Floats, Floats]:
+        """(a leaf's uplinks as they were sized, what is left of them), by leaf: as many of one card's rate as its nodes
+        have cards, over the oversubscription, without the dead ones. Of unlike nodes the one whose cards make most."""
         cluster = self.wiring.cluster
-        leaves, card = cluster.leaf_of_slot, self.of_run[:, NIC_OUT]
-        cards = np.array([node.nics.count for node in self.wiring.nodes]) * card
-        best, one = np.zeros(int(leaves[-1]) + 1), np.zeros(int(leaves[-1]) + 1)
-        np.maximum.at(best, leaves, cards[cluster.run_of_slot])
-        np.maximum.at(one, leaves, card[cluster.run_of_slot])
-        return np.bincount(leaves) * best / cluster.fabric.oversubscription, one
+        leaves, card = cluster.leaf_of_slot, self.of_run[cluster.run_of_slot, NIC_OUT]
+        cards = np.array([node.nics.count for node in self.wiring.nodes])[cluster.run_of_slot]
+        uplinks = cards * np.bincount(leaves)[leaves] / cluster.fabric.oversubscription
+        dead = np.bincount(cluster.fabric.missing_uplinks, minlength=int(leaves[-1]) + 1)[leaves]
+        sized, left = np.zeros(int(leaves[-1]) + 1), np.zeros(int(leaves[-1]) + 1)
+        np.maximum.at(sized, leaves, uplinks * card)
+        np.maximum.at(left, leaves, (uplinks - dead) * card)
+        return sized, left
 
     @cached_property
     def of_leaf(self) -> Floats:
         """Uplinks of each leaf without the dead ones; in a rail-only fabric of each (leaf, rail)."""
-        sized, one = self._sized
-        dead = np.bincount(self.wiring.cluster.fabric.missing_uplinks, minlength=len(sized))
-        left = sized - dead * one
-        return np.repeat(left / self.wiring.rails, self.wiring.rails)
+        return np.repeat(self._uplinks[1] / self.wiring.rails, self.wiring.rails)
 
     @cached_property
     def of_spine(self) -> Floats:
@@ -297,7 +297,7 @@ class LinkRates:
         cluster = self.wiring.cluster
         first = np.unique(cluster.leaf_of_slot, return_index=True)[1]
         sized = (
-            np.bincount(cluster.spine_of_slot[first], weights=self._sized[0]) / cluster.fabric.spine_oversubscription
+            np.bincount(cluster.spine_of_slot[first], weights=self._uplinks[0]) / cluster.fabric.spine_oversubscription
         )
         return np.repeat(sized / self.wiring.rails, self.wiring.rails)
 

@@ -19,12 +19,12 @@ from functools import cached_property
 
 import numpy as np
 
-from cost_models.hardware.wiring import PCIE_OUT, SOCKET_OUT, SWITCH_OUT, Floats, Ints, LinkRates
+from cost_models.hardware.wiring import PCIE_OUT, SOCKET_OUT, SWITCH_OUT, Bools, Floats, Ints, LinkRates
 from cost_models.number import Array
 from cost_models.strategy import AXIS_GROUPS, Axis, Strategy, rank_groups
 from cost_models.timing.paths import Path
 from cost_models.timing.protocols import rail_crowding
-from cost_models.timing.rails import heavier
+from cost_models.timing.rails import followed_rings, heavier
 from cost_models.timing.rings import Blocks
 
 _NETWORK = ("all_to_all", "send", "gather", "all_reduce")
@@ -137,8 +137,8 @@ class Loads:
             out = np.roll(domain, -1, axis=2) != domain
             ends = ((unit[:, groups], unit[:, np.roll(groups, -1, axis=1)]) for unit, _ in self.trunks)
             up = [out & (one != other) for one, other in ends]
-            sent = out * self._crowding(groups, blocks) / self.rates.ring_share[self.seats.run[:, groups]]
-            costs["send_s_per_byte"] = self._busiest(groups, sent, np.roll(sent, 1, axis=2), up)
+            sent, share = out * self._crowding(groups, blocks), self.rates.ring_share[self.seats.run[:, groups]]
+            costs["send_s_per_byte"] = self._busiest(groups, sent / share, np.roll(sent, 1, axis=2) / share, up)
         if "gather" in patterns:
             costs["gather_s_per_byte"], costs["all_reduce_s_per_byte"] = self._rings(groups, blocks)
         return costs
@@ -163,48 +163,55 @@ class Loads:
         return busiest
 
     def _rings(self, groups: Ints, blocks: Blocks) -> tuple[Floats, Floats]:
-        """(gather, all_reduce): every card of a block carries an equal part, and one channel fits through one card."""
+        """(gather, all_reduce): the latter twice, or with trees in those groups that are the better for it.
+
+        A tree loads no link more than rings do, but passes no more on inside a domain than `tree_bytes_per_s`. So the
+        best choice of all groups is that of those which pass a rate or more, for one of the rates.
+        """
+        members, several = groups.shape[1], self.several
+        part = np.where(blocks.domains > 1, (members - 1) / members, 0.0)
+        gather = self._ring_load(groups, blocks, part, np.zeros(blocks.groups, dtype=bool))
+        reduced = 2 * gather
+        passed = self.rates.tree_bytes_per_s[self.seats.run[:, groups]].min(axis=2).ravel()
+        for rate in np.unique(passed[blocks.may_be_trees]):
+            trees = blocks.may_be_trees & (passed >= rate)
+            by_trees = self._ring_load(groups, blocks, np.where(trees, 1.0, 2 * part), trees)
+            passing = np.where(trees, 1 / passed, 0.0).reshape(several, -1).max(axis=1)
+            reduced = np.minimum(reduced, np.maximum(by_trees, passing))
+        return gather, reduced
+
+    def _ring_load(self, groups: Ints, blocks: Blocks, sends: Floats, trees: Bools) -> Floats:
+        """Where each group sends such a share of its buffer out of each domain, every card of a block an equal part of
+        it, and one channel fits through one card; `trees` do without a ring's losses."""
         members, order = groups.shape[1], blocks.order
-        cards = self.card_rate[:, groups].ravel()[order]
+        rates = self.card_rate[:, groups].ravel()[order]
         shares = self.rates.ring_share[self.seats.run[:, groups]].ravel()[order]
-        part = np.where(blocks.domains > 1, (members - 1) / members, 0.0)[blocks.group]
+        rates = np.where(np.repeat(trees, members), rates, rates * shares)
         block = np.repeat(np.arange(len(blocks.start)), blocks.entry_count)
         entry, placement = blocks.entries, blocks.entries // groups.size
-        share = (part / blocks.entry_count)[block]
+        sent = (sends[blocks.group] / blocks.entry_count)[block]
         nic = self.seats.nic[:, groups].ravel()[order][entry]
-        trunks = [(unit[:, groups].ravel()[order], carried) for unit, carried in self.trunks]
+        busiest = self._most_of(placement, nic, sent / rates[entry])
+        channel = (sends / blocks.channels)[blocks.group] / np.maximum.reduceat(rates, blocks.start)
+        np.maximum.at(busiest, blocks.start // groups.size, channel)
         last, first = blocks.start + blocks.size - 1, blocks.start[blocks.next]
-        trees = self.all_reduce_times(groups, blocks)
-        tree = (blocks.domains == 2) & (trees < 2.0)
-        tree_sends, no_tree = np.where(tree, members / (members - 1), trees), np.zeros_like(tree)
-        loads = []
-        for sends, times, by_tree in ((np.ones(blocks.groups),) * 2 + (no_tree,), (tree_sends, trees, tree)):
-            rates = np.where(np.repeat(by_tree, members), cards, cards * shares)
-            channel = part / blocks.channels[blocks.group] / np.maximum.reduceat(rates, blocks.start)
-            sent = share * sends[blocks.group[block]]
-            busiest = self._most_of(placement, nic, sent / rates[entry])
-            np.maximum.at(busiest, blocks.start // groups.size, channel * times[blocks.group])
-            for unit, carried in trunks:
-                up = (unit[last] != unit[first])[block]
-                if up.any():
-                    over = sent * up / carried[unit[entry]]
-                    busiest = np.maximum(busiest, self._most_of(placement, unit[entry], over))
-            loads.append(busiest)
-        return loads[0], loads[1]
-
-    def all_reduce_times(self, groups: Ints, blocks: Blocks) -> Floats:
-        """How often each group's all-reduce sends what a gather does."""
-        flat = (-1, groups.shape[1])
-        passed = self.rates.tree_bytes_per_s[self.seats.run[:, groups]].reshape(flat)
-        return blocks.all_reduce_times(self.card_rate[:, groups].reshape(flat), passed)
+        for unit_of_rank, carried in self.trunks:
+            unit = unit_of_rank[:, groups].ravel()[order]
+            up = (unit[last] != unit[first])[block]
+            if up.any():
+                over = sent * up / carried[unit[entry]]
+                busiest = np.maximum(busiest, self._most_of(placement, unit[entry], over))
+        return (
+            np.maximum(busiest, followed_rings(self, groups, blocks, sends).busiest())
+            if self.wiring.rail_only
+            else busiest
+        )
 
     def _busiest_bus(self, pattern: str, groups: Ints, domain: Ints, local: Ints, blocks: Blocks) -> Floats:
         """Seconds per byte on the busiest pair, switch or socket."""
         members, busiest = groups.shape[1], np.zeros(self.several)
         for unit_of_rank, rate_of_rank, staged in self.buses:
             unit, rate = unit_of_rank[:, groups], rate_of_rank[:, groups]
-            if pattern == "gather" and not staged:
-                rate = rate / np.where(self.seats.bridged[:, groups], 2, 1)  # a ring leaves a pair by one card
             if staged:
                 rate = rate * self.rates.staged_share(pattern)[self.seats.run[:, groups]]
             near = alike(unit)
@@ -214,8 +221,12 @@ class Loads:
             elif pattern == "all_to_all":
                 loads = [self._most(unit, (local - near) / members / rate)]
             else:
-                share = np.where(near < local, (members - 1) / members / near, 0.0)
-                loads = [self._most(unit, share * _passes(near, blocks) / rate)]
+                share = np.where(near < local, (members - 1) / members, 0.0) * _passes(near, blocks)
+                if staged:
+                    loads = [self._most(unit, share / near / rate)]
+                else:  # a ring leaves a pair by one card, and another ring by the other one
+                    cards = np.where(self.seats.bridged[:, groups], 2, 1)
+                    loads = [(share * cards / rate).max(axis=(1, 2))]
             busiest = np.maximum(busiest, np.max(loads, axis=0))
         return busiest
 

@@ -212,18 +212,20 @@ def _sends(loads: Loads, groups: Ints, blocks: Blocks) -> dict[str, _Meter]:
 
 
 def _rings(loads: Loads, groups: Ints, blocks: Blocks) -> dict[str, _Meter]:
-    """The hops between domains of every channel of every ring, once, and as often as an all-reduce sends."""
-    members = groups.shape[1]
-    once, summed = _Meter(loads), _Meter(loads)
+    part = (groups.shape[1] - 1) / groups.shape[1]
+    return {"gather": followed_rings(loads, groups, blocks, np.full(blocks.groups, part))}
+
+
+def followed_rings(loads: Loads, groups: Ints, blocks: Blocks, sends: Floats) -> _Meter:
+    """The hops between domains of every channel of every ring, where each group sends such a share of its buffer."""
+    meter = _Meter(loads)
     placement, place = np.divmod(blocks.order, groups.size)
     rank = groups.ravel()[place]
     channels = blocks.channels[blocks.group]
-    times = loads.all_reduce_times(groups, blocks)[blocks.group]
+    share = sends[blocks.group] / channels
     for channel in range(int(channels.max())):
         entry, leave = blocks.ends(channel)
         used = (blocks.domains[blocks.group] > 1) & (channel < channels)
         exits, entries = leave[used], entry[blocks.next][used]
-        share = (members - 1) / members / channels[used]
-        for meter, sends in ((once, share), (summed, share * times[used])):
-            meter.follow(placement[exits], rank[exits], rank[entries], sends)
-    return {"gather": once, "all_reduce": summed}
+        meter.follow(placement[exits], rank[exits], rank[entries], share[used])
+    return meter

@@ -12,9 +12,11 @@ an all-reduce may take a tree instead: it sends all of the buffer out of each do
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 
-from cost_models.hardware.wiring import Floats, Ints
+from cost_models.hardware.wiring import Bools, Floats, Ints
 
 
 class Blocks:
@@ -65,13 +67,24 @@ class Blocks:
         entry = self.entries[np.cumsum(self.entry_count) - self.entry_count + which]
         return entry, np.where(entry == self.start, self.start + self.size, entry) - 1
 
-    def all_reduce_times(self, card_bytes_per_s: Floats, tree_bytes_per_s: Floats) -> Floats:
-        """How often an all-reduce sends what a gather does, by group: twice, or less by a tree or summing switches.
+    @cached_property
+    def may_be_trees(self) -> Bools:
+        """Groups over two domains, whose all-reduce may send less by trees; of two ranks a ring sends as little."""
+        return np.asarray((self.domains == 2) & (self.members > 2))
 
-        `card_bytes_per_s`, `tree_bytes_per_s`: of each member's card and node, shape (groups, members).
-        """
+    def all_reduce_times(self, card_bytes_per_s: Floats, ring_share: Floats, tree_bytes_per_s: Floats) -> Floats:
+        """How often an all-reduce sends what a gather does, by group alone: twice, or less by trees or where switches
+        sum. Arrays are of each member's card and node, of shape (groups, members)."""
         whole = self.members / max(self.members - 1, 1)
         passed = tree_bytes_per_s.min(axis=1)
-        tree = np.maximum(1.0, self.channels * card_bytes_per_s.max(axis=1) / passed) * whole
-        times = np.where(self.domains == 2, np.minimum(tree, 2.0), 2.0)
-        return np.asarray(np.where((self.domains == 1) & np.isinf(passed), whole, times))
+        card, ring = (self._channel(rate) for rate in (card_bytes_per_s, card_bytes_per_s * ring_share))
+        tree = np.maximum(1.0, self.channels * card / passed) * whole
+        trees = self.may_be_trees & (tree / card < 2.0 / ring)
+        return np.asarray(np.where((self.domains == 1) & np.isinf(passed), whole, np.where(trees, tree, 2.0)))
+
+    def _channel(self, rate: Floats) -> Floats:
+        """What one channel of each group gets, whose blocks send it through their best card."""
+        best = np.maximum.reduceat(rate.ravel()[self.order], self.start)
+        slowest = np.full(self.groups, np.inf)
+        np.minimum.at(slowest, self.group, best)
+        return slowest

@@ -48,7 +48,8 @@ class Pattern(Struct, frozen=True, kw_only=True, eq=False):
     ring_s: Floats  # (groups,) and for a ring
     domains: Ints  # (groups,)
     reduced: Floats  # (groups,) how often an all_reduce sends as much: 2 by rings, less by trees over two domains
-    card_share: Floats  # (ranks,) of what a rank's card reaches, what one of its hops gets
+    card_share: Floats  # (ranks,) of what a rank's card reaches, what one hop gets there
+    crowding: Floats  # (ranks,) hops that share an uplink with one out of this rank
 
     @property
     def members(self) -> int:
@@ -64,7 +65,7 @@ def pattern(topology: Topology, groups: Ints, op: Op) -> Pattern:
     made = Pattern(
         op=op, groups=groups, group_of_rank=group_of_rank, hop_share=nothing, delay_s=nothing, tree_s=nothing,
         ring_s=nothing, domains=np.ones(count, dtype=np.int64),
-        reduced=np.full(count, 2.0), card_share=np.ones(topology.ranks),
+        reduced=np.full(count, 2.0), card_share=np.ones(topology.ranks), crowding=np.ones(topology.ranks),
     )  # fmt: skip
     if members == 1:
         return made
@@ -80,12 +81,12 @@ def pattern(topology: Topology, groups: Ints, op: Op) -> Pattern:
     for hop in hops:
         delay += np.bincount(group_of_rank, hop.count * topology.latency_s(np.arange(topology.ranks), hop.to), count)
     passed = topology.rates.tree_bytes_per_s[topology.run[groups]]
-    reduced = blocks.all_reduce_times(topology.card_rate[groups], passed)
+    ring_share = topology.rates.ring_share[topology.run]
+    reduced = blocks.all_reduce_times(topology.card_rate[groups], ring_share[groups], passed)
     tree_s = _tree_s(topology, group_of_rank, blocks, hops)
     once = replace(
         made, hops=hops, hop_share=share, delay_s=delay * share, ring_s=delay * share, tree_s=tree_s, reduced=reduced,
-        domains=blocks.domains,
-        card_share=topology.rates.ring_share[topology.run],
+        domains=blocks.domains, card_share=ring_share,
     )  # fmt: skip
     return twice(once) if op == "all_reduce" else once
 
@@ -113,9 +114,11 @@ def _sends(topology: Topology, made: Pattern, blocks: Blocks) -> Pattern:
     rail = topology.seats.card
     unlike = (rail != rail[hop.to]) & rates.has_rails[topology.run]
     crowding = rail_crowding(blocks.domains, topology.cluster.fabric.nodes_per_leaf)[made.group_of_rank]
-    share = rates.ring_share[topology.run] / np.where(unlike, crowding, 1.0)
     longest = latency[made.groups].max(axis=1)
-    return replace(made, hops=(hop,), hop_share=np.ones(len(longest)), delay_s=longest, card_share=share)
+    return replace(
+        made, hops=(hop,), hop_share=np.ones(len(longest)), delay_s=longest,
+        card_share=rates.ring_share[topology.run], crowding=np.where(unlike, crowding, 1.0),
+    )  # fmt: skip
 
 
 def _tree_s(topology: Topology, group_of_rank: Ints, blocks: Blocks, hops: tuple[Hops, ...]) -> Floats:

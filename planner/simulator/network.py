@@ -271,10 +271,12 @@ def _ring(table: _Table, pattern: Pattern, group: Ints, members: tuple[Ints, ...
 
 
 def _shares(topology: Topology, pattern: Pattern, source: Ints, to: Ints) -> tuple[tuple[frozenset[int], Floats], ...]:
-    """Of cards, and of switches and sockets that pass bytes on through host memory, what each flow gets."""
+    """Of the cards at both ends, and of switches and sockets that pass bytes on through host memory, what each flow
+    gets."""
     name = pattern.op if pattern.op in ("all_to_all", "send") else "gather"
     staged = np.where(topology.staged(source, to), topology.rates.staged_share(name)[topology.run[source]], 1.0)
-    return (CARDS, pattern.card_share[source]), (BUSES, staged)
+    ends = ((kind, pattern.card_share[end]) for kind, end in ((NIC_OUT, source), (NIC_IN, to)))
+    return *((frozenset((kind,)), share / pattern.crowding[source]) for kind, share in ends), (BUSES, staged)
 
 
 def _pairs(table: _Table, pattern: Pattern, group: Ints, groups: int) -> tuple[tuple[Batch, ...], ...]:

@@ -123,3 +123,56 @@ def test_the_best_ulysses_degree_moves_with_the_network() -> None:
     assert (l20[8], l20[4]) == pytest.approx((14.3, 32.8), rel=0.1)
     a100 = {degree: attention_per_s(Cluster.load("dgx-a100", gpus=8), degree) for degree in (8, 4, 2, 1)}
     assert max(a100, key=a100.__getitem__) in (4, 8)
+
+
+def unlike(*nodes: dict[str, object], kind: str = "dgx-h100") -> Cluster:
+    """Nodes of a preset, each with changes of its cards (`count`, `bytes_per_s`) and GPUs."""
+    base = Cluster.load(kind, nodes=1)
+    node, runs = base.node(0), []
+    for changes in nodes:
+        gpus = changes.pop("gpus", node.gpus)
+        runs.append(NodeRun(count=1, node=replace(node, gpus=gpus, nics=replace(node.nics, **changes))))
+    return replace(base, runs=tuple(runs))
+
+
+def all_reduce_s_per_byte(cluster: Cluster) -> float:
+    return float(paths(cluster, Strategy(data=cluster.gpus, shard=1)).axes["replicate"].all_reduce_s_per_byte)
+
+
+def test_a_tree_over_unlike_cards_goes_as_fast_as_the_slower_node() -> None:
+    """A node of A100 passes 65 GB/s of a tree on; its card of 23, or that of the other node, carries less."""
+    slow = all_reduce_s_per_byte(unlike(*({"gpus": 2, "count": 1},) * 2, kind="dgx-a100"))
+    mixed = unlike({"gpus": 2, "count": 1}, {"gpus": 2, "count": 1, "bytes_per_s": 200e9}, kind="dgx-a100")
+    assert all_reduce_s_per_byte(mixed) == slow == pytest.approx(1 / 23e9)
+
+
+def test_one_ring_fills_a_slower_card_as_well_as_a_faster_one() -> None:
+    """No step where cards begin to be fast: 39 GB/s carry no more than 41, and 25 all that the card reaches."""
+    rates = [25e9, 38e9, 39e9, 40e9, 41e9, 50e9]
+    reach = [1 / paths(unlike({"bytes_per_s": r}, {"bytes_per_s": r}), Strategy(ring=16)).axes["ring"].send_s_per_byte
+             for r in rates]  # fmt: skip
+    assert reach == pytest.approx(sorted(reach), rel=1e-12)
+    assert (reach[0], reach[-1]) == (pytest.approx(0.92 * 25e9), pytest.approx(0.92**2 * 50e9))
+
+
+def test_what_a_fast_card_loses_of_a_ring_a_slow_one_does_not() -> None:
+    """A send from a card of 400 Gbit/s into one of 40 fills the latter."""
+    slow, fast = {"gpus": 1, "count": 1, "bytes_per_s": 5e9}, {"gpus": 1, "count": 1}
+    send = paths(unlike(fast, slow), Strategy(ring=2)).axes["ring"].send_s_per_byte
+    assert send == pytest.approx(1 / (0.92 * 5e9))
+
+
+def test_two_rings_leave_a_bridged_pair_by_a_card_each() -> None:
+    """A pair whose GPUs are in two groups carries as much as two GPUs that no bridge joins."""
+    for bridges in ((), (0, 1)):
+        where = box(PAIRS, gpus=4)
+        where = where.override({0: replace(where.node(0), missing_bridges=bridges)})
+        found = paths(where, Strategy(data=2, ring=2, shard=2)).axes["replicate"]
+        assert found.bus_gather_s_per_byte == pytest.approx(0.5 / (0.75 * 32e9))
+
+
+def test_dead_uplinks_of_a_leaf_are_of_the_cards_that_sized_it() -> None:
+    """Eight cards of 25 GB/s beside one of 100: a leaf of both has 16 uplinks of 25, and two less 14."""
+    where = unlike({"bytes_per_s": 25e9}, {"count": 1, "bytes_per_s": 100e9}, {}, {})
+    where = replace(where, fabric=replace(where.fabric, nodes_per_leaf=2, missing_uplinks=(0, 0)))
+    assert cluster_costs(where).wiring.line.of_leaf.tolist() == [14 * 25e9, 16 * 50e9]
