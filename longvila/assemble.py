@@ -9,6 +9,7 @@ optimizer keeps float32 masters), fp64 for exact comparisons. Buffers (rotary fr
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,12 +18,12 @@ import torch
 from torch import nn
 
 from longvila.config import LongVilaConfig, load_config, with_rope_theta
-from longvila.job import Job, JobError
+from longvila.job import Job, JobError, refuse_differences
 from longvila.lora import NAMES, Adapters, adapt, reset
 from longvila.model import LongVilaForConditionalGeneration
 from longvila.released import read_config, tokenizer_folder, unknown
 from longvila.tokens import ByteTokenizer, FolderTokenizer, Tokenizer, Writer
-from longvila.weights import empty_model, load_weights, materialise
+from longvila.weights import empty_model, fingerprint, load_weights, materialise
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 WHOLE = ("projector", "llm", "tower")
@@ -61,6 +62,8 @@ def build_model(
     for part in trained:
         if part not in PARTS:
             raise JobError(f"settings: trained part {part!r} is none of {', '.join(PARTS)}")
+    files = fingerprint(Path(weights)) if weights is not None else []
+    refuse_differences(job.sharding, model=dataclasses.asdict(config), weights=files)
     random = filled and weights is None
     if random:
         torch.manual_seed(seed)

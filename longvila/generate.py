@@ -25,7 +25,7 @@ from longvila.assemble import build_model, build_writer, model_config, precision
 from longvila.config import LongVilaConfig
 from longvila.dataset import Documents, Row, Sample, Sampling, read_samples, row_batch
 from longvila.files import write_whole
-from longvila.job import Job, JobError, require
+from longvila.job import Job, JobError, refuse_differences, require
 from longvila.lora import ATTENTION, Adapters
 from longvila.settings import read_settings
 from longvila.sharding import Batch
@@ -90,6 +90,7 @@ class GenerateSettings(ModelSettings):
 def main(job: Job) -> None:
     settings = read_settings(GenerateSettings, job.config, "settings")
     samples = _samples(settings)
+    refuse_differences(job.sharding, questions=[(sample.name, sample.turns) for sample in samples])
     model, writer, config = open_model(settings, job)
     documents = Documents(writer, settings.sampling)
     dtype = precision(settings.precision)
@@ -120,6 +121,7 @@ def open_model(settings: ModelSettings, job: Job) -> tuple[nn.Module, Writer, Lo
         filled=trained is None,
     )  # fmt: skip
     if trained is not None:
+        refuse_differences(job.sharding, checkpoint=checkpoint.read_marker(trained).files)
         checkpoint.load(trained, model, optimizer=None)
     model.eval()
     job.sharding.before_answers(model)

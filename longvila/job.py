@@ -6,6 +6,8 @@ Settings come from `--config file.yaml` and `--set key=value` and are checked by
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +25,20 @@ def require(holds: bool, name: str, value: object, legal: str) -> None:
     """Raise a JobError that names the setting, its value and the legal ones, unless it `holds`."""
     if not holds:
         raise JobError(f"settings: {name} {value!r} must be {legal}")
+
+
+def refuse_differences(sharding: Sharding, **told: object) -> None:
+    """Collective. A JobError on every process where one was told something else than the others, by its name.
+
+    Hosts may hold different files under one path. A value's hash, summed over the processes, is `world` times that of
+    each only where all have the same; 40 bits, so that sums of 8,192 processes are exact.
+    """
+    for name, value in told.items():
+        text = json.dumps(value, sort_keys=True, default=str)
+        mine = int.from_bytes(hashlib.sha256(text.encode()).digest()[:5], "big")
+        apart = sharding.total(float(mine)) != float(mine * sharding.world)
+        if sharding.total(float(apart)):
+            raise JobError(f"hosts disagree: the {name} is not the same for all ranks; give every host the same files")
 
 
 @dataclass(frozen=True, kw_only=True)

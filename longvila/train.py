@@ -36,7 +36,7 @@ from longvila.data.listing import ON_ERROR, DataSet, data_files, read_data
 from longvila.data.sources import name_of
 from longvila.dataset import Cursor, Documents, Row, Rows, Sampling
 from longvila.files import claimed, write_whole
-from longvila.job import Job, JobError, require
+from longvila.job import Job, JobError, refuse_differences, require
 from longvila.lora import ATTENTION, TARGETS, Adapters
 from longvila.optimizer import SCHEDULES, Optimizer, learning_rate
 from longvila.processor import FrameCache
@@ -133,6 +133,8 @@ def run_job(job: Job, settings: TrainSettings, kind: type[Run]) -> None:
     rows = kind.make_rows(settings, config, data)
     lasting = {**settings.lasting(), "data": data_fingerprint(data)}
     marker = None if resume is None else _matching_marker(resume, config, settings, lasting)
+    begun = None if marker is None else dataclasses.asdict(marker)
+    refuse_differences(job.sharding, data=lasting["data"], checkpoint=begun)
     model, optimizer = _build(job, settings, config, filled=resume is None)
     run = kind(job=job, settings=settings, lasting=lasting, config=config, rows=rows, model=model, optimizer=optimizer)
     if resume is not None:

@@ -12,6 +12,7 @@ shard. Writing gathers a tensor at a time on every process, keeps it on the firs
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -40,6 +41,7 @@ from longvila.released import PARTS, root_config, tokenizer_folder, unknown
 from longvila.released import read_config as read_config
 from longvila.sharding import Sharding, whole
 
+_EDGE_BYTES = 2**20
 FILE_BYTES = 4 * 10**9  # a safetensors file of a part holds at most this much
 
 
@@ -80,6 +82,18 @@ def load_weights(model: LongVilaForConditionalGeneration, folder: Path) -> None:
         tensors = {stored.names[plain]: parameter.detach() for plain, parameter in _stored_parameters(module).items()}
         with quiet():
             load(tensors, storage_reader=HuggingFaceStorageReader(str(stored.folder)))
+
+
+def fingerprint(folder: Path) -> list[tuple[str, int, str]]:
+    """Name and size of every safetensors file, and a hash of its first and last MiB: names, shapes, some numbers."""
+    told = []
+    for file in sorted(folder.rglob("*.safetensors")):
+        size = file.stat().st_size
+        with file.open("rb") as content:
+            first = content.read(_EDGE_BYTES)
+            content.seek(max(0, size - _EDGE_BYTES))
+            told.append((str(file.relative_to(folder)), size, hashlib.sha256(first + content.read()).hexdigest()))
+    return told
 
 
 def stored_part(folder: Path, part: str) -> Stored:

@@ -18,9 +18,15 @@ from cost_models import Cluster, InputError, LayerRange, Placement, Strategy
 from executor.launch.agent import is_mistake, one_line
 from executor.launch.worker import _agree, job_main
 from longvila import train
+from longvila.assemble import build_model
+from longvila.config import load_config
 from longvila.job import Job, JobError
+from longvila.sharding import OneProcess
+from longvila.weights import save_weights
 from tests.executor.planned import ROOT, make_plan, run, save_plan
+from tests.executor.sharded_step import Case, make_sharding
 from tests.forked import forked
+from tests.ranks import run_ranks
 
 
 def _settings(folder: Path) -> dict[str, object]:
@@ -135,6 +141,36 @@ def test_ranks_with_another_plan_job_or_settings_do_not_start():
     ):
         with pytest.raises(InputError, match=f"hosts disagree: {what}"):
             agree(mine)
+
+
+def _other_files(folder):
+    """What each rank says that finds other content than the other rank under the same names."""
+    sharding, rank = make_sharding(Case(ulysses=2)), torch.distributed.get_rank()
+    here = folder / f"host{rank}"
+    here.mkdir()
+    os.chdir(here)
+    settings = {**_settings(here), "data": ["rows.jsonl"], "run": str(folder / "run"), "model": "model.yaml"}
+    text = (resources.files("longvila") / "presets/tiny.yaml").read_text()
+    rows = Path("rows.jsonl").read_text().splitlines()
+    said = []
+    for data, model in ((rows[:: 1 - 2 * rank], text), (rows, text.replace("10000.0", f"{rank + 1}e4"))):
+        Path("rows.jsonl").write_text("\n".join(data))
+        Path("model.yaml").write_text(model)
+        with pytest.raises(JobError) as fault:
+            train.main(Job(config=settings, sharding=sharding))
+        said.append(str(fault.value))
+    Path("model.yaml").write_text(text)
+    save_weights(build_model(load_config("tiny"), Job(), dtype=torch.float32, seed=rank, weights=None, trained=()),
+                 Path("weights"), OneProcess())  # fmt: skip
+    with pytest.raises(JobError) as fault:
+        train.main(Job(config={**settings, "weights": "weights"}, sharding=sharding))
+    return [*said, str(fault.value)]
+
+
+def test_ranks_that_find_other_files_under_the_same_names_do_not_start(tmp_path):
+    for said in run_ranks(_other_files, 2, tmp_path):
+        assert said == [f"hosts disagree: the {what} is not the same for all ranks; give every host the same files"
+                        for what in ("data", "model", "weights")]  # fmt: skip
 
 
 def test_kinds_of_failure():
