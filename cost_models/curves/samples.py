@@ -60,8 +60,8 @@ class Correction:
     """The factor exp(c(log work)).
 
     >>> c = Correction(work=[1.0, 4.0], base_s=[1.0, 2.0], measured_s=[2.0, 4.0])
-    >>> round(c.factor(2.0), 6)
-    2.0
+    >>> round(c.factor(2.0), 6), c.factor(np.zeros(1)).round(6).tolist(), round(c.factor(0.0), 6)
+    (2.0, [2.0], 2.0)
     """
 
     def __init__(self, *, work: Sequence[float], base_s: Sequence[float], measured_s: Sequence[float]) -> None:
@@ -75,8 +75,9 @@ class Correction:
     def factor(self, work: Number) -> Number:
         """At one amount of work (float), or many (array)."""
         if isinstance(work, np.ndarray):
-            return np.asarray(np.exp(np.interp(np.log(work), self._work, self._shift)))
-        x, xs, ys = math.log(work), self._x, self._y
+            with np.errstate(divide="ignore"):  # no work is below the least that was measured
+                return np.asarray(np.exp(np.interp(np.log(work), self._work, self._shift)))
+        x, xs, ys = math.log(work) if work else -math.inf, self._x, self._y
         i = bisect_right(xs, x)
         if i == 0 or i == len(xs):
             return math.exp(ys[0] if i == 0 else ys[-1])

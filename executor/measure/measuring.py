@@ -150,8 +150,8 @@ class Bench:
 
             calls: dict[str, Callable[[], Any]] = {
                 "all_to_all": lambda o=other, w=full: dist.all_to_all_single(o, w, group=group),  # type: ignore[misc]
-                "all_gather": lambda w=full, p=part: dist.all_gather_into_tensor(w, p, group=group),  # type: ignore[misc]
-                "reduce_scatter": lambda w=full, p=part: dist.reduce_scatter_tensor(p, w, group=group),  # type: ignore[misc]
+                "all_gather": lambda w=full, p=part: dist.all_gather_single(w, p, group=group),  # type: ignore[misc]
+                "reduce_scatter": lambda w=full, p=part: dist.reduce_scatter_single(p, w, group=group),  # type: ignore[misc]
                 "all_reduce": lambda w=full: dist.all_reduce(w, group=group),  # type: ignore[misc]
                 "send_recv": shift,
             }

@@ -4,9 +4,9 @@
 
 A recipe is a folder of stage files, `1-alignment.yaml` … `5-long.yaml`: settings of `longvila.train`, with the data
 files' names in the corpus. A stage whose weights are there is done; one with checkpoints goes on from the last. With
-`--ranks` each stage is planned on this machine, launched as planned, and the measured step stands beside the
-prediction; without, it runs in this process. `plan` and `executor` are called as commands: nothing of them is
-imported here.
+`--ranks` this machine is measured once, each stage is planned on it, launched as planned, and the measured step stands
+beside the prediction; without, it runs in this process. `plan` and `executor` are called as commands: nothing of them
+is imported here.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from typing import Any
 import click
 import yaml
 
-from longvila import train
+from longvila import checkpoint, train
 from longvila.assemble import WHOLE, model_config
+from longvila.config import presets
 from longvila.files import read_text, write_whole
 from longvila.job import Job, JobError
 from longvila.lengths import first_rows
@@ -74,7 +75,7 @@ def make_stages(recipe: str, corpus: Path, run: Path, first: int, last: int, wit
         given |= {"run": str(folder / "train"), "export": str(folder / "weights")}
         if before is not None:
             given["weights"] = str(before)
-        if (folder / "train" / "checkpoints").is_dir():
+        if checkpoint.complete(folder / "train" / "checkpoints"):
             given["resume"] = "latest"
         read_settings(train.TrainSettings, given, str(file))
         if first <= number <= last:
@@ -83,6 +84,15 @@ def make_stages(recipe: str, corpus: Path, run: Path, first: int, last: int, wit
     if not stages:
         raise JobError(f"--from {first} --to {last}: {recipe} has no such stage")
     return stages
+
+
+def measured(ranks: int, folder: Path) -> str:
+    """The profile of this machine under so many processes, measured where the folder has none yet."""
+    file = folder / f"profile-{ranks}.json"
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        _call(f"executor profile --quick --ranks {ranks} -o {shlex.quote(str(file))}")
+    return str(file)
 
 
 def run_stage(stage: Stage, ranks: int | None, profile: str | None) -> None:
@@ -96,13 +106,21 @@ def run_stage(stage: Stage, ranks: int | None, profile: str | None) -> None:
     model = model_config(settings.model, settings.weights, settings.rope_theta)
     frames = max(row.frames for row in first_rows(settings, model))
     command = (
-        f"plan --cluster local --gpus {ranks} --model longvila-tiny --ctx {settings.max_tokens} --frames {frames} "
-        f"--batch {settings.rows_per_step} {' '.join(planned_parts(settings))} -o {shlex.quote(str(plan))}"
+        f"plan --cluster local --gpus {ranks} --model {planned_model(settings)} --ctx {settings.max_tokens} "
+        f"--frames {frames} --batch {settings.rows_per_step} {' '.join(planned_parts(settings))} "
+        f"--profile {shlex.quote(profile or measured(ranks, stage.folder.parent))} -o {shlex.quote(str(plan))}"
     )
-    _call(command + (f" --profile {shlex.quote(profile)}" if profile else ""))
+    _call(command)
     folder = shlex.quote(str(stage.folder / "launch"))
     _call(f"executor launch {shlex.quote(str(plan))} --config {shlex.quote(str(config))} --run-dir {folder}")
     click.echo(compared(plan, stage.folder / "train" / "metrics.jsonl"))
+
+
+def planned_model(settings: train.TrainSettings) -> str:
+    """The model in the words of `plan`, which reads folders of weights and presets."""
+    if settings.weights is None and settings.model not in presets():
+        raise JobError(f"model: {settings.model} cannot be planned: set weights, or one of {', '.join(presets())}")
+    return shlex.quote(settings.weights) if settings.weights else f"longvila-{settings.model.removeprefix('longvila-')}"
 
 
 def planned_parts(settings: train.TrainSettings) -> list[str]:
@@ -148,7 +166,7 @@ def main() -> None:
 @click.option("--to", "last", default=5, help="Last stage.")
 @click.option("--without", multiple=True, type=int, help="A stage to leave out: an ablation.")
 @click.option("--ranks", type=click.IntRange(1), help="Plan each stage for so many ranks here, and launch it.")
-@click.option("--profile", help="With --ranks: what `executor profile` measured on this machine.")
+@click.option("--profile", help="With --ranks: an `executor profile` of this machine.  [default: measured once]")
 def run(
     corpus: Path, recipe: str, folder: Path, first: int, last: int, without: tuple[int, ...], ranks: int | None,
     profile: str | None,
@@ -166,7 +184,9 @@ def run(
             if stage.weights.exists():
                 click.echo(f"{stage.name}: done, its weights are in {stage.weights}")
                 continue
-            click.echo(f"{stage.name}: {stage.settings['steps']} steps")
+            done = checkpoint.complete(stage.folder / "train" / "checkpoints")
+            after = f", goes on after {checkpoint.read_marker(done[-1]).step}" if done else ""
+            click.echo(f"{stage.name}: {stage.settings['steps']} steps{after}")
             run_stage(stage, ranks, profile)
     except JobError as error:
         print(f"longvila: {error}", file=sys.stderr)

@@ -11,9 +11,11 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from executor.launch.settings import trained_parts
-from longvila import train
+from longvila import checkpoint, train
+from longvila.job import JobError
 from longvila.settings import read_settings
-from longvila.stages.__main__ import compared, main, make_stages, planned_parts, recipe_files
+from longvila.stages import __main__ as command
+from longvila.stages.__main__ import compared, main, make_stages, planned_model, planned_parts, recipe_files
 from longvila.synthetic import Corpus, write
 from planner.command import cli as plan_command
 from planner.options import question
@@ -65,7 +67,10 @@ def test_each_stage_goes_on_from_the_one_before_and_moves_its_parts(made):
 
 def test_a_stage_that_was_cut_off_goes_on_and_one_left_out_is_passed(made, tmp_path):
     corpus = made / "corpus"
-    (tmp_path / "1-alignment" / "train" / "checkpoints").mkdir(parents=True)
+    for folder in ("1-alignment", "2-pretraining"):  # the second was cut off while its first checkpoint was written
+        (tmp_path / folder / "train" / "checkpoints" / "step-000002.partial").mkdir(parents=True)
+    (tmp_path / "1-alignment" / "train" / "checkpoints" / "step-000001").mkdir()
+    (tmp_path / "1-alignment" / "train" / "checkpoints" / "step-000001" / checkpoint.MARKER).touch()
     stages = make_stages("tiny", corpus, tmp_path, 1, 5, [4])
     assert [stage.name for stage in stages] == ["1-alignment", "2-pretraining", "3-short", "5-long"]
     assert stages[0].settings["resume"] == "latest"
@@ -108,6 +113,22 @@ def test_each_stage_is_planned_with_the_parts_that_it_trains():
         assert sorted(trained_parts(work)) == sorted(settings.trained), file.name
         if settings.lora_rank:
             assert (work.lora_rank, work.lora_targets) == (settings.lora_rank, settings.lora_targets)
+
+
+def test_the_machine_is_measured_once_and_each_stage_planned_for_its_own_model(made, tmp_path, monkeypatch):
+    called = []
+    monkeypatch.setattr(command, "_call", lambda line: called.append(shlex.split(line)))
+    monkeypatch.setattr(command, "compared", lambda plan, metrics: "")
+    assert run(made, "--run", tmp_path / "a b", "--ranks", 2, "--from", 1, "--to", 1).exit_code == 0
+    profile = str(tmp_path / "a b" / "profile-2.json")
+    assert called[0] == ["executor", "profile", "--quick", "--ranks", "2", "-o", profile]
+    assert called[1][called[1].index("--profile") + 1] == profile and "longvila-tiny" in called[1]
+    Path(profile).touch()
+    assert command.measured(2, tmp_path / "a b") == profile and len(called) == 3
+    read = {"data": ["x"], "weights": "some/weights", "model": "tiny"}
+    assert planned_model(read_settings(train.TrainSettings, read, "")) == "some/weights"
+    with pytest.raises(JobError, match=r"model: own\.yaml cannot be planned"):
+        planned_model(read_settings(train.TrainSettings, {"data": ["x"], "model": "own.yaml"}, ""))
 
 
 def test_prediction_and_measurement_stand_side_by_side(tmp_path):
