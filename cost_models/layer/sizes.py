@@ -102,7 +102,7 @@ class RankSizes:
 
     def of(self, kind: LayerKind) -> RankSizes:
         """The same rank at a layer of this kind."""
-        return self if kind == self.layer_kind else replace(self, kind=kind)
+        return self if kind == self.layer_kind else self.once(("of", kind), lambda: replace(self, kind=kind))
 
     @cached_property
     def layer_kind(self) -> LayerKind:

@@ -84,5 +84,7 @@ def end_stages(stages: int) -> list[int]:
 def at_stage(sizes: RankSizes, ranges: tuple[LayerRange, ...], index: int) -> RankSizes:
     """The rank as one of this stage."""
     model, stages = sizes.workload.model, sizes.degrees.pipeline
-    layers = tuple((run.kind, run.layers) for run in stage(model, ranges, stages, index))
-    return replace(sizes, stage=Stage(layers=layers, first=index == 0, last=index == stages - 1))
+    counts: dict[LayerKind, Number] = {}
+    for run in stage(model, ranges, stages, index):
+        counts[run.kind] = counts.get(run.kind, 0) + run.layers
+    return replace(sizes, stage=Stage(layers=tuple(counts.items()), first=index == 0, last=index == stages - 1))

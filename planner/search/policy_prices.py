@@ -360,7 +360,7 @@ class _Layouts:
         """One layer in every microbatch of a step."""
         if self.workload.mode == "decode":
             return 0.0
-        here, (again, offload) = self.sizes.once(("of", kind), lambda: self.sizes.of(kind)), parts_of(policy)
+        here, (again, offload) = self.sizes.of(kind), parts_of(policy)
         seconds = here.once(
             ("forward_s", offload),
             lambda: self._in_step_s(forward_segment(here, self.kernels, repeat=1, offload=offload)),

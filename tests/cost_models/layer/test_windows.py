@@ -8,6 +8,7 @@ from cost_models import Cluster, InputError, Model, Strategy, Workload, price
 from cost_models.flops import executed_flops, model_flops
 from cost_models.layer.decoder import operators
 from cost_models.layer.sizes import RankSizes
+from cost_models.layer.stages import at_stage
 from cost_models.strategy import LayerRange
 from cost_models.token_layout import Layout
 
@@ -117,3 +118,10 @@ def test_heads_that_are_normed_are_read_and_written_once_more():
     assert -next(moved) + next(moved) == values * (28 + 5 * 2)
     kept = (sum(one.kept for one in operators(sizes)) for sizes in (plain, both))
     assert -next(kept) + next(kept) == values * 8 + 2 * 8192 * 4
+
+
+def test_a_layer_kind_is_sized_once_and_counted_once_a_stage():
+    """Sizes made anew for each run of a kind made plans of interleaved models take eight times as long."""
+    sizes = RankSizes(Workload(MIXED, context_tokens=2**14), Strategy())
+    assert sizes.of("window") is sizes.of("window")
+    assert at_stage(sizes, (LayerRange(count=32),), 0).stage.layers == (("window", 16), ("attention", 16))
