@@ -1,4 +1,4 @@
-"""Commands as the pages print them: every `plan` and `executor` line names options that exist, with values they take."""
+"""Commands as the pages print them: each `plan` and `executor` line has words that these commands take."""
 
 import re
 import shlex
@@ -53,3 +53,11 @@ def test_commands_of_the_pages_are_commands(program: str, command: click.Command
 def test_modules_that_the_pages_run_exist() -> None:
     for page, words in _commands("python -m"):
         assert find_spec(words[0]), f"{page}: python -m {words[0]}"
+
+
+def test_every_benchmark_is_listed() -> None:
+    listed = (ROOT / "benchmarks" / "README.md").read_text()
+    children = {"simgrid_child", "train_runs"}  # run by others
+    for path in sorted((ROOT / "benchmarks").glob("*.py")):
+        if "__main__" in path.read_text() and path.stem not in children:
+            assert f"`{path.stem}`" in listed, f"benchmarks/README.md does not list {path.stem}"
