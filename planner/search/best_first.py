@@ -11,6 +11,7 @@ A clock is read only where the caller gives a deadline; what it cuts off is left
 
 from __future__ import annotations
 
+import itertools
 import time
 from functools import cached_property
 
@@ -28,11 +29,13 @@ from planner.search.improve import (
     MOST_BLOCK_RANKS,
     MOST_BLOCKS_RANKS,
     MOST_EXCHANGES,
+    MOST_FILLS,
     MOST_RANKS,
     block_pairs,
     exchanged,
     exchanged_blocks,
     filled,
+    fills,
 )
 from planner.search.objective import Objective, weight
 from planner.search.placements import Placements
@@ -168,16 +171,16 @@ class Search:
                 self._priced_on(strategy, filled(regions, *best, strategy, self.pricer))
         columns = PricedLayouts.joined(self.priced)
         value = self._values(columns)[0]
-        first: dict[Strategy, int] = {}
+        first: dict[Strategy, list[int]] = {}
         for column in np.argsort(value, kind="stable").tolist():
-            if np.isfinite(value[column]) and len(first) < MOST_EXCHANGED:
-                first.setdefault(columns.strategies[column], column)
-        for strategy, column in first.items():
-            start = columns.take([column]), float(value[column])
+            if np.isfinite(value[column]):
+                first.setdefault(columns.strategies[column], []).append(column)
+        for strategy, several in itertools.islice(first.items(), MOST_EXCHANGED):
             if strategy.ranks <= MOST_RANKS:
-                self._exchange(strategy, *start)
+                self._exchange(strategy, columns.take(several[:1]), float(value[several[0]]))
             elif strategy.ranks <= MOST_BLOCK_RANKS:
-                self._exchange_blocks(strategy, *start)
+                for column in fills(columns, several)[:MOST_FILLS]:
+                    self._exchange_blocks(strategy, columns.take([column]), float(value[column]))
 
     def _exchange(self, strategy: Strategy, best: PricedLayouts, value: float) -> None:
         """Makes the best exchange of a placement until none helps."""
@@ -194,7 +197,7 @@ class Search:
     def _exchange_blocks(self, strategy: Strategy, best: PricedLayouts, value: float) -> None:
         """Makes the best of each batch of exchanges, until none of all helps or the budget is spent."""
         pairs, at, since = block_pairs(strategy), 0, 0
-        most = MOST_BLOCKS_RANKS // MOST_EXCHANGED // strategy.ranks
+        most = MOST_BLOCKS_RANKS // MOST_EXCHANGED // MOST_FILLS // strategy.ranks
         while since < len(pairs) and at < most and not self.out_of_time():
             batch = [pairs[i % len(pairs)] for i in range(at, at + min(BATCH, len(pairs)))]
             at, since = at + len(batch), since + len(batch)

@@ -1,6 +1,7 @@
 """Better placements on a small cluster that is broken in several places: what a region allows, and exchanges.
 
-    fill       ranks of each domain as the best region's program has them, the domains in every order
+    fill       ranks of each domain as the best region's program has them, the domains in every order; or all GPUs but
+               those with the slowest cards, the domains with most of them first or last
     exchange   two ranks, two blocks of ranks, or a GPU and a free one: the best exchange is made until none helps
     larger     blocks alone, a batch at a time: a ring's tour then keeps its crossings away from slow cards
 
@@ -25,10 +26,12 @@ MOST_RANKS = 64
 MOST_BLOCK_RANKS = 512
 """Layouts of more than MOST_RANKS and of up to so many exchange whole blocks only."""
 BATCH = 64
-MOST_BLOCKS_RANKS = 400_000
+MOST_BLOCKS_RANKS = 800_000
 """Ranks of all placements that one search reads to exchange blocks."""
 MOST_ORDERED = 4
 """Of more domains not every order is tried."""
+MOST_FILLS = 2
+"""Of such a layout exchanges start from the best placements of so many sets of GPUs."""
 MOST_EXCHANGES = 20
 HELPS = 1e-6
 """An exchange that gains less of the time is not made."""
@@ -36,19 +39,38 @@ Pair = tuple[int, int, int]  # ranks of a block, and the numbers of two blocks
 
 
 def filled(regions: Regions, rows: Rows, row: int, strategy: Strategy, pricer: Pricer) -> Placements:
-    """Placements with the ranks of each domain as a region has them."""
+    """Placements with the ranks of each domain as a region has them, and with the slowest cards left idle."""
     found: dict[bytes, tuple[Ints, Ints]] = {}
     fills = _fills(regions, rows, row, strategy.ranks)
-    for (slots, counts), gpu_order in itertools.product(fills, pricer.placer.gpu_orders):
-        run = pricer.costs.cluster.run_of_slot
-        slot = np.repeat(slots, counts)
-        gpu = np.concatenate([gpu_order[run[s]][:n] for s, n in zip(slots, counts, strict=True)])
+    run = pricer.costs.cluster.run_of_slot
+    every = [
+        (np.repeat(slots, counts), np.concatenate([of[run[s]][:n] for s, n in zip(slots, counts, strict=True)]), counts)
+        for (slots, counts), of in itertools.product(fills, pricer.placer.gpu_orders)
+    ]
+    for slot, gpu, counts in (*every, *_sparing(strategy.ranks, pricer)):
         for order in (*orders(strategy, 1), *_mixed(strategy, counts)):
             placed = np.empty_like(slot), np.empty_like(gpu)
             placed[0][order], placed[1][order] = slot, gpu
             found.setdefault(placed[0].tobytes() + placed[1].tobytes(), placed)
     slots, gpus = (np.stack(part) for part in zip(*found.values(), strict=True))
     return Placements(slots=slots, gpus=gpus, complete=False)
+
+
+def _sparing(ranks: int, pricer: Pricer) -> Iterator[tuple[Ints, Ints, Ints]]:
+    """(slot and GPU of every rank, ranks in each slot) where the GPUs with the slowest cards are left idle."""
+    cluster, rates = pricer.costs.cluster, pricer.costs.rates
+    slot = np.repeat(np.arange(cluster.slots), cluster.gpus_of_slot)
+    gpu = np.concatenate([np.arange(gpus) for gpus in cluster.gpus_of_slot.tolist()])
+    seats = pricer.costs.wiring.seats(slot, gpu)
+    rate = rates.cards(seats) * rates.ring_share[seats.run]
+    if rate.min() == rate.max() or len(slot) == ranks:
+        return
+    used = np.sort(np.argsort(rate, kind="stable")[len(slot) - ranks :])
+    slot, gpu = slot[used], gpu[used]
+    counts = np.bincount(slot, minlength=cluster.slots)
+    for order in (np.lexsort((slot, -counts[slot])), np.lexsort((gpu, -slot, counts[slot]))):
+        slots = np.unique(slot[order], return_index=True)
+        yield slot[order], gpu[order], counts[slots[0][np.argsort(slots[1])]]
 
 
 def _mixed(strategy: Strategy, counts: Ints) -> Iterator[Ints]:
@@ -102,6 +124,15 @@ def block_pairs(strategy: Strategy) -> list[Pair]:
     """Exchanges of a large layout: ulysses groups, rows and shard groups, neighbours of one block after the other."""
     sizes = distinct(np.array([strategy.ulysses, strategy.context, strategy.shard])).tolist()
     return list(_pairs([size for size in sizes if 1 < size < strategy.ranks], strategy.ranks))
+
+
+def fills(columns: PricedLayouts, several: Sequence[int]) -> list[int]:
+    """Of these columns the first of each set of GPUs in use."""
+    found: dict[bytes, int] = {}
+    for column in several:
+        places = _places(columns, column)
+        found.setdefault(places[np.lexsort(places.T)].tobytes(), column)
+    return list(found.values())
 
 
 def exchanged_blocks(columns: PricedLayouts, column: int, pairs: Sequence[Pair]) -> Placements:

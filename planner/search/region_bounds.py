@@ -129,7 +129,8 @@ class RegionBounds:
         layout, region = self.regions.alone(layouts.ranks)
         parts: list[tuple[Ints, Ints, Rows | None, RegionLoads | None]] = [(layout, region, None, None)]
         for rows in self.regions.crossing(layouts):
-            parts.append((rows.layout, rows.region, rows, Loads(self.regions, layouts, rows).loads()))
+            for loads in Loads(self.regions, layouts, rows).cases():
+                parts.append((rows.layout, rows.region, rows, loads))
         return parts
 
     def _taken(self, layouts: Layouts, layout: Ints, region: Ints, rows: Rows | None) -> tuple[Ints, Floats]:

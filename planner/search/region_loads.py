@@ -7,6 +7,7 @@
     replicate    n ranks of which at most a share a replicate group are in n / a of them; where shard groups of Z are
                  whole, all Z replicate groups visit
 
+Of slow cards the ones count that so many ranks cannot all leave idle (`Kinds.slowest_share`, `slowest`, `exit_share`).
 A load on a kind counts for every kind in use (`_worst`) where it cannot be avoided there, else for the kind where it is
 least (`_least`). Left out: what two axes load on one card at once, which no price adds up either.
 """
@@ -17,7 +18,7 @@ import itertools
 from functools import cached_property
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from planner.search.regions import ELSEWHERE, INSIDE, SLOWEST, Bools, Floats, Ints, Layouts, Regions, Rows
 
@@ -54,6 +55,9 @@ class Loads:
         self.at = np.arange(len(rows.layout))
         self.cards = np.minimum(self.most, self.kinds.cards)
         kinds = self.kinds
+        self.idle = np.maximum((self.used * kinds.count * kinds.gpus).sum(axis=1) - self.of.ranks, 0)
+        self.slow_share = kinds.slowest_share(self.idle)
+        self.slow_ring_rate, self.slow_all_to_all_rate = kinds.slowest(self.used, self.idle)
         shared = np.array(
             [[np.sum(kinds.count[row & (kinds.leaf == leaf)]) for leaf in kinds.leaf] for row in regions.used]
         )
@@ -94,6 +98,22 @@ class Loads:
             all_reduce=all_reduce, visits=np.concatenate(by_column, axis=1),
         )  # fmt: skip
 
+    def cases(self) -> list[RegionLoads]:
+        """The loads where the slowest card's rank has its neighbours in the ring next to it, and where it has not.
+
+        In the first case its ulysses group has fewer members there, in the second its messages leave by the card.
+        """
+        loads, ring, p = self.loads(), self.of.ring, self.of.ulysses
+        if self.where.ulysses == INSIDE or (ring == 1).all() or (self.slow_share == 1.0).all():
+            return [loads]
+        together = np.maximum(np.where(self.used, self.most, 1).max(axis=1) - np.minimum(ring - 1, 2), 1)
+        left = np.maximum(1 - together / p, 0.0) / self.slow_all_to_all_rate
+        sent = np.where(ring > 1, 1 / self.slow_ring_rate, 0.0)
+        return [
+            structs.replace(loads, all_to_all=np.maximum(loads.all_to_all, left)),
+            structs.replace(loads, send=np.maximum(loads.send, sent)),
+        ]
+
     def _over_two_domains(self) -> Floats:
         """Of a gather, where some replicate group visits two domains alone: many shard groups meet in one of them."""
         size, shard, where = self.of.replicate, self.of.shard, self.where
@@ -127,10 +147,13 @@ class Loads:
         parts = np.where(self._cut(size), 1 - self._largest_part(size) / p, 0.0)
         fastest = np.where(self.used, rate, 0.0).max(axis=1)
         visits = -(-size // np.maximum(np.where(self.used, together, 0).max(axis=1), 1))
+        parts = np.maximum(parts, (1 - together / p) / self.slow_share)
         load = np.maximum(
             self._worst(np.maximum(np.where(forced, least, 0.0), parts) / rate), -(-size // 2) / size / fastest
         )
         load = np.maximum(load, (1 - 1 / visits) / fastest)
+        most = np.where(self.used, together, 0).max(axis=1)
+        load = np.maximum(load, (1 - most / size) / self.slow_all_to_all_rate)
         if where.ulysses == SLOWEST:
             here, slow = np.minimum(size - 1, together[self.at, self.slowest]), rate[self.slowest]
             load = np.maximum(load, np.maximum((size - here) / size / slow, 1 / (slow + fastest)))
@@ -175,7 +198,8 @@ class Loads:
         group = np.where(whole, self.of.context[:, None], self.of.ring[:, None])
         each = -(-rings // self.kinds.cards) / rate
         forced = (self.most < group) | (group == ranks) | (whole & self._cut(self.of.context))
-        load = np.maximum(self._worst(np.where(forced, each, 0.0)), self._least(each))
+        exits = 1 / rate / self.kinds.exit_share(rings, self.idle)
+        load = np.maximum(self._worst(np.where(forced, np.maximum(each, exits), 0.0)), self._least(each))
         if where.ring == SLOWEST:
             forced = forced | self._slow()
             load = np.maximum(load, self._at_slowest(each))
@@ -197,23 +221,27 @@ class Loads:
         if self.where.replicate:
             return gather, none, none
         by_kind = [self._replicated(most) for most in met]
-        crossing = self._crossings if self.where.shard != INSIDE else []
+        crossing = list(zip(by_kind, self._crossings, self._slow_crossings, strict=True))
         floor, floor_sum = self._replicate(visits)
         per, times = self._all_reduce(visits)
         replicate, summed, below = none.copy(), none.copy(), np.full(len(size), np.inf)
-        for index, (shares, up) in enumerate(by_kind):
+        for index, (shares, slow, up) in enumerate(by_kind):
+            shares = np.maximum(shares, slow)
             on_kind = self._seconds(shares, up)
             replicate[:, index] = np.maximum(self._worst(on_kind), floor)
             summed[:, index] = np.maximum(
                 self._worst(np.maximum(shares * per, up * times / self.kinds.uplink)), floor_sum
             )
-            if crossing:
-                least = np.full(self.most.shape, np.inf)
-                for (other, trunk), load in zip(by_kind, crossing, strict=True):
+            if self.where.shard != INSIDE:
+                least, least_slow = np.full((2, *self.most.shape), np.inf)
+                for (other, slow, trunk), load, slow_load in crossing:
                     allowed = self._seconds(other, trunk) < below[:, None]
                     least = np.where(allowed, np.minimum(least, load / self.kinds.ring_rate), least)
-                paid = (shard - 1) / shard * np.minimum(self._worst(least), IMPOSSIBLE)
-                gather[:, index] = np.maximum(gather[:, index], paid)
+                    allowed = self._seconds(np.maximum(other, slow), trunk) < below[:, None]
+                    load = np.maximum(load, slow_load) / self.kinds.ring_rate
+                    least_slow = np.where(allowed, np.minimum(least_slow, load), least_slow)
+                paid = np.minimum(self._worst(np.maximum(least, least_slow)), IMPOSSIBLE)
+                gather[:, index] = np.maximum(gather[:, index], (shard - 1) / shard * paid)
             below = np.minimum(below, self._worst(on_kind))
         part = ((size - 1) / size)[:, None]
         return gather, part * replicate, part * summed
@@ -222,11 +250,12 @@ class Loads:
         """By kind, of shares of a buffer on a card and on the uplinks of its leaf."""
         return np.asarray(np.maximum(shares / self.kinds.ring_rate, up / self.kinds.uplink))
 
-    def _replicated(self, most: int) -> tuple[Floats, Floats]:
-        """Shares of a buffer on a card, and on a leaf's uplinks, where at most so many of a replicate group are in a
-        domain: none where that is all of a group."""
-        cut = (self.of.replicate > most)[:, None]
-        return np.where(cut, self._spread(most), 0.0), np.where(cut & self.lonely, self.fewest / most, 0.0)
+    def _replicated(self, most: int) -> tuple[Floats, Floats, Floats]:
+        """Shares of a buffer on a card, on the slowest one in use (as if it were the best), and on a leaf's uplinks,
+        where at most so many of a replicate group are in a domain: none where that is all of a group."""
+        cut, up = (self.of.replicate > most)[:, None], self.fewest / most
+        on_cards = (self._spread(most), 1 / most / self.slow_share, np.where(self.lonely, up, 0.0))
+        return (*(np.where(cut, share, 0.0) for share in on_cards),)  # type: ignore[return-value]
 
     def _all_reduce(self, visits: Ints) -> tuple[Floats, Floats]:
         """(seconds per share on a card of each kind, times that uplinks carry it): rings twice, trees over two domains
@@ -254,6 +283,20 @@ class Loads:
             least = np.full(self.most.shape, np.inf)
             for groups in range(lower + 1, upper + 1):
                 least = np.minimum(least, self._met(groups))
+            found.append(least)
+        return found
+
+    @cached_property
+    def _slow_crossings(self) -> list[Floats]:
+        """The same for the slowest card in use, as if it were the best one: its shard group is whole in the domain if
+        there is room, else one of so many members at most."""
+        p, found = self.of.shard[:, None], []
+        for lower, upper in itertools.pairwise([0, *self.met]):
+            least = np.full(self.most.shape, np.inf)
+            for groups in range(lower + 1, upper + 1):
+                room = self.most - groups + 1  # the other groups have a member each
+                cut = 1 / np.maximum(np.minimum(room, p - 1), 1) / self.slow_share
+                least = np.where(room >= 1, np.minimum(least, np.where(room >= p, 0.0, cut)), least)
             found.append(least)
         return found
 
@@ -287,6 +330,10 @@ class Loads:
         load = np.where(self.rows.least < size, np.maximum(load, 1 / self.rows.least / fastest), load)
         forced = self._cut(size) | all_ranks[:, None]
         load = np.maximum(load, self._worst(np.where(forced, 1 / (cards * rate), 0.0)))
+        slow = 1 / (np.maximum(self.most, 1) * rate * self.slow_share)  # every rank's card carries an equal part
+        most = np.where(self.used, self.most, 1).max(axis=1)
+        everywhere = np.maximum(self._worst(slow), 1 / most / self.slow_ring_rate)
+        load = np.maximum(load, np.where(all_ranks, everywhere, 0.0))
         if where.shard == SLOWEST:
             forced = forced | self._slow()
             load = np.maximum(load, self._at_slowest(1 / (np.minimum(smallest[:, None], cards) * rate)))
@@ -295,6 +342,7 @@ class Loads:
             groups = np.broadcast_to(self.of.replicate[:, None], groups.shape)
             inside = np.maximum(np.minimum(self.rows.least // self.of.replicate, self._least(cards)), 1)
             load = np.maximum(load, np.maximum(self._worst(groups / (cards * rate)), self._worst(1 / rate) / inside))
+            load = np.maximum(load, self._worst(groups * slow))
         everywhere = (self.several_leaves & (all_ranks | where.replicate))[:, None]
         load = np.maximum(load, self._worst(np.where(everywhere | self.lonely, groups, 0) / self.kinds.uplink))
         return np.asarray((size - 1) / size * load)

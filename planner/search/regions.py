@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,7 +34,7 @@ INSIDE, ELSEWHERE, SLOWEST = range(3)
 """Of the groups of an axis: all inside domains; some cross, but none at the slowest kind in use; some cross there."""
 
 
-class Kinds(Struct, frozen=True, kw_only=True, eq=False):
+class Kinds(Struct, frozen=True, kw_only=True, eq=False, dict=True):
     """Domains that no bound tells apart, an entry for each kind."""
 
     runs: tuple[tuple[int, ...], ...]  # of the nodes in them
@@ -46,6 +47,37 @@ class Kinds(Struct, frozen=True, kw_only=True, eq=False):
     all_to_all_rate: Floats
     uplink: Floats  # of its leaf; infinite where leaves do not limit
     leaf: Ints  # -1 where they do not
+    shares: tuple[Floats, ...]  # of `rate`, each GPU's card, best first; (domains, GPUs)
+
+    @cached_property
+    def _ascending(self) -> list[tuple[Floats, Floats]]:
+        """Of each kind the shares of all GPUs, and of each place in a domain those of all domains, slowest first."""
+        return [(np.sort(of.ravel()), np.sort(of, axis=0)) for of in self.shares]
+
+    def slowest_share(self, idle: Ints) -> Floats:
+        """Of `rate`, the slowest card in use of each kind where no more than `idle` GPUs are free; (rows, kinds)."""
+        return np.stack([every[np.minimum(idle, len(every) - 1)] for every, _ in self._ascending], axis=1)
+
+    def slowest(self, used: Bools, idle: Ints) -> tuple[Floats, Floats]:
+        """(ring rate, all-to-all rate) of the slowest card in use of all kinds together, at most; (rows,)."""
+        several = [np.unique(every, return_counts=True) for every, _ in self._ascending]
+        found = []
+        for rates in (self.ring_rate, self.all_to_all_rate):
+            rate = np.concatenate([share * most for (share, _), most in zip(several, rates, strict=True)])
+            kind = np.repeat(np.arange(len(several)), [len(share) for share, _ in several])
+            order = np.argsort(rate, kind="stable")
+            total = np.cumsum(used[:, kind[order]] * np.concatenate([many for _, many in several])[order], axis=1)
+            first = (total > idle[:, None]).argmax(axis=1)  # idle is below the GPUs in use
+            found.append(rate[order][first])
+        return found[0], found[1]
+
+    def exit_share(self, leaving: Ints, idle: Ints) -> Floats:
+        """As `slowest_share`, of so many GPUs (rows, kinds) of a domain where the best leave, in the worst domain."""
+        found = np.empty(leaving.shape)
+        for kind, (_, by_place) in enumerate(self._ascending):
+            empty = np.minimum(idle // by_place.shape[1], len(by_place) - 1)
+            found[:, kind] = by_place[empty, np.clip(leaving[:, kind], 1, by_place.shape[1]) - 1]
+        return found
 
     @classmethod
     def of(cls, costs: ClusterCosts) -> Kinds:
@@ -59,6 +91,11 @@ class Kinds(Struct, frozen=True, kw_only=True, eq=False):
         first = [alike.index(one) for one in alike]
         seen: dict[tuple[tuple[int, ...], int], list[int]] = {}
         several: dict[tuple[tuple[int, ...], int], set[int]] = {}
+        cards_of: dict[tuple[tuple[int, ...], int], list[Floats]] = {}
+        of_gpu = [
+            np.minimum(rates.of_run[r, NIC_OUT] * wiring.card_share[r, wiring.nic_of[r, : node.gpus]], MOST_RATE)
+            for r, node in enumerate(wiring.nodes)
+        ]
         domains = list(_domains(costs))
         anywhere = len({(tuple(first[run] for run in runs), leaf) for _, (runs, leaf) in domains}) > MOST_KINDS
         for slot, (runs, leaf) in domains:
@@ -66,6 +103,7 @@ class Kinds(Struct, frozen=True, kw_only=True, eq=False):
             key = tuple(sorted(first[run] for run in runs)), leaf
             seen.setdefault(key, []).append(slot)
             several.setdefault(key, set()).update(runs)
+            cards_of.setdefault(key, []).append(np.sort(np.concatenate([of_gpu[run] for run in runs]))[::-1])
         keys = list(seen)
 
         def best(of_run: Floats) -> Floats:
@@ -85,6 +123,7 @@ class Kinds(Struct, frozen=True, kw_only=True, eq=False):
             all_to_all_rate=best(rate * rates.all_to_all_share),
             uplink=np.array([uplinks[leaf] if leaf >= 0 else np.inf for _, leaf in keys]),
             leaf=np.array([leaf for _, leaf in keys]),
+            shares=tuple(np.stack(of) / most for of, most in zip(cards_of.values(), best(rate), strict=True)),
         )
 
 

@@ -34,10 +34,20 @@ def orders(strategy: Strategy, here: Cluster, rng: np.random.Generator) -> list[
     return found
 
 
-@pytest.mark.parametrize("seed", [0, 2, 16])
-def test_no_placement_is_priced_below_the_bound_of_its_regions(seed: int) -> None:
+def with_slow_cards(here: Cluster, rng: np.random.Generator) -> Cluster:
+    """Some cards of the nodes that miss none at a quarter or half of the rate."""
+    runs = []
+    for run in here.runs:
+        shares = () if run.node.missing_nics else (1.0, *rng.choice([0.25, 0.5, 1.0, 1.0, 1.0], 7).tolist())
+        runs.append(replace(run, node=replace(run.node, nic_shares=shares)))
+    return replace(here, runs=tuple(runs))
+
+
+@pytest.mark.parametrize(("seed", "slow"), [(0, False), (2, True), (16, True)])
+def test_no_placement_is_priced_below_the_bound_of_its_regions(seed: int, slow: bool) -> None:
     here, work = broken(seed)
     rng = np.random.default_rng(seed)
+    here = with_slow_cards(here, rng) if slow else here
     space = Space(
         cluster=here,
         workload=Workload(work.model, context_tokens=2**13, global_batch=work.global_batch),
@@ -63,6 +73,15 @@ def test_a_slow_card_counts_where_its_node_is_needed() -> None:
     work = Workload(Model.load("longvila-1.5b"), context_tokens=2**17)
     found = solve(base.override({1: slow}), work, fixed={"ring": 4, "ulysses": 4})
     assert found.gap < 0.05
+
+
+def test_a_slow_card_counts_where_its_gpu_is_needed() -> None:
+    """16 ranks on two nodes of 8, one card at a tenth of the rate: the bound does not take the best card for it."""
+    base = Cluster.load("dgx-h100", nodes=2)
+    slow = replace(base.node(0), nic_shares=(0.1, *[1.0] * 7))
+    work = Workload(Model.load("longvila-1.5b"), context_tokens=2**17)
+    found = solve(base.override({1: slow}), work, fixed={"ring": 2, "ulysses": 8})
+    assert found.gap < 0.03
 
 
 def test_no_two_blocks_of_a_large_answer_are_better_off_exchanged() -> None:
