@@ -11,8 +11,8 @@ in the group has, each entering at the first GPU of another NIC and leaving at t
 1/channels of the buffer. The hops of a ring (and of a round of sends) go at one pace, that of the slowest: they are
 one flow that crosses the links of all hops, a link as often as hops do. It starts after the latency of its P - 1 steps
 (mean hop), a send after the group's longest hop. An all_reduce waits twice for these or for a tree's (along a domain's
-ranks, then log2(domains) hops), whichever is shorter; over more domains trees carry as many bytes as rings. Left out:
-in-switch reduction.
+ranks, then log2(domains) hops), whichever is shorter; over more domains trees carry as many bytes as rings. Inside one
+domain both wait as long as was measured of a call without bytes. Left out: in-switch reduction.
 """
 
 from __future__ import annotations
@@ -83,9 +83,13 @@ def pattern(topology: Topology, groups: Ints, op: Op) -> Pattern:
     passed = topology.rates.tree_bytes_per_s[topology.run[groups]]
     ring_share = topology.rates.ring_share[topology.run]
     reduced = blocks.all_reduce_times(topology.card_rate[groups], ring_share[groups], passed)
-    tree_s = _tree_s(topology, group_of_rank, blocks, hops)
+    ring_s, tree_s = delay * share, _tree_s(topology, group_of_rank, blocks, hops)
+    if topology.inside is not None:
+        alone = blocks.domains == 1
+        ring_s = np.where(alone, topology.inside.intra_s("all_gather", members, 1.0), ring_s)
+        tree_s = np.where(alone, topology.inside.intra_s("all_reduce", members, 1.0) / 2, tree_s)
     once = replace(
-        made, hops=hops, hop_share=share, delay_s=delay * share, ring_s=delay * share, tree_s=tree_s, reduced=reduced,
+        made, hops=hops, hop_share=share, delay_s=ring_s, ring_s=ring_s, tree_s=tree_s, reduced=reduced,
         domains=blocks.domains, card_share=ring_share,
     )  # fmt: skip
     return twice(once) if op == "all_reduce" else once

@@ -31,6 +31,7 @@ from cost_models.program import Compute, Ring, Segment, Staged, StepProgram
 from cost_models.step.assembly import step_program
 from cost_models.strategy import Strategy, rank_groups
 from cost_models.timing.cluster_costs import cluster_costs
+from cost_models.timing.collectives import Collectives
 from cost_models.timing.paths import Paths
 from cost_models.workload import Workload
 from planner.search.space import check_plannable
@@ -113,10 +114,12 @@ def simulate(
     )
     if jitter:
         scale = scale * np.exp(jitter * np.random.default_rng(seed).standard_normal(strategy.ranks))
-    rates = cluster_costs(cluster, profile).rates
+    costs = cluster_costs(cluster, profile)
+    inside = costs.links(costs.runs(strategy.ranks, placement))
     return play(
-        program, cluster, strategy, placement, rates=rates, compute_scale=scale, memory=memory, fold=fold, trace=trace
-    )
+        program, cluster, strategy, placement, rates=costs.rates, inside=inside,
+        compute_scale=scale, memory=memory, fold=fold, trace=trace,
+    )  # fmt: skip
 
 
 def played_program(
@@ -190,17 +193,19 @@ def play(
     placement: Placement | None = None,
     *,
     rates: LinkRates | None = None,
+    inside: Collectives | None = None,
     compute_scale: Floats | None = None,
     memory: Floats | None = None,
     fold: bool = True,
     trace: bool = False,
 ) -> Simulation:
-    """Play `program` on links at `rates` (default: data sheets').
+    """Play `program` on links at `rates` (default: data sheets'), whose collectives inside a domain take `inside`'s
+    latency (default: that of their hops).
 
     `compute_scale` (per rank) stretches computation. `memory` has a rank's bytes during each instance of a segment:
     those of one microbatch, then the epilogue's.
     """
-    setup = set_up(program, cluster, strategy, placement, rates=rates, compute_scale=compute_scale)
+    setup = set_up(program, cluster, strategy, placement, rates=rates, inside=inside, compute_scale=compute_scale)
     playback, jumps = played(setup, fold=fold, trace=trace)
     topology = setup.topology
     made = None
@@ -242,13 +247,14 @@ def set_up(
     placement: Placement | None = None,
     *,
     rates: LinkRates | None = None,
+    inside: Collectives | None = None,
     compute_scale: Floats | None = None,
 ) -> Setup:
     placement = placement or Placement.in_order(cluster, strategy.ranks)
     placement.check(cluster, strategy.ranks)
     scale = np.ones(strategy.ranks) if compute_scale is None else np.asarray(compute_scale, dtype=np.float64)
     script = write_script(program, strategy)
-    topology = Topology(cluster, placement, rates)
+    topology = Topology(cluster, placement, rates, inside)
     patterns, different = _patterns(topology, script, strategy)
     return Setup(script=script, topology=topology, patterns=patterns, different=different, scale=scale)
 

@@ -45,6 +45,7 @@ from cost_models.hardware.wiring import (
 )
 from cost_models.hardware.wiring import Floats as Floats
 from cost_models.hardware.wiring import Ints as Ints
+from cost_models.timing.collectives import Collectives
 
 LEAVING_STEPS = 11
 """Steps of a route on the sender's side, up to its spine; the rest belong to the receiver."""
@@ -80,7 +81,14 @@ class Topology:
     [['slot 0 gpu 0 out', 'slot 0 gpu 1 in'], ['slot 0 nic 0 out', 'slot 1 nic 1 in']]
     """
 
-    def __init__(self, cluster: Cluster, placement: Placement, rates: LinkRates | None = None) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        placement: Placement,
+        rates: LinkRates | None = None,
+        inside: Collectives | None = None,  # how long one takes inside a domain; None: as its hops do
+    ) -> None:
+        self.inside = inside
         self.rates = Wiring(cluster).line if rates is None else rates
         self.wiring = wiring = self.rates.wiring
         self.cluster, self.nodes = cluster, wiring.nodes

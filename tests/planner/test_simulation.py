@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 
 from cost_models import Cluster, Model, Placement, Workload, price
 from cost_models.errors import InputError
+from cost_models.framework import Framework
 from cost_models.hardware.links import TREE_BYTES_PER_S
 from cost_models.hardware.wiring import GPU_OUT, NIC_OUT, Wiring
 from cost_models.program import Compute, Exchange, Ring, Segment, StepProgram
@@ -345,3 +346,12 @@ def test_memory_over_time_has_the_priced_peak(layout: Strategy, nodes: int, toke
     traced = simulate(where, work, layout, trace=True)
     assert np.array(traced.memory) == pytest.approx(np.array(found.memory), rel=1e-9, abs=1e-9)
     assert traced.trace is not None and traced.trace.counters[-1].values == pytest.approx((held / 2**30).tolist())
+
+
+def test_small_sums_inside_a_domain_take_what_they_are_measured_to_take():
+    """A decode step of tensor ranks is 65 all_reduces of a row each: latency, which hops taken one by one overstate."""
+    decoded = Workload(Model.load("longvila-8b"), context_tokens=2**18, mode="decode")
+    node, layout = Cluster.load("dgx-h100", nodes=1), Strategy(tensor=8)
+    priced = price(node, decoded, layout, framework=Framework.load("vllm"))
+    found = simulate(node, decoded, layout, framework=Framework.load("vllm"))
+    assert found.step_s == pytest.approx(priced.step_s, rel=0.02)
