@@ -10,7 +10,7 @@ from longvila import ssd
 
 VIEWS = {"view", "_unsafe_view", "split", "split_with_sizes", "slice", "select", "transpose", "permute", "expand"}
 VIEWS |= {"unsqueeze", "squeeze", "detach", "alias", "unbind", "t", "new_empty", "promote_types"}
-SHAPES = [(32, 32, 32), (16, 32, 32), (32, 16, 32), (32, 32, 64), (32, 16, 16)]
+SHAPES = [(64, 64, 64), (32, 64, 32), (64, 32, 64), (16, 64, 64)]
 
 
 class Counting(TorchDispatchMode):
