@@ -13,6 +13,7 @@ domain. The same functions take arrays of candidates, so that the planner's colu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -29,11 +30,12 @@ from cost_models.memory.host import fullest_host, rank_host_bytes
 from cost_models.models.model import Model
 from cost_models.number import Number, both, larger, pick, smaller, somewhere
 from cost_models.profile import Profile
-from cost_models.program import Broadcasts, Compute, Exchange, Ring, Segment, Staged, StepProgram
+from cost_models.program import Broadcasts, Compute, Exchange, Passed, Ring, Segment, Staged, StepProgram
 from cost_models.step.assembly import step_program
 from cost_models.strategy import Strategy
 from cost_models.timing.cluster_costs import cluster_costs
 from cost_models.timing.kernels import OPS, Kernels
+from cost_models.timing.passing import passed_s
 from cost_models.timing.paths import Paths, met
 from cost_models.units import show_bytes
 from cost_models.workload import Workload
@@ -149,6 +151,8 @@ def fold_segment(segment: Segment, paths: Paths) -> Folded:
             _book(seconds, name, sent_s)
         elif isinstance(phase, Broadcasts):
             _book(seconds, name, _broadcasts_s(phase, paths))
+        elif isinstance(phase, Passed):
+            _book(seconds, name, passed_s(phase, paths))
         elif isinstance(phase, Staged):
             phase = phase._replace(seconds=phase.seconds * paths.pace)
             copied = phase.blocks * phase.bytes / paths.host_bytes_per_s
@@ -291,10 +295,19 @@ def sent_bytes(program: StepProgram, strategy: Strategy) -> dict[str, Number]:
                 count(phase.axis, phase.op, phase.bytes * once, times)
             elif isinstance(phase, Broadcasts):
                 count(phase.axis, "broadcast", phase.bytes, times)
+            elif isinstance(phase, Passed):
+                count(phase.axis, "send", _passed_bytes(phase), times)
             elif isinstance(phase, Ring):
                 hops = phase.pieces - 1
                 count("ring", "send", (phase.hop_bytes + phase.gradient_bytes) * hops, times)
     return sent
+
+
+def _passed_bytes(phase: Passed) -> Number:
+    """Sent by a rank in the middle of the row."""
+    if phase.way == "chain":
+        return phase.state_bytes
+    return math.ceil(math.log2(phase.reach)) * phase.slots * phase.summary_bytes
 
 
 def estimates(kernels: Kernels, paths: Paths, cluster: Cluster, strategy: Strategy, model: Model) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ rank; a number may be a numpy array over candidates.
     Exchange    a collective over one axis; `bytes` is the buffer that one rank contributes (all_to_all, all_reduce: the
                 local buffer; all_gather, reduce_scatter: the full, unsharded buffer; send: what is sent)
     Broadcasts  every owner's weights to its group, one tensor after another
+    Passed      states of stretches of the row, handed on through a group in the row's order
     Ring        attention in `pieces` blocks; while block i computes, the next block's bytes are in flight
     Staged      attention in blocks whose tensors move between the GPU and host memory concurrently with them
 """
@@ -24,8 +25,10 @@ from typing import Literal, NamedTuple
 from cost_models.models.model import LayerKind
 from cost_models.number import Number
 from cost_models.strategy import Axis as Axis
+from cost_models.strategy import SsdPass
 
-Op = Literal["all_to_all", "all_gather", "reduce_scatter", "all_reduce", "send"]
+Op = Literal["all_to_all", "all_gather", "reduce_scatter", "all_reduce", "send", "chain", "tree"]
+"""The last two are how `Passed` is played: a message to the next of a row's stretches, or to one further on."""
 
 
 class Compute(NamedTuple):
@@ -46,6 +49,25 @@ class Broadcasts(NamedTuple):
     axis: Axis
     bytes: float  # of all tensors together
     owners: int  # each waits for its chain of ranks
+
+
+class Passed(NamedTuple):
+    """States of all stretches of the row reach those behind them: rank to rank, or in rounds of doubling reach."""
+
+    part: str
+    axis: Axis
+    way: SsdPass  # "least": whichever of them takes least
+    state_bytes: Number  # of one stretch
+    summary_bytes: Number  # … with its decays
+    slots: Number  # most stretches of a rank
+    stretches: Number  # of all ranks of a group
+    reach: Number  # of a tree: to go so many stretches on leads nowhere, or back to the same rank
+    turns: Number  # whether the row goes up through the ranks and back (zigzag)
+    chained: Number  # whether each rank has one stretch of any row
+
+    @property
+    def ways(self) -> tuple[SsdPass, ...]:
+        return ("gather", "chain", "tree") if self.way == "least" else (self.way,)
 
 
 class Ring(NamedTuple):
@@ -75,7 +97,7 @@ class Staged(NamedTuple):
     bytes: Number
 
 
-Phase = Compute | Exchange | Broadcasts | Ring | Staged
+Phase = Compute | Exchange | Broadcasts | Passed | Ring | Staged
 
 
 class Segment(NamedTuple):

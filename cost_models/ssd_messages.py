@@ -22,10 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.errors import InputError
-from cost_models.token_layout import Layout, Places, Span
+from cost_models.strategy import Axis, SsdPass, Strategy
+from cost_models.token_layout import Layout, Places, Span, row_granule
 
 SPLITS = ("states", "mixed", "heads")
-PASSES = ("gather", "chain", "tree")
+PASSES: tuple[SsdPass, ...] = ("gather", "chain", "tree")
 Matrix = NDArray[np.float64]
 """Bytes from each rank to each."""
 
@@ -84,6 +85,15 @@ def in_order(stretches: Sequence[Sequence[Span]]) -> tuple[tuple[int, int], ...]
     held = enumerate(stretches)
     found = [(span.start, member, slot) for member, mine in held for slot, span in enumerate(mine)]
     return tuple((member, slot) for _, member, slot in sorted(found))
+
+
+def passing_order(strategy: Strategy, axis: Axis) -> tuple[tuple[int, int], ...]:
+    """(member of an axis's group, which of its stretches) in the order of a row of one document."""
+    kind = "contiguous" if strategy.ring_kind == "contiguous" else "zigzag"
+    each = row_granule(strategy.ring, strategy.ulysses, kind)
+    layout = Layout(tokens=int(each) * 2, ulysses=strategy.ulysses, ring=strategy.ring, kind=kind)
+    places = [divmod(rank, strategy.ulysses) for rank in range(strategy.context)]
+    return in_order([runs(index) for index in scanned(layout, "states" if axis == "context" else "mixed", places)])
 
 
 def check_heads(heads: int, split: str, *, context: int, ulysses: int) -> None:

@@ -27,14 +27,14 @@ from numpy.typing import NDArray
 from cost_models import strict
 from cost_models.errors import InputError
 from cost_models.models.model import Model
-from cost_models.number import larger, somewhere
+from cost_models.number import Number, larger, pick, somewhere
 
 Recompute = Literal["none", "mlp", "all_but_attention", "full", "core_attention", "other_products"]
 Offload = Literal["none", "activations"]
 OffloadStates = Literal["none", "optimizer", "all"]
 RingDtype = Literal["fp32", "bf16"]
 SsdSplit = Literal["states", "mixed", "heads"]
-SsdPass = Literal["gather", "chain", "tree"]
+SsdPass = Literal["gather", "chain", "tree", "least"]
 RingKind = Literal["zigzag", "contiguous", "balanced", "striped", "all_gather", "double"]
 Schedule = Literal["1f1b", "interleaved", "gpipe"]
 RECOMPUTES: tuple[Recompute, ...] = get_args(Recompute)
@@ -59,7 +59,7 @@ class AxisGroups:
 AXIS_GROUPS: Mapping[Axis, AxisGroups] = {
     "ulysses": AxisGroups(("tensor",), ("all_to_all",)),
     "ring": AxisGroups(("ulysses", "tensor"), ("send", "gather", "all_to_all")),
-    "context": AxisGroups(("tensor",), ("all_to_all", "gather")),
+    "context": AxisGroups(("tensor",), ("all_to_all", "gather", "send")),
     "shard": AxisGroups(("tensor",), ("gather",)),
     "replicate": AxisGroups(("shard", "tensor"), ("gather",)),
     "gradient": AxisGroups(("tensor",), ("gather",)),
@@ -126,7 +126,8 @@ class Strategy:
     """State-space layers: each rank scans its tokens and states are passed; heads over the context group; or mixed:
     heads over ulysses, states over the ring."""
     ssd_pass: SsdPass = field(default="gather", metadata=strict.OPTIONAL)
-    """How states are passed: every rank gets all, rank to rank, or in log2 steps."""
+    """How states are passed: every rank gets all, rank to rank, or in log2 steps; least: the search's, before it
+    names one of them."""
 
     def __post_init__(self) -> None:
         for name in (*AXES, "virtual", "shard", "microbatches", "expert", "attention_head_chunks", "cache_context"):
@@ -205,6 +206,15 @@ class Strategy:
     def _expert_copies(self) -> int:
         return self.data * self.context * self.tensor // self.expert
 
+    @property
+    def ssd_slots(self) -> Number:
+        """Stretches of neighbouring tokens of a row of one document that a rank scans: two chunks of a zigzag, or a
+        half of one of them where ulysses cuts the block; an odd cut leaves both ends to one rank."""
+        if self.ssd == "heads" or self.ring_kind == "contiguous":
+            return 1 + 0 * self.ring
+        chunks = pick(self.ring > 1, 2, 1)
+        return chunks if self.ssd == "mixed" else pick(self.ulysses % 2 == 0, 1, chunks)
+
     def varied(self, **degrees: Any) -> Strategy:
         """Many strategies as one: the named degrees are arrays with one entry for each, all else is the same.
 
@@ -260,6 +270,13 @@ class Strategy:
                     f"ssd={self.ssd} deals the {model.ssd.heads} heads of a state-space layer to {dealt} ranks; legal: "
                     "ranks that divide them"
                 )
+            if self.ssd_pass == "chain" and self.ssd_slots > 1:
+                raise InputError(
+                    f"ssd_pass=chain needs one stretch of the row on each rank, ssd={self.ssd} over {self.ring_kind} "
+                    f"rings has {self.ssd_slots}; legal: gather, tree, or ring_kind=contiguous"
+                )
+            if self.ssd_pass == "least":
+                raise InputError("ssd_pass=least is what a search asks; legal: gather, chain, tree")
         self.layer_ranges(model.layers)
 
     def describe(self) -> str:

@@ -118,9 +118,10 @@ def placement_line(cluster: Cluster, strategy: Strategy, placement: Placement) -
 
 def states_line(strategy: Strategy) -> str:
     """How state-space layers are split."""
+    way = {"gather": "gathered", "chain": "passed rank to rank", "tree": "passed by a tree"}[strategy.ssd_pass]
     return {
-        "states": "state-space layers: each rank scans its own tokens, states are gathered over the context group",
-        "mixed": "state-space layers: heads dealt out over ulysses, states gathered over the ring",
+        "states": f"state-space layers: each rank scans its own tokens, states are {way} over the context group",
+        "mixed": f"state-space layers: heads dealt out over ulysses, states {way} over the ring",
         "heads": "state-space layers: heads dealt out over the context group",
     }[strategy.ssd]
 

@@ -33,7 +33,7 @@ from planner.search.policy_prices import EQUAL
 from planner.search.reasons import notable
 from planner.search.remedies import NothingFits, roomiest
 from planner.search.several import search_several
-from planner.search.space import Space, check_plannable, spaces
+from planner.search.space import Space, check_plannable, named, spaces
 from planner.search.with_levers import search_levers
 from planner.targets.target import MMSP, Target
 
@@ -112,8 +112,13 @@ def solve(
         raise NothingFits(roomiest(several, costs.samples), costs.samples)
 
     def priced(strategy: Strategy, placement: Placement) -> Choice:
-        cost = price(cluster, workload, strategy, placement, profile, target.code)
-        return Choice(strategy=strategy, placement=placement, cost=cost)
+        ways = [
+            Choice(
+                strategy=one, placement=placement, cost=price(cluster, workload, one, placement, profile, target.code)
+            )
+            for one in named(strategy)
+        ]
+        return min(ways, key=lambda way: way.cost.step_s)
 
     programs = [_Program(space, result, objective, deadline) for space, result in results.found]
     decided = _decide(programs, results.bound)

@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 from cost_models.framework import FA1_SLOWDOWN, OVERLAP_COST
 from cost_models.layer.sizes import RankSizes
 from cost_models.number import Number, larger, smaller, somewhere
-from cost_models.program import Exchange, Op
+from cost_models.program import Exchange, Op, Passed
 from cost_models.timing.kernels import Kernels
 from cost_models.workload import LoraTarget
 
@@ -67,7 +67,7 @@ class Operator(NamedTuple):
     products: tuple[Product, ...] = ()
     passes: tuple[Passes, Passes] = (Passes(), Passes())
     call: str = ""  # operators of one call are timed as one memory-bound call; empty means a call for itself alone
-    exchanges: tuple[tuple[Exchange, ...], tuple[Exchange, ...]] = ((), ())
+    exchanges: tuple[tuple[Exchange | Passed, ...], tuple[Exchange | Passed, ...]] = ((), ())
     attends: bool = False  # the attention of the rank's ring
     times: Number = 1  # how often products and memory-bound work run, one slice of the tokens each time
     reruns: bool = False  # its backward pass runs it forward first, whatever the policy

@@ -9,17 +9,15 @@ A rank sends (G ranks of the context group, b bytes a value, 4 a state's):
 
     heads    S H (P + 2 N + 1) b in, S H P b back, over the context group; mixed: over the ulysses group
     states   H (P N + 1) 4 of each stretch, gathered by all G; mixed: by the R of the ring, of H / U heads
-    halo     K - 1 tokens of x, B and C for each stretch
+    halo     K - 1 tokens of x, B and C for each stretch, to the next rank
 
-The messages themselves, rank by rank, are in `ssd_messages`. Left out: a halo inside a domain (microseconds), states
-passed by a chain or a tree (they run, and are not priced).
+The messages themselves, rank by rank, are in `ssd_messages`. How states are passed on is `timing/passing`.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from cost_models.errors import InputError
 from cost_models.layer.operators import (
     Operator,
     Passes,
@@ -33,8 +31,8 @@ from cost_models.layer.operators import (
 )
 from cost_models.layer.sizes import RankSizes
 from cost_models.models.ssd import Ssd
-from cost_models.number import Number, larger, pick, smaller
-from cost_models.program import Exchange
+from cost_models.number import Number, both, larger, pick, smaller
+from cost_models.program import Exchange, Passed
 from cost_models.strategy import Axis
 
 STATE_BYTES = 4
@@ -58,8 +56,6 @@ def ssd_operators(sizes: RankSizes) -> Table:
     """The first half of a decoder layer whose tokens are mixed by a state."""
     ssd, hidden = sizes.workload.model.ssd, sizes.workload.model.hidden
     assert ssd is not None
-    if sizes.degrees.ssd_pass != "gather":
-        raise InputError(f"ssd_pass={sizes.degrees.ssd_pass} is run, but not priced; legal here: gather")
     width, tokens = sizes.width, sizes.tokens
     work = tokens * ssd.heads
     gated = elementwise(
@@ -102,14 +98,9 @@ def _to_heads(sizes: RankSizes, name: str, moved: Number) -> Operator:
     )
 
 
-def _stretches(sizes: RankSizes) -> Number:
-    """Runs of neighbouring tokens that a member of the group scans: two chunks of a zigzag, or a half of one of them
-    where ulysses cuts the block; an odd cut leaves both ends to one rank."""
-    degrees = sizes.degrees
-    if degrees.ring_kind == "contiguous":
-        return 1 + 0 * degrees.ring
-    ring = pick(degrees.ring > 1, 2, 1)
-    return ring if degrees.ssd == "mixed" else pick(degrees.ulysses % 2 == 0, 1, ring)
+def _passing(sizes: RankSizes) -> Axis:
+    """The axis whose ranks have the stretches of a row."""
+    return "context" if sizes.degrees.ssd == "states" else "ring"
 
 
 def _convolution(sizes: RankSizes, ssd: Ssd) -> Table:
@@ -120,8 +111,8 @@ def _convolution(sizes: RankSizes, ssd: Ssd) -> Table:
     sent: tuple[Exchange, ...] = ()
     if sizes.degrees.ssd != "heads":
         _, ranks = _dealt(sizes)
-        halo = taps * ssd.heads / ranks * ssd.channels * sizes.width * _stretches(sizes) * sizes.rows
-        sent = (Exchange(part="ring", axis="ring", op="send", bytes=halo),)
+        halo = taps * ssd.heads / ranks * ssd.channels * sizes.width * sizes.degrees.ssd_slots * sizes.rows
+        sent = (Exchange(part="ring", axis=_passing(sizes), op="send", bytes=halo),)
     made = elementwise(
         sizes, "convolution", moved * (TAP_PASSES * taps + 2), 3 * taps + 2, kept=3 * moved + sizes.tokens * taps,
         host=(3 * taps + 4, 5 * taps + 4),
@@ -166,13 +157,30 @@ def _levels(chunks: Number) -> Number:
     return larger(1, levels)
 
 
-def _passed(sizes: RankSizes, ssd: Ssd) -> tuple[Exchange, ...]:
-    """The summaries of all stretches, gathered; backward those of their gradients."""
+def _passed(sizes: RankSizes, ssd: Ssd) -> tuple[Exchange | Passed, ...]:
+    """The summaries of all stretches, gathered or handed on; backward those of their gradients.
+
+    Each rank has one stretch of any row in contiguous blocks and without a ring; of a row of one document, too, where
+    a zigzag is cut by an even ulysses. A search leaves chains to the former, as rows may be packed."""
     degrees = sizes.degrees
     if degrees.ssd == "heads":
         return ()
-    axis: Axis = "context" if degrees.ssd == "states" else "ring"
-    members = degrees.context if degrees.ssd == "states" else degrees.ring
-    heads = ssd.heads / (1 if degrees.ssd == "states" else degrees.ulysses)
-    summary = sizes.rows * heads * (ssd.head_size * ssd.state + 1) * STATE_BYTES
-    return (Exchange(part="ring", axis=axis, op="all_gather", bytes=members * _stretches(sizes) * summary),)
+    axis, mixed, slots = _passing(sizes), degrees.ssd == "mixed", sizes.degrees.ssd_slots
+    members = degrees.ring if mixed else degrees.context
+    state = sizes.rows * ssd.heads / (degrees.ulysses if mixed else 1) * ssd.head_size * ssd.state * STATE_BYTES
+    summary = state * (1 + 1 / (ssd.head_size * ssd.state))
+    if degrees.ssd_pass == "gather":
+        return (Exchange(part="ring", axis=axis, op="all_gather", bytes=members * slots * summary),)
+    straight = degrees.ring_kind == "contiguous"
+    turns = both(degrees.ring > 1, not straight)
+    apart = degrees.ring * (2 if mixed else degrees.ulysses + degrees.ulysses % 2) - pick(slots > 1, 1, 0)
+    meet = True if mixed else degrees.ulysses == 1  # the row's ends lie on one rank
+    stretches = pick(turns, apart, members)
+    packed = both(degrees.ring > 1, degrees.ring_kind == "balanced")
+    return (
+        Passed(
+            part="ring", axis=axis, way=degrees.ssd_pass, state_bytes=state, summary_bytes=summary, slots=slots,
+            stretches=stretches, reach=stretches - pick(both(turns, meet), 1, 0), turns=turns,
+            chained=both(slots == 1, packed == 0),
+        ),
+    )  # fmt: skip

@@ -162,7 +162,7 @@ class Paths:
         """
         path = self.axes[axis]
         away = larger(path.ranks - path.local, 1)
-        sent_s = size * path.all_to_all_s_per_byte * path.ranks / away + _start_s("send", path)
+        sent_s = size * path.all_to_all_s_per_byte * path.ranks / away + start_s("send", path)
         seconds: Number = pick(path.hops_out > 0, sent_s, 0.0)
         return seconds
 
@@ -191,13 +191,13 @@ def met(places: Number, copies: int) -> Number:
 
 def crossing_s(op: Op, path: Path, size: Number) -> Number:
     """The part that leaves the domain, over cards and leaf uplinks, by the protocols of small messages."""
-    return _sent_s(op, path, size) + _start_s(op, path)
+    return _sent_s(op, path, size) + start_s(op, path)
 
 
 def grown_s(op: Op, path: Path, size: Number) -> Number:
     """What the protocols of larger messages add to that, also where the links inside domains decide."""
     ring_s = (path.ranks - 1) / path.ranks * path.ring_latency_s
-    return path.protocols * slower_s(op, _start_s(op, path), _sent_s(op, path, size), ring_s, path.hops_out)
+    return path.protocols * slower_s(op, start_s(op, path), _sent_s(op, path, size), ring_s, path.hops_out)
 
 
 def _sent_s(op: Op, path: Path, size: Number) -> Number:
@@ -209,7 +209,7 @@ def _sent_s(op: Op, path: Path, size: Number) -> Number:
     return size * per_byte.get(op, path.gather_s_per_byte)
 
 
-def _start_s(op: Op, path: Path) -> Number:
+def start_s(op: Op, path: Path) -> Number:
     """Latency of the hops that a collective waits for, one after the other."""
     if op in ("all_to_all", "send"):
         peers = path.ranks - 1 if op == "all_to_all" else 0

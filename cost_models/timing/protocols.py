@@ -32,7 +32,15 @@ all-to-all over 16 H100 37 us (autoparallel); cards and switches have 4 of them.
 PEER_S = 0.52e-6
 """For each further rank of an all-to-all: empty ones over 16, 32, 64 and 128 H100 take 37, 42, 60 and 98 us."""
 SLOWER: Mapping[Op, float] = MappingProxyType(
-    {"all_reduce": 6.0, "all_gather": 2.8, "reduce_scatter": 2.8, "send": 0.0, "all_to_all": 0.0}
+    {
+        "all_reduce": 6.0,
+        "all_gather": 2.8,
+        "reduce_scatter": 2.8,
+        "send": 0.0,
+        "all_to_all": 0.0,
+        "chain": 0.0,
+        "tree": 0.0,
+    }
 )
 """All-reduces go from trees of the fastest protocol to those of the slowest. Rings of the slowest wait 3.8 times as
 long as those of the fastest over nodes of eight, 3.4 times over nodes of four (NCCL's latencies, above); over 32 and

@@ -34,7 +34,7 @@ from cost_models.memory.host import rank_host_bytes
 from cost_models.memory.peaks import kept_bytes
 from cost_models.models.model import LayerKind
 from cost_models.pricing import fold, fold_segment
-from cost_models.program import Exchange, Phase, Ring, Segment
+from cost_models.program import Exchange, Passed, Phase, Ring, Segment
 from cost_models.step.assembly import backward_segment, forward_segment, step_program
 from cost_models.strategy import VARIED, LayerRange, Offload, Recompute, Strategy
 from cost_models.timing.kernels import Kernels
@@ -407,6 +407,8 @@ def _with_ring(segment: Segment, least_ring: Any, degrees: Strategy) -> Segment:
             phase = phase._replace(pieces=np.minimum(phase.pieces, least_ring))
         elif isinstance(phase, Exchange) and phase.op == "all_gather" and phase.axis in grows:
             phase = phase._replace(bytes=phase.bytes * (least_ring / degrees.ring))
+        elif isinstance(phase, Passed):
+            continue  # of fewer ranks it may take next to nothing
         phases.append(phase)
     last = None if segment.last is None else _with_ring(segment.last, least_ring, degrees)
     return segment._replace(phases=tuple(phases), last=last)

@@ -14,7 +14,8 @@ recompute policies: `spaces` lists those of a target.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -29,6 +30,7 @@ from cost_models.layer.recompute import POLICIES, policy
 from cost_models.layer.stages import is_mixed
 from cost_models.models.model import Model
 from cost_models.room import DEFAULT_ROOM, Room
+from cost_models.ssd_messages import PASSES
 from cost_models.strategy import PINS, RECOMPUTES, LayerRange, Recompute, SsdSplit, Strategy
 from cost_models.workload import Workload
 from planner.search.levers import NONE, Bundle
@@ -65,7 +67,8 @@ class Space(Struct, frozen=True, kw_only=True, dict=True):
             if name not in PINS:
                 raise InputError(f"fixed {name!r} is unknown; legal: {', '.join(PINS)}")
         self.target.check_pins(self.pins)
-        self.base.check(self.workload.model)
+        asked = "gather" if self.base.ssd_pass == "least" else self.base.ssd_pass
+        replace(self.base, ssd_pass=asked).check(self.workload.model)
         if self.pins.get("recompute", "none") not in RECOMPUTES:
             raise InputError(f"recompute={self.pins['recompute']!r} is unknown; legal: {', '.join(RECOMPUTES)}")
         if self.workload.mode != "train" and self.pins.get("recompute", "none") != "none":
@@ -89,6 +92,7 @@ class Space(Struct, frozen=True, kw_only=True, dict=True):
         moved = ("data", "ring", "ulysses", "shard", "zero", "microbatches", "recompute")
         held: dict[str, Any] = {"loss_chunk_tokens": self.target.loss_chunk_tokens}
         held |= {"ring_kind": self.target.ring_kind} if self.workload.mode == "train" else {}
+        held |= {"ssd_pass": "least"} if self.workload.model.ssd is not None else {}
         pinned = {name: value for name, value in self.pins.items() if name not in moved}
         return Strategy(**{**held, **self.levers.fields, **pinned})
 
@@ -241,6 +245,8 @@ class Space(Struct, frozen=True, kw_only=True, dict=True):
         ssd = self.workload.model.ssd
         if ssd is not None and self.base.ssd != "states":
             possible &= ssd.heads % (ulysses * ring if self.base.ssd == "heads" else ulysses) == 0
+        if self.base.ssd_pass == "chain":
+            possible &= self.base.varied(ulysses=ulysses, ring=ring).ssd_slots == 1
         return possible
 
     def shards(self, data: Any, context: Any) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
@@ -311,6 +317,17 @@ def spaces(cluster: Cluster, workload: Workload, pins: Mapping[str, Any], room: 
             held = {name: value for name, value in here.items() if value > 1} | schedule | split | {**pins}
             found.append(Space(cluster=cluster, workload=workload, pins=held, room=room, target=target, among=policies))
     return found
+
+
+def named(strategy: Strategy) -> Iterator[Strategy]:
+    """The strategy, or where a search left open how states are passed, one for each way that it may be."""
+    if strategy.ssd_pass != "least":
+        yield strategy
+        return
+    for way in PASSES if strategy.ssd != "heads" else PASSES[:1]:
+        packed = strategy.ring_kind == "balanced" and strategy.ring > 1
+        if way != "chain" or (strategy.ssd_slots == 1 and not packed):
+            yield replace(strategy, ssd_pass=way)
 
 
 def tensor_degrees(model: Model) -> list[int]:

@@ -44,7 +44,7 @@ CLASSES = (
 """By the name of the kernel, of an operator, or of the call of a collective; the first that fits."""
 SIMULATED = {"attention": "attention", "matmul": "products", "loss": "products", "vision": "products",
              "memory_bound": "element-wise", "optimizer": "element-wise"}  # fmt: skip
-OF_OP = {"all_to_all": "all_to_all and hops", "send": "all_to_all and hops"}
+OF_OP = dict.fromkeys(("all_to_all", "send", "chain", "tree"), "all_to_all and hops")
 GPU_WORK = ("kernel", "gpu_memcpy", "gpu_memset")
 COMPUTES, CALLS, GLOO = ("aten::", "fsdp::"), "c10d::", "gloo:"
 AXES = tuple(axis for axis, of in AXIS_GROUPS.items() if of.patterns and axis not in EXPERT_AXES)

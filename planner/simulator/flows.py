@@ -59,14 +59,8 @@ class Pattern(Struct, frozen=True, kw_only=True, eq=False):
 def pattern(topology: Topology, groups: Ints, op: Op) -> Pattern:
     """The flows of `op` over `groups`, every rank in one of them."""
     count, members = groups.shape
-    group_of_rank = np.empty(topology.ranks, dtype=np.int64)
-    group_of_rank[groups.ravel()] = np.repeat(np.arange(count), members)
-    nothing = np.zeros(count)
-    made = Pattern(
-        op=op, groups=groups, group_of_rank=group_of_rank, hop_share=nothing, delay_s=nothing, tree_s=nothing,
-        ring_s=nothing, domains=np.ones(count, dtype=np.int64),
-        reduced=np.full(count, 2.0), card_share=np.ones(topology.ranks), crowding=np.ones(topology.ranks),
-    )  # fmt: skip
+    made = silent(topology, groups, op)
+    group_of_rank = made.group_of_rank
     if members == 1:
         return made
     if op == "all_to_all":
@@ -93,6 +87,19 @@ def pattern(topology: Topology, groups: Ints, op: Op) -> Pattern:
         domains=blocks.domains, card_share=ring_share,
     )  # fmt: skip
     return twice(once) if op == "all_reduce" else once
+
+
+def silent(topology: Topology, groups: Ints, op: Op) -> Pattern:
+    """Groups of ranks that send nothing yet."""
+    count, members = groups.shape
+    group_of_rank = np.empty(topology.ranks, dtype=np.int64)
+    group_of_rank[groups.ravel()] = np.repeat(np.arange(count), members)
+    nothing = np.zeros(count)
+    return Pattern(
+        op=op, groups=groups, group_of_rank=group_of_rank, hop_share=nothing, delay_s=nothing, tree_s=nothing,
+        ring_s=nothing, domains=np.ones(count, dtype=np.int64),
+        reduced=np.full(count, 2.0), card_share=np.ones(topology.ranks), crowding=np.ones(topology.ranks),
+    )  # fmt: skip
 
 
 def twice(once: Pattern) -> Pattern:

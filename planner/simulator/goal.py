@@ -136,6 +136,8 @@ def _send(
         size, others = send.bytes / count, range(1, count)
         sent = [_message(rank, use, other, size, tag, after) for other in others]
         return (*sent, *(_receipt(rank, use, other, size, tag, after) for other in others))
+    if op in ("chain", "tree"):
+        raise InputError(f"ssd_pass={op} is not written as GOAL; legal: gather")
     times = 1.0 if op == "send" else (count - 1) / count * (2 if op == "all_reduce" else 1)
     size = send.bytes * times
     return _message(rank, use, 1, size, tag, after), _receipt(rank, use, count - 1, size, tag, after)

@@ -273,7 +273,7 @@ def _ring(table: _Table, pattern: Pattern, group: Ints, members: tuple[Ints, ...
 def _shares(topology: Topology, pattern: Pattern, source: Ints, to: Ints) -> tuple[tuple[frozenset[int], Floats], ...]:
     """Of the cards at both ends, and of switches and sockets that pass bytes on through host memory, what each flow
     gets."""
-    name = pattern.op if pattern.op in ("all_to_all", "send") else "gather"
+    name = {"all_to_all": "all_to_all", "send": "send", "chain": "send", "tree": "send"}.get(pattern.op, "gather")
     staged = np.where(topology.staged(source, to), topology.rates.staged_share(name)[topology.run[source]], 1.0)
     ends = ((kind, pattern.card_share[end]) for kind, end in ((NIC_OUT, source), (NIC_IN, to)))
     return *((frozenset((kind,)), share / pattern.crowding[source]) for kind, share in ends), (BUSES, staged)

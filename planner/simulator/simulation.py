@@ -28,6 +28,7 @@ from cost_models.memory.over_time import over_time
 from cost_models.pricing import overlap_cost
 from cost_models.profile import Profile
 from cost_models.program import Compute, Ring, Segment, Staged, StepProgram
+from cost_models.ssd_messages import passing_order
 from cost_models.step.assembly import step_program
 from cost_models.strategy import Strategy, rank_groups
 from cost_models.timing.cluster_costs import cluster_costs
@@ -40,6 +41,7 @@ from planner.simulator.flows import Pattern, pattern, twice
 from planner.simulator.folding import Partition, averaged, coarse, equitable, singletons, split
 from planner.simulator.link_classes import LinkClasses
 from planner.simulator.network import Network, network
+from planner.simulator.passing import passed
 from planner.simulator.playback import Playback
 from planner.simulator.proof import Unlike
 from planner.simulator.streams import BUBBLE, WAITING, Script, instances, write_script
@@ -292,13 +294,16 @@ def played(setup: Setup, *, fold: bool = True, trace: bool = False) -> tuple[Pla
 
 def _patterns(topology: Topology, script: Script, strategy: Strategy) -> tuple[list[Pattern], list[Pattern]]:
     """The pattern of each use, and those among them that differ by more than how often a ring goes round."""
-    made: dict[tuple[str, str], Pattern] = {}
+    made: dict[tuple[str, str, int], Pattern] = {}
     uses = []
     for use in script.uses:
         op = "all_gather" if use.op in ("reduce_scatter", "all_reduce") else use.op
-        if (use.axis, op) not in made:
-            made[use.axis, op] = pattern(topology, rank_groups(strategy, use.axis), op)
-        uses.append(twice(made[use.axis, op]) if use.op == "all_reduce" else made[use.axis, op])
+        key = use.axis, op, use.reach
+        if key not in made:
+            groups = rank_groups(strategy, use.axis)
+            order = passing_order(strategy, use.axis) if op in ("chain", "tree") else ()
+            made[key] = passed(topology, groups, op, order, use.reach) if order else pattern(topology, groups, op)
+        uses.append(twice(made[key]) if use.op == "all_reduce" else made[key])
     return uses, list(made.values())
 
 

@@ -12,13 +12,26 @@ plain one, and sending takes no SMs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Literal, NamedTuple
 
 from msgspec import Struct
 
-from cost_models.program import Axis, Broadcasts, Compute, Exchange, Op, Phase, Ring, Segment, Staged, StepProgram
+from cost_models.program import (
+    Axis,
+    Broadcasts,
+    Compute,
+    Exchange,
+    Op,
+    Passed,
+    Phase,
+    Ring,
+    Segment,
+    Staged,
+    StepProgram,
+)
 from cost_models.strategy import Strategy
 
 Stream = Literal["main", "sharding", "copy", "ring"]
@@ -31,6 +44,7 @@ class Use(NamedTuple):
     stream: Stream
     axis: Axis
     op: Op
+    reach: int = 1  # of a tree's round: to so many stretches further on
 
 
 class Work(Struct, frozen=True, kw_only=True, dict=True):
@@ -157,6 +171,16 @@ def write_script(program: StepProgram, strategy: Strategy) -> Script:
     )
 
 
+class _Reach(NamedTuple):
+    """A message from every stretch of the row to the one so many further on, or along all of them."""
+
+    part: str
+    axis: Axis
+    op: Op
+    bytes: float
+    reach: int
+
+
 class _Writer:
     def __init__(self, strategy: Strategy) -> None:
         self.strategy = strategy
@@ -174,7 +198,7 @@ class _Writer:
 
     def _piece(self, segment: Segment, scale: float) -> Piece:
         actions: list[Action] = []
-        for phase in segment.phases:
+        for phase in self._played(segment.phases):
             action = self._action(phase, scale, segment.from_host)
             if isinstance(action, Work) and actions and isinstance(actions[-1], Work):
                 actions[-1] = Work(parts=actions[-1].parts + action.parts)
@@ -198,12 +222,28 @@ class _Writer:
             overlap_cost=segment.overlap_cost,
         )
 
-    def _action(self, phase: Phase, scale: float, from_host: bool) -> Action | None:
+    def _played(self, phases: Iterable[Phase]) -> Iterator[Phase | _Reach]:
+        """Passed states as a chain, or as the rounds of a tree."""
+        for phase in phases:
+            if not isinstance(phase, Passed):
+                yield phase
+            elif phase.way == "chain":
+                yield _Reach(phase.part, phase.axis, "chain", float(phase.state_bytes), 1)
+            else:
+                assert phase.way == "tree", phase.way
+                rounds = range(math.ceil(math.log2(phase.reach)))
+                yield from (
+                    _Reach(phase.part, phase.axis, "tree", float(phase.summary_bytes), 2**each) for each in rounds
+                )
+
+    def _action(self, phase: Phase | _Reach, scale: float, from_host: bool) -> Action | None:
         if isinstance(phase, Compute):
             seconds = float(phase.seconds) * scale
             return Work(parts=((phase.part, seconds),)) if seconds > 0 else None
         if isinstance(phase, Exchange):
             return self._send("main", phase.part, phase.axis, phase.op, float(phase.bytes) * scale)
+        if isinstance(phase, _Reach):
+            return self._send("main", phase.part, phase.axis, phase.op, phase.bytes * scale, phase.reach)
         if isinstance(phase, Staged):
             if not phase.blocks:
                 return None
@@ -211,20 +251,21 @@ class _Writer:
             return Rounds(part=phase.part, use=HOST_OUT if from_host else HOST_IN, rounds=(one,))
         if isinstance(phase, Broadcasts):
             raise AssertionError("the broadcasts of owners are priced, not played")
+        assert isinstance(phase, Ring), phase
         use = self._use("main", "ring", "send")
         rounds = ring_rounds(phase, scale)
         if use is None:
             return Work(parts=((phase.part, sum(r.times * r.seconds for r in rounds)),))
         return Rounds(part=phase.part, use=use, rounds=rounds)
 
-    def _send(self, stream: Stream, part: str, axis: Axis, op: Op, size: float) -> Send | None:
-        use = self._use(stream, axis, op) if size > 0 else None
+    def _send(self, stream: Stream, part: str, axis: Axis, op: Op, size: float, reach: int = 1) -> Send | None:
+        use = self._use(stream, axis, op, reach) if size > 0 else None
         return None if use is None else Send(part=part, use=use, bytes=float(size), stream=stream)
 
-    def _use(self, stream: Stream, axis: Axis, op: Op) -> int | None:
+    def _use(self, stream: Stream, axis: Axis, op: Op, reach: int = 1) -> int | None:
         if getattr(self.strategy, axis) == 1:
             return None
-        use = Use(stream, axis, op)
+        use = Use(stream, axis, op, reach)
         if use not in self.uses:
             self.uses.append(use)
         return self.uses.index(use)

@@ -352,7 +352,7 @@ def test_unfolded_keeps_every_rank_flow_and_link_apart() -> None:
     for flow in range(int(pairs.sum())):
         for name in topology.link_names(routes, flow):
             crossed[name] += 1
-    all_to_all = playback.network.collectives[playback.script.uses.index(("main", "ulysses", "all_to_all"))]
+    all_to_all = playback.network.collectives[playback.script.uses.index(("main", "ulysses", "all_to_all", 1))]
     flows = np.concatenate([batch.flows for group in all_to_all.batches for batch in group])
     assert len(flows) == 48
     mine = np.isin(network.sharing.flow, flows)
@@ -368,7 +368,7 @@ def test_flow_of_a_ring_crosses_the_links_of_all_its_hops() -> None:
     )
     setup = set_up(UNEVEN, where, layout)
     playback, topology = setup.playback(singletons(16)), setup.topology
-    network, use = playback.network, playback.script.uses.index(("sharding", "shard", "all_gather"))
+    network, use = playback.network, playback.script.uses.index(("sharding", "shard", "all_gather", 1))
     found = pattern(topology, rank_groups(layout, "shard"), "all_gather")
     crossed: dict[str, int] = defaultdict(int)
     for hop in found.hops:

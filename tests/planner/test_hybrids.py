@@ -2,45 +2,79 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 
 from cost_models import Cluster, Model, Strategy, Workload, price
 from cost_models.room import DEFAULT_ROOM
+from cost_models.ssd_messages import PASSES
 from planner.reverse.keep_attention import evenly, hybrid
 from planner.simulator.simulation import simulate
 from planner.solve import solve
 
+SMALL = hybrid(
+    Model(name="small", layers=4, hidden=1024, ffn=2048, vocab=32000, heads=8, kv_heads=8, head_dim=128), [3]
+)
 MODEL = hybrid(Model.load("longvila-1.5b"), evenly(7, 28))
 
 
-def test_the_plan_is_the_best_of_all_layouts_and_splits():
-    """Against prices of every layout without recompute on one node, whose placements are all alike."""
-    cluster, work = Cluster.load("dgx-h100", nodes=1), Workload(MODEL, context_tokens=2**14)
-    found = solve(cluster, work, fixed={"recompute": "none"})
+def single_gpus(count, bytes_per_s):
+    """Nodes of one GPU and one slow card: all placements are alike, and all that is sent crosses the network."""
+    cluster = Cluster.load("dgx-h100", nodes=count)
+    node = cluster.runs[0].node
+    one = replace(node, gpus=1, nics=replace(node.nics, count=1, bytes_per_s=bytes_per_s))
+    return replace(cluster, runs=(replace(cluster.runs[0], node=one),))
+
+
+CLUSTERS = {"node": Cluster.load("dgx-h100", nodes=1), "slow": single_gpus(4, 1e9)}
+
+
+@pytest.mark.parametrize("kind", ["balanced", "contiguous"])
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_the_plan_is_the_best_of_all_layouts_splits_and_ways(name, kind):
+    """Against prices of every layout without recompute, on clusters whose placements are all alike. The way is one of
+    those that any packed row allows."""
+    cluster = CLUSTERS[name]
+    work, model, most = Workload(SMALL, context_tokens=2**14), SMALL, cluster.gpus
+    found = solve(cluster, work, fixed={"recompute": "none", "zero": 3, "ring_kind": kind, "data": 1})
     best = float("inf")
-    for ring, ulysses, split in itertools.product(range(1, 9), range(1, 9), ("states", "mixed", "heads")):
-        ranks = ring * ulysses
-        dealt = {"states": 1, "mixed": ulysses, "heads": ranks}[split]
-        if ranks > 8 or MODEL.ssd.heads % dealt:
+    degrees = [(ring, ulysses) for ring in range(1, most + 1) for ulysses in range(1, most // ring + 1)]
+    for (ring, ulysses), split, way in itertools.product(degrees, ("states", "mixed", "heads"), PASSES):
+        if model.ssd.heads % {"states": 1, "mixed": ulysses, "heads": ring * ulysses}[split] or ulysses > model.heads:
             continue
-        for shard, zero in ((ranks, 2), (ranks, 3), (1, 0)):
-            if (shard == 1) != (zero == 0):
-                continue
-            one = Strategy(
-                ring=ring, ulysses=ulysses, shard=shard, zero=zero, ssd=split, ring_kind="balanced",
-                loss_chunk_tokens=1024,
-            )  # fmt: skip
-            cost = price(cluster, work, one)
-            best = min(best, cost.step_s) if DEFAULT_ROOM.holds(cost) else best
+        if way == "chain" and ((kind == "balanced" and ring > 1) or split == "heads"):
+            continue
+        one = Strategy(
+            ring=ring, ulysses=ulysses, shard=ring * ulysses, zero=3, ssd=split, ssd_pass=way, ring_kind=kind,
+            loss_chunk_tokens=1024,
+        )  # fmt: skip
+        cost = price(cluster, work, one)
+        best = min(best, cost.step_s) if DEFAULT_ROOM.holds(cost) else best
     assert found.best[0].cost.step_s == pytest.approx(best, rel=1e-9)
-    assert found.bound <= best * (1 + 1e-9)
+    assert found.bound <= best * (1 + 1e-9) and found.best[0].strategy.ssd_pass in PASSES
 
 
-@pytest.mark.parametrize("split", ["states", "mixed"])
-def test_the_simulator_plays_what_is_priced(split):
+def test_how_states_are_passed_is_chosen_by_the_links():
+    """Over one shared slow card a node a chain sends least; `--fix` holds the others, at their price."""
+    cluster = Cluster.load("dgx-h100", nodes=2)
+    node = cluster.runs[0].node
+    slow = replace(node, gpus=4, nics=replace(node.nics, count=1, bytes_per_s=1e9))
+    cluster = replace(cluster, runs=(replace(cluster.runs[0], node=slow),))
+    work, seconds = Workload(SMALL, context_tokens=2**14), {}
+    held = {"recompute": "none", "ring": 2, "ulysses": 4, "ssd": "states", "ring_kind": "contiguous", "data": 1}
+    free = solve(cluster, work, fixed=held).best[0]
+    for way in PASSES:
+        one = solve(cluster, work, fixed={**held, "ssd_pass": way}).best[0]
+        seconds[way] = one.cost.step_s
+        assert one.strategy.ssd_pass == way
+    assert free.strategy.ssd_pass == "chain" and free.cost.step_s == min(seconds.values()) == seconds["chain"]
+
+
+@pytest.mark.parametrize(("split", "way"), [("states", "gather"), ("mixed", "gather"), ("states", "tree")])
+def test_the_simulator_plays_what_is_priced(split, way):
     cluster, work = Cluster.load("dgx-h100", nodes=2), Workload(MODEL, context_tokens=2**16)
-    strategy = Strategy(ring=4, ulysses=4, shard=16, ssd=split, ring_kind="balanced")
+    strategy = Strategy(ring=4, ulysses=4, shard=16, ssd=split, ssd_pass=way, ring_kind="balanced")
     priced = price(cluster, work, strategy).step_s
     assert priced * (1 - 1e-9) <= simulate(cluster, work, strategy).step_s <= priced * 1.1
 

@@ -1,17 +1,22 @@
 """Layers that mix tokens by a state: their weights, their bytes, and what is refused."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from cost_models import Cluster, Model, Strategy, Workload, price
+from cost_models import Cluster, Model, Placement, Strategy, Workload, price
 from cost_models.batch import price_batch
 from cost_models.errors import InputError
 from cost_models.layer.decoder import operators
 from cost_models.layer.sizes import RankSizes
-from cost_models.ssd_messages import SsdLayer, rounds
+from cost_models.pricing import fold
+from cost_models.program import Passed, Segment, StepProgram
+from cost_models.ssd_messages import SsdLayer, passing_order, rounds
+from cost_models.timing.cluster_costs import cluster_costs
 from cost_models.token_layout import Layout
+from planner.simulator.simulation import play
 
 CONFIG = {
     "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 8,
@@ -55,6 +60,41 @@ def test_a_rank_sends_what_the_table_of_tokens_says(read, split, ring, ulysses):
     assert mine == pytest.approx(sum(one.bytes.sum(axis=1).max() for one in told))
 
 
+@pytest.mark.parametrize("split", ["states", "mixed"])
+@pytest.mark.parametrize("kind", ["zigzag", "contiguous"])
+def test_stretches_and_rounds_of_a_tree_are_those_of_the_table_of_tokens(read, split, kind):
+    model, layer = read(), SsdLayer(heads=64, head_size=64, state=128)
+    for ring, ulysses in ((1, 4), (2, 1), (3, 1), (4, 1), (5, 1), (2, 2), (4, 2), (3, 4), (2, 8)):
+        strategy = Strategy(ring=ring, ulysses=ulysses, ssd=split, ssd_pass="tree", ring_kind=kind)
+        sizes = RankSizes(Workload(model, context_tokens=4096), strategy, kind="ssd")
+        (phase,) = [one for row in operators(sizes) for one in row.exchanges[0] if isinstance(one, Passed)]
+        order = passing_order(strategy, phase.axis)
+        assert phase.stretches == len(order) and phase.slots == 1 + max(slot for _, slot in order)
+        layout = Layout(tokens=4096, ring=ring, ulysses=ulysses, kind=kind)
+        told = [one.bytes.sum() for one in rounds(layout, layer, split, "tree") if one.op == "send"]
+        assert 2 ** len(told) >= phase.reach > 2 ** (len(told) - 1) or ring * ulysses == 1 or not told
+        heads = 64 // (ulysses if split == "mixed" else 1)
+        assert phase.summary_bytes == pytest.approx(heads * (64 * 128 + 1) * 4)
+
+
+def test_a_chain_is_least_where_gpus_share_a_slow_card(read):
+    """Of a zigzag two messages go from node to node, one after another; a tree sends five there, a gather seven."""
+    cluster = Cluster.load("dgx-h100", nodes=2)
+    node = cluster.runs[0].node
+    slow = replace(node, gpus=4, nics=replace(node.nics, count=1, bytes_per_s=1e9))
+    cluster = replace(cluster, runs=(replace(cluster.runs[0], node=slow),))
+    work, seconds, costs = Workload(read(), context_tokens=2**16), {}, cluster_costs(cluster, None)
+    for way in ("gather", "chain", "tree"):
+        one, placement = Strategy(ring=2, ulysses=4, ssd_pass=way), Placement.in_order(cluster, 8)
+        table = operators(RankSizes(work, one, kind="ssd"))
+        phases = tuple(sent for row in table for sent in row.exchanges[0] if sent.axis == "context")
+        program = StepProgram(microbatch=(Segment(name=way, phases=phases),), epilogue=(), microbatches=1)
+        seconds[way] = fold(program, costs.paths(one, placement)).seconds["ring"]
+        played = play(program, cluster, one, placement, rates=costs.rates)
+        assert played.step_s == pytest.approx(seconds[way], rel=0.08)  # many messages at once reach less than one
+    assert seconds["chain"] < seconds["tree"] < seconds["gather"]
+
+
 @pytest.mark.parametrize(("tokens", "ring", "ulysses", "megabytes"), [(2**18, 1, 8, 14.7), (2**21, 32, 8, 535)])
 def test_states_of_published_sizes(read, tokens, ring, ulysses, megabytes):
     """64 heads of 64 with a state of 128: what a rank receives of the gathered states."""
@@ -82,8 +122,10 @@ def test_which_split_sends_for_longer_turns_over_with_the_ranks(read):
 
 def test_a_batch_of_strategies_is_priced_as_each_alone(read):
     cluster, work = Cluster.load("dgx-h100", nodes=2), Workload(read(), context_tokens=2**17)
-    for split in ("states", "mixed", "heads"):
-        several = [Strategy(ring=r, ulysses=u, shard=r * u, ssd=split) for r, u in ((1, 8), (2, 8), (4, 4), (16, 1))]
+    ways = [("states", "gather"), ("states", "tree"), ("mixed", "gather"), ("mixed", "tree"), ("heads", "gather")]
+    for split, way in ways:
+        degrees = ((1, 8), (2, 8), (4, 4), (16, 1))
+        several = [Strategy(ring=r, ulysses=u, shard=r * u, ssd=split, ssd_pass=way) for r, u in degrees]
         alone = [price(cluster, work, one).step_s for one in several]
         assert np.allclose(price_batch(cluster, work, several).step_s, alone, rtol=1e-12)
 
@@ -97,7 +139,8 @@ def test_wrong_use_is_refused(read):
         Workload(model, context_tokens=2**16, lora_rank=8)
     for wrong, told in (
         ({"tensor": 2, "ring": 8}, "tensor=2"),
-        ({"ssd_pass": "tree", "ring": 16}, "ssd_pass=tree is run, but not priced"),
+        ({"ssd_pass": "chain", "ring": 16}, "ssd_pass=chain needs one stretch of the row on each rank"),
+        ({"ssd_pass": "least", "ring": 16}, "ssd_pass=least is what a search asks; legal: gather, chain, tree"),
         ({"ssd": "heads", "ring": 3}, "ssd=heads deals the 64 heads"),
     ):
         with pytest.raises(InputError, match=told):

@@ -1,0 +1,69 @@
+"""Seconds in which states of a row's stretches are handed on through a group (`program.Passed`), one way.
+
+    gather   all summaries to all ranks, as an all-gather
+    chain    stretches - 1 messages of a state, one after another; D domains are entered D - 1 times, or twice as often
+             where the row goes up through the ranks and back
+    tree     round s: stretch i sends its summary to stretch i + 2^s, until 2^s reaches all
+
+Of a tree's round each domain sends out min(2^s, stretches that it has of one way through the ranks), twice that where
+both ways pass a domain with neighbours on both sides; `send_s_per_byte` is of one message a group, and an all-to-all's
+load tells what all members' messages make of shared cards. `ssd_messages` has the messages themselves. Left out: trunks
+above the cards in a tree's rounds, blocks of ulysses ranks that straddle domains.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from cost_models.number import Number, larger, pick, smaller
+from cost_models.program import Passed
+from cost_models.timing.paths import Path, Paths, start_s
+
+
+def passed_s(phase: Passed, paths: Paths) -> Number:
+    """Of all states one way; 0 in a group of one."""
+    seconds: Number = math.inf
+    for way in phase.ways:
+        if way == "gather":
+            size = phase.summary_bytes * phase.slots * paths.axes[phase.axis].ranks
+            taken = paths.exchange_s(phase.axis, "all_gather", size)
+        elif way == "chain":
+            taken = pick(phase.chained, _chain_s(phase, paths), math.inf if phase.way == "least" else 0.0)
+        else:
+            taken = _tree_s(phase, paths)
+        seconds = smaller(seconds, taken)
+    return pick(paths.axes[phase.axis].ranks > 1, seconds, 0.0)
+
+
+def _inside_s(path: Path, paths: Paths, size: Number) -> Number:
+    return larger(paths.inside_s("send", path, size), size * path.bus_send_s_per_byte)
+
+
+def _chain_s(phase: Passed, paths: Paths) -> Number:
+    path = paths.axes[phase.axis]
+    hops = phase.stretches - 1
+    out = smaller(larger(path.hops_out - 1, 0) * pick(phase.turns, 2, 1), hops)
+    return out * paths.exchange_s(phase.axis, "send", phase.state_bytes) + (hops - out) * _inside_s(
+        path, paths, phase.state_bytes
+    )
+
+
+def _tree_s(phase: Passed, paths: Paths) -> Number:
+    path, size = paths.axes[phase.axis], phase.summary_bytes
+    inside = _inside_s(path, paths, phase.slots * size)
+    away = larger(path.ranks - path.local, 1)
+    all_s_per_byte = path.all_to_all_s_per_byte * path.ranks / away
+    ways = pick(phase.turns, 2, 1)
+    one_way = path.local * phase.stretches / larger(path.ranks, 1) / ways
+    both_sides = pick(path.hops_out > 2, ways, 1)
+    seconds: Number = 0.0
+    reach = 1
+    while reach < np.max(phase.reach):
+        out = smaller(reach, one_way) * both_sides / path.local
+        crossing = size * larger(path.send_s_per_byte, all_s_per_byte * out) + start_s("send", path)
+        taken = larger(inside, pick(path.hops_out > 0, crossing, 0.0))
+        seconds = seconds + pick(reach < phase.reach, taken, 0.0)
+        reach *= 2
+    return seconds
