@@ -37,6 +37,9 @@ class LongVilaConfig:
     projector: str = "mlp_downsample"  # see projector.py
     s2_scales: tuple[int, ...] = ()  # sizes at which the tower sees a frame, ascending; none: its own
     s2_repeat: int = 1  # times that a frame's channels are repeated (NVILA's dynamic_s2)
+    time_tokens: int = 0  # tokens that name moments of a video, of this format: answers that hold one are not learned
+    time_token_format: str = "<t{t}>"
+    video_pool: int = 1  # frames of a video whose embeddings are one mean (VILA's TSPVideoEncoder)
     tokenizer: str = "folder"  # byte | folder (the `llm` folder of the weights)
     chat: str = "chatml"  # how turns are written, see tokens.CHATS
     frame_separator: str = "\n"  # text after the tokens of each frame
@@ -75,8 +78,13 @@ class LongVilaConfig:
         size, scales = int(self.vision["image_size"]), self.s2_scales
         if scales and (scales[0] != size or any(scale % size for scale in scales)):
             raise JobError(f"model: s2_scales {list(scales)} are not multiples of the tower's {size} pixels, from 1 on")
-        if self.s2_repeat < 1 or self.video_frames < 1 or not 1 <= self.min_tiles <= self.max_tiles:
-            raise JobError("model: s2_repeat, video_frames and 1 <= min_tiles <= max_tiles are whole numbers from 1")
+        counts = (self.s2_repeat, self.video_pool, self.video_frames, self.min_tiles)
+        if min(counts) < 1 or self.min_tiles > self.max_tiles:
+            raise JobError(
+                "model: s2_repeat, video_pool, video_frames and min_tiles <= max_tiles are whole numbers from 1"
+            )
+        if self.video_pool > 1 and self.max_tiles > 1:
+            raise JobError("model: video_pool with tiled pictures is not run")
 
     @property
     def image_size(self) -> int:
@@ -101,8 +109,9 @@ class LongVilaConfig:
         fewest, most = self.min_tiles, self.max_tiles
         pictures = None if self.s2_repeat == 1 else "image_aspect_ratio dynamic_s2: videos alone are run"
         return View(
-            frames=self.video_frames, fps=self.video_fps, fewest=fewest, most=most, size=self.image_size,
-            no_pictures=pictures,
+            frames=self.video_frames, fps=self.video_fps, pool=self.video_pool, fewest=fewest, most=most,
+            size=self.image_size, no_pictures=pictures,
+            moments=tuple(self.time_token_format.replace("{t}", str(t)) for t in range(self.time_tokens)),
         )  # fmt: skip
 
     def llm_config(self) -> PretrainedConfig:

@@ -24,7 +24,7 @@ from longvila.data.sources import Source
 from longvila.job import JobError
 from longvila.processor import Clip, FrameCache, Frames, choose_frames, normalised, open_clip, pictures, tile
 from longvila.sharding import IGNORE, Batch, Sharding
-from longvila.tokens import Rendered, Writer, media_tags
+from longvila.tokens import Rendered, Turn, Writer, media_tags
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,8 @@ class Row:
 
     @property
     def frames(self) -> int:
-        return sum(len(media.times) for document in self.documents for media in document.media)
+        """Frames, tiles, or means of several frames, each with its tokens."""
+        return sum(media.count for document in self.documents for media in document.media)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,26 +100,36 @@ class Documents:
         try:
             images = [self._picture(path) for path in sample.images]
             videos = [self._video(path) for path in sample.videos]
+            self._check_moments(() if prompt else sample.turns)
         except JobError as fault:
             raise JobError(f"{sample.where}: {fault}") from None
         left = {"<image>": iter(images), "<video>": iter(videos)}
         tags = media_tags(sample.turns)
         media = tuple(next(left[tag]) for tag in tags) if tags else (*images, *videos)
-        counts, tiled = [len(m.times) for m in media], [m.grid is not None for m in media]
+        counts, tiled = [m.count for m in media], [m.grid is not None for m in media]
         rendered = self._writer.document(sample.turns, counts, prompt=prompt, tiled=tiled)
         return Document(text=rendered, media=media, name=sample.name, where=sample.where)
+
+    def _check_moments(self, turns: Sequence[Turn]) -> None:
+        """VILA learns a time token as a distribution over its neighbours (`soft_cross_entropy`), which is not run."""
+        answers = [turn.text for turn in turns if turn.role == "gpt"]
+        for moment in self._writer.view.moments:
+            if any(moment in text for text in answers):
+                raise JobError(f"an answer holds {moment}, a time token of this model: its soft loss is not run")
 
     def _picture(self, path: Source) -> Frames:
         clip, view = self._clip(path), self._writer.view
         if view.no_pictures is not None:
             raise JobError(f"{path}: a picture: {view.no_pictures}")
-        return choose_frames(clip, frames=1) if view.most == 1 else tile(clip, view.size, view.fewest, view.most)
+        if view.most > 1:
+            return tile(clip, view.size, view.fewest, view.most)
+        return choose_frames(clip, frames=1).pooled(view.pool)
 
     def _video(self, path: Source) -> Frames:
         own, view = self._sampling, self._writer.view
         if own.frames is None and own.fps is None:
-            return choose_frames(self._clip(path), view.frames, view.fps, view.frames)
-        return choose_frames(self._clip(path), own.frames or view.frames, own.fps, own.max_frames)
+            return choose_frames(self._clip(path), view.frames, view.fps, view.frames).pooled(view.pool)
+        return choose_frames(self._clip(path), own.frames or view.frames, own.fps, own.max_frames).pooled(view.pool)
 
     def _clip(self, path: Source) -> Clip:
         if path not in self._clips:
@@ -246,17 +257,17 @@ def row_batch(
 
 
 def _pictures(row: Row, here: range, size: int, cache: FrameCache | None) -> torch.Tensor:
-    """Frames `here` of all media of the row, as bytes [len(here), size, size, 3]; only they are decoded."""
+    """Frames `here` of all media of the row, as bytes [frames, size, size, 3]; only they are decoded."""
     taken, start = [np.zeros((0, size, size, 3), dtype=np.uint8)], 0
     for document in row.documents:
         for frames in document.media:
-            count = len(frames.times)
+            count, pool = frames.count, frames.pool
             mine = range(max(here.start, start) - start, min(here.stop, start + count) - start)
             start += count
             if not len(mine):
                 continue
             try:
-                taken.append(pictures(frames, mine, size, cache))
+                taken.append(pictures(frames, range(mine.start * pool, mine.stop * pool), size, cache))
             except JobError as fault:
                 raise JobError(f"{document.where}: {fault}") from None
     return torch.from_numpy(np.concatenate(taken) if len(taken) != 2 else taken[1])

@@ -10,7 +10,7 @@ at the embeddings of this rank's frames, which a batch may then bring along (`en
 `forward`, so that a sharded root gathers its parameters once; the modules that are called by themselves, each once per
 layer, are `layers()`.
 No shape depends on data, so a step also runs on fake tensors: the loss therefore visits unlabelled tokens too.
-Leaves out features pooled over frames. Shapes: L row, S local tokens, N embeddings made here, D width.
+Shapes: L row, S local tokens, N embeddings made here, D width.
 """
 
 from __future__ import annotations
@@ -85,29 +85,32 @@ class LongVilaForConditionalGeneration(nn.Module):
     def encode_frames(self, pixels_FCHW: Tensor, most_frames: int) -> Tensor:
         """Frames of this process -> [F * tokens per frame, D]; every process calls the tower equally often.
 
-        `most_frames` is the most frames that any process encodes at this time.
+        `most_frames` is the most frames that any process encodes at this time. With `video_pool` p, each p frames
+        are one in the result, and in `most_frames`.
 
         A process without frames encodes an empty picture and drops its embeddings, so that it joins the
         collectives of a sharded tower and its gradient is exactly zero.
         """
-        frames = pixels_FCHW.shape[0]
-        size = self.config.frames_per_chunk or max(frames, most_frames, 1)
+        pool = self.config.video_pool
+        frames, most_frames = pixels_FCHW.shape[0], most_frames * pool
+        size = -(-(self.config.frames_per_chunk or max(frames, most_frames, 1)) // pool) * pool
         calls = max(1, -(-max(frames, most_frames) // size))
         tower_grad = torch.is_grad_enabled() and any(p.requires_grad for p in self.tower.parameters())
         kept = []
         for start in range(0, calls * size, size):
             chunk = pixels_FCHW[start : start + size]
-            real = chunk if chunk.shape[0] else pixels_FCHW.new_zeros(1, *pixels_FCHW.shape[1:])
+            real = chunk if chunk.shape[0] else pixels_FCHW.new_zeros(pool, *pixels_FCHW.shape[1:])
             again = tower_grad and calls > 1
             embedded: Tensor = checkpoint(self._embed, real, use_reentrant=False) if again else self._embed(real)
-            kept.append(embedded[: chunk.shape[0]].flatten(0, 1))
+            kept.append(embedded[: chunk.shape[0] // pool].flatten(0, 1))
         return torch.cat(kept)
 
     def _embed(self, pixels_FCHW: Tensor) -> Tensor:
         scales = self.config.s2_scales
         patches_FPC = multiscale(self._patches, pixels_FCHW, scales) if scales else self._patches(pixels_FCHW)
         embeddings_FPD: Tensor = self.projector(patches_FPC.repeat(1, 1, self.config.s2_repeat))
-        return embeddings_FPD
+        pool = self.config.video_pool
+        return embeddings_FPD if pool == 1 else embeddings_FPD.unflatten(0, (-1, pool)).mean(1)
 
     def _patches(self, pixels_FCHW: Tensor) -> Tensor:
         patches_FPC: Tensor = self.tower(pixel_values=pixels_FCHW).last_hidden_state

@@ -52,6 +52,16 @@ class Frames:
     clip: Clip
     times: tuple[int, ...]
     grid: tuple[int, int] | None = None  # columns and rows of tiles
+    pool: int = 1  # frames that share their tokens
+
+    @property
+    def count(self) -> int:
+        """How many stand in the row: frames, tiles, or means of `pool` frames."""
+        return len(self.times) // self.pool
+
+    def pooled(self, pool: int) -> Frames:
+        """The same, `pool` of them at a time; the last is repeated where they do not divide."""
+        return replace(self, times=self.times + self.times[-1:] * (-len(self.times) % pool), pool=pool)
 
 
 def open_clip(path: Source) -> Clip:

@@ -31,12 +31,14 @@ PARTS = {"llm": "llm", "vision_tower": "tower", "mm_projector": "projector"}
 """Folder of a part -> attribute of the model."""
 EXTRA_KEYS = (
     "tokenizer", "chat", "frame_separator", "frame_opening", "loss_chunk_tokens", "frames_per_chunk", "projector",
-    "video_frames", "video_fps", "min_tiles", "max_tiles", "s2_scales", "s2_repeat",
+    "video_frames", "video_fps", "video_pool", "time_tokens", "time_token_format", "min_tiles", "max_tiles",
+    "s2_scales", "s2_repeat",
 )  # fmt: skip
 """Fields of `LongVilaConfig` that an exported folder keeps under the key `longvila`."""
 
 _EMPTY: tuple[object, ...] = (None, False, 0, "", [], {}, -1)
 _ENCODERS = {"image_encoder": "BasicImageEncoder", "video_encoder": "BasicVideoEncoder"}
+_POOLING = "TSPVideoEncoder"
 _TEMPLATES = {"qwen2": "chatml", "vicuna_v1": "vicuna", "llama_3": "llama3", "hermes_2": "hermes", "hermes-2": "hermes"}
 
 
@@ -53,14 +55,16 @@ def read_config(folder: Path) -> LongVilaConfig:
         raise _refusal(folder, "llm quantization_config", llm["quantization_config"], "run are models without it")
     if vision.get("model_type", "siglip_vision_model") != "siglip_vision_model":
         raise _refusal(folder, "vision_tower model_type", vision["model_type"], "run is siglip_vision_model")
-    opening, separator = _texts(folder, top)
+    opening, separator, pool = _texts(folder, top)
     own = top.get("longvila", {})
     given = {
         "chat": _chat(folder, top, llm),
         "projector": projector_of(folder, top, llm, projected),
         "frame_opening": opening,
         "frame_separator": separator,
+        "video_pool": pool,
         **_seen(folder, top, vision),
+        **_moments(folder, top),
         **{key: value for key, value in own.items() if key in EXTRA_KEYS},
         "llm": {key: value for key, value in llm.items() if key not in ("torch_dtype", "dtype")},
         "vision": {key: value for key, value in vision.items() if key not in ("torch_dtype", "dtype", "model_type")},
@@ -73,16 +77,22 @@ def root_config(config: LongVilaConfig) -> dict[str, Any]:
     """config.json of an exported folder: VILA's keys, which its own code reads, and ours under `longvila`."""
     columns = config.projector == projector.COLUMNS
     texts = {"start_tokens": config.frame_opening or None, "end_tokens": config.frame_separator or None}
-    encoders = {
+    encoders: dict[str, Any] = {
         key: {"_target_": f"llava.model.encoders.{name}", **texts}
         for key, name in _ENCODERS.items()
         if not columns  # the earlier code knew no encoders, which is how it is told apart
     }
+    if config.video_pool > 1:
+        pooled = {"_target_": f"llava.model.encoders.{_POOLING}", "pool_sizes": [[config.video_pool, 1, 1]]}
+        encoders["video_encoder"] = {**texts, **pooled}
     scales: dict[str, Any] = {"s2": True, "s2_scales": ",".join(map(str, config.s2_scales))} if config.s2_scales else {}
     if config.s2_repeat > 1:  # of the released scales, multiples of the tower's size, videos see the number alone
         sizes = [config.image_size * step for step in range(1, config.s2_repeat + 1)]
         scales = {"dynamic_s2": True, "s2_scales": ",".join(map(str, sizes)), "s2_resize_output_to_scale_idx": -1}
     tiles = {"min_tiles": config.min_tiles, "max_tiles": config.max_tiles} if config.max_tiles > 1 else {}
+    moments: dict[str, Any] = {}
+    if config.time_tokens:
+        moments = {"num_time_tokens": config.time_tokens, "time_token_format": config.time_token_format}
     return {
         "architectures": ["LlavaLlamaModel"],
         "model_type": "llava_llama",
@@ -95,6 +105,7 @@ def root_config(config: LongVilaConfig) -> dict[str, Any]:
         **encoders,
         **scales,
         **tiles,
+        **moments,
         "longvila": {key: getattr(config, key) for key in EXTRA_KEYS},
     }
 
@@ -146,6 +157,16 @@ def _seen(folder: Path, top: Mapping[str, Any], vision: Mapping[str, Any]) -> di
     return seen
 
 
+def _moments(folder: Path, top: Mapping[str, Any]) -> dict[str, Any]:
+    """Time tokens: the tokenizer has them, and they change nothing in a text without them."""
+    count, written = top.get("num_time_tokens") or 0, top.get("time_token_format") or "<t{t}>"
+    if not isinstance(count, int) or count < 0 or (top.get("time_token_ids") and not count):
+        raise _refusal(folder, "num_time_tokens", count, "it is how many time_token_ids there are")
+    if count and (not isinstance(written, str) or "{t}" not in written):
+        raise _refusal(folder, "time_token_format", written, 'it holds "{t}"')
+    return {"time_tokens": count, "time_token_format": written} if count else {}
+
+
 def _scales(folder: Path, top: Mapping[str, Any]) -> list[int]:
     given = top.get("s2_scales")
     try:
@@ -157,9 +178,9 @@ def _scales(folder: Path, top: Mapping[str, Any]) -> list[int]:
     return scales
 
 
-def _texts(folder: Path, top: Mapping[str, Any]) -> tuple[str, str]:
-    """The text before and after each frame, of the encoders of VILA's `llava/model/encoders`."""
-    texts = {}
+def _texts(folder: Path, top: Mapping[str, Any]) -> tuple[str, str, int]:
+    """The text before and after each frame, and the frames that are one mean: VILA's `llava/model/encoders`."""
+    texts, pool = {}, 1
     for key, name in _ENCODERS.items():
         given = top.get(key)
         try:
@@ -167,15 +188,23 @@ def _texts(folder: Path, top: Mapping[str, Any]) -> tuple[str, str]:
         except ValueError:
             raise _refusal(folder, key, given, "it is not JSON") from None
         target = encoder.get("_target_", name).rpartition(".")[2]
-        pools = encoder.get("pool_sizes", [])
-        if target not in (name, "TSPVideoEncoder") or any(size != [1, 1, 1] for size in pools) or len(pools) > 1:
-            raise _refusal(folder, key, target, f"run is {name}; frames are not pooled (pool_sizes)")
+        if key == "video_encoder" and target == _POOLING:
+            pool = _pooled(folder, encoder.get("pool_sizes"))
+        elif target != name:
+            raise _refusal(folder, key, target, f"run is {name}{f' or {_POOLING}' * (key == 'video_encoder')}")
         if encoder.get("sep_tokens") is not None:
             raise _refusal(folder, f"{key} sep_tokens", encoder["sep_tokens"], "run is none")
         texts[key] = encoder.get("start_tokens") or "", encoder.get("end_tokens", "\n") or ""
     if texts["image_encoder"] != texts["video_encoder"]:
         raise _refusal(folder, "image_encoder", texts["image_encoder"], "run are video_encoder's start and end_tokens")
-    return texts["video_encoder"]
+    return *texts["video_encoder"], pool
+
+
+def _pooled(folder: Path, sizes: Any) -> int:
+    match sizes:
+        case [[int(frames), 1, 1]] if frames >= 1:
+            return frames
+    raise _refusal(folder, "video_encoder pool_sizes", sizes, "run is one pool over frames alone, such as [[8, 1, 1]]")
 
 
 def _chat(folder: Path, top: Mapping[str, Any], llm: Mapping[str, Any]) -> str:

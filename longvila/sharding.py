@@ -37,8 +37,9 @@ class Batch:
     positions_L: Tensor  # int64, restarts at 0 in every document (rotary positions)
     document_L: Tensor  # int64, on the CPU: which document a token is of; attention never crosses it
     vision_at_V: Tensor  # int64, on the CPU, ascending: where the vision tokens stand, frame by frame
-    frames: int  # F of the row; V = F x tokens per frame
-    pixels_FCHW: Tensor  # only the frames that `own_frames(frames)` gives to this rank, possibly none
+    frames: int  # F of the row, means of several counted once; V = F x tokens per frame
+    pixels_FCHW: Tensor  # only the frames that `own_frames(frames)` gives to this rank, possibly none; where frames
+    # are pooled, `video_pool` pictures for each
     most_frames: int = (
         0  # of the rows that all replicas compute at this time; 0 means that no row has more than this one
     )

@@ -56,10 +56,12 @@ class View:
 
     frames: int = 8  # of a video
     fps: float | None = None  # instead, up to `frames`
+    pool: int = 1  # frames that share their tokens
     fewest: int = 1  # tiles of a picture
     most: int = 1
     size: int = 1  # pixels of a tile's side
     no_pictures: str | None = None  # why pictures cannot be given
+    moments: tuple[str, ...] = ()  # time tokens, which no answer that is learned may hold
 
 
 @dataclass(frozen=True, kw_only=True)

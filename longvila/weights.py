@@ -159,6 +159,7 @@ def inspect(folder: Path) -> str:
     order = "columns" if config.projector == projector.COLUMNS else "rows"
     tiles = f"{config.min_tiles} to {config.max_tiles} tiles" if config.max_tiles > 1 else "not tiled"
     rate = f", at {config.video_fps:g} a second" if config.video_fps else ""
+    rate += f", the mean of each {config.video_pool}" if config.video_pool > 1 else ""
     scales = f", at {', '.join(map(str, config.s2_scales))} pixels" if config.s2_scales else ""
     scales += f", channels {config.s2_repeat} times" if config.s2_repeat > 1 else ""
     layers = f"{config.vision_config().num_hidden_layers} of {vision.get('num_hidden_layers', 12)} layers"
@@ -171,6 +172,8 @@ def inspect(folder: Path) -> str:
         f"frame           {config.tokens_per_frame} tokens, {around}",
         f"media           {config.video_frames} frames of a video{rate}; pictures {tiles}",
     ]
+    if config.time_tokens:
+        lines.append(f"time tokens     {config.time_tokens}: answers that hold one are not learned")
     for part in PARTS:
         stored = stored_part(folder, part)
         beside = check_part(model, part, stored)

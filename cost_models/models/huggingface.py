@@ -71,6 +71,9 @@ def read_config(path: Path) -> Model:
     fields = text_fields(text, text_kind, text_where, nested=text is not config)
     fields["tied_embeddings"] = _tied(config, text, VLM[kind], text_kind, where, text_where)
     tower, tower_where = _tower(config, kind, path, where)
+    projector = path.parent / "mm_projector" / "config.json"
+    if "mm_projector_cfg" not in config and projector.is_file():
+        config = {**config, "mm_projector_cfg": strict.read_json(projector, "--model")}
     made = vision(config, tower, kind, fields["hidden"], where, tower_where)
     return Model(name=_name(config, path), vision=made, **fields)
 

@@ -4,7 +4,8 @@
                            squared unless `--frame-pixels` says otherwise, each side a multiple of patch x merge
     tokens of a frame      merged in squares: ceil(side / merge)^2, by
         spatial_merge_size         Qwen-VL, GLM-V, Mistral 3; temporal_patch_size frames share a grid (Qwen, GLM)
-        mm_projector_type          VILA, NVILA: mlp_downsample 2, mlp_downsample_3x3 3
+        mm_projector_type          VILA, NVILA: mlp_downsample 2, mlp_downsample_3x3 3; of `dynamic_s2` a frame's
+                                   channels come once a scale; frames of several scales (`s2`) or pooled are refused
         downsample_ratio           InternVL: 1 / ratio
         scale_factor               SmolVLM, Idefics3
         mm_tokens_per_image        Gemma 3: pooled to that many
@@ -70,6 +71,7 @@ _BY_TOWER: dict[str, Mapping[str, object]] = {
 }  # fmt: skip
 """Defaults of the tower's classes in transformers 5.23."""
 _GLM_KINDS = ("glm4v", "glm4v_moe")
+_VILA = ("llava_llama", "vila")
 _ANY_SIZE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", "glm4v_moe", "mistral3")
 _SEQUENTIAL = ("mlp_downsample", "mlp_downsample_2x2_fix", "mlp_downsample_3x3_fix", "mlp_downsample_3x3_s2",
                "mlp_downsample_3x3_s2_fix", "identity", "linear", "mlpNx_gelu")  # fmt: skip
@@ -93,7 +95,8 @@ def vision(
     any_size = kind in _ANY_SIZE
     pixels = ANY_SIDE if any_size else _side(fields, "image_size")
     grid = _grid(config, fields, kind, pixels // patch, where)
-    joined = hidden * (grid.merge**2 if grid.wider else 1)
+    scales = _vila_scales(config, where) if kind in _VILA else 1
+    joined = hidden * (grid.merge**2 if grid.wider else 1) * scales
     temporal = fields.number("temporal_patch_size", 1) if kind != "mistral3" else 1
     levels = fields.get("deepstack_visual_indexes")
     return Vision(
@@ -163,7 +166,7 @@ def _side(fields: Fields, key: str) -> int:
 
 def _grid(config: Mapping[str, object], tower: Fields, kind: str, side: int, where: str) -> Grid:
     top = Fields(config, where, {})
-    if kind in ("llava_llama", "vila"):
+    if kind in _VILA:
         return _merged(_vila_merge(config, where), side)
     if kind == "mistral3":
         return _merged(top.number("spatial_merge_size", 2), side)
@@ -214,6 +217,18 @@ def _vila_merge(config: Mapping[str, object], where: str) -> int:
     if named not in _SEQUENTIAL and not re.fullmatch(r"mlp\d+x_gelu", named):
         raise InputError(f"{where}: mm_projector_type={named!r} is not known; legal: {', '.join(_SEQUENTIAL)}")
     return merge
+
+
+def _vila_scales(config: Mapping[str, object], where: str) -> int:
+    """How often a frame's channels reach the projector (VILA's `merge_features_for_dynamic_s2`); else a refusal."""
+    encoder = config.get("video_encoder")
+    if re.search(r"pool_sizes\W+(?!1\W+1\W+1\W)\d", str(encoder)):
+        raise InputError(f"{where}: video_encoder={encoder!r} is not priced: pool_sizes must be [[1, 1, 1]]")
+    if config.get("dynamic_s2"):
+        return len(str(config.get("s2_scales")).split(","))
+    if config.get("s2"):
+        raise InputError(f"{where}: s2={config['s2']!r} is not priced: the tower must see a frame at one size")
+    return 1
 
 
 def _llava_video_tokens(top: Fields, side: int) -> int:

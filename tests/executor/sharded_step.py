@@ -50,6 +50,7 @@ class Case:
     reverse: bool = False  # lists in another order than the ranks'
     tied: bool = False  # one tensor is embedding and head
     frames_per_chunk: int | None = None
+    pool: int = 1  # pictures that are one of `frames`
     frozen: tuple[str, ...] = ()  # parts of the model
     layer_types: tuple[str, ...] = ()
     ssd: tuple[str, str] = ("states", "gather")
@@ -100,6 +101,7 @@ def make_model(case: Case, attention: str) -> LongVilaForConditionalGeneration:
         tokenizer="byte",
         loss_chunk_tokens=7,
         frames_per_chunk=case.frames_per_chunk,
+        video_pool=case.pool,
     )
     torch.manual_seed(0)
     model = LongVilaForConditionalGeneration(config, attention=attention).to(getattr(torch, case.dtype))
@@ -126,7 +128,8 @@ def make_rows(case: Case) -> list[tuple[Batch, Tensor]]:
         labels = ids.roll(-1)
         ends = torch.tensor([*np.diff(document).astype(bool), True])
         labels[ends | torch.tensor(vision)] = IGNORE
-        pixels = torch.randn(sum(frames), 3, 16, 16, generator=generator, dtype=getattr(torch, case.dtype))
+        pictures = (sum(frames) * case.pool, 3, 16, 16)
+        pixels = torch.randn(pictures, generator=generator, dtype=getattr(torch, case.dtype))
         batch = Batch(
             input_ids_L=ids,
             labels_L=labels,
@@ -141,9 +144,9 @@ def make_rows(case: Case) -> list[tuple[Batch, Tensor]]:
 
 
 def with_own_frames(batch: Batch, pixels: Tensor, sharding: OneProcess | ContextSharding) -> Batch:
-    own = sharding.own_frames(batch.frames)
+    own, pool = sharding.own_frames(batch.frames), len(pixels) // max(batch.frames, 1)
     fields = {name: getattr(batch, name) for name in batch.__dataclass_fields__}
-    return Batch(**(fields | {"pixels_FCHW": pixels[own.start : own.stop]}))
+    return Batch(**(fields | {"pixels_FCHW": pixels[own.start * pool : own.stop * pool]}))
 
 
 def step(model: nn.Module, rows: list[tuple[Batch, Tensor]], sharding: OneProcess | ContextSharding) -> float:

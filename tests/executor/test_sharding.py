@@ -47,7 +47,7 @@ FOUR_RANKS = [
     Case(data=2, ring=2, shard=2, mlp_chunk_tokens=4, states_on_host=True, frozen=("tower",), llm="qwen2"),
     Case(ulysses=2, ring=2, dtype="float32", param="bfloat16", mlp_chunk_tokens=4, head_chunks=4, states_on_host=True),
     Case(data=2, ring=2, shard=2, zero=2, llm="qwen2", tied=True),
-    Case(data=2, ring=2, shard=2, frames_per_chunk=2, frames=((5,), (0, 1), (0,), (9,))),
+    Case(data=2, ring=2, shard=2, frames_per_chunk=3, pool=2, frames=((5,), (0, 1), (0,), (9,))),
     Case(ulysses=2, ring=2, frozen=("tower",), frames_per_chunk=1),
     Case(ulysses=2, ring=2, frozen=("projector", "tower"), recompute=(("full", 1), ("all_but_attention", 1))),
     Case(ulysses=2, ring=2, frozen=("llm",), recompute=(("full", 1), ("all_but_attention", 1)), frames=((0,), (1,))),

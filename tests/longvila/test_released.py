@@ -3,6 +3,7 @@
 import json
 import math
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,11 +15,14 @@ from transformers import AutoModelForCausalLM, SiglipVisionModel
 from longvila import weights
 from longvila.assemble import build_model
 from longvila.config import LongVilaConfig, load_config, presets
+from longvila.dataset import Documents, Row, Sample, Sampling, row_batch
 from longvila.job import Job, JobError
 from longvila.projector import COLUMNS, Projector
 from longvila.released import keys, read_config, tokenizer_folder, unknown
 from longvila.scales import multiscale
 from longvila.sharding import OneProcess
+from longvila.tokens import ByteTokenizer, Turn, Writer
+from tests.longvila.clips import MEDIA
 
 QWEN_05, QWEN_7 = (896, 4864, 24, 14, 2, 151648), (3584, 18944, 28, 28, 4, 151648)
 QWEN_15, LLAMA_3 = (1536, 8960, 28, 12, 2, 151936), (4096, 14336, 32, 32, 8, 128259)
@@ -278,10 +282,10 @@ def test_the_order_of_tokens_follows_from_who_wrote_the_folder(tmp_path):
 
 
 REFUSED = {
-    "image_aspect_ratio": "pad", "video_max_tiles": 4, "num_time_tokens": 100, "time_token_ids": [5],
+    "image_aspect_ratio": "pad", "video_max_tiles": 4, "num_time_tokens": -1, "time_token_format": "<t>",
     "mm_use_im_start_end": True, "ps3": True, "quantize_model": "true", "mm_vision_select_feature": "patch",
     "vision_resolution": 980, "chat_template": "mistral", "mm_projector": "mlp_downsample_3x3_s2",
-    "video_encoder": {"_target_": "llava.model.encoders.TSPVideoEncoder", "pool_sizes": [[8, 1, 1]]},
+    "video_encoder": {"_target_": "llava.model.encoders.TSPVideoEncoder", "pool_sizes": [[8, 1, 1], [1, 2, 2]]},
     "image_encoder": {"_target_": "llava.model.encoders.BasicImageEncoder", "end_tokens": None},
     "s2_scales": "wide",
 }  # fmt: skip
@@ -289,9 +293,9 @@ REFUSED = {
 
 @pytest.mark.parametrize("key", REFUSED)
 def test_what_is_not_run_is_refused_by_its_key(tmp_path, key):
-    kind = REFUSED[key] if key == "mm_projector" else "linear"
+    kind, scales = (REFUSED[key] if key == "mm_projector" else "linear"), {"s2": key == "s2_scales"}
     folder = release(tmp_path / "r", llm=llm_config("qwen2", SMALL), vision=vision_config(40, 24, 48, 2, 4, 8),
-                     kind="linear", top={key: REFUSED[key], "s2": key == "s2_scales"})  # fmt: skip
+                     kind="linear", top={"num_time_tokens": 9, **scales, key: REFUSED[key]})  # fmt: skip
     (folder / "mm_projector/config.json").write_text(json.dumps({"mm_projector_type": kind}))
     with pytest.raises(JobError, match=rf"config\.json: {key} .* is not run; ") as fault:
         read_config(folder)
@@ -316,6 +320,38 @@ def test_texts_around_frames_and_a_videos_own_frames_are_run(tmp_path):
     assert (config.frame_opening, config.frame_separator, config.video_frames, config.video_fps) == ("<f>", "", 64, 2.0)
     view = config.view()
     assert (view.frames, view.fps, view.most) == (64, 2.0, 1)
+
+
+def test_frames_are_pooled_as_the_video_encoder_says_and_time_tokens_are_not_learned(tmp_path):
+    """VILA's TSPVideoEncoder: the mean of each three frames' embeddings; a picture's are its own."""
+    encoder = {"_target_": "llava.model.encoders.TSPVideoEncoder", "pool_sizes": [[3, 1, 1]]}
+    top = ENCODERS | {"video_encoder": encoder, "num_time_tokens": 9, "time_token_ids": [290, 298]}
+    folder = release(tmp_path / "r", llm=llm_config("qwen2", SMALL), vision=vision_config(40, 24, 48, 2, 4, 8),
+                     kind="linear", top=top, write=dense)  # fmt: skip
+    said = weights.inspect(folder)
+    assert "the mean of each 3" in said and "time tokens     9: answers" in said
+    config = replace(read_config(folder), frames_per_chunk=4)
+    model = build_model(config, Job(), dtype=torch.float32, seed=1, weights=str(folder), trained=())
+    writer = Writer(tokenizer=ByteTokenizer(), chat="byte", tokens_per_frame=config.tokens_per_frame,
+                    frame_separator="", view=config.view())  # fmt: skip
+    turns = (Turn(role="human", text="<video><image>"), Turn(role="gpt", text="at once"))
+    media = {"videos": (MEDIA / "taxi.mp4",), "images": (MEDIA / "taxi.mp4",)}
+    sample = Sample(where="data:1", name="x", turns=turns, **media)
+    documents = Documents(writer, Sampling(frames=7))
+    row = Row(documents=(documents.make(sample),))
+    batch = row_batch(row, OneProcess(), config.image_size, torch.device("cpu"), torch.float32)
+    assert (row.frames, len(batch.pixels_FCHW), len(batch.vision_at_V)) == (4, 12, 4 * config.tokens_per_frame)
+    assert row.documents[0].media[0].times[6:] == 3 * row.documents[0].media[0].times[6:7]  # 7 frames are 9
+    with torch.no_grad():
+        each = model.projector(model.tower(pixel_values=batch.pixels_FCHW).last_hidden_state)
+        expected = torch.stack([each[i : i + 3].mean(0) for i in range(0, 12, 3)]).flatten(0, 1)
+        torch.testing.assert_close(model.encode_frames(batch.pixels_FCHW, 4), expected)
+        torch.testing.assert_close(expected[-config.tokens_per_frame :], each[9])
+        assert model.encode_frames(batch.pixels_FCHW[:0], 4).shape == (0, 32)
+    moment = replace(sample, turns=(turns[0], Turn(role="gpt", text="at <t3>.")))
+    with pytest.raises(JobError, match=r"data:1: an answer holds <t3>, a time token"):
+        documents.make(moment)
+    documents.make(moment, prompt=True)
 
 
 def test_weights_in_two_places_and_of_no_part_are_refused(tmp_path):
@@ -378,7 +414,8 @@ def test_what_is_exported_is_read_by_transformers(tmp_path):
 
 @pytest.mark.parametrize("changes", [
     {"projector": COLUMNS}, {"projector": "mlp_downsample_3x3_fix", "min_tiles": 2, "max_tiles": 6, "video_fps": 2.0},
-    {"s2_repeat": 3}, {"s2_scales": (48, 96), "frame_opening": "<f>", "frame_separator": "", "video_frames": 32},
+    {"s2_repeat": 3}, {"video_pool": 8, "time_tokens": 100},
+    {"s2_scales": (48, 96), "frame_opening": "<f>", "frame_separator": "", "video_frames": 32},
 ])  # fmt: skip
 def test_an_export_says_what_it_is_in_the_published_keys_alone(tmp_path, changes):
     """So that VILA's own code, which knows nothing of the key `longvila`, reads the same model."""
@@ -391,7 +428,7 @@ def test_an_export_says_what_it_is_in_the_published_keys_alone(tmp_path, changes
     (tmp_path / "out/config.json").write_text(json.dumps(top))
     published = read_config(tmp_path / "out")
     for name in ("projector", "min_tiles", "max_tiles", "video_fps", "video_frames", "s2_scales", "s2_repeat",
-                 "frame_opening", "frame_separator", "tokens_per_frame"):  # fmt: skip
+                 "video_pool", "time_tokens", "frame_opening", "frame_separator", "tokens_per_frame"):  # fmt: skip
         assert getattr(config, name) == getattr(again, name) == getattr(published, name), name
     assert unknown(tmp_path / "out") == []
 

@@ -92,6 +92,18 @@ def test_vila_reads_the_folders_beside_its_config(tmp_path):
     assert model.vision is not None
     assert (model.hidden, model.vision.tokens_per_frame, model.vision.projector_in) == (4096, 196, 4608)
     assert model.vision.layers == 27
+    config(tmp_path, {"model_type": "llava_llama", "dynamic_s2": True, "s2_scales": "384,768"})
+    config(tmp_path / "mm_projector", {"mm_projector_type": "mlp_downsample_3x3_fix"})
+    model = Model.load(str(tmp_path))
+    assert model.vision is not None
+    assert (model.vision.tokens_per_frame, model.vision.projector_in) == (81, 2 * 9 * 1152)
+    one, pooled = ({"_target_": "TSPVideoEncoder", "pool_sizes": [[frames, 1, 1]]} for frames in (1, 8))
+    config(tmp_path, {"model_type": "llava_llama", "video_encoder": one, "s2": False})
+    Model.load(str(tmp_path))
+    for key, value in {"s2": True, "video_encoder": pooled}.items():
+        config(tmp_path, {"model_type": "llava_llama", key: value})
+        with pytest.raises(InputError, match=rf"config\.json: {key}=.* is not priced"):
+            Model.load(str(tmp_path))
 
 
 def test_longvila_tiny_is_the_model_that_is_trained():
