@@ -24,6 +24,7 @@ from cost_models.room import DEFAULT_ROOM, Room, sureness
 from cost_models.strategy import Strategy, rank_groups
 from cost_models.units import show_bytes, show_rate, show_seconds
 from cost_models.workload import Workload
+from planner.choosing import ALIKE, ROOM
 from planner.search.levers import FIELDS, WORTH, choices
 from planner.search.objective import show_value, value_of
 from planner.searched import held_words, varied_words
@@ -259,6 +260,11 @@ def choice_words(plan: Plan) -> list[str]:
     if regret is None:
         return [f"Chosen by {by}"]
     said = [f"Chosen by {by}: of {regret.tied} tied layouts this one {_loses(regret)}"]
+    surer = [other for other in plan.alternatives if other.regret is not None and other.regret < regret.most]
+    if surer and plan.chosen_by == "regret":
+        saved = min(other.memory_bytes for other in surer) - plan.cost.memory_bytes
+        by = f"{show_bytes(saved)} less memory decides" if saved > ROOM else "fewer bytes between nodes decide"
+        said.append(f"losses within {ALIKE:.0%} are alike: {by}")
     if best is not None:
         share = value_of(plan.objective, plan.cost) / _value(plan, best) - 1
         more = "fewer GPU-hours" if plan.objective == "gpu-hours" else "faster"

@@ -91,3 +91,11 @@ def test_time_that_is_worth_the_memory_is_taken():
         Cluster.load("dgx-h100", gpus=64), dataclasses.replace(HEADLINE, context_tokens=8192, text_tokens=None)
     )
     assert found.strategy.zero < 3
+
+
+def test_the_choice_says_what_decides_where_another_loses_less() -> None:
+    found = plan(Cluster.load("dgx-h100", nodes=8), Workload(Model.load("longvila-8b"), context_tokens=2**19))
+    assert found.regret and any(
+        other.regret < found.regret.most for other in found.alternatives if other.regret is not None
+    )
+    assert "losses within 1% are alike: " in choice_words(found)[1]
