@@ -125,6 +125,7 @@ class Framework:
     update_calls: int = 1  # of the host for each tensor: 1 is PyTorch's foreach AdamW, which goes through lists of them
     optimizer_bytes: int | None = None  # traffic per weight of the update; `None`: a fused fp32 update
     frame_sharding: FrameSharding = "exchanged"  # how frames and their embeddings reach their ranks: frames.py
+    frames_per_chunk: int | None = None  # more of a rank run again in backward, a quarter of so many at a time
     host: Host | None = None  # what calls cost the host (`launches.py`); `None`: always ahead of the device
 
     @classmethod

@@ -49,7 +49,7 @@ class LongVilaConfig:
     min_tiles: int = 1  # of a picture
     max_tiles: int = 1  # 1 means that pictures are not tiled
     loss_chunk_tokens: int = 4096  # tokens whose logits exist at one time
-    frames_per_chunk: int | None = None  # frames that go through the tower at one time; None means all
+    frames_per_chunk: int | None = 64  # the most that go through the tower as one (model.py); None: all
 
     def __post_init__(self) -> None:
         if "model_type" not in self.llm:

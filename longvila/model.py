@@ -31,6 +31,9 @@ from longvila.projector import Projector
 from longvila.scales import multiscale
 from longvila.sharding import Batch, LocalBatch, OneProcess, Sharding
 
+PARTS_AGAIN = 4
+"""Frames that are computed again anyway go in chunks of this part of `frames_per_chunk`: less memory, the same work."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class NextTokens:
@@ -85,16 +88,19 @@ class LongVilaForConditionalGeneration(nn.Module):
     def encode_frames(self, pixels_FCHW: Tensor, most_frames: int) -> Tensor:
         """Frames of this process -> [F * tokens per frame, D]; every process calls the tower equally often.
 
-        `most_frames` is the most frames that any process encodes at this time. With `video_pool` p, each p frames
-        are one in the result, and in `most_frames`.
+        `most_frames` is the most frames that any process encodes at this time. More than `frames_per_chunk` are
+        computed again in backward, and then go in equal chunks of at most a quarter of it. With `video_pool` p, each p
+        frames are one in the result, and in `most_frames`.
 
         A process without frames encodes an empty picture and drops its embeddings, so that it joins the
         collectives of a sharded tower and its gradient is exactly zero.
         """
         pool = self.config.video_pool
-        frames, most_frames = pixels_FCHW.shape[0], most_frames * pool
-        size = -(-(self.config.frames_per_chunk or max(frames, most_frames, 1)) // pool) * pool
-        calls = max(1, -(-max(frames, most_frames) // size))
+        frames = pixels_FCHW.shape[0]
+        most = max(frames, most_frames * pool, 1)
+        limit = self.config.frames_per_chunk or most
+        calls = 1 if most <= limit else min(most, -(-most * PARTS_AGAIN // limit))
+        size = -(-most // (calls * pool)) * pool
         tower_grad = torch.is_grad_enabled() and any(p.requires_grad for p in self.tower.parameters())
         kept = []
         for start in range(0, calls * size, size):

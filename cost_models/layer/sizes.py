@@ -27,6 +27,8 @@ from cost_models.strategy import Strategy
 from cost_models.token_layout import RING_LAYOUTS, Layout, row_granule
 from cost_models.workload import DTYPE_BYTES, LoraTarget, Workload
 
+PARTS_AGAIN = 4
+"""Frames that are computed again go in chunks of this part of those that may go at once."""
 Made = TypeVar("Made")
 Maps = tuple[tuple[Number, Number], ...]
 """(columns out, columns in) of linear maps."""
@@ -375,6 +377,17 @@ class RankSizes:
         if self.framework.frame_sharding in ("exchanged", "reduced"):
             return -(-self.workload.grids // self.degrees.context) * self.rows
         return _by_pair(self._own_frames, self.degrees.ring, self.degrees.ulysses) * self.rows
+
+    @cached_property
+    def tower_calls(self) -> Number:
+        """In how many equal chunks the tower takes the frames of a rank."""
+        most = self.framework.frames_per_chunk
+        return 1 if most is None else pick(self.frames > most, -(-self.frames * PARTS_AGAIN // most), 1)
+
+    @property
+    def tower_runs_again(self) -> Number | bool:
+        """Whether its chunks are computed again in backward."""
+        return self.tower_calls > 1 if self.trains("tower") else False
 
     def _own_frames(self, ring: int, ulysses: int) -> int:
         work, vision = self.workload, self.workload.model.vision

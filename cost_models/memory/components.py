@@ -17,7 +17,8 @@ from cost_models.memory.buffers import communication_bytes, context_bytes
 from cost_models.memory.fragments import fragment_bytes
 from cost_models.memory.peaks import Peak, final_norm_input, kept_bytes, microbatches_in_flight
 from cost_models.memory.states import states
-from cost_models.number import Number, larger, pick, smaller, somewhere
+from cost_models.memory.vision import held_bytes
+from cost_models.number import Number, pick, somewhere
 from cost_models.strategy import LayerRange
 
 
@@ -29,7 +30,7 @@ def components(sizes: RankSizes, activations: Number, moment: Peak, device: Devi
         "activations": activations * microbatches_in_flight(sizes) + _outside_layers(sizes),
         "working": moment.working,
         "logits": moment.logits,
-        "vision": _vision(sizes),
+        "vision": held_bytes(sizes),
         "cache": _cache(sizes),
     }
     parts["fragments"] = fragment_bytes(sizes, activations, moment, device)
@@ -48,28 +49,6 @@ def _outside_layers(sizes: RankSizes) -> Number:
         return last
     tables = sizes.rows * sizes.workload.context_tokens if sizes.framework.whole_rotary else sizes.tokens
     return last + tables * 2 * model.head_dim * width + sizes.tokens * 8
-
-
-def _vision(sizes: RankSizes) -> Number:
-    """Pictures, what tower and projector keep of them, and the vision tokens that come from other ranks.
-
-    Tower, per patch and layer (one layer's worth without training): 2 residuals, 2 normalised, q, k, v, attention's
-    output (8 h), GELU's input and output (2 f), lse and statistics of the norms. Projector, per token: its input,
-    normalised, GELU's input and output.
-    """
-    vision, width = sizes.workload.model.vision, sizes.width
-    if vision is None or sizes.workload.mode == "decode":
-        return 0 * sizes.tokens
-    frames = larger(sizes.frames, 1)
-    layer = (8 * vision.hidden + 2 * vision.ffn) * width + 4 * (vision.heads + 4)
-    pixels = 3 * vision.patch_size**2 * vision.frames_per_grid * width
-    tower = frames * vision.patches * (pixels + layer * (vision.layers if sizes.trains("tower") else 1))
-    inputs = 2 * (vision.projector_in + vision.projector_hidden) * width + 8
-    projector = frames * vision.projectors * vision.tokens_per_frame * inputs
-    received = smaller(sizes.rows * sizes.workload.vision_tokens, sizes.tokens) * sizes.workload.model.hidden * width
-    if sizes.framework.frame_sharding == "reduced":  # all of the row, zero-filled, on every rank
-        received = received + sizes.rows * sizes.workload.context_tokens * sizes.workload.model.hidden * width
-    return tower + projector + received
 
 
 def _cache(sizes: RankSizes) -> Number:

@@ -69,7 +69,8 @@ def _kept(sizes: RankSizes, run: Run) -> float:
 def _outside(sizes: RankSizes, i: int, layers: list[int], forward: int) -> Peak:
     """What a segment that is no layer holds, by where it stands among the layers."""
     if i > layers[-1]:
-        return peaks.root_gradients(sizes, 0.0)
+        ends = peaks.root_gradients(sizes, 0.0), peaks.tower_backward(sizes, 0.0)
+        return max(ends, key=lambda one: float(one.total))
     if i > layers[forward - 1]:
         return peaks.loss(sizes)
     return Peak(name="outside layers")

@@ -3,12 +3,13 @@
     loss              all activations kept; head gathered; logits and their gradients, the head's gradient
     layer backward    head's gradient waiting, this layer and the next one gathered, what is recomputed, gradients of
                       the MLP's inside or of attention, full gradients of this layer and of the one before
+    tower backward    activations gone; a chunk of frames that is computed again, all gradients of the layers
     root gradients    activations gone; full gradients of embedding, head and projector, copied for their reduction
     forward           without training: one layer's tensors and the last token's logits
 
 They follow one another, so the peak is their maximum and never their sum. Each is an upper bound by a few percent of
 itself of what `executor check` counts. Bytes of one rank; numbers or arrays over candidates. Left out: the update's
-transients (no activation is alive then), and the tower's backward pass.
+transients (no activation is alive then), and the backward pass of a tower that keeps what it needs.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from cost_models.layer.operators import in_slices, peak_bytes, slice_tokens
 from cost_models.layer.recompute import policy
 from cost_models.layer.sizes import RankSizes
 from cost_models.memory.states import dropped_gradients, dummy_gradients, root_params
+from cost_models.memory.vision import chunk_bytes
 from cost_models.number import Number, both, larger, pick, smaller, somewhere
 from cost_models.strategy import LayerRange
 from cost_models.workload import DTYPE_BYTES
@@ -67,7 +69,9 @@ def peak(sizes: RankSizes, layers: Iterable[LayerRange | str | tuple[RankSizes, 
     for one in layers:
         here, part = one if isinstance(one, tuple) else (sizes, one)
         highest = _higher(sizes, highest, layer_backward(here, part))
-        highest = _higher(sizes, highest, root_gradients(sizes, _kept_by_all(sizes, part)))
+        kept = _kept_by_all(sizes, part)
+        highest = _higher(sizes, highest, root_gradients(sizes, kept))
+        highest = _higher(sizes, highest, tower_backward(sizes, kept))
     return replace(highest, working=highest.working + always(sizes))
 
 
@@ -209,6 +213,28 @@ def root_gradients(sizes: RankSizes, kept: Number) -> Peak:
     made, dropped = trained * (full + reduced), dropped_gradients(sizes)
     working = larger(made + dropped - kept, 0)
     return Peak(name="root gradients", working=working, dropped=smaller(dropped, working))
+
+
+def tower_backward(sizes: RankSizes, kept: Number) -> Peak:
+    """A chunk of frames computed again and its gradients, when those of all layers are made: two blocks gathered, whole
+    gradients of two and of embedding and head, which wait for their reduction, gradients of the row's inputs, and
+    those of the frames' tokens as they arrived, were sent, in order and as made."""
+    chunk, model, vision = chunk_bytes(sizes), sizes.workload.model, sizes.workload.model.vision
+    if vision is None or not somewhere(chunk > 0):
+        return Peak(name="tower backward")
+    dropped, blocks = dropped_gradients(sizes), 2 * vision.tower_params / vision.layers
+    waiting = model.embedding_params * sizes.gradient_bytes if sizes.workload.trains_head else 0
+    made = sizes.frames * vision.tokens_per_frame * model.hidden * sizes.width
+    inputs = sizes.row_bytes + 4 * made
+    whole = blocks * (sizes.gradient_bytes + sizes.reduced_bytes)
+    working = larger(chunk + waiting + inputs + whole + dropped - kept, 0)
+    return Peak(
+        name="tower backward",
+        gathered=pick(chunk > 0, _gathered(sizes, 0) + pick(sizes.degrees.zero == 3, blocks * sizes.width, 0), 0),
+        working=pick(chunk > 0, working, 0),
+        logits=pick(chunk > 0, _head_gradient(sizes), 0),
+        dropped=pick(chunk > 0, smaller(dropped, working), 0),
+    )
 
 
 def _head_gradient(sizes: RankSizes) -> Number:

@@ -4,7 +4,8 @@ tokens.
 A frame stays on one rank, so the busiest rank has ceil(frames / context): the price counts the imbalance. The exchange
 moves every embedding once, tokens x hidden bytes over the context group, forward and (if anything behind it trains)
 backward. A framework may deal frames in another way (`frames.py`). The tower attends within a frame, without mask. A
-rank without frames runs one dummy frame, as every rank joins a sharded tower. Left out: the patches' product (0.2% of
+rank without frames runs one dummy frame, as every rank joins a sharded tower. Frames in several chunks gather and
+reduce the tower for each, and run forward again in backward. Left out: the patches' product (0.2% of
 the tower), decoding of the video.
 """
 
@@ -14,7 +15,7 @@ from collections.abc import Iterable
 
 from cost_models.layer.sizes import RankSizes
 from cost_models.models.model import Vision
-from cost_models.number import Number, larger, pick
+from cost_models.number import Number, larger, pick, somewhere
 from cost_models.program import Compute, Exchange, Segment
 from cost_models.step.sharding import Weights, gathered_params, sharded
 from cost_models.timing.kernels import Kernels
@@ -39,8 +40,9 @@ def forward(sizes: RankSizes, kernels: Kernels) -> list[Segment]:
         offload_bytes=sizes.fetched_bytes(edge),
     )
     trained = (block * sizes.trains("tower"), edge * sizes.trains("projector"))
+    calls = sizes.tower_calls
     return [
-        sharded(tower, sizes, kernels, Weights(gathered=gathered_params(sizes, block, trained[0]))),
+        sharded(tower, sizes, kernels, Weights(gathered=calls * gathered_params(sizes, block, trained[0]))),
         sharded(projector, sizes, kernels, Weights(gathered=gathered_params(sizes, edge, trained[1]))),
     ]
 
@@ -59,14 +61,16 @@ def backward(sizes: RankSizes, kernels: Kernels) -> list[Segment]:
     )
     segments = [sharded(projector, sizes, kernels, Weights(trained=edge * sizes.trains("projector")))]
     if sizes.trains("tower"):
+        calls, again = sizes.tower_calls, sizes.tower_runs_again
         tower = Segment(
             name="vision backward",
-            phases=(_block(sizes, vision, kernels, grad=True),),
+            phases=(*_again(sizes, vision, kernels), _block(sizes, vision, kernels, grad=True)),
             repeat=vision.layers,
             from_host=True,
             offload_bytes=sizes.fetched_bytes(block) + sizes.returned_bytes(block * reduce),
         )
-        weights = Weights(gathered=pick(sizes.degrees.zero == 3, block, 0), trained=block)
+        gathers = calls * pick(again, 2, 1)  # of a chunk: once to compute it again, once for its gradients
+        weights = Weights(gathered=pick(sizes.degrees.zero == 3, block * gathers, 0), trained=block * calls)
         segments.append(sharded(tower, sizes, kernels, weights))
     return segments
 
@@ -98,6 +102,15 @@ def _block(sizes: RankSizes, vision: Vision, kernels: Kernels, grad: bool) -> Co
     moved = tokens * sizes.width * (16 * vision.hidden + 4 * vision.ffn) * (2 if grad else 1)
     seconds = _products_s(sizes, kernels, vision.block_maps, tokens, grad) + attention
     return Compute(part="vision", seconds=seconds + kernels.memory_bound_s(moved, 10))
+
+
+def _again(sizes: RankSizes, vision: Vision, kernels: Kernels) -> tuple[Compute, ...]:
+    """A block's forward pass once more, with its share of the projector's, where chunks are computed again."""
+    if not somewhere(sizes.tower_runs_again):
+        return ()
+    seconds = _block(sizes, vision, kernels, grad=False).seconds
+    seconds = seconds + _projector(sizes, vision, kernels, grad=False).seconds / vision.layers
+    return (Compute(part="vision", seconds=pick(sizes.tower_runs_again, seconds, 0.0)),)
 
 
 def _projector(sizes: RankSizes, vision: Vision, kernels: Kernels, grad: bool) -> Compute:

@@ -110,7 +110,7 @@ def model_config(plan: Plan) -> LongVilaConfig:
 def row(plan: Plan, config: LongVilaConfig, sharding: Sharding) -> Batch:
     """One row of the workload: its frames first, then text; the pixels are those of the frames of this rank."""
     work, tokens = plan.workload, plan.workload.context_tokens
-    dtype, size = torch.float32, config.image_size
+    dtype, size = PRECISIONS[work.precision.param], config.image_size
     zeros = torch.zeros(tokens, dtype=torch.int64)
     return Batch(
         input_ids_L=zeros,
@@ -147,7 +147,9 @@ def _count(plan: Plan, rank: int, config: LongVilaConfig, tell: Callable[[str], 
                 parameter.register_post_accumulate_grad_hook(lambda p, label=label: footprint.mark(p.grad, label))
         _label_phases(wrapped, footprint)
         wrapped.train()
-        batch = replace(batch, pixels_FCHW=torch.empty(batch.pixels_FCHW.shape))  # a fake tensor, which counts
+        batch = replace(
+            batch, pixels_FCHW=torch.empty(batch.pixels_FCHW.shape, dtype=batch.pixels_FCHW.dtype)
+        )  # fake: counts
         footprint.mark(batch.pixels_FCHW, "vision")
         tell("forward")
         footprint.reset_peak()

@@ -4,8 +4,11 @@ from dataclasses import fields, replace
 
 import pytest
 
+import longvila.model
 from cost_models import Cluster, InputError, LayerRange, Model, Strategy, Workload, framework, price
 from cost_models.framework import OURS, Framework
+from cost_models.layer import sizes
+from longvila.config import LongVilaConfig
 
 WORK = Workload(Model.load("llama-3-8b"), context_tokens=8192)
 
@@ -97,3 +100,8 @@ def test_hugging_faces_loss_runs_out_where_it_did(degree, fits):
     found = price(node, asked, layout, framework=Framework.load("hf-transformers"))
     assert found.fits == fits
     assert price(node, asked, layout).fits  # this executor's loss goes in chunks
+
+
+def test_the_tower_s_chunks_are_those_of_the_model_that_is_trained():
+    assert Framework.load("ours").frames_per_chunk == LongVilaConfig.__dataclass_fields__["frames_per_chunk"].default
+    assert sizes.PARTS_AGAIN == longvila.model.PARTS_AGAIN

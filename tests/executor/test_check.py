@@ -54,6 +54,15 @@ def test_tiny_plans_are_within_1_percent(rank):
     assert _is_close(found), found
 
 
+@pytest.mark.parametrize("precision", [Precision(), FP32])
+def test_frames_that_are_computed_again_are_not_held(precision):
+    """66 frames a rank, two more than go through the tower at once."""
+    layers = (LayerRange(recompute="full", count=4),)
+    plan = make_plan(Strategy(ring=2, ulysses=2, shard=4, layers=layers), tokens=4096, frames=264, precision=precision)
+    found = _differences(plan)
+    assert _is_close(found, above=0.02), found
+
+
 @pytest.mark.parametrize(
     ("policy", "offload", "levers"),
     [

@@ -96,6 +96,22 @@ def test_the_vision_side():
     assert cost.memory["vision"] == frames * vision.patches * patch + tokens * projector + received
 
 
+def test_a_tower_in_chunks_holds_one_of_them_behind_the_layers():
+    """1,400 frames over 16 ranks: 88 each, six chunks of 15. As counted by `executor check` at full shape, on 16 H100:
+    17,039 MiB beside what is kept where every layer recomputes and its input lies in host memory."""
+    work = Workload(Model.load("longvila-8b"), context_tokens=275 * 1024, frames=1400)
+    layers = (LayerRange(recompute="full", offload="activations", count=32),)
+    layout = Strategy(ring=2, ulysses=8, shard=16, layers=layers, mlp_chunk_tokens=4096)
+    cost = price(Cluster.load("dgx-h100", nodes=2), work, layout)
+    assert cost.moment == "tower backward"
+    moving = cost.memory["gathered"] + cost.memory["working"] + cost.memory["logits"]
+    assert moving / 2**20 == pytest.approx(17_039, rel=0.01)
+    assert cost.memory["vision"] / 2**20 == pytest.approx(211, rel=0.02)
+    at_once = price(Cluster.load("dgx-h100", nodes=2), work, layout, framework=replace(OURS, frames_per_chunk=None))
+    assert at_once.memory["vision"] > 50 * 2**30
+    assert cost.seconds["vision"] > 1.2 * at_once.seconds["vision"]  # forward once more, of three times as much in all
+
+
 def test_moments_are_not_added_up():
     cost = of("none", chunk=512)
     assert cost.moment == "loss"
