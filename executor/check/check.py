@@ -181,8 +181,12 @@ def _label_phases(model: Any, footprint: Footprint) -> None:
 
         return hook
 
+    def pictures(_: Any, __: Any, given: dict[str, Any]) -> None:
+        footprint.mark(given["pixel_values"], "vision")  # an empty one, too, of a rank without frames
+
     layers: Sequence[nn.Module] = model.llm.model.layers
     model.tower.register_forward_pre_hook(phase("vision"))
+    model.tower.register_forward_pre_hook(pictures, with_kwargs=True)
     model.llm.get_input_embeddings().register_forward_pre_hook(phase("activations"))
     layers[-1].register_forward_hook(phase("logits"))
 
