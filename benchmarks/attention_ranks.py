@@ -79,14 +79,23 @@ class Measured:
     cards: tuple[tuple[float, float], ...]
 
 
-def profile_cluster(nodes: int, shapes: Sequence[tuple[int, int, int, int]], order: Order, alike: bool) -> Measured:
-    """On every rank; `shapes` as of `Bench.attention`. Where cards are `alike` one pair of nodes stands for all."""
+def profile_cluster(
+    nodes: int,
+    shapes: Sequence[tuple[int, int, int, int]],
+    order: Order,
+    alike: bool,
+    scans: Sequence[tuple[int, int, int, int, int, int]] = (),
+) -> Measured:
+    """On every rank; `shapes` and `scans` as of a `Bench`. Where cards are `alike` a pair of nodes stands for all."""
     rank, world = dist.get_rank(), dist.get_world_size()
     each = world // nodes
     everyone = dist.group.WORLD
     assert everyone is not None
     bench = Bench(order, world, everyone, torch.device("cpu"))
-    bench.attention(shapes)
+    if shapes:
+        bench.attention(shapes)
+    if scans:
+        bench.scans(scans)
     bench.memory_bound()
     samples = [replace(sample, ranks=each) for sample in bench.samples]  # a node's load is that of the machine
     _say("kernels measured")

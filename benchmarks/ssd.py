@@ -4,11 +4,12 @@
     python -m benchmarks.ssd --rates 50 --shapes 128x8x32x64 --rounds 3                                a small one
 
 Two nodes of two ranks (network namespaces with shaped links; needs root), ulysses inside, ring across, zigzag. In them
-the links of every axis and the scan alone are profiled; then each split of the mixer runs forward and backward in
-interleaved rounds. Price: scan + twice the rounds of `cost_models.ssd_messages`, each by the measured curve of its
-axis and op at the bytes that its busiest rank sends; messages between nodes share the node's link. Printed: measured
-median and price of each split, the choice (the least price) and its regret, choice / best - 1, with a bootstrap
-interval over the rounds. Left out: projections (the same for all), overlap, copies around an exchange, other grids.
+kernels, convolution and scan, links inside a node and between nodes are profiled, as `executor profile` does; then each
+split of the mixer runs forward and backward in interleaved rounds. Price and simulation are the product's: a
+state-space layer's operators from channels to y (`cost_models/layer/ssd.py`), by that profile; the choice is the split
+that is priced least, as a search takes it. Printed: measured median, price and simulation of each split, and the
+choice's regret, choice / best - 1, with a bootstrap interval over the rounds. Left out: projections (the same for
+all), other grids.
 """
 
 from __future__ import annotations
@@ -20,21 +21,34 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.attention_ranks import PATH, Grid, Timed
-from benchmarks.emulated_cluster import Row, regret
+from benchmarks.attention_ranks import PATH, Grid, Measured, Timed
+from benchmarks.attention_ranks import Shape as AttentionShape
+from benchmarks.emulated_cluster import FP32, WIDTH, Asked, Row, cluster_of, regret
 from benchmarks.gloo_ranks import RankFailed, run_ranks, stoppable
 from benchmarks.namespaces import Namespaces
 from benchmarks.ssd_ranks import Case, Found, Shape, Split, measure
-from cost_models.curves.samples import Sample
+from cost_models import Model, Placement, Profile, Strategy, Workload
 from cost_models.errors import InputError
+from cost_models.framework import OURS
 from cost_models.hardware.machine import cores
-from cost_models.ssd_messages import PASSES, SPLITS, Round, SsdLayer, rounds
+from cost_models.layer.decoder import phases
+from cost_models.layer.sizes import RankSizes
+from cost_models.layer.ssd import ssd_operators
+from cost_models.models.ssd import Ssd
+from cost_models.pricing import fold
+from cost_models.profile import VERSION
+from cost_models.program import Segment, StepProgram
+from cost_models.ssd_messages import PASSES, SPLITS, SsdLayer, rounds
+from cost_models.timing.cluster_costs import cluster_costs
 from cost_models.token_layout import Layout
 from executor.measure.measuring import Order
+from planner.simulator.simulation import play
 
 NODES, EACH = 2, 2
 GRID = Grid(name="ulysses inside", process=((0, 1), (2, 3)))
 KIND = "zigzag"
+MIXER = ("heads", "convolution", "scan", "heads back")
+"""Operators of a state-space layer from its channels to y."""
 RATES_MBIT = (50.0, 200.0, 1000.0)
 SHAPES = (
     Shape(tokens=2048, heads=8, head_size=32, state=32),
@@ -82,39 +96,55 @@ def _layer(shape: Shape) -> SsdLayer:
     )
 
 
-class Links:
-    """Seconds of a round, from what was measured on this cluster."""
+class Prices:
+    """Price and simulation of a split of the mixer alone: its operators, forward and backward."""
 
-    def __init__(self, samples: Sequence[Sample]) -> None:
-        self._curves: dict[tuple[str, str], tuple[list[float], list[float]]] = {}
-        for one in samples:
-            sizes, seconds = self._curves.setdefault((one.path, one.op), ([], []))
-            sizes.append(one.bytes)
-            seconds.append(one.median_s)
+    def __init__(self, measured: Measured, rate_mbit: float) -> None:
+        asked = Asked(
+            nodes=NODES, ranks_per_node=EACH, rates_mbit=(rate_mbit,) * NODES,
+            shape=AttentionShape(q_heads=4, kv_heads=4, head_dim=8, tokens=64), rounds=1,
+        )  # fmt: skip
+        profile = Profile(version=VERSION, device="cpu", machine="emulated cluster", samples=measured.samples)
+        self.cluster = cluster_of(asked, measured)
+        self.costs = cluster_costs(self.cluster, profile)
 
-    def seconds(self, sent: Round) -> float:
-        if sent.op != "send":
-            return self._read(sent.axis, sent.op, float(sent.bytes.sum(1).max()))
-        node = np.arange(NODES * EACH) // EACH
-        away = sent.bytes * (node[:, None] != node)
-        leaving = max(float(away[node == one].sum()) for one in range(NODES))
-        arriving = max(float(away[:, node == one].sum()) for one in range(NODES))
-        staying = float((sent.bytes - away).max())
-        across = self._read("across", "send_recv", max(leaving, arriving)) if leaving else 0.0
-        return max(across, self._read("inside", "send_recv", staying) if staying else 0.0)
+    def of(self, shape: Shape, split: Split) -> tuple[float, float]:
+        """(priced, simulated) seconds."""
+        strategy = Strategy(ring=GRID.ring, ulysses=GRID.ulysses, ring_kind=KIND, ssd=split[0], ssd_pass=split[1])
+        process = np.array(GRID.process).reshape(-1)
+        placement = Placement(slot_of_rank=process // EACH, gpu_of_rank=process % EACH)
+        sizes = RankSizes(workload_of(shape), strategy, kind="ssd")
+        runs, attention = self.costs.runs(strategy.ranks, placement), OURS.measured_attention(sizes.workload)
+        kernels = self.costs.kernels(runs, attention)
+        table = tuple(one for one in ssd_operators(sizes) if one.name in MIXER)
+        segments = tuple(
+            Segment(name=name, phases=phases(sizes, kernels, table, grad=grad))
+            for name, grad in (("forward", False), ("backward", True))
+        )
+        program = StepProgram(microbatch=segments, epilogue=(), microbatches=1)
+        priced_s = sum(map(float, fold(program, self.costs.paths(strategy, placement)).seconds.values()))
+        played = play(program, self.cluster, strategy, placement, rates=self.costs.rates)
+        return priced_s, played.step_s
 
-    def _read(self, path: str, op: str, size: float) -> float:
-        """Linear between the measured sizes, and on from the last two."""
-        sizes, seconds = self._curves[path, op]
-        if size <= sizes[-1]:
-            return float(np.interp(size, sizes, seconds))
-        slope = (seconds[-1] - seconds[-2]) / (sizes[-1] - sizes[-2])
-        return seconds[-1] + slope * (size - sizes[-1])
+
+def workload_of(shape: Shape) -> Workload:
+    """One state-space layer, and nearly nothing else."""
+    ssd = Ssd(heads=shape.heads, head_size=shape.head_size, state=shape.state, conv=shape.conv, chunk=shape.chunk)
+    model = Model(
+        name="mixer", layers=1, hidden=WIDTH, ffn=WIDTH, vocab=WIDTH, heads=4, kv_heads=4, head_dim=4,
+        layer_kinds=("ssd",), ssd=ssd,
+    )  # fmt: skip
+    return Workload(model, context_tokens=shape.tokens, precision=FP32)
 
 
-def price_s(shape: Shape, split: Split, scan_s: float, links: Links) -> float:
-    """Seconds of one forward and backward pass."""
-    return scan_s + 2 * sum(links.seconds(one) for one in rounds(_layout(shape), _layer(shape), *split))
+def scanned(shape: Shape) -> set[tuple[int, int, int, int, int, int]]:
+    """What a rank scans under each split."""
+    ranks = {"states": 1, "mixed": GRID.ulysses, "heads": GRID.ulysses * GRID.ring}
+    tokens = shape.tokens // (NODES * EACH)
+    return {
+        (tokens * one, shape.heads // one, shape.head_size, shape.state, shape.conv, shape.chunk)
+        for one in ranks.values()
+    }
 
 
 def cluster(rate_mbit: float, shapes: Sequence[Shape], rounds_: int, window_s: float) -> list[Regime]:
@@ -123,19 +153,19 @@ def cluster(rate_mbit: float, shapes: Sequence[Shape], rounds_: int, window_s: f
     order = Order(window_s=window_s, windows=3, loads=(NODES * EACH,), cores=cores(), path=PATH, cuda=False)
     with Namespaces([rate_mbit] * NODES) as nodes:
         homes = [nodes.names[rank // EACH] for rank in range(NODES * EACH)]
-        found: list[Found] = run_ranks(measure, (GRID, KIND, cases, order, rounds_), homes)
-    links, regimes = Links(found[0].links), []
+        scans = sorted(set[tuple[int, int, int, int, int, int]]().union(*map(scanned, shapes)))
+        found: list[Found] = run_ranks(measure, (GRID, KIND, cases, scans, order, rounds_), homes)
+    prices, regimes = Prices(found[0].measured, rate_mbit), []
     for number, case in enumerate(cases):
         rows = tuple(
-            _row(split, place, [one.timed[number] for one in found], rounds_,
-                 price_s(case.shape, split, found[0].scan_s[number][split[0]], links))
+            _row(split, place, [one.timed[number] for one in found], rounds_, prices.of(case.shape, split))
             for place, split in enumerate(case.splits)
-        )  # fmt: skip
+        )
         regimes.append(Regime(rate_mbit=rate_mbit, shape=case.shape, splits=case.splits, rows=rows))
     return regimes
 
 
-def _row(split: Split, place: int, timed: Sequence[Timed], count: int, priced_s: float) -> Row:
+def _row(split: Split, place: int, timed: Sequence[Timed], count: int, priced_s: tuple[float, float]) -> Row:
     measured_ms = []
     for number in range(count):
         spans = [one.spans_s[number][place] for one in timed]
@@ -144,7 +174,7 @@ def _row(split: Split, place: int, timed: Sequence[Timed], count: int, priced_s:
     name = split[0] if split[0] == "heads" else ", ".join(split)
     return Row(
         grid=Grid(name=name, process=GRID.process), measured_ms=tuple(measured_ms), sent_mb=sent_mb,
-        priced_ms=1e3 * priced_s, simulated_ms=0.0,
+        priced_ms=1e3 * priced_s[0], simulated_ms=1e3 * priced_s[1],
     )  # fmt: skip
 
 
@@ -152,15 +182,15 @@ def report(regime: Regime) -> str:
     shape = regime.shape
     lines = [
         f"{regime.rate_mbit:g} Mbit/s, {shape.tokens} tokens, {shape.heads} heads of {shape.head_size} × {shape.state}",
-        f"  {'split':<18}{'measured ms (quartiles)':>26}{'sent MB':>9}{'priced':>16}",
+        f"  {'split':<18}{'measured ms (quartiles)':>26}{'sent MB':>9}{'priced':>16}{'simulated':>16}",
     ]
     for place in sorted(range(len(regime.rows)), key=lambda place: regime.rows[place].median_ms):
         row = regime.rows[place]
         low, high = np.percentile(row.measured_ms, [25, 75])
         spread = f"{row.median_ms:.1f} ({low:.1f}-{high:.1f})"
         mark = "  < chosen" if place == regime.chosen else ""
-        error = row.priced_ms / row.median_ms - 1
-        lines.append(f"  {row.grid.name:<18}{spread:>26}{row.sent_mb:>9.2f}{row.priced_ms:>9.1f} {error:>+6.0%}{mark}")
+        told = "".join(f"{one:>9.1f} {one / row.median_ms - 1:>+6.0%}" for one in (row.priced_ms, row.simulated_ms))
+        lines.append(f"  {row.grid.name:<18}{spread:>26}{row.sent_mb:>9.2f}{told}{mark}")
     lost, low, high = regret(regime.rows, regime.chosen)
     return "\n".join([*lines, f"  regret {lost:.1%} (95%: {low:.1%} to {high:.1%})"])
 

@@ -323,7 +323,7 @@ def estimates(kernels: Kernels, paths: Paths, cluster: Cluster, strategy: Strate
         words.append("the CPU's update of states in host memory: its rate")
     if model.window:
         words.append(f"windows of {model.window} keys: their share of the pairs, less what tiles lose at both edges")
-    if model.ssd is not None:
+    if model.ssd is not None and not kernels.scans:
         words.append("scans of states: their operators counted from our code, timed as products and passes over memory")
     return (*words, *cluster.notes)
 

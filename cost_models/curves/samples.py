@@ -5,8 +5,9 @@
 `work` is what an operation grows with: FLOPs, or bytes. Samples of equal work are merged by their median and made
 rising first, so that a noisy sample cannot make more work cheaper. Few samples are enough: 5 to 30 per operation.
 Shapes by op: gemm (m, n, k); attention_forward and attention_backward (batch, q, kv, heads, kv_heads, head_dim,
-causal); memory_bound () with `bytes` moved; collectives () with `ranks`, `path` (a link) and `bytes` (wire bytes per
-rank).
+causal); scan_forward and scan_backward (tokens, heads, head_size, state, taps, chunk) of a state-space layer's
+convolution and scan; memory_bound () with `bytes` moved; collectives () with `ranks`, `path` (a link) and `bytes` (wire
+bytes per rank).
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ from cost_models.number import Number, distinct
 
 FRAMEWORK = ("framework_layer", "framework_microbatch", "framework_step")
 """Host time that no kernel explains (Python, autograd, sharding's bookkeeping), forward and backward together."""
+SCANS = ("scan_forward", "scan_backward")
 SHAPE_LENGTHS = {
     **dict.fromkeys((*FRAMEWORK, "memory_bound"), 0),
     "gemm": 3,
     "attention_forward": 7,
     "attention_backward": 7,
+    **dict.fromkeys(SCANS, 6),
 }
 
 

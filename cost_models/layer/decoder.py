@@ -70,6 +70,12 @@ def _units(
     sizes: RankSizes, kernels: Kernels, one: Operator, passes: Passes, grad: bool, part: str | None
 ) -> Iterator[tuple[Phase, ...]]:
     """Memory-bound work, exchanges, products, attention; idle time counts once."""
+    seconds = None if one.timed is None else one.timed(kernels, grad)
+    if seconds is not None:
+        yield (Compute(part=part or "memory_bound", seconds=seconds),)
+        if one.exchanges[grad]:
+            yield one.exchanges[grad]
+        return
     moved, launches, idle_s = passes
     if launches or not isinstance(moved, int) or moved:
         if somewhere(one.active):

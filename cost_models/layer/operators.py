@@ -13,7 +13,7 @@ seconds. A number may be an array with one entry for each candidate. Left out: v
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Literal, NamedTuple
 
 from cost_models.framework import FA1_SLOWDOWN, OVERLAP_COST
@@ -78,6 +78,8 @@ class Operator(NamedTuple):
         None  # bytes of the layer's tensors that are gone after its backward pass; None: what it kept
     )
     host: tuple[Number, Number] = (0, 0)  # operators that the host calls
+    timed: Callable[[Kernels, bool], Number | None] | None = None
+    """Seconds of its products and passes one way, where a profile measured them as one; None: it did not."""
 
 
 Table = tuple[Operator, ...]

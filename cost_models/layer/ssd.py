@@ -16,8 +16,13 @@ The messages themselves, rank by rank, are in `ssd_messages`. How states are pas
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import lru_cache
+
 import numpy as np
 
+from cost_models.curves.samples import SCANS, Correction
+from cost_models.errors import InputError
 from cost_models.layer.operators import (
     Operator,
     Passes,
@@ -27,13 +32,16 @@ from cost_models.layer.operators import (
     layer_norm,
     multiplies,
     norm_behind,
+    products_s,
     residual,
 )
 from cost_models.layer.sizes import RankSizes
 from cost_models.models.ssd import Ssd
 from cost_models.number import Number, both, larger, pick, smaller
 from cost_models.program import Exchange, Passed
-from cost_models.strategy import Axis
+from cost_models.strategy import Axis, Strategy
+from cost_models.timing.kernels import Kernels
+from cost_models.workload import Workload
 
 STATE_BYTES = 4
 """Of a number of the scan and of a state: sums are in float32."""
@@ -117,7 +125,11 @@ def _convolution(sizes: RankSizes, ssd: Ssd) -> Table:
         sizes, "convolution", moved * (TAP_PASSES * taps + 2), 3 * taps + 2, kept=3 * moved + sizes.tokens * taps,
         host=(3 * taps + 4, 5 * taps + 4),
     )  # fmt: skip
-    return (made._replace(exchanges=(sent, sent), working=(2 * moved, 2 * moved)),)
+
+    def with_scan(kernels: Kernels, grad: bool) -> Number | None:
+        return 0.0 * sizes.tokens if kernels.scans else None
+
+    return (made._replace(exchanges=(sent, sent), working=(2 * moved, 2 * moved), timed=with_scan),)
 
 
 def _scan(sizes: RankSizes, ssd: Ssd) -> Table:
@@ -143,8 +155,44 @@ def _scan(sizes: RankSizes, ssd: Ssd) -> Table:
             exchanges=(passed, passed),
             host=(SCAN_CALLS[0] + LEVEL_CALLS[0] * levels, SCAN_CALLS[1] + LEVEL_CALLS[1] * levels),
             working=(work * STATE_BYTES * 2 * t, work * STATE_BYTES * (3 * t + 2 * p)),
+            timed=lambda kernels, grad: _measured_s(sizes, kernels, grad),
         ),
     )
+
+
+def _measured_s(sizes: RankSizes, kernels: Kernels, grad: bool) -> Number | None:
+    """Seconds of convolution and scan by a profile's samples: their estimate, moved onto these."""
+    if not kernels.scans:
+        return None
+    estimate_s = _estimate_s(sizes, kernels, grad)
+    return estimate_s * _correction(kernels, sizes.workload, grad).factor(estimate_s)
+
+
+def _estimate_s(sizes: RankSizes, kernels: Kernels, grad: bool) -> Number:
+    ssd = sizes.workload.model.ssd
+    assert ssd is not None
+    seconds: Number = 0.0
+    for row in (*_convolution(sizes, ssd), *_scan(sizes, ssd)):
+        passes = row.passes[grad]
+        taken = kernels.memory_bound_s(passes.moved, passes.launches) + products_s(sizes, kernels, row, grad)
+        seconds = seconds + taken + passes.idle_s
+    return seconds
+
+
+@lru_cache(maxsize=32)
+def _correction(kernels: Kernels, work: Workload, grad: bool) -> Correction:
+    """What was measured over the estimate, by the estimate."""
+    rows = [one for one in kernels.scans if one.op == SCANS[grad]]
+    if not rows:
+        raise InputError(f"a profile with scans of states needs {' and '.join(SCANS)}")
+    base_s = []
+    for row in rows:
+        tokens, heads, size, state, conv, chunk = row.shape
+        scanned = Ssd(heads=heads, head_size=size, state=state, conv=conv, chunk=chunk)
+        model = replace(work.model, layers=1, layer_kinds=("ssd",), ssd=scanned)
+        alone = replace(work, model=model, context_tokens=tokens, global_batch=1, lengths=(), text_tokens=None)
+        base_s.append(float(_estimate_s(RankSizes(alone, Strategy(), kind="ssd"), kernels, grad)))
+    return Correction(work=base_s, base_s=base_s, measured_s=[row.median_s for row in rows])
 
 
 def _levels(chunks: Number) -> Number:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 
-from cost_models.curves.samples import SHAPE_LENGTHS, Sample
+from cost_models.curves.samples import SCANS, SHAPE_LENGTHS, Sample
 from cost_models.errors import InputError
 from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.device import Device
@@ -73,6 +73,10 @@ def _flops(sample: Sample) -> float:
     if sample.op == "gemm":
         m, n, k = sample.shape
         return 2.0 * m * n * k
+    if sample.op in SCANS:  # inside chunks, into their states and out of them
+        tokens, heads, size, state, _, chunk = sample.shape
+        once = 2.0 * tokens * heads * (chunk * (state + size) + 2 * size * state)
+        return once * (2 if sample.op == "scan_backward" else 1)
     batch, queries, keys, heads, _, head_dim, causal = sample.shape
     passes = 2.5 if sample.op == "attention_backward" else 1.0
     return float(4.0 * passes * batch * heads * attention_pairs(queries, keys, bool(causal)) * head_dim)

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from cost_models.curves.samples import FRAMEWORK, Correction, Sample
+from cost_models.curves.samples import FRAMEWORK, SCANS, Correction, Sample
 from cost_models.errors import InputError
 from cost_models.hardware.device import DTYPE_BYTES, Device
 from cost_models.number import Number, larger, pick, smaller, somewhere
@@ -68,6 +68,7 @@ class Kernels:
     """
 
     _framework: Mapping[str, float] = MappingProxyType({})  # by unit, from a profile
+    scans: tuple[Sample, ...] = ()  # of state-space layers, which `layer/ssd.py` reads
 
     def __init__(
         self, device: Device, base: Device, curves: DeviceCurves | None, clock: str = "held", attention: str = "newest"
@@ -127,6 +128,7 @@ class Kernels:
                 corrections[op] = kernels._correction(op, rows)
                 profiled[op] = len(rows)
         kernels._corrections, kernels._profiled = corrections, profiled
+        kernels.scans = tuple(sample for sample in samples if sample.op in SCANS)
         kernels._framework = {sample.op: sample.median_s for sample in samples if sample.op in FRAMEWORK}
         return kernels
 

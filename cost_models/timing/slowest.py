@@ -106,7 +106,8 @@ class KernelsInUse(Kernels):
 
     def __init__(self, each: Sequence[Kernels], choose: Choice = larger) -> None:
         self.each, self.choose, self.memo = tuple(each), choose, Memo()
-        self.device = min(self.each, key=lambda kernels: kernels.device.peak_16bit).device
+        slowest = min(self.each, key=lambda kernels: kernels.device.peak_16bit)
+        self.device, self.scans = slowest.device, slowest.scans
 
     @classmethod
     def of_devices(

@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -29,12 +29,16 @@ from executor.launch.agent import open_store, variable
 from executor.measure.framework_steps import context_groups, framework_samples
 from executor.mmsp import kernel
 from executor.mmsp.exchange import GroupExchange
+from longvila.ssd import Inner, entered_with, mix
 
 GEMMS = ((64, 128, 128), (256, 128, 128), (256, 256, 128), (1024, 128, 128), (128, 128, 1024), (1024, 256, 128),
          (2048, 264, 128), (4096, 256, 256), (1024, 1024, 1024))  # fmt: skip
 GPU_GEMMS = ((256, 1024, 1024), (1024, 4096, 4096), (4096, 4096, 4096), (8192, 14336, 4096), (8192, 128256, 4096))
 ATTENTIONS = ((128, 8, 4, 16), (256, 8, 4, 16), (512, 8, 4, 16), (1024, 8, 4, 16), (2048, 8, 4, 16))
 GPU_ATTENTIONS = ((1024, 32, 8, 128), (4096, 32, 8, 128), (16384, 32, 8, 128), (32768, 8, 2, 128))
+SCANS = ((256, 4, 16, 16, 4, 64), (1024, 4, 16, 16, 4, 64), (1024, 8, 32, 32, 4, 64), (2048, 8, 32, 32, 4, 64))
+GPU_SCANS = ((2048, 32, 64, 64, 4, 128), (8192, 32, 128, 128, 4, 128), (32768, 32, 128, 128, 4, 128))
+"""Tokens, heads, head size, state, taps and chunk of a state-space layer's mixer."""
 MOVED = (2**12, 2**15, 2**18, 2**20, 2**22, 2**24)
 BUFFERS = (2**10, 2**14, 2**18, 2**21)
 COLLECTIVES = ("all_to_all", "all_gather", "reduce_scatter", "all_reduce", "send_recv")
@@ -123,6 +127,31 @@ class Bench:
             self.add(forward, op="attention_forward", shape=shape)
             self.add(backward, op="attention_backward", shape=shape)
 
+    def scans(self, shapes: Sequence[tuple[int, int, int, int, int, int]] = ()) -> None:
+        """Convolution and scan of a state-space layer; backward is what both ways take less the way forward."""
+        for shape in shapes or (SCANS if self.device.type == "cpu" else GPU_SCANS):
+            tokens, heads, size, state, taps, chunk = shape
+            channels, a = self.random(1, tokens, heads, size + 2 * state), self.random(1, tokens, heads)
+            weights = self.random(heads, size + 2 * state, taps), self.random(heads)
+            leaves = [one.requires_grad_() for one in (channels, a, *weights)]
+            inner = Inner(
+                channels_BSHW=channels, a_BSH=a, taps_HWK=weights[0], skip_H=weights[1], state=state, chunk=chunk
+            )
+            places = torch.arange(tokens, device=self.device)[None]
+            nothing, dy = channels.new_zeros(1, taps - 1, heads, size + 2 * state), self.random(1, tokens, heads, size)
+
+            def forward(inner: Inner = inner, places: Tensor = places, nothing: Tensor = nothing) -> Tensor:
+                return mix(inner, places, (places.shape[1],), [nothing], entered_with(None))[0]
+
+            def both(forward: Callable[[], Tensor] = forward, leaves: list[Tensor] = leaves, dy: Tensor = dy) -> None:
+                torch.autograd.grad(forward(), leaves, dy)
+
+            self.add(forward, op="scan_forward", shape=shape)
+            self.add(both, op="scan_backward", shape=shape)
+            once, whole = self.samples[-2:]
+            backward_s = max(whole.median_s - once.median_s, whole.median_s / 2)
+            self.samples[-1] = replace(whole, median_s=backward_s)
+
     def memory_bound(self) -> None:
         width = self.dtype.itemsize
         for moved in MOVED if self.device.type == "cpu" else (*MOVED, 2**27, 2**30):
@@ -181,6 +210,7 @@ def measure(order: Order) -> list[Sample]:
             bench = Bench(order, load, group, device)
             bench.gemms()
             bench.attention()
+            bench.scans()
             bench.memory_bound()
             for size in order.loads:
                 if 1 < size <= load and load % size == 0:

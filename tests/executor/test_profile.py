@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from cost_models import Cluster, InputError, Model, Profile, Strategy, Workload, price
-from cost_models.curves.samples import FRAMEWORK, Sample
+from cost_models.curves.samples import FRAMEWORK, SCANS, Sample
 from cost_models.timing.collectives import OPS
 from cost_models.timing.profile_samples import samples_for
 from executor.measure.profiling import loads_of
@@ -24,7 +24,7 @@ def measured(tmp_path_factory):
 def test_everything_is_measured_under_every_load(measured):
     for load in (1, 2):
         ops = {sample.op for sample in measured.samples if sample.op not in OPS and sample.ranks == load}
-        assert {"gemm", "attention_forward", "attention_backward", "memory_bound", *FRAMEWORK} == ops
+        assert {"gemm", "attention_forward", "attention_backward", "memory_bound", *SCANS, *FRAMEWORK} == ops
     collectives = [sample for sample in measured.samples if sample.op in OPS]
     assert {sample.op for sample in collectives} == set(OPS)
     assert all(sample.path == "shared-memory" and sample.shape == (2,) for sample in collectives)

@@ -2,23 +2,26 @@
 
 import pytest
 
-from benchmarks.ssd import SHAPES, Links, case_of, main, price_s
-from benchmarks.ssd_ranks import Shape
-from cost_models.curves.samples import Sample
+from benchmarks.attention_ranks import PATH, Measured
+from benchmarks.ssd import SHAPES, Prices, case_of, main, scanned
+from cost_models.curves.samples import SCANS, Sample
 
 
-def sample(path, op, seconds_per_byte, latency_s, size):
-    return Sample(
-        op=op, shape=(4,), dtype="fp32", ranks=4, path=path, bytes=size,
-        median_s=latency_s + seconds_per_byte * size, iqr_s=0.0,
-    )  # fmt: skip
+def sample(op, median_s, size=0.0, **given):
+    return Sample(op=op, dtype="fp32", bytes=size, median_s=median_s, iqr_s=0.0, **{"ranks": 2, **given})
 
 
-def links():
-    """A message inside a node takes 1 ms, one across 2 ms and 1 s a megabyte; collectives 3 ms and 1 s a megabyte."""
-    curves = [("inside", "send_recv", 0.0, 1e-3), ("across", "send_recv", 1e-6, 2e-3)]
-    curves += [(axis, op, 1e-6, 3e-3) for axis in ("context", "ulysses", "ring") for op in ("all_to_all", "all_gather")]
-    return Links([sample(*curve, size) for curve in curves for size in (1e3, 1e6)])
+def measured(scan_s=0.1):
+    """A node of two: kernels; 1 ms and 1 ns a byte inside it, 2 ms and 1 us a byte between nodes; scans."""
+    shapes = sorted(set().union(*map(scanned, SHAPES)))
+    scans = [sample(op, scan_s, shape=shape) for op in SCANS for shape in shapes]
+    inside = [
+        sample(op, 1e-3 + 1e-9 * size, size, path=PATH, shape=(2,))
+        for op in ("all_to_all", "all_gather", "send_recv") for size in (1e3, 1e6)
+    ]  # fmt: skip
+    across = [sample("send_recv", 2e-3 + 1e-6 * size, size, path="network", shape=(4,)) for size in (1e3, 1e6)]
+    moved = [sample("memory_bound", 1e-6 + 1e-10 * size, size) for size in (1e3, 1e6)]
+    return Measured(samples=(*scans, *inside, *across, *moved), cards=((1e6, 2e-3), (1e6, 2e-3)))
 
 
 def test_every_split_that_the_grid_allows_is_compared():
@@ -29,17 +32,20 @@ def test_every_split_that_the_grid_allows_is_compared():
         )  # fmt: skip
 
 
-def test_a_price_is_the_scan_and_twice_the_rounds():
-    shape = Shape(tokens=4096, heads=4, head_size=50, state=100)
-    channels, state = 4 * 250, 4 * 50 * 100 * 4
-    heads = 3 / 4 * 1024 * 4 * (251 + 50) * 4
-    assert price_s(shape, ("heads", "gather"), 0.5, links()) == pytest.approx(0.5 + 2 * (6e-3 + heads * 1e-6))
-    halo = 3e-3 + 3 * channels * 4 * 1e-6
-    gathered = 3e-3 + 3 * (state + 16) * 1e-6
-    assert price_s(shape, ("states", "gather"), 0.5, links()) == pytest.approx(0.5 + 2 * (halo + gathered))
-    # c0 | c3 on the first node, c1 | c2 on the second: across, inside, across
-    hops = 1e-3 + 2 * (2e-3 + state * 1e-6)
-    assert price_s(shape, ("states", "chain"), 0.5, links()) == pytest.approx(0.5 + 2 * (halo + hops))
+def test_a_price_is_the_measured_scan_and_the_links():
+    """Forward and backward: what crosses the node's link takes a microsecond a byte, its messages two milliseconds."""
+    prices, shape = Prices(measured(), 8.0), SHAPES[1]
+    state_s = shape.heads * shape.head_size * shape.state * 4 * 1e-6
+    halo_s = 3 * shape.heads * (shape.head_size + 2 * shape.state) * 4 * 1e-6
+    priced, played = prices.of(shape, ("states", "chain"))  # c0 | c3 on one node, c1 | c2 on the other: across twice
+    assert priced == pytest.approx(2 * (0.1 + 2 * state_s + halo_s), rel=0.05)
+    assert played == pytest.approx(priced, rel=0.05)
+    priced, played = prices.of(shape, ("heads", "gather"))
+    moved = shape.tokens // 4 * shape.heads * (2 * shape.head_size + 2 * shape.state + 1) * 4
+    assert priced == pytest.approx(2 * (0.1 + moved * 1e-6), rel=0.05)  # a half of two ranks' bytes leaves the node
+    assert played == pytest.approx(priced, rel=0.05)
+    slower = Prices(measured(0.3), 8.0).of(shape, ("heads", "gather"))[0]
+    assert slower - priced == pytest.approx(0.4, rel=1e-3)
 
 
 @pytest.mark.parametrize(
