@@ -39,6 +39,12 @@ EXTRA_KEYS = (
 _EMPTY: tuple[object, ...] = (None, False, 0, "", [], {}, -1)
 _ENCODERS = {"image_encoder": "BasicImageEncoder", "video_encoder": "BasicVideoEncoder"}
 _POOLING = "TSPVideoEncoder"
+_PROCESSOR = "preprocessor_config.json"
+_PICTURES: dict[str, Any] = {
+    "do_resize": True, "resample": 3, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
+    "image_mean": 0.5, "image_std": 0.5, "do_center_crop": False,
+}  # fmt: skip
+"""Of SigLIP's image processor (resample 3 is bicubic): what `processor.py` does."""
 _TEMPLATES = {"qwen2": "chatml", "vicuna_v1": "vicuna", "llama_3": "llama3", "hermes_2": "hermes", "hermes-2": "hermes"}
 
 
@@ -148,13 +154,35 @@ def _seen(folder: Path, top: Mapping[str, Any], vision: Mapping[str, Any]) -> di
     if top.get("image_aspect_ratio") == "dynamic":
         seen |= {"min_tiles": top.get("min_tiles") or 1, "max_tiles": top.get("max_tiles") or 12}
     scales = _scales(folder, top)
+    _check_processor(folder, scales[-1] if scales and top.get("s2") else size, size)
     if top.get("dynamic_s2"):
         seen["s2_repeat"] = len(scales)
     elif top.get("s2"):
         seen["s2_scales"] = scales
+        for key, run in {"s2_max_split_size": size, "s2_resize_output_to_scale_idx": 0}.items():
+            if top.get(key) not in (None, run):
+                raise _refusal(folder, key, top[key], f"run with s2 is {run}")
     elif top.get("image_aspect_ratio") == "dynamic_s2":
         raise _refusal(folder, "image_aspect_ratio", "dynamic_s2", "it goes with dynamic_s2: true")
     return seen
+
+
+def _check_processor(folder: Path, *sides: object) -> None:
+    """Refuse pictures that the tower's processor would make otherwise than `processor.py`; `sides` are legal."""
+    for file in (folder / "vision_tower" / _PROCESSOR, folder / _PROCESSOR):
+        if not file.is_file():
+            continue
+        given = _read_json(file)
+        sizes = [{"height": side, "width": side} for side in sides]
+        for key, run in {**_PICTURES, "size": given["size"] if given.get("size") in sizes else sizes[0]}.items():
+            value = given.get(key, run)
+            if value != run and not (isinstance(run, float) and _all_near(value, run)):
+                raise JobError(f"weights: {file}: {key} {value!r} is not run; run is {run}")
+
+
+def _all_near(value: Any, run: float) -> bool:
+    values = value if isinstance(value, list) else [value]
+    return bool(values) and all(isinstance(one, int | float) and abs(one - run) < 1e-6 for one in values)
 
 
 def _moments(folder: Path, top: Mapping[str, Any]) -> dict[str, Any]:

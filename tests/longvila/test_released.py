@@ -302,6 +302,29 @@ def test_what_is_not_run_is_refused_by_its_key(tmp_path, key):
     assert "\n" not in str(fault.value)
 
 
+def test_pictures_are_made_as_the_towers_processor_says_or_refused(tmp_path):
+    folder = release(tmp_path / "r", llm=llm_config("qwen2", SMALL), vision=vision_config(40, 24, 48, 2, 4, 8),
+                     kind="linear", top={"s2": True, "s2_scales": "40,80", "s2_resize_output_to_scale_idx": -1,
+                                         "s2_max_split_size": 40})  # fmt: skip
+    with pytest.raises(JobError, match=r"s2_resize_output_to_scale_idx '-1' is not run; run with s2 is 0"):
+        read_config(folder)
+    top = json.loads((folder / "config.json").read_text()) | {"s2_resize_output_to_scale_idx": 0}
+    for split in (80, 40):
+        (folder / "config.json").write_text(json.dumps({**top, "s2_max_split_size": split}))
+        if split == 80:
+            with pytest.raises(JobError, match=r"s2_max_split_size '80' is not run; run with s2 is 40"):
+                read_config(folder)
+    file = folder / "vision_tower/preprocessor_config.json"
+    siglip = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "rescale_factor": 0.00392156862745098, "resample": 3}
+    for side in (40, 80):  # VILA saves the processor of an s2 model with the size of its largest scale
+        file.write_text(json.dumps({**siglip, "size": {"height": side, "width": side}}))
+        assert read_config(folder).s2_scales == (40, 80)
+    for key, value in {"image_mean": [0.48, 0.46, 0.41], "resample": 2, "size": {"shortest_edge": 40}}.items():
+        file.write_text(json.dumps({**siglip, key: value}))
+        with pytest.raises(JobError, match=rf"preprocessor_config\.json: {key} .* is not run; run is "):
+            read_config(folder)
+
+
 def test_every_key_is_known_once_and_others_are_told(tmp_path):
     names = [name for group in keys().values() for name in group]
     assert len(names) == len(set(names))
