@@ -230,13 +230,22 @@ def _tar_sample(
     return Entry(where, value, members=every)
 
 
-def _parquet(file: Path) -> Iterator[Entry]:
+def _arrow(file: Path) -> Any:
     try:
-        from pyarrow import ArrowException, parquet
+        import pyarrow.parquet
     except ImportError:
         raise JobError(f"{file}: Parquet needs pyarrow: pip install 'mmsp[parquet]'") from None
+    return pyarrow
+
+
+def _no_parquet(fault: Exception) -> str:
+    return f"is no readable Parquet file ({' '.join(str(fault).split())[:100]})"
+
+
+def _parquet(file: Path) -> Iterator[Entry]:
+    arrow = _arrow(file)
     try:
-        table = parquet.ParquetFile(file)
+        table = arrow.parquet.ParquetFile(file)
         media = [name for name in table.schema_arrow.names if name in _KINDS]
         names = [name for name in table.schema_arrow.names if name not in _KINDS]
         leaves = [table.schema.column(i).path for i in range(len(table.schema.names))]
@@ -249,8 +258,18 @@ def _parquet(file: Path) -> Iterator[Entry]:
             for row, value in enumerate(lines):
                 number += 1
                 yield _parquet_row(file, f"{file}: row {number}", value, shelves, group, row)
-    except (ArrowException, OSError) as fault:
-        yield Entry(str(file), fault=f"is no readable Parquet file ({' '.join(str(fault).split())[:100]})")
+    except (arrow.ArrowException, OSError) as fault:
+        yield Entry(str(file), fault=_no_parquet(fault))
+
+
+def parquet_rows(file: Path) -> list[Mapping[str, Any]]:
+    """All rows of a Parquet file of plain values."""
+    arrow = _arrow(file)
+    try:
+        rows: list[Mapping[str, Any]] = arrow.parquet.ParquetFile(file).read().to_pylist()
+    except (arrow.ArrowException, OSError) as fault:
+        raise JobError(f"{file}: {_no_parquet(fault)}") from None
+    return rows
 
 
 def _leaf(name: str, leaves: list[str]) -> list[str]:

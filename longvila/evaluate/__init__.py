@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from longvila.data.listing import ON_ERROR
 from longvila.evaluate import captions, choice, needle, retrieval
 from longvila.evaluate.benchmarks import BENCHMARKS
 from longvila.evaluate.model import Evaluated
@@ -42,6 +43,7 @@ class EvaluateSettings(ModelSettings):
     questions: str | None = None  # file of choices; of captions or questions in the training format
     answers: str | None = None  # EgoSchema's file of right options
     media: str | None = None  # folder of the videos; None means that of the questions
+    on_error: str = "stop"  # at a choice that cannot be used; skip leaves it out
     by: str = "letters"  # a choice is the letter that is written, or the likeliest option (likelihood)
     max_new_tokens: int = 256
 
@@ -53,6 +55,7 @@ class EvaluateSettings(ModelSettings):
         frames = self.needle_frames
         legal = bool(frames) and all(1 <= count <= needle.MOST_FRAMES for count in frames)
         require(legal, "needle_frames", list(frames), f"lengths of 1 … {needle.MOST_FRAMES} frames")
+        require(self.on_error in ON_ERROR, "on_error", self.on_error, f"one of {', '.join(ON_ERROR)}")
         require(self.by in choice.WAYS, "by", self.by, f"one of {', '.join(choice.WAYS)}")
         if self.task != "needle" and self.questions is None:
             raise JobError(f"settings: set questions to the file whose {self.task} are evaluated")
@@ -69,7 +72,7 @@ def main(job: Job) -> None:
         ),
         "choice": lambda: choice.task(
             BENCHMARKS[settings.benchmark or ""], Path(settings.questions or ""), _path(settings.answers),
-            _path(settings.media), likelihood=settings.by == "likelihood",
+            _path(settings.media), likelihood=settings.by == "likelihood", skip=settings.on_error == "skip",
         ),
         "captions": lambda: captions.task(
             Path(settings.questions or ""), _path(settings.media), most_tokens=settings.max_new_tokens

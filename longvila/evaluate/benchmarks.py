@@ -1,23 +1,27 @@
 """Questions of public benchmarks as multiple choice, read from the files that they are published in.
 
-    VideoMME        JSON: questions, or videos that hold `questions`; options "A. text", answer "A"
-    LongVideoBench  JSON: candidates, correct_choice (from 0), video_path
-    EgoSchema       JSON: "option 0" … "option 4"; the right ones in a second file {q_uid: place}
-    NExT-QA         CSV: question, answer (from 0), a0 … a4, video
+    VideoMME        questions, or videos that hold `questions`; options "A. text", answer "A"
+    LongVideoBench  candidates, correct_choice (from 0), video_path
+    EgoSchema       "option 0" … "option 4", or a list `option`; `answer`, or a second file of right ones {q_uid: place}
+    NExT-QA         question, answer (from 0), a0 … a4, video
 
-A video stands in the media folder under its name, or with .mp4, .mkv, .webm, .avi or .mov. Leaves out subtitles.
+Files are JSON, lines of JSON, CSV or Parquet, as each is found. An answer is a letter, a place from 0, or an option's
+text. A video stands in the media folder under its name, or with .mp4, .mkv, .webm, .avi or .mov; NExT-QA's under what
+`map_vid_vidorID.json` in that folder says of it. Leaves out subtitles.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from longvila.data.shards import parquet_rows
 from longvila.files import read_text
 from longvila.job import JobError
 
@@ -38,11 +42,9 @@ class Choice:
 def videomme(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for one in entry.get("questions", [entry]):
         whole = {**entry, **one}
-        options = tuple(re.sub(r"^[A-Z][.)]\s*", "", str(option)) for option in _list(whole, "options"))
-        answer = str(whole["answer"]).strip()
         yield {
             "name": whole.get("question_id", whole.get("video_id")), "video": whole.get("videoID") or whole["video_id"],
-            "question": whole["question"], "options": options, "right": ord(answer[:1] or "@") - ord("A"),
+            "question": whole["question"], "options": _list(whole, "options"), "right": whole["answer"],
             "kind": whole.get("duration", ""),
         }  # fmt: skip
 
@@ -50,19 +52,20 @@ def videomme(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 def longvideobench(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     yield {
         "name": entry.get("id", entry["video_id"]), "video": entry.get("video_path") or entry["video_id"],
-        "question": entry["question"], "options": tuple(map(str, _list(entry, "candidates"))),
+        "question": entry["question"], "options": _list(entry, "candidates"),
         "right": entry["correct_choice"], "kind": entry.get("question_category", ""),
     }  # fmt: skip
 
 
 def egoschema(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    options = tuple(str(entry[f"option {place}"]) for place in range(5))
-    yield {"name": entry["q_uid"], "video": entry["q_uid"], "question": entry["question"], "options": options,
-           "right": entry["right"], "kind": ""}  # fmt: skip
+    video = entry["q_uid"] if "q_uid" in entry else entry["video_idx"]
+    options = _list(entry, "option") if "option" in entry else [entry[f"option {place}"] for place in range(5)]
+    yield {"name": video, "video": video, "question": entry["question"], "options": options,
+           "right": entry["right"] if "right" in entry else entry["answer"], "kind": ""}  # fmt: skip
 
 
 def nextqa(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    options = tuple(str(entry[f"a{place}"]) for place in range(5))
+    options = [entry[f"a{place}"] for place in range(5)]
     yield {"name": f"{entry['video']}-{entry.get('qid', '')}", "video": entry["video"], "question": entry["question"],
            "options": options, "right": entry["answer"], "kind": entry.get("type", "")}  # fmt: skip
 
@@ -73,56 +76,121 @@ BENCHMARKS: dict[str, Callable[[Mapping[str, Any]], Iterator[dict[str, Any]]]] =
 
 
 def read(
-    questions: Callable[[Mapping[str, Any]], Iterator[dict[str, Any]]], file: Path, answers: Path | None, media: Path
-) -> list[Choice]:
-    """Every question of the file; the first that cannot be used is a JobError."""
-    right = {} if answers is None else _json(answers)
-    found = []
+    questions: Callable[[Mapping[str, Any]], Iterator[dict[str, Any]]], file: Path, answers: Path | None, media: Path,
+    *, skip: bool = False,
+) -> tuple[list[Choice], list[str]]:  # fmt: skip
+    """Every question of the file, and what is wrong with those that cannot be used: a JobError unless they are left
+    out (`skip`)."""
+    right, folders = {} if answers is None else _json(answers), _folders(media)
+    found: list[Choice] = []
+    faults: list[str] = []
     for place, entry in enumerate(_entries(file), start=1):
         where = f"{file}: entry {place}"
         try:
             if isinstance(right, dict) and entry.get("q_uid") in right:
                 entry = {**entry, "right": right[entry["q_uid"]]}
-            elif questions is egoschema and "right" not in entry:
+            elif questions is egoschema and not {"right", "answer"} & entry.keys():
                 continue  # its answers are published for a part of the questions
-            found += [_choice(given, media, where) for given in questions(entry)]
+            for given in questions(entry):
+                try:
+                    found.append(_choice(given, media, folders))
+                except ValueError as fault:
+                    faults.append(f"{where}: {fault}")
         except KeyError as fault:
-            raise JobError(f"{where}: has no {fault.args[0]!r}") from None
+            faults.append(f"{where}: has no {fault.args[0]!r}")
         except (AttributeError, TypeError, ValueError) as fault:
-            raise JobError(f"{where}: {' '.join(str(fault).split())[:200]}") from None
+            faults.append(f"{where}: {' '.join(str(fault).split())[:200]}")
+    if faults and (not skip or not found):
+        raise JobError(faults[0] + (f" (and {len(faults) - 1} more; on_error: skip)" if len(faults) > 1 else ""))
     if not found:
         raise JobError(f"{file}: holds no question with an answer")
-    return found
+    return found, faults
 
 
-def _choice(given: Mapping[str, Any], media: Path, where: str) -> Choice:
-    options, right, video = given["options"], int(given["right"]), str(given["video"])
-    if not 2 <= len(options) <= MOST_OPTIONS or not 0 <= right < len(options):
-        raise JobError(f"{where}: the answer {right} is not one of {len(options)} options")
-    paths = [media / (video + suffix) for suffix in SUFFIXES]
+def _choice(given: Mapping[str, Any], media: Path, folders: Mapping[str, str]) -> Choice:
+    options, video = _options(given["options"]), str(given["video"])
+    if not 2 <= len(options) <= MOST_OPTIONS:
+        raise ValueError(f"{len(options)} options; legal are 2 to {MOST_OPTIONS}")
+    right = _place(given["right"], options)
+    paths = [media / (name + suffix) for name in (video, folders.get(video, video)) for suffix in SUFFIXES]
     path = next((path for path in paths if path.is_file()), None)
     if path is None or media.resolve() not in path.resolve().parents:
-        raise JobError(f"{where}: video {video!r} is not in {media}")
+        raise ValueError(f"video {video!r} is not in {media}")
     return Choice(
         name=str(given["name"]), video=path, question=str(given["question"]), options=options, right=right,
-        kind=str(given["kind"]),
+        kind=str(given["kind"] or ""),
     )  # fmt: skip
 
 
+def _options(given: Sequence[Any]) -> tuple[str, ...]:
+    """Without their letters, where every option has its own.
+
+    >>> _options(["A. red", "B) blue"]), _options(["E. coli", "B. subtilis"]), _options([3, 4.5])
+    (('red', 'blue'), ('E. coli', 'B. subtilis'), ('3', '4.5'))
+    """
+    if any(option is None for option in given):
+        raise ValueError(f"option {given.index(None)} is empty")
+    texts = tuple(str(option).strip() for option in given)
+    lettered = [re.match(rf"\(?{chr(ord('A') + place)}[.):]\s*", text) for place, text in enumerate(texts)]
+    if all(lettered):
+        return tuple(text[letter.end() :] for text, letter in zip(texts, lettered, strict=True) if letter)
+    return texts
+
+
+def _place(answer: Any, options: Sequence[str]) -> int:
+    """The option that an answer names by letter, place from 0, or text.
+
+    >>> [_place(answer, ("red", "a blue one")) for answer in ("B", "(b)", "A. red", 1, "0", "1.0", "A Blue one ")]
+    [1, 1, 0, 1, 0, 1, 1]
+    """
+    text = str(answer).strip()
+    letter = re.fullmatch(r"\(?([A-Za-z])(?:\)|[.):].*)?", text, re.DOTALL)
+    same = [place for place, option in enumerate(options) if option.strip().casefold() == text.casefold()]
+    if letter:
+        place = ord(letter[1].upper()) - ord("A")
+    elif re.fullmatch(r"\d{1,3}(\.0)?", text):
+        place = int(float(text))
+    else:
+        place = same[0] if len(same) == 1 else -1
+    if not 0 <= place < len(options):
+        raise ValueError(f"the answer {text[:40]!r} is not one of {len(options)} options")
+    return place
+
+
+def _folders(media: Path) -> dict[str, str]:
+    """Where NExT-QA's videos are, which it publishes by their numbers."""
+    file = media / "map_vid_vidorID.json"
+    content = _json(file) if file.is_file() else {}
+    return {str(video): str(place) for video, place in content.items()} if isinstance(content, dict) else {}
+
+
 def _entries(file: Path) -> list[Mapping[str, Any]]:
+    if file.suffix == ".parquet":
+        return parquet_rows(file)
     if file.suffix == ".csv":
-        return list(csv.DictReader(read_text(file, "questions: ").splitlines()))
-    content = _json(file)
+        return list(csv.DictReader(io.StringIO(_text(file), newline="")))
+    if file.suffix == ".jsonl":
+        content = [_parsed(line, file) for line in _text(file).split("\n") if line.strip()]
+    else:
+        content = _json(file)
     if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
         raise JobError(f"questions: {file} is no list of objects")
     return content
 
 
 def _json(file: Path) -> Any:
+    return _parsed(_text(file), file)
+
+
+def _parsed(text: str, file: Path) -> Any:
     try:
-        return json.loads(read_text(file, "questions: "))
-    except (ValueError, RecursionError) as fault:
-        raise fault if isinstance(fault, JobError) else JobError(f"questions: {file} is not JSON") from None
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise JobError(f"questions: {file} is not JSON") from None
+
+
+def _text(file: Path) -> str:
+    return read_text(file, "questions: ").removeprefix("\ufeff")
 
 
 def _list(entry: Mapping[str, Any], key: str) -> list[Any]:

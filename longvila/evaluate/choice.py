@@ -30,8 +30,9 @@ def task(
     media: Path | None,
     *,
     likelihood: bool,
+    skip: bool = False,
 ) -> Callable[[Evaluated], dict[str, Any]]:
-    choices = read(questions, file, answers, media or file.parent)
+    choices, faults = read(questions, file, answers, media or file.parent, skip=skip)
 
     def score(model: Evaluated) -> dict[str, Any]:
         chosen = _likeliest(model, choices) if likelihood else _written(model, choices)
@@ -45,8 +46,10 @@ def task(
             f"{name or 'other'}: {one['share']:.1%} of {one['count']} ({one['low']:.1%}–{one['high']:.1%}, 95%)"
             for name, one in shares.items()
         )
+        if faults:
+            said += f"\nleft out: {len(faults)} questions; the first: {faults[0]}"
         picks = {choice.name: picked for choice, picked in zip(choices, chosen, strict=True)}
-        return {"task": "choice", "shares": shares, "chosen": picks, "said": said}
+        return {"task": "choice", "shares": shares, "chosen": picks, "left_out": faults, "said": said}
 
     return score
 

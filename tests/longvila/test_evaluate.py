@@ -7,6 +7,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from pyarrow import Table, parquet
 
 from longvila.assemble import build_model
 from longvila.config import load_config
@@ -63,7 +64,7 @@ RIGHT = {"videomme": [2, 0, 1], "longvideobench": [4], "egoschema": [3], "nextqa
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_each_benchmark_is_read_as_published(folder, name):
     answers = folder / "egoschema-answers.json" if name == "egoschema" else None
-    choices = read(BENCHMARKS[name], folder / FILES[name], answers, folder)
+    choices, _ = read(BENCHMARKS[name], folder / FILES[name], answers, folder)
     assert [choice.right for choice in choices] == RIGHT[name]
     for choice in choices:
         assert choice.video == folder / "v1.mp4"
@@ -72,10 +73,10 @@ def test_each_benchmark_is_read_as_published(folder, name):
 
 
 @pytest.mark.parametrize(("name", "change", "told"), [
-    ("longvideobench", {"correct_choice": 5}, "entry 1: the answer 5 is not one of 5 options"),
+    ("longvideobench", {"correct_choice": 5}, "entry 1: the answer '5' is not one of 5 options"),
     ("longvideobench", {"video_path": "../../etc/passwd"}, "entry 1: video '../../etc/passwd' is not in"),
     ("longvideobench", {"candidates": "red"}, "entry 1: candidates is no list"),
-    ("videomme", {"answer": ""}, "entry 1: the answer -1 is not one of 4 options"),
+    ("videomme", {"answer": ""}, "entry 1: the answer '' is not one of 4 options"),
 ])  # fmt: skip
 def test_a_question_that_cannot_be_used_is_one_line(folder, tmp_path, name, change, told):
     entry = json.loads((folder / FILES[name]).read_text())[-1]
@@ -87,6 +88,58 @@ def test_a_question_that_cannot_be_used_is_one_line(folder, tmp_path, name, chan
     (tmp_path / "q.json").write_text(json.dumps([entry]))
     with pytest.raises(JobError, match="entry 1: has no 'question'"):
         read(BENCHMARKS[name], tmp_path / "q.json", None, folder)
+
+
+ODD = {  # legal, and seen in published files or copies of them: (benchmark, suffix, entries, right options)
+    "options without letters": ("videomme", ".json", [{"options": ["E. coli", "B. subtilis"], "answer": "A"}], [0]),
+    "letters of other kinds": ("videomme", ".json", [{"options": ["(A) red", "B: blue"], "answer": "(b)"}], [1]),
+    "an answer in full": ("videomme", ".jsonl", [{"options": OPTIONS, "answer": "B. green"}], [1]),
+    "an answer as text": ("videomme", ".json", [{"options": OPTIONS, "answer": "White"}], [3]),
+    "a row of Parquet": ("videomme", ".parquet", [{"options": OPTIONS, "answer": "C", "duration": None}], [2]),
+    "no subtitles, numbers": (
+        "longvideobench", ".json", [{"candidates": [1, 2, 3], "correct_choice": "2", "subtitle_path": None}], [2],
+    ),
+    "a list and an answer beside it": (
+        "egoschema", ".parquet", [{"video_idx": "v1", "option": OPTIONS, "answer": "4"}], [4],
+    ),
+    "a number with a point": ("nextqa", ".csv", [{"answer": "1.0", "question": "first\nline"}], [1]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_but_legal_fields_are_read(folder, tmp_path, name):
+    benchmark, suffix, entries, right = ODD[name]
+    common = {"question": QUESTION, "video_id": "v1", "q_uid": "v1", "video": "17", "question_id": "q", "id": "q"}
+    entries = [{**common, **entry} for entry in entries]
+    if "video_idx" in entries[0]:
+        del entries[0]["q_uid"]
+    (tmp_path / "v1.mp4").write_bytes((folder / "v1.mp4").read_bytes())
+    file = tmp_path / f"questions{suffix}"
+    if suffix == ".csv":
+        (tmp_path / "map_vid_vidorID.json").write_text(json.dumps({"17": "v1"}))
+        with file.open("w", newline="", encoding="utf-8-sig") as opened:
+            rows = csv.DictWriter(opened, [*entries[0], *(f"a{i}" for i in range(5))])
+            rows.writeheader()
+            rows.writerows({**entry, **{f"a{i}": option for i, option in enumerate(OPTIONS)}} for entry in entries)
+    elif suffix == ".parquet":
+        parquet.write_table(Table.from_pylist(entries), file)
+    else:
+        lines = "\n".join(json.dumps(entry) for entry in entries)
+        file.write_text(lines if suffix == ".jsonl" else f"\ufeff[{lines}]")
+    choices, faults = read(BENCHMARKS[benchmark], file, None, tmp_path)
+    assert ([choice.right for choice in choices], faults) == (right, [])
+    assert "(A)" not in choices[0].options[0] and choices[0].video == tmp_path / "v1.mp4"
+    assert name != "options without letters" or choices[0].options == ("E. coli", "B. subtilis")
+
+
+def test_choices_that_cannot_be_used_are_counted_and_left_out_where_asked(folder, tmp_path):
+    entry = json.loads((folder / "longvideobench.json").read_text())[0]
+    bad = [{**entry, "video_path": "gone.mp4"}, {**entry, "candidates": ["red", None]}]
+    (tmp_path / "q.json").write_text(json.dumps([bad[0], entry, bad[1]]))
+    with pytest.raises(JobError, match=r"entry 1: video 'gone\.mp4' is not in .* \(and 1 more; on_error: skip\)"):
+        read(BENCHMARKS["longvideobench"], tmp_path / "q.json", None, folder)
+    choices, faults = read(BENCHMARKS["longvideobench"], tmp_path / "q.json", None, folder, skip=True)
+    assert len(choices) == 1 and [fault.partition(": ")[2] for fault in faults][1] == "entry 3: option 1 is empty"
 
 
 def run(folder, output, **settings):
