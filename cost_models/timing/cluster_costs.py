@@ -25,7 +25,7 @@ from cost_models.profile import Profile, network
 from cost_models.strategy import Axis, Strategy, axis_stride, sent_patterns
 from cost_models.timing.collectives import Collectives
 from cost_models.timing.loads import Loads
-from cost_models.timing.paths import Path, Paths, domain_link, host_rates, network_bytes_per_s, reached
+from cost_models.timing.paths import Path, Paths, domain_link, host_rates, reached
 from cost_models.timing.profile_samples import samples_for
 from cost_models.timing.slowest import Choice, KernelsInUse, LinksInUse, pace
 
@@ -100,7 +100,6 @@ class ClusterCosts:
             host_bytes_per_s=host,
             network_source=self.network_source,
             host_memory_bytes_per_s=memory,
-            network_bytes_per_s=min(map(network_bytes_per_s, self.nodes(runs))),  # NCCL agrees on the fewest channels
             pace=pace(self.devices(runs), ranks),
         )
 

@@ -16,7 +16,6 @@ Protocols of larger messages add to both (`protocols.py`). Left out: trees that 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -58,15 +57,10 @@ HOST_MEMORY_BYTES_PER_S = 150e9
 """That a CPU's update of weights reaches on a node of two sockets. Estimate: half of 16 channels of DDR4-2400."""
 
 
-CHANNELS_BYTES_PER_S = 200e9
-"""Between nodes, what keeps as many of NCCL's channels busy, each on an SM of its own, as a domain of NVSwitches does:
-16 ("NVLS should not need more than 16 channels", NVIDIA/nccl issue 1041), which are those of the eight cards of 200
-Gbit/s of a DGX A100, two channels a card (issue 438). Slower cards keep fewer busy."""
-
-
-def network_bytes_per_s(node: Node) -> float:
-    """A GPU's share of its node's cards, at line rate."""
-    return node.nics.count * node.nics.bytes_per_s / max(node.gpus, 1)
+CHANNELS_BYTES_PER_S = 184e9
+"""That leaves a domain where as many of NCCL's channels are busy, each on an SM of its own, as inside a domain of
+NVSwitches: 16 ("NVLS should not need more than 16 channels", NVIDIA/nccl issue 1041). They are those of the eight cards
+of 200 Gbit/s of a DGX A100, two channels a card (issue 438), which reach 0.92 of that."""
 
 
 def host_rates(nodes: Iterable[Node]) -> tuple[float, float]:
@@ -102,7 +96,6 @@ class Paths:
     host_bytes_per_s: float
     network_source: str
     host_memory_bytes_per_s: float  # a GPU's share of its node's: what the CPU's update reaches
-    network_bytes_per_s: float = math.inf  # a GPU's share of its node's cards
     pace: Number = 1.0  # seconds of the slowest board over the median one's
     memo: Memo = field(default_factory=Memo, init=False, repr=False, compare=False)
 
@@ -168,12 +161,8 @@ class Paths:
 
     def taken_s(self, axis: Axis, op: Op, size: Number) -> Number:
         """Seconds that a collective would take from computation as much as one inside a domain does."""
-        channels = pick(self.crosses(axis), self._channels(self.axes[axis].local), 1.0)
-        return self.exchange_s(axis, op, size) * channels
-
-    def _channels(self, members: Number) -> Number:
-        """Of a group that leaves its domain, over those inside one: by its members' share of the domain's cards."""
-        return smaller(1.0, members * self.network_bytes_per_s / CHANNELS_BYTES_PER_S)
+        seconds = self.exchange_s(axis, op, size)
+        return pick(self.crosses(axis), smaller(seconds, busy_s(op, self.axes[axis], size)), seconds)
 
     def crosses(self, axis: Axis) -> Number:
         """Whether anything of this axis leaves its scale-up domain (and so shares the NICs)."""
@@ -187,6 +176,13 @@ def met(places: Number, copies: int) -> Number:
     (0.125, 1.0, 0.45)
     """
     return places * (1.0 - (1.0 - 1.0 / places) ** copies) / copies
+
+
+def busy_s(op: Op, path: Path, size: Number) -> Number:
+    """Seconds of all channels for what leaves a domain: slower cards keep fewer of them busy with its bytes, and so do
+    uplinks; while they wait for hops and protocols, all are taken."""
+    carried = size * (path.ranks - 1) / path.ranks * (2 if op == "all_reduce" else 1) / CHANNELS_BYTES_PER_S
+    return carried + start_s(op, path) + grown_s(op, path, size)
 
 
 def crossing_s(op: Op, path: Path, size: Number) -> Number:

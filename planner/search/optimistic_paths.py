@@ -33,9 +33,9 @@ from cost_models.timing.paths import (
     HOST_MEMORY_BYTES_PER_S,
     Path,
     Paths,
+    busy_s,
     crossing_s,
     grown_s,
-    network_bytes_per_s,
 )
 from cost_models.timing.slowest import pace
 
@@ -121,8 +121,6 @@ class Reach(Struct, frozen=True, kw_only=True, dict=True):
             host_bytes_per_s=host,
             network_source="bound",
             host_memory_bytes_per_s=HOST_MEMORY_BYTES_PER_S / fewest,
-            network_bytes_per_s=min(network_bytes_per_s(run.node) for run in self.cluster.runs),
-            domains=len(self.domain_gpus),
             pace=pace(self.costs.devices(tuple(range(len(self.cluster.runs)))), np.asarray(ranks)),
         )
 
@@ -184,7 +182,7 @@ class Reach(Struct, frozen=True, kw_only=True, dict=True):
             gather_s_per_byte=(members - 1) / members * np.maximum(each, 1.0) / (domain * ring),
             latency_s=self.latency_s + np.where(members > self.leaf_gpus, spine, 0.0),
             protocols=float(self.costs.rates.has_protocols),
-            hops_out=np.where(forced, visits, 0),
+            hops_out=np.where(forced, visits, 0 if domains > 1 else -1),
         )
 
     def _crowded(self, shard: Path, replicate: Path) -> tuple[Path, Path]:
@@ -233,24 +231,23 @@ def _either(paths: Sequence[Path], widths: Sequence[int]) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class FloorPaths(Paths):
-    """Every exchange at its least: inside a domain or across domains, whichever is cheaper, unless it must cross."""
-
-    domains: int = 1
+    """Every exchange at its least: inside a domain (where `hops_out` is below 0), across domains (above 0), or where
+    it is cheaper."""
 
     def _exchange_s(self, axis: Axis, op: Op, size: Any) -> Any:
-        return self._least(axis, op, size, 1.0)
+        path = self.axes[axis]
+        return self._least(op, path, size, crossing_s(op, path, size) + grown_s(op, path, size))
 
     def taken_s(self, axis: Axis, op: Op, size: Any) -> Any:
-        """Between domains with the fewest channels: a group spread over all of them has that many members in one."""
-        spread = -(-np.asarray(self.axes[axis].ranks) // self.domains)
-        return self._least(axis, op, size, self._channels(spread))
-
-    def _least(self, axis: Axis, op: Op, size: Any, channels: Any) -> Any:
-        """Seconds, those between domains times `channels`."""
         path = self.axes[axis]
+        crossing = crossing_s(op, path, size) + grown_s(op, path, size)
+        return self._least(op, path, size, np.minimum(crossing, busy_s(op, path, size)))
+
+    def _least(self, op: Op, path: Path, size: Any, crossing: Any) -> Any:
+        """Seconds, which are `crossing` between domains."""
         if np.all(np.asarray(path.ranks) == 1):
             return 0.0
-        crossing = (crossing_s(op, path, size) + grown_s(op, path, size)) * channels
-        within = np.minimum(self.inside_s(op, path, size), crossing)
-        seconds = np.where(np.asarray(path.hops_out) > 0, crossing, within)
+        inside, hops = self.inside_s(op, path, size), np.asarray(path.hops_out)
+        either = np.where(hops < 0, inside, np.minimum(inside, crossing))
+        seconds = np.where(hops > 0, crossing, either)
         return np.where(np.asarray(path.ranks) > 1, seconds, 0.0)

@@ -9,7 +9,6 @@ meet in a domain (`region_loads.py`). Seconds, or the objective's unit. Left out
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -17,10 +16,8 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
-from cost_models.number import Number
-from cost_models.program import Op
 from cost_models.strategy import VARIED, Axis, Strategy
-from cost_models.timing.paths import CHANNELS_BYTES_PER_S, Path, network_bytes_per_s
+from cost_models.timing.paths import Path
 from cost_models.timing.slowest import pace
 from planner.search.optimistic_paths import FloorPaths, Reach
 from planner.search.policy_prices import policy_prices
@@ -28,8 +25,6 @@ from planner.search.region_loads import Loads, RegionLoads
 from planner.search.regions import INSIDE, MOST_KINDS, Floats, Ints, Kinds, Layouts, Regions, Rows
 from planner.search.space import Space
 
-NEVER = 1.0
-"""Seconds per byte of what does not leave its domain in a region: so slow that its way inside is cheaper."""
 _NETWORK = ("all_to_all_s_per_byte", "send_s_per_byte", "gather_s_per_byte", "all_reduce_s_per_byte")
 AXES: tuple[Axis, ...] = ("ulysses", "ring", "shard", "replicate")
 
@@ -71,11 +66,6 @@ class RegionBounds:
         ]
 
     @cached_property
-    def _network(self) -> Floats:
-        nodes = self.costs.nodes
-        return np.array([min(network_bytes_per_s(node) for node in nodes(runs)) for runs in self._runs])
-
-    @cached_property
     def _alike(self) -> Ints:
         """A number for each region: those with equal devices and links have the same."""
         seen: list[tuple[list[object], list[object]]] = []
@@ -99,8 +89,6 @@ class RegionBounds:
         where = np.concatenate([np.full(len(layout), place) for place, (layout, *_) in enumerate(parts)])
         row = np.concatenate([np.arange(len(layout)) for layout, *_ in parts])
         layout, region = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
-        taken = [self._taken(layouts, *part[:3]) for part in parts]
-        together, least_taken = (np.concatenate([each[i] for each in taken]) for i in (0, 1))
         axes = {axis: self._joined([self._axis(axis, layouts, *part) for part in parts]) for axis in AXES}
         for number in np.unique(self._alike[region]):
             mine = np.flatnonzero(self._alike[region] == number)
@@ -110,8 +98,6 @@ class RegionBounds:
                 layout[mine],
                 region[mine],
                 {a: _taken(p, mine) for a, p in axes.items()},
-                together[mine],
-                least_taken[mine],
             )
             order = np.argsort(found, kind="stable")[::-1]
             last = np.full(len(bound), -1)
@@ -133,25 +119,6 @@ class RegionBounds:
                 parts.append((rows.layout, rows.region, rows, loads))
         return parts
 
-    def _taken(self, layouts: Layouts, layout: Ints, region: Ints, rows: Rows | None) -> tuple[Ints, Floats]:
-        """Of a shard group over all ranks: at least so many members share a domain; and seconds per byte that a gather
-        takes from computation.
-
-        With at most L members in a domain its rings have at most L channels: (P - 1) / P / (L x rate) seconds per byte,
-        of which L channels take a share that grows with L and no faster. So the largest L takes least.
-        """
-        of, used = layouts.take(layout), self.regions.used[region]
-        together = -(-of.ranks // self.regions.domains[region])
-        if rows is None:
-            return together, np.zeros(len(layout))
-        together = np.maximum(together, np.where(used, rows.fewest, 1).max(axis=1))
-        most = np.where(used, rows.most, 1).max(axis=1)
-        rate = np.where(used, self.regions.kinds.ring_rate, 0.0).max(axis=1)
-        share = np.minimum(1.0, most * self._network[region] / CHANNELS_BYTES_PER_S)
-        everywhere = of.shard == of.ranks
-        least = (of.ranks - 1) / of.ranks / (most * rate) * share
-        return np.where(everywhere, together, 1), np.where(everywhere, least, 0.0)
-
     def _axis(
         self, axis: Axis, layouts: Layouts, layout: Ints, region: Ints, rows: Rows | None, loads: RegionLoads | None
     ) -> Path:
@@ -161,8 +128,7 @@ class RegionBounds:
         path = self.reach.waiting(self.reach.path(size, ranks))
         state = None if rows is None else getattr(rows.where, axis)
         if rows is None or loads is None or (rows.where.replicate if axis == "replicate" else state == INSIDE):
-            inside = {name: np.full(size.shape, NEVER) for name in _NETWORK}
-            return replace(path, local=size, hops_out=np.zeros_like(size), **inside)
+            return replace(path, local=size, hops_out=np.full_like(size, -1))
         least: dict[str, Any] = {
             "ulysses": {"all_to_all_s_per_byte": loads.all_to_all[:, None]},
             "ring": {"send_s_per_byte": loads.send[:, None]},
@@ -201,20 +167,16 @@ class RegionBounds:
         layout: Ints,
         region: Ints,
         axes: dict[Axis, Path],
-        together: Ints,
-        least_taken: Floats,
     ) -> Floats:
         """The bound of each row."""
         runs = self._runs[int(region[0])]
         costs, ranks = self.costs, of.ranks[:, None]
         optimistic = self.reach.paths({axis: np.ones_like(ranks) for axis in AXES}, ranks)
         devices = costs.devices(runs)
-        paths = _RegionPaths(
+        paths = FloorPaths(
             axes={**optimistic.axes, **axes}, inside=costs.links(runs), host_bytes_per_s=optimistic.host_bytes_per_s,
             network_source="bound", host_memory_bytes_per_s=optimistic.host_memory_bytes_per_s,
-            network_bytes_per_s=self._network[region][:, None],  # type: ignore[arg-type]
-            domains=optimistic.domains, pace=pace(devices, ranks), together=together[:, None],
-            least_taken=least_taken[:, None],
+            pace=pace(devices, ranks),
         )  # fmt: skip
         degrees = {name: value[layout][:, None] for name, value in many.items()}
         space = self.space
@@ -235,17 +197,3 @@ class RegionBounds:
 
 def _taken(path: Path, where: Ints) -> Path:
     return Path(**{name: getattr(path, name)[where] for name in Path.__struct_fields__})
-
-
-@dataclass(frozen=True, kw_only=True)
-class _RegionPaths(FloorPaths):
-    """Floor paths with what is known of a shard group over all ranks (`RegionBounds._taken`)."""
-
-    together: Ints
-    least_taken: Floats  # seconds per byte
-
-    def taken_s(self, axis: Axis, op: Op, size: Number) -> Number:
-        spread = -(-np.asarray(self.axes[axis].ranks) // self.domains)
-        members = np.maximum(spread, self.together) if axis == "shard" else spread
-        seconds: Number = self._least(axis, op, size, self._channels(members))
-        return np.maximum(seconds, size * self.least_taken) if axis == "shard" else seconds

@@ -166,7 +166,7 @@ class Draw:
         placement = self.placement(cluster, strategy.ranks)
         names = [name for name in Framework.names("step") if Framework.load(name).product_dtype is None]
         framework = OURS if self.often(0.7) else Framework.load(self.one(*names))
-        return Question(cluster, workload, strategy, placement, replace(framework, overlap_cost=0.0))
+        return Question(cluster, workload, strategy, placement, framework)
 
     def until(self, make: Callable[[], Made]) -> Made:
         """The first that can exist."""
