@@ -3,11 +3,16 @@
 from dataclasses import fields, replace
 
 import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers.loss.loss_utils import ForCausalLMLoss
 
 import longvila.model
 from cost_models import Cluster, InputError, LayerRange, Model, Strategy, Workload, framework, price
 from cost_models.framework import OURS, Framework
 from cost_models.layer import sizes
+from cost_models.room import DEFAULT_ROOM
+from executor.check.footprint import Footprint
 from longvila.config import LongVilaConfig
 
 WORK = Workload(Model.load("llama-3-8b"), context_tokens=8192)
@@ -98,8 +103,22 @@ def test_hugging_faces_loss_runs_out_where_it_did(degree, fits):
     layout = Strategy(data=data, ulysses=degree, shard=data * degree, layers=layers)
     asked = Workload(model, context_tokens=2**17, global_batch=data)
     found = price(node, asked, layout, framework=Framework.load("hf-transformers"))
-    assert found.fits == fits
-    assert price(node, asked, layout).fits  # this executor's loss goes in chunks
+    assert DEFAULT_ROOM.holds(found) == fits
+    assert DEFAULT_ROOM.holds(price(node, asked, layout))  # this executor's loss goes in chunks
+
+
+@pytest.mark.parametrize(("output", "held"), [(torch.float32, 16), (torch.bfloat16, 14)])
+def test_hugging_faces_loss_holds_what_the_file_says(output, held):
+    """Of each logit in forward and backward pass, on fake tensors; the caller has the output, in fp32 by accelerate."""
+    tokens, vocab = 4096, 32000
+    with FakeTensorMode(), Footprint("loss") as footprint:
+        inside, head = (torch.empty(n, 8, dtype=torch.bfloat16, requires_grad=True) for n in (tokens, vocab))
+        logits = inside @ head.T
+        loss = ForCausalLMLoss(logits[None], torch.zeros(1, tokens, dtype=torch.int64), vocab)
+        logits = logits.to(output)
+        loss.backward()
+    assert footprint.peak["loss"] / (tokens * vocab) == pytest.approx(held, rel=0.01)
+    assert (output != torch.float32) or Framework.load("hf-transformers").logit_bytes == held
 
 
 def test_the_tower_s_chunks_are_those_of_the_model_that_is_trained():
