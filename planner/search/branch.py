@@ -223,6 +223,7 @@ class Tree:
             quick,
             code,
             self._host_limit(some),
+            timed=self.objective != "memory",
         )
         ranks = self.data[some.family] * self.ulysses[some.family] * some.first * self.model_parallel
         room = self.capacity_bytes(ranks)[:, None]

@@ -278,22 +278,23 @@ def policy_prices(
     quick: bool = False,
     framework: Framework = OURS,
     host_limit: Any = np.inf,
+    timed: bool = True,
 ) -> PolicyPrices:
     """Prices of `layouts` (one strategy of arrays) under `paths`, as `framework` runs them.
 
     `least_ring`: only so many ring pieces are counted (a bound over a range of rings). `quick` takes every policy's
     time as that of the first, which must be the fastest: a bound at a third of the work. `host_limit`: bytes of host
-    memory that a rank may have.
+    memory that a rank may have. `timed=False`: no seconds, for who asks what fits.
     """
     priced = _Layouts(workload, layouts, kernels, paths, device, least_ring, framework)
     base, spread, kinds = priced.bytes_with(), priced.spread, tuple(dict.fromkeys(workload.model.layer_kinds))
     choices = list(itertools.product(kinds, policies))
-    timed = list(itertools.product(kinds, policies[:1])) if quick else choices
+    several = list(itertools.product(kinds, policies[:1])) if quick else choices
     return PolicyPrices(
         policies=tuple(policies),
         layer_kinds=workload.model.layer_kinds,
-        other_s=_full(priced.other_s(), spread),
-        layer_s=_by_choice([priced.layer_s(*choice) for choice in timed], spread),
+        other_s=_full(priced.other_s() if timed else 0.0, spread),
+        layer_s=_by_choice([priced.layer_s(*choice) if timed else 0.0 for choice in several], spread),
         base_bytes=base,
         kept_bytes=_by_choice([priced.bytes_with(kept=choice) - base for choice in choices], base.shape),
         again_bytes=_by_choice([priced.bytes_with(again=choice) - base for choice in choices], base.shape),
