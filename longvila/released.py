@@ -36,6 +36,9 @@ EXTRA_KEYS = (
 )  # fmt: skip
 """Fields of `LongVilaConfig` that an exported folder keeps under the key `longvila`."""
 
+_TWICE = ("mm_projector", "image_aspect_ratio", "num_video_frames", "fps", "min_tiles", "max_tiles", "image_encoder",
+          "video_encoder", "s2", "dynamic_s2", "s2_scales")  # fmt: skip
+"""Published keys that an export holds, and its key `longvila` once more, in our words."""
 _EMPTY: tuple[object, ...] = (None, False, 0, "", [], {}, -1)
 _ENCODERS = {"image_encoder": "BasicImageEncoder", "video_encoder": "BasicVideoEncoder"}
 _POOLING = "TSPVideoEncoder"
@@ -76,7 +79,16 @@ def read_config(folder: Path) -> LongVilaConfig:
         "vision": {key: value for key, value in vision.items() if key not in ("torch_dtype", "dtype", "model_type")},
         "vision_select_layer": top.get("mm_vision_select_layer") or -2,
     }
-    return read_settings(LongVilaConfig, given, f"weights {folder}")
+    config = read_settings(LongVilaConfig, given, f"weights {folder}")
+    _agrees(folder, top, root_config(config))
+    return config
+
+
+def _agrees(folder: Path, top: Mapping[str, Any], written: Mapping[str, Any]) -> None:
+    """Refuse an export whose published keys were changed, while its own key `longvila` says what they were."""
+    for key in _TWICE if "longvila" in top and "num_video_frames" in top else ():
+        if top.get(key) != written.get(key):
+            raise _refusal(folder, key, top.get(key), f"its key longvila says {written.get(key)!r}: change both")
 
 
 def root_config(config: LongVilaConfig) -> dict[str, Any]:

@@ -447,6 +447,10 @@ def test_an_export_says_what_it_is_in_the_published_keys_alone(tmp_path, changes
     weights.save_weights(model, tmp_path / "out", OneProcess())
     again = read_config(tmp_path / "out")
     top = json.loads((tmp_path / "out/config.json").read_text())
+    for key, value in (("image_aspect_ratio", None), ("num_video_frames", 99), ("fps", 7.0)):
+        (tmp_path / "out/config.json").write_text(json.dumps({**top, key: value}))
+        with pytest.raises(JobError, match=f"{key} .* is not run; its key longvila says .*: change both"):
+            read_config(tmp_path / "out")
     del top["longvila"]
     (tmp_path / "out/config.json").write_text(json.dumps(top))
     published = read_config(tmp_path / "out")
