@@ -13,11 +13,16 @@ joined by a cable, and the run lies on a small file system. Faults, drawn at ran
     corrupt   a byte of the newest checkpoint flips,         the checkpoint is refused by name; without it the launch
               and a rank is killed                           is started again
 
-A fault takes 10 to 25 s on two quiet cores, so 200 take about an hour; after `--minutes` no other is begun. At the end,
-also where something did not happen in time, every loss is compared with one process's. Goodput is the time that the
-steps that count would have taken without faults, over the time passed; beside it what `planner/reverse/goodput.py`
-predicts from the measured times between faults, of a restart and of a checkpoint. Exit code 1 if a fault was not named,
-a loss differs or a wait was in vain.
+Faults strike while steps run, at a constant rate: after exponential times of mean M (`--between`). At the end, also
+where something did not happen in time, every loss is compared with one process's, and the time is told apart:
+
+    R    a fault until a step is done again, less that step: until it is named, until ranks start, until the step
+    t C  EVERY steps; their checkpoint      goodput  the steps that count, at the mean step's time, over the time passed
+    predicted = t / ((M + R) (exp((t + C) / M) - 1))
+
+which is `planner/reverse/goodput.py` without faults that strike a restart: exp(R / M) is 1 + R / M. A flipped
+checkpoint costs R an interval more, as the one before it is resumed. Exit code 1 if a fault was not named, a loss
+differs or a wait was in vain.
 """
 
 from __future__ import annotations
@@ -38,18 +43,20 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from threading import Thread
+from typing import NamedTuple
 
 import numpy as np
 
 from cost_models import Cluster
 from longvila import checkpoint
 from planner.planning import plan
-from planner.reverse.goodput import Failures
 
 EVERY = 4  # steps between checkpoints
+STEP = re.compile(r"step (\d+)/")
 WORDS = {
     "kill": r"rank \d failed: killed by signal 9",
     "stop": r"rank \d on \S+ is silent for",
@@ -57,6 +64,11 @@ WORDS = {
     "full": r"cannot be written .*0 MiB free|No space left on device",
     "corrupt": r"is not as it was written: its SHA-256",
 }
+
+
+class Line(NamedTuple):
+    at_s: float  # of the monotonic clock
+    text: str
 
 
 def ip(*arguments: str) -> None:
@@ -70,9 +82,9 @@ class Hosts:
         self.folder, self.root, self.silence_s = folder, root, silence_s
         self.names = [f"soak{os.getpid()}{side}" for side in "ab"]
         self.addresses = ["10.78.0.1", "10.78.0.2"] if root else ["127.0.0.1", "127.0.0.2"]
-        self.launches: list[subprocess.Popen[bytes] | None] = [None, None]
+        self.launches: list[subprocess.Popen[str] | None] = [None, None]
         self.run = folder / "disk" / "run"
-        self.texts = [folder / f"host-{number}.log" for number in (0, 1)]
+        self.lines: tuple[list[Line], list[Line]] = [], []  # that the launches of each host have written
 
     def __enter__(self) -> Hosts:
         self.run.parent.mkdir(parents=True)
@@ -101,13 +113,19 @@ class Hosts:
         executor = Path(sys.executable).parent / "executor"
         inside = ["ip", "netns", "exec", self.names[number]] if self.root else []
         interface = "eth0" if self.root else "lo"
-        with self.texts[number].open("ab") as text:
-            self.launches[number] = subprocess.Popen(
-                [*inside, str(executor), "launch", "plan.json", "--config", "train.json", *settings, "--elastic=1000",
-                 f"--hosts={','.join(self.addresses)}", f"--node-rank={number}", "--port=29555", "--timeout=60",
-                 f"--silence={self.silence_s:g}", f"--run-dir=launch-{number}"],
-                cwd=self.folder, stdout=text, stderr=text, env={**os.environ, "GLOO_SOCKET_IFNAME": interface},
-            )  # fmt: skip
+        self.launches[number] = launch = subprocess.Popen(
+            [*inside, str(executor), "launch", "plan.json", "--config", "train.json", *settings, "--elastic=1000",
+             f"--hosts={','.join(self.addresses)}", f"--node-rank={number}", "--port=29555", "--timeout=60",
+             f"--silence={self.silence_s:g}", f"--run-dir=launch-{number}"],
+            cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env={**os.environ, "GLOO_SOCKET_IFNAME": interface},
+        )  # fmt: skip
+        Thread(target=self._listen, args=(launch, self.lines[number]), daemon=True).start()
+
+    def _listen(self, launch: subprocess.Popen[str], lines: list[Line]) -> None:
+        assert launch.stdout is not None
+        for text in launch.stdout:
+            lines.append(Line(time.monotonic(), text))
 
     def end(self, number: int, how: int = signal.SIGINT) -> None:
         launch = self.launches[number]
@@ -132,17 +150,9 @@ class Hosts:
                     return int(process.name)
         raise ProcessLookupError(f"host {number} has no rank")
 
-    def said(self, after: tuple[int, int] = (0, 0)) -> str:
-        """What both launches have written, each after so many bytes."""
-        return "".join(
-            text.read_bytes()[start:].decode(errors="replace")
-            for text, start in zip(self.texts, after, strict=True)
-            if text.exists()
-        )
-
-    def heard(self) -> tuple[int, int]:
-        first, second = (text.stat().st_size if text.exists() else 0 for text in self.texts)
-        return first, second
+    def said(self, after: float = 0.0) -> list[Line]:
+        """What both launches have written since, in order."""
+        return sorted(line for lines in self.lines for line in list(lines) if line.at_s >= after)
 
     def steps(self) -> list[dict[str, float]]:
         """The steps that count, in order."""
@@ -153,6 +163,13 @@ class Hosts:
         return [json.loads(line) for line in lines if line.endswith("}")]
 
 
+def number(line: Line) -> int:
+    """Of a step's line."""
+    match = STEP.match(line.text)
+    assert match is not None
+    return int(match[1])
+
+
 def wait(what: str, holds: Callable[[], bool], limit_s: float = 180.0) -> None:
     until_s = time.monotonic() + limit_s
     while not holds():
@@ -161,55 +178,69 @@ def wait(what: str, holds: Callable[[], bool], limit_s: float = 180.0) -> None:
         time.sleep(0.05)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Restart:
+    """A fault's seconds, and the steps that were done before it and have to be done again."""
+
+    named_s: float
+    started_s: float  # until the last ranks were started
+    again_s: float  # until they have done a step
+    lost: int
+
+
 class Soak:
-    def __init__(self, hosts: Hosts, draw: random.Random) -> None:
-        self.hosts, self.draw = hosts, draw
-        self.restarts_s: list[float] = []
-        self.checkpoints_s: list[float] = []
+    def __init__(self, hosts: Hosts, draw: random.Random, between_s: float) -> None:
+        self.hosts, self.draw, self.between_s = hosts, draw, between_s
+        self.restarts: list[Restart] = []
+        self.ran_s = 0.0  # while faults could strike
         self.unnamed: list[str] = []
         self.kinds: Counter[str] = Counter()
-        Thread(target=self._watch, daemon=True).start()
-
-    def _watch(self) -> None:
-        """What a checkpoint takes: from a step's line to that of the next, less the next step's own time."""
-        known, came_s = 0, 0.0
-        while True:
-            time.sleep(0.02)
-            steps, now_s = self.hosts.steps(), time.monotonic()
-            if len(steps) == known + 1 and known and known % EVERY == 0:
-                self.checkpoints_s.append(max(0.0, now_s - came_s - steps[-1]["seconds"]))
-            if len(steps) != known:
-                known, came_s = len(steps), now_s
 
     def newest(self) -> int:
         done = checkpoint.complete(self.hosts.run / "checkpoints")
         return int(done[-1].name.removeprefix("step-")) if done else 0
 
-    def work(self) -> None:
-        """Until there is another checkpoint, and a random while more."""
-        saved = self.newest()
-        wait("a checkpoint", lambda: self.newest() > saved)
-        time.sleep(self.draw.random() * 2)
+    def first_step(self, after_s: float) -> tuple[float, Line] | None:
+        """Of the ranks that were started last: when they were, and their first step."""
+        started_s, first = None, None
+        for line in self.hosts.said(after_s):
+            if re.match(r"round \d|starting \d", line.text):
+                started_s, first = line.at_s, None
+            elif started_s is not None and first is None and line.text.startswith("step "):
+                first = line
+        return None if started_s is None or first is None else (started_s, first)
 
     def fault(self, kind: str) -> None:
-        heard, began_s, hosts = self.hosts.heard(), time.monotonic(), self.hosts
-        victim = self.draw.randrange(2)
+        time.sleep(gap_s := self.draw.expovariate(1 / self.between_s))
+        self.ran_s += gap_s
+        began_s, hosts, victim = time.monotonic(), self.hosts, self.draw.randrange(2)
         getattr(self, kind)(victim)
-        named = re.search(WORDS[kind], hosts.said(heard))
+        wait("a step after the fault", lambda: self.first_step(began_s) is not None)
+        found = self.first_step(began_s)
+        assert found is not None
+        started_s, first = found
+        named = next((line for line in hosts.said(began_s) if re.search(WORDS[kind], line.text)), None)
         if named is None:
             self.unnamed.append(kind)
-        lines = len(hosts.steps())
-        changed = (hosts.run / "metrics.jsonl").stat().st_mtime_ns
-        wait("a step after the fault", lambda: (hosts.run / "metrics.jsonl").stat().st_mtime_ns > changed)
-        self.restarts_s.append(time.monotonic() - began_s)
+        before = max(
+            (number(line) for line in hosts.said() if STEP.match(line.text) and line.at_s < began_s), default=0
+        )
+        self.restarts.append(Restart(
+            named_s=(named or first).at_s - began_s, started_s=started_s - began_s, again_s=first.at_s - began_s,
+            lost=max(0, before - number(first) + 1),
+        ))  # fmt: skip
         self.kinds[kind] += 1
-        print(f"  {kind:8} on host {victim}: {named[0] if named else 'NOT NAMED'}; a step again after "
-              f"{self.restarts_s[-1]:.0f} s, at step {lines}", flush=True)  # fmt: skip
+        print(f"  {kind:8} on host {victim}: {'NOT NAMED' if named is None else named.text.strip()[:70]} after "
+              f"{self.restarts[-1].named_s:.1f} s; ranks again after {self.restarts[-1].started_s:.1f} s, a step after "
+              f"{self.restarts[-1].again_s:.1f} s; {self.restarts[-1].lost} steps lost", flush=True)  # fmt: skip
 
     def _again(self, kind: str) -> None:
         """The launch goes on by itself, in its next round."""
-        rounds = self.hosts.said().count("\nround ")
-        wait(f"a new round after {kind}", lambda: self.hosts.said().count("\nround ") >= rounds + 1)
+        rounds = self.rounds()
+        wait(f"a new round after {kind}", lambda: self.rounds() > rounds)
+
+    def rounds(self) -> int:
+        return sum(line.text.startswith("round ") for line in self.hosts.said())
 
     def kill(self, victim: int) -> None:
         os.kill(self.hosts.rank(victim), signal.SIGKILL)
@@ -238,7 +269,7 @@ class Soak:
         self._start_again()
 
     def corrupt(self, victim: int) -> None:
-        newest = checkpoint.complete(self.hosts.run / "checkpoints")[-1]
+        wait("a checkpoint", lambda: self.newest() > 0)
         os.kill(self.hosts.rank(victim), signal.SIGSTOP)  # no newer one comes
         newest = checkpoint.complete(self.hosts.run / "checkpoints")[-1]
         file = self.draw.choice(sorted(newest.glob("*.safetensors")))
@@ -289,6 +320,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=20)
     parser.add_argument("--minutes", type=float, default=math.inf, help="after which no other fault is begun")
+    parser.add_argument("--between", type=float, default=10.0, help="mean seconds of steps between faults")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--silence", type=float, default=5.0, help="seconds, of the launches; more on a busy machine")
     parser.add_argument("--kinds", help=f"of {', '.join(WORDS)}; default: all, without root those but cut and full")
@@ -303,23 +335,22 @@ def main() -> int:
         prepared(hosts.folder)
         for number in (0, 1):
             hosts.start(number, resume=False)
-        soak, late = Soak(hosts, draw), False
-        soak.work()
+        soak, late = Soak(hosts, draw, given.between), False
+        wait("a checkpoint", lambda: soak.newest() > 0)
         began_s, first = time.monotonic(), len(hosts.steps())
         try:
-            for number in range(given.faults):
+            for count in range(given.faults):
                 if time.monotonic() - began_s > 60 * given.minutes:
                     break
-                print(f"fault {number + 1} of {given.faults}", flush=True)
+                print(f"fault {count + 1} of {given.faults}", flush=True)
                 soak.fault(draw.choice(kinds))
-                soak.work()
         except (TimeoutError, ProcessLookupError) as error:
-            print(f"{error}\n{hosts.said()[-3000:]}", file=sys.stderr)
+            print(f"{error}\n{''.join(line.text for line in hosts.said()[-40:])}", file=sys.stderr)
             late = True
         wall_s, steps = time.monotonic() - began_s, hosts.steps()
-        for number in (0, 1):
-            hosts.end(number)
-        if not soak.restarts_s:
+        for host in (0, 1):
+            hosts.end(host)
+        if not soak.restarts:
             return 1
         return max(late, report(soak, steps, len(steps) - first, wall_s, unbroken(hosts.folder, len(steps))))
 
@@ -327,20 +358,38 @@ def main() -> int:
 def report(soak: Soak, steps: list[dict[str, float]], counted: int, wall_s: float, alone: list[float]) -> int:
     worst = max(abs(one["loss"] / want - 1) for one, want in zip(steps, alone, strict=True))
     in_order = [int(one["step"]) for one in steps] == list(range(1, len(steps) + 1))
-    faults = len(soak.restarts_s)
-    step_s = statistics.median(one["seconds"] for one in steps)
-    checkpoint_s = max(1e-3, statistics.median(soak.checkpoints_s))
-    failures = Failures(
-        between_s=wall_s / faults, checkpoint_s=checkpoint_s, restart_s=statistics.mean(soak.restarts_s)
+    restarts, faults = soak.restarts, len(soak.restarts)
+    step_s, checkpoint_s = parts(soak.hosts.said())
+    work_s, mean_s = EVERY * step_s, soak.ran_s / faults
+    interval_s = soak.kinds["corrupt"] / faults * (work_s + checkpoint_s)
+    named_s, started_s, again_s = (
+        statistics.mean(getattr(one, name) for one in restarts) for name in ("named_s", "started_s", "again_s")
     )
+    restart_s = again_s - step_s + interval_s
+    predicted = work_s / ((mean_s + restart_s) * math.expm1((work_s + checkpoint_s) / mean_s))
     kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(soak.kinds.items()))
     print(f"{faults} faults ({kinds}) in {wall_s / 60:.0f} minutes, {faults - len(soak.unnamed)} named")
     print(f"{len(steps)} steps, "
           f"{'in order' if in_order else 'NOT in order'}, losses within {worst:.0e} of one process's")  # fmt: skip
-    print(f"goodput {counted * step_s / wall_s:.1%}; predicted {failures.goodput(EVERY * step_s):.1%} with "
-          f"{failures.between_s:.0f} s between faults, {failures.restart_s:.1f} s a restart, {checkpoint_s:.2f} s a "
-          f"checkpoint, every {EVERY} steps of {step_s:.3f} s")  # fmt: skip
+    print(f"a restart: {named_s:.1f} s until it is named, {started_s - named_s:.1f} until ranks start (agents meet, "
+          f"plan), {again_s - started_s:.1f} until a step (groups, model, checkpoint, the step)")  # fmt: skip
+    print(f"of the time: restarts {again_s * faults / wall_s:.1%}, steps that count {counted * step_s / wall_s:.1%}, "
+          f"lost {sum(one.lost for one in restarts) * step_s / wall_s:.1%}")  # fmt: skip
+    print(f"goodput {counted * step_s / wall_s:.1%}; predicted {predicted:.1%} with {mean_s:.1f} s of steps between "
+          f"faults, {restart_s:.1f} s a restart, {checkpoint_s:.2f} s a checkpoint, every {EVERY} steps of "
+          f"{step_s:.3f} s")  # fmt: skip
     return 0 if in_order and not soak.unnamed and worst < 1e-6 else 1
+
+
+def parts(lines: list[Line]) -> tuple[float, float]:
+    """Mean seconds of a step, and of a checkpoint: from a step's line to the next one's, less a step."""
+    apart: dict[bool, list[float]] = {True: [], False: []}
+    told = [line for line in lines if STEP.match(line.text) or re.match(r"round \d|starting \d", line.text)]
+    for line, later in pairwise(told):
+        if STEP.match(line.text) and STEP.match(later.text) and number(later) == number(line) + 1:
+            apart[number(line) % EVERY == 0].append(later.at_s - line.at_s)
+    step_s = statistics.mean(apart[False])
+    return step_s, max(1e-3, statistics.mean(apart[True]) - step_s)
 
 
 if __name__ == "__main__":

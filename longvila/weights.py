@@ -45,11 +45,13 @@ _EDGE_BYTES = 2**20
 FILE_BYTES = 4 * 10**9  # a safetensors file of a part holds at most this much
 
 
-def empty_model(config: LongVilaConfig, attention: str) -> LongVilaForConditionalGeneration:
-    """The model with parameters on the meta device (no memory) and its true buffers."""
+def empty_model(
+    config: LongVilaConfig, attention: str, kind: type[LongVilaForConditionalGeneration] | None = None
+) -> LongVilaForConditionalGeneration:
+    """The model, of a `kind` of its own if given, with parameters on the meta device (no memory) and true buffers."""
     try:
         with init_empty_weights(include_buffers=False):
-            return LongVilaForConditionalGeneration(config, attention)
+            return (kind or LongVilaForConditionalGeneration)(config, attention)
     except (StrictDataclassError, ValueError, KeyError, TypeError) as fault:
         raise JobError(f"model: cannot be built ({' '.join(str(fault).split())[:300]})") from None
 

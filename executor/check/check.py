@@ -30,12 +30,13 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from cost_models.errors import InputError
 from cost_models.framework import OURS
 from cost_models.units import show_bytes
+from executor.check.described import TextOnly, config_of
 from executor.check.footprint import Footprint
 from executor.launch.requirements import unsupported
-from executor.launch.settings import preset_of, stored_dtype, trained_parts
+from executor.launch.settings import stored_dtype, trained_parts
 from executor.launch.worker import make_sharding
 from longvila.assemble import PRECISIONS, train_only
-from longvila.config import LongVilaConfig, load_config
+from longvila.config import LongVilaConfig
 from longvila.lora import Adapters, adapt
 from longvila.optimizer import Optimizer
 from longvila.sharding import Batch, Sharding
@@ -81,7 +82,7 @@ def check(plan: Plan, rank: int, tell: Callable[[str], None] = lambda _: None) -
         problems.append(f"a global batch of {plan.workload.global_batch} leaves replicas idle")
     if problems:
         raise InputError("this plan cannot be checked: " + "; ".join(problems))
-    config = model_config(plan)
+    config = config_of(plan.workload.model)
     # The fake process group replaces gloo or NCCL: same calls, no peers, no bytes.
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=plan.strategy.ranks)
     threads = torch.get_num_threads()
@@ -91,20 +92,6 @@ def check(plan: Plan, rank: int, tell: Callable[[str], None] = lambda _: None) -
     finally:
         torch.set_num_threads(threads)
         dist.destroy_process_group()
-
-
-def model_config(plan: Plan) -> LongVilaConfig:
-    """The plan's model as longvila builds it; a model without a preset there is an InputError."""
-    model = plan.workload.model
-    name = preset_of(plan)
-    if model.vision is None or not name.startswith(("longvila-", "tiny")):
-        raise InputError(f"model {model.name!r} has no preset in longvila; plan one of its presets to check it")
-    config = load_config(name)
-    llm = config.llm_config()
-    built = (llm.num_hidden_layers, llm.hidden_size, llm.num_attention_heads, llm.intermediate_size, llm.vocab_size)
-    if built != (model.layers, model.hidden, model.heads, model.ffn, model.vocab):
-        raise InputError(f"model {model.name!r} of the plan is not longvila's preset of that name; plan again")
-    return config
 
 
 def row(plan: Plan, config: LongVilaConfig, sharding: Sharding) -> Batch:
@@ -125,7 +112,8 @@ def row(plan: Plan, config: LongVilaConfig, sharding: Sharding) -> Batch:
 
 def _count(plan: Plan, rank: int, config: LongVilaConfig, tell: Callable[[str], None]) -> Checked:
     sharding = make_sharding(plan, rank, torch.device("cpu"))
-    model, work = empty_model(config, sharding.attention), plan.workload
+    work = plan.workload
+    model = empty_model(config, sharding.attention, TextOnly if work.model.vision is None else None)
     if adapters := Adapters.asked(work.lora_rank or None, 1.0, work.lora_targets):
         adapt(model.llm, adapters)
     train_only(model, trained_parts(work))

@@ -1,6 +1,7 @@
 """Memory counted on the real step against the plan's, without a GPU."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,9 @@ import torch
 from cost_models import Cluster, InputError, LayerRange, Model, Strategy, Workload, price
 from cost_models.workload import Precision
 from executor.check.check import check
+from executor.check.described import config_of
 from executor.check.footprint import Footprint
+from longvila.config import load_config
 from tests.executor.planned import FP32, make_plan, run, save_plan
 
 CLOSE = ("parameters", "gradients", "optimizer", "activations", "vision")
@@ -128,8 +131,26 @@ def test_what_cannot_be_checked_is_refused():
     plan = make_plan(Strategy(ulysses=2, shard=2))
     with pytest.raises(InputError, match="ranks 0 to 1"):
         check(plan, 2)
-    with pytest.raises(InputError, match="has no preset in longvila"):
-        check(make_plan(Strategy(), model="llama-3-8b"), 0)
+    with pytest.raises(InputError, match="model 'llama-3-8b' cannot be checked: longvila builds none with o_bias=True"):
+        config_of(replace(Model.load("llama-3-8b"), o_bias=True))
+    eight = Model.load("longvila-8b")
+    assert config_of(eight) == load_config("longvila-8b")
+    assert eight.vision is not None
+    with pytest.raises(InputError, match="its tower is not that of longvila-tiny, longvila-1.5b"):
+        config_of(replace(eight, vision=replace(eight.vision, layers=3)))
+
+
+@pytest.mark.parametrize("types", [["full_attention"] * 2, ["ssd", "full_attention"]])
+def test_models_of_a_config_file_are_counted_as_they_are(tmp_path, types):
+    """Without a tower, and with state-space layers: no preset has either."""
+    llm = {"model_type": "qwen2", "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 2,
+           "vocab_size": 512, "num_attention_heads": 8, "num_key_value_heads": 4, "layer_types": types}  # fmt: skip
+    if "ssd" in types:
+        llm |= {"model_type": "llama", "ssd": {"heads": 8, "head_size": 32, "state": 32}}
+    (tmp_path / "model.json").write_text(json.dumps(llm))
+    plan = make_plan(Strategy(ring=2, ulysses=2, shard=4), model=str(tmp_path / "model.json"), tokens=4096)
+    found = _differences(plan)
+    assert _is_close(found), found
 
 
 def test_zero_2_keeps_whole_parameters():
