@@ -136,7 +136,7 @@ def test_what_cannot_be_checked_is_refused():
     eight = Model.load("longvila-8b")
     assert config_of(eight) == load_config("longvila-8b")
     assert eight.vision is not None
-    with pytest.raises(InputError, match="its tower is not that of longvila-tiny, longvila-1.5b"):
+    with pytest.raises(InputError, match="its tower is not that of longvila-tiny, longvila-"):
         config_of(replace(eight, vision=replace(eight.vision, layers=3)))
 
 
