@@ -17,7 +17,7 @@ from typing import Literal
 
 from cost_models.errors import InputError
 from cost_models.number import Number
-from cost_models.program import Axis, Compute, Phase, Ring, Staged, StepProgram
+from cost_models.program import Broadcasts, Compute, Exchange, Passed, Phase, Ring, Staged, StepProgram
 from cost_models.strict import nearest
 from cost_models.timing.kernels import Kernels
 from cost_models.timing.paths import Paths
@@ -31,11 +31,8 @@ _KERNEL = {"attention": "attention", "matmul": "products", "memory_bound": "elem
 """By part of a program's phases."""
 _PARTS = {"vision": "products", "optimizer": "elementwise", "offload": "offload", "host": "host"}
 _ON_HOST = {**_PARTS, "optimizer": "offload"}
-_AXES: Mapping[str, tuple[Axis, ...]] = {
-    "all_to_all": ("ulysses",), "ring": ("ring",), "sharding": ("shard", "replicate", "gradient"),
-    "tensor": ("tensor",), "experts": ("expert",),
-}  # fmt: skip
-"""Parts of a cost that are exchanges, and the axes that they cross."""
+_EXCHANGES = ("all_to_all", "ring", "sharding", "tensor", "experts")
+"""Parts of a cost that are exchanges."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,22 +85,25 @@ def basis_of(
     program: StepProgram,
     kernels: Kernels,
     paths: Paths,
+    priced_as: Mapping[str, str],
     narrow: bool = False,
 ) -> Basis:
-    """Of one step: `seconds` and `hidden_s` by part of a cost, as `program` was folded over `paths`."""
+    """Of one step: `seconds` and `hidden_s` by part of a cost, as `program` was folded over `paths`.
+
+    `priced_as`: the part of a cost that a phase's belongs to."""
     found: dict[str, float] = {}
     inside: Link = "pcie" if paths.inside.name.startswith("pcie") else "inside"
     for axis, path in paths.axes.items():
         if path.ranks > 1:
             found.setdefault("across" if paths.crosses(axis) else inside, 0.0)
-    kernel_s = _kernel_seconds(program)
+    kernel_s, away = _kernel_seconds(program), _crossing(program, paths, priced_as)
     updated = any(segment.host_update_bytes for segment in (*program.microbatch, *program.last, *program.epilogue))
     parts = _ON_HOST if updated else _PARTS
     for part, value in seconds.items():
         if part in parts:
             _add(found, parts[part], value)
-        elif part in _AXES:
-            _add(found, "across" if _crosses(paths, _AXES[part]) else inside, value)
+        elif part in _EXCHANGES:
+            _add(found, "across" if part in away else inside, value)
         elif part == "compute":
             total = sum(kernel_s.values())
             for name, taken in kernel_s.items():
@@ -114,14 +114,21 @@ def basis_of(
     scaled = kernels.is_estimate("gemm") or kernels.is_estimate("attention_forward")
     hidden: dict[str, float] = {}
     for part, value in hidden_s.items():
-        if part in _AXES and value > 0:
-            _add(hidden, "across" if _crosses(paths, _AXES[part]) else inside, value)
+        if part in _EXCHANGES and value > 0:
+            _add(hidden, "across" if part in away else inside, value)
     return Basis(board="scaled" if scaled else "measured", seconds=spread, narrow=narrow, hidden=hidden)
 
 
-def _crosses(paths: Paths, axes: tuple[Axis, ...]) -> bool:
-    """Whether any axis of the part's exchanges leaves a domain."""
-    return any(name in paths.axes and bool(paths.crosses(name)) for name in axes)
+def _crossing(program: StepProgram, paths: Paths, priced_as: Mapping[str, str]) -> set[str]:
+    """The parts any of whose exchanges leaves a domain."""
+    found = set()
+    for segment, _ in program.segments():
+        for phase in (*segment.sharding, *segment.phases):
+            if isinstance(phase, Exchange | Broadcasts | Passed) and paths.crosses(phase.axis):
+                found.add(priced_as[phase.part])
+            elif isinstance(phase, Ring) and paths.crosses("ring"):
+                found.add("ring")
+    return found
 
 
 def _kernel_seconds(program: StepProgram) -> dict[str, float]:

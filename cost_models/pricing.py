@@ -103,7 +103,7 @@ def price(
         moment=moment,
         host_bytes=host[0],
         host_capacity_bytes=host[1],
-        basis=basis_of(seconds, hidden_s, program, kernels, paths, framework.product_dtype is not None),
+        basis=basis_of(seconds, hidden_s, program, kernels, paths, PRICED_AS, framework.product_dtype is not None),
     )
     narrow = framework.product_dtype
     peaks = (device.peak(narrow) if narrow else device.peak_16bit for device in devices)

@@ -108,10 +108,8 @@ class Workload:
             return
         if self.mode != "train" or "llm" not in self.trainable:
             raise InputError(f"lora_rank={self.lora_rank} trains the llm; legal with mode=train and llm in trainable")
-        if self.model.experts or self.model.latent or self.model.ssd:
-            raise InputError(
-                f"lora_rank={self.lora_rank} is not priced for experts, latent attention or ssd layers; legal: 0"
-            )
+        if self.model.experts or self.model.latent:
+            raise InputError(f"lora_rank={self.lora_rank} is not priced for experts or latent attention; legal: 0")
         if not self.lora_targets:
             raise InputError(f"lora_targets is empty; legal: one or more of {', '.join(LORA_TARGETS)}")
 

@@ -289,7 +289,7 @@ class RankSizes:
         """Weights of one layer of this kind on one rank before sharding, without those in `expert_params`."""
         model, tensor = self.workload.model, self.degrees.tensor
         if self.parts.mixer == "ssd":  # priced without tensor parallelism (`Strategy.check`)
-            return model.ssd_layer_params
+            return model.ssd_layer_params + (self.adapter_params if self.workload.lora_rank else 0)
         if self.experts is None and model.latent is None:
             params = model.layer_matmul_params // tensor + model.layer_small_params + model.mlp_bias_params
             return params + self.adapter_params if self.workload.lora_rank else params
@@ -334,17 +334,19 @@ class RankSizes:
 
     @cached_property
     def adapter_params(self) -> Number:
-        """Weights of one layer's low-rank adapters."""
+        """Weights of one layer's low-rank adapters; where a state stands for attention, of its MLP's alone."""
         work = self.workload
-        pairs = [pair for target, several in self.adapted.items() if target in work.lora_targets for pair in several]
+        targets = [one for one in work.lora_targets if self.parts.mixer != "ssd" or one in ("up", "down")]
+        pairs = [pair for target, several in self.adapted.items() if target in targets for pair in several]
         return work.lora_rank * sum(out + inside for out, inside in pairs)
 
     @cached_property
     def trained_layer_params(self) -> Number:
         """Those of `layer_params` that have gradients."""
         if self.workload.lora_rank:
-            norms = self.workload.model.layer_small_params if "norms" in self.workload.lora_beside else 0
-            return self.adapter_params + norms
+            model = self.workload.model
+            small = model.norms * model.hidden if self.parts.mixer == "ssd" else model.layer_small_params
+            return self.adapter_params + (small if "norms" in self.workload.lora_beside else 0)
         return self.layer_params if self.trains("llm") else 0
 
     @cached_property

@@ -56,8 +56,14 @@ def channels(device: Device) -> tuple[int, int]:
 def communication_bytes(sizes: RankSizes, device: Device) -> Number:
     """Of all communicators of a rank: one for each axis of several ranks."""
     degrees = sizes.degrees
-    collective = (degrees.shard, degrees.replicate, degrees.tensor)
-    exchanging, passing = (degrees.ulysses, degrees.expert), (degrees.ring, degrees.pipeline)
+    collective: tuple[Number, ...] = (degrees.shard, degrees.replicate, degrees.tensor)
+    exchanging: tuple[Number, ...] = (degrees.ulysses, degrees.expert)
+    passing: tuple[Number, ...] = (degrees.ring, degrees.pipeline)
+    if sizes.workload.model.ssd is not None:  # states count as gathered, whichever way they are passed
+        split, context = degrees.ssd, degrees.context
+        collective = (*collective, {"states": context, "mixed": degrees.ring, "heads": 1}[split])
+        exchanging = (*exchanging, context if split == "heads" else 1)
+        passing = (*passing, context if split == "states" else 1)
     if kind(device) == "cpu":
         return sum(pick(ranks > 1, SOCKET_BYTES, 0) for ranks in (*collective, *exchanging, *passing))
     total: Number = 0 * degrees.ulysses
@@ -79,8 +85,12 @@ def message_bytes(device: Device, peers: Number, ranks: Number) -> Number:
     return peers * channels(device)[1] * PEER_CHANNEL_BYTES + pick(ranks > DOMAIN, NETWORK_BYTES, 0)
 
 
-def most_ring_and_shard_bytes(device: Device) -> int:
-    """The most that a ring and a shard group can add: what a range of rings may hold less than its largest ring."""
+def most_ring_and_shard_bytes(device: Device, states: bool = False) -> int:
+    """The most that a ring and a shard group can add: what a range of rings may hold less than its largest ring.
+
+    `states`: of a model with state-space layers, also the group that exchanges states or heads."""
     if kind(device) == "cpu":
-        return 2 * SOCKET_BYTES
-    return 2 * collective_bytes(device, 3) + int(message_bytes(device, 1, DOMAIN + 1))
+        return (4 if states else 2) * SOCKET_BYTES
+    most = 2 * collective_bytes(device, 3) + int(message_bytes(device, 1, DOMAIN + 1))
+    further = collective_bytes(device, 3) + int(message_bytes(device, DOMAIN - 1, DOMAIN + 1))
+    return most + (further if states else 0)

@@ -227,7 +227,8 @@ class Tree:
         )
         ranks = self.data[some.family] * self.ulysses[some.family] * some.first * self.model_parallel
         room = self.capacity_bytes(ranks)[:, None]
-        spare = np.where(single, 0, most_ring_and_shard_bytes(kernels.device))[:, None]  # groups may be of one rank
+        most = most_ring_and_shard_bytes(kernels.device, self.space.workload.model.ssd is not None)
+        spare = np.where(single, 0, most)[:, None]  # groups may be of one rank
         least = priced.least_bytes().min(axis=-1) - spare
         if self.objective == "memory":
             return np.where(least <= room, least, np.inf), least

@@ -96,7 +96,7 @@ def test_a_batch_costs_what_each_costs():
         ({"lora_rank": 8, "mode": "prefill"}, "legal with mode=train and llm in trainable"),
         (
             {"lora_rank": 8, "model": Model.load("deepseek-v2")},
-            "not priced for experts, latent attention or ssd",
+            "not priced for experts or latent attention",
         ),
     ],
 )

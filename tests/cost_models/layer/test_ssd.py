@@ -130,13 +130,50 @@ def test_a_batch_of_strategies_is_priced_as_each_alone(read):
         assert np.allclose(price_batch(cluster, work, several).step_s, alone, rtol=1e-12)
 
 
+def test_adapters_go_on_attention_and_on_all_mlps(read):
+    """Rank 8: two layers of attention have Q, K, V and out; all eight an MLP of three maps. Mixers train nothing."""
+    model, cluster = read(), Cluster.load("dgx-h100", nodes=1)
+    work, one = Workload(model, context_tokens=2**16, lora_rank=8), Strategy(ulysses=8, shard=8)
+    qkv, out, mlp = (4096 + 4096) + 2 * (4096 + 1024), 4096 + 4096, 3 * (4096 + 14336)
+    adapters = 8 * (2 * (qkv + out) + 8 * mlp)
+    assert price(cluster, work, one).memory["optimizer"] == pytest.approx(adapters, abs=1)  # 8 bytes over 8 ranks
+    whole = price(cluster, replace(work, lora_rank=0), one)
+    assert price(cluster, work, one).seconds["compute"] < whole.seconds["compute"]
+    for targets in (("qkv", "out"), ("up", "down")):
+        held = price(cluster, replace(work, lora_targets=targets), one).memory["optimizer"]
+        assert held == pytest.approx(8 * (2 * (qkv + out) if "qkv" in targets else 8 * mlp), abs=1)
+
+
+def test_the_group_that_exchanges_states_counts_for_errors_and_memory(read):
+    """Ulysses inside each node, no ring: states go between nodes over the context group alone."""
+    cluster, work = Cluster.load("dgx-h100", nodes=2), Workload(read(), context_tokens=2**16)
+    costs = {}
+    for split in ("states", "mixed", "heads"):
+        one = Strategy(ulysses=16, zero=0, ssd=split)
+        costs[split] = price(cluster, work, one)
+        part = "all_to_all" if split == "heads" else "ring"
+        assert split == "mixed" or costs[split].basis.seconds["across"] >= 0.9 * costs[split].seconds[part] > 0
+    plain = price(cluster, Workload(Model.load("llama-3-8b"), context_tokens=2**16), Strategy(ulysses=16, zero=0))
+    for split in ("states", "heads"):
+        assert costs[split].memory["communication"] > costs["mixed"].memory["communication"]
+    assert costs["mixed"].memory["communication"] == plain.memory["communication"]
+
+
+def test_a_halo_inside_a_node_takes_time(read):
+    """Of eight ranks of one node without a ring, whose states are passed over the context group."""
+    cluster, work = Cluster.load("dgx-h100", nodes=1), Workload(read(), context_tokens=2**16)
+    one = Strategy(ulysses=8, shard=8)
+    table = operators(RankSizes(work, one, kind="ssd"))
+    (halo,) = [sent for row in table for sent in row.exchanges[0] if sent.op == "send"]
+    assert halo.axis == "context" and halo.bytes == 3 * 64 * 320 * 2
+    assert cluster_costs(cluster, None).paths(one).exchange_s("context", "send", halo.bytes) > 5e-6
+
+
 def test_wrong_use_is_refused(read):
     model, cluster = read(), Cluster.load("dgx-h100", nodes=2)
     work = Workload(model, context_tokens=2**16)
     with pytest.raises(InputError, match="mode=decode is not priced"):
         Workload(model, context_tokens=2**16, mode="decode")
-    with pytest.raises(InputError, match="lora_rank=8 is not priced"):
-        Workload(model, context_tokens=2**16, lora_rank=8)
     for wrong, told in (
         ({"tensor": 2, "ring": 8}, "tensor=2"),
         ({"ssd_pass": "chain", "ring": 16}, "ssd_pass=chain needs one stretch of the row on each rank"),
