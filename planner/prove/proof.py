@@ -5,8 +5,8 @@
     checked  the regions are the space, ring by ring and once; every number is that of the relaxation, computed anew;
              the plan's price is the price of its layout, bound and gap are of each other
 
-The proven bound is the least of the regions. It knows nothing of the network but all-to-alls, so it lies below the
-plan's own bound; the screen says by how much. An InputError names the first key that does not hold.
+The proven bound is the least of the regions. It knows no memory, no leaf and no slow node, so it lies below the plan's
+own bound; the screen says by how much. An InputError names the first key that does not hold.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def prove(plan: Plan) -> Proof:
     layouts = [(family, ring) for family, (first, last) in space.items() for ring in range(first, last + 1)]
     if len(layouts) > MOST_LAYOUTS:
         raise InputError(f"--proof lists {len(layouts)} layouts; legal: at most {MOST_LAYOUTS}, so fix some (--fix)")
-    seconds = least_s(plan.cluster, plan.workload, held, layouts).tolist()
+    seconds = _least(plan, held, layouts)
     limit = plan.cost.step_s
     regions: list[Region] = []
     rows = list(zip(layouts, seconds, strict=True))
@@ -91,7 +91,7 @@ def check(where: str, plan: Plan, proof: Proof, profile: Profile | None = None) 
     layouts = [(one.family, ring) for one in proof.regions for ring in range(one.rings[0], one.rings[1] + 1)]
     if len(layouts) > MOST_LAYOUTS:
         raise InputError(f"{where}: proof.regions: {len(layouts)} layouts; at most {MOST_LAYOUTS}")
-    seconds = iter(least_s(plan.cluster, plan.workload, _held(plan), layouts).tolist())
+    seconds = iter(_least(plan, _held(plan), layouts))
     for index, one in enumerate(proof.regions):
         least = min(itertools.islice(seconds, one.rings[1] - one.rings[0] + 1))
         _equal(where, f"proof.regions[{index}].least_s ({one.words})", one.least_s, least)
@@ -110,6 +110,12 @@ def _held(plan: Plan) -> Strategy:
     return replace(
         plan.strategy, layers=(), **{name: of for name, of in defaults.items() if name not in (plan.fixed or {})}
     )
+
+
+def _least(plan: Plan, held: Strategy, layouts: Sequence[tuple[Family, int]]) -> list[float]:
+    shard = (plan.fixed or {}).get("shard")
+    seconds = least_s(plan.cluster, plan.workload, held, layouts, plan.target.code, int(shard) if shard else None)
+    return [float(value) for value in seconds]
 
 
 def _space(plan: Plan) -> dict[Family, tuple[int, int]]:

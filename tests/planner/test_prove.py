@@ -49,7 +49,7 @@ def test_no_layout_is_priced_below_its_relaxation(seed: int) -> None:
     free = np.array([(slot, gpu) for slot in range(here.slots) for gpu in range(here.node(slot).gpus)])
     for (family, ring), bound in zip(several, least, strict=True):
         ranks = family.data * family.ulysses * ring
-        for shard, zero in ((ranks, 3), (ranks, 2), (1, 0)):
+        for shard, zero in ((ranks, 3), (ranks, 2), (family.ulysses * ring, 3), (np.gcd(ranks, 8).item(), 2), (1, 0)):
             layout = Strategy(
                 ring=ring, shard=shard, zero=zero if shard > 1 else 0, ring_kind="balanced", **family._asdict()
             )
@@ -120,6 +120,6 @@ def test_a_proof_that_holds_says_how_far_it_goes(proven: dict[str, Any], tmp_pat
     assert found.exit_code == 0 and "proven." in found.output
     read = Plan.load(file)
     assert read.proof is not None
-    assert read.proof.bound_s <= read.bound
+    assert 0.98 * read.cost.step_s <= read.proof.bound_s <= read.bound
     file.write_text(json.dumps({**proven, "proof": None}))
     assert "plan again with --proof" in str(CliRunner().invoke(cli, ["prove", str(file)]).exception)
