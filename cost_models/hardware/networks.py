@@ -37,7 +37,6 @@ class Network:
     source: str
     ring_share: float = 1.0  # on FAST_CARD or more
     all_to_all_share: float = 1.0
-    rails: bool = False  # messages between different rails meet on few uplinks (`timing/protocols.py`)
 
 
 NETWORKS: Mapping[NetworkKind, Network] = MappingProxyType(
@@ -46,7 +45,6 @@ NETWORKS: Mapping[NetworkKind, Network] = MappingProxyType(
             share=0.92,
             ring_share=0.92,
             all_to_all_share=0.93,
-            rails=True,
             source="rings 0.94 (HDR), trees 0.94 and 0.95; rings over NDR 0.79 to 0.91; all-to-alls 0.78 to 0.95",
         ),
         "roce": Network(

@@ -243,11 +243,14 @@ class LinkRates:
         return np.where(self.has_protocols, shares, 1.0)
 
     @cached_property
-    def has_rails(self) -> Bools:
-        """Where switches join the rails, and messages between unlike ones meet on few uplinks; by run."""
-        kinds = [NETWORKS[node.nics.kind] for node in self.wiring.nodes]
-        joined = self.has_protocols and not self.wiring.rail_only
-        return np.array([kind.rails and joined for kind in kinds])
+    def card_line(self) -> Floats:
+        """Line rate of a card; by run."""
+        return np.array([node.nics.bytes_per_s for node in self.wiring.nodes])
+
+    @cached_property
+    def doubled(self) -> Bools:
+        """Whether GPUs are such as NCCL doubles few channels for: Hopper and later on NVSwitch; by run."""
+        return np.array([LINKS[node.scale_up.link].sums_in_switch for node in self.wiring.nodes])
 
     def staged_share(self, pattern: str) -> Floats:
         """Of what a switch or socket passes on through host memory, what a pattern of traffic gets; by run."""

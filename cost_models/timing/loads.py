@@ -23,7 +23,7 @@ from cost_models.hardware.wiring import PCIE_OUT, SOCKET_OUT, SWITCH_OUT, Bools,
 from cost_models.number import Array
 from cost_models.strategy import AXIS_GROUPS, Axis, Strategy, rank_groups
 from cost_models.timing.paths import Path
-from cost_models.timing.protocols import rail_crowding
+from cost_models.timing.protocols import peer_bytes_per_s
 from cost_models.timing.rails import followed_rings, heavier
 from cost_models.timing.rings import Blocks
 
@@ -137,18 +137,21 @@ class Loads:
             out = np.roll(domain, -1, axis=2) != domain
             ends = ((unit[:, groups], unit[:, np.roll(groups, -1, axis=1)]) for unit, _ in self.trunks)
             up = [out & (one != other) for one, other in ends]
-            sent, share = out * self._crowding(groups, blocks), self.rates.ring_share[self.seats.run[:, groups]]
-            costs["send_s_per_byte"] = self._busiest(groups, sent / share, np.roll(sent, 1, axis=2) / share, up)
+            share = self.rates.ring_share[self.seats.run[:, groups]]
+            busiest = self._busiest(groups, out / share, np.roll(out, 1, axis=2) / share, up)
+            costs["send_s_per_byte"] = np.maximum(busiest, self._peer_s_per_byte(groups, blocks))
         if "gather" in patterns:
             costs["gather_s_per_byte"], costs["all_reduce_s_per_byte"] = self._rings(groups, blocks)
         return costs
 
-    def _crowding(self, groups: Ints, blocks: Blocks) -> Floats:
-        """How many messages to the next member share an uplink between rails, at each member."""
-        rail = self.seats.card[:, groups]
-        unlike = (np.roll(rail, -1, axis=2) != rail) & self.rates.has_rails[self.seats.run[:, groups]]
-        crowding = rail_crowding(blocks.domains.reshape(self.several, -1, 1), self.fabric.nodes_per_leaf)
-        return np.asarray(np.where(unlike, crowding, 1.0))
+    def _peer_s_per_byte(self, groups: Ints, blocks: Blocks) -> Floats:
+        """Of a send out of a domain, by the channels that a peer has in the group with fewest."""
+        if not self.rates.has_protocols:
+            return np.zeros(self.several)
+        run = self.seats.run[:, groups].reshape(-1, groups.shape[1])
+        slowest, doubled = self.rates.card_line[run].min(axis=1), self.rates.doubled[run].all(axis=1)
+        each = peer_bytes_per_s(groups.shape[1], blocks.channels, slowest, doubled)
+        return np.asarray(np.where(blocks.domains > 1, 1 / each, 0.0).reshape(self.several, -1).max(axis=1))
 
     def _busiest(self, groups: Ints, out: Array, into: Array, up: Sequence[Array]) -> Floats:
         """On cards and uplinks: the shares of a buffer that each member sends, receives, and sends up from `trunks`."""

@@ -9,16 +9,14 @@
 NCCL reckons with 5, 8.5 and 14 us for a hop between nodes and 0.7, 1.3 and 3.4 inside one, for the protocols LL, LL128
 and Simple (src/graph/tuning.cc). Checked against `kernels_comm_multinode.csv`, 1 KiB to 16 GiB over 2 to 64 nodes.
 Where a profile measured the network, its latency and rate hold everything and none of this counts.
-Sends from one rail to another (the last GPU of a node to the first of the next) leave a rail's leaf, one a node, by
-uplinks that static routes choose as if at random: some carry several (`rail_crowding`). Left out: settings (channels,
-queue pairs), which one cluster tunes and another does not; what else a shared network carries at the time.
+A send has as many channels as NCCL gives one peer of its group (`peer_bytes_per_s`), fewer the more ranks there are.
+Left out: settings (channels, queue pairs, chunks), which one cluster tunes and another does not; NCCL before 2.29,
+which gives two channels, one from some size on; what else a shared network carries at the time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
-from math import factorial
 from types import MappingProxyType
 
 import numpy as np
@@ -48,31 +46,40 @@ long as those of the fastest over nodes of eight, 3.4 times over nodes of four (
 TREE_SLOWER = 0.18
 """From three domains on trees carry as much as rings, by so much later: 290 against 330 GB/s on B200, 160 against 198
 as NCCL reckons for H100. The largest all-reduces therefore go by rings, which wait for every hop."""
-MOST_CROWDED = 20
-"""Messages on one uplink beyond which none is expected."""
+CHANNEL_BYTES_PER_S = 14e9
+"""Of one channel between nodes, as NCCL reckons (src/graph/paths.cc, P2P_PER_CHANNEL_NET_BW); sends on one reach 14.7
+over B200's ConnectX-7. From 32 ranks on GH200 (NCCL 2.20, one channel to a peer, NVIDIA/nccl issue 1272) reaches 18.3
+of the 24.2 GB/s that it has with more."""
+PEERS_OF_CHANNEL = 8
+MOST_CHANNELS = 16
+"""Of a group, by default, on Blackwell (NCCL 2.28.3); others have as many with eight cards a node."""
 RING_WAITS = 4
 """Of a ring's hops: two passes of the slowest protocol, twice the fastest one's latency."""
 
 
-def rail_crowding(domains: Array, nodes_per_leaf: int) -> Array:
-    """How many sends between two rails share the fullest uplink, where groups visit so many domains.
+def peer_bytes_per_s(ranks: Number, cards: Array, card_bytes_per_s: Array, doubled: Array) -> Array:
+    """What sends to one peer on another node get of the channels of NCCL 2.29 and later (src/graph/paths.cc).
 
-    A rail's leaf has as many uplinks as nodes, and each node sends one message. Of random choices half put no more than
-    this on one. Rings of sends over 2, 4, 8, 16, 32 and 64 nodes of B200 reach 43, 44, 26, 14.7, 14.6 and 14.8 GB/s.
+    A group of `ranks`, with `cards` in its domain that has fewest, has two channels for each card (`doubled`: twice as
+    many, up to 16, on Hopper and later: src/graph/connect.cc). A peer gets one for each CHANNEL_BYTES_PER_S of a card
+    at line rate, halved until PEERS_OF_CHANNEL ranks fit on each channel. Powers of two.
 
-    >>> rail_crowding(np.array([2, 4, 8, 16, 32, 64]), 32).tolist()
-    [1, 1, 2, 2, 3, 3]
+    Rings of sends over 2, 4, 8, 16, 32 and 64 nodes of B200 reach 43, 44, 26, 14.7, 14.6 and 14.8 GB/s (NCCL 2.29.7);
+    a card reaches 42:
+
+    >>> [float(peer_bytes_per_s(8 * n, np.array(8), np.array(50e9), np.array(True))) / 1e9 for n in (2, 4, 8, 16, 64)]
+    [56.0, 56.0, 28.0, 14.0, 14.0]
     """
-    return np.asarray(_fullest(nodes_per_leaf)[np.minimum(domains, nodes_per_leaf).astype(int)])
+    own = np.minimum(_power(2 * cards), MOST_CHANNELS)
+    own = np.where(doubled, np.minimum(2 * own, MOST_CHANNELS), own)
+    wanted = _power(np.ceil(card_bytes_per_s / CHANNEL_BYTES_PER_S))
+    fit = 2.0 ** np.floor(np.log2(own / np.ceil(ranks / PEERS_OF_CHANNEL)))
+    return np.asarray(np.maximum(np.minimum(wanted, fit), 1.0) * CHANNEL_BYTES_PER_S)
 
 
-@cache
-def _fullest(uplinks: int) -> Array:
-    """The median of the largest of `uplinks` Poisson counts, by how many messages there are in all; at least one."""
-    each = np.arange(uplinks + 1) / uplinks
-    shares = [np.exp(-each) * each**count / factorial(count) for count in range(MOST_CROWDED)]
-    below_half = np.cumsum(shares, axis=0) ** uplinks < 0.5
-    return np.asarray(np.maximum(below_half.sum(axis=0), 1))
+def _power(least: Array) -> Array:
+    """Of two, from `least` up."""
+    return np.asarray(2.0 ** np.ceil(np.log2(np.maximum(least, 1))))
 
 
 def slower_s(op: Op, wait_s: Number, sent_s: Number, ring_s: Number = 0.0, domains: Number = 2) -> Number:

@@ -37,6 +37,7 @@ from cost_models.timing.paths import (
     crossing_s,
     grown_s,
 )
+from cost_models.timing.protocols import peer_bytes_per_s
 from cost_models.timing.slowest import pace
 
 
@@ -178,12 +179,22 @@ class Reach(Struct, frozen=True, kw_only=True, dict=True):
             ranks=members,
             local=np.where(forced, 1, np.minimum(members, most)),
             all_to_all_s_per_byte=np.maximum((1 - 1 / visits) / nic, many / domain) / self.all_to_all_share,
-            send_s_per_byte=np.maximum(1.0 / nic, each / domain) / ring,
+            send_s_per_byte=np.maximum(np.maximum(1.0 / nic, each / domain) / ring, self._peer_s_per_byte(members)),
             gather_s_per_byte=(members - 1) / members * np.maximum(each, 1.0) / (domain * ring),
             latency_s=self.latency_s + np.where(members > self.leaf_gpus, spine, 0.0),
             protocols=float(self.costs.rates.has_protocols),
             hops_out=np.where(forced, visits, 0 if domains > 1 else -1),
         )
+
+    def _peer_s_per_byte(self, members: Ints) -> Any:
+        """Of a send to another domain, over all channels that a peer may have in a group of so many members."""
+        rates = self.costs.rates
+        if not rates.has_protocols:
+            return 0.0
+        cards = np.minimum(
+            max(run.node.nics.count for run in self.cluster.runs) * self.cluster.nodes_per_domain, members
+        )
+        return 1 / peer_bytes_per_s(members, cards, rates.card_line.max(), rates.doubled.any())
 
     def _crowded(self, shard: Path, replicate: Path) -> tuple[Path, Path]:
         """The two sharding axes for each range of a, the most shard groups that meet in any one domain, of m ranks.

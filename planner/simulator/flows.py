@@ -22,7 +22,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from cost_models.program import Op
-from cost_models.timing.protocols import START_S, rail_crowding
+from cost_models.timing.protocols import START_S, peer_bytes_per_s
 from cost_models.timing.rings import Blocks
 from planner.simulator.topology import Floats, Ints, Topology
 
@@ -49,7 +49,7 @@ class Pattern(Struct, frozen=True, kw_only=True, eq=False):
     domains: Ints  # (groups,)
     reduced: Floats  # (groups,) how often an all_reduce sends as much: 2 by rings, less by trees over two domains
     card_share: Floats  # (ranks,) of what a rank's card reaches, what one hop gets there
-    crowding: Floats  # (ranks,) hops that share an uplink with one out of this rank
+    slowed: Floats  # (ranks,) how much less a hop out of it gets of its card, by the channels of a peer
 
     @property
     def members(self) -> int:
@@ -98,7 +98,7 @@ def silent(topology: Topology, groups: Ints, op: Op) -> Pattern:
     return Pattern(
         op=op, groups=groups, group_of_rank=group_of_rank, hop_share=nothing, delay_s=nothing, tree_s=nothing,
         ring_s=nothing, domains=np.ones(count, dtype=np.int64),
-        reduced=np.full(count, 2.0), card_share=np.ones(topology.ranks), crowding=np.ones(topology.ranks),
+        reduced=np.full(count, 2.0), card_share=np.ones(topology.ranks), slowed=np.ones(topology.ranks),
     )  # fmt: skip
 
 
@@ -117,18 +117,25 @@ def twice(once: Pattern) -> Pattern:
 
 
 def _sends(topology: Topology, made: Pattern, blocks: Blocks) -> Pattern:
-    """Each rank to the next; between unlike rails several of them share an uplink."""
-    ranks, rates = np.arange(topology.ranks), topology.rates
+    """Each rank to the next, over the channels that NCCL gives a peer: all that leave one card share it, but none gets
+    more than the least of these channels carry."""
+    ranks, rates, nic = np.arange(topology.ranks), topology.rates, topology.seats.nic
     hop = Hops(to=_next(topology, made.groups), count=np.ones(topology.ranks, dtype=np.int64))
     crosses = topology.domain != topology.domain[hop.to]
     latency = topology.latency_s(ranks, hop.to) + np.where(crosses, rates.has_protocols * START_S, 0.0)
-    rail = topology.seats.card
-    unlike = (rail != rail[hop.to]) & rates.has_rails[topology.run]
-    crowding = rail_crowding(blocks.domains, topology.cluster.fabric.nodes_per_leaf)[made.group_of_rank]
+    slowed = made.slowed.copy()
+    if rates.has_protocols:
+        run = topology.run[made.groups]
+        slowest, doubled = rates.card_line[run].min(axis=1), rates.doubled[run].all(axis=1)
+        each = peer_bytes_per_s(made.members, blocks.channels, slowest, doubled)[made.group_of_rank]
+        at, least = nic[crosses], np.full(int(nic.max()) + 1, np.inf)
+        np.minimum.at(least, at, each[crosses])
+        together = np.bincount(at, minlength=len(least))[at] * least[at]
+        slowed[crosses] = np.maximum((rates.ring_share[topology.run] * topology.card_rate)[crosses] / together, 1.0)
     longest = latency[made.groups].max(axis=1)
     return replace(
         made, hops=(hop,), hop_share=np.ones(len(longest)), delay_s=longest,
-        card_share=rates.ring_share[topology.run], crowding=np.where(unlike, crowding, 1.0),
+        card_share=rates.ring_share[topology.run], slowed=slowed,
     )  # fmt: skip
 
 

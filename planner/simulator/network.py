@@ -275,8 +275,8 @@ def _shares(topology: Topology, pattern: Pattern, source: Ints, to: Ints) -> tup
     gets."""
     name = {"all_to_all": "all_to_all", "send": "send", "chain": "send", "tree": "send"}.get(pattern.op, "gather")
     staged = np.where(topology.staged(source, to), topology.rates.staged_share(name)[topology.run[source]], 1.0)
-    ends = ((kind, pattern.card_share[end]) for kind, end in ((NIC_OUT, source), (NIC_IN, to)))
-    return *((frozenset((kind,)), share / pattern.crowding[source]) for kind, share in ends), (BUSES, staged)
+    out, into = pattern.card_share[source] / pattern.slowed[source], pattern.card_share[to]
+    return (frozenset((NIC_OUT,)), out), (frozenset((NIC_IN,)), into), (BUSES, staged)
 
 
 def _pairs(table: _Table, pattern: Pattern, group: Ints, groups: int) -> tuple[tuple[Batch, ...], ...]:

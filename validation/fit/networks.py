@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 
 from cost_models.hardware.cluster import Cluster
-from cost_models.hardware.networks import NETWORKS, NetworkKind
+from cost_models.hardware.networks import NetworkKind
 from cost_models.program import Op
 from cost_models.strategy import Axis, Strategy
 from cost_models.timing.cluster_costs import cluster_costs
@@ -115,12 +115,7 @@ def _unseen(cell: Cell) -> Cell:
         if cell.source == source and network in cell.machine:
             run = cell.cluster.runs[0]
             nics = run.node.nics
-            if kind and cell.op == "sendrecv":  # that rails meet above the leaves is topology, and stays
-                rate = nics.bytes_per_s * NETWORKS[kind].ring_share / NETWORKS[nics.kind].ring_share
-                nics = replace(nics, bytes_per_s=rate)
-            else:
-                nics = replace(nics, kind=kind or nics.kind)
-            nics = nics if latency_s is None else replace(nics, latency_s=latency_s)
+            nics = replace(nics, kind=kind or nics.kind, latency_s=nics.latency_s if latency_s is None else latency_s)
             runs = (replace(run, node=replace(run.node, nics=nics)),)
             return replace(cell, cluster=replace(cell.cluster, runs=runs))
     return cell

@@ -1,5 +1,6 @@
 """Collectives across nodes: rings wait one hop for each further rank, all-reduces may take trees."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from cost_models.program import Op
 from cost_models.timing.cluster_costs import cluster_costs, costs_of
 from cost_models.timing.paths import Path, Paths
 from cost_models.timing.paths import crossing_s as crossing
-from cost_models.timing.protocols import RING_WAITS, slower_s
+from cost_models.timing.protocols import CHANNEL_BYTES_PER_S, RING_WAITS, peer_bytes_per_s, slower_s
 
 
 def paths(ranks: int) -> Paths:
@@ -90,17 +91,33 @@ def test_messages_between_nodes_start_late_and_not_where_a_profile_measured_them
     assert known.protocols == 0.0 and plain.axes["ulysses"].protocols == 1.0
 
 
-def test_sends_from_rail_to_rail_share_few_uplinks_and_along_a_rail_do_not() -> None:
-    """B200 (together-nccl-tests): a ring over all GPUs of 2, 8 and 64 nodes, 43, 26 and 14.8 GB/s. Of 8 messages on 32
-    uplinks two meet in six draws of ten, and in that machine's not always."""
-    reached = {}
-    for nodes in (2, 8, 64):
-        costs = cluster_costs(Cluster.load("dgx-b200", nodes=nodes))
-        whole = costs.paths(Strategy(ring=8 * nodes))
-        along = costs.paths(Strategy(ring=nodes, ulysses=8))
-        reached[nodes] = 1 / float(whole.axes["ring"].send_s_per_byte) / 1e9
-        assert 1 / float(along.axes["ring"].send_s_per_byte) == pytest.approx(0.92 * 46e9)
-    assert reached == pytest.approx({2: 43, 8: 26, 64: 14.8}, rel=0.2)
+def test_a_ring_of_sends_has_the_channels_that_nccl_gives_a_peer() -> None:
+    """B200, NCCL 2.29.7 (together-nccl-tests): a ring over all GPUs of 2, 4, 8, 16 and 64 nodes, GB/s."""
+    measured = {2: 43, 4: 44, 8: 26, 16: 14.7, 64: 14.8}
+    for nodes, gb_per_s in measured.items():
+        whole = cluster_costs(Cluster.load("dgx-b200", nodes=nodes)).paths(Strategy(ring=8 * nodes))
+        assert 1 / float(whole.axes["ring"].send_s_per_byte) / 1e9 == pytest.approx(gb_per_s, rel=0.08)
+
+
+def test_sends_of_one_card_fill_their_channels_together() -> None:
+    """Rings over 32 nodes have one channel: 14 GB/s each, also two of one card of 42.3; four share the card."""
+    cluster = Cluster.load("dgx-h100", nodes=32)
+    run = cluster.runs[0]
+    for gpus, gb_per_s in ((1, 14.0), (2, 14.0), (4, 42.32 / 4)):
+        nics = dataclasses.replace(run.node.nics, count=1)
+        node = dataclasses.replace(run.node, gpus=gpus, nics=nics)
+        shared = dataclasses.replace(cluster, runs=(dataclasses.replace(run, node=node),))
+        path = cluster_costs(shared).paths(Strategy(ring=32, ulysses=gpus)).axes["ring"]
+        assert 1 / float(path.send_s_per_byte) / 1e9 == pytest.approx(gb_per_s)
+
+
+def test_no_more_ranks_or_fewer_cards_give_a_peer_more_channels() -> None:
+    ranks, cards, rate = np.array([2, 8, 9, 64, 65, 512]), np.array([1, 2, 3, 8, 16]), np.array([12.5e9, 25e9, 100e9])
+    found = peer_bytes_per_s(ranks[:, None, None], cards[:, None], rate, np.array(True)) / CHANNEL_BYTES_PER_S
+    assert (np.diff(found, axis=0) <= 0).all() and (np.diff(found, axis=1) >= 0).all()
+    assert (np.diff(found, axis=2) >= 0).all() and found.min() == 1 and found.max() == 8
+    along_a_rail = peer_bytes_per_s(ranks, np.array(1), np.array(50e9), np.array(False))  # A100
+    assert (along_a_rail <= 2 * CHANNEL_BYTES_PER_S).all()
 
 
 @pytest.mark.parametrize(("preset", "bus"), [("dgx-h100", 77.0), ("dgx-a100", 37.0)])
