@@ -26,7 +26,7 @@ from cost_models.workload import LORA_TARGETS, LoraTarget, Precision, Workload
 FOLDER = Path(__file__).parent / "frameworks"
 Fusion = Literal["unfused", "fused", "none"]
 NormKernel = Literal["library", "pytorch", "compiled"]
-AttentionKernel = Literal["newest", "fa2", "sdpa", "fa1", "unfused"]
+AttentionKernel = Literal["newest", "fa2", "sdpa", "cudnn", "fa1", "unfused"]
 Reduction = Literal["overlapped", "exposed"]
 Scope = Literal["step", "operator"]
 BackwardBuffers = Literal["fa2", "fa3", "none"]
@@ -148,13 +148,13 @@ class Framework:
         """The same on a device: a CPU's attention kernel has no buffers that count."""
         return _without_buffers(self) if device.architecture == "cpu" else self
 
-    def measured_attention(self, workload: Workload) -> Literal["newest", "fa2", "sdpa"]:
+    def measured_attention(self, workload: Workload) -> Literal["newest", "fa2", "sdpa", "cudnn"]:
         """The measured kernel that its attention is, or is slower than by a factor; the workload may name another."""
         if workload.kernel:
             if self.attention in ("fa1", "unfused"):
                 raise InputError(f"kernel={workload.kernel} with framework {self.name}, whose attention is its own")
             return workload.kernel
-        if self.attention in ("newest", "sdpa"):
+        if self.attention in ("newest", "sdpa", "cudnn"):
             return self.attention
         return "newest" if self.attention == "unfused" else "fa2"
 

@@ -7,13 +7,14 @@ from typing import get_args
 from cost_models.hardware.device import Device
 from cost_models.workload import Kernel
 
-ATTENTION_KERNELS = tuple(filter(None, get_args(Kernel)))
-"""Training's: the newest; FlashAttention-2; as torchtitan orders SDPA's backends (that, on Blackwell cuDNN)."""
+ATTENTION_KERNELS = (*filter(None, get_args(Kernel)), "cudnn")
+"""Training's: the newest; FlashAttention-2; as torchtitan orders SDPA's backends (that, on Blackwell cuDNN); cuDNN."""
 KERNEL_WORDS = {
     ("ampere", "fa2"): "FlashAttention-2",
     ("ada", "fa2"): "FlashAttention-2",
     ("hopper", "newest"): "FlashAttention-3 (cuDNN backward)",
     ("hopper", "fa2"): "FlashAttention-2",
+    ("hopper", "cudnn"): "cuDNN, as PyTorch has it",
     ("blackwell", "newest"): "cuDNN",
     ("blackwell", "fa2"): "FlashAttention-2, in instructions of older cards",
 }
@@ -24,4 +25,6 @@ def kernel_of(device: Device, attention: str) -> str:
     """The curve that an attention kernel's name means on a device."""
     if device.architecture not in ("hopper", "blackwell"):
         return "fa2"
-    return attention if attention != "sdpa" else ("newest" if device.architecture == "blackwell" else "fa2")
+    if device.architecture == "blackwell":
+        return "fa2" if attention == "fa2" else "newest"
+    return "fa2" if attention == "sdpa" else attention

@@ -274,8 +274,8 @@ class Kernels:
 
     def _facts(self, op: str) -> Facts:
         assert self._curves is not None
-        older = self._kernel == "fa2" and op.startswith("attention") and "attention_fa2" in self._curves.facts
-        return self._curves.facts["attention_fa2" if older else op]
+        own = f"attention_{self._kernel}"
+        return self._curves.facts[own if op.startswith("attention") and own in self._curves.facts else op]
 
     def _equal_dim(self, head_dim: int, value_dim: int | None, backward: bool) -> tuple[int, float]:
         """An equal head dim to read the curve at, and the time of unequal ones over the curve's there.

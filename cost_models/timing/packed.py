@@ -128,8 +128,8 @@ class DeviceCurves:
         return [HeadDim(dim=int(d), table=int(t), paged=ratio) for d, t, ratio in self.arrays["head_dims"].tolist()]
 
     def training(self, part: str, kernel: str, board: str) -> Training:
-        """`part`: forward or backward; `kernel`: newest or fa2; `board`: this device, or one of ATTENTION_TIMED's."""
-        name = f"{part}_fa2" if kernel == "fa2" else f"{part}_{board}"
+        """`part`: forward or backward; `kernel`: newest, fa2, cudnn; `board`: this one, or one of ATTENTION_TIMED's."""
+        name = f"{part}_{board if kernel == 'newest' else kernel}"
         values = self.arrays.get(name, self.arrays[part]).tolist()
         return Training(**dict(zip(Training.__struct_fields__, values, strict=True)))
 

@@ -14,7 +14,8 @@ limit is taken for products too.
 Grouped products: SimuMax's on the same two boards: `products.py`.
 The A100 pair is split by the forward's share of the pair in SimuMax's rows of many heads. Head dims 64 and 128 are
 fitted together where both were timed; 256 is a ratio to 128. FlashAttention-2 is a second training kernel: on H100 its
-labels; on B200, where its code runs on instructions of older cards, FlashMask's bars, which is built on it.
+labels; on B200, where its code runs on instructions of older cards, FlashMask's bars, which is built on it. A third on
+H100 is cuDNN as PyTorch shipped it: labels (forward) and MagiAttention's bars, a fifth below H200's rows of 2026.
 Left out: cuDNN's own bars on B200 (its causal backward is a fourth slower than as SDPA and Transformer Engine call
 it), FlashAttention-4's (a tenth faster at length), sglang's grid.
 """
@@ -128,6 +129,14 @@ def flash_2_rows(folder: Path, recipe: Recipe) -> Training:
     return Training(forward, np.column_stack([pair[:, :6], pair[:, 6] - forward[:, 6]]))
 
 
+def cudnn_rows(folder: Path) -> Training:
+    """cuDNN on H100: forward's labels (cuDNN 9.0) and MagiAttention's bars of both, as SDPA calls it."""
+    labels = rows.flash_labels(folder, "flash3", "cuDNN")
+    labels[:, 6] = _seconds(labels, 4.0)
+    forward, backward = (rows.magi_attention(folder, "H100", "cudnn", part) for part in attention.PARTS)
+    return Training(np.vstack([labels, forward]), backward)
+
+
 def _seconds(labels: Floats, flops_per_pair: float) -> Floats:
     """Printed TFLOP/s to seconds; causal counts half of the pairs."""
     batch, tokens, heads, _, dim, causal, tflops = labels.T
@@ -236,8 +245,15 @@ def _add_training(arrays: dict[str, Any], folder: Path, recipe: Recipe) -> None:
     for ending, kernel, board, found in timed:
         device = Device.load(board)
         wide = at_256(folder, recipe, kernel, board, found.forward[found.forward[:, 4] == 128])
-        arrays[f"forward{ending}"] = attention.packed(found.forward, device, 1.0, wide)
-        arrays[f"backward{ending}"] = attention.packed(found.backward, device, 2.5, 1.0)
+        _pack_training(arrays, ending, found, device, wide)
+    if recipe.device == "h100-sxm-80gb":
+        same_at_256 = float(arrays["forward"][-1])
+        _pack_training(arrays, "_cudnn", cudnn_rows(folder), Device.load(recipe.device), same_at_256)
+
+
+def _pack_training(arrays: dict[str, Any], ending: str, found: Training, device: Device, wide: float) -> None:
+    arrays[f"forward{ending}"] = attention.packed(found.forward, device, 1.0, wide)
+    arrays[f"backward{ending}"] = attention.packed(found.backward, device, 2.5, 1.0)
 
 
 def _read(arrays: dict[str, Any]) -> LogGrid:

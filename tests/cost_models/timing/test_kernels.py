@@ -107,8 +107,25 @@ def test_flash_attention_2_on_hopper() -> None:
     assert newest.attention_s(*shape, batch=2) < 0.65 * forward_s
     a100 = Kernels.of("a100-sxm-80gb", attention="fa2")
     assert a100.attention_s(*shape) == Kernels.of("a100-sxm-80gb").attention_s(*shape)
-    with pytest.raises(InputError, match="attention='fa9'; legal: fa2, newest, sdpa"):
+    with pytest.raises(InputError, match="attention='fa9'; legal: fa2, newest, sdpa, cudnn"):
         Kernels.of("h100-sxm-80gb", attention="fa9")
+
+
+def test_cudnn_on_hopper_is_pytorchs_and_not_that_of_the_newest_rows() -> None:
+    # MagiAttention's bars on H100, 64 heads on 8, 32K tokens, TFLOP/s; the label of one forward of 16K tokens, 16 heads
+    cudnn, newest = Kernels.of("h100-sxm-80gb", attention="cudnn"), Kernels.of("h100-sxm-80gb")
+    for causal, backward, tflops in ((True, False, 566), (True, True, 485), (False, False, 584), (False, True, 488)):
+        flops = (10 if backward else 4) * 64 * attention_pairs(32768, 32768, causal) * 128
+        seconds = cudnn.attention_s(32768, 32768, 64, 8, 128, causal, backward=backward)
+        assert flops / seconds / 1e12 == pytest.approx(tflops, rel=0.06)
+        assert seconds > 1.1 * newest.attention_s(32768, 32768, 64, 8, 128, causal, backward=backward)
+    assert 4 * 16 * 16384**2 * 128 / cudnn.attention_s(16384, 16384, 16, 16, 128, False) / 1e12 == pytest.approx(
+        595, 0.03
+    )
+    assert cudnn.attention_kernel == "cuDNN, as PyTorch has it" and "cuDNN labels" in cudnn.source("attention_backward")
+    for device, kernel in (("b200-sxm-180gb", "newest"), ("a100-sxm-80gb", "fa2")):
+        ordered, plain = Kernels.of(device, attention="cudnn"), Kernels.of(device, attention=kernel)
+        assert ordered.attention_s(*(4096, 4096, 8, 8, 128, True)) == plain.attention_s(*(4096, 4096, 8, 8, 128, True))
 
 
 def test_flash_attention_2_on_blackwell_is_never_the_newest_kernel() -> None:
