@@ -57,7 +57,7 @@ RING_WAITS = 4
 """Of a ring's hops: two passes of the slowest protocol, twice the fastest one's latency."""
 
 
-def peer_bytes_per_s(ranks: Number, cards: Array, card_bytes_per_s: Array, doubled: Array) -> Array:
+def peer_bytes_per_s(ranks: Number, cards: Number, card_bytes_per_s: Number, doubled: Number) -> Array:
     """What sends to one peer on another node get of the channels of NCCL 2.29 and later (src/graph/paths.cc).
 
     A group of `ranks`, with `cards` in its domain that has fewest, has two channels for each card (`doubled`: twice as
@@ -77,7 +77,7 @@ def peer_bytes_per_s(ranks: Number, cards: Array, card_bytes_per_s: Array, doubl
     return np.asarray(np.maximum(np.minimum(wanted, fit), 1.0) * CHANNEL_BYTES_PER_S)
 
 
-def _power(least: Array) -> Array:
+def _power(least: Number) -> Array:
     """Of two, from `least` up."""
     return np.asarray(2.0 ** np.ceil(np.log2(np.maximum(least, 1))))
 

@@ -194,7 +194,7 @@ class Reach(Struct, frozen=True, kw_only=True, dict=True):
         cards = np.minimum(
             max(run.node.nics.count for run in self.cluster.runs) * self.cluster.nodes_per_domain, members
         )
-        return 1 / peer_bytes_per_s(members, cards, rates.card_line.max(), rates.doubled.any())
+        return 1 / peer_bytes_per_s(members, cards, rates.card_line.max(), bool(rates.doubled.any()))
 
     def _crowded(self, shard: Path, replicate: Path) -> tuple[Path, Path]:
         """The two sharding axes for each range of a, the most shard groups that meet in any one domain, of m ranks.

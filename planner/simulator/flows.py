@@ -126,7 +126,7 @@ def _sends(topology: Topology, made: Pattern, blocks: Blocks) -> Pattern:
     slowed = made.slowed.copy()
     if rates.has_protocols:
         run = topology.run[made.groups]
-        slowest, doubled = rates.card_line[run].min(axis=1), rates.doubled[run].all(axis=1)
+        slowest, doubled = rates.card_line[run].min(axis=1), np.asarray(rates.doubled[run].all(axis=1))
         each = peer_bytes_per_s(made.members, blocks.channels, slowest, doubled)[made.group_of_rank]
         at, least = nic[crosses], np.full(int(nic.max()) + 1, np.inf)
         np.minimum.at(least, at, each[crosses])
