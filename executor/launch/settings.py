@@ -25,6 +25,7 @@ from planner.plan_file import Plan
 
 TRAINING = ("longvila.train", "longvila.reinforce")
 """Jobs whose steps are what a plan for training predicts."""
+ANSWERING = ("longvila.generate", "longvila.evaluate")
 JOB = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 
@@ -49,7 +50,7 @@ def merge(plan: Plan, job: str, config: str | None, sets: Sequence[str]) -> Sett
     given = {**(_config(config) if config else {}), **dict(_assignment(text) for text in sets)}
     if job in TRAINING:
         return _train(plan, job, given)
-    if job == "longvila.generate":
+    if job in ANSWERING:
         return _precision(plan, given)
     if job == "executor.serve.job":
         name, most = preset_of(plan), plan.workload.context_tokens

@@ -1,6 +1,7 @@
 """Which number formats a plan may ask for, and what the user is told about the others."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -100,6 +101,16 @@ def test_adapters_of_the_plan_are_the_jobs_settings():
     assert (values["lora_rank"], values["lora_targets"]) == (8, ["qkv", "down"])
     with pytest.raises(InputError, match="lora_rank=4 conflicts with the plan: its adapters are of rank 8"):
         merge(plan, "longvila.train", None, [*given, "lora_rank=4"])
+
+
+def test_the_settings_of_the_page_and_every_precision_of_a_plan_agree(tmp_path):
+    page = (Path(__file__).parents[2] / "docs/fine-tune.md").read_text()
+    (tmp_path / "train.yaml").write_text(page.split("```yaml\n")[1].split("```")[0])
+    for precision, stored in ((FP32, "fp32"), (Precision(), "fp32"), (Precision(master="bf16"), "bf16")):
+        plan = make_plan(ONE, tokens=131072, batch=8, precision=precision)
+        assert merge(plan, "longvila.train", str(tmp_path / "train.yaml"), []).values["precision"] == stored
+        for job in ("longvila.generate", "longvila.evaluate"):
+            assert merge(plan, job, None, ["weights=mine"]).values["precision"] == stored
 
 
 def test_what_no_plan_for_it_has_is_refused_with_the_reason():
