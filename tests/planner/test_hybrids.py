@@ -79,8 +79,18 @@ def test_the_simulator_plays_what_is_priced(split, way):
     assert priced * (1 - 1e-9) <= simulate(cluster, work, strategy).step_s <= priced * 1.1
 
 
-def test_keep_attention_as_typed(typed):
-    words = ("--keep-attention", "4,28", "--gpus", "8", "--ctx", "64K", "--model", "longvila-1.5b")
+CONFIG = {
+    "model_type": "qwen2", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 4,
+    "num_attention_heads": 16, "num_key_value_heads": 4, "vocab_size": 32000,
+}  # fmt: skip
+HYBRID = {
+    **CONFIG, "layer_types": ["ssd"] * 3 + ["full_attention"], "ssd": {"heads": 16, "head_size": 64, "state": 64},
+}  # fmt: skip
+
+
+def test_keep_attention_as_typed(typed, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    words = ("--keep-attention", "1,4", "--gpus", "2", "--ctx", "64K", "--model", str(tmp_path))
     code, told, _ = typed(*words, "--json")
     few, all_ = json.loads(told)
     assert code == 0 and few["step_s"] < all_["step_s"] and few["longest_tokens"] > 2**16
@@ -93,13 +103,7 @@ def test_keep_attention_as_typed(typed):
 
 
 def test_a_target_that_does_not_run_them_says_so(typed, tmp_path):
-    config = {
-        "model_type": "qwen2", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 4,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 4, "vocab_size": 32000, "layer_types": ["ssd"] * 3 + ["full_attention"],
-        "ssd": {"heads": 16, "head_size": 64, "state": 64},
-    }  # fmt: skip
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps(HYBRID))
     words = ("--gpus", "8", "--ctx", "64K", "--model", str(tmp_path))
     code, _, told = typed(*words, "--for", "megatron")
     assert code == 2 and "state-space layers; legal: mmsp" in told
