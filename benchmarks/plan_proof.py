@@ -221,11 +221,10 @@ def monotone(seed: int, most: int = 8) -> tuple[float, float, str]:
 def dearer(seed: int) -> list[str]:
     """What a price of this seed's question rises with, although it is for the better."""
     draw, found = Draw(seed), []
-    asked = draw.question()
-    before = price(asked.cluster, asked.workload, asked.strategy, asked.placement, framework=asked.framework).step_s
+    cluster, question, before = draw.question()
     for _ in range(4):
-        what, better = draw.better(asked.cluster)
-        after = price(better, asked.workload, asked.strategy, asked.placement, framework=asked.framework).step_s
+        what, better = draw.better(cluster)
+        after = question.step_s(better)
         if after > before * (1 + 1e-9):
             found.append(f"seed {seed}: {what}: {before:.6g} -> {after:.6g} s ({after / before - 1:.2%} dearer)")
     return found

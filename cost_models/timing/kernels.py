@@ -357,12 +357,8 @@ class Kernels:
         launch_s = self._curves.memory_bound(self.device.name)[0]
         compute, memory = (flops / base.peak("bf16")) ** 4, (moved / base.memory_bytes_per_s) ** 4
         ratio = (compute * by_flops + memory * by_bytes) / (compute + memory)
-        variable = base_s - launch_s
-        return (
-            launch_s + np.maximum(variable, 0.0) * ratio
-            if isinstance(ratio, np.ndarray)
-            else (launch_s + max(variable, 0.0) * ratio)
-        )
+        fixed = smaller(base_s, launch_s)
+        return fixed + (base_s - fixed) * ratio
 
     def _reached(self, dtype: str) -> float:
         return self.device.peak(dtype) * reach(self.device, dtype)

@@ -13,18 +13,24 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from cost_models import Cluster, Model, Placement, Strategy, Workload
+from cost_models import Cluster, Model, Placement, Strategy, Workload, price
 from cost_models.errors import InputError
 from cost_models.framework import OURS, Framework
 from cost_models.hardware.cluster import Fabric, NodeRun
 from cost_models.hardware.device import Device
 from cost_models.hardware.links import LINKS
 from cost_models.hardware.node import Nics, Node, ScaleUp
+from cost_models.models.ssd import Ssd
 from cost_models.strategy import LayerRange
 
 GB = 1e9
 DEVICES = tuple(map(Device.load, ("h100-sxm-80gb", "a100-sxm-80gb", "b200-sxm-180gb", "l40s")))
-MODELS = tuple(map(Model.load, ("longvila-1.5b", "longvila-8b")))
+PLAIN = Model.load("longvila-1.5b")
+MODELS = (
+    PLAIN, PLAIN, *map(Model.load, ("longvila-8b", "mixtral-8x7b", "deepseek-v2-lite")),
+    replace(PLAIN, window=4096, layer_kinds=("window", "attention") * (PLAIN.layers // 2)),
+    replace(PLAIN, ssd=Ssd(heads=24, head_size=64, state=64), layer_kinds=("ssd", "attention") * (PLAIN.layers // 2)),
+)  # fmt: skip
 Change = Callable[[Cluster, int, float], Cluster]
 """Of a cluster: at the nodes of one run, so many times as good."""
 Made = TypeVar("Made")
@@ -33,11 +39,13 @@ SWITCHED = ("nvlink2", "nvlink3", "nvlink4", "nvlink5", "nvlink3-quad", "xgmi-mi
 
 @dataclass(frozen=True)
 class Question:
-    cluster: Cluster
     workload: Workload
     strategy: Strategy
     placement: Placement
     framework: Framework
+
+    def step_s(self, cluster: Cluster) -> float:
+        return price(cluster, self.workload, self.strategy, self.placement, framework=self.framework).step_s
 
 
 class Draw:
@@ -108,8 +116,8 @@ class Draw:
             fabric = replace(fabric, missing_uplinks=(0,) * self.one(1, 2))
         return Cluster(name="mixed", runs=nodes, fabric=fabric, nodes_per_domain=self.one(1, 1, 1, 2))
 
-    def strategy(self, mode: str, layers: int) -> Strategy:
-        trains = mode == "train"
+    def strategy(self, mode: str, model: Model) -> Strategy:
+        trains, layers, experts = mode == "train", model.layers, model.experts is not None
         degrees = {
             "data": self.one(1, 1, 2, 3, 4), "ring": self.one(1, 1, 2, 3, 4, 6), "ulysses": self.one(1, 1, 2, 3, 4, 8),
             "tensor": self.one(1, 1, 1, 2, 4), "pipeline": self.one(1, 1, 1, 2),
@@ -131,6 +139,10 @@ class Draw:
             ring_kind=self.one("zigzag", "contiguous", "striped", "all_gather", "double", "balanced"),
             grad_ring_dtype=self.one("fp32", "bf16"),
             attention_head_chunks=self.one(1, 1, 2),
+            expert=self.one(1, 2, 4) if experts else 1,
+            cache_context=1 if trains else self.one(1, 1, 2),
+            ssd=self.one("states", "mixed", "heads"),
+            ssd_pass=self.one("gather", "chain", "tree"),
             attention_chunk_tokens=None if mode == "decode" else self.one(None, None, None, 4096),
             mlp_chunk_tokens=self.one(None, None, 2048),
             offload_states=self.one("none", "none", "optimizer", "all") if trains else "none",
@@ -141,7 +153,8 @@ class Draw:
         return Workload(
             model, context_tokens=self.one(8192, 40_028, 2**16, 2**18), mode=mode,
             global_batch=strategy.data * strategy.microbatches * self.one(1, 2),
-            frames=self.one(0, 0, 0, 1, 6), lora_rank=self.one(0, 0, 0, 16) if mode == "train" else 0,
+            frames=self.one(0, 0, 0, 1, 6) if model.vision else 0, lengths=self.one((), (), ((1000, 3), (5000, 2))),
+            lora_rank=self.one(0, 0, 0, 16) if mode == "train" else 0,
         )  # fmt: skip
 
     def placement(self, cluster: Cluster, ranks: int) -> Placement:
@@ -151,22 +164,21 @@ class Draw:
             order = np.sort(order) if self.often(0.5) else order
         return Placement(slot_of_rank=everywhere.slot_of_rank[order], gpu_of_rank=everywhere.gpu_of_rank[order])
 
-    def question(self) -> Question:
+    def question(self) -> tuple[Cluster, Question, float]:
+        """One that has a price on a cluster, and that, in seconds."""
         cluster = self.until(self.cluster)
-        mode, model = self.one("train", "train", "train", "decode", "prefill"), self.one(*MODELS)
 
-        def asked() -> tuple[Strategy, Workload]:
-            strategy = self.strategy(mode, model.layers)
-            strategy.check(model)
+        def priced() -> tuple[Cluster, Question, float]:
+            mode, model = self.one("train", "train", "train", "decode", "prefill"), self.one(*MODELS)
+            strategy = self.strategy(mode, model)
             if not min(2, cluster.gpus) <= strategy.ranks <= cluster.gpus:
                 raise InputError("too many ranks, or a rank alone")
-            return strategy, self.workload(strategy, model, mode)
+            framework = OURS if self.often(0.7) else Framework.load(self.one(*Framework.names("step")))
+            placement, workload = self.placement(cluster, strategy.ranks), self.workload(strategy, model, mode)
+            asked = Question(workload, strategy, placement, framework)
+            return cluster, asked, asked.step_s(cluster)
 
-        strategy, workload = self.until(asked)
-        placement = self.placement(cluster, strategy.ranks)
-        names = [name for name in Framework.names("step") if Framework.load(name).product_dtype is None]
-        framework = OURS if self.often(0.7) else Framework.load(self.one(*names))
-        return Question(cluster, workload, strategy, placement, framework)
+        return self.until(priced)
 
     def until(self, make: Callable[[], Made]) -> Made:
         """The first that can exist."""

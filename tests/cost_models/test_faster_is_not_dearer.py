@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.plan_proof import dearer
 
-SEEDS = 240
+SEEDS = 200
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, 40))

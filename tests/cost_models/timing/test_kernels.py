@@ -482,3 +482,13 @@ def test_keys_wider_than_values_take_each_board_s_own_ratio() -> None:
     # SimuMax on B200 through Transformer Engine: 2,377 us
     assert b200.attention_s(*shape, backward=True, value_dim=128) == pytest.approx(2377e-6, rel=0.08)
     assert b200.attention_s(*shape, value_dim=192) == b200.attention_s(*shape)
+
+
+@pytest.mark.parametrize("name", ["h100-sxm-80gb", "a100-sxm-80gb", "b200-sxm-180gb"])
+def test_no_product_is_slower_with_faster_memory(name: str) -> None:
+    """Also where it was timed shorter than an empty launch, as B200's smallest was."""
+    card = Device.load(name)
+    faster = Kernels.of(replace(card, memory_bytes_per_s=1.3 * card.memory_bytes_per_s))
+    for m in (1, 64, 4096):
+        for n in (64, 1024):
+            assert faster.gemm_s(m, n, 64) <= Kernels.of(card).gemm_s(m, n, 64)
