@@ -116,6 +116,7 @@ class Framework:
     exchange_freed: bool = False  # what was exchanged is gone before attention's backward pass (`attention.py`)
     attention_backward: BackwardBuffers = "fa2"  # whose buffers attention's backward kernel takes (`attention.py`)
     projects_by_heads: bool = False  # with chunks of heads: each projects its own q, k, v, and again in backward
+    chunks_on_card: bool = False  # of the row: keys stay on the GPU, and backward projects each again (`chunked.py`)
     slices_norms: bool = False  # with slices of the MLP a layer's norms run in them too, and keep their input alone
     wide_slice_sums: bool = False  # weight gradients of slices are summed in fp32
     fetches_master: bool = False  # states on the host: the master is fetched and cast, no narrower copy exists (FSDP2)

@@ -114,7 +114,7 @@ class Strategy:
     mlp_chunk_tokens: int | None = field(default=None, metadata=strict.OPTIONAL)
     """Tokens of a rank that go through an MLP at one time, computed again in backward. `None` means all at once."""
     attention_chunk_tokens: int | None = field(default=None, metadata=strict.OPTIONAL)
-    """Tokens of a row whose queries, keys and values are on the GPUs at one time, others on the host. `None`: all."""
+    """Tokens of a row that attention takes at one time; others' keys wait on the host or the GPU. `None`: all."""
     attention_head_chunks: int = field(default=1, metadata=strict.OPTIONAL)
     """A rank's query heads are exchanged and attended in so many pieces, one after the other; backward exchanges them
     again (Untied Ulysses, arXiv 2602.21196, without its projections)."""
@@ -262,6 +262,8 @@ class Strategy:
                     f"most {most}"
                 )
         if model.ssd is not None:
+            if self.attention_chunk_tokens is not None:
+                raise InputError("attention_chunk_tokens is not priced for state-space layers; legal: none")
             if self.tensor > 1:
                 raise InputError(f"tensor={self.tensor} is not priced for state-space layers; legal: 1")
             dealt = {"states": 1, "mixed": self.ulysses, "heads": self.context}[self.ssd]

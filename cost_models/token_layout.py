@@ -49,13 +49,13 @@ def row_granule(ring: Number, ulysses: Number, ring_kind: str = "zigzag") -> Num
     return ring * math.lcm(int(chunks), int(ulysses))
 
 
-def row_chunks(block_tokens: Number, chunk_tokens: int | None) -> Number:
-    """Equal chunks of a block of the row, none above `chunk_tokens` before padding; `None`: the whole block as one.
+def row_chunks(tokens: int, chunk_tokens: int | None) -> int:
+    """Equal chunks of a row, none above `chunk_tokens` before padding; `None`: the whole row as one.
 
     >>> row_chunks(100, 32), row_chunks(100, None)
     (4, 1)
     """
-    return 1 if chunk_tokens is None else -(-block_tokens // chunk_tokens)
+    return 1 if chunk_tokens is None else -(-tokens // chunk_tokens)
 
 
 class Span(NamedTuple):
@@ -150,7 +150,7 @@ class Layout:
         >>> Layout(tokens=9, ulysses=2, chunk_tokens=4).chunks
         3
         """
-        return int(row_chunks(self.tokens, self.chunk_tokens))
+        return row_chunks(self.tokens, self.chunk_tokens)
 
     @cached_property
     def granule(self) -> int:

@@ -9,7 +9,7 @@ Packed documents attend to a fraction of a row. Units: seconds, bytes.
 
 from __future__ import annotations
 
-from cost_models.layer.chunked import chunk_working_bytes, chunked
+from cost_models.layer.chunked import card_working_bytes, chunk_working_bytes, chunked
 from cost_models.layer.latent import latent_inputs
 from cost_models.layer.operators import (
     Operator,
@@ -44,14 +44,18 @@ def attention_operators(sizes: RankSizes) -> Table:
     """The first half of a decoder layer, with latent inputs where the model has them."""
     model = sizes.workload.model
     inputs = _inputs(sizes) if model.latent is None else latent_inputs(sizes, model.latent)
-    if sizes.degrees.attention_chunk_tokens is not None:  # the first norm's result waits in host memory
+    out = maps(sizes, "out", sizes.tokens)
+    if sizes.by_rows:  # what is of one chunk is made again, and not kept
+        inputs = (inputs[0], *(one._replace(reruns=True, kept=0) for one in inputs[1:]))
+        out = tuple(one._replace(reruns=True, kept=0) for one in out)
+    elif sizes.staged:  # the first norm's result waits in host memory
         first = inputs[0]
         inputs = (first._replace(kept=first.kept - sizes.row_bytes), *inputs[1:])
     return (
         *inputs,
         *_core(sizes),
         *_quantised_result(sizes),
-        *maps(sizes, "out", sizes.tokens),
+        *out,
         *tensor_operator(sizes, "out", "reduce_scatter"),
         *norm_behind(sizes, "norm"),
         residual(sizes, "sum", 1),
@@ -97,12 +101,14 @@ def _quantised_result(sizes: RankSizes) -> Table:
 
 def _core(sizes: RankSizes) -> Table:
     """Both exchanges of heads, and attention between them."""
-    model, in_chunks = sizes.workload.model, sizes.degrees.attention_chunk_tokens is not None
+    model, in_chunks = sizes.workload.model, sizes.staged
     lines = sizes.ring_tokens * sizes.rows
     output, lse = lines * sizes.width * sizes.heads * model.v_dim, lines * sizes.heads * 4
     inputs = lines * sizes.width * (sizes.heads * model.head_dim + sizes.kv_heads * (model.head_dim + model.v_dim))
     if sizes.degrees.attention_head_chunks > 1:
         return _core_by_heads(sizes)
+    if sizes.by_rows:
+        return _core_by_rows(sizes)
     sent = sizes.tokens * sizes.width * (sizes.q_width + sizes.sent_kv_width)
     sent_back = sizes.tokens * sizes.out_width * sizes.width
     exchanged_back = pick(sizes.degrees.ulysses > 1, sent_back, 0)
@@ -142,6 +148,30 @@ def _core_by_heads(sizes: RankSizes) -> Table:
         ),
         Operator(name="result", host=(2, 3)),
         _exchanged(sizes, "heads back", result, 2 * result, chunks),
+    )
+
+
+def _core_by_rows(sizes: RankSizes) -> Table:
+    """Both exchanges and attention for one chunk of the row after the other. Kept are keys and values by heads and the
+    result by tokens; backward exchanges q and the result again, beside the gradients, and adds the weights' gradients
+    of the chunks up."""
+    model, chunks, width = sizes.workload.model, sizes.row_chunks, sizes.width
+    lines, result = sizes.ring_tokens * sizes.rows, sizes.tokens * sizes.out_width * width
+    sent, queries = sizes.tokens * width * (sizes.q_width + sizes.sent_kv_width), sizes.tokens * sizes.q_width * width
+    keys = lines * sizes.kv_heads * (model.head_dim + model.v_dim) * width
+    buffers, weights = _kernel_buffers(sizes) / chunks, 4 if sizes.workload.trains_weights else 0
+    added = Passes((sizes.q_width + 2 * sizes.kv_width + sizes.out_width) * model.hidden * (8 + width), weights)
+    return (
+        _exchanged(sizes, "heads", sent, sent, chunks)._replace(kept=keys, host=(3, 3)),
+        Operator(
+            name="attention",
+            attends=True,
+            kept=result + lines * sizes.heads * 4,
+            working=(_working(sizes) / chunks + keys + result, card_working_bytes(sizes, buffers)),
+        ),
+        Operator(name="result", host=(2, 3)),
+        _exchanged(sizes, "heads back", result, queries + 2 * result, chunks),
+        Operator("weight sums", passes=(Passes(), added), times=(chunks - 1) * (weights > 0)),
     )
 
 
@@ -226,7 +256,7 @@ def attention_phases(
     sizes: RankSizes, kernels: Kernels, *, part: str, grad: bool = False, causal: bool = True
 ) -> tuple[Phase, ...]:
     """Attention of one rank over all keys: its ring, its chunks, or (all_gather) all KV first, gradients scattered."""
-    if sizes.degrees.attention_chunk_tokens is not None:
+    if sizes.staged or sizes.by_rows:
         return chunked(sizes, kernels, part, grad, causal)
     pieces, sizes = sizes.degrees.attention_head_chunks, sizes.head_chunk
     if sizes.degrees.ring_kind != "all_gather":

@@ -12,14 +12,17 @@ Bytes over the host's link (hq, hk heads of a rank, D head dim, b bytes; C token
 As in DeepSpeed's `deepspeed/sequence/fpdt_layer.py` (arXiv 2408.16978), whose copies run on one stream, two chunks
 deep: what does not hide behind its block shows. Blocks are merged in fp32, by the framework's passes. Left out:
 products and exchanges are priced as one (each chunk has some, with a barrier), pinned memory, the host's size.
+
+Where keys stay on the GPU (`chunks_on_card`: this project's executor) nothing crosses the host's link, and backward has
+queries outside: for query chunk i, last first, keys 0 … i, whose fp32 sums of dK and dV are then there for all chunks.
 """
 
 from __future__ import annotations
 
 from cost_models.layer.operators import attention_call_s, attention_passes_s
 from cost_models.layer.sizes import RankSizes
-from cost_models.number import Number
-from cost_models.program import Phase, Staged
+from cost_models.number import Number, larger
+from cost_models.program import Compute, Phase, Staged
 from cost_models.timing.kernels import Kernels
 
 ROWS_IN_BACKWARD = 3
@@ -28,10 +31,7 @@ ROWS_IN_BACKWARD = 3
 
 def chunks(sizes: RankSizes) -> tuple[Number, Number]:
     """(tokens of a chunk in each row, how many)."""
-    chunk = sizes.degrees.attention_chunk_tokens
-    assert chunk is not None
-    many = -(-sizes.ring_tokens // chunk)
-    return -(-sizes.ring_tokens // many), many
+    return sizes.ring_tokens // sizes.row_chunks, sizes.row_chunks
 
 
 def chunked(sizes: RankSizes, kernels: Kernels, part: str, grad: bool, causal: bool) -> tuple[Phase, ...]:
@@ -46,6 +46,9 @@ def chunked(sizes: RankSizes, kernels: Kernels, part: str, grad: bool, causal: b
     if not grad:
         causal_s = causal_s + attention_passes_s(sizes, kernels, tokens, grad, framework.widen_bytes, 2)
     other = attention_call_s(sizes, kernels, tokens, tokens, grad, False) + merge
+    if sizes.by_rows:
+        summed = merge if grad else 0.0  # its own keys' gradients too are added to what later queries gave
+        return (Compute(part=part, seconds=many * (causal_s + summed) + pairs * other),)
     first, further = _backward_bytes(sizes, tokens, many) if grad else _forward_bytes(sizes, tokens, many)
     return (
         Staged(part=part, blocks=many, seconds=causal_s, bytes=first),
@@ -113,3 +116,22 @@ def chunk_working_bytes(sizes: RankSizes) -> Number:
     buffers = queries * (2 * (width + 4) + width + 4) + output * (2 * 2 + 3) * width + kv * (2 * width + width + 4)
     weight = hidden * (sizes.q_width + 2 * sizes.kv_width) * 4 if sizes.workload.trains_weights else 0
     return rows + buffers + 2 * 4 * lse + 2 * _normed_bytes(sizes, many) + weight
+
+
+def card_working_bytes(sizes: RankSizes, kernel: Number) -> Number:
+    """Bytes that attention's backward pass adds to the layer's tensors where keys stay on the GPU.
+
+    The gradient of the input (the output's is the residual's); sums of dK and dV of all chunks; those of the four
+    weights, with the gradients of one chunk. Of one chunk: the output made again, q and the result's gradient by
+    tokens; q, the result and its gradient on their way to heads, or there with the fp32 sum of dQ, what the kernel
+    makes of them, and its buffers (`kernel` bytes).
+    """
+    model, width, (tokens, many) = sizes.workload.model, sizes.width, chunks(sizes)
+    queries, output, kv, _ = _tensors(sizes, tokens)
+    wide, part, row = max(4, width), sizes.tokens / many, sizes.tokens * model.hidden * width
+    local = part * (model.hidden + sizes.q_width + sizes.out_width) * width
+    sent = part * (sizes.q_width + 2 * sizes.out_width) * width
+    given = (queries + 2 * output) * width
+    made = given + queries * (wide + width) + kv * width + kernel
+    weights = model.hidden * (sizes.q_width + 2 * sizes.kv_width + sizes.out_width) * sizes.workload.trains_weights
+    return row + many * kv * wide + weights * (wide + width) + local + larger(given + larger(sent, given), made)

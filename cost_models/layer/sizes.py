@@ -24,7 +24,7 @@ from cost_models.models.experts import Experts
 from cost_models.models.model import LAYER_KINDS, LayerKind, LayerParts
 from cost_models.number import Number, larger, pick, somewhere
 from cost_models.strategy import Strategy
-from cost_models.token_layout import RING_LAYOUTS, Layout, row_granule
+from cost_models.token_layout import RING_LAYOUTS, Layout, row_chunks, row_granule
 from cost_models.workload import DTYPE_BYTES, LoraTarget, Workload
 
 PARTS_AGAIN = 4
@@ -169,8 +169,23 @@ class RankSizes:
         degrees, context = self.degrees, self.workload.context_tokens
         if self.workload.mode == "decode":
             return -(-context // degrees.context) * degrees.ulysses
-        granule = row_granule(degrees.ring, degrees.ulysses, degrees.ring_kind)
+        granule = self.row_chunks * row_granule(degrees.ring, degrees.ulysses, degrees.ring_kind)
         return -(-context // granule) * granule // degrees.ring
+
+    @cached_property
+    def row_chunks(self) -> int:
+        """Chunks of a row that attention takes one after the other, where it takes them so."""
+        return row_chunks(self.workload.context_tokens, self.degrees.attention_chunk_tokens)
+
+    @cached_property
+    def by_rows(self) -> bool:
+        """Whether a chunk of the row is projected, attended and projected back before the next, keys on the GPU."""
+        return self.framework.chunks_on_card and self.row_chunks > 1
+
+    @property
+    def staged(self) -> bool:
+        """Whether finished chunks of the row wait in host memory."""
+        return self.degrees.attention_chunk_tokens is not None and not self.framework.chunks_on_card
 
     @cached_property
     def cached_tokens(self) -> Number:

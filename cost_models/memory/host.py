@@ -32,7 +32,7 @@ def rank_host_bytes(sizes: RankSizes, ranges: Sequence[LayerRange]) -> Number:
         return 0 * sizes.tokens
     offloaded = sum(part.count for part in ranges if part.offload == "activations")
     inputs = offloaded / sizes.degrees.pipeline * sizes.row_bytes * microbatches_in_flight(sizes)
-    chunks = 0 if sizes.degrees.attention_chunk_tokens is None else host_chunk_bytes(sizes)
+    chunks = host_chunk_bytes(sizes) if sizes.staged else 0
     return host_state_bytes(sizes) + inputs + chunks
 
 

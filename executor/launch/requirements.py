@@ -37,8 +37,6 @@ def unsupported(plan: Plan) -> list[str]:
           for axis, degree in (("tensor", strategy.tensor), ("pipeline", strategy.pipeline))),
         (strategy.ring_kind not in RING_LAYOUTS,
          f"ring_kind={strategy.ring_kind} is not executed; legal: {', '.join(RING_LAYOUTS)}"),
-        (strategy.attention_chunk_tokens,
-         f"attention_chunk_tokens={strategy.attention_chunk_tokens} is priced but not executed; plan with none"),
         (strategy.offload_states == "optimizer" and strategy.zero != 3,
          f"offload_states=optimizer with zero={strategy.zero} is not executed; legal here: zero=3"),
         (strategy.zero == 0 and strategy.shard > 1,

@@ -220,7 +220,7 @@ class Space(Struct, frozen=True, kw_only=True, dict=True):
         heads = model.heads // self.base.tensor
         if fields.get("attention_head_chunks", 1) > heads or ("mlp_chunk_tokens" in fields and model.experts):
             return False
-        return "attention_chunk_tokens" not in fields or self.pins.get("ring", 1) == 1
+        return "attention_chunk_tokens" not in fields or (self.pins.get("ring", 1) == 1 and model.ssd is None)
 
     def _rings(self, data: int, ulysses: int) -> tuple[int, int]:
         """The first and the largest ring degree."""

@@ -16,13 +16,21 @@ SLICES, TOKENS = 32, 32768
 
 
 @pytest.mark.parametrize(
-    ("ring", "ulysses", "precision"),
-    [(1, 4, FP32), (1, 4, Precision()), (2, 2, FP32), (2, 2, Precision()), (4, 1, Precision())],
+    ("ring", "ulysses", "precision", "chunk"),
+    [
+        (1, 4, FP32, None),
+        (1, 4, Precision(), None),
+        (2, 2, FP32, None),
+        (2, 2, Precision(), None),
+        (4, 1, Precision(), None),
+        (1, 4, FP32, TOKENS // 4),
+        (1, 4, Precision(), TOKENS // 4),
+    ],
 )
-def test_the_ledger_holds_what_a_sliced_layer_holds(ring, ulysses, precision):
+def test_the_ledger_holds_what_a_sliced_layer_holds(ring, ulysses, precision, chunk):
     layout = Strategy(
         ring=ring, ulysses=ulysses, shard=4, layers=(LayerRange(recompute="full", count=4),), loss_chunk_tokens=128,
-        mlp_chunk_tokens=TOKENS // 4 // SLICES,
+        mlp_chunk_tokens=TOKENS // 4 // SLICES, attention_chunk_tokens=chunk,
     )  # fmt: skip
     plan, found, before = make_plan(layout, tokens=TOKENS, precision=precision), [], torch.get_num_threads()
     # with more threads than key heads the CPU's gradient copies these; CUDA's never does

@@ -120,8 +120,3 @@ def test_what_no_plan_for_it_has_is_refused_with_the_reason():
         "offload_states=optimizer with zero=2 is not executed; legal here: zero=3",
         "offload=activations is executed with recompute=all_but_attention, full alone, not mlp",
     ]
-
-
-def test_attention_in_chunks_is_refused_with_the_reason():
-    plan = make_plan(replace(ONE, attention_chunk_tokens=512), precision=FP32)
-    assert unsupported(plan) == ["attention_chunk_tokens=512 is priced but not executed; plan with none"]

@@ -8,8 +8,12 @@ import torch
 from torch import nn
 from transformers import MistralConfig, MistralForCausalLM
 
+from cost_models import Model, Strategy, Workload
 from cost_models.errors import InputError
+from cost_models.layer.decoder import operators
+from cost_models.layer.sizes import RankSizes
 from cost_models.token_layout import Layout, document_starts
+from cost_models.workload import Precision
 from executor.mmsp.attention import MmSp, register, row_by_chunks
 from executor.mmsp.exchange import Alone
 from executor.mmsp.recompute import apply_recompute
@@ -84,15 +88,16 @@ def test_equals_one_process(tokens, heads, kv_heads, ulysses, chunk, documents, 
         torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
 
 
-class _Attention(nn.Module):
+class _Heads(nn.Module):
     """Queries, keys and values are given; sinks are weights. Called as Hugging Face calls its attention."""
 
-    def __init__(self, heads):
+    def __init__(self, heads, kv_heads, sinks=None):
         super().__init__()
-        self.sinks = nn.Parameter(torch.linspace(-1, 1, heads, dtype=torch.float64))
+        self.split = (heads, kv_heads, kv_heads)
+        self.sinks = sinks if sinks is None else nn.Parameter(sinks)
 
     def forward(self, hidden_states, mm_sp=None, past_key_values=None):
-        q, k, v = hidden_states.unflatten(-1, (-1, DIM)).transpose(1, 2).split((4, 2, 2), dim=1)
+        q, k, v = hidden_states.unflatten(-1, (-1, DIM)).transpose(1, 2).split(self.split, dim=1)
         return mm_sp.attend(q, k, v, 0.3, sinks=self.sinks).flatten(2), None
 
 
@@ -102,7 +107,7 @@ def test_sinks_and_a_prefill():
     x = torch.randn((2, 24, 8 * DIM), generator=generator, dtype=torch.float64)
     dout = torch.randn((2, 24, 4 * DIM), generator=generator, dtype=torch.float64)
     for chunk in (None, 7):
-        layer, leaf = _Attention(4), x.clone().requires_grad_()
+        layer, leaf = _Heads(4, 2, torch.linspace(-1, 1, 4).double()), x.clone().requires_grad_()
         run_in_row_chunks(layer, row_by_chunks)
         call = MmSp(layout=Layout(tokens=24, documents=(0, 9), chunk_tokens=chunk), ulysses=Alone(), ring=Alone())
         out, _ = layer(hidden_states=leaf, mm_sp=call)
@@ -116,3 +121,41 @@ def test_sinks_and_a_prefill():
         call.attend(*leaf.detach().unflatten(-1, (-1, DIM)).transpose(1, 2).requires_grad_().split((4, 2, 2), 1), 0.3)
     with pytest.raises(InputError, match="attention_chunk_tokens with ring=2; legal here: ring=1"):
         Layout(tokens=24, ring=2, chunk_tokens=8)
+
+
+class _Counted:
+    """An exchange that counts the bytes that go to other members."""
+
+    def __init__(self, inner, sent):
+        self.inner, self.sent, self.size, self.index = inner, sent, inner.size, inner.index
+
+    def all_to_all(self, rows, send, receive):
+        self.sent.append((sum(send) - send[self.index]) * rows[0].numel() * rows.element_size())
+        return self.inner.all_to_all(rows, send, receive)
+
+
+@pytest.mark.parametrize(("ulysses", "kv_heads", "tokens", "chunk"), [(2, 4, 64, 16), (4, 2, 61, 20)])
+def test_bytes_that_each_rank_sends_are_the_cost_models(ulysses, kv_heads, tokens, chunk):
+    heads = 8
+    config = Model(name="m", layers=1, hidden=16, ffn=8, heads=heads, kv_heads=kv_heads, head_dim=DIM, vocab=16)
+    work = Workload(config, context_tokens=tokens, precision=Precision(param="fp32"))
+    shape = RankSizes(work, Strategy(ulysses=ulysses, shard=ulysses, attention_chunk_tokens=chunk))
+    layout, counted = Layout(tokens=tokens, ulysses=ulysses, chunk_tokens=chunk), {}
+    assert shape.tokens == layout.rank_tokens and shape.row_chunks == layout.chunks
+
+    def work_of(exchange, ring):
+        sent, layer = [], _Heads(heads, kv_heads)
+        run_in_row_chunks(layer, row_by_chunks)
+        x = torch.randn((1, layout.rank_tokens, (heads + 2 * kv_heads) * DIM), requires_grad=True)
+        out, _ = layer(hidden_states=x, mm_sp=MmSp(layout=layout, ulysses=_Counted(exchange, sent), ring=ring))
+        forward = sum(sent)
+        torch.autograd.grad(out.sum(), x)
+        counted[exchange.index] = [forward, sum(sent) - forward]
+
+    on_threads(layout, work_of)
+    priced = [
+        (ulysses - 1) / ulysses * sum(part.bytes for one in operators(shape) for part in one.exchanges[grad])
+        for grad in (False, True)
+    ]
+    mean = [sum(one[grad] for one in counted.values()) / ulysses for grad in (False, True)]
+    assert mean == priced

@@ -22,6 +22,7 @@ CHOICES = {
     "slices": ("mlp_chunk_tokens", (None, 16384, 4096)),
     "loss": ("loss_chunk_tokens", (1024, 128, 16)),
     "heads": ("attention_head_chunks", (1, 2, 4, 8, 16)),
+    "rows": ("attention_chunk_tokens", (None, 65536)),
     "states": ("offload_states", ("none", "all")),
 }
 KEPT = [("none", "none"), ("mlp", "none"), ("all_but_attention", "none"), ("full", "none")]
@@ -40,7 +41,12 @@ def enumerated(here, work, levers):
                 continue  # the degrees here divide the heads
             if chosen.get("offload_states") == "all" and one.zero < 3:
                 continue
+            by_rows = chosen.get("attention_chunk_tokens") is not None
+            if by_rows and (one.ring > 1 or chunks > 1):
+                continue
             for again, offload in kept:
+                if by_rows and again == "all_but_attention":
+                    continue
                 layers = (LayerRange(recompute=again, offload=offload, count=1),)
                 cost = price(here, work, replace(one, layers=layers, **chosen))
                 if DEFAULT_ROOM.holds(cost):
@@ -55,6 +61,7 @@ def enumerated(here, work, levers):
         (("inputs", "slices", "states"), 0.6, 0),
         (("inputs", "states"), 0.9, 1),
         (("slices", "heads", "loss"), 0.7, 0),
+        (("slices", "heads", "rows"), 0.65, 0),
     ],
 )
 def test_equals_an_enumeration_where_nothing_fits_without(levers, share, host_gib):

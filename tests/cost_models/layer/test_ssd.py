@@ -178,6 +178,7 @@ def test_wrong_use_is_refused(read):
         ({"tensor": 2, "ring": 8}, "tensor=2"),
         ({"ssd_pass": "chain", "ring": 16}, "ssd_pass=chain needs one stretch of the row on each rank"),
         ({"ssd_pass": "least", "ring": 16}, "ssd_pass=least is what a search asks; legal: gather, chain, tree"),
+        ({"attention_chunk_tokens": 64}, "attention_chunk_tokens is not priced for state-space layers; legal: none"),
         ({"ssd": "heads", "ring": 3}, "ssd=heads deals the 64 heads"),
     ):
         with pytest.raises(InputError, match=told):
