@@ -50,6 +50,7 @@ class Simulated:
     step_s: float
     seconds: Mapping[str, float]  # by part, along the slowest rank
     busiest_links: tuple[tuple[str, float], ...]  # (name, share of the step that it is busy)
+    averaged: bool = False  # ranks that are nearly alike were played as one
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -230,4 +230,9 @@ def _alternatives(solution: Solution, chosen: _Chosen, objective: Objective, roo
 def summary(simulation: Simulation) -> Simulated:
     """What a plan keeps of a simulation."""
     links = tuple((link.name, round(link.utilisation, 6)) for link in simulation.busiest_links[:5])
-    return Simulated(step_s=simulation.step_s, seconds=dict(simulation.seconds), busiest_links=links)
+    return Simulated(
+        step_s=simulation.step_s,
+        seconds=dict(simulation.seconds),
+        busiest_links=links,
+        averaged=simulation.averaged,
+    )

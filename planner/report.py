@@ -169,11 +169,17 @@ def cost_lines(
     return [
         title("Step      ") + f"{step} priced{played} · {rate} · {mfu}",
         *wrapped([f"{name} {show_seconds(value)}" for name, value in seconds.items()]),
+        *averaged_lines(simulated is not None and simulated.averaged),
         title("Memory    ") + f"{used} of {show_bytes(cost.capacity_bytes)} per GPU; {fit_words(cost, room)}",
         *wrapped([f"{name} {show_bytes(value)}" for name, value in memory.items()]),
         *_host_lines(cost),
         *most,
     ]
+
+
+def averaged_lines(averaged: bool) -> list[str]:
+    """That a simulation is of classes of ranks which are alike only nearly, where it is."""
+    return ["          simulated by averages: ranks that are nearly alike are played as one"] if averaged else []
 
 
 def fit_words(cost: StepCost, room: Room) -> str:

@@ -8,7 +8,7 @@ from cost_models import strict
 from cost_models.cost import PARTS
 from cost_models.units import show_bytes, show_seconds
 from planner.plan_file import Plan
-from planner.report import cluster_line, title, wrapped
+from planner.report import averaged_lines, cluster_line, title, wrapped
 from planner.simulator.simulation import Simulation
 
 
@@ -18,6 +18,7 @@ def simulation_lines(plan: Plan, found: Simulation) -> list[str]:
         f"{plan.strategy.describe()} on {cluster_line(plan.cluster)}",
         title("Step      ") + f"{show_seconds(found.step_s)} simulated, {show_seconds(plan.cost.step_s)} priced",
         *wrapped([f"{_words(n)} {show_seconds(v)}" for n, v in found.seconds.items() if v > 0]),
+        *averaged_lines(found.averaged),
         title("Memory    ") + memory_line(found),
     ]
     lines += [f"  {link.name.ljust(24)} busy {link.utilisation:.1%} of the step" for link in found.busiest_links[:8]]
@@ -38,4 +39,7 @@ def memory_line(found: Simulation) -> str:
 def simulation_dict(found: Simulation) -> dict[str, Any]:
     links = [strict.plain(link) for link in found.busiest_links]
     memory = [[start_s, round(held)] for start_s, held in found.memory]
-    return {"step_s": found.step_s, "seconds": dict(found.seconds), "busiest_links": links, "memory": memory}
+    return {
+        "step_s": found.step_s, "averaged": found.averaged, "seconds": dict(found.seconds), "busiest_links": links,
+        "memory": memory,
+    }  # fmt: skip

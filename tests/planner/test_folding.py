@@ -12,15 +12,19 @@ from hypothesis import strategies as st
 from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.placement import Placement
 from cost_models.models.model import Model
+from cost_models.pricing import price
 from cost_models.program import Compute, Exchange, Segment, StepProgram
 from cost_models.strategy import Strategy, rank_groups
 from cost_models.workload import Workload
+from planner.planning import summary
+from planner.report import cost_lines
 from planner.simulator import simulation
 from planner.simulator.fast_forward import FastForward
 from planner.simulator.flows import pattern
 from planner.simulator.folding import coarse, equitable, singletons
 from planner.simulator.playback import Playback
 from planner.simulator.proof import Unlike
+from planner.simulator.report import simulation_dict
 from planner.simulator.simulation import play, played, set_up, simulate
 from planner.simulator.topology import Topology
 from tests.planner.clusters import (
@@ -451,3 +455,7 @@ def test_averaged_classes_are_near_where_replicas_begin_at_other_places_of_a_nod
     nearly = simulate(broken, work, layout)
     assert nearly.averaged and not exact.averaged and nearly.classes < exact.classes
     assert nearly.step_s == pytest.approx(exact.step_s, rel=5e-3)
+    cost = price(broken, work, layout)
+    said = ["simulated by averages" in "\n".join(cost_lines(cost, summary(one))) for one in (nearly, exact)]
+    assert said == [True, False]
+    assert [simulation_dict(one)["averaged"] for one in (nearly, exact)] == [True, False]
