@@ -97,7 +97,11 @@ def test_what_is_no_trace_of_the_plan_is_one_line(tmp_path: Path, given: dict[st
         compare(FOUND, LAYOUT, [trace(tmp_path / "t.json", **given)])
 
 
-@pytest.mark.parametrize("content", [b"\x1f\x8b broken", gzip.compress(b"{"), gzip.compress(b"[]"), b"", b"{}"])
+@pytest.mark.parametrize(
+    "content",
+    [b"\x1f\x8b broken", gzip.compress(b"{"), gzip.compress(b"[]"), b"", b"{}"],
+    ids=["broken", "packed brace", "packed list", "empty", "object"],  # gzip's bytes hold the second it was called in
+)
 def test_odd_files_are_one_line(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / ("t.json" if content in (b"", b"{}") else "t.json.gz")
     path.write_bytes(content)
