@@ -97,16 +97,22 @@ def scale_up(tree: HostTree, device: Device, like: Node) -> tuple[ScaleUp, str]:
     if not tree.nvlinks_listed and not device.link.startswith("pcie") and like.scale_up.kind == "switch":
         return told, f"{gpus} GPUs; NVLink, which the file leaves out, as the device has it"
     link = _pcie(tree, device, like, bridged=False)
-    tiers = " × ".join(map(str, tree.tiers())) or "all alike"
+    tiers = " × ".join(map(str, _outermost(tree))) or "all alike"
     ways = [f"{show_rate(rate)} out of one" for rate in (link.cross_bytes_per_s, link.socket_bytes_per_s) if rate]
     taken = f", taken as {' and '.join(ways)}" if ways else ""
-    return link, f"{gpus} GPUs by PCIe, groups of {tiers}{taken}"
+    inner = f", those of {' × '.join(map(str, left))} within them not told apart" if (left := tree.tiers()[:-2]) else ""
+    return link, f"{gpus} GPUs by PCIe, groups of {tiers}{taken}{inner}"
+
+
+def _outermost(tree: HostTree) -> tuple[int, ...]:
+    """Sizes of the two tiers that a node can have, out of which the fewest bytes a second go."""
+    return tree.tiers()[-2:]
 
 
 def _pcie(tree: HostTree, device: Device, like: Node, bridged: bool) -> ScaleUp:
     link = _PCIE.get(device.architecture, "pcie5")
     rate = LINKS[link].bytes_per_s
-    tiers = tree.tiers()
+    tiers = _outermost(tree)
     by_socket = bool(tiers) and len(tree.groups(len(("PIX", "PXB", "PHB", "NODE")) - 1)) > 1
     peers = like.scale_up.peer_to_peer if like.device.name == device.name else True
     bridge = device.link if "bridge" in device.link else "nvlink3-bridge"

@@ -170,6 +170,23 @@ def test_three_tiers_of_pcie_cost_more_than_two() -> None:
     assert simulated == pytest.approx(three, rel=0.1)
 
 
+def test_of_a_deeper_pcie_tree_the_outermost_tiers_count(tmp_path: Path) -> None:
+    """16 cards: pairs under a switch, fours under two of them, eights on a socket. Sockets are the narrowest."""
+
+    def near(a: int, b: int) -> str:
+        groups = ((2, "PIX"), (4, "PXB"), (8, "NODE"))
+        return "X" if a == b else next((word for size, word in groups if a // size == b // size), "SYS")
+
+    names = [f"GPU{i}" for i in range(16)]
+    rows = [f"{name} {' '.join(near(i, j) for j in range(16))} 0-31 {i // 8} N/A" for i, name in enumerate(names)]
+    printed = tmp_path / "deep.txt"
+    printed.write_text("\n".join([f"     {' '.join(names)} CPU Affinity NUMA Affinity GPU NUMA ID", *rows]) + "\n")
+    cluster = Cluster.load(str(printed), device="rtx3090")
+    link = cluster.runs[0].node.scale_up
+    assert (link.gpus_per_switch, link.gpus_per_socket, link.socket_bytes_per_s) == (4, 8, 22e9)
+    assert any("groups of 4 × 8" in note and "of 2 within them not told apart" in note for note in cluster.notes)
+
+
 def test_topology_yaml_hostfile_and_graph_output() -> None:
     tree = slurm.read_yaml(
         [
