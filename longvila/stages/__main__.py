@@ -12,6 +12,7 @@ is imported here.
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import statistics
 import subprocess
@@ -91,6 +92,9 @@ def measured(ranks: int, folder: Path) -> str:
     file = folder / f"profile-{ranks}.json"
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
+        load, cores = os.getloadavg()[0], os.cpu_count() or 1
+        if load > cores / 2:
+            click.echo(f"others use this machine (load {load:.1f} on {cores} cores): predictions will be of it as busy")
         _call(f"executor profile --quick --ranks {ranks} -o {shlex.quote(str(file))}")
     return str(file)
 

@@ -119,7 +119,10 @@ def test_the_machine_is_measured_once_and_each_stage_planned_for_its_own_model(m
     called = []
     monkeypatch.setattr(command, "_call", lambda line: called.append(shlex.split(line)))
     monkeypatch.setattr(command, "compared", lambda plan, metrics: "")
-    assert run(made, "--run", tmp_path / "a b", "--ranks", 2, "--from", 1, "--to", 1).exit_code == 0
+    monkeypatch.setattr(command.os, "getloadavg", lambda: (9.0, 0.0, 0.0))
+    monkeypatch.setattr(command.os, "cpu_count", lambda: 2)
+    done = run(made, "--run", tmp_path / "a b", "--ranks", 2, "--from", 1, "--to", 1)
+    assert done.exit_code == 0 and "others use this machine (load 9.0 on 2 cores)" in done.output
     profile = str(tmp_path / "a b" / "profile-2.json")
     assert called[0] == ["executor", "profile", "--quick", "--ranks", "2", "-o", profile]
     assert called[1][called[1].index("--profile") + 1] == profile and "longvila-tiny" in called[1]
