@@ -47,13 +47,17 @@ class Row:
     dkv: list[Tensor] = field(default_factory=list)  # of each chunk that has not had its turn in the backward pass
 
     def keys(self, chunk: int) -> Tensor:
-        return self.kv.chunk(self.chunks, dim=3)[chunk]
+        return self._piece(self.kv, 3, chunk)
 
     def lses(self, chunk: int) -> Tensor:
-        return self.lse.chunk(self.chunks, dim=2)[chunk]
+        return self._piece(self.lse, 2, chunk)
 
     def results(self, chunk: int) -> Tensor:
-        return self.out.chunk(self.chunks, dim=1)[chunk]
+        return self._piece(self.out, 1, chunk)
+
+    def _piece(self, x: Tensor, dim: int, chunk: int) -> Tensor:
+        size = x.shape[dim] // self.chunks
+        return x.narrow(dim, chunk * size, size)
 
     def begin(self, q: Tensor, q_now: Tensor, k_now: Tensor) -> None:
         """Room for what all chunks leave behind, in the shape of the first: q by tokens; q_now and k_now by heads."""
@@ -120,7 +124,7 @@ class _Known(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         ctx.chunk, ctx.split, ctx.scale, ctx.window = chunk, split, scale, window
         ctx.save_for_backward(q, *(() if sinks is None else (sinks,)))
-        return chunk.row.results(chunk.place).view_as(chunk.row.results(chunk.place))
+        return chunk.row.results(chunk.place)
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
