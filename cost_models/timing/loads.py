@@ -245,10 +245,13 @@ class Loads:
 
 
 def _passes(near: Ints, blocks: Blocks) -> Floats:
-    """How often, per channel, a ring leaves each unit of a domain for another one; at each member, as `near`."""
+    """How often, per channel, a ring leaves each unit of a domain for another one; at each member, as `near`.
+
+    One that leaves the domain spares a unit; channels spare them in turn, where there are as many as units.
+    """
     units = np.rint(np.add.reduceat((1.0 / near).ravel()[blocks.order], blocks.start))
     channels, several = blocks.channels[blocks.group], blocks.domains[blocks.group] > 1
-    passes = np.where(several, np.ceil(channels * (units - 1) / units - 1e-9) / channels, 1.0)
+    passes = np.where(several & (channels >= units), (units - 1) / units, 1.0)
     at_member = np.empty(near.size)
     at_member[blocks.order] = np.repeat(passes, blocks.size)
     return at_member.reshape(near.shape)

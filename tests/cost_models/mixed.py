@@ -1,8 +1,8 @@
 """Random questions by seed: a cluster of unlike nodes, a layout with any levers on it, and a change for the better.
 
 Nodes differ in device, clock, kind and rate of links, PCIe trees, bridges, cards and what is broken of them; fabrics in
-leaves, spines, rails and dead uplinks. Left out of changes: what leads bytes another way (a card that works again in a
-rail-only fabric or at a share of its rate, switches between rails), which no rule of NCCL makes better each time.
+leaves, spines, rails and dead uplinks. Left out of changes: a card that works again in a rail-only fabric or at a share
+of its rate, which leads bytes another way and not always a better one.
 """
 
 from __future__ import annotations
@@ -277,5 +277,6 @@ CHANGES: dict[str, Change] = {
     "spines' uplinks": _fabric(
         lambda fabric, times: {"spine_oversubscription": max(1.0, fabric.spine_oversubscription / times)}
     ),
+    "switches between rails": _fabric(lambda fabric, _: {"rail_only": False}),
     "hops": _fabric(lambda fabric, times: {"hop_latency_s": fabric.hop_latency_s / times}),
 }

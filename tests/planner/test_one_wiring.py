@@ -153,9 +153,10 @@ def test_a_gather_has_as_many_channels_as_its_domain_with_the_fewest_cards() -> 
     assert even.gather_s_per_byte == pytest.approx(7 / 8 / 4 / (0.92 * 3 * GB))
 
 
-@pytest.mark.parametrize(("cards", "passes"), [(1, 1.0), (2, 0.5)])
+@pytest.mark.parametrize(("cards", "passes"), [(1, 1.0), (2, 0.5), (3, 0.5)])
 def test_a_ring_that_leaves_the_node_spares_one_socket_per_channel(cards: int, passes: float) -> None:
-    """Over two boxes of two sockets: with a card each, half of the channels end at each socket."""
+    """Over two boxes of two sockets: with a card each, half of the channels end at each socket; a third card is no
+    worse."""
     where = cluster(node(4, cards, scale_up=PCIE), node(4, cards, scale_up=PCIE))
     path = ClusterCosts(where).paths(Strategy(data=8, shard=8)).axes["shard"]
     assert path.bus_gather_s_per_byte == pytest.approx(passes * 7 / 8 / (25 * GB))
