@@ -6,8 +6,9 @@
 
 Sharding and replication pull against each other (`_crowded`): what lies together for one is apart for the other. So do
 tensor groups and all others: if groups of T lie inside domains, another group has D / T members in one at most.
-A domain sends at most what all its NICs do, a rank at most what one NIC does; sums over domains give the mean load as
-a bound on the largest. Ranges of rings: the work of the largest ring with the hops of the smallest. Units: seconds.
+Where a group has more members in some domain than a PCIe switch, socket or bridged pair has GPUs, bytes pass between
+these. A domain sends at most what all its NICs do, a rank what one NIC does; sums over domains give the mean load as a
+bound on the largest. Ranges of rings: the work of the largest ring with the hops of the smallest. Units: seconds.
 Left out: leaf uplinks (free here); that ulysses and ring cannot both stay inside where their product exceeds D.
 """
 
@@ -24,7 +25,7 @@ from msgspec.structs import replace
 
 from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.device import Device
-from cost_models.hardware.wiring import NIC_OUT, Ints
+from cost_models.hardware.wiring import NIC_OUT, PCIE_OUT, SOCKET_OUT, SWITCH_OUT, Ints
 from cost_models.number import smaller
 from cost_models.program import Op
 from cost_models.strategy import Axis
@@ -39,6 +40,8 @@ from cost_models.timing.paths import (
 )
 from cost_models.timing.protocols import peer_bytes_per_s
 from cost_models.timing.slowest import pace
+
+PATTERNS = ("all_to_all", "send", "gather")
 
 
 class Reach(Struct, frozen=True, kw_only=True, dict=True):
@@ -164,6 +167,45 @@ class Reach(Struct, frozen=True, kw_only=True, dict=True):
         first = 2 ** np.arange(most.bit_length())
         return first, np.minimum(2 * first - 1, most)
 
+    @cached_property
+    def units(self) -> list[tuple[int, int, dict[str, float]]]:
+        """(GPUs of one, units of a domain, bytes/s by pattern): PCIe switches, sockets, bridged pairs, where all nodes
+        have them."""
+        runs = [index for index, run in enumerate(self.cluster.runs) if run.node.gpus]
+        wiring, rates, most = self.costs.wiring, self.costs.rates, int(self.costs.wiring.domain_gpus.max())
+        found = []
+        for limits, gpus, kind in (
+            (wiring.crosses_switch, wiring.switch_gpus, SWITCH_OUT),
+            (wiring.crosses_socket, wiring.socket_gpus, SOCKET_OUT),
+        ):
+            if limits[runs].all():
+                rate = {p: float((rates.of_run[runs, kind] * rates.staged_share(p)[runs]).max()) for p in PATTERNS}
+                found.append((int(gpus[runs].max()), -(-most // int(gpus[runs].min())), rate))
+        if wiring.in_pairs[runs].all():
+            card = float(rates.of_run[runs, PCIE_OUT].max())
+            found.append((2, most, {"all_to_all": 2 * card, "send": 2 * card, "gather": card}))
+        return found
+
+    def buses(self, members: Ints, ranks: Ints, inside: bool = False) -> dict[str, Any]:
+        """Seconds per byte between the units of a domain, where a group has more members in some domain than a unit
+        has GPUs; `inside`: all groups lie in domains."""
+        domains = np.count_nonzero(self.costs.wiring.domain_gpus)
+        inside, groups = inside or domains == 1, -(-(ranks // members) // domains)
+        there = members if inside else -(-members // domains)
+        found = {f"bus_{pattern}_s_per_byte": np.zeros(np.broadcast(members, ranks).shape) for pattern in PATTERNS}
+        for size, units, rate in self.units:
+            visits, few, many = -(-there // size), -(-there // units), np.minimum(size, there - 1)
+            leave = np.maximum(1, -(-groups * visits // units))  # of the groups in a domain, at the busiest unit
+            loads = {
+                "send": leave if inside else 0 * leave,  # a ring may go from unit to unit by other domains
+                "gather": (members - 1) / members * (leave if inside else 1 - 1 / np.maximum(visits, 1)),
+                "all_to_all": np.minimum(few * (there - few), many * (there - many)) / members,
+            }
+            for pattern, load in loads.items():
+                name = f"bus_{pattern}_s_per_byte"
+                found[name] = np.maximum(found[name], np.where(there > size, load, 0.0) / rate[pattern])
+        return found
+
     def path(self, members: Ints, ranks: Ints) -> Path:
         most = int(self.domain_gpus.max())
         domains = len(self.domain_gpus)
@@ -184,6 +226,7 @@ class Reach(Struct, frozen=True, kw_only=True, dict=True):
             latency_s=self.latency_s + np.where(members > self.leaf_gpus, spine, 0.0),
             protocols=float(self.costs.rates.has_protocols),
             hops_out=np.where(forced, visits, 0 if domains > 1 else -1),
+            **self.buses(members, ranks),
         )
 
     def _peer_s_per_byte(self, members: Ints) -> Any:
@@ -240,6 +283,13 @@ def _either(paths: Sequence[Path], widths: Sequence[int]) -> Path:
     return Path(**found)
 
 
+def _bus_s_per_byte(op: Op, path: Path) -> Any:
+    """Between the units of a domain."""
+    if op in ("all_to_all", "send"):
+        return path.bus_all_to_all_s_per_byte if op == "all_to_all" else path.bus_send_s_per_byte
+    return path.bus_gather_s_per_byte * (2 if op == "all_reduce" else 1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class FloorPaths(Paths):
     """Every exchange at its least: inside a domain (where `hops_out` is below 0), across domains (above 0), or where
@@ -247,12 +297,14 @@ class FloorPaths(Paths):
 
     def _exchange_s(self, axis: Axis, op: Op, size: Any) -> Any:
         path = self.axes[axis]
-        return self._least(op, path, size, crossing_s(op, path, size) + grown_s(op, path, size))
+        seconds = self._least(op, path, size, crossing_s(op, path, size) + grown_s(op, path, size))
+        return np.maximum(seconds, size * _bus_s_per_byte(op, path))
 
     def taken_s(self, axis: Axis, op: Op, size: Any) -> Any:
         path = self.axes[axis]
-        crossing = crossing_s(op, path, size) + grown_s(op, path, size)
-        return self._least(op, path, size, np.minimum(crossing, busy_s(op, path, size)))
+        seconds = self._exchange_s(axis, op, size)
+        away = self._least(op, path, size, np.minimum(seconds, busy_s(op, path, size)))
+        return np.where(np.asarray(path.hops_out) < 0, seconds, away)
 
     def _least(self, op: Op, path: Path, size: Any, crossing: Any) -> Any:
         """Seconds, which are `crossing` between domains."""

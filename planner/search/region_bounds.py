@@ -128,7 +128,7 @@ class RegionBounds:
         path = self.reach.waiting(self.reach.path(size, ranks))
         state = None if rows is None else getattr(rows.where, axis)
         if rows is None or loads is None or (rows.where.replicate if axis == "replicate" else state == INSIDE):
-            return replace(path, local=size, hops_out=np.full_like(size, -1))
+            return replace(path, local=size, hops_out=np.full_like(size, -1), **self.reach.buses(size, ranks, True))
         least: dict[str, Any] = {
             "ulysses": {"all_to_all_s_per_byte": loads.all_to_all[:, None]},
             "ring": {"send_s_per_byte": loads.send[:, None]},
