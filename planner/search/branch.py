@@ -254,6 +254,7 @@ class Tree:
         sizes: dict[Axis, _Ints] = {
             "ulysses": self.ulysses[some.family][:, None, None],
             "ring": some.first[:, None, None],
+            "context": context[:, None, None],
             "shard": shard[:, :, None],
             "replicate": np.maximum(1, ranks[:, None] // some.shard)[:, :, None],
         }

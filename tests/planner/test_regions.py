@@ -88,6 +88,12 @@ def test_a_slow_card_counts_where_its_gpu_is_needed() -> None:
     assert found.gap < 0.03
 
 
+def test_the_bound_of_decode_counts_the_exchange_over_the_context() -> None:
+    """The gap was 7% with that exchange free in the bound."""
+    work = Workload(Model.load("longvila-8b"), context_tokens=2**16, mode="decode")
+    assert solve(Cluster.load("dgx-h100", nodes=4), work).gap < 0.01
+
+
 def test_a_group_larger_than_a_pcie_switch_crosses_it() -> None:
     """16 L40S: rows of 8 in a node pass between its sockets; the gap was 36% with PCIe free in the bound."""
     work = Workload(Model.load("longvila-1.5b"), context_tokens=2**16, global_batch=2)
