@@ -12,7 +12,6 @@ its ring list, the ulysses index that in its ulysses list. Leaves out: `init_pro
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -36,7 +35,6 @@ class Axis:
     ranks: tuple[int, ...]
     index: int
     group: dist.ProcessGroup | None
-    back: dist.ProcessGroup | None = None  # of the same members, on gloo: see `exchange`
 
     @property
     def size(self) -> int:
@@ -45,7 +43,7 @@ class Axis:
     def exchange(self) -> Exchange:
         if self.group is None or self.size == 1:
             return Alone()
-        return GroupExchange(group=self.group, ranks=self.ranks, index=self.index, back=self.back)
+        return GroupExchange(group=self.group, ranks=self.ranks, index=self.index)
 
     def reduce(self, value: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
         """Reduce in place; every member gets the same result."""
@@ -109,14 +107,13 @@ def make_groups(
         # Names of groups are hashes of their ranks and of how many a rank has: members must have made equally many. A
         # device mesh wants a group also of one member.
         wanted = any(len(ranks) > 1 for ranks in lists[name]) or name in ("shard", "replicate")
-        make = functools.partial(
-            dist.new_group, list(mine), timeout=timeout, backend=backend, sort_ranks=False,
-            use_local_synchronization=True,
-        )  # fmt: skip
-        group = make(group_desc=name) if wanted else None
-        twice = group is not None and name == "ring" and dist.get_backend(group) == "gloo"
-        back = make(group_desc=name) if twice else None
-        axes[name] = Axis(name=name, ranks=mine, index=mine.index(rank), group=group, back=back)
+        group = None
+        if wanted:
+            group = dist.new_group(
+                list(mine), timeout=timeout, backend=backend, sort_ranks=False, use_local_synchronization=True,
+                group_desc=name,
+            )  # fmt: skip
+        axes[name] = Axis(name=name, ranks=mine, index=mine.index(rank), group=group)
     return Groups(
         **axes,
         places=tuple((_index(lists["ring"], r), _index(lists["ulysses"], r)) for r in axes["context"].ranks),

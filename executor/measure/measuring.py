@@ -58,11 +58,10 @@ class Order:
 
 
 class Tile(NamedTuple):
-    """Ranks that a collective is measured over; `back` as in `exchange`."""
+    """Ranks that a collective is measured over."""
 
     ranks: tuple[int, ...]
     group: dist.ProcessGroup
-    back: dist.ProcessGroup | None
 
 
 class Bench:
@@ -165,9 +164,9 @@ class Bench:
         ops: Sequence[str] = COLLECTIVES,
     ) -> None:
         """Time the collectives; all groups of one size run at once."""
-        ranks, group, back = next(tile for tile in groups if rank in tile.ranks)
+        ranks, group = next(tile for tile in groups if rank in tile.ranks)
         members, index = len(ranks), ranks.index(rank)
-        exchange = GroupExchange(group=group, ranks=ranks, index=index, back=back)
+        exchange = GroupExchange(group=group, ranks=ranks, index=index)
         for size in BUFFERS if self.device.type == "cpu" else (*BUFFERS, 2**24, 2**27):
             count = max(members, size // self.dtype.itemsize // members * members)
             full = torch.zeros(count, dtype=self.dtype, device=self.device)
@@ -177,8 +176,10 @@ class Bench:
             def shift(full: Tensor = full, other: Tensor = other, to: int = following, by: int = previous) -> None:
                 exchange.start_transfer([(to, full)], [(by, other)]).wait()
 
+            each = [count // members] * members
+
             calls: dict[str, Callable[[], Any]] = {
-                "all_to_all": lambda o=other, w=full: dist.all_to_all_single(o, w, group=group),  # type: ignore[misc]
+                "all_to_all": lambda w=full, e=each: exchange.all_to_all(w, e, e),  # type: ignore[misc]
                 "all_gather": lambda w=full, p=part: dist.all_gather_single(w, p, group=group),  # type: ignore[misc]
                 "reduce_scatter": lambda w=full, p=part: dist.reduce_scatter_single(p, w, group=group),  # type: ignore[misc]
                 "all_reduce": lambda w=full: dist.all_reduce(w, group=group),  # type: ignore[misc]
@@ -227,7 +228,4 @@ def measure(order: Order) -> list[Sample]:
 
 def tiles(several: Sequence[tuple[int, ...]]) -> list[Tile]:
     """Collective over the world: groups of these ranks; every rank makes all of them."""
-    gloo = dist.get_backend() == "gloo"
-    return [
-        Tile(ranks, dist.new_group(list(ranks)), dist.new_group(list(ranks)) if gloo else None) for ranks in several
-    ]
+    return [Tile(ranks, dist.new_group(list(ranks))) for ranks in several]

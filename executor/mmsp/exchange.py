@@ -8,8 +8,9 @@ A transfer is started, then waited for; computation between the two is overlappe
 methods in the same order; what one sends another takes. `GroupExchange` is a process group (gloo, NCCL). A group of
 one sends nothing.
 
-gloo has one connection for each pair of a group, and what goes both ways over one takes turns: twice the time where the
-wire decides. So on gloo what goes from a later to an earlier member has a second group, with connections of its own.
+gloo's sender waits for the receiver's word that its buffer is there, and on a pair's one connection that word stands in
+line behind what the receiver itself sends: the two directions take turns, twice the time where the wire decides. So
+receives are started before sends. gloo's own all-to-all starts each send first; transfers take its place on gloo.
 """
 
 from __future__ import annotations
@@ -85,15 +86,11 @@ LAST = LastTransfer()
 
 @dataclass(frozen=True, kw_only=True)
 class GroupExchange:
-    """An exchange over a process group; `ranks` are the global ranks of its members, in the plan's order.
-
-    `back`: a group of the same members for what goes to earlier ones.
-    """
+    """An exchange over a process group; `ranks` are the global ranks of its members, in the plan's order."""
 
     group: dist.ProcessGroup
     ranks: tuple[int, ...]
     index: int
-    back: dist.ProcessGroup | None = None
 
     @property
     def size(self) -> int:
@@ -101,23 +98,29 @@ class GroupExchange:
 
     def all_to_all(self, rows: Tensor, send: Sequence[int], receive: Sequence[int]) -> Tensor:
         received = rows.new_empty((sum(receive), *rows.shape[1:]))
-        dist.all_to_all_single(received, rows.contiguous(), list(receive), list(send), group=self.group)
+        if dist.get_backend(self.group) != "gloo":
+            dist.all_to_all_single(received, rows.contiguous(), list(receive), list(send), group=self.group)
+            return received
+        parts, places = rows.contiguous().split(list(send)), received.split(list(receive))
+        # Members begin with their next one, so that not all send to the same.
+        others = [(self.index + step) % self.size for step in range(1, self.size)]
+        pending = self._start(
+            "all_to_all",
+            [(member, parts[member]) for member in others if send[member]],
+            [(member, places[member]) for member in reversed(others) if receive[member]],
+        )
+        places[self.index].copy_(parts[self.index])
+        pending.wait()
         return received
 
     def start_transfer(self, send: Transfers, receive: Transfers) -> Pending:
-        LAST.what, LAST.group, LAST.at_ns = "transfer", self.group, time.time_ns()
-        forth, back = self.group, self.back or self.group
-        operations = [
-            dist.P2POp(dist.isend, buffer, self.ranks[to], group=forth if to > self.index else back)
-            for to, buffer in send
-        ]
-        operations += [
-            dist.P2POp(dist.irecv, buffer, self.ranks[by], group=forth if by < self.index else back)
-            for by, buffer in receive
-        ]
-        works: list[dist.Work] = []
-        for group in dict.fromkeys(one.group for one in operations):  # of a batch all are of one group
-            works += dist.batch_isend_irecv([one for one in operations if one.group is group])
+        return self._start("transfer", send, receive)
+
+    def _start(self, what: str, send: Transfers, receive: Transfers) -> Pending:
+        LAST.what, LAST.group, LAST.at_ns = what, self.group, time.time_ns()
+        operations = [dist.P2POp(dist.irecv, buffer, self.ranks[by], group=self.group) for by, buffer in receive]
+        operations += [dist.P2POp(dist.isend, buffer, self.ranks[to], group=self.group) for to, buffer in send]
+        works = dist.batch_isend_irecv(operations) if operations else []
         return _InFlight(tuple(works), send, receive)
 
     def all_gather(self, buffer: Tensor) -> Tensor:
