@@ -28,6 +28,8 @@ from longvila.settings import read_settings
 from longvila.tokens import Turn, media_tags
 
 MOST_MEDIA = 16
+MOST_MESSAGES = 1024
+"""Also of parts in one of them."""
 MOST_STOPS = 4
 FETCH_S = 30.0
 _ROLES = {"user": "human", "assistant": "gpt"}
@@ -133,9 +135,11 @@ def _stops(given: str | list[str] | None) -> tuple[str, ...]:
 def _conversation(messages: Sequence[dict[str, Any]], limits: Limits) -> tuple[tuple[Turn, ...], tuple[Medium, ...]]:
     turns: list[Turn] = []
     media: list[Medium] = []
+    if len(messages) > MOST_MESSAGES:
+        raise Refusal(f"{len(messages)} messages; at most {MOST_MESSAGES}", key="messages")
     for place, message in enumerate(messages):
         where, role = f"messages[{place}]", message.get("role")
-        if role not in _ROLES:
+        if not isinstance(role, str) or role not in _ROLES:
             raise Refusal(f"{where}: role {role!r} is not one of {', '.join(_ROLES)}", key="messages")
         if role != list(_ROLES)[place % 2]:
             raise Refusal(f"{where}: role {role!r}; turns alternate, and user begins", key="messages")
@@ -145,6 +149,8 @@ def _conversation(messages: Sequence[dict[str, Any]], limits: Limits) -> tuple[t
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         if not isinstance(parts, list) or not parts:
             raise Refusal(f"{where}: content must be text or a list of parts", key="messages")
+        if len(parts) > MOST_MESSAGES:
+            raise Refusal(f"{where}: {len(parts)} parts; at most {MOST_MESSAGES}", key="messages")
         text = "".join(_part(part, f"{where}.content[{number}]", role, media, limits)
                        for number, part in enumerate(parts))  # fmt: skip
         turns.append(Turn(role=_ROLES[role], text=text))
