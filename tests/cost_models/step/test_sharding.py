@@ -124,10 +124,10 @@ def test_hidden_collectives_take_as_many_multiprocessors_as_cards_keep_busy():
         paths = cluster_costs(cluster).paths(layout)
         found[name] = overlap_cost(work._replace(sharding=sent), paths)
     assert found["inside"] == found["8 cards"] == pytest.approx(0.6)
-    assert found["1 card"] == pytest.approx(0.6 / 4)
+    assert found["1 card"] == pytest.approx(0.6 * 0.92 / 4, rel=1e-3), "a ring gets 0.92 of what a card reaches"
     paths = cluster_costs(one).paths(shared)
     inside, between = (paths.exchange_s(each.axis, each.op, each.bytes) for each in (gather, apart))
-    assert found["both"] == pytest.approx((0.6 * inside + 0.6 / 32 * between) / (inside + between))
+    assert found["both"] == pytest.approx((0.6 * inside + 0.6 * 0.92 / 32 * between) / (inside + between), rel=1e-3)
 
 
 def test_fsdp_copies_what_it_gathers_and_reduces():
