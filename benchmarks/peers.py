@@ -85,12 +85,12 @@ def compare(
         for name in names:
             side, step = running[name]
             dist.barrier()
-            before, began_s = wire_bytes(), time.monotonic()
+            before, began_s = wire_bytes(inside=True), time.monotonic()
             if len(side.tokens):
                 step()
                 spans[name].append((began_s, time.monotonic()))
             dist.barrier()
-            sent[name] += wire_bytes() - before
+            sent[name] += wire_bytes(inside=True) - before
         if rank == 0:
             print(f"  round {number + 1} of {rounds}", file=sys.stderr, flush=True)
     return {

@@ -101,7 +101,8 @@ def test_calls_of_a_layer(counted, ulysses, ring, policy):
     assert backward[0] == pytest.approx(expected, rel=0.05)
     runs = 2 if policy == "full" else 1
     assert (forward[1], backward[1]) == (ring, ring * runs)
-    exchanges, sends = 2 * (ulysses > 1), 2 * hops  # a hop sends and receives once; its gradients do too
+    # A hop sends and receives once, its gradients do too; gloo's exchange sends to each other member and receives.
+    exchanges, sends = 2 * 2 * (ulysses - 1), 2 * hops
     assert forward[2] == 1 + exchanges + sends
     again_exchanged = exchanges * (policy in ("full", "all_but_attention"))
     assert backward[2] == 2 + exchanges + again_exchanged + 2 * sends + sends * (policy == "full")
