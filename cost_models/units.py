@@ -104,10 +104,13 @@ def show_seconds(seconds: float, digits: int = 3) -> str:
     """
     >>> show_seconds(12.345), show_seconds(0.0123), show_seconds(2e-6), show_seconds(0), show_seconds(12.345, 4)
     ('12.3 s', '12.3 ms', '2 us', '0 s', '12.35 s')
+    >>> show_seconds(1667.2), show_seconds(0.9999), show_seconds(123456)
+    ('1,667 s', '1 s', '123,456 s')
     """
     for unit, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
-        if seconds >= scale:
-            return f"{seconds / scale:.{digits}g} {unit}" if seconds < 1e4 else f"{seconds:,.0f} s"
+        shown = float(f"{seconds / scale:.{digits}g}")
+        if shown >= 1:
+            return f"{seconds:,.0f} s" if shown >= 1000 else f"{shown:.{digits}g} {unit}"
     return f"{seconds * 1e9:.{digits}g} ns" if seconds > 0 else "0 s"
 
 
