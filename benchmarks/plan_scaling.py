@@ -39,7 +39,7 @@ def cluster_of(what: str, gpus: int) -> Cluster:
     whole = Cluster.load("dgx-h100", nodes=gpus // 8)
     node = whole.node(0)
     if what == "kinds":
-        clocks = [1.98e9 - 1e6 * index for index in range(gpus // 8)]
+        clocks = [1.83e9 - 1e6 * index for index in range(gpus // 8)]
         runs = tuple(NodeRun(count=1, node=replace(node, device=node.device.at_clock(clock))) for clock in clocks)
         return replace(whole, runs=runs)
     if what == "whole":
