@@ -136,9 +136,13 @@ def page(rows: Sequence[Mapping[str, Any]]) -> Page:
     return Page(title="How the planner grows", lines=(__doc__ or "").splitlines()[:1], numbers=(), sections=(section,))
 
 
+def sizes(text: str) -> list[int]:
+    return [int(size) for size in text.split(",")]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gpus", default="256,4096,16384,131072", help="multiples of 256")
+    parser.add_argument("--gpus", type=sizes, default="256,4096,16384,131072", help="multiples of 256")
     parser.add_argument("-o", "--output", metavar="FILE", help="a page with the plot")
     parser.add_argument("--one", metavar="WHAT:GPUS", help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -146,7 +150,7 @@ def main() -> None:
         what, _, gpus = asked.one.partition(":")
         print(json.dumps(measure(what, int(gpus))))
         return
-    rows = rows_of([int(size) for size in asked.gpus.split(",")])
+    rows = rows_of(asked.gpus)
     if asked.output:
         write_whole(asked.output, page(rows).html(), "-o")
 

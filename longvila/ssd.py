@@ -204,7 +204,9 @@ def mix(
 
 
 class StateLayer(CacheLayerMixin):
-    """What a layer remembers while tokens are generated: its state and the last K - 1 tokens' channels."""
+    """What a layer remembers while tokens are generated: its state and the last K - 1 tokens' channels.
+
+    transformers' caches have methods for keys and values; who calls those here has taken the layer for attention."""
 
     is_sliding = False
 
@@ -224,10 +226,10 @@ class StateLayer(CacheLayerMixin):
         self.tokens, self.state, self.channels = self.tokens + tokens, state, channels
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        raise NotImplementedError("a state layer holds no keys and values")
+        raise TypeError("a state-space layer's cache was asked to hold keys and values: the layer is no attention")
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError("a state layer holds no keys and values")
+        raise TypeError("a state-space layer's cache was asked to hold keys and values: the layer is no attention")
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.tokens + query_length, 0

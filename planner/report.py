@@ -25,6 +25,7 @@ from cost_models.strategy import Strategy, rank_groups
 from cost_models.units import show_bytes, show_rate, show_seconds
 from cost_models.workload import Workload
 from planner.choosing import ALIKE, ROOM
+from planner.lines import title, wrapped
 from planner.search.levers import FIELDS, WORTH, choices
 from planner.search.objective import show_value, value_of
 from planner.searched import held_words, varied_words
@@ -206,18 +207,6 @@ def dummy_lines(cost: StepCost, workload: Workload) -> list[str]:
     return ["          vision: no frames, so each rank runs an empty one; all ranks join a sharded tower's gathers"]
 
 
-def wrapped(items: list[str], width: int = 104, joined: str = " + ") -> list[str]:
-    """Items joined by ` + ` or as asked, on indented lines of at most `width` characters."""
-    lines, line = [], "          "
-    for index, item in enumerate(items):
-        piece = item + (joined if index < len(items) - 1 else "")
-        if len(line) + len(piece.rstrip()) > width and line.strip():
-            lines.append(line.rstrip())
-            line = "          "
-        line += piece
-    return [*lines, line.rstrip()]
-
-
 def _alternatives(plan: Plan, everything: bool) -> list[str]:
     shown = plan.alternatives if everything else _few(plan)
     if not shown:
@@ -269,8 +258,8 @@ def choice_words(plan: Plan) -> list[str]:
     surer = [other for other in plan.alternatives if other.regret is not None and other.regret < regret.most]
     if surer and plan.chosen_by == "regret":
         saved = min(other.memory_bytes for other in surer) - plan.cost.memory_bytes
-        by = f"{show_bytes(saved)} less memory decides" if saved > ROOM else "fewer bytes between nodes decide"
-        said.append(f"losses within {ALIKE:.0%} are alike: {by}")
+        decides = f"{show_bytes(saved)} less memory decides" if saved > ROOM else "fewer bytes between nodes decide"
+        said.append(f"losses within {ALIKE:.0%} are alike: {decides}")
     if best is not None:
         share = value_of(plan.objective, plan.cost) / _value(plan, best) - 1
         more = "fewer GPU-hours" if plan.objective == "gpu-hours" else "faster"
@@ -410,7 +399,3 @@ def banded(band: Band, show: Callable[[float], str]) -> str:
     if low.endswith(unit) and high.endswith(unit):
         low, high = low.removesuffix(unit), high.removesuffix(unit)
     return f"{middle} ({low}–{high}, {band.level:.0%})"
-
-
-def title(text: str) -> str:
-    return click.style(text, bold=True)
