@@ -27,10 +27,10 @@ from planner.search.improve import (
     BATCH,
     HELPS,
     MOST_BLOCK_RANKS,
-    MOST_BLOCKS_RANKS,
     MOST_EXCHANGES,
     MOST_FILLS,
     MOST_RANKS,
+    MOST_RANKS_READ,
     block_pairs,
     exchanged,
     exchanged_blocks,
@@ -197,7 +197,7 @@ class Search:
     def _exchange_blocks(self, strategy: Strategy, best: PricedLayouts, value: float) -> None:
         """Makes the best of each batch of exchanges, until none of all helps or the budget is spent."""
         pairs, at, since = block_pairs(strategy), 0, 0
-        most = MOST_BLOCKS_RANKS // MOST_EXCHANGED // MOST_FILLS // strategy.ranks
+        most = MOST_RANKS_READ // MOST_EXCHANGED // MOST_FILLS // strategy.ranks
         while since < len(pairs) and at < most and not self.out_of_time():
             batch = [pairs[i % len(pairs)] for i in range(at, at + min(BATCH, len(pairs)))]
             at, since = at + len(batch), since + len(batch)

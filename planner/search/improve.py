@@ -26,7 +26,7 @@ MOST_RANKS = 64
 MOST_BLOCK_RANKS = 512
 """Layouts of more than MOST_RANKS and of up to so many exchange whole blocks only."""
 BATCH = 64
-MOST_BLOCKS_RANKS = 800_000
+MOST_RANKS_READ = 800_000
 """Ranks of all placements that one search reads to exchange blocks."""
 MOST_ORDERED = 4
 """Of more domains not every order is tried."""
