@@ -201,10 +201,11 @@ def _network_notes() -> tuple[str, ...]:
         wire. The released code sends Llama's 8 KV heads as they are, Megatron's CP does too, and MM-SP's floor would
         stay unexplained.
 
-        Half explained: the 578K ring row, on twice as many nodes, implies a lower rate, though a ring's bytes per rank
-        do not depend on the number of GPUs. A ring over all GPUs goes from rail to rail between nodes, where messages
-        share uplinks: on 8 B200 nodes it reaches 0.6 of what it does on 4, on 16 a third (docs/cluster.md; priced).
-        Why 4 nodes are so slow here is not known. Host time (eager launches, the released exchange's barriers and
+        The 578K ring row, on twice as many nodes, implies half the rate, though a ring's bytes per rank do not depend
+        on the number of GPUs. NCCL of that year ({lv.NCCL}, by its code) gives sends two channels to a peer in a group
+        of 32, one in a group of 64. So the columns at the implied rate give a channel half of the path, and one number
+        meets both: what a channel carried, about {implied_rate() / 2e9:.1f} GB/s where NCCL reckons with 14.
+        Why it was so little is not known. Host time (eager launches, the released exchange's barriers and
         synchronisations) may be part of MM-SP's floor. `fits`: all activations kept; at 320K the paper ran MM-SP and
         ran out with the ring, whose memory is the same within a few per cent here.
     """)

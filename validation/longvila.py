@@ -20,6 +20,7 @@ from typing import Literal
 from cost_models.cost import StepCost
 from cost_models.framework import Framework
 from cost_models.hardware.cluster import Cluster
+from cost_models.hardware.networks import CHANNEL_BYTES_PER_S
 from cost_models.longest import most_tokens
 from cost_models.models.model import Model
 from cost_models.strategy import Recompute, Strategy
@@ -31,6 +32,10 @@ K = 1024
 NODE = 8
 PATH_BYTES_PER_S = 50e9
 """400 Gbit/s of fabric for each GPU's path out of the node, as the paper states."""
+
+NCCL, CHANNELS = "2.20", 2
+"""Of PyTorch 2.3 and 2.4, current when the paper appeared (August 2024; inferred): two channels to a peer among 32
+GPUs, one among 64."""
 
 SERIES_GPUS, LONG_GPUS, LONG_TOKENS = 32, 64, 578 * K
 """Of the series below (inferred: see the page), and of the 578K figure (printed)."""
@@ -88,11 +93,13 @@ METHODS = {
 
 
 def cluster(gpus: int, preset: str = "dgx-h100", path_bytes_per_s: float = PATH_BYTES_PER_S) -> Cluster:
-    """Nodes of 8 GPUs, each with a path of its own to the fabric at this rate."""
+    """Nodes of 8 GPUs, each with a path of its own to the fabric at this rate, of which a channel has half."""
     made = Cluster.load(preset, nodes=-(-gpus // NODE))
     run = made.runs[0]
-    nics = replace(run.node.nics, count=NODE, bytes_per_s=path_bytes_per_s)
-    return replace(made, runs=(replace(run, node=replace(run.node, nics=nics)),))
+    channel = min(CHANNEL_BYTES_PER_S, path_bytes_per_s / CHANNELS)
+    nics = replace(run.node.nics, count=NODE, bytes_per_s=path_bytes_per_s, channel_bytes_per_s=channel)
+    runs, fabric = (replace(run, node=replace(run.node, nics=nics)),), replace(made.fabric, nccl=NCCL)
+    return replace(made, runs=runs, fabric=fabric)
 
 
 @dataclass(frozen=True, kw_only=True)

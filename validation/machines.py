@@ -4,6 +4,7 @@
     gpus_per_node, n_gpus                  -> nodes of the preset with the same board and as many GPUs
     intra_bw, inter_bw                     -> links and cards, where they are printed (`words.py`)
     cluster, device                        -> names of presets, which come before all of the above
+    nccl                                   -> the release of NCCL that ran, where the source's software tells
 
 Where a row names no network, the maker's reference design stands in (DGX, then HGX) before any provider's machine,
 whose cards are slower or fewer.
@@ -35,7 +36,13 @@ def cluster_of(row: Row, gpus: int | None = None) -> Cluster:
     if base.runs[0].node.device.link != device.link:
         node = replace(node, scale_up=replace(node.scale_up, link=device.link))
     run = replace(base.runs[0], count=-(-gpus // per_node), node=_with_rates(node, row, per_node))
-    return replace(base, runs=(run,), nodes_per_domain=_segment(base.nodes_per_domain, run.count))
+    nccl = row.cell("nccl") or base.fabric.nccl
+    return replace(
+        base,
+        runs=(run,),
+        nodes_per_domain=_segment(base.nodes_per_domain, run.count),
+        fabric=replace(base.fabric, nccl=nccl),
+    )
 
 
 def _device(row: Row) -> Device:

@@ -68,6 +68,8 @@ class Fabric:
     rail_only: bool = field(default=False, metadata=strict.OPTIONAL)
     missing_uplinks: tuple[int, ...] = field(default=(), metadata=strict.OPTIONAL)
     """The leaf of each dead uplink (a cable of a card's rate); a leaf that lost several stands there several times."""
+    nccl: str = field(default="2.29", metadata=strict.OPTIONAL)
+    """The release that runs here, as torch.cuda.nccl.version() has it: how many channels it gives to sends."""
 
     def __post_init__(self) -> None:
         ratios = self.oversubscription, self.spine_oversubscription
@@ -85,8 +87,15 @@ class Fabric:
                 f"fabric.leaves_per_spine={self.leaves_per_spine}; at least 1 where spines or spine_oversubscription "
                 "are given (left out: one spine joins all leaves)"
             )
+        if not re.fullmatch(r"2\.[0-9]{1,2}(\.[0-9]{1,2})?", self.nccl):
+            raise InputError(f"fabric.nccl={self.nccl!r}; a release of NCCL 2 in quotes, such as '2.29' or '2.20.5'")
         if self.rail_only and self.missing_uplinks:
             raise InputError("fabric.missing_uplinks: of a rail_only fabric no file says whose rail an uplink is")
+
+    @property
+    def nccl_minor(self) -> int:
+        """20 of 2.20.5."""
+        return int(self.nccl.split(".")[1])
 
     @property
     def leaves_limit(self) -> bool:

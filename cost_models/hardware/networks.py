@@ -27,6 +27,10 @@ nodes on 100 Gbit/s InfiniBand reach 4.3 of 12.5 GB/s (NVIDIA/nccl-tests issue 7
 p3dn 4.7 of 12.5 (NVIDIA/nccl issue 398: 0.41), Jean Zay's four Omni-Path cards 135 of 400 Gbit/s (0.40;
 stas00/ml-engineering, network/README.md)."""
 
+CHANNEL_BYTES_PER_S = 14e9
+"""Of one channel between nodes, as NCCL reckons (src/graph/paths.cc, P2P_PER_CHANNEL_NET_BW); sends on one reach 14.7
+over B200's ConnectX-7. From 32 ranks on GH200 (NCCL 2.20, one channel to a peer, NVIDIA/nccl issue 1272) reaches 18.3
+of the 24.2 GB/s that it has with more."""
 FAST_CARD_BYTES_PER_S = 40e9
 """From this line rate on a ring by NCCL's default settings does not fill the card."""
 

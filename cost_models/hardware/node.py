@@ -18,7 +18,7 @@ from cost_models import strict
 from cost_models.errors import InputError
 from cost_models.hardware.device import Device
 from cost_models.hardware.links import HOST_STAGED_SHARE, LINKS
-from cost_models.hardware.networks import HOST_STAGED_NIC_SHARE, NETWORKS, NetworkKind
+from cost_models.hardware.networks import CHANNEL_BYTES_PER_S, HOST_STAGED_NIC_SHARE, NETWORKS, NetworkKind
 
 MOST_NICS = 1024
 MOST_GPUS_PER_NODE = 1024
@@ -90,6 +90,8 @@ class Nics:
     gpudirect: bool = field(
         default=True, metadata={"optional": True}
     )  # cards read GPU memory; else every byte goes through the host's
+    channel_bytes_per_s: float = field(default=CHANNEL_BYTES_PER_S, metadata=strict.OPTIONAL)
+    """Of sends on one of NCCL's channels, as `sendrecv_perf` reaches with NCCL_NCHANNELS_PER_NET_PEER=1."""
 
     def __post_init__(self) -> None:
         rate_is_legal = 1 <= self.bytes_per_s <= MOST_BYTES_PER_S
@@ -97,6 +99,10 @@ class Nics:
             raise InputError(
                 f"nics: count={self.count}, bytes_per_s={self.bytes_per_s:g}, latency_s={self.latency_s:g}; "
                 f"count from 0 to {MOST_NICS}, latency_s at least 0, bytes_per_s from 1 to {MOST_BYTES_PER_S:g}"
+            )
+        if not 1 <= self.channel_bytes_per_s <= MOST_BYTES_PER_S:
+            raise InputError(
+                f"nics: channel_bytes_per_s={self.channel_bytes_per_s:g}; from 1 to {MOST_BYTES_PER_S:g} bytes/s"
             )
         if self.kind == "ethernet" and self.gpudirect:
             raise InputError("nics: kind=ethernet (TCP) has no GPUDirect; add gpudirect: false, or give kind: roce")

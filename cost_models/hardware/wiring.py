@@ -248,6 +248,11 @@ class LinkRates:
         return np.array([node.nics.bytes_per_s for node in self.wiring.nodes])
 
     @cached_property
+    def channel(self) -> Floats:
+        """Of sends on one of NCCL's channels; by run."""
+        return np.array([node.nics.channel_bytes_per_s for node in self.wiring.nodes])
+
+    @cached_property
     def doubled(self) -> Bools:
         """Whether GPUs are such as NCCL doubles few channels for: Hopper and later on NVSwitch; by run."""
         return np.array([LINKS[node.scale_up.link].sums_in_switch for node in self.wiring.nodes])

@@ -150,7 +150,8 @@ class Loads:
             return np.zeros(self.several)
         run = self.seats.run[:, groups].reshape(-1, groups.shape[1])
         slowest, doubled = self.rates.card_line[run].min(axis=1), np.asarray(self.rates.doubled[run].all(axis=1))
-        each = peer_bytes_per_s(groups.shape[1], blocks.channels, slowest, doubled)
+        channel, release = self.rates.channel[run].min(axis=1), self.fabric.nccl_minor
+        each = peer_bytes_per_s(groups.shape[1], blocks.channels, slowest, doubled, release, channel)
         return np.asarray(np.where(blocks.domains > 1, 1 / each, 0.0).reshape(self.several, -1).max(axis=1))
 
     def _busiest(self, groups: Ints, out: Array, into: Array, up: Sequence[Array]) -> Floats:

@@ -9,9 +9,9 @@
 NCCL reckons with 5, 8.5 and 14 us for a hop between nodes and 0.7, 1.3 and 3.4 inside one, for the protocols LL, LL128
 and Simple (src/graph/tuning.cc). Checked against `kernels_comm_multinode.csv`, 1 KiB to 16 GiB over 2 to 64 nodes.
 Where a profile measured the network, its latency and rate hold everything and none of this counts.
-A send has as many channels as NCCL gives one peer of its group (`peer_bytes_per_s`), fewer the more ranks there are.
-Left out: settings (channels, queue pairs, chunks), which one cluster tunes and another does not; NCCL before 2.29,
-which gives two channels, one from some size on; what else a shared network carries at the time.
+A send has as many channels as that release of NCCL gives one peer of its group (`peer_bytes_per_s`).
+Left out: settings (channels, queue pairs, chunks), which one cluster tunes and another does not; several cards of one
+GPU; what else a shared network carries at the time.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from cost_models.hardware.networks import CHANNEL_BYTES_PER_S
 from cost_models.number import Array, Number, larger, pick, smaller
 from cost_models.program import Op
 
@@ -46,10 +47,6 @@ long as those of the fastest over nodes of eight, 3.4 times over nodes of four (
 TREE_SLOWER = 0.18
 """From three domains on trees carry as much as rings, by so much later: 290 against 330 GB/s on B200, 160 against 198
 as NCCL reckons for H100. The largest all-reduces therefore go by rings, which wait for every hop."""
-CHANNEL_BYTES_PER_S = 14e9
-"""Of one channel between nodes, as NCCL reckons (src/graph/paths.cc, P2P_PER_CHANNEL_NET_BW); sends on one reach 14.7
-over B200's ConnectX-7. From 32 ranks on GH200 (NCCL 2.20, one channel to a peer, NVIDIA/nccl issue 1272) reaches 18.3
-of the 24.2 GB/s that it has with more."""
 PEERS_OF_CHANNEL = 8
 MOST_CHANNELS = 16
 """Of a group, by default, on Blackwell (NCCL 2.28.3); others have as many with eight cards a node."""
@@ -57,24 +54,43 @@ RING_WAITS = 4
 """Of a ring's hops: two passes of the slowest protocol, twice the fastest one's latency."""
 
 
-def peer_bytes_per_s(ranks: Number, cards: Number, card_bytes_per_s: Number, doubled: Number) -> Array:
-    """What sends to one peer on another node get of the channels of NCCL 2.29 and later (src/graph/paths.cc).
+def peer_bytes_per_s(
+    ranks: Number,
+    cards: Number,
+    card_bytes_per_s: Number,
+    doubled: Number,
+    nccl_minor: int = 29,
+    channel_bytes_per_s: Number = CHANNEL_BYTES_PER_S,
+) -> Array:
+    """What sends to one peer on another node get of the channels of NCCL 2.`nccl_minor` (src/graph/paths.cc).
 
     A group of `ranks`, with `cards` in its domain that has fewest, has two channels for each card (`doubled`: twice as
-    many, up to 16, on Hopper and later: src/graph/connect.cc). A peer gets one for each CHANNEL_BYTES_PER_S of a card
-    at line rate, halved until PEERS_OF_CHANNEL ranks fit on each channel. Powers of two.
+    many, up to 16, on Hopper and later: src/graph/connect.cc). A peer gets, each time a power of two,
+
+        from 2.29   one for each CHANNEL_BYTES_PER_S of a card at line rate, halved until PEERS_OF_CHANNEL ranks fit on
+                    each channel
+        2.20-2.28   two, or one where more than half as many ranks would fit so
+        2.12-2.19   two         before: one
 
     Rings of sends over 2, 4, 8, 16, 32 and 64 nodes of B200 reach 43, 44, 26, 14.7, 14.6 and 14.8 GB/s (NCCL 2.29.7);
     a card reaches 42:
 
     >>> [float(peer_bytes_per_s(8 * n, np.array(8), np.array(50e9), np.array(True))) / 1e9 for n in (2, 4, 8, 16, 64)]
     [56.0, 56.0, 28.0, 14.0, 14.0]
+    >>> [float(peer_bytes_per_s(8 * n, np.array(8), np.array(50e9), np.array(True), 20)) / 1e9 for n in (2, 4, 8, 16)]
+    [28.0, 28.0, 14.0, 14.0]
     """
     own = np.minimum(_power(2 * cards), MOST_CHANNELS)
     own = np.where(doubled, np.minimum(2 * own, MOST_CHANNELS), own)
-    wanted = _power(np.ceil(card_bytes_per_s / CHANNEL_BYTES_PER_S))
-    fit = 2.0 ** np.floor(np.log2(own / np.ceil(ranks / PEERS_OF_CHANNEL)))
-    return np.asarray(np.maximum(np.minimum(wanted, fit), 1.0) * CHANNEL_BYTES_PER_S)
+    if nccl_minor >= 29:
+        wanted = _power(np.ceil(card_bytes_per_s / CHANNEL_BYTES_PER_S))
+        fit = 2.0 ** np.floor(np.log2(own / np.ceil(ranks / PEERS_OF_CHANNEL)))
+        channels = np.maximum(np.minimum(wanted, fit), 1.0)
+    elif nccl_minor >= 20:
+        channels = np.where(2 * ranks > PEERS_OF_CHANNEL / 2 * own, 1.0, 2.0)
+    else:
+        channels = np.full(np.broadcast(ranks, own).shape, 2.0 if nccl_minor >= 12 else 1.0)
+    return np.asarray(channels * channel_bytes_per_s)
 
 
 def _power(least: Number) -> Array:

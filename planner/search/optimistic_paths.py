@@ -237,7 +237,8 @@ class Reach(Struct, frozen=True, kw_only=True, dict=True):
         cards = np.minimum(
             max(run.node.nics.count for run in self.cluster.runs) * self.cluster.nodes_per_domain, members
         )
-        return 1 / peer_bytes_per_s(members, cards, rates.card_line.max(), bool(rates.doubled.any()))
+        line, channel, doubled = rates.card_line.max(), rates.channel.max(), bool(rates.doubled.any())
+        return 1 / peer_bytes_per_s(members, cards, line, doubled, self.cluster.fabric.nccl_minor, channel)
 
     def _crowded(self, shard: Path, replicate: Path) -> tuple[Path, Path]:
         """The two sharding axes for each range of a, the most shard groups that meet in any one domain, of m ranks.

@@ -127,7 +127,8 @@ def _sends(topology: Topology, made: Pattern, blocks: Blocks) -> Pattern:
     if rates.has_protocols:
         run = topology.run[made.groups]
         slowest, doubled = rates.card_line[run].min(axis=1), np.asarray(rates.doubled[run].all(axis=1))
-        each = peer_bytes_per_s(made.members, blocks.channels, slowest, doubled)[made.group_of_rank]
+        channel, release = rates.channel[run].min(axis=1), rates.wiring.cluster.fabric.nccl_minor
+        each = peer_bytes_per_s(made.members, blocks.channels, slowest, doubled, release, channel)[made.group_of_rank]
         at, least = nic[crosses], np.full(int(nic.max()) + 1, np.inf)
         np.minimum.at(least, at, each[crosses])
         together = np.bincount(at, minlength=len(least))[at] * least[at]

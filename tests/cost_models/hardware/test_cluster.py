@@ -192,3 +192,14 @@ def test_a_leaf_or_spine_of_more_nodes_than_there_are_is_as_large_as_they_are(tm
     text = "base: dgx-h100\nnodes: [{count: 8}]\nfabric: {nodes_per_leaf: 2, leaves_per_spine: 2, "
     assert load(tmp_path, text + "leaves: [9000000000000000000]}").leaf_of_slot.tolist() == [0] * 8
     assert load(tmp_path, text + "spines: [1, 9000000000000000000]}").spine_of_slot.tolist() == [0, 0] + [1] * 6
+
+
+def test_the_release_of_nccl_is_a_text_that_names_one(tmp_path):
+    text = "base: dgx-h100\nnodes: [{{count: 4}}]\nfabric: {{nodes_per_leaf: 32, nccl: {}}}\n"
+    assert load(tmp_path, text.format('"2.20.5"')).fabric.nccl_minor == 20
+    for wrong in ("2.30", '"3.1"', '"new"'):  # a bare 2.30 is the number 2.3
+        with pytest.raises(InputError, match="nccl"):
+            load(tmp_path, text.format(wrong))
+    with pytest.raises(InputError, match="channel_bytes_per_s"):
+        load(tmp_path, RUN.replace("count: 3", "count: 3, nics: {count: 8, bytes_per_s: 50 GB/s, latency_s: 3 us, "
+                                   "channel_bytes_per_s: 0}"))  # fmt: skip

@@ -111,6 +111,29 @@ def test_sends_of_one_card_fill_their_channels_together() -> None:
         assert 1 / float(path.send_s_per_byte) / 1e9 == pytest.approx(gb_per_s)
 
 
+def test_a_ring_has_the_channels_of_the_release_that_runs() -> None:
+    """By src/graph/paths.cc of NCCL 2.8, 2.12, 2.20 and 2.29: rings over 32 and 64 GPUs of 8 a node, channels to a peer."""
+    expected = {"2.8.4": (1, 1), "2.19.3": (2, 2), "2.20": (2, 1), "2.28.9": (2, 1), "2.29": (3, 2)}  # 3: the card's 42
+    for release, channels in expected.items():
+        for nodes, wanted in zip((4, 8), channels, strict=True):
+            cluster = Cluster.load("dgx-h100", nodes=nodes)
+            cluster = dataclasses.replace(cluster, fabric=dataclasses.replace(cluster.fabric, nccl=release))
+            rate = 1 / float(cluster_costs(cluster).paths(Strategy(ring=8 * nodes)).axes["ring"].send_s_per_byte)
+            assert rate / CHANNEL_BYTES_PER_S == pytest.approx(wanted, rel=0.08), release
+
+
+def test_sends_get_what_a_channel_is_said_to_carry() -> None:
+    """32 GH200, one card of 25 GB/s each, four a node: 24.2 GB/s by NCCL 2.19, 18.3 by 2.20 (NVIDIA/nccl issue 1272)."""
+    cluster = Cluster.load("alps-gh200", nodes=8)
+    run = cluster.runs[0]
+    nics = dataclasses.replace(run.node.nics, channel_bytes_per_s=18.3e9)
+    runs = (dataclasses.replace(run, node=dataclasses.replace(run.node, nics=nics)),)
+    for release, gb_per_s in (("2.19.4", 24.2), ("2.20.5", 18.3)):
+        fabric = dataclasses.replace(cluster.fabric, nccl=release)
+        path = cluster_costs(dataclasses.replace(cluster, runs=runs, fabric=fabric)).paths(Strategy(ring=32))
+        assert 1 / float(path.axes["ring"].send_s_per_byte) / 1e9 == pytest.approx(gb_per_s, rel=0.08)
+
+
 def test_no_more_ranks_or_fewer_cards_give_a_peer_more_channels() -> None:
     ranks, cards, rate = np.array([2, 8, 9, 64, 65, 512]), np.array([1, 2, 3, 8, 16]), np.array([12.5e9, 25e9, 100e9])
     found = peer_bytes_per_s(ranks[:, None, None], cards[:, None], rate, np.array(True)) / CHANNEL_BYTES_PER_S
