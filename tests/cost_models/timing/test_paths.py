@@ -112,7 +112,7 @@ def test_sends_of_one_card_fill_their_channels_together() -> None:
 
 
 def test_a_ring_has_the_channels_of_the_release_that_runs() -> None:
-    """By src/graph/paths.cc of NCCL 2.8, 2.12, 2.20 and 2.29: rings over 32 and 64 GPUs of 8 a node, channels to a peer."""
+    """By src/graph/paths.cc of each: channels to a peer of rings over 32 and 64 GPUs, 8 a node."""
     expected = {"2.8.4": (1, 1), "2.19.3": (2, 2), "2.20": (2, 1), "2.28.9": (2, 1), "2.29": (3, 2)}  # 3: the card's 42
     for release, channels in expected.items():
         for nodes, wanted in zip((4, 8), channels, strict=True):
@@ -123,7 +123,7 @@ def test_a_ring_has_the_channels_of_the_release_that_runs() -> None:
 
 
 def test_sends_get_what_a_channel_is_said_to_carry() -> None:
-    """32 GH200, one card of 25 GB/s each, four a node: 24.2 GB/s by NCCL 2.19, 18.3 by 2.20 (NVIDIA/nccl issue 1272)."""
+    """32 GH200, a card of 25 GB/s each: 24.2 GB/s by NCCL 2.19, 18.3 by 2.20 (NVIDIA/nccl issue 1272)."""
     cluster = Cluster.load("alps-gh200", nodes=8)
     run = cluster.runs[0]
     nics = dataclasses.replace(run.node.nics, channel_bytes_per_s=18.3e9)
