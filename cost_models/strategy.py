@@ -28,6 +28,7 @@ from cost_models import strict
 from cost_models.errors import InputError
 from cost_models.models.model import Model
 from cost_models.number import Number, larger, pick, somewhere
+from cost_models.token_shares import check_shares
 
 Recompute = Literal["none", "mlp", "all_but_attention", "full", "core_attention", "other_products"]
 Offload = Literal["none", "activations"]
@@ -125,6 +126,8 @@ class Strategy:
     ssd: SsdSplit = field(default="states", metadata=strict.OPTIONAL)
     """State-space layers: each rank scans its tokens and states are passed; heads over the context group; or mixed:
     heads over ulysses, states over the ring."""
+    token_shares: tuple[int, ...] = field(default=(), metadata=strict.OPTIONAL)
+    """Of a row, for each position of the ring, relative to each other; () is equal ones (`token_shares`)."""
     ssd_pass: SsdPass = field(default="gather", metadata=strict.OPTIONAL)
     """How states are passed: every rank gets all, rank to rank, or in log2 steps; least: the search's, before it
     names one of them."""
@@ -160,6 +163,15 @@ class Strategy:
                 raise InputError(f"{name}={chunk} must be a whole number of at least 1 (or none)")
         if self.attention_chunk_tokens is not None:
             self._check_chunks()
+        if self.token_shares:
+            self._check_shares()
+
+    def _check_shares(self) -> None:
+        """Unequal blocks: a zigzag of a given ring, all of whose positions hold whole layers."""
+        check_shares(self.token_shares, self.ring, self.ring_kind)
+        for axis in ("tensor", "pipeline"):
+            if getattr(self, axis) > 1:
+                raise InputError(f"token_shares with {axis}={getattr(self, axis)}; legal here: {axis}=1")
 
     def _check_chunks(self) -> None:
         """Attention in chunks stands on ulysses alone, and has no output on the GPU that a layer could keep."""
@@ -262,6 +274,8 @@ class Strategy:
                     f"most {most}"
                 )
         if model.ssd is not None:
+            if self.token_shares:
+                raise InputError("token_shares is not priced for state-space layers, whose stretches are equal")
             if self.attention_chunk_tokens is not None:
                 raise InputError("attention_chunk_tokens is not priced for state-space layers; legal: none")
             if self.tensor > 1:
@@ -293,6 +307,7 @@ class Strategy:
         parts += [f"expert {self.expert}"] if self.expert > 1 else []
         tail = f" of {self.microbatches} microbatches" if self.pipeline > 1 else ""
         tail += f", zero-{self.zero} over {self.shard}" if self.shard > 1 else ", unsharded"
+        tail += f", tokens {':'.join(map(str, self.token_shares))}" if self.token_shares else ""
         tail += f", cache by {self.cache_context}" if self.cache_context > 1 else ""
         tail += f", MLP by {self.mlp_chunk_tokens} tokens" if self.mlp_chunk_tokens is not None else ""
         tail += f", heads in {self.attention_head_chunks} chunks" if self.attention_head_chunks > 1 else ""
@@ -301,7 +316,7 @@ class Strategy:
         return " × ".join(parts) + tail
 
 
-PINS = (*(one.name for one in fields(Strategy) if one.name != "layers"), "recompute")
+PINS = (*(one.name for one in fields(Strategy) if one.name not in ("layers", "token_shares")), "recompute")
 """What a user may fix, by name."""
 VARIED = ("data", "ring", "ulysses", "shard", "zero", "microbatches")
 """Degrees that may differ between the strategies that are priced as one."""

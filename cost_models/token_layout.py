@@ -10,7 +10,8 @@ the ring block is then cut into U equal slices, one for each ulysses rank:
 a rank sees its whole ring block again, so causality is a matter of pieces alone: two pieces are the same (causal) or
 one lies wholly before the other (all or nothing). A local index ascends with the row's. With chunks of the row (no
 ring) each chunk is cut into U slices, so that a chunk's tokens of all ulysses ranks are a piece of the row.
-Units: tokens. Leaves out blocks of unequal size: the row is padded to a multiple of `granule`, pads at the end.
+`shares` make the blocks of a zigzag unequal (`token_shares`): chunks r and 2R-1-r are of one size, others of another.
+Units: tokens. The row is padded to a multiple of `granule`, pads at the end.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from numpy.typing import NDArray
 from cost_models.balanced_rows import balanced
 from cost_models.errors import InputError
 from cost_models.number import Number, pick
+from cost_models.token_shares import check_shares, dealt
 
 Places = NDArray[np.int64]
 """Positions in a row. Plain arrays, not tensors: a step on fake tensors still has to know them."""
@@ -123,6 +125,7 @@ class Layout:
     documents: tuple[int, ...] = ()  # where documents start, ascending from 0; () is one
     window: int = 0  # keys that a token sees at most, its own included; 0: all before it
     chunk_tokens: int | None = None  # of the row that attention takes at one time; None: all
+    shares: tuple[int, ...] = ()  # of the ring blocks, relative to each other; () is equal ones
 
     def __post_init__(self) -> None:
         if self.chunk_tokens is not None and self.ring > 1:
@@ -132,6 +135,8 @@ class Layout:
         for name in ("tokens", "ulysses", "ring"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.shares:
+            check_shares(self.shares, self.ring, self.kind)
 
     @cached_property
     def edges(self) -> tuple[int, ...]:
@@ -162,13 +167,25 @@ class Layout:
         return -(-self.tokens // self.granule) * self.granule
 
     @cached_property
+    def held(self) -> tuple[int, ...]:
+        """Tokens of each ring block.
+
+        >>> Layout(tokens=16, ring=2, shares=(3, 1)).held
+        (12, 4)
+        """
+        if not self.shares:
+            return (self.padded_tokens // self.ring,) * self.ring
+        unit = self.granule // self.ring
+        return tuple(unit * units for units in dealt(self.padded_tokens // unit, self.shares))
+
+    @cached_property
     def block_tokens(self) -> int:
-        """Tokens of a ring block: what attention sees after the head exchange."""
-        return self.padded_tokens // self.ring
+        """Tokens of the largest ring block: what attention sees after the head exchange."""
+        return max(self.held)
 
     @cached_property
     def rank_tokens(self) -> int:
-        """Tokens of one rank: what everything but attention sees."""
+        """Tokens of one rank of the largest block: what everything but attention sees."""
         return self.block_tokens // self.ulysses
 
     @cached_property
@@ -178,18 +195,18 @@ class Layout:
         >>> Layout(tokens=8, ring=2).blocks[0]
         (Span(start=0, stop=2), Span(start=6, stop=8))
         """
-        ring, size = self.ring, self.block_tokens
+        ring, size = self.ring, self.block_tokens  # of unequal blocks only a zigzag reads `held`
         if self.kind == "contiguous" or ring == 1:
             return tuple((Span(index * size, (index + 1) * size),) for index in range(ring))
         if self.kind == "balanced" and len(self.documents) > 1:
             return tuple(_merged([Span(*piece) for piece in mine]) for mine in balanced(self.edges, ring))
-        chunk = size // 2
-        pairs = ((index, 2 * ring - 1 - index) for index in range(ring))
-        return tuple(tuple(Span(at * chunk, (at + 1) * chunk) for at in pair) for pair in pairs)
+        ends = np.cumsum(self.held, dtype=np.int64) // 2
+        starts, last = [0, *ends.tolist()], self.padded_tokens
+        return tuple((Span(low, high), Span(last - high, last - low)) for low, high in pairwise(starts))
 
     def _spans(self, ring_index: int, ulysses_index: int) -> Iterator[Span]:
         """A rank's tokens, ascending: of each chunk its slice."""
-        size = self.rank_tokens // self.chunks
+        size = self.held[ring_index] // self.ulysses // self.chunks
         for chunk in range(self.chunks):
             start = (chunk * self.ulysses + ulysses_index) * size
             for segment in self.blocks[ring_index]:
@@ -206,8 +223,9 @@ class Layout:
         """Which rank holds each position of the row, as ring_index * ulysses + ulysses_index."""
         starts, shifts, rings = self._pieces
         piece = np.searchsorted(starts, positions, side="right") - 1
-        in_chunk = (positions + shifts[piece]) % (self.block_tokens // self.chunks)
-        return np.asarray(rings[piece] * self.ulysses + in_chunk // (self.rank_tokens // self.chunks))
+        chunk = np.array(self.held, dtype=np.int64)[rings[piece]] // self.chunks
+        in_chunk = (positions + shifts[piece]) % chunk
+        return np.asarray(rings[piece] * self.ulysses + in_chunk // (chunk // self.ulysses))
 
     @cached_property
     def _pieces(self) -> tuple[Places, Places, Places]:

@@ -68,6 +68,7 @@ class ContextSharding:
     groups: Groups
     device: torch.device
     ring_layout: str = "zigzag"
+    token_shares: tuple[int, ...] = ()  # of the ring's positions; () is equal ones
     zero: int = 3
     recompute: tuple[tuple[str, int] | tuple[str, int, str], ...] = ()
     precision: Precision = field(default_factory=Precision)
@@ -130,6 +131,7 @@ class ContextSharding:
                 kind=self.ring_layout,
                 documents=document_starts(_places(row)),
                 chunk_tokens=self.attention_chunk_tokens,
+                shares=self.token_shares,
             )
         return self._row
 
@@ -203,6 +205,8 @@ class ContextSharding:
         for mixer in mixers:
             check_heads(mixer.heads, self.ssd, context=self.groups.context.size, ulysses=self.groups.ulysses.size)
         self._has_ssd = bool(mixers)
+        if mixers and self.token_shares:
+            raise InputError("token_shares with state-space layers, whose stretches are equal; legal: none")
         guard(model)
         if self.frozen_in_param and self.precision.param is not None:
             for parameter in model.parameters():

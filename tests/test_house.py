@@ -22,7 +22,7 @@ MAY_IMPORT = {
 INSIDE = (
     {"errors", "units", "strict", "number", "certificate"},
     {"hardware", "models", "curves"},
-    {"workload", "strategy", "program", "profile", "token_layout", "balanced_rows", "ssd_messages"},
+    {"workload", "strategy", "program", "profile", "token_layout", "token_shares", "balanced_rows", "ssd_messages"},
     {"timing"},
     {"framework", "layer", "flops"},
     {"step"},

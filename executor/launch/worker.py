@@ -56,6 +56,7 @@ def make_sharding(plan: Plan, rank: int, device: torch.device, timeout: timedelt
         groups=make_groups(lists, rank, "nccl" if device.type == "cuda" else None, timeout),
         device=device,
         ring_layout=strategy.ring_kind,
+        token_shares=strategy.token_shares,
         zero=strategy.zero,
         recompute=tuple((part.recompute, part.count, part.offload) for part in strategy.layers),
         precision=Precision(param=dtypes[precision.param], reduce=dtypes[precision.reduce]) if mixed else Precision(),

@@ -106,7 +106,7 @@ class MmSp:
         if self.layout.chunks > 1:
             return attend_in_turn(self.row, q, k, v, scale, window, sinks)
         split, route = HeadSplit(q_heads=q.shape[1], kv_heads=k.shape[1], ulysses=self.ulysses.size), self.route(window)
-        held = self.layout.padded_tokens // (self.ring.size * self.ulysses.size)
+        held = self.layout.held[self.ring.index] // self.layout.ulysses
         if not q.shape[2] == k.shape[2] == held:
             raise InputError(
                 f'attention "mm_sp" got {q.shape[2]} queries and {k.shape[2]} keys where a rank holds {held} tokens of '

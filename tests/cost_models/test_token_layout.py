@@ -16,6 +16,12 @@ from cost_models.layer.sizes import RankSizes
 from cost_models.token_layout import RING_LAYOUTS, Layout, document_starts
 
 
+def _shares(kind: str, ring: int, seed: int) -> tuple[int, ...]:
+    """Unequal blocks in half of the zigzags, of shares that rows this short cannot always have."""
+    unequal = kind == "zigzag" and ring > 1 and seed % 2
+    return tuple(np.random.default_rng(seed).integers(1, 9, ring).tolist()) if unequal else ()
+
+
 def _coverage(layout: Layout) -> np.ndarray:
     """How often each (query, key) pair of the padded row is computed, built from what the ranks hold."""
     seen = np.zeros((layout.padded_tokens, layout.padded_tokens), dtype=np.int64)
@@ -47,11 +53,15 @@ def _expected(layout: Layout) -> np.ndarray:
     kind=st.sampled_from(RING_LAYOUTS),
     cuts=st.sets(st.integers(1, 69), max_size=5),
     window=st.sampled_from([0, 0, 1, 2, 5, 16, 100]),
+    seed=st.integers(0, 99),
 )
-def test_every_causal_pair_of_a_document_exactly_once(tokens, ulysses, ring, kind, cuts, window):
+def test_every_causal_pair_of_a_document_exactly_once(tokens, ulysses, ring, kind, cuts, window, seed):
     document_L = np.searchsorted(sorted(cuts), np.arange(tokens), side="right")
     documents = document_starts(document_L)
-    layout = Layout(tokens=tokens, ulysses=ulysses, ring=ring, kind=kind, documents=documents, window=window)
+    layout = Layout(
+        tokens=tokens, ulysses=ulysses, ring=ring, kind=kind, documents=documents, window=window,
+        shares=_shares(kind, ring, seed),
+    )  # fmt: skip
     assert np.array_equal(_coverage(layout), _expected(layout))
 
 
@@ -88,20 +98,41 @@ def test_chunks_of_a_row_hold_every_causal_pair_once(tokens, ulysses, chunk, cut
     ring=st.integers(1, 6),
     kind=st.sampled_from(RING_LAYOUTS),
     cuts=st.sets(st.integers(1, 199), max_size=5),
+    seed=st.integers(0, 99),
 )
-def test_every_token_has_one_owner_and_ascends(tokens, ulysses, ring, kind, cuts):
+def test_every_token_has_one_owner_and_ascends(tokens, ulysses, ring, kind, cuts, seed):
     documents = (0, *sorted(cut for cut in cuts if cut < tokens))
-    layout = Layout(tokens=tokens, ulysses=ulysses, ring=ring, kind=kind, documents=documents)
+    shares = _shares(kind, ring, seed)
+    layout = Layout(tokens=tokens, ulysses=ulysses, ring=ring, kind=kind, documents=documents, shares=shares)
     held = []
     for r, u in itertools.product(range(ring), range(ulysses)):
         index_S = layout.index(r, u)
-        assert index_S.shape == (layout.rank_tokens,)
+        assert index_S.shape == (layout.held[r] // ulysses,)
         assert (np.diff(index_S) > 0).all()
         assert (layout.owner(index_S) == r * ulysses + u).all()
         assert layout.real_tokens(r, u) == int((index_S < tokens).sum())
         held.append(index_S)
     assert np.array_equal(np.sort(np.concatenate(held)), np.arange(layout.padded_tokens))
     assert layout.padded_tokens - tokens < 2 * ring * ulysses
+
+
+def test_causal_pairs_of_unequal_blocks_are_in_proportion_to_their_tokens():
+    layout = Layout(tokens=160, ulysses=2, ring=4, shares=(5, 2, 1, 2))
+    assert layout.held == (80, 32, 16, 32)
+    pairs = [sum(int((layout.index(r, u) + 1).sum()) for u in range(2)) for r in range(4)]
+    assert pairs == [held * 161 // 2 for held in layout.held]
+    assert [one.hops for one in layout.travels] == [3] * 4 and [one.tokens for one in layout.travels] == [
+        80,
+        32,
+        16,
+        32,
+    ]
+
+
+def test_shares_that_no_ring_has_are_refused():
+    for wrong in ({"ring": 3}, {"kind": "balanced"}, {"shares": (1, 0)}, {"ring": 1, "shares": (1,)}):
+        with pytest.raises(InputError, match="token_shares"):
+            Layout(**{"tokens": 64, "ring": 2, "shares": (3, 1), **wrong})
 
 
 def test_zigzag_work_is_equal_and_needs_one_tile_per_hop():

@@ -38,6 +38,7 @@ class Case:
     shard: int = 0  # 0: all ranks
     zero: int = 3
     kind: str = "zigzag"
+    shares: tuple[int, ...] = ()
     recompute: tuple[tuple[str, int] | tuple[str, int, str], ...] = ()
     head_chunks: int = 1
     attention_chunk_tokens: int | None = None
@@ -77,6 +78,7 @@ def make_sharding(case: Case) -> ContextSharding:
         groups=make_groups(rank_lists(case), dist.get_rank()),
         device=torch.device("cpu"),
         ring_layout=case.kind,
+        token_shares=case.shares,
         zero=case.zero,
         recompute=case.recompute,
         head_chunks=case.head_chunks,

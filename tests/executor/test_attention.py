@@ -109,6 +109,10 @@ CASES = [
     (64, 8, 2, 4, 2, "balanced", [8] * 8),  # nothing travels
     (61, 4, 4, 1, 5, "balanced", [1] * 20 + [41]),
     (40, 4, 2, 1, 4, "balanced", [11, 9, 11, 9]),  # documents without room are cut
+    (64, 4, 2, 2, 2, (3, 1), [64]),  # shares of a zigzag
+    (61, 4, 2, 1, 4, (5, 2, 2, 1), [61]),
+    (90, 6, 3, 3, 3, (1, 4, 2), [40, 3, 47]),
+    (7, 4, 2, 2, 3, (1, 97, 1), [7]),  # a block of one unit at least
 ]
 
 
@@ -116,7 +120,8 @@ CASES = [
 def test_equals_dense_attention(tokens, heads, kv_heads, ulysses, ring, kind, documents):
     document_L = torch.repeat_interleave(torch.arange(len(documents)), torch.tensor(documents))
     q, k, v, dout = row(tokens, heads, kv_heads)
-    layout = Layout(tokens=tokens, ulysses=ulysses, ring=ring, kind=kind)
+    dealt = {"kind": kind} if isinstance(kind, str) else {"shares": kind}
+    layout = Layout(tokens=tokens, ulysses=ulysses, ring=ring, **dealt)
     leaves = [x.clone().requires_grad_() for x in (q, k, v)]
     expected_out = dense(*leaves, document_L, 0.3)
     expected = [expected_out.detach().transpose(1, 2), *torch.autograd.grad((expected_out * dout).sum(), leaves)]
@@ -202,7 +207,8 @@ def test_random_packed_rows_equal_dense_attention(seed):
     leaves = [x.clone().requires_grad_() for x in (q, k, v)]
     expected_out = dense(*leaves, document_L, 0.3, window)
     expected = [expected_out.detach().transpose(1, 2), *torch.autograd.grad((expected_out * dout).sum(), leaves)]
-    layout = Layout(tokens=sum(documents), ulysses=ulysses, ring=ring, kind=kind)
+    shares = tuple(random.integers(1, 6, ring).tolist()) if kind == "zigzag" and seed % 2 else ()
+    layout = Layout(tokens=sum(documents), ulysses=ulysses, ring=ring, kind=kind, shares=shares)
     for got, want in zip(sharded(layout, q, k, v, dout, document_L, window=window), expected, strict=True):
         torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
 

@@ -34,7 +34,8 @@ FOUR_RANKS = [
     Case(
         ulysses=4, dtype="float32", param="bfloat16", attention_chunk_tokens=12, states_on_host=True, frozen=("tower",)
     ),
-    Case(ulysses=2, ring=2, frames=((1,),)),
+    Case(ulysses=2, ring=2, frames=((1,),), shares=(3, 1)),
+    Case(ring=4, shares=(5, 1, 2, 3), mlp_chunk_tokens=3, frames=((5,), (2, 0, 1)), shard=2),
     Case(ulysses=2, ring=2, frames=((0,), (0, 0))),
     Case(data=2, ulysses=2, frames=((5,), (0, 3))),
     Case(data=2, ring=2, shard=2, zero=2),
@@ -60,7 +61,7 @@ FOUR_RANKS = [
 
 
 EIGHT_RANKS = [
-    Case(ulysses=2, ring=4, dtype="float32", frames=((5, 4), (3,))),
+    Case(ulysses=2, ring=4, dtype="float32", frames=((5, 4), (3,)), shares=(2, 1, 1, 2)),
     Case(ulysses=4, ring=2, llm="qwen2", frames=((7,),)),
     Case(data=2, ulysses=2, ring=2, shard=4, reverse=True),
 ]
