@@ -32,6 +32,7 @@ from cost_models.number import Number, both, larger, pick, smaller, somewhere
 from cost_models.profile import Profile
 from cost_models.program import Broadcasts, Compute, Exchange, Passed, Ring, Segment, Staged, StepProgram
 from cost_models.step.assembly import step_program
+from cost_models.step.unequal import Position, positions, slowest
 from cost_models.strategy import Strategy
 from cost_models.timing.cluster_costs import cluster_costs
 from cost_models.timing.kernels import OPS, Kernels
@@ -39,6 +40,14 @@ from cost_models.timing.passing import passed_s
 from cost_models.timing.paths import Paths, met
 from cost_models.units import show_bytes
 from cost_models.workload import Workload
+
+
+class Held(NamedTuple):
+    """Peak memory of a rank, by part, at a moment, and what its device has."""
+
+    parts: Mapping[str, Number]
+    moment: str
+    capacity_bytes: int
 
 
 class Folded(NamedTuple):
@@ -79,28 +88,35 @@ def price(
     here = cluster_costs(cluster, profile)
     runs, paths = here.runs(strategy.ranks, placement), here.paths(strategy, placement, framework.owned_tensors > 0)
     kernels, devices = here.kernels(runs, framework.measured_attention(workload)), here.devices(runs)
-    sizes = RankSizes(workload, strategy, framework.on(devices[0]))
     ranges = strategy.layer_ranges(workload.model.layers)
-    program = step_program(sizes, kernels, ranges)
+    if strategy.token_shares:
+        several = positions(here, workload, strategy, placement, framework)
+        program = slowest([one.program() for one in several])
+        _, held = fullest_position(several)
+        on_host = max(float(rank_host_bytes(one.sizes, ranges)) for one in several)
+    else:
+        sizes = RankSizes(workload, strategy, framework.on(devices[0]))
+        program = step_program(sizes, kernels, ranges)
+        held = Held(*fullest(sizes, ranges, devices[0]), min(device.allocatable_bytes for device in devices))
+        on_host = float(rank_host_bytes(sizes, ranges))
     folded = fold(program, paths)
-    parts, moment = fullest(sizes, ranges, devices[0])
-    host = fullest_host(cluster, runs, strategy.ranks, placement, float(rank_host_bytes(sizes, ranges)))
+    host = fullest_host(cluster, runs, strategy.ranks, placement, on_host)
     named = (*SECONDS, "experts") if "experts" in folded.seconds else SECONDS
     seconds = _floats({name: folded.seconds.get(name, 0.0) for name in named})
     hidden_s = _floats(folded.hidden_s)
     cost = StepCost(
         seconds=seconds,
-        memory=Memory((name, round(float(parts[name]))) for name in MEMORY),
+        memory=Memory((name, round(float(held.parts[name]))) for name in MEMORY),
         sent_bytes=_floats(sent_bytes(program, strategy)),
         hidden_s=hidden_s,
-        capacity_bytes=min(device.allocatable_bytes for device in devices),
+        capacity_bytes=held.capacity_bytes,
         model_flops=flops.model_flops(workload),
         executed_flops=flops.executed_flops(workload, strategy),
         peak_flops=strategy.ranks * sum(device.peak_16bit for device in devices) / len(devices),
         tokens=workload.global_batch * (1 if workload.mode == "decode" else workload.context_tokens),
         ranks=strategy.ranks,
         estimates=(*estimates(kernels, paths, cluster, strategy, workload.model), *_memory_estimates(devices, host)),
-        moment=moment,
+        moment=held.moment,
         host_bytes=host[0],
         host_capacity_bytes=host[1],
         basis=basis_of(seconds, hidden_s, program, kernels, paths, PRICED_AS, framework.product_dtype is not None),
@@ -109,6 +125,15 @@ def price(
     peaks = (device.peak(narrow) if narrow else device.peak_16bit for device in devices)
     _refuse_above_peak(cost, strategy.ranks * max(peaks))
     return cost
+
+
+def fullest_position(several: Sequence[Position]) -> tuple[Position, Held]:
+    """The position of a ring of unequal blocks that has least room, and what its ranks hold."""
+    found = []
+    for one in several:
+        ranges = one.sizes.degrees.layer_ranges(one.sizes.workload.model.layers)
+        found.append((one, Held(*fullest(one.sizes, ranges, one.device), one.device.allocatable_bytes)))
+    return max(found, key=lambda pair: sum(pair[1].parts.values()) / pair[1].capacity_bytes)
 
 
 def _floats(parts: Mapping[str, Number]) -> dict[str, float]:

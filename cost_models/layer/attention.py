@@ -220,7 +220,7 @@ def _scores(sizes: RankSizes) -> Number:
 def _working(sizes: RankSizes) -> Number:
     """Without gradients: what is exchanged for queries and output, and two blocks of keys and values in a ring."""
     lines, width = sizes.ring_tokens * sizes.rows, sizes.workload.model.head_dim + sizes.workload.model.v_dim
-    block = 2 * lines * sizes.kv_heads * width
+    block = 2 * sizes.passing_tokens * sizes.rows * sizes.kv_heads * width
     return (lines * sizes.heads * width + pick(sizes.degrees.ring > 1, block, 0)) * sizes.width
 
 
@@ -234,7 +234,7 @@ def _working_back(sizes: RankSizes) -> Number:
     freed, sent = sizes.framework.exchange_freed, DTYPE_BYTES[degrees.grad_ring_dtype]
     queries = model.head_dim * (width + pick(ring, wide, width)) + model.v_dim * width * (1 if freed else 2)
     further = pick(degrees.ring > 2, width + sent * (2 if freed else 1), 0)
-    kv = lines * sizes.kv_heads * (model.head_dim + model.v_dim)
+    kv = sizes.passing_tokens * sizes.rows * sizes.kv_heads * (model.head_dim + model.v_dim)
     summed = pick(ring, 2 * wide + width + further, width * (1 if freed else 2))
     made = lines * sizes.heads * queries + kv * (width + summed)
     return made + _kernel_buffers(sizes)
@@ -272,7 +272,8 @@ def _ring(sizes: RankSizes, kernels: Kernels, part: str, grad: bool, causal: boo
 
     zigzag, balanced, double and striped: every block is half masked, all ranks alike. contiguous: the last rank
     computes full blocks. Packed documents, where the framework's ring knows them: all ranks are as slow as the one with
-    most pairs, and a hop sends the largest block under way (`RingShares`). Without a causal mask all blocks are full;
+    most pairs, and a hop sends the largest block under way (`RingShares`). Of unequal blocks (`Block`) a hop brings the
+    others' mean, and all wait for each other as `stall` says. Without a causal mask all blocks are full;
     with a window all ranks are alike, and a call is shortened to its share of the pairs. Widening the result, once, is
     spread over the hops: where there are none, nothing is widened (and a bound that takes fewer hops stays below).
     """
@@ -285,7 +286,8 @@ def _ring(sizes: RankSizes, kernels: Kernels, part: str, grad: bool, causal: boo
     elif (kind == "contiguous" and not sizes.window and shares is None) or not causal:
         piece = attention_call_s(sizes, kernels, tokens, tokens, grad, False)
     else:
-        piece = attention_call_s(sizes, kernels, tokens, larger(tokens // 2, 1), grad, False)
+        keys = tokens if sizes.block is None else sizes.block.others
+        piece = attention_call_s(sizes, kernels, tokens, larger(keys // 2, 1), grad, False)
     widened: Number = 0.0
     if sizes.framework.widen_bytes:
         widened = attention_passes_s(sizes, kernels, tokens, grad, sizes.framework.widen_bytes, 2)
@@ -297,6 +299,9 @@ def _ring(sizes: RankSizes, kernels: Kernels, part: str, grad: bool, causal: boo
         kv, pieces = kv * shares.sent, shares.hops + 1
     elif sizes.evenly:
         first, pieces, kv, merged = degrees.ring * smaller(first, piece), 0 * degrees.ring + 1, 0.0 * kv, 0.0
+    elif sizes.block is not None:
+        first, piece = first * sizes.block.stall, piece * sizes.block.stall
+        kv = kv * sizes.block.others / tokens
     return Ring(
         part=part,
         pieces=pieces,

@@ -68,6 +68,15 @@ def _ring_shares(work: Workload, ring: int, ulysses: int, kind: str) -> RingShar
     return RingShares(did.own / half, did.others / max(did.hops, 1) / half, did.sent / block, did.hops)
 
 
+class Block(NamedTuple):
+    """Of unequal blocks in a ring, all ulysses ranks together."""
+
+    tokens: int  # of this rank's
+    others: float  # … of the others', averaged over the hops
+    largest: int  # … of any
+    stall: float  # time of the ring's blocks over that of the slowest rank's
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """One pipeline stage of a model whose layers differ."""
@@ -85,6 +94,7 @@ class RankSizes:
     kind: LayerKind | None = None  # of the layer whose sizes these are; None means the model's last layer
     stage: Stage | None = None  # None means that every stage has an equal share of all layers
     evenly: bool = False  # a bound over many rings: documents are dealt evenly, and nothing of them travels
+    block: Block | None = None  # where those of the ring are unequal
     chunked: bool = False  # heads are those of one of the pieces in which they are attended
     _made: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
@@ -92,6 +102,8 @@ class RankSizes:
         if self.framework.zero_1_as_2 and somewhere(self.degrees.zero == 1):
             zero = pick(self.degrees.zero == 1, 2, self.degrees.zero)
             object.__setattr__(self, "degrees", replace(self.degrees, zero=zero))
+        if self.degrees.token_shares and self.block is None:
+            raise InputError("token_shares has a price for each position of a ring (`step.unequal.positions`)")
         if self.framework.whole_loss and self.degrees.loss_chunk_tokens is not None:
             object.__setattr__(self, "degrees", replace(self.degrees, loss_chunk_tokens=None))
 
@@ -167,10 +179,17 @@ class RankSizes:
     def ring_tokens(self) -> Number:
         """Tokens of one row on one ring position, all ulysses ranks together, padded as `row_granule` says."""
         degrees, context = self.degrees, self.workload.context_tokens
+        if self.block is not None:
+            return self.block.tokens
         if self.workload.mode == "decode":
             return -(-context // degrees.context) * degrees.ulysses
         granule = self.row_chunks * row_granule(degrees.ring, degrees.ulysses, degrees.ring_kind)
         return -(-context // granule) * granule // degrees.ring
+
+    @cached_property
+    def passing_tokens(self) -> Number:
+        """The same of a block that goes round, the largest that comes by."""
+        return self.ring_tokens if self.block is None else self.block.largest
 
     @cached_property
     def row_chunks(self) -> int:

@@ -15,10 +15,11 @@ import json
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from rich.console import Console
@@ -29,6 +30,10 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from cost_models.errors import InputError
 from cost_models.framework import OURS
+from cost_models.pricing import fullest_position
+from cost_models.step.unequal import positions
+from cost_models.strategy import AXES, rank_grid
+from cost_models.timing.cluster_costs import cluster_costs
 from cost_models.units import show_bytes
 from executor.check.described import TextOnly, config_of
 from executor.check.footprint import Footprint
@@ -153,9 +158,10 @@ def _count(plan: Plan, rank: int, config: LongVilaConfig, tell: Callable[[str], 
         del loss
         tell("optimizer")
         states = _with_optimizer(wrapped, footprint, sharding.optimizer_device, HOST if updated_there else "optimizer")
-    components = _components(plan, states, after, highest)
+    planned = _planned(plan, rank)
+    components = _components(plan, planned, states, after, highest)
     shown = {*KEPT, *TRANSIENT}
-    estimates = tuple((name, size) for name, size in plan.cost.memory.items() if name not in shown and size)
+    estimates = tuple((name, size) for name, size in planned.items() if name not in shown and size)
     return Checked(rank=rank, components=components, not_counted=estimates, played_bytes=played)
 
 
@@ -189,8 +195,19 @@ def _with_optimizer(model: nn.Module, footprint: Footprint, host: torch.device |
     return Counter(footprint.live)
 
 
+def _planned(plan: Plan, rank: int) -> Mapping[str, int]:
+    """The plan's memory by part; where a ring's blocks are unequal, that of this rank's."""
+    if not plan.strategy.token_shares:
+        return plan.cost.memory
+    costs = cluster_costs(plan.cluster)
+    several = positions(costs, plan.workload, plan.strategy, plan.placement, plan.target.code)
+    ring = int(np.argwhere(rank_grid(plan.strategy) == rank)[0][AXES.index("ring")])
+    _, held = fullest_position([one for one in several if ring in one.rings])
+    return {name: round(float(size)) for name, size in held.parts.items()}
+
+
 def _components(
-    plan: Plan, states: Counter[str], after: Counter[str], peaks: Sequence[Counter[str]]
+    plan: Plan, planned: Mapping[str, int], states: Counter[str], after: Counter[str], peaks: Sequence[Counter[str]]
 ) -> tuple[Component, ...]:
     """Kept components as they are between forward and backward; transient ones at the peak, less what is kept.
 
@@ -203,7 +220,6 @@ def _components(
     counted |= {name: after[name] for name in ("activations", "vision")}
     resident = counted["parameters"] + counted["activations"] + counted["vision"]
     highest = max(sum(peak.values()) - peak[HOST] - peak["gradients"] * (not dropped) for peak in peaks)
-    planned = plan.cost.memory
     rows = [Component(name=name, planned_bytes=planned.get(name, 0), counted_bytes=counted[name]) for name in KEPT]
     transient = sum(planned.get(name, 0) for name in TRANSIENT)
     rows.append(

@@ -6,8 +6,9 @@
 add up to `step_s`. `waiting` is time lost to slower ranks of a group. A pipeline is played as its stages in step, every
 microbatch through all of them, and its bubble of (stages - 1) / virtual microbatches is added. Links carry what they
 really reach, as in `price`. A device that is slower than another one is so by one factor, its compute seconds over the
-slowest's. Gathers and reductions slow the segment that hides them, and a segment lasts as long as its launches take the
-host, both as in `price`. Left out: other stalls of the host.
+slowest's. Of a ring of unequal blocks every rank computes what the slowest does in each phase, as in `price`, and they
+go round as if all were of their mean. Gathers and reductions slow the segment that hides them, and a segment lasts as
+long as its launches take the host, both as in `price`. Left out: other stalls of the host.
 """
 
 from __future__ import annotations
@@ -21,15 +22,17 @@ from msgspec import Struct
 from cost_models.cost import COMPUTED, PRICED_AS
 from cost_models.framework import OURS, Framework
 from cost_models.hardware.cluster import Cluster
+from cost_models.hardware.device import Device
 from cost_models.hardware.placement import Placement
 from cost_models.hardware.wiring import NIC_IN, NIC_OUT, LinkRates
 from cost_models.layer.sizes import RankSizes
 from cost_models.memory.over_time import over_time
-from cost_models.pricing import overlap_cost
+from cost_models.pricing import fullest_position, overlap_cost
 from cost_models.profile import Profile
 from cost_models.program import Compute, Ring, Segment, Staged, StepProgram
 from cost_models.ssd_messages import passing_order
 from cost_models.step.assembly import step_program
+from cost_models.step.unequal import positions, slowest
 from cost_models.strategy import Strategy, rank_groups
 from cost_models.timing.cluster_costs import cluster_costs
 from cost_models.timing.collectives import Collectives
@@ -111,9 +114,13 @@ def simulate(
     """
     placement = placement or Placement.in_order(cluster, strategy.ranks)
     program, scale = played_program(cluster, workload, strategy, placement, profile, framework)
-    memory = _memory_by_instance(
-        cluster, RankSizes(workload, strategy, framework.on(cluster.runs[0].node.device)), program
-    )
+    device = cluster.runs[0].node.device
+    if strategy.token_shares:
+        of_ring = positions(cluster_costs(cluster, profile), workload, strategy, placement, framework)
+        held, _ = fullest_position(of_ring)
+        memory = _memory_by_instance(held.device, held.sizes, program)
+    else:
+        memory = _memory_by_instance(device, RankSizes(workload, strategy, framework.on(device)), program)
     if jitter:
         scale = scale * np.exp(jitter * np.random.default_rng(seed).standard_normal(strategy.ranks))
     costs = cluster_costs(cluster, profile)
@@ -137,7 +144,11 @@ def played_program(
     strategy.check(workload.model)
     placement.check(cluster, strategy.ranks)
     costs = cluster_costs(cluster, profile)
-    runs = costs.runs(strategy.ranks, placement)
+    runs, paths = costs.runs(strategy.ranks, placement), costs.paths(strategy, placement)
+    if strategy.token_shares:
+        several = positions(costs, workload, strategy, placement, framework)
+        program = slowest([one.program() for one in several])
+        return _shared(_updated(program, paths), paths), paths.pace * np.ones(strategy.ranks)
     shape, ranges = RankSizes(workload, strategy, framework), strategy.layer_ranges(workload.model.layers)
     attention = framework.measured_attention(workload)
     program = step_program(shape, costs.kernels(runs, attention), ranges)
@@ -146,7 +157,6 @@ def played_program(
     if len(set(first)) > 1:
         seconds = {i: compute_s(step_program(shape, costs.kernels((runs[i],), attention), ranges)) for i in set(first)}
         factor[list(runs)] = [seconds[i] / compute_s(program) for i in first]
-    paths = costs.paths(strategy, placement)
     played = _shared(_updated(program, paths), paths)
     return played, paths.pace * factor[cluster.run_of_slot[placement.slot_of_rank]]
 
@@ -314,9 +324,9 @@ def _places(topology: Topology, partition: Partition) -> tuple[Place, ...]:
     )
 
 
-def _memory_by_instance(cluster: Cluster, sizes: RankSizes, program: StepProgram) -> Floats:
+def _memory_by_instance(device: Device, sizes: RankSizes, program: StepProgram) -> Floats:
     """Bytes of a rank while each instance of a microbatch's segments runs, then each of the epilogue's."""
-    ranges, device = sizes.degrees.layer_ranges(sizes.workload.model.layers), cluster.runs[0].node.device
+    ranges = sizes.degrees.layer_ranges(sizes.workload.model.layers)
     segments = (*program.microbatch, *program.epilogue)
     found = []
     ends = over_time(sizes, ranges, program, device)

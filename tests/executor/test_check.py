@@ -57,6 +57,13 @@ def test_tiny_plans_are_within_1_percent(rank):
     assert _is_close(found), found
 
 
+@pytest.mark.parametrize("rank", [0, 3])
+def test_ranks_with_unequal_shares_hold_what_is_priced_of_theirs(rank):
+    plan = make_plan(Strategy(ring=2, ulysses=2, shard=4, token_shares=(3, 1)), tokens=4096)
+    found = _differences(plan, rank)
+    assert _is_close(found, above=0.08 if rank == 0 else 0.3), found
+
+
 @pytest.mark.parametrize("precision", [Precision(), FP32])
 def test_frames_that_are_computed_again_are_not_held(precision):
     """66 frames a rank, two more than go through the tower at once."""

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from cost_models import Cluster, Model, Placement, Workload, price
 from cost_models.errors import InputError
 from cost_models.framework import Framework
+from cost_models.hardware.device import Device
 from cost_models.hardware.links import TREE_BYTES_PER_S
 from cost_models.hardware.wiring import GPU_OUT, NIC_OUT, Wiring
 from cost_models.program import Compute, Exchange, Ring, Segment, StepProgram
@@ -288,6 +289,21 @@ def test_two_devices_wait_for_the_slower_one() -> None:
     found = simulate(where, work, Strategy(ring=2, ulysses=8, shard=16))
     assert found.slowest_rank >= 8
     assert found.step_s == pytest.approx(price(where, work, Strategy(ring=2, ulysses=8, shard=16)).step_s, rel=0.05)
+
+
+def test_unequal_shares_are_played_as_they_are_priced() -> None:
+    """Fast cards with more tokens: both say that it takes less, and the memory peaks where the price says."""
+    where = Cluster.load("dgx-h100", nodes=4)
+    where = where.override(dict.fromkeys((2, 3), replace(where.node(0), device=Device.load("a100-sxm-80gb"))))
+    work = Workload(Model.load("longvila-8b"), context_tokens=2**19)
+    equal = Strategy(ring=4, ulysses=8, shard=32, layers=(LayerRange(recompute="full", count=32),))
+    unequal = replace(equal, token_shares=(18, 18, 10, 10))
+    taken = [simulate(where, work, one) for one in (equal, unequal)]
+    for layout, played in zip((equal, unequal), taken, strict=True):
+        priced = price(where, work, layout)
+        assert priced.step_s <= played.step_s * (1 + 1e-9) < 1.02 * priced.step_s
+        assert max(held for _, held in played.memory) == pytest.approx(priced.memory_bytes, rel=1e-6)
+    assert taken[1].step_s < 0.8 * taken[0].step_s
 
 
 def test_links_carry_what_large_messages_reach() -> None:
