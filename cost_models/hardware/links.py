@@ -51,6 +51,19 @@ class Link:
         return math.inf if self.sums_in_switch else TREE_BYTES_PER_S
 
 
+def bridge(device: str, links: int) -> tuple[str, float] | None:
+    """The link that so many NVLinks of a pair of these cards are, and its one-way rate; None: they take no bridge.
+
+    >>> bridge("a40", 4), bridge("a100-pcie-80gb", 4), bridge("l40s", 4)
+    (('nvlink3-bridge4', 56250000000.0), ('nvlink3-bridge', 100000000000.0), None)
+    """
+    found = next((one for name, one in BRIDGES.items() if device.startswith(name)), None)
+    if found is None:
+        return None
+    name, most = found
+    return name, LINKS[name].bytes_per_s * min(links / most, 1.0)
+
+
 SUMS_IN_SWITCH = ("nvlink4", "nvlink5")
 """Measured tables that hold NVLink SHARP."""
 TREE_BYTES_PER_S = 65e9
@@ -58,6 +71,21 @@ TREE_BYTES_PER_S = 65e9
 GB/s that NCCL reckons with on Ampere (src/graph/tuning.cc, maxTreeBw). With eight cards a node rings are faster."""
 LINKS_OF_GPU: Mapping[str, int] = MappingProxyType({"nvlink2": 6, "nvlink3": 12, "nvlink4": 18, "nvlink5": 18})
 """NVLinks of a GPU, by the generation that a link's name begins with (data sheets of V100, A100, H100, B200)."""
+BRIDGES: Mapping[str, tuple[str, int]] = MappingProxyType(
+    {
+        "a40": ("nvlink3-bridge4", 4),
+        "rtx3090": ("nvlink3-bridge4", 4),
+        "rtxa6000": ("nvlink3-bridge4", 4),
+        "a30": ("nvlink3-bridge-a30", 4),
+        "a100-pcie": ("nvlink3-bridge", 12),
+        "a800-pcie": ("nvlink3-bridge", 12),
+        "h100-pcie": ("nvlink4-bridge", 12),
+        "h800-pcie": ("nvlink4-bridge", 12),
+        "h100-nvl": ("nvlink4-bridge", 12),
+    }
+)
+"""PCIe cards that bridges join in pairs, by the beginning of their name: the link, and how many NVLinks all its bridges
+are (data sheets, from memory)."""
 HOST_STAGED_SHARE = 0.25
 """Rate of one message through host memory over the peer-to-peer rate of the same PCIe link: the sender writes to a
 buffer in the host and the receiver reads it. 4.0 GB/s (Vidur's send/recv between A40s that no bridge joins) of 16.1 (15

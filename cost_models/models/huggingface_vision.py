@@ -14,7 +14,7 @@
                                    of the grid where mm_newline_position is `grid`, behind each frame for `frame`
 
 Towers with registers, windows or 3-D patches are taken as plain ViTs of their size, a projector of one map, or of more
-than two, as one of two with as many weights (and so FLOP). GLM-V's blocks are as wide inside as what the tower gives
+than two (VILA's 3 x 3 has three), as one of two with as many weights (and so FLOP). GLM-V's blocks are as wide inside as what the tower gives
 out (`out_hidden_size`), and its `intermediate_size` is the merger's; Pixtral's have a gate whatever the activation.
 Left out: separators and timestamps between frames, which are text; InternVL's tiles (a video frame is one).
 """
@@ -108,7 +108,7 @@ def vision(
         patch_size=patch,
         tokens_per_frame=grid.tokens,
         projector_in=joined,
-        projector_hidden=_projector_hidden(fields, kind, hidden, joined, out),
+        projector_hidden=_projector_hidden(fields, kind, _projector_named(config), hidden, joined, out),
         gated=kind == "mistral3" or str(fields.get("hidden_act") or "") == "silu",
         frames_per_grid=temporal,
         projectors=1 + (len(levels) if isinstance(levels, list) else 0),
@@ -139,7 +139,7 @@ def _inside(fields: Fields, kind: str, hidden: int) -> int:
     return fields.number("intermediate_size", ffn)
 
 
-def _projector_hidden(fields: Fields, kind: str, hidden: int, joined: int, out: int) -> int:
+def _projector_hidden(fields: Fields, kind: str, named: str, hidden: int, joined: int, out: int) -> int:
     """Between the projector's two maps; of other projectors, the width that gives two maps their weights."""
     if kind.startswith("qwen"):
         return joined
@@ -147,10 +147,14 @@ def _projector_hidden(fields: Fields, kind: str, hidden: int, joined: int, out: 
         weights = joined * out + out * out + 3 * out * fields.number("intermediate_size")
     elif kind == "mistral3":  # merging, then two maps
         weights = joined * hidden + hidden * out + out * out
-    elif kind in ("smolvlm", "idefics3", "gemma3"):
+    elif kind in ("smolvlm", "idefics3", "gemma3") or named == "linear":
         weights = joined * out
+    elif named.startswith("mlp_downsample_3x3"):  # two maps of a third of nine patches' channels, then the last
+        weights = joined * (joined // 3) + joined // 3 * out + out * out
+    elif maps := re.fullmatch(r"mlp(\d+)x_gelu", named):
+        weights = joined * out + (int(maps[1]) - 1) * out * out
     else:
-        return out
+        return 1 if named == "identity" else out
     return round(weights / (joined + out))
 
 
@@ -200,13 +204,19 @@ def _whole_inverse(ratio: float, where: str) -> int:
     return merge
 
 
-def _vila_merge(config: Mapping[str, object], where: str) -> int:
-    """Patches merged along a side, by the projector's type (VILA's `multimodal_projector/base_projector.py`)."""
+def _projector_named(config: Mapping[str, object]) -> str:
+    """VILA's and LLaVA's word for the projector; empty where there is none."""
     nested = config.get("mm_projector_cfg")
     named = nested.get("mm_projector_type") if isinstance(nested, Mapping) else None
     for key in ("mm_projector_type", "mm_projector"):
         named = named or config.get(key)
-    if named is None or not isinstance(named, str):
+    return named if isinstance(named, str) else ""
+
+
+def _vila_merge(config: Mapping[str, object], where: str) -> int:
+    """Patches merged along a side, by the projector's type (VILA's `multimodal_projector/base_projector.py`)."""
+    named = _projector_named(config)
+    if not named:
         return 2
     if named.startswith("mlp_downsample_3x3"):
         merge = 3

@@ -27,7 +27,7 @@ from cost_models.hardware.node import Nics, Node
 from cost_models.hardware.readers import hostfile, ibnetdiscover, nccl_xml, slurm, smi, topograph
 from cost_models.hardware.readers.fabric_tree import FabricTree
 from cost_models.hardware.readers.host_tree import HostTree, most_common
-from cost_models.hardware.readers.reference import likely_device, reference, scale_up
+from cost_models.hardware.readers.reference import likely_device, missing_bridges, reference, scale_up
 from cost_models.units import show_bytes, show_rate
 
 T = TypeVar("T")
@@ -188,7 +188,9 @@ def node_of(host: HostTree, card: Device, names: str) -> tuple[Node, Cluster, tu
     like_node = like.runs[0].node
     joined, words = scale_up(host, card, like_node)
     nics, told = _nics(host, like_node.nics)
-    node = replace(like_node, device=card, gpus=len(host.gpus), scale_up=joined, nics=nics, missing_nics=())
+    dead = missing_bridges(host) if joined.kind == "pairs" else ()
+    node = replace(like_node, device=card, gpus=len(host.gpus), scale_up=joined, nics=nics, missing_nics=(),
+                   missing_bridges=dead)  # fmt: skip
     taken = f"host memory {show_bytes(node.host_memory_bytes)}, its links {show_rate(node.host_link_bytes_per_s)}"
     rates = f"rates and host taken from preset {like.name}: cards {show_rate(nics.bytes_per_s)}, {taken}"
     return node, like, (f"{words}; {told}: {names}", rates)

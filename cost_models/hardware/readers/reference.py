@@ -12,7 +12,7 @@ from functools import cache
 from cost_models.errors import InputError
 from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.device import Device
-from cost_models.hardware.links import LINKS, LINKS_OF_GPU
+from cost_models.hardware.links import LINKS, LINKS_OF_GPU, bridge
 from cost_models.hardware.node import Node, ScaleUp
 from cost_models.hardware.readers.host_tree import HostTree
 from cost_models.units import show_rate
@@ -80,7 +80,17 @@ def scale_up(tree: HostTree, device: Device, like: Node) -> tuple[ScaleUp, str]:
     told = like.scale_up if same else ScaleUp(
         kind="switch", link=device.link, bytes_per_s=LINKS[device.link].bytes_per_s, latency_s=2e-6
     )  # fmt: skip
-    if device.link.startswith(("pcie", "shared")) and joined in ("all", "switch", "some"):
+    bridged = bridge(device.name, count)
+    if bridged and gpus == 2 and joined == "all":
+        name, rate = bridged
+        return ScaleUp(kind="switch", link=name, bytes_per_s=rate, latency_s=2e-6), f"2 GPUs, bridged by {count} links"
+    if bridged and joined in ("pairs", "some") and tree.link != "XGMI":
+        apart = sorted(pair for pair in tree.nvlinks if pair[0] % 2 or pair[1] != pair[0] + 1)
+        if apart:
+            raise InputError(f"the file bridges GPU{apart[0][0]} and GPU{apart[0][1]}; only GPUs 2i and 2i + 1 can be")
+        told_of = ", ".join(f"GPU{2 * i}" for i in range(gpus // 2) if i not in missing_bridges(tree))
+        return _pcie(tree, device, like, bridged), f"{gpus} GPUs, {told_of} bridged to the next by {count} links"
+    if device.link.startswith(("pcie", "shared")) and joined != "none":
         raise InputError(f"--device {device.name}: the file prints {tree.link or 'NVLink'}, which this card has not")
     if tree.link == "XGMI":
         return told, f"{gpus} GPUs joined by XGMI"
@@ -93,10 +103,12 @@ def scale_up(tree: HostTree, device: Device, like: Node) -> tuple[ScaleUp, str]:
     if joined == "some":
         return told, f"{gpus} GPUs, of which some pairs share NVLinks (as in {like.device.name}'s preset)"
     if joined == "pairs":
-        return _pcie(tree, device, like, bridged=True), f"{gpus} GPUs in pairs of {count} links"
+        return _pcie(tree, device, like, (device.link, LINKS[device.link].bytes_per_s)), (
+            f"{gpus} GPUs in pairs of {count} links"
+        )
     if not tree.nvlinks_listed and not device.link.startswith("pcie") and like.scale_up.kind == "switch":
         return told, f"{gpus} GPUs; NVLink, which the file leaves out, as the device has it"
-    link = _pcie(tree, device, like, bridged=False)
+    link = _pcie(tree, device, like)
     tiers = " × ".join(map(str, _outermost(tree))) or "all alike"
     ways = [f"{show_rate(rate)} out of one" for rate in (link.cross_bytes_per_s, link.socket_bytes_per_s) if rate]
     taken = f", taken as {' and '.join(ways)}" if ways else ""
@@ -109,19 +121,25 @@ def _outermost(tree: HostTree) -> tuple[int, ...]:
     return tree.tiers()[-2:]
 
 
-def _pcie(tree: HostTree, device: Device, like: Node, bridged: bool) -> ScaleUp:
+def missing_bridges(tree: HostTree) -> tuple[int, ...]:
+    """Pairs i (GPUs 2i and 2i + 1) that no NVLink joins where other pairs have some."""
+    if tree.joined[0] not in ("pairs", "some"):
+        return ()
+    return tuple(i for i in range(len(tree.gpus) // 2) if (2 * i, 2 * i + 1) not in tree.nvlinks)
+
+
+def _pcie(tree: HostTree, device: Device, like: Node, bridged: tuple[str, float] | None = None) -> ScaleUp:
     link = _PCIE.get(device.architecture, "pcie5")
     rate = LINKS[link].bytes_per_s
     tiers = _outermost(tree)
     by_socket = bool(tiers) and len(tree.groups(len(("PIX", "PXB", "PHB", "NODE")) - 1)) > 1
     peers = like.scale_up.peer_to_peer if like.device.name == device.name else True
-    bridge = device.link if "bridge" in device.link else "nvlink3-bridge"
     switch, socket = (tiers[0], tiers[1] if len(tiers) > 1 else 0) if tiers else (0, 0)
     switch_rate = SOCKET_BYTES_PER_S if by_socket and len(tiers) == 1 else SWITCH_SHARE * rate
     return ScaleUp(
         kind="pairs" if bridged else "pcie",
-        link=bridge if bridged else link,
-        bytes_per_s=LINKS[bridge].bytes_per_s if bridged else rate,
+        link=bridged[0] if bridged else link,
+        bytes_per_s=bridged[1] if bridged else rate,
         latency_s=8e-6,
         pcie_bytes_per_s=rate if bridged else 0.0,
         peer_to_peer=peers,

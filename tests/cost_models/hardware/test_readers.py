@@ -466,3 +466,33 @@ def test_a_matrix_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("\n".join(lines))
     with pytest.raises(InputError, match="row GPU0 says NV12 of GPU1, row GPU1 says NV4 of GPU0"):
         Cluster.load(str(tmp_path / "a.txt"))
+
+
+@pytest.mark.parametrize(
+    ("device", "links", "gb_per_s"),
+    [
+        ("a40", 4, 56.25),
+        ("rtx3090", 4, 56.25),
+        ("a30", 4, 100),
+        ("a100-pcie-80gb", 12, 300),
+        ("a100-pcie-80gb", 4, 100),
+    ],
+)
+def test_bridges_of_pcie_cards_carry_what_their_links_do(
+    tmp_path: Path, device: str, links: int, gb_per_s: float
+) -> None:
+    """One pair alone, two pairs, and two pairs of which one has no bridge (data sheets)."""
+    nv = f"NV{links}"
+    rows = {
+        "two": [f"GPU0 X {nv}", f"GPU1 {nv} X"],
+        "pairs": [f"GPU0 X {nv} SYS SYS", f"GPU1 {nv} X SYS SYS", f"GPU2 SYS SYS X {nv}", f"GPU3 SYS SYS {nv} X"],
+        "one": [f"GPU0 X {nv} SYS SYS", f"GPU1 {nv} X SYS SYS", "GPU2 SYS SYS X PHB", "GPU3 SYS SYS PHB X"],
+    }
+    for name, lines in rows.items():
+        head = " ".join(f"GPU{i}" for i in range(len(lines)))
+        (tmp_path / f"{name}.txt").write_text("\n".join([f"\t{head}", *lines]).replace(" ", "\t") + "\n")
+        node = Cluster.load(str(tmp_path / f"{name}.txt"), device=device).node(0)
+        assert node.scale_up.bytes_per_s == gb_per_s * 1e9 and "bridge" in node.scale_up.link
+        assert node.missing_bridges == ((1,) if name == "one" else ())
+    with pytest.raises(InputError, match="NVLink, which this card has not"):
+        Cluster.load(str(tmp_path / "pairs.txt"), device="l40s")

@@ -119,3 +119,19 @@ def test_frames_of_another_size(tmp_path):
 def test_what_is_not_known_is_refused_by_its_key(tmp_path, data, message):
     with pytest.raises(InputError, match=message):
         load(tmp_path, data)
+
+
+@pytest.mark.parametrize(
+    ("named", "weights"),  # of VILA's base_projector.py and LLaVA's builder, from 1,152 channels to 64
+    [
+        ("linear", 1152 * 64),
+        ("mlp2x_gelu", 1152 * 64 + 64 * 64),
+        ("mlp3x_gelu", 1152 * 64 + 2 * 64 * 64),
+        ("mlp_downsample", 4 * 1152 * 64 + 64 * 64),
+        ("mlp_downsample_3x3_fix", 9 * 1152 * 3 * 1152 + 3 * 1152 * 64 + 64 * 64),
+    ],
+)
+def test_a_projector_has_the_weights_of_its_maps(tmp_path, named, weights):
+    data = {**NVILA, "mm_projector_cfg": {"mm_projector_type": named}}
+    without = load(tmp_path, {**NVILA, "mm_projector_cfg": {"mm_projector_type": "identity"}}).vision_params
+    assert load(tmp_path, data).vision_params - without == pytest.approx(weights, rel=0.02)
