@@ -14,9 +14,10 @@
                                    of the grid where mm_newline_position is `grid`, behind each frame for `frame`
 
 Towers with registers, windows or 3-D patches are taken as plain ViTs of their size, a projector of one map, or of more
-than two (VILA's 3 x 3 has three), as one of two with as many weights (and so FLOP). GLM-V's blocks are as wide inside as what the tower gives
-out (`out_hidden_size`), and its `intermediate_size` is the merger's; Pixtral's have a gate whatever the activation.
-Left out: separators and timestamps between frames, which are text; InternVL's tiles (a video frame is one).
+than two (VILA's 3 x 3 has three), as one of two with as many weights (and so FLOP). GLM-V's blocks are as wide inside
+as what the tower gives out (`out_hidden_size`), and its `intermediate_size` is the merger's; Pixtral's have a gate
+whatever the activation. Left out: separators and timestamps between frames, which are text; InternVL's tiles (a video
+frame is one).
 """
 
 from __future__ import annotations
