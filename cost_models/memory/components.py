@@ -24,19 +24,26 @@ from cost_models.strategy import LayerRange
 
 def components(sizes: RankSizes, activations: Number, moment: Peak, device: Device) -> dict[str, Number]:
     """Components in bytes. `activations`: kept by all layers together; `moment`: the highest of the step."""
-    parts = {
-        **states(sizes),
+    key = ("at every moment", device.link, device.architecture)  # all that libraries' bytes ask of a device
+    held, libraries, outside = sizes.once(key, lambda: _at_every_moment(sizes, device))
+    return {
+        **held,
         "gathered": moment.gathered,
-        "activations": activations * microbatches_in_flight(sizes) + _outside_layers(sizes),
+        "activations": activations * microbatches_in_flight(sizes) + outside,
         "working": moment.working,
         "logits": moment.logits,
         "vision": held_bytes(sizes),
         "cache": _cache(sizes),
+        "fragments": fragment_bytes(sizes, activations, moment, device),
+        **libraries,
     }
-    parts["fragments"] = fragment_bytes(sizes, activations, moment, device)
-    parts["communication"] = communication_bytes(sizes, device)
-    parts["context"] = context_bytes(device) + 0 * sizes.tokens
-    return parts
+
+
+def _at_every_moment(sizes: RankSizes, device: Device) -> tuple[dict[str, Number], dict[str, Number], Number]:
+    """(states, what libraries take, activations outside the layers)."""
+    context = context_bytes(device) + 0 * sizes.tokens
+    libraries = {"communication": communication_bytes(sizes, device), "context": context}
+    return states(sizes), libraries, _outside_layers(sizes)
 
 
 def _outside_layers(sizes: RankSizes) -> Number:

@@ -1,6 +1,7 @@
 """The longest context that a cluster holds under any layout: bisection on whether anything fits.
 
     largest multiple of 1,024 tokens for which the planner has a layout; frames stay, text fills the row
+    space by space, those with most levers first; one is bisected where it holds more than the best so far
 
 Levers of memory that the target has are at their strongest, as far as they help.
 Memory never falls with tokens, so bisection is exact to its step. Left out: time (the plan of that row shows it).
@@ -21,16 +22,10 @@ from cost_models.room import DEFAULT_ROOM, Room
 from cost_models.timing.cluster_costs import cluster_costs
 from cost_models.workload import Workload
 from planner.search.space import Space, check_plannable, spaces
-from planner.search.with_levers import holding
+from planner.search.with_levers import holds, strongest_of
 from planner.targets.target import MMSP, Target
 
 STEP_TOKENS = 1024
-
-
-class _Last:
-    """The space that held the longest row so far: it is asked first."""
-
-    held: Space | None = None
 
 
 def longest_context(
@@ -47,17 +42,15 @@ def longest_context(
         return replace(workload, context_tokens=tokens, text_tokens=None, lengths=())
 
     check_plannable(workload.model)
-    costs, last = cluster_costs(cluster, profile), _Last()
-
-    def fits(tokens: int) -> bool:
-        several = spaces(cluster, target.asked(of(tokens)), dict(fixed or {}), room, target)
-        again = None if last.held is None else structs.replace(last.held, workload=several[0].workload)
-        found = holding(several, costs, again)
-        last.held = found or last.held
-        return found is not None
-
+    costs, tokens = cluster_costs(cluster, profile), 0
     fewest = max(1, -(-workload.vision_tokens // STEP_TOKENS))
-    tokens = most_tokens(fits, STEP_TOKENS, fewest)
+    several = spaces(cluster, target.asked(of(fewest * STEP_TOKENS)), dict(fixed or {}), room, target)
+    for space in reversed([*several, *strongest_of(several)]):
+
+        def fits(tokens: int, space: Space = space) -> bool:
+            return holds(structs.replace(space, workload=target.asked(of(tokens))), costs)
+
+        tokens = max(tokens, most_tokens(fits, STEP_TOKENS, max(fewest, tokens // STEP_TOKENS + 1)))
     if not tokens:
         raise InputError(f"--longest: not even a row of {fewest * STEP_TOKENS} tokens fits; give more GPUs")
     return of(tokens)

@@ -77,12 +77,20 @@ class SearchResult(Struct, frozen=True, kw_only=True, eq=False):
 
 
 class Search:
-    """One search; `deadline` is a reading of `time.monotonic` or None, and one batch of layouts is always priced."""
+    """One search; `deadline` is a reading of `time.monotonic` or None, and one batch of layouts is always priced.
+    `timed=False`: columns have no seconds, for who asks what fits."""
 
-    def __init__(self, space: Space, objective: Objective, costs: ClusterCosts, deadline: float | None = None) -> None:
+    def __init__(
+        self,
+        space: Space,
+        objective: Objective,
+        costs: ClusterCosts,
+        deadline: float | None = None,
+        timed: bool = True,
+    ) -> None:
         self.space, self.objective, self.deadline = space, objective, deadline
         self.tree = Tree(space, objective, costs)
-        self.pricer = Pricer(space, costs)
+        self.pricer = Pricer(space, costs, timed)
         self.priced = [self.pricer.price([])]
         self.done: set[Strategy] = set()
         self.incumbent = np.inf  # the best value known, also of another space

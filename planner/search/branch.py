@@ -11,7 +11,7 @@ was not split or priced in time counts into the reported bound.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -25,9 +25,10 @@ from cost_models.memory.buffers import most_ring_and_shard_bytes
 from cost_models.number import distinct, smaller
 from cost_models.strategy import Axis, Strategy
 from cost_models.timing.cluster_costs import ClusterCosts
+from cost_models.timing.kernels import Kernels
 from planner.search.objective import Objective, weight
 from planner.search.optimistic_paths import FloorPaths, Reach
-from planner.search.policy_prices import policy_prices
+from planner.search.policy_prices import parts_s, policy_prices
 from planner.search.space import Space, divisors
 
 SINGLE_ROWS = 1500
@@ -142,6 +143,30 @@ class Tree:
 
     def branches(self, ranges: list[tuple[int, int, int]], quick: bool = True) -> Branches:
         """Branches (family, first ring, last ring) with their bounds; `quick` ignores the time of recomputing."""
+        branches, legal = self._unbounded(ranges)
+        for tier, mine, possible in self._by_tier(branches, legal):
+            bound, least = self._bounds(tier, branches.take(mine), possible, quick)
+            there = np.ix_(mine, possible)
+            branches.bound[there], branches.least_bytes[there] = bound, least
+        branches.bound[~legal], branches.least_bytes[~legal] = np.inf, np.inf
+        return branches
+
+    def parts_s(self, ranges: list[tuple[int, int, int]]) -> _Floats:
+        """Seconds that no layout of a branch is below, whatever memory there is, shape (branches, shardings, parts):
+        outside the layers, and of one layer of each kind. Infinite where the sharding is not legal."""
+        branches, legal = self._unbounded(ranges)
+        found = np.full((*legal.shape, 1 + len(set(self.space.workload.model.layer_kinds))), np.inf)
+        for tier, mine, possible in self._by_tier(branches, legal):
+            some, kernels, layouts = self._layouts(tier, branches.take(mine), possible)
+            found[np.ix_(mine, possible)] = parts_s(
+                self.space.workload, layouts, kernels, self._paths(some, possible), self.space.policies[0],
+                some.first[:, None, None], self.space.target.code,
+            ).min(axis=2)  # fmt: skip
+        found[~legal] = np.inf
+        return found
+
+    def _unbounded(self, ranges: list[tuple[int, int, int]]) -> tuple[Branches, NDArray[np.bool_]]:
+        """(branches, which of their shardings are legal)."""
         table = np.array(ranges, dtype=np.int64).reshape(-1, 3)
         family, first, last = table[:, 0], table[:, 1], table[:, 2]
         shard, zero, legal = self.space.shards(self.data[family], last * self.ulysses[family])
@@ -151,17 +176,16 @@ class Tree:
         branches = Branches(
             family=family, first=first, last=last, shard=shard, zero=zero, bound=nothing, least_bytes=nothing.copy()
         )
-        ranks = self.data[family] * self.ulysses[family] * first * self.model_parallel
-        needed = np.array([above for above, _ in self.reach.tiers])
-        tier = np.searchsorted(needed, ranks) - 1  # of the fastest devices that so many ranks cannot do without
+        return branches, legal
+
+    def _by_tier(self, branches: Branches, legal: NDArray[np.bool_]) -> Iterator[tuple[int, _Ints, _Ints]]:
+        """(tier of the fastest devices that so many ranks cannot do without, its branches, shardings that are legal
+        somewhere)."""
+        ranks = self.data[branches.family] * self.ulysses[branches.family] * branches.first * self.model_parallel
+        tier = np.searchsorted(np.array([above for above, _ in self.reach.tiers]), ranks) - 1
         possible = np.flatnonzero(legal.any(axis=0))
         for index in distinct(tier) if len(possible) else ():
-            mine = np.flatnonzero(tier == index)
-            bound, least = self._bounds(int(index), branches.take(mine), possible, quick)
-            there = np.ix_(mine, possible)
-            branches.bound[there], branches.least_bytes[there] = bound, least
-        branches.bound[~legal], branches.least_bytes[~legal] = np.inf, np.inf
-        return branches
+            yield int(index), np.flatnonzero(tier == index), possible
 
     def _legal_within(self, family: _Ints, first: _Ints, last: _Ints) -> NDArray[np.bool_]:
         """Shardings that some ring of a range may have where the last one does not."""
@@ -204,14 +228,8 @@ class Tree:
 
         Arrays are branches x shardings x crowdings of a domain.
         """
-        some = structs.replace(some, shard=some.shard[:, shardings], zero=some.zero[:, shardings])
+        some, kernels, layouts = self._layouts(tier, some, shardings)
         code, single = self.space.target.code, some.single
-        kernels = self.costs.kernels(
-            self.reach.tiers[tier][1], code.measured_attention(self.space.workload), choose=smaller
-        )
-        layouts = self.strategies(
-            some.family[:, None, None], some.last[:, None, None], some.shard[:, :, None], some.zero[:, :, None]
-        )
         priced = policy_prices(
             self.space.workload,
             layouts,
@@ -234,6 +252,16 @@ class Tree:
             return np.where(least <= room, least, np.inf), least
         seconds = priced.relaxed_s((room + spare)[:, :, None]).min(axis=-1)
         return seconds * weight(self.objective, ranks)[:, None], least
+
+    def _layouts(self, tier: int, some: Branches, shardings: _Ints) -> tuple[Branches, Kernels, Strategy]:
+        """(branches under these shardings alone, kernels of a tier, the layouts of their last rings)."""
+        some = structs.replace(some, shard=some.shard[:, shardings], zero=some.zero[:, shardings])
+        measured = self.space.target.code.measured_attention(self.space.workload)
+        kernels = self.costs.kernels(self.reach.tiers[tier][1], measured, choose=smaller)
+        layouts = self.strategies(
+            some.family[:, None, None], some.last[:, None, None], some.shard[:, :, None], some.zero[:, :, None]
+        )
+        return some, kernels, layouts
 
     def _host_limit(self, some: Branches) -> Any:
         """The most host memory that a rank can have: so many ranks lie at least on the node that has most of them."""

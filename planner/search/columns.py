@@ -81,10 +81,10 @@ class PricedLayouts(Struct, frozen=True, kw_only=True, eq=False):
 
 
 class Pricer:
-    """Prices the layouts of a space on the placements of its cluster."""
+    """Prices the layouts of a space on the placements of its cluster; not in seconds where it is not `timed`."""
 
-    def __init__(self, space: Space, costs: ClusterCosts) -> None:
-        self.space, self.costs = space, costs
+    def __init__(self, space: Space, costs: ClusterCosts, timed: bool = True) -> None:
+        self.space, self.costs, self.timed = space, costs, timed
         self.placer = Placer(costs)
         self.placed: dict[Strategy, _Placed] = {}
 
@@ -125,6 +125,7 @@ class Pricer:
             devices[0],
             framework=self.space.target.code,
             host_limit=self._host_limits(several),
+            timed=self.timed,
         )
         return PricedLayouts(
             strategies=strategies,

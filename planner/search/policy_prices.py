@@ -304,6 +304,21 @@ def policy_prices(
     )
 
 
+def parts_s(
+    workload: Workload,
+    layouts: Strategy,
+    kernels: Kernels,
+    paths: Paths,
+    policy: Policy,
+    least_ring: Any = None,
+    framework: Framework = OURS,
+) -> Floats:
+    """Seconds outside the layers, then those of one layer of each kind under a policy, along a last axis."""
+    priced = _Layouts(workload, layouts, kernels, paths, kernels.device, least_ring, framework)
+    kinds = dict.fromkeys(workload.model.layer_kinds)
+    return _by_choice([priced.other_s(), *(priced.layer_s(kind, policy) for kind in kinds)], priced.spread)
+
+
 def _one_layer(policy: Policy) -> LayerRange:
     return policy if isinstance(policy, LayerRange) else LayerRange(recompute=policy, count=1)
 

@@ -4,10 +4,11 @@
     than WORTH of its step on recompute, or where there is none
 
     branches that could win if memory had no end              all others cost too much with any lever
-    floor of each choice alone, as if memory had no end       what a bundle costs is at least the most of its choices'
+    parts of each choice alone, as if memory had no end       a part of a bundle costs at least the most of its choices'
     bundles in ascending order of that floor                  all from the incumbent on are cut at once
     a space for each bundle that is left                      its own floor over those branches, then its search
 
+A bundle with inputs on the host has all layouts of the one without (no layer need wait there), which is not searched.
 Nothing of a space without levers is done again. Where nothing fits, the strongest bundles are asked first.
 """
 
@@ -19,17 +20,21 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from msgspec import structs
+from numpy.typing import NDArray
 
 from cost_models.errors import InputError
 from cost_models.room import Room
 from cost_models.timing.cluster_costs import ClusterCosts
 from planner.search.best_first import Search
 from planner.search.branch import Tree
-from planner.search.levers import WORTH, Bundle, bundles, strongest
-from planner.search.objective import Objective
+from planner.search.levers import VALUES, WORTH, Bundle, bundles, strongest
+from planner.search.objective import Objective, weight
 from planner.search.policy_prices import EQUAL
 from planner.search.several import SeveralResults
 from planner.search.space import Space
+
+FEW = 64
+"""Of so few branches the bounds count the time of recomputing at once."""
 
 
 class _Endless(Room):
@@ -59,9 +64,11 @@ def search_levers(
     for floor, of, bundle in sorted(queue, key=lambda one: (one[0], len(one[2].chosen))):
         space = structs.replace(of.space, levers=bundle)
         tried.append(space)
+        if of.within_another(bundle):
+            continue
         late = bool(found) and deadline is not None and time.monotonic() > deadline
         if floor <= incumbent * (1 + EQUAL) and not late:
-            floor = max(floor, of.floor(space))
+            floor = max(floor, of.floor(space, incumbent))
         if floor > incumbent * (1 + EQUAL) or np.isinf(floor) or late:
             bound, stopped = min(bound, floor), stopped or late
             continue
@@ -82,7 +89,8 @@ class _Bounds:
 
     def __init__(self, space: Space, objective: Objective, costs: ClusterCosts, incumbent: float) -> None:
         self.space, self.objective, self.costs = space, objective, costs
-        self.alone: dict[Bundle, float] = {}
+        self.alone: dict[Bundle, NDArray[np.float64]] = {}
+        self.bundles = set(_levers(space))
         tree = Tree(structs.replace(space, room=_Endless()), objective, costs)
         start = tree.start()
         open_ = start.take(start.best <= incumbent * (1 + EQUAL))
@@ -91,28 +99,67 @@ class _Bounds:
             (tree.families[family], int(first), int(last))
             for family, first, last in zip(open_.family, open_.first, open_.last, strict=True)
         ]
+        ranks = [one.data * one.ulysses * first * tree.model_parallel for one, first, _ in self.rows]
+        self.weight = weight(objective, np.array(ranks, dtype=np.int64))[:, None]
+
+    def within_another(self, bundle: Bundle) -> bool:
+        """Whether the same with inputs on the host is a bundle, too."""
+        return not bundle.inputs and Bundle(chosen=(*VALUES["inputs"], *bundle.chosen)) in self.bundles
 
     def endless(self, bundle: Bundle) -> float:
         """A value that no layout with these levers is below, whatever memory there is."""
+        if self.objective == "memory" or not self.rows:
+            return 0.0 if self.objective == "memory" else self.beyond
         for one in bundle.alone:
             if one not in self.alone:
-                self.alone[one] = self.floor(structs.replace(self.space, levers=one, room=_Endless()))
-        return max(self.alone[one] for one in bundle.alone)
+                self.alone[one] = self._parts_s(one)
+        parts = np.stack([self.alone[one] for one in bundle.alone]).max(axis=0)
+        kinds = self.space.workload.model.layer_kinds
+        seconds = parts[..., 0] + parts[..., 1:] @ np.array([kinds.count(kind) for kind in dict.fromkeys(kinds)])
+        return min(float((seconds * self.weight).min(initial=np.inf)), self.beyond)
 
-    def floor(self, space: Space) -> float:
-        """A value that no layout of a space with levers is below."""
+    def _parts_s(self, alone: Bundle) -> NDArray[np.float64]:
+        """`Tree.parts_s` of the branches with these levers; infinite where there is none."""
+        parts = np.full(
+            (len(self.rows), len(self.space.shardings), 1 + len(set(self.space.workload.model.layer_kinds))), np.inf
+        )
         try:
-            tree = Tree(space, self.objective, self.costs)
-            places = {(one.data, one.microbatches, one.ulysses): at for at, one in enumerate(tree.families)}
+            tree = Tree(structs.replace(self.space, levers=alone), self.objective, self.costs)
+            where, table = self._table(tree)
         except InputError:
-            return np.inf
-        table = []
-        for family, first, last in self.rows:
+            return parts
+        if table:
+            parts[where] = tree.parts_s(table)
+        return parts
+
+    def _table(self, tree: Tree) -> tuple[list[int], list[tuple[int, int, int]]]:
+        """(which of the branches a tree has, these as its ranges)."""
+        places = {(one.data, one.microbatches, one.ulysses): at for at, one in enumerate(tree.families)}
+        where, table = [], []
+        for row, (family, first, last) in enumerate(self.rows):
             place = places.get((family.data, family.microbatches, family.ulysses))
             if place is not None and first <= (most := tree.families[place].most_ring):
+                where.append(row)
                 table.append((place, first, min(last, most)))
-        best = float(tree.branches(table).best.min(initial=np.inf)) if table else np.inf
-        return min(best, self.beyond)
+        return where, table
+
+    def floor(self, space: Space, incumbent: float) -> float:
+        """A value that no layout of a space with levers is below; what is below the incumbent counts the time of
+        recomputing."""
+        try:
+            tree = Tree(space, self.objective, self.costs)
+            _, table = self._table(tree)
+        except InputError:
+            return self.beyond
+        if not table:
+            return self.beyond
+        few = len(table) <= FEW
+        found = tree.branches(table, quick=not few)
+        again = found.single & (found.best <= incumbent * (1 + EQUAL))
+        if again.any() and not few:
+            rows = [row for row, open_ in zip(table, again.tolist(), strict=True) if open_]
+            found = found.take(~again).join(tree.branches(rows, quick=False))
+        return min(float(found.best.min(initial=np.inf)), self.beyond)
 
 
 def _wanted(spaces: Sequence[Space], without: SeveralResults, objective: Objective) -> bool:
@@ -145,23 +192,17 @@ def strongest_of(spaces: Sequence[Space]) -> Iterator[Space]:
                 yield structs.replace(space, levers=bundle)
 
 
-def holding(spaces: Sequence[Space], costs: ClusterCosts, first: Space | None = None) -> Space | None:
-    """A space with a layout that its GPUs and hosts hold: of those without levers, or with the strongest; `first` is
-    asked first. `None`: there is none."""
-    for space in itertools.chain([] if first is None else [first], spaces, strongest_of(spaces)):
-        if fits(space, costs) and (not space.uses_host or _held(space, costs)):
-            return space
-    return None
+def holding(spaces: Sequence[Space], costs: ClusterCosts) -> Space | None:
+    """A space with a layout that its GPUs and hosts hold: of those without levers, or with the strongest. `None`: there
+    is none."""
+    return next((space for space in itertools.chain(spaces, strongest_of(spaces)) if holds(space, costs)), None)
 
 
-def fits(space: Space, costs: ClusterCosts) -> bool:
-    """Whether any layout of a space has the memory of a GPU; of the host's it asks what no choice of layers changes."""
+def holds(space: Space, costs: ClusterCosts) -> bool:
+    """Whether a space has a layout that its GPUs hold and, on placements, its hosts."""
     try:
-        return bool(np.isfinite(Tree(space, "memory", costs).start().bound).any())
+        search = Search(space, "memory", costs, timed=False)
+        fits = bool(np.isfinite(search.start.bound).any())
     except InputError:
         return False
-
-
-def _held(space: Space, costs: ClusterCosts) -> bool:
-    """The same with the host's memory, on placements."""
-    return bool(np.isfinite(Search(space, "memory", costs).run(runners=0).incumbent))
+    return fits and (not space.uses_host or bool(np.isfinite(search.run(runners=0).incumbent)))

@@ -5,13 +5,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from cost_models import Cluster, LayerRange, Model, Workload, price
 from cost_models.room import DEFAULT_ROOM
+from cost_models.timing.cluster_costs import cluster_costs
 from executor.launch.requirements import unsupported
 from planner.planning import plan
 from planner.reverse.longest import longest_context
 from planner.search import with_levers
+from planner.search.best_first import Search
+from planner.search.levers import Bundle
+from planner.search.space import spaces
 from planner.solve import NothingFits, solve
 from planner.targets.target import MMSP, Target
 from tests.planner.brute_force import strategies
@@ -134,3 +139,37 @@ def test_a_vocabulary_of_ten_million_takes_a_smaller_slice_of_the_loss():
     model = Model(name="wide", layers=1, hidden=64, ffn=128, heads=1, kv_heads=1, head_dim=64, vocab=10_000_000)
     found = solve(Cluster.load("dgx-h100", gpus=8), Workload(model, context_tokens=2**15))
     assert found.best[0].strategy.loss_chunk_tokens in (128, 16)
+
+
+@pytest.fixture(scope="module")
+def pressed():
+    """(cluster, workload, target, space): 80% of the least memory without levers."""
+    here, work = with_memory(Cluster.load("dgx-h100", gpus=2), 7 * 2**29), Workload(ONE_LAYER, context_tokens=2**17)
+    target = replace(MMSP, levers=("inputs", "slices", "heads", "loss"))
+    (space,) = spaces(here, work, {}, DEFAULT_ROOM, target)
+    return here, work, target, space
+
+
+def found_in(space, bundle, objective):
+    one = structs.replace(space, levers=bundle)
+    return Search(one, objective, cluster_costs(space.cluster)).run(runners=0).incumbent
+
+
+def test_no_bundle_is_better_than_its_floors(pressed):
+    """Nor is one without inputs on the host, which is not searched, better than the same with them."""
+    space = pressed[-1]
+    bounds = with_levers._Bounds(space, "time", cluster_costs(space.cluster), np.inf)
+    best = {bundle: found_in(space, bundle, "time") for bundle in bounds.bundles}
+    assert 0 < sum(np.isfinite([*best.values()])) < len(best)
+    for bundle, value in best.items():
+        floor = bounds.floor(structs.replace(space, levers=bundle), np.inf)
+        assert bounds.endless(bundle) <= floor * (1 + 1e-12) and floor <= value * (1 + 1e-12)
+        if bounds.within_another(bundle):
+            assert best[Bundle(chosen=(("inputs", True), *bundle.chosen))] <= value
+
+
+def test_the_least_memory_where_nothing_fits_without_levers(pressed):
+    here, work, target, space = pressed
+    found = solve(here, work, objective="memory", target=target).best[0].cost.memory_bytes
+    several = with_levers._levers(space)
+    assert found == pytest.approx(min(found_in(space, bundle, "memory") for bundle in several), rel=1e-9)
