@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from longvila.data.columns import Columns, Growth
 from longvila.data.sources import PICTURES, VIDEOS, Cell, Source, Stretch
 from longvila.job import JobError
 
@@ -52,10 +53,17 @@ def entries(file: Path) -> Iterator[Entry]:
             yield from entries(shard)
         return
     kind = {".tar": _tar, ".parquet": _parquet}.get(file.suffix.lower(), _json)
-    if ".tar." in file.name or file.suffix == ".tgz":
+    if file.exists() and not file.is_file():
+        yield Entry(str(file), fault="is neither a file nor a folder")
+    elif ".tar." in file.name or file.suffix == ".tgz":
         yield Entry(str(file), fault="a compressed tar cannot be read in place: decompress it to .tar")
     else:
-        yield from kind(file)
+        empty = True
+        for entry in kind(file):
+            yield entry
+            empty = False
+        if empty:
+            yield Entry(str(file), fault="holds no samples")
 
 
 def _json(file: Path) -> Iterator[Entry]:
@@ -178,13 +186,18 @@ def _tar(file: Path) -> Iterator[Entry]:
     every: dict[str, Source] = dict(stretches)
     if not samples:
         return
+    growth = Growth(file)
     with file.open("rb") as content:
         for key, names in samples.items():
             missing = [name for name in names if name not in stretches]
             if missing:
                 yield Entry(f"{file}: {key}", fault=f"{missing[0]} is sparse, or a link to what is not in the shard")
             else:
-                yield _tar_sample(content, f"{file}: {key}", {name: stretches[name] for name in names}, every)
+                try:
+                    yield _tar_sample(content, growth, f"{file}: {key}", {n: stretches[n] for n in names}, every)
+                except JobError as fault:
+                    yield Entry(str(file), fault=str(fault).removeprefix(f"{file}: "))
+                    return
 
 
 def _follow(name: str, links: Mapping[str, str], stretches: dict[str, Stretch]) -> None:
@@ -198,9 +211,14 @@ def _follow(name: str, links: Mapping[str, str], stretches: dict[str, Stretch]) 
 
 
 def _tar_sample(
-    content: io.BufferedReader, where: str, members: Mapping[str, Stretch], every: Mapping[str, Source]
+    content: io.BufferedReader,
+    growth: Growth,
+    where: str,
+    members: Mapping[str, Stretch],
+    every: Mapping[str, Source],
 ) -> Entry:
     def text(stretch: Stretch) -> str:
+        growth.add(stretch.size)
         content.seek(stretch.start)
         return str(content.read(stretch.size).decode("utf-8-sig"))
 
@@ -230,53 +248,22 @@ def _tar_sample(
     return Entry(where, value, members=every)
 
 
-def _arrow(file: Path) -> Any:
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise JobError(f"{file}: Parquet needs pyarrow: pip install 'mmsp[parquet]'") from None
-    return pyarrow
-
-
-def _no_parquet(fault: Exception) -> str:
-    return f"is no readable Parquet file ({' '.join(str(fault).split())[:100]})"
-
-
 def _parquet(file: Path) -> Iterator[Entry]:
-    arrow = _arrow(file)
     try:
-        table = arrow.parquet.ParquetFile(file)
-        media = [name for name in table.schema_arrow.names if name in _KINDS]
-        names = [name for name in table.schema_arrow.names if name not in _KINDS]
-        leaves = [table.schema.column(i).path for i in range(len(table.schema.names))]
-        number = 0
-        for group in range(table.num_row_groups):
-            lines = table.read_row_group(group, columns=names).to_pylist()
-            shelves = {
-                name: table.read_row_group(group, columns=_leaf(name, leaves))[name].to_pylist() for name in media
-            }
+        columns, number = Columns(file), 0
+        plain, media = ([n for n in columns.names if (n in _KINDS) == kind] for kind in (False, True))
+        for group in range(columns.groups):
+            lines = columns.rows(group, plain)
+            shelves = {name: columns.media(group, name) for name in media}
             for row, value in enumerate(lines):
                 number += 1
-                yield _parquet_row(file, f"{file}: row {number}", value, shelves, group, row)
-    except (arrow.ArrowException, OSError) as fault:
-        yield Entry(str(file), fault=_no_parquet(fault))
-
-
-def parquet_rows(file: Path) -> list[Mapping[str, Any]]:
-    """All rows of a Parquet file of plain values."""
-    arrow = _arrow(file)
-    try:
-        rows: list[Mapping[str, Any]] = arrow.parquet.ParquetFile(file).read().to_pylist()
-    except (arrow.ArrowException, OSError) as fault:
-        raise JobError(f"{file}: {_no_parquet(fault)}") from None
-    return rows
-
-
-def _leaf(name: str, leaves: list[str]) -> list[str]:
-    """What to read of a column to know its entries: of `{bytes, path}` the paths alone, which are short."""
-    inside = [leaf for leaf in leaves if leaf.startswith(f"{name}.")]
-    paths = [leaf for leaf in inside if leaf.endswith(".path")]
-    return paths if paths and any(leaf.endswith(".bytes") for leaf in inside) else [name]
+                where = f"{file}: row {number}"
+                if isinstance(value, str):
+                    yield Entry(where, fault=value)
+                else:
+                    yield _parquet_row(file, where, value, shelves, group, row)
+    except JobError as fault:
+        yield Entry(str(file), fault=str(fault).removeprefix(f"{file}: "))
 
 
 def _parquet_row(

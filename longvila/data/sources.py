@@ -15,9 +15,11 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import av
 
+from longvila.data.columns import Columns
 from longvila.job import JobError
 
 PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".jxl"})
@@ -91,8 +93,10 @@ def _rank(part: str) -> tuple[int, str]:
 
 
 def _cell_bytes(cell: Cell) -> bytes:
-    values = _column(cell.path, cell.group, cell.column)[cell.row]
-    value = values[cell.place] if isinstance(values, list) else values
+    held = _column(cell.path, cell.group, cell.column)[cell.row]
+    if type(held).__name__ in ("ListScalar", "LargeListScalar"):
+        held = held.values[cell.place]
+    value = held.as_py()
     content = value["bytes"] if isinstance(value, dict) else value
     if not isinstance(content, bytes):
         raise JobError(f"{cell}: holds no bytes")
@@ -100,8 +104,6 @@ def _cell_bytes(cell: Cell) -> bytes:
 
 
 @lru_cache(maxsize=4)  # samples of a group are often read one after another
-def _column(path: Path, group: int, column: str) -> list[object]:
-    from pyarrow import parquet
-
-    values: list[object] = parquet.ParquetFile(path).read_row_group(group, columns=[column])[column].to_pylist()
-    return values
+def _column(path: Path, group: int, column: str) -> Any:
+    """The column as Arrow holds it: a picture that many rows show is there once."""
+    return Columns(path).read(group, [column])[column]

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longvila.data.shards import parquet_rows
+from longvila.data.columns import parquet_rows
 from longvila.files import read_text
 from longvila.job import JobError
 

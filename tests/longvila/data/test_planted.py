@@ -2,13 +2,16 @@
 
 import io
 import json
+import os
 import tarfile
 
 import pytest
-from pyarrow import Table, parquet
+from pyarrow import DictionaryArray, Table, array, int32, nulls, parquet, string
 
+from longvila.data import columns
 from longvila.data.__main__ import main
 from longvila.data.samples import read_files
+from longvila.data.sources import read_bytes
 from longvila.dataset import Documents, Sampling
 from longvila.job import JobError
 from longvila.tokens import ByteTokenizer, Writer
@@ -290,3 +293,74 @@ def test_parquet_holds_lines_with_pictures_as_bytes_or_paths(media, tmp_path):
     assert [len(m.times) for m in documents().make(sample).media] == [1, 1]
     file.write_bytes(b"PAR1")
     assert "is no readable Parquet file" in read_files([file], media).faults[0]
+
+
+def grown(path, text, rows):
+    """A small Parquet file whose many rows all hold one long text, which stands in its dictionary once."""
+    ids = DictionaryArray.from_arrays(array([0] * rows, int32()), array([text]))
+    parquet.write_table(Table.from_arrays([ids, array([turns("q", "a")] * rows)], ["id", "conversations"]), path)
+
+
+def linked(path, text, links):
+    """A small tar whose many members are links to one long caption."""
+    with tarfile.open(path, "w") as archive:
+        add(archive, "0.txt", text.encode())
+        for number in range(links):
+            link(archive, f"{number + 1}.txt", tarfile.LNKTYPE, "0.txt")
+            link(archive, f"{number + 1}.mp4", tarfile.LNKTYPE, "0.txt")
+    return path
+
+
+def test_a_small_file_may_not_stand_for_much(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(columns, "LEAST_BYTES", 2**20)
+    for name, text, told in (("a.parquet", "x" * 50_000, True), ("b.parquet", "x" * 500, False)):
+        grown(tmp_path / name, text, 100)
+        assert ("stands for more than" in checked(capsys, tmp_path / name)[1][0]) == told
+        if told:
+            with pytest.raises(JobError, match="stands for more than 1 MiB"):
+                columns.parquet_rows(tmp_path / name)
+    parquet.write_table(
+        Table.from_pylist([{"id": "x" * 2**24, "conversations": turns("q", "a")}]),
+        tmp_path / "c.parquet",
+        compression="zstd",
+    )
+    parquet.write_table(Table.from_arrays([nulls(10**6)], ["id"]), tmp_path / "d.parquet")
+    linked(tmp_path / "e.tar", "x" * 200_000, 300)
+    claim = tarfile.TarInfo("1.json")
+    claim.size = 10 * 2**30
+    (tmp_path / "f.tar").write_bytes(claim.tobuf(tarfile.GNU_FORMAT) + b" " * 1024)
+    for name in ("c.parquet", "d.parquet", "e.tar", "f.tar"):
+        code, lines = checked(capsys, tmp_path / name)
+        assert code == 2 and f"{tmp_path / name}: stands for more than" in lines[-2]
+
+
+def test_a_picture_that_many_rows_show_is_held_once(media, tmp_path, monkeypatch):
+    monkeypatch.setattr(columns, "LEAST_BYTES", 2**20)
+    content = (media / "picture.png").read_bytes() + bytes(50_000)  # a hundred of them would be too much
+    pictures = DictionaryArray.from_arrays(array([0] * 100, int32()), array([content]))
+    table = Table.from_arrays([pictures, array([turns("q", "a")] * 100)], ["image", "conversations"])
+    parquet.write_table(table, tmp_path / "a.parquet")
+    reading = read_files([tmp_path / "a.parquet"], media)
+    assert (len(reading.samples), reading.faults) == (100, ())
+    assert read_bytes(reading.samples[99].images[0]) == content
+
+
+def test_rows_that_python_cannot_hold_and_columns_of_one_name_are_faults(tmp_path, capsys):
+    texts = array([b"a", b"\xff", b"c"]).view(string())
+    table = Table.from_arrays([texts, array([turns("q", "a")] * 3)], ["id", "conversations"])
+    parquet.write_table(table, tmp_path / "a.parquet")
+    assert [line.partition(" (")[0] for line in checked(capsys, tmp_path / "a.parquet")[1]] == [
+        f"{tmp_path}/a.parquet: row 2: holds a value that cannot be read",
+        "2 samples can be read: 0 videos, 0 pictures; 1 faults",
+    ]
+    parquet.write_table(Table.from_arrays([array(["a"])] * 2, ["id", "id"]), tmp_path / "b.parquet")
+    assert "has two columns of the name 'id'" in checked(capsys, tmp_path / "b.parquet")[1][0]
+
+
+def test_what_holds_nothing_or_has_no_end_is_a_fault(tmp_path, capsys):
+    for name, content in {"a.jsonl": "", "b.json": "[]", "c.json": " \n"}.items():
+        (tmp_path / name).write_text(content)
+        assert checked(capsys, tmp_path / name)[1][0] == f"{tmp_path / name}: holds no samples"
+    os.mkfifo(tmp_path / "d.jsonl")
+    for endless in (tmp_path / "d.jsonl", "/dev/zero"):
+        assert checked(capsys, endless)[1][0] == f"{endless}: is neither a file nor a folder"
