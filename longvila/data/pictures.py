@@ -45,12 +45,15 @@ def shown_stream(container: av.container.InputContainer, source: Source) -> av.V
 def walk(
     container: av.container.InputContainer, stream: av.VideoStream, wanted: frozenset[int] | None = None
 ) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Decoded frames with ascending times; a frame without a usable time is one tick after the one before.
+    """Decoded frames with ascending times; one without a time is a frame's step after the one before, one whose time
+    does not ascend a tick.
 
     Of a stream whose packets tell their times, frames that no other refers to are decoded only where `wanted`.
     """
     joint = round(JOINT_S / stream.time_base) if stream.time_base else 0
-    before, step, shift = None, 1, 0
+    rate = stream.average_rate
+    before, shift = None, 0
+    step = max(1, round(1 / (rate * stream.time_base))) if rate and stream.time_base else 1
     for packet in container.demux(stream):
         if wanted is not None:
             stream.codec_context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
@@ -63,8 +66,10 @@ def walk(
             if before is not None and time is not None and time < before - joint:
                 shift += before + step - time
                 time = before + step
-            elif time is None or (before is not None and time <= before):
-                time = 0 if before is None else before + 1
+            elif time is None:
+                time = 0 if before is None else before + step
+            elif before is not None and time <= before:
+                time = before + 1
             elif before is not None:
                 step = time - before
             before = time

@@ -143,3 +143,11 @@ def test_tiles_are_the_pictures_parts_and_the_whole(tmp_path):
     assert np.array_equal(tiles[6], whole[0]) and np.array_equal(decode(frames, range(2, 4), 32), tiles[2:4])
     assert tile(clip, 448, 1, 1).grid == (1, 1) and len(tile(clip, 448, 1, 1).times) == 1
     assert tile(open_clip(MEDIA / "street.png"), 16, 1, 4).grid is not None
+
+
+def test_a_bare_stream_has_the_rate_that_it_is_played_at(tmp_path):
+    write_clip(tmp_path / "bare.h264", "libx264", frames=30)
+    clip = open_clip(tmp_path / "bare.h264")  # no times: FFmpeg plays it at 25 frames a second
+    assert clip.rate == pytest.approx(25.0)
+    assert len(choose_frames(clip, fps=5).times) == 6
+    assert frame_numbers(decode(choose_frames(clip, frames=3), range(3), 16)) == [0, 14, 29]
