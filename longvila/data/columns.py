@@ -136,7 +136,8 @@ def _readable(file: Path) -> Iterator[Any]:
 
 def parquet_rows(file: Path) -> list[Mapping[str, Any]]:
     """All rows of a Parquet file of plain values."""
-    columns, rows = Columns(file), []
+    columns = Columns(file)
+    rows: list[Mapping[str, Any]] = []
     for row in (row for group in range(columns.groups) for row in columns.rows(group, columns.names)):
         if isinstance(row, str):
             raise JobError(f"{file}: row {len(rows) + 1}: {row}")
