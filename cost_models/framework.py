@@ -97,7 +97,7 @@ class Framework:
     experts_once: bool = False  # tokens go once to a domain and once to a rank, however many experts they chose there
     overlapped_sends: bool = False  # interleaved pipelines send to the next stage while the next chunk computes
     overlap_cost: float = 0.0  # seconds that a second of hidden gathers and reductions adds to the computation
-    reduction: Reduction = "overlapped"  # concurrent with the computation, or after it
+    reduction: Reduction = "overlapped"  # of ZeRO-0 to -2, gathers too: concurrent with the computation, or after it
     blocking_tensors: int = 0  # ZeRO-3: a layer's weights, each in one collective that nothing hides
     repeats_kv: bool = False  # keys and values are repeated to all query heads before they are exchanged and kept
     whole_rotary: bool = False  # every rank has cosines and sines of all the row, not of its tokens alone

@@ -173,7 +173,7 @@ def fold_segment(segment: Segment, paths: Paths) -> Folded:
                 if phase.copies == 1
                 else paths.dispatch_s(phase.axis, phase.bytes, phase.copies)
             )
-            _book(seconds, name, sent_s)
+            _book(seconds, name, pick(phase.bytes > 0, sent_s, 0.0))  # of arrays, those candidates that send
         elif isinstance(phase, Broadcasts):
             _book(seconds, name, _broadcasts_s(phase, paths))
         elif isinstance(phase, Passed):

@@ -6,7 +6,7 @@
     frozen      weights that do not train: below ZeRO-3 every rank holds them whole, so they are never gathered
     replicas    once a step, in the last microbatch: shards of gradients all-reduced over `replicate`
 
-A framework may leave its once-a-step reductions exposed, block on every weight, or let each tensor have one owner that
+A framework may leave what ZeRO-0 to -2 send exposed, block on every weight, or let each tensor have one owner that
 updates and broadcasts it. Bytes of one rank; numbers or arrays over candidates.
 """
 
@@ -58,21 +58,30 @@ def sharded(segment: Segment, sizes: RankSizes, kernels: Kernels, weights: Weigh
     if framework.blocking_tensors and sizes.degrees.zero == 3:
         blocking = _blocking(segment, sizes, kernels, gathers, scatters, passes)
         return segment._replace(phases=(*blocking, *segment.phases))
-    plain: tuple[Exchange, ...] = ()
-    if somewhere(every):
-        plain = tuple(one._replace(bytes=pick(every, one.bytes, 0.0)) for one in (*gathers, *scatters))
-    if not (sums or ((gathers or scatters) and somewhere(sizes.degrees.zero < 2))):
-        return segment._replace(sharding=plain)
+    exposed, zero = framework.reduction == "exposed", sizes.degrees.zero
+    hidden = _where(zero >= (3 if exposed else 2), (*gathers, *scatters))
+    late = _where(zero == 2, (*gathers, *scatters)) if exposed else ()
+    plain = segment._replace(phases=(*segment.phases, *late), sharding=hidden)
+    if not (sums or ((gathers or scatters) and somewhere(zero < 2))):
+        return plain
     copies: tuple[Phase, ...] = ()
     if framework.owned_tensors and not somewhere(every):
         copies, sums = _flattened(sizes, kernels, weights), ()
         scatters = tuple(one._replace(axis="gradient", op="all_reduce") for one in scatters)
-    once, phases = (*gathers, *scatters, *sums), (*segment.phases, *copies)
-    if framework.reduction == "exposed":
-        last = segment._replace(phases=(*phases, *once), sharding=plain)
+    phases = (*segment.phases, *copies)
+    if exposed:
+        once = (*_where(zero < 3, (*gathers, *scatters)), *sums)
+        last = segment._replace(phases=(*phases, *once), sharding=hidden)
     else:
-        last = segment._replace(phases=phases, sharding=once)
-    return segment._replace(sharding=plain, last=last)
+        last = segment._replace(phases=phases, sharding=(*gathers, *scatters, *sums))
+    return plain._replace(last=last)
+
+
+def _where(counts: Number, exchanges: tuple[Exchange, ...]) -> tuple[Exchange, ...]:
+    """Of those candidates alone; nothing where no candidate is."""
+    if not somewhere(counts):
+        return ()
+    return tuple(one._replace(bytes=pick(counts, one.bytes, 0.0)) for one in exchanges)
 
 
 def _present(axis: Axis, op: Op, size: Number) -> tuple[Exchange, ...]:

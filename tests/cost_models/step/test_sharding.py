@@ -186,3 +186,19 @@ def test_reductions_that_nothing_hides_are_all_exposed():
     norm = paths.exchange_s("shard", "all_reduce", 4.0)
     assert exposed.seconds["sharding"] == pytest.approx(32 * layer + root + norm, rel=1e-9)
     assert hidden.seconds["sharding"] < exposed.seconds["sharding"]
+
+
+def test_what_zero_2_sends_is_exposed_where_the_framework_says_so_and_zero_3_is_not():
+    """DeepSpeed's overlap_comm is true for stage 3 alone; arrays of stages are priced as each stage."""
+    work = replace(WORK, precision=Framework.load("deepspeed").precision)
+    exposed, hidden = Framework.load("deepspeed"), replace(Framework.load("deepspeed"), reduction="overlapped")
+    late = {}
+    for zero in (1, 2, 3):
+        one = replace(LAYOUT, zero=zero)
+        costs = [price(NODE, work, one, framework=framework) for framework in (exposed, hidden)]
+        late[zero] = costs[0].seconds["sharding"] - costs[1].seconds["sharding"]
+        assert costs[0].sent_bytes == costs[1].sent_bytes
+    assert late[2] > 3 * late[1] > 0 and late[3] == 0  # four microbatches, and once a step
+    every = price_batch(NODE, work, [replace(LAYOUT, zero=zero) for zero in (1, 2, 3)], framework=exposed)
+    single = [price(NODE, work, replace(LAYOUT, zero=zero), framework=exposed).step_s for zero in (1, 2, 3)]
+    np.testing.assert_allclose(every.step_s, single, rtol=1e-12)
