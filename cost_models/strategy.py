@@ -28,7 +28,7 @@ from cost_models import strict
 from cost_models.errors import InputError
 from cost_models.models.model import Model
 from cost_models.number import Number, larger, pick, somewhere
-from cost_models.token_shares import check_shares
+from cost_models.token_shares import check_shares, shown
 
 Recompute = Literal["none", "mlp", "all_but_attention", "full", "core_attention", "other_products"]
 Offload = Literal["none", "activations"]
@@ -307,7 +307,7 @@ class Strategy:
         parts += [f"expert {self.expert}"] if self.expert > 1 else []
         tail = f" of {self.microbatches} microbatches" if self.pipeline > 1 else ""
         tail += f", zero-{self.zero} over {self.shard}" if self.shard > 1 else ", unsharded"
-        tail += f", tokens {':'.join(map(str, self.token_shares))}" if self.token_shares else ""
+        tail += f", tokens {shown(self.token_shares)}" if self.token_shares else ""
         tail += f", cache by {self.cache_context}" if self.cache_context > 1 else ""
         tail += f", MLP by {self.mlp_chunk_tokens} tokens" if self.mlp_chunk_tokens is not None else ""
         tail += f", heads in {self.attention_head_chunks} chunks" if self.attention_head_chunks > 1 else ""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import groupby
 
 import numpy as np
 
@@ -25,6 +26,15 @@ def check_shares(shares: tuple[int, ...], ring: int, kind: str) -> None:
         raise InputError(f"token_shares with ring_kind={kind}; legal here: zigzag")
     if len(shares) != ring or ring == 1 or min(shares) < 1:
         raise InputError(f"token_shares={list(shares)}: a ring of {ring} needs {ring} whole numbers of at least 1")
+
+
+def shown(shares: Sequence[int]) -> str:
+    """
+    >>> shown((5, 5, 9)), shown((2, 1))
+    ('2 × 5 : 9', '2 : 1')
+    """
+    runs = [(share, len(list(alike))) for share, alike in groupby(shares)]
+    return " : ".join(f"{many} × {share}" if many > 1 else f"{share}" for share, many in runs)
 
 
 @lru_cache(maxsize=1024)

@@ -8,6 +8,8 @@ Of several targets (`--for any`) each is solved, and the one with the best price
                regret     of the tied layouts the one that loses least (`choosing.py`)
                simulator  another one, because in the simulator these take longer than priced
 
+Of unlike GPUs the layout may then get unequal shares of the row (`shares.py`), where that is priced below all of these.
+
 One simulation is enough where no other layout is priced below it by more than `ALIKE`: a price seldom exceeds its
 simulation. Else such layouts are simulated, too, and the choice is made again with what the simulator adds to each.
 """
@@ -32,6 +34,7 @@ from planner.search.objective import Objective, paid_ranks, value_of
 from planner.search.reasons import reason, tied_reason
 from planner.searched import searched
 from planner.serving import serving
+from planner.shares import with_shares
 from planner.simulator.simulation import Simulation, simulate
 from planner.solve import Choice, Solution, solve
 from planner.targets.target import MMSP, Target
@@ -83,6 +86,11 @@ def plan(
 
     costs = cluster_costs(cluster, profile)
     chosen = _chosen(costs, solution, objective, play, doubted=doubted, once=late or not doubted)
+    equal = chosen.choice
+    if not late and (unequal := with_shares(solution, objective, profile, room)):
+        chosen = _Chosen(
+            choice=unequal, by="model", ties=only(unequal), played=[(unequal, play(unequal)), *chosen.played]
+        )
     choice = chosen.choice
 
     def alone(other: Workload) -> Solution:
@@ -106,7 +114,7 @@ def plan(
         chosen_by=chosen.by,
         regret=chosen.regret,
         alternatives=tuple(_alternatives(solution, chosen, objective, room)),
-        searched=searched(solution.spaces, choice.strategy, fixed or {}),
+        searched=searched(solution.spaces, equal.strategy, fixed or {}, shares=bool(choice.strategy.token_shares)),
         bound=bound,
         gap=max(0.0, 1 - bound / value_of(objective, choice.cost)),
         reproducible=solution.reproducible and not late,

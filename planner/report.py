@@ -285,7 +285,11 @@ def bound_words(plan: Plan) -> str:
     stopped = "" if plan.reproducible else "; stopped at the time limit: not reproducible"
     others = [name for name in plan.targets if name != plan.target.name]
     space = f"this space, nor of those of {', '.join(others)}," if others else "this space"
-    return f"No layout of {space} is priced below {least} on any placement (gap {plan.gap:.2%}){stopped}:"
+    words, value = f"is priced below {least} on any placement", value_of(plan.objective, plan.cost)
+    if plan.strategy.token_shares and value < plan.bound:
+        below = f"{1 - value / plan.bound:.1%} below that"
+        return f"No layout of {space} {words} with equal shares of a row; this one is {below}{stopped}:"
+    return f"No layout of {space} {words} (gap {plan.gap:.2%}){stopped}:"
 
 
 def _bound(plan: Plan) -> list[str]:

@@ -68,6 +68,8 @@ def _lines(plan: Plan, bound: Binding, several: list[Best]) -> list[str]:
     value = show_value(plan.objective, value_of(plan.objective, plan.cost), 4)
     lines = [plan.workload.describe(), report.cluster_line(plan.cluster), ""]
     lines += [f"Plan      {plan.strategy.describe()}: {value}", f"          {_parts(plan.cost)}", ""]
+    if plan.strategy.token_shares:
+        lines += ["What follows is solved again with equal shares of a row:"]
     lines += [f"Binds     {bound.binds}" + _free(bound)]
     for one in bound.bounds:
         lines += _next(plan, one)

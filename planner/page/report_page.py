@@ -132,8 +132,9 @@ def _words(
 def _tokens(plan: Plan) -> Section:
     strategy, workload = plan.strategy, plan.workload
     layout = Layout(
-        tokens=workload.context_tokens, ulysses=strategy.ulysses, ring=strategy.ring, kind=strategy.ring_kind
-    )
+        tokens=workload.context_tokens, ulysses=strategy.ulysses, ring=strategy.ring, kind=strategy.ring_kind,
+        shares=strategy.token_shares,
+    )  # fmt: skip
     spans = layout.blocks
     pieces = [
         {"ring": ring, "start": span.start, "stop": span.stop, "text": f"{span.start:,} to {span.stop:,}"}
@@ -142,7 +143,7 @@ def _tokens(plan: Plan) -> Section:
     ]
     rows = [
         (str(ring), ", ".join(f"{span.start:,} to {span.stop:,}" for span in several),
-         f"{strategy.ulysses} × {layout.rank_tokens:,}")
+         f"{strategy.ulysses} × {layout.held[ring] // strategy.ulysses:,}")
         for ring, several in enumerate(spans)
     ]  # fmt: skip
     return Section(

@@ -22,8 +22,9 @@ def prove(plan_file: str) -> None:
         progress.show("computing the bound of every region")
         bound = check(plan_file, plan, plan.proof)
     step, layouts = plan.cost.step_s, sum(one.rings[1] - one.rings[0] + 1 for one in plan.proof.regions)
+    equal = " with equal shares of a row" if plan.strategy.token_shares else ""
     click.echo(
         f"{plan_file}: proven. {len(plan.proof.regions)} regions hold all {layouts} layouts of the space; none takes "
-        f"less than {bound:.4g} s, {1 - bound / step:.2%} below this plan's {step:.4g} s. The plan's own bound of "
-        f"{plan.bound:.4g} s ({plan.gap:.2%}) counts memory and every link, too; `plan check` searches for it again."
+        f"less than {bound:.4g} s{equal}, {1 - bound / step:.2%} below this plan's {step:.4g} s. The plan's own bound "
+        f"of {plan.bound:.4g} s ({plan.gap:.2%}) counts memory and every link, too; `plan check` searches for it again."
     )

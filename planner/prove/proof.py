@@ -106,7 +106,11 @@ def _held(plan: Plan) -> Strategy:
         raise InputError("a proof is of steps of training in seconds, for mmsp; legal: --objective time --for mmsp")
     if plan.strategy.tensor * plan.strategy.pipeline * plan.strategy.expert > 1:
         raise InputError("a proof knows no tensor, pipeline or expert degree; legal: 1")
-    defaults = {**LEVERLESS, "loss_chunk_tokens": plan.target.loss_chunk_tokens}  # no lever saves time
+    defaults = {
+        **LEVERLESS,
+        "token_shares": (),
+        "loss_chunk_tokens": plan.target.loss_chunk_tokens,
+    }  # no lever saves time
     return replace(
         plan.strategy, layers=(), **{name: of for name, of in defaults.items() if name not in (plan.fixed or {})}
     )
@@ -127,6 +131,9 @@ def _space(plan: Plan) -> dict[Family, tuple[int, int]]:
 def _check_numbers(where: str, plan: Plan) -> None:
     cost = price(plan.cluster, plan.workload, plan.strategy, plan.placement, None, plan.target.code)
     _equal(where, "priced.step_s", plan.cost.step_s, cost.step_s)
+    if plan.strategy.token_shares:  # the bound is of equal ones
+        _equal(where, "gap", plan.gap, max(0.0, 1 - plan.bound / cost.step_s))
+        return
     if plan.bound > plan.cost.step_s * (1 + AGREES):
         raise InputError(f"{where}: bound states {plan.bound:.6g} s, above the plan's own price of {cost.step_s:.6g} s")
     _equal(where, "gap", 1 - plan.gap, plan.bound / cost.step_s)

@@ -1,0 +1,187 @@
+"""Unequal shares of a row for unlike GPUs: an improvement on the layouts that the search found with equal ones.
+
+    shares   of a ring's positions, so that all compute as long: s <- s / (seconds of a position at s), repeated
+    tempered s^a: between equal shares (0) and these (1), as the fast cards' memory and phases of unlike ratio ask
+    layers   at most two recompute policies, the leaner one in as few layers as the fullest position's memory asks
+    layouts  those near the best, and those of all GPUs: with equal shares the slow ones may not have been worth it
+
+Taken where the price is lower by WORTH. The search's bound speaks of equal shares and is not moved. Each trial is
+priced by `price` itself. Left out: shares of packed documents, of state-space layers and of rows (data replicas),
+levers of memory beyond those of the layouts tried, orders of fast and slow positions in the ring.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cost_models.cost import StepCost
+from cost_models.hardware.cluster import Cluster
+from cost_models.hardware.placement import Placement
+from cost_models.pricing import price
+from cost_models.profile import Profile
+from cost_models.room import Room
+from cost_models.step.unequal import positions
+from cost_models.strategy import LayerRange, Strategy, rank_grid
+from cost_models.timing.cluster_costs import cluster_costs
+from planner.search.objective import Objective, value_of
+from planner.search.space import Policy, divisors
+from planner.simulator.simulation import compute_s
+from planner.solve import Choice, Solution
+
+Shares = NDArray[np.float64]
+WORTH = 0.01
+"""Share of the value below which equal shares stay: layouts priced less than 1% apart are not told apart."""
+TEMPERED = (1.0, 0.9, 0.75, 0.5)
+ROUNDS = 5
+EVEN = 0.002
+"""Positions that compute as long to this share are even."""
+PARTS = 1000
+"""Shares are whole numbers up to this."""
+MOST_TRIED = 3
+"""Of the layouts so many get shares, layers and all; which, their price without regard to memory says."""
+
+
+def with_shares(solution: Solution, objective: Objective, profile: Profile | None, room: Room) -> Choice | None:
+    """The best layout with unequal shares, if it is better than the solution's best by WORTH."""
+    if not _possible(solution, objective):
+        return None
+    trials = _Trials(solution, objective, profile, room)
+    rough = sorted((trials.rough(*one), at, one) for at, one in enumerate(trials.layouts()))
+    found = [best for *_, one in rough[:MOST_TRIED] if (best := trials.shared(*one))]
+    limit = value_of(objective, solution.best[0].cost) * (1 - WORTH)
+    better = [one for one in found if value_of(objective, one.cost) < limit]
+    return min(better, key=lambda one: value_of(objective, one.cost), default=None)
+
+
+def _possible(solution: Solution, objective: Objective) -> bool:
+    """Whether unequal shares exist for this question, and GPUs are unlike."""
+    work, cluster, pins = solution.workload, solution.spaces[0].cluster, solution.spaces[0].pins
+    devices = [run.node.device for run in cluster.runs if run.node.gpus]
+    kind = pins.get("ring_kind", "zigzag")
+    asked = work.mode == "train" and not work.lengths and work.model.ssd is None and objective != "memory"
+    return (
+        any(one != devices[0] for one in devices)
+        and solution.target.is_ours
+        and asked
+        and kind in ("zigzag", "balanced")
+    )
+
+
+class _Trials:
+    def __init__(self, solution: Solution, objective: Objective, profile: Profile | None, room: Room) -> None:
+        self.solution, self.objective, self.profile, self.room = solution, objective, profile, room
+        self.space = solution.spaces[0]
+        self.cluster: Cluster = self.space.cluster
+        self.costs, self.code = cluster_costs(self.cluster, profile), solution.target.code
+
+    def layouts(self) -> list[tuple[Strategy, Placement]]:
+        """Layouts with a ring to give shares to, the first of each degrees."""
+        found: dict[tuple[int, ...], tuple[Strategy, Placement]] = {}
+        near = ((one.strategy, one.placement) for one in (*self.solution.best, *self.solution.near))
+        for strategy, placement in itertools.chain(near, self._of_all_gpus()):
+            if strategy.ring > 1 and strategy.tensor == strategy.pipeline == 1:
+                degrees = strategy.data, strategy.ring, strategy.ulysses
+                found.setdefault(degrees, (replace(strategy, ring_kind="zigzag"), placement))
+        return list(found.values())
+
+    def _of_all_gpus(self) -> Iterator[tuple[Strategy, Placement]]:
+        """Ranks on every GPU: ulysses inside nodes, ring position by position, all replicas of each together."""
+        gpus, work, pins = self.cluster.gpus, self.solution.workload, self.space.pins
+        least = int(np.gcd.reduce([run.node.gpus for run in self.cluster.runs if run.node.gpus]))
+        first = self.solution.best[0].strategy
+        for data, ulysses in itertools.product(divisors(work.global_batch), divisors(least)):
+            ring, rows = gpus // (data * ulysses), work.global_batch // data
+            asked: dict[str, Any] = {
+                "data": data,
+                "ring": ring,
+                "ulysses": ulysses,
+                "shard": gpus,
+                "zero": 3,
+                "microbatches": rows,
+            }
+            if data * ulysses * ring != gpus or ulysses > work.model.heads or ring < 2:
+                continue
+            if any(pins.get(name, value) != value for name, value in asked.items()):
+                continue
+            if 2 * ring * ulysses > work.context_tokens:
+                continue
+            strategy = replace(first, **asked, expert=1, attention_chunk_tokens=None, layers=first.layers)
+            order = np.transpose(rank_grid(strategy)[0, ..., 0], (1, 0, 2)).reshape(-1)
+            plain, slot, gpu = Placement.in_order(self.cluster, gpus), np.empty(gpus, int), np.empty(gpus, int)
+            slot[order], gpu[order] = plain.slot_of_rank, plain.gpu_of_rank
+            yield strategy, Placement(slot_of_rank=slot, gpu_of_rank=gpu)
+
+    def price(self, strategy: Strategy, placement: Placement) -> StepCost:
+        return price(self.cluster, self.solution.workload, strategy, placement, self.profile, self.code)
+
+    def rough(self, strategy: Strategy, placement: Placement) -> float:
+        """The value with even shares and the layers as they are, whatever memory that takes."""
+        shares = self._even(strategy, placement)
+        return value_of(self.objective, self.price(_dealt(strategy, shares), placement))
+
+    def shared(self, strategy: Strategy, placement: Placement) -> Choice | None:
+        """The best layout with shares that fits; they are tempered as long as that helps."""
+        shares, best = self._even(strategy, placement), None
+        if np.ptp(shares) == 0:
+            return None
+        for power in TEMPERED:
+            found = min(self._with_layers(_dealt(strategy, shares**power), placement), key=self.value, default=None)
+            if best is not None and (found is None or self.value(found) >= self.value(best)):
+                break
+            best = found
+        return best
+
+    def value(self, choice: Choice) -> float:
+        return value_of(self.objective, choice.cost)
+
+    def _even(self, strategy: Strategy, placement: Placement) -> Shares:
+        """Shares at which all positions of the ring compute as long, the largest 1."""
+        shares = np.ones(strategy.ring)
+        for _ in range(ROUNDS):
+            dealt, seconds = _dealt(strategy, shares), np.empty(strategy.ring)
+            for one in positions(self.costs, self.solution.workload, dealt, placement, self.code):
+                seconds[list(one.rings)] = compute_s(one.program())
+            if seconds.max() <= seconds.min() * (1 + EVEN):
+                break
+            shares = np.array(dealt.token_shares) / seconds
+            shares /= shares.max()
+        return shares
+
+    def _with_layers(self, strategy: Strategy, placement: Placement) -> Iterator[Choice]:
+        """For each policy, and each two of them, as many layers of the leaner one as memory asks."""
+        layers = self.solution.workload.model.layers
+
+        def choice(fast: Policy, lean: Policy, count: int) -> Choice:
+            parts = [(lean, count), (fast, layers - count)]
+            ranges = tuple(_ranged(policy, many) for policy, many in parts if many)
+            one = replace(strategy, layers=ranges)
+            return Choice(strategy=one, placement=placement, cost=self.price(one, placement))
+
+        alone = [(policy, choice(policy, policy, layers)) for policy in self.space.policies]
+        fitting = [(policy, one) for policy, one in alone if self.room.holds(one.cost)]
+        yield from (one for _, one in fitting)
+        for (fast, over), (lean, held) in itertools.product(alone, fitting):
+            saved = over.cost.memory_bytes - held.cost.memory_bytes
+            if self.room.holds(over.cost) or over.cost.step_s >= held.cost.step_s or saved <= 0:
+                continue
+            much = over.cost.memory_bytes - self.room.limit_bytes(over.cost.capacity_bytes)
+            for count in range(max(1, int(layers * much / saved)), layers):  # memory is about linear in the layers
+                tried = choice(fast, lean, count)
+                if self.room.holds(tried.cost):
+                    yield tried
+                    break
+
+
+def _dealt(strategy: Strategy, shares: Shares) -> Strategy:
+    parts = np.maximum(1, np.round(shares / np.max(shares) * PARTS).astype(int))
+    return replace(strategy, token_shares=tuple((parts // np.gcd.reduce(parts)).tolist()))
+
+
+def _ranged(policy: Policy, count: int) -> LayerRange:
+    return replace(policy, count=count) if isinstance(policy, LayerRange) else LayerRange(recompute=policy, count=count)

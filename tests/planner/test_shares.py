@@ -1,0 +1,84 @@
+"""Unequal shares of a row where GPUs are unlike: taken where the price is lower, stated, and said of the bound."""
+
+from dataclasses import replace
+
+import pytest
+
+from cost_models import Cluster, InputError, Model, Workload, price
+from cost_models.hardware.device import Device
+from cost_models.room import DEFAULT_ROOM
+from planner import plan_file
+from planner.checking import check_plan
+from planner.planning import plan
+from planner.prove.proof import check, prove
+from planner.report import bound_words, plan_lines
+from planner.shares import with_shares
+from planner.solve import solve
+
+
+def _work(**asked):
+    return Workload(Model.load("longvila-1.5b"), **{"context_tokens": 2**18, **asked})
+
+
+def _mixed():
+    """Two nodes of two kinds, four GPUs each."""
+    where = Cluster.load("dgx-h100", nodes=2)
+    one = replace(where.node(0), gpus=4)
+    return where.override({0: one, 1: replace(one, device=Device.load("a100-sxm-80gb"))})
+
+
+@pytest.fixture(scope="module")
+def mixed():
+    return plan(_mixed(), _work())
+
+
+def test_a_plan_for_unlike_gpus_gives_the_fast_ones_more_tokens(mixed):
+    equal = solve(_mixed(), _work()).best[0]
+    shares, device = mixed.strategy.token_shares, [run.node.device.name for run in mixed.cluster.runs]
+    assert mixed.cost.step_s < 0.9 * equal.cost.step_s and mixed.simulated.step_s < 0.9 * equal.cost.step_s
+    assert mixed.cost.step_s == price(mixed.cluster, mixed.workload, mixed.strategy, mixed.placement).step_s
+    slot = mixed.placement.slot_of_rank[mixed.groups["ring"][0]]
+    of = {name: {s for s, at in zip(shares, slot, strict=True) if device[mixed.cluster.run_of_slot[at]] == name}
+          for name in device}  # fmt: skip
+    assert min(of["h100-sxm-80gb"]) > max(of["a100-sxm-80gb"])
+    assert DEFAULT_ROOM.holds(mixed.cost)
+
+
+def test_shares_are_in_the_file_and_the_bound_speaks_of_equal_ones(mixed, tmp_path):
+    path = tmp_path / "plan.json"
+    mixed.save(path)
+    again = plan_file.Plan.load(path)
+    assert again.strategy == mixed.strategy and again.to_json() == mixed.to_json()
+    assert check_plan(str(path), again, None)
+    assert again.bound > again.cost.step_s and again.searched.held["token_shares"] == "equal"
+    assert "with equal shares of a row; this one is" in bound_words(again)
+    assert any("token_shares equal" in line for line in plan_lines(again))
+    proof = prove(again)
+    assert check(str(path), again, proof) == proof.bound_s <= again.bound
+    wrong = path.read_text().replace('"token_shares": [', '"token_shares": [1, ')
+    path.write_text(wrong)
+    with pytest.raises(InputError, match="token_shares"):
+        plan_file.Plan.load(path)
+
+
+def test_equal_shares_stay_where_nothing_else_is_possible():
+    alike = solve(Cluster.load("dgx-h100", nodes=1), _work())
+    assert with_shares(alike, "time", None, DEFAULT_ROOM) is None
+    for work, fixed in (
+        (_work(mode="prefill"), {}),
+        (_work(), {"ring_kind": "contiguous"}),
+        (_work(), {"ring": 1}),
+        (_work(context_tokens=2**14, lengths=((2**12, 4),)), {}),
+    ):
+        assert with_shares(solve(_mixed(), work, fixed=fixed), "time", None, DEFAULT_ROOM) is None
+    assert with_shares(solve(_mixed(), _work()), "memory", None, DEFAULT_ROOM) is None
+
+
+def test_memory_of_the_fast_cards_limits_their_share():
+    """Where the fast cards are the small ones, layers recompute more or shares are milder, and it fits."""
+    where = _mixed()
+    small = where.override({0: replace(where.node(0), device=replace(Device.load("h100-sxm-80gb"), memory_bytes=32e9))})
+    solution = solve(small, _work(context_tokens=2**19))
+    found = with_shares(solution, "time", None, DEFAULT_ROOM)
+    assert found is not None and DEFAULT_ROOM.holds(found.cost)
+    assert found.cost.step_s < 0.99 * solution.best[0].cost.step_s
