@@ -13,10 +13,17 @@ from functools import partial
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
+    MODEL_MAPPING,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from cost_models.errors import InputError
 from executor.mmsp.attention import NAME
+from executor.mmsp.rope import see_whole_rows
 
 KNOWN = frozenset((
     "apertus", "arcee", "bitnet", "cohere", "cohere2", "cohere2_moe", "cwm", "ernie4_5", "ernie4_5_moe", "exaone4",
@@ -29,6 +36,11 @@ KNOWN = frozenset((
 ))  # fmt: skip
 """`model_type`s; `tests/executor/test_every_model.py` compares each with one process."""
 _LAYERS = ("full_attention", "sliding_attention")
+_OF_ATTENTION = (
+    "sliding_window", "s_aux", "softcap", "scaling", "is_causal", "cu_seq_lens_q", "cu_seq_lens_k", "block_mask",
+)  # fmt: skip
+"""Arguments that a call of the model would hand down to its attention."""
+_FOR_EACH_TOKEN = (MODEL_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING)
 _OUTPUTS = {
     "output_router_logits": "the loss of the routers would be of one rank's tokens",
     "output_attentions": "no rank has the weights of a row",
@@ -40,8 +52,8 @@ def guard(model: nn.Module) -> None:
 
     transformers makes no mask for it and so drops a given one; a model shifts labels inside each rank's tokens, and
     without positions it counts them from 0 on every rank. Kinds of model that are not known, configurations whose
-    mask or rotary base follows from the row that one rank sees, and models with another attention, which would stay
-    inside a rank's tokens, are refused at once.
+    mask follows from the row that one rank sees, heads that give one answer for a row, and models with another
+    attention, which would stay inside a rank's tokens, are refused at once.
     """
     models = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
     split = [one for one in models if one.config._attn_implementation == NAME]
@@ -50,9 +62,12 @@ def guard(model: nn.Module) -> None:
     _refuse_attentions(configs if split else [one.config for one in models])
     for one in split:
         refuse_config(one.config)
+        if not any(one is part for other in split if other is not one for part in other.modules()):
+            _refuse_head(one)
     for one in models:
         if any(module in split for module in one.modules()):
             one.register_forward_pre_hook(partial(_refuse_arguments, configs), with_kwargs=True)
+    see_whole_rows(split)
 
 
 def _refuse_attentions(configs: Sequence[PreTrainedConfig]) -> None:
@@ -77,12 +92,15 @@ def refuse_config(config: PreTrainedConfig) -> None:
         raise InputError('attention "mm_sp" does not do use_bidirectional_attention; legal: null')
     if getattr(config, "attention_chunk_size", None):
         raise InputError('attention "mm_sp" does not do attention_chunk_size; set it to null in the model\'s config')
-    rope = getattr(config, "rope_parameters", None) or {}
-    for part in (rope, *(value for value in rope.values() if isinstance(value, dict))):
-        if part.get("rope_type") == "dynamic":
-            raise InputError(
-                "rope_type=dynamic follows from the tokens of one rank, not of the row; use yarn or linear"
-            )
+
+
+def _refuse_head(model: PreTrainedModel) -> None:
+    """A class that gives one answer for a row, such as a classifier, would take it from the rank's last token."""
+    kind = type(model.config)
+    legal: list[Any] = [table[kind] for table in _FOR_EACH_TOKEN if kind in table]
+    if not isinstance(model, tuple(legal)):
+        names = ", ".join(one.__name__ for one in legal)
+        raise InputError(f'attention "mm_sp" is right for what a model gives for each token; legal: {names}')
 
 
 def _refuse_arguments(
@@ -98,6 +116,10 @@ def _refuse_arguments(
         raise InputError("the model would shift labels inside a rank's tokens: take the loss from local.labels_S")
     if kwargs.get("position_ids") is None:
         raise InputError('attention "mm_sp" needs position_ids: pass position_ids=local.positions_S[None]')
+    if isinstance(kwargs.get("logits_to_keep"), int) and kwargs["logits_to_keep"]:
+        raise InputError("logits_to_keep counts from the end of a rank's tokens: leave it out")
+    if given := sorted(name for name in _OF_ATTENTION if kwargs.get(name) is not None):
+        raise InputError(f'attention "mm_sp" takes {given[0]} from the model\'s config and layout: leave it out')
     _refuse_attentions(configs)  # it may have been set to another since
     for name, why in _OUTPUTS.items():
         asked = kwargs.get(name)

@@ -12,6 +12,8 @@ from transformers import (
     DynamicCache,
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    LlamaForTokenClassification,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
 )
@@ -379,6 +381,9 @@ def test_arguments_that_the_attention_would_never_see_are_refused():
         ({"position_ids": None}, "needs position_ids: pass"),
         ({"output_attentions": True}, "does not do output_attentions=True: no rank has the weights"),
         ({"output_router_logits": True}, "would be of one rank's tokens"),
+        ({"logits_to_keep": 1}, "counts from the end of a rank's tokens"),
+        ({"sliding_window": 2}, "takes sliding_window from the model's config and layout"),
+        ({"cu_seq_lens_q": ids}, "takes cu_seq_lens_q from the model's config and layout"),
     ):
         with pytest.raises(InputError, match=message):
             model(**{**right, **change})
@@ -390,6 +395,14 @@ def test_arguments_that_the_attention_would_never_see_are_refused():
     model.set_attn_implementation("sdpa")
     with pytest.raises(InputError, match="attention 'sdpa' of model_type=llama stays inside a rank's tokens"):
         model(**right)
+
+
+def test_a_head_that_gives_one_answer_for_a_row_is_refused():
+    config = _llama().config
+    config.pad_token_id = 0
+    with pytest.raises(InputError, match="what a model gives for each token; legal: LlamaModel, LlamaForCausalLM, Ll"):
+        guard(LlamaForSequenceClassification(config))
+    guard(LlamaForTokenClassification(config))
 
 
 def test_a_model_with_another_attention_is_refused():
@@ -416,8 +429,10 @@ def test_labels_of_a_model_around_the_language_model_are_refused():
 
 
 def test_models_whose_layers_depend_on_the_tokens_of_one_rank_are_refused():
-    with pytest.raises(InputError, match="rope_type=dynamic follows from the tokens of one rank"):
-        guard(_llama(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}))
+    model = _llama(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0})
+    model.model.layers[0].own_rotary = model.model.rotary_emb.__class__(model.config)
+    with pytest.raises(InputError, match="rope_type of LlamaRotaryEmbedding follows from the tokens of one rank"):
+        guard(model)
     with pytest.raises(InputError, match="does not do attention_chunk_size"):
         guard(_llama(attention_chunk_size=8))
 

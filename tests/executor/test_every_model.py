@@ -1,5 +1,6 @@
 """Every causal model of transformers under "mm_sp": the numbers of one process, or refused by name; nothing third."""
 
+import copy
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -30,14 +31,14 @@ SIZES = {
 """Of a tiny model, by every name that a config may use."""
 
 
-def tiny(name: str) -> torch.nn.Module:
+def tiny(name: str, **more: object) -> torch.nn.Module:
     """A model of this kind whose attention shapes its logits: weights far larger than those it would start from."""
     plain = CONFIG_MAPPING[name]()
     known = {*vars(plain), *plain.to_dict(), *getattr(plain, "attribute_map", {})}
     given = {key: value for key, value in SIZES.items() if key in known and getattr(plain, key, None) is not None}
     if name.endswith(("_vl_text", "_vl_moe_text")):
         given["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
-    config = CONFIG_MAPPING[name](**given)
+    config = CONFIG_MAPPING[name](**given | more)
     config._attn_implementation = "eager"
     torch.manual_seed(0)
     maker = AutoModelForCausalLM if name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else AutoModel
@@ -61,13 +62,34 @@ def result(model: torch.nn.Module, **given) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", sorted(KNOWN))
-@torch.no_grad()
 def test_known_models_give_the_numbers_of_one_process(name: str) -> None:
-    model, ids, at = (
-        tiny(name),
-        torch.randint(3, 60, (1, TOKENS), generator=torch.Generator().manual_seed(2)),
-        places(name),
-    )
+    check(name, tiny(name))
+
+
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+LONG = {
+    "rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0, "short_factor": [1.0, 1.0, 1.0, 1.0],
+    "long_factor": [4.0, 5.0, 6.0, 7.0], "original_max_position_embeddings": 24,
+}  # fmt: skip
+LENGTHS: dict[tuple[str, str], dict[str, object]] = {
+    ("llama", "dynamic"): {"rope_parameters": DYNAMIC, "max_position_embeddings": 24},
+    ("gemma3_text", "dynamic"): {
+        "rope_parameters": {"full_attention": DYNAMIC, "sliding_attention": DYNAMIC}, "max_position_embeddings": 24,
+    },
+    ("phi3", "longrope"): {"rope_parameters": LONG, "original_max_position_embeddings": 24},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LENGTHS, ids="-".join)
+def test_rotary_embeddings_that_follow_the_rows_length_give_the_numbers_of_one_process(case: tuple[str, str]) -> None:
+    """Of the ring's two ranks, one has no position beyond the length from which the angles change."""
+    check(case[0], tiny(case[0], **LENGTHS[case]))
+
+
+@torch.no_grad()
+def check(name: str, model: torch.nn.Module) -> None:
+    """The model under "mm_sp" on a ring of two gives its numbers in one process."""
+    ids, at = torch.randint(3, 60, (1, TOKENS), generator=torch.Generator().manual_seed(2)), places(name)
     want = result(model, input_ids=ids, position_ids=at)
     apart = result(model, input_ids=ids[:, 15:], position_ids=at[..., 15:])
     size = want.abs().max()
@@ -76,6 +98,7 @@ def test_known_models_give_the_numbers_of_one_process(name: str) -> None:
     model.set_attn_implementation(NAME)
     guard(model)
     layout, ring = Layout(tokens=TOKENS, ring=2), local_exchanges(2)
+    models = {exchange.index: copy.deepcopy(model) for exchange in ring}  # what a call keeps is each rank's own
 
     def rank(exchange) -> tuple[torch.Tensor, torch.Tensor]:
         index_S = torch.from_numpy(layout.index(exchange.index, 0))
@@ -83,7 +106,7 @@ def test_known_models_give_the_numbers_of_one_process(name: str) -> None:
         take = index_S.clamp(max=TOKENS - 1)
         call = MmSp(layout=layout, ulysses=Alone(), ring=exchange)
         with torch.no_grad():
-            got = result(model, input_ids=ids[:, take], position_ids=at[..., take], mm_sp=call)
+            got = result(models[exchange.index], input_ids=ids[:, take], position_ids=at[..., take], mm_sp=call)
         return real, got[:, : len(real)]
 
     with ThreadPoolExecutor(2) as pool:
