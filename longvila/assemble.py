@@ -4,7 +4,7 @@
 
 Random parameters are the same on every process, since all draw from one seed before they are sharded. Weights are
 read after sharding, into memory that is only then taken. Precisions: fp32, bf16 (parameters and computation; the
-optimizer keeps float32 masters), fp64 for exact comparisons. Buffers (rotary frequencies) always keep theirs.
+optimizer keeps float32 masters), fp64 for exact comparisons (`wide`). Buffers (rotary frequencies) always keep theirs.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from longvila.model import LongVilaForConditionalGeneration
 from longvila.released import read_config, tokenizer_folder, unknown
 from longvila.tokens import ByteTokenizer, FolderTokenizer, Tokenizer, Writer
 from longvila.weights import empty_model, fingerprint, load_weights, materialise
+from longvila.wide import keep_float64
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 WHOLE = ("projector", "llm", "tower")
@@ -74,6 +75,8 @@ def build_model(
         adapt(model.llm, adapters)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
+    if dtype == torch.float64:
+        keep_float64(model)
     train_only(model, trained)
     if random:
         reset(model, seed)

@@ -66,7 +66,7 @@ def test_a_job_goes_on_after_a_lost_rank_on_either_host(tmp_path):
     assert "rank 0 failed: killed by signal 9" in ends[1].stderr and "starts again (1 of 1)" in ends[1].stderr
     for done in ends:
         assert "round 1: data 1 × ring 1 × ulysses 2, zero-3 over 2, as before, from the last checkpoint" in done.stderr
-    assert _losses(out) == pytest.approx(_losses(tmp_path / "alone"), rel=1e-9)
+    assert _losses(out) == pytest.approx(_losses(tmp_path / "alone"), rel=1e-13)
 
 
 class _Store:

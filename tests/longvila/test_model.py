@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from longvila.assemble import build_model
 from longvila.config import LongVilaConfig, load_config, presets
-from longvila.job import JobError
+from longvila.job import Job, JobError
 from longvila.model import LongVilaForConditionalGeneration, NextTokens
 from longvila.sharding import IGNORE, Batch, OneProcess
 from longvila.weights import empty_model, materialise
@@ -63,6 +65,33 @@ def test_loss_and_every_gradient_equal_plain_hugging_face():
     assert all(torch.any(g != 0) for name, g in got.items() if "k_proj.bias" not in name)
     for name, gradient in wanted.items():
         torch.testing.assert_close(got[name], gradient, rtol=1e-9, atol=1e-12, msg=name)
+
+
+class _Narrowed(TorchDispatchMode):
+    """Operations that make float32 of float64."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        given = [one.dtype for one in args if isinstance(one, torch.Tensor)]
+        if torch.float64 in given and isinstance(out, torch.Tensor) and out.dtype == torch.float32:
+            self.names.append(str(func))
+        return out
+
+
+def test_a_float64_step_computes_in_float64_throughout():
+    """Two ways of splitting a run are compared in float64: a norm in float32 would tell them apart by itself."""
+    model = build_model(load_config("tiny"), Job(), dtype=torch.float64, seed=0, weights=None, trained=("llm",))
+    with _Narrowed() as narrowed:
+        model(batch_of()).backward()
+    assert narrowed.names == []
+    norm, hidden = model.llm.model.norm, torch.randn(3, model.llm.config.hidden_size, dtype=torch.float64)
+    torch.testing.assert_close(
+        norm(hidden), F.rms_norm(hidden, hidden.shape[1:], norm.weight, norm.variance_epsilon), rtol=1e-14, atol=0
+    )
 
 
 def test_tied_embeddings_get_both_gradients():

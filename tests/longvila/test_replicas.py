@@ -44,10 +44,10 @@ def test_two_replicas_train_as_one_process(tmp_path):
 
     wanted = losses(tmp_path / "one")
     for run in ("two", "handed", "back"):
-        assert losses(tmp_path / run) == pytest.approx(wanted, rel=1e-9), run
+        assert losses(tmp_path / run) == pytest.approx(wanted, rel=1e-13), run
     norms = [[line["grad_norm"] for line in metrics(tmp_path / run)] for run in ("one", "two")]
-    assert norms[1] == pytest.approx(norms[0], rel=1e-8)
-    assert losses(tmp_path / "two-started") == pytest.approx(losses(tmp_path / "one-started"), rel=1e-9)
+    assert norms[1] == pytest.approx(norms[0], rel=1e-12)
+    assert losses(tmp_path / "two-started") == pytest.approx(losses(tmp_path / "one-started"), rel=1e-13)
     for part in ("llm", "vision_tower", "mm_projector"):
         one, two = (load_file(tmp_path / f"{who}-weights" / part / "model.safetensors") for who in ("one", "two"))
         assert one.keys() == two.keys()
