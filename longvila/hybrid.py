@@ -187,6 +187,8 @@ def load(folder: Path, *, attention: str = "sdpa", dtype: torch.dtype | None = N
     """The model of a folder of config.json and safetensors, hybrid or not, in its own dtype unless one is given."""
     try:
         llm = json.loads(read_text(folder / "config.json", "model: "))
+        if llm.get("quantization_config"):
+            raise JobError(f"model: {folder} holds quantised weights (quantization_config); legal: fp32, bf16 or fp16")
         model = build(llm, attention)
     except (ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as fault:
         if isinstance(fault, JobError):
@@ -199,6 +201,7 @@ def load(folder: Path, *, attention: str = "sdpa", dtype: torch.dtype | None = N
     try:
         for file in files:
             tensors |= load_file(file)
+        tensors = {name: one for name, one in tensors.items() if not name.endswith("rotary_emb.inv_freq")}  # of 2023
     except (SafetensorError, OSError) as fault:
         raise JobError(f"model: {folder} holds a file that is no safetensors file ({fault})") from None
     for parameter in model.parameters():  # buffers keep theirs: rotary frequencies

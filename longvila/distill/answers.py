@@ -20,6 +20,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from longvila import hybrid
 from longvila.distill.documents import Document, padded, read_documents
+from longvila.distill.settings import require_device
 from longvila.job import JobError
 
 AT_A_TIME = 32
@@ -35,6 +36,7 @@ class Score:
 
 def evaluate(folder: Path, file: str, device: str = "cpu") -> Score:
     """The score of a folder's model, hybrid or not, on a JSONL file of prompts and answers."""
+    require_device(device)
     model = hybrid.load(folder).to(torch.device(device)).eval()  # type: ignore[arg-type]
     documents = read_documents([file], folder, model.config.vocab_size)
     if any(not one.answer for one in documents):

@@ -50,6 +50,13 @@ class Stage:
 STAGES = ("orient", "align", "transfer")
 
 
+def require_device(name: str) -> None:
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError):
+        raise JobError(f"settings: device {name!r} is not a device of this machine; legal: cpu, cuda") from None
+
+
 @dataclass(frozen=True, kw_only=True)
 class DistillSettings:
     teacher: str  # folder of a Llama or Qwen2 model
@@ -87,12 +94,7 @@ class DistillSettings:
         require(self.precision in PRECISIONS, "precision", self.precision, f"one of {', '.join(PRECISIONS)}")
         require(bool(re.fullmatch(r"[\w.-]+", self.student)), "student", self.student, "a name, of one folder")
         require(len(set(self.keep)) == len(self.keep), "keep", list(self.keep), "a list of different layers")
-        try:
-            torch.empty(0, device=self.device)
-        except (RuntimeError, AssertionError):
-            raise JobError(
-                f"settings: device {self.device!r} is not a device of this machine; legal: cpu, cuda"
-            ) from None
+        require_device(self.device)
         for name in STAGES:
             self.stage(name)
         if self.ssd:

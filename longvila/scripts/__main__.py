@@ -74,7 +74,10 @@ def write_lines(
     scripts = [_filmed(script, videos, output.parent) for script in read_scripts(files, judged=judgements)]
     made = list(lines(scripts, wanted, most, seed))
     if not made:
-        raise JobError(f"--tasks {tasks}: these {len(scripts)} scripts leave nothing to ask; legal: more of {_legal()}")
+        raise JobError(
+            f"--tasks {tasks}: {len(scripts)} scripts leave nothing to ask; legal: some of {_legal()} (script asks for "
+            "a film, find for two shots, place for lines in two places, says for two who speak)"
+        )
     _write(output, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in made))
     kinds = Counter(str(one["id"]).rsplit("/", 1)[1] for one in made)
     click.echo(

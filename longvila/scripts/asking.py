@@ -53,6 +53,8 @@ def _write(script: Script) -> list[Asked]:
 
 
 def _find(script: Script) -> list[Asked]:
+    if len(script.shots) < 2:
+        return []
     said = [(f'In which shot is "{quote}" first said?', f"shot {index + 1}") for quote, index, _ in _quotes(script)]
     return said + [(f"In which shot is {thing} first seen?", f"shot {index + 1}") for thing, index in _seen(script)]
 

@@ -64,9 +64,18 @@ def _text(file: Path) -> str:
 
 def _parsed(text: str, where: str) -> object:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_once)
     except (ValueError, RecursionError) as fault:
         raise JobError(f"{where}: no shooting script, broken JSON ({' '.join(str(fault).split())[:80]})") from None
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object; a key that is written twice would lose the first shot silently."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for place, (key, _) in enumerate(pairs) if key in dict(pairs[:place]))
+        raise ValueError(f"{twice[:40]!r} twice in one object")
+    return found
 
 
 def _script(value: object, where: str, name: str, folder: Path, judged: bool) -> Script:
@@ -108,7 +117,9 @@ def _keyframes(cases: object, judged: bool) -> list[Shot]:
 
 def _keyframe(frame: Mapping[str, object], judged: bool) -> Shot:
     scene, music = frame.get("scene"), frame.get("bgm")
-    place = scene[-1] if isinstance(scene, list) and scene else scene
+    named = _keys(scene)
+    place = named.get("place", named.get("location")) if named else scene
+    place = place[-1] if isinstance(place, list) and place else place
     told = list(map(_words, music)) if isinstance(music, list) else [_words(music)]
     heard = ", ".join(filter(None, told[len(told) > 1 :])) if told[:1] not in (["False"], ["false"]) else ""
     people = [_person(_keys(one), judged) for one in _several(frame.get("people"))]
@@ -159,6 +170,8 @@ def _events(scenes: Sequence[object]) -> list[Shot]:
 
 def _several(value: object) -> list[object]:
     several = value if isinstance(value, list) else [] if value is None else [value]
+    if isinstance(value, dict) and all(isinstance(one, dict) for one in value.values()):
+        several = [value] if "continuousemotion" in _keys(value) else list(value.values())  # {"Person_1": {…}, …}
     if len(several) > MOST_IN_SHOT:
         raise JobError(f"a shot with {len(several):,} people, objects or events; legal: at most {MOST_IN_SHOT}")
     return several

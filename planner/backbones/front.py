@@ -74,10 +74,10 @@ def trained(
     """Every shape x token count that the days allow and the law knows; InputError if there is none."""
     found: list[Backbone] = []
     most, any_fits = 0.0, False
+    per_step = shapes.workload.global_batch * shapes.workload.context_tokens
     for (hidden, ffn), layers in widths.items():
         on_step(f"pricing shapes {hidden} wide, MLP {ffn}")
         here = depths(shapes, hidden, ffn, layers)
-        per_step = shapes.workload.global_batch * shapes.workload.context_tokens
         for index, strategy in enumerate(here.strategies):
             if strategy is None:
                 continue
@@ -86,7 +86,7 @@ def trained(
             most = max(most, rate * days)
             found += _of_shape(
                 shapes, layers[index], hidden, ffn, rate, days, float(here.step_s[index]),
-                int(here.longest[index]), strategy,
+                int(here.longest[index]), strategy, max(per_step, TERA_TOKENS[0] * 1e12),
             )  # fmt: skip
     if not any_fits:
         raise InputError(
@@ -94,18 +94,18 @@ def trained(
             f"tokens and a batch of {shapes.workload.global_batch}; more --gpus or a shorter --ctx help"
         )
     if not found:
-        raise InputError(
-            f"--days {days:g} train at most {most / 1e12:.2g} trillion tokens here, and Performance Law begins at "
-            f"{TERA_TOKENS[0]}; give more --days or --gpus, or a shorter --ctx"
-        )
+        begins = f"Performance Law begins at {TERA_TOKENS[0]}; give more --days or --gpus, or a shorter --ctx"
+        if per_step > TERA_TOKENS[0] * 1e12:
+            begins = f"a step has {per_step / 1e12:.2g}; give a smaller --batch"
+        raise InputError(f"--days {days:g} train at most {most / 1e12:.2g} trillion tokens here, and {begins}")
     return found
 
 
 def _of_shape(
     shapes: Shapes, layers: int, hidden: int, ffn: int, rate: float, days: float, step_s: float, longest: int,
-    strategy: Strategy,
+    strategy: Strategy, least: float,
 ) -> list[Backbone]:  # fmt: skip
-    """One shape with its token counts; `rate` is tokens a day."""
+    """One shape with its token counts of at least `least`; `rate` is tokens a day."""
     model = backbone(layers, hidden, ffn)
     most = min(rate * days, model.llm_params * 1e3, TERA_TOKENS[1] * 1e12)
     return [
@@ -115,7 +115,7 @@ def _of_shape(
             quality=quality(model, tokens), strategy=strategy,
         )
         for tokens in (most * part / PARTS for part in range(1, PARTS + 1))
-        if tokens >= TERA_TOKENS[0] * 1e12
+        if tokens >= least
     ]  # fmt: skip
 
 

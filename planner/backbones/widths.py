@@ -71,7 +71,7 @@ def layouts(shapes: Shapes, heads: int) -> list[Strategy]:
         if work.global_batch % data or (piece < LEAST_PIECE and context > 1):
             continue
         most = work.global_batch // data
-        several = [rows for rows in range(1, most + 1) if most % rows == 0 and rows * piece <= MOST_TOGETHER]
+        several = [rows for rows in range(1, min(most, MOST_TOGETHER // piece) + 1) if most % rows == 0]
         for rows, ulysses in itertools.product(sorted({1, max(several, default=1)}), range(1, min(heads, node) + 1)):
             if context % ulysses:
                 continue

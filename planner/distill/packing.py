@@ -139,9 +139,12 @@ def pack(costs: Sequence[LayerCost], gpus: int, capacity_bytes: float) -> Packin
     if groups is None:
         deepest = max(every)
         needs = task.prefix_bytes[deepest] + (costs[deepest].layer_bytes or 0.0)
+        left = f"{gpus} x {capacity_bytes / GIB:.0f} GiB"
+        if capacity_bytes <= 0:
+            left = f"{gpus} GPUs, which one row's matrices fill"
         raise InputError(
-            f"{len(every)} layers do not fit into {gpus} x {max(0.0, capacity_bytes) / GIB:.0f} GiB (layer {deepest} "
-            f"needs {needs / GIB:.0f} with the teacher before it): give more or larger GPUs, or a shorter --ctx"
+            f"{len(every)} layers do not fit into {left} (layer {deepest} needs {needs / GIB:,.0f} GiB with the "
+            "teacher before it): give more or larger GPUs, or a shorter --ctx"
         )
     low = max(task.prefix_s[max(every)], sum(costs[layer].layer_s or 0.0 for layer in every) / gpus)
     high = max(task.seconds(group) for group in groups)

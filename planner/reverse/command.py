@@ -51,13 +51,13 @@ def asked_in_reverse(command: F) -> F:
 
 
 def positive(text: object, flag: str) -> float:
-    """A number above 0."""
+    """A number above 0 and below a billion."""
     try:
         value = float(str(text))
     except ValueError:
         value = -1.0
     if not 0 < value < 1e9:
-        raise InputError(f"{flag} {str(text)!r} is not a number above 0")
+        raise InputError(f"{flag} {str(text)!r} is not a number above 0 and below 1e9")
     return value
 
 

@@ -200,6 +200,12 @@ def test_mistakes_are_told_in_a_line(settings, tmp_path, words, says):
     assert isinstance(error, JobError) and says in str(error) and "\n" not in str(error)
 
 
+def test_a_device_that_there_is_not_is_told_in_a_line(folder):
+    asked = [str(folder / "teacher"), str(folder / "asked.jsonl"), "--device", "tpu9"]
+    error = CliRunner().invoke(main, ["evaluate", *asked]).exception
+    assert isinstance(error, JobError) and "'tpu9' is not a device" in str(error)
+
+
 @pytest.mark.parametrize("line", ["{", "[]", '{"text": ""}', '{"tokens": [999]}', '{"tokens": [1], "answer": [2]}'])
 def test_documents_that_are_none_are_refused(settings, tmp_path, line):
     (tmp_path / "bad.jsonl").write_text(line + "\n")

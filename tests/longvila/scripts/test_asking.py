@@ -46,6 +46,16 @@ def run(*given):
     return done.exit_code, done.stderr.strip() or done.stdout.strip()
 
 
+def test_where_in_a_film_of_one_shot_is_no_question(tmp_path):
+    film = tmp_path / "a.json"
+    film.write_text('{"Case_1": {"Scene": ["1", "Garden"], "people": [{"Line": "Hello."}]}}')
+    assert run("lines", film, "-o", tmp_path / "l.jsonl") == (
+        2,
+        "longvila: --tasks script,find,place,says: 1 scripts leave nothing to ask; legal: some of script, find, place, "
+        "says (script asks for a film, find for two shots, place for lines in two places, says for two who speak)",
+    )
+
+
 def test_frames_of_a_drama_are_its_scripts_places_and_speakers(dramas):
     spoken = 0
     for script in read_scripts([dramas / "episodes.jsonl", dramas / "dramas.jsonl"]):

@@ -43,6 +43,22 @@ def test_keyframes_are_read_whichever_way_they_are_written():
     assert two.people[0].line == "Seven boats. One of them has no light. 3 km out."
 
 
+def test_people_and_places_may_be_objects_with_names(tmp_path):
+    people = {"Person_1": {"Looks": "a tall man", "Line": "Hello."}, "Person_2": {"Looks": "a cook", "Line": "Yes?"}}
+    frames = {"Case_1": {"Scene": {"id": 1, "Place": "Garden"}, "people": people}}
+    (script,) = read_scripts([saved(tmp_path, frames)])
+    assert script.shots[0].place == "Garden" and set(script.spoken()) == {"Hello.", "Yes?"}
+    frames["Case_1"]["people"] = {"Continuous Emotion": {"Valence (V)": "3"}}
+    (script,) = read_scripts([saved(tmp_path, frames)])
+    assert script.shots[0].people[0].feeling == (3.0, None, None)
+
+
+def test_a_shot_written_twice_under_one_key_is_not_lost_silently(tmp_path):
+    path = saved(tmp_path, '{"Case_1": {"Scene": ["1", "A"]}, "Case_1": {"Scene": ["1", "B"]}}')
+    with pytest.raises(JobError, match="'Case_1' twice in one object"):
+        read_scripts([path])
+
+
 def test_judgements_of_people_are_left_out_unless_asked_for():
     (script,), (judged,) = read_scripts([KEYFRAMES]), read_scripts([KEYFRAMES], judged=True)
     assert not any(person.judged for shot in script.shots for person in shot.people)

@@ -104,7 +104,7 @@ def test_layers_are_packed_by_the_command():
     for words, says in (
         (("--ctx", "2K", "--keep", "3,3"), "twice"),
         (("--ctx", "2K", "--orient-steps", "0", "--align-steps", "0"), "leaves nothing"),
-        (("--ctx", "64K"), "do not fit into 8 x 0 GiB (layer 31 needs"),
+        (("--ctx", "64K"), "do not fit into 8 GPUs, which one row's matrices fill (layer 31 needs"),
     ):
         error = run("pack", "--gpus", "8", *words).exception
         assert isinstance(error, InputError) and says in str(error)
