@@ -117,7 +117,8 @@ def keep_attention(given: Mapping[str, Any], asked: options.Question, on_step: C
         longest = "none" if one.longest_tokens is None else show_tokens(one.longest_tokens)
         plan = one.plan or "nothing fits"
         click.echo(f"{one.attention_layers:>9} {one.params / 1e9:>7.2f}B {step:>9} {memory:>10} {longest:>12}  {plan}")
-    click.echo("Estimates: seconds of the layers' scans. What a model loses: python -m longvila.distill")
+    estimates = "" if window else "Estimates: seconds of the layers' scans. "
+    click.echo(f"{estimates}What a model loses: python -m longvila.distill")
 
 
 def recipe(given: Mapping[str, Any], asked: options.Question, on_step: Callable[[str], None]) -> None:

@@ -191,7 +191,8 @@ def test_a_folder_without_ssd_is_read_too(tmp_path):
     model = tiny()
     model.save_pretrained(tmp_path / "plain")
     frequencies = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(4)}  # Llama-2's folders have them
-    save_file(load_file(tmp_path / "plain" / "model.safetensors") | frequencies, tmp_path / "plain" / "model.safetensors")
+    weights = tmp_path / "plain" / "model.safetensors"
+    save_file(load_file(weights) | frequencies, weights)
     again = hybrid.load(tmp_path / "plain")
     ids = torch.randint(3, 64, (1, 9))
     torch.testing.assert_close(again(ids).logits, model(ids).logits, rtol=0, atol=1e-15)

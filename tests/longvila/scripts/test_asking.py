@@ -49,11 +49,8 @@ def run(*given):
 def test_where_in_a_film_of_one_shot_is_no_question(tmp_path):
     film = tmp_path / "a.json"
     film.write_text('{"Case_1": {"Scene": ["1", "Garden"], "people": [{"Line": "Hello."}]}}')
-    assert run("lines", film, "-o", tmp_path / "l.jsonl") == (
-        2,
-        "longvila: --tasks script,find,place,says: 1 scripts leave nothing to ask; legal: some of script, find, place, "
-        "says (script asks for a film, find for two shots, place for lines in two places, says for two who speak)",
-    )
+    code, told = run("lines", film, "-o", tmp_path / "l.jsonl")
+    assert code == 2 and "1 scripts leave nothing to ask; legal: some of script, find, place, says (script" in told
 
 
 def test_frames_of_a_drama_are_its_scripts_places_and_speakers(dramas):

@@ -95,7 +95,7 @@ def test_the_command_prints_a_table_or_json():
         (["--days", "30", "--shapes", "deep"], "is not LAYERSxHIDDENxFFN"),
         (["--days", "1e9"], "--days '1e9' is not a number above 0 and below 1e9"),
         (["--days", "30", "--shapes", "32x4096x14336", "--batch", "1e8"], "--batch '1e8'"),
-        (["--days", "30", "--shapes", "32x4096x14336", "--batch", "100000000"], "a step has 13; give a smaller --batch"),
+        (["--days", "30", "--shapes", "32x4096x14336", "--batch", "100000000"], "a step has 13; give a smaller"),
         (["--days", "30", "--model", "llama-3-8b"], "--model with --backbones would be ignored"),
         (["--days", "30", "--longest"], "ask one at a time"),
         (["--days", "30", "--shapes", "120x16384x53248", "--headroom", "78GiB"], "no shape fits"),
