@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import click
 
 from cost_models.errors import InputError
-from planner import console, options
+from planner import console, options, questions
 from planner.backbones.command import asked_for_backbones
 from planner.reverse.command import asked_in_reverse
 
@@ -115,36 +114,15 @@ def cli(context: click.Context, /, **given: Any) -> None:
     """
     if context.invoked_subcommand is None:
         _plan(context, given)
-    elif any(context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE for name in given):
+    elif any(questions.typed(context, name) for name in given):
         raise InputError(f"options before {context.invoked_subcommand!r} would be ignored; put them after it")
-
-
-QUESTIONS = ("longest", "finish", "goodput", "lengths", "backbones", "recipe", "keep_attention")
-
-
-def _one_question(given: Mapping[str, Any]) -> None:
-    """Refuse two questions at once, and options that a question does not take."""
-    if sum(bool(given[name]) for name in QUESTIONS) > 1:
-        asks = ", ".join(f"--{name.replace('_', '-')}" for name in QUESTIONS)
-        raise InputError(f"{asks} are a question each; ask one at a time")
-    for name in ("days", "shapes"):
-        if given[name] is not None and not given["backbones"]:
-            raise InputError(f"--{name} without --backbones; legal with it")
-    if given["window"] is not None and not given["keep_attention"]:
-        raise InputError("--window without --keep-attention; legal with it")
-    for name in ("finish", "goodput", "recipe", "keep_attention"):
-        if given[name] and given["target"] != "mmsp":
-            raise InputError(f"--for {given['target']} with --{name.replace('_', '-')}; legal: mmsp")
-    for name, has in (("longest", "asks for"), ("recipe", "has for every stage")):
-        if given[name] and given["ctx"] is not None:
-            raise InputError(f"--ctx is what --{name} {has}; leave it out")
 
 
 def _plan(context: click.Context, given: dict[str, Any]) -> None:
     from planner.files import check_target
     from planner.reverse import command as reverse
 
-    _one_question(given)
+    questions.check(context, given)
     if given["backbones"]:
         from planner.backbones.command import backbones
 
@@ -174,9 +152,9 @@ def _plan(context: click.Context, given: dict[str, Any]) -> None:
     lengths = None
     with console.Progress() as progress:
         if given["lengths"]:
-            from planner.lengths.command import answer, batch_is_given
+            from planner.lengths.command import answer
 
-            lengths = answer(given, asked, fixed, batch_is_given(), progress.show)
+            lengths = answer(given, asked, fixed, questions.typed(context, "batch"), progress.show)
             asked, fixed = lengths.asked, lengths.fixed
         if given["longest"]:
             from planner.reverse.longest import longest_of

@@ -12,6 +12,7 @@ import click
 from cost_models.errors import InputError
 from cost_models.units import show_tokens
 from planner import options
+from planner.questions import typed
 
 if TYPE_CHECKING:
     from cost_models.quality import Estimate
@@ -23,9 +24,6 @@ SHOWN = 12
 """Rows on the screen; --json has all of the front."""
 STEP_TOKENS = 2**24
 """Tokens of a step where no --batch is given."""
-_OTHER = ("model", "mode", "frames", "frame_pixels", "trained", "lora_rank", "lora_targets", "lora_beside", "fix",
-          "target", "objective", "output", "page", "proof", "explain", "trust_model", "time_limit")  # fmt: skip
-"""Options that would be ignored."""
 
 _OPTIONS = (
     click.option("--backbones", is_flag=True,
@@ -50,13 +48,6 @@ def backbones(context: click.Context, given: Mapping[str, Any], on_step: Callabl
     from planner.backbones.widths import Shapes
     from planner.reverse.command import positive
 
-    def typed(name: str) -> bool:
-        return context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
-
-    for name in _OTHER:
-        if typed(name):
-            flag = {"target": "--for", "page": "--report", "output": "-o"}.get(name, f"--{name.replace('_', '-')}")
-            raise InputError(f"{flag} with --backbones would be ignored; leave it out")
     if given["days"] is None:
         raise InputError("--days is missing: days of training for --backbones (such as 30)")
     days = positive(given["days"], "--days")
@@ -64,7 +55,7 @@ def backbones(context: click.Context, given: Mapping[str, Any], on_step: Callabl
     widths = named(given["shapes"]) if given["shapes"] else grid()
     asked = options.question(given)
     work = asked.workload
-    if not typed("batch"):
+    if not typed(context, "batch"):
         work = replace(work, global_batch=max(1, STEP_TOKENS // work.context_tokens))
     shapes = Shapes(cluster=asked.cluster, workload=work, profile=asked.profile, room=asked.room)
     found = trained(shapes, widths, days, on_step)

@@ -36,7 +36,7 @@ def settings(plan: Plan, target: str = "accelerate") -> tuple[dict[str, Any], di
             "parallelism_config_sp_backend": "deepspeed",
             "parallelism_config_sp_seq_length_is_variable": True,
         }
-        return common, further, notes
+        return common, further, (*notes, *deepspeed.shard_notes(plan))
     no_levers(plan, target)
     sharded = max(1, one.shard // degree)
     common["distributed_type"] = "FSDP"

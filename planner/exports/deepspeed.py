@@ -36,6 +36,10 @@ def files(plan: Plan, plan_file: str) -> Export:
     policy, notes = recomputed(plan, ("none", "full"))
     if policy == "full":
         notes = (*notes, "recompute=full: call model.gradient_checkpointing_enable()")
-    if plan.strategy.shard not in (1, plan.strategy.data * plan.strategy.context):
-        notes = (*notes, f"shard={plan.strategy.shard}: DeepSpeed shards over all of data x context")
-    return Export({"ds_config.json": as_json(config(plan))}, (*notes, *unsaid(plan)))
+    return Export({"ds_config.json": as_json(config(plan))}, (*notes, *shard_notes(plan), *unsaid(plan)))
+
+
+def shard_notes(plan: Plan) -> tuple[str, ...]:
+    one = plan.strategy
+    over_all = one.shard in (1, one.data * one.context)
+    return () if over_all else (f"shard={one.shard}: DeepSpeed shards over all of data x context",)

@@ -20,6 +20,7 @@ import numpy as np
 
 from cost_models.errors import InputError
 from planner.plan_file import Plan
+from planner.targets.target import Target
 
 TARGETS = {
     "torchrun": "torchrun", "slurm": "slurm", "skypilot": "skypilot", "kubeflow": "kubeflow",
@@ -41,14 +42,37 @@ def export(plan: Plan, target: str, plan_file: str = "plan.json") -> Export:
     if target not in TARGETS:
         raise InputError(f"--to {target!r} is unknown; legal: {', '.join(TARGETS)}")
     if target in LAUNCHERS and not plan.target.is_ours:
+        its = f"{plan.target.name}, or plan" if plan.target.name in TARGETS else "plan"
         raise InputError(
-            f"--to {target} starts this executor, and the plan is for {plan.target.name}; "
-            f"legal: {plan.target.name}, or plan with --for mmsp"
+            f"--to {target} starts this executor, and the plan is for {plan.target.name}; legal: {its} with --for mmsp"
         )
     made: Export = importlib.import_module(f"planner.exports.{TARGETS[target]}").files(plan, plan_file)
     if target in LAUNCHERS or target == plan.target.name:
         return made
-    return Export(made.files, (*made.notes, f"times: the plan was priced for {plan.target.name}, not for {target}"))
+    notes = _stage_notes(plan, Target.load(target))
+    _check_heads(plan, Target.load(target))
+    return Export(
+        made.files, (*made.notes, *notes, f"times: the plan was priced for {plan.target.name}, not for {target}")
+    )
+
+
+def _check_heads(plan: Plan, target: Target) -> None:
+    """InputError where the target's ulysses ranks cannot share the heads as the plan's do."""
+    one, model = plan.strategy, plan.workload.model
+    heads, keys = model.heads // one.tensor, max(1, model.kv_heads // one.tensor)
+    if not target.splits(one.ulysses, heads, keys):
+        legal = [degree for degree in range(1, heads + 1) if target.splits(degree, heads, keys)]
+        raise InputError(
+            f"--to {target.name} cannot hold ulysses={one.ulysses} of {heads} query and {keys} KV heads; "
+            f"legal: {', '.join(map(str, legal))} (plan with --fix ulysses={max(legal)})"
+        )
+
+
+def _stage_notes(plan: Plan, target: Target) -> tuple[str, ...]:
+    """A ZeRO stage that the target has no word for runs as the next."""
+    zero, stages = plan.strategy.zero, {stage for _, stage in target.shardings}
+    later = min((stage for stage in stages if stage > zero > 0), default=0)
+    return (f"zero={zero}: it runs as ZeRO-{later}",) if zero not in stages and later else ()
 
 
 def hosts(plan: Plan) -> dict[str, int]:

@@ -40,4 +40,4 @@ def files(plan: Plan, plan_file: str) -> Export:
         config = {**deepspeed.config(plan), "train_batch_size": "auto", "sequence_parallel_size": 1}
         texts["ds_config.json"] = as_json(config)
     text = "".join(f"--{name} {value}\n" for name, value in flags.items())
-    return Export({"swift.args": text, **texts}, (*notes, *unsaid(plan)))
+    return Export({"swift.args": text, **texts}, (*notes, *deepspeed.shard_notes(plan), *unsaid(plan)))

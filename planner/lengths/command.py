@@ -14,8 +14,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import click
-
 from cost_models.errors import InputError
 from cost_models.units import parse_tokens, show_seconds, show_tokens
 from planner.lengths.histogram import Histogram
@@ -142,9 +140,3 @@ def answer(
     pinned = {name: getattr(found.strategy, name) for name in ("data", "ring", "ulysses")}
     planned = replace(asked, workload=found.workload)
     return Answer(asked=planned, fixed={**fixed, **pinned}, verdict=found, histogram=histogram)
-
-
-def batch_is_given() -> bool:
-    """Whether the user wrote --batch."""
-    source = click.get_current_context().get_parameter_source("batch")
-    return source is click.core.ParameterSource.COMMANDLINE

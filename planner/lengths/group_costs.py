@@ -36,7 +36,8 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 DENSITY = 16 * 1024
 """Tokens of a row on a GPU at which what a token takes is priced; the table is compared with `price` elsewhere."""
-SHORT = 1024
+SHORTEST, SHORT = 256, 1024
+"""Documents below the first take as much a token as that; below the second they are short."""
 CAP_UNIT = 512
 """Tokens to which what a GPU holds is rounded down."""
 OF_A_DOCUMENT = ("compute", "recompute", "all_to_all", "ring", "vision", "tensor", "host")
@@ -150,7 +151,7 @@ def group_costs(
     pricer = _Pricer(cluster, workload, profile)
     shapes = pricer.shapes()
     degrees = tuple(sorted({one.ulysses for one in shapes}))
-    grid = np.array([256.0, *(float(SHORT << k) for k in range(32) if SHORT << k < limit), float(limit)])
+    grid = np.array([float(SHORTEST), *(float(SHORT << k) for k in range(32) if SHORT << k < limit), float(limit)])
     caps = pricer.caps(room, on_step)
     if max(caps.values(), default=0) * cluster.gpus < limit:
         raise InputError(

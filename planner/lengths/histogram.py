@@ -29,6 +29,8 @@ EXACT, BUCKET, WEIGHT = ("tokens",), ("bucket_from", "bucket_to_exclusive"), ("c
 LEGAL = (*EXACT, *BUCKET, *WEIGHT, "source")
 MOST_WEIGHT = 1e15
 """More documents than were ever written."""
+MOST_DOCUMENTS = 8_000_000
+"""Of one step: as many take a second to draw."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,10 +58,16 @@ class Histogram:
         return int(self.high[self.weight > 0].max()) - 1
 
     def draw(self, tokens: int, limit: int, seed: int) -> Ints:
-        """Lengths of a batch of `tokens` tokens, in the order of the data; none is longer than `limit`."""
+        """Lengths of a batch of `tokens` tokens, in the order of the data; none is longer than `limit`. InputError for
+        one of more than MOST_DOCUMENTS."""
         random, found, have = np.random.default_rng(seed), list[Ints](), 0
         chances = self.weight / self.weight.sum()
         while have < tokens:
+            if len(found) * 4096 > MOST_DOCUMENTS:
+                raise InputError(
+                    f"a step of {tokens} tokens is more than {MOST_DOCUMENTS:,} documents of these lengths; legal: at "
+                    "most so many (give a smaller --batch)"
+                )
             bucket = random.choice(len(self.low), size=4096, p=chances)
             first, last = np.log(self.low[bucket]), np.log(self.high[bucket])
             lengths = np.exp(first + (last - first) * random.random(4096)).astype(np.int64)

@@ -11,7 +11,7 @@ to step under one layout are taken as dealt by cost; `in_order_s` is what they t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,7 +22,7 @@ from cost_models.strategy import LayerRange, Strategy
 from cost_models.units import show_tokens
 from cost_models.workload import Workload
 from planner.lengths.dealing import Batch, Dealt, best_dynamic, one_layout
-from planner.lengths.group_costs import GroupCosts, Ints, PolicyCosts, Shape, group_costs, strategy_of
+from planner.lengths.group_costs import SHORTEST, Floats, GroupCosts, Ints, PolicyCosts, Shape, group_costs, strategy_of
 from planner.lengths.histogram import Histogram
 from planner.options import Question
 
@@ -83,7 +83,8 @@ def verdict(
     """InputError: a document of `limit` tokens that no group holds, or pins that leave no layout."""
     costs = group_costs(asked.cluster, asked.workload, limit, asked.room, asked.profile, on_step)
     on_step("dealing batches")
-    batches = [Batch.of(histogram.draw(tokens, limit, seed), costs) for seed in range(DRAWN)]
+    several_drawn = [histogram.draw(tokens, limit, seed) for seed in range(DRAWN)]
+    batches = [Batch.of(joined(drawn), costs) for drawn in several_drawn]
     rivals = layouts(batches[0], fixed)
     if not rivals:
         pinned = ", ".join(f"{name}={value}" for name, value in fixed.items())
@@ -103,7 +104,6 @@ def verdict(
         min(filter(None, [best_dynamic(batch), layout, *_alike(batch)]), key=lambda one: one.step_s)
         for batch, layout in zip(batches, several, strict=True)
     ]
-    several_drawn = [histogram.draw(tokens, limit, seed) for seed in range(DRAWN)]
     drawn = several_drawn[0]
     sizes = [one.gpus for one in dynamic[0].shapes]
     return Verdict(
@@ -115,6 +115,20 @@ def verdict(
         groups={size: sizes.count(size) for size in sorted(set(sizes))},
         borders=tuple(_borders(histogram, costs, limit, tokens, fixed, on_step)),
     )  # fmt: skip
+
+
+def joined(lengths: Ints) -> Ints:
+    """Documents of at most SHORTEST / 2 tokens put together to less than SHORTEST: the table has them all at the rate
+    of SHORTEST tokens, so that no price changes and a batch of millions is no longer than one of thousands.
+
+    >>> joined(np.array([3000, 100, 20, 90, 5, 200])).tolist()
+    [3000, 200, 120, 95]
+    """
+    short = lengths <= SHORTEST // 2
+    ends = np.cumsum(lengths[short])
+    packs = np.unique((ends - 1) // (SHORTEST // 2), return_inverse=True)[1]
+    together = np.bincount(packs, lengths[short]).astype(np.int64)
+    return np.concatenate([lengths[~short], together])
 
 
 def _mean(values: Iterable[float]) -> float:
@@ -194,9 +208,9 @@ def _in_order_s(lengths: Ints, costs: GroupCosts, policy: PolicyCosts, shape: in
     return _waves_s([*rows, took], costs, policy, costs.gpus // int(costs.sizes[shape]))
 
 
-def _waves_s(rows: list[float], costs: GroupCosts, policy: PolicyCosts, groups: int) -> float:
+def _waves_s(rows: Sequence[float] | Floats, costs: GroupCosts, policy: PolicyCosts, groups: int) -> float:
     starts = np.arange(0, len(rows), groups)
-    slowest = np.maximum.reduceat(np.array(rows), starts)
+    slowest = np.maximum.reduceat(np.asarray(rows), starts)
     return float(np.maximum(costs.gathers_s, policy.alone_s + slowest).sum()) + costs.once_s
 
 
@@ -204,10 +218,9 @@ def _unpacked_s(lengths: Ints, costs: GroupCosts) -> float:
     """A document a row, in the order of the data, by the best layout for that."""
     best = np.inf
     for policy in costs.policies:
-        legal = np.flatnonzero(costs.sizes * policy.cap >= lengths.max())
-        seconds = costs.seconds(policy, legal, lengths, 0.0) if len(legal) else ()
-        for place, rows in zip(legal.tolist(), seconds, strict=False):
-            best = min(best, _waves_s(rows.tolist(), costs, policy, costs.gpus // int(costs.sizes[place])))
+        for place in np.flatnonzero(costs.sizes * policy.cap >= lengths.max()).tolist():
+            rows = costs.seconds(policy, [place], lengths, 0.0)[0]
+            best = min(best, _waves_s(rows, costs, policy, costs.gpus // int(costs.sizes[place])))
     return best
 
 
@@ -220,7 +233,7 @@ def _borders(
         limits.append(max(LEAST_LIMIT, 1 << (limits[-1] - 1).bit_length() - 1))
     for one in reversed(limits):
         on_step(f"documents of at most {show_tokens(one)} tokens")
-        batch = Batch.of(histogram.draw(tokens, one, 0), costs)
+        batch = Batch.of(joined(histogram.draw(tokens, one, 0)), costs)
         held, free = layouts(batch, fixed), [one for one in (best_dynamic(batch), *_alike(batch)) if one is not None]
         if not held:
             continue

@@ -196,8 +196,7 @@ class Space(Struct, frozen=True, kw_only=True, dict=True):
         most = min(heads, self.replica_gpus) if "ulysses" in self.target.degrees else 1
         keys = max(1, self.workload.model.kv_heads // self.base.tensor)
         if self.target.ulysses != "any":
-            whole = [one for one in divisors(heads) if one <= most]
-            legal = [one for one in whole if keys % one == 0 or (self.target.ulysses == "heads" and one % keys == 0)]
+            legal = [one for one in range(1, most + 1) if self.target.splits(one, heads, keys)]
             return self._pinned("ulysses", legal, f"does not divide the {heads} query and {keys} KV heads")
         if "ulysses" in self.pins:
             return self._pinned("ulysses", list(range(1, most + 1)), f"exceeds the {heads} query heads or the GPUs")

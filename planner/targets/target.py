@@ -96,6 +96,13 @@ class Target:
             raise InputError(f"--for {self.name} does not run {workload.model.name}'s state-space layers; legal: mmsp")
         return workload if self.is_ours else replace(workload, precision=self.code.precision)
 
+    def splits(self, ulysses: int, heads: int, keys: int) -> bool:
+        """Whether so many ranks can share a layer's query and KV heads."""
+        if self.ulysses == "any":
+            return ulysses <= heads
+        whole = keys % ulysses == 0 or (self.ulysses == "heads" and ulysses % keys == 0)
+        return heads % ulysses == 0 and whole
+
     def check_pins(self, pins: Mapping[str, Any]) -> None:
         """InputError for a pinned value that does not exist here."""
         for name, value in pins.items():

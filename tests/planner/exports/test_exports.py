@@ -90,6 +90,26 @@ def test_a_plan_for_another_program_starts_no_executor() -> None:
     assert any("priced for mmsp, not for megatron" in note for note in export(plan_of(BOTH), "megatron").notes)
 
 
+def test_heads_that_a_target_cannot_share_are_refused_and_what_has_no_export_is_not_called_legal() -> None:
+    """Of 8 KV heads Megatron's exchange gives 16 ranks none; DeepSpeed copies them."""
+    wide = plan_of(Strategy(data=4, ulysses=16, shard=64, zero=2))
+    with pytest.raises(InputError, match=r"ulysses=16 of 32 query and 8 KV heads; legal: 1, 2, 4, 8 \(plan with --fix"):
+        export(wide, "megatron")
+    assert export(wide, "deepspeed").files
+    for name in ("alst", "fpdt", "untied-ulysses"):
+        with pytest.raises(InputError, match=f"the plan is for {name}; legal: plan with --for mmsp"):
+            export(replace(wide, target=Target.load(name)), "slurm")
+
+
+def test_a_stage_and_a_group_of_shards_that_a_target_lacks_are_said() -> None:
+    ring = plan_of(Strategy(data=2, ring=32, shard=64, zero=1))
+    assert "zero=1: it runs as ZeRO-2" in export(ring, "accelerate").notes
+    assert not any("zero" in note for note in export(replace(ring, strategy=Strategy(ring=64, zero=0)), "trl").notes)
+    ulysses = plan_of(Strategy(data=8, ulysses=8, shard=8, zero=3))
+    for name in ("accelerate", "deepspeed", "ms-swift", "trl"):
+        assert "shard=8: DeepSpeed shards over all of data x context" in export(ulysses, name).notes
+
+
 def test_the_hosts_of_the_plan_are_the_exports() -> None:
     named = Cluster.load("dgx-h100", gpus=16, hosts=("gpu007", "gpu008"))
     plan = make_plan(Strategy(ring=16), cluster=named)

@@ -57,3 +57,8 @@ def test_a_bucket_is_even_over_the_logarithm(written):
     found = Histogram.load(written("bucket_from,bucket_to_exclusive,share\n1,1025,0.5\n1025,1026,0\n"))
     assert found.longest == 1024
     assert np.median(found.draw(10**6, 2000, 0)) == pytest.approx(32, rel=0.15)
+
+
+def test_a_step_of_too_many_documents_is_refused(written):
+    with pytest.raises(InputError, match="more than 8,000,000 documents of these lengths; legal: at most so many"):
+        Histogram.load(written("tokens,count\n1,1\n")).draw(2**24, 1024, 0)

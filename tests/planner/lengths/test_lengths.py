@@ -13,7 +13,7 @@ from planner.command import cli
 from planner.lengths.dealing import Batch, best_dynamic, dynamic, one_layout
 from planner.lengths.group_costs import Shape, group_costs
 from planner.lengths.histogram import Histogram
-from planner.lengths.verdict import verdict
+from planner.lengths.verdict import joined, verdict
 from planner.options import Question
 from planner.plan_file import Plan
 
@@ -62,6 +62,15 @@ def test_every_document_is_dealt_once_within_memory_and_not_below_the_bound(cost
             assert sum(shape.gpus for shape in dealt.shapes) <= costs.gpus * waves
             assert batch.bound_s <= dealt.step_s * (1 + 1e-9)
     assert tried > 5
+
+
+def test_a_hundred_thousand_shortest_documents_are_few_and_cost_the_same(costs):
+    lengths = np.concatenate([np.full(100_000, 1), np.full(3000, 100), [129, 9000]])
+    together = joined(lengths)
+    assert len(together) < 4096 and together.sum() == lengths.sum() and together.max() == 9000
+    policy, every = costs.policies[0], range(len(costs.shapes))
+    alone = costs.seconds(policy, every, lengths, 16384).sum(axis=1)
+    assert costs.seconds(policy, every, together, 16384).sum(axis=1) == pytest.approx(alone, rel=1e-9)
 
 
 def test_no_dealing_of_few_documents_is_below_the_bound(few):

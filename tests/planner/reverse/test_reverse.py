@@ -122,6 +122,12 @@ def test_every_stage_of_a_recipe_is_planned_and_counted(typed, monkeypatch):
         (["--longest", "--gpus", "8", "--ctx", "8K"], "--ctx is what --longest asks for"),
         (["--longest", "--goodput", "--gpus", "8"], "ask one at a time"),
         (["--finish", "1T in 2 days", "--gpus", "8", "--ctx", "8K"], "--gpus is what --finish asks for"),
+        (["--gpus", "8", "--ctx", "8K", "--mtbf-hours", "3"], "--mtbf-hours without --goodput; legal with it"),
+        (["--gpus", "8", "--ctx", "8K", "--price-per-gpu-hour", "3"], "--price-per-gpu-hour without --finish or"),
+        (["--finish", "1T in 2 days", "--ctx", "8K", "--hosts", "a"], "--hosts with --finish would be ignored"),
+        (["--goodput", "--gpus", "8", "--ctx", "8K", "-o", "x.json"], "--output with --goodput would be ignored"),
+        (["--recipe", "longvila-8b", "--gpus", "8", "--batch", "2"], "--batch with --recipe would be ignored"),
+        (["--gpus", "8", "--ctx", "8K", "--explain", "--json"], "--explain with --json"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(typed, words, message):
