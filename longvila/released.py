@@ -15,6 +15,7 @@ columns first.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from functools import lru_cache
 from importlib import resources
@@ -55,7 +56,7 @@ def read_config(folder: Path) -> LongVilaConfig:
     """The model that a released folder describes."""
     if not folder.is_dir():
         raise JobError(f"weights: {folder} is not a folder")
-    top = _read_json(folder / "config.json")
+    top = read_json(folder / "config.json")
     llm, vision, projected = (_part_config(folder, top, part) for part in PARTS)
     for key, legal in keys()["off"].items():
         if top.get(key) is not None and top[key] not in legal:
@@ -77,7 +78,7 @@ def read_config(folder: Path) -> LongVilaConfig:
         **{key: value for key, value in own.items() if key in EXTRA_KEYS},
         "llm": {key: value for key, value in llm.items() if key not in ("torch_dtype", "dtype")},
         "vision": {key: value for key, value in vision.items() if key not in ("torch_dtype", "dtype", "model_type")},
-        "vision_select_layer": top.get("mm_vision_select_layer") or -2,
+        "vision_select_layer": -2 if top.get("mm_vision_select_layer") is None else top["mm_vision_select_layer"],
     }
     config = read_settings(LongVilaConfig, given, f"weights {folder}")
     _agrees(folder, top, root_config(config))
@@ -136,7 +137,7 @@ def tokenizer_folder(folder: Path) -> Path:
 
 def unknown(folder: Path) -> list[str]:
     """Keys of config.json that are neither run, nor checked, nor known to change nothing, with a value."""
-    top, known = _read_json(folder / "config.json"), {key for group in keys().values() for key in group}
+    top, known = read_json(folder / "config.json"), {key for group in keys().values() for key in group}
     return sorted(key for key in top if key not in known and top[key] not in _EMPTY)
 
 
@@ -162,6 +163,8 @@ def _seen(folder: Path, top: Mapping[str, Any], vision: Mapping[str, Any]) -> di
     size, fps = vision.get("image_size"), top.get("fps") or 0
     if top.get("vision_resolution") not in (None, -1, size):
         raise _refusal(folder, "vision_resolution", top["vision_resolution"], f"run is the tower's {size}")
+    if not isinstance(fps, int | float) or not 0 <= fps < math.inf:
+        raise _refusal(folder, "fps", fps, "it is frames a second, or 0 for num_video_frames spread evenly")
     seen: dict[str, Any] = {"video_frames": top.get("num_video_frames") or 8, "video_fps": fps if fps else None}
     if top.get("image_aspect_ratio") == "dynamic":
         seen |= {"min_tiles": top.get("min_tiles") or 1, "max_tiles": top.get("max_tiles") or 12}
@@ -184,7 +187,7 @@ def _check_processor(folder: Path, *sides: object) -> None:
     for file in (folder / "vision_tower" / _PROCESSOR, folder / _PROCESSOR):
         if not file.is_file():
             continue
-        given = _read_json(file)
+        given = read_json(file)
         sizes = [{"height": side, "width": side} for side in sides]
         for key, run in {**_PICTURES, "size": given["size"] if given.get("size") in sizes else sizes[0]}.items():
             value = given.get(key, run)
@@ -225,9 +228,11 @@ def _texts(folder: Path, top: Mapping[str, Any]) -> tuple[str, str, int]:
         given = top.get(key)
         try:
             encoder = json.loads(given) if isinstance(given, str) else given or {}
-        except ValueError:
+        except (ValueError, RecursionError):
             raise _refusal(folder, key, given, "it is not JSON") from None
-        target = encoder.get("_target_", name).rpartition(".")[2]
+        if not isinstance(encoder, Mapping):
+            raise _refusal(folder, key, given, "it is a mapping with _target_")
+        target = str(encoder.get("_target_", name)).rpartition(".")[2]
         if key == "video_encoder" and target == _POOLING:
             pool = _pooled(folder, encoder.get("pool_sizes"))
         elif target != name:
@@ -251,7 +256,7 @@ def _chat(folder: Path, top: Mapping[str, Any], llm: Mapping[str, Any]) -> str:
     """The template: named by the folder, else by the language model as VILA's `conversation.py` maps its releases."""
     named = top.get("chat_template")
     if named is not None:
-        if named not in _TEMPLATES:
+        if not isinstance(named, str) or named not in _TEMPLATES:
             raise _refusal(folder, "chat_template", named, f"legal: {', '.join(_TEMPLATES)}")
         return _TEMPLATES[named]
     if llm.get("model_type") != "llama":
@@ -264,7 +269,7 @@ def _part_config(folder: Path, top: Mapping[str, Any], part: str) -> Mapping[str
     """The part's own config.json, else what the root's says of it."""
     inside = top.get(f"{part}_cfg")
     if (folder / part / "config.json").is_file() or not isinstance(inside, Mapping):
-        inside = _read_json(folder / part / "config.json")
+        inside = read_json(folder / part / "config.json")
     return inside.get("vision_config", inside)
 
 
@@ -273,7 +278,8 @@ def _refusal(folder: Path, key: str, value: object, legal: str) -> JobError:
     return JobError(f"weights: {folder}/config.json: {key} {shown!r} is not run; {legal}")
 
 
-def _read_json(path: Path) -> Mapping[str, Any]:
+def read_json(path: Path) -> Mapping[str, Any]:
+    """A JSON object of a folder of weights."""
     try:
         content = json.loads(read_text(path, "weights: "))
     except (ValueError, RecursionError) as fault:

@@ -27,7 +27,7 @@ import torch
 from accelerate import init_empty_weights
 from huggingface_hub import save_torch_state_dict
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -37,12 +37,13 @@ from longvila.config import LongVilaConfig
 from longvila.files import quiet
 from longvila.job import JobError
 from longvila.model import LongVilaForConditionalGeneration
-from longvila.released import PARTS, root_config, tokenizer_folder, unknown
+from longvila.released import PARTS, read_json, root_config, tokenizer_folder, unknown
 from longvila.released import read_config as read_config
 from longvila.sharding import Sharding, whole
 
 _EDGE_BYTES = 2**20
 FILE_BYTES = 4 * 10**9  # a safetensors file of a part holds at most this much
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def empty_model(
@@ -52,7 +53,7 @@ def empty_model(
     try:
         with init_empty_weights(include_buffers=False):
             return (kind or LongVilaForConditionalGeneration)(config, attention)
-    except (StrictDataclassError, ValueError, KeyError, TypeError) as fault:
+    except (StrictDataclassError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as fault:
         raise JobError(f"model: cannot be built ({' '.join(str(fault).split())[:300]})") from None
 
 
@@ -134,8 +135,15 @@ def check_part(model: LongVilaForConditionalGeneration, part: str, stored: Store
     missing = [name for name in wanted if name not in stored.names]
     where = stored.folder if stored.folder.name == part else f"{stored.folder}: {part}"
     if missing or extra:
-        raise JobError(f"weights: {where}: {_list('missing', missing)}{_list('unexpected', extra)}")
+        wrong = filter(None, (_list("missing", missing), _list("unexpected", extra)))
+        raise JobError(f"weights: {where}: {'; '.join(wrong)}")
     for plain, parameter in wanted.items():
+        if stored.dtypes[plain] not in DTYPES:
+            kinds = ", ".join(map(_dtype_name, DTYPES))
+            raise JobError(
+                f"weights: {where}: {stored.names[plain]} is stored as {_dtype_name(stored.dtypes[plain])}; run are "
+                f"{kinds}: numbers of fewer bits mean something only with their scales"
+            )
         if (size := stored.shapes[plain]) != parameter.shape:
             raise JobError(
                 f"weights: {where}: {stored.names[plain]} has shape {list(size)}, "
@@ -145,8 +153,20 @@ def check_part(model: LongVilaForConditionalGeneration, part: str, stored: Store
 
 
 def _metadata(folder: Path) -> Mapping[str, Any]:
+    """The tensors of a folder's safetensors files, each in one file, and all files that its index names."""
+    files: dict[str, Path] = {}
     try:
-        found = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata if folder.is_dir() else {}
+        for file in sorted(folder.glob("*.safetensors")):
+            with safe_open(file, "pt") as content:
+                for name in content.keys():  # noqa: SIM118
+                    if name in files:
+                        raise JobError(f"weights: {name} is in {files[name]} and in {file}: one of them must go")
+                    files[name] = file
+        for index in folder.glob("*.safetensors.index.json"):
+            named = set((read_json(index).get("weight_map") or {}).values())
+            if gone := sorted(named - {file.name for file in files.values()}):
+                raise JobError(f"weights: {index} names {_list('', gone)}, which is not there")
+        found = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata if files else {}
     except (SafetensorError, OSError) as fault:
         raise JobError(f"weights: {folder} holds a file that is no safetensors file ({fault})") from None
     return found
@@ -176,14 +196,17 @@ def inspect(folder: Path) -> str:
     ]
     if config.time_tokens:
         lines.append(f"time tokens     {config.time_tokens}: answers that hold one are not learned")
-    for part in PARTS:
-        stored = stored_part(folder, part)
+    held = {part: stored_part(folder, part) for part in PARTS}
+    if not any(stored.names for stored in held.values()):
+        lines.append("weights         none in this folder: it can be planned, not trained or asked")
+        held = {}
+    for part, stored in held.items():
         beside = check_part(model, part, stored)
-        kinds = ", ".join(sorted({str(dtype).removeprefix("torch.") for dtype in stored.dtypes.values()}))
-        held = sum(prod(shape) * stored.dtypes[name].itemsize for name, shape in stored.shapes.items()) / 1e9
-        lines.append(f"{part:15} {len(stored.names)} tensors, {held:.3f} GB of {kinds}, in {stored.folder}")
+        kinds = ", ".join(sorted(set(map(_dtype_name, stored.dtypes.values()))))
+        size_gb = sum(prod(shape) * stored.dtypes[name].itemsize for name, shape in stored.shapes.items()) / 1e9
+        lines.append(f"{part:15} {len(stored.names)} tensors, {size_gb:.3f} GB of {kinds}, in {stored.folder}")
         if beside:
-            lines.append(f"{'':15} not built: {_list('', beside).strip(' ;')}")
+            lines.append(f"{'':15} not built: {_list('', beside)}")
     odd = unknown(folder)
     lines.append(f"ignored         {', '.join(odd) if odd else 'nothing'}")
     return "\n".join(lines)
@@ -268,11 +291,13 @@ def _tied_names(module: nn.Module) -> set[str]:
     return {"lm_head.weight"} if tied else set()
 
 
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def _list(what: str, names: list[str]) -> str:
-    if not names:
-        return ""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{what} {', '.join(names[:3])}{more}; "
+    return f"{what} {', '.join(names[:3])}{more}".strip() if names else ""
 
 
 def main(arguments: Sequence[str]) -> int:

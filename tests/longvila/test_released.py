@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import struct
 from dataclasses import replace
 
@@ -387,6 +388,61 @@ def test_weights_in_two_places_and_of_no_part_are_refused(tmp_path):
     with pytest.raises(JobError, match=r"unexpected audio.weight"):
         weights.inspect(folder)
     assert weights.main(["inspect"]) == 2
+
+
+def edited(file, change):
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file)
+
+
+def twice(folder):
+    (folder / "llm/model-2.safetensors").write_bytes((folder / "llm/model.safetensors").read_bytes())
+
+
+ODD = {  # of a small release: what is changed, what is said
+    "whole numbers": (
+        lambda f: edited(
+            f / "llm/model.safetensors", lambda t: t.update({"lm_head.weight": t["lm_head.weight"].char()})
+        ),
+        "lm_head.weight is stored as int8; run are float64, float32, bfloat16, float16",
+    ),
+    "a tensor twice": (twice, r"is in .*model-2.safetensors and in .*model.safetensors: one of them must go"),
+    "an index of what is gone": (
+        lambda f: (f / "llm/model.safetensors.index.json").write_text('{"weight_map": {"a": "b.safetensors"}}'),
+        r"model.safetensors.index.json names b.safetensors, which is not there",
+    ),
+    "one part without weights": (lambda f: (f / "llm/model.safetensors").unlink(), r"llm: missing model.embed_tokens"),
+}
+TOPS = {  # config.json's key and value: what is said
+    "fps": (-2, "fps '-2' is not run"), "mm_vision_select_layer": (0, "vision_select_layer 0 is not within"),
+    "video_encoder": ([1], "video_encoder .* it is a mapping"),
+    "image_encoder": ({"_target_": None}, "'None' is not run"),
+    "chat_template": (["a"], "chat_template .* is not run; legal"),
+}  # fmt: skip
+LITTLE = {"llm": llm_config("qwen2", SMALL), "vision": vision_config(40, 24, 48, 2, 4, 8), "kind": "linear"}
+
+
+@pytest.mark.parametrize("name", [*ODD, *TOPS])
+def test_odd_folders_are_refused_in_one_line(tmp_path, capsys, name):
+    change, told = ODD.get(name) or (None, TOPS[name][1])
+    folder = release(tmp_path / "r", **LITTLE, write=dense, top=None if change else {name: TOPS[name][0]})
+    if change:
+        change(folder)
+    assert weights.main(["inspect", str(folder)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(told, line)
+
+
+def test_a_folder_without_weights_is_inspected(tmp_path, capsys):
+    folder = release(tmp_path / "r", **LITTLE, write=dense)
+    for file in folder.glob("*/*.safetensors"):
+        file.unlink()
+    assert weights.main(["inspect", str(folder)]) == 0
+    assert "none in this folder: it can be planned, not trained" in capsys.readouterr().out
+    (folder / "llm/config.json").write_text(json.dumps({**LITTLE["llm"], "num_attention_heads": 0}))
+    assert weights.main(["inspect", str(folder)]) == 2
+    assert "model: cannot be built (integer division" in capsys.readouterr().err
 
 
 def test_s2_is_the_tower_at_every_scale():
