@@ -38,8 +38,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="<end>")
 
 
-def losses(sharding: ContextSharding | None, steps: int = 6) -> list[float]:
-    """Of each step; without a sharding, in one process and with attention of torch."""
+def losses(sharding: ContextSharding | None, steps: int = 6, **changes: Any) -> list[float]:
+    """Of each step, and of evaluations between them; without a sharding, in one process and with attention of torch."""
     text = tokenizer()
     config = LlamaConfig(
         vocab_size=len(text), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
@@ -49,16 +49,20 @@ def losses(sharding: ContextSharding | None, steps: int = 6) -> list[float]:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, attn_implementation=NAME if sharding else "sdpa").float()
     with tempfile.TemporaryDirectory() as folder:
-        args = SFTConfig(
-            output_dir=folder, max_steps=steps, per_device_train_batch_size=2, gradient_accumulation_steps=2,
-            learning_rate=1e-2, logging_steps=1, save_strategy="no", report_to="none", use_cpu=True, bf16=False,
-            gradient_checkpointing=False, dataloader_pin_memory=False, disable_tqdm=True, seed=1,
-        )  # fmt: skip
-        given: dict[str, Any] = {"model": model, "args": args, "processing_class": text,
-                                 "train_dataset": Dataset.from_dict({"text": list(SENTENCES)})}  # fmt: skip
+        settings: dict[str, Any] = {
+            "output_dir": folder, "max_steps": steps, "per_device_train_batch_size": 2, "learning_rate": 1e-2,
+            "gradient_accumulation_steps": 2, "logging_steps": 1, "save_strategy": "no", "report_to": "none",
+            "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "dataloader_pin_memory": False,
+            "disable_tqdm": True, "seed": 1,
+        }  # fmt: skip
+        args = SFTConfig(**settings | changes)
+        data = Dataset.from_dict({"text": list(SENTENCES)})
+        given: dict[str, Any] = {"model": model, "args": args, "processing_class": text, "train_dataset": data,
+                                 "eval_dataset": data}  # fmt: skip
         trainer = SFTTrainer(**given) if sharding is None else Training(sharding=sharding, **given)
         trainer.train()
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    logged = [entry.get("loss", entry.get("eval_loss")) for entry in trainer.state.log_history]
+    return [loss for loss in logged if loss is not None]
 
 
 def main(job: Job) -> None:
