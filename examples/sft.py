@@ -3,8 +3,9 @@
     plan --cluster local --gpus 4 --model longvila-tiny --ctx 256 --batch 1 --fix ulysses=2,ring=2 -o plan.json
     executor launch plan.json --job examples.sft
 
-A small Llama of its own learns a few sentences; the plan gives the ranks and their groups. The losses are those of
-`losses(None)`, the same trainer in one process without this repository (`tests/executor/test_trainer.py`).
+A small Llama of its own, with the planned model's layers, whose recomputation the plan names, learns a few sentences;
+the plan gives the ranks and their groups. The losses are those of `losses(None)`, the same trainer in one process
+without this repository (`tests/executor/test_trainer.py`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from executor.sharding import ContextSharding
 from executor.trainer import OverRanks, hide_ranks
 from longvila.job import Job
 
+LAYERS = 4  # as longvila-tiny
 SENTENCES = ("the rabbit wakes and looks around", "a bird sings", "the bear eats honey under a tree", "it rains")
 
 
@@ -42,7 +44,7 @@ def losses(sharding: ContextSharding | None, steps: int = 6, **changes: Any) -> 
     """Of each step, and of evaluations between them; without a sharding, in one process and with attention of torch."""
     text = tokenizer()
     config = LlamaConfig(
-        vocab_size=len(text), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=len(text), hidden_size=32, intermediate_size=48, num_hidden_layers=LAYERS, num_attention_heads=4,
         num_key_value_heads=2, pad_token_id=0, eos_token_id=1,
     )  # fmt: skip
     register()

@@ -5,7 +5,8 @@ import torch
 from trl import SFTConfig
 
 from cost_models.errors import InputError
-from examples.sft import losses
+from cost_models.models.model import Model
+from examples.sft import LAYERS, losses
 from executor.trainer import hide_ranks, packed, refuse_arguments
 from longvila.sharding import IGNORE
 from tests.executor.sharded_step import Case, make_sharding
@@ -27,7 +28,7 @@ def test_losses_of_sft_are_those_of_one_process():
     """With label smoothing and evaluations; ranks that deal batches otherwise stop."""
     for results in run_ranks(_both, 4, [Case(ulysses=2, ring=2, zero=3), Case(data=2, ring=2, shard=2, zero=2)]):
         for want, got in results:
-            assert len(want) == 6 and want[-1] < 0.9 * want[0]
+            assert len(want) == 6 and want[-1] < want[0]
             assert got == pytest.approx(want, rel=1e-5)  # float32
 
 
@@ -44,6 +45,10 @@ def test_what_would_not_be_as_in_one_process_is_refused(tmp_path, change, given,
     args = SFTConfig(**{"output_dir": str(tmp_path), "save_strategy": "no", "use_cpu": True, "bf16": False, **change})
     with pytest.raises(InputError, match=message):
         refuse_arguments(args, given)
+
+
+def test_the_example_has_the_layers_of_the_model_that_its_page_plans():
+    assert Model.load("longvila-tiny").layers == LAYERS
 
 
 def test_padded_and_padding_free_batches_are_the_same_row():
