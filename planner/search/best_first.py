@@ -52,6 +52,8 @@ FIRST_BATCH = 6
 NEAR = 1.05
 """Layouts bounded below this multiple of the best price are worth pricing where near ones are asked for."""
 MOST_NEAR = 12
+TIGHT = 1.5e-3
+"""A gap that is not worth closing further: a price is some percent off."""
 MOST_REGIONAL = 2000
 """Layouts whose placements are looked at region by region."""
 MOST_EXCHANGED = 3
@@ -126,7 +128,8 @@ class Search:
             bounded += len(parts.family)
             branches = branches.take(~split).join(parts)
             self._price(self._promising(parts))
-        branches = self._by_region(self._refined(branches))
+        for sharper in (self._refined, self._by_region):
+            branches = branches if self._tight(branches) else sharper(branches)
         self._price_all(branches)
         self._improve(branches)
         if not self.out_of_time():
@@ -136,6 +139,11 @@ class Search:
     def _limit(self) -> float:
         """Bounds from here on cannot win."""
         return self.incumbent * (1 + EQUAL)
+
+    def _tight(self, branches: Branches) -> bool:
+        """Whether sharper bounds, a third of the search, could only tell what no price does. Unlike nodes want their
+        regions for placements, too."""
+        return self.space.cluster.uniform and float(branches.best.min(initial=np.inf)) >= self.incumbent * (1 - TIGHT)
 
     def out_of_time(self) -> bool:
         self.stopped = self.stopped or (self.deadline is not None and time.monotonic() > self.deadline)

@@ -56,6 +56,8 @@ def elsewhere(cluster: Cluster, workload: Workload, room: Room) -> Elsewhere | N
             if room.holds(cost):
                 best = min([(cost.step_s, tried, one, cost), *([best] if best else [])])
                 break
+            if best and cost.step_s >= best[0]:  # recomputing saves no time
+                break
     if tried == 0:
         return None
     found = {} if best is None else {"strategy": best[2], "cost": best[3]}
