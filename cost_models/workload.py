@@ -125,7 +125,8 @@ class Workload:
 
     @property
     def vision_tokens(self) -> int:
-        return self.grids * self.model.vision.tokens_per_frame if self.model.vision else 0
+        vision = self.model.vision
+        return vision.stretches(self.frames) * vision.tokens_per_frame if vision else 0
 
     @property
     def grids(self) -> int:
@@ -178,8 +179,9 @@ class Workload:
         if self.frames:
             vision = self.model.vision
             mix = f"{self.frames} frames × {vision.tokens_per_frame}" if vision else ""
-            if vision and vision.frames_per_grid > 1:
-                mix = f"{self.frames} frames, {vision.tokens_per_frame} for each {vision.frames_per_grid}"
+            if vision and vision.frames_per_grid * vision.frames_pooled > 1:
+                each = vision.frames_per_grid * vision.frames_pooled
+                mix = f"{self.frames} frames, {vision.tokens_per_frame} for each {each}"
             tokens += f" ({mix} + {show_tokens(self.text_tokens or 0)} text)"
         else:
             tokens += " of text"

@@ -30,17 +30,17 @@ from longvila.settings import read_settings, read_yaml
 from longvila.train import TrainSettings, make_rows
 
 
-def describe(rows: Sequence[Row], settings: TrainSettings, tokens_per_frame: int) -> str:
-    """The lines that are printed."""
+def describe(rows: Sequence[Row], settings: TrainSettings, config: LongVilaConfig) -> str:
+    """The lines that are printed; of pooled frames a plan wants the frames, a row counts their means."""
     samples = [len(document.text.input_ids) for row in rows for document in row.documents]
     tokens, frames = [row.tokens for row in rows], [row.frames for row in rows]
-    full = sum(tokens) / len(rows) / settings.max_tokens
+    full, pool = sum(tokens) / len(rows) / settings.max_tokens, config.video_pool
     return (
         f"samples  {len(samples)}: {min(samples)} to {max(samples)} tokens, {sum(samples)} in all; "
-        f"{sum(frames)} frames of {tokens_per_frame} tokens\n"
+        f"{sum(frames)} {'means' if pool > 1 else 'frames'} of {config.tokens_per_frame} tokens\n"
         f"rows     {len(rows)} a pass: {min(tokens)} to {max(tokens)} tokens, {full:.0%} of max_tokens; "
-        f"{min(frames)} to {max(frames)} frames\n"
-        f"plan     --ctx {settings.max_tokens} --frames {max(frames)} --batch {settings.rows_per_step}"
+        f"{min(frames) * pool} to {max(frames) * pool} frames\n"
+        f"plan     --ctx {settings.max_tokens} --frames {max(frames) * pool} --batch {settings.rows_per_step}"
     )
 
 
@@ -56,7 +56,7 @@ def first_epoch(given: Mapping[str, Any], where: str, counts: Path | None = None
             counts.write_text("\n".join(["tokens,count", *lines, ""]), encoding="utf-8")
         except OSError as fault:
             raise JobError(f"{counts} cannot be written: {fault.strerror}") from fault
-    return describe(rows, settings, config.tokens_per_frame)
+    return describe(rows, settings, config)
 
 
 def first_rows(settings: TrainSettings, config: LongVilaConfig) -> list[Row]:
@@ -74,7 +74,7 @@ def first_rows(settings: TrainSettings, config: LongVilaConfig) -> list[Row]:
 
 def main(arguments: Sequence[str]) -> int:
     try:
-        if len(arguments) not in (1, 2):
+        if len(arguments) not in (1, 2) or arguments[0].startswith("-"):
             raise JobError("usage: python -m longvila.lengths train.yaml [lengths.csv]")
         text, counts = read_text(Path(arguments[0]), ""), Path(arguments[1]) if len(arguments) == 2 else None
         print(first_epoch(read_yaml(text, arguments[0]), arguments[0], counts))

@@ -139,12 +139,14 @@ class Plan:
 
     @cached_property
     def frames(self) -> list[tuple[int, int]]:
-        """[first, last + 1) frame of each rank: undivided frames spread evenly over the context group."""
-        context, frames = self.strategy.context, self.workload.frames
+        """[first, last + 1) frame of each rank: frames (or those of one mean) spread evenly over the context group."""
+        context, frames, vision = self.strategy.context, self.workload.frames, self.workload.model.vision
+        pool = vision.frames_pooled if vision else 1
+        whole = -(-frames // pool)
         spans = np.zeros((self.strategy.ranks, 2), dtype=np.int64)
         for index, ranks in enumerate(self.groups["context"].T):
-            spans[ranks] = index * frames // context, (index + 1) * frames // context
-        return [(int(first), int(stop)) for first, stop in spans]
+            spans[ranks] = index * whole // context, (index + 1) * whole // context
+        return [(int(first) * pool, min(int(stop) * pool, frames)) for first, stop in spans]
 
     @property
     def digest(self) -> str:

@@ -410,9 +410,13 @@ class RankSizes:
     @cached_property
     def frames(self) -> Number:
         """Frames that one rank encodes in a microbatch (the most of any rank)."""
+        vision = self.workload.model.vision
+        if vision is None:
+            return 0 * self.rows
+        dealt = vision.frames_pooled * self.rows  # what is one mean stays on one rank
         if self.framework.frame_sharding in ("exchanged", "reduced"):
-            return -(-self.workload.grids // self.degrees.context) * self.rows
-        return _by_pair(self._own_frames, self.degrees.ring, self.degrees.ulysses) * self.rows
+            return -(-vision.stretches(self.workload.frames) // self.degrees.context) * dealt
+        return _by_pair(self._own_frames, self.degrees.ring, self.degrees.ulysses) * dealt
 
     @cached_property
     def tower_calls(self) -> Number:
@@ -430,7 +434,8 @@ class RankSizes:
         if vision is None:
             return 0
         text = work.text_tokens or 0
-        return busiest(self.framework.frame_sharding, work.grids, vision.tokens_per_frame, text, ring, ulysses)
+        whole = vision.stretches(work.frames)
+        return busiest(self.framework.frame_sharding, whole, vision.tokens_per_frame, text, ring, ulysses)
 
     def fetched_bytes(self, weights: Number, of_experts: Number = 0.0) -> Number:
         """From host memory before a gather: a rank's part of the weights, where all states are there (ZeRO-Offload,

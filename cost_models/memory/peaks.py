@@ -225,7 +225,7 @@ def tower_backward(sizes: RankSizes, kept: Number) -> Peak:
     dropped, blocks = dropped_gradients(sizes), 2 * vision.tower_params / vision.layers
     waiting = model.embedding_params * sizes.gradient_bytes if sizes.workload.trains_head else 0
     made = sizes.frames * vision.tokens_per_frame * model.hidden * sizes.width
-    inputs = sizes.row_bytes + 4 * made
+    inputs = sizes.row_bytes + 3 * made / vision.frames_pooled + made
     whole = blocks * (sizes.gradient_bytes + sizes.reduced_bytes)
     working = larger(chunk + waiting + inputs + whole + dropped - kept, 0)
     return Peak(

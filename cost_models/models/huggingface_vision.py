@@ -5,7 +5,8 @@
     tokens of a frame      merged in squares: ceil(side / merge)^2, by
         spatial_merge_size         Qwen-VL, GLM-V, Mistral 3; temporal_patch_size frames share a grid (Qwen, GLM)
         mm_projector_type          VILA, NVILA: mlp_downsample 2, mlp_downsample_3x3 3; of `dynamic_s2` a frame's
-                                   channels come once a scale; frames of several scales (`s2`) or pooled are refused
+                                   channels come once a scale; frames of several scales (`s2`) are refused;
+        video_encoder pool_sizes   VILA's TSPVideoEncoder: tokens of [[frames, 1, 1]] are means over so many frames
         downsample_ratio           InternVL: 1 / ratio
         scale_factor               SmolVLM, Idefics3
         mm_tokens_per_image        Gemma 3: pooled to that many
@@ -112,6 +113,7 @@ def vision(
         projector_hidden=_projector_hidden(fields, kind, _projector_named(config), hidden, joined, out),
         gated=kind == "mistral3" or str(fields.get("hidden_act") or "") == "silu",
         frames_per_grid=temporal,
+        frames_pooled=_vila_pool(config, where) if kind in _VILA else 1,
         projectors=1 + (len(levels) if isinstance(levels, list) else 0),
         pixel_step=patch * grid.merge if any_size else 0,
     )
@@ -232,14 +234,24 @@ def _vila_merge(config: Mapping[str, object], where: str) -> int:
 
 def _vila_scales(config: Mapping[str, object], where: str) -> int:
     """How often a frame's channels reach the projector (VILA's `merge_features_for_dynamic_s2`); else a refusal."""
-    encoder = config.get("video_encoder")
-    if re.search(r"pool_sizes\W+(?!1\W+1\W+1\W)\d", str(encoder)):
-        raise InputError(f"{where}: video_encoder={encoder!r} is not priced: pool_sizes must be [[1, 1, 1]]")
     if config.get("dynamic_s2"):
         return len(str(config.get("s2_scales")).split(","))
     if config.get("s2"):
         raise InputError(f"{where}: s2={config['s2']!r} is not priced: the tower must see a frame at one size")
     return 1
+
+
+def _vila_pool(config: Mapping[str, object], where: str) -> int:
+    """Frames whose embeddings are one mean (VILA's `TSPVideoEncoder`): pool_sizes [[frames, 1, 1]]."""
+    encoder = config.get("video_encoder")
+    sizes = re.search(r"pool_sizes\W+(\d[\d\W]*)", str(encoder))
+    numbers = [int(number) for number in re.findall(r"\d+", sizes[1])] if sizes else [1, 1, 1]
+    if len(numbers) != 3 or numbers[1:] != [1, 1] or numbers[0] < 1:
+        raise InputError(
+            f"{where}: video_encoder={encoder!r} is not priced: pool_sizes must be one pool over frames alone, "
+            "such as [[8, 1, 1]]"
+        )
+    return numbers[0]
 
 
 def _llava_video_tokens(top: Fields, side: int) -> int:

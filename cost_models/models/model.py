@@ -60,6 +60,7 @@ class Vision:
     projector_hidden: int
     gated: bool = False
     frames_per_grid: int = field(default=1, metadata=strict.OPTIONAL)  # that one patch spans; counts are a grid's
+    frames_pooled: int = field(default=1, metadata=strict.OPTIONAL)  # embeddings of so many are one mean in the row
     projectors: int = field(default=1, metadata=strict.OPTIONAL)  # of the same size: DeepStack adds one for each level
     pixel_step: int = field(default=0, metadata=strict.OPTIONAL)  # sides are multiples of it; 0 = the size is fixed
 
@@ -104,6 +105,14 @@ class Vision:
         9
         """
         return -(-frames // self.frames_per_grid)
+
+    def stretches(self, frames: int) -> int:
+        """Stretches of tokens that so many frames are in the row; the last mean repeats its last frame.
+
+        >>> Model.load("longvila-8b").vision.stretches(9)
+        9
+        """
+        return -(-self.grids(frames) // self.frames_pooled)
 
     def of_pixels(self, height: int, width: int) -> Vision:
         """The tower for frames of height x width pixels, each side rounded to a multiple of `pixel_step`."""

@@ -84,7 +84,7 @@ def _exchange(sizes: RankSizes, vision: Vision, grad: bool) -> tuple[Exchange, .
     """Embeddings of a rank's frames to the ranks that hold their tokens, by the framework's way (`frames.py`)."""
     hidden, sharding = sizes.workload.model.hidden, sizes.framework.frame_sharding
     if sharding == "exchanged":
-        moved = sizes.frames * vision.tokens_per_frame * hidden * sizes.width
+        moved = sizes.frames * vision.tokens_per_frame * hidden * sizes.width / vision.frames_pooled
         return (Exchange(part="embeddings", axis="context", op="all_to_all", bytes=moved),)
     if sharding == "reduced" and not grad:  # the all-reduce carries no gradient
         row = sizes.rows * sizes.workload.context_tokens * hidden * sizes.width

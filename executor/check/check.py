@@ -104,14 +104,16 @@ def row(plan: Plan, config: LongVilaConfig, sharding: Sharding) -> Batch:
     work, tokens = plan.workload, plan.workload.context_tokens
     dtype, size = PRECISIONS[work.precision.param], config.image_size
     zeros = torch.zeros(tokens, dtype=torch.int64)
+    frames = -(-work.frames // config.video_pool)
+    pixels = len(sharding.own_frames(frames)) * config.video_pool
     return Batch(
         input_ids_L=zeros,
         labels_L=zeros,
         positions_L=torch.arange(tokens),
         document_L=zeros,
-        vision_at_V=torch.arange(work.frames * config.tokens_per_frame),
-        frames=work.frames,
-        pixels_FCHW=torch.empty(len(sharding.own_frames(work.frames)), 3, size, size, dtype=dtype, device="meta"),
+        vision_at_V=torch.arange(frames * config.tokens_per_frame),
+        frames=frames,
+        pixels_FCHW=torch.empty(pixels, 3, size, size, dtype=dtype, device="meta"),
     )
 
 

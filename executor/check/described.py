@@ -50,9 +50,10 @@ def config_of(model: Model) -> LongVilaConfig:
     known = {name: Model.load(name) for name in PRESETS}
     if known.get(model.name) == model:
         return load_config(PRESETS[model.name])
+    pool = model.vision.frames_pooled
     for name, preset in known.items():
-        if preset.vision == model.vision:
-            return replace(load_config(PRESETS[name]), llm=_language(model))
+        if preset.vision == replace(model.vision, frames_pooled=1):
+            return replace(load_config(PRESETS[name]), llm=_language(model), video_pool=pool)
     raise InputError(f"model {model.name!r} cannot be checked: its tower is not that of {', '.join(PRESETS)}")
 
 

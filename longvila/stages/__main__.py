@@ -108,7 +108,7 @@ def run_stage(stage: Stage, ranks: int | None, profile: str | None) -> None:
     write_whole(config, yaml.safe_dump(dict(stage.settings)))
     settings = read_settings(train.TrainSettings, stage.settings, stage.name)
     model = model_config(settings.model, settings.weights, settings.rope_theta)
-    frames = max(row.frames for row in first_rows(settings, model))
+    frames = max(row.frames for row in first_rows(settings, model)) * model.video_pool
     command = (
         f"plan --cluster local --gpus {ranks} --model {planned_model(settings)} --ctx {settings.max_tokens} "
         f"--frames {frames} --batch {settings.rows_per_step} {' '.join(planned_parts(settings))} "

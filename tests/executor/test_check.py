@@ -57,6 +57,17 @@ def test_tiny_plans_are_within_1_percent(rank):
     assert _is_close(found), found
 
 
+def test_pooled_frames_hold_what_the_plan_says():
+    plan = make_plan(Strategy(ring=2, ulysses=2, shard=4), tokens=4096, frames=30)
+    vision = replace(plan.workload.model.vision, frames_pooled=4)
+    model = replace(plan.workload.model, name="pooled", vision=vision)
+    workload = Workload(model, context_tokens=4096, frames=30, precision=plan.workload.precision)
+    pooled = replace(plan, workload=workload, cost=price(plan.cluster, workload, plan.strategy))
+    assert pooled.frames == [(0, 8), (8, 16), (16, 24), (24, 30)]
+    found = _differences(pooled)
+    assert _is_close(found), found
+
+
 @pytest.mark.parametrize("rank", [0, 3])
 def test_ranks_with_unequal_shares_hold_what_is_priced_of_theirs(rank):
     plan = make_plan(Strategy(ring=2, ulysses=2, shard=4, token_shares=(3, 1)), tokens=4096)

@@ -100,7 +100,10 @@ def test_vila_reads_the_folders_beside_its_config(tmp_path):
     one, pooled = ({"_target_": "TSPVideoEncoder", "pool_sizes": [[frames, 1, 1]]} for frames in (1, 8))
     config(tmp_path, {"model_type": "llava_llama", "video_encoder": one, "s2": False})
     Model.load(str(tmp_path))
-    for key, value in {"s2": True, "video_encoder": pooled}.items():
+    config(tmp_path, {"model_type": "llava_llama", "video_encoder": pooled, "num_time_tokens": 100})
+    vision = Model.load(str(tmp_path)).vision
+    assert vision is not None and (vision.frames_pooled, vision.stretches(17)) == (8, 3)
+    for key, value in ("s2", True), *(("video_encoder", {"pool_sizes": s}) for s in ([[8, 2, 2]], [[1, 1, 1]] * 2)):
         config(tmp_path, {"model_type": "llava_llama", key: value})
         with pytest.raises(InputError, match=rf"config\.json: {key}=.* is not priced"):
             Model.load(str(tmp_path))

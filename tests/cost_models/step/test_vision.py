@@ -3,6 +3,8 @@
 SigLIP-so400m (its config): 26 blocks of width 1152, MLP 4304, 16 heads, 729 patches a frame; 196 tokens a frame.
 """
 
+from dataclasses import replace
+
 import pytest
 
 from cost_models import Model, Strategy, Workload
@@ -64,6 +66,21 @@ def test_flop_of_the_tower():
     block = 4 * 1152**2 + 2 * 1152 * 4304
     frame = 26 * (2 * block * 729 + 4 * 729**2 * 1152) + 2 * (4608 * 4096 + 4096**2) * 196
     assert model_flops(SIZES.workload) - model_flops(text) == pytest.approx(3 * 256 * frame, rel=1e-9)
+
+
+def test_pooled_frames_are_encoded_each_and_sent_as_means():
+    """Of 257 frames, four to a mean: 65 means on 8 ranks, so 9 of the busiest, whose 36 frames go through the tower."""
+    vision = replace(SIZES.workload.model.vision, frames_pooled=4)
+    work = Workload(replace(SIZES.workload.model, vision=vision), frames=257, text_tokens=1024)
+    assert (work.vision_tokens, work.context_tokens) == (65 * 196, 65 * 196 + 1024)
+    assert "257 frames, 196 for each 4" in work.describe()
+    sizes = RankSizes(work, Strategy(ulysses=8, shard=8))
+    assert sizes.frames == 36
+    _, projector = forward(sizes, H100)
+    (sent,) = [phase for phase in projector.phases if hasattr(phase, "op")]
+    assert sent.bytes == 9 * 196 * 4096 * 2
+    shapes = ((4096, 4608), (4096, 4096))
+    assert seconds(projector) == pytest.approx(sum(H100.gemm_s(36 * 196, out, inside) for out, inside in shapes))
 
 
 def test_a_rank_without_frames_runs_a_dummy_one():
