@@ -172,6 +172,8 @@ def _on_base(data: dict[str, Any], where: str) -> dict[str, Any]:
         raise InputError(f"{where}.base={base!r} is no preset; {strict.nearest(str(base), Cluster.presets())}")
     preset = _preset(PRESETS / f"{base}.yaml")
     merged = {**preset, **{key: value for key, value in data.items() if key not in ("base", "nodes")}}
+    if isinstance(merged["fabric"], Mapping):
+        merged["fabric"] = {**preset["fabric"], **merged["fabric"]}
     given = data.get("nodes") or [{}]
     if not all(isinstance(run, Mapping) for run in given):
         raise InputError(f"{where}.nodes must be a list of runs such as {{count: 4}}")

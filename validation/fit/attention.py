@@ -229,8 +229,8 @@ def _shapes_of(rows: Floats, device: Device) -> tuple[Floats, ...]:
 
 TRACED_GAP_S = {"B200-SXM": 30e-6}
 """By board: rows at head dim 128 (8 to 64 heads, 4,096 tokens) take 23 to 43 us more than the curve, whatever their
-length, in the forward alone. SimuMax's A100 rows are 47 to 74 us above a curve without them, too, and keep that: without
-40 us of it operators on 8 A100 (op_usp_ulysses_ring.csv) come out 10% early in the median, 5% with it."""
+length, in the forward alone. SimuMax's A100 rows are 47 to 74 us above a curve without them, and keep that: less 40 us,
+operators on 8 A100 (op_usp_ulysses_ring.csv) come out 10% early in the median, 5% with it."""
 PARTS = ("fwd", "bwd")
 UNEQUAL_TIMED = {
     "a100-sxm-80gb": {"": ("a100-pcie-80gb", "A100-PCIe-80GB")},

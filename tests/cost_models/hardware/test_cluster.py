@@ -1,5 +1,6 @@
 """Clusters from presets and files: sizes, overrides, and what is refused."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -195,8 +196,9 @@ def test_a_leaf_or_spine_of_more_nodes_than_there_are_is_as_large_as_they_are(tm
 
 
 def test_the_release_of_nccl_is_a_text_that_names_one(tmp_path):
-    text = "base: dgx-h100\nnodes: [{{count: 4}}]\nfabric: {{nodes_per_leaf: 32, nccl: {}}}\n"
-    assert load(tmp_path, text.format('"2.20.5"')).fabric.nccl_minor == 20
+    text = "base: dgx-h100\nnodes: [{{count: 4}}]\nfabric: {{nccl: {}}}\n"
+    fabric, preset = load(tmp_path, text.format('"2.20.5"')).fabric, Cluster.load("dgx-h100").fabric
+    assert fabric.nccl_minor == 20 and dataclasses.replace(fabric, nccl=preset.nccl) == preset
     for wrong in ("2.30", '"3.1"', '"new"'):  # a bare 2.30 is the number 2.3
         with pytest.raises(InputError, match="nccl"):
             load(tmp_path, text.format(wrong))
