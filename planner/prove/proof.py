@@ -5,8 +5,9 @@
     checked  the regions are the space, ring by ring and once; every number is that of the relaxation, computed anew;
              the plan's price is the price of its layout, bound and gap are of each other
 
-The proven bound is the least of the regions. It knows no memory, no leaf and no slow node, so it lies below the plan's
-own bound; the screen says by how much. An InputError names the first key that does not hold.
+The proven bound is the least of the regions. It knows no leaf and no slow node, and memory only where no lever of it is
+in the space, so it lies below the plan's own bound; the screen says by how much. An InputError names the first key that
+does not hold.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from cost_models.errors import InputError
 from cost_models.pricing import price
 from cost_models.profile import Profile
-from cost_models.strategy import Strategy
+from cost_models.strategy import Recompute, Strategy
 from planner.prove.relaxation import Family, families, least_s
 
 if TYPE_CHECKING:
@@ -97,6 +98,10 @@ def check(where: str, plan: Plan, proof: Proof, profile: Profile | None = None) 
         _equal(where, f"proof.regions[{index}].least_s ({one.words})", one.least_s, least)
     bound = min(one.least_s for one in proof.regions)
     _equal(where, "proof.bound_s", proof.bound_s, bound)
+    if bound > plan.cost.step_s * (1 + AGREES):
+        raise InputError(
+            f"{where}: its layout takes {plan.cost.step_s:.6g} s, less than any of the space that it states"
+        )
     return bound
 
 
@@ -117,8 +122,14 @@ def _held(plan: Plan) -> Strategy:
 
 
 def _least(plan: Plan, held: Strategy, layouts: Sequence[tuple[Family, int]]) -> list[float]:
-    shard = (plan.fixed or {}).get("shard")
-    seconds = least_s(plan.cluster, plan.workload, held, layouts, plan.target.code, int(shard) if shard else None)
+    fixed, model = plan.fixed or {}, plan.workload.model
+    policies = (cast(Recompute, fixed["recompute"]),) if "recompute" in fixed else plan.target.recompute[0]
+    levers = {*LEVERLESS, "loss_chunk_tokens"} & {*plan.searched.varied, *fixed}
+    counts = not levers and len(set(model.layer_kinds)) == 1
+    seconds = least_s(
+        plan.cluster, plan.workload, held, layouts, plan.target.code, int(fixed["shard"]) if "shard" in fixed else None,
+        policies if counts else policies[:1], plan.room if counts else None,
+    )  # fmt: skip
     return [float(value) for value in seconds]
 
 

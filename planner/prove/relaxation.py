@@ -8,9 +8,9 @@
     gather      (P - 1) / P leave by all cards of a domain for P > D, else by at most P / 2 of them
     reduction   over R copies, of which k = D / P are in a domain: (R - 1) / R leave by at most k cards, twice by rings
 
-Every card is the best one, latencies and protocols count nothing, memory and leaves do not limit: so no placement takes
-less. Seconds a step. Kernels and the folding of a step are those of every price; what groups cross, and the legal
-degrees, are worked out here once more, without the search. Left out: tensor and pipeline degrees.
+Every card is the best one, latencies and protocols count nothing, leaves do not limit: so no placement takes less. What
+memory limits is in `holding`. Seconds a step. Kernels and the folding of a step are those of every price; what groups
+cross, and the legal degrees, are worked out here once more, without the search. Left out: tensor and pipeline degrees.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -32,12 +33,14 @@ from cost_models.layer.sizes import RankSizes
 from cost_models.number import Number, smaller
 from cost_models.pricing import fold
 from cost_models.program import Op
+from cost_models.room import Room
 from cost_models.step.assembly import step_program
-from cost_models.strategy import Axis, Strategy, sent_patterns, stacked
+from cost_models.strategy import Axis, LayerRange, Recompute, Strategy, sent_patterns, stacked
 from cost_models.timing.cluster_costs import ClusterCosts, cluster_costs
 from cost_models.timing.paths import HOST_MEMORY_BYTES_PER_S, Path, Paths, busy_s, crossing_s
 from cost_models.timing.slowest import KernelsInUse, pace
 from cost_models.workload import Workload
+from planner.prove.holding import Held
 
 AT_ONCE = 2000
 """Layouts priced together."""
@@ -91,12 +94,15 @@ def least_s(
     several: Sequence[tuple[Family, int]],
     framework: Framework = OURS,
     shard: int | None = None,
+    policies: Sequence[Recompute] = ("none",),
+    room: Room | None = None,
 ) -> Floats:
-    """Of each (family, ring), as `framework` runs it; `held`: every other choice; `shard`: the only one there is."""
+    """Of each (family, ring), as `framework` runs it; `held`: every other choice; `shard`: the only one there is;
+    `policies`: how layers may recompute, the fastest first; `room`: what a GPU may hold, or memory does not count."""
     relaxed = _Relaxed(cluster_costs(cluster))
     return np.concatenate(
         [
-            _least(relaxed, workload, held, several[at : at + AT_ONCE], framework, shard)
+            _least(relaxed, workload, held, several[at : at + AT_ONCE], framework, shard, policies, room)
             for at in range(0, len(several), AT_ONCE)
         ]
     )
@@ -109,6 +115,8 @@ def _least(
     several: Sequence[tuple[Family, int]],
     framework: Framework,
     shard: int | None,
+    policies: Sequence[Recompute],
+    room: Room | None,
 ) -> Floats:
     least = np.full(len(several), np.inf)
     ranks = [family.data * family.ulysses * ring for family, ring in several]
@@ -125,10 +133,13 @@ def _least(
             for run, device in relaxed.devices:
                 sizes = RankSizes(workload, many, framework.on(device))
                 kernels = KernelsInUse.afresh(relaxed.costs.kernels((run,), framework.measured_attention(workload)))
-                program = step_program(sizes, kernels, held.layer_ranges(workload.model.layers))
+                alone = [(LayerRange(recompute=one, count=workload.model.layers),) for one in policies]
+                program = cache(lambda i, s=sizes, k=kernels, a=alone: step_program(s, k, a[i]))
+                holds = room and Held(sizes, policies, device, room, len(several))
                 for crosses in itertools.product((False, True)[: relaxed.domains], repeat=2):
-                    seconds = fold(program, relaxed.paths(many, device, *crosses)).total_s
-                    least = np.minimum(least, np.broadcast_to(seconds, least.shape))
+                    paths = relaxed.paths(many, device, *crosses)
+                    seconds = partial(lambda p, on, i: fold(p(i), on).total_s, program, paths)
+                    least = np.minimum(least, holds.least_s(seconds) if holds else seconds(0))
     return least
 
 
