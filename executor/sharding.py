@@ -74,7 +74,7 @@ class ContextSharding:
     precision: Precision = field(default_factory=Precision)
     grad_ring_dtype: torch.dtype = torch.float32
     loss_chunk_tokens: int | None = None  # None means the model's
-    head_chunks: int = 1  # pieces in which a rank's heads are exchanged and attended
+    head_chunks: int = 1  # pieces in which a rank's heads are exchanged and attended, or scanned
     attention_chunk_tokens: int | None = None  # of a row, that attention takes at a time; None means all
     mlp_chunk_tokens: int | None = None  # of a rank, that MLPs and norms take at a time; None means all
     states_on_host: bool = False  # weights, gradients and optimizer live in host memory, gathered from there
@@ -170,6 +170,7 @@ class ContextSharding:
             places=groups.places,
             split=self.ssd,
             way=self.ssd_pass,
+            pieces=self.head_chunks,
         )
 
     def exchange_embeddings(self, made_ND: Tensor, batch: Batch) -> Tensor:

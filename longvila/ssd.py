@@ -323,9 +323,9 @@ class DiscreteMamba2(nn.Module):
         of_heads = [one.unflatten(-1, (heads, -1)) for one in (x, b, c)]
         taps = [one.unflatten(0, (heads, -1)) for one in self.conv1d.weight[:, 0].split(sizes[:3])]
         inner = Inner(
-            channels_BSHW=torch.cat(of_heads, -1), a_BSH=a_BSH, taps_HWK=torch.cat(taps, 1), skip_H=self.D,
-            state=n, chunk=self.chunk,
-        )  # fmt: skip
+            channels_BSHW=torch.cat(of_heads, -1), a_BSH=a_BSH.contiguous(), taps_HWK=torch.cat(taps, 1),
+            skip_H=self.D, state=n, chunk=self.chunk,
+        )  # fmt: skip  # copies, so that backward holds nothing of what they are cut from
         return inner, z_BSI
 
     def _alone(self, inner: Inner, positions_BS: Tensor, held: StateLayer | None) -> Tensor:

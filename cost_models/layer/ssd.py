@@ -72,13 +72,10 @@ def ssd_operators(sizes: RankSizes) -> Table:
     out = multiplies(sizes, "out", (tokens, hidden, ssd.inner), host=(1, 2))
     return (
         layer_norm(sizes, "norm", call="inputs"),
-        multiplies(sizes, "qkv", (tokens, ssd.columns, hidden), host=(1, 2))._replace(
-            kept=tokens * ssd.columns * width
-        ),
+        multiplies(sizes, "qkv", (tokens, ssd.columns, hidden), host=(2, 2))._replace(kept=work * width),
         _to_heads(sizes, "heads", work * (ssd.channels + 1) * width),
-        *_convolution(sizes, ssd),
-        *_scan(sizes, ssd),
-        _to_heads(sizes, "heads back", work * ssd.head_size * width),
+        *_mixed(sizes, ssd),
+        _to_heads(sizes, "heads back", work * ssd.head_size * width)._replace(kept=0),
         gated,
         out._replace(kept=work * ssd.head_size * width),
         *norm_behind(sizes, "norm"),
@@ -109,6 +106,50 @@ def _to_heads(sizes: RankSizes, name: str, moved: Number) -> Operator:
 def _passing(sizes: RankSizes) -> Axis:
     """The axis whose ranks have the stretches of a row."""
     return "context" if sizes.degrees.ssd == "states" else "ring"
+
+
+def _mixed(sizes: RankSizes, ssd: Ssd) -> Table:
+    """Convolution and scan; in training for so many heads at a time as attention takes. Kept is then what enters them,
+    and backward makes a piece again, with the states that were passed on (`executor/mmsp/scan_pieces.py`)."""
+    (convolution,), (scan,) = _convolution(sizes, ssd), _scan(sizes, ssd)
+    chunks = sizes.degrees.attention_head_chunks
+    if chunks == 1 or sizes.workload.mode != "train":
+        return convolution, scan
+    heads = ssd.heads / _dealt(sizes)[1]
+    pieces = smaller(chunks, heads)
+    largest = np.ceil(heads / pieces) / heads
+    entering = sizes.tokens * ssd.heads * ssd.channels * sizes.width
+    made = (convolution.kept - entering + scan.kept) * largest
+    working = made + scan.working[0] * largest, made + scan.working[1] * largest + entering * (1 + largest)
+    passed = tuple(tuple(_part(one, chunks) for one in way) * chunks for way in scan.exchanges)
+    return (
+        Operator("halo", exchanges=convolution.exchanges),
+        _piecewise(convolution, pieces)._replace(kept=entering if sizes.degrees.ssd == "states" else 0),
+        _piecewise(scan, pieces)._replace(working=working),
+        Operator("states", exchanges=(passed[0], passed[1])),
+    )
+
+
+def _piecewise(one: Operator, pieces: Number) -> Operator:
+    """Of some heads at a time: nothing of it is kept, and backward runs it again."""
+    forward, back = (passes._replace(moved=passes.moved / pieces) for passes in one.passes)
+    return one._replace(
+        products=tuple(product._replace(rows=product.rows / pieces) for product in one.products),
+        passes=(forward, back),
+        times=pieces,
+        host=(one.host[0] * pieces, (one.host[0] + one.host[1]) * pieces),
+        exchanges=((), ()),
+        reruns=True,
+        kept=0,
+        working=(0, 0),
+    )
+
+
+def _part(sent: Exchange | Passed, pieces: int) -> Exchange | Passed:
+    """Of the heads of one piece."""
+    if isinstance(sent, Exchange):
+        return sent._replace(bytes=sent.bytes / pieces)
+    return sent._replace(state_bytes=sent.state_bytes / pieces, summary_bytes=sent.summary_bytes / pieces)
 
 
 def _convolution(sizes: RankSizes, ssd: Ssd) -> Table:
@@ -154,7 +195,7 @@ def _scan(sizes: RankSizes, ssd: Ssd) -> Table:
             products=products,
             exchanges=(passed, passed),
             host=(SCAN_CALLS[0] + LEVEL_CALLS[0] * levels, SCAN_CALLS[1] + LEVEL_CALLS[1] * levels),
-            working=(work * STATE_BYTES * 2 * t, work * STATE_BYTES * (3 * t + 2 * p)),
+            working=(work * STATE_BYTES * 2 * t, work * (STATE_BYTES * (3 * t + 2 * p) + sizes.width * p)),
             timed=lambda kernels, grad: _measured_s(sizes, kernels, grad),
         ),
     )

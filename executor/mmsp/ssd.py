@@ -29,6 +29,7 @@ from cost_models.ssd_messages import check_heads, runs, scanned
 from cost_models.token_layout import Layout, Places, Span
 from executor.mmsp.decode import ShardedCache
 from executor.mmsp.exchange import Alone, Exchange, all_to_all
+from executor.mmsp.scan_pieces import HeadPieces, Scan
 from executor.mmsp.state_passing import Passing
 from longvila.sharding import places_on
 from longvila.ssd import Inner, StateLayer, mix
@@ -45,6 +46,7 @@ class SsdSplit:
     places: tuple[tuple[int, int], ...]  # (ring, ulysses) of the context group's members
     split: str = "states"
     way: str = "gather"  # of passing states
+    pieces: int = 1  # of a rank's heads, which are scanned one after the other, in training (`scan_pieces`)
     cut: bool = False  # stretches end where documents do, so that the states at their ends are known
     _halos: dict[int, Halo] = field(default_factory=dict, repr=False)  # by taps
 
@@ -60,7 +62,12 @@ class SsdSplit:
         halo = self._halo(inner.taps_HWK.shape[-1])
         spans = self.stretches[self._states.index]
         before = halo.fetch(mine.channels_BSHW, self._states, len(spans))
-        y, ends = mix(mine, positions, [span.stop - span.start for span in spans], before, self._passing)
+        lengths = [span.stop - span.start for span in spans]
+        if self.pieces > 1 and cache is None and torch.is_grad_enabled():
+            shared = Scan(positions, lengths, self._passing, mine.state, mine.chunk, self.pieces)
+            given = (mine.channels_BSHW, mine.a_BSH, mine.taps_HWK, mine.skip_H, before)
+            return self._back(HeadPieces.apply(shared, *given))
+        y, ends = mix(mine, positions, lengths, list(before), self._passing)
         if cache is not None:
             assert isinstance(cache, ShardedCache)
             self._keep(mine, ends, layer, cache)
@@ -169,8 +176,8 @@ class Halo(NamedTuple):
     receive_counts: tuple[int, ...]
     taken: Places  # [stretches * reach]: which of the received is each token before a stretch; the last + 1 is none
 
-    def fetch(self, channels_BTHW: Tensor, group: Exchange, stretches: int) -> Sequence[Tensor]:
-        """The tokens before each of this rank's stretches, [B, reach, H, W]; zeros before the row."""
+    def fetch(self, channels_BTHW: Tensor, group: Exchange, stretches: int) -> Tensor:
+        """The tokens before each of this rank's stretches, [G, B, reach, H, W]; zeros before the row."""
         device, tokens_TBHW = channels_BTHW.device, channels_BTHW.transpose(0, 1)
         got = tokens_TBHW[:0]
         if len(self.taken):  # on all members or on none

@@ -49,8 +49,12 @@ class Passing:
 
     def __call__(self, own: Tensor, decay: Tensor) -> Tensor:
         """own [G, B, H, P, N], decay [G, B, H] of this rank's stretches -> their entries, differentiable."""
-        entries: Tensor = _Passed.apply(own, decay, self)
-        return entries
+        return self.again(own, decay, self.entries(own.detach(), decay.detach()))
+
+    def again(self, own: Tensor, decay: Tensor, entries: Tensor) -> Tensor:
+        """The same where they are known: nothing is sent but gradients."""
+        known: Tensor = _Passed.apply(own, decay, entries, self)
+        return known
 
     def entries(self, own: Tensor, decay: Tensor, *, backwards: bool = False) -> Tensor:
         """The recurrence over all stretches, in the row's order or from its end."""
@@ -115,14 +119,13 @@ def _joined(earlier: Tensor, later: Tensor) -> Tensor:
 
 class _Passed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, own: Tensor, decay: Tensor, passing: Passing) -> Tensor:
-        entries = passing.entries(own, decay)
+    def forward(ctx: Any, own: Tensor, decay: Tensor, entries: Tensor, passing: Passing) -> Tensor:
         ctx.passing = passing
         ctx.save_for_backward(decay, entries)
-        return entries
+        return entries.view_as(entries)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         decay, entries = ctx.saved_tensors
         later = ctx.passing.entries(grad, decay, backwards=True)
-        return later, (later * entries).sum((-1, -2)), None
+        return later, (later * entries).sum((-1, -2)), None, None

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -158,17 +159,38 @@ def test_what_cannot_be_checked_is_refused():
         config_of(replace(eight, vision=replace(eight.vision, layers=3)))
 
 
-@pytest.mark.parametrize("types", [["full_attention"] * 2, ["ssd", "full_attention"]])
-def test_models_of_a_config_file_are_counted_as_they_are(tmp_path, types):
-    """Without a tower, and with state-space layers: no preset has either."""
+def hybrid_file(tmp_path, types, **more):
     llm = {"model_type": "qwen2", "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 2,
            "vocab_size": 512, "num_attention_heads": 8, "num_key_value_heads": 4, "layer_types": types}  # fmt: skip
     if "ssd" in types:
         llm |= {"model_type": "llama", "ssd": {"heads": 8, "head_size": 32, "state": 32}}
-    (tmp_path / "model.json").write_text(json.dumps(llm))
-    plan = make_plan(Strategy(ring=2, ulysses=2, shard=4), model=str(tmp_path / "model.json"), tokens=4096)
+    (tmp_path / "model.json").write_text(json.dumps(llm | more))
+    return str(tmp_path / "model.json")
+
+
+@pytest.mark.parametrize("types", [["full_attention"] * 2, ["ssd", "full_attention"]])
+def test_models_of_a_config_file_are_counted_as_they_are(tmp_path, types):
+    """Without a tower, and with state-space layers: no preset has either."""
+    plan = make_plan(Strategy(ring=2, ulysses=2, shard=4), model=hybrid_file(tmp_path, types), tokens=4096)
     found = _differences(plan)
     assert _is_close(found), found
+
+
+@pytest.mark.parametrize(("split", "policy"), [("states", "none"), ("heads", "full")])
+def test_scans_in_pieces_hold_what_the_plan_says(tmp_path, split, policy):
+    """The row is long beside the weights; heads over four ranks leave two pieces."""
+    sizes = {"hidden_size": 512, "ssd": {"heads": 8, "head_size": 64, "state": 64}}
+    model, held = hybrid_file(tmp_path, ["ssd", "full_attention"], **sizes), {}
+    for pieces in (1, 4) if split == "states" else (4,):
+        strategy = Strategy(
+            ring=2, ulysses=2, shard=4, ssd=split, layers=(LayerRange(recompute=policy, count=2),),
+            attention_head_chunks=pieces, mlp_chunk_tokens=1024,
+        )  # fmt: skip
+        parts = check(make_plan(strategy, model=model, tokens=16384, precision=Precision()), 0).components
+        found = {part.name: (part.planned_bytes, part.counted_bytes) for part in parts}
+        planned, held[pieces] = (sum(both) for both in zip(found["activations"], found[BOUND], strict=True))
+        assert -1e-2 <= planned / held[pieces] - 1 < 0.15, (pieces, found)
+    assert held[4] < 0.7 * held.get(1, np.inf)
 
 
 def test_zero_2_keeps_whole_parameters():
