@@ -54,6 +54,10 @@ class Namespaces:
         """Take a node's link down."""
         _run("ip", "-n", self.names[node], "link", "set", "eth0", "down")
 
+    def join(self, node: int) -> None:
+        """Take a node's link up again."""
+        _run("ip", "-n", self.names[node], "link", "set", "eth0", "up")
+
     def _make(self) -> None:
         _run("ip", "netns", "add", self._bridge)
         _run("ip", "-n", self._bridge, "link", "add", "name", "bridge0", "type", "bridge")

@@ -16,7 +16,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -83,7 +83,7 @@ class TrainSettings:
     rope_theta: float | None = None
     checkpoint_every: int | None = None  # steps; one is also written at the end
     keep_checkpoints: int = 2
-    resume: str | None = None  # latest | a checkpoint folder
+    resume: str | None = None  # latest | intact (the newest that can be read) | a checkpoint folder
     export: str | None = None  # new folder for the weights at the end
 
     def __post_init__(self) -> None:
@@ -124,23 +124,25 @@ def main(job: Job) -> None:
 def run_job(job: Job, settings: TrainSettings, kind: type[Run]) -> None:
     """Read the data, build or resume the model, take the steps of a `kind` of run, export."""
     data = read_data(data_files(settings.data), settings.media, skip=settings.on_error == "skip")
-    resume = _resume_from(settings)
+    points, shown = _resume_from(settings), job.sharding.rank == 0
     if settings.export is not None and Path(settings.export).exists():
         raise JobError(f"settings: export {settings.export} exists already; name a new folder")
     config = model_config(settings.model, settings.weights, settings.rope_theta)
-    if data.faults and job.sharding.rank == 0:
+    if data.faults and shown:
         print(f"data: {_left_out(data)}; the first: {data.faults[0]}", file=sys.stderr, flush=True)
     rows = kind.make_rows(settings, config, data)
     lasting = {**settings.lasting(), "data": data_fingerprint(data)}
-    marker = None if resume is None else _matching_marker(resume, config, settings, lasting)
+    here, points = points, _first(points, checkpoint.read_marker, shown)
+    marker = _matching_marker(points[0], config, settings, lasting) if points else None
     begun = None if marker is None else dataclasses.asdict(marker)
     refuse_differences(job.sharding, data=lasting["data"], checkpoint=begun)
-    model, optimizer = _build(job, settings, config, filled=resume is None)
+    model, optimizer = _build(job, settings, config, filled=not points)
     run = kind(job=job, settings=settings, lasting=lasting, config=config, rows=rows, model=model, optimizer=optimizer)
-    if resume is not None:
-        checkpoint.load(resume, model, optimizer)
-    with claimed(Path(settings.run)) if job.sharding.rank == 0 else nullcontext():
-        if job.sharding.rank == 0 and _resume_from(settings) != resume:
+    if points:
+        points = _first(points, lambda point: checkpoint.load(point, model, optimizer), shown)
+        marker = _matching_marker(points[0], config, settings, lasting)
+    with claimed(Path(settings.run)) if shown else nullcontext():
+        if shown and _resume_from(settings) != here:
             raise JobError(f"settings: another job has written to run {settings.run} meanwhile; start again")
         run.go(0 if marker is None else marker.step, Cursor() if marker is None else marker.cursor)
     if settings.export is not None:
@@ -179,13 +181,31 @@ def _build(job: Job, settings: TrainSettings, config: LongVilaConfig, *, filled:
     return model, optimizer
 
 
-def _resume_from(settings: TrainSettings) -> Path | None:
+def _resume_from(settings: TrainSettings) -> list[Path]:
+    """The checkpoints to try, in turn; none to begin from the beginning."""
     folder = Path(settings.run) / "checkpoints"
     if settings.resume is None:
         if checkpoint.complete(folder):
             raise JobError(f"settings: {settings.run} holds checkpoints: set resume to latest, or run to a new folder")
-        return None
-    return checkpoint.latest(folder if settings.resume == "latest" else Path(settings.resume))
+        return []
+    if settings.resume == "intact" and (complete := checkpoint.complete(folder)):
+        return complete[::-1]
+    return [checkpoint.latest(folder if settings.resume in ("latest", "intact") else Path(settings.resume))]
+
+
+def _first(points: list[Path], read: Callable[[Path], object], shown: bool) -> list[Path]:
+    """The checkpoints from the first that can be read; why one cannot be is said, and raised for the last."""
+    for number, point in enumerate(points[:-1]):
+        try:
+            read(point)
+        except JobError as fault:
+            if shown:
+                print(f"{fault}; {points[number + 1].name} is taken instead", file=sys.stderr, flush=True)
+        else:
+            return points[number:]
+    for point in points[-1:]:
+        read(point)
+    return points[-1:]
 
 
 def _matching_marker(

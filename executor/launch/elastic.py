@@ -2,7 +2,7 @@
 
     rank or host lost -> agents meet again (torch's dynamic rendezvous) -> who is here, with how many GPUs?
       as before: the same plan                 fewer: rank 0's agent plans the same workload again for what is left
-    -> ranks are started by the same agent, the job gets resume=latest where its run has a checkpoint
+    -> ranks are started by the same agent, the job gets resume=intact where its run has a checkpoint
 
 Hosts that come back join the next round. The agents meet at the first host's store, which must stay. A user's mistake
 is not tried again. A plan that leaves a host without ranks ends the job; a profile that the first plan was made with is
@@ -196,7 +196,7 @@ def has_checkpoint(launch: Launch) -> bool:
 
 def launch_of(first: Launch, decision: Decision) -> Launch:
     """The launch of a round on this host."""
-    sets: Sequence[str] = ("resume=latest",) if decision.resume else ()
+    sets: Sequence[str] = ("resume=intact",) if decision.resume else ()
     request = replace(first.request, sets=(*first.request.sets, *sets))
     if decision.plan:
         file = first.run_dir / f"plan-{decision.number}.json"

@@ -91,7 +91,7 @@ def test_what_a_lost_host_leaves_is_planned_again(tmp_path):
     launch = launch_of(first, left)
     assert (launch.binding.hosts, launch.host, launch.plan.strategy.ranks, launch.round) == (("b",), "b", 1, 1)
     assert launch.plan.workload == first.plan.workload
-    assert launch.settings.values["resume"] == "latest"
+    assert launch.settings.values["resume"] == "intact"
     assert "no GPU is left" in _Rounds._decide(rounds, {}).fault
 
 

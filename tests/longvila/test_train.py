@@ -77,6 +77,26 @@ def test_a_resumed_run_has_the_losses_of_an_unbroken_one(tmp_path, precision, to
     assert not list((broken / "checkpoints").glob("*.partial"))
 
 
+def test_an_intact_resume_names_damaged_checkpoints_and_takes_the_one_before(tmp_path, capsys):
+    """A flipped bit in the newest, a cut marker in the next: the third's run has the losses of an unbroken one."""
+    same = {"precision": "fp64", "pack": False, "frames": 1, "steps": 4, "checkpoint_every": 1, "keep_checkpoints": 3}
+    whole = run_job(tmp_path, **same)
+    *_, third, fourth = checkpoint.complete(tmp_path / "checkpoints")
+    shard = next(fourth.glob("*.safetensors"))
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    (third / checkpoint.MARKER).write_text("{")
+    with pytest.raises(JobError, match="SHA-256"):
+        run_job(tmp_path, **{**same, "steps": 5}, resume="latest")
+    capsys.readouterr()
+    resumed = run_job(tmp_path, **{**same, "steps": 5}, resume="intact")
+    assert resumed[:4] == whole
+    told = capsys.readouterr().err
+    assert "step-000004 cannot be read" in told and "step-000003 is taken instead" in told
+    assert "step-000003: its complete.json is damaged" in told and "step-000002 is taken instead" in told
+
+
 def test_checkpoints_are_kept_to_the_number(tmp_path):
     run_job(tmp_path, steps=4, checkpoint_every=1, keep_checkpoints=2)
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
