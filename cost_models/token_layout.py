@@ -91,7 +91,7 @@ class RingWork(NamedTuple):
     own: int  # pairs with keys of its own block
     others: int  # … with keys that come round
     hops: int  # of the block that goes farthest
-    sent: float  # tokens of the largest block under way, averaged over the hops
+    sent: float  # tokens that the busiest rank sends on, averaged over the hops
 
 
 class Travel(NamedTuple):
@@ -317,9 +317,11 @@ class Layout:
                     pairs += (last * (last + 1) - first * (first + 1)) // 2
             if pairs > most:
                 most, own = pairs, here
-        hops = max(one.hops for one in self.travels)
-        sent = [max(one.tokens for one in self.travels if one.hops > hop) for hop in range(hops)]
-        return RingWork(own, most - own, hops, sum(sent) / max(hops, 1))
+        hops, ends = max(one.hops for one in self.travels), np.zeros(2 * self.ring, dtype=np.int64)
+        for block, one in enumerate(self.travels):
+            ends[[block, block + one.hops]] += one.tokens * np.array([1, -1])
+        passing = np.cumsum(ends).reshape(2, self.ring).sum(axis=0)  # a rank sends on what came to it
+        return RingWork(own, most - own, hops, float(passing.max()) / max(hops, 1))
 
     @cached_property
     def _shared(self) -> tuple[_Shared, ...]:

@@ -56,7 +56,7 @@ class RingShares(NamedTuple):
 
     first: Number  # pairs with a rank's own keys, of the rank that has most in all
     piece: Number  # its pairs in each further round, averaged
-    sent: Number  # tokens of the largest block under way, averaged over the hops
+    sent: Number  # tokens that the busiest rank sends on, averaged over the hops
     hops: Number
 
 

@@ -38,8 +38,27 @@ def test_work_of_a_ring_is_that_of_its_tiles(kind, ring):
     slowest, work = area.sum(axis=1).argmax(), layout.ring_work()
     assert work.own + work.others == area.sum(axis=1).max()
     assert work.own == area[slowest, slowest]
-    moved = sum(max(one.tokens for one in layout.travels if one.hops > hop) for hop in range(work.hops))
-    assert work.sent * work.hops == pytest.approx(moved)
+    passing = [0] * ring
+    for block, travel in enumerate(layout.travels):
+        for hop in range(travel.hops):
+            passing[(block + hop) % ring] += travel.tokens
+    assert work.sent * work.hops == pytest.approx(max(passing))
+
+
+def test_long_documents_of_a_balanced_row_lie_on_neighbours():
+    """In 16 chunks each over all ranks they would take five times as many kernel calls, and keys would go far."""
+    lengths = np.random.default_rng(0).lognormal(6.5, 1.0, 64).astype(int).clip(16, 6000)
+    starts = (0, *np.cumsum(lengths)[:-1].tolist())
+    layout = Layout(tokens=int(lengths.sum()), ring=8, kind="balanced", documents=starts)
+    pairs, calls = np.zeros(8), 0
+    for q, kv in itertools.product(range(8), repeat=2):
+        for tile in layout.tiles(q, kv):
+            rows, columns = tile.q.stop - tile.q.start, tile.kv.stop - tile.kv.start
+            pairs[q] += rows * (rows + 1) / 2 if tile.causal else rows * columns
+            calls += 1
+    assert pairs.max() < 1.05 * pairs.mean()
+    assert calls < 2 * len(lengths)
+    assert sum(one.tokens * one.hops for one in layout.travels) < 0.1 * 7 * layout.tokens
 
 
 def test_the_slowest_rank_of_unlike_documents_is_priced_and_balance_mends_it():
