@@ -80,7 +80,7 @@ class Hosts:
         for text in launch.stdout:
             lines.append(Line(time.monotonic(), text))
 
-    def end(self, number: int, how: int = signal.SIGINT) -> None:
+    def end(self, number: int, how: int = signal.SIGTERM) -> None:
         launch = self.launches[number]
         if launch is not None:
             with suppress(ProcessLookupError):
@@ -135,5 +135,6 @@ def unbroken(folder: Path, steps: int) -> list[float]:
     code = ("import json, sys; from longvila import train; from longvila.job import Job; "
             "given = json.load(open('train.json')); given.update(run='alone', checkpoint_every=None, "
             "steps=int(sys.argv[1])); train.main(Job(config=given))")  # fmt: skip
-    subprocess.run([sys.executable, "-c", code, str(steps)], cwd=folder, check=True, capture_output=True)
+    few = {**os.environ, "OMP_NUM_THREADS": "1"}  # threads that spin for such small work cost more than they bring
+    subprocess.run([sys.executable, "-c", code, str(steps)], cwd=folder, check=True, capture_output=True, env=few)
     return [json.loads(line)["loss"] for line in (folder / "alone" / "metrics.jsonl").read_text().splitlines()]

@@ -317,10 +317,11 @@ class Layout:
                     pairs += (last * (last + 1) - first * (first + 1)) // 2
             if pairs > most:
                 most, own = pairs, here
-        hops, ends = max(one.hops for one in self.travels), np.zeros(2 * self.ring, dtype=np.int64)
-        for block, one in enumerate(self.travels):
-            ends[[block, block + one.hops]] += one.tokens * np.array([1, -1])
-        passing = np.cumsum(ends).reshape(2, self.ring).sum(axis=0)  # a rank sends on what came to it
+        hops, steps = max(one.hops for one in self.travels), np.zeros(2 * self.ring)
+        for index, travel in enumerate(self.travels):
+            steps[index] += travel.tokens
+            steps[index + travel.hops] -= travel.tokens
+        passing = np.cumsum(steps).reshape(2, self.ring).sum(axis=0)  # a rank sends on what came to it
         return RingWork(own, most - own, hops, float(passing.max()) / max(hops, 1))
 
     @cached_property

@@ -4,22 +4,17 @@ import asyncio
 import base64
 import http.server
 import json
-import socket
-import time
 from pathlib import Path
 from threading import Thread
 
 import pytest
 from starlette.testclient import TestClient
 
-from cost_models import Strategy
 from executor.serve.app import Text, application
 from executor.serve.desk import Begun, Desk, Full, Refused, Token
 from executor.serve.requests import Limits, Refusal, read
-from longvila import train
-from longvila.job import Job
 from longvila.tokens import ByteTokenizer
-from tests.executor.planned import ROOT, Command, save_plan
+from tests.executor.planned import ROOT
 
 LIMITS = Limits(new_tokens=20, media_bytes=1000)
 
@@ -210,25 +205,9 @@ def test_answers_plain_and_streamed_and_refusals():
 def test_a_launched_server_loses_nothing_under_load(tmp_path, monkeypatch):
     """Two ranks, more streams than places; one client leaves, two are wrong."""
     monkeypatch.syspath_prepend(str(ROOT))
-    from benchmarks.serve_load import load
+    from benchmarks.serve_load import load, served
 
-    turns = [{"from": "human", "value": "say"}, {"from": "gpt", "value": "this"}]
-    (tmp_path / "rows.jsonl").write_text(json.dumps({"id": "0", "conversations": turns}))
-    train.main(Job(config={"data": [str(tmp_path / "rows.jsonl")], "run": str(tmp_path / "run"), "steps": 1}))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        listen = f"127.0.0.1:{free.getsockname()[1]}"
-    plan = save_plan(tmp_path, Strategy(ulysses=2, shard=2), tokens=64)
-    settings = {"checkpoint": str(tmp_path / "run"), "slots": 2, "waiting": 2, "frames": 2}
-    sets = [f"--set={key}={json.dumps(value)}" for key, value in settings.items()]
-    server = Command("serve", plan, *sets, "--listen", listen, folder=tmp_path)
-    shown = tmp_path / "runs" / "launch" / "logs" / "rank-0.out"
-    while server.running and not (shown.is_file() and "listening" in shown.read_text()):
-        time.sleep(0.05)
-    try:
-        if server.running:
-            clip = Path(ROOT, "examples", "media", "rabbit.mp4")
-            assert asyncio.run(load(f"http://{listen}", 4, clip, 4)) == []
-    finally:
-        server.signal(2)
-        done = server.end(20)
-    assert done.returncode == 130, done.stderr
+    with served(tmp_path, ranks=2, slots=2, waiting=2) as url:
+        report = asyncio.run(load(url, 4, Path(ROOT, "examples", "media", "rabbit.mp4"), 4))
+    assert report.faults == []
+    assert "4 whole, 1 left, 2 refused; 0 faults" in report.lines()[0]
