@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cost_models import Model, Strategy, Workload
@@ -46,6 +46,7 @@ def _expected(layout: Layout) -> np.ndarray:
     return ((document[:, None] == document[None]) & (behind >= 0) & near).astype(np.int64)
 
 
+@settings(deadline=None)
 @given(
     tokens=st.integers(1, 70),
     ulysses=st.integers(1, 5),
@@ -65,6 +66,7 @@ def test_every_causal_pair_of_a_document_exactly_once(tokens, ulysses, ring, kin
     assert np.array_equal(_coverage(layout), _expected(layout))
 
 
+@settings(deadline=None)
 @given(
     tokens=st.integers(1, 70),
     ulysses=st.integers(1, 5),
@@ -92,6 +94,7 @@ def test_chunks_of_a_row_hold_every_causal_pair_once(tokens, ulysses, chunk, cut
     assert np.array_equal(seen, _expected(layout))
 
 
+@settings(deadline=None)
 @given(
     tokens=st.integers(1, 200),
     ulysses=st.integers(1, 6),
@@ -222,6 +225,7 @@ def test_known_head_splits(heads, kv_heads, ulysses, lengths, sent):
     assert split.sent_kv_heads == sent
 
 
+@settings(deadline=None)
 @given(kv_heads=st.integers(1, 8), group=st.integers(1, 8), data=st.data())
 def test_heads_are_tiled_and_each_query_meets_its_own_kv(kv_heads, group, data):
     heads = kv_heads * group
@@ -248,6 +252,7 @@ def test_wrong_degrees_name_the_legal_values():
         Layout(tokens=4, ring=0)
 
 
+@settings(deadline=None)
 @given(
     tokens=st.integers(1, 5000),
     ulysses=st.integers(1, 14),
