@@ -9,10 +9,10 @@ Broken: 2 to 5 nodes like a DGX H100; 35% of them partly taken, 20% with cards o
 cards missing; leaves of 1, 2 or 64 nodes at 1:1 to 4:1; LongVILA 8B or 1.5B, 32K to 128K tokens, batch 1 or 4. The
 local search swaps ranks, blocks of ranks and free GPUs of the answer at random and prices each. CPU seconds.
 
-Exact: 2 to 8 GPUs that prices tell apart (PCIe trees, bridged pairs, two clocks, two links, slow or missing cards), and
-every fifth seed 9 or 10 GPUs that they do not; `tests/planner/brute_force.py` shares no code with the planner and lists
-placements by GPU. Monotone: one change of such a cluster for the better, or its slots renumbered. Prices: four changes
-of each random question of `tests/cost_models/mixed.py`, layout and placement as they were.
+Exact: 2 to 8 GPUs that prices tell apart (PCIe trees, bridged pairs, two clocks, two links, slow, missing or unlike
+cards), and every fifth seed 9 or 10 GPUs that they do not; `tests/planner/brute_force.py` shares no code with the
+planner and lists placements by GPU. Monotone: one change of such a cluster for the better, or its slots renumbered.
+Prices: four changes of each random question of `tests/cost_models/mixed.py`, layout and placement as they were.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ TINY = Model(name="tiny", layers=2, hidden=1024, ffn=2048, heads=6, kv_heads=2, 
 
 def small(seed: int, most: int = 8) -> tuple[Cluster, Workload]:
     """A cluster of at most so many GPUs, each its own, or (every fifth seed) of 9 or 10 that are alike by node."""
-    rng = np.random.default_rng(seed)
+    rng, of_cards = np.random.default_rng(seed), np.random.default_rng([seed, 1])
     base = Cluster.load("dgx-h100", nodes=1)
     alike, runs, left = seed % 5 == 4, [], int(rng.integers(2, most + 1))
     if alike:
@@ -136,6 +136,8 @@ def small(seed: int, most: int = 8) -> tuple[Cluster, Workload]:
                 node = replace(node, missing_nics=(int(rng.integers(4)),))
             if fault == 4:
                 node = replace(node, nics=replace(node.nics, bytes_per_s=float(rng.choice([1e9, 5e9]))))
+            if fault == 5:
+                node = replace(node, nic_shares=tuple(of_cards.choice([1, 0.3, 0.1], 4).tolist()))
         runs.append(NodeRun(count=1, node=node))
         left -= gpus
     model = replace(TINY, kv_heads=int(rng.choice([2, 6])), layer_kinds=())

@@ -15,6 +15,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cost_models.number import distinct
 from cost_models.strategy import Strategy
@@ -109,8 +110,10 @@ def exchanged(strategy: Strategy, columns: PricedLayouts, column: int, pricer: P
     """Every placement that one exchange makes of a column's."""
     places = _places(columns, column)
     sizes = distinct(np.array([1, strategy.ulysses, strategy.context, strategy.shard])).tolist()
-    found = [_swapped(places, *pair) for pair in _pairs(sizes, strategy.ranks) if _differ(places, *pair)]
     cluster = pricer.costs.cluster
+    cards = pricer.costs.rates.cards(pricer.costs.wiring.seats(places[:, 0], places[:, 1]))
+    seats = np.stack([places[:, 0], cards], axis=1)
+    found = [_swapped(places, *pair) for pair in _pairs(sizes, strategy.ranks) if _differ(seats, *pair)]
     taken = set(map(tuple, places.tolist()))
     free = [(s, g) for s in range(cluster.slots) for g in range(cluster.node(s).gpus) if (s, g) not in taken]
     for rank, place in itertools.product(range(strategy.ranks), free):
@@ -157,9 +160,9 @@ def _pairs(sizes: Sequence[int], ranks: int) -> Iterator[Pair]:
         yield from ((size, a, b) for a, b in itertools.combinations(range(ranks // size), 2))
 
 
-def _differ(places: Ints, size: int, a: int, b: int) -> bool:
-    """Whether two blocks lie on other slots."""
-    one, other = (places[block * size : (block + 1) * size, 0] for block in (a, b))
+def _differ(seats: NDArray[np.float64], size: int, a: int, b: int) -> bool:
+    """Whether two blocks lie on other slots, or beside cards of other rates; (slot, rate) of every rank."""
+    one, other = (seats[block * size : (block + 1) * size] for block in (a, b))
     return not np.array_equal(one, other)
 
 

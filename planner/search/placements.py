@@ -5,11 +5,11 @@
     tier    which slots: all, or only those with at least some GPU speed, card rate, memory, or rate inside the domain
     tour    leaf by leaf and domain by domain, those with most GPUs first, their better nodes first or last
 
-Inside a slot GPUs are taken so that neighbours use different cards: a ring's exit spreads over all of them; and, where
-that differs, in their order, so that neighbours are behind one switch or socket. Neither
-tiers nor tours depend on how slots are numbered. On small clusters every assignment of ranks to GPUs is listed, up to
-exchanges that no price can see. Left out beyond that: unequal splits of one ulysses group over nodes other than those
-that a fill makes.
+Inside a slot GPUs are taken so that neighbours use different cards: a ring's exit spreads over all of them; where that
+differs, in their order, so that neighbours are behind one switch or socket; with the fastest of unlike cards at the
+ends, where rings enter and leave. Neither tiers nor tours depend on how slots are numbered. On small clusters every
+assignment of ranks to GPUs is listed, up to exchanges that no price can see. Left out beyond that: unequal splits of
+one ulysses group over nodes other than those that a fill makes; rings of unequal length in a node of unlike cards.
 """
 
 from __future__ import annotations
@@ -53,9 +53,8 @@ class Placer:
 
     def __init__(self, costs: ClusterCosts) -> None:
         self.cluster, wiring = costs.cluster, costs.wiring
-        spread, plain = ([of(run.node) for run in self.cluster.runs] for of in (_spread, _in_order))
-        alike = all(map(np.array_equal, spread, plain))
-        self.gpu_orders = [spread] if alike else [spread, plain]
+        every = [[of(run.node) for run in self.cluster.runs] for of in (_spread, _in_order, _ends)]
+        self.gpu_orders = list({np.concatenate(one).tobytes(): one for one in every}.values())
         self.tiers = list(_tiers(costs))
         kind = np.unique(_traits(costs), axis=0, return_inverse=True)[1].reshape(-1)[self.cluster.run_of_slot]
         self.purest = sorted(range(len(self.tiers)), key=lambda tier: len(distinct(kind[self.tiers[tier]])))
@@ -138,6 +137,23 @@ def _spread(node: Node) -> Ints:
 
 def _in_order(node: Node) -> Ints:
     return np.arange(node.gpus)
+
+
+def _ends(node: Node) -> Ints:
+    """The GPUs with the fastest cards first and last, where cards are unlike: rings enter a node at its first ranks and
+    leave it at its last ones. Else as `_spread`.
+
+    >>> from dataclasses import replace
+    >>> from cost_models.hardware.cluster import Cluster
+    >>> _ends(replace(Cluster.load("dgx-h100", nodes=1).node(0), nic_shares=(0.5, 1, 0.25, 1, 1, 1, 1, 0.25))).tolist()
+    [1, 4, 6, 2, 7, 0, 5, 3]
+    """
+    nic = node.nic_of_gpu(node.gpus)
+    shares = np.array(node.nic_shares or (1.0,) * node.nics.count)[nic] / np.bincount(nic)[nic]
+    if shares.min(initial=1.0) == shares.max(initial=1.0) or not node.nic_shares:
+        return _spread(node)
+    falling = np.argsort(-shares, kind="stable")
+    return np.concatenate([falling[::2], falling[1::2][::-1]])
 
 
 def _traits(costs: ClusterCosts) -> NDArray[np.float64]:
@@ -249,8 +265,8 @@ def _boxes(strategy: Strategy, seen: set[bytes]) -> Iterator[Ints]:
 class _Cells:
     """GPUs of a small cluster in cells that no price can tell apart: same node, card, bridged pair and PCIe switch.
 
-    Two cells of a node may be exchanged if they are as large and share every unit, or have it alone; so may equal nodes
-    of a leaf.
+    Two cells of a node may be exchanged if they are as large, their cards equally fast, and they share every unit, or
+    have it alone; so may equal nodes of a leaf.
     """
 
     def __init__(self, wiring: Wiring) -> None:
@@ -259,12 +275,14 @@ class _Cells:
         self.rules: list[tuple[list[int], list[int]]] = []  # the first cells open only after one of the second ones
         cluster, node_cells = wiring.cluster, []
         for slot in range(cluster.slots):
-            units = _units(wiring, slot)
+            units, run = _units(wiring, slot), int(cluster.run_of_slot[slot])
+            cards = wiring.card_share[run, wiring.nic_of[run]]
             first, parts = len(self.members), _parts(units)
             self.members += [[(slot, int(gpu)) for gpu in part] for part in parts]
             node_cells.append(list(range(first, len(self.members))))
             for index, part in enumerate(parts):
-                twin = [i for i in range(index) if _exchangeable(units, parts[i], part)]
+                alike = [i for i in range(index) if cards[parts[i][0]] == cards[part[0]]]
+                twin = [i for i in alike if _exchangeable(units, parts[i], part)]
                 if twin:
                     self.rules.append(([first + index], [first + twin[-1]]))
             twin_slot = _twin(wiring, slot)
