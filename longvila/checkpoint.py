@@ -146,7 +146,10 @@ def read_marker(path: Path) -> Marker:
     try:
         content = json.loads((path / MARKER).read_text(encoding="utf-8"))
         if isinstance(content, dict) and content.pop("format", None) != FORMAT:
-            raise JobError(f"checkpoint {path} is of another format version; this one reads {FORMAT}")
+            raise JobError(
+                f"checkpoint {path} is of another format version; this one reads {FORMAT}: export it with the version "
+                "that wrote it, and set weights to that folder"
+            )
         marker = Marker(**{**content, "cursor": Cursor(**content["cursor"])})
         counts = (marker.step, marker.cursor.epoch, marker.cursor.position)
         if not all(isinstance(number, int) and number >= 0 for number in counts) or marker.step == 0:

@@ -211,15 +211,37 @@ def _first(points: list[Path], read: Callable[[Path], object], shown: bool) -> l
 def _matching_marker(
     path: Path, config: LongVilaConfig, settings: TrainSettings, lasting: dict[str, Any]
 ) -> checkpoint.Marker:
-    """The checkpoint's marker, if a run with these settings may go on from it."""
+    """The checkpoint's marker, if a run with these settings may go on from it.
+
+    A key that an earlier version did not have counts as its default, which is what that version did.
+    """
     marker = checkpoint.read_marker(path)
-    for what, then, now in (("model", marker.model, model_fingerprint(config)), ("setting", marker.settings, lasting)):
+    for what, kind, old, now in (
+        ("model", type(config), marker.model, model_fingerprint(config)),
+        ("setting", type(settings), marker.settings, lasting),
+    ):
+        then = {**{name: value for name, value in _defaults(kind).items() if name in now}, **old}
+        if odd := sorted({*then} - {*now}):
+            raise JobError(
+                f"resume: {path} was written with {what} {odd[0]}, which this version does not know: export it with "
+                "the version that wrote it, and set weights to that folder"
+            )
         if then != now:
-            name, old, new = _first_difference("", then, now)
-            raise JobError(f"resume: {what} {name} is {new!r}, {path} was trained with {old!r}")
+            name, before, after = _first_difference("", then, now)
+            if (what, name) == ("setting", "data"):
+                raise JobError(
+                    f"resume: the data are not those of {path}: names, turns, names of media or weights differ"
+                )
+            raise JobError(f"resume: {what} {name} is {after!r}, {path} was trained with {before!r}")
     if marker.step >= settings.steps and settings.export is None:  # an export that was cut off is made again
         raise JobError(f"resume: {path} has done {marker.step} steps, steps is {settings.steps}: raise steps")
     return marker
+
+
+def _defaults(kind: type[Any]) -> dict[str, Any]:
+    """What the fields of a dataclass are where nothing is said, as plain JSON values."""
+    fields = dataclasses.fields(kind)
+    return _plain({field.name: field.default for field in fields if field.default is not dataclasses.MISSING})
 
 
 def _first_difference(name: str, then: Any, now: Any) -> tuple[str, Any, Any]:

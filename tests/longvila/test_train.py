@@ -111,13 +111,27 @@ def test_a_resume_that_does_not_match_says_what_differs(tmp_path):
         ({"seed": 7}, "setting seed is 7, .* trained with 0"),
         ({"frames": 3}, "setting frames is 3, .* trained with 2"),
         ({"rope_theta": 5e5}, r"model llm.rope_parameters.rope_theta is 500000.0, .* trained with 10000.0"),
-        ({"data": [str(other)]}, "setting data is '[0-9a-f]{16}', .* trained with"),
+        ({"data": [str(other)]}, "the data are not those of .*: names, turns, names of media or weights differ"),
         ({"steps": 1}, "has done 1 steps, steps is 1: raise steps"),
     ):
         with pytest.raises(JobError, match=message):
             run_job(tmp_path, **{"steps": 2, "resume": "latest", **change})
     with pytest.raises(JobError, match="holds checkpoints: set resume to latest"):
         run_job(tmp_path, steps=2)
+    file = checkpoint.latest(tmp_path) / checkpoint.MARKER
+    marker = json.loads(file.read_text())
+    for change, message in (
+        (lambda m: m["settings"].update(gone=1), "was written with setting gone, which this version does not know"),
+        (lambda m: m.update(format=2), "of another format version; this one reads 3: export it with"),
+    ):
+        odd = json.loads(json.dumps(marker))
+        change(odd)
+        file.write_text(json.dumps(odd))
+        with pytest.raises(JobError, match=message):
+            run_job(tmp_path, steps=2, resume="latest")
+    del marker["model"]["time_tokens"], marker["settings"]["lora_rank"]  # of a version that knew neither
+    file.write_text(json.dumps(marker))
+    assert len(run_job(tmp_path, steps=2, resume="latest")) == 2
     with pytest.raises(JobError, match="holds no complete checkpoint"):
         run_job(tmp_path / "new", resume="latest")
 
