@@ -70,14 +70,14 @@ class Passing:
     def _gather(self, values: Tensor, order: Sequence[tuple[int, int]]) -> Tensor:
         buffer = values.new_zeros((self.slots, *values.shape[1:]))
         buffer[: len(values)] = values
-        of_all, me = self.exchange.all_gather(buffer), self.exchange.index
-        state, entries = torch.zeros_like(values[0]), torch.empty_like(values)
-        last = max(place for place, (member, _) in enumerate(order) if member == me)
-        for member, slot in order[: last + 1]:
-            if member == me:
-                entries[slot] = state
-            state = _joined(state, of_all[member, slot])
-        return entries
+        of_all, me = self.exchange.all_gather(buffer).flatten(0, 1), self.exchange.index
+        held = [member * self.slots + slot for member, slot in order]
+        decays, weights = of_all[held, ..., -1], of_all.new_zeros((len(values), *of_all.shape[:-1]))
+        for place, (member, slot) in enumerate(order):
+            if member == me and place:
+                later = decays[1:place].flip(0).cumprod(0).flip(0)  # what a state loses on its way here
+                weights[slot, held[:place]] = torch.cat((later, torch.ones_like(decays[:1])))
+        return torch.einsum("egbh,gbhw->ebhw", weights, of_all)
 
     def _chain(self, own: Tensor, decay: Tensor, order: Sequence[int]) -> Tensor:
         place, entry = order.index(self.exchange.index), torch.zeros_like(own[0])
@@ -89,7 +89,7 @@ class Passing:
         return entry[None]
 
     def _tree(self, values: Tensor, order: Sequence[tuple[int, int]]) -> Tensor:
-        me, entries, seen = self.exchange.index, torch.zeros_like(values), values.clone()
+        me, entries, seen = self.exchange.index, torch.zeros_like(values), values
         places = {place: slot for place, (member, slot) in enumerate(order) if member == me}
         step = 1
         while step < len(order):
@@ -106,15 +106,17 @@ class Passing:
             for member, slots in wanted.items():
                 # What came spans the `step` stretches before; entries so far span the step - 1 that follow them.
                 entries[slots] = arrived[member] if step == 1 else _joined(arrived[member], entries[slots])
-                seen[slots] = _joined(arrived[member], seen[slots])
+                if 2 * step < len(order):
+                    seen[slots] = _joined(arrived[member], seen[slots])
             step *= 2
         return entries
 
 
 def _joined(earlier: Tensor, later: Tensor) -> Tensor:
     """(state, decay) of two neighbours as one stretch; the decay is the last number."""
-    decay = later[..., -1:]
-    return torch.cat((decay * earlier[..., :-1] + later[..., :-1], decay * earlier[..., -1:]), -1)
+    joined = later[..., -1:] * earlier
+    joined[..., :-1] += later[..., :-1]
+    return joined
 
 
 class _Passed(torch.autograd.Function):
