@@ -27,8 +27,8 @@ SEGMENT_S = 1e-3
 """What a segment takes of the link's time. The kernel hands TCP's data on in segments of up to 64 KiB, and a shaper
 lets a whole one pass at once: 33 kB over an idle link of 50 Mbit/s took 0.16 ms, and takes 4.5."""
 CONTROL = "reno"
-"""Of TCP's congestion in the nodes, whatever the host's. BBR keeps in flight what the least round trip holds, too little
-where acknowledgements wait behind what goes the other way: states through a tree over 50 Mbit/s took 590 ms, not 450."""
+"""Of TCP's congestion in the nodes, whatever the host's is. BBR keeps in flight what the least round trip holds: too
+little where acknowledgements wait behind what goes the other way. A tree over 50 Mbit/s took 590 ms, not 450."""
 
 
 class Namespaces:
