@@ -16,6 +16,7 @@ The messages themselves, rank by rank, are in `ssd_messages`. How states are pas
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 
@@ -56,6 +57,12 @@ SKIP_PASSES = (20, 12)
 """Of those of each y: x times a number of its head is added."""
 SCAN_CALLS, LEVEL_CALLS = (52, 76), (18, 28)
 """Operators that the host calls for a scan, and for each level of blocks of chunks above the first."""
+TO_HEADS = {"heads": ((8, 6), (8, 6)), "mixed": ((6, 3), (6, 5))}
+FROM_HEADS = {"heads": ((4, 4), (6, 3)), "mixed": ((2, 1), (4, 2))}
+"""Readings and writings of what an exchange of heads sends, and kernels, forward and backward: gathered, ordered by
+members, laid out by heads, and by `heads` put into the row's order. `tests/executor/test_ssd_counts.py` counts them."""
+HALO = (4, 3)
+"""The same of the gradient of the halo, backward alone: zeros of all channels, and their sum with the convolution's."""
 BLOCK = 16
 """Chunks of a block (`longvila/ssd.py`): their states are one product."""
 
@@ -73,9 +80,9 @@ def ssd_operators(sizes: RankSizes) -> Table:
     return (
         layer_norm(sizes, "norm", call="inputs"),
         multiplies(sizes, "qkv", (tokens, ssd.columns, hidden), host=(2, 2))._replace(kept=work * width),
-        _to_heads(sizes, "heads", work * (ssd.channels + 1) * width),
+        _to_heads(sizes, "heads", work * (ssd.channels + 1) * width, TO_HEADS, work * ssd.channels * width),
         *_mixed(sizes, ssd),
-        _to_heads(sizes, "heads back", work * ssd.head_size * width)._replace(kept=0),
+        _to_heads(sizes, "heads back", work * ssd.head_size * width, FROM_HEADS)._replace(kept=0),
         gated,
         out._replace(kept=work * ssd.head_size * width),
         *norm_behind(sizes, "norm"),
@@ -91,16 +98,25 @@ def _dealt(sizes: RankSizes) -> tuple[Axis, Number]:
     return ("context", degrees.context) if degrees.ssd == "heads" else ("ulysses", degrees.ulysses)
 
 
-def _to_heads(sizes: RankSizes, name: str, moved: Number) -> Operator:
-    """An all-to-all of so many bytes with the copies that order them before and after."""
+def _to_heads(
+    sizes: RankSizes,
+    name: str,
+    moved: Number,
+    copied: Mapping[str, tuple[tuple[int, int], ...]],
+    halo: Number | None = None,
+) -> Operator:
+    """An all-to-all of so many bytes with the copies that order them before and after, and the gradient of a halo."""
     axis, ranks = _dealt(sizes)
-    if sizes.degrees.ssd == "states":
-        return Operator(name)
+    degrees = sizes.degrees
+    halo_back = Passes() if halo is None or degrees.ssd == "heads" else Passes(HALO[0] * halo, HALO[1])
+    if degrees.ssd == "states":
+        return Operator(name, passes=(Passes(), halo_back), active=degrees.context > 1)
     sent = (Exchange(part="all_to_all", axis=axis, op="all_to_all", bytes=moved),)
-    copies = Passes(4 * moved, 2)
+    forward, backward = (Passes(times * moved, kernels) for times, kernels in copied[degrees.ssd])
     return Operator(
-        name, passes=(copies, copies), exchanges=(sent, sent), active=ranks > 1, kept=pick(ranks > 1, moved, 0)
-    )
+        name, passes=(forward, backward.plus(halo_back)), exchanges=(sent, sent), active=ranks > 1,
+        kept=pick(ranks > 1, moved, 0),
+    )  # fmt: skip
 
 
 def _passing(sizes: RankSizes) -> Axis:

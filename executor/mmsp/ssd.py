@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -146,9 +146,10 @@ class SsdSplit:
         rows_HBSW = all_to_all(rows_HBSW, group, [heads] * group.size, [heads] * group.size)
         rows_BTHW = rows_HBSW.unflatten(0, (group.size, heads)).permute(2, 0, 3, 1, 4).flatten(1, 2)
         if self.split == "heads":
-            rows_BTHW = rows_BTHW[:, places_on(torch.from_numpy(self._to_row), rows_BTHW.device)]
+            rows_BTHW = self._ordered(rows_BTHW, self._to_row, self._from_row)
+        channels_BTHW, a_BTH1 = rows_BTHW.split((rows_BTHW.shape[-1] - 1, 1), -1)
         return replace(
-            inner, channels_BSHW=rows_BTHW[..., :-1], a_BSH=rows_BTHW[..., -1], taps_HWK=inner.taps_HWK[here],
+            inner, channels_BSHW=channels_BTHW, a_BSH=a_BTH1[..., 0], taps_HWK=inner.taps_HWK[here],
             skip_H=inner.skip_H[here],
         )  # fmt: skip
 
@@ -157,7 +158,7 @@ class SsdSplit:
         if group.size == 1:
             return y_BTHP
         if self.split == "heads":
-            y_BTHP = y_BTHP[:, places_on(torch.from_numpy(np.argsort(self._to_row)), y_BTHP.device)]
+            y_BTHP = self._ordered(y_BTHP, self._from_row, self._to_row)
         heads = y_BTHP.shape[2]
         rows = y_BTHP.unflatten(1, (group.size, -1)).permute(1, 3, 0, 2, 4).flatten(0, 1)
         return all_to_all(rows, group, [heads] * group.size, [heads] * group.size).permute(1, 2, 0, 3)
@@ -165,7 +166,31 @@ class SsdSplit:
     @cached_property
     def _to_row(self) -> Places:
         """Tokens in the context group's order -> in the row's."""
-        return np.argsort(np.concatenate([self.layout.index(*place) for place in self.places]))
+        return np.argsort(self._from_row)
+
+    @cached_property
+    def _from_row(self) -> Places:
+        return np.concatenate([self.layout.index(*place) for place in self.places])
+
+    @staticmethod
+    def _ordered(rows: Tensor, order: Places, inverse: Places) -> Tensor:
+        to, back = (places_on(torch.from_numpy(one), rows.device) for one in (order, inverse))
+        ordered: Tensor = _Ordered.apply(rows, to, back)
+        return ordered
+
+
+class _Ordered(torch.autograd.Function):
+    """Tokens in another order; its gradient is read by the inverse, where autograd's adds row by row into zeros."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        return rows[:, order]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (inverse,) = ctx.saved_tensors
+        return grad[:, inverse], None, None
 
 
 class Halo(NamedTuple):

@@ -5,7 +5,19 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cost_models.layer.ssd import BLOCK, LEVEL_CALLS, SCAN_CALLS, SCAN_PASSES, SKIP_PASSES
+from cost_models.layer.ssd import (
+    BLOCK,
+    FROM_HEADS,
+    HALO,
+    LEVEL_CALLS,
+    SCAN_CALLS,
+    SCAN_PASSES,
+    SKIP_PASSES,
+    TO_HEADS,
+)
+from cost_models.token_layout import Layout
+from executor.mmsp.exchange import Alone
+from executor.mmsp.ssd import SsdSplit
 from longvila import ssd
 
 VIEWS = {"view", "_unsafe_view", "split", "split_with_sizes", "slice", "select", "transpose", "permute", "expand"}
@@ -69,3 +81,57 @@ def test_the_host_calls_of_a_scan_grow_by_levels(chunks, levels):
     assert BLOCK == ssd.BLOCK
     for one, first, further in zip(counted(chunks, 4, 4, 2), SCAN_CALLS, LEVEL_CALLS, strict=False):
         assert abs(one.calls - first - further * levels) <= 4
+
+
+class Mute(Alone):
+    """A member of a group whose others send zeros."""
+
+    def all_to_all(self, rows, send, receive):
+        return rows.contiguous()
+
+
+def counted_back(made, leaf, *more):
+    with Counting() as backward:
+        torch.autograd.grad(made, (leaf, *more), [torch.ones_like(one) for one in made])
+    return backward
+
+
+@pytest.mark.parametrize("split", ["heads", "mixed"])
+def test_the_price_counts_the_copies_around_an_exchange_of_heads(split):
+    ulysses, ring, heads, size, state = 2, 2, 8, 64, 64
+    layout = Layout(tokens=512, ulysses=ulysses, ring=ring, kind="zigzag")
+    places = tuple((one, other) for one in range(ring) for other in range(ulysses))
+    groups = {"context": Mute(size=4), "ulysses": Mute(size=2), "ring": Alone()}
+    dealt = SsdSplit(layout=layout, places=places, split=split, **groups)
+    width, tokens = size + 2 * state, layout.rank_tokens
+    channels, a = (torch.randn(shape).requires_grad_() * 1 for shape in ((1, tokens, heads, width), (1, tokens, heads)))
+    inner = ssd.Inner(
+        channels_BSHW=channels, a_BSH=a, taps_HWK=torch.randn(heads, width, 4), skip_H=torch.randn(heads),
+        state=state, chunk=64,
+    )  # fmt: skip
+    with Counting() as forward:
+        mine = dealt._by_heads(inner)
+    backward = counted_back((mine.channels_BSHW, mine.a_BSH), channels, a)
+    moved = 4 * tokens * heads * (width + 1)
+    y = torch.randn(*mine.channels_BSHW.shape[:3], size).requires_grad_() * 1
+    with Counting() as forward_y:
+        back = dealt._back(y)
+    backward_y = counted_back((back,), y)
+    for counts, size_, expected in (
+        ((forward, backward), moved, TO_HEADS[split]),
+        ((forward_y, backward_y), 4 * tokens * heads * size, FROM_HEADS[split]),
+    ):
+        for one, (passes, calls) in zip(counts, expected, strict=True):
+            assert (one.bytes / size_, one.calls) == (pytest.approx(passes, rel=0.03), calls)
+
+
+def test_the_price_counts_the_gradient_of_a_halo():
+    layout, places = Layout(tokens=512, ulysses=2, ring=2, kind="zigzag"), ((0, 0), (0, 1), (1, 0), (1, 1))
+    dealt = SsdSplit(layout=layout, places=places, context=Mute(size=4), ulysses=Mute(size=2), ring=Mute(size=2))
+    channels = torch.randn(1, layout.rank_tokens, 8, 192).requires_grad_() * 1
+    before = dealt._halo(4).fetch(channels, Mute(size=4), 1)
+    alone = counted_back((channels * 1,), channels)
+    both = counted_back((channels * 1, before), channels)
+    moved = channels.numel() * 4
+    put = 2  # rows put into zeros are few: the counter takes them for a reading and a writing of all
+    assert (both.bytes - alone.bytes) / moved - put == pytest.approx(HALO[0], rel=0.1)
