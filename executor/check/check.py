@@ -19,7 +19,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from rich.console import Console
@@ -30,14 +29,10 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from cost_models.errors import InputError
 from cost_models.framework import OURS
-from cost_models.pricing import fullest_position
-from cost_models.step.unequal import positions
-from cost_models.strategy import AXES, rank_grid
-from cost_models.timing.cluster_costs import cluster_costs
 from cost_models.units import show_bytes
 from executor.check.described import TextOnly, config_of
 from executor.check.footprint import Footprint
-from executor.launch.requirements import unsupported
+from executor.launch.requirements import planned_memory, unsupported
 from executor.launch.settings import stored_dtype, trained_parts
 from executor.launch.worker import make_sharding
 from longvila.assemble import PRECISIONS, train_only
@@ -160,7 +155,7 @@ def _count(plan: Plan, rank: int, config: LongVilaConfig, tell: Callable[[str], 
         del loss
         tell("optimizer")
         states = _with_optimizer(wrapped, footprint, sharding.optimizer_device, HOST if updated_there else "optimizer")
-    planned = _planned(plan, rank)
+    planned = planned_memory(plan, [rank])
     components = _components(plan, planned, states, after, highest)
     shown = {*KEPT, *TRANSIENT}
     estimates = tuple((name, size) for name, size in planned.items() if name not in shown and size)
@@ -195,17 +190,6 @@ def _with_optimizer(model: nn.Module, footprint: Footprint, host: torch.device |
             if kind != "step":
                 footprint.mark(tensor, label)
     return Counter(footprint.live)
-
-
-def _planned(plan: Plan, rank: int) -> Mapping[str, int]:
-    """The plan's memory by part; where a ring's blocks are unequal, that of this rank's."""
-    if not plan.strategy.token_shares:
-        return plan.cost.memory
-    costs = cluster_costs(plan.cluster)
-    several = positions(costs, plan.workload, plan.strategy, plan.placement, plan.target.code)
-    ring = int(np.argwhere(rank_grid(plan.strategy) == rank)[0][AXES.index("ring")])
-    _, held = fullest_position([one for one in several if ring in one.rings])
-    return {name: round(float(size)) for name, size in held.parts.items()}
 
 
 def _components(

@@ -8,9 +8,18 @@ profile` measures them). Memory: the plan's peak of the worst rank, times ranks 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+
+from cost_models.cost import Memory
 from cost_models.hardware.device_names import same_card
 from cost_models.hardware.machine import Host
 from cost_models.layer.recompute import policy
+from cost_models.pricing import fullest_position
+from cost_models.step.unequal import positions
+from cost_models.strategy import AXES, rank_grid
+from cost_models.timing.cluster_costs import cluster_costs
 from cost_models.token_layout import RING_LAYOUTS
 from cost_models.units import show_bytes
 from executor.launch.hosts import gpus_needed
@@ -73,14 +82,25 @@ def _number_formats(plan: Plan) -> list[str]:
     return problems
 
 
+def planned_memory(plan: Plan, ranks: Sequence[int]) -> Memory[int]:
+    """The plan's memory of the fullest rank; where a ring's blocks are unequal, of the fullest of these."""
+    if not plan.strategy.token_shares:
+        return plan.cost.memory
+    layout = (plan.workload, plan.strategy, plan.placement, plan.target.code)
+    rings = np.argwhere(np.isin(rank_grid(plan.strategy), ranks))[:, AXES.index("ring")].tolist()
+    several = [one for one in positions(cluster_costs(plan.cluster), *layout) if {*rings} & {*one.rings}]
+    return Memory((name, round(float(size))) for name, size in fullest_position(several)[1].parts.items())
+
+
 def differences(plan: Plan, host: Host, slot: int, ranks: int) -> list[str]:
     """One text for each thing that the plan's slot has and this host lacks."""
     node = plan.cluster.node(slot)
     problems = _versions(host)
+    of_each = planned_memory(plan, np.flatnonzero(plan.placement.slot_of_rank == slot).tolist()).device_bytes
     if node.device.architecture == "cpu":
         if host.cores != node.cpus:
             problems.append(f"cores: the plan was made for {node.cpus}, {host.cores} are here; plan again here")
-        need = plan.cost.memory_bytes * ranks
+        need = of_each * ranks
         if need > host.free_bytes:
             problems.append(
                 f"memory: {ranks} ranks need {show_bytes(need)}, {show_bytes(host.free_bytes)} are free; "
@@ -100,8 +120,8 @@ def differences(plan: Plan, host: Host, slot: int, ranks: int) -> list[str]:
     if other:
         problems.append(f"device: the plan was made for {node.device.name}, here is {', '.join(sorted(other))}")
     for index, gpu in enumerate(host.gpus[:need]):
-        if gpu.free_bytes < plan.cost.memory_bytes:
-            free, planned = show_bytes(gpu.free_bytes), show_bytes(plan.cost.memory_bytes)
+        if gpu.free_bytes < of_each:
+            free, planned = show_bytes(gpu.free_bytes), show_bytes(of_each)
             problems.append(f"memory: GPU {index} has {free} free, the plan needs {planned}")
     return problems
 

@@ -7,8 +7,10 @@ import pytest
 
 from cost_models import Cluster, LayerRange, Model, Strategy
 from cost_models.errors import InputError
+from cost_models.hardware.device import Device
+from cost_models.hardware.machine import Gpu, Host
 from cost_models.workload import Precision
-from executor.launch.requirements import unsupported
+from executor.launch.requirements import differences, planned_memory, unsupported
 from executor.launch.settings import merge
 from executor.mmsp import KEEPING_INPUT
 from planner.search.levers import VALUES
@@ -90,6 +92,27 @@ def test_launch_takes_every_value_that_a_plan_for_it_may_have(changes):
 def test_launch_takes_every_mode_of_a_plan_for_it(mode):
     plan = make_plan(ONE, precision=FP32)
     assert unsupported(replace(plan, workload=replace(plan.workload, mode=mode))) == []
+
+
+def test_a_host_needs_the_memory_of_its_own_ranks_where_shares_are_unequal():
+    """Two nodes of unlike cards: the small ones hold few tokens, and are not asked for what the large ones hold."""
+    where = Cluster.load("dgx-h100", nodes=2)
+    small = replace(where.node(0), device=Device.load("a100-sxm-40gb"))
+    strategy = Strategy(ring=2, ulysses=8, shard=16, token_shares=(3, 1))
+    plan = make_plan(
+        strategy, cluster=where.override({1: small}), model="longvila-1.5b", tokens=2**19, precision=Precision()
+    )
+    large, little = (planned_memory(plan, [rank]).device_bytes for rank in (0, 8))
+    assert large == plan.cost.memory_bytes > 2 * little
+
+    def told(slot, free):
+        device = plan.cluster.node(slot).device
+        gpus = (Gpu(name=device.name, memory_bytes=device.memory_bytes, free_bytes=free),) * 8
+        host = Host(name="host", cores=64, memory_bytes=2**40, free_bytes=2**40, gpus=gpus)
+        return [text for text in differences(plan, host, slot, 8) if "free" in text]
+
+    assert told(0, large) == told(1, little) == []
+    assert len(told(0, large - 1)) == len(told(1, little - 1)) == 8
 
 
 def test_adapters_of_the_plan_are_the_jobs_settings():
