@@ -50,13 +50,18 @@ def first_epoch(given: Mapping[str, Any], where: str, counts: Path | None = None
     config = model_config(settings.model, settings.weights, settings.rope_theta)
     rows = first_rows(settings, config)
     if counts is not None:
-        several = Counter(len(document.text.input_ids) for row in rows for document in row.documents)
-        lines = [f"{tokens},{count}" for tokens, count in sorted(several.items())]
-        try:
-            counts.write_text("\n".join(["tokens,count", *lines, ""]), encoding="utf-8")
-        except OSError as fault:
-            raise JobError(f"{counts} cannot be written: {fault.strerror}") from fault
+        write_lengths(rows, counts)
     return describe(rows, settings, config)
+
+
+def write_lengths(rows: Sequence[Row], file: Path) -> None:
+    """How many samples have each length, as `plan --documents` and `--lengths` read it."""
+    several = Counter(len(document.text.input_ids) for row in rows for document in row.documents)
+    lines = [f"{tokens},{count}" for tokens, count in sorted(several.items())]
+    try:
+        file.write_text("\n".join(["tokens,count", *lines, ""]), encoding="utf-8")
+    except OSError as fault:
+        raise JobError(f"{file} cannot be written: {fault.strerror}") from fault
 
 
 def first_rows(settings: TrainSettings, config: LongVilaConfig) -> list[Row]:

@@ -54,6 +54,8 @@ _OPTIONS = (
                  help="What a step does."),
     click.option("--batch", default="1", show_default=True, metavar="N", help="Rows of one optimizer step."),
     click.option("--frames", default="0", metavar="N", help="Video frames of a row; the rest of --ctx is text."),
+    click.option("--documents", default=None, metavar="FILE.csv",
+                 help="Rows are packed with documents of these lengths (tokens,count), which do not see each other."),
     click.option("--frame-pixels", default=None, metavar="HxW",
                  help="Size of a frame where the tower takes any (Qwen-VL, GLM-V, Mistral 3); 448x448 if left out."),
     click.option("--train", "trained", default=",".join(get_args(Part)), show_default=True, metavar="PARTS",
@@ -88,6 +90,7 @@ NAMES = (
     "mode",
     "batch",
     "frames",
+    "documents",
     "frame_pixels",
     "trained",
     "lora_rank",
@@ -162,6 +165,7 @@ def question(given: Mapping[str, Any], any_length: bool = False) -> Question:
         model,
         context_tokens=tokens,
         frames=frames,
+        lengths=documents(given.get("documents")),
         global_batch=batch,
         mode=mode,
         precision=precision(given["precision"], cluster),
@@ -177,6 +181,19 @@ def question(given: Mapping[str, Any], any_length: bool = False) -> Question:
         profile=Profile.load(given["profile"]) if given["profile"] else None,
         room=room(given.get("confidence"), given.get("headroom")),
     )
+
+
+def documents(path: str | None) -> tuple[tuple[int, int], ...]:
+    """(tokens, count) of the documents that rows are packed with; () of none."""
+    if path is None:
+        return ()
+    from planner.lengths.histogram import Histogram
+
+    found = Histogram.load(path, "--documents")
+    if (found.high != found.low + 1).any() or (found.weight != found.weight.round()).any():
+        raise InputError(f"--documents {path!r}: its columns must be tokens,count, with whole counts")
+    each = zip(found.low.tolist(), found.weight.tolist(), strict=True)
+    return tuple((tokens, int(count)) for tokens, count in each if count)
 
 
 def names(text: str) -> tuple[str, ...]:

@@ -31,7 +31,7 @@ from longvila.assemble import WHOLE, model_config
 from longvila.config import presets
 from longvila.files import read_text, write_whole
 from longvila.job import Job, JobError
-from longvila.lengths import first_rows
+from longvila.lengths import first_rows, write_lengths
 from longvila.settings import read_settings, read_yaml
 
 WARM_STEPS = 5
@@ -108,10 +108,13 @@ def run_stage(stage: Stage, ranks: int | None, profile: str | None) -> None:
     write_whole(config, yaml.safe_dump(dict(stage.settings)))
     settings = read_settings(train.TrainSettings, stage.settings, stage.name)
     model = model_config(settings.model, settings.weights, settings.rope_theta)
-    frames = max(row.frames for row in first_rows(settings, model)) * model.video_pool
+    rows, documents = first_rows(settings, model), stage.folder / "documents.csv"
+    frames = max(row.frames for row in rows) * model.video_pool
+    write_lengths(rows, documents)
     command = (
         f"plan --cluster local --gpus {ranks} --model {planned_model(settings)} --ctx {settings.max_tokens} "
-        f"--frames {frames} --batch {settings.rows_per_step} {' '.join(planned_parts(settings))} "
+        f"--frames {frames} --documents {shlex.quote(str(documents))} "
+        f"--batch {settings.rows_per_step} {' '.join(planned_parts(settings))} "
         f"--profile {shlex.quote(profile or measured(ranks, stage.folder.parent))} -o {shlex.quote(str(plan))}"
     )
     _call(command)

@@ -119,6 +119,8 @@ def answer(
     check_plannable(work.model)
     if given["target"] != "mmsp":
         raise InputError(f"--for {given['target']} with --lengths; legal: mmsp")
+    if work.lengths:
+        raise InputError("--documents with --lengths, which draws the documents itself; leave it out")
     if work.mode != "train":
         raise InputError(f"--mode {work.mode} with --lengths; legal: train")
     if work.frames:

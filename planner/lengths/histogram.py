@@ -42,10 +42,10 @@ class Histogram:
     weight: NDArray[np.float64]
 
     @classmethod
-    def load(cls, path: str | Path) -> Histogram:
+    def load(cls, path: str | Path, flag: str = "--lengths") -> Histogram:
         """Read a CSV file; every fault is an InputError that names line, column, value and what is legal."""
-        where = f"--lengths {str(path)!r}"
-        rows = list(_rows(read_text(path, "--lengths"), where))
+        where = f"{flag} {str(path)!r}"
+        rows = list(_rows(read_text(path, flag), where))
         if not rows:
             raise InputError(f"{where} has no line below its header; give a line for each length or bucket")
         low, high, weight = zip(*rows, strict=True)

@@ -126,6 +126,9 @@ def test_the_machine_is_measured_once_and_each_stage_planned_for_its_own_model(m
     profile = str(tmp_path / "a b" / "profile-2.json")
     assert called[0] == ["executor", "profile", "--quick", "--ranks", "2", "-o", profile]
     assert called[1][called[1].index("--profile") + 1] == profile and "longvila-tiny" in called[1]
+    flags = called[1][called[1].index("--cluster") : called[1].index("--profile")]
+    work = question(plan_command.make_context("plan", flags).params).workload
+    assert 0 < work.attended_fraction < 0.5  # rows are priced as they are packed
     Path(profile).touch()
     assert command.measured(2, tmp_path / "a b") == profile and len(called) == 3
     read = {"data": ["x"], "weights": "some/weights", "model": "tiny"}

@@ -2,12 +2,13 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from cost_models import Cluster, Model, Workload
+from cost_models import Cluster, Model, Workload, price
 from cost_models.room import DEFAULT_ROOM
 from planner.command import cli
 from planner.lengths.dealing import Batch, best_dynamic, dynamic, one_layout
@@ -153,3 +154,28 @@ def test_what_does_not_go_with_lengths_is_refused(tmp_path, given, said):
     path.write_text("tokens,count\n9000,10\n")
     found = CliRunner().invoke(cli, ["--gpus", "8", "--lengths", str(path), *given])
     assert found.exception is not None and said in str(found.exception)
+
+
+def test_rows_are_planned_as_packed_with_given_documents(tmp_path):
+    path, asked = (
+        tmp_path / "documents.csv",
+        ["--gpus", "2", "--cluster", "local", "--model", "longvila-tiny", "--ctx", "2K"],
+    )
+    path.write_text("tokens,count\n100,3\n200,0\n250,10\n")
+    done = CliRunner().invoke(
+        cli, [*asked, "--frames", "50", "--documents", str(path), "-o", str(tmp_path / "plan.json")]
+    )
+    assert done.exception is None
+    plan = Plan.load(tmp_path / "plan.json")
+    assert plan.workload.lengths == ((100, 3), (250, 10)) and plan.workload.frames == 50
+    one = price(plan.cluster, replace(plan.workload, lengths=()), plan.strategy)
+    assert plan.cost.seconds["compute"] < 0.7 * one.seconds["compute"]
+    for text, flags, said in (
+        ("tokens,count\n4000,1\n", (), "lengths must be (tokens from 1 to 2048"),
+        ("tokens,share\n400,0.5\n", (), "its columns must be tokens,count, with whole counts"),
+        ("bucket_from,bucket_to_exclusive,count\n1,400,2\n", (), "its columns must be tokens,count"),
+        ("tokens,count\n400,1\n", ("--lengths", str(path)), "--documents with --lengths"),
+    ):
+        path.write_text(text)
+        found = CliRunner().invoke(cli, [*asked, "--documents", str(path), *flags])
+        assert found.exception is not None and said in str(found.exception)
