@@ -78,18 +78,24 @@ def cluster_line(cluster: Cluster) -> str:
     """
     >>> cluster_line(Cluster.load("dgx-h100", nodes=2))
     'dgx-h100: 2 nodes × 8 h100-sxm-80gb, switch 450 GB/s, 8 NICs of 50 GB/s; 16 GPUs'
+    >>> from dataclasses import replace
+    >>> node = Cluster.load("dgx-h100", nodes=9).node(0)
+    >>> broken = Cluster.load("dgx-h100", nodes=9).override({slot: replace(node, gpus=5) for slot in (1, 4, 7)})
+    >>> [words[:14] for words in cluster_line(broken).split(": ")[1].split(" + ")]
+    ['6 nodes × 8 h1', '3 nodes × 5 h1']
     """
-    runs = []
+    counts: dict[str, int] = {}
     for run in cluster.runs:
         node = run.node
         missing = f" ({len(node.missing_nics)} missing)" if node.missing_nics else ""
-        runs.append(
-            f"{run.count} node{'s' if run.count > 1 else ''} × {node.gpus} {node.device.name}, "
-            f"{node.scale_up.kind} {show_rate(node.scale_up.bytes_per_s)}, "
+        kind = (
+            f"{node.gpus} {node.device.name}, {node.scale_up.kind} {show_rate(node.scale_up.bytes_per_s)}, "
             f"{node.nics.count} NIC{'s' if node.nics.count != 1 else ''} of {show_rate(node.nics.bytes_per_s)}{missing}"
         )
-    more = f" + {len(runs) - 4} more kinds of run" if len(runs) > 4 else ""
-    return f"{cluster.name}: {' + '.join(runs[:4])}{more}; {cluster.gpus} GPUs"
+        counts[kind] = counts.get(kind, 0) + run.count
+    kinds = [f"{count} node{'s' if count > 1 else ''} × {kind}" for kind, count in counts.items()]
+    more = f" + {len(kinds) - 4} more kinds of node" if len(kinds) > 4 else ""
+    return f"{cluster.name}: {' + '.join(kinds[:4])}{more}; {cluster.gpus} GPUs"
 
 
 def hosts_lines(cluster: Cluster, placement: Placement) -> list[str]:

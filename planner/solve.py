@@ -109,7 +109,7 @@ def solve(
     results = search_several(several, objective, costs, deadline, keep + 1, near)
     results, with_levers = search_levers(several, results, objective, costs, deadline)
     if not results.found:
-        raise NothingFits(roomiest(several, costs.samples), costs.samples)
+        raise NothingFits(roomiest(several, costs.samples), costs.samples, dict(fixed or {}))
 
     def priced(strategy: Strategy, placement: Placement) -> Choice:
         ways = [

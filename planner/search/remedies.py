@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -24,7 +24,7 @@ from cost_models.timing.cluster_costs import costs_of
 from cost_models.units import show_bytes, show_tokens
 from planner.search.branch import Tree
 from planner.search.levers import VALUES, strongest
-from planner.search.space import Space, divisors
+from planner.search.space import Space, divisors, spaces
 from planner.search.with_levers import holding, strongest_of
 
 CONTEXT_STEP = 1024
@@ -37,9 +37,9 @@ class NothingFits(InputError):
     Both are computed when they are read: a sweep or a bisection that only asks whether anything fits waits for neither.
     """
 
-    def __init__(self, space: Space, samples: tuple[Sample, ...]) -> None:
+    def __init__(self, space: Space, samples: tuple[Sample, ...], fixed: Mapping[str, object]) -> None:
         super().__init__()
-        self._space, self._samples = space, samples
+        self._space, self._samples, self._fixed = space, samples, fixed
 
     @cached_property
     def problem(self) -> str:
@@ -51,21 +51,21 @@ class NothingFits(InputError):
         limit = "" if room == whole else f" ({show_bytes(whole)} with {self._space.room.words})"
         words = f"nothing fits: {workload.describe()} needs at least {show_bytes(least)} per GPU of {show_bytes(room)}"
         words += limit
-        return words + f" on {gpus} GPUs" + (f" with {pinned}" if pinned else "")
+        return words + f" on {gpus} GPU{'s' if gpus > 1 else ''}" + (f" with {pinned}" if pinned else "")
 
     @cached_property
     def remedies(self) -> tuple[str, ...]:
         """What would fit."""
-        return tuple(_tried(self._space, self._samples))
+        return tuple(_tried(self._space, self._samples, self._fixed))
 
     def __str__(self) -> str:
         return "; ".join([self.problem, *self.remedies])
 
-    def __reduce__(self) -> tuple[type[NothingFits], tuple[Space, tuple[Sample, ...]]]:
-        return NothingFits, (self._space, self._samples)
+    def __reduce__(self) -> tuple[type[NothingFits], tuple[Space, tuple[Sample, ...], Mapping[str, object]]]:
+        return NothingFits, (self._space, self._samples, self._fixed)
 
 
-def _tried(space: Space, samples: tuple[Sample, ...]) -> Iterator[str]:
+def _tried(space: Space, samples: tuple[Sample, ...], fixed: Mapping[str, object]) -> Iterator[str]:
     least, _ = least_bytes(space, samples)
     sure = math.floor(100 * sureness(least, largest_gpu_bytes(space))) / 100
     if LEAST <= sure < space.room.confidence and space.room.headroom_bytes is None:
@@ -83,10 +83,11 @@ def _tried(space: Space, samples: tuple[Sample, ...]) -> Iterator[str]:
             plans = f"`plan --for {other}` plans it; this executor cannot run it" if space.target.is_ours else pin
             yield f"{pin} fits: {show_bytes(degree[1])} ({plans})"
     yield from _further_levers(space, samples)
-    gpus = _more_gpus(space, samples)
+    gpus = _more_gpus(space, samples, fixed)
     if gpus is not None:
-        yield f"{gpus - space.cluster.gpus} GPUs more ({gpus}) fit"
-    context = _shorter(space, samples)
+        more = gpus - space.cluster.gpus
+        yield f"{more} GPU{'s' if more > 1 else ''} more ({gpus}) fit"
+    context = _shorter(space, samples, fixed)
     if context is not None:
         yield f"a context of at most {show_tokens(context)} ({context} tokens) fits"
 
@@ -144,8 +145,12 @@ def largest_gpu_bytes(space: Space) -> int:
     return max(run.node.device.allocatable_bytes for run in space.cluster.runs)
 
 
-def _fits(space: Space, samples: tuple[Sample, ...]) -> bool:
-    return holding([space], costs_of(space.cluster, samples)) is not None
+def _fits(space: Space, samples: tuple[Sample, ...], fixed: Mapping[str, object]) -> bool:
+    """Also with other tensor and pipeline degrees, where serving searches them (training has hundreds of spaces)."""
+    several = [space]
+    if space.workload.mode != "train":
+        several += spaces(space.cluster, space.workload, fixed, space.room, space.target)
+    return holding(several, costs_of(space.cluster, samples)) is not None
 
 
 def _grown(cluster: Cluster, nodes: int) -> Cluster:
@@ -154,26 +159,26 @@ def _grown(cluster: Cluster, nodes: int) -> Cluster:
     return replace(cluster, runs=(*cluster.runs[:-1], NodeRun(count=last.count + nodes, node=last.node)))
 
 
-def _more_gpus(space: Space, samples: tuple[Sample, ...]) -> int | None:
+def _more_gpus(space: Space, samples: tuple[Sample, ...], fixed: Mapping[str, object]) -> int | None:
     each = space.cluster.runs[-1].node.gpus
     most = (min(MAX_GPUS, 16 * space.cluster.gpus + 64) - space.cluster.gpus) // max(each, 1)
 
     def fits(nodes: int) -> bool:
-        return _fits(structs.replace(space, cluster=_grown(space.cluster, nodes)), samples)
+        return _fits(structs.replace(space, cluster=_grown(space.cluster, nodes)), samples, fixed)
 
     if each == 0 or most < 1 or not fits(most):
         return None
     return _grown(space.cluster, 1 + bisect_left(range(1, most), True, key=fits)).gpus
 
 
-def _shorter(space: Space, samples: tuple[Sample, ...]) -> int | None:
+def _shorter(space: Space, samples: tuple[Sample, ...], fixed: Mapping[str, object]) -> int | None:
     """The longest multiple of `CONTEXT_STEP` tokens that fits; `None` means that no shorter one does."""
     workload = space.workload
     fewest = -(-max(workload.vision_tokens, 1) // CONTEXT_STEP)
 
     def fits(thousands: int) -> bool:
         shorter = replace(workload, context_tokens=thousands * CONTEXT_STEP, text_tokens=None, lengths=())
-        return _fits(structs.replace(space, workload=shorter), samples)
+        return _fits(structs.replace(space, workload=shorter), samples, fixed)
 
     most = workload.context_tokens // CONTEXT_STEP
     if most <= fewest or not fits(fewest):

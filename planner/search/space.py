@@ -75,6 +75,9 @@ class Space(Struct, frozen=True, kw_only=True, dict=True):
             raise InputError(f"recompute={self.pins['recompute']} without training; legal: none")
         if self.pins.get("zero", 3) not in (0, 1, 2, 3):
             raise InputError(f"zero={self.pins['zero']} is unknown; legal: 0, 1, 2, 3")
+        for name, least in (("shard", 1), ("zero", 0)) if self.workload.mode == "decode" else ():
+            if self.pins.get(name, least) != least:
+                raise InputError(f"{name}={self.pins[name]} in decode: every rank has all weights; legal: {least}")
         if is_mixed(self.workload.model) and self.base.pipeline > 1:
             raise InputError(
                 f"pipeline={self.base.pipeline} for layers of several kinds is priced (`plan price --strategy`), "
@@ -117,8 +120,9 @@ class Space(Struct, frozen=True, kw_only=True, dict=True):
 
     @property
     def shardings(self) -> tuple[tuple[str, int], ...]:
-        """How parameters can be sharded: over what, and the ZeRO stage; not at all comes last."""
-        return self.target.shardings
+        """How parameters can be sharded: over what, and the ZeRO stage; not at all comes last. A decode step finds all
+        weights gathered, so that shards are bytes beside them."""
+        return self.target.shardings[-1:] if self.workload.mode == "decode" else self.target.shardings
 
     @cached_property
     def again(self) -> list[int]:

@@ -13,7 +13,7 @@ from planner import report
 from planner.plan_file import Plan
 from planner.planning import plan
 from planner.search.space import Space
-from planner.solve import solve
+from planner.solve import NothingFits, solve
 from planner.targets.elsewhere import elsewhere
 from planner.targets.report import kernel_lines, target_lines
 from planner.targets.target import Target
@@ -57,12 +57,25 @@ def test_the_space_of_a_target_without_cross_products() -> None:
         (("--for", "torchtitan", "--fix", "recompute=mlp"), "recompute=mlp does not exist with --for torch"),
         (("--for", "megatron", "--precision", "fp32"), "--precision 'fp32' with --for megatron, which has its own"),
         (("--for", "megatron", "--goodput"), "--for megatron with --goodput; legal: mmsp"),
+        (("--mode", "decode", "--fix", "shard=8"), "shard=8 in decode: every rank has all weights; legal: 1"),
+        (("--mode", "decode", "--fix", "zero=3"), "zero=3 in decode: every rank has all weights; legal: 0"),
     ],
 )  # fmt: skip
 def test_what_a_target_does_not_have_is_one_line(typed, words: tuple[str, ...], message: str) -> None:
     length = () if "--longest" in words else ("--ctx", "8K")
     code, _, told = typed("--gpus", "8", *length, *words)
     assert code == 2 and message in told and len(told.splitlines()) == 1
+
+
+def test_serving_offers_more_gpus_with_other_degrees_but_not_what_is_fixed() -> None:
+    """70B and 1M tokens: three GPUs hold no shard of either; nine have tensor 8."""
+    work = Workload(Model.load("llama-3-70b"), context_tokens=2**20, mode="decode")
+    told = []
+    for fixed in ({}, {"tensor": 1, "pipeline": 1}):
+        with pytest.raises(NothingFits) as caught:
+            solve(Cluster.load("dgx-h100", gpus=3), work, target=Target.load("vllm"), fixed=fixed)
+        told.append(any("6 GPUs more (9) fit" in one for one in caught.value.remedies))
+    assert told == [True, False]
 
 
 def test_a_plan_for_another_target_is_kept_checked_and_not_launched(typed, tmp_path) -> None:
