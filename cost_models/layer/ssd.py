@@ -129,12 +129,12 @@ def _mixed(sizes: RankSizes, ssd: Ssd) -> Table:
     and backward makes a piece again, with the states that were passed on (`executor/mmsp/scan_pieces.py`)."""
     (convolution,), (scan,) = _convolution(sizes, ssd), _scan(sizes, ssd)
     chunks = sizes.degrees.attention_head_chunks
+    (_, ranks), entering = _dealt(sizes), sizes.tokens * ssd.heads * ssd.channels * sizes.width
     if chunks == 1 or sizes.workload.mode != "train":
-        return convolution, scan
-    heads = ssd.heads / _dealt(sizes)[1]
+        return convolution._replace(kept=convolution.kept - pick(ranks > 1, entering, 0)), scan  # kept by the exchange
+    heads = ssd.heads / ranks
     pieces = smaller(chunks, heads)
     largest = np.ceil(heads / pieces) / heads
-    entering = sizes.tokens * ssd.heads * ssd.channels * sizes.width
     made = (convolution.kept - entering + scan.kept) * largest
     working = made + scan.working[0] * largest, made + scan.working[1] * largest + entering * (1 + largest)
     passed = tuple(tuple(_part(one, chunks) for one in way) * chunks for way in scan.exchanges)
@@ -170,16 +170,17 @@ def _part(sent: Exchange | Passed, pieces: int) -> Exchange | Passed:
 
 def _convolution(sizes: RankSizes, ssd: Ssd) -> Table:
     """The halo of each stretch, then the taps. What enters is kept as it came and behind its halo, and what comes
-    out; the masks are a byte a token and tap."""
+    out; the masks are a byte a tap and token that the rank's heads see."""
     moved = sizes.tokens * ssd.heads * ssd.channels * sizes.width
     taps = ssd.conv - 1
     sent: tuple[Exchange, ...] = ()
+    _, ranks = _dealt(sizes)
     if sizes.degrees.ssd != "heads":
-        _, ranks = _dealt(sizes)
         halo = taps * ssd.heads / ranks * ssd.channels * sizes.width * sizes.degrees.ssd_slots * sizes.rows
         sent = (Exchange(part="ring", axis=_passing(sizes), op="send", bytes=halo),)
+    kept = 3 * moved + sizes.tokens * ranks * taps
     made = elementwise(
-        sizes, "convolution", moved * (TAP_PASSES * taps + 2), 3 * taps + 2, kept=3 * moved + sizes.tokens * taps,
+        sizes, "convolution", moved * (TAP_PASSES * taps + 2), 3 * taps + 2, kept=kept,
         host=(3 * taps + 4, 5 * taps + 4),
     )  # fmt: skip
 
@@ -202,7 +203,9 @@ def _scan(sizes: RankSizes, ssd: Ssd) -> Table:
             (work, t, n), (work, p, t), (work * p / t, n, t), (work / t, p * n, smaller(BLOCK, chunks)), (work, p, n)
         )
     )  # fmt: skip
-    kept = work * STATE_BYTES * (ssd.channels + 3 * t + 2 * p + 3 * p * n / t) + sizes.tokens * t
+    states = p * n / t * (3 + 2 / BLOCK)  # and those of blocks
+    decays = 4  # in four sums
+    kept = work * STATE_BYTES * (ssd.channels + 3 * t + 2 * p + states + decays) + sizes.tokens * ranks * t
     scanned = elementwise(sizes, "scan", work * read, SCAN_CALLS[0], back=work * back, kept=kept, host=(0, 0))
     levels = _levels(chunks) - 1
     passed = _passed(sizes, ssd)

@@ -1,10 +1,15 @@
 """What the price says of a scan, counted as it runs: bytes of its operators, what it keeps, and its calls."""
 
+import json
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from cost_models import Model, Strategy, Workload
+from cost_models.layer.sizes import RankSizes
 from cost_models.layer.ssd import (
     BLOCK,
     FROM_HEADS,
@@ -14,11 +19,14 @@ from cost_models.layer.ssd import (
     SCAN_PASSES,
     SKIP_PASSES,
     TO_HEADS,
+    ssd_operators,
 )
 from cost_models.token_layout import Layout
+from cost_models.workload import Precision
 from executor.mmsp.exchange import Alone
 from executor.mmsp.ssd import SsdSplit
 from longvila import ssd
+from tests.executor.threads import local_exchanges
 
 VIEWS = {"view", "_unsafe_view", "split", "split_with_sizes", "slice", "select", "transpose", "permute", "expand"}
 VIEWS |= {"unsqueeze", "squeeze", "detach", "alias", "unbind", "t", "new_empty", "promote_types"}
@@ -135,3 +143,53 @@ def test_the_price_counts_the_gradient_of_a_halo():
     moved = channels.numel() * 4
     put = 2  # rows put into zeros are few: the counter takes them for a reading and a writing of all
     assert (both.bytes - alone.bytes) / moved - put == pytest.approx(HALO[0], rel=0.1)
+
+
+SIZES = {"heads": 4, "head_size": 32, "state": 32, "conv": 4, "chunk": 32}
+HIDDEN, TOKENS, PLACES = 64, 4096, ((0, 0), (0, 1), (1, 0), (1, 1))
+
+
+def kept_by_a_layer(split, dtype):
+    """Bytes of storages that the mixer of one of four ranks, ring 2 x ulysses 2, keeps for its backward pass."""
+    layout, context = Layout(tokens=TOKENS, ring=2, ulysses=2), local_exchanges(4)
+    ulysses, ring = [local_exchanges(2) for _ in range(2)], [local_exchanges(2) for _ in range(2)]
+
+    def rank(member):
+        (row, column), storages = PLACES[member], {}
+        mixer = ssd.DiscreteMamba2(HIDDEN, *(SIZES[one] for one in ("heads", "head_size", "state", "conv", "chunk")))
+        own = {one.untyped_storage().data_ptr() for one in mixer.to(dtype).parameters()}
+        over = SsdSplit(
+            layout=layout, context=context[member], ulysses=ulysses[row][column], ring=ring[column][row], places=PLACES,
+            split=split,
+        )  # fmt: skip
+
+        def pack(saved):
+            storage = saved.untyped_storage()
+            storages[storage.data_ptr()] = storage  # held, so that no other takes its place
+            return saved
+
+        x = torch.randn(1, TOKENS // 4, HIDDEN, dtype=dtype).requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
+            mixed, _ = mixer(x, ssd=over)
+        del storages[x.untyped_storage().data_ptr()], mixed
+        return sum(storage.nbytes() for place, storage in storages.items() if place not in own)
+
+    with ThreadPoolExecutor(4) as pool:
+        return max(pool.map(rank, range(4)))
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("split", ["states", "mixed", "heads"])
+def test_the_price_counts_what_a_rank_keeps_of_a_layer(tmp_path, split, dtype):
+    """Also where heads are dealt out: x, B, C and a as they came are kept once, the projection not at all."""
+    config = {
+        "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": 64, "num_hidden_layers": 1,
+        "num_attention_heads": 8, "num_key_value_heads": 8, "vocab_size": 64, "layer_types": ["ssd"], "ssd": SIZES,
+    }  # fmt: skip
+    (file := tmp_path / "config.json").write_text(json.dumps(config))
+    precision = Precision(param=dtype, reduce="fp32", master="fp32")
+    work = Workload(Model.load(str(file)), context_tokens=TOKENS, precision=precision)
+    table = ssd_operators(RankSizes(work, Strategy(ring=2, ulysses=2, ssd=split), kind="ssd"))
+    told = sum(float(row.kept) * bool(row.active) for row in table if row.name not in ("norm", "sum"))
+    counted_bytes = kept_by_a_layer(split, {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype])
+    assert told == pytest.approx(counted_bytes, rel=0.02)
