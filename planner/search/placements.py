@@ -148,10 +148,10 @@ def _ends(node: Node) -> Ints:
     >>> _ends(replace(Cluster.load("dgx-h100", nodes=1).node(0), nic_shares=(0.5, 1, 0.25, 1, 1, 1, 1, 0.25))).tolist()
     [1, 4, 6, 2, 7, 0, 5, 3]
     """
-    nic = node.nic_of_gpu(node.gpus)
-    shares = np.array(node.nic_shares or (1.0,) * node.nics.count)[nic] / np.bincount(nic)[nic]
-    if shares.min(initial=1.0) == shares.max(initial=1.0) or not node.nic_shares:
+    if not node.gpus or len(set(node.nic_shares)) < 2:
         return _spread(node)
+    nic = np.maximum(node.nic_of_gpu(node.gpus), 0)
+    shares = np.array(node.nic_shares)[nic] / np.bincount(nic)[nic]
     falling = np.argsort(-shares, kind="stable")
     return np.concatenate([falling[::2], falling[1::2][::-1]])
 

@@ -9,7 +9,7 @@ import pytest
 from cost_models import Cluster, Placement, Strategy
 from cost_models.hardware.node import Node
 from cost_models.timing.cluster_costs import costs_of
-from planner.search.placements import Placements, Placer
+from planner.search.placements import Placements, Placer, _ends
 from tests.planner.clusters import cluster, node
 
 
@@ -87,3 +87,11 @@ def test_tours_do_not_depend_on_how_slots_are_numbered(seed: int) -> None:
         return {tuple(kinds[slot] for slot in tour.tolist()) for tour in Placer(costs).tiers}
 
     assert tours([nodes[i] for i in order]) == tours(nodes)
+
+
+@pytest.mark.parametrize("changed", [{"gpus": 0}, {"gpus": 1}, {"missing_nics": tuple(range(8))}])
+def test_nodes_without_gpus_or_cards_have_an_order_of_gpus(changed: dict[str, object]) -> None:
+    whole = Cluster.load("dgx-h100", nodes=1).node(0)
+    for shares in ((), (0.5, *[1.0] * 7)):
+        one = replace(whole, nic_shares=shares, **changed)  # type: ignore[arg-type]
+        assert sorted(_ends(one).tolist()) == list(range(one.gpus))
