@@ -89,10 +89,6 @@ class Workload:
         object.__setattr__(self, "text_tokens", text)
         if any(tokens < 1 or count < 1 or tokens > self.context_tokens for tokens, count in self.lengths):
             raise InputError(f"lengths must be (tokens from 1 to {self.context_tokens}, count from 1)")
-        if self.model.ssd is not None and self.mode != "train":
-            raise InputError(
-                f"mode={self.mode} is not priced for state-space layers; legal for {self.model.name}: train"
-            )
         self._check_lora()
 
     def _check_lora(self) -> None:

@@ -334,7 +334,8 @@ class DiscreteMamba2(nn.Module):
         state, before = (None, self._nothing(inner)) if held is None or not held.tokens else held.known
         y_BSHP, ends = mix(inner, positions_BS, (tokens,), [before], entered_with(state))
         if held is not None:
-            held.advance(tokens, ends[0], torch.cat((before, channels), 1)[:, tokens:])
+            last = torch.cat((before, channels), 1)[:, tokens:].clone()  # a view would hold all tokens'
+            held.advance(tokens, ends[0].clone(), last)
         return y_BSHP
 
     @staticmethod

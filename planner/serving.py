@@ -91,6 +91,8 @@ def _apart(solution: Solution, alone: Callable[[Workload], Solution]) -> Apart |
     except InputError:
         return None
     best = found.best[0]
-    columns = 2 * model.kv_heads * model.head_dim
-    cache = columns * work.context_tokens * model.layers * DTYPE_BYTES[work.precision.param]
+    columns, width = 2 * model.kv_heads * model.head_dim, DTYPE_BYTES[work.precision.param]
+    scans = model.layer_kinds.count("ssd")
+    cache = columns * work.context_tokens * (model.layers - scans) * width
+    cache += 0 if model.ssd is None else scans * model.ssd.cached_bytes(width)
     return Apart(strategy=best.strategy, first_token_s=best.cost.step_s, cache_bytes=round(cache))

@@ -82,6 +82,7 @@ def ssd_operators(sizes: RankSizes) -> Table:
         multiplies(sizes, "qkv", (tokens, ssd.columns, hidden), host=(2, 2))._replace(kept=work * width),
         _to_heads(sizes, "heads", work * (ssd.channels + 1) * width, TO_HEADS, work * ssd.channels * width),
         *_mixed(sizes, ssd),
+        *_remembered(sizes, ssd),
         _to_heads(sizes, "heads back", work * ssd.head_size * width, FROM_HEADS)._replace(kept=0),
         gated,
         out._replace(kept=work * ssd.head_size * width),
@@ -146,6 +147,16 @@ def _mixed(sizes: RankSizes, ssd: Ssd) -> Table:
     )
 
 
+def _remembered(sizes: RankSizes, ssd: Ssd) -> Table:
+    """A prefill gives every rank the state that each document ends with, all heads of it."""
+    if sizes.workload.mode != "prefill":
+        return ()
+    degrees, state = sizes.degrees, sizes.rows * ssd.heads * ssd.head_size * ssd.state * STATE_BYTES
+    size = {"states": degrees.context * state, "mixed": (degrees.ring / degrees.ulysses + 1) * state, "heads": state}
+    sent = Exchange(part="ring", axis="context", op="all_gather", bytes=size[degrees.ssd])
+    return (Operator("remembered", exchanges=((sent,), ())),)
+
+
 def _piecewise(one: Operator, pieces: Number) -> Operator:
     """Of some heads at a time: nothing of it is kept, and backward runs it again."""
     forward, back = (passes._replace(moved=passes.moved / pieces) for passes in one.passes)
@@ -193,10 +204,10 @@ def _convolution(sizes: RankSizes, ssd: Ssd) -> Table:
 def _scan(sizes: RankSizes, ssd: Ssd) -> Table:
     """Products inside chunks and with their states, all the passes between them, and the states of all stretches."""
     _, ranks = _dealt(sizes)
-    work, t, p, n = sizes.tokens * ssd.heads, ssd.chunk, ssd.head_size, ssd.state
+    decode, trained = sizes.workload.mode == "decode", sizes.workload.mode == "train"
+    work, t, p, n = sizes.tokens * ssd.heads, 1 if decode else ssd.chunk, ssd.head_size, ssd.state
     chunks = sizes.tokens * ranks / t
     read, back = (one[0] * ssd.channels + one[1] * t + one[2] * p + one[3] * p * n / t for one in SCAN_PASSES)
-    trained = sizes.workload.mode == "train"
     products = tuple(
         Product(rows, out, inside, trained, dtype="fp32")
         for rows, out, inside in (
@@ -214,7 +225,10 @@ def _scan(sizes: RankSizes, ssd: Ssd) -> Table:
             products=products,
             exchanges=(passed, passed),
             host=(SCAN_CALLS[0] + LEVEL_CALLS[0] * levels, SCAN_CALLS[1] + LEVEL_CALLS[1] * levels),
-            working=(work * STATE_BYTES * 2 * t, work * (STATE_BYTES * (3 * t + 2 * p) + sizes.width * p)),
+            working=(
+                work * STATE_BYTES * 2 * t + (0 if trained else kept),
+                work * (STATE_BYTES * (3 * t + 2 * p) + sizes.width * p),
+            ),
             timed=lambda kernels, grad: _measured_s(sizes, kernels, grad),
         ),
     )

@@ -61,10 +61,11 @@ def _outside_layers(sizes: RankSizes) -> Number:
 def _cache(sizes: RankSizes) -> Number:
     if sizes.workload.mode == "train":
         return 0 * sizes.tokens
-    tokens = sizes.rows * sizes.cached_tokens
-    latent = sizes.workload.model.latent
-    columns = 2 * sizes.kv_width if latent is None else latent.kv_rank + latent.rope_dim
-    return tokens * columns * sizes.width * sizes.workload.model.layers // sizes.degrees.pipeline
+    model, tokens = sizes.workload.model, sizes.rows * sizes.cached_tokens
+    columns = 2 * sizes.kv_width if model.latent is None else model.latent.kv_rank + model.latent.rope_dim
+    scans = model.layer_kinds.count("ssd")
+    keys = tokens * columns * sizes.width * (model.layers - scans) // sizes.degrees.pipeline
+    return keys if model.ssd is None else keys + scans * sizes.rows * model.ssd.cached_bytes(sizes.width)
 
 
 def peak(sizes: RankSizes, ranges: tuple[LayerRange, ...], device: Device) -> dict[str, Number]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import numpy as np
 
@@ -107,7 +108,9 @@ def forward(sizes: RankSizes) -> Peak:
         columns = 4 * model.hidden + sizes.q_width + 2 * sizes.kv_width + 2 * sizes.ffn
         working = sizes.tokens * columns * width
     else:
-        working = peak_bytes(decoder.operators(sizes), grad=False) + sizes.tokens * model.hidden * width * 2
+        working = sizes.tokens * model.hidden * width * 2
+        kinds = [sizes.of(kind) for kind in dict.fromkeys(model.layer_kinds)]
+        working = working + reduce(larger, (peak_bytes(decoder.operators(one), grad=False) for one in kinds))
     last = sizes.stage is None or sizes.stage.last
     return Peak(
         name="forward",

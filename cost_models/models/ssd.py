@@ -57,3 +57,8 @@ class Ssd:
     def small_params(self) -> int:
         """Convolution, skip and the gate's bias."""
         return self.heads * self.channels * self.conv + self.heads + self.inner
+
+    def cached_bytes(self, width: float) -> float:
+        """That a layer remembers of a row while tokens are generated, whatever its length: its state in float32, and
+        the channels of the last K - 1 tokens, `width` bytes a value."""
+        return self.heads * (self.head_size * self.state * 4 + (self.conv - 1) * self.channels * width)

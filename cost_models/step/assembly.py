@@ -18,6 +18,7 @@ from cost_models.layer.launches import layer_host_s, loss_host_s, update_host_s
 from cost_models.layer.operators import product_s, tensor_exchange
 from cost_models.layer.recompute import policy
 from cost_models.layer.sizes import RankSizes
+from cost_models.layer.ssd import SCAN_CALLS
 from cost_models.layer.stages import at_stage, is_mixed, runs
 from cost_models.models.model import LayerKind
 from cost_models.number import Number, larger, pick, smaller, somewhere
@@ -37,6 +38,8 @@ STATE_BYTES = 8
 """Traffic per weight and state of a fused fp32 update: r4 w4, as of the weight; the gradient is read."""
 NORM_BYTES = 4
 """Per gradient: read for the norm."""
+TOKEN_CALLS = 28
+"""Kernels of a layer's small work on a new token."""
 
 
 def step_program(sizes: RankSizes, kernels: Kernels, ranges: tuple[LayerRange, ...]) -> StepProgram:
@@ -344,12 +347,15 @@ def _decode(sizes: RankSizes, kernels: Kernels) -> StepProgram:
     rows, cached = sizes.rows, sizes.rows * sizes.cached_tokens
     maps = (pair for several in sizes.linears.values() for pair in several)
     products = sum(kernels.gemm_s(larger(rows, 1), out, inside, dtype) for out, inside in maps)
+    scans = model.layer_kinds.count("ssd")
+    attending = model.layers - scans
     of_kind = {
         kind: kernels.memory_bound_s(_seen(sizes, kind, cached) * 2 * sizes.kv_width * width, 1)
         for kind in dict.fromkeys(model.layer_kinds)
+        if kind != "ssd"
     }
-    cache = sum(seconds * (model.layer_kinds.count(kind) / model.layers) for kind, seconds in of_kind.items())
-    small = kernels.memory_bound_s(2 * _token_bytes(sizes), 28)
+    cache = sum(seconds * (model.layer_kinds.count(kind) / attending) for kind, seconds in of_kind.items())
+    small = kernels.memory_bound_s(2 * _token_bytes(sizes), TOKEN_CALLS)
     merge = rows * (sizes.q_width + model.heads) * 4 * sizes.degrees.context
     phases = (
         Compute(part="matmul", seconds=products),
@@ -358,9 +364,25 @@ def _decode(sizes: RankSizes, kernels: Kernels) -> StepProgram:
         Compute(part="memory_bound", seconds=small),
         *_decode_exchanges(sizes),
     )
-    one = Segment(name="layer decode", phases=phases, repeat=model.layers)
-    segments = (embed(sizes, kernels), one, *_to_next_stages(sizes), head(sizes, kernels))
+    layers = [Segment(name="layer decode", phases=phases, repeat=attending)] if attending else []
+    layers += [_scanned_token(sizes, kernels)] if scans else []
+    segments = (embed(sizes, kernels), *layers, *_to_next_stages(sizes), head(sizes, kernels))
     return StepProgram(microbatch=segments, epilogue=(), microbatches=sizes.degrees.microbatches)
+
+
+def _scanned_token(sizes: RankSizes, kernels: Kernels) -> Segment:
+    """One token through all state-space layers: each rank has their states, reads and writes them, sends nothing."""
+    ssd, model, rows = sizes.workload.model.ssd, sizes.workload.model, larger(sizes.rows, 1)
+    assert ssd is not None
+    mlp = [pair for target, several in sizes.linears.items() if target in ("up", "down") for pair in several]
+    maps = [(ssd.columns, model.hidden), (model.hidden, ssd.inner), *mlp]
+    products = sum(kernels.gemm_s(rows, *one, sizes.workload.precision.param) for one in maps)
+    moved = 2 * rows * ssd.cached_bytes(sizes.width) + 2 * _token_bytes(sizes)
+    phases = (
+        Compute(part="matmul", seconds=products),
+        Compute(part="memory_bound", seconds=kernels.memory_bound_s(moved, TOKEN_CALLS + SCAN_CALLS[0])),
+    )
+    return Segment(name="layer decode", phases=phases, repeat=model.layer_kinds.count("ssd"))
 
 
 def _decode_exchanges(sizes: RankSizes) -> Iterator[Phase]:

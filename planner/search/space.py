@@ -95,7 +95,8 @@ class Space(Struct, frozen=True, kw_only=True, dict=True):
         moved = ("data", "ring", "ulysses", "shard", "zero", "microbatches", "recompute")
         held: dict[str, Any] = {"loss_chunk_tokens": self.target.loss_chunk_tokens}
         held |= {"ring_kind": self.target.ring_kind} if self.workload.mode == "train" else {}
-        held |= {"ssd_pass": "least"} if self.workload.model.ssd is not None else {}
+        if self.workload.model.ssd is not None and self.workload.mode == "train":
+            held |= {"ssd_pass": "least"}  # a prefill's stretches end where documents do: it gathers
         pinned = {name: value for name, value in self.pins.items() if name not in moved}
         return Strategy(**{**held, **self.levers.fields, **pinned})
 

@@ -5,10 +5,15 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
+from transformers import DynamicCache
 
 from cost_models import Cluster, Model, Strategy, Workload, price
+from cost_models.models.ssd import Ssd
 from cost_models.room import DEFAULT_ROOM
 from cost_models.ssd_messages import PASSES
+from longvila.ssd import DiscreteMamba2, state_of
+from planner.planning import plan
 from planner.reverse.keep_attention import evenly, hybrid
 from planner.simulator.simulation import simulate
 from planner.solve import solve
@@ -100,6 +105,31 @@ def test_keep_attention_as_typed(typed, tmp_path):
     for wrong, flag in ((("--keep-attention", "9..3"), "--keep-attention '9..3'"), (("--window", "4K"), "--window")):
         code, _, told = typed("--gpus", "8", "--ctx", "64K", "--model", "longvila-1.5b", *wrong)
         assert code == 2 and flag in told and len(told.splitlines()) == 1
+
+
+def test_a_state_is_remembered_in_as_many_bytes_as_are_priced():
+    made, cache = DiscreteMamba2(8, heads=2, head_size=4, state=3), DynamicCache()
+    made(torch.zeros(1, 9, 8), past_key_values=cache)
+    held = sum(one.untyped_storage().nbytes() for one in state_of(cache, 0).known)
+    assert held == Ssd(heads=2, head_size=4, state=3).cached_bytes(4)
+
+
+def test_answers_are_planned_and_states_do_not_grow_with_the_row():
+    """Of 28 layers 7 attend: a quarter of the keys, and states of one size."""
+    cluster, dense = CLUSTERS["node"], Model.load("longvila-1.5b")
+    one, cache = Strategy(ulysses=4, shard=4), {}
+    for tokens in (2**16, 2**17):
+        for model in (MODEL, dense):
+            work = Workload(model, context_tokens=tokens, mode="decode")
+            cache[model is MODEL, tokens] = price(cluster, work, one).memory["cache"]
+    states = 21 * MODEL.ssd.cached_bytes(2)
+    for tokens in (2**16, 2**17):
+        assert cache[True, tokens] - states == pytest.approx(cache[False, tokens] / 4)
+    for mode in ("prefill", "decode"):
+        found = plan(cluster, Workload(MODEL, context_tokens=2**17, mode=mode))
+        attended = plan(cluster, Workload(dense, context_tokens=2**17, mode=mode))
+        assert found.serving.longest_tokens > attended.serving.longest_tokens
+        assert found.bound <= found.cost.step_s == pytest.approx(found.simulated.step_s, rel=0.02)
 
 
 def test_a_target_that_does_not_run_them_says_so(typed, tmp_path):

@@ -172,8 +172,6 @@ def test_a_halo_inside_a_node_takes_time(read):
 def test_wrong_use_is_refused(read):
     model, cluster = read(), Cluster.load("dgx-h100", nodes=2)
     work = Workload(model, context_tokens=2**16)
-    with pytest.raises(InputError, match="mode=decode is not priced"):
-        Workload(model, context_tokens=2**16, mode="decode")
     for wrong, told in (
         ({"tensor": 2, "ring": 8}, "tensor=2"),
         ({"ssd_pass": "chain", "ring": 16}, "ssd_pass=chain needs one stretch of the row on each rank"),
