@@ -18,7 +18,17 @@ from cost_models.errors import InputError
 
 QUESTIONS = ("longest", "finish", "goodput", "lengths", "backbones", "recipe", "keep_attention")
 _OF_A_PLAN = ("objective", "trust_model", "time_limit", "proof", "output", "page", "explain")
-_OF_A_MODEL = ("model", "mode", "frames", "frame_pixels", "trained", "lora_rank", "lora_targets", "lora_beside")
+_OF_A_MODEL = (
+    "model",
+    "mode",
+    "documents",
+    "frames",
+    "frame_pixels",
+    "trained",
+    "lora_rank",
+    "lora_targets",
+    "lora_beside",
+)
 _PASSED_OVER: Mapping[str, tuple[str, ...]] = {
     "finish": (*_OF_A_PLAN, "profile", "fabric", "hosts", "device"),
     "goodput": _OF_A_PLAN,

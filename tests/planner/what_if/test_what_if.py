@@ -40,6 +40,7 @@ SMALL = {
     "confidence": None,
     "headroom": None,
     "frame_pixels": None,
+    "documents": None,
     "profile": None,
 }
 
