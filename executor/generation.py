@@ -53,7 +53,7 @@ class _Hooks:
         if isinstance(cache, ShardedCache | DecodeStep):
             step = DecodeStep(self._context.exchange(), cache.shards)
             places = torch.tensor([[shard.tokens - 1] for shard in step.shards], device=ids.device)
-            return args, kept | {"position_ids": places, "past_key_values": step, **step.attention}
+            return args, kept | {"position_ids": places, "past_key_values": step, "logits_to_keep": 0, **step.attention}
         if cache is not None and cache.get_seq_length():
             raise InputError("generate over ranks begins with an empty cache")
         self._share_random_state()

@@ -49,7 +49,7 @@ def priced(work: Workload = WORK, **pins: int | str) -> PricedLayouts:
 def test_columns_are_the_price(mode: str, pins: dict[str, int | str]) -> None:
     work = replace(WORK, mode=mode)
     found = priced(work=work, **pins)
-    assert len(found.strategies) > 1
+    assert len(found.strategies) > 1 or mode == "decode"  # which has no sharding to choose
     cluster = Cluster.load("dgx-h100", nodes=2)
     layers = work.model.layers
     for index in range(len(found.strategies)):
