@@ -3,12 +3,14 @@
     gather   all summaries to all ranks, as an all-gather
     chain    stretches - 1 messages of a state, one after another; D domains are entered D - 1 times, or twice as often
              where the row goes up through the ranks and back
-    tree     round s: stretch i sends its summary to stretch i + 2^s, until 2^s reaches all
+    tree     step s: stretch i sends its summary to stretch i + 2^s, until 2^s reaches all
 
-Of a tree's round each domain sends out min(2^s, stretches that it has of one way through the ranks), twice that where
+Of a tree's step each domain sends out min(2^s, stretches that it has of one way through the ranks), twice that where
 both ways pass a domain with neighbours on both sides; `send_s_per_byte` is of one message a group, and an all-to-all's
-load tells what all members' messages make of shared cards. `ssd_messages` has the messages themselves. Left out: trunks
-above the cards in a tree's rounds, blocks of ulysses ranks that straddle domains.
+load tells what all members' messages make of shared cards. Where NCCL does not queue them, a rank that has nothing more
+to receive sends all its later steps at once, and what others wait for shares the card with them (`ready`): of two nodes
+with four stretches, three messages one after another instead of two, as measured over sockets. `ssd_messages` has the
+messages themselves. Left out: trunks above the cards in a tree's rounds, blocks of ulysses ranks that straddle domains.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import math
 
 import numpy as np
 
-from cost_models.number import Number, larger, pick, smaller
+from cost_models.number import Number, both, larger, pick, smaller
 from cost_models.program import Passed
 from cost_models.timing.paths import Path, Paths, start_s
 
@@ -35,6 +37,15 @@ def passed_s(phase: Passed, paths: Paths) -> Number:
             taken = _tree_s(phase, paths)
         seconds = smaller(seconds, taken)
     return pick(paths.axes[phase.axis].ranks > 1, seconds, 0.0)
+
+
+def ready(stretch: int, step: int) -> int:
+    """The round in which the message of a tree's step can be sent: `stretch` has received all before it by then.
+
+    >>> [ready(0, 2), ready(1, 2), ready(3, 2), ready(4, 2)]
+    [0, 1, 2, 2]
+    """
+    return min(step, stretch.bit_length())
 
 
 def _inside_s(path: Path, paths: Paths, size: Number) -> Number:
@@ -55,15 +66,25 @@ def _tree_s(phase: Passed, paths: Paths) -> Number:
     inside = _inside_s(path, paths, phase.slots * size)
     away = larger(path.ranks - path.local, 1)
     all_s_per_byte = path.all_to_all_s_per_byte * path.ranks / away
-    ways = pick(phase.turns, 2, 1)
-    one_way = path.local * phase.stretches / larger(path.ranks, 1) / ways
-    both_sides = pick(path.hops_out > 2, ways, 1)
     seconds: Number = 0.0
-    reach = 1
-    while reach < np.max(phase.reach):
-        out = smaller(reach, one_way) * both_sides / path.local
+    for step in range(math.ceil(math.log2(max(np.max(phase.reach), 1)))):
+        out = _leaving(phase, path, step) / path.local
         crossing = size * larger(path.send_s_per_byte, all_s_per_byte * out) + start_s("send", path)
         taken = larger(inside, pick(path.hops_out > 0, crossing, 0.0))
-        seconds = seconds + pick(reach < phase.reach, taken, 0.0)
-        reach *= 2
+        seconds = seconds + pick(2**step < phase.reach, taken, 0.0)
     return seconds
+
+
+def _leaving(phase: Passed, path: Path, number: int) -> Number:
+    """The most messages of a tree's round that leave a domain: the first one may send those of later steps."""
+    ways = pick(phase.turns, 2, 1)
+    held = path.local * phase.stretches / larger(path.ranks, 1) / ways  # stretches of one way
+    of_step = smaller(2**number, held) * pick(path.hops_out > 2, ways, 1)
+    first: Number = 0
+    for step in range(number, math.ceil(math.log2(max(np.max(phase.reach), 1)))):
+        for stretch in range(math.ceil(np.max(held))):
+            if ready(stretch, step) == number:
+                to = stretch + 2**step
+                leaves = both(both(stretch < held, to >= held), both(to < phase.stretches, 2**step < phase.reach))
+                first = first + pick(leaves, 1, 0)
+    return pick(path.protocols > 0, of_step, larger(of_step, first))

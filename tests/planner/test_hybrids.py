@@ -4,18 +4,23 @@ import itertools
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from transformers import DynamicCache
 
 from cost_models import Cluster, Model, Strategy, Workload, price
+from cost_models.hardware.placement import Placement
 from cost_models.models.ssd import Ssd
+from cost_models.program import Passed, Segment, StepProgram
 from cost_models.room import DEFAULT_ROOM
 from cost_models.ssd_messages import PASSES
+from cost_models.timing.cluster_costs import ClusterCosts
+from cost_models.timing.passing import passed_s
 from longvila.ssd import DiscreteMamba2, state_of
 from planner.planning import plan
 from planner.reverse.keep_attention import evenly, hybrid
-from planner.simulator.simulation import simulate
+from planner.simulator.simulation import play, simulate
 from planner.solve import solve
 
 SMALL = hybrid(
@@ -82,6 +87,29 @@ def test_the_simulator_plays_what_is_priced(split, way):
     strategy = Strategy(ring=4, ulysses=4, shard=16, ssd=split, ssd_pass=way, ring_kind="balanced")
     priced = price(cluster, work, strategy).step_s
     assert priced * (1 - 1e-9) <= simulate(cluster, work, strategy).step_s <= priced * 1.1
+
+
+@pytest.mark.parametrize(("name", "crossings"), [("reached", 2), ("measured", 3)])
+def test_steps_of_a_tree_that_wait_for_nothing_share_the_card(name, crossings):
+    """Two nodes of two, rows up and back: the first stretch sends to the second and to the third. NCCL queues them."""
+    cluster = single_gpus(2, 1e8)
+    node = cluster.runs[0].node
+    cluster = replace(cluster, runs=(replace(cluster.runs[0], node=replace(node, gpus=2)),))
+    strategy = Strategy(ring=2, ulysses=2, ring_kind="balanced", ssd="states", ssd_pass="tree")
+    costs = ClusterCosts(cluster)
+    costs.__dict__["rates"] = replace(costs.rates, name=name)  # as with a profile of the links
+    placement = Placement(slot_of_rank=np.array([0, 0, 1, 1]), gpu_of_rank=np.array([0, 1, 0, 1]))
+    state = Passed(
+        part="ring", axis="context", way="tree", state_bytes=2**24, summary_bytes=2**24, slots=1, stretches=4, reach=4,
+        turns=1, chained=1,
+    )  # fmt: skip
+    segment = Segment(name="states", phases=(state,))
+    priced_s = passed_s(state, costs.paths(strategy, placement))
+    program = StepProgram(microbatch=(segment,), epilogue=(), microbatches=1)
+    played = play(program, cluster, strategy, placement, rates=costs.rates)
+    one_s = costs.paths(strategy, placement).exchange_s("context", "send", 2**24)
+    assert priced_s / one_s == pytest.approx(crossings, rel=0.1)  # an all-to-all has another share of a card
+    assert played.step_s == pytest.approx(priced_s, rel=0.1)
 
 
 CONFIG = {
