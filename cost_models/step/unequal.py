@@ -18,7 +18,6 @@ import numpy as np
 
 from cost_models.errors import InputError
 from cost_models.framework import Framework
-from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.device import Device
 from cost_models.hardware.placement import Placement
 from cost_models.layer.operators import attention_call_s
@@ -66,7 +65,7 @@ def positions(
     held = Layout(
         tokens=workload.context_tokens, ring=strategy.ring, ulysses=strategy.ulysses, shares=strategy.token_shares
     ).held
-    runs = _runs(costs.cluster, placement, strategy)
+    runs = _runs(costs, placement, strategy)
     attention = framework.measured_attention(workload)
     alone = RankSizes(workload, replace(strategy, token_shares=()), framework.on(costs.devices(runs[0])[0]))
     mean = sum(held) // len(held)
@@ -92,9 +91,9 @@ def positions(
     return tuple(found)
 
 
-def _runs(cluster: Cluster, placement: Placement, strategy: Strategy) -> list[tuple[int, ...]]:
-    """Runs of nodes that the ranks of each position lie on."""
-    run = cluster.run_of_slot[placement.slot_of_rank][rank_grid(strategy)]
+def _runs(costs: ClusterCosts, placement: Placement, strategy: Strategy) -> list[tuple[int, ...]]:
+    """Runs of nodes that each position lies on; the first of those with one kind of device stands for all."""
+    run = costs.first_alike[costs.cluster.run_of_slot[placement.slot_of_rank][rank_grid(strategy)]]
     return [tuple(distinct(run[:, :, ring].reshape(-1)).tolist()) for ring in range(strategy.ring)]
 
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from functools import cached_property, lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cost_models.curves.samples import Sample
 from cost_models.hardware.cluster import Cluster
@@ -66,6 +67,12 @@ class ClusterCosts:
 
     def devices(self, runs: tuple[int, ...]) -> list[Device]:
         return [node.device for node in self.nodes(runs)]
+
+    @cached_property
+    def first_alike(self) -> NDArray[np.int64]:
+        """Of each run the first one with the same device."""
+        devices = [run.node.device for run in self.cluster.runs]
+        return np.array([devices.index(device) for device in devices])
 
     def kernels(self, runs: tuple[int, ...], attention: str, choose: Choice = larger) -> KernelsInUse:
         """Of the slowest device among the `runs`, with a framework's attention kernel."""
