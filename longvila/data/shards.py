@@ -55,6 +55,8 @@ def entries(file: Path) -> Iterator[Entry]:
     kind = {".tar": _tar, ".parquet": _parquet}.get(file.suffix.lower(), _json)
     if file.exists() and not file.is_file():
         yield Entry(str(file), fault="is neither a file nor a folder")
+    elif why := _unreadable(file):
+        yield Entry(str(file), fault=f"cannot be read ({why})")
     elif ".tar." in file.name or file.suffix == ".tgz":
         yield Entry(str(file), fault="a compressed tar cannot be read in place: decompress it to .tar")
     else:
@@ -66,12 +68,21 @@ def entries(file: Path) -> Iterator[Entry]:
             yield Entry(str(file), fault="holds no samples")
 
 
-def _json(file: Path) -> Iterator[Entry]:
+def _unreadable(file: Path) -> str | None:
+    """Why a file cannot be opened."""
     try:
-        content = file.read_bytes()
+        file.open("rb").close()
+    except OSError as fault:
+        return fault.strerror or type(fault).__name__
+    return None
+
+
+def _json(file: Path) -> Iterator[Entry]:
+    content = file.read_bytes()
+    try:
         text = _text(content)
-    except (OSError, UnicodeError) as fault:
-        yield Entry(str(file), fault=f"cannot be read ({getattr(fault, 'strerror', None) or type(fault).__name__})")
+    except UnicodeError as fault:
+        yield Entry(str(file), fault=f"cannot be read ({type(fault).__name__})")
         return
     if content.startswith(_PACKED):
         yield Entry(str(file), fault="is compressed: decompress it first")

@@ -11,6 +11,7 @@ from pyarrow import DictionaryArray, Table, array, int32, nulls, parquet, string
 from longvila.data import columns
 from longvila.data.__main__ import main
 from longvila.data.samples import read_files
+from longvila.data.shards import entries
 from longvila.data.sources import read_bytes
 from longvila.dataset import Documents, Sampling
 from longvila.job import JobError
@@ -363,3 +364,9 @@ def test_what_holds_nothing_or_has_no_end_is_a_fault(tmp_path, capsys):
     os.mkfifo(tmp_path / "d.jsonl")
     for endless in (tmp_path / "d.jsonl", "/dev/zero"):
         assert checked(capsys, endless)[1][0] == f"{endless}: is neither a file nor a folder"
+
+
+@pytest.mark.parametrize("name", ["none.jsonl", "none.parquet", "none.tar", "none"])
+def test_a_file_that_is_not_there_is_one_fault_of_every_kind(tmp_path, name):
+    (found,) = entries(tmp_path / name)
+    assert found.fault == "cannot be read (No such file or directory)"
