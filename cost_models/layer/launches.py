@@ -17,6 +17,7 @@ from typing import NamedTuple
 from cost_models.layer.decoder import operators
 from cost_models.layer.recompute import policy
 from cost_models.layer.sizes import RankSizes
+from cost_models.layer.weights import adapted
 from cost_models.number import Number, pick
 from cost_models.timing.host import Host
 
@@ -98,6 +99,6 @@ def update_host_s(sizes: RankSizes) -> Number:
     host, work = sizes.framework.host, sizes.workload
     if host is None:
         return 0.0
-    adapters = 2 * sum(len(sizes.adapted[target]) for target in work.lora_targets) if work.lora_rank else 0
+    adapters = 2 * sum(len(adapted(sizes)[target]) for target in work.lora_targets) if work.lora_rank else 0
     tensors = (adapters or ADDED_GRADIENTS) * work.model.layers / sizes.degrees.pipeline + ROOT_TENSORS
     return tensors * sizes.framework.update_calls * host.operator_s

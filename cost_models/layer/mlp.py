@@ -31,6 +31,7 @@ from cost_models.layer.operators import (
     tensor_operator,
 )
 from cost_models.layer.sizes import RankSizes
+from cost_models.layer.weights import gradient_bytes
 from cost_models.number import Number, larger, pick, somewhere
 
 JOINED_PASSES, INPUT_GRADIENT_PASSES, SUM_PASSES = 2, 4, 3
@@ -82,7 +83,7 @@ def _inside_kept(sizes: RankSizes, tokens: Number) -> Number:
 
 def _weight_gradient_bytes(sizes: RankSizes) -> Number:
     """The gradient of one matrix of the MLP before its reduction."""
-    each = sizes.gradient_bytes if sizes.workload.trains_weights else 0
+    each = gradient_bytes(sizes) if sizes.workload.trains_weights else 0
     return sizes.workload.model.hidden * sizes.ffn * each
 
 

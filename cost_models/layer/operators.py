@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 
 from cost_models.framework import FA1_SLOWDOWN, OVERLAP_COST
 from cost_models.layer.sizes import RankSizes
+from cost_models.layer.weights import adapted, linears
 from cost_models.number import Number, larger, smaller, somewhere
 from cost_models.program import Exchange, Op, Passed
 from cost_models.timing.kernels import Kernels
@@ -153,14 +154,14 @@ def maps(sizes: RankSizes, target: LoraTarget, rows: Number) -> Table:
     tensor parallelism A or B is cut as its weight is, and where a weight's output is summed over the group an adapter's
     is so too, apart from it (ART's and NeMo's adapters). Left out: dropout before A, adapters on experts.
     """
-    work, shapes = sizes.workload, sizes.linears[target]
+    work, shapes = sizes.workload, linears(sizes)[target]
     counted = {shape: shapes.count(shape) for shape in shapes}
     weights = ((rows, *shape, count) for shape, count in counted.items())
     table = [multiplies(sizes, target, *weights, host=map_calls(sizes, target))]
     if not work.lora_rank or target not in work.lora_targets:
         return tuple(table)
     rank, sliced = work.lora_rank, sizes.degrees.mlp_chunk_tokens is not None and target in ("up", "down")
-    for out, inside in sizes.adapted[target]:
+    for out, inside in adapted(sizes)[target]:
         products, gap_s = (Product(rows, rank, inside, True), Product(rows, out, rank, True)), sizes.framework.gap_s
         forward = Passes(rows * 5 * out * sizes.width, 2, 2 * gap_s)
         backward = Passes(rows * (2 * out + 3 * inside) * sizes.width, 2, 4 * gap_s)

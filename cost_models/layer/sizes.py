@@ -1,9 +1,11 @@
-"""The sizes of one rank's work that every cost is made of: tokens, heads and bytes, for one or many candidates.
+"""The sizes of one rank's work that every cost is made of: tokens, heads and columns, for one or many candidates.
 
 Degrees of the `Strategy` may be numpy arrays with one entry for each candidate: every number below is then an array of
 the same length. Tokens are rounded up as the executor pads them (`token_layout.row_granule`).
 
     S = tokens per rank and microbatch = rows x ceil(L / g) x g / (R U), g = R lcm(2, U)       N = S x U: in the ring
+
+How many weights the rank holds is in `weights.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, wraps
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -25,13 +27,11 @@ from cost_models.models.model import LAYER_KINDS, LayerKind, LayerParts
 from cost_models.number import Number, larger, pick, somewhere
 from cost_models.strategy import Strategy
 from cost_models.token_layout import RING_LAYOUTS, Layout, row_chunks, row_granule
-from cost_models.workload import DTYPE_BYTES, LoraTarget, Workload
+from cost_models.workload import DTYPE_BYTES, Workload
 
 PARTS_AGAIN = 4
 """Frames that are computed again go in chunks of this part of those that may go at once."""
 Made = TypeVar("Made")
-Maps = tuple[tuple[Number, Number], ...]
-"""(columns out, columns in) of linear maps."""
 
 
 def _by_degree(function: Callable[[int], int], degrees: Number) -> Number:
@@ -279,22 +279,6 @@ class RankSizes:
         return self.outer_tokens * self.workload.model.hidden * self.width
 
     @cached_property
-    def _gradients_pass(self) -> Number:
-        """Whether a gradient exists before its reduction. Else it is added at once to the resident one (below
-        ZeRO-2, unless the host has them)."""
-        return self.degrees.zero >= (2 if self.degrees.offload_states == "none" else 0)
-
-    @cached_property
-    def gradient_bytes(self) -> Number:
-        """Bytes per weight of a gradient before its reduction."""
-        return pick(self._gradients_pass, self.width, 0)
-
-    @cached_property
-    def reduced_bytes(self) -> Number:
-        """Bytes per weight of the copy that is reduced."""
-        return pick(self._gradients_pass, DTYPE_BYTES[self.workload.precision.reduce], 0)
-
-    @cached_property
     def q_width(self) -> Number:
         """Query columns of one rank outside the exchange."""
         return self.workload.model.heads // self.degrees.tensor * self.workload.model.head_dim
@@ -318,94 +302,11 @@ class RankSizes:
     def ffn(self) -> Number:
         return self.workload.model.ffn // self.degrees.tensor
 
-    @cached_property
-    def layer_params(self) -> Number:
-        """Weights of one layer of this kind on one rank before sharding, without those in `expert_params`."""
-        model, tensor = self.workload.model, self.degrees.tensor
-        if self.parts.mixer == "ssd":  # priced without tensor parallelism (`Strategy.check`)
-            return model.ssd_layer_params + (self.adapter_params if self.workload.lora_rank else 0)
-        if self.experts is None and model.latent is None:
-            params = model.layer_matmul_params // tensor + model.layer_small_params + model.mlp_bias_params
-            return params + self.adapter_params if self.workload.lora_rank else params
-        mlp = (3 if model.gated else 2) * model.hidden * model.ffn // tensor
-        if self.experts is not None:
-            shared = self.experts.shared_params(model.hidden, model.gated) // tensor
-            mlp = shared + self.experts.router_params(model.hidden)
-            undivided = self.experts.matmul_params(model.hidden, model.gated) // tensor
-            mlp = mlp + pick(self.degrees.expert == 1, undivided, 0)
-        attention = model.attention_params // tensor
-        if model.latent is not None:  # what is the same for all heads is on every tensor rank
-            down = model.hidden * model.latent.down_params_per_hidden
-            attention = down + model.heads // tensor * model.latent.head_params(model.hidden)
-        return attention + mlp + model.layer_small_params
-
-    @cached_property
-    def expert_params(self) -> Number:
-        """Weights of the experts that one rank holds of a layer, where they are spread over `expert` ranks."""
-        if self.experts is None:
-            return 0
-        model = self.workload.model
-        held = self.experts.matmul_params(model.hidden, model.gated) // self.degrees.expert
-        return pick(self.degrees.expert == 1, 0, held)
-
-    @cached_property
-    def linears(self) -> dict[LoraTarget, Maps]:
-        """(columns out, columns in) of a dense layer's linear maps on one rank."""
-        return self._maps(self.framework.joined_products)
-
-    @cached_property
-    def adapted(self) -> dict[LoraTarget, Maps]:
-        """The same of what each adapter is added to."""
-        return self._maps(self.framework.joined_products and not self.framework.adapters_apart)
-
-    def _maps(self, joined: bool) -> dict[LoraTarget, Maps]:
-        hidden, ups = self.workload.model.hidden, 2 if self.workload.model.gated else 1
-        qkv: Maps = ((self.q_width, hidden), (self.kv_width, hidden), (self.kv_width, hidden))
-        up: Maps = ((self.ffn, hidden),) * ups
-        if joined:
-            qkv, up = ((self.q_width + 2 * self.kv_width, hidden),), ((ups * self.ffn, hidden),)
-        return {"qkv": qkv, "out": ((hidden, self.out_width),), "up": up, "down": ((hidden, self.ffn),)}
-
-    @cached_property
-    def adapter_params(self) -> Number:
-        """Weights of one layer's low-rank adapters; where a state stands for attention, of its MLP's alone."""
-        work = self.workload
-        targets = [one for one in work.lora_targets if self.parts.mixer != "ssd" or one in ("up", "down")]
-        pairs = [pair for target, several in self.adapted.items() if target in targets for pair in several]
-        return work.lora_rank * sum(out + inside for out, inside in pairs)
-
-    @cached_property
-    def trained_layer_params(self) -> Number:
-        """Those of `layer_params` that have gradients."""
-        if self.workload.lora_rank:
-            model = self.workload.model
-            small = model.norms * model.hidden if self.parts.mixer == "ssd" else model.layer_small_params
-            return self.adapter_params + (small if "norms" in self.workload.lora_beside else 0)
-        return self.layer_params if self.trains("llm") else 0
-
-    @cached_property
-    def trained_expert_params(self) -> Number:
-        return self.expert_params if self.trains("llm") else 0
-
-    @cached_property
-    def trained_root_params(self) -> Number:
-        model, beside = self.workload.model, self.workload.lora_beside
-        if self.workload.lora_rank:
-            embedding = model.embedding_params // self.degrees.tensor if "embeddings" in beside else 0
-            return embedding + (model.hidden if "norms" in beside else 0)
-        return self.root_params if self.trains("llm") else 0
-
     def stage_total(self, per_layer: Callable[[RankSizes], Number]) -> Number:
         """Sum over the layers of one pipeline stage of a number of each."""
         if self.stage is None:
             return self.workload.model.layers * per_layer(self) / self.degrees.pipeline
         return sum(per_layer(self.of(kind)) * count for kind, count in self.stage.layers)
-
-    @cached_property
-    def root_params(self) -> Number:
-        """Embedding, final norm and output head."""
-        model = self.workload.model
-        return (model.embedding_params + model.head_params) // self.degrees.tensor + model.hidden
 
     @cached_property
     def frames(self) -> Number:
@@ -437,24 +338,15 @@ class RankSizes:
         whole = vision.stretches(work.frames)
         return busiest(self.framework.frame_sharding, whole, vision.tokens_per_frame, text, ring, ulysses)
 
-    def fetched_bytes(self, weights: Number, of_experts: Number = 0.0) -> Number:
-        """From host memory before a gather: a rank's part of the weights, where all states are there (ZeRO-Offload,
-        arXiv 2101.06840). `weights` are shared by the shard group."""
-        if self.degrees.offload_states != "all":
-            return 0.0
-        precision = self.workload.precision
-        width = DTYPE_BYTES[precision.master if self.framework.fetches_master else precision.param]
-        return (weights / self.degrees.shard + of_experts / self.degrees.expert_shard) * width
-
-    def returned_bytes(self, gradient: Number, of_experts: Number = 0.0) -> Number:
-        """To host memory after a reduction: a rank's part of the gradients (without ZeRO all of them), where the
-        optimizer is there. `gradient` bytes before the reduction."""
-        if self.degrees.offload_states == "none":
-            return 0.0
-        parts, expert_parts = (
-            pick(self.degrees.zero >= 1, size, 1) for size in (self.degrees.shard, self.degrees.expert_shard)
-        )
-        return gradient / parts + of_experts / expert_parts
-
     def trains(self, part: str) -> bool:
         return self.workload.mode == "train" and part in self.workload.trainable
+
+
+def once_for_each(function: Callable[[RankSizes], Made]) -> Callable[[RankSizes], Made]:
+    """`function` of a rank's sizes, computed once for each of them."""
+
+    @wraps(function)
+    def computed(sizes: RankSizes) -> Made:
+        return sizes.once(function, lambda: function(sizes))
+
+    return computed

@@ -30,8 +30,9 @@ from __future__ import annotations
 from cost_models.hardware.device import Device
 from cost_models.layer.chunked import stream_bytes
 from cost_models.layer.sizes import RankSizes
+from cost_models.layer.weights import expert_params, layer_params, reduced_bytes, stage_root_params, trained_root_params
 from cost_models.memory.peaks import Peak
-from cost_models.memory.states import dropped_gradients, root_params
+from cost_models.memory.states import dropped_gradients
 from cost_models.number import Number, both, larger, pick, smaller
 
 KEPT_SHARE, PRESSED_SHARE = 1.6, 0.5
@@ -89,7 +90,7 @@ def _reduced_root(sizes: RankSizes) -> Number:
     """The copy of the root's gradients that is reduced in one piece: not where buckets or resident buffers are."""
     if sizes.framework.bucket_values or sizes.framework.accumulator is not None:
         return 0
-    reduced = smaller(sizes.trained_root_params, root_params(sizes)) * sizes.reduced_bytes
+    reduced = smaller(trained_root_params(sizes), stage_root_params(sizes)) * reduced_bytes(sizes)
     return pick(both(sizes.degrees.zero >= 2, sizes.degrees.shard > 1), reduced, 0)
 
 
@@ -97,8 +98,8 @@ def _collectives_pools(sizes: RankSizes, moment: Peak) -> Number:
     """What gathers and reductions keep for themselves: flat results of a root and a layer, gradients that are gone."""
     if not sizes.framework.stream_pools:
         return 0
-    layer = sizes.layer_params + sizes.expert_params
-    gathered = (root_params(sizes) + layer) * sizes.width
+    layer = layer_params(sizes) + expert_params(sizes)
+    gathered = (stage_root_params(sizes) + layer) * sizes.width
     gathers = both(sizes.degrees.zero == 3, sizes.degrees.shard > 1)
     return pick(gathers, gathered, 0) + larger(dropped_gradients(sizes) - moment.dropped, 0)
 

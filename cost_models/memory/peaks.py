@@ -24,7 +24,17 @@ from cost_models.layer import decoder
 from cost_models.layer.operators import in_slices, peak_bytes, slice_tokens
 from cost_models.layer.recompute import policy
 from cost_models.layer.sizes import RankSizes
-from cost_models.memory.states import dropped_gradients, dummy_gradients, root_params
+from cost_models.layer.weights import (
+    expert_params,
+    gradient_bytes,
+    layer_params,
+    reduced_bytes,
+    stage_root_params,
+    trained_expert_params,
+    trained_layer_params,
+    trained_root_params,
+)
+from cost_models.memory.states import dropped_gradients, dummy_gradients
 from cost_models.memory.vision import chunk_bytes
 from cost_models.number import Number, both, larger, pick, smaller, somewhere
 from cost_models.strategy import LayerRange
@@ -176,8 +186,8 @@ def layer_backward(sizes: RankSizes, part: LayerRange | str) -> Peak:
     width = sizes.width
     recompute = part if isinstance(part, str) else part.recompute
     again = recomputed_bytes(sizes, recompute)
-    full, reduced = sizes.gradient_bytes, sizes.reduced_bytes
-    trained = sizes.trained_layer_params + sizes.trained_expert_params
+    full, reduced = gradient_bytes(sizes), reduced_bytes(sizes)
+    trained = trained_layer_params(sizes) + trained_expert_params(sizes)
     made = smaller(dropped_gradients(sizes), trained * DTYPE_BYTES[sizes.workload.precision.grad])
     made = made / pick(sizes.degrees.zero >= 2, sizes.degrees.shard, 1)  # where no gradient waited for it
     passing = larger(trained * reduced + made - kept_bytes(sizes, part), 0)
@@ -207,8 +217,8 @@ def _products(sizes: RankSizes) -> Number:
 def root_gradients(sizes: RankSizes, kept: Number) -> Peak:
     """Whole gradients of the root, and their copy for the reduction, in place of its gathered weights; and all
     gradients that the step has made by then, where none were there before."""
-    full, reduced = sizes.gradient_bytes, sizes.reduced_bytes
-    vision, trained = sizes.workload.model.vision, smaller(sizes.trained_root_params, root_params(sizes))
+    full, reduced = gradient_bytes(sizes), reduced_bytes(sizes)
+    vision, trained = sizes.workload.model.vision, smaller(trained_root_params(sizes), stage_root_params(sizes))
     if vision is not None:
         trained = trained + (vision.embedding_params if sizes.trains("tower") else 0)
         hidden = sizes.workload.model.hidden
@@ -226,10 +236,10 @@ def tower_backward(sizes: RankSizes, kept: Number) -> Peak:
     if vision is None or not somewhere(chunk > 0):
         return Peak(name="tower backward")
     dropped, blocks = dropped_gradients(sizes), 2 * vision.tower_params / vision.layers
-    waiting = model.embedding_params * sizes.gradient_bytes if sizes.workload.trains_head else 0
+    waiting = model.embedding_params * gradient_bytes(sizes) if sizes.workload.trains_head else 0
     made = sizes.frames * vision.tokens_per_frame * model.hidden * sizes.width
     inputs = sizes.row_bytes + 3 * made / vision.frames_pooled + made
-    whole = blocks * (sizes.gradient_bytes + sizes.reduced_bytes)
+    whole = blocks * (gradient_bytes(sizes) + reduced_bytes(sizes))
     working = larger(chunk + waiting + inputs + whole + dropped - kept, 0)
     return Peak(
         name="tower backward",
@@ -245,16 +255,16 @@ def _head_gradient(sizes: RankSizes) -> Number:
     if not sizes.workload.trains_head or (sizes.stage is not None and not sizes.stage.last):
         return 0
     model = sizes.workload.model
-    return model.hidden * (model.vocab // sizes.degrees.tensor) * sizes.gradient_bytes
+    return model.hidden * (model.vocab // sizes.degrees.tensor) * gradient_bytes(sizes)
 
 
 def _gathered(sizes: RankSizes, layers: int) -> Number:
     """ZeRO-3 gathers the root and so many layers. Below ZeRO-3 all weights are resident."""
     vision = sizes.workload.model.vision
-    root = root_params(sizes)
+    root = stage_root_params(sizes)
     if vision is not None:  # what of the vision side is no layer is in the root's unit of sharding
         root = root + vision.embedding_params + vision.projector_params(sizes.workload.model.hidden)
-    full = (root + layers * (sizes.layer_params + sizes.expert_params)) * sizes.width
+    full = (root + layers * (layer_params(sizes) + expert_params(sizes))) * sizes.width
     return pick(sizes.degrees.zero == 3, full, 0)
 
 

@@ -9,15 +9,15 @@ What `offload_states` keeps in host memory is not here. Bytes of one rank; numbe
 from __future__ import annotations
 
 from cost_models.layer.sizes import RankSizes
+from cost_models.layer.weights import expert_params, layer_params, stage_params, trained_expert_params, trained_params
 from cost_models.number import Number, both, pick, smaller
-from cost_models.step.assembly import trained_expert_params, trained_params
 from cost_models.workload import DTYPE_BYTES, OPTIMIZER_STATES
 
 
 def states(sizes: RankSizes) -> dict[str, Number]:
     precision, zero, shard = sizes.workload.precision, sizes.degrees.zero, sizes.degrees.shard
-    total, experts = _held(sizes), sizes.stage_total(lambda here: here.expert_params)
-    trained, trained_experts = smaller(trained_params(sizes), total), trained_expert_params(sizes)
+    total, experts = stage_params(sizes), sizes.stage_total(expert_params)
+    trained, trained_experts = _trained(sizes)
     if sizes.workload.mode != "train":
         resident = total * sizes.width * (1 + pick(shard > 1, 1 / shard, 0.0)) + experts * sizes.width  # stays gathered
         return {"parameters": resident, "gradients": 0.0 * resident, "optimizer": 0.0 * resident}
@@ -45,25 +45,24 @@ def host_state_bytes(sizes: RankSizes) -> Number:
     if sizes.degrees.offload_states == "none":
         return 0.0 * sizes.tokens
     precision, zero, degrees = sizes.workload.precision, sizes.degrees.zero, sizes.degrees
-    trained, trained_experts = smaller(trained_params(sizes), _held(sizes)), trained_expert_params(sizes)
+    trained, trained_experts = _trained(sizes)
     each = 2 * DTYPE_BYTES[precision.master]
     each += OPTIMIZER_STATES[sizes.workload.optimizer] * DTYPE_BYTES[precision.optimizer]
     ranks, expert_ranks = pick(zero >= 1, degrees.shard, 1), pick(zero >= 1, degrees.expert_shard, 1)
     held = (trained / ranks + trained_experts / expert_ranks) * each
     if degrees.offload_states == "all" and not sizes.framework.fetches_master:
-        experts = sizes.stage_total(lambda here: here.expert_params)
-        held = held + (_held(sizes) / ranks + experts / expert_ranks) * DTYPE_BYTES[precision.param]
+        experts = sizes.stage_total(expert_params)
+        held = held + (stage_params(sizes) / ranks + experts / expert_ranks) * DTYPE_BYTES[precision.param]
     return held
 
 
-def _held(sizes: RankSizes) -> Number:
-    """Weights of one rank before sharding, without spread experts."""
-    return sizes.stage_total(lambda here: here.layer_params) + root_params(sizes) + sizes.workload.model.vision_params
+def _trained(sizes: RankSizes) -> tuple[Number, Number]:
+    """Weights with gradients on one rank before sharding: (those that all share, spread experts)."""
+    return smaller(trained_params(sizes), stage_params(sizes)), sizes.stage_total(trained_expert_params)
 
 
 def _gradients(sizes: RankSizes) -> Number:
-    zero, degrees = sizes.degrees.zero, sizes.degrees
-    trained, experts = smaller(trained_params(sizes), _held(sizes)), trained_expert_params(sizes)
+    zero, degrees, (trained, experts) = sizes.degrees.zero, sizes.degrees, _trained(sizes)
     held = trained / pick(zero >= 2, degrees.shard, 1) + experts / pick(zero >= 2, degrees.expert_shard, 1)
     return held * DTYPE_BYTES[sizes.workload.precision.grad]
 
@@ -76,22 +75,11 @@ def dropped_gradients(sizes: RankSizes) -> Number:
     return pick(both(sizes.degrees.microbatches == 1, sizes.degrees.zero <= stage), _gradients(sizes), 0)
 
 
-def root_params(sizes: RankSizes) -> Number:
-    """Embedding and head; with a pipeline they lie in its first and last stage."""
-    model = sizes.workload.model
-    if sizes.stage is not None:
-        tensor, both = sizes.degrees.tensor, (sizes.stage.first, sizes.stage.last)
-        held = model.embedding_params * max(both[0], both[1] and model.tied_embeddings) + model.head_params * both[1]
-        return held // tensor + model.hidden * both[1]
-    apart = min(model.embedding_params, model.head_params) // sizes.degrees.tensor
-    return sizes.root_params - pick(sizes.degrees.pipeline > 1, apart, 0)
-
-
 def dummy_gradients(sizes: RankSizes) -> Number:
     """One placeholder for each weight sizes: those of a layer, and the head's where one stage holds it all."""
     model, tensor = sizes.workload.model, sizes.degrees.tensor
     if not sizes.workload.trains_weights:
-        return 0 * sizes.layer_params
+        return 0 * layer_params(sizes)
     if sizes.stage is not None:
         head = model.vocab * model.hidden // tensor if sizes.stage.last else 0
         return sizes.framework.dummy_gradient_bytes * (
@@ -106,8 +94,8 @@ def dummy_gradients(sizes: RankSizes) -> Number:
 def _shapes(sizes: RankSizes) -> Number:
     """Weights of a layer, those of equal shape once: its experts share one."""
     if sizes.experts is None:
-        return sizes.layer_params
+        return layer_params(sizes)
     model = sizes.workload.model
     others = sizes.experts.matmul_params(model.hidden, model.gated) * (sizes.experts.count - 1) // sizes.experts.count
-    held = sizes.layer_params + sizes.expert_params * sizes.degrees.expert
+    held = layer_params(sizes) + expert_params(sizes) * sizes.degrees.expert
     return held - others // pick(sizes.degrees.expert == 1, sizes.degrees.tensor, 1)

@@ -20,6 +20,18 @@ from cost_models.layer.recompute import policy
 from cost_models.layer.sizes import RankSizes
 from cost_models.layer.ssd import SCAN_CALLS
 from cost_models.layer.stages import at_stage, is_mixed, runs
+from cost_models.layer.weights import (
+    expert_params,
+    fetched_bytes,
+    layer_params,
+    linears,
+    returned_bytes,
+    root_params,
+    trained_expert_params,
+    trained_layer_params,
+    trained_params,
+    trained_root_params,
+)
 from cost_models.models.model import LayerKind
 from cost_models.number import Number, larger, pick, smaller, somewhere
 from cost_models.program import Compute, Exchange, Phase, Segment, StepProgram
@@ -82,10 +94,10 @@ def forward_segment(
     sizes: RankSizes, kernels: Kernels, repeat: Number, offload: str = "none", elsewhere: Number | None = None
 ) -> Segment:
     """`repeat` layers forward; other stages run `elsewhere` of them."""
-    params, experts = sizes.layer_params, sizes.expert_params
+    params, experts = layer_params(sizes), expert_params(sizes)
     weights = Weights(
-        gathered=gathered_params(sizes, params, sizes.trained_layer_params),
-        gathered_experts=gathered_params(sizes, experts, sizes.trained_expert_params),
+        gathered=gathered_params(sizes, params, trained_layer_params(sizes)),
+        gathered_experts=gathered_params(sizes, experts, trained_expert_params(sizes)),
     )
     cast = (params + experts) * sizes.framework.autocast_bytes + copied_bytes(sizes, weights)
     segment = Segment(
@@ -93,7 +105,7 @@ def forward_segment(
         phases=_layer_phases(sizes, kernels, decoder.forward(sizes, kernels), FORWARD_SHARE, cast),
         repeat=repeat,
         elsewhere=elsewhere,
-        offload_bytes=_offloaded(sizes, offload) + sizes.fetched_bytes(params, experts),
+        offload_bytes=_offloaded(sizes, offload) + fetched_bytes(sizes, params, experts),
     )
     return _sent_beside(sharded(_of_layer(segment, sizes, kernels, None), sizes, kernels, weights), sizes)
 
@@ -109,21 +121,21 @@ def backward_segment(
     """`repeat` layers backward, with what the policy runs again."""
     again, reduce = policy(recompute), DTYPE_BYTES[sizes.workload.precision.reduce]
     host_share = 1 - FORWARD_SHARE + (FORWARD_SHARE if again.keeps_input else 0.0)
-    params, experts = sizes.layer_params, sizes.expert_params
-    trained, trained_experts = sizes.trained_layer_params, sizes.trained_expert_params
+    params, experts = layer_params(sizes), expert_params(sizes)
+    trained, trained_experts = trained_layer_params(sizes), trained_expert_params(sizes)
     gathered = pick(sizes.degrees.zero == 3, 1, 0)
     weights = Weights(gathered * params, trained, gathered * experts, trained_experts)
     cast = (params + experts) * sizes.framework.autocast_bytes * again.passes
     added = (trained + trained_experts) * sizes.framework.accumulate_bytes
     copied = cast + added + copied_bytes(sizes, weights)
-    returned = sizes.returned_bytes(trained * reduce, trained_experts * reduce)
+    returned = returned_bytes(sizes, trained * reduce, trained_experts * reduce)
     segment = Segment(
         name=f"layer backward {recompute}",
         phases=_layer_phases(sizes, kernels, decoder.backward(sizes, kernels, recompute), host_share, copied),
         repeat=repeat,
         elsewhere=elsewhere,
         from_host=True,
-        offload_bytes=_offloaded(sizes, offload) + sizes.fetched_bytes(params, experts) + returned,
+        offload_bytes=_offloaded(sizes, offload) + fetched_bytes(sizes, params, experts) + returned,
     )
     whole = sharded(_of_layer(segment, sizes, kernels, recompute), sizes, kernels, weights, passes=again.passes)
     return _sent_beside(whole, sizes)
@@ -192,10 +204,10 @@ def embed(sizes: RankSizes, kernels: Kernels) -> Segment:
     segment = Segment(
         name="embed",
         phases=(rows, *_cut_by_tensor(sizes, "reduce_scatter"), _framework(kernels, "framework_microbatch")),
-        offload_bytes=sizes.fetched_bytes(sizes.root_params),
+        offload_bytes=fetched_bytes(sizes, root_params(sizes)),
         elsewhere=0.0,
     )
-    gathered = gathered_params(sizes, sizes.root_params, sizes.trained_root_params)
+    gathered = gathered_params(sizes, root_params(sizes), trained_root_params(sizes))
     if sizes.workload.mode == "decode":
         gathered = 0.0
     return sharded(segment, sizes, kernels, Weights(gathered=gathered))
@@ -231,14 +243,14 @@ def _cut_by_tensor(sizes: RankSizes, op: Literal["all_gather", "reduce_scatter"]
 
 def root_gradients(sizes: RankSizes, kernels: Kernels) -> Segment:
     """Embedding, norm and head, one unit of sharding: reduced last in the backward pass, with nothing behind it."""
-    gradient = sizes.trained_root_params * DTYPE_BYTES[sizes.workload.precision.reduce]
+    gradient = trained_root_params(sizes) * DTYPE_BYTES[sizes.workload.precision.reduce]
     segment = Segment(
         name="root gradients",
         phases=_copied(kernels, _embedding_copies(sizes)),
-        offload_bytes=sizes.returned_bytes(gradient),
+        offload_bytes=returned_bytes(sizes, gradient),
         elsewhere=0.0,
     )
-    return sharded(segment, sizes, kernels, Weights(trained=sizes.trained_root_params))
+    return sharded(segment, sizes, kernels, Weights(trained=trained_root_params(sizes)))
 
 
 def _embedding_copies(sizes: RankSizes) -> Number:
@@ -250,7 +262,7 @@ def _embedding_copies(sizes: RankSizes) -> Number:
     table = sizes.workload.model.embedding_params / sizes.degrees.tensor
     if not (sizes.framework.accumulate_bytes or sizes.framework.accumulator):
         return 0.0
-    alone = sizes.degrees.pipeline == 1 and float(sizes.trained_root_params) >= table
+    alone = sizes.degrees.pipeline == 1 and float(trained_root_params(sizes)) >= table
     return table * (2 * sizes.width + 2 * DTYPE_BYTES[sizes.workload.precision.grad]) * alone
 
 
@@ -282,7 +294,7 @@ def _loss_s(sizes: RankSizes, kernels: Kernels, vocab: Number) -> Number:
 def update(sizes: RankSizes, kernels: Kernels) -> Segment:
     """Gradient norm and optimizer on this rank's shard (on everything without sharding); a resident buffer cleared."""
     framework, trained = sizes.framework, trained_params(sizes) / sizes.degrees.pipeline
-    experts, zero = trained_expert_params(sizes), sizes.degrees.zero
+    experts, zero = sizes.stage_total(trained_expert_params), sizes.degrees.zero
     params = trained / pick(zero == 0, 1, sizes.degrees.shard) + experts / pick(
         zero == 0, 1, sizes.degrees.expert_shard
     )
@@ -323,29 +335,11 @@ def _framework(kernels: Kernels, unit: str, share: float = 1.0) -> Compute:
     return Compute(part="memory_bound", seconds=share * kernels.framework_s(unit))
 
 
-def trained_params(sizes: RankSizes) -> Number:
-    """Weights of one rank before sharding that have gradients, over all pipeline stages, without spread experts."""
-    model = sizes.workload.model
-    layers = model.layers * sizes.trained_layer_params
-    if sizes.stage is not None:
-        layers = sizes.stage_total(lambda here: here.trained_layer_params) * sizes.degrees.pipeline
-    total: Number = layers + sizes.trained_root_params
-    if model.vision is not None:
-        total = total + (model.vision.tower_params if sizes.trains("tower") else 0)
-        total = total + (model.vision.projector_params(model.hidden) if sizes.trains("projector") else 0)
-    return total
-
-
-def trained_expert_params(sizes: RankSizes) -> Number:
-    """Weights of spread experts that one rank of a stage holds and trains, before sharding."""
-    return sizes.stage_total(lambda here: here.trained_expert_params)
-
-
 def _decode(sizes: RankSizes, kernels: Kernels) -> StepProgram:
     """One token through all layers: a pipeline's stages follow each other, and a tensor group sums twice a layer."""
     model, width, dtype = sizes.workload.model, sizes.width, sizes.workload.precision.param
     rows, cached = sizes.rows, sizes.rows * sizes.cached_tokens
-    maps = (pair for several in sizes.linears.values() for pair in several)
+    maps = (pair for several in linears(sizes).values() for pair in several)
     products = sum(kernels.gemm_s(larger(rows, 1), out, inside, dtype) for out, inside in maps)
     scans = model.layer_kinds.count("ssd")
     attending = model.layers - scans
@@ -374,7 +368,7 @@ def _scanned_token(sizes: RankSizes, kernels: Kernels) -> Segment:
     """One token through all state-space layers: each rank has their states, reads and writes them, sends nothing."""
     ssd, model, rows = sizes.workload.model.ssd, sizes.workload.model, larger(sizes.rows, 1)
     assert ssd is not None
-    mlp = [pair for target, several in sizes.linears.items() if target in ("up", "down") for pair in several]
+    mlp = [pair for target, several in linears(sizes).items() if target in ("up", "down") for pair in several]
     maps = [(ssd.columns, model.hidden), (model.hidden, ssd.inner), *mlp]
     products = sum(kernels.gemm_s(rows, *one, sizes.workload.precision.param) for one in maps)
     moved = 2 * rows * ssd.cached_bytes(sizes.width) + 2 * _token_bytes(sizes)

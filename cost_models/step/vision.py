@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from cost_models.layer.sizes import RankSizes
+from cost_models.layer.weights import fetched_bytes, returned_bytes
 from cost_models.models.model import Vision
 from cost_models.number import Number, larger, pick, somewhere
 from cost_models.program import Compute, Exchange, Segment
@@ -32,12 +33,12 @@ def forward(sizes: RankSizes, kernels: Kernels) -> list[Segment]:
         name="vision forward",
         phases=(_block(sizes, vision, kernels, grad=False),),
         repeat=vision.layers,
-        offload_bytes=sizes.fetched_bytes(block),
+        offload_bytes=fetched_bytes(sizes, block),
     )
     projector = Segment(
         name="projector and exchange",
         phases=(_projector(sizes, vision, kernels, grad=False), *_exchange(sizes, vision, grad=False)),
-        offload_bytes=sizes.fetched_bytes(edge),
+        offload_bytes=fetched_bytes(sizes, edge),
     )
     trained = (block * sizes.trains("tower"), edge * sizes.trains("projector"))
     calls = sizes.tower_calls
@@ -57,7 +58,7 @@ def backward(sizes: RankSizes, kernels: Kernels) -> list[Segment]:
         name="projector backward",
         phases=(*_exchange(sizes, vision, grad=True), _projector(sizes, vision, kernels, grad=True)),
         from_host=True,
-        offload_bytes=sizes.returned_bytes(edge * reduce),
+        offload_bytes=returned_bytes(sizes, edge * reduce),
     )
     segments = [sharded(projector, sizes, kernels, Weights(trained=edge * sizes.trains("projector")))]
     if sizes.trains("tower"):
@@ -67,7 +68,7 @@ def backward(sizes: RankSizes, kernels: Kernels) -> list[Segment]:
             phases=(*_again(sizes, vision, kernels), _block(sizes, vision, kernels, grad=True)),
             repeat=vision.layers,
             from_host=True,
-            offload_bytes=sizes.fetched_bytes(block) + sizes.returned_bytes(block * reduce),
+            offload_bytes=fetched_bytes(sizes, block) + returned_bytes(sizes, block * reduce),
         )
         gathers = calls * pick(again, 2, 1)  # of a chunk: once to compute it again, once for its gradients
         weights = Weights(gathered=pick(sizes.degrees.zero == 3, block * gathers, 0), trained=block * calls)

@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from cost_models import InputError
 from cost_models.framework import OURS
 from cost_models.layer.sizes import RankSizes
+from cost_models.layer.weights import trained_params
 from cost_models.step import sharding
-from cost_models.step.assembly import trained_params
 from cost_models.timing.kernels import Kernels
 from cost_models.timing.slowest import pace
 from validation.__main__ import main

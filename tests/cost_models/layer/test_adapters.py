@@ -14,6 +14,7 @@ from cost_models.framework import OURS, Framework
 from cost_models.layer.launches import layer_calls
 from cost_models.layer.operators import LORA_CALLS
 from cost_models.layer.sizes import RankSizes
+from cost_models.layer.weights import adapter_params
 from cost_models.timing.kernels import Kernels
 
 MODEL = Model.load("llama-3-8b")
@@ -121,6 +122,6 @@ def test_adapters_apart_beside_joined_products_are_seven_and_not_four():
     """ART: q, k, v, out, gate, up and down each have two weights; joined, q, k, v have one pair, and gate and up."""
     art = Framework.load("art")
     apart, joined = (RankSizes(ADAPTED, Strategy(), one) for one in (art, replace(art, adapters_apart=False)))
-    assert apart.adapter_params == PER_LAYER
-    assert apart.adapter_params - joined.adapter_params == 8 * (2 * 4096 + 4096)
+    assert adapter_params(apart) == PER_LAYER
+    assert adapter_params(apart) - adapter_params(joined) == 8 * (2 * 4096 + 4096)
     assert layer_calls(apart).operators - layer_calls(joined).operators == 3 * LORA_CALLS[0]

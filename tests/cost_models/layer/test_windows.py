@@ -9,6 +9,7 @@ from cost_models.flops import executed_flops, model_flops
 from cost_models.layer.decoder import operators
 from cost_models.layer.sizes import RankSizes
 from cost_models.layer.stages import at_stage
+from cost_models.layer.weights import layer_params
 from cost_models.strategy import LayerRange
 from cost_models.token_layout import Layout
 
@@ -99,7 +100,7 @@ def test_four_norms_keep_and_read_twice_as_much_as_two():
     two, four = (RankSizes(one, Strategy(ulysses=8)) for one in work)
     again = [row for row in operators(four) if row.name in ("norm", "mlp norm")]
     assert sum(row.kept for row in again) == 2 * sum(row.kept for row in operators(two) if "norm" in row.name)
-    assert four.layer_params == two.layer_params + 2 * FULL.hidden
+    assert layer_params(four) == layer_params(two) + 2 * FULL.hidden
 
 
 def test_kinds_and_window_agree():

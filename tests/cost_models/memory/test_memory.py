@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from cost_models import Cluster, LayerRange, Model, Strategy, Workload, price
 from cost_models.framework import OURS, Framework
 from cost_models.layer.sizes import RankSizes
+from cost_models.layer.weights import layer_params
 from cost_models.memory import peaks
 from cost_models.memory.peaks import kept_bytes, microbatches_in_flight
 from cost_models.memory.states import dropped_gradients, states
@@ -197,7 +198,7 @@ def test_repeated_keys_are_exchanged_and_kept_for_every_query_head():
     plain, repeated = RankSizes(work, layout), RankSizes(work, layout, replace(OURS, repeats_kv=True))
     assert (plain.sent_kv_heads, repeated.sent_kv_heads) == (2, 4)
     assert kept_bytes(repeated, "none") - kept_bytes(plain, "none") == TOKENS * 2 * 2 * 16 * 2
-    assert repeated.layer_params == plain.layer_params
+    assert layer_params(repeated) == layer_params(plain)
 
 
 @pytest.mark.parametrize(("ulysses", "data", "share"), [(4, 2, (1.3, 1.5)), (7, 1, (0.9, 1.0)), (8, 1, (0.75, 0.9))])

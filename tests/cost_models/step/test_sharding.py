@@ -16,6 +16,7 @@ from cost_models.framework import OURS, Framework
 from cost_models.hardware.device import Device
 from cost_models.layer.operators import QUANTISE_BYTES, product_s
 from cost_models.layer.sizes import RankSizes
+from cost_models.layer.weights import adapter_params
 from cost_models.pricing import fold, fold_segment, overlap_cost
 from cost_models.program import Compute, Exchange, Segment, StepProgram
 from cost_models.timing.cluster_costs import cluster_costs
@@ -47,7 +48,7 @@ def test_gathers_and_reductions_by_zero_stage(zero, framework, gathers_of_layers
 def test_frozen_weights_are_gathered_by_zero_3_alone(zero):
     """Below ZeRO-3 the memory has them whole on every rank, so adapters alone are gathered after their update."""
     work = replace(WORK, lora_rank=16)
-    adapters = 32 * RankSizes(work, LAYOUT).adapter_params
+    adapters = 32 * adapter_params(RankSizes(work, LAYOUT))
     sent = price(NODE, work, replace(LAYOUT, zero=zero), framework=OF_MEGATRON).sent_bytes
     passes = 4 if zero == 2 else 1
     assert sent["shard all_gather"] == pytest.approx(2 * passes * adapters * 7 / 8, rel=1e-12)
