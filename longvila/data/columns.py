@@ -4,9 +4,9 @@
     expanded  bytes of the rows' values, 64 a value as Python holds it: from the dictionaries, before any row is made
 
 One long text in a dictionary or behind links, run lengths and compression let a small file stand for more than a
-machine holds. Both numbers may be 64 times the file, or 256 MiB where that is more; text that people wrote compresses 3
-to 10 times. Texts and pictures stay in their dictionaries until a row is asked for. Needs pyarrow. Left out: a footer
-that states less than its pages hold.
+machine holds. Both numbers may be 64 times what the file takes on the disk, or 256 MiB where that is more; text that
+people wrote compresses 3 to 10 times. Texts and pictures stay in their dictionaries until a row is asked for. Needs
+pyarrow. Left out: a footer that states less than its pages hold.
 """
 
 from __future__ import annotations
@@ -28,14 +28,16 @@ class Growth:
 
     def __init__(self, file: Path) -> None:
         self._file, self._held_bytes = file, 0
-        self._most_bytes = max(LEAST_BYTES, TIMES * file.stat().st_size)
+        state = file.stat()
+        self._disk_bytes = min(state.st_size, 512 * state.st_blocks or state.st_size)  # holes take nothing
+        self._most_bytes = max(LEAST_BYTES, TIMES * self._disk_bytes)
 
     def add(self, size_bytes: int) -> None:
         self._held_bytes += size_bytes
         if self._held_bytes > self._most_bytes:
             raise JobError(
                 f"{self._file}: stands for more than {self._most_bytes / 2**20:,.0f} MiB, "
-                f"the most that a file of {self._file.stat().st_size / 2**20:,.1f} MiB may grow to"
+                f"the most that {self._disk_bytes / 2**20:,.1f} MiB on the disk may grow to"
             )
 
 
@@ -75,10 +77,19 @@ class Columns:
         return _values(table)
 
     def media(self, group: int, name: str) -> list[Any]:
-        """What the rows name by a column of media: paths as they are, `{path}` or b"" where bytes are held."""
+        """What the rows name by a column of media: paths as they are, `{path}` or b"" where bytes are held.
+
+        Of `{bytes, path}` without bytes, as Hugging Face writes a picture by its path, the path.
+        """
         inside = [leaf for leaf in self.leaves if leaf.startswith(f"{name}.") and name not in self.leaves]
-        paths = [leaf for leaf in inside if leaf.endswith(".path")]
-        if not (paths and any(leaf.endswith(".bytes") for leaf in inside)):
+        paths, contents = ([leaf for leaf in inside if leaf.endswith(end)] for end in (".path", ".bytes"))
+        if paths and contents and self._nulls(group, contents[0]):
+            rows, filled = self.rows(group, paths), self._filled(self.read(group, contents)[name])
+            return [
+                row if isinstance(row, str) else _by_path(row[name], held)
+                for row, held in zip(rows, filled, strict=True)
+            ]
+        if not (paths and contents):
             held = self.read(group, [name])[name]
             if self._holds_bytes(held.type):
                 return [b"" if valid else None for valid in held.is_valid().to_pylist()]
@@ -87,6 +98,23 @@ class Columns:
                 self._growth.add(_EXPANDED_BYTES * sum(length or 0 for length in lengths))
                 return [None if length is None else [b""] * length for length in lengths]
         return [row[name] if isinstance(row, dict) else row for row in self.rows(group, paths or [name])]
+
+    def _nulls(self, group: int, leaf: str) -> bool:
+        """Whether a leaf may be null in some row: of those that never are, nothing has to be read to know it."""
+        footer = self._table.metadata.row_group(group)
+        (chunk,) = (c for c in map(footer.column, range(footer.num_columns)) if c.path_in_schema == leaf)
+        return not (chunk.is_stats_set and chunk.statistics.has_null_count and chunk.statistics.null_count == 0)
+
+    def _filled(self, column: Any) -> list[Any]:
+        """For each `{bytes}` of a column, or each in its lists, whether it holds bytes."""
+        return [held for chunk in column.chunks for held in self._valid(chunk).to_pylist()]
+
+    def _valid(self, array: Any) -> Any:
+        if self._arrow.types.is_struct(array.type):
+            return self._arrow.compute.struct_field(array, "bytes").is_valid()
+        if self._arrow.types.is_fixed_size_list(array.type):
+            array = array.cast(self._arrow.list_(array.type.value_type))
+        return type(array).from_arrays(array.offsets, self._valid(array.values))
 
     def _holds_bytes(self, kind: Any) -> bool:
         kinds = self._arrow.types
@@ -107,6 +135,13 @@ class Columns:
         if kinds.is_nested(array.type):
             return size + self._expanded(array.flatten())
         return size
+
+
+def _by_path(held: Any, filled: Any) -> Any:
+    """A medium, or a list of them, by its path where no bytes are held and a path is there."""
+    if isinstance(held, list):
+        return [_by_path(*pair) for pair in zip(held, filled, strict=True)]
+    return held if held is None or filled or held["path"] is None else held["path"]
 
 
 def _values(table: Any) -> list[dict[str, Any] | str]:

@@ -29,6 +29,7 @@ TAG = re.compile(r"<image>|<video>|<vila/video>")
 _TAG_LINE = re.compile(rf"(?:{TAG.pattern})\n?|\n(?:{TAG.pattern})")
 _ROLES = ("human", "gpt", "system")
 _IMAGES, _VIDEOS = ("image", "images"), ("video", "videos")
+_NAMES = re.compile(r"vid|clip|(?:video|vid|image|picture|clip)_?(?:name|id|uid|file|filename|path)", re.IGNORECASE)
 _HOLDS = re.compile(r"video|image|picture|media|clip", re.IGNORECASE)  # keys that may name media
 
 
@@ -88,6 +89,18 @@ def first_fault(faults: Sequence[str], files: Sequence[Path]) -> str:
     return f"{faults[0]} (and {len(faults) - 1} more: python -m longvila.data check {named})"
 
 
+def _named(key: str, value: object) -> str | None:
+    """Which key should hold the medium that another key names, by the end of a file or as `video_id` does."""
+    if isinstance(value, bool) or not isinstance(value, (str, int)) or not str(value).strip():
+        return None
+    suffix = Path(str(value)[-999:]).suffix.lower()
+    if _HOLDS.search(key) and suffix in PICTURES | VIDEOS:
+        return "video" if suffix in VIDEOS else "image"
+    if _NAMES.fullmatch(key) is None:
+        return None
+    return "image" if key.lower().startswith(("image", "picture")) else "video"
+
+
 class _Line:
     """One entry while it is read: what is wrong with it gathers in `faults`."""
 
@@ -123,10 +136,10 @@ class _Line:
             if close and str(key) not in kinds:
                 self.faults.append(f"unknown key {key!r}; did you mean {close[0]!r}?")
         for key in () if named or self.faults else value:
-            suffix = Path(value[key]).suffix.lower() if isinstance(value[key], str) and len(value[key]) < 999 else ""
-            if _HOLDS.search(str(key)) and suffix in PICTURES | VIDEOS:
-                kind = "video" if suffix in VIDEOS else "image"
-                self.faults.append(f"{key!r} holds {value[key]!r}, and no key {kind!r}: media are read from that alone")
+            kind = _named(str(key), value[key])
+            if kind is not None:
+                held = repr(value[key])[:200]
+                self.faults.append(f"{key!r} holds {held}, and no key {kind!r}: media are read from that alone")
 
     def _media(self, given: Any, kind: str) -> list[Source]:
         names = given if isinstance(given, list) else [] if given is None else [given]

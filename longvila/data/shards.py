@@ -30,6 +30,7 @@ from longvila.job import JobError
 _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 _PACKED = (b"\x1f\x8b", b"PK\x03\x04", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ")  # gzip, zip, zstd, bzip2, xz
 _KINDS = ("image", "images", "video", "videos")
+_MOST_TEXT_BYTES = 2**24  # of a member: a conversation of some 3 million words
 _FOREIGN = re.compile("[\udc80-\udcff]")  # a byte that is not UTF-8, as `surrogateescape` gives it
 
 
@@ -221,6 +222,10 @@ def _follow(name: str, links: Mapping[str, str], stretches: dict[str, Stretch]) 
         stretches[name] = stretches[target]
 
 
+class _Long(Exception):
+    """A text is longer than any sample's."""
+
+
 def _tar_sample(
     content: io.BufferedReader,
     growth: Growth,
@@ -229,31 +234,40 @@ def _tar_sample(
     every: Mapping[str, Source],
 ) -> Entry:
     def text(stretch: Stretch) -> str:
+        if stretch.size > _MOST_TEXT_BYTES:
+            size = f"{stretch.size / 2**20:,.0f} MiB"
+            raise _Long(f"{stretch.member} is a text of {size}; at most {_MOST_TEXT_BYTES >> 20}")
         growth.add(stretch.size)
         content.seek(stretch.start)
         return str(content.read(stretch.size).decode("utf-8-sig"))
 
-    suffixes = {Path(name).suffix.lower(): stretch for name, stretch in members.items()}
     media = {name: Path(name).suffix.lower() for name in members}
+    suffixes = {suffix: members[name] for name, suffix in media.items()}
+    twice = next((suffix for suffix in (".json", ".txt") if list(media.values()).count(suffix) > 1), None)
     beside = {
         "image": [name for name, suffix in media.items() if suffix in PICTURES],
         "video": [name for name, suffix in media.items() if suffix in VIDEOS],
     }
+    if twice is not None:
+        return Entry(where, fault=f"has two {twice} members: {', '.join(n for n in media if media[n] == twice)}")
     try:
+        value = {}
         if ".json" in suffixes:
             parsed = _parsed(text(suffixes[".json"]), where, 1)
             if parsed.fault is not None or not isinstance(parsed.value, dict):
                 return Entry(where, parsed.value, parsed.fault)
             value = parsed.value
-        elif ".txt" in suffixes and not (beside["image"] or beside["video"]):
-            return Entry(where, fault="a caption without a picture or video of a known kind beside it")
-        elif ".txt" in suffixes:
-            turns = [{"from": "human", "value": ""}, {"from": "gpt", "value": text(suffixes[".txt"])}]
-            value = {"conversations": turns}
-        else:
+        elif ".txt" not in suffixes:
             return Entry(where, fault="has neither a .json nor a .txt member")
+        if ".txt" in suffixes and "conversations" not in value:  # beside a .json it holds what is known of the picture
+            if not (beside["image"] or beside["video"]):
+                return Entry(where, fault="a caption without a picture or video of a known kind beside it")
+            turns = [{"from": "human", "value": ""}, {"from": "gpt", "value": text(suffixes[".txt"])}]
+            value = {"conversations": turns, **({"id": value["id"]} if "id" in value else {})}
     except UnicodeDecodeError:
         return Entry(where, fault="its text is not UTF-8")
+    except _Long as fault:
+        return Entry(where, fault=str(fault))
     if not any(value.get(kind) for kind in _KINDS):
         value |= {kind: names for kind, names in beside.items() if names}
     return Entry(where, value, members=every)

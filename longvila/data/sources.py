@@ -94,7 +94,7 @@ def _rank(part: str) -> tuple[int, str]:
 
 def _cell_bytes(cell: Cell) -> bytes:
     held = _column(cell.path, cell.group, cell.column)[cell.row]
-    if type(held).__name__ in ("ListScalar", "LargeListScalar"):
+    if type(held).__name__.endswith("ListScalar"):
         held = held.values[cell.place]
     value = held.as_py()
     content = value["bytes"] if isinstance(value, dict) else value

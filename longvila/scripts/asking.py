@@ -14,9 +14,11 @@ scripts and seed give the same lines. Left out: questions that have to be inferr
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -27,11 +29,25 @@ Asked = tuple[str, str]
 
 
 def lines(scripts: Sequence[Script], tasks: Sequence[str], most: int, seed: int) -> Iterator[dict[str, object]]:
-    """The lines of every script, one for each task, its name `script/task`; at most so many questions in one."""
-    for script in scripts:
+    """The lines of every script, one for each task, its id `name/task`; at most so many questions in one.
+
+    Of scripts of one name the second is `name-2`, so that no two lines have one id.
+    """
+    for script in _distinct(scripts):
         for task in tasks:
             if asked := questions(script, task, most, seed):
                 yield vila_line(f"{script.name}/{task}", _told(script, asked), script.video)
+
+
+def _distinct(scripts: Sequence[Script]) -> Iterator[Script]:
+    taken, names = set[str](), {script.name for script in scripts}
+    for script in scripts:
+        name = script.name
+        others = (f"{script.name}-{number}" for number in itertools.count(2))
+        if name in taken:
+            name = next(other for other in others if other not in names | taken)
+        taken.add(name)
+        yield replace(script, name=name)
 
 
 def questions(script: Script, task: str, most: int, seed: int) -> list[Asked]:

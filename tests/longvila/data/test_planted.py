@@ -4,9 +4,10 @@ import io
 import json
 import os
 import tarfile
+import wave
 
 import pytest
-from pyarrow import DictionaryArray, Table, array, int32, nulls, parquet, string
+from pyarrow import DictionaryArray, Table, array, binary, int32, large_list, list_, nulls, parquet, string, struct
 
 from longvila.data import columns
 from longvila.data.__main__ import main
@@ -39,6 +40,17 @@ def media(tmp_path_factory):
     (folder / "empty").mkdir()
     (folder / "text.mp4").write_text("not a video\n" * 40)
     (folder / "cut.mp4").write_bytes((folder / "clip.mp4").read_bytes()[:600])
+    (folder / "zero.mp4").write_bytes(b"")
+    (folder / "page.jpg").write_text("<html><body>404 Not Found</body></html>")
+    (folder / "half.png").write_bytes((folder / "picture.png").read_bytes()[:60])
+    with wave.open(str(folder / "sound.wav"), "wb") as sound:
+        sound.setparams((1, 2, 8000, 0, "NONE", "not compressed"))
+        sound.writeframes(bytes(1600))
+    (folder / "link.mp4").symlink_to("gone.mp4")
+    os.mkfifo(folder / "pipe.mp4")
+    for name in ("hidden/.1.png", "torn/1.png"):
+        (folder / name).parent.mkdir()
+        (folder / name).write_bytes(b"no picture")
     return folder
 
 
@@ -139,8 +151,37 @@ FAULTS = {
         "2 <image> and 0 <video>, the sample 1 and 0",
     ),
     "no object": (["q"], "a sample is an object"),
+    "an object as video": (line(video={"path": "clip.mp4"}, conversations=turns("q", "a")), "not {'path': 'clip.mp4'}"),
+    "a list in a list": (line(video=[["clip.mp4"]], conversations=turns("q", "a")), "not ['clip.mp4']"),
+    "two names in one": (line(video="clip.mp4,clip.mp4", conversations=turns("q", "a")), "'clip.mp4,clip.mp4' is not"),
+    "another case": (line(video="Clip.MP4", conversations=turns("q", "a")), "video 'Clip.MP4' is not in"),
+    "bytes as text": (line(image="data:image/png;base64,AA", conversations=turns("q", "a")), "'data:image/png;base64,"),
+    "nothing inside": (line(video="zero.mp4", conversations=turns("q", "a")), "zero.mp4: not a video"),
+    "an error page": (line(image="page.jpg", conversations=turns("q", "a")), "page.jpg: holds no frames"),
+    "half a picture": (line(image="half.png", conversations=turns("q", "a")), "half.png: holds no frames"),
+    "sound alone": (line(video="sound.wav", conversations=turns("q", "a")), "sound.wav: holds no video stream"),
+    "a link to nothing": (line(video="link.mp4", conversations=turns("q", "a")), "video 'link.mp4' is not in"),
+    "a pipe": (line(video="pipe.mp4", conversations=turns("q", "a")), "video 'pipe.mp4' is not in"),
+    "hidden frames": (line(video="hidden", conversations=turns("q", "a")), "is a folder without pictures"),
+    "frames that are none": (line(video="torn", conversations=turns("q", "a")), "torn: holds no picture that can be"),
+    "a name without its ending": (
+        line(video_name="rabbit", conversations=turns("q", "a")),
+        "'video_name' holds 'rabbit', and no key 'video'",
+    ),
+    "a number under vid": (line(vid=7, conversations=turns("q", "a")), "'vid' holds 7, and no key 'video'"),
+    "another's list": ({"messages": [{"role": "user", "content": "q"}]}, "conversations must be a list of turns"),
+    "turns as text": (line(conversations=json.dumps(turns("q", "a"))), "conversations must be a list of turns"),
+    "pairs": (line(conversations=[["q", "a"]]), "turn 1 is not"),
+    "parts of a turn": (line(conversations=[{"from": "human", "value": ["q"]}]), "turn 1 is not"),
+    "two system turns": (line(conversations=[{"from": "system", "value": "s"}] * 2), "turn 2 is from 'system'"),
 }
 BROKEN = {
+    "two objects": (json.dumps(GOOD) * 2, "broken JSON (Extra data"),
+    "a comma at the end": (json.dumps(GOOD)[:-1] + ",}", "broken JSON ("),
+    "Python's quotes": (str(GOOD), "broken JSON ("),
+    "a mark in the middle": ("\ufeff" + json.dumps(GOOD), "broken JSON ("),
+    "a comment": ("// " + json.dumps(GOOD), "broken JSON ("),
+    "a long number": (f'{{"id": {"9" * 5000}}}', "broken JSON (Exceeds the limit"),
     "cut JSON": ('{"id": ', "broken JSON ("),
     "deep JSON": ("[" * 100_000, "broken JSON ("),
     "a key twice": ('{"id": 1, "id": 2, "conversations": []}', "key 'id' is given twice"),
@@ -157,7 +198,7 @@ def test_a_planted_fault_is_one_line_with_file_and_line(media, tmp_path, capsys,
     text, reason = BROKEN[name] if name in BROKEN else (json.dumps(FAULTS[name][0]), FAULTS[name][1])
     file = tmp_path / "data.jsonl"
     file.write_text("\n".join((json.dumps(GOOD), text, json.dumps(GOOD))))
-    code, (fault, held) = checked(capsys, file, "--media", media)
+    code, (fault, held) = checked(capsys, file, "--media", media, "--decode")
     assert code == 2 and fault.startswith(f"{file}:2: ") and reason in fault and len(fault) < 400
     assert held.endswith("1 faults") and ("2 samples" in held or "3 samples" in held)
 
@@ -166,7 +207,7 @@ def test_all_faults_are_listed_at_once(media, tmp_path, capsys):
     faulty = [entry for entry, _ in FAULTS.values()]
     file = tmp_path / "data.json"
     file.write_text(json.dumps([GOOD, *faulty], indent=1))
-    code, lines = checked(capsys, file, "--media", media)
+    code, lines = checked(capsys, file, "--media", media, "--decode")
     assert code == 2 and len(lines) == len(faulty) + 1
     for number, (_, reason) in enumerate(FAULTS.values(), start=2):
         assert any(f"(sample {number}): " in line and reason in line for line in lines)
@@ -278,7 +319,7 @@ def test_parquet_holds_lines_with_pictures_as_bytes_or_paths(media, tmp_path):
     rows = [
         {"id": "1", "image": {"bytes": content, "path": "x.png"}, "video": None, "conversations": turns("q", "a")},
         {"id": "2", "image": None, "video": "clip.mp4", "conversations": turns("q", "a")},
-        {"id": "3", "image": {"bytes": None, "path": "x.png"}, "video": None, "conversations": turns("q", "a")},
+        {"id": "3", "image": {"bytes": None, "path": None}, "video": None, "conversations": turns("q", "a")},
         {"id": "4", "image": None, "video": "gone.mp4", "conversations": turns("q", "a")},
     ]
     file = tmp_path / "data.parquet"
@@ -294,6 +335,21 @@ def test_parquet_holds_lines_with_pictures_as_bytes_or_paths(media, tmp_path):
     assert [len(m.times) for m in documents().make(sample).media] == [1, 1]
     file.write_bytes(b"PAR1")
     assert "is no readable Parquet file" in read_files([file], media).faults[0]
+
+
+@pytest.mark.parametrize("kind", [list_, large_list, lambda kind: list_(kind, 2)])
+def test_pictures_of_parquet_by_path_are_files(media, tmp_path, kind):
+    """As Hugging Face writes pictures that it does not embed, bytes and paths mixed in one list."""
+    content = (media / "picture.png").read_bytes()
+    held = {"bytes": content, "path": "gone.png"}
+    rows = [[{"bytes": None, "path": "picture.png"}, held], [{"bytes": None, "path": "gone.png"}, held], [held, held]]
+    images = array(rows, kind(struct([("bytes", binary()), ("path", string())])))
+    table = Table.from_arrays([images, array([turns("q", "a")] * 3)], ["images", "conversations"])
+    parquet.write_table(table, tmp_path / "a.parquet")
+    reading = read_files([tmp_path / "a.parquet"], media)
+    assert reading.faults == (f"{tmp_path}/a.parquet: row 2: images 'gone.png' is not in {media}",)
+    assert reading.samples[0].images[0] == media / "picture.png"
+    assert [read_bytes(image) for sample in reading.samples for image in sample.images] == [content] * 4
 
 
 def grown(path, text, rows):
@@ -327,11 +383,36 @@ def test_a_small_file_may_not_stand_for_much(monkeypatch, tmp_path, capsys):
     )
     parquet.write_table(Table.from_arrays([nulls(10**6)], ["id"]), tmp_path / "d.parquet")
     linked(tmp_path / "e.tar", "x" * 200_000, 300)
-    claim = tarfile.TarInfo("1.json")
-    claim.size = 10 * 2**30
-    (tmp_path / "f.tar").write_bytes(claim.tobuf(tarfile.GNU_FORMAT) + b" " * 1024)
-    for name in ("c.parquet", "d.parquet", "e.tar", "f.tar"):
+    for name in ("c.parquet", "d.parquet", "e.tar"):
         assert f"{tmp_path / name}: stands for more than" in read_files([tmp_path / name], tmp_path).faults[-1]
+
+
+def test_texts_in_a_tar_are_bounded_and_holes_count_for_nothing(monkeypatch, tmp_path):
+    monkeypatch.setattr(columns, "LEAST_BYTES", 2**20)
+    with (tmp_path / "a.tar").open("wb") as shard:
+        for number, size in enumerate((10 * 2**30, 2**20, 2**20)):
+            claim = tarfile.TarInfo(f"{number}.json")
+            claim.size = size
+            shard.write(claim.tobuf(tarfile.GNU_FORMAT))
+            shard.seek(size, 1)
+        shard.truncate(shard.tell() + 1024)
+    faults = [fault.removeprefix(f"{tmp_path}/a.tar: ") for fault in read_files([tmp_path / "a.tar"], tmp_path).faults]
+    assert faults[0] == "0: 0.json is a text of 10,240 MiB; at most 16"
+    assert faults[-1].startswith("stands for more than 1 MiB, the most that 0.0 MiB on the disk")
+
+
+def test_captions_beside_what_is_known_of_a_picture_and_two_texts_of_one_sample(media, tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name in ("1.png", "2.png"):
+            add(archive, name, (media / "picture.png").read_bytes())
+        add(archive, "1.json", b'{"id": "of img2dataset", "caption": "a cat", "width": 9}')
+        add(archive, "1.txt", b"a cat")
+        add(archive, "2.a.json", b"{}")
+        add(archive, "2.b.json", b"{}")
+    reading = read_files([tmp_path / "a.tar"], media)
+    assert reading.faults == (f"{tmp_path}/a.tar: 2: has two .json members: 2.a.json, 2.b.json",)
+    (sample,) = reading.samples
+    assert (sample.name, sample.turns[-1].text, len(sample.images)) == ("of img2dataset", "a cat", 1)
 
 
 def test_a_picture_that_many_rows_show_is_held_once(media, tmp_path, monkeypatch):

@@ -53,6 +53,18 @@ def test_where_in_a_film_of_one_shot_is_no_question(tmp_path):
     assert code == 2 and "1 scripts leave nothing to ask; legal: some of script, find, place, says (script" in told
 
 
+def test_scripts_of_one_name_give_lines_of_their_own_ids(tmp_path):
+    cases = {f"Case_{n}": {"Scene": [n, f"Place {n}"], "people": [{"Line": f"Line {n}."}]} for n in (1, 2)}
+    named = [{"name": name, "cases": cases} for name in ("a", "a", "a-2", "a", "b")]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, named)))
+    (tmp_path / "b.json").write_text(json.dumps(cases))
+    assert (
+        run("lines", tmp_path / "a.jsonl", tmp_path / "b.json", "-o", tmp_path / "l.jsonl", "--tasks", "find")[0] == 0
+    )
+    ids = [json.loads(one)["id"] for one in (tmp_path / "l.jsonl").read_text().splitlines()]
+    assert ids == ["a/find", "a-3/find", "a-2/find", "a-4/find", "b/find", "b-2/find"]
+
+
 def test_frames_of_a_drama_are_its_scripts_places_and_speakers(dramas):
     spoken = 0
     for script in read_scripts([dramas / "episodes.jsonl", dramas / "dramas.jsonl"]):
