@@ -26,6 +26,7 @@ from typing import Any
 from unittest import mock
 
 from benchmarks.namespaces import enter
+from executor.launch.launch import rank_environment
 
 _PR_SET_PDEATHSIG = 1
 _SERVER = multiprocessing.get_context("forkserver")
@@ -59,8 +60,8 @@ def run_ranks(
 ) -> list[Any]:
     """What the function returned on each rank, in rank order; picklable values only."""
     _SERVER.set_forkserver_preload(["executor.mmsp.attention", "executor.measure.measuring"])
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(threads)}
-    with tempfile.TemporaryDirectory(prefix="gloo-ranks-") as folder, mock.patch.dict(os.environ, environment):
+    given = mock.patch.dict(os.environ, rank_environment(threads))
+    with tempfile.TemporaryDirectory(prefix="gloo-ranks-") as folder, given:
         pipes, processes = [], []
         try:
             for rank, home in enumerate(homes):
