@@ -25,7 +25,7 @@ from cost_models.curves.samples import Sample
 from cost_models.profile import network
 from cost_models.token_layout import Layout
 from executor.groups import make_groups
-from executor.measure.measuring import Bench, Order, tiles
+from executor.measure.bench import Bench, Order, tiles
 from executor.mmsp.attention import MmSp
 
 PATH = "shared-memory"

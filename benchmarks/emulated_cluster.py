@@ -9,8 +9,8 @@ backward in interleaved rounds. Printed for each: measured median, price and sim
 rank of the planner's choice and its regret, choice / best - 1, with a bootstrap interval over the rounds.
 
 The nodes share this machine's cores, so kernels are profiled with all ranks at once. `--rate-mbit 50,200` gives nodes
-different rates: these are measured pair by pair, and a node's card is its best pair. `--table FILE` runs sixteen
-regimes (`emulated_table`). Left out: host time of a step and matrix products (the operator has none), packed rows,
+different rates: these are measured pair by pair, and a node's card is its best pair. Sixteen regimes in one command
+are `benchmarks.emulated_table`. Left out: host time of a step and matrix products (the operator has none), packed rows,
 latency of the links.
 """
 
@@ -19,10 +19,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
-from pathlib import Path
 
 import numpy as np
 
@@ -44,7 +43,7 @@ from cost_models.profile import VERSION
 from cost_models.program import Exchange, Segment, StepProgram
 from cost_models.timing.cluster_costs import cluster_costs
 from cost_models.workload import Precision
-from executor.measure.measuring import Order
+from executor.measure.bench import Order
 from planner import Plan, plan
 from planner.simulator.simulation import play
 
@@ -316,8 +315,8 @@ def as_data(rows: Sequence[Row], chosen: int, all_ranks: bool) -> dict[str, obje
     return {"layouts": layouts, "planned": chosen, "all_ranks": all_ranks, "regret": lost, "regret_95": [low, high]}
 
 
-def parse(arguments: Sequence[str]) -> tuple[Asked | Path, bool]:
-    """What to run: one regime, or the table in a file; and whether to print every round."""
+def parse(arguments: Sequence[str]) -> tuple[Asked, bool]:
+    """What to run, and whether to print every round."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nodes", type=int, default=2, help="2 to 4")
     parser.add_argument("--ranks-per-node", type=int, default=2, help="1 to 4")
@@ -325,10 +324,7 @@ def parse(arguments: Sequence[str]) -> tuple[Asked | Path, bool]:
     for name, value in (("q-heads", 8), ("kv-heads", 8), ("head-dim", 64), ("seq", 2048), ("rounds", 9)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--json", action="store_true", help="every round's times")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="all regimes of benchmarks/emulated_table.py")
     given = parser.parse_args(arguments)
-    if given.table is not None:
-        return given.table, False
     for name, value, legal in (
         ("nodes", given.nodes, range(2, 5)),
         ("ranks-per-node", given.ranks_per_node, range(1, 5)),
@@ -361,22 +357,25 @@ def _rates(text: str, nodes: int) -> tuple[float, ...]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    try:
+    def told() -> str:
         asked, as_json = parse(arguments)
-        with stoppable():
-            if isinstance(asked, Path):
-                from benchmarks.emulated_table import table
+        found = run(asked)
+        return json.dumps(as_data(*found), ensure_ascii=False) if as_json else report(*found)
 
-                print(table(asked))
-                return 0
-            found = run(asked)
+    return printed("emulated_cluster", told)
+
+
+def printed(command: str, told: Callable[[], str]) -> int:
+    """Print what `told` returns; a mistake, a lost rank or Ctrl-C is one line. The command's exit code."""
+    try:
+        with stoppable():
+            print(told())
     except (InputError, RankFailed) as error:
-        print(f"emulated_cluster: {error}", file=sys.stderr)
+        print(f"{command}: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt:
-        print("emulated_cluster: stopped; ranks and namespaces are gone", file=sys.stderr)
+        print(f"{command}: stopped; ranks and namespaces are gone", file=sys.stderr)
         return 130
-    print(json.dumps(as_data(*found), ensure_ascii=False) if as_json else report(*found))
     return 0
 
 

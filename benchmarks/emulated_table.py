@@ -1,6 +1,6 @@
 """Sixteen regimes of the emulated cluster in one command: is the planner's choice the fastest, and is the price right?
 
-    python -m benchmarks.emulated_cluster --table results.jsonl        about 15 minutes on two quiet cores; needs root
+    python -m benchmarks.emulated_table results.jsonl        about 15 minutes on two quiet cores; needs root
 
 Each regime that ends is a line of the file; the same command again runs what is missing, and with nothing missing it
 prints the summary alone. By regime: the place of the planner's choice, its regret with the 95% interval over rounds,
@@ -12,6 +12,7 @@ Left out: packed rows, other head counts.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.attention_ranks import Shape
-from benchmarks.emulated_cluster import Asked, as_data, run
+from benchmarks.emulated_cluster import Asked, as_data, printed, run
 from cost_models.errors import InputError
 
 ROUNDS = 5
@@ -64,7 +65,7 @@ def stored(file: Path) -> dict[str, dict[str, Any]]:
         except json.JSONDecodeError:
             continue
         if not isinstance(one, dict) or "regime" not in one:
-            raise InputError(f"--table {file} holds something else than regimes; name a new file")
+            raise InputError(f"{file} holds something else than regimes; name a new file")
         found[one["regime"]] = one
     return found
 
@@ -124,3 +125,14 @@ def table(file: Path) -> str:
     run_missing(file)
     there = stored(file)
     return summary([there[named(regime)] for regime in REGIMES])
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, help="a line for each regime; what it lacks is run and added")
+    file = parser.parse_args(arguments).file
+    return printed("emulated_table", lambda: table(file))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

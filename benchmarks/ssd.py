@@ -41,7 +41,7 @@ from cost_models.program import Segment, StepProgram
 from cost_models.ssd_messages import PASSES, SPLITS, SsdLayer, rounds
 from cost_models.timing.cluster_costs import cluster_costs
 from cost_models.token_layout import Layout
-from executor.measure.measuring import Order
+from executor.measure.bench import Order
 from planner.simulator.simulation import play
 
 NODES, EACH = 2, 2

@@ -19,7 +19,7 @@ from torch import Tensor
 from benchmarks.attention_ranks import Grid, Measured, Timed, in_turns, profile_cluster
 from cost_models.token_layout import Layout
 from executor.groups import Groups, make_groups
-from executor.measure.measuring import Order
+from executor.measure.bench import Order
 from executor.mmsp.ssd import SsdSplit
 from longvila.ssd import Inner
 

@@ -4,8 +4,10 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
+import networkx as nx
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -33,13 +35,19 @@ INSIDE = (
 """Of cost_models, from the ground up: each floor imports from itself and from those before it."""
 
 
+@cache
 def modules(package):
     return sorted((ROOT / package).rglob("*.py"))
 
 
+@cache
+def tree(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def imported(path):
     """Top-level names of everything a module imports, at any depth of its code."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name.partition(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
@@ -67,11 +75,48 @@ def test_cost_models_import_downwards():
         home = path.relative_to(root).parts[0].removesuffix(".py")
         if home == "__init__":
             continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree(path)):
             parts = node.module.split(".") if isinstance(node, ast.ImportFrom) and node.module else [""]
             if parts[0] == "cost_models":
                 for name in parts[1:2] or [alias.name for alias in node.names]:
                     assert floor[name] <= floor[home], f"{path.relative_to(ROOT)} imports {name}"
+
+
+NAMED_CONSTRUCTORS = {"cost_models.hardware.cluster", "cost_models.models.model"}
+"""`Cluster.load` and `Model.load` call the readers of files, which make clusters and models: they import inside."""
+
+
+def dotted(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def arrows(path, known, inside):
+    """Modules among `known` that a module imports; with `inside` also those that its functions import."""
+    waiting, names = [tree(path)], []
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            several = [f"{node.module}.{alias.name}" for alias in node.names]
+            names += [name if name in known else node.module for name in several]
+        elif not isinstance(node, ast.expr) and (inside or not isinstance(node, ast.FunctionDef)):
+            waiting += ast.iter_child_nodes(node)
+    return set(names) & set(known)
+
+
+def test_no_circles_between_modules():
+    """Neither at the top, nor for types alone, nor inside of functions (but for two named constructors)."""
+    paths = {dotted(path): path for package in (*PACKAGES, "benchmarks") for path in modules(package)}
+    graph = nx.DiGraph(
+        (name, other)
+        for name, path in paths.items()
+        for other in arrows(path, paths, inside=name not in NAMED_CONSTRUCTORS)
+        if (name, other) != ("planner.prove.proof", "planner.plan_file")  # a plan carries its proof
+    )
+    circles = [sorted(circle) for circle in nx.strongly_connected_components(graph) if len(circle) > 1]
+    assert not circles, circles
 
 
 @pytest.mark.parametrize("package", ["cost_models", "planner"])
@@ -108,13 +153,13 @@ import longvila.train, longvila.generate
 @pytest.mark.parametrize("package", PACKAGES)
 def test_every_module_says_what_it_is(package):
     for path in modules(package):
-        assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path
+        assert ast.get_docstring(tree(path)), path
 
 
 def test_functions_stay_readable():
     for package in PACKAGES:
         for path in modules(package):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for node in ast.walk(tree(path)):
                 if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                     length = (node.end_lineno or 0) - node.lineno + 1
                     assert length <= 80, f"{path.relative_to(ROOT)}: {node.name} has {length} lines"
@@ -125,8 +170,8 @@ def test_every_invariant_names_a_test_that_exists():
     named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
     assert len(named) >= 15
     for file, name in named:
-        tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
-        assert name in {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}, f"{file}::{name}"
+        found = ast.walk(tree(ROOT / file))
+        assert name in {node.name for node in found if isinstance(node, ast.FunctionDef)}, f"{file}::{name}"
 
 
 @pytest.mark.parametrize(
@@ -152,7 +197,7 @@ def test_cost_models_name_their_types():
     """`Any` stands in ten signatures at most: plain data from files, and what is built from it."""
     vague = []
     for path in modules("cost_models"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree(path)):
             if isinstance(node, ast.FunctionDef):
                 given = node.args
                 taken = (*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg)

@@ -17,7 +17,7 @@ import yaml
 from cost_models.bands import LEVEL, quantile
 from cost_models.certificate import Certificate, Domain
 from validation import left_out, parts, tables
-from validation.certify import memory_errors
+from validation.certificate import memory_errors
 from validation.conformal import FEW_ROWS, FEW_SOURCES
 from validation.coverage import (
     Coverage,

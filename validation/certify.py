@@ -1,113 +1,26 @@
 """`python -m validation.certify`: write `cost_models/certificate.json`, how wrong prices are on rows not fitted.
 
-    parts    kernels and collectives: families left out of the fits, tables of other sources (`parts.py`)
-    memory   allocated, reserved, device: printed peaks (ln of measured / predicted); those of runs with states in host
-             memory apart, as their steps are
-    steps    whole steps and pairs of layouts of the held-out rows (`steps.py`)
-
-The certificate carries the digest of the code, of the measurements and of itself; `tests/validation/test_certify.py`
-fails where one of them is another. Curves are fitted apart (`python -m validation.fit`). Rows of your own
-(`--measurements FOLDER -o FILE`) make a certificate for `plan price --certificate FILE`.
+What it holds is in `certificate.py`. Rows of your own (`--measurements FOLDER -o FILE`) make a certificate for
+`plan price --certificate FILE`.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import click
 
-from cost_models import strict
-from cost_models.bands import DEVICE_MEMORY, sigma_of
 from cost_models.certificate import (
     PATH,
-    PROBABILITIES,
-    Certificate,
-    Domain,
-    Pairs,
-    code_digest,
-    digest_of,
-    files_digest,
 )
 from cost_models.errors import InputError
-from validation import parts, steps
-from validation.domains import Error, measured, stated
+from validation import parts
+from validation.certificate import HELD_OUT, certify, data_digest, text_of
+from validation.certificate_page import Page
 from validation.rows import FOLDER, files
-from validation.score import FileReport, score
-from validation.steps import Step
+from validation.score import score
 from validation.tables import display, write
-
-HELD_OUT = FOLDER / "later"
-LEVELS = ("allocated", "reserved", "device")
-IN_HOST_MEMORY = ", in host memory"
-PLANNED = 0.04
-"""Spread of the memory of this project's executor, of which no peak on a GPU is printed anywhere. Estimate: reserved
-peaks of torchtitan, whose FSDP2 and allocator are the executor's, miss by 3.2% (root mean square of 18 rows; the pools
-by stream were read in torch's source, with these rows in sight), and context and NCCL's buffers come on top. The levels
-that other frameworks print err by more, by what their own code holds."""
-
-
-def data_digest(held_out: Path = HELD_OUT) -> str:
-    """Of every measurement, or of a folder of held-out rows that is not among them."""
-    root = FOLDER if FOLDER in held_out.resolve().parents else held_out
-    return files_digest(root, (path for path in root.rglob("*") if path.suffix in (".csv", ".json")))
-
-
-def certify(domains: dict[str, Domain], reports: Sequence[FileReport], data: str) -> Certificate:
-    """The certificate, from the parts' domains and the held-out files' reports."""
-    draft = Certificate(
-        version=1, code=code_digest(), data=data, domains=domains | memory(reports), residual=0.0,
-        pairs=Pairs(sources=(), residual=0.0, normal=(0.0,) * len(PROBABILITIES), apart=()), digest="",
-    )  # fmt: skip
-    draft = with_steps(draft, steps.steps(reports))
-    draft = replace(draft, pairs=steps.pair_facts(steps.ranked_pairs(reports), draft))
-    plain = strict.plain(draft)
-    del plain["digest"]
-    return replace(draft, digest=digest_of(plain))
-
-
-def with_steps(draft: Certificate, rows: Sequence[Step]) -> Certificate:
-    """The residual of steps and their domains, from `rows` alone."""
-    middle = measured(rows).bias
-    centred = [replace(one, error=one.error - middle) for one in rows]
-
-    def sigmas(tried: float) -> list[float]:
-        known = replace(draft, residual=tried)
-        return [sigma_of(one.basis, known) for one in centred]
-
-    draft = replace(draft, residual=steps.residual(centred, sigmas))
-    return replace(draft, domains={**draft.domains, **steps.domains(rows, draft)})
-
-
-def memory(reports: Sequence[FileReport]) -> dict[str, Domain]:
-    """What others' frameworks print, by level, and what bands of a plan take."""
-    found = {level: measured(errors) for level, errors in memory_errors(reports).items() if errors}
-    why = "of this project's executor no peak on a GPU is printed; its tensors are counted, the rest is an estimate"
-    return {**found, DEVICE_MEMORY: stated(PLANNED, why)}
-
-
-def memory_errors(reports: Sequence[FileReport]) -> dict[str, list[Error]]:
-    """Of printed peaks, by level."""
-    found: dict[str, list[Error]] = {level: [] for level in LEVELS}
-    for report in reports:
-        for one in report.verdicts:
-            for level, ratio in zip(LEVELS, (one.memory_error, one.reserved_error, one.device_error), strict=True):
-                if ratio is not None:
-                    name = level + IN_HOST_MEMORY if one.offloaded else level
-                    found.setdefault(name, []).append(Error(source=one.source, error=-math.log1p(ratio)))
-    return found
-
-
-def text_of(found: Certificate) -> str:
-    """One domain a line."""
-    plain = strict.plain(found)
-    lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in plain["domains"].items()]
-    head = [f" {json.dumps(name)}: {json.dumps(value)}" for name, value in plain.items() if name != "domains"]
-    return "{\n" + ",\n".join([*head, ' "domains": {\n' + ",\n".join(lines) + "\n }"]) + "\n}\n"
 
 
 @click.command(help=__doc__)
@@ -117,13 +30,11 @@ def text_of(found: Certificate) -> str:
 @click.option("--markdown", "page", type=click.Path(path_type=Path), help="Write the page of the certificate here.")
 @click.option("--plot", "picture", type=click.Path(path_type=Path), help="Draw its calibration here, as SVG.")
 def main(folder: Path, output: Path, page: Path | None, picture: Path | None) -> None:
-    from validation import certificate_page
-
     try:
         reports = score(files(folder), folder)
         found = certify(parts.domains(FOLDER), reports, data_digest(folder))
         write(output, text_of(found))
-        shown = certificate_page.Page.of(found, reports)
+        shown = Page.of(found, reports)
         if page is not None:
             write(page, shown.markdown())
         if picture is not None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from cost_models.bands import LEVEL, Band, band_around, band_of, difference_sigma, domain_of, odds_of, sigma_of
 from cost_models.certificate import PROBABILITIES, Certificate
-from validation.certify import with_steps
+from validation.certificate import with_steps
 from validation.conformal import FEW_SOURCES, Scored, conformal
 from validation.domains import Error
 from validation.steps import Pair, Step, pair_facts

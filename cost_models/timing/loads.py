@@ -98,7 +98,7 @@ class Loads:
         most = local.max(axis=(1, 2))
         costs |= self._waits(members, most, domains, above)
         if self.wiring.rail_only:
-            costs = heavier(self, groups, patterns, costs, blocks)
+            costs = heavier(self.rates, self.seats, groups, patterns, costs, blocks)
         return Path(ranks=ranks, local=most, hops_out=np.where(domains > 1, domains, 0), **costs)
 
     @cached_property
@@ -206,7 +206,7 @@ class Loads:
                 over = sent * up / carried[unit[entry]]
                 busiest = np.maximum(busiest, self._most_of(placement, unit[entry], over))
         return (
-            np.maximum(busiest, followed_rings(self, groups, blocks, sends).busiest())
+            np.maximum(busiest, followed_rings(self.rates, self.seats, groups, blocks, sends).busiest())
             if self.wiring.rail_only
             else busiest
         )

@@ -12,7 +12,6 @@ Left out: on a PCIe tree, the way to the other card; what a borrowed link carrie
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,28 +27,27 @@ from cost_models.hardware.wiring import (
     TRUNKS,
     Floats,
     Ints,
+    LinkRates,
+    Seats,
 )
 from cost_models.timing.rings import Blocks
-
-if TYPE_CHECKING:
-    from cost_models.timing.loads import Loads
 
 MOST_PAIRS = 2**21
 """Pairs that are followed at a time."""
 
 
 def heavier(
-    loads: Loads, groups: Ints, patterns: Sequence[str], costs: dict[str, Floats], blocks: Blocks
+    rates: LinkRates, seats: Seats, groups: Ints, patterns: Sequence[str], costs: dict[str, Floats], blocks: Blocks
 ) -> dict[str, Floats]:
     """`costs` (seconds per byte by pattern, latencies) of an axis, where following the rails gives more."""
     found = dict(costs)
-    inside_s = loads.rates.scale_up_latency_s[loads.seats.run].max(axis=1)
+    inside_s = rates.scale_up_latency_s[seats.run].max(axis=1)
     for pattern in patterns:
         follow = {"all_to_all": _pairs, "send": _sends, "gather": _rings}[pattern]
-        for name, meter in follow(loads, groups, blocks).items():
+        for name, meter in follow(rates, seats, groups, blocks).items():
             found[f"{name}_s_per_byte"] = np.maximum(costs[f"{name}_s_per_byte"], meter.busiest())
             wait = "ring_latency_s" if pattern == "gather" else "latency_s"
-            hops = blocks.domains.reshape(loads.several, -1).max(axis=1) if pattern == "gather" else 1
+            hops = blocks.domains.reshape(len(seats.slot), -1).max(axis=1) if pattern == "gather" else 1
             found[wait] = np.maximum(found[wait], costs[wait] + hops * inside_s * meter.relays)
     return found
 
@@ -57,14 +55,14 @@ def heavier(
 class _Meter:
     """Seconds per byte on every card, uplink and borrowed link, by placement."""
 
-    def __init__(self, loads: Loads) -> None:
-        self.loads, self.seconds = loads, dict[int, Floats]()
-        self.relays = np.zeros(loads.several, dtype=bool)
+    def __init__(self, rates: LinkRates, seats: Seats) -> None:
+        self.rates, self.wiring, self.seats, self.seconds = rates, rates.wiring, seats, dict[int, Floats]()
+        self.relays = np.zeros(len(seats.slot), dtype=bool)
 
     @property
     def trunks(self) -> tuple[tuple[bool, Ints, int, int], ...]:
         """(whether it may limit, switch of each rank, its uplinks, its downlinks) of leaves and spines."""
-        fabric, seats = self.loads.fabric, self.loads.seats
+        fabric, seats = self.wiring.cluster.fabric, self.seats
         return (
             (fabric.leaves_limit, seats.leaf, LEAF_UP, LEAF_DOWN),
             (fabric.spines_limit, seats.spine, SPINE_UP, SPINE_DOWN),
@@ -72,7 +70,7 @@ class _Meter:
 
     def follow(self, placement: Ints, source: Ints, to: Ints, share: Floats) -> None:
         """`share[i]` of a buffer from rank `source[i]` to `to[i]` of a placement, which is in another domain."""
-        seats, wiring = self.loads.seats, self.loads.wiring
+        seats, wiring = self.seats, self.wiring
         one, other = (placement, source), (placement, to)
         rail = wiring.rail(seats.run[one], seats.card[one], seats.run[other], seats.card[other])
         for end, nic, out, into in ((one, NIC_OUT, GPU_OUT, GPU_IN), (other, NIC_IN, GPU_IN, GPU_OUT)):
@@ -91,61 +89,61 @@ class _Meter:
     def add(self, kind: int, placement: Ints, unit: Ints, share: Floats) -> None:
         if not len(unit):
             return
-        wiring, rates = self.loads.wiring, self.loads.rates
+        wiring, rates = self.wiring, self.rates
         if kind in TRUNKS:
             units = len(rates.of_leaf if kind in (LEAF_UP, LEAF_DOWN) else rates.of_spine)
         else:
             units = wiring.cluster.slots * wiring.per_slot(kind)
-        total = self.seconds.setdefault(kind, np.zeros((self.loads.several, units)))
+        total = self.seconds.setdefault(kind, np.zeros((len(self.relays), units)))
         weights = share / rates.of(kind, unit)
         total += np.bincount(placement * units + unit, weights, total.size).reshape(total.shape)
 
     def busiest(self) -> Floats:
         """Of each placement."""
-        found = np.zeros(self.loads.several)
+        found = np.zeros(len(self.relays))
         for seconds in self.seconds.values():
             found = np.maximum(found, seconds.max(axis=1))
         return found
 
 
 def _followed(meter: _Meter, placement: Ints, source: Ints, to: Ints, share: Floats) -> None:
-    domain = meter.loads.seats.domain
+    domain = meter.seats.domain
     away = domain[placement, source] != domain[placement, to]
     meter.follow(placement[away], source[away], to[away], share[away])
 
 
-def _pairs(loads: Loads, groups: Ints, blocks: Blocks) -> dict[str, _Meter]:
+def _pairs(rates: LinkRates, seats: Seats, groups: Ints, blocks: Blocks) -> dict[str, _Meter]:
     """Every member to every other: 1 / P each."""
-    seats, wiring = loads.seats, loads.wiring
+    wiring = rates.wiring
     here = wiring.has_rail[np.unique(seats.run)][:, np.unique(seats.card)]
     first_slot = np.unique(wiring.cluster.domain_of_slot, return_index=True)[1][wiring.cluster.domain_of_slot]
     spread = (wiring.cluster.leaf_of_slot[first_slot] != wiring.cluster.leaf_of_slot).any()
     if here.all() and not spread:
-        return {"all_to_all": counted_pairs(loads, groups)}
-    return {"all_to_all": followed_pairs(loads, groups)}
+        return {"all_to_all": counted_pairs(rates, seats, groups)}
+    return {"all_to_all": followed_pairs(rates, seats, groups)}
 
 
-def followed_pairs(loads: Loads, groups: Ints) -> _Meter:
+def followed_pairs(rates: LinkRates, seats: Seats, groups: Ints) -> _Meter:
     """Every pair on its own."""
-    meter, members = _Meter(loads), groups.shape[1]
-    together = max(1, MOST_PAIRS // (members * members * loads.several))
+    meter, members = _Meter(rates, seats), groups.shape[1]
+    together = max(1, MOST_PAIRS // (members * members * len(seats.slot)))
     for first in range(0, len(groups), together):
         some = groups[first : first + together]
-        shape = (loads.several, len(some), members, members)
+        shape = (len(seats.slot), len(some), members, members)
         source, to = np.broadcast_to(some[:, :, None], shape), np.broadcast_to(some[:, None, :], shape)
-        placement = np.broadcast_to(np.arange(loads.several)[:, None, None, None], shape)
+        placement = np.broadcast_to(np.arange(len(seats.slot))[:, None, None, None], shape)
         share = np.full(source.size, 1 / members)
         _followed(meter, placement.ravel(), source.ravel(), to.ravel(), share)
     return meter
 
 
-def counted_pairs(loads: Loads, groups: Ints) -> _Meter:
+def counted_pairs(rates: LinkRates, seats: Seats, groups: Ints) -> _Meter:
     """As `followed_pairs` where every node has every rail in use, and bytes take the receiver's: by counting members.
 
     n members in a slot send n (N - d) / P out of its card j, for N members at cards j of which d in the slot's domain.
     What cards receive is what their own members do: the axis counts that anyhow.
     """
-    meter, seats, wiring, members = _Meter(loads), loads.seats, loads.wiring, groups.shape[1]
+    meter, wiring, members = _Meter(rates, seats), rates.wiring, groups.shape[1]
     card = seats.card[:, groups]
 
     def add(kind: int, unit: Ints, share: Floats) -> None:
@@ -202,23 +200,23 @@ class _Members:
         return found
 
 
-def _sends(loads: Loads, groups: Ints, blocks: Blocks) -> dict[str, _Meter]:
+def _sends(rates: LinkRates, seats: Seats, groups: Ints, blocks: Blocks) -> dict[str, _Meter]:
     """Every member to the next."""
-    meter, shape = _Meter(loads), (loads.several, *groups.shape)
+    meter, shape = _Meter(rates, seats), (len(seats.slot), *groups.shape)
     source, to = np.broadcast_to(groups, shape), np.broadcast_to(np.roll(groups, -1, axis=1), shape)
-    placement = np.broadcast_to(np.arange(loads.several)[:, None, None], shape)
+    placement = np.broadcast_to(np.arange(len(seats.slot))[:, None, None], shape)
     _followed(meter, placement.ravel(), source.ravel(), to.ravel(), np.ones(source.size))
     return {"send": meter}
 
 
-def _rings(loads: Loads, groups: Ints, blocks: Blocks) -> dict[str, _Meter]:
+def _rings(rates: LinkRates, seats: Seats, groups: Ints, blocks: Blocks) -> dict[str, _Meter]:
     part = (groups.shape[1] - 1) / groups.shape[1]
-    return {"gather": followed_rings(loads, groups, blocks, np.full(blocks.groups, part))}
+    return {"gather": followed_rings(rates, seats, groups, blocks, np.full(blocks.groups, part))}
 
 
-def followed_rings(loads: Loads, groups: Ints, blocks: Blocks, sends: Floats) -> _Meter:
+def followed_rings(rates: LinkRates, seats: Seats, groups: Ints, blocks: Blocks, sends: Floats) -> _Meter:
     """The hops between domains of every channel of every ring, where each group sends such a share of its buffer."""
-    meter = _Meter(loads)
+    meter = _Meter(rates, seats)
     placement, place = np.divmod(blocks.order, groups.size)
     rank = groups.ravel()[place]
     channels = blocks.channels[blocks.group]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,15 +23,13 @@ from cost_models.profile import VERSION, Profile
 from cost_models.strategy import Strategy
 from cost_models.workload import Precision, Workload
 from executor.groups import Groups, make_groups
+from executor.measure.bench import Bench
 from executor.sharding import ContextSharding
 from longvila.config import load_config
 from longvila.model import LongVilaForConditionalGeneration
 from longvila.optimizer import Optimizer
 from longvila.sharding import Batch
 from longvila.weights import plain_parameters
-
-if TYPE_CHECKING:
-    from executor.measure.measuring import Bench
 
 TOKENS = 32  # of a rank: the kernels' share is small, and priced
 LEAST_S = 1e-6

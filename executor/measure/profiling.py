@@ -62,7 +62,8 @@ def _measure(cluster: Cluster, here: Host, count: int, quick: bool) -> tuple[Sam
     os.environ["GLOO_SOCKET_IFNAME"] = "lo" if sys.platform == "linux" else "lo0"
     with tempfile.TemporaryDirectory(prefix="profile-") as name:
         from executor.launch.agent import Team, run_team
-        from executor.measure.measuring import Order, measure
+        from executor.measure.bench import Order
+        from executor.measure.measuring import measure
 
         cuda = node.device.architecture != "cpu"
         window_s, windows = (0.012, 3) if quick else (0.05, 7)

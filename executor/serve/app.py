@@ -19,11 +19,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cost_models.errors import InputError
 from executor.serve.desk import Begun, Desk, Full, Refused, Ticket
 from executor.serve.requests import Limits, Refusal, read
+from executor.serve.settings import ServeSettings
 from longvila.tokens import Tokenizer
 
 try:
@@ -35,9 +36,6 @@ try:
     from starlette.routing import Route
 except ModuleNotFoundError as error:
     raise InputError(f"{error.name} is not installed: pip install 'mmsp[serve]'") from None
-
-if TYPE_CHECKING:
-    from executor.serve.job import ServeSettings
 
 _BODY_S = 120.0
 _SPARE_CONNECTIONS = 64  # besides two for each answer that may be asked for

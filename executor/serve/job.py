@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,51 +23,19 @@ from torch.distributed import ReduceOp
 from cost_models.errors import InputError
 from executor.groups import Axis
 from executor.serve.desk import Begun, Desk, Refused, Token, Told
-from executor.serve.requests import Limits
+from executor.serve.settings import ServeSettings
 from executor.sharding import ContextSharding
 from longvila.answering import Answering, Sampler
 from longvila.assemble import precision
 from longvila.config import LongVilaConfig
 from longvila.dataset import Documents, Row, Sample, row_batch
-from longvila.generate import ModelSettings, open_model
-from longvila.job import Job, JobError, require
+from longvila.generate import open_model
+from longvila.job import Job, JobError
 from longvila.settings import read_settings
 from longvila.sharding import Batch
 from longvila.tokens import Turn, Writer
 
 IDLE_S = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServeSettings(ModelSettings):
-    listen: str = "127.0.0.1:8000"
-    name: str = "longvila"  # of the model, for clients
-    slots: int = 4  # answers at work at a time
-    waiting: int = 16  # requests that wait for a slot; more are told to come again (429)
-    max_new_tokens: int = 512
-    max_prompt_tokens: int | None = None  # longer prompts are refused; None: the plan's context
-    max_request_bytes: int = 64 * 2**20
-    temperature: float = 0.0  # where a request names none
-    media: str | None = None  # folder of which requests may name files
-    urls: tuple[str, ...] = ()  # beginnings of URLs that may be fetched
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("slots", "max_new_tokens", "max_request_bytes"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        require(self.waiting >= 0, "waiting", self.waiting, "at least 0")
-        host, _, port = self.listen.rpartition(":")
-        require(bool(host) and port.isdigit() and int(port) < 65536, "listen", self.listen, "HOST:PORT")
-        require(self.media is None or Path(self.media).is_dir(), "media", self.media, "a folder")
-        for url in self.urls:
-            require(url.startswith(("http://", "https://")) and url.count("/") > 2, "urls", url, "like https://host/…")
-
-    @property
-    def limits(self) -> Limits:
-        return Limits(
-            new_tokens=self.max_new_tokens, media_bytes=self.max_request_bytes, urls=self.urls,
-            media_folder=None if self.media is None else Path(self.media), temperature=self.temperature,
-        )  # fmt: skip
 
 
 def main(job: Job) -> None:

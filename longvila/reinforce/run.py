@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +27,10 @@ from longvila.job import JobError
 from longvila.model import Encode
 from longvila.reinforce.policy import PolicyLoss
 from longvila.reinforce.rollouts import Prompt, Prompts, Rollout, draw
+from longvila.reinforce.settings import ReinforceSettings
 from longvila.sharding import Batch
 from longvila.tokens import Writer
 from longvila.train import Run, TrainSettings
-
-if TYPE_CHECKING:
-    from longvila.reinforce import ReinforceSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +45,11 @@ class ReinforceRun(Run):
 
     @property
     def asked(self) -> ReinforceSettings:
-        return cast("ReinforceSettings", self.settings)
+        return cast(ReinforceSettings, self.settings)
 
     @classmethod
     def make_rows(cls, settings: TrainSettings, config: LongVilaConfig, data: DataSet) -> Rows:
-        asked = cast("ReinforceSettings", settings)
+        asked = cast(ReinforceSettings, settings)
         skip = settings.on_error == "skip"
         sampling = Sampling(frames=settings.frames, fps=settings.fps, max_frames=settings.max_frames)
         documents = Prompts(

@@ -162,7 +162,7 @@ def test_counting_members_loads_links_as_following_pairs_does(seed: int) -> None
     groups = np.arange(len(free) // members * members).reshape(-1, members)
     places = np.stack([rng.permutation(free)[: groups.size], free[: groups.size]])
     loads = Loads(ClusterCosts(where).rates, places[:, :, 0], places[:, :, 1])
-    followed, counted = rails.followed_pairs(loads, groups), rails.counted_pairs(loads, groups)
+    followed, counted = (each(loads.rates, loads.seats, groups) for each in (rails.followed_pairs, rails.counted_pairs))
     assert (followed.relays == counted.relays).all()
     for kind, seconds in followed.seconds.items():
         if kind != NIC_IN:  # as the members' own cards receive

@@ -8,8 +8,8 @@ import pytest
 
 from cost_models.bands import LEVEL, OFFLOADED
 from cost_models.certificate import MEND, PROBABILITIES, certificate, code_digest
+from validation.certificate import HELD_OUT, data_digest
 from validation.certificate_page import LEAST, MOST, Page
-from validation.certify import HELD_OUT, data_digest
 from validation.conformal import FEW_ROWS, Scored, conformal
 from validation.coverage import coverages, errors_against_others
 from validation.domains import Error, measured, quantiles, weights
