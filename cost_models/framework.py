@@ -109,6 +109,7 @@ class Framework:
     drops_gradients_to: int | None = None  # ZeRO stage up to which a step drops gradients: they come as activations go
     logit_bytes: int | None = None  # held per logit at the loss; `None`: b for logits and gradient, twice fp32
     tensor_logit_bytes: int | None = None  # the same where tensor parallelism shares the vocabulary; `None`: as without
+    gathers_logits: bool = False  # over tensor ranks, each of which then has the loss of all the vocabulary
     keeps_unread: bool = False  # selective recompute keeps results of its list also where backward does not read them
     early_states: bool = False  # optimizer states are made before the first step
     stream_pools: bool = False  # gathers and reductions have streams, and so pools, of their own

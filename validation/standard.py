@@ -112,8 +112,9 @@ def framework_of(row: Row) -> Framework:
     found = Framework.load(name)
     if "attention unfused" in remarks:
         found = replace(found, attention="unfused")
-    if not words.sharding(row.cell("sharding")).sequence_parallel:
-        found = replace(found, sequence_parallel=False)
+    parallel = words.sharding(row.cell("sharding")).sequence_parallel
+    if parallel is not None:
+        found = replace(found, sequence_parallel=parallel)
     if "parameters in bf16" in remarks:
         found = replace(found, precision=PURE_BF16)
     products = words.dtype(row.cell("precision"), row.cell("other"))

@@ -140,30 +140,28 @@ class ShardingWords:
     zero: int | None = None
     group: int | None = None  # ranks that share one copy; None: all that may
     in_node: bool = False  # FSDP's HYBRID_SHARD: the ranks of a node share one
-    sequence_parallel: bool = True
+    sequence_parallel: bool | None = None  # None: as the framework has it
 
 
 _STAGES = (
     (r"zero[-_ ]?([0-3])\b|\bstage[-_ =]?([0-3])\b", None), (r"\bshard_grad_op\b", 2), (r"\bfull_shard\b", 3),
     (r"\bdistributed optimizer\b", 1), (r"\b(?:ddp|no_shard|none|unsharded)\b", 0),
 )  # fmt: skip
-_SHARDING_WORDS = re.compile(
-    r"ptd-p|interleaved|1f1b|deepspeed|megatron(-lm)?|lora|frozen|base|sequence parallel(ism)?"
-)
+_SHARDING_WORDS = re.compile(r"ptd-p|interleaved|1f1b|deepspeed|megatron(-lm)?|lora|frozen|base")
 
 
 def sharding(text: str) -> ShardingWords:
     """ZeRO's stage and the group that shares a copy, from a `sharding` cell.
 
     >>> sharding("FSDP HYBRID_SHARD group=4"), sharding("zero1 group=-1 (-1 = all dp)").zero
-    (ShardingWords(zero=3, group=4, in_node=False, sequence_parallel=True), 1)
+    (ShardingWords(zero=3, group=4, in_node=False, sequence_parallel=None), 1)
     """
     rest, stages, group = text.lower().replace("(-1 = all dp)", " "), set(), None
     for number in re.findall(r"group\s*=\s*(-?\d+)|\bover (\d+)\b|\bfsdp2? (\d+)\b", rest):
         group = int("".join(number))
     rest = re.sub(r"group\s*=\s*-?\d+|\bover \d+\b|(?<=fsdp) \d+\b|(?<=fsdp2) \d+\b", " ", rest)
-    sequence_parallel = "no sequence parallel" not in rest
-    rest = re.sub(r"\bno sequence parallel(?:ism)?\b", " ", rest)
+    parallel = re.search(r"\b(no )?sequence parallel(?:ism)?\b", rest)
+    rest = re.sub(r"\b(no )?sequence parallel(?:ism)?\b", " ", rest)
     for pattern, stage in _STAGES:
         for number in re.finditer(pattern, rest):
             stages.add(int("".join(filter(None, number.groups()))) if stage is None else stage)
@@ -181,7 +179,7 @@ def sharding(text: str) -> ShardingWords:
         zero=next(iter(stages), None),
         group=shared,
         in_node=bool(hybrid) and group is None,
-        sequence_parallel=sequence_parallel,
+        sequence_parallel=None if parallel is None else parallel[1] is None,
     )
 
 

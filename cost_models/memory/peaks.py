@@ -169,6 +169,9 @@ def _logits(sizes: RankSizes) -> Number:
         held: Number = 2 * width + 8 if framework.logit_bytes is None else framework.logit_bytes
         if framework.tensor_logit_bytes is not None:
             held = pick(sizes.degrees.tensor > 1, framework.tensor_logit_bytes, held)
+        if framework.gathers_logits:  # beside the rank's own
+            own = pick(sizes.degrees.tensor > 1, vocab * width, 0)
+            return sizes.tokens * (model.vocab * held + own) + _head_gradient(sizes)
         return sizes.tokens * vocab * held + _head_gradient(sizes)
     logits = smaller(sizes.tokens, chunk) * vocab
     wide = max(4, width)

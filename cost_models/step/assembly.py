@@ -224,7 +224,7 @@ def head(sizes: RankSizes, kernels: Kernels) -> Segment:
     added = (
         model.embedding_params / sizes.degrees.tensor * sizes.framework.accumulate_bytes * sizes.workload.trains_head
     )
-    phases = (loss, *_cut_by_tensor(sizes, "all_gather"), *_copied(kernels, added))
+    phases = (loss, *_gathered_logits(sizes), *_cut_by_tensor(sizes, "all_gather"), *_copied(kernels, added))
     chunk = sizes.degrees.loss_chunk_tokens
     chunks = 1.0 if chunk is None else larger(sizes.tokens / chunk, 1.0)
     return _launched(Segment(name="head and loss", phases=phases, elsewhere=0.0), kernels, loss_host_s(sizes, chunks))
@@ -233,6 +233,14 @@ def head(sizes: RankSizes, kernels: Kernels) -> Segment:
 def _launched(segment: Segment, kernels: Kernels, host_s: Number) -> Segment:
     """With what the host takes to launch it; a CPU process launches nothing."""
     return segment if kernels.device.architecture == "cpu" else segment._replace(host_s=host_s)
+
+
+def _gathered_logits(sizes: RankSizes) -> tuple[Exchange, ...]:
+    """Every tensor rank gets all logits, where the framework's loss wants them; their gradient is cut without one."""
+    if not (sizes.framework.gathers_logits and somewhere(sizes.degrees.tensor > 1)):
+        return ()
+    moved = sizes.tokens * sizes.workload.model.vocab * sizes.width
+    return (Exchange(part="tensor", axis="tensor", op="all_gather", bytes=moved),)
 
 
 def _cut_by_tensor(sizes: RankSizes, op: Literal["all_gather", "reduce_scatter"]) -> tuple[Phase, ...]:
@@ -271,9 +279,10 @@ def _loss_s(sizes: RankSizes, kernels: Kernels, vocab: Number) -> Number:
 
     A chunk's traffic per logit (b bytes): log-softmax r b w 4, exp r 4 w 4, mask and cast r 4 w b. Its part of the
     head's gradient is added to a float32 sum (r b r 4 w 4 for each weight) unless it is float32 itself. In the end the
-    sum and the gradient of the hidden states are scaled (r 4 w b; r b w b).
+    sum and the gradient of the hidden states are scaled (r 4 w b; r b w b). Gathered logits are the whole vocabulary's.
     """
     model, dtype, width = sizes.workload.model, sizes.workload.precision.param, sizes.width
+    scored = model.vocab if sizes.framework.gathers_logits else vocab
     chunk, weights = sizes.degrees.loss_chunk_tokens, vocab * model.hidden
     tokens = sizes.tokens if chunk is None else smaller(sizes.tokens, chunk)
     product = kernels.gemm_s(tokens, vocab, model.hidden, dtype)
@@ -282,8 +291,8 @@ def _loss_s(sizes: RankSizes, kernels: Kernels, vocab: Number) -> Number:
     products = products + (2 if trained else 1) * sizes.framework.gap_s
     if chunk is None:
         moved = WHOLE_LOSS_BYTES + 2 * width if sizes.framework.loss_bytes is None else sizes.framework.loss_bytes
-        return products + kernels.memory_bound_s(tokens * vocab * moved, 8)
-    softmax = kernels.memory_bound_s(tokens * vocab * (16 + 2 * width), 8)
+        return products + kernels.memory_bound_s(tokens * scored * moved, 8)
+    softmax = kernels.memory_bound_s(tokens * scored * (16 + 2 * width), 8)
     summed = kernels.memory_bound_s(weights * (8 + width), 1) if trained and width < 4 else 0.0
     scaled = kernels.memory_bound_s(2 * sizes.tokens * model.hidden * width, 1)
     if trained:
