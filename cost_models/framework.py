@@ -106,6 +106,7 @@ class Framework:
     dummy_gradient_bytes: int = 0  # per weight of each distinct shape: placeholders that autograd is handed
     whole_loss: bool = False  # logits of all of a rank's tokens at once, whatever the strategy's chunk
     loss_bytes: int | None = None  # traffic per logit of a loss without chunks; `None`: autograd's in fp32
+    defers_reductions: bool = False  # ZeRO-2, -3: microbatches add up whole gradients, reduced once (FSDP's no_sync)
     drops_gradients_to: int | None = None  # ZeRO stage up to which a step drops gradients: they come as activations go
     logit_bytes: int | None = None  # held per logit at the loss; `None`: b for logits and gradient, twice fp32
     tensor_logit_bytes: int | None = None  # the same where tensor parallelism shares the vocabulary; `None`: as without

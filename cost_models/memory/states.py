@@ -3,6 +3,7 @@
     parameters + gradients + optimizer     over `shard` ranks (gradients from ZeRO-2, weights from ZeRO-3)
 
 Gradients count as resident (they are, from the second microbatch on) unless the framework drops them after a step.
+Where it defers reductions they lie whole, as they will be reduced, until the last microbatch.
 What `offload_states` keeps in host memory is not here. Bytes of one rank; numbers or arrays over candidates.
 """
 
@@ -64,7 +65,11 @@ def _trained(sizes: RankSizes) -> tuple[Number, Number]:
 def _gradients(sizes: RankSizes) -> Number:
     zero, degrees, (trained, experts) = sizes.degrees.zero, sizes.degrees, _trained(sizes)
     held = trained / pick(zero >= 2, degrees.shard, 1) + experts / pick(zero >= 2, degrees.expert_shard, 1)
-    return held * DTYPE_BYTES[sizes.workload.precision.grad]
+    precision, held = sizes.workload.precision, held * DTYPE_BYTES[sizes.workload.precision.grad]
+    if not sizes.framework.defers_reductions:
+        return held
+    waits = both(both(zero >= 2, degrees.shard > 1), degrees.microbatches > 1)
+    return pick(waits, (trained + experts) * DTYPE_BYTES[precision.reduce], held)
 
 
 def dropped_gradients(sizes: RankSizes) -> Number:

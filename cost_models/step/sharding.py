@@ -5,6 +5,7 @@
     ZeRO-0, -1  once a step, in the last microbatch: gradients reduced, weights gathered
     frozen      weights that do not train: below ZeRO-3 every rank holds them whole, so they are never gathered
     replicas    once a step, in the last microbatch: shards of gradients all-reduced over `replicate`
+    deferred    ZeRO-2 and -3 where the framework defers reductions: gradients as ZeRO-1's, the rest as above
 
 A framework may leave what ZeRO-0 to -2 send exposed, block on every weight, or let each tensor have one owner that
 updates and broadcasts it. Bytes of one rank; numbers or arrays over candidates.
@@ -59,10 +60,11 @@ def sharded(segment: Segment, sizes: RankSizes, kernels: Kernels, weights: Weigh
         blocking = _blocking(segment, sizes, kernels, gathers, scatters, passes)
         return segment._replace(phases=(*blocking, *segment.phases))
     exposed, zero = framework.reduction == "exposed", sizes.degrees.zero
-    hidden = _where(zero >= (3 if exposed else 2), (*gathers, *scatters))
-    late = _where(zero == 2, (*gathers, *scatters)) if exposed else ()
+    always = gathers if framework.defers_reductions else (*gathers, *scatters)
+    hidden, late = _where(zero >= (3 if exposed else 2), always), _where(zero == 2, always) if exposed else ()
     plain = segment._replace(phases=(*segment.phases, *late), sharding=hidden)
-    if not (sums or ((gathers or scatters) and somewhere(zero < 2))):
+    deferred = framework.defers_reductions and scatters
+    if not (sums or deferred or ((gathers or scatters) and somewhere(zero < 2))):
         return plain
     copies: tuple[Phase, ...] = ()
     if framework.owned_tensors and not somewhere(every):
@@ -71,7 +73,7 @@ def sharded(segment: Segment, sizes: RankSizes, kernels: Kernels, weights: Weigh
     phases = (*segment.phases, *copies)
     if exposed:
         once = (*_where(zero < 3, (*gathers, *scatters)), *sums)
-        last = segment._replace(phases=(*phases, *once), sharding=hidden)
+        last = segment._replace(phases=(*phases, *once), sharding=_where(zero == 3, (*gathers, *scatters)))
     else:
         last = segment._replace(phases=phases, sharding=(*gathers, *scatters, *sums))
     return plain._replace(last=last)

@@ -324,6 +324,8 @@ def test_words_of_precision_and_adapters() -> None:
     named = case_of_own(other="LoRA r=8", lora_targets="qkv out").workload
     assert (named.lora_rank, named.lora_targets) == (8, ("qkv", "out"))
     assert not case_of_own(sharding="FSDP, no sequence parallelism").framework.sequence_parallel
+    assert not case_of_own(framework="aleph-alpha").framework.sequence_parallel
+    assert case_of_own(framework="aleph-alpha", sharding="sequence parallel").framework.sequence_parallel
 
 
 @pytest.mark.parametrize(

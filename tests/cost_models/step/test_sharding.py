@@ -44,6 +44,29 @@ def test_gathers_and_reductions_by_zero_stage(zero, framework, gathers_of_layers
     assert cost.sent_bytes["shard reduce_scatter"] == pytest.approx(4 * reductions * (LAYERS + ROOT) * 7 / 8, rel=1e-12)
 
 
+@pytest.mark.parametrize("zero", [2, 3])
+def test_deferred_reductions_come_once_and_wait_whole(zero):
+    """FSDP's no_sync: weights are gathered as ever; whole fp32 gradients wait for the last of several microbatches."""
+    deferred = replace(OURS, defers_reductions=True)
+    before, after = (price(NODE, WORK, replace(LAYOUT, zero=zero), framework=one) for one in (OURS, deferred))
+    assert after.sent_bytes["shard all_gather"] == before.sent_bytes["shard all_gather"]
+    assert after.sent_bytes["shard reduce_scatter"] == pytest.approx(4 * (LAYERS + ROOT) * 7 / 8, rel=1e-12)
+    assert after.memory["gradients"] == pytest.approx(4 * (LAYERS + ROOT), rel=1e-6)
+    one = replace(WORK, global_batch=8), replace(LAYOUT, zero=zero, microbatches=1)
+    assert price(NODE, *one, framework=deferred).memory == price(NODE, *one, framework=OURS).memory
+
+
+def test_gathered_logits_are_sent_and_scored_whole():
+    """A head whose columns are cut over 4 ranks gives each all logits: one gather forward, none backward."""
+    work, layout = replace(WORK, global_batch=2), Strategy(data=2, tensor=4, zero=0, loss_chunk_tokens=None)
+    cut, whole = (price(NODE, work, layout, framework=replace(OURS, gathers_logits=one)) for one in (False, True))
+    logits = work.context_tokens * MODEL.vocab
+    sent = whole.sent_bytes["tensor all_gather"] - cut.sent_bytes["tensor all_gather"]
+    assert sent == pytest.approx(2 * logits * 3 / 4, rel=1e-9)
+    assert whole.step_s - cut.step_s > Kernels.of("h100-sxm-80gb").memory_bound_s(logits * 3 / 4 * 16, 1)
+    assert whole.memory.allocated_bytes - cut.memory.allocated_bytes > logits * 4
+
+
 @pytest.mark.parametrize("zero", [1, 2])
 def test_frozen_weights_are_gathered_by_zero_3_alone(zero):
     """Below ZeRO-3 the memory has them whole on every rank, so adapters alone are gathered after their update."""
