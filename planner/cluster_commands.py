@@ -32,10 +32,10 @@ def _of_cluster(default: str) -> Callable[[options.F], options.F]:
 @_of_cluster("local")
 def topology(**given: Any) -> None:
     """Draw the cluster, and say what is believed of each kind of path: rate, latency, source."""
-    from planner import report
+    from planner.lines import show
     from planner.topology import lines
 
-    report.show(lines(_cluster(given)))
+    show(lines(_cluster(given)))
 
 
 @click.command(cls=console.NoEmpty)
@@ -44,13 +44,14 @@ def topology(**given: Any) -> None:
 def discover(output: str, **given: Any) -> None:
     """Write this machine (or what --cluster and --fabric print) as a cluster file, to be edited and planned for."""
     from cost_models.hardware.cluster_writing import cluster_yaml
-    from planner import report
     from planner.files import check_target, write_whole
+    from planner.layout_lines import cluster_line
+    from planner.lines import show
 
     check_target(output, "-o")
     cluster = _cluster(given)
     write_whole(output, cluster_yaml(cluster))
-    report.show([report.cluster_line(cluster), f"Wrote {output}. Next: plan --cluster {output} --ctx 128K"])
+    show([cluster_line(cluster), f"Wrote {output}. Next: plan --cluster {output} --ctx 128K"])
 
 
 def _cluster(given: dict[str, Any]) -> Any:

@@ -184,8 +184,9 @@ def _plan(context: click.Context, given: dict[str, Any]) -> None:
         click.echo(told, nl=False)
         return
     from planner import report
+    from planner.lines import show
 
-    report.show([*(lengths.lines if lengths is not None else ()), *report.plan_lines(found, explain=given["explain"])])
+    show([*(lengths.lines if lengths is not None else ()), *report.plan_lines(found, explain=given["explain"])])
     if output is not None:
         runs = "launch" if found.workload.mode == "train" else "serve"
         then = f"executor {runs} {output}"
@@ -196,7 +197,7 @@ def _plan(context: click.Context, given: dict[str, Any]) -> None:
             then = (
                 f"plan export {output} --to {name}" if name in TARGETS else f"give {name}'s own scripts these degrees"
             )
-        report.show([f"Wrote {output}. Next: {then}"])
+        show([f"Wrote {output}. Next: {then}"])
 
 
 @cli.command()
@@ -221,21 +222,21 @@ def price(strategy: str, longest: bool, name: str, certified: str | None, as_jso
         asked = options.of_length(asked, most)
     from cost_models.certificate import load
     from cost_models.pricing import price as price_layout
-    from planner import report
+    from planner.layout_lines import cluster_line
+    from planner.lines import show
+    from planner.price_lines import cost_dict, cost_lines, dummy_lines, explanation, framework_lines
 
     known = load(Path(certified)) if certified else None
     cost = price_layout(asked.cluster, asked.workload, layout, profile=asked.profile, framework=framework)
     if as_json:
         found = {} if most is None else {"longest_tokens": most}
-        click.echo(
-            json.dumps({"framework": framework.name, **found, **report.cost_dict(cost, asked.room, known)}, indent=1)
-        )
+        click.echo(json.dumps({"framework": framework.name, **found, **cost_dict(cost, asked.room, known)}, indent=1))
         return
-    report.show([asked.workload.describe(), report.cluster_line(asked.cluster), layout.describe()])
-    report.show(report.framework_lines(framework, layout))
-    report.show(report.cost_lines(cost, simulated=None, longest=most, room=asked.room, known=known))
-    report.show(report.dummy_lines(cost, asked.workload))
-    report.show(report.explanation(cost))
+    show([asked.workload.describe(), cluster_line(asked.cluster), layout.describe()])
+    show(framework_lines(framework, layout))
+    show(cost_lines(cost, simulated=None, longest=most, room=asked.room, known=known))
+    show(dummy_lines(cost, asked.workload))
+    show(explanation(cost))
 
 
 @cli.command()
@@ -245,13 +246,14 @@ def price(strategy: str, longest: bool, name: str, certified: str | None, as_jso
 def show(plan_file: str, as_json: bool, explain: bool) -> None:
     """Show a plan as when it was made."""
     from planner import report
+    from planner.lines import show
     from planner.plan_file import Plan
 
     plan = Plan.load(plan_file)
     if as_json:
         click.echo(plan.to_json(), nl=False)
     else:
-        report.show(report.plan_lines(plan, explain=explain))
+        show(report.plan_lines(plan, explain=explain))
 
 
 @cli.command()

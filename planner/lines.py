@@ -1,6 +1,8 @@
-"""Lines for a terminal: titles, and lists that are broken where a line is full."""
+"""Lines for a terminal: titles, lists that are broken where a line is full, and their printing."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import click
 
@@ -19,3 +21,8 @@ def wrapped(items: list[str], width: int = 104, joined: str = " + ") -> list[str
             line = "          "
         line += piece
     return [*lines, line.rstrip()]
+
+
+def show(lines: Iterable[str]) -> None:
+    for line in lines:
+        click.echo(line)

@@ -16,9 +16,11 @@ from cost_models.hardware.cluster import Cluster
 from cost_models.profile import Profile
 from cost_models.strategy import Strategy
 from cost_models.units import show_seconds
-from planner import console, options, report
+from planner import console, options
 from planner.explain.changes import FREE, LITTLE, Binding, Bound, binding
 from planner.explain.families import Best, best_of, families
+from planner.layout_lines import cluster_line, layers_line
+from planner.lines import show
 from planner.plan_file import Plan
 from planner.search.objective import show_value, value_of
 from planner.solve import solve
@@ -51,7 +53,7 @@ def explain(plan_file: str, profile: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"binding": _binding_dict(bound), "families": [*map(_family_dict, several)]}, indent=1))
     else:
-        report.show(_lines(plan, bound, several))
+        show(_lines(plan, bound, several))
 
 
 def _best(
@@ -66,7 +68,7 @@ def _best(
 
 def _lines(plan: Plan, bound: Binding, several: list[Best]) -> list[str]:
     value = show_value(plan.objective, value_of(plan.objective, plan.cost), 4)
-    lines = [plan.workload.describe(), report.cluster_line(plan.cluster), ""]
+    lines = [plan.workload.describe(), cluster_line(plan.cluster), ""]
     lines += [f"Plan      {plan.strategy.describe()}: {value}", f"          {_parts(plan.cost)}", ""]
     if plan.strategy.token_shares:
         lines += ["What follows is solved again with equal shares of a row:"]
@@ -102,7 +104,7 @@ def _next(plan: Plan, one: Bound) -> list[str]:
         return [f"          {words}the layout stays up to {FREE:g} times as much"]
     more = one.next.amount - one.amount
     told = f"from {one.next.amount:.4g} on (+{more:.3g}) it is another one, {one.next.gain:.2%} better than now:"
-    layers = report.layers_line(one.next.layout, plan.workload.model.layers)
+    layers = layers_line(one.next.layout, plan.workload.model.layers)
     return [f"          {words}{told}", f"            {one.next.layout.describe()}; {layers}"]
 
 

@@ -18,9 +18,11 @@ from cost_models.token_layout import Layout
 from cost_models.units import show_bytes, show_seconds, show_tokens
 from planner import report
 from planner.files import write_whole
+from planner.layout_lines import cluster_line, layers_line
 from planner.page import pictures
 from planner.page.page import Page, Section, Table
 from planner.plan_file import Plan
+from planner.price_lines import band_words, fit_words
 from planner.searched import held_words, varied_words
 from planner.simulator.simulation import Simulation, simulate
 from planner.targets.report import target_lines
@@ -41,18 +43,18 @@ def save_plan_page(path: str, plan: Plan, profile: Profile | None) -> None:
 
 def save_what_if_page(path: str, sweep: Sweep, now: Outcome, found: Sequence[Outcome], cliffs: Sequence[Cliff]) -> None:
     asked = sweep.question(sweep.now())
-    lines = [asked.workload.describe(), report.cluster_line(asked.cluster)]
+    lines = [asked.workload.describe(), cluster_line(asked.cluster)]
     write_whole(path, what_if_page(sweep, now, found, cliffs, lines).html(), "--report")
 
 
 def plan_page(plan: Plan, simulation: Simulation | None) -> Page:
     cost = plan.cost
     numbers = [
-        (report.banded(step_band(cost), show_seconds), "a step, priced"),
+        (band_words(step_band(cost), show_seconds), "a step, priced"),
         (show_seconds(plan.simulated.step_s), "a step, simulated"),
         (
-            f"{report.banded(memory_band(cost), show_bytes)} of {show_bytes(cost.capacity_bytes)}",
-            f"memory of the fullest GPU; {report.fit_words(cost, plan.room)}",
+            f"{band_words(memory_band(cost), show_bytes)} of {show_bytes(cost.capacity_bytes)}",
+            f"memory of the fullest GPU; {fit_words(cost, plan.room)}",
         ),
         (f"{cost.mfu:.1%}", "MFU"),
         (f"{cost.tokens_per_s_per_gpu:,.0f}", "tokens/s/GPU"),
@@ -67,8 +69,8 @@ def plan_page(plan: Plan, simulation: Simulation | None) -> Page:
     ]
     lines = [
         plan.workload.describe(),
-        report.cluster_line(plan.cluster),
-        plan.strategy.describe() + "; " + report.layers_line(plan.strategy, plan.workload.model.layers),
+        cluster_line(plan.cluster),
+        plan.strategy.describe() + "; " + layers_line(plan.strategy, plan.workload.model.layers),
         *(line.strip() for line in (*target_lines(plan), *report.serving_lines(plan))),
     ]
     return Page(title=f"Plan: {plan.strategy.describe()}", lines=lines, numbers=numbers, sections=sections)
@@ -205,8 +207,8 @@ def _memory(plan: Plan, simulation: Simulation | None) -> Section:
     over_time = {"memory-over-time": pictures.over_time(levels, capacity)} if levels else {}
     return Section(
         heading="Memory",
-        words=f"{report.banded(memory_band(plan.cost), show_bytes)} of {show_bytes(plan.cost.capacity_bytes)} "
-        f"(the red line); {report.fit_words(plan.cost, plan.room)}.",
+        words=f"{band_words(memory_band(plan.cost), show_bytes)} of {show_bytes(plan.cost.capacity_bytes)} "
+        f"(the red line); {fit_words(plan.cost, plan.room)}.",
         pictures={"memory": pictures.memory(parts, capacity), **over_time},
     )
 

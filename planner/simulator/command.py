@@ -39,8 +39,8 @@ def simulate(
     as_json: bool,
 ) -> None:
     """Play a plan's step as discrete events on the cluster's topology."""
-    from planner import report
     from planner.files import check_target, write_whole
+    from planner.lines import show
     from planner.plan_file import Plan
     from planner.simulator.report import simulation_dict, simulation_lines
     from planner.simulator.simulation import simulate as play
@@ -82,9 +82,9 @@ def simulate(
         drawn = {"jitter": {"deviation": deviation, "step_s": steps}} if steps else {}
         click.echo(json.dumps({**simulation_dict(found), **drawn}, indent=1))
         return
-    report.show(simulation_lines(plan, found))
-    report.show(jitter_lines(deviation, steps) if steps else [])
-    report.show([f"Wrote {path}" for path in (trace, goal, page) if path])
+    show(simulation_lines(plan, found))
+    show(jitter_lines(deviation, steps) if steps else [])
+    show([f"Wrote {path}" for path in (trace, goal, page) if path])
 
 
 def _deviation(text: str | None) -> float:
@@ -115,7 +115,7 @@ def jitter_lines(deviation: float, steps: Sequence[float]) -> list[str]:
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def compare(plan_file: str, traces: tuple[str, ...], profile: str | None, as_json: bool) -> None:
     """Compare a plan's simulated step with traces of torch.profiler (.json or .json.gz, one a rank; or folders)."""
-    from planner import report
+    from planner.lines import show
     from planner.plan_file import Plan
     from planner.simulator.compare import compare as compare_traces
     from planner.simulator.compare import trace_files
@@ -132,7 +132,7 @@ def compare(plan_file: str, traces: tuple[str, ...], profile: str | None, as_jso
     if as_json:
         click.echo(json.dumps(_rows_dict(rows), indent=1))
     else:
-        report.show(_rows_lines(plan, rows, len(files)))
+        show(_rows_lines(plan, rows, len(files)))
 
 
 def _rows_dict(rows: Sequence[Row]) -> dict[str, Any]:

@@ -27,8 +27,9 @@ from cost_models.memory.peaks import kept_bytes
 from cost_models.pricing import price
 from cost_models.strategy import RECOMPUTES, LayerRange, Strategy
 from cost_models.timing.cluster_costs import cluster_costs
-from planner import options, report
+from planner import options
 from planner.choosing import ROOM, ties
+from planner.price_lines import band_words
 from planner.search.objective import value_of
 from planner.solve import NothingFits, Solution, solve
 from planner.what_if.axes import Axis, Value
@@ -189,7 +190,7 @@ def banded(middle: float, ends: tuple[float, float] | None, show: Callable[[floa
     """A number of an outcome with its band, in words."""
     if ends is None:
         return show(middle)
-    return report.banded(Band(low=ends[0], middle=middle, high=ends[1], level=LEVEL), show)
+    return band_words(Band(low=ends[0], middle=middle, high=ends[1], level=LEVEL), show)
 
 
 def planned(sweep: Sweep, asked: options.Question) -> Solution:

@@ -17,7 +17,7 @@ from cost_models.program import Compute, Exchange, Segment, StepProgram
 from cost_models.strategy import Strategy, rank_groups
 from cost_models.workload import Workload
 from planner.planning import summary
-from planner.report import cost_lines
+from planner.price_lines import cost_lines
 from planner.simulator import simulation
 from planner.simulator.fast_forward import FastForward
 from planner.simulator.flows import pattern

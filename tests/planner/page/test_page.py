@@ -15,6 +15,7 @@ from planner.page import pictures
 from planner.page.page import Page, Section, Table
 from planner.page.report_page import MOST_SPANS, merged, plan_page, thinned
 from planner.plan_file import Plan
+from planner.price_lines import band_words, fit_words
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 needs_browser = pytest.mark.skipif(not (BROWSER and DRIVER), reason="needs Debian's chromium and chromium-driver")
@@ -94,9 +95,9 @@ def test_a_plan_s_page_shows_its_numbers_and_answers_to_hovering(browser, plan_r
         show_seconds(made.cost.step_s),
         show_seconds(made.simulated.step_s),
         show_bytes(made.cost.memory_bytes),
-        report.banded(step_band(made.cost), show_seconds),
-        report.banded(memory_band(made.cost), show_bytes),
-        report.fit_words(made.cost, made.room),
+        band_words(step_band(made.cost), show_seconds),
+        band_words(memory_band(made.cost), show_bytes),
+        fit_words(made.cost, made.room),
         *report.choice_words(made),
         report.bound_words(made),
         made.strategy.describe(),
