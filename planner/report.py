@@ -1,6 +1,6 @@
 """A plan as lines that fit a terminal and can be pasted in a chat: layout, price, runners-up, bound, serving.
 
-How a layout and a price read is in `layout_lines.py` and `price_lines.py`; here is what only a plan has: why this layout
+How a layout and a price read is in `layout_lines.py` and `price_lines.py`; here is what only a plan has: why its layout
 was chosen, which others lost and why, and how far from the optimum it can be.
 """
 
