@@ -19,7 +19,8 @@ from cost_models.hardware.cluster import Cluster
 from cost_models.models.model import Model
 from cost_models.strategy import Strategy
 from cost_models.workload import Workload
-from planner.simulator.simulation import Simulation, simulate
+from planner.simulator.result import Simulation
+from planner.simulator.simulation import simulate
 
 CASES: tuple[tuple[str, int, Strategy, int], ...] = (
     ("whole", 2, Strategy(ring=2, ulysses=8, shard=16), 2**17),

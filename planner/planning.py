@@ -35,7 +35,8 @@ from planner.search.reasons import reason, tied_reason
 from planner.searched import searched
 from planner.serving import serving
 from planner.shares import with_shares
-from planner.simulator.simulation import Simulation, simulate
+from planner.simulator.result import Simulation
+from planner.simulator.simulation import simulate
 from planner.solve import Choice, Solution, solve
 from planner.targets.target import MMSP, Target
 

@@ -31,7 +31,7 @@ from cost_models.strategy import LayerRange, Strategy, rank_grid
 from cost_models.timing.cluster_costs import cluster_costs
 from planner.search.objective import Objective, value_of
 from planner.search.space import Policy, divisors
-from planner.simulator.simulation import compute_s
+from planner.simulator.played_program import compute_s
 from planner.solve import Choice, Solution
 
 Shares = NDArray[np.float64]

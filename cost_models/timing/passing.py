@@ -67,12 +67,17 @@ def _tree_s(phase: Passed, paths: Paths) -> Number:
     away = larger(path.ranks - path.local, 1)
     all_s_per_byte = path.all_to_all_s_per_byte * path.ranks / away
     seconds: Number = 0.0
-    for step in range(math.ceil(math.log2(max(np.max(phase.reach), 1)))):
+    for step in range(_steps(phase)):
         out = _leaving(phase, path, step) / path.local
         crossing = size * larger(path.send_s_per_byte, all_s_per_byte * out) + start_s("send", path)
         taken = larger(inside, pick(path.hops_out > 0, crossing, 0.0))
         seconds = seconds + pick(2**step < phase.reach, taken, 0.0)
     return seconds
+
+
+def _steps(phase: Passed) -> int:
+    """Rounds of a tree, of the candidate that has most."""
+    return math.ceil(math.log2(max(np.max(phase.reach), 1)))
 
 
 def _leaving(phase: Passed, path: Path, number: int) -> Number:
@@ -81,7 +86,7 @@ def _leaving(phase: Passed, path: Path, number: int) -> Number:
     held = path.local * phase.stretches / larger(path.ranks, 1) / ways  # stretches of one way
     of_step = smaller(2**number, held) * pick(path.hops_out > 2, ways, 1)
     first: Number = 0
-    for step in range(number, math.ceil(math.log2(max(np.max(phase.reach), 1)))):
+    for step in range(number, _steps(phase)):
         for stretch in range(math.ceil(np.max(held))):
             if ready(stretch, step) == number:
                 to = stretch + 2**step

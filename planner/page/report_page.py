@@ -24,7 +24,8 @@ from planner.page.page import Page, Section, Table
 from planner.plan_file import Plan
 from planner.price_lines import band_words, fit_words
 from planner.searched import held_words, varied_words
-from planner.simulator.simulation import Simulation, simulate
+from planner.simulator.result import Simulation
+from planner.simulator.simulation import simulate
 from planner.targets.report import target_lines
 from planner.what_if.cliffs import Cliff
 from planner.what_if.scenario import Outcome, Sweep, banded

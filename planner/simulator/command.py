@@ -68,7 +68,7 @@ def simulate(
         found.trace.write(trace)
     if goal is not None:
         from planner.simulator.goal import goal as schedule
-        from planner.simulator.simulation import played_program
+        from planner.simulator.played_program import played_program
 
         parts = schedule(*played_program(*asked, measured, code), plan.strategy)
         with console.Progress(plan.strategy.ranks) as progress:

@@ -26,7 +26,7 @@ from typing import Any
 from cost_models import strict
 from cost_models.errors import InputError
 from cost_models.strategy import AXIS_GROUPS, EXPERT_AXES, Strategy, rank_groups
-from planner.simulator.simulation import Simulation
+from planner.simulator.result import Simulation
 
 CLASSES = (
     ("attention", re.compile(r"flash|fmha|attention|sdpa", re.I)),

@@ -11,7 +11,7 @@ from planner.layout_lines import cluster_line
 from planner.lines import title, wrapped
 from planner.plan_file import Plan
 from planner.price_lines import averaged_lines
-from planner.simulator.simulation import Simulation
+from planner.simulator.result import Simulation
 
 
 def simulation_lines(plan: Plan, found: Simulation) -> list[str]:

@@ -10,7 +10,7 @@ from cost_models.errors import InputError
 from cost_models.strategy import Strategy
 from planner.simulator import goal as module
 from planner.simulator.goal import goal
-from planner.simulator.simulation import compute_s
+from planner.simulator.played_program import compute_s
 from tests.planner.clusters import layers, step
 
 PROGRAM = step(

@@ -18,7 +18,8 @@ from cost_models.program import Compute, Exchange, Ring, Segment, StepProgram
 from cost_models.strategy import LayerRange, Strategy
 from cost_models.timing.cluster_costs import cluster_costs
 from cost_models.timing.paths import reached
-from planner.simulator.simulation import Simulation, play, simulate
+from planner.simulator.result import Simulation
+from planner.simulator.simulation import play, simulate
 from planner.simulator.streams import ring_rounds
 from tests.planner.clusters import DEGRADED, GB, cluster, layers, node, sharding, step
 from tests.planner.test_folding import cases

@@ -10,7 +10,8 @@ import pytest
 
 from cost_models import Cluster, Model, Workload
 from cost_models.strategy import Strategy
-from planner.simulator.simulation import Simulation, play, simulate
+from planner.simulator.result import Simulation
+from planner.simulator.simulation import play, simulate
 from tests.planner.clusters import DEGRADED, cluster, layers, node, step
 
 PROGRAM = step(
