@@ -88,6 +88,7 @@ class Framework:
     gap_s: float = 0.0  # what each eager operator that is not a product takes with nothing to do
     dropout: bool = False  # on attention's scores (if unfused) and on both residual branches, masks kept
     sequence_parallel: bool = True  # tensor parallel: reduce-scatter and all-gather, norms on a share of the tokens
+    keeps_gathered: bool = False  # sequence parallel: products keep their input gathered, and never gather it again
     tensor_overlap: TensorOverlap = "none"  # what hides tensor exchanges: products of backward, or chunks of a product
     autocast_bytes: int = 0  # weights travel as fp32, and every use casts them: bytes moved per weight
     accumulate_bytes: int = 0  # per weight and microbatch: adding the gradient to a resident buffer, by other kernels
@@ -124,6 +125,7 @@ class Framework:
     fetches_master: bool = False  # states on the host: the master is fetched and cast, no narrower copy exists (FSDP2)
     copy_streams: int = 0  # streams that copies of chunks take in turn, each with a pool of its own
     zero_1_as_2: bool = False  # gradients are sharded as they are reduced, so that ZeRO-1 runs as ZeRO-2 (FSDP)
+    sums_whole: bool = False  # ZeRO-1: gradients are all-reduced, and each rank takes its own part of them
     owned_tensors: int = 0  # ZeRO-1: a layer's tensors, dealt out to owners, who update and broadcast them one by one
     update_calls: int = 1  # of the host for each tensor: 1 is PyTorch's foreach AdamW, which goes through lists of them
     optimizer_bytes: int | None = None  # traffic per weight of the update; `None`: a fused fp32 update

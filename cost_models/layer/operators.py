@@ -278,9 +278,13 @@ def tensor_exchange(
 def tensor_operator(
     sizes: RankSizes, name: str, op: Literal["all_gather", "reduce_scatter"], columns: Number | None = None
 ) -> Table:
-    """The exchange as a row of the table; none where no candidate has tensor parallelism."""
+    """The exchange as a row of the table; none where no candidate has tensor parallelism. A gathered input may stay:
+    the norm keeps the rank's own share of it in any case."""
     forth, back = (tensor_exchange(sizes, op, grad, columns) for grad in (False, True))
-    return (Operator(name, exchanges=(forth, back)),) if forth or back else ()
+    kept: Number = 0
+    if op == "all_gather" and sizes.framework.keeps_gathered:
+        kept = (sizes.tokens - sizes.outer_tokens) * (columns or sizes.workload.model.hidden) * sizes.width
+    return (Operator(name, exchanges=(forth, back), kept=kept),) if forth or back else ()
 
 
 def product_s(

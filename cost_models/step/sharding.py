@@ -67,9 +67,11 @@ def sharded(segment: Segment, sizes: RankSizes, kernels: Kernels, weights: Weigh
     if not (sums or deferred or ((gathers or scatters) and somewhere(zero < 2))):
         return plain
     copies: tuple[Phase, ...] = ()
-    if framework.owned_tensors and not somewhere(every):
-        copies, sums = _flattened(sizes, kernels, weights), ()
-        scatters = tuple(one._replace(axis="gradient", op="all_reduce") for one in scatters)
+    if (framework.owned_tensors or framework.sums_whole) and not somewhere(every):
+        axis: Axis = "gradient" if framework.owned_tensors else "shard"
+        scatters = tuple(one._replace(axis=axis, op="all_reduce") for one in scatters)
+        if framework.owned_tensors:
+            copies, sums = _flattened(sizes, kernels, weights), ()
     phases = (*segment.phases, *copies)
     if exposed:
         once = (*_where(zero < 3, (*gathers, *scatters)), *sums)

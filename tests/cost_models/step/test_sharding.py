@@ -10,10 +10,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cost_models import Cluster, Model, Strategy, Workload, price
+from cost_models import Cluster, LayerRange, Model, Strategy, Workload, price
 from cost_models.batch import price_batch
 from cost_models.framework import OURS, Framework
 from cost_models.hardware.device import Device
+from cost_models.layer.decoder import kept_bytes
 from cost_models.layer.operators import QUANTISE_BYTES, product_s
 from cost_models.layer.sizes import RankSizes
 from cost_models.layer.weights import adapter_params
@@ -65,6 +66,24 @@ def test_gathered_logits_are_sent_and_scored_whole():
     assert sent == pytest.approx(2 * logits * 3 / 4, rel=1e-9)
     assert whole.step_s - cut.step_s > Kernels.of("h100-sxm-80gb").memory_bound_s(logits * 3 / 4 * 16, 1)
     assert whole.memory.allocated_bytes - cut.memory.allocated_bytes > logits * 4
+
+
+def test_whole_sums_of_zero_1_send_twice_what_shares_of_them_do():
+    shares, whole = (replace(OF_MEGATRON, sums_whole=one) for one in (False, True))
+    sent = [price(NODE, WORK, replace(LAYOUT, zero=1), framework=one).sent_bytes for one in (shares, whole)]
+    assert "shard reduce_scatter" not in sent[1]
+    moved = sent[1]["shard all_reduce"] - sent[0].get("shard all_reduce", 0)
+    assert moved == pytest.approx(2 * sent[0]["shard reduce_scatter"], rel=1e-9)
+
+
+def test_gathered_inputs_that_stay_are_kept_whole():
+    """Of two halves of a layer, 3 of 4 tensor ranks' shares; recomputed layers keep none of it."""
+    framework, layers = replace(OURS, keeps_gathered=True), MODEL.layers
+    for recompute, kept in (("none", 2), ("full", 0)):
+        layout = Strategy(data=2, tensor=4, zero=0, layers=(LayerRange(count=layers, recompute=recompute),))
+        mine = [RankSizes(replace(WORK, global_batch=2), layout, one) for one in (OURS, framework)]
+        more = float(kept_bytes(mine[1], recompute)) - float(kept_bytes(mine[0], recompute))
+        assert more == kept * 0.75 * WORK.context_tokens * MODEL.hidden * 2
 
 
 @pytest.mark.parametrize("zero", [1, 2])
