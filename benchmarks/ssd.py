@@ -1,6 +1,6 @@
 """Whether state passing or head exchange is chosen rightly on real, slow links: every split is priced, run and timed.
 
-    python -m benchmarks.ssd            12 regimes: three rates x four shapes; about 6 minutes on two quiet cores
+    python -m benchmarks.ssd            12 regimes: three rates x four shapes; about 10 minutes on two quiet cores
     python -m benchmarks.ssd --rates 50 --shapes 128x8x32x64 --rounds 3                                a small one
 
 Two nodes of two ranks (network namespaces with shaped links; needs root), ulysses inside, ring across, zigzag. In them
@@ -51,12 +51,14 @@ MIXER = ("heads", "convolution", "scan", "heads back")
 """Operators of a state-space layer from its channels to y."""
 RATES_MBIT = (50.0, 200.0, 1000.0)
 SHAPES = (
-    Shape(tokens=2048, heads=8, head_size=32, state=32),
-    Shape(tokens=512, heads=8, head_size=64, state=64),
-    Shape(tokens=256, heads=8, head_size=64, state=128),
-    Shape(tokens=128, heads=8, head_size=64, state=256),
+    Shape(tokens=2048, heads=32, head_size=32, state=32),
+    Shape(tokens=512, heads=32, head_size=64, state=64),
+    Shape(tokens=256, heads=32, head_size=64, state=128),
+    Shape(tokens=128, heads=32, head_size=64, state=256),
 )
-"""From long rows of small states to short rows of large ones: a split by heads sends the former, passing the latter."""
+"""From long rows of small states to short rows of large ones: a split by heads sends the former, passing the latter.
+Heads multiply work and bytes alike. With 8 of them a pass takes 20 to 40 ms, and ranks that share a core wait for each
+other's turns of 4 ms (the kernel's tick): as much as lies between splits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +152,7 @@ def scanned(shape: Shape) -> set[tuple[int, int, int, int, int, int]]:
 def cluster(rate_mbit: float, shapes: Sequence[Shape], rounds_: int, window_s: float) -> list[Regime]:
     """All shapes at one rate, in one launch."""
     cases = [case_of(shape) for shape in shapes]
-    order = Order(window_s=window_s, windows=3, loads=(NODES * EACH,), cores=cores(), path=PATH, cuda=False)
+    order = Order(window_s=window_s, windows=5, loads=(NODES * EACH,), cores=cores(), path=PATH, cuda=False)
     with Namespaces([rate_mbit] * NODES) as nodes:
         homes = [nodes.names[rank // EACH] for rank in range(NODES * EACH)]
         scans = sorted(set[tuple[int, int, int, int, int, int]]().union(*map(scanned, shapes)))

@@ -320,6 +320,8 @@ def sent_bytes(program: StepProgram, strategy: Strategy) -> dict[str, Number]:
                 count(phase.axis, phase.op, phase.bytes * once, times)
             elif isinstance(phase, Broadcasts):
                 count(phase.axis, "broadcast", phase.bytes, times)
+            elif isinstance(phase, Passed) and phase.way == "gather":
+                count(phase.axis, "all_gather", phase.gathered(getattr(strategy, phase.axis)).bytes, times)
             elif isinstance(phase, Passed):
                 count(phase.axis, "send", _passed_bytes(phase), times)
             elif isinstance(phase, Ring):

@@ -64,10 +64,16 @@ class Passed(NamedTuple):
     reach: Number  # of a tree: to go so many stretches on leads nowhere, or back to the same rank
     turns: Number  # whether the row goes up through the ranks and back (zigzag)
     chained: Number  # whether each rank has one stretch of any row
+    pass_s: Number = 0.0  # seconds in which a kernel that joins summaries reads or writes one
+    back: bool = False  # whether gradients are handed on, so that those of the decays are summed, too
 
     @property
     def ways(self) -> tuple[SsdPass, ...]:
         return ("gather", "chain", "tree") if self.way == "least" else (self.way,)
+
+    def gathered(self, ranks: Number) -> Exchange:
+        """All ranks of a group get the summaries of all, as many as the rank with the most stretches has."""
+        return Exchange(self.part, self.axis, "all_gather", ranks * self.slots * self.summary_bytes)
 
 
 class Ring(NamedTuple):

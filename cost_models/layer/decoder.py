@@ -19,7 +19,7 @@ from cost_models.layer.sizes import RankSizes
 from cost_models.layer.ssd import ssd_operators
 from cost_models.models.model import Mixer, Mlp
 from cost_models.number import Number, pick, somewhere
-from cost_models.program import Compute, Phase
+from cost_models.program import Compute, Passed, Phase
 from cost_models.timing.kernels import Kernels
 
 MIXERS: dict[Mixer, Callable[[RankSizes], Table]] = {
@@ -74,7 +74,7 @@ def _units(
     if seconds is not None:
         yield (Compute(part=part or "memory_bound", seconds=seconds),)
         if one.exchanges[grad]:
-            yield one.exchanges[grad]
+            yield _sent(one, kernels, grad)
         return
     moved, launches, idle_s = passes
     if launches or not isinstance(moved, int) or moved:
@@ -83,12 +83,22 @@ def _units(
             yield (Compute(part=part or "memory_bound", seconds=pick(one.active, seconds, 0.0)),)
         idle_s = 0.0
     if one.exchanges[grad]:
-        yield one.exchanges[grad]
+        yield _sent(one, kernels, grad)
     if one.products:
         seconds = one.times * (products_s(sizes, kernels, one, grad) + idle_s)
         yield (Compute(part=part or "matmul", seconds=seconds),)
     if one.attends:
         yield attention_phases(sizes, kernels, part=part or "attention", grad=grad)
+
+
+def _sent(one: Operator, kernels: Kernels, grad: bool) -> tuple[Phase, ...]:
+    """Exchanges; to states that are handed on, the seconds of the memory in which ranks join them."""
+    return tuple(
+        sent._replace(pass_s=kernels.memory_bound_s(3 * sent.summary_bytes) / 3, back=grad)
+        if isinstance(sent, Passed)
+        else sent
+        for sent in one.exchanges[grad]
+    )
 
 
 def _joined(phases: Iterable[Phase]) -> tuple[Phase, ...]:

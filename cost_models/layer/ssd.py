@@ -57,8 +57,8 @@ SKIP_PASSES = (20, 12)
 """Of those of each y: x times a number of its head is added."""
 SCAN_CALLS, LEVEL_CALLS = (52, 76), (18, 28)
 """Operators that the host calls for a scan, and for each level of blocks of chunks above the first."""
-TO_HEADS = {"heads": ((8, 6), (8, 6)), "mixed": ((6, 3), (6, 5))}
-FROM_HEADS = {"heads": ((4, 4), (6, 3)), "mixed": ((2, 1), (4, 2))}
+TO_HEADS = {"heads": ((8, 6), (6, 4)), "mixed": ((6, 3), (4, 3))}
+FROM_HEADS = {"heads": ((4, 4), (4, 2)), "mixed": ((2, 1), (2, 1))}
 """Readings and writings of what an exchange of heads sends, and kernels, forward and backward: gathered, ordered by
 members, laid out by heads, and by `heads` put into the row's order. `tests/executor/test_ssd_counts.py` counts them."""
 HALO = (4, 3)
@@ -255,10 +255,13 @@ def _estimate_s(sizes: RankSizes, kernels: Kernels, grad: bool) -> Number:
 
 @lru_cache(maxsize=32)
 def _correction(kernels: Kernels, work: Workload, grad: bool) -> Correction:
-    """What was measured over the estimate, by the estimate."""
-    rows = [one for one in kernels.scans if one.op == SCANS[grad]]
-    if not rows:
+    """What was measured over the estimate, by the estimate; of scans with the model's sizes, where there are some."""
+    every, ssd = [one for one in kernels.scans if one.op == SCANS[grad]], work.model.ssd
+    if not every:
         raise InputError(f"a profile with scans of states needs {' and '.join(SCANS)}")
+    assert ssd is not None
+    sizes_ = (ssd.head_size, ssd.state, ssd.conv, ssd.chunk)
+    rows = [one for one in every if one.shape[2:] == sizes_] or every
     base_s = []
     for row in rows:
         tokens, heads, size, state, conv, chunk = row.shape
@@ -279,7 +282,7 @@ def _levels(chunks: Number) -> Number:
     return larger(1, levels)
 
 
-def _passed(sizes: RankSizes, ssd: Ssd) -> tuple[Exchange | Passed, ...]:
+def _passed(sizes: RankSizes, ssd: Ssd) -> tuple[Passed, ...]:
     """The summaries of all stretches, gathered or handed on; backward those of their gradients.
 
     Each rank has one stretch of any row in contiguous blocks and without a ring; of a row of one document, too, where
@@ -291,8 +294,6 @@ def _passed(sizes: RankSizes, ssd: Ssd) -> tuple[Exchange | Passed, ...]:
     members = degrees.ring if mixed else degrees.context
     state = sizes.rows * ssd.heads / (degrees.ulysses if mixed else 1) * ssd.head_size * ssd.state * STATE_BYTES
     summary = state * (1 + 1 / (ssd.head_size * ssd.state))
-    if degrees.ssd_pass == "gather":
-        return (Exchange(part="ring", axis=axis, op="all_gather", bytes=members * slots * summary),)
     straight = degrees.ring_kind == "contiguous"
     turns = both(degrees.ring > 1, not straight)
     apart = degrees.ring * (2 if mixed else degrees.ulysses + degrees.ulysses % 2) - pick(slots > 1, 1, 0)

@@ -1,4 +1,4 @@
-"""Seconds in which states of a row's stretches are handed on through a group (`program.Passed`), one way.
+"""Seconds in which states of a row's stretches are handed on through a group (`program.Passed`) and joined, one way.
 
     gather   all summaries to all ranks, as an all-gather
     chain    stretches - 1 messages of a state, one after another; D domains are entered D - 1 times, or twice as often
@@ -21,22 +21,42 @@ import numpy as np
 
 from cost_models.number import Number, both, larger, pick, smaller
 from cost_models.program import Passed
+from cost_models.strategy import SsdPass
 from cost_models.timing.paths import Path, Paths, start_s
 
 
 def passed_s(phase: Passed, paths: Paths) -> Number:
     """Of all states one way; 0 in a group of one."""
     seconds: Number = math.inf
+    ranks = paths.axes[phase.axis].ranks
     for way in phase.ways:
+        joined = joined_s(phase, way, ranks)
         if way == "gather":
-            size = phase.summary_bytes * phase.slots * paths.axes[phase.axis].ranks
-            taken = paths.exchange_s(phase.axis, "all_gather", size)
+            taken = paths.exchange_s(phase.axis, "all_gather", phase.gathered(ranks).bytes)
         elif way == "chain":
             taken = pick(phase.chained, _chain_s(phase, paths), math.inf if phase.way == "least" else 0.0)
         else:
             taken = _tree_s(phase, paths)
-        seconds = smaller(seconds, taken)
-    return pick(paths.axes[phase.axis].ranks > 1, seconds, 0.0)
+        seconds = smaller(seconds, taken + joined * paths.pace)
+    return pick(ranks > 1, seconds, 0.0)
+
+
+def joined_s(phase: Passed, way: SsdPass, ranks: Number) -> Number:
+    """Seconds of ranks' memory, by readings and writings of a summary, those that others wait for one after another.
+
+    States are laid end to end with their decays (2), all gathered ones read, two joined (3), of a rank with several
+    stretches buffers filled up or laid end to end; backward the gradients of the decays are summed (4).
+    `tests/executor/test_ssd_counts.py` counts them.
+    """
+    several = phase.slots > 1
+    if way == "gather":
+        passes = (2 + ranks + 1) * phase.slots + pick(several, 3, 0)
+    elif way == "chain":
+        passes = 1 + 3 * (phase.stretches - 1)
+    else:
+        steps = np.ceil(np.log2(larger(phase.reach, 1)))
+        passes = (2 + 6 * larger(steps - 1, 0)) * phase.slots + pick(several, 2 * phase.slots, 0)
+    return (passes + (4 * phase.slots if phase.back else 0)) * phase.pass_s
 
 
 def ready(stretch: int, step: int) -> int:

@@ -9,7 +9,7 @@ not see. Seconds and bytes; fp32 on CPU, bf16 on CUDA.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -67,13 +67,22 @@ class Bench:
 
     def add(self, call: Callable[[], Any], **sample: Any) -> None:
         """Time a call that all ranks make and keep the sample; `ranks` is the load unless the sample says otherwise."""
-        call()
-        count = self._calls(call)
-        windows = [self.window_s(call, count) for _ in range(self.order.windows)]
-        low, middle, high = np.percentile(windows, [25, 50, 75])
+        self.add_in_turns([(call, sample)])
+
+    def add_in_turns(self, calls: Sequence[tuple[Callable[[], Any], Mapping[str, Any]]]) -> None:
+        """The same of several calls, a window of each after the other and again: what passes slows all alike."""
+        for call, _ in calls:
+            call()
+        counts = [self._calls(call) for call, _ in calls]
+        windows = [
+            [self.window_s(call, count) for (call, _), count in zip(calls, counts, strict=True)]
+            for _ in range(self.order.windows)
+        ]
         name = "fp32" if self.dtype == torch.float32 else "bf16"
-        made = Sample(median_s=float(middle), iqr_s=float(high - low), **{"ranks": self.ranks, "dtype": name, **sample})
-        self.samples.append(made)
+        for number, (_, sample) in enumerate(calls):
+            low, middle, high = np.percentile([one[number] for one in windows], [25, 50, 75])
+            given = {"ranks": self.ranks, "dtype": name, **sample}
+            self.samples.append(Sample(median_s=float(middle), iqr_s=float(high - low), **given))
 
     def _calls(self, call: Callable[[], Any]) -> int:
         """Calls that fill a window: the same number on every rank."""
@@ -120,7 +129,8 @@ class Bench:
             self.add(backward, op="attention_backward", shape=shape)
 
     def scans(self, shapes: Sequence[tuple[int, int, int, int, int, int]] = ()) -> None:
-        """Convolution and scan of a state-space layer; backward is what both ways take less the way forward."""
+        """Convolution and scan of a state-space layer, in turns; backward is both ways less the way forward."""
+        calls: list[tuple[Callable[[], Any], Mapping[str, Any]]] = []
         for shape in shapes or (SCANS if self.device.type == "cpu" else GPU_SCANS):
             tokens, heads, size, state, taps, chunk = shape
             channels, a = self.random(1, tokens, heads, size + 2 * state), self.random(1, tokens, heads)
@@ -138,11 +148,15 @@ class Bench:
             def both(forward: Callable[[], Tensor] = forward, leaves: list[Tensor] = leaves, dy: Tensor = dy) -> None:
                 torch.autograd.grad(forward(), leaves, dy)
 
-            self.add(forward, op="scan_forward", shape=shape)
-            self.add(both, op="scan_backward", shape=shape)
-            once, whole = self.samples[-2:]
+            calls += [
+                (forward, {"op": "scan_forward", "shape": shape}),
+                (both, {"op": "scan_backward", "shape": shape}),
+            ]
+        self.add_in_turns(calls)
+        for place in range(len(self.samples) - len(calls), len(self.samples), 2):
+            once, whole = self.samples[place : place + 2]
             backward_s = max(whole.median_s - once.median_s, whole.median_s / 2)
-            self.samples[-1] = replace(whole, median_s=backward_s)
+            self.samples[place + 1] = replace(whole, median_s=backward_s)
 
     def memory_bound(self) -> None:
         width = self.dtype.itemsize

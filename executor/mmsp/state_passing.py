@@ -68,11 +68,11 @@ class Passing:
         return entries[..., :-1].unflatten(-1, own.shape[-2:])
 
     def _gather(self, values: Tensor, order: Sequence[tuple[int, int]]) -> Tensor:
-        buffer = values.new_zeros((self.slots, *values.shape[1:]))
-        buffer[: len(values)] = values
+        missing = self.slots - len(values)
+        buffer = torch.cat((values, values.new_zeros((missing, *values.shape[1:])))) if missing else values
         of_all, me = self.exchange.all_gather(buffer).flatten(0, 1), self.exchange.index
         held = [member * self.slots + slot for member, slot in order]
-        decays, weights = of_all[held, ..., -1], of_all.new_zeros((len(values), *of_all.shape[:-1]))
+        decays, weights = of_all[..., -1][held], of_all.new_zeros((len(values), *of_all.shape[:-1]))
         for place, (member, slot) in enumerate(order):
             if member == me and place:
                 later = decays[1:place].flip(0).cumprod(0).flip(0)  # what a state loses on its way here
@@ -84,38 +84,46 @@ class Passing:
         if place > 0:
             (entry,) = self.exchange.start_transfer([], [(order[place - 1], entry)]).wait()
         if place + 1 < len(order):
-            state = decay[0, ..., None, None] * entry + own[0]
+            state = torch.addcmul(own[0], decay[0, ..., None, None], entry)
             self.exchange.start_transfer([(order[place + 1], state.contiguous())], []).wait()
         return entry[None]
 
     def _tree(self, values: Tensor, order: Sequence[tuple[int, int]]) -> Tensor:
-        me, entries, seen = self.exchange.index, torch.zeros_like(values), values
-        places = {place: slot for place, (member, slot) in enumerate(order) if member == me}
-        step = 1
-        while step < len(order):
-            sent, wanted = dict[int, list[int]](), dict[int, list[int]]()  # by member: my stretches, in order of place
-            for place, slot in places.items():
-                if place + step < len(order):
-                    sent.setdefault(order[place + step][0], []).append(slot)
-                if place >= step:
-                    wanted.setdefault(order[place - step][0], []).append(slot)
-            send = [(member, seen[slots]) for member, slots in sent.items() if member != me]
-            arrived = {member: torch.empty_like(values[slots]) for member, slots in wanted.items() if member != me}
-            self.exchange.start_transfer(send, [*arrived.items()]).wait()
-            arrived[me] = seen[sent.get(me, [])]
-            for member, slots in wanted.items():
-                # What came spans the `step` stretches before; entries so far span the step - 1 that follow them.
-                entries[slots] = arrived[member] if step == 1 else _joined(arrived[member], entries[slots])
-                if 2 * step < len(order):
-                    seen[slots] = _joined(arrived[member], seen[slots])
-            step *= 2
-        return entries
+        me, entries = self.exchange.index, dict[int, Tensor]()
+        slots = {place: slot for place, (member, slot) in enumerate(order) if member == me}
+        seen = {place: values[slot] for place, slot in slots.items()}
+        for step in (2**power for power in range((len(order) - 1).bit_length())):
+            came = {place: seen[place - step] for place in slots if place - step in slots}
+            sent, wanted = dict[int, list[Tensor]](), dict[int, list[int]]()  # by member, in order of place
+            for place in slots:
+                if place + step < len(order) and (to := order[place + step][0]) != me:
+                    sent.setdefault(to, []).append(seen[place])
+                if place >= step and place not in came:
+                    wanted.setdefault(order[place - step][0], []).append(place)
+            arrived = {by: values.new_empty((len(places), *values.shape[1:])) for by, places in wanted.items()}
+            given = [(to, _end_to_end(parts)) for to, parts in sent.items()]
+            self.exchange.start_transfer(given, [*arrived.items()]).wait()
+            for by, places in wanted.items():
+                came |= zip(places, arrived[by], strict=True)
+            for place, earlier in came.items():
+                # It spans the `step` stretches before; entries so far span the step - 1 that follow them.
+                entries[place] = earlier if step == 1 else _joined(earlier, entries[place])
+            seen |= {place: _joined(one, seen[place]) for place, one in came.items() if place + 2 * step < len(order)}
+        if 0 in slots:
+            entries[0] = torch.zeros_like(values[0])
+        return _end_to_end([entries[place] for place in sorted(slots, key=lambda place: slots[place])])
+
+
+def _end_to_end(parts: Sequence[Tensor]) -> Tensor:
+    """Along a new first axis; one alone is not copied."""
+    return torch.stack(list(parts)) if len(parts) > 1 else parts[0][None]
 
 
 def _joined(earlier: Tensor, later: Tensor) -> Tensor:
     """(state, decay) of two neighbours as one stretch; the decay is the last number."""
-    joined = later[..., -1:] * earlier
-    joined[..., :-1] += later[..., :-1]
+    joined, decay = torch.empty_like(later), later[..., -1:]
+    torch.addcmul(later[..., :-1], decay, earlier[..., :-1], out=joined[..., :-1])
+    torch.mul(decay, earlier[..., -1:], out=joined[..., -1:])
     return joined
 
 

@@ -33,6 +33,7 @@ from cost_models.program import (
     StepProgram,
 )
 from cost_models.strategy import Strategy
+from cost_models.timing.passing import joined_s
 
 Stream = Literal["main", "sharding", "copy", "ring"]
 """`ring` has the hops of a ring, while the main stream computes their blocks."""
@@ -223,10 +224,14 @@ class _Writer:
         )
 
     def _played(self, phases: Iterable[Phase]) -> Iterator[Phase | _Reach]:
-        """Passed states as a chain, or as the rounds of a tree."""
+        """Passed states as a gather, as a chain, or as the rounds of a tree, and what ranks take to join them."""
         for phase in phases:
             if not isinstance(phase, Passed):
                 yield phase
+                continue
+            ranks = getattr(self.strategy, phase.axis)
+            if phase.way == "gather":
+                yield phase.gathered(ranks)
             elif phase.way == "chain":
                 yield _Reach(phase.part, phase.axis, "chain", float(phase.state_bytes), 1)
             else:
@@ -235,6 +240,8 @@ class _Writer:
                 yield from (
                     _Reach(phase.part, phase.axis, "tree", float(phase.summary_bytes), 2**each) for each in rounds
                 )
+            if ranks > 1:
+                yield Compute("memory_bound", joined_s(phase, phase.way, ranks))
 
     def _action(self, phase: Phase | _Reach, scale: float, from_host: bool) -> Action | None:
         if isinstance(phase, Compute):

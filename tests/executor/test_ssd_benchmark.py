@@ -1,5 +1,7 @@
 """The benchmark of state-space splits: what it compares, its price by hand, and mistakes in its options."""
 
+from dataclasses import replace
+
 import pytest
 
 from benchmarks.attention_ranks import PATH, Measured
@@ -46,6 +48,17 @@ def test_a_price_is_the_measured_scan_and_the_links():
     assert played == pytest.approx(priced, rel=0.05)
     slower = Prices(measured(0.3), 8.0).of(shape, ("heads", "gather"))[0]
     assert slower - priced == pytest.approx(0.4, rel=1e-3)
+
+
+def test_scans_of_other_sizes_do_not_speak_for_those_that_were_measured():
+    """Nor one of nearly as much work, beside which the samples would have to rise."""
+    shape, found = SHAPES[1], measured()
+    others = [
+        replace(one, median_s=0.7 * one.median_s) if one.op in SCANS and one.shape[3] != shape.state else one
+        for one in found.samples
+    ]
+    split = ("states", "chain")
+    assert Prices(replace(found, samples=tuple(others)), 8.0).of(shape, split) == Prices(found, 8.0).of(shape, split)
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,12 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from cost_models import Model, Strategy, Workload
 from cost_models.layer.sizes import RankSizes
@@ -21,15 +22,21 @@ from cost_models.layer.ssd import (
     TO_HEADS,
     ssd_operators,
 )
+from cost_models.program import Passed
+from cost_models.ssd_messages import passing_order, runs
+from cost_models.timing.passing import joined_s
 from cost_models.token_layout import Layout
 from cost_models.workload import Precision
 from executor.mmsp.exchange import Alone
 from executor.mmsp.ssd import SsdSplit
+from executor.mmsp.state_passing import Passing
 from longvila import ssd
 from tests.executor.threads import local_exchanges
 
 VIEWS = {"view", "_unsafe_view", "split", "split_with_sizes", "slice", "select", "transpose", "permute", "expand"}
-VIEWS |= {"unsqueeze", "squeeze", "detach", "alias", "unbind", "t", "new_empty", "promote_types"}
+VIEWS |= {"unsqueeze", "squeeze", "detach", "alias", "unbind", "t", "new_empty", "empty_like", "promote_types"}
+FILLED = {"new_zeros", "zeros_like", "ones_like"}
+"""They read nothing of the tensor that they are made like."""
 SHAPES = [(64, 64, 64), (32, 64, 32), (64, 32, 64), (16, 64, 64)]
 
 
@@ -44,7 +51,8 @@ class Counting(TorchDispatchMode):
         out = operator(*args, **(kwargs or {}))
         if operator.overloadpacket.__name__ not in VIEWS:
             self.calls += 1
-            parts = [one for part in (*args, out) for one in (part if isinstance(part, list | tuple) else [part])]
+            read = () if operator.overloadpacket.__name__ in FILLED else args
+            parts = [one for part in (*read, out) for one in (part if isinstance(part, list | tuple) else [part])]
             dense = [one for one in parts if isinstance(one, torch.Tensor) and 0 not in one.stride()]
             self.bytes += (
                 0
@@ -99,8 +107,9 @@ class Mute(Alone):
 
 
 def counted_back(made, leaf, *more):
+    grads = [torch.ones_like(one) for one in made]
     with Counting() as backward:
-        torch.autograd.grad(made, (leaf, *more), [torch.ones_like(one) for one in made])
+        torch.autograd.grad(made, (leaf, *more), grads)
     return backward
 
 
@@ -143,6 +152,68 @@ def test_the_price_counts_the_gradient_of_a_halo():
     moved = channels.numel() * 4
     put = 2  # rows put into zeros are few: the counter takes them for a reading and a writing of all
     assert (both.bytes - alone.bytes) / moved - put == pytest.approx(HALO[0], rel=0.1)
+
+
+class Uncounted:
+    """An exchange whose own copies are not counted."""
+
+    def __init__(self, exchange):
+        self.exchange, self.size, self.index = exchange, exchange.size, exchange.index
+
+    def all_gather(self, buffer):
+        with _disable_current_modes():
+            return self.exchange.all_gather(buffer)
+
+    def start_transfer(self, send, receive):
+        with _disable_current_modes():
+            got = self.exchange.start_transfer(send, receive).wait()
+        return Given(got)
+
+
+class Given(NamedTuple):
+    got: list
+
+    def wait(self):
+        return self.got
+
+
+@pytest.mark.parametrize(("ring", "ulysses", "kind"), [(2, 2, "zigzag"), (8, 1, "contiguous"), (4, 1, "zigzag")])
+@pytest.mark.parametrize("way", ["gather", "chain", "tree"])
+def test_the_price_counts_the_joins_of_states(ring, ulysses, kind, way):
+    """Readings and writings of a summary by the rank that has most of them; a chain's ranks join one after another."""
+    strategy, heads, size, state = Strategy(ring=ring, ulysses=ulysses, ring_kind=kind), 2, 32, 64
+    layout, ranks = Layout(tokens=1024, ring=ring, ulysses=ulysses, kind=kind), strategy.context
+    stretches = tuple(runs(layout.index(*divmod(rank, ulysses))) for rank in range(ranks))
+    order, slots = passing_order(strategy, "context"), max(map(len, stretches))
+    if way == "chain" and slots > 1:
+        pytest.skip("a chain has one stretch a rank")
+    exchanges, summary = local_exchanges(ranks), heads * (size * state + 1) * 4
+
+    def rank(member):
+        passing = Passing(exchange=Uncounted(exchanges[member]), stretches=stretches, way=way)
+        own, decay = torch.randn(len(stretches[member]), 1, heads, size, state), torch.rand(1, 1, heads)
+        given = own.requires_grad_() * 1, decay.expand(len(own), 1, heads).clone().requires_grad_() * 1
+        with Counting() as forward:
+            entries = passing(*given)
+        grad = torch.ones_like(entries)
+        with Counting() as backward:
+            torch.autograd.grad(entries, given, grad)
+        product = (ranks + 1 - 1 / ranks) * slots if way == "gather" else 0  # left out by the counter
+        return [one.bytes / summary + product for one in (forward, backward)]
+
+    with ThreadPoolExecutor(ranks) as pool:
+        found = np.array(list(pool.map(rank, range(ranks))))
+    reach = len(order) - (kind == "zigzag" and ulysses == 1)
+    phase = Passed(
+        part="ring", axis="context", way=way, state_bytes=summary, summary_bytes=summary, slots=slots,
+        stretches=len(order), reach=reach, turns=kind == "zigzag", chained=slots == 1, pass_s=1.0,
+    )  # fmt: skip
+    for counts, back in zip(found.T, (False, True), strict=True):
+        told = float(joined_s(phase._replace(back=back), way, ranks))
+        if way == "chain":
+            counts = [counts.sum() - (4 * ranks if back else 0) + (4 if back else 0) - (ranks - 1)]
+        waits = 3 * slots * max(0, (reach - 1).bit_length() - 1) if way == "tree" else 0  # for joins of other ranks
+        assert max(counts) * 0.9 <= told <= max(counts) * 1.2 + waits  # a rank that fills up has fewer stretches
 
 
 SIZES = {"heads": 4, "head_size": 32, "state": 32, "conv": 4, "chunk": 32}

@@ -36,6 +36,13 @@ def read(tmp_path):
     return read
 
 
+def exchanges_of(sizes):
+    """Forward, states that all ranks get as the gather that it is."""
+    sent = [one for row in operators(sizes) for one in row.exchanges[0]]
+    ranks = {"context": sizes.degrees.context, "ring": sizes.degrees.ring}
+    return [one.gathered(ranks[one.axis]) if isinstance(one, Passed) else one for one in sent]
+
+
 def sent_bytes(exchange, ranks):
     """By one rank."""
     if exchange.op == "send":
@@ -51,8 +58,7 @@ def test_a_rank_sends_what_the_table_of_tokens_says(read, split, ring, ulysses):
     strategy = Strategy(ring=ring, ulysses=ulysses, ssd=split, ring_kind="balanced")
     sizes = RankSizes(Workload(model, context_tokens=tokens), strategy, kind="ssd")
     axes = {"ring": ring, "ulysses": ulysses, "context": ring * ulysses}
-    exchanges = [one for row in operators(sizes) for one in row.exchanges[0]]
-    mine = sum(sent_bytes(one, axes[one.axis]) for one in exchanges if one.op != "send")
+    mine = sum(sent_bytes(one, axes[one.axis]) for one in exchanges_of(sizes) if one.op != "send")
     layout = Layout(tokens=tokens, ring=ring, ulysses=ulysses, kind="zigzag")
     layer = SsdLayer(heads=64, head_size=64, state=128)
     halo = 3 * 64 * 320 * 2
@@ -102,7 +108,7 @@ def test_states_of_published_sizes(read, tokens, ring, ulysses, megabytes):
         Workload(read(), context_tokens=tokens), Strategy(ring=ring, ulysses=ulysses, ring_kind="balanced"), kind="ssd"
     )
     ranks = ring * ulysses
-    (gathered,) = [one for row in operators(sizes) for one in row.exchanges[0] if one.op == "all_gather"]
+    (gathered,) = [one for one in exchanges_of(sizes) if one.op == "all_gather"]
     assert gathered.bytes * (ranks - 1) / ranks / 1e6 == pytest.approx(megabytes, rel=0.02)
 
 
@@ -163,8 +169,7 @@ def test_a_halo_inside_a_node_takes_time(read):
     """Of eight ranks of one node without a ring, whose states are passed over the context group."""
     cluster, work = Cluster.load("dgx-h100", nodes=1), Workload(read(), context_tokens=2**16)
     one = Strategy(ulysses=8, shard=8)
-    table = operators(RankSizes(work, one, kind="ssd"))
-    (halo,) = [sent for row in table for sent in row.exchanges[0] if sent.op == "send"]
+    (halo,) = [sent for sent in exchanges_of(RankSizes(work, one, kind="ssd")) if sent.op == "send"]
     assert halo.axis == "context" and halo.bytes == 3 * 64 * 320 * 2
     assert cluster_costs(cluster, None).paths(one).exchange_s("context", "send", halo.bytes) > 5e-6
 
