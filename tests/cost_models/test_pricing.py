@@ -17,7 +17,9 @@ from cost_models.flops import executed_flops, model_flops
 from cost_models.framework import OURS, Framework
 from cost_models.layer.sizes import RankSizes
 from cost_models.memory.states import states
-from cost_models.step.assembly import head, step_program, update
+from cost_models.step.assembly import step_program
+from cost_models.step.root import head
+from cost_models.step.update import update
 from cost_models.timing.cluster_costs import cluster_costs
 from cost_models.timing.kernels import Kernels
 

@@ -9,7 +9,9 @@ from cost_models.framework import OURS, OVERLAP_COST, Framework
 from cost_models.layer.sizes import RankSizes
 from cost_models.layer.weights import trained_params
 from cost_models.program import Compute, Exchange, Ring, Segment
-from cost_models.step.assembly import backward_segment, embed, forward_segment, head, update
+from cost_models.step.assembly import backward_segment, forward_segment
+from cost_models.step.root import embed, head
+from cost_models.step.update import update
 from cost_models.timing.kernels import Kernels
 
 KERNELS = Kernels.of("h100-sxm-80gb")
