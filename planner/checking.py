@@ -21,7 +21,7 @@ from planner import options
 from planner.plan_file import Plan
 from planner.planning import plan as plan_again
 from planner.planning import summary
-from planner.prove.proof import prove
+from planner.prove.proof import proven
 from planner.simulator.simulation import simulate
 from planner.targets.target import Target
 
@@ -51,7 +51,7 @@ def check_plan(
         cost, played = price(*layout, profile, code), simulate(*layout, profile=profile, framework=code)
         again = replace(plan, cost=cost, simulated=summary(played))
     if plan.proof is not None:
-        again = replace(again, proof=prove(again))
+        again = proven(again)
     _compare(strict.read_json(where, "plan"), json.loads(again.to_json()), where, "")
     return plan.reproducible
 

@@ -167,10 +167,10 @@ def _plan(context: click.Context, given: dict[str, Any]) -> None:
             room=asked.room, profile=asked.profile, time_limit_s=limit_s, targets=several, on_step=progress.show,
         )  # fmt: skip
         if given["proof"]:
-            from planner.prove.proof import prove
+            from planner.prove.proof import proven
 
             progress.show("proving")
-            found = replace(found, proof=prove(found))
+            found = proven(found)
     if output is not None:
         found.save(output)
     if given["page"]:

@@ -185,6 +185,11 @@ class Plan:
             "groups": {axis: groups.tolist() for axis, groups in self.groups.items()},
         }
 
+    @property
+    def equal_shares_bound(self) -> bool:
+        """Whether the bound is of equal shares of a row, and the plan's are not."""
+        return bool(self.strategy.token_shares) and "token_shares" in self.searched.held
+
     def to_json(self) -> str:
         """One top-level key a line, compact inside, stable bytes."""
         lines = [

@@ -30,6 +30,7 @@ from cost_models.workload import Workload
 from planner.choosing import ALIKE, Ties, only, ties, weighed
 from planner.kinds import by_kind
 from planner.plan_file import Alternative, ChosenBy, Plan, Regret, Simulated
+from planner.prove.proof import with_any_shares
 from planner.search.objective import Objective, paid_ranks, value_of
 from planner.search.reasons import reason, tied_reason
 from planner.searched import searched
@@ -92,7 +93,7 @@ def plan(
         chosen = _Chosen(
             choice=unequal, by="model", ties=only(unequal), played=[(unequal, play(unequal)), *chosen.played]
         )
-    choice = chosen.choice
+    choice, value = chosen.choice, value_of(objective, chosen.choice.cost)
 
     def alone(other: Workload) -> Solution:
         on_step("searching layouts for prefill alone")
@@ -101,7 +102,7 @@ def plan(
             time_limit_s=time_limit_s, target=solution.target,
         )  # fmt: skip
 
-    return Plan(
+    found = Plan(
         cluster=cluster,
         target=solution.target,
         targets=values,
@@ -115,15 +116,16 @@ def plan(
         chosen_by=chosen.by,
         regret=chosen.regret,
         alternatives=tuple(_alternatives(solution, chosen, objective, room)),
-        searched=searched(solution.spaces, equal.strategy, fixed or {}, shares=bool(choice.strategy.token_shares)),
+        searched=searched(solution.spaces, equal.strategy, fixed or {}),
         bound=bound,
-        gap=max(0.0, 1 - bound / value_of(objective, choice.cost)),
+        gap=1 - bound / value if choice is not equal else max(0.0, 1 - bound / value),
         reproducible=solution.reproducible and not late,
         profile_digest=profile.digest if profile else None,
         trust_model=trust_model,
         room=room,
         fixed={name: "none" if value is None else str(value) for name, value in (fixed or {}).items()},
     )
+    return with_any_shares(found) if choice is not equal else found
 
 
 def _of_targets(

@@ -126,7 +126,7 @@ def bound_words(plan: Plan) -> str:
     others = [name for name in plan.targets if name != plan.target.name]
     space = f"this space, nor of those of {', '.join(others)}," if others else "this space"
     words, value = f"is priced below {least} on any placement", value_of(plan.objective, plan.cost)
-    if plan.strategy.token_shares and value < plan.bound:
+    if plan.equal_shares_bound:
         below = f"{1 - value / plan.bound:.1%} below that"
         return f"No layout of {space} {words} with equal shares of a row; this one is {below}{stopped}:"
     return f"No layout of {space} {words} (gap {plan.gap:.2%}){stopped}:"

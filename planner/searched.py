@@ -46,9 +46,9 @@ def varied_names(fixed: Collection[str], mode: Mode) -> tuple[str, ...]:
     return tuple(name for name in VARIED if name not in fixed and name not in skipped)
 
 
-def searched(spaces: Sequence[Space], strategy: Strategy, fixed: Collection[str], shares: bool = False) -> Searched:
-    """The space around a planned strategy; `spaces` differ in what is held in each. `shares`: the plan left it, as it
-    gives unlike GPUs unequal shares of a row."""
+def searched(spaces: Sequence[Space], strategy: Strategy, fixed: Collection[str]) -> Searched:
+    """The space around a planned strategy; `spaces` differ in what is held in each. Where GPUs are unlike,
+    equal shares of a row are among it."""
     families = [family for space in spaces for family in _families(space)]
     first = spaces[0]
     shown = set(PINS) - {"recompute"} - (_OF_SSD - set(fixed))
@@ -73,7 +73,8 @@ def searched(spaces: Sequence[Space], strategy: Strategy, fixed: Collection[str]
     moved += levers
     names = (*varied_names(fixed, first.workload.mode), *moved)
     held = {name: "none" if value is None else str(value) for name, value in values.items() if name not in names}
-    held |= {"token_shares": "equal"} if shares else {}
+    devices = [run.node.device for run in first.cluster.runs if run.node.gpus]
+    held |= {"token_shares": "equal"} if any(one != devices[0] for one in devices) else {}
     if "virtual" in moved:
         del held["schedule"]
     return Searched(varied={name: words[name] for name in names}, held=held)

@@ -59,7 +59,7 @@ def plan_page(plan: Plan, simulation: Simulation | None) -> Page:
         ),
         (f"{cost.mfu:.1%}", "MFU"),
         (f"{cost.tokens_per_s_per_gpu:,.0f}", "tokens/s/GPU"),
-        (f"{plan.gap:.2%}", "gap to the bound"),
+        (f"{plan.gap:.2%}", "gap to the bound" + " of equal shares of a row" * plan.equal_shares_bound),
     ]
     sections = [
         _topology(plan, simulation),

@@ -5,33 +5,37 @@
     checked  the regions are the space, ring by ring and once; every number is that of the relaxation, computed anew;
              the plan's price is the price of its layout, bound and gap are of each other
 
-The proven bound is the least of the regions. It knows no leaf and no slow node, and memory only where no lever of it is
-in the space, so it lies below the plan's own bound; the screen says by how much. An InputError names the first key that
-does not hold.
+The proven bound is the least of the regions: with any shares of a row, memory, and every lever of it that the plan says
+was searched. It knows no leaf and no broken link. An InputError names the first key that does not hold.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from cost_models.errors import InputError
+from cost_models.layer.recompute import policy
 from cost_models.pricing import price
-from cost_models.profile import Profile
-from cost_models.strategy import Recompute, Strategy
-from planner.prove.relaxation import Family, families, least_s
+from cost_models.strategy import LayerRange, Recompute
+from planner.prove.relaxation import Family, Way, families, least_s
 
 if TYPE_CHECKING:
     from planner.plan_file import Plan
 
 MOST_LAYOUTS = 50_000
 """Of a space with more (sharding not counted) no proof is written."""
+MOST_UNASKED = 2000
+"""Of a space with more a plan of unequal shares keeps the search's bound, which is of equal ones."""
 AGREES = 1e-9
-LEVERLESS: dict[str, Any] = {
-    "mlp_chunk_tokens": None, "attention_head_chunks": 1, "attention_chunk_tokens": None, "offload_states": "none"
+LEVERS: dict[str, Any] = {
+    "mlp_chunk_tokens": None, "attention_head_chunks": 1, "attention_chunk_tokens": None, "offload_states": "none",
+    "loss_chunk_tokens": None,
 }  # fmt: skip
+"""Levers of memory, and what is without them."""
+ON_HOST = "with its input on the host"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +47,13 @@ class Region:
     least_s: float
 
     @property
-    def family(self) -> Family:
-        return Family(self.data, self.microbatches, self.ulysses)
+    def layouts(self) -> list[tuple[Family, int]]:
+        family = Family(self.data, self.microbatches, self.ulysses)
+        return [(family, ring) for ring in range(self.rings[0], self.rings[1] + 1)]
 
     @property
     def words(self) -> str:
-        first, last = self.rings
-        ring = f"{first}" if first == last else f"{first}-{last}"
+        ring = "-".join(str(one) for one in dict.fromkeys(self.rings))
         return f"data {self.data}, microbatches {self.microbatches}, ulysses {self.ulysses}, ring {ring}"
 
 
@@ -63,109 +67,132 @@ class Proof:
 
 def prove(plan: Plan) -> Proof:
     """The proof of a plan's space; InputError where it has none."""
-    held, space = _held(plan), _space(plan)
-    layouts = [(family, ring) for family, (first, last) in space.items() for ring in range(first, last + 1)]
-    if len(layouts) > MOST_LAYOUTS:
-        raise InputError(f"--proof lists {len(layouts)} layouts; legal: at most {MOST_LAYOUTS}, so fix some (--fix)")
-    seconds = _least(plan, held, layouts)
-    limit = plan.cost.step_s
+    layouts, limit = _layouts(plan), plan.cost.step_s
     regions: list[Region] = []
-    rows = list(zip(layouts, seconds, strict=True))
-    for index, ((family, ring), value) in enumerate(rows):
-        before = rows[index - 1][0][0] if index else None
-        joins = before == family and value >= limit and rows[index - 1][1] >= limit
-        if joins:
-            last = regions[-1]
+    for (family, ring), value in zip(layouts, _least(plan, layouts), strict=True):
+        one = Region(**family._asdict(), rings=(ring, ring), least_s=value)
+        last = regions[-1] if regions else None
+        if last and last.layouts[0][0] == family and min(value, last.least_s) >= limit:
             regions[-1] = replace(last, rings=(last.rings[0], ring), least_s=min(last.least_s, value))
         else:
-            regions.append(Region(**family._asdict(), rings=(ring, ring), least_s=value))
+            regions.append(one)
     return Proof(bound_s=min(region.least_s for region in regions), regions=tuple(regions))
 
 
-def check(where: str, plan: Plan, proof: Proof, profile: Profile | None = None) -> float:
+def with_any_shares(plan: Plan) -> Plan:
+    """A plan of unequal shares with a bound over any shares in place of the search's; as it is where there is no proof,
+    or the space is large."""
+    try:
+        layouts = _layouts(plan)
+    except InputError:
+        return plan
+    large = len(layouts) > MOST_UNASKED or plan.profile_digest
+    return plan if large else _bounded(plan, min(_least(plan, layouts)))
+
+
+def proven(plan: Plan) -> Plan:
+    """A plan with its proof; one of unequal shares has its bound, too."""
+    proof = prove(plan)
+    return replace(_bounded(plan, proof.bound_s) if plan.equal_shares_bound else plan, proof=proof)
+
+
+def _bounded(plan: Plan, bound: float) -> Plan:
+    """With a bound over any shares."""
+    held = {name: value for name, value in plan.searched.held.items() if name != "token_shares"}
+    searched = replace(plan.searched, held=held, varied={**plan.searched.varied, "token_shares": "any"})
+    return replace(plan, bound=bound, gap=1 - bound / plan.cost.step_s, searched=searched)
+
+
+def check(where: str, plan: Plan, proof: Proof) -> float:
     """The proven bound; InputError: what does not hold, by name."""
-    if profile is not None or plan.profile_digest:
+    if plan.profile_digest:
         raise InputError(f"{where}: a plan made with a profile has no proof; plan without --profile")
     _check_numbers(where, plan)
-    space = _space(plan)
-    _check_cover(where, space, proof.regions)
-    layouts = [(one.family, ring) for one in proof.regions for ring in range(one.rings[0], one.rings[1] + 1)]
-    if len(layouts) > MOST_LAYOUTS:
-        raise InputError(f"{where}: proof.regions: {len(layouts)} layouts; at most {MOST_LAYOUTS}")
-    seconds = iter(_least(plan, _held(plan), layouts))
+    layouts = _layouts(plan)
+    _check_cover(where, layouts, proof.regions)
+    found = dict(zip(layouts, _least(plan, layouts), strict=True))
     for index, one in enumerate(proof.regions):
-        least = min(itertools.islice(seconds, one.rings[1] - one.rings[0] + 1))
+        least = min(found[layout] for layout in one.layouts)
         _equal(where, f"proof.regions[{index}].least_s ({one.words})", one.least_s, least)
-    bound = min(one.least_s for one in proof.regions)
+    bound = min(found.values())
     _equal(where, "proof.bound_s", proof.bound_s, bound)
-    if bound > plan.cost.step_s * (1 + AGREES) and not plan.strategy.token_shares:
+    if bound > plan.cost.step_s * (1 + AGREES):
         raise InputError(
             f"{where}: its layout takes {plan.cost.step_s:.6g} s, less than any of the space that it states"
         )
     return bound
 
 
-def _held(plan: Plan) -> Strategy:
-    """The choices that the plan's space does not vary."""
+def _layouts(plan: Plan) -> list[tuple[Family, int]]:
+    """Every layout of the plan's space but for its sharding and levers."""
     if not plan.target.is_ours or plan.objective != "time" or plan.workload.mode != "train":
         raise InputError("a proof is of steps of training in seconds, for mmsp; legal: --objective time --for mmsp")
     if plan.strategy.tensor * plan.strategy.pipeline * plan.strategy.expert > 1:
         raise InputError("a proof knows no tensor, pipeline or expert degree; legal: 1")
-    defaults = {
-        **LEVERLESS,
-        "token_shares": (),
-        "loss_chunk_tokens": plan.target.loss_chunk_tokens,
-    }  # no lever saves time
-    return replace(
-        plan.strategy, layers=(), **{name: of for name, of in defaults.items() if name not in (plan.fixed or {})}
-    )
+    numbers = ("data", "microbatches", "ulysses", "ring")
+    fixed = {name: int(value) for name, value in (plan.fixed or {}).items() if name in numbers}
+    space = families(plan.cluster, plan.workload, fixed)
+    found = [(family, ring) for family, (first, last) in space.items() for ring in range(first, last + 1)]
+    if len(found) > MOST_LAYOUTS:
+        raise InputError(f"--proof lists {len(found)} layouts; legal: at most {MOST_LAYOUTS}, so fix some (--fix)")
+    return found
 
 
-def _least(plan: Plan, held: Strategy, layouts: Sequence[tuple[Family, int]]) -> list[float]:
-    fixed, model = plan.fixed or {}, plan.workload.model
-    policies = (cast(Recompute, fixed["recompute"]),) if "recompute" in fixed else plan.target.recompute[0]
-    levers = {*LEVERLESS, "loss_chunk_tokens"} & {*plan.searched.varied, *fixed}
-    counts = not levers and len(set(model.layer_kinds)) == 1
+def _least(plan: Plan, layouts: Sequence[tuple[Family, int]]) -> list[float]:
+    fixed, work = plan.fixed or {}, plan.workload
+    without = {name: of for name, of in LEVERS.items() if name not in fixed}
+    without |= {"loss_chunk_tokens": plan.target.loss_chunk_tokens} if "loss_chunk_tokens" in without else {}
+    held = replace(plan.strategy, layers=(), token_shares=(), **without)
+    one_kind, ways = len(set(work.model.layer_kinds)) == 1, list(_ways(plan))
     seconds = least_s(
-        plan.cluster, plan.workload, held, layouts, plan.target.code, int(fixed["shard"]) if "shard" in fixed else None,
-        policies if counts else policies[:1], plan.room if counts else None,
+        plan.cluster, work, held, layouts, plan.target.code, shard=int(fixed["shard"]) if "shard" in fixed else None,
+        ways=ways if one_kind else [Way(ways[0].fields, ways[0].policies[:1])], room=plan.room if one_kind else None,
+        shares=not work.lengths and work.model.ssd is None, limit_s=plan.cost.step_s,
     )  # fmt: skip
     return [float(value) for value in seconds]
 
 
-def _space(plan: Plan) -> dict[Family, tuple[int, int]]:
-    numbers = ("data", "microbatches", "ulysses", "ring")
-    fixed = {name: int(value) for name, value in (plan.fixed or {}).items() if name in numbers}
-    return families(plan.cluster, plan.workload, fixed)
+def _ways(plan: Plan) -> Iterator[Way]:
+    """Every choice of levers that the plan says were searched, none first."""
+    fixed, varied = plan.fixed or {}, plan.searched.varied
+    names = (cast(Recompute, fixed["recompute"]),) if "recompute" in fixed else plan.target.recompute[0]
+    policies = [LayerRange(recompute=one, count=1) for one in names]
+    if ON_HOST in varied.get("recompute", ""):
+        policies += [replace(one, offload="activations") for one in policies if policy(one.recompute).keeps_input]
+    choices = [[(name, _read(name, one)) for one in varied[name].split(", ")] for name in LEVERS if name in varied]
+    pinned = {name: getattr(plan.strategy, name) for name in LEVERS if name in fixed}
+    for chosen in itertools.product(*choices):
+        fields = {**pinned, **dict(chosen)}
+        by_rows = fields.get("attention_chunk_tokens") is not None
+        without = ("all_but_attention", "core_attention", "other_products") if by_rows else ()
+        if not by_rows or fields.get("attention_head_chunks", 1) == 1:
+            yield Way(fields, tuple(one for one in policies if one.recompute not in without))
+
+
+def _read(name: str, value: str) -> Any:
+    return LEVERS[name] if value == "none" else int(value) if value.isdecimal() else value
 
 
 def _check_numbers(where: str, plan: Plan) -> None:
     cost = price(plan.cluster, plan.workload, plan.strategy, plan.placement, None, plan.target.code)
     _equal(where, "priced.step_s", plan.cost.step_s, cost.step_s)
-    if plan.strategy.token_shares:  # the bound is of equal ones
-        _equal(where, "gap", plan.gap, max(0.0, 1 - plan.bound / cost.step_s))
-        return
-    if plan.bound > plan.cost.step_s * (1 + AGREES):
+    if not plan.equal_shares_bound and plan.bound > plan.cost.step_s * (1 + AGREES):
         raise InputError(f"{where}: bound states {plan.bound:.6g} s, above the plan's own price of {cost.step_s:.6g} s")
     _equal(where, "gap", 1 - plan.gap, plan.bound / cost.step_s)
 
 
-def _check_cover(where: str, space: dict[Family, tuple[int, int]], regions: Sequence[Region]) -> None:
+def _check_cover(where: str, layouts: Sequence[tuple[Family, int]], regions: Sequence[Region]) -> None:
     """Every ring of every family is in one region."""
-    for family, (first, last) in space.items():
-        mine = sorted((one for one in regions if one.family == family), key=lambda one: one.rings)
-        expected = first
-        for one in (one for one in mine if one.rings[1] >= one.rings[0]):
-            if one.rings[0] != expected:
-                break
-            expected = one.rings[1] + 1
-        held = sum(one.rings[1] - one.rings[0] + 1 for one in mine)
-        if expected != last + 1 or held != last + 1 - first:
-            missing = Region(**family._asdict(), rings=(min(expected, last), last), least_s=0.0)
-            raise InputError(f"{where}: proof.regions does not cover {missing.words} once, in order")
-    other = next((one for one in regions if one.family not in space), None)
-    if other is not None:
-        raise InputError(f"{where}: proof.regions has {other.words}, which is not in the space")
+    times, space, most = dict.fromkeys(layouts, 0), set(layouts), max(ring for _, ring in layouts)
+    for one in regions:
+        if not 1 <= one.rings[0] <= one.rings[1] <= most or not space.issuperset(one.layouts):
+            raise InputError(f"{where}: proof.regions has {one.words}, which is not in the space")
+        for layout in one.layouts:
+            times[layout] += 1
+    wrong = next((layout for layout, many in times.items() if many != 1), None)
+    if wrong:
+        words = Region(**wrong[0]._asdict(), rings=(wrong[1], wrong[1]), least_s=0.0).words
+        raise InputError(f"{where}: proof.regions has {words} {times[wrong]} times; legal: once")
 
 
 def _equal(where: str, key: str, stated: float, computed: float) -> None:

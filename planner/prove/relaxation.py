@@ -19,15 +19,14 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
-from typing import NamedTuple
+from functools import reduce
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.framework import OURS, Framework
 from cost_models.hardware.cluster import Cluster
-from cost_models.hardware.device import Device
 from cost_models.hardware.wiring import NIC_OUT
 from cost_models.layer.sizes import RankSizes
 from cost_models.number import Number, smaller
@@ -35,12 +34,13 @@ from cost_models.pricing import fold
 from cost_models.program import Op
 from cost_models.room import Room
 from cost_models.step.assembly import step_program
-from cost_models.strategy import Axis, LayerRange, Recompute, Strategy, sent_patterns, stacked
+from cost_models.strategy import Axis, LayerRange, Strategy, sent_patterns
 from cost_models.timing.cluster_costs import ClusterCosts, cluster_costs
 from cost_models.timing.paths import HOST_MEMORY_BYTES_PER_S, Path, Paths, busy_s, crossing_s
 from cost_models.timing.slowest import KernelsInUse, pace
 from cost_models.workload import Workload
-from planner.prove.holding import Held
+from planner.prove.holding import NO_ROOM_S, Held
+from planner.prove.unlike import Together, blocks
 
 AT_ONCE = 2000
 """Layouts priced together."""
@@ -87,60 +87,103 @@ def families(cluster: Cluster, workload: Workload, fixed: Mapping[str, object]) 
     return found
 
 
+class Way(NamedTuple):
+    """Levers of memory that all layers have, and how layers may recompute with them, the fastest policy first."""
+
+    fields: Mapping[str, Any]  # of a strategy
+    policies: tuple[LayerRange, ...]
+
+    def possible(self, heads: int, of: Mapping[str, Ints]) -> Bools:
+        """Which of these degrees can have the levers."""
+        chunks, states = self.fields.get("attention_head_chunks", 1), self.fields.get("offload_states")
+        by_rows = self.fields.get("attention_chunk_tokens") is not None
+        fits: Bools = (heads // of["ulysses"] >= chunks) & ((of["zero"] == 3) | np.bool_(states != "all"))
+        return np.logical_and(fits, of["ring"] == 1) if by_rows else fits
+
+
+PLAIN = Way({}, (LayerRange(count=1),))
+
+
 def least_s(
     cluster: Cluster,
     workload: Workload,
     held: Strategy,
     several: Sequence[tuple[Family, int]],
     framework: Framework = OURS,
+    *,
     shard: int | None = None,
-    policies: Sequence[Recompute] = ("none",),
+    ways: Sequence[Way] = (PLAIN,),
     room: Room | None = None,
+    shares: bool = True,
+    limit_s: float = NO_ROOM_S,
 ) -> Floats:
     """Of each (family, ring), as `framework` runs it; `held`: every other choice; `shard`: the only one there is;
-    `policies`: how layers may recompute, the fastest first; `room`: what a GPU may hold, or memory does not count."""
-    relaxed = _Relaxed(cluster_costs(cluster))
-    return np.concatenate(
-        [
-            _least(relaxed, workload, held, several[at : at + AT_ONCE], framework, shard, policies, room)
-            for at in range(0, len(several), AT_ONCE)
-        ]
-    )
+    `room`: what a GPU may hold, or memory does not count; `shares`: whether unlike GPUs may have unequal ones;
+    `limit_s`: of what takes longer in any case it is not told how much memory adds."""
+    relaxed, least = _Relaxed(cluster_costs(cluster)), np.full(len(several), NO_ROOM_S)
 
+    def layouts(of: Mapping[str, Any], way: Way) -> _Layouts:
+        return _Layouts(relaxed, workload, replace(held, **way.fields, **of), way.policies, framework, shares)
 
-def _least(
-    relaxed: _Relaxed,
-    workload: Workload,
-    held: Strategy,
-    several: Sequence[tuple[Family, int]],
-    framework: Framework,
-    shard: int | None,
-    policies: Sequence[Recompute],
-    room: Room | None,
-) -> Floats:
-    least = np.full(len(several), np.inf)
-    ranks = [family.data * family.ulysses * ring for family, ring in several]
-    for sharding in ("ranks", "domain", "context", "one") if shard is None else ("pinned",):
-        for stage in (3, 2) if sharding != "one" else (0,):
-            layouts = []
-            for (family, ring), count in zip(several, ranks, strict=True):
-                near = next(size for size in range(min(count, relaxed.most), 0, -1) if count % size == 0)
-                of = {"ranks": count, "domain": near, "context": ring * family.ulysses, "one": 1, "pinned": shard or 1}
-                group = of[sharding] if count % of[sharding] == 0 else 1
-                zero = stage if group > 1 else 0
-                layouts.append(replace(held, ring=ring, shard=group, zero=zero, **family._asdict()))
-            many = stacked(layouts)
-            for run, device in relaxed.devices:
-                sizes = RankSizes(workload, many, framework.on(device))
-                kernels = KernelsInUse.afresh(relaxed.costs.kernels((run,), framework.measured_attention(workload)))
-                alone = [(LayerRange(recompute=one, count=workload.model.layers),) for one in policies]
-                program = cache(lambda i, s=sizes, k=kernels, a=alone: step_program(s, k, a[i]))
-                holds = room and Held(sizes, policies, device, room, len(several))
-                for crosses in itertools.product((False, True)[: relaxed.domains], repeat=2):
-                    paths = relaxed.paths(many, device, *crosses)
-                    seconds = partial(lambda p, on, i: fold(p(i), on).total_s, program, paths)
-                    least = np.minimum(least, holds.least_s(seconds) if holds else seconds(0))
+    for at in range(0, len(several), AT_ONCE):
+        degrees = _degrees(several[at : at + AT_ONCE], relaxed.most, shard)
+        for way in ways:
+            place, of = _taken(degrees, way.possible(workload.model.heads, degrees))
+            floor = layouts(of, way).least_s(0) if len(place) else np.empty(0)
+            open_ = (floor < np.minimum(least[at + place], limit_s)) & (room is not None)
+            np.minimum.at(least, at + place[~open_], floor[~open_])
+            if room is not None and open_.any():
+                place, of = _taken({"place": place, **of}, open_)
+                one = layouts(of, way)
+                held_by = Held(one.sizes[0], one.every, relaxed.gpus, room, one.ranks)
+                np.minimum.at(least, at + place, held_by.least_s(one.least_s))
     return least
+
+
+def _taken(degrees: Mapping[str, Ints], some: Bools) -> tuple[Ints, dict[str, Ints]]:
+    """(the places, the degrees) of some layouts."""
+    found = {name: values[some] for name, values in degrees.items()}
+    return found.pop("place"), found
+
+
+def _degrees(several: Sequence[tuple[Family, int]], most: int, shard: int | None) -> dict[str, Ints]:
+    """Degrees of every layout under every sharding, and its `place` among `several`."""
+    rows = []
+    for place, (family, ring) in enumerate(several):
+        ranks = family.data * family.ulysses * ring
+        near = next(size for size in range(min(ranks, most), 0, -1) if ranks % size == 0)
+        for group in {ranks, near, ring * family.ulysses, 1} if shard is None else {shard if ranks % shard == 0 else 1}:
+            rows += [(place, *family, ring, group, zero) for zero in ((3, 2) if group > 1 else (0,))]
+    return dict(zip(("place", *Family._fields, "ring", "shard", "zero"), np.array(rows).T, strict=True))
+
+
+class _Layouts:
+    """Layouts with one way of saving memory: their programs, and what these take at the least."""
+
+    def __init__(
+        self, relaxed: _Relaxed, work: Workload, many: Strategy, policies: Sequence[LayerRange], framework: Framework,
+        shares: bool,
+    ) -> None:  # fmt: skip
+        self.relaxed, self.ranks = relaxed, np.asarray(many.ranks)
+        self.every = [replace(one, count=work.model.layers) for one in policies]
+        self.sizes = [RankSizes(work, many, framework.on(device)) for device, _ in relaxed.gpus]
+        costs, asked = relaxed.costs, framework.measured_attention(work)
+        self.kernels = [KernelsInUse.afresh(costs.kernels((relaxed.runs[one],), asked)) for one in relaxed.first]
+        cut = shares and many.attention_chunk_tokens is None and len(self.sizes) > 1
+        self.blocks = [blocks(one) if cut else ([one], None) for one in self.sizes]
+        crosses = itertools.product((False, True)[: relaxed.domains], repeat=2)
+        self.paths = [relaxed.paths(many, *one) for one in crosses]
+
+    def least_s(self, policy: int) -> Floats:
+        """Of the step whose layers all have this policy."""
+        ranges = (self.every[policy],)
+        pairs = zip(self.blocks, self.kernels, strict=True)
+        each = [[step_program(one, on, ranges) for one in several] for (several, _), on in pairs]
+        counts, times = [count for _, count in self.relaxed.gpus], self.blocks[0][1]
+        program = Together(gpus=counts, ranks=self.ranks, times=times).program(each) if len(each) > 1 else each[0][0]
+        seconds = [np.broadcast_to(np.asarray(fold(program, on).total_s), self.ranks.shape) for on in self.paths]
+        least: Floats = np.min(seconds, axis=0)
+        return least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,16 +215,13 @@ class _Relaxed:
         self.all_cards = max(float(np.bincount(cluster.domain_of_slot, weights=cards).max()), 1.0) * self.card
         self.ring_share, self.all_to_all_share = float(rates.ring_share.max()), float(rates.all_to_all_share.max())
 
-    @property
-    def devices(self) -> list[tuple[int, Device]]:
-        """Each device, with a run of nodes that have it."""
-        found: list[tuple[int, Device]] = []
-        for run, node in zip(self.runs, self.nodes, strict=True):
-            if all(node.device != device for _, device in found):
-                found.append((run, node.device))
-        return found
+        devices = [node.device for node in self.nodes]
+        self.first = [index for index, device in enumerate(devices) if devices.index(device) == index]
+        of_run = [run.count * run.node.gpus for run in cluster.runs if run.node.gpus]
+        self.gpus = [(devices[index], sum(many for many, device in zip(of_run, devices, strict=True)
+                                          if device == devices[index])) for index in self.first]  # fmt: skip
 
-    def paths(self, many: Strategy, device: Device, ring: bool, shard: bool) -> Paths:
+    def paths(self, many: Strategy, ring: bool, shard: bool) -> Paths:
         """`ring`: of rows that no domain could hold the rings cross, else ulysses groups; `shard`: of shard groups that
         a domain could hold some crosses, else all lie inside domains."""
         ranks, large = np.asarray(many.ranks), np.asarray(many.context) > self.most
@@ -196,7 +236,7 @@ class _Relaxed:
             host_bytes_per_s=max(node.host_link_bytes_per_s for node in self.nodes),
             network_source="bound",
             host_memory_bytes_per_s=HOST_MEMORY_BYTES_PER_S / min(node.gpus for node in self.nodes),
-            pace=pace([device], ranks),
+            pace=reduce(smaller, (pace([device], ranks) for device, _ in self.gpus)),
         )
 
     def _path(self, members: Ints, crosses: Bools, **s_per_byte: Number) -> Path:

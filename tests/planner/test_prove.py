@@ -1,5 +1,6 @@
 """Proofs: the relaxation is below every price, regions are the space, and what is forged is refused by name."""
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,13 +12,13 @@ import pytest
 from click.testing import CliRunner
 
 from cost_models import Cluster, InputError, LayerRange, Model, Placement, Strategy, Workload, price
-from cost_models.framework import OURS
+from cost_models.hardware.device import Device
 from cost_models.room import Room
 from planner.command import cli
 from planner.plan_file import Plan
 from planner.planning import plan
-from planner.prove.proof import prove
-from planner.prove.relaxation import Family, families, least_s
+from planner.prove.proof import _ways, prove
+from planner.prove.relaxation import Family, Way, families, least_s
 from planner.search.space import Space
 from planner.targets.target import MMSP
 from tests.planner.clusters import cluster, node
@@ -68,7 +69,8 @@ def test_what_fits_under_any_mixture_of_policies_is_not_below_its_relaxation_wit
     held, rng, fitting = Strategy(ring_kind="balanced", loss_chunk_tokens=1024), np.random.default_rng(0), 0
     several = [(Family(1, 1, ulysses), 8 // ulysses) for ulysses in (8, 2)]
     free = least_s(here, work, held, several)
-    bounded = least_s(here, work, held, several, OURS, None, policies, Room())
+    way = Way({}, tuple(LayerRange(recompute=one, count=1) for one in policies))
+    bounded = least_s(here, work, held, several, ways=[way], room=Room())
     assert (bounded > 1.01 * free).all()
     for (family, ring), bound in zip(several, bounded, strict=True):
         for shard, zero in ((8, 3), (8, 2)):
@@ -81,6 +83,61 @@ def test_what_fits_under_any_mixture_of_policies_is_not_below_its_relaxation_wit
                 fitting += Room().holds(cost)
                 assert not Room().holds(cost) or bound <= cost.step_s * (1 + 1e-12)
     assert fitting > 5
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_shares_of_unlike_gpus_are_priced_below_the_sum_of_their_speeds(seed: int) -> None:
+    """Two or three devices in one ring, in any order, with any shares and either of two contexts."""
+    rng = np.random.default_rng(seed)
+    base, names = Cluster.load("dgx-h100", nodes=3), ("h100-sxm-80gb", "a100-sxm-80gb", "h200-sxm-141gb")
+    kinds = [Device.load(name) for name in (names, names[:2] + names[:1])[seed % 2]]
+    here = base.override({slot: replace(base.node(0), gpus=2, device=device) for slot, device in enumerate(kinds)})
+    work = Workload(Model.load("longvila-1.5b"), context_tokens=[2**12 + 40, 2**18][seed // 2])
+    free = np.array([(slot, gpu) for slot in range(3) for gpu in range(2)])
+    several = [(Family(1, 1, ulysses), ring) for ulysses, ring in ((1, 2), (1, 5), (1, 6), (2, 2), (2, 3))]
+    least = least_s(here, work, Strategy(loss_chunk_tokens=1024), several)
+    for (family, ring), bound in zip(several, least, strict=True):
+        for _ in range(25):
+            shares = tuple(rng.integers(1, [4, 100][rng.integers(2)], size=ring).tolist())
+            ranks = ring * family.ulysses
+            places = free[np.sort(rng.permutation(6)[:ranks])]
+            layout = Strategy(
+                ring=ring, ulysses=family.ulysses, shard=ranks, zero=3, loss_chunk_tokens=1024, token_shares=shares
+            )
+            placement = Placement(slot_of_rank=places[:, 0], gpu_of_rank=places[:, 1])
+            assert bound <= price(here, work, layout, placement).step_s * (1 + 1e-12)
+
+
+def test_no_levers_that_fit_are_priced_below_the_bound_that_has_them() -> None:
+    """A row that eight GPUs hold with levers alone: each bundle against its bound, and it fits in few of them."""
+    here, work = Cluster.load("dgx-h100", nodes=1), Workload(Model.load("llama-3-8b"), context_tokens=3 * 2**20)
+    held, family, fitting = Strategy(ring_kind="balanced", loss_chunk_tokens=128), (Family(1, 1, 8), 1), 0
+    policies = [LayerRange(recompute="full", offload=of, count=1) for of in ("none", "activations")]
+    levers = [{"attention_chunk_tokens": 65536}, {"attention_head_chunks": 4}, {}]
+    for chosen, states, slices in itertools.product(levers, ("none", "all"), (None, 4096)):
+        if slices is None and "attention_head_chunks" in chosen:
+            continue
+        fields = {**chosen, "offload_states": states, "mlp_chunk_tokens": slices}
+        way = Way(fields, (LayerRange(count=1), *policies))
+        [bound] = least_s(here, work, held, [family], ways=[way], room=Room())
+        for many in (0, 8, 20, 32):
+            layers = tuple(replace(one, count=n) for one, n in zip(policies, (many, 32 - many), strict=True) if n)
+            cost = price(here, work, replace(held, ulysses=8, shard=8, zero=3, layers=layers, **fields))
+            fitting += Room().holds(cost)
+            assert not Room().holds(cost) or 0.9 * cost.step_s < bound <= cost.step_s * (1 + 1e-12)
+    assert 3 < fitting < 30
+
+
+def test_levers_are_those_that_the_plan_says_were_searched(proven: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    varied = {"mlp_chunk_tokens": "none, 4096", "attention_chunk_tokens": "none, 65536", "offload_states": "none, all"}
+    varied["recompute"] = "by layer none, full; or none, full, full with its input on the host"
+    file.write_text(json.dumps({**proven, "searched": {"varied": varied, "held": {}}}))
+    ways = list(_ways(Plan.load(file)))
+    assert len(ways) == 8 and ways[0].fields["offload_states"] == "none" and ways[0].fields["mlp_chunk_tokens"] is None
+    by_rows = [one for one in ways if one.fields["attention_chunk_tokens"]]
+    assert len(by_rows) == 4 and all(part.recompute != "all_but_attention" for one in by_rows for part in one.policies)
+    assert any(part.offload == "activations" for part in ways[0].policies)
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +168,10 @@ def region_missing(data: dict[str, Any]) -> None:
     del data["proof"]["regions"][3]
 
 
+def region_beyond(data: dict[str, Any]) -> None:
+    data["proof"]["regions"][0]["rings"] = [1, 10**12]
+
+
 def region_twice(data: dict[str, Any]) -> None:
     data["proof"]["regions"].append(data["proof"]["regions"][0])
 
@@ -120,8 +181,9 @@ def region_twice(data: dict[str, Any]) -> None:
     [
         (forged, "proof.bound_s states"),
         (region_forged, "least_s (data "),
-        (region_missing, "does not cover data "),
-        (region_twice, "does not cover data "),
+        (region_missing, "0 times; legal: once"),
+        (region_twice, "2 times; legal: once"),
+        (region_beyond, "which is not in the space"),
         (moved("gap", 0.5), "gap states"),
         (moved("bound", 3.0), "above the plan's own price"),
     ],
@@ -145,6 +207,6 @@ def test_a_proof_that_holds_says_how_far_it_goes(proven: dict[str, Any], tmp_pat
     assert found.exit_code == 0 and "proven." in found.output
     read = Plan.load(file)
     assert read.proof is not None
-    assert 0.99 * read.cost.step_s <= read.proof.bound_s <= read.bound
+    assert 0.99 * read.cost.step_s <= read.proof.bound_s <= read.cost.step_s
     file.write_text(json.dumps({**proven, "proof": None}))
     assert "plan again with --proof" in str(CliRunner().invoke(cli, ["prove", str(file)]).exception)

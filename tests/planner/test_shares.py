@@ -10,7 +10,7 @@ from cost_models.room import DEFAULT_ROOM
 from planner import plan_file
 from planner.checking import check_plan
 from planner.planning import plan
-from planner.prove.proof import check, prove
+from planner.prove.proof import check, prove, proven
 from planner.report import bound_words, plan_lines
 from planner.shares import with_shares
 from planner.solve import solve
@@ -44,21 +44,31 @@ def test_a_plan_for_unlike_gpus_gives_the_fast_ones_more_tokens(mixed):
     assert DEFAULT_ROOM.holds(mixed.cost)
 
 
-def test_shares_are_in_the_file_and_the_bound_speaks_of_equal_ones(mixed, tmp_path):
+def test_shares_are_in_the_file_and_the_bound_speaks_of_them(mixed, tmp_path):
     path = tmp_path / "plan.json"
     mixed.save(path)
     again = plan_file.Plan.load(path)
     assert again.strategy == mixed.strategy and again.to_json() == mixed.to_json()
     assert check_plan(str(path), again, None)
-    assert again.bound > again.cost.step_s and again.searched.held["token_shares"] == "equal"
-    assert "with equal shares of a row; this one is" in bound_words(again)
-    assert any("token_shares equal" in line for line in plan_lines(again))
+    assert 0.9 * again.cost.step_s < again.bound < again.cost.step_s and again.searched.varied["token_shares"] == "any"
+    assert f"(gap {1 - again.bound / again.cost.step_s:.2%})" in bound_words(again)
+    assert any("token_shares any" in line for line in plan_lines(again))
     proof = prove(again)
-    assert check(str(path), again, proof) == proof.bound_s <= again.bound
+    assert check(str(path), again, proof) == proof.bound_s == again.bound
     wrong = path.read_text().replace('"token_shares": [', '"token_shares": [1, ')
     path.write_text(wrong)
     with pytest.raises(InputError, match="token_shares"):
         plan_file.Plan.load(path)
+
+
+def test_a_bound_of_equal_shares_is_called_so(mixed, monkeypatch):
+    """Of a large space, and of GPU-hours, the bound is the search's: the gap is then below zero."""
+    monkeypatch.setattr("planner.prove.proof.MOST_UNASKED", 1)
+    large = plan(_mixed(), _work())
+    assert large.strategy == mixed.strategy and large.bound > large.cost.step_s and large.gap < -0.1
+    assert "with equal shares of a row; this one is" in bound_words(large)
+    assert any("token_shares equal" in line for line in plan_lines(large))
+    assert check("it", large, prove(large)) == mixed.bound == proven(large).bound
 
 
 def test_equal_shares_stay_where_nothing_else_is_possible():
