@@ -7,8 +7,9 @@
     bubble  = one microbatch's way through the other stages' layers / chunks (head and embedding stand on one stage)
 
 This is the only closed form. A framework says which kernels, copies and reductions run; the default is this project's
-executor. Gathers and reductions are concurrent with their segment and share the NICs with a ring that leaves the
-domain. The same functions take arrays of candidates, so that the planner's columns and `price` cannot disagree.
+executor. Gathers and reductions are concurrent with their segment, and share the links with what else it sends there:
+together these take as long as one after the other. So do copies to host memory where GPUs talk over PCIe. The same
+functions take arrays of candidates, so that the planner's columns and `price` cannot disagree.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from cost_models.layer.sizes import RankSizes
 from cost_models.memory.components import fullest
 from cost_models.memory.host import fullest_host, rank_host_bytes
 from cost_models.models.model import Model
-from cost_models.number import Number, both, larger, pick, smaller, somewhere
+from cost_models.number import Number, larger, pick, smaller, somewhere
 from cost_models.profile import Profile
 from cost_models.program import Broadcasts, Compute, Exchange, Passed, Ring, Segment, Staged, StepProgram
 from cost_models.step.assembly import step_program
@@ -161,7 +162,7 @@ def fold_segment(segment: Segment, paths: Paths) -> Folded:
     """One repeat of a segment."""
     seconds: dict[str, Number] = {}
     hidden: dict[str, Number] = {}
-    busy: Number = 0.0  # seconds of the NICs that the ring takes
+    busy: Number = 0.0  # seconds of the links that carry the sharding's collectives, taken by others
     staged: Number = 0.0  # seconds of the host's link that blocks of attention hide
     for phase in segment.phases:
         name = PRICED_AS[phase.part]
@@ -173,7 +174,9 @@ def fold_segment(segment: Segment, paths: Paths) -> Folded:
                 if phase.copies == 1
                 else paths.dispatch_s(phase.axis, phase.bytes, phase.copies)
             )
-            _book(seconds, name, pick(phase.bytes > 0, sent_s, 0.0))  # of arrays, those candidates that send
+            sent_s = pick(phase.bytes > 0, sent_s, 0.0)  # of arrays, those candidates that send
+            _book(seconds, name, sent_s)
+            busy = busy + pick(paths.shares_links(phase.axis, "shard"), sent_s, 0.0)
         elif isinstance(phase, Broadcasts):
             _book(seconds, name, _broadcasts_s(phase, paths))
         elif isinstance(phase, Passed):
@@ -192,7 +195,7 @@ def fold_segment(segment: Segment, paths: Paths) -> Folded:
             _book(seconds, name, computed)
             _book(seconds, "ring", exposed)
             _book(hidden, "ring", sent - exposed)
-            busy = busy + pick(both(paths.crosses("ring"), paths.crosses("shard")), sent, 0.0)
+            busy = busy + pick(paths.shares_links("ring", "shard"), sent, 0.0)
     _concurrent(segment, paths, seconds, hidden, busy, staged)
     return Folded(seconds=seconds, hidden_s=hidden)
 
@@ -205,6 +208,7 @@ def _concurrent(
         _book(seconds, "optimizer", segment.host_update_bytes / paths.host_memory_bytes_per_s)
     duration = sum(seconds.values())
     exposed: Number = 0.0
+    sharding: Number = 0.0
     if segment.sharding:
         sharding = _sharding_s(segment, paths)
         exposed = smaller(larger(overlap_cost(segment, paths) * sharding, sharding + busy - duration), sharding)
@@ -212,7 +216,8 @@ def _concurrent(
         _book(hidden, "sharding", sharding - exposed)
     copied = segment.offload_bytes / paths.host_bytes_per_s + staged
     if somewhere(copied > 0):
-        _book(seconds, "offload", larger(0.0, copied - duration - exposed))
+        bus = pick(paths.crosses("shard"), 0.0, sharding + busy) if paths.copies_share else 0.0
+        _book(seconds, "offload", larger(0.0, copied + bus - duration - exposed))
     launching = segment.launching_s()
     if somewhere(launching > 0):
         _book(seconds, "host", larger(0.0, launching - sum(seconds.values())))

@@ -53,6 +53,12 @@ class ScaleUp:
         staged = self.kind == "pcie" and not self.peer_to_peer and not self.gpus_per_socket
         return self.bytes_per_s * (HOST_STAGED_SHARE if staged else 1.0)
 
+    @property
+    def copies_share(self) -> bool:
+        """Whether copies to host memory take what messages between GPUs reach: of PCIe, which these fill peer to peer
+        and not through host memory."""
+        return self.kind in ("pcie", "pairs") and self.peer_to_peer
+
     def __post_init__(self) -> None:
         for name in ("bytes_per_s", "cross_bytes_per_s", "socket_bytes_per_s", "pcie_bytes_per_s"):
             rate, least = getattr(self, name), 1.0 if name == "bytes_per_s" else 0.0

@@ -108,6 +108,7 @@ class ClusterCosts:
             network_source=self.network_source,
             host_memory_bytes_per_s=memory,
             pace=pace(self.devices(runs), ranks),
+            copies_share=all(node.scale_up.copies_share for node in self.nodes(runs)),
         )
 
     def in_order(self, axis: Axis, patterns: tuple[str, ...], stride: int, size: int, ranks: int) -> Path:

@@ -97,6 +97,7 @@ class Paths:
     network_source: str
     host_memory_bytes_per_s: float  # a GPU's share of its node's: what the CPU's update reaches
     pace: Number = 1.0  # seconds of the slowest board over the median one's
+    copies_share: bool = False  # whether copies to host memory take the links of collectives inside a node
     memo: Memo = field(default_factory=Memo, init=False, repr=False, compare=False)
 
     def exchange_s(self, axis: Axis, op: Op, size: Number) -> Number:
@@ -167,6 +168,10 @@ class Paths:
     def crosses(self, axis: Axis) -> Number:
         """Whether anything of this axis leaves its scale-up domain (and so shares the NICs)."""
         return self.axes[axis].hops_out > 0
+
+    def shares_links(self, axis: Axis, other: Axis) -> Number:
+        """Whether what both axes send goes over the same links: both leave their domains, or neither does."""
+        return self.crosses(axis) == self.crosses(other)
 
 
 def met(places: Number, copies: int) -> Number:

@@ -197,6 +197,9 @@ class _LeastPaths(Paths):
         path = self.axes[axis]
         return self._least(op, path, size, smaller(crossing_s(op, path, size), busy_s(op, path, size)))
 
+    def shares_links(self, axis: Axis, other: Axis) -> Number:
+        return (np.asarray(self.axes[axis].hops_out) > 0) & (np.asarray(self.axes[other].hops_out) > 0)
+
     def _least(self, op: Op, path: Path, size: Number, out: Number) -> Number:
         either = np.where(path.hops_out > 0, out, np.minimum(self.inside_s(op, path, size), out))
         return np.asarray(np.where(path.ranks > 1, either, 0.0))

@@ -307,6 +307,10 @@ class FloorPaths(Paths):
         away = self._least(op, path, size, np.minimum(seconds, busy_s(op, path, size)))
         return np.where(np.asarray(path.hops_out) < 0, seconds, away)
 
+    def shares_links(self, axis: Axis, other: Axis) -> Any:
+        one, two = (np.sign(self.axes[name].hops_out) for name in (axis, other))
+        return (one == two) & (one != 0)
+
     def _least(self, op: Op, path: Path, size: Any, crossing: Any) -> Any:
         """Seconds, which are `crossing` between domains."""
         if np.all(np.asarray(path.ranks) == 1):

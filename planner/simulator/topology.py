@@ -229,9 +229,11 @@ class Topology:
         return np.where(network, outside, inside)
 
     def host_routes(self, ranks: Ints, *, inwards: bool) -> Routes:
-        """Between a rank's GPU and its host's memory."""
+        """Between a rank's GPU and its host's memory: one copy, at the host's link's own rate where messages between
+        GPUs take two."""
         kinds = (HOST_IN, PCIE_IN) if inwards else (PCIE_OUT, HOST_OUT)
-        unit = [np.where(self.on_pcie[ranks] | (k in (HOST_IN, HOST_OUT)), self.place[ranks], -1) for k in kinds]
+        bus = self.on_pcie[ranks] & ~self.through_host[ranks]
+        unit = [np.where(bus | (k in (HOST_IN, HOST_OUT)), self.place[ranks], -1) for k in kinds]
         return Routes(
             kind=kinds, arriving=(inwards, inwards), unit=np.stack(unit, axis=1), latency_s=np.zeros(len(ranks))
         )

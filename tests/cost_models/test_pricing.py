@@ -17,6 +17,8 @@ from cost_models.flops import executed_flops, model_flops
 from cost_models.framework import OURS, Framework
 from cost_models.layer.sizes import RankSizes
 from cost_models.memory.states import states
+from cost_models.pricing import fold_segment
+from cost_models.program import Exchange
 from cost_models.step.assembly import step_program
 from cost_models.step.root import head
 from cost_models.step.update import update
@@ -323,3 +325,26 @@ def test_another_kernel_is_priced_alone_and_in_batches():
         replace(older, kernel="fa4")
     with pytest.raises(InputError, match="kernel=newest with framework megatron-2022, whose attention is its own"):
         price(cluster, newest, layout, framework=Framework.load("megatron-2022"))
+
+
+@pytest.mark.parametrize(("preset", "shares"), [("a100-pcie", True), ("rtx4090-pcie", False), ("dgx-a100", False)])
+def test_a_segment_lasts_as_long_as_its_links_are_busy(preset: str, shares: bool) -> None:
+    """Exchanges, gathers and reductions take a link one after the other; over PCIe peer to peer copies do so too."""
+    cluster, strategy = Cluster.load(preset, nodes=1), Strategy(ulysses=4, shard=4, offload_states="all")
+    work = Workload(Model.load("llama-3-8b"), context_tokens=4096)
+    paths = cluster_costs(cluster).paths(strategy)
+    assert paths.copies_share == shares
+    kernels = cluster_costs(cluster).kernels((0,), OURS.measured_attention(work))
+    segment = next(
+        one
+        for one in step_program(RankSizes(work, strategy, OURS), kernels, strategy.layer_ranges(32)).microbatch
+        if one.name.startswith("layer backward")
+    )
+    exchanges = [one for one in (*segment.phases, *segment.sharding) if isinstance(one, Exchange)]
+    busy = sum(float(paths.exchange_s(one.axis, one.op, one.bytes)) for one in exchanges)
+    copied = float(segment.offload_bytes) / paths.host_bytes_per_s
+    assert len(exchanges) == 4
+    least = max(busy + copied * shares, copied)
+    assert fold_segment(segment, paths).total_s >= least * (1 - 1e-12)
+    if preset != "dgx-a100":
+        assert fold_segment(segment, paths).total_s == pytest.approx(least)

@@ -372,3 +372,13 @@ def test_small_sums_inside_a_domain_take_what_they_are_measured_to_take():
     priced = price(node, decoded, layout, framework=Framework.load("vllm"))
     found = simulate(node, decoded, layout, framework=Framework.load("vllm"))
     assert found.step_s == pytest.approx(priced.step_s, rel=0.02)
+
+
+@pytest.mark.parametrize(("peer_to_peer", "seconds"), [(True, 1.0), (False, 0.4)])
+def test_copies_to_host_memory_go_at_the_host_s_own_rate(peer_to_peer: bool, seconds: float) -> None:
+    """Messages that go through host memory reach less than one copy there does: 10 GB over a link of 25 GB/s, of which
+    messages between GPUs reach 10; peer to peer the copy takes what they take."""
+    link = replace(node().scale_up, kind="pcie", link="pcie4", bytes_per_s=10e9, peer_to_peer=peer_to_peer)
+    where = cluster(replace(node(), scale_up=link, host_link_bytes_per_s=25e9))
+    found = play(only(offload_bytes=10e9), where, Strategy(shard=1))
+    assert found.step_s == pytest.approx(seconds, rel=1e-6)
