@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from cost_models.errors import InputError
 from cost_models.strategy import Axis, SsdPass, Strategy
-from cost_models.token_layout import Layout, Places, Span, row_granule
+from cost_models.tiles import Span
+from cost_models.token_layout import Layout, Places, row_granule
 
 SPLITS = ("states", "mixed", "heads")
 PASSES: tuple[SsdPass, ...] = ("gather", "chain", "tree")

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from cost_models.balanced_rows import balanced
 from cost_models.errors import InputError
 from cost_models.number import Number, pick
+from cost_models.tiles import Parts, Span, Tile, cut, merged, off_diagonal, windowed
 from cost_models.token_shares import check_shares, dealt
 
 Places = NDArray[np.int64]
@@ -58,31 +59,6 @@ def row_chunks(tokens: int, chunk_tokens: int | None) -> int:
     (4, 1)
     """
     return 1 if chunk_tokens is None else -(-tokens // chunk_tokens)
-
-
-class Span(NamedTuple):
-    """Tokens [start, stop)."""
-
-    start: int
-    stop: int
-
-
-class Tile(NamedTuple):
-    """A rectangle of attention in local coordinates: queries [q) against keys [kv) of another rank's block.
-
-    A `causal` tile ends on the diagonal and holds all keys of its block that its queries see and that touch them; of
-    each query there is one. Other tiles are full. With a `window` a query sees only keys less than so many before it.
-    """
-
-    q: Span
-    kv: Span
-    causal: bool
-    lead: int = 0  # place of the first query in the row less that of the first key
-    window: int = 0  # 0: none that cuts this tile
-
-
-Parts = list[tuple[Span, Span]]
-"""Pieces of the row, each with where it lies in its block."""
 
 
 class RingWork(NamedTuple):
@@ -199,7 +175,7 @@ class Layout:
         if self.kind == "contiguous" or ring == 1:
             return tuple((Span(index * size, (index + 1) * size),) for index in range(ring))
         if self.kind == "balanced" and len(self.documents) > 1:
-            return tuple(_merged([Span(*piece) for piece in mine]) for mine in balanced(self.edges, ring))
+            return tuple(merged([Span(*piece) for piece in mine]) for mine in balanced(self.edges, ring))
         ends = np.cumsum(self.held, dtype=np.int64) // 2
         starts, last = [0, *ends.tolist()], self.padded_tokens
         return tuple((Span(low, high), Span(last - high, last - low)) for low, high in pairwise(starts))
@@ -253,12 +229,12 @@ class Layout:
         queries, keys, own = self._parts[ring_q], self._parts[ring_kv], ring_q == ring_kv
         both = [document for document in queries if document in keys]
         if self.window:
-            found = [tile for one in both for tile in _windowed(queries[one], keys[one], self.window)]
+            found = [tile for one in both for tile in windowed(queries[one], keys[one], self.window)]
             return tuple(sorted(found, key=lambda tile: not tile.causal))
         if own:
             spans = (Span(queries[one][0][1].start, queries[one][-1][1].stop) for one in both)
             return tuple(Tile(span, span, True) for span in spans)
-        return tuple(tile for one in both for tile in _off_diagonal(queries[one], keys[one]))
+        return tuple(tile for one in both for tile in off_diagonal(queries[one], keys[one]))
 
     def chunk_tiles(self) -> dict[tuple[int, int], tuple[Tile, ...]]:
         """What queries of one chunk of the row have to see of the keys of another, in their own coordinates.
@@ -268,7 +244,7 @@ class Layout:
         """
         found = dict[tuple[int, int], list[Tile]]()
         for tile in self.tiles(0, 0):
-            for both, part in _cut(tile, self.block_tokens // self.chunks):
+            for both, part in cut(tile, self.block_tokens // self.chunks):
                 found.setdefault(both, []).append(part)
         return {both: tuple(parts) for both, parts in found.items()}
 
@@ -349,7 +325,7 @@ class Layout:
             for block, far, span in self._all_of(document):
                 hops[block] = max(hops[block], far)
                 spans[block].append(span)
-        return tuple(Travel(_merged(sorted(mine)), far) for mine, far in zip(spans, hops, strict=True))
+        return tuple(Travel(merged(sorted(mine)), far) for mine, far in zip(spans, hops, strict=True))
 
     def _all_of(self, document: _Shared) -> Iterator[tuple[int, int, Span]]:
         """(block, hops, span of the block): a block's part of the document, if another rank has later queries."""
@@ -373,15 +349,6 @@ class _Shared(NamedTuple):
     rings: frozenset[int]
 
 
-def _merged(spans: list[Span]) -> tuple[Span, ...]:
-    """Ascending spans, those that touch as one."""
-    result: list[Span] = []
-    for span in spans:
-        touches = result and result[-1].stop == span.start
-        result[-1:] = [Span(result[-1].start, span.stop)] if touches else [*result[-1:], span]
-    return tuple(result)
-
-
 def document_starts(document_L: Places) -> tuple[int, ...]:
     """Where documents start in a row of document numbers.
 
@@ -389,48 +356,3 @@ def document_starts(document_L: Places) -> tuple[int, ...]:
     (0, 2)
     """
     return (0, *(np.flatnonzero(np.diff(document_L)) + 1).tolist())
-
-
-def _windowed(queries: list[tuple[Span, Span]], keys: list[tuple[Span, Span]], window: int) -> Iterator[Tile]:
-    """Tiles of a document's pieces where a query sees less than `window` keys back, by at most `window` queries."""
-    for row, local in queries:
-        for key_row, key_local in keys:
-            own, reached = key_row == row, key_row.stop - 1 + window
-            if not own and (key_row.start > row.start or reached <= row.start):
-                continue
-            for start in range(row.start, min(row.stop, reached), window):
-                stop = min(start + window, row.stop if own else min(row.stop, reached))
-                first, last = max(key_row.start, start - window + 1), stop if own else key_row.stop
-                kv = Span(first - key_row.start + key_local.start, last - key_row.start + key_local.start)
-                q = Span(start - row.start + local.start, stop - row.start + local.start)
-                masked = stop - 1 - first >= window or (own and start > first)
-                yield Tile(q, kv, own, start - first, window if masked else 0)
-
-
-def _cut(tile: Tile, size: int) -> Iterator[tuple[tuple[int, int], Tile]]:
-    """Of a tile of a row with itself what lies in each two chunks of `size` tokens, queries that see a key there."""
-    for chunk in range(tile.q.start // size, (tile.q.stop - 1) // size + 1):
-        for keys in range(tile.kv.start // size, min(chunk, (tile.kv.stop - 1) // size) + 1):
-            first, last = max(tile.q.start, chunk * size), min(tile.q.stop, (chunk + 1) * size)
-            start, stop = max(tile.kv.start, keys * size), min(tile.kv.stop, (keys + 1) * size)
-            if tile.window:
-                last, start = min(last, stop - 1 + tile.window), max(start, first - tile.window + 1)
-            if first < last and start < stop:
-                q, kv = Span(first - chunk * size, last - chunk * size), Span(start - keys * size, stop - keys * size)
-                lead = first - start if tile.window else 0
-                yield (chunk, keys), Tile(q, kv, chunk == keys, lead, tile.window)
-
-
-def _off_diagonal(queries: list[tuple[Span, Span]], keys: list[tuple[Span, Span]]) -> Iterator[Tile]:
-    """Full tiles between two different blocks: each query piece sees the key pieces before it, a prefix of `keys`."""
-    grown: list[Tile] = []
-    for row, local in queries:
-        seen = [key_local for key_row, key_local in keys if key_row.stop <= row.start]
-        if not seen:
-            continue
-        kv = Span(seen[0].start, seen[-1].stop)
-        if grown and grown[-1].kv == kv and grown[-1].q.stop == local.start:
-            grown[-1] = Tile(Span(grown[-1].q.start, local.stop), kv, False)
-        else:
-            grown.append(Tile(local, kv, False))
-    yield from grown

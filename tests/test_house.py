@@ -24,7 +24,8 @@ MAY_IMPORT = {
 INSIDE = (
     {"errors", "units", "strict", "number", "certificate"},
     {"hardware", "models", "curves"},
-    {"workload", "strategy", "program", "profile", "token_layout", "token_shares", "balanced_rows", "ssd_messages"},
+    {"workload", "strategy", "program", "profile", "ssd_messages"}
+    | {"tiles", "token_layout", "token_shares", "balanced_rows"},
     {"timing"},
     {"framework", "layer", "flops"},
     {"step"},

@@ -20,7 +20,8 @@ from transformers import AttentionInterface
 
 from cost_models.errors import InputError
 from cost_models.layer.heads import HeadSplit, Share
-from cost_models.token_layout import Layout, Span, Tile, Travel
+from cost_models.tiles import Span, Tile
+from cost_models.token_layout import Layout, Travel
 from executor.mmsp.exchange import Exchange
 from executor.mmsp.halo import HaloWork, row_backward, row_forward
 from executor.mmsp.head_chunks import HeadChunks, Piece, sink_gradient, with_sinks

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from cost_models.layer.heads import Run
-from cost_models.token_layout import Span, Tile
+from cost_models.tiles import Span, Tile
 from executor.mmsp.exchange import Exchange, Pending
 from executor.mmsp.ring import Merged, RingWork, attend_tile, attend_tile_backward, ring_backward, ring_forward
 

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from cost_models.layer.heads import Run
-from cost_models.token_layout import Tile, Travel
+from cost_models.tiles import Tile
+from cost_models.token_layout import Travel
 from executor.mmsp import kernel
 from executor.mmsp.exchange import Exchange, Pending
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from cost_models.errors import InputError
 from cost_models.layer.heads import HeadSplit
-from cost_models.token_layout import Tile
+from cost_models.tiles import Tile
 from executor.mmsp.exchange import Exchange
 from executor.mmsp.head_chunks import key_heads, query_heads, sink_gradient, summed, to_heads, to_tokens, with_sinks
 from executor.mmsp.ring import Merged, attend_tile, attend_tile_backward

@@ -26,7 +26,8 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from cost_models.ssd_messages import check_heads, runs, scanned
-from cost_models.token_layout import Layout, Places, Span
+from cost_models.tiles import Span
+from cost_models.token_layout import Layout, Places
 from executor.mmsp.decode import ShardedCache
 from executor.mmsp.exchange import Alone, Exchange, all_to_all
 from executor.mmsp.scan_pieces import HeadPieces, Scan

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from cost_models.ssd_messages import check_passing, in_order
-from cost_models.token_layout import Span
+from cost_models.tiles import Span
 from executor.mmsp.exchange import Exchange
 
 

@@ -20,7 +20,8 @@ from transformers import (
 
 from cost_models.errors import InputError
 from cost_models.layer.heads import HeadSplit
-from cost_models.token_layout import RING_LAYOUTS, Layout, Span, Tile, Travel, document_starts
+from cost_models.tiles import Span, Tile
+from cost_models.token_layout import RING_LAYOUTS, Layout, Travel, document_starts
 from executor.mmsp import kernel
 from executor.mmsp.attention import Kept, MmSp, _sum_heads, attention, register
 from executor.mmsp.exchange import Alone
