@@ -26,14 +26,16 @@ from cost_models.room import DEFAULT_ROOM, Room
 from cost_models.strategy import Strategy
 from cost_models.timing.cluster_costs import cluster_costs
 from cost_models.workload import Workload
+from planner.search.again import Found, Kept, Ranges
 from planner.search.best_first import MOST_NEAR, NEAR, SearchResult
+from planner.search.branch import Branches
 from planner.search.integer_program import Answer, choose
 from planner.search.objective import Objective, value_of, weight
 from planner.search.policy_prices import EQUAL
 from planner.search.reasons import notable
 from planner.search.remedies import NothingFits, roomiest
 from planner.search.several import search_several
-from planner.search.space import Space, check_plannable, named, spaces
+from planner.search.space import Key, Space, check_plannable, named, spaces
 from planner.search.with_levers import search_levers
 from planner.targets.target import MMSP, Target
 
@@ -67,6 +69,8 @@ class Solution(Struct, frozen=True, kw_only=True):
     reproducible: bool  # false if a time limit cut the search or the program short
     considered: int
     pruned: int
+    found: Found  # every priced column, by space
+    branches: dict[Key, Branches]  # of each space without levers
 
     @property
     def candidates(self) -> list[Choice]:
@@ -87,11 +91,16 @@ def solve(
     near: bool = False,
     time_limit_s: float | None = None,
     target: Target = MMSP,
+    kept: Kept | None = None,
+    within: Mapping[Key, Ranges] | None = None,
+    at_most: float = np.inf,
 ) -> Solution:
     """The best layouts; NothingFits (an InputError with remedies) if none has the memory.
 
     `target`: the program that is to run the plan. `near`: also those whose price is so close to the best that errors of
-    the model may turn the order.
+    the model may turn the order. `kept`: no search, but the best of the layouts that earlier ones kept.
+    `within`: of spaces without levers these ranges alone. `at_most`: a value that some layout is known to
+    have, which spares bounds of levers.
 
     At the time limit the best layouts so far are returned, with a bound that is valid for what was left undone, too.
 
@@ -106,8 +115,12 @@ def solve(
     workload = target.asked(workload)
     several = spaces(cluster, workload, dict(fixed or {}), room, target)
     costs = cluster_costs(cluster, profile)
-    results = search_several(several, objective, costs, deadline, keep + 1, near)
-    results, with_levers = search_levers(several, results, objective, costs, deadline)
+    with_levers: list[Space] = []
+    if kept is None:
+        results = search_several(several, objective, costs, deadline, keep + 1, near, within)
+        results, with_levers = search_levers(several, results, objective, costs, deadline, at_most)
+    else:
+        results = kept.priced(cluster, room, objective, costs)
     if not results.found:
         raise NothingFits(roomiest(several, costs.samples), costs.samples, dict(fixed or {}))
 
@@ -149,6 +162,8 @@ def solve(
         reproducible=decided.answer.optimal and not results.stopped,
         considered=results.considered,
         pruned=results.considered - results.priced,
+        found=results.found,
+        branches=results.branches,
     )
 
 

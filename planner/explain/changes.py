@@ -1,36 +1,60 @@
 """What binds a plan, and the next amount of memory or bandwidth at which it changes, found by solving again.
 
     relaxed   the best layout with FREE times as much of one resource: what that resource costs the step at most
-    next      the smallest further amount at which the best layout is another one: doubling steps, then bisection
+    next      the smallest further amount at which the best layout is another one: growing steps, then bisection
     binds     the resource whose relaxation brings most; `computation` where none brings more than LITTLE
+
+Steps and bisection ask which of the layouts priced so far is best (`search/again.py`). Solved again are the amount that
+comes out and the one just below it; what these find anew is asked about, too, until they say the same. What is bounded
+above the best price now with more of a resource is left out with less of it.
 
 The comparison is of best prices, layout with layout (degrees, sharding, and how many layers recompute what), so that
 what the choice among ties gives away does not count. Units: times of what every node has. Left out: changes that come
-and go between two tried amounts, and less of a resource (`plan what-if --vary`).
+and go below the amount found, and less of a resource (`plan what-if --vary`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
 
-from cost_models.cost import StepCost
+import numpy as np
+
 from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.node import Node
+from cost_models.room import Room
 from cost_models.strategy import Strategy
+from planner.search.again import Ranges, left
 from planner.search.objective import Objective, value_of
-from planner.what_if.axes import every_node, with_memory, with_nic_rate, with_scale_up
+from planner.search.space import Key
+from planner.solve import Choice, Solution
+from planner.what_if.axes import every_node, with_nic_rate, with_scale_up
 
 FREE = 4.0
 LITTLE = 0.01
 """Share of the objective below which a resource does not bind: less is within what a price can be off."""
 STEPS = (1.02, 1.05, 1.1, 1.25, 1.5, 2.0, FREE)
+NEARLY = 1e-9
+"""Of a value that is computed twice."""
 CLOSE = 0.05
 """Share of what is to be added to which the next change is narrowed."""
-Solved = Callable[[Cluster], tuple[Strategy, StepCost]]
-"""The best layout on a cluster, and its price; InputError where nothing fits."""
 Name = Literal["memory", "network", "links in a node"]
+
+
+class Asked(Protocol):
+    """A plan's question on other clusters; InputError where nothing fits. `words` are for the progress."""
+
+    def solved(
+        self, cluster: Cluster, room: Room, words: str, within: Mapping[Key, Ranges] | None, at_most: float
+    ) -> Solution:
+        """By a search, `within` these ranges of each space; some layout has the value `at_most`."""
+
+    def guessed(self, cluster: Cluster, room: Room, words: str) -> Solution:
+        """The best of the layouts that `solved` has priced so far."""
+
+    def of_one(self) -> Asked:
+        """Another one that knows these layouts, and learns of others by itself."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +62,32 @@ class Resource:
     name: Name
     unit: str
     amount: Callable[[Node], float]  # of one node, in units
-    with_times: Callable[[Node, float], Node]
+    with_times: Callable[[Node, float], Node] | None = None  # None: more room on the same cards
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grown(Room):
+    """The room on the same cards with more memory. No price depends on it, so those of the cluster stay."""
+
+    grown: Mapping[float, float]
+    """What a card hands out now, to what it would."""
+
+    def limit_bytes(self, capacity_bytes: float) -> float:
+        return super().limit_bytes(self.grown[capacity_bytes])
+
+    @classmethod
+    def of(cls, room: Room, cluster: Cluster, times: float) -> Grown:
+        cards = [run.node.device for run in cluster.runs]
+        more = [replace(one, memory_bytes=round(one.memory_bytes * times)).allocatable_bytes for one in cards]
+        return cls(
+            confidence=room.confidence,
+            headroom_bytes=room.headroom_bytes,
+            grown={one.allocatable_bytes: size for one, size in zip(cards, more, strict=True)},
+        )
 
 
 RESOURCES = (
-    Resource(
-        "memory", "GiB of a GPU", lambda node: node.device.memory_bytes / 2**30,
-        lambda node, times: with_memory(node, round(node.device.memory_bytes * times)),
-    ),
+    Resource("memory", "GiB of a GPU", lambda node: node.device.memory_bytes / 2**30),
     Resource(
         "network", "GB/s of a card", lambda node: node.nics.bytes_per_s / 1e9,
         lambda node, times: with_nic_rate(node, node.nics.bytes_per_s * times),
@@ -80,43 +122,90 @@ class Binding:
     bounds: tuple[Bound, ...]
 
 
-def binding(
-    cluster: Cluster, objective: Objective, solved: Solved, on_step: Callable[[str], None] = lambda what: None
-) -> Binding:
+def binding(cluster: Cluster, room: Room, objective: Objective, asked: Asked) -> Binding:
     """What binds the best layout of a cluster, resource by resource."""
-    now = solved(cluster)
+    now = asked.solved(cluster, room, "as it is", None, np.inf)
     bounds = []
     for resource in RESOURCES:
         if resource.name == "network" and len(cluster.runs) == 1 and cluster.runs[0].count == 1:
             continue
-        bounds.append(_bound(cluster, objective, solved, now, resource, on_step))
+        bounds.append(_Amounts(cluster, room, objective, asked.of_one(), now, resource).bound())
     most = max(bounds, key=lambda one: one.free_gain)
     return Binding(binds=most.resource if most.free_gain > LITTLE else "computation", bounds=tuple(bounds))
 
 
-def _bound(
-    cluster: Cluster, objective: Objective, solved: Solved, now: tuple[Strategy, StepCost], resource: Resource,
-    on_step: Callable[[str], None],
-) -> Bound:  # fmt: skip
-    amount = resource.amount(cluster.runs[0].node)
-    known: dict[float, tuple[Strategy, StepCost]] = {1.0: now}
+class _Amounts:
+    """One resource at several amounts, in times of what there is now."""
 
-    def at(times: float) -> tuple[Strategy, StepCost]:
-        if times not in known:
-            on_step(f"{resource.name}: {amount * times:.4g} {resource.unit}")
-            known[times] = solved(every_node(cluster, lambda node: resource.with_times(node, times)))
-        return known[times]
+    def __init__(
+        self, cluster: Cluster, room: Room, objective: Objective, asked: Asked, now: Solution, resource: Resource
+    ) -> None:
+        self.cluster, self.room, self.objective, self.asked, self.resource = cluster, room, objective, asked, resource
+        self.solved = {1.0: now}
+        self.guessed: dict[float, Choice] = {}
+        self.now = now.best[0].strategy
+        self.value = value_of(objective, now.best[0].cost)
 
-    def gain(times: float) -> float:
-        return max(0.0, 1 - value_of(objective, at(times)[1]) / value_of(objective, now[1]))
+    def bound(self) -> Bound:
+        name, unit, amount = self.resource.name, self.resource.unit, self.resource.amount(self.cluster.runs[0].node)
+        self._solve(FREE)
+        free = self._gain(FREE)
+        while True:
+            low, high = self._border()
+            unsure = [times for times in (high, low) if times not in self.solved]
+            if not unsure:
+                break
+            for times in unsure:
+                self._solve(times)
+        if self.same(high):
+            return Bound(resource=name, unit=unit, amount=amount, free_gain=free, next=None)
+        change = Change(amount=amount * high, layout=self.solved[high].best[0].strategy, gain=self._gain(high))
+        return Bound(resource=name, unit=unit, amount=amount, free_gain=free, next=change)
 
-    free = gain(FREE)
-    low, high = 1.0, next((times for times in STEPS if at(times)[0] != now[0]), None)
-    if high is None:
-        return Bound(resource=resource.name, unit=resource.unit, amount=amount, free_gain=free, next=None)
-    low = max((times for times in (1.0, *STEPS) if times < high), default=1.0)
-    while high - low > CLOSE * (high - 1.0):
-        middle = (low + high) / 2
-        low, high = (middle, high) if at(middle)[0] == now[0] else (low, middle)
-    change = Change(amount=amount * high, layout=at(high)[0], gain=gain(high))
-    return Bound(resource=resource.name, unit=resource.unit, amount=amount, free_gain=free, next=change)
+    def _border(self) -> tuple[float, float]:
+        """(the most at which the layout is as now, the least at which it is not), as far as is known; FREE twice where
+        it stays."""
+        high = next((times for times in STEPS if not self.same(times)), None)
+        if high is None:
+            return FREE, FREE
+        low = max(times for times in (1.0, *STEPS) if times < high)
+        while high - low > CLOSE * (high - 1.0):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self.same(middle) else (low, middle)
+        return low, high
+
+    def same(self, times: float) -> bool:
+        """Whether the best layout is that of now: as solved, else of those priced so far."""
+        if times in self.solved:
+            return self.solved[times].best[0].strategy == self.now
+        return self._guess(times).strategy == self.now
+
+    def _guess(self, times: float) -> Choice:
+        if times not in self.guessed:
+            self.guessed[times] = self.asked.guessed(*self._at(times), self._words(times)).best[0]
+        return self.guessed[times]
+
+    def _solve(self, times: float) -> None:
+        """Searches among what no search with as much or more has shown to be above the best value now."""
+        more = min((known for known in self.solved if known >= times), default=None)
+        within = None if more is None else left(self.solved[more].branches, self.value)
+        guess = self._guess(times)
+        found = self.asked.solved(
+            *self._at(times), self._words(times), within, value_of(self.objective, guess.cost) * (1 + NEARLY)
+        )
+        if guess.strategy != found.best[0].strategy:
+            self.guessed = {}  # others are priced now
+        self.solved[times] = found
+
+    def _at(self, times: float) -> tuple[Cluster, Room]:
+        change = self.resource.with_times
+        if change is not None:
+            return every_node(self.cluster, lambda node: change(node, times)), self.room
+        return self.cluster, Grown.of(self.room, self.cluster, times)
+
+    def _words(self, times: float) -> str:
+        amount = self.resource.amount(self.cluster.runs[0].node) * times
+        return f"{self.resource.name}: {amount:.4g} {self.resource.unit}"
+
+    def _gain(self, times: float) -> float:
+        return max(0.0, 1 - value_of(self.objective, self.solved[times].best[0].cost) / self.value)

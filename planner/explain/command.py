@@ -6,7 +6,9 @@ Every answer is a search like the plan's own, with its question, pins and room: 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from copy import copy
+from functools import partial
 from typing import Any
 
 import click
@@ -14,6 +16,7 @@ import click
 from cost_models.cost import PARTS, StepCost
 from cost_models.hardware.cluster import Cluster
 from cost_models.profile import Profile
+from cost_models.room import Room
 from cost_models.strategy import Strategy
 from cost_models.units import show_seconds
 from planner import console, options
@@ -22,8 +25,10 @@ from planner.explain.families import Best, best_of, families
 from planner.layout_lines import cluster_line, layers_line
 from planner.lines import show
 from planner.plan_file import Plan
+from planner.search.again import Kept, Ranges
 from planner.search.objective import show_value, value_of
-from planner.solve import solve
+from planner.search.space import Key
+from planner.solve import Solution, solve
 from planner.targets.target import Target
 
 SHOWN = 0.005
@@ -41,29 +46,51 @@ def explain(plan_file: str, profile: str | None, as_json: bool) -> None:
     pins = ",".join(f"{name}={value}" for name, value in (plan.fixed or {}).items())
     fixed = options.pins(pins, f"{plan_file}: fixed")
 
-    def best(cluster: Cluster, held: Mapping[str, Any], target: Target) -> tuple[Strategy, StepCost]:
-        return _best(plan, cluster, held, target, measured)
-
     with console.Progress() as progress:
-        bound = binding(plan.cluster, plan.objective, lambda cluster: best(cluster, fixed, plan.target), progress.show)
+        asked = Question(plan, fixed, measured, progress.show)
+        bound = binding(plan.cluster, plan.room, plan.objective, asked)
         several = []
         for family in families(plan):
             progress.show(f"the best of {family.name}")
-            several.append(best_of(plan, family, fixed, lambda held, target: best(plan.cluster, held, target)))
+            several.append(best_of(plan, family, fixed, asked.of))
     if as_json:
         click.echo(json.dumps({"binding": _binding_dict(bound), "families": [*map(_family_dict, several)]}, indent=1))
     else:
         show(_lines(plan, bound, several))
 
 
-def _best(
-    plan: Plan, cluster: Cluster, held: Mapping[str, Any], target: Target, profile: Profile | None
-) -> tuple[Strategy, StepCost]:
-    found = solve(
-        cluster, plan.workload, fixed=held, objective=plan.objective, profile=profile, room=plan.room, keep=1,
-        target=target,
-    )  # fmt: skip
-    return found.best[0].strategy, found.best[0].cost
+class Question:
+    """The plan's question; keeps the best layouts that its searches priced."""
+
+    def __init__(
+        self, plan: Plan, fixed: Mapping[str, Any], profile: Profile | None, on_step: Callable[[str], None]
+    ) -> None:
+        self.cluster, self.on_step, self.kept = plan.cluster, on_step, Kept()
+        self.solve = partial(solve, workload=plan.workload, objective=plan.objective, profile=profile, keep=1)
+        self.question = partial(self.solve, fixed=fixed, target=plan.target)
+        self.room = plan.room
+
+    def solved(
+        self, cluster: Cluster, room: Room, words: str, within: Mapping[Key, Ranges] | None, at_most: float
+    ) -> Solution:
+        self.on_step(words)
+        found = self.question(cluster, room=room, within=within, at_most=at_most)
+        self.kept.add(found.found)
+        return found
+
+    def guessed(self, cluster: Cluster, room: Room, words: str) -> Solution:
+        self.on_step(words)
+        return self.question(cluster, room=room, kept=self.kept)
+
+    def of_one(self) -> Question:
+        other = copy(self)
+        other.kept = self.kept.copy()
+        return other
+
+    def of(self, held: Mapping[str, Any], target: Target) -> tuple[Strategy, StepCost]:
+        """The best with these choices held, for a target."""
+        found = self.solve(self.cluster, room=self.room, fixed=held, target=target)
+        return found.best[0].strategy, found.best[0].cost
 
 
 def _lines(plan: Plan, bound: Binding, several: list[Best]) -> list[str]:

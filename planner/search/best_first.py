@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
@@ -80,7 +81,7 @@ class SearchResult(Struct, frozen=True, kw_only=True, eq=False):
 
 class Search:
     """One search; `deadline` is a reading of `time.monotonic` or None, and one batch of layouts is always priced.
-    `timed=False`: columns have no seconds, for who asks what fits."""
+    `timed=False`: columns have no seconds, for who asks what fits. `only`: these ranges of the space, and no others."""
 
     def __init__(
         self,
@@ -89,6 +90,7 @@ class Search:
         costs: ClusterCosts,
         deadline: float | None = None,
         timed: bool = True,
+        only: Sequence[tuple[int, int, int]] | None = None,
     ) -> None:
         self.space, self.objective, self.deadline = space, objective, deadline
         self.tree = Tree(space, objective, costs)
@@ -99,10 +101,12 @@ class Search:
         self.placed_ranks = 0
         self.regions: tuple[Regions, dict[Strategy, tuple[Rows, int] | None]] | None = None
         self.stopped = False
+        self.only = only
+        self.branches: Branches | None = None  # at the end of the search
 
     @cached_property
     def start(self) -> Branches:
-        return self.tree.start()
+        return self.tree.start() if self.only is None else self.tree.branches([*self.only])
 
     @property
     def floor(self) -> float:
@@ -134,7 +138,13 @@ class Search:
         self._improve(branches)
         if not self.out_of_time():
             self._price([*self._runners(branches, runners), *(self._near(branches) if near else ())])
+        self.branches = branches
         return self._result(branches)
+
+    def among(self, columns: PricedLayouts) -> SearchResult:
+        """The answer among these columns alone, without a search; the bound is theirs."""
+        self.priced.append(columns)
+        return self._priced_result(open_bound=np.inf)
 
     def _limit(self) -> float:
         """Bounds from here on cannot win."""
@@ -307,6 +317,10 @@ class Search:
         return left
 
     def _result(self, branches: Branches) -> SearchResult:
+        complete = frozenset().union(*(part.complete for part in self.priced))
+        return self._priced_result(self._open_bound(branches, complete))
+
+    def _priced_result(self, open_bound: float) -> SearchResult:
         columns = PricedLayouts.joined(self.priced)
         value, layers = self._values(columns)
         relaxed = columns.prices.relaxed_s(columns.capacity_bytes) * weight(self.objective, columns.ranks)
@@ -315,7 +329,7 @@ class Search:
             value=value,
             layers=layers,
             bound=value if self.objective == "memory" else relaxed,
-            open_bound=self._open_bound(branches, columns.complete),
+            open_bound=open_bound,
             considered=self.layouts,
             pruned=max(0, self.layouts - len(self.done)),
             stopped=self.stopped,

@@ -9,8 +9,9 @@ together as one strategy of arrays, by the functions of `pricing.price`. Units: 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -85,8 +86,11 @@ class Pricer:
 
     def __init__(self, space: Space, costs: ClusterCosts, timed: bool = True) -> None:
         self.space, self.costs, self.timed = space, costs, timed
-        self.placer = Placer(costs)
         self.placed: dict[Strategy, _Placed] = {}
+
+    @cached_property
+    def placer(self) -> Placer:
+        return Placer(self.costs)
 
     def price(self, strategies: Sequence[Strategy]) -> PricedLayouts:
         """Every strategy on every placement that is worth it."""
@@ -99,6 +103,11 @@ class Pricer:
     def price_on(self, strategy: Strategy, placements: Placements) -> PricedLayouts:
         """One strategy on given placements."""
         return self._columns([(strategy, _Placed(self.costs, placements, _unsharded(strategy)))])
+
+    def price_each(self, layouts: Mapping[Strategy, Sequence[Placement]]) -> PricedLayouts:
+        """Every layout on its own placements."""
+        placed = [(one, _Placed(self.costs, Placements.listed(on), _unsharded(one))) for one, on in layouts.items()]
+        return self._columns(placed)
 
     def _columns(self, placed: Sequence[tuple[Strategy, _Placed]]) -> PricedLayouts:
         columns = [_no_columns(self.space)]
@@ -131,12 +140,18 @@ class Pricer:
             strategies=strategies,
             placements=tuple(placement for one in several for placement in one.placements),
             prices=prices,
-            capacity_bytes=np.full(
-                len(strategies), self.space.room.limit_bytes(min(device.allocatable_bytes for device in devices))
-            ),
+            capacity_bytes=np.full(len(strategies), self._limit_bytes(runs)),
             crossing=crossing_load(axes),
             complete=frozenset(),
         )
+
+    def _limit_bytes(self, runs: tuple[int, ...]) -> float:
+        return min(self.space.room.limit_bytes(device.allocatable_bytes) for device in self.costs.devices(runs))
+
+    def in_room(self, columns: PricedLayouts) -> PricedLayouts:
+        """Columns of the same cluster that were priced in another room."""
+        runs = [self.costs.runs(len(one.slot_of_rank), one) for one in columns.placements]
+        return structs.replace(columns, capacity_bytes=np.array([self._limit_bytes(one) for one in runs]))
 
     def _host_limits(self, several: Sequence[_SamePaths]) -> Any:
         if not self.space.uses_host:

@@ -15,13 +15,14 @@ one ulysses group over nodes other than those that a fill makes; rings of unequa
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
 from cost_models.hardware.node import Node
+from cost_models.hardware.placement import Placement
 from cost_models.hardware.wiring import NIC_OUT, Ints, Wiring
 from cost_models.number import distinct
 from cost_models.strategy import AXES, Strategy, rank_grid
@@ -46,6 +47,12 @@ class Placements(Struct, frozen=True, kw_only=True, eq=False):
     slots: Ints
     gpus: Ints
     complete: bool  # up to exchanges that no price can see
+
+    @classmethod
+    def listed(cls, several: Sequence[Placement]) -> Placements:
+        """These and no others."""
+        slots, gpus = (np.stack([getattr(one, name) for one in several]) for name in ("slot_of_rank", "gpu_of_rank"))
+        return cls(slots=slots, gpus=gpus, complete=False)
 
 
 class Placer:

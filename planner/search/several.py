@@ -7,17 +7,18 @@ A space that was not searched counts with its floor into the bound, also where t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Struct, field
 
 from cost_models.errors import InputError
 from cost_models.timing.cluster_costs import ClusterCosts
 from planner.search.best_first import NEAR, Search, SearchResult
+from planner.search.branch import Branches
 from planner.search.objective import Objective
 from planner.search.policy_prices import EQUAL
-from planner.search.space import Space
+from planner.search.space import Key, Space
 
 
 class SeveralResults(Struct, frozen=True, kw_only=True, eq=False):
@@ -27,6 +28,7 @@ class SeveralResults(Struct, frozen=True, kw_only=True, eq=False):
     bound: float  # of the spaces that were not searched; infinite if none is left
     considered: int
     stopped: bool
+    branches: dict[Key, Branches] = field(default_factory=dict)  # of each space, as far as it was split
 
     @property
     def priced(self) -> int:
@@ -40,16 +42,20 @@ def search_several(
     deadline: float | None,
     runners: int,
     near: bool,
+    within: Mapping[Key, Sequence[tuple[int, int, int]]] | None = None,
 ) -> SeveralResults:
-    """Search the spaces, with the `runners` of the first and what is `near` the best; InputError: none has a layout."""
+    """Search the spaces, with the `runners` of the first and what is `near` the best; InputError: none has a layout.
+    `within`: these ranges of each space alone."""
     searches, nothing = [], []
     for space in spaces:
+        if within is not None and not within.get(space.key):
+            continue
         try:
-            search = Search(space, objective, costs, deadline)
+            search = Search(space, objective, costs, deadline, only=None if within is None else within[space.key])
             searches.append((search.floor, search))
         except InputError as error:
             nothing.append(error)
-    if not searches:
+    if nothing and not searches:
         raise nothing[0]
     searches.sort(key=lambda pair: pair[0])
     found: list[tuple[Space, SearchResult]] = []
@@ -67,4 +73,7 @@ def search_several(
         incumbent = min(incumbent, result.incumbent)
     found.sort(key=lambda pair: pair[1].incumbent)
     considered = sum(search.layouts for _, search in searches)
-    return SeveralResults(found=found, bound=float(bound), considered=considered, stopped=stopped)
+    return SeveralResults(
+        found=found, bound=float(bound), considered=considered, stopped=stopped,
+        branches={search.space.key: search.branches or search.start for _, search in searches},
+    )  # fmt: skip

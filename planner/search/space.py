@@ -37,6 +37,7 @@ from planner.search.levers import NONE, Bundle
 from planner.targets.target import MMSP, Target
 
 Policy = Recompute | LayerRange
+Key = tuple[tuple[tuple[str, Any], ...], Bundle, tuple[Recompute, ...]]
 
 SEARCHED: tuple[Recompute, ...] = tuple(name for name, policy in POLICIES.items() if policy.planned)
 
@@ -99,6 +100,11 @@ class Space(Struct, frozen=True, kw_only=True, dict=True):
             held |= {"ssd_pass": "least"}  # a prefill's stretches end where documents do: it gathers
         pinned = {name: value for name, value in self.pins.items() if name not in moved}
         return Strategy(**{**held, **self.levers.fields, **pinned})
+
+    @property
+    def key(self) -> Key:
+        """What tells it from the other spaces of one question, whatever the cluster."""
+        return tuple(sorted(self.pins.items())), self.levers, self.among
 
     @cached_property
     def policies(self) -> tuple[Policy, ...]:

@@ -50,13 +50,15 @@ def search_levers(
     objective: Objective,
     costs: ClusterCosts,
     deadline: float | None,
+    at_most: float = np.inf,
 ) -> tuple[SeveralResults, list[Space]]:
-    """(what was found without and with levers, the spaces with levers that the bound covers)."""
-    if not _wanted(spaces, without, objective):
+    """(what was found without and with levers, the spaces with levers that the bound covers). `at_most`: a value that
+    some layout with levers is known to have."""
+    if not wanted(spaces, without, objective):
         return without, []
-    if not without.found and holding(spaces, costs) is None:
+    if not without.found and np.isinf(at_most) and holding(spaces, costs) is None:
         return without, []
-    incumbent = without.found[0][1].incumbent if without.found else np.inf
+    incumbent = min(without.found[0][1].incumbent if without.found else np.inf, at_most)
     found, bound, stopped, considered = [*without.found], without.bound, without.stopped, without.considered
     tried = []
     bounds = [_Bounds(space, objective, costs, incumbent) for space in spaces]
@@ -68,7 +70,8 @@ def search_levers(
             continue
         late = bool(found) and deadline is not None and time.monotonic() > deadline
         if floor <= incumbent * (1 + EQUAL) and not late:
-            floor = max(floor, of.floor(space, incumbent))
+            held = bool(without.found) or of.holds(space)  # where memory is that tight, few bundles hold anything
+            floor = max(floor, of.floor(space, incumbent) if held else of.beyond)
         if floor > incumbent * (1 + EQUAL) or np.isinf(floor) or late:
             bound, stopped = min(bound, floor), stopped or late
             continue
@@ -80,7 +83,8 @@ def search_levers(
         found += [(space, result)] if np.isfinite(result.incumbent) else []
         incumbent = min(incumbent, result.incumbent)
     found.sort(key=lambda pair: pair[1].incumbent)
-    return SeveralResults(found=found, bound=float(bound), considered=considered, stopped=stopped), tried
+    results = structs.replace(without, found=found, bound=float(bound), considered=considered, stopped=stopped)
+    return results, tried
 
 
 class _Bounds:
@@ -143,6 +147,15 @@ class _Bounds:
                 table.append((place, first, min(last, most)))
         return where, table
 
+    def holds(self, space: Space) -> bool:
+        """Whether any of the branches may fit: a tenth of the work of `floor`."""
+        try:
+            tree = Tree(space, "memory", self.costs)
+            _, table = self._table(tree)
+        except InputError:
+            return False
+        return bool(table) and bool(np.isfinite(tree.branches(table).bound).any())
+
     def floor(self, space: Space, incumbent: float) -> float:
         """A value that no layout of a space with levers is below; what is below the incumbent counts the time of
         recomputing."""
@@ -162,7 +175,7 @@ class _Bounds:
         return min(float(found.best.min(initial=np.inf)), self.beyond)
 
 
-def _wanted(spaces: Sequence[Space], without: SeveralResults, objective: Objective) -> bool:
+def wanted(spaces: Sequence[Space], without: SeveralResults, objective: Objective) -> bool:
     """Whether a lever could pay."""
     if not any(_levers(space) for space in spaces) or spaces[0].workload.mode != "train":
         return False
