@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -124,15 +125,7 @@ def solve(
     if not results.found:
         raise NothingFits(roomiest(several, costs.samples), costs.samples, dict(fixed or {}))
 
-    def priced(strategy: Strategy, placement: Placement) -> Choice:
-        ways = [
-            Choice(
-                strategy=one, placement=placement, cost=price(cluster, workload, one, placement, profile, target.code)
-            )
-            for one in named(strategy)
-        ]
-        return min(ways, key=lambda way: way.cost.step_s)
-
+    priced = partial(_priced, cluster, workload, profile, target)
     programs = [_Program(space, result, objective, deadline) for space, result in results.found]
     decided = _decide(programs, results.bound)
     program = decided.program
@@ -165,6 +158,17 @@ def solve(
         found=results.found,
         branches=results.branches,
     )
+
+
+def _priced(
+    cluster: Cluster, workload: Workload, profile: Profile | None, target: Target, layout: Strategy, at: Placement
+) -> Choice:
+    """A layout with its price; of the ways that a search left open the fastest."""
+    ways = [
+        Choice(strategy=one, placement=at, cost=price(cluster, workload, one, at, profile, target.code))
+        for one in named(layout)
+    ]
+    return min(ways, key=lambda way: way.cost.step_s)
 
 
 class _Decided(NamedTuple):
