@@ -30,7 +30,8 @@ PRESETS = (
     ("GH200", "Slingshot", "alps-gh200"), ("GB200", "", "gb200-nvl72"), ("GB300", "", "gb300-nvl72"),
     ("B300", "", "dgx-b300"), ("MI355X", "", "mi355x-8"), ("H100", "TCPXO", "gcp-a3-mega"),
     ("H100", "TCPX", "gcp-a3"), ("H200", "RoCE", "gcp-a3-ultra"), ("B200", "InfiniBand", "dgx-b200"),
-    ("A100", "InfiniBand", "dgx-a100"), ("H100", "InfiniBand", "dgx-h100"), ("H20", "RoCE", "hgx-h20"),
+    ("A100", "InfiniBand", "dgx-a100"), ("H100", "InfiniBand", "dgx-h100"), ("H200", "InfiniBand", "hgx-h200"),
+    ("H20", "RoCE", "hgx-h20"),
 )  # fmt: skip
 """What the columns `gpu` and `nic` contain, and the preset whose nodes these are; the first that fits."""
 OPS: dict[str, tuple[Axis, Op]] = {
