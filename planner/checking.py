@@ -18,6 +18,7 @@ from cost_models.errors import InputError
 from cost_models.pricing import price
 from cost_models.profile import Profile
 from planner import options
+from planner.pins import read_pins
 from planner.plan_file import Plan
 from planner.planning import plan as plan_again
 from planner.planning import summary
@@ -37,7 +38,7 @@ def check_plan(
     """
     if plan.reproducible:
         pins = ",".join(f"{name}={value}" for name, value in (plan.fixed or {}).items())
-        fixed = options.pins(pins, f"{where}: fixed")
+        fixed = read_pins(pins, f"{where}: fixed")
         targets, workload = [Target.load(name) for name in plan.targets or [plan.target.name]], plan.workload
         if len(targets) > 1:  # each has its own precision, and ours the cluster's
             workload = replace(workload, precision=options.precision(None, plan.cluster))

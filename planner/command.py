@@ -19,6 +19,7 @@ import click
 from cost_models.errors import InputError
 from planner import console, options, questions
 from planner.backbones.command import asked_for_backbones
+from planner.pins import read_pins, strategy_of
 from planner.reverse.command import asked_in_reverse
 
 EXAMPLES = """\b
@@ -131,7 +132,7 @@ def _plan(context: click.Context, given: dict[str, Any]) -> None:
         return
     objective = options.objective(given["objective"])
     limit_s = options.seconds(given["time_limit"], "--time-limit")
-    fixed = options.pins(given["fix"])
+    fixed = read_pins(given["fix"])
     output = given["output"] or (None if given["as_json"] else "plan.json")
     for path, flag in ((output, "-o"), (given["page"], "--report")):
         if path is not None:
@@ -214,8 +215,8 @@ def _plan(context: click.Context, given: dict[str, Any]) -> None:
 def price(strategy: str, longest: bool, name: str, certified: str | None, as_json: bool, **given: Any) -> None:
     """Price one given layout, without search: time, memory and bytes by part."""
     asked = options.question(given, any_length=longest)
-    fixed = options.pins(strategy, "--strategy")
-    layout = options.strategy_of(fixed, asked.workload.model.layers)
+    fixed = read_pins(strategy, "--strategy")
+    layout = strategy_of(fixed, asked.workload.model.layers)
     framework, asked = options.framework_of(name, asked, given)
     most = options.longest_row(asked, layout, framework) if longest else None
     if most is not None and given["ctx"] is None:

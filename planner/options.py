@@ -20,7 +20,7 @@ from cost_models.hardware.cluster import MAX_GPUS, Cluster
 from cost_models.models.model import Model
 from cost_models.profile import Profile
 from cost_models.room import LEAST, MOST, Room
-from cost_models.strategy import PINS, RECOMPUTES, LayerRange, Strategy
+from cost_models.strategy import Strategy
 from cost_models.units import parse_bytes, parse_tokens, show_bytes
 from cost_models.workload import LORA_TARGETS, Kernel, Part, Precision, Workload
 from planner.targets.target import MMSP, Target
@@ -35,73 +35,52 @@ MOST_WHOLE = 2**31
 ANY_TOKENS = 1024
 """Stands in where the length itself is asked for."""
 
-_OPTIONS = (
-    click.option("--gpus", metavar="N", help="GPUs to plan for; the last node may be used in part."),
-    click.option("--ctx", metavar="TOKENS", help="Context length: 8192, 128K, 2M (K = 1024, M = 1048576)."),
-    click.option("--model", "model", default="longvila-8b", show_default=True, metavar="NAME|PATH",
-                 help="A preset, or a Hugging Face config.json or its folder."),
-    click.option("--cluster", "cluster", default="dgx-h100", show_default=True, metavar="NAME|FILE",
-                 help="A preset, a cluster file (YAML), `local` for this machine, or what machines print: "
-                      "nvidia-smi topo -m, NCCL's XML, Slurm's topology.conf, a hostfile, … (docs/cluster.md)."),
-    click.option("--fabric", "fabric", multiple=True, metavar="FILE",
-                 help="What joins the hosts, where --cluster is about one: topology.conf, ibnetdiscover, …"),
-    click.option("--hosts", "hosts", default=None, metavar="LIST",
-                 help="The hosts to use, such as gpu[001-004],gpu007: of those that the network's files name, else in "
-                      "slot order; the plan has them, and launch binds them."),
-    click.option("--device", "device", default=None, metavar="NAME",
-                 help="The GPUs of a printed host that does not name them (`plan devices`)."),
-    click.option("--mode", default="train", show_default=True, metavar="train|prefill|decode",
-                 help="What a step does."),
-    click.option("--batch", default="1", show_default=True, metavar="N", help="Rows of one optimizer step."),
-    click.option("--frames", default="0", metavar="N", help="Video frames of a row; the rest of --ctx is text."),
-    click.option("--documents", default=None, metavar="FILE.csv",
-                 help="Rows are packed with documents of these lengths (tokens,count), which do not see each other."),
-    click.option("--frame-pixels", default=None, metavar="HxW",
-                 help="Size of a frame where the tower takes any (Qwen-VL, GLM-V, Mistral 3); 448x448 if left out."),
-    click.option("--train", "trained", default=",".join(get_args(Part)), show_default=True, metavar="PARTS",
-                 help="Parts of the model that are trained; the others are frozen."),
-    click.option("--lora-rank", default="0", metavar="R",
-                 help="Train adapters of rank R on the language model, its weights frozen."),
-    click.option("--lora-targets", default=",".join(LORA_TARGETS), show_default=True, metavar="MAPS",
-                 help="Where the adapters are."),
-    click.option("--lora-beside", default="", metavar="PARTS",
-                 help="Also trained, in full: embeddings,norms (LongVILA's context extension has both)."),
-    click.option("--precision", default=None, metavar="bf16|fp16|fp32",
-                 help="Weights and activations (default bf16 over fp32 masters; fp16 before Ampere, fp32 on a CPU)."),
-    click.option("--kernel", "kernel", default=None, metavar="fa2|newest|sdpa",
-                 help="Attention's kernel [default: what the framework runs; this executor's is FlashAttention-2]."),
-    click.option("--confidence", default=None, metavar="P",
-                 help="A layout fits if its memory does with this probability, 0.5 to 0.999 [default: 0.95]."),
-    click.option("--headroom", default=None, metavar="BYTES",
-                 help="In place of --confidence: it fits if so much of the memory stays free, such as 2GiB."),
-    click.option("--profile", "profile", default=None, metavar="FILE",
-                 help="profile.json that `executor profile` measured; replaces the built-in curves."),
-)  # fmt: skip
+_OPTIONS = {
+    "gpus": click.option("--gpus", metavar="N", help="GPUs to plan for; the last node may be used in part."),
+    "ctx": click.option("--ctx", metavar="TOKENS", help="Context length: 8192, 128K, 2M (K = 1024, M = 1048576)."),
+    "model": click.option("--model", "model", default="longvila-8b", show_default=True, metavar="NAME|PATH",
+        help="A preset, or a Hugging Face config.json or its folder."),
+    "cluster": click.option("--cluster", "cluster", default="dgx-h100", show_default=True, metavar="NAME|FILE",
+        help="A preset, a cluster file (YAML), `local` for this machine, or what machines print: "
+             "nvidia-smi topo -m, NCCL's XML, Slurm's topology.conf, a hostfile, … (docs/cluster.md)."),
+    "fabric": click.option("--fabric", "fabric", multiple=True, metavar="FILE",
+        help="What joins the hosts, where --cluster is about one: topology.conf, ibnetdiscover, …"),
+    "hosts": click.option("--hosts", "hosts", default=None, metavar="LIST",
+        help="The hosts to use, such as gpu[001-004],gpu007: of those that the network's files name, else in "
+             "slot order; the plan has them, and launch binds them."),
+    "device": click.option("--device", "device", default=None, metavar="NAME",
+        help="The GPUs of a printed host that does not name them (`plan devices`)."),
+    "mode": click.option("--mode", default="train", show_default=True, metavar="train|prefill|decode",
+        help="What a step does."),
+    "batch": click.option("--batch", default="1", show_default=True, metavar="N", help="Rows of one optimizer step."),
+    "frames": click.option("--frames", default="0", metavar="N",
+        help="Video frames of a row; the rest of --ctx is text."),
+    "documents": click.option("--documents", default=None, metavar="FILE.csv",
+        help="Rows are packed with documents of these lengths (tokens,count), which do not see each other."),
+    "frame_pixels": click.option("--frame-pixels", default=None, metavar="HxW",
+        help="Size of a frame where the tower takes any (Qwen-VL, GLM-V, Mistral 3); 448x448 if left out."),
+    "trained": click.option("--train", "trained", default=",".join(get_args(Part)), show_default=True, metavar="PARTS",
+        help="Parts of the model that are trained; the others are frozen."),
+    "lora_rank": click.option("--lora-rank", default="0", metavar="R",
+        help="Train adapters of rank R on the language model, its weights frozen."),
+    "lora_targets": click.option("--lora-targets", default=",".join(LORA_TARGETS), show_default=True, metavar="MAPS",
+        help="Where the adapters are."),
+    "lora_beside": click.option("--lora-beside", default="", metavar="PARTS",
+        help="Also trained, in full: embeddings,norms (LongVILA's context extension has both)."),
+    "precision": click.option("--precision", default=None, metavar="bf16|fp16|fp32",
+        help="Weights and activations (default bf16 over fp32 masters; fp16 before Ampere, fp32 on a CPU)."),
+    "kernel": click.option("--kernel", "kernel", default=None, metavar="fa2|newest|sdpa",
+        help="Attention's kernel [default: what the framework runs; this executor's is FlashAttention-2]."),
+    "confidence": click.option("--confidence", default=None, metavar="P",
+        help="A layout fits if its memory does with this probability, 0.5 to 0.999 [default: 0.95]."),
+    "headroom": click.option("--headroom", default=None, metavar="BYTES",
+        help="In place of --confidence: it fits if so much of the memory stays free, such as 2GiB."),
+    "profile": click.option("--profile", "profile", default=None, metavar="FILE",
+        help="profile.json that `executor profile` measured; replaces the built-in curves."),
+}  # fmt: skip
 
 
-NAMES = (
-    "gpus",
-    "ctx",
-    "model",
-    "cluster",
-    "fabric",
-    "hosts",
-    "device",
-    "mode",
-    "batch",
-    "frames",
-    "documents",
-    "frame_pixels",
-    "trained",
-    "lora_rank",
-    "lora_targets",
-    "lora_beside",
-    "precision",
-    "kernel",
-    "confidence",
-    "headroom",
-    "profile",
-)
+NAMES = tuple(_OPTIONS)
 """What `question` reads."""
 
 
@@ -129,7 +108,7 @@ def shared_but(*left_out: str) -> Callable[[F], F]:
     """As `shared`, without some of NAMES, which the command declares itself."""
 
     def add(command: F) -> F:
-        for name, option in reversed(list(zip(NAMES, _OPTIONS, strict=True))):
+        for name, option in reversed(_OPTIONS.items()):
             command = command if name in left_out else option(command)
         return command
 
@@ -379,44 +358,3 @@ def seconds(text: str | None, flag: str) -> float | None:
     if not 0 < value < math.inf:
         raise InputError(f"{flag} {text!r} is not a number of seconds above 0")
     return value
-
-
-def pins(text: str | None, flag: str = "--fix") -> dict[str, Any]:
-    """`ulysses=8,recompute=full` -> {"ulysses": 8, "recompute": "full"}.
-
-    >>> pins("ulysses=8,recompute=full,loss_chunk_tokens=none")
-    {'ulysses': 8, 'recompute': 'full', 'loss_chunk_tokens': None}
-    """
-    fixed: dict[str, Any] = {}
-    for item in filter(None, (part.strip() for part in (text or "").split(","))):
-        name, equals, value = (part.strip() for part in item.partition("="))
-        if not equals or not value:
-            raise InputError(f"{flag} {item!r} is not name=value (as in ulysses=8,recompute=full)")
-        if name not in PINS:
-            raise InputError(f"{flag} {name!r} is unknown; {strict.nearest(name, PINS)}")
-        if name in fixed:
-            raise InputError(f"{flag} {name!r} is given twice")
-        fixed[name] = _pin(name, value, flag)
-    return fixed
-
-
-def _pin(name: str, value: str, flag: str) -> Any:
-    if name in ("ring_kind", "schedule", "grad_ring_dtype", "offload_states", "ssd", "ssd_pass"):
-        return value
-    if name == "recompute":
-        if value not in RECOMPUTES:
-            raise InputError(f"{flag} recompute={value!r} is unknown; {strict.nearest(value, RECOMPUTES)}")
-        return value
-    if name in ("loss_chunk_tokens", "mlp_chunk_tokens", "attention_chunk_tokens") and value == "none":
-        return None
-    return whole(value, f"{flag} {name}=", least=0 if name == "zero" else 1)
-
-
-def strategy_of(fixed: Mapping[str, Any], layers: int) -> Strategy:
-    """A complete strategy from pins: what is not given is 1; shard defaults to all ranks, zero to 3."""
-    given = dict(fixed)
-    recompute = given.pop("recompute", "none")
-    ranks = given.get("data", 1) * given.get("ring", 1) * given.get("ulysses", 1)
-    given.setdefault("shard", ranks)
-    given.setdefault("zero", 3 if given["shard"] > 1 else 0)
-    return Strategy(layers=(LayerRange(recompute=recompute, count=layers),), **given)

@@ -24,6 +24,7 @@ from planner.explain.changes import FREE, LITTLE, Binding, Bound, binding
 from planner.explain.families import Best, best_of, families
 from planner.layout_lines import cluster_line, layers_line
 from planner.lines import show
+from planner.pins import read_pins
 from planner.plan_file import Plan
 from planner.search.again import Kept, Ranges
 from planner.search.objective import show_value, value_of
@@ -44,7 +45,7 @@ def explain(plan_file: str, profile: str | None, as_json: bool) -> None:
     plan = Plan.load(plan_file)
     measured = options.profile_of(plan, profile)
     pins = ",".join(f"{name}={value}" for name, value in (plan.fixed or {}).items())
-    fixed = options.pins(pins, f"{plan_file}: fixed")
+    fixed = read_pins(pins, f"{plan_file}: fixed")
 
     with console.Progress() as progress:
         asked = Question(plan, fixed, measured, progress.show)

@@ -14,6 +14,7 @@ from cost_models.hardware.cluster import Cluster, NodeRun
 from cost_models.units import parse_tokens, show_bytes, show_seconds, show_tokens
 from cost_models.workload import DTYPE_BYTES, Workload
 from planner import options
+from planner.pins import read_pins
 
 if TYPE_CHECKING:
     from planner.reverse.goodput import Failures, Fleet
@@ -72,7 +73,7 @@ def finish(given: Mapping[str, Any], on_step: Callable[[str], None]) -> None:
     names = [name.strip() for name in given["cluster"].split(",")]
     asked = options.question({**given, "cluster": names[0], "gpus": "1"})
     workload = asked.workload
-    pins = options.pins(given["fix"])
+    pins = read_pins(given["fix"])
     found = [
         fewest(name, workload, goal, fixed=pins, dollars_per_gpu_hour=dollars, room=asked.room, on_step=on_step)
         for name in names
@@ -104,7 +105,7 @@ def keep_attention(given: Mapping[str, Any], asked: options.Question, on_step: C
 
     window = parse_tokens(given["window"], "--window") if given["window"] else 0
     counts = read_counts(given["keep_attention"], asked.workload.model.layers)
-    found = kept(asked, counts, options.pins(given["fix"]), window, on_step)
+    found = kept(asked, counts, read_pins(given["fix"]), window, on_step)
     if given["as_json"]:
         click.echo(json.dumps([asdict(one) for one in found], indent=1))
         return
@@ -128,7 +129,7 @@ def recipe(given: Mapping[str, Any], asked: options.Question, on_step: Callable[
     whole = Recipe.load(given["recipe"])
     dollars = positive(given["dollars"], "--price-per-gpu-hour") if given["dollars"] else None
     found = plan_recipe(
-        whole, asked.cluster, like=asked.workload, fixed=options.pins(given["fix"]), dollars_per_gpu_hour=dollars,
+        whole, asked.cluster, like=asked.workload, fixed=read_pins(given["fix"]), dollars_per_gpu_hour=dollars,
         profile=asked.profile, room=asked.room, on_step=on_step,
     )  # fmt: skip
     if given["as_json"]:
@@ -164,7 +165,7 @@ def goodput(given: Mapping[str, Any], asked: options.Question, on_step: Callable
 
     def rate(nodes: int) -> float:
         on_step(f"planning {nodes} nodes")
-        return rate_of(first_nodes(cluster, nodes), workload, asked, options.pins(given["fix"])) if nodes else 0.0
+        return rate_of(first_nodes(cluster, nodes), workload, asked, read_pins(given["fix"])) if nodes else 0.0
 
     rates = rates_of(rate, cluster.slots, failures)
     if not rates[0]:

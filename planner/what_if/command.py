@@ -13,6 +13,7 @@ import click
 from cost_models.errors import InputError
 from planner import console, options
 from planner.files import check_target, write_whole
+from planner.pins import read_pins
 
 EXAMPLES = """\b
 Examples:
@@ -131,7 +132,7 @@ def _sweep(given: dict[str, Any]) -> Any:
     return Sweep(
         given=asked,
         axes=tuple(changes),
-        fixed=options.pins(given["fix"]),
+        fixed=read_pins(given["fix"]),
         objective=objective,
         seed=options.whole(given["seed"], "--seed", least=0),
     )

@@ -11,6 +11,7 @@ from cost_models.certificate import PATH
 from cost_models.errors import InputError
 from cost_models.hardware.device import Device
 from planner import options
+from planner.pins import read_pins
 from planner.plan_file import Plan
 
 SMALL = ["--gpus", "8", "--ctx", "32K"]
@@ -254,8 +255,8 @@ def test_a_changed_plan_is_refused_by_key(run, tmp_path, change, message):
 
 
 def test_pins_are_parsed_strictly():
-    assert options.pins(None) == {}
-    assert options.pins("zero=2, shard=8") == {"zero": 2, "shard": 8}
+    assert read_pins(None) == {}
+    assert read_pins("zero=2, shard=8") == {"zero": 2, "shard": 8}
 
 
 def test_a_mixture_of_experts_is_priced_but_not_planned(run, tmp_path):
