@@ -39,6 +39,7 @@ from cost_models.token_layout import Layout, Places, document_starts
 from executor.groups import Groups
 from executor.mmsp import attention, embeddings
 from executor.mmsp.attention import MmSp
+from executor.mmsp.compiled import Compiler
 from executor.mmsp.decode import DecodeStep, Shard, ShardedCache, row_shards
 from executor.mmsp.guard import guard
 from executor.mmsp.host_memory import HostMemory
@@ -82,6 +83,7 @@ class ContextSharding:
     ssd_pass: str = "gather"  # how their states are passed on
     optimizer_on_host: bool = False  # masters, gradients and optimizer do; weights stay on the device
     frozen_in_param: bool = False  # weights that are not trained are stored in `precision.param`
+    compile: str | None = None  # backend of torch.compile for decoder layers in training; None means eager
     host: HostMemory = field(default_factory=HostMemory)  # inputs of layers that wait there
     attention: str = attention.NAME
     _has_ssd: bool = field(default=False, init=False)
@@ -216,16 +218,19 @@ class ContextSharding:
         ranges = [(policy, rest[0] if rest else "none", count) for policy, count, *rest in self.recompute]
         kept = [(policy, offload) for policy, offload, count in ranges for _ in range(count)]
         policies, offloads = [one for one, _ in kept], [one for _, one in kept]
+        compiler = Compiler(self.compile)
+        for mixer in mixers:
+            mixer.forward = compiler.apart(mixer.forward)  # type: ignore[method-assign]
         if self.attention_chunk_tokens is not None:
             if mixers:
                 raise InputError(
                     "attention_chunk_tokens with state-space layers, whose tokens lie otherwise; legal: none"
                 )
             for decoder in decoders:
-                run_in_row_chunks(decoder.get_submodule("self_attn"), attention.row_by_chunks)
+                run_in_row_chunks(decoder.get_submodule("self_attn"), attention.row_by_chunks, compiler)
         if self.mlp_chunk_tokens is not None:
             for decoder in decoders:
-                run_in_slices(decoder, self.mlp_chunk_tokens)
+                run_in_slices(decoder, self.mlp_chunk_tokens, compiler)
             run_last_norm_in_slices(model, decoders, self.mlp_chunk_tokens)
         apply_recompute(
             decoders,
@@ -233,6 +238,7 @@ class ContextSharding:
             offloads,
             host=self.host,
             sliced=self.mlp_chunk_tokens is not None,
+            compiler=compiler,
         )
         # Inputs follow the parameters' dtype from the embeddings on. The casting of FSDP2 would walk, and copy, every
         # dataclass that is handed to a layer.

@@ -187,9 +187,9 @@ def register() -> None:
     """Make attn_implementation="mm_sp" known to transformers.
 
     No mask function is: causality and documents are in the layout, and transformers, to make a mask, would read from
-    the device whether documents are packed.
+    the device whether documents are packed. No graph of torch.compile enters it.
     """
-    AttentionInterface.register(NAME, attention)
+    AttentionInterface.register(NAME, torch.compiler.disable(attention))
 
 
 class _Ring(torch.autograd.Function):

@@ -19,13 +19,13 @@ from dataclasses import replace
 from typing import Any
 
 from torch import nn
-from torch.distributed._composable.checkpoint_activation import checkpoint as checkpoint_module
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cost_models.errors import InputError
 from executor.mmsp import KEEPING_INPUT, POLICIES
 from executor.mmsp.attention import Kept, MmSp
+from executor.mmsp.compiled import Compiler
 from executor.mmsp.host_memory import HostMemory
 
 
@@ -36,12 +36,14 @@ def apply_recompute(
     *,
     host: HostMemory | None = None,
     sliced: bool = False,
+    compiler: Compiler | None = None,
 ) -> None:
     """Give each decoder layer its policy, before it is sharded. One policy for each layer, in the layers' order.
 
     `offloads`: "none" or "activations" for each layer; `host` takes the latter's inputs. `sliced`: the MLP's inside
-    is made again slice by slice, whatever the policy.
+    is made again slice by slice, whatever the policy. `compiler`: compiles what each layer runs.
     """
+    compiler = compiler or Compiler(None)
     if len(policies) != len(layers):
         raise InputError(f"recompute names {len(policies)} layers, the model has {len(layers)}")
     for layer, policy, offload in zip(layers, policies, offloads or ["none"] * len(layers), strict=True):
@@ -49,18 +51,21 @@ def apply_recompute(
             raise InputError(f"recompute {policy!r} is not one of {', '.join(POLICIES)}")
         if offload != "none" and policy not in KEEPING_INPUT:
             raise InputError(f"offload={offload} with recompute={policy}; legal with {', '.join(KEEPING_INPUT)}")
-        if policy == "none" or (policy == "mlp" and sliced):
+        plain = policy == "none" or (policy == "mlp" and sliced)
+        if plain and compiler.backend is None:
             continue
         if not isinstance(layer, GradientCheckpointingLayer):
-            raise InputError(f"recompute {policy!r} needs a Hugging Face decoder layer, not {type(layer).__name__}")
-        if policy == "mlp":
-            checkpoint_module(_mlp(layer))
-        else:
-            layer.gradient_checkpointing = True
-            again: Any = _full if policy == "full" else _all_but_attention
-            if offload != "none":
-                again = functools.partial(_on_host, host or HostMemory(), again)
-            layer._gradient_checkpointing_func = again
+            what = f"recompute {policy!r}" if compiler.backend is None else "compile"
+            raise InputError(f"{what} needs a Hugging Face decoder layer, not {type(layer).__name__}")
+        if policy == "mlp" and not sliced:
+            mlp = _mlp(layer)
+            mlp.forward = compiler.apart(functools.partial(_full, compiler.compiled(mlp.forward)))
+            if compiler.backend is None:
+                continue
+        again: Any = compiler.layer(_AGAIN.get(policy, _once))
+        if offload != "none":
+            again = functools.partial(_on_host, host or HostMemory(), again)
+        layer.gradient_checkpointing, layer._gradient_checkpointing_func = True, again
 
 
 def _mlp(layer: nn.Module) -> nn.Module:
@@ -75,6 +80,10 @@ def _on_host(host: HostMemory, again: Callable[..., Any], forward: Callable[...,
         return again(forward, *args)
 
 
+def _once(forward: Callable[..., Any], *args: Any) -> Any:
+    return forward(*args)
+
+
 def _full(forward: Callable[..., Any], *args: Any) -> Any:
     return checkpoint(forward, *args, use_reentrant=False)
 
@@ -86,3 +95,6 @@ def _all_but_attention(forward: functools.partial[Any], *args: Any) -> Any:
         raise InputError("recompute 'all_but_attention' needs attention \"mm_sp\"; use 'full' with any other")
     keeping = forward.keywords | {"mm_sp": replace(call, kept=Kept())}
     return checkpoint(functools.partial(forward.func, *forward.args, **keeping), *args, use_reentrant=False)
+
+
+_AGAIN: dict[str, Callable[..., Any]] = {"full": _full, "all_but_attention": _all_but_attention}

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from cost_models.errors import InputError
 from cost_models.layer.heads import HeadSplit
 from cost_models.tiles import Tile
+from executor.mmsp.compiled import Compiler
 from executor.mmsp.exchange import Exchange
 from executor.mmsp.head_chunks import key_heads, query_heads, sink_gradient, summed, to_heads, to_tokens, with_sinks
 from executor.mmsp.ring import Merged, attend_tile, attend_tile_backward
@@ -167,10 +168,13 @@ def attend_in_turn(
     return row.out
 
 
-def run_in_row_chunks(attention: nn.Module, row_of: Callable[[Any], Row | None]) -> None:
+def run_in_row_chunks(
+    attention: nn.Module, row_of: Callable[[Any], Row | None], compiler: Compiler | None = None
+) -> None:
     """Let an attention module of Hugging Face take a row chunk by chunk. `row_of` gives, of the keyword argument
     `mm_sp`, the row to be filled, or `None` where it is taken whole. Parameter names stay."""
-    forward: Callable[..., tuple[Tensor, ...]] = attention.forward
+    compiler = compiler or Compiler(None)
+    forward: Callable[..., tuple[Tensor, ...]] = compiler.compiled(attention.forward)
 
     def call(hidden_states: Tensor, **given: Any) -> tuple[Tensor, ...]:
         row = None if given.get("past_key_values") is not None else row_of(given.get("mm_sp"))
@@ -179,7 +183,7 @@ def run_in_row_chunks(attention: nn.Module, row_of: Callable[[Any], Row | None])
         y: Tensor = _RowChunks.apply(hidden_states, attention, forward, row, given, *attention.parameters())
         return y, None  # type: ignore[return-value]
 
-    attention.forward = call
+    attention.forward = compiler.apart(call)
 
 
 class _RowChunks(torch.autograd.Function):

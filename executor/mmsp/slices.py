@@ -17,17 +17,19 @@ import torch
 from torch import Tensor, nn
 
 from cost_models.errors import InputError
+from executor.mmsp.compiled import Compiler
 
 Call = Callable[[Tensor], Tensor]
 
 
-def run_in_slices(layer: nn.Module, tokens: int) -> None:
+def run_in_slices(layer: nn.Module, tokens: int, compiler: Compiler | None = None) -> None:
     """Let a decoder layer's MLP and norms take at most so many tokens at a time. Parameter names stay."""
+    compiler = compiler or Compiler(None)
     parts = [part for name, part in layer.named_children() if name == "mlp" or _is_norm(part)]
     if not isinstance(getattr(layer, "mlp", None), nn.Module):
         raise InputError(f"mlp_chunk_tokens needs a layer with a module named mlp; {type(layer).__name__} has none")
     for part in parts:
-        part.forward = _sliced(part, part.forward, tokens)
+        part.forward = compiler.apart(_sliced(part, compiler.compiled(part.forward), tokens))
 
 
 def run_last_norm_in_slices(model: nn.Module, layers: Sequence[nn.Module], tokens: int) -> None:

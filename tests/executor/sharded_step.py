@@ -55,6 +55,7 @@ class Case:
     frozen: tuple[str, ...] = ()  # parts of the model
     layer_types: tuple[str, ...] = ()
     ssd: tuple[str, str] = ("states", "gather")
+    compile: str | None = None
 
 
 def rank_lists(case: Case) -> dict[str, list[list[int]]]:
@@ -85,6 +86,7 @@ def make_sharding(case: Case) -> ContextSharding:
         attention_chunk_tokens=case.attention_chunk_tokens,
         mlp_chunk_tokens=case.mlp_chunk_tokens,
         states_on_host=case.states_on_host,
+        compile=case.compile,
         ssd=case.ssd[0],
         ssd_pass=case.ssd[1],
         precision=Precision(param=getattr(torch, case.param), reduce=torch.float32) if case.param else Precision(),
