@@ -72,6 +72,7 @@ def _node_rank(text: str | None) -> int | None:
               help="A rank that is not heard of for so many seconds ends the job.")  # fmt: skip
 @click.option("--elastic", default=0, metavar="N", type=click.IntRange(0, 1000),
               help="After up to N failures go on from the last checkpoint, on what is left.")  # fmt: skip
+@click.option("--compile", is_flag=True, help="Run decoder layers under torch.compile while training.")
 @click.option("--trace", type=click.Path(path_type=Path, file_okay=False),
               help="Profile a few steps of every rank into this folder, for `plan compare`.")  # fmt: skip
 def launch(

@@ -7,7 +7,7 @@ The trainer sees one process: `hide_ranks` takes the launch's variables away bef
 accelerate would wrap the model a second time and deal the rows out. So every rank reads every row (token ids only) and
 the sharding does the rest; the losses are one process's, in training and evaluation. Of several replicas each computes
 its rows of the batch. Padded batches and padding-free ones (with positions) are taken; ranks that read different
-batches stop. Refused: saving and resuming by the trainer (every rank would write its shard to one place; use
+batches stop. `torch_compile=True` compiles decoder layers (`mmsp.compiled`). Refused: saving and resuming by the trainer (every rank would write its shard to one place; use
 `longvila.checkpoint`), losses of a function's own, noise on embeddings, metrics of outputs, router losses, pictures.
 """
 
@@ -18,12 +18,14 @@ import zlib
 from typing import Any
 
 import torch
+from accelerate.utils import DynamoBackend
 from torch import Tensor, nn
 from torch.distributed import ReduceOp
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from cost_models.errors import InputError
+from executor.mmsp.compiled import Compiler
 from executor.sharding import ContextSharding
 from longvila.sharding import IGNORE, Batch
 
@@ -42,11 +44,18 @@ class OverRanks:
     """To be inherited from before a trainer: `Training(sharding=…, model=…, args=…, …)`."""
 
     def __init__(self, *, sharding: ContextSharding, **given: Any) -> None:
+        if (args := given.get("args")) is not None:
+            take_compile(args, sharding)
         super().__init__(**given)
         here: Any = self
         if here.accelerator.num_processes != 1:
             raise InputError("call executor.trainer.hide_ranks() before TrainingArguments are made")
         refuse_arguments(here.args, given)
+        if here.accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
+            raise InputError("ACCELERATE_DYNAMO_BACKEND would compile collectives; unset it, pass torch_compile=True")
+        ours = sharding.compile or any(policy != "none" for policy, *_ in sharding.recompute)
+        if ours and here.args.activation_checkpointing:
+            raise InputError("gradient_checkpointing=True would replace what the plan does with layers; legal: False")
         self._sharding = sharding
         sharding.wrap(here.model)
 
@@ -107,6 +116,16 @@ class OverRanks:
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
         norm: Tensor = super()._clip_grad_norm(model)  # type: ignore[misc]
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def take_compile(args: Any, sharding: ContextSharding) -> None:
+    """`torch_compile=True` means decoder layers here: accelerate would compile the model with its collectives."""
+    if not args.torch_compile:
+        return
+    if args.torch_compile_mode is not None:
+        raise InputError(f"torch_compile_mode={args.torch_compile_mode!r} is not done over ranks; legal: None")
+    sharding.compile = Compiler(args.torch_compile_backend).backend
+    args.torch_compile, args.torch_compile_backend = False, None
 
 
 def refuse_arguments(args: Any, given: dict[str, Any]) -> None:

@@ -74,6 +74,7 @@ def job_arguments(launch: Launch) -> list[str]:
     arguments += [f"--config={request.config}"] if request.config else []
     arguments += [f"--set={text}" for text in request.sets]
     arguments += [f"--trace={request.trace}"] if request.trace else []
+    arguments += ["--compile"] if request.compile else []
     return [*arguments, f"--timeout={request.timeout_s:g}", f"--silence={request.silence_s:g}"]
 
 

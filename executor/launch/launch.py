@@ -11,7 +11,7 @@ Restarts after a failure are `elastic`'s.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cost_models.errors import InputError
@@ -21,6 +21,7 @@ from executor.launch.hosts import Binding, Seat, bind, used_slots
 from executor.launch.settings import Settings, check_job, merge
 from planner.plan_file import Plan
 
+COMPILED = "layers under torch.compile; the plan's time and memory are those of eager layers"
 SILENCE_S = 20.0
 """A rank that is not heard of for so long ends the job."""
 
@@ -43,6 +44,7 @@ class Request:
     silence_s: float = SILENCE_S
     trace: Path | None = None  # folder for a profiler trace of each rank
     elastic: int = 0  # failures after which the job goes on
+    compile: bool = False  # decoder layers run under torch.compile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +79,8 @@ def prepare(request: Request, known: Mapping[str, Host] | None = None) -> Launch
     check_job(request.job)
     plan = Plan.load(request.plan)
     settings = merge(plan, request.job, request.config, request.sets)
+    if request.compile:
+        settings = replace(settings, notes=(*settings.notes, COMPILED))
     slots, here = used_slots(plan), discover()
     named = tuple(plan.cluster.hosts[slot] for slot in slots) if plan.cluster.hosts else ()
     nobody = (here.name,) if len(slots) == 1 else tuple(f"HOST{slot}" for slot in slots)
@@ -87,6 +91,7 @@ def prepare(request: Request, known: Mapping[str, Host] | None = None) -> Launch
     if host is not None:
         slot, ranks = binding.on(host)[0].slot, len(binding.on(host))
         problems += requirements.differences(plan, here, slot, ranks)
+        problems += requirements.no_compiler(plan, slot) if request.compile else []
     if problems:
         raise InputError(f"{request.plan} does not run on {host or 'any host'}: " + "; ".join(problems))
     backend = _backend(request, plan)

@@ -8,7 +8,11 @@ profile` measures them). Memory: the plan's peak of the worst rank, times ranks 
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 import numpy as np
 
@@ -124,6 +128,14 @@ def differences(plan: Plan, host: Host, slot: int, ranks: int) -> list[str]:
             free, planned = show_bytes(gpu.free_bytes), show_bytes(of_each)
             problems.append(f"memory: GPU {index} has {free} free, the plan needs {planned}")
     return problems
+
+
+def no_compiler(plan: Plan, slot: int) -> list[str]:
+    """What torch.compile lacks here to make kernels of its graphs."""
+    if plan.cluster.node(slot).device.architecture != "cpu":
+        return [] if find_spec("triton") else ["--compile needs triton for GPUs, which is not installed"]
+    name = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    return [] if shutil.which(name) else [f"--compile needs a C++ compiler, {name} is not here; CXX names another"]
 
 
 def _versions(host: Host) -> list[str]:

@@ -171,6 +171,7 @@ def run_rank(launch: Launch) -> None:
         device_id=device if device.type == "cuda" else None,
     )  # fmt: skip
     sharding = make_sharding(plan, seat.rank, device, limit)
+    sharding.compile = "inductor" if request.compile else None
     if device.type == "cuda" and seat.rank == 0:
         print(f"attention by {kernel.words(device)}; the plan: {priced_kernel(plan)}", file=sys.stderr, flush=True)
     job = Job(config=launch.settings.values, sharding=sharding, device=device)
@@ -194,7 +195,8 @@ def _agree(launch: Launch, seat: Seat, store: Store) -> None:
     if store.add(f"claims/{seat.rank}", 1) > 1:
         raise RuntimeError(f"two processes claim rank {seat.rank}; is another launch using this port?")
     settings = {f"setting {name}": value for name, value in launch.settings.values.items()}
-    mine = json.loads(json.dumps({"plan": launch.plan.digest, "job": launch.request.job, **settings}, default=str))
+    asked = {"plan": launch.plan.digest, "job": launch.request.job, "compile": launch.request.compile}
+    mine = json.loads(json.dumps({**asked, **settings}, default=str))
     if seat.rank == 0:
         store.set("asked", json.dumps(mine))
     first = json.loads(store.get("asked"))
@@ -231,6 +233,7 @@ def _hosts_here(store: Store, name: str, named: tuple[str, ...]) -> dict[str, Ho
 @click.option("--timeout", "timeout_s", default=600.0)
 @click.option("--silence", "silence_s", default=SILENCE_S)
 @click.option("--trace", type=click.Path(path_type=Path))
+@click.option("--compile", is_flag=True)
 @click.option("--host", help="This host's name, as in --hosts.  [default: its host name]")
 @click.option("--hosts", help="All hosts, in slot order where they are alike.  [default: all that started processes]")
 def main(host: str | None, hosts: str | None, timeout_s: float, **given: Any) -> None:

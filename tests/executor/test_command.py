@@ -118,6 +118,14 @@ def test_dry_run_shows_everything_and_starts_nothing(plan, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
 
 
+def test_compile_says_what_it_is_beside_the_plan_and_needs_a_compiler(plan, monkeypatch):
+    code, output = _run("launch", plan, "--compile", "--dry-run")
+    assert code == 0 and "layers under torch.compile; the plan's time and memory are those of eager layers" in output
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    code, output = _run("launch", plan, "--compile", "--dry-run")
+    assert code == 2 and "--compile needs a C++ compiler, no-such-compiler is not here; CXX names another" in output
+
+
 def test_several_hosts_get_a_line_each(tmp_path):
     cluster = Cluster.load("dgx-h100", nodes=2)
     placement = Placement(slot_of_rank=1 - np.arange(16) // 8, gpu_of_rank=np.arange(16) % 8)

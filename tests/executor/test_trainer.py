@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from trl import SFTConfig
 
 from cost_models.errors import InputError
@@ -18,6 +19,11 @@ def _both(cases):
     how = {"steps": 4, "label_smoothing_factor": 0.3, "eval_strategy": "steps", "eval_steps": 2}
     want = losses(None, **how)
     results = [(want, losses(make_sharding(case), **how)) for case in cases]
+    compiled = {"torch_compile": True, "torch_compile_backend": "eager"}
+    results.append((want, losses(make_sharding(cases[0]), **how, **compiled)))
+    assert counters["stats"]["unique_graphs"], "nothing was compiled"
+    with pytest.raises(InputError, match="gradient_checkpointing=True would replace what the plan does with layers"):
+        losses(make_sharding(cases[0]), gradient_checkpointing=True, **compiled)
     sharding = make_sharding(cases[0])
     with pytest.raises(InputError, match="ranks read different batches: give every rank the same data, seed"):
         losses(sharding, seed=7 + sharding.rank)
