@@ -7,8 +7,9 @@ The trainer sees one process: `hide_ranks` takes the launch's variables away bef
 accelerate would wrap the model a second time and deal the rows out. So every rank reads every row (token ids only) and
 the sharding does the rest; the losses are one process's, in training and evaluation. Of several replicas each computes
 its rows of the batch. Padded batches and padding-free ones (with positions) are taken; ranks that read different
-batches stop. `torch_compile=True` compiles decoder layers (`mmsp.compiled`). Refused: saving and resuming by the trainer (every rank would write its shard to one place; use
-`longvila.checkpoint`), losses of a function's own, noise on embeddings, metrics of outputs, router losses, pictures.
+batches stop. `torch_compile=True` compiles decoder layers. Refused: saving and resuming by the trainer (every rank
+would write its shard to one place; use `longvila.checkpoint`), losses of a function's own, noise on embeddings, metrics
+of outputs, router losses, pictures.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
     norm, q k v, rotary | attention "mm_sp", eager | output projection, sum, norm, gated MLP, sum
 
 A layer's forward is compiled, not its call, so hooks of FSDP2 and recomputation stay outside, and layers of one kind
-share their graphs (as torchtitan compiles block by block). What has a backward pass of its own (slices of the MLP, chunks
-of the row, state-space mixers, a recomputed MLP) is cut out too, and what it calls is compiled by itself. The number of
-tokens is a symbol: rows of any length run the same graphs. In training mode only. A kind of code is compiled at most
-`KINDS` times (windows, kinds of layers); what goes beyond runs eager, with torch's warning.
+share their graphs (as torchtitan compiles block by block). What has a backward pass of its own (slices of the MLP,
+chunks of the row, state-space mixers, a recomputed MLP) is cut out too, and what it calls is compiled by itself. The
+number of tokens is a symbol: rows of any length run the same graphs. In training mode only. A kind of code is compiled
+at most `KINDS` times (windows, kinds of layers); what goes beyond runs eager, with torch's warning.
 """
 
 from __future__ import annotations
