@@ -9,7 +9,7 @@ the sharding does the rest; the losses are one process's, in training and evalua
 its rows of the batch. Padded batches and padding-free ones (with positions) are taken; ranks that read different
 batches stop. `torch_compile=True` compiles decoder layers. Refused: saving and resuming by the trainer (every rank
 would write its shard to one place; use `longvila.checkpoint`), losses of a function's own, noise on embeddings, metrics
-of outputs, router losses, pictures.
+of outputs, router losses, pictures, optimizers made before or not of `OPTIMIZERS`.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ def hide_ranks() -> None:
         os.environ.pop(name, None)
 
 
+OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adagrad", "rmsprop", "sgd")
+"""Of `TrainingArguments.optim`: those that go number by number, as shards need; Adafactor factors whole matrices."""
 _TAKEN = ("input_ids", "labels", "attention_mask", "position_ids")
 _SAID_BY_POSITIONS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
 
@@ -140,6 +142,14 @@ def refuse_arguments(args: Any, given: dict[str, Any]) -> None:
         choices = legal if isinstance(legal, tuple) else (None, legal)
         if value not in choices:
             raise InputError(f"{name}={value!r} is not done over ranks; legal: {choices[-1]!r}")
+    optimizer = getattr(args.optim, "value", args.optim)
+    if optimizer not in OPTIMIZERS:
+        raise InputError(f"optim={optimizer!r} is not known for sharded weights; legal: {', '.join(OPTIMIZERS)}")
+    if any(made is not None for made in given.get("optimizers") or ()):
+        raise InputError(
+            "optimizers were made before the weights were sharded, and would train none of them; legal: "
+            "optim=…, or optimizer_cls_and_kwargs"
+        )
     for name in ("compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics"):
         if given.get(name) is not None:
             raise InputError(f"{name} is not called over ranks: no rank has the outputs of a row; legal: None")

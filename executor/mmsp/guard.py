@@ -116,6 +116,8 @@ def _refuse_arguments(
         raise InputError("the model would shift labels inside a rank's tokens: take the loss from local.labels_S")
     if kwargs.get("position_ids") is None:
         raise InputError('attention "mm_sp" needs position_ids: pass position_ids=local.positions_S[None]')
+    if kwargs["position_ids"].ndim < 2:
+        raise InputError("position_ids has no dimension of rows: pass position_ids=local.positions_S[None]")
     if isinstance(kwargs.get("logits_to_keep"), int) and kwargs["logits_to_keep"]:
         raise InputError("logits_to_keep counts from the end of a rank's tokens: leave it out")
     if given := sorted(name for name in _OF_ATTENTION if kwargs.get(name) is not None):

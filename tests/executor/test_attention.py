@@ -380,6 +380,7 @@ def test_arguments_that_the_attention_would_never_see_are_refused():
         ({"attention_mask": torch.tensor([[0, 1, 1, 1]])}, "takes no attention_mask"),
         ({"labels": ids}, "would shift labels"),
         ({"position_ids": None}, "needs position_ids: pass"),
+        ({"position_ids": ids[0]}, "position_ids has no dimension of rows"),
         ({"output_attentions": True}, "does not do output_attentions=True: no rank has the weights"),
         ({"output_router_logits": True}, "would be of one rank's tokens"),
         ({"logits_to_keep": 1}, "counts from the end of a rank's tokens"),

@@ -77,6 +77,9 @@ LENGTHS: dict[tuple[str, str], dict[str, object]] = {
         "rope_parameters": {"full_attention": DYNAMIC, "sliding_attention": DYNAMIC}, "max_position_embeddings": 24,
     },
     ("phi3", "longrope"): {"rope_parameters": LONG, "original_max_position_embeddings": 24},
+    ("phimoe", "longrope"): {
+        "rope_parameters": LONG | {"short_mscale": 1.1, "long_mscale": 1.3}, "original_max_position_embeddings": 24,
+    },
 }  # fmt: skip
 
 

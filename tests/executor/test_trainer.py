@@ -45,6 +45,8 @@ def test_losses_of_sft_are_those_of_one_process():
         ({"loss_type": "dft"}, {}, "loss_type='dft' is not done over ranks; legal: 'chunked_nll'"),
         ({"neftune_noise_alpha": 5.0}, {}, "neftune_noise_alpha=5.0 is not done over ranks; legal: None"),
         ({}, {"compute_loss_func": max}, "compute_loss_func is not called over ranks"),
+        ({"optim": "adafactor"}, {}, "optim='adafactor' is not known for sharded weights; legal: adamw_torch, adamw_"),
+        ({}, {"optimizers": (max, None)}, "made before the weights were sharded, and would train none of them"),
     ],
 )
 def test_what_would_not_be_as_in_one_process_is_refused(tmp_path, change, given, message):

@@ -18,7 +18,7 @@ class LocalExchange:
 
     boxes: Sequence[Sequence[queue.SimpleQueue[Tensor]]] = field(repr=False)
     index: int
-    timeout_s: float = 30.0
+    timeout_s: float = 240.0  # of a deadlock: on a machine with much else to do a thread may wait long for its turn
 
     @property
     def size(self) -> int:
