@@ -145,8 +145,8 @@ class Soak:
         self.restarts.append(restart)
         return restart
 
-    def late(self, kind: str, error: Exception) -> None:
-        """What was waited for did not happen: both hosts are started again, and the soak goes on."""
+    def late(self, kind: str, error: Exception) -> bool:
+        """What was waited for did not happen: both hosts are started again; whether they do a step."""
         self.in_vain.append(f"{kind}: {error}")
         print(f"  IN VAIN: {error}\n{''.join(line.text for line in self.hosts.said()[-40:])}", flush=True)
         if self.hosts.links:
@@ -154,7 +154,12 @@ class Soak:
         (self.hosts.run.parent / "filler").unlink(missing_ok=True)
         began_s = time.monotonic()
         self._start_again()
-        wait("a step", lambda: self.first_step(began_s) is not None)
+        try:
+            wait("a step", lambda: self.first_step(began_s) is not None)
+        except TimeoutError as again:
+            print(f"  IN VAIN once more: {again}; the soak ends here", flush=True)
+            return False
+        return True
 
     def _again(self, kind: str) -> None:
         """The launch goes on by itself, in its next round."""
@@ -245,10 +250,11 @@ def strike(soak: Soak, kinds: list[str], faults: int, minutes: float, log: Path 
             return
         kind = soak.draw.choice(kinds)
         print(f"fault {count} of {faults}: {kind}", flush=True)
+        goes_on = True
         try:
             one = soak.fault(kind)
         except (TimeoutError, ProcessLookupError) as error:
-            soak.late(kind, error)
+            goes_on = soak.late(kind, error)
             entry: dict[str, object] = {"kind": kind, "in_vain": str(error)}
         else:
             print(f"  {one.named[:90] or 'NOT NAMED'} after {one.named_s:.1f} s; ranks again after "
@@ -257,6 +263,8 @@ def strike(soak: Soak, kinds: list[str], faults: int, minutes: float, log: Path 
         if log is not None:
             with log.open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps({"fault": count, "at_s": time.monotonic() - soak.began_s, **entry}) + "\n")
+        if not goes_on:
+            return
 
 
 def report(soak: Soak, steps: list[dict[str, float]], alone: list[float]) -> int:

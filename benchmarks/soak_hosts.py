@@ -62,7 +62,7 @@ class Hosts:
             subprocess.run(["umount", "-l", self.run.parent], check=False)
 
     def start(self, number: int, resume: bool) -> None:
-        settings = [f"--set=run={self.run}", *(["--set=resume=latest"] if resume else [])]
+        settings = [f"--set=run={self.run}", *(["--set=resume=intact"] if resume else [])]
         executor = Path(sys.executable).parent / "executor"
         inside = ["ip", "netns", "exec", self.links.names[number]] if self.links else []
         interface = "eth0" if self.links else "lo"
