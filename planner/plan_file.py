@@ -32,7 +32,7 @@ from cost_models.room import Room, sureness
 from cost_models.strategy import LISTED_AXES, Strategy, rank_groups
 from cost_models.workload import Workload
 from planner.files import write_whole
-from planner.prove.proof import Proof
+from planner.prove.regions import Proof
 from planner.search.objective import Objective
 from planner.searched import Searched
 from planner.targets.target import MMSP, Target

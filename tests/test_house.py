@@ -114,7 +114,6 @@ def test_no_circles_between_modules():
         (name, other)
         for name, path in paths.items()
         for other in arrows(path, paths, inside=name not in NAMED_CONSTRUCTORS)
-        if (name, other) != ("planner.prove.proof", "planner.plan_file")  # a plan carries its proof
     )
     circles = [sorted(circle) for circle in nx.strongly_connected_components(graph) if len(circle) > 1]
     assert not circles, circles

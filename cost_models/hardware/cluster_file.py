@@ -118,7 +118,7 @@ def read_cluster(path: Path, name: str, *, nodes: int | None = None, gpus: int |
     entry = strict.read(ClusterEntry, data, where)
     runs = tuple(node.build() for node in entry.nodes)
     sized = len(runs) == 1 and "count" not in data["nodes"][0]
-    count = _wanted_nodes(runs, sized, nodes, gpus, name)
+    count = _wanted_nodes(runs, sized, nodes, gpus)
     if sized:
         runs = (replace(runs[0], count=count),)
     from cost_models.hardware.readers.hostlist import expand
@@ -138,7 +138,7 @@ def read_cluster(path: Path, name: str, *, nodes: int | None = None, gpus: int |
 
 def fit(cluster: Cluster, *, sized: bool, nodes: int | None, gpus: int | None) -> Cluster:
     """The first slots of a cluster that give `nodes` or `gpus`; where `sized`, its one run grows to them."""
-    count = _wanted_nodes(cluster.runs, sized, nodes, gpus, cluster.name)
+    count = _wanted_nodes(cluster.runs, sized, nodes, gpus)
     if sized:
         cluster = replace(cluster, runs=(replace(cluster.runs[0], count=count),))
     return _cut(cluster, nodes=count if sized else nodes, gpus=gpus)
@@ -181,7 +181,7 @@ def _on_base(data: dict[str, Any], where: str) -> dict[str, Any]:
     return merged
 
 
-def _wanted_nodes(runs: tuple[NodeRun, ...], sized: bool, nodes: int | None, gpus: int | None, name: str) -> int:
+def _wanted_nodes(runs: tuple[NodeRun, ...], sized: bool, nodes: int | None, gpus: int | None) -> int:
     for flag, value in (("--nodes", nodes), ("--gpus", gpus)):
         if value is not None and not 1 <= value <= MAX_GPUS:
             raise InputError(f"{flag} {value} must be from 1 to {MAX_GPUS}")

@@ -71,7 +71,7 @@ def sharded(segment: Segment, sizes: RankSizes, kernels: Kernels, weights: Weigh
         axis: Axis = "gradient" if framework.owned_tensors else "shard"
         scatters = tuple(one._replace(axis=axis, op="all_reduce") for one in scatters)
         if framework.owned_tensors:
-            copies, sums = _flattened(sizes, kernels, weights), ()
+            copies, sums = _flattened(kernels, weights), ()
     phases = (*segment.phases, *copies)
     if exposed:
         once = (*_where(zero < 3, (*gathers, *scatters)), *sums)
@@ -146,7 +146,7 @@ def _blocking(
     return phases
 
 
-def _flattened(sizes: RankSizes, kernels: Kernels, weights: Weights) -> tuple[Phase, ...]:
+def _flattened(kernels: Kernels, weights: Weights) -> tuple[Phase, ...]:
     """Gradients copied to a flat bucket, divided, and copied back."""
     moved = weights.trained * FLATTEN_BYTES
     return (Compute(part="memory_bound", seconds=kernels.memory_bound_s(moved, 3)),) if moved else ()

@@ -25,7 +25,6 @@ from longvila.files import read_text
 from longvila.job import JobError
 
 Tokens = NDArray[np.int64]
-KEYS = ("text", "tokens", "prompt", "answer")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,7 +78,7 @@ def plan_page(plan: Plan, simulation: Simulation | None) -> Page:
 
 
 def _topology(plan: Plan, simulation: Simulation | None) -> Section:
-    cluster, strategy = plan.cluster, plan.strategy
+    cluster = plan.cluster
     ranks = {place: rank for rank, place in enumerate(zip(
         plan.placement.slot_of_rank.tolist(), plan.placement.gpu_of_rank.tolist(), strict=True))}  # fmt: skip
     groups = {axis: _index(plan.groups[axis].tolist()) for axis in ("ulysses", "ring", "context")}
@@ -95,7 +95,7 @@ def _topology(plan: Plan, simulation: Simulation | None) -> Section:
         for gpu in range(node.gpus):
             x, y = left + gpu % wide, top + gpu // wide
             rank = ranks.get((slot, gpu))
-            words = _words(rank, groups, strategy, int(cluster.leaf_of_slot[slot]))
+            words = _words(rank, groups, int(cluster.leaf_of_slot[slot]))
             gpus.append({"x": x, "x2": x + 0.9, "y": y, "y2": y + 0.9, "slot": slot, "gpu": gpu, **words})
         for card in range(node.nics.count):
             ways = {way: loads.get(f"slot {slot} nic {card} {way}", 0.0) for way in ("out", "in")}
@@ -118,9 +118,7 @@ def _index(groups: Sequence[Sequence[int]]) -> dict[int, tuple[int, int]]:
     return {rank: (number, place) for number, ranks in enumerate(groups) for place, rank in enumerate(ranks)}
 
 
-def _words(
-    rank: int | None, groups: Mapping[str, Mapping[int, tuple[int, int]]], strategy: Any, leaf: int
-) -> dict[str, Any]:
+def _words(rank: int | None, groups: Mapping[str, Mapping[int, tuple[int, int]]], leaf: int) -> dict[str, Any]:
     if rank is None:
         return {"rank": "free", **dict.fromkeys(COLOURS, "free"), "leaf": f"leaf {leaf}"}
     return {

@@ -13,17 +13,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import replace
+from typing import Any, cast
 
 from cost_models.errors import InputError
 from cost_models.layer.recompute import policy
 from cost_models.pricing import price
 from cost_models.strategy import LayerRange, Recompute
+from planner.plan_file import Plan
+from planner.prove.regions import Proof, Region
 from planner.prove.relaxation import Family, Way, families, least_s
-
-if TYPE_CHECKING:
-    from planner.plan_file import Plan
 
 MOST_LAYOUTS = 50_000
 """Of a space with more (sharding not counted) no proof is written."""
@@ -36,33 +35,6 @@ LEVERS: dict[str, Any] = {
 }  # fmt: skip
 """Levers of memory, and what is without them."""
 ON_HOST = "with its input on the host"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Region:
-    data: int
-    microbatches: int
-    ulysses: int
-    rings: tuple[int, int]  # first, last
-    least_s: float
-
-    @property
-    def layouts(self) -> list[tuple[Family, int]]:
-        family = Family(self.data, self.microbatches, self.ulysses)
-        return [(family, ring) for ring in range(self.rings[0], self.rings[1] + 1)]
-
-    @property
-    def words(self) -> str:
-        ring = "-".join(str(one) for one in dict.fromkeys(self.rings))
-        return f"data {self.data}, microbatches {self.microbatches}, ulysses {self.ulysses}, ring {ring}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Proof:
-    """No layout of the space takes less than `bound_s` on any placement."""
-
-    bound_s: float
-    regions: tuple[Region, ...]
 
 
 def prove(plan: Plan) -> Proof:

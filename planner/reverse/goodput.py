@@ -8,14 +8,13 @@
 
 `wall` is exact for failures at a constant rate that may strike while work, a checkpoint or a restart runs (Daly, "A
 higher order estimate of the optimum checkpoint interval for restart dumps", 2006; Young, 1974, for the square root).
-`simulate_failures` plays failures one by one and checks it. Left out: failures that come together, and those that a
-checkpoint on another node's memory would make cheaper.
+Failures played one by one agree (`tests/planner/reverse/test_goodput.py`). Left out: failures that come together, and
+those that a checkpoint on another node's memory would make cheaper.
 """
 
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -116,27 +115,6 @@ def fleets(failures: Failures, rates: Sequence[float], nodes: int) -> list[Fleet
         for replans in (True, False)
     ]
     return sorted(found, key=lambda fleet: (-fleet.tokens_per_s, fleet.spares, fleet.replans))
-
-
-def simulate_failures(failures: Failures, interval_s: float, work_s: float, seed: int) -> float:
-    """Wall seconds of `work_s` seconds of work, failures drawn one by one."""
-    draw = random.Random(seed)
-    clock, done = 0.0, 0.0
-    fails_at = draw.expovariate(1 / failures.between_s)
-    while done < work_s:
-        work = min(interval_s, work_s - done)
-        ends = clock + work + failures.checkpoint_s
-        if ends <= fails_at:
-            clock, done = ends, done + work
-            continue
-        clock = fails_at
-        while True:  # a restart may fail too
-            fails_at = clock + draw.expovariate(1 / failures.between_s)
-            if fails_at >= clock + failures.restart_s:
-                clock += failures.restart_s
-                break
-            clock = fails_at
-    return clock
 
 
 def most_away(failures: Failures) -> int:

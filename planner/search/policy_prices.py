@@ -234,10 +234,6 @@ class PolicyPrices(Struct, frozen=True, kw_only=True, eq=False, dict=True):
             return np.ones(self.host_base.shape, dtype=bool)
         return self.host_base + (layers * self.host_kept).sum(axis=-1) <= self.host_limit
 
-    def most_is_kept(self, layers: Sequence[int]) -> bool:
-        """Whether all layers have the first policy, which keeps most."""
-        return all(layers[choices[0]] == many for choices, many in self.choices_of)
-
     def ranges(self, layers: Sequence[int]) -> tuple[LayerRange, ...]:
         """The layers of each choice in the model's order; of a kind those that recompute most come first, so that the
         last ones are freed first."""

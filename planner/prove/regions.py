@@ -1,0 +1,37 @@
+"""What a proof states: regions of a plan's space, each with seconds that no layout of it is below.
+
+How they come about and are checked is in `proof.py`; a plan file carries them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from planner.prove.relaxation import Family
+
+
+@dataclass(frozen=True, kw_only=True)
+class Region:
+    data: int
+    microbatches: int
+    ulysses: int
+    rings: tuple[int, int]  # first, last
+    least_s: float
+
+    @property
+    def layouts(self) -> list[tuple[Family, int]]:
+        family = Family(self.data, self.microbatches, self.ulysses)
+        return [(family, ring) for ring in range(self.rings[0], self.rings[1] + 1)]
+
+    @property
+    def words(self) -> str:
+        ring = "-".join(str(one) for one in dict.fromkeys(self.rings))
+        return f"data {self.data}, microbatches {self.microbatches}, ulysses {self.ulysses}, ring {ring}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """No layout of the space takes less than `bound_s` on any placement."""
+
+    bound_s: float
+    regions: tuple[Region, ...]
