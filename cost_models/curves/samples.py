@@ -22,8 +22,14 @@ import numpy as np
 from cost_models.errors import InputError
 from cost_models.number import Number, distinct
 
-FRAMEWORK = ("framework_layer", "framework_microbatch", "framework_step")
-"""Host time that no kernel explains (Python, autograd, sharding's bookkeeping), forward and backward together."""
+FRAMEWORK = (
+    "framework_layer", "framework_microbatch", "framework_step", "framework_tower", "framework_tower_byte",
+)  # fmt: skip
+"""Host time that no kernel explains (Python, autograd, sharding's bookkeeping), forward and backward together: of a
+layer, microbatch and step; of a tower's block each call after a microbatch's first, and each byte that it moves (norms
+and a GELU take a CPU longer than sums do)."""
+FORWARD_SHARE = 1 / 3
+"""Of a layer's host time, as of its matrix products."""
 SCANS = ("scan_forward", "scan_backward")
 SHAPE_LENGTHS = {
     **dict.fromkeys((*FRAMEWORK, "memory_bound"), 0),

@@ -9,6 +9,7 @@ Weights are gathered and gradients reduced as `sharding.py` says. Left out: data
 
 from __future__ import annotations
 
+from cost_models.curves.samples import FORWARD_SHARE
 from cost_models.errors import InputError
 from cost_models.layer import decoder
 from cost_models.layer.launches import layer_host_s
@@ -34,9 +35,6 @@ from cost_models.step.update import update
 from cost_models.strategy import LayerRange
 from cost_models.timing.kernels import Kernels
 from cost_models.workload import DTYPE_BYTES
-
-FORWARD_SHARE = 1 / 3
-"""Of a layer's host time, as of its matrix products."""
 
 
 def step_program(sizes: RankSizes, kernels: Kernels, ranges: tuple[LayerRange, ...]) -> StepProgram:

@@ -5,14 +5,15 @@ A frame stays on one rank, so the busiest rank has ceil(frames / context): the p
 moves every embedding once, tokens x hidden bytes over the context group, forward and (if anything behind it trains)
 backward. A framework may deal frames in another way (`frames.py`). The tower attends within a frame, without mask. A
 rank without frames runs one dummy frame, as every rank joins a sharded tower. Frames in several chunks gather and
-reduce the tower for each, and run forward again in backward. Left out: the patches' product (0.2% of
-the tower), decoding of the video.
+reduce the tower for each, and run forward again in backward. On CPUs a profile has host time of a block's calls and of
+what it moves. Left out: the patches' product (0.2% of the tower), decoding of the video.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+from cost_models.curves.samples import FORWARD_SHARE
 from cost_models.layer.sizes import RankSizes
 from cost_models.layer.weights import fetched_bytes, returned_bytes
 from cost_models.models.model import Vision
@@ -31,7 +32,7 @@ def forward(sizes: RankSizes, kernels: Kernels) -> list[Segment]:
     block, edge = _params(sizes, vision)
     tower = Segment(
         name="vision forward",
-        phases=(_block(sizes, vision, kernels, grad=False),),
+        phases=(_block(sizes, vision, kernels, grad=False), _host(sizes, vision, kernels, FORWARD_SHARE, 1)),
         repeat=vision.layers,
         offload_bytes=fetched_bytes(sizes, block),
     )
@@ -65,7 +66,11 @@ def backward(sizes: RankSizes, kernels: Kernels) -> list[Segment]:
         calls, again = sizes.tower_calls, sizes.tower_runs_again
         tower = Segment(
             name="vision backward",
-            phases=(*_again(sizes, vision, kernels), _block(sizes, vision, kernels, grad=True)),
+            phases=(
+                *_again(sizes, vision, kernels),
+                _block(sizes, vision, kernels, grad=True),
+                _host(sizes, vision, kernels, 1 - FORWARD_SHARE, 2),
+            ),
             repeat=vision.layers,
             from_host=True,
             offload_bytes=fetched_bytes(sizes, block) + returned_bytes(sizes, block * reduce),
@@ -100,9 +105,24 @@ def _block(sizes: RankSizes, vision: Vision, kernels: Kernels, grad: bool) -> Co
         vision.patches, vision.patches, vision.heads, vision.heads, dim, causal=False,
         backward=grad, batch=frames, dtype=sizes.workload.precision.param,
     )  # fmt: skip
-    moved = tokens * sizes.width * (16 * vision.hidden + 4 * vision.ffn) * (2 if grad else 1)
+    moved = block_bytes(vision, frames, sizes.width) * (2 if grad else 1)
     seconds = _products_s(sizes, kernels, vision.block_maps, tokens, grad) + attention
     return Compute(part="vision", seconds=seconds + kernels.memory_bound_s(moved, 10))
+
+
+def block_bytes(vision: Vision, frames: Number, width: float) -> Number:
+    """What a block's norms, activation and sums read and write of so many frames forward, `width` bytes a number."""
+    return frames * vision.patches * width * (16 * vision.hidden + 4 * vision.ffn)
+
+
+def _host(sizes: RankSizes, vision: Vision, kernels: Kernels, share: float, ways: int) -> Compute:
+    """Host time of a block's calls, of a share each, and of what they move `ways` times; a microbatch's has the first
+    call's."""
+    again = pick(sizes.tower_runs_again, 1.0, 0.0) * (ways > 1)
+    calls = share * (sizes.tower_calls - 1) + FORWARD_SHARE * sizes.tower_calls * again
+    moved = block_bytes(vision, sizes.frames, sizes.width) * (ways + again)
+    seconds = calls * kernels.framework_s("framework_tower") + moved * kernels.framework_s("framework_tower_byte")
+    return Compute(part="vision", seconds=seconds)
 
 
 def _again(sizes: RankSizes, vision: Vision, kernels: Kernels) -> tuple[Compute, ...]:

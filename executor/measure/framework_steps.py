@@ -1,27 +1,30 @@
 """The time of a step that no kernel explains, from real steps with few tokens: what Python, autograd and FSDP2 cost.
 
-    measured(layers, microbatches) - priced from the kernels' samples = step + microbatches (microbatch + layers layer)
+    measured - priced from the kernels' samples = step + microbatches (microbatch + layers layer)
+                                                  + blocks (calls tower + moved tower_byte)
 
-Three steps of LongVILA-tiny (2 layers; 6 layers; 2 layers and 3 microbatches) give the three unknowns, each at least
-1 us. Runs over `ulysses` ranks like any plan, so groups, exchanges and sharding are in it. Seconds.
+Steps of LongVILA-tiny with few tokens give the unknowns, each at least 1 us: 2 layers; 6 layers; 3 microbatches; frames
+in several calls of the tower, which runs them again; many frames in one call, less the same tokens without frames. Runs
+over `ulysses` ranks like any plan, so groups, exchanges and sharding are in it. Seconds; `tower_byte`: seconds a byte.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import nn
 
-from cost_models.curves.samples import Sample
+from cost_models.curves.samples import FORWARD_SHARE, Sample
 from cost_models.hardware.cluster import Cluster
-from cost_models.models.model import Model
+from cost_models.models.model import Model, Vision
 from cost_models.pricing import price
 from cost_models.profile import VERSION, Profile
+from cost_models.step.vision import block_bytes
 from cost_models.strategy import Strategy
-from cost_models.workload import Precision, Workload
+from cost_models.workload import DTYPE_BYTES, Precision, Workload
 from executor.groups import Groups, make_groups
 from executor.measure.bench import Bench
 from executor.sharding import ContextSharding
@@ -32,9 +35,32 @@ from longvila.sharding import Batch
 from longvila.weights import plain_parameters
 
 TOKENS = 32  # of a rank: the kernels' share is small, and priced
-LEAST_S = 1e-6
-CASES = ((2, 1), (6, 1), (2, 3))
-"""(decoder layers, microbatches)"""
+LEAST_S, LEAST_S_PER_BYTE = 1e-6, 1e-14
+CALLS, FRAMES = 4, 40  # of the tower; in one call
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A step to measure; tokens and frames are a rank's."""
+
+    layers: int = 2
+    microbatches: int = 1
+    tokens: int = TOKENS
+    frames: int = 0
+    frames_per_call: int = FRAMES
+
+
+def cases(tokens_per_frame: int) -> dict[str, Case]:
+    """The steps, by what each has more than `base`; `frames` is against `tokens`."""
+    shown = TOKENS + FRAMES * tokens_per_frame
+    return {
+        "base": Case(),
+        "layers": Case(layers=6),
+        "microbatches": Case(microbatches=3),
+        "calls": Case(tokens=TOKENS + CALLS * tokens_per_frame, frames=CALLS, frames_per_call=1),
+        "tokens": Case(tokens=shown),
+        "frames": Case(tokens=shown, frames=FRAMES),
+    }
 
 
 def context_groups(world: int, ranks: int, rank: int) -> Groups:
@@ -47,49 +73,84 @@ def context_groups(world: int, ranks: int, rank: int) -> Groups:
 
 def framework_samples(bench: Bench, groups: Groups) -> list[Sample]:
     """The three samples of this load; every rank of it calls this."""
-    left_s = []
-    for layers, microbatches in CASES:
-        step = _step(groups, bench.device, layers, microbatches)
+    left_s: dict[str, float] = {}
+    several = cases(vision().tokens_per_frame)
+    for name, case in several.items():
+        step = _step(groups, bench.device, case)
         step()
         step()
         windows = [bench.window_s(step, 2) for _ in range(bench.order.windows)]
-        left_s.append(float(np.median(windows)) - _priced_s(bench, layers, microbatches))
-    layer_s = (left_s[1] - left_s[0]) / (CASES[1][0] - CASES[0][0])
-    microbatch_s = (left_s[2] - left_s[0]) / (CASES[2][1] - CASES[0][1]) - CASES[0][0] * layer_s
-    step_s = left_s[0] - microbatch_s - CASES[0][0] * layer_s
-    parts_s = {"framework_layer": layer_s, "framework_microbatch": microbatch_s, "framework_step": step_s}
-    return [Sample(op=op, median_s=max(s, LEAST_S), dtype="fp32", ranks=bench.ranks) for op, s in parts_s.items()]
+        left_s[name] = float(np.median(windows)) - _priced_s(bench, case)
+    layer_s = (left_s["layers"] - left_s["base"]) / (several["layers"].layers - several["base"].layers)
+    two_s = several["base"].layers * layer_s
+    microbatch_s = (left_s["microbatches"] - left_s["base"]) / (several["microbatches"].microbatches - 1) - two_s
+    parts_s = {
+        "framework_layer": layer_s,
+        "framework_microbatch": microbatch_s,
+        "framework_step": left_s["base"] - microbatch_s - two_s,
+        "framework_tower": (left_s["calls"] - left_s["base"]) / more_calls() / vision().layers,
+    }
+    samples = [Sample(op=op, median_s=max(s, LEAST_S), dtype="fp32", ranks=bench.ranks) for op, s in parts_s.items()]
+    byte_s = (left_s["frames"] - left_s["tokens"]) / moved_bytes()
+    return [
+        *samples,
+        Sample(op="framework_tower_byte", median_s=max(byte_s, LEAST_S_PER_BYTE), dtype="fp32", ranks=bench.ranks),
+    ]
 
 
-def _priced_s(bench: Bench, layers: int, microbatches: int) -> float:
+def vision() -> Vision:
+    """The tower of the model that is measured."""
+    tower = Model.load("longvila-tiny").vision
+    assert tower is not None
+    return tower
+
+
+def more_calls() -> float:
+    """Calls of `calls` beyond the one of `base`, forward and backward; it runs all of its own again."""
+    return CALLS * (1 + FORWARD_SHARE) - 1
+
+
+def moved_bytes() -> float:
+    """What the tower's blocks move of `frames`, forward and twice as much backward."""
+    tower = vision()
+    return float(tower.layers * 3 * block_bytes(tower, FRAMES, DTYPE_BYTES["fp32"]))
+
+
+def _priced_s(bench: Bench, case: Case) -> float:
     """Price the step from the kernels and collectives measured so far."""
-    model = replace(Model.load("longvila-tiny"), layers=layers, layer_kinds=())
+    model = replace(Model.load("longvila-tiny"), layers=case.layers, layer_kinds=())
     precision = Precision(param="fp32", master="fp32", grad="fp32", reduce="fp32", optimizer="fp32")
     ranks = bench.ranks
-    work = Workload(model, context_tokens=TOKENS * ranks, global_batch=microbatches, precision=precision)
+    work = Workload(
+        model, context_tokens=case.tokens * ranks, frames=case.frames * ranks, global_batch=case.microbatches,
+        precision=precision,
+    )  # fmt: skip
     profile = Profile(version=VERSION, device="cpu", machine="", samples=tuple(bench.samples))
-    strategy = Strategy(ulysses=ranks, shard=ranks, microbatches=microbatches)
+    strategy = Strategy(ulysses=ranks, shard=ranks, microbatches=case.microbatches)
     return price(Cluster.load("local", gpus=ranks), work, strategy, profile=profile).step_s
 
 
-def _step(groups: Groups, device: torch.device, layers: int, microbatches: int) -> Callable[[], None]:
+def _step(groups: Groups, device: torch.device, case: Case) -> Callable[[], None]:
     sharding = ContextSharding(groups=groups, device=device)
     tiny = load_config("tiny")
-    config = replace(tiny, llm={**tiny.llm, "num_hidden_layers": layers})
+    config = replace(
+        tiny, llm={**tiny.llm, "num_hidden_layers": case.layers}, frames_per_chunk=case.frames_per_call
+    )  # fmt: skip
     torch.manual_seed(0)
     model: nn.Module = sharding.wrap(LongVilaForConditionalGeneration(config, sharding.attention).to(device))
     model.train()
     optimizer = Optimizer(plain_parameters(model), betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
-    tokens = TOKENS * groups.context.size
+    ranks, per_frame, microbatches = groups.context.size, vision().tokens_per_frame, case.microbatches
+    tokens, frames = case.tokens * ranks, case.frames * ranks
     row = torch.arange(tokens, device=device)
     batch = Batch(
         input_ids_L=row % 256,
         labels_L=row % 256,
         positions_L=row,
         document_L=torch.zeros(tokens, dtype=torch.int64),
-        vision_at_V=torch.zeros(0, dtype=torch.int64),
-        frames=0,
-        pixels_FCHW=torch.zeros(0, 3, config.image_size, config.image_size, device=device),
+        vision_at_V=torch.arange(frames * per_frame, dtype=torch.int64),
+        frames=frames,
+        pixels_FCHW=torch.zeros(case.frames, 3, config.image_size, config.image_size, device=device),
     )
 
     def step() -> None:
