@@ -8,6 +8,7 @@ batch is held beside the one in use. A fault comes in the turn of the batch that
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ class Turn:
     rows: list[Row]  # of the step, over all replicas
     labels: int  # their label tokens
     cursor: Cursor  # where the next step goes on
+    host_s: float  # this process's CPU time to read, decode and make it
 
 
 def turns(
@@ -34,11 +36,15 @@ def turns(
 ) -> Iterator[Turn]:
     """This replica's rows of `steps` steps; `make` takes a row and the most frames that any replica has then."""
     for _ in range(steps):
+        began_s = time.thread_time()
         taken, cursor = rows.step(cursor, rows_per_step)
         labels = sum(row.label_tokens for row in taken)
         here = replica_rows(taken, sharding.data_index, sharding.data_count)
         for row, most in zip(here, most_frames(taken, sharding.data_count), strict=True):
-            yield Turn(batch=make(row, most), rows=taken, labels=labels, cursor=cursor)
+            batch = make(row, most)
+            host_s = time.thread_time() - began_s
+            yield Turn(batch=batch, rows=taken, labels=labels, cursor=cursor, host_s=host_s)
+            began_s = time.thread_time()
 
 
 def ahead(items: Iterator[Item]) -> Generator[Item, None, None]:

@@ -4,7 +4,8 @@
 
 The loss of a step is the mean over the label tokens of all its rows; every process counts them itself, since every
 process knows all rows. Settings are `TrainSettings`. Files in the run folder: `metrics.jsonl` (step, loss, tokens,
-seconds, grad_norm, lr, peak memory in bytes), `checkpoints/`. Leaves out evaluation while training.
+seconds, this process's CPU seconds to read and decode, grad_norm, lr, peak memory in bytes), `checkpoints/`. Leaves out
+evaluation while training.
 """
 
 from __future__ import annotations
@@ -323,17 +324,22 @@ class Run:
         settings, sharding = self.settings, self.job.sharding
         # On the device: reading each row's loss would hold the host until the row is done.
         losses: list[torch.Tensor] = []
+        host_s = 0.0
         microbatches = -(-settings.rows_per_step // sharding.data_count)
         for number, turn in enumerate(islice(coming, microbatches), start=1):
             sharding.before_microbatch(self.model, last=number == microbatches)
             loss = self.model(turn.batch, sharding)
             sharding.token_mean(loss, turn.labels).backward()
             losses.append(loss.detach().double())
+            host_s += turn.host_s
         rows, labels = turn.rows, turn.labels
         loss_mean = sharding.total(float(torch.stack(losses).sum())) / labels
         if not math.isfinite(loss_mean):
             raise JobError(f"step {step}: the loss is {loss_mean} {self._where(rows, losses)}; {_ADVICE}")
-        metrics = {"step": step, "loss": loss_mean, "tokens": sum(row.tokens for row in rows), "label_tokens": labels}
+        metrics = {
+            "step": step, "loss": loss_mean, "tokens": sum(row.tokens for row in rows), "label_tokens": labels,
+            "host_seconds": host_s,
+        }  # fmt: skip
         return {**metrics, **self.update(step, loss_mean)}, turn.cursor
 
     def update(self, step: int, loss: float) -> dict[str, Any]:

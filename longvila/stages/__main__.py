@@ -109,18 +109,22 @@ def run_stage(stage: Stage, ranks: int | None, profile: str | None) -> None:
     settings = read_settings(train.TrainSettings, stage.settings, stage.name)
     model = model_config(settings.model, settings.weights, settings.rope_theta)
     rows, documents = first_rows(settings, model), stage.folder / "documents.csv"
-    frames = max(row.frames for row in rows) * model.video_pool
+    frames = [row.frames * model.video_pool for row in rows]
     write_lengths(rows, documents)
-    command = (
-        f"plan --cluster local --gpus {ranks} --model {planned_model(settings)} --ctx {settings.max_tokens} "
-        f"--frames {frames} --documents {shlex.quote(str(documents))} "
-        f"--batch {settings.rows_per_step} {' '.join(planned_parts(settings))} "
-        f"--profile {shlex.quote(profile or measured(ranks, stage.folder.parent))} -o {shlex.quote(str(plan))}"
+    asked = (
+        f"--cluster local --gpus {ranks} --model {planned_model(settings)} --ctx {settings.max_tokens} "
+        f"--documents {shlex.quote(str(documents))} --batch {settings.rows_per_step} "
+        f"{' '.join(planned_parts(settings))} "
+        f"--profile {shlex.quote(profile or measured(ranks, stage.folder.parent))}"
     )
-    _call(command)
+    _call(f"plan {asked} --frames {max(frames)} -o {shlex.quote(str(plan))}")
     folder = shlex.quote(str(stage.folder / "launch"))
     _call(f"executor launch {shlex.quote(str(plan))} --config {shlex.quote(str(config))} --run-dir {folder}")
-    click.echo(compared(plan, stage.folder / "train" / "metrics.jsonl"))
+    priced_s = [
+        float(json.loads(_told(f"plan price {asked} --frames {one} --json --strategy {layout(plan)}"))["step_s"])
+        for one in typical(frames)
+    ]
+    click.echo(compared(statistics.fmean(priced_s), stage.folder / "train" / "metrics.jsonl"))
 
 
 def planned_model(settings: train.TrainSettings) -> str:
@@ -140,24 +144,52 @@ def planned_parts(settings: train.TrainSettings) -> list[str]:
     return [f"--train {','.join(['llm', *whole])}", adapters, f"--lora-beside {','.join(beside)}" if beside else ""]
 
 
-def compared(plan: Path, metrics: Path) -> str:
-    """Predicted against measured."""
-    priced_s = float(json.loads(plan.read_text())["priced"]["step_s"])
-    seconds = [json.loads(line)["seconds"] for line in metrics.read_text().splitlines()][WARM_STEPS:]
-    if not seconds:
+def typical(frames: Sequence[int]) -> list[int]:
+    """Frames of the rows that stand in the middle of each third, as they are sorted.
+
+    >>> typical([0, 0, 0]), typical([9, 1, 5, 3, 7, 2])
+    ([0], [2, 5, 9])
+    """
+    ordered = sorted(frames)
+    return sorted({ordered[len(ordered) * part // 6] for part in (1, 3, 5)})
+
+
+def layout(plan: Path) -> str:
+    """A plan's layout as `plan price --strategy` reads it, which knows one policy of recomputing for all layers."""
+    strategy = json.loads(plan.read_text())["strategy"]
+    strategy["recompute"] = max(strategy.pop("layers"), key=lambda layer: layer["count"])["recompute"]
+    return ",".join(f"{name}={value}" for name, value in strategy.items() if value is not None)
+
+
+def compared(priced_s: float, metrics: Path) -> str:
+    """Predicted against measured; reading and decoding take the cores that the ranks compute on."""
+    steps = [json.loads(line) for line in metrics.read_text().splitlines()][WARM_STEPS:]
+    if not steps:
         return "too few steps to compare with the plan"
-    measured_s = statistics.median(seconds)
+    measured_s, host_s = (statistics.median(step[name] for step in steps) for name in ("seconds", "host_seconds"))
     difference = priced_s / measured_s - 1
-    return f"step predicted {priced_s * 1e3:.0f} ms, measured {measured_s * 1e3:.0f} ms ({difference:+.0%})"
+    return (
+        f"step predicted {priced_s * 1e3:.0f} ms, measured {measured_s * 1e3:.0f} ms ({difference:+.0%}); "
+        f"each process reads and decodes {host_s * 1e3:.0f} ms of CPU time meanwhile, which no plan counts"
+    )
 
 
 def _call(command: str) -> None:
     """Show a command and run it, of this interpreter's environment; its failure ends this one with its exit code."""
     click.echo(f"$ {command}")
+    _told(command, shown=True)
+
+
+def _told(command: str, *, shown: bool = False) -> str:
+    """What a command prints; nothing where it is `shown`."""
     name, *arguments = shlex.split(command)
-    done = subprocess.run([str(Path(sys.executable).parent / name), *arguments], check=False)
+    output = None if shown else subprocess.PIPE
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / name), *arguments], check=False, stdout=output, encoding="utf-8"
+    )
     if done.returncode:
         sys.exit(done.returncode)
+    return done.stdout or ""
 
 
 @click.group()

@@ -116,9 +116,11 @@ def test_each_stage_is_planned_with_the_parts_that_it_trains():
 
 
 def test_the_machine_is_measured_once_and_each_stage_planned_for_its_own_model(made, tmp_path, monkeypatch):
-    called = []
+    called, priced = [], []
     monkeypatch.setattr(command, "_call", lambda line: called.append(shlex.split(line)))
-    monkeypatch.setattr(command, "compared", lambda plan, metrics: "")
+    monkeypatch.setattr(command, "layout", lambda plan: "ring=2")
+    monkeypatch.setattr(command, "_told", lambda line: priced.append(shlex.split(line)) or '{"step_s": 1.0}')
+    monkeypatch.setattr(command, "compared", lambda priced_s, metrics: f"{priced_s}")
     monkeypatch.setattr(command.os, "getloadavg", lambda: (9.0, 0.0, 0.0))
     monkeypatch.setattr(command.os, "cpu_count", lambda: 2)
     done = run(made, "--run", tmp_path / "a b", "--ranks", 2, "--from", 1, "--to", 1)
@@ -129,6 +131,12 @@ def test_the_machine_is_measured_once_and_each_stage_planned_for_its_own_model(m
     flags = called[1][called[1].index("--cluster") : called[1].index("--profile")]
     work = question(plan_command.make_context("plan", flags).params).workload
     assert 0 < work.attended_fraction < 0.5  # rows are priced as they are packed
+    frames = int(called[1][called[1].index("--frames") + 1])
+    for line in priced:  # rows as they usually are; the plan has the most frames of any
+        asked = question(
+            plan_command.commands["price"].make_context("price", line[2 : line.index("--profile")] + line[-5:]).params
+        ).workload
+        assert asked.frames <= frames and asked.attended_fraction == work.attended_fraction
     Path(profile).touch()
     assert command.measured(2, tmp_path / "a b") == profile and len(called) == 3
     read = {"data": ["x"], "weights": "some/weights", "model": "tiny"}
@@ -137,12 +145,20 @@ def test_the_machine_is_measured_once_and_each_stage_planned_for_its_own_model(m
         planned_model(read_settings(train.TrainSettings, {"data": ["x"], "model": "own.yaml"}, ""))
 
 
+def test_a_plan_is_priced_again_in_its_own_layout(tmp_path):
+    plan = tmp_path / "plan.json"
+    asked = ["--cluster", "local", "--gpus", "2", "--model", "longvila-tiny", "--ctx", "512", "--frames", "9"]
+    assert CliRunner().invoke(plan_command, [*asked, "--fix", "ring=2,recompute=mlp", "-o", str(plan)]).exit_code == 0
+    done = CliRunner().invoke(plan_command, ["price", *asked, "--strategy", command.layout(plan), "--json"])
+    planned = json.loads(plan.read_text())["priced"]
+    assert json.loads(done.stdout)["step_s"] == pytest.approx(planned["step_s"])
+
+
 def test_prediction_and_measurement_stand_side_by_side(tmp_path):
-    (tmp_path / "plan.json").write_text(json.dumps({"priced": {"step_s": 0.3}}))
-    lines = [json.dumps({"seconds": 9.0 if step < 5 else 0.2}) for step in range(8)]
+    lines = [json.dumps({"seconds": 9.0 if step < 5 else 0.2, "host_seconds": 0.02}) for step in range(8)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
-    said = compared(tmp_path / "plan.json", tmp_path / "metrics.jsonl")
-    assert said == "step predicted 300 ms, measured 200 ms (+50%)"
+    said = compared(0.3, tmp_path / "metrics.jsonl")
+    assert said.startswith("step predicted 300 ms, measured 200 ms (+50%); each process reads and decodes 20 ms")
 
 
 @pytest.mark.parametrize(("given", "told"), [
