@@ -133,7 +133,10 @@ def recipe(given: Mapping[str, Any], asked: options.Question, on_step: Callable[
         profile=asked.profile, room=asked.room, on_step=on_step,
     )  # fmt: skip
     if given["as_json"]:
-        click.echo(json.dumps({"recipe": whole.title, "stages": [asdict(one) for one in found]}, indent=1))
+        told = [asdict(one) for one in whole.published]
+        click.echo(
+            json.dumps({"recipe": whole.title, "stages": [asdict(one) for one in found], "published": told}, indent=1)
+        )
         return
 
     def line(one: Planned) -> str:
@@ -144,7 +147,8 @@ def recipe(given: Mapping[str, Any], asked: options.Question, on_step: Callable[
         told = f" (published: {one.published_gpu_hours:,.0f})" if one.published_gpu_hours else ""
         return f"{one.stage:22} {show_seconds(one.step_s):>8} a step, {time}{cost}{told}; {one.plan}"
 
-    click.echo("\n".join([f"{whole.title} on {asked.cluster.gpus} GPUs", *map(line, found), whole.why]))
+    sums = [f"{one.stages + ', all':22} {one.beside(found)}" for one in whole.published]
+    click.echo("\n".join([f"{whole.title} on {asked.cluster.gpus} GPUs", *map(line, found), *sums, whole.why]))
 
 
 def goodput(given: Mapping[str, Any], asked: options.Question, on_step: Callable[[str], None]) -> None:

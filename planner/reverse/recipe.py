@@ -8,7 +8,7 @@ without `steps` has a price for its step alone. What is published stands beside 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 
@@ -37,11 +37,26 @@ class RecipeStage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Published:
+    """GPU-hours that are published of several stages together."""
+
+    stages: str  # how their names begin
+    gpu_hours: float
+    what: str  # of which hardware and data
+
+    def beside(self, found: Sequence[Planned]) -> str:
+        """The stages' sum, as far as they have a plan, and what is published."""
+        priced = sum(one.gpu_hours for one in found if one.stage.startswith(self.stages))
+        return f"{priced:,.0f} GPU-hours (published: about {self.gpu_hours:,.0f} {self.what})"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     title: str
     why: str
     model: str
     stages: tuple[RecipeStage, ...]
+    published: tuple[Published, ...] = field(default=(), metadata=strict.OPTIONAL)
 
     @classmethod
     def load(cls, name: str) -> Recipe:

@@ -11,7 +11,7 @@ from planner import NothingFits
 from planner.reverse.command import first_nodes, state_bytes
 from planner.reverse.finish import Goal, fewest
 from planner.reverse.longest import STEP_TOKENS, longest_context
-from planner.reverse.recipe import Recipe
+from planner.reverse.recipe import Planned, Recipe
 from planner.solve import solve
 
 TINY = Workload(Model.load("longvila-1.5b"), context_tokens=8192)
@@ -110,6 +110,12 @@ def test_every_stage_of_a_recipe_is_planned_and_counted(typed, monkeypatch):
         assert one["gpu_hours"] == pytest.approx(stage.steps * one["step_s"] / 3600 * 32)
         assert one["dollars"] == pytest.approx(2 * one["gpu_hours"])
     assert found[1]["published_gpu_hours"] == 832
+    (stage_4,) = whole.published
+    planned = [Planned(stage=name, gpu_hours=hours) for name, hours in (("4 context 64K", 1.0), ("4 context 1M", 46.0))]
+    assert stage_4.beside([*planned, Planned(stage="5 long", gpu_hours=9.0)]).startswith(
+        "47 GPU-hours (published: about 336 on A100, for 17B tokens"
+    )
+    assert json.loads(out)["published"][0]["gpu_hours"] == 336
 
 
 @pytest.mark.parametrize(
