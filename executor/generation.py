@@ -7,19 +7,21 @@
 Hooks around the model's call do the rest. The prefill: prompts of unequal lengths (padded on the left, as generate
 wants them) become one packed row without padding, which is cut over the context group; of each prompt the rank that
 has its last token gives its logits. A step: one token of each prompt over the sharded cache; the first rank's logits
-count, so ranks agree on every token and on the end. Ranks draw alike: at the prefill all take the first rank's random
-state. Leaves out: beams, an assistant, several tokens at once, embeddings instead of ids (all refused), and pictures.
+count, so ranks agree on every token, and they stop when it does. Prompts that differ by rank are refused. Ranks draw
+alike: at the prefill all take the first rank's random state. Leaves out: beams, an assistant, several tokens at once,
+embeddings instead of ids (all refused), and pictures.
 """
 
 from __future__ import annotations
 
 import inspect
+import zlib
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed import ReduceOp
-from transformers import GenerationMixin
+from transformers import GenerationMixin, StoppingCriteriaList
 
 from cost_models.errors import InputError
 from executor.groups import Axis
@@ -34,9 +36,27 @@ def generates(model: nn.Module, sharding: ContextSharding) -> None:
         raise InputError(f"{type(model).__name__} is no model of transformers that generates")
     if "logits_to_keep" not in inspect.signature(model.forward).parameters:
         raise InputError(f"{type(model).__name__} takes no logits_to_keep: its last tokens cannot be asked for")
+    generating: Any = model
+    given, context = generating._get_stopping_criteria, sharding.groups.context
+
+    def criteria(*args: Any, **kwargs: Any) -> _Agreed:
+        return _Agreed(given(*args, **kwargs), context)
+
+    generating._get_stopping_criteria = criteria
     hooks = _Hooks(sharding)
     model.register_forward_pre_hook(hooks.before, with_kwargs=True, prepend=True)
     model.register_forward_hook(hooks.after, with_kwargs=True)
+
+
+class _Agreed(StoppingCriteriaList):
+    """When to stop, as the first rank finds: a limit of time, or a criterion of the user's, may differ by rank."""
+
+    def __init__(self, criteria: StoppingCriteriaList, context: Axis) -> None:
+        super().__init__(criteria)
+        self._context = context
+
+    def __call__(self, input_ids: Any, scores: Any, **given: Any) -> Any:
+        return self._context.broadcast(super().__call__(input_ids, scores, **given).to(torch.uint8)).bool()
 
 
 class _Hooks:
@@ -56,6 +76,7 @@ class _Hooks:
             return args, kept | {"position_ids": places, "past_key_values": step, "logits_to_keep": 0, **step.attention}
         if cache is not None and cache.get_seq_length():
             raise InputError("generate over ranks begins with an empty cache")
+        self._compare(ids, mask)
         self._share_random_state()
         local, cache = self._sharding.shard_batch(_packed(ids, mask)), self._sharding.cache()
         return args, kept | {
@@ -81,6 +102,13 @@ class _Hooks:
     @property
     def _context(self) -> Axis:
         return self._sharding.groups.context
+
+    def _compare(self, *given: Tensor | None) -> None:
+        digest = 0
+        for part in (part for part in given if part is not None):
+            digest = zlib.crc32(f"{list(part.shape)}".encode() + part.cpu().numpy().tobytes(), digest)
+        if not self._context.alike(digest, self._sharding.device):
+            raise InputError("ranks were given different prompts: every rank calls generate with the same ones")
 
     def _share_random_state(self) -> None:
         """All ranks draw from the first one's random state from now on."""

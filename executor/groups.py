@@ -51,6 +51,12 @@ class Axis:
             dist.all_reduce(value, operation, group=self.group)
         return value
 
+    def alike(self, number: int, device: torch.device) -> bool:
+        """Whether all members have this number, which fits in 63 bits."""
+        bounds = torch.tensor([number, -number], device=device)
+        self.reduce(bounds, dist.ReduceOp.MAX)
+        return bool(bounds[0] == -bounds[1])
+
     def broadcast(self, value: Tensor, member: int = 0) -> Tensor:
         """Overwrite `value` in place with that of one member."""
         if self.size > 1:

@@ -26,10 +26,12 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
     FSDPModule,
+    FullyShardedDataParallel,
     MixedPrecisionPolicy,
     OffloadPolicy,
     fully_shard,
 )
+from torch.nn.parallel import DistributedDataParallel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cost_models.errors import InputError
@@ -197,6 +199,7 @@ class ContextSharding:
         return -(-frames // self.groups.context.size)
 
     def wrap(self, model: nn.Module) -> nn.Module:
+        _refuse_wrapped(model)
         config: Any = getattr(model, "config", None)
         if self.loss_chunk_tokens is not None and hasattr(config, "loss_chunk_tokens"):
             model.config = replace(config, loss_chunk_tokens=self.loss_chunk_tokens)
@@ -310,6 +313,13 @@ def _places(tensor: Tensor) -> Places:
     """The numbers of an integer tensor, also while a step runs on fake tensors: places of tokens stay real."""
     with unset_fake_temporarily():
         return tensor.cpu().numpy()
+
+
+def _refuse_wrapped(model: nn.Module) -> None:
+    """Another wrapper would reduce gradients a second time, or average where they are summed here."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule | DistributedDataParallel | FullyShardedDataParallel):
+            raise InputError(f"{type(module).__name__} is wrapped already; give `wrap` the plain model, once")
 
 
 def _is_decoder(block: nn.Module) -> bool:

@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from accelerate.utils import DynamoBackend
 from torch import Tensor, nn
-from torch.distributed import ReduceOp
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
@@ -110,10 +109,9 @@ class OverRanks:
         for name in sorted(_TAKEN):
             if (part := inputs.get(name)) is not None:
                 digest = zlib.crc32(f"{name} {list(part.shape)}".encode() + part.cpu().numpy().tobytes(), digest)
-        bounds = torch.tensor([digest, -digest], device=self._sharding.device)
-        for axis in (self._sharding.groups.context, self._sharding.groups.data):
-            axis.reduce(bounds, ReduceOp.MAX)
-        if bounds[0] != -bounds[1]:
+        groups, device = self._sharding.groups, self._sharding.device
+        here = groups.context.alike(digest, device)
+        if not groups.data.alike(digest if here else -1, device) or not here:
             raise InputError("ranks read different batches: give every rank the same data, seed and data_seed")
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:

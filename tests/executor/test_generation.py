@@ -52,6 +52,15 @@ def _compare(case):
             want = _answers(alone, how, seed=5)
             assert _answers(model, how, seed=5 + get_rank()) == want, (kind, how)  # the first rank's state counts
         assert len({token for row in want for token in row[-TOKENS:]}) > 5, f"{kind}: a constant answer proves little"
+    calls = iter(range(99))
+    for slow in (0, 1):  # a criterion that one rank alone meets, after three tokens
+        criterion = [lambda ids, *_, slow=slow, **__: torch.full((len(ids),), get_rank() == slow and next(calls) > 1)]
+        got = model.generate(**_padded(), **LIKELIEST, stopping_criteria=criterion, max_new_tokens=6, pad_token_id=0)
+        assert got.shape[1] - _padded()["input_ids"].shape[1] == (6 if slow else 3)
+    with pytest.raises(InputError, match="ranks were given different prompts"):
+        model.generate(_padded()["input_ids"] + 1 + get_rank(), max_new_tokens=3, pad_token_id=0)
+    with pytest.raises(InputError, match="is wrapped already; give `wrap` the plain model, once"):
+        sharding.wrap(model)
     for wrong, message in (
         ({"num_beams": 2}, "beams are not searched"),
         ({"use_cache": False}, "and a cache"),
