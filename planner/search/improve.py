@@ -54,7 +54,7 @@ def filled(regions: Regions, rows: Rows, row: int, strategy: Strategy, pricer: P
             placed[0][order], placed[1][order] = slot, gpu
             found.setdefault(placed[0].tobytes() + placed[1].tobytes(), placed)
     slots, gpus = (np.stack(part) for part in zip(*found.values(), strict=True))
-    return Placements(slots=slots, gpus=gpus, complete=False)
+    return pricer.placer.with_cards(strategy, Placements(slots=slots, gpus=gpus, complete=False))
 
 
 def _sparing(ranks: int, pricer: Pricer) -> Iterator[tuple[Ints, Ints, Ints]]:
@@ -120,7 +120,7 @@ def exchanged(strategy: Strategy, columns: PricedLayouts, column: int, pricer: P
         moved = places.copy()
         moved[rank] = place
         found.append(moved)
-    return _listed(found or [places])
+    return pricer.placer.with_cards(strategy, _listed(found or [places]))
 
 
 def block_pairs(strategy: Strategy) -> list[Pair]:

@@ -8,8 +8,9 @@
 Inside a slot GPUs are taken so that neighbours use different cards: a ring's exit spreads over all of them; where that
 differs, in their order, so that neighbours are behind one switch or socket; with the fastest of unlike cards at the
 ends, where rings enter and leave. Neither tiers nor tours depend on how slots are numbered. On small clusters every
-assignment of ranks to GPUs is listed, up to exchanges that no price can see. Left out beyond that: unequal splits of
-one ulysses group over nodes other than those that a fill makes; rings of unequal length in a node of unlike cards.
+assignment of ranks to GPUs is listed, up to exchanges that no price can see. Where a node's cards are unlike, each
+placement also stands with its ranks matched to them (`cards.py`). Left out beyond that: unequal splits of one ulysses
+group over nodes other than those that a fill makes.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from cost_models.number import distinct
 from cost_models.strategy import AXES, Strategy, rank_grid
 from cost_models.timing.cluster_costs import ClusterCosts
 from cost_models.timing.paths import LARGE_BYTES
+from planner.search.cards import Cards
 
 COMPLETE_RANKS = 10
 """Layouts of more ranks are not listed completely."""
@@ -37,6 +39,8 @@ MOST_TIERS = 12
 MOST_LISTED_RANKS = 2**17
 """Placements of a layout are no more than so many ranks have, but at least FEWEST_LISTED."""
 FEWEST_LISTED = 4
+MOST_MATCHED_RANKS = 64
+"""Of larger layouts only the best one's ranks are matched to the cards of their nodes."""
 MANY_RANKS = 2048
 """Beyond so many ranks only ulysses or the ring is tried innermost, and tiers of fewer kinds of nodes come first."""
 
@@ -62,7 +66,7 @@ class Placer:
         self.cluster, wiring = costs.cluster, costs.wiring
         every = [[of(run.node) for run in self.cluster.runs] for of in (_spread, _in_order, _ends)]
         self.gpu_orders = list({np.concatenate(one).tobytes(): one for one in every}.values())
-        self.tiers = list(_tiers(costs))
+        self.tiers, self.cards = list(_tiers(costs)), Cards(self.cluster)
         kind = np.unique(_traits(costs), axis=0, return_inverse=True)[1].reshape(-1)[self.cluster.run_of_slot]
         self.purest = sorted(range(len(self.tiers)), key=lambda tier: len(distinct(kind[self.tiers[tier]])))
         self.domain_sizes = distinct(wiring.domain_gpus)
@@ -93,7 +97,15 @@ class Placer:
             none = np.empty((0, strategy.ranks), dtype=np.int64)
             return Placements(slots=none, gpus=none, complete=False)
         slots, gpus = (np.stack(part) for part in zip(*found.values(), strict=True))
-        return Placements(slots=slots, gpus=gpus, complete=self.alike)
+        return self.with_cards(strategy, Placements(slots=slots, gpus=gpus, complete=self.alike))
+
+    def with_cards(self, strategy: Strategy, listed: Placements) -> Placements:
+        """These placements, and where nodes have unlike cards also with those of each matched to its ranks."""
+        if not self.cards.unlike or not 1 < strategy.ranks <= MOST_MATCHED_RANKS:
+            return listed
+        gpus = self.cards.matched(strategy, listed.slots, listed.gpus)
+        both = np.concatenate([listed.slots, listed.slots]), np.concatenate([listed.gpus, gpus])
+        return Placements(slots=both[0], gpus=both[1], complete=listed.complete)
 
     def _room(self, tier: int, block: int) -> tuple[Ints, Ints]:
         """GPUs that each slot of a tier gives to complete blocks in its domain, and their running sum."""
