@@ -40,7 +40,7 @@ MOST_LISTED_RANKS = 2**17
 """Placements of a layout are no more than so many ranks have, but at least FEWEST_LISTED."""
 FEWEST_LISTED = 4
 MOST_MATCHED_RANKS = 64
-"""Of larger layouts only the best one's ranks are matched to the cards of their nodes."""
+"""Ranks of larger layouts are not matched to the cards of their nodes."""
 MANY_RANKS = 2048
 """Beyond so many ranks only ulysses or the ring is tried innermost, and tiers of fewer kinds of nodes come first."""
 

@@ -6,10 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cost_models import Cluster, Placement, Strategy
+from cost_models import Cluster, Model, Placement, Strategy, Workload
+from cost_models.hardware.cluster import NodeRun
 from cost_models.hardware.node import Node
 from cost_models.timing.cluster_costs import costs_of
 from planner.search.placements import Placements, Placer, _ends
+from planner.solve import solve
 from tests.planner.clusters import cluster, node
 
 
@@ -95,3 +97,34 @@ def test_nodes_without_gpus_or_cards_have_an_order_of_gpus(changed: dict[str, ob
     for shares in ((), (0.5, *[1.0] * 7)):
         one = replace(whole, nic_shares=shares, **changed)  # type: ignore[arg-type]
         assert sorted(_ends(one).tolist()) == list(range(one.gpus))
+
+
+def _with_cards(sizes: tuple[int, ...], shares: tuple[float, ...]) -> Cluster:
+    """Nodes of so many GPUs, each with its own card; what cards have of their rate, node by node."""
+    base, runs, left = Cluster.load("dgx-h100", nodes=1), [], list(shares)
+    for gpus in sizes:
+        nics = replace(base.node(0).nics, count=gpus)
+        mine, left = tuple(left[:gpus]), left[gpus:]
+        runs.append(NodeRun(count=1, node=replace(base.node(0), gpus=gpus, nics=nics, nic_shares=mine)))
+    return replace(base, runs=tuple(runs))
+
+
+S = 0.1
+OF_CARDS = [
+    ((5, 3), (S, 1, 1, 1, 1, S, 1, 1)),
+    ((5, 3), (1, 1, S, 1, S, S, S, 1)),
+    ((5, 3), (1, S, S, 1, 1, S, 1, S)),
+    ((3, 3, 2), (S, 1, S, S, S, 1, 1, S)),
+]
+
+
+@pytest.mark.parametrize(("sizes", "shares"), OF_CARDS)
+def test_families_find_rings_past_slow_cards_that_the_complete_list_has(
+    sizes: tuple[int, ...], shares: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rings and ulysses groups may take unlike numbers of a node's GPUs."""
+    model = Model(name="tiny", layers=2, hidden=1024, ffn=2048, heads=6, kv_heads=6, head_dim=64, vocab=512)
+    here, work = _with_cards(sizes, shares), Workload(model, context_tokens=2**16, global_batch=2)
+    every = solve(here, work, fixed={"ulysses": 2}).best[0].cost.step_s
+    monkeypatch.setattr("planner.search.placements.COMPLETE_RANKS", 1)
+    assert solve(here, work, fixed={"ulysses": 2}).best[0].cost.step_s <= every * (1 + 1e-9)
