@@ -5,12 +5,13 @@ What no measurement backs is listed as an estimate; `explanation` is what the to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from cost_models import strict
-from cost_models.bands import Band, memory_band, step_band
-from cost_models.certificate import Certificate
+from cost_models.bands import LEVEL, OFFLOADED, Band, domain_of, memory_band, quantile, step_band
+from cost_models.certificate import Certificate, certificate
 from cost_models.cost import PARTS, StepCost
 from cost_models.framework import OURS, Framework
 from cost_models.room import DEFAULT_ROOM, Room, sureness
@@ -47,6 +48,7 @@ def cost_lines(
         title("Step      ") + f"{step} priced{played} · {rate} · {mfu}",
         *wrapped([f"{name} {show_seconds(value)}" for name, value in seconds.items()]),
         *averaged_lines(simulated is not None and simulated.averaged),
+        *(f"          {one}" for one in _doubts(cost, simulated, known or certificate())),
         title("Memory    ") + f"{used} of {show_bytes(cost.capacity_bytes)} per GPU; {fit_words(cost, room)}",
         *wrapped([f"{name} {show_bytes(value)}" for name, value in memory.items()]),
         *_host_lines(cost),
@@ -57,6 +59,26 @@ def cost_lines(
 def averaged_lines(averaged: bool) -> list[str]:
     """That a simulation is of classes of ranks which are alike only nearly, where it is."""
     return ["          simulated by averages: ranks that are nearly alike are played as one"] if averaged else []
+
+
+def _doubts(cost: StepCost, simulated: Simulated | None, known: Certificate) -> Iterator[str]:
+    """Why the band lies to one side of the price or is wide, and why the simulation lies outside it."""
+    if cost.basis is None:
+        return
+    band, name = step_band(cost, known=known), domain_of(cost.basis)
+    where = known.domain(name)
+    if name == OFFLOADED and where.rows:
+        low, high = (math.exp(quantile(where.quantiles, one)) for one in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+        yield f"the CPU's update is an estimate: published steps with one took {low:.1f} to {high:.1f} times their price"
+    elif band.middle in band.ends:
+        more, few = ("longer", "less") if band.low == band.middle else ("less", "longer")
+        yield f"few published steps of this kind took {few} than priced, in the median {abs(where.bias):.0%} {more}"
+    if simulated is not None and not band.low <= simulated.step_s <= band.high:
+        parts = {part: simulated.seconds.get(part, 0.0) for part in {**cost.seconds, **simulated.seconds}}
+        most = max(parts, key=lambda part: abs(parts[part] - cost.seconds.get(part, 0.0)))
+        priced = show_seconds(cost.seconds.get(most, 0.0))
+        yield f"simulated outside the band: {PARTS[most].words} {priced} priced, {show_seconds(parts[most])} simulated"
+        yield "a collective is priced by the curve measured for its ranks, and simulated by what else its links carry"
 
 
 def fit_words(cost: StepCost, room: Room) -> str:
