@@ -1,7 +1,8 @@
 """How wrong one price may be, and which of two layouts is faster, from the certificate's errors.
 
     sigma^2    = sum over sources of error (stake x spread)^2 + residual^2
-    band       = price x exp(quantiles of the step's domain x sigma)
+    band       = price x exp(quantiles of the step's domain x sigma), each end as far out again as errors of the seconds
+                 in host memory alone move it: share x (exp(quantile) - 1), both as legs of a right angle
     difference = ln(price b / price a);  its sigma^2 = sum (stake in a - stake in b)^2 spread^2 + 2 residual^2
     odds       = the share of pairs whose error was below difference / sigma
 
@@ -75,7 +76,11 @@ def step_band(cost: StepCost, level: float = LEVEL, known: Certificate | None = 
 
 def band_of(basis: Basis, step_s: float, known: Certificate, level: float = LEVEL) -> Band:
     """The same of a price that rests on `basis`, from a certificate's errors."""
-    return band_around(step_s, known.domain(domain_of(basis)).normal, sigma_of(basis, known), level)
+    found = band_around(step_s, known.domain(_beside(basis)).normal, sigma_of(basis, known), level)
+    there = band_around(step_s * basis.shares["offload"], known.domain("offload").quantiles, 1.0, level)
+    low = step_s - math.hypot(step_s - found.low, there.middle - there.low)
+    high = step_s + math.hypot(found.high - step_s, there.high - there.middle)
+    return Band(low=low, middle=step_s, high=high, level=level)
 
 
 def memory_band(cost: StepCost, level: float = LEVEL, known: Certificate | None = None) -> Band:
@@ -112,10 +117,11 @@ def odds_of(normal: float, known: Certificate) -> float:
 
 
 def sigma_of(basis: Basis, known: Certificate) -> float:
-    """Expected spread of ln(measured / predicted) of a step."""
-    spreads = spreads_of(basis, known)
-    stakes = basis.stakes
-    return math.sqrt(sum((stakes[name] * spreads[name]) ** 2 for name in SOURCES) + known.residual**2)
+    """Expected spread of ln(measured / predicted) of a step, but for what happens in host memory: several times off,
+    it is no small error."""
+    spreads, stakes = spreads_of(basis, known), basis.stakes
+    small = (name for name in SOURCES if name != "offload")
+    return math.sqrt(sum((stakes[name] * spreads[name]) ** 2 for name in small) + known.residual**2)
 
 
 def difference_sigma(first: Basis, second: Basis, known: Certificate) -> float:
@@ -145,10 +151,13 @@ def domain_of(basis: Basis) -> str:
     >>> domain_of(Basis(board="measured", seconds={"products": 1.0, "across": 0.1}))
     'step, measured, across nodes'
     """
+    return OFFLOADED if basis.shares["offload"] > MOST_OFFLOADED and not basis.narrow else _beside(basis)
+
+
+def _beside(basis: Basis) -> str:
+    """The same of all but what happens in host memory."""
     if basis.narrow:
         return NARROW
-    if basis.shares["offload"] > MOST_OFFLOADED:
-        return OFFLOADED
     where = {"inside": "inside a node", "pcie": "over PCIe", "across": "across nodes"}
     return f"step, {basis.board}, {where[basis.place]}"
 

@@ -69,7 +69,8 @@ def _doubts(cost: StepCost, simulated: Simulated | None, known: Certificate) -> 
     where = known.domain(name)
     if name == OFFLOADED and where.rows:
         low, high = (math.exp(quantile(where.quantiles, one)) for one in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
-        yield f"the CPU's update is an estimate: published steps with one took {low:.1f} to {high:.1f} times their price"
+        times = f"{low:.1f} to {high:.1f} times"
+        yield f"the CPU's update is an estimate: published steps with one took {times} their price"
     elif band.middle in band.ends:
         more, few = ("longer", "less") if band.low == band.middle else ("less", "longer")
         yield f"few published steps of this kind took {few} than priced, in the median {abs(where.bias):.0%} {more}"

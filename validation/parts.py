@@ -34,7 +34,7 @@ LEAST_BYTES = 2**20
 STATED: Mapping[str, tuple[float, str]] = {
     "offload": (
         1.0,
-        "no rows of copies to host memory alone; a CPU's update is an estimate: steps miss it by up to ten times",
+        "no rows of copies to host memory alone; a CPU's update is an estimate; wider where published steps refute it",
     ),
     "host": (0.3, "launches of a layer are counted, their time comes from one source"),
 }

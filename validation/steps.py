@@ -24,13 +24,16 @@ import numpy as np
 from cost_models.bands import NARROW, OFFLOADED, difference_sigma, domain_of, sigma_of
 from cost_models.basis import Basis
 from cost_models.certificate import Apart, Certificate, Domain, Pairs
-from validation.conformal import Scored, conformal
+from validation.conformal import Scored, conformal, wider
 from validation.domains import Error, measured, quantiles, rounded, spread, stated
+from validation.parts import STATED
 from validation.rows import Score
 from validation.score import FileReport, Verdict
 
 BOARDS, PLACES = ("measured", "scaled"), ("inside a node", "over PCIe", "across nodes")
 EDGES = (0.0, 0.01, 0.03, 0.1, 0.3)
+LEAST_THERE = 0.1
+"""Of its price, what a step is taken to spend in host memory, where it took less than the price of all else."""
 TIE = 0.005
 """Rows measured closer than this have no order."""
 
@@ -107,7 +110,20 @@ def domains(rows: Sequence[Step], known: Certificate) -> dict[str, Domain]:
         why = "no rows of such steps: the errors of all others, over what is expected of this one"
         plain = measured(found[name]) if found[name] else stated(2 * pooled.spread, why)
         made[name] = replace(plain, normal=rounded(conformal(scored, name)))
-    return made
+    return {**made, "offload": in_host_memory(found[OFFLOADED])}
+
+
+def in_host_memory(rows: Sequence[Step]) -> Domain:
+    """Errors of the seconds in host memory, at least as wide as they are stated: what `rows` took beyond the price of
+    all else, over the price of these seconds."""
+    known = stated(*STATED["offload"])
+    if not rows:
+        return known
+    errors = [replace(one, error=math.log(max(1 + math.expm1(one.error) / one.basis.shares["offload"], LEAST_THERE)))
+              for one in rows]  # fmt: skip
+    own = measured(errors)
+    quantiles = wider(np.array(own.quantiles), np.array(known.quantiles))
+    return replace(known, rows=own.rows, sources=own.sources, quantiles=rounded(quantiles))
 
 
 @dataclass(frozen=True, kw_only=True)

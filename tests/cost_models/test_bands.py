@@ -8,7 +8,7 @@ import pytest
 
 from cost_models import Cluster, Model, Strategy, Workload, price
 from cost_models import certificate as certificates
-from cost_models.bands import difference_sigma, memory_at, memory_band, odds, sigma_of, step_band
+from cost_models.bands import band_of, difference_sigma, memory_at, memory_band, odds, sigma_of, step_band
 from cost_models.basis import SOURCES, Basis
 from cost_models.batch import price_batch
 from cost_models.certificate import PATH, certificate, digest_of, load
@@ -101,3 +101,15 @@ def test_an_unknown_domain_names_the_nearest():
     with pytest.raises(InputError, match="did you mean attention, measured"):
         certificate().domain("attention, measurd")
     assert certificates.certificate() is certificate()
+
+
+def test_an_error_of_the_update_in_host_memory_moves_its_own_seconds_alone():
+    known = certificate()
+    name = "step, measured, inside a node"
+    sure = replace(known.domain(name), normal=(0.0,) * 11)
+    tenfold = replace(known.domain("offload"), quantiles=tuple(math.log(10) * (place - 5) / 2 for place in range(11)))
+    known = replace(known, domains={**known.domains, name: sure, "offload": tenfold})
+    many = Basis(board="measured", seconds={"products": 9.0, "offload": 1.0})
+    band = band_of(many, 10.0, known)  # the tenth and ninetieth percentile are two places off the middle
+    assert band.low == pytest.approx(9.0 + 1.0 / 10) and band.high == pytest.approx(9.0 + 1.0 * 10)
+    assert band_of(replace(many, seconds={"products": 10.0}), 10.0, known).ends == (10.0, 10.0)
