@@ -1,8 +1,8 @@
 """How wrong one price may be, and which of two layouts is faster, from the certificate's errors.
 
     sigma^2    = sum over sources of error (stake x spread)^2 + residual^2
-    band       = price x exp(quantiles of the step's domain x sigma), each end as far out again as errors of the seconds
-                 in host memory alone move it: share x (exp(quantile) - 1), both as legs of a right angle
+    band       = price x exp(quantiles of the step's domain x sigma), each end as far out again as errors of the CPU's
+                 update alone move it: share x (exp(quantile) - 1), both as legs of a right angle
     difference = ln(price b / price a);  its sigma^2 = sum (stake in a - stake in b)^2 spread^2 + 2 residual^2
     odds       = the share of pairs whose error was below difference / sigma
 
@@ -35,7 +35,7 @@ MOST_SURE = 0.995
 """No odds beyond this: pairs are too few to say more."""
 _DOMAINS = {
     "inside": "collectives inside a node", "pcie": "collectives over PCIe", "across": "collectives across nodes",
-    "offload": "offload", "host": "host",
+    "offload": "offload", "update": "offload", "host": "host",
 }  # fmt: skip
 
 
@@ -77,7 +77,7 @@ def step_band(cost: StepCost, level: float = LEVEL, known: Certificate | None = 
 def band_of(basis: Basis, step_s: float, known: Certificate, level: float = LEVEL) -> Band:
     """The same of a price that rests on `basis`, from a certificate's errors."""
     found = band_around(step_s, known.domain(_beside(basis)).normal, sigma_of(basis, known), level)
-    there = band_around(step_s * basis.shares["offload"], known.domain("offload").quantiles, 1.0, level)
+    there = band_around(step_s * basis.shares["update"], known.domain("offload").quantiles, 1.0, level)
     low = step_s - math.hypot(step_s - found.low, there.middle - there.low)
     high = step_s + math.hypot(found.high - step_s, there.high - there.middle)
     return Band(low=low, middle=step_s, high=high, level=level)
@@ -117,10 +117,10 @@ def odds_of(normal: float, known: Certificate) -> float:
 
 
 def sigma_of(basis: Basis, known: Certificate) -> float:
-    """Expected spread of ln(measured / predicted) of a step, but for what happens in host memory: several times off,
-    it is no small error."""
+    """Expected spread of ln(measured / predicted) of a step, but for the CPU's update: several times off, that is no
+    small error."""
     spreads, stakes = spreads_of(basis, known), basis.stakes
-    small = (name for name in SOURCES if name != "offload")
+    small = (name for name in SOURCES if name != "update")
     return math.sqrt(sum((stakes[name] * spreads[name]) ** 2 for name in small) + known.residual**2)
 
 
@@ -151,11 +151,12 @@ def domain_of(basis: Basis) -> str:
     >>> domain_of(Basis(board="measured", seconds={"products": 1.0, "across": 0.1}))
     'step, measured, across nodes'
     """
-    return OFFLOADED if basis.shares["offload"] > MOST_OFFLOADED and not basis.narrow else _beside(basis)
+    offloaded = basis.shares["offload"] + basis.shares["update"] > MOST_OFFLOADED
+    return OFFLOADED if offloaded and not basis.narrow else _beside(basis)
 
 
 def _beside(basis: Basis) -> str:
-    """The same of all but what happens in host memory."""
+    """The same whatever happens in host memory."""
     if basis.narrow:
         return NARROW
     where = {"inside": "inside a node", "pcie": "over PCIe", "across": "across nodes"}

@@ -2,7 +2,7 @@
 
     attention, products, elementwise   kernels, by a board's curves: measured, or scaled from another by data sheets
     inside, pcie, across               exposed collectives: over NVLink, over PCIe, between nodes
-    offload, host                      copies to host memory and the CPU's update there; launches that the GPU waits for
+    offload, update, host              copies to host memory, the CPU's update there; launches that the GPU waits for
 
 `StepCost.seconds` names parts of a step; the same second is here under the curve that it was read from. A part that is
 made of others (recomputation, a pipeline's bubble) is spread as these are. Kernels that hide a transfer count as
@@ -25,12 +25,12 @@ from cost_models.timing.paths import Paths
 Board = Literal["measured", "scaled"]
 Link = Literal["inside", "pcie"]
 KERNELS = ("attention", "products", "elementwise")
-SOURCES = (*KERNELS, "inside", "pcie", "across", "offload", "host")
+SOURCES = (*KERNELS, "inside", "pcie", "across", "offload", "update", "host")
 """Of errors, in the order of their shares."""
 _KERNEL = {"attention": "attention", "matmul": "products", "memory_bound": "elementwise", "loss": "products"}
 """By part of a program's phases."""
 _PARTS = {"vision": "products", "optimizer": "elementwise", "offload": "offload", "host": "host"}
-_ON_HOST = {**_PARTS, "optimizer": "offload"}
+_ON_HOST = {**_PARTS, "optimizer": "update"}
 _EXCHANGES = ("all_to_all", "ring", "sharding", "tensor", "experts")
 """Parts of a cost that are exchanges."""
 

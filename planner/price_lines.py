@@ -67,7 +67,7 @@ def _doubts(cost: StepCost, simulated: Simulated | None, known: Certificate) -> 
         return
     band, name = step_band(cost, known=known), domain_of(cost.basis)
     where = known.domain(name)
-    if name == OFFLOADED and where.rows:
+    if name == OFFLOADED and where.rows and cost.basis.shares["update"]:
         low, high = (math.exp(quantile(where.quantiles, one)) for one in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
         times = f"{low:.1f} to {high:.1f} times"
         yield f"the CPU's update is an estimate: published steps with one took {times} their price"

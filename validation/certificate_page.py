@@ -66,7 +66,7 @@ INTRODUCTION = """
     are scored by how far they lie outside what all others give, and each end moves by that level's quantile of the
     scores (conformal by source, `validation/conformal.py`). A source counts as n / (1 + (n - 1) / 3) rows in quantiles,
     each row once in scores. Domains of fewer than {few} rows or {sources} sources take quantiles and scores of all
-    steps but those in host memory, wider where their own rows refute these. Errors of seconds in host memory
+    steps but those in host memory, wider where their own rows refute these. Errors of the CPU's update
     (`offload`) move an end by these seconds alone, beside the rest as legs of a right angle. Coverage is
     cross-validated once more: the rows of a source are tested against bands of which the other sources set everything.
     Allocated, reserved and device are peaks that runs of other frameworks print, each priced as itself; a plan's band

@@ -33,7 +33,7 @@ from validation.score import FileReport, Verdict
 BOARDS, PLACES = ("measured", "scaled"), ("inside a node", "over PCIe", "across nodes")
 EDGES = (0.0, 0.01, 0.03, 0.1, 0.3)
 LEAST_THERE = 0.1
-"""Of its price, what a step is taken to spend in host memory, where it took less than the price of all else."""
+"""Of its price, what a CPU's update is taken to be where a step took less than the price of all else."""
 TIE = 0.005
 """Rows measured closer than this have no order."""
 
@@ -114,12 +114,12 @@ def domains(rows: Sequence[Step], known: Certificate) -> dict[str, Domain]:
 
 
 def in_host_memory(rows: Sequence[Step]) -> Domain:
-    """Errors of the seconds in host memory, at least as wide as they are stated: what `rows` took beyond the price of
-    all else, over the price of these seconds."""
-    known = stated(*STATED["offload"])
+    """Errors of the CPU's update, at least as wide as they are stated: what `rows` took beyond the price of all else,
+    over the price of these seconds."""
+    known, rows = stated(*STATED["offload"]), [one for one in rows if one.basis.shares["update"]]
     if not rows:
         return known
-    errors = [replace(one, error=math.log(max(1 + math.expm1(one.error) / one.basis.shares["offload"], LEAST_THERE)))
+    errors = [replace(one, error=math.log(max(1 + math.expm1(one.error) / one.basis.shares["update"], LEAST_THERE)))
               for one in rows]  # fmt: skip
     own = measured(errors)
     quantiles = wider(np.array(own.quantiles), np.array(known.quantiles))

@@ -109,7 +109,7 @@ def test_an_error_of_the_update_in_host_memory_moves_its_own_seconds_alone():
     sure = replace(known.domain(name), normal=(0.0,) * 11)
     tenfold = replace(known.domain("offload"), quantiles=tuple(math.log(10) * (place - 5) / 2 for place in range(11)))
     known = replace(known, domains={**known.domains, name: sure, "offload": tenfold})
-    many = Basis(board="measured", seconds={"products": 9.0, "offload": 1.0})
+    many = Basis(board="measured", seconds={"products": 9.0, "update": 1.0})
     band = band_of(many, 10.0, known)  # the tenth and ninetieth percentile are two places off the middle
     assert band.low == pytest.approx(9.0 + 1.0 / 10) and band.high == pytest.approx(9.0 + 1.0 * 10)
     assert band_of(replace(many, seconds={"products": 10.0}), 10.0, known).ends == (10.0, 10.0)
