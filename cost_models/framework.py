@@ -96,6 +96,7 @@ class Framework:
     gather_copy_bytes: int = 0  # per weight and gather over several ranks: from the flat buffer to the weights
     reduce_copy_bytes: int = 0  # per weight and reduction over several ranks: gradients into a flat buffer, divided
     experts_once: bool = False  # tokens go once to a domain and once to a rank, however many experts they chose there
+    consecutive_experts: bool = False  # a token's experts are numbered in a row, so that few ranks have them
     overlapped_sends: bool = False  # interleaved pipelines send to the next stage while the next chunk computes
     overlap_cost: float = 0.0  # seconds that a second of hidden gathers and reductions adds to the computation
     reduction: Reduction = "overlapped"  # of ZeRO-0 to -2, gathers too: concurrent with the computation, or after it

@@ -172,7 +172,7 @@ def fold_segment(segment: Segment, paths: Paths) -> Folded:
             sent_s = (
                 paths.exchange_s(phase.axis, phase.op, phase.bytes)
                 if phase.copies == 1
-                else paths.dispatch_s(phase.axis, phase.bytes, phase.copies)
+                else paths.dispatch_s(phase.axis, phase.bytes, phase.copies, phase.beside)
             )
             sent_s = pick(phase.bytes > 0, sent_s, 0.0)  # of arrays, those candidates that send
             _book(seconds, name, sent_s)
@@ -322,6 +322,7 @@ def sent_bytes(program: StepProgram, strategy: Strategy) -> dict[str, Number]:
         for phase in (*segment.sharding, *segment.phases):
             if isinstance(phase, Exchange):
                 once = 1.0 if phase.copies == 1 else met(getattr(strategy, phase.axis), phase.copies)
+                once = phase.beside / phase.copies if somewhere(phase.beside > 0) else once
                 count(phase.axis, phase.op, phase.bytes * once, times)
             elif isinstance(phase, Broadcasts):
                 count(phase.axis, "broadcast", phase.bytes, times)

@@ -42,6 +42,7 @@ class Exchange(NamedTuple):
     op: Op
     bytes: Number
     copies: int = 1  # of each value; where there are more, a value goes once to a domain and once to each rank there
+    beside: Number = 0  # ranks that all copies of a value go to, beside each other; 0: any, at random
 
 
 class Broadcasts(NamedTuple):

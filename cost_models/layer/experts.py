@@ -116,8 +116,13 @@ def _routed_tokens(sizes: RankSizes) -> Number:
 def _exchange(sizes: RankSizes, name: str, moved: Number) -> Table:
     if not somewhere(sizes.degrees.expert > 1):
         return ()
-    copies = sizes.experts.chosen if sizes.experts is not None and sizes.framework.experts_once else 1
-    exchange = (Exchange(part="experts", axis="expert", op="all_to_all", bytes=moved, copies=copies),)
+    copies, framework = 1, sizes.framework
+    beside: Number = 0
+    if sizes.experts is not None and framework.experts_once:
+        copies = sizes.experts.chosen
+        if framework.consecutive_experts:
+            beside = larger(1.0, copies * sizes.degrees.expert / sizes.experts.count)
+    exchange = (Exchange(part="experts", axis="expert", op="all_to_all", bytes=moved, copies=copies, beside=beside),)
     return (Operator(name, exchanges=(exchange, exchange)),)
 
 

@@ -25,7 +25,7 @@ from msgspec import Struct
 from cost_models.curves.samples import Sample
 from cost_models.hardware.node import Node, ScaleUp
 from cost_models.hardware.wiring import LinkRates, Wiring
-from cost_models.number import Number, distinct, larger, pick, smaller
+from cost_models.number import Number, distinct, larger, pick, smaller, somewhere
 from cost_models.profile import network
 from cost_models.program import Op
 from cost_models.strategy import Axis
@@ -117,12 +117,16 @@ class Paths:
         seconds: Number = pick(path.ranks > 1, either, 0.0)
         return seconds
 
-    def dispatch_s(self, axis: Axis, size: Number, copies: int) -> Number:
-        """An all-to-all of `copies` of each value to ranks chosen at random, where a value goes once to each domain
-        with some of them and from there once to each of those ranks, both at the same time (DeepEP, HybridEP)."""
-        path = self.axes[axis]
-        inside = self.inside_s("all_to_all", path, size * met(path.ranks, copies))
-        left = size * met(larger(path.hops_out, 1), copies)
+    def dispatch_s(self, axis: Axis, size: Number, copies: int, beside: Number = 0) -> Number:
+        """An all-to-all of `copies` of each value to ranks chosen at random (or to so many `beside` each other), where a
+        value goes once to each domain with some of them and from there once to each of those ranks, both at the same
+        time (DeepEP, HybridEP)."""
+        path, domains = self.axes[axis], larger(self.axes[axis].hops_out, 1)
+        to_ranks, to_domains = met(path.ranks, copies), met(domains, copies)
+        if somewhere(beside > 0):
+            to_ranks, to_domains = beside / copies, larger(1.0, beside * domains / path.ranks) / copies
+        inside = self.inside_s("all_to_all", path, size * to_ranks)
+        left = size * to_domains
         crossing = crossing_s("all_to_all", path, left)
         either = larger(inside, pick(path.hops_out > 0, crossing, 0.0))
         either = either + pick(path.hops_out > 0, grown_s("all_to_all", path, left), 0.0)

@@ -18,6 +18,7 @@ from cost_models.framework import OURS
 from cost_models.models.experts import Experts
 from cost_models.strategy import rank_groups
 from cost_models.timing.cluster_costs import cluster_costs
+from cost_models.timing.paths import met
 
 V2 = Model.load("deepseek-v2")
 FOUR = replace(V2, layers=4, layer_kinds=("attention", "experts", "experts", "experts"))
@@ -60,6 +61,18 @@ def test_each_copy_goes_out_and_comes_back_twice():
     full = price(NODE, work(), Strategy(data=8, shard=8, zero=1, expert=8,
                                         layers=(LayerRange(recompute="full", count=4),)))  # fmt: skip
     assert full.sent_bytes["expert all_to_all"] == pytest.approx(7 / 8 * 3 * 6 * copies * 5120 * 2)
+
+
+def test_experts_in_a_row_are_of_few_ranks():
+    """6 of 160 experts in a row: over 8 ranks (20 each) one has them, over 160 six do, which lie in one node."""
+    few = replace(ZERO_1, experts_once=True, consecutive_experts=True)
+    sent = price(NODE, work(), Strategy(data=8, shard=8, zero=1, expert=8), framework=few).sent_bytes
+    any_ = price(NODE, work(), Strategy(data=8, shard=8, zero=1, expert=8), framework=ZERO_1).sent_bytes
+    assert sent["expert all_to_all"] == pytest.approx(any_["expert all_to_all"] / 6)
+    nodes = Cluster.load("dgx-h100", nodes=20)
+    paths = cluster_costs(nodes).paths(Strategy(data=160, shard=160, expert=160))
+    apart, beside = (paths.dispatch_s("expert", 1e9, 6, ranks) for ranks in (0, 6))
+    assert apart / beside == pytest.approx(met(20, 6) * 6, rel=0.05)
 
 
 def test_states_of_experts_are_divided_over_the_ranks_that_hold_them():
