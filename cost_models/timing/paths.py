@@ -118,9 +118,9 @@ class Paths:
         return seconds
 
     def dispatch_s(self, axis: Axis, size: Number, copies: int, beside: Number = 0) -> Number:
-        """An all-to-all of `copies` of each value to ranks chosen at random (or to so many `beside` each other), where a
-        value goes once to each domain with some of them and from there once to each of those ranks, both at the same
-        time (DeepEP, HybridEP)."""
+        """An all-to-all of `copies` of each value to ranks chosen at random, or to so many `beside` each other. A value
+        goes once to each domain with some of them and from there once to each of those ranks, both at the same time
+        (DeepEP, HybridEP)."""
         path, domains = self.axes[axis], larger(self.axes[axis].hops_out, 1)
         to_ranks, to_domains = met(path.ranks, copies), met(domains, copies)
         if somewhere(beside > 0):
