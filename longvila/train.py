@@ -14,7 +14,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,8 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
 from longvila import checkpoint, dataset, one_process
@@ -36,9 +33,10 @@ from longvila.config import LongVilaConfig
 from longvila.data.listing import ON_ERROR, DataSet, data_files, read_data
 from longvila.data.sources import name_of
 from longvila.dataset import Cursor, Documents, Row, Rows, Sampling
-from longvila.files import claimed, write_whole
+from longvila.files import claimed
 from longvila.job import Job, JobError, refuse_differences, require
 from longvila.lora import ATTENTION, TARGETS, Adapters
+from longvila.metrics import Report, forget_after, peak_memory_bytes
 from longvila.optimizer import SCHEDULES, Optimizer, learning_rate
 from longvila.processor import FrameCache
 from longvila.settings import read_settings
@@ -300,10 +298,10 @@ class Run:
         settings, rank = self.settings, self.job.sharding.rank
         folder = Path(settings.run)
         if rank == 0:
-            _forget_after(folder / "metrics.jsonl", step)
+            forget_after(folder / "metrics.jsonl", step)
         self.model.train()
         coming = ahead(self._turns(cursor, settings.steps - step))
-        with closing(coming), _Report(settings, step, shown=rank == 0) as report:
+        with closing(coming), Report(folder / "metrics.jsonl", step, settings.steps, shown=rank == 0) as report:
             for done in range(step + 1, settings.steps + 1):
                 began_s = time.perf_counter()
                 metrics, cursor = self.step(done, coming)
@@ -383,62 +381,6 @@ class Run:
         model, rank, keep = model_fingerprint(self.config), self.job.sharding.rank, self.settings.keep_checkpoints
         marker = checkpoint.Marker(step=step, cursor=cursor, model=model, settings=self.lasting)
         checkpoint.save(folder, self.model, self.optimizer, marker, rank=rank, keep=keep)
-
-
-class _Report:
-    """A line of metrics per step in the run folder, and a progress bar (or plain lines where there is no terminal)."""
-
-    def __init__(self, settings: TrainSettings, step: int, *, shown: bool) -> None:
-        self._shown = shown
-        self._path = Path(settings.run) / "metrics.jsonl"
-        self._steps = settings.steps
-        columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[state]}"))
-        console = Console(stderr=True)
-        self._bar = Progress(
-            *columns, TimeRemainingColumn(), console=console, disable=not shown or not sys.stderr.isatty()
-        )
-        self._task = self._bar.add_task("train", total=settings.steps, completed=step, state="")
-
-    def __enter__(self) -> _Report:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def show(self, metrics: dict[str, Any], state: str) -> None:
-        if not self._shown:
-            return
-        try:
-            with self._path.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps(metrics) + "\n")
-        except OSError as fault:
-            raise JobError(f"{self._path} cannot be written: {fault.strerror}") from None
-        self._bar.update(self._task, completed=metrics["step"], state=state)
-        if self._bar.disable:
-            print(f"step {metrics['step']}/{self._steps}  {state}", file=sys.stderr, flush=True)
-
-
-def _forget_after(path: Path, step: int) -> None:
-    """Make the run's folder, and drop the metrics of steps that a resumed run does again."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_file():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-            write_whole(path, "".join(kept))
-    except OSError as fault:
-        raise JobError(f"{path} cannot be written: {fault.strerror}") from None
-    except (ValueError, TypeError, KeyError) as fault:
-        raise JobError(f"{path} holds a line that is no step's ({fault}); move the file away") from None
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory that this process has held: the allocator's on an accelerator, resident on a CPU."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 if __name__ == "__main__":
