@@ -26,9 +26,9 @@ from cost_models.number import distinct, smaller
 from cost_models.strategy import Axis, Strategy
 from cost_models.timing.cluster_costs import ClusterCosts
 from cost_models.timing.kernels import Kernels
+from planner.search.layout_prices import parts_s, policy_prices
 from planner.search.objective import Objective, weight
 from planner.search.optimistic_paths import FloorPaths, Reach
-from planner.search.policy_prices import parts_s, policy_prices
 from planner.search.space import Space, divisors
 
 SINGLE_ROWS = 1500

@@ -24,8 +24,9 @@ from cost_models.strategy import Axis, Strategy, sent_patterns, stacked
 from cost_models.timing.cluster_costs import ClusterCosts
 from cost_models.timing.loads import Loads
 from cost_models.timing.paths import Path
+from planner.search.layout_prices import policy_prices
 from planner.search.placements import Placements, Placer
-from planner.search.policy_prices import PolicyPrices, policy_prices
+from planner.search.policy_prices import PolicyPrices
 from planner.search.space import Space
 
 _Ints = NDArray[np.int64]

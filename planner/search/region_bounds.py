@@ -19,8 +19,8 @@ from msgspec.structs import replace
 from cost_models.strategy import VARIED, Axis, Strategy
 from cost_models.timing.paths import Path
 from cost_models.timing.slowest import pace
+from planner.search.layout_prices import policy_prices
 from planner.search.optimistic_paths import FloorPaths, Reach
-from planner.search.policy_prices import policy_prices
 from planner.search.region_loads import Loads, RegionLoads
 from planner.search.regions import INSIDE, MOST_KINDS, Floats, Ints, Kinds, Layouts, Regions, Rows
 from planner.search.space import Space

@@ -36,7 +36,8 @@ from cost_models.timing.collectives import Collectives
 from cost_models.timing.kernels import Kernels
 from cost_models.timing.paths import Path, Paths
 from cost_models.workload import Workload
-from planner.search.policy_prices import Policy, policy_prices
+from planner.search.layout_prices import policy_prices
+from planner.search.policy_prices import Policy
 
 NETWORK = 0.3
 """Share by which the network may reach less or more: other jobs, routing, what NCCL makes of the fabric. Estimate."""
