@@ -222,6 +222,8 @@ class ContextSharding:
         kept = [(policy, offload) for policy, offload, count in ranges for _ in range(count)]
         policies, offloads = [one for one, _ in kept], [one for _, one in kept]
         compiler = Compiler(self.compile)
+        if self.compile and not decoders:
+            raise InputError(f"compile: {type(model).__name__} has no layers with a causal self_attn; legal: None")
         for mixer in mixers:
             mixer.forward = compiler.apart(mixer.forward)  # type: ignore[method-assign]
         if self.attention_chunk_tokens is not None:
@@ -330,4 +332,5 @@ def _check_heads(decoder: nn.Module, ulysses: int) -> None:
     """Refuse degrees that the model's heads do not allow, before anything is loaded or sent."""
     config = getattr(decoder.self_attn, "config", None)
     if config is not None:
-        HeadSplit(q_heads=config.num_attention_heads, kv_heads=config.num_key_value_heads, ulysses=ulysses)
+        heads = config.num_attention_heads
+        HeadSplit(q_heads=heads, kv_heads=getattr(config, "num_key_value_heads", heads) or heads, ulysses=ulysses)

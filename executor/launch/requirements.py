@@ -132,6 +132,8 @@ def differences(plan: Plan, host: Host, slot: int, ranks: int) -> list[str]:
 
 def no_compiler(plan: Plan, slot: int) -> list[str]:
     """What torch.compile lacks here to make kernels of its graphs."""
+    if os.environ.get("TORCHDYNAMO_DISABLE", "0") not in ("", "0"):
+        return ["--compile with TORCHDYNAMO_DISABLE set, under which nothing is compiled; unset one of them"]
     if plan.cluster.node(slot).device.architecture != "cpu":
         return [] if find_spec("triton") else ["--compile needs triton for GPUs, which is not installed"]
     name = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")

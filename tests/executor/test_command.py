@@ -124,6 +124,9 @@ def test_compile_says_what_it_is_beside_the_plan_and_needs_a_compiler(plan, monk
     monkeypatch.setenv("CXX", "no-such-compiler")
     code, output = _run("launch", plan, "--compile", "--dry-run")
     assert code == 2 and "--compile needs a C++ compiler, no-such-compiler is not here; CXX names another" in output
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+    code, output = _run("launch", plan, "--compile", "--dry-run")
+    assert code == 2 and "TORCHDYNAMO_DISABLE" in output
 
 
 def test_several_hosts_get_a_line_each(tmp_path):

@@ -1,12 +1,17 @@
 """Layers under torch.compile: the step of one process, over real ranks, and no graph for each length of row."""
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
+from torch import nn
 from torch._dynamo.utils import counters
 
 from cost_models.errors import InputError
 from executor.mmsp.compiled import Compiler
+from executor.sharding import ContextSharding
 from tests.executor.sharded_step import Case, assert_same_step
 from tests.ranks import run_ranks
 
@@ -39,3 +44,10 @@ def test_compiled_layers_equal_one_process_and_rows_of_any_length_share_graphs()
 def test_other_backends_are_named() -> None:
     with pytest.raises(InputError, match="compile='fast' is not one of inductor, aot_eager, eager"):
         Compiler("fast")
+
+
+def test_a_model_without_layers_to_compile_is_refused() -> None:
+    groups: Any = SimpleNamespace(shard=SimpleNamespace(size=1), ulysses=SimpleNamespace(size=1))
+    sharding = ContextSharding(groups=groups, device=torch.device("cpu"), compile="eager")
+    with pytest.raises(InputError, match="compile: Linear has no layers with a causal self_attn"):
+        sharding.wrap(nn.Linear(1, 1))

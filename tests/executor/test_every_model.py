@@ -14,6 +14,7 @@ from cost_models.token_layout import Layout
 from executor.mmsp.attention import NAME, MmSp, register
 from executor.mmsp.exchange import Alone
 from executor.mmsp.guard import KNOWN, guard, refuse_config
+from executor.sharding import _check_heads, _is_decoder
 from tests.executor.threads import local_exchanges
 
 TOKENS = 30
@@ -97,6 +98,9 @@ def check(name: str, model: torch.nn.Module) -> None:
     apart = result(model, input_ids=ids[:, 15:], position_ids=at[..., 15:])
     size = want.abs().max()
     assert (apart - want[:, 15:]).abs().max() > 0.1 * size, "what comes before does not matter: nothing is tested"
+    for block in model.modules():
+        if _is_decoder(block):
+            _check_heads(block, 2)
     register()
     model.set_attn_implementation(NAME)
     guard(model)
