@@ -40,6 +40,7 @@ def model_config(model: str | None, weights: str | None, rope_theta: float | Non
 
 
 def precision(name: str) -> torch.dtype:
+    """The dtype of a name in the settings."""
     if name not in PRECISIONS:
         raise JobError(f"settings: precision {name!r} is none of {', '.join(PRECISIONS)}")
     return PRECISIONS[name]

@@ -143,6 +143,7 @@ def _cause(fault: BaseException) -> str:
 
 
 def read_marker(path: Path) -> Marker:
+    """What a checkpoint says of itself, strictly read; a JobError says what is wrong with it."""
     try:
         content = json.loads((path / MARKER).read_text(encoding="utf-8"))
         if isinstance(content, dict) and content.pop("format", None) != FORMAT:

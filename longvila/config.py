@@ -127,6 +127,7 @@ class LongVilaConfig:
 
 
 def presets() -> tuple[str, ...]:
+    """Names of the models that come with the package."""
     folder = resources.files("longvila") / "presets"
     return tuple(sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")))
 

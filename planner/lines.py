@@ -8,6 +8,7 @@ import click
 
 
 def title(text: str) -> str:
+    """In bold, where the terminal has it."""
     return click.style(text, bold=True)
 
 
@@ -24,5 +25,6 @@ def wrapped(items: list[str], width: int = 104, joined: str = " + ") -> list[str
 
 
 def show(lines: Iterable[str]) -> None:
+    """Print them."""
     for line in lines:
         click.echo(line)

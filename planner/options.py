@@ -304,6 +304,7 @@ def profile_of(plan: Plan, path: str | None) -> Profile | None:
 def load_cluster(
     name: str, gpus: int | None, fabrics: Sequence[str] = (), device: str | None = None, hosts: str | None = None
 ) -> Cluster:
+    """The cluster of --cluster with its companions; a preset wants --gpus."""
     named = host_list(hosts) if hosts is not None else ()
     if gpus is None and not named and name in Cluster.presets() and name != "local" and not fabrics:
         raise InputError(f"--gpus is missing: how many GPUs of {name} shall be planned for? (such as 8 or 256)")
@@ -339,6 +340,7 @@ def whole(text: object, flag: str, least: int = 1, most: int = MOST_WHOLE) -> in
 
 
 def objective(name: str) -> Objective:
+    """One of the known ones, checked."""
     from planner.search.objective import OBJECTIVES
 
     for known in OBJECTIVES:

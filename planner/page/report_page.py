@@ -49,6 +49,7 @@ def save_what_if_page(path: str, sweep: Sweep, now: Outcome, found: Sequence[Out
 
 
 def plan_page(plan: Plan, simulation: Simulation | None) -> Page:
+    """The page of a plan: numbers, topology, time, memory, alternatives, bound."""
     cost = plan.cost
     numbers = [
         (band_words(step_band(cost), show_seconds), "a step, priced"),

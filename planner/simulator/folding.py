@@ -41,6 +41,7 @@ class Partition(Struct, frozen=True, kw_only=True, eq=False):
 
 
 def singletons(ranks: int) -> Partition:
+    """Every rank a class of its own."""
     each = np.arange(ranks)
     return Partition(class_of_rank=each, representative=each, size=np.ones(ranks, dtype=np.int64))
 

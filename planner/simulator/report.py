@@ -15,6 +15,7 @@ from planner.simulator.result import Simulation
 
 
 def simulation_lines(plan: Plan, found: Simulation) -> list[str]:
+    """The answer of `plan simulate`."""
     lines = [
         plan.workload.describe(),
         f"{plan.strategy.describe()} on {cluster_line(plan.cluster)}",
@@ -39,6 +40,7 @@ def memory_line(found: Simulation) -> str:
 
 
 def simulation_dict(found: Simulation) -> dict[str, Any]:
+    """As plain data: seconds by part, busiest links, memory over time."""
     links = [strict.plain(link) for link in found.busiest_links]
     memory = [[start_s, round(held)] for start_s, held in found.memory]
     return {

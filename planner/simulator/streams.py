@@ -147,6 +147,7 @@ def instances(segment: Segment) -> int:
 
 
 def write_script(program: StepProgram, strategy: Strategy) -> Script:
+    """A microbatch written out (the last one apart where it differs) and the epilogue, collectives on their streams."""
     writer = _Writer(strategy)
     cycle = tuple(writer.pieces(program.microbatch))
     last = tuple(writer.pieces(program.last)) if any(one.last for one in program.microbatch) else cycle

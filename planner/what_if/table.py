@@ -40,6 +40,7 @@ def _row(sweep: Sweep, one: Outcome, now: Outcome, per_gpu_hour: float | None) -
 
 
 def as_csv(table: list[dict[str, Any]]) -> str:
+    """A line for each scenario, with a head."""
     out = io.StringIO()
     writer = csv.DictWriter(out, fieldnames=list(table[0]), lineterminator="\n")
     writer.writeheader()
