@@ -155,6 +155,8 @@ class FolderTokenizer:
             self._inner: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
         except (OSError, ValueError) as fault:
             raise JobError(f"{folder}: holds no usable tokenizer ({' '.join(str(fault).split())[:200]})") from None
+        if not self.encode("a"):  # transformers makes one without words where a folder has a config alone
+            raise JobError(f"{folder}: holds no tokenizer's words (tokenizer.json, or vocab.json and merges.txt)")
 
     def encode(self, text: str) -> list[int]:
         return list(self._inner.encode(text, add_special_tokens=False, split_special_tokens=True))

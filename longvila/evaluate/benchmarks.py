@@ -1,8 +1,9 @@
 """Questions of public benchmarks as multiple choice, read from the files that they are published in.
 
     VideoMME        questions, or videos that hold `questions`; options "A. text", answer "A"
-    LongVideoBench  candidates, correct_choice (from 0), video_path
-    EgoSchema       "option 0" … "option 4", or a list `option`; `answer`, or a second file of right ones {q_uid: place}
+    LongVideoBench  candidates, or option0 … option4 with "N/A" where there is none; correct_choice (from 0), video_path
+    EgoSchema       "option 0" … "option 4", or a list `option`; `answer`, or a second file of right ones {q_uid:
+                    place}; questions without an answer, as most are published, are passed over
     NExT-QA         question, answer (from 0), a0 … a4, video
 
 Files are JSON, lines of JSON, CSV or Parquet, as each is found. An answer is a letter, a place from 0, or an option's
@@ -50,9 +51,10 @@ def videomme(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def longvideobench(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    several = [entry[key] for key in (f"option{place}" for place in range(5)) if entry.get(key) not in (None, "N/A")]
     yield {
         "name": entry.get("id", entry["video_id"]), "video": entry.get("video_path") or entry["video_id"],
-        "question": entry["question"], "options": _list(entry, "candidates"),
+        "question": entry["question"], "options": several or _list(entry, "candidates"),
         "right": entry["correct_choice"], "kind": entry.get("question_category", ""),
     }  # fmt: skip
 
@@ -89,7 +91,7 @@ def read(
         try:
             if isinstance(right, dict) and entry.get("q_uid") in right:
                 entry = {**entry, "right": right[entry["q_uid"]]}
-            elif questions is egoschema and not {"right", "answer"} & entry.keys():
+            elif questions is egoschema and entry.get("answer") in (None, "", "None", "none", "null"):
                 continue  # its answers are published for a part of the questions
             for given in questions(entry):
                 try:

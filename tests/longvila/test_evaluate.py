@@ -102,6 +102,14 @@ ODD = {  # legal, and seen in published files or copies of them: (benchmark, suf
     "a list and an answer beside it": (
         "egoschema", ".parquet", [{"video_idx": "v1", "option": OPTIONS, "answer": "4"}], [4],
     ),
+    "options in columns, some empty": (
+        "longvideobench", ".parquet",
+        [{**{f"option{i}": one for i, one in enumerate((*OPTIONS[:3], "N/A", "N/A"))}, "correct_choice": 2}], [2],
+    ),
+    "questions without an answer": (
+        "egoschema", ".parquet",
+        [{"video_idx": "v1", "option": OPTIONS, "answer": one} for one in (None, "None", "3")], [3],
+    ),
     "a number with a point": ("nextqa", ".csv", [{"answer": "1.0", "question": "first\nline"}], [1]),
 }  # fmt: skip
 

@@ -22,7 +22,7 @@ from longvila.projector import COLUMNS, Projector
 from longvila.released import keys, read_config, tokenizer_folder, unknown
 from longvila.scales import multiscale
 from longvila.sharding import OneProcess
-from longvila.tokens import ByteTokenizer, Turn, Writer
+from longvila.tokens import ByteTokenizer, FolderTokenizer, Turn, Writer
 from tests.longvila.clips import MEDIA
 
 QWEN_05, QWEN_7 = (896, 4864, 24, 14, 2, 151648), (3584, 18944, 28, 28, 4, 151648)
@@ -514,6 +514,12 @@ def test_an_export_says_what_it_is_in_the_published_keys_alone(tmp_path, changes
                  "video_pool", "time_tokens", "frame_opening", "frame_separator", "tokens_per_frame"):  # fmt: skip
         assert getattr(config, name) == getattr(again, name) == getattr(published, name), name
     assert unknown(tmp_path / "out") == []
+
+
+def test_a_folder_without_a_tokenizers_words_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(llm_config("qwen2", SMALL)))
+    with pytest.raises(JobError, match=r"holds no (tokenizer's words|usable tokenizer)"):
+        FolderTokenizer(tmp_path)
 
 
 def test_a_tokenizer_is_with_the_language_model_or_at_the_root(tmp_path):
