@@ -98,7 +98,7 @@ class _Commands(console.NoEmptyGroup):
 @asked_in_reverse
 @asked_for_backbones
 @click.option("--time-limit", metavar="SECONDS",
-              help="Stop searching then, with the best layout so far and a bound that still holds.")  # fmt: skip
+              help="Stop search, choice and simulation then, with the best layout so far and its gap.")  # fmt: skip
 @click.option("--proof", is_flag=True, help="Write a proof of the space into the plan, for `plan prove`.")
 @click.option("-o", "--output", metavar="FILE", help="Where to write the plan [default: plan.json; none with --json].")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON and nothing else.")

@@ -19,6 +19,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 from msgspec import Struct, structs
 
 from cost_models.errors import InputError
@@ -62,10 +63,14 @@ def plan(
     """The plan, with a proven bound; NothingFits (an InputError) says what would fit instead.
 
     `targets`: the programs that may run it; the plan is for the one with the best price. `room`: what counts as
-    fitting. `trust_model`: the best price, whatever is tied with it. At the time limit the search stops and the best
-    layout so far is simulated alone; `reproducible` is then false.
+    fitting. `trust_model`: the best price, whatever is tied with it. The time limit is that of all: from it on
+    nothing begins but the simulation of the best layout so far; `reproducible` is then false.
     """
-    began_s = time.monotonic()
+    deadline = np.inf if time_limit_s is None else time.monotonic() + time_limit_s
+
+    def late() -> bool:
+        return time_limit_s is not None and time.monotonic() > deadline
+
     asked, cluster = cluster, by_kind(cluster)
     doubted = objective != "memory" and not trust_model
 
@@ -79,7 +84,7 @@ def plan(
 
     running = [target for target in targets if workload.mode in target.modes]
     solution, values, bound = _of_targets(running or targets, solved)
-    late = time_limit_s is not None and time.monotonic() - began_s > time_limit_s
+    late_search = late()
 
     def play(choice: Choice) -> Simulation:
         on_step(f"simulating {choice.strategy.describe()}")
@@ -87,9 +92,9 @@ def plan(
         return simulate(*layout, profile=profile, framework=solution.target.code)
 
     costs = cluster_costs(cluster, profile)
-    chosen = _chosen(costs, solution, objective, play, doubted=doubted, once=late or not doubted)
+    chosen = _chosen(costs, solution, objective, play, doubted=doubted and not late_search, late=late)
     equal = chosen.choice
-    if not late and (unequal := with_shares(solution, objective, profile, room)):
+    if not late() and (unequal := with_shares(solution, objective, profile, room)):
         chosen = _Chosen(
             choice=unequal, by="model", ties=only(unequal), played=[(unequal, play(unequal)), *chosen.played]
         )
@@ -99,7 +104,7 @@ def plan(
         on_step("searching layouts for prefill alone")
         return solve(
             cluster, other, fixed=fixed, objective="time", profile=profile, room=room, keep=1,
-            time_limit_s=time_limit_s, target=solution.target,
+            target=solution.target, time_limit_s=time_limit_s and max(0.0, deadline - time.monotonic()),
         )  # fmt: skip
 
     found = Plan(
@@ -119,7 +124,7 @@ def plan(
         searched=searched(solution.spaces, equal.strategy, fixed or {}),
         bound=bound,
         gap=1 - bound / value if choice is not equal else max(0.0, 1 - bound / value),
-        reproducible=solution.reproducible and not late,
+        reproducible=solution.reproducible and not late(),
         profile_digest=profile.digest if profile else None,
         trust_model=trust_model,
         room=room,
@@ -183,18 +188,20 @@ def _chosen(
     play: Play,
     *,
     doubted: bool,
-    once: bool,
+    late: Callable[[], bool],
 ) -> _Chosen:
-    """`doubted`: ties count; `once`: simulate no second layout."""
+    """`doubted`: ties count, and a second layout may be simulated where it is not `late`."""
     open_ = ties(costs, solution) if doubted else only(solution.best[0])
     first = open_.tied[open_.pick()]
     by: ChosenBy = "regret" if len(open_.tied) > 1 else "model"
     played = [(first, play(first))]
     limit = value_of(objective, first.cost) * played[0][1].step_s / first.cost.step_s / (1 + ALIKE)
     rivals = [one for one in solution.candidates if one is not first and value_of(objective, one.cost) < limit]
-    if once or not rivals:
+    if not doubted or not rivals or late():
         return _Chosen(choice=first, by=by, ties=open_, played=played)
-    played += [(one, play(one)) for one in rivals[: SIMULATED - 1]]
+    for one in rivals[: SIMULATED - 1]:
+        if not late():
+            played.append((one, play(one)))
     played.sort(key=lambda one: value_of(objective, one[0].cost))
     again = weighed(
         solution.workload, costs, [one for one, _ in played], objective, [found.step_s for _, found in played],

@@ -103,7 +103,7 @@ def solve(
     `within`: of spaces without levers these ranges alone. `at_most`: a value that some layout is known to
     have, which spares bounds of levers.
 
-    At the time limit the best layouts so far are returned, with a bound that is valid for what was left undone, too.
+    At the time limit the best layout so far is returned, with a bound that is valid for what was left undone, too.
 
     >>> from cost_models import Cluster, Model, Workload
     >>> work = Workload(Model.load("longvila-8b"), context_tokens=2 * 2**20)
@@ -125,6 +125,8 @@ def solve(
     if not results.found:
         raise NothingFits(roomiest(several, costs.samples), costs.samples, dict(fixed or {}))
 
+    if deadline is not None and time.monotonic() > deadline:
+        keep, near = 1, False
     priced = partial(_priced, cluster, workload, profile, target)
     programs = [_Program(space, result, objective, deadline) for space, result in results.found]
     decided = _decide(programs, results.bound)
@@ -141,6 +143,7 @@ def solve(
     lost = [
         priced(strategy, Placement.in_order(cluster, strategy.ranks))
         for strategy in notable(program.space, best[0].strategy, [choice.strategy for choice in best])
+        if keep > 1
     ]
     return Solution(
         objective=objective,

@@ -80,7 +80,7 @@ class SearchResult(Struct, frozen=True, kw_only=True, eq=False):
 
 
 class Search:
-    """One search; `deadline` is a reading of `time.monotonic` or None, and one batch of layouts is always priced.
+    """One search; `deadline` is a reading of `time.monotonic` or None; past it one layout that fits is priced.
     `timed=False`: columns have no seconds, for who asks what fits. `only`: these ranges of the space, and no others."""
 
     def __init__(
@@ -121,6 +121,10 @@ class Search:
     def run(self, runners: int, near: bool = False) -> SearchResult:
         """Search; also prices the most promising layout of `runners` other families, and what is near the best."""
         branches = self.start
+        if self.out_of_time():
+            self._price_first(branches)
+            split = ~branches.single & (branches.best < self._limit())
+            return self._result(branches.take(~split).join(self.tree.split(branches.take(split))))
         wanted = self._near(branches) if near else []
         self._price([*self._promising(branches), *self._runners(branches, runners), *wanted])
         bounded = 0
@@ -258,6 +262,13 @@ class Search:
         """What may be the first incumbent, or a better one."""
         entries = [entry for entry in self._entries(branches)[:FIRST_BATCH] if entry[0] < self._limit()]
         return self._strategies(branches, entries)
+
+    def _price_first(self, branches: Branches) -> None:
+        """The most promising layout that has a placement where it fits."""
+        for _, row, sharding in self._entries(branches):
+            self._price([self.tree.strategy(branches, row, sharding)])
+            if np.isfinite(self.incumbent):
+                return
 
     def _price_all(self, branches: Branches) -> None:
         """Everything that could still win, in growing batches, as far as the budget goes."""

@@ -33,7 +33,7 @@ from planner.search.space import Space, divisors
 
 SINGLE_ROWS = 1500
 """Spaces of up to so many layouts (without sharding) are listed ring by ring."""
-GROWTH = 1.3
+GROWTH = 4
 """Ratio of neighbouring breakpoints of the first ranges."""
 PIECES = 8
 """A range is split into so many."""
@@ -292,15 +292,10 @@ class Tree:
 
 
 def _breakpoints(first: int, most: int) -> list[int]:
-    """Rings 1 to 4, powers of two, the largest and its halves, and a geometric sequence between them."""
-    cuts = {first, most, most // 2, most // 4, *range(1, 5)}
-    power = 1
-    while power <= most:
-        cuts.add(power)
-        power *= 2
-    ring = 4.0
+    """Rings 1 to 4, the largest and its halves, and a geometric sequence between them."""
+    cuts, ring = {first, most, most // 2, most // 4, *range(1, 5)}, 4
     while ring < most:
-        cuts.add(round(ring))
+        cuts.add(ring)
         ring *= GROWTH
     return sorted(cut for cut in cuts if first <= cut <= most)
 

@@ -56,6 +56,8 @@ def search_levers(
     some layout with levers is known to have."""
     if not wanted(spaces, without, objective):
         return without, []
+    if without.found and deadline is not None and time.monotonic() > deadline:
+        return structs.replace(without, stopped=True), []
     if not without.found and np.isinf(at_most) and holding(spaces, costs) is None:
         return without, []
     incumbent = min(without.found[0][1].incumbent if without.found else np.inf, at_most)

@@ -99,3 +99,37 @@ def test_the_choice_says_what_decides_where_another_loses_less() -> None:
         other.regret < found.regret.most for other in found.alternatives if other.regret is not None
     )
     assert "losses within 1% are alike: " in choice_words(found)[1]
+
+
+class Clock:
+    """A clock that is a second further at each reading, and the names of what began after the limit."""
+
+    def __init__(self, limit):
+        self.now, self.limit, self.late = 0.0, limit, []
+
+    def monotonic(self):
+        self.now += 1.0
+        return self.now
+
+    def watched(self, name, function):
+        def called(*given, **asked):
+            if self.now > self.limit + 1:  # the first reading is where it began
+                self.late.append(name)
+            return function(*given, **asked)
+
+        return called
+
+
+@pytest.mark.parametrize("limit_s", [0.5, 3, 6, 9])
+def test_after_the_time_limit_nothing_begins_but_one_simulation(limit_s, monkeypatch):
+    """Counted in readings of the clock, wherever in search, choice or simulation the limit falls."""
+    clock = Clock(limit_s)
+    for module in ("planning", "solve", "search.best_first", "search.with_levers"):
+        monkeypatch.setattr(f"planner.{module}.time", clock)
+    for module, name in (("planning", "simulate"), ("planning", "ties"), ("planning", "with_shares")):
+        watched = clock.watched(name, getattr(__import__(f"planner.{module}", fromlist=[name]), name))
+        monkeypatch.setattr(f"planner.{module}.{name}", watched)
+    found = plan(Cluster.load("dgx-h100", nodes=64), HEADLINE, time_limit_s=limit_s)
+    assert clock.late.count("simulate") <= 1 and not {"ties", "with_shares"} & {*clock.late}
+    assert not found.reproducible and found.cost.fits and 0 < found.bound <= found.cost.step_s
+    assert found.bound > 0.5 * found.cost.step_s
