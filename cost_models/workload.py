@@ -181,5 +181,9 @@ class Workload:
             tokens += f" ({mix} + {show_tokens(self.text_tokens or 0)} text)"
         else:
             tokens += " of text"
+        if self.lengths:
+            sizes = [size for size, _ in self.lengths]
+            most = f"{min(sizes):,} to {max(sizes):,}" if len(sizes) > 1 else f"{sizes[0]:,}"
+            tokens += f", packed with documents of {most} tokens"
         lora = f", LoRA rank {self.lora_rank}" if self.lora_rank else ""
         return f"{self.model.name}, {self.mode}, {tokens}, batch {self.global_batch}{lora}"

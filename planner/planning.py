@@ -19,7 +19,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
 from msgspec import Struct, structs
 
 from cost_models.errors import InputError
@@ -66,11 +65,7 @@ def plan(
     fitting. `trust_model`: the best price, whatever is tied with it. The time limit is that of all: from it on
     nothing begins but the simulation of the best layout so far; `reproducible` is then false.
     """
-    deadline = np.inf if time_limit_s is None else time.monotonic() + time_limit_s
-
-    def late() -> bool:
-        return time_limit_s is not None and time.monotonic() > deadline
-
+    clock = _Limit(time_limit_s)
     asked, cluster = cluster, by_kind(cluster)
     doubted = objective != "memory" and not trust_model
 
@@ -84,7 +79,7 @@ def plan(
 
     running = [target for target in targets if workload.mode in target.modes]
     solution, values, bound = _of_targets(running or targets, solved)
-    late_search = late()
+    late = clock.is_over()
 
     def play(choice: Choice) -> Simulation:
         on_step(f"simulating {choice.strategy.describe()}")
@@ -92,9 +87,9 @@ def plan(
         return simulate(*layout, profile=profile, framework=solution.target.code)
 
     costs = cluster_costs(cluster, profile)
-    chosen = _chosen(costs, solution, objective, play, doubted=doubted and not late_search, late=late)
+    chosen = _chosen(costs, solution, objective, play, doubted=doubted and not late, late=clock.is_over)
     equal = chosen.choice
-    if not late() and (unequal := with_shares(solution, objective, profile, room)):
+    if not clock.is_over() and (unequal := with_shares(solution, objective, profile, room)):
         chosen = _Chosen(
             choice=unequal, by="model", ties=only(unequal), played=[(unequal, play(unequal)), *chosen.played]
         )
@@ -104,7 +99,7 @@ def plan(
         on_step("searching layouts for prefill alone")
         return solve(
             cluster, other, fixed=fixed, objective="time", profile=profile, room=room, keep=1,
-            target=solution.target, time_limit_s=time_limit_s and max(0.0, deadline - time.monotonic()),
+            target=solution.target, time_limit_s=clock.left_s(),
         )  # fmt: skip
 
     found = Plan(
@@ -124,13 +119,26 @@ def plan(
         searched=searched(solution.spaces, equal.strategy, fixed or {}),
         bound=bound,
         gap=1 - bound / value if choice is not equal else max(0.0, 1 - bound / value),
-        reproducible=solution.reproducible and not late(),
+        reproducible=solution.reproducible and not clock.is_over(),
         profile_digest=profile.digest if profile else None,
         trust_model=trust_model,
         room=room,
         fixed={name: "none" if value is None else str(value) for name, value in (fixed or {}).items()},
     )
     return with_any_shares(found) if choice is not equal else found
+
+
+class _Limit:
+    """Seconds from now on, or no limit: no clock is read then."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self.end = None if seconds is None else time.monotonic() + seconds
+
+    def left_s(self) -> float | None:
+        return None if self.end is None else max(0.0, self.end - time.monotonic())
+
+    def is_over(self) -> bool:
+        return self.left_s() == 0
 
 
 def _of_targets(

@@ -99,9 +99,8 @@ def solve(
     """The best layouts; NothingFits (an InputError with remedies) if none has the memory.
 
     `target`: the program that is to run the plan. `near`: also those whose price is so close to the best that errors of
-    the model may turn the order. `kept`: no search, but the best of the layouts that earlier ones kept.
-    `within`: of spaces without levers these ranges alone. `at_most`: a value that some layout is known to
-    have, which spares bounds of levers.
+    the model may turn the order. `kept`: no search, but the best of the layouts that earlier ones kept. `within`: of
+    spaces without levers these ranges alone. `at_most`: a value that some layout has, which spares bounds of levers.
 
     At the time limit the best layout so far is returned, with a bound that is valid for what was left undone, too.
 

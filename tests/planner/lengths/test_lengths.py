@@ -168,6 +168,7 @@ def test_rows_are_planned_as_packed_with_given_documents(tmp_path):
     assert done.exception is None
     plan = Plan.load(tmp_path / "plan.json")
     assert plan.workload.lengths == ((100, 3), (250, 10)) and plan.workload.frames == 50
+    assert "packed with documents of 100 to 250 tokens" in done.output
     one = price(plan.cluster, replace(plan.workload, lengths=()), plan.strategy)
     assert plan.cost.seconds["compute"] < 0.7 * one.seconds["compute"]
     for text, flags, said in (
