@@ -318,14 +318,14 @@ class DiscreteMamba2(nn.Module):
 
     def _inner(self, hidden_states: Tensor) -> tuple[Inner, Tensor]:
         heads, p, n = self.heads, self.head_size, self.state
-        sizes = (heads * p, heads * n, heads * n, heads * p, heads)
-        x, b, c, z_BSI, a_BSH = self.in_proj(hidden_states).split(sizes, -1)
-        of_heads = [one.unflatten(-1, (heads, -1)) for one in (x, b, c)]
-        taps = [one.unflatten(0, (heads, -1)) for one in self.conv1d.weight[:, 0].split(sizes[:3])]
+        channels_BSHW, rest = _Projected.apply(hidden_states, self.in_proj.weight, heads, (p, n, n))
+        z_BSI, a_BSH = rest.split((heads * p, heads), -1)
+        of_parts = self.conv1d.weight[:, 0].split((heads * p, heads * n, heads * n))
+        taps = [one.unflatten(0, (heads, -1)) for one in of_parts]
         inner = Inner(
-            channels_BSHW=torch.cat(of_heads, -1), a_BSH=a_BSH.contiguous(), taps_HWK=torch.cat(taps, 1),
-            skip_H=self.D, state=n, chunk=self.chunk,
-        )  # fmt: skip  # copies, so that backward holds nothing of what they are cut from
+            channels_BSHW=channels_BSHW, a_BSH=a_BSH.contiguous(), taps_HWK=torch.cat(taps, 1), skip_H=self.D, state=n,
+            chunk=self.chunk,
+        )  # fmt: skip  # a is copied, so that backward holds nothing of what it is cut from
         return inner, z_BSI
 
     def _alone(self, inner: Inner, positions_BS: Tensor, held: StateLayer | None) -> Tensor:
@@ -342,6 +342,42 @@ class DiscreteMamba2(nn.Module):
     def _nothing(inner: Inner) -> Tensor:
         channels, taps = inner.channels_BSHW, inner.taps_HWK
         return channels.new_zeros((channels.shape[0], taps.shape[-1] - 1, *channels.shape[2:]))
+
+
+class _Projected(torch.autograd.Function):
+    """hidden [B, S, D] -> x, B and C of each head end to end [B, S, H, W], and z and a [B, S, H P + H].
+
+    The weight's rows are put into the order of heads, not what they make: at no moment is a copy of all channels, or
+    of their gradient, alive beside them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, heads: int, parts: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        ctx.heads, ctx.parts = heads, parts
+        ctx.save_for_backward(hidden, weight)
+        width = heads * sum(parts)
+        channels = F.linear(hidden, _by_heads(weight[:width], heads, parts))
+        return channels.unflatten(-1, (heads, -1)), F.linear(hidden, weight[width:])
+
+    @staticmethod
+    def backward(ctx: Any, of_channels: Tensor, of_rest: Tensor) -> tuple[Tensor | None, ...]:
+        (hidden, weight), heads = ctx.saved_tensors, ctx.heads
+        channels, rest, width = of_channels.flatten(2).flatten(0, 1), of_rest.flatten(0, 1), heads * sum(ctx.parts)
+        of_hidden = of_weight = None
+        if ctx.needs_input_grad[0]:
+            of_hidden = (rest @ weight[width:]).addmm_(channels, _by_heads(weight[:width], heads, ctx.parts))
+            of_hidden = of_hidden.view_as(hidden)
+        if ctx.needs_input_grad[1]:
+            rows = hidden.flatten(0, 1)
+            of_heads = (channels.t() @ rows).unflatten(0, (heads, -1)).split(ctx.parts, 1)
+            of_weight = torch.cat([*(one.flatten(0, 1) for one in of_heads), rest.t() @ rows])
+        return of_hidden, of_weight, None, None
+
+
+def _by_heads(rows: Tensor, heads: int, parts: tuple[int, ...]) -> Tensor:
+    """Rows of x of all heads, then of B, then of C -> those of each head end to end."""
+    of_parts = rows.split([heads * part for part in parts])
+    return torch.cat([one.unflatten(0, (heads, -1)) for one in of_parts], 1).flatten(0, 1)
 
 
 def _positions(hidden_states: Tensor, position_ids: Tensor | None) -> Tensor:

@@ -77,9 +77,11 @@ def ssd_operators(sizes: RankSizes) -> Table:
         sizes, "gate", work * ssd.head_size * 7 * width, 3, kept=3 * work * ssd.head_size * width, host=(3, 5)
     )
     out = multiplies(sizes, "out", (tokens, hidden, ssd.inner), host=(1, 2))
+    wide = ssd.heads * ssd.channels
+    qkv = multiplies(sizes, "qkv", (tokens, wide, hidden), (tokens, ssd.columns - wide, hidden), host=(8, 14))
     return (
         layer_norm(sizes, "norm", call="inputs"),
-        multiplies(sizes, "qkv", (tokens, ssd.columns, hidden), host=(2, 2))._replace(kept=work * width),
+        qkv._replace(kept=work * width, working=_projecting(sizes, ssd)),
         _to_heads(sizes, "heads", work * (ssd.channels + 1) * width, TO_HEADS, work * ssd.channels * width),
         *_mixed(sizes, ssd),
         *_remembered(sizes, ssd),
@@ -89,6 +91,15 @@ def ssd_operators(sizes: RankSizes) -> Table:
         *norm_behind(sizes, "norm"),
         residual(sizes, "sum", 1),
     )
+
+
+def _projecting(sizes: RankSizes, ssd: Ssd) -> tuple[Number, Number]:
+    """Bytes alive beside the layer's tensors: z and a; their gradients, the input's and the channels', but that these
+    lie where the channels lay if heads are scanned in pieces."""
+    work, degrees = sizes.tokens * ssd.heads * sizes.width, sizes.degrees
+    rest = work * (ssd.head_size + 1)
+    in_place = degrees.ssd == "states" and degrees.attention_head_chunks > 1 and sizes.workload.mode == "train"
+    return rest, rest + sizes.row_bytes + (0 if in_place else work * ssd.channels)
 
 
 def _dealt(sizes: RankSizes) -> tuple[Axis, Number]:
@@ -137,11 +148,15 @@ def _mixed(sizes: RankSizes, ssd: Ssd) -> Table:
     pieces = smaller(chunks, heads)
     largest = np.ceil(heads / pieces) / heads
     made = (convolution.kept - entering + scan.kept) * largest
-    working = made + scan.working[0] * largest, made + scan.working[1] * largest + entering * (1 + largest)
+    work, p, states = sizes.tokens * ssd.heads, ssd.head_size, ssd.head_size * ssd.state / ssd.chunk
+    back = STATE_BYTES * larger(3 * p + states, 2 * ssd.chunk) * work * largest  # y's parts, or gradients in chunks
+    waiting = 2 * work * p * sizes.width  # gradients of y and of z
+    working = made + scan.working[0] * largest, made + back + waiting
     passed = tuple(tuple(_part(one, chunks) for one in way) * chunks for way in scan.exchanges)
     return (
         Operator("halo", exchanges=convolution.exchanges),
-        _piecewise(convolution, pieces)._replace(kept=entering if sizes.degrees.ssd == "states" else 0),
+        # the channels' gradients take their place
+        _piecewise(convolution, pieces)._replace(kept=entering if sizes.degrees.ssd == "states" else 0, freed=0),
         _piecewise(scan, pieces)._replace(working=working),
         Operator("states", exchanges=(passed[0], passed[1])),
     )

@@ -4,9 +4,10 @@
     backward   for each piece: the same again with the states that it was entered with, then its gradients
 
 Kept are what enters (channels, decays, halos) and the entry states, so that of all that the scan makes, tokens x heads
-x chunk numbers among it, one piece is alive at a time. The price is the forward pass once more and a message for each
-piece; nothing is sent again. Shapes: B rows, S tokens, H heads, W channels, K taps, G stretches, P head size.
-Leaves out: exchanges of heads by pieces.
+x chunk numbers among it, one piece is alive at a time. The gradient of a piece's channels takes their place, which
+nobody reads again (a second backward pass is refused by autograd). The price is the forward pass once more and a
+message for each piece; nothing is sent again. Shapes: B rows, S tokens, H heads, W channels, K taps, G stretches,
+P head size. Leaves out: exchanges of heads by pieces.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class HeadPieces(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         scan, saved = ctx.scan, ctx.saved_tensors  # a checkpoint around gives them once
         given, entries = saved[: len(HEADS)], saved[len(HEADS) :]
-        totals = [torch.zeros_like(one) for one in given]
+        totals = [given[0].detach(), *(torch.empty_like(one) for one in given[1:])]
         for heads, known in zip(scan.heads(given[0].shape[2]), entries, strict=True):
             leaves = tuple(one.detach().requires_grad_() for one in _piece(given, heads))
             with torch.enable_grad():
