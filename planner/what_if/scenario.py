@@ -31,6 +31,7 @@ from planner import options
 from planner.choosing import ROOM, ties
 from planner.price_lines import band_words
 from planner.search.objective import value_of
+from planner.shares import with_shares
 from planner.solve import NothingFits, Solution, solve
 from planner.what_if.axes import Axis, Value
 
@@ -204,8 +205,11 @@ def planned(sweep: Sweep, asked: options.Question) -> Solution:
     if not doubted:
         return found
     open_ = ties(cluster_costs(asked.cluster, asked.profile), found)
-    best = open_.tied[open_.pick()]
-    gap = max(0.0, 1 - found.bound / value_of(sweep.objective, best.cost))
+    best = with_shares(found, sweep.objective, asked.profile, asked.room) or open_.tied[open_.pick()]
+    gap = 1 - found.bound / value_of(
+        sweep.objective, best.cost
+    )  # below 0 with unequal shares: the bound is of equal ones
+    gap = gap if best.strategy.token_shares else max(0.0, gap)
     return structs.replace(found, best=(best,), gap=gap)
 
 
@@ -265,7 +269,7 @@ def traits(asked: options.Question, strategy: Strategy, placement: Placement) ->
 
 def _recomputed(asked: options.Question, strategy: Strategy) -> Iterator[str]:
     """Policies that free more than `ROOM`: two plans that differ in the last GiB of activations are the same plan."""
-    sizes, freed = RankSizes(asked.workload, strategy), dict.fromkeys(RECOMPUTES, 0.0)
+    sizes, freed = RankSizes(asked.workload, replace(strategy, token_shares=())), dict.fromkeys(RECOMPUTES, 0.0)
     for part in strategy.layer_ranges(asked.workload.model.layers):
         kept, less = kept_bytes(sizes, "none"), kept_bytes(sizes, part.recompute)
         freed[part.recompute] += part.count * float(kept - less)
