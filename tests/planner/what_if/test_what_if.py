@@ -70,7 +70,6 @@ def test_unlike_gpus_get_unequal_shares_as_in_a_plan(tmp_path):
     assert again.step_s == again.kept_s == expected.cost.step_s and again.gap < -0.1
 
 
-
 def test_a_range_has_equal_ratios_and_exact_ends():
     assert [value.text for value in axes.vary("ctx=256K..4M", 5).values] == ["256K", "512K", "1M", "2M", "4M"]
     rates = [value.number for value in axes.vary("inter_node_gb_per_s=12.5..100", 4).values]
