@@ -33,9 +33,8 @@ def cost_lines(
     played = f", simulated {show_seconds(simulated.step_s, 4)}" if simulated else ""
     rate = f"{cost.tokens_per_s_per_gpu:,.0f} tokens/s/GPU"
     mfu = f"MFU {cost.mfu:.1%} (6 × weights + causal attention, no recompute, over the dense peak)"
-    seconds = {
-        PARTS[name].words: value for name, value in cost.seconds.items() if value > 0 or name in ("compute", "ring")
-    }
+    shown = {"compute", *(name for name, value in cost.hidden_s.items() if value > 0)}
+    seconds = {PARTS[name].words: value for name, value in cost.seconds.items() if value > 0 or name in shown}
     memory = {name: value for name, value in cost.memory.items() if value > 0}
     most = [] if longest is None else [title("Longest   ") + f"{longest:,} tokens in a row fit in memory"]
     step, used = show_seconds(cost.step_s), show_bytes(cost.memory_bytes)

@@ -32,7 +32,11 @@ def plan_lines(plan: Plan, explain: bool = False) -> list[str]:
         *target_lines(plan),
         f"          {placement_line(plan.cluster, plan.strategy, plan.placement)}",
         *hosts_lines(plan.cluster, plan.placement),
-        f"          {layers_line(plan.strategy, plan.workload.model.layers)}",
+        *(
+            [f"          {layers_line(plan.strategy, plan.workload.model.layers)}"]
+            if plan.workload.mode == "train"
+            else []
+        ),
         *([f"          {states_line(plan.strategy)}"] if plan.workload.model.ssd is not None else []),
         *cost_lines(plan.cost, plan.simulated, room=plan.room),
         *dummy_lines(plan.cost, plan.workload),
@@ -50,7 +54,7 @@ def plan_lines(plan: Plan, explain: bool = False) -> list[str]:
 def _alternatives(plan: Plan, everything: bool) -> list[str]:
     shown = plan.alternatives if everything else _few(plan)
     if not shown:
-        return ["No other layout was in reach."]
+        return ["No other layout was in reach." if plan.reproducible else "No other layout was priced in time."]
     rows = [("Runners-up", "priced", "simulated", "memory", "why it lost")]
     for other in shown:
         simulated = show_seconds(other.simulated_s, 4) if other.simulated_s is not None else "-"
@@ -164,6 +168,7 @@ def _untried(plan: Plan) -> list[str]:
     return [
         f"{named}: levers of memory,",
         f"tried where nothing fits or recompute costs over {WORTH:.0%} of the step (here {spent:.1%}); --fix holds one",
+        *([] if plan.reproducible else ["the time limit was over before"]),
     ]
 
 
