@@ -3,8 +3,9 @@
     coverage      share of a domain's held-out rows inside their band       half-width    median, relative
     calibration   share of rows whose error lies below the predicted quantile, for each probability: equal if calibrated
 
-The rows that test a band had no part in setting it; the spreads of kernels and links, from other files, stay. Domains
-with fewer than FEW_SOURCES sources are not tested: there is nothing to set the band from.
+The rows that test a band had no part in setting it, but for `steps_as_shipped`; the spreads of kernels and links,
+from other files, stay. Domains with fewer than FEW_SOURCES sources are not tested: there is nothing to set the band
+from.
 """
 
 from __future__ import annotations
@@ -53,6 +54,11 @@ def steps_against_others(rows: Sequence[Step], known: Certificate) -> list[Teste
         others = with_steps(known, [one for one in rows if one.source != source])
         found += [_tested(one, others) for one in rows if one.source == source]
     return found
+
+
+def steps_as_shipped(rows: Sequence[Step], known: Certificate) -> list[Tested]:
+    """Every row of a step, by the bands that all sources set, its own among them."""
+    return [_tested(one, known) for one in rows]
 
 
 def _tested(row: Step, known: Certificate) -> Tested:
