@@ -123,8 +123,8 @@ def test_an_unknown_job_is_named():
 def test_ranks_with_another_plan_job_or_settings_do_not_start():
     """Or they would make groups that do not fit and wait for ever."""
 
-    def launch(plan="p", job="j", **settings):
-        request, values = SimpleNamespace(job=job), SimpleNamespace(values=settings)
+    def launch(plan="p", job="j", compiled=False, **settings):
+        request, values = SimpleNamespace(job=job, compile=compiled), SimpleNamespace(values=settings)
         return SimpleNamespace(plan=SimpleNamespace(digest=plan), request=request, settings=values)
 
     def agree(mine):
@@ -136,6 +136,7 @@ def test_ranks_with_another_plan_job_or_settings_do_not_start():
     for mine, what in (
         (launch("q", lr=1), "plan is 'q' for rank 1 on b, 'p' for rank 0"),
         (launch(job="k", lr=1), "job is 'k'"),
+        (launch(compiled=True, lr=1), "compile is True"),
         (launch(), "setting lr is None for rank 1 on b, 1 for rank 0"),
         (launch(lr=1, seed=2), "setting seed is 2"),
     ):
