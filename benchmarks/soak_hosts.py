@@ -126,7 +126,7 @@ def prepared(folder: Path, every: int) -> None:
         for number, row in enumerate(rows)]  # fmt: skip
     (folder / "rows.jsonl").write_text("\n".join(lines) + "\n")
     settings = {"data": [str(folder / "rows.jsonl")], "steps": 10**6, "max_tokens": 256, "precision": "fp64",
-                "lr": 3e-6, "checkpoint_every": every, "keep_checkpoints": 3}  # fmt: skip
+                "lr": 1e-8, "checkpoint_every": every, "keep_checkpoints": 3}  # fmt: skip
     (folder / "train.json").write_text(json.dumps(settings))
 
 
