@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -131,8 +132,8 @@ class Page:
             text=f"Quantiles of ln(measured / predicted). Coverage of {LEVEL:.0%} bands, good within {LEAST:.0%} to "
             f"{MOST:.0%}: over rows of a source that had no part in them, and of bands as shipped, which all set; "
             "half-width: of a band, in the median. A new source is held less often than a band says: of sources left "
-            f"out {self._steps_inside(self.tested)} lie inside (one source has 248 of them), as shipped "
-            f"{self._steps_inside(self.shipped)}.",
+            f"out {self._steps_inside(self.tested)} lie inside (one source has {self._most_of_a_source()} of them), "
+            f"as shipped {self._steps_inside(self.shipped)}.",
             columns=(
                 "domain",
                 "rows",
@@ -149,6 +150,9 @@ class Page:
             rows=[self._row(name, one) for name, one in self.known.domains.items()],
             notes=tuple(f"{name} is stated: {one.stated}." for name, one in self.known.domains.items() if one.stated),
         )
+
+    def _most_of_a_source(self) -> int:
+        return max(Counter(one.source for one in self.shipped).values())
 
     @staticmethod
     def _steps_inside(tested: Sequence[Tested]) -> str:

@@ -45,7 +45,7 @@ WIDE = {"step, measured, across nodes": 0.1, "step, measured, inside a node": 0.
 
 
 def test_bands_hold_what_they_say(page):
-    """Every domain with rows enough, give or take one row, and all steps together."""
+    """As shipped: every domain with rows enough, and all steps together."""
     share = sum(one.inside for one in page.shipped) / len(page.shipped)
     assert LEAST <= share <= MOST, f"{LEVEL:.0%} bands hold {share:.1%} of {len(page.shipped)} steps"
     tested = [one for one in page.coverage_as_shipped.values() if one.rows >= FEW_ROWS]
@@ -55,6 +55,7 @@ def test_bands_hold_what_they_say(page):
 
 
 def test_bands_hold_what_they_say_of_sources_that_did_not_set_them(page):
+    """Give or take one row; the domains that do not are those that are named, no more and no fewer."""
     tested = [one for one in page.coverage.values() if one.rows >= FEW_ROWS]
     assert len(tested) >= 10
     assert all(one.share <= MOST + 1 / one.rows for one in tested)
@@ -68,11 +69,9 @@ def test_peaks_of_runs_with_states_in_host_memory_are_a_domain_of_their_own(page
 
 
 def test_bands_are_no_wider_than_the_page_says(page):
-    """All are too wide yet: a domain that reaches its width leaves the list, and stays so."""
-    covered = page.coverage_as_shipped
-    reached = {name: covered[name].half_width <= most for name, most in WIDE.items()}
-    assert not any(reached.values()), f"no longer too wide: {reached}"
-    assert max(covered[name].half_width for name in WIDE if "measured" in name) < 0.15
+    """All are too wide yet, by less than half: a domain that reaches its width leaves the list, and stays so."""
+    for name, most in WIDE.items():
+        assert most < page.coverage_as_shipped[name].half_width < 1.5 * most, name
 
 
 def test_a_source_that_is_unlike_the_others_is_not_covered():
