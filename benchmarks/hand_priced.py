@@ -20,7 +20,7 @@ from cost_models import Cluster, LayerRange, Model, Strategy, Workload
 from cost_models.batch import price_batch
 from cost_models.errors import InputError
 from cost_models.room import DEFAULT_ROOM
-from planner import options
+from planner.question import options
 from planner.search.objective import value_of
 from planner.solve import solve
 from planner.targets.target import Target

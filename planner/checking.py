@@ -17,12 +17,12 @@ from cost_models import strict
 from cost_models.errors import InputError
 from cost_models.pricing import price
 from cost_models.profile import Profile
-from planner import options
-from planner.pins import read_pins
 from planner.plan_file import Plan
 from planner.planning import plan as plan_again
 from planner.planning import summary
 from planner.prove.proof import proven
+from planner.question import options
+from planner.question.pins import read_pins
 from planner.simulator.simulation import simulate
 from planner.targets.target import Target
 

@@ -17,9 +17,10 @@ from typing import Any
 import click
 
 from cost_models.errors import InputError
-from planner import console, options, questions
+from planner import console
 from planner.backbones.command import asked_for_backbones
-from planner.pins import read_pins, strategy_of
+from planner.question import conflicts, options
+from planner.question.pins import read_pins, strategy_of
 from planner.reverse.command import asked_in_reverse
 
 EXAMPLES = """\b
@@ -56,8 +57,8 @@ Examples:
 
 ELSEWHERE = {
     "what-if": "what_if.command:what_if",
-    "topology": "cluster_commands:topology",
-    "discover": "cluster_commands:discover",
+    "topology": "clusters.command:topology",
+    "discover": "clusters.command:discover",
     "simulate": "simulator.command:simulate",
     "compare": "simulator.command:compare",
     "export": "exports.command:export",
@@ -115,7 +116,7 @@ def cli(context: click.Context, /, **given: Any) -> None:
     """
     if context.invoked_subcommand is None:
         _plan(context, given)
-    elif any(questions.typed(context, name) for name in given):
+    elif any(conflicts.typed(context, name) for name in given):
         raise InputError(f"options before {context.invoked_subcommand!r} would be ignored; put them after it")
 
 
@@ -123,7 +124,7 @@ def _plan(context: click.Context, given: dict[str, Any]) -> None:
     from planner.files import check_target
     from planner.reverse import command as reverse
 
-    questions.check(context, given)
+    conflicts.check(context, given)
     if given["backbones"]:
         from planner.backbones.command import backbones
 
@@ -155,7 +156,7 @@ def _plan(context: click.Context, given: dict[str, Any]) -> None:
         if given["lengths"]:
             from planner.lengths.command import answer
 
-            lengths = answer(given, asked, fixed, questions.typed(context, "batch"), progress.show)
+            lengths = answer(given, asked, fixed, conflicts.typed(context, "batch"), progress.show)
             asked, fixed = lengths.asked, lengths.fixed
         if given["longest"]:
             from planner.reverse.longest import longest_of
@@ -184,10 +185,10 @@ def _plan(context: click.Context, given: dict[str, Any]) -> None:
             told = json.dumps({"lengths": lengths.as_dict, "plan": json.loads(told)}, indent=1) + "\n"
         click.echo(told, nl=False)
         return
-    from planner import report
-    from planner.lines import show
+    from planner.screens import plan_lines
+    from planner.screens.lines import show
 
-    show([*(lengths.lines if lengths is not None else ()), *report.plan_lines(found, explain=given["explain"])])
+    show([*(lengths.lines if lengths is not None else ()), *plan_lines.plan_lines(found, explain=given["explain"])])
     if output is not None:
         runs = "launch" if found.workload.mode == "train" else "serve"
         then = f"executor {runs} {output}"
@@ -223,9 +224,9 @@ def price(strategy: str, longest: bool, name: str, certified: str | None, as_jso
         asked = options.of_length(asked, most)
     from cost_models.certificate import load
     from cost_models.pricing import price as price_layout
-    from planner.layout_lines import cluster_line
-    from planner.lines import show
-    from planner.price_lines import cost_dict, cost_lines, dummy_lines, explanation, framework_lines
+    from planner.screens.layout_lines import cluster_line
+    from planner.screens.lines import show
+    from planner.screens.price_lines import cost_dict, cost_lines, dummy_lines, explanation, framework_lines
 
     known = load(Path(certified)) if certified else None
     cost = price_layout(asked.cluster, asked.workload, layout, profile=asked.profile, framework=framework)
@@ -246,15 +247,15 @@ def price(strategy: str, longest: bool, name: str, certified: str | None, as_jso
 @click.option("--explain", is_flag=True, help="Show every number as a sum of its parts.")
 def show(plan_file: str, as_json: bool, explain: bool) -> None:
     """Show a plan as when it was made."""
-    from planner import report
-    from planner.lines import show
     from planner.plan_file import Plan
+    from planner.screens import plan_lines
+    from planner.screens.lines import show
 
     plan = Plan.load(plan_file)
     if as_json:
         click.echo(plan.to_json(), nl=False)
     else:
-        show(report.plan_lines(plan, explain=explain))
+        show(plan_lines.plan_lines(plan, explain=explain))
 
 
 @cli.command()
@@ -276,26 +277,26 @@ def check(plan_file: str, profile: str | None) -> None:
 @cli.command()
 def clusters() -> None:
     """List the cluster presets, with the source of each."""
-    from planner import listing
+    from planner.screens import catalogue
 
-    click.echo("\n".join(listing.cluster_lines()))
+    click.echo("\n".join(catalogue.cluster_lines()))
 
 
 @cli.command()
 def devices() -> None:
     """List the devices: memory, bandwidth, 16-bit peak, whether they were measured, and the data sheet."""
-    from planner import listing
+    from planner.screens import catalogue
 
-    click.echo("\n".join(listing.device_lines()))
+    click.echo("\n".join(catalogue.device_lines()))
 
 
 @cli.command()
 @click.argument("name", required=False)
 def frameworks(name: str | None) -> None:
     """List the frameworks that `plan price --for` knows; with NAME what is known of one, and why."""
-    from planner import listing
+    from planner.screens import catalogue
 
-    click.echo("\n".join(listing.framework_lines() if name is None else listing.fact_lines(name)))
+    click.echo("\n".join(catalogue.framework_lines() if name is None else catalogue.fact_lines(name)))
 
 
 def main() -> None:

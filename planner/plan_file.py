@@ -34,7 +34,7 @@ from cost_models.workload import Workload
 from planner.files import write_whole
 from planner.prove.regions import Proof
 from planner.search.objective import Objective
-from planner.searched import Searched
+from planner.search.searched import Searched
 from planner.targets.target import MMSP, Target
 
 VERSION = 2

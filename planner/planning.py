@@ -28,12 +28,12 @@ from cost_models.room import DEFAULT_ROOM, Room
 from cost_models.timing.cluster_costs import ClusterCosts, cluster_costs
 from cost_models.workload import Workload
 from planner.choosing import ALIKE, Ties, only, ties, weighed
-from planner.kinds import by_kind
+from planner.clusters.kinds import by_kind
 from planner.plan_file import Alternative, ChosenBy, Plan, Regret, Simulated
 from planner.prove.proof import with_any_shares
 from planner.search.objective import Objective, paid_ranks, value_of
 from planner.search.reasons import reason, tied_reason
-from planner.searched import searched
+from planner.search.searched import searched
 from planner.serving import serving
 from planner.shares import with_shares
 from planner.simulator.result import Simulation

@@ -11,8 +11,8 @@ import click
 
 from cost_models.errors import InputError
 from cost_models.units import show_tokens
-from planner import options
-from planner.questions import typed
+from planner.question import options
+from planner.question.conflicts import typed
 
 if TYPE_CHECKING:
     from cost_models.quality import Estimate

@@ -10,7 +10,8 @@ import click
 
 from cost_models.errors import InputError
 from cost_models.units import parse_bytes, show_bytes, show_seconds
-from planner import console, options
+from planner import console
+from planner.question import options
 
 if TYPE_CHECKING:
     from cost_models.cost import StepCost

@@ -22,7 +22,7 @@ from cost_models.program import Segment
 from cost_models.strategy import Strategy
 from cost_models.timing.cluster_costs import cluster_costs
 from planner.distill.packing import LayerCost
-from planner.options import Question
+from planner.question.options import Question
 from planner.reverse.keep_attention import hybrid
 
 MATRIX_PASSES = 40

@@ -19,13 +19,14 @@ from cost_models.profile import Profile
 from cost_models.room import Room
 from cost_models.strategy import Strategy
 from cost_models.units import show_seconds
-from planner import console, options
+from planner import console
 from planner.explain.changes import FREE, LITTLE, Binding, Bound, binding
 from planner.explain.families import Best, best_of, families
-from planner.layout_lines import cluster_line, layers_line
-from planner.lines import show
-from planner.pins import read_pins
 from planner.plan_file import Plan
+from planner.question import options
+from planner.question.pins import read_pins
+from planner.screens.layout_lines import cluster_line, layers_line
+from planner.screens.lines import show
 from planner.search.again import Kept, Ranges
 from planner.search.objective import show_value, value_of
 from planner.search.space import Key

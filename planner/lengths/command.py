@@ -18,7 +18,7 @@ from cost_models.errors import InputError
 from cost_models.units import parse_tokens, show_seconds, show_tokens
 from planner.lengths.histogram import Histogram
 from planner.lengths.verdict import WINS, Border, Verdict, verdict
-from planner.options import Question
+from planner.question.options import Question
 from planner.search.space import check_plannable
 
 STEP_TOKENS = 4 * 2**20

@@ -24,7 +24,7 @@ from cost_models.workload import Workload
 from planner.lengths.dealing import Batch, Dealt, best_dynamic, one_layout
 from planner.lengths.group_costs import SHORTEST, Floats, GroupCosts, Ints, PolicyCosts, Shape, group_costs, strategy_of
 from planner.lengths.histogram import Histogram
-from planner.options import Question
+from planner.question.options import Question
 
 WINS = 0.03
 """Groups of any size win where one layout takes so much longer: less is within what a price can be off."""

@@ -16,17 +16,17 @@ from cost_models.bands import memory_band, step_band
 from cost_models.profile import Profile
 from cost_models.token_layout import Layout
 from cost_models.units import show_bytes, show_seconds, show_tokens
-from planner import report
 from planner.files import write_whole
-from planner.layout_lines import cluster_line, layers_line
 from planner.page import pictures
 from planner.page.page import Page, Section, Table
 from planner.plan_file import Plan
-from planner.price_lines import band_words, fit_words
-from planner.searched import held_words, varied_words
+from planner.screens import plan_lines
+from planner.screens.layout_lines import cluster_line, layers_line
+from planner.screens.price_lines import band_words, fit_words
+from planner.screens.target_lines import target_lines
+from planner.search.searched import held_words, varied_words
 from planner.simulator.result import Simulation
 from planner.simulator.simulation import simulate
-from planner.targets.report import target_lines
 from planner.what_if.cliffs import Cliff
 from planner.what_if.scenario import Outcome, Sweep, banded
 
@@ -73,7 +73,7 @@ def plan_page(plan: Plan, simulation: Simulation | None) -> Page:
         plan.workload.describe(),
         cluster_line(plan.cluster),
         plan.strategy.describe() + "; " + layers_line(plan.strategy, plan.workload.model.layers),
-        *(line.strip() for line in (*target_lines(plan), *report.serving_lines(plan))),
+        *(line.strip() for line in (*target_lines(plan), *plan_lines.serving_lines(plan))),
     ]
     return Page(title=f"Plan: {plan.strategy.describe()}", lines=lines, numbers=numbers, sections=sections)
 
@@ -222,7 +222,7 @@ def thinned(curve: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float
 
 def _choices(plan: Plan) -> Section:
     mine = {"layout": plan.strategy.describe(), "step": plan.cost.step_s, "gib": plan.cost.memory_bytes / 2**30,
-            "role": "chosen", "why": report.choice_words(plan)[0]}  # fmt: skip
+            "role": "chosen", "why": plan_lines.choice_words(plan)[0]}  # fmt: skip
     lost = [
         {
             "layout": o.strategy.describe(),
@@ -234,7 +234,7 @@ def _choices(plan: Plan) -> Section:
         for o in plan.alternatives
     ]
     rows = [(plan.strategy.describe(), show_seconds(plan.cost.step_s), show_seconds(plan.simulated.step_s),
-             show_bytes(plan.cost.memory_bytes), report.choice_words(plan)[0])]  # fmt: skip
+             show_bytes(plan.cost.memory_bytes), plan_lines.choice_words(plan)[0])]  # fmt: skip
     rows += [
         (o.strategy.describe(), show_seconds(o.step_s), show_seconds(o.simulated_s) if o.simulated_s else "-",
          show_bytes(o.memory_bytes), o.reason)
@@ -242,7 +242,7 @@ def _choices(plan: Plan) -> Section:
     ]  # fmt: skip
     return Section(
         heading="What else was possible",
-        words=f"{'; '.join(report.choice_words(plan))}. {report.bound_words(plan)} "
+        words=f"{'; '.join(plan_lines.choice_words(plan))}. {plan_lines.bound_words(plan)} "
         f"{'; '.join([*varied_words(plan.searched), *held_words(plan.searched, plan.fixed or {})])}.",
         pictures={"choices": pictures.choices([mine, *lost])},
         table=Table(head=("layout", "priced", "simulated", "memory", "why"), rows=rows),

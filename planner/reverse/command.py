@@ -13,8 +13,8 @@ from cost_models.errors import InputError
 from cost_models.hardware.cluster import Cluster, NodeRun
 from cost_models.units import parse_tokens, show_bytes, show_seconds, show_tokens
 from cost_models.workload import DTYPE_BYTES, Workload
-from planner import options
-from planner.pins import read_pins
+from planner.question import options
+from planner.question.pins import read_pins
 
 if TYPE_CHECKING:
     from planner.reverse.goodput import Failures, Fleet

@@ -15,7 +15,7 @@ from cost_models.errors import InputError
 from cost_models.models.model import LayerKind, Model
 from cost_models.models.ssd import Ssd
 from cost_models.workload import Workload
-from planner.options import Question
+from planner.question.options import Question
 from planner.reverse.longest import longest_context
 from planner.search.remedies import NothingFits
 from planner.solve import solve

@@ -10,7 +10,8 @@ import click
 
 from cost_models.errors import InputError
 from cost_models.units import show_seconds
-from planner import console, options
+from planner import console
+from planner.question import options
 
 if TYPE_CHECKING:
     from planner.plan_file import Plan
@@ -40,9 +41,9 @@ def simulate(
 ) -> None:
     """Play a plan's step as discrete events on the cluster's topology."""
     from planner.files import check_target, write_whole
-    from planner.lines import show
     from planner.plan_file import Plan
-    from planner.simulator.report import simulation_dict, simulation_lines
+    from planner.screens.lines import show
+    from planner.screens.simulation_lines import simulation_dict, simulation_lines
     from planner.simulator.simulation import simulate as play
 
     for path, flag in ((trace, "--trace"), (goal, "--goal"), (page, "--report")):
@@ -115,8 +116,8 @@ def jitter_lines(deviation: float, steps: Sequence[float]) -> list[str]:
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def compare(plan_file: str, traces: tuple[str, ...], profile: str | None, as_json: bool) -> None:
     """Compare a plan's simulated step with traces of torch.profiler (.json or .json.gz, one a rank; or folders)."""
-    from planner.lines import show
     from planner.plan_file import Plan
+    from planner.screens.lines import show
     from planner.simulator.compare import compare as compare_traces
     from planner.simulator.compare import trace_files
     from planner.simulator.simulation import simulate as play

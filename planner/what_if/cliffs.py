@@ -19,7 +19,7 @@ from cost_models.bands import odds
 from cost_models.errors import InputError
 from cost_models.room import OUTERMOST, sureness
 from cost_models.timing.cluster_costs import cluster_costs
-from planner import options
+from planner.question import options
 from planner.search.remedies import largest_gpu_bytes, least_bytes
 from planner.search.space import Space
 from planner.what_if.axes import Axis, Value

@@ -11,9 +11,10 @@ from typing import Any
 import click
 
 from cost_models.errors import InputError
-from planner import console, options
+from planner import console
 from planner.files import check_target, write_whole
-from planner.pins import read_pins
+from planner.question import options
+from planner.question.pins import read_pins
 
 EXAMPLES = """\b
 Examples:

@@ -27,9 +27,9 @@ from cost_models.memory.peaks import kept_bytes
 from cost_models.pricing import price
 from cost_models.strategy import RECOMPUTES, LayerRange, Strategy
 from cost_models.timing.cluster_costs import cluster_costs
-from planner import options
 from planner.choosing import ROOM, ties
-from planner.price_lines import band_words
+from planner.question import options
+from planner.screens.price_lines import band_words
 from planner.search.objective import value_of
 from planner.shares import with_shares
 from planner.solve import NothingFits, Solution, solve

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import Any
 
 from cost_models.units import show_bytes, show_seconds
-from planner.searched import varied_names
+from planner.search.searched import varied_names
 from planner.what_if.cliffs import Cliff
 from planner.what_if.scenario import Outcome, Sweep, banded
 

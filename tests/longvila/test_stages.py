@@ -18,7 +18,7 @@ from longvila.stages import __main__ as command
 from longvila.stages.__main__ import compared, main, make_stages, planned_model, planned_parts, recipe_files
 from longvila.synthetic import Corpus, write
 from planner.command import cli as plan_command
-from planner.options import question
+from planner.question.options import question
 
 TINY = Corpus(short=6, long=2, text=6, short_frames=6, long_frames=12, long_text_bytes=200)
 

@@ -10,9 +10,9 @@ import pytest
 from cost_models.certificate import PATH
 from cost_models.errors import InputError
 from cost_models.hardware.device import Device
-from planner import options
-from planner.pins import read_pins
 from planner.plan_file import Plan
+from planner.question import options
+from planner.question.pins import read_pins
 
 SMALL = ["--gpus", "8", "--ctx", "32K"]
 

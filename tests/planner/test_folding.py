@@ -17,14 +17,14 @@ from cost_models.program import Compute, Exchange, Segment, StepProgram
 from cost_models.strategy import Strategy, rank_groups
 from cost_models.workload import Workload
 from planner.planning import summary
-from planner.price_lines import cost_lines
+from planner.screens.price_lines import cost_lines
+from planner.screens.simulation_lines import simulation_dict
 from planner.simulator import simulation
 from planner.simulator.fast_forward import FastForward
 from planner.simulator.flows import pattern
 from planner.simulator.folding import coarse, equitable, singletons
 from planner.simulator.playback import Playback
 from planner.simulator.proof import Unlike
-from planner.simulator.report import simulation_dict
 from planner.simulator.simulation import play, played, set_up, simulate
 from planner.simulator.topology import Topology
 from tests.planner.clusters import (

@@ -7,7 +7,7 @@ import pytest
 
 from cost_models import Cluster
 from cost_models.hardware.cluster import NodeRun
-from planner.kinds import MOST_EXACT, by_kind
+from planner.clusters.kinds import MOST_EXACT, by_kind
 
 BASE = Cluster.load("dgx-h100", nodes=1).runs[0].node
 

@@ -8,7 +8,7 @@ from cost_models import Cluster, Model, Workload
 from cost_models.units import show_seconds
 from planner import plan
 from planner.choosing import ALIKE
-from planner.report import bound_words, choice_words, modelled
+from planner.screens.plan_lines import bound_words, choice_words, modelled
 from planner.simulator.simulation import simulate
 from planner.solve import solve
 

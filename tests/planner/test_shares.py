@@ -11,7 +11,7 @@ from planner import plan_file
 from planner.checking import check_plan
 from planner.planning import plan
 from planner.prove.proof import check, prove, proven
-from planner.report import bound_words, plan_lines
+from planner.screens.plan_lines import bound_words, plan_lines
 from planner.shares import with_shares
 from planner.solve import solve
 

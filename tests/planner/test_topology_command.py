@@ -11,8 +11,8 @@ from click.testing import CliRunner
 
 from cost_models import Cluster
 from cost_models.hardware.cluster_writing import cluster_yaml
+from planner.clusters.drawing import tree
 from planner.command import cli
-from planner.topology import tree
 
 PRINTED = Path(__file__).parents[1] / "cost_models" / "hardware" / "printed"
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from cost_models import InputError, Model, Workload
-from planner.options import of_frame_pixels
+from planner.question.options import of_frame_pixels
 
 SIGLIP = {"model_type": "siglip_vision_model", "hidden_size": 1152, "image_size": 448, "intermediate_size": 4304,
           "num_attention_heads": 16, "num_hidden_layers": 27, "patch_size": 14}  # fmt: skip

@@ -15,8 +15,8 @@ from planner.lengths.dealing import Batch, best_dynamic, dynamic, one_layout
 from planner.lengths.group_costs import Shape, group_costs
 from planner.lengths.histogram import Histogram
 from planner.lengths.verdict import joined, verdict
-from planner.options import Question
 from planner.plan_file import Plan
+from planner.question.options import Question
 
 MODEL = Model.load("longvila-1.5b")
 LIMIT = 32 * 1024

@@ -10,12 +10,13 @@ import pytest
 from cost_models import Cluster, Model, Workload
 from cost_models.bands import memory_band, step_band
 from cost_models.units import show_bytes, show_seconds
-from planner import command, plan, report, simulate
+from planner import command, plan, simulate
 from planner.page import pictures
 from planner.page.page import Page, Section, Table
 from planner.page.report_page import MOST_SPANS, merged, plan_page, thinned
 from planner.plan_file import Plan
-from planner.price_lines import band_words, fit_words
+from planner.screens import plan_lines
+from planner.screens.price_lines import band_words, fit_words
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 needs_browser = pytest.mark.skipif(not (BROWSER and DRIVER), reason="needs Debian's chromium and chromium-driver")
@@ -98,8 +99,8 @@ def test_a_plan_s_page_shows_its_numbers_and_answers_to_hovering(browser, plan_r
         band_words(step_band(made.cost), show_seconds),
         band_words(memory_band(made.cost), show_bytes),
         fit_words(made.cost, made.room),
-        *report.choice_words(made),
-        report.bound_words(made),
+        *plan_lines.choice_words(made),
+        plan_lines.bound_words(made),
         made.strategy.describe(),
         *(other.reason for other in made.alternatives),
     ):

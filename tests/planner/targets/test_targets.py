@@ -9,13 +9,13 @@ import pytest
 from cost_models import Cluster, InputError, LayerRange, Model, Placement, Strategy, Workload, price
 from cost_models.framework import Framework
 from cost_models.room import DEFAULT_ROOM
-from planner import report
 from planner.plan_file import Plan
 from planner.planning import plan
+from planner.screens import plan_lines
+from planner.screens.target_lines import kernel_lines, target_lines
 from planner.search.space import Space
 from planner.solve import NothingFits, solve
 from planner.targets.elsewhere import elsewhere
-from planner.targets.report import kernel_lines, target_lines
 from planner.targets.target import Target
 
 TINY = replace(Model.load("longvila-1.5b"), layers=4, layer_kinds=("attention",) * 4)
@@ -105,7 +105,7 @@ def test_any_is_the_best_of_all_and_says_what_the_others_take() -> None:
     assert found.cost.step_s == min(alone.values()) == alone[found.target.name]
     other = "mmsp" if found.target.name == "megatron" else "megatron"
     assert f"the best of others: {other} " in " ".join(target_lines(found))
-    assert f"nor of those of {other}," in report.bound_words(found)
+    assert f"nor of those of {other}," in plan_lines.bound_words(found)
 
 
 def test_a_default_plan_says_what_another_target_would_bring() -> None:
@@ -118,7 +118,7 @@ def test_a_default_plan_says_what_another_target_would_bring() -> None:
     )
     assert again.step_s == found.cost.step_s and found.strategy.ranks == 16
     mine = plan(slow, work)
-    line = next(line for line in report.plan_lines(mine) if "Elsewhere" in line)
+    line = next(line for line in plan_lines.plan_lines(mine) if "Elsewhere" in line)
     assert "megatron" in line and f"best of {found.tried} priced" in line
     share = found.cost.step_s / mine.cost.step_s - 1
     assert f"{abs(share):.0%} {'slower' if share > 0 else 'faster'}" in line

@@ -11,8 +11,9 @@ from cost_models.bands import odds
 from cost_models.errors import InputError
 from cost_models.layer.sizes import RankSizes
 from cost_models.memory.peaks import kept_bytes
-from planner import options, plan
+from planner import plan
 from planner.choosing import ROOM
+from planner.question import options
 from planner.solve import solve
 from planner.what_if import axes
 from planner.what_if.cliffs import LEVELS, cliffs

@@ -6,7 +6,7 @@ from cost_models import Cluster, Model, Strategy, Workload, price
 from cost_models.bands import OFFLOADED, domain_of, step_band
 from cost_models.certificate import certificate
 from planner.plan_file import Simulated
-from planner.price_lines import cost_lines
+from planner.screens.price_lines import cost_lines
 
 WORK = Workload(Model.load("llama-3-8b"), context_tokens=16384)
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 from cost_models.cost import PARTS, StepCost
 from cost_models.pricing import price
 from cost_models.units import show_seconds
-from planner.lines import title, wrapped
 from planner.plan_file import Plan
+from planner.screens.lines import title, wrapped
 from planner.search.objective import show_value
 from planner.targets.elsewhere import elsewhere
 

@@ -13,7 +13,7 @@ from typing import Any
 from cost_models import strict
 from cost_models.errors import InputError
 from cost_models.strategy import PINS, RECOMPUTES, LayerRange, Strategy
-from planner.options import whole
+from planner.question.options import whole
 
 
 def read_pins(text: str | None, flag: str = "--fix") -> dict[str, Any]:

@@ -25,7 +25,7 @@ from cost_models.hardware.wiring import NIC_OUT, PCIE_OUT, Wiring
 from cost_models.timing.cluster_costs import cluster_costs
 from cost_models.timing.collectives import Collectives
 from cost_models.units import show_rate, show_seconds
-from planner.layout_lines import cluster_line
+from planner.screens.layout_lines import cluster_line
 
 Leaf = tuple[tuple[tuple[int, int], ...], int]
 """(kind, count) of a leaf's nodes in slot order, and its dead uplinks."""

@@ -7,10 +7,10 @@ from typing import Any
 from cost_models import strict
 from cost_models.cost import PARTS
 from cost_models.units import show_bytes, show_seconds
-from planner.layout_lines import cluster_line
-from planner.lines import title, wrapped
 from planner.plan_file import Plan
-from planner.price_lines import averaged_lines
+from planner.screens.layout_lines import cluster_line
+from planner.screens.lines import title, wrapped
+from planner.screens.price_lines import averaged_lines
 from planner.simulator.result import Simulation
 
 

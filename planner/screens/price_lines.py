@@ -18,8 +18,8 @@ from cost_models.room import DEFAULT_ROOM, Room, sureness
 from cost_models.strategy import Strategy
 from cost_models.units import show_bytes, show_seconds
 from cost_models.workload import Workload
-from planner.lines import title, wrapped
 from planner.plan_file import Simulated
+from planner.screens.lines import title, wrapped
 
 
 def cost_lines(

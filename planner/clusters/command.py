@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from planner import console, options
+from planner import console
+from planner.question import options
 
 _CLUSTER = (
     click.option("--gpus", metavar="N", help="How many GPUs: as for `plan` [default: all, or one node of a preset]."),
@@ -32,8 +33,8 @@ def _of_cluster(default: str) -> Callable[[options.F], options.F]:
 @_of_cluster("local")
 def topology(**given: Any) -> None:
     """Draw the cluster, and say what is believed of each kind of path: rate, latency, source."""
-    from planner.lines import show
-    from planner.topology import lines
+    from planner.clusters.drawing import lines
+    from planner.screens.lines import show
 
     show(lines(_cluster(given)))
 
@@ -45,8 +46,8 @@ def discover(output: str, **given: Any) -> None:
     """Write this machine (or what --cluster and --fabric print) as a cluster file, to be edited and planned for."""
     from cost_models.hardware.cluster_writing import cluster_yaml
     from planner.files import check_target, write_whole
-    from planner.layout_lines import cluster_line
-    from planner.lines import show
+    from planner.screens.layout_lines import cluster_line
+    from planner.screens.lines import show
 
     check_target(output, "-o")
     cluster = _cluster(given)

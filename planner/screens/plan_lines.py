@@ -9,14 +9,14 @@ from __future__ import annotations
 from cost_models.strategy import Strategy
 from cost_models.units import show_bytes, show_seconds
 from planner.choosing import ALIKE, ROOM
-from planner.layout_lines import cluster_line, hosts_lines, layers_line, placement_line, states_line
-from planner.lines import title, wrapped
 from planner.plan_file import Alternative, Plan, Regret
-from planner.price_lines import cost_lines, dummy_lines, estimate_lines, explanation
+from planner.screens.layout_lines import cluster_line, hosts_lines, layers_line, placement_line, states_line
+from planner.screens.lines import title, wrapped
+from planner.screens.price_lines import cost_lines, dummy_lines, estimate_lines, explanation
+from planner.screens.target_lines import elsewhere_lines, kernel_lines, target_lines
 from planner.search.levers import FIELDS, WORTH, choices
 from planner.search.objective import show_value, value_of
-from planner.searched import held_words, varied_words
-from planner.targets.report import elsewhere_lines, kernel_lines, target_lines
+from planner.search.searched import held_words, varied_words
 
 SHOWN = 6
 """Alternatives on the screen; --explain and plan.json have all."""

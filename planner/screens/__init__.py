@@ -1,0 +1,1 @@
+"""Answers as lines for a terminal: plans, prices, layouts, simulations, targets, and what can be planned for."""
