@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Link:
     """One kind of scale-up link; `bytes_per_s` is one-way per GPU, by data sheet."""
 
@@ -97,78 +97,31 @@ one neighbour have there. Eight L40S: all-to-all 1.1 to 2.0 GB/s of bus rate, ga
 
 M = "(from memory)"
 LINKS: Mapping[str, Link] = MappingProxyType(
-    {
-        "nvlink3": Link(bytes_per_s=300e9, measured_as="nvlink3", source="A100 SXM4, NCCL 2.27, NVSwitch"),
-        "nvlink4": Link(bytes_per_s=450e9, measured_as="nvlink4", source="H100 SXM, NCCL 2.27 and 2.29, NVSwitch"),
-        "nvlink5": Link(bytes_per_s=900e9, measured_as="nvlink5", source="B200 SXM, NCCL 2.28 and 2.29, NVSwitch"),
-        "pcie4": Link(bytes_per_s=32e9, measured_as="pcie4", source="A100 PCIe, SimuMax's fit of latency and rate"),
-        "pcie3": Link(bytes_per_s=16e9, measured_as="pcie4", source="PCIe 3.0 x16"),
-        "pcie5": Link(bytes_per_s=64e9, measured_as="pcie4", source="PCIe 5.0 x16"),
-        "nvlink1": Link(
-            bytes_per_s=80e9, measured_as="nvlink3", pair_bytes_per_s=20e9, source="P100, 4 links of 20 GB/s"
-        ),
-        "nvlink2": Link(
-            bytes_per_s=150e9, measured_as="nvlink3", source="V100 on NVSwitch (DGX-2), 6 links of 25 GB/s"
-        ),
-        "nvlink2-cube": Link(
-            bytes_per_s=150e9,
-            measured_as="nvlink3",
-            pair_bytes_per_s=25e9,
-            source="8 V100 in a cube mesh, 1-2 links a pair",
-        ),
-        "nvlink2-quad": Link(
-            bytes_per_s=150e9, measured_as="nvlink3", pair_bytes_per_s=50e9, source="4 V100, 2 links a pair"
-        ),
-        "nvlink3-quad": Link(
-            bytes_per_s=300e9,
-            measured_as="nvlink3",
-            pair_bytes_per_s=100e9,
-            source="4 A100 without switch, 4 links a pair",
-        ),
-        "nvlink4-quad": Link(
-            bytes_per_s=450e9, measured_as="nvlink3", pair_bytes_per_s=150e9, source="4 H100 or GH200, 6 links a pair"
-        ),
-        "nvlink3-a800": Link(bytes_per_s=200e9, measured_as="nvlink3", source="A800: NVLink cut to 400 GB/s both ways"),
-        "nvlink4-h800": Link(bytes_per_s=200e9, measured_as="nvlink4", source="H800: NVLink cut to 400 GB/s both ways"),
-        "nvlink3-bridge": Link(bytes_per_s=300e9, measured_as="nvlink3", source=f"A100 PCIe bridge, pairs {M}"),
-        "nvlink3-bridge4": Link(
-            bytes_per_s=56.25e9, measured_as="nvlink3", source=f"A40, RTX A6000, RTX 3090: bridge of 4 links, pairs {M}"
-        ),
-        "nvlink3-bridge-a30": Link(bytes_per_s=100e9, measured_as="nvlink3", source=f"A30 bridge, pairs {M}"),
-        "nvlink4-bridge": Link(bytes_per_s=300e9, measured_as="nvlink3", source=f"H100 PCIe and NVL bridge, pairs {M}"),
-        "xgmi-mi250x": Link(
-            bytes_per_s=200e9,
-            measured_as="nvlink3",
-            pair_bytes_per_s=50e9,
-            source=f"MI250X dies: 50 to 200 GB/s a pair {M}",
-        ),
-        "xgmi-mi300a": Link(
-            bytes_per_s=384e9,
-            measured_as="nvlink3",
-            pair_bytes_per_s=128e9,
-            source=f"4 MI300A: 2 links of 64 GB/s a pair {M}",
-        ),
-        "xgmi-mi300x": Link(
-            bytes_per_s=448e9, measured_as="nvlink3", pair_bytes_per_s=64e9, source="MI300X: 7 links of 64 GB/s one way"
-        ),
-        "xgmi-mi355x": Link(
-            bytes_per_s=537.6e9,
-            measured_as="nvlink3",
-            pair_bytes_per_s=76.8e9,
-            source=f"MI355X: 7 links of 76.8 GB/s {M}",
-        ),
-        "gaudi2-mesh": Link(
-            bytes_per_s=262.5e9,
-            measured_as="nvlink3",
-            pair_bytes_per_s=37.5e9,
-            source=f"Gaudi 2: 21 ports of 100 Gbit/s {M}",
-        ),
-        "gaudi3-mesh": Link(
-            bytes_per_s=525e9,
-            measured_as="nvlink3",
-            pair_bytes_per_s=75e9,
-            source=f"Gaudi 3: 21 ports of 200 Gbit/s {M}",
-        ),
-        "shared-memory": Link(bytes_per_s=1e9, measured_as="pcie4", source="gloo on one host: order of magnitude only"),
+    {  # one-way bytes/s of a GPU, the table that is read, where the rate is from
+        "nvlink3": Link(300e9, "nvlink3", "A100 SXM4, NCCL 2.27, NVSwitch"),
+        "nvlink4": Link(450e9, "nvlink4", "H100 SXM, NCCL 2.27 and 2.29, NVSwitch"),
+        "nvlink5": Link(900e9, "nvlink5", "B200 SXM, NCCL 2.28 and 2.29, NVSwitch"),
+        "pcie4": Link(32e9, "pcie4", "A100 PCIe, SimuMax's fit of latency and rate"),
+        "pcie3": Link(16e9, "pcie4", "PCIe 3.0 x16"),
+        "pcie5": Link(64e9, "pcie4", "PCIe 5.0 x16"),
+        "nvlink1": Link(80e9, "nvlink3", "P100, 4 links of 20 GB/s", pair_bytes_per_s=20e9),
+        "nvlink2": Link(150e9, "nvlink3", "V100 on NVSwitch (DGX-2), 6 links of 25 GB/s"),
+        "nvlink2-cube": Link(150e9, "nvlink3", "8 V100 in a cube mesh, 1-2 links a pair", pair_bytes_per_s=25e9),
+        "nvlink2-quad": Link(150e9, "nvlink3", "4 V100, 2 links a pair", pair_bytes_per_s=50e9),
+        "nvlink3-quad": Link(300e9, "nvlink3", "4 A100 without switch, 4 links a pair", pair_bytes_per_s=100e9),
+        "nvlink4-quad": Link(450e9, "nvlink3", "4 H100 or GH200, 6 links a pair", pair_bytes_per_s=150e9),
+        "nvlink3-a800": Link(200e9, "nvlink3", "A800: NVLink cut to 400 GB/s both ways"),
+        "nvlink4-h800": Link(200e9, "nvlink4", "H800: NVLink cut to 400 GB/s both ways"),
+        "nvlink3-bridge": Link(300e9, "nvlink3", f"A100 PCIe bridge, pairs {M}"),
+        "nvlink3-bridge4": Link(56.25e9, "nvlink3", f"A40, RTX A6000, RTX 3090: bridge of 4 links, pairs {M}"),
+        "nvlink3-bridge-a30": Link(100e9, "nvlink3", f"A30 bridge, pairs {M}"),
+        "nvlink4-bridge": Link(300e9, "nvlink3", f"H100 PCIe and NVL bridge, pairs {M}"),
+        "xgmi-mi250x": Link(200e9, "nvlink3", f"MI250X dies: 50 to 200 GB/s a pair {M}", pair_bytes_per_s=50e9),
+        "xgmi-mi300a": Link(384e9, "nvlink3", f"4 MI300A: 2 links of 64 GB/s a pair {M}", pair_bytes_per_s=128e9),
+        "xgmi-mi300x": Link(448e9, "nvlink3", "MI300X: 7 links of 64 GB/s one way", pair_bytes_per_s=64e9),
+        "xgmi-mi355x": Link(537.6e9, "nvlink3", f"MI355X: 7 links of 76.8 GB/s {M}", pair_bytes_per_s=76.8e9),
+        "gaudi2-mesh": Link(262.5e9, "nvlink3", f"Gaudi 2: 21 ports of 100 Gbit/s {M}", pair_bytes_per_s=37.5e9),
+        "gaudi3-mesh": Link(525e9, "nvlink3", f"Gaudi 3: 21 ports of 200 Gbit/s {M}", pair_bytes_per_s=75e9),
+        "shared-memory": Link(1e9, "pcie4", "gloo on one host: order of magnitude only"),
     }
 )
