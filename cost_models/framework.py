@@ -88,6 +88,8 @@ class Framework:
     gap_s: float = 0.0  # what each eager operator that is not a product takes with nothing to do
     dropout: bool = False  # on attention's scores (if unfused) and on both residual branches, masks kept
     sequence_parallel: bool = True  # tensor parallel: reduce-scatter and all-gather, norms on a share of the tokens
+    copies_exchanged: bool = False  # tensor exchanges copy: tokens are not the first dimension of what is gathered
+    narrow_gathers: bool = False  # what 8- and 4-bit products take is cast, then gathered: over tensor ranks and shards
     keeps_gathered: bool = False  # sequence parallel: products keep their input gathered, and never gather it again
     tensor_overlap: TensorOverlap = "none"  # what hides tensor exchanges: products of backward, or chunks of a product
     autocast_bytes: int = 0  # weights travel as fp32, and every use casts them: bytes moved per weight

@@ -115,6 +115,8 @@ def framework_of(row: Row) -> Framework:
     parallel = words.sharding(row.cell("sharding")).sequence_parallel
     if parallel is not None:
         found = replace(found, sequence_parallel=parallel)
+    if found.copies_exchanged and "asynchronous tensor parallelism" in remarks:  # its kernels write where it belongs
+        found = replace(found, copies_exchanged=False)
     if "parameters in bf16" in remarks:
         found = replace(found, precision=PURE_BF16)
     products = words.dtype(row.cell("precision"), row.cell("other"))

@@ -69,7 +69,7 @@ def _inputs(sizes: RankSizes) -> Table:
     turned = sizes.tokens * (sizes.q_width + sizes.kv_width) * ROTARY_PASSES[rotary] * sizes.width
     return (
         layer_norm(sizes, "norm", call="inputs"),
-        *tensor_operator(sizes, "qkv", "all_gather"),
+        *tensor_operator(sizes, "qkv", "all_gather", readers=1 if sizes.framework.joined_products else 3),
         *(one._replace(reruns=projected) for one in maps(sizes, "qkv", sizes.tokens)),
         *_head_norms(sizes),
         elementwise(

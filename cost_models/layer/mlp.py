@@ -49,7 +49,7 @@ def mlp_operators(sizes: RankSizes) -> Table:
     kept = _inside_kept(sizes, sizes.tokens)
     return (
         norm(sizes, "mlp norm", call="mlp"),
-        *tensor_operator(sizes, "up gather", "all_gather"),
+        *tensor_operator(sizes, "up gather", "all_gather", readers=_readers(sizes)),
         *maps(sizes, "up", sizes.tokens),
         _activation(sizes, sizes.tokens, call="mlp")._replace(kept=kept),
         *maps(sizes, "down", sizes.tokens),
@@ -57,6 +57,11 @@ def mlp_operators(sizes: RankSizes) -> Table:
         *norm_behind(sizes, "mlp norm"),
         residual(sizes, "mlp sum", 0, call="mlp"),
     )
+
+
+def _readers(sizes: RankSizes) -> int:
+    """Products that take the MLP's input."""
+    return 2 if sizes.workload.model.gated and not sizes.framework.joined_products else 1
 
 
 def _activation(sizes: RankSizes, tokens: Number, call: str = "") -> Operator:
@@ -118,7 +123,7 @@ def _sliced(sizes: RankSizes) -> Table:
     joined = Passes(row * JOINED_PASSES, 1, gap_s), Passes(row * INPUT_GRADIENT_PASSES, 2, 2 * gap_s)
     return (
         *_norm_and_sum(sizes, last),
-        *tensor_operator(sizes, "slices", "all_gather"),
+        *tensor_operator(sizes, "slices", "all_gather", readers=_readers(sizes)),
         *(one._replace(name="slices", times=slices, reruns=True, host=(0, 0)) for one in each),
         Operator("slices", host=(slices * SLICE_FORWARD, slices * SLICE_BACKWARD)),
         Operator("join", passes=joined, host=(2, 1)),

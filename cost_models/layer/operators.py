@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 from cost_models.framework import FA1_SLOWDOWN, OVERLAP_COST
 from cost_models.layer.sizes import RankSizes
 from cost_models.layer.weights import adapted, linears
-from cost_models.number import Number, larger, smaller, somewhere
+from cost_models.number import Number, larger, pick, smaller, somewhere
 from cost_models.program import Exchange, Op, Passed
 from cost_models.timing.kernels import Kernels
 from cost_models.workload import LoraTarget
@@ -258,7 +258,8 @@ def tensor_exchange(
     """
     if not somewhere(sizes.degrees.tensor > 1):
         return ()
-    moved = sizes.tokens * (sizes.workload.model.hidden if columns is None else columns) * sizes.width
+    gathers = (op == "all_gather") != grad
+    moved = _exchanged_bytes(sizes, gathers and columns is None and sizes.framework.narrow_gathers, columns)
     if sizes.framework.tensor_overlap == "chunks":  # of which the first is exposed
         moved = moved / sizes.degrees.tensor
     beside_products = sizes.framework.tensor_overlap == "products" and sizes.workload.trains_weights
@@ -275,16 +276,42 @@ def tensor_exchange(
     return (Exchange(part="tensor", axis="tensor", op="all_reduce", bytes=moved),)
 
 
+def _exchanged_bytes(sizes: RankSizes, narrow: bool, columns: Number | None = None) -> Number:
+    """Of all tokens, as they are or (`narrow`) as 8- and 4-bit products take them."""
+    each = operand_bytes(sizes) if narrow else sizes.width
+    return sizes.tokens * (sizes.workload.model.hidden if columns is None else columns) * each
+
+
 def tensor_operator(
-    sizes: RankSizes, name: str, op: Literal["all_gather", "reduce_scatter"], columns: Number | None = None
+    sizes: RankSizes,
+    name: str,
+    op: Literal["all_gather", "reduce_scatter"],
+    columns: Number | None = None,
+    readers: int = 1,
 ) -> Table:
     """The exchange as a row of the table; none where no candidate has tensor parallelism. A gathered input may stay:
-    the norm keeps the rank's own share of it in any case."""
+    the norm keeps the rank's own share of it in any case. `readers`: products that take a gathered input."""
     forth, back = (tensor_exchange(sizes, op, grad, columns) for grad in (False, True))
+    if not (forth or back):
+        return ()
     kept: Number = 0
     if op == "all_gather" and sizes.framework.keeps_gathered:
         kept = (sizes.tokens - sizes.outer_tokens) * (columns or sizes.workload.model.hidden) * sizes.width
-    return (Operator(name, exchanges=(forth, back), kept=kept),) if forth or back else ()
+    passes = _copies(sizes, op, columns, readers) if sizes.framework.copies_exchanged else (Passes(), Passes())
+    return (Operator(name, exchanges=(forth, back), passes=passes, kept=kept),)
+
+
+def _copies(
+    sizes: RankSizes, op: Literal["all_gather", "reduce_scatter"], columns: Number | None, readers: int
+) -> tuple[Passes, Passes]:
+    """Whole tensors read and written once beside a collective whose buffer is in another order: behind a gather, before
+    a reduction. Each reader of a gathered input but the first adds its gradient (r b r b w b) before they are reduced.
+    Left out: embedding and head."""
+    several, narrow = sizes.degrees.tensor > 1, sizes.framework.narrow_gathers and columns is None
+    whole, gathered = (pick(several, _exchanged_bytes(sizes, one, columns), 0) for one in (False, narrow))
+    behind, added = Passes(2 * gathered, 1), 3 * (readers - 1) * whole
+    before = Passes(2 * whole + (added if op == "all_gather" else 0), readers if op == "all_gather" else 1)
+    return (behind, before) if op == "all_gather" else (before, behind)
 
 
 def product_s(
@@ -301,14 +328,16 @@ def product_s(
     """A product forward, or the gradients of its input (rows, inside, out) and of a trained weight (inside, out, rows).
 
     `dtype` None means that of the layers' products: 8- and 4-bit inputs are quantised first (a frozen weight never
-    again after it was loaded), and a layer's biases have gradients that read the output's gradient once more.
+    again after it was loaded, nor one that is cast before it is gathered), and a layer's biases have gradients that
+    read the output's gradient once more.
     """
     framework, layer = sizes.framework, dtype is None
     if dtype is None:
         dtype = framework.product_dtype or sizes.workload.precision.param
     quantised: Number = 0.0
     if framework.product_dtype is not None and framework.product_dtype == dtype:
-        values = rows * out if grad else rows * inside + (out * inside if trained else 0)
+        cast = trained and not framework.narrow_gathers
+        values = rows * out if grad else rows * inside + (out * inside if cast else 0)
         quantised = kernels.memory_bound_s(groups * values * QUANTISE_BYTES[framework.product_dtype], 2)
     if not grad:
         return kernels.grouped_s(groups, rows, out, inside, dtype) + quantised

@@ -77,9 +77,10 @@ def root_gradients(sizes: RankSizes, kernels: Kernels) -> Segment:
 
 
 def _cut_by_tensor(sizes: RankSizes, op: Literal["all_gather", "reduce_scatter"]) -> tuple[Phase, ...]:
-    """The exchange of a table cut by `tensor` and, in training, of its gradient."""
-    forward = tensor_exchange(sizes, op, False)
-    return (*forward, *tensor_exchange(sizes, op, True)) if sizes.workload.mode == "train" else forward
+    """The exchange of a table cut by `tensor` and, in training, of its gradient; no product in 8 bits takes it."""
+    hidden = sizes.workload.model.hidden
+    forward = tensor_exchange(sizes, op, False, hidden)
+    return (*forward, *tensor_exchange(sizes, op, True, hidden)) if sizes.workload.mode == "train" else forward
 
 
 def _gathered_logits(sizes: RankSizes) -> tuple[Exchange, ...]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from cost_models.layer.operators import operand_bytes
 from cost_models.layer.sizes import RankSizes
 from cost_models.number import Number, pick, somewhere
 from cost_models.program import Axis, Broadcasts, Compute, Exchange, Op, Phase, Segment
@@ -55,7 +56,8 @@ def copied_bytes(sizes: RankSizes, weights: Weights) -> Number:
 def sharded(segment: Segment, sizes: RankSizes, kernels: Kernels, weights: Weights, *, passes: int = 1) -> Segment:
     """The segment with its gathers and reductions; a recomputed layer has two `passes` over its weights."""
     framework, every = sizes.framework, sizes.degrees.zero >= 2
-    gathers, scatters, sums = _gathers(sizes, weights), _scatters(sizes, weights), _sums(sizes, weights)
+    layer = segment.kind is not None
+    gathers, scatters, sums = _gathers(sizes, weights, layer), _scatters(sizes, weights), _sums(sizes, weights)
     if framework.blocking_tensors and sizes.degrees.zero == 3:
         blocking = _blocking(segment, sizes, kernels, gathers, scatters, passes)
         return segment._replace(phases=(*blocking, *segment.phases))
@@ -92,8 +94,11 @@ def _present(axis: Axis, op: Op, size: Number) -> tuple[Exchange, ...]:
     return (Exchange(part="sharding", axis=axis, op=op, bytes=size),) if somewhere(size > 0) else ()
 
 
-def _gathers(sizes: RankSizes, weights: Weights) -> tuple[Exchange, ...]:
-    width = 4 if sizes.framework.autocast_bytes else sizes.width
+def _gathers(sizes: RankSizes, weights: Weights, layer: bool) -> tuple[Exchange, ...]:
+    """Weights as they travel; those of a layer's products may be cast before."""
+    width: float = 4 if sizes.framework.autocast_bytes else sizes.width
+    if layer and sizes.framework.narrow_gathers:
+        width = operand_bytes(sizes)
     return (
         *_present("shard", "all_gather", weights.gathered * width),
         *_present("expert_shard", "all_gather", weights.gathered_experts * width),

@@ -14,7 +14,7 @@ from cost_models import Cluster, LayerRange, Model, Strategy, Workload, price
 from cost_models.batch import price_batch
 from cost_models.framework import OURS, Framework
 from cost_models.hardware.device import Device
-from cost_models.layer.decoder import kept_bytes
+from cost_models.layer.decoder import kept_bytes, operators, phases
 from cost_models.layer.operators import QUANTISE_BYTES, product_s
 from cost_models.layer.sizes import RankSizes
 from cost_models.layer.weights import adapter_params
@@ -84,6 +84,36 @@ def test_gathered_inputs_that_stay_are_kept_whole():
         mine = [RankSizes(replace(WORK, global_batch=2), layout, one) for one in (OURS, framework)]
         more = float(kept_bytes(mine[1], recompute)) - float(kept_bytes(mine[0], recompute))
         assert more == kept * 0.75 * WORK.context_tokens * MODEL.hidden * 2
+
+
+def test_tensor_exchanges_along_the_second_dimension_copy_whole_tensors():
+    """Each of 8 exchanges of a layer reads and writes them; gradients of QKV's and of gate's and up's inputs add up."""
+    kernels, copying = Kernels.of("h100-sxm-80gb"), replace(OURS, copies_exchanged=True)
+
+    def computed_s(framework, layout, grad):
+        sizes = RankSizes(replace(WORK, global_batch=1), layout, framework)
+        made = phases(sizes, kernels, operators(sizes), grad=grad)
+        return sum(one.seconds for one in made if isinstance(one, Compute))
+
+    whole = WORK.context_tokens * MODEL.hidden * 2
+    for grad, passes, launches in ((False, 8, 4), (True, 8 + 3 * 3, 7)):
+        added = computed_s(copying, Strategy(tensor=4), grad) - computed_s(OURS, Strategy(tensor=4), grad)
+        assert added == pytest.approx(kernels.memory_bound_s(whole * passes, launches), rel=1e-9)
+        assert computed_s(copying, Strategy(), grad) == computed_s(OURS, Strategy(), grad)
+
+
+def test_what_is_cast_before_it_is_gathered_travels_in_its_bytes():
+    """Half of the gathers' bytes over tensor ranks (but embedding and head) and over shards; reductions stay."""
+    fp8 = replace(OURS, product_dtype="fp8")
+    layout = Strategy(data=2, tensor=4, shard=2, zero=3)
+    work = replace(WORK, global_batch=2)
+    wide, narrow = (price(NODE, work, layout, framework=replace(fp8, narrow_gathers=one)) for one in (False, True))
+    root = 2 * 2 * work.context_tokens * MODEL.hidden * 3 / 4  # the head's input, the embedding's gradient
+    sent = [one.sent_bytes["tensor all_gather"] - root for one in (wide, narrow)]
+    assert sent[1] == pytest.approx(sent[0] / 2, rel=1e-9)
+    assert narrow.sent_bytes["tensor reduce_scatter"] == wide.sent_bytes["tensor reduce_scatter"]
+    assert narrow.sent_bytes["shard all_gather"] < 0.75 * wide.sent_bytes["shard all_gather"]
+    assert narrow.step_s < wide.step_s
 
 
 @pytest.mark.parametrize("zero", [1, 2])
