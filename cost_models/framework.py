@@ -88,6 +88,7 @@ class Framework:
     gap_s: float = 0.0  # what each eager operator that is not a product takes with nothing to do
     dropout: bool = False  # on attention's scores (if unfused) and on both residual branches, masks kept
     sequence_parallel: bool = True  # tensor parallel: reduce-scatter and all-gather, norms on a share of the tokens
+    sums_apart: bool = False  # without sequence parallelism an all-reduce sums gate's input gradient, and one up's
     copies_exchanged: bool = False  # tensor exchanges copy: tokens are not the first dimension of what is gathered
     narrow_gathers: bool = False  # what 8- and 4-bit products take is cast, then gathered: over tensor ranks and shards
     keeps_gathered: bool = False  # sequence parallel: products keep their input gathered, and never gather it again
@@ -99,6 +100,10 @@ class Framework:
     reduce_copy_bytes: int = 0  # per weight and reduction over several ranks: gradients into a flat buffer, divided
     experts_once: bool = False  # tokens go once to a domain and once to a rank, however many experts they chose there
     consecutive_experts: bool = False  # a token's experts are numbered in a row, so that few ranks have them
+    sends_whole: bool = False  # without sequence parallelism each tensor rank sends all of a boundary to the next stage
+    blocking_sends: bool = False  # between two others a stage waits for what it gets as well as for what it sends
+    cuts_ends: bool = False  # stages are equal numbers of modules: embedding, layers, last norm and head (`stages.py`)
+    recomputes_ends: bool = False  # full recompute of all layers runs the head again, too
     overlapped_sends: bool = False  # interleaved pipelines send to the next stage while the next chunk computes
     overlap_cost: float = 0.0  # seconds that a second of hidden gathers and reductions adds to the computation
     reduction: Reduction = "overlapped"  # of ZeRO-0 to -2, gathers too: concurrent with the computation, or after it

@@ -4,7 +4,8 @@
     ring    = over(hop, first) + (P - 2) over(hop + gradient hop, piece) + last gradient hop
     over(t, c) = max(t - c, 0): what a transfer of t, concurrent with computation of c, adds
     step    = (microbatches - 1) x segments + segments of the last microbatch + pipeline bubble + epilogue
-    bubble  = one microbatch's way through the other stages' layers / chunks (head and embedding stand on one stage)
+    bubble  = one microbatch's way through the other stages' layers / chunks (head and embedding stand on one stage),
+              and what the last stage waits in every other microbatch for one that has more to do
 
 This is the only closed form. A framework says which kernels, copies and reductions run; the default is this project's
 executor. Gathers and reductions are concurrent with their segment, and share the links with what else it sends there:
@@ -145,8 +146,13 @@ def fold(program: StepProgram, paths: Paths) -> Folded:
     """All segments of a step of one rank."""
     step = Folded(seconds={}, hidden_s={"sharding": 0.0})
     filling: Number = 0.0
+    here_s: Number = 0.0
+    layers_s: Number = 0.0
     for segment in program.microbatch:
         once, times = fold_segment(segment, paths), program.microbatches
+        here_s = here_s + once.total_s * segment.repeat
+        if segment.kind is not None:
+            layers_s = layers_s + once.total_s * (segment.repeat + segment.fill(program.pipeline))
         if segment.last is not None:
             step.add(fold_segment(segment.last, paths), segment.repeat)
             times = times - 1
@@ -154,7 +160,8 @@ def fold(program: StepProgram, paths: Paths) -> Folded:
         filling = filling + once.total_s * segment.fill(program.pipeline)
     for segment in program.epilogue:
         step.add(fold_segment(segment, paths), segment.repeat)
-    _book(step.seconds, "pipeline", filling / program.virtual)
+    waits = larger(0.0, layers_s * program.longest - here_s) * (program.microbatches - 1)
+    _book(step.seconds, "pipeline", filling / program.virtual + waits)
     return step
 
 

@@ -143,6 +143,7 @@ class StepProgram:
     microbatches: Number
     pipeline: Number = 1  # stages; the bubble is what `Segment.fill` says, over `virtual`
     virtual: Number = 1
+    longest: Number = 0.0  # share of all layers on the longest stage, which may take longer than the last one, above
 
     @property
     def last(self) -> tuple[Segment, ...]:

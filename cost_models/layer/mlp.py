@@ -28,6 +28,7 @@ from cost_models.layer.operators import (
     operand_bytes,
     residual,
     slice_tokens,
+    tensor_exchange,
     tensor_operator,
 )
 from cost_models.layer.sizes import RankSizes
@@ -50,6 +51,7 @@ def mlp_operators(sizes: RankSizes) -> Table:
     return (
         norm(sizes, "mlp norm", call="mlp"),
         *tensor_operator(sizes, "up gather", "all_gather", readers=_readers(sizes)),
+        *_second_sum(sizes),
         *maps(sizes, "up", sizes.tokens),
         _activation(sizes, sizes.tokens, call="mlp")._replace(kept=kept),
         *maps(sizes, "down", sizes.tokens),
@@ -62,6 +64,14 @@ def mlp_operators(sizes: RankSizes) -> Table:
 def _readers(sizes: RankSizes) -> int:
     """Products that take the MLP's input."""
     return 2 if sizes.workload.model.gated and not sizes.framework.joined_products else 1
+
+
+def _second_sum(sizes: RankSizes) -> Table:
+    """The all-reduce of the second product's part of the input's gradient, where each has its own."""
+    if not sizes.framework.sums_apart or sizes.framework.sequence_parallel or _readers(sizes) == 1:
+        return ()
+    back = tensor_exchange(sizes, "all_gather", True)
+    return (Operator("up gather", exchanges=((), back)),) if back else ()
 
 
 def _activation(sizes: RankSizes, tokens: Number, call: str = "") -> Operator:

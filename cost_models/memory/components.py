@@ -83,7 +83,7 @@ def fullest(sizes: RankSizes, ranges: tuple[LayerRange, ...], device: Device) ->
     parts_of_fullest: dict[str, Number] = {}
     name = ""
     for index in end_stages(stages):
-        here, runs = at_stage(sizes, ranges, index), stage(model, ranges, stages, index)
+        here, runs = at_stage(sizes, ranges, index), stage(sizes, ranges, index)
         kept = sum(kept_bytes(here.of(run.kind), run.part) * run.layers for run in runs)
         moment = peaks.peak(here, [(here.of(run.kind), run.part) for run in runs])
         parts = components(here, kept, moment, device)

@@ -34,7 +34,7 @@ def over_time(
         level = sum(components(sizes, 0.0, peaks.peak(sizes), device).values())
         return [np.full(2, float(level))] * (len(program.microbatch) + len(program.epilogue))
     layers = [i for i, segment in enumerate(program.microbatch) if segment.kind is not None]
-    forward = runs(sizes.workload.model, ranges, sizes.degrees.pipeline)
+    forward = runs(sizes, ranges)
     order = [*forward, *reversed(forward)]
     assert len(layers) == len(order)
     every = sum(_kept(sizes, run) * run.layers for run in forward)

@@ -15,7 +15,7 @@ from cost_models.layer import decoder
 from cost_models.layer.launches import layer_host_s
 from cost_models.layer.recompute import policy
 from cost_models.layer.sizes import RankSizes
-from cost_models.layer.stages import at_stage, is_mixed, runs
+from cost_models.layer.stages import at_stage, is_mixed, longest, runs
 from cost_models.layer.weights import (
     expert_params,
     fetched_bytes,
@@ -48,11 +48,11 @@ def step_program(sizes: RankSizes, kernels: Kernels, ranges: tuple[LayerRange, .
         if model.experts or model.latent:
             raise InputError(f"mode=decode is not priced for {model.name} (experts or latent attention); legal: train")
         return decode(sizes, kernels)
-    layers = runs(model, ranges, stages)
+    layers = runs(sizes, ranges)
     forward = [
         forward_segment(sizes.of(run.kind), kernels, run.layers, run.part.offload, run.elsewhere) for run in layers
     ]
-    segments = [*vision.forward(sizes, kernels), embed(sizes, kernels), *forward, head(sizes, kernels)]
+    segments = [*vision.forward(sizes, kernels), embed(sizes, kernels), *forward, head(sizes, kernels, ranges)]
     epilogue: tuple[Segment, ...] = ()
     if sizes.workload.mode == "train":
         for run in reversed(layers):
@@ -70,6 +70,7 @@ def step_program(sizes: RankSizes, kernels: Kernels, ranges: tuple[LayerRange, .
         microbatches=sizes.degrees.microbatches,
         pipeline=stages,
         virtual=sizes.degrees.virtual,
+        longest=longest(sizes),
     )
 
 
@@ -128,7 +129,7 @@ def _layer_phases(
     sizes: RankSizes, kernels: Kernels, phases: tuple[Phase, ...], host_share: float, moved: Number
 ) -> tuple[Phase, ...]:
     """A layer's operators one way, what goes to the next stage, and a framework's copies."""
-    sent = (_to_next_stage(sizes),) if somewhere(sizes.degrees.pipeline > 1) and not _sends_beside(sizes) else ()
+    sent = _waits_for_stages(sizes) if somewhere(sizes.degrees.pipeline > 1) and not _sends_beside(sizes) else ()
     return (*phases, *sent, framework_time(kernels, "framework_layer", host_share), *copied(kernels, moved))
 
 
@@ -162,8 +163,18 @@ def _offloaded(sizes: RankSizes, offload: str) -> Number:
     return sizes.tokens * sizes.workload.model.hidden * sizes.width if offload == "activations" else 0.0
 
 
+def _waits_for_stages(sizes: RankSizes) -> tuple[Exchange, ...]:
+    """What a stage sends; one between two others may also wait for as much that it gets."""
+    sent = _to_next_stage(sizes)
+    if not sizes.framework.blocking_sends:
+        return (sent,)
+    return sent, sent._replace(bytes=pick(sizes.degrees.pipeline > 2, sent.bytes, 0.0))
+
+
 def _to_next_stage(sizes: RankSizes) -> Exchange:
-    """Its share of a layer's boundary; each tensor rank sends its slice (Megatron-LM, arXiv 2104.04473, 4.1)."""
-    moved = sizes.tokens * sizes.workload.model.hidden * sizes.width / sizes.degrees.tensor
+    """Its share of a layer's boundary; a tensor rank sends its slice (Megatron-LM, arXiv 2104.04473, 4.1), or all."""
+    framework = sizes.framework
+    cut = 1 if framework.sends_whole and not framework.sequence_parallel else sizes.degrees.tensor
+    moved = sizes.tokens * sizes.workload.model.hidden * sizes.width / cut
     layers = sizes.workload.model.layers / (sizes.degrees.pipeline * sizes.degrees.virtual)
     return Exchange(part="pipeline", axis="pipeline", op="send", bytes=moved / layers)

@@ -15,16 +15,21 @@ from cost_models.layer.launches import loss_host_s
 from cost_models.layer.operators import product_s, tensor_exchange
 from cost_models.layer.sizes import RankSizes
 from cost_models.layer.weights import fetched_bytes, returned_bytes, root_params, trained_root_params
-from cost_models.number import Number, larger, smaller, somewhere
+from cost_models.number import Number, larger, pick, smaller, somewhere
 from cost_models.program import Compute, Exchange, Phase, Segment
 from cost_models.step.overheads import copied, framework_time, launched
 from cost_models.step.sharding import Weights, gathered_params, sharded
+from cost_models.strategy import LayerRange
 from cost_models.timing.kernels import Kernels
 from cost_models.workload import DTYPE_BYTES
 
 WHOLE_LOSS_BYTES = 32
 """Traffic per logit of autograd's cross entropy, without reading the logits and writing their gradient: cast w4,
 log-softmax r4 w4, zeros for the gradient w4, backward of the softmax r4 r4 w4, cast r4."""
+
+JOINED_PASSES = 2
+"""Over gathered logits: the ranks' columns are joined (read and written). A list that a collective fills first costs as
+much again, which is left out."""
 
 
 def embed(sizes: RankSizes, kernels: Kernels) -> Segment:
@@ -47,7 +52,7 @@ def embed(sizes: RankSizes, kernels: Kernels) -> Segment:
     return sharded(segment, sizes, kernels, Weights(gathered=gathered))
 
 
-def head(sizes: RankSizes, kernels: Kernels) -> Segment:
+def head(sizes: RankSizes, kernels: Kernels, ranges: tuple[LayerRange, ...] = ()) -> Segment:
     """Logits and cross entropy with their backward pass; else the last token's logits."""
     model, dtype = sizes.workload.model, sizes.workload.precision.param
     vocab = model.vocab // sizes.degrees.tensor
@@ -58,7 +63,10 @@ def head(sizes: RankSizes, kernels: Kernels) -> Segment:
     added = (
         model.embedding_params / sizes.degrees.tensor * sizes.framework.accumulate_bytes * sizes.workload.trains_head
     )
-    phases = (loss, *_gathered_logits(sizes), *_cut_by_tensor(sizes, "all_gather"), *copied(kernels, added))
+    again = sizes.framework.recomputes_ends and ranges and all(part.recompute == "full" for part in ranges)
+    once_more = _logits_again(sizes, kernels, vocab) if again else ()
+    gathered = (*_gathered_logits(sizes, kernels), *_cut_by_tensor(sizes, "all_gather"))
+    phases = (loss, *gathered, *once_more, *copied(kernels, added))
     chunk = sizes.degrees.loss_chunk_tokens
     chunks = 1.0 if chunk is None else larger(sizes.tokens / chunk, 1.0)
     return launched(Segment(name="head and loss", phases=phases, elsewhere=0.0), kernels, loss_host_s(sizes, chunks))
@@ -83,12 +91,21 @@ def _cut_by_tensor(sizes: RankSizes, op: Literal["all_gather", "reduce_scatter"]
     return (*forward, *tensor_exchange(sizes, op, True, hidden)) if sizes.workload.mode == "train" else forward
 
 
-def _gathered_logits(sizes: RankSizes) -> tuple[Exchange, ...]:
+def _gathered_logits(sizes: RankSizes, kernels: Kernels) -> tuple[Phase, ...]:
     """Every tensor rank gets all logits, where the framework's loss wants them; their gradient is cut without one."""
     if not (sizes.framework.gathers_logits and somewhere(sizes.degrees.tensor > 1)):
         return ()
     moved = sizes.tokens * sizes.workload.model.vocab * sizes.width
-    return (Exchange(part="tensor", axis="tensor", op="all_gather", bytes=moved),)
+    joined = pick(sizes.degrees.tensor > 1, kernels.memory_bound_s(JOINED_PASSES * moved, 2), 0.0)
+    gathered = Exchange(part="tensor", axis="tensor", op="all_gather", bytes=moved)
+    return gathered, Compute(part="loss", seconds=joined)
+
+
+def _logits_again(sizes: RankSizes, kernels: Kernels, vocab: Number) -> tuple[Phase, ...]:
+    """What backward runs again of a head that is recomputed."""
+    hidden, dtype = sizes.workload.model.hidden, sizes.workload.precision.param
+    product = Compute(part="recompute", seconds=kernels.gemm_s(sizes.tokens, vocab, hidden, dtype))
+    return (product, *_gathered_logits(sizes, kernels))
 
 
 def _embedding_copies(sizes: RankSizes) -> Number:
