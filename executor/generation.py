@@ -9,7 +9,7 @@ wants them) become one packed row without padding, which is cut over the context
 has its last token gives its logits. A step: one token of each prompt over the sharded cache; the first rank's logits
 count, so ranks agree on every token, and they stop when it does. Prompts that differ by rank are refused. Ranks draw
 alike: at the prefill all take the first rank's random state. Leaves out: beams, an assistant, several tokens at once,
-embeddings instead of ids (all refused), and pictures.
+embeddings instead of ids, caches of another kind, hidden states, calls outside `generate` (all refused), and pictures.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed import ReduceOp
-from transformers import GenerationMixin, StoppingCriteriaList
+from transformers import DynamicCache, GenerationMixin, StoppingCriteriaList
 
 from cost_models.errors import InputError
 from executor.groups import Axis
@@ -70,12 +70,13 @@ class _Hooks:
         ids, mask = kept.get("input_ids"), kept.pop("attention_mask", None)
         if args or ids is None or kept.get("labels") is not None or not kept.get("use_cache", True):
             raise InputError("generate over ranks takes input_ids by keyword, no labels, and a cache (use_cache=True)")
+        if kept.get("output_hidden_states") or getattr(module.config, "output_hidden_states", False):
+            raise InputError("output_hidden_states: no rank has those of all tokens; set it to False")
         if isinstance(cache, ShardedCache | DecodeStep):
             step = DecodeStep(self._context.exchange(), cache.shards)
             places = torch.tensor([[shard.tokens - 1] for shard in step.shards], device=ids.device)
             return args, kept | {"position_ids": places, "past_key_values": step, "logits_to_keep": 0, **step.attention}
-        if cache is not None and cache.get_seq_length():
-            raise InputError("generate over ranks begins with an empty cache")
+        _refuse_prefill(cache, kept.get("logits_to_keep"))
         self._compare(ids, mask)
         self._share_random_state()
         local, cache = self._sharding.shard_batch(_packed(ids, mask)), self._sharding.cache()
@@ -117,6 +118,21 @@ class _Hooks:
         if device.type == "cuda":
             state = torch.cuda.get_rng_state(device).to(device)
             torch.cuda.set_rng_state(self._context.broadcast(state).cpu(), device)
+
+
+def _refuse_prefill(cache: Any, logits: Any) -> None:
+    """What begins otherwise than `generate` alone does: for a cache of fixed size it makes the mask itself, which
+    attention of another name does not get."""
+    if cache is None:
+        raise InputError("the model was given to `generates`: call model.generate, or pass **local.attention")
+    if type(cache) is not DynamicCache:
+        raise InputError(
+            f"generate over ranks keeps keys in a cache of its own, not in a {type(cache).__name__}: leave it out"
+        )
+    if cache.get_seq_length():
+        raise InputError("generate over ranks begins with an empty cache")
+    if isinstance(logits, int) and logits > 1:
+        raise InputError("generate over ranks asks for one token at a time: no assistant, no prompt_lookup_num_tokens")
 
 
 def _packed(ids_BS: Tensor, mask_BS: Tensor | None) -> Batch:

@@ -43,7 +43,7 @@ from executor.mmsp import attention, embeddings
 from executor.mmsp.attention import MmSp
 from executor.mmsp.compiled import Compiler
 from executor.mmsp.decode import DecodeStep, Shard, ShardedCache, row_shards
-from executor.mmsp.guard import guard
+from executor.mmsp.guard import guard, needing_split, refuse_later_weights
 from executor.mmsp.host_memory import HostMemory
 from executor.mmsp.recompute import apply_recompute
 from executor.mmsp.row_chunks import run_in_row_chunks
@@ -88,6 +88,7 @@ class ContextSharding:
     compile: str | None = None  # backend of torch.compile for decoder layers in training; None means eager
     host: HostMemory = field(default_factory=HostMemory)  # inputs of layers that wait there
     attention: str = attention.NAME
+    _wrapped: bool = field(default=False, init=False)
     _has_ssd: bool = field(default=False, init=False)
     _row: Layout | None = field(default=None, init=False)  # that was cut last: the cache asks at its prefill
     _row_of: Tensor | None = field(default=None, init=False)  # the documents that it was made of
@@ -143,6 +144,8 @@ class ContextSharding:
         return embeddings.own_frames(frames, self.groups.context.size, self.groups.context.index)
 
     def shard_batch(self, batch: Batch) -> LocalBatch:
+        if torch.is_grad_enabled() and not self._wrapped:
+            raise InputError("call sharding.wrap(model) first: without it gradients would be of a rank's tokens alone")
         layout = self.layout(batch)
         index_S = layout.index(*self._place)
         device = batch.input_ids_L.device
@@ -210,7 +213,7 @@ class ContextSharding:
         mixers = [module for module in model.modules() if isinstance(module, DiscreteMamba2)]
         for mixer in mixers:
             check_heads(mixer.heads, self.ssd, context=self.groups.context.size, ulysses=self.groups.ulysses.size)
-        self._has_ssd = bool(mixers)
+        self._has_ssd = self._has_ssd or bool(mixers)  # of any model that is wrapped
         if mixers and self.token_shares:
             raise InputError("token_shares with state-space layers, whose stretches are equal; legal: none")
         guard(model)
@@ -225,7 +228,8 @@ class ContextSharding:
         if self.compile and not decoders:
             raise InputError(f"compile: {type(model).__name__} has no layers with a causal self_attn; legal: None")
         for mixer in mixers:
-            mixer.forward = compiler.apart(mixer.forward)  # type: ignore[method-assign]
+            alone = self.groups.context.size == 1
+            mixer.forward = compiler.apart(mixer.forward if alone else needing_split(mixer.forward))  # type: ignore[method-assign]
         if self.attention_chunk_tokens is not None:
             if mixers:
                 raise InputError(
@@ -262,6 +266,8 @@ class ContextSharding:
                 module.set_gradient_divide_factor(1.0)
                 # As a plain sum: gloo has no scaled one, and a sum needs no scale.
                 module.set_force_sum_reduction_for_comms(True)
+        refuse_later_weights(model)
+        self._wrapped = True
         return model
 
     def before_microbatch(self, model: nn.Module, *, last: bool) -> None:

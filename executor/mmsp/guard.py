@@ -8,10 +8,12 @@ models of transformers; other kinds are refused.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -127,3 +129,40 @@ def _refuse_arguments(
         asked = kwargs.get(name)
         if asked or (asked is None and getattr(module.config, name, False)):
             raise InputError(f'attention "mm_sp" does not do {name}={asked or True}: {why}; set it to False')
+
+
+def refuse_later_weights(model: nn.Module) -> None:
+    """Refuse to train a sharded model whose weights came, were replaced or were tied after it was sharded: no rank
+    sums their gradients, and sharding puts its own tensors back."""
+    known = _weights(model)
+
+    def check(module: nn.Module, args: tuple[Any, ...]) -> None:
+        if not torch.is_grad_enabled() or (now := _weights(module)) == known:
+            return
+        name = next(name for name in {**known, **now} if known.get(name) != now.get(name))
+        raise InputError(f"{name} has changed since sharding.wrap: add, replace and tie weights before, not after")
+
+    model.register_forward_pre_hook(check, prepend=True)  # before FSDP2 puts the gathered tensors in their places
+
+
+def _weights(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
+    """For each weight the module that has it, and the first name of the same tensor."""
+    first: dict[int, str] = {}
+    return {
+        (name := f"{path}.{own}".lstrip(".")): (module, first.setdefault(id(weight), name))
+        for path, module in model.named_modules(remove_duplicate=False)
+        for own, weight in module._parameters.items()
+        if weight is not None
+    }
+
+
+def needing_split(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A state-space layer's forward, refused without the keyword argument `ssd`: it would see a rank's tokens alone."""
+
+    @functools.wraps(forward)
+    def call(*args: Any, **given: Any) -> Any:
+        if given.get("ssd") is None:
+            raise InputError("a state-space layer over ranks needs the keyword argument ssd: pass **local.attention")
+        return forward(*args, **given)
+
+    return call

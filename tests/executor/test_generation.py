@@ -64,10 +64,16 @@ def _compare(case):
     for wrong, message in (
         ({"num_beams": 2}, "beams are not searched"),
         ({"use_cache": False}, "and a cache"),
+        ({"cache_implementation": "static"}, "in a cache of its own, not in a StaticCache: leave it out"),
+        ({"output_hidden_states": True}, "no rank has those of all tokens"),
         ({"attention_mask": torch.ones(3, 17).index_fill(1, torch.tensor([16]), 0)}, "padded on the left"),
     ):
         with pytest.raises(InputError, match=message):
             model.generate(**{**_padded(), **wrong}, max_new_tokens=3, pad_token_id=0)
+    with pytest.raises(InputError, match="one token at a time: no assistant, no prompt_lookup_num_tokens"):
+        model.generate(torch.tensor([[7, 9, 7, 9, 7]]), prompt_lookup_num_tokens=3, max_new_tokens=3, pad_token_id=0)
+    with pytest.raises(InputError, match="was given to `generates`: call model"):
+        model(input_ids=_padded()["input_ids"])
 
 
 def test_generate_gives_the_tokens_of_one_process():

@@ -8,11 +8,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from cost_models.errors import InputError
 from executor.sharding import ContextSharding
 from longvila.sharding import IGNORE, Batch
+from longvila.ssd import DiscreteMamba2
 from tests.executor.sharded_step import Case, assert_same_step, make_model, make_rows, make_sharding, step
 from tests.ranks import run_ranks
 
@@ -112,6 +114,37 @@ def test_replicas_sum_gradients_once_a_step_and_layers_are_gathered_as_often_as_
 def _check_both_counts(case: Case) -> None:
     for zero in (2, 3):
         _check_counts(replace(case, zero=zero))
+    _check_weights_that_changed(case)
+    _check_two_models(case)
+
+
+def _check_weights_that_changed(case: Case) -> None:
+    """After a step, so that sharding has made its own tensors, which it would put back."""
+    layer, head = "llm.model.layers.0.self_attn", "llm.lm_head.weight"
+    changes = {
+        head: lambda model: setattr(model.llm.lm_head, "weight", model.llm.model.embed_tokens.weight),
+        f"{layer}.q_proj.weight": lambda model: setattr(model.get_submodule(layer), "q_proj", nn.Linear(32, 32)),
+        f"{layer}.adapter.weight": lambda model: model.get_submodule(layer).add_module("adapter", nn.Linear(1, 1)),
+    }
+    for name, change in changes.items():
+        sharding = make_sharding(case)
+        model = sharding.wrap(make_model(case, sharding.attention))
+        step(model, make_rows(case), sharding)
+        change(model)
+        with pytest.raises(InputError, match=f"{name} has changed since sharding.wrap: add, replace and tie weights b"):
+            step(model, make_rows(case), sharding)
+
+
+def _check_two_models(case: Case) -> None:
+    """A hybrid stays one when a plain model is wrapped after it, and is not run on a rank's tokens alone."""
+    sharding = make_sharding(case)
+    hybrid = sharding.wrap(make_model(replace(case, layer_types=HYBRID), sharding.attention))
+    sharding.wrap(make_model(case, sharding.attention))
+    local = sharding.shard_batch(make_rows(case)[0][0])
+    assert "ssd" in local.attention
+    mixer = next(module for module in hybrid.modules() if isinstance(module, DiscreteMamba2))
+    with pytest.raises(InputError, match=r"needs the keyword argument ssd: pass \*\*local.attention"):
+        mixer(torch.zeros(1, 4, 32, dtype=torch.float64), mm_sp=local.attention["mm_sp"])
 
 
 def test_padding_has_no_label_and_no_picture():
@@ -136,7 +169,11 @@ def test_padding_has_no_label_and_no_picture():
         groups = SimpleNamespace(
             shard=exchange, ulysses=exchange, ring=exchange, places=tuple(want), context=SimpleNamespace(index=member)
         )
-        local = ContextSharding(groups=groups, device=torch.device("cpu")).shard_batch(batch)
+        sharding = ContextSharding(groups=groups, device=torch.device("cpu"))
+        with pytest.raises(InputError, match=r"call sharding.wrap\(model\) first: without it gradients would be of"):
+            sharding.shard_batch(batch)
+        with torch.no_grad():
+            local = sharding.shard_batch(batch)
         assert local.input_ids_S.tolist() == [10 + token if token < 5 else 0 for token in tokens]
         assert local.labels_S.tolist() == [20 + token if token < 5 else IGNORE for token in tokens]
         assert local.positions_S.tolist() == [token if token < 5 else 0 for token in tokens]
