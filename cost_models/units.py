@@ -106,11 +106,13 @@ def show_seconds(seconds: float, digits: int = 3) -> str:
     ('12.3 s', '12.3 ms', '2 us', '0 s', '12.35 s')
     >>> show_seconds(1667.2), show_seconds(0.9999), show_seconds(123456)
     ('1,667 s', '1 s', '123,456 s')
+    >>> show_seconds(0.573, 2)
+    '570 ms'
     """
     for unit, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
         shown = float(f"{seconds / scale:.{digits}g}")
         if shown >= 1:
-            return f"{seconds:,.0f} s" if shown >= 1000 else f"{shown:.{digits}g} {unit}"
+            return f"{seconds:,.0f} s" if shown >= 1000 else f"{shown:.{max(digits, len(str(int(shown))))}g} {unit}"
     return f"{seconds * 1e9:.{digits}g} ns" if seconds > 0 else "0 s"
 
 

@@ -174,7 +174,7 @@ class Workload:
         tokens = f"{show_tokens(self.context_tokens)} tokens"
         if self.frames:
             vision = self.model.vision
-            mix = f"{self.frames} frames × {vision.tokens_per_frame}" if vision else ""
+            mix = f"{self.frames} frame{'s' if self.frames > 1 else ''} × {vision.tokens_per_frame}" if vision else ""
             if vision and vision.frames_per_grid * vision.frames_pooled > 1:
                 each = vision.frames_per_grid * vision.frames_pooled
                 mix = f"{self.frames} frames, {vision.tokens_per_frame} for each {each}"

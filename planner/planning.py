@@ -226,12 +226,12 @@ def _alternatives(solution: Solution, chosen: _Chosen, objective: Objective, roo
     found = []
 
     def add(one: Choice, regret: float | None) -> None:
-        step_s = next((played.step_s for choice, played in chosen.played if choice is one), None)
+        step_s = next((found.step_s for choice, found in chosen.played if choice is one), None)
+        played = None if step_s is None else (step_s * paid_ranks(objective, one.strategy.ranks), own)
         if regret is not None:
-            why = tied_reason(one.cost, mine.cost, objective, regret)
+            why = tied_reason(one.cost, mine.cost, objective, regret, played)
         else:
-            paid = paid_ranks(objective, one.strategy.ranks)
-            why = reason(one.cost, mine.cost, objective, None if step_s is None else (step_s * paid, own), room)
+            why = reason(one.cost, mine.cost, objective, played, room)
         found.append(
             Alternative(
                 strategy=one.strategy,

@@ -13,6 +13,8 @@ from cost_models.units import show_rate
 
 MOST_HOSTS_SHOWN = 100
 """Characters of a list of hosts."""
+MOST_RANGES_SHOWN = 4
+"""Ranges of layers that recompute alike."""
 
 
 def cluster_line(cluster: Cluster) -> str:
@@ -36,7 +38,15 @@ def cluster_line(cluster: Cluster) -> str:
         counts[kind] = counts.get(kind, 0) + run.count
     kinds = [f"{count} node{'s' if count > 1 else ''} × {kind}" for kind, count in counts.items()]
     more = f" + {len(kinds) - 4} more kinds of node" if len(kinds) > 4 else ""
-    return f"{cluster.name}: {' + '.join(kinds[:4])}{more}; {cluster.gpus} GPUs"
+    return f"{cluster.name}: {' + '.join(kinds[:4])}{more}; {counted(cluster.gpus, 'GPU')}"
+
+
+def counted(count: int, noun: str) -> str:
+    """
+    >>> counted(1, "GPU"), counted(2, "GPU")
+    ('1 GPU', '2 GPUs')
+    """
+    return f"{count} {noun}{'s' if count != 1 else ''}"
 
 
 def hosts_lines(cluster: Cluster, placement: Placement) -> list[str]:
@@ -61,7 +71,7 @@ def placement_line(cluster: Cluster, strategy: Strategy, placement: Placement) -
         most = int((1 + (np.diff(spans, axis=1) != 0).sum(axis=1)).max())
         words.append(f"{axis} inside one {place}" if most == 1 else f"{axis} across {most} {place}s")
     used, free = len(distinct(placement.slot_of_rank)), cluster.gpus - strategy.ranks
-    tail = f"{strategy.ranks} GPUs on {used} node{'s' if used > 1 else ''}"
+    tail = f"{counted(strategy.ranks, 'GPU')} on {counted(used, 'node')}"
     return "; ".join([*words, tail + (f", {free} left free" if free else "")])
 
 
@@ -76,10 +86,22 @@ def states_line(strategy: Strategy) -> str:
 
 
 def layers_line(strategy: Strategy, layers: int) -> str:
-    """How many layers recompute what, and which inputs are offloaded."""
-    parts = []
-    for part in strategy.layer_ranges(layers):
-        offload = " + offload" if part.offload != "none" else ""
-        parts.append(f"{part.count} × {part.recompute.replace('_', '-')}{offload}")
-    plain = parts == [f"{layers} × none"]
-    return "no recompute" if plain else f"recompute by layer: {', '.join(parts)}"
+    """How many layers recompute what, and which inputs are offloaded; of many ranges the sums.
+
+    >>> from cost_models.strategy import LayerRange
+    >>> both = (LayerRange(recompute="full", count=1), LayerRange(recompute="none", count=1))
+    >>> layers_line(Strategy(layers=both * 3), 6)
+    'recompute by layer: 3 × full, 3 × none, interleaved'
+    """
+    parts = [
+        (part.count, part.recompute.replace("_", "-") + (" + offload" if part.offload != "none" else ""))
+        for part in strategy.layer_ranges(layers)
+    ]
+    if [name for _, name in parts] == ["none"]:
+        return "no recompute"
+    told = ""
+    if len(parts) > MOST_RANGES_SHOWN:
+        names = dict.fromkeys(name for _, name in parts)
+        parts = [(sum(count for count, other in parts if other == name), name) for name in names]
+        told = ", interleaved"
+    return f"recompute by layer: {', '.join(f'{count} × {name}' for count, name in parts)}{told}"

@@ -16,7 +16,8 @@ from planner.screens.price_lines import cost_lines, dummy_lines, estimate_lines,
 from planner.screens.target_lines import elsewhere_lines, kernel_lines, target_lines
 from planner.search.levers import FIELDS, WORTH, choices
 from planner.search.objective import show_value, value_of
-from planner.search.searched import held_words, varied_words
+from planner.search.reasons import beside
+from planner.search.searched import HELD_FIRST, held_words, varied_words
 
 SHOWN = 6
 """Alternatives on the screen; --explain and plan.json have all."""
@@ -43,7 +44,7 @@ def plan_lines(plan: Plan, explain: bool = False) -> list[str]:
         *_serving(plan),
         "",
         *_alternatives(plan, everything=explain),
-        *_bound(plan),
+        *_bound(plan, explain),
         *elsewhere_lines(plan),
         *kernel_lines(plan),
         *estimate_lines(plan.cost, brief=not explain),
@@ -54,11 +55,13 @@ def plan_lines(plan: Plan, explain: bool = False) -> list[str]:
 def _alternatives(plan: Plan, everything: bool) -> list[str]:
     shown = plan.alternatives if everything else _few(plan)
     if not shown:
-        return ["No other layout was in reach." if plan.reproducible else "No other layout was priced in time."]
+        alike = "All others that were priced have these degrees, and differ in sharding or recompute (--explain)."
+        none = "No other layout was priced: all have bounds above this one, or there are none."
+        return [alike if plan.alternatives else none if plan.reproducible else "No other layout was priced in time."]
     rows = [("Runners-up", "priced", "simulated", "memory", "why it lost")]
     for other in shown:
         simulated = show_seconds(other.simulated_s, 4) if other.simulated_s is not None else "-"
-        name = other.strategy.describe()
+        name = _name(plan, other, everything)
         rows.append((name, show_seconds(other.step_s, 4), simulated, show_bytes(other.memory_bytes), other.reason))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[4]]) for row in rows]
@@ -81,6 +84,16 @@ def _few(plan: Plan) -> list[Alternative]:
     return shown[:SHOWN]
 
 
+def _name(plan: Plan, other: Alternative, explain: bool = False) -> str:
+    """A runner-up; where it is called as the plan is, that its layers differ, or how."""
+    name = other.strategy.describe()
+    if name != plan.strategy.describe():
+        return name
+    if explain:
+        return f"{name}, {layers_line(other.strategy, plan.workload.model.layers)}"
+    return "this layout with other recompute"
+
+
 def modelled(plan: Plan) -> Alternative | None:
     """The tied layout that is better if all is as modelled; `None` if the plan's is the best."""
     tied = [other for other in plan.alternatives if other.regret is not None]
@@ -99,16 +112,32 @@ def choice_words(plan: Plan) -> list[str]:
     if regret is None:
         return [f"Chosen by {by}"]
     said = [f"Chosen by {by}: of {regret.tied} tied layouts this one {_loses(regret)}"]
-    surer = [other for other in plan.alternatives if other.regret is not None and other.regret < regret.most]
+    if plan.chosen_by == "simulator":
+        there = sorted(other.simulated_s for other in plan.alternatives if other.simulated_s is not None)
+        others = " and ".join(show_seconds(seconds, 4) for seconds in there)
+        mine = show_seconds(plan.simulated.step_s, 4)
+        return [
+            f"Chosen by the simulator among {regret.tied} tied layouts: {mine} in it, others that it played {others}"
+        ]
+    tied = [other for other in plan.alternatives if other.regret is not None]
+    surer = [other for other in tied if (other.regret or 0.0) < regret.most]
     if surer and plan.chosen_by == "regret":
-        saved = min(other.memory_bytes for other in surer) - plan.cost.memory_bytes
-        decides = f"{show_bytes(saved)} less memory decides" if saved > ROOM else "fewer bytes between nodes decide"
-        said.append(f"losses within {ALIKE:.0%} are alike: {decides}")
+        said.append(f"losses within {ALIKE:.0%} are alike: {_decides(plan, tied, surer)}")
     if best is not None:
-        share = value_of(plan.objective, plan.cost) / _value(plan, best) - 1
-        more = "fewer GPU-hours" if plan.objective == "gpu-hours" else "faster"
-        said.append(f"{best.strategy.describe()} is {share:.1%} {more} if all is as modelled")
+        faster = beside(_value(plan, best), value_of(plan.objective, plan.cost), plan.objective)
+        said.append(f"{_name(plan, best)} is {faster} if all is as modelled")
     return said
+
+
+def _decides(plan: Plan, tied: list[Alternative], surer: list[Alternative]) -> str:
+    """What speaks for the plan against those of less regret: memory, or of those within ROOM of the least the bytes."""
+    least_regret = min(other.regret or 0.0 for other in surer)
+    alike = [other for other in tied if (other.regret or 0.0) <= least_regret + ALIKE]
+    least = min([plan.cost.memory_bytes, *(other.memory_bytes for other in alike)])
+    if any(other.memory_bytes <= least + ROOM for other in surer):
+        return "fewer bytes between nodes decide"
+    saved = min(other.memory_bytes for other in surer) - plan.cost.memory_bytes
+    return f"{show_bytes(saved)} less memory decides" if saved >= 0 else "memory decides"
 
 
 def _loses(regret: Regret) -> str:
@@ -136,9 +165,13 @@ def bound_words(plan: Plan) -> str:
     return f"No layout of {space} {words} (gap {plan.gap:.2%}){stopped}:"
 
 
-def _bound(plan: Plan) -> list[str]:
+def _bound(plan: Plan, explain: bool) -> list[str]:
     varied = wrapped(varied_words(plan.searched), joined="; ")
-    held = wrapped(held_words(plan.searched, plan.fixed or {}), joined=", ")
+    held = held_words(plan.searched, plan.fixed or {})
+    if not explain:
+        shown = len({*(plan.fixed or {}), *HELD_FIRST} & {*plan.searched.held})
+        held = [*held[:shown], f"{len(held) - shown} more at their defaults (--explain)"]
+    held = wrapped(held, joined=", ")
     return [
         *_sentence(choice_words(plan)),
         bound_words(plan),
@@ -148,28 +181,25 @@ def _bound(plan: Plan) -> list[str]:
         *held[1:],
         *(
             title("Untried   ") + line if not place else f"          {line}"
-            for place, line in enumerate(_untried(plan))
+            for place, line in enumerate(_untried(plan, explain))
         ),
     ]
 
 
-def _untried(plan: Plan) -> list[str]:
+def _untried(plan: Plan, explain: bool) -> list[str]:
     """The levers of memory that the bound does not speak of, and why none was tried; nothing where some were."""
     names = [name for name in choices(plan.target.levers, plan.fixed or {}) if name != "recompute"]
     if plan.workload.mode != "train" or not names or set(FIELDS) & set(plan.searched.varied):
         return []
-    named = ", ".join("inputs on the host" if name == "inputs" else name for name in names)
+    names = ["inputs on the host" if name == "inputs" else name for name in names]
+    lines = [line.strip() for line in wrapped(names, joined=", ")] if explain else []
+    levers = f"{len(names)} levers of memory (docs/memory.md)"
     if plan.objective == "memory":
-        return [
-            f"{named}: levers of memory; with them, by --fix, there may be",
-            "layouts that need less than this bound",
-        ]
+        return [f"{levers}: --fix holds one, and may need less than this bound", *lines]
     spent = plan.cost.seconds.get("recompute", 0.0) / plan.cost.step_s
-    return [
-        f"{named}: levers of memory,",
-        f"tried where nothing fits or recompute costs over {WORTH:.0%} of the step (here {spent:.1%}); --fix holds one",
-        *([] if plan.reproducible else ["the time limit was over before"]),
-    ]
+    late = "" if plan.reproducible else ", in time"
+    why = f"tried where recompute costs over {WORTH:.0%} of the step, here {spent:.1%}{late}"
+    return [f"{levers}: {why}", *lines]
 
 
 def _serving(plan: Plan) -> list[str]:

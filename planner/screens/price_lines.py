@@ -6,6 +6,7 @@ What no measurement backs is listed as an estimate; `explanation` is what the to
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -31,20 +32,19 @@ def cost_lines(
 ) -> list[str]:
     """Time and memory, each with its parts; the longest row that fits, where it was asked for."""
     played = f", simulated {show_seconds(simulated.step_s, 4)}" if simulated else ""
-    rate = f"{cost.tokens_per_s_per_gpu:,.0f} tokens/s/GPU"
-    mfu = f"MFU {cost.mfu:.1%} (6 × weights + causal attention, no recompute, over the dense peak)"
+    rate = f"{paid_words(cost)} · {cost.tokens_per_s_per_gpu:,.0f} tokens/s/GPU · MFU {cost.mfu:.1%}"
     shown = {"compute", *(name for name, value in cost.hidden_s.items() if value > 0)}
     seconds = {PARTS[name].words: value for name, value in cost.seconds.items() if value > 0 or name in shown}
     memory = {name: value for name, value in cost.memory.items() if value > 0}
     most = [] if longest is None else [title("Longest   ") + f"{longest:,} tokens in a row fit in memory"]
-    step, used = show_seconds(cost.step_s), show_bytes(cost.memory_bytes)
+    step, used = show_seconds(cost.step_s, 4), show_bytes(cost.memory_bytes)
     if cost.basis is not None:
         step, used = (
-            band_words(step_band(cost, known=known), show_seconds),
+            band_words(step_band(cost, known=known), show_seconds, step),
             band_words(memory_band(cost, known=known), show_bytes),
         )
     return [
-        title("Step      ") + f"{step} priced{played} · {rate} · {mfu}",
+        title("Step      ") + f"{step} priced{played} · {rate}",
         *wrapped([f"{name} {show_seconds(value)}" for name, value in seconds.items()]),
         *averaged_lines(simulated is not None and simulated.averaged),
         *(f"          {one}" for one in _doubts(cost, simulated, known or certificate())),
@@ -53,6 +53,11 @@ def cost_lines(
         *_host_lines(cost),
         *most,
     ]
+
+
+def paid_words(cost: StepCost) -> str:
+    """What a step costs who pays by the hour and GPU."""
+    return f"{cost.gpu_hours:.4g} GPU-hours" if cost.gpu_hours >= 0.01 else f"{cost.gpu_hours * 3600:.3g} GPU-seconds"
 
 
 def averaged_lines(averaged: bool) -> list[str]:
@@ -67,9 +72,9 @@ def _doubts(cost: StepCost, simulated: Simulated | None, known: Certificate) -> 
     band, name = step_band(cost, known=known), domain_of(cost.basis)
     where = known.domain(name)
     if name == OFFLOADED and where.rows and cost.basis.shares["update"]:
-        low, high = (math.exp(quantile(where.quantiles, one)) for one in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
-        times = f"{low:.1f} to {high:.1f} times"
-        yield f"the CPU's update is an estimate: published steps with one took {times} their price"
+        errors = known.domain("offload").quantiles
+        low, high = (math.exp(quantile(errors, one)) for one in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+        yield f"the CPU's update is an estimate: measured ones took {low:.1f} to {high:.0f} times their price"
     elif band.middle in band.ends:
         more, few = ("longer", "less") if band.low == band.middle else ("less", "longer")
         yield f"few published steps of this kind took {few} than priced, in the median {abs(where.bias):.0%} {more}"
@@ -102,7 +107,7 @@ def dummy_lines(cost: StepCost, workload: Workload) -> list[str]:
     """Why a row without frames takes time and memory for vision."""
     if workload.frames or not cost.seconds.get("vision"):
         return []
-    return ["          vision: no frames, so each rank runs an empty one; all ranks join a sharded tower's gathers"]
+    return ["          vision: no frames, so each rank runs an empty one, as a sharded tower needs"]
 
 
 def framework_lines(framework: Framework, strategy: Strategy) -> list[str]:
@@ -118,8 +123,9 @@ def estimate_lines(cost: StepCost, brief: bool) -> list[str]:
     if not cost.estimates:
         return []
     if brief:
-        essences = "; ".join(text.split(": ")[0] for text in cost.estimates)
-        return [f"Estimates, not measured: {essences} (--explain)"]
+        essences = [re.sub(r" \(.*?\)", "", text.split(": ")[0]).replace("_", " ") for text in cost.estimates]
+        lines = wrapped([*essences[:-1], f"{essences[-1]} (--explain)"], joined="; ")
+        return [title("Estimates ") + lines[0].lstrip(), *lines[1:]]
     return ["Estimates, not measured:", *(f"  - {text}" for text in cost.estimates)]
 
 
@@ -132,7 +138,8 @@ def explanation(cost: StepCost, simulated: Simulated | None = None) -> list[str]
     peak, reached = cost.peak_flops / cost.ranks, cost.executed_flops / cost.peak_flops / cost.step_s
     lines += [
         title("FLOP of a step"),
-        f"  model                    {cost.model_flops:.4g}   MFU = model / (step x {cost.ranks} x {peak:.4g} FLOP/s)",
+        f"  model                    {cost.model_flops:.4g}   6 × weights + causal attention, without recompute",
+        f"  MFU                      {cost.mfu:.1%}   model / (step × {cost.ranks} × dense peak of {peak:.4g} FLOP/s)",
         f"  executed                 {cost.executed_flops:.4g}   {reached:.1%} of peak",
     ]
     if simulated is not None:
@@ -154,13 +161,14 @@ def cost_dict(cost: StepCost, room: Room, known: Certificate | None = None) -> M
     return {**derived, **bands, "tokens_per_s_per_gpu": cost.tokens_per_s_per_gpu, **strict.plain(cost)}
 
 
-def band_words(band: Band, show: Callable[[float], str]) -> str:
-    """What is expected, and how far off it may be.
+def band_words(band: Band, show: Callable[[float], str], middle: str = "") -> str:
+    """What is expected, also in words of its own, and how far off it may be.
 
     >>> band_words(Band(low=24.6, middle=26.2, high=28.9, level=0.8), show_seconds)
     '26.2 s (24.6–28.9, 80%)'
     """
-    middle, low, high = (show(value) for value in (band.middle, band.low, band.high))
+    low, high = (show(value) for value in band.ends)
+    middle = middle or show(band.middle)
     unit = middle[middle.index(" ") :]
     if low.endswith(unit) and high.endswith(unit):
         low, high = low.removesuffix(unit), high.removesuffix(unit)

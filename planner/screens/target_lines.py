@@ -9,7 +9,8 @@ from cost_models.pricing import price
 from cost_models.units import show_seconds
 from planner.plan_file import Plan
 from planner.screens.lines import title, wrapped
-from planner.search.objective import show_value
+from planner.search.objective import Objective, show_value, value_of
+from planner.search.reasons import beside
 from planner.targets.elsewhere import elsewhere
 
 TOLD = 0.03
@@ -30,8 +31,9 @@ def target_lines(plan: Plan) -> list[str]:
 
 
 def elsewhere_lines(plan: Plan) -> list[str]:
-    """What another target would bring, beside a plan of ours; nothing where it has no layouts of its own."""
-    if not plan.target.is_ours or plan.targets:
+    """What another target would bring, beside a plan of ours; nothing where it has no layouts of its own, or where
+    memory is what counts."""
+    if not plan.target.is_ours or plan.targets or plan.objective == "memory":
         return []
     found = elsewhere(plan.cluster, plan.workload, plan.room)
     if found is None:
@@ -42,31 +44,41 @@ def elsewhere_lines(plan: Plan) -> list[str]:
     said = " × ".join(
         f"{axis} {getattr(found.strategy, axis)}" for axis in degrees if getattr(found.strategy, axis) > 1
     )
-    words = f"{said}: {show_seconds(found.cost.step_s, 3)}, {_against(found.cost, plan.cost)}"
+    words = f"{said}: {_against(found.cost, plan.cost, plan.objective)}"
+    newest = _with_newest(plan)
+    if newest is not None and newest.step_s < plan.cost.step_s:
+        words += f"; against this layout with FlashAttention-3 {_share(found.cost, newest, plan.objective)}"
     return [title("Elsewhere ") + f"{name}, {words}; best of {found.tried} priced: --for {name} searches"]
 
 
 def kernel_lines(plan: Plan) -> list[str]:
-    """What FlashAttention-3 would bring to this layout: the executor takes it on Hopper where it is installed."""
+    """What FlashAttention-3 would bring to this layout, where it saves more than TOLD."""
+    cost = _with_newest(plan)
+    if cost is None or cost.step_s > plan.cost.step_s * (1 - TOLD):
+        return []
+    words = _against(cost, plan.cost, plan.objective)
+    return [title("Kernel    ") + f"FlashAttention-3 (flash_attn_interface): {words}; --kernel newest plans for it"]
+
+
+def _with_newest(plan: Plan) -> StepCost | None:
+    """This layout with FlashAttention-3: the executor takes it on Hopper where it is installed; `None` elsewhere."""
     named = plan.workload.kernel or plan.workload.mode != "train" or plan.profile_digest
     if named or not plan.target.is_ours or any(run.node.device.architecture != "hopper" for run in plan.cluster.runs):
-        return []
+        return None
     newest = replace(plan.workload, kernel="newest")
-    cost = price(plan.cluster, newest, plan.strategy, plan.placement, framework=plan.target.code)
-    if cost.step_s > plan.cost.step_s * (1 - TOLD):
-        return []
-    words = f"{show_seconds(cost.step_s, 3)}, {_against(cost, plan.cost)}"
-    return [
-        title("Kernel    ")
-        + f"with flash_attn_interface (FlashAttention-3) installed: {words}; --kernel newest plans for it"
-    ]
+    return price(plan.cluster, newest, plan.strategy, plan.placement, framework=plan.target.code)
 
 
-def _against(other: StepCost, mine: StepCost) -> str:
-    """How much slower or faster, and by which part most."""
-    share = other.step_s / mine.step_s - 1
-    sign = 1 if share > 0 else -1
+def _against(other: StepCost, mine: StepCost, objective: Objective) -> str:
+    """What it takes, how much slower or faster that is, and by which part most."""
+    sign = 1 if other.step_s > mine.step_s else -1
     parts = {name: sign * (other.seconds.get(name, 0.0) - mine.seconds.get(name, 0.0)) for name in PARTS}
     most = max(parts, key=lambda name: parts[name])
-    word, more = ("slower", "more") if share > 0 else ("faster", "less")
-    return f"{abs(share):.0%} {word} ({PARTS[most].words} {show_seconds(parts[most], 2)} {more})"
+    part = f"{PARTS[most].words} {show_seconds(parts[most], 2)} {'more' if sign > 0 else 'less'}"
+    if objective == "gpu-hours" and other.ranks != mine.ranks:
+        part = f"{other.ranks} GPUs"
+    return f"{show_value(objective, value_of(objective, other), 3)}, {_share(other, mine, objective)} ({part})"
+
+
+def _share(other: StepCost, mine: StepCost, objective: Objective) -> str:
+    return beside(value_of(objective, other), value_of(objective, mine), objective, digits=0)

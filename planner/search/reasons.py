@@ -1,7 +1,7 @@
 """Why a layout lost, in a few words, and which losers are worth showing.
 
     slower    the part of the step that costs most above the best layout's: "4.3 s slower: exposed ring 4.1 s more"
-    too big   "needs 91.0 GiB of 80.0 GiB"
+    too big   "too big: 74.1 GiB may be used"
 
 Worth showing is what people would try by hand: no recompute, ulysses alone, ring alone, half the GPUs, no sharding.
 Left out: the best placements of these; their ranks lie in order.
@@ -31,7 +31,10 @@ def reason(
 ) -> str:
     """Why a layout with `cost` lost to the best one; `simulated`: the objective's value of both in the simulator."""
     if not room.holds(cost):
-        return f"needs {show_bytes(cost.memory_bytes)} of {show_bytes(room.limit_bytes(cost.capacity_bytes))}"
+        limit = room.limit_bytes(cost.capacity_bytes)
+        if cost.memory_bytes > limit:
+            return f"too big: {show_bytes(limit)} may be used"
+        return f"too big for the host: needs {show_bytes(cost.host_bytes)}"
     value, least = value_of(objective, cost), value_of(objective, best)
     if value < least and simulated is not None:
         return f"priced better, but simulated {simulated[0] / simulated[1] - 1:.1%} worse"
@@ -52,14 +55,36 @@ def reason(
     return "as good; lost the tie on degrees"
 
 
-def tied_reason(cost: StepCost, chosen: StepCost, objective: Objective, regret: float) -> str:
-    """What a layout that is tied with the chosen one has against it, and for it."""
-    value, own = value_of(objective, cost), value_of(objective, chosen)
-    words = f"tied: {abs(value / own - 1):.1%} {'faster' if value < own else 'slower'}, loses at most {regret:.1%}"
-    if objective == "gpu-hours":
-        words = words.replace("faster", "fewer GPU-hours").replace("slower", "more GPU-hours")
+def tied_reason(
+    cost: StepCost,
+    chosen: StepCost,
+    objective: Objective,
+    regret: float,
+    simulated: tuple[float, float] | None = None,
+) -> str:
+    """What a layout that is tied with the chosen one has against it, and for it; `simulated` as for `reason`."""
+    words = f"tied: {beside(value_of(objective, cost), value_of(objective, chosen), objective)}"
+    if simulated is not None and simulated[0] > simulated[1]:
+        words += f", simulated {beside(*simulated, objective)}"
+    else:
+        words += f", loses at most {regret:.1%}"
     more = cost.memory_bytes - chosen.memory_bytes
     return f"{words}, {show_bytes(more)} more memory" if more >= 2**30 else words
+
+
+def beside(value: float, own: float, objective: Objective, digits: int = 1) -> str:
+    """How much less or more than `own`, in words.
+
+    >>> beside(9.0, 10.0, "time"), beside(10.5, 10.0, "gpu-hours"), beside(10.001, 10.0, "time")
+    ('10.0% faster', '5.0% more GPU-hours', 'as fast')
+    """
+    share = value / own - 1
+    fewer, more, same = ("faster", "slower", "as fast")
+    if objective == "gpu-hours":
+        fewer, more, same = ("fewer GPU-hours", "more GPU-hours", "as many GPU-hours")
+    if abs(share) < 0.5 * 10 ** -(digits + 2):
+        return same
+    return f"{abs(share):.{digits}%} {fewer if share < 0 else more}"
 
 
 def notable(space: Space, best: Strategy, shown: Sequence[Strategy]) -> Iterator[Strategy]:
@@ -79,7 +104,13 @@ def notable(space: Space, best: Strategy, shown: Sequence[Strategy]) -> Iterator
 
 
 def _possible(space: Space, one: Strategy) -> bool:
-    """Whether the model has a layout with these degrees and levers."""
+    """Whether the space has these degrees, and the model a layout with these levers."""
+    if not any(
+        (family.data, family.microbatches, family.ulysses) == (one.data, one.microbatches, one.ulysses)
+        and family.first_ring <= one.ring <= family.most_ring
+        for family in space.families
+    ):
+        return False
     try:
         RankSizes(space.workload, one).head_chunk.heads  # noqa: B018  refuses more pieces than a rank has heads
     except InputError:

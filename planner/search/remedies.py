@@ -48,10 +48,11 @@ class NothingFits(InputError):
         workload, gpus = self._space.workload, self._space.cluster.gpus
         pinned = ", ".join(f"{name}={value}" for name, value in self._space.pins.items())
         whole = largest_gpu_bytes(self._space)
-        limit = "" if room == whole else f" ({show_bytes(whole)} with {self._space.room.words})"
-        words = f"nothing fits: {workload.describe()} needs at least {show_bytes(least)} per GPU of {show_bytes(room)}"
-        words += limit
-        return words + f" on {gpus} GPU{'s' if gpus > 1 else ''}" + (f" with {pinned}" if pinned else "")
+        there = show_bytes(whole)
+        may = "" if room == whole else f", of which {show_bytes(room)} may be used with {self._space.room.words}"
+        where = f"on {gpus} GPU{'s' if gpus > 1 else ''}" + (f" with {pinned}" if pinned else "")
+        need = f"needs at least {show_bytes(least)} per GPU; it has {there}{may}"
+        return f"nothing fits: {workload.describe()} {where} {need}"
 
     @cached_property
     def remedies(self) -> tuple[str, ...]:

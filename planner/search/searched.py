@@ -24,6 +24,8 @@ VARIED = ("data", "microbatches", "ring", "ulysses", "shard", "zero", "recompute
 _OF_SSD = {"ssd", "ssd_pass"}  # held where a user holds them: few models have such layers
 _HELD = ("tensor", "pipeline", "virtual", "cache_context")
 """Varied where a target has several spaces."""
+HELD_FIRST = ("token_shares", "tensor", "pipeline", "expert")
+"""What others plan with: named on the screen, where the rest is counted."""
 _OVER = {"ranks": "all ranks", "domain": "a domain's", "context": "the context group's", "one": "1", "alone": "1"}
 _ONLY_IN_TRAINING = ("microbatches", "recompute")
 
@@ -64,7 +66,7 @@ def searched(spaces: Sequence[Space], strategy: Strategy, fixed: Collection[str]
         "ulysses": ranges(one.ulysses for one in families),
         "shard": ", ".join(dict.fromkeys(_OVER[over] for over, _ in first.shardings)),
         "zero": ", ".join(str(stage) for stage in stages if stage or not unsharded) + unsharded,
-        "recompute": "by layer " + "; or ".join(", ".join(map(_policy, policies)) for policies in among),
+        "recompute": "by layer " + ", ".join(dict.fromkeys(_policy(one) for several in among for one in several)),
     }
     moved = [name for name in _HELD if name not in fixed and len({getattr(one.base, name) for one in spaces}) > 1]
     words |= {name: ranges(getattr(one.base, name) for one in spaces) for name in moved}
@@ -81,7 +83,7 @@ def searched(spaces: Sequence[Space], strategy: Strategy, fixed: Collection[str]
 
 
 def _policy(policy: Policy) -> str:
-    return policy if isinstance(policy, str) else f"{policy.recompute} with its input on the host"
+    return policy if isinstance(policy, str) else f"{policy.recompute} + offload"
 
 
 def _values(several: Sequence[object]) -> str:
@@ -116,6 +118,6 @@ def varied_words(space: Searched) -> list[str]:
 
 def held_words(space: Searched, fixed: Collection[str]) -> list[str]:
     """ "name value" of what was held: what the user fixed, then what others plan with, then the rest."""
-    first = [*fixed, "tensor", "pipeline", "expert"]
+    first = [*fixed, *HELD_FIRST]
     names = sorted(space.held, key=lambda name: first.index(name) if name in first else len(first))
     return [f"{name} {space.held[name]}" for name in names]

@@ -37,12 +37,14 @@ class Elsewhere(Struct, frozen=True, kw_only=True):
 
 
 def elsewhere(cluster: Cluster, workload: Workload, room: Room) -> Elsewhere | None:
-    """`None`: no other target runs the model in layouts that ours does not have."""
+    """`None`: no other target runs the model as precisely, in layouts that ours does not have."""
     target = Target.load("megatron" if workload.mode == "train" else "vllm")
     try:
         check_plannable(workload.model)
         asked = target.asked(workload)
     except InputError:
+        return None
+    if asked.precision.param != workload.precision.param:  # fp32, or a card without bf16: not the same work
         return None
     best, tried = None, 0
     for strategy in _candidates(cluster, asked, target):

@@ -383,10 +383,12 @@ def test_the_bound_names_the_space_that_was_searched(run):
     assert code == 0 and "No layout of this space is priced below" in words and "on any placement (gap" in words
     assert "Searched data 1; microbatches 1; ring 1-2; shard all ranks," in words
     assert "recompute by layer none, mlp, all_but_attention, full" in words
-    assert "Held ulysses 4, tensor 1, pipeline 1," in words and "loss_chunk_tokens 1024" in words
+    assert "Held ulysses 4, tensor 1, pipeline 1, expert 1," in words and "more at their defaults (--explain)" in words
     levers = "inputs on the host, mlp_chunk_tokens, loss_chunk_tokens, attention_head_chunks, attention_chunk_tokens, "
     levers += "offload_states"
-    assert f"Untried {levers}: levers of memory, tried where nothing fits or recompute costs over 2%" in words
+    assert "Untried 6 levers of memory (docs/memory.md): tried where recompute costs over 2% of the step" in words
+    whole = " ".join(run("show", "plan.json", "--explain")[1].split())
+    assert "loss_chunk_tokens 1024" in whole and levers in whole
     space = json.loads(run(*SMALL, "--mode", "prefill", "--json")[1])["searched"]
     assert list(space["varied"]) == ["data", "ring", "ulysses", "shard", "zero"]
     assert space["varied"]["ulysses"] == "1-8" and space["varied"]["ring"] == "1-8"

@@ -245,7 +245,7 @@ def test_published_headline_on_256_gpus() -> None:
     seconds = [choice.cost.step_s for choice in found.best]
     assert seconds == sorted(seconds)
     reasons = [reason(choice.cost, best.cost, "time") for choice in (*found.best[1:], *found.lost)]
-    assert all(reasons) and any(why.startswith("needs ") for why in reasons)
+    assert all(reasons) and any(why.startswith("too big: ") for why in reasons)
 
 
 def test_short_contexts_do_not_take_a_whole_large_cluster() -> None:
