@@ -143,7 +143,7 @@ class Tree:
 
     def branches(self, ranges: list[tuple[int, int, int]], quick: bool = True) -> Branches:
         """Branches (family, first ring, last ring) with their bounds; `quick` ignores the time of recomputing."""
-        branches, legal = self._unbounded(ranges)
+        branches, legal = self.unbounded(ranges)
         for tier, mine, possible in self._by_tier(branches, legal):
             bound, least = self._bounds(tier, branches.take(mine), possible, quick)
             there = np.ix_(mine, possible)
@@ -154,7 +154,7 @@ class Tree:
     def parts_s(self, ranges: list[tuple[int, int, int]]) -> _Floats:
         """Seconds that no layout of a branch is below, whatever memory there is, shape (branches, shardings, parts):
         outside the layers, and of one layer of each kind. Infinite where the sharding is not legal."""
-        branches, legal = self._unbounded(ranges)
+        branches, legal = self.unbounded(ranges)
         found = np.full((*legal.shape, 1 + len(set(self.space.workload.model.layer_kinds))), np.inf)
         for tier, mine, possible in self._by_tier(branches, legal):
             some, kernels, layouts = self._layouts(tier, branches.take(mine), possible)
@@ -165,7 +165,7 @@ class Tree:
         found[~legal] = np.inf
         return found
 
-    def _unbounded(self, ranges: list[tuple[int, int, int]]) -> tuple[Branches, NDArray[np.bool_]]:
+    def unbounded(self, ranges: list[tuple[int, int, int]]) -> tuple[Branches, NDArray[np.bool_]]:
         """(branches, which of their shardings are legal)."""
         table = np.array(ranges, dtype=np.int64).reshape(-1, 3)
         family, first, last = table[:, 0], table[:, 1], table[:, 2]

@@ -17,7 +17,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from cost_models.strategy import VARIED, Axis, Strategy
-from cost_models.timing.paths import Path
+from cost_models.timing.paths import Path, Paths
 from cost_models.timing.slowest import pace
 from planner.search.layout_prices import policy_prices
 from planner.search.optimistic_paths import FloorPaths, Reach
@@ -178,13 +178,18 @@ class RegionBounds:
             network_source="bound", host_memory_bytes_per_s=optimistic.host_memory_bytes_per_s,
             pace=pace(devices, ranks),
         )  # fmt: skip
+        return self._seconds(many, layout, region, paths)
+
+    def _seconds(self, many: dict[str, Ints], layout: Ints, region: Ints, paths: Paths) -> Floats:
+        """Of layouts in regions with equal devices, on `paths`."""
+        runs = self._runs[int(region[0])]
         degrees = {name: value[layout][:, None] for name, value in many.items()}
-        space = self.space
+        space, devices = self.space, self.costs.devices(runs)
         code = space.target.code
         priced = policy_prices(
             space.workload,
             space.base.varied(**degrees),
-            costs.kernels(runs, code.measured_attention(space.workload)),
+            self.costs.kernels(runs, code.measured_attention(space.workload)),
             paths,
             space.policies,
             devices[0],
