@@ -6,8 +6,8 @@ DGX H100, LongVILA-8B, 2M tokens, a row for each 256 GPUs; whole, and with 1% of
 cards at half rate, seed 0) behind leaves at 2:1. `kinds` is 1,280 GPUs whose 160 nodes all have another clock. `mixed`
 is 256 GPUs: H100 and A100 nodes, 3 of them partly taken, 5% of the cards at a quarter to three quarters. Every plan is
 a process of its own. The last column is how much faster than the GPUs the CPU seconds grow, from the row above: 1 is as
-fast. The page plots both; times hang on the machine, exponents hardly do. Unequal shares of a row (`kinds`, `mixed`)
-lie below the bound, which is of equal ones: gap 0.
+fast. The page plots both; times hang on the machine, exponents hardly do.
+In `kinds` and `mixed` rows have unequal shares, and the bound is over any.
 """
 
 from __future__ import annotations

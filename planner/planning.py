@@ -30,12 +30,11 @@ from cost_models.workload import Workload
 from planner.choosing import ALIKE, Ties, only, ties, weighed
 from planner.clusters.kinds import by_kind
 from planner.plan_file import Alternative, ChosenBy, Plan, Regret, Simulated
-from planner.prove.proof import with_any_shares
 from planner.search.objective import Objective, paid_ranks, value_of
 from planner.search.reasons import reason, tied_reason
 from planner.search.searched import searched
 from planner.serving import serving
-from planner.shares import with_shares
+from planner.shares import with_any_shares, with_shares
 from planner.simulator.result import Simulation
 from planner.simulator.simulation import simulate
 from planner.solve import Choice, Solution, solve
@@ -90,10 +89,11 @@ def plan(
     chosen = _chosen(costs, solution, objective, play, doubted=doubted and not late, late=clock.is_over)
     equal = chosen.choice
     if not clock.is_over() and (unequal := with_shares(solution, objective, profile, room)):
-        chosen = _Chosen(
-            choice=unequal, by="model", ties=only(unequal), played=[(unequal, play(unequal)), *chosen.played]
-        )
+        played = [(unequal, play(unequal)), *chosen.played]
+        chosen = _Chosen(choice=unequal, by="model", ties=only(unequal), played=played)
     choice, value = chosen.choice, value_of(objective, chosen.choice.cost)
+    any_shares = None if choice is equal or clock.is_over() else with_any_shares(solution, costs, value)
+    bound = _bound(bound, any_shares, several=len(values) > 1)
 
     def alone(other: Workload) -> Solution:
         on_step("searching layouts for prefill alone")
@@ -102,7 +102,7 @@ def plan(
             target=solution.target, time_limit_s=clock.left_s(),
         )  # fmt: skip
 
-    found = Plan(
+    return Plan(
         cluster=cluster,
         target=solution.target,
         targets=values,
@@ -116,7 +116,7 @@ def plan(
         chosen_by=chosen.by,
         regret=chosen.regret,
         alternatives=tuple(_alternatives(solution, chosen, objective, room)),
-        searched=searched(solution.spaces, equal.strategy, fixed or {}),
+        searched=searched(solution.spaces, equal.strategy, fixed or {}, any_shares is not None),
         bound=bound,
         gap=1 - bound / value if choice is not equal else max(0.0, 1 - bound / value),
         reproducible=solution.reproducible and not clock.is_over(),
@@ -125,7 +125,13 @@ def plan(
         room=room,
         fixed={name: "none" if value is None else str(value) for name, value in (fixed or {}).items()},
     )
-    return with_any_shares(found) if choice is not equal else found
+
+
+def _bound(equal: float, any_shares: float | None, *, several: bool) -> float:
+    """Of all targets, one of which has unequal shares; the others' bounds are in that of equal ones."""
+    if any_shares is None:
+        return equal
+    return min(any_shares, equal) if several else any_shares
 
 
 class _Limit:

@@ -1,13 +1,13 @@
 """Unequal shares of a row for unlike GPUs: an improvement on the layouts that the search found with equal ones.
 
     shares   of a ring's positions, so that all compute as long: s <- s / (seconds of a position at s), repeated
-    tempered s^a: between equal shares (0) and these (1), as the fast cards' memory and phases of unlike ratio ask
+    power    s^a: the a that is priced least, as phases of unlike ratio ask; less where the fast cards' memory asks
     layers   at most two recompute policies, the leaner one in as few layers as the fullest position's memory asks
     layouts  those near the best, and those of all GPUs: with equal shares the slow ones may not have been worth it
 
-Taken where the price is lower by WORTH. The search's bound speaks of equal shares and is not moved. Each trial is
-priced by `price` itself. Left out: shares of packed documents, of state-space layers and of rows (data replicas),
-levers of memory beyond those of the layouts tried, orders of fast and slow positions in the ring.
+Taken where the price is lower by WORTH; the bound is then `search/any_shares.py`'s. Each trial is priced by `price`.
+Left out: shares of packed documents, of state-space layers and of rows (data replicas), levers of memory beyond those
+of the layouts tried, orders of fast and slow positions in the ring.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cost_models.cost import StepCost
 from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.placement import Placement
 from cost_models.pricing import price
@@ -28,7 +27,8 @@ from cost_models.profile import Profile
 from cost_models.room import Room
 from cost_models.step.unequal import positions
 from cost_models.strategy import LayerRange, Strategy, rank_grid
-from cost_models.timing.cluster_costs import cluster_costs
+from cost_models.timing.cluster_costs import ClusterCosts, cluster_costs
+from planner.search.any_shares import least_with_any_shares
 from planner.search.objective import Objective, value_of
 from planner.search.space import Policy, divisors
 from planner.simulator.played_program import compute_s
@@ -37,14 +37,22 @@ from planner.solve import Choice, Solution
 Shares = NDArray[np.float64]
 WORTH = 0.01
 """Share of the value below which equal shares stay: layouts priced less than 1% apart are not told apart."""
+POWERS = (0.4, 1.4)
+"""Of even shares, between these the fastest is looked for."""
+SECTIONS = 7
+GOLDEN = (5**0.5 - 1) / 2
 TEMPERED = (1.0, 0.9, 0.75, 0.5)
 ROUNDS = 5
 EVEN = 0.002
 """Positions that compute as long to this share are even."""
-PARTS = 1000
+PARTS = 2000
 """Shares are whole numbers up to this."""
+MOST_MIXED = 2
+"""Pairs of policies tried."""
 MOST_TRIED = 3
-"""Of the layouts so many get shares, layers and all; which, their price without regard to memory says."""
+"""Of the layouts so many get shares, layers and all; which, their price without regard to memory says …"""
+ALIKE = 1.05
+"""… within this of the least."""
 
 
 def with_shares(solution: Solution, objective: Objective, profile: Profile | None, room: Room) -> Choice | None:
@@ -53,10 +61,17 @@ def with_shares(solution: Solution, objective: Objective, profile: Profile | Non
         return None
     trials = _Trials(solution, objective, profile, room)
     rough = sorted((trials.rough(*one), at, one) for at, one in enumerate(trials.layouts()))
-    found = [best for *_, one in rough[:MOST_TRIED] if (best := trials.shared(*one))]
+    worth = [one for value, _, one in rough[:MOST_TRIED] if value <= rough[0][0] * ALIKE]
+    found = [best for one in worth if (best := trials.shared(*one))]
     limit = value_of(objective, solution.best[0].cost) * (1 - WORTH)
     better = [one for one in found if value_of(objective, one.cost) < limit]
     return min(better, key=lambda one: value_of(objective, one.cost), default=None)
+
+
+def with_any_shares(solution: Solution, costs: ClusterCosts, value: float) -> float | None:
+    """The bound, at most `value`, of the solution's layouts with any shares; `None`: the space is too large."""
+    levers = len(solution.spaces) > 1
+    return least_with_any_shares(solution.spaces[0], solution.objective, costs, value, levers)
 
 
 def _possible(solution: Solution, objective: Objective) -> bool:
@@ -117,25 +132,47 @@ class _Trials:
             slot[order], gpu[order] = plain.slot_of_rank, plain.gpu_of_rank
             yield strategy, Placement(slot_of_rank=slot, gpu_of_rank=gpu)
 
-    def price(self, strategy: Strategy, placement: Placement) -> StepCost:
-        return price(self.cluster, self.solution.workload, strategy, placement, self.profile, self.code)
+    def price(self, strategy: Strategy, placement: Placement) -> Choice:
+        cost = price(self.cluster, self.solution.workload, strategy, placement, self.profile, self.code)
+        return Choice(strategy=strategy, placement=placement, cost=cost)
 
     def rough(self, strategy: Strategy, placement: Placement) -> float:
         """The value with even shares and the layers as they are, whatever memory that takes."""
         shares = self._even(strategy, placement)
-        return value_of(self.objective, self.price(_dealt(strategy, shares), placement))
+        return self.value(self.price(_dealt(strategy, shares), placement))
 
     def shared(self, strategy: Strategy, placement: Placement) -> Choice | None:
-        """The best layout with shares that fits; they are tempered as long as that helps."""
+        """The best layout with shares that fits; they are tempered further as long as that helps."""
         shares, best = self._even(strategy, placement), None
         if np.ptp(shares) == 0:
             return None
-        for power in TEMPERED:
-            found = min(self._with_layers(_dealt(strategy, shares**power), placement), key=self.value, default=None)
+        fastest = self._fastest(strategy, placement, shares)
+        for temper in TEMPERED:
+            dealt = _dealt(strategy, shares ** (fastest * temper))
+            found = min(self._with_layers(dealt, placement), key=self.value, default=None)
             if best is not None and (found is None or self.value(found) >= self.value(best)):
                 break
             best = found
         return best
+
+    def _fastest(self, strategy: Strategy, placement: Placement, even: Shares) -> float:
+        """The power of even shares that is priced least, the layers as they are: phases have unlike ratios, so that
+        none that waits for another position may be worth more than that sums are even. By golden sections."""
+
+        def value(power: float) -> float:
+            return self.value(self.price(_dealt(strategy, even**power), placement))
+
+        low, high = POWERS
+        inner = [high - GOLDEN * (high - low), low + GOLDEN * (high - low)]
+        least = [value(one) for one in inner]
+        for _ in range(SECTIONS):
+            if least[0] <= least[1]:
+                high, inner = inner[1], [inner[1] - GOLDEN * (inner[1] - low), inner[0]]
+                least = [value(inner[0]), least[0]]
+            else:
+                low, inner = inner[0], [inner[1], inner[0] + GOLDEN * (high - inner[0])]
+                least = [least[1], value(inner[1])]
+        return inner[least.index(min(least))]
 
     def value(self, choice: Choice) -> float:
         return value_of(self.objective, choice.cost)
@@ -154,28 +191,37 @@ class _Trials:
         return shares
 
     def _with_layers(self, strategy: Strategy, placement: Placement) -> Iterator[Choice]:
-        """For each policy, and each two of them, as many layers of the leaner one as memory asks."""
+        """Layers by one policy; by two, the fastest that its seconds and bytes by each alone promise, as many by the
+        leaner one as memory asks."""
         layers = self.solution.workload.model.layers
 
         def choice(fast: Policy, lean: Policy, count: int) -> Choice:
             parts = [(lean, count), (fast, layers - count)]
             ranges = tuple(_ranged(policy, many) for policy, many in parts if many)
-            one = replace(strategy, layers=ranges)
-            return Choice(strategy=one, placement=placement, cost=self.price(one, placement))
+            return self.price(replace(strategy, layers=ranges), placement)
 
         alone = [(policy, choice(policy, policy, layers)) for policy in self.space.policies]
         fitting = [(policy, one) for policy, one in alone if self.room.holds(one.cost)]
         yield from (one for _, one in fitting)
+        mixed: list[tuple[float, int, int, Policy, Policy]] = []
         for (fast, over), (lean, held) in itertools.product(alone, fitting):
             saved = over.cost.memory_bytes - held.cost.memory_bytes
             if self.room.holds(over.cost) or over.cost.step_s >= held.cost.step_s or saved <= 0:
                 continue
-            much = over.cost.memory_bytes - self.room.limit_bytes(over.cost.capacity_bytes)
-            for count in range(max(1, int(layers * much / saved)), layers):  # memory is about linear in the layers
+            count = max(1, int(layers * self._over(over) / saved))  # memory is about linear in the layers
+            seconds = over.cost.step_s + (held.cost.step_s - over.cost.step_s) * count / layers
+            mixed.append((seconds, count, saved, fast, lean))
+        for _, count, saved, fast, lean in sorted(mixed, key=lambda one: one[:2])[:MOST_MIXED]:
+            while count < layers:
                 tried = choice(fast, lean, count)
                 if self.room.holds(tried.cost):
                     yield tried
                     break
+                count += max(1, int(layers * self._over(tried) / saved))
+
+    def _over(self, choice: Choice) -> float:
+        """Bytes above what a rank may be priced at."""
+        return choice.cost.memory_bytes - self.room.limit_bytes(choice.cost.capacity_bytes)
 
 
 def _dealt(strategy: Strategy, shares: Shares) -> Strategy:

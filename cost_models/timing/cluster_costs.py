@@ -4,12 +4,13 @@
     paths            of every axis, from the placement
 
 Without a placement ranks lie in order, and an axis is (stride, size): its groups are `arange(ranks)` cut in blocks of
-stride x size. Strategies share most axes, so these paths are remembered. Left out: memory of explicit placements.
+stride x size. Strategies share most axes, so these paths are remembered; of explicit placements those of the last one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -45,6 +46,7 @@ class ClusterCosts:
         self._kernels: dict[tuple[tuple[int, ...], str, Choice], KernelsInUse] = {}
         self._links: dict[tuple[tuple[int, ...], Choice], Collectives] = {}
         self._in_order: dict[tuple[str, int, int, int], Path] = {}
+        self._read: tuple[Placement | None, dict[Strategy, dict[Axis, Path]]] = (None, {})  # paths of the last one
 
     @cached_property
     def wiring(self) -> Wiring:
@@ -94,9 +96,13 @@ class ClusterCosts:
         if placement is None or placement.is_in_order(self.cluster):
             axes = {a: self.in_order(a, patterns[a], *axis_stride(strategy, a), ranks) for a in patterns}
             return self.assembled(self.runs(ranks), axes, ranks)
-        loads = Loads(self.rates, placement.slot_of_rank[None, :], placement.gpu_of_rank[None, :])
-        axes = {axis: _first(path) for axis, path in loads.paths(strategy, patterns).items()}
-        return self.assembled(self.runs(ranks, placement), axes, ranks)
+        if placement is not self._read[0]:
+            self._read = placement, {}
+        known, degrees = self._read[1], replace(strategy, layers=(), token_shares=())
+        if degrees not in known or known[degrees].keys() != patterns.keys():
+            loads = Loads(self.rates, placement.slot_of_rank[None, :], placement.gpu_of_rank[None, :])
+            known[degrees] = {axis: _first(path) for axis, path in loads.paths(strategy, patterns).items()}
+        return self.assembled(self.runs(ranks, placement), known[degrees], ranks)
 
     def assembled(self, runs: tuple[int, ...], axes: Mapping[Axis, Path], ranks: Number) -> Paths:
         """Paths of axes whose so many ranks lie on nodes of the `runs`."""

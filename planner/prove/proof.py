@@ -26,8 +26,6 @@ from planner.prove.relaxation import Family, Way, families, least_s
 
 MOST_LAYOUTS = 50_000
 """Of a space with more (sharding not counted) no proof is written."""
-MOST_UNASKED = 2000
-"""Of a space with more a plan of unequal shares keeps the search's bound, which is of equal ones."""
 AGREES = 1e-9
 LEVERS: dict[str, Any] = {
     "mlp_chunk_tokens": None, "attention_head_chunks": 1, "attention_chunk_tokens": None, "offload_states": "none",
@@ -51,28 +49,9 @@ def prove(plan: Plan) -> Proof:
     return Proof(bound_s=min(region.least_s for region in regions), regions=tuple(regions))
 
 
-def with_any_shares(plan: Plan) -> Plan:
-    """A plan of unequal shares with a bound over any shares in place of the search's; as it is where there is no proof,
-    or the space is large."""
-    try:
-        layouts = _layouts(plan)
-    except InputError:
-        return plan
-    large = len(layouts) > MOST_UNASKED or plan.profile_digest
-    return plan if large else _bounded(plan, min(_least(plan, layouts)))
-
-
 def proven(plan: Plan) -> Plan:
-    """A plan with its proof; one of unequal shares has its bound, too."""
-    proof = prove(plan)
-    return replace(_bounded(plan, proof.bound_s) if plan.equal_shares_bound else plan, proof=proof)
-
-
-def _bounded(plan: Plan, bound: float) -> Plan:
-    """With a bound over any shares."""
-    held = {name: value for name, value in plan.searched.held.items() if name != "token_shares"}
-    searched = replace(plan.searched, held=held, varied={**plan.searched.varied, "token_shares": "any"})
-    return replace(plan, bound=bound, gap=1 - bound / plan.cost.step_s, searched=searched)
+    """A plan with its proof."""
+    return replace(plan, proof=prove(plan))
 
 
 def check(where: str, plan: Plan, proof: Proof) -> float:

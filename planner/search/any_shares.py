@@ -13,6 +13,7 @@ Seconds, or the objective's unit. Left out: hops that outlast the blocks of a ri
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -26,7 +27,7 @@ from cost_models.program import Compute, Exchange, Phase, Ring, Segment, Staged,
 from cost_models.step.assembly import step_program
 from cost_models.strategy import VARIED, Axis, LayerRange, Strategy
 from cost_models.timing.cluster_costs import ClusterCosts
-from cost_models.timing.paths import Path, Paths
+from cost_models.timing.paths import Paths
 from cost_models.timing.slowest import KernelsInUse, pace
 from planner.search.branch import Tree
 from planner.search.layout_prices import policy_prices
@@ -44,11 +45,13 @@ SHRINKS = 4
 SHARP = 5000.0
 """A phase that two devices finish within 1 / SHARP of each other counts for both in the weights, else for the later."""
 HALVINGS = 45
-HIDES = 1e6
-"""Times as much computation: what is sent and still exposed then is never hidden."""
+HIDES_S = 1e4
+"""What is sent and still exposed where each phase computes for so long is never hidden."""
 
 
-def least_with_any_shares(space: Space, objective: Objective, costs: ClusterCosts, value: float, levers: bool) -> float | None:
+def least_with_any_shares(
+    space: Space, objective: Objective, costs: ClusterCosts, value: float, levers: bool
+) -> float | None:
     """At most `value`, and no layout of the space is below it; `None`: there are too many layouts. `levers`: also none
     with levers of memory, which only cost time, so that no recompute is counted."""
     tree = Tree(space, objective, costs)
@@ -59,7 +62,9 @@ def least_with_any_shares(space: Space, objective: Objective, costs: ClusterCost
     ranks = tree.data[family] * tree.ulysses[family] * ring
     layouts, limit = tree.strategies(family, ring, ranks, np.full_like(ring, 3)), value / weight(objective, ranks)
     open_ = _Unlike(space, costs, layouts, *_devices(costs, 1), limit).computed_s() < limit
-    branches, legal = tree.unbounded([(*map(int, one), int(one[1])) for one in np.stack([family, ring], 1)[open_]])
+    branches, legal = tree.unbounded(
+        [(int(at), int(of), int(of)) for at, of in np.stack([family, ring], axis=1)[open_]]
+    )
     several = [tree.strategy(branches, *map(int, one)) for one in np.argwhere(legal)]
     if not several:
         return value
@@ -89,8 +94,9 @@ def _anywhere(space: Space, reach: Reach, several: Sequence[Strategy], limit_s: 
     layouts = Layouts(data=many["data"], ring=many["ring"], ulysses=many["ulysses"], shard=many["shard"])
     sizes: dict[Axis, Ints] = {"ulysses": layouts.ulysses, "ring": layouts.ring, "context": layouts.context,
                                "shard": layouts.shard, "replicate": layouts.replicate}  # fmt: skip
-    unlike = _Unlike(space, reach.costs, space.base.varied(**many), *_devices(reach.costs, 2), limit_s[:, None])
-    least: Floats = unlike.least_s(reach.paths(sizes, layouts.ranks), memory).min(axis=1)
+    paths, limit_s = reach.paths(sizes, layouts.ranks), limit_s[:, None]
+    unlike = _Unlike(space, reach.costs, space.base.varied(**many), *_devices(reach.costs, 2), limit_s, paths)
+    least: Floats = unlike.least_s(memory).min(axis=1)
     return least
 
 
@@ -108,9 +114,9 @@ class _Regional(RegionBounds):
         degrees = {name: value[layout][:, None] for name, value in many.items()}
         unlike = _Unlike(
             self.space, self.costs, self.space.base.varied(**degrees), tuple(firsts.tolist()), gpus.T[:, :, None],
-            self.limit_s[layout][:, None],
+            self.limit_s[layout][:, None], paths,
         )  # fmt: skip
-        least: Floats = unlike.least_s(paths, self.memory).min(axis=-1)
+        least: Floats = unlike.least_s(self.memory).min(axis=-1)
         return least
 
 
@@ -119,8 +125,9 @@ class _Unlike:
     the shape of the layouts, and `gpus` (devices, that shape or one that broadcasts to it)."""
 
     def __init__(
-        self, space: Space, costs: ClusterCosts, layouts: Strategy, runs: tuple[int, ...], gpus: Ints, limit_s: Floats
-    ) -> None:
+        self, space: Space, costs: ClusterCosts, layouts: Strategy, runs: tuple[int, ...], gpus: Ints, limit_s: Floats,
+        paths: Paths | None = None,
+    ) -> None:  # fmt: skip
         self.space, work, code = space, space.workload, space.target.code
         several = costs.devices(runs)
         asked = code.measured_attention(work)
@@ -131,10 +138,11 @@ class _Unlike:
         self.mean = np.asarray(self.sizes[0].ring_tokens)
         self.blocks = work.context_tokens / self.mean  # of a row without its padding, in mean ones
         self.pace = np.asarray(pace(several, np.asarray(layouts.ranks)))
-        self.budget_s = limit_s / self.pace
         layers = work.model.layers
         self.layers = [(LayerRange(recompute=again, offload=offload, count=layers),)
                        for again, offload in map(parts_of, space.policies)]  # fmt: skip
+        self.paths, self.program = paths, step_program(self.sizes[0], self.kernels[0], self.layers[0])
+        self.budget_s = (limit_s - self._sent_s(1.0).min(axis=-1, keepdims=True)) / self.pace
         self.largest = [self._largest_block(place) for place in range(len(runs))]
         self.rates = self._rates(0)
         self.total = self.rates.sum(axis=0)
@@ -144,18 +152,24 @@ class _Unlike:
         """Of the computation alone, whatever memory there is."""
         return np.asarray(self.apart.sum(axis=0) * self.pace)
 
-    def least_s(self, paths: Paths, memory: bool) -> Floats:
-        """With what is sent on `paths`, which may have a further last axis, and if `memory` with what that asks."""
-        program, most = step_program(self.sizes[0], self.kernels[0], self.layers[0]), self._most()
-        times = [np.maximum(many, 1) for many, _ in _phases(program)]
+    def least_s(self, memory: bool) -> Floats:
+        """With what is sent, and if `memory` with what that asks; the paths may have a further last axis."""
+        assert self.paths is not None
+        most, each = (
+            self._most(),
+            [s / np.maximum(many, 1) for s, (many, _) in zip(self.apart, _phases(self.program), strict=True)],
+        )
+        apart = fold(_retimed(self.program, iter(each), most), self.paths).total_s
+        least = np.maximum(apart, self.pace * self._as_one(self.rates) + self._sent_s(most))
+        return self._in_memory(least, most, self.paths) if memory else np.asarray(least)
 
-        def folded(scale: float) -> Any:
-            each = iter([scale * seconds / many for seconds, many in zip(self.apart, times, strict=True)])
-            return fold(_retimed(program, each, most), paths).total_s
-
-        never_hidden = folded(HIDES) - self.pace * HIDES * self.apart.sum(axis=0)
-        least = np.maximum(folded(1.0), self.pace * self._as_one(self.rates) + never_hidden)
-        return self._in_memory(least, most, paths) if memory else np.asarray(least)
+    def _sent_s(self, most: Any) -> Floats:
+        """N, with blocks of at least `most` mean ones in some ulysses group."""
+        if self.paths is None:
+            return np.zeros(np.shape(self.pace))
+        times = [many for many, _ in _phases(self.program)]
+        total = fold(_retimed(self.program, itertools.repeat(HIDES_S), most), self.paths).total_s
+        return np.asarray(total - self.pace * HIDES_S * sum(times))
 
     def _in_memory(self, least: Floats, most: Floats, paths: Paths) -> Floats:
         """With layers in fractions as the memory of the fastest device asks, whose blocks are at least `most`."""
@@ -202,7 +216,7 @@ class _Unlike:
 
     def _rates_on(self, place: int, policy: int, most: Floats) -> Floats:
         """The same on one device with blocks of so many mean ones."""
-        tokens = np.maximum(np.ceil(self.mean * most).astype(np.int64), 1)
+        tokens: Any = np.maximum(np.ceil(self.mean * most).astype(np.int64), 1)
         others = (self.mean * self.ring - tokens) // np.maximum(self.ring - 1, 1)
         here = replace(self.sizes[place], block=Block(tokens, np.maximum(others, 0), tokens, 1.0))
         program = step_program(here, self.kernels[place], self.layers[policy])

@@ -48,9 +48,9 @@ def varied_names(fixed: Collection[str], mode: Mode) -> tuple[str, ...]:
     return tuple(name for name in VARIED if name not in fixed and name not in skipped)
 
 
-def searched(spaces: Sequence[Space], strategy: Strategy, fixed: Collection[str]) -> Searched:
+def searched(spaces: Sequence[Space], strategy: Strategy, fixed: Collection[str], any_shares: bool = False) -> Searched:
     """The space around a planned strategy; `spaces` differ in what is held in each. Where GPUs are unlike,
-    equal shares of a row are among it."""
+    equal shares of a row are among what was held, or any were varied."""
     families = [family for space in spaces for family in _families(space)]
     first = spaces[0]
     shown = set(PINS) - {"recompute"} - (_OF_SSD - set(fixed))
@@ -76,10 +76,14 @@ def searched(spaces: Sequence[Space], strategy: Strategy, fixed: Collection[str]
     names = (*varied_names(fixed, first.workload.mode), *moved)
     held = {name: "none" if value is None else str(value) for name, value in values.items() if name not in names}
     devices = [run.node.device for run in first.cluster.runs if run.node.gpus]
-    held |= {"token_shares": "equal"} if any(one != devices[0] for one in devices) else {}
+    varied = {name: words[name] for name in names}
+    if any_shares:
+        varied["token_shares"] = "any"
+    elif any(one != devices[0] for one in devices):
+        held["token_shares"] = "equal"
     if "virtual" in moved:
         del held["schedule"]
-    return Searched(varied={name: words[name] for name in names}, held=held)
+    return Searched(varied=varied, held=held)
 
 
 def _policy(policy: Policy) -> str:

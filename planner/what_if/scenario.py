@@ -31,7 +31,7 @@ from planner.choosing import ROOM, ties
 from planner.question import options
 from planner.screens.price_lines import band_words
 from planner.search.objective import value_of
-from planner.shares import with_shares
+from planner.shares import with_any_shares, with_shares
 from planner.solve import NothingFits, Solution, solve
 from planner.what_if.axes import Axis, Value
 
@@ -204,12 +204,14 @@ def planned(sweep: Sweep, asked: options.Question) -> Solution:
     )  # fmt: skip
     if not doubted:
         return found
-    open_ = ties(cluster_costs(asked.cluster, asked.profile), found)
+    costs = cluster_costs(asked.cluster, asked.profile)
+    open_ = ties(costs, found)
     best = with_shares(found, sweep.objective, asked.profile, asked.room) or open_.tied[open_.pick()]
-    gap = 1 - found.bound / value_of(
-        sweep.objective, best.cost
-    )  # below 0 with unequal shares: the bound is of equal ones
-    gap = gap if best.strategy.token_shares else max(0.0, gap)
+    value, bound = value_of(sweep.objective, best.cost), found.bound
+    if best.strategy.token_shares and (of_any := with_any_shares(found, costs, value)) is not None:
+        bound = of_any
+    gap = 1 - bound / value
+    gap = gap if best.strategy.token_shares else max(0.0, gap)  # below 0: of equal shares alone
     return structs.replace(found, best=(best,), gap=gap)
 
 

