@@ -102,7 +102,7 @@ class Framework:
     consecutive_experts: bool = False  # a token's experts are numbered in a row, so that few ranks have them
     sends_whole: bool = False  # without sequence parallelism each tensor rank sends all of a boundary to the next stage
     blocking_sends: bool = False  # between two others a stage waits for what it gets as well as for what it sends
-    cuts_ends: bool = False  # stages are equal numbers of modules: embedding, layers, last norm and head (`stages.py`)
+    cuts_ends: int = 0  # modules beside the layers that equal stages are cut of: embedding, head, or last norm too (3)
     recomputes_ends: bool = False  # full recompute of all layers runs the head again, too
     overlapped_sends: bool = False  # interleaved pipelines send to the next stage while the next chunk computes
     overlap_cost: float = 0.0  # seconds that a second of hidden gathers and reductions adds to the computation

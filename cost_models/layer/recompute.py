@@ -25,6 +25,11 @@ INSIDE = frozenset(
 OUTPUTS = frozenset(("down", "combine", "shared down", "mlp scatter", "slices", "join", "weight sums"))
 """Of an MLP: its last product and what follows; slices run forward again in any case, so nothing else needs them."""
 
+MIXTURE = frozenset(
+    ("router", "permute", "dispatch", "up", "activation", "down", "combine", "shared up", "shared down")
+)
+"""A mixture of experts from its gate to the sum of what experts gave."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
@@ -71,9 +76,15 @@ POLICIES: dict[Recompute, Policy] = {
         keeps=_only("attention"), again=_all_but("attention", *OUTPUTS),
         host=_all_but("attention", "result", "slices", *_ENDS), keeps_input=True, planned=False, every_other=True,
     ),
+    "mixture": Policy(
+        keeps=_all_but(*MIXTURE), again=_only("norm", "mlp norm", *MIXTURE), host=_only("norm", "mlp norm", *MIXTURE),
+        planned=False,
+    ),
 }  # fmt: skip
 """`other_products` is torchtitan's selective checkpoint of operators (its save list leaves out every second mm).
-`core_attention` is Megatron's: unfused scores are made again; that they return is part of attention's work."""
+`core_attention` is Megatron's: unfused scores are made again; that they return is part of attention's work. `mixture`
+is Megatron's modules moe and layernorm: all of a mixture runs again, with its exchanges, and both norms, whose results
+are counted as kept all the same."""
 NORMS_AGAIN = _only("norm", "sum", "mlp norm")
 """What a framework with `norm_copies` runs again under "none"."""
 

@@ -6,9 +6,9 @@ the most experts, sets the pace:
 
     step = microbatches x the last stage + one microbatch's way through all others
 
-A framework may cut a list of modules (embedding, layers, last norm, head) into stages whose lengths differ by one at
-most, the longer ones first (`cuts_ends`): the last stage, which has the head, then has fewer layers than others, and
-where a stage without it takes longer, that one sets the pace. Left out: stages as a user may choose them.
+A framework may cut a list of modules (embedding, layers, head, perhaps the last norm) into stages whose lengths differ
+by one at most, the longer ones first (`cuts_ends`): the last stage, which has the head, then has fewer layers than
+others, and where a stage without it takes longer, that one sets the pace. Left out: stages as a user may choose them.
 """
 
 from __future__ import annotations
@@ -21,9 +21,6 @@ from cost_models.layer.sizes import RankSizes, Stage
 from cost_models.models.model import LayerKind, Model
 from cost_models.number import Number, larger, smaller, somewhere
 from cost_models.strategy import LayerRange
-
-ENDS = 3
-"""Modules beside the layers: embedding, last norm, head."""
 
 
 class Run(NamedTuple):
@@ -91,7 +88,8 @@ def _bounds(sizes: RankSizes, index: Number) -> tuple[Number, Number]:
     layers, stages = sizes.workload.model.layers, sizes.degrees.pipeline
     if not sizes.framework.cuts_ends:
         return index * layers, (index + 1) * layers
-    each, more = (layers + ENDS) // stages, (layers + ENDS) % stages
+    modules = layers + sizes.framework.cuts_ends
+    each, more = modules // stages, modules % stages
     starts = (one * each + smaller(one, more) - 1 for one in (index, index + 1))
     begin, end = (larger(smaller(one, layers), 0) * stages for one in starts)
     return begin, end

@@ -37,3 +37,17 @@ def test_grouped_products_of_experts_are_all_made_again():
     assert grouped and {one.name for one in grouped if one.name != "down"} <= {one.name for one in again}
     width, lse = 2 * (2048 + 4096 + 512 + 4096), 32 * 4  # input, q, v, attention's output
     assert kept_bytes(sizes, "other_products") == pytest.approx(TOKENS * (width + lse), rel=0.03)  # and the router's
+
+
+def test_a_mixture_runs_again_with_its_exchanges_and_without_attention():
+    """Megatron's modules moe and layernorm."""
+    work = replace(WORK, model=Model.load("qwen3-30b-a3b"), global_batch=8)
+    sizes = RankSizes(work, Strategy(data=8, expert=8), Framework.load("megatron-moe"))
+    table = operators(sizes)
+    again = run_again(table, "mixture")
+    mixture = [one for one in table if any(p.groups > 1 for p in one.products) or one.name == "router"]
+    assert product_flops(again) == product_flops(mixture) > 0
+    assert [one.name for one in again if one.exchanges[0]] == ["dispatch", "combine"]
+    assert [one.name for one in again if "norm" in one.name] == ["norm", "mlp norm"]
+    kept = kept_bytes(sizes, "none") - kept_bytes(sizes, "mixture")
+    assert kept == sum(one.kept for one in mixture) + sum(one.kept for one in table if one.name == "activation") > 0

@@ -111,7 +111,7 @@ def model_of(layers, vocab=64):
 def test_modules_cut_in_equal_numbers(stages, counts):
     """40 layers are 43 modules with embedding, last norm and head; the longer stages come first (16: 3 and 2)."""
     layout = Strategy(pipeline=stages, microbatches=stages, zero=0)
-    sizes = RankSizes(Workload(model_of(40), context_tokens=8192), layout, of(cuts_ends=True))
+    sizes = RankSizes(Workload(model_of(40), context_tokens=8192), layout, of(cuts_ends=3))
     ranges = layout.layer_ranges(40)
     found = [sum(float(run.layers) for run in stage(sizes, ranges, index)) for index in range(stages)]
     assert found == counts and sum(counts) == 40
@@ -125,7 +125,7 @@ def test_the_longest_stage_sets_the_pace_unless_the_head_does(vocab, slowest):
     def step_s(microbatches, layers=40, stages=4):
         layout = Strategy(pipeline=stages, microbatches=microbatches, zero=0, loss_chunk_tokens=None)
         work = Workload(model_of(layers, vocab), context_tokens=8192, global_batch=microbatches)
-        return price(NODE, work, layout, framework=of(cuts_ends=True)).step_s
+        return price(NODE, work, layout, framework=of(cuts_ends=3)).step_s
 
     each = (step_s(64) - step_s(32)) / 32
     one = step_s(64, 16, 1) - step_s(32, 16, 1), step_s(64, 8, 1) - step_s(32, 8, 1)
