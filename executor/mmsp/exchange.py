@@ -10,7 +10,8 @@ one sends nothing.
 
 gloo's sender waits for the receiver's word that its buffer is there, and on a pair's one connection that word stands in
 line behind what the receiver itself sends: the two directions take turns, twice the time where the wire decides. So
-receives are started before sends. gloo's own all-to-all starts each send first; transfers take its place on gloo.
+receives are started before sends. gloo's own all-to-all and all-gather start each send first; transfers take their
+place on gloo.
 """
 
 from __future__ import annotations
@@ -125,7 +126,20 @@ class GroupExchange:
 
     def all_gather(self, buffer: Tensor) -> Tensor:
         gathered = buffer.new_empty((self.size, *buffer.shape))
-        dist.all_gather_single(gathered.flatten(0, 1), buffer.contiguous(), group=self.group)
+        if dist.get_backend(self.group) != "gloo":
+            dist.all_gather_single(gathered.flatten(0, 1), buffer.contiguous(), group=self.group)
+            return gathered
+        # In the order in which they go around: the own one, then those of the members before.
+        places = [gathered[(self.index - step) % self.size] for step in range(self.size)]
+        after, before = (self.index + 1) % self.size, (self.index - 1) % self.size
+        coming = [self._start("all_gather", [], [(before, place)]) for place in places[1:]]
+        places[0].copy_(buffer.detach())
+        going = []
+        for place, following in zip(places, coming, strict=False):
+            going.append(self._start("all_gather", [(after, place)], []))
+            following.wait()
+        for sent in going:
+            sent.wait()
         return gathered
 
 

@@ -155,3 +155,7 @@ def test_on_gloo_receives_are_started_before_sends(monkeypatch):
         [(True, 4, [0.0]), (False, 9, [1.0])],
         [(False, 9, [2.0, 3.0]), (False, 4, [0.0])],
     ]
+    started.clear()
+    three.all_gather(torch.ones(1))
+    calls = [(receives, rank) for ((receives, rank, _),) in started]
+    assert calls == [(True, 4), (True, 4), (False, 9), (False, 9)]  # round the ring, all receives before any send
