@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -12,12 +11,11 @@ from cost_models.errors import InputError
 from cost_models.units import parse_bytes, show_bytes, show_seconds
 from planner import console
 from planner.question import options
-
-if TYPE_CHECKING:
-    from cost_models.cost import StepCost
-    from planner.distill.keep import Limits
+from planner.question.conflicts import typed
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+_OF_A_STEP = ("mode", "documents", "frames", "frame_pixels", "trained", "lora_rank", "lora_targets", "lora_beside")
+"""Options of a step of the whole model, which `pack` does not plan."""
 ESTIMATE = "seconds of the scans of `ssd` layers are an estimate"
 
 
@@ -37,6 +35,10 @@ def pack(keep: str, orient_steps: str, align_steps: str, as_json: bool, **given:
     from planner.distill.costs import layer_costs, room_bytes
     from planner.distill.packing import pack as packed
 
+    context = click.get_current_context()
+    for one in context.command.params:
+        if one.name in _OF_A_STEP and typed(context, one.name):
+            raise InputError(f"{one.opts[-1]} with distill pack would be ignored; leave it out")
     asked = options.question(given)
     kept = _layers(keep, asked.workload.model.layers)
     steps = [
@@ -86,7 +88,8 @@ def keep(
     measure: str, as_json: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Choose the layers that keep attention, by what longvila.distill measured, under a budget."""
-    from planner.distill.keep import MEASURES, choose_layers, even, left, read_distances
+    from planner.distill.budget import Wanted, chosen
+    from planner.distill.keep import MEASURES, even, left, read_distances
     from planner.reverse.command import positive
 
     if measure not in MEASURES:
@@ -96,16 +99,14 @@ def keep(
     asked = options.question(given)
     layers = asked.workload.model.layers
     far = read_distances(distances, layers, measure)
-    with console.Progress() as progress:
-        progress.show("planning with attention in every layer")
-        budget = _Budget(asked)
-    limits = budget.limits(
+    wanted = Wanted(
         count=None if count is None else options.whole(count, "--attention", least=0, most=layers),
         step_s=None if step_seconds is None else positive(step_seconds, "--step-seconds"),
         held_bytes=None if memory is None else parse_bytes(memory, "--memory"),
         spacing=None if spacing is None else options.whole(spacing, "--spacing", most=layers),
     )
-    kept = choose_layers(far, limits)
+    with console.Progress() as progress:
+        kept, budget = chosen(asked, wanted, far, progress.show)
     spaced = even(layers, len(kept))
     cost, before = budget.price(kept), budget.price(range(layers))
     if as_json:
@@ -119,59 +120,10 @@ def keep(
     lines = [
         f"keep: [{names}]    {len(kept)} of {layers} layers",
         f"{measure} of the others: {left(far, kept):.4g} summed; evenly spaced {list(spaced)}: {left(far, spaced):.4g}",
-        f"a step {now}; with attention everywhere {then}; {budget.described}",
+        f"a step {now}; with attention everywhere, laid out alike, {then}; {budget.described}",
         ESTIMATE,
     ]
     click.echo("\n".join(lines))
-
-
-class _Budget:
-    """Prices of hybrids on the layout that is best with attention everywhere."""
-
-    def __init__(self, asked: options.Question) -> None:
-        from planner.solve import solve
-
-        self.asked = asked
-        best = solve(asked.cluster, asked.workload, profile=asked.profile, room=asked.room).best[0]
-        self._strategy, self._placement = best.strategy, best.placement
-        self.described = best.strategy.describe()
-
-    def price(self, keep: Any) -> StepCost:
-        from cost_models.pricing import price
-        from planner.reverse.keep_attention import hybrid
-
-        asked = self.asked
-        work = replace(asked.workload, model=hybrid(asked.workload.model, tuple(keep)))
-        return price(asked.cluster, work, self._strategy, self._placement, asked.profile)
-
-    def limits(
-        self, *, count: int | None, step_s: float | None, held_bytes: float | None, spacing: int | None
-    ) -> Limits:
-        """What each layer's attention adds, by its kind, and the room that is left for it."""
-        from planner.distill.keep import Limits
-
-        kinds = self.asked.workload.model.layer_kinds
-        none = self.price(())
-        more: dict[str, tuple[float, float]] = {}
-        for kind in dict.fromkeys(kinds):
-            those = [layer for layer, its in enumerate(kinds) if its == kind]
-            cost = self.price(those)
-            more[kind] = (
-                (cost.step_s - none.step_s) / len(those),
-                max(0.0, float(cost.memory_bytes - none.memory_bytes)) / len(those),
-            )
-        for name, given, least in (
-            ("--step-seconds", step_s, none.step_s),
-            ("--memory", held_bytes, none.memory_bytes),
-        ):
-            if given is not None and given < least:
-                raise InputError(f"{name} {given:.6g} is below what it takes without any attention, {least:.6g}")
-        return Limits(
-            count=count, spacing=spacing,
-            seconds=tuple(more[kind][0] for kind in kinds), room_s=None if step_s is None else step_s - none.step_s,
-            held=tuple(more[kind][1] for kind in kinds),
-            room_bytes=None if held_bytes is None else held_bytes - none.memory_bytes,
-        )  # fmt: skip
 
 
 def _hours(seconds: float) -> str:

@@ -57,8 +57,10 @@ def read_distances(path: str, layers: int, measure: str) -> tuple[float, ...]:
         raise InputError(f"{path} cannot be read ({fault.strerror})") from None
     except (msgspec.DecodeError, ValueError) as fault:
         raise InputError(f"{path} is no distances.json of longvila.distill ({fault})") from None
-    if [one.layer for one in found] != list(range(layers)):
+    if len(found) != layers:
         raise InputError(f"{path} has {len(found)} layers, --model has {layers}: they must be of one model")
+    if [one.layer for one in found] != list(range(layers)):
+        raise InputError(f"{path}: layers are not 0 to {layers - 1}, each once and in this order")
     values = tuple(float(getattr(one, measure)) for one in found)
     if not all(math.isfinite(value) and value >= 0 for value in values):
         raise InputError(f"{path}: {measure} is not a number of at least 0 in every layer")

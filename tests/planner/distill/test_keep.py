@@ -7,7 +7,9 @@ import random
 import pytest
 from click.testing import CliRunner
 
+from cost_models import Cluster
 from cost_models.errors import InputError
+from cost_models.room import Room
 from planner.command import cli
 from planner.distill.keep import Limits, choose_layers, even, left
 
@@ -71,6 +73,12 @@ def test_the_command_keeps_what_is_missed_and_prices_it(distances):
     )
     assert timed["step_s"] <= limit * (1 + 1e-6)
     assert timed["keep"] == [*range(32 - len(timed["keep"]), 32)] and len(timed["keep"]) > 2
+    room = Room().limit_bytes(Cluster.load("dgx-h100").runs[0].node.device.allocatable_bytes)
+    assert (
+        found["memory_bytes"] <= room and timed["memory_bytes"] <= room
+    )  # states are kept: 124 GiB where attention fits
+    held = json.loads(run("keep", str(distances), *SMALL, "--memory", "60GiB", "--json").output)
+    assert held["memory_bytes"] <= 60 * 2**30 and held["left"] == 0
 
 
 @pytest.mark.parametrize(
@@ -96,6 +104,14 @@ def test_distances_of_another_model_or_none_are_refused(distances, tmp_path):
     assert isinstance(error, InputError) and "no distances.json" in str(error)
 
 
+def test_layers_out_of_order_are_said_to_be_so(distances, tmp_path):
+    turned = json.loads(distances.read_text())
+    turned["layers"].reverse()
+    (tmp_path / "turned.json").write_text(json.dumps(turned))
+    error = run("keep", str(tmp_path / "turned.json"), *SMALL, "--attention", "2").exception
+    assert isinstance(error, InputError) and "not 0 to 31, each once and in this order" in str(error)
+
+
 def test_layers_are_packed_by_the_command():
     found = json.loads(run("pack", "--gpus", "8", "--ctx", "2K", "--batch", "16", "--keep", "3,19", "--json").output)
     packed = sorted(layer for worker in found["workers"] for layer in worker["layers"])
@@ -103,6 +119,8 @@ def test_layers_are_packed_by_the_command():
     assert found["bound_s"] <= found["seconds"] <= found["bound_s"] * (1 + 1e-6)
     for words, says in (
         (("--ctx", "2K", "--keep", "3,3"), "twice"),
+        (("--ctx", "2K", "--mode", "decode"), "--mode with distill pack would be ignored"),
+        (("--ctx", "2K", "--lora-rank", "8"), "--lora-rank with distill pack would be ignored"),
         (("--ctx", "2K", "--orient-steps", "0", "--align-steps", "0"), "leaves nothing"),
         (("--ctx", "64K"), "do not fit into 8 GPUs, which one row's matrices fill (layer 31 needs"),
     ):
