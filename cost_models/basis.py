@@ -37,6 +37,8 @@ _EXCHANGES = ("all_to_all", "ring", "sharding", "tensor", "experts")
 
 @dataclass(frozen=True, kw_only=True)
 class Basis:
+    """What a price rests on: a board, and seconds by source. InputError: an unknown source, seconds below 0."""
+
     board: Board
     seconds: Mapping[str, float]  # by SOURCES; together the step's
     narrow: bool = False  # the layers' products in 8 or 4 bits

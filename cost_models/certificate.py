@@ -67,6 +67,8 @@ class Apart:
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs:
+    """How often the order of two layouts was wrong, by how far apart their prices were."""
+
     sources: tuple[str, ...]
     residual: Least  # what one layout has beyond the errors that both share, in log units
     normal: tuple[float, ...]  # of the difference's error over what is expected of it
@@ -75,6 +77,8 @@ class Pairs:
 
 @dataclass(frozen=True, kw_only=True)
 class Certificate:
+    """How wrong prices are on rows that were not fitted, by domain; `load` and `certificate` check its digest."""
+
     version: Literal[1]
     code: str  # digest of cost_models, without this file's
     data: str  # digest of the measurements

@@ -80,6 +80,8 @@ class Memory(dict[str, Held], Generic[Held]):
 
 @dataclass(frozen=True, kw_only=True)
 class StepCost:
+    """One step as priced: seconds, bytes and FLOP, each as named parts that add up to the total."""
+
     seconds: Mapping[str, float]  # by part of SECONDS, and "experts" where they are spread over ranks
     memory: Memory[int]  # peak of the worst rank, by part of MEMORY, whole bytes
     sent_bytes: Mapping[str, float]  # per rank and step, by axis and operation

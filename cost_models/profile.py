@@ -23,6 +23,8 @@ VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
+    """Medians that `executor profile` measured on a machine. InputError: a profile of another version."""
+
     version: int
     device: str
     machine: str

@@ -32,11 +32,15 @@ Op = Literal["all_to_all", "all_gather", "reduce_scatter", "all_reduce", "send",
 
 
 class Compute(NamedTuple):
+    """Seconds of computation."""
+
     part: str  # a key of `cost.PARTS`
     seconds: Number
 
 
 class Exchange(NamedTuple):
+    """A collective over every group of an axis at once; `bytes` is the buffer of one rank."""
+
     part: str
     axis: Axis
     op: Op
@@ -46,6 +50,8 @@ class Exchange(NamedTuple):
 
 
 class Broadcasts(NamedTuple):
+    """Tensors that their owners send to all ranks of their groups, one after another."""
+
     part: str
     axis: Axis
     bytes: float  # of all tensors together

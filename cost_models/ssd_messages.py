@@ -42,6 +42,8 @@ class Round(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class SsdLayer:
+    """Sizes of a state-space layer that what is sent depends on."""
+
     heads: int
     head_size: int
     state: int

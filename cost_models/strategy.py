@@ -97,6 +97,8 @@ class LayerRange:
 
 @dataclass(frozen=True, kw_only=True)
 class Strategy:
+    """How a step is laid out over ranks. InputError: degrees, kinds and levers that cannot be together."""
+
     data: int = 1
     ring: int = 1
     ulysses: int = 1

@@ -52,6 +52,8 @@ class Precision:
 
 @dataclass(frozen=True)
 class Workload:
+    """What one step is of: model, tokens of a row, rows, what trains. InputError: what no step can be of."""
+
     model: Model
     context_tokens: int = field(default=0, kw_only=True)
     frames: int = field(default=0, kw_only=True)

@@ -31,6 +31,8 @@ TOKENIZERS = ("byte", "folder")
 
 @dataclass(frozen=True, kw_only=True)
 class LongVilaConfig:
+    """A model as its files state it: language model, tower, projector, and how text and frames are written."""
+
     llm: Mapping[str, Any]
     vision: Mapping[str, Any]
     vision_select_layer: int = -2

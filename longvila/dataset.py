@@ -38,6 +38,8 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
+    """One sample as tokens, with its media."""
+
     text: Rendered
     media: tuple[Frames, ...]  # in the order of their vision tokens
     name: str = ""  # of its sample
@@ -46,6 +48,8 @@ class Document:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
+    """Documents that are packed into one row."""
+
     documents: tuple[Document, ...]
 
     @property

@@ -59,6 +59,8 @@ class ModelSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateSettings(ModelSettings):
+    """What a settings file of `longvila.generate` may say."""
+
     video: str | None = None
     image: str | None = None
     question: str | None = None
@@ -88,6 +90,7 @@ class GenerateSettings(ModelSettings):
 
 
 def main(job: Job) -> None:
+    """Answer the questions and write the answers; collective."""
     settings = read_settings(GenerateSettings, job.config, "settings")
     samples = _samples(settings)
     refuse_differences(job.sharding, questions=[(sample.name, sample.turns) for sample in samples])

@@ -43,6 +43,8 @@ def refuse_differences(sharding: Sharding, **told: object) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
+    """What a job's `main` is given."""
+
     config: Mapping[str, Any] = field(default_factory=dict)
     sharding: Sharding = field(default_factory=OneProcess)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))

@@ -78,6 +78,7 @@ def first_rows(settings: TrainSettings, config: LongVilaConfig) -> list[Row]:
 
 
 def main(arguments: Sequence[str]) -> int:
+    """The exit code: 2 where a sample cannot be read or used."""
     try:
         if len(arguments) not in (1, 2) or arguments[0].startswith("-"):
             raise JobError("usage: python -m longvila.lengths train.yaml [lengths.csv]")

@@ -34,6 +34,8 @@ NAMES = ("lora_a", "lora_b")
 
 @dataclass(frozen=True, kw_only=True)
 class Adapters:
+    """Rank, scale and places of the adapters. JobError: places that there are not."""
+
     rank: int
     alpha: float
     targets: tuple[str, ...] = ATTENTION

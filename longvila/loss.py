@@ -23,6 +23,8 @@ from longvila.sharding import IGNORE
 
 
 class TokenLoss(Protocol):
+    """Sum of the losses of tokens, from hidden states and a head."""
+
     def __call__(self, log_C: Tensor, labelled_C: Tensor) -> tuple[Tensor, Tensor]:
         """Losses of the next C tokens and their derivatives by the log-probabilities `log_C` of their labels.
 

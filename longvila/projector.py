@@ -33,6 +33,7 @@ LEGAL = f"legal: {', '.join(_MERGED)}, linear, mlp2x_gelu (mlp1x to mlp9x)"
 
 
 def known(kind: object) -> bool:
+    """Whether a released folder's projector is one of these."""
     return isinstance(kind, str) and (kind in _MERGED or kind == "linear" or _MLP.fullmatch(kind) is not None)
 
 

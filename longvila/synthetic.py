@@ -60,6 +60,8 @@ _WEATHER = ("The rain stops.", "A door opens.", "Nobody speaks.", "The lamp is l
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
+    """A shape that moves over a stretch of frames."""
+
     first: int  # frame
     frames: int
     shape: str
@@ -76,6 +78,8 @@ class Scene:
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
+    """A coloured card with a letter, shown in one frame."""
+
     frame: int
     colour: str
     letter: str
@@ -86,6 +90,8 @@ class Card:
 
 @dataclass(frozen=True, kw_only=True)
 class Film:
+    """What a film shows: scenes one after another, and cards among them."""
+
     name: str
     frames: int
     scenes: tuple[Scene, ...]

@@ -26,6 +26,8 @@ _MEDIA_TAG = re.compile(r"(<image>|<video>)\n?")
 
 
 class Tokenizer(Protocol):
+    """Text to ids and back."""
+
     def encode(self, text: str) -> list[int]:
         """Ids of plain text; nothing in it is special."""
 
@@ -66,6 +68,8 @@ class View:
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
+    """What one side says."""
+
     role: str  # system | human | gpt
     text: str
 

@@ -51,6 +51,8 @@ FREE = frozenset({"data", "media", "run", "weights", "model", "checkpoint_every"
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
+    """What a settings file of `longvila.train` may say."""
+
     data: tuple[str | dict[str, Any], ...]  # files, or {file, weight, media}
     media: str | None = None  # folder of the clips; None means that of each data file
     on_error: str = "stop"  # at a sample that cannot be used; skip leaves it out
@@ -117,6 +119,7 @@ class TrainSettings:
 
 
 def main(job: Job) -> None:
+    """Train to the last step, from a checkpoint where one is asked for; collective."""
     run_job(job, read_settings(TrainSettings, job.config, "settings"), Run)
 
 

@@ -301,6 +301,7 @@ def _list(what: str, names: list[str]) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
+    """The exit code of `inspect FOLDER`."""
     try:
         if len(arguments) != 2 or arguments[0] != "inspect":
             raise JobError("usage: python -m longvila.weights inspect FOLDER")

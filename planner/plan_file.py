@@ -98,6 +98,8 @@ class Serving:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Plan:
+    """What `plan.json` holds: the question, the layout with its places, its price, and why it was chosen."""
+
     target: Target = MMSP  # the program that it is for
     targets: Mapping[str, float | None] = field(default_factory=dict)  # of `any`: the best of each, if anything fits
     cluster: Cluster
@@ -225,6 +227,8 @@ Index = Annotated[int, Meta(ge=0, le=MAX_GPUS)]
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
+    """Of a plan file: bytes of the fullest rank by part."""
+
     capacity_bytes: Annotated[int, Meta(ge=0)]
     parts: Mapping[str, Annotated[int, Meta(ge=0)]]
     host_bytes: Annotated[int, Meta(ge=0)] = 0  # that levers take on the fullest node; written where there are any
@@ -240,6 +244,8 @@ _HOST = ("host_bytes", "host_capacity_bytes")
 
 @dataclass(frozen=True, kw_only=True)
 class Priced:
+    """Of a plan file: seconds by part, and what else is priced."""
+
     step_s: Above
     seconds: Mapping[str, Least]
     hidden_s: Mapping[str, Least]
@@ -254,6 +260,8 @@ class Priced:
 
 @dataclass(frozen=True, kw_only=True)
 class Bands:
+    """Of a plan file: 80% bands of seconds and bytes."""
+
     level: float
     step_s: tuple[Least, Least]
     memory_bytes: tuple[Least, Least]

@@ -58,6 +58,8 @@ class Choice(Struct, frozen=True, kw_only=True):
 
 
 class Solution(Struct, frozen=True, kw_only=True):
+    """What a search found, and the bound of the space that it covers."""
+
     objective: Objective
     target: Target
     workload: Workload  # in the target's precision

@@ -44,11 +44,14 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Refused:
+    """A row that is not predicted, and why."""
+
     row: Row
     reason: str
 
 
 def layers_of(model: Model, recompute: Recompute) -> tuple[LayerRange, ...]:
+    """All layers under one policy."""
     return (LayerRange(recompute=recompute, count=model.layers),)
 
 
@@ -58,8 +61,10 @@ def price_of(case: Case, framework: Framework | None = None) -> StepCost:
 
 
 def allocated_bytes(cost: StepCost) -> int:
+    """At the level that a framework's allocator reports."""
     return cost.memory.allocated_bytes
 
 
 def reserved_bytes(cost: StepCost) -> int:
+    """At the level that the allocator reserves."""
     return cost.memory.reserved_bytes

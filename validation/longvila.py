@@ -54,6 +54,8 @@ MM_SP, MEGATRON = Framework.load("longvila"), Framework.load("megatron-context-p
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
+    """One of the paper's ways to split a row, and the code that runs it."""
+
     name: Literal["MM-SP", "best degrees", "ring", "Ulysses", "CP + TP", "CP"]
     framework: Framework
     layouts: Callable[[int], tuple[Strategy, ...]]  # of so many GPUs; the fastest counts

@@ -26,6 +26,8 @@ from validation.standard import framework_of, said
 
 @dataclass(frozen=True, kw_only=True)
 class OperatorCase:
+    """A published row of the attention operator alone."""
+
     row: Row
     call: Call
     framework: Framework

@@ -111,6 +111,7 @@ class Refit:
 
 
 def refit(found: Sequence[Scored], name: str) -> Refit:
+    """The law refitted to a benchmark, its errors with each family left out."""
     held = [one for one in found if name in one.scores]
     terms, scores = np.array([one.terms for one in held]), np.array([one.scores[name] for one in held])
     families = np.array([one.family for one in held])

@@ -88,6 +88,8 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class FileReport:
+    """The rows of a file with what is predicted of each."""
+
     file: str
     verdicts: tuple[Verdict, ...]
     refused: tuple[Refused, ...]

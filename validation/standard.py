@@ -195,6 +195,7 @@ def model_of(row: Row) -> Model:
 
 
 def strategy_of(row: Row, model: Model) -> Strategy:
+    """The layout that a row states. InputError names the cell."""
     tensor, stages, virtual = row.degree("tp"), row.degree("pp"), row.degree("vpp")
     ring, ulysses = row.degree("cp_ring"), row.degree("ulysses")
     gpus, replica = row.count("n_gpus"), tensor * stages * ring * ulysses
@@ -232,6 +233,7 @@ def _microbatches(row: Row, data: int, stages: int) -> int:
 
 
 def workload_of(row: Row, model: Model, strategy: Strategy, framework: Framework) -> Workload:
+    """The work that a row states. InputError names the cell."""
     batch = strategy.data * strategy.microbatches * row.degree("micro_batch")
     rank = lora_rank_of(row)
     targets = framework.lora_targets if rank else LORA_TARGETS

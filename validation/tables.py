@@ -18,6 +18,8 @@ PIPED_COLUMNS = 160
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
+    """A table of a page or the terminal."""
+
     title: str
     columns: tuple[str, ...]
     rows: Sequence[tuple[Cell, ...]]
@@ -67,6 +69,7 @@ def percent(share: float) -> str:
 
 
 def signed(share: float) -> str:
+    """A share in per cent with its sign."""
     return "–" if math.isnan(share) else f"{share:+.1%}"
 
 

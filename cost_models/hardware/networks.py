@@ -37,6 +37,8 @@ FAST_CARD_BYTES_PER_S = 40e9
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
+    """Shares of a card's line rate that large messages reach on a kind of network, and who measured them."""
+
     share: float
     source: str
     ring_share: float = 1.0  # on FAST_CARD or more

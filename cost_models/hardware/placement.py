@@ -17,6 +17,8 @@ from cost_models.number import distinct
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Placement:
+    """Which GPU of which slot each rank has."""
+
     slot_of_rank: NDArray[np.int64]  # (ranks,)
     gpu_of_rank: NDArray[np.int64]  # (ranks,)
 

@@ -33,6 +33,8 @@ MIXTURE = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
+    """Which operators of a layer keep their results, on the GPU or the host, and which run again in backward."""
+
     keeps: Names
     again: Names
     host: Names
@@ -123,4 +125,5 @@ def kept_products(table: Table, width: float, last: bool) -> Number:
 
 
 def policy(recompute: str) -> Policy:
+    """The policy of that name."""
     return POLICIES[recompute]  # type: ignore[index]

@@ -88,6 +88,8 @@ class Stage:
 
 @dataclass(frozen=True, eq=False)
 class RankSizes:
+    """Tokens, heads and weights of one rank: what every operator, exchange and byte of memory is counted from."""
+
     workload: Workload
     degrees: Strategy
     framework: Framework = OURS

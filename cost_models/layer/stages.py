@@ -36,6 +36,7 @@ class Run(NamedTuple):
 
 
 def is_mixed(model: Model) -> bool:
+    """Whether layers differ in kind."""
     kinds = model.layer_kinds
     return kinds.count(kinds[0]) < len(kinds)
 

@@ -31,6 +31,7 @@ DOMAIN = 8
 
 
 def kind(device: Device) -> str:
+    """The kind of device that buffers are listed for."""
     return "cpu" if device.architecture == "cpu" else "gpu"
 
 

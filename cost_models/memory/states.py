@@ -16,6 +16,7 @@ from cost_models.workload import DTYPE_BYTES, OPTIMIZER_STATES
 
 
 def states(sizes: RankSizes) -> dict[str, Number]:
+    """Bytes of a rank between steps: parameters, gradients, optimizer."""
     precision, zero, shard = sizes.workload.precision, sizes.degrees.zero, sizes.degrees.shard
     total, experts = stage_params(sizes), sizes.stage_total(expert_params)
     trained, trained_experts = _trained(sizes)

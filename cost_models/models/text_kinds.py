@@ -21,6 +21,8 @@ SIZES = (
 
 @dataclass(frozen=True, kw_only=True)
 class TextKind:
+    """The parts of a kind of language model, and the values of keys that its files leave out."""
+
     defaults: Mapping[str, object] = field(default_factory=dict)
     qkv_bias: bool | str = False  # or the key that says so
     o_bias: str = ""  # the key that says so; empty: none

@@ -91,6 +91,8 @@ class Path(Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, kw_only=True)
 class Paths:
+    """The way of each axis through the cluster, and the seconds of what goes over it."""
+
     axes: Mapping[Axis, Path] = field(default_factory=dict)
     inside: Collectives
     host_bytes_per_s: float

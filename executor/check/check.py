@@ -51,6 +51,8 @@ KEPT = ("parameters", "gradients", "optimizer", "activations", "vision")
 
 @dataclass(frozen=True, kw_only=True)
 class Component:
+    """Bytes of a part of memory, as planned and as counted."""
+
     name: str
     planned_bytes: int
     counted_bytes: int
@@ -65,6 +67,8 @@ class Component:
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
+    """A plan's memory beside what its real step allocates."""
+
     rank: int
     components: tuple[Component, ...]
     not_counted: tuple[tuple[str, int], ...]  # planned parts that no tensor shows

@@ -51,11 +51,15 @@ class Block(NamedTuple):
 
 
 class BlockOut(NamedTuple):
+    """Attention's result of a block, (batch, heads, tokens, head dim), and its log-sum-exp."""
+
     out: Tensor  # (B, H, Sq, D), dtype of q
     lse: Tensor  # (B, H, Sq), float32, or float64 for float64 inputs
 
 
 class BlockGrad(NamedTuple):
+    """Gradients of a block's queries, keys and values, shaped as these."""
+
     dq: Tensor
     dk: Tensor
     dv: Tensor

@@ -184,6 +184,7 @@ class Merged:
 
 
 def attend_tile(q: Tensor, kv: Tensor, tile: Tile, run: Run, scale: float, into: Merged) -> None:
+    """Attend from a tile's queries to its keys, and merge the result into `into` by log-sum-exp."""
     heads, kv_heads = slice(run.q_start, run.q_stop), slice(run.kv_start, run.kv_stop)
     queries, keys = slice(*tile.q), slice(*tile.kv)
     k, v = kv[:, :, kv_heads, keys]
@@ -196,6 +197,7 @@ def attend_tile(q: Tensor, kv: Tensor, tile: Tile, run: Run, scale: float, into:
 def attend_tile_backward(
     saved: Sequence[Tensor], kv: Tensor, tile: Tile, run: Run, scale: float, dq: Tensor, dkv: Tensor
 ) -> None:
+    """Add a tile's gradients to those of its queries, keys and values."""
     heads, kv_heads = slice(run.q_start, run.q_stop), slice(run.kv_start, run.kv_stop)
     queries, keys = slice(*tile.q), slice(*tile.kv)
     dout, q, out, lse = (x[:, heads, queries] for x in saved)

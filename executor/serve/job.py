@@ -39,6 +39,7 @@ IDLE_S = 1.0
 
 
 def main(job: Job) -> None:
+    """Serve over the plan's ranks until the process is told to end; collective. InputError: several replicas."""
     settings = read_settings(ServeSettings, job.config, "settings")
     sharding = job.sharding
     assert isinstance(sharding, ContextSharding), "served by the ranks of a plan"

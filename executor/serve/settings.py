@@ -15,6 +15,8 @@ from longvila.job import require
 
 @dataclass(frozen=True, kw_only=True)
 class ServeSettings(ModelSettings):
+    """What `--set` and the config file may say of a server."""
+
     listen: str = "127.0.0.1:8000"
     name: str = "longvila"  # of the model, for clients
     slots: int = 4  # answers at work at a time

@@ -60,6 +60,7 @@ def check(files: Sequence[Path], media: Path | None, *, decoding: bool) -> tuple
 
 
 def main(arguments: Sequence[str]) -> int:
+    """The exit code: 2 where there are faults."""
     parser = argparse.ArgumentParser(prog="python -m longvila.data", description="Look at a data set.")
     commands = parser.add_subparsers(required=True, metavar="check")
     command = commands.add_parser("check", help="list every fault of a data set")

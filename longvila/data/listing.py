@@ -35,6 +35,8 @@ class DataFile:
 
 @dataclass(frozen=True, kw_only=True)
 class DataSet:
+    """All samples of a run, by file, and the faults of those that are left out."""
+
     samples: tuple[Sample, ...]
     parts: tuple[Part, ...]  # one per file that gave samples
     faults: tuple[str, ...]  # of the samples that are left out

@@ -51,6 +51,7 @@ STAGES = ("orient", "align", "transfer")
 
 
 def require_device(name: str) -> None:
+    """JobError: a device that this machine does not have."""
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError):
@@ -59,6 +60,8 @@ def require_device(name: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillSettings:
+    """What a settings file of `longvila.distill` may say."""
+
     teacher: str  # folder of a Llama or Qwen2 model
     data: tuple[str, ...]  # JSONL files of documents
     keep: tuple[int, ...] = ()  # layers whose attention stays; of no matter before `transfer`

@@ -64,6 +64,7 @@ class EvaluateSettings(ModelSettings):
 
 
 def main(job: Job) -> None:
+    """Run the task that is asked for and write its answers; collective."""
     settings = read_settings(EvaluateSettings, job.config, "settings")
     tasks: dict[str, Callable[[], Callable[[Evaluated], dict[str, Any]]]] = {
         "needle": lambda: needle.task(

@@ -41,6 +41,7 @@ class Choice:
 
 
 def videomme(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Video-MME's entries as choices."""
     for one in entry.get("questions", [entry]):
         whole = {**entry, **one}
         yield {
@@ -51,6 +52,7 @@ def videomme(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def longvideobench(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """LongVideoBench's entries as choices."""
     several = [entry[key] for key in (f"option{place}" for place in range(5)) if entry.get(key) not in (None, "N/A")]
     yield {
         "name": entry.get("id", entry["video_id"]), "video": entry.get("video_path") or entry["video_id"],
@@ -60,6 +62,7 @@ def longvideobench(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def egoschema(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """EgoSchema's entries as choices."""
     video = entry["q_uid"] if "q_uid" in entry else entry["video_idx"]
     options = _list(entry, "option") if "option" in entry else [entry[f"option {place}"] for place in range(5)]
     yield {"name": video, "video": video, "question": entry["question"], "options": options,
@@ -67,6 +70,7 @@ def egoschema(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def nextqa(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """NExT-QA's entries as choices."""
     options = [entry[f"a{place}"] for place in range(5)]
     yield {"name": f"{entry['video']}-{entry.get('qid', '')}", "video": entry["video"], "question": entry["question"],
            "options": options, "right": entry["answer"], "kind": entry.get("type", "")}  # fmt: skip

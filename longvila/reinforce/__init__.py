@@ -25,4 +25,5 @@ from longvila.train import run_job
 
 
 def main(job: Job) -> None:
+    """Train by rewards on the model's own answers; collective."""
     run_job(job, read_settings(ReinforceSettings, job.config, "settings"), ReinforceRun)

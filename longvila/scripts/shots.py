@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, kw_only=True)
 class Person:
+    """Someone in a shot."""
+
     name: str = ""  # as the file names the person; empty where it says no more than "person"
     looks: str = ""
     emotion: str = ""
@@ -30,6 +32,8 @@ class Person:
 
 @dataclass(frozen=True, kw_only=True)
 class Shot:
+    """A shot of a film as its script has it; times in seconds."""
+
     second: float | None = None
     place: str = ""
     scene: str = ""  # what the place looks like
@@ -40,6 +44,8 @@ class Shot:
 
 @dataclass(frozen=True, kw_only=True)
 class Script:
+    """A film's shots in order."""
+
     name: str
     shots: tuple[Shot, ...]
     video: str | None = None

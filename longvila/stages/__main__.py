@@ -39,6 +39,8 @@ WARM_STEPS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
+    """One of the five stages: its settings, its folder, and where its weights go."""
+
     name: str
     settings: Mapping[str, Any]
     folder: Path
@@ -100,6 +102,7 @@ def measured(ranks: int, folder: Path) -> str:
 
 
 def run_stage(stage: Stage, ranks: int | None, profile: str | None) -> None:
+    """Train a stage, in this process or planned and launched over ranks."""
     stage.folder.mkdir(parents=True, exist_ok=True)
     if ranks is None:
         train.main(Job(config=stage.settings))

@@ -118,6 +118,8 @@ class Bound:
 
 @dataclass(frozen=True, kw_only=True)
 class Binding:
+    """What limits a plan, and what more of it would buy."""
+
     binds: Name | Literal["computation"]
     bounds: tuple[Bound, ...]
 

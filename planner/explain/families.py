@@ -35,6 +35,8 @@ Solved = Callable[[Mapping[str, Any], Target], tuple[Strategy, StepCost]]
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
+    """The best layout of a family, and why it loses to the plan."""
+
     name: str
     held: Mapping[str, Any]
     target: Target

@@ -58,6 +58,7 @@ def settings(plan: Plan, target: str = "accelerate") -> tuple[dict[str, Any], di
 
 
 def files(plan: Plan, plan_file: str) -> Export:
+    """accelerate's config, FSDP2's or DeepSpeed's. InputError: what it cannot hold."""
     found, further, notes = settings(plan)
     return Export({"accelerate.yaml": as_yaml(found), **further}, (*notes, *unsaid(plan)))
 

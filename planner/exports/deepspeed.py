@@ -31,6 +31,7 @@ def config(plan: Plan) -> dict[str, Any]:
 
 
 def files(plan: Plan, plan_file: str) -> Export:
+    """DeepSpeed's config. InputError: a ring, a pipeline, levers that it lacks."""
     only(plan, "deepspeed", "train", ring=1, pipeline=1)
     no_levers(plan, "deepspeed", "offload_states")
     policy, notes = recomputed(plan, ("none", "full"))
@@ -40,6 +41,7 @@ def files(plan: Plan, plan_file: str) -> Export:
 
 
 def shard_notes(plan: Plan) -> tuple[str, ...]:
+    """That DeepSpeed shards over all ranks, where the plan does not."""
     one = plan.strategy
     over_all = one.shard in (1, one.data * one.context)
     return () if over_all else (f"shard={one.shard}: DeepSpeed shards over all of data x context",)

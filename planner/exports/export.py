@@ -33,6 +33,8 @@ LAUNCHERS = ("torchrun", "slurm", "skypilot", "kubeflow")
 
 
 class Export(NamedTuple):
+    """Files of another program, and what they leave out of the plan."""
+
     files: dict[str, str]  # name -> text
     notes: tuple[str, ...] = ()  # what of the plan they do not say
 
@@ -157,6 +159,7 @@ def unsaid(plan: Plan, *, ring_kind: str = "zigzag") -> tuple[str, ...]:
 
 
 def as_json(value: Any) -> str:
+    """Indented JSON with a line break at its end."""
     return json.dumps(value, indent=1) + "\n"
 
 

@@ -13,6 +13,7 @@ from planner.plan_file import Plan
 
 
 def files(plan: Plan, plan_file: str) -> Export:
+    """A TrainJob of Kubeflow's trainer. InputError: hosts with unlike numbers of ranks."""
     nodes, ranks = equal_hosts(plan, "kubeflow")
     job = {
         "apiVersion": "trainer.kubeflow.org/v1alpha1",

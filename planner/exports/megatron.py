@@ -40,6 +40,7 @@ def _recomputed(plan: Plan) -> tuple[Flags, tuple[str, ...]]:
 
 
 def files(plan: Plan, plan_file: str) -> Export:
+    """Megatron-LM's flags. InputError: serving, or levers that it lacks."""
     only(plan, "megatron", "train")
     no_levers(plan, "megatron")
     one, work, model = plan.strategy, plan.workload, plan.workload.model

@@ -14,6 +14,7 @@ from planner.plan_file import Plan
 
 
 def files(plan: Plan, plan_file: str) -> Export:
+    """ms-swift's flags. InputError: other ulysses degrees than it makes of the sequence-parallel size."""
     only(plan, "ms-swift", "train", tensor=1, pipeline=1)
     no_levers(plan, "ms-swift", "offload_states")
     one = plan.strategy

@@ -21,6 +21,7 @@ ACCELERATORS = {
 
 
 def files(plan: Plan, plan_file: str) -> Export:
+    """A task of SkyPilot. InputError: a card without a name there, unlike hosts."""
     nodes, ranks = equal_hosts(plan, "skypilot")
     device = plan.cluster.node(int(plan.placement.slot_of_rank[0])).device.name
     if device not in ACCELERATORS:

@@ -51,6 +51,7 @@ def script(plan: Plan, arguments: Sequence[str]) -> str:
 
 
 def files(plan: Plan, plan_file: str) -> Export:
+    """A batch script that launches the plan on its hosts."""
     return Export({"job.sh": script(plan, [plan_file, f"--port={PORT}"])})
 
 

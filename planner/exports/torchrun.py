@@ -28,6 +28,7 @@ def lines(ranks_on: Mapping[str, int], arguments: Sequence[str], port: int = POR
 
 
 def files(plan: Plan, plan_file: str) -> Export:
+    """The torchrun line of every host."""
     shown = [f"# on {host}\n{line}" for host, line in lines(hosts(plan), [plan_file]).items()]
     head = [] if plan.cluster.hosts else ["# HOST0, … stand for host names in slot order"]
     return Export({"torchrun.txt": "\n".join([*head, *shown, ""])})

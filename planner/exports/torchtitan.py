@@ -15,6 +15,7 @@ SCHEDULES = {"1f1b": "1F1B", "gpipe": "GPipe", "interleaved": "Interleaved1F1B"}
 
 
 def files(plan: Plan, plan_file: str) -> Export:
+    """torchtitan's flags. InputError: ulysses above 1, serving, levers that it lacks."""
     only(plan, "torchtitan", "train", ulysses=1)
     no_levers(plan, "torchtitan")
     one, work = plan.strategy, plan.workload

@@ -8,6 +8,7 @@ from planner.plan_file import Plan
 
 
 def files(plan: Plan, plan_file: str) -> Export:
+    """trl's script settings beside accelerate's config. InputError: what accelerate cannot hold."""
     found, further, notes = accelerate.settings(plan, "trl")
     policy, _ = recomputed(plan, ("none", "full"))
     under_fsdp = "fsdp_config" in found  # where FSDP recomputes, the trainer's own switch would do it twice

@@ -22,6 +22,7 @@ def _used(plan: Plan) -> float:
 
 
 def files(plan: Plan, plan_file: str) -> Export:
+    """Flags of `vllm serve`. InputError: a plan for training, or ring and ulysses ranks."""
     one, work = plan.strategy, plan.workload
     if work.mode == "train":
         raise InputError("--to vllm takes plans with mode=decode or prefill; this one has mode=train")

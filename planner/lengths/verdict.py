@@ -52,6 +52,8 @@ class Border:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Verdict:
+    """One layout for all batches beside groups that are dealt for each batch; seconds of a step."""
+
     limit: int
     tokens: int  # of a step
     documents: int  # of the first batch

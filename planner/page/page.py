@@ -23,6 +23,8 @@ Spec = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
+    """A table of a page, as text."""
+
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
 
@@ -36,6 +38,8 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
+    """A heading with its pictures and table."""
+
     heading: str
     words: str = ""
     pictures: Mapping[str, Spec] | None = None  # by an id that is unique on the page
@@ -52,6 +56,8 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
+    """A page that opens without a network."""
+
     title: str
     lines: Sequence[str]
     numbers: Sequence[tuple[str, str]]  # (value, what it is)

@@ -43,6 +43,7 @@ def save_plan_page(path: str, plan: Plan, profile: Profile | None) -> None:
 
 
 def save_what_if_page(path: str, sweep: Sweep, now: Outcome, found: Sequence[Outcome], cliffs: Sequence[Cliff]) -> None:
+    """Write the page of a sweep. InputError: a file that cannot be written."""
     asked = sweep.question(sweep.now())
     lines = [asked.workload.describe(), cluster_line(asked.cluster)]
     write_whole(path, what_if_page(sweep, now, found, cliffs, lines).html(), "--report")

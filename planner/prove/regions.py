@@ -12,6 +12,8 @@ from planner.prove.relaxation import Family
 
 @dataclass(frozen=True, kw_only=True)
 class Region:
+    """Layouts that differ in the ring alone, none of which takes less than `least_s`."""
+
     data: int
     microbatches: int
     ulysses: int

@@ -52,6 +52,8 @@ class Published:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
+    """Stages of a published training, with its GPU-hours."""
+
     title: str
     why: str
     model: str

@@ -30,6 +30,8 @@ HAIR = 1e-9
 
 
 class Answer(Struct, frozen=True, kw_only=True):
+    """The program's optimum: a column, and how many layers have each choice."""
+
     column: int
     layers: tuple[int, ...]  # by choice of the columns
     value: float  # weighted seconds, or bytes

@@ -63,6 +63,8 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
+    """Seconds of a class of kernels, simulated and measured."""
+
     kernels: str
     simulated_s: float
     measured_s: float

@@ -29,6 +29,8 @@ Flags = NDArray[np.bool_]
 
 
 class Partition(Struct, frozen=True, kw_only=True, eq=False):
+    """Ranks in classes that behave alike."""
+
     class_of_rank: Ints  # (ranks,)
     representative: Ints  # (classes,): lowest rank of each
     size: Ints  # (classes,): ranks in each

@@ -61,6 +61,8 @@ class Collective(Struct, frozen=True, kw_only=True, eq=False):
 
 
 class Network(Struct, frozen=True, kw_only=True, eq=False):
+    """Flows and links of a folded step."""
+
     partition: Partition
     sharing: Sharing
     collectives: tuple[Collective, ...]  # one for each pattern, then host memory out and in

@@ -38,6 +38,8 @@ class LinkUse:
 
 @dataclass(frozen=True, kw_only=True)
 class Simulation:
+    """A simulated step: its seconds by part, its busiest links, its memory over time."""
+
     step_s: float
     seconds: Mapping[str, float]  # by part as in StepCost, and `waiting`; of the slowest rank; sums to step_s
     exposed_s: Mapping[str, float]  # of these, what is not computation, by kind

@@ -68,12 +68,16 @@ class Send(Struct, frozen=True, kw_only=True):
 
 
 class Round(NamedTuple):
+    """Equal rounds: each computes so long while so many bytes go to the next rank."""
+
     times: int
     seconds: float
     bytes: float
 
 
 class Rounds(Struct, frozen=True, kw_only=True):
+    """A ring's rounds, in order."""
+
     part: str
     use: int
     rounds: tuple[Round, ...]
@@ -99,6 +103,8 @@ class Piece(Struct, frozen=True, kw_only=True):
 
 
 class Script(Struct, frozen=True, kw_only=True, dict=True):
+    """What every rank does in a step, as instances of segments."""
+
     uses: tuple[Use, ...]
     cycle: tuple[Piece, ...]  # one microbatch
     last: tuple[Piece, ...]  # the last one: as long, with what happens once a step

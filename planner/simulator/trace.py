@@ -114,6 +114,8 @@ class Recorder:
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
+    """What Perfetto draws: spans, arrows between them, counters."""
+
     spans: tuple[Span, ...]
     places: tuple[Place, ...]  # by rank class
     arrows: tuple[Arrow, ...] = ()

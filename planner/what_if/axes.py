@@ -63,6 +63,7 @@ def _nic_rate(cluster: Cluster, value: Value, seed: int) -> Cluster:
 
 
 def with_nic_rate(node: Node, bytes_per_s: float) -> Node:
+    """The node with network cards of that rate."""
     return replace(node, nics=replace(node.nics, bytes_per_s=bytes_per_s))
 
 
@@ -113,6 +114,7 @@ def _oversubscription(cluster: Cluster, value: Value, seed: int) -> Cluster:
 
 
 def number_of(text: str) -> Value:
+    """A number as it was typed. InputError: what is none."""
     try:
         number = float(text)
     except ValueError:

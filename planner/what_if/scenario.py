@@ -279,6 +279,7 @@ def _recomputed(asked: options.Question, strategy: Strategy) -> Iterator[str]:
 
 
 def degrees(strategy: Strategy) -> str:
+    """As `data 1 × ring 32 × ulysses 8`."""
     return f"data {strategy.data} × ring {strategy.ring} × ulysses {strategy.ulysses}"
 
 

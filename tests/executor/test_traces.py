@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
 
-from cost_models import Strategy
-from executor.launch.tracing import RECORDED, SKIPPED
+from cost_models import InputError, Strategy
+from executor.launch.tracing import RECORDED, SKIPPED, traced
 from longvila.assemble import model_config
 from planner.command import cli
+from planner.plan_file import Plan
 from planner.simulator.compare import read_trace
 from tests.executor.planned import run, save_plan
 
@@ -74,8 +76,9 @@ def test_a_trace_of_another_plan_is_refused(folder: Path, tmp_path: Path) -> Non
     assert "a trace of another plan" in str(done.exception)
 
 
-def test_a_job_with_too_few_steps_says_so(folder: Path) -> None:
-    sets = ["--set=data=[data.json]", f"--set=max_tokens={TOKENS}", "--set=steps=2", "--set=run=short"]
-    done = run("launch", folder / "plan.json", *sets, "--trace", "none", folder=folder)
-    assert done.returncode == 2
-    assert f"the job did 2 steps; a trace takes {SKIPPED + RECORDED}" in done.stderr
+def test_a_job_with_too_few_steps_says_so(folder: Path, tmp_path: Path) -> None:
+    plan = Plan.load(folder / "plan.json")
+    message = f"the job did 2 steps; a trace takes {SKIPPED + RECORDED}"
+    with pytest.raises(InputError, match=message), traced(tmp_path, plan, 0, torch.device("cpu")) as step_done:
+        for _ in range(2):
+            step_done()

@@ -28,6 +28,8 @@ MOST_LEVELS = 16
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FabricTree:
+    """The network that a file describes: hosts, and the switches above them."""
+
     graph: nx.Graph
     every_link: bool = False  # whether every cable is listed, so that oversubscription can be counted
     notes: tuple[str, ...] = ()

@@ -33,6 +33,7 @@ def is_hostfile(text: str) -> bool:
 
 
 def read(text: str, where: str) -> FabricTree:
+    """The hosts under one switch. InputError: a line that is no host, a host named twice, unlike slots."""
     builder = Builder(where)
     builder.switch("network")
     lines = _lines(text)

@@ -45,10 +45,12 @@ _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def is_discovery(text: str) -> bool:
+    """Whether the text is what `ibnetdiscover` prints."""
     return bool(re.search(r'^Switch\s+[0-9]+\s+"S-[0-9a-f]+"', text, re.M))
 
 
 def read(text: str, where: str) -> FabricTree:
+    """Switches, hosts and every cable with its rate. InputError: an unknown rate, no host, too long a line."""
     if (longest := max(map(len, text.split("\n")))) > MOST_LINE:
         raise InputError(f"{where}: a line of {longest:,} characters; at most {MOST_LINE} are read")
     builder, switch, nameless = Builder(where), None, 0

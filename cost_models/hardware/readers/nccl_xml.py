@@ -40,10 +40,12 @@ _GPU, _CARD, _BRIDGE = ("0x0302", "0x0300", "0x1200"), "0x02", "0x0604"
 
 
 def is_topology(text: str) -> bool:
+    """Whether the text is XML; `read` refuses other XML than NCCL's."""
     return text.lstrip().startswith("<")
 
 
 def read(text: str, where: str) -> HostTree:
+    """The host that `NCCL_TOPO_DUMP_FILE` describes. InputError: other or broken XML, entities, deep nesting."""
     reader = _Reader(where)
     reader.walk(_parse(text, where), ROOT)
     return reader.finish()

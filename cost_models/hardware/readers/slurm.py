@@ -22,10 +22,12 @@ _WORD = re.compile(r"([A-Za-z]+)=(\S*)")
 
 
 def is_conf(text: str) -> bool:
+    """Whether the text is a `topology.conf`."""
     return bool(_LINE.search(text))
 
 
 def read_conf(text: str, where: str) -> FabricTree:
+    """Switches and blocks of a `topology.conf`. InputError names the line that is neither."""
     builder = Builder(where)
     if (count := text.count("\n")) > MOST_LINES:
         raise InputError(f"{where} has {count:,} lines; at most {MOST_LINES:,} are read")

@@ -33,10 +33,12 @@ _AMD_NUMA = re.compile(r"GPU\s*\[?(\d{1,3})\]?\s*:.*Numa Node:\s*(\d{1,4})")
 
 
 def is_topology(text: str) -> bool:
+    """Whether the text is the matrix of `nvidia-smi topo -m` or `rocm-smi --showtopo`."""
     return bool(_NVIDIA.search(text) or _AMD.search(text))
 
 
 def read(text: str, where: str) -> HostTree:
+    """The host that the matrix describes. InputError names the row and column that cannot be."""
     return _amd(text, where) if _AMD.search(text) else _nvidia(text, where)
 
 

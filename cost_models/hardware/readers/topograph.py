@@ -72,6 +72,7 @@ class _NetQ(msgspec.Struct):
 
 
 def is_topograph(data: object) -> bool:
+    """Whether the data are Topograph's or NetQ's."""
     if isinstance(data, Mapping):
         return "instances" in data or ("blocks" in data and "nodes" not in data)
     if not isinstance(data, list) or not data or not isinstance(data[0], Mapping):
@@ -80,6 +81,7 @@ def is_topograph(data: object) -> bool:
 
 
 def read(data: object, where: str) -> FabricTree:
+    """The network that they describe; NetQ lists every cable. InputError: a wrong key or type, by name."""
     builder = Builder(where)
     if isinstance(data, Mapping):
         if "instances" in data:

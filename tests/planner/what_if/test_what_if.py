@@ -204,7 +204,7 @@ def test_the_threshold_of_memory_is_where_the_planner_itself_stops_fitting():
 
 def test_the_band_of_a_threshold_ends_where_one_plan_is_surely_better():
     """On a slow network ulysses across nodes is surely worse somewhere, and the odds there are what the ends say."""
-    asked = sweep(axes.vary("inter_node_gb_per_s=0.1..100", 4), ctx="128K")
+    asked = sweep(axes.vary("inter_node_gb_per_s=0.1,10", 2), ctx="64K")
     found = cliffs(asked)
     ends = [(cliff, level, end) for cliff in found for level, end in zip(LEVELS, cliff.band, strict=True) if end]
     assert ends, [cliff.words() for cliff in found]
@@ -242,12 +242,12 @@ def test_bands_stand_beside_steps_and_memory(typed):
 
 
 def test_processes_and_one_process_give_the_same_answers():
-    asked = sweep(axes.vary("ctx=8K..64K", 5), axes.vary("inter_node_gb_per_s=5..50", 5))
+    asked = sweep(axes.vary("ctx=8K..64K", 3), axes.vary("inter_node_gb_per_s=5..50", 3))
     alone, many = Store(None, asked, Part(0, 1)), Store(None, asked, Part(0, 1))
     run(asked, alone, jobs=1)
     run(asked, many, jobs=2)
     assert alone.known == many.known
-    assert sorted(alone.known) == list(range(25))
+    assert sorted(alone.known) == list(range(9))
 
 
 def test_a_stopped_sweep_goes_on_and_parts_are_merged(tmp_path):
