@@ -30,7 +30,9 @@ from cost_models.models.model import Model
 from cost_models.number import Number, larger, pick, somewhere
 from cost_models.token_shares import check_shares, shown
 
-Recompute = Literal["none", "mlp", "all_but_attention", "full", "core_attention", "other_products", "mixture"]
+Recompute = Literal[
+    "none", "mlp", "all_but_attention", "full", "core_attention", "other_products", "mixture", "elementwise"
+]
 Offload = Literal["none", "activations"]
 OffloadStates = Literal["none", "optimizer", "all"]
 RingDtype = Literal["fp32", "bf16"]
@@ -185,7 +187,7 @@ class Strategy:
             if somewhere(getattr(self, axis) > 1):
                 raise InputError(f"attention_chunk_tokens with {axis}={getattr(self, axis)}; legal here: {axis}=1")
         for part in self.layers:
-            if part.recompute in ("all_but_attention", "core_attention", "other_products", "mixture"):
+            if part.recompute not in ("none", "mlp", "full"):
                 raise InputError(f"attention_chunk_tokens with recompute={part.recompute}; legal here: none, mlp, full")
 
     @property

@@ -210,14 +210,14 @@ def offload(text: str) -> tuple[Offload, OffloadStates, bool]:
 _RECOMPUTES: dict[str, Recompute] = {
     "": "none", "none": "none", "no": "none", "full": "full", "selective": "core_attention",
     "selective(attention)": "core_attention", "selective op": "other_products", "selective layer 1": "full",
-    "selective moe": "mixture",
+    "selective moe": "mixture", "selective act": "elementwise",
 }  # fmt: skip
 
 
 def layer_ranges(text: str, layers: int, offloaded: Offload) -> tuple[LayerRange, ...]:
     """Ranges of layers by what they keep, from a `recompute` cell: full; selective (Megatron: attention's core);
     selective layer N (torchtitan: every Nth layer is recomputed); selective op (torchtitan: every other product);
-    selective moe (Megatron: mixtures and norms).
+    selective moe (Megatron: mixtures and norms); selective act (norms and activations).
 
     >>> [(one.recompute, one.count) for one in layer_ranges("selective layer 2", 5, "none")]
     [('none', 1), ('full', 1), ('none', 1), ('full', 1), ('none', 1)]
@@ -229,7 +229,7 @@ def layer_ranges(text: str, layers: int, offloaded: Offload) -> tuple[LayerRange
     if not every or int(every[1]) < 2:
         raise InputError(
             f"recompute={text!r} is not understood; legal: full, selective, selective op, selective moe, "
-            "selective layer N, none"
+            "selective act, selective layer N, none"
         )
     groups, rest = divmod(layers, int(every[1]))
     kept = LayerRange(count=int(every[1]) - 1)

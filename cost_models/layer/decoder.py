@@ -14,7 +14,7 @@ from cost_models.layer.attention import attention_operators, attention_phases
 from cost_models.layer.experts import expert_operators
 from cost_models.layer.mlp import mlp_operators
 from cost_models.layer.operators import Operator, Passes, Table, products_s
-from cost_models.layer.recompute import kept_products, policy, run_again
+from cost_models.layer.recompute import Policy, kept_products, policy, run_again
 from cost_models.layer.sizes import RankSizes
 from cost_models.layer.ssd import ssd_operators
 from cost_models.models.model import Mixer, Mlp
@@ -113,11 +113,15 @@ def _joined(phases: Iterable[Phase]) -> tuple[Phase, ...]:
     return tuple(result)
 
 
+def _kept(one: Operator, chosen: Policy) -> Number:
+    return one.kept - one.result if chosen.remakes(one.name) else one.kept
+
+
 def kept_bytes(sizes: RankSizes, recompute: str, offloaded: bool = False) -> Number:
     """Bytes that a layer keeps from its forward to its backward pass; `offloaded`: its input waits in host memory."""
     chosen = policy(recompute)
     kept: Number = sizes.once(
-        ("kept", recompute), lambda: sum(one.kept for one in operators(sizes) if chosen.keeps(one.name))
+        ("kept", recompute), lambda: sum(_kept(one, chosen) for one in operators(sizes) if chosen.keeps(one.name))
     )
     if chosen.every_other:
         kept = kept + kept_products(operators(sizes), sizes.width, sizes.framework.keeps_unread)

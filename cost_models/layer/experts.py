@@ -91,7 +91,9 @@ def _grouped(sizes: RankSizes, experts: Experts, copies: Number) -> Table:
     activation = elementwise(sizes, "activation", inside * activation_passes(sizes), 2, host=calls)
     return (
         multiplies(sizes, "up", (copies / held, *up), groups=held, host=map_calls(sizes, "up")),
-        activation._replace(kept=kept, working=(widest, widest), freed=kept),
+        activation._replace(
+            kept=kept, result=copies * ffn * operand_bytes(sizes), working=(widest, widest), freed=kept
+        ),
         multiplies(sizes, "down", (copies / held, model.hidden, ffn), groups=held, host=map_calls(sizes, "down")),
     )
 

@@ -53,7 +53,9 @@ def mlp_operators(sizes: RankSizes) -> Table:
         *tensor_operator(sizes, "up gather", "all_gather", readers=_readers(sizes)),
         *_second_sum(sizes),
         *maps(sizes, "up", sizes.tokens),
-        _activation(sizes, sizes.tokens, call="mlp")._replace(kept=kept),
+        _activation(sizes, sizes.tokens, call="mlp")._replace(
+            kept=kept, result=sizes.tokens * sizes.ffn * operand_bytes(sizes)
+        ),
         *maps(sizes, "down", sizes.tokens),
         *tensor_operator(sizes, "mlp scatter", "reduce_scatter"),
         *norm_behind(sizes, "mlp norm"),

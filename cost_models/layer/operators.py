@@ -74,6 +74,7 @@ class Operator(NamedTuple):
     reruns: bool = False  # its backward pass runs it forward first, whatever the policy
     active: Number | bool = True  # where its memory-bound work runs at all
     kept: Number = 0  # bytes
+    result: Number = 0  # of `kept` what it gave, which a policy may make again by itself
     working: tuple[Number, Number] = (0, 0)  # bytes alive while it runs; backward without the layer's tensors
     freed: Number | None = (
         None  # bytes of the layer's tensors that are gone after its backward pass; None: what it kept
@@ -189,12 +190,13 @@ def norm(sizes: RankSizes, name: str, call: str = "", values: Number | None = No
     forward, back = (b * passes[0], b * passes[1]) if fused else (28 + 5 * b, 28 + 5 * b)
     if sizes.framework.norm_copies:
         forward, back = 8 + 2 * b, 6 + b
-    kept = rows * (b + (operand_bytes(sizes) if feeds else b) + (0 if fused else 4))
+    result = rows * (operand_bytes(sizes) if feeds else b)
+    kept = result + rows * (b + (0 if fused else 4))
     made = elementwise(
         sizes, name, rows * forward, 1 if fused else 6, back=rows * back, call=call, kept=kept + tokens * 4,
         host=FUSED_CALLS if fused else (8, 16),
     )  # fmt: skip
-    return made._replace(working=(0, rows * (b if fused else 16 - b)))
+    return made._replace(result=result, working=(0, rows * (b if fused else 16 - b)))
 
 
 def in_slices(sizes: RankSizes) -> bool:

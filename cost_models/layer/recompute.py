@@ -29,6 +29,16 @@ MIXTURE = frozenset(
     ("router", "permute", "dispatch", "up", "activation", "down", "combine", "shared up", "shared down")
 )
 """A mixture of experts from its gate to the sum of what experts gave."""
+CHEAP = ("norm", "mlp norm", "activation")
+"""Without products."""
+
+
+def _everything(name: str) -> bool:
+    return True
+
+
+def _nothing(name: str) -> bool:
+    return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,15 +52,8 @@ class Policy:
     returns: bool = True  # what it does not keep is alive again while the layer's gradients are made
     passes: int = 1  # over the layer's weights in the backward pass, with a framework's casts and gathers each time
     planned: bool = True  # whether `plan` tries it
+    remakes: Names = _nothing  # of those that stay, whose results alone are made again
     every_other: bool = False  # keeps the first, third, … product's result, and makes only the others' again
-
-
-def _everything(name: str) -> bool:
-    return True
-
-
-def _nothing(name: str) -> bool:
-    return False
 
 
 def _only(*names: str) -> Names:
@@ -80,13 +83,17 @@ POLICIES: dict[Recompute, Policy] = {
     ),
     "mixture": Policy(
         keeps=_all_but(*MIXTURE), again=_only("norm", "mlp norm", *MIXTURE), host=_only("norm", "mlp norm", *MIXTURE),
-        planned=False,
+        remakes=_only("norm", "mlp norm"), planned=False,
+    ),
+    "elementwise": Policy(
+        keeps=_everything, again=_only(*CHEAP), host=_only(*CHEAP), remakes=_only(*CHEAP), planned=False
     ),
 }  # fmt: skip
 """`other_products` is torchtitan's selective checkpoint of operators (its save list leaves out every second mm).
 `core_attention` is Megatron's: unfused scores are made again; that they return is part of attention's work. `mixture`
-is Megatron's modules moe and layernorm: all of a mixture runs again, with its exchanges, and both norms, whose results
-are counted as kept all the same."""
+is Megatron's modules moe and layernorm: all of a mixture runs again, with its exchanges, and both norms; `elementwise`
+its modules moe_act and layernorm, and Kuaishou's norms and activations. Of norms and activations it is the results that
+are made again."""
 NORMS_AGAIN = _only("norm", "sum", "mlp norm")
 """What a framework with `norm_copies` runs again under "none"."""
 

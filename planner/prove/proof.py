@@ -115,9 +115,8 @@ def _ways(plan: Plan) -> Iterator[Way]:
     for chosen in itertools.product(*choices):
         fields = {**pinned, **dict(chosen)}
         by_rows = fields.get("attention_chunk_tokens") is not None
-        without = ("all_but_attention", "core_attention", "other_products", "mixture") if by_rows else ()
         if not by_rows or fields.get("attention_head_chunks", 1) == 1:
-            yield Way(fields, tuple(one for one in policies if one.recompute not in without))
+            yield Way(fields, tuple(one for one in policies if not by_rows or one.recompute in ("none", "mlp", "full")))
 
 
 def _read(name: str, value: str) -> Any:

@@ -49,5 +49,15 @@ def test_a_mixture_runs_again_with_its_exchanges_and_without_attention():
     assert product_flops(again) == product_flops(mixture) > 0
     assert [one.name for one in again if one.exchanges[0]] == ["dispatch", "combine"]
     assert [one.name for one in again if "norm" in one.name] == ["norm", "mlp norm"]
-    kept = kept_bytes(sizes, "none") - kept_bytes(sizes, "mixture")
-    assert kept == sum(one.kept for one in mixture) + sum(one.kept for one in table if one.name == "activation") > 0
+    freed = kept_bytes(sizes, "none") - kept_bytes(sizes, "mixture")
+    norms = 2 * TOKENS * 2048 * 2  # both norms' results
+    assert freed == norms + sum(one.kept for one in table if one.name in ("router", "activation"))
+
+
+def test_results_of_norms_and_activation_are_made_again_alone():
+    """Megatron's modules moe_act and layernorm: no product and no exchange; three tensors less of a dense layer."""
+    sizes = RankSizes(WORK, Strategy(), Framework.load("megatron-te"))
+    again = run_again(operators(sizes), "elementwise")
+    assert product_flops(again) == 0 and not any(one.exchanges[0] for one in again)
+    freed = kept_bytes(sizes, "none") - kept_bytes(sizes, "elementwise")
+    assert freed == TOKENS * 2 * (4096 + 4096 + 14336)
