@@ -39,8 +39,8 @@ OVERLAP_COST = 0.61
 """Seconds by which a second of NCCL's collectives, hidden behind computation, lengthens that computation: they take
 multiprocessors and memory bandwidth from it. FSDP on 4 A100, H100, MI250 or MI210 (arXiv 2507.03114, abstract):
 overlapped computation is 18.9% slower, and one after the other 10.2% slower than overlapped, so that 1.189 x 1.102 - 1
-= 0.31 of communication costs 0.189. Between nodes NCCL has as many channels as the cards keep busy (`paths.py`,
-`taken_s`), and takes as much less."""
+= 0.31 of communication costs 0.189. Between nodes and over PCIe NCCL has as many channels as the links keep busy
+(`paths.py`, `taken_s`), and takes as much less."""
 
 _OF_OPERATORS = (
     "attention", "merge_bytes", "merge_gradient_bytes", "slice_bytes", "widen_bytes", "hop_wait_s", "late_hops",

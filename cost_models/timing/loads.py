@@ -221,7 +221,10 @@ class Loads:
             near = alike(unit)
             if pattern == "send":
                 out = (np.roll(domain, -1, axis=2) == domain) & (np.roll(unit, -1, axis=2) != unit)
-                loads = [self._most(unit, share / rate) for share in (out, np.roll(out, 1, axis=2))]
+                cards = 1 if staged else np.where(self.seats.bridged[:, groups], 2, 1)  # one message by one card
+                ends = (out * cards / rate, np.roll(out, 1, axis=2) * cards / rate)
+                at = unit if staged else self.seats.place[:, groups]
+                loads = [self._most(at, share) for share in ends]
             elif pattern == "all_to_all":
                 loads = [self._most(unit, (local - near) / members / rate)]
             else:

@@ -168,8 +168,12 @@ class Paths:
 
     def taken_s(self, axis: Axis, op: Op, size: Number) -> Number:
         """Seconds that a collective would take from computation as much as one inside a domain does."""
-        seconds = self.exchange_s(axis, op, size)
-        return pick(self.crosses(axis), smaller(seconds, busy_s(op, self.axes[axis], size)), seconds)
+        seconds, path = self.exchange_s(axis, op, size), self.axes[axis]
+        busy = carried_s(op, path, size)
+        if self.inside.many_channels:  # over bridged pairs PCIe may decide
+            busy = larger(busy, self.inside_s(op, path, size))
+        inside = smaller(seconds, busy)
+        return pick(self.crosses(axis), smaller(seconds, busy_s(op, path, size)), inside)
 
     def crosses(self, axis: Axis) -> Number:
         """Whether anything of this axis leaves its scale-up domain (and so shares the NICs)."""
@@ -190,10 +194,13 @@ def met(places: Number, copies: int) -> Number:
 
 
 def busy_s(op: Op, path: Path, size: Number) -> Number:
-    """Seconds of all channels for what leaves a domain: slower cards keep fewer of them busy with its bytes, and so do
-    uplinks; while they wait for hops and protocols, all are taken."""
-    carried = size * (path.ranks - 1) / path.ranks * (2 if op == "all_reduce" else 1) / CHANNELS_BYTES_PER_S
-    return carried + start_s(op, path) + grown_s(op, path, size)
+    """Seconds of all channels for what leaves a domain: while they wait for hops and protocols, all are taken."""
+    return carried_s(op, path, size) + start_s(op, path) + grown_s(op, path, size)
+
+
+def carried_s(op: Op, path: Path, size: Number) -> Number:
+    """Seconds in which all channels would carry so much: slower cards, uplinks and PCIe keep fewer of them busy."""
+    return size * (path.ranks - 1) / path.ranks * (2 if op == "all_reduce" else 1) / CHANNELS_BYTES_PER_S
 
 
 def crossing_s(op: Op, path: Path, size: Number) -> Number:

@@ -36,7 +36,7 @@ from cost_models.room import Room
 from cost_models.step.assembly import step_program
 from cost_models.strategy import Axis, LayerRange, Strategy, sent_patterns
 from cost_models.timing.cluster_costs import ClusterCosts, cluster_costs
-from cost_models.timing.paths import HOST_MEMORY_BYTES_PER_S, Path, Paths, busy_s, crossing_s
+from cost_models.timing.paths import HOST_MEMORY_BYTES_PER_S, Path, Paths, busy_s, carried_s, crossing_s
 from cost_models.timing.slowest import KernelsInUse, pace
 from cost_models.workload import Workload
 from planner.prove.holding import NO_ROOM_S, Held
@@ -195,7 +195,8 @@ class _LeastPaths(Paths):
 
     def taken_s(self, axis: Axis, op: Op, size: Number) -> Number:
         path = self.axes[axis]
-        return self._least(op, path, size, smaller(crossing_s(op, path, size), busy_s(op, path, size)))
+        taken = self._least(op, path, size, smaller(crossing_s(op, path, size), busy_s(op, path, size)))
+        return taken if self.inside.many_channels else smaller(taken, carried_s(op, path, size))
 
     def shares_links(self, axis: Axis, other: Axis) -> Number:
         return (np.asarray(self.axes[axis].hops_out) > 0) & (np.asarray(self.axes[other].hops_out) > 0)

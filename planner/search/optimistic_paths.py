@@ -35,6 +35,7 @@ from cost_models.timing.paths import (
     Path,
     Paths,
     busy_s,
+    carried_s,
     crossing_s,
     grown_s,
 )
@@ -305,7 +306,9 @@ class FloorPaths(Paths):
         path = self.axes[axis]
         seconds = self._exchange_s(axis, op, size)
         away = self._least(op, path, size, np.minimum(seconds, busy_s(op, path, size)))
-        return np.where(np.asarray(path.hops_out) < 0, seconds, away)
+        taken = np.where(np.asarray(path.hops_out) < 0, seconds, away)
+        over_pcie = not self.inside.many_channels or np.any(_bus_s_per_byte(op, path) > 0)
+        return np.minimum(taken, carried_s(op, path, size)) if over_pcie else taken
 
     def shares_links(self, axis: Axis, other: Axis) -> Any:
         one, two = (np.sign(self.axes[name].hops_out) for name in (axis, other))

@@ -19,9 +19,22 @@ from msgspec import Struct
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from cost_models.hardware.wiring import KINDS, NIC_IN, NIC_OUT, SOCKET_IN, SOCKET_OUT, SWITCH_IN, SWITCH_OUT
+from cost_models.hardware.wiring import (
+    KINDS,
+    NIC_IN,
+    NIC_OUT,
+    PCIE_IN,
+    PCIE_OUT,
+    SOCKET_IN,
+    SOCKET_OUT,
+    SWITCH_IN,
+    SWITCH_OUT,
+)
 from cost_models.number import distinct
 from cost_models.program import Op
+from cost_models.timing.collectives import OPS, wire_bytes
+from cost_models.timing.loads import alike
+from cost_models.timing.paths import LARGE_BYTES
 from cost_models.timing.protocols import PEER_S, SLOWER, START_S, slower_s
 from planner.simulator.flows import Pattern
 from planner.simulator.folding import Bags, Flags, Hashes, Partition, mix
@@ -32,6 +45,7 @@ from planner.simulator.topology import NEARNESSES, Floats, Ints, Routes, Topolog
 
 CARDS = frozenset((NIC_OUT, NIC_IN))
 BUSES = frozenset((SWITCH_OUT, SWITCH_IN, SOCKET_OUT, SOCKET_IN))
+PCIE = frozenset((PCIE_OUT, PCIE_IN))
 
 
 class Batch(Struct, frozen=True, kw_only=True, eq=False):
@@ -278,7 +292,22 @@ def _shares(topology: Topology, pattern: Pattern, source: Ints, to: Ints) -> tup
     name = {"all_to_all": "all_to_all", "send": "send", "chain": "send", "tree": "send"}.get(pattern.op, "gather")
     staged = np.where(topology.staged(source, to), topology.rates.staged_share(name)[topology.run[source]], 1.0)
     out, into = pattern.card_share[source] / pattern.slowed[source], pattern.card_share[to]
-    return (frozenset((NIC_OUT,)), out), (frozenset((NIC_IN,)), into), (BUSES, staged)
+    near = topology.domain[source] == topology.domain[to]
+    own = np.where(near, _link_share(topology, pattern)[topology.run[source]], 1.0)
+    return (frozenset((NIC_OUT,)), out), (frozenset((NIC_IN,)), into), (BUSES, staged), (PCIE, own)
+
+
+def _link_share(topology: Topology, pattern: Pattern) -> Floats:
+    """Of what a GPU's PCIe link reaches, what the measured curve has for an operation among as many of one domain; by
+    run. Of other links that is the same within a few percent."""
+    wiring, rates = topology.wiring, topology.rates.of_run[:, PCIE_OUT]
+    local = int(alike(topology.domain[pattern.groups]).max())
+    if topology.inside is None or local == 1:
+        return np.ones(len(rates))
+    op = pattern.op if pattern.op in OPS else "send_recv"
+    sent = float(wire_bytes(op, local, LARGE_BYTES))
+    reached = sent / float(topology.inside.intra_s(op, local, sent))
+    return np.where(wiring.on_pcie & ~wiring.in_pairs, reached / rates, 1.0)
 
 
 def _pairs(table: _Table, pattern: Pattern, group: Ints, groups: int) -> tuple[tuple[Batch, ...], ...]:

@@ -209,3 +209,46 @@ def test_price_and_simulation_wait_alike(op: str, size: float, nodes: int) -> No
     axis, layout = layouts.get(op, ("shard", Strategy(data=ranks, shard=ranks)))
     closed, played = seconds((where, layout, Placement.in_order(where, ranks), axis, op), size)
     assert closed == pytest.approx(played, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["rtx4090-pcie", "l40s-pcie", "a100-pcie", "a40-pairs"])
+def test_a_large_collective_inside_a_pcie_box_is_simulated_as_priced(name: str) -> None:
+    """By the measured curve of its operation and of as many ranks: groups of 2 (but of bridges), 4 and 8."""
+    where = Cluster.load(name, nodes=1)
+    costs = ClusterCosts(where)
+    for axis, op in (("ulysses", "all_to_all"), ("ring", "send"), ("shard", "all_gather"), ("tensor", "all_reduce")):
+        for ranks in (4, 8) if name == "a40-pairs" else (2, 4, 8):
+            degrees = {"data": ranks, "shard": ranks} if axis == "shard" else {axis: ranks, "data": 8 // ranks}
+            layout = Strategy(**degrees)
+            phase = Exchange(part="tensor", axis=axis, op=op, bytes=2e9)
+            program = StepProgram(microbatch=(Segment(name="only", phases=(phase,)),), epilogue=(), microbatches=1)
+            inside = costs.links(costs.runs(layout.ranks))
+            played = play(program, where, layout, rates=costs.rates, inside=inside)
+            closed = float(costs.paths(layout).exchange_s(axis, op, 2e9))
+            assert played.step_s == pytest.approx(closed, rel=0.01)
+
+
+def test_a_send_out_of_a_bridged_pair_goes_by_one_cards_pcie() -> None:
+    """Of a ring of four over two pairs each pair sends one message, by the PCIe link of its second card."""
+    where = Cluster.load("a40-pairs", nodes=1)
+    costs = ClusterCosts(where)
+    path = costs.paths(Strategy(ring=4, data=2)).axes["ring"]
+    assert path.bus_send_s_per_byte == pytest.approx(1 / (0.75 * 0.25 * 32e9))
+
+
+@pytest.mark.parametrize("layout", [{"ring": 8, "shard": 8, "zero": 3}, {"tensor": 8}, {"ulysses": 4, "tensor": 2}])
+@pytest.mark.parametrize("name", ["rtx4090-pcie", "l40s-pcie", "a40-pairs"])
+def test_a_step_over_pcie_is_simulated_as_priced(name: str, layout: dict[str, int]) -> None:
+    """Within a fifth: what is left is who waits for whom."""
+    where, work = Cluster.load(name, nodes=1), Workload(Model.load("llama-3-8b"), context_tokens=2**14, global_batch=8)
+    chosen = Strategy(**layout)
+    assert simulate(where, work, chosen).step_s == pytest.approx(price(where, work, chosen).step_s, rel=0.2)
+
+
+def test_collectives_over_pcie_keep_few_channels_busy() -> None:
+    """A gather over NVSwitch takes as much as it lasts, over PCIe what all channels would need for its bytes."""
+    layout = Strategy(data=8, shard=8)
+    for name, least, most in (("dgx-h100", 1.0, 1.0), ("a100-pcie", 0.0, 0.1), ("a100-pcie-pairs", 0.0, 0.15)):
+        paths = ClusterCosts(Cluster.load(name, nodes=1)).paths(layout)
+        share = paths.taken_s("shard", "all_gather", 1e9) / paths.exchange_s("shard", "all_gather", 1e9)
+        assert least <= float(share) <= most
