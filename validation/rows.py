@@ -1,7 +1,7 @@
 """Published rows as they were transcribed, and what each may judge.
 
     score   yes: step time and memory count · apart: 8- or 4-bit, reported beside · rank: only its place in a sweep
-            no: never used
+            memory: no time, as its steps waited for what no step does (the reason stands behind it) · no: never used
 
 A blank cell means that the source does not say. Left out: kernel files, which shaped the curves and so cannot judge
 them.
@@ -13,13 +13,13 @@ import csv
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from cost_models.errors import InputError
 
-Score = Literal["yes", "apart", "rank", "no"]
+Score = Literal["yes", "apart", "rank", "memory", "no"]
 FOLDER = Path(__file__).parents[1] / "measurements"
-_PREFIXES: tuple[tuple[str, Score], ...] = (("yes", "yes"), ("apart", "apart"), ("rank", "rank"), ("no", "no"))
+_PREFIXES: tuple[tuple[str, Score], ...] = tuple((one, one) for one in get_args(Score))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,4 +124,4 @@ def _score(file: str, cells: dict[str, str]) -> Score:
     for prefix, score in _PREFIXES:
         if cells["score"].startswith(prefix):
             return score
-    raise InputError(f"{file}: score={cells['score']!r}; legal: yes, apart: …, rank only, no: …")
+    raise InputError(f"{file}: score={cells['score']!r}; legal: yes, apart: …, rank only, memory: …, no: …")

@@ -99,6 +99,10 @@ class FileReport:
     def scored(self, score: Score = "yes") -> list[Verdict]:
         return [one for one in self.verdicts if one.score == score]
 
+    def held(self) -> list[Verdict]:
+        """Rows whose memory counts."""
+        return [*self.scored(), *self.scored("memory")]
+
     def errors(self, score: Score = "yes") -> Errors:
         return Errors.of(one.error for one in self.scored(score))
 
@@ -106,13 +110,13 @@ class FileReport:
         return Errors.of(one.neutral_error for one in self.scored())
 
     def memory_errors(self) -> Errors:
-        return Errors.of(one.memory_error for one in self.scored())
+        return Errors.of(one.memory_error for one in self.held())
 
     def reserved_errors(self) -> Errors:
-        return Errors.of(one.reserved_error for one in self.scored())
+        return Errors.of(one.reserved_error for one in self.held())
 
     def device_errors(self) -> Errors:
-        return Errors.of(one.device_error for one in self.scored())
+        return Errors.of(one.device_error for one in self.held())
 
     def rankings(self) -> list[Ranking]:
         """Sweeps of at least two rows."""

@@ -34,6 +34,8 @@ BOARDS, PLACES = ("measured", "scaled"), ("inside a node", "over PCIe", "across 
 EDGES = (0.0, 0.01, 0.03, 0.1, 0.3)
 LEAST_THERE = 0.1
 """Of its price, what a CPU's update is taken to be where a step took less than the price of all else."""
+LEAST_SHARE = 0.1
+"""Of a step's price, what the update must be for the step to say anything of it."""
 TIE = 0.005
 """Rows measured closer than this have no order."""
 
@@ -116,7 +118,7 @@ def domains(rows: Sequence[Step], known: Certificate) -> dict[str, Domain]:
 def in_host_memory(rows: Sequence[Step]) -> Domain:
     """Errors of the CPU's update, at least as wide as they are stated: what `rows` took beyond the price of all else,
     over the price of these seconds."""
-    known, rows = stated(*STATED["offload"]), [one for one in rows if one.basis.shares["update"]]
+    known, rows = stated(*STATED["offload"]), [one for one in rows if one.basis.shares["update"] >= LEAST_SHARE]
     if not rows:
         return known
     errors = [replace(one, error=math.log(max(1 + math.expm1(one.error) / one.basis.shares["update"], LEAST_THERE)))

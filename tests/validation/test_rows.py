@@ -5,6 +5,7 @@ import pytest
 from cost_models import InputError
 from validation.rows import Row
 from validation.score import score
+from validation.steps import steps
 
 
 def row(**cells):
@@ -49,6 +50,19 @@ def test_a_bad_cell_refuses_its_row_and_no_other(tmp_path, column, text):
     assert [one.row for one in report.verdicts] == ["1"]
     assert [one.row.number for one in report.refused] == ["2"]
     assert column in report.refused[0].reason
+
+
+def test_a_row_of_memory_alone_judges_no_time(tmp_path):
+    cells = CELLS | {"peak_mem_gb": "40"}
+    lines = [
+        cells,
+        cells.values(),
+        (cells | {"row": "2", "iter_s": "90", "score": "memory: waits for its data"}).values(),
+    ]
+    (tmp_path / "train_x.csv").write_text("".join(",".join(line) + "\n" for line in lines))
+    (report,) = score(["train_x"], tmp_path)
+    assert (report.errors().rows, report.memory_errors().rows) == (1, 2)
+    assert [one.name for one in steps((report,))] == ["train_x 1"]
 
 
 @pytest.mark.parametrize("text", ["row,score\n1\n", "row,score\n1,yes,more\n"])
