@@ -1,13 +1,17 @@
-"""What a proof states: regions of a plan's space, each with seconds that no layout of it is below.
-
-How they come about and are checked is in `proof.py`; a plan file carries them.
-"""
+"""What a proof states: regions of a plan's space, each with seconds that no layout of it is below (`proof.py`)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from planner.prove.relaxation import Family
+
+class Family(NamedTuple):
+    """Layouts that differ in ring and sharding alone."""
+
+    data: int
+    microbatches: int
+    ulysses: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,11 +28,6 @@ class Region:
     def layouts(self) -> list[tuple[Family, int]]:
         family = Family(self.data, self.microbatches, self.ulysses)
         return [(family, ring) for ring in range(self.rings[0], self.rings[1] + 1)]
-
-    @property
-    def words(self) -> str:
-        ring = "-".join(str(one) for one in dict.fromkeys(self.rings))
-        return f"data {self.data}, microbatches {self.microbatches}, ulysses {self.ulysses}, ring {ring}"
 
 
 @dataclass(frozen=True, kw_only=True)

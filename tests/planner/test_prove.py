@@ -17,8 +17,10 @@ from cost_models.room import Room
 from planner.command import cli
 from planner.plan_file import Plan
 from planner.planning import plan
-from planner.prove.proof import _ways, prove
-from planner.prove.relaxation import Family, Way, families, least_s
+from planner.prove.proof import check
+from planner.prove.proof import proven as with_proof
+from planner.prove.regions import Family
+from planner.prove.relaxation import Asked, families, least_s
 from planner.search.space import Space
 from planner.targets.target import MMSP
 from tests.planner.clusters import cluster, node
@@ -49,7 +51,7 @@ def test_no_layout_is_priced_below_its_relaxation(seed: int) -> None:
     several = [
         (list(space)[i], int(rng.integers(1, 1 + space[list(space)[i]][1]))) for i in rng.integers(len(space), size=12)
     ]
-    least = least_s(here, work, Strategy(ring_kind="balanced"), several)
+    least = least_s(Asked(cluster=here, work=work, held=Strategy(ring_kind="balanced")), several)
     free = np.array([(slot, gpu) for slot in range(here.slots) for gpu in range(here.node(slot).gpus)])
     for (family, ring), bound in zip(several, least, strict=True):
         ranks = family.data * family.ulysses * ring
@@ -68,9 +70,9 @@ def test_what_fits_under_any_mixture_of_policies_is_not_below_its_relaxation_wit
     work = Workload(Model.load("longvila-8b"), context_tokens=2**17)
     held, rng, fitting = Strategy(ring_kind="balanced", loss_chunk_tokens=1024), np.random.default_rng(0), 0
     several = [(Family(1, 1, ulysses), 8 // ulysses) for ulysses in (8, 2)]
-    free = least_s(here, work, held, several)
-    way = Way({}, tuple(LayerRange(recompute=one, count=1) for one in policies))
-    bounded = least_s(here, work, held, several, ways=[way], room=Room())
+    free = least_s(Asked(cluster=here, work=work, held=held), several)
+    among = tuple(LayerRange(recompute=one, count=1) for one in policies)
+    bounded = least_s(Asked(cluster=here, work=work, held=held, policies=among, room=Room()), several)
     assert (bounded > 1.01 * free).all()
     for (family, ring), bound in zip(several, bounded, strict=True):
         for shard, zero in ((8, 3), (8, 2)):
@@ -95,7 +97,7 @@ def test_no_shares_of_unlike_gpus_are_priced_below_the_sum_of_their_speeds(seed:
     work = Workload(Model.load("longvila-1.5b"), context_tokens=[2**12 + 40, 2**18][seed // 2])
     free = np.array([(slot, gpu) for slot in range(3) for gpu in range(2)])
     several = [(Family(1, 1, ulysses), ring) for ulysses, ring in ((1, 2), (1, 5), (1, 6), (2, 2), (2, 3))]
-    least = least_s(here, work, Strategy(loss_chunk_tokens=1024), several)
+    least = least_s(Asked(cluster=here, work=work, held=Strategy(loss_chunk_tokens=1024)), several)
     for (family, ring), bound in zip(several, least, strict=True):
         for _ in range(25):
             shares = tuple(rng.integers(1, [4, 100][rng.integers(2)], size=ring).tolist())
@@ -109,42 +111,40 @@ def test_no_shares_of_unlike_gpus_are_priced_below_the_sum_of_their_speeds(seed:
 
 
 def test_no_levers_that_fit_are_priced_below_the_bound_that_has_them() -> None:
-    """A row that eight GPUs hold with levers alone: each bundle against its bound, and it fits in few of them."""
+    """A row that eight GPUs hold with levers alone: no bundle that fits is below the bound that has all of them."""
     here, work = Cluster.load("dgx-h100", nodes=1), Workload(Model.load("llama-3-8b"), context_tokens=3 * 2**20)
-    held, family, fitting = Strategy(ring_kind="balanced", loss_chunk_tokens=128), (Family(1, 1, 8), 1), 0
+    held, family, fitting = Strategy(ring_kind="balanced", loss_chunk_tokens=128), (Family(1, 1, 8), 1), []
     policies = [LayerRange(recompute="full", offload=of, count=1) for of in ("none", "activations")]
-    levers = [{"attention_chunk_tokens": 65536}, {"attention_head_chunks": 4}, {}]
-    for chosen, states, slices in itertools.product(levers, ("none", "all"), (None, 4096)):
-        if slices is None and "attention_head_chunks" in chosen:
-            continue
-        fields = {**chosen, "offload_states": states, "mlp_chunk_tokens": slices}
-        way = Way(fields, (LayerRange(count=1), *policies))
-        [bound] = least_s(here, work, held, [family], ways=[way], room=Room())
-        for many in (0, 8, 20, 32):
-            layers = tuple(replace(one, count=n) for one, n in zip(policies, (many, 32 - many), strict=True) if n)
-            cost = price(here, work, replace(held, ulysses=8, shard=8, zero=3, layers=layers, **fields))
-            fitting += Room().holds(cost)
-            assert not Room().holds(cost) or 0.9 * cost.step_s < bound <= cost.step_s * (1 + 1e-12)
-    assert 3 < fitting < 30
+    attention = [{"attention_chunk_tokens": 65536}, {"attention_head_chunks": 4}, {}]
+    bundles = [
+        {**chosen, "offload_states": states, "mlp_chunk_tokens": slices}
+        for chosen, states, slices in itertools.product(attention, ("none", "all"), (None, 4096))
+    ]
+    among = (LayerRange(count=1), *policies)
+    asked = Asked(cluster=here, work=work, held=held, levers=bundles, policies=among, room=Room())
+    [bound] = least_s(asked, [family])
+    [free] = least_s(replace(asked, room=None), [family])
+    for fields, many in itertools.product(bundles, (0, 8, 20, 32)):
+        layers = tuple(replace(one, count=n) for one, n in zip(policies, (many, 32 - many), strict=True) if n)
+        cost = price(here, work, replace(held, ulysses=8, shard=8, zero=3, layers=layers, **fields))
+        fitting += [cost.step_s] if Room().holds(cost) else []
+    assert 3 < len(fitting) < 30 and 1.1 * free < bound <= min(fitting) < 1.1 * bound
 
 
-def test_levers_are_those_that_the_plan_says_were_searched(proven: dict[str, Any], tmp_path: Path) -> None:
-    file = tmp_path / "plan.json"
-    varied = {"mlp_chunk_tokens": "none, 4096", "attention_chunk_tokens": "none, 65536", "offload_states": "none, all"}
-    varied["recompute"] = "by layer none, full; or none, full, full with its input on the host"
-    file.write_text(json.dumps({**proven, "searched": {"varied": varied, "held": {}}}))
-    ways = list(_ways(Plan.load(file)))
-    assert len(ways) == 8 and ways[0].fields["offload_states"] == "none" and ways[0].fields["mlp_chunk_tokens"] is None
-    by_rows = [one for one in ways if one.fields["attention_chunk_tokens"]]
-    assert len(by_rows) == 4 and all(part.recompute != "all_but_attention" for one in by_rows for part in one.policies)
-    assert any(part.offload == "activations" for part in ways[0].policies)
+def test_what_a_plan_says_was_searched_is_what_its_proof_covers(tmp_path: Path) -> None:
+    """Levers and policies in the words of `searched`: its plan, which fits with them alone, is proven."""
+    here, work = Cluster.load("dgx-h100", nodes=1), Workload(Model.load("llama-3-8b"), context_tokens=2**20)
+    found = plan(here, work, fixed={"ulysses": 8, "ring": 1}, trust_model=True)
+    assert "+ offload" in found.searched.varied["recompute"] and "mlp_chunk_tokens" in found.searched.varied
+    proof = with_proof(found).proof
+    assert proof is not None and 0.97 * found.cost.step_s < check("it", found, proof) <= found.bound * (1 + 1e-3)
 
 
 @pytest.fixture(scope="module")
 def proven() -> dict[str, Any]:
     work = Workload(Model.load("longvila-1.5b"), context_tokens=2**16, global_batch=2)
     found = plan(Cluster.load("dgx-h100", nodes=2), work)
-    data: dict[str, Any] = json.loads(replace(found, proof=prove(found)).to_json())
+    data: dict[str, Any] = json.loads(with_proof(found).to_json())
     return data
 
 
