@@ -14,11 +14,12 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
 from cost_models.errors import InputError
+from cost_models.workload import Part
 from planner.plan_file import Plan
 from planner.targets.target import Target
 
@@ -48,6 +49,8 @@ def export(plan: Plan, target: str, plan_file: str = "plan.json") -> Export:
         raise InputError(
             f"--to {target} starts this executor, and the plan is for {plan.target.name}; legal: {its} with --for mmsp"
         )
+    if target not in LAUNCHERS:
+        _check_work(plan, target)
     made: Export = importlib.import_module(f"planner.exports.{TARGETS[target]}").files(plan, plan_file)
     if target in LAUNCHERS or target == plan.target.name:
         return made
@@ -56,6 +59,21 @@ def export(plan: Plan, target: str, plan_file: str = "plan.json") -> Export:
     return Export(
         made.files, (*made.notes, *notes, f"times: the plan was priced for {plan.target.name}, not for {target}")
     )
+
+
+def _check_work(plan: Plan, target: str) -> None:
+    """InputError where another framework would train other work: its files say bf16, and no program but this one's
+    executor scans states over ranks or deals out unequal shares."""
+    precision = plan.workload.precision.param
+    if precision != "bf16":
+        raise InputError(f"--to {target} says bf16; this plan has precision={precision} (plan with --precision bf16)")
+    if plan.workload.model.ssd is not None:
+        raise InputError(f"--to {target} does not run state-space layers; legal: {', '.join(LAUNCHERS)}")
+    if plan.strategy.token_shares:
+        raise InputError(
+            f"--to {target} has no word for unequal token_shares, and equal ones may not fit; legal: "
+            f"{', '.join(LAUNCHERS)}"
+        )
 
 
 def _check_heads(plan: Plan, target: Target) -> None:
@@ -123,6 +141,7 @@ def no_levers(plan: Plan, target: str, *but: str) -> None:
         "offload_states": strategy.offload_states if strategy.offload_states != "none" else None,
         "attention_chunk_tokens": strategy.attention_chunk_tokens,
         "mlp_chunk_tokens": strategy.mlp_chunk_tokens,
+        "attention_head_chunks": strategy.attention_head_chunks if strategy.attention_head_chunks > 1 else None,
         "offload": next((part.offload for part in strategy.layers if part.offload != "none"), None),
         "lora_rank": plan.workload.lora_rank or None,
     }
@@ -153,8 +172,18 @@ def unsaid(plan: Plan, *, ring_kind: str = "zigzag") -> tuple[str, ...]:
         notes.append(f"ring_kind={strategy.ring_kind}: it lays tokens out as {ring_kind}")
     if strategy.loss_chunk_tokens is not None and plan.workload.mode == "train":
         notes.append(f"loss_chunk_tokens={strategy.loss_chunk_tokens}: set it where the loss is made")
-    if plan.workload.frames:
+    work = plan.workload
+    if work.frames:
         notes.append("frames over ranks: its own tower sharding, if it has any, runs")
+    if work.lengths:
+        notes.append(
+            "documents: rows of one document unless its own packing is switched on; then attention takes longer"
+        )
+    frozen = [part for part in get_args(Part) if part not in work.trainable and (part == "llm" or work.model.vision)]
+    if frozen and work.mode == "train":
+        notes.append(f"--train {','.join(work.trainable)}: freeze {' and '.join(frozen)} in its own script")
+    if work.kernel:
+        notes.append(f"kernel={work.kernel}: choose it in its own settings")
     return tuple(notes)
 
 

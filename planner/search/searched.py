@@ -59,6 +59,7 @@ def searched(spaces: Sequence[Space], strategy: Strategy, fixed: Collection[str]
     stages = sorted({stage for _, stage in first.shardings})
     unsharded = " (0 for shard 1)" if stages[0] == 0 and len(stages) > 1 else ""
     among = dict.fromkeys(space.policies for space in spaces)
+    largest = [one for one in among if not any({*one} < {*other} for other in among)]
     words = {
         "data": ranges(one.data for one in families),
         "microbatches": ranges(one.microbatches for one in families),
@@ -66,7 +67,7 @@ def searched(spaces: Sequence[Space], strategy: Strategy, fixed: Collection[str]
         "ulysses": ranges(one.ulysses for one in families),
         "shard": ", ".join(dict.fromkeys(_OVER[over] for over, _ in first.shardings)),
         "zero": ", ".join(str(stage) for stage in stages if stage or not unsharded) + unsharded,
-        "recompute": "by layer " + ", ".join(dict.fromkeys(_policy(one) for several in among for one in several)),
+        "recompute": "by layer " + "; or ".join(", ".join(map(_policy, several)) for several in largest),
     }
     moved = [name for name in _HELD if name not in fixed and len({getattr(one.base, name) for one in spaces}) > 1]
     words |= {name: ranges(getattr(one.base, name) for one in spaces) for name in moved}

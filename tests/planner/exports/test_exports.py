@@ -11,19 +11,23 @@ import pytest
 import yaml
 
 from cost_models import Cluster, InputError, LayerRange, Placement, Strategy
-from planner.exports.export import TARGETS, Export, export
+from cost_models.workload import Precision
+from planner.exports.export import LAUNCHERS, TARGETS, Export, export
 from planner.exports.megatron import files as megatron_files
 from planner.plan_file import Plan
 from planner.targets.target import Target
 from tests.executor.planned import make_plan
 
+BF16 = Precision()
 BOTH = Strategy(data=2, ring=4, ulysses=8, shard=64, zero=3)
 """On 8 nodes of 8: two rows at once, each over 32 ranks."""
 
 
 def plan_of(strategy: Strategy, *, nodes: int = 8, mode: str = "train", **given) -> Plan:
     cluster = Cluster.load("dgx-h100", nodes=nodes)
-    plan = make_plan(strategy, cluster=cluster, model="longvila-8b", tokens=2**15, **given)
+    plan = make_plan(
+        strategy, **{"cluster": cluster, "model": "longvila-8b", "tokens": 2**15, "precision": BF16} | given
+    )
     return replace(plan, workload=replace(plan.workload, mode=mode))
 
 
@@ -267,6 +271,52 @@ def test_torchrun_starts_what_each_host_has() -> None:
 def test_a_plan_that_a_target_cannot_hold_is_refused(target: str, strategy: Strategy, words: str) -> None:
     with pytest.raises(InputError, match=words.replace("(", r"\(")):
         export(plan_of(strategy), target)
+
+
+RING, ULYSSES = Strategy(ring=64, shard=64, zero=3), Strategy(data=8, ulysses=8, shard=64, zero=3)
+OF_OTHERS = {"megatron": BOTH, "torchtitan": RING, "deepspeed": ULYSSES, "accelerate": RING, "trl": ULYSSES,
+             "ms-swift": BOTH}  # fmt: skip
+
+
+@pytest.mark.parametrize("target", OF_OTHERS)
+def test_other_work_than_the_framework_would_do_is_refused(target: str) -> None:
+    """fp32 came out as `bf16: true`, unequal shares as equal ones, a hybrid as if it had attention alone."""
+    other = {"precision": Precision(param="fp32")}, {"model": "longvila-8b-ssd"}
+    for given, words in zip(
+        other, (f"--to {target} says bf16; this plan has precision=fp32", "state-space"), strict=True
+    ):
+        with pytest.raises(InputError, match=words):
+            export(plan_of(OF_OTHERS[target], **given), target)
+    unequal = plan_of(RING)
+    unequal = replace(unequal, strategy=replace(unequal.strategy, token_shares=(1,) * 63 + (2,)))
+    with pytest.raises(
+        InputError, match="no word for unequal token_shares, and equal ones may not fit; legal: torchrun"
+    ):
+        export(unequal, target)
+    chunked = plan_of(OF_OTHERS[target])
+    chunked = replace(chunked, strategy=replace(chunked.strategy, attention_head_chunks=2))
+    with pytest.raises(InputError, match="no word for attention_head_chunks=2"):
+        export(chunked, target)
+
+
+@pytest.mark.parametrize("target", OF_OTHERS)
+def test_frozen_parts_packed_rows_and_kernels_are_said(target: str) -> None:
+    made = export(plan_of(OF_OTHERS[target], trainable=("projector",), lengths=((4096, 8),), kernel="sdpa"), target)
+    said = " ".join(made.notes)
+    for words in (
+        "--train projector: freeze llm and tower in",
+        "documents: rows of one document unless",
+        "kernel=sdpa",
+    ):
+        assert words in said
+    plain = " ".join(export(plan_of(OF_OTHERS[target]), target).notes)
+    assert "freeze" not in plain and "documents" not in plain and "kernel" not in plain
+
+
+def test_launchers_start_whatever_this_executor_runs() -> None:
+    """Frozen parts, packed rows and precision stand in plan.json, which they start."""
+    plan = plan_of(ULYSSES, trainable=("projector",), precision=Precision(param="fp32"))
+    assert all(export(plan, target).files for target in LAUNCHERS)
 
 
 @pytest.mark.parametrize("target", ["megatron", "torchtitan", "deepspeed", "accelerate", "trl", "ms-swift"])
