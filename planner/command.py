@@ -216,7 +216,10 @@ def _plan(context: click.Context, given: dict[str, Any]) -> None:
 def price(strategy: str, longest: bool, name: str, certified: str | None, as_json: bool, **given: Any) -> None:
     """Price one given layout, without search: time, memory and bytes by part."""
     asked = options.question(given, any_length=longest)
+    from planner.search.together import check_together
+
     fixed = read_pins(strategy, "--strategy")
+    check_together(fixed, asked.workload.model)
     layout = strategy_of(fixed, asked.workload.model.layers)
     framework, asked = options.framework_of(name, asked, given)
     most = options.longest_row(asked, layout, framework) if longest else None
@@ -224,7 +227,7 @@ def price(strategy: str, longest: bool, name: str, certified: str | None, as_jso
         asked = options.of_length(asked, most)
     from cost_models.certificate import load
     from cost_models.pricing import price as price_layout
-    from planner.screens.layout_lines import cluster_line
+    from planner.screens.layout_lines import cluster_line, layers_line
     from planner.screens.lines import show
     from planner.screens.price_lines import cost_dict, cost_lines, dummy_lines, explanation, framework_lines
 
@@ -235,6 +238,8 @@ def price(strategy: str, longest: bool, name: str, certified: str | None, as_jso
         click.echo(json.dumps({"framework": framework.name, **found, **cost_dict(cost, asked.room, known)}, indent=1))
         return
     show([asked.workload.describe(), cluster_line(asked.cluster), layout.describe()])
+    if asked.workload.mode == "train":
+        show([layers_line(layout, asked.workload.model.layers)])
     show(framework_lines(framework, layout))
     show(cost_lines(cost, simulated=None, longest=most, room=asked.room, known=known))
     show(dummy_lines(cost, asked.workload))

@@ -67,6 +67,8 @@ def check(context: click.Context, given: Mapping[str, Any]) -> None:
         raise InputError(f"--for {given['target']} with {flags[question]}; legal: mmsp")
     if given["explain"] and given["as_json"]:
         raise InputError("--explain with --json, which has every number; leave one out")
+    if given["trust_model"] and given["objective"] == "memory":
+        raise InputError("--trust-model with --objective memory, which has no ties; leave one out")
     for name, has in (("longest", "asks for"), ("recipe", "has for every stage")):
         if given[name] and given["ctx"] is not None:
             raise InputError(f"--ctx is what --{name} {has}; leave it out")

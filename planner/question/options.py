@@ -140,11 +140,18 @@ def question(given: Mapping[str, Any], any_length: bool = False) -> Question:
     mode = given["mode"]
     if mode not in ("train", "prefill", "decode"):
         raise InputError(f"--mode {mode!r} is unknown; {strict.nearest(mode, ('train', 'prefill', 'decode'))}")
+    _check_mode(given, mode)
+    packed = documents(given.get("documents"))
+    longest = max((size for size, _ in packed), default=0)
+    if given["ctx"] is not None and longest > tokens:
+        raise InputError(
+            f"--documents: one of {longest:,} tokens is longer than a row; legal: up to {tokens:,} (--ctx)"
+        )
     workload = Workload(
         model,
         context_tokens=tokens,
         frames=frames,
-        lengths=documents(given.get("documents")),
+        lengths=packed,
         global_batch=batch,
         mode=mode,
         precision=precision(given["precision"], cluster),
@@ -160,6 +167,16 @@ def question(given: Mapping[str, Any], any_length: bool = False) -> Question:
         profile=Profile.load(given["profile"]) if given["profile"] else None,
         room=room(given.get("confidence"), given.get("headroom")),
     )
+
+
+def _check_mode(given: Mapping[str, Any], mode: str) -> None:
+    """InputError for what only training reads."""
+    if mode == "train":
+        return
+    if given.get("kernel") is not None:
+        raise InputError(f"--kernel {given['kernel']} with --mode {mode}, which has its own; leave one out")
+    if trained(given["trained"]) != get_args(Part):
+        raise InputError(f"--train {given['trained']} with --mode {mode}, which trains nothing; leave one out")
 
 
 def documents(path: str | None) -> tuple[tuple[int, int], ...]:

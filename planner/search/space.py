@@ -34,6 +34,7 @@ from cost_models.ssd_messages import PASSES
 from cost_models.strategy import PINS, RECOMPUTES, LayerRange, Recompute, SsdSplit, Strategy
 from cost_models.workload import Workload
 from planner.search.levers import NONE, Bundle
+from planner.search.together import check_together
 from planner.targets.target import MMSP, Target
 
 Policy = Recompute | LayerRange
@@ -68,6 +69,7 @@ class Space(Struct, frozen=True, kw_only=True, dict=True):
             if name not in PINS:
                 raise InputError(f"fixed {name!r} is unknown; legal: {', '.join(PINS)}")
         self.target.check_pins(self.pins)
+        check_together(self.pins, self.workload.model)
         asked = "gather" if self.base.ssd_pass == "least" else self.base.ssd_pass
         replace(self.base, ssd_pass=asked).check(self.workload.model)
         if self.pins.get("recompute", "none") not in RECOMPUTES:
@@ -267,7 +269,8 @@ class Space(Struct, frozen=True, kw_only=True, dict=True):
         over = {"ranks": ranks, "domain": near, "context": one * context, "one": one, "alone": one}
         shard = np.stack([over[name] for name, _ in self.shardings], axis=1)
         zero = np.broadcast_to(np.array([stage for _, stage in self.shardings]), shard.shape).copy()
-        legal = (shard > 1) | (zero == 0)
+        alone = (ranks == 1)[:, None] & (self.base.offload_states == "all")  # one rank frees weights that wait there
+        legal = (shard > 1) | (zero == 0) | alone
         legal[:, [name == "alone" for name, _ in self.shardings]] &= (one * context == 1)[:, None]
         for column in range(1, len(self.shardings)):
             for earlier in range(column):

@@ -119,9 +119,18 @@ class _Bounds:
         for one in bundle.alone:
             if one not in self.alone:
                 self.alone[one] = self._parts_s(one)
-        parts = np.stack([self.alone[one] for one in bundle.alone]).max(axis=0)
+        several = np.stack([self.alone[one] for one in bundle.alone])
         kinds = self.space.workload.model.layer_kinds
-        seconds = parts[..., 0] + parts[..., 1:] @ np.array([kinds.count(kind) for kind in dict.fromkeys(kinds)])
+        many = np.array([kinds.count(kind) for kind in dict.fromkeys(kinds)])
+
+        def step_s(parts: NDArray[np.float64]) -> NDArray[np.float64]:
+            whole: NDArray[np.float64] = parts[..., 0] + parts[..., 1:] @ many
+            return whole
+
+        seconds = step_s(several.max(axis=0))
+        # One rank is sharded with states on the host and not with other levers: no sharding is common to both.
+        apart = np.isinf(seconds).all(axis=1)
+        seconds[apart] = step_s(several[:, apart]).min(axis=-1).max(axis=0)[:, None]
         return min(float((seconds * self.weight).min(initial=np.inf)), self.beyond)
 
     def _parts_s(self, alone: Bundle) -> NDArray[np.float64]:

@@ -173,3 +173,12 @@ def test_the_least_memory_where_nothing_fits_without_levers(pressed):
     found = solve(here, work, objective="memory", target=target).best[0].cost.memory_bytes
     several = with_levers._levers(space)
     assert found == pytest.approx(min(found_in(space, bundle, "memory") for bundle in several), rel=1e-9)
+
+
+def test_one_gpu_holds_8b_with_its_states_on_the_host():
+    """FSDP over one rank frees weights that wait in host memory; it was "nothing fits" below two GPUs."""
+    here, work = Cluster.load("dgx-h100", gpus=1), Workload(Model.load("llama-3-8b"), context_tokens=2**13)
+    found = solve(here, work).best[0]
+    assert (found.strategy.ranks, found.strategy.zero, found.strategy.offload_states) == (1, 3, "all")
+    with pytest.raises(NothingFits):
+        solve(here, work, target=replace(MMSP, levers=("inputs", "slices", "loss")))
