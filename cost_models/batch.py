@@ -79,8 +79,9 @@ def price_batch(
         check_placement(cluster, ranks, None)
         runs_of[ranks] = here.runs(ranks)
     groups: dict[tuple[tuple[int, ...], *tuple[object, ...]], list[int]] = defaultdict(list)
+    by_stage = framework.sums_whole or framework.blocking_tensors  # what is sent differs in kind, not in size
     for index, strategy in enumerate(strategies):
-        groups[runs_of[strategy.ranks], *_shared(strategy)].append(index)
+        groups[runs_of[strategy.ranks], strategy.zero if by_stage else None, *_shared(strategy)].append(index)
     seconds = {name: np.zeros(count) for name in SECONDS}
     used: Memory[Floats] = Memory((name, np.zeros(count)) for name in MEMORY)
     capacity, fits_host = np.zeros(count), np.ones(count, dtype=bool)

@@ -58,7 +58,7 @@ def sharded(segment: Segment, sizes: RankSizes, kernels: Kernels, weights: Weigh
     framework, every = sizes.framework, sizes.degrees.zero >= 2
     layer = segment.kind is not None
     gathers, scatters, sums = _gathers(sizes, weights, layer), _scatters(sizes, weights), _sums(sizes, weights)
-    if framework.blocking_tensors and sizes.degrees.zero == 3:
+    if framework.blocking_tensors and somewhere(sizes.degrees.zero == 3):
         blocking = _blocking(segment, sizes, kernels, gathers, scatters, passes)
         return segment._replace(phases=(*blocking, *segment.phases))
     exposed, zero = framework.reduction == "exposed", sizes.degrees.zero
@@ -141,7 +141,7 @@ def _blocking(
     """
     framework = sizes.framework
     tensors = framework.blocking_tensors if segment.kind is not None else 1
-    host_s = LIST_OPERATORS * int(sizes.degrees.shard) * PYTORCH_2024.operator_s
+    host_s = LIST_OPERATORS * sizes.degrees.shard * PYTORCH_2024.operator_s
     phases: tuple[Phase, ...] = ()
     for exchanges, count, touched in ((gathers, tensors * passes, 3), (scatters, tensors, 2)):
         for one in exchanges:

@@ -1,9 +1,14 @@
 """A batch equals `price` of each strategy, part by part."""
 
+from contextlib import suppress
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from cost_models import Cluster, InputError, LayerRange, Model, Strategy, Workload, price, price_batch
+from cost_models.framework import Framework
+from tests.cost_models.mixed import Draw
 
 STRATEGIES = [
     Strategy(ring=4, ulysses=8, shard=32),
@@ -36,6 +41,36 @@ def test_batch_equals_price(preset: str, frames: int) -> None:
         assert {name: part[index] for name, part in batch.memory.items()} == pytest.approx(alone.memory, abs=1)
         assert batch.capacity_bytes[index] == alone.capacity_bytes
         assert batch.fits[index] == alone.fits
+
+
+@pytest.mark.parametrize("first", [0, 8])
+def test_a_batch_of_random_questions_costs_what_each_costs(first: int) -> None:
+    """Any mode, model, framework, levers and unlike nodes; layouts that cannot exist are left out."""
+    compared = 0
+    for seed in range(first, first + 8):
+        cluster, asked, _ = Draw(seed).question()
+        layout, several = asked.strategy, []
+        changes = {"ring": layout.ulysses, "ulysses": layout.ring}, {"zero": 0, "shard": 1}, {"zero": 3}
+        for change in ({}, *changes):
+            with suppress(InputError):
+                one = replace(layout, **change)
+                several.append((one, price(cluster, asked.workload, one, framework=asked.framework)))
+        batch = price_batch(cluster, asked.workload, [one for one, _ in several], framework=asked.framework)
+        assert batch.step_s == pytest.approx([cost.step_s for _, cost in several], rel=1e-12)
+        assert batch.memory_bytes == pytest.approx([cost.memory_bytes for _, cost in several], abs=16)
+        compared += len(several)
+    assert compared > 20
+
+
+@pytest.mark.parametrize("name", ["ours", "aleph-alpha", "deepspeed-gpt"])
+def test_stages_that_send_in_other_ways_are_priced_each_as_it_is(name: str) -> None:
+    """Whole sums below ZeRO-2, blocking gathers in ZeRO-3: beside stages that have neither."""
+    cluster, framework = Cluster.load("dgx-h100", nodes=2), Framework.load(name)
+    work = Workload(Model.load("llama-3-8b"), context_tokens=8192, global_batch=16)
+    stages = ((8, 3), (16, 3), (16, 2), (16, 1), (1, 0))
+    several = [Strategy(data=16, shard=shard, zero=zero) for shard, zero in stages]
+    alone = [price(cluster, work, one, framework=framework).step_s for one in several]
+    assert price_batch(cluster, work, several, framework=framework).step_s == pytest.approx(alone, rel=1e-12)
 
 
 def test_order_and_grouping_change_nothing() -> None:

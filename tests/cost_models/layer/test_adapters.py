@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 
 from cost_models import Cluster, InputError, Model, Strategy, Workload, price
-from cost_models.batch import price_batch
 from cost_models.flops import executed_flops, model_flops
 from cost_models.framework import OURS, Framework
 from cost_models.layer.launches import layer_calls
@@ -76,14 +75,6 @@ def test_a_frozen_model_under_a_trained_projector_has_no_weight_products():
     work = Workload(video, frames=64, text_tokens=1024)
     aligned = price(NODE, replace(work, trainable=("projector",)), EIGHT)
     assert aligned.seconds["compute"] < price(NODE, work, EIGHT).seconds["compute"]
-
-
-def test_a_batch_costs_what_each_costs():
-    several = [EIGHT, Strategy(data=1, ring=2, ulysses=4, shard=8, zero=2), Strategy(ring=8, shard=1, zero=0)]
-    batch = price_batch(NODE, ADAPTED, several)
-    for index, one in enumerate(several):
-        assert batch.step_s[index] == pytest.approx(price(NODE, ADAPTED, one).step_s, rel=1e-12)
-        assert batch.memory_bytes[index] == pytest.approx(price(NODE, ADAPTED, one).memory_bytes, abs=16)
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,9 @@
 import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from cost_models import Cluster, Model, Placement, Strategy, Workload, price
-from cost_models.batch import price_batch
 from cost_models.errors import InputError
 from cost_models.layer.decoder import operators
 from cost_models.layer.sizes import RankSizes
@@ -124,16 +122,6 @@ def test_which_split_sends_for_longer_turns_over_with_the_ranks(read):
 
     assert sending_s(1, "states") < sending_s(1, "mixed")
     assert sending_s(32, "mixed") < sending_s(32, "states")
-
-
-def test_a_batch_of_strategies_is_priced_as_each_alone(read):
-    cluster, work = Cluster.load("dgx-h100", nodes=2), Workload(read(), context_tokens=2**17)
-    ways = [("states", "gather"), ("states", "tree"), ("mixed", "gather"), ("mixed", "tree"), ("heads", "gather")]
-    for split, way in ways:
-        degrees = ((1, 8), (2, 8), (4, 4), (16, 1))
-        several = [Strategy(ring=r, ulysses=u, shard=r * u, ssd=split, ssd_pass=way) for r, u in degrees]
-        alone = [price(cluster, work, one).step_s for one in several]
-        assert np.allclose(price_batch(cluster, work, several).step_s, alone, rtol=1e-12)
 
 
 def test_adapters_go_on_attention_and_on_all_mlps(read):

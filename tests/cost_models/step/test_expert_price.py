@@ -8,11 +8,9 @@ states   experts are on data x context x tensor / expert ranks and ZeRO divides 
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from cost_models import Cluster, InputError, LayerRange, Model, Strategy, Workload, price
-from cost_models.batch import price_batch
 from cost_models.flops import executed_flops, model_flops
 from cost_models.framework import OURS
 from cost_models.models.experts import Experts
@@ -148,26 +146,3 @@ def test_degrees_must_hold_the_expert_group():
         Strategy(data=4, expert=8)
     with pytest.raises(InputError, match="mode=decode is not priced for deepseek-v2"):
         price(NODE, replace(work(V2), mode="decode"), Strategy(data=8))
-
-
-def test_a_batch_of_mixtures_costs_what_each_costs():
-    several = [Strategy(data=8, shard=s, zero=z, expert=e) for s, z, e in ((8, 1, 8), (4, 3, 8), (8, 3, 4), (1, 0, 1))]
-    for pipeline in (1, 2):
-        data = 8 // pipeline
-        layouts = [replace(one, data=data, shard=min(one.shard, data), expert=min(one.expert, data), pipeline=pipeline)
-                   for one in several]  # fmt: skip
-        batch = price_batch(NODE, work(), layouts)
-        for index, layout in enumerate(layouts):
-            one = price(NODE, work(), layout)
-            assert batch.step_s[index] == pytest.approx(one.step_s, rel=1e-12)
-            assert batch.memory_bytes[index] == pytest.approx(one.memory_bytes, abs=16)
-
-
-def test_a_faster_link_never_costs_more():
-    node = NODE.runs[0].node
-    seconds = []
-    for rate in (100e9, 450e9, 900e9):
-        link = replace(node.scale_up, bytes_per_s=rate)
-        here = replace(NODE, runs=(replace(NODE.runs[0], node=replace(node, scale_up=link)),))
-        seconds.append(price(here, work(), Strategy(data=8, shard=8, zero=1, expert=8)).step_s)
-    assert np.all(np.diff(seconds) < 0)

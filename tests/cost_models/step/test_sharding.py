@@ -241,13 +241,6 @@ def test_a_step_runs_at_the_pace_of_its_slowest_board():
     assert played.seconds["compute"] == pytest.approx(price(NODE, WORK, LAYOUT).seconds["compute"])
 
 
-def test_arrays_of_zero_stages_are_the_single_prices():
-    layouts = [Strategy(data=16, shard=shard, zero=zero, microbatches=2) for shard, zero in ((8, 3), (16, 2), (1, 0))]
-    batch = price_batch(NODES, WORK, layouts)
-    alone = [price(NODES, WORK, layout).step_s for layout in layouts]
-    np.testing.assert_allclose(batch.step_s, alone, rtol=1e-12)
-
-
 def test_reductions_that_nothing_hides_are_all_exposed():
     layout = replace(LAYOUT, zero=1)
     exposed = price(NODE, WORK, layout, framework=replace(OF_MEGATRON, reduction="exposed", overlap_cost=0.0))
