@@ -73,6 +73,8 @@ class Framework:
     adapters_apart: bool = False  # q, k, v, gate and up have adapters of their own beside joined products
     biases: bool = False  # linear layers have them: their gradients read each product's output gradient again
     attention: AttentionKernel = "newest"  # sdpa: fa2, on Blackwell cuDNN; fa1: before fa2; unfused: scores in memory
+    score_bytes: int | None = None  # unfused: per score and pass, beside products; None: one kernel, r2 w2
+    score_gradient_bytes: int | None = None  # the same backward; None: one kernel, r2 r2 w2
     merge_bytes: int = 18  # per output value and ring hop: cast the block (r2 w4), one blend in fp32 (r4 r4 w4)
     merge_gradient_bytes: int = 10  # per value of dQ, dK, dV and hop: a bf16 block added to an fp32 sum (r2 r4 w4)
     slice_bytes: int = 0  # per output value and striped hop, where the merged slice is copied back

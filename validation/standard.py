@@ -54,6 +54,10 @@ _UNREADABLE = {
     "dtensor": "tensor parallelism by DTensor: what its dispatch costs the host is not modelled",
 }
 """Names of frameworks whose rows are refused, with the reason."""
+EAGER_SCORES = (20, 28)
+"""Bytes per score of attention written out in Hugging Face's layers (eager_attention_forward), beside its products:
+scaled (r2 w2), masked (r2 w2), softmax in fp32 (r2 w4) and cast (r4 w2); backward cast (r2 w4), softmax (r4 r4 w4),
+cast (r4 w2), scaled (r2 w2). Baichuan's own, with a mask of each head and torch.max, has 18 and 32."""
 PURE_BF16 = Precision(master="bf16", grad="bf16", reduce="bf16", optimizer="bf16")
 """A model loaded in bf16 and given to AdamW as it is: no fp32 copy of anything."""
 NARROW = {
@@ -111,7 +115,10 @@ def framework_of(row: Row) -> Framework:
         name = "torchtitan-eager"
     found = Framework.load(name)
     if "attention unfused" in remarks:
-        found = replace(found, attention="unfused")
+        apart = EAGER_SCORES if found.norm == "unfused" else (None, None)
+        found = replace(found, attention="unfused", score_bytes=apart[0], score_gradient_bytes=apart[1])
+    if "alibi" in remarks:
+        found = replace(found, rotary="none")
     parallel = words.sharding(row.cell("sharding")).sequence_parallel
     if parallel is not None:
         found = replace(found, sequence_parallel=parallel)

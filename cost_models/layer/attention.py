@@ -375,15 +375,18 @@ def _merge_s(sizes: RankSizes, kernels: Kernels, grad: bool) -> Number:
 def _unfused(sizes: RankSizes, kernels: Kernels, part: str, grad: bool) -> Ring:
     """Attention as Megatron had it before flash attention: batched products, and all scores in memory.
 
-    Per score: scale, mask and softmax in one kernel read and write b bytes (backward reads two and writes one);
-    dropout reads and writes as much again and a mask of one byte. No FLOP is saved by causality.
+    Per score: scale, mask and softmax in one kernel read and write b bytes (backward reads two and writes one), unless
+    the framework calls them one by one (`score_bytes`); dropout reads and writes as much again and a mask of one byte.
+    No FLOP is saved by causality.
     """
     model, tokens = sizes.workload.model, sizes.ring_tokens
     lines, dtype = tokens * sizes.rows * sizes.heads, sizes.workload.precision.param
     products = kernels.gemm_s(lines, tokens, model.head_dim, dtype) + kernels.gemm_s(
         lines, model.head_dim, tokens, dtype
     )
-    passes = (3 if grad else 2) * sizes.width + ((2 * sizes.width + 1) if sizes.framework.dropout else 0)
+    apart = sizes.framework.score_gradient_bytes if grad else sizes.framework.score_bytes
+    passes = (3 if grad else 2) * sizes.width if apart is None else apart
+    passes = passes + ((2 * sizes.width + 1) if sizes.framework.dropout else 0)
     softmax = kernels.memory_bound_s(lines * tokens * passes, 2)
     seconds = products * (2 if grad else 1) + softmax
     return Ring(part=part, pieces=sizes.degrees.ring, first_s=seconds, piece_s=seconds, hop_bytes=0.0 * lines)

@@ -170,7 +170,9 @@ def test_words_of_recomputation() -> None:
 def test_words_of_the_remarks_change_the_framework() -> None:
     compiled, eager = case_of_own(), case_of_own(other="eager")
     assert (compiled.framework.activation, eager.framework.activation) == ("fused", "unfused")
-    assert case_of_own(other="attention unfused").framework.attention == "unfused"
+    written = case_of_own(source_repo="a/b", other="Hugging Face layers, attention unfused (ALiBi)").framework
+    assert (written.attention, written.score_bytes, written.rotary) == ("unfused", 20, "none")
+    assert case_of_own(other="attention unfused").framework.score_bytes is None
     assert case_of_own(other="parameters in bf16").workload.precision.master == "bf16"
     assert case_of_own(precision="fp16").workload.precision.param == "fp16"
     assert case_of_own().strategy.loss_chunk_tokens is None

@@ -14,6 +14,7 @@ from cost_models import Cluster, LayerRange, Model, Strategy, Workload, price
 from cost_models.batch import price_batch
 from cost_models.framework import OURS, Framework
 from cost_models.hardware.device import Device
+from cost_models.layer.attention import attention_phases
 from cost_models.layer.decoder import kept_bytes, operators, phases
 from cost_models.layer.operators import QUANTISE_BYTES, product_s
 from cost_models.layer.sizes import RankSizes
@@ -100,6 +101,18 @@ def test_tensor_exchanges_along_the_second_dimension_copy_whole_tensors():
         added = computed_s(copying, Strategy(tensor=4), grad) - computed_s(OURS, Strategy(tensor=4), grad)
         assert added == pytest.approx(kernels.memory_bound_s(whole * passes, launches), rel=1e-9)
         assert computed_s(copying, Strategy(), grad) == computed_s(OURS, Strategy(), grad)
+
+
+def test_scores_in_memory_are_moved_as_often_as_operators_read_and_write_them():
+    """20 bytes forward and 28 backward where one kernel has 4 and 6."""
+    kernels, joined = Kernels.of("h100-sxm-80gb"), replace(OURS, attention="unfused")
+    apart = replace(joined, score_bytes=20, score_gradient_bytes=28)
+    work = replace(WORK, global_batch=1)
+    sizes = [RankSizes(work, Strategy(), one) for one in (joined, apart)]
+    scores = MODEL.heads * WORK.context_tokens**2
+    for grad, more in ((False, 16), (True, 22)):
+        made = [attention_phases(one, kernels, part="attention", grad=grad)[0].first_s for one in sizes]
+        assert made[1] - made[0] == pytest.approx(kernels.memory_bound_s(scores * more, 0), rel=1e-9)
 
 
 def test_what_is_cast_before_it_is_gathered_travels_in_its_bytes():
