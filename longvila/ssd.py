@@ -299,7 +299,7 @@ class DiscreteMamba2(nn.Module):
         else:
             held = None if past_key_values is None else state_of(past_key_values, self.layer)
             y_BSHP = self._alone(inner, _positions(hidden_states, position_ids), held)
-        gated: Tensor = self.out_proj(y_BSHP.flatten(2) * F.silu(z_BSI + self.z_bias))
+        gated: Tensor = self.out_proj(_Gated.apply(y_BSHP.flatten(2), z_BSI, self.z_bias))
         return gated, None
 
     def matrix(self, hidden_states: Tensor, position_ids: Tensor | None = None) -> Tensor:
@@ -342,6 +342,25 @@ class DiscreteMamba2(nn.Module):
     def _nothing(inner: Inner) -> Tensor:
         channels, taps = inner.channels_BSHW, inner.taps_HWK
         return channels.new_zeros((channels.shape[0], taps.shape[-1] - 1, *channels.shape[2:]))
+
+
+class _Gated(torch.autograd.Function):
+    """y silu(z + bias), of which y and z are kept; what lies between is made again by the operators of autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, z: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(y, z, bias)
+        return y * F.silu(z + bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        y, z, bias = ctx.saved_tensors
+        biased, (wants_y, *wants_z) = z + bias, ctx.needs_input_grad
+        of_y = grad * F.silu(biased) if wants_y else None
+        if not any(wants_z):
+            return of_y, None, None
+        of_z = torch.ops.aten.silu_backward(grad * y, biased)
+        return of_y, of_z, of_z.flatten(0, -2).sum(0)
 
 
 class _Projected(torch.autograd.Function):

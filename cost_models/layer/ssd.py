@@ -74,7 +74,7 @@ def ssd_operators(sizes: RankSizes) -> Table:
     width, tokens = sizes.width, sizes.tokens
     work = tokens * ssd.heads
     gated = elementwise(
-        sizes, "gate", work * ssd.head_size * 7 * width, 3, kept=3 * work * ssd.head_size * width, host=(3, 5)
+        sizes, "gate", work * ssd.head_size * 7 * width, 3, kept=work * (2 * ssd.head_size + 1) * width, host=(3, 7)
     )
     out = multiplies(sizes, "out", (tokens, hidden, ssd.inner), host=(1, 2))
     wide = ssd.heads * ssd.channels

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
@@ -15,7 +16,7 @@ from longvila.config import load_config
 from longvila.job import Job, JobError
 from longvila.model import LongVilaForConditionalGeneration, NextTokens
 from longvila.sharding import OneProcess
-from longvila.ssd import DiscreteMamba2, scan, scan_stretches
+from longvila.ssd import DiscreteMamba2, _Gated, scan, scan_stretches
 from longvila.weights import read_config, save_weights
 from tests.longvila.test_model import batch_of
 
@@ -103,6 +104,22 @@ def test_strong_decay_neither_overflows_nor_loses_the_near_tokens_in_float32():
     got, state = scan(x.float(), b.float(), c.float(), strong.float(), chunk=64)
     assert got.isfinite().all() and state.isfinite().all()
     torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_the_gate_keeps_its_inputs_alone_and_its_gradients_are_those_of_autograd():
+    kept = []
+    for dtype in (torch.float64, torch.bfloat16):
+        y, rest, bias, grad = (torch.randn(sizes, dtype=dtype) for sizes in ((2, 9, 6), (2, 9, 8), (6,), (2, 9, 6)))
+        leaves = [one.requires_grad_() for one in (y, rest, bias)]
+        found = []
+        for gate in (lambda y, z, bias: y * F.silu(z + bias), _Gated.apply):
+            with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one) or one, lambda one: one):
+                out = gate(y, rest.split((6, 2), -1)[0], bias)
+            found.append((out, *torch.autograd.grad(out, leaves, grad)))
+        assert all(map(torch.equal, *found))
+        assert {one.untyped_storage().data_ptr() for one in kept[-3:]} == {one.data_ptr() for one in leaves}
+    out = _Gated.apply(y.detach(), rest.detach()[..., :6].requires_grad_(), bias.detach())
+    out.backward(grad)  # a bias that does not learn
 
 
 @pytest.mark.parametrize("documents", [[23], [9, 1, 13]])
