@@ -30,6 +30,7 @@ AttentionKernel = Literal["newest", "fa2", "sdpa", "cudnn", "fa1", "unfused"]
 Reduction = Literal["overlapped", "exposed"]
 Scope = Literal["step", "operator"]
 BackwardBuffers = Literal["fa2", "fa3", "none"]
+Copies = Literal["never", "several rows", "always"]
 TensorOverlap = Literal["none", "products", "chunks"]
 
 FA1_SLOWDOWN = 2.0
@@ -121,11 +122,15 @@ class Framework:
     drops_gradients_to: int | None = None  # ZeRO stage up to which a step drops gradients: they come as activations go
     logit_bytes: int | None = None  # held per logit at the loss; `None`: b for logits and gradient, twice fp32
     tensor_logit_bytes: int | None = None  # the same where tensor parallelism shares the vocabulary; `None`: as without
+    keeps_outputs: bool = False  # a stage's result stays until the pipeline's next use of its buffer, also the logits
+    extra_groups: bool = False  # communicators of all ranks, of a pipeline, and of each pair of stages that sends
     gathers_logits: bool = False  # over tensor ranks, each of which then has the loss of all the vocabulary
     keeps_unread: bool = False  # selective recompute keeps results of its list also where backward does not read them
     early_states: bool = False  # optimizer states are made before the first step
     stream_pools: bool = False  # gathers and reductions have streams, and so pools, of their own
     expandable_segments: bool = False  # the allocator's segments grow: freed memory joins, whatever its sizes were
+    copies_result: Copies = "never"  # attention's result, for the product behind it, where no heads are exchanged
+    keeps_joined: bool = False  # values are a view of the joined product of Q, K and V, which stays whole
     exchange_freed: bool = False  # what was exchanged is gone before attention's backward pass (`attention.py`)
     attention_backward: BackwardBuffers = "fa2"  # whose buffers attention's backward kernel takes (`attention.py`)
     projects_by_heads: bool = False  # with chunks of heads: each projects its own q, k, v, and again in backward
@@ -181,7 +186,7 @@ class Framework:
             ("activation", Fusion),
             ("attention", AttentionKernel),
             ("attention_backward", BackwardBuffers),
-            ("attention_backward", BackwardBuffers),
+            ("copies_result", Copies),
             ("reduction", Reduction),
             ("tensor_overlap", TensorOverlap),
             ("frame_sharding", FrameSharding),

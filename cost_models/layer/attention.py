@@ -111,7 +111,9 @@ def _core(sizes: RankSizes) -> Table:
         return _core_by_rows(sizes)
     sent = sizes.tokens * sizes.width * (sizes.q_width + sizes.sent_kv_width)
     sent_back = sizes.tokens * sizes.out_width * sizes.width
-    exchanged_back = pick(sizes.degrees.ulysses > 1, sent_back, 0)
+    copied = _result_copies(sizes) * sent_back
+    if sizes.framework.keeps_joined:  # beside the rotated queries and keys those that were projected
+        inputs = inputs + lines * sizes.width * (sizes.heads + sizes.kv_heads) * model.head_dim
     back = chunk_working_bytes(sizes) - 3 * sizes.row_bytes if in_chunks else _working_back(sizes)
     return (
         _exchanged(sizes, "heads", sent)._replace(kept=0 if in_chunks else inputs, host=(3, 3)),
@@ -123,8 +125,14 @@ def _core(sizes: RankSizes) -> Table:
         ),
         Operator(name="scores", kept=_scores(sizes)),
         Operator(name="result", host=(2, 3)),
-        _exchanged(sizes, "heads back", sent_back)._replace(kept=0 if in_chunks else exchanged_back),
+        _exchanged(sizes, "heads back", sent_back)._replace(kept=0 if in_chunks else copied),
     )  # fmt: skip
+
+
+def _result_copies(sizes: RankSizes) -> Number:
+    """1 where the product behind attention keeps a result of its own: as exchanged, or put in the order of tokens."""
+    alone = {"never": 0, "several rows": pick(sizes.rows > 1, 1, 0), "always": 1}[sizes.framework.copies_result]
+    return pick(sizes.degrees.ulysses > 1, 1, alone)
 
 
 def _core_by_heads(sizes: RankSizes) -> Table:

@@ -74,7 +74,17 @@ def communication_bytes(sizes: RankSizes, device: Device) -> Number:
         total = total + message_bytes(device, smaller(ranks, DOMAIN) - 1, ranks)
     for ranks in passing:
         total = total + message_bytes(device, pick(ranks > 1, 1, 0), ranks)
-    return total
+    return total + (_extra_bytes(sizes, device) if sizes.framework.extra_groups else 0)
+
+
+def _extra_bytes(sizes: RankSizes, device: Device) -> Number:
+    """Of a group of all ranks and one of a pipeline, and of the pair of its ends, where the loss goes; PyTorch makes a
+    communicator for each pair that sends and receives outside a batch of messages (ProcessGroupNCCL)."""
+    ranks, stages = sizes.degrees.ranks, sizes.degrees.pipeline
+    every = pick(ranks > 2, collective_bytes(device, 3), 0)
+    ends = message_bytes(device, 1, ranks)
+    line = pick(stages > 2, collective_bytes(device, 3) + ends, collective_bytes(device, 2))
+    return every + pick(stages > 1, line, 0)
 
 
 def collective_bytes(device: Device, ranks: int) -> int:

@@ -15,7 +15,7 @@ from cost_models.layer.stages import at_stage, end_stages, is_mixed, stage
 from cost_models.memory import peaks
 from cost_models.memory.buffers import communication_bytes, context_bytes
 from cost_models.memory.fragments import fragment_bytes
-from cost_models.memory.peaks import Peak, final_norm_input, kept_bytes, microbatches_in_flight
+from cost_models.memory.peaks import Peak, final_norm_input, kept_bytes, microbatches_in_flight, stage_outputs
 from cost_models.memory.states import states
 from cost_models.memory.vision import held_bytes
 from cost_models.number import Number, pick, somewhere
@@ -51,7 +51,7 @@ def _outside_layers(sizes: RankSizes) -> Number:
     if sizes.workload.mode != "train":
         return 0 * sizes.tokens
     model, width = sizes.workload.model, sizes.width
-    last = final_norm_input(sizes)
+    last = final_norm_input(sizes) + stage_outputs(sizes)
     if sizes.framework.rotary == "none":
         return last
     tables = sizes.rows * sizes.workload.context_tokens if sizes.framework.whole_rotary else sizes.tokens

@@ -9,6 +9,8 @@
          growing segments keep the larger). Gradients and states settle where those were, so that a loss of two equal
          blocks (logits and their gradient) leaves one, and nothing is lost where states are made before the first step
          and gradients go with each
+         Logits that outlive their microbatch settle in its successors' fp32 blocks: half of two such blocks is lost,
+         twice that where they are gathered from tensor ranks (`OUTLIVED`)
     K    what a layer keeps, in the mean over a rank's layers
 
 PyTorch's allocator gives a tensor of 10 MiB or more a segment of its own, which later tensors of other sizes split.
@@ -36,6 +38,9 @@ from cost_models.memory.states import dropped_gradients
 from cost_models.number import Number, both, larger, pick, smaller
 
 KEPT_SHARE, PRESSED_SHARE = 1.6, 0.5
+OUTLIVED = 4
+"""Times the bytes of gathered logits that stay for two microbatches: 8 B a logit in the middle of 43 plays
+(tests/executor/test_outlived_logits.py)."""
 CPU_SHARE = 0.03
 """Of glibc's: an estimate."""
 
@@ -78,12 +83,24 @@ def large_blocks(sizes: RankSizes) -> Number:
     model, wide, chunk = sizes.workload.model, max(4, sizes.width), sizes.degrees.loss_chunk_tokens
     vocab, root = model.vocab // sizes.degrees.tensor, _reduced_root(sizes)
     if chunk is None:
+        if sizes.framework.keeps_outputs:
+            return _outlived(sizes)
         logits = sizes.tokens * vocab
         waiting = 0 if _equal_blocks(sizes) else logits * sizes.width
         return waiting + pick(root > logits * wide, root, 0)
     head = model.hidden * vocab * wide if sizes.workload.trains_head else 0
     loss = larger(smaller(sizes.tokens, chunk) * vocab * wide, head)
     return larger(loss, root) if sizes.framework.expandable_segments else loss + root
+
+
+def _outlived(sizes: RankSizes) -> Number:
+    """What logits that stay for two microbatches cost in blocks: two in each of which they take half of an fp32 block,
+    and where they are gathered from tensor ranks two more for their parts and their join."""
+    model, tensor = sizes.workload.model, sizes.degrees.tensor
+    gathered = both(sizes.framework.gathers_logits, tensor > 1)
+    logits = sizes.tokens * pick(gathered, model.vocab, model.vocab // tensor)
+    several = pick(sizes.degrees.microbatches > 1, 1, 0)
+    return several * logits * sizes.width * pick(gathered, OUTLIVED, OUTLIVED / 2)
 
 
 def _reduced_root(sizes: RankSizes) -> Number:

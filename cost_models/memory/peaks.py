@@ -169,6 +169,8 @@ def _logits(sizes: RankSizes) -> Number:
         held: Number = 2 * width + 8 if framework.logit_bytes is None else framework.logit_bytes
         if framework.tensor_logit_bytes is not None:
             held = pick(sizes.degrees.tensor > 1, framework.tensor_logit_bytes, held)
+        if framework.keeps_outputs:  # those of the microbatch before
+            held = held + pick(sizes.degrees.microbatches > 1, width, 0)
         if framework.gathers_logits:  # beside the rank's own
             own = pick(sizes.degrees.tensor > 1, vocab * width, 0)
             return sizes.tokens * (model.vocab * held + own) + _head_gradient(sizes)
@@ -295,6 +297,13 @@ def final_norm_input(sizes: RankSizes) -> Number:
     if not _last_saves_input(sizes) or (sizes.stage is not None and not sizes.stage.last):
         return 0
     return sizes.row_bytes if sizes.stage is not None else pick(sizes.degrees.pipeline == 1, sizes.row_bytes, 0)
+
+
+def stage_outputs(sizes: RankSizes) -> Number:
+    """Results that a stage which is not the last holds for each microbatch in flight, where its buffers keep them."""
+    if not sizes.framework.keeps_outputs or sizes.stage is None or sizes.stage.last:
+        return 0
+    return sizes.row_bytes * microbatches_in_flight(sizes)
 
 
 def kept_bytes(sizes: RankSizes, part: LayerRange | str) -> Number:

@@ -149,10 +149,15 @@ class _Layouts:
         recomputed."""
         each = []
         for here, rest in self._stages:
-            held = 0 if kept is None else kept_bytes(here.of(kept[0]), kept[1]) / self.layouts.pipeline
+            held = 0 if kept is None else kept_bytes(here.of(kept[0]), kept[1]) * self._share(here)
             peak = rest if again is None else peaks.peak(here, [(here.of(again[0]), _one_layer(again[1]))])
             each.append(_full(sum(components(here, held, peak, self.device).values()), self.held))
         return np.stack(each, axis=-1)
+
+    def _share(self, here: RankSizes) -> float:
+        """Of the model's layers, on this stage."""
+        layers = self.workload.model.layers
+        return 1.0 if here.stage is None else sum(float(count) for _, count in here.stage.layers) / layers
 
     @cached_property
     def _stages(self) -> list[tuple[RankSizes, peaks.Peak]]:

@@ -58,6 +58,13 @@ def test_tiny_plans_are_within_1_percent(rank):
     assert _is_close(found), found
 
 
+@pytest.mark.parametrize("ring", [1, 2])
+def test_ranks_that_exchange_no_heads_are_within_1_percent(ring):
+    """Attention's result is copied into the order of tokens, and both are kept."""
+    found = _differences(make_plan(Strategy(ring=ring), tokens=1024))
+    assert _is_close(found, above=0.3), found  # without shards no copy for a reduction is alive beside the loss
+
+
 def test_pooled_frames_hold_what_the_plan_says():
     plan = make_plan(Strategy(ring=2, ulysses=2, shard=4), tokens=4096, frames=30)
     vision = replace(plan.workload.model.vision, frames_pooled=4)

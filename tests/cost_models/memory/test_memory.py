@@ -12,9 +12,13 @@ from hypothesis import strategies as st
 
 from cost_models import Cluster, LayerRange, Model, Strategy, Workload, price
 from cost_models.framework import OURS, Framework
+from cost_models.hardware.device import Device
 from cost_models.layer.sizes import RankSizes
+from cost_models.layer.stages import at_stage
 from cost_models.layer.weights import layer_params
 from cost_models.memory import peaks
+from cost_models.memory.buffers import collective_bytes, communication_bytes, message_bytes
+from cost_models.memory.fragments import OUTLIVED, large_blocks
 from cost_models.memory.peaks import kept_bytes, microbatches_in_flight
 from cost_models.memory.states import dropped_gradients, states
 from cost_models.workload import Precision
@@ -213,3 +217,40 @@ def test_hugging_face_s_whole_logits_run_out_as_they_did(ulysses, data, share):
     work = Workload(Model.load("qwen2-7b"), context_tokens=2**17, global_batch=data, precision=framework.precision)
     cost = price(Cluster.load("hgx-h800", gpus=8), work, layout, framework=framework)
     assert share[0] < cost.memory_bytes / cost.capacity_bytes < share[1]
+
+
+@pytest.mark.parametrize(("copies", "rows", "extra"), [("never", 2, 0), ("several rows", 1, 0), ("several rows", 2, 1)])
+def test_what_attention_keeps_beside_its_kernel_s_tensors(copies, rows, extra):
+    """On one rank: the result in the order of tokens, and queries and keys as the joined product made them."""
+    strategy = Strategy(layers=(LayerRange(recompute="none", count=2),))
+    work = Workload(SMALL, context_tokens=TOKENS, batch=rows, global_batch=rows)
+    never = replace(OURS, copies_result="never")
+    plain, copied, joined = (
+        kept_bytes(RankSizes(work, strategy, framework), "none")
+        for framework in (never, replace(never, copies_result=copies), replace(never, keeps_joined=True))
+    )
+    assert copied - plain == extra * 2 * rows * TOKENS * 64
+    assert joined - plain == 2 * rows * TOKENS * (64 + 32)
+
+
+def test_a_pipeline_s_buffers_that_keep_results():
+    model = replace(SMALL, layers=40)
+    layers = (LayerRange(recompute="none", count=40),)
+    strategy = Strategy(pipeline=4, microbatches=8, layers=layers)
+    work = Workload(model, context_tokens=TOKENS, global_batch=8)
+    keeps = replace(OURS, keeps_outputs=True)
+    first, last = (at_stage(RankSizes(work, strategy, keeps), layers, index) for index in (0, 3))
+    assert peaks.stage_outputs(first) == 4 * TOKENS * 64 * 2 and peaks.stage_outputs(last) == 0
+    drops = at_stage(RankSizes(work, strategy), layers, 3)
+    assert peaks.loss(last).logits - peaks.loss(drops).logits == TOKENS * 1000 * 2
+    assert large_blocks(last) == TOKENS * 1000 * 2 * OUTLIVED / 2
+
+
+def test_communicators_of_pairs_and_of_all_ranks():
+    """A pipeline of 4 on 8 cards: a group of all, one of the pipeline, and the pair that the loss travels over."""
+    strategy = Strategy(pipeline=4, data=2, shard=2, microbatches=8)
+    work, device = Workload(SMALL, context_tokens=TOKENS, global_batch=16), Device.load("h100-sxm-80gb")
+    plain, extra = (
+        communication_bytes(RankSizes(work, strategy, replace(OURS, extra_groups=one)), device) for one in (False, True)
+    )
+    assert extra - plain == 2 * collective_bytes(device, 3) + message_bytes(device, 1, 8)
