@@ -121,15 +121,25 @@ class HeadChunks(torch.autograd.Function):
             if _last_of_keys(pieces, place):
                 back += [(x.to(k.dtype), piece.keys) for x in dkv_now]
                 kv = None
-            of_queries, *of_keys = to_tokens(back, exchange)
-            for heads, part in zip(piece.queries, of_queries, strict=True):
-                dq[:, heads] = part
-            for total, parts in zip(dkv, of_keys, strict=False):
-                for heads, part in summed(piece.keys, parts, wide):
-                    total[:, heads] += part
-            del dq_now, back, of_queries, of_keys  # or they would be alive beside the next piece
+            _bring_home(to_tokens(back, exchange), piece, dq, dkv)
+            del dq_now, back  # or they would be alive beside the next piece
         dk, dv = dkv.to(k.dtype)
         return dq, dk, dv, dsinks, None, None, None
+
+
+def _bring_home(arrived: list[list[Tensor]], piece: Piece, dq: Tensor, dkv: Tensor) -> None:
+    """What arrived of a piece's gradients into those by tokens; no name of it is left when this returns."""
+    of_queries, *of_keys = arrived
+    _put(of_queries, piece.queries, dq)
+    wide = torch.promote_types(dkv.dtype, torch.float32)
+    for total, parts in zip(dkv, of_keys, strict=False):
+        for heads, part in summed(piece.keys, parts, wide):
+            total[:, heads] += part
+
+
+def _put(parts: Sequence[Tensor], heads: Heads, into_BHSD: Tensor) -> None:
+    for one, part in zip(heads, parts, strict=True):
+        into_BHSD[:, one] = part
 
 
 def _forward(
@@ -152,10 +162,8 @@ def _forward(
         lses.append(lse)
         if _last_of_keys(pieces, place):
             kv = None
-        (parts,) = to_tokens([(out, piece.queries)], exchange)
-        for heads, part in zip(piece.queries, parts, strict=True):
-            out_BSHD[:, :, heads] = part.transpose(1, 2)
-        del q_now, out, parts
+        _put(to_tokens([(out, piece.queries)], exchange)[0], piece.queries, out_BSHD.transpose(1, 2))
+        del q_now, out
     return out_BSHD, torch.cat(lses, dim=1)
 
 

@@ -183,6 +183,17 @@ def test_models_of_a_config_file_are_counted_as_they_are(tmp_path, types):
     assert _is_close(found), found
 
 
+def test_attention_by_chunks_of_heads_holds_one_chunk(tmp_path):
+    """What arrived for one chunk is gone when the next is exchanged."""
+    strategy = Strategy(
+        ring=2, ulysses=2, shard=4, layers=(LayerRange(recompute="none", count=2),), attention_head_chunks=4,
+        mlp_chunk_tokens=1024,
+    )  # fmt: skip
+    model = hybrid_file(tmp_path, ["full_attention"] * 2, hidden_size=512)
+    found = _differences(make_plan(strategy, model=model, tokens=16384, precision=Precision()))
+    assert _is_close(found), found
+
+
 @pytest.mark.parametrize(("split", "policy"), [("states", "none"), ("heads", "full")])
 def test_scans_in_pieces_hold_what_the_plan_says(tmp_path, split, policy):
     """The row is long beside the weights; heads over four ranks leave two pieces."""
