@@ -223,7 +223,7 @@ def test_hugging_face_s_whole_logits_run_out_as_they_did(ulysses, data, share):
 def test_what_attention_keeps_beside_its_kernel_s_tensors(copies, rows, extra):
     """On one rank: the result in the order of tokens, and queries and keys as the joined product made them."""
     strategy = Strategy(layers=(LayerRange(recompute="none", count=2),))
-    work = Workload(SMALL, context_tokens=TOKENS, batch=rows, global_batch=rows)
+    work = Workload(SMALL, context_tokens=TOKENS, global_batch=rows)
     never = replace(OURS, copies_result="never")
     plain, copied, joined = (
         kept_bytes(RankSizes(work, strategy, framework), "none")
@@ -234,14 +234,13 @@ def test_what_attention_keeps_beside_its_kernel_s_tensors(copies, rows, extra):
 
 
 def test_a_pipeline_s_buffers_that_keep_results():
-    model = replace(SMALL, layers=40)
-    layers = (LayerRange(recompute="none", count=40),)
-    strategy = Strategy(pipeline=4, microbatches=8, layers=layers)
-    work = Workload(model, context_tokens=TOKENS, global_batch=8)
+    layers = (LayerRange(recompute="none", count=2),)
+    strategy = Strategy(pipeline=2, microbatches=8, layers=layers, loss_chunk_tokens=None)
+    work = Workload(SMALL, context_tokens=TOKENS, global_batch=8)
     keeps = replace(OURS, keeps_outputs=True)
-    first, last = (at_stage(RankSizes(work, strategy, keeps), layers, index) for index in (0, 3))
-    assert peaks.stage_outputs(first) == 4 * TOKENS * 64 * 2 and peaks.stage_outputs(last) == 0
-    drops = at_stage(RankSizes(work, strategy), layers, 3)
+    first, last = (at_stage(RankSizes(work, strategy, keeps), layers, index) for index in (0, 1))
+    assert peaks.stage_outputs(first) == 2 * TOKENS * 64 * 2 and peaks.stage_outputs(last) == 0
+    drops = at_stage(RankSizes(work, strategy), layers, 1)
     assert peaks.loss(last).logits - peaks.loss(drops).logits == TOKENS * 1000 * 2
     assert large_blocks(last) == TOKENS * 1000 * 2 * OUTLIVED / 2
 
