@@ -19,6 +19,7 @@ from functools import cache
 from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.device import Device
 from cost_models.hardware.device_names import device_of
+from cost_models.hardware.links import LINKS
 from cost_models.hardware.node import Node
 from validation import words
 from validation.rows import Row
@@ -34,7 +35,8 @@ def cluster_of(row: Row, gpus: int | None = None) -> Cluster:
     base = _preset(row.cell("cluster")) if row.cell("cluster") else _nearest(device.name, per_node)
     node = replace(base.runs[0].node, device=device, gpus=min(gpus, per_node))
     if base.runs[0].node.device.link != device.link:
-        node = replace(node, scale_up=replace(node.scale_up, link=device.link))
+        rate = LINKS[device.link].bytes_per_s
+        node = replace(node, scale_up=replace(node.scale_up, link=device.link, bytes_per_s=rate))
     run = replace(base.runs[0], count=-(-gpus // per_node), node=_with_rates(node, row, per_node))
     nccl = row.cell("nccl") or base.fabric.nccl
     return replace(

@@ -167,6 +167,12 @@ def test_words_of_recomputation() -> None:
     assert states == ["optimizer", "all", "none"]
 
 
+def test_another_card_in_a_named_machine_has_its_own_links() -> None:
+    """An H800's NVLink has 200 GB/s one way, also in a row that names the machine of an H100."""
+    node = case_of_own(cluster="dgx-h100", device="h800").cluster.runs[0].node
+    assert (node.device.name, node.scale_up.link, node.scale_up.bytes_per_s) == ("h800", "nvlink4-h800", 200e9)
+
+
 def test_words_of_the_remarks_change_the_framework() -> None:
     compiled, eager = case_of_own(), case_of_own(other="eager")
     assert (compiled.framework.activation, eager.framework.activation) == ("fused", "unfused")
