@@ -8,7 +8,7 @@ Of several targets (`--for any`) each is solved, and the one with the best price
                regret     of the tied layouts the one that loses least (`choosing.py`)
                simulator  another one, because in the simulator these take longer than priced
 
-Of unlike GPUs the layout may then get unequal shares of the row (`shares.py`), where that is priced below all of these.
+Of unlike GPUs the plan is a layout with unequal shares of the row (`shares.py`), where that is priced below all others.
 
 One simulation is enough where no other layout is priced below it by more than `ALIKE`: a price seldom exceeds its
 simulation. Else such layouts are simulated, too, and the choice is made again with what the simulator adds to each.
@@ -86,21 +86,19 @@ def plan(
         return simulate(*layout, profile=profile, framework=solution.target.code)
 
     costs = cluster_costs(cluster, profile)
-    chosen = _chosen(costs, solution, objective, play, doubted=doubted and not late, late=clock.is_over)
-    equal = chosen.choice
-    if not clock.is_over() and (unequal := with_shares(solution, objective, profile, room)):
-        played = [(unequal, play(unequal)), *chosen.played]
-        chosen = _Chosen(choice=unequal, by="model", ties=only(unequal), played=played)
+    unequal = None if late else with_shares(solution, objective, profile, room)
+    if unequal:
+        chosen = _Chosen(choice=unequal, by="model", ties=only(unequal), played=[(unequal, play(unequal))])
+    else:
+        chosen = _chosen(costs, solution, objective, play, doubted=doubted and not late, late=clock.is_over)
     choice, value = chosen.choice, value_of(objective, chosen.choice.cost)
-    any_shares = None if choice is equal or clock.is_over() else with_any_shares(solution, costs, value)
+    any_shares = None if unequal is None or clock.is_over() else with_any_shares(solution, costs, value)
     bound = _bound(bound, any_shares, several=len(values) > 1)
 
     def alone(other: Workload) -> Solution:
         on_step("searching layouts for prefill alone")
-        return solve(
-            cluster, other, fixed=fixed, objective="time", profile=profile, room=room, keep=1,
-            target=solution.target, time_limit_s=clock.left_s(),
-        )  # fmt: skip
+        return solve(cluster, other, fixed=fixed, objective="time", profile=profile, room=room, keep=1,
+                     target=solution.target, time_limit_s=clock.left_s())  # fmt: skip
 
     return Plan(
         cluster=cluster,
@@ -116,9 +114,11 @@ def plan(
         chosen_by=chosen.by,
         regret=chosen.regret,
         alternatives=tuple(_alternatives(solution, chosen, objective, room)),
-        searched=searched(solution.spaces, equal.strategy, fixed or {}, any_shares is not None),
+        searched=searched(
+            solution.spaces, (solution.best[0] if unequal else choice).strategy, fixed or {}, any_shares is not None
+        ),
         bound=bound,
-        gap=1 - bound / value if choice is not equal else max(0.0, 1 - bound / value),
+        gap=1 - bound / value if unequal else max(0.0, 1 - bound / value),
         reproducible=solution.reproducible and not clock.is_over(),
         profile_digest=profile.digest if profile else None,
         trust_model=trust_model,

@@ -30,6 +30,7 @@ from cost_models.strategy import LayerRange, Strategy, rank_grid
 from cost_models.timing.cluster_costs import ClusterCosts, cluster_costs
 from planner.search.any_shares import least_with_any_shares
 from planner.search.objective import Objective, value_of
+from planner.search.searched import why_equal
 from planner.search.space import Policy, divisors
 from planner.simulator.played_program import compute_s
 from planner.solve import Choice, Solution
@@ -51,7 +52,7 @@ MOST_MIXED = 2
 """Pairs of policies tried."""
 MOST_TRIED = 3
 """Of the layouts so many get shares, layers and all; which, their price without regard to memory says …"""
-ALIKE = 1.05
+ALIKE = 1.02
 """… within this of the least."""
 
 
@@ -76,15 +77,11 @@ def with_any_shares(solution: Solution, costs: ClusterCosts, value: float) -> fl
 
 def _possible(solution: Solution, objective: Objective) -> bool:
     """Whether unequal shares exist for this question, and GPUs are unlike."""
-    work, cluster, pins = solution.workload, solution.spaces[0].cluster, solution.spaces[0].pins
-    devices = [run.node.device for run in cluster.runs if run.node.gpus]
-    kind = pins.get("ring_kind", "zigzag")
-    asked = work.mode == "train" and not work.lengths and work.model.ssd is None and objective != "memory"
-    return (
-        any(one != devices[0] for one in devices)
-        and solution.target.is_ours
-        and asked
-        and kind in ("zigzag", "balanced")
+    first = solution.spaces[0]
+    devices = [run.node.device for run in first.cluster.runs if run.node.gpus]
+    kind = first.pins.get("ring_kind", "zigzag")
+    return any(one != devices[0] for one in devices) and not why_equal(
+        solution.workload, objective, solution.target, kind
     )
 
 

@@ -17,7 +17,7 @@ from planner.screens.target_lines import elsewhere_lines, kernel_lines, target_l
 from planner.search.levers import FIELDS, WORTH, choices
 from planner.search.objective import show_value, value_of
 from planner.search.reasons import beside
-from planner.search.searched import HELD_FIRST, held_words, varied_words
+from planner.search.searched import HELD_FIRST, held_words, varied_words, why_equal
 
 SHOWN = 6
 """Alternatives on the screen; --explain and plan.json have all."""
@@ -181,9 +181,16 @@ def _bound(plan: Plan, explain: bool) -> list[str]:
         *held[1:],
         *(
             title("Untried   ") + line if not place else f"          {line}"
-            for place, line in enumerate(_untried(plan, explain))
+            for place, line in enumerate([*_untried(plan, explain), *_equal_shares(plan)])
         ),
     ]
+
+
+def _equal_shares(plan: Plan) -> list[str]:
+    """Why unlike GPUs have equal shares of a row, where no others were tried."""
+    kind = (plan.fixed or {}).get("ring_kind", "zigzag")
+    why = why_equal(plan.workload, plan.objective, plan.target, kind)
+    return [f"unequal shares of a row for unlike GPUs: {why}"] if why and "token_shares" in plan.searched.held else []
 
 
 def _untried(plan: Plan, explain: bool) -> list[str]:

@@ -39,7 +39,7 @@ MOST_TIERS = 12
 MOST_LISTED_RANKS = 2**17
 """Placements of a layout are no more than so many ranks have, but at least FEWEST_LISTED."""
 FEWEST_LISTED = 4
-MOST_MATCHED_RANKS = 64
+MOST_MATCHED_RANKS = 512
 """Ranks of larger layouts are not matched to the cards of their nodes."""
 MANY_RANKS = 2048
 """Beyond so many ranks only ulysses or the ring is tried innermost, and tiers of fewer kinds of nodes come first."""

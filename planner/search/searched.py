@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 
 from cost_models.errors import InputError
 from cost_models.strategy import PINS, Strategy
-from cost_models.workload import Mode
+from cost_models.workload import Mode, Workload
 from planner.search.levers import FIELDS
 from planner.search.space import Family, Policy, Space
+from planner.targets.target import Target
 
 VARIED = ("data", "microbatches", "ring", "ulysses", "shard", "zero", "recompute")
 _OF_SSD = {"ssd", "ssd_pass"}  # held where a user holds them: few models have such layers
@@ -85,6 +86,21 @@ def searched(spaces: Sequence[Space], strategy: Strategy, fixed: Collection[str]
     if "virtual" in moved:
         del held["schedule"]
     return Searched(varied=varied, held=held)
+
+
+def why_equal(workload: Workload, objective: str, target: Target, ring_kind: object) -> str:
+    """Why unlike GPUs have equal shares of a row; nothing where unequal ones are tried. `ring_kind`: the pinned one."""
+    if not target.is_ours:
+        return f"none are known of {target.name}"
+    if workload.mode != "train":
+        return f"for training alone, not {workload.mode}"
+    if workload.lengths:
+        return "rows are packed with documents"
+    if workload.model.ssd is not None:
+        return "state-space layers scan equal stretches"
+    if objective == "memory":
+        return "--objective memory asks for no time"
+    return "" if ring_kind in ("zigzag", "balanced") else f"ring_kind={ring_kind} is held"
 
 
 def _policy(policy: Policy) -> str:

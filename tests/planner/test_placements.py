@@ -128,3 +128,14 @@ def test_families_find_rings_past_slow_cards_that_the_complete_list_has(
     every = solve(here, work, fixed={"ulysses": 2}).best[0].cost.step_s
     monkeypatch.setattr("planner.search.placements.COMPLETE_RANKS", 1)
     assert solve(here, work, fixed={"ulysses": 2}).best[0].cost.step_s <= every * (1 + 1e-9)
+
+
+def test_ranks_of_large_layouts_are_matched_to_unlike_cards() -> None:
+    shares = (S, 1, 1, 1, S, 1, 1, 1)
+    here = Cluster.load("dgx-h100", nodes=9)
+    here = here.override({slot: replace(here.node(0), nic_shares=shares) for slot in range(0, 9, 2)})
+    placer, strategy = Placer(costs_of(here)), Strategy(ring=36, ulysses=2)
+    listed = placer.placements(strategy)
+    half = len(listed.gpus) // 2
+    matched = placer.cards.matched(strategy, listed.slots[:half], listed.gpus[:half])
+    assert np.array_equal(listed.gpus[half:], matched) and not np.array_equal(listed.gpus[:half], matched)

@@ -11,9 +11,11 @@ from planner import plan_file
 from planner.checking import check_plan
 from planner.planning import plan
 from planner.prove.proof import check, proven
-from planner.screens.plan_lines import bound_words, plan_lines
+from planner.screens.plan_lines import _equal_shares, bound_words, plan_lines
+from planner.search.searched import Searched
 from planner.shares import with_shares
 from planner.solve import solve
+from planner.targets.target import Target
 
 
 def _work(**asked):
@@ -94,3 +96,16 @@ def test_memory_of_the_fast_cards_limits_their_share():
     found = with_shares(solution, "time", None, DEFAULT_ROOM)
     assert found is not None and DEFAULT_ROOM.holds(found.cost)
     assert found.cost.step_s < 0.99 * solution.best[0].cost.step_s
+
+
+def test_the_screen_says_why_shares_are_equal(mixed):
+    held = Searched(held={"token_shares": "equal"})
+    equal = replace(mixed, strategy=replace(mixed.strategy, token_shares=()), searched=held)
+    assert _equal_shares(equal) == _equal_shares(mixed) == []
+    for changed, words in (
+        ({"workload": _work(context_tokens=2**14, lengths=((2**12, 4),))}, "rows are packed"),
+        ({"target": Target.load("megatron")}, "none are known of megatron"),
+        ({"fixed": {"ring_kind": "contiguous"}}, "ring_kind=contiguous is held"),
+    ):
+        [line] = _equal_shares(replace(equal, **changed))
+        assert line.startswith("unequal shares of a row for unlike GPUs") and words in line
