@@ -61,8 +61,8 @@ def _calls(case: Case, layers: int, policy: str) -> tuple[Counter, Counter]:
 def _of_a_layer(case: Case, policy: str) -> list[tuple[float, float, float]]:
     """(operators, attention calls, collectives) that a further layer adds, forward and backward."""
     found = []
-    for few, many in zip(_calls(case, 2, policy), _calls(case, 4, policy), strict=True):
-        added = {name: (many[name] - few[name]) / 2 for name in many if name not in FREE}
+    for few, many in zip(_calls(case, 1, policy), _calls(case, 2, policy), strict=True):
+        added = {name: many[name] - few[name] for name in many if name not in FREE}
         collectives = sum(count for name, count in added.items() if name in COLLECTIVES)
         attention = sum(count for name, count in added.items() if name in ATTENTION)
         found.append((sum(added.values()) - collectives - attention, attention, collectives))
