@@ -90,8 +90,9 @@ def trained(
             )  # fmt: skip
     if not any_fits:
         raise InputError(
-            f"--backbones: no shape fits {shapes.cluster.gpus} GPUs with rows of {shapes.workload.context_tokens} "
-            f"tokens and a batch of {shapes.workload.global_batch}; more --gpus or a shorter --ctx help"
+            f"--backbones: no layout of any shape fits {shapes.cluster.gpus} GPUs with rows of "
+            f"{shapes.workload.context_tokens} tokens and a batch of {shapes.workload.global_batch}; other --gpus (of "
+            "which batch and row make equal parts), a larger --batch or a shorter --ctx may"
         )
     if not found:
         begins = f"Performance Law begins at {TERA_TOKENS[0]}; give more --days or --gpus, or a shorter --ctx"

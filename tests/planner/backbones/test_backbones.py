@@ -98,7 +98,7 @@ def test_the_command_prints_a_table_or_json():
         (["--days", "30", "--shapes", "32x4096x14336", "--batch", "100000000"], "a step has 13; give a smaller"),
         (["--days", "30", "--model", "llama-3-8b"], "--model with --backbones would be ignored"),
         (["--days", "30", "--longest"], "ask one at a time"),
-        (["--days", "30", "--shapes", "120x16384x53248", "--headroom", "78GiB"], "no shape fits"),
+        (["--days", "30", "--shapes", "120x16384x53248", "--headroom", "78GiB"], "no layout of any shape fits"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(more, named):
