@@ -182,4 +182,4 @@ def _file(path: str) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(one_process.run("longvila.generate", main, sys.argv[1:]))
+    one_process.run("longvila.generate", main, sys.argv[1:])

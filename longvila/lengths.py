@@ -26,6 +26,7 @@ from longvila.config import LongVilaConfig
 from longvila.dataset import Cursor, Row
 from longvila.files import read_text
 from longvila.job import JobError
+from longvila.one_process import one_line
 from longvila.settings import read_settings, read_yaml
 from longvila.train import TrainSettings, make_rows
 
@@ -77,18 +78,14 @@ def first_rows(settings: TrainSettings, config: LongVilaConfig) -> list[Row]:
     return passed
 
 
-def main(arguments: Sequence[str]) -> int:
-    """The exit code: 2 where a sample cannot be read or used."""
-    try:
-        if len(arguments) not in (1, 2) or arguments[0].startswith("-"):
-            raise JobError("usage: python -m longvila.lengths train.yaml [lengths.csv]")
-        text, counts = read_text(Path(arguments[0]), ""), Path(arguments[1]) if len(arguments) == 2 else None
-        print(first_epoch(read_yaml(text, arguments[0]), arguments[0], counts))
-    except JobError as error:
-        print(f"longvila: {error}", file=sys.stderr)
-        return 2
-    return 0
+@one_line()
+def main(arguments: Sequence[str]) -> None:
+    """Print and write what a run's first epoch holds."""
+    if len(arguments) not in (1, 2) or arguments[0].startswith("-"):
+        raise JobError("usage: python -m longvila.lengths train.yaml [lengths.csv]")
+    text, counts = read_text(Path(arguments[0]), ""), Path(arguments[1]) if len(arguments) == 2 else None
+    print(first_epoch(read_yaml(text, arguments[0]), arguments[0], counts))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])

@@ -36,6 +36,7 @@ from rich.progress import track
 
 from longvila.files import write_whole
 from longvila.job import JobError, require
+from longvila.one_process import one_line
 
 Picture = NDArray[np.uint8]
 
@@ -283,11 +284,8 @@ def main(folder: Path, **wanted: int) -> None:
         python -m longvila.synthetic corpus
         python -m longvila.synthetic long --short 0 --long 4 --long-frames 2048
     """
-    try:
+    with one_line():
         write(folder, Corpus(**wanted))
-    except JobError as error:
-        print(f"longvila: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

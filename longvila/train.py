@@ -387,4 +387,4 @@ class Run:
 
 
 if __name__ == "__main__":
-    sys.exit(one_process.run("longvila.train", main, sys.argv[1:]))
+    one_process.run("longvila.train", main, sys.argv[1:])

@@ -37,6 +37,7 @@ from longvila.config import LongVilaConfig
 from longvila.files import quiet
 from longvila.job import JobError
 from longvila.model import LongVilaForConditionalGeneration
+from longvila.one_process import one_line
 from longvila.released import PARTS, read_json, root_config, tokenizer_folder, unknown
 from longvila.released import read_config as read_config
 from longvila.sharding import Sharding, whole
@@ -300,17 +301,13 @@ def _list(what: str, names: list[str]) -> str:
     return f"{what} {', '.join(names[:3])}{more}".strip() if names else ""
 
 
-def main(arguments: Sequence[str]) -> int:
-    """The exit code of `inspect FOLDER`."""
-    try:
-        if len(arguments) != 2 or arguments[0] != "inspect":
-            raise JobError("usage: python -m longvila.weights inspect FOLDER")
-        print(inspect(Path(arguments[1])))
-    except JobError as error:
-        print(f"longvila: {error}", file=sys.stderr)
-        return 2
-    return 0
+@one_line()
+def main(arguments: Sequence[str]) -> None:
+    """Print what `inspect FOLDER` finds."""
+    if len(arguments) != 2 or arguments[0] != "inspect":
+        raise JobError("usage: python -m longvila.weights inspect FOLDER")
+    print(inspect(Path(arguments[1])))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from longvila.data.samples import Sample, read_files
 from longvila.data.sources import Source
 from longvila.job import JobError
+from longvila.one_process import one_line
 from longvila.processor import choose_frames, decode, open_clip
 
 
@@ -68,11 +69,8 @@ def main(arguments: Sequence[str]) -> int:
     command.add_argument("--media", type=Path, help="folder of the media (default: that of each file)")
     command.add_argument("--decode", action="store_true", help="decode the first frame of every medium")
     given = parser.parse_args(arguments)
-    try:
+    with one_line():
         faults, held = check(given.files, given.media, decoding=given.decode)
-    except JobError as error:
-        print(f"longvila: {error}", file=sys.stderr)
-        return 2
     print("\n".join((*faults, held)))
     return 2 if faults else 0
 

@@ -10,7 +10,6 @@ python -m longvila.distill needles FOLDER                           a corpus for
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +27,7 @@ from longvila.distill.student import train_student
 from longvila.distill.teacher import load_teacher
 from longvila.files import claimed, read_text
 from longvila.job import JobError
+from longvila.one_process import one_line
 from longvila.settings import read_settings, read_yaml
 
 
@@ -117,13 +117,6 @@ def needles(folder: Path, documents: int, asked: int, seed: int) -> None:
     corpus.write(folder, corpus.Needles(), documents=documents, asked=asked, seed=seed)
 
 
-def console() -> None:
-    try:
-        main()
-    except JobError as error:
-        print(f"longvila: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    console()
+    with one_line():
+        main()

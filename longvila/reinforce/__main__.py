@@ -8,4 +8,4 @@ from longvila import one_process
 from longvila.reinforce import main
 
 if __name__ == "__main__":
-    sys.exit(one_process.run("longvila.reinforce", main, sys.argv[1:]))
+    one_process.run("longvila.reinforce", main, sys.argv[1:])

@@ -13,11 +13,9 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +23,7 @@ import click
 
 from longvila.files import write_whole
 from longvila.job import JobError, require
+from longvila.one_process import one_line
 from longvila.scripts.asking import TASKS, lines, questions
 from longvila.scripts.dramas import Wanted, write
 from longvila.scripts.reading import read_scripts
@@ -33,18 +32,6 @@ from longvila.scripts.shots import Script
 F = TypeVar("F", bound=Callable[..., None])
 _FILES = click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 _OUTPUT = click.option("-o", "--output", required=True, type=click.Path(path_type=Path, dir_okay=False))
-
-
-def _told_in_one_line(command: F) -> F:
-    @wraps(command)
-    def told(**given: Any) -> None:
-        try:
-            command(**given)
-        except JobError as error:
-            print(f"longvila: {error}", file=sys.stderr)
-            sys.exit(2)
-
-    return told  # type: ignore[return-value]
 
 
 @click.group(context_settings={"show_default": True})
@@ -60,7 +47,7 @@ def main() -> None:
 @click.option("--videos", type=click.Path(path_type=Path), help="Folder of films named as their scripts, NAME.mp4.")
 @click.option("--judgements", is_flag=True, help="Keep what scripts say of age, gender and attractiveness.")
 @click.option("--seed", default=0, type=click.IntRange(0))
-@_told_in_one_line
+@one_line()
 def write_lines(
     files: Sequence[Path], output: Path, tasks: str, most: int, videos: Path | None, judgements: bool, seed: int
 ) -> None:
@@ -92,7 +79,7 @@ def write_lines(
 @click.option("--fps", default=1.0, help="Frames of each second.")
 @click.option("--tokens-per-frame", default=196, type=click.IntRange(1), help="196: LongVILA's.")
 @click.option("--bytes-per-token", default=4.0, help="Of text: an estimate.")
-@_told_in_one_line
+@one_line()
 def write_lengths(
     files: Sequence[Path], output: Path, task: str, fps: float, tokens_per_frame: int, bytes_per_token: float
 ) -> None:
@@ -121,7 +108,7 @@ def write_lengths(
 @click.option("--side", default=Wanted.side, help="Width and height in pixels.")
 @click.option("--seed", default=Wanted.seed)
 @click.option("--films/--no-films", default=True, help="Render the films, or write their scripts alone.")
-@_told_in_one_line
+@one_line()
 def write_dramas(folder: Path, films: bool, **wanted: Any) -> None:
     """Write synthetic short dramas to a new FOLDER.
 

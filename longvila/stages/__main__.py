@@ -32,6 +32,7 @@ from longvila.config import presets
 from longvila.files import read_text, write_whole
 from longvila.job import Job, JobError
 from longvila.lengths import first_rows, write_lengths
+from longvila.one_process import one_line
 from longvila.settings import read_settings, read_yaml
 
 WARM_STEPS = 5
@@ -220,7 +221,7 @@ def run(
         python -m longvila.stages run --corpus corpus --from 4 --to 4 --ranks 2
         python -m longvila.stages run --corpus corpus --run runs/ablation --without 4
     """
-    try:
+    with one_line():
         stages = make_stages(recipe, corpus, folder, first, last, without)
         for stage in stages:
             if stage.weights.exists():
@@ -230,9 +231,6 @@ def run(
             after = f", goes on after {checkpoint.read_marker(done[-1]).step}" if done else ""
             click.echo(f"{stage.name}: {stage.settings['steps']} steps{after}")
             run_stage(stage, ranks, profile)
-    except JobError as error:
-        print(f"longvila: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":
