@@ -85,7 +85,7 @@ def test_memory_counts_states_activations_and_logits(index):
     assert cost.memory["optimizer"] == pytest.approx(8 * params / strategy.shard, abs=1)
     tokens = work.context_tokens // strategy.context * (work.global_batch // strategy.data // strategy.microbatches)
     kept_kv = 2 * max(kv, 8) * 128 * 2  # K and V of all heads that the exchange carries
-    attention = 4096 * 2 * 2 + kept_kv + 4 * 32 + (4096 * 2 if strategy.ulysses > 1 else 0)
+    attention = 4096 * 2 * 3 + kept_kv + 4 * 32  # queries, the result, and the result as the product behind it takes it
     by_policy = {
         "none": 2 * (4096 * (4 + 2 + 2) + 4) + attention + 4 * 14336 * 2,
         "full": 2 * 4096,
