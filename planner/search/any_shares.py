@@ -142,7 +142,8 @@ class _Unlike:
         self.layers = [(LayerRange(recompute=again, offload=offload, count=layers),)
                        for again, offload in map(parts_of, space.policies)]  # fmt: skip
         self.paths, self.program = paths, step_program(self.sizes[0], self.kernels[0], self.layers[0])
-        self.budget_s = (limit_s - self._sent_s(1.0).min(axis=-1, keepdims=True)) / self.pace
+        left_s = limit_s - self._sent_s(1.0).min(axis=-1, keepdims=True)
+        self.smallest, self.budget_s = np.asarray(layouts.ulysses) / self.mean, np.maximum(left_s, 0.0) / self.pace
         self.largest = [self._largest_block(place) for place in range(len(runs))]
         self.rates = self._rates(0)
         self.total = self.rates.sum(axis=0)
@@ -155,10 +156,9 @@ class _Unlike:
     def least_s(self, memory: bool) -> Floats:
         """With what is sent, and if `memory` with what that asks; the paths may have a further last axis."""
         assert self.paths is not None
-        most, each = (
-            self._most(),
-            [s / np.maximum(many, 1) for s, (many, _) in zip(self.apart, _phases(self.program), strict=True)],
-        )
+        most = self._most()
+        times = [np.maximum(many, 1) for many, _ in _phases(self.program)]
+        each = [seconds / many for seconds, many in zip(self.apart, times, strict=True)]
         apart = fold(_retimed(self.program, iter(each), most), self.paths).total_s
         least = np.maximum(apart, self.pace * self._as_one(self.rates) + self._sent_s(most))
         return self._in_memory(least, most, self.paths) if memory else np.asarray(least)
@@ -216,7 +216,7 @@ class _Unlike:
 
     def _rates_on(self, place: int, policy: int, most: Floats) -> Floats:
         """The same on one device with blocks of so many mean ones."""
-        tokens: Any = np.maximum(np.ceil(self.mean * most).astype(np.int64), 1)
+        tokens: Any = np.ceil(self.mean * np.maximum(most, self.smallest)).astype(np.int64)
         others = (self.mean * self.ring - tokens) // np.maximum(self.ring - 1, 1)
         here = replace(self.sizes[place], block=Block(tokens, np.maximum(others, 0), tokens, 1.0))
         program = step_program(here, self.kernels[place], self.layers[policy])

@@ -83,6 +83,6 @@ def test_no_layout_is_priced_below_the_bound_of_any_shares(seed: int) -> None:
     cluster, work = unlike(seed)
     least = listed(cluster, work, np.random.default_rng(seed))
     space, costs = Space(cluster=cluster, workload=work, pins={}), cluster_costs(cluster)
-    for value in (1.001 * least, 1.1 * least, 3 * least):
+    for value in (0.01 * least, 1.001 * least, 1.1 * least, 3 * least):
         bound = least_with_any_shares(space, "time", costs, value, levers=False)
-        assert bound is not None and 0.5 * least < bound <= least * (1 + 1e-9)
+        assert bound is not None and 0.5 * min(least, value) < bound <= min(least, value) * (1 + 1e-9)
