@@ -88,9 +88,10 @@ def bundles(levers: Sequence[Lever], pinned: Mapping[str, Any]) -> Iterator[Bund
 
 
 def strongest(levers: Sequence[Lever], pinned: Mapping[str, Any]) -> list[Bundle]:
-    """Bundles of which one needs the least memory: every lever at its last choice, any chunks of heads or rows."""
+    """Bundles of which one needs the least memory: every lever at its last choice, any chunks of heads or rows, and
+    states in host memory or not, which may not hold them."""
     several = choices(levers, pinned)
-    free = ("attention_head_chunks", "attention_chunk_tokens")
+    free = ("attention_head_chunks", "attention_chunk_tokens", "offload_states")
     parts = [values[-1:] if field not in free else [None, *values] for field, values in several.items()]
     made = (Bundle(chosen=tuple(one for one in chosen if one is not None)) for chosen in itertools.product(*parts))
     return [bundle for bundle in made if bundle.chosen and _possible(bundle, pinned)]

@@ -195,8 +195,14 @@ class PolicyPrices(Struct, frozen=True, kw_only=True, eq=False, dict=True):
         many = np.where(extra > 0, np.floor(_divide(room, extra)), np.where(room >= 0, total, -1.0))
         many = np.where((room < 0) & (extra >= 0), -1.0, np.minimum(many, total))
         alone = free - np.maximum(self.again_bytes[..., a], rest) - total * self.kept_bytes[..., a] >= 0
-        most = np.minimum(np.where(alone.all(axis=-1), total, many.min(axis=-1)), high)
-        return np.where(most < low, -1, most).astype(np.int64)
+        held = np.where(alone.all(axis=-1), total, many.min(axis=-1))
+        most = np.minimum(held, high)
+        # Fewer than the GPU would hold, for the host's sake: the others may keep more, or make more again.
+        first, second = most[..., None], (total - most)[..., None]
+        again = np.maximum(np.where(first > 0, self.again_bytes[..., a], 0), self.again_bytes[..., b])
+        kept = first * self.kept_bytes[..., a] + second * self.kept_bytes[..., b]
+        fits = (free - np.maximum(again, rest) - kept >= 0).all(axis=-1)
+        return np.where((most < low) | ((most < held) & ~fits), -1, most).astype(np.int64)
 
     def _host_range(self, mix: Mix) -> tuple[Any, Any]:
         """The fewest and the most layers of a mix's first choice that the host's memory allows."""

@@ -8,14 +8,14 @@ import pytest
 from msgspec import structs
 
 from cost_models import Cluster, LayerRange, Model, Workload, price
-from cost_models.room import DEFAULT_ROOM
+from cost_models.room import DEFAULT_ROOM, Room
 from cost_models.timing.cluster_costs import cluster_costs
 from executor.launch.requirements import unsupported
 from planner.planning import plan
 from planner.reverse.longest import longest_context
 from planner.search import with_levers
 from planner.search.best_first import Search
-from planner.search.levers import Bundle
+from planner.search.levers import WORTH, Bundle
 from planner.search.space import spaces
 from planner.solve import NothingFits, solve
 from planner.targets.target import MMSP, Target
@@ -34,29 +34,59 @@ KEPT = [("none", "none"), ("mlp", "none"), ("all_but_attention", "none"), ("full
 OFFLOADED = [("all_but_attention", "activations"), ("full", "activations")]
 
 
-def enumerated(here, work, levers):
-    """Least seconds of every layout with every combination of lever values, priced one by one in the order of ranks."""
+def priced(here, work, levers):
+    """(strategy, its price) of every mix of layers with every combination of lever values, in the order of ranks."""
     fields = [CHOICES[name] for name in levers if name in CHOICES]
-    kept, best = KEPT + OFFLOADED * ("inputs" in levers), np.inf
-    for one in strategies(here, work):
+    kept = KEPT + OFFLOADED * ("inputs" in levers)
+    listed = [*strategies(here, work)]
+    listed += [replace(one, zero=3) for one in listed if one.ranks == 1]  # one rank frees weights that wait on the host
+    for one in listed:
         for values in itertools.product(*(several for _, several in fields)):
             chosen = {field: value for (field, _), value in zip(fields, values, strict=True)}
             chunks = chosen.get("attention_head_chunks", 1)
             if chunks > work.model.heads // one.ulysses or (chunks > 1 and chosen.get("mlp_chunk_tokens") is None):
                 continue  # the degrees here divide the heads
-            if chosen.get("offload_states") == "all" and one.zero < 3:
+            on_host = chosen.get("offload_states") == "all"
+            if (on_host and one.zero < 3) or (not on_host and one.ranks == 1 and one.zero == 3):
                 continue
             by_rows = chosen.get("attention_chunk_tokens") is not None
             if by_rows and (one.ring > 1 or chunks > 1):
                 continue
-            for again, offload in kept:
-                if by_rows and again == "all_but_attention":
+            for mix in itertools.combinations_with_replacement(kept, work.model.layers):
+                if by_rows and ("all_but_attention" in dict(mix)):
                     continue
-                layers = (LayerRange(recompute=again, offload=offload, count=1),)
-                cost = price(here, work, replace(one, layers=layers, **chosen))
-                if DEFAULT_ROOM.holds(cost):
-                    best = min(best, cost.step_s)
-    return best
+                layers = tuple(LayerRange(recompute=again, offload=offload, count=1) for again, offload in mix)
+                layout = replace(one, layers=layers, **chosen)
+                yield layout, price(here, work, layout)
+
+
+def enumerated(here, work, levers):
+    """Least seconds of all of `priced` that fit."""
+    return min((cost.step_s for _, cost in priced(here, work, levers) if DEFAULT_ROOM.holds(cost)), default=np.inf)
+
+
+@pytest.mark.parametrize("levers", [("inputs", "slices", "states"), ("inputs", "rows", "loss")])
+def test_where_few_mixes_of_layers_and_levers_fit_the_plan_is_the_best_of_them(levers):
+    """Two layers, memory for the leanest few of all combinations, and host memory for none to all of them."""
+    here, work = Cluster.load("dgx-h100", gpus=1), Workload(TINY, context_tokens=2**16)
+    costs = [cost for _, cost in priced(here, work, levers)]
+    sizes, hosts = ({getattr(cost, name) for cost in costs} for name in ("memory_bytes", "host_bytes"))
+    tried = set()
+    for memory, host in itertools.product(sorted(sizes)[1 :: len(sizes) // 7], sorted(hosts)[1::2]):
+        room = Room(headroom_bytes=int(costs[0].capacity_bytes - memory))
+        run = here.runs[0]
+        there = replace(here, runs=(replace(run, node=replace(run.node, host_memory_bytes=int(host) + 1)),))
+        limit = room.limit_bytes(costs[0].capacity_bytes)
+        fits = [cost for cost in costs if cost.memory_bytes <= limit and cost.host_bytes <= host + 1]
+        if not fits:
+            continue
+        found = solve(there, work, room=room, target=replace(MMSP, levers=levers))
+        least = min(cost.step_s for cost in fits)
+        value, spent = found.best[0].cost.step_s, found.best[0].cost.seconds["recompute"]
+        assert found.bound <= least * (1 + 1e-9)
+        assert value == pytest.approx(least, rel=1e-9) or (spent <= WORTH * value and value <= least * (1 + 2 * WORTH))
+        tried.add(len(fits))
+    assert len(tried) > 3 and min(tried) < len(costs) / 3
 
 
 @pytest.mark.parametrize(
