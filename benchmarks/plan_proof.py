@@ -29,6 +29,7 @@ from cost_models import Cluster, Model, Placement, Workload, price
 from cost_models.hardware.cluster import NodeRun
 from cost_models.room import DEFAULT_ROOM
 from planner.solve import Choice, NothingFits, solve
+from planner.targets.target import MMSP
 from tests.cost_models.mixed import Draw
 from tests.planner import brute_force
 
@@ -182,11 +183,11 @@ def by_node(cluster: Cluster, ranks: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def exact(seed: int, most: int = 8) -> tuple[float, float, float]:
-    """(answer, optimum by enumeration, bound), seconds; infinite where nothing fits."""
+    """(answer, optimum by enumeration, bound), seconds, without levers of memory; infinite where nothing fits."""
     cluster, work = small(seed, most)
     expected = optimum(cluster, work) if seed % 5 == 4 else brute_force.best_value(cluster, work)
     try:
-        found = solve(cluster, work)
+        found = solve(cluster, work, target=replace(MMSP, levers=()))
     except NothingFits:
         return np.inf, np.inf if expected is None else expected, np.inf
     return found.best[0].cost.step_s, np.inf if expected is None else expected, found.bound
