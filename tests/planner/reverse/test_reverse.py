@@ -13,6 +13,7 @@ from planner.reverse.finish import Goal, fewest
 from planner.reverse.longest import STEP_TOKENS, longest_context
 from planner.reverse.recipe import Planned, Recipe
 from planner.solve import solve
+from planner.targets.target import MMSP
 
 TINY = Workload(Model.load("longvila-1.5b"), context_tokens=8192)
 
@@ -29,7 +30,8 @@ def test_one_step_more_than_the_longest_row_does_not_fit():
 
 def test_no_row_at_all_is_said():
     with pytest.raises(InputError, match="not even a row of 1024 tokens fits"):
-        longest_context(Cluster.load("dgx-a100", gpus=1), Workload(Model.load("llama-3-70b"), context_tokens=1024))
+        work = Workload(Model.load("llama-3-70b"), context_tokens=1024)
+        longest_context(Cluster.load("dgx-a100", gpus=1), work, target=replace(MMSP, levers=()))
 
 
 def test_one_node_fewer_does_not_reach_the_goal():
