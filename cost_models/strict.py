@@ -278,7 +278,8 @@ def _number(kind: inspect.IntType | inspect.FloatType, data: object, where: str)
     if isinstance(data, bool) or not isinstance(data, int | float):
         name = "a whole number" if isinstance(kind, inspect.IntType) else "a number"
         raise InputError(f"{where}: {_show(data)} is not {name}")
-    if not math.isfinite(data) if isinstance(data, float) else not -MOST_WHOLE <= data <= MOST_WHOLE:
+    whole = isinstance(kind, inspect.IntType) or isinstance(data, int)
+    if not -MOST_WHOLE <= data <= MOST_WHOLE if whole else not math.isfinite(data):
         raise InputError(f"{where}: {_show(data)} must be finite, and whole numbers within 2^63")
     if isinstance(kind, inspect.FloatType):
         data = float(data)

@@ -34,8 +34,12 @@ def traced(folder: Path, plan: Plan, rank: int, device: torch.device) -> Iterato
 
     def save(profiler: profile) -> None:
         partial = path.with_name(f".{path.name}")
-        profiler.export_chrome_trace(str(partial))
-        partial.replace(path)
+        try:
+            profiler.export_chrome_trace(str(partial))
+            partial.replace(path)
+        except OSError as fault:
+            partial.unlink(missing_ok=True)
+            raise InputError(f"--trace {folder} cannot be written: {fault.strerror}") from None
 
     folder.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)

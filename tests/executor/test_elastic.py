@@ -10,12 +10,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cost_models import Cluster
-from executor.launch.elastic import _Rounds, launch_of, reduced
+from cost_models import Cluster, Strategy
+from executor.launch.elastic import _Rounds, gpus_left, launch_of, reduced
 from executor.launch.launch import Request, prepare
 from longvila import checkpoint, train
 from longvila.job import Job
-from tests.executor.planned import Command
+from tests.executor.planned import Command, make_plan
 from tests.executor.test_launch import free_port, two_slots
 from tests.executor.test_worker import _losses, _settings
 
@@ -99,3 +99,7 @@ def test_gpus_that_are_gone_are_counted_by_host():
     cluster = Cluster.load("dgx-h100", nodes=3)
     left = reduced(cluster, {0: 8, 2: 5})
     assert [left.node(slot).gpus for slot in range(3)] == [8, 0, 5]
+    plan = make_plan(Strategy(ring=16, shard=16), cluster=Cluster.load("dgx-h100", nodes=2), tokens=4096)
+    launch = SimpleNamespace(plan=plan, binding=SimpleNamespace(host_of_slot={0: "a", 1: "b"}))
+    assert gpus_left(launch, {"a": 8, "b": 5}) == {0: 8, 1: 5}
+    assert gpus_left(launch, {"a": 9}) == {0: 8, 1: 0}

@@ -123,6 +123,24 @@ def test_sinks_and_a_prefill():
         Layout(tokens=24, ring=2, chunk_tokens=8)
 
 
+def test_gradients_of_keys_that_many_chunks_read_are_summed_in_float32():
+    """In bfloat16 a sum over 128 chunks would lose what each of them adds."""
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn((1, 256, 3 * DIM), generator=generator).bfloat16()
+    dout = torch.randn((1, 256, DIM), generator=generator).bfloat16()
+
+    def keys_gradient(dtype, chunk):
+        layer, leaf = _Heads(1, 1), x.to(dtype).requires_grad_()
+        run_in_row_chunks(layer, row_by_chunks)
+        call = MmSp(layout=Layout(tokens=256, chunk_tokens=chunk), ulysses=Alone(), ring=Alone())
+        (grad,) = torch.autograd.grad((layer(hidden_states=leaf, mm_sp=call)[0] * dout.to(dtype)).sum(), leaf)
+        return grad[..., DIM:].double()
+
+    exact = keys_gradient(torch.float64, None)
+    whole, chunked = ((keys_gradient(torch.bfloat16, chunk) - exact).norm() for chunk in (None, 2))
+    assert chunked < 1.3 * whole
+
+
 class _Counted:
     """An exchange that counts the bytes that go to other members."""
 

@@ -1,5 +1,6 @@
 """Traces of a real run: written by `executor launch --trace`, read by `plan compare`, and what they say of the ring."""
 
+import errno
 import gzip
 import json
 from pathlib import Path
@@ -82,3 +83,19 @@ def test_a_job_with_too_few_steps_says_so(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message), traced(tmp_path, plan, 0, torch.device("cpu")) as step_done:
         for _ in range(2):
             step_done()
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def export(profiler: object, path: str) -> None:
+        Path(path).write_text("begun")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch.profiler.profile, "export_chrome_trace", export)
+    plan = Plan.load(folder / "plan.json")
+    with (
+        pytest.raises(InputError, match=r"--trace .* cannot be written: No space left on device"),
+        traced(tmp_path, plan, 0, torch.device("cpu")) as step_done,
+    ):
+        for _ in range(SKIPPED + RECORDED):
+            step_done()
+    assert not [*tmp_path.iterdir()]

@@ -24,9 +24,11 @@ def _both(cases):
     assert counters["stats"]["unique_graphs"], "nothing was compiled"
     with pytest.raises(InputError, match="gradient_checkpointing=True would replace what the plan does with layers"):
         losses(make_sharding(cases[0]), gradient_checkpointing=True, **compiled)
-    sharding = make_sharding(cases[0])
-    with pytest.raises(InputError, match="ranks read different batches: give every rank the same data, seed"):
-        losses(sharding, seed=7 + sharding.rank)
+    for case in cases:  # ranks of a row, and replicas, whose ranks of a row agree
+        sharding = make_sharding(case)
+        other = sharding.data_index if sharding.data_count > 1 else sharding.rank
+        with pytest.raises(InputError, match="ranks read different batches: give every rank the same data, seed"):
+            losses(sharding, seed=7 + other)
     return results
 
 

@@ -21,6 +21,7 @@ CLUSTERS = {
     "key_nest": ("nodes: " + "{" * 20_000, "a key must be a text"),
     "long_number": (f"base: dgx-h100\nnodes: [{{count: {'9' * 5001}}}]", "a number of 5,001 digits is not read"),
     "large_number": (f"base: dgx-h100\nnodes: [{{count: {10**25}}}]", "whole numbers within 2^63"),
+    "large_float": ("base: dgx-h100\nnodes: [{count: 1.0e+25}]", "whole numbers within 2^63"),
     "twice": ("base: dgx-h100\nnodes: [{count: 4}]\nnodes: [{count: 2}]", "the key nodes is given twice"),
     "twice_inside": ("base: dgx-h100\nfabric: {nodes_per_leaf: 4, nodes_per_leaf: 8}", "nodes_per_leaf is given twice"),
     "bomb": ("a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\n", "aliases"),
