@@ -56,6 +56,9 @@ class Sample:
     def __post_init__(self) -> None:
         if not self.median_s > 0:
             raise InputError(f"sample {self.op} {self.shape}: median_s={self.median_s} must be above 0")
+        for name, least in (("ranks", 1), ("bytes", 0), ("iqr_s", 0)):
+            if (given := getattr(self, name)) < least:
+                raise InputError(f"sample {self.op} {self.shape}: {name}={given} must be at least {least}")
         expected = SHAPE_LENGTHS.get(self.op)
         if expected is not None and len(self.shape) != expected:
             raise InputError(

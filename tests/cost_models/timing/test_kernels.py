@@ -453,6 +453,8 @@ def test_a_noisy_profile_stays_in_order() -> None:
         ({"op": "gemm", "shape": (1, 2), "median_s": 1.0}, r"shape \(1, 2\) has 2 numbers; 3 are needed"),
         ({"op": "gemm", "shape": (1, 2, 3), "median_s": 0.0}, "median_s=0.0 must be above 0"),
         ({"op": "memory_bound", "median_s": 1.0}, "bytes=0.0 must be above 0"),
+        ({"op": "gemm", "shape": (1, 2, 3), "median_s": 1.0, "ranks": -1}, "ranks=-1 must be at least 1"),
+        ({"op": "gemm", "shape": (1, 2, 3), "median_s": 1.0, "iqr_s": -1.0}, "iqr_s=-1.0 must be at least 0"),
     ],
 )
 def test_a_wrong_sample_is_refused(wrong: dict[str, object], message: str) -> None:
