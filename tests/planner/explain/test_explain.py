@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from cost_models import Cluster, Model, Workload
 from cost_models.room import DEFAULT_ROOM
 from planner.command import cli
-from planner.explain.changes import binding
+from planner.explain.changes import CLOSE, binding
 from planner.explain.command import Question
 from planner.explain.families import best_of, families
 from planner.planning import plan
@@ -74,7 +74,7 @@ def test_the_next_amount_is_where_solving_again_finds_another_layout(planned, so
         return layout_and_cost(solved(every_node(NODE, lambda node: with_memory(node, size))))
 
     assert with_times(times)[0] == memory.next.layout != now[0]
-    assert with_times(1 + (times - 1) * 0.98)[0] == now[0]
+    assert with_times(1 + (times - 1) * (1 - CLOSE))[0] == now[0]
     assert memory.next.gain == pytest.approx(1 - with_times(times)[1].step_s / now[1].step_s)
     assert memory.free_gain >= memory.next.gain
     assert found.binds == max(found.bounds, key=lambda one: one.free_gain).resource
