@@ -14,6 +14,8 @@ Leaves out: tensor, pipeline.
 from __future__ import annotations
 
 import functools
+import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -88,6 +90,7 @@ class ContextSharding:
     compile: str | None = None  # backend of torch.compile for decoder layers in training; None means eager
     host: HostMemory = field(default_factory=HostMemory)  # inputs of layers that wait there
     attention: str = attention.NAME
+    planned_layers: tuple[int, ...] = ()  # weights of each decoder layer that the plan is of; () is not known
     _wrapped: bool = field(default=False, init=False)
     _has_ssd: bool = field(default=False, init=False)
     _row: Layout | None = field(default=None, init=False)  # that was cut last: the cache asks at its prefill
@@ -216,6 +219,7 @@ class ContextSharding:
         self._has_ssd = self._has_ssd or bool(mixers)  # of any model that is wrapped
         if mixers and self.token_shares:
             raise InputError("token_shares with state-space layers, whose stretches are equal; legal: none")
+        self._say_if_unplanned(decoders)
         guard(model)
         if self.frozen_in_param and self.precision.param is not None:
             for parameter in model.parameters():
@@ -270,6 +274,20 @@ class ContextSharding:
         self._wrapped = True
         return model
 
+    def _say_if_unplanned(self, decoders: Sequence[nn.Module]) -> None:
+        """On rank 0, that the model is another one than the plan's: its results are right, its prediction is not."""
+        found = Counter(
+            sum(weight.numel() for name, weight in decoder.named_parameters() if "lora_" not in name)
+            for decoder in decoders
+        )
+        planned = Counter(self.planned_layers)
+        if planned and found != planned and self.rank == 0:
+            print(
+                f"the plan is of another model: {_words(planned)}; this one has {_words(found)}. "
+                "Seconds and memory of the plan are not of this run; plan with this --model",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
+
     def before_microbatch(self, model: nn.Module, *, last: bool) -> None:
         """Shards of gradients are summed over the replicas once a step; reduce-scatters run for every row."""
         if isinstance(model, FSDPModule):
@@ -315,6 +333,15 @@ class ContextSharding:
         if self._row is None:
             raise InputError("the cache is filled by a row that shard_batch cut; cut one first")
         return row_shards(self._row, self.groups.places, self.groups.context.index)
+
+
+def _words(layers: Counter[int]) -> str:
+    """
+    >>> _words(Counter([500, 500, 7]))
+    '2 layers of 500 weights and 1 layer of 7 weights'
+    """
+    counts = [f"{count} layer{'s'[: count > 1]} of {weights:,} weights" for weights, count in layers.items()]
+    return " and ".join(counts) or "no decoder layers"
 
 
 def _places(tensor: Tensor) -> Places:

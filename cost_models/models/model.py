@@ -259,6 +259,17 @@ class Model:
         return self.attention_params + mixture + shared + self.layer_small_params
 
     @cached_property
+    def params_of_layers(self) -> tuple[int, ...]:
+        """Weights of each decoder layer."""
+        by_kind = dict.fromkeys(self.layer_kinds, self.layer_params)
+        for kind in by_kind:
+            if LAYER_KINDS[kind].mlp == "experts":
+                by_kind[kind] = self.expert_layer_params
+            elif LAYER_KINDS[kind].mixer == "ssd":
+                by_kind[kind] = self.ssd_layer_params
+        return tuple(by_kind[kind] for kind in self.layer_kinds)
+
+    @cached_property
     def active_params(self) -> int:
         """Weights that a token passes: all but the experts that it does not visit."""
         if self.experts is None:
@@ -278,10 +289,7 @@ class Model:
 
     @cached_property
     def llm_params(self) -> int:
-        states = self.layer_kinds.count("ssd")
-        dense = (self.layers - self.expert_layers - states) * self.layer_params
-        layers = dense + self.expert_layers * self.expert_layer_params + states * self.ssd_layer_params
-        return layers + self.embedding_params + self.head_params + self.hidden
+        return sum(self.params_of_layers) + self.embedding_params + self.head_params + self.hidden
 
     @cached_property
     def vision_params(self) -> int:

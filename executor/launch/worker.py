@@ -70,6 +70,7 @@ def make_sharding(plan: Plan, rank: int, device: torch.device, timeout: timedelt
         ssd_pass=strategy.ssd_pass,
         optimizer_on_host=strategy.offload_states == "optimizer",
         frozen_in_param=plan.workload.lora_rank > 0,
+        planned_layers=plan.workload.model.params_of_layers,
     )
 
 

@@ -23,6 +23,7 @@ from longvila.config import load_config
 from longvila.job import Job, JobError
 from longvila.sharding import OneProcess
 from longvila.weights import save_weights
+from planner.plan_file import Plan
 from tests.executor.planned import ROOT, make_plan, run, save_plan
 from tests.executor.sharded_step import Case, make_sharding
 from tests.forked import forked
@@ -61,7 +62,7 @@ def test_launched_training_equals_one_process(tmp_path):
         out = tmp_path / name
         done = run("launch", plan, *sets, f"--set=run={out}", "--set=precision=fp64", folder=tmp_path)
         assert done.returncode == 0, done.stderr
-        assert "step 3/3" in done.stderr
+        assert "step 3/3" in done.stderr and "another model" not in done.stderr
         assert _losses(out) == pytest.approx(_losses(tmp_path / "adapted") if asked else alone, rel=1e-13)
 
 
@@ -81,6 +82,8 @@ def test_a_model_with_state_space_layers_trains_as_its_plan_splits_them(tmp_path
     done = run("launch", plan, *sets, f"--set=run={tmp_path / 'four'}", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert _losses(tmp_path / "four") == pytest.approx(_losses(tmp_path / "alone"), rel=1e-13)
+    weights = Plan.load(plan).workload.model.layer_params
+    assert f"the plan is of another model: 4 layers of {weights:,} weights; this one has 3 layers of" in done.stderr
 
 
 def torchrun(command: list[str], folder: Path) -> None:
