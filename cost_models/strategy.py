@@ -303,6 +303,8 @@ class Strategy:
         """
         >>> Strategy(ring=32, ulysses=8, shard=256).describe()
         'data 1 × ring 32 × ulysses 8, zero-3 over 256'
+        >>> Strategy(offload_states="all").describe()
+        'data 1 × ring 1 × ulysses 1, zero-3 over 1, states on the host'
         """
         parts = [
             f"{name} {getattr(self, name)}" for name in ("pipeline", "virtual", "tensor") if getattr(self, name) > 1
@@ -310,7 +312,10 @@ class Strategy:
         parts += [f"data {self.data}", f"ring {self.ring}", f"ulysses {self.ulysses}"]
         parts += [f"expert {self.expert}"] if self.expert > 1 else []
         tail = f" of {self.microbatches} microbatches" if self.pipeline > 1 else ""
-        tail += f", zero-{self.zero} over {self.shard}" if self.shard > 1 else ", unsharded"
+        if self.shard > 1 or self.offload_states == "all":
+            tail += f", zero-{self.zero} over {self.shard}"
+        else:
+            tail += ", unsharded"
         tail += f", tokens {shown(self.token_shares)}" if self.token_shares else ""
         tail += f", cache by {self.cache_context}" if self.cache_context > 1 else ""
         tail += f", MLP by {self.mlp_chunk_tokens} tokens" if self.mlp_chunk_tokens is not None else ""

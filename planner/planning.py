@@ -76,7 +76,7 @@ def plan(
             time_limit_s=None if time_limit_s is None else time_limit_s / len(targets), target=target,
         )  # fmt: skip
 
-    running = [target for target in targets if workload.mode in target.modes]
+    running = [target for target in targets if target.runs(workload)]
     solution, values, bound = _of_targets(running or targets, solved)
     late = clock.is_over()
 

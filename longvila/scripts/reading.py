@@ -210,7 +210,9 @@ def _number(value: object) -> float | None:
 def _time(value: object) -> float | None:
     """Seconds of `00:00:07:759` (milliseconds last), `00:01:20`, `01:20`, `01:20 - 01:35` (its start), or a number.
 
-    >>> [_time(text) for text in ("00:00:07:759", "1:00:05.5", "01:20 - 01:35", "12.5", 3, "soon", None)]
+    What no clock shows, such as 99 seconds behind a minute, is no time.
+
+    >>> [_time(text) for text in ("00:00:07:759", "1:00:05.5", "01:20 - 01:35", "12.5", 3, "soon", "00:99")]
     [7.759, 3605.5, 80.0, 12.5, 3.0, None, None]
     """
     if isinstance(value, list) and value:
@@ -221,6 +223,8 @@ def _time(value: object) -> float | None:
             return None
         parts = [int(part) for part in found[1].split(":")]
         rest = parts.pop() / 1e3 if len(parts) == 4 else float(f"0{found[2].replace(',', '.')}") if found[2] else 0.0
+        if max(parts[1:]) >= 60:
+            return None
         seconds = 0
         for part in parts:
             seconds = seconds * 60 + part

@@ -64,6 +64,8 @@ def read_distances(path: str, layers: int, measure: str) -> tuple[float, ...]:
     values = tuple(float(getattr(one, measure)) for one in found)
     if not all(math.isfinite(value) and value >= 0 for value in values):
         raise InputError(f"{path}: {measure} is not a number of at least 0 in every layer")
+    if not math.isfinite(sum(values)):
+        raise InputError(f"{path}: {measure} of all layers is more than a number holds; legal: a finite sum")
     return values
 
 

@@ -16,7 +16,7 @@ and go below the amount found, and less of a resource (`plan what-if --vary`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
@@ -67,27 +67,20 @@ class Resource:
 
 @dataclass(frozen=True, kw_only=True)
 class Grown(Room):
-    """The room on the same cards with more memory. No price depends on it, so those of the cluster stay."""
+    """The room on cards that hand out so many times as much. No price depends on it, so those of the cluster stay."""
 
-    grown: Mapping[float, float]
-    """What a card hands out now, to what it would."""
+    times: float
 
     def limit_bytes(self, capacity_bytes: float) -> float:
-        return super().limit_bytes(self.grown[capacity_bytes])
+        return super().limit_bytes(capacity_bytes * self.times)
 
     @classmethod
-    def of(cls, room: Room, cluster: Cluster, times: float) -> Grown:
-        cards = [run.node.device for run in cluster.runs]
-        more = [replace(one, memory_bytes=round(one.memory_bytes * times)).allocatable_bytes for one in cards]
-        return cls(
-            confidence=room.confidence,
-            headroom_bytes=room.headroom_bytes,
-            grown={one.allocatable_bytes: size for one, size in zip(cards, more, strict=True)},
-        )
+    def of(cls, room: Room, times: float) -> Grown:
+        return cls(confidence=room.confidence, headroom_bytes=room.headroom_bytes, times=times)
 
 
 RESOURCES = (
-    Resource("memory", "GiB of a GPU", lambda node: node.device.memory_bytes / 2**30),
+    Resource("memory", "GiB of a GPU", lambda node: node.device.allocatable_bytes / 2**30),
     Resource(
         "network", "GB/s of a card", lambda node: node.nics.bytes_per_s / 1e9,
         lambda node, times: with_nic_rate(node, node.nics.bytes_per_s * times),
@@ -203,7 +196,7 @@ class _Amounts:
         change = self.resource.with_times
         if change is not None:
             return every_node(self.cluster, lambda node: change(node, times)), self.room
-        return self.cluster, Grown.of(self.room, self.cluster, times)
+        return self.cluster, Grown.of(self.room, times)
 
     def _words(self, times: float) -> str:
         amount = self.resource.amount(self.cluster.runs[0].node) * times

@@ -35,6 +35,8 @@ def elsewhere_lines(plan: Plan) -> list[str]:
     memory is what counts."""
     if not plan.target.is_ours or plan.targets or plan.objective == "memory":
         return []
+    if plan.workload.model.ssd is not None:
+        return [title("Elsewhere ") + "no other program that --for names runs state-space layers"]
     found = elsewhere(plan.cluster, plan.workload, plan.room)
     if found is None:
         return []

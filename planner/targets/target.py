@@ -96,6 +96,10 @@ class Target:
             raise InputError(f"--for {self.name} does not run {workload.model.name}'s state-space layers; legal: mmsp")
         return workload if self.is_ours else replace(workload, precision=self.code.precision)
 
+    def runs(self, workload: Workload) -> bool:
+        """Whether this code has the workload's mode and layers."""
+        return workload.mode in self.modes and (workload.model.ssd is None or self.is_ours)
+
     def splits(self, ulysses: int, heads: int, keys: int) -> bool:
         """Whether so many ranks can share a layer's query and KV heads."""
         if self.ulysses == "any":

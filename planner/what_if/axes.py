@@ -165,7 +165,7 @@ QUANTITIES = {
     "batch": Quantity(about="rows of a step", read=_count, option="batch", grain=1),
     "inter_node_gb_per_s": Quantity(about="GB/s of one network card, one way", read=number_of, change=_nic_rate),
     "intra_node_gb_per_s": Quantity(about="GB/s of one GPU inside its node", read=number_of, change=_scale_up_rate),
-    "memory_gib": Quantity(about="GiB of one GPU", read=number_of, change=_memory),
+    "memory_gib": Quantity(about="GiB of one GPU, as nvidia-smi lists it", read=number_of, change=_memory),
     "host_link_gb_per_s": Quantity(about="GB/s of one GPU to host memory", read=number_of, change=_host_link),
     "nic_latency_us": Quantity(about="microseconds of one network card", read=number_of, change=_nic_latency),
     "nodes_per_leaf": Quantity(about="nodes of one leaf switch", read=_count, change=_leaf_size, grain=1),

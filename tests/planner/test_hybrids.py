@@ -20,8 +20,10 @@ from cost_models.timing.passing import passed_s
 from longvila.ssd import DiscreteMamba2, state_of
 from planner.planning import plan
 from planner.reverse.keep_attention import evenly, hybrid
+from planner.screens.plan_lines import plan_lines
 from planner.simulator.simulation import play, simulate
 from planner.solve import solve
+from planner.targets.target import Target
 
 SMALL = hybrid(
     Model(name="small", layers=4, hidden=1024, ffn=2048, vocab=32000, heads=8, kv_heads=8, head_dim=128), [3]
@@ -38,6 +40,14 @@ def single_gpus(count, bytes_per_s):
 
 
 CLUSTERS = {"node": Cluster.load("dgx-h100", nodes=1), "slow": single_gpus(4, 1e9)}
+
+
+def test_a_program_that_runs_no_such_layers_is_not_said_to_lack_memory():
+    every = [Target.load(name) for name in ("mmsp", "megatron", "torchtitan")]
+    found = plan(Cluster.load("dgx-h100", gpus=2), Workload(SMALL, context_tokens=2**14), targets=every)
+    lines = "\n".join(plan_lines(found))
+    assert "does not fit" not in lines and "megatron" not in lines
+    assert "no other program that --for names runs state-space layers" in lines
 
 
 @pytest.mark.parametrize("kind", ["balanced", "contiguous"])

@@ -125,6 +125,11 @@ def test_what_would_take_long_or_hang_is_refused_at_once(tmp_path, monkeypatch):
         read_scripts([saved(tmp_path, [{"Scene": "a"}] * 4)])
 
 
+@pytest.mark.parametrize("text", ["99:99:99:999", "00:60:00", "01:75", "0:0:300.5"])
+def test_what_no_clock_shows_is_no_time(text):
+    assert reading._time(text) is None and reading._time("90:59") == 5459
+
+
 def test_texts_that_invite_slow_matches_end():
     assert reading._time("1:" * 50_000) is None
     assert "video" not in reading._words("<video>" * 100_000)

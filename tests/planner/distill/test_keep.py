@@ -104,6 +104,15 @@ def test_distances_of_another_model_or_none_are_refused(distances, tmp_path):
     assert isinstance(error, InputError) and "no distances.json" in str(error)
 
 
+def test_distances_whose_sum_is_no_number_are_refused(distances, tmp_path):
+    far = json.loads(distances.read_text())
+    for layer in far["layers"]:
+        layer["divergence"] = 1e308
+    (tmp_path / "far.json").write_text(json.dumps(far))
+    error = run("keep", str(tmp_path / "far.json"), *SMALL, "--attention", "2").exception
+    assert isinstance(error, InputError) and "legal: a finite sum" in str(error)
+
+
 def test_layers_out_of_order_are_said_to_be_so(distances, tmp_path):
     turned = json.loads(distances.read_text())
     turned["layers"].reverse()

@@ -65,12 +65,13 @@ def test_the_next_amount_is_where_solving_again_finds_another_layout(planned, so
     found = binding(NODE, DEFAULT_ROOM, "time", Everywhere(solved))
     now = layout_and_cost(solved(NODE))
     assert {one.resource for one in found.bounds} == {"memory", "links in a node"}
-    memory = found.bounds[0]
-    assert memory.next is not None and 80 > memory.amount > 79 and memory.next.amount > memory.amount
+    memory, card = found.bounds[0], NODE.node(0).device
+    assert memory.amount == now[1].capacity_bytes / 2**30, "what every screen calls a GPU's memory"
+    assert memory.next is not None and memory.next.amount > memory.amount
     times = memory.next.amount / memory.amount
 
     def with_times(share):
-        size = round(NODE.node(0).device.memory_bytes * share)
+        size = card.driver_bytes + round(card.allocatable_bytes * share)
         return layout_and_cost(solved(every_node(NODE, lambda node: with_memory(node, size))))
 
     assert with_times(times)[0] == memory.next.layout != now[0]
