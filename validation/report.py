@@ -82,6 +82,7 @@ def as_json(reports: Sequence[FileReport]) -> str:
             "longest": [{**asdict(one), "ratio": one.ratio, "met": one.met} for one in report.limits],
             "endings": [{**asdict(one), "agrees": one.agrees} for one in report.endings],
             "rows": [{**asdict(one), "error": one.error, "memory_error": one.memory_error} for one in report.verdicts],
+            "untimed": [{**asdict(one), "memory_error": one.memory_error} for one in report.untimed],
         }
         for report in reports
     ]
@@ -151,7 +152,7 @@ def _bands(reports: Sequence[FileReport]) -> Table:
 
 def _fits(reports: Sequence[FileReport]) -> Table:
     """Runs that were real, and those that were not, against what is said to fit."""
-    ran = [one.used_share for report in reports for one in report.verdicts if one.used_share is not None]
+    ran = [one.used_share for report in reports for one in report.ran() if one.used_share is not None]
     ends = [one for report in reports if not report.file.startswith("op_") for one in report.endings]
     out = [one.used_share for one in ends if one.printed == "ran out" and one.used_share]
 

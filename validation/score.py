@@ -4,7 +4,8 @@
     memory      at the level that a row prints: allocated (`peak_mem_gb`), reserved by the allocator
                 (`reserved_mem_gb`), or used on the device as nvidia-smi has it (`device_mem_gb`)
 
-Rows that only rank take part in sweeps, not in errors. Rows that cannot be read are listed by reason and counted.
+Rows that only rank take part in sweeps, not in errors. Rows that cannot be read are listed by reason and counted; the
+memory of those that print no step's time judges all the same.
 
 Some rows carry the prediction of the simulator that measured them (`peer_ms`, and `peer_mem_gb` at the peak). SimuMax
 reads the time of each product and attention from a table of exactly these shapes, measured on the same machine; here
@@ -22,56 +23,40 @@ from pathlib import Path
 from cost_models.bands import Band, band_of
 from cost_models.basis import Basis
 from cost_models.certificate import certificate
+from cost_models.cost import StepCost
 from cost_models.errors import InputError
 from cost_models.framework import OURS
 from cost_models.timing.impossible import refuse_flops
 from validation.cases import GIB, Case, Refused, allocated_bytes, price_of, reserved_bytes
-from validation.longest import Ending, Limit, ending_of, limit_of
+from validation.longest import Ending, Limit, ending_of, limit_of, outcome_of
 from validation.operator_time import operator_s
 from validation.operators import OperatorCase, operator_case
 from validation.rows import Row, Score, read
-from validation.standard import case_of
+from validation.standard import case_of, untimed_case
 from validation.statistics import Errors, Ranking, error, ranking
+
+PEAKS = ("peak_mem_gb", "reserved_mem_gb", "device_mem_gb")
+"""Columns of memory: allocated, reserved, and used on the device."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """One row: seconds predicted, neutral and measured; bytes where they were measured."""
+class Peak:
+    """One row's memory: bytes predicted and measured, at the levels that it prints."""
 
     file: str
     row: str
     score: Score
     label: str
     framework: str
-    sweep: str
-    measured_s: float
-    predicted_s: float
-    neutral_s: float
     measured_bytes: float | None = None
     predicted_bytes: float | None = None
-    peer_s: float | None = None  # what another simulator predicted
-    peer_bytes: float | None = None
     measured_reserved_bytes: float | None = None  # what the allocator held, not all of it in use
     predicted_reserved_bytes: float | None = None
     measured_device_bytes: float | None = None  # that the driver counts
     predicted_device_bytes: float | None = None
     used_share: float | None = None  # of what the GPU's driver hands out, predicted
     source: str = ""  # who measured
-    basis: Basis | None = None  # what the price of a step rests on
     offloaded: bool = False  # states in host memory
-
-    @property
-    def error(self) -> float:
-        return self.predicted_s / self.measured_s - 1
-
-    @property
-    def neutral_error(self) -> float:
-        return self.neutral_s / self.measured_s - 1
-
-    @property
-    def band(self) -> Band | None:
-        """Of a step's price, in seconds."""
-        return None if self.basis is None else band_of(self.basis, self.predicted_s, certificate())
 
     @property
     def memory_error(self) -> float | None:
@@ -87,6 +72,32 @@ class Verdict:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Verdict(Peak):
+    """One row with its time: seconds predicted, neutral and measured; bytes where they were measured."""
+
+    sweep: str
+    measured_s: float
+    predicted_s: float
+    neutral_s: float
+    peer_s: float | None = None  # what another simulator predicted
+    peer_bytes: float | None = None
+    basis: Basis | None = None  # what the price of a step rests on
+
+    @property
+    def error(self) -> float:
+        return self.predicted_s / self.measured_s - 1
+
+    @property
+    def neutral_error(self) -> float:
+        return self.neutral_s / self.measured_s - 1
+
+    @property
+    def band(self) -> Band | None:
+        """Of a step's price, in seconds."""
+        return None if self.basis is None else band_of(self.basis, self.predicted_s, certificate())
+
+
+@dataclass(frozen=True, kw_only=True)
 class FileReport:
     """The rows of a file with what is predicted of each."""
 
@@ -95,13 +106,18 @@ class FileReport:
     refused: tuple[Refused, ...]
     limits: tuple[Limit, ...] = ()  # rows that print the longest sequence
     endings: tuple[Ending, ...] = ()  # rows that ran out of memory, or say only that they fit
+    untimed: tuple[Peak, ...] = ()  # rows that print memory and no time, which are among `refused`, too
 
     def scored(self, score: Score = "yes") -> list[Verdict]:
         return [one for one in self.verdicts if one.score == score]
 
-    def held(self) -> list[Verdict]:
+    def ran(self) -> list[Peak]:
+        """Rows that ran, with a time or without."""
+        return [*self.verdicts, *self.untimed]
+
+    def held(self) -> list[Peak]:
         """Rows whose memory counts."""
-        return [*self.scored(), *self.scored("memory")]
+        return [one for one in self.ran() if one.score in ("yes", "memory")]
 
     def errors(self, score: Score = "yes") -> Errors:
         return Errors.of(one.error for one in self.scored(score))
@@ -141,6 +157,7 @@ def score(names: Sequence[str], folder: Path) -> tuple[FileReport, ...]:
     for name in names:
         rows = read(name, folder)
         verdicts, limits, endings = [verdict(row) for row in rows], map(limit_of, rows), map(ending_of, rows)
+        untimed = [peak_of(one.row) for one in verdicts if isinstance(one, Refused)]
         reports.append(
             FileReport(
                 file=name,
@@ -148,6 +165,7 @@ def score(names: Sequence[str], folder: Path) -> tuple[FileReport, ...]:
                 refused=tuple(one for one in verdicts if isinstance(one, Refused)),
                 limits=tuple(one for one in limits if one is not None),
                 endings=tuple(one for one in endings if one is not None),
+                untimed=tuple(one for one in untimed if one is not None),
             )
         )
     return tuple(reports)
@@ -164,34 +182,51 @@ def verdict(row: Row) -> Verdict | Refused:
         return Refused(row=row, reason=str(fault))
 
 
+def peak_of(row: Row) -> Peak | None:
+    """The memory that a row without a time prints; None where it prints none, ran out, or cannot be read."""
+    if row.file.startswith("op_") or not any(map(row.cell, PEAKS)) or outcome_of(row) is not None:
+        return None
+    try:
+        case = untimed_case(row)
+        return None if isinstance(case, Refused) else _peak(case, price_of(case))
+    except InputError:
+        return None
+
+
 def _step(case: Case) -> Verdict:
     predicted, row = price_of(case), case.row
-    reserved, device = (row.quantity(name, GIB) for name in ("reserved_mem_gb", "device_mem_gb"))
     here = case.cluster.runs[0].node.device
     dtype = case.framework.product_dtype or case.workload.precision.param
     what = f"measured, {case.cluster.gpus} GPUs"
     refuse_flops(what, predicted.model_flops / predicted.ranks, case.measured_s, here, dtype)
     return Verdict(
-        file=case.row.file,
-        row=case.row.number,
-        score=case.row.score,
-        label=f"{case.cluster.gpus} × {case.cluster.runs[0].node.device.name}, {case.label}",
-        framework=case.framework.title,
+        **vars(_peak(case, predicted)),
         sweep=case.sweep,
         measured_s=case.measured_s,
         predicted_s=predicted.step_s,
         neutral_s=price_of(case, OURS).step_s,
-        measured_bytes=case.measured_bytes,
-        predicted_bytes=allocated_bytes(predicted) if case.measured_bytes else None,
         peer_s=row.quantity("peer_ms", 1e-3),
         peer_bytes=row.quantity("peer_mem_gb", GIB),
+        basis=predicted.basis,
+    )
+
+
+def _peak(case: Case, predicted: StepCost) -> Peak:
+    row, reserved, device = case.row, *(case.row.quantity(name, GIB) for name in PEAKS[1:])
+    return Peak(
+        file=row.file,
+        row=row.number,
+        score=row.score,
+        label=f"{case.cluster.gpus} × {case.cluster.runs[0].node.device.name}, {case.label}",
+        framework=case.framework.title,
+        measured_bytes=case.measured_bytes,
+        predicted_bytes=allocated_bytes(predicted) if case.measured_bytes else None,
         measured_reserved_bytes=reserved,
         predicted_reserved_bytes=reserved_bytes(predicted) if reserved else None,
         measured_device_bytes=device,
         predicted_device_bytes=predicted.memory.device_bytes if device else None,
         used_share=predicted.memory_bytes / predicted.capacity_bytes,
         source=row.source,
-        basis=predicted.basis,
         offloaded=case.strategy.offload_states != "none",
     )
 

@@ -9,6 +9,7 @@ import pytest
 from cost_models import InputError
 from cost_models.longest import MOST_TOKENS, most_tokens
 from validation.cases import allocated_bytes, price_of, reserved_bytes
+from validation.certificate import memory_errors
 from validation.longest import Limit, ending_of, limit_of, longest, operator_bytes
 from validation.operators import call_of
 from validation.report import as_json, markdown
@@ -108,6 +109,17 @@ def test_rows_in_standard_columns_need_no_time(tmp_path):
     (report,) = score(["train_x"], tmp_path)
     assert [(one.printed, one.fits) for one in report.endings] == [("ran out", False), ("ran out", None)]
     assert [one.printed_tokens for one in report.limits] == [65536] and report.limits[0].predicted_tokens > 16
+
+
+def test_memory_of_rows_without_a_time_judges_as_that_of_others():
+    """Three rows whose printed time is a mean over unequal rows, one that prints no time at all."""
+    mean, none = score(["train_litgpt", "train_trl_context_parallel"], FOLDER / "later")
+    assert [one.row for one in mean.untimed] == ["0", "1", "3"] and [one.row for one in none.untimed] == ["11"]
+    assert mean.verdicts == () and len(mean.refused) == 11
+    assert mean.memory_errors().rows == 3 and mean.memory_errors().worst < 0.02
+    errors = memory_errors([mean, none])
+    assert len(errors["allocated"]) == 3 + len([one for one in none.verdicts if one.memory_error and not one.offloaded])
+    assert {one.source for one in errors["allocated, in host memory"]} == {"huggingface/blog"}
 
 
 def test_reserved_memory_of_megatron_is_met_within_five_percent():
