@@ -61,8 +61,9 @@ def with_shares(solution: Solution, objective: Objective, profile: Profile | Non
     if not _possible(solution, objective):
         return None
     trials = _Trials(solution, objective, profile, room)
-    rough = sorted((trials.rough(*one), at, one) for at, one in enumerate(trials.layouts()))
-    worth = [one for value, _, one in rough[:MOST_TRIED] if value <= rough[0][0] * ALIKE]
+    several = [(*one, trials.even(*one)) for one in trials.layouts()]
+    rough = sorted((trials.rough(*one), at) for at, one in enumerate(several))
+    worth = [several[at] for value, at in rough[:MOST_TRIED] if value <= rough[0][0] * ALIKE]
     found = [best for one in worth if (best := trials.shared(*one))]
     limit = value_of(objective, solution.best[0].cost) * (1 - WORTH)
     better = [one for one in found if value_of(objective, one.cost) < limit]
@@ -133,14 +134,13 @@ class _Trials:
         cost = price(self.cluster, self.solution.workload, strategy, placement, self.profile, self.code)
         return Choice(strategy=strategy, placement=placement, cost=cost)
 
-    def rough(self, strategy: Strategy, placement: Placement) -> float:
+    def rough(self, strategy: Strategy, placement: Placement, shares: Shares) -> float:
         """The value with even shares and the layers as they are, whatever memory that takes."""
-        shares = self._even(strategy, placement)
         return self.value(self.price(_dealt(strategy, shares), placement))
 
-    def shared(self, strategy: Strategy, placement: Placement) -> Choice | None:
-        """The best layout with shares that fits; they are tempered further as long as that helps."""
-        shares, best = self._even(strategy, placement), None
+    def shared(self, strategy: Strategy, placement: Placement, shares: Shares) -> Choice | None:
+        """The best layout with shares, of even ones, that fits; they are tempered further as long as that helps."""
+        best: Choice | None = None
         if np.ptp(shares) == 0:
             return None
         fastest = self._fastest(strategy, placement, shares)
@@ -174,7 +174,7 @@ class _Trials:
     def value(self, choice: Choice) -> float:
         return value_of(self.objective, choice.cost)
 
-    def _even(self, strategy: Strategy, placement: Placement) -> Shares:
+    def even(self, strategy: Strategy, placement: Placement) -> Shares:
         """Shares at which all positions of the ring compute as long, the largest 1."""
         shares = np.ones(strategy.ring)
         for _ in range(ROUNDS):

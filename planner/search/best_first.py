@@ -37,6 +37,7 @@ from planner.search.improve import (
     exchanged_blocks,
     filled,
     fills,
+    unmoved,
 )
 from planner.search.objective import Objective, weight
 from planner.search.placements import Placements
@@ -231,7 +232,7 @@ class Search:
         while since < len(pairs) and at < most and not self.out_of_time():
             batch = [pairs[i % len(pairs)] for i in range(at, at + min(BATCH, len(pairs)))]
             at, since = at + len(batch), since + len(batch)
-            columns = self.pricer.price_on(strategy, exchanged_blocks(best, 0, batch))
+            columns = self.pricer.price_better(strategy, exchanged_blocks(best, 0, batch), unmoved(strategy, batch))
             values = self._values(columns)[0]
             if values.min(initial=np.inf) < value * (1 - HELPS):
                 best, value, since = columns.take([int(values.argmin())]), float(values.min()), 0

@@ -26,7 +26,7 @@ from cost_models.timing.loads import Loads
 from cost_models.timing.paths import Path
 from planner.search.layout_prices import policy_prices
 from planner.search.placements import Placements, Placer
-from planner.search.policy_prices import PolicyPrices
+from planner.search.policy_prices import EQUAL, PolicyPrices
 from planner.search.space import Space
 
 _Ints = NDArray[np.int64]
@@ -88,6 +88,7 @@ class Pricer:
     def __init__(self, space: Space, costs: ClusterCosts, timed: bool = True) -> None:
         self.space, self.costs, self.timed = space, costs, timed
         self.placed: dict[Strategy, _Placed] = {}
+        self.last: tuple[tuple[Strategy, bytes, bytes], _Placed] | None = None
 
     @cached_property
     def placer(self) -> Placer:
@@ -103,7 +104,19 @@ class Pricer:
 
     def price_on(self, strategy: Strategy, placements: Placements) -> PricedLayouts:
         """One strategy on given placements."""
-        return self._columns([(strategy, _Placed(self.costs, placements, _unsharded(strategy)))])
+        return self._columns([(strategy, self._read(strategy, placements))])
+
+    def price_better(self, strategy: Strategy, placements: Placements, kept: Sequence[Axis]) -> PricedLayouts:
+        """One strategy on those of the placements that may be better than the first one. All are of its GPUs, and have
+        its paths of the axes `kept`."""
+        return self._columns([(strategy, _Better(self.costs, placements, strategy, kept))])
+
+    def _read(self, strategy: Strategy, placements: Placements) -> _Placed:
+        """Of the last placements once for all shardings."""
+        key = (_unsharded(strategy), placements.slots.tobytes(), placements.gpus.tobytes())
+        if self.last is None or self.last[0] != key:
+            self.last = key, _Placed(self.costs, placements, key[0])
+        return self.last[1]
 
     def price_each(self, layouts: Mapping[Strategy, Sequence[Placement]]) -> PricedLayouts:
         """Every layout on its own placements."""
@@ -184,7 +197,9 @@ class _SamePaths(Struct, frozen=True, kw_only=True, eq=False):
 class _Placed:
     """The placements of a strategy, the runs of nodes that each uses, and the paths that sharding does not change."""
 
-    def __init__(self, costs: ClusterCosts, placements: Placements, strategy: Strategy) -> None:
+    def __init__(
+        self, costs: ClusterCosts, placements: Placements, strategy: Strategy, axes: Sequence[Axis] | None = None
+    ) -> None:
         self.placements = placements
         slots, cluster = placements.slots, costs.cluster
         self.uses = np.zeros((len(slots), len(cluster.runs)), dtype=bool)
@@ -192,21 +207,21 @@ class _Placed:
         if len(slots):
             self.uses[np.arange(len(slots))[:, None], cluster.run_of_slot[slots]] = True
             self.loads = Loads(costs.rates, slots, placements.gpus)
-            self.paths = self.loads.paths(strategy, [axis for axis in sent_patterns(strategy) if axis not in _SHARDED])
+            unsharded = [axis for axis in sent_patterns(strategy) if axis not in _SHARDED]
+            self.paths = self.loads.paths(strategy, unsharded if axes is None else axes)
 
     def distinct(self, strategy: Strategy) -> Iterator[tuple[tuple[int, ...], _SamePaths]]:
         """(runs in use, placements) that some axis tells apart; of equal ones the first."""
         slots, gpus = self.placements.slots, self.placements.gpus
         if not len(slots):
             return
-        sharded = self.loads.paths(strategy, _SHARDED)
-        paths = {axis: sharded.get(axis) or self.paths[axis] for axis in sent_patterns(strategy)}
-        numbers = [getattr(path, name) for path in paths.values() for name in Path.__struct_fields__]
-        told_apart = np.concatenate([np.stack(numbers, axis=1), self.uses], axis=1) + 0.0
+        paths = self._all_paths(strategy)
+        numbers = np.stack([getattr(path, name) for path in paths.values() for name in Path.__struct_fields__], axis=1)
+        told_apart = np.concatenate([numbers, self.uses], axis=1) + 0.0
         seen: dict[bytes, int] = {}
-        for place, row in enumerate(told_apart):
-            seen.setdefault(row.tobytes(), place)
-        first = np.array([*seen.values()])
+        for place in self._worth(numbers).tolist():
+            seen.setdefault(told_apart[place].tobytes(), place)
+        first = np.array([*seen.values()], dtype=np.int64)
         for used in dict.fromkeys(map(tuple, self.uses[first].tolist())):
             these = first[(self.uses[first] == used).all(axis=1)]
             yield (
@@ -217,6 +232,38 @@ class _Placed:
                     paths={axis: _taken(path, these) for axis, path in paths.items()},
                 ),
             )
+
+    def _all_paths(self, strategy: Strategy) -> dict[Axis, Path]:
+        sharded = self.loads.paths(strategy, _SHARDED)
+        return {axis: sharded.get(axis) or self.paths[axis] for axis in sent_patterns(strategy)}
+
+    def _worth(self, numbers: NDArray[np.float64]) -> _Ints:
+        """Placements to price; `numbers`: of each the fields of its paths, axis by axis."""
+        return np.arange(len(numbers))
+
+
+class _Better(_Placed):
+    """Of placements on the same GPUs, with equal paths of the axes `kept`, those that the first may be worse than.
+
+    No exchange takes longer where its axis has fewer seconds, so a placement that saves none, and whose groups lie over
+    as many domains, is priced no lower than the first.
+    """
+
+    def __init__(self, costs: ClusterCosts, placements: Placements, strategy: Strategy, kept: Sequence[Axis]) -> None:
+        super().__init__(costs, placements, strategy, [axis for axis in sent_patterns(strategy) if axis not in kept])
+        first = Loads(costs.rates, placements.slots[:1], placements.gpus[:1]).paths(strategy, kept)
+        same = np.zeros(len(placements.slots), dtype=np.int64)
+        self.paths |= {axis: _taken(path, same) for axis, path in first.items()}
+
+    def _all_paths(self, strategy: Strategy) -> dict[Axis, Path]:
+        return {axis: self.paths[axis] for axis in sent_patterns(strategy)}
+
+    def _worth(self, numbers: NDArray[np.float64]) -> _Ints:
+        seconds = np.array([name.endswith(("_s", "_per_byte")) for name in Path.__struct_fields__] * len(self.paths))
+        saved = numbers < numbers[0] * (1 - EQUAL)
+        apart = numbers != numbers[0]
+        found: _Ints = np.flatnonzero(np.where(seconds, saved, apart).any(axis=1))
+        return found
 
 
 def _taken(path: Path, where: _Ints) -> Path:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.number import distinct
-from cost_models.strategy import Strategy
+from cost_models.strategy import Axis, Strategy, axis_stride, sent_patterns
 from planner.search.columns import PricedLayouts, Pricer
 from planner.search.placements import Placements, orders
 from planner.search.regions import Ints, Regions, Rows
@@ -139,9 +139,29 @@ def fills(columns: PricedLayouts, several: Sequence[int]) -> list[int]:
 
 
 def exchanged_blocks(columns: PricedLayouts, column: int, pairs: Sequence[Pair]) -> Placements:
-    """A column's placement after each of these exchanges alone."""
+    """A column's placement, then that after each of these exchanges alone."""
     places = _places(columns, column)
-    return _listed([_swapped(places, *pair) for pair in pairs])
+    return _listed([places, *(_swapped(places, *pair) for pair in pairs)])
+
+
+def unmoved(strategy: Strategy, pairs: Sequence[Pair]) -> list[Axis]:
+    """Axes whose paths none of these exchanges changes: whole groups trade places; or members of one group do, and no
+    rank sends to the next one, for gathers and all-to-alls go by who is in a group.
+
+    >>> unmoved(Strategy(ring=4, ulysses=2, shard=8), [(2, 0, 3)])
+    ['ulysses', 'shard', 'tensor']
+    """
+    kept: list[Axis] = []
+    for axis, patterns in sent_patterns(strategy).items():
+        stride, members = axis_stride(strategy, axis)
+        span = stride * members  # ranks that hold whole groups
+
+        def inside(size: int, a: int, b: int, stride: int = stride, span: int = span) -> bool:
+            return size % stride == 0 and span % size == 0 and a * size // span == b * size // span
+
+        if all(pair[0] % span == 0 or ("send" not in patterns and inside(*pair)) for pair in pairs):
+            kept.append(axis)
+    return kept
 
 
 def _places(columns: PricedLayouts, column: int) -> Ints:

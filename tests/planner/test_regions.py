@@ -1,5 +1,6 @@
 """Bounds by the regions of a layout's placements: below every placement, and near the best one where much is broken."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from cost_models import Cluster, Model, Placement, Strategy, Workload, price
 from cost_models.timing.cluster_costs import costs_of
 from planner.search.branch import Tree
 from planner.search.columns import Pricer
-from planner.search.improve import block_pairs, exchanged_blocks
+from planner.search.improve import block_pairs, exchanged_blocks, unmoved
 from planner.search.placements import Placements, Placer
 from planner.search.region_bounds import RegionBounds
 from planner.search.regions import Kinds, Regions
@@ -113,6 +114,27 @@ def test_no_two_blocks_of_a_large_answer_are_better_off_exchanged() -> None:
     others = pricer.price_on(bare, exchanged_blocks(column, 0, block_pairs(bare)))
     least = others.prices.mixed(others.capacity_bytes)[0].min()
     assert least >= best.cost.step_s * (1 - 1e-6)
+
+
+def test_exchanges_that_are_not_priced_are_not_better() -> None:
+    """Of all exchanges of blocks, from placements in disorder, the best is found among those that are priced."""
+    here, work = mixed(96, seed=3), Workload(Model.load("longvila-1.5b"), context_tokens=2**15, global_batch=2)
+    pricer, rng = Pricer(Space(cluster=here, workload=work, pins={}), costs_of(here)), np.random.default_rng(0)
+    free = np.array([(slot, gpu) for slot in range(here.slots) for gpu in range(here.node(slot).gpus)])
+    several, gains = [(5, 8, 2, 40), (5, 8, 2, 8), (10, 8, 1, 80), (22, 4, 1, 4)], 0
+    for (ring, ulysses, data, shard), together in itertools.product(several, (1, 8)):
+        layout = Strategy(ring=ring, ulysses=ulysses, data=data, shard=shard, zero=3)
+        blocks = free[: layout.ranks].reshape(-1, together, 2)
+        slots, gpus = blocks[rng.permutation(len(blocks))].reshape(-1, 2).T[:, None]
+        every = pricer.price_on(layout, Placements(slots=slots, gpus=gpus, complete=False))
+        pairs = block_pairs(layout)
+        exchanged = exchanged_blocks(every, 0, pairs)
+        some, every = pricer.price_better(layout, exchanged, unmoved(layout, pairs)), pricer.price_on(layout, exchanged)
+        assert len(some.strategies) < len(every.strategies)
+        better, seconds = (one.prices.other_s + one.prices.layer_s[:, 0] for one in (some, every))
+        assert min(seconds[0], better.min(initial=np.inf)) == pytest.approx(seconds.min(), rel=1e-9)
+        gains += seconds.min() < 0.9 * seconds[0]
+    assert gains
 
 
 @pytest.mark.parametrize(("ranks", "multiple", "least"), [(24, 1, 8), (20, 4, 4), (20, 1, 6), (21, 4, 0), (25, 1, 0)])
