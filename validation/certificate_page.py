@@ -65,14 +65,14 @@ INTRODUCTION = """
     **How a band is made.** The spreads of kernels and links, times their shares of the step (of links also what is
     hidden), and a residual of {residual} give the sigma of one price; the quantiles of error / sigma in the step's
     domain give its band, moved until they hold what they say of sources that had no part in them: every source's rows
-    are scored by how far they lie outside what all others give, and each end moves by that level's quantile of the
-    scores (conformal by source, `validation/conformal.py`). A source counts as n / (1 + (n - 1) / 3) rows in quantiles,
-    each row once in scores. Domains of fewer than {few} rows or {sources} sources take quantiles and scores of all
-    steps but those in host memory, wider where their own rows refute these. Errors of the CPU's update
-    (`offload`) move an end by these seconds alone, beside the rest as legs of a right angle. Coverage is
-    cross-validated once more: the rows of a source are tested against bands of which the other sources set everything.
-    Allocated, reserved and device are peaks that runs of other frameworks print, each priced as itself; a plan's band
-    takes `device memory`.
+    are scored by how far they lie outside what all others give, the ends that these give move out by the score, and the
+    band has that level's quantile of such ends (conformal by source, CV+: `validation/conformal.py`). A source counts
+    as n / (1 + (n - 1) / 3) rows in quantiles, each row once in scores. Domains of fewer than {few} rows or {sources}
+    sources take quantiles and scores of all steps but those in host memory, wider where their own rows refute these.
+    Errors of the CPU's update (`offload`) move an end by these seconds alone, beside the rest as legs of a right angle.
+    Coverage is cross-validated once more: the rows of a source are tested against bands of which the other sources set
+    everything. Allocated, reserved and device are peaks that runs of other frameworks print, each priced as itself; a
+    plan's band takes `device memory`.
 
     ![predicted quantile against observed]({picture})
 """

@@ -1,12 +1,16 @@
 """Bands that hold what they say of a source that had no part in them: quantiles of errors, conformal by source.
 
-    base     a domain's quantiles over all sources (`domains.py`); of a domain with few rows or sources all domains'
+    base     a domain's quantiles over all sources but one (`domains.py`); of a domain with few rows or sources all
+             domains'
     score    of a row at a level: how far it lies beyond an end that all sources but its own set; below zero inside
-    moved    base's lower quantile - margin, upper + margin;  margin = the level's quantile of the scores
+    ends     of a row: base's of the domain without its source, each moved out by its score
+    band     at a level, the level's quantile over rows of either end
 
-Conformalized quantile regression (Romano, Patterson, Candes 2019) with whole sources left out instead of rows, as rows
-of one source err alike. Scores are those of the domain's rows, each counted once; of all domains where it has few. A
-band holds its price (`bands.py`): errors above it are scored at the upper end alone. Left out: what no source shows.
+CV+ (Barber, Candes, Ramdas, Tibshirani 2021) of quantiles (Romano, Patterson, Candes 2019), with whole sources left out
+instead of rows, as rows of one source err alike. A score moves the ends that it was measured from: added to those of
+all sources, a source that errs by much would count twice, in them and by its own score. Rows are the domain's, each
+counted once; of all domains where it has few. A band holds its price (`bands.py`): errors above it are scored at the
+upper end alone. Left out: what no source shows.
 """
 
 from __future__ import annotations
@@ -38,13 +42,15 @@ class Scored:
 
 def conformal(rows: Sequence[Scored], domain: str) -> tuple[float, ...]:
     """Quantiles at PROBABILITIES of one domain."""
-    base, scores = _base(rows, domain), _scores(rows, domain)
-    moved = base.copy()
-    low = high = base[MIDDLE]
+    moved, ends = _base(rows, domain), _ends(rows, domain)
+    if not len(ends):
+        return tuple(float(one) for one in moved)
+    low = high = moved[MIDDLE]
     for place in range(len(LEVELS) - 1, -1, -1):
         below, above = LEVELS[place]
-        margin = np.quantile(scores[:, place], PROBABILITIES[above] - PROBABILITIES[below]) if len(scores) else 0.0
-        low, high = min(low, base[below] - margin), max(high, base[above] + margin)
+        level = PROBABILITIES[above] - PROBABILITIES[below]
+        low = min(low, np.quantile(ends[:, 0, place], 1 - level))
+        high = max(high, np.quantile(ends[:, 1, place], level))
         moved[below], moved[above] = low, high
     return tuple(float(one) for one in moved)
 
@@ -54,19 +60,21 @@ def few(rows: Sequence[Scored], domain: str) -> bool:
     return len(sources) < FEW_ROWS or len(set(sources)) < FEW_SOURCES
 
 
-def _scores(rows: Sequence[Scored], domain: str) -> Floats:
-    """(rows, levels); none from a single source."""
+def _ends(rows: Sequence[Scored], domain: str) -> Floats:
+    """(rows, lower and upper, levels); none from a single source."""
     everywhere = few(rows, domain)
     judged = [one for one in rows if one.domain == domain or (everywhere and one.domain != OFFLOADED)]
+    below, above = (list(places) for places in zip(*LEVELS, strict=True))
     found = []
     for source in sorted({one.source for one in judged}):
         others = [one for one in rows if one.source != source]
         if all(one.domain == OFFLOADED for one in others):
             continue  # nothing that could judge
         mine = [one for one in judged if one.source == source]
-        bases = {name: _base(others, name) for name in {one.domain for one in mine}}
-        found += [_score(one.value, bases[one.domain]) for one in mine]
-    return np.array(found).reshape(-1, len(LEVELS))
+        bases = {name: _base(others, name) for name in {domain, *(one.domain for one in mine)}}
+        scores = np.array([_score(one.value, bases[one.domain]) for one in mine])
+        found.append(np.stack([bases[domain][below] - scores, bases[domain][above] + scores], axis=1))
+    return np.concatenate(found) if found else np.empty((0, 2, len(LEVELS)))
 
 
 def _score(value: float, base: Floats) -> list[float]:
