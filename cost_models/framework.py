@@ -84,6 +84,7 @@ class Framework:
     widen_alone: bool = False  # the result is widened also where the ring is one block
     gathered_bytes: int = 0  # per gathered key and value (all_gather): put in order, packed for the kernel
     gathered_gradient_bytes: int = 0  # the same in backward, with clearing, unpacking and adding their gradients
+    gathers_ring: bool = False  # a ring's blocks of keys come in one gather, and stay for the call: of memory alone
     hop_wait_s: float = 0.0  # computation stands still for so long in each hop of a ring, whatever it sends
     window_halo: bool = False  # of a layer with a window a ring sends the keys in front of other ranks' queries alone
     document_ring: bool = False  # of packed documents a ring sends those that other ranks need, as far as one does

@@ -226,9 +226,11 @@ def _scores(sizes: RankSizes) -> Number:
 
 
 def _working(sizes: RankSizes) -> Number:
-    """Without gradients: what is exchanged for queries and output, and two blocks of keys and values in a ring."""
+    """Without gradients: what is exchanged for queries and output, and two blocks of keys and values in a ring, or all
+    of them and a copy of one."""
     lines, width = sizes.ring_tokens * sizes.rows, sizes.workload.model.head_dim + sizes.workload.model.v_dim
-    block = 2 * sizes.passing_tokens * sizes.rows * sizes.kv_heads * width
+    blocks: Number = sizes.degrees.ring + 1 if sizes.framework.gathers_ring else 2
+    block = blocks * sizes.passing_tokens * sizes.rows * sizes.kv_heads * width
     return (lines * sizes.heads * width + pick(sizes.degrees.ring > 1, block, 0)) * sizes.width
 
 
@@ -236,14 +238,15 @@ def _working_back(sizes: RankSizes) -> Number:
     """The output's gradient, dQ (fp32 in a ring), the kernel's dQ, dK, dV and buffers, the sums of dK and dV; in a ring
     the block and the sum that is added to, and where it goes on the next block and the sum that arrives. Where what was
     exchanged is freed, a ring also has the sum that leaves; else the gradient before its exchange is there still, and
-    without a ring dK and dV once more."""
+    without a ring dK and dV once more. Where all blocks are gathered at once, they and a copy are there for both."""
     model, width, degrees = sizes.workload.model, sizes.width, sizes.degrees
     lines, wide, ring = sizes.ring_tokens * sizes.rows, max(4, width), degrees.ring > 1
     freed, sent = sizes.framework.exchange_freed, DTYPE_BYTES[degrees.grad_ring_dtype]
     queries = model.head_dim * (width + pick(ring, wide, width)) + model.v_dim * width * (1 if freed else 2)
-    further = pick(degrees.ring > 2, width + sent * (2 if freed else 1), 0)
+    block, onwards = (width * (degrees.ring + 1), 0) if sizes.framework.gathers_ring else (width, width)
+    further = pick(degrees.ring > 2, onwards + sent * (2 if freed else 1), 0)
     kv = sizes.passing_tokens * sizes.rows * sizes.kv_heads * (model.head_dim + model.v_dim)
-    summed = pick(ring, 2 * wide + width + further, width * (1 if freed else 2))
+    summed = pick(ring, 2 * wide + block + further, width * (1 if freed else 2))
     made = lines * sizes.heads * queries + kv * (width + summed)
     return made + _kernel_buffers(sizes)
 

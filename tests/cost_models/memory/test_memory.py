@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from cost_models import Cluster, LayerRange, Model, Strategy, Workload, price
 from cost_models.framework import OURS, Framework
 from cost_models.hardware.device import Device
+from cost_models.layer.attention import attention_operators
 from cost_models.layer.sizes import RankSizes
 from cost_models.layer.stages import at_stage
 from cost_models.layer.weights import layer_params
@@ -217,6 +218,19 @@ def test_hugging_face_s_whole_logits_run_out_as_they_did(ulysses, data, share):
     work = Workload(Model.load("qwen2-7b"), context_tokens=2**17, global_batch=data, precision=framework.precision)
     cost = price(Cluster.load("hgx-h800", gpus=8), work, layout, framework=framework)
     assert share[0] < cost.memory_bytes / cost.capacity_bytes < share[1]
+
+
+@pytest.mark.parametrize(("ring", "forward", "backward"), [(1, 0, 0), (2, 1, 2), (4, 3, 3), (8, 7, 7)])
+def test_a_ring_that_gathers_has_every_block_of_keys_and_a_copy(ring, forward, backward):
+    """R + 1 blocks in place of two, or of one in backward without a second hop (torch's _AllGatherRotater)."""
+    work, block = Workload(SMALL, context_tokens=1024), 1024 // ring * 2 * 2 * 16 * 2
+    hops, gathered = (
+        next(one for one in attention_operators(RankSizes(work, Strategy(ring=ring), code)) if one.name == "attention")
+        for code in (OURS, replace(OURS, gathers_ring=True))
+    )
+    assert gathered.working[0] - hops.working[0] == forward * block
+    assert gathered.working[1] - hops.working[1] == backward * block
+    assert gathered.kept == hops.kept
 
 
 @pytest.mark.parametrize(("copies", "rows", "extra"), [("never", 2, 0), ("several rows", 1, 0), ("several rows", 2, 1)])
