@@ -71,10 +71,11 @@ def _doubts(cost: StepCost, simulated: Simulated | None, known: Certificate) -> 
         return
     band, name = step_band(cost, known=known), domain_of(cost.basis)
     where = known.domain(name)
-    if name == OFFLOADED and where.rows and cost.basis.shares["update"]:
-        errors = known.domain("offload").quantiles
-        low, high = (math.exp(quantile(errors, one)) for one in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
-        yield f"the CPU's update is an estimate: measured ones took {low:.1f} to {high:.0f} times their price"
+    if name == OFFLOADED and cost.basis.shares["update"]:
+        errors = known.domain("offload")
+        low, high = (math.exp(quantile(errors.quantiles, one)) for one in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+        took = "measured ones took" if errors.rows else "no measured one judges it; the band holds"
+        yield f"the CPU's update is an estimate: {took} {low:.1f} to {high:.1f} times its price"
     elif band.middle in band.ends:
         more, few = ("longer", "less") if band.low == band.middle else ("less", "longer")
         yield f"few published steps of this kind took {few} than priced, in the median {abs(where.bias):.0%} {more}"

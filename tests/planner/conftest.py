@@ -7,6 +7,12 @@ import pytest
 from planner import command
 
 
+@pytest.fixture(autouse=True)
+def piped(monkeypatch):
+    """Lines are whole, as in a pipe: what runs several tests at a time may have set a width."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 @pytest.fixture
 def typed(monkeypatch, tmp_path, capsys):
     """Runs `plan ARGS` in an empty folder -> (exit code, stdout, stderr)."""

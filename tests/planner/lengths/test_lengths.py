@@ -172,7 +172,7 @@ def test_rows_are_planned_as_packed_with_given_documents(tmp_path):
     one = price(plan.cluster, replace(plan.workload, lengths=()), plan.strategy)
     assert plan.cost.seconds["compute"] < 0.7 * one.seconds["compute"]
     for text, flags, said in (
-        ("tokens,count\n4000,1\n", (), "lengths must be (tokens from 1 to 2048"),
+        ("tokens,count\n4000,1\n", (), "one of 4,000 tokens is longer than a row; legal: up to 2,048"),
         ("tokens,share\n400,0.5\n", (), "its columns must be tokens,count, with whole counts"),
         ("bucket_from,bucket_to_exclusive,count\n1,400,2\n", (), "its columns must be tokens,count"),
         ("tokens,count\n400,1\n", ("--lengths", str(path)), "--documents with --lengths"),
