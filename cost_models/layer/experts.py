@@ -9,7 +9,10 @@ A permute moves rows of `hidden` by index, at PERMUTE_SLOWDOWN of a stream. Byte
 and writes the copies; each sort reads and writes them; the exchange carries hidden x b each way, forward and backward,
 of each copy, or (`experts_once`) of each token once to a domain and once to a rank.
 
-Left out: imbalance, dropped tokens, hiding the exchange behind the shared experts, host synchronisation on counts.
+Left out: imbalance, dropped tokens, hiding the exchange behind the shared experts, host synchronisation on counts, and
+the host's call of each expert's product (Transformer Engine's GroupedLinear: 96 of 5 us for 16 experts, 0.5 ms). These
+are not all that is missing: 1,024 tokens of a rank (tensor 4, 16 experts) take 9.6 ms a layer both ways in
+Megatron-MoE-ModelZoo, the host by `launches` 4.5 ms and the price 5.7; four times as many are priced within 4%.
 """
 
 from __future__ import annotations
