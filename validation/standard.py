@@ -6,9 +6,9 @@
     iter_s, or tokens_s_total, tokens_s_gpu, tflops_gpu, mfu_pct    -> measured seconds       peak_mem_gb -> bytes
 
 The framework is named by its column, else found by its name in the row's source; without one the row is priced as this
-project's own executor. `other` may name what changes it: eager, attention unfused, parameters in bf16, chunked
-loss N, LoRA r=N. What words mean is in `words.py`; what the columns cannot say is refused with the reason. Every file
-is read alike, whatever its name.
+project's own executor. `other` may name what changes it: eager, attention unfused, parameters in bf16, gradients in 16
+bits, chunked loss N, LoRA r=N. What words mean is in `words.py`; what the columns cannot say is refused with the
+reason. Every file is read alike, whatever its name.
 """
 
 from __future__ import annotations
@@ -129,6 +129,8 @@ def framework_of(row: Row) -> Framework:
     products = words.dtype(row.cell("precision"), row.cell("other"))
     if products == "fp16":
         found = replace(found, precision=replace(found.precision, param="fp16"))
+    if "gradients in 16 bits" in remarks:
+        found = replace(found, precision=replace(found.precision, grad=found.precision.param))
     return in_narrow(found, products) if products in ("fp8", "fp4") and not found.product_dtype else found
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from cost_models.errors import InputError
 from cost_models.hardware.device_names import device_of
-from validation.cases import Case, Refused
-from validation.rows import Row, read
+from validation.cases import Case, Refused, price_of
+from validation.rows import FOLDER, Row, read
 from validation.score import score
 from validation.standard import case_of
 
@@ -322,6 +322,16 @@ def test_words_of_a_link(text: str, gbyte_per_s: float) -> None:
 def test_words_of_sharding(text: str, zero: int, shard: int) -> None:
     strategy = case_of_own(sharding=text, zero_stage="").strategy
     assert (strategy.zero, strategy.shard) == (zero, shard)
+
+
+def test_sharding_gradients_of_two_bytes_saves_what_it_printed() -> None:
+    """FlagPerf's PaddleNLP, amp_master_grad off: ZeRO-1 shows 58.73 GiB on the device, ZeRO-2 54.01."""
+    first, second = read("train_paddle", FOLDER / "later")[12:14]
+    one, two = (case_of(row) for row in (first, second))
+    assert isinstance(one, Case) and isinstance(two, Case)
+    assert one.framework.precision.grad == one.framework.precision.param == "fp16" and one.measured_bytes is None
+    saved = price_of(one).memory["gradients"] - price_of(two).memory["gradients"]
+    assert saved / 2**30 == pytest.approx(58.73 - 54.01, abs=0.05)
 
 
 def test_words_of_precision_and_adapters() -> None:
