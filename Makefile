@@ -1,6 +1,6 @@
 # make plan GPUS=256 CTX=2M    plan on a fresh machine (light install, no torch)
 # make run                     plan, profile this machine, train LongVILA-tiny on a real video, ask it a question
-# make pages                   write the pages whose numbers come from commands: accuracy, quality, headline, curves
+# make pages                   write the pages whose numbers come from commands: accuracy, quality, headline, curves, README's answer
 # make certificate             write anew how wrong prices are on rows that were not fitted
 # make schema                  write the JSON Schema of plan.json from the classes that read it
 # make test                    install everything and run the checks that CI runs
@@ -43,6 +43,7 @@ pages: certificate
 		--markdown docs/accuracy-later.md --plot docs/accuracy-later.svg
 	$(BIN)/python -m benchmarks.headline --markdown docs/headline.md
 	$(BIN)/python -m validation.fit --page docs/curves.md
+	$(BIN)/python -m benchmarks.answers README.md
 	$(BIN)/python -m validation.quality --markdown docs/quality.md --write
 
 certificate: $(VENV)/validation

@@ -283,16 +283,18 @@ def check(plan_file: str, profile: str | None) -> None:
 def clusters() -> None:
     """List the cluster presets, with the source of each."""
     from planner.screens import catalogue
+    from planner.screens.lines import show
 
-    click.echo("\n".join(catalogue.cluster_lines()))
+    show(catalogue.cluster_lines())
 
 
 @cli.command()
 def devices() -> None:
     """List the devices: memory, bandwidth, 16-bit peak, whether they were measured, and the data sheet."""
     from planner.screens import catalogue
+    from planner.screens.lines import show
 
-    click.echo("\n".join(catalogue.device_lines()))
+    show(catalogue.device_lines())
 
 
 @cli.command()
@@ -300,8 +302,9 @@ def devices() -> None:
 def frameworks(name: str | None) -> None:
     """List the frameworks that `plan price --for` knows; with NAME what is known of one, and why."""
     from planner.screens import catalogue
+    from planner.screens.lines import show
 
-    click.echo("\n".join(catalogue.framework_lines() if name is None else catalogue.fact_lines(name)))
+    show(catalogue.framework_lines() if name is None else catalogue.fact_lines(name))
 
 
 def main() -> None:

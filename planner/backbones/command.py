@@ -13,6 +13,7 @@ from cost_models.errors import InputError
 from cost_models.units import show_tokens
 from planner.question import options
 from planner.question.conflicts import typed
+from planner.screens.lines import show
 
 if TYPE_CHECKING:
     from cost_models.quality import Estimate
@@ -66,7 +67,7 @@ def backbones(context: click.Context, given: Mapping[str, Any], on_step: Callabl
         )
         return
     count = sum(len(layers) for layers in widths.values())
-    click.echo("\n".join(_lines(shapes, count, len(found), best, shown(best, SHOWN), days, dollars)))
+    show(_lines(shapes, count, len(found), best, shown(best, SHOWN), days, dollars))
 
 
 def _dict(one: Backbone, dollars: float | None) -> dict[str, object]:

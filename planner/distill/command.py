@@ -12,6 +12,7 @@ from cost_models.units import parse_bytes, show_bytes, show_seconds
 from planner import console
 from planner.question import options
 from planner.question.conflicts import typed
+from planner.screens.lines import show
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 _OF_A_STEP = ("mode", "documents", "frames", "frame_pixels", "trained", "lora_rank", "lora_targets", "lora_beside")
@@ -70,7 +71,7 @@ def pack(keep: str, orient_steps: str, align_steps: str, as_json: bool, **given:
         lines.append(f"{_hours(seconds):>8}  python -m longvila.distill layers settings.yaml --layers {names}")
     if idle := asked.cluster.gpus - len(found.groups):
         lines.append(f"{idle} of the GPUs are left free: they would bring no earlier end")
-    click.echo("\n".join([*lines, ESTIMATE]))
+    show([*lines, ESTIMATE])
 
 
 @distill.command(cls=console.NoEmpty)
@@ -123,7 +124,7 @@ def keep(
         f"a step {now}; with attention everywhere, laid out alike, {then}; {budget.described}",
         ESTIMATE,
     ]
-    click.echo("\n".join(lines))
+    show(lines)
 
 
 def _hours(seconds: float) -> str:

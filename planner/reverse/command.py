@@ -15,6 +15,7 @@ from cost_models.units import parse_tokens, show_bytes, show_seconds, show_token
 from cost_models.workload import DTYPE_BYTES, Workload
 from planner.question import options
 from planner.question.pins import read_pins
+from planner.screens.lines import show
 
 if TYPE_CHECKING:
     from planner.reverse.goodput import Failures, Fleet
@@ -83,7 +84,7 @@ def finish(given: Mapping[str, Any], on_step: Callable[[str], None]) -> None:
         click.echo(json.dumps([asdict(one) for one in found], indent=1))
         return
     rate = f"{goal.tokens:.3g} tokens at {goal.tokens_per_s:,.0f} tokens/s"
-    click.echo(f"{workload.describe()}; {rate}, failures not counted")
+    show([f"{workload.describe()}; {rate}, failures not counted"])
 
     def line(one: Fewest) -> str:
         if one.problem:
@@ -94,7 +95,7 @@ def finish(given: Mapping[str, Any], on_step: Callable[[str], None]) -> None:
         nodes = f"{one.nodes} node{'s' if one.nodes != 1 else ''}"
         return f"{one.cluster}: {nodes}, {one.gpus} × {one.device}{free}, {time}; {one.plan}"
 
-    click.echo("\n".join(line(one) for one in found))
+    show(line(one) for one in found)
     if not found[0].problem:
         click.echo(f"Next: plan --cluster {found[0].cluster} --gpus {found[0].gpus} …; --goodput counts failures")
 
@@ -110,14 +111,14 @@ def keep_attention(given: Mapping[str, Any], asked: options.Question, on_step: C
         click.echo(json.dumps([asdict(one) for one in found], indent=1))
         return
     others = f"attend to a window of {window} tokens" if window else "mix tokens by a state"
-    click.echo(f"{asked.workload.describe()}; layers that do not keep attention {others}")
-    click.echo(f"{'attention':>9} {'weights':>8} {'step':>9} {'memory':>10} {'longest row':>12}  plan")
+    show([f"{asked.workload.describe()}; layers that do not keep attention {others}"])
+    show([f"{'attention':>9} {'weights':>8} {'step':>9} {'memory':>10} {'longest row':>12}  plan"])
     for one in found:
         step = "-" if one.step_s is None else show_seconds(one.step_s)
         memory = "-" if one.memory_bytes is None else show_bytes(one.memory_bytes)
         longest = "none" if one.longest_tokens is None else show_tokens(one.longest_tokens)
         plan = one.plan or "nothing fits"
-        click.echo(f"{one.attention_layers:>9} {one.params / 1e9:>7.2f}B {step:>9} {memory:>10} {longest:>12}  {plan}")
+        show([f"{one.attention_layers:>9} {one.params / 1e9:>7.2f}B {step:>9} {memory:>10} {longest:>12}  {plan}"])
     estimates = "" if window else "Estimates: seconds of the layers' scans. "
     click.echo(f"{estimates}What a model loses: python -m longvila.distill")
 
@@ -148,7 +149,7 @@ def recipe(given: Mapping[str, Any], asked: options.Question, on_step: Callable[
         return f"{one.stage:22} {show_seconds(one.step_s):>8} a step, {time}{cost}{told}; {one.plan}"
 
     sums = [f"{one.stages + ', all':22} {one.beside(found)}" for one in whole.published]
-    click.echo("\n".join([f"{whole.title} on {asked.cluster.gpus} GPUs", *map(line, found), *sums, whole.why]))
+    show([f"{whole.title} on {asked.cluster.gpus} GPUs", *map(line, found), *sums, whole.why])
 
 
 def goodput(given: Mapping[str, Any], asked: options.Question, on_step: Callable[[str], None]) -> None:
@@ -179,7 +180,7 @@ def goodput(given: Mapping[str, Any], asked: options.Question, on_step: Callable
         answer = {"interval_s": failures.interval_s(), "checkpoint_s": failures.checkpoint_s, "rates": rates}
         click.echo(json.dumps({**answer, "fleets": [asdict(one) for one in found]}, indent=1))
         return
-    click.echo("\n".join(_goodput_lines(failures, rates, found, size)))
+    show(_goodput_lines(failures, rates, found, size))
 
 
 def _goodput_lines(failures: Failures, rates: list[float], found: list[Fleet], size: float) -> list[str]:

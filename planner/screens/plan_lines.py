@@ -58,13 +58,15 @@ def _alternatives(plan: Plan, everything: bool) -> list[str]:
         alike = "All others that were priced have these degrees, and differ in sharding or recompute (--explain)."
         none = "No other layout was priced: all have bounds above this one, or there are none."
         return [alike if plan.alternatives else none if plan.reproducible else "No other layout was priced in time."]
-    rows = [("Runners-up", "priced", "simulated", "memory", "why it lost")]
+    rows: list[tuple[str, ...]] = [("Runners-up", "priced", "simulated", "memory", "why it lost")]
     for other in shown:
         simulated = show_seconds(other.simulated_s, 4) if other.simulated_s is not None else "-"
         name = _name(plan, other, everything)
         rows.append((name, show_seconds(other.step_s, 4), simulated, show_bytes(other.memory_bytes), other.reason))
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[4]]) for row in rows]
+    if all(other.simulated_s is None for other in shown):
+        rows = [(name, priced, *row) for name, priced, _, *row in rows]
+    *widths, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
+    lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[-1]]) for row in rows]
     return [title(lines[0]), *lines[1:]]
 
 

@@ -69,7 +69,7 @@ def tied_reason(
     else:
         words += f", loses at most {regret:.1%}"
     more = cost.memory_bytes - chosen.memory_bytes
-    return f"{words}, {show_bytes(more)} more memory" if more >= 2**30 else words
+    return f"{words}, {show_bytes(more)} more" if more >= 2**30 else words
 
 
 def beside(value: float, own: float, objective: Objective, digits: int = 1) -> str:

@@ -15,6 +15,7 @@ from planner import console
 from planner.files import check_target, write_whole
 from planner.question import options
 from planner.question.pins import read_pins
+from planner.screens.lines import show
 
 EXAMPLES = """\b
 Examples:
@@ -112,7 +113,7 @@ def what_if(**given: Any) -> None:
     if given["as_json"]:
         click.echo(table.as_json(sweep, answers, found), nl=False)
     else:
-        click.echo("\n".join([*table.lines(sweep, answers, found), *([f"Wrote {output}"] if output else [])]))
+        show([*table.lines(sweep, answers, found), *([f"Wrote {output}"] if output else [])])
 
 
 def _sweep(given: dict[str, Any]) -> Any:

@@ -24,11 +24,14 @@ def seven() -> Plan:
 
 
 def test_no_line_is_wider_than_the_terminal(typed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
     typed("--gpus", "8", "--ctx", "32K")
     _, whole, _ = typed("show", "plan.json")
+    for words in (("show", "plan.json", "--explain"), ("devices",), ("frameworks", "megatron-moe")):
+        assert max(map(len, typed(*words)[1].splitlines())) <= 120, "in a pipe, too"
     monkeypatch.setenv("COLUMNS", "60")
     _, narrow, _ = typed("show", "plan.json")
-    assert max(map(len, narrow.splitlines())) <= 60 < max(map(len, whole.splitlines()))
+    assert max(map(len, narrow.splitlines())) <= 60 < max(map(len, whole.splitlines())) <= 120
     assert narrow.split() == whole.split(), "the same words, broken elsewhere"
 
 

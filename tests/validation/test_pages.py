@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import answers
 from cost_models.timing.packed import FOLDER as CURVES
 from validation.fit.__main__ import with_errors
 from validation.plot import svg
@@ -43,3 +44,11 @@ def test_the_curves_page_has_the_packed_errors() -> None:
     page = (DOCS / "curves.md").read_text()
     assert with_errors(page, CURVES) == page
     assert with_errors(page.replace("| gemm | 25200 |", "| gemm | 1 |"), CURVES) == page
+
+
+def test_the_answer_that_readme_shows_is_what_its_command_prints() -> None:
+    """`make pages`, or `python -m benchmarks.answers`, renews it."""
+    text = (DOCS.parent / "README.md").read_text()
+    (block,) = answers.BLOCK.findall(text)
+    assert max(map(len, block[2].splitlines())) <= 120
+    assert answers.renewed(text) == text
