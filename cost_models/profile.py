@@ -23,7 +23,7 @@ VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """Medians that `executor profile` measured on a machine. InputError: a profile of another version."""
+    """Medians that `executor profile` measured on a machine. InputError: of another version, or without samples."""
 
     version: int
     device: str
@@ -34,6 +34,8 @@ class Profile:
     def __post_init__(self) -> None:
         if self.version != VERSION:
             raise InputError(f"profile version {self.version} is not {VERSION}; measure again with `executor profile`")
+        if not self.samples:
+            raise InputError("samples: 0 are given; at least 1 is needed, as `executor profile` measures them")
 
     @classmethod
     def load(cls, path: str | Path) -> Profile:
@@ -52,10 +54,17 @@ class Profile:
 
 
 def network(samples: tuple[Sample, ...]) -> tuple[float, float] | None:
-    """(bytes/s, latency) between two nodes from samples of `send_recv` on the path `network`; None without any."""
+    """(bytes/s, latency) between two nodes from samples of `send_recv` on the path `network`; None without any.
+
+    InputError: messages of one size alone, of which no line can be drawn.
+    """
     rows = sorted((s.bytes, s.median_s) for s in samples if s.op == "send_recv" and s.path == "network")
     if not rows:
         return None
+    if rows[0][0] == rows[-1][0]:
+        raise InputError(
+            "profile: send_recv on the path network has messages of 1 size; at least 2 give a rate and a latency"
+        )
     latency = min(seconds for _, seconds in rows)
     size, seconds = rows[-1]
     return size / max(seconds - latency, seconds * 0.5), latency

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from cost_models import strict
 from cost_models.bands import memory_band, step_band
 from cost_models.basis import Basis
+from cost_models.cost import MEMORY, StepCost
 from cost_models.cost import Memory as StepMemory
-from cost_models.cost import StepCost
 from cost_models.errors import InputError
 from cost_models.hardware.cluster import MAX_GPUS, Cluster
 from cost_models.hardware.placement import Placement
@@ -318,7 +318,7 @@ def from_dict(data: Mapping[str, Any], where: str) -> Plan:
     placement = Placement(slot_of_rank=places[:, 0], gpu_of_rank=places[:, 1])
     placement.check(cluster, strategy.ranks)
     cost = StepCost(
-        memory=StepMemory(stated.memory.parts),
+        memory=_memory(stated, where),
         capacity_bytes=stated.memory.capacity_bytes,
         **{name: getattr(stated.memory, name) for name in _HOST},
         ranks=strategy.ranks,
@@ -335,6 +335,20 @@ def from_dict(data: Mapping[str, Any], where: str) -> Plan:
     )
     _check_lists(plan, stated, where)
     return plan
+
+
+def _memory(stated: PlanFile, where: str) -> StepMemory[int]:
+    """Every part, once, and a sum that is in its own band, as each price is: a launch asks whether so much is free."""
+    memory, (low, high) = StepMemory(stated.memory.parts), stated.bands.memory_bytes
+    if set(memory) != set(MEMORY):
+        given = ", ".join(memory) or "none"
+        raise InputError(f"{where}: memory.parts has {given}; legal, and all needed: {', '.join(MEMORY)}")
+    if not low <= memory.device_bytes <= high:
+        raise InputError(
+            f"{where}: memory.parts add up to {memory.device_bytes:,} bytes, outside bands.memory_bytes "
+            f"({low:,.0f} to {high:,.0f}); the file was changed"
+        )
+    return memory
 
 
 def _check_lists(plan: Plan, stated: PlanFile, where: str) -> None:

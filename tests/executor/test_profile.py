@@ -6,6 +6,7 @@ import pytest
 
 from cost_models import Cluster, InputError, Model, Profile, Strategy, Workload, price
 from cost_models.curves.samples import FRAMEWORK, SCANS, Sample
+from cost_models.profile import network
 from cost_models.timing.collectives import OPS
 from cost_models.timing.profile_samples import samples_for
 from executor.measure.profiling import loads_of
@@ -97,4 +98,8 @@ def test_mistakes(tmp_path):
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(InputError, match="version 2 is not 1"):
         Profile(version=2, device="cpu", machine="", samples=())
+    with pytest.raises(InputError, match="samples: 0 are given; at least 1 is needed"):
+        Profile(version=1, device="cpu", machine="", samples=())
+    with pytest.raises(InputError, match="messages of 1 size; at least 2"):
+        network((Sample(op="send_recv", median_s=1.0, ranks=2, bytes=8.0, path="network"),) * 2)
     assert loads_of(8) == (1, 2, 4, 8)

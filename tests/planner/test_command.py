@@ -242,6 +242,9 @@ def test_a_truncated_plan_is_refused(run, tmp_path, cut):
         (lambda plan: plan["ranks"].__setitem__(0, plan["ranks"][1]), "two ranks on one GPU"),
         (lambda plan: plan["cluster"].update(name="other"), "does not have the digest"),
         (lambda plan: plan["memory"]["parts"].update(parameters=-1), "minimum"),
+        (lambda plan: plan["memory"].update(parts={}), "memory.parts has none; legal, and all needed: parameters, "),
+        (lambda plan: plan["memory"]["parts"].update(spare=1), "memory.parts has parameters, gradients"),
+        (lambda plan: plan["memory"]["parts"].update(activations=0), "outside bands.memory_bytes ("),
     ],
 )
 def test_a_changed_plan_is_refused_by_key(run, tmp_path, change, message):
