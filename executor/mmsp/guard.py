@@ -14,7 +14,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
@@ -133,16 +134,59 @@ def _refuse_arguments(
 
 def refuse_later_weights(model: nn.Module) -> None:
     """Refuse to train a sharded model whose weights came, were replaced or were tied after it was sharded: no rank
-    sums their gradients, and sharding puts its own tensors back."""
-    known = _weights(model)
+    sums their gradients, and sharding puts its own tensors back. Also another type of weights after the first call,
+    which sized the tensors that they are gathered into."""
+    known, types = _weights(model), dict[str, torch.dtype]()
 
     def check(module: nn.Module, args: tuple[Any, ...]) -> None:
-        if not torch.is_grad_enabled() or (now := _weights(module)) == known:
-            return
-        name = next(name for name in {**known, **now} if known.get(name) != now.get(name))
-        raise InputError(f"{name} has changed since sharding.wrap: add, replace and tie weights before, not after")
+        if torch.is_grad_enabled() and (now := _weights(module)) != known:
+            name = next(name for name in {**known, **now} if known.get(name) != now.get(name))
+            raise InputError(f"{name} has changed since sharding.wrap: add, replace and tie weights before, not after")
+        for name, weight in module.named_parameters():
+            if isinstance(weight, DTensor) and (first := types.setdefault(name, weight.dtype)) != weight.dtype:
+                raise InputError(
+                    f"{name} is {weight.dtype}, in the first call it was {first}: change the type of weights before"
+                )
 
     model.register_forward_pre_hook(check, prepend=True)  # before FSDP2 puts the gathered tensors in their places
+    for one in model.modules():
+        if one is model or isinstance(one, PreTrainedModel):
+            one.register_load_state_dict_pre_hook(_refuse_whole)
+        if isinstance(one, PreTrainedModel):
+            for name, refuse in _LATER.items():
+                if own := getattr(one, name, None):
+                    setattr(one, name, partial(refuse, own))
+
+
+def _refuse_whole(model: nn.Module, given: dict[str, Any], prefix: str, *_: Any) -> None:
+    for name, weight in model.named_parameters():
+        whole = given.get(prefix + name)
+        if isinstance(weight, DTensor) and isinstance(whole, Tensor) and not isinstance(whole, DTensor):
+            raise InputError(
+                f"load_state_dict: {name} is given whole, and is sharded here; load it before sharding.wrap, or with "
+                "set_model_state_dict of torch.distributed.checkpoint.state_dict and full_state_dict=True"
+            )
+
+
+def _save(save: Callable[..., Any], *args: Any, **given: Any) -> Any:
+    if given.get("state_dict") is None:
+        raise InputError(
+            "save_pretrained: each rank has shards; pass state_dict=get_model_state_dict(model, options="
+            "StateDictOptions(full_state_dict=True)) of torch.distributed.checkpoint.state_dict"
+        )
+    return save(*args, **given)
+
+
+def _resize(*_: Any, **__: Any) -> Any:
+    raise InputError("resize_token_embeddings: the weights are sharded; resize them before sharding.wrap")
+
+
+def _batch(*_: Any, **__: Any) -> Any:
+    raise InputError("generate_batch: its paged cache and own threads are not done over ranks; use model.generate")
+
+
+_LATER = {"save_pretrained": _save, "resize_token_embeddings": _resize, "init_continuous_batching": _batch}
+"""Methods of a sharded model that would end in an error of a shard's, or in none."""
 
 
 def _weights(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:

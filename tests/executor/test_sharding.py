@@ -133,6 +133,22 @@ def _check_weights_that_changed(case: Case) -> None:
         change(model)
         with pytest.raises(InputError, match=f"{name} has changed since sharding.wrap: add, replace and tie weights b"):
             step(model, make_rows(case), sharding)
+    wrong = {
+        "generate_batch: its paged": lambda: model.llm.generate_batch([[1, 2]], max_new_tokens=1),
+        "save_pretrained: each rank has shards": lambda: model.llm.save_pretrained("nowhere"),
+        "resize_token_embeddings: the weights are sharded": lambda: model.llm.resize_token_embeddings(99),
+        "load_state_dict: .* is given whole": lambda: model.load_state_dict(make_model(case, "sdpa").state_dict()),
+        "is torch.bfloat16, in the first call it was torch.float64": lambda: step(fresh.bfloat16(), rows, sharding),
+    }
+    sharding, rows = make_sharding(case), make_rows(case)
+    fresh = (
+        sharding.wrap(make_model(case, sharding.attention)).float().double()
+    )  # before the first call any type is taken
+    step(fresh, rows, sharding)
+    fresh.load_state_dict(fresh.state_dict())
+    for message, do in wrong.items():
+        with pytest.raises(InputError, match=message):
+            do()
 
 
 def _check_two_models(case: Case) -> None:
