@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from cost_models.errors import InputError
@@ -149,6 +150,10 @@ def _count(plan: Plan, rank: int, config: LongVilaConfig, tell: Callable[[str], 
         footprint.reset_peak()
         footprint.phase = "gathered"
         loss = wrapped(batch, sharding)
+        if plan.strategy.zero < 3:  # gathered once, they stay, and the plan calls them parameters
+            for parameter in wrapped.parameters():
+                if not isinstance(parameter, DTensor):
+                    footprint.mark(parameter, "parameters")
         after, highest = Counter(footprint.live), [Counter(footprint.peak)]
         tell("backward")
         footprint.phase = "working"
@@ -204,10 +209,10 @@ def _components(
     Gradients are resident from the second microbatch on, so all of them count, whatever exists at the peak. A step of
     one microbatch starts without any, and the transient ones are among them.
     """
-    counted = {name: states[name] for name in ("parameters", "gradients", "optimizer")}
+    counted = {name: states[name] for name in ("gradients", "optimizer")}
     dropped = _drops_gradients(plan)
     counted["gradients"] *= not dropped
-    counted |= {name: after[name] for name in ("activations", "vision")}
+    counted |= {name: after[name] for name in ("parameters", "activations", "vision")}
     resident = counted["parameters"] + counted["activations"] + counted["vision"]
     highest = max(sum(peak.values()) - peak[HOST] - peak["gradients"] * (not dropped) for peak in peaks)
     rows = [Component(name=name, planned_bytes=planned.get(name, 0), counted_bytes=counted[name]) for name in KEPT]

@@ -211,9 +211,11 @@ def test_scans_in_pieces_hold_what_the_plan_says(tmp_path, split, policy):
     assert held[4] < 0.45 * held.get(1, np.inf)
 
 
-def test_zero_2_keeps_whole_parameters():
-    plan = make_plan(Strategy(ulysses=2, shard=2, zero=2), tokens=1024)
-    counted = {part.name: part.counted_bytes for part in check(plan, 0).components}
-    work = Workload(Model.load("longvila-tiny"), context_tokens=1024, precision=plan.workload.precision)
-    sharded = price(plan.cluster, work, Strategy(ulysses=2, shard=2)).memory
-    assert counted["gradients"] == pytest.approx(sharded["gradients"], rel=0.05)
+def test_weights_that_stay_gathered_are_parameters_in_both_columns():
+    """Shards and whole weights, not among activations, vision or what is there for a moment."""
+    plan = make_plan(Strategy(ring=2, ulysses=2, shard=4, zero=2), tokens=4096, frames=16, precision=Precision())
+    found = {part.name: part for part in check(plan, 0).components}
+    assert all(abs(found[name].difference) < 0.01 for name in (*CLOSE, "vision", "total of these")), found
+    weights = plan.workload.model.params
+    assert found["parameters"].counted_bytes == pytest.approx(weights * (2 + 4 / 4), rel=0.01)  # bf16, and a shard
+    assert abs(found[BOUND].difference) < 0.05, found
