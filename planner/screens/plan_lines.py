@@ -16,7 +16,7 @@ from planner.screens.price_lines import cost_lines, dummy_lines, estimate_lines,
 from planner.screens.target_lines import elsewhere_lines, kernel_lines, target_lines
 from planner.search.levers import FIELDS, WORTH, choices
 from planner.search.objective import show_value, value_of
-from planner.search.reasons import beside
+from planner.search.reasons import beside, loses
 from planner.search.searched import HELD_FIRST, held_words, varied_words, why_equal
 
 SHOWN = 6
@@ -145,7 +145,7 @@ def _decides(plan: Plan, tied: list[Alternative], surer: list[Alternative]) -> s
 def _loses(regret: Regret) -> str:
     if not regret.most:
         return "is the best whatever is slower or faster"
-    return f"loses at most {regret.most:.1%}, with {regret.scenario}"
+    return f"{loses(regret.most)}, with {regret.scenario}"
 
 
 def _sentence(clauses: list[str]) -> list[str]:

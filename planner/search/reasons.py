@@ -67,9 +67,17 @@ def tied_reason(
     if simulated is not None and simulated[0] > simulated[1]:
         words += f", simulated {beside(*simulated, objective)}"
     else:
-        words += f", loses at most {regret:.1%}"
+        words += f", {loses(regret)}"
     more = cost.memory_bytes - chosen.memory_bytes
     return f"{words}, {show_bytes(more)} more" if more >= 2**30 else words
+
+
+def loses(regret: float) -> str:
+    """
+    >>> loses(0.0123), loses(2e-5)
+    ('loses at most 1.2%', 'loses less than 0.1%')
+    """
+    return f"loses at most {regret:.1%}" if regret >= 0.0005 else "loses less than 0.1%"
 
 
 def beside(value: float, own: float, objective: Objective, digits: int = 1) -> str:

@@ -9,7 +9,7 @@ from planner import command
 
 @pytest.fixture(autouse=True)
 def piped(monkeypatch):
-    """Lines are whole, as in a pipe: what runs several tests at a time may have set a width."""
+    """Lines are as wide as in a pipe: what runs several tests at a time may have set a width."""
     monkeypatch.delenv("COLUMNS", raising=False)
 
 

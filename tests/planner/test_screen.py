@@ -32,7 +32,6 @@ def torn() -> Plan:
 
 
 def test_no_line_is_wider_than_the_terminal(typed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("COLUMNS", raising=False)
     typed("--gpus", "8", "--ctx", "32K")
     _, whole, _ = typed("show", "plan.json")
     for words in (("show", "plan.json", "--explain"), ("devices",), ("frameworks", "megatron-moe")):
