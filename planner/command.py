@@ -151,7 +151,7 @@ def _plan(context: click.Context, given: dict[str, Any]) -> None:
             return
     from planner.planning import plan
 
-    lengths = None
+    lengths, longest = None, ""
     with console.Progress() as progress:
         if given["lengths"]:
             from planner.lengths.command import answer
@@ -159,11 +159,12 @@ def _plan(context: click.Context, given: dict[str, Any]) -> None:
             lengths = answer(given, asked, fixed, conflicts.typed(context, "batch"), progress.show)
             asked, fixed = lengths.asked, lengths.fixed
         if given["longest"]:
-            from planner.reverse.longest import longest_of
+            from planner.reverse.longest import longest_of, longest_words
 
             progress.show("searching the longest row")
             most, target = longest_of(asked.cluster, asked.workload, fixed, asked.profile, asked.room, several)
             asked, several = replace(asked, workload=most), [target]
+            longest = longest_words(asked.cluster, most)
         found = plan(
             asked.cluster, asked.workload, fixed=fixed, objective=objective, trust_model=given["trust_model"],
             room=asked.room, profile=asked.profile, time_limit_s=limit_s, targets=several, on_step=progress.show,
@@ -186,9 +187,11 @@ def _plan(context: click.Context, given: dict[str, Any]) -> None:
         click.echo(told, nl=False)
         return
     from planner.screens import plan_lines
-    from planner.screens.lines import show
+    from planner.screens.lines import show, title
 
-    show([*(lengths.lines if lengths is not None else ()), *plan_lines.plan_lines(found, explain=given["explain"])])
+    held = [title("Longest   ") + longest] if longest else []
+    lines = [*plan_lines.plan_lines(found, explain=given["explain"]), *held]
+    show([*(lengths.lines if lengths is not None else ()), *lines])
     if output is not None:
         runs = "launch" if found.workload.mode == "train" else "serve"
         then = f"executor {runs} {output}"

@@ -110,7 +110,9 @@ class _Trials:
         first = self.solution.best[0].strategy
         for data, ulysses in itertools.product(divisors(work.global_batch), divisors(least)):
             ring, rows = gpus // (data * ulysses), work.global_batch // data
+            chunks = max(1, min(first.attention_head_chunks, work.model.heads // ulysses))
             asked: dict[str, Any] = {
+                "attention_head_chunks": chunks,
                 "data": data,
                 "ring": ring,
                 "ulysses": ulysses,

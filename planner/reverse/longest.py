@@ -4,7 +4,8 @@
     space by space, those with most levers first; one is bisected where it holds more than the best so far
 
 Levers of memory that the target has are at their strongest, as far as they help.
-Memory never falls with tokens, so bisection is exact to its step. Left out: time (the plan of that row shows it).
+Memory never falls with tokens, so bisection is exact to its step. Left out: time (the plan of that row shows it),
+unequal shares of a row, with which unlike GPUs may hold a longer one.
 """
 
 from __future__ import annotations
@@ -54,6 +55,14 @@ def longest_context(
     if not tokens:
         raise InputError(f"--longest: not even a row of {fewest * STEP_TOKENS} tokens fits; give more GPUs")
     return of(tokens)
+
+
+def longest_words(cluster: Cluster, workload: Workload) -> str:
+    """What a screen says of the longest row on unlike GPUs; nothing where all are alike."""
+    devices = [run.node.device for run in cluster.runs if run.node.gpus]
+    if all(one == devices[0] for one in devices):
+        return ""
+    return f"{workload.context_tokens:,} tokens, with equal shares of a row; unequal ones of unlike GPUs were not tried"
 
 
 def longest_of(

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from cost_models import Cluster, InputError, Model, Workload, price
 from cost_models.hardware.device import Device
@@ -11,9 +12,10 @@ from planner import plan_file
 from planner.checking import check_plan
 from planner.planning import plan
 from planner.prove.proof import check, proven
+from planner.reverse.longest import longest_words
 from planner.screens.plan_lines import _equal_shares, bound_words, plan_lines
 from planner.search.searched import Searched
-from planner.shares import with_shares
+from planner.shares import _Trials, with_shares
 from planner.solve import solve
 from planner.targets.target import Target
 
@@ -44,6 +46,23 @@ def test_a_plan_for_unlike_gpus_gives_the_fast_ones_more_tokens(mixed):
           for name in device}  # fmt: skip
     assert min(of["h100-sxm-80gb"]) > max(of["a100-sxm-80gb"])
     assert DEFAULT_ROOM.holds(mixed.cost)
+
+
+def test_layouts_of_all_gpus_cut_heads_into_no_more_chunks_than_a_rank_has():
+    """`plan --longest` on two models ended in "8 of the 6 query heads of a rank"."""
+    solution = solve(_mixed(), _work(), fixed={"ring": 8, "ulysses": 1})
+    best = solution.best[0]
+    lean = structs.replace(best, strategy=replace(best.strategy, attention_head_chunks=8))
+    free = [structs.replace(space, pins={}) for space in solution.spaces]
+    several = _Trials(structs.replace(solution, best=(lean,), spaces=tuple(free)), "time", None, DEFAULT_ROOM).layouts()
+    assert {one.ulysses: one.attention_head_chunks for one, _ in several} == {1: 8, 2: 6, 4: 3}
+    for one, _ in several:
+        one.check(_work().model)
+
+
+def test_a_longest_row_on_unlike_gpus_says_that_its_shares_are_equal():
+    assert "262,144 tokens, with equal shares" in longest_words(_mixed(), _work())
+    assert longest_words(Cluster.load("dgx-h100", nodes=2), _work()) == ""
 
 
 def test_shares_are_in_the_file_and_the_bound_speaks_of_them(mixed, tmp_path):
