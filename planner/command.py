@@ -12,7 +12,7 @@ import importlib
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,6 +22,9 @@ from planner.backbones.command import asked_for_backbones
 from planner.question import conflicts, options
 from planner.question.pins import read_pins, strategy_of
 from planner.reverse.command import asked_in_reverse
+
+if TYPE_CHECKING:
+    from planner.plan_file import Plan
 
 EXAMPLES = """\b
 Examples:
@@ -193,16 +196,17 @@ def _plan(context: click.Context, given: dict[str, Any]) -> None:
     lines = [*plan_lines.plan_lines(found, explain=given["explain"]), *held]
     show([*(lengths.lines if lengths is not None else ()), *lines])
     if output is not None:
-        runs = "launch" if found.workload.mode == "train" else "serve"
-        then = f"executor {runs} {output}"
-        if not found.target.is_ours:
-            from planner.exports.export import TARGETS
+        show([f"Wrote {output}. Next: {_next_step(found, output)}"])
 
-            name = found.target.name
-            then = (
-                f"plan export {output} --to {name}" if name in TARGETS else f"give {name}'s own scripts these degrees"
-            )
-        show([f"Wrote {output}. Next: {then}"])
+
+def _next_step(found: Plan, output: str) -> str:
+    """What runs a plan that was written."""
+    if found.target.is_ours:
+        return f"executor {'launch' if found.workload.mode == 'train' else 'serve'} {output}"
+    from planner.exports.export import TARGETS
+
+    name = found.target.name
+    return f"plan export {output} --to {name}" if name in TARGETS else f"give {name}'s own scripts these degrees"
 
 
 @cli.command()

@@ -5,7 +5,8 @@
     n_d    positions of the ring on devices as fast as d alone: ranks of one position have one share
     step   >= pace x min over x of Σ_p max_d c_pd x_d  +  N       with Σ_d n_d x_d = all tokens      a linear program
            >= fold of the phases, each at its own best shares                      what computation hides counts, too
-    N      what is sent and no amount of computation hides, on the paths of each region of placements
+    N      what is sent and no amount of computation in the layers hides, nor the most of it outside of them, on the
+           paths of each region of placements
 
 The linear program is bounded from below by its dual: any weights λ_pd with Σ_d λ_pd = 1 do, good ones are bisected.
 Seconds, or the objective's unit. Left out: hops that outlast the blocks of a ring, and what memory adds to the time.
@@ -13,7 +14,6 @@ Seconds, or the objective's unit. Left out: hops that outlast the blocks of a ri
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -46,7 +46,7 @@ SHARP = 5000.0
 """A phase that two devices finish within 1 / SHARP of each other counts for both in the weights, else for the later."""
 HALVINGS = 45
 HIDES_S = 1e4
-"""What is sent and still exposed where each phase computes for so long is never hidden."""
+"""What is sent and still exposed where each phase of the layers computes for so long is never hidden."""
 
 
 def least_with_any_shares(
@@ -142,11 +142,13 @@ class _Unlike:
         self.layers = [(LayerRange(recompute=again, offload=offload, count=layers),)
                        for again, offload in map(parts_of, space.policies)]  # fmt: skip
         self.paths, self.program = paths, step_program(self.sizes[0], self.kernels[0], self.layers[0])
+        self.hides_s: list[Any] = [HIDES_S for _ in _phases(self.program)]
         left_s = limit_s - self._sent_s(1.0).min(axis=-1, keepdims=True)
         self.smallest, self.budget_s = np.asarray(layouts.ulysses) / self.mean, np.maximum(left_s, 0.0) / self.pace
         self.largest = [self._largest_block(place) for place in range(len(runs))]
         self.rates = self._rates(0)
         self.total = self.rates.sum(axis=0)
+        self.hides_s = self._hides_s()
         self.apart = self._apart()
 
     def computed_s(self) -> Floats:
@@ -164,12 +166,22 @@ class _Unlike:
         return self._in_memory(least, most, self.paths) if memory else np.asarray(least)
 
     def _sent_s(self, most: Any) -> Floats:
-        """N, with blocks of at least `most` mean ones in some ulysses group."""
+        """N, with blocks of at least `most` mean ones in some ulysses group. What layers send hides behind any time."""
         if self.paths is None:
             return np.zeros(np.shape(self.pace))
         times = [many for many, _ in _phases(self.program)]
-        total = fold(_retimed(self.program, itertools.repeat(HIDES_S), most), self.paths).total_s
-        return np.asarray(total - self.pace * HIDES_S * sum(times))
+        total = fold(_retimed(self.program, iter(self.hides_s), most), self.paths).total_s
+        computed = sum(many * each for many, each in zip(times, self.hides_s, strict=True))
+        return np.asarray(total - self.pace * computed)
+
+    def _hides_s(self) -> list[Any]:
+        """Of each phase outside the layers the most that the rates give it, with each device's largest block: as long
+        as that, or less, is what the linear program counts of it."""
+        largest = (self.rates * np.stack(self.largest)).max(axis=1)
+        phases = [(segment, many) for segment, many in _segments(self.program) for one in segment.phases
+                  if isinstance(one, Compute | Ring | Staged)]  # fmt: skip
+        return [one / np.maximum(many, 1) if segment.kind is None else HIDES_S
+                for one, (segment, many) in zip(largest, phases, strict=True)]  # fmt: skip
 
     def _in_memory(self, least: Floats, most: Floats, paths: Paths) -> Floats:
         """With layers in fractions as the memory of the fastest device asks, whose blocks are at least `most`."""
