@@ -240,6 +240,8 @@ def _on_host(cost: StepCost) -> dict[str, int]:
 
 
 _HOST = ("host_bytes", "host_capacity_bytes")
+AGREES = 1e-9
+"""Relative difference that the order of a sum may make."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -324,6 +326,11 @@ def from_dict(data: Mapping[str, Any], where: str) -> Plan:
         ranks=strategy.ranks,
         **{name: getattr(stated.priced, name) for name in _PRICED},
     )
+    if abs(stated.priced.step_s - cost.step_s) > AGREES * cost.step_s:
+        raise InputError(
+            f"{where}: priced.step_s states {stated.priced.step_s:.6g} s, priced.seconds add up to {cost.step_s:.6g}; "
+            "the file was changed"
+        )
     plan = Plan(
         target=Target.load(stated.target),
         cluster=cluster,

@@ -22,6 +22,7 @@ from cost_models.strategy import LayerRange, Recompute
 from planner.plan_file import Plan
 from planner.prove.regions import Family, Proof, Region
 from planner.prove.relaxation import Asked, families, least_s
+from planner.question.pins import read_pins
 
 MOST_LAYOUTS = 50_000
 """Of a space with more (sharding not counted) no proof is written."""
@@ -73,7 +74,12 @@ def _layouts(plan: Plan) -> list[tuple[Family, int]]:
     if plan.strategy.tensor * plan.strategy.pipeline * plan.strategy.expert > 1:
         raise InputError("a proof knows no tensor, pipeline or expert degree; legal: 1")
     numbers = ("data", "microbatches", "ulysses", "ring")
-    fixed = {name: int(value) for name, value in (plan.fixed or {}).items() if name in numbers}
+    pins = _pins(plan)
+    for name in (
+        name for name in numbers if pins.get(name, getattr(plan.strategy, name)) != getattr(plan.strategy, name)
+    ):
+        raise InputError(f"fixed.{name} states {pins[name]}, the plan's strategy has {getattr(plan.strategy, name)}")
+    fixed = {name: value for name, value in pins.items() if name in numbers}
     space = families(plan.cluster, plan.workload, fixed)
     found = [(family, ring) for family, (first, last) in space.items() for ring in range(first, last + 1)]
     if len(found) > MOST_LAYOUTS:
@@ -81,9 +87,13 @@ def _layouts(plan: Plan) -> list[tuple[Family, int]]:
     return found
 
 
+def _pins(plan: Plan) -> dict[str, Any]:
+    return read_pins(",".join(f"{name}={value}" for name, value in (plan.fixed or {}).items()), "fixed")
+
+
 def _least(plan: Plan, layouts: Sequence[tuple[Family, int]]) -> list[float]:
     """Seconds that each layout is not below."""
-    fixed, varied, work = plan.fixed or {}, plan.searched.varied, plan.workload
+    fixed, varied, work = _pins(plan), plan.searched.varied, plan.workload
     without: dict[str, Any] = {name: of for name, of in LEVERS.items() if name not in fixed}
     without |= {"loss_chunk_tokens": plan.target.loss_chunk_tokens} if "loss_chunk_tokens" in without else {}
     choices = [[(name, LEVERS[name] if one == "none" else int(one) if one.isdecimal() else one)
@@ -96,7 +106,7 @@ def _least(plan: Plan, layouts: Sequence[tuple[Family, int]]) -> list[float]:
         cluster=plan.cluster, work=work, framework=plan.target.code, limit_s=plan.cost.step_s, policies=policies,
         held=replace(plan.strategy, layers=(), token_shares=(), **without),
         levers=[dict(chosen) for chosen in itertools.product(*choices)],
-        shard=int(fixed["shard"]) if "shard" in fixed else None,
+        shard=fixed.get("shard"),
         room=plan.room if len(set(work.model.layer_kinds)) == 1 else None,
     )  # fmt: skip
     return [float(value) for value in least_s(asked, layouts)]

@@ -172,6 +172,17 @@ def region_beyond(data: dict[str, Any]) -> None:
     data["proof"]["regions"][0]["rings"] = [1, 10**12]
 
 
+def step_lowered(data: dict[str, Any]) -> None:
+    data["priced"]["step_s"] *= 0.5
+
+
+def fixed(**pins: str) -> Callable[[dict[str, Any]], None]:
+    def fix(data: dict[str, Any]) -> None:
+        data["fixed"] = pins
+
+    return fix
+
+
 def region_twice(data: dict[str, Any]) -> None:
     data["proof"]["regions"].append(data["proof"]["regions"][0])
 
@@ -186,6 +197,9 @@ def region_twice(data: dict[str, Any]) -> None:
         (region_beyond, "which is not in the space"),
         (moved("gap", 0.5), "gap states"),
         (moved("bound", 3.0), "above the plan's own price"),
+        (step_lowered, "priced.step_s states"),
+        (fixed(ulysses="x"), "fixed ulysses="),
+        (fixed(ulysses="11"), "fixed.ulysses states 11, the plan's strategy has"),
     ],
 )
 def test_what_is_forged_is_refused_by_name(
