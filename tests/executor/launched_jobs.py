@@ -29,6 +29,7 @@ def main(job):
     print(f"to stdout from {rank}", flush=True)
     print(f"to stderr from {rank}", file=sys.stderr, flush=True)
     if what == "full":
+        dist.barrier()  # the other rank has written what it writes
         try:
             with (out / "filler").open("wb", buffering=0) as filler:
                 while True:
