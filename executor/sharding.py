@@ -283,8 +283,8 @@ class ContextSharding:
         planned = Counter(self.planned_layers)
         if planned and found != planned and self.rank == 0:
             print(
-                f"the plan is of another model: {_words(planned)}; this one has {_words(found)}. "
-                "Seconds and memory of the plan are not of this run; plan with this --model",
+                f"the plan is of another model: its decoder layers have {_words(planned)} weights, this one's "
+                f"{_words(found)}. Seconds and memory of the plan are not of this run; plan with this --model",
                 file=sys.stderr, flush=True,
             )  # fmt: skip
 
@@ -338,10 +338,9 @@ class ContextSharding:
 def _words(layers: Counter[int]) -> str:
     """
     >>> _words(Counter([500, 500, 7]))
-    '2 layers of 500 weights and 1 layer of 7 weights'
+    '2 × 500 + 1 × 7'
     """
-    counts = [f"{count} layer{'s'[: count > 1]} of {weights:,} weights" for weights, count in layers.items()]
-    return " and ".join(counts) or "no decoder layers"
+    return " + ".join(f"{count} × {weights:,}" for weights, count in layers.items()) or "none"
 
 
 def _places(tensor: Tensor) -> Places:

@@ -126,7 +126,7 @@ class _Trials:
                 continue
             if 2 * ring * ulysses > work.context_tokens:
                 continue
-            strategy = replace(first, **asked, expert=1, attention_chunk_tokens=None, layers=first.layers)
+            strategy = replace(first, **asked, expert=1, attention_chunk_tokens=None)
             order = np.transpose(rank_grid(strategy)[0, ..., 0], (1, 0, 2)).reshape(-1)
             plain, slot, gpu = Placement.in_order(self.cluster, gpus), np.empty(gpus, int), np.empty(gpus, int)
             slot[order], gpu[order] = plain.slot_of_rank, plain.gpu_of_rank

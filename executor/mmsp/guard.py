@@ -142,7 +142,8 @@ def refuse_later_weights(model: nn.Module) -> None:
         if torch.is_grad_enabled() and (now := _weights(module)) != known:
             name = next(name for name in {**known, **now} if known.get(name) != now.get(name))
             raise InputError(f"{name} has changed since sharding.wrap: add, replace and tie weights before, not after")
-        for name, weight in module.named_parameters():
+        for name, (owner, _) in known.items():  # not by walking the modules: this runs for every token of an answer
+            weight = owner._parameters.get(name.rpartition(".")[2])
             if isinstance(weight, DTensor) and (first := types.setdefault(name, weight.dtype)) != weight.dtype:
                 raise InputError(
                     f"{name} is {weight.dtype}, in the first call it was {first}: change the type of weights before"

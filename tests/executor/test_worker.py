@@ -83,7 +83,7 @@ def test_a_model_with_state_space_layers_trains_as_its_plan_splits_them(tmp_path
     assert done.returncode == 0, done.stderr
     assert _losses(tmp_path / "four") == pytest.approx(_losses(tmp_path / "alone"), rel=1e-13)
     weights = Plan.load(plan).workload.model.layer_params
-    assert f"the plan is of another model: 4 layers of {weights:,} weights; this one has 3 layers of" in done.stderr
+    assert f"its decoder layers have 4 × {weights:,} weights, this one's 3 × " in done.stderr
 
 
 def torchrun(command: list[str], folder: Path) -> None:
