@@ -103,7 +103,9 @@ class Soak:
     def begin(self) -> None:
         for number in (0, 1):
             self.hosts.start(number, resume=False)
-        wait("a checkpoint", lambda: bool(self.checkpoints()))
+        wait("a checkpoint, or a launch's end", lambda: bool(self.checkpoints()) or self.hosts.ended())
+        if not self.checkpoints():
+            sys.exit("a launch ended before its first checkpoint:\n" + "".join(one.text for one in self.hosts.said()))
         self.began_s, self.first = time.monotonic(), len(self.hosts.steps())
 
     def end(self) -> list[dict[str, float]]:

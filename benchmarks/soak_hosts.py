@@ -91,6 +91,10 @@ class Hosts:
             launch.wait()
         self.launches[number] = None
 
+    def ended(self) -> bool:
+        """Whether a launch has ended."""
+        return any(one is not None and one.poll() is not None for one in self.launches)
+
     def rank(self, number: int) -> int:
         """The process of this host's rank: it writes to its log."""
         for process in Path("/proc").glob("[0-9]*"):
