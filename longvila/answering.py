@@ -43,7 +43,8 @@ def choose(logits_V: Tensor, sampler: Sampler, state: torch.Generator) -> int:
     """One token; draws on the CPU, so that a seed means the same on every device."""
     if sampler.temperature == 0:
         return int(logits_V.argmax())
-    scaled_V = logits_V.double().cpu() / sampler.temperature
+    logits_V = logits_V.double().cpu()
+    scaled_V = (logits_V - logits_V.max()) / sampler.temperature  # the largest is 0 also where others overflow
     shares_V, tokens_V = scaled_V.softmax(0).sort(descending=True, stable=True)
     if sampler.top_k:
         shares_V = shares_V[: sampler.top_k] / shares_V[: sampler.top_k].sum()

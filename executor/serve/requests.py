@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+import http.client
+import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -115,7 +118,9 @@ def read(body: bytes, model: str, limits: Limits, draw_seed: int) -> Ask:
         raise Refusal(f"model {request.model!r} is not served here; legal: {model}", status=404, key="model")
     if request.n not in (None, 1):
         raise Refusal(f"n={request.n} answers to a request are not given; legal: 1", key="n")
-    wanted = request.max_completion_tokens or request.max_tokens
+    if odd := sorted({*(request.stream_options or {})} - {"include_usage"}):
+        raise Refusal(f"unknown key 'stream_options.{odd[0]}'; legal: include_usage", key="stream_options")
+    wanted = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
     if wanted is not None and not 1 <= wanted <= limits.new_tokens:
         raise Refusal(f"max_tokens={wanted} must be from 1 to {limits.new_tokens}", key="max_tokens")
     turns, media = _conversation(request.messages, limits)
@@ -145,6 +150,8 @@ def _conversation(messages: Sequence[dict[str, Any]], limits: Limits) -> tuple[t
             raise Refusal(f"{where}: role {role!r}; turns alternate, and user begins", key="messages")
         if odd := sorted({*message} - {"role", "content", "name"}):
             raise Refusal(f"{where}: unknown key {odd[0]!r}", key="messages")
+        if not isinstance(message.get("name"), str | None):
+            raise Refusal(f"{where}: name must be text", key="messages")
         content = message.get("content")
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         if not isinstance(parts, list) or not parts:
@@ -193,7 +200,7 @@ def _content(url: str, where: str, limits: Limits, room: int) -> bytes:
             raise Refusal(f"{where}: the data URL is not base64", key="messages") from None
     elif scheme == "file" and limits.media_folder is not None:
         content = _from_folder(rest.removeprefix("//"), where, limits.media_folder, room)
-    elif scheme in ("http", "https") and any(url.startswith(allowed) for allowed in limits.urls):
+    elif scheme in ("http", "https") and not _climbs(url) and any(url.startswith(allowed) for allowed in limits.urls):
         content = _fetched(url, where, room)
     else:
         legal = ["data:", *(["file:NAME"] if limits.media_folder else []), *limits.urls]
@@ -206,11 +213,23 @@ def _content(url: str, where: str, limits: Limits, room: int) -> bytes:
 
 
 def _from_folder(name: str, where: str, folder: Path, room: int) -> bytes:
-    file = (folder / name.lstrip("/")).resolve()
-    if not file.is_relative_to(folder.resolve()) or not file.is_file():
-        raise Refusal(f"{where}: {name[:60]!r} is not in the media folder", key="messages")
-    with file.open("rb") as stream:
-        return stream.read(room + 1)
+    try:
+        file = (folder / name.lstrip("/")).resolve()
+        if file.is_relative_to(folder.resolve()) and file.is_file():
+            with file.open("rb") as stream:
+                return stream.read(room + 1)
+    except (OSError, ValueError):  # a name that is too long or holds a NUL, a file that may not be read
+        pass
+    raise Refusal(f"{where}: {name[:60]!r} is not in the media folder", key="messages")
+
+
+def _climbs(url: str) -> bool:
+    """Whether a server may read the URL as one that lies above what it begins with.
+
+    >>> [_climbs(f"https://host/open/{rest}") for rest in ("a..b/clip", "../secret", "%2E./secret")]
+    [False, True, True]
+    """
+    return ".." in urllib.parse.unquote(url).replace("\\", "/").split("/")
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -219,8 +238,16 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def _fetched(url: str, where: str, room: int) -> bytes:
+    """All of it within `FETCH_S`, whatever the server's pace; what ends early is no clip."""
+    until_s, content = time.monotonic() + FETCH_S, bytearray()
     try:
         with urllib.request.build_opener(_NoRedirect).open(url, timeout=FETCH_S) as answer:
-            return bytes(answer.read(room + 1))
-    except (urllib.error.URLError, OSError, ValueError) as fault:
+            while len(content) <= room and (more := answer.read1(2**16)):
+                content += more
+                if time.monotonic() > until_s:
+                    raise TimeoutError(f"it has not come within {FETCH_S:g} s")
+            if len(content) <= room and answer.length:
+                raise OSError(f"it ends {answer.length} bytes early")
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as fault:
         raise Refusal(f"{where}: {url[:60]!r} cannot be fetched: {fault}", key="messages") from None
+    return bytes(content)

@@ -200,6 +200,7 @@ def test_a_token_is_drawn_from_the_fewest_that_hold_top_p_of_the_top_k():
         return [choose(logits, sampler, state) for _ in range(2000)]
 
     assert set(drawn(temperature=0.0)) == {0}
+    assert set(drawn(temperature=1e-320)) == {0}  # also where a score over it is beyond a float
     assert set(drawn(top_p=0.69)) == {0, 1}
     assert set(drawn(top_p=0.71)) == {0, 1, 2}
     assert set(drawn(top_k=2)) == {0, 1}

@@ -4,6 +4,8 @@ import asyncio
 import base64
 import http.server
 import json
+import time
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 
@@ -54,6 +56,8 @@ def test_a_request_becomes_turns_media_and_a_sampler():
         (asking(top_p=0), "top_p 0", 400),
         (asking(n=2), "n=2", 400),
         (asking(max_tokens=21), "max_tokens=21 must be from 1 to 20", 400),
+        (asking(max_completion_tokens=0), "max_tokens=0 must be from 1 to 20", 400),
+        (asking(stream_options={"include_all": True}), "unknown key 'stream_options.include_all'", 400),
         (asking(stop=["a"] * 5), "stop must be at most 4", 400),
         (asking(model="other"), "'other' is not served here; legal: m", 404),
         (asking({"type": "text", "text": "<video>"}), "text may not hold <video>", 400),
@@ -70,6 +74,7 @@ def test_a_request_becomes_turns_media_and_a_sampler():
         (asking(*[{"type": "text", "text": "a"}] * 1025), "1025 parts; at most 1024", 400),
         (json.dumps({"messages": [{"role": "user", "content": "a"}] * 1025}).encode(), "1025 messages; at most", 400),
         (b'{"messages": [{"role": ["user"], "content": "x"}]}', "is not one of user, assistant", 400),
+        (b'{"messages": [{"role": "user", "content": "x", "name": []}]}', "name must be text", 400),
         (b'{"messages": []}', "must end with a turn of the user", 400),
         (b'{"messages": [{"role": "system", "content": "x"}]}', "role 'system' is not one of user, assistant", 400),
     ],
@@ -80,7 +85,7 @@ def test_what_a_request_may_not_say_is_refused_by_name(body, message, status):
     assert refusal.value.status == status
 
 
-def test_files_come_from_the_folder_and_urls_from_what_is_allowed_without_redirects(tmp_path):
+def test_files_come_from_the_folder_and_urls_from_what_is_allowed_without_redirects(tmp_path, monkeypatch):
     (tmp_path / "media").mkdir()
     (tmp_path / "media" / "clip.mp4").write_bytes(b"inside")
     (tmp_path / "secret").write_bytes(b"outside")
@@ -88,15 +93,25 @@ def test_files_come_from_the_folder_and_urls_from_what_is_allowed_without_redire
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
+            if self.path.endswith("odd"):
+                self.wfile.write(b"no status line\r\n\r\n")
+                return
             self.send_response(302 if "moved" in self.path else 200)
             self.send_header("Location", f"file://{tmp_path}/secret")
+            if self.path.endswith(("early", "slow")):
+                self.send_header("Content-Length", "70")
             self.end_headers()
             self.wfile.write(b"fetched")
+            if self.path.endswith("slow"):  # never silent for long, and never done
+                with suppress(OSError):
+                    for _ in range(60):
+                        self.wfile.write(b".")
+                        time.sleep(0.05)
 
         def log_message(self, *_):
             pass
 
-    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         base = f"http://127.0.0.1:{server.server_port}/"
         limits = Limits(new_tokens=1, media_bytes=100, media_folder=tmp_path / "media", urls=(f"{base}open/",))
@@ -106,8 +121,19 @@ def test_files_come_from_the_folder_and_urls_from_what_is_allowed_without_redire
 
         assert content("file:clip.mp4") == content("file:///clip.mp4") == b"inside"
         assert content(f"{base}open/clip") == b"fetched"
-        for url in ("file:../secret", "file:link", "file:gone", f"{base}closed", f"{base}open/moved"):
-            with pytest.raises(Refusal):
+        monkeypatch.setattr("executor.serve.requests.FETCH_S", 0.3)
+        for url, message in {
+            "file:../secret": "is not in the media folder", "file:link": "is not in the media folder",
+            "file:gone": "is not in the media folder", "file:a\0b": "is not in the media folder",
+            f"file:{'a' * 5000}": "is not in the media folder",
+            f"{base}closed": "are not taken from", f"{base}open/../closed": "are not taken from",
+            f"{base}open/%2e%2e/closed": "are not taken from", f"{base}open/..\\closed": "are not taken from",
+            f"{base}open/moved": "cannot be fetched", f"{base}open/odd": "cannot be fetched: no status line",
+            f"{base}open/a b": "cannot be fetched: URL can't contain control characters",
+            f"{base}open/early": "cannot be fetched: it ends 63 bytes early",
+            f"{base}open/slow": "cannot be fetched: it has not come within 0.3 s",
+        }.items():  # fmt: skip
+            with pytest.raises(Refusal, match=message):
                 content(url)
         server.shutdown()
 
