@@ -7,15 +7,15 @@
 Hooks around the model's call do the rest. The prefill: prompts of unequal lengths (padded on the left, as generate
 wants them) become one packed row without padding, which is cut over the context group; of each prompt the rank that
 has its last token gives its logits. A step: one token of each prompt over the sharded cache; the first rank's logits
-count, so ranks agree on every token, and they stop when it does. Prompts that differ by rank are refused. Ranks draw
-alike: at the prefill all take the first rank's random state. Leaves out: beams, an assistant, several tokens at once,
-embeddings instead of ids, caches of another kind, hidden states, calls outside `generate` (all refused), and pictures.
+count, so ranks agree on every token, and they stop when it does. Prompts and tokens that differ by rank are refused.
+Ranks draw alike: at the prefill all take the first rank's random state. Leaves out: beams, an assistant, several tokens
+at once, embeddings instead of ids, caches of another kind, hidden states, calls outside `generate` (all refused), and
+pictures.
 """
 
 from __future__ import annotations
 
 import inspect
-import zlib
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from torch.distributed import ReduceOp
 from transformers import DynamicCache, GenerationMixin, StoppingCriteriaList
 
 from cost_models.errors import InputError
-from executor.groups import Axis
+from executor.groups import Axis, digest
 from executor.mmsp.decode import DecodeStep, ShardedCache
 from executor.sharding import ContextSharding
 from longvila.sharding import IGNORE, Batch
@@ -73,11 +73,12 @@ class _Hooks:
         if kept.get("output_hidden_states") or getattr(module.config, "output_hidden_states", False):
             raise InputError("output_hidden_states: no rank has those of all tokens; set it to False")
         if isinstance(cache, ShardedCache | DecodeStep):
+            self._compare("chose different tokens: logits processors and random numbers must not differ by rank", ids)
             step = DecodeStep(self._context.exchange(), cache.shards)
             places = torch.tensor([[shard.tokens - 1] for shard in step.shards], device=ids.device)
             return args, kept | {"position_ids": places, "past_key_values": step, "logits_to_keep": 0, **step.attention}
         _refuse_prefill(cache, kept.get("logits_to_keep"))
-        self._compare(ids, mask)
+        self._compare("were given different prompts: every rank calls generate with the same ones", ids, mask)
         self._share_random_state()
         local, cache = self._sharding.shard_batch(_packed(ids, mask)), self._sharding.cache()
         return args, kept | {
@@ -104,12 +105,9 @@ class _Hooks:
     def _context(self) -> Axis:
         return self._sharding.groups.context
 
-    def _compare(self, *given: Tensor | None) -> None:
-        digest = 0
-        for part in (part for part in given if part is not None):
-            digest = zlib.crc32(f"{list(part.shape)}".encode() + part.cpu().numpy().tobytes(), digest)
-        if not self._context.alike(digest, self._sharding.device):
-            raise InputError("ranks were given different prompts: every rank calls generate with the same ones")
+    def _compare(self, fault: str, *given: Tensor | None) -> None:
+        if not self._context.alike(digest(*given), self._sharding.device):
+            raise InputError(f"ranks {fault}")
 
     def _share_random_state(self) -> None:
         """All ranks draw from the first one's random state from now on."""

@@ -40,7 +40,7 @@ from cost_models.errors import InputError
 from cost_models.layer.heads import HeadSplit
 from cost_models.ssd_messages import check_heads
 from cost_models.token_layout import Layout, Places, document_starts
-from executor.groups import Groups
+from executor.groups import Groups, digest
 from executor.mmsp import attention, embeddings
 from executor.mmsp.attention import MmSp
 from executor.mmsp.compiled import Compiler
@@ -93,8 +93,8 @@ class ContextSharding:
     planned_layers: tuple[int, ...] = ()  # weights of each decoder layer that the plan is of; () is not known
     _wrapped: bool = field(default=False, init=False)
     _has_ssd: bool = field(default=False, init=False)
+    _compared: bool = field(default=False, init=False)  # whether ranks of a row have the same one
     _row: Layout | None = field(default=None, init=False)  # that was cut last: the cache asks at its prefill
-    _row_of: Tensor | None = field(default=None, init=False)  # the documents that it was made of
 
     def __post_init__(self) -> None:
         if self.zero not in (0, 1, 2, 3):
@@ -129,15 +129,14 @@ class ContextSharding:
 
     def layout(self, batch: Batch) -> Layout:
         """How a row is split over this rank's context group."""
-        row = batch.document_L
-        if self._row is None or self._row_of is not row:
-            self._row_of = row
+        tokens, documents = batch.document_L.shape[0], document_starts(_places(batch.document_L))
+        if self._row is None or (self._row.tokens, self._row.documents) != (tokens, documents):
             self._row = Layout(
-                tokens=row.shape[0],
+                tokens=tokens,
                 ulysses=self.groups.ulysses.size,
                 ring=self.groups.ring.size,
                 kind=self.ring_layout,
-                documents=document_starts(_places(row)),
+                documents=documents,
                 chunk_tokens=self.attention_chunk_tokens,
                 shares=self.token_shares,
             )
@@ -149,6 +148,7 @@ class ContextSharding:
     def shard_batch(self, batch: Batch) -> LocalBatch:
         if torch.is_grad_enabled() and not self._wrapped:
             raise InputError("call sharding.wrap(model) first: without it gradients would be of a rank's tokens alone")
+        self._compare(batch)
         layout = self.layout(batch)
         index_S = layout.index(*self._place)
         device = batch.input_ids_L.device
@@ -169,6 +169,21 @@ class ContextSharding:
             vision_at_V=places_on(torch.from_numpy(np.flatnonzero(vision_S)), device),
             attention={"mm_sp": call, "ssd": self._ssd_split(layout)} if self._has_ssd else {"mm_sp": call},
         )
+
+    def _compare(self, batch: Batch) -> None:
+        """Collective, for the first row alone: later ones follow from the same data, order and seed."""
+        if self._compared:
+            return
+        self._compared = True
+        with unset_fake_temporarily():
+            row = digest(
+                batch.input_ids_L, batch.labels_L, batch.positions_L, batch.document_L, batch.vision_at_V,
+            )  # fmt: skip
+            if not self.groups.context.alike(row, self.device):
+                raise InputError(
+                    "ranks of one row were given different ones, as a DistributedSampler deals them: every rank of a "
+                    "context group reads the same row"
+                )
 
     def _ssd_split(self, layout: Layout) -> SsdSplit:
         groups = self.groups

@@ -15,7 +15,6 @@ of outputs, router losses, pictures, optimizers made before or not of `OPTIMIZER
 from __future__ import annotations
 
 import os
-import zlib
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from cost_models.errors import InputError
+from executor.groups import digest
 from executor.mmsp.compiled import Compiler
 from executor.sharding import ContextSharding
 from longvila.sharding import IGNORE, Batch
@@ -105,13 +105,10 @@ class OverRanks:
 
     def _compare(self, inputs: dict[str, Tensor]) -> None:
         """Collective: every rank has read the same batch, or all stop."""
-        digest = 0
-        for name in sorted(_TAKEN):
-            if (part := inputs.get(name)) is not None:
-                digest = zlib.crc32(f"{name} {list(part.shape)}".encode() + part.cpu().numpy().tobytes(), digest)
+        batch = digest(*(inputs.get(name) for name in _TAKEN))
         groups, device = self._sharding.groups, self._sharding.device
-        here = groups.context.alike(digest, device)
-        if not groups.data.alike(digest if here else -1, device) or not here:
+        here = groups.context.alike(batch, device)
+        if not groups.data.alike(batch if here else -1, device) or not here:
             raise InputError("ranks read different batches: give every rank the same data, seed and data_seed")
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:

@@ -61,6 +61,9 @@ def _compare(case):
         model.generate(_padded()["input_ids"] + 1 + get_rank(), max_new_tokens=3, pad_token_id=0)
     with pytest.raises(InputError, match="is wrapped already; give `wrap` the plain model, once"):
         sharding.wrap(model)
+    with pytest.raises(InputError, match="ranks chose different tokens: logits processors and random numbers must not"):
+        processors = [lambda ids, scores: scores.roll(get_rank(), -1)]
+        model.generate(**_padded(), **LIKELIEST, logits_processor=processors, max_new_tokens=3, pad_token_id=0)
     for wrong, message in (
         ({"num_beams": 2}, "beams are not searched"),
         ({"use_cache": False}, "and a cache"),

@@ -100,7 +100,7 @@ def _check_counts(case: Case) -> None:
         gathers = counted.pop("all_gather_single")
         counts.append(dict(counted))
     units = sum(isinstance(module, FSDPModule) for module in model.modules())
-    sums = 2  # of the loss, over context and data
+    sums = 3  # of the loss, over context and data; one compares the first row
     assert counts[0] == {"all_reduce": units + sums, "reduce_scatter_single": units}, (units, counts)
     assert counts[1] == {"all_reduce": units + sums, "reduce_scatter_single": 2 * units}, (units, counts)
     # Of each row: ZeRO 3 gathers a layer for its forward and again for its backward, ZeRO 2 once; the rest once.
@@ -116,6 +116,7 @@ def _check_both_counts(case: Case) -> None:
         _check_counts(replace(case, zero=zero))
     _check_weights_that_changed(case)
     _check_two_models(case)
+    _check_rows(case)
 
 
 def _check_weights_that_changed(case: Case) -> None:
@@ -163,6 +164,20 @@ def _check_two_models(case: Case) -> None:
         mixer(torch.zeros(1, 4, 32, dtype=torch.float64), mm_sp=local.attention["mm_sp"])
 
 
+def _check_rows(case: Case) -> None:
+    """Ranks that were given different rows stop; other documents in the same tensor are another row."""
+    sharding = make_sharding(case)
+    sharding.wrap(make_model(case, sharding.attention))
+    batch = make_rows(case)[0][0]
+    other = replace(batch, input_ids_L=batch.input_ids_L + sharding.groups.context.index)
+    with pytest.raises(InputError, match="ranks of one row were given different ones, as a DistributedSampler deals"):
+        sharding.shard_batch(other)
+    before = sharding.shard_batch(batch).attention["mm_sp"].layout
+    batch.document_L[3:] += 1
+    assert before.documents == (0,)
+    assert sharding.shard_batch(batch).attention["mm_sp"].layout.documents == (0, 3)
+
+
 def test_padding_has_no_label_and_no_picture():
     """A row of 5 on ring 2 x ulysses 2 is padded to 8; the last token's label is a real one here."""
     batch = Batch(
@@ -183,7 +198,11 @@ def test_padding_has_no_label_and_no_picture():
     for member, (place, tokens) in enumerate(want.items()):
         exchange = SimpleNamespace(size=2, exchange=lambda place=place: SimpleNamespace(size=2, index=place[0]))
         groups = SimpleNamespace(
-            shard=exchange, ulysses=exchange, ring=exchange, places=tuple(want), context=SimpleNamespace(index=member)
+            shard=exchange,
+            ulysses=exchange,
+            ring=exchange,
+            places=tuple(want),
+            context=SimpleNamespace(index=member, alike=lambda *_: True),
         )
         sharding = ContextSharding(groups=groups, device=torch.device("cpu"))
         with pytest.raises(InputError, match=r"call sharding.wrap\(model\) first: without it gradients would be of"):
