@@ -6,10 +6,10 @@
 Two nodes of two ranks (network namespaces with shaped links; needs root), ulysses inside, ring across, zigzag. In them
 kernels, convolution and scan, links inside a node and between nodes are profiled, as `executor profile` does; then each
 split of the mixer runs forward and backward in interleaved rounds. Price and simulation are the product's: a
-state-space layer's operators from channels to y (`cost_models/layer/ssd.py`), by that profile; the choice is the split
-that is priced least, as a search takes it. Printed: measured median, price and simulation of each split, and the
-choice's regret, choice / best - 1, with a bootstrap interval over the rounds. Left out: projections (the same for
-all), other grids.
+state-space layer's operators from channels to y (`cost_models/layer/ssd.py`), by that profile; the choice is a plan's:
+of the splits whose order is not sure the one that loses least in any scenario (`planner/choosing.py`). Printed:
+measured median, price and simulation of each split, and the choice's regret, choice / best - 1, with a bootstrap
+interval over the rounds. Left out: projections (the same for all), other grids.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -27,7 +27,8 @@ from benchmarks.emulated_cluster import FP32, WIDTH, Asked, Row, cluster_of, reg
 from benchmarks.gloo_ranks import RankFailed, run_ranks, stoppable
 from benchmarks.namespaces import Namespaces
 from benchmarks.ssd_ranks import Case, Found, Shape, Split, measure
-from cost_models import Model, Placement, Profile, Strategy, Workload
+from cost_models import Model, Placement, Profile, Strategy, Workload, price
+from cost_models.bands import odds
 from cost_models.errors import InputError
 from cost_models.framework import OURS
 from cost_models.hardware.machine import cores
@@ -42,13 +43,17 @@ from cost_models.ssd_messages import PASSES, SPLITS, SsdLayer, rounds
 from cost_models.timing.cluster_costs import cluster_costs
 from cost_models.token_layout import Layout
 from executor.measure.bench import Order
+from planner.choosing import SURE, weighed
 from planner.simulator.simulation import play
+from planner.solve import Choice
 
 NODES, EACH = 2, 2
 GRID = Grid(name="ulysses inside", process=((0, 1), (2, 3)))
 KIND = "zigzag"
 MIXER = ("heads", "convolution", "scan", "heads back")
 """Operators of a state-space layer from its channels to y."""
+MICROBATCHES = 64
+"""Of the step that a choice is made for: so many that what it sends once, the weights' gradients, does not count."""
 RATES_MBIT = (50.0, 200.0, 1000.0)
 SHAPES = (
     Shape(tokens=2048, heads=32, head_size=32, state=32),
@@ -69,10 +74,7 @@ class Regime:
     shape: Shape
     splits: tuple[Split, ...]
     rows: tuple[Row, ...]
-
-    @property
-    def chosen(self) -> int:
-        return min(range(len(self.rows)), key=lambda place: self.rows[place].priced_ms)
+    chosen: int
 
 
 def case_of(shape: Shape) -> Case:
@@ -106,15 +108,28 @@ class Prices:
             nodes=NODES, ranks_per_node=EACH, rates_mbit=(rate_mbit,) * NODES,
             shape=AttentionShape(q_heads=4, kv_heads=4, head_dim=8, tokens=64), rounds=1,
         )  # fmt: skip
-        profile = Profile(version=VERSION, device="cpu", machine="emulated cluster", samples=measured.samples)
+        self.profile = Profile(version=VERSION, device="cpu", machine="emulated cluster", samples=measured.samples)
         self.cluster = cluster_of(asked, measured)
-        self.costs = cluster_costs(self.cluster, profile)
+        self.costs = cluster_costs(self.cluster, self.profile)
+        process = np.array(GRID.process).reshape(-1)
+        self.placement = Placement(slot_of_rank=process // EACH, gpu_of_rank=process % EACH)
+
+    def chosen(self, shape: Shape, splits: Sequence[Split]) -> int:
+        """Which of them a plan takes."""
+        work, choices = workload_of(shape, MICROBATCHES), []
+        for split in splits:
+            strategy = replace(strategy_of(split), microbatches=MICROBATCHES)
+            cost = price(self.cluster, work, strategy, self.placement, self.profile)
+            choices.append(Choice(strategy=strategy, placement=self.placement, cost=cost))
+        best = min(choices, key=lambda one: one.cost.step_s)
+        tied = [best, *(one for one in choices if one is not best and odds(best.cost, one.cost) < SURE)]
+        if len(tied) == 1:
+            return choices.index(best)
+        return choices.index(tied[weighed(work, self.costs, tied, "time").pick()])
 
     def of(self, shape: Shape, split: Split) -> tuple[float, float]:
         """(priced, simulated) seconds."""
-        strategy = Strategy(ring=GRID.ring, ulysses=GRID.ulysses, ring_kind=KIND, ssd=split[0], ssd_pass=split[1])
-        process = np.array(GRID.process).reshape(-1)
-        placement = Placement(slot_of_rank=process // EACH, gpu_of_rank=process % EACH)
+        strategy, placement = strategy_of(split), self.placement
         sizes = RankSizes(workload_of(shape), strategy, kind="ssd")
         runs, attention = self.costs.runs(strategy.ranks, placement), OURS.measured_attention(sizes.workload)
         kernels = self.costs.kernels(runs, attention)
@@ -129,14 +144,18 @@ class Prices:
         return priced_s, played.step_s
 
 
-def workload_of(shape: Shape) -> Workload:
+def strategy_of(split: Split) -> Strategy:
+    return Strategy(ring=GRID.ring, ulysses=GRID.ulysses, ring_kind=KIND, ssd=split[0], ssd_pass=split[1])
+
+
+def workload_of(shape: Shape, rows: int = 1) -> Workload:
     """One state-space layer, and nearly nothing else."""
     ssd = Ssd(heads=shape.heads, head_size=shape.head_size, state=shape.state, conv=shape.conv, chunk=shape.chunk)
     model = Model(
         name="mixer", layers=1, hidden=WIDTH, ffn=WIDTH, vocab=WIDTH, heads=4, kv_heads=4, head_dim=4,
         layer_kinds=("ssd",), ssd=ssd,
     )  # fmt: skip
-    return Workload(model, context_tokens=shape.tokens, precision=FP32)
+    return Workload(model, context_tokens=shape.tokens, global_batch=rows, precision=FP32)
 
 
 def scanned(shape: Shape) -> set[tuple[int, int, int, int, int, int]]:
@@ -163,7 +182,8 @@ def cluster(rate_mbit: float, shapes: Sequence[Shape], rounds_: int, window_s: f
             _row(split, place, [one.timed[number] for one in found], rounds_, prices.of(case.shape, split))
             for place, split in enumerate(case.splits)
         )
-        regimes.append(Regime(rate_mbit=rate_mbit, shape=case.shape, splits=case.splits, rows=rows))
+        chosen = prices.chosen(case.shape, case.splits)
+        regimes.append(Regime(rate_mbit=rate_mbit, shape=case.shape, splits=case.splits, rows=rows, chosen=chosen))
     return regimes
 
 

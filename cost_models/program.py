@@ -73,6 +73,7 @@ class Passed(NamedTuple):
     chained: Number  # whether each rank has one stretch of any row
     pass_s: Number = 0.0  # seconds in which a kernel that joins summaries reads or writes one
     back: bool = False  # whether gradients are handed on, so that those of the decays are summed, too
+    by_transfers: bool = False  # whether a gather goes around the group message by message (gloo), not as a collective
 
     @property
     def ways(self) -> tuple[SsdPass, ...]:
@@ -81,6 +82,11 @@ class Passed(NamedTuple):
     def gathered(self, ranks: Number) -> Exchange:
         """All ranks of a group get the summaries of all, as many as the rank with the most stretches has."""
         return Exchange(self.part, self.axis, "all_gather", ranks * self.slots * self.summary_bytes)
+
+    @property
+    def handed(self) -> Exchange:
+        """One of the ranks - 1 steps of a gather by transfers: each rank hands a buffer on to the next."""
+        return Exchange(self.part, self.axis, "send", self.slots * self.summary_bytes)
 
 
 class Ring(NamedTuple):

@@ -125,7 +125,14 @@ class Wiring:
         scale_up = np.array([node.scale_up.bytes_per_s for node in self.nodes])
         return self.rates("line", scale_up, np.array([node.nics.bytes_per_s for node in self.nodes]))
 
-    def rates(self, name: RatesName, scale_up: Floats, nic: Floats, nic_latency_s: float | None = None) -> LinkRates:
+    def rates(
+        self,
+        name: RatesName,
+        scale_up: Floats,
+        nic: Floats,
+        nic_latency_s: float | None = None,
+        message_s: float = 0.0,
+    ) -> LinkRates:
         """Rates of links whose GPUs and cards carry so much, by run; other links at what they reach, or the line's."""
         links = [node.scale_up for node in self.nodes]
         of_run = np.full((len(links), len(KINDS)), np.inf)
@@ -141,7 +148,7 @@ class Wiring:
         of_run[:, [HOST_OUT, HOST_IN]] = np.array([node.host_link_bytes_per_s for node in self.nodes])[:, None]
         of_run[:, [NIC_OUT, NIC_IN]] = nic[:, None]
         latency = [node.nics.latency_s if nic_latency_s is None else nic_latency_s for node in self.nodes]
-        return LinkRates(name=name, wiring=self, of_run=of_run, nic_latency_s=np.array(latency))
+        return LinkRates(name=name, wiring=self, of_run=of_run, nic_latency_s=np.array(latency), message_s=message_s)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -227,6 +234,7 @@ class LinkRates:
     wiring: Wiring
     of_run: Floats  # (runs, KINDS), infinite where there is no such link; leaves are in `of_leaf`
     nic_latency_s: Floats  # (runs,)
+    message_s: float = 0.0  # of a rank's processor, for each message beyond an all-to-all's first: sockets (`reached`)
 
     @cached_property
     def ring_share(self) -> Floats:

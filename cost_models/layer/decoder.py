@@ -94,7 +94,11 @@ def _units(
 def _sent(one: Operator, kernels: Kernels, grad: bool) -> tuple[Phase, ...]:
     """Exchanges; to states that are handed on, the seconds of the memory in which ranks join them."""
     return tuple(
-        sent._replace(pass_s=kernels.memory_bound_s(3 * sent.summary_bytes) / 3, back=grad)
+        sent._replace(
+            pass_s=kernels.memory_bound_s(3 * sent.summary_bytes) / 3,
+            back=grad,
+            by_transfers=kernels.device.architecture == "cpu",
+        )
         if isinstance(sent, Passed)
         else sent
         for sent in one.exchanges[grad]

@@ -253,8 +253,10 @@ def _measured_s(sizes: RankSizes, kernels: Kernels, grad: bool) -> Number | None
     """Seconds of convolution and scan by a profile's samples: their estimate, moved onto these."""
     if not kernels.scans:
         return None
-    estimate_s = _estimate_s(sizes, kernels, grad)
-    return estimate_s * _correction(kernels, sizes.workload, grad).factor(estimate_s)
+    plain = kernels.measured
+    estimate_s = _estimate_s(sizes, plain, grad)
+    slower_s = estimate_s if kernels is plain else _estimate_s(sizes, kernels, grad)
+    return slower_s * _correction(plain, sizes.workload, grad).factor(estimate_s)
 
 
 def _estimate_s(sizes: RankSizes, kernels: Kernels, grad: bool) -> Number:

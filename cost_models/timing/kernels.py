@@ -233,6 +233,11 @@ class Kernels:
         seconds = launches * launch_s + bytes_moved / (self.device.memory_bytes_per_s * share)
         return self._corrected("memory_bound", seconds, bytes_moved)
 
+    @property
+    def measured(self) -> Kernels:
+        """The kernels that a profile's samples speak for: these, unless they are others made slower."""
+        return self
+
     def framework_s(self, unit: str) -> float:
         """Host time of a layer, microbatch or step beyond its kernels: a CPU profile's; elsewhere kernels hide it."""
         assert unit in FRAMEWORK

@@ -75,7 +75,9 @@ class Loads:
         ranks, none = np.full(self.several, members), np.zeros(self.several, dtype=np.int64)
         costs: dict[str, Floats] = {f"{pattern}_s_per_byte": zeros for pattern in _NETWORK}
         costs |= {f"bus_{pattern}_s_per_byte": zeros for pattern in _BUSES}
-        costs |= dict.fromkeys(("ring_latency_s", "tree_latency_s", "chain_latency_s", "latency_s", "protocols"), zeros)
+        costs |= dict.fromkeys(
+            ("ring_latency_s", "tree_latency_s", "chain_latency_s", "latency_s", "protocols", "message_s"), zeros
+        )
         if members == 1:
             return Path(ranks=ranks, local=ranks, hops_out=none, **costs)
         costs["chain_latency_s"] = members * self.rates.scale_up_latency_s[self.seats.run].max(axis=1)
@@ -119,6 +121,7 @@ class Loads:
         tree_s = np.log2(domains) * out_s + (most - 1) * inside_s
         waits = {"latency_s": out_s, "ring_latency_s": ring_s, "tree_latency_s": tree_s}
         waits["protocols"] = np.full(self.several, float(self.rates.has_protocols))
+        waits["message_s"] = np.full(self.several, self.rates.message_s)
         chain_s = members * np.where(domains > 1, out_s, inside_s)
         return {"chain_latency_s": chain_s, **{name: np.where(domains > 1, wait, 0.0) for name, wait in waits.items()}}
 

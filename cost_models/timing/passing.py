@@ -1,6 +1,6 @@
 """Seconds in which states of a row's stretches are handed on through a group (`program.Passed`) and joined, one way.
 
-    gather   all summaries to all ranks, as an all-gather
+    gather   all summaries to all ranks, as an all-gather; on gloo as ranks - 1 transfers around the group
     chain    stretches - 1 messages of a state, one after another; D domains are entered D - 1 times, or twice as often
              where the row goes up through the ranks and back
     tree     step s: stretch i sends its summary to stretch i + 2^s, until 2^s reaches all
@@ -32,13 +32,18 @@ def passed_s(phase: Passed, paths: Paths) -> Number:
     for way in phase.ways:
         joined = joined_s(phase, way, ranks)
         if way == "gather":
-            taken = paths.exchange_s(phase.axis, "all_gather", phase.gathered(ranks).bytes)
+            taken = _gather_s(phase, paths, ranks)
         elif way == "chain":
             taken = pick(phase.chained, _chain_s(phase, paths), math.inf if phase.way == "least" else 0.0)
         else:
             taken = _tree_s(phase, paths)
         seconds = smaller(seconds, taken + joined * paths.pace)
     return pick(ranks > 1, seconds, 0.0)
+
+
+def _gather_s(phase: Passed, paths: Paths, ranks: Number) -> Number:
+    sent = phase.handed if phase.by_transfers else phase.gathered(ranks)
+    return (ranks - 1 if phase.by_transfers else 1) * paths.exchange_s(sent.axis, sent.op, sent.bytes)
 
 
 def joined_s(phase: Passed, way: SsdPass, ranks: Number) -> Number:

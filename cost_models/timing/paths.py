@@ -24,7 +24,7 @@ from msgspec import Struct
 
 from cost_models.curves.samples import Sample
 from cost_models.hardware.node import Node, ScaleUp
-from cost_models.hardware.wiring import LinkRates, Wiring
+from cost_models.hardware.wiring import LinkRates, RatesName, Wiring
 from cost_models.number import Number, distinct, larger, pick, smaller, somewhere
 from cost_models.profile import network
 from cost_models.program import Op
@@ -50,7 +50,17 @@ def reached(wiring: Wiring, samples: tuple[Sample, ...] = ()) -> LinkRates:
         scale_up.append(LARGE_BYTES / float(link.intra_s("all_to_all", ranks, float(LARGE_BYTES))))
     nic = np.array([measured[0] if measured else node.nics.reached_bytes_per_s for node in wiring.nodes])
     latency_s = measured[1] if measured else None
-    return wiring.rates("measured" if measured else "reached", np.array(scale_up), nic, latency_s)
+    name: RatesName = "measured" if measured else "reached"
+    return wiring.rates(name, np.array(scale_up), nic, latency_s, _message_s(wiring, samples))
+
+
+def _message_s(wiring: Wiring, samples: tuple[Sample, ...]) -> float:
+    """Seconds that a processor takes to send a message and to receive one, whatever their size: over sockets a rank
+    starts one with each peer, one after another. What a profile measured of its smallest inside a node, where no wire
+    is waited for; 0 where it measured no network, and for GPUs, whose network cards and kernels send."""
+    if any(node.device.architecture != "cpu" for node in wiring.nodes) or network(samples) is None:
+        return 0.0
+    return min((one.median_s for one in samples if one.op == "send_recv" and one.path != "network"), default=0.0)
 
 
 HOST_MEMORY_BYTES_PER_S = 150e9
@@ -80,6 +90,7 @@ class Path(Struct, frozen=True, kw_only=True):
     all_reduce_s_per_byte: Number = 0.0
     latency_s: Number = 0.0  # of one message out of the domain; 0 if nothing leaves
     protocols: Number = 0.0  # 1 where NCCL's protocols add to that (`protocols.py`); 0 where a profile measured it
+    message_s: Number = 0.0  # of a rank's processor, for each peer beyond an all-to-all's first (`LinkRates`)
     hops_out: Number = 0  # domains of a group: a ring leaves each once; 0 if it is inside one
     ring_latency_s: Number = 0.0  # of all hops of that ring, inside domains and between them
     tree_latency_s: Number = 0.0  # of the hops of one tree from its leaves to its root
@@ -233,6 +244,7 @@ def start_s(op: Op, path: Path) -> Number:
     """Latency of the hops that a collective waits for, one after the other."""
     if op in ("all_to_all", "send"):
         peers = path.ranks - 1 if op == "all_to_all" else 0
-        return path.latency_s + path.protocols * (START_S + PEER_S * peers)
+        further_s = path.message_s * larger(peers - 1, 0)
+        return path.latency_s + path.protocols * (START_S + PEER_S * peers) + further_s
     wait: Number = (path.ranks - 1) / path.ranks * path.ring_latency_s
     return 2 * smaller(wait, path.tree_latency_s) if op == "all_reduce" else wait

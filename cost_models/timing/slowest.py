@@ -153,6 +153,11 @@ class KernelsInUse(Kernels):
     def memory_bound_s(self, bytes_moved: Number, launches: Number = 1) -> Number:
         return self._chosen("memory_bound_s", bytes_moved, launches)
 
+    @property
+    def measured(self) -> Kernels:
+        first = self.each[0]
+        return self if first.measured is first else first.measured
+
     def framework_s(self, unit: str) -> float:
         return float(self._chosen("framework_s", unit))
 

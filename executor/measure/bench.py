@@ -20,9 +20,11 @@ from torch import Tensor
 
 from cost_models.curves.samples import Sample
 from cost_models.timing.collectives import wire_bytes
+from cost_models.token_layout import Layout
 from executor.mmsp import kernel
-from executor.mmsp.exchange import GroupExchange
-from longvila.ssd import Inner, entered_with, mix
+from executor.mmsp.exchange import Alone, GroupExchange
+from executor.mmsp.ssd import SsdSplit
+from longvila.ssd import Inner
 
 GEMMS = ((64, 128, 128), (256, 128, 128), (256, 256, 128), (1024, 128, 128), (128, 128, 1024), (1024, 256, 128),
          (2048, 264, 128), (4096, 256, 256), (1024, 1024, 1024))  # fmt: skip
@@ -129,7 +131,8 @@ class Bench:
             self.add(backward, op="attention_backward", shape=shape)
 
     def scans(self, shapes: Sequence[tuple[int, int, int, int, int, int]] = ()) -> None:
-        """Convolution and scan of a state-space layer, in turns; backward is both ways less the way forward."""
+        """Convolution and scan of a state-space layer as a split of one rank runs them, with what it takes of the host
+        each time, in turns; backward is both ways less the way forward."""
         calls: list[tuple[Callable[[], Any], Mapping[str, Any]]] = []
         for shape in shapes or (SCANS if self.device.type == "cpu" else GPU_SCANS):
             tokens, heads, size, state, taps, chunk = shape
@@ -139,11 +142,11 @@ class Bench:
             inner = Inner(
                 channels_BSHW=channels, a_BSH=a, taps_HWK=weights[0], skip_H=weights[1], state=state, chunk=chunk
             )
-            places = torch.arange(tokens, device=self.device)[None]
-            nothing, dy = channels.new_zeros(1, taps - 1, heads, size + 2 * state), self.random(1, tokens, heads, size)
+            layout, dy = Layout(tokens=tokens, ulysses=1, ring=1), self.random(1, tokens, heads, size)
+            split = SsdSplit(layout=layout, context=Alone(), ulysses=Alone(), ring=Alone(), places=((0, 0),))
 
-            def forward(inner: Inner = inner, places: Tensor = places, nothing: Tensor = nothing) -> Tensor:
-                return mix(inner, places, (places.shape[1],), [nothing], entered_with(None))[0]
+            def forward(inner: Inner = inner, split: SsdSplit = split) -> Tensor:
+                return split.mix(inner, 0)
 
             def both(forward: Callable[[], Tensor] = forward, leaves: list[Tensor] = leaves, dy: Tensor = dy) -> None:
                 torch.autograd.grad(forward(), leaves, dy)

@@ -205,8 +205,8 @@ class Halo(NamedTuple):
     def fetch(self, channels_BTHW: Tensor, group: Exchange, stretches: int) -> Tensor:
         """The tokens before each of this rank's stretches, [G, B, reach, H, W]; zeros before the row."""
         device, tokens_TBHW = channels_BTHW.device, channels_BTHW.transpose(0, 1)
-        got = tokens_TBHW[:0]
-        if len(self.taken):  # on all members or on none
+        got = tokens_TBHW.new_empty((0, *tokens_TBHW.shape[1:]))
+        if len(self.send) or (group.size > 1 and len(self.taken)):  # on all members or on none
             rows = tokens_TBHW[places_on(torch.from_numpy(self.send), device)]
             got = all_to_all(rows, group, self.send_counts, self.receive_counts)
         got = torch.cat((got, got.new_zeros((1, *tokens_TBHW.shape[1:]))))

@@ -184,6 +184,11 @@ class _Slowed(Kernels):
 
     def __init__(self, kernels: Kernels, factors: dict[str, Floats]) -> None:
         self.kernels, self.factors, self.device = kernels, factors, kernels.device
+        self.scans = kernels.scans
+
+    @property
+    def measured(self) -> Kernels:
+        return self.kernels
 
     def gemm_s(self, *args: Any, **kwargs: Any) -> Number:
         return self.kernels.gemm_s(*args, **kwargs) * self.factors["products"]

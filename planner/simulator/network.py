@@ -324,7 +324,8 @@ def _pairs(table: _Table, pattern: Pattern, group: Ints, groups: int) -> tuple[t
     routes, flows = topology.routes(source, to), table.add(copies)
     table.cross(flows, routes, copies, shares=_shares(topology, pattern, source, to))
     owner = group[partition.class_of_rank[source]]
-    starts = topology.rates.has_protocols * (START_S + PEER_S * (pattern.members - 1))
+    peers, rates = pattern.members - 1, topology.rates
+    starts = rates.has_protocols * (START_S + PEER_S * peers) + rates.message_s * max(peers - 1, 0)
     wait_s = routes.latency_s + np.where(topology.domain[source] != topology.domain[to], starts, 0.0)
     latencies = distinct(wait_s)
     batches: list[list[Batch]] = [[] for _ in range(groups)]

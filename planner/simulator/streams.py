@@ -238,7 +238,7 @@ class _Writer:
                 continue
             ranks = getattr(self.strategy, phase.axis)
             if phase.way == "gather":
-                yield phase.gathered(ranks)
+                yield from [phase.handed] * (ranks - 1) if phase.by_transfers else [phase.gathered(ranks)]
             elif phase.way == "chain":
                 yield _Reach(phase.part, phase.axis, "chain", float(phase.state_bytes), 1)
             else:

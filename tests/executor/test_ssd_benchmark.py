@@ -50,6 +50,31 @@ def test_a_price_is_the_measured_scan_and_the_links():
     assert slower - priced == pytest.approx(0.4, rel=1e-3)
 
 
+def test_states_are_gathered_by_transfers_around_the_group():
+    """Three steps, in each of which a summary leaves either node; heads' messages beyond the first take a rank's
+    processor as long as the smallest inside a node."""
+    prices, shape = Prices(measured(), 8.0), SHAPES[1]
+    summary_s = 2e-3 + shape.heads * (shape.head_size * shape.state + 1) * 4 * 1e-6
+    halo_s = 3 * shape.heads * (shape.head_size + 2 * shape.state) * 4 * 1e-6
+    priced, played = prices.of(shape, ("states", "gather"))
+    assert priced == pytest.approx(2 * (0.1 + 3 * summary_s + halo_s), rel=0.05)
+    assert played == pytest.approx(priced, rel=0.05)
+    each = [one for one in measured().samples if one.op != "send_recv" or one.path == "network"]
+    free = Prices(replace(measured(), samples=tuple(each)), 8.0)
+    told, less = (one.of(shape, ("heads", "gather")) for one in (prices, free))
+    assert [one - other for one, other in zip(told, less, strict=True)] == pytest.approx([4 * 2 * 1e-3] * 2, rel=0.1)
+
+
+def test_the_choice_is_a_plans():
+    """Far apart the split that is priced least; where links decide nothing, one that sends least between nodes."""
+    prices, shape = Prices(measured(), 8.0), SHAPES[0]
+    splits = case_of(shape).splits
+    told = [prices.of(shape, split)[0] for split in splits]
+    assert told[prices.chosen(shape, splits)] <= min(told) * 1.05
+    pair = (("heads", "gather"), ("states", "chain"))
+    assert prices.chosen(SHAPES[0], pair) == 1  # heads are sent at 8 Mbit/s: many times the seconds
+
+
 def test_scans_of_other_sizes_do_not_speak_for_those_that_were_measured():
     """Nor one of nearly as much work, beside which the samples would have to rise."""
     shape, found = SHAPES[1], measured()

@@ -154,6 +154,15 @@ def test_the_price_counts_the_gradient_of_a_halo():
     assert (both.bytes - alone.bytes) / moved - put == pytest.approx(HALO[0], rel=0.1)
 
 
+def test_one_rank_alone_fetches_no_halo_and_has_no_gradient_of_one():
+    layout = Layout(tokens=64, ulysses=1, ring=1)
+    alone = SsdSplit(layout=layout, places=((0, 0),), context=Alone(), ulysses=Alone(), ring=Alone())
+    before = alone._halo(4).fetch(torch.randn(1, 64, 2, 12).requires_grad_(), Alone(), 1)
+    assert not before.any()
+    assert not before.requires_grad
+    assert before.shape == (1, 1, 3, 2, 12)
+
+
 class Uncounted:
     """An exchange whose own copies are not counted."""
 

@@ -7,6 +7,8 @@ import pytest
 
 from cost_models import Cluster, Model, Placement, Workload, price
 from cost_models.cost import Memory
+from cost_models.curves.samples import SCANS, Sample
+from cost_models.profile import VERSION, Profile
 from cost_models.strategy import LayerRange, Strategy
 from cost_models.timing.cluster_costs import cluster_costs
 from planner.choosing import ALIKE, ROOM, Ties, between_nodes, ties
@@ -38,6 +40,26 @@ def test_as_modelled_is_the_price(preset: str) -> None:
     found = seconds_in(WORK, cluster_costs(here), several, [Scenario(words="as modelled")])
     expected = [price(here, WORK, strategy, placement).step_s for strategy, placement in several]
     assert found[:, 0] == pytest.approx(expected, rel=1e-12)
+
+
+def test_as_modelled_is_the_price_by_a_profile_of_scans() -> None:
+    """Also in scenarios a scan takes what the profile says, slower with what limits it."""
+    work = Workload(Model.load("longvila-8b-ssd"), context_tokens=2**16)
+    scans = [
+        Sample(op=op, shape=(tokens, 32, 128, 128, 4, 128), median_s=1e-5 * tokens * (1 + grad))
+        for grad, op in enumerate(SCANS)
+        for tokens in (2**10, 2**14)
+    ]
+    profile = Profile(version=VERSION, device="h100-sxm-80gb", machine="", samples=tuple(scans))
+    one = Strategy(ring=2, ulysses=8, shard=16, zero=3, ssd="states", ssd_pass="gather")
+    placement, here = Placement.in_order(NODES, 16), cluster_costs(NODES, profile)
+    memory = (1.0, 1.0, 1.25)
+    several = [Scenario(words="as modelled"), Scenario(words="memory 25% slower", kernels=memory)]
+    (found,) = seconds_in(work, here, [(one, placement)], several)
+    expected = price(NODES, work, one, placement, profile).step_s
+    assert found[0] == pytest.approx(expected, rel=1e-12)
+    assert expected > 1.1 * price(NODES, work, one, placement).step_s
+    assert found[0] < found[1] < 1.25 * found[0]
 
 
 def test_another_network_is_the_price_on_that_network() -> None:
