@@ -174,7 +174,6 @@ class ContextSharding:
         """Collective, for the first row alone: later ones follow from the same data, order and seed."""
         if self._compared:
             return
-        self._compared = True
         with unset_fake_temporarily():
             row = digest(
                 batch.input_ids_L, batch.labels_L, batch.positions_L, batch.document_L, batch.vision_at_V,
@@ -184,6 +183,7 @@ class ContextSharding:
                     "ranks of one row were given different ones, as a DistributedSampler deals them: every rank of a "
                     "context group reads the same row"
                 )
+        self._compared = True
 
     def _ssd_split(self, layout: Layout) -> SsdSplit:
         groups = self.groups
