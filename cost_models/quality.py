@@ -91,7 +91,7 @@ def words() -> str:
     found = measured()
     return (
         "an estimate, not a measurement: Performance Law, arXiv 2408.09895, for good data of 2024; of "
-        f"{found.models} published models\n80% lie from {found.law_high:.0f} points below it to "
+        f"{found.models} published models 80% lie from {found.law_high:.0f} points below it to "
         f"{-found.law_low:.0f} above"
     )
 
