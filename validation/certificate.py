@@ -28,7 +28,7 @@ from cost_models.certificate import (
     digest_of,
     files_digest,
 )
-from validation import steps
+from validation import pairs, steps
 from validation.domains import Error, measured, stated
 from validation.rows import FOLDER
 from validation.score import FileReport
@@ -62,7 +62,7 @@ def certify(domains: dict[str, Domain], reports: Sequence[FileReport], data: str
         pairs=Pairs(sources=(), residual=0.0, normal=(0.0,) * len(PROBABILITIES), apart=()), digest="",
     )  # fmt: skip
     draft = with_steps(draft, steps.steps(reports))
-    draft = replace(draft, pairs=steps.pair_facts(steps.ranked_pairs(reports), draft))
+    draft = replace(draft, pairs=pairs.pair_facts(pairs.ranked_pairs(reports), draft))
     plain = strict.plain(draft)
     del plain["digest"]
     return replace(draft, digest=digest_of(plain))

@@ -30,14 +30,14 @@ from validation.coverage import (
     steps_as_shipped,
 )
 from validation.domains import points
+from validation.pairs import APART, ranked_pairs
 from validation.plot import calibration
 from validation.rows import FOLDER
 from validation.score import FileReport
-from validation.steps import quarter, ranked_pairs, steps
+from validation.steps import quarter, steps
 from validation.tables import Cell, Table, percent, signed
 
 WORST = 20
-APART = 0.03
 ODDS = (0.5, 0.6, 0.75, 0.9, 0.97, 1.01)
 LEAST, MOST = 0.75, 0.88
 """Share of a domain's rows that an 80% band should hold."""

@@ -22,7 +22,8 @@ from cost_models.certificate import PROBABILITIES, Certificate
 from validation.certificate import with_steps
 from validation.conformal import FEW_SOURCES, Scored, conformal
 from validation.domains import Error
-from validation.steps import Pair, Step, pair_facts
+from validation.pairs import Pair, pair_facts
+from validation.steps import Step
 
 
 @dataclass(frozen=True, kw_only=True)

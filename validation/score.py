@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cost_models.bands import Band, band_of
@@ -82,6 +82,8 @@ class Verdict(Peak):
     peer_s: float | None = None  # what another simulator predicted
     peer_bytes: float | None = None
     basis: Basis | None = None  # what the price of a step rests on
+    exchanged_s: float = 0.0  # of the price, what exchanges of data ranks show
+    twin: str = ""  # all of a step but its attention kernel
 
     @property
     def error(self) -> float:
@@ -208,7 +210,15 @@ def _step(case: Case) -> Verdict:
         peer_s=row.quantity("peer_ms", 1e-3),
         peer_bytes=row.quantity("peer_mem_gb", GIB),
         basis=predicted.basis,
+        exchanged_s=predicted.seconds["sharding"],
+        twin=_twin(case),
     )
+
+
+def _twin(case: Case) -> str:
+    """Equal of rows by one source that differ in the attention kernel alone."""
+    rest = replace(case.framework, name="", title="", reasons={}, attention="newest")
+    return repr((case.row.source, case.cluster.runs, case.workload, case.strategy, rest))
 
 
 def _peak(case: Case, predicted: StepCost) -> Peak:

@@ -1,9 +1,8 @@
-"""Domains of the certificate for whole steps, and for pairs of layouts: rows of published runs that set no constant.
+"""Domains of the certificate for whole steps: rows of published runs that set no constant. Their order: `pairs.py`.
 
     step, board, place   board measured or scaled; exchanges inside a node, over PCIe, across nodes
     normal               error / sigma of the price (`cost_models/bands.py`), for a source left out (`conformal.py`)
     residual             what makes most rows' errors as large as their sigma: the part that no curve's error explains
-    pairs                of one sweep: rows for the same work on the same GPUs
 
 Held out are the rows of `later/`, whose files came after the model was built. Nothing is fitted to any step, but facts
 of frameworks were found by looking at some, so rows of `measurements/` itself are not counted as held out. `quarter`
@@ -17,27 +16,24 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations, product
+from itertools import product
 
 import numpy as np
 
-from cost_models.bands import NARROW, OFFLOADED, difference_sigma, domain_of, sigma_of
+from cost_models.bands import NARROW, OFFLOADED, domain_of, sigma_of
 from cost_models.basis import Basis
-from cost_models.certificate import Apart, Certificate, Domain, Pairs
+from cost_models.certificate import Certificate, Domain
 from validation.conformal import Scored, conformal, wider
-from validation.domains import Error, measured, quantiles, rounded, spread, stated
+from validation.domains import Error, measured, rounded, spread, stated
 from validation.parts import STATED
 from validation.rows import Score
 from validation.score import FileReport, Verdict
 
 BOARDS, PLACES = ("measured", "scaled"), ("inside a node", "over PCIe", "across nodes")
-EDGES = (0.0, 0.01, 0.03, 0.1, 0.3)
 LEAST_THERE = 0.1
 """Of its price, what a CPU's update is taken to be where a step took less than the price of all else."""
 LEAST_SHARE = 0.1
 """Of a step's price, what the update must be for the step to say anything of it."""
-TIE = 0.005
-"""Rows measured closer than this have no order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +46,8 @@ class Step(Error):
     sweep: str
     predicted_s: float
     measured_s: float
+    exchanged_s: float  # of `predicted_s`, what exchanges of data ranks show
+    twin: str  # all but the attention kernel
 
 
 def quarter(source: str) -> bool:
@@ -77,6 +75,8 @@ def _step(one: Verdict) -> Step:
         sweep=f"{one.file}: {one.sweep}" if one.sweep else "",
         predicted_s=one.predicted_s,
         measured_s=one.measured_s,
+        exchanged_s=one.exchanged_s,
+        twin=one.twin,
     )
 
 
@@ -126,67 +126,3 @@ def in_host_memory(rows: Sequence[Step]) -> Domain:
     own = measured(errors)
     quantiles = wider(np.array(own.quantiles), np.array(known.quantiles))
     return replace(known, rows=own.rows, sources=own.sources, quantiles=rounded(quantiles))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pair(Error):
-    """Two rows of one sweep; `error` is that of ln(slower / faster) as priced, `distance`."""
-
-    first: Basis
-    second: Basis
-    distance: float
-
-    @property
-    def loss(self) -> float:
-        """How much longer the one priced faster took; below zero where the order is right."""
-        return math.expm1(-(self.distance + self.error))
-
-
-def ranked_pairs(reports: Sequence[FileReport]) -> list[Pair]:
-    """Of every sweep those that were measured apart; also of rows that only rank."""
-    sweeps: dict[str, list[Step]] = defaultdict(list)
-    for row in steps(reports, ("yes", "apart", "rank")):
-        if row.sweep:
-            sweeps[row.sweep].append(row)
-    return [found for sweep in sweeps.values() for found in map(_pair, combinations(sweep, 2)) if found is not None]
-
-
-def _pair(both: tuple[Step, Step]) -> Pair | None:
-    """None without an order: measured as a tie, or one layout that was run twice or by switches that have no price."""
-    faster, slower = sorted(both, key=lambda one: one.predicted_s)
-    if abs(math.log(slower.measured_s / faster.measured_s)) < TIE or faster.predicted_s == slower.predicted_s:
-        return None
-    distance = math.log(slower.predicted_s / faster.predicted_s)
-    error = math.log(slower.measured_s / faster.measured_s) - distance
-    return Pair(source=faster.source, error=error, first=faster.basis, second=slower.basis, distance=distance)
-
-
-def pair_facts(found: Sequence[Pair], known: Certificate) -> Pairs:
-    """Residual, quantiles of the normalised error, and the order by distance."""
-
-    def sigmas(value: float) -> list[float]:
-        tried = replace(known, pairs=replace(known.pairs, residual=value))
-        return [difference_sigma(one.first, one.second, tried) for one in found]
-
-    value = residual(found, sigmas)
-    sources = [one.source for one in found]
-    over = [one.error / sigma for one, sigma in zip(found, sigmas(value), strict=True)]
-    both_ways = quantiles([*over, *(-one for one in over)], sources * 2)
-    return Pairs(
-        sources=tuple(sorted(set(sources))),
-        residual=value,
-        normal=rounded(both_ways),
-        apart=tuple(_apart(found, *edges) for edges in zip(EDGES, (*EDGES[1:], math.inf), strict=True)),
-    )
-
-
-def _apart(found: Sequence[Pair], least: float, most: float) -> Apart:
-    inside = [one for one in found if least <= one.distance < most]
-    losses = [one.loss for one in inside if one.loss > 0]
-    return Apart(
-        least=least,
-        pairs=len(inside),
-        wrong=len(losses),
-        loss=round(float(np.median(losses)), 4) if losses else 0.0,
-        worst_loss=round(max(losses, default=0.0), 4),
-    )
