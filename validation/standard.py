@@ -1,7 +1,7 @@
 """A training row in the standard columns of `measurements/README.md`, as a case.
 
     gpu, gpu_mem_gb, gpus_per_node, n_gpus, intra_bw, inter_bw      -> cluster (`machines.py`)
-    layers, hidden, ffn, heads, kv_heads, vocab (or a preset's name) -> model; head_dim, gated, tied where they differ
+    layers, hidden, ffn, heads, kv_heads, vocab (or a preset's name) -> model; head_dim, gated, tied, qk_norm if unlike
     tp, pp, vpp, cp_ring, ulysses, ep, zero_stage, sharding, recompute, offload, micro_batch, global_batch -> strategy
     iter_s, or tokens_s_total, tokens_s_gpu, tflops_gpu, mfu_pct    -> measured seconds       peak_mem_gb -> bytes
 
@@ -200,6 +200,7 @@ def model_of(row: Row) -> Model:
         vocab=row.optional("vocab") or 32000,
         gated=gated,
         tied_embeddings=said(row, "tied", not gated),
+        qk_norm=said(row, "qk_norm", False),
     )
 
 

@@ -9,9 +9,10 @@ import pytest
 from cost_models.errors import InputError
 from cost_models.hardware.device_names import device_of
 from validation.cases import Case, Refused, price_of
-from validation.rows import FOLDER, Row, read
+from validation.certificate import HELD_OUT
+from validation.rows import FOLDER, Row, files, read
 from validation.score import score
-from validation.standard import case_of
+from validation.standard import case_of, model_of
 
 CELLS = {
     "source_repo": "pytorch/torchtitan", "source_id": "own", "row": "1", "model": "mine", "layers": "32",
@@ -204,6 +205,14 @@ def test_columns_of_a_shape_that_follow_no_rule() -> None:
     assert (model.head_dim, model.gated, model.tied_embeddings) == (64, False, False)
     plain = case_of_own(ffn="16384").workload.model
     assert (plain.gated, plain.tied_embeddings, plain.head_dim) == (False, True, 128)
+    assert case_of_own(qk_norm="yes").workload.model.qk_norm and not plain.qk_norm
+
+
+def test_rows_of_qwen3_have_its_norms_of_queries_and_keys() -> None:
+    """Whatever shape they print: no column of it says so."""
+    rows = [row for name in files(HELD_OUT) for row in read(name, HELD_OUT)]
+    named = [row for row in rows if row.cell("model").lower().startswith("qwen3-")]
+    assert len(named) > 100 and all(model_of(row).qk_norm for row in named)
 
 
 def test_presets_stand_in_for_a_blank_shape() -> None:
