@@ -148,13 +148,21 @@ class Timed:
     sent_bytes: tuple[int, ...]  # by layout, of all its runs after the first; of the namespace
 
 
+def measured(timed: Sequence[Timed], place: int, each: int) -> tuple[tuple[float, ...], float]:
+    """(milliseconds by round, MB of a run over all nodes' links) of one layout; `each` ranks share a node's links."""
+    rounds = [[one.spans_s[number][place] for one in timed] for number in range(len(timed[0].spans_s))]
+    times = tuple(1e3 * (max(end for _, end in spans) - min(start for start, _ in spans)) for spans in rounds)
+    return times, sum(one.sent_bytes[place] for one in timed[::each]) / len(rounds) / 1e6
+
+
 def time_layouts(shape: Shape, grids: Sequence[Grid], rounds: int) -> Timed:
     """On every rank: all layouts, in turns."""
     return in_turns([attention_step(shape, grid) for grid in grids], rounds)
 
 
-def in_turns(steps: Sequence[Callable[[], None]], rounds: int) -> Timed:
-    """On every rank: all steps once unmeasured, then `rounds` times in turns of a random order."""
+def in_turns(steps: Sequence[Callable[[], object]], rounds: int, inside: bool = False) -> Timed:
+    """On every rank: all steps once unmeasured, then `rounds` times in turns of a random order. `inside`: as
+    `wire_bytes`."""
     for number, step in enumerate(steps):
         step()
         _say(f"layout {number + 1} of {len(steps)} runs")
@@ -165,11 +173,11 @@ def in_turns(steps: Sequence[Callable[[], None]], rounds: int) -> Timed:
         spans = {}
         for index in indices:
             dist.barrier()
-            before, began_s = wire_bytes(), time.monotonic()
+            before, began_s = wire_bytes(inside), time.monotonic()
             steps[index]()
             spans[index] = (began_s, time.monotonic())
             dist.barrier()
-            sent[index] += wire_bytes() - before
+            sent[index] += wire_bytes(inside) - before
         every.append(tuple(spans[index] for index in range(len(steps))))
         _say(f"round {number + 1} of {rounds}")
     return Timed(spans_s=tuple(every), sent_bytes=tuple(sent))

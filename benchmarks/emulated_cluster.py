@@ -19,14 +19,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
 
 import numpy as np
 
-from benchmarks.attention_ranks import PATH, Grid, Measured, Shape, Timed, profile_cluster, time_layouts
-from benchmarks.gloo_ranks import RankFailed, run_ranks, stoppable
+from benchmarks.attention_ranks import PATH, Grid, Measured, Shape, profile_cluster, time_layouts
+from benchmarks.attention_ranks import measured as measured_of
+from benchmarks.gloo_ranks import check_ranges, printed, run_ranks
 from benchmarks.namespaces import Namespaces
 from cost_models import Cluster, Model, Placement, Profile, Strategy, Workload
 from cost_models.errors import InputError
@@ -37,11 +38,12 @@ from cost_models.hardware.machine import cores
 from cost_models.hardware.node import Nics, Node, ScaleUp
 from cost_models.layer.attention import attention_operators
 from cost_models.layer.decoder import phases
+from cost_models.layer.operators import Operator
 from cost_models.layer.sizes import RankSizes
 from cost_models.pricing import fold
 from cost_models.profile import VERSION
 from cost_models.program import Exchange, Segment, StepProgram
-from cost_models.timing.cluster_costs import cluster_costs
+from cost_models.timing.cluster_costs import ClusterCosts, cluster_costs
 from cost_models.workload import Precision
 from executor.measure.bench import Order
 from planner import Plan, plan
@@ -160,36 +162,34 @@ def workload_of(shape: Shape) -> Workload:
     return Workload(model, context_tokens=shape.tokens, precision=FP32)
 
 
-class Prices:
-    """Price and simulation of the operator alone: its exchanges, ring and copies, forward and backward."""
+def operators_s(
+    costs: ClusterCosts, sizes: RankSizes, table: Iterable[Operator], placement: Placement
+) -> tuple[float, float]:
+    """(priced, simulated) seconds of these operators alone: exchanges, rings and copies, forward and backward."""
+    strategy = sizes.degrees
+    kernels = costs.kernels(costs.runs(strategy.ranks, placement), OURS.measured_attention(sizes.workload))
+    table, passes = tuple(table), (("forward", False), ("backward", True))
+    segments = tuple(Segment(name=name, phases=phases(sizes, kernels, table, grad=grad)) for name, grad in passes)
+    program = StepProgram(microbatch=segments, epilogue=(), microbatches=1)
+    priced_s = sum(map(float, fold(program, costs.paths(strategy, placement)).seconds.values()))
+    return priced_s, play(program, costs.cluster, strategy, placement, rates=costs.rates).step_s
 
-    def __init__(self, cluster: Cluster, work: Workload, profile: Profile) -> None:
-        self.cluster, self.work, self.costs = cluster, work, cluster_costs(cluster, profile)
 
-    def of(self, grid: Grid) -> tuple[float, float]:
-        """(priced, simulated) seconds."""
-        strategy = Strategy(ring=grid.ring, ulysses=grid.ulysses)
-        process = np.array(grid.process).reshape(-1)
-        each = self.cluster.runs[0].node.gpus
-        placement = Placement(slot_of_rank=process // each, gpu_of_rank=process % each)
-        program = self._program(strategy, placement)
-        paths = self.costs.paths(strategy, placement)
-        priced_s = sum(float(seconds) for seconds in fold(program, paths).seconds.values())
-        played = play(program, self.cluster, strategy, placement, rates=self.costs.rates)
-        return priced_s, played.step_s
+def placed(grid: Grid, each: int) -> Placement:
+    """The processes of a grid on nodes of so many."""
+    process = np.array(grid.process).reshape(-1)
+    return Placement(slot_of_rank=process // each, gpu_of_rank=process % each)
 
-    def _program(self, strategy: Strategy, placement: Placement) -> StepProgram:
-        sizes = RankSizes(self.work, strategy)
-        runs = self.costs.runs(strategy.ranks, placement)
-        kernels = self.costs.kernels(runs, OURS.measured_attention(self.work))
-        table = tuple(
-            one
-            for one in attention_operators(sizes)
-            if one.attends or any(isinstance(sent, Exchange) and sent.axis == "ulysses" for sent in one.exchanges[0])
-        )
-        passes = (("forward", False), ("backward", True))
-        segments = tuple(Segment(name=name, phases=phases(sizes, kernels, table, grad=grad)) for name, grad in passes)
-        return StepProgram(microbatch=segments, epilogue=(), microbatches=1)
+
+def attention_s(costs: ClusterCosts, work: Workload, grid: Grid) -> tuple[float, float]:
+    """(priced, simulated) seconds of attention alone."""
+    sizes = RankSizes(work, Strategy(ring=grid.ring, ulysses=grid.ulysses))
+    table = (
+        one
+        for one in attention_operators(sizes)
+        if one.attends or any(isinstance(sent, Exchange) and sent.axis == "ulysses" for sent in one.exchanges[0])
+    )
+    return operators_s(costs, sizes, table, placed(grid, costs.cluster.runs[0].node.gpus))
 
 
 def planned(cluster: Cluster, work: Workload, profile: Profile, ranks: int) -> tuple[Plan, bool]:
@@ -243,8 +243,14 @@ def run(asked: Asked) -> tuple[list[Row], int, bool]:
             every.append(own)
             known.append(signature(own, asked))
         timed = run_ranks(time_layouts, (shape, every, asked.rounds), homes)
-    prices = Prices(cluster, work, profile)
-    rows = [_row(index, grid, timed, asked, prices) for index, grid in enumerate(every)]
+    costs = cluster_costs(cluster, profile)
+    rows = []
+    for index, grid in enumerate(every):
+        times, sent_mb = measured_of(timed, index, asked.ranks_per_node)
+        priced_s, simulated_s = attention_s(costs, work, grid)
+        rows.append(
+            Row(grid=grid, measured_ms=times, sent_mb=sent_mb, priced_ms=1e3 * priced_s, simulated_ms=1e3 * simulated_s)
+        )
     return rows, known.index(signature(own, asked)), all_ranks
 
 
@@ -257,23 +263,6 @@ def _blocks(shape: Shape, every: Sequence[Grid]) -> list[tuple[int, int, int, in
         heads = -(-heads // kv_heads) * kv_heads
         found |= {(max(1, tokens), heads, kv_heads, shape.head_dim) for tokens in (block, block // 2)}
     return sorted(found)
-
-
-def _row(index: int, grid: Grid, timed: Sequence[Timed], asked: Asked, prices: Prices) -> Row:
-    measured_ms = []
-    for number in range(asked.rounds):
-        spans = [one.spans_s[number][index] for one in timed]
-        measured_ms.append(1e3 * (max(end for _, end in spans) - min(start for start, _ in spans)))
-    first_of_nodes = timed[:: asked.ranks_per_node]
-    sent_mb = sum(one.sent_bytes[index] for one in first_of_nodes) / asked.rounds / 1e6
-    priced_s, simulated_s = prices.of(grid)
-    return Row(
-        grid=grid,
-        measured_ms=tuple(measured_ms),
-        sent_mb=sent_mb,
-        priced_ms=1e3 * priced_s,
-        simulated_ms=1e3 * simulated_s,
-    )
 
 
 def report(rows: Sequence[Row], chosen: int, all_ranks: bool) -> str:
@@ -325,17 +314,10 @@ def parse(arguments: Sequence[str]) -> tuple[Asked, bool]:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--json", action="store_true", help="every round's times")
     given = parser.parse_args(arguments)
-    for name, value, legal in (
-        ("nodes", given.nodes, range(2, 5)),
-        ("ranks-per-node", given.ranks_per_node, range(1, 5)),
-        ("q-heads", given.q_heads, range(1, 257)),
-        ("kv-heads", given.kv_heads, range(1, given.q_heads + 1)),
-        ("head-dim", given.head_dim, range(1, 257)),
-        ("seq", given.seq, range(1, 2**20 + 1)),
-        ("rounds", given.rounds, range(1, 1001)),
-    ):
-        if value not in legal:
-            raise InputError(f"--{name} {value}; legal: {legal.start} to {legal.stop - 1}")
+    check_ranges(
+        given, nodes=range(2, 5), ranks_per_node=range(1, 5), q_heads=range(1, 257),
+        kv_heads=range(1, given.q_heads + 1), head_dim=range(1, 257), seq=range(1, 2**20 + 1), rounds=range(1, 1001),
+    )  # fmt: skip
     if given.q_heads % given.kv_heads:
         raise InputError(f"--kv-heads {given.kv_heads} does not divide --q-heads {given.q_heads}; legal: a divisor")
     shape = Shape(q_heads=given.q_heads, kv_heads=given.kv_heads, head_dim=given.head_dim, tokens=given.seq)
@@ -363,20 +345,6 @@ def main(arguments: Sequence[str]) -> int:
         return json.dumps(as_data(*found), ensure_ascii=False) if as_json else report(*found)
 
     return printed("emulated_cluster", told)
-
-
-def printed(command: str, told: Callable[[], str]) -> int:
-    """Print what `told` returns; a mistake, a lost rank or Ctrl-C is one line. The command's exit code."""
-    try:
-        with stoppable():
-            print(told())
-    except (InputError, RankFailed) as error:
-        print(f"{command}: {error}", file=sys.stderr)
-        return 2 if isinstance(error, InputError) else 1
-    except KeyboardInterrupt:
-        print(f"{command}: stopped; ranks and namespaces are gone", file=sys.stderr)
-        return 130
-    return 0
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.attention_ranks import Shape
-from benchmarks.emulated_cluster import Asked, as_data, printed, run
+from benchmarks.emulated_cluster import Asked, as_data, run
+from benchmarks.gloo_ranks import printed
 from cost_models.errors import InputError
 
 ROUNDS = 5

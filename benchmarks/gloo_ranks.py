@@ -9,6 +9,7 @@ one of an importable module. Ranks meet through a file, so no port is taken.
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import multiprocessing
 import os
@@ -26,6 +27,7 @@ from typing import Any
 from unittest import mock
 
 from benchmarks.namespaces import enter
+from cost_models.errors import InputError
 from executor.launch.launch import rank_environment
 
 _PR_SET_PDEATHSIG = 1
@@ -48,6 +50,28 @@ def stoppable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def printed(command: str, told: Callable[[], str]) -> int:
+    """Print what `told` returns; a mistake, a lost rank or Ctrl-C is one line. The command's exit code."""
+    try:
+        with stoppable():
+            print(told())
+    except (InputError, RankFailed) as error:
+        print(f"{command}: {error}", file=sys.stderr)
+        return 2 if isinstance(error, InputError) else 1
+    except KeyboardInterrupt:
+        print(f"{command}: stopped; ranks and namespaces are gone", file=sys.stderr)
+        return 130
+    return 0
+
+
+def check_ranges(given: argparse.Namespace, **legal: range) -> None:
+    """InputError for an option that is not one of its legal numbers."""
+    for name, numbers in legal.items():
+        if getattr(given, name) not in numbers:
+            flag = name.replace("_", "-")
+            raise InputError(f"--{flag} {getattr(given, name)}; legal: {numbers.start} to {numbers.stop - 1}")
 
 
 def run_ranks(

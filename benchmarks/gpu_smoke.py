@@ -14,13 +14,13 @@ off. Left out: several nodes, and flash-attn unless it is installed.
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.local_prediction import write_rows
-from cost_models import Cluster, Model, Placement, Profile, Strategy, Workload, price
+from benchmarks.local_prediction import measure
+from cost_models import Model, Profile, Strategy, price
 from cost_models.strategy import LayerRange
 from cost_models.token_layout import Layout
 from cost_models.units import show_bytes, show_seconds
@@ -38,13 +38,12 @@ from executor.mmsp import kernel
 from executor.mmsp.attention import MmSp
 from executor.mmsp.decode import DecodeStep, ShardedCache, row_shards
 from executor.mmsp.exchange import Exchange
-from planner.plan_file import Plan, Simulated
+from tests.executor.planned import FP32, make_plan
 from tests.executor.threads import local_exchanges
 
 HEADS, KV_HEADS, DIM, TOKENS = 8, 2, 128, 1536
 DOCUMENTS = (1000, 36, 500)
 DEGREES = ((1, 1), (2, 1), (1, 2), (2, 2), (4, 2), (1, 4))
-STEPS, WARM_UP = 8, 3
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor, document_L: Tensor, scale: float) -> Tensor:
@@ -126,32 +125,6 @@ def layouts(ranks: int) -> list[Strategy]:
     return found
 
 
-def make_plan(model: Model, strategy: Strategy, tokens: int, precision: Precision, profile: Profile) -> Plan:
-    ranges = tuple(replace(part, count=model.layers) for part in strategy.layers)
-    strategy = replace(strategy, layers=ranges)
-    cluster = Cluster.load("local", gpus=strategy.ranks)
-    work = Workload(model, context_tokens=tokens, precision=precision)
-    cost = price(cluster, work, strategy, profile=profile)
-    return Plan(
-        cluster=cluster, workload=work, strategy=strategy, placement=Placement.in_order(cluster, strategy.ranks),
-        cost=cost, simulated=Simulated(step_s=cost.step_s, seconds=cost.seconds, busiest_links=()), objective="time",
-        chosen_by="model", alternatives=(), bound=cost.step_s, gap=0.0, profile_digest=profile.digest,
-    )  # fmt: skip
-
-
-def measured(plan: Plan, folder: Path, more: dict[str, Any]) -> dict[str, Any]:
-    """Median seconds of a step after the warm-up, and what the last step printed."""
-    folder.mkdir()
-    plan.save(folder / "plan.json")
-    write_rows(folder / "rows.jsonl", plan.workload.context_tokens)
-    settings = {"data": [str(folder / "rows.jsonl")], "run": str(folder / "run"), "steps": STEPS, "lr": 1e-4, **more}
-    command = [sys.executable, "-m", "executor.command", "launch", str(folder / "plan.json")]
-    command += [f"--set={key}={json.dumps(value)}" for key, value in settings.items()]
-    subprocess.run([*command, f"--run-dir={folder / 'launch'}"], check=True)
-    lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return {"seconds": statistics.median(line["seconds"] for line in lines[WARM_UP:]), "last": lines[-1]}
-
-
 def timed(what: str, work: Callable[[], Any]) -> Any:
     started = time.monotonic()
     result = work()
@@ -176,44 +149,36 @@ def main(arguments: list[str]) -> int:
         print(f"operator {name}: relative error {error:.2e}{'  OFF' if name in off else ''}", flush=True)
     ranks = gpus or 2
     path = folder / "profile.json"
-    profile_command = [
-        sys.executable,
-        "-m",
-        "executor.command",
-        "profile",
-        "--quick",
-        f"--ranks={ranks}",
-        "-o",
-        str(path),
-    ]
+    profile_command = [sys.executable, "-m", "executor.command", "profile", "--quick", f"--ranks={ranks}", f"-o{path}"]
     timed("profile", lambda: subprocess.run(profile_command, check=True))
     profile = Profile.load(path)
     model, tokens, precision, more = _model(folder, gpus)
+    layers = Model.load(model).layers
     for number, strategy in enumerate(layouts(ranks)):
-        plan = make_plan(model, strategy, tokens, precision, profile)
+        strategy = replace(strategy, layers=tuple(replace(part, count=layers) for part in strategy.layers))
+        plan = make_plan(strategy, model=model, tokens=tokens, precision=precision, profile=profile)
         built_in = price(plan.cluster, plan.workload, plan.strategy)
-        found = timed(strategy.describe(), lambda n=number, p=plan: measured(p, folder / str(n), more))
+        took_s, last = timed(strategy.describe(), partial(measure, plan, folder / str(number), **more))
         print(
-            f"step {plan.strategy.describe()}, {tokens} tokens: measured {show_seconds(found['seconds'])}, by profile "
-            f"{show_seconds(plan.cost.step_s)} ({plan.cost.step_s / found['seconds'] - 1:+.0%}), by built-in curves "
-            f"{show_seconds(built_in.step_s)} ({built_in.step_s / found['seconds'] - 1:+.0%}); memory planned "
-            f"{show_bytes(plan.cost.memory_bytes)}; {json.dumps(found['last'])}",
+            f"step {plan.strategy.describe()}, {tokens} tokens: measured {show_seconds(took_s)}, by profile "
+            f"{show_seconds(plan.cost.step_s)} ({plan.cost.step_s / took_s - 1:+.0%}), by built-in curves "
+            f"{show_seconds(built_in.step_s)} ({built_in.step_s / took_s - 1:+.0%}); memory planned "
+            f"{show_bytes(plan.cost.memory_bytes)}; {json.dumps(last)}",
             flush=True,
         )
     return 1 if off else 0
 
 
-def _model(folder: Path, gpus: int) -> tuple[Model, int, Precision, dict[str, Any]]:
+def _model(folder: Path, gpus: int) -> tuple[str, int, Precision, dict[str, Any]]:
     """What is trained: LongVILA-1.5B with bytes for a tokenizer on GPUs, the tiny one on CPUs."""
     if not gpus:
-        plain = Precision(param="fp32", master="fp32", grad="fp32", reduce="fp32", optimizer="fp32")
-        return Model.load("longvila-tiny"), 1024, plain, {}
+        return "longvila-tiny", 1024, FP32, {}
     from importlib import resources
 
     text = (resources.files("longvila") / "presets" / "longvila-1.5b.yaml").read_text(encoding="utf-8")
     path = folder / "longvila-1.5b.yaml"
     path.write_text(text.replace("tokenizer: folder", "tokenizer: byte"), encoding="utf-8")
-    return Model.load("longvila-1.5b"), 16384, Precision(), {"model": str(path)}
+    return "longvila-1.5b", 16384, Precision(), {"model": str(path)}
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from cost_models.errors import InputError
 from cost_models.room import DEFAULT_ROOM
 from planner.question import options
 from planner.search.objective import value_of
+from planner.search.space import divisors
 from planner.solve import solve
 from planner.targets.target import Target
 
@@ -34,7 +35,7 @@ def strategies(gpus: int, work: Workload, target: Target) -> Iterator[Strategy]:
     policies = sorted({one for several in target.recompute for one in several}) if training else ["none"]
     for tensor, pipeline, (data, ring, ulysses) in _degrees(gpus, work, target):
         rows = work.global_batch // data
-        for microbatches in _divisors(rows) if training else [1]:
+        for microbatches in divisors(rows) if training else [1]:
             virtual = _virtual(target, model.layers, pipeline, microbatches) if training else [1]
             sharded = sorted(_sharded(target, data, ring * ulysses))
             for chunks, (shard, zero), policy in itertools.product(virtual, sharded, policies):
@@ -50,21 +51,17 @@ def strategies(gpus: int, work: Workload, target: Target) -> Iterator[Strategy]:
 def _degrees(gpus: int, work: Workload, target: Target) -> Iterator[tuple[int, int, tuple[int, int, int]]]:
     """(tensor, pipeline, (data, ring, ulysses)) whose product is all GPUs."""
     model = work.model
-    for tensor, pipeline in itertools.product(_divisors(model.heads), _divisors(model.layers)):
+    for tensor, pipeline in itertools.product(divisors(model.heads), divisors(model.layers)):
         here = {name for name, degree in (("tensor", tensor), ("pipeline", pipeline)) if degree > 1}
         if gpus % (tensor * pipeline) or not here <= {*target.degrees} or model.ffn % tensor:
             continue
         if model.kv_heads % tensor and tensor % model.kv_heads:
             continue
         ranks = gpus // (tensor * pipeline)
-        for data, ring in itertools.product(_divisors(ranks), repeat=2):
+        for data, ring in itertools.product(divisors(ranks), repeat=2):
             ulysses, left = divmod(ranks, data * ring)
             if not left and work.global_batch % data == 0 and _has(target, model, tensor, ring, ulysses):
                 yield tensor, pipeline, (data, ring, ulysses)
-
-
-def _divisors(number: int) -> list[int]:
-    return [one for one in range(1, number + 1) if number % one == 0]
 
 
 def _has(target: Target, model: Model, tensor: int, ring: int, ulysses: int) -> bool:
@@ -84,7 +81,7 @@ def _has(target: Target, model: Model, tensor: int, ring: int, ulysses: int) -> 
 def _virtual(target: Target, layers: int, pipeline: int, microbatches: int) -> list[int]:
     if pipeline == 1 or "interleaved" not in target.schedules or microbatches % pipeline:
         return [1]
-    return _divisors(layers // pipeline)
+    return divisors(layers // pipeline)
 
 
 def _sharded(target: Target, data: int, context: int) -> set[tuple[int, int]]:

@@ -2,7 +2,7 @@
 
     profile -> plan (priced from it) -> executor launch -> median of the steps' seconds in metrics.jsonl
 
-Run as `python benchmarks/local_prediction.py [profile.json]`; without a profile one is measured first (quick). Rows are
+Run as `python -m benchmarks.local_prediction [profile.json]`; without a profile one is measured first (quick). Rows are
 text of exactly the planned length, so that what is priced is what runs. Prints every plan, the worst last, and exits
 with 1 if one is off by more than 25% or two that differ by more than 20% come out in the wrong order.
 """
@@ -16,12 +16,12 @@ import sys
 import tempfile
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
-from cost_models import Cluster, Model, Placement, Profile, Strategy, Workload, price
-from cost_models.workload import Precision
-from planner.plan_file import Plan, Simulated
+from cost_models import Profile, Strategy
+from planner.plan_file import Plan
+from tests.executor.planned import make_plan
 
-FP32 = Precision(param="fp32", master="fp32", grad="fp32", reduce="fp32", optimizer="fp32")
 CASES = (
     (Strategy(), 1024),
     (Strategy(ulysses=2, shard=2), 2048),
@@ -31,29 +31,6 @@ CASES = (
     (Strategy(data=2, ulysses=2, shard=4), 4096),
 )
 STEPS, WARM_UP, LIMIT, CLEARLY = 10, 3, 0.25, 0.2
-
-
-def make_plan(strategy: Strategy, tokens: int, profile: Profile) -> Plan:
-    """The priced plan of one case."""
-    cluster = Cluster.load("local", gpus=strategy.ranks)
-    work = Workload(
-        Model.load("longvila-tiny"), context_tokens=tokens, global_batch=strategy.data, precision=FP32
-    )  # one row a replica: no accumulation
-    cost = price(cluster, work, strategy, profile=profile)
-    return Plan(
-        cluster=cluster,
-        workload=work,
-        strategy=strategy,
-        placement=Placement.in_order(cluster, strategy.ranks),
-        cost=cost,
-        simulated=Simulated(step_s=cost.step_s, seconds=cost.seconds, busiest_links=()),
-        objective="time",
-        chosen_by="model",
-        alternatives=(),
-        bound=cost.step_s,
-        gap=0.0,
-        profile_digest=profile.digest,
-    )
 
 
 def write_rows(path: Path, tokens: int) -> None:
@@ -66,17 +43,17 @@ def write_rows(path: Path, tokens: int) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def measure(plan: Plan, folder: Path) -> float:
-    """Median seconds of a step after the warm-up."""
+def measure(plan: Plan, folder: Path, **more: object) -> tuple[float, dict[str, Any]]:
+    """(median seconds of a step after the warm-up, what the last step printed); `more`: settings of the job."""
     folder.mkdir()
     plan.save(folder / "plan.json")
     write_rows(folder / "rows.jsonl", plan.workload.context_tokens)
-    settings = {"data": [str(folder / "rows.jsonl")], "run": str(folder / "run"), "steps": STEPS, "lr": 1e-4}
+    settings = {"data": [str(folder / "rows.jsonl")], "run": str(folder / "run"), "steps": STEPS, "lr": 1e-4, **more}
     command = [sys.executable, "-m", "executor.command", "launch", str(folder / "plan.json")]
     command += [f"--set={key}={json.dumps(value)}" for key, value in settings.items()]
     subprocess.run([*command, f"--run-dir={folder / 'launch'}"], check=True, stderr=subprocess.PIPE)
-    lines = (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return statistics.median(json.loads(line)["seconds"] for line in lines[WARM_UP:])
+    lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return statistics.median(line["seconds"] for line in lines[WARM_UP:]), lines[-1]
 
 
 def main(arguments: list[str]) -> int:
@@ -88,8 +65,8 @@ def main(arguments: list[str]) -> int:
             subprocess.run(command, check=True)
         profile, rows = Profile.load(path), []
         for number, (strategy, tokens) in enumerate(CASES):
-            plan = make_plan(strategy, tokens, profile)
-            measured_s = measure(plan, folder / str(number))
+            plan = make_plan(strategy, tokens=tokens, profile=profile)  # one row a replica: no accumulation
+            measured_s, _ = measure(plan, folder / str(number))
             rows.append((plan.cost.step_s / measured_s - 1.0, plan.cost.step_s, measured_s, strategy, tokens))
             print(f"  {strategy.describe():<50} {tokens:>5} tokens", file=sys.stderr, flush=True)
     print(f"{'plan':<52}{'tokens':>7}{'predicted':>12}{'measured':>12}{'error':>8}")

@@ -11,7 +11,7 @@ run a case raises `CannotRun` on every rank.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from benchmarks.attention_ranks import Grid
 from benchmarks.flash_attn_on_cpu import attend, gradients, install
 from cost_models.token_layout import Layout
 from executor.groups import make_groups
@@ -106,14 +107,8 @@ class _Documents(torch.autograd.Function):
 
 def _ours(ulysses: int, ring: int) -> Make:
     def make(case: Case, rank: int) -> Side:
-        grid = torch.arange(ulysses * ring).reshape(ring, ulysses)
-        every = grid.flatten().tolist()
-        alone = [[one] for one in every]
-        lists: Mapping[str, list[list[int]]] = {
-            "ulysses": grid.tolist(), "ring": grid.T.tolist(), "context": [every], "data": alone, "shard": alone,
-            "replicate": [every],
-        }  # fmt: skip
-        groups = make_groups(lists, rank)
+        rows = torch.arange(ulysses * ring).reshape(ring, ulysses).tolist()
+        groups = make_groups(Grid(name="", process=tuple(map(tuple, rows))).groups(), rank)
         if ulysses > case.q_heads:
             raise CannotRun(f"{case.q_heads} query heads")
         kind = "balanced" if case.packed else "zigzag"

@@ -17,19 +17,18 @@ cores, ranks share them. Left out: peers' CUDA kernels and streams, which decide
 from __future__ import annotations
 
 import argparse
-import random
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.gloo_ranks import RankFailed, run_ranks, stoppable
-from benchmarks.namespaces import Namespaces, check_possible, wire_bytes
+from benchmarks.gloo_ranks import check_ranges, printed, run_ranks
+from benchmarks.namespaces import Namespaces, check_possible
 from cost_models.errors import InputError
 from cost_models.hardware.machine import cores
 from planner.lengths.histogram import Histogram
@@ -56,7 +55,8 @@ def compare(
     import torch
     import torch.distributed as dist
 
-    from benchmarks.peer_sides import CannotRun, Case, Side, sides
+    from benchmarks.attention_ranks import in_turns
+    from benchmarks.peer_sides import CannotRun, Case, sides
 
     case, rank = Case(q_heads=shape[0], kv_heads=shape[1], head_dim=shape[2], edges=edges), dist.get_rank()
     threads, found = torch.get_num_threads(), dict[str, Found]()
@@ -65,7 +65,7 @@ def compare(
         torch.save(_reference(case, row), reference)
     dist.barrier()
     expected = torch.load(reference)
-    running: dict[str, tuple[Side, Callable[[], None]]] = {}
+    running: dict[str, Callable[[], object]] = {}
     for name, (make, _) in sides(dist.get_world_size(), cores()).items():
         try:
             side = make(case, rank)
@@ -75,35 +75,12 @@ def compare(
         leaves, dout = _leaves(row, side.tokens)
         out = _step(side, leaves, dout, threads)
         found[name] = _errors(out, leaves, side.tokens, expected)
-        running[name] = (side, lambda s=side, x=leaves, d=dout: _step(s, x, d, threads))  # type: ignore[misc]
-        if rank == 0:
-            print(f"  {name} runs", file=sys.stderr, flush=True)
-    spans, sent = {name: list[tuple[float, float]]() for name in running}, dict.fromkeys(running, 0)
-    shuffled, names = random.Random(0), list(running)
-    for number in range(rounds):
-        shuffled.shuffle(names)
-        for name in names:
-            side, step = running[name]
-            dist.barrier()
-            before, began_s = wire_bytes(inside=True), time.monotonic()
-            if len(side.tokens):
-                step()
-                spans[name].append((began_s, time.monotonic()))
-            dist.barrier()
-            sent[name] += wire_bytes(inside=True) - before
-        if rank == 0:
-            print(f"  round {number + 1} of {rounds}", file=sys.stderr, flush=True)
-    return {
-        name: one
-        if one.why_not
-        else Found(
-            spans_s=tuple(spans[name]),
-            sent_bytes=sent[name] / rounds,
-            error_out=one.error_out,
-            error_grad=one.error_grad,
-        )
-        for name, one in found.items()
-    }
+        running[name] = partial(_step, side, leaves, dout, threads)
+    timed = in_turns(list(running.values()), rounds, inside=True)
+    for place, name in enumerate(running):
+        spans = tuple(one[place] for one in timed.spans_s)
+        found[name] = replace(found[name], spans_s=spans, sent_bytes=timed.sent_bytes[place] / rounds)
+    return found
 
 
 def _row(case, dtype):
@@ -233,7 +210,8 @@ def rows_of(given: argparse.Namespace) -> list[tuple[str, tuple[int, ...]]]:
     return found
 
 
-def run(given: argparse.Namespace) -> None:
+def run(given: argparse.Namespace) -> str:
+    """Print a table for each row; the last words."""
     from benchmarks.peer_sides import sides
 
     each = given.ranks // given.nodes
@@ -251,8 +229,7 @@ def run(given: argparse.Namespace) -> None:
             parts = run_ranks(compare, (shape, edges, given.dtype, given.rounds, folder), homes, threads=threads)
             print(f"{what}; {given.ranks} ranks of {threads} threads on {given.nodes} nodes, {cores()} cores")
             print(report(joined(parts, each, against), counted=homes[0] is not None), flush=True)
-        if homes[0] is None:
-            print("bytes are counted in network namespaces, which need root")
+    return "bytes are counted in network namespaces, which need root" if homes[0] is None else ""
 
 
 def _possible() -> bool:
@@ -274,18 +251,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--lengths", type=Path, metavar="FILE.csv", help="a histogram of documents, as `plan` reads it")
     parser.add_argument("--dtype", choices=list(DTYPES), default="fp32")
     given = parser.parse_args(arguments)
-    for name, value, legal in (
-        ("ranks", given.ranks, range(2, 17)),
-        ("nodes", given.nodes, range(1, 5)),
-        ("seq", given.seq, range(2, 2**20 + 1)),
-        ("q-heads", given.q_heads, range(1, 257)),
-        ("kv-heads", given.kv_heads, range(1, given.q_heads + 1)),
-        ("head-dim", given.head_dim, range(1, 257)),
-        ("rounds", given.rounds, range(1, 1001)),
-        ("rows", given.rows, range(1, 101)),
-    ):
-        if value not in legal:
-            raise InputError(f"--{name} {value}; legal: {legal.start} to {legal.stop - 1}")
+    check_ranges(
+        given, ranks=range(2, 17), nodes=range(1, 5), seq=range(2, 2**20 + 1), q_heads=range(1, 257),
+        kv_heads=range(1, given.q_heads + 1), head_dim=range(1, 257), rounds=range(1, 1001), rows=range(1, 101),
+    )  # fmt: skip
     for name, value, whole in (("nodes", given.nodes, given.ranks), ("kv-heads", given.kv_heads, given.q_heads)):
         if whole % value:
             raise InputError(f"--{name} {value} does not divide {whole}; legal: a divisor")
@@ -295,16 +264,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str]) -> int:
-    try:
-        with stoppable():
-            run(parse(arguments))
-    except (InputError, RankFailed) as error:
-        print(f"peers: {error}", file=sys.stderr)
-        return 2 if isinstance(error, InputError) else 1
-    except KeyboardInterrupt:
-        print("peers: stopped; ranks and namespaces are gone", file=sys.stderr)
-        return 130
-    return 0
+    return printed("peers", lambda: run(parse(arguments)))
 
 
 if __name__ == "__main__":

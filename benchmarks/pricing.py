@@ -19,13 +19,10 @@ import numpy as np
 
 from cost_models import Cluster, LayerRange, Model, Strategy, Workload, price, price_batch
 from cost_models.strategy import Recompute
+from planner.search.space import divisors
 
 ONE_S, PER_SECOND = 1e-3, 25_000
 POLICIES: tuple[Recompute, ...] = ("none", "mlp", "all_but_attention", "full")
-
-
-def divisors(number: int) -> list[int]:
-    return [part for part in range(1, number + 1) if number % part == 0]
 
 
 def strategies(gpus: int, batch: int, heads: int, layers: int) -> list[Strategy]:

@@ -21,30 +21,25 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from benchmarks.attention_ranks import PATH, Grid, Measured, Timed
+from benchmarks.attention_ranks import PATH, Grid, Measured, measured
 from benchmarks.attention_ranks import Shape as AttentionShape
-from benchmarks.emulated_cluster import FP32, WIDTH, Asked, Row, cluster_of, regret
-from benchmarks.gloo_ranks import RankFailed, run_ranks, stoppable
+from benchmarks.emulated_cluster import FP32, WIDTH, Asked, Row, cluster_of, operators_s, placed, regret
+from benchmarks.gloo_ranks import printed, run_ranks
 from benchmarks.namespaces import Namespaces
 from benchmarks.ssd_ranks import Case, Found, Shape, Split, measure
-from cost_models import Model, Placement, Profile, Strategy, Workload, price
+from cost_models import Model, Profile, Strategy, Workload, price
 from cost_models.bands import odds
 from cost_models.errors import InputError
-from cost_models.framework import OURS
 from cost_models.hardware.machine import cores
-from cost_models.layer.decoder import phases
 from cost_models.layer.sizes import RankSizes
 from cost_models.layer.ssd import ssd_operators
 from cost_models.models.ssd import Ssd
-from cost_models.pricing import fold
 from cost_models.profile import VERSION
-from cost_models.program import Segment, StepProgram
 from cost_models.ssd_messages import PASSES, SPLITS, SsdLayer, rounds
 from cost_models.timing.cluster_costs import cluster_costs
 from cost_models.token_layout import Layout
 from executor.measure.bench import Order
 from planner.choosing import SURE, weighed
-from planner.simulator.simulation import play
 from planner.solve import Choice
 
 NODES, EACH = 2, 2
@@ -111,8 +106,7 @@ class Prices:
         self.profile = Profile(version=VERSION, device="cpu", machine="emulated cluster", samples=measured.samples)
         self.cluster = cluster_of(asked, measured)
         self.costs = cluster_costs(self.cluster, self.profile)
-        process = np.array(GRID.process).reshape(-1)
-        self.placement = Placement(slot_of_rank=process // EACH, gpu_of_rank=process % EACH)
+        self.placement = placed(GRID, EACH)
 
     def chosen(self, shape: Shape, splits: Sequence[Split]) -> int:
         """Which of them a plan takes."""
@@ -129,19 +123,9 @@ class Prices:
 
     def of(self, shape: Shape, split: Split) -> tuple[float, float]:
         """(priced, simulated) seconds."""
-        strategy, placement = strategy_of(split), self.placement
-        sizes = RankSizes(workload_of(shape), strategy, kind="ssd")
-        runs, attention = self.costs.runs(strategy.ranks, placement), OURS.measured_attention(sizes.workload)
-        kernels = self.costs.kernels(runs, attention)
-        table = tuple(one for one in ssd_operators(sizes) if one.name in MIXER)
-        segments = tuple(
-            Segment(name=name, phases=phases(sizes, kernels, table, grad=grad))
-            for name, grad in (("forward", False), ("backward", True))
-        )
-        program = StepProgram(microbatch=segments, epilogue=(), microbatches=1)
-        priced_s = sum(map(float, fold(program, self.costs.paths(strategy, placement)).seconds.values()))
-        played = play(program, self.cluster, strategy, placement, rates=self.costs.rates)
-        return priced_s, played.step_s
+        sizes = RankSizes(workload_of(shape), strategy_of(split), kind="ssd")
+        table = (one for one in ssd_operators(sizes) if one.name in MIXER)
+        return operators_s(self.costs, sizes, table, self.placement)
 
 
 def strategy_of(split: Split) -> Strategy:
@@ -178,26 +162,20 @@ def cluster(rate_mbit: float, shapes: Sequence[Shape], rounds_: int, window_s: f
         found: list[Found] = run_ranks(measure, (GRID, KIND, cases, scans, order, rounds_), homes)
     prices, regimes = Prices(found[0].measured, rate_mbit), []
     for number, case in enumerate(cases):
-        rows = tuple(
-            _row(split, place, [one.timed[number] for one in found], rounds_, prices.of(case.shape, split))
-            for place, split in enumerate(case.splits)
-        )
+        rows = []
+        for place, split in enumerate(case.splits):
+            times, sent_mb = measured([one.timed[number] for one in found], place, EACH)
+            priced_s, simulated_s = prices.of(case.shape, split)
+            grid = Grid(name=split[0] if split[0] == "heads" else ", ".join(split), process=GRID.process)
+            rows.append(
+                Row(grid=grid, measured_ms=times, sent_mb=sent_mb, priced_ms=1e3 * priced_s,
+                    simulated_ms=1e3 * simulated_s)
+            )  # fmt: skip
         chosen = prices.chosen(case.shape, case.splits)
-        regimes.append(Regime(rate_mbit=rate_mbit, shape=case.shape, splits=case.splits, rows=rows, chosen=chosen))
+        regimes.append(
+            Regime(rate_mbit=rate_mbit, shape=case.shape, splits=case.splits, rows=tuple(rows), chosen=chosen)
+        )
     return regimes
-
-
-def _row(split: Split, place: int, timed: Sequence[Timed], count: int, priced_s: tuple[float, float]) -> Row:
-    measured_ms = []
-    for number in range(count):
-        spans = [one.spans_s[number][place] for one in timed]
-        measured_ms.append(1e3 * (max(end for _, end in spans) - min(start for start, _ in spans)))
-    sent_mb = sum(one.sent_bytes[place] for one in timed[::EACH]) / count / 1e6
-    name = split[0] if split[0] == "heads" else ", ".join(split)
-    return Row(
-        grid=Grid(name=name, process=GRID.process), measured_ms=tuple(measured_ms), sent_mb=sent_mb,
-        priced_ms=1e3 * priced_s[0], simulated_ms=1e3 * priced_s[1],
-    )  # fmt: skip
 
 
 def report(regime: Regime) -> str:
@@ -258,7 +236,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--window", type=float, default=0.05, help="seconds of a window of the profile")
     given = parser.parse_args(arguments)
-    try:
+
+    def told() -> str:
         rates = RATES_MBIT
         if given.rates:
             rates = tuple(_numbers(given.rates, "--rates", lambda one: 1 <= one <= 1e5, "1 to 100000"))
@@ -266,19 +245,13 @@ def main(arguments: Sequence[str]) -> int:
         if not 1 <= given.rounds <= 1000 or not 1e-4 <= given.window <= 10:
             raise InputError(f"--rounds {given.rounds} --window {given.window}; legal: 1 to 1000, 0.0001 to 10")
         regimes = []
-        with stoppable():
-            for rate in rates:
-                for one in cluster(rate, shapes, given.rounds, given.window):
-                    regimes.append(one)
-                    print(report(one), flush=True)
-    except (InputError, RankFailed) as error:
-        print(f"ssd: {error}", file=sys.stderr)
-        return 2 if isinstance(error, InputError) else 1
-    except KeyboardInterrupt:
-        print("ssd: stopped; ranks and namespaces are gone", file=sys.stderr)
-        return 130
-    print(summary(regimes))
-    return 0
+        for rate in rates:
+            for one in cluster(rate, shapes, given.rounds, given.window):
+                regimes.append(one)
+                print(report(one), flush=True)
+        return summary(regimes)
+
+    return printed("ssd", told)
 
 
 if __name__ == "__main__":
