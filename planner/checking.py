@@ -22,7 +22,7 @@ from planner.planning import plan as plan_again
 from planner.planning import summary
 from planner.prove.proof import proven
 from planner.question import options
-from planner.question.pins import read_pins
+from planner.question.pins import pins_of
 from planner.simulator.simulation import simulate
 from planner.targets.target import Target
 
@@ -37,8 +37,7 @@ def check_plan(
     True if all was computed again and agrees, False if bound and alternatives could not be; else an InputError.
     """
     if plan.reproducible:
-        pins = ",".join(f"{name}={value}" for name, value in (plan.fixed or {}).items())
-        fixed = read_pins(pins, f"{where}: fixed")
+        fixed = pins_of(plan, f"{where}: fixed")
         targets, workload = [Target.load(name) for name in plan.targets or [plan.target.name]], plan.workload
         if len(targets) > 1:  # each has its own precision, and ours the cluster's
             workload = replace(workload, precision=options.precision(None, plan.cluster))

@@ -57,7 +57,9 @@ def serving(
     first, token = priced("prefill", one.data), priced("decode", rows)
     fewest = max(1, -(-work.vision_tokens // STEP_TOKENS))
     longest = most_tokens(lambda tokens: priced("decode", rows, tokens) is not None, STEP_TOKENS, fewest)
-    most = one.data * _most(lambda count: priced("decode", count * one.data) is not None)
+    most = one.data * most_tokens(
+        lambda count: count <= MOST_ROWS and priced("decode", count * one.data) is not None, unit=1
+    )
     full = priced("decode", most) if most else None
     return Serving(
         first_token_s=None if first is None else first.step_s,
@@ -68,19 +70,6 @@ def serving(
         most_token_s=None if full is None else full.step_s,
         apart=_apart(solution, alone) if work.mode == "decode" else None,
     )
-
-
-def _most(fits: Callable[[int], bool]) -> int:
-    """The largest count up to MOST_ROWS that fits; 0: not even one."""
-    if not fits(1):
-        return 0
-    low, high = 1, 2
-    while high <= MOST_ROWS and fits(high):
-        low, high = high, 2 * high
-    while high - low > 1 and high <= MOST_ROWS:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
 
 
 def _apart(solution: Solution, alone: Callable[[Workload], Solution]) -> Apart | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,26 +20,19 @@ if TYPE_CHECKING:
     from planner.backbones.front import Backbone
     from planner.backbones.widths import Shapes
 
-F = TypeVar("F", bound=Callable[..., Any])
 SHOWN = 12
 """Rows on the screen; --json has all of the front."""
 STEP_TOKENS = 2**24
 """Tokens of a step where no --batch is given."""
 
-_OPTIONS = (
+asked_for_backbones = options.adding(
     click.option("--backbones", is_flag=True,
                  help="Which dense language model to train here in --days: predicted quality against time and cost."),
     click.option("--days", metavar="D", help="With --backbones: days of training."),
     click.option("--shapes", metavar="LxHxF,…",
                  help="With --backbones: these layers x hidden x MLP alone [default: some 3,000]."),
 )  # fmt: skip
-
-
-def asked_for_backbones(command: F) -> F:
-    """Adds the options of `--backbones`."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+"""Adds the options of `--backbones`."""
 
 
 def backbones(context: click.Context, given: Mapping[str, Any], on_step: Callable[[str], None]) -> None:
@@ -47,12 +40,11 @@ def backbones(context: click.Context, given: Mapping[str, Any], on_step: Callabl
     from cost_models.quality import words
     from planner.backbones.front import front, grid, named, shown, trained
     from planner.backbones.widths import Shapes
-    from planner.reverse.command import positive
 
     if given["days"] is None:
         raise InputError("--days is missing: days of training for --backbones (such as 30)")
-    days = positive(given["days"], "--days")
-    dollars = positive(given["dollars"], "--price-per-gpu-hour") if given["dollars"] else None
+    days = options.positive(given["days"], "--days")
+    dollars = options.dollars(given)
     widths = named(given["shapes"]) if given["shapes"] else grid()
     asked = options.question(given)
     work = asked.workload

@@ -10,7 +10,7 @@ brake. What lies at that bound is told. Left out: failures (`plan --goodput`), a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from msgspec import Struct
@@ -159,20 +159,14 @@ def named(text: str) -> Widths:
         if len(sides) != 3 or not all(side.isdecimal() and len(side) < 8 for side in sides):
             raise InputError(f"--shapes {item[:40]!r} is not LAYERSxHIDDENxFFN (as in 48x4096x14336)")
         layers, hidden, ffn = map(int, sides)
-        _check("layers", layers, LAYERS, item)
-        _check("hidden", hidden, HIDDEN, item)
-        _check("ffn", ffn, FFN, item)
+        for name, value, (least, most) in (("layers", layers, LAYERS), ("hidden", hidden, HIDDEN), ("ffn", ffn, FFN)):
+            if not least <= value <= most:
+                raise InputError(
+                    f"--shapes {item!r}: {name}={value} is outside Performance Law's domain; legal: {least} to {most}"
+                )
         if hidden % 1024:
             raise InputError(f"--shapes {item!r}: hidden={hidden}; legal: multiples of 1024 (8 KV heads of 128)")
         widths.setdefault((hidden, ffn), []).append(layers)
     if not widths:
         raise InputError("--shapes names none; legal: LAYERSxHIDDENxFFN,… (as in 48x4096x14336)")
     return {width: sorted(set(layers)) for width, layers in widths.items()}
-
-
-def _check(name: str, value: int, legal: Iterable[int], item: str) -> None:
-    least, most = legal
-    if not least <= value <= most:
-        raise InputError(
-            f"--shapes {item!r}: {name}={value} is outside Performance Law's domain; legal: {least} to {most}"
-        )

@@ -91,7 +91,6 @@ def keep(
     """Choose the layers that keep attention, by what longvila.distill measured, under a budget."""
     from planner.distill.budget import Wanted, chosen
     from planner.distill.keep import MEASURES, even, left, read_distances
-    from planner.reverse.command import positive
 
     if measure not in MEASURES:
         raise InputError(f"--by {measure!r} is unknown; legal: {', '.join(MEASURES)}")
@@ -102,7 +101,7 @@ def keep(
     far = read_distances(distances, layers, measure)
     wanted = Wanted(
         count=None if count is None else options.whole(count, "--attention", least=0, most=layers),
-        step_s=None if step_seconds is None else positive(step_seconds, "--step-seconds"),
+        step_s=None if step_seconds is None else options.positive(step_seconds, "--step-seconds"),
         held_bytes=None if memory is None else parse_bytes(memory, "--memory"),
         spacing=None if spacing is None else options.whole(spacing, "--spacing", most=layers),
     )

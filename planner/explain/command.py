@@ -24,7 +24,7 @@ from planner.explain.changes import FREE, LITTLE, Binding, Bound, binding
 from planner.explain.families import Best, best_of, families
 from planner.plan_file import Plan
 from planner.question import options
-from planner.question.pins import read_pins
+from planner.question.pins import pins_of
 from planner.screens.layout_lines import cluster_line, layers_line
 from planner.screens.lines import show
 from planner.search.again import Kept, Ranges
@@ -45,8 +45,7 @@ def explain(plan_file: str, profile: str | None, as_json: bool) -> None:
     """Say what binds PLAN, what the next GiB and GB/s that change it bring, and why other families lose or tie."""
     plan = Plan.load(plan_file)
     measured = options.profile_of(plan, profile)
-    pins = ",".join(f"{name}={value}" for name, value in (plan.fixed or {}).items())
-    fixed = read_pins(pins, f"{plan_file}: fixed")
+    fixed = pins_of(plan, f"{plan_file}: fixed")
 
     with console.Progress() as progress:
         asked = Question(plan, fixed, measured, progress.show)

@@ -22,7 +22,7 @@ from cost_models.strategy import LayerRange, Recompute
 from planner.plan_file import Plan
 from planner.prove.regions import Family, Proof, Region
 from planner.prove.relaxation import Asked, families, least_s
-from planner.question.pins import read_pins
+from planner.question.pins import pins_of
 
 MOST_LAYOUTS = 50_000
 """Of a space with more (sharding not counted) no proof is written."""
@@ -74,7 +74,7 @@ def _layouts(plan: Plan) -> list[tuple[Family, int]]:
     if plan.strategy.tensor * plan.strategy.pipeline * plan.strategy.expert > 1:
         raise InputError("a proof knows no tensor, pipeline or expert degree; legal: 1")
     numbers = ("data", "microbatches", "ulysses", "ring")
-    pins = _pins(plan)
+    pins = pins_of(plan, "fixed")
     for name in (
         name for name in numbers if pins.get(name, getattr(plan.strategy, name)) != getattr(plan.strategy, name)
     ):
@@ -87,13 +87,9 @@ def _layouts(plan: Plan) -> list[tuple[Family, int]]:
     return found
 
 
-def _pins(plan: Plan) -> dict[str, Any]:
-    return read_pins(",".join(f"{name}={value}" for name, value in (plan.fixed or {}).items()), "fixed")
-
-
 def _least(plan: Plan, layouts: Sequence[tuple[Family, int]]) -> list[float]:
     """Seconds that each layout is not below."""
-    fixed, varied, work = _pins(plan), plan.searched.varied, plan.workload
+    fixed, varied, work = pins_of(plan, "fixed"), plan.searched.varied, plan.workload
     without: dict[str, Any] = {name: of for name, of in LEVERS.items() if name not in fixed}
     without |= {"loss_chunk_tokens": plan.target.loss_chunk_tokens} if "loss_chunk_tokens" in without else {}
     choices = [[(name, LEVERS[name] if one == "none" else int(one) if one.isdecimal() else one)

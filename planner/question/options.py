@@ -84,11 +84,6 @@ NAMES = tuple(_OPTIONS)
 """What `question` reads."""
 
 
-def shared(command: F) -> F:
-    """Adds the options that describe cluster and workload."""
-    return shared_but()(command)
-
-
 def target(command: F) -> F:
     """Adds --for."""
     told = (
@@ -104,15 +99,24 @@ def report(command: F) -> F:
     return click.option("--report", "page", metavar="FILE", help=told)(command)
 
 
-def shared_but(*left_out: str) -> Callable[[F], F]:
-    """As `shared`, without some of NAMES, which the command declares itself."""
+def adding(*several: Callable[[F], F]) -> Callable[[F], F]:
+    """Adds these options, in this order."""
 
     def add(command: F) -> F:
-        for name, option in reversed(_OPTIONS.items()):
-            command = command if name in left_out else option(command)
+        for option in reversed(several):
+            command = option(command)
         return command
 
     return add
+
+
+def shared_but(*left_out: str) -> Callable[[F], F]:
+    """As `shared`, without some of NAMES, which the command declares itself."""
+    return adding(*(option for name, option in _OPTIONS.items() if name not in left_out))
+
+
+shared = shared_but()
+"""Adds the options that describe cluster and workload."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -366,14 +370,22 @@ def objective(name: str) -> Objective:
     raise InputError(f"--objective {name!r} is unknown; legal: {', '.join(OBJECTIVES)}")
 
 
-def seconds(text: str | None, flag: str) -> float | None:
-    """A number of seconds above 0, if given."""
-    if text is None:
-        return None
+def positive(text: object, flag: str, what: str = "a number above 0 and below 1e9", most: float = 1e9) -> float:
+    """A number above 0 and below `most`."""
     try:
-        value = float(text)
+        value = float(str(text))
     except ValueError:
         value = 0.0
-    if not 0 < value < math.inf:
-        raise InputError(f"{flag} {text!r} is not a number of seconds above 0")
+    if not 0 < value < most:
+        raise InputError(f"{flag} {str(text)!r} is not {what}")
     return value
+
+
+def seconds(text: str | None, flag: str) -> float | None:
+    """A number of seconds above 0, if given."""
+    return None if text is None else positive(text, flag, "a number of seconds above 0", math.inf)
+
+
+def dollars(given: Mapping[str, Any]) -> float | None:
+    """What a GPU costs an hour, if given."""
+    return positive(given["dollars"], "--price-per-gpu-hour") if given["dollars"] else None

@@ -8,12 +8,15 @@ Every fault is one line that names the flag, the pin and its legal values.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cost_models import strict
 from cost_models.errors import InputError
 from cost_models.strategy import PINS, RECOMPUTES, LayerRange, Strategy
 from planner.question.options import whole
+
+if TYPE_CHECKING:
+    from planner.plan_file import Plan
 
 
 def read_pins(text: str | None, flag: str = "--fix") -> dict[str, Any]:
@@ -33,6 +36,11 @@ def read_pins(text: str | None, flag: str = "--fix") -> dict[str, Any]:
             raise InputError(f"{flag} {name!r} is given twice")
         fixed[name] = _pin(name, value, flag)
     return fixed
+
+
+def pins_of(plan: Plan, where: str) -> dict[str, Any]:
+    """What a plan's user pinned, read as it was typed."""
+    return read_pins(",".join(f"{name}={value}" for name, value in (plan.fixed or {}).items()), where)
 
 
 def _pin(name: str, value: str, flag: str) -> Any:

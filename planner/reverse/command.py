@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,10 +20,9 @@ from planner.screens.lines import show
 if TYPE_CHECKING:
     from planner.reverse.goodput import Failures, Fleet
 
-F = TypeVar("F", bound=Callable[..., Any])
 _FAILURES = ("mtbf_hours", "checkpoint_gb_per_s", "restart_minutes", "repair_hours")
 
-_OPTIONS = (
+asked_in_reverse = options.adding(
     click.option("--longest", is_flag=True, help="Plan the longest row that fits on this cluster; takes no --ctx."),
     click.option("--finish", metavar="'N tokens in T'",
                  help="Fewest nodes for '3T tokens in 30 days'; --cluster may name several presets by commas."),
@@ -43,24 +42,7 @@ _OPTIONS = (
     click.option("--price-per-gpu-hour", "dollars", metavar="DOLLARS",
                  help="With --finish, --recipe or --backbones: also show the cost."),
 )  # fmt: skip
-
-
-def asked_in_reverse(command: F) -> F:
-    """Adds the options of reverse questions."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
-
-
-def positive(text: object, flag: str) -> float:
-    """A number above 0 and below a billion."""
-    try:
-        value = float(str(text))
-    except ValueError:
-        value = -1.0
-    if not 0 < value < 1e9:
-        raise InputError(f"{flag} {str(text)!r} is not a number above 0 and below 1e9")
-    return value
+"""Adds the options of reverse questions."""
 
 
 def finish(given: Mapping[str, Any], on_step: Callable[[str], None]) -> None:
@@ -70,7 +52,7 @@ def finish(given: Mapping[str, Any], on_step: Callable[[str], None]) -> None:
     goal = Goal.read(given["finish"])
     if given["gpus"] is not None:
         raise InputError("--gpus is what --finish asks for; leave it out")
-    dollars = positive(given["dollars"], "--price-per-gpu-hour") if given["dollars"] else None
+    dollars = options.dollars(given)
     names = [name.strip() for name in given["cluster"].split(",")]
     asked = options.question({**given, "cluster": names[0], "gpus": "1"})
     workload = asked.workload
@@ -128,7 +110,7 @@ def recipe(given: Mapping[str, Any], asked: options.Question, on_step: Callable[
     from planner.reverse.recipe import Planned, Recipe, plan_recipe
 
     whole = Recipe.load(given["recipe"])
-    dollars = positive(given["dollars"], "--price-per-gpu-hour") if given["dollars"] else None
+    dollars = options.dollars(given)
     found = plan_recipe(
         whole, asked.cluster, like=asked.workload, fixed=read_pins(given["fix"]), dollars_per_gpu_hour=dollars,
         profile=asked.profile, room=asked.room, on_step=on_step,
@@ -158,7 +140,7 @@ def goodput(given: Mapping[str, Any], asked: options.Question, on_step: Callable
 
     if given["mtbf_hours"] is None:
         raise InputError("--mtbf-hours is missing: hours between failures of the cluster (such as 8)")
-    numbers = {name: positive(given[name], f"--{name.replace('_', '-')}") for name in _FAILURES}
+    numbers = {name: options.positive(given[name], f"--{name.replace('_', '-')}") for name in _FAILURES}
     cluster, workload = asked.cluster, asked.workload
     size = state_bytes(workload)
     failures = Failures(

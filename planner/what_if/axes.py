@@ -29,15 +29,19 @@ class Value:
     number: float | None = None
 
 
+Change = Callable[[Cluster, Value, int], Cluster]
+"""(cluster, value, seed) -> the changed cluster"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Axis:
     """One thing that changes: `option` names the option of `plan` that it sets, or `change` alters the cluster."""
 
     name: str
-    values: tuple[Value, ...]
+    values: tuple[Value, ...] = ()
     option: str | None = None
-    change: Callable[[Cluster, Value, int], Cluster] | None = None  # (cluster, value, seed)
-    read: Callable[[str], Value] | None = None  # of a numeric axis
+    change: Change | None = None
+    read: Callable[[str], Value] | None = None  # of what the user types
     grain: int = 0  # its numbers are multiples of this; 0: any number
 
     @property
@@ -58,10 +62,6 @@ def every_node(cluster: Cluster, change: Callable[[Node], Node]) -> Cluster:
     return replace(cluster, runs=tuple(NodeRun(count=run.count, node=change(run.node)) for run in cluster.runs))
 
 
-def _nic_rate(cluster: Cluster, value: Value, seed: int) -> Cluster:
-    return every_node(cluster, lambda node: with_nic_rate(node, (value.number or 0.0) * 1e9))
-
-
 def with_nic_rate(node: Node, bytes_per_s: float) -> Node:
     """The node with network cards of that rate."""
     return replace(node, nics=replace(node.nics, bytes_per_s=bytes_per_s))
@@ -69,48 +69,13 @@ def with_nic_rate(node: Node, bytes_per_s: float) -> Node:
 
 def with_scale_up(node: Node, share: float) -> Node:
     """The node with every rate between its GPUs times `share`."""
-    inside = node.scale_up
-    return replace(
-        node,
-        scale_up=replace(
-            inside,
-            bytes_per_s=inside.bytes_per_s * share,
-            pcie_bytes_per_s=inside.pcie_bytes_per_s * share,
-            cross_bytes_per_s=inside.cross_bytes_per_s * share,
-            socket_bytes_per_s=inside.socket_bytes_per_s * share,
-        ),
-    )
-
-
-def _scale_up_rate(cluster: Cluster, value: Value, seed: int) -> Cluster:
-    return every_node(
-        cluster, lambda node: with_scale_up(node, (value.number or 0.0) * 1e9 / node.scale_up.bytes_per_s)
-    )
+    rates = ("bytes_per_s", "pcie_bytes_per_s", "cross_bytes_per_s", "socket_bytes_per_s")
+    slower = {name: getattr(node.scale_up, name) * share for name in rates}
+    return replace(node, scale_up=replace(node.scale_up, **slower))
 
 
 def with_memory(node: Node, size: int) -> Node:
     return replace(node, device=replace(node.device, memory_bytes=size))
-
-
-def _memory(cluster: Cluster, value: Value, seed: int) -> Cluster:
-    return every_node(cluster, lambda node: with_memory(node, round((value.number or 0.0) * 2**30)))
-
-
-def _host_link(cluster: Cluster, value: Value, seed: int) -> Cluster:
-    return every_node(cluster, lambda node: replace(node, host_link_bytes_per_s=(value.number or 0.0) * 1e9))
-
-
-def _nic_latency(cluster: Cluster, value: Value, seed: int) -> Cluster:
-    latency = (value.number or 0.0) * 1e-6
-    return every_node(cluster, lambda node: replace(node, nics=replace(node.nics, latency_s=latency)))
-
-
-def _leaf_size(cluster: Cluster, value: Value, seed: int) -> Cluster:
-    return replace(cluster, fabric=replace(cluster.fabric, nodes_per_leaf=round(value.number or 0)))
-
-
-def _oversubscription(cluster: Cluster, value: Value, seed: int) -> Cluster:
-    return replace(cluster, fabric=replace(cluster.fabric, oversubscription=value.number or 0.0))
 
 
 def number_of(text: str) -> Value:
@@ -146,34 +111,39 @@ def _word(text: str) -> Value:
     return Value(text=text)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Quantity:
-    """A name that --vary takes."""
+def _of_nodes(name: str, change: Callable[[Node, float], Node]) -> Axis:
+    """A number of every node."""
 
-    about: str
-    read: Callable[[str], Value]
-    option: str | None = None
-    change: Callable[[Cluster, Value, int], Cluster] | None = None
-    grain: int = 0
-    numeric: bool = True
+    def changed(cluster: Cluster, value: Value, seed: int) -> Cluster:
+        return every_node(cluster, lambda node: change(node, value.number or 0.0))
+
+    return Axis(name=name, read=number_of, change=changed)
 
 
-QUANTITIES = {
-    "ctx": Quantity(about="tokens of a row", read=_tokens, option="ctx", grain=1024),
-    "gpus": Quantity(about="GPUs", read=_count, option="gpus", grain=1),
-    "frames": Quantity(about="video frames of a row", read=_count, option="frames", grain=1),
-    "batch": Quantity(about="rows of a step", read=_count, option="batch", grain=1),
-    "inter_node_gb_per_s": Quantity(about="GB/s of one network card, one way", read=number_of, change=_nic_rate),
-    "intra_node_gb_per_s": Quantity(about="GB/s of one GPU inside its node", read=number_of, change=_scale_up_rate),
-    "memory_gib": Quantity(about="GiB of one GPU, as nvidia-smi lists it", read=number_of, change=_memory),
-    "host_link_gb_per_s": Quantity(about="GB/s of one GPU to host memory", read=number_of, change=_host_link),
-    "nic_latency_us": Quantity(about="microseconds of one network card", read=number_of, change=_nic_latency),
-    "nodes_per_leaf": Quantity(about="nodes of one leaf switch", read=_count, change=_leaf_size, grain=1),
-    "oversubscription": Quantity(about="downlinks over uplinks", read=_ratio, change=_oversubscription),
-    "model": Quantity(about="model presets or configs", read=_word, option="model", numeric=False),
-    "cluster": Quantity(about="cluster presets or files", read=_word, option="cluster", numeric=False),
-    "mode": Quantity(about="train, prefill, decode", read=_word, option="mode", numeric=False),
-}
+def _fabric(name: str, number: Callable[[float], float]) -> Change:
+    """A number of the network."""
+    return lambda cluster, value, seed: replace(
+        cluster, fabric=replace(cluster.fabric, **{name: number(value.number or 0.0)})
+    )
+
+
+QUANTITIES = {one.name: one for one in (
+    Axis(name="ctx", read=_tokens, option="ctx", grain=1024),
+    Axis(name="gpus", read=_count, option="gpus", grain=1),
+    Axis(name="frames", read=_count, option="frames", grain=1),
+    Axis(name="batch", read=_count, option="batch", grain=1),
+    _of_nodes("inter_node_gb_per_s", lambda node, rate: with_nic_rate(node, rate * 1e9)),
+    _of_nodes("intra_node_gb_per_s", lambda node, rate: with_scale_up(node, rate * 1e9 / node.scale_up.bytes_per_s)),
+    _of_nodes("memory_gib", lambda node, gib: with_memory(node, round(gib * 2**30))),
+    _of_nodes("host_link_gb_per_s", lambda node, rate: replace(node, host_link_bytes_per_s=rate * 1e9)),
+    _of_nodes("nic_latency_us", lambda node, us: replace(node, nics=replace(node.nics, latency_s=us * 1e-6))),
+    Axis(name="nodes_per_leaf", read=_count, change=_fabric("nodes_per_leaf", round), grain=1),
+    Axis(name="oversubscription", read=_ratio, change=_fabric("oversubscription", float)),
+    Axis(name="model", read=_word, option="model"),
+    Axis(name="cluster", read=_word, option="cluster"),
+    Axis(name="mode", read=_word, option="mode"),
+)}  # fmt: skip
+"""What --vary takes, without values; what each is, docs/what-if.md says."""
 
 
 def vary(text: str, points: int) -> Axis:
@@ -187,26 +157,20 @@ def vary(text: str, points: int) -> Axis:
         raise InputError(f"--vary {text!r} is not NAME=a..b or NAME=a,b,c (as in ctx=256K..4M)")
     if name not in QUANTITIES:
         raise InputError(f"--vary {name!r} is unknown; {strict.nearest(name, QUANTITIES)}")
-    quantity = QUANTITIES[name]
-    axis = Axis(
-        name=name,
-        values=(),
-        option=quantity.option,
-        change=quantity.change,
-        read=quantity.read if quantity.numeric else None,
-        grain=quantity.grain,
-    )
+    axis = QUANTITIES[name]
     try:
-        return replace(axis, values=_values(axis, quantity.read, values, points))
+        return replace(axis, values=_values(axis, values, points))
     except InputError as error:
         raise InputError(f"--vary {name}={values}: {str(error).removeprefix('ctx ')}") from None
 
 
-def _values(axis: Axis, read: Callable[[str], Value], text: str, points: int) -> tuple[Value, ...]:
+def _values(axis: Axis, text: str, points: int) -> tuple[Value, ...]:
+    assert axis.read is not None
+    read = axis.read
     first, dots, last = (part.strip() for part in text.partition(".."))
     if not dots:
         return distinct(read(part.strip()) for part in text.split(","))
-    if axis.read is None:
+    if read is _word:
         raise InputError("has no range; give a list a,b,c")
     low, high = read(first).number or 0.0, read(last).number or 0.0
     if not 0 < low < high:

@@ -83,7 +83,7 @@ def _along(sweep: Sweep, index: int, axis: Axis) -> Iterator[Cliff]:
     def at(value: Value) -> Outcome:
         number = value.number or 0.0
         if number not in known:
-            known[number] = outcome(sweep, [value if i == index else None for i in range(len(sweep.axes))], None)
+            known[number] = outcome(sweep, sweep.alone(index, value), None)
         return known[number]
 
     values = sorted(axis.values, key=lambda value: value.number or 0.0)
@@ -143,12 +143,12 @@ def _band(sweep: Sweep, index: int, trait: str, low: Value, high: Value) -> tupl
 
     def asked(value: Value) -> options.Question | None:
         try:
-            return sweep.question([value if i == index else None for i in range(len(sweep.axes))])
+            return sweep.question(sweep.alone(index, value))
         except InputError:
             return None
 
     if trait == "runs":
-        fits_below = not outcome(sweep, [low if i == index else None for i in range(len(sweep.axes))], None).problem
+        fits_below = not outcome(sweep, sweep.alone(index, low), None).problem
 
         def odds_below(question: options.Question) -> float | None:
             sure = _fits_at(sweep, question)

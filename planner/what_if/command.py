@@ -77,7 +77,9 @@ def what_if(**given: Any) -> None:
     output = _output(given["output"])
     if given["page"]:
         check_target(given["page"], "--report")
-    dollars = _dollars(given["dollars"])
+    dollars = None
+    if given["dollars"] is not None:
+        dollars = options.positive(given["dollars"], "--price-per-gpu-hour", "a number of dollars above 0", 1e6)
     if given["slurm"] is not None:
         click.echo(_slurm(options.whole(given["slurm"], "--slurm"), output), nl=False)
         return
@@ -146,18 +148,6 @@ def _output(path: str | None) -> Path | None:
     if Path(path).suffix not in (".csv", ".json"):
         raise InputError(f"-o {path!r} is neither a .csv nor a .json file")
     return check_target(path, "-o")
-
-
-def _dollars(text: str | None) -> float | None:
-    if text is None:
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < 1e6:
-        raise InputError(f"--price-per-gpu-hour {text!r} is not a number of dollars above 0")
-    return value
 
 
 def _slurm(parts: int, output: Path | None) -> str:

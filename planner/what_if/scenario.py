@@ -92,11 +92,15 @@ class Sweep:
     def now(self) -> tuple[Value | None, ...]:
         return (None,) * len(self.axes)
 
+    def alone(self, index: int, value: Value) -> tuple[Value | None, ...]:
+        """One axis at this value, all others as they are now."""
+        return tuple(value if i == index else None for i in range(len(self.axes)))
+
     def check(self) -> None:
         """Every value must make sense with all else as it is now; else an InputError that names it."""
         for index, axis in enumerate(self.axes):
             for value in axis.values:
-                self.question([value if i == index else None for i in range(len(self.axes))])
+                self.question(self.alone(index, value))
 
     def notes(self) -> list[str]:
         """What a reader of equal rows should know."""
@@ -105,7 +109,7 @@ class Sweep:
             return []
         alone: list[tuple[Value | None, ...]] = [self.now()]
         for i, axis in enumerate(self.axes):
-            alone += [tuple(value if i == j else None for j in range(len(self.axes))) for value in axis.values]
+            alone += [self.alone(i, value) for value in axis.values]
         leaves = set()
         for values in alone:
             try:
