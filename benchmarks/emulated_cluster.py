@@ -49,7 +49,7 @@ from executor.measure.bench import Order
 from planner import Plan, plan
 from planner.simulator.simulation import play
 
-FP32 = Precision(param="fp32", master="fp32", grad="fp32", reduce="fp32", optimizer="fp32")
+FP32 = Precision(param="fp32")
 WIDTH = 16
 """Of the planned model beside its attention: so little that its weights, too, cross the links in no time."""
 RESAMPLED = 4000

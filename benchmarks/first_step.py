@@ -21,7 +21,7 @@ from cost_models import Cluster, Model, Workload
 from cost_models.workload import Precision
 from planner.planning import plan
 
-FP32 = Precision(param="fp32", master="fp32", grad="fp32", reduce="fp32", optimizer="fp32")
+FP32 = Precision(param="fp32")
 MOST_S = 300.0
 
 

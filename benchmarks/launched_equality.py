@@ -42,7 +42,7 @@ from planner import plan
 
 HERE = Path(__file__).resolve().parent  # the job module is found beside this file
 EXAMPLES = HERE.parent / "examples"
-FP32 = Precision(param="fp32", master="fp32", grad="fp32", reduce="fp32", optimizer="fp32")
+FP32 = Precision(param="fp32")
 CONTEXT_TOKENS, ROWS, BETA, CLIP = 640, 2, 0.9, 1.0
 STEPS = 20
 LAYOUTS = ((1, 1), (2, 1), (1, 2), (2, 2), (4, 2), (2, 4))  # (ulysses, ring)

@@ -140,7 +140,7 @@ def served(folder: Path, ranks: int, **settings: object) -> Iterator[str]:
     turns = [{"from": "human", "value": "say"}, {"from": "gpt", "value": "this"}]
     (folder / "rows.jsonl").write_text(json.dumps({"id": "0", "conversations": turns}))
     train.main(Job(config={"data": [str(folder / "rows.jsonl")], "run": str(folder / "run"), "steps": 1}))
-    fp32 = Precision(param="fp32", master="fp32", grad="fp32", reduce="fp32", optimizer="fp32")
+    fp32 = Precision(param="fp32")
     workload = Workload(Model.load("longvila-tiny"), context_tokens=256, global_batch=1, precision=fp32)
     plan(Cluster.load("local", gpus=ranks), workload, fixed={"ulysses": ranks}).save(folder / "plan.json")
     with socket.create_server(("127.0.0.1", 0)) as free:

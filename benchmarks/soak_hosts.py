@@ -120,7 +120,7 @@ class Hosts:
 def prepared(folder: Path, every: int) -> None:
     """A plan of two CPU hosts, rows of text, and the job's settings."""
     one = Cluster.load("local", gpus=1)
-    fp32 = Precision(param="fp32", master="fp32", grad="fp32", reduce="fp32", optimizer="fp32")
+    fp32 = Precision(param="fp32")
     workload = Workload(Model.load("longvila-tiny"), context_tokens=256, frames=0, global_batch=1, precision=fp32)
     cluster = replace(one, runs=(replace(one.runs[0], count=2),))
     plan(cluster, workload, fixed={"ulysses": 2, "ring": 1, "data": 1}).save(folder / "plan.json")

@@ -130,6 +130,8 @@ def _next(plan: Plan, one: Bound) -> list[str]:
     words = f"{one.resource}: {one.amount:.4g} {one.unit} now; "
     if one.next is None:
         return [f"          {words}the layout stays up to {FREE:g} times as much"]
+    if one.next.gain < LITTLE:
+        return [f"          {words}the layout that is best from {one.next.amount:.4g} on brings less than {LITTLE:.0%}"]
     more = one.next.amount - one.amount
     told = f"from {one.next.amount:.4g} on (+{more:.3g}) it is another one, {one.next.gain:.2%} better than now:"
     layers = layers_line(one.next.layout, plan.workload.model.layers)
