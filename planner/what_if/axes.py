@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from cost_models import strict
 from cost_models.errors import InputError
@@ -122,9 +123,12 @@ def _of_nodes(name: str, change: Callable[[Node, float], Node]) -> Axis:
 
 def _fabric(name: str, number: Callable[[float], float]) -> Change:
     """A number of the network."""
-    return lambda cluster, value, seed: replace(
-        cluster, fabric=replace(cluster.fabric, **{name: number(value.number or 0.0)})
-    )
+
+    def changed(cluster: Cluster, value: Value, seed: int) -> Cluster:
+        new: dict[str, Any] = {name: number(value.number or 0.0)}
+        return replace(cluster, fabric=replace(cluster.fabric, **new))
+
+    return changed
 
 
 QUANTITIES = {one.name: one for one in (
