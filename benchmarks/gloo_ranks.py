@@ -53,10 +53,11 @@ def stoppable() -> Iterator[None]:
 
 
 def printed(command: str, told: Callable[[], str]) -> int:
-    """Print what `told` returns; a mistake, a lost rank or Ctrl-C is one line. The command's exit code."""
+    """Print what `told` returns, if anything; a mistake, a lost rank or Ctrl-C is one line. The command's exit code."""
     try:
         with stoppable():
-            print(told())
+            if said := told():
+                print(said)
     except (InputError, RankFailed) as error:
         print(f"{command}: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
