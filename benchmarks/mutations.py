@@ -1,6 +1,6 @@
 """Break the executor and the job line by line, and see whether a test notices: each break must be noticed.
 
-    python benchmarks/mutations.py [NAME …]        all 58 take three quarters of an hour on two cores; one a few seconds
+    python benchmarks/mutations.py [NAME …]        all 62 take three quarters of an hour on two cores; one a few seconds
 
 The breaks are `mutations.yaml`. Each is made in a copy of this working tree, and the tests named beside it run there
 until the first fails. A break that no test notices is printed as `survived`, and the exit code is 1. Leaves out: breaks
