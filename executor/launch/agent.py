@@ -39,6 +39,7 @@ from torch.distributed.elastic.rendezvous import RendezvousHandler
 from torch.distributed.elastic.rendezvous.api import RendezvousError
 from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCPRendezvous
 from torch.distributed.rendezvous import rendezvous
+from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-defined]
 
 from cost_models.errors import InputError
 from executor.launch.launch import SILENCE_S
@@ -241,6 +242,7 @@ def _rank(function: Callable[[Any], Any], argument: object, agent: int, silence_
     """One rank, in a process of its agent. Signals that the agent handles get the default action of the system here."""
     for name in _STOPS:
         signal.signal(getattr(signal, name), signal.SIG_DFL)
+    _prctl_pr_set_pdeathsig(signal.SIGKILL)  # torch asks for SIGINT, which a stopped process does not see
     if os.getppid() != agent:  # it ended before the kernel was asked to end this process with it
         os._exit(1)
     try:

@@ -145,6 +145,7 @@ def test_no_orphans_when_the_launcher_is_killed(tmp_path):
     plan = save_plan(tmp_path, Strategy(ulysses=2, shard=2))
     process = Command("launch", plan, *_options(tmp_path, "wait"), folder=tmp_path)
     pids = _pids(tmp_path, 2, process)
+    os.kill(pids[1], signal.SIGSTOP)  # a stopped process sees no other signal
     process.signal(signal.SIGKILL)
     assert process.end(20).returncode == -9
     assert _gone(pids)
