@@ -70,24 +70,46 @@ class RingWork(NamedTuple):
     sent: float  # tokens that the busiest rank sends on, averaged over the hops
 
 
-class Travel(NamedTuple):
-    """What of a ring block other ranks need: keys go round to the last that does."""
+@dataclass(frozen=True)
+class Travel:
+    """What of a ring block other ranks need: each document's part goes round to the last that does."""
 
-    spans: tuple[Span, ...]  # of the block, in local coordinates; on the way they lie end to end
-    hops: int
+    spans: tuple[Span, ...]  # of the block, ascending, in local coordinates: of a document each
+    reach: tuple[int, ...]  # hops that each makes
 
-    @property
-    def tokens(self) -> int:
-        return sum(span.stop - span.start for span in self.spans)
+    @cached_property
+    def legs(self) -> tuple[tuple[Span, ...], ...]:
+        """What makes the first hop, the second, …: each a part of the one before. On the way spans lie end to end.
 
-    def on_the_way(self, keys: Span) -> Span:
-        """Where keys of the block, all of one document, lie in what travels."""
+        >>> Travel((Span(0, 4), Span(4, 6)), (2, 1)).legs
+        ((Span(start=0, stop=6),), (Span(start=0, stop=4),))
+        """
+        pieces = list(zip(self.spans, self.reach, strict=True))
+        return tuple(merged([span for span, far in pieces if far > hop]) for hop in range(self.hops))
+
+    @cached_property
+    def hops(self) -> int:
+        """Of what goes farthest."""
+        return max(self.reach, default=0)
+
+    def tokens(self, hop: int) -> int:
+        """That make a hop, the first being 1."""
+        return sum(stop - start for (start, stop), far in zip(self.spans, self.reach, strict=True) if far >= hop)
+
+    def ending(self, hop: int) -> tuple[Span, ...]:
+        """What makes this hop and no other."""
+        return merged([span for span, far in zip(self.spans, self.reach, strict=True) if far == hop])
+
+    def on_the_way(self, keys: Span, hop: int) -> Span:
+        """Where keys of the block, all of one document, lie in what has made a hop; in the block before the first."""
+        if not hop:
+            return keys
         before = 0
-        for span in self.spans:
+        for span in self.legs[hop - 1] if hop <= self.hops else ():
             if span.start <= keys.start and keys.stop <= span.stop:
                 return Span(keys.start - span.start + before, keys.stop - span.start + before)
             before += span.stop - span.start
-        raise ValueError(f"{keys} does not travel: {self.spans}")
+        raise ValueError(f"{keys} makes no hop {hop}: {self.spans} make {self.reach}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,14 +273,14 @@ class Layout:
     def halo(self, ring_q: int, ring_kv: int) -> Travel:
         """With a window, the keys of block `ring_kv` that queries of block `ring_q` reach.
 
-        >>> [Layout(tokens=8, ring=4, kind="contiguous", window=2).halo(2, other).tokens for other in range(4)]
+        >>> [Layout(tokens=8, ring=4, kind="contiguous", window=2).halo(2, other).tokens(1) for other in range(4)]
         [0, 1, 2, 0]
         """
         spans = list[Span]()
         for _, span, *_ in sorted(self.tiles(ring_q, ring_kv), key=lambda tile: tile.kv):
             meets = spans and span.start <= spans[-1].stop
             spans[-1:] = [Span(spans[-1].start, max(spans[-1].stop, span.stop))] if meets else [*spans[-1:], span]
-        return Travel(tuple(spans), 1 if spans else 0)
+        return Travel(tuple(spans), (1,) * len(spans))
 
     @cached_property
     def _parts(self) -> tuple[dict[int, Parts], ...]:
@@ -295,8 +317,9 @@ class Layout:
                 most, own = pairs, here
         hops, steps = max(one.hops for one in self.travels), np.zeros(2 * self.ring)
         for index, travel in enumerate(self.travels):
-            steps[index] += travel.tokens
-            steps[index + travel.hops] -= travel.tokens
+            for (start, stop), far in zip(travel.spans, travel.reach, strict=True):
+                steps[index] += stop - start
+                steps[index + far] -= stop - start
         passing = np.cumsum(steps).reshape(2, self.ring).sum(axis=0)  # a rank sends on what came to it
         return RingWork(own, most - own, hops, float(passing.max()) / max(hops, 1))
 
@@ -314,18 +337,17 @@ class Layout:
 
     @cached_property
     def travels(self) -> tuple[Travel, ...]:
-        """What travels of each ring block, without a window: of documents with later queries on other ranks, as far as
-        one needs them.
+        """What travels of each ring block, without a window: its part of a document as far as the last rank with later
+        queries of that.
 
-        >>> [(one.tokens, one.hops) for one in Layout(tokens=8, ring=4, kind="contiguous").travels]
+        >>> [(one.tokens(1), one.hops) for one in Layout(tokens=8, ring=4, kind="contiguous").travels]
         [(2, 3), (2, 2), (2, 1), (0, 0)]
         """
-        hops, spans = [0] * self.ring, [list[Span]() for _ in range(self.ring)]
+        found = [list[tuple[Span, int]]() for _ in range(self.ring)]
         for document in self._shared:
             for block, far, span in self._all_of(document):
-                hops[block] = max(hops[block], far)
-                spans[block].append(span)
-        return tuple(Travel(merged(sorted(mine)), far) for mine, far in zip(spans, hops, strict=True))
+                found[block].append((span, far))
+        return tuple(Travel(tuple(span for span, _ in one), tuple(far for _, far in one)) for one in map(sorted, found))
 
     def _all_of(self, document: _Shared) -> Iterator[tuple[int, int, Span]]:
         """(block, hops, span of the block): a block's part of the document, if another rank has later queries."""

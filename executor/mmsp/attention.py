@@ -80,11 +80,11 @@ class MmSp:
                 travels = tuple(layout.halo(mine, other) for other in range(layout.ring))
             for block, travel in enumerate(travels):
                 here = layout.tiles(mine, block)
-                if block != mine:
-                    here = tuple(tile._replace(kv=travel.on_the_way(tile.kv)) for tile in here)
+                hop = (mine - block) % layout.ring if not window else int(block != mine)
+                here = tuple(tile._replace(kv=travel.on_the_way(tile.kv, hop)) for tile in here)
                 tiles.append(here)
             gives = [(other, layout.halo(other, mine).spans) for other in others] if window else []
-            takes = [(other, travels[other].tokens) for other in others] if window else []
+            takes = [(other, travels[other].tokens(1)) for other in others] if window else []
             self._routes[window] = Route(
                 tuple(tiles), travels, tuple(one for one in gives if one[1]), tuple(one for one in takes if one[1])
             )

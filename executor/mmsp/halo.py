@@ -19,7 +19,16 @@ from torch import Tensor
 from cost_models.layer.heads import Run
 from cost_models.tiles import Span, Tile
 from executor.mmsp.exchange import Exchange, Pending
-from executor.mmsp.ring import Merged, RingWork, attend_tile, attend_tile_backward, ring_backward, ring_forward
+from executor.mmsp.ring import (
+    Merged,
+    RingWork,
+    add_spans,
+    attend_tile,
+    attend_tile_backward,
+    picked,
+    ring_backward,
+    ring_forward,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +53,7 @@ class HaloWork:
 
     def start(self, kv: Tensor) -> Pending:
         """Keys and values to whom needs them, and what this rank needs."""
-        send = [
-            (member, torch.cat([kv[:, :, :, span.start : span.stop] for span in spans], dim=3))
-            for member, spans in self.gives
-        ]
+        send = [(member, picked(kv, spans)) for member, spans in self.gives]
         return self.exchange.start_transfer(send, [(member, _like(kv, tokens)) for member, tokens in self.takes])
 
 
@@ -87,10 +93,7 @@ def halo_backward(
         for member, spans in work.gives
     ]
     for (_, spans), grad in zip(work.gives, work.exchange.start_transfer(send, coming).wait(), strict=True):
-        at = 0
-        for start, stop in spans:
-            home[:, :, :, start:stop] += grad[:, :, :, at : at + stop - start]
-            at += stop - start
+        add_spans(home, grad, spans)
     return dq.to(q.dtype), home.to(kv.dtype)
 
 

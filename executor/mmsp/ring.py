@@ -4,12 +4,13 @@
 
     merge      lse' = log(exp lse + exp lse_b)        out' = out + (out_b - out) * sigmoid(lse_b - lse)
     backward   blocks are recomputed from the saved global out and lse; dK, dV of block j start at rank j + 1, gather
-               what ranks up to the last that needs block j add, and go home from there
+               what ranks up to the last that needs them add, and go home from there
 
-Of a block only documents that others need travel, and only to the last rank that needs any (`Travel`): a packed row
-whose documents lie on one rank each sends nothing. Bytes sent per rank with n travelling tokens, h hops, K heads, D
-head dim: forward h * 2nKD * b; backward the same for keys and values again, and h * 2nKD * b_grad. One document in
-zigzag: n = T, h = R - 1. Merging and gradient sums are in float32 (float64 for float64).
+Of a block travels what others need, its part of each document only to the last rank that needs it (`Travel`): blocks
+get narrower from hop to hop, and a packed row whose documents lie on one rank each sends nothing. Bytes sent with n(i)
+tokens of a block in hop i, K heads, D head dim: forward sum of n(i) * 2KD * b; backward the same for keys and values
+again, and with b_grad for their gradients. One document in zigzag: n(i) = T for R - 1 hops. Merging and gradient sums
+are in float32 (float64 for float64).
 Shapes: q (B, H, T, D), kv (2, B, K, T, D), lse (B, H, T). Leaves out: which tokens a block holds (`token_layout`).
 """
 
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 from cost_models.layer.heads import Run
-from cost_models.tiles import Tile
+from cost_models.tiles import Span, Tile
 from cost_models.token_layout import Travel
 from executor.mmsp import kernel
 from executor.mmsp.exchange import Exchange, Pending
@@ -54,63 +55,79 @@ class RingWork:
         return self.steps > 1 or any(not tile.causal for tile in self.tiles[self.index])
 
     def block_at(self, step: int) -> int | None:
-        """The block that is here at a step, if it comes so far."""
+        """The block of which something is here at a step."""
         block = (self.index - step) % self.exchange.size
         return block if self.travels[block].hops >= step else None
 
-    def travelling(self, kv: Tensor) -> Tensor:
-        """What of this rank's block others need."""
-        spans = self.travels[self.index].spans
-        if len(spans) == 1 and spans[0] == (0, kv.shape[3]):
-            return kv
-        parts = [kv[:, :, :, span.start : span.stop] for span in spans]
-        return torch.cat(parts, dim=3) if parts else kv[:, :, :, :0]
-
-    def come_home(self, home: Tensor, grad: Tensor) -> None:
-        """Add the gradient of what travelled to the block's."""
-        at = 0
-        for span in self.travels[self.index].spans:
-            size = span.stop - span.start
-            home[:, :, :, span.start : span.stop] += grad[:, :, :, at : at + size]
-            at += size
+    def places(self, block: int, spans: Sequence[Span], step: int) -> list[Span]:
+        """Where spans of a block lie in what is here of it at a step."""
+        return [self.travels[block].on_the_way(span, step) for span in spans]
 
     def start_next(self, held: Tensor, step: int) -> Pending:
-        """Keys and values of the block here at `step` to the next rank, of the block there to this one."""
+        """To the next rank what is here at `step` and needed further on, from the one before what is needed here."""
         following, previous = (self.index + 1) % self.exchange.size, (self.index - 1) % self.exchange.size
         mine, coming = self.block_at(step), self.block_at(step + 1)
-        send = [(following, held)] if mine is not None and self.travels[mine].hops > step else []
-        receive = [] if coming is None else [(previous, self._like(held, coming))]
+        send, receive = [], []
+        if mine is not None and self.travels[mine].hops > step:
+            send.append((following, picked(held, self.places(mine, self.travels[mine].legs[step], step))))
+        if coming is not None:
+            receive.append((previous, self._like(held, self.travels[coming].tokens(step + 1))))
         return self.exchange.start_transfer(send, receive)
 
-    def start_gradient(self, dkv: Tensor, step: int, like: Tensor) -> tuple[Pending, bool]:
-        """The gradient of the block here at `step` to the next rank that needs the block, else home. What arrives is
-        that of this rank's block, if its last rank is done (then True), and that of the block here at the next step."""
-        size, send, receive = self.exchange.size, [], []
+    def start_gradient(self, dkv: Tensor, step: int, like: Tensor) -> tuple[Pending, tuple[Span, ...]]:
+        """The gradient of what is here at `step` to the next rank, as far as that needs the keys, the rest of it home.
+        What arrives is that of this rank's block where it has been to its last rank (then these spans of it), and that
+        of the block here at the next step."""
+        size, send, receive = self.exchange.size, list[tuple[int, Tensor]](), list[tuple[int, Tensor]]()
         mine, coming = self.block_at(step), self.block_at(step + 1)
         if mine is not None:
-            send = [(mine if self.travels[mine].hops == step else (self.index + 1) % size, dkv)]
-        done = self.travels[self.index].hops == step
+            travel = self.travels[mine]
+            further = travel.legs[step] if travel.hops > step else ()
+            for to, spans in (((self.index + 1) % size, further), (mine, travel.ending(step))):
+                if spans:
+                    send.append((to, picked(dkv, self.places(mine, spans, step))))
+        done = self.travels[self.index].ending(step)
         if done:
-            receive.append(((self.index + step) % size, self._like(like, self.index)))
+            receive.append(((self.index + step) % size, self._like(like, _tokens(done))))
         if coming is not None:
-            receive.append(((self.index - 1) % size, self._like(like, coming)))
+            receive.append(((self.index - 1) % size, self._like(like, self.travels[coming].tokens(step + 1))))
         return self.exchange.start_transfer(send, receive), done
 
-    def _like(self, kv: Tensor, block: int) -> Tensor:
-        return kv.new_empty((*kv.shape[:3], self.travels[block].tokens, kv.shape[4]))
+    def _like(self, kv: Tensor, tokens: int) -> Tensor:
+        return kv.new_empty((*kv.shape[:3], tokens, kv.shape[4]))
+
+
+def _tokens(spans: Sequence[Span]) -> int:
+    return sum(stop - start for start, stop in spans)
+
+
+def picked(kv: Tensor, spans: Sequence[Span]) -> Tensor:
+    """Spans of a block end to end; the block itself if they are all of it."""
+    if _tokens(spans) == kv.shape[3]:
+        return kv
+    parts = [kv[:, :, :, start:stop] for start, stop in spans]
+    return torch.cat(parts, dim=3) if len(parts) > 1 else parts[0].contiguous()
+
+
+def add_spans(to: Tensor, grad: Tensor, spans: Sequence[Span]) -> None:
+    """Add the gradient of what `picked` took of a block to the block's."""
+    at = 0
+    for start, stop in spans:
+        to[:, :, :, start:stop] += grad[:, :, :, at : at + stop - start]
+        at += stop - start
 
 
 def ring_forward(q: Tensor, kv: Tensor, work: RingWork) -> tuple[Tensor, Tensor]:
     """(out, lse) of this rank's queries over all the keys that they may see; out has q's dtype."""
     steps = work.steps
     accumulated = Merged.empty(q, widen=work.merges)
-    held = work.travelling(kv) if steps > 1 else kv
+    held = kv
     for step in range(steps):
         following = work.start_next(held, step) if step + 1 < steps else None
         block = work.block_at(step)
         for tile in work.tiles[block] if block is not None else ():
             for run in work.runs:
-                attend_tile(q, held if step else kv, tile, run, work.scale, accumulated)
+                attend_tile(q, held, tile, run, work.scale, accumulated)
         if following:
             held = next(iter(following.wait()), held)
     return accumulated.out.to(q.dtype), accumulated.lse
@@ -126,35 +143,35 @@ def ring_backward(
     saved = (dout, q, out, lse)
     dq = torch.zeros(q.shape, dtype=wide if work.merges else q.dtype, device=q.device)
     home = torch.zeros(kv.shape, dtype=dq.dtype, device=kv.device)
-    held, like = work.travelling(kv) if steps > 1 else kv, home[:, :, :, :0].to(travel_dtype)
-    arriving: tuple[Pending, bool] | None = None
+    held, like = kv, home[:, :, :, :0].to(travel_dtype)
+    arriving: tuple[Pending, tuple[Span, ...]] | None = None
     for step in range(steps):
         following = work.start_next(held, step) if step + 1 < steps else None
         block = work.block_at(step)
         dkv = home if step == 0 else torch.zeros(held.shape, dtype=wide, device=kv.device)
         for tile in work.tiles[block] if block is not None else ():
             for run in work.runs:
-                attend_tile_backward(saved, held if step else kv, tile, run, work.scale, dq, dkv)
+                attend_tile_backward(saved, held, tile, run, work.scale, dq, dkv)
         if step:
-            _take(arriving, work, home, dkv)
+            _take(arriving, home, dkv)
             arriving = None  # what it holds is not needed beside the next
             arriving = work.start_gradient(dkv.to(travel_dtype), step, like)
         if following:
             held = next(iter(following.wait()), held)
     del held, dkv  # or they would be alive beside the results
-    _take(arriving, work, home, home)
+    _take(arriving, home, home)
     arriving = None
     return dq.to(q.dtype), home.to(kv.dtype)
 
 
-def _take(arriving: tuple[Pending, bool] | None, work: RingWork, home: Tensor, dkv: Tensor) -> None:
-    """Add the gradients that have arrived: to this rank's block, and to that of the block here now."""
+def _take(arriving: tuple[Pending, tuple[Span, ...]] | None, home: Tensor, dkv: Tensor) -> None:
+    """Add the gradients that have arrived: to this rank's block, and to what is here of another now."""
     if arriving is None:
         return
     pending, done = arriving
     grads = pending.wait()
     if done:
-        work.come_home(home, grads.pop(0))
+        add_spans(home, grads.pop(0), done)
     for grad in grads:
         dkv += grad
 

@@ -158,13 +158,9 @@ def test_ring_error_in_bfloat16_does_not_grow_with_the_ring():
         assert all(many < 2**0.5 * one for one, many in zip(errors[1], errors[ring], strict=True)), errors
 
 
-@pytest.mark.parametrize(
-    ("ulysses", "ring", "kind", "share"),
-    [(1, 4, "zigzag", 1), (4, 2, "zigzag", 1), (2, 3, "contiguous", 0.5), (2, 3, "balanced", 1)],
-)  # in a contiguous ring block j goes to the R - 1 - j ranks behind it alone
-def test_bytes_on_the_wire_are_the_formulas(ulysses, ring, kind, share):
-    tokens, heads, kv_heads, number = 48, 8, 2, 8
-    lock, sent = threading.Lock(), {"ring": 0, "ulysses": 0}
+def ring_sends(layout, heads, kv_heads):
+    """Bytes that ranks send, forward and backward, in float64: by position in the ring, and in the ulysses group."""
+    lock, sent = threading.Lock(), {"ring": [0] * layout.ring, "ulysses": [0] * layout.ulysses}
 
     class Counting:
         def __init__(self, name, inner):
@@ -172,7 +168,7 @@ def test_bytes_on_the_wire_are_the_formulas(ulysses, ring, kind, share):
 
         def count(self, numbers):
             with lock:
-                sent[self.name] += numbers * number
+                sent[self.name][self.index] += numbers * 8
 
         def start_transfer(self, send, receive):
             self.count(sum(buffer.numel() for _, buffer in send))
@@ -182,8 +178,7 @@ def test_bytes_on_the_wire_are_the_formulas(ulysses, ring, kind, share):
             self.count((sum(send) - send[self.index]) * rows[0].numel())
             return self.inner.all_to_all(rows, send, receive)
 
-    layout = Layout(tokens=tokens, ulysses=ulysses, ring=ring, kind=kind)
-    q, k, v, _ = row(tokens, heads, kv_heads)
+    q, k, v, _ = row(layout.padded_tokens, heads, kv_heads)
 
     def work(u, r):
         call = MmSp(layout=layout, ulysses=Counting("ulysses", u), ring=Counting("ring", r))
@@ -192,10 +187,37 @@ def test_bytes_on_the_wire_are_the_formulas(ulysses, ring, kind, share):
         torch.autograd.grad(call.attend(*leaves, 0.3).sum(), leaves)
 
     on_threads(layout, work)
+    return sent
+
+
+@pytest.mark.parametrize(
+    ("ulysses", "ring", "kind", "share"),
+    [(1, 4, "zigzag", 1), (4, 2, "zigzag", 1), (2, 3, "contiguous", 0.5), (2, 3, "balanced", 1)],
+)  # in a contiguous ring block j goes to the R - 1 - j ranks behind it alone
+def test_bytes_on_the_wire_are_the_formulas(ulysses, ring, kind, share):
+    tokens, heads, kv_heads, number = 48, 8, 2, 8
+    layout = Layout(tokens=tokens, ulysses=ulysses, ring=ring, kind=kind)
+    sent = ring_sends(layout, heads, kv_heads)
     s, sent_kv = layout.rank_tokens, max(kv_heads, ulysses)  # K' after the repetition
-    per_rank_ring = share * (ring - 1) * 2 * s * sent_kv * DIM * number * 3  # forward, backward kv, backward dkv
+    per_rank_ring = (ring - 1) * 2 * s * sent_kv * DIM * number * 3  # forward, backward kv, backward dkv
     per_rank_ulysses = s * DIM * number * (2 * heads + 2 * sent_kv) * (ulysses - 1) / ulysses * 2
-    assert sent == {"ring": per_rank_ring * ulysses * ring, "ulysses": per_rank_ulysses * ulysses * ring}
+    assert share < 1 or sent["ring"] == [per_rank_ring * ulysses] * ring
+    assert sum(sent["ring"]) == share * per_rank_ring * ulysses * ring
+    assert sum(sent["ulysses"]) == per_rank_ulysses * ulysses * ring
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_bytes_of_packed_rows_are_those_of_the_table_and_the_most_of_a_rank_is_priced(seed):
+    random = np.random.default_rng(seed)
+    lengths, ring = random.integers(1, 30, int(random.integers(2, 9))), int(random.integers(3, 9))
+    starts = (0, *np.cumsum(lengths)[:-1].tolist())
+    layout = Layout(tokens=int(lengths.sum()), ring=ring, kind=RING_LAYOUTS[seed % 3], documents=starts)
+    sent, travels, token = ring_sends(layout, 2, 1)["ring"], layout.travels, 2 * DIM * 8
+    forth = [sum(travels[(rank - hop) % ring].tokens(hop + 1) for hop in range(ring)) for rank in range(ring)]
+    home = [sum(travels[(rank - hop) % ring].tokens(hop) for hop in range(1, ring)) for rank in range(ring)]
+    assert sent == [token * (2 * kv + gradient) for kv, gradient in zip(forth, home, strict=True)]
+    work = layout.ring_work()
+    assert work.sent * work.hops == pytest.approx(max(forth)) == pytest.approx(max(home))
 
 
 @pytest.mark.parametrize("seed", range(36))
@@ -324,7 +346,7 @@ def test_the_next_block_is_in_flight_while_a_tile_computes(monkeypatch):
     work = RingWork(
         exchange=ring,
         tiles=((tile,),) * 3,
-        travels=(Travel((Span(0, 4),), 2),) * 3,
+        travels=(Travel((Span(0, 4),), (2,)),) * 3,
         runs=HeadSplit(q_heads=2, kv_heads=1, ulysses=1).runs(0),
         scale=1,
     )
