@@ -17,22 +17,20 @@ from cost_models.models.experts import Experts
 from cost_models.models.latent import Latent
 from cost_models.models.text_kinds import TextKind
 
-_COUNT_KEYS = {
-    "mixtral": ("num_local_experts", "num_experts"),
-    "gpt_oss": ("num_local_experts", "num_experts"),
-    "qwen": ("num_experts", "num_local_experts"),
-    "deepseek": ("n_routed_experts", "num_experts", "num_local_experts"),
-}
+COUNT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
+_COUNT_KEY = {
+    "mixtral": "num_local_experts", "gpt_oss": "num_local_experts",
+    "qwen": "num_experts", "deepseek": "n_routed_experts",
+}  # fmt: skip
 
 
 def experts_of(fields: Fields, kind: TextKind, layers: int) -> tuple[Experts, set[int]]:
     """(the experts, the layers from 0 whose MLP is dense)."""
     narrow = kind.experts in ("mixtral", "gpt_oss")
     ffn = fields.number("intermediate_size" if narrow else "moe_intermediate_size")
-    keys = [key for key in _COUNT_KEYS[kind.experts] if key in fields.config] or [_COUNT_KEYS[kind.experts][0]]
     gated_share = "shared_expert_intermediate_size" in (*fields.config, *kind.defaults)
     experts = Experts(
-        count=fields.number(keys[0]),
+        count=_count(fields, kind),
         chosen=fields.number("num_experts_per_tok"),
         ffn=ffn,
         shared_ffn=_shared(fields, kind, ffn, gated_share),
@@ -44,6 +42,20 @@ def experts_of(fields: Fields, kind: TextKind, layers: int) -> tuple[Experts, se
     if len(dense) == layers:
         raise InputError(f"{fields.where}: every layer is dense, though the config has {experts.count} experts")
     return experts, dense
+
+
+def _count(fields: Fields, kind: TextKind) -> int:
+    """Under the class's key or its other name for it: a key that the class ignores, or two numbers, are refused."""
+    own = _COUNT_KEY[kind.experts]
+    legal = [key for key in (own, kind.count_also) if key]
+    given = {key: fields.number(key) for key in COUNT_KEYS if fields.config.get(key) is not None}
+    foreign = [key for key in given if key not in legal]
+    if foreign:
+        raise InputError(f"{fields.where}: {foreign[0]} does not count this kind's experts; legal: {', '.join(legal)}")
+    if len(set(given.values())) > 1:
+        said = " and ".join(f"{key}={count}" for key, count in given.items())
+        raise InputError(f"{fields.where}: {said} are two counts of the same experts; state one")
+    return next(iter(given.values())) if given else fields.number(own)
 
 
 def _shared(fields: Fields, kind: TextKind, ffn: int, gated_share: bool) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 from cost_models import strict
 from cost_models.errors import InputError
 from cost_models.models.config_fields import Fields
-from cost_models.models.huggingface_experts import experts_of, latent_of
+from cost_models.models.huggingface_experts import COUNT_KEYS, experts_of, latent_of
 from cost_models.models.model import MOST_LAYERS
 from cost_models.models.ssd import Ssd
 from cost_models.models.text_kinds import SIZES, TEXT_KINDS, TextKind
@@ -17,7 +17,6 @@ from cost_models.models.windows import windows
 HYBRIDS = ("llama", "qwen2")
 """Whose layers may be replaced by layers of states."""
 ACTIVATIONS = ("silu", "swish", "gelu", "gelu_pytorch_tanh", "gelu_new", "gelu_fast")
-_EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
 FOREIGN = ("q_lora_rank", "kv_lora_rank", "attention_chunk_size", "linear_num_key_heads", "mamba_d_state",
            "num_kv_shared_layers", "hidden_size_per_layer_input", "full_attention_interval")  # fmt: skip
 """Keys of other architectures: a file of a plain kind that has one is not that kind."""
@@ -100,7 +99,7 @@ def _part(fields: Fields, part: bool | str) -> bool:
 
 def _check(config: Mapping[str, object], kind: str, one: TextKind, where: str) -> None:
     """Refuses what the kind does not have."""
-    if not one.experts and any(config.get(key) for key in _EXPERT_KEYS):
+    if not one.experts and any(config.get(key) for key in COUNT_KEYS):
         legal = ", ".join(name for name, other in TEXT_KINDS.items() if other.experts)
         raise InputError(f"{where}: model_type {kind!r} has no experts; legal with experts: {legal}")
     for key in FOREIGN:

@@ -32,6 +32,7 @@ class TextKind:
     sinks: bool = False
     windows: Literal["none", "all", "last", "switch", "alternate", "pattern", "nope", "typed", "early"] = "none"
     experts: Literal["", "mixtral", "qwen", "deepseek", "gpt_oss"] = ""
+    count_also: str = ""  # another name by which its class knows the number of experts
     latent: bool = False
 
 
@@ -63,7 +64,7 @@ TEXT_KINDS: dict[str, TextKind] = {
     "qwen3_vl_text": TextKind(defaults=_sizes(151936, 4096, 22016, 32, 32, 32, 128), **_QWEN3),
     "mixtral": TextKind(
         defaults=_sizes(32000, 4096, 14336, 32, 32, 8, num_local_experts=8, num_experts_per_tok=2),
-        windows="all", experts="mixtral",
+        windows="all", experts="mixtral", count_also="num_experts",
     ),
     "qwen2_moe": TextKind(
         defaults=_sizes(151936, 2048, 5632, 24, 16, 16, num_experts=60, num_experts_per_tok=4,
@@ -74,24 +75,24 @@ TEXT_KINDS: dict[str, TextKind] = {
     "qwen3_moe": TextKind(
         defaults=_sizes(151936, 2048, 6144, 24, 32, 4, num_experts=128, num_experts_per_tok=8,
                         moe_intermediate_size=768, sliding_window=4096, use_sliding_window=False),
-        windows="switch", experts="qwen", **_QWEN3,
+        windows="switch", experts="qwen", count_also="num_local_experts", **_QWEN3,
     ),
     "qwen3_vl_moe_text": TextKind(
         defaults=_sizes(151936, 2048, 5632, 24, 16, 16, num_experts=60, num_experts_per_tok=4,
                         moe_intermediate_size=1408, tie_word_embeddings=True),
-        experts="qwen", **_QWEN3,
+        experts="qwen", count_also="num_local_experts", **_QWEN3,
     ),
     "deepseek_v2": TextKind(
         defaults=_sizes(102400, 4096, 11008, 32, 32, None, n_routed_experts=64, n_shared_experts=2,
                         moe_intermediate_size=1407, first_k_dense_replace=0, q_lora_rank=1536, kv_lora_rank=512,
                         qk_rope_head_dim=64, qk_nope_head_dim=128, v_head_dim=128),
-        experts="deepseek", latent=True,
+        experts="deepseek", count_also="num_experts", latent=True,
     ),
     "deepseek_v3": TextKind(
         defaults=_sizes(129280, 7168, 18432, 61, 128, 128, n_routed_experts=256, n_shared_experts=1,
                         num_experts_per_tok=8, moe_intermediate_size=2048, first_k_dense_replace=3, q_lora_rank=1536,
                         kv_lora_rank=512, qk_rope_head_dim=64, qk_nope_head_dim=128, v_head_dim=128),
-        experts="deepseek", latent=True,
+        experts="deepseek", count_also="num_local_experts", latent=True,
     ),
     "gemma": TextKind(
         defaults=_sizes(256000, 3072, 24576, 28, 16, 16, 256, tie_word_embeddings=True), **_ALL_BIAS
@@ -109,7 +110,7 @@ TEXT_KINDS: dict[str, TextKind] = {
     "gpt_oss": TextKind(
         defaults=_sizes(201088, 2880, 2880, 36, 64, 8, 64, num_local_experts=128, num_experts_per_tok=4,
                         sliding_window=128, attention_bias=True),
-        windows="alternate", experts="gpt_oss", sinks=True, **_ALL_BIAS,
+        windows="alternate", experts="gpt_oss", count_also="num_experts", sinks=True, **_ALL_BIAS,
     ),
     "granite": TextKind(defaults=_sizes(32000, 4096, 11008, 32, 32, None), mlp_bias=True, **_ALL_BIAS),
     "granitemoe": TextKind(
@@ -126,10 +127,10 @@ TEXT_KINDS: dict[str, TextKind] = {
     "glm4": TextKind(defaults=_sizes(151552, 4096, 13696, 40, 32, 2, 128, attention_bias=True),
                      qkv_bias="attention_bias", norms=4),
     "glm4_moe": TextKind(defaults=_sizes(151552, 4096, 10944, 46, 96, 8, **_GLM_MOE), qkv_bias="attention_bias",
-                         qk_norm="use_qk_norm", experts="deepseek"),
+                         qk_norm="use_qk_norm", experts="deepseek", count_also="num_local_experts"),
     "glm4v_text": TextKind(defaults=_sizes(151552, 4096, 13696, 40, 32, 2), qkv_bias=True, norms=4),
     "glm4v_moe_text": TextKind(defaults=_sizes(151424, 4096, 10944, 46, 96, 8, attention_bias=True, **_GLM_MOE),
-                               qkv_bias="attention_bias", experts="deepseek"),
+                               qkv_bias="attention_bias", experts="deepseek", count_also="num_local_experts"),
     "ministral": TextKind(defaults=_sizes(32000, 4096, 14336, 32, 32, 8, sliding_window=4096), windows="typed"),
     "ministral3": TextKind(defaults=_sizes(131072, 4096, 14336, 34, 32, 8, 128), windows="all"),
     "phi3": TextKind(defaults=_sizes(32064, 3072, 8192, 32, 32, None), windows="all"),

@@ -13,7 +13,9 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from cost_models import Model
+from cost_models.errors import InputError
 from cost_models.models.huggingface import VLM
+from cost_models.models.huggingface_experts import COUNT_KEYS
 from cost_models.models.model import LAYER_KINDS
 from cost_models.models.text_kinds import TEXT_KINDS
 
@@ -105,6 +107,25 @@ def test_weights_of_language_models_equal_transformers_count(tmp_path, kind):
         data = {"model_type": kind, **SMALL, **PADS, **NEEDED.get(kind, {}), **change}
         theirs = built(AutoModelForCausalLM, CONFIG_MAPPING[kind].from_dict(data))
         assert load(tmp_path, data).llm_params == parameters(theirs), change
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ALONE if TEXT_KINDS[kind].experts])
+def test_experts_are_counted_by_the_key_that_the_class_reads_or_refused(tmp_path, kind):
+    """Classes have one name for it or two: num_local_experts beside Qwen3's num_experts was passed over in silence."""
+    needed = {key: value for key, value in NEEDED[kind].items() if key not in COUNT_KEYS}
+    counts = [dict(zip(COUNT_KEYS, some, strict=True)) for some in itertools.product((None, 4, 6), repeat=3)]
+    read = 0
+    for count in counts:
+        given = {key: value for key, value in count.items() if value is not None}
+        data = {"model_type": kind, **SMALL, **PADS, **needed, **given}
+        try:
+            ours = load(tmp_path, data)
+        except InputError:
+            continue
+        theirs = built(AutoModelForCausalLM, CONFIG_MAPPING[kind].from_dict(data))
+        assert ours.llm_params == parameters(theirs), given
+        read += 1
+    assert read == (6 if TEXT_KINDS[kind].count_also else 2)
 
 
 @pytest.mark.parametrize("kind", ALONE)
