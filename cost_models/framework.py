@@ -128,6 +128,7 @@ class Framework:
     gathers_logits: bool = False  # over tensor ranks, each of which then has the loss of all the vocabulary
     keeps_unread: bool = False  # selective recompute keeps results of its list also where backward does not read them
     early_states: bool = False  # optimizer states are made before the first step
+    gathers_units: bool = False  # weights are gathered unit by unit, into copies, at every ZeRO stage (`states.py`)
     stream_pools: bool = False  # gathers and reductions have streams, and so pools, of their own
     expandable_segments: bool = False  # the allocator's segments grow: freed memory joins, whatever its sizes were
     copies_result: Copies = "never"  # attention's result, for the product behind it, where no heads are exchanged

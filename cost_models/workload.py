@@ -117,6 +117,11 @@ class Workload:
         return self.mode == "train" and "llm" in self.trainable and not self.lora_rank
 
     @property
+    def trains_norms(self) -> bool:
+        """Whether its norms have gradients."""
+        return self.trains_weights or (self.mode == "train" and self.lora_rank > 0 and "norms" in self.lora_beside)
+
+    @property
     def trains_head(self) -> bool:
         tied = self.model.tied_embeddings and "embeddings" in self.lora_beside
         return self.trains_weights or tied

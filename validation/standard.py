@@ -39,6 +39,8 @@ _FRAMEWORKS = {
     "megatron-deepspeed": "megatron-deepspeed",
     "easycontext": "easycontext",
     "deepspeed": "deepspeed",
+    "flagscale": "flagscale",
+    "megatron-core 0.6": "megatron-core-2024",
     "megatron-bridge": "megatron-recipes",
     "nemo": "megatron-recipes",
     "megatron": "megatron-te",

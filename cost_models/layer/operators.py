@@ -180,7 +180,8 @@ def norm(sizes: RankSizes, name: str, call: str = "", values: Number | None = No
 
     A fused norm of a copy in fp32 (`norm_copies`): copied (r b w 4), read and written (r 4 w b); backward, of which the
     number here is half, reads both and writes its gradient in fp32 (r b r 4 w 4), which is cast back (r 4 w b).
-    Kept: an fp32 copy (unfused), the normalised values, the result (as products keep it) and a number per token.
+    Kept: an fp32 copy (unfused), the normalised values, which unfused only a trained weight's gradient reads, the
+    result (as products keep it) and a number per token.
     Backward adds the input's gradient; unfused four tensors in fp32, when the normalised values are gone.
     """
     fused, b = sizes.framework.norm == "fused", sizes.width
@@ -191,12 +192,13 @@ def norm(sizes: RankSizes, name: str, call: str = "", values: Number | None = No
     if sizes.framework.norm_copies:
         forward, back = 8 + 2 * b, 6 + b
     result = rows * (operand_bytes(sizes) if feeds else b)
-    kept = result + rows * (b + (0 if fused else 4))
+    normalised = b if fused or sizes.workload.trains_norms else 0
+    kept = result + rows * (normalised + (0 if fused else 4))
     made = elementwise(
         sizes, name, rows * forward, 1 if fused else 6, back=rows * back, call=call, kept=kept + tokens * 4,
         host=FUSED_CALLS if fused else (8, 16),
     )  # fmt: skip
-    return made._replace(result=result, working=(0, rows * (b if fused else 16 - b)))
+    return made._replace(result=result, working=(0, rows * (b if fused else 16 - normalised)))
 
 
 def in_slices(sizes: RankSizes) -> bool:

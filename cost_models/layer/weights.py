@@ -11,7 +11,7 @@ Numbers of weights unless a name says bytes; arrays over candidates as in `sizes
 from __future__ import annotations
 
 from cost_models.layer.sizes import RankSizes, once_for_each
-from cost_models.number import Number, pick
+from cost_models.number import Number, larger, pick
 from cost_models.workload import DTYPE_BYTES, LoraTarget
 
 Maps = tuple[tuple[Number, Number], ...]
@@ -145,8 +145,8 @@ def trained_params(sizes: RankSizes) -> Number:
 @once_for_each
 def _gradients_pass(sizes: RankSizes) -> Number:
     """Whether a gradient exists before its reduction. Else it is added at once to the resident one (below ZeRO-2,
-    unless the host has them)."""
-    return sizes.degrees.zero >= (2 if sizes.degrees.offload_states == "none" else 0)
+    unless the host has them, or units are gathered, and so reduced, one by one)."""
+    return sizes.framework.gathers_units or sizes.degrees.zero >= (2 if sizes.degrees.offload_states == "none" else 0)
 
 
 @once_for_each
@@ -159,6 +159,16 @@ def gradient_bytes(sizes: RankSizes) -> Number:
 def reduced_bytes(sizes: RankSizes) -> Number:
     """Bytes per weight of the copy that is reduced."""
     return pick(_gradients_pass(sizes), DTYPE_BYTES[sizes.workload.precision.reduce], 0)
+
+
+def reducing_bytes(sizes: RankSizes) -> Number:
+    """Bytes per weight of a unit while its gradients are reduced: as made and copied; or, where units are gathered, the
+    copy and the result, and over one shard the copy divided (torch's foreach_reduce)."""
+    reduced, shard = reduced_bytes(sizes), sizes.degrees.shard
+    made: Number = gradient_bytes(sizes) + reduced
+    if not sizes.framework.gathers_units:
+        return made
+    return larger(made, reduced * (1 + 1 / shard + pick(shard > 1, 0, 1)))
 
 
 def fetched_bytes(sizes: RankSizes, weights: Number, of_experts: Number = 0.0) -> Number:

@@ -117,8 +117,9 @@ def _collectives_pools(sizes: RankSizes, moment: Peak) -> Number:
         return 0
     layer = layer_params(sizes) + expert_params(sizes)
     gathered = (stage_root_params(sizes) + layer) * sizes.width
-    gathers = both(sizes.degrees.zero == 3, sizes.degrees.shard > 1)
-    return pick(gathers, gathered, 0) + larger(dropped_gradients(sizes) - moment.dropped, 0)
+    gathers = both(sizes.degrees.zero >= 1, sizes.degrees.shard > 1)
+    used = pick(sizes.degrees.zero == 3, 0, moment.gathered)  # below ZeRO-3 that is a flat result of this pool
+    return pick(gathers, gathered - used, 0) + larger(dropped_gradients(sizes) - moment.dropped, 0)
 
 
 def _copies_pools(sizes: RankSizes) -> Number:

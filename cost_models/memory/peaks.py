@@ -29,12 +29,15 @@ from cost_models.layer.weights import (
     gradient_bytes,
     layer_params,
     reduced_bytes,
+    reducing_bytes,
+    stage_params,
     stage_root_params,
     trained_expert_params,
     trained_layer_params,
+    trained_params,
     trained_root_params,
 )
-from cost_models.memory.states import dropped_gradients, dummy_gradients
+from cost_models.memory.states import dropped_gradients, dummy_gradients, freed_weights
 from cost_models.memory.vision import chunk_bytes
 from cost_models.number import Number, both, larger, pick, smaller, somewhere
 from cost_models.strategy import LayerRange
@@ -43,9 +46,9 @@ from cost_models.workload import DTYPE_BYTES
 ROW_BYTES = 40
 """Per token of a row, which every rank reads: ids, labels, positions, documents and their places, 8 B each."""
 
-FINAL_NORM_BYTES = 24
-"""Of each value that an unfused final norm's backward pass is at: its fp32 copy and five tensors of gradients in fp32,
-as counted by `executor check`."""
+FINAL_NORM_BYTES = 20
+"""Of each value that an unfused final norm's backward pass is at: five tensors of gradients in fp32, as counted by
+`executor check`; a narrower input has an fp32 copy, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,13 +148,16 @@ def loss(sizes: RankSizes) -> Peak:
     logits = _logits(sizes) + sizes.outer_tokens * model.hidden * (norm + sizes.width)
     if sizes.framework.sequence_parallel:  # the head's products gather as a layer's do
         logits = logits + pick(sizes.degrees.tensor > 1, 2 * sizes.tokens * model.hidden * sizes.width, 0)
-    back = sizes.outer_tokens * (FINAL_NORM_BYTES if plain else 3 * sizes.width)
+    wide = FINAL_NORM_BYTES + (0 if sizes.width >= 4 else 4)
+    back = sizes.outer_tokens * (wide if plain else 3 * sizes.width)
     if in_slices(sizes):
-        back = back + slice_tokens(sizes) * FINAL_NORM_BYTES
-    logits = larger(logits, _head_gradient(sizes) + model.hidden * back)
+        back = back + slice_tokens(sizes) * wide
+    flat, ahead = _flat_bytes(sizes)
+    flat = ahead if sizes.degrees.loss_chunk_tokens is None else flat
+    logits = larger(logits, _head_gradient(sizes) + model.hidden * back + ahead - flat)
     if sizes.stage is None:
         logits = larger(logits - (microbatches_in_flight(sizes) - 1) * least_kept(sizes), 0)
-    return Peak(name="loss", gathered=_gathered(sizes, 1), logits=logits)
+    return Peak(name="loss", gathered=_gathered(sizes, 0) + flat, logits=logits)
 
 
 def _logits(sizes: RankSizes) -> Number:
@@ -191,14 +197,18 @@ def layer_backward(sizes: RankSizes, part: LayerRange | str) -> Peak:
     width = sizes.width
     recompute = part if isinstance(part, str) else part.recompute
     again = recomputed_bytes(sizes, recompute)
-    full, reduced = gradient_bytes(sizes), reduced_bytes(sizes)
     trained = trained_layer_params(sizes) + trained_expert_params(sizes)
     made = smaller(dropped_gradients(sizes), trained * DTYPE_BYTES[sizes.workload.precision.grad])
     made = made / pick(sizes.degrees.zero >= 2, sizes.degrees.shard, 1)  # where no gradient waited for it
-    passing = larger(trained * reduced + made - kept_bytes(sizes, part), 0)
-    inside = larger(again + _products(sizes) + passing, trained * (full + reduced))
+    layer, kept = layer_params(sizes) + expert_params(sizes), kept_bytes(sizes, part)
+    passing = larger(trained * reduced_bytes(sizes) + made - kept - freed_weights(sizes, layer), 0)
+    ended = trained * reducing_bytes(sizes)
+    if sizes.framework.gathers_units:  # the layer's tensors and weights are gone by then, its input's gradient is made
+        ended = ended + sizes.row_bytes - kept - layer * width
+    inside = larger(again + _products(sizes) + passing, ended)
     offloaded = not isinstance(part, str) and part.offload != "none"
-    late = larger(dropped_gradients(sizes) - (_kept_by_all(sizes, part) - kept_bytes(sizes, part)), 0)
+    gone = _kept_by_all(sizes, part) - kept + freed_weights(sizes, _layers(sizes) - layer)
+    late = larger(_earlier_gradients(sizes, trained) - gone, 0)
     inside = larger(inside - final_norm_input(sizes), 0)  # gone, and counted as kept
     inside = inside + sizes.row_bytes * (offloaded + (sizes.framework.reentrant and recompute == "full"))
     inside = (
@@ -206,11 +216,22 @@ def layer_backward(sizes: RankSizes, part: LayerRange | str) -> Peak:
     )
     return Peak(
         name=f"layer backward, {recompute}",
-        gathered=_gathered(sizes, 2),
+        gathered=_gathered(sizes, pick(sizes.degrees.shard > 1, 2, 1)),
         working=inside + late,
         logits=_head_gradient(sizes),
         dropped=late,
     )
+
+
+def _earlier_gradients(sizes: RankSizes, trained: Number) -> Number:
+    """Of gradients that the step before dropped, those that are made when the last of the layers runs backward, which
+    trains so many weights: where units are reduced one by one those of the other layers; root and tower come later."""
+    dropped = dropped_gradients(sizes)
+    if not sizes.framework.gathers_units:
+        return dropped
+    layers = sizes.stage_total(trained_layer_params) + sizes.stage_total(trained_expert_params)
+    every = smaller(trained_params(sizes), stage_params(sizes)) + sizes.stage_total(trained_expert_params)
+    return dropped * (layers - trained) / larger(every, 1)
 
 
 def _products(sizes: RankSizes) -> Number:
@@ -220,16 +241,18 @@ def _products(sizes: RankSizes) -> Number:
 
 
 def root_gradients(sizes: RankSizes, kept: Number) -> Peak:
-    """Whole gradients of the root, and their copy for the reduction, in place of its gathered weights; and all
+    """Whole gradients of the root, and their copy for the reduction, in place of all gathered weights; and all
     gradients that the step has made by then, where none were there before."""
-    full, reduced = gradient_bytes(sizes), reduced_bytes(sizes)
     vision, trained = sizes.workload.model.vision, smaller(trained_root_params(sizes), stage_root_params(sizes))
     if vision is not None:
         trained = trained + (vision.embedding_params if sizes.trains("tower") else 0)
         hidden = sizes.workload.model.hidden
         trained = trained + (vision.projector_params(hidden) if sizes.trains("projector") else 0)
-    made, dropped = trained * (full + reduced), dropped_gradients(sizes)
-    working = larger(made + dropped - kept, 0)
+    made, dropped = trained * reducing_bytes(sizes), dropped_gradients(sizes)
+    if sizes.framework.gathers_units:  # over one shard the result is among those made
+        made = made - pick(sizes.degrees.shard > 1, 0, smaller(dropped, trained * reduced_bytes(sizes)))
+    gone = kept + freed_weights(sizes, stage_params(sizes) + sizes.stage_total(expert_params))
+    working = larger(made + dropped - gone, 0)
     return Peak(name="root gradients", working=working, dropped=smaller(dropped, working))
 
 
@@ -245,7 +268,7 @@ def tower_backward(sizes: RankSizes, kept: Number) -> Peak:
     made = sizes.frames * vision.tokens_per_frame * model.hidden * sizes.width
     inputs = sizes.row_bytes + 3 * made / vision.frames_pooled + made
     whole = blocks * (gradient_bytes(sizes) + reduced_bytes(sizes))
-    working = larger(chunk + waiting + inputs + whole + dropped - kept, 0)
+    working = larger(chunk + waiting + inputs + whole + dropped - kept - freed_weights(sizes, _layers(sizes)), 0)
     return Peak(
         name="tower backward",
         gathered=pick(chunk > 0, _gathered(sizes, 0) + pick(sizes.degrees.zero == 3, blocks * sizes.width, 0), 0),
@@ -263,7 +286,7 @@ def _head_gradient(sizes: RankSizes) -> Number:
     return model.hidden * (model.vocab // sizes.degrees.tensor) * gradient_bytes(sizes)
 
 
-def _gathered(sizes: RankSizes, layers: int) -> Number:
+def _gathered(sizes: RankSizes, layers: Number) -> Number:
     """ZeRO-3 gathers the root and so many layers. Below ZeRO-3 all weights are resident."""
     vision = sizes.workload.model.vision
     root = stage_root_params(sizes)
@@ -271,6 +294,21 @@ def _gathered(sizes: RankSizes, layers: int) -> Number:
         root = root + vision.embedding_params + vision.projector_params(sizes.workload.model.hidden)
     full = (root + layers * (layer_params(sizes) + expert_params(sizes))) * sizes.width
     return pick(sizes.degrees.zero == 3, full, 0)
+
+
+def _flat_bytes(sizes: RankSizes) -> tuple[Number, Number]:
+    """Of the last layer: the buffer of its gather, which stays to the end of the model's forward pass, and so beside a
+    loss in chunks, whose gradients are made there; that of the gather that ZeRO-3 makes ahead for its backward."""
+    several = sizes.degrees.shard > 1
+    layer = (layer_params(sizes) + expert_params(sizes)) * sizes.width
+    ahead = pick(both(several, sizes.degrees.zero == 3), layer, 0)
+    gathers = both(several, sizes.degrees.zero >= 1) if sizes.framework.gathers_units else False
+    return larger(ahead, pick(gathers, layer, 0)), ahead
+
+
+def _layers(sizes: RankSizes) -> Number:
+    """Weights of all layers of a stage."""
+    return sizes.stage_total(layer_params) + sizes.stage_total(expert_params)
 
 
 def _kept_by_all(sizes: RankSizes, part: LayerRange | str) -> Number:

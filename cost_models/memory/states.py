@@ -4,6 +4,8 @@
 
 Gradients count as resident (they are, from the second microbatch on) unless the framework drops them after a step.
 Where it defers reductions they lie whole, as they will be reduced, until the last microbatch.
+Units that are gathered one by one (`gathers_units`, FSDP2) are copies, also of frozen weights and over one shard: below
+ZeRO-3 they lie beside the shards from a unit's forward to the end of its backward pass (`freed_weights`).
 What `offload_states` keeps in host memory is not here. Bytes of one rank; numbers or arrays over candidates.
 """
 
@@ -18,7 +20,7 @@ from cost_models.workload import DTYPE_BYTES, OPTIMIZER_STATES
 def states(sizes: RankSizes) -> dict[str, Number]:
     """Bytes of a rank between steps: parameters, gradients, optimizer."""
     precision, zero, shard = sizes.workload.precision, sizes.degrees.zero, sizes.degrees.shard
-    total, experts = stage_params(sizes), sizes.stage_total(expert_params)
+    total, experts, units = stage_params(sizes), sizes.stage_total(expert_params), sizes.framework.gathers_units
     trained, trained_experts = _trained(sizes)
     if sizes.workload.mode != "train":
         resident = total * sizes.width * (1 + pick(shard > 1, 1 / shard, 0.0)) + experts * sizes.width  # stays gathered
@@ -26,11 +28,11 @@ def states(sizes: RankSizes) -> dict[str, Number]:
     master, param = DTYPE_BYTES[precision.master], DTYPE_BYTES[precision.param]
     each = OPTIMIZER_STATES[sizes.workload.optimizer] * DTYPE_BYTES[precision.optimizer]
     ranks, expert_ranks = pick(zero >= 1, shard, 1), pick(zero >= 1, sizes.degrees.expert_shard, 1)
-    copied = zero < 3 if master != param else both(zero < 3, ranks > 1)
+    copied = zero < 3 if master != param or units else both(zero < 3, ranks > 1)
     stored = (total / ranks + experts / expert_ranks) * master + pick(copied, (total + experts) * param, 0)
     if sizes.workload.lora_rank:  # frozen weights have no master: they stay in the parameter dtype
-        frozen, copies = total - trained, pick(copied, trained * param, 0)
-        stored = trained * master / ranks + copies + frozen * param / pick(zero == 3, shard, 1)
+        frozen, copies = total - trained, pick(copied, (total if units else trained) * param, 0)
+        stored = trained * master / ranks + copies + frozen * param / (ranks if units else pick(zero == 3, shard, 1))
     if sizes.degrees.offload_states != "none":  # the host has them: masters, states and gradients
         held = (total / pick(zero == 3, ranks, 1) + experts / pick(zero == 3, expert_ranks, 1)) * param
         resident = 0.0 * held if sizes.degrees.offload_states == "all" else held
@@ -40,6 +42,15 @@ def states(sizes: RankSizes) -> dict[str, Number]:
         "gradients": _gradients(sizes) - dropped_gradients(sizes),
         "optimizer": (trained / ranks + trained_experts / expert_ranks) * each,
     }
+
+
+def freed_weights(sizes: RankSizes, weights: Number) -> Number:
+    """Bytes of so many weights that `states` counts whole and that go with a unit's backward pass. With a pipeline they
+    stay for its further microbatches."""
+    if not sizes.framework.gathers_units:
+        return 0
+    held = both(sizes.degrees.zero < 3, sizes.degrees.pipeline == 1)
+    return pick(held, weights * DTYPE_BYTES[sizes.workload.precision.param], 0)
 
 
 def host_state_bytes(sizes: RankSizes) -> Number:

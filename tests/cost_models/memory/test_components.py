@@ -126,7 +126,8 @@ def test_gathers_and_reductions_of_fsdp_keep_pools_of_their_own():
     assert added(work, layout) == pytest.approx(gathered + 4 * (root + 32 * model.layer_params) / 8, rel=1e-6)
     twice = replace(work, global_batch=2)
     assert added(twice, replace(layout, microbatches=2)) == pytest.approx(gathered, rel=1e-6)
-    assert added(twice, replace(layout, microbatches=2, zero=2)) == 0
+    # below ZeRO-3 the layer's is among the tensors of the highest moment, the loss
+    assert added(twice, replace(layout, microbatches=2, zero=2)) == 2 * root
 
 
 def test_one_stream_after_another_keeps_a_pool_of_chunks():
