@@ -43,6 +43,9 @@ class Network:
     source: str
     ring_share: float = 1.0  # on FAST_CARD or more
     all_to_all_share: float = 1.0
+    one_protocol: bool = (
+        False  # NCCL_PROTO=Simple, as its documentation asks: hops are as slow for few bytes as for many
+    )
 
 
 NETWORKS: Mapping[NetworkKind, Network] = MappingProxyType(
@@ -67,7 +70,11 @@ NETWORKS: Mapping[NetworkKind, Network] = MappingProxyType(
         ),
         "slingshot": Network(share=0.91, source="Alps, one card a node: 22.9 of 25 GB/s (eth-cscs/cscs-docs)"),
         "omni-path": Network(share=0.85, source="estimate; Jean Zay reaches 0.34, see HOST_STAGED_NIC_SHARE"),
-        "tcpx": Network(share=0.75, source="a3-highgpu: 71 of 100 GB/s a node at 512 MiB (cluster-toolkit)"),
+        "tcpx": Network(
+            share=0.75,
+            one_protocol=True,
+            source="a3-highgpu: 71 of 100 GB/s a node at 512 MiB (cluster-toolkit, Google's documentation)",
+        ),
         "tcpxo": Network(share=0.94, source="a3-megagpu: 189 of 200 GB/s a node (cluster-toolkit)"),
         "ethernet": Network(share=0.92, source="TCP; it has no GPUDirect, so set gpudirect: false"),
     }

@@ -276,6 +276,11 @@ class LinkRates:
         return self.name == "reached"
 
     @cached_property
+    def has_slower_protocols(self) -> bool:
+        """Whether larger messages go by slower ones: a setting of the whole job, which a network may need."""
+        return self.has_protocols and not any(NETWORKS[node.nics.kind].one_protocol for node in self.wiring.nodes)
+
+    @cached_property
     def scale_up_latency_s(self) -> Floats:
         return np.array([node.scale_up.latency_s for node in self.wiring.nodes])
 

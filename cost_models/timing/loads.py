@@ -76,7 +76,8 @@ class Loads:
         costs: dict[str, Floats] = {f"{pattern}_s_per_byte": zeros for pattern in _NETWORK}
         costs |= {f"bus_{pattern}_s_per_byte": zeros for pattern in _BUSES}
         costs |= dict.fromkeys(
-            ("ring_latency_s", "tree_latency_s", "chain_latency_s", "latency_s", "protocols", "message_s"), zeros
+            ("ring_latency_s", "tree_latency_s", "chain_latency_s", "latency_s", "protocols", "message_s", "slower"),
+            zeros,
         )
         if members == 1:
             return Path(ranks=ranks, local=ranks, hops_out=none, **costs)
@@ -122,6 +123,7 @@ class Loads:
         waits = {"latency_s": out_s, "ring_latency_s": ring_s, "tree_latency_s": tree_s}
         waits["protocols"] = np.full(self.several, float(self.rates.has_protocols))
         waits["message_s"] = np.full(self.several, self.rates.message_s)
+        waits["slower"] = np.full(self.several, float(self.rates.has_slower_protocols))
         chain_s = members * np.where(domains > 1, out_s, inside_s)
         return {"chain_latency_s": chain_s, **{name: np.where(domains > 1, wait, 0.0) for name, wait in waits.items()}}
 

@@ -163,7 +163,7 @@ def network(topology: Topology, partition: Partition, patterns: Sequence[Pattern
     used, number = np.unique(link, return_inverse=True)
     capacity, link_copies, names = table.links.describe(used)
     count = times / link_copies[number]
-    if topology.rates.has_protocols:
+    if topology.rates.has_slower_protocols:
         on_cards = np.isin(link % len(KINDS), sorted(CARDS))
         seconds = np.where(on_cards, count / capacity[number], 0.0)
         of_flow = (flow, number, seconds, table.flows)

@@ -31,7 +31,7 @@ PRESETS = (
     ("B300", "", "dgx-b300"), ("MI355X", "", "mi355x-8"), ("H100", "TCPXO", "gcp-a3-mega"),
     ("H100", "TCPX", "gcp-a3"), ("H200", "RoCE", "gcp-a3-ultra"), ("B200", "InfiniBand", "dgx-b200"),
     ("A100", "InfiniBand", "dgx-a100"), ("H100", "InfiniBand", "dgx-h100"), ("H200", "InfiniBand", "hgx-h200"),
-    ("H20", "RoCE", "hgx-h20"),
+    ("H20", "RoCE", "hgx-h20"), ("B200", "RoCE", "gcp-a4"),
 )  # fmt: skip
 """What the columns `gpu` and `nic` contain, and the preset whose nodes these are; the first that fits."""
 OPS: dict[str, tuple[Axis, Op]] = {
@@ -92,11 +92,12 @@ def multinode(folder: Path) -> list[Cell]:
 
 UNSEEN: tuple[tuple[str, str, NetworkKind | None, float | None], ...] = (
     ("aws_awsome_distributed_training", "EFA", None, 15e-6), ("p5en_gin_worklog", "EFA", "efa-v1", 15e-6),
-    ("cscs_alps", "Slingshot", "roce", 4e-6), ("gcp_cluster_toolkit", "TCPX", "efa-v1", 20e-6),
-    ("gcp_cluster_toolkit", "RoCE", None, 5e-6), ("together_use3a_ss", "InfiniBand", "roce", None),
+    ("cscs_alps", "Slingshot", "roce", 4e-6), ("gcp_cluster_toolkit", "TCPXO", None, 20e-6),
+    ("gcp_cluster_toolkit", "TCPX ", None, 380e-6), ("gke_docs", "TCPX ", None, 430e-6),
+    ("dstack_clusters", "TCPX ", None, 410e-6), ("together_use3a_ss", "InfiniBand", "roce", None),
 )  # fmt: skip
 """Source, network, and what would be taken for its cards without it: the kind whose share other sources give, and the
-latency that the preset had before. The other sources of a kind (InfiniBand, RoCE) agree without any one of them."""
+latency that these show, or that the preset had before. The other sources of a kind agree without any one of them."""
 
 
 def left_out(folder: Path) -> list[Cell]:

@@ -91,6 +91,19 @@ def test_messages_between_nodes_start_late_and_not_where_a_profile_measured_them
     assert known.protocols == 0.0 and plain.axes["ulysses"].protocols == 1.0
 
 
+def test_where_one_protocol_runs_larger_messages_wait_no_longer_for_their_hops() -> None:
+    """Two a3-highgpu over TCPX (Google's documentation): a gather of 1, 8 and 512 MiB takes 0.71, 0.81 and 7.1 ms."""
+    paths = cluster_costs(Cluster.load("gcp-a3", nodes=2)).paths(Strategy(data=16, shard=16))
+    path = paths.axes["shard"]
+    assert path.protocols == 1.0 and path.slower == 0.0
+    for size, ms in ((2**20, 0.71), (2**23, 0.81), (2**29, 7.08)):
+        taken = float(paths.exchange_s("shard", "all_gather", float(size)))
+        assert taken == pytest.approx(float(crossing("all_gather", path, float(size))))
+        assert taken * 1e3 == pytest.approx(ms, rel=0.2)
+    mega = cluster_costs(Cluster.load("gcp-a3-mega", nodes=2)).paths(Strategy(data=16, shard=16)).axes["shard"]
+    assert mega.slower == 1.0
+
+
 def test_a_ring_of_sends_has_the_channels_that_nccl_gives_a_peer() -> None:
     """B200, NCCL 2.29.7 (together-nccl-tests): a ring over all GPUs of 2, 4, 8, 16 and 64 nodes, GB/s."""
     measured = {2: 43, 4: 44, 8: 26, 16: 14.7, 64: 14.8}
