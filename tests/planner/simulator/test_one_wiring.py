@@ -21,7 +21,7 @@ from cost_models.timing.cluster_costs import ClusterCosts
 from cost_models.timing.collectives import Collectives
 from planner.simulator.simulation import play, simulate
 from tests.planner.clusters import DEGRADED, FABRICS, GB, PAIRS, PCIE, STAGED, TIERS, cluster, node, possible
-from tests.planner.test_folding import layouts
+from tests.planner.simulator.test_folding import layouts
 
 LEAST_SHARE = 0.4
 """Of the simulated time, between nodes whose GPUs a switch joins. All-to-alls and sends are equal; a gather's bytes lie

@@ -18,7 +18,7 @@ from planner.search.policy_prices import PolicyPrices
 from planner.search.space import Space
 from tests.planner.clusters import cluster as clusters
 from tests.planner.clusters import node
-from tests.planner.test_integer_program import no_host
+from tests.planner.search.test_integer_program import no_host
 
 WORK = Workload(Model.load("longvila-1.5b"), context_tokens=2**17, global_batch=4, frames=256)
 

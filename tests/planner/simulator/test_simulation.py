@@ -22,7 +22,7 @@ from planner.simulator.result import Simulation
 from planner.simulator.simulation import play, simulate
 from planner.simulator.streams import ring_rounds
 from tests.planner.clusters import DEGRADED, GB, cluster, layers, node, sharding, step
-from tests.planner.test_folding import cases
+from tests.planner.simulator.test_folding import cases
 
 
 def only(*phases: object, **more: object) -> StepProgram:
