@@ -152,6 +152,8 @@ class Strategy:
                 raise InputError(f"{name}={getattr(self, name)!r} is unknown; legal: {', '.join(get_args(legal))}")
         if somewhere((self.zero < 0) | (self.zero > 3)):
             raise InputError(f"zero={self.zero} is unknown; legal: 0, 1, 2, 3")
+        if isinstance(self.shard, int) and isinstance(self.zero, int):
+            check_sharded(self.zero, self.shard)
         if self.virtual > 1 and self.schedule != "interleaved":
             raise InputError(f"virtual={self.virtual} needs schedule=interleaved, not {self.schedule}; legal here: 1")
         if self.offload_states == "all" and somewhere(self.zero != 3):
@@ -305,6 +307,8 @@ class Strategy:
         'data 1 × ring 32 × ulysses 8, zero-3 over 256'
         >>> Strategy(offload_states="all").describe()
         'data 1 × ring 1 × ulysses 1, zero-3 over 1, states on the host'
+        >>> Strategy(data=2).describe(), Strategy(data=2, zero=0).describe()
+        ('data 2 × ring 1 × ulysses 1, zero-3 over 1', 'data 2 × ring 1 × ulysses 1, unsharded')
         """
         parts = [
             f"{name} {getattr(self, name)}" for name in ("pipeline", "virtual", "tensor") if getattr(self, name) > 1
@@ -312,7 +316,7 @@ class Strategy:
         parts += [f"data {self.data}", f"ring {self.ring}", f"ulysses {self.ulysses}"]
         parts += [f"expert {self.expert}"] if self.expert > 1 else []
         tail = f" of {self.microbatches} microbatches" if self.pipeline > 1 else ""
-        if self.shard > 1 or self.offload_states == "all":
+        if self.shard > 1 or self.offload_states == "all" or (self.zero and self.data * self.context > 1):
             tail += f", zero-{self.zero} over {self.shard}"
         else:
             tail += ", unsharded"
@@ -323,6 +327,12 @@ class Strategy:
         tail += f", attention by {self.attention_chunk_tokens}" if self.attention_chunk_tokens is not None else ""
         tail += {"none": "", "optimizer": ", optimizer on the host", "all": ", states on the host"}[self.offload_states]
         return " × ".join(parts) + tail
+
+
+def check_sharded(zero: int, shard: int) -> None:
+    """InputError for a group of ranks that are to share what ZeRO's stage 0 leaves whole."""
+    if zero == 0 and shard > 1:
+        raise InputError(f"zero=0 shards nothing, but shard={shard}; legal: shard=1, or zero 1, 2, 3")
 
 
 PINS = (*(one.name for one in fields(Strategy) if one.name not in ("layers", "token_shares")), "recompute")

@@ -39,6 +39,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from cost_models.errors import InputError
 from cost_models.layer.heads import HeadSplit
 from cost_models.ssd_messages import check_heads
+from cost_models.strategy import check_sharded
 from cost_models.token_layout import Layout, Places, document_starts
 from executor.groups import Groups, digest
 from executor.mmsp import attention, embeddings
@@ -99,8 +100,7 @@ class ContextSharding:
     def __post_init__(self) -> None:
         if self.zero not in (0, 1, 2, 3):
             raise InputError(f"zero={self.zero} is not one of 0, 1, 2, 3")
-        if self.zero == 0 and self.groups.shard.size > 1:
-            raise InputError(f"zero=0 shards nothing, but shard={self.groups.shard.size}; use shard=1 or zero 1, 2, 3")
+        check_sharded(self.zero, self.groups.shard.size)
         attention.register()
 
     @property

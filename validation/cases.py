@@ -1,9 +1,6 @@
-"""A row as what can be priced: cluster, workload, strategy, framework and the measured numbers.
+"""A row as what can be priced: cluster, workload, strategy, framework and the measured seconds.
 
 A row that the model has no words for becomes `Refused` with the reason, so that it is counted and never lost.
-
-    allocated   what a framework's allocator counts: without CUDA context, libraries' buffers and fragmentation
-    reserved    the same with what fragmentation holds
 
 Rows are read by `standard.py` (training) and `operators.py` (one operator alone).
 """
@@ -15,9 +12,8 @@ from dataclasses import dataclass
 from cost_models.cost import StepCost
 from cost_models.framework import Framework
 from cost_models.hardware.cluster import Cluster
-from cost_models.models.model import Model
 from cost_models.pricing import price
-from cost_models.strategy import LayerRange, Recompute, Strategy
+from cost_models.strategy import Strategy
 from cost_models.workload import Workload
 from validation.rows import Row
 
@@ -34,7 +30,6 @@ class Case:
     strategy: Strategy
     framework: Framework
     measured_s: float  # nan: memory alone is asked
-    measured_bytes: float | None = None
     sweep: str = ""  # rows of one sweep differ in degrees only
 
     @property
@@ -50,21 +45,6 @@ class Refused:
     reason: str
 
 
-def layers_of(model: Model, recompute: Recompute) -> tuple[LayerRange, ...]:
-    """All layers under one policy."""
-    return (LayerRange(recompute=recompute, count=model.layers),)
-
-
 def price_of(case: Case, framework: Framework | None = None) -> StepCost:
     """The row's step; `framework` replaces its own. InputError for what cannot exist."""
     return price(case.cluster, case.workload, case.strategy, framework=framework or case.framework)
-
-
-def allocated_bytes(cost: StepCost) -> int:
-    """At the level that a framework's allocator reports."""
-    return cost.memory.allocated_bytes
-
-
-def reserved_bytes(cost: StepCost) -> int:
-    """At the level that the allocator reserves."""
-    return cost.memory.reserved_bytes

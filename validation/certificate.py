@@ -31,11 +31,10 @@ from cost_models.certificate import (
 from validation import pairs, steps
 from validation.domains import Error, measured, stated
 from validation.rows import FOLDER
-from validation.score import FileReport
+from validation.score import PEAKS, FileReport
 from validation.steps import Step
 
 HELD_OUT = FOLDER / "later"
-LEVELS = ("allocated", "reserved", "device")
 IN_HOST_MEMORY = ", in host memory"
 PLANNED = 0.04
 """Spread of the memory of this project's executor, of which no peak on a GPU is printed anywhere. Estimate: reserved
@@ -90,11 +89,11 @@ def memory(reports: Sequence[FileReport]) -> dict[str, Domain]:
 
 def memory_errors(reports: Sequence[FileReport]) -> dict[str, list[Error]]:
     """Of printed peaks, by level."""
-    found: dict[str, list[Error]] = {level: [] for level in LEVELS}
+    found: dict[str, list[Error]] = {level: [] for level in PEAKS}
     for report in reports:
         for one in report.ran():
-            for level, ratio in zip(LEVELS, (one.memory_error, one.reserved_error, one.device_error), strict=True):
-                if ratio is not None:
+            for level in one.peaks:
+                if (ratio := one.memory_error(level)) is not None:
                     name = level + IN_HOST_MEMORY if one.offloaded else level
                     found.setdefault(name, []).append(Error(source=one.source, error=-math.log1p(ratio)))
     return found

@@ -23,10 +23,9 @@ from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.networks import CHANNEL_BYTES_PER_S
 from cost_models.longest import most_tokens
 from cost_models.models.model import Model
-from cost_models.strategy import Recompute, Strategy
+from cost_models.pricing import price
+from cost_models.strategy import LayerRange, Recompute, Strategy
 from cost_models.workload import Workload
-from validation.cases import Case, layers_of, price_of
-from validation.rows import Row
 
 K = 1024
 NODE = 8
@@ -133,15 +132,8 @@ def priced(
 ) -> Run:
     """One layout under a framework."""
     work = replace(work, precision=framework.precision, global_batch=layout.data)
-    case = Case(
-        row=Row(file="longvila", number="", score="no", cells={}),
-        cluster=where,
-        workload=work,
-        strategy=replace(layout, layers=layers_of(work.model, recompute)),
-        framework=framework,
-        measured_s=0.0,
-    )
-    return Run(strategy=layout, recompute=recompute, cost=price_of(case))
+    strategy = replace(layout, layers=(LayerRange(recompute=recompute, count=work.model.layers),))
+    return Run(strategy=layout, recompute=recompute, cost=price(where, work, strategy, framework=framework))
 
 
 def fastest(method: Method, where: Cluster, work: Workload) -> Run | None:

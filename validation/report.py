@@ -19,7 +19,7 @@ from cost_models.framework import Framework
 from validation import longest
 from validation import tables as shown
 from validation.rows import FOLDER
-from validation.score import FileReport, Verdict, against_ours, against_peer
+from validation.score import PEAKS, FileReport, Verdict, against_ours, against_peer
 from validation.statistics import Errors, Ranking
 from validation.tables import Cell, Table, percent, signed
 
@@ -74,15 +74,15 @@ def as_json(reports: Sequence[FileReport]) -> str:
             "errors": _plain(report.errors()),
             "neutral": _plain(report.neutral_errors()),
             "apart": _plain(report.errors("apart")),
-            "memory": _plain(report.memory_errors()),
-            "reserved": _plain(report.reserved_errors()),
-            "device": _plain(report.device_errors()),
+            "memory": {level: _plain(report.memory_errors(level)) for level in PEAKS},
             "sweeps": [_plain(one) for one in report.rankings()],
             "not_predicted": report.reasons(),
             "longest": [{**asdict(one), "ratio": one.ratio, "met": one.met} for one in report.limits],
             "endings": [{**asdict(one), "agrees": one.agrees} for one in report.endings],
-            "rows": [{**asdict(one), "error": one.error, "memory_error": one.memory_error} for one in report.verdicts],
-            "untimed": [{**asdict(one), "memory_error": one.memory_error} for one in report.untimed],
+            "rows": [
+                {**asdict(one), "error": one.error, "memory_error": one.memory_error()} for one in report.verdicts
+            ],
+            "untimed": [{**asdict(one), "memory_error": one.memory_error()} for one in report.untimed],
         }
         for report in reports
     ]
@@ -120,15 +120,7 @@ def _memory(reports: Sequence[FileReport]) -> Table:
         "Rows scored `yes` with a printed peak, each at the level that it prints: allocated, reserved, used on the "
         "device."
     )
-    errors = [
-        (f"{one.file}, {level}", found)
-        for one in reports
-        for level, found in (
-            ("allocated", one.memory_errors()),
-            ("reserved", one.reserved_errors()),
-            ("device", one.device_errors()),
-        )
-    ]
+    errors = [(f"{one.file}, {level}", one.memory_errors(level)) for one in reports for level in PEAKS]
     return _errors("Peak memory", text, errors)
 
 

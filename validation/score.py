@@ -16,8 +16,8 @@ its tables.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cost_models.bands import Band, band_of
@@ -27,7 +27,7 @@ from cost_models.cost import StepCost
 from cost_models.errors import InputError
 from cost_models.framework import OURS
 from cost_models.timing.impossible import refuse_flops
-from validation.cases import GIB, Case, Refused, allocated_bytes, price_of, reserved_bytes
+from validation.cases import GIB, Case, Refused, price_of
 from validation.longest import Ending, Limit, ending_of, limit_of, outcome_of
 from validation.operator_time import operator_s
 from validation.operators import OperatorCase, operator_case
@@ -35,40 +35,26 @@ from validation.rows import Row, Score, read
 from validation.standard import case_of, untimed_case
 from validation.statistics import Errors, Ranking, error, ranking
 
-PEAKS = ("peak_mem_gb", "reserved_mem_gb", "device_mem_gb")
-"""Columns of memory: allocated, reserved, and used on the device."""
+PEAKS = {"allocated": "peak_mem_gb", "reserved": "reserved_mem_gb", "device": "device_mem_gb"}
+"""Levels of memory, and the column of each."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Peak:
-    """One row's memory: bytes predicted and measured, at the levels that it prints."""
+    """One row's memory."""
 
     file: str
     row: str
     score: Score
     label: str
     framework: str
-    measured_bytes: float | None = None
-    predicted_bytes: float | None = None
-    measured_reserved_bytes: float | None = None  # what the allocator held, not all of it in use
-    predicted_reserved_bytes: float | None = None
-    measured_device_bytes: float | None = None  # that the driver counts
-    predicted_device_bytes: float | None = None
+    peaks: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # (predicted, measured) bytes, where printed
     used_share: float | None = None  # of what the GPU's driver hands out, predicted
     source: str = ""  # who measured
     offloaded: bool = False  # states in host memory
 
-    @property
-    def memory_error(self) -> float | None:
-        return error(self.predicted_bytes, self.measured_bytes)
-
-    @property
-    def reserved_error(self) -> float | None:
-        return error(self.predicted_reserved_bytes, self.measured_reserved_bytes)
-
-    @property
-    def device_error(self) -> float | None:
-        return error(self.predicted_device_bytes, self.measured_device_bytes)
+    def memory_error(self, level: str = "allocated") -> float | None:
+        return error(*self.peaks.get(level, (None, None)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,14 +113,8 @@ class FileReport:
     def neutral_errors(self) -> Errors:
         return Errors.of(one.neutral_error for one in self.scored())
 
-    def memory_errors(self) -> Errors:
-        return Errors.of(one.memory_error for one in self.held())
-
-    def reserved_errors(self) -> Errors:
-        return Errors.of(one.reserved_error for one in self.held())
-
-    def device_errors(self) -> Errors:
-        return Errors.of(one.device_error for one in self.held())
+    def memory_errors(self, level: str = "allocated") -> Errors:
+        return Errors.of(one.memory_error(level) for one in self.held())
 
     def rankings(self) -> list[Ranking]:
         """Sweeps of at least two rows."""
@@ -186,7 +166,7 @@ def verdict(row: Row) -> Verdict | Refused:
 
 def peak_of(row: Row) -> Peak | None:
     """The memory that a row without a time prints; None where it prints none, ran out, or cannot be read."""
-    if row.file.startswith("op_") or not any(map(row.cell, PEAKS)) or outcome_of(row) is not None:
+    if row.file.startswith("op_") or not any(map(row.cell, PEAKS.values())) or outcome_of(row) is not None:
         return None
     try:
         case = untimed_case(row)
@@ -222,19 +202,16 @@ def _twin(case: Case) -> str:
 
 
 def _peak(case: Case, predicted: StepCost) -> Peak:
-    row, reserved, device = case.row, *(case.row.quantity(name, GIB) for name in PEAKS[1:])
+    row, memory = case.row, predicted.memory
+    found = {"allocated": memory.allocated_bytes, "reserved": memory.reserved_bytes, "device": memory.device_bytes}
+    measured = {level: row.quantity(column, GIB) for level, column in PEAKS.items()}
     return Peak(
         file=row.file,
         row=row.number,
         score=row.score,
         label=f"{case.cluster.gpus} × {case.cluster.runs[0].node.device.name}, {case.label}",
         framework=case.framework.title,
-        measured_bytes=case.measured_bytes,
-        predicted_bytes=allocated_bytes(predicted) if case.measured_bytes else None,
-        measured_reserved_bytes=reserved,
-        predicted_reserved_bytes=reserved_bytes(predicted) if reserved else None,
-        measured_device_bytes=device,
-        predicted_device_bytes=predicted.memory.device_bytes if device else None,
+        peaks={level: (float(found[level]), size) for level, size in measured.items() if size is not None},
         used_share=predicted.memory_bytes / predicted.capacity_bytes,
         source=row.source,
         offloaded=case.strategy.offload_states != "none",
@@ -271,7 +248,7 @@ def against_ours(reports: Sequence[FileReport]) -> dict[str, tuple[Errors, Error
 def against_peer(verdicts: Sequence[Verdict]) -> list[tuple[str, Errors, Errors]]:
     """(what, errors here, errors of the peer) over the rows that have both."""
     timed = [one for one in verdicts if one.peer_s is not None]
-    held = [one for one in verdicts if one.peer_bytes is not None and one.memory_error is not None]
+    held = [one for one in verdicts if one.peer_bytes is not None and "allocated" in one.peaks]
     found = (
         (
             "step time",
@@ -280,8 +257,8 @@ def against_peer(verdicts: Sequence[Verdict]) -> list[tuple[str, Errors, Errors]
         ),
         (
             "peak memory",
-            Errors.of(one.memory_error for one in held),
-            Errors.of(error(one.peer_bytes, one.measured_bytes) for one in held),
+            Errors.of(one.memory_error() for one in held),
+            Errors.of(error(one.peer_bytes, one.peaks["allocated"][1]) for one in held),
         ),
     )
     return [one for one in found if one[1].rows]

@@ -25,7 +25,7 @@ from cost_models.models.model import LayerKind, Model
 from cost_models.strategy import Strategy
 from cost_models.workload import LORA_TARGETS, Precision, Workload
 from validation import words
-from validation.cases import GIB, Case, Refused
+from validation.cases import Case, Refused
 from validation.machines import cluster_of
 from validation.rows import Row
 
@@ -102,7 +102,6 @@ def untimed_case(row: Row) -> Case | Refused:
         strategy=strategy,
         framework=framework,
         measured_s=math.nan,
-        measured_bytes=row.quantity("peak_mem_gb", GIB),
         sweep=row.cells.get("sweep", default),
     )
 

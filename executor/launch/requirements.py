@@ -52,8 +52,6 @@ def unsupported(plan: Plan) -> list[str]:
          f"ring_kind={strategy.ring_kind} is not executed; legal: {', '.join(RING_LAYOUTS)}"),
         (strategy.offload_states == "optimizer" and strategy.zero != 3,
          f"offload_states=optimizer with zero={strategy.zero} is not executed; legal here: zero=3"),
-        (strategy.zero == 0 and strategy.shard > 1,
-         f"zero=0 shards nothing, but shard={strategy.shard}; plan with zero 1, 2 or 3"),
         *((part.recompute not in POLICIES,
            f"recompute={part.recompute} is not executed; legal: {', '.join(POLICIES)}") for part in strategy.layers),
         *((part.offload != "none" and not policy(part.recompute).keeps_input,

@@ -119,7 +119,7 @@ def moved_bytes() -> float:
 def _priced_s(bench: Bench, case: Case) -> float:
     """Price the step from the kernels and collectives measured so far."""
     model = replace(Model.load("longvila-tiny"), layers=case.layers, layer_kinds=())
-    precision = Precision(param="fp32", master="fp32", grad="fp32", reduce="fp32", optimizer="fp32")
+    precision = Precision(param="fp32")
     ranks = bench.ranks
     work = Workload(
         model, context_tokens=case.tokens * ranks, frames=case.frames * ranks, global_batch=case.microbatches,

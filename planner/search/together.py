@@ -15,13 +15,13 @@ from typing import Any
 
 from cost_models.errors import InputError
 from cost_models.models.model import Model
+from cost_models.strategy import check_sharded
 
 
 def check_together(pins: Mapping[str, Any], model: Model) -> None:
     """InputError for the first two that exclude each other."""
-    zero, shard, ring = pins.get("zero"), pins.get("shard", 1), pins.get("ring", 1)
-    if zero == 0 and shard > 1:
-        raise InputError(f"zero=0 shards nothing, but shard={shard}; legal: shard=1, or zero 1, 2, 3")
+    zero, ring = pins.get("zero"), pins.get("ring", 1)
+    check_sharded(3 if zero is None else zero, pins.get("shard", 1))
     if pins.get("offload_states") == "all" and zero not in (None, 3):
         raise InputError(f"offload_states=all with zero={zero}; legal: zero=3, or offload_states none, optimizer")
     if pins.get("attention_chunk_tokens") is not None and ring > 1:

@@ -17,7 +17,7 @@ from planner.plan_file import Plan, Simulated
 from tests.forked import forked
 
 ROOT = Path(__file__).resolve().parents[2]
-FP32 = Precision(param="fp32", master="fp32", grad="fp32", reduce="fp32", optimizer="fp32")
+FP32 = Precision(param="fp32")
 
 
 def make_plan(

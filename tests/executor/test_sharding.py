@@ -220,7 +220,7 @@ def test_wrong_settings_are_named():
     groups = SimpleNamespace(shard=SimpleNamespace(size=4))
     with pytest.raises(InputError, match="zero=5 is not one of 0, 1, 2, 3"):
         ContextSharding(groups=groups, device=torch.device("cpu"), zero=5)
-    with pytest.raises(InputError, match="zero=0 shards nothing, but shard=4; use shard=1 or zero 1, 2, 3"):
+    with pytest.raises(InputError, match="zero=0 shards nothing, but shard=4; legal: shard=1, or zero 1, 2, 3"):
         ContextSharding(groups=groups, device=torch.device("cpu"), zero=0)
 
 

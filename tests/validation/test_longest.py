@@ -8,7 +8,7 @@ import pytest
 
 from cost_models import InputError
 from cost_models.longest import MOST_TOKENS, most_tokens
-from validation.cases import allocated_bytes, price_of, reserved_bytes
+from validation.cases import price_of
 from validation.certificate import memory_errors
 from validation.longest import Limit, ending_of, limit_of, longest, operator_bytes
 from validation.operators import call_of
@@ -118,17 +118,20 @@ def test_memory_of_rows_without_a_time_judges_as_that_of_others():
     assert mean.verdicts == () and len(mean.refused) == 11
     assert mean.memory_errors().rows == 3 and mean.memory_errors().worst < 0.02
     errors = memory_errors([mean, none])
-    assert len(errors["allocated"]) == 3 + len([one for one in none.verdicts if one.memory_error and not one.offloaded])
+    assert len(errors["allocated"]) == 3 + len(
+        [one for one in none.verdicts if one.memory_error() and not one.offloaded]
+    )
     assert {one.source for one in errors["allocated, in host memory"]} == {"huggingface/blog"}
 
 
 def test_reserved_memory_of_megatron_is_met_within_five_percent():
     """No row was fitted: fragments come from the allocator played on this project's steps."""
     (report,) = score(["train_simumax_b200"], FOLDER)
-    rows = [one for one in report.verdicts if one.measured_reserved_bytes is not None]
-    assert len(rows) == report.reserved_errors().rows == 24
-    assert all(one.measured_bytes < one.measured_reserved_bytes for one in rows)
-    assert report.reserved_errors().median < 0.02 and report.reserved_errors().worst < 0.05
+    rows = [one.peaks for one in report.verdicts if "reserved" in one.peaks]
+    errors = report.memory_errors("reserved")
+    assert len(rows) == errors.rows == 24
+    assert all(peaks["allocated"][1] < peaks["reserved"][1] for peaks in rows)
+    assert errors.median < 0.02 and errors.worst < 0.05
     found = price_of(case_of(read("train_simumax_b200")[0]))
-    assert reserved_bytes(found) - allocated_bytes(found) == found.memory["fragments"]
+    assert found.memory.reserved_bytes - found.memory.allocated_bytes == found.memory["fragments"]
     assert "train_simumax_b200, reserved | 24 |" in markdown([report])

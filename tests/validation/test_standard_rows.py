@@ -38,7 +38,7 @@ def test_a_name_of_one_of_ours_changes_nothing(tmp_path: Path) -> None:
             writer.writerow(CELLS)
         (report,) = score([name], tmp_path)
         (verdict,) = report.verdicts
-        found[name] = (verdict.predicted_s, verdict.predicted_bytes, verdict.framework, verdict.label)
+        found[name] = (verdict.predicted_s, str(verdict.peaks), verdict.framework, verdict.label)
     assert len(set(found.values())) == 1
 
 
@@ -338,7 +338,7 @@ def test_sharding_gradients_of_two_bytes_saves_what_it_printed() -> None:
     first, second = read("train_paddle", FOLDER / "later")[12:14]
     one, two = (case_of(row) for row in (first, second))
     assert isinstance(one, Case) and isinstance(two, Case)
-    assert one.framework.precision.grad == one.framework.precision.param == "fp16" and one.measured_bytes is None
+    assert one.framework.precision.grad == one.framework.precision.param == "fp16" and not one.row.cell("peak_mem_gb")
     saved = price_of(one).memory["gradients"] - price_of(two).memory["gradients"]
     assert saved / 2**30 == pytest.approx(58.73 - 54.01, abs=0.05)
 
