@@ -17,7 +17,7 @@ import yaml
 
 from cost_models.bands import LEVEL, quantile
 from cost_models.certificate import Certificate, Domain
-from validation import left_out, parts, tables
+from validation import ceilings, left_out, parts, tables
 from validation.certificate import memory_errors
 from validation.conformal import FEW_ROWS, FEW_SOURCES
 from validation.coverage import (
@@ -30,7 +30,7 @@ from validation.coverage import (
     steps_as_shipped,
 )
 from validation.domains import points
-from validation.pairs import APART, ranked_pairs
+from validation.pairs import APART, ranked, ranked_pairs
 from validation.plot import calibration
 from validation.rows import FOLDER
 from validation.score import FileReport
@@ -112,7 +112,7 @@ class Page:
         return tables.markdown(
             "The certificate",
             tables.paragraphs(words),
-            [*self.tables(), self._worst(), *left_out.tables(FOLDER), _first()],
+            [*self.tables(), ceilings.table(ranked(self.reports)), self._worst(), *left_out.tables(FOLDER), _first()],
         )
 
     def svg(self) -> str:
