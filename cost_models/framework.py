@@ -71,6 +71,7 @@ class Framework:
     activation: Fusion = "unfused"  # fused: gate, activation and product (or bias and GELU) in one kernel
     product_dtype: Literal["fp8", "fp4"] | None = None  # of the layers' products; `None`: as the parameters
     joined_products: bool = False  # one product for Q, K, V and one for gate and up
+    adapters_drop: bool = False  # dropout of an adapter's input
     adapters_apart: bool = False  # q, k, v, gate and up have adapters of their own beside joined products
     biases: bool = False  # linear layers have them: their gradients read each product's output gradient again
     attention: AttentionKernel = "newest"  # sdpa: fa2, on Blackwell cuDNN; fa1: before fa2; unfused: scores in memory

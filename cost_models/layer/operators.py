@@ -153,7 +153,9 @@ def maps(sizes: RankSizes, target: LoraTarget, rows: Number) -> Table:
     An adapter's passes over memory: forward B's result is scaled (r w) and added (r r w); backward its gradient is
     scaled (r w) and A's is added to the input's (r r w). It keeps A's result, unless the tokens go in slices. With
     tensor parallelism A or B is cut as its weight is, and where a weight's output is summed over the group an adapter's
-    is so too, apart from it (ART's and NeMo's adapters). Left out: dropout before A, adapters on experts.
+    is so too, apart from it (ART's and NeMo's adapters). Dropout before A reads and writes its input (r w) and a mask
+    of a byte a value, forward and backward; the mask is kept, and the result in the input's place, which a frozen W
+    does not read again. Left out: adapters on experts.
     """
     work, shapes = sizes.workload, linears(sizes)[target]
     counted = {shape: shapes.count(shape) for shape in shapes}
@@ -164,9 +166,10 @@ def maps(sizes: RankSizes, target: LoraTarget, rows: Number) -> Table:
     rank, sliced = work.lora_rank, sizes.degrees.mlp_chunk_tokens is not None and target in ("up", "down")
     for out, inside in adapted(sizes)[target]:
         products, gap_s = (Product(rows, rank, inside, True), Product(rows, out, rank, True)), sizes.framework.gap_s
-        forward = Passes(rows * 5 * out * sizes.width, 2, 2 * gap_s)
-        backward = Passes(rows * (2 * out + 3 * inside) * sizes.width, 2, 4 * gap_s)
-        kept = 0 if sliced else sizes.tokens * rank * sizes.width
+        mask, dropped = (inside, inside * (2 * sizes.width + 1)) if sizes.framework.adapters_drop else (0, 0)
+        forward = Passes(rows * (5 * out * sizes.width + dropped), 2, 2 * gap_s)
+        backward = Passes(rows * ((2 * out + 3 * inside) * sizes.width + dropped), 2, 4 * gap_s)
+        kept = 0 if sliced else sizes.tokens * (rank * sizes.width + mask)
         table.append(Operator(target, products, (forward, backward), kept=kept, host=LORA_CALLS))
     if target in ("out", "down"):
         table += tensor_operator(sizes, target, "reduce_scatter")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from msgspec import Struct
+from msgspec.structs import replace as replace_in
 
 from cost_models.cost import StepCost
 from cost_models.errors import InputError
@@ -58,8 +59,16 @@ class Budget:
         none = self.price(())
         if self.wanted.held_bytes is not None and none.memory_bytes > self.wanted.held_bytes:
             return None
-        kept = choose_layers(distances, self._limits(none))
+        limits = self._limits(none)
+        while (over_s := self._over_s(kept := choose_layers(distances, limits))) > 0:  # seconds add up only roughly
+            limits = replace_in(limits, room_s=(limits.room_s or 0.0) - over_s)
         return kept if self.room.holds(self.price(kept)) else None
+
+    def _over_s(self, keep: Sequence[int]) -> float:
+        """Seconds beyond the step that is wanted, by more than rounding."""
+        wanted_s = self.wanted.step_s
+        over_s = 0.0 if wanted_s is None else self.price(keep).step_s - wanted_s
+        return over_s if wanted_s is not None and over_s > 1e-9 * wanted_s else 0.0
 
     def _limits(self, none: StepCost) -> Limits:
         """What each layer's attention adds, by its kind, and the room that is left for it."""

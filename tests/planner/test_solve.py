@@ -236,7 +236,7 @@ def test_published_headline_on_256_gpus() -> None:
     assert best.strategy.context == 256
     assert best.strategy.ulysses in (8, 16), "head exchange within a node, or a pair of them"
     kept = {part.recompute: part.count for part in best.strategy.layers}
-    assert kept["none"] >= 26, "NCCL's buffers and the root's copy (5.5 GiB more than once thought) are 6 layers' MLPs"
+    assert kept["none"] >= 25, "NCCL's buffers, the root's copy and a gather's buffer (6 GiB) are 7 layers' MLPs"
     groups = best.placement.slot_of_rank.reshape(best.strategy.ring, best.strategy.ulysses)
     assert all(len(set(group)) == best.strategy.ulysses // 8 for group in groups.tolist()), "groups lie scattered"
     assert found.gap < 1.5e-3, "the bound grants a ring the channels of all cards of a node, whoever lies beside it"

@@ -73,7 +73,7 @@ def test_only_the_halo_of_a_window_travels():
     costs = [price(NODE, Workload(one, context_tokens=2**18), degrees) for one in (FULL, LOCAL)]
     sent = [cost.sent_bytes["ring send"] for cost in costs]
     layout = Layout(tokens=2**18, ring=8, window=4096)
-    given = [sum(layout.halo(to, by).tokens for to in range(8) if to != by) for by in range(8)]
+    given = [sum(layout.halo(to, by).tokens(1) for to in range(8) if to != by) for by in range(8)]
     assert max(given) == 2 * 4095
     assert sent[1] / sent[0] == pytest.approx(max(given) / (7 * 2**15))
 
