@@ -72,15 +72,16 @@ def context_groups(world: int, ranks: int, rank: int) -> Groups:
 
 
 def framework_samples(bench: Bench, groups: Groups) -> list[Sample]:
-    """The three samples of this load; every rank of it calls this."""
-    left_s: dict[str, float] = {}
+    """The samples of this load; every rank of it calls this. Steps are timed in turns, so that what passes slows all
+    alike, and each round gives every unknown."""
     several = cases(vision().tokens_per_frame)
-    for name, case in several.items():
-        step = _step(groups, bench.device, case)
+    steps = {name: _step(groups, bench.device, case) for name, case in several.items()}
+    for step in (*steps.values(), *steps.values()):
         step()
-        step()
-        windows = [bench.window_s(step, 2) for _ in range(bench.order.windows)]
-        left_s[name] = float(np.median(windows)) - _priced_s(bench, case)
+    rounds = [{name: bench.window_s(step, 2) for name, step in steps.items()} for _ in range(bench.order.windows)]
+    left_s = {
+        name: np.array([one[name] for one in rounds]) - _priced_s(bench, case) for name, case in several.items()
+    }  # fmt: skip
     layer_s = (left_s["layers"] - left_s["base"]) / (several["layers"].layers - several["base"].layers)
     two_s = several["base"].layers * layer_s
     microbatch_s = (left_s["microbatches"] - left_s["base"]) / (several["microbatches"].microbatches - 1) - two_s
@@ -89,13 +90,15 @@ def framework_samples(bench: Bench, groups: Groups) -> list[Sample]:
         "framework_microbatch": microbatch_s,
         "framework_step": left_s["base"] - microbatch_s - two_s,
         "framework_tower": (left_s["calls"] - left_s["base"]) / more_calls() / vision().layers,
+        "framework_tower_byte": (left_s["frames"] - left_s["tokens"]) / moved_bytes(),
     }
-    samples = [Sample(op=op, median_s=max(s, LEAST_S), dtype="fp32", ranks=bench.ranks) for op, s in parts_s.items()]
-    byte_s = (left_s["frames"] - left_s["tokens"]) / moved_bytes()
-    return [
-        *samples,
-        Sample(op="framework_tower_byte", median_s=max(byte_s, LEAST_S_PER_BYTE), dtype="fp32", ranks=bench.ranks),
-    ]
+    least_s = {"framework_tower_byte": LEAST_S_PER_BYTE}
+    samples = []
+    for op, seconds in parts_s.items():
+        low, middle, high = np.percentile(seconds, [25, 50, 75])
+        median_s = max(float(middle), least_s.get(op, LEAST_S))
+        samples.append(Sample(op=op, median_s=median_s, iqr_s=float(high - low), dtype="fp32", ranks=bench.ranks))
+    return samples
 
 
 def vision() -> Vision:

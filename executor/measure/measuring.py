@@ -3,13 +3,16 @@
     for each load r = 1, 2, 4, …:  ranks 0 … r-1 run the same call at once, cores / r threads each; the others wait
 
 Collectives run over as many groups of their size as the load has. The last part are real steps of the tiny model with
-few tokens (`framework_steps.py`); how a call is timed is in `bench.py`. Leaves out: links between hosts.
+few tokens (`framework_steps.py`); how a call is timed is in `bench.py`. Ranks that do not fill the cores should never
+wait for one: if they do, something else runs, and that is said. Leaves out: links between hosts.
 """
 
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -18,6 +21,9 @@ from cost_models.curves.samples import Sample
 from executor.launch.agent import open_store, variable
 from executor.measure.bench import Bench, Order, tiles
 from executor.measure.framework_steps import context_groups, framework_samples
+
+BUSY = 0.1
+"""Share of a rank's time spent waiting for a core, from which on the machine is called busy. Estimate."""
 
 
 def measure(order: Order) -> list[Sample]:
@@ -39,10 +45,13 @@ def measure(order: Order) -> list[Sample]:
             torch.set_num_threads(max(1, order.cores // load))
             group = next(tile.group for tile in groups[load] if rank in tile.ranks)
             bench = Bench(order, load, group, device)
+            ran_s, waited_s = on_cores()
             bench.gemms()
             bench.attention()
             bench.scans()
             bench.memory_bound()
+            if rank == 0 and load == order.loads[0]:
+                _say_if_busy(*(now - before for now, before in zip(on_cores(), (ran_s, waited_s), strict=True)))
             for size in order.loads:
                 if 1 < size <= load and load % size == 0:
                     bench.collectives(groups[size], rank)
@@ -54,3 +63,23 @@ def measure(order: Order) -> list[Sample]:
             print(f"measured with {load} of {world} ranks at once", file=sys.stderr, flush=True)
     dist.destroy_process_group()
     return samples
+
+
+def on_cores() -> tuple[float, float]:
+    """Seconds that this process's threads ran, and that they waited for a core; 0 where the kernel does not say."""
+    ran_s, waited_s = 0.0, 0.0
+    for thread in Path("/proc/self/task").glob("*/schedstat"):
+        with suppress(OSError):  # the thread has ended
+            ran, waited, _ = thread.read_text().split()
+            ran_s, waited_s = ran_s + int(ran) / 1e9, waited_s + int(waited) / 1e9
+    return ran_s, waited_s
+
+
+def _say_if_busy(ran_s: float, waited_s: float) -> None:
+    share = waited_s / max(ran_s + waited_s, 1e-9)
+    if share > BUSY:
+        print(
+            f"this machine is busy: a rank alone waited for a core {share:.0%} of its time, and its kernels are "
+            "measured as much slower; profile again when nothing else runs",
+            file=sys.stderr,
+        )

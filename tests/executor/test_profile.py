@@ -1,6 +1,9 @@
 """A profile measured here is read back strictly, knows its loads, and decides what a plan for this machine costs."""
 
+import os
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 
 import pytest
 
@@ -9,6 +12,7 @@ from cost_models.curves.samples import FRAMEWORK, SCANS, Sample
 from cost_models.profile import network
 from cost_models.timing.collectives import OPS
 from cost_models.timing.profile_samples import samples_for
+from executor.measure.measuring import on_cores
 from executor.measure.profiling import loads_of
 from tests.executor.planned import FP32, run
 
@@ -45,6 +49,22 @@ def test_a_price_rests_on_the_profile(measured):
     faster = replace(measured, samples=tuple(replace(s, median_s=s.median_s / 2) for s in measured.samples))
     halved = price(cluster, work, Strategy(ulysses=2, shard=2), profile=faster)
     assert halved.step_s < 0.75 * cost.step_s
+
+
+def _shared_core(_: int) -> float:
+    """Share of its time that a process waits which computes on core 0."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    ran_s, waited_s = on_cores()
+    while on_cores()[0] < ran_s + 0.3:
+        sum(range(10**5))
+    ran_s, waited_s = (now - before for now, before in zip(on_cores(), (ran_s, waited_s), strict=True))
+    return waited_s / (ran_s + waited_s)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="of Linux")
+def test_a_process_knows_how_long_it_waited_for_a_core():
+    with ProcessPoolExecutor(3, mp_context=get_context("spawn")) as processes:
+        assert max(processes.map(_shared_core, range(3))) > 0.4  # of three on one core, the last to end may be alone
 
 
 def _profile(*samples: Sample) -> Profile:
