@@ -21,6 +21,7 @@ from typing import Literal
 NetworkKind = Literal[
     "infiniband", "roce", "efa", "efa-v1", "slingshot", "omni-path", "tcpx", "tcpxo", "ethernet"
 ]  # fmt: skip
+Protocol = Literal["LL", "LL128", "Simple"]
 HOST_STAGED_NIC_SHARE = 0.4
 """Rate of a card whose bytes go through host memory over the same with GPUDirect RDMA. Three published runs: 8 V100
 nodes on 100 Gbit/s InfiniBand reach 4.3 of 12.5 GB/s (NVIDIA/nccl-tests issue 78: 0.38 of the share below), TCP on AWS
@@ -35,6 +36,12 @@ FAST_CARD_BYTES_PER_S = 40e9
 """From this line rate on a ring by NCCL's default settings does not fill the card."""
 
 
+HOP_US: Mapping[Protocol, tuple[float, float]] = MappingProxyType(
+    {"LL": (5.0, 0.7), "LL128": (8.5, 1.3), "Simple": (14.0, 3.4)}
+)
+"""That NCCL reckons with for a hop between nodes, and for one inside (src/graph/tuning.cc)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Network:
     """Shares of a card's line rate that large messages reach on a kind of network, and who measured them."""
@@ -43,9 +50,19 @@ class Network:
     source: str
     ring_share: float = 1.0  # on FAST_CARD or more
     all_to_all_share: float = 1.0
-    one_protocol: bool = (
-        False  # NCCL_PROTO=Simple, as its documentation asks: hops are as slow for few bytes as for many
-    )
+    fastest: Protocol = "LL"  # of NCCL's protocols that the network's own set-up allows
+
+    @property
+    def slower(self) -> float:
+        """What large messages wait longer than small ones, over that where all protocols run: rings over nodes of eight
+        go from the fastest one's hops to Simple's.
+
+        >>> [round(Network(share=1.0, source="", fastest=one).slower, 2) for one in HOP_US]
+        [1.0, 0.41, 0.0]
+        """
+        waits = {name: out_us + 7 * inside_us for name, (out_us, inside_us) in HOP_US.items()}
+        longer = {name: waits["Simple"] / wait - 1 for name, wait in waits.items()}
+        return longer[self.fastest] / longer["LL"]
 
 
 NETWORKS: Mapping[NetworkKind, Network] = MappingProxyType(
@@ -72,10 +89,16 @@ NETWORKS: Mapping[NetworkKind, Network] = MappingProxyType(
         "omni-path": Network(share=0.85, source="estimate; Jean Zay reaches 0.34, see HOST_STAGED_NIC_SHARE"),
         "tcpx": Network(
             share=0.75,
-            one_protocol=True,
-            source="a3-highgpu: 71 of 100 GB/s a node at 512 MiB (cluster-toolkit, Google's documentation)",
+            fastest="Simple",
+            source="a3-highgpu: 71 of 100 GB/s a node at 512 MiB (cluster-toolkit, Google's documentation); NCCL_PROTO="
+            "Simple, as its documentation asks",
         ),
-        "tcpxo": Network(share=0.94, source="a3-megagpu: 189 of 200 GB/s a node (cluster-toolkit)"),
+        "tcpxo": Network(
+            share=0.94,
+            fastest="LL128",
+            source="a3-megagpu: 189 of 200 GB/s a node (cluster-toolkit); its plugin refuses a job without NCCL_PROTO="
+            "Simple,LL128 (a3plus_guest_config.textproto)",
+        ),
         "ethernet": Network(share=0.92, source="TCP; it has no GPUDirect, so set gpudirect: false"),
     }
 )

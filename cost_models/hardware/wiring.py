@@ -276,9 +276,9 @@ class LinkRates:
         return self.name == "reached"
 
     @cached_property
-    def has_slower_protocols(self) -> bool:
-        """Whether larger messages go by slower ones: a setting of the whole job, which a network may need."""
-        return self.has_protocols and not any(NETWORKS[node.nics.kind].one_protocol for node in self.wiring.nodes)
+    def slower(self) -> float:
+        """`Network.slower`: which protocols run is a setting of the whole job, which one network may need."""
+        return min(NETWORKS[node.nics.kind].slower for node in self.wiring.nodes)
 
     @cached_property
     def scale_up_latency_s(self) -> Floats:

@@ -123,7 +123,7 @@ class Loads:
         waits = {"latency_s": out_s, "ring_latency_s": ring_s, "tree_latency_s": tree_s}
         waits["protocols"] = np.full(self.several, float(self.rates.has_protocols))
         waits["message_s"] = np.full(self.several, self.rates.message_s)
-        waits["slower"] = np.full(self.several, float(self.rates.has_slower_protocols))
+        waits["slower"] = np.full(self.several, self.rates.slower)
         chain_s = members * np.where(domains > 1, out_s, inside_s)
         return {"chain_latency_s": chain_s, **{name: np.where(domains > 1, wait, 0.0) for name, wait in waits.items()}}
 

@@ -91,7 +91,7 @@ class Path(Struct, frozen=True, kw_only=True):
     latency_s: Number = 0.0  # of one message out of the domain; 0 if nothing leaves
     protocols: Number = 0.0  # 1 where NCCL's protocols add to that (`protocols.py`); 0 where a profile measured it
     message_s: Number = 0.0  # of a rank's processor, for each peer beyond an all-to-all's first (`LinkRates`)
-    slower: Number = 0.0  # 1 where larger messages go by slower ones, too
+    slower: Number = 0.0  # how much longer larger messages wait, over what they do where all protocols run
     hops_out: Number = 0  # domains of a group: a ring leaves each once; 0 if it is inside one
     ring_latency_s: Number = 0.0  # of all hops of that ring, inside domains and between them
     tree_latency_s: Number = 0.0  # of the hops of one tree from its leaves to its root
@@ -229,7 +229,8 @@ def crossing_s(op: Op, path: Path, size: Number) -> Number:
 def grown_s(op: Op, path: Path, size: Number) -> Number:
     """What the protocols of larger messages add to that, also where the links inside domains decide."""
     ring_s = (path.ranks - 1) / path.ranks * path.ring_latency_s
-    return path.slower * slower_s(op, start_s(op, path), _sent_s(op, path, size), ring_s, path.hops_out)
+    sent_s, wait_s = _sent_s(op, path, size), start_s(op, path)
+    return path.protocols * slower_s(op, wait_s, sent_s, ring_s, path.hops_out, path.slower)
 
 
 def _sent_s(op: Op, path: Path, size: Number) -> Number:

@@ -6,8 +6,8 @@
     all-reduce  over three domains and more: that by trees, TREE_SLOWER · sent later, or RING_WAITS · all hops + sent
     messages    sends and all-to-alls: START_S before the first byte, PEER_S for each further rank
 
-NCCL reckons with 5, 8.5 and 14 us for a hop between nodes and 0.7, 1.3 and 3.4 inside one, for the protocols LL, LL128
-and Simple (src/graph/tuning.cc). Checked against `kernels_comm_multinode.csv`, 1 KiB to 16 GiB over 2 to 64 nodes.
+Where a network's set-up allows no LL, small messages are as late as its cluster file says, and larger ones wait less
+longer than that (`Network.slower`). Checked against `kernels_comm_multinode.csv`, 1 KiB to 16 GiB over 2 to 64 nodes.
 Where a profile measured the network, its latency and rate hold everything and none of this counts.
 A send has as many channels as that release of NCCL gives one peer of its group (`peer_bytes_per_s`).
 Left out: settings (channels, queue pairs, chunks), which one cluster tunes and another does not; several cards of one
@@ -42,8 +42,8 @@ SLOWER: Mapping[Op, float] = MappingProxyType(
     }
 )
 """All-reduces go from trees of the fastest protocol to those of the slowest. Rings of the slowest wait 3.8 times as
-long as those of the fastest over nodes of eight, 3.4 times over nodes of four (NCCL's latencies, above); over 32 and
-64 nodes of B200 4.6 times, 10 us a rank."""
+long as those of the fastest over nodes of eight, 3.4 times over nodes of four (`HOP_US` in hardware/networks.py); over
+32 and 64 nodes of B200 4.6 times, 10 us a rank."""
 TREE_SLOWER = 0.18
 """From three domains on trees carry as much as rings, by so much later: 290 against 330 GB/s on B200, 160 against 198
 as NCCL reckons for H100. The largest all-reduces therefore go by rings, which wait for every hop."""
@@ -51,7 +51,7 @@ PEERS_OF_CHANNEL = 8
 MOST_CHANNELS = 16
 """Of a group, by default, on Blackwell (NCCL 2.28.3); others have as many with eight cards a node."""
 RING_WAITS = 4
-"""Of a ring's hops: two passes of the slowest protocol, twice the fastest one's latency."""
+"""Of a ring's hops: two passes of the slowest protocol, twice the fastest one's latency; 2 where no other runs."""
 
 
 def peer_bytes_per_s(
@@ -98,15 +98,17 @@ def _power(least: Number) -> Array:
     return np.asarray(2.0 ** np.ceil(np.log2(np.maximum(least, 1))))
 
 
-def slower_s(op: Op, wait_s: Number, sent_s: Number, ring_s: Number = 0.0, domains: Number = 2) -> Number:
+def slower_s(
+    op: Op, wait_s: Number, sent_s: Number, ring_s: Number = 0.0, domains: Number = 2, slower: Number = 1.0
+) -> Number:
     """Seconds that the protocols of larger messages add; `ring_s`: latency of all hops of a ring, for an all-reduce.
 
     >>> [round(float(slower_s("all_reduce", 30e-6, sent_s)) * 1e6) for sent_s in (0.0, 30e-6, 1e-3)]
     [0, 80, 170]
     """
     share: Number = (sent_s / larger(sent_s + 4 * wait_s, 1e-30)) ** 0.5
-    by_tree: Number = SLOWER[op] * wait_s * share
+    by_tree: Number = slower * SLOWER[op] * wait_s * share
     if op != "all_reduce":
         return by_tree
-    by_ring = larger(RING_WAITS * ring_s - wait_s, 0.0)
+    by_ring = larger((2 + (RING_WAITS - 2) * slower) * ring_s - wait_s, 0.0)
     return pick(domains > 2, smaller(by_tree + TREE_SLOWER * sent_s, by_ring), by_tree)

@@ -226,7 +226,7 @@ class Reach(Struct, frozen=True, kw_only=True, dict=True):
             gather_s_per_byte=(members - 1) / members * np.maximum(each, 1.0) / (domain * ring),
             latency_s=self.latency_s + np.where(members > self.leaf_gpus, spine, 0.0),
             protocols=float(self.costs.rates.has_protocols),
-            slower=float(self.costs.rates.has_slower_protocols),
+            slower=self.costs.rates.slower,
             hops_out=np.where(forced, visits, 0 if domains > 1 else -1),
             **self.buses(members, ranks),
         )

@@ -58,11 +58,12 @@ class Batch(Struct, frozen=True, kw_only=True, eq=False):
     ring_s: float = 0.0  # latency of all hops of the group's ring
     domains: int = 1
     card_s_per_byte: float = 0.0  # of the collective's bytes, on the busiest card of its pattern, alone
+    slower: float = 1.0  # `Network.slower`
 
     def delay_s(self, size: float) -> float:
         """Latency, and what the protocols of larger messages add."""
         sent_s = size * self.card_s_per_byte
-        return self.latency_s + float(slower_s(self.op, self.latency_s, sent_s, self.ring_s, self.domains))
+        return self.latency_s + float(slower_s(self.op, self.latency_s, sent_s, self.ring_s, self.domains, self.slower))
 
 
 class Collective(Struct, frozen=True, kw_only=True, eq=False):
@@ -163,10 +164,10 @@ def network(topology: Topology, partition: Partition, patterns: Sequence[Pattern
     used, number = np.unique(link, return_inverse=True)
     capacity, link_copies, names = table.links.describe(used)
     count = times / link_copies[number]
-    if topology.rates.has_slower_protocols:
+    if topology.rates.has_protocols:
         on_cards = np.isin(link % len(KINDS), sorted(CARDS))
         seconds = np.where(on_cards, count / capacity[number], 0.0)
-        of_flow = (flow, number, seconds, table.flows)
+        of_flow = (flow, number, seconds, table.flows, topology.rates.slower)
         for place, pattern in enumerate(patterns):
             collectives[place] = _with_protocols(collectives[place], pattern.op, *of_flow)
     return Network(
@@ -180,7 +181,9 @@ def network(topology: Topology, partition: Partition, patterns: Sequence[Pattern
     )
 
 
-def _with_protocols(one: Collective, op: Op, flow: Ints, link: Ints, seconds: Floats, flows: int) -> Collective:
+def _with_protocols(
+    one: Collective, op: Op, flow: Ints, link: Ints, seconds: Floats, flows: int, slower: float
+) -> Collective:
     """The collective, knowing how long its busiest card takes for a byte of it."""
     if not SLOWER[op]:
         return one
@@ -188,7 +191,8 @@ def _with_protocols(one: Collective, op: Op, flow: Ints, link: Ints, seconds: Fl
     for batch in (batch for batches in one.batches for batch in batches):
         share[batch.flows] = batch.share
     most = float(np.bincount(link, seconds * share[flow]).max())
-    batches = tuple(tuple(replace(b, op=op, card_s_per_byte=most) for b in of_group) for of_group in one.batches)
+    known = {"op": op, "card_s_per_byte": most, "slower": slower}
+    batches = tuple(tuple(replace(batch, **known) for batch in of_group) for of_group in one.batches)
     return replace(one, batches=batches)
 
 
