@@ -145,16 +145,23 @@ def _floats(parts: Mapping[str, Number]) -> dict[str, float]:
 def fold(program: StepProgram, paths: Paths) -> Folded:
     """All segments of a step of one rank."""
     step = Folded(seconds={}, hidden_s={"sharding": 0.0})
+    known: dict[int, Folded] = {}
+
+    def folded(segment: Segment) -> Folded:  # runs of equal layers have the same segment
+        if id(segment) not in known:
+            known[id(segment)] = fold_segment(segment, paths)
+        return known[id(segment)]
+
     filling: Number = 0.0
     here_s: Number = 0.0
     layers_s: Number = 0.0
     for segment in program.microbatch:
-        once, times = fold_segment(segment, paths), program.microbatches
+        once, times = folded(segment), program.microbatches
         here_s = here_s + once.total_s * segment.repeat
         if segment.kind is not None:
             layers_s = layers_s + once.total_s * (segment.repeat + segment.fill(program.pipeline))
         if segment.last is not None:
-            step.add(fold_segment(segment.last, paths), segment.repeat)
+            step.add(folded(segment.last), segment.repeat)
             times = times - 1
         step.add(once, times * segment.repeat)
         filling = filling + once.total_s * segment.fill(program.pipeline)
@@ -187,7 +194,7 @@ def fold_segment(segment: Segment, paths: Paths) -> Folded:
         elif isinstance(phase, Broadcasts):
             _book(seconds, name, _broadcasts_s(phase, paths))
         elif isinstance(phase, Passed):
-            _book(seconds, name, passed_s(phase, paths))
+            _book(seconds, name, paths.passed.recall(lambda *of: passed_s(Passed(*of), paths), phase))
         elif isinstance(phase, Staged):
             phase = phase._replace(seconds=phase.seconds * paths.pace)
             copied = phase.blocks * phase.bytes / paths.host_bytes_per_s
@@ -217,8 +224,9 @@ def _concurrent(
     exposed: Number = 0.0
     sharding: Number = 0.0
     if segment.sharding:
-        sharding = _sharding_s(segment, paths)
-        exposed = smaller(larger(overlap_cost(segment, paths) * sharding, sharding + busy - duration), sharding)
+        sharding = sharding_s(segment, paths)
+        cost = overlap_cost(segment, paths, sharding)
+        exposed = smaller(larger(cost * sharding, sharding + busy - duration), sharding)
         _book(seconds, "sharding", exposed)
         _book(hidden, "sharding", sharding - exposed)
     copied = segment.offload_bytes / paths.host_bytes_per_s + staged
@@ -297,7 +305,7 @@ def _double_ring(ring: Ring, paths: Paths) -> tuple[Number, Number, Number]:
     return ring.first_s + (ring.pieces - 1) * ring.piece_s, exposed + last, sent
 
 
-def _sharding_s(segment: Segment, paths: Paths) -> Number:
+def sharding_s(segment: Segment, paths: Paths) -> Number:
     """Seconds on the sharding stream for one repeat."""
     total: Number = 0.0
     for one in segment.sharding:
@@ -305,14 +313,15 @@ def _sharding_s(segment: Segment, paths: Paths) -> Number:
     return total
 
 
-def overlap_cost(segment: Segment, paths: Paths) -> Number:
-    """Seconds by which a hidden second of the segment's collectives lengthens its phases, by where those run."""
+def overlap_cost(segment: Segment, paths: Paths, sharding: Number) -> Number:
+    """Seconds by which a hidden second of the segment's collectives (`sharding` in all) lengthens its phases, by where
+    those run."""
     if not segment.overlap_cost:
         return 0.0
     taken: Number = 0.0
     for one in segment.sharding:
         taken = taken + pick(one.bytes > 0, paths.taken_s(one.axis, one.op, one.bytes), 0.0)
-    return segment.overlap_cost * taken / larger(_sharding_s(segment, paths), 1e-12)
+    return segment.overlap_cost * taken / larger(sharding, 1e-12)
 
 
 def sent_bytes(program: StepProgram, strategy: Strategy) -> dict[str, Number]:

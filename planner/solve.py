@@ -27,7 +27,7 @@ from cost_models.room import DEFAULT_ROOM, Room
 from cost_models.strategy import Strategy
 from cost_models.timing.cluster_costs import cluster_costs
 from cost_models.workload import Workload
-from planner.search.again import Found, Kept, Ranges
+from planner.search.again import ALL, Found, Kept, Left
 from planner.search.best_first import MOST_NEAR, NEAR, SearchResult
 from planner.search.branch import Branches
 from planner.search.integer_program import Answer, choose
@@ -74,6 +74,7 @@ class Solution(Struct, frozen=True, kw_only=True):
     pruned: int
     found: Found  # every priced column, by space
     branches: dict[Key, Branches]  # of each space without levers
+    floors: dict[Key, float]  # of each space with levers that was looked at
 
     @property
     def candidates(self) -> list[Choice]:
@@ -95,14 +96,14 @@ def solve(
     time_limit_s: float | None = None,
     target: Target = MMSP,
     kept: Kept | None = None,
-    within: Mapping[Key, Ranges] | None = None,
+    within: Left = ALL,
     at_most: float = np.inf,
 ) -> Solution:
     """The best layouts; NothingFits (an InputError with remedies) if none has the memory.
 
     `target`: the program that is to run the plan. `near`: also those whose price is so close to the best that errors of
-    the model may turn the order. `kept`: no search, but the best of the layouts that earlier ones kept. `within`: of
-    spaces without levers these ranges alone. `at_most`: a value that some layout has, which spares bounds of levers.
+    the model may turn the order. `kept`: the best of what earlier searches kept, without one. `within`: what a search
+    with as much of everything left. `at_most`: a value that some layout has, which spares bounds of levers.
 
     At the time limit the best layout so far is returned, with a bound that is valid for what was left undone, too.
 
@@ -117,12 +118,11 @@ def solve(
     workload = target.asked(workload)
     several = spaces(cluster, workload, dict(fixed or {}), room, target)
     costs = cluster_costs(cluster, profile)
-    with_levers: list[Space] = []
     if kept is None:
-        results = search_several(several, objective, costs, deadline, keep + 1, near, within)
-        results, with_levers = search_levers(several, results, objective, costs, deadline, at_most)
+        results = search_several(several, objective, costs, deadline, keep + 1, near, within.ranges)
+        results, with_levers = search_levers(several, results, objective, costs, deadline, at_most, within.floors)
     else:
-        results = kept.priced(cluster, room, objective, costs)
+        results, with_levers = kept.priced(cluster, room, objective, costs), []
     if not results.found:
         raise NothingFits(roomiest(several, costs.samples), costs.samples, dict(fixed or {}))
 
@@ -161,6 +161,7 @@ def solve(
         pruned=results.considered - results.priced,
         found=results.found,
         branches=results.branches,
+        floors=results.floors,
     )
 
 

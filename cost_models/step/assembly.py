@@ -34,6 +34,7 @@ from cost_models.step.sharding import Weights, broadcast_by_owners, copied_bytes
 from cost_models.step.update import update
 from cost_models.strategy import LayerRange
 from cost_models.timing.kernels import Kernels
+from cost_models.timing.slowest import Memo
 from cost_models.workload import DTYPE_BYTES
 
 
@@ -49,15 +50,18 @@ def step_program(sizes: RankSizes, kernels: Kernels, ranges: tuple[LayerRange, .
             raise InputError(f"mode=decode is not priced for {model.name} (experts or latent attention); legal: train")
         return decode(sizes, kernels)
     layers = runs(sizes, ranges)
+    forwards, backwards = Memo(), Memo()  # runs of equal layers are one segment
     forward = [
-        forward_segment(sizes.of(run.kind), kernels, run.layers, run.part.offload, run.elsewhere) for run in layers
+        forwards.recall(forward_segment, (sizes.of(run.kind), kernels, run.layers, run.part.offload, run.elsewhere))
+        for run in layers
     ]
     segments = [*vision.forward(sizes, kernels), embed(sizes, kernels), *forward, head(sizes, kernels, ranges)]
     epilogue: tuple[Segment, ...] = ()
     if sizes.workload.mode == "train":
         for run in reversed(layers):
             part, here = run.part, sizes.of(run.kind)
-            segments.append(backward_segment(here, kernels, part.recompute, run.layers, part.offload, run.elsewhere))
+            asked = (here, kernels, part.recompute, run.layers, part.offload, run.elsewhere)
+            segments.append(backwards.recall(backward_segment, asked))
         segments += [*vision.backward(sizes, kernels), root_gradients(sizes, kernels)]
         last = at_stage(sizes, (LayerRange(count=model.layers),), stages - 1) if is_mixed(model) else sizes
         epilogue = (update(last, kernels),)

@@ -113,6 +113,8 @@ class Paths:
     pace: Number = 1.0  # seconds of the slowest board over the median one's
     copies_share: bool = False  # whether copies to host memory take the links of collectives inside a node
     memo: Memo = field(default_factory=Memo, init=False, repr=False, compare=False)
+    taken: Memo = field(default_factory=Memo, init=False, repr=False, compare=False)
+    passed: Memo = field(default_factory=Memo, init=False, repr=False, compare=False)  # seconds of `program.Passed`
 
     def exchange_s(self, axis: Axis, op: Op, size: Number) -> Number:
         """Seconds of one collective over every group of `axis` at once; `size` as in `program.Exchange`."""
@@ -180,6 +182,10 @@ class Paths:
 
     def taken_s(self, axis: Axis, op: Op, size: Number) -> Number:
         """Seconds that a collective would take from computation as much as one inside a domain does."""
+        seconds: Number = self.taken.recall(self._taken_s, (axis, op, size))
+        return seconds
+
+    def _taken_s(self, axis: Axis, op: Op, size: Number) -> Number:
         seconds, path = self.exchange_s(axis, op, size), self.axes[axis]
         busy = carried_s(op, path, size)
         if self.inside.many_channels:  # over bridged pairs PCIe may decide

@@ -15,7 +15,7 @@ and go below the amount found, and less of a resource (`plan what-if --vary`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -25,9 +25,8 @@ from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.node import Node
 from cost_models.room import Room
 from cost_models.strategy import Strategy
-from planner.search.again import Ranges, left
+from planner.search.again import ALL, Left, left
 from planner.search.objective import Objective, value_of
-from planner.search.space import Key
 from planner.solve import Choice, Solution
 from planner.what_if.axes import every_node, with_nic_rate, with_scale_up
 
@@ -45,10 +44,8 @@ Name = Literal["memory", "network", "links in a node"]
 class Asked(Protocol):
     """A plan's question on other clusters; InputError where nothing fits. `words` are for the progress."""
 
-    def solved(
-        self, cluster: Cluster, room: Room, words: str, within: Mapping[Key, Ranges] | None, at_most: float
-    ) -> Solution:
-        """By a search, `within` these ranges of each space; some layout has the value `at_most`."""
+    def solved(self, cluster: Cluster, room: Room, words: str, within: Left, at_most: float) -> Solution:
+        """By a search, `within` what another one left; some layout has the value `at_most`."""
 
     def guessed(self, cluster: Cluster, room: Room, words: str) -> Solution:
         """The best of the layouts that `solved` has priced so far."""
@@ -119,7 +116,7 @@ class Binding:
 
 def binding(cluster: Cluster, room: Room, objective: Objective, asked: Asked) -> Binding:
     """What binds the best layout of a cluster, resource by resource."""
-    now = asked.solved(cluster, room, "as it is", None, np.inf)
+    now = asked.solved(cluster, room, "as it is", ALL, np.inf)
     bounds = []
     for resource in RESOURCES:
         if resource.name == "network" and len(cluster.runs) == 1 and cluster.runs[0].count == 1:
@@ -183,7 +180,7 @@ class _Amounts:
     def _solve(self, times: float) -> None:
         """Searches among what no search with as much or more has shown to be above the best value now."""
         more = min((known for known in self.solved if known >= times), default=None)
-        within = None if more is None else left(self.solved[more].branches, self.value)
+        within = ALL if more is None else left(self.solved[more].branches, self.solved[more].floors, self.value)
         guess = self._guess(times)
         found = self.asked.solved(
             *self._at(times), self._words(times), within, value_of(self.objective, guess.cost) * (1 + NEARLY)

@@ -27,9 +27,8 @@ from planner.question import options
 from planner.question.pins import pins_of
 from planner.screens.layout_lines import cluster_line, layers_line
 from planner.screens.lines import show
-from planner.search.again import Kept, Ranges
+from planner.search.again import Kept, Left
 from planner.search.objective import show_value, value_of
-from planner.search.space import Key
 from planner.solve import Solution, solve
 from planner.targets.target import Target
 
@@ -71,9 +70,7 @@ class Question:
         self.question = partial(self.solve, fixed=fixed, target=plan.target)
         self.room = plan.room
 
-    def solved(
-        self, cluster: Cluster, room: Room, words: str, within: Mapping[Key, Ranges] | None, at_most: float
-    ) -> Solution:
+    def solved(self, cluster: Cluster, room: Room, words: str, within: Left, at_most: float) -> Solution:
         self.on_step(words)
         found = self.question(cluster, room=room, within=within, at_most=at_most)
         self.kept.add(found.found)

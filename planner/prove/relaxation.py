@@ -220,7 +220,7 @@ class _LeastPaths(Paths):
         least = np.where(path.hops_out > 0, out, np.minimum(self.inside_s(op, path, size), out))
         return np.asarray(np.where(path.ranks > 1, least, 0.0))
 
-    def taken_s(self, axis: Axis, op: Op, size: Number) -> Number:
+    def _taken_s(self, axis: Axis, op: Op, size: Number) -> Number:
         return smaller(self.exchange_s(axis, op, size), carried_s(op, self.axes[axis], size))
 
     def shares_links(self, axis: Axis, other: Axis) -> Number:

@@ -2,7 +2,7 @@
 
     kept      of every search its best layouts, each on its best placement, by space
     priced    these alone on the changed cluster: which is best there if the best one is among them
-    left      of every space the branches of a search whose bounds are at most a value
+    left      of every space the branches of a search whose bounds are at most a value; floors of spaces with levers
 
 The first is a guess where the best layout changes, for who then searches at few amounts and not at all of them; its
 bound is of the kept layouts alone. The last is a smaller space for clusters that have less of everything than the one
@@ -37,13 +37,23 @@ Ranges = list[tuple[int, int, int]]
 """(family of the space, first ring, last ring)"""
 
 
-def left(branches: Mapping[Key, Branches], value: float) -> dict[Key, Ranges]:
-    """By space what a search did not show to be above a value; nothing of spaces that are above it altogether."""
+class Left(Struct, frozen=True, kw_only=True, eq=False):
+    """What a search did not show to be above a value."""
+
+    ranges: dict[Key, Ranges] | None = None  # by space without levers; none of one that is above it altogether
+    floors: dict[Key, float] = field(default_factory=dict)  # of spaces with levers a value that no layout is below
+
+
+ALL = Left()
+
+
+def left(branches: Mapping[Key, Branches], floors: dict[Key, float], value: float) -> Left:
+    """Of a search with these branches and floors, what may be at most a value."""
     ranges = {}
     for key, these in branches.items():
         some = these.take(these.best <= value * (1 + EQUAL))
         ranges[key] = list(zip(some.family.tolist(), some.first.tolist(), some.last.tolist(), strict=True))
-    return ranges
+    return Left(ranges=ranges, floors=floors)
 
 
 class Kept(Struct, kw_only=True, eq=False):

@@ -303,9 +303,8 @@ class FloorPaths(Paths):
         seconds = self._least(op, path, size, crossing_s(op, path, size) + grown_s(op, path, size))
         return np.maximum(seconds, size * _bus_s_per_byte(op, path))
 
-    def taken_s(self, axis: Axis, op: Op, size: Any) -> Any:
-        path = self.axes[axis]
-        seconds = self._exchange_s(axis, op, size)
+    def _taken_s(self, axis: Axis, op: Op, size: Any) -> Any:
+        path, seconds = self.axes[axis], self.exchange_s(axis, op, size)
         away = self._least(op, path, size, np.minimum(seconds, busy_s(op, path, size)))
         taken = np.where(np.asarray(path.hops_out) < 0, seconds, away)
         over_pcie = not self.inside.many_channels or np.any(_bus_s_per_byte(op, path) > 0)

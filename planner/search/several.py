@@ -29,6 +29,7 @@ class SeveralResults(Struct, frozen=True, kw_only=True, eq=False):
     considered: int
     stopped: bool
     branches: dict[Key, Branches] = field(default_factory=dict)  # of each space, as far as it was split
+    floors: dict[Key, float] = field(default_factory=dict)  # of each space with levers that is known
 
     @property
     def priced(self) -> int:

@@ -9,14 +9,18 @@
     a space for each bundle that is left                      its own floor over those branches, then its search
 
 A bundle with inputs on the host has all layouts of the one without (no layer need wait there), which is not searched.
-Nothing of a space without levers is done again. Where nothing fits, the strongest bundles are asked first.
+Nothing of a space without levers is done again; floors that are known of a cluster with as much of everything hold.
+Where nothing fits, the strongest bundles are asked first.
 """
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 from msgspec import structs
@@ -26,15 +30,30 @@ from cost_models.errors import InputError
 from cost_models.room import Room
 from cost_models.timing.cluster_costs import ClusterCosts
 from planner.search.best_first import Search
-from planner.search.branch import Tree
+from planner.search.branch import Branches, Tree
 from planner.search.levers import VALUES, WORTH, Bundle, bundles, strongest
 from planner.search.objective import Objective, weight
 from planner.search.policy_prices import EQUAL
 from planner.search.several import SeveralResults
-from planner.search.space import Space
+from planner.search.space import Family, Key, Space
 
+NO_FLOORS: Mapping[Key, float] = MappingProxyType({})
 FEW = 64
 """Of so few branches the bounds count the time of recomputing at once."""
+
+
+class _Queued(NamedTuple):
+    """A space with levers, and what no layout of it is below."""
+
+    floor: float
+    of: _Bounds
+    space: Space
+
+    @classmethod
+    def of_bundle(cls, of: _Bounds, bundle: Bundle, known: Mapping[Key, float]) -> _Queued:
+        space = structs.replace(of.space, levers=bundle)
+        floor = known.get(space.key, 0.0)
+        return cls(floor if floor > of.limit else max(floor, of.endless(bundle)), of, space)
 
 
 class _Endless(Room):
@@ -51,9 +70,11 @@ def search_levers(
     costs: ClusterCosts,
     deadline: float | None,
     at_most: float = np.inf,
+    known: Mapping[Key, float] = NO_FLOORS,
 ) -> tuple[SeveralResults, list[Space]]:
     """(what was found without and with levers, the spaces with levers that the bound covers). `at_most`: a value that
-    some layout with levers is known to have."""
+    some layout with levers is known to have. `known`: floors of the spaces with levers on a cluster with as much of
+    everything, which hold here."""
     if not wanted(spaces, without, objective):
         return without, []
     if without.found and deadline is not None and time.monotonic() > deadline:
@@ -62,18 +83,18 @@ def search_levers(
         return without, []
     incumbent = min(without.found[0][1].incumbent if without.found else np.inf, at_most)
     found, bound, stopped, considered = [*without.found], without.bound, without.stopped, without.considered
-    tried = []
+    tried, floors = [], {}
     bounds = [_Bounds(space, objective, costs, incumbent) for space in spaces]
-    queue = [(one.endless(bundle), one, bundle) for one in bounds for bundle in _levers(one.space)]
-    for floor, of, bundle in sorted(queue, key=lambda one: (one[0], len(one[2].chosen))):
-        space = structs.replace(of.space, levers=bundle)
+    queue = [_Queued.of_bundle(one, bundle, known) for one in bounds for bundle in _levers(one.space)]
+    for floor, of, space in sorted(queue, key=lambda one: (one.floor, len(one.space.levers.chosen))):
         tried.append(space)
-        if of.within_another(bundle):
+        if of.within_another(space.levers):
             continue
         late = bool(found) and deadline is not None and time.monotonic() > deadline
         if floor <= incumbent * (1 + EQUAL) and not late:
             held = bool(without.found) or of.holds(space)  # where memory is that tight, few bundles hold anything
             floor = max(floor, of.floor(space, incumbent) if held else of.beyond)
+        floors[space.key] = floor
         if floor > incumbent * (1 + EQUAL) or np.isinf(floor) or late:
             bound, stopped = min(bound, floor), stopped or late
             continue
@@ -85,7 +106,9 @@ def search_levers(
         found += [(space, result)] if np.isfinite(result.incumbent) else []
         incumbent = min(incumbent, result.incumbent)
     found.sort(key=lambda pair: pair[1].incumbent)
-    results = structs.replace(without, found=found, bound=float(bound), considered=considered, stopped=stopped)
+    results = structs.replace(
+        without, found=found, bound=float(bound), considered=considered, stopped=stopped, floors=floors
+    )
     return results, tried
 
 
@@ -96,17 +119,31 @@ class _Bounds:
     def __init__(self, space: Space, objective: Objective, costs: ClusterCosts, incumbent: float) -> None:
         self.space, self.objective, self.costs = space, objective, costs
         self.alone: dict[Bundle, NDArray[np.float64]] = {}
-        self.bundles = set(_levers(space))
-        tree = Tree(structs.replace(space, room=_Endless()), objective, costs)
-        start = tree.start()
-        open_ = start.take(start.best <= incumbent * (1 + EQUAL))
-        self.beyond = float(start.best[start.best > incumbent * (1 + EQUAL)].min(initial=np.inf))
-        self.rows = [
+        self.bundles, self.limit = set(_levers(space)), incumbent * (1 + EQUAL)
+
+    @cached_property
+    def start(self) -> tuple[Tree, Branches]:
+        tree = Tree(structs.replace(self.space, room=_Endless()), self.objective, self.costs)
+        return tree, tree.start()
+
+    @cached_property
+    def beyond(self) -> float:
+        best = self.start[1].best
+        return float(best[best > self.limit].min(initial=np.inf))
+
+    @cached_property
+    def rows(self) -> list[tuple[Family, int, int]]:
+        tree, start = self.start
+        some = start.take(start.best <= self.limit)
+        return [
             (tree.families[family], int(first), int(last))
-            for family, first, last in zip(open_.family, open_.first, open_.last, strict=True)
+            for family, first, last in zip(some.family, some.first, some.last, strict=True)
         ]
-        ranks = [one.data * one.ulysses * first * tree.model_parallel for one, first, _ in self.rows]
-        self.weight = weight(objective, np.array(ranks, dtype=np.int64))[:, None]
+
+    @cached_property
+    def weight(self) -> Any:
+        ranks = [one.data * one.ulysses * first * self.start[0].model_parallel for one, first, _ in self.rows]
+        return weight(self.objective, np.array(ranks, dtype=np.int64))[:, None]
 
     def within_another(self, bundle: Bundle) -> bool:
         """Whether the same with inputs on the host is a bundle, too."""

@@ -17,7 +17,7 @@ from cost_models.hardware.device import Device
 from cost_models.hardware.placement import Placement
 from cost_models.layer.sizes import RankSizes
 from cost_models.memory.over_time import over_time
-from cost_models.pricing import overlap_cost
+from cost_models.pricing import overlap_cost, sharding_s
 from cost_models.profile import Profile
 from cost_models.program import Compute, Ring, Segment, Staged, StepProgram
 from cost_models.step.assembly import step_program
@@ -66,7 +66,7 @@ def _shared(program: StepProgram, paths: Paths) -> StepProgram:
 
     def shared(segment: Segment) -> Segment:
         last = None if segment.last is None else shared(segment.last)
-        return segment._replace(overlap_cost=float(overlap_cost(segment, paths)), last=last)
+        return segment._replace(overlap_cost=float(overlap_cost(segment, paths, sharding_s(segment, paths))), last=last)
 
     return replace(program, microbatch=tuple(map(shared, program.microbatch)))
 

@@ -19,7 +19,7 @@ from cost_models.layer.decoder import kept_bytes, operators, phases
 from cost_models.layer.operators import QUANTISE_BYTES, product_s
 from cost_models.layer.sizes import RankSizes
 from cost_models.layer.weights import adapter_params
-from cost_models.pricing import fold, fold_segment, overlap_cost
+from cost_models.pricing import fold, fold_segment, overlap_cost, sharding_s
 from cost_models.program import Compute, Exchange, Segment, StepProgram
 from cost_models.timing.cluster_costs import cluster_costs
 from cost_models.timing.kernels import Kernels
@@ -208,7 +208,8 @@ def test_hidden_collectives_take_as_many_multiprocessors_as_cards_keep_busy():
         ("both", one, shared, (gather, apart)),
     ):  # fmt: skip
         paths = cluster_costs(cluster).paths(layout)
-        found[name] = overlap_cost(work._replace(sharding=sent), paths)
+        segment = work._replace(sharding=sent)
+        found[name] = overlap_cost(segment, paths, sharding_s(segment, paths))
     assert found["inside"] == found["8 cards"] == pytest.approx(0.6)
     assert found["1 card"] == pytest.approx(0.6 * 0.92 / 4, rel=1e-3), "a ring gets 0.92 of what a card reaches"
     paths = cluster_costs(one).paths(shared)
