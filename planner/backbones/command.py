@@ -95,9 +95,8 @@ def _lines(
 
     work = shapes.workload
     deep = sum(one.at_depth_bound for one in best)
-    money = "" if dollars is None else f"{'dollars':>12}"
-    head = f"{'MMLU (80%)':>13}{'refit (80%)':>14}{'u':>6}{'layers x hidden x MLP':>24}{'weights':>9}"
-    head += f"{'tokens':>8}{'days (80%)':>18}{'GPU-hours':>11}{money}{'MFU':>7}{'longest row':>13}  layout"
+    head = f"{'MMLU (80%)':>12}{'refit (80%)':>13}{'u':>5}{'layers x hidden x MLP':>22}{'weights':>8}"
+    head += f"{'tokens':>7}{'days (80%)':>17}{'MFU':>6}{'longest':>8}"
     lines = [
         f"{count:,} shapes, {trials:,} shapes x tokens within {days:g} days on {shapes.cluster.gpus} GPUs",
         f"Rows of {show_tokens(work.context_tokens)} tokens, {work.global_batch} a step",
@@ -105,21 +104,24 @@ def _lines(
         f"refit: the same terms fitted to these {measured().models} models, good and bad data (docs/quality.md)",
         "",
         head,
+        "  GPU-hours, layout and recompute",
     ]
     for one in rows:
         priced = replace(work, model=backbone(one.layers, one.hidden, one.ffn))
         cost = price(shapes.cluster, priced, one.strategy, profile=shapes.profile)
         low, high = (one.days * end / cost.step_s for end in step_band(cost).ends)
-        spent = "" if dollars is None else f"{one.gpu_hours * dollars:12,.0f}"
+        spent = "" if dollars is None else f", {one.gpu_hours * dollars:,.0f} dollars"
         again = _refit(one)["MMLU"]
         shape = f"{one.layers} x {one.hidden} x {one.ffn}"
-        lines.append(
-            f"{_band(one.quality.mmlu, one.quality.low, one.quality.high):>13}"
-            f"{_band(again.value, again.low, again.high):>14}{one.quality.instability:6.2f}{shape:>24}"
-            f"{one.params / 1e9:8.1f}B{one.tokens / 1e12:7.2f}T{f'{one.days:.1f} ({low:.1f}-{high:.1f})':>18}"
-            f"{one.gpu_hours:11,.0f}{spent}{cost.mfu:7.1%}{show_tokens(one.longest_tokens):>13}"
-            f"  {one.strategy.describe()}; {_recompute(one)}"
-        )
+        lines += [
+            (
+                f"{_band(one.quality.mmlu, one.quality.low, one.quality.high):>12}"
+                f"{_band(again.value, again.low, again.high):>13}{one.quality.instability:5.2f}{shape:>22}"
+                f"{one.params / 1e9:7.1f}B{one.tokens / 1e12:6.2f}T{f'{one.days:.1f} ({low:.1f}-{high:.1f})':>17}"
+                f"{cost.mfu:6.1%}{show_tokens(one.longest_tokens):>8}"
+            ),
+            f"  {one.gpu_hours:,.0f} GPU-hours{spent}; {one.strategy.describe()}; {_recompute(one)}",
+        ]
     lines += [
         "",
         f"{len(rows)} of the {len(best)} that no other beats in quality, days and longest row"

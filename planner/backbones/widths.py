@@ -13,8 +13,9 @@ them: what fits here fits. Left out: tensor, pipeline and expert degrees, levers
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import lru_cache, partial
 
 import numpy as np
 from msgspec import Struct
@@ -61,16 +62,19 @@ class Depths(Struct, frozen=True, kw_only=True, eq=False):
     strategies: tuple[Strategy | None, ...]
 
 
-def layouts(shapes: Shapes, heads: int) -> list[Strategy]:
-    """data x ring x ulysses over all GPUs, ZeRO-3 over all or over a node; rows of a microbatch one or many."""
-    gpus, work = shapes.cluster.gpus, shapes.workload
-    node = max(run.node.gpus for run in shapes.cluster.runs)
+@lru_cache(maxsize=8)
+def layouts(
+    gpus: int, node: int, batch: int, tokens: int, heads: int, policy: Recompute, layers: int
+) -> tuple[Strategy, ...]:
+    """data x ring x ulysses over all GPUs, ZeRO-3 over all or over a node; rows of a microbatch one or many. Widths of
+    as many heads share them."""
+    kept = (LayerRange(recompute=policy, count=layers),)
     found = []
     for context in (one for one in range(1, gpus + 1) if gpus % one == 0):
-        data, piece = gpus // context, work.context_tokens // context
-        if work.global_batch % data or (piece < LEAST_PIECE and context > 1):
+        data, piece = gpus // context, tokens // context
+        if batch % data or (piece < LEAST_PIECE and context > 1):
             continue
-        most = work.global_batch // data
+        most = batch // data
         several = [rows for rows in range(1, min(most, MOST_TOGETHER // piece) + 1) if most % rows == 0]
         for rows, ulysses in itertools.product(sorted({1, max(several, default=1)}), range(1, min(heads, node) + 1)):
             if context % ulysses:
@@ -78,21 +82,25 @@ def layouts(shapes: Shapes, heads: int) -> list[Strategy]:
             for shard in sorted({gpus, node if gpus % node == 0 else gpus}):
                 found.append(
                     Strategy(
-                        data=data, ring=context // ulysses, ulysses=ulysses, shard=shard, microbatches=most // rows
+                        data=data, ring=context // ulysses, ulysses=ulysses, shard=shard, microbatches=most // rows,
+                        layers=kept,
                     )
-                )
-    return found
+                )  # fmt: skip
+    return tuple(found)
 
 
 def depths(shapes: Shapes, hidden: int, ffn: int, layers: Sequence[int]) -> Depths:
     """Of all these depths the quickest layout that fits, and the longest row."""
     many = np.array(layers)
     ends = (int(many[0]), max(int(many[-1]), int(many[0]) + 1))
-    several = layouts(shapes, backbone(ends[0], hidden, ffn).heads)
+    heads, work = backbone(ends[0], hidden, ffn).heads, shapes.workload
+    node = max(run.node.gpus for run in shapes.cluster.runs)
+    of = partial(layouts, shapes.cluster.gpus, node, work.global_batch, work.context_tokens, heads)
+    several = of(POLICIES[0], ends[0])
     if not several:
         nothing: tuple[Strategy | None, ...] = (None,) * len(many)
         return Depths(layers=many, step_s=np.full(len(many), np.inf), longest=0.0 * many, strategies=nothing)
-    seconds, used, limit = _priced(shapes, hidden, ffn, several, ends)
+    seconds, used, limit = _priced(shapes, hidden, ffn, of, ends)
     along = ((many - ends[0]) / (ends[1] - ends[0]))[:, None]
     best = np.full(len(many), np.inf)
     chosen: list[Strategy | None] = [None] * len(many)
@@ -133,18 +141,17 @@ def _line(ends: Floats, along: Floats) -> Floats:
 
 
 def _priced(
-    shapes: Shapes, hidden: int, ffn: int, several: Sequence[Strategy], ends: Iterable[int]
+    shapes: Shapes, hidden: int, ffn: int, of: Callable[[Recompute, int], Sequence[Strategy]], ends: Iterable[int]
 ) -> tuple[Floats, Floats, float]:
     """Seconds and bytes, (policies, ends, layouts), and the bytes that may be used."""
     seconds, used, limit = [], [], np.inf
     for policy, layers in itertools.product(POLICIES, ends):
         work = replace(shapes.workload, model=backbone(layers, hidden, ffn))
-        kept = (LayerRange(recompute=policy, count=layers),)
-        cost = price_batch(shapes.cluster, work, [replace(one, layers=kept) for one in several], shapes.profile)
+        cost = price_batch(shapes.cluster, work, of(policy, layers), shapes.profile)
         seconds.append(cost.step_s)
         used.append(cost.memory_bytes)
         limit = min(limit, shapes.room.limit_bytes(float(cost.capacity_bytes.min())))
-    shape = (len(POLICIES), -1, len(several))
+    shape = (len(POLICIES), -1, len(seconds[0]))
     return np.array(seconds).reshape(shape), np.array(used).reshape(shape), limit
 
 
