@@ -76,6 +76,8 @@ def test_the_command_prints_a_table_or_json():
     asked = ["--backbones", "--gpus", "64", "--days", "30", "--ctx", "128K", "--shapes", "24x2048x8192,32x4096x14336"]
     told = CliRunner().invoke(cli, [*asked, "--price-per-gpu-hour", "2"])
     assert told.exit_code == 0 and "an estimate" in told.output and "dollars" in told.output
+    assert max(map(len, told.output.split("longest\n")[1].splitlines())) <= 120, "as in a pipe"
+    assert len(next(line for line in told.output.splitlines() if line.endswith("longest"))) <= 100
     rows = json.loads(CliRunner().invoke(cli, [*asked, "--json"]).output)
     assert "an estimate" in rows["note"] and rows["front"]
     assert all(row["low"] < row["mmlu"] < row["high"] and row["longest_tokens"] > 2**17 for row in rows["front"])
