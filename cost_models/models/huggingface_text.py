@@ -105,6 +105,8 @@ def _check(config: Mapping[str, object], kind: str, one: TextKind, where: str) -
     for key in FOREIGN:
         if config.get(key) is not None and not (one.latent and key.endswith("lora_rank")):
             raise InputError(f"{where}: {key} is not a key of model_type {kind!r}: its attention is not known")
+    if config.get("is_causal", True) is not True or config.get("use_bidirectional_attention"):
+        raise InputError(f"{where}: tokens that see later ones (is_causal, use_bidirectional_attention) are not priced")
     for key in ("hidden_act", "hidden_activation"):
         if config.get(key) is not None and config[key] not in ACTIVATIONS:
             raise InputError(f"{where}: {key}={config[key]!r} is not known; legal: {', '.join(ACTIVATIONS)}")

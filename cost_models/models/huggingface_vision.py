@@ -1,11 +1,14 @@
 """The tower and projector of a Hugging Face VLM config, and how many tokens of the language model a frame becomes.
 
     patches of a frame     (image_size / patch_size)^2; towers of any size (Qwen, GLM, Pixtral) take ANY_SIDE pixels
-                           squared unless `--frame-pixels` says otherwise, each side a multiple of patch x merge
+                           squared unless `--frame-pixels` says otherwise, each side a multiple of patch x merge,
+                           rounded; Pixtral's by its own rule (`Vision.of_pixels`)
+    features of a frame    its patches, and the class token of CLIP and InternVL; `vision_feature_select_strategy` drops
+                           the first of them, or none
     tokens of a frame      merged in squares: ceil(side / merge)^2, by
         spatial_merge_size         Qwen-VL, GLM-V, Mistral 3; temporal_patch_size frames share a grid (Qwen, GLM)
         mm_projector_type          VILA, NVILA: mlp_downsample 2, mlp_downsample_3x3 3; of `dynamic_s2` a frame's
-                                   channels come once a scale; frames of several scales (`s2`) are refused;
+                                   channels come once a scale; frames of several scales (`s2`) are refused
         video_encoder pool_sizes   VILA's TSPVideoEncoder: tokens of [[frames, 1, 1]] are means over so many frames
         downsample_ratio           InternVL: 1 / ratio
         scale_factor               SmolVLM, Idefics3
@@ -41,7 +44,6 @@ TOWERS: dict[str, Mapping[str, object]] = {
                                    "image_size": 336, "patch_size": 14, "num_hidden_layers": 24},
 }  # fmt: skip
 """Of LLaVA-Video's configs, which name the tower only (their `config.json` on the hub)."""
-_CLIP = TOWERS["clip-vit-large-patch14-336"]
 _QWEN25 = {"depth": 32, "hidden_size": 3584, "intermediate_size": 3420, "num_heads": 16, "patch_size": 14,
            "hidden_act": "silu", "temporal_patch_size": 2, "spatial_merge_size": 2}  # fmt: skip
 _QWEN3 = {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "num_heads": 16, "patch_size": 16,
@@ -62,16 +64,26 @@ _BY_MODEL: dict[str, Mapping[str, object]] = {
     "idefics3": _SMALL,
     "internvl": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
                  "image_size": 448, "patch_size": 14},
-    "mistral3": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
-                 "patch_size": 14},
 }  # fmt: skip
 _BY_TOWER: dict[str, Mapping[str, object]] = {
     "clip_vision_model": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
                           "num_attention_heads": 12, "image_size": 224, "patch_size": 32},
     "siglip_vision_model": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
                             "num_attention_heads": 12, "image_size": 224, "patch_size": 16},
+    "pixtral": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
+                "image_size": 1024, "patch_size": 16},
 }  # fmt: skip
 """Defaults of the tower's classes in transformers 5.23."""
+_CLIP, _SIGLIP_CLASS = "clip_vision_model", "siglip_vision_model"
+_CLASSES: dict[str, tuple[str, ...]] = {
+    "gemma3": (_SIGLIP_CLASS,), "mistral3": ("pixtral",), "llava": (_CLIP, _SIGLIP_CLASS, "pixtral"),
+    "llava_next": (_CLIP, _SIGLIP_CLASS), "llava_next_video": (_CLIP, _SIGLIP_CLASS),
+    "llava_onevision": (_SIGLIP_CLASS, _CLIP),
+}  # fmt: skip
+"""The tower's classes, of kinds that leave it to the config; the first where that names none."""
+_SELECTS = {"llava": "default", "llava_next": "default", "llava_next_video": "default", "llava_onevision": "full",
+            "internvl": "default"}  # fmt: skip
+"""Kinds with a `vision_feature_select_strategy`, and their class's."""
 _GLM_KINDS = ("glm4v", "glm4v_moe")
 _VILA = ("llava_llama", "vila")
 _ANY_SIZE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", "glm4v_moe", "mistral3")
@@ -91,17 +103,19 @@ def vision(
     config: Mapping[str, object], tower: Mapping[str, object], kind: str, out: int, where: str, tower_where: str
 ) -> Vision:
     """The tower in front of a language model of width `out`."""
-    fields = Fields(tower, tower_where, _defaults(tower, kind))
+    named = _named(tower, kind, tower_where)
+    fields = Fields(tower, tower_where, _BY_TOWER.get(named) or _BY_MODEL.get(kind, {}))
     hidden = _hidden(fields, kind)
     patch = _side(fields, "patch_size")
-    any_size = kind in _ANY_SIZE
-    pixels = ANY_SIDE if any_size else _side(fields, "image_size")
-    grid = _grid(config, fields, kind, pixels // patch, where)
+    pixtral = named == "pixtral"
+    any_size = kind in _ANY_SIZE or pixtral
+    pixels = ANY_SIDE if any_size else _pixels(config, fields, kind, where)
+    grid = _grid(config, fields, kind, named, pixels // patch, where)
     scales = _vila_scales(config, where) if kind in _VILA else 1
-    joined = hidden * (grid.merge**2 if grid.wider else 1) * scales
-    temporal = fields.number("temporal_patch_size", 1) if kind != "mistral3" else 1
+    joined = hidden * (grid.merge**2 if grid.wider else 1) * scales * _depths(config, kind, where)
+    temporal = fields.number("temporal_patch_size", 1) if not pixtral else 1
     levels = fields.get("deepstack_visual_indexes")
-    return Vision(
+    made = Vision(
         layers=fields.number("depth" if fields.get("num_hidden_layers") is None else "num_hidden_layers"),
         hidden=hidden,
         ffn=_inside(fields, kind, hidden),
@@ -111,21 +125,41 @@ def vision(
         tokens_per_frame=grid.tokens,
         projector_in=joined,
         projector_hidden=_projector_hidden(fields, kind, _projector_named(config), hidden, joined, out),
-        gated=kind == "mistral3" or str(fields.get("hidden_act") or "") == "silu",
+        gated=pixtral or str(fields.get("hidden_act") or "") == "silu",
         frames_per_grid=temporal,
         frames_pooled=_vila_pool(config, where) if kind in _VILA else 1,
         projectors=1 + (len(levels) if isinstance(levels, list) else 0),
         pixel_step=patch * grid.merge if any_size else 0,
+        pixel_most=_side(fields, "image_size") if pixtral else 0,
     )
+    return made.of_pixels(ANY_SIDE, ANY_SIDE) if any_size else made
 
 
-def _defaults(tower: Mapping[str, object], kind: str) -> Mapping[str, object]:
-    named = tower.get("model_type")
-    if kind.startswith(("llava", "gemma3")) and isinstance(named, str) and named in _BY_TOWER:
-        return _BY_TOWER[named]
-    if kind in ("llava", "llava_next", "llava_next_video") and named is None:
-        return _CLIP
-    return _BY_MODEL.get(kind, {})
+def _named(tower: Mapping[str, object], kind: str, where: str) -> str:
+    """The tower's class, of the kinds that have a choice; empty: the kind's own."""
+    if kind not in _CLASSES:
+        return ""
+    named = tower.get("model_type", _CLASSES[kind][0])
+    if not isinstance(named, str) or named not in _CLASSES[kind]:
+        raise InputError(f"{where}: a tower of model_type {named!r} is not known; legal: {', '.join(_CLASSES[kind])}")
+    return named
+
+
+def _pixels(config: Mapping[str, object], fields: Fields, kind: str, where: str) -> int:
+    """A side of a frame of a tower that resizes every frame; InternVL's own files may force one."""
+    if kind == "internvl_chat" and config.get("force_image_size") is not None:
+        return Fields(config, where, {}).number("force_image_size")
+    return _side(fields, "image_size")
+
+
+def _depths(config: Mapping[str, object], kind: str, where: str) -> int:
+    """Layers of the tower whose channels reach the projector side by side."""
+    listed = config.get("vision_feature_layer")
+    if not isinstance(listed, list):
+        return 1
+    if not kind.startswith("llava") or not listed:
+        raise InputError(f"{where}: vision_feature_layer={listed!r} of model_type {kind!r}; legal: a number")
+    return len(listed)
 
 
 def _hidden(fields: Fields, kind: str) -> int:
@@ -171,8 +205,9 @@ def _side(fields: Fields, key: str) -> int:
     return fields.number(key, 14 if key == "patch_size" else None)
 
 
-def _grid(config: Mapping[str, object], tower: Fields, kind: str, side: int, where: str) -> Grid:
+def _grid(config: Mapping[str, object], tower: Fields, kind: str, named: str, side: int, where: str) -> Grid:
     top = Fields(config, where, {})
+    features = _features(config, kind, named, side, where)
     if kind in _VILA:
         return _merged(_vila_merge(config, where), side)
     if kind == "mistral3":
@@ -192,8 +227,26 @@ def _grid(config: Mapping[str, object], tower: Fields, kind: str, side: int, whe
         return Grid(1, (side // top.number("spatial_pool_stride", 2)) ** 2, wider=False)
     if kind == "llava_qwen":
         return Grid(1, _llava_video_tokens(top, side), wider=False)
-    extra = 1 if config.get("vision_feature_select_strategy") == "full" else 0
-    return Grid(1, side * side + extra)
+    return Grid(1, features)
+
+
+def _features(config: Mapping[str, object], kind: str, named: str, side: int, where: str) -> int:
+    """Of a frame, that the projector sees: its patches and a class token, less the first of them by `default`."""
+    if config.get("mm_vision_select_feature") == "cls_patch" and "clip" in str(config.get("mm_vision_tower")):
+        raise InputError(f"{where}: mm_vision_select_feature='cls_patch' behind CLIP is not priced; legal: patch")
+    if kind not in _SELECTS:
+        return side * side
+    strategy = config.get("vision_feature_select_strategy", _SELECTS[kind])
+    if strategy not in ("default", "full"):
+        raise InputError(f"{where}: vision_feature_select_strategy={strategy!r}; legal: default, full")
+    classes = named == _CLIP or kind == "internvl"
+    features = side * side + classes - (strategy == "default")
+    if features != side * side and (kind not in ("llava", "llava_next") or named == "pixtral"):
+        raise InputError(
+            f"{where}: vision_feature_select_strategy={strategy!r} leaves {features} features of {side}^2 patches; "
+            f"legal: {'default' if classes else 'full'}"
+        )
+    return features
 
 
 def _merged(merge: int, side: int) -> Grid:

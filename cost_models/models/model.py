@@ -63,12 +63,10 @@ class Vision:
     frames_pooled: int = field(default=1, metadata=strict.OPTIONAL)  # embeddings of so many are one mean in the row
     projectors: int = field(default=1, metadata=strict.OPTIONAL)  # of the same size: DeepStack adds one for each level
     pixel_step: int = field(default=0, metadata=strict.OPTIONAL)  # sides are multiples of it; 0 = the size is fixed
+    pixel_most: int = field(default=0, metadata=strict.OPTIONAL)  # of a side; 0 = no rule (of_pixels)
 
     def __post_init__(self) -> None:
-        if self.pixel_step:
-            _positive("vision", self)
-        else:
-            _positive("vision", self, "pixel_step")
+        _positive("vision", self, *(name for name in ("pixel_step", "pixel_most") if not getattr(self, name)))
         if self.hidden % self.heads:
             raise InputError(f"vision.hidden={self.hidden} is not a multiple of vision.heads={self.heads}")
 
@@ -115,13 +113,19 @@ class Vision:
         return -(-self.grids(frames) // self.frames_pooled)
 
     def of_pixels(self, height: int, width: int) -> Vision:
-        """The tower for frames of height x width pixels, each side rounded to a multiple of `pixel_step`."""
+        """The tower for frames of height x width pixels, each side rounded to a multiple of `pixel_step`; by Pixtral's
+        rule, with `pixel_most`, shrunk to it and then rounded up."""
         if not self.pixel_step:
             side = math.isqrt(self.patches) * self.patch_size
             if (height, width) == (side, side):
                 return self
             raise InputError(f"frame pixels {height}x{width}: this tower resizes every frame; legal: {side}x{side}")
-        high, wide = (max(1, round(side / self.pixel_step)) for side in (height, width))
+        if self.pixel_most:
+            longest = max(height, width, self.pixel_most)
+            height, width = (max(1, side * self.pixel_most // longest) for side in (height, width))
+            high, wide = (-(-side // self.pixel_step) for side in (height, width))
+        else:
+            high, wide = (max(1, round(side / self.pixel_step)) for side in (height, width))
         merged = self.pixel_step // self.patch_size
         return replace(self, patches=high * wide * merged**2, tokens_per_frame=high * wide)
 

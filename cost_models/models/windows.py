@@ -32,20 +32,13 @@ def windows(fields: Fields, kind: TextKind, layers: int) -> tuple[int, tuple[boo
         if len(set(listed)) > 1 or (kind.windows == "none" and any(listed)):
             raise InputError(f"{fields.where}: layer_types mixes kinds that this model_type does not have")
     elif listed is not None:
-        return (_window(fields), listed) if any(listed) else none
+        return (fields.number("sliding_window"), listed) if any(listed) else none
     if kind.windows == "none" or fields.get("sliding_window") is None:
         return none
     if switched and not fields.yes("use_sliding_window"):
         return none
-    window, chosen = _window(fields), tuple(_has_window(fields, kind, layer) for layer in range(layers))
+    window, chosen = fields.number("sliding_window"), tuple(_has_window(fields, kind, layer) for layer in range(layers))
     return (window, chosen) if any(chosen) else none
-
-
-def _window(fields: Fields) -> int:
-    window = fields.number("sliding_window")
-    if fields.get("use_bidirectional_attention"):
-        raise InputError(f"{fields.where}: use_bidirectional_attention=true is not supported; legal: false")
-    return window
 
 
 def _listed(fields: Fields, layers: int) -> tuple[bool, ...]:

@@ -237,3 +237,55 @@ def test_weights_of_tower_and_projector_are_transformers_count_within_one_percen
     data["vision_config"] = tower
     theirs = built(AutoModelForImageTextToText, CONFIG_MAPPING[kind].from_dict(data))
     assert load(tmp_path, data).vision_params == pytest.approx(parameters(theirs) - llm_parameters(theirs), rel=0.01)
+
+
+def tower(kind, side, patch):
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_hidden_layers": 2}
+    return {"model_type": kind, "image_size": side, "patch_size": patch, **sizes}
+
+
+CLASSES = ("clip_vision_model", "siglip_vision_model")
+FRAMES = [
+    *(("llava", tower(one, *size), {"vision_feature_select_strategy": strategy})
+      for one in CLASSES for size in ((336, 14), (384, 14), (224, 32)) for strategy in ("default", "full")),
+    *(("llava_next_video", tower(CLASSES[0], 384, 14), {"spatial_pool_stride": stride}) for stride in (2, 3)),
+    ("llava_next_video", tower(CLASSES[1], 384, 14), {"vision_feature_select_strategy": "full"}),
+    *(("internvl", tower("internvl_vision", [side, side], [14, 14]), {"downsample_ratio": ratio})
+      for side in (448, 224) for ratio in (0.5, 0.25)),
+    *((kind, tower(f"{kind}_vision", side, patch), {"scale_factor": scale})
+      for kind in ("smolvlm", "idefics3") for side, patch, scale in ((512, 16, 4), (384, 14, 3))),
+    *(("gemma3", tower(CLASSES[1], 896, 14), {"mm_tokens_per_image": tokens}) for tokens in (256, 64)),
+    ("mistral3", tower("pixtral", 1540, 14), {"spatial_merge_size": 2}),
+    ("mistral3", tower("pixtral", 1540, 16), {"spatial_merge_size": 4}),
+    ("llava", tower("pixtral", 1024, 16), {"vision_feature_select_strategy": "full", "vision_feature_layer": -1}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "tower", "more"), FRAMES)
+def test_tokens_of_a_frame_are_the_features_that_the_class_makes_of_it(tmp_path, kind, tower, more):
+    data = {**vlm_config(kind, VLM[kind].text, None, None), "vision_config": tower, **more}
+    theirs = built(AutoModelForImageTextToText, CONFIG_MAPPING[kind].from_dict(data)).model
+    pixtral = tower["model_type"] == "pixtral"
+    side = (
+        448
+        if pixtral
+        else math.isqrt(math.prod([tower["image_size"]] * 2 if kind != "internvl" else tower["image_size"]))
+    )
+    on = "cpu" if pixtral or kind in ("smolvlm", "idefics3") else "meta"  # these look into frames or sizes
+    theirs, frame = theirs.to_empty(device=on), torch.ones(1, 3, side, side, device=on)
+    if kind == "llava_next_video":
+        out = theirs.get_video_features(frame[None]).pooler_output
+    elif kind in ("smolvlm", "idefics3"):
+        out = theirs.get_image_features(frame[None]).pooler_output
+    else:
+        out = theirs.get_image_features(frame, **({"image_sizes": torch.tensor([[side, side]])} if pixtral else {}))
+        out = out.pooler_output
+    tokens = sum(one.numel() for one in out) // SMALL["hidden_size"]
+    assert load(tmp_path, data).vision.tokens_per_frame == tokens
+
+
+@pytest.mark.parametrize("kind", sorted({kind for kind, _ in TEXTS}))
+def test_keys_that_a_tower_leaves_out_are_those_of_its_class(tmp_path, kind):
+    data = vlm_config(kind, VLM[kind].text, None, None)
+    whole = json.loads(CONFIG_MAPPING[kind].from_dict(data).to_json_string(use_diff=False))
+    assert load(tmp_path, data).vision == load(tmp_path, whole).vision

@@ -7,11 +7,14 @@ import pytest
 from cost_models import InputError, Model, Workload
 from planner.question.options import of_frame_pixels
 
+TEXT = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 8, "vocab_size": 304,
+        "num_key_value_heads": 2, "model_type": "qwen2"}  # fmt: skip
 SIGLIP = {"model_type": "siglip_vision_model", "hidden_size": 1152, "image_size": 448, "intermediate_size": 4304,
           "num_attention_heads": 16, "num_hidden_layers": 27, "patch_size": 14}  # fmt: skip
 SIGLIP_384 = {**SIGLIP, "image_size": 384}
-TEXT = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 8, "vocab_size": 304,
-        "num_key_value_heads": 2, "model_type": "qwen2"}  # fmt: skip
+CLIP = {"model_type": "clip_vision_model", "image_size": 336, "patch_size": 14}
+PIXTRAL = {"model_type": "pixtral", "image_size": 1540, "patch_size": 14}
+CHAT = {"model_type": "internvl_chat", "llm_config": TEXT, "vision_config": SIGLIP}
 NVILA = {"model_type": "llava_llama", "llm_cfg": TEXT, "vision_tower_cfg": SIGLIP,
          "mm_projector_cfg": {"mm_projector_type": "mlp_downsample_3x3_fix"}}  # fmt: skip
 QWEN25 = {**TEXT, "model_type": "qwen2_5_vl", "vision_config": {"depth": 2, "hidden_size": 1280}}
@@ -38,8 +41,8 @@ def nested(kind, tower, **more):
         (QWEN25, 256),
         (nested("qwen3_vl", {}), 196),  # 448 / 32 = 14
         (nested("llava_onevision", SIGLIP_384), 196),  # 27 patches a side, pooled by two, rounded up
-        (nested("llava_next_video", {**SIGLIP, "image_size": 336}), 144),
-        (nested("llava_next_video", {**SIGLIP, "image_size": 336}, spatial_pool_stride=3), 64),
+        (nested("llava_next_video", CLIP), 144),
+        (nested("llava_next_video", CLIP, spatial_pool_stride=3), 64),
         (LLAVA_VIDEO, 196),
         ({**LLAVA_VIDEO, "mm_newline_position": "grid"}, 210),  # a token behind each of 14 rows
         ({**LLAVA_VIDEO, "mm_spatial_pool_mode": "average"}, 169),
@@ -56,6 +59,15 @@ def nested(kind, tower, **more):
         (nested("gemma3", {**SIGLIP, "image_size": 896}), 256),
         (nested("smolvlm", {**SIGLIP, "image_size": 512, "patch_size": 16}, scale_factor=4), 64),
         (nested("mistral3", {"patch_size": 14}), 256),
+        (nested("mistral3", {}), 196),  # the class's patches are of 16
+        (nested("qwen2_5_vl", {"hidden_size": 1280}, vision_config={"patch_size": 16, "spatial_merge_size": 3}), 81),
+        (nested("llava", CLIP), 576),
+        (nested("llava", CLIP, vision_feature_select_strategy="full"), 577),
+        (nested("llava", SIGLIP_384, vision_feature_select_strategy="full"), 729),  # no class token
+        (nested("llava", SIGLIP_384), 728),  # the class drops the first patch then
+        (nested("llava", {**PIXTRAL, "patch_size": 16}, vision_feature_select_strategy="full"), 784),
+        (CHAT, 256),
+        ({**CHAT, "force_image_size": 224}, 64),
     ],
 )
 def test_tokens_of_a_frame(tmp_path, data, tokens):
@@ -93,8 +105,36 @@ def test_frames_of_another_size(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("size", "tokens"),  # of PixtralImageProcessor(patch_size=28, size={"longest_edge": 1540}), transformers 5.23
+    [((450, 450), 289), ((462, 434), 272), ((1080, 1920), 1705), ((20, 300), 11), ((448, 448), 256)],
+)
+def test_pixtrals_frames_shrink_to_their_longest_side_and_round_up(tmp_path, size, tokens):
+    vision = load(tmp_path, nested("mistral3", PIXTRAL)).vision
+    assert vision is not None
+    sized = vision.of_pixels(*size)
+    assert (sized.tokens_per_frame, sized.patches) == (tokens, 4 * tokens)
+
+
+def test_layers_of_the_tower_side_by_side_widen_the_projector(tmp_path):
+    one = load(tmp_path, nested("llava", SIGLIP, vision_feature_select_strategy="full"))
+    two = load(tmp_path, nested("llava", SIGLIP, vision_feature_select_strategy="full", vision_feature_layer=[-2, -1]))
+    assert two.vision.projector_in == 2 * one.vision.projector_in
+
+
+@pytest.mark.parametrize(
     ("data", "message"),
     [
+        (nested("llava_onevision", SIGLIP, vision_feature_select_strategy="default"), "leaves 1023 features of 32"),
+        (nested("llava", CLIP, vision_feature_select_strategy="both"), "='both'; legal: default, full"),
+        (nested("llava_next_video", PIXTRAL), "a tower of model_type 'pixtral' is not known; legal: clip"),
+        (nested("gemma3", CLIP), "a tower of model_type 'clip_vision_model' is not known; legal: siglip"),
+        (nested("mistral3", PIXTRAL, vision_feature_layer=[-2, -1]), "vision_feature_layer="),
+        (
+            {**LLAVA_VIDEO, "mm_vision_tower": "clip-vit-large-patch14-336", "mm_vision_select_feature": "cls_patch"},
+            "mm_vision_select_feature='cls_patch' behind CLIP",
+        ),
+        ({**TEXT, "is_causal": False}, "tokens that see later ones"),
+        ({**TEXT, "model_type": "gemma", "use_bidirectional_attention": True}, "tokens that see later ones"),
         (
             {**NVILA, "mm_projector_cfg": {"mm_projector_type": "perceiver"}},
             "mm_projector_type='perceiver' is not known",
