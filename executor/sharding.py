@@ -46,7 +46,7 @@ from executor.mmsp import attention, embeddings
 from executor.mmsp.attention import MmSp
 from executor.mmsp.compiled import Compiler
 from executor.mmsp.decode import DecodeStep, Shard, ShardedCache, row_shards
-from executor.mmsp.guard import guard, needing_split, refuse_later_weights
+from executor.mmsp.guard import guard, needing_split, refuse_later_weights, refuse_parts
 from executor.mmsp.host_memory import HostMemory
 from executor.mmsp.recompute import apply_recompute
 from executor.mmsp.row_chunks import run_in_row_chunks
@@ -286,6 +286,7 @@ class ContextSharding:
                 # As a plain sum: gloo has no scaled one, and a sum needs no scale.
                 module.set_force_sum_reduction_for_comms(True)
         refuse_later_weights(model)
+        refuse_parts(model)
         self._wrapped = True
         return model
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -157,6 +158,30 @@ def refuse_later_weights(model: nn.Module) -> None:
             for name, refuse in _LATER.items():
                 if own := getattr(one, name, None):
                     setattr(one, name, partial(refuse, own))
+
+
+def refuse_parts(model: nn.Module) -> None:
+    """Refuse to call a part of a sharded model outside of its forward: parts that no layer holds would meet shards, and
+    a layer that is called first would pass for the whole model with FSDP2. What a layer holds is left to torch: a hook
+    in every module of it would take a host's time, and break graphs."""
+    begun: list[bool] = []
+
+    def begins(module: nn.Module, args: tuple[Any, ...]) -> None:
+        begun[:] = [True]
+
+    def check(name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+        shards = isinstance(module, FSDPModule) or any(isinstance(x, DTensor) for x in module._parameters.values())
+        if shards and not (begun and isinstance(module, FSDPModule)):
+            raise InputError(
+                f"{name} is called outside of the wrapped model's forward, where its weights are sharded: call the "
+                "model that sharding.wrap returned"
+            )
+
+    inside = tuple(f"{name}." for name, one in model.named_modules() if name and isinstance(one, FSDPModule))
+    for name, one in model.named_modules():
+        if name and not name.startswith(inside) and (one._parameters or isinstance(one, FSDPModule)):
+            one.register_forward_pre_hook(partial(check, name), prepend=True)
+    model.register_forward_pre_hook(begins, prepend=True)
 
 
 def _refuse_whole(model: nn.Module, given: dict[str, Any], prefix: str, *_: Any) -> None:

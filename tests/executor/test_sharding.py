@@ -116,7 +116,29 @@ def _check_both_counts(case: Case) -> None:
         _check_counts(replace(case, zero=zero))
     _check_weights_that_changed(case)
     _check_two_models(case)
+    _check_parts(case)
     _check_rows(case)
+
+
+def _check_parts(case: Case) -> None:
+    """Called alone, parts of a wrapped model would meet shards; a layer first would pass for the whole with FSDP2."""
+    sharding = make_sharding(case)
+    model, rows = sharding.wrap(make_model(case, sharding.attention)), make_rows(case)
+    base, ids = model.llm.model, torch.zeros(1, 4, dtype=torch.int64)
+    hidden = torch.zeros(1, 4, 32, dtype=torch.float64)
+    wrong = {
+        "llm.model.embed_tokens": lambda: base.embed_tokens(ids),
+        "llm.model.norm": lambda: base.norm(hidden),
+        "llm.lm_head": lambda: model.llm.lm_head(hidden),
+    }
+    first = {"llm.model.layers.0": lambda: base.layers[0](hidden)}
+    for calls in (wrong | first, wrong):
+        for name, call in calls.items():
+            with pytest.raises(InputError, match=f"^{name} is called outside of the wrapped model's forward"):
+                call()
+        with pytest.raises(InputError, match=r"^llm.model.embed_tokens is called outside"):
+            base(input_ids=ids, position_ids=ids, **sharding.shard_batch(rows[0][0]).attention)
+        step(model, rows, sharding)
 
 
 def _check_weights_that_changed(case: Case) -> None:
