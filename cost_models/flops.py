@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from cost_models.framework import OURS, Framework
 from cost_models.layer.decoder import operators
 from cost_models.layer.operators import Table, product_flops
 from cost_models.layer.recompute import run_again
@@ -34,14 +35,14 @@ def model_flops(workload: Workload) -> float:
     return total + _head(workload) + _tower(workload)
 
 
-def executed_flops(workload: Workload, strategy: Strategy) -> float:
+def executed_flops(workload: Workload, strategy: Strategy, framework: Framework = OURS) -> float:
     """With recompute, and attention's backward at 2.5 times its forward."""
     if workload.mode != "train":
         return model_flops(workload)
     total = 0.0
     for run in all_runs(workload.model, strategy.layer_ranges(workload.model.layers)):
         table = _table(workload, run.kind, strategy.mlp_chunk_tokens)
-        again = run_again(table, run.part.recompute)
+        again = run_again(table, run.part.recompute, framework)
         products = product_flops(table) + product_flops(table, grad=True) + product_flops(again)
         total += float(run.layers) * (
             products + (3.5 + sum(one.attends for one in again)) * _attention(workload, run.kind)

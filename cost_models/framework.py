@@ -66,6 +66,7 @@ class Framework:
     reasons: dict[str, str] = field(default_factory=dict, compare=False)  # why, by field
     norm: Fusion = "unfused"  # fused: one kernel, one read and one write; unfused: Hugging Face's RMSNorm
     norm_kernel: NormKernel = "library"  # whose a fused norm is: apex's or Transformer Engine's, PyTorch's, Inductor's
+    checkpoint_ends_early: bool = False  # PyTorch's, not reentrant: a layer runs again until what it kept is back
     norm_copies: bool = False  # fused norms get a copy in fp32; kept layers run them, and a sum, again in backward
     rotary: Fusion = "unfused"  # "none" means learned or ALiBi positions
     activation: Fusion = "unfused"  # fused: gate, activation and product (or bias and GELU) in one kernel

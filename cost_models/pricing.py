@@ -113,7 +113,7 @@ def price(
         hidden_s=hidden_s,
         capacity_bytes=held.capacity_bytes,
         model_flops=flops.model_flops(workload),
-        executed_flops=flops.executed_flops(workload, strategy),
+        executed_flops=flops.executed_flops(workload, strategy, framework),
         peak_flops=strategy.ranks * sum(device.peak_16bit for device in devices) / len(devices),
         tokens=workload.global_batch * (1 if workload.mode == "decode" else workload.context_tokens),
         ranks=strategy.ranks,

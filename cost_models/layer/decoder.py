@@ -42,7 +42,7 @@ def forward(sizes: RankSizes, kernels: Kernels) -> tuple[Phase, ...]:
 
 def backward(sizes: RankSizes, kernels: Kernels, recompute: str) -> tuple[Phase, ...]:
     """With what the recompute policy runs again first."""
-    again = run_again(operators(sizes), recompute, sizes.framework.norm_copies)
+    again = run_again(operators(sizes), recompute, sizes.framework)
     rerun = phases(sizes, kernels, again, part="recompute") if again else ()
     return (*rerun, *sizes.once(("backward", kernels), lambda: phases(sizes, kernels, operators(sizes), grad=True)))
 

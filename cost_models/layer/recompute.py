@@ -1,9 +1,9 @@
 """The recompute policies: which operators of a layer keep nothing for the backward pass, and which run again there.
 
     keeps        whose kept bytes stay; all others are made again, and are alive while the layer's gradients are made
-    again        whose forward work runs again before the layer's backward pass, with its communication
-    host         whose calls the host makes again: PyTorch's checkpoint ends once the last kept tensor is back, and what
-                 was kept is not called for; other frameworks' kernels do run it, so it is in `again`
+    again        whose forward work runs again before the layer's backward pass, with its communication; of "full" only
+                 until the last kept tensor is back, where a framework's checkpoint ends early (PyTorch's)
+    host         whose calls the host makes again
 
 A new policy is a name in `strategy.Recompute` and a row here; to run it, `executor/recompute.py`.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from cost_models.framework import Framework
 from cost_models.layer.operators import Table
 from cost_models.number import Number, somewhere
 from cost_models.strategy import Recompute
@@ -98,12 +99,25 @@ NORMS_AGAIN = _only("norm", "sum", "mlp norm")
 """What a framework with `norm_copies` runs again under "none"."""
 
 
-def run_again(table: Table, recompute: str, norm_copies: bool = False) -> Table:
+def run_again(table: Table, recompute: str, framework: Framework) -> Table:
     """The operators whose forward work comes before the backward pass of a layer."""
-    chosen = NORMS_AGAIN if recompute == "none" and norm_copies else policy(recompute).again
+    chosen = NORMS_AGAIN if recompute == "none" and framework.norm_copies else policy(recompute).again
     if policy(recompute).every_other:
         table = every_other(table, first=False)
+    if recompute == "full" and framework.checkpoint_ends_early:
+        table = _until_all_is_back(table)
     return tuple(one for one in table if chosen(one.name))
+
+
+def _until_all_is_back(table: Table) -> Table:
+    """Without what follows the last operator that keeps something: mostly the MLP's last product.
+
+    Slices run forward again in any case, and what a mixture's gate multiplies comes last.
+    """
+    if any(one.reruns or one.name == "router" for one in table):
+        return table
+    last = max(place for place, one in enumerate(table) if somewhere(one.kept > 0))
+    return table[: last + 1]
 
 
 def every_other(table: Table, first: bool) -> Table:

@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM, masking_utils
 
 from cost_models.errors import InputError
@@ -34,8 +35,20 @@ def _model(policies):
     return model
 
 
+class _Products(TorchDispatchMode):
+    """Counts matrix products."""
+
+    def __init__(self, runs):
+        super().__init__()
+        self.runs = runs
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.runs["products"] += func is torch.ops.aten.mm.default
+        return func(*args, **(kwargs or {}))
+
+
 def _step(model, monkeypatch):
-    """Gradients, and how often the forward kernel and each MLP's activation ran."""
+    """Gradients, and how often the forward kernel, each MLP's activation and, backward, a matrix product ran."""
     runs = Counter()
     kernel_forward = ring.kernel.forward
 
@@ -51,7 +64,8 @@ def _step(model, monkeypatch):
     ids = torch.arange(TOKENS)[None] * 5 % 32
     positions = torch.cat((torch.arange(5), torch.arange(TOKENS - 5)))[None]
     out = model(input_ids=ids, position_ids=positions, use_cache=False, mm_sp=call).logits
-    (out**2).mean().backward()
+    with _Products(runs):
+        (out**2).mean().backward()
     monkeypatch.undo()
     return {name: parameter.grad for name, parameter in model.named_parameters()}, runs
 
@@ -59,11 +73,11 @@ def _step(model, monkeypatch):
 @pytest.mark.parametrize(
     ("policies", "again"),
     [
-        (("none",) * 3, {"attention": 0, "mlp": 0, "projection": 0}),
-        (("mlp",) * 3, {"attention": 0, "mlp": 3, "projection": 0}),
-        (("all_but_attention",) * 3, {"attention": 0, "mlp": 3, "projection": 3}),
-        (("full",) * 3, {"attention": 6, "mlp": 3, "projection": 3}),  # two documents: two kernels a layer
-        (("none", "all_but_attention", "mlp"), {"attention": 0, "mlp": 2, "projection": 1}),
+        (("none",) * 3, {"attention": 0, "mlp": 0, "projection": 0, "products": 0}),
+        (("mlp",) * 3, {"attention": 0, "mlp": 3, "projection": 0, "products": 6}),
+        (("all_but_attention",) * 3, {"attention": 0, "mlp": 3, "projection": 3, "products": 18}),
+        (("full",) * 3, {"attention": 6, "mlp": 3, "projection": 3, "products": 18}),  # two documents: two kernels
+        (("none", "all_but_attention", "mlp"), {"attention": 0, "mlp": 2, "projection": 1, "products": 8}),
     ],
 )
 def test_same_gradients_and_only_the_named_work_again(policies, again, monkeypatch):
@@ -84,7 +98,7 @@ def _saved_bytes(policy, tokens):
     held: dict[int, tuple[int, object]] = {}
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
 
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+    class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             out = func(*args, **(kwargs or {}))
             for tensor in torch.utils._pytree.tree_leaves(out):
