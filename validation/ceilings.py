@@ -22,7 +22,7 @@ import numpy as np
 
 from validation.certificate import HELD_OUT
 from validation.domains import Floats
-from validation.pairs import APART, by_sweep, contradictions, ranked, twins
+from validation.pairs import APART, by_sweep, contradictions, ranked, refuted, twins
 from validation.rows import files
 from validation.score import score
 from validation.steps import Step
@@ -54,15 +54,15 @@ def work_of(sweep: str) -> str:
 
 def ceilings(rows: Sequence[Step]) -> list[Ceiling]:
     """Of every sweep with a pair, those with the most pairs in the wrong order first."""
-    refuted = {row.name for both in contradictions(rows) for row in both}
+    out = refuted(rows)
     other = {one.name: two for both in twins(rows) for one, two in (both, both[::-1])}
     found = []
     for sweep, here in by_sweep(rows).items():
         work = work_of(sweep)
         rest = [row for row in rows if row.source == here[0].source and work_of(row.sweep) != work]
-        rest = [row for row in rest if row.name not in refuted]
+        rest = [row for row in rest if row.name not in out]
         times = most_alike(rest) if len(rest) >= ROWS else None
-        judged = apart([row for row in here if row.name not in refuted])
+        judged = apart([row for row in here if row.name not in out])
         again = [(other[one.name], other[two.name]) for one, two in apart(here) if {one.name, two.name} <= other.keys()]
         found.append(
             Ceiling(

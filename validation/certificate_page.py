@@ -30,7 +30,7 @@ from validation.coverage import (
     steps_as_shipped,
 )
 from validation.domains import points
-from validation.pairs import APART, ranked, ranked_pairs
+from validation.pairs import APART, Pair, ranked, ranked_pairs
 from validation.plot import calibration
 from validation.rows import FOLDER
 from validation.score import FileReport
@@ -168,15 +168,16 @@ class Page:
 
     def _pairs(self) -> Table:
         pairs = self.known.pairs
-        apart = [one for one in ranked_pairs(self.reports) if abs(one.distance + one.error) > math.log1p(APART)]
-        right = sum(one.loss < 0 for one in apart)
+        counted, every = map(_in_order, (ranked_pairs(self.reports), ranked_pairs(self.reports, with_refuted=True)))
         ends = [*(f"to {one.least:.0%}" for one in pairs.apart[1:]), "and more"]
         return Table(
             title="Order of two layouts",
             text=f"Pairs of held-out rows for the same work on the same GPUs ({len(pairs.sources)} sources), but for "
             "runs that are one layout to the price. Beyond what both share, a layout has "
-            f"{percent(pairs.residual)} of its own. Of {len(apart)} pairs measured more than {APART:.0%} apart "
-            f"{percent(right / len(apart))} are in the right order.",
+            f"{percent(pairs.residual)} of its own. {counted} measured more than {APART:.0%} apart are in the "
+            "right order. Not counted, nor in the odds: rows that took longer than another run of the same layout "
+            "with a slower attention kernel, and those other runs, as no price can order both (named below). With them: "
+            f"{every}.",
             columns=("priced apart by", "pairs", "wrong order", "loss of the wrong, median", "worst"),
             rows=[
                 (f"{one.least:.0%} {end}", str(one.pairs), str(one.wrong), percent(one.loss), percent(one.worst_loss))
@@ -208,6 +209,12 @@ class Page:
             columns=("row", "domain", "measured over predicted"),
             rows=[(one.name, one.domain, signed(math.expm1(one.error))) for one in outside[:WORST]],
         )
+
+
+def _in_order(pairs: Sequence[Pair]) -> str:
+    """Of those that were measured apart."""
+    apart = [one for one in pairs if abs(one.distance + one.error) > math.log1p(APART)]
+    return f"{percent(sum(one.loss < 0 for one in apart) / len(apart))} of {len(apart)} pairs"
 
 
 def _first() -> Table:

@@ -3,7 +3,8 @@
     error     ln(slower / faster) as measured, less as priced: what two prices share is in neither
     loss      how much longer the layout that is priced faster took
 
-Left out: when a run was made. Runs of one sweep may lie days apart.
+Kept apart: rows that another run of the same layout refutes (`contradictions`); no price orders both ways. Left out:
+when a run was made. Runs of one sweep may lie days apart.
 """
 
 from __future__ import annotations
@@ -56,9 +57,11 @@ def by_sweep(rows: Iterable[Step]) -> dict[str, list[Step]]:
     return found
 
 
-def ranked_pairs(reports: Sequence[FileReport]) -> list[Pair]:
+def ranked_pairs(reports: Sequence[FileReport], *, with_refuted: bool = False) -> list[Pair]:
     """Of every sweep those that were measured apart."""
-    sweeps = by_sweep(ranked(reports)).values()
+    rows = ranked(reports)
+    apart = set() if with_refuted else refuted(rows)
+    sweeps = by_sweep(row for row in rows if row.name not in apart).values()
     return [found for sweep in sweeps for found in map(_pair, combinations(sweep, 2)) if found is not None]
 
 
@@ -73,6 +76,11 @@ def contradictions(rows: Sequence[Step]) -> list[tuple[Step, Step]]:
         if faster.measured_s > slower.measured_s * (1 + APART):
             found.append((faster, slower))
     return found
+
+
+def refuted(rows: Sequence[Step]) -> set[str]:
+    """Names of both rows of every contradiction."""
+    return {row.name for both in contradictions(rows) for row in both}
 
 
 def twins(rows: Iterable[Step]) -> list[tuple[Step, Step]]:

@@ -3,8 +3,9 @@
 import pytest
 
 from cost_models.basis import Basis
+from validation import pairs
 from validation.ceilings import ROWS, ceilings, most_alike, total
-from validation.pairs import contradictions, twins
+from validation.pairs import contradictions, ranked_pairs, refuted, twins
 from validation.steps import Step
 
 BASIS = Basis(board="measured", seconds={"products": 1.0})
@@ -41,6 +42,17 @@ def test_order_is_counted_without_contradicted_rows_and_the_sources_own_with_the
     (here,) = (one for one in ceilings(rows) if one.sweep == "a: x")
     assert (here.pairs, here.right) == (1, 1)  # 1 and 3
     assert (here.again, here.kept) == (1, 0)  # 1 and 2, which were 4 and 5
+
+
+def test_pairs_and_odds_are_of_rows_that_nothing_refutes(monkeypatch):
+    rows = [
+        run("1", 10.0, 10.0, twin="p"), run("2", 20.0, 15.0, twin="q"), run("3", 30.0, 12.0),
+        run("4", 11.0, 11.0, sweep="b: x", twin="p"), run("5", 10.5, 16.0, sweep="b: x", twin="q"),
+    ]  # fmt: skip
+    monkeypatch.setattr(pairs, "ranked", lambda reports: rows)
+    assert refuted(rows) == {"2", "5"}
+    assert len(ranked_pairs(())) == 1  # 1 and 3
+    assert len(ranked_pairs((), with_refuted=True)) == 4
 
 
 def test_exchanges_are_described_by_other_work_alone():
