@@ -176,8 +176,8 @@ class Page:
             "runs that are one layout to the price. Beyond what both share, a layout has "
             f"{percent(pairs.residual)} of its own. {counted} measured more than {APART:.0%} apart are in the "
             "right order. Not counted, nor in the odds: rows that took longer than another run of the same layout "
-            "with a slower attention kernel, and those other runs, as no price can order both (named below). With them: "
-            f"{every}.",
+            "with a slower attention kernel, and those other runs, as no price can order both (named below). With them "
+            f"{every} are.",
             columns=("priced apart by", "pairs", "wrong order", "loss of the wrong, median", "worst"),
             rows=[
                 (f"{one.least:.0%} {end}", str(one.pairs), str(one.wrong), percent(one.loss), percent(one.worst_loss))
