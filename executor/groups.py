@@ -20,6 +20,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from cost_models.errors import InputError
@@ -105,6 +106,28 @@ class Groups:
             mesh=torch.tensor(self.mesh_ranks),
             mesh_dim_names=("replicate", "shard"),
         )
+
+    def unlike(self, weights: Mapping[str, Tensor], device: torch.device) -> str | None:
+        """Collective: the first of these weights that is not the same, bit by bit, on all ranks that will share it.
+
+        A sum of bits as whole numbers is the same in any order, so that no device rounds it. Weights without values
+        (meta, fake) count as 0, but not beside ranks that have some.
+        """
+        held = torch.tensor([_bits(weight) for weight in weights.values()], dtype=torch.int64, device=device)
+        bounds = torch.stack((held, -held))
+        for axis in (self.shard, self.replicate):
+            axis.reduce(bounds, dist.ReduceOp.MAX)
+        apart = (bounds[0] != -bounds[1]).nonzero()
+        return list(weights)[int(apart[0])] if len(apart) else None
+
+
+def _bits(weight: Tensor) -> int:
+    if weight.is_meta or isinstance(weight, FakeTensor):
+        return 0
+    return int(weight.detach().view(_WHOLE[weight.element_size()]).sum(dtype=torch.int64))
+
+
+_WHOLE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 AXES = ("ulysses", "ring", "context", "data", "shard", "replicate")

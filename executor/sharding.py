@@ -273,6 +273,7 @@ class ContextSharding:
         precision = MixedPrecisionPolicy(
             param_dtype=self.precision.param, reduce_dtype=self.precision.reduce, cast_forward_inputs=False
         )
+        self._check_alike(model)
         mesh = self.groups.mesh(self.device.type)
         offload = CPUOffloadPolicy(pin_memory=self.device.type == "cuda") if self.states_on_host else OffloadPolicy()
         shard = functools.partial(fully_shard, mesh=mesh, mp_policy=precision, offload_policy=offload)
@@ -289,6 +290,16 @@ class ContextSharding:
         refuse_parts(model)
         self._wrapped = True
         return model
+
+    def _check_alike(self, model: nn.Module) -> None:
+        """Collective: each rank keeps its shards, so that weights of unlike ranks would make one mixed model."""
+        with unset_fake_temporarily():
+            weights = {name: parameter.data for name, parameter in model.named_parameters()}
+            if (name := self.groups.unlike(weights, self.device)) is not None:
+                raise InputError(
+                    f"ranks have other values of {name}: load or make the model alike on every rank (one seed, one "
+                    "checkpoint) before wrap"
+                )
 
     def _say_if_unplanned(self, decoders: Sequence[nn.Module]) -> None:
         """On rank 0, that the model is another one than the plan's: its results are right, its prediction is not."""

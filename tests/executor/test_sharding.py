@@ -1,5 +1,6 @@
 """A sharded step over real gloo ranks is one process's step: loss and every gradient of tower, projector and LLM."""
 
+import re
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -118,6 +119,7 @@ def _check_both_counts(case: Case) -> None:
     _check_two_models(case)
     _check_parts(case)
     _check_rows(case)
+    _check_weights(case)
 
 
 def _check_parts(case: Case) -> None:
@@ -199,6 +201,18 @@ def _check_rows(case: Case) -> None:
     batch.document_L[3:] += 1
     assert before.documents == (0,)
     assert sharding.shard_batch(batch).attention["mm_sp"].layout.documents == (0, 3)
+
+
+def _check_weights(case: Case) -> None:
+    """One weight that differs on one rank by its last bit is named by all of them; equal ones pass."""
+    sharding = make_sharding(case)
+    model = make_model(case, sharding.attention)
+    name, weight = list(model.named_parameters())[-1]
+    if dist.get_rank() == dist.get_world_size() - 1:
+        value = weight.data.view(-1)[-1:]
+        value.copy_(torch.nextafter(value, value + 1))
+    with pytest.raises(InputError, match=f"ranks have other values of {re.escape(name)}: load or make the model alike"):
+        sharding.wrap(model)
 
 
 def test_padding_has_no_label_and_no_picture():
