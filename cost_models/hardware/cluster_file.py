@@ -24,6 +24,7 @@ from cost_models import strict
 from cost_models.errors import InputError
 from cost_models.hardware.cluster import MAX_GPUS, PRESETS, Cluster, Fabric, NodeRun
 from cost_models.hardware.device import Device
+from cost_models.hardware.links import LINKS
 from cost_models.hardware.node import Nics, Node, ScaleUp
 
 _SPAN = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
@@ -133,7 +134,19 @@ def read_cluster(path: Path, name: str, *, nodes: int | None = None, gpus: int |
         hosts=expand(entry.hosts, f"{where}.hosts") if entry.hosts else (),
     )
     cluster = cluster.override(_changes(cluster, entry.overrides, where))
+    for run in cluster.runs:
+        _check_link(run.node.scale_up, where)
     return _cut(cluster, nodes=count if sized else nodes, gpus=gpus)
+
+
+def _check_link(inside: ScaleUp, where: str) -> None:
+    """InputError for a rate above the data sheet's: mostly both directions together, which makers print."""
+    most = LINKS[inside.link].bytes_per_s
+    if inside.kind != "memory" and inside.bytes_per_s > most * (1 + 1e-9):
+        raise InputError(
+            f"{where}: scale_up.bytes_per_s={inside.bytes_per_s / 1e9:g} GB/s is more than {inside.link} carries of "
+            f"one GPU one way; legal: up to {most / 1e9:g} GB/s (what if it were faster: --vary intra_node_gb_per_s)"
+        )
 
 
 def fit(cluster: Cluster, *, sized: bool, nodes: int | None, gpus: int | None) -> Cluster:

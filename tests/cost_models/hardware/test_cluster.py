@@ -137,6 +137,10 @@ def test_a_missing_card_is_shared_with_its_neighbour(tmp_path):
          "cross_bytes_per_s needs gpus_per_switch"),
         ("base: dgx-h100\nnodes: [{scale_up: {kind: switch, link: nvlink4, bytes_per_s: 1.0e-308, latency_s: 0}}]",
          r"bytes_per_s=1e-308; from 1 to 1e\+15 bytes/s"),
+        ("base: dgx-h100\nnodes: [{scale_up: {kind: switch, link: nvlink4, bytes_per_s: 900 GB/s, latency_s: 2 us}}]",
+         "900 GB/s is more than nvlink4 carries of one GPU one way; legal: up to 450 GB/s"),
+        ("base: dgx-h100\nnodes: [{count: 2}]\noverrides: [{slots: [1], scale_up_bytes_per_s: 451 GB/s}]",
+         "451 GB/s is more than nvlink4 carries"),
         (("base: dgx-h100\nnodes: [{scale_up: {kind: pcie, link: pcie4, bytes_per_s: 3, latency_s: 0, "
          "gpus_per_switch: 2000}}]"), r"gpus_per_switch 0 \(all\) to 1024"),
         (("base: dgx-h100\nnodes: [{scale_up: {kind: switch, link: nvlink4, bytes_per_s: 3, latency_s: 0, "
