@@ -178,10 +178,10 @@ def test_flops_by_hand():
     weights = 2 * 4096 * (32 * P_LAYER - 32 * 2 * 4096 + 128256 * 4096)
     attention = 4 * 32 * 128 * (4096 * 4097 / 2) * 32
     assert model_flops(work) == pytest.approx(3 * (weights + attention), rel=1e-12)
-    head = 2 * 4096 * 128256 * 4096
-    for chunk in (None, 1024):  # a chunk's logits are not computed again either
+    head, down = 2 * 4096 * 128256 * 4096, 32 * 2 * 4096 * 14336 * 4096
+    for chunk in (None, 1024):  # a chunk's logits are not computed again either, nor a layer's last product
         full = Strategy(layers=FULL, loss_chunk_tokens=chunk)
-        assert executed_flops(work, full) == pytest.approx(4 * weights - head + 4.5 * attention, rel=1e-12)
+        assert executed_flops(work, full) == pytest.approx(4 * weights - head - down + 4.5 * attention, rel=1e-12)
 
 
 def test_packed_documents_cost_less_attention():
