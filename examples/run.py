@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -57,6 +58,7 @@ def compare(plan_file: Path, metrics_file: Path) -> None:
 def main() -> None:
     os.chdir(ROOT)
     RUN.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(RUN / "train", ignore_errors=True)  # of an earlier example
     say(f"plan --gpus 256 --ctx 2M -o {RUN}/headline.json")
     say(f"executor profile --quick --ranks {RANKS} -o {RUN}/profile.json")
     say("python -m longvila.lengths examples/train.yaml")
