@@ -29,10 +29,6 @@ _FLASH_ATTN: dict[str, Any] = {"dropout_p": 0.0, "softcap": 0.0, "alibi_slopes":
 HOPPER = 9
 """Its compute capability."""
 
-CPU_KEYS = 512
-"""Keys that torch's CPU kernel takes at one time, masked ones among them (kvSplitSize, for any number of queries:
-aten/src/ATen/native/cpu/FlashAttentionKernel.cpp)."""
-
 
 class Block(NamedTuple):
     """Which keys of a block its queries see: query i is `lead` + i - j before key j."""
@@ -73,7 +69,8 @@ def forward(q: Tensor, k: Tensor, v: Tensor, *, block: Block, scale: float) -> B
     """Attention of q (B, H, Sq, D) with k, v (B, K, Skv, D); no row of queries or keys may be empty."""
     assert block.window or not block.causal or q.shape[2] == k.shape[2]
     if q.device.type != "cuda":
-        return _cpu_forward(q, k, v, block=block, scale=scale)
+        op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        return BlockOut(*op(q, k, v, 0.0, **_seen_by_cpu(q, k, block), scale=scale))
     _check_cuda(q, block)
     if _has_flash_attn_3(q.device):
         return _flash_attn_3_forward(q, k, v, block, scale)
@@ -94,7 +91,7 @@ def backward(
         if _has_flash_attn():
             return _flash_attn_backward(dout, q, k, v, out, lse, block, scale)
         return _aten_cuda_backward(dout, q, k, v, out, lse, block.causal, scale)
-    return _cpu_backward(dout, q, k, v, out, lse, block=block, scale=scale)
+    return _cpu_backward(dout, q, k, v, out, lse, block, scale)
 
 
 def _seen_by_cpu(q: Tensor, k: Tensor, block: Block) -> dict[str, Any]:
@@ -105,48 +102,13 @@ def _seen_by_cpu(q: Tensor, k: Tensor, block: Block) -> dict[str, Any]:
     return {"is_causal": False, "attn_mask": torch.zeros_like(seen, dtype=q.dtype).masked_fill(~seen, -torch.inf)}
 
 
-def _in_halves(q: Tensor, block: Block) -> bool:
-    """Whether a causal block is computed on a CPU as two of half its tokens and the square below them.
-
-    Of the pairs of T tokens the kernel computes all up to CPU_KEYS and 1/2 + CPU_KEYS / 2T above; in halves of halves,
-    3/4 and less. Small ones are not worth the calls, long ones waste little. Types that round between parts are left.
-    """
-    exact = q.dtype in (torch.float32, torch.float64)
-    return exact and block.causal and not block.window and CPU_KEYS // 2 < q.shape[2] <= 2 * CPU_KEYS
-
-
-def _halved(*tensors: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """The early and the late tokens of each."""
-    half = tensors[0].shape[2] // 2
-    return [x[:, :, :half] for x in tensors], [x[:, :, half:] for x in tensors]
-
-
-def _cpu_forward(q: Tensor, k: Tensor, v: Tensor, *, block: Block, scale: float) -> BlockOut:
-    if not _in_halves(q, block):
-        op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        return BlockOut(*op(q, k, v, 0.0, **_seen_by_cpu(q, k, block), scale=scale))
-    early, late = _halved(q, k, v)
-    first, last = _cpu_forward(*early, block=block, scale=scale), _cpu_forward(*late, block=block, scale=scale)
-    below = _cpu_forward(late[0], *early[1:], block=Block(causal=False), scale=scale)
-    out = torch.lerp(last.out, below.out, torch.sigmoid(below.lse - last.lse).unsqueeze(-1))
-    lse = torch.logaddexp(last.lse, below.lse)
-    return BlockOut(torch.cat((first.out, out), 2), torch.cat((first.lse, lse), 2))
-
-
 def _cpu_backward(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *, block: Block, scale: float
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, block: Block, scale: float
 ) -> BlockGrad:
     """Torch's kernel splits its work over KV heads; with fewer heads than threads it is 20 times slower.
 
     Then every query head gets a view of its KV head, and the gradients are summed. With one thread nothing changes.
     """
-    if _in_halves(q, block):
-        (dout_0, q_0, k_0, v_0, *early), (dout_1, q_1, k_1, v_1, *late) = _halved(dout, q, k, v, out, lse)
-        first = _cpu_backward(dout_0, q_0, k_0, v_0, *early, block=block, scale=scale)
-        last = _cpu_backward(dout_1, q_1, k_1, v_1, *late, block=block, scale=scale)
-        below = _cpu_backward(dout_1, q_1, k_0, v_0, *late, block=Block(causal=False), scale=scale)
-        dq, dk, dv = last.dq + below.dq, first.dk + below.dk, first.dv + below.dv
-        return BlockGrad(*(torch.cat(x, 2) for x in ((first.dq, dq), (dk, last.dk), (dv, last.dv))))
     op, seen = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward, _seen_by_cpu(q, k, block)
     batch, kv_heads = k.shape[:2]
     group = q.shape[1] // kv_heads

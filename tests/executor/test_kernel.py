@@ -6,7 +6,6 @@ from types import ModuleType
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from cost_models.errors import InputError
 from executor.mmsp import kernel
@@ -50,37 +49,6 @@ def test_gradients_of_two_blocks_add_up_to_those_of_the_row():
     torch.testing.assert_close(parts[0].dq + parts[1].dq, want[0], rtol=0, atol=1e-12)
     torch.testing.assert_close(torch.cat([part.dk for part in parts], 2), want[1], rtol=0, atol=1e-12)
     torch.testing.assert_close(torch.cat([part.dv for part in parts], 2), want[2], rtol=0, atol=1e-12)
-
-
-class _Shapes(TorchDispatchMode):
-    """(causal, queries) of every call of torch's CPU kernel."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if "flash_attention_for_cpu" in str(function):
-            self.seen.append((any(one is True for one in (*args, *(kwargs or {}).values())), args[1].shape[2]))
-        return function(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("tokens", [256, 257, 511, 513, 1024, 1025])
-def test_causal_blocks_of_a_cpu_are_cut_in_halves_that_give_the_same(tokens):
-    """Its kernel computes 512 keys at a time, masked or not."""
-    q, k, v = (x.requires_grad_() for x in _block(tokens, tokens))
-    want_out, want_lse = _plain(q, k, v, True)
-    dout = torch.randn_like(want_out)
-    want = torch.autograd.grad((want_out * dout).sum(), (q, k, v))
-    saved = [x.detach() for x in (q, k, v)]
-    with _Shapes() as calls:
-        out, lse = kernel.forward(*saved, block=kernel.Block(True), scale=0.2)
-        grads = kernel.backward(dout, *saved, out, lse, block=kernel.Block(True), scale=0.2)
-    for got, expected in zip((out, lse, *grads), (want_out, want_lse, *want), strict=True):
-        torch.testing.assert_close(got, expected, rtol=0, atol=1e-11)
-    parts = sorted(size for causal, size in calls.seen if causal)
-    assert sum(parts) == 2 * tokens
-    assert parts[-1] <= 256 or tokens > 1024
 
 
 @pytest.fixture
