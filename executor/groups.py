@@ -110,8 +110,8 @@ class Groups:
     def unlike(self, weights: Mapping[str, Tensor], device: torch.device) -> str | None:
         """Collective: the first of these weights that is not the same, bit by bit, on all ranks that will share it.
 
-        A sum of bits as whole numbers is the same in any order, so that no device rounds it. Weights without values
-        (meta, fake) count as 0, but not beside ranks that have some.
+        A sum of bits as whole numbers of 64 bits is the same in any order, so that no device rounds it. Weights without
+        values (meta, fake) count as 0, but not beside ranks that have some.
         """
         held = torch.tensor([_bits(weight) for weight in weights.values()], dtype=torch.int64, device=device)
         bounds = torch.stack((held, -held))
@@ -124,10 +124,11 @@ class Groups:
 def _bits(weight: Tensor) -> int:
     if weight.is_meta or isinstance(weight, FakeTensor):
         return 0
-    return int(weight.detach().view(_WHOLE[weight.element_size()]).sum(dtype=torch.int64))
-
-
-_WHOLE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    octets = weight.detach().flatten().view(torch.uint8)
+    if octets.storage_offset() % 8:
+        octets = octets.clone()
+    words = len(octets) // 8 * 8
+    return int(octets[:words].view(torch.int64).sum() + octets[words:].sum())
 
 
 AXES = ("ulysses", "ring", "context", "data", "shard", "replicate")
