@@ -183,6 +183,9 @@ class ContextSharding:
                     "ranks of one row were given different ones, as a DistributedSampler deals them: every rank of a "
                     "context group reads the same row"
                 )
+            odd = batch.labels_L[(batch.labels_L < 0) & (batch.labels_L != IGNORE)]
+            if len(odd):  # the loss would raise on the ranks that hold one, and leave the others waiting
+                raise InputError(f"label {int(odd[0])}; legal: numbers of tokens, and {IGNORE} where there is none")
         self._compared = True
 
     def _ssd_split(self, layout: Layout) -> SsdSplit:

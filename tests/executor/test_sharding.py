@@ -197,6 +197,9 @@ def _check_rows(case: Case) -> None:
     for _ in range(2):
         with pytest.raises(InputError, match="ranks of one row were given different ones, as a Distributed"):
             sharding.shard_batch(other)
+    padded = replace(batch, labels_L=batch.labels_L.masked_fill(batch.labels_L == batch.labels_L[-1], -1))
+    with pytest.raises(InputError, match="label -1; legal: numbers of tokens, and -100"):
+        sharding.shard_batch(padded)
     before = sharding.shard_batch(batch).attention["mm_sp"].layout
     batch.document_L[3:] += 1
     assert before.documents == (0,)
