@@ -135,7 +135,7 @@ def test_price_and_simulation_agree(more: dict[str, object]) -> None:
 def test_written_and_read_again(tmp_path: object) -> None:
     where = cluster(
         node(nic_shares=(1.0, 0.5, 1.0, 1.0)),
-        node(scale_up=PAIRS, missing_bridges=(1,)),
+        node(scale_up=replace(PAIRS, link="nvlink3-bridge"), missing_bridges=(1,)),
         leaf=1,
         **THREE,
         rail_only=True,
