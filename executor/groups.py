@@ -108,10 +108,10 @@ class Groups:
         )
 
     def unlike(self, weights: Mapping[str, Tensor], device: torch.device) -> str | None:
-        """Collective: the first of these weights that is not the same, bit by bit, on all ranks that will share it.
+        """Collective: the first of these weights whose sum of bits is not the same on all ranks that will share it.
 
-        A sum of bits as whole numbers of 64 bits is the same in any order, so that no device rounds it. Weights without
-        values (meta, fake) count as 0, but not beside ranks that have some.
+        Whole numbers of 64 bits, whose sum is the same in any order, so that no device rounds it. Weights without
+        values (meta, fake) have the sum 0. Left out: the same values in another order.
         """
         held = torch.tensor([_bits(weight) for weight in weights.values()], dtype=torch.int64, device=device)
         bounds = torch.stack((held, -held))

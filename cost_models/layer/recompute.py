@@ -3,7 +3,8 @@
     keeps        whose kept bytes stay; all others are made again, and are alive while the layer's gradients are made
     again        whose forward work runs again before the layer's backward pass, with its communication; of "full" only
                  until the last kept tensor is back, where a framework's checkpoint ends early (PyTorch's)
-    host         whose calls the host makes again
+    host         whose calls the host makes again: those that PyTorch's checkpoint makes, also of frameworks whose own
+                 runs the layer to its end
 
 A new policy is a name in `strategy.Recompute` and a row here; to run it, `executor/recompute.py`.
 """
