@@ -1,9 +1,10 @@
 """A profile measured here is read back strictly, knows its loads, and decides what a plan for this machine costs."""
 
 import os
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Barrier
 
 import pytest
 
@@ -51,20 +52,30 @@ def test_a_price_rests_on_the_profile(measured):
     assert halved.step_s < 0.75 * cost.step_s
 
 
-def _shared_core(_: int) -> float:
-    """Share of its time that a process waits which computes on core 0."""
+def _on_core_0(ready: Barrier, waited: Queue | None) -> None:
+    """Compute on core 0: until ended, or for 0.3 s of it and then report the share of the time that was waited."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    ready.wait()
     ran_s, waited_s = on_cores()
-    while on_cores()[0] < ran_s + 0.3:
+    while waited is None or on_cores()[0] < ran_s + 0.3:
         sum(range(10**5))
     ran_s, waited_s = (now - before for now, before in zip(on_cores(), (ran_s, waited_s), strict=True))
-    return waited_s / (ran_s + waited_s)
+    waited.put(waited_s / (ran_s + waited_s))
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="of Linux")
 def test_a_process_knows_how_long_it_waited_for_a_core():
-    with ProcessPoolExecutor(3, mp_context=get_context("spawn")) as processes:
-        assert max(processes.map(_shared_core, range(3))) > 0.4  # of three on one core, the last to end may be alone
+    spawn = get_context("spawn")
+    ready, waited = spawn.Barrier(3), spawn.Queue()
+    processes = [spawn.Process(target=_on_core_0, args=(ready, queue), daemon=True) for queue in (None, None, waited)]
+    for process in processes:
+        process.start()
+    try:
+        assert waited.get(timeout=60) > 0.4  # two others compute on its core from before to after: two thirds
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
 
 
 def _profile(*samples: Sample) -> Profile:
