@@ -388,4 +388,5 @@ def seconds(text: str | None, flag: str) -> float | None:
 
 def dollars(given: Mapping[str, Any]) -> float | None:
     """What a GPU costs an hour, if given."""
-    return positive(given["dollars"], "--price-per-gpu-hour") if given["dollars"] else None
+    text = given["dollars"]
+    return None if text is None else positive(text, "--price-per-gpu-hour", "a number of dollars above 0", 1e6)

@@ -77,9 +77,7 @@ def what_if(**given: Any) -> None:
     output = _output(given["output"])
     if given["page"]:
         check_target(given["page"], "--report")
-    dollars = None
-    if given["dollars"] is not None:
-        dollars = options.positive(given["dollars"], "--price-per-gpu-hour", "a number of dollars above 0", 1e6)
+    dollars = options.dollars(given)
     if given["slurm"] is not None:
         click.echo(_slurm(options.whole(given["slurm"], "--slurm"), output), nl=False)
         return
