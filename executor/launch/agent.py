@@ -21,10 +21,11 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from threading import Thread
 from typing import Any, Protocol
@@ -48,7 +49,10 @@ from longvila.job import JobError
 from planner.exports.torchrun import PORT
 
 _CAUSE_FIRST_S = 1.0
-_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+_LOST = (
+    "Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited",
+    "Timed out waiting",
+)  # fmt: skip
 _PREFIX = "mmsp"
 _STOPS = ("SIGINT", "SIGTERM", "SIGHUP")
 
@@ -161,6 +165,10 @@ class _Agent(LocalElasticAgent):
         if self.team.nodes > 1:
             Thread(target=_end_silent_ranks, args=(own_connection(self.meeting), self.team), daemon=True).start()
 
+    def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = 30) -> None:
+        _continue(multiprocessing.active_children())
+        super()._shutdown(death_sig, timeout)
+
     def clear(self) -> None:
         for rank in self.team.ranks:
             self._rank_logs.file(rank, "room").unlink(missing_ok=True)
@@ -169,6 +177,8 @@ class _Agent(LocalElasticAgent):
         return _end(next(iter(result.failures.values())), self.team, self._rank_logs, self.meeting)
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        if len(left := multiprocessing.active_children()) < len(self.team.ranks):  # torch ends the others now
+            _continue(left)
         result = super()._monitor_workers(worker_group)
         if result.is_failed() and self._remaining_restarts:
             end, most = self.cause(result), self._worker_group.spec.max_restarts
@@ -178,6 +188,13 @@ class _Agent(LocalElasticAgent):
                 again = f"starts again ({most - self._remaining_restarts + 1} of {most})"
                 print(f"executor: {end.reason}; {again}", file=sys.stderr, flush=True)
         return result
+
+
+def _continue(ranks: Sequence[BaseProcess]) -> None:
+    """A rank that is stopped would not see the signal that ends it, until torch has waited 30 s for it."""
+    for rank in ranks:
+        with suppress(ProcessLookupError):
+            os.kill(rank.pid, signal.SIGCONT)  # type: ignore[arg-type]
 
 
 def _tell_hosts(end: End, team: Team, meeting: Store) -> End:
@@ -257,7 +274,7 @@ def _rank(function: Callable[[Any], Any], argument: object, agent: int, silence_
 
 
 def wait_for_cause(error: BaseException, silence_s: float) -> None:
-    """A lost connection is a consequence: give those who know its cause time to end this process."""
+    """A lost connection, or a time limit, is a consequence: give those who know its cause time to end this process."""
     if isinstance(error, RuntimeError):
         lost = any(words in str(error) for words in _LOST)
         time.sleep(1.5 * silence_s if lost else _CAUSE_FIRST_S)

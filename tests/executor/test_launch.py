@@ -135,6 +135,7 @@ def test_a_killed_rank_ends_all(tmp_path):
     plan = save_plan(tmp_path, Strategy(ulysses=2, shard=2))
     process = Command("launch", plan, *_options(tmp_path, "collective"), folder=tmp_path)
     pids = _pids(tmp_path, 2, process)
+    os.kill(pids[0], signal.SIGSTOP)
     os.kill(pids[1], signal.SIGKILL)
     done = process.end(20)
     assert done.returncode == 1 and "rank 1 failed: killed by signal 9 (SIGKILL)" in done.stderr
@@ -157,6 +158,7 @@ def test_the_run_folder_is_one_launchs_and_ctrl_c_ends_all_its_ranks(tmp_path):
     pids = _pids(tmp_path, 2, first)
     second = run("launch", plan, *_options(tmp_path), folder=tmp_path)
     assert second.returncode == 2 and "another launch is writing to runs/launch/logs" in second.stderr
+    os.kill(pids[1], signal.SIGSTOP)  # it would see the signal half a minute late
     first.signal(signal.SIGINT)
     assert first.end(20).returncode == 130
     assert _gone(pids)

@@ -24,19 +24,24 @@ SILENCE = "--silence=3"
 
 
 @pytest.mark.parametrize(
-    ("what", "collective"), [("collective", "all_?reduce of "), ("transfer", "transfer of context")]
+    ("what", "collective", "options"),
+    [
+        ("collective", "all_?reduce of ", [SILENCE]),
+        ("transfer", "transfer of context", [SILENCE]),
+        ("transfer", "transfer of context", ["--silence=8", "--timeout=5"]),
+    ],
 )
-def test_a_stopped_rank_is_named_with_its_host_and_collective(tmp_path, what, collective):
-    """Long before `--timeout`, and it is ended although it hears no signal but one."""
+def test_a_stopped_rank_is_named_with_its_host_and_collective(tmp_path, what, collective, options):
+    """Long before `--timeout`, also where a rank that waits for it meets that first; it hears no signal but one."""
     plan = save_plan(tmp_path, Strategy(ulysses=2, shard=2))
-    process = Command("launch", plan, *_options(tmp_path, what), SILENCE, folder=tmp_path)
+    process = Command("launch", plan, *_options(tmp_path, what), *options, folder=tmp_path)
     pids = _pids(tmp_path, 2, process)
     time.sleep(1.0)  # a few beats
     os.kill(pids[1], signal.SIGSTOP)
     done = process.end(25)
     assert done.returncode == 1
     assert re.search(
-        rf"executor: rank 1 on \S+ is silent for 3 s: .* last collective: {collective}.*\[0, 1\]", done.stderr
+        rf"executor: rank 1 on \S+ is silent for [38] s: .* last collective: {collective}.*\[0, 1\]", done.stderr
     )
     assert _gone(pids)
 
