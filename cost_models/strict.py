@@ -31,8 +31,12 @@ from cost_models.errors import InputError
 from cost_models.units import parse_bytes, parse_rate, parse_seconds
 
 T = TypeVar("T")
-MAX_FILE_BYTES = 128 * 2**20
-"""A plan of 100,000 GPUs is about 10 MB; anything above this is not ours and is not read into memory."""
+MAX_FILE_BYTES = 16 * 2**20
+"""A plan of 131,072 GPUs is about 11 MB; anything above this is not ours and is not read into memory."""
+MAX_TOPOLOGY_BYTES = 64 * 2**20
+"""A discovery (`ibnetdiscover`) of 16,000 hosts with 8 cards has about as many."""
+MOST_PARTS = 2**20
+"""Lists, objects and keys of a JSON text: that plan has 607,000; 33 million of them take Python 2.4 GiB and 10 s."""
 MAX_YAML_CHARACTERS = 2**20
 MOST_DEPTH = 32
 MOST_DIGITS = 30
@@ -51,30 +55,35 @@ _WORDS = {"": None, "~": None, **dict.fromkeys(("null", "Null", "NULL"))}
 _WORDS |= {word: word.lower() == "true" for word in ("true", "True", "TRUE", "false", "False", "FALSE")}
 
 
-def read_text(path: str | Path, what: str) -> str:
+def read_text(path: str | Path, what: str, most_bytes: int = MAX_FILE_BYTES) -> str:
     """The text of a file from outside, of bounded size; a missing, odd or huge file is an InputError."""
     file = Path(path)
     try:
         if not file.is_file():
             raise InputError(f"{what} {str(path)!r}: no such file")
         size = file.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise InputError(f"{what} {str(path)!r} has {size:,} bytes; at most {MAX_FILE_BYTES:,} are read")
+        if size > most_bytes:
+            raise InputError(f"{what} {str(path)!r} has {size:,} bytes; at most {most_bytes:,} are read")
         return file.read_text(encoding="utf-8-sig")  # with or without a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{what} {str(path)!r} cannot be read: {error}") from error
 
 
-def read_json(path: str | Path, what: str) -> dict[str, Any]:
+def read_json(
+    path: str | Path, what: str, most_bytes: int = MAX_FILE_BYTES, most_parts: int = MOST_PARTS
+) -> dict[str, Any]:
     """A JSON object from a file; truncated or other content, NaN and infinity too, is an InputError."""
-    data = parse_json(read_text(path, what), f"{what} {str(path)!r}")
+    data = parse_json(read_text(path, what, most_bytes), f"{what} {str(path)!r}", most_parts)
     if not isinstance(data, dict):
         raise InputError(f"{what} {str(path)!r} holds a {type(data).__name__}, not a JSON object")
     return data
 
 
-def parse_json(text: str, where: str) -> Any:
+def parse_json(text: str, where: str, most_parts: int = MOST_PARTS) -> Any:
     """Plain data from JSON text; `where` opens the message of every fault."""
+    parts = sum(map(text.count, "[{:"))
+    if parts > most_parts:
+        raise InputError(f"{where} has {parts:,} lists, objects and keys; at most {most_parts:,} are read")
     try:
         hidden = _HIDDEN_JSON.search(text)
         if hidden:

@@ -192,7 +192,7 @@ class Cluster:
             raise InputError(
                 f"--cluster {name!r} is neither a preset nor a file; {strict.nearest(name, cls.presets())}"
             )
-        known = preset or is_cluster_file(strict.read_text(name, "--cluster"))
+        known = preset or is_cluster_file(strict.read_text(name, "--cluster", strict.MAX_TOPOLOGY_BYTES))
         if fabrics or device is not None or not known:
             from cost_models.hardware.readers import printed
 

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import msgspec
 import pulp
 from msgspec import Struct
 
+from cost_models import strict
 from cost_models.errors import InputError
 
 MEASURES = ("divergence", "distance", "relative")
@@ -52,9 +52,7 @@ class Limits(Struct, frozen=True, kw_only=True):
 def read_distances(path: str, layers: int, measure: str) -> tuple[float, ...]:
     """One measure of every layer, from what `longvila.distill layers` wrote."""
     try:
-        found = msgspec.json.decode(Path(path).read_bytes(), type=_File).layers
-    except OSError as fault:
-        raise InputError(f"{path} cannot be read ({fault.strerror})") from None
+        found = msgspec.json.decode(strict.read_text(path, "distances"), type=_File).layers
     except (msgspec.DecodeError, ValueError) as fault:
         raise InputError(f"{path} is no distances.json of longvila.distill ({fault})") from None
     if len(found) != layers:

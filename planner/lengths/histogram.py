@@ -29,6 +29,8 @@ EXACT, BUCKET, WEIGHT = ("tokens",), ("bucket_from", "bucket_to_exclusive"), ("c
 LEGAL = (*EXACT, *BUCKET, *WEIGHT, "source")
 MOST_WEIGHT = 1e15
 """More documents than were ever written."""
+MOST_LINES = 2**18
+"""Of one file, several seconds of reading beyond that: buckets of a few tokens hold as much."""
 MOST_DOCUMENTS = 8_000_000
 """Of one step: as many take a second to draw."""
 
@@ -95,7 +97,12 @@ def _cut(lengths: Ints, limit: int) -> Ints:
 def _rows(text: str, where: str) -> Iterator[tuple[int, int, float]]:
     """(low, high, weight) of every line."""
     try:
-        lines = csv.reader(text.splitlines(), strict=True)
+        told = text.splitlines()
+        if len(told) > MOST_LINES:
+            raise InputError(
+                f"{where} has {len(told):,} lines; at most {MOST_LINES:,} are read: join lengths in buckets"
+            )
+        lines = csv.reader(told, strict=True)
         header = [name.strip() for name in next(lines, [])]
         _check_header(header, where)
         for number, cells in enumerate(lines, start=2):

@@ -45,6 +45,8 @@ CLASSES = (
 SIMULATED = {"attention": "attention", "matmul": "products", "loss": "products", "vision": "products",
              "memory_bound": "element-wise", "optimizer": "element-wise"}  # fmt: skip
 OF_OP = dict.fromkeys(("all_to_all", "send", "chain", "tree"), "all_to_all and hops")
+MAX_TRACE_BYTES, MOST_TRACE_PARTS = 128 * 2**20, 2**23
+"""Of half a million events of a profiler, some 250 bytes and 15 keys each."""
 GPU_WORK = ("kernel", "gpu_memcpy", "gpu_memset")
 COMPUTES, CALLS, GLOO = ("aten::", "fsdp::"), "c10d::", "gloo:"
 AXES = tuple(axis for axis, of in AXIS_GROUPS.items() if of.patterns and axis not in EXPERT_AXES)
@@ -222,17 +224,17 @@ def _span(event: Mapping[str, Any], path: str) -> _Span:
 
 def _json(path: str) -> Mapping[str, Any]:
     if not path.endswith(".gz"):
-        return strict.read_json(path, "trace")
+        return strict.read_json(path, "trace", MAX_TRACE_BYTES, MOST_TRACE_PARTS)
     if not Path(path).is_file():
         raise InputError(f"trace {path!r}: no such file")
     try:
         with gzip.open(path, "rb") as file:
-            text = file.read(strict.MAX_FILE_BYTES + 1).decode()
+            text = file.read(MAX_TRACE_BYTES + 1).decode()
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise InputError(f"trace {path!r} is not a gzipped text: {error}") from error
-    if len(text) > strict.MAX_FILE_BYTES:
-        raise InputError(f"trace {path!r}: more than {strict.MAX_FILE_BYTES:,} bytes; profile fewer steps")
-    data = strict.parse_json(text, path)
+    if len(text) > MAX_TRACE_BYTES:
+        raise InputError(f"trace {path!r}: more than {MAX_TRACE_BYTES:,} bytes; profile fewer steps")
+    data = strict.parse_json(text, path, MOST_TRACE_PARTS)
     if not isinstance(data, dict):
         raise InputError(f"trace {path!r} is not a JSON object")
     return data

@@ -159,6 +159,34 @@ def test_a_hostile_flag_is_refused_at_once(tmp_path: Path, words: list[str], mes
     assert message in ask(tmp_path, *words)
 
 
+DENSE = {
+    "lists": "[" + "[]," * 2_000_000 + "[]]",
+    "objects": '{"a": [' + '{"": 0},' * 1_000_000 + "{}]}",
+    "keys": "{" + ",".join(f'"k{i}":1' for i in range(1_200_000)) + "}",
+    "large": "\n" * 30_000_000,
+}
+
+
+@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("entry", ["profile", "model", "plan", "lengths", "distances"])
+def test_a_dense_or_large_file_is_refused_by_every_reader(name: str, entry: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(DENSE[name])
+    asked = {
+        "profile": ["--gpus", "8", "--ctx", "32K", "--profile", "config.json"],
+        "model": ["--gpus", "8", "--ctx", "32K", "--model", "."],
+        "plan": ["explain", "config.json"],
+        "lengths": ["--gpus", "8", "--ctx", "32K", "--lengths", "config.json"],
+        "distances": ["distill", "keep", "config.json", "--gpus", "8", "--ctx", "32K", "--attention", "4"],
+    }
+    assert "config.json" in ask(tmp_path, *asked[entry])
+
+
+def test_a_length_a_line_is_refused_by_their_number(tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text("tokens,count\n" + "1,1\n" * 4_000_000)
+    said = ask(tmp_path, "--gpus", "8", "--ctx", "32K", "--lengths", "l.csv")
+    assert "has 4,000,001 lines; at most 262,144 are read" in said
+
+
 def test_the_schema_in_the_package_is_that_of_the_reader() -> None:
     """`make schema` writes it anew."""
     assert json.loads(SCHEMA.read_text(encoding="utf-8")) == json.loads(schema_text())

@@ -95,16 +95,27 @@ class HostTree:
     def tiers(self) -> tuple[int, ...]:
         """Sizes of the groups of neighbouring GPUs that PCIe makes, the smallest first; () where all are alike.
 
-        The last group of a tier may be smaller; groups of GPUs that are not neighbours make no tier.
+        The last group of a tier may be smaller; groups of other sizes, or of GPUs that are no neighbours, make none.
         """
         sizes = []
         for level in range(len(NEARNESS) - 1):
             groups = self.groups(level)
             size = len(groups[0])
-            regular = all(group == list(range(i * size, i * size + len(group))) for i, group in enumerate(groups))
+            regular = [gpu for group in groups for gpu in group] == list(range(len(self.gpus))) and all(
+                len(group) == size for group in groups[:-1]
+            )
+            regular = regular and len(groups[-1]) <= size
             if regular and 1 < size < len(self.gpus) and size not in sizes:
                 sizes.append(size)
         return tuple(sizes)
+
+    @property
+    def has_other_groups(self) -> bool:
+        """Whether PCIe makes groups that are no tier, as of 3 and 5 GPUs, or of every second one."""
+        sizes = {1, *self.tiers(), len(self.gpus)}
+        groups = [each for level in range(len(NEARNESS) - 1) for each in self.groups(level)]
+        rests = {count % size for size in sizes for count in sizes}  # of a tier's last group
+        return any(len(each) not in sizes | rests or each[-1] - each[0] >= len(each) for each in groups)
 
     @cached_property
     def nvlinks(self) -> Mapping[tuple[int, int], int]:

@@ -34,8 +34,7 @@ T = TypeVar("T")
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 """Terminal codes; nvidia-smi underlines its heading with them, also into a file."""
 _REORDERING = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-MOST_CHARACTERS, MOST_LINE = 2**26, 2**22
-"""Of one file (a discovery of 16,000 hosts with 8 cards has about as many), and of one line."""
+MOST_LINE = 2**22  # characters
 LEGAL = (
     "a cluster file (YAML), nvidia-smi topo -m, rocm-smi --showtopo, NCCL's topology XML, Slurm's topology.conf or "
     "topology.yaml, ibnetdiscover, Topograph's or NetQ's files, a hostfile"
@@ -44,9 +43,7 @@ LEGAL = (
 
 def parse(path: Path) -> HostTree | FabricTree | None:
     """What a file holds; None for a cluster file of our own."""
-    text, where = strict.read_text(path, "--cluster"), path.name
-    if len(text) > MOST_CHARACTERS:
-        raise InputError(f"{where} has {len(text):,} characters; at most {MOST_CHARACTERS:,} are read")
+    text, where = strict.read_text(path, "--cluster", strict.MAX_TOPOLOGY_BYTES), path.name
     if (longest := max(map(len, text.split("\n")))) > MOST_LINE:
         raise InputError(f"{where}: a line of {longest:,} characters; at most {MOST_LINE:,} are read")
     text = _COLOURS.sub("", text)

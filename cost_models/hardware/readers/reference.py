@@ -113,7 +113,10 @@ def scale_up(tree: HostTree, device: Device, like: Node) -> tuple[ScaleUp, str]:
     ways = [f"{show_rate(rate)} out of one" for rate in (link.cross_bytes_per_s, link.socket_bytes_per_s) if rate]
     taken = f", taken as {' and '.join(ways)}" if ways else ""
     inner = f", those of {' × '.join(map(str, left))} within them not told apart" if (left := tree.tiers()[:-2]) else ""
-    return link, f"{gpus} GPUs by PCIe, groups of {tiers}{taken}{inner}"
+    unlike = (
+        "; groups of unlike sizes or of GPUs that are no neighbours are not told apart" if tree.has_other_groups else ""
+    )
+    return link, f"{gpus} GPUs by PCIe, groups of {tiers}{taken}{inner}{unlike}"
 
 
 def _outermost(tree: HostTree) -> tuple[int, ...]:

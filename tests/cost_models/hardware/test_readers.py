@@ -187,6 +187,28 @@ def test_of_a_deeper_pcie_tree_the_outermost_tiers_count(tmp_path: Path) -> None
     assert any("groups of 4 × 8" in note and "of 2 within them not told apart" in note for note in cluster.notes)
 
 
+@pytest.mark.parametrize(
+    ("groups", "tier", "told"),
+    [
+        ("00011111", 0, True),
+        ("01010101", 0, True),
+        ("00001111", 4, False),
+        ("00000111", 5, False),
+        ("00000000", 0, False),
+    ],
+)
+def test_groups_of_a_pcie_tree_that_make_no_tier_are_said(tmp_path: Path, groups: str, tier: int, told: bool) -> None:
+    def near(a: int, b: int) -> str:
+        return "X" if a == b else "PIX" if groups[a] == groups[b] else "SYS"
+
+    rows = [f"GPU{i} {' '.join(near(i, j) for j in range(8))} 0-31 0 N/A" for i in range(8)]
+    heading = f"     {' '.join(f'GPU{i}' for i in range(8))} CPU Affinity NUMA Affinity GPU NUMA ID"
+    (tmp_path / "tree.txt").write_text("\n".join([heading, *rows]) + "\n")
+    cluster = Cluster.load(str(tmp_path / "tree.txt"), device="rtx3090")
+    assert cluster.runs[0].node.scale_up.gpus_per_switch == tier
+    assert any("are not told apart" in note for note in cluster.notes) is told
+
+
 def test_topology_yaml_hostfile_and_graph_output() -> None:
     tree = slurm.read_yaml(
         [

@@ -110,7 +110,7 @@ def test_odd_files_are_one_line(tmp_path: Path, content: bytes) -> None:
 
 
 def test_a_bomb_is_refused_by_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cost_models.strict.MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr("planner.simulator.compare.MAX_TRACE_BYTES", 1000)
     (tmp_path / "t.json.gz").write_bytes(gzip.compress(b" " * 10**6))
     with pytest.raises(InputError, match="more than 1,000 bytes"):
         read_trace(str(tmp_path / "t.json.gz"))
