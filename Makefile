@@ -14,28 +14,19 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 
 .PHONY: plan run certificate pages schema test check
 
-$(VENV)/light: pyproject.toml constraints.txt
+$(VENV)/executor: EXTRAS = [executor]
+$(VENV)/validation: EXTRAS = [validation]
+$(VENV)/test: EXTRAS = [executor,validation,test]
+$(VENV)/light $(VENV)/executor $(VENV)/validation $(VENV)/test: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) --editable .
-	touch $@
-
-$(VENV)/executor: $(VENV)/light
-	$(PIP) --editable '.[executor]'
-	touch $@
-
-$(VENV)/test: $(VENV)/executor
-	$(PIP) --editable '.[executor,validation,test]'
-	touch $@
+	$(PIP) --editable '.$(EXTRAS)'
+	touch $(VENV)/light $@
 
 plan: $(VENV)/light
 	$(BIN)/plan --gpus $(GPUS) --ctx $(CTX)
 
 run: $(VENV)/executor
 	$(BIN)/python examples/run.py
-
-$(VENV)/validation: $(VENV)/light
-	$(PIP) --editable '.[validation]'
-	touch $@
 
 pages: certificate
 	$(BIN)/python -m validation --markdown docs/accuracy.md --plot docs/accuracy.svg
