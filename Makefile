@@ -10,7 +10,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 GPUS ?= 256
 CTX ?= 2M
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := $(BIN)/pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: plan run certificate pages schema test check
 
