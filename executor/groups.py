@@ -20,7 +20,6 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from cost_models.errors import InputError
@@ -106,29 +105,6 @@ class Groups:
             mesh=torch.tensor(self.mesh_ranks),
             mesh_dim_names=("replicate", "shard"),
         )
-
-    def unlike(self, weights: Mapping[str, Tensor], device: torch.device) -> str | None:
-        """Collective: the first of these weights whose sum of bits is not the same on all ranks that will share it.
-
-        Whole numbers of 64 bits, whose sum is the same in any order, so that no device rounds it. Weights without
-        values (meta, fake) have the sum 0. Left out: the same values in another order.
-        """
-        held = torch.tensor([_bits(weight) for weight in weights.values()], dtype=torch.int64, device=device)
-        bounds = torch.stack((held, -held))
-        for axis in (self.shard, self.replicate):
-            axis.reduce(bounds, dist.ReduceOp.MAX)
-        apart = (bounds[0] != -bounds[1]).nonzero()
-        return list(weights)[int(apart[0])] if len(apart) else None
-
-
-def _bits(weight: Tensor) -> int:
-    if weight.is_meta or isinstance(weight, FakeTensor):
-        return 0
-    octets = weight.detach().flatten().view(torch.uint8)
-    if octets.storage_offset() % 8:
-        octets = octets.clone()
-    words = len(octets) // 8 * 8
-    return int(octets[:words].view(torch.int64).sum() + octets[words:].sum())
 
 
 AXES = ("ulysses", "ring", "context", "data", "shard", "replicate")

@@ -41,6 +41,7 @@ from cost_models.layer.heads import HeadSplit
 from cost_models.ssd_messages import check_heads
 from cost_models.strategy import check_sharded
 from cost_models.token_layout import Layout, Places, document_starts
+from executor import alike
 from executor.groups import Groups, digest
 from executor.mmsp import attention, embeddings
 from executor.mmsp.attention import MmSp
@@ -54,6 +55,8 @@ from executor.mmsp.slices import run_in_slices, run_last_norm_in_slices
 from executor.mmsp.ssd import SsdSplit
 from longvila.sharding import IGNORE, Batch, DecodeCall, LocalBatch, places_on
 from longvila.ssd import DiscreteMamba2
+
+_MAKE_ALIKE = "load or make the model alike on every rank (one seed, one checkpoint) before wrap"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,7 +279,7 @@ class ContextSharding:
         precision = MixedPrecisionPolicy(
             param_dtype=self.precision.param, reduce_dtype=self.precision.reduce, cast_forward_inputs=False
         )
-        self._check_alike(model)
+        alike.check(self.groups, alike.of_model(model) | alike.of_settings(self), self.device, _MAKE_ALIKE)
         mesh = self.groups.mesh(self.device.type)
         offload = CPUOffloadPolicy(pin_memory=self.device.type == "cuda") if self.states_on_host else OffloadPolicy()
         shard = functools.partial(fully_shard, mesh=mesh, mp_policy=precision, offload_policy=offload)
@@ -291,18 +294,9 @@ class ContextSharding:
                 module.set_force_sum_reduction_for_comms(True)
         refuse_later_weights(model)
         refuse_parts(model)
+        alike.check_first_call(self.groups, model, self.device)
         self._wrapped = True
         return model
-
-    def _check_alike(self, model: nn.Module) -> None:
-        """Collective: each rank keeps its shards, so that weights of unlike ranks would make one mixed model."""
-        with unset_fake_temporarily():
-            weights = {name: parameter.data for name, parameter in model.named_parameters()}
-            if (name := self.groups.unlike(weights, self.device)) is not None:
-                raise InputError(
-                    f"ranks have other values of {name}: load or make the model alike on every rank (one seed, one "
-                    "checkpoint) before wrap"
-                )
 
     def _say_if_unplanned(self, decoders: Sequence[nn.Module]) -> None:
         """On rank 0, that the model is another one than the plan's: its results are right, its prediction is not."""

@@ -24,6 +24,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from cost_models.errors import InputError
+from executor import alike
 from executor.groups import digest
 from executor.mmsp.compiled import Compiler
 from executor.sharding import ContextSharding
@@ -38,6 +39,18 @@ def hide_ranks() -> None:
 
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adagrad", "rmsprop", "sgd")
 """Of `TrainingArguments.optim`: those that go number by number, as shards need; Adafactor factors whole matrices."""
+_OF_A_RANK = (
+    "output_dir",
+    "run_name",
+    "report_to",
+    "disable_tqdm",
+    "local_rank",
+    "log",
+    "hub_",
+    "dataloader_",
+    "project",
+)
+"""Of `TrainingArguments`, beginnings of names: what may be another on each rank."""
 _TAKEN = ("input_ids", "labels", "attention_mask", "position_ids")
 _SAID_BY_POSITIONS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
 
@@ -59,6 +72,7 @@ class OverRanks:
         if ours and here.args.activation_checkpointing:
             raise InputError("gradient_checkpointing=True would replace what the plan does with layers; legal: False")
         self._sharding = sharding
+        alike.check(sharding.groups, arguments(here.args, given), sharding.device, "give every rank the same arguments")
         sharding.wrap(here.model)
 
     def compute_loss(
@@ -124,6 +138,14 @@ def take_compile(args: Any, sharding: ContextSharding) -> None:
         raise InputError(f"torch_compile_mode={args.torch_compile_mode!r} is not done over ranks; legal: None")
     sharding.compile = Compiler(args.torch_compile_backend).backend
     args.torch_compile, args.torch_compile_backend = False, None
+
+
+def arguments(args: Any, given: dict[str, Any]) -> dict[str, object]:
+    """What of a trainer's arguments must be the same on every rank: all but how a rank reads, writes and reports."""
+    _, optimizer = given.get("optimizer_cls_and_kwargs") or (None, {})
+    plain = {name: value for name, value in optimizer.items() if isinstance(value, bool | int | float | tuple)}
+    kept = {name: value for name, value in args.to_dict().items() if not name.startswith(_OF_A_RANK)}
+    return {f"{name} of the arguments": value for name, value in (kept | plain).items()}
 
 
 def refuse_arguments(args: Any, given: dict[str, Any]) -> None:

@@ -101,7 +101,7 @@ def _check_counts(case: Case) -> None:
         gathers = counted.pop("all_gather_single")
         counts.append(dict(counted))
     units = sum(isinstance(module, FSDPModule) for module in model.modules())
-    sums = 3  # of the loss, over context and data; one compares the first row
+    sums = 5  # of the loss, over context and data; one compares the first row, two the first call
     assert counts[0] == {"all_reduce": units + sums, "reduce_scatter_single": units}, (units, counts)
     assert counts[1] == {"all_reduce": units + sums, "reduce_scatter_single": 2 * units}, (units, counts)
     # Of each row: ZeRO 3 gathers a layer for its forward and again for its backward, ZeRO 2 once; the rest once.
@@ -120,6 +120,7 @@ def _check_both_counts(case: Case) -> None:
     _check_parts(case)
     _check_rows(case)
     _check_weights(case)
+    _check_models(case)
 
 
 def _check_parts(case: Case) -> None:
@@ -216,6 +217,35 @@ def _check_weights(case: Case) -> None:
         value.copy_(torch.nextafter(value, value + 1))
     with pytest.raises(InputError, match=f"ranks have other values of {re.escape(name)}: load or make the model alike"):
         sharding.wrap(model)
+
+
+def _check_models(case: Case) -> None:
+    """What differs on one rank alone is named by all of them: of weights, of buffers, of the sharding, of the call."""
+    head = "llm.lm_head.weight"
+    of_model = {
+        f"type of {head}": lambda model: model.llm.lm_head.to(torch.float32),
+        f"tying of {head}": lambda model: setattr(model.llm.lm_head, "weight", model.llm.model.embed_tokens.weight),
+        f"requires_grad of {head}": lambda model: model.llm.lm_head.requires_grad_(False),
+        "values of llm.model.rotary_emb.inv_freq": lambda model: model.llm.model.rotary_emb.inv_freq.mul_(2),
+        "type of more": lambda model: model.register_parameter("more", nn.Parameter(torch.zeros(3))),
+        "mode (train or eval) of llm": lambda model: model.llm.train(not model.llm.training),
+        "order of the weights": lambda model: model._modules.update(llm=model._modules.pop("llm")),
+    }
+    odd = dist.get_rank() == dist.get_world_size() - 1
+    for name, change in of_model.items():
+        sharding = make_sharding(case)
+        model = make_model(case, sharding.attention)
+        if odd:
+            change(model)
+        with pytest.raises(InputError, match=re.escape(f"ranks have other {name}: load or make")):
+            sharding.wrap(model)
+    sharding = replace(make_sharding(case), zero=1 if odd else 2)
+    with pytest.raises(InputError, match="ranks have other zero of the sharding"):
+        sharding.wrap(make_model(case, sharding.attention))
+    sharding, rows = make_sharding(case), make_rows(case)
+    model = sharding.wrap(make_model(case, sharding.attention))
+    with torch.autocast("cpu", enabled=odd), pytest.raises(InputError, match="ranks have other autocast of the model"):
+        step(model, rows, sharding)
 
 
 def test_padding_has_no_label_and_no_picture():

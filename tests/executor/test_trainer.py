@@ -1,5 +1,7 @@
 """trl's trainer over ulysses x ring ranks under FSDP2 has the losses of trl's trainer in one process."""
 
+from unittest.mock import patch
+
 import pytest
 import torch
 from torch._dynamo.utils import counters
@@ -7,6 +9,7 @@ from trl import SFTConfig
 
 from cost_models.errors import InputError
 from cost_models.models.model import Model
+from examples import sft
 from examples.sft import LAYERS, losses
 from executor.trainer import hide_ranks, packed, refuse_arguments
 from longvila.sharding import IGNORE
@@ -27,8 +30,13 @@ def _both(cases):
     for case in cases:  # ranks of a row, and replicas, whose ranks of a row agree
         sharding = make_sharding(case)
         other = sharding.data_index if sharding.data_count > 1 else sharding.rank
-        with pytest.raises(InputError, match="ranks read different batches: give every rank the same data, seed"):
-            losses(sharding, seed=7 + other)
+        with pytest.raises(InputError, match="ranks have other seed of the arguments: give every rank the same"):
+            losses(sharding, seed=7 + sharding.rank)
+        with (
+            patch.object(sft, "SENTENCES", sft.SENTENCES[other:] + sft.SENTENCES[:other]),
+            pytest.raises(InputError, match="ranks read different batches: give every rank the same data, seed"),
+        ):
+            losses(make_sharding(case))
     return results
 
 
