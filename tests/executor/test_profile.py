@@ -1,10 +1,9 @@
 """A profile measured here is read back strictly, knows its loads, and decides what a plan for this machine costs."""
 
 import os
+import subprocess
+import sys
 from dataclasses import replace
-from multiprocessing import get_context
-from multiprocessing.queues import Queue
-from multiprocessing.synchronize import Barrier
 
 import pytest
 
@@ -52,30 +51,24 @@ def test_a_price_rests_on_the_profile(measured):
     assert halved.step_s < 0.75 * cost.step_s
 
 
-def _on_core_0(ready: Barrier, waited: Queue | None) -> None:
-    """Compute on core 0: until ended, or for 0.3 s of it and then report the share of the time that was waited."""
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    ready.wait()
-    ran_s, waited_s = on_cores()
-    while waited is None or on_cores()[0] < ran_s + 0.3:
-        sum(range(10**5))
-    ran_s, waited_s = (now - before for now, before in zip(on_cores(), (ran_s, waited_s), strict=True))
-    waited.put(waited_s / (ran_s + waited_s))
-
-
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="of Linux")
 def test_a_process_knows_how_long_it_waited_for_a_core():
-    spawn = get_context("spawn")
-    ready, waited = spawn.Barrier(3), spawn.Queue()
-    processes = [spawn.Process(target=_on_core_0, args=(ready, queue), daemon=True) for queue in (None, None, waited)]
-    for process in processes:
-        process.start()
+    cores = os.sched_getaffinity(0)
+    busy = f"import os\nos.sched_setaffinity(0, {{{min(cores)}}})\nprint('begun', flush=True)\nwhile True: pass"
+    others = [subprocess.Popen([sys.executable, "-c", busy], stdout=subprocess.PIPE) for _ in range(2)]
     try:
-        assert waited.get(timeout=60) > 0.4  # two others compute on its core from before to after: two thirds
+        assert [other.stdout.readline() for other in others] == [b"begun\n"] * 2
+        os.sched_setaffinity(0, {min(cores)})
+        began_s, waited_s = on_cores()
+        while (ran_s := on_cores()[0] - began_s) < 0.3:
+            sum(range(10**5))
+        waited_s = on_cores()[1] - waited_s
     finally:
-        for process in processes:
-            process.kill()
-            process.join()
+        os.sched_setaffinity(0, cores)
+        for other in others:
+            other.kill()
+            other.communicate()
+    assert waited_s / (ran_s + waited_s) > 0.4  # two others compute on its core from before to after: two thirds
 
 
 def _profile(*samples: Sample) -> Profile:

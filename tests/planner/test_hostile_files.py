@@ -1,4 +1,4 @@
-"""Files and flags made to hang, overflow or deceive: one line, exit code 2, within a second of CPU and 1 GiB."""
+"""Files and flags made to hang, overflow or deceive: one line, exit code 2, at once and within 1 GiB."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from planner.plan_file import SCHEMA, schema_text
 
-CPU_S = 1  # beyond start-up, rounded up: RLIMIT_CPU counts whole seconds
+CPU_S = 5  # beyond start-up: all take less than a second of a quiet core, of a shared one up to three times as much
 BYTES = 2**30
 
 CLUSTERS = {
