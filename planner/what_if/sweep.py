@@ -15,7 +15,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from cost_models.errors import InputError
 from planner.solve import Solution
 from planner.what_if.scenario import Outcome, Sweep, outcome, planned
 
+MOST_BYTES = 128 * 2**20
+"""Of a file of answers: some 200,000."""
 FLUSHED = 16
 """Scenarios that a process answers at a time."""
 
@@ -87,7 +89,7 @@ class Store:
 
     def _read(self, path: Path) -> None:
         """Complete lines only: a stopped process may leave half of one."""
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+        lines = strict.read_text(path, "answers", MOST_BYTES).split("\n")[:-1]
         for number, line in enumerate(lines):
             entry = _entry(path, number, line)
             if number == 0:
@@ -120,20 +122,17 @@ def _suffix(part: Part) -> str:
 
 
 def _entry(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        entry = json.loads(line)
-    except ValueError:
-        entry = None
+    entry = strict.parse_json(line, f"{path}, line {number + 1}")
     if not isinstance(entry, dict):
         raise InputError(f"{path}, line {number + 1}: no answer of a sweep; remove the file")
     return entry
 
 
 def _outcome(path: Path, number: int, entry: dict[str, Any]) -> Outcome:
-    if set(entry) != {field.name for field in fields(Outcome)} or not isinstance(entry["values"], list):
-        raise InputError(f"{path}, line {number + 1}: no answer of this release; remove the file")
-    tuples = ("values", "step_band_s", "memory_band_bytes")
-    return Outcome(**entry | {name: entry[name] and tuple(entry[name]) for name in tuples})
+    try:
+        return strict.read(Outcome, entry, "an answer")
+    except InputError as error:
+        raise InputError(f"{path}, line {number + 1}: no answer of this release; remove the file ({error})") from error
 
 
 def run(

@@ -282,6 +282,25 @@ def test_answers_to_another_question_are_refused(tmp_path):
         Store(path, sweep(axes.vary("ctx=8K..64K", 6)), Part(0, 1))
 
 
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (b"[" * 20_000, "nests too deeply"),
+        (b"\xff", "cannot be read"),
+        (b'{"index": 0, "values": 3}', "line 2: no answer of this release; remove the file"),
+        (b'{"index": 0, "values": ["8K"], "step_s": "fast"}', "line 2: no answer of this release; remove the file"),
+        (b'{"index": 0, "values": ["8K"], "step_s": NaN}', "NaN is no number of JSON"),
+    ],
+)
+def test_answers_that_are_none_are_refused(tmp_path, entry, message):
+    asked = sweep(axes.vary("ctx=8K..64K", 6))
+    Store(tmp_path / "sweep.json", asked, Part(0, 1)).close()
+    with (tmp_path / "sweep.json.part").open("ab") as file:
+        file.write(entry + b"\n")
+    with pytest.raises(InputError, match=message):
+        Store(tmp_path / "sweep.json", asked, Part(0, 1))
+
+
 ASKED = ["--gpus", "16", "--ctx", "32K", "--model", "longvila-1.5b", "--jobs", "1"]
 
 
