@@ -7,10 +7,10 @@
 
 Of a tree's step each domain sends out min(2^s, stretches that it has of one way through the ranks), twice that where
 both ways pass a domain with neighbours on both sides; `send_s_per_byte` is of one message a group, and an all-to-all's
-load tells what all members' messages make of shared cards. Steps follow each other also where a rank has nothing more
-to receive and sends several at once: messages of one pair of ranks go by one connection, where the later ones stand
-behind what others wait for. `ssd_messages` has the messages themselves. Left out: trunks above the cards in a tree's
-rounds, blocks of ulysses ranks that straddle domains.
+load tells what all members' messages make of shared cards. Where NCCL does not queue them, a rank that has nothing more
+to receive sends all its later steps at once, and what others wait for shares the card with them (`ready`): of two nodes
+with four stretches, three messages one after another instead of two, as measured over sockets. `ssd_messages` has the
+messages themselves. Left out: trunks above the cards in a tree's rounds, blocks of ulysses ranks that straddle domains.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import math
 
 import numpy as np
 
-from cost_models.number import Number, larger, pick, smaller
+from cost_models.number import Number, both, larger, pick, smaller
 from cost_models.program import Passed
 from cost_models.strategy import SsdPass
 from cost_models.timing.paths import Path, Paths, start_s
@@ -64,6 +64,15 @@ def joined_s(phase: Passed, way: SsdPass, ranks: Number) -> Number:
     return (passes + (4 * phase.slots if phase.back else 0)) * phase.pass_s
 
 
+def ready(stretch: int, step: int) -> int:
+    """The round in which the message of a tree's step can be sent: `stretch` has received all before it by then.
+
+    >>> [ready(0, 2), ready(1, 2), ready(3, 2), ready(4, 2)]
+    [0, 1, 2, 2]
+    """
+    return min(step, stretch.bit_length())
+
+
 def _inside_s(path: Path, paths: Paths, size: Number) -> Number:
     return larger(paths.inside_s("send", path, size), size * path.bus_send_s_per_byte)
 
@@ -96,8 +105,16 @@ def _steps(phase: Passed) -> int:
     return math.ceil(math.log2(max(np.max(phase.reach), 1)))
 
 
-def _leaving(phase: Passed, path: Path, step: int) -> Number:
-    """The most messages of a tree's step that leave a domain."""
+def _leaving(phase: Passed, path: Path, number: int) -> Number:
+    """The most messages of a tree's round that leave a domain: the first one may send those of later steps."""
     ways = pick(phase.turns, 2, 1)
     held = path.local * phase.stretches / larger(path.ranks, 1) / ways  # stretches of one way
-    return smaller(2**step, held) * pick(path.hops_out > 2, ways, 1)
+    of_step = smaller(2**number, held) * pick(path.hops_out > 2, ways, 1)
+    first: Number = 0
+    for step in range(number, _steps(phase)):
+        for stretch in range(math.ceil(np.max(held))):
+            if ready(stretch, step) == number:
+                to = stretch + 2**step
+                leaves = both(both(stretch < held, to >= held), both(to < phase.stretches, 2**step < phase.reach))
+                first = first + pick(leaves, 1, 0)
+    return pick(path.protocols > 0, of_step, larger(of_step, first))

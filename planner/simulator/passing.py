@@ -1,6 +1,7 @@
 """The flows of states that are handed on through the stretches of a row (`program.Passed`).
 
-    tree    a round: from each stretch to the one `reach` further on, all at once and at one pace
+    tree    a round: from each stretch to the one `reach` further on, all at once and at one pace; where NCCL does not
+            queue them, those of later steps too that wait for nothing (`cost_models.timing.passing.ready`)
     chain   from each to the next, one after another: one flow over the links of all hops, of as many times the bytes
             as the hops take one by one, so that it ends when the last would
 
@@ -16,6 +17,7 @@ from msgspec.structs import replace
 
 from cost_models.hardware.wiring import NIC_IN, NIC_OUT
 from cost_models.program import Op
+from cost_models.timing.passing import ready
 from cost_models.timing.protocols import START_S
 from planner.simulator.flows import Hops, Pattern, silent
 from planner.simulator.topology import Floats, Ints, Topology
@@ -24,7 +26,7 @@ from planner.simulator.topology import Floats, Ints, Topology
 def passed(topology: Topology, groups: Ints, op: Op, order: Sequence[tuple[int, int]], reach: int) -> Pattern:
     """`order`: (member of a group, its stretch) in the row's order."""
     made, members = silent(topology, groups, op), [member for member, _ in order]
-    pairs = [(one, other) for one, other in zip(members, members[reach:], strict=False) if one != other]
+    pairs = _pairs(members, reach, early=op == "tree" and not topology.rates.has_protocols)
     if not pairs:
         return made
     hops = tuple(_hops(topology, groups, some) for some in _apart(pairs))
@@ -39,6 +41,16 @@ def passed(topology: Topology, groups: Ints, op: Op, order: Sequence[tuple[int, 
         delay_s = latency.sum(axis=1)
         share_of_hop = np.array([_in_turns(topology, *ends, share) for ends in zip(source, to, strict=True)])
     return replace(made, hops=hops, hop_share=share_of_hop, delay_s=delay_s, card_share=share)
+
+
+def _pairs(members: Sequence[int], reach: int, *, early: bool) -> list[tuple[int, int]]:
+    """(from, to) of a round. `early`: of all steps whose messages can be sent in it."""
+    found = []
+    for step in range(number := reach.bit_length() - 1, len(members).bit_length() if early else number + 1):
+        for stretch, (one, other) in enumerate(zip(members, members[2**step :], strict=False)):
+            if one != other and (not early or ready(stretch, step) == number):
+                found.append((one, other))
+    return found
 
 
 def _apart(pairs: Sequence[tuple[int, int]]) -> list[list[tuple[int, int]]]:
