@@ -163,11 +163,6 @@ class Framework:
         names = sorted(path.stem for path in FOLDER.glob("*.yaml"))
         return names if scope is None else [name for name in names if _read(name).scope == scope]
 
-    @property
-    def reason(self) -> str:
-        """Every reason once, in the order of the files."""
-        return "; ".join(dict.fromkeys(self.reasons.values()))
-
     def on(self, device: Device) -> Framework:
         """The same on a device: a CPU's attention kernel has no buffers that count."""
         return _without_buffers(self) if device.architecture == "cpu" else self

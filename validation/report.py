@@ -15,7 +15,6 @@ import numpy as np
 import yaml
 
 from cost_models.bands import CONFIDENCE, LEVEL, memory_factor
-from cost_models.framework import Framework
 from validation import longest
 from validation import tables as shown
 from validation.rows import FOLDER
@@ -36,7 +35,7 @@ def tables(reports: Sequence[FileReport]) -> list[Table]:
     return [
         _files(reports), _errors("8- and 4-bit rows", APART, apart), _bands(reports),
         _memory(reports), _fits(reports), _longest(reports), _endings(reports), _peers(reports), _sweeps(reports),
-        _frameworks(reports), _worst(reports), _silent(reports), _notes(reports), _reasons(),
+        _frameworks(reports), _worst(reports), _silent(reports), _notes(reports),
     ]  # fmt: skip
 
 
@@ -244,7 +243,7 @@ def _sweeps(reports: Sequence[FileReport]) -> Table:
 def _frameworks(reports: Sequence[FileReport]) -> Table:
     return Table(
         title="Each framework, and the same rows priced as this project's executor would run them",
-        text="A framework is facts of the code that ran; the reasons are at the end.",
+        text="A framework is facts of the code that ran, none set per row: `plan frameworks NAME`.",
         columns=("framework", "rows", "median", "bias", "median without", "bias without"),
         rows=[
             (name, str(kept.rows), *kept.centre(), *away.centre())
@@ -289,17 +288,11 @@ def _notes(reports: Sequence[FileReport]) -> Table:
     return Table(
         title="Why rows are off",
         text="Found by looking; the rows stay in the score.",
-        columns=("file", "what was found"),
-        rows=[(file, text) for file in notes if file in names for text in notes[file].get("why_off", ())],
-    )
-
-
-def _reasons() -> Table:
-    return Table(
-        title="Frameworks and their reasons",
-        text="One file per framework and generation (cost_models/frameworks); nothing is set per row.",
-        columns=("framework", "reason"),
-        rows=[(one.title, one.reason) for one in map(Framework.load, Framework.names())],
+        columns=(),
+        rows=(),
+        notes=tuple(
+            f"- **{file}**: {text}" for file in notes if file in names for text in notes[file].get("why_off", ())
+        ),
     )
 
 

@@ -74,15 +74,21 @@ def signed(share: float) -> str:
 
 
 def markdown(title: str, introduction: Sequence[str], tables: Sequence[Table]) -> str:
-    """A page: title, introduction, then each table that has rows, with its text and notes."""
+    """A page: title, introduction, then each table that has rows or notes, with its text."""
     blocks = [f"# {title}", *introduction]
     for table in tables:
-        if table.rows:
-            lines = [list(table.columns), *([cell.replace("|", "/") for cell in row] for row in table.cells())]
-            shown = ["| " + " | ".join(line) + " |" for line in lines]
-            shown.insert(1, "|" + "---|" * len(table.columns))
-            blocks += [f"## {table.title}", table.text, "\n".join(shown), *table.notes]
+        if table.rows or table.notes:
+            blocks += [f"## {table.title}", table.text, _grid(table), *table.notes]
     return "\n\n".join(filter(None, blocks)) + "\n"
+
+
+def _grid(table: Table) -> str:
+    if not table.rows:
+        return ""
+    lines = [list(table.columns), *([cell.replace("|", "/") for cell in row] for row in table.cells())]
+    shown = ["| " + " | ".join(line) + " |" for line in lines]
+    shown.insert(1, "|" + "---|" * len(table.columns))
+    return "\n".join(shown)
 
 
 def display(tables: Sequence[Table]) -> None:
