@@ -32,8 +32,8 @@ class ScaleUp:
     """What joins the GPUs of one domain.
 
     switch: any pair at the full rate · pairs: NVLink bridges between neighbours 2i and 2i+1, PCIe otherwise ·
-    pcie: one tree; without peer-to-peer bytes go through host memory, and where both tiers are given only those that
-    leave a switch (`gpus_per_switch` of them are then joined) · memory: processes of one host
+    pcie: one tree; without peer-to-peer bytes go through host memory: all, as of GeForce cards, or those that leave a
+    switch (`direct_under_switch`), as of L40S · memory: processes of one host
     """
 
     kind: Literal["switch", "pairs", "pcie", "memory"]
@@ -42,6 +42,7 @@ class ScaleUp:
     latency_s: float
     pcie_bytes_per_s: float = 0.0  # beyond the pair, for kind = pairs
     peer_to_peer: bool = True
+    direct_under_switch: bool = field(default=False, metadata=strict.OPTIONAL)  # without peer_to_peer: there alone
     gpus_per_switch: int = 0  # GPUs under one PCIe switch or socket; 0 = all
     cross_bytes_per_s: float = 0.0  # out of one of those groups, all its GPUs together, one way; 0 = not limited
     gpus_per_socket: int = field(default=0, metadata=strict.OPTIONAL)  # GPUs of several switches; 0 = all
@@ -50,8 +51,12 @@ class ScaleUp:
     @property
     def reached_bytes_per_s(self) -> float:
         """The rate to read the link's curve at: through host memory where PCIe has no peer-to-peer."""
-        staged = self.kind == "pcie" and not self.peer_to_peer and not self.gpus_per_socket
-        return self.bytes_per_s * (HOST_STAGED_SHARE if staged else 1.0)
+        return self.bytes_per_s * (self.message_share if self.kind == "pcie" else 1.0)
+
+    @property
+    def message_share(self) -> float:
+        """Of what PCIe carries peer to peer, what a message between two GPUs gets inside a switch."""
+        return 1.0 if self.peer_to_peer or self.direct_under_switch else HOST_STAGED_SHARE
 
     @property
     def copies_share(self) -> bool:
@@ -74,6 +79,10 @@ class ScaleUp:
             raise InputError(f"scale_up.link={self.link!r} is unknown; {strict.nearest(self.link, LINKS)}")
         if self.cross_bytes_per_s and not self.gpus_per_switch:
             raise InputError("scale_up.cross_bytes_per_s needs gpus_per_switch: between which GPUs does it lie?")
+        if self.direct_under_switch and (self.peer_to_peer or not self.cross_bytes_per_s):
+            raise InputError(
+                "scale_up.direct_under_switch needs peer_to_peer: false, gpus_per_switch and cross_bytes_per_s"
+            )
         if self.gpus_per_socket or self.socket_bytes_per_s:
             nested = self.gpus_per_switch and self.gpus_per_socket and not self.gpus_per_socket % self.gpus_per_switch
             if not nested or not self.cross_bytes_per_s or not self.socket_bytes_per_s:

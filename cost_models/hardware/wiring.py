@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.hardware.cluster import Cluster
-from cost_models.hardware.links import HOST_STAGED_SHARE, LINKS, STAGED_SHARES
+from cost_models.hardware.links import LINKS, STAGED_SHARES
 from cost_models.hardware.networks import FAST_CARD_BYTES_PER_S, NETWORKS
 from cost_models.hardware.node import Node
 
@@ -76,7 +76,7 @@ class Wiring:
         self.on_pcie = np.array([node.scale_up.kind in ("pcie", "pairs") for node in self.nodes])
         self.in_pairs = np.array([node.scale_up.kind == "pairs" for node in self.nodes])
         self.through_host = np.array([not node.scale_up.peer_to_peer for node in self.nodes])
-        self.joined_by_switch = np.array([node.scale_up.gpus_per_socket > 0 for node in self.nodes])
+        self.joined_by_switch = np.array([node.scale_up.direct_under_switch for node in self.nodes])
         self.crosses_switch = np.array([node.scale_up.cross_bytes_per_s > 0 for node in self.nodes]) & self.on_pcie
         self.crosses_socket = np.array([node.scale_up.socket_bytes_per_s > 0 for node in self.nodes]) & self.on_pcie
 
@@ -139,8 +139,7 @@ class Wiring:
         for run, link in enumerate(links):
             pcie = scale_up[run]
             if link.kind == "pairs":
-                staged = 1.0 if link.peer_to_peer else HOST_STAGED_SHARE
-                pcie = link.pcie_bytes_per_s * (1.0 if name == "line" else PCIE_SHARE * staged)
+                pcie = link.pcie_bytes_per_s * (1.0 if name == "line" else PCIE_SHARE * link.message_share)
             of_run[run, [PCIE_OUT, PCIE_IN]] = pcie
             of_run[run, [SWITCH_OUT, SWITCH_IN]] = link.cross_bytes_per_s or np.inf
             of_run[run, [SOCKET_OUT, SOCKET_IN]] = link.socket_bytes_per_s or np.inf

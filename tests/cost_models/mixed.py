@@ -75,6 +75,7 @@ class Draw:
         tiers = self.one(0, 1, 2)
         if tiers:
             made = replace(made, gpus_per_switch=2, cross_bytes_per_s=self.one(8.0, 20.0) * GB)
+            made = replace(made, direct_under_switch=not made.peer_to_peer and self.often(0.5))
         if tiers == 2:
             made = replace(made, gpus_per_socket=4, socket_bytes_per_s=self.one(6.0, 16.0) * GB)
         return made
@@ -261,7 +262,7 @@ CHANGES: dict[str, Change] = {
     "switches' rate": _link("cross_bytes_per_s"),
     "sockets' rate": _link("socket_bytes_per_s"),
     "peer to peer": lambda cluster, at, _: _node(
-        cluster, at, scale_up=replace(cluster.runs[at].node.scale_up, peer_to_peer=True)
+        cluster, at, scale_up=replace(cluster.runs[at].node.scale_up, peer_to_peer=True, direct_under_switch=False)
     ),
     "a bridge that works again": lambda cluster, at, _: _node(
         cluster, at, missing_bridges=cluster.runs[at].node.missing_bridges[1:]

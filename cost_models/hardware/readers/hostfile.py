@@ -2,7 +2,8 @@
 
     gpu001 slots=8          gpu002:8          gpu[003-010]          # a comment
 
-Slots are the GPUs that a job may use of a host. Left out: hosts with unlike numbers of slots, which are refused.
+Slots are the GPUs that a job may use of a host. Left out: hosts with unlike numbers of slots, and names that are
+numbers or words of YAML (`null`, `true`), which are refused.
 """
 
 from __future__ import annotations
@@ -19,7 +20,16 @@ _LINE = re.compile(
     r"([A-Za-z0-9][A-Za-z0-9._,\[\]-]*)(?:\s+(?:slots=([0-9]{1,4})|max_slots=[0-9]{1,4}))*(?::([0-9]{1,4}))?\s*"
 )
 
+_VALUE = re.compile(r"[0-9]+(?:\.[0-9]*)?(?:e[-+]?[0-9]+)?|null|none|nan|true|false|inf(?:inity)?", re.IGNORECASE)
+"""What files of other kinds hold alone on a line: `null`, `1e400`, a histogram's `8192,3`."""
 LOOKED_AT, MOST_LINE = 100, 2**16
+
+
+def _match(line: str) -> re.Match[str] | None:
+    """A line that names hosts, none of them by a number or a word of YAML or JSON."""
+    match = _LINE.fullmatch(line)
+    names = re.sub(r"\[[^\]]*\]", "[]", match[1]).split(",") if match else []
+    return None if any(_VALUE.fullmatch(name) for name in names) else match
 
 
 def _lines(text: str) -> list[str]:
@@ -29,7 +39,7 @@ def _lines(text: str) -> list[str]:
 def is_hostfile(text: str) -> bool:
     """Whether the first lines name hosts."""
     lines = _lines(text[:MOST_LINE])[:LOOKED_AT]
-    return bool(lines) and all(_LINE.fullmatch(line) for line in lines)
+    return bool(lines) and all(_match(line) for line in lines)
 
 
 def read(text: str, where: str) -> FabricTree:
@@ -39,7 +49,7 @@ def read(text: str, where: str) -> FabricTree:
     lines = _lines(text)
     if len(lines) > MOST_HOSTS:
         raise InputError(f"{where} names {len(lines):,} hosts; at most {MOST_HOSTS:,} are read")
-    matches = [_LINE.fullmatch(line) for line in lines]
+    matches = [_match(line) for line in lines]
     if None in matches:
         line = lines[matches.index(None)]
         raise InputError(f"{where}: {line[:60]!r} is no host, such as 'gpu001 slots=8' or 'gpu[003-010]'")

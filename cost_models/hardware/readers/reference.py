@@ -14,7 +14,7 @@ from cost_models.hardware.cluster import Cluster
 from cost_models.hardware.device import Device
 from cost_models.hardware.links import LINKS, LINKS_OF_GPU, bridge
 from cost_models.hardware.node import Node, ScaleUp
-from cost_models.hardware.readers.host_tree import HostTree
+from cost_models.hardware.readers.host_tree import NEARNESS, HostTree
 from cost_models.units import show_rate
 
 _BY_LINKS = {
@@ -111,7 +111,9 @@ def scale_up(tree: HostTree, device: Device, like: Node) -> tuple[ScaleUp, str]:
     link = _pcie(tree, device, like)
     tiers = " × ".join(map(str, _outermost(tree))) or "all alike"
     ways = [f"{show_rate(rate)} out of one" for rate in (link.cross_bytes_per_s, link.socket_bytes_per_s) if rate]
-    taken = f", taken as {' and '.join(ways)}" if ways else ""
+    how = "directly" if link.peer_to_peer else "through host memory, but under a switch"
+    ways.append(f"messages {how if link.peer_to_peer or link.direct_under_switch else 'through host memory'}")
+    taken = f", taken as {', '.join(ways)}"
     inner = f", those of {' × '.join(map(str, left))} within them not told apart" if (left := tree.tiers()[:-2]) else ""
     unlike = (
         "; groups of unlike sizes or of GPUs that are no neighbours are not told apart" if tree.has_other_groups else ""
@@ -135,10 +137,13 @@ def _pcie(tree: HostTree, device: Device, like: Node, bridged: tuple[str, float]
     link = _PCIE.get(device.architecture, "pcie5")
     rate = LINKS[link].bytes_per_s
     tiers = _outermost(tree)
-    by_socket = bool(tiers) and len(tree.groups(len(("PIX", "PXB", "PHB", "NODE")) - 1)) > 1
-    peers = like.scale_up.peer_to_peer if like.device.name == device.name else True
+    by_socket = bool(tiers) and len(tree.groups(NEARNESS.index("NODE"))) > 1
     switch, socket = (tiers[0], tiers[1] if len(tiers) > 1 else 0) if tiers else (0, 0)
-    switch_rate = SOCKET_BYTES_PER_S if by_socket and len(tiers) == 1 else SWITCH_SHARE * rate
+    switch_rate = SOCKET_BYTES_PER_S if by_socket and not socket else SWITCH_SHARE * rate
+    socket_rate, known = SOCKET_BYTES_PER_S, like.scale_up
+    if _alike(device, like) and by_socket and (known.gpus_per_switch, known.gpus_per_socket) == (switch, socket):
+        switch_rate, socket_rate = known.cross_bytes_per_s, known.socket_bytes_per_s
+    peers, direct = _peers(tree, device, like, switch)
     return ScaleUp(
         kind="pairs" if bridged else "pcie",
         link=bridged[0] if bridged else link,
@@ -146,8 +151,26 @@ def _pcie(tree: HostTree, device: Device, like: Node, bridged: tuple[str, float]
         latency_s=8e-6,
         pcie_bytes_per_s=rate if bridged else 0.0,
         peer_to_peer=peers,
+        direct_under_switch=direct,
         gpus_per_switch=switch,
         cross_bytes_per_s=switch_rate if switch else 0.0,
         gpus_per_socket=socket,
-        socket_bytes_per_s=SOCKET_BYTES_PER_S if socket else 0.0,
+        socket_bytes_per_s=socket_rate if socket else 0.0,
     )
+
+
+def _peers(tree: HostTree, device: Device, like: Node, switch: int) -> tuple[bool, bool]:
+    """(`peer_to_peer`, `direct_under_switch`), as the preset of such cards has them. Under a PCIe switch is PIX or PXB:
+    NCCL itself goes no further (src/graph/paths.cc, p2pLevel). Cards unlike any preset's are taken to be peers."""
+    if not _alike(device, like) or like.scale_up.peer_to_peer:
+        return True, False
+    if not like.scale_up.direct_under_switch:
+        return False, False
+    groups = tree.groups(NEARNESS.index("PXB"))
+    group = {gpu: i for i, gpus in enumerate(groups) for gpu in gpus}
+    together = switch > 0 and all(group[gpu] == group[gpu - gpu % switch] for gpu in group)
+    return len(groups) == 1, together and len(groups) > 1
+
+
+def _alike(device: Device, like: Node) -> bool:
+    return (like.device.link, like.device.architecture) == (device.link, device.architecture)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from cost_models import Model, Placement, Strategy, Workload, price
 from cost_models.errors import InputError
 from cost_models.hardware.cluster import Cluster
+from cost_models.hardware.links import HOST_STAGED_SHARE
 from cost_models.hardware.readers import hostfile, hostlist, ibnetdiscover, nccl_xml, slurm, smi, topograph
 from cost_models.hardware.readers.fabric_tree import FabricTree
 from cost_models.hardware.readers.host_tree import HostTree
@@ -170,6 +171,32 @@ def test_three_tiers_of_pcie_cost_more_than_two() -> None:
     assert simulated == pytest.approx(three, rel=0.1)
 
 
+@pytest.mark.parametrize(("device", "words", "peers", "direct", "rates"), [
+    ("rtx3090", ("PIX", "PHB", "SYS"), False, False, (24e9, 22e9)),
+    ("rtx4090", ("PIX", "PXB", "SYS"), False, False, (24e9, 22e9)),
+    ("l40s", ("PIX", "PHB", "SYS"), False, True, (13e9, 7e9)),
+    ("l40", ("PXB", "NODE", "SYS"), False, True, (13e9, 7e9)),  # no preset of its own: as the other Ada card
+    ("l40s", ("PHB", "NODE", "SYS"), False, False, (13e9, 7e9)),  # no switch joins any two
+    ("l40s", ("PIX", "PIX", "PXB"), True, False, (24e9, 0.0)),  # switches join all
+    ("a100-pcie-80gb", ("PIX", "PHB", "SYS"), True, False, (24e9, 22e9)),
+])  # fmt: skip
+def test_cards_exchange_directly_under_a_switch_if_their_preset_does(
+    tmp_path: Path, device: str, words: tuple[str, str, str], peers: bool, direct: bool, rates: tuple[float, float]
+) -> None:
+    """GeForce cards never do; those of L40S's kind as far as NCCL goes, PIX and PXB."""
+
+    def near(a: int, b: int) -> str:
+        return "X" if a == b else words[0] if a // 2 == b // 2 else words[1] if a // 4 == b // 4 else words[2]
+
+    names = [f"GPU{i}" for i in range(8)]
+    rows = [f"{name} {' '.join(near(i, j) for j in range(8))}" for i, name in enumerate(names)]
+    (tmp_path / "t.txt").write_text("\n".join([f"     {' '.join(names)}", *rows]) + "\n")
+    link = Cluster.load(str(tmp_path / "t.txt"), device=device).runs[0].node.scale_up
+    assert (link.peer_to_peer, link.direct_under_switch) == (peers, direct)
+    assert (link.cross_bytes_per_s, link.socket_bytes_per_s) == rates
+    assert link.reached_bytes_per_s == 32e9 * (1.0 if peers or direct else HOST_STAGED_SHARE)
+
+
 def test_of_a_deeper_pcie_tree_the_outermost_tiers_count(tmp_path: Path) -> None:
     """16 cards: pairs under a switch, fours under two of them, eights on a socket. Sockets are the narrowest."""
 
@@ -289,6 +316,14 @@ def test_what_programs_add_to_their_output_is_skipped(tmp_path: Path) -> None:
     short = tmp_path / "short.txt"
     short.write_text("\tGPU0\tGPU1\nGPU0\tX\tNV12\nGPU1\tNV12\tX\n")
     assert Cluster.load(str(short), device="a100-sxm-80gb").gpus == 2
+
+
+@pytest.mark.parametrize("text", ["null", "NaN", "1e400", "true", "7", "tokens,count\n8192,3\n", "gpu1\nnull\n"])
+def test_values_of_other_files_are_no_hosts(tmp_path: Path, text: str) -> None:
+    (tmp_path / "f").write_text(text)
+    with pytest.raises(InputError, match="f is none of: a cluster file"):
+        parse(tmp_path / "f")
+    assert hostfile.is_hostfile("gpu[1,2,007]\n10.0.0.1 slots=8\nnull-7,7e.example\n")
 
 
 def test_slots_of_a_hostfile_are_the_gpus_of_its_hosts(tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ NODES = (
     node(4, 1, scale_up=STAGED),
     node(8, 2, scale_up=TIERS),
     node(8, 1, scale_up=replace(TIERS, peer_to_peer=False)),
+    node(8, 1, scale_up=replace(TIERS, peer_to_peer=False, direct_under_switch=True)),
 )
 
 

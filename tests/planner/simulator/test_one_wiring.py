@@ -66,6 +66,8 @@ NODES = tuple(
             node(4, 1, scale_up=STAGED),
             node(8, 2, scale_up=TIERS),
             node(8, 1, scale_up=replace(TIERS, peer_to_peer=False)),
+            node(8, 1, scale_up=replace(TIERS, peer_to_peer=False, direct_under_switch=True)),
+            node(4, 1, scale_up=replace(PAIRS, peer_to_peer=False, direct_under_switch=True)),
             node(4, 2, scale_up=replace(PAIRS, peer_to_peer=False)),
             node(4, 4, nic_shares=(1.0, 0.5, 1.0, 0.5)),
             node(4, 2, scale_up=PAIRS, missing_bridges=(0,)),
