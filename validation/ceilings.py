@@ -6,6 +6,8 @@
                 run that it judges has set it; None where a source has fewer than ROWS other runs
     refuted     a layout that took more than APART longer with the faster attention kernel: neither run is counted but
                 by `again`
+    noise       pairs in the wrong order that changed it when the source ran them again, and how far apart it measured
+                runs that are one layout to the price
 
 Nothing here enters a price, band or certificate: a plan's network is that of its cluster file, or what `executor
 measure` found. Left out: sends between stages, and a row's other twins where it has several.
@@ -14,8 +16,8 @@ measure` found. Left out: sends between stages, and a row's other twins where it
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from itertools import combinations
 
 import numpy as np
@@ -45,6 +47,8 @@ class Ceiling:
     described: int  # right with exchanges that take `times` as long
     again: int  # pairs of which both layouts were run with another kernel, too
     kept: int  # of these, in the same order then
+    wrong_again: int  # of the pairs in the wrong order, run again
+    wrong_kept: int  # of these, in the same order then: the price is wrong, not the runs
 
 
 def work_of(sweep: str) -> str:
@@ -63,7 +67,8 @@ def ceilings(rows: Sequence[Step]) -> list[Ceiling]:
         rest = [row for row in rest if row.name not in out]
         times = most_alike(rest) if len(rest) >= ROWS else None
         judged = apart([row for row in here if row.name not in out])
-        again = [(other[one.name], other[two.name]) for one, two in apart(here) if {one.name, two.name} <= other.keys()]
+        again = _again(apart(here), other)
+        wrong = _again([(one, two) for one, two in judged if one.predicted_s > two.predicted_s], other)
         found.append(
             Ceiling(
                 sweep=sweep,
@@ -72,10 +77,31 @@ def ceilings(rows: Sequence[Step]) -> list[Ceiling]:
                 times=times,
                 described=sum(described_s(one, times or 1) < described_s(two, times or 1) for one, two in judged),
                 again=len(again),
-                kept=sum(one.measured_s < two.measured_s for one, two in again),
+                kept=_kept(again),
+                wrong_again=len(wrong),
+                wrong_kept=_kept(wrong),
             )
         )
     return sorted((one for one in found if one.pairs), key=lambda one: (one.right - one.pairs, one.sweep))
+
+
+def _again(pairs: Sequence[tuple[Step, Step]], other: Mapping[str, Step]) -> list[tuple[Step, Step]]:
+    """The second runs of those pairs of which both layouts have one."""
+    return [(other[one.name], other[two.name]) for one, two in pairs if {one.name, two.name} <= other.keys()]
+
+
+def _kept(again: Sequence[tuple[Step, Step]]) -> int:
+    return sum(one.measured_s < two.measured_s for one, two in again)
+
+
+def repeats(rows: Sequence[Step]) -> list[float]:
+    """How much longer the longer of two runs took that are one layout to the price; sorted."""
+    pairs = (both for sweep in by_sweep(rows).values() for both in combinations(sweep, 2))
+    return sorted(
+        max(one.measured_s, two.measured_s) / min(one.measured_s, two.measured_s) - 1
+        for one, two in pairs
+        if one.predicted_s == two.predicted_s
+    )
 
 
 def apart(rows: Sequence[Step]) -> list[tuple[Step, Step]]:
@@ -110,8 +136,8 @@ def _from_median(sweep: Sequence[Step]) -> Floats:
 
 def total(found: Sequence[Ceiling]) -> Ceiling:
     """Of all sweeps together."""
-    sums = {name: sum(getattr(one, name) for one in found) for name in ("pairs", "right", "described", "again", "kept")}
-    return Ceiling(sweep="all", times=None, **sums)
+    counted = [field.name for field in fields(Ceiling) if field.name not in ("sweep", "times")]
+    return Ceiling(sweep="all", times=None, **{name: sum(getattr(one, name) for one in found) for name in counted})
 
 
 def table(rows: Sequence[Step]) -> Table:
@@ -130,7 +156,7 @@ def table(rows: Sequence[Step]) -> Table:
             _cells(f"{len(rest)} others", total(rest)),
             _cells("all", total(found)),
         ],
-        notes=_refuted(rows),
+        notes=(*_refuted(rows), *_noise(total(found)), *_repeated(rows)),
     )
 
 
@@ -149,6 +175,29 @@ def _refuted(rows: Sequence[Step]) -> tuple[str, ...]:
     named = "; ".join(f"{count} of {work}" for work, count in works.most_common())
     words = f"Not counted: {len(found)} layouts that took up to {longer:.0%} longer with the faster kernel ({named})."
     return (words,) if found else ()
+
+
+def _noise(one: Ceiling) -> tuple[str, ...]:
+    """Wrong pairs that are the runs', and those that are the price's."""
+    wrong, changed = one.pairs - one.right, one.wrong_again - one.wrong_kept
+    words = (
+        f"Noise: of {wrong} pairs in the wrong order {one.wrong_again} were run again; {changed} of these changed their"
+        f" order, {one.wrong_kept} kept it, so that the price is wrong."
+    )
+    return (words,) if one.wrong_again else ()
+
+
+def _repeated(rows: Sequence[Step]) -> tuple[str, ...]:
+    found = repeats(rows)
+    if not found:
+        return ()
+    far, median = sum(one > APART for one in found), percent(float(np.median(found)))
+    words = (
+        "Runs that are one layout to the price (printed twice, or apart by a switch or release without a price): "
+        f"{len(found)} pairs, {median} apart in the median, {far} by more than {APART:.0%}, at most "
+        f"{percent(found[-1])}."
+    )
+    return (words,)
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from cost_models.basis import Basis
 from validation import pairs
-from validation.ceilings import ROWS, ceilings, most_alike, total
+from validation.ceilings import ROWS, ceilings, most_alike, repeats, table, total
 from validation.pairs import contradictions, ranked_pairs, refuted, twins
 from validation.steps import Step
 
@@ -70,3 +70,25 @@ def test_the_total_is_of_all():
     found = ceilings([run("1", 10.0, 10.0), run("2", 20.0, 15.0), run("3", 1.0, 2.0, sweep="b: z"),
                       run("4", 2.0, 1.0, sweep="b: z")])  # fmt: skip
     assert (total(found).pairs, total(found).right) == (2, 1)
+
+
+def test_wrong_pairs_that_changed_their_order_when_run_again_are_told_as_noise():
+    """Of a, 1 against 2 was the other way round in b, whose order is wrong then; 3 was the last in both."""
+    rows = [
+        run("1", 10.0, 20.0, twin="p"), run("2", 11.0, 19.0, twin="q"), run("3", 14.0, 18.0, twin="r"),
+        run("4", 11.5, 22.0, sweep="b: x", twin="p"), run("5", 11.0, 23.0, sweep="b: x", twin="q"),
+        run("6", 15.0, 24.0, sweep="b: x", twin="r"),
+    ]  # fmt: skip
+    rows = [*rows, run("7", 5.0, 9.0, sweep="c: y"), run("8", 6.0, 8.0, sweep="c: y")]  # wrong, never run again
+    here = {one.sweep: one for one in ceilings(rows)}
+    assert (here["a: x"].pairs, here["a: x"].right) == (3, 0)
+    assert (here["a: x"].wrong_again, here["a: x"].wrong_kept) == (3, 2)
+    assert (here["c: y"].wrong_again, here["c: y"].wrong_kept) == (0, 0)
+    (words,) = (note for note in table(rows).notes if note.startswith("Noise"))
+    assert words.startswith("Noise: of 5 pairs in the wrong order 4 were run again; 2 of these changed their order, 2")
+
+
+def test_runs_of_one_price_are_repeats_within_their_sweep_alone():
+    rows = [run("1", 10.0, 9.0), run("2", 10.5, 9.0), run("3", 20.0, 9.0, sweep="b: x"), run("4", 30.0, 8.0)]
+    assert repeats(rows) == [pytest.approx(0.05)]
+    assert any("1 pairs, 5.0% apart in the median, 1 by more than 3%" in note for note in table(rows).notes)
