@@ -119,16 +119,25 @@ def odds_of(normal: float, known: Certificate) -> float:
 def sigma_of(basis: Basis, known: Certificate) -> float:
     """Expected spread of ln(measured / predicted) of a step, but for the CPU's update: several times off, that is no
     small error."""
+    return math.hypot(parts_sigma(basis, known), known.residual)
+
+
+def parts_sigma(basis: Basis, known: Certificate) -> float:
+    """The part of it that errors of curves and links have."""
     spreads, stakes = spreads_of(basis, known), basis.stakes
-    small = (name for name in SOURCES if name != "update")
-    return math.sqrt(sum((stakes[name] * spreads[name]) ** 2 for name in small) + known.residual**2)
+    return math.hypot(*(stakes[name] * spreads[name] for name in SOURCES if name != "update"))
 
 
 def difference_sigma(first: Basis, second: Basis, known: Certificate) -> float:
     """Expected spread of the error of ln(price / price)."""
+    own = known.pairs.residual
+    return math.hypot(common_sigma(first, second, known), own, own)
+
+
+def common_sigma(first: Basis, second: Basis, known: Certificate) -> float:
+    """The part of it that errors of curves and links have: where the stakes in them differ."""
     spreads, one, other = spreads_of(first, known), first.stakes, second.stakes
-    common = sum(((one[name] - other[name]) * spreads[name]) ** 2 for name in SOURCES)
-    return math.sqrt(common + 2 * known.pairs.residual**2)
+    return math.hypot(*((one[name] - other[name]) * spreads[name] for name in SOURCES))
 
 
 def spreads_of(basis: Basis, known: Certificate) -> dict[str, float]:

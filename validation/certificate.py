@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cost_models import strict
-from cost_models.bands import DEVICE_MEMORY, sigma_of
+from cost_models.bands import DEVICE_MEMORY, parts_sigma
 from cost_models.certificate import (
     PROBABILITIES,
     Certificate,
@@ -72,9 +72,10 @@ def with_steps(draft: Certificate, rows: Sequence[Step]) -> Certificate:
     middle = measured(rows).bias
     centred = [replace(one, error=one.error - middle) for one in rows]
 
+    parts = [parts_sigma(one.basis, draft) for one in centred]
+
     def sigmas(tried: float) -> list[float]:
-        known = replace(draft, residual=tried)
-        return [sigma_of(one.basis, known) for one in centred]
+        return [math.hypot(one, tried) for one in parts]
 
     draft = replace(draft, residual=steps.residual(centred, sigmas))
     return replace(draft, domains={**draft.domains, **steps.domains(rows, draft)})

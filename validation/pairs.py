@@ -12,12 +12,12 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 
-from cost_models.bands import difference_sigma
+from cost_models.bands import common_sigma
 from cost_models.basis import Basis
 from cost_models.certificate import Apart, Certificate, Pairs
 from validation.domains import Error, quantiles, rounded
@@ -105,9 +105,10 @@ def _pair(both: tuple[Step, Step]) -> Pair | None:
 def pair_facts(found: Sequence[Pair], known: Certificate) -> Pairs:
     """Residual, quantiles of the normalised error, and the order by distance."""
 
+    common = [common_sigma(one.first, one.second, known) for one in found]
+
     def sigmas(value: float) -> list[float]:
-        tried = replace(known, pairs=replace(known.pairs, residual=value))
-        return [difference_sigma(one.first, one.second, tried) for one in found]
+        return [math.hypot(one, value, value) for one in common]
 
     value = residual(found, sigmas)
     sources = [one.source for one in found]
