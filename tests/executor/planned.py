@@ -24,7 +24,7 @@ def make_plan(
     strategy: Strategy,
     *,
     cluster: Cluster | None = None,
-    model: str = "longvila-tiny",
+    model: str | Model = "longvila-tiny",
     tokens: int = 256,
     frames: int = 0,
     batch: int | None = None,
@@ -36,7 +36,7 @@ def make_plan(
     """`asked` is of the workload."""
     cluster = cluster or Cluster.load("local", gpus=strategy.ranks)
     workload = Workload(
-        Model.load(model),
+        Model.load(model) if isinstance(model, str) else model,
         context_tokens=tokens,
         frames=frames,
         global_batch=batch or strategy.data * strategy.microbatches,

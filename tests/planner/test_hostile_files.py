@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from planner.plan_file import SCHEMA, schema_text
 
-CPU_S = 5  # beyond start-up: all take less than a second of a quiet core, of a shared one up to three times as much
+CPU_S = 5  # beyond imports: all take less than a second of a quiet core, of a shared one up to three times as much
 BYTES = 2**30
+Ask = Callable[..., str]  # folder, words of the command
 
 CLUSTERS = {
     "flow_nest": ("base: dgx-h100\nnodes: " + "[" * 20_000, "nests deeper than 32 levels"),
@@ -94,26 +96,49 @@ CLUSTERS = {
 }
 
 
-def ask(folder: Path, *words: str) -> str:
-    """The one line that the command prints; a longer run, more memory, a traceback or another exit code fails."""
-    limits = f"""
-import math, resource, sys, time
+FORKS = f"""
+import json, os, resource, sys
 import cost_models, planner.question.options
 from planner.__main__ import main
-most_s = math.ceil(time.process_time()) + {CPU_S}
-resource.setrlimit(resource.RLIMIT_CPU, (most_s, most_s))
-resource.setrlimit(resource.RLIMIT_DATA, ({BYTES}, {BYTES}))
-sys.argv = ["plan", *{list(words)!r}]
-main()
+for line in sys.stdin:
+    folder, *words = json.loads(line)
+    if (child := os.fork()) == 0:
+        os.chdir(folder)
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            os.dup2(os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CREAT), number)
+        resource.setrlimit(resource.RLIMIT_CPU, ({CPU_S}, {CPU_S}))
+        resource.setrlimit(resource.RLIMIT_DATA, ({BYTES}, {BYTES}))
+        sys.argv = ["plan", *words]
+        sys.exit(main())
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
-    done = subprocess.run([sys.executable, "-c", limits], cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 2, (done.returncode, done.stderr[-500:])
-    assert done.stdout == "" and done.stderr.count("\n") == 1 and done.stderr.startswith("plan: ")
-    return done.stderr
+"""A process that has imported the planner and forks each command with limits: start-up is paid once."""
+
+
+@pytest.fixture(scope="module")
+def ask() -> Iterator[Ask]:
+    """The one line that a command prints; a longer run, more memory, a traceback or another exit code fails."""
+    with subprocess.Popen(
+        [sys.executable, "-c", FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as forks:
+        assert forks.stdin and forks.stdout
+
+        def answer(folder: Path, *words: str) -> str:
+            assert forks.stdin and forks.stdout
+            forks.stdin.write(json.dumps([str(folder), *words]) + "\n")
+            forks.stdin.flush()
+            code = int(forks.stdout.readline())
+            out, err = ((folder / name).read_text() for name in ("stdout", "stderr"))
+            assert code == 2, (code, err[-500:])
+            assert out == "" and err.count("\n") == 1 and err.startswith("plan: ")
+            return err
+
+        yield answer
+        forks.stdin.close()
 
 
 @pytest.mark.parametrize("name", CLUSTERS)
-def test_a_hostile_cluster_file_is_refused_at_once(name: str, tmp_path: Path) -> None:
+def test_a_hostile_cluster_file_is_refused_at_once(ask: Ask, name: str, tmp_path: Path) -> None:
     text, message = CLUSTERS[name]
     (tmp_path / "c.yaml").write_text(text, encoding="utf-8")
     assert message in ask(tmp_path, "--cluster", "c.yaml", "--ctx", "32K")
@@ -141,7 +166,9 @@ def plan_text(tmp_path_factory: pytest.TempPathFactory) -> str:
         ('"groups": {', '"groups": {"spare": [[0]], ', "groups has spare, pipeline"),
     ],
 )
-def test_a_hostile_plan_is_refused_at_once(plan_text: str, tmp_path: Path, old: str, new: str, message: str) -> None:
+def test_a_hostile_plan_is_refused_at_once(
+    ask: Ask, plan_text: str, tmp_path: Path, old: str, new: str, message: str
+) -> None:
     assert old in plan_text
     (tmp_path / "plan.json").write_text(plan_text.replace(old, new, 1))
     assert message in ask(tmp_path, "check", "plan.json")
@@ -156,7 +183,7 @@ def test_a_hostile_plan_is_refused_at_once(plan_text: str, tmp_path: Path, old: 
         (["--gpus", "8", "--ctx", "８K"], "--ctx '８K' is not a positive number of tokens"),
     ],
 )
-def test_a_hostile_flag_is_refused_at_once(tmp_path: Path, words: list[str], message: str) -> None:
+def test_a_hostile_flag_is_refused_at_once(ask: Ask, tmp_path: Path, words: list[str], message: str) -> None:
     assert message in ask(tmp_path, *words)
 
 
@@ -170,7 +197,7 @@ DENSE = {
 
 @pytest.mark.parametrize("name", DENSE)
 @pytest.mark.parametrize("entry", ["profile", "model", "plan", "lengths", "distances"])
-def test_a_dense_or_large_file_is_refused_by_every_reader(name: str, entry: str, tmp_path: Path) -> None:
+def test_a_dense_or_large_file_is_refused_by_every_reader(ask: Ask, name: str, entry: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(DENSE[name])
     asked = {
         "profile": ["--gpus", "8", "--ctx", "32K", "--profile", "config.json"],
@@ -182,7 +209,7 @@ def test_a_dense_or_large_file_is_refused_by_every_reader(name: str, entry: str,
     assert "config.json" in ask(tmp_path, *asked[entry])
 
 
-def test_a_length_a_line_is_refused_by_their_number(tmp_path: Path) -> None:
+def test_a_length_a_line_is_refused_by_their_number(ask: Ask, tmp_path: Path) -> None:
     (tmp_path / "l.csv").write_text("tokens,count\n" + "1,1\n" * 4_000_000)
     said = ask(tmp_path, "--gpus", "8", "--ctx", "32K", "--lengths", "l.csv")
     assert "has 4,000,001 lines; at most 262,144 are read" in said
