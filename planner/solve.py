@@ -274,6 +274,7 @@ class _Program:
             weight(self.objective, columns.ranks),
             memory_first=self.objective == "memory",
             time_limit_s=left,
+            at_most=self.result.incumbent,
         )
 
     def _of_search(self, candidates: list[int], column: int, optimal: bool = False) -> Answer:

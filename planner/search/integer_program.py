@@ -3,21 +3,24 @@
     minimise    sum over columns c of  weight_c (other_c x_c + sum over choices p of layer_cp n_cp)
     subject to  sum x_c = 1                              x binary: one layout on one placement
                 sum_p of kind k  n_cp = layers_k x_c     n integer: layers of kind k that recompute by choice p
-                n_cp <= layers_k u_cp,  t_cs >= again_csp u_cp      u binary: the choice is in use
-                base_cs x_c + sum_p kept_csp n_cp + t_cs <= capacity_c x_c      s: the first and the last pipeline stage
-                host_c x_c + sum_p host_cp n_cp <= host limit_c x_c             what waits in host memory
+                base_cs x_c + sum_p kept_csp n_cp <= capacity_c x_c      s: the first and the last pipeline stage
+                host_c x_c + sum_p host_cp n_cp <= host limit_c x_c      what waits in host memory
 
-Seconds and GiB. `memory` as objective: the left side of the last rows first, then seconds at that memory. Gap 0, one
-thread, fixed seed: the same columns give the same answer. Left out: what the columns leave out.
+A column stands there once for each level of its transients: with the level in its base, and without the choices whose
+transient is above it. So layers in fractions are as good a bound as there is of a level, and levels that it puts above
+the best value known are left out. Seconds and GiB. `memory` as objective: the left side of the memory rows first, then
+seconds at that memory. Gap 0, one thread, fixed seed: the same columns give the same answer. Left out: what the columns
+leave out.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+from typing import Any, NamedTuple
 
 import numpy as np
 import pulp
-from msgspec import Struct
+from msgspec import Struct, structs
 from numpy.typing import NDArray
 
 from planner.search.policy_prices import PolicyPrices
@@ -27,6 +30,10 @@ ROUNDING_BYTES = 6.0
 """`price` rounds each of 11 memory parts to bytes: their sum may be this much above the exact one."""
 HAIR = 1e-9
 """Relative slack of the second stage of the memory objective."""
+NEVER = 2.0**80
+"""Bytes of a layer by a choice that a level does not have."""
+AT_MOST = 1e-9
+"""Relative slack of a value that is computed twice."""
 
 
 class Answer(Struct, frozen=True, kw_only=True):
@@ -39,48 +46,75 @@ class Answer(Struct, frozen=True, kw_only=True):
     optimal: bool  # proven; false at the time limit
 
 
+class _Levels(NamedTuple):
+    """Columns with a level of transients each: none of their choices' is above it."""
+
+    of: NDArray[np.int64]  # the column
+    columns: PolicyPrices  # with the level in the base, and no transients beside it
+    allowed: NDArray[np.bool_]  # (levels, choices)
+
+    @classmethod
+    def every(cls, columns: PolicyPrices) -> _Levels:
+        several = [_levels(again) for again in columns.again_bytes]
+        of = np.repeat(np.arange(len(several)), [len(one) for one in several])
+        level, each = np.concatenate(several), columns.take(of)
+        allowed = np.all(each.again_bytes <= level[..., None], axis=1)
+        base, none = each.base_bytes + level, np.zeros_like(each.again_bytes)
+        return cls(of, structs.replace(each, base_bytes=base, again_bytes=none), allowed)
+
+    def take(self, where: Any) -> _Levels:
+        return _Levels(self.of[where], self.columns.take(where), self.allowed[where])
+
+    def least_s(self, capacity_bytes: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Seconds that no layers of a level are below: in fractions, by its choices."""
+        kept = np.where(self.allowed[:, None], self.columns.kept_bytes, NEVER)
+        least: NDArray[np.float64] = structs.replace(self.columns, kept_bytes=kept).relaxed_s(capacity_bytes[self.of])
+        return least
+
+
+def _levels(again: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The most transients, by stage, that some set of choices has; `again` is (stages, choices)."""
+    found = set()
+    for level in itertools.product(*(np.unique(stage).tolist() for stage in again)):
+        within = (again <= np.array(level)[:, None]).all(axis=0)
+        if within.any():
+            found.add(tuple(again[:, within].max(axis=1).tolist()))
+    return np.array(sorted(found))
+
+
 class _Model:
     """The program and its variables."""
 
-    def __init__(self, columns: PolicyPrices, capacity_bytes: NDArray[np.float64], weight: NDArray[np.float64]) -> None:
-        self.columns, self.count, self.capacity_bytes = columns, len(columns.other_s), capacity_bytes
+    def __init__(self, levels: _Levels, capacity_bytes: NDArray[np.float64], weight: NDArray[np.float64]) -> None:
+        columns = levels.columns
+        self.levels, self.columns, self.count = levels, columns, len(columns.other_s)
         self.problem = pulp.LpProblem("layout", pulp.LpMinimize)
-        choices = range(len(columns.choices))
-        self.most = [many for those, many in columns.choices_of for _ in those]
+        most = [many for those, many in columns.choices_of for _ in those]
         self.x = [pulp.LpVariable(f"x_{c}", cat=pulp.LpBinary) for c in range(self.count)]
         self.n = [
-            [pulp.LpVariable(f"n_{c}_{p}", 0, self.most[p], cat=pulp.LpInteger) for p in choices]
-            for c in range(self.count)
+            {p: pulp.LpVariable(f"n_{c}_{p}", 0, most[p], cat=pulp.LpInteger) for p in np.flatnonzero(allowed).tolist()}
+            for c, allowed in enumerate(levels.allowed)
         ]
         self.seconds: list[tuple[Any, float]] = []
         self.gib: list[tuple[Any, float]] = []
         self.problem += pulp.lpSum(self.x) == 1, "one_column"
-        for c in range(self.count):
-            self._column(c, float(capacity_bytes[c]))
-            terms = [(self.x[c], float(columns.other_s[c] * weight[c]))]
-            terms += [(self.n[c][p], float(columns.layer_s[c, p] * weight[c])) for p in choices]
-            self.seconds += terms
+        for c, of in enumerate(levels.of):
+            self._column(c, float(capacity_bytes[of]))
+            self.seconds.append((self.x[c], float(columns.other_s[c] * weight[of])))
+            self.seconds += [(n, float(columns.layer_s[c, p] * weight[of])) for p, n in self.n[c].items()]
 
     def _column(self, c: int, capacity_bytes: float) -> None:
         columns, problem, x, n = self.columns, self.problem, self.x[c], self.n[c]
-        choices = range(len(columns.choices))
         for k, (those, many) in enumerate(columns.choices_of):
-            problem += pulp.lpSum(n[p] for p in those) == many * x, f"layers_{c}_{k}"
-        base, kept, again = (array[c] / GIB for array in (columns.base_bytes, columns.kept_bytes, columns.again_bytes))
-        stages = [[(x, float(base[s])), *((n[p], float(kept[s, p])) for p in choices)] for s in range(len(base))]
-        transients = {s: pulp.LpVariable(f"t_{c}_{s}", 0) for s in range(len(base)) if again[s].max() > 0}
-        for p in (p for p in choices if again[:, p].max() > 0):
-            used = pulp.LpVariable(f"u_{c}_{p}", cat=pulp.LpBinary)
-            problem += n[p] <= self.most[p] * used, f"used_{c}_{p}"
-            for s in (s for s in transients if again[s, p] > 0):
-                problem += transients[s] >= float(again[s, p]) * used, f"transient_{c}_{s}_{p}"
+            problem += pulp.lpSum(n[p] for p in those if p in n) == many * x, f"layers_{c}_{k}"
+        base, kept = columns.base_bytes[c] / GIB, columns.kept_bytes[c] / GIB
+        stages = [[(x, float(base[s])), *((n[p], float(kept[s, p])) for p in n)] for s in range(len(base))]
         room = (capacity_bytes - ROUNDING_BYTES) / GIB
         for s, terms in enumerate(stages):
-            terms += [(transients[s], 1.0)] if s in transients else []
             problem += pulp.LpAffineExpression([(x, terms[0][1] - room), *terms[1:]]) <= 0, f"memory_{c}_{s}"
         if columns.uses_host and np.isfinite(columns.host_limit[c]):
             left = float(columns.host_base[c] - columns.host_limit[c]) / GIB
-            held = [(n[p], float(columns.host_kept[c, p]) / GIB) for p in choices]
+            held = [(n[p], float(columns.host_kept[c, p]) / GIB) for p in n]
             problem += pulp.LpAffineExpression([(x, left), *held]) <= 0, f"host_{c}"
         if len(stages) == 1:
             self.gib += stages[0]
@@ -111,15 +145,12 @@ class _Model:
         return float(info.mip_dual_bound), proven
 
     def chosen(self) -> tuple[int, NDArray[np.int64]]:
-        column = max(range(self.count), key=lambda c: self.x[c].value() or 0.0)
-        return column, np.array([round(layers.value() or 0.0) for layers in self.n[column]], dtype=np.int64)
-
-    def holds(self, column: int, layers: NDArray[np.int64]) -> bool:
-        """Whether the answer obeys its rows exactly; what a time limit leaves in the variables may not."""
-        one = self.columns.take(np.array([column]))
-        used = float(one.bytes_of(layers[None])[0])
-        counted = all(layers[those.start : those.stop].sum() == many for those, many in self.columns.choices_of)
-        return counted and used <= self.capacity_bytes[column] and bool(one.fits_host(layers[None])[0])
+        """(the column, its layers by choice)."""
+        c = max(range(self.count), key=lambda c: self.x[c].value() or 0.0)
+        layers = np.zeros(len(self.columns.choices), dtype=np.int64)
+        for p, many in self.n[c].items():
+            layers[p] = round(many.value() or 0.0)
+        return int(self.levels.of[c]), layers
 
 
 def choose(
@@ -129,26 +160,31 @@ def choose(
     *,
     memory_first: bool = False,
     time_limit_s: float = 10.0,
+    at_most: float = np.inf,
 ) -> Answer | None:
-    """The best column with its layers by choice; `None` means that no column fits, or that the time ran out."""
-    model = _Model(columns, capacity_bytes, weight)
-    least = sum(many * columns.layer_s[:, those.start : those.stop].min(axis=1) for those, many in columns.choices_of)
-    scale = max(1e-30, float(np.min((columns.other_s + least) * weight)))
+    """The best column with its layers by choice; `None` means that no column fits, or that the time ran out.
+    `at_most`: weighted seconds that some answer has."""
+    levels = _Levels.every(columns)
+    least = levels.least_s(capacity_bytes) * weight[levels.of]
+    open_ = np.isfinite(least) & (memory_first | (least <= at_most * (1 + AT_MOST)))
+    if not open_.any():
+        return None
+    model, scale = _Model(levels.take(open_), capacity_bytes, weight), max(1e-30, float(least.min()))
     seconds = [(variable, value / scale) for variable, value in model.seconds]
     solved = model.minimise(model.gib if memory_first else seconds, time_limit_s)
     if solved is None:
         return None
     bound, proven = solved
     column, layers = model.chosen()
-    if memory_first and model.holds(column, layers):
-        least = float(columns.take(np.array([column])).bytes_of(layers[None])[0])
-        model.problem += pulp.LpAffineExpression(model.gib) <= least / GIB * (1 + HAIR), "least_memory"
+    if memory_first and _holds(columns, capacity_bytes, column, layers):
+        used = float(columns.take(np.array([column])).bytes_of(layers[None])[0])
+        model.problem += pulp.LpAffineExpression(model.gib) <= used / GIB * (1 + HAIR), "least_memory"
         second = model.minimise(seconds, time_limit_s)
         proven = proven and second is not None and second[1]
         again = model.chosen()
-        if second is not None and model.holds(*again):
+        if second is not None and _holds(columns, capacity_bytes, *again):
             column, layers = again
-    if not model.holds(column, layers):
+    if not _holds(columns, capacity_bytes, column, layers):
         if proven:
             raise AssertionError(f"the program's answer {layers} of column {column} breaks its rows")
         return None
@@ -163,3 +199,11 @@ def choose(
         bound=min(bound, value),
         optimal=proven,
     )
+
+
+def _holds(columns: PolicyPrices, capacity_bytes: NDArray[np.float64], column: int, layers: NDArray[np.int64]) -> bool:
+    """Whether an answer obeys its rows exactly; what a time limit leaves in the variables may not."""
+    one = columns.take(np.array([column]))
+    used = float(one.bytes_of(layers[None])[0])
+    counted = all(layers[those.start : those.stop].sum() == many for those, many in columns.choices_of)
+    return counted and used <= capacity_bytes[column] and bool(one.fits_host(layers[None])[0])

@@ -33,6 +33,9 @@ _ARRAYS = ("other_s", "layer_s", "base_bytes", "kept_bytes", "again_bytes", "hos
 EQUAL = 1e-12
 """Relative difference below which two values are the same; the policy that recomputes less is then taken."""
 
+AT_ONCE = 2048
+"""Columns whose mixes are looked at at one time: some hundreds of each, of hybrids."""
+
 
 class Mix(NamedTuple):
     """One choice for the layers of every kind, but two for those of one kind."""
@@ -41,6 +44,15 @@ class Mix(NamedTuple):
     more: int  # the choice that comes first
     less: int
     layers: int  # of the kind that has both
+
+
+class Mixes(NamedTuple):
+    """Several mixes as arrays."""
+
+    fixed: list[tuple[NDArray[np.int64], NDArray[np.int64]]]  # of each other kind (choice, layers)
+    more: NDArray[np.int64]
+    less: NDArray[np.int64]
+    layers: NDArray[np.int64]
 
 
 class PolicyPrices(Struct, frozen=True, kw_only=True, eq=False, dict=True):
@@ -162,57 +174,77 @@ class PolicyPrices(Struct, frozen=True, kw_only=True, eq=False, dict=True):
 
         Tries every mix with as many layers of its first choice as fit, transients counted.
         """
-        best = np.full(self.other_s.shape, np.inf)
-        layers = np.zeros((*self.other_s.shape, len(self.choices)), dtype=np.int64)
-        for mix in self.mixes:
-            many = self._most_layers(mix, capacity_bytes)
-            seconds = (
-                self.other_s + many * self.layer_s[..., mix.more] + (mix.layers - many) * self.layer_s[..., mix.less]
-            )
-            for choice, count in mix.fixed:
-                seconds = seconds + count * self.layer_s[..., choice]
-            seconds = np.where(many >= 0, seconds, np.inf)
-            better = seconds < best * (1 - EQUAL)
-            best = np.where(better, seconds, best)
-            chosen = np.zeros_like(layers)
-            chosen[..., mix.more] += many
-            chosen[..., mix.less] += mix.layers - many
-            for choice, count in mix.fixed:
-                chosen[..., choice] += count
-            layers = np.where(better[..., None], chosen, layers)
-        return best, layers
+        found = [self.take(slice(at, at + AT_ONCE))._mixed(capacity_bytes[at : at + AT_ONCE])
+                 for at in range(0, max(1, len(self.other_s)), AT_ONCE)]  # fmt: skip
+        return np.concatenate([best for best, _ in found]), np.concatenate([layers for _, layers in found])
 
-    def _most_layers(self, mix: Mix, capacity_bytes: Any) -> NDArray[np.int64]:
-        """Most layers of a mix's first choice, the others of its second, that fit; -1 if no number does."""
-        a, b, total = mix.more, mix.less, mix.layers
-        low, high = self._host_range(mix)
-        free, rest = np.asarray(capacity_bytes)[..., None] - self.base_bytes, np.zeros_like(self.base_bytes)
-        for choice, count in mix.fixed:
+    def _mixed(self, capacity_bytes: Floats) -> tuple[Floats, NDArray[np.int64]]:
+        mixes = self._arrays
+        many = self._most_layers(mixes, capacity_bytes)
+        seconds = self.other_s[:, None] + many * self.layer_s[:, mixes.more]
+        seconds = seconds + (mixes.layers - many) * self.layer_s[:, mixes.less]
+        for choice, count in mixes.fixed:
+            seconds = seconds + count * self.layer_s[:, choice]
+        seconds = np.where(many >= 0, seconds, np.inf)
+        best, which = np.full(len(many), np.inf), np.zeros(len(many), dtype=np.int64)
+        for place in np.flatnonzero(np.isfinite(seconds).any(axis=0)).tolist():
+            better = seconds[:, place] < best * (1 - EQUAL)
+            best, which = np.where(better, seconds[:, place], best), np.where(better, place, which)
+        rows, layers = np.arange(len(many)), np.zeros((len(many), len(self.choices)), dtype=np.int64)
+        many = many[rows, which]
+        fixed = [(choice, count[which]) for choice, count in mixes.fixed]
+        for choice, count in [(mixes.more, many), (mixes.less, mixes.layers[which] - many), *fixed]:
+            layers[rows, choice[which]] += count
+        return best, np.where(np.isfinite(best)[:, None], layers, 0)
+
+    @cached_property
+    def _arrays(self) -> Mixes:
+        """Every mix, along one axis."""
+        fixed = [
+            (
+                np.array([mix.fixed[other][0] for mix in self.mixes]),
+                np.array([mix.fixed[other][1] for mix in self.mixes]),
+            )
+            for other in range(len(self.layers_of) - 1)
+        ]
+        more, less, layers = (
+            np.array([getattr(mix, name) for mix in self.mixes]) for name in ("more", "less", "layers")
+        )
+        return Mixes(fixed=fixed, more=more, less=less, layers=layers)
+
+    def _most_layers(self, mixes: Mixes, capacity_bytes: Floats) -> NDArray[np.int64]:
+        """Most layers of a mix's first choice, the others of its second, that fit; -1 if no number does.
+        Shape (columns, mixes); within, stages are the middle axis."""
+        a, b, total = mixes.more, mixes.less, mixes.layers
+        low, high = self._host_range(mixes)
+        free, rest = (capacity_bytes[:, None] - self.base_bytes)[..., None], np.zeros((*self.base_bytes.shape, 1))
+        for choice, count in mixes.fixed:
             free, rest = free - count * self.kept_bytes[..., choice], np.maximum(rest, self.again_bytes[..., choice])
-        again = np.maximum(self.again_bytes[..., a], self.again_bytes[..., b])
-        room = free - np.maximum(again, rest) - total * self.kept_bytes[..., b]
-        extra = self.kept_bytes[..., a] - self.kept_bytes[..., b]
+        kept_a, kept_b, again_a = self.kept_bytes[..., a], self.kept_bytes[..., b], self.again_bytes[..., a]
+        again = np.maximum(again_a, self.again_bytes[..., b])
+        room = free - np.maximum(again, rest) - total * kept_b
+        extra = kept_a - kept_b
         many = np.where(extra > 0, np.floor(_divide(room, extra)), np.where(room >= 0, total, -1.0))
         many = np.where((room < 0) & (extra >= 0), -1.0, np.minimum(many, total))
-        alone = free - np.maximum(self.again_bytes[..., a], rest) - total * self.kept_bytes[..., a] >= 0
-        held = np.where(alone.all(axis=-1), total, many.min(axis=-1))
+        alone = free - np.maximum(again_a, rest) - total * kept_a >= 0
+        held = np.where(alone.all(axis=1), total, many.min(axis=1))
         most = np.minimum(held, high)
         # Fewer than the GPU would hold, for the host's sake: the others may keep more, or make more again.
-        first, second = most[..., None], (total - most)[..., None]
-        again = np.maximum(np.where(first > 0, self.again_bytes[..., a], 0), self.again_bytes[..., b])
-        kept = first * self.kept_bytes[..., a] + second * self.kept_bytes[..., b]
-        fits = (free - np.maximum(again, rest) - kept >= 0).all(axis=-1)
+        first, second = most[:, None], (total - most)[:, None]
+        again = np.maximum(np.where(first > 0, again_a, 0), self.again_bytes[..., b])
+        kept = first * kept_a + second * kept_b
+        fits = (free - np.maximum(again, rest) - kept >= 0).all(axis=1)
         return np.where((most < low) | ((most < held) & ~fits), -1, most).astype(np.int64)
 
-    def _host_range(self, mix: Mix) -> tuple[Any, Any]:
+    def _host_range(self, mixes: Mixes) -> tuple[Any, Any]:
         """The fewest and the most layers of a mix's first choice that the host's memory allows."""
-        a, b, total = mix.more, mix.less, mix.layers
+        a, b, total = mixes.more, mixes.less, mixes.layers
         if not self.uses_host:
             return 0, total
-        room = self.host_limit - self.host_base - total * self.host_kept[..., b]
-        for choice, count in mix.fixed:
-            room = room - count * self.host_kept[..., choice]
-        each = self.host_kept[..., a] - self.host_kept[..., b]
+        room = (self.host_limit - self.host_base)[:, None] - total * self.host_kept[:, b]
+        for choice, count in mixes.fixed:
+            room = room - count * self.host_kept[:, choice]
+        each = self.host_kept[:, a] - self.host_kept[:, b]
         bound = _divide(room, each)
         low = np.where(each < 0, np.maximum(np.ceil(bound), 0), np.where((each == 0) & (room < 0), total + 1, 0))
         high = np.where(each > 0, np.floor(np.minimum(bound, total)), total)

@@ -83,13 +83,12 @@ def search_levers(
         return without, []
     incumbent = min(without.found[0][1].incumbent if without.found else np.inf, at_most)
     found, bound, stopped, considered = [*without.found], without.bound, without.stopped, without.considered
-    tried, floors = [], {}
+    floors = {}
     bounds = [_Bounds(space, objective, costs, incumbent) for space in spaces]
-    queue = [_Queued.of_bundle(one, bundle, known) for one in bounds for bundle in _levers(one.space)]
-    for floor, of, space in sorted(queue, key=lambda one: (one.floor, len(one.space.levers.chosen))):
-        tried.append(space)
-        if of.within_another(space.levers):
-            continue
+    within = [structs.replace(one.space, levers=bundle) for one in bounds for bundle in one.within_another]
+    queue = [_Queued.of_bundle(one, bundle, known) for one in bounds for bundle in one.bundles]
+    queue.sort(key=lambda one: (one.floor, len(one.space.levers.chosen)))
+    for floor, of, space in queue:
         late = bool(found) and deadline is not None and time.monotonic() > deadline
         if floor <= incumbent * (1 + EQUAL) and not late:
             held = bool(without.found) or of.holds(space)  # where memory is that tight, few bundles hold anything
@@ -109,7 +108,7 @@ def search_levers(
     results = structs.replace(
         without, found=found, bound=float(bound), considered=considered, stopped=stopped, floors=floors
     )
-    return results, tried
+    return results, [*(one.space for one in queue), *within]
 
 
 class _Bounds:
@@ -119,7 +118,8 @@ class _Bounds:
     def __init__(self, space: Space, objective: Objective, costs: ClusterCosts, incumbent: float) -> None:
         self.space, self.objective, self.costs = space, objective, costs
         self.alone: dict[Bundle, NDArray[np.float64]] = {}
-        self.bundles, self.limit = set(_levers(space)), incumbent * (1 + EQUAL)
+        self.bundles, self.within_another = _apart(_levers(space))
+        self.limit = incumbent * (1 + EQUAL)
 
     @cached_property
     def start(self) -> tuple[Tree, Branches]:
@@ -144,10 +144,6 @@ class _Bounds:
     def weight(self) -> Any:
         ranks = [one.data * one.ulysses * first * self.start[0].model_parallel for one, first, _ in self.rows]
         return weight(self.objective, np.array(ranks, dtype=np.int64))[:, None]
-
-    def within_another(self, bundle: Bundle) -> bool:
-        """Whether the same with inputs on the host is a bundle, too."""
-        return not bundle.inputs and Bundle(chosen=(*VALUES["inputs"], *bundle.chosen)) in self.bundles
 
     def endless(self, bundle: Bundle) -> float:
         """A value that no layout with these levers is below, whatever memory there is."""
@@ -241,6 +237,13 @@ def wanted(spaces: Sequence[Space], without: SeveralResults, objective: Objectiv
 
 def _levers(space: Space) -> list[Bundle]:
     return [one for one in bundles(space.target.levers, space.pins) if space.has(one)]
+
+
+def _apart(several: list[Bundle]) -> tuple[list[Bundle], list[Bundle]]:
+    """(bundles to look at, those whose layouts another one has, too: the same with inputs on the host)."""
+    known = set(several)
+    within = [one for one in several if not one.inputs and Bundle(chosen=(*VALUES["inputs"], *one.chosen)) in known]
+    return [one for one in several if one not in set(within)], within
 
 
 def strongest_of(spaces: Sequence[Space]) -> Iterator[Space]:

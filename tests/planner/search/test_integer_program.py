@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from msgspec import structs
 
+from planner.search import integer_program
 from planner.search.integer_program import GIB, choose
 from planner.search.policy_prices import PolicyPrices
 
@@ -68,6 +69,61 @@ def test_equals_enumeration(seed: int, stages: int) -> None:
     smallest = choose(columns, capacity, weight, memory_first=True)
     assert smallest is not None
     assert smallest.value == pytest.approx(least, rel=1e-8)
+
+
+def random_hybrids(seed: int) -> tuple[PolicyPrices, np.ndarray]:
+    """Two kinds of layers of two policies each; transients that decide what fits."""
+    rng = np.random.default_rng(seed)
+    columns = PolicyPrices(
+        policies=("none", "full"),
+        layer_kinds=("ssd", "attention", "ssd", "ssd", "attention", "ssd"),
+        other_s=rng.uniform(1, 2, 3),
+        layer_s=rng.uniform(1, 2, (3, 4)),
+        base_bytes=rng.uniform(5, 20, (3, 2)) * GIB,
+        kept_bytes=rng.uniform(0.5, 4, (3, 2, 4)) * GIB,
+        again_bytes=rng.uniform(0, 8, (3, 2, 4)) * GIB,
+        **no_host(3, 4),
+    )
+    return columns, rng.uniform(35, 45, 3) * GIB
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_two_kinds_equal_enumeration_also_below_a_value_that_some_answer_has(seed: int) -> None:
+    columns, capacity = random_hybrids(seed)
+    values = [
+        (float(columns.seconds_of(layers)[column]), column, counts)
+        for counts in itertools.product(range(5), range(5), range(3), range(3))
+        if sum(counts[:2]) == 4 and sum(counts[2:]) == 2
+        for layers in [np.broadcast_to(np.array(counts), columns.layer_s.shape)]
+        for column in np.flatnonzero(columns.bytes_of(layers) <= capacity - 6)
+    ]
+    assert values, "a seed of which nothing fits tests nothing"
+    best = min(values)
+    for at_most in (np.inf, sorted(values)[len(values) // 2][0], best[0]):
+        answer = choose(columns, capacity, np.ones(3), at_most=at_most)
+        assert answer is not None and answer.optimal
+        assert (answer.column, answer.layers) == best[1:]
+        assert answer.value == pytest.approx(best[0], rel=1e-9)
+        assert answer.bound == pytest.approx(best[0], rel=1e-7)
+
+
+def test_what_cannot_be_best_is_not_in_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A column stands in the program for each level of transients; one whose fractions are above a known value does
+    not."""
+    columns, capacity = random_hybrids(0)
+    sizes = []
+    made = integer_program._Model.__init__
+
+    def counted(model: integer_program._Model, levels: integer_program._Levels, *args: np.ndarray) -> None:
+        sizes.append(len(levels.of))
+        made(model, levels, *args)
+
+    monkeypatch.setattr(integer_program._Model, "__init__", counted)
+    first = choose(columns, capacity, np.ones(3))
+    assert first is not None
+    again = choose(columns, capacity, np.ones(3), at_most=first.value)
+    assert again == first
+    assert 1 <= sizes[1] < sizes[0]
 
 
 def test_a_transient_counts_once_whatever_the_number_of_layers() -> None:
