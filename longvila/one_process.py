@@ -1,17 +1,15 @@
-"""`python -m longvila.JOB settings.yaml [key=value …]`: a job in one process, whose JobError is one line."""
+"""`python -m longvila.JOB settings.yaml [key=value …]`: a job in one process; a user's mistake is one line."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
-import yaml
+import click
 
-from longvila.files import read_text
 from longvila.job import Job, JobError
-from longvila.settings import read_yaml
+from longvila.settings import read_changed
 
 
 @contextmanager
@@ -24,15 +22,26 @@ def one_line() -> Iterator[None]:
         sys.exit(2)
 
 
+def run_command(command: click.Command, arguments: Sequence[str] | None = None) -> None:
+    """Run a click command as a script: what it cannot read of its options is one line, too."""
+    try:
+        with one_line():
+            code = command.main(arguments, standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(2)
+    except click.ClickException as error:
+        words = " ".join(error.format_message().split()).rstrip(".")
+        print(f"longvila: {words}; see --help", file=sys.stderr)
+        sys.exit(2)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
 @one_line()
 def run(job: str, main: Callable[[Job], None], arguments: Sequence[str]) -> None:
     """Run the job; `job` is the module's name."""
     if not arguments or arguments[0] in ("-h", "--help"):
         raise JobError(f"usage: python -m {job} settings.yaml [key=value ...]")
-    given = read_yaml(read_text(Path(arguments[0]), ""), arguments[0])
-    for text in arguments[1:]:
-        key, sign, value = text.partition("=")
-        if not sign:
-            raise JobError(f"{text!r} is not key=value")
-        given[key] = yaml.safe_load(value)
-    main(Job(config=given))
+    main(Job(config=read_changed(arguments[0], arguments[1:])))

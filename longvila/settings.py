@@ -11,12 +11,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 import yaml
 
+from longvila.files import read_text
 from longvila.job import JobError
 
 Settings = TypeVar("Settings")
@@ -84,10 +86,25 @@ class _Loader(yaml.SafeLoader):
 
 def read_yaml(text: str, where: str) -> dict[str, Any]:
     """The settings of a YAML text; anything but `key: value` lines is a JobError."""
-    try:
-        given = yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError, OverflowError) as fault:
-        raise JobError(f"{where} is not YAML: {' '.join(str(fault).split())[:200]}") from None
+    given = _loaded(text, where)
     if not isinstance(given, dict) or not all(isinstance(key, str) for key in given):
         raise JobError(f"{where} holds no settings as `key: value` lines")
     return given
+
+
+def read_changed(file: str, changes: Sequence[str]) -> dict[str, Any]:
+    """The settings of a YAML file with some of them changed, as key=value."""
+    given = read_yaml(read_text(Path(file), ""), file)
+    for text in changes:
+        key, sign, value = text.partition("=")
+        if not sign:
+            raise JobError(f"{text!r} is not key=value")
+        given[key] = _loaded(value, text)
+    return given
+
+
+def _loaded(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, OverflowError) as fault:
+        raise JobError(f"{where} is not YAML: {' '.join(str(fault).split())[:200]}") from None

@@ -36,7 +36,7 @@ from rich.progress import track
 
 from longvila.files import write_whole
 from longvila.job import JobError, require
-from longvila.one_process import one_line
+from longvila.one_process import run_command
 
 Picture = NDArray[np.uint8]
 
@@ -284,9 +284,8 @@ def main(folder: Path, **wanted: int) -> None:
         python -m longvila.synthetic corpus
         python -m longvila.synthetic long --short 0 --long 4 --long-frames 2048
     """
-    with one_line():
-        write(folder, Corpus(**wanted))
+    write(folder, Corpus(**wanted))
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -13,10 +13,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import click
-import yaml
 
 from longvila.distill import needles as corpus
 from longvila.distill.answers import evaluate as evaluate_model
@@ -25,21 +23,15 @@ from longvila.distill.layers import train_layers
 from longvila.distill.settings import DistillSettings
 from longvila.distill.student import train_student
 from longvila.distill.teacher import load_teacher
-from longvila.files import claimed, read_text
+from longvila.files import claimed
 from longvila.job import JobError
-from longvila.one_process import one_line
-from longvila.settings import read_settings, read_yaml
+from longvila.one_process import run_command
+from longvila.settings import read_changed, read_settings
 
 
 def read(file: str, changes: Sequence[str]) -> DistillSettings:
     """The settings of a YAML file with some of them changed, as key=value."""
-    given: dict[str, Any] = read_yaml(read_text(Path(file), ""), file)
-    for text in changes:
-        key, sign, value = text.partition("=")
-        if not sign:
-            raise JobError(f"{text!r} is not key=value")
-        given[key] = yaml.safe_load(value)
-    return read_settings(DistillSettings, given, file)
+    return read_settings(DistillSettings, read_changed(file, changes), file)
 
 
 def rows_of(settings: DistillSettings) -> Rows:
@@ -118,5 +110,4 @@ def needles(folder: Path, documents: int, asked: int, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    with one_line():
-        main()
+    run_command(main)

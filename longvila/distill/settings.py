@@ -92,7 +92,7 @@ class DistillSettings:
         require(self.start in STARTS, "start", self.start, f"one of {', '.join(STARTS)}")
         require(0 <= self.seed < 2**63, "seed", self.seed, "0 … 2^63 - 1")
         require(len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "betas", self.betas, "two in 0 … 1")
-        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "at least 0")
+        require(0 <= self.weight_decay < math.inf, "weight_decay", self.weight_decay, "at least 0")
         require(0 < self.clip < math.inf, "clip", self.clip, "positive")
         require(self.precision in PRECISIONS, "precision", self.precision, f"one of {', '.join(PRECISIONS)}")
         require(bool(re.fullmatch(r"[\w.-]+", self.student)), "student", self.student, "a name, of one folder")

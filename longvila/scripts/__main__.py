@@ -23,7 +23,7 @@ import click
 
 from longvila.files import write_whole
 from longvila.job import JobError, require
-from longvila.one_process import one_line
+from longvila.one_process import run_command
 from longvila.scripts.asking import TASKS, lines, questions
 from longvila.scripts.dramas import Wanted, write
 from longvila.scripts.reading import read_scripts
@@ -47,7 +47,6 @@ def main() -> None:
 @click.option("--videos", type=click.Path(path_type=Path), help="Folder of films named as their scripts, NAME.mp4.")
 @click.option("--judgements", is_flag=True, help="Keep what scripts say of age, gender and attractiveness.")
 @click.option("--seed", default=0, type=click.IntRange(0))
-@one_line()
 def write_lines(
     files: Sequence[Path], output: Path, tasks: str, most: int, videos: Path | None, judgements: bool, seed: int
 ) -> None:
@@ -79,7 +78,6 @@ def write_lines(
 @click.option("--fps", default=1.0, help="Frames of each second.")
 @click.option("--tokens-per-frame", default=196, type=click.IntRange(1), help="196: LongVILA's.")
 @click.option("--bytes-per-token", default=4.0, help="Of text: an estimate.")
-@one_line()
 def write_lengths(
     files: Sequence[Path], output: Path, task: str, fps: float, tokens_per_frame: int, bytes_per_token: float
 ) -> None:
@@ -108,7 +106,6 @@ def write_lengths(
 @click.option("--side", default=Wanted.side, help="Width and height in pixels.")
 @click.option("--seed", default=Wanted.seed)
 @click.option("--films/--no-films", default=True, help="Render the films, or write their scripts alone.")
-@one_line()
 def write_dramas(folder: Path, films: bool, **wanted: Any) -> None:
     """Write synthetic short dramas to a new FOLDER.
 
@@ -159,4 +156,4 @@ def _write(output: Path, text: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

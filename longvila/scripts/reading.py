@@ -25,6 +25,7 @@ from longvila.job import JobError
 from longvila.scripts.shots import Person, Script, Shot
 
 MOST_BYTES = 64 * 2**20
+MOST_PARTS = 2**22  # some 200 a shot
 MOST_SHOTS = 20_000
 MOST_IN_SHOT = 200  # people, objects
 MOST_LETTERS = 20_000  # of a field
@@ -63,6 +64,8 @@ def _text(file: Path) -> str:
 
 
 def _parsed(text: str, where: str) -> object:
+    if (parts := sum(map(text.count, "[{:,"))) > MOST_PARTS:
+        raise JobError(f"{where}: {parts:,} lists, objects, keys and commas; legal: at most {MOST_PARTS:,} a script")
     try:
         return json.loads(text, object_pairs_hook=_once)
     except (ValueError, RecursionError) as fault:
@@ -71,10 +74,11 @@ def _parsed(text: str, where: str) -> object:
 
 def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """An object; a key that is written twice would lose the first shot silently."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = next(key for place, (key, _) in enumerate(pairs) if key in dict(pairs[:place]))
-        raise ValueError(f"{twice[:40]!r} twice in one object")
+    found: dict[str, object] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"{key[:40]!r} twice in one object")
+        found[key] = value
     return found
 
 

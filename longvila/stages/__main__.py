@@ -32,7 +32,7 @@ from longvila.config import presets
 from longvila.files import read_text, write_whole
 from longvila.job import Job, JobError
 from longvila.lengths import first_rows, write_lengths
-from longvila.one_process import one_line
+from longvila.one_process import run_command
 from longvila.settings import read_settings, read_yaml
 
 WARM_STEPS = 5
@@ -221,17 +221,16 @@ def run(
         python -m longvila.stages run --corpus corpus --from 4 --to 4 --ranks 2
         python -m longvila.stages run --corpus corpus --run runs/ablation --without 4
     """
-    with one_line():
-        stages = make_stages(recipe, corpus, folder, first, last, without)
-        for stage in stages:
-            if stage.weights.exists():
-                click.echo(f"{stage.name}: done, its weights are in {stage.weights}")
-                continue
-            done = checkpoint.complete(stage.folder / "train" / "checkpoints")
-            after = f", goes on after {checkpoint.read_marker(done[-1]).step}" if done else ""
-            click.echo(f"{stage.name}: {stage.settings['steps']} steps{after}")
-            run_stage(stage, ranks, profile)
+    stages = make_stages(recipe, corpus, folder, first, last, without)
+    for stage in stages:
+        if stage.weights.exists():
+            click.echo(f"{stage.name}: done, its weights are in {stage.weights}")
+            continue
+        done = checkpoint.complete(stage.folder / "train" / "checkpoints")
+        after = f", goes on after {checkpoint.read_marker(done[-1]).step}" if done else ""
+        click.echo(f"{stage.name}: {stage.settings['steps']} steps{after}")
+        run_stage(stage, ranks, profile)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

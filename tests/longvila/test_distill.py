@@ -192,6 +192,8 @@ def test_a_model_is_scored_by_what_it_writes(settings):
         (("layers", "orient={step: 3}"), "unknown setting 'step' (did you mean 'steps'?)"),
         (("layers", "measured_rows=24"), "are not more than measured_rows 24"),
         (("layers", "device=tpu9"), "is not a device of this machine"),
+        (("layers", "keep=["), "keep=[ is not YAML"),
+        (("layers", "weight_decay=.inf"), "weight_decay inf must be at least 0"),
         (("student",), "run `layers` first"),
     ],
 )

@@ -19,6 +19,7 @@ from longvila.stages.__main__ import compared, main, make_stages, planned_model,
 from longvila.synthetic import Corpus, write
 from planner.command import cli as plan_command
 from planner.question.options import question
+from tests.longvila.commands import ran
 
 TINY = Corpus(short=6, long=2, text=6, short_frames=6, long_frames=12, long_text_bytes=200)
 
@@ -166,5 +167,4 @@ def test_prediction_and_measurement_stand_side_by_side(tmp_path):
     (["--from=6", "--to=7"], "--from 6 --to 7: tiny has no such stage"),
 ])  # fmt: skip
 def test_what_cannot_be_run_is_one_line(tmp_path, given, told):
-    done = CliRunner().invoke(main, ["run", "--corpus", str(tmp_path), "--run", str(tmp_path), *given])
-    assert (done.exit_code, done.stderr.strip()) == (2, f"longvila: {told}")
+    assert ran(main, "run", "--corpus", tmp_path, "--run", tmp_path, *given) == (2, f"longvila: {told}")

@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 from longvila.processor import choose_frames, decode, open_clip
 from longvila.synthetic import COLOURS, Corpus, main, make_film, pictures, text_line, write
+from tests.longvila.commands import ran
 
 SMALL = Corpus(short=6, long=1, text=3, cards=4, short_frames=12, long_frames=40, side=32)
 
@@ -76,6 +76,5 @@ def test_the_same_seed_gives_the_same_pictures_and_a_needle_lies_where_it_is_ask
     (["--long-frames=100000"], "long_frames 100000 must be 4 … 2048"),
 ])  # fmt: skip
 def test_a_corpus_that_cannot_be_made_is_one_line(tmp_path, given, told):
-    done = CliRunner().invoke(main, [str(tmp_path / "c"), *given])
-    assert (done.exit_code, done.stderr.strip()) == (2, f"longvila: settings: {told}")
+    assert ran(main, tmp_path / "c", *given) == (2, f"longvila: settings: {told}")
     assert not (tmp_path / "c").exists()

@@ -16,6 +16,7 @@ from longvila.scripts.dramas import PLACES, Wanted, make_drama
 from longvila.scripts.reading import read_scripts
 from longvila.scripts.shots import Person, Script, Shot
 from longvila.synthetic import COLOURS, FRAMES_PER_S
+from tests.longvila.commands import ran
 
 KEYFRAMES = Path(__file__).with_name("keyframes.json")
 
@@ -42,8 +43,7 @@ def dramas(tmp_path_factory):
 
 
 def run(*given):
-    done = CliRunner().invoke(main, [str(part) for part in given])
-    return done.exit_code, done.stderr.strip() or done.stdout.strip()
+    return ran(main, *given)
 
 
 def test_where_in_a_film_of_one_shot_is_no_question(tmp_path):
@@ -165,6 +165,10 @@ def test_lengths_are_frames_and_text(tmp_path):
         (["lengths", KEYFRAMES, "-o", "l.csv"], "does not say how long its film is"),
         (["lengths", KEYFRAMES, "-o", "l.csv", "--fps", "nan"], "fps nan must be above 0"),
         (["dramas", "d", "--seconds", "0"], "seconds 0.0 must be 1"),
+        (["lines", KEYFRAMES, "-o", "l.jsonl", "--questions", "0"], "'--questions': 0 is not in the range"),
+        (["lines", KEYFRAMES, "-o", "."], "is a directory"),
+        (["lines"], "Missing argument 'FILES...'"),
+        (["sing"], "No such command 'sing'"),
         (["dramas", "d", "--episodes", "nan"], "episodes nan must be 1"),
     ],
 )  # fmt: skip

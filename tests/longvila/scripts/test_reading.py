@@ -120,6 +120,10 @@ def test_what_would_take_long_or_hang_is_refused_at_once(tmp_path, monkeypatch):
         file.truncate(reading.MOST_BYTES + 1)
     with pytest.raises(JobError, match="at most"):
         read_scripts([big])
+    twice = ",".join(f'"{key}": 0' for key in (*range(300_000), 299_999))
+    for text, told in (("[" + "[]," * reading.MOST_PARTS + "[]]", "legal: at most"), (f"{{{twice}}}", "twice")):
+        with pytest.raises(JobError, match=told):
+            read_scripts([saved(tmp_path, text)])
     monkeypatch.setattr(reading, "MOST_SHOTS", 3)
     with pytest.raises(JobError, match="4 shots; legal: at most 3"):
         read_scripts([saved(tmp_path, [{"Scene": "a"}] * 4)])
