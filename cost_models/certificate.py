@@ -29,7 +29,8 @@ PROBABILITIES = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.975, 0.99
 """Of every tuple of quantiles."""
 MEND = "run `make certificate`"
 Count = Annotated[int, Meta(ge=0)]
-Least = Annotated[float, Meta(ge=0)]
+Least = Annotated[float, Meta(ge=0, le=10)]  # log units: a factor of 22,000
+Quantiles = tuple[Annotated[float, Meta(ge=-20, le=20)], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,15 +39,16 @@ class Domain:
 
     rows: Count
     sources: tuple[str, ...]
-    quantiles: tuple[float, ...]  # of ln(measured / predicted), at PROBABILITIES
+    quantiles: Quantiles  # of ln(measured / predicted), at PROBABILITIES
     spread: Least
-    normal: tuple[float, ...] = ()  # of steps alone
+    normal: Quantiles = ()  # of steps alone
     stated: str = ""  # why this is not measured
 
     def __post_init__(self) -> None:
         for name in ("quantiles", "normal"):
             values = getattr(self, name)
-            if values and (len(values) != len(PROBABILITIES) or list(values) != sorted(values)):
+            there = values or name == "quantiles"
+            if there and (len(values) != len(PROBABILITIES) or list(values) != sorted(values)):
                 raise InputError(f"{name} must be {len(PROBABILITIES)} rising numbers")
 
     @property
@@ -86,6 +88,13 @@ class Certificate:
     residual: Least  # what a step has beyond the errors of its parts, in log units
     pairs: Pairs
     digest: str  # of all of the above
+
+    def __post_init__(self) -> None:
+        for name, domain in self.domains.items():
+            if name.startswith("step") and not domain.normal:
+                raise InputError(
+                    f"domains[{name!r}].normal is missing: {len(PROBABILITIES)} quantiles of error / sigma"
+                )
 
     def domain(self, name: str) -> Domain:
         if name not in self.domains:

@@ -20,7 +20,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from cost_models.errors import InputError
+from cost_models.hardware.links import LINKS
 from cost_models.number import Number, distinct
+from cost_models.strict import nearest
 
 FRAMEWORK = (
     "framework_layer", "framework_microbatch", "framework_step", "framework_tower", "framework_tower_byte",
@@ -38,6 +40,11 @@ SHAPE_LENGTHS = {
     "attention_backward": 7,
     **dict.fromkeys(SCANS, 6),
 }
+COLLECTIVES = ("all_to_all", "all_gather", "reduce_scatter", "all_reduce", "send_recv")
+NETWORK = "network"
+"""The path of messages between nodes."""
+LONGEST_S = 86_400.0
+"""Of one sample, a day."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +61,16 @@ class Sample:
     iqr_s: float = 0.0  # spread of the repetitions, for the reader
 
     def __post_init__(self) -> None:
-        if not self.median_s > 0:
-            raise InputError(f"sample {self.op} {self.shape}: median_s={self.median_s} must be above 0")
-        for name, least in (("ranks", 1), ("bytes", 0), ("iqr_s", 0)):
+        what, collective = f"sample {self.op} {self.shape}", self.op in COLLECTIVES
+        if not collective and self.op not in SHAPE_LENGTHS:
+            raise InputError(f"sample {self.op!r}: no such op; {nearest(self.op, (*SHAPE_LENGTHS, *COLLECTIVES))}")
+        if self.path not in ("", NETWORK, *LINKS):
+            raise InputError(f"{what}: path={self.path!r}; {nearest(self.path, (NETWORK, *LINKS))}")
+        if not 0 < self.median_s <= LONGEST_S:
+            raise InputError(f"{what}: median_s={self.median_s} must be above 0 and at most {LONGEST_S:g}")
+        for name, least in (("ranks", 2 if collective else 1), ("bytes", 0), ("iqr_s", 0)):
             if (given := getattr(self, name)) < least:
-                raise InputError(f"sample {self.op} {self.shape}: {name}={given} must be at least {least}")
+                raise InputError(f"{what}: {name}={given} must be at least {least}")
         expected = SHAPE_LENGTHS.get(self.op)
         if expected is not None and len(self.shape) != expected:
             raise InputError(
@@ -66,6 +78,18 @@ class Sample:
             )
         if (self.op == "memory_bound" or expected is None) and self.bytes <= 0:
             raise InputError(f"sample {self.op}: bytes={self.bytes} must be above 0")
+        self._check_shape(what)
+
+    def _check_shape(self, what: str) -> None:
+        attention = self.op.startswith("attention")
+        if min(self.shape[:-1] if attention else self.shape, default=1) < 1:
+            raise InputError(f"{what}: its sizes must be at least 1")
+        if attention:
+            _, queries, keys, heads, kv_heads, _, causal = self.shape
+            if causal not in (0, 1) or heads % kv_heads or (causal and queries > keys):
+                raise InputError(
+                    f"{what}: causal must be 0 or 1, heads a multiple of kv_heads, causal queries at most the keys"
+                )
 
 
 class Correction:

@@ -18,8 +18,13 @@ HYBRIDS = ("llama", "qwen2")
 """Whose layers may be replaced by layers of states."""
 ACTIVATIONS = ("silu", "swish", "gelu", "gelu_pytorch_tanh", "gelu_new", "gelu_fast")
 FOREIGN = ("q_lora_rank", "kv_lora_rank", "attention_chunk_size", "linear_num_key_heads", "mamba_d_state",
-           "num_kv_shared_layers", "hidden_size_per_layer_input", "full_attention_interval")  # fmt: skip
-"""Keys of other architectures: a file of a plain kind that has one is not that kind."""
+           "num_kv_shared_layers", "hidden_size_per_layer_input", "full_attention_interval", "attention_window",
+           "attention_window_size", "window_size", "sliding_window_size", "local_attention",
+           "global_attn_every_n_layers", "attention_types", "attn_type_list", "attn_layer_period",
+           "layers_block_type", "hybrid_override_pattern", "block_configs", "mixer_types", "linear_attn_config",
+           "sparse_config", "sparse_attention_config", "index_topk", "use_cla")  # fmt: skip
+"""Keys of other architectures (Longformer, RecurrentGemma, GPT-Neo, ModernBERT, MiniMax, Jamba, Nemotron, MiniCPM, Kimi
+Linear, DeepSeek V3.2, Hunyuan): a file of a plain kind that has one, and not as 0 or false, is not that kind."""
 
 
 def text_fields(config: Mapping[str, object], kind: str, where: str, nested: bool) -> dict[str, Any]:
@@ -103,7 +108,7 @@ def _check(config: Mapping[str, object], kind: str, one: TextKind, where: str) -
         legal = ", ".join(name for name, other in TEXT_KINDS.items() if other.experts)
         raise InputError(f"{where}: model_type {kind!r} has no experts; legal with experts: {legal}")
     for key in FOREIGN:
-        if config.get(key) is not None and not (one.latent and key.endswith("lora_rank")):
+        if config.get(key) and not (one.latent and key.endswith("lora_rank")):
             raise InputError(f"{where}: {key} is not a key of model_type {kind!r}: its attention is not known")
     if config.get("is_causal", True) is not True or config.get("use_bidirectional_attention"):
         raise InputError(f"{where}: tokens that see later ones (is_causal, use_bidirectional_attention) are not priced")

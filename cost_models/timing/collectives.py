@@ -20,14 +20,13 @@ from functools import cache
 import numpy as np
 
 from cost_models.curves.grid import LogGrid, unpack
-from cost_models.curves.samples import Correction, Sample
+from cost_models.curves.samples import COLLECTIVES, Correction, Sample
 from cost_models.errors import InputError
 from cost_models.hardware.device import Device
 from cost_models.hardware.links import LINKS, Link
 from cost_models.number import Number, larger
 from cost_models.timing.packed import FOLDER
 
-OPS = ("all_to_all", "all_gather", "reduce_scatter", "all_reduce", "send_recv")
 MOST_MEASURED = 8
 
 
@@ -44,7 +43,7 @@ class Collectives:
     def __init__(self, name: str, link: Link) -> None:
         self.name = name
         self.link = link
-        self._tables = {op: _tables()[f"{link.measured_as}_{op}"] for op in OPS}
+        self._tables = {op: _tables()[f"{link.measured_as}_{op}"] for op in COLLECTIVES}
         self._base_bytes_per_s = LINKS[link.measured_as].bytes_per_s
         self._corrections: Mapping[tuple[str, int], Correction] = {}
         self._latencies: dict[tuple[str, int], float] = {}
@@ -64,7 +63,7 @@ class Collectives:
             raise InputError(f"link {name}: bytes_per_s={bytes_per_s} must be above 0")
         known = LINKS[name]
         collectives = cls(name, known if bytes_per_s is None else replace(known, bytes_per_s=bytes_per_s))
-        rows = [sample for sample in samples if sample.op in OPS and sample.path in ("", name)]
+        rows = [sample for sample in samples if sample.op in COLLECTIVES and sample.path in ("", name)]
         corrections = {}
         for op, ranks in sorted({(row.op, row.ranks) for row in rows}):
             mine = [row for row in rows if (row.op, row.ranks) == (op, ranks)]
@@ -139,8 +138,8 @@ class Collectives:
         return self._corrections[min(keys, key=lambda key: abs(math.log(key[1] / ranks)))] if keys else None
 
     def _check(self, op: str, ranks: int) -> None:
-        if op not in OPS:
-            raise InputError(f"collective={op!r}; legal: {', '.join(OPS)}")
+        if op not in COLLECTIVES:
+            raise InputError(f"collective={op!r}; legal: {', '.join(COLLECTIVES)}")
         if ranks < 1:
             raise InputError(f"{op}: ranks={ranks} must be at least 1")
 

@@ -1,7 +1,7 @@
 """Refuses a measurement that no card can have made: an impossible rate is an error in the data, whoever printed it.
 
     products, attention   FLOP / seconds            at most the data sheet's peak of the dtype
-    memory-bound          bytes / seconds           at most the memory's bandwidth, from BEYOND_CACHES_BYTES on
+    memory-bound          bytes / seconds           at most the memory's bandwidth, below BEYOND_CACHES_BYTES a cache's
     collectives           wire bytes / seconds      at most the link's rate; of an all-reduce, which a switch may add
                                                     up, twice that; between nodes all cards of a node together
 Each times BOOST, since boards may clock a little above their sheets. A CPU's peaks are unknown: nothing is refused.
@@ -21,6 +21,8 @@ from cost_models.timing.shapes import attention_pairs
 
 BOOST = 1.1
 BEYOND_CACHES_BYTES = 1e9
+OF_CACHES = 10.0
+"""Bandwidth of a cache over its memory's, at most: 5 of an L40S or MI300X (from memory), twice that."""
 IN_SWITCH = 2.0
 
 
@@ -61,10 +63,10 @@ def refuse_samples(samples: tuple[Sample, ...], cluster: Cluster) -> None:
             most = max(_link_bytes_per_s(sample, node) for node in nodes)
             over = f"{what} over {sample.path or 'the link'}, {sample.bytes:.3g} B"
             refuse_bytes(over, sample.bytes, sample.median_s, most, "the link")
-        elif sample.op == "memory_bound" and sample.bytes >= BEYOND_CACHES_BYTES:
-            device = fastest.device
-            moved = f"{what} {sample.bytes:.3g} B"
-            refuse_bytes(moved, sample.bytes, sample.median_s, device.memory_bytes_per_s, device.name)
+        elif sample.op == "memory_bound":
+            device, cached = fastest.device, sample.bytes < BEYOND_CACHES_BYTES
+            most, whose = device.memory_bytes_per_s * (OF_CACHES if cached else 1.0), "a cache of " if cached else ""
+            refuse_bytes(f"{what} {sample.bytes:.3g} B", sample.bytes, sample.median_s, most, f"{whose}{device.name}")
         elif sample.shape:
             refuse_flops(what, _flops(sample), sample.median_s, fastest.device, sample.dtype)
 

@@ -11,10 +11,9 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from cost_models.curves.samples import Sample
+from cost_models.curves.samples import COLLECTIVES, Sample
 from cost_models.hardware.cluster import Cluster
 from cost_models.profile import Profile
-from cost_models.timing.collectives import OPS as COLLECTIVES
 from cost_models.timing.impossible import refuse_samples
 
 

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cost_models.curves.samples import Sample
+from cost_models.curves.samples import COLLECTIVES, Sample
 from cost_models.timing.collectives import wire_bytes
 from cost_models.token_layout import Layout
 from executor.mmsp import kernel
@@ -36,7 +36,6 @@ GPU_SCANS = ((2048, 32, 64, 64, 4, 128), (8192, 32, 128, 128, 4, 128), (32768, 3
 """Tokens, heads, head size, state, taps and chunk of a state-space layer's mixer."""
 MOVED = (2**12, 2**15, 2**18, 2**20, 2**22, 2**24)
 BUFFERS = (2**10, 2**14, 2**18, 2**21)
-COLLECTIVES = ("all_to_all", "all_gather", "reduce_scatter", "all_reduce", "send_recv")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
+from cost_models.curves.samples import COLLECTIVES
 from cost_models.hardware.wiring import (
     KINDS,
     NIC_IN,
@@ -32,7 +33,7 @@ from cost_models.hardware.wiring import (
 )
 from cost_models.number import distinct
 from cost_models.program import Op
-from cost_models.timing.collectives import OPS, wire_bytes
+from cost_models.timing.collectives import wire_bytes
 from cost_models.timing.loads import alike
 from cost_models.timing.paths import LARGE_BYTES
 from cost_models.timing.protocols import PEER_S, SLOWER, START_S, slower_s
@@ -308,7 +309,7 @@ def _link_share(topology: Topology, pattern: Pattern) -> Floats:
     local = int(alike(topology.domain[pattern.groups]).max())
     if topology.inside is None or local == 1:
         return np.ones(len(rates))
-    op = pattern.op if pattern.op in OPS else "send_recv"
+    op = pattern.op if pattern.op in COLLECTIVES else "send_recv"
     sent = float(wire_bytes(op, local, LARGE_BYTES))
     reached = sent / float(topology.inside.intra_s(op, local, sent))
     return np.where(wiring.on_pcie & ~wiring.in_pairs, reached / rates, 1.0)

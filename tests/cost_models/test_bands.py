@@ -97,6 +97,20 @@ def test_a_certificate_of_other_keys_or_quantiles_is_refused(tmp_path):
         load(_written(tmp_path / "order.json", data | {"digest": digest_of(data)}))
 
 
+@pytest.mark.parametrize(("part", "key", "value", "said"), [
+    ("attention, measured", "spread", 1e300, "spread: 1e\\+300 is above its maximum of 10"),
+    ("attention, measured", "quantiles", [], "quantiles must be 11 rising numbers"),
+    ("step, measured, inside a node", "normal", [], "inside a node'].normal is missing"),
+    ("step, measured, inside a node", "quantiles", [0.0] * 10 + [1e300], "quantiles"),
+])  # fmt: skip
+def test_a_certificate_with_a_digest_of_its_own_but_no_errors_is_refused(tmp_path, part, key, value, said):
+    data = json.loads(PATH.read_text())
+    data["domains"][part][key] = value
+    del data["digest"]
+    with pytest.raises(InputError, match=said):
+        load(_written(tmp_path / "c.json", data | {"digest": digest_of(data)}))
+
+
 def test_an_unknown_domain_names_the_nearest():
     with pytest.raises(InputError, match="did you mean attention, measured"):
         certificate().domain("attention, measurd")

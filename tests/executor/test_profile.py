@@ -8,9 +8,8 @@ from dataclasses import replace
 import pytest
 
 from cost_models import Cluster, InputError, Model, Profile, Strategy, Workload, price
-from cost_models.curves.samples import FRAMEWORK, SCANS, Sample
+from cost_models.curves.samples import COLLECTIVES, FRAMEWORK, SCANS, Sample
 from cost_models.profile import network
-from cost_models.timing.collectives import OPS
 from cost_models.timing.profile_samples import samples_for
 from executor.measure.measuring import on_cores
 from executor.measure.profiling import loads_of
@@ -28,10 +27,10 @@ def measured(tmp_path_factory):
 
 def test_everything_is_measured_under_every_load(measured):
     for load in (1, 2):
-        ops = {sample.op for sample in measured.samples if sample.op not in OPS and sample.ranks == load}
+        ops = {sample.op for sample in measured.samples if sample.op not in COLLECTIVES and sample.ranks == load}
         assert {"gemm", "attention_forward", "attention_backward", "memory_bound", *SCANS, *FRAMEWORK} == ops
-    collectives = [sample for sample in measured.samples if sample.op in OPS]
-    assert {sample.op for sample in collectives} == set(OPS)
+    collectives = [sample for sample in measured.samples if sample.op in COLLECTIVES]
+    assert {sample.op for sample in collectives} == set(COLLECTIVES)
     assert all(sample.path == "shared-memory" and sample.shape == (2,) for sample in collectives)
     assert all(sample.iqr_s >= 0 and sample.dtype == "fp32" for sample in measured.samples)
 

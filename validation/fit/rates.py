@@ -27,9 +27,10 @@ import numpy as np
 from scipy.optimize import least_squares
 
 from cost_models.curves.grid import Floats, LogGrid
+from cost_models.curves.samples import COLLECTIVES
 from cost_models.errors import InputError
 from cost_models.hardware.device import Device
-from cost_models.timing.collectives import OPS, wire_bytes
+from cost_models.timing.collectives import wire_bytes
 from validation.fit.networks import BLACKWELL, multinode
 from validation.fit.rows import collectives, read_rows, rising
 
@@ -121,12 +122,12 @@ def link_tables(folder: Path) -> dict[str, Floats]:
     """Every packed array of `links.npz`."""
     packed: dict[str, Floats] = {"ranks": RANKS, "buffer_bytes": BUFFER_BYTES}
     for link, device in MEASURED.items():
-        for op in OPS[:4]:
+        for op in COLLECTIVES[:4]:
             cells = measured_table(folder, device, op)
             cells = larger_messages(folder, op, cells) if link == "nvlink5" else cells
             packed[f"{link}_{op}"] = rising(cells, [1])
         packed[f"{link}_send_recv"] = send_recv(packed[f"{link}_all_to_all"])
-    for op in OPS:
+    for op in COLLECTIVES:
         packed[f"pcie4_{op}"] = rising(pcie_table(folder, op), [1])
     return packed
 
@@ -134,7 +135,7 @@ def link_tables(folder: Path) -> dict[str, Floats]:
 def links_left_out(folder: Path, link: str) -> dict[str, Floats]:
     """Signed relative errors with every other size left out, and with all rows of 4 ranks left out."""
     errors: dict[str, list[Floats]] = {"sizes": [], "ranks": []}
-    for op in OPS[:4]:
+    for op in COLLECTIVES[:4]:
         cells, sizes = measured_table(folder, MEASURED[link], op)[:, :SMALLER], BUFFER_BYTES[:SMALLER]
         without = LogGrid([RANKS, sizes[::2]], rising(cells[:, ::2], [1]))
         predicted = without.read_many(RANKS[:, None], sizes[None, 1::2])[0]

@@ -133,6 +133,8 @@ def test_layers_of_the_tower_side_by_side_widen_the_projector(tmp_path):
             {**LLAVA_VIDEO, "mm_vision_tower": "clip-vit-large-patch14-336", "mm_vision_select_feature": "cls_patch"},
             "mm_vision_select_feature='cls_patch' behind CLIP",
         ),
+        ({**TEXT, "sparse_config": {"block_size": 64}}, "sparse_config is not a key of model_type"),
+        ({**TEXT, "index_topk": 2048}, "index_topk is not a key of model_type .*: its attention is not known"),
         ({**TEXT, "is_causal": False}, "tokens that see later ones"),
         ({**TEXT, "model_type": "gemma", "use_bidirectional_attention": True}, "tokens that see later ones"),
         (

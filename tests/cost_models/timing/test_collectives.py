@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cost_models.curves.samples import Sample
+from cost_models.curves.samples import COLLECTIVES, Sample
 from cost_models.errors import InputError
 from cost_models.hardware.device import Device
-from cost_models.timing.collectives import LINKS, OPS, Collectives, wire_bytes
+from cost_models.timing.collectives import LINKS, Collectives, wire_bytes
 
 FILE = Path(__file__).parents[3] / "measurements" / "kernels_comm_aiconfigurator.csv"
 GPUS = {"nvlink3": "NVIDIA A100-SXM4-80GB", "nvlink4": "NVIDIA H100 80GB HBM3", "nvlink5": "NVIDIA B200"}
@@ -40,7 +40,7 @@ def test_one_row_by_hand() -> None:
 
 @given(
     link=st.sampled_from(sorted(LINKS)),
-    op=st.sampled_from(OPS),
+    op=st.sampled_from(COLLECTIVES),
     ranks=st.integers(2, 72),
     size=st.floats(0, 1e11),
     more=st.floats(1, 1e4),

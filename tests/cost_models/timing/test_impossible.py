@@ -24,6 +24,7 @@ ATTENTION = (1, 16384, 16384, 32, 8, 128, 1)
         (Sample(op="attention_backward", median_s=4e-3, shape=ATTENTION), "1,374 TFLOP/s in 0.004 s"),
         (Sample(op="gemm", median_s=5e-4, shape=(8192, 8192, 8192), dtype="fp8"), "above the 1,979 of h100"),
         (Sample(op="memory_bound", median_s=1e-4, bytes=1e9), "10,000 GB/s in 0.0001 s, above the 3,350"),
+        (Sample(op="memory_bound", median_s=1e-9, bytes=9e8), "above the 33,500 of a cache of h100"),
         (Sample(op="all_gather", median_s=1e-3, bytes=1e9, ranks=8, path="nvlink4"), "1,000 GB/s .* the 450 of the"),
         (Sample(op="send_recv", median_s=1e-3, bytes=1e9, ranks=2, path="network"), "above the 400 of the link"),
     ],

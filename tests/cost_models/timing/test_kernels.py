@@ -455,6 +455,18 @@ def test_a_noisy_profile_stays_in_order() -> None:
         ({"op": "memory_bound", "median_s": 1.0}, "bytes=0.0 must be above 0"),
         ({"op": "gemm", "shape": (1, 2, 3), "median_s": 1.0, "ranks": -1}, "ranks=-1 must be at least 1"),
         ({"op": "gemm", "shape": (1, 2, 3), "median_s": 1.0, "iqr_s": -1.0}, "iqr_s=-1.0 must be at least 0"),
+        ({"op": "gemm", "shape": (1, 2, 3), "median_s": 1e300}, "must be above 0 and at most 86400"),
+        ({"op": "gemm", "shape": (0, 2, 3), "median_s": 1.0}, "its sizes must be at least 1"),
+        ({"op": "matmul", "median_s": 1.0}, "sample 'matmul': no such op; legal: framework_layer"),
+        ({"op": "all_gather", "bytes": 8.0, "median_s": 1.0}, "ranks=1 must be at least 2"),
+        (
+            {"op": "all_gather", "bytes": 8.0, "ranks": 2, "path": "nvlink", "median_s": 1.0},
+            "path='nvlink'; did you mean",
+        ),
+        *(
+            ({"op": "attention_forward", "shape": shape, "median_s": 1.0}, "causal must be 0 or 1, heads a multiple")
+            for shape in ((1, 8, 8, 4, 3, 64, 1), (1, 8, 8, 4, 4, 64, 2), (1, 8, 4, 4, 4, 64, 1))
+        ),
     ],
 )
 def test_a_wrong_sample_is_refused(wrong: dict[str, object], message: str) -> None:

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cost_models.curves.grid import LogGrid, pack, unpack
+from cost_models.curves.samples import COLLECTIVES
 from cost_models.hardware.device import Device
-from cost_models.timing.collectives import OPS
 from cost_models.timing.packed import BASES, FOLDER
 from cost_models.timing.power_limit import Busy
 from validation.fit import attention, devices, products, rates, rows
@@ -122,7 +122,7 @@ def test_the_shipped_links_are_what_the_rows_give(tmp_path: Path) -> None:
     assert (
         shipped.keys()
         == fresh.keys()
-        == {"ranks", "buffer_bytes"} | {f"{link}_{op}" for link in (*rates.MEASURED, "pcie4") for op in OPS}
+        == {"ranks", "buffer_bytes"} | {f"{link}_{op}" for link in (*rates.MEASURED, "pcie4") for op in COLLECTIVES}
     )
     for name, array in shipped.items():
         assert array == pytest.approx(fresh[name], rel=1e-6), name
