@@ -128,12 +128,15 @@ class Framework:
     keeps_outputs: bool = False  # a stage's result stays until the pipeline's next use of its buffer, also the logits
     extra_groups: bool = False  # communicators of all ranks, of a pipeline, and of each pair of stages that sends
     gathers_logits: bool = False  # over tensor ranks, each of which then has the loss of all the vocabulary
+    cuts_logits: bool = False  # so gathered, a rank's own are gone when softmax's gradients are made
     keeps_unread: bool = False  # selective recompute keeps results of its list also where backward does not read them
     early_states: bool = False  # optimizer states are made before the first step
     gathers_units: bool = False  # weights are gathered unit by unit, into copies, at every ZeRO stage (`states.py`)
+    experts_apart: bool = False  # spread experts that no two ranks share are out of FSDP: neither copied nor reduced
     stream_pools: bool = False  # gathers and reductions have streams, and so pools, of their own
     expandable_segments: bool = False  # the allocator's segments grow: freed memory joins, whatever its sizes were
     copies_result: Copies = "never"  # attention's result, for the product behind it, where no heads are exchanged
+    rotary_by_layer: bool = False  # each layer gathers cosines and sines of its queries and of its keys, and keeps them
     keeps_joined: bool = False  # values are a view of the joined product of Q, K and V, which stays whole
     exchange_freed: bool = False  # what was exchanged is gone before attention's backward pass (`attention.py`)
     attention_backward: BackwardBuffers = "fa2"  # whose buffers attention's backward kernel takes (`attention.py`)

@@ -67,6 +67,7 @@ def _inputs(sizes: RankSizes) -> Table:
     rotary = sizes.framework.rotary
     projected = sizes.framework.projects_by_heads and sizes.degrees.attention_head_chunks > 1
     turned = sizes.tokens * (sizes.q_width + sizes.kv_width) * ROTARY_PASSES[rotary] * sizes.width
+    tables = 4 * sizes.tokens * sizes.workload.model.head_dim * sizes.width if sizes.framework.rotary_by_layer else 0
     return (
         layer_norm(sizes, "norm", call="inputs"),
         *tensor_operator(sizes, "qkv", "all_gather", readers=1 if sizes.framework.joined_products else 3),
@@ -78,6 +79,7 @@ def _inputs(sizes: RankSizes) -> Table:
             turned,
             ROTARY_LAUNCHES[rotary],
             call="" if projected else "inputs",
+            kept=tables,
             host=ROTARY_CALLS[rotary],
         )._replace(reruns=projected),
     )

@@ -71,6 +71,16 @@ def expert_params(sizes: RankSizes) -> Number:
     return pick(sizes.degrees.expert == 1, 0, held)
 
 
+def unit_params(sizes: RankSizes) -> Number:
+    """Weights of one layer that FSDP has: without experts that are apart."""
+    return layer_params(sizes) + pick(experts_apart(sizes), 0, expert_params(sizes))
+
+
+def experts_apart(sizes: RankSizes) -> Number | bool:
+    """Whether a rank's experts are its alone, and out of FSDP."""
+    return sizes.degrees.expert_shard == 1 if sizes.framework.experts_apart else False
+
+
 @once_for_each
 def adapter_params(sizes: RankSizes) -> Number:
     """Weights of one layer's low-rank adapters; where a state stands for attention, of its MLP's alone."""

@@ -32,7 +32,7 @@ from __future__ import annotations
 from cost_models.hardware.device import Device
 from cost_models.layer.chunked import stream_bytes
 from cost_models.layer.sizes import RankSizes
-from cost_models.layer.weights import expert_params, layer_params, reduced_bytes, stage_root_params, trained_root_params
+from cost_models.layer.weights import reduced_bytes, stage_root_params, trained_root_params, unit_params
 from cost_models.memory.peaks import Peak
 from cost_models.memory.states import dropped_gradients
 from cost_models.number import Number, both, larger, pick, smaller
@@ -115,8 +115,7 @@ def _collectives_pools(sizes: RankSizes, moment: Peak) -> Number:
     """What gathers and reductions keep for themselves: flat results of a root and a layer, gradients that are gone."""
     if not sizes.framework.stream_pools:
         return 0
-    layer = layer_params(sizes) + expert_params(sizes)
-    gathered = (stage_root_params(sizes) + layer) * sizes.width
+    gathered = (stage_root_params(sizes) + unit_params(sizes)) * sizes.width
     gathers = both(sizes.degrees.zero >= 1, sizes.degrees.shard > 1)
     used = pick(sizes.degrees.zero == 3, 0, moment.gathered)  # below ZeRO-3 that is a flat result of this pool
     return pick(gathers, gathered - used, 0) + larger(dropped_gradients(sizes) - moment.dropped, 0)

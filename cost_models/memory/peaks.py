@@ -36,6 +36,7 @@ from cost_models.layer.weights import (
     trained_layer_params,
     trained_params,
     trained_root_params,
+    unit_params,
 )
 from cost_models.memory.states import dropped_gradients, dummy_gradients, freed_weights
 from cost_models.memory.vision import chunk_bytes
@@ -175,11 +176,16 @@ def _logits(sizes: RankSizes) -> Number:
         held: Number = 2 * width + 8 if framework.logit_bytes is None else framework.logit_bytes
         if framework.tensor_logit_bytes is not None:
             held = pick(sizes.degrees.tensor > 1, framework.tensor_logit_bytes, held)
-        if framework.keeps_outputs:  # those of the microbatch before
-            held = held + pick(sizes.degrees.microbatches > 1, width, 0)
-        if framework.gathers_logits:  # beside the rank's own
-            own = pick(sizes.degrees.tensor > 1, vocab * width, 0)
-            return sizes.tokens * (model.vocab * held + own) + _head_gradient(sizes)
+        outputs: Number = 0
+        if framework.keeps_outputs:  # those of the microbatch before, too
+            outputs = pick(sizes.degrees.microbatches > 1, width, 0)
+            held, outputs = held + outputs, width + outputs
+        if (
+            framework.gathers_logits
+        ):  # beside the rank's own, or softmax's gradient is cut to that when all else is gone
+            own = sizes.tokens * pick(sizes.degrees.tensor > 1, vocab * width, 0) + _head_gradient(sizes)
+            whole = sizes.tokens * model.vocab
+            return larger(whole * held, whole * outputs + own) if framework.cuts_logits else whole * held + own
         return sizes.tokens * vocab * held + _head_gradient(sizes)
     logits = smaller(sizes.tokens, chunk) * vocab
     wide = max(4, width)
@@ -200,7 +206,7 @@ def layer_backward(sizes: RankSizes, part: LayerRange | str) -> Peak:
     trained = trained_layer_params(sizes) + trained_expert_params(sizes)
     made = smaller(dropped_gradients(sizes), trained * DTYPE_BYTES[sizes.workload.precision.grad])
     made = made / pick(sizes.degrees.zero >= 2, sizes.degrees.shard, 1)  # where no gradient waited for it
-    layer, kept = layer_params(sizes) + expert_params(sizes), kept_bytes(sizes, part)
+    layer, kept = unit_params(sizes), kept_bytes(sizes, part)
     passing = larger(trained * reduced_bytes(sizes) + made - kept - freed_weights(sizes, layer), 0)
     ended = trained * reducing_bytes(sizes)
     if sizes.framework.gathers_units:  # the layer's tensors and weights are gone by then, its input's gradient is made
@@ -251,7 +257,8 @@ def root_gradients(sizes: RankSizes, kept: Number) -> Peak:
     made, dropped = trained * reducing_bytes(sizes), dropped_gradients(sizes)
     if sizes.framework.gathers_units:  # over one shard the result is among those made
         made = made - pick(sizes.degrees.shard > 1, 0, smaller(dropped, trained * reduced_bytes(sizes)))
-    gone = kept + freed_weights(sizes, stage_params(sizes) + sizes.stage_total(expert_params))
+    whole = stage_params(sizes) - sizes.stage_total(layer_params) + _layers(sizes)
+    gone = kept + freed_weights(sizes, whole)
     working = larger(made + dropped - gone, 0)
     return Peak(name="root gradients", working=working, dropped=smaller(dropped, working))
 
@@ -300,15 +307,15 @@ def _flat_bytes(sizes: RankSizes) -> tuple[Number, Number]:
     """Of the last layer: the buffer of its gather, which stays to the end of the model's forward pass, and so beside a
     loss in chunks, whose gradients are made there; that of the gather that ZeRO-3 makes ahead for its backward."""
     several = sizes.degrees.shard > 1
-    layer = (layer_params(sizes) + expert_params(sizes)) * sizes.width
+    layer = unit_params(sizes) * sizes.width
     ahead = pick(both(several, sizes.degrees.zero == 3), layer, 0)
     gathers = both(several, sizes.degrees.zero >= 1) if sizes.framework.gathers_units else False
     return larger(ahead, pick(gathers, layer, 0)), ahead
 
 
 def _layers(sizes: RankSizes) -> Number:
-    """Weights of all layers of a stage."""
-    return sizes.stage_total(layer_params) + sizes.stage_total(expert_params)
+    """Weights of all layers of a stage, as FSDP has them."""
+    return sizes.stage_total(unit_params)
 
 
 def _kept_by_all(sizes: RankSizes, part: LayerRange | str) -> Number:

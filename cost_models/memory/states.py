@@ -12,7 +12,14 @@ What `offload_states` keeps in host memory is not here. Bytes of one rank; numbe
 from __future__ import annotations
 
 from cost_models.layer.sizes import RankSizes
-from cost_models.layer.weights import expert_params, layer_params, stage_params, trained_expert_params, trained_params
+from cost_models.layer.weights import (
+    expert_params,
+    experts_apart,
+    layer_params,
+    stage_params,
+    trained_expert_params,
+    trained_params,
+)
 from cost_models.number import Number, both, pick, smaller
 from cost_models.workload import DTYPE_BYTES, OPTIMIZER_STATES
 
@@ -29,7 +36,8 @@ def states(sizes: RankSizes) -> dict[str, Number]:
     each = OPTIMIZER_STATES[sizes.workload.optimizer] * DTYPE_BYTES[precision.optimizer]
     ranks, expert_ranks = pick(zero >= 1, shard, 1), pick(zero >= 1, sizes.degrees.expert_shard, 1)
     copied = zero < 3 if master != param or units else both(zero < 3, ranks > 1)
-    stored = (total / ranks + experts / expert_ranks) * master + pick(copied, (total + experts) * param, 0)
+    whole = total + pick(experts_apart(sizes), 0, experts)
+    stored = (total / ranks + experts / expert_ranks) * master + pick(copied, whole * param, 0)
     if sizes.workload.lora_rank:  # frozen weights have no master: they stay in the parameter dtype
         frozen, copies = total - trained, pick(copied, (total if units else trained) * param, 0)
         stored = trained * master / ranks + copies + frozen * param / (ranks if units else pick(zero == 3, shard, 1))
@@ -81,7 +89,8 @@ def _gradients(sizes: RankSizes) -> Number:
     if not sizes.framework.defers_reductions:
         return held
     waits = both(both(zero >= 2, degrees.shard > 1), degrees.microbatches > 1)
-    return pick(waits, (trained + experts) * DTYPE_BYTES[precision.reduce], held)
+    each = pick(experts_apart(sizes), DTYPE_BYTES[precision.grad], DTYPE_BYTES[precision.reduce])
+    return pick(waits, trained * DTYPE_BYTES[precision.reduce] + experts * each, held)
 
 
 def dropped_gradients(sizes: RankSizes) -> Number:

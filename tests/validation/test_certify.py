@@ -39,8 +39,6 @@ def test_the_page_shows_the_certificate(page):
 
 SHORT = {"step, measured, across nodes", "step, scaled, inside a node"}
 """Domains whose bands hold less of a source left out than they say: the page says so. None may join them."""
-FULL = {"step, scaled, across nodes"}
-"""And more: with a source less, ends come from the few that err by most."""
 WIDEST = {"step, measured": 0.1, "step, scaled": 0.18}
 """Half-widths of bands of steps in the median, by kind of board."""
 
@@ -59,7 +57,7 @@ def test_bands_hold_what_they_say_of_sources_that_did_not_set_them(page):
     """Give or take one row; the domains that do not are those that are named, no more and no fewer."""
     tested = [one for one in page.coverage.values() if one.rows >= FEW_ROWS]
     assert len(tested) >= 10
-    assert {one.domain for one in tested if one.share > MOST + 1 / one.rows} == FULL
+    assert not {one.domain for one in tested if one.share > MOST + 1 / one.rows}
     assert {one.domain for one in tested if one.share < LEAST - 1 / one.rows} == SHORT
 
 

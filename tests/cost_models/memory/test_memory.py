@@ -16,7 +16,7 @@ from cost_models.hardware.device import Device
 from cost_models.layer.attention import attention_operators
 from cost_models.layer.sizes import RankSizes
 from cost_models.layer.stages import at_stage
-from cost_models.layer.weights import layer_params
+from cost_models.layer.weights import expert_params, gradient_bytes, layer_params
 from cost_models.memory import peaks
 from cost_models.memory.buffers import collective_bytes, communication_bytes, message_bytes
 from cost_models.memory.fragments import OUTLIVED, large_blocks
@@ -246,6 +246,44 @@ def test_what_attention_keeps_beside_its_kernel_s_tensors(copies, rows, extra):
     )
     assert copied - plain == extra * 2 * rows * TOKENS * 64
     assert joined - plain == 2 * rows * TOKENS * (64 + 32)
+
+
+def test_every_tensor_rank_keeps_what_a_layer_gathers_of_rotary_tables():
+    """Cosines and sines of queries and of keys, 16 values each, however few heads a rank has."""
+    work = Workload(SMALL, context_tokens=TOKENS)
+    for tensor in (1, 2):
+        plain, gathered = (
+            kept_bytes(RankSizes(work, Strategy(tensor=tensor), replace(OURS, rotary_by_layer=one)), "none")
+            for one in (False, True)
+        )
+        assert gathered - plain == 4 * TOKENS * 16 * 2
+
+
+def test_a_rank_s_own_logits_and_softmax_s_gradients_are_not_there_together():
+    """Of whole logits 14 bytes; when their gradient is cut, kept logits, the rank's share and the head's gradient."""
+    strategy = Strategy(tensor=2, data=2, loss_chunk_tokens=None)
+    gathers = replace(ZERO_1, gathers_logits=True, cuts_logits=True, logit_bytes=14, drops_gradients_to=None)
+    work = Workload(SMALL, context_tokens=TOKENS, global_batch=2)
+    found = peaks.loss(RankSizes(work, strategy, gathers)).logits
+    unseen = peaks.loss(RankSizes(work, strategy, replace(gathers, logit_bytes=0))).logits
+    stacked = peaks.loss(RankSizes(work, strategy, replace(gathers, cuts_logits=False))).logits
+    own = TOKENS * 500 * 2 + gradient_bytes(RankSizes(work, strategy, gathers)) * 64 * 500
+    assert found - unseen == TOKENS * 1000 * 14 - own and stacked - found == own
+
+
+def test_experts_that_no_two_ranks_share_are_out_of_fsdp():
+    """No copy of them, and sums of microbatches in their own type; where two share them they are as before."""
+    model = Model.load("mixtral-8x7b")
+    work = Workload(model, context_tokens=TOKENS, global_batch=16, precision=Precision(master="bf16", grad="bf16"))
+    code = replace(OURS, defers_reductions=True, drops_gradients_to=None)
+
+    def held(data):
+        strategy = Strategy(data=data, shard=data, expert=8, zero=2, microbatches=16 // data)
+        plain, apart = (states(RankSizes(work, strategy, replace(code, experts_apart=one))) for one in (False, True))
+        experts = RankSizes(work, strategy, code).stage_total(expert_params)
+        return [(plain[name] - apart[name]) / experts for name in ("parameters", "gradients")]
+
+    assert held(8) == [2, 2] and held(16) == [0, 0]
 
 
 def test_a_pipeline_s_buffers_that_keep_results():
