@@ -112,7 +112,7 @@ def _with_rates(node: Node, row: Row, per_node: int) -> Node:
     if cards is not None:
         count = node.nics.count if cards.cards is None else cards.cards * (per_node if cards.of_each_gpu else 1)
         each = cards.bytes_per_s / (max(count, 1) if cards.cards is None else 1)
-        node = replace(node, nics=replace(node.nics, count=count, bytes_per_s=each))
+        node = replace(node, nics=replace(node.nics, count=count, bytes_per_s=each, kind=cards.kind or node.nics.kind))
     if link is not None:
         node = replace(node, scale_up=replace(node.scale_up, bytes_per_s=link))
     return node

@@ -180,7 +180,8 @@ def model_of(row: Row) -> Model:
     mixture = mixture_of(row)
     if mixture is not None:
         return mixture
-    if words.is_mixture(row.text("model")) or row.degree("ep") > 1:
+    of_experts = any(row.cell(name) for name in row.cells if words.EXPERTS.search(name))
+    if words.is_mixture(row.text("model")) or row.degree("ep") > 1 or of_experts:
         raise InputError("the experts' shape has no standard column, and the model's name is no preset's")
     if not row.cell("layers"):
         name = row.text("model").lower().replace("_", "-")

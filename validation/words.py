@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cost_models.errors import InputError
+from cost_models.hardware.networks import NetworkKind
 from cost_models.strategy import LayerRange, Offload, OffloadStates, Recompute
 
 _RATE = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)\s*([TG])(?:(b)(?:it)?|(B))(?:/s|ps)(?!\w)")
@@ -23,6 +24,13 @@ _NETWORK_WORDS = re.compile(
     r"ib|infiniband|[hnexf]dr|roce(v2)?|rdma|efa(v\d)?|opa|omni-path|intel|slingshot(-\d+)?|ethernet|connectx-\d+|cx\d|"
     r"mellanox|nvidia|hpe|quantum(-\d)?|cards?|nics?|hcas?|adapters?|recalled"
 )
+_KINDS: tuple[tuple[str, NetworkKind], ...] = (
+    (r"\broce(v2)?\b", "roce"), (r"\b(opa|omni-path)\b", "omni-path"), (r"\bslingshot", "slingshot"),
+    (r"\b(ib|infiniband|[hnexf]dr)\b", "infiniband"),
+)  # fmt: skip
+"""Words of networks that are priced apart. EFA is the preset's of its provider; Ethernet may be RoCE or TCP."""
+EXPERTS = re.compile(r"expert|moe|top_?k", re.IGNORECASE)
+"""In the name of a column: it tells of a mixture."""
 _LINK_WORDS = re.compile(
     r"nvlink|nvlink-?\d(\.\d)?|nvswitch|pcie(\d(\.\d)?)?|gen\d|sxm\d?|hgx|dgx|\d(\.\d)?|recalled|of"
 )
@@ -37,13 +45,14 @@ class NetworkWords:
     cards: int | None
     bytes_per_s: float
     of_each_gpu: bool = False  # `cards` are those of one GPU
+    kind: NetworkKind | None = None  # None: the cell names none
 
 
 def network(text: str) -> NetworkWords | None:
     """The meaning of an `inter_bw` cell; None where it is blank.
 
     >>> network("8x200 Gb/s HDR IB per node"), network("1600 Gb/s per node").cards, network("").__class__.__name__
-    (NetworkWords(cards=8, bytes_per_s=25000000000.0, of_each_gpu=False), None, 'NoneType')
+    (NetworkWords(cards=8, bytes_per_s=25000000000.0, of_each_gpu=False, kind='infiniband'), None, 'NoneType')
     """
     if not text:
         return None
@@ -55,12 +64,16 @@ def network(text: str) -> NetworkWords | None:
     _all_known("inter_bw", text, rest, _NETWORK_WORDS)
     if len(counts) > 1 or len(of) > 1:
         raise InputError(f"inter_bw={text!r} has two readings; write one, as 8x400 Gb/s")
+    kinds: list[NetworkKind] = [kind for word, kind in _KINDS if re.search(word, text, re.IGNORECASE)]
+    if len(kinds) > 1:
+        raise InputError(f"inter_bw={text!r} names two networks: {' and '.join(kinds)}; write one")
+    kind = kinds[0] if kinds else None
     if of == ["gpu"]:
-        return NetworkWords(cards=int(counts[0]) if counts else 1, bytes_per_s=bytes_per_s, of_each_gpu=True)
+        return NetworkWords(cards=int(counts[0]) if counts else 1, bytes_per_s=bytes_per_s, of_each_gpu=True, kind=kind)
     if counts:
-        return NetworkWords(cards=int(counts[0]), bytes_per_s=bytes_per_s)
+        return NetworkWords(cards=int(counts[0]), bytes_per_s=bytes_per_s, kind=kind)
     if of == ["node"]:
-        return NetworkWords(cards=None, bytes_per_s=bytes_per_s)
+        return NetworkWords(cards=None, bytes_per_s=bytes_per_s, kind=kind)
     raise InputError(f"inter_bw={text!r} does not say of how many cards; write 8x400 Gb/s, per node, or per GPU")
 
 

@@ -110,6 +110,8 @@ def test_what_no_column_says_is_refused() -> None:
         case_of(own_row(tokens_s_gpu=""))
     with pytest.raises(InputError, match="the experts' shape has no standard column"):
         case_of(own_row(ep="8"))
+    with pytest.raises(InputError, match="the experts' shape has no standard column"):
+        case_of(own_row(n_experts="8", topk="2"))
     with pytest.raises(InputError, match="offload='everything to tape': 'everything' is not understood"):
         case_of(own_row(offload="everything to tape"))
     assert isinstance(case_of(own_row(source_repo="google/maxtext")), Refused)
@@ -312,6 +314,13 @@ def test_a_pipeline_without_a_batch_is_refused_and_its_microbatches_stand_for_it
 def test_words_of_a_network(text: str, cards: int, gbit_per_s: float) -> None:
     nics = case_of_own(inter_bw=text).cluster.runs[0].node.nics
     assert (nics.count, nics.bytes_per_s * 8 / 1e9) == (cards, pytest.approx(gbit_per_s))
+    kinds = {"OPA": "omni-path", "RoCE": "roce", "Slingshot": "slingshot"}  # a DGX H100's own is InfiniBand
+    assert nics.kind == next((kind for word, kind in kinds.items() if word in text), "infiniband")
+
+
+def test_a_network_has_one_kind() -> None:
+    with pytest.raises(InputError, match="names two networks: roce and infiniband; write one"):
+        case_of_own(inter_bw="8x200 Gb/s RoCE HDR IB")
 
 
 @pytest.mark.parametrize(
