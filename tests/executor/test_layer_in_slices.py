@@ -33,8 +33,8 @@ LAYERS = 2
 )
 def test_the_ledger_holds_what_a_sliced_layer_holds(ring, ulysses, precision, chunk, slices):
     layout = Strategy(
-        ring=ring, ulysses=ulysses, shard=4, layers=(LayerRange(recompute="full", count=LAYERS),), loss_chunk_tokens=128,
-        mlp_chunk_tokens=TOKENS // 4 // slices, attention_chunk_tokens=chunk,
+        ring=ring, ulysses=ulysses, shard=4, layers=(LayerRange(recompute="full", count=LAYERS),),
+        loss_chunk_tokens=128, mlp_chunk_tokens=TOKENS // 4 // slices, attention_chunk_tokens=chunk,
     )  # fmt: skip
     whole = Model.load("longvila-tiny")
     model = replace(whole, name="two layers", layers=LAYERS, layer_kinds=whole.layer_kinds[:LAYERS])
