@@ -46,6 +46,9 @@ def run(command: click.Group, name: str) -> None:
         _fail(name, getattr(error, "problem", str(error)), getattr(error, "remedies", ()))
     except click.exceptions.Abort:
         sys.exit(130)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(2)
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         where = context.command_path if context is not None else name

@@ -101,9 +101,9 @@ def evaluate(folder: Path, asked: str, device: str) -> None:
 
 @main.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--documents", default=4000, help="That ask for every card.")
-@click.option("--asked", default=256, help="That ask for one card.")
-@click.option("--seed", default=0)
+@click.option("--documents", default=4000, type=click.IntRange(1), help="That ask for every card.")
+@click.option("--asked", default=256, type=click.IntRange(1), help="That ask for one card.")
+@click.option("--seed", default=0, type=click.IntRange(0))
 def needles(folder: Path, documents: int, asked: int, seed: int) -> None:
     """Write train.jsonl and asked.jsonl of cards among words."""
     corpus.write(folder, corpus.Needles(), documents=documents, asked=asked, seed=seed)

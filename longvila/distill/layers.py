@@ -63,9 +63,13 @@ def train_layers(settings: DistillSettings, rows: Rows, layers: Sequence[int] | 
 
 def new_mixers(settings: DistillSettings, teacher: PreTrainedModel) -> dict[int, DiscreteMamba2]:
     """A new layer for each of the teacher's, from a seed of its own, on the teacher's device."""
+    shape, heads = settings.shape(), teacher.config.num_attention_heads
+    if shape is not None and settings.stage("orient").steps:
+        told = f"{heads}, the attention's, which `orient` compares head by head; any without its steps"
+        require(shape.heads == heads, "ssd heads", shape.heads, told)
     student = hybrid.load(Path(settings.teacher), dtype=PRECISIONS[settings.precision])
     torch.manual_seed(settings.seed)
-    hybrid.convert(student, (), settings.shape(), copied=settings.start == "attention")
+    hybrid.convert(student, (), shape, copied=settings.start == "attention")
     return {layer: block.self_attn.to(settings.device) for layer, block in enumerate(student.model.layers)}
 
 

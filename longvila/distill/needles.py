@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longvila.files import write_whole
+from longvila.job import JobError
 
 ASK, END = 0, 1
 
@@ -73,7 +74,10 @@ class Needles:
 
 def write(folder: Path, needles: Needles, *, documents: int, asked: int, seed: int = 0) -> None:
     """`train.jsonl` and `asked.jsonl` in a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise JobError(f"{folder} cannot be written: {fault.strerror}") from None
     random, other = (np.random.default_rng([seed, part]) for part in (0, 1))
     for name, lines in (("train", needles.training(random, documents)), ("asked", needles.asked(other, asked))):
         write_whole(folder / f"{name}.jsonl", "".join(json.dumps(line) + "\n" for line in lines))

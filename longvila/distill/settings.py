@@ -95,7 +95,7 @@ class DistillSettings:
         require(0 <= self.weight_decay < math.inf, "weight_decay", self.weight_decay, "at least 0")
         require(0 < self.clip < math.inf, "clip", self.clip, "positive")
         require(self.precision in PRECISIONS, "precision", self.precision, f"one of {', '.join(PRECISIONS)}")
-        require(bool(re.fullmatch(r"[\w.-]+", self.student)), "student", self.student, "a name, of one folder")
+        require(bool(re.fullmatch(r"\.*[\w-][\w.-]*", self.student)), "student", self.student, "a name, of one folder")
         require(len(set(self.keep)) == len(self.keep), "keep", list(self.keep), "a list of different layers")
         require_device(self.device)
         for name in STAGES:

@@ -24,6 +24,7 @@ from longvila.distill.teacher import load_teacher, watch
 from longvila.files import claimed
 from longvila.job import JobError
 from longvila.settings import read_settings
+from tests.longvila.commands import ran
 
 NEEDLES = Needles(haystack=12, cards=3)
 SHORT = {"steps": 4, "lr": 1e-2, "rows_per_step": 4}
@@ -192,6 +193,8 @@ def test_a_model_is_scored_by_what_it_writes(settings):
         (("layers", "orient={step: 3}"), "unknown setting 'step' (did you mean 'steps'?)"),
         (("layers", "measured_rows=24"), "are not more than measured_rows 24"),
         (("layers", "device=tpu9"), "is not a device of this machine"),
+        (("layers", "ssd={heads: 3, head_size: 5, state: 7}"), "ssd heads 3 must be 4, the attention's"),
+        (("student", "student=.."), "student '..' must be a name, of one folder"),
         (("layers", "keep=["), "keep=[ is not YAML"),
         (("layers", "weight_decay=.inf"), "weight_decay inf must be at least 0"),
         (("student",), "run `layers` first"),
@@ -200,6 +203,15 @@ def test_a_model_is_scored_by_what_it_writes(settings):
 def test_mistakes_are_told_in_a_line(settings, tmp_path, words, says):
     error = call(tmp_path, *words).exception
     assert isinstance(error, JobError) and says in str(error) and "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"), [(("--documents", "0"), "x>=1"), (("--seed", "-1"), "x>=0"), ((), "File exists")]
+)
+def test_a_corpus_that_cannot_be_made_is_told_in_a_line(tmp_path, given, told):
+    (tmp_path / "taken").touch()
+    code, said = ran(main, "needles", tmp_path / "taken", *given)
+    assert code == 2 and told in said and "\n" not in said
 
 
 def test_a_device_that_there_is_not_is_told_in_a_line(folder):
