@@ -88,11 +88,12 @@ def _doubts(cost: StepCost, simulated: Simulated | None, known: Certificate) -> 
 
 
 def fit_words(cost: StepCost, room: Room) -> str:
-    """How sure it is that a step fits, and what it leaves free if memory is as priced."""
+    """How sure it is that a step fits its GPUs, and what it leaves free if memory is as priced."""
     free = cost.capacity_bytes - cost.memory_bytes
     if free < 0:
         return f"DOES NOT FIT: {show_bytes(-free)} too many"
-    asked = "" if room.holds(cost) else f", LESS THAN the {room.words} asked for"
+    within = cost.memory_bytes <= room.limit_bytes(cost.capacity_bytes)
+    asked = "" if within else f", LESS THAN the {room.words} asked for"
     return f"fits at {sureness(cost.memory_bytes, cost.capacity_bytes):.0%}: {show_bytes(free)} free as priced{asked}"
 
 

@@ -96,6 +96,15 @@ def test_what_counts_as_fitting_is_asked_for_kept_and_shown(run, tmp_path):
     assert "LESS THAN the 99.9% confidence asked for" in out or "DOES NOT FIT" in out
 
 
+def test_a_host_that_is_too_small_is_told_of_the_host(run, tmp_path):
+    (tmp_path / "small.yaml").write_text("base: dgx-h100\nnodes: [{count: 1, host_memory_bytes: 16 GiB}]\n")
+    layout = "ulysses=8,shard=8,zero=3,recompute=full,offload_states=optimizer"
+    asked = ["--gpus", "8", "--ctx", "128K", "--model", "llama-3-8b", "--strategy", layout]
+    code, out, _ = run("price", *asked, "--cluster", "small.yaml")
+    assert code == 0 and "of 16.00 GiB per node  DOES NOT FIT" in out
+    assert "fits at 99%: " in out and "LESS THAN" not in out  # of the GPUs
+
+
 @pytest.mark.parametrize(("words", "message"), [
     (("--confidence", "0.3"), "--confidence '0.3'; legal: 0.5 to 0.999"),
     (("--confidence", "sure"), "--confidence 'sure'; legal: 0.5 to 0.999"),
