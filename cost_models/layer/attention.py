@@ -35,7 +35,10 @@ from cost_models.workload import DTYPE_BYTES
 
 EXCHANGE_COPIES = 2
 """Kernels that each tensor passes through around an exchange of heads (read and write)."""
-ROTARY_PASSES = {"unfused": 8, "fused": 2, "none": 0}
+ROTARY_PASSES = {"unfused": (10, 15), "fused": (2, 2), "none": (0, 0)}
+"""Readings and writings of each value, forward and backward. By operators it is times its cosines (r w), its halves
+change places (half r w, r w), times the sines (r w) and added (r r w); backward each half is laid into zeros of both
+(w, half r w) and these are added (r r w), too."""
 ROTARY_LAUNCHES = {"unfused": 10, "fused": 2, "none": 0}
 ROTARY_CALLS = {"unfused": (10, 18), "fused": (2, 2), "none": (0, 0)}
 
@@ -66,7 +69,8 @@ def _inputs(sizes: RankSizes) -> Table:
     """Norm, the three projections, rotary."""
     rotary = sizes.framework.rotary
     projected = sizes.framework.projects_by_heads and sizes.degrees.attention_head_chunks > 1
-    turned = sizes.tokens * (sizes.q_width + sizes.kv_width) * ROTARY_PASSES[rotary] * sizes.width
+    turned = sizes.tokens * (sizes.q_width + sizes.kv_width) * sizes.width
+    moved, back = (turned * passes for passes in ROTARY_PASSES[rotary])
     tables = 4 * sizes.tokens * sizes.workload.model.head_dim * sizes.width if sizes.framework.rotary_by_layer else 0
     return (
         layer_norm(sizes, "norm", call="inputs"),
@@ -76,8 +80,9 @@ def _inputs(sizes: RankSizes) -> Table:
         elementwise(
             sizes,
             "rotary",
-            turned,
+            moved,
             ROTARY_LAUNCHES[rotary],
+            back=back,
             call="" if projected else "inputs",
             kept=tables,
             host=ROTARY_CALLS[rotary],

@@ -91,7 +91,8 @@ def _grouped(sizes: RankSizes, experts: Experts, copies: Number) -> Table:
     kept = _kept_bytes(sizes, experts, ffn)
     fused = sizes.framework.activation == "fused"
     calls = FUSED_CALLS if fused else (2, 3)
-    activation = elementwise(sizes, "activation", inside * activation_passes(sizes), 2, host=calls)
+    moved, back = activation_passes(sizes)
+    activation = elementwise(sizes, "activation", inside * moved, 2, back=inside * back, host=calls)
     return (
         multiplies(sizes, "up", (copies / held, *up), groups=held, host=map_calls(sizes, "up")),
         activation._replace(
@@ -140,11 +141,12 @@ def _shared(sizes: RankSizes, experts: Experts) -> Table:
     model, ffn, tokens = sizes.workload.model, experts.shared_ffn // sizes.degrees.tensor, sizes.tokens
     ups = 2 if model.gated else 1
     up = (ups * ffn, model.hidden, 1) if sizes.framework.joined_products else (ffn, model.hidden, ups)
-    moved = (tokens * ffn * activation_passes(sizes) + 3 * sizes.outer_tokens * model.hidden) * sizes.width
+    added = 3 * sizes.outer_tokens * model.hidden
+    moved, back = (sizes.width * (tokens * ffn * passes + added) for passes in activation_passes(sizes))
     return (
         *gathered,
         multiplies(sizes, "shared up", (tokens, *up)),
-        elementwise(sizes, "shared up", moved, 3),
+        elementwise(sizes, "shared up", moved, 3, back=back),
         multiplies(sizes, "shared down", (tokens, model.hidden, ffn)),
         *summed,
     )

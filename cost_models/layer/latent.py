@@ -26,13 +26,15 @@ def latent_inputs(sizes: RankSizes, latent: Latent) -> Table:
         (tokens, heads * (latent.nope_dim + latent.v_dim), latent.kv_rank),
     )
     first = norm(sizes, "norm")
-    once, back = first.passes
-    small, launches = once.moved * latent.norm_params / model.hidden, 1 if sizes.framework.norm == "fused" else 6
+    small, back = (passes.moved * latent.norm_params / model.hidden for passes in first.passes)
+    launches = 1 if sizes.framework.norm == "fused" else 6
     made = tokens * heads * _made_columns(sizes, latent) * sizes.width
     return (
-        first._replace(passes=(once, back._replace(moved=2 * once.moved))),
+        first,
         multiplies(sizes, "compress", *down),
-        elementwise(sizes, "latent norms", small, 2 * launches, kept=2 * tokens * latent.norm_params * sizes.width),
+        elementwise(
+            sizes, "latent norms", small, 2 * launches, back=back, kept=2 * tokens * latent.norm_params * sizes.width
+        ),
         *tensor_operator(sizes, "qkv", "all_gather", (latent.q_rank or model.hidden) + narrow),
         multiplies(sizes, "qkv", *up, host=(13, 26)),
         moves(sizes, "rotary", made, 2 if sizes.framework.rotary == "fused" else 19),

@@ -83,8 +83,11 @@ def _activation(sizes: RankSizes, tokens: Number, call: str = "") -> Operator:
     """
     fused, gated = sizes.framework.activation == "fused", sizes.workload.model.gated
     inside = tokens * sizes.ffn * sizes.width
-    moved, launches = inside * activation_passes(sizes), 2 if fused else 5
-    made = elementwise(sizes, "activation", moved, launches, call=call, host=FUSED_CALLS if fused else (2, 3))
+    (moved, back), launches = activation_passes(sizes), 2 if fused else 5
+    made = elementwise(
+        sizes, "activation", inside * moved, launches, back=inside * back, call=call,
+        host=FUSED_CALLS if fused else (2, 3),
+    )  # fmt: skip
     weights = _weight_gradient_bytes(sizes)
     matrices = 3 if gated else 2
     return made._replace(

@@ -13,7 +13,7 @@ seconds. A number may be an array with one entry for each candidate. Left out: v
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NamedTuple
 
 from cost_models.framework import FA1_SLOWDOWN, OVERLAP_COST
@@ -24,8 +24,8 @@ from cost_models.program import Exchange, Op, Passed
 from cost_models.timing.kernels import Kernels
 from cost_models.workload import LoraTarget
 
-NORM_PASSES = {"library": (2.0, 2.0), "pytorch": (2.7, 4.3), "compiled": (2.5, 3.8)}
-"""Readings and writings of each value that take as long as a fused norm: forward, and half of them backward. cuDNN's
+NORM_PASSES = {"library": (2.0, 4.0), "pytorch": (2.7, 8.6), "compiled": (2.5, 7.6)}
+"""Readings and writings of each value that take as long as a fused norm, forward and backward. cuDNN's
 benchmark on H200, GB200 and GB300, 67 to 134 MB (kernels_norms_cudnn.csv), over the share that a stream reaches there:
 forward 0.57 to 0.78 of the bandwidth for two passes, backward, for three, 0.63 to 0.74 by cuDNN, 0.26 to 0.38 by
 PyTorch and Inductor, which sum the weight's gradient over all rows. On Ampere taken as the same."""
@@ -116,12 +116,9 @@ def elementwise(
     kept: Number = 0,
     host: tuple[int, int] = (0, 0),
 ) -> Operator:
-    """Memory-bound work whose backward pass reads the saved input as well as the gradient: twice the traffic.
-
-    `back`: half the backward pass's bytes, where they are not those of the forward pass.
-    """
+    """Memory-bound work; its backward pass moves `back` bytes, or where none has counted them twice the forward's."""
     idle_s = launches * sizes.framework.gap_s
-    backward = Passes(2 * (moved if back is None else back), 2 * launches, 2 * idle_s)
+    backward = Passes(2 * moved if back is None else back, 2 * launches, 2 * idle_s)
     return Operator(name, passes=(Passes(moved, launches, idle_s), backward), call=call, kept=kept, host=host)
 
 
@@ -134,15 +131,28 @@ def moves(sizes: RankSizes, name: str, moved: Number, launches: int) -> Operator
 def multiplies(
     sizes: RankSizes, name: str, *shapes: tuple[Number, ...], groups: Number = 1, host: tuple[int, int] = (0, 0)
 ) -> Operator:
-    """Products of the language model's weights; `shapes`: (rows, out, inside) and how many of them."""
+    """Products of the language model's weights; `shapes`: (rows, out, inside) and how many of them. Those of one
+    inside share their input, whose gradients are added one to another (r r w)."""
     trained = sizes.workload.trains_weights
     products = tuple(
         Product(rows, out, inside, trained, groups, int(count[0]) if count else 1)
         for rows, out, inside, *count in shapes
     )
-    idle_s = sum(one.equal for one in products) * sizes.framework.gap_s
-    passes = Passes(idle_s=idle_s), Passes(idle_s=idle_s * (2 if trained else 1))
+    gap_s = sizes.framework.gap_s
+    idle_s = sum(one.equal for one in products) * gap_s
+    passes = Passes(idle_s=idle_s), Passes(idle_s=idle_s * (2 if trained else 1)).plus(_summed(sizes, products))
     return Operator(name, products=products, passes=passes, host=host)
+
+
+def _summed(sizes: RankSizes, products: Sequence[Product]) -> Passes:
+    """Sums of the gradients that products give to one input."""
+    added = Passes()
+    for inside in {one.inside for one in products}:
+        alike = [one for one in products if one.inside == inside]
+        sums = sum(one.equal for one in alike) - 1
+        moved = sums * 3 * alike[0].rows * alike[0].groups * inside * sizes.width
+        added = added.plus(Passes(moved, sums, sums * sizes.framework.gap_s))
+    return added
 
 
 def maps(sizes: RankSizes, target: LoraTarget, rows: Number) -> Table:
@@ -179,10 +189,11 @@ def maps(sizes: RankSizes, target: LoraTarget, rows: Number) -> Table:
 def norm(sizes: RankSizes, name: str, call: str = "", values: Number | None = None, feeds: bool = True) -> Operator:
     """An RMSNorm of so many values (None: of the layer's rows); `feeds`: products alone take its result.
 
-    Unfused it casts, squares, means and scales in fp32 (28 B), casts back and weighs (3 x b + 2 b).
+    Unfused it casts, squares, means and scales in fp32, casts back and weighs: 28 + 4 b bytes a value; backward
+    76 + 4 b, and 4 b for a trained weight (`tests/executor/test_eager_bytes.py` counts all of an eager layer).
 
-    A fused norm of a copy in fp32 (`norm_copies`): copied (r b w 4), read and written (r 4 w b); backward, of which the
-    number here is half, reads both and writes its gradient in fp32 (r b r 4 w 4), which is cast back (r 4 w b).
+    A fused norm of a copy in fp32 (`norm_copies`): copied (r b w 4), read and written (r 4 w b); backward reads both
+    and writes its gradient in fp32 (r b r 4 w 4), which is cast back (r 4 w b).
     Kept: an fp32 copy (unfused), the normalised values, which unfused only a trained weight's gradient reads, the
     result (as products keep it) and a number per token.
     Backward adds the input's gradient; unfused four tensors in fp32, when the normalised values are gone.
@@ -191,9 +202,10 @@ def norm(sizes: RankSizes, name: str, call: str = "", values: Number | None = No
     tokens = sizes.outer_tokens
     rows = tokens * sizes.workload.model.hidden if values is None else values
     passes = NORM_PASSES[sizes.framework.norm_kernel]
-    forward, back = (b * passes[0], b * passes[1]) if fused else (28 + 5 * b, 28 + 5 * b)
+    weighed = 4 * b if sizes.workload.trains_norms else 0
+    forward, back = (b * passes[0], b * passes[1]) if fused else (28 + 4 * b, 76 + 4 * b + weighed)
     if sizes.framework.norm_copies:
-        forward, back = 8 + 2 * b, 6 + b
+        forward, back = 8 + 2 * b, 12 + 2 * b
     result = rows * (operand_bytes(sizes) if feeds else b)
     normalised = b if fused or sizes.workload.trains_norms else 0
     kept = result + rows * (normalised + (0 if fused else 4))
@@ -234,15 +246,21 @@ def norm_behind(sizes: RankSizes, name: str) -> Table:
 
 
 def residual(sizes: RankSizes, name: str, launches: int, call: str = "") -> Operator:
-    """Both inputs read, the sum written; dropout's mask is one byte more, and kept."""
+    """Both inputs read, the sum written; dropout's mask is one byte more, and kept. Backward the gradients of both
+    ways to the input are added, and that of what was dropped out is read, masked and written."""
     values, mask = sizes.outer_tokens * sizes.workload.model.hidden, 1 if sizes.framework.dropout else 0
-    moved = values * (3 * sizes.width + mask)
-    return elementwise(sizes, name, moved, launches, call=call, kept=values * mask, host=(1, 1))
+    moved, back = 3 * sizes.width + mask, 3 * sizes.width + mask * (2 * sizes.width + 1)
+    return elementwise(
+        sizes, name, values * moved, launches, back=values * back, call=call, kept=values * mask, host=(1, 1)
+    )
 
 
-def activation_passes(sizes: RankSizes) -> int:
-    """Readings and writings of each value of the MLP's inside."""
-    return (3 if sizes.framework.activation == "fused" else 5) if sizes.workload.model.gated else 2
+def activation_passes(sizes: RankSizes) -> tuple[int, int]:
+    """Readings and writings of each value of the MLP's inside, forward and backward: of one kernel, or of the
+    activation (r w, r r w) and the product with what it gates (r r w, for each of the two r r w)."""
+    if not sizes.workload.model.gated:
+        return 2, 3
+    return (3, 5) if sizes.framework.activation == "fused" else (5, 9)
 
 
 def inner_tensors(sizes: RankSizes) -> int:

@@ -232,7 +232,7 @@ def _scan(sizes: RankSizes, ssd: Ssd) -> Table:
     states = p * n / t * (3 + 2 / BLOCK)  # and those of blocks
     decays = 4  # in four sums
     kept = work * STATE_BYTES * (ssd.channels + 3 * t + 2 * p + states + decays) + sizes.tokens * ranks * t
-    scanned = elementwise(sizes, "scan", work * read, SCAN_CALLS[0], back=work * back, kept=kept, host=(0, 0))
+    scanned = elementwise(sizes, "scan", work * read, SCAN_CALLS[0], back=2 * work * back, kept=kept, host=(0, 0))
     levels = _levels(chunks) - 1
     passed = _passed(sizes, ssd)
     return (
