@@ -196,17 +196,22 @@ def _plan(context: click.Context, given: dict[str, Any]) -> None:
     lines = [*plan_lines.plan_lines(found, explain=given["explain"]), *held]
     show([*(lengths.lines if lengths is not None else ()), *lines])
     if output is not None:
-        show([f"Wrote {output}. Next: {_next_step(found, output)}"])
+        show([f"Wrote {output}. {_next_step(found, output)}"])
 
 
 def _next_step(found: Plan, output: str) -> str:
-    """What runs a plan that was written."""
+    """What runs a plan that was written, or why nothing does."""
     if found.target.is_ours:
-        return f"executor {'launch' if found.workload.mode == 'train' else 'serve'} {output}"
+        from planner.targets.executed import unsupported
+
+        if problems := unsupported(found):
+            return f"For comparison; executor launch refuses it: {'; '.join(problems)}"
+        return f"Next: executor {'launch' if found.workload.mode == 'train' else 'serve'} {output}"
     from planner.exports.export import TARGETS
 
     name = found.target.name
-    return f"plan export {output} --to {name}" if name in TARGETS else f"give {name}'s own scripts these degrees"
+    then = f"plan export {output} --to {name}" if name in TARGETS else f"give {name}'s own scripts these degrees"
+    return f"Next: {then}"
 
 
 @cli.command()

@@ -91,6 +91,10 @@ POLICIES: dict[Recompute, Policy] = {
         keeps=_everything, again=_only(*CHEAP), host=_only(*CHEAP), remakes=_only(*CHEAP), planned=False
     ),
 }  # fmt: skip
+EXECUTED = tuple(name for name, one in POLICIES.items() if one.planned)
+"""Those that the executor runs; the others are priced only."""
+KEEPING_INPUT = tuple(name for name in EXECUTED if POLICIES[name].keeps_input)
+"""Under which a layer's input is kept by itself, so that it can wait in host memory."""
 """`other_products` is torchtitan's selective checkpoint of operators (its save list leaves out every second mm).
 `core_attention` is Megatron's: unfused scores are made again; that they return is part of attention's work. `mixture`
 is Megatron's modules moe and layernorm: all of a mixture runs again, with its exchanges, and both norms; `elementwise`

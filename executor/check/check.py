@@ -33,7 +33,7 @@ from cost_models.framework import OURS
 from cost_models.units import show_bytes
 from executor.check.described import TextOnly, config_of
 from executor.check.footprint import Footprint
-from executor.launch.requirements import planned_memory, unsupported
+from executor.launch.requirements import planned_memory
 from executor.launch.settings import stored_dtype, trained_parts
 from executor.launch.worker import make_sharding
 from longvila.assemble import PRECISIONS, train_only
@@ -43,6 +43,7 @@ from longvila.optimizer import Optimizer
 from longvila.sharding import Batch, Sharding
 from longvila.weights import empty_model, materialise, plain_parameters
 from planner.plan_file import Plan
+from planner.targets.executed import unsupported
 
 TRANSIENT = ("gathered", "working", "logits")
 PHASES = ("model", "forward", "backward", "optimizer")

@@ -20,6 +20,7 @@ from executor.launch import requirements
 from executor.launch.hosts import Binding, Seat, bind, used_slots
 from executor.launch.settings import Settings, check_job, merge
 from planner.plan_file import Plan
+from planner.targets.executed import unsupported
 
 COMPILED = "layers under torch.compile; the plan's time and memory are those of eager layers"
 SILENCE_S = 20.0
@@ -87,7 +88,7 @@ def prepare(request: Request, known: Mapping[str, Host] | None = None) -> Launch
     names = request.hosts or named or nobody
     binding = bind(plan, names, known)
     host = _this_host(request, binding, here)
-    problems = requirements.unsupported(plan)
+    problems = unsupported(plan)
     if host is not None:
         slot, ranks = binding.on(host)[0].slot, len(binding.on(host))
         problems += requirements.differences(plan, here, slot, ranks)

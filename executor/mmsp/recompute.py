@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cost_models.errors import InputError
-from executor.mmsp import KEEPING_INPUT, POLICIES
+from cost_models.layer.recompute import EXECUTED, KEEPING_INPUT
 from executor.mmsp.attention import Kept, MmSp
 from executor.mmsp.compiled import Compiler
 from executor.mmsp.host_memory import HostMemory
@@ -47,8 +47,8 @@ def apply_recompute(
     if len(policies) != len(layers):
         raise InputError(f"recompute names {len(policies)} layers, the model has {len(layers)}")
     for layer, policy, offload in zip(layers, policies, offloads or ["none"] * len(layers), strict=True):
-        if policy not in POLICIES:
-            raise InputError(f"recompute {policy!r} is not one of {', '.join(POLICIES)}")
+        if policy not in EXECUTED:
+            raise InputError(f"recompute {policy!r} is not one of {', '.join(EXECUTED)}")
         if offload != "none" and policy not in KEEPING_INPUT:
             raise InputError(f"offload={offload} with recompute={policy}; legal with {', '.join(KEEPING_INPUT)}")
         plain = policy == "none" or (policy == "mlp" and sliced)

@@ -193,7 +193,7 @@ class Tree:
         possible = np.ones((len(family), len(shardings)), dtype=bool)
         if "zero" in self.space.pins:
             possible[:, self.space.again] = False
-        if self.space.base.offload_states == "all":
+        if self.space.frees:
             possible[:, [stage != 3 for _, stage in shardings]] = False
         over_context = [name == "context" for name, _ in shardings]
         possible[:, over_context] &= (self.data[family] > 1)[:, None]

@@ -128,6 +128,13 @@ class Space(Struct, frozen=True, kw_only=True, dict=True):
         )
 
     @property
+    def frees(self) -> bool:
+        """Whether weights are freed after each use: those that wait in host memory, and in this project's executor the
+        copies on the card of masters that do, unless another stage is asked for (a comparison)."""
+        ours = self.target.is_ours and "zero" not in self.pins
+        return self.base.offload_states == "all" or (self.base.offload_states == "optimizer" and ours)
+
+    @property
     def shardings(self) -> tuple[tuple[str, int], ...]:
         """How parameters can be sharded: over what, and the ZeRO stage; not at all comes last. A decode step finds all
         weights gathered, so that shards are bytes beside them."""
@@ -269,13 +276,13 @@ class Space(Struct, frozen=True, kw_only=True, dict=True):
         over = {"ranks": ranks, "domain": near, "context": one * context, "one": one, "alone": one}
         shard = np.stack([over[name] for name, _ in self.shardings], axis=1)
         zero = np.broadcast_to(np.array([stage for _, stage in self.shardings]), shard.shape).copy()
-        alone = (ranks == 1)[:, None] & (self.base.offload_states == "all")  # one rank frees weights that wait there
+        alone = (ranks == 1)[:, None] & self.frees  # one rank frees weights that wait there
         legal = (shard > 1) | (zero == 0) | alone
         legal[:, [name == "alone" for name, _ in self.shardings]] &= (one * context == 1)[:, None]
         for column in range(1, len(self.shardings)):
             for earlier in range(column):
                 legal[:, column] &= (shard[:, column] != shard[:, earlier]) | (zero[:, column] != zero[:, earlier])
-        if self.base.offload_states == "all":
+        if self.frees:
             legal &= zero == 3
         return self._pinned_shards(shard, zero, legal, ranks)
 

@@ -9,8 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM, masking_utils
 
 from cost_models.errors import InputError
+from cost_models.layer.recompute import EXECUTED
 from cost_models.token_layout import Layout
-from executor.mmsp import POLICIES, attention, ring
+from executor.mmsp import attention, ring
 from executor.mmsp.attention import MmSp
 from executor.mmsp.exchange import Alone
 from executor.mmsp.recompute import apply_recompute
@@ -129,7 +130,7 @@ def test_no_mask_is_made_and_nothing_read_for_one(monkeypatch):
 def test_memory_kept_falls_from_policy_to_policy():
     """all_but_attention keeps (hidden + out + lse) where full keeps hidden: 16 + 16 + 4 numbers a token against 16."""
     tokens = 512
-    kept = {policy: _saved_bytes(policy, tokens) for policy in POLICIES}
+    kept = {policy: _saved_bytes(policy, tokens) for policy in EXECUTED}
     assert kept["none"] > kept["mlp"] > kept["all_but_attention"] > kept["full"]
     assert kept["all_but_attention"] - kept["full"] == LAYERS * tokens * (16 + 4) * 8
 
@@ -153,4 +154,4 @@ def test_wrong_policies_are_named():
 
 
 def test_the_planner_tries_what_the_executor_runs():
-    assert set(SEARCHED) == set(POLICIES)
+    assert set(SEARCHED) == set(EXECUTED)

@@ -9,11 +9,12 @@ from cost_models import Cluster, LayerRange, Model, Strategy
 from cost_models.errors import InputError
 from cost_models.hardware.device import Device
 from cost_models.hardware.machine import Gpu, Host
+from cost_models.layer.recompute import KEEPING_INPUT
 from cost_models.workload import Precision
-from executor.launch.requirements import differences, planned_memory, unsupported
+from executor.launch.requirements import differences, planned_memory
 from executor.launch.settings import merge
-from executor.mmsp import KEEPING_INPUT
 from planner.search.levers import VALUES
+from planner.targets.executed import unsupported
 from planner.targets.target import Target
 from tests.executor.planned import FP32, make_plan
 

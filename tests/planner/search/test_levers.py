@@ -10,7 +10,6 @@ from msgspec import structs
 from cost_models import Cluster, LayerRange, Model, Workload, price
 from cost_models.room import DEFAULT_ROOM, Room
 from cost_models.timing.cluster_costs import cluster_costs
-from executor.launch.requirements import unsupported
 from planner.planning import plan
 from planner.reverse.longest import longest_context
 from planner.search import with_levers
@@ -18,6 +17,7 @@ from planner.search.best_first import Search
 from planner.search.levers import WORTH, Bundle
 from planner.search.space import spaces
 from planner.solve import NothingFits, solve
+from planner.targets.executed import unsupported
 from planner.targets.target import MMSP, Target
 from tests.planner.brute_force import strategies
 from tests.planner.test_solve import TINY, with_memory

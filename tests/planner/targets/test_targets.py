@@ -16,6 +16,7 @@ from planner.screens.target_lines import kernel_lines, target_lines
 from planner.search.space import Space
 from planner.solve import NothingFits, solve
 from planner.targets.elsewhere import elsewhere
+from planner.targets.executed import unsupported
 from planner.targets.target import Target
 
 TINY = replace(Model.load("longvila-1.5b"), layers=4, layer_kinds=("attention",) * 4)
@@ -92,8 +93,6 @@ def test_a_plan_for_another_target_is_kept_checked_and_not_launched(typed, tmp_p
         made.cluster, made.workload, made.strategy, made.placement, framework=Framework.load("megatron-recipes")
     )
     assert cost.step_s == pytest.approx(stated["priced"]["step_s"], rel=1e-12)
-    from executor.launch.requirements import unsupported
-
     assert any("the plan is for megatron" in text for text in unsupported(made))
 
 
@@ -204,3 +203,24 @@ def test_what_the_other_kernel_would_bring_is_its_price_and_is_told_where_it_may
     assert newest < found.cost.step_s and f"{1 - newest / found.cost.step_s:.0%} faster" in line, line
     assert kernel_lines(plan(NODE, replace(long, kernel="fa2"), trust_model=True)) == []
     assert kernel_lines(plan(Cluster.load("dgx-a100", nodes=1), long, trust_model=True)) == []
+
+
+@pytest.mark.parametrize("gpus", [1, 8])
+def test_a_plan_with_the_optimizer_on_the_host_is_one_that_the_executor_runs(gpus: int) -> None:
+    pins = {"offload_states": "optimizer", "recompute": "full"}
+    made = plan(Cluster.load("dgx-h100", gpus=gpus), WORK, fixed=pins)
+    assert made.strategy.zero == 3 and unsupported(made) == []
+
+
+@pytest.mark.parametrize(
+    ("pins", "why"),
+    [
+        ("tensor=2", "tensor=2 is priced but not executed; plan with tensor=1"),
+        ("zero=2,offload_states=optimizer", "offload_states=optimizer with zero=2 is not executed; legal here: zero=3"),
+    ],
+)
+def test_a_plan_that_the_executor_refuses_says_so(typed, pins: str, why: str) -> None:
+    code, out, _ = typed(
+        "--gpus", "8", "--ctx", "8K", "--model", "llama-3-8b", "--batch", "8", "-o", "plan.json", "--fix", pins
+    )
+    assert code == 0 and f"Wrote plan.json. For comparison; executor launch refuses it: {why}" in " ".join(out.split())
