@@ -6,7 +6,7 @@
 One rank of any plan runs at full shape in this process: same groups, FSDP2 units, recompute policies and attention as
 a launch; collectives copy nothing, and attention goes through the CPU kernel's shapes. Two microbatches at most: the
 second only finds the gradients of the first. Bytes. Leaves out what the plan names as estimates (process groups'
-buffers, CUDA context, allocator slack) and the optimizer's transients.
+buffers and the attention kernel's own, CUDA context, allocator slack) and the optimizer's transients.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from cost_models import price
+from cost_models.cost import Memory
 from cost_models.errors import InputError
 from cost_models.framework import OURS
 from cost_models.units import show_bytes
@@ -165,11 +167,21 @@ def _count(plan: Plan, rank: int, config: LongVilaConfig, tell: Callable[[str], 
         del loss
         tell("optimizer")
         states = _with_optimizer(wrapped, footprint, sharding.optimizer_device, HOST if updated_there else "optimizer")
-    planned = planned_memory(plan, [rank])
+    planned, with_buffers = _without_kernel_buffers(plan, rank), planned_memory(plan, [rank])
     components = _components(plan, planned, states, after, highest)
     shown = {*KEPT, *TRANSIENT}
-    estimates = tuple((name, size) for name, size in planned.items() if name not in shown and size)
+    buffers = sum(with_buffers[name] - planned[name] for name in TRANSIENT)
+    unseen = {name: size for name, size in with_buffers.items() if name not in shown}
+    estimates = tuple((name, size) for name, size in {"attention kernel's buffers": buffers, **unseen}.items() if size)
     return Checked(rank=rank, components=components, not_counted=estimates, played_bytes=played)
+
+
+def _without_kernel_buffers(plan: Plan, rank: int) -> Memory[int]:
+    """The plan's memory but for what a GPU's attention kernel takes for itself in the backward pass: the CPU's shapes,
+    by which this step runs, have none."""
+    code = replace(plan.target.code, attention_backward="none")
+    cost = price(plan.cluster, plan.workload, plan.strategy, plan.placement, framework=code)
+    return planned_memory(plan, [rank], code, cost.memory)
 
 
 def _label_phases(model: Any, footprint: Footprint) -> None:

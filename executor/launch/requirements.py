@@ -18,6 +18,7 @@ from importlib.util import find_spec
 import numpy as np
 
 from cost_models.cost import Memory
+from cost_models.framework import Framework
 from cost_models.hardware.device_names import same_card
 from cost_models.hardware.machine import Host
 from cost_models.pricing import fullest_position
@@ -31,11 +32,14 @@ from planner.plan_file import Plan
 LEAST_TORCH = (2, 13)
 
 
-def planned_memory(plan: Plan, ranks: Sequence[int]) -> Memory[int]:
-    """The plan's memory of the fullest rank; where a ring's blocks are unequal, of the fullest of these."""
+def planned_memory(
+    plan: Plan, ranks: Sequence[int], code: Framework | None = None, whole: Memory[int] | None = None
+) -> Memory[int]:
+    """The plan's memory of the fullest rank; where a ring's blocks are unequal, of the fullest of these. `code` and
+    `whole`: other code than the plan's, and the fullest rank's memory under it."""
     if not plan.strategy.token_shares:
-        return plan.cost.memory
-    layout = (plan.workload, plan.strategy, plan.placement, plan.target.code)
+        return whole or plan.cost.memory
+    layout = (plan.workload, plan.strategy, plan.placement, code or plan.target.code)
     rings = np.argwhere(np.isin(rank_grid(plan.strategy), ranks))[:, AXES.index("ring")].tolist()
     several = [one for one in positions(cluster_costs(plan.cluster), *layout) if {*rings} & {*one.rings}]
     return Memory((name, round(float(size))) for name, size in fullest_position(several)[1].parts.items())

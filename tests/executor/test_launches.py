@@ -8,8 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cost_models import Model, Strategy, Workload
 from cost_models.layer.launches import GATHER_OPERATORS, REDUCE_OPERATORS, layer_calls
+from cost_models.layer.recompute import EXECUTED
 from cost_models.layer.sizes import RankSizes
-from executor.mmsp import POLICIES
 from longvila.config import LongVilaConfig
 from tests.executor import sharded_step
 from tests.executor.sharded_step import Case, make_rows, make_sharding, with_own_frames
@@ -72,7 +72,7 @@ def _of_a_layer(case: Case, policy: str) -> list[tuple[float, float, float]]:
 BASE = Case(dtype="float32", param="bfloat16", frames=((48,),))
 
 
-CASES = [(2, 1, "none"), (1, 2, "none"), *((2, 2, policy) for policy in POLICIES)]
+CASES = [(2, 1, "none"), (1, 2, "none"), *((2, 2, policy) for policy in EXECUTED)]
 
 
 def _of_all_cases() -> list[list[tuple[float, float, float]]]:
