@@ -21,10 +21,8 @@ def latent_inputs(sizes: RankSizes, latent: Latent) -> Table:
     model, heads = sizes.workload.model, sizes.workload.model.heads // sizes.degrees.tensor
     outer, tokens, narrow = sizes.outer_tokens, sizes.tokens, latent.kv_rank + latent.rope_dim
     down = [(outer, narrow, model.hidden)] + ([(outer, latent.q_rank, model.hidden)] if latent.q_rank else [])
-    up = (
-        (tokens, heads * latent.qk_dim, latent.q_rank or model.hidden),
-        (tokens, heads * (latent.nope_dim + latent.v_dim), latent.kv_rank),
-    )
+    queries = (tokens, heads * latent.qk_dim, latent.q_rank or model.hidden)
+    keys = (tokens, heads * (latent.nope_dim + latent.v_dim), latent.kv_rank)
     first = norm(sizes, "norm")
     small, back = (passes.moved * latent.norm_params / model.hidden for passes in first.passes)
     launches = 1 if sizes.framework.norm == "fused" else 6
@@ -36,7 +34,8 @@ def latent_inputs(sizes: RankSizes, latent: Latent) -> Table:
             sizes, "latent norms", small, 2 * launches, back=back, kept=2 * tokens * latent.norm_params * sizes.width
         ),
         *tensor_operator(sizes, "qkv", "all_gather", (latent.q_rank or model.hidden) + narrow),
-        multiplies(sizes, "qkv", *up, host=(13, 26)),
+        multiplies(sizes, "qkv", queries, host=(13, 26)),
+        multiplies(sizes, "qkv", keys),
         moves(sizes, "rotary", made, 2 if sizes.framework.rotary == "fused" else 19),
     )
 

@@ -13,7 +13,7 @@ seconds. A number may be an array with one entry for each candidate. Left out: v
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Literal, NamedTuple
 
 from cost_models.framework import FA1_SLOWDOWN, OVERLAP_COST
@@ -131,28 +131,19 @@ def moves(sizes: RankSizes, name: str, moved: Number, launches: int) -> Operator
 def multiplies(
     sizes: RankSizes, name: str, *shapes: tuple[Number, ...], groups: Number = 1, host: tuple[int, int] = (0, 0)
 ) -> Operator:
-    """Products of the language model's weights; `shapes`: (rows, out, inside) and how many of them. Those of one
-    inside share their input, whose gradients are added one to another (r r w)."""
+    """Products of the language model's weights on one input, whose gradients are added one to another (r r w);
+    `shapes`: (rows, out, inside) and how many of them."""
     trained = sizes.workload.trains_weights
     products = tuple(
         Product(rows, out, inside, trained, groups, int(count[0]) if count else 1)
         for rows, out, inside, *count in shapes
     )
-    gap_s = sizes.framework.gap_s
-    idle_s = sum(one.equal for one in products) * gap_s
-    passes = Passes(idle_s=idle_s), Passes(idle_s=idle_s * (2 if trained else 1)).plus(_summed(sizes, products))
+    count, gap_s = sum(one.equal for one in products), sizes.framework.gap_s
+    rows, _, inside = shapes[0][:3]
+    summed = (count - 1) * 3 * rows * groups * inside * sizes.width
+    calls = count * (2 if trained else 1) + count - 1
+    passes = Passes(idle_s=count * gap_s), Passes(summed, count - 1, calls * gap_s)
     return Operator(name, products=products, passes=passes, host=host)
-
-
-def _summed(sizes: RankSizes, products: Sequence[Product]) -> Passes:
-    """Sums of the gradients that products give to one input."""
-    added = Passes()
-    for inside in {one.inside for one in products}:
-        alike = [one for one in products if one.inside == inside]
-        sums = sum(one.equal for one in alike) - 1
-        moved = sums * 3 * alike[0].rows * alike[0].groups * inside * sizes.width
-        added = added.plus(Passes(moved, sums, sums * sizes.framework.gap_s))
-    return added
 
 
 def maps(sizes: RankSizes, target: LoraTarget, rows: Number) -> Table:

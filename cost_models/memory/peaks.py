@@ -180,9 +180,7 @@ def _logits(sizes: RankSizes) -> Number:
         if framework.keeps_outputs:  # those of the microbatch before, too
             outputs = pick(sizes.degrees.microbatches > 1, width, 0)
             held, outputs = held + outputs, width + outputs
-        if (
-            framework.gathers_logits
-        ):  # beside the rank's own, or softmax's gradient is cut to that when all else is gone
+        if framework.gathers_logits:  # beside the rank's own; or softmax's gradient is cut to it, when the rest is gone
             own = sizes.tokens * pick(sizes.degrees.tensor > 1, vocab * width, 0) + _head_gradient(sizes)
             whole = sizes.tokens * model.vocab
             return larger(whole * held, whole * outputs + own) if framework.cuts_logits else whole * held + own

@@ -28,8 +28,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from cost_models import price
-from cost_models.cost import Memory
 from cost_models.errors import InputError
 from cost_models.framework import OURS
 from cost_models.units import show_bytes
@@ -167,21 +165,15 @@ def _count(plan: Plan, rank: int, config: LongVilaConfig, tell: Callable[[str], 
         del loss
         tell("optimizer")
         states = _with_optimizer(wrapped, footprint, sharding.optimizer_device, HOST if updated_there else "optimizer")
-    planned, with_buffers = _without_kernel_buffers(plan, rank), planned_memory(plan, [rank])
+    # The step runs by the CPU's shapes, without what a GPU's attention kernel takes for itself in the backward pass.
+    unbuffered = replace(plan.target.code, attention_backward="none")
+    planned, with_buffers = planned_memory(plan, [rank], unbuffered), planned_memory(plan, [rank])
     components = _components(plan, planned, states, after, highest)
     shown = {*KEPT, *TRANSIENT}
     buffers = sum(with_buffers[name] - planned[name] for name in TRANSIENT)
     unseen = {name: size for name, size in with_buffers.items() if name not in shown}
     estimates = tuple((name, size) for name, size in {"attention kernel's buffers": buffers, **unseen}.items() if size)
     return Checked(rank=rank, components=components, not_counted=estimates, played_bytes=played)
-
-
-def _without_kernel_buffers(plan: Plan, rank: int) -> Memory[int]:
-    """The plan's memory but for what a GPU's attention kernel takes for itself in the backward pass: the CPU's shapes,
-    by which this step runs, have none."""
-    code = replace(plan.target.code, attention_backward="none")
-    cost = price(plan.cluster, plan.workload, plan.strategy, plan.placement, framework=code)
-    return planned_memory(plan, [rank], code, cost.memory)
 
 
 def _label_phases(model: Any, footprint: Footprint) -> None:

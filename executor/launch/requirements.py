@@ -17,6 +17,7 @@ from importlib.util import find_spec
 
 import numpy as np
 
+from cost_models import price
 from cost_models.cost import Memory
 from cost_models.framework import Framework
 from cost_models.hardware.device_names import same_card
@@ -32,16 +33,18 @@ from planner.plan_file import Plan
 LEAST_TORCH = (2, 13)
 
 
-def planned_memory(
-    plan: Plan, ranks: Sequence[int], code: Framework | None = None, whole: Memory[int] | None = None
-) -> Memory[int]:
-    """The plan's memory of the fullest rank; where a ring's blocks are unequal, of the fullest of these. `code` and
-    `whole`: other code than the plan's, and the fullest rank's memory under it."""
+def planned_memory(plan: Plan, ranks: Sequence[int], code: Framework | None = None) -> Memory[int]:
+    """The plan's memory of the fullest rank; where a ring's blocks are unequal, of the fullest of these. `code`: other
+    code than the plan's."""
+    layout = (plan.workload, plan.strategy, plan.placement)
     if not plan.strategy.token_shares:
-        return whole or plan.cost.memory
-    layout = (plan.workload, plan.strategy, plan.placement, code or plan.target.code)
+        return plan.cost.memory if code is None else price(plan.cluster, *layout, framework=code).memory
     rings = np.argwhere(np.isin(rank_grid(plan.strategy), ranks))[:, AXES.index("ring")].tolist()
-    several = [one for one in positions(cluster_costs(plan.cluster), *layout) if {*rings} & {*one.rings}]
+    several = [
+        one
+        for one in positions(cluster_costs(plan.cluster), *layout, code or plan.target.code)
+        if {*rings} & {*one.rings}
+    ]
     return Memory((name, round(float(size))) for name, size in fullest_position(several)[1].parts.items())
 
 
